@@ -1,0 +1,50 @@
+"""The errors a user can meet. Each message says where, what, the value, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ToolkitError(Exception):
+    """A fault outside our own code; the command line prints its message and exits `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(ToolkitError):
+    """A recipe, merge configuration or flag that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(ToolkitError):
+    """Documents or artefacts that are missing, corrupt or empty."""
+
+
+class CheckpointError(ToolkitError):
+    """A model folder that cannot be read or written."""
+
+
+class MergeError(ToolkitError):
+    """Models that cannot be merged as asked."""
+
+
+class EvaluationError(ToolkitError):
+    """A model or an item set that cannot be scored."""
+
+
+class PublishError(ToolkitError):
+    """A bundle that may not or cannot leave this machine."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The tail of a message about an unknown word: the nearest known one, or nothing.
+
+    >>> did_you_mean("fiance", ["finance", "law"])
+    '; did you mean finance?'
+    >>> did_you_mean("xyz", ["finance", "law"])
+    ''
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,242 @@
+"""Stage folders: written beside their place, moved there whole, with a manifest written last.
+
+A stage works in `<stage>.partial/`. When everything stands there, `manifest.json` is written and the
+folder is renamed to `<stage>/`; an older, differing `<stage>/` is first renamed to `<stage>.1/`,
+`<stage>.2/`, … and kept. So a folder with a manifest is complete, and one without is work to continue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from toolkit import __version__
+from toolkit.errors import ToolkitError
+
+MANIFEST = "manifest.json"
+_IDENTITY = "identity.json"
+_TRACKED_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+
+
+def hash_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def hash_json(value: object) -> str:
+    """sha256 of a value's canonical JSON: equal values give equal hashes on every machine."""
+    return hash_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def hash_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_folder(folder: Path, *, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
+    """sha256 of every file below `folder`, by relative path, in sorted order."""
+    return {
+        name: hash_file(folder / name)
+        for name in sorted(
+            p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()
+        )
+        if name not in leave_out
+    }
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that appears at `path` whole when the block ends, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    with write_atomically(path) as file:
+        json.dump(value, file, indent=2, sort_keys=False)
+        file.write("\n")
+
+
+def load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ToolkitError(
+            f"{path}: cannot be read as JSON ({error}). Remove the folder and run the stage again."
+        ) from error
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Which keys differ, each as `key: old -> new`.
+
+    >>> changed_keys({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
+    ['b.c: 2 -> 3']
+    """
+    lines: list[str] = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += changed_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {_short(before)} -> {_short(after)}")
+    return lines
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 48 else text[:45] + "..."
+
+
+@dataclass
+class Stage:
+    """One stage of a run: its folder, and what decides whether it must run again.
+
+    Attributes:
+        folder: where the complete stage stands, such as `runs/finance/cpt`.
+        config: every setting that the result depends on, as plain values.
+        inputs: content hashes of what the stage reads, by name.
+        seed: the recipe's seed.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    seed: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def work(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.partial")
+
+    def identity(self) -> dict[str, Any]:
+        plain = {"config": self.config, "inputs": self.inputs, "seed": self.seed}
+        return dict(json.loads(json.dumps(plain)))
+
+    def is_complete(self) -> bool:
+        """Whether the folder stands, was made from the same things, and is as it was written."""
+        self._settle()
+        if not (self.folder / MANIFEST).is_file():
+            return False
+        manifest = load_json(self.folder / MANIFEST)
+        differences = changed_keys(
+            {key: manifest.get(key) for key in ("config", "inputs", "seed")}, self.identity()
+        )
+        for name, entry in manifest.get("outputs", {}).items():
+            path = self.folder / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != entry["bytes"]:
+                found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
+                differences.append(f"{path} {found}")
+        self.notes = differences
+        return not differences
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Path]:
+        """The working folder, locked against a second process; what was begun there is kept when
+        it belongs to this same configuration, and put aside when it does not."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock_path = self.folder.with_name(f".{self.folder.name}.lock")
+        with lock_path.open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ToolkitError(
+                    f"{self.folder}: another process is running this stage; wait for it or stop it."
+                ) from error
+            self._prepare_work()
+            yield self.work
+
+    def _prepare_work(self) -> None:
+        mark = self.work / _IDENTITY
+        begun = mark.is_file() and load_json(mark) == self.identity()
+        if not begun and self.work.exists():
+            if mark.is_file():  # begun under other settings: hours of work may lie in it
+                self.work.rename(_free_name(self.work))
+            else:
+                shutil.rmtree(self.work)
+        self.work.mkdir(parents=True, exist_ok=True)
+        if not begun:
+            write_json(mark, self.identity())
+
+    def finish(self, results: Mapping[str, Any], *, drop: tuple[str, ...] = ()) -> None:
+        """Write the manifest and move the folder to its place.
+
+        Args:
+            results: figures worth keeping with the stage, as plain values.
+            drop: names in the working folder that only served to continue, removed before moving.
+        """
+        for name in (*drop, _IDENTITY):
+            path = self.work / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        outputs = {
+            name: {"bytes": (self.work / name).stat().st_size, "sha256": digest}
+            for name, digest in hash_folder(self.work, leave_out=(MANIFEST,)).items()
+        }
+        manifest = {
+            "stage": self.folder.name,
+            **self.identity(),
+            "results": dict(results),
+            "outputs": outputs,
+            "toolkit": __version__,
+            "versions": {name: metadata.version(name) for name in _TRACKED_PACKAGES},
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        write_json(self.work / MANIFEST, manifest)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Finish a move that was cut short: a working folder with a manifest is a whole stage."""
+        if not (self.work / MANIFEST).is_file():
+            return
+        if self.folder.exists():
+            self.folder.rename(_free_name(self.folder))
+        self.work.rename(self.folder)
+
+
+def _free_name(folder: Path) -> Path:
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return aside
+
+
+def content_hash(folder: Path) -> str:
+    """Hash of a complete stage's outputs, or of a plain folder's files: equal contents, equal hash."""
+    if (folder / MANIFEST).is_file():
+        outputs = load_json(folder / MANIFEST)["outputs"]
+        return hash_json({name: entry["sha256"] for name, entry in sorted(outputs.items())})
+    return hash_json(hash_folder(folder))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a complete stage.
+
+    Raises:
+        ToolkitError: the folder has none, so the stage has not finished.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise ToolkitError(f"{folder}: is not complete (no {MANIFEST}); run its stage first.")
+    return dict(load_json(folder / MANIFEST))

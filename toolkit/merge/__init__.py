@@ -1,0 +1,1 @@
+"""Merging: mergekit's dialect, the methods, and the engines that run them."""

@@ -1,0 +1,123 @@
+"""The one list of merge methods. A method is a pure function; its signature is its YAML schema."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+from torch import Tensor
+
+from toolkit.errors import ConfigError, did_you_mean
+
+PerModel = Annotated[Sequence[float], "per model"]
+"""A parameter with one value a tuned model, in file order (the base model has none)."""
+
+_RESERVED = ("tensors", "base", "generator", "place")
+_METHODS: dict[str, Method] = {}
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Tensor])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the network a tensor stands, for methods whose arithmetic depends on it."""
+
+    name: str
+    layer: int | None
+    num_layers: int
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One YAML parameter of a method, read off the function's signature."""
+
+    name: str
+    per_model: bool
+    type: type
+    default: Any
+    required: bool
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered merge method.
+
+    Attributes:
+        name: its `merge_method` in YAML.
+        function: `function(tensors, [base,] *, parameters...) -> Tensor`, float32 in and out.
+        reference: the paper's address.
+        parameters: by YAML name (`lambda`, not `lambda_`).
+        needs_base: whether the function takes `base`.
+        is_random: whether it takes a `generator`, seeded by (seed, tensor name).
+        needs_place: whether it takes a `place`.
+        elementwise: each output entry depends on the same entry of the inputs alone, so that a
+            tensor may be merged in blocks.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    reference: str
+    parameters: dict[str, Parameter]
+    needs_base: bool
+    is_random: bool
+    needs_place: bool
+    elementwise: bool
+
+
+def merge_method(
+    name: str, *, reference: str, elementwise: bool = False
+) -> Callable[[FunctionT], FunctionT]:
+    """Register a function as a merge method; nothing else is needed to use it from YAML."""
+
+    def register(function: FunctionT) -> FunctionT:
+        if name in _METHODS:
+            raise ValueError(f"merge method {name!r} is registered twice")
+        signature = inspect.signature(function)
+        hints = get_type_hints(function, include_extras=True)
+        parameters = {
+            key.rstrip("_"): Parameter(
+                name=key.rstrip("_"),
+                per_model=hints[key] == PerModel,
+                type=float if hints[key] == PerModel else hints[key],
+                default=None if item.default is inspect.Parameter.empty else item.default,
+                required=item.default is inspect.Parameter.empty,
+            )
+            for key, item in signature.parameters.items()
+            if key not in _RESERVED
+        }
+        _METHODS[name] = Method(
+            name=name,
+            function=function,
+            reference=reference,
+            parameters=parameters,
+            needs_base="base" in signature.parameters,
+            is_random="generator" in signature.parameters,
+            needs_place="place" in signature.parameters,
+            elementwise=elementwise,
+        )
+        return function
+
+    return register
+
+
+def get_method(name: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        ConfigError: there is none; the message names the nearest.
+    """
+    methods = all_methods()
+    if name not in methods:
+        raise ConfigError(
+            f"merge_method: unknown method {name!r}{did_you_mean(name, methods)} "
+            f"Known: {', '.join(sorted(methods))}."
+        )
+    return methods[name]
+
+
+def all_methods() -> dict[str, Method]:
+    """Every registered method by name; importing `methods` registers those of this package."""
+    import toolkit.merge.methods  # noqa: F401  (imported for its registrations)
+
+    return dict(_METHODS)
