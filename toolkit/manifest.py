@@ -1,8 +1,9 @@
 """Stage folders: written beside their place, moved there whole, with a manifest written last.
 
-A stage works in `<stage>.partial/`. When everything stands there, `manifest.json` is written and the
-folder is renamed to `<stage>/`; an older, differing `<stage>/` is first renamed to `<stage>.1/`,
-`<stage>.2/`, … and kept. So a folder with a manifest is complete, and one without is work to continue.
+A stage works in `<stage>.partial/`. When everything stands there, `manifest.json` is written and
+the folder is renamed to `<stage>/`; an older, differing `<stage>/` is first renamed to
+`<stage>.1/`, `<stage>.2/`, … and kept. So a folder with a manifest is complete, and one without is
+work to continue.
 """
 
 from __future__ import annotations
@@ -224,7 +225,7 @@ def _free_name(folder: Path) -> Path:
 
 
 def content_hash(folder: Path) -> str:
-    """Hash of a complete stage's outputs, or of a plain folder's files: equal contents, equal hash."""
+    """Hash of a complete stage's outputs, or of a plain folder's files."""
     if (folder / MANIFEST).is_file():
         outputs = load_json(folder / MANIFEST)["outputs"]
         return hash_json({name: entry["sha256"] for name, entry in sorted(outputs.items())})

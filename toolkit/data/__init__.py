@@ -1,0 +1,1 @@
+"""Data: sources to documents, documents to splits, splits to packed token blocks."""

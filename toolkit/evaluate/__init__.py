@@ -1,0 +1,1 @@
+"""Evaluation: losses of documents, and statistics that say how sure they are."""

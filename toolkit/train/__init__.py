@@ -1,0 +1,1 @@
+"""Continued pre-training: one loop, read top to bottom in `loop.py`."""

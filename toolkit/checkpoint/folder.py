@@ -1,0 +1,98 @@
+"""What belongs to a model folder beside its weights, and how a folder is written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from toolkit.errors import CheckpointError
+
+SIDE_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+"""Files that make a folder of weights a usable model."""
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy tokenizer, chat template and generation settings from one model folder to another."""
+    for name in SIDE_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def save_model(model: Any, folder: Path, *, dtype: torch.dtype, like: Path) -> None:
+    """Write a model with one cast to `dtype`, and the side files of the model it came from.
+
+    The same weights give the same bytes.
+    """
+    model.to(dtype).save_pretrained(folder)
+    copy_side_files(like, folder)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The floating-point type that most of a checkpoint's entries are stored in."""
+    counts: dict[torch.dtype, int] = {}
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  (a safe_open is no mapping)
+                view = file.get_slice(name)
+                dtype = _DTYPES.get(view.get_dtype())
+                if dtype is not None:
+                    entries = 1
+                    for size in view.get_shape():
+                        entries *= size
+                    counts[dtype] = counts.get(dtype, 0) + entries
+    if not counts:
+        raise CheckpointError(f"{folder}: its weights are in no floating-point type known here.")
+    return max(counts, key=lambda dtype: counts[dtype])
+
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, in order.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise CheckpointError(
+            f"{folder}: holds no .safetensors file; convert the model, or give another folder."
+        )
+    return paths
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Load one safetensors file whole.
+
+    Raises:
+        CheckpointError: it is missing, cut short or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}).") from error
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that is whole or absent."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.replace(path)

@@ -1,0 +1,64 @@
+"""GGUF files to safetensors folders that load, train and chat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.errors import CheckpointError
+
+_CONVERSION_KEYS = ("quantization_config", "_name_or_path", "_model_name_or_path")
+"""What the conversion leaves in the config: the first forbids saving, the others are only names."""
+
+
+def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Dequantise a GGUF model and write it as safetensors with tokenizer and chat template.
+
+    Args:
+        path: the `.gguf` file.
+        folder: where the model is written.
+        dtype: of the weights on disk.
+
+    Returns:
+        Figures worth keeping: parameters, vocabulary, positions.
+
+    Raises:
+        CheckpointError: the file cannot be read, or its architecture is unknown to transformers.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source: dict[str, Any] = {
+        "pretrained_model_name_or_path": path.parent,
+        "gguf_file": path.name,
+    }
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(**source)
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"{path.name}: cannot be read as GGUF ({error}).") from error
+    # A model loaded from GGUF refuses to be saved; one built from its cleaned config does not.
+    plain = {k: v for k, v in loaded.config.to_dict().items() if k not in _CONVERSION_KEYS}
+    model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(plain))
+    model.load_state_dict(loaded.state_dict())
+    model.to(dtype).save_pretrained(folder)
+    _match_pre_tokenizer(tokenizer, path)
+    tokenizer.save_pretrained(folder)
+    return {
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "vocabulary": len(tokenizer),
+        "max_positions": model.config.max_position_embeddings,
+    }
+
+
+def _match_pre_tokenizer(tokenizer: Any, path: Path) -> None:
+    """Restore what transformers' conversion drops: SmolLM splits digits before anything else."""
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
+
+    field = GGUFReader(path).fields.get("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        backend = tokenizer.backend_tokenizer
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])

@@ -1,0 +1,66 @@
+"""Loading a causal language model, and saying clearly when a folder holds none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.errors import CheckpointError
+
+
+def load_model_config(folder: str | Path) -> Any:
+    """The configuration of a causal language model; cheap, so it can be checked first of all.
+
+    Raises:
+        CheckpointError: the folder holds no such model; code that comes with a model is never run.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder}: has no model configuration that transformers can read "
+            f"({_first_line(error)}). Give the folder or hub name of a causal language model."
+        ) from error
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise CheckpointError(
+            f"{folder}: a {config.model_type!r} model is not a causal language model; "
+            "continued pre-training needs one that predicts the next token."
+        )
+    architectures = list(getattr(config, "architectures", None) or [])
+    if architectures and not any(_is_causal(name) for name in architectures):
+        raise CheckpointError(
+            f"{folder}: holds {', '.join(architectures)}, which is not a causal language model; "
+            "its head would be made up at random."
+        )
+    return config
+
+
+def load_causal_model(folder: str | Path, dtype: torch.dtype) -> Any:
+    """Load a causal language model for training or scoring.
+
+    Raises:
+        CheckpointError: the folder holds none, or its weights cannot be read.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    load_model_config(folder)
+    logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder}: the weights cannot be loaded ({_first_line(error)})."
+        ) from error
+
+
+def _is_causal(architecture: str) -> bool:
+    return architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

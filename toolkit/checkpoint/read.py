@@ -1,0 +1,241 @@
+"""Reading checkpoints lazily: memory-mapped, every header checked against its file."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from toolkit.errors import CheckpointError
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Types of the safetensors format that a merge can meet."""
+
+_MAX_HEADER_BYTES = 100 << 20  # the format's own limit
+_INDEX = "model.safetensors.index.json"
+_AGAIN = "download or copy the file again"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies.
+
+    Attributes:
+        file: the file it is in.
+        dtype: as stored.
+        shape: sizes of its dimensions.
+        start: first byte in the file.
+        num_bytes: its size.
+    """
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    num_bytes: int
+
+
+class Checkpoint:
+    """A folder of safetensors files, opened; nothing is read before it is asked for."""
+
+    def __init__(self, folder: Path, tensors: dict[str, TensorInfo]) -> None:
+        self.folder = folder
+        self._tensors = tensors
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors, in the order of their files."""
+        return list(self._tensors)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def info(self, name: str) -> TensorInfo:
+        """Where a tensor lies.
+
+        Raises:
+            CheckpointError: there is none of this name.
+        """
+        if name not in self._tensors:
+            raise CheckpointError(f"{self.folder}: has no tensor {name}.")
+        return self._tensors[name]
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """The stored bytes of a tensor: a read-only view of the mapped file."""
+        info = self.info(name)
+        return np.frombuffer(self._map(info.file), np.uint8, info.num_bytes, info.start)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor in its stored type; its memory is the mapped file, so it must not be written."""
+        info = self.info(name)
+        if info.num_bytes == 0:
+            return torch.empty(info.shape, dtype=info.dtype)
+        # from_numpy would warn of the read-only view; frombuffer of the map takes no copy either.
+        count = info.num_bytes // info.dtype.itemsize
+        mapped = self._map(info.file)
+        flat = torch.frombuffer(mapped, dtype=info.dtype, count=count, offset=info.start)
+        return flat.view(info.shape)
+
+    def give_back(self, name: str) -> None:
+        """Let the system drop a tensor's pages: they are in the file, should they be needed."""
+        info = self.info(name)
+        page = mmap.PAGESIZE
+        start = -(-info.start // page) * page
+        length = (info.start + info.num_bytes - start) // page * page
+        if length > 0:
+            self._map(info.file).madvise(mmap.MADV_DONTNEED, start, length)
+
+    def _map(self, file: Path) -> mmap.mmap:
+        if file not in self._maps:
+            with file.open("rb") as opened:
+                # Private and writable in name only: torch warns of memory it may not write to.
+                self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        return self._maps[file]
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open the safetensors of a model folder, sharded or not, and check every header.
+
+    Raises:
+        CheckpointError: files are missing, cut short, or contradict their headers or the index.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such model folder.")
+    index = folder / _INDEX
+    if index.is_file():
+        weight_map = _read_index(index)
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+    else:
+        weight_map = {}
+        files = [path for path in (folder / "model.safetensors",) if path.is_file()]
+        files = files or sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise CheckpointError(
+                f"{folder}: holds no safetensors; convert the model with save_pretrained, or give "
+                "another folder."
+            )
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        for name, info in read_header(file).items():
+            if name in tensors:
+                raise CheckpointError(f"{file}: {name} stands in {tensors[name].file.name} too.")
+            if weight_map and weight_map.get(name) != file.name:
+                raise CheckpointError(
+                    f"{file}: holds {name}, but {_INDEX} says {weight_map.get(name, 'nothing')}; "
+                    f"{_AGAIN}."
+                )
+            tensors[name] = info
+    if missing := sorted(set(weight_map) - set(tensors)):
+        raise CheckpointError(
+            f"{folder}: {_INDEX} names {missing[0]} and {len(missing) - 1} more tensors that no "
+            f"file holds; {_AGAIN}."
+        )
+    return Checkpoint(folder, tensors)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as an index ({error}); {_AGAIN}.") from error
+    for name in weight_map.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{path}: names a file outside its folder ({name!r}); refused.")
+        if not (path.parent / name).is_file():
+            raise CheckpointError(f"{path}: names {name}, which is not there; {_AGAIN}.")
+    return dict(weight_map)
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Read and check the header of one safetensors file.
+
+    Returns:
+        Every tensor by name, in the order of their bytes.
+
+    Raises:
+        CheckpointError: the header contradicts itself or the file's size.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            first = opened.read(8)
+            if len(first) < 8:
+                raise CheckpointError(f"{file}: has {size} bytes, not even a header; {_AGAIN}.")
+            (length,) = struct.unpack("<Q", first)
+            if length > min(size - 8, _MAX_HEADER_BYTES):
+                raise CheckpointError(
+                    f"{file}: claims a header of {length} bytes in a file of {size}; {_AGAIN}."
+                )
+            header = json.loads(opened.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: its header is not JSON ({error}); {_AGAIN}.") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{file}: its header is not a mapping; {_AGAIN}.")
+    header.pop("__metadata__", None)
+    entries = [(name, *_entry(file, name, value)) for name, value in header.items()]
+    entries.sort(key=lambda entry: (entry[3], entry[4]))
+    tensors: dict[str, TensorInfo] = {}
+    end = 0
+    for name, dtype, shape, begin, stop in entries:
+        if begin != end:
+            raise CheckpointError(
+                f"{file}: {name} begins at byte {begin} where {end} is due; {_AGAIN}."
+            )
+        tensors[name] = TensorInfo(file, dtype, shape, 8 + length + begin, stop - begin)
+        end = stop
+    if 8 + length + end != size:
+        raise CheckpointError(
+            f"{file}: has {size} bytes, its header speaks of {8 + length + end}; {_AGAIN}."
+        )
+    return tensors
+
+
+def _entry(file: Path, name: str, value: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+    try:
+        stored, shape = value["dtype"], tuple(value["shape"])
+        begin, stop = value["data_offsets"]
+        is_sane = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, stop))
+    except (KeyError, TypeError, ValueError):
+        is_sane = False
+    if not is_sane:
+        raise CheckpointError(f"{file}: {name} has a damaged entry in the header; {_AGAIN}.")
+    if stored not in DTYPES:
+        raise CheckpointError(
+            f"{file}: {name} is stored as {stored!r}, which is not supported; known: "
+            f"{', '.join(DTYPES)}."
+        )
+    dtype = DTYPES[stored]
+    entries = 1
+    for length in shape:
+        entries *= length
+    if stop - begin != entries * dtype.itemsize:
+        raise CheckpointError(
+            f"{file}: {name} is {list(shape)} of {stored}, {entries * dtype.itemsize} bytes, but "
+            f"spans {stop - begin}; {_AGAIN}."
+        )
+    return dtype, shape, begin, stop

@@ -1,0 +1,179 @@
+"""Writing checkpoints as they are computed: shards laid out first, bytes put in their places."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from toolkit.checkpoint.read import DTYPES
+from toolkit.errors import CheckpointError
+from toolkit.manifest import write_json
+
+SHARD_BYTES = 5_000_000_000
+"""Size above which a new shard begins, as on the hubs."""
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """A tensor that will be written."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        entries = 1
+        for length in self.shape:
+            entries *= length
+        return entries * self.dtype.itemsize
+
+
+@dataclass
+class _Place:
+    descriptor: int
+    start: int
+    num_bytes: int
+    written: int = 0
+
+
+class ShardWriter:
+    """Writes planned tensors into shards; blocks may come in any order and from any thread.
+
+    Use as a context manager: leaving it normally checks that every byte was written.
+
+    Args:
+        folder: where the files go; it must exist.
+        tensors: all of them, in the order they are to stand in.
+        shard_bytes: most bytes of tensors in one file; a larger tensor has a file of its own.
+
+    Raises:
+        CheckpointError: the disk has too little room.
+    """
+
+    def __init__(
+        self, folder: Path, tensors: Sequence[PlannedTensor], shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        self.folder = folder
+        self.total_bytes = sum(tensor.num_bytes for tensor in tensors)
+        free = shutil.disk_usage(folder).free
+        if free < self.total_bytes:
+            raise CheckpointError(
+                f"{folder}: needs {self.total_bytes / 1e9:.2f} GB, but the disk has "
+                f"{free / 1e9:.2f} GB free; make room and run again."
+            )
+        self._places: dict[str, _Place] = {}
+        self._descriptors: list[int] = []
+        self._lock = threading.Lock()
+        self._lay_out(list(tensors), shard_bytes)
+
+    def _lay_out(self, tensors: list[PlannedTensor], shard_bytes: int) -> None:
+        shards: list[list[PlannedTensor]] = [[]]
+        filled = 0
+        for tensor in tensors:
+            if shards[-1] and filled + tensor.num_bytes > shard_bytes:
+                shards.append([])
+                filled = 0
+            shards[-1].append(tensor)
+            filled += tensor.num_bytes
+        weight_map: dict[str, str] = {}
+        for number, shard in enumerate(shards, start=1):
+            name = "model.safetensors"
+            if len(shards) > 1:
+                name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            weight_map.update({tensor.name: name for tensor in shard})
+            self._begin_file(self.folder / name, shard)
+        if len(shards) > 1:
+            index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
+            write_json(self.folder / "model.safetensors.index.json", index)
+
+    def _begin_file(self, path: Path, shard: list[PlannedTensor]) -> None:
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for tensor in shard:
+            header[tensor.name] = {
+                "dtype": _NAMES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [offset, offset + tensor.num_bytes],
+            }
+            offset += tensor.num_bytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+        self._descriptors.append(descriptor)
+        os.write(descriptor, struct.pack("<Q", len(text)) + text)
+        os.ftruncate(descriptor, 8 + len(text) + offset)
+        start = 8 + len(text)
+        for tensor in shard:
+            self._places[tensor.name] = _Place(descriptor, start, tensor.num_bytes)
+            start += tensor.num_bytes
+
+    def write(self, name: str, offset: int, data: memoryview | bytes) -> None:
+        """Put bytes of a tensor into their place.
+
+        Args:
+            name: of the tensor.
+            offset: first byte within the tensor.
+            data: contiguous bytes.
+        """
+        place = self._places[name]
+        view = memoryview(data).cast("B")
+        if offset + len(view) > place.num_bytes:
+            raise ValueError(f"{name}: {offset + len(view)} bytes, but {place.num_bytes} planned")
+        done = 0
+        while done < len(view):
+            done += os.pwrite(place.descriptor, view[done:], place.start + offset + done)
+        with self._lock:
+            place.written += len(view)
+
+    def close(self) -> None:
+        """Flush to the disk and check that every byte was written.
+
+        Raises:
+            CheckpointError: some were not.
+        """
+        short = [name for name, place in self._places.items() if place.written != place.num_bytes]
+        for descriptor in self._descriptors:
+            os.fsync(descriptor)
+        self._abandon()
+        if short:
+            raise CheckpointError(f"{self.folder}: {short[0]} was not written whole.")
+
+    def _abandon(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._abandon()
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor of any type, without a copy."""
+    flat = tensor.detach().contiguous().view(-1)
+    if not flat.numel():
+        return memoryview(b"")
+    array: Any = flat.view(torch.uint8).numpy()
+    return memoryview(array)

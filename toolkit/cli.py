@@ -1,0 +1,123 @@
+"""The command line. Flags say where; whatever changes a number stands in the recipe.
+
+Nothing slow is imported before a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolkit.errors import ToolkitError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Adapt a language model to a domain without losing the model.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Documents to packed tokens.")
+cpt_app = typer.Typer(no_args_is_help=True, help="Continued pre-training.")
+merge_app = typer.Typer(no_args_is_help=True, help="Merging, and the choice of a merge.")
+app.add_typer(data_app, name="data")
+app.add_typer(cpt_app, name="cpt")
+app.add_typer(merge_app, name="merge")
+
+RecipeName = Annotated[str, typer.Argument(help="A recipe in recipes/ by name, or a .yaml file.")]
+Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
+
+
+def main() -> None:
+    """Run the command line; only our own bugs show a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app(standalone_mode=False)
+    except ToolkitError as error:
+        _stop(str(error), error.exit_code)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _stop("Stopped. What was done is kept; the same command continues.", 130)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        _stop(_disk_full(error.filename), 1)
+    except Exception as error:
+        # Libraries wrap the system's error in their own; its text is what they have in common.
+        if "No space left on device" in str(error) or "os error 28" in str(error):
+            _stop(_disk_full(None), 1)
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
+            error.show()
+            sys.exit(getattr(error, "exit_code", 2))
+        raise
+
+
+def _disk_full(file: object) -> str:
+    where = f"{file}: " if file else ""
+    return f"{where}the disk is full. Make room and run the same command: it continues."
+
+
+def _stop(message: str, code: int) -> None:
+    print(f"error: {message}" if code != 130 else message, file=sys.stderr)
+    sys.exit(code)
+
+
+@data_app.command("run")
+def data_run(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
+    """Fetch, clean, split, tokenise and pack a recipe's documents."""
+    from toolkit.stages import ensure_data
+
+    ensure_data(_open(recipe, runs))
+
+
+@cpt_app.command("run")
+def cpt_run(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
+    """Train a recipe's general model into the specialist."""
+    from toolkit.stages import ensure_cpt
+
+    ensure_cpt(_open(recipe, runs))
+
+
+@merge_app.command("choose")
+def merge_choose(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
+    """Search, choose and write a recipe's merge; runs data and cpt first where needed."""
+    from toolkit.stages import ensure_merge, show_outcome
+
+    show_outcome(ensure_merge(_open(recipe, runs)))
+
+
+@merge_app.command("run")
+def merge_run(
+    config: Annotated[Path, typer.Argument(help="A mergekit configuration.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    seed: Annotated[int, typer.Option(help="Seed of random methods.")] = 0,
+    allow_non_finite: Annotated[
+        bool, typer.Option("--allow-non-finite", help="Merge tensors with NaN or infinity.")
+    ] = False,
+) -> None:
+    """Run a merge configuration."""
+    from toolkit.merge.config import load_merge_config
+    from toolkit.merge.run import run_merge
+    from toolkit.progress import say
+
+    plan = run_merge(load_merge_config(config), out, seed=seed, allow_non_finite=allow_non_finite)
+    say(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}")
+
+
+def _open(name: str, runs: Path):  # type: ignore[no-untyped-def]  # a Run; its import is slow
+    from toolkit.recipe import find_recipe, load_recipe
+    from toolkit.stages import Run
+
+    path = find_recipe(name)
+    return Run.of(path, load_recipe(path), runs)
+
+
+if __name__ == "__main__":
+    main()

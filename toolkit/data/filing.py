@@ -1,0 +1,261 @@
+"""Inline-XBRL filings (10-K HTML) to clean text, in sections.
+
+An inline-XBRL filing is a web page in which every figure is tagged. The text is there, but between
+hidden headers, running heads, page numbers and tables made of dozens of empty cells.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lxml import etree, html
+
+from toolkit.errors import DataError
+
+MIN_SECTION_WORDS = 200
+"""A bold heading opens a new section only after this many words, so that no section is a stub."""
+
+_BLOCK_TAGS = {"div", "p", "li", "ul", "ol", "h1", "h2", "h3", "h4", "h5", "h6", "center", "body"}
+_SKIPPED_TAGS = {"ix:header", "head", "script", "style", "title"}
+_EDGE_BLOCKS = 3  # how deep into a page, from either end, running heads are looked for
+_REPEATS = 3  # on how many pages a line must stand to be a running head
+_OFTEN = 10  # on how many pages one cell of it must stand, where the rest changes
+_MARKER = re.compile(r"^(?:[•·▪◦–—*]|\(?[a-zA-Z0-9]{1,3}[).])$")
+_ITEM = re.compile(r"^(?:part\s+[iv]+\b|item\s*\d+[a-c]?\b)", re.IGNORECASE)
+_NOTE = re.compile(r"^(?:note\s+\d+\b|\d{1,2}\.\s+[A-Z])", re.IGNORECASE)
+
+
+@dataclass
+class _Block:
+    text: str
+    bold: bool = False
+    is_row: bool = False
+    ends_page: bool = False
+
+
+def filing_sections(page: bytes, name: str) -> Iterator[tuple[str, str]]:
+    """Cut one filing into sections.
+
+    Args:
+        page: the HTML file.
+        name: where it comes from, for messages.
+
+    Yields:
+        `(heading, text)`: paragraphs separated by blank lines, table rows one a line with cells
+        separated by ` | `.
+
+    Raises:
+        DataError: no text is left, so this is not a filing.
+    """
+    yield from _sections(_clean_blocks(page, name))
+
+
+def page_text(page: bytes, name: str) -> str:
+    """The readable text of any HTML page, whole, by the same rules.
+
+    Raises:
+        DataError: no text is left.
+    """
+    return _text(_clean_blocks(page, name))
+
+
+def _clean_blocks(page: bytes, name: str) -> list[_Block]:
+    try:
+        root = html.document_fromstring(page)
+    except (etree.ParserError, ValueError) as error:
+        raise DataError(f"{name}: cannot be read as HTML ({error}).") from error
+    blocks = _join_across_pages(_drop_furniture(list(_blocks(root))))
+    if not blocks:
+        raise DataError(f"{name}: holds no text once hidden parts and page furniture are gone.")
+    return blocks
+
+
+def _blocks(root: html.HtmlElement) -> Iterator[_Block]:
+    """Flatten the tree into paragraphs, table rows and page ends, in reading order."""
+    inline: list[tuple[str, bool]] = []
+
+    def flush() -> Iterator[_Block]:
+        text = _squeeze("".join(piece for piece, _ in inline))
+        if text:
+            bold = all(is_bold for piece, is_bold in inline if piece.strip())
+            yield _Block(text, bold=bold)
+        inline.clear()
+
+    def walk(element: html.HtmlElement, bold: bool) -> Iterator[_Block]:
+        tag = element.tag
+        if not isinstance(tag, str) or tag in _SKIPPED_TAGS:  # comments have no string tag
+            return
+        style = (element.get("style") or "").replace(" ", "").lower()
+        if "display:none" in style:
+            return
+        if "font-weight:" in style:
+            bold = "font-weight:700" in style or "font-weight:bold" in style
+        bold = bold or tag in {"b", "strong"}
+        if tag == "table":
+            yield from flush()
+            yield from _rows(element)
+        else:
+            is_block = tag in _BLOCK_TAGS
+            if is_block:
+                yield from flush()
+            if tag == "br":
+                inline.append((" ", bold))
+            inline.append((element.text or "", bold))
+            for child in element:
+                yield from walk(child, bold)
+                inline.append((child.tail or "", bold))
+            if is_block:
+                yield from flush()
+        if "page-break-after:always" in style or "break-after:page" in style:
+            yield from flush()
+            yield _Block("", ends_page=True)
+
+    yield from walk(root, False)
+    yield from flush()
+
+
+def _rows(table: html.HtmlElement) -> Iterator[_Block]:
+    for row in table.iter("tr"):
+        cells = [_squeeze(_visible_text(cell)) for cell in row if cell.tag in {"td", "th"}]
+        text = _row_text([cell for cell in cells if cell])
+        if text:
+            yield _Block(text, is_row=True)
+
+
+def _visible_text(element: html.HtmlElement) -> str:
+    style = (element.get("style") or "").replace(" ", "").lower()
+    if not isinstance(element.tag, str) or "display:none" in style:
+        return ""
+    if element.tag == "br":
+        return " "
+    inner = "".join(_visible_text(child) + (child.tail or "") for child in element)
+    gap = " " if element.tag in _BLOCK_TAGS else ""
+    return gap + (element.text or "") + inner + gap
+
+
+def _row_text(cells: list[str]) -> str:
+    """Join the cells of a row; currency signs, brackets and percent signs rejoin their figures.
+
+    >>> _row_text(["Net sales", "$", "106,566", "(", "0.8", ")%"])
+    'Net sales | $106,566 | (0.8)%'
+    >>> _row_text(["•", "Competition is intense."])
+    '• Competition is intense.'
+    """
+    joined: list[str] = []
+    opening = ""
+    for cell in cells:
+        if cell in {"$", "€", "£", "¥", "(", "$("}:
+            opening += cell
+        elif joined and re.fullmatch(r"[)%]+|pts?\.?", cell):
+            joined[-1] += cell
+        else:
+            joined.append(opening + cell)
+            opening = ""
+    if opening:
+        joined.append(opening)
+    if len(joined) == 2 and _MARKER.match(joined[0]):
+        return " ".join(joined)
+    return " | ".join(joined)
+
+
+def _squeeze(text: str) -> str:
+    return re.sub(r"[\s\u00a0\u200b]+", " ", text).strip()
+
+
+def _drop_furniture(blocks: list[_Block]) -> list[_Block]:
+    """Leave out running heads and page numbers: short lines that return at the edges of pages."""
+    pages: list[list[_Block]] = [[]]
+    for block in blocks:
+        pages[-1].append(block)
+        if block.ends_page:
+            pages.append([])
+    counts: Counter[str] = Counter()
+    for page in pages:
+        counts.update({part for block in _edges(page) for part in _parts(block)})
+    kept: list[_Block] = []
+    for page in pages:
+        furniture = {
+            id(block)
+            for block in _edges(page)
+            if block.text.isdigit()
+            or counts[_shape(block.text)] >= _REPEATS
+            # "LEGAL PROCEEDINGS | Table of Contents": the chapter changes, the link stays
+            or any(counts[part] >= _OFTEN for part in _parts(block))
+        }
+        kept += [block for block in page if id(block) not in furniture]
+    return kept
+
+
+def _edges(page: list[_Block]) -> list[_Block]:
+    texts = [block for block in page if block.text]
+    near = texts[:_EDGE_BLOCKS] + texts[_EDGE_BLOCKS:][-_EDGE_BLOCKS:]
+    return [block for block in near if len(block.text) <= 120]
+
+
+def _parts(block: _Block) -> set[str]:
+    """The whole line and, of a row, each cell with words in it."""
+    cells = block.text.split(" | ") if block.is_row else []
+    return {_shape(block.text)} | {_shape(cell) for cell in cells if len(cell) >= 8}
+
+
+def _shape(text: str) -> str:
+    return re.sub(r"\d+", "#", text.lower())
+
+
+def _join_across_pages(blocks: list[_Block]) -> list[_Block]:
+    """Give back to a sentence what a page end cut off."""
+    joined: list[_Block] = []
+    after_page_end = False
+    for block in blocks:
+        if block.ends_page:
+            after_page_end = True
+            continue
+        before = joined[-1] if joined else None
+        if (
+            after_page_end
+            and before is not None
+            and not before.is_row
+            and not block.is_row
+            and not before.text.endswith((".", "!", "?", ":", ";", "”", ")"))
+            and block.text[:1].islower()
+        ):
+            before.text += " " + block.text
+        else:
+            joined.append(block)
+        after_page_end = False
+    return joined
+
+
+def _sections(blocks: list[_Block]) -> Iterator[tuple[str, str]]:
+    heading, lines, words = "Front matter", list[_Block](), 0
+    for block in blocks:
+        is_short = not block.is_row and len(block.text) <= 150
+        opens = is_short and (
+            (bool(_ITEM.match(block.text)) and (block.bold or words >= MIN_SECTION_WORDS))
+            or (block.bold and bool(_NOTE.match(block.text)))
+            or (block.bold and words >= MIN_SECTION_WORDS and not block.text.endswith("."))
+        )
+        if opens and words > 0:
+            # A heading that follows a heading belongs to the same section.
+            if words >= MIN_SECTION_WORDS // 4:
+                yield heading, _text(lines)
+                heading, lines, words = block.text, [], 0
+        elif opens:
+            heading = block.text
+        lines.append(block)
+        words += len(block.text.split())
+    if lines:
+        yield heading, _text(lines)
+
+
+def _text(blocks: list[_Block]) -> str:
+    """Paragraphs apart by a blank line, rows of one table by a line break."""
+    out = ""
+    for index, block in enumerate(blocks):
+        if index:
+            out += "\n" if block.is_row and blocks[index - 1].is_row else "\n\n"
+        out += block.text
+    return out

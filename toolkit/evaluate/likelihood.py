@@ -1,0 +1,202 @@
+"""Loss of documents under a model.
+
+Legend: B windows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import EvaluationError
+from toolkit.evaluate.config import EvaluateSection
+
+_ROWS = 64
+"""Positions whose logits are made float32 at one time on a CPU: few enough to stay in the cache."""
+
+
+@dataclass(frozen=True)
+class ItemSet:
+    """Documents to score.
+
+    Attributes:
+        ids: of each document.
+        roles: `domain` or `general`, of each.
+        num_bytes: UTF-8 length of each.
+        tokens: of each, with the separator in front, which is only context.
+    """
+
+    ids: list[str]
+    roles: list[str]
+    num_bytes: list[int]
+    tokens: list[list[int]]
+
+    def only(self, role: str) -> list[int]:
+        """Indices of the documents of one role."""
+        return [index for index, item in enumerate(self.roles) if item == role]
+
+
+def load_items(path: Path, tokenizer: Any, separator: int) -> ItemSet:
+    """Read `tuning.jsonl` or `test.jsonl` of a data stage.
+
+    Raises:
+        EvaluationError: the file holds no documents.
+    """
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if not rows:
+        raise EvaluationError(f"{path}: holds no documents; check the splits of the recipe.")
+    tokens = [tokenizer(row["text"], add_special_tokens=False)["input_ids"] for row in rows]
+    return ItemSet(
+        ids=[row["id"] for row in rows],
+        roles=[row["role"] for row in rows],
+        num_bytes=[len(row["text"].encode()) for row in rows],
+        tokens=[[separator, *ids] for ids in tokens],
+    )
+
+
+@dataclass(frozen=True)
+class _Window:
+    document: int
+    inputs: list[int]
+    targets: list[int]  # the last ones of the window; the rest is context
+
+
+def windows(tokens: Sequence[int], length: int, context: int) -> list[tuple[list[int], list[int]]]:
+    """Cut a document into windows, so that every token but the first is scored exactly once.
+
+    Args:
+        tokens: of the document; the first is context only.
+        length: inputs of a window at most.
+        context: inputs of each further window that were already scored, at least 1.
+
+    Returns:
+        `(inputs, targets)` of each window; the targets follow the last inputs.
+
+    >>> windows([9, 1, 2, 3, 4, 5], 3, 1)
+    [([9, 1, 2], [1, 2, 3]), ([3, 4], [4, 5])]
+    >>> windows([9, 1, 2, 3, 4, 5], 3, 2)
+    [([9, 1, 2], [1, 2, 3]), ([2, 3, 4], [4, 5])]
+    """
+    cut: list[tuple[list[int], list[int]]] = []
+    scored = 1
+    while scored < len(tokens):
+        begin = 0 if scored == 1 else scored - context
+        stop = min(begin + length, len(tokens) - 1)
+        cut.append((list(tokens[begin:stop]), list(tokens[scored : stop + 1])))
+        scored = stop + 1
+    return cut
+
+
+@torch.inference_mode()
+def score_documents(
+    model: Any,
+    items: ItemSet,
+    section: EvaluateSection,
+    *,
+    advance: Callable[[float, str], None] | None = None,
+) -> list[float]:
+    """Loss of each document in nats: minus the log likelihood of all its tokens.
+
+    Args:
+        model: a causal language model, in the type it is to be scored in.
+        items: the documents.
+        section: window, context and batch sizes.
+        advance: told how many tokens are done.
+
+    Raises:
+        EvaluationError: a loss is not a finite number.
+    """
+    if section.context_tokens >= section.window_tokens:
+        raise EvaluationError(
+            f"evaluate.context_tokens: must be less than window_tokens ({section.window_tokens}) "
+            f"(got {section.context_tokens})."
+        )
+    cut = [
+        _Window(document, *window)
+        for document, tokens in enumerate(items.tokens)
+        for window in windows(tokens, section.window_tokens, section.context_tokens)
+    ]
+    # Longest first: like lengths share a batch, and what does not fit into memory fails at once.
+    cut.sort(key=lambda window: -len(window.inputs))
+    nats = [0.0] * len(items.tokens)
+    model.eval()
+    for batch in _batches(cut, section.batch_tokens):
+        for window, loss in zip(batch, _window_losses(model, batch), strict=True):
+            nats[window.document] += loss
+        if advance is not None:
+            advance(sum(len(window.inputs) for window in batch), "")
+    for name, loss in zip(items.ids, nats, strict=True):
+        if not loss < float("inf"):
+            raise EvaluationError(f"{name}: the loss is {loss}; the model's weights are damaged.")
+    return nats
+
+
+def _batches(cut: list[_Window], batch_tokens: int) -> list[list[_Window]]:
+    batches: list[list[_Window]] = []
+    for window in cut:
+        if batches and len(batches[-1][0].inputs) * (len(batches[-1]) + 1) <= batch_tokens:
+            batches[-1].append(window)
+        else:
+            batches.append([window])
+    return batches
+
+
+def _window_losses(model: Any, batch: list[_Window]) -> list[float]:
+    """Padding stands at the right end, where causal attention never looks."""
+    device = next(model.parameters()).device
+    length = len(batch[0].inputs)
+    inputs = torch.zeros(len(batch), length, dtype=torch.long)
+    for row, window in enumerate(batch):
+        inputs[row, : len(window.inputs)] = torch.tensor(window.inputs)
+    hidden = _final_hidden(model, inputs.to(device))
+    losses = []
+    for row, window in enumerate(batch):
+        stop = len(window.inputs)
+        states = hidden[row, stop - len(window.targets) : stop]
+        losses.append(_sum_loss(model, states, torch.tensor(window.targets, device=device)))
+    return losses
+
+
+def _final_hidden(model: Any, inputs: Tensor) -> Tensor:
+    """What the output head takes, `[B, T, D]`: caught on its way, so that any model will do."""
+    caught: list[Tensor] = []
+
+    def catch(_module: Any, args: tuple[Tensor, ...]) -> Any:
+        caught.append(args[0])
+        return (args[0][:, :1],)  # the head itself has next to nothing to do
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(catch)
+    try:
+        model(input_ids=inputs, use_cache=False)
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+def _sum_loss(model: Any, states: Tensor, targets: Tensor) -> float:
+    head = model.get_output_embeddings()
+    rows = _ROWS if states.device.type == "cpu" else 4096
+    total = 0.0
+    for start in range(0, len(targets), rows):
+        logits = _shape_logits(model, head(states[start : start + rows])).float()
+        chosen = logits.gather(1, targets[start : start + rows, None])[:, 0]
+        total += float((logits.logsumexp(dim=1) - chosen).sum(dtype=torch.float64))
+    return total
+
+
+def _shape_logits(model: Any, logits: Tensor) -> Tensor:
+    """What some models do between the output head and the loss: scale, or cap softly."""
+    config = model.config
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits

@@ -1,0 +1,192 @@
+"""The mergekit dialect: what a merge configuration may say. No torch here.
+
+Unknown keys are faults, where mergekit passes over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from typing_extensions import Self
+
+from toolkit.config import Section, load_yaml, parse_section
+
+Scalar = bool | int | float | str
+Settings = dict[str, Any]
+"""Parameter name to setting: a scalar, a gradient (list over depth), or filtered settings."""
+
+
+def _check_settings(value: object) -> object:
+    if isinstance(value, dict):
+        for name, setting in value.items():
+            if fault := _fault_of_setting(setting):
+                raise ValueError(f"{name}: {fault} (got {setting!r})")
+    return value
+
+
+def _fault_of_setting(setting: object) -> str | None:
+    if isinstance(setting, (bool, int, float, str)):
+        return None
+    if isinstance(setting, dict):
+        if unknown := set(setting) - {"filter", "value"}:
+            return f"unknown key {sorted(map(str, unknown))[0]!r}; a setting has filter and value"
+        if "value" not in setting:
+            return "a filtered setting needs a value"
+        return _fault_of_setting(setting["value"])
+    if isinstance(setting, list) and setting:
+        faults = (_fault_of_setting(item) for item in setting)
+        kinds = {isinstance(item, dict) for item in setting}
+        if len(kinds) > 1:
+            return "mixes numbers and filters"
+        return next((fault for fault in faults if fault), None)
+    return "must be a value, a list over depth, or a list of {filter, value}"
+
+
+ParameterSettings = Annotated[Settings, BeforeValidator(_check_settings)]
+
+
+def _reference(value: object) -> object:
+    """A model reference is `path[@revision][+adapter]`; the long form is written as the short."""
+    if not isinstance(value, dict):
+        return value
+    if unknown := set(value) - {"model", "lora", "override_architecture"}:
+        raise ValueError(f"unknown key {sorted(map(str, unknown))[0]!r} in a model reference")
+    text = _path_and_revision(value.get("model"))
+    return f"{text}+{_path_and_revision(value['lora'])}" if value.get("lora") else text
+
+
+def _path_and_revision(value: object) -> str:
+    if isinstance(value, dict):
+        revision = f"@{value['revision']}" if value.get("revision") else ""
+        return f"{value.get('path')}{revision}"
+    return str(value)
+
+
+ModelName = Annotated[str, BeforeValidator(_reference), Field(min_length=1)]
+
+
+class InputModel(Section):
+    """One model of a merge."""
+
+    model: ModelName
+    parameters: ParameterSettings | None = None
+
+
+class SliceSource(Section):
+    """Layers of one model in a slice."""
+
+    model: ModelName
+    layer_range: tuple[Annotated[int, Field(ge=0)], int]
+    parameters: ParameterSettings | None = None
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.layer_range[1] <= self.layer_range[0]:
+            raise ValueError(f"layer_range: must end after it begins (got {self.layer_range})")
+        return self
+
+
+class OutputSlice(Section):
+    """Layers of the merged model, and what they are merged from."""
+
+    sources: Annotated[tuple[SliceSource, ...], Field(min_length=1)]
+    base_model: ModelName | None = None
+    residual_weight: float | None = None
+    parameters: ParameterSettings | None = None
+
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> Self:
+        ranges = [source.layer_range for source in self.sources]
+        if len({stop - start for start, stop in ranges}) > 1:
+            raise ValueError(f"sources: must all have as many layers (got {ranges})")
+        return self
+
+
+class OutputModule(Section):
+    """One module of a model that has several, such as a text decoder beside a vision tower."""
+
+    slices: tuple[OutputSlice, ...] | None = None
+    models: tuple[InputModel, ...] | None = None
+    parameters: ParameterSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.slices is None) == (self.models is None):
+            raise ValueError("give exactly one of slices and models")
+        return self
+
+
+class TokenizerSection(Section):
+    """Which vocabulary the merged model has."""
+
+    source: ModelName = "base"
+    """`base`, `union`, or a model whose vocabulary is taken."""
+
+    tokens: dict[str, Any] | None = None
+    pad_to_multiple_of: int | None = None
+
+
+class MergeConfig(Section):
+    """A whole merge configuration."""
+
+    merge_method: str
+    models: tuple[InputModel, ...] | None = None
+    slices: tuple[OutputSlice, ...] | None = None
+    modules: dict[str, OutputModule] | None = None
+    base_model: ModelName | None = None
+    parameters: ParameterSettings | None = None
+    dtype: Literal["float32", "float16", "bfloat16", "float64"] | None = None
+    """mergekit computes in this type; here arithmetic is float32 and this is the type written,
+    unless `out_dtype` says another."""
+
+    out_dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    tokenizer_source: ModelName | None = None
+    tokenizer: TokenizerSection | None = None
+    chat_template: str | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        given = [n for n in ("models", "slices", "modules") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of models, slices and modules (got {', '.join(given) or 'none'})"
+            )
+        if self.tokenizer_source is not None and self.tokenizer is not None:
+            raise ValueError("give tokenizer_source or tokenizer, not both")
+        return self
+
+    def model_names(self) -> list[str]:
+        """Every model that is named, in file order, the base model last where only named there."""
+        return list(dict.fromkeys(self._all_names()))
+
+    def _all_names(self) -> Iterator[str]:
+        groups: list[MergeConfig | OutputModule] = [self, *(self.modules or {}).values()]
+        for group in groups:
+            yield from (item.model for item in group.models or ())
+            for item in group.slices or ():
+                yield from (source.model for source in item.sources)
+                if item.base_model is not None:
+                    yield item.base_model
+        if self.base_model is not None:
+            yield self.base_model
+
+
+def parse_merge_config(data: object, *, where: str) -> MergeConfig:
+    """Check plain values against the dialect.
+
+    Raises:
+        ConfigError: one line for each fault, each at its key.
+    """
+    return parse_section(MergeConfig, data, where=where, what="merge configuration")
+
+
+def load_merge_config(path: Path) -> MergeConfig:
+    """Read a merge configuration.
+
+    Raises:
+        ConfigError: the file cannot be read, or has faults.
+    """
+    return parse_merge_config(load_yaml(path), where=str(path))

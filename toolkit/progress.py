@@ -1,0 +1,67 @@
+"""What a waiting person sees: lines of text, and bars with the time left."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(highlight=False, soft_wrap=True)
+LINE_SECONDS = 30.0
+"""Without a terminal (a log, CI) a line is printed this often in place of the bar."""
+
+Advance = Callable[[float, str], None]
+"""`advance(amount, note)`: so much more is done; the note is shown behind the bar."""
+
+
+def say(text: str) -> None:
+    console.print(text, markup=False)
+
+
+@contextlib.contextmanager
+def progress(title: str, total: float, *, done: float = 0.0) -> Iterator[Advance]:
+    """Show a bar while the block runs.
+
+    Args:
+        title: what is being done.
+        total: in whatever unit `advance` counts.
+        done: how much was done before, when work continues.
+    """
+    if console.is_terminal:
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(title, total=total, completed=int(done), note="")
+            yield lambda amount, note: bar.update(task, advance=amount, note=note)
+        return
+    began = last = time.monotonic()
+    so_far = done
+
+    def advance(amount: float, note: str) -> None:
+        nonlocal last, so_far
+        so_far += amount
+        now = time.monotonic()
+        if so_far < total and now - last >= LINE_SECONDS:
+            last = now
+            left = (now - began) / max(so_far - done, 1e-9) * (total - so_far)
+            say(f"  {title}: {so_far:g}/{total:g}, {left:.0f} s left {note}")
+
+    yield advance
+    say(f"  {title}: {so_far:g} done in {time.monotonic() - began:.0f} s")

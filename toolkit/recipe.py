@@ -1,0 +1,105 @@
+"""A recipe: one YAML file, one whole run."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from toolkit.config import Section, load_yaml, parse_section
+from toolkit.data.config import ArtefactSection, DataSection
+from toolkit.errors import ConfigError, did_you_mean
+from toolkit.evaluate.config import EvaluateSection
+from toolkit.search.config import SearchSection
+from toolkit.select import SelectSection
+from toolkit.train.config import TrainSection
+
+
+class ModelSection(Section):
+    """The general model: exactly one of `artefact`, `path` and `hub`."""
+
+    artefact: ArtefactSection | None = None
+    """A GGUF file inside a package; it is converted to safetensors once."""
+
+    path: Path | None = None
+    """A local folder in the transformers layout."""
+
+    hub: str | None = None
+    """A repository of the Hugging Face hub, `org/name`."""
+
+    revision: str | None = None
+    """Commit or tag of `hub`; pin it, so that a run can be repeated."""
+
+    name: str | None = None
+    """Public name, for reports and the model card; by default the hub name or the folder's."""
+
+    license: str | None = None
+    """Terms of the model; what is made from it inherits them."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        given = [name for name in ("artefact", "path", "hub") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of artefact, path and hub (got {', '.join(given) or 'none'})"
+            )
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision belongs to hub, which is not given")
+        return self
+
+
+class Recipe(Section):
+    """Everything that changes a number in a run."""
+
+    description: str = ""
+    """One line for people."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Splits, orders and resampling derive from it by name."""
+
+    model: ModelSection
+    data: DataSection
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    search: SearchSection = SearchSection()
+    select: SelectSection = SelectSection()
+
+
+def find_recipe(domain: str, folder: Path = Path("recipes")) -> Path:
+    """The file of a recipe given by name or by path.
+
+    Raises:
+        ConfigError: there is none; the message lists those there are.
+    """
+    given = Path(domain)
+    if given.suffix in {".yaml", ".yml"}:
+        if given.is_file():
+            return given
+        raise ConfigError(f"{given}: no such recipe file.")
+    path = folder / f"{domain}.yaml"
+    if path.is_file():
+        return path
+    names = sorted(item.stem for item in folder.glob("*.yaml"))
+    if not names:
+        raise ConfigError(
+            f"{folder}/: holds no recipes; run in the folder that does, or give a path to a .yaml."
+        )
+    hint = did_you_mean(domain, names)
+    raise ConfigError(f"no recipe {domain!r} in {folder}/{hint} Recipes: {', '.join(names)}.")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        ConfigError: one line for each fault, each at its key.
+    """
+    return parse_section(Recipe, load_yaml(path), where=str(path), what="recipe")
+
+
+def merge_folder() -> Path:
+    """Where `merges/` stands: beside the package in a checkout."""
+    return Path(str(resources.files("toolkit"))).parent / "merges"

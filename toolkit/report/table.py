@@ -1,0 +1,61 @@
+"""The table that `make merge` ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from toolkit.progress import console, say
+
+MODELS = (("general", "general model"), ("specialist", "specialist"), ("merge", "chosen merge"))
+
+
+def outcome_table(results: Mapping[str, Any], folder: Path) -> None:
+    """Print three models by two roles, what was chosen and why, and what it kept."""
+    test = results["test"]
+    table = Table(title="bits per byte on the test sets, lower is better (95 % intervals)")
+    table.add_column("")
+    table.add_column(f"domain ({test['domain']} documents)", justify="right")
+    table.add_column("against general", justify="right")
+    table.add_column(f"general ({test['general']} documents)", justify="right")
+    table.add_column("against general", justify="right")
+    for key, title in MODELS:
+        row = results["models"][key]
+        change = ["", ""]
+        if key != "general":
+            change = [signed_interval(row["domain_change"]), signed_interval(row["general_change"])]
+        name = f"{title}\n[dim]{results['chosen']}[/dim]" if key == "merge" else title
+        table.add_row(name, interval(row["domain"]), change[0], interval(row["general"]), change[1])
+    console.print(table)
+    say(results["reason"])
+    for line in kept_lines(results):
+        say(line)
+    say(f"The model, merge.yaml and report.html are in {folder}.")
+
+
+def kept_lines(results: Mapping[str, Any]) -> list[str]:
+    """How much of the specialist's gain was kept, and how much of its loss recovered."""
+    kept, recovered = results["gain_kept"], results["loss_recovered"]
+    return [
+        "The specialist has no domain gain to keep."
+        if kept is None
+        else f"Kept {_percent(kept)} of the specialist's domain gain.",
+        "The specialist lost nothing on general text, so there was nothing to recover."
+        if recovered is None
+        else f"Recovered {_percent(recovered)} of the specialist's general loss.",
+    ]
+
+
+def interval(value: Mapping[str, float]) -> str:
+    return f"{value['estimate']:.4f} ({value['low']:.4f} to {value['high']:.4f})"
+
+
+def signed_interval(value: Mapping[str, float]) -> str:
+    return f"{value['estimate']:+.4f} ({value['low']:+.4f} to {value['high']:+.4f})"
+
+
+def _percent(value: Mapping[str, float]) -> str:
+    return f"{value['estimate']:.0%} ({value['low']:.0%} to {value['high']:.0%})"

