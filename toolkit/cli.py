@@ -28,6 +28,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(cpt_app, name="cpt")
 app.add_typer(merge_app, name="merge")
 
+_INTERRUPTED = 130
+
 RecipeName = Annotated[str, typer.Argument(help="A recipe in recipes/ by name, or a .yaml file.")]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
 
@@ -38,13 +40,16 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer answers Ctrl-C with the code that shells use
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code if isinstance(code, int) else 0)
     except ToolkitError as error:
         _stop(str(error), error.exit_code)
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _stop("Stopped. What was done is kept; the same command continues.", 130)
+        _stop("Stopped. What was done is kept; the same command continues.", _INTERRUPTED)
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
@@ -65,7 +70,7 @@ def _disk_full(file: object) -> str:
 
 
 def _stop(message: str, code: int) -> None:
-    print(f"error: {message}" if code != 130 else message, file=sys.stderr)
+    print(message if code == _INTERRUPTED else f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
 

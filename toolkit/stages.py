@@ -18,6 +18,8 @@ from toolkit.progress import say
 from toolkit.recipe import Recipe, merge_folder
 
 RUNS = Path("runs")
+_SEEN: set[Path] = set()
+"""Stages that this process has spoken of: later stages ask for them again, silently."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,11 @@ def show_outcome(folder: Path) -> None:
 
 def _ensure(stage: Stage, title: str, act: Callable[[], None]) -> Path:
     if stage.is_complete():
-        say(f"{title}: up to date ({stage.folder})")
+        if stage.folder not in _SEEN:
+            say(f"{title}: up to date ({stage.folder})")
+        _SEEN.add(stage.folder)
         return stage.folder
+    _SEEN.add(stage.folder)
     say(f"{title}:")
     if stage.folder.exists():
         for note in stage.notes:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from toolkit.checkpoint.load import silence_libraries
 from toolkit.errors import CheckpointError
 
 _CONVERSION_KEYS = ("quantization_config", "_name_or_path", "_model_name_or_path")
@@ -29,13 +32,16 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    silence_libraries()
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": path.parent,
         "gguf_file": path.name,
     }
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        tokenizer: Any = AutoTokenizer.from_pretrained(**source)
+        # The conversion draws a bar of its own, which no setting turns off.
+        with contextlib.redirect_stderr(io.StringIO()):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+            tokenizer: Any = AutoTokenizer.from_pretrained(**source)
     except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"{path.name}: cannot be read as GGUF ({error}).") from error
     # A model loaded from GGUF refuses to be saved; one built from its cleaned config does not.

@@ -39,6 +39,13 @@ def load_model_config(folder: str | Path) -> Any:
     return config
 
 
+def silence_libraries() -> None:
+    """Keep the libraries' own progress bars off the terminal; ours say what is being done."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def load_causal_model(folder: str | Path, dtype: torch.dtype) -> Any:
     """Load a causal language model for training or scoring.
 
@@ -46,10 +53,9 @@ def load_causal_model(folder: str | Path, dtype: torch.dtype) -> Any:
         CheckpointError: the folder holds none, or its weights cannot be read.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
     load_model_config(folder)
-    logging.disable_progress_bar()
+    silence_libraries()
     try:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError, RuntimeError) as error:

@@ -73,21 +73,23 @@ def windows(tokens: Sequence[int], length: int, context: int) -> list[tuple[list
     Args:
         tokens: of the document; the first is context only.
         length: inputs of a window at most.
-        context: inputs of each further window that were already scored, at least 1.
+        context: inputs of each further window that were already scored, at least 1. The last
+            window is as long as the others, so it sees more; lm-eval does the same.
 
     Returns:
         `(inputs, targets)` of each window; the targets follow the last inputs.
 
     >>> windows([9, 1, 2, 3, 4, 5], 3, 1)
-    [([9, 1, 2], [1, 2, 3]), ([3, 4], [4, 5])]
-    >>> windows([9, 1, 2, 3, 4, 5], 3, 2)
     [([9, 1, 2], [1, 2, 3]), ([2, 3, 4], [4, 5])]
+    >>> windows([9, 1, 2, 3, 4, 5, 6], 3, 1)
+    [([9, 1, 2], [1, 2, 3]), ([3, 4, 5], [4, 5, 6])]
     """
     cut: list[tuple[list[int], list[int]]] = []
     scored = 1
     while scored < len(tokens):
         begin = 0 if scored == 1 else scored - context
         stop = min(begin + length, len(tokens) - 1)
+        begin = max(0, stop - length)
         cut.append((list(tokens[begin:stop]), list(tokens[scored : stop + 1])))
         scored = stop + 1
     return cut

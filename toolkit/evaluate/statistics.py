@@ -64,8 +64,9 @@ def percentile_interval(estimate: float, draws: Floats, confidence: float = 0.95
     Reference:
         Efron & Tibshirani 1993, An introduction to the bootstrap, chapter 13.
 
-    >>> percentile_interval(0.5, np.linspace(0.0, 1.0, 101), confidence=0.9)
-    Interval(estimate=0.5, low=0.05, high=0.95)
+    >>> interval = percentile_interval(0.5, np.linspace(0.0, 1.0, 101), confidence=0.9)
+    >>> round(interval.low, 6), round(interval.high, 6)
+    (0.05, 0.95)
     """
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(draws, [tail, 1.0 - tail])

@@ -39,7 +39,7 @@ def compute_tensor(
     if not reference.is_floating_point():
         return reference.clone()
     extra: dict[str, object] = {}
-    if method.needs_base and base is not None:
+    if base is not None:
         extra["base"] = base.float()
     if method.is_random:
         extra["generator"] = seeded_generator(seed, task.name)

@@ -140,7 +140,7 @@ class _Slice:
             raise ConfigError(
                 f"base_model: is needed by {method.name}; name the model to start from."
             )
-        if not method.needs_base:
+        if not method.accepts_base:  # then a base model is only one of the models, if listed
             self.base = None
         self.tuned = [s for s in item.sources if s.model != self.base]
         base_range = next(

@@ -14,7 +14,7 @@ from toolkit.errors import ConfigError, did_you_mean
 PerModel = Annotated[Sequence[float], "per model"]
 """A parameter with one value a tuned model, in file order (the base model has none)."""
 
-_RESERVED = ("tensors", "base", "generator", "place")
+_RESERVED = ("tensors", "base", "generator", "place", "thresholds")
 _METHODS: dict[str, Method] = {}
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Tensor])
 
@@ -48,9 +48,13 @@ class Method:
         function: `function(tensors, [base,] *, parameters...) -> Tensor`, float32 in and out.
         reference: the paper's address.
         parameters: by YAML name (`lambda`, not `lambda_`).
-        needs_base: whether the function takes `base`.
+        needs_base: whether the function cannot do without `base`.
+        accepts_base: whether it takes `base` at all; where it need not, a configured base model is
+            passed and otherwise left out.
         is_random: whether it takes a `generator`, seeded by (seed, tensor name).
         needs_place: whether it takes a `place`.
+        needs_thresholds: whether it takes `thresholds`: for each tuned model the magnitude that the
+            `density` share of all its task vector's entries, over all tensors, reaches.
         elementwise: each output entry depends on the same entry of the inputs alone, so that a
             tensor may be merged in blocks.
     """
@@ -60,8 +64,10 @@ class Method:
     reference: str
     parameters: dict[str, Parameter]
     needs_base: bool
+    accepts_base: bool
     is_random: bool
     needs_place: bool
+    needs_thresholds: bool
     elementwise: bool
 
 
@@ -86,14 +92,17 @@ def merge_method(
             for key, item in signature.parameters.items()
             if key not in _RESERVED
         }
+        base = signature.parameters.get("base")
         _METHODS[name] = Method(
             name=name,
             function=function,
             reference=reference,
             parameters=parameters,
-            needs_base="base" in signature.parameters,
+            needs_base=base is not None and base.default is inspect.Parameter.empty,
+            accepts_base=base is not None,
             is_random="generator" in signature.parameters,
             needs_place="place" in signature.parameters,
+            needs_thresholds="thresholds" in signature.parameters,
             elementwise=elementwise,
         )
         return function

@@ -1,4 +1,4 @@
-"""Weighted averages, of models and of task vectors."""
+"""Weighted sums: of models, of task vectors, and one model as it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from toolkit.errors import MergeError
+from toolkit.merge.methods.checks import check_models, weight_total
+from toolkit.merge.methods.task_vectors import join, task_vectors
 from toolkit.merge.registry import PerModel, merge_method
 
 
@@ -29,12 +30,7 @@ def linear(tensors: Sequence[Tensor], *, weight: PerModel, normalize: bool = Tru
     Reference:
         Wortsman et al. 2022, Model soups.
     """
-    total = sum(weight)
-    if normalize and abs(total) < 1e-8:
-        raise MergeError(
-            f"weight: {list(weight)} sum to zero, and normalize divides by the sum; "
-            "change the weights or set normalize: false."
-        )
+    total = weight_total(weight) if normalize else 1.0
     merged = torch.zeros_like(tensors[0])
     for tensor, factor in zip(tensors, weight, strict=True):
         merged.add_(tensor, alpha=factor)
@@ -49,6 +45,9 @@ def task_arithmetic(
     weight: PerModel,
     normalize: bool = False,
     lambda_: float = 1.0,
+    density: PerModel = (1.0,),  # noqa: ARG001
+    rescale: bool = False,  # noqa: ARG001
+    int8_mask: bool = False,  # noqa: ARG001
 ) -> Tensor:
     """Base plus the weighted sum of task vectors: `base + lambda * sum(w_m * (x_m - base))`.
 
@@ -58,22 +57,39 @@ def task_arithmetic(
         weight: multiplier of each task vector.
         normalize: divide the sum by the summed weight.
         lambda_: scale of the merged task vector.
+        density: without effect, as in mergekit: nothing is trimmed here.
+        rescale: without effect, as nothing is trimmed.
+        int8_mask: without effect: in mergekit it chooses the type of a mask.
 
     Returns:
         Merged tensor, `[...]`, float32.
 
+    Raises:
+        MergeError: the weights sum to zero under `normalize`.
+
     Reference:
         Ilharco et al. 2022, Editing models with task arithmetic.
     """
-    delta = torch.zeros_like(base)
-    for tensor, factor in zip(tensors, weight, strict=True):
-        delta.add_(tensor - base, alpha=factor)
-    if normalize:
-        total = sum(weight)
-        if abs(total) < 1e-8:
-            raise MergeError(
-                f"weight: {list(weight)} sum to zero, and normalize divides by the sum; "
-                "change the weights or set normalize: false."
-            )
-        delta.div_(total)
-    return delta.mul_(lambda_).add_(base)
+    deltas = task_vectors(tensors, base)
+    return join(base, deltas, weight, consensus=False, normalize=normalize, lambda_=lambda_)
+
+
+@merge_method("passthrough", reference="https://github.com/arcee-ai/mergekit", elementwise=True)
+def passthrough(tensors: Sequence[Tensor], *, scale: PerModel = (1.0,)) -> Tensor:
+    """One model's tensor, times `scale`: for stacking layers of several models.
+
+    Args:
+        tensors: the one model's tensor, `[...]`, float32.
+        scale: its multiplier.
+
+    Returns:
+        Tensor, `[...]`, float32.
+
+    Raises:
+        MergeError: there is not exactly one model.
+
+    Reference:
+        mergekit, passthrough.
+    """
+    check_models("passthrough", tensors, 1, 1, "give each slice one source.")
+    return tensors[0] * scale[0]

@@ -1,17 +1,23 @@
-"""Spherical interpolation of two models."""
+"""Spherical interpolation of two models, or of two task vectors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from toolkit.errors import MergeError
-from toolkit.merge.registry import merge_method
+from toolkit.merge.methods.checks import ZERO_WEIGHT
+from toolkit.merge.methods.geometry import combination, cosine
+from toolkit.merge.registry import PerModel, merge_method
 
 COLLINEAR_COSINE = 0.9995
-"""Above this |cosine| the arc is so flat that the chord is used, as in mergekit."""
+"""Above this |cosine| the arc is so flat that slerp uses the chord, as in mergekit."""
+
+INDISTINGUISHABLE_COSINE = 1.0 - 1e-7
+"""Above this |cosine| float32 cannot tell arc from chord; nuslerp keeps to the arc up to here."""
 
 
 @merge_method("slerp", reference="https://en.wikipedia.org/wiki/Slerp")
@@ -20,7 +26,8 @@ def slerp(tensors: Sequence[Tensor], base: Tensor, *, t: float) -> Tensor:
 
     The angle is that between the two tensors, each seen as one vector; the factors
     `sin((1-t)*angle)/sin(angle)` and `sin(t*angle)/sin(angle)` apply to the tensors as they are.
-    Nearly parallel tensors are interpolated linearly.
+    Nearly parallel tensors are interpolated linearly, and so are those of which one is zero and has
+    no direction (mergekit takes a right angle there, so that halfway leaves 0.71 of the other).
 
     Args:
         tensors: the one other model's tensor, `[...]`, float32.
@@ -46,22 +53,78 @@ def slerp(tensors: Sequence[Tensor], base: Tensor, *, t: float) -> Tensor:
     return (base * start).add_(other, alpha=end)
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
-    """Cosine of the angle between two tensors, summed in float64; 1 where either is zero."""
-    x, y = a.flatten().double(), b.flatten().double()
-    norms = float(x.norm()) * float(y.norm())
-    return float(x @ y) / norms if norms > 0.0 else 1.0
+@merge_method("nuslerp", reference="https://github.com/arcee-ai/mergekit")
+def nuslerp(
+    tensors: Sequence[Tensor],
+    base: Tensor | None = None,
+    *,
+    weight: PerModel,
+    nuslerp_flatten: bool = True,
+    nuslerp_row_wise: bool = False,
+) -> Tensor:
+    """Spherical interpolation of two models by weights; with a base, of their task vectors.
+
+    `slerp` at `t = w_2 / (w_1 + w_2)`, but along the arc up to the flattest angles; with a base,
+    `base + slerp(x_1 - base, x_2 - base)`. Weights that sum to zero count as equal, as in mergekit.
+
+    Args:
+        tensors: the two models' tensors, `[...]` each, float32, in file order.
+        base: base-model tensor, `[...]`, float32, or None.
+        weight: of the two models.
+        nuslerp_flatten: take each tensor as one vector, with one angle.
+        nuslerp_row_wise: without flattening, take the angles along the first dimension instead of
+            along the last.
+
+    Returns:
+        Merged tensor, `[...]`, float32.
+
+    Raises:
+        MergeError: there are not exactly two models.
+
+    Reference:
+        mergekit, nuslerp.
+    """
+    if len(tensors) != 2:
+        raise MergeError(
+            f"nuslerp joins two models besides base_model (got {len(tensors)}); "
+            "use multislerp for more."
+        )
+    total = sum(weight)
+    t = weight[1] / total if abs(total) > ZERO_WEIGHT else 0.5
+    first, second = tensors if base is None else [tensor - base for tensor in tensors]
+    if nuslerp_flatten:
+        factors = slerp_factors(cosine(first, second), t, INDISTINGUISHABLE_COSINE)
+        merged = combination([first, second], factors)
+    else:
+        start, end = _factors_along(first, second, t, 0 if nuslerp_row_wise else -1)
+        merged = start * first + end * second
+    return merged if base is None else merged.add_(base)
 
 
-def slerp_factors(cos: float, t: float) -> tuple[float, float]:
-    """Multipliers of the first and second tensor at `t`.
+def slerp_factors(cos: float, t: float, collinear: float = COLLINEAR_COSINE) -> tuple[float, float]:
+    """Multipliers of the first and second tensor at `t`; linear where |cos| exceeds `collinear`.
 
     >>> slerp_factors(0.0, 0.5)  # at a right angle, halfway: sin(45°) each
     (0.7071067811865475, 0.7071067811865475)
     >>> slerp_factors(1.0, 0.25)
     (0.75, 0.25)
     """
-    if abs(cos) > COLLINEAR_COSINE:
+    if abs(cos) > collinear:
         return 1.0 - t, t
     angle = math.acos(cos)
     return math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)
+
+
+def _factors_along(a: Tensor, b: Tensor, t: float, dim: int) -> tuple[Tensor, Tensor]:
+    """`slerp_factors` of every pair of vectors along one dimension, which is kept with size 1."""
+
+    def dot(x: Tensor, y: Tensor) -> Tensor:
+        return (x * y).sum(dim=dim, keepdim=True, dtype=torch.float64)
+
+    norms = (dot(a, a) * dot(b, b)).sqrt()
+    cos = torch.where(norms > 0.0, dot(a, b) / norms, 1.0).clamp(-1.0, 1.0)
+    flat = cos.abs() > INDISTINGUISHABLE_COSINE
+    angle = torch.where(flat, 0.5 * math.pi, cos.acos())
+    start = torch.where(flat, 1.0 - t, ((1.0 - t) * angle).sin() / angle.sin())
+    end = torch.where(flat, t, (t * angle).sin() / angle.sin())
+    return start.to(a.dtype), end.to(a.dtype)

@@ -1,0 +1,48 @@
+"""Precedence, filters and gradients, worked by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from toolkit.errors import ConfigError
+from toolkit.merge.parameters import evaluate_setting, resolve
+from toolkit.merge.registry import get_method
+
+WEIGHT = get_method("ties").parameters["weight"]
+NORMALIZE = get_method("ties").parameters["normalize"]
+
+
+@pytest.mark.parametrize(("t", "value"), [(0.0, 0.25), (1 / 3, 0.5), (0.5, 0.5), (1.0, 0.0)])
+def test_a_gradient_is_interpolated_over_depth(t: float, value: float):
+    gradient = [0.25, 0.5, 0.5, 0.0]
+    assert evaluate_setting(gradient, "x", t) == pytest.approx(value)
+
+
+def test_the_first_matching_filter_counts():
+    setting = [
+        {"filter": "mlp", "value": [0.0, 1.0]},
+        {"filter": "self_attn", "value": 0.5},
+        {"value": 0.9},
+    ]
+    assert evaluate_setting(setting, "model.layers.0.mlp.up_proj", 0.5) == 0.5
+    assert evaluate_setting(setting, "model.layers.0.self_attn.q_proj", 0.5) == 0.5
+    assert evaluate_setting(setting, "model.norm", 0.0) == 0.9
+    assert evaluate_setting(setting[:1], "model.norm", 0.0) is None
+
+
+def test_the_nearest_scope_counts_and_one_without_a_match_is_passed_over():
+    scopes = [{"weight": {"filter": "mlp", "value": 0.1}}, None, {"weight": 0.7}]
+    assert resolve(WEIGHT, scopes, "a.mlp", 0.0) == 0.1
+    assert resolve(WEIGHT, scopes, "a.attn", 0.0) == 0.7
+
+
+def test_defaults_and_types():
+    assert resolve(NORMALIZE, [], "x", 0.0) is True
+    assert resolve(NORMALIZE, [{"normalize": 0}], "x", 0.0) is False
+    assert resolve(WEIGHT, [{"weight": "1e-1"}], "x", 0.0) == 0.1
+    with pytest.raises(ConfigError, match="weight: is needed for x"):
+        resolve(WEIGHT, [], "x", 0.0)
+    with pytest.raises(ConfigError, match="must be of type float"):
+        resolve(WEIGHT, [{"weight": "much"}], "x", 0.0)
+    with pytest.raises(ConfigError, match="must be of type bool"):
+        resolve(NORMALIZE, [{"normalize": "maybe"}], "x", 0.0)

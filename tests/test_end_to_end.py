@@ -1,0 +1,192 @@
+"""The real command line, from a recipe to a merged model, on a tiny model and local documents."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import paragraph
+
+ROOT = Path(__file__).parent.parent
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "seed": 3,
+        "model": {"path": "model"},
+        "data": {
+            "sequence_tokens": 64,
+            "min_document_words": 5,
+            "sources": {
+                "docs": {
+                    "role": "domain",
+                    "files": ["docs/*.txt"],
+                    "split": {
+                        "train": {"groups": ["train*"]},
+                        "tuning": {"groups": ["held*"], "share": 0.5},
+                        "test": {"groups": ["held*"], "share": 0.5},
+                    },
+                },
+                "web": {
+                    "role": "general",
+                    "files": ["web.jsonl"],
+                    "split": {n: {"share": 1.0} for n in ("train", "tuning", "test")},
+                },
+            },
+        },
+        "train": {"schedule": {"peak_lr": 5e-3}, "save_every_steps": 2},
+        "evaluate": {"window_tokens": 64, "resamples": 500},
+        "select": {"general_tolerance": 0.5},
+    }
+    return {**values, **changes}
+
+
+@pytest.fixture
+def project(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
+    make_model(tmp_path / "model")
+    (tmp_path / "docs").mkdir()
+    for number in range(16):
+        name = f"{'train' if number < 8 else 'held'}{number}.txt"
+        (tmp_path / "docs" / name).write_text(paragraph(number, sentences=20))
+    rows = [{"text": f"{number} " + "a cat sat on the mat and slept. " * 6} for number in range(24)]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(tmp_path, recipe())
+    return tmp_path
+
+
+def write(project: Path, values: dict[str, Any]) -> None:
+    (project / "tiny.yaml").write_text(yaml.safe_dump(values))
+
+
+def toolkit(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "toolkit", *words]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=project, capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def metrics(project: Path) -> list[float]:
+    lines = (project / "runs/tiny/cpt/metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_from_recipe_to_merged_model(project: Path):
+    first = toolkit(project, "merge", "choose", "tiny.yaml")
+    assert first.returncode == 0, first.stderr
+    assert "chosen merge" in first.stdout
+    assert "Kept" in first.stdout
+    merged = project / "runs/tiny/merge"
+    results = json.loads((merged / "report.json").read_text())
+    assert {c["name"] for c in results["candidates"]} >= {"general", "specialist"}
+    assert len(results["candidates"]) == 17
+    specialist = results["models"]["specialist"]["domain_change"]
+    assert specialist["high"] < 0.0  # it did learn the domain
+
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    assert tokenizer.chat_template
+    for folder in ("runs/tiny/cpt", "runs/tiny/merge"):
+        AutoModelForCausalLM.from_pretrained(project / folder)
+    page = (merged / "report.html").read_text()
+    assert str(project) not in page + (merged / "manifest.json").read_text()
+    assert not list((project / "runs/tiny").glob("*.partial"))
+
+    # merge.yaml is mergekit's dialect: mergekit makes the same model of it.
+    command = [str(Path(sys.executable).parent / "mergekit-yaml")]
+    subprocess.run(
+        [*command, "runs/tiny/merge/merge.yaml", "theirs", "--quiet"],
+        cwd=project,
+        check=True,
+        capture_output=True,
+    )
+    ours, theirs = (
+        load_file(next((project / folder).glob("*.safetensors")))
+        for folder in ("runs/tiny/merge", "theirs")
+    )
+    assert set(ours) == set(theirs)
+    for name in ours:
+        assert abs(ours[name].double() - theirs[name].double()).max() < 1e-6
+
+    # A second call does nothing and says so; the same recipe anew gives the same bits.
+    again = toolkit(project, "merge", "choose", "tiny.yaml")
+    assert again.stdout.count("up to date") == 3, again.stdout
+    write(project, recipe(train={"schedule": {"peak_lr": 4e-3}, "save_every_steps": 2}))
+    changed = toolkit(project, "cpt", "run", "tiny.yaml")
+    assert "train.schedule.peak_lr: 0.005 -> 0.004" in changed.stdout
+    assert (project / "runs/tiny/cpt.1/model.safetensors").is_file()
+    write(project, recipe())
+    assert toolkit(project, "cpt", "run", "tiny.yaml").returncode == 0
+    a, b = (
+        (project / f"runs/tiny/{folder}/model.safetensors").read_bytes()
+        for folder in ("cpt", "cpt.1")
+    )
+    assert a == b
+    assert metrics(project) == [
+        json.loads(line)["loss"]
+        for line in (project / "runs/tiny/cpt.1/metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def test_when_nothing_qualifies_the_general_model_is_kept(project: Path):
+    impossible = {"general_tolerance": 0.0, "confidence": 0.999}
+    hard = {"schedule": {"peak_lr": 3e-2}}
+    write(project, recipe(select=impossible, train=hard, search={"merges": []}))
+    data = recipe()["data"]
+    data["replay_fraction"] = 0.0
+    write(project, recipe(select=impossible, train=hard, search={"merges": []}, data=data))
+    done = toolkit(project, "merge", "choose", "tiny.yaml")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((project / "runs/tiny/merge/report.json").read_text())
+    if results["chosen"] != "general":
+        pytest.skip("the specialist did not forget here")
+    assert "The general model is kept" in done.stdout
+    merged = load_file(project / "runs/tiny/merge/model.safetensors")
+    general = load_file(project / "model/model.safetensors")
+    assert all((merged[name] == general[name]).all() for name in merged)
+
+
+@pytest.mark.parametrize("stage", ["cpt", "merge"])
+def test_a_killed_stage_continues(project: Path, stage: str):
+    """kill -9 as soon as the stage has begun; the next call finishes to the same bits."""
+    write(project, recipe(train={"epochs": 6, "save_every_steps": 2}))
+    words = ["cpt", "run"] if stage == "cpt" else ["merge", "choose"]
+    if stage == "merge":
+        assert toolkit(project, "cpt", "run", "tiny.yaml").returncode == 0
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "toolkit", *words, "tiny.yaml"],
+        cwd=project,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+    partial = project / f"runs/tiny/{stage}.partial"
+    sign = "state-*" if stage == "cpt" else "scores.jsonl"
+    deadline = time.monotonic() + 120
+    while not any(p.is_dir() or p.stat().st_size for p in partial.glob(sign)):
+        assert process.poll() is None, "the stage ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (project / f"runs/tiny/{stage}/manifest.json").exists()
+
+    done = toolkit(project, *words, "tiny.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "continues in" in done.stdout
+    if stage == "cpt":
+        (project / "runs/tiny/cpt").rename(project / "resumed")
+        assert toolkit(project, "cpt", "run", "tiny.yaml").returncode == 0
+        fresh = (project / "runs/tiny/cpt/model.safetensors").read_bytes()
+        assert (project / "resumed/model.safetensors").read_bytes() == fresh

@@ -1,0 +1,75 @@
+"""The import table is the architecture: data flows one way."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "toolkit"
+COMMON = {"errors", "config", "manifest", "progress"}
+MAY_IMPORT = {
+    "errors": set(),
+    "config": {"errors"},
+    "manifest": {"errors", "config"},
+    "progress": set(),
+    "checkpoint": COMMON,
+    "data": COMMON,
+    "train": COMMON | {"checkpoint", "data"},
+    "merge": COMMON | {"checkpoint"},
+    "evaluate": COMMON | {"checkpoint", "data"},
+    "search": COMMON | {"merge", "evaluate"},
+    "select": COMMON,
+    "report": COMMON,
+    "publish": COMMON | {"checkpoint"},
+}
+"""recipe, stages, choosing and cli sit on top and may import everything."""
+
+ON_TOP = {"__init__", "__main__", "recipe", "stages", "choosing", "cli"}
+
+
+def layer_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("toolkit."):
+            yield str(node.module).split(".")[1]
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("toolkit."))
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_folder_has_a_place_in_the_table():
+    assert {layer_of(path) for path in FILES} == set(MAY_IMPORT) | ON_TOP
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_imports_go_one_way(path: Path):
+    layer = layer_of(path)
+    if layer in ON_TOP:
+        return
+    forbidden = set(imports(path)) - MAY_IMPORT[layer] - {layer}
+    assert not forbidden, f"{path}: {layer} must not import {forbidden}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.name in {"config.py", "cli.py"}], ids=str)
+def test_configuration_is_read_without_torch(path: Path):
+    top = ast.parse(path.read_text(encoding="utf-8")).body
+    names = {
+        alias.name.split(".")[0]
+        for node in top
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    } | {(node.module or "").split(".")[0] for node in top if isinstance(node, ast.ImportFrom)}
+    assert not names & {"torch", "transformers", "accelerate", "numba", "mergekit", "datasets"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_files_stay_small(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400

@@ -1,0 +1,87 @@
+"""SmolLM2 on a few thousand tokens of real filings, through the real command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from toolkit.config import load_yaml
+from toolkit.data.artefacts import fetch_artefact
+from toolkit.errors import DataError
+from toolkit.recipe import load_recipe
+
+ROOT = Path(__file__).parent.parent
+FINANCE = ROOT / "recipes" / "finance.yaml"
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module", autouse=True)
+def artefacts() -> None:
+    """Fetch what is not cached; without an index there is nothing real to test (but in CI)."""
+    recipe = load_recipe(FINANCE)
+    wanted = [recipe.model.artefact, *(s.artefact for s in recipe.data.sources.values())]
+    try:
+        for artefact in wanted:
+            assert artefact is not None
+            fetch_artefact(artefact)
+    except DataError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no artefacts: {error}")
+
+
+def test_finance_at_a_small_scale(tmp_path: Path):
+    values = load_yaml(FINANCE)
+    sources = values["data"]["sources"]
+    sources["filings"]["split"]["train"]["max_tokens"] = 4000
+    for source in sources.values():
+        for split in ("tuning", "test"):
+            source["split"][split]["max_tokens"] = 700
+    values["data"]["evaluation_document_tokens"] = 120
+    values["search"]["merges"] = ["slerp"]
+    values["evaluate"] = {"resamples": 1000}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
+    done = subprocess.run(
+        [sys.executable, "-m", "toolkit", "merge", "choose", "small.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "small"
+    results = json.loads((run / "merge" / "report.json").read_text())
+
+    # SmolLM2 starts near 0.8 bits per byte on filings and 1.0 on news; far from that the text, the
+    # tokenizer or the conversion would be wrong. The samples are small, so the bands are wide.
+    start = results["models"]["general"]
+    assert 0.6 < start["domain"]["estimate"] < 1.0
+    assert 0.85 < start["general"]["estimate"] < 1.25
+    assert results["models"]["specialist"]["domain_change"]["high"] < 0.0
+
+    rows = [json.loads(line) for line in (run / "data" / "test.jsonl").read_text().splitlines()]
+    assert {row["group"] for row in rows if row["role"] == "domain"} == {"tgt_2026_10k"}
+    tuning = {json.loads(line)["id"] for line in (run / "data/tuning.jsonl").open()}
+    assert not tuning & {row["id"] for row in rows}
+
+    tokenizer = AutoTokenizer.from_pretrained(run / "merge")
+    assert tokenizer.tokenize(" sales 2025") == ["Ġsales", "Ġ", "2", "0", "2", "5"]
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(
+        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    model = AutoModelForCausalLM.from_pretrained(run / "merge")
+    assert model.dtype == torch.bfloat16
+    answer = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+    text = tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :])
+    assert "Paris" in text  # it is still the model that was chosen

@@ -1,0 +1,74 @@
+"""What every method asks of its parameters; the messages name the parameter and its value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import MergeError
+
+ZERO_WEIGHT = 1e-8
+"""Sums of weights smaller than this cannot be divided by."""
+
+
+def check_between(
+    name: str, values: float | Sequence[float], low: float, high: float, meaning: str
+) -> None:
+    """Refuse values outside [low, high], and NaN.
+
+    Args:
+        name: the YAML parameter.
+        values: its value, or one a model.
+        low: smallest value allowed.
+        high: largest value allowed; infinity for none.
+        meaning: what the parameter is; the end of the message.
+
+    Raises:
+        MergeError: names the parameter, the value and what it stands for.
+
+    >>> check_between("density", [0.5, 1.5], 0.0, 1.0, "it is the fraction kept.")
+    Traceback (most recent call last):
+    ...
+    toolkit.errors.MergeError: density: must be from 0 to 1 (got 1.5); it is the fraction kept.
+    """
+    for value in [values] if isinstance(values, (int, float)) else values:
+        if not low <= value <= high:
+            bounds = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
+            raise MergeError(f"{name}: must be {bounds} (got {value:g}); {meaning}")
+
+
+def check_density(density: Sequence[float]) -> None:
+    """Refuse a `density` that is no fraction."""
+    check_between(
+        "density", density, 0.0, 1.0, "it is the fraction of each task vector's entries to keep."
+    )
+
+
+def check_models(
+    method: str, tensors: Sequence[Tensor], minimum: int, maximum: int | None, advice: str
+) -> None:
+    """Refuse too few or too many models, the base model not counted."""
+    number = len(tensors)
+    if number < minimum or (maximum is not None and number > maximum):
+        wanted = f"exactly {minimum}" if minimum == maximum else f"at least {minimum}"
+        raise MergeError(
+            f"models: {method} takes {wanted} besides base_model (got {number}); {advice}"
+        )
+
+
+def weight_total(weight: Sequence[float], switch: str = "normalize") -> float:
+    """Sum of the weights, to divide by; rounded to float32 like the weights it stands under.
+
+    Raises:
+        MergeError: it is zero.
+    """
+    total = float(torch.tensor(list(weight), dtype=torch.float32).sum())
+    if not abs(sum(weight)) >= ZERO_WEIGHT or total == 0.0:
+        raise MergeError(
+            f"weight: {list(weight)} sum to zero, and {switch} divides by the sum; "
+            f"change the weights or set {switch}: false."
+        )
+    return total

@@ -1,0 +1,134 @@
+"""Ways to thin out a task vector: by magnitude, without outliers, at random, at random by rank.
+
+All are exact and independent of order: entries that tie at a threshold are kept together, and
+random numbers are drawn for every entry of every model, whatever its density, so that a model's
+mask depends on nothing but the generator and its place in the file.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+VANISHING_L1 = 1e-7
+"""Task vectors whose magnitudes sum to less are not rescaled, as in mergekit."""
+
+
+def trim(delta: Tensor, density: float) -> Tensor:
+    """Zero all but the `density` share of entries largest in magnitude, keeping ties.
+
+    A density above zero keeps at least one entry, as in mergekit.
+
+    >>> trim(torch.tensor([4.0, -2.0, 0.5, 1.0]), 0.5)
+    tensor([ 4., -2.,  0.,  0.])
+    """
+    if density >= 1.0 or delta.numel() == 0:
+        return delta
+    if density <= 0.0:
+        return torch.zeros_like(delta)
+    magnitude = delta.abs()
+    count = max(1, int(density * delta.numel()))
+    return cut(delta, kth_smallest(magnitude, delta.numel() - count + 1))
+
+
+def cut(delta: Tensor, threshold: float) -> Tensor:
+    """Zero the entries smaller in magnitude than `threshold`."""
+    return torch.where(delta.abs() >= threshold, delta, 0.0)
+
+
+def trim_with_outliers(delta: Tensor, density: float, gamma: float) -> Tensor:
+    """Zero the `gamma` share of largest entries, then the smallest, until `density` is left.
+
+    Where `density + gamma` exceeds 1, fewer of the largest go, so that `density` is left. Entries
+    tied at either end are kept.
+
+    >>> trim_with_outliers(torch.tensor([9.0, 4.0, -2.0, 0.5]), density=0.5, gamma=0.25)
+    tensor([ 0.,  4., -2.,  0.])
+    """
+    if density >= 1.0:
+        return delta
+    total = delta.numel()
+    kept = int(density * total)
+    if kept == 0:
+        return torch.zeros_like(delta)
+    below = max(0, total - kept - int(gamma * total))
+    magnitude = delta.abs()
+    low = kth_smallest(magnitude, below + 1)
+    high = kth_smallest(magnitude, below + kept)
+    return torch.where((magnitude >= low) & (magnitude <= high), delta, 0.0)
+
+
+def drop_at_random(
+    delta: Tensor, density: float, generator: torch.Generator, *, rescale: bool
+) -> Tensor:
+    """Keep each entry with probability `density`; with `rescale`, restore the sum of magnitudes."""
+    mask = uniform(delta, generator) < density
+    return delta if density >= 1.0 else masked(delta, mask, rescale=rescale)
+
+
+def drop_by_rank(
+    delta: Tensor, density: float, epsilon: float, generator: torch.Generator, *, rescale: bool
+) -> Tensor:
+    """Keep each entry with a probability that grows with its rank, from `density - epsilon` to
+    `density + epsilon`; with `rescale`, restore the sum of magnitudes.
+
+    Ranks are taken among magnitudes along dimension 1 (a vector is one row); entries that tie share
+    the mean of their ranks.
+    """
+    draw = uniform(delta, generator)
+    if density >= 1.0 or delta.numel() == 0:
+        return delta
+    if density <= 0.0:
+        return torch.zeros_like(delta)
+    probability = density - epsilon + 2.0 * epsilon * relative_rank(delta.abs())
+    return masked(delta, draw < probability, rescale=rescale)
+
+
+def relative_rank(magnitude: Tensor) -> Tensor:
+    """Rank along dimension 1, smallest 0 and largest 1; ties share their mean, one alone has 0.5.
+
+    >>> relative_rank(torch.tensor([5.0, 1.0, 1.0]))
+    tensor([1.0000, 0.2500, 0.2500])
+    """
+    if magnitude.dim() < 2:
+        return relative_rank(magnitude.reshape(1, -1)).reshape(magnitude.shape)
+    rows = magnitude.movedim(1, -1).contiguous()
+    if rows.shape[-1] == 1:
+        return torch.full_like(magnitude, 0.5)
+    ordered = rows.sort(dim=-1).values
+    smaller = torch.searchsorted(ordered, rows, right=False)
+    not_larger = torch.searchsorted(ordered, rows, right=True)
+    twice_rank = (smaller + not_larger - 1).to(magnitude.dtype)
+    return twice_rank.div_(2 * (rows.shape[-1] - 1)).movedim(-1, 1)
+
+
+def masked(delta: Tensor, mask: Tensor, *, rescale: bool) -> Tensor:
+    """Zero where the mask is false; with `rescale`, multiply what is left so that its magnitudes
+    sum to what they did before."""
+    kept = torch.where(mask, delta, 0.0)
+    return restore_l1(kept, delta) if rescale else kept
+
+
+def restore_l1(kept: Tensor, delta: Tensor) -> Tensor:
+    """Multiply `kept` so that its magnitudes sum to those of `delta`; in place.
+
+    >>> restore_l1(torch.tensor([2.0, 0.0]), torch.tensor([2.0, 6.0]))
+    tensor([8., 0.])
+    """
+    before = float(delta.abs().sum(dtype=torch.float64))
+    after = float(kept.abs().sum(dtype=torch.float64))
+    if before < VANISHING_L1 or after < VANISHING_L1:
+        return kept
+    return kept.mul_(before / after)
+
+
+def kth_smallest(magnitude: Tensor, k: int) -> float:
+    """The k-th smallest entry, counted from 1."""
+    return float(magnitude.flatten().kthvalue(k).values)
+
+
+def uniform(delta: Tensor, generator: torch.Generator) -> Tensor:
+    """One number in [0, 1) for each entry, drawn where the generator lives, so that every device
+    gets the same."""
+    draw = torch.rand(delta.shape, generator=generator, device=generator.device)
+    return draw.to(delta.device)
