@@ -5,11 +5,12 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge checks test bench clean
+.PHONY: help setup data cpt merge publish checks test bench clean
 
 help:
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
+	@echo "make publish DOMAIN=finance REPO=org/name"
 	@echo "make setup | checks | test | bench | clean"
 
 setup: $(STAMP)
@@ -31,6 +32,10 @@ cpt: $(STAMP)
 
 merge: $(STAMP)
 	@$(TOOLKIT) merge choose $(DOMAIN)
+
+publish: $(STAMP)
+	@test -n "$(REPO)" || { echo "name the repository: make publish DOMAIN=$(DOMAIN) REPO=org/name"; exit 2; }
+	@$(TOOLKIT) publish run $(DOMAIN) --repo $(REPO)
 
 checks: $(STAMP)
 	@$(VENV)/bin/ruff format --check .

@@ -27,7 +27,7 @@ MAY_IMPORT = {
 }
 """recipe, stages, choosing and cli sit on top and may import everything."""
 
-ON_TOP = {"__init__", "__main__", "recipe", "stages", "choosing", "cli"}
+ON_TOP = {"__init__", "__main__", "recipe", "stages", "choosing", "publishing", "cli"}
 
 
 def layer_of(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The merge methods once more, in float64 and as plainly as they can be written.
 
-Loops over entries and whole-vector formulas; the references share nothing with the package. Data for
-the tests, and the call that the engine makes, are here too.
+Loops over entries and whole-vector formulas; the references share nothing with the package. Data
+for the tests, and the call that the engine makes, are here too.
 """
 
 from __future__ import annotations

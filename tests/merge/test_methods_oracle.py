@@ -121,6 +121,29 @@ def test_equals_mergekit(
     assert_rounded(ours(name, tensors, base, **parameters), expected, ulps=ulps)
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("slerp", {"t": 0.3}),
+        ("nuslerp", {"weight": [0.6, 0.3]}),
+        ("nuslerp", {"weight": [0.6, 0.3], "nuslerp_flatten": False}),
+        ("multislerp", {"weight": [0.6, 0.3]}),
+        ("karcher", {"max_iter": 30, "tol": 1e-7}),
+        ("karcher", {"max_iter": 1}),
+    ],
+)
+def test_equals_mergekit_at_wide_angles(name: str, parameters: Mapping[str, Any]):
+    # Task vectors in place of models: nearly at right angles, where arc and chord differ.
+    tensors, base = random_models(3, (24, 32))
+    apart = [(tensor - base) * 8 for tensor in tensors]
+    models, origin = (apart[:1], apart[1]) if name == "slerp" else (apart[:2], None)
+    if name == "karcher":  # of two, the mean is where it starts
+        apart[2] = apart[2] + apart[0]
+        models = apart
+    expected = mergekit(name, models, origin, **parameters)
+    assert_rounded(ours(name, models, origin, **parameters), expected, ulps=4)
+
+
 RANDOM = [
     ("dare_linear", {}),
     ("dare_linear", {"rescale": False, "normalize": True}),

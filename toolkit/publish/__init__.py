@@ -1,0 +1,1 @@
+"""Publishing: a bundle that others can use, checked before it leaves."""
