@@ -136,7 +136,9 @@ def _named(config: MergeConfig, general: Path, specialist: Path, dtype: torch.dt
 
 
 def _relative(folder: Path) -> str:
-    return Path(os.path.relpath(folder)).as_posix()
+    """Beginning with a dot, so that mergekit does not take it for a name on the hub."""
+    path = Path(os.path.relpath(folder)).as_posix()
+    return path if path.startswith("../") else f"./{path}"
 
 
 def _write_model(config: MergeConfig, work: Path, seed: int) -> None:

@@ -78,6 +78,9 @@ def test_arcee_fusion_worked_example():
     assert torch.equal(arcee_fusion([torch.arange(8.0)], base), base)
     other = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 40.0])
     assert arcee_fusion([other], base).tolist() == [0.0] * 7 + [40.0]
+    # what is exactly at the threshold is taken: 2 + 1.5·(2 - 2)
+    other = torch.tensor([1.0, 2.0, 2.0, 2.0, 2.0])
+    assert arcee_fusion([other], base[:5]).tolist() == [0.0, 2.0, 2.0, 2.0, 2.0]
 
 
 def test_arcee_fusion_looks_at_every_entry(monkeypatch: pytest.MonkeyPatch):
@@ -105,8 +108,8 @@ def test_ram_worked_example():
     first = BASE + torch.tensor([4.0, 0.0, 6.0, 0.0])
     second = BASE + torch.tensor([2.0, 3.0, 0.0, 0.0])
     assert (ram([first, second], BASE) - BASE).tolist() == [3.0, 3.0, 6.0, 0.0]
-    # changes of up to 2.5 count as none
-    merged = ram([first, second], BASE, epsilon=2.5)
+    # changes of up to 2 count as none
+    merged = ram([first, second], BASE, epsilon=2.0)
     assert (merged - BASE).tolist() == [4.0, 3.0, 6.0, 0.0]
 
 

@@ -114,6 +114,9 @@ def test_karcher_worked_example():
 def test_karcher_of_opposite_and_vanishing_tensors():
     # opposite ones leave it at the first, at the mean length, as in mergekit
     assert karcher([EAST, -3 * EAST]).tolist() == [2.0, 0.0]
+    # one opposite to the mean of the others pulls in no particular direction
+    merged = karcher([EAST, NORTH, -(EAST + NORTH) * HALF])
+    assert_rounded(merged, (EAST + NORTH) * HALF, ulps=1)
     # one without direction counts in the length alone
     assert karcher([torch.zeros(2), 4 * EAST]).tolist() == [2.0, 0.0]
     assert karcher([torch.zeros(2), torch.zeros(2)]).tolist() == [0.0, 0.0]
@@ -133,7 +136,7 @@ def test_model_stock_at_the_ends():
     assert_rounded(agree, base + EAST, ulps=1)  # cosine 1: the average
     at_right_angles = model_stock([base + EAST, base + NORTH], base)
     assert torch.equal(at_right_angles, base)
-    opposite = model_stock([base + EAST, base - EAST], base)
+    opposite = model_stock([base + EAST, base - 2 * EAST], base)
     assert torch.equal(opposite, base)  # the pole of t
     # shorter than mergekit's limit: cosine 1e-8 / 1e-6 instead of 1
     tiny = torch.tensor([2.0**-13, 0.0])

@@ -18,18 +18,19 @@ def outcome_table(results: Mapping[str, Any], folder: Path) -> None:
     test = results["test"]
     table = Table(title="bits per byte on the test sets, lower is better (95 % intervals)")
     table.add_column("")
-    table.add_column(f"domain ({test['domain']} documents)", justify="right")
-    table.add_column("against general", justify="right")
-    table.add_column(f"general ({test['general']} documents)", justify="right")
-    table.add_column("against general", justify="right")
+    for role in ("domain", "general"):
+        table.add_column(f"{role} ({test[role]} documents)", justify="right")
     for key, title in MODELS:
         row = results["models"][key]
-        change = ["", ""]
+        cells = [interval(row["domain"]), interval(row["general"])]
         if key != "general":
-            change = [signed_interval(row["domain_change"]), signed_interval(row["general_change"])]
-        name = f"{title}\n[dim]{results['chosen']}[/dim]" if key == "merge" else title
-        table.add_row(name, interval(row["domain"]), change[0], interval(row["general"]), change[1])
-    console.print(table)
+            changes = [signed_interval(row[f"{role}_change"]) for role in ("domain", "general")]
+            cells = [f"{cell}\n{change}" for cell, change in zip(cells, changes, strict=True)]
+        name = f"{title}\n({results['chosen']})" if key == "merge" else title
+        table.add_row(name, *cells, end_section=True)
+    # No narrower than its figures, whatever the terminal says: a wrapped number cannot be read.
+    console.print(table, width=max(console.width, 84))
+    say("Signed figures: change against the general model, paired by document.")
     say(results["reason"])
     for line in kept_lines(results):
         say(line)

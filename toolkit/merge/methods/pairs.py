@@ -58,10 +58,11 @@ def arcee_fusion(tensors: Sequence[Tensor], base: Tensor) -> Tensor:
 
     Importance of an entry is `|x - base|` times the Kullback-Leibler divergence between its row's
     softmax in `x` and in `base` (rows along the last dimension). Taken is what is at least
-    `median + 1.5 * (Q3 - Q1)` of the importances of the tensor. Two things differ from mergekit: the
-    quartiles are exact, where it estimates them from a million random entries of a larger tensor,
-    and divergences are summed in float64, where in float32 those of a fine-tuned model's rows
-    (changes of 0.001 and less) are rounding errors of either sign.
+    `median + 1.5 * (Q3 - Q1)` of the importances of the tensor.
+
+    Two things differ from mergekit: the quartiles are exact, where it estimates them from a million
+    random entries of a larger tensor, and divergences are summed in float64, where in float32 those
+    of a fine-tuned model's rows (changes of 0.001 and less) are rounding errors of either sign.
 
     Args:
         tensors: the one other model's tensor, `[...]`, float32.
