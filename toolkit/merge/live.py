@@ -1,4 +1,8 @@
-"""Merges in memory: candidates written straight into a loaded model, dozens of times."""
+"""Merges in memory: candidates written straight into a loaded model, dozens of times.
+
+What does not depend on a candidate's numbers is kept from one to the next: a magnitude histogram a
+tensor answers any density, the angle between two tensors any `t`.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.checkpoint.read import Checkpoint, open_checkpoint
-from toolkit.merge.compute import compute_tensor
+from toolkit.merge.compute import run_task
 from toolkit.merge.config import MergeConfig
+from toolkit.merge.kernels.fast import Workers
+from toolkit.merge.models import Models
 from toolkit.merge.plan import Shapes, plan_merge
+from toolkit.merge.thresholds import with_thresholds
 
 
 class LiveMerge:
@@ -22,18 +28,20 @@ class LiveMerge:
     Args:
         models: folders by the names that configurations use, such as `general` and `specialist`.
         seed: of random methods.
+        num_threads: all cores by default; no result depends on it.
     """
 
-    def __init__(self, models: Mapping[str, Path], *, seed: int = 0) -> None:
-        self._checkpoints = {name: open_checkpoint(folder) for name, folder in models.items()}
+    def __init__(
+        self, models: Mapping[str, Path], *, seed: int = 0, num_threads: int | None = None
+    ) -> None:
+        self._models = Models(models)
         self._seed = seed
-
-    def checkpoint(self, name: str) -> Checkpoint:
-        return self._checkpoints[name]
+        self._workers = Workers(num_threads)
+        self._memory: dict[Any, dict[Any, Any]] = {}
+        self._shapes = {name: self._models.shapes(name) for name in models}
 
     def shapes(self, name: str) -> Shapes:
-        checkpoint = self._checkpoints[name]
-        return {tensor: checkpoint.info(tensor).shape for tensor in checkpoint.names}
+        return self._shapes[name]
 
     @torch.no_grad()
     def apply(self, config: MergeConfig, model: Any) -> None:
@@ -42,29 +50,39 @@ class LiveMerge:
 
         Args:
             config: whose models are among those held.
-            model: of the same architecture; its parameters are overwritten.
+            model: of the same architecture, on the CPU; its parameters are overwritten.
         """
-        plan = plan_merge(config, self.shapes)
+        plan = with_thresholds(plan_merge(config, self.shapes), self._models.read, self._workers)
         targets = parameters_by_name(model)
-        for task in plan.tasks:
-            target = targets[task.name]
-            tensors = [self._checkpoints[s.model].tensor(s.tensor) for s in task.sources]
-            base = (
-                self._checkpoints[task.base.model].tensor(task.base.tensor)
-                if task.base is not None
-                else None
+        flats = [targets[task.name].detach().view(-1) for task in plan.tasks]
+
+        def merge(index: int) -> None:
+            task, flat = plan.tasks[index], flats[index]
+
+            def sink(start: int, block: Tensor) -> None:
+                flat[start : start + block.numel()] = block
+
+            run_task(
+                plan.method,
+                task,
+                [self._models.read(source) for source in task.sources],
+                self._models.read(task.base) if task.base is not None else None,
+                sink,
+                seed=self._seed,
+                dtype=flat.dtype,
+                workers=self._workers,
+                target=flat,
+                memory=self._memory.setdefault((task.sources, task.base), {}),
             )
-            merged = compute_tensor(
-                plan.method, task, tensors, base, seed=self._seed, dtype=target.dtype
-            )
-            target.copy_(merged)
+
+        self._workers.tensors([flat.numel() for flat in flats], merge)
 
     @torch.no_grad()
     def distance(self, model: Any, name: str) -> float:
         """Root of the summed squares between a loaded model and one of those held."""
         total = 0.0
         targets = parameters_by_name(model)
-        checkpoint = self._checkpoints[name]
+        checkpoint = self._models.checkpoint(name)
         for tensor in checkpoint.names:
             difference = targets[tensor].float() - checkpoint.tensor(tensor).float()
             total += float(difference.square().sum(dtype=torch.float64))

@@ -6,6 +6,7 @@ agree. The first number in a name is its layer (`model.layers.3.mlp.up_proj.weig
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class TensorTask:
         base: of the base model, for methods that take one.
         parameters: keyword arguments of the method, per-model ones as tuples in source order.
         place: where in the merged network it stands.
+        thresholds: magnitudes found over whole models, for methods that trim by them.
     """
 
     name: str
@@ -50,6 +52,7 @@ class TensorTask:
     base: Source | None
     parameters: Mapping[str, Any]
     place: Place
+    thresholds: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class MergePlan:
     num_layers: int
 
 
+@functools.cache
 def layer_of(name: str) -> int | None:
     """Index of the layer that a tensor belongs to, or None.
 
@@ -71,6 +75,7 @@ def layer_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+@functools.cache
 def _with_layer(name: str, layer: int) -> str:
     match = _LAYER.search(name)
     return name if match is None else f"{name[: match.start(1)]}{layer}{name[match.end(1) :]}"
@@ -108,13 +113,16 @@ def plan_merge(config: MergeConfig, shapes: Callable[[str], Shapes]) -> MergePla
     begin = 0
     for item in slices:
         part = _Slice(config, method, item, num_layers, shapes)
+        by_layer: dict[int, list[str]] = {}
+        for name in part.reference:
+            if (layer := layer_of(name)) is not None:
+                by_layer.setdefault(layer, []).append(name)
         start, stop = item.sources[0].layer_range
         for offset in range(stop - start):
             t = offset / (stop - start - 1) if stop - start > 1 else 1.0
-            for name in part.reference:
-                if layer_of(name) == part.first_layer + offset:
-                    out = _with_layer(name, begin + offset)
-                    tasks += part.plan(out, name, begin + offset, t)
+            for name in by_layer.get(part.first_layer + offset, ()):
+                out = _with_layer(name, begin + offset)
+                tasks += part.plan(out, name, begin + offset, t)
         begin += stop - start
     for name in outside:
         if not _BEFORE_LAYERS.search(name):

@@ -1,4 +1,4 @@
-"""Merging to disk: complete or absent."""
+"""Merging to disk: streamed, on all cores, complete or absent."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from toolkit.checkpoint.folder import copy_side_files
-from toolkit.checkpoint.read import Checkpoint, open_checkpoint
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter, tensor_bytes
 from toolkit.errors import MergeError
 from toolkit.manifest import write_atomically, write_json
-from toolkit.merge.compute import compute_tensor
+from toolkit.merge.compute import NonFiniteError, run_task
 from toolkit.merge.config import MergeConfig
-from toolkit.merge.plan import MergePlan, Shapes, TensorTask, plan_merge
+from toolkit.merge.kernels.fast import Workers
+from toolkit.merge.models import Models
+from toolkit.merge.plan import MergePlan, TensorTask, plan_merge
+from toolkit.merge.thresholds import with_thresholds
 
 
 def run_merge(
@@ -29,6 +32,8 @@ def run_merge(
     seed: int = 0,
     shard_bytes: int = SHARD_BYTES,
     allow_non_finite: bool = False,
+    device: str = "cpu",
+    num_threads: int | None = None,
     advance: Callable[[float, str], None] | None = None,
 ) -> MergePlan:
     """Merge models on disk into a new folder.
@@ -40,6 +45,8 @@ def run_merge(
         seed: of random methods.
         shard_bytes: most bytes in one file.
         allow_non_finite: merge tensors that hold NaN or infinity, instead of refusing them.
+        device: where the torch definitions compute; on the CPU kernels take their place.
+        num_threads: of the kernels; all cores by default. No result depends on it.
         advance: told how many bytes are written.
 
     Returns:
@@ -51,33 +58,23 @@ def run_merge(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MergeError(f"{out}: exists and is not empty; give another folder or remove it.")
-    opened: dict[str, Checkpoint] = {}
-
-    def checkpoint(name: str) -> Checkpoint:
-        if name not in opened:
-            opened[name] = open_checkpoint((folders or {}).get(name, Path(name)))
-        return opened[name]
-
-    def shapes(name: str) -> Shapes:
-        return {tensor: checkpoint(name).info(tensor).shape for tensor in checkpoint(name).names}
-
-    plan = plan_merge(config, shapes)
-    leader = checkpoint(config.base_model or config.model_names()[0])
+    models = Models(folders)
+    plan = plan_merge(config, models.shapes)
+    leader = models.checkpoint(config.base_model or config.model_names()[0])
+    dtypes = {task.name: out_dtype(config, task, models) for task in plan.tasks}
+    workers = Workers(num_threads)
     work = out.with_name(f".{out.name}.partial")
     shutil.rmtree(work, ignore_errors=True)  # of an earlier call that was killed
     work.mkdir(parents=True)
     try:
-        dtypes = {task.name: _out_dtype(config, task, checkpoint) for task in plan.tasks}
+        plan = with_thresholds(plan, models.read, workers)
         planned = [PlannedTensor(t.name, dtypes[t.name], t.shape) for t in plan.tasks]
         with ShardWriter(work, planned, shard_bytes) as writer:
             for task in plan.tasks:
-                merged = _merge_task(
-                    plan, task, checkpoint, seed, dtypes[task.name], allow_non_finite
-                )
-                data = tensor_bytes(merged)
-                writer.write(task.name, 0, data)
+                _write_task(plan, task, models, writer, dtypes[task.name], workers, seed=seed,
+                            device=device, allow_non_finite=allow_non_finite)  # fmt: skip
                 if advance is not None:
-                    advance(len(data), task.name)
+                    advance(_size(task) * dtypes[task.name].itemsize, task.name)
         _write_config(leader.folder, work, config, plan)
         copy_side_files(leader.folder, work)
         with write_atomically(work / "merge.yaml") as file:
@@ -88,7 +85,54 @@ def run_merge(
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+    finally:
+        workers.close()
     return plan
+
+
+def _write_task(
+    plan: MergePlan,
+    task: TensorTask,
+    models: Models,
+    writer: ShardWriter,
+    dtype: torch.dtype,
+    workers: Workers,
+    **options: Any,
+) -> None:
+    everyone = [*task.sources, *([task.base] if task.base is not None else [])]
+
+    def sink(start: int, block: Tensor) -> None:
+        writer.write(task.name, start * dtype.itemsize, tensor_bytes(block))
+
+    try:
+        run_task(
+            plan.method,
+            task,
+            [models.read(source) for source in task.sources],
+            models.read(task.base) if task.base is not None else None,
+            sink,
+            dtype=dtype,
+            workers=workers,
+            **options,
+        )
+    except NonFiniteError:
+        for source in everyone:
+            if not torch.isfinite(models.read(source)).all():
+                info = models.checkpoint(source.model).info(source.tensor)
+                raise MergeError(
+                    f"{source.tensor}: holds NaN or infinity in {info.file}; the model is damaged. "
+                    "To merge all the same, allow non-finite values (--allow-non-finite)."
+                ) from None
+        raise
+    for source in everyone:
+        models.checkpoint(source.model).give_back(source.tensor)
+
+
+def _size(task: TensorTask) -> int:
+    size = 1
+    for length in task.shape:
+        size *= length
+    return size
 
 
 def to_yaml(config: MergeConfig) -> str:
@@ -97,37 +141,10 @@ def to_yaml(config: MergeConfig) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def _merge_task(
-    plan: MergePlan,
-    task: TensorTask,
-    checkpoint: Callable[[str], Checkpoint],
-    seed: int,
-    dtype: torch.dtype,
-    allow_non_finite: bool,
-) -> torch.Tensor:
-    everyone = [*task.sources, *([task.base] if task.base is not None else [])]
-    for source in everyone:
-        tensor = checkpoint(source.model).tensor(source.tensor)
-        finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-        if not finite and not allow_non_finite:
-            info = checkpoint(source.model).info(source.tensor)
-            raise MergeError(
-                f"{source.tensor}: holds NaN or infinity in {info.file}; the model is damaged. "
-                "To merge all the same, allow non-finite values."
-            )
-    tensors = [checkpoint(s.model).tensor(s.tensor) for s in task.sources]
-    base = checkpoint(task.base.model).tensor(task.base.tensor) if task.base is not None else None
-    merged = compute_tensor(plan.method, task, tensors, base, seed=seed, dtype=dtype)
-    for source in everyone:
-        checkpoint(source.model).give_back(source.tensor)
-    return merged
-
-
-def _out_dtype(
-    config: MergeConfig, task: TensorTask, checkpoint: Callable[[str], Checkpoint]
-) -> torch.dtype:
+def out_dtype(config: MergeConfig, task: TensorTask, models: Models) -> torch.dtype:
+    """The type a merged tensor is written in."""
     leader = task.base or task.sources[0]
-    stored = checkpoint(leader.model).info(leader.tensor).dtype
+    stored = models.checkpoint(leader.model).info(leader.tensor).dtype
     name = config.out_dtype or config.dtype
     if name is None or not stored.is_floating_point:
         return stored

@@ -1,0 +1,165 @@
+"""Kernels against the torch definitions: the same bits, on awkward sizes and values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from toolkit.merge.compute import NonFiniteError, compute_tensor, kernel_of, run_task
+from toolkit.merge.kernels import fast
+from toolkit.merge.kernels.fast import Workers
+from toolkit.merge.plan import Source, TensorTask
+from toolkit.merge.registry import Place, get_method
+
+WEIGHTS = {"weight": (0.6, -0.25)}
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("linear", {**WEIGHTS, "normalize": True}),
+    ("linear", {**WEIGHTS, "normalize": False}),
+    ("task_arithmetic", {**WEIGHTS, "normalize": False, "lambda_": 0.7}),
+    ("task_arithmetic", {**WEIGHTS, "normalize": True, "lambda_": 1.0}),
+    ("slerp", {"t": 0.35}),
+    *(
+        ("ties", {"weight": (0.6, w), "density": d, "normalize": n, "lambda_": 1.3})
+        for w in (0.4, -0.6)
+        for d in ((0.2, 0.55), (1.0, 0.0), (0.001, 1.0))
+        for n in (True, False)
+    ),
+    *(
+        (
+            name,
+            {
+                **WEIGHTS,
+                "density": (0.5, 0.9),
+                "gamma": (0.01, 0.2),
+                "normalize": n,
+                "lambda_": 1.0,
+            },
+        )
+        for name in ("breadcrumbs", "breadcrumbs_ties")
+        for n in (True, False)
+    ),
+]
+
+
+def inputs(size: int, count: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Tuned tensors near a base, with zeros, signed zeros, denormals and large values among them;
+    in bfloat16 many entries tie at any threshold."""
+    torch.manual_seed(size)
+    base = torch.randn(size) * 0.02
+    large = 6e4 if dtype == torch.float16 else 3e38
+    tuned = [base + torch.randn(size) * 0.003 for _ in range(count)]
+    for number, tensor in enumerate([base, *tuned]):
+        odd = torch.tensor([0.0, -0.0, large, 1e-41, -1e-41, 1.0, 0.125])
+        tensor[number : number + odd.numel()] = odd[: max(0, size - number)][
+            : tensor[number:].numel()
+        ]
+    return [tensor.to(dtype) for tensor in tuned], base.to(dtype)
+
+
+def run(
+    name: str,
+    parameters: dict[str, Any],
+    size: int,
+    dtype: torch.dtype,
+    out: torch.dtype,
+    threads: int,
+) -> tuple[Tensor, Tensor]:
+    method = get_method(name)
+    count = 1 if name == "slerp" else 2
+    tuned, base = inputs(size, count, dtype)
+    last = base if method.accepts_base else None
+    full = {
+        k: p.default for k, p in method.parameters.items() if not p.required and not p.per_model
+    }
+    full = {("lambda_" if key == "lambda" else key): value for key, value in full.items()}
+    sources = tuple(Source(str(n), "x") for n in range(count))
+    task = TensorTask(
+        "x", (size,), sources, Source("b", "x") if last is not None else None,
+        {**full, **parameters}, Place("x", None, 1),
+    )  # fmt: skip
+    assert kernel_of(task, method, out, "cpu") is not None
+    merged = torch.empty(size, dtype=out)
+
+    def sink(start: int, block: Tensor) -> None:
+        merged[start : start + block.numel()] = block
+
+    workers = Workers(threads)
+    run_task(method, task, tuned, last, sink, seed=0, dtype=out, workers=workers)
+    workers.close()
+    return merged, compute_tensor(method, task, tuned, last, seed=0, dtype=out)
+
+
+def bits(tensor: Tensor) -> np.ndarray:
+    kind = torch.int16 if tensor.dtype == torch.bfloat16 else torch.int32
+    return tensor.view(kind).numpy()
+
+
+@pytest.mark.parametrize(("name", "parameters"), CASES)
+@pytest.mark.parametrize("size", [1, 7, 2048, 5001])
+@pytest.mark.parametrize(
+    ("dtype", "out"),
+    [
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.float16, torch.float32),
+    ],
+)
+def test_the_same_bits_as_the_definition(name, parameters, size, dtype, out):
+    merged, expected = run(name, parameters, size, dtype, out, threads=2)
+    np.testing.assert_array_equal(bits(merged), bits(expected))
+
+
+@pytest.mark.parametrize("name", ["ties", "slerp", "linear"])
+def test_threads_and_blocks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch):
+    parameters = next(p for n, p in CASES if n == name)
+    whole, _ = run(name, parameters, 30_011, torch.bfloat16, torch.bfloat16, threads=1)
+    monkeypatch.setattr(fast, "BLOCK", 1 << 12)
+    for threads in (1, 3):
+        cut, _ = run(name, parameters, 30_011, torch.bfloat16, torch.bfloat16, threads=threads)
+        np.testing.assert_array_equal(bits(cut), bits(whole))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["linear", "task_arithmetic", "slerp", "ties", "breadcrumbs"])
+def test_non_finite_inputs_are_found(name: str, value: float, monkeypatch: pytest.MonkeyPatch):
+    good = inputs
+
+    def bad(size: int, count: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+        tuned, base = good(size, count, dtype)
+        tuned[-1][-1] = value
+        return tuned, base
+
+    monkeypatch.setattr(f"{__name__}.inputs", bad)
+    with pytest.raises(NonFiniteError):
+        run(name, next(p for n, p in CASES if n == name), 300, torch.bfloat16, torch.bfloat16, 1)
+
+
+@pytest.mark.parametrize("k", [1, 2, 499, 1000])
+def test_ranks_are_exact(k: int):
+    torch.manual_seed(k)
+    base, tuned = torch.randn(1000), torch.randn(1000)
+    tuned[:300] = base[:300] + 0.5  # many that tie, up to rounding
+    workers = Workers(2)
+    rows = (tuned.numpy(), base.numpy())
+    read = lambda start, stop: tuple(row[start:stop] for row in rows)  # noqa: E731
+    found = fast._kth_smallest(read, 1000, 0, k, workers, {})
+    assert found == float((tuned - base).abs().kthvalue(k).values)
+
+
+def test_casting_is_to_nearest_ties_to_even():
+    values = torch.tensor([1.0, 1.00390625, 1.01171875, -1.00390625, 3.4e38, 1e-40, 65504.0, 0.1])
+    identity = {"weight": (1.0,), "normalize": False}
+    method = get_method("linear")
+    task = TensorTask("x", (8,), (Source("0", "x"),), None, identity, Place("x", None, 1))
+    out = torch.empty(8, dtype=torch.bfloat16)
+    workers = Workers(1)
+    run_task(
+        method, task, [values], None, lambda _, block: out.copy_(block), seed=0, dtype=torch.bfloat16,
+        workers=workers,
+    )  # fmt: skip
+    assert torch.equal(out, values.bfloat16())

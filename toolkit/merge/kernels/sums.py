@@ -1,0 +1,108 @@
+"""Kernels: weighted sums of models and of task vectors, and the inner products slerp needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from toolkit.merge.kernels.primitives import TILE, decode, encode, fma, kernel
+
+
+@kernel
+def combine_models(rows: Any, factors: Any, divisor: Any, divides: bool, out: Any) -> Any:
+    """`sum(factor_m * x_m) / divisor`, each product and sum rounded once (fused).
+
+    Args:
+        rows: the models, `[n]` each.
+        factors: `[M]`, float32.
+        divisor: float32.
+        divides: whether to divide at all.
+        out: `[n]`.
+
+    Returns:
+        Bits of the largest magnitude among the inputs, to find NaN and infinity by.
+    """
+    x, total = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    top = np.uint32(0)
+    for start in range(0, out.size, TILE):
+        n = min(TILE, out.size - start)
+        total[:n] = np.float32(0.0)
+        for m in range(len(rows)):
+            top = max(top, decode(rows[m][start : start + n], x.view(np.uint32)))
+            factor = factors[m]
+            for i in range(n):
+                total[i] = fma(x[i], factor, total[i])
+        if divides:
+            for i in range(n):
+                total[i] = total[i] / divisor
+        encode(total.view(np.uint32), out[start : start + n])
+    return top
+
+
+@kernel
+def arc(rows: Any, start_factor: Any, end_factor: Any, out: Any) -> Any:
+    """`base * start + other * end`; the rows are the other model, then the base."""
+    x, base = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    top = np.uint32(0)
+    for start in range(0, out.size, TILE):
+        n = min(TILE, out.size - start)
+        top = max(top, decode(rows[0][start : start + n], x.view(np.uint32)))
+        top = max(top, decode(rows[1][start : start + n], base.view(np.uint32)))
+        for i in range(n):
+            base[i] = fma(x[i], end_factor, base[i] * start_factor)
+        encode(base.view(np.uint32), out[start : start + n])
+    return top
+
+
+@kernel
+def inner_products(rows: Any, sums: Any) -> None:
+    """Add `x·x`, `y·y`, `x·y` of the two rows to `sums` (`[3]`, float64).
+
+    Within a tile eight float64 accumulators run side by side, so that the loop is a vector one and
+    the result still the same on every machine.
+    """
+    x, y = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    parts = np.zeros((3, 8), np.float64)
+    for start in range(0, rows[0].size, TILE):
+        n = min(TILE, rows[0].size - start)
+        x[:] = np.float32(0.0)
+        y[:] = np.float32(0.0)
+        decode(rows[0][start : start + n], x.view(np.uint32))
+        decode(rows[1][start : start + n], y.view(np.uint32))
+        for i in range(0, TILE, 8):
+            for k in range(8):
+                a, b = np.float64(x[i + k]), np.float64(y[i + k])
+                parts[0, k] += a * a
+                parts[1, k] += b * b
+                parts[2, k] += a * b
+    for j in range(3):
+        for k in range(8):
+            sums[j] += parts[j, k]
+
+
+@kernel
+def add_task_vectors(
+    rows: Any, factors: Any, divisor: Any, divides: bool, scale: Any, out: Any
+) -> Any:
+    """`base + scale * (sum(factor_m * (x_m - base)) / divisor)`, every step rounded."""
+    x, base = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    total = np.empty(TILE, np.float32)
+    top = np.uint32(0)
+    num_models = len(rows) - 1
+    for start in range(0, out.size, TILE):
+        n = min(TILE, out.size - start)
+        top = max(top, decode(rows[num_models][start : start + n], base.view(np.uint32)))
+        total[:n] = np.float32(0.0)
+        for m in range(num_models):
+            top = max(top, decode(rows[m][start : start + n], x.view(np.uint32)))
+            factor = factors[m]
+            for i in range(n):
+                total[i] = total[i] + (x[i] - base[i]) * factor
+        if divides:
+            for i in range(n):
+                total[i] = total[i] / divisor
+        for i in range(n):
+            total[i] = total[i] * scale + base[i]
+        encode(total.view(np.uint32), out[start : start + n])
+    return top
