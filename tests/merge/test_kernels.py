@@ -158,8 +158,6 @@ def test_casting_is_to_nearest_ties_to_even():
     task = TensorTask("x", (8,), (Source("0", "x"),), None, identity, Place("x", None, 1))
     out = torch.empty(8, dtype=torch.bfloat16)
     workers = Workers(1)
-    run_task(
-        method, task, [values], None, lambda _, block: out.copy_(block), seed=0, dtype=torch.bfloat16,
-        workers=workers,
-    )  # fmt: skip
+    sink = lambda _, block: out.copy_(block)  # noqa: E731
+    run_task(method, task, [values], None, sink, seed=0, dtype=torch.bfloat16, workers=workers)
     assert torch.equal(out, values.bfloat16())
