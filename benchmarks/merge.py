@@ -64,7 +64,7 @@ def make_models(folder: Path, millions: int) -> list[Path]:
         "tie_word_embeddings": False,
         "dtype": "bfloat16",
     }
-    planned = [PlannedTensor(name, torch.bfloat16, shape) for name, shape in shapes.items()]
+    planned = [PlannedTensor(name, "BF16", shape) for name, shape in shapes.items()]
     paths = [folder / name for name in ("base", "a", "b")]
     writers = []
     for path in paths:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
-COMMON = {"errors", "config", "manifest", "progress"}
+COMMON = {"errors", "config", "manifest", "progress", "lazy_torch"}
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "manifest": {"errors", "config"},
     "progress": set(),
+    "lazy_torch": set(),
     "checkpoint": COMMON,
     "data": COMMON,
     "train": COMMON | {"checkpoint", "data"},

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from toolkit.checkpoint.read import open_checkpoint
-from toolkit.checkpoint.write import PlannedTensor, ShardWriter, tensor_bytes
+from toolkit.checkpoint.write import PlannedTensor, ShardWriter, dtype_name, tensor_bytes
 from toolkit.errors import CheckpointError
 
 TENSORS = {
@@ -20,7 +20,7 @@ TENSORS = {
     "c": torch.empty(0),
     "d": torch.arange(6),
 }
-PLAN = [PlannedTensor(name, t.dtype, tuple(t.shape)) for name, t in TENSORS.items()]
+PLAN = [PlannedTensor(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in TENSORS.items()]
 
 
 def fill(writer: ShardWriter) -> None:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from toolkit.merge.compute import NonFiniteError, compute_tensor, kernel_of, run_task
-from toolkit.merge.kernels import fast
-from toolkit.merge.kernels.fast import Workers
+from toolkit.checkpoint.write import dtype_name
+from toolkit.merge.compute import NonFiniteError, engine_of, run_task
+from toolkit.merge.definition import compute_tensor
+from toolkit.merge.kernels import fast, sums
+from toolkit.merge.kernels import workers as workers_module
+from toolkit.merge.kernels.workers import Workers
+from toolkit.merge.models import Models
 from toolkit.merge.plan import Source, TensorTask
 from toolkit.merge.registry import Place, get_method
 
+BOTH_BF16 = (torch.bfloat16, torch.bfloat16)
 WEIGHTS = {"weight": (0.6, -0.25)}
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("linear", {**WEIGHTS, "normalize": True}),
@@ -64,32 +73,43 @@ def run(
     name: str,
     parameters: dict[str, Any],
     size: int,
-    dtype: torch.dtype,
-    out: torch.dtype,
+    dtypes: tuple[torch.dtype, torch.dtype],
     threads: int,
+    folder: Path,
 ) -> tuple[Tensor, Tensor]:
+    """Merge by the kernel, from files, and by the definition."""
+    stored, out = dtypes
     method = get_method(name)
     count = 1 if name == "slerp" else 2
-    tuned, base = inputs(size, count, dtype)
-    last = base if method.accepts_base else None
+    tuned, base = inputs(size, count, stored)
+    named = {**{str(n): tensor for n, tensor in enumerate(tuned)}, "base": base}
+    for key, tensor in named.items():
+        (folder / key).mkdir(exist_ok=True)
+        save_file({"x": tensor}, folder / key / "model.safetensors")
+    models = Models({key: folder / key for key in named})
     full = {
         k: p.default for k, p in method.parameters.items() if not p.required and not p.per_model
     }
     full = {("lambda_" if key == "lambda" else key): value for key, value in full.items()}
-    sources = tuple(Source(str(n), "x") for n in range(count))
     task = TensorTask(
-        "x", (size,), sources, Source("b", "x") if last is not None else None,
-        {**full, **parameters}, Place("x", None, 1),
-    )  # fmt: skip
-    assert kernel_of(task, method, out, "cpu") is not None
+        name="x",
+        shape=(size,),
+        sources=tuple(Source(str(n), "x") for n in range(count)),
+        base=Source("base", "x") if method.accepts_base else None,
+        parameters={**full, **parameters},
+        place=Place("x", None, 1),
+    )
+    assert engine_of(task, method, models, dtype_name(out), "cpu") == "kernel"
     merged = torch.empty(size, dtype=out)
 
-    def sink(start: int, block: Tensor) -> None:
+    def put(start: int, data: memoryview) -> None:
+        block = torch.frombuffer(bytearray(data), dtype=out)
         merged[start : start + block.numel()] = block
 
     workers = Workers(threads)
-    run_task(method, task, tuned, last, sink, seed=0, dtype=out, workers=workers)
+    run_task(method, task, models, put, seed=0, dtype=dtype_name(out), workers=workers)
     workers.close()
+    last = base if method.accepts_base else None
     return merged, compute_tensor(method, task, tuned, last, seed=0, dtype=out)
 
 
@@ -109,24 +129,28 @@ def bits(tensor: Tensor) -> np.ndarray:
         (torch.float16, torch.float32),
     ],
 )
-def test_the_same_bits_as_the_definition(name, parameters, size, dtype, out):
-    merged, expected = run(name, parameters, size, dtype, out, threads=2)
+def test_the_same_bits_as_the_definition(name, parameters, size, dtype, out, tmp_path: Path):
+    merged, expected = run(name, parameters, size, (dtype, out), 2, tmp_path)
     np.testing.assert_array_equal(bits(merged), bits(expected))
 
 
 @pytest.mark.parametrize("name", ["ties", "slerp", "linear"])
-def test_threads_and_blocks_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_threads_and_blocks_change_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     parameters = next(p for n, p in CASES if n == name)
-    whole, _ = run(name, parameters, 30_011, torch.bfloat16, torch.bfloat16, threads=1)
-    monkeypatch.setattr(fast, "BLOCK", 1 << 12)
+    whole, _ = run(name, parameters, 30_011, BOTH_BF16, 1, tmp_path)
+    monkeypatch.setattr(workers_module, "BLOCK", 1 << 12)
     for threads in (1, 3):
-        cut, _ = run(name, parameters, 30_011, torch.bfloat16, torch.bfloat16, threads=threads)
+        cut, _ = run(name, parameters, 30_011, BOTH_BF16, threads, tmp_path)
         np.testing.assert_array_equal(bits(cut), bits(whole))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", ["linear", "task_arithmetic", "slerp", "ties", "breadcrumbs"])
-def test_non_finite_inputs_are_found(name: str, value: float, monkeypatch: pytest.MonkeyPatch):
+def test_non_finite_inputs_are_found(
+    name: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     good = inputs
 
     def bad(size: int, count: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
@@ -136,7 +160,7 @@ def test_non_finite_inputs_are_found(name: str, value: float, monkeypatch: pytes
 
     monkeypatch.setattr(f"{__name__}.inputs", bad)
     with pytest.raises(NonFiniteError):
-        run(name, next(p for n, p in CASES if n == name), 300, torch.bfloat16, torch.bfloat16, 1)
+        run(name, next(p for n, p in CASES if n == name), 300, BOTH_BF16, 1, tmp_path)
 
 
 @pytest.mark.parametrize("k", [1, 2, 499, 1000])
@@ -153,11 +177,24 @@ def test_ranks_are_exact(k: int):
 
 def test_casting_is_to_nearest_ties_to_even():
     values = torch.tensor([1.0, 1.00390625, 1.01171875, -1.00390625, 3.4e38, 1e-40, 65504.0, 0.1])
-    identity = {"weight": (1.0,), "normalize": False}
-    method = get_method("linear")
-    task = TensorTask("x", (8,), (Source("0", "x"),), None, identity, Place("x", None, 1))
-    out = torch.empty(8, dtype=torch.bfloat16)
-    workers = Workers(1)
-    sink = lambda _, block: out.copy_(block)  # noqa: E731
-    run_task(method, task, [values], None, sink, seed=0, dtype=torch.bfloat16, workers=workers)
-    assert torch.equal(out, values.bfloat16())
+    out = np.empty(8, np.uint16)
+    one = np.float32(1.0)
+    sums.combine_models((values.numpy(),), np.array([1.0], np.float32), one, False, out)
+    np.testing.assert_array_equal(out.view(np.int16), bits(values.bfloat16()))
+
+
+def test_a_merge_by_kernels_does_not_load_torch(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        save_file({"x.0.w": torch.randn(9)}, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text("{}")
+    models = "".join(f"- {{model: {tmp_path / n}, parameters: {{weight: 1}}}}\n" for n in "ab")
+    (tmp_path / "m.yml").write_text(f"merge_method: linear\nmodels:\n{models}")
+    script = (
+        "import sys; from pathlib import Path; from toolkit.merge.config import load_merge_config;"
+        f"from toolkit.merge.run import run_merge; p = Path({str(tmp_path)!r});"
+        "run_merge(load_merge_config(p / 'm.yml'), p / 'out'); assert 'torch' not in sys.modules"
+    )
+    root = Path(__file__).parent.parent.parent
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=root)
+    assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from toolkit.checkpoint.side_files import copy_side_files
 from toolkit.errors import CheckpointError
-
-SIDE_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-"""Files that make a folder of weights a usable model."""
-
-
-def copy_side_files(source: Path, target: Path) -> None:
-    """Copy tokenizer, chat template and generation settings from one model folder to another."""
-    for name in SIDE_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
 
 
 def save_model(model: Any, folder: Path, *, dtype: torch.dtype, like: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,27 +12,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from toolkit.errors import CheckpointError
+from toolkit.lazy_torch import Tensor, torch
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+TORCH_NAMES: Mapping[str, str] = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
-"""Types of the safetensors format that a merge can meet."""
+"""Types of the safetensors format that a merge can meet, and what torch calls them."""
+
+_NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of one entry of a stored type.
+
+    >>> item_bytes("BF16"), item_bytes("F8_E4M3"), item_bytes("BOOL")
+    (2, 1, 1)
+    """
+    digits = re.match(r"B?[FIU](\d+)", dtype)
+    return int(digits[1]) // 8 if digits else 1
+
+
+def is_float(dtype: str) -> bool:
+    """Whether a stored type is a floating-point one."""
+    return dtype.startswith(("F", "BF"))
+
 
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
 _INDEX = "model.safetensors.index.json"
@@ -44,14 +62,14 @@ class TensorInfo:
 
     Attributes:
         file: the file it is in.
-        dtype: as stored.
+        dtype: as stored, by the format's name.
         shape: sizes of its dimensions.
         start: first byte in the file.
         num_bytes: its size.
     """
 
     file: Path
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
     start: int
     num_bytes: int
@@ -88,15 +106,24 @@ class Checkpoint:
         info = self.info(name)
         return np.frombuffer(self._map(info.file), np.uint8, info.num_bytes, info.start)
 
+    def array(self, name: str) -> NDArray[Any] | None:
+        """The entries of a tensor, flat, without a copy; bfloat16 as its bits, uint16.
+
+        None for types that numpy cannot hold; `tensor` serves them.
+        """
+        kind = _NUMPY.get(self.info(name).dtype)
+        return None if kind is None else self.raw(name).view(kind)
+
     def tensor(self, name: str) -> Tensor:
         """A tensor in its stored type; its memory is the mapped file, so it must not be written."""
         info = self.info(name)
+        dtype: torch.dtype = getattr(torch, TORCH_NAMES[info.dtype])
         if info.num_bytes == 0:
-            return torch.empty(info.shape, dtype=info.dtype)
+            return torch.empty(info.shape, dtype=dtype)
         # from_numpy would warn of the read-only view; frombuffer of the map takes no copy either.
-        count = info.num_bytes // info.dtype.itemsize
+        count = info.num_bytes // dtype.itemsize
         mapped = self._map(info.file)
-        flat = torch.frombuffer(mapped, dtype=info.dtype, count=count, offset=info.start)
+        flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=info.start)
         return flat.view(info.shape)
 
     def give_back(self, name: str) -> None:
@@ -215,7 +242,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _entry(file: Path, name: str, value: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
+def _entry(file: Path, name: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:
     try:
         stored, shape = value["dtype"], tuple(value["shape"])
         begin, stop = value["data_offsets"]
@@ -224,18 +251,17 @@ def _entry(file: Path, name: str, value: Any) -> tuple[torch.dtype, tuple[int, .
         is_sane = False
     if not is_sane:
         raise CheckpointError(f"{file}: {name} has a damaged entry in the header; {_AGAIN}.")
-    if stored not in DTYPES:
+    if stored not in TORCH_NAMES:
         raise CheckpointError(
             f"{file}: {name} is stored as {stored!r}, which is not supported; known: "
-            f"{', '.join(DTYPES)}."
+            f"{', '.join(TORCH_NAMES)}."
         )
-    dtype = DTYPES[stored]
     entries = 1
     for length in shape:
         entries *= length
-    if stop - begin != entries * dtype.itemsize:
+    if stop - begin != entries * item_bytes(stored):
         raise CheckpointError(
-            f"{file}: {name} is {list(shape)} of {stored}, {entries * dtype.itemsize} bytes, but "
-            f"spans {stop - begin}; {_AGAIN}."
+            f"{file}: {name} is {list(shape)} of {stored}, {entries * item_bytes(stored)} bytes, "
+            f"but spans {stop - begin}; {_AGAIN}."
         )
-    return dtype, shape, begin, stop
+    return stored, shape, begin, stop

@@ -13,24 +13,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
-from toolkit.checkpoint.read import DTYPES
+from toolkit.checkpoint.read import TORCH_NAMES, item_bytes
 from toolkit.errors import CheckpointError
+from toolkit.lazy_torch import Tensor, torch
 from toolkit.manifest import write_json
 
 SHARD_BYTES = 5_000_000_000
 """Size above which a new shard begins, as on the hubs."""
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor that will be written."""
+    """A tensor that will be written; `dtype` by the format's name, such as `BF16`."""
 
     name: str
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
 
     @property
@@ -38,7 +35,7 @@ class PlannedTensor:
         entries = 1
         for length in self.shape:
             entries *= length
-        return entries * self.dtype.itemsize
+        return entries * item_bytes(self.dtype)
 
 
 @dataclass
@@ -104,7 +101,7 @@ class ShardWriter:
         offset = 0
         for tensor in shard:
             header[tensor.name] = {
-                "dtype": _NAMES[tensor.dtype],
+                "dtype": tensor.dtype,
                 "shape": list(tensor.shape),
                 "data_offsets": [offset, offset + tensor.num_bytes],
             }
@@ -171,7 +168,13 @@ class ShardWriter:
             self._abandon()
 
 
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+def dtype_name(dtype: torch.dtype) -> str:
+    """The format's name of a torch type, such as `BF16`."""
+    wanted = str(dtype).removeprefix("torch.")
+    return next(name for name, torch_name in TORCH_NAMES.items() if torch_name == wanted)
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor of any type, without a copy."""
     flat = tensor.detach().contiguous().view(-1)
     if not flat.numel():

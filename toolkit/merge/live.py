@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from toolkit.checkpoint.write import dtype_name
 from toolkit.merge.compute import run_task
 from toolkit.merge.config import MergeConfig
-from toolkit.merge.kernels.fast import Workers
+from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
 from toolkit.merge.plan import Shapes, plan_merge
 from toolkit.merge.thresholds import with_thresholds
@@ -52,26 +55,26 @@ class LiveMerge:
             config: whose models are among those held.
             model: of the same architecture, on the CPU; its parameters are overwritten.
         """
-        plan = with_thresholds(plan_merge(config, self.shapes), self._models.read, self._workers)
+        plan = with_thresholds(plan_merge(config, self.shapes), self._models, self._workers)
         targets = parameters_by_name(model)
         flats = [targets[task.name].detach().view(-1) for task in plan.tasks]
 
         def merge(index: int) -> None:
             task, flat = plan.tasks[index], flats[index]
 
-            def sink(start: int, block: Tensor) -> None:
+            def put(start: int, data: memoryview) -> None:
+                block = torch.frombuffer(bytearray(data), dtype=flat.dtype)
                 flat[start : start + block.numel()] = block
 
             run_task(
                 plan.method,
                 task,
-                [self._models.read(source) for source in task.sources],
-                self._models.read(task.base) if task.base is not None else None,
-                sink,
+                self._models,
+                put,
                 seed=self._seed,
-                dtype=flat.dtype,
+                dtype=dtype_name(flat.dtype),
                 workers=self._workers,
-                target=flat,
+                target=_array(flat),
                 memory=self._memory.setdefault((task.sources, task.base), {}),
             )
 
@@ -87,6 +90,13 @@ class LiveMerge:
             difference = targets[tensor].float() - checkpoint.tensor(tensor).float()
             total += float(difference.square().sum(dtype=torch.float64))
         return math.sqrt(total)
+
+
+def _array(flat: Tensor) -> NDArray[Any]:
+    """A tensor's own memory as an array; bfloat16 as its bits."""
+    if flat.dtype == torch.bfloat16:
+        return flat.view(torch.int16).numpy().view(np.uint16)
+    return flat.numpy()
 
 
 def parameters_by_name(model: Any) -> dict[str, Tensor]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from numpy.typing import NDArray
 
 from toolkit.checkpoint.read import Checkpoint, open_checkpoint
 from toolkit.errors import MergeError
+from toolkit.lazy_torch import Tensor
 from toolkit.merge.plan import Shapes, Source
 
 
@@ -54,6 +56,14 @@ class Models:
         """Shape of every tensor of a model."""
         checkpoint = self.checkpoint(name)
         return {tensor: checkpoint.info(tensor).shape for tensor in checkpoint.names}
+
+    def dtype(self, source: Source) -> str:
+        """The stored type of a tensor, by the format's name."""
+        return self.checkpoint(source.model).info(source.tensor).dtype
+
+    def array(self, source: Source) -> NDArray[Any] | None:
+        """The entries of a tensor, flat; see `Checkpoint.array`."""
+        return self.checkpoint(source.model).array(source.tensor)
 
     def read(self, source: Source) -> Tensor:
         """A tensor in its stored type; its memory is the file."""

@@ -7,6 +7,7 @@ agree. The first number in a name is its layer (`model.layers.3.mlp.up_proj.weig
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,16 @@ class TensorTask:
     parameters: Mapping[str, Any]
     place: Place
     thresholds: tuple[float, ...] | None = None
+
+    @property
+    def inputs(self) -> tuple[Source, ...]:
+        """All that is read: the tuned tensors, then the base where there is one."""
+        return self.sources if self.base is None else (*self.sources, self.base)
+
+    @property
+    def size(self) -> int:
+        """Entries of the merged tensor."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)

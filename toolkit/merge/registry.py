@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar, get_type_hints
-
-from torch import Tensor
+from typing import Annotated, Any, TypeVar
 
 from toolkit.errors import ConfigError, did_you_mean
+from toolkit.lazy_torch import Tensor
 
 PerModel = Annotated[Sequence[float], "per model"]
 """A parameter with one value a tuned model, in file order (the base model has none)."""
 
 _RESERVED = ("tensors", "base", "generator", "place", "thresholds")
+# Annotations are read as they are written: evaluating them would load torch.
+_TYPES: dict[str, type] = {"PerModel": float, "float": float, "bool": bool, "int": int, "str": str}
 _METHODS: dict[str, Method] = {}
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Tensor])
 
@@ -80,12 +81,11 @@ def merge_method(
         if name in _METHODS:
             raise ValueError(f"merge method {name!r} is registered twice")
         signature = inspect.signature(function)
-        hints = get_type_hints(function, include_extras=True)
         parameters = {
             key.rstrip("_"): Parameter(
                 name=key.rstrip("_"),
-                per_model=hints[key] == PerModel,
-                type=float if hints[key] == PerModel else hints[key],
+                per_model=item.annotation == "PerModel",
+                type=_TYPES[item.annotation],
                 default=None if item.default is inspect.Parameter.empty else item.default,
                 required=item.default is inspect.Parameter.empty,
             )

@@ -8,20 +8,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch import Tensor
 
-from toolkit.checkpoint.folder import copy_side_files
-from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter, tensor_bytes
+from toolkit.checkpoint.read import TORCH_NAMES, is_float, item_bytes
+from toolkit.checkpoint.side_files import copy_side_files
+from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter
 from toolkit.errors import MergeError
 from toolkit.manifest import write_atomically, write_json
-from toolkit.merge.compute import NonFiniteError, run_task
+from toolkit.merge.compute import NonFiniteError, is_finite, run_task
 from toolkit.merge.config import MergeConfig
-from toolkit.merge.kernels.fast import Workers
+from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
 from toolkit.merge.plan import MergePlan, TensorTask, plan_merge
 from toolkit.merge.thresholds import with_thresholds
+
+_STORED = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 
 
 def run_merge(
@@ -67,14 +68,23 @@ def run_merge(
     shutil.rmtree(work, ignore_errors=True)  # of an earlier call that was killed
     work.mkdir(parents=True)
     try:
-        plan = with_thresholds(plan, models.read, workers)
+        plan = with_thresholds(plan, models, workers)
         planned = [PlannedTensor(t.name, dtypes[t.name], t.shape) for t in plan.tasks]
         with ShardWriter(work, planned, shard_bytes) as writer:
             for task in plan.tasks:
-                _write_task(plan, task, models, writer, dtypes[task.name], workers, seed=seed,
-                            device=device, allow_non_finite=allow_non_finite)  # fmt: skip
+                _write_task(
+                    plan,
+                    task,
+                    models,
+                    writer,
+                    dtypes[task.name],
+                    workers,
+                    seed=seed,
+                    device=device,
+                    allow_non_finite=allow_non_finite,
+                )
                 if advance is not None:
-                    advance(_size(task) * dtypes[task.name].itemsize, task.name)
+                    advance(task.size * item_bytes(dtypes[task.name]), task.name)
         _write_config(leader.folder, work, config, plan)
         copy_side_files(leader.folder, work)
         with write_atomically(work / "merge.yaml") as file:
@@ -95,44 +105,28 @@ def _write_task(
     task: TensorTask,
     models: Models,
     writer: ShardWriter,
-    dtype: torch.dtype,
+    dtype: str,
     workers: Workers,
     **options: Any,
 ) -> None:
-    everyone = [*task.sources, *([task.base] if task.base is not None else [])]
+    entry = item_bytes(dtype)
 
-    def sink(start: int, block: Tensor) -> None:
-        writer.write(task.name, start * dtype.itemsize, tensor_bytes(block))
+    def put(start: int, data: memoryview) -> None:
+        writer.write(task.name, start * entry, data)
 
     try:
-        run_task(
-            plan.method,
-            task,
-            [models.read(source) for source in task.sources],
-            models.read(task.base) if task.base is not None else None,
-            sink,
-            dtype=dtype,
-            workers=workers,
-            **options,
-        )
+        run_task(plan.method, task, models, put, dtype=dtype, workers=workers, **options)
     except NonFiniteError:
-        for source in everyone:
-            if not torch.isfinite(models.read(source)).all():
+        for source in task.inputs:
+            if not is_finite(models.read(source)):
                 info = models.checkpoint(source.model).info(source.tensor)
                 raise MergeError(
                     f"{source.tensor}: holds NaN or infinity in {info.file}; the model is damaged. "
                     "To merge all the same, allow non-finite values (--allow-non-finite)."
                 ) from None
         raise
-    for source in everyone:
+    for source in task.inputs:
         models.checkpoint(source.model).give_back(source.tensor)
-
-
-def _size(task: TensorTask) -> int:
-    size = 1
-    for length in task.shape:
-        size *= length
-    return size
 
 
 def to_yaml(config: MergeConfig) -> str:
@@ -141,15 +135,11 @@ def to_yaml(config: MergeConfig) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def out_dtype(config: MergeConfig, task: TensorTask, models: Models) -> torch.dtype:
-    """The type a merged tensor is written in."""
-    leader = task.base or task.sources[0]
-    stored = models.checkpoint(leader.model).info(leader.tensor).dtype
+def out_dtype(config: MergeConfig, task: TensorTask, models: Models) -> str:
+    """The type a merged tensor is written in, by the format's name."""
+    stored = models.dtype(task.base or task.sources[0])
     name = config.out_dtype or config.dtype
-    if name is None or not stored.is_floating_point:
-        return stored
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    return _STORED[name] if name is not None and is_float(stored) else stored
 
 
 def _write_config(source: Path, target: Path, config: MergeConfig, plan: MergePlan) -> None:

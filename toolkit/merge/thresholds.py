@@ -9,24 +9,25 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
+from toolkit.checkpoint.read import is_float
 from toolkit.errors import ConfigError
 from toolkit.merge.compute import row_reader
 from toolkit.merge.kernels import trimmed
-from toolkit.merge.kernels.fast import ReadRows, Rows, Workers, entries_of_bin, select
-from toolkit.merge.plan import MergePlan, Source, TensorTask
+from toolkit.merge.kernels.fast import ReadRows, Rows, entries_of_bin, select
+from toolkit.merge.kernels.workers import Workers
+from toolkit.merge.models import Models
+from toolkit.merge.plan import MergePlan, TensorTask
 
-ReadTensor = Callable[[Source], Tensor]
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 
-def with_thresholds(plan: MergePlan, read: ReadTensor, workers: Workers) -> MergePlan:
+def with_thresholds(plan: MergePlan, models: Models, workers: Workers) -> MergePlan:
     """Give every task the magnitude at which each model's task vector, as a whole, is trimmed.
 
     Args:
         plan: of a method that needs thresholds; others are returned as they are.
-        read: a tensor of a model, in its stored type.
+        models: what the tensors are read from.
         workers: threads.
 
     Raises:
@@ -40,33 +41,29 @@ def with_thresholds(plan: MergePlan, read: ReadTensor, workers: Workers) -> Merg
             f"density: {plan.method.name} trims each model as a whole, so it must be one number a "
             "model, without filters and gradients."
         )
-    tasks = [task for task in plan.tasks if _is_float(task, read)]
+    tasks = [task for task in plan.tasks if is_float(models.dtype(task.sources[0]))]
     found = tuple(
-        _threshold(tasks, model, density, read, workers)
+        _threshold(tasks, model, density, models, workers)
         for model, density in enumerate(next(iter(densities)))
     )
     return replace(plan, tasks=tuple(replace(task, thresholds=found) for task in plan.tasks))
 
 
-def _is_float(task: TensorTask, read: ReadTensor) -> bool:
-    return read(task.sources[0]).is_floating_point()
-
-
 def _threshold(
-    tasks: Sequence[TensorTask], model: int, density: float, read: ReadTensor, workers: Workers
+    tasks: Sequence[TensorTask], model: int, density: float, models: Models, workers: Workers
 ) -> float:
-    total = sum(int(np.prod(task.shape, dtype=np.int64)) for task in tasks)
+    total = sum(task.size for task in tasks)
     if density >= 1.0 or density <= 0.0:
         return 0.0  # nothing is trimmed, or all of it, whatever the magnitude
     rank = total - max(1, int(density * total)) + 1
-    cumulative = np.cumsum(np.sum(_over_blocks(tasks, model, read, workers, _coarse), axis=0))
+    cumulative = np.cumsum(np.sum(_over_blocks(tasks, model, models, workers, _coarse), axis=0))
     index = int(np.searchsorted(cumulative, rank))
     rest = rank - (int(cumulative[index - 1]) if index else 0)
 
     def collect(rows: Rows) -> NDArray[np.uint16]:
         return entries_of_bin(rows, 0, index, rows[0].size)
 
-    return select(np.concatenate(_over_blocks(tasks, model, read, workers, collect)), index, rest)
+    return select(np.concatenate(_over_blocks(tasks, model, models, workers, collect)), index, rest)
 
 
 def _coarse(rows: Rows) -> NDArray[np.int64]:
@@ -84,7 +81,7 @@ def _on_block(
 def _over_blocks(
     tasks: Sequence[TensorTask],
     model: int,
-    read: ReadTensor,
+    models: Models,
     workers: Workers,
     act: Callable[[Rows], NDArray[ScalarT]],
 ) -> list[NDArray[ScalarT]]:
@@ -92,8 +89,7 @@ def _over_blocks(
     results: list[NDArray[ScalarT]] = []
     for task in tasks:
         assert task.base is not None  # noqa: S101  (methods with thresholds need a base)
-        rows = row_reader([read(source).reshape(-1) for source in (task.sources[model], task.base)])
-        size = int(np.prod(task.shape, dtype=np.int64))
-        parts = workers.each(size, functools.partial(_on_block, act, rows))
+        rows = row_reader([models.array(source) for source in (task.sources[model], task.base)])
+        parts = workers.each(task.size, functools.partial(_on_block, act, rows))
         results += [np.sum(parts, axis=0)] if act is _coarse else parts
     return results

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.folder import SIDE_FILES
 from toolkit.checkpoint.read import open_checkpoint
+from toolkit.checkpoint.side_files import SIDE_FILES
 from toolkit.errors import PublishError
 from toolkit.manifest import hash_folder, write_atomically
 

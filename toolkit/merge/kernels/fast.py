@@ -7,66 +7,24 @@ for options that would need a third pass.
 from __future__ import annotations
 
 import functools
-import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import MergeError
 from toolkit.merge.kernels import sums, trimmed
+from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.methods.checks import check_between, check_density, weight_total
 from toolkit.merge.methods.slerp import slerp_factors
-
-BLOCK = 1 << 19
-"""Entries that one thread takes at a time: large against the cost of handing them over, small
-enough that all threads' output buffers stay within a few megabytes."""
 
 Rows = tuple[NDArray[Any], ...]
 ReadRows = Callable[[int, int], Rows]
 """`read(start, stop)`: the entries of every tuned model, then of the base where there is one."""
 
 Parameters = Mapping[str, Any]
-ResultT = TypeVar("ResultT")
-
-
-class Workers:
-    """All cores, for large tensors block by block, for small ones tensor by tensor."""
-
-    def __init__(self, num_threads: int | None = None) -> None:
-        self.num_threads = num_threads or len(os.sched_getaffinity(0))
-        self._pool = ThreadPoolExecutor(self.num_threads)
-        self._here = threading.local()
-
-    def each(self, size: int, act: Callable[[int, int], ResultT]) -> list[ResultT]:
-        """`act(start, stop)` for every block of `size` entries, results in their order."""
-        blocks = [(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
-        if len(blocks) == 1 or getattr(self._here, "is_worker", False):
-            return [act(*block) for block in blocks]
-        return list(self._pool.map(lambda block: act(*block), blocks))
-
-    def tensors(self, sizes: Sequence[int], act: Callable[[int], None]) -> None:
-        """`act(index)` for every tensor: large ones one by one, each on all cores, then the others
-        side by side, each on one."""
-        share = max(BLOCK, sum(sizes) // (2 * self.num_threads))
-        large = [index for index, size in enumerate(sizes) if size > share]
-        for index in large:
-            act(index)
-
-        def on_one(index: int) -> None:
-            self._here.is_worker = True
-            act(index)
-
-        small = sorted(set(range(len(sizes))) - set(large), key=lambda index: -sizes[index])
-        for _ in self._pool.map(on_one, small):
-            pass
-
-    def close(self) -> None:
-        self._pool.shutdown()
 
 
 @dataclass(frozen=True)

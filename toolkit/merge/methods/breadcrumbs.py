@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
+from toolkit.lazy_torch import Tensor
 from toolkit.merge.methods.checks import check_between, check_density
 from toolkit.merge.methods.sparsify import restore_l1, trim_with_outliers
 from toolkit.merge.methods.task_vectors import join, task_vectors

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from toolkit.errors import MergeError
+from toolkit.lazy_torch import Tensor
 
 ZERO_WEIGHT = 1e-8
 """Sums of weights smaller than this cannot be divided by."""
@@ -65,7 +65,7 @@ def weight_total(weight: Sequence[float], switch: str = "normalize") -> float:
     Raises:
         MergeError: it is zero.
     """
-    total = float(torch.tensor(list(weight), dtype=torch.float32).sum())
+    total = float(np.sum(np.asarray(weight, dtype=np.float32)))
     if not abs(sum(weight)) >= ZERO_WEIGHT or total == 0.0:
         raise MergeError(
             f"weight: {list(weight)} sum to zero, and {switch} divides by the sum; "

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
+from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.checks import check_density
 from toolkit.merge.methods.sparsify import drop_at_random
 from toolkit.merge.methods.task_vectors import join, task_vectors

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from toolkit.errors import MergeError
+from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.checks import check_between, check_density
 from toolkit.merge.methods.sparsify import drop_by_rank
 from toolkit.merge.methods.task_vectors import join, task_vectors

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+from toolkit.lazy_torch import Tensor, torch
 
 BLOCK = 1 << 20
 """Entries that are held in float64 at a time."""

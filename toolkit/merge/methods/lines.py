@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
+from toolkit.lazy_torch import Tensor
 from toolkit.merge.methods.task_vectors import join, task_vectors
 from toolkit.merge.registry import PerModel, Place, merge_method
 

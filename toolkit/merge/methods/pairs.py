@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
+from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.checks import check_between, check_models
 from toolkit.merge.methods.geometry import BLOCK
 from toolkit.merge.methods.sparsify import kth_smallest

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from toolkit.errors import MergeError
+from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.checks import ZERO_WEIGHT
 from toolkit.merge.methods.geometry import combination, cosine
 from toolkit.merge.registry import PerModel, merge_method

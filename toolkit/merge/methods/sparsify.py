@@ -7,8 +7,7 @@ mask depends on nothing but the generator and its place in the file.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from toolkit.lazy_torch import Tensor, torch
 
 VANISHING_L1 = 1e-7
 """Task vectors whose magnitudes sum to less are not rescaled, as in mergekit."""

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
-
+from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.task_vectors import task_vectors
 from toolkit.merge.registry import PerModel, Place, merge_method
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-import torch
-from torch import Tensor
-
+from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.checks import check_models
 from toolkit.merge.methods.geometry import combination, inner_products
 from toolkit.merge.registry import merge_method

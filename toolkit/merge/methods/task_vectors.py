@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
+from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.checks import ZERO_WEIGHT, weight_total
 
 
