@@ -21,7 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  else "Python 3.10 to 3.13 is needed (this is %d.%d); set PYTHON=python3.11" % v)'
 	@echo "setting up $(VENV) (about two minutes)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(VENV)/bin/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' \
+	  > $(VENV)/setup.log 2>&1 || { tail -n 20 $(VENV)/setup.log; exit 1; }
 	@touch $@
 
 data: $(STAMP)

@@ -118,6 +118,17 @@ def merge_run(
     say(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}")
 
 
+@merge_app.command("plan")
+def merge_plan(
+    config: Annotated[Path, typer.Argument(help="A mergekit configuration.")],
+) -> None:
+    """Say what a merge configuration would do, and do nothing."""
+    from toolkit.merge.config import load_merge_config
+    from toolkit.merge.describe import describe_merge
+
+    print(describe_merge(load_merge_config(config)))
+
+
 @publish_app.command("run")
 def publish_run(
     recipe: RecipeName,

@@ -167,9 +167,14 @@ class Stage:
             self._prepare_work()
             yield self.work
 
+    def has_begun(self) -> bool:
+        """Whether work under these same settings was begun and interrupted."""
+        mark = self.work / _IDENTITY
+        return mark.is_file() and bool(load_json(mark) == self.identity())
+
     def _prepare_work(self) -> None:
         mark = self.work / _IDENTITY
-        begun = mark.is_file() and load_json(mark) == self.identity()
+        begun = self.has_begun()
         if not begun and self.work.exists():
             if mark.is_file():  # begun under other settings: hours of work may lie in it
                 self.work.rename(_free_name(self.work))

@@ -168,7 +168,7 @@ def _ensure(stage: Stage, title: str, act: Callable[[], None]) -> Path:
         for note in stage.notes:
             say(f"  changed: {note}")
         say(f"  runs anew; the old folder is kept beside it ({stage.folder}.1, .2, …)")
-    elif stage.work.exists():
+    if stage.has_begun():
         say(f"  continues in {stage.work}")
     act()
     if not stage.is_complete():

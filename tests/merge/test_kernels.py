@@ -87,10 +87,8 @@ def run(
         (folder / key).mkdir(exist_ok=True)
         save_file({"x": tensor}, folder / key / "model.safetensors")
     models = Models({key: folder / key for key in named})
-    full = {
-        k: p.default for k, p in method.parameters.items() if not p.required and not p.per_model
-    }
-    full = {("lambda_" if key == "lambda" else key): value for key, value in full.items()}
+    shared = [p for p in method.parameters.values() if not (p.required or p.per_model)]
+    full = {p.name.replace("lambda", "lambda_"): p.default for p in shared}
     task = TensorTask(
         name="x",
         shape=(size,),

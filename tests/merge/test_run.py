@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from toolkit.errors import ConfigError, MergeError
 from toolkit.merge import run as module
 from toolkit.merge.config import parse_merge_config
+from toolkit.merge.describe import describe_merge
 from toolkit.merge.live import LiveMerge, parameters_by_name
 from toolkit.merge.run import run_merge
 
@@ -190,6 +191,75 @@ def test_an_existing_folder_is_not_overwritten(two_models: tuple[Path, Path], tm
     config = parse_merge_config(filled(CASES["linear"], *two_models), where="t")
     with pytest.raises(MergeError, match="not empty"):
         run_merge(config, tmp_path / "out")
+
+
+def test_the_plan_says_what_will_be_done_and_does_nothing(
+    two_models: tuple[Path, Path], tmp_path: Path
+):
+    before = sorted(tmp_path.rglob("*"))
+    config = parse_merge_config(filled(CASES["ties"], *two_models), where="t")
+    text = describe_merge(config)
+    assert "ties: 20 tensors, 2 layers" in text
+    assert "20 tensors by a fused kernel" in text
+    assert "weight 0.8, density 0.37" in text
+    rescaled = filled(CASES["ties"], *two_models, parameters={"rescale": True})
+    assert "20 tensors by the torch definition" in describe_merge(
+        parse_merge_config(rescaled, where="t")
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tokenizer_source": "union"}, "uniting vocabularies is not supported"),
+        ({"tokenizer": {"source": "base", "pad_to_multiple_of": 8}}, "not supported yet"),
+        ({"chat_template": "chatml"}, "'chatml' is a name"),
+    ],
+)
+def test_what_is_not_supported_is_said(
+    two_models: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], words: str
+):
+    data = filled(CASES["linear"], *two_models, **changes)
+    with pytest.raises(MergeError, match=words):
+        run_merge(parse_merge_config(data, where="t"), tmp_path / "out")
+
+
+def test_tokenizer_and_template_come_from_where_they_are_said_to(
+    two_models: tuple[Path, Path], tmp_path: Path
+):
+    (two_models[1] / "chat_template.jinja").write_text("{{ 'tuned' }}")
+    data = filled(CASES["linear"], *two_models, tokenizer_source=str(two_models[1]))
+    run_merge(parse_merge_config(data, where="t"), tmp_path / "a")
+    assert (tmp_path / "a" / "chat_template.jinja").read_text() == "{{ 'tuned' }}"
+    data = filled(CASES["linear"], *two_models, chat_template="{{ 'mine' }}")
+    run_merge(parse_merge_config(data, where="t"), tmp_path / "b")
+    assert (tmp_path / "b" / "chat_template.jinja").read_text() == "{{ 'mine' }}"
+
+
+def test_trimming_over_the_whole_model(two_models: tuple[Path, Path], tmp_path: Path):
+    data = filled(CASES["ties"], *two_models, merge_method="ties_global")
+    data["models"][0]["parameters"] = {"weight": 1.0, "density": 0.25}
+    run_merge(parse_merge_config(data, where="t"), tmp_path / "out")
+    base, tuned, merged = (
+        load_file(folder / "model.safetensors") for folder in (*two_models, tmp_path / "out")
+    )
+    deltas = torch.cat([(tuned[name] - base[name]).flatten() for name in base])
+    kept = torch.cat([(merged[name] != base[name]).flatten() for name in base])
+    assert int(kept.sum()) == int(0.25 * deltas.numel())
+    assert deltas.abs()[kept].min() >= deltas.abs()[~kept].max()
+    data["models"][0]["parameters"]["density"] = [0.1, 0.9]
+    with pytest.raises(ConfigError, match="one number a model"):
+        run_merge(parse_merge_config(data, where="t"), tmp_path / "no")
+
+
+def test_random_masks_depend_on_seed_and_name_alone(two_models: tuple[Path, Path], tmp_path: Path):
+    data = filled(CASES["ties"], *two_models, merge_method="dare_linear", parameters={})
+    config = parse_merge_config(data, where="t")
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_merge(config, tmp_path / name, seed=seed)
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c
 
 
 @pytest.mark.parametrize(

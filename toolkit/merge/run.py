@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from toolkit.checkpoint.read import TORCH_NAMES, is_float, item_bytes
-from toolkit.checkpoint.side_files import copy_side_files
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter
 from toolkit.errors import MergeError
 from toolkit.manifest import write_atomically, write_json
@@ -21,6 +20,7 @@ from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
 from toolkit.merge.plan import MergePlan, TensorTask, plan_merge
 from toolkit.merge.thresholds import with_thresholds
+from toolkit.merge.tokenizer import check_tokenizer, write_tokenizer
 
 _STORED = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 
@@ -59,6 +59,7 @@ def run_merge(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MergeError(f"{out}: exists and is not empty; give another folder or remove it.")
+    check_tokenizer(config)
     models = Models(folders)
     plan = plan_merge(config, models.shapes)
     leader = models.checkpoint(config.base_model or config.model_names()[0])
@@ -86,7 +87,7 @@ def run_merge(
                 if advance is not None:
                     advance(task.size * item_bytes(dtypes[task.name]), task.name)
         _write_config(leader.folder, work, config, plan)
-        copy_side_files(leader.folder, work)
+        write_tokenizer(config, models, work)
         with write_atomically(work / "merge.yaml") as file:
             file.write(to_yaml(config))
         if out.exists():

@@ -26,10 +26,9 @@ def outcome_table(results: Mapping[str, Any], folder: Path) -> None:
         if key != "general":
             changes = [signed_interval(row[f"{role}_change"]) for role in ("domain", "general")]
             cells = [f"{cell}\n{change}" for cell, change in zip(cells, changes, strict=True)]
-        name = f"{title}\n({results['chosen']})" if key == "merge" else title
-        table.add_row(name, *cells, end_section=True)
+        table.add_row(title, *cells, end_section=True)
     # No narrower than its figures, whatever the terminal says: a wrapped number cannot be read.
-    console.print(table, width=max(console.width, 84))
+    console.print(table, width=max(console.width, 79))
     say("Signed figures: change against the general model, paired by document.")
     say(results["reason"])
     for line in kept_lines(results):

@@ -8,6 +8,8 @@ import numpy as np
 
 from toolkit.merge.kernels.primitives import TILE, decode, encode, fma, kernel
 
+_DOT_TILE = 512
+
 
 @kernel
 def combine_models(rows: Any, factors: Any, divisor: Any, divides: bool, out: Any) -> Any:
@@ -59,26 +61,24 @@ def arc(rows: Any, start_factor: Any, end_factor: Any, out: Any) -> Any:
 def inner_products(rows: Any, sums: Any) -> None:
     """Add `x·x`, `y·y`, `x·y` of the two rows to `sums` (`[3]`, float64).
 
-    Within a tile eight float64 accumulators run side by side, so that the loop is a vector one and
-    the result still the same on every machine.
+    Each place of a tile has float64 sums of its own, so that the loop is a vector one, and the
+    result the same on every machine.
     """
-    x, y = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    parts = np.zeros((3, 8), np.float64)
-    for start in range(0, rows[0].size, TILE):
-        n = min(TILE, rows[0].size - start)
-        x[:] = np.float32(0.0)
-        y[:] = np.float32(0.0)
+    x, y = np.empty(_DOT_TILE, np.float32), np.empty(_DOT_TILE, np.float32)
+    xx, yy, xy = np.zeros(_DOT_TILE), np.zeros(_DOT_TILE), np.zeros(_DOT_TILE)
+    for start in range(0, rows[0].size, _DOT_TILE):
+        n = min(_DOT_TILE, rows[0].size - start)
         decode(rows[0][start : start + n], x.view(np.uint32))
         decode(rows[1][start : start + n], y.view(np.uint32))
-        for i in range(0, TILE, 8):
-            for k in range(8):
-                a, b = np.float64(x[i + k]), np.float64(y[i + k])
-                parts[0, k] += a * a
-                parts[1, k] += b * b
-                parts[2, k] += a * b
-    for j in range(3):
-        for k in range(8):
-            sums[j] += parts[j, k]
+        for i in range(n):
+            a, b = np.float64(x[i]), np.float64(y[i])
+            xx[i] += a * a
+            yy[i] += b * b
+            xy[i] += a * b
+    for i in range(_DOT_TILE):
+        sums[0] += xx[i]
+        sums[1] += yy[i]
+        sums[2] += xy[i]
 
 
 @kernel

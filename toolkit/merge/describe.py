@@ -1,0 +1,79 @@
+"""What a merge would do, in words and figures, without doing it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+from toolkit.checkpoint.read import item_bytes
+from toolkit.merge.compute import engine_of
+from toolkit.merge.config import MergeConfig
+from toolkit.merge.kernels.workers import BLOCK
+from toolkit.merge.models import Models
+from toolkit.merge.plan import TensorTask, plan_merge
+from toolkit.merge.run import out_dtype
+
+_START_BYTES = 200e6
+"""What the interpreter and the compiled kernels take before the first tensor."""
+
+_TORCH_START_BYTES = 450e6
+"""The same with torch loaded, which tensors without a kernel need."""
+
+
+def describe_merge(config: MergeConfig, *, device: str = "cpu") -> str:
+    """Plan a merge and say what it will do: tensors by engine, bytes, memory. Writes nothing.
+
+    Raises:
+        ConfigError: the configuration asks for what is unknown.
+        MergeError: the models do not fit each other.
+    """
+    models = Models()
+    plan = plan_merge(config, models.shapes)
+    read = written = 0
+    largest: dict[str, int] = {}
+    engines: Counter[str] = Counter()
+    settings: Counter[str] = Counter()
+    for task in plan.tasks:
+        dtype = out_dtype(config, task, models)
+        engine = engine_of(task, plan.method, models, dtype, device)
+        engines[engine] += 1
+        read += sum(task.size * item_bytes(models.dtype(source)) for source in task.inputs)
+        written += task.size * item_bytes(dtype)
+        largest[engine] = max(largest.get(engine, 0), _working_bytes(task, engine))
+        settings[_settings(task)] += 1
+    threads = len(os.sched_getaffinity(0))
+    start = _START_BYTES if set(largest) <= {"kernel"} else _TORCH_START_BYTES
+    peak = start + max(largest.get("torch", 0), threads * 4 * BLOCK)
+    lines = [
+        f"{plan.method.name}: {len(plan.tasks)} tensors, {plan.num_layers} layers, "
+        f"from {', '.join(config.model_names())}",
+        f"  read {read / 1e9:.2f} GB, write {written / 1e9:.2f} GB, "
+        f"peak private memory about {peak / 1e6:.0f} MB",
+        *(f"  {count:5d} tensors by {_ENGINES[name]}" for name, count in sorted(engines.items())),
+        "  parameters:",
+        *(f"  {count:5d} tensors: {text}" for text, count in settings.most_common(12)),
+    ]
+    if len(settings) > 12:
+        lines.append(f"        and {len(settings) - 12} more combinations")
+    return "\n".join(lines)
+
+
+_ENGINES = {
+    "kernel": "a fused kernel",
+    "torch": "the torch definition",
+    "copy": "copying (integers are not merged)",
+}
+
+
+def _working_bytes(task: TensorTask, engine: str) -> int:
+    """float32 copies of all inputs, and about as many for what the method makes of them."""
+    return 4 * task.size * (2 * len(task.inputs) + 2) if engine == "torch" else 0
+
+
+def _settings(task: TensorTask) -> str:
+    shown = []
+    for name, value in task.parameters.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        text = " ".join(f"{n:.4g}" if isinstance(n, float) else str(n).lower() for n in numbers)
+        shown.append(f"{name.rstrip('_')} {text}")
+    return ", ".join(shown) or "none"
