@@ -72,7 +72,8 @@ def test_finance_at_a_small_scale(tmp_path: Path):
 
     rows = [json.loads(line) for line in (run / "data" / "test.jsonl").read_text().splitlines()]
     assert {row["group"] for row in rows if row["role"] == "domain"} == {"tgt_2026_10k"}
-    tuning = {json.loads(line)["id"] for line in (run / "data/tuning.jsonl").open()}
+    lines = (run / "data" / "tuning.jsonl").read_text().splitlines()
+    tuning = {json.loads(line)["id"] for line in lines}
     assert not tuning & {row["id"] for row in rows}
 
     tokenizer = AutoTokenizer.from_pretrained(run / "merge")
