@@ -63,7 +63,7 @@ def test_shards(tmp_path: Path):
         ({"a": entry(0, 8)}, b"\0" * 7, None, "has 7. bytes, its header speaks of"),
         ({"a": entry(0, 8)}, b"\0" * 9, None, "its header speaks of"),
         ({"a": entry(0, 8)}, b"\0" * 8, 10**9, "claims a header of 1000000000 bytes"),
-        ({"a": entry(0, 8)}, b"\0" * 8, 5, "not JSON"),
+        ({"a": entry(0, 8)}, b"\0" * 8, 5, "not sound JSON"),
         ({"a": entry(0, 12)}, b"\0" * 12, None, r"\[2\] of F32, 8 bytes, but spans 12"),
         ({"a": entry(0, 8), "b": entry(4, 12)}, b"\0" * 12, None, "begins at byte 4 where 8"),
         ({"a": entry(4, 12)}, b"\0" * 12, None, "begins at byte 4 where 0"),
@@ -82,8 +82,17 @@ def test_lying_headers_are_refused(
 
 
 def test_an_empty_file_and_an_empty_folder(tmp_path: Path):
-    with pytest.raises(CheckpointError, match="holds no safetensors"):
+    with pytest.raises(CheckpointError, match="holds neither safetensors nor pytorch_model"):
         open_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="not even a header"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path):
+    one = json.dumps(entry(0, 8))
+    text = f'{{"a": {one}, "a": {json.dumps(entry(8, 16))}}}'.encode()
+    data = struct.pack("<Q", len(text)) + text + b"\0" * 16
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match="'a' stands in it twice"):
         open_checkpoint(tmp_path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
 import pytest
 
 from toolkit.errors import ConfigError
@@ -46,3 +49,38 @@ def test_defaults_and_types():
         resolve(WEIGHT, [{"weight": "much"}], "x", 0.0)
     with pytest.raises(ConfigError, match="must be of type bool"):
         resolve(NORMALIZE, [{"normalize": "maybe"}], "x", 0.0)
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers():
+    assert resolve(WEIGHT, [{"weight": ["1e-1", "3e-1"]}], "x", 0.5) == pytest.approx(0.2)
+
+
+def test_flags_hold_from_their_place_to_the_next():
+    flags = [{"normalize": [True, False, True]}]
+    found = [resolve(NORMALIZE, flags, "x", t) for t in (0.0, 0.49, 0.5, 0.99, 1.0)]
+    assert found == [True, True, False, False, True]
+
+
+def test_settings_have_mergekit_s_values():
+    from mergekit.config import ConditionalParameter
+    from mergekit.config import evaluate_setting as theirs
+
+    chance = random.Random(0)  # noqa: S311  (cases, not secrets)
+
+    def scalar() -> Any:
+        return chance.choice([chance.random(), chance.randint(-2, 2), f"{chance.random():.3e}"])
+
+    def value() -> Any:
+        return (
+            scalar() if chance.random() < 0.4 else [scalar() for _ in range(chance.randint(1, 5))]
+        )
+
+    for _ in range(300):
+        cases = [{"filter": f, "value": value()} for f in ("mlp", "attn", "*", None)]
+        filtered = chance.sample(cases, chance.randint(1, 4))
+        setting: Any = filtered if chance.random() < 0.5 else value()
+        name, t = chance.choice(["layers.0.mlp.w", "layers.0.attn.w", "norm"]), chance.random()
+        wrapped = (
+            [ConditionalParameter(**case) for case in filtered] if setting is filtered else setting
+        )
+        assert evaluate_setting(setting, name, t, float) == theirs(name, wrapped, t, validate=float)

@@ -176,7 +176,7 @@ def test_an_interruption_leaves_nothing(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_write_config", interrupted)
+    monkeypatch.setattr(module, "write_tokenizer", interrupted)
     config = parse_merge_config(filled(CASES["linear"], *two_models), where="t")
     before = {path: path.read_bytes() for f in two_models for path in f.iterdir()}
     with pytest.raises(KeyboardInterrupt):
@@ -212,17 +212,22 @@ def test_the_plan_says_what_will_be_done_and_does_nothing(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"tokenizer_source": "union"}, "uniting vocabularies is not supported"),
-        ({"tokenizer": {"source": "base", "pad_to_multiple_of": 8}}, "not supported yet"),
-        ({"chat_template": "chatml"}, "'chatml' is a name"),
+        ({"tokenizer": {"tokens": {"x": {"force": True}}}}, "single tokens are not supported yet"),
+        (
+            {"tokenizer": {"pad_to_multiple_of": 128}},
+            "padding 320 rows to a multiple of 128 is not",
+        ),
+        ({"tokenizer_source": "base"}, "base needs a base_model"),
+        ({"chat_template": "chatlm"}, "did you mean chatml"),
     ],
 )
 def test_what_is_not_supported_is_said(
     two_models: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], words: str
 ):
     data = filled(CASES["linear"], *two_models, **changes)
-    with pytest.raises(MergeError, match=words):
+    with pytest.raises((MergeError, ConfigError), match=words):
         run_merge(parse_merge_config(data, where="t"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_tokenizer_and_template_come_from_where_they_are_said_to(

@@ -28,6 +28,9 @@ TORCH_NAMES: Mapping[str, str] = {
     "I32": "int32",
     "I16": "int16",
     "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
     "U8": "uint8",
     "BOOL": "bool",
 }
@@ -49,6 +52,11 @@ def item_bytes(dtype: str) -> int:
 def is_float(dtype: str) -> bool:
     """Whether a stored type is a floating-point one."""
     return dtype.startswith(("F", "BF"))
+
+
+def has_array(dtype: str) -> bool:
+    """Whether numpy can hold a stored type, so that `Checkpoint.array` serves it."""
+    return dtype in _NUMPY
 
 
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
@@ -144,43 +152,76 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open the safetensors of a model folder, sharded or not, and check every header.
+    """Open the weights of a model folder, sharded or not, and check every header.
+
+    Safetensors where there are any, else `pytorch_model.bin` (see `pickled`).
 
     Raises:
         CheckpointError: files are missing, cut short, or contradict their headers or the index.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder.")
-    index = folder / _INDEX
-    if index.is_file():
-        weight_map = _read_index(index)
-        files = [folder / name for name in sorted(set(weight_map.values()))]
-    else:
-        weight_map = {}
-        files = [path for path in (folder / "model.safetensors",) if path.is_file()]
-        files = files or sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise CheckpointError(
-                f"{folder}: holds no safetensors; convert the model with save_pretrained, or give "
-                "another folder."
-            )
+    files, weight_map = list_files(folder, _INDEX, "model.safetensors", "*.safetensors")
+    if not files:
+        from toolkit.checkpoint.pickled import open_pickled  # it needs what is defined here
+
+        if pickled := open_pickled(folder):
+            return pickled
+        raise CheckpointError(
+            f"{folder}: holds neither safetensors nor pytorch_model.bin; convert the model with "
+            "save_pretrained, or give another folder."
+        )
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         for name, info in read_header(file).items():
             if name in tensors:
                 raise CheckpointError(f"{file}: {name} stands in {tensors[name].file.name} too.")
-            if weight_map and weight_map.get(name) != file.name:
-                raise CheckpointError(
-                    f"{file}: holds {name}, but {_INDEX} says {weight_map.get(name, 'nothing')}; "
-                    f"{_AGAIN}."
-                )
             tensors[name] = info
+    check_index(folder / _INDEX, weight_map, tensors)
+    return Checkpoint(folder, tensors)
+
+
+def list_files(
+    folder: Path, index: str, single: str, pattern: str
+) -> tuple[list[Path], dict[str, str]]:
+    """The weight files of a model folder, and the index's tensor-to-file map where there is one.
+
+    Args:
+        folder: of the model.
+        index: name of the index file; where it stands, it decides.
+        single: name of the one file of a model without an index; it comes next.
+        pattern: of the files to take where neither stands.
+
+    Raises:
+        CheckpointError: the index is damaged, or names files that are not there.
+    """
+    if (folder / index).is_file():
+        weight_map = _read_index(folder / index)
+        return [folder / name for name in sorted(set(weight_map.values()))], weight_map
+    if (folder / single).is_file():
+        return [folder / single], {}
+    return sorted(folder.glob(pattern)), {}
+
+
+def check_index(
+    index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]
+) -> None:
+    """Check that files and index agree on every tensor.
+
+    Raises:
+        CheckpointError: names the first on which they do not.
+    """
+    for name, info in tensors.items() if weight_map else ():
+        if weight_map.get(name) != info.file.name:
+            raise CheckpointError(
+                f"{info.file}: holds {name}, but {index.name} says "
+                f"{weight_map.get(name, 'nothing')}; {_AGAIN}."
+            )
     if missing := sorted(set(weight_map) - set(tensors)):
         raise CheckpointError(
-            f"{folder}: {_INDEX} names {missing[0]} and {len(missing) - 1} more tensors that no "
-            f"file holds; {_AGAIN}."
+            f"{index}: names {missing[0]} and {len(missing) - 1} more tensors that no file holds; "
+            f"{_AGAIN}."
         )
-    return Checkpoint(folder, tensors)
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -216,11 +257,13 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
                 raise CheckpointError(
                     f"{file}: claims a header of {length} bytes in a file of {size}; {_AGAIN}."
                 )
-            header = json.loads(opened.read(length))
+            header = json.loads(opened.read(length), object_pairs_hook=_unique_names)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from error
     except ValueError as error:
-        raise CheckpointError(f"{file}: its header is not JSON ({error}); {_AGAIN}.") from error
+        raise CheckpointError(
+            f"{file}: its header is not sound JSON ({error}); {_AGAIN}."
+        ) from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: its header is not a mapping; {_AGAIN}.")
     header.pop("__metadata__", None)
@@ -240,6 +283,15 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             f"{file}: has {size} bytes, its header speaks of {8 + length + end}; {_AGAIN}."
         )
     return tensors
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands in it twice")
+    return found
 
 
 def _entry(file: Path, name: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:

@@ -6,14 +6,25 @@ Deliberate deviations from mergekit 0.1.5, each held by a test in `tests/merge/`
 - Arithmetic is float32 whatever `dtype` says, and the result is cast once; under mergekit
   `dtype: bfloat16` means arithmetic in bfloat16.
 - Random masks are seeded by (seed, tensor name); mergekit's depend on the order of visiting.
-- Models are taken in file order.
+- Models are taken in file order, and the first is the leading one where there is no base model.
 - Entries tied at a trimming threshold are all kept; mergekit's sort decides among them.
 - A density above zero keeps at least one entry, values out of range are errors, and so are weights
   that sum to zero where the sum is divided by.
 - Tensors are matched by name, not by a list of architectures: models whose names and shapes agree
-  merge, whatever they are.
+  merge, whatever they are, and a tensor that only some have is an error, never passed over. Tied
+  and untied heads merge, and the config then says untied; buffers that were never trained are
+  copied. `override_architecture` and `residual_weight` have no effect.
+- Modules are found by the names of tensors; tensors that no module has are an error, where
+  mergekit leaves them out.
+- The config of the merged model follows its layers (lists with one entry a layer too), and
+  does not say where the leading model was loaded from.
+- Quantised models and integers that differ are errors.
+- A vocabulary asked for with `tokenizer_source` is that of all models, or the merge is refused.
 - NaN and infinity in an input are errors unless they are allowed.
 
-Not supported yet, each with a clear error: `modules`, adapters in model references, `union` and
-per-token vocabularies.
+As in mergekit, tensors outside the layers read a gradient at its start, and a slice of one layer
+reads it at its end.
+
+Not supported yet, each with a clear error: uniting vocabularies that differ, and embeddings of
+single tokens.
 """

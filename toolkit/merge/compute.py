@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.checkpoint.read import TORCH_NAMES, is_float
+from toolkit.checkpoint.read import TORCH_NAMES, has_array, is_float
+from toolkit.checkpoint.write import tensor_bytes
+from toolkit.errors import MergeError
 from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.definition import merge_by_definition
 from toolkit.merge.kernels.fast import Kernel, ReadRows, find_kernel
@@ -32,12 +34,12 @@ class NonFiniteError(Exception):
 
 
 def engine_of(task: TensorTask, method: Method, models: Models, dtype: str, device: str) -> str:
-    """What will run a task: `kernel`, `torch`, or `copy` for integers, which are kept."""
+    """What will run a task: `kernel`, `torch`, or `copy` for what is not merged but kept."""
     stored = {models.dtype(source) for source in task.inputs}
-    if not all(is_float(name) for name in stored):
+    if task.is_copied or not all(is_float(name) for name in stored):
         return "copy"
     found = find_kernel(method.name, task.parameters) if device == "cpu" else None
-    fits = dtype in _OUT and all(models.array(source) is not None for source in task.inputs)
+    fits = dtype in _OUT and all(has_array(name) for name in stored)
     return "kernel" if found is not None and fits else "torch"
 
 
@@ -80,10 +82,14 @@ def run_task(
         kept = {} if memory is None else memory
         _run_kernel(kernel, task, read, put, _OUT[dtype], workers, target, kept)
         return
+    if engine == "copy":
+        _check_equal(task, models)
+        put(0, tensor_bytes(models.read(task.leader)))
+        return
     tensors = [models.read(source) for source in task.sources]
     base = models.read(task.base) if task.base is not None else None
     everyone = tensors if base is None else [*tensors, base]
-    checked = [] if engine == "copy" or allow_non_finite else everyone
+    checked = [] if allow_non_finite else everyone
     if not all(is_finite(tensor) for tensor in checked):
         raise NonFiniteError
     torch_dtype = getattr(torch, TORCH_NAMES[dtype])
@@ -115,6 +121,20 @@ def _run_kernel(
 
     if max(workers.each(task.size, merge)) >= NON_FINITE:
         raise NonFiniteError
+
+
+def _check_equal(task: TensorTask, models: Models) -> None:
+    """Refuse integers that differ: they are no weights, and whose are right cannot be known."""
+    if task.is_copied:
+        return
+    kept = models.read(task.leader)
+    for source in task.inputs:
+        if not torch.equal(models.read(source), kept):
+            raise MergeError(
+                f"{task.name}: holds {models.dtype(source)} values that differ between "
+                f"{task.leader.model} and {source.model}; only floating-point tensors can be "
+                "merged. Is the model quantised?"
+            )
 
 
 def is_finite(tensor: Tensor) -> bool:

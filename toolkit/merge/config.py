@@ -5,6 +5,7 @@ Unknown keys are faults, where mergekit passes over them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from toolkit.config import Section, load_yaml, parse_section
+from toolkit.config import PositiveInt, Section, load_yaml, parse_section
 
 Scalar = bool | int | float | str
 Settings = dict[str, Any]
@@ -28,6 +29,8 @@ def _check_settings(value: object) -> object:
 
 
 def _fault_of_setting(setting: object) -> str | None:
+    if isinstance(setting, float) and not math.isfinite(setting):
+        return "must be a finite number"
     if isinstance(setting, (bool, int, float, str)):
         return None
     if isinstance(setting, dict):
@@ -38,6 +41,8 @@ def _fault_of_setting(setting: object) -> str | None:
         return _fault_of_setting(setting["value"])
     if isinstance(setting, list) and setting:
         faults = (_fault_of_setting(item) for item in setting)
+        if any(isinstance(item, list) for item in setting):
+            return "must be a list over depth, not a list of lists"
         kinds = {isinstance(item, dict) for item in setting}
         if len(kinds) > 1:
             return "mixes numbers and filters"
@@ -66,6 +71,10 @@ def _path_and_revision(value: object) -> str:
 
 
 ModelName = Annotated[str, BeforeValidator(_reference), Field(min_length=1)]
+DtypeName = Annotated[
+    Literal["float32", "float16", "bfloat16", "float64"],
+    BeforeValidator(lambda name: name.removeprefix("torch.") if isinstance(name, str) else name),
+]
 
 
 class InputModel(Section):
@@ -116,17 +125,43 @@ class OutputModule(Section):
     def _one_form(self) -> Self:
         if (self.slices is None) == (self.models is None):
             raise ValueError("give exactly one of slices and models")
+        if not (self.slices or self.models):
+            raise ValueError("names no model")
         return self
+
+
+class TokenSource(Section):
+    """Another token of a model, or zeros, as the embedding of a token."""
+
+    kind: Literal["model_token", "zero"]
+    model: ModelName | None = None
+    token_id: int | None = None
+    token: str | None = None
+
+    @model_validator(mode="after")
+    def _one_token(self) -> Self:
+        if self.kind == "zero":
+            return self
+        if self.model is None or (self.token is None) == (self.token_id is None):
+            raise ValueError("a model_token needs model, and exactly one of token and token_id")
+        return self
+
+
+class TokenEmbedding(Section):
+    """Where the embedding of one token of the merged vocabulary comes from."""
+
+    source: TokenSource | ModelName | None = None
+    force: bool = False
 
 
 class TokenizerSection(Section):
     """Which vocabulary the merged model has."""
 
-    source: ModelName = "base"
+    source: ModelName = "union"
     """`base`, `union`, or a model whose vocabulary is taken."""
 
-    tokens: dict[str, Any] | None = None
-    pad_to_multiple_of: int | None = None
+    tokens: dict[str, TokenEmbedding] | None = None
+    pad_to_multiple_of: PositiveInt | None = None
 
 
 class MergeConfig(Section):
@@ -138,11 +173,11 @@ class MergeConfig(Section):
     modules: dict[str, OutputModule] | None = None
     base_model: ModelName | None = None
     parameters: ParameterSettings | None = None
-    dtype: Literal["float32", "float16", "bfloat16", "float64"] | None = None
+    dtype: DtypeName | None = None
     """mergekit computes in this type; here arithmetic is float32 and this is the type written,
     unless `out_dtype` says another."""
 
-    out_dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    out_dtype: DtypeName | None = None
     tokenizer_source: ModelName | None = None
     tokenizer: TokenizerSection | None = None
     chat_template: str | None = None
@@ -154,6 +189,8 @@ class MergeConfig(Section):
             raise ValueError(
                 f"give exactly one of models, slices and modules (got {', '.join(given) or 'none'})"
             )
+        if not getattr(self, given[0]):
+            raise ValueError(f"{given[0]} is empty; name at least one model")
         if self.tokenizer_source is not None and self.tokenizer is not None:
             raise ValueError("give tokenizer_source or tokenizer, not both")
         return self
@@ -161,6 +198,10 @@ class MergeConfig(Section):
     def model_names(self) -> list[str]:
         """Every model that is named, in file order, the base model last where only named there."""
         return list(dict.fromkeys(self._all_names()))
+
+    def leader(self) -> str:
+        """The model whose config and tokenizer the merged model has: the base, or the first."""
+        return self.base_model or self.model_names()[0]
 
     def _all_names(self) -> Iterator[str]:
         groups: list[MergeConfig | OutputModule] = [self, *(self.modules or {}).values()]

@@ -8,10 +8,11 @@ from collections import Counter
 from toolkit.checkpoint.read import item_bytes
 from toolkit.merge.compute import engine_of
 from toolkit.merge.config import MergeConfig
+from toolkit.merge.fallback import needs_mergekit
 from toolkit.merge.kernels.workers import BLOCK
 from toolkit.merge.models import Models
+from toolkit.merge.output import out_dtype
 from toolkit.merge.plan import TensorTask, plan_merge
-from toolkit.merge.run import out_dtype
 
 _START_BYTES = 200e6
 """What the interpreter and the compiled kernels take before the first tensor."""
@@ -27,8 +28,13 @@ def describe_merge(config: MergeConfig, *, device: str = "cpu") -> str:
         ConfigError: the configuration asks for what is unknown.
         MergeError: the models do not fit each other.
     """
+    if needs_mergekit(config.merge_method):
+        return (
+            f"{config.merge_method}: the whole merge by mergekit's own engine, from "
+            f"{', '.join(config.model_names())}"
+        )
     models = Models()
-    plan = plan_merge(config, models.shapes)
+    plan = plan_merge(config, models.shapes, models.config)
     read = written = 0
     largest: dict[str, int] = {}
     engines: Counter[str] = Counter()
@@ -61,7 +67,7 @@ def describe_merge(config: MergeConfig, *, device: str = "cpu") -> str:
 _ENGINES = {
     "kernel": "a fused kernel",
     "torch": "the torch definition",
-    "copy": "copying (integers are not merged)",
+    "copy": "copying (integers and buffers are not merged)",
 }
 
 

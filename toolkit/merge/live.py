@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.checkpoint.write import dtype_name
+from toolkit.errors import MergeError
 from toolkit.merge.compute import run_task
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.kernels.workers import Workers
+from toolkit.merge.layers import Shapes
 from toolkit.merge.models import Models
-from toolkit.merge.plan import Shapes, plan_merge
+from toolkit.merge.plan import plan_merge
 from toolkit.merge.thresholds import with_thresholds
 
 
@@ -54,13 +56,21 @@ class LiveMerge:
         Args:
             config: whose models are among those held.
             model: of the same architecture, on the CPU; its parameters are overwritten.
+
+        Raises:
+            MergeError: the model lacks a tensor of the merge.
         """
-        plan = with_thresholds(plan_merge(config, self.shapes), self._models, self._workers)
+        plan = with_thresholds(
+            plan_merge(config, self.shapes, self._models.config), self._models, self._workers
+        )
         targets = parameters_by_name(model)
-        flats = [targets[task.name].detach().view(-1) for task in plan.tasks]
+        tasks = [task for task in plan.tasks if not task.is_copied]  # the model has its own
+        if lacking := [task.name for task in tasks if task.name not in targets]:
+            raise MergeError(f"{lacking[0]}: the loaded model has no such tensor to merge into.")
+        flats = [targets[task.name].detach().view(-1) for task in tasks]
 
         def merge(index: int) -> None:
-            task, flat = plan.tasks[index], flats[index]
+            task, flat = tasks[index], flats[index]
 
             def put(start: int, data: memoryview) -> None:
                 block = torch.frombuffer(bytearray(data), dtype=flat.dtype)

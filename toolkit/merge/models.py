@@ -1,17 +1,21 @@
-"""Model references to opened checkpoints: folders, and names on the hub."""
+"""Model references to opened checkpoints: folders, names on the hub, and adapters on both."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from toolkit.checkpoint.adapted import open_adapted
 from toolkit.checkpoint.read import Checkpoint, open_checkpoint
 from toolkit.errors import MergeError
 from toolkit.lazy_torch import Tensor
-from toolkit.merge.plan import Shapes, Source
+from toolkit.merge.layers import Shapes
+from toolkit.merge.plan import Source
+from toolkit.merge.references import find_folder, parse_reference
 
 
 class Models:
@@ -24,33 +28,42 @@ class Models:
     def __init__(self, folders: Mapping[str, Path] | None = None) -> None:
         self._folders = dict(folders or {})
         self._opened: dict[str, Checkpoint] = {}
+        self._configs: dict[str, dict[str, Any]] = {}
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """The opened checkpoint of a model.
+        """The opened checkpoint of a model, with its adapter where the reference names one.
 
         Raises:
-            MergeError: the reference names an adapter, which is merged into its model first.
-            CheckpointError: there is no such model, or it is damaged.
+            MergeError: there is no such model.
+            CheckpointError: it is damaged, or does not suit its adapter.
         """
         if name not in self._opened:
-            self._opened[name] = open_checkpoint(self._folder(name))
+            self._opened[name] = self._open(name)
         return self._opened[name]
 
-    def _folder(self, name: str) -> Path:
+    def _open(self, name: str) -> Checkpoint:
         if name in self._folders:
-            return self._folders[name]
-        path = Path(name)
-        if path.is_dir():
-            return path
-        if "+" in name:
-            raise MergeError(
-                f"{name}: names an adapter, which is not supported here yet; merge it into its "
-                "model first (peft's merge_and_unload) and give that folder."
-            )
-        repository, _, revision = name.partition("@")
-        if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-            raise MergeError(f"{name}: no such model folder.")
-        return _hub_folder(repository, revision or None)
+            return open_checkpoint(self._folders[name])
+        reference = parse_reference(name)
+        model = open_checkpoint(find_folder(reference.model))
+        if reference.adapter is None:
+            return model
+        return open_adapted(model, find_folder(reference.adapter))
+
+    def config(self, name: str) -> Mapping[str, Any]:
+        """The config.json of a model as plain values; none where it has no such file.
+
+        Raises:
+            MergeError: the file is not JSON.
+        """
+        if name not in self._configs:
+            path = self.checkpoint(name).folder / "config.json"
+            try:
+                values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            except ValueError as error:
+                raise MergeError(f"{path}: is not JSON ({error}).") from error
+            self._configs[name] = values if isinstance(values, dict) else {}
+        return self._configs[name]
 
     def shapes(self, name: str) -> Shapes:
         """Shape of every tensor of a model."""
@@ -68,16 +81,3 @@ class Models:
     def read(self, source: Source) -> Tensor:
         """A tensor in its stored type; its memory is the file."""
         return self.checkpoint(source.model).tensor(source.tensor)
-
-
-def _hub_folder(repository: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the client's errors have no common base
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise MergeError(
-            f"{repository}: is neither a folder nor a model that the hub gives ({first})."
-        ) from error

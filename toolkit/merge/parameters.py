@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from toolkit.errors import ConfigError, did_you_mean
+from toolkit.merge.config import MergeConfig, OutputModule
 from toolkit.merge.registry import Method, Parameter
 
 Scopes = Iterable[Mapping[str, Any] | None]
 
 
-def evaluate_setting(setting: Any, tensor_name: str, t: float) -> Any:
+def evaluate_setting(
+    setting: Any, tensor_name: str, t: float, convert: Callable[[Any], Any] = lambda value: value
+) -> Any:
     """The value of one setting for one tensor.
 
     Args:
         setting: a scalar, a gradient, a `{filter, value}`, or a list of those.
         tensor_name: filters match where they are contained in it; `*` and no filter always match.
         t: depth in [0, 1]; tensors outside the layers have 0, as in mergekit.
+        convert: to the parameter's type; YAML reads 1e-3 as text.
 
     Returns:
-        A scalar, or None where no filter matches. Numbers in a gradient are interpolated, other
-        values stand for equal parts of the depth.
+        A scalar, or None where no filter matches. Numbers in a gradient are interpolated; of
+        other values each holds from its place in the list to the next, as in mergekit.
 
     >>> evaluate_setting([0.0, 1.0, 0.0], "model.layers.1.mlp", 0.25)
     0.5
@@ -31,23 +36,26 @@ def evaluate_setting(setting: Any, tensor_name: str, t: float) -> Any:
     if isinstance(setting, Mapping):
         setting = [setting]
     if not isinstance(setting, Sequence) or isinstance(setting, str):
-        return setting
+        return convert(setting)
     if isinstance(setting[0], Mapping):
         for case in setting:
             wanted = case.get("filter")
             if wanted is None or wanted == "*" or wanted in tensor_name:
-                return evaluate_setting(case["value"], tensor_name, t)
+                return evaluate_setting(case["value"], tensor_name, t, convert)
         return None
-    if any(isinstance(value, (bool, str)) for value in setting):
-        return setting[int(t * (len(setting) - 1))]
-    scaled = t * (len(setting) - 1)
+    values = [convert(value) for value in setting]
+    scaled = t * (len(values) - 1)
     left = int(scaled)
-    right = min(len(setting) - 1, left + 1)
+    if any(isinstance(value, (bool, str)) for value in values):
+        return values[left]
+    right = min(len(values) - 1, left + 1)
     share = scaled - left
-    return (1 - share) * setting[left] + share * setting[right]
+    return convert((1 - share) * values[left] + share * values[right])
 
 
-def resolve(parameter: Parameter, scopes: Scopes, tensor_name: str, t: float) -> Any:
+def resolve(
+    parameter: Parameter, scopes: Scopes, tensor_name: str, t: float, model: str | None = None
+) -> Any:
     """The value of a parameter from the first scope that has one for this tensor.
 
     Args:
@@ -55,19 +63,25 @@ def resolve(parameter: Parameter, scopes: Scopes, tensor_name: str, t: float) ->
         scopes: settings by name, from highest to lowest precedence.
         tensor_name: see `evaluate_setting`.
         t: see `evaluate_setting`.
+        model: whose value it is, for the message.
 
     Raises:
         ConfigError: it is required and nowhere given, or is of another type.
     """
+
+    def convert(value: Any) -> Any:
+        return _typed(parameter, value)
+
     for scope in scopes:
         if scope is not None and parameter.name in scope:
-            value = evaluate_setting(scope[parameter.name], tensor_name, t)
+            value = evaluate_setting(scope[parameter.name], tensor_name, t, convert)
             if value is not None:
-                return _typed(parameter, value)
+                return value
     if parameter.required:
+        owner = f" of {model}" if model is not None else ""
         raise ConfigError(
-            f"{parameter.name}: is needed for {tensor_name}, but is neither given for the model "
-            "nor under parameters."
+            f"{parameter.name}: is needed for {tensor_name}{owner}, but is neither given for the "
+            "model nor under parameters."
         )
     default = parameter.default
     return default[0] if parameter.per_model else default
@@ -77,7 +91,7 @@ def _typed(parameter: Parameter, value: Any) -> Any:
     kind = parameter.type
     try:
         if kind is float:
-            if isinstance(value, bool):
+            if isinstance(value, bool) or not math.isfinite(float(value)):
                 raise ValueError
             return float(value)
         if kind is bool:
@@ -108,3 +122,24 @@ def check_known(method: Method, settings: Mapping[str, Any] | None, where: str) 
                 f"{where}.{name}: {method.name} has no such parameter"
                 f"{did_you_mean(name, method.parameters)} Its parameters: {known}."
             )
+
+
+def check_parameters(config: MergeConfig, method: Method) -> None:
+    """Refuse parameters that the method does not have, wherever they stand.
+
+    Raises:
+        ConfigError: names the key and the nearest known one.
+    """
+    check_known(method, config.parameters, "parameters")
+    groups: dict[str, MergeConfig | OutputModule] = {"": config}
+    for name, module in (config.modules or {}).items():
+        check_known(method, module.parameters, f"modules.{name}.parameters")
+        groups[f"modules.{name}."] = module
+    for before, group in groups.items():
+        for number, item in enumerate(group.models or ()):
+            check_known(method, item.parameters, f"{before}models.{number}.parameters")
+        for number, piece in enumerate(group.slices or ()):
+            where = f"{before}slices.{number}"
+            check_known(method, piece.parameters, f"{where}.parameters")
+            for index, source in enumerate(piece.sources):
+                check_known(method, source.parameters, f"{where}.sources.{index}.parameters")

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import fcntl
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from toolkit.checkpoint.read import TORCH_NAMES, is_float, item_bytes
+from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter
 from toolkit.errors import MergeError
 from toolkit.manifest import write_atomically, write_json
 from toolkit.merge.compute import NonFiniteError, is_finite, run_task
 from toolkit.merge.config import MergeConfig
+from toolkit.merge.fallback import merge_by_mergekit, needs_mergekit
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
+from toolkit.merge.output import merged_config, out_dtype
 from toolkit.merge.plan import MergePlan, TensorTask, plan_merge
 from toolkit.merge.thresholds import with_thresholds
 from toolkit.merge.tokenizer import check_tokenizer, write_tokenizer
-
-_STORED = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 
 
 def run_merge(
@@ -59,46 +61,76 @@ def run_merge(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MergeError(f"{out}: exists and is not empty; give another folder or remove it.")
-    check_tokenizer(config)
     models = Models(folders)
-    plan = plan_merge(config, models.shapes)
-    leader = models.checkpoint(config.base_model or config.model_names()[0])
+    if needs_mergekit(config.merge_method):
+        with _appearing(out) as work:
+            return merge_by_mergekit(config, models, work, seed=seed, shard_bytes=shard_bytes)
+    plan = plan_merge(config, models.shapes, models.config)
+    check_tokenizer(config, models)
     dtypes = {task.name: out_dtype(config, task, models) for task in plan.tasks}
+    values = merged_config(config, plan, models, dtypes)
     workers = Workers(num_threads)
-    work = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)  # of an earlier call that was killed
-    work.mkdir(parents=True)
     try:
-        plan = with_thresholds(plan, models, workers)
-        planned = [PlannedTensor(t.name, dtypes[t.name], t.shape) for t in plan.tasks]
-        with ShardWriter(work, planned, shard_bytes) as writer:
-            for task in plan.tasks:
-                _write_task(
-                    plan,
-                    task,
-                    models,
-                    writer,
-                    dtypes[task.name],
-                    workers,
-                    seed=seed,
-                    device=device,
-                    allow_non_finite=allow_non_finite,
-                )
-                if advance is not None:
-                    advance(task.size * item_bytes(dtypes[task.name]), task.name)
-        _write_config(leader.folder, work, config, plan)
-        write_tokenizer(config, models, work)
-        with write_atomically(work / "merge.yaml") as file:
-            file.write(to_yaml(config))
-        if out.exists():
-            out.rmdir()
-        work.rename(out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+        with _appearing(out) as work:
+            plan = with_thresholds(plan, models, workers)
+            planned = [PlannedTensor(t.name, dtypes[t.name], t.shape) for t in plan.tasks]
+            with ShardWriter(work, planned, shard_bytes) as writer:
+                for task in plan.tasks:
+                    _write_task(
+                        plan,
+                        task,
+                        models,
+                        writer,
+                        dtypes[task.name],
+                        workers,
+                        seed=seed,
+                        device=device,
+                        allow_non_finite=allow_non_finite,
+                    )
+                    if advance is not None:
+                        advance(task.size * item_bytes(dtypes[task.name]), task.name)
+            _write_side_files(config, models, values, work)
     finally:
         workers.close()
     return plan
+
+
+@contextlib.contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A working folder beside `out` that takes its place when the block ends, or vanishes.
+
+    Raises:
+        MergeError: another process is making the same folder.
+    """
+    work = out.with_name(f".{out.name}.partial")
+    work.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise MergeError(
+                f"{out}: another process is merging into it; wait for it or stop it."
+            ) from error
+        for left in work.iterdir():  # by an earlier call that was killed
+            left.unlink() if left.is_file() else shutil.rmtree(left)
+        try:
+            yield work
+            work.rename(out)  # an empty folder gives way
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _write_side_files(
+    config: MergeConfig, models: Models, values: Mapping[str, Any], work: Path
+) -> None:
+    write_json(work / "config.json", values)
+    write_tokenizer(config, models, work)
+    with write_atomically(work / "merge.yaml") as file:
+        file.write(to_yaml(config))
 
 
 def _write_task(
@@ -134,23 +166,3 @@ def to_yaml(config: MergeConfig) -> str:
     """The configuration as mergekit reads it."""
     plain = config.model_dump(mode="json", exclude_none=True)
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-
-
-def out_dtype(config: MergeConfig, task: TensorTask, models: Models) -> str:
-    """The type a merged tensor is written in, by the format's name."""
-    stored = models.dtype(task.base or task.sources[0])
-    name = config.out_dtype or config.dtype
-    return _STORED[name] if name is not None and is_float(stored) else stored
-
-
-def _write_config(source: Path, target: Path, config: MergeConfig, plan: MergePlan) -> None:
-    path = source / "config.json"
-    if not path.is_file():
-        raise MergeError(f"{source}: has no config.json; give a whole model folder.")
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if config.slices is not None and "num_hidden_layers" in values:
-        values["num_hidden_layers"] = plan.num_layers
-    if (dtype := config.out_dtype or config.dtype) is not None:
-        values.pop("torch_dtype", None)
-        values["dtype"] = dtype
-    write_json(target / "config.json", values)

@@ -41,7 +41,8 @@ def with_thresholds(plan: MergePlan, models: Models, workers: Workers) -> MergeP
             f"density: {plan.method.name} trims each model as a whole, so it must be one number a "
             "model, without filters and gradients."
         )
-    tasks = [task for task in plan.tasks if is_float(models.dtype(task.sources[0]))]
+    merged = (task for task in plan.tasks if not task.is_copied)
+    tasks = [task for task in merged if is_float(models.dtype(task.sources[0]))]
     found = tuple(
         _threshold(tasks, model, density, models, workers)
         for model, density in enumerate(next(iter(densities)))

@@ -1,0 +1,117 @@
+"""The dialect: what may be written, and how faults in it are told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.errors import ConfigError
+from toolkit.merge.config import MergeConfig, load_merge_config, parse_merge_config
+from toolkit.merge.references import ModelReference, PathAndRevision, parse_reference
+
+MODELS = [{"model": "a"}, {"model": "b"}]
+
+
+def parse(**data: Any) -> MergeConfig:
+    return parse_merge_config({"merge_method": "linear", "models": MODELS, **data}, where="m.yml")
+
+
+def test_every_fault_is_told_at_once(tmp_path: Path):
+    path = tmp_path / "m.yml"
+    path.write_text(
+        "merge_method: linear\nmodles: []\ndtype: float31\n"
+        "slices:\n- sources: [{model: a, layer_range: [4, 2]}]\n"
+        "  parameters: {weight: [1, {value: 2}]}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_merge_config(path)
+    message = str(caught.value)
+    for words in (
+        f"{path} is not a valid merge configuration",
+        "modles: unknown key; did you mean mod",
+        "dtype: must be one of",
+        "layer_range: must end after it begins",
+        "weight: mixes numbers and filters",
+    ):
+        assert words in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"slices": []}, "exactly one of models, slices and modules"),
+        ({"models": []}, "models is empty"),
+        ({"models": None, "modules": {"x": {}}}, "exactly one of slices and models"),
+        ({"tokenizer_source": "base", "tokenizer": {}}, "not both"),
+        ({"tokenizer": {"tokens": {"x": {"source": {"kind": "model_token"}}}}}, "exactly one of"),
+        ({"tokenizer": {"pad_to_multiple_of": 0}}, "greater than 0"),
+        ({"parameters": {"weight": [[1, 2]]}}, "not a list of lists"),
+        ({"parameters": {"weight": float("nan")}}, "must be a finite number"),
+        ({"parameters": {"weight": {"filter": "mlp"}}}, "needs a value"),
+        ({"parameters": {"weight": {"fliter": "mlp", "value": 1}}}, "unknown key 'fliter'"),
+        ({"models": [{"model": {"model": "a", "lroa": "b"}}]}, "unknown key 'lroa'"),
+    ],
+)
+def test_faults(changes: dict[str, Any], words: str):
+    with pytest.raises(ConfigError) as caught:
+        parse(**changes)
+    assert words in str(caught.value)
+
+
+def test_all_of_the_dialect_is_read():
+    config = parse(
+        base_model={"model": {"path": "org/base", "revision": "v1"}},
+        dtype="torch.bfloat16",
+        out_dtype="float32",
+        chat_template="auto",
+        tokenizer={
+            "source": "union",
+            "pad_to_multiple_of": 64,
+            "tokens": {
+                "<x>": {"source": "a", "force": True},
+                "<y>": {"source": {"kind": "zero"}},
+                "<z>": {"source": {"kind": "model_token", "model": "b", "token_id": 3}},
+            },
+        },
+        models=[
+            {"model": {"model": "a", "lora": {"path": "l", "revision": "r"}}},
+            {"model": {"model": "b", "override_architecture": "LlamaForCausalLM"}},
+        ],
+    )
+    assert config.dtype == "bfloat16"
+    assert config.model_names() == ["a+l@r", "b", "org/base@v1"]
+    assert config.leader() == "org/base@v1"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/m", ModelReference(PathAndRevision("org/m"))),
+        ("m@v2", ModelReference(PathAndRevision("m", "v2"))),
+        ("m@v2+l@v3", ModelReference(PathAndRevision("m", "v2"), PathAndRevision("l", "v3"))),
+    ],
+)
+def test_references(text: str, expected: ModelReference):
+    assert parse_reference(text) == expected
+
+
+@pytest.mark.parametrize("text", ["a+b+c", "a@b@c", "a@", "+b", "a+"])
+def test_references_that_are_none(text: str):
+    with pytest.raises(ConfigError, match="path@revision"):
+        parse_reference(text)
+
+
+def test_a_folder_s_own_name_wins(tmp_path: Path):
+    folder = tmp_path / "c++@home"
+    folder.mkdir()
+    assert parse_reference(str(folder)).model.path == str(folder)
+    assert parse_reference(f"{folder}+org/lora").adapter == PathAndRevision("org/lora")
+
+
+def test_reading_a_configuration_loads_no_torch():
+    code = "import sys, toolkit.merge.config; assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

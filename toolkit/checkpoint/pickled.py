@@ -1,0 +1,150 @@
+"""Reading `pytorch_model.bin`: memory-mapped, and refused where it holds more than tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.checkpoint.read import (
+    TORCH_NAMES,
+    Checkpoint,
+    TensorInfo,
+    check_index,
+    list_files,
+)
+from toolkit.errors import CheckpointError
+from toolkit.lazy_torch import Tensor, torch
+
+_INDEX = "pytorch_model.bin.index.json"
+_STORED = {f"torch.{torch_name}": name for name, torch_name in TORCH_NAMES.items()}
+
+
+class PickledCheckpoint(Checkpoint):
+    """A folder of `.bin` files, opened: torch maps them into memory and nothing is copied.
+
+    Args:
+        folder: of the model.
+        tensors: what there is.
+        loaded: the same, as torch sees it.
+        mapped: files whose pages may be given back; the others are held in memory.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tensors: dict[str, TensorInfo],
+        loaded: dict[str, Tensor],
+        mapped: frozenset[Path],
+    ) -> None:
+        super().__init__(folder, tensors)
+        self._loaded = loaded
+        self._mapped = mapped
+
+    def tensor(self, name: str) -> Tensor:
+        self.info(name)
+        return self._loaded[name]
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        flat = self.tensor(name).reshape(-1)
+        if not flat.numel():
+            return np.empty(0, np.uint8)
+        array: NDArray[np.uint8] = flat.view(torch.uint8).numpy()
+        return array
+
+    def give_back(self, name: str) -> None:
+        info, tensor = self.info(name), self._loaded[name]
+        # Of memory that is no file's, giving back would leave zeros.
+        if info.file in self._mapped and tensor.is_contiguous():
+            _give_back(tensor.data_ptr(), info.num_bytes)
+
+
+def open_pickled(folder: Path) -> Checkpoint | None:
+    """Open the `.bin` files of a model folder, or None where there are none.
+
+    Raises:
+        CheckpointError: a file holds code or anything else but tensors, or is damaged.
+    """
+    files, weight_map = list_files(folder, _INDEX, "pytorch_model.bin", "pytorch_model*.bin")
+    tensors: dict[str, TensorInfo] = {}
+    loaded: dict[str, Tensor] = {}
+    mapped: set[Path] = set()
+    for file in files:
+        found, is_mapped = _load(file)
+        if is_mapped:
+            mapped.add(file)
+        for name, tensor in found.items():
+            if name in tensors:
+                raise CheckpointError(f"{file}: {name} stands in {tensors[name].file.name} too.")
+            tensors[name] = _describe(file, name, tensor)
+            loaded[name] = tensor.detach()
+    if not files:
+        return None
+    check_index(folder / _INDEX, weight_map, tensors)
+    return PickledCheckpoint(folder, tensors, loaded, frozenset(mapped))
+
+
+def _load(file: Path) -> tuple[dict[str, Any], bool]:
+    try:
+        found, is_mapped = _load_tensors_only(file)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file}: holds more than tensors ({_reason(error)}); refused, because loading it "
+            "would run its code. Get the model as safetensors."
+        ) from error
+    except (RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: cannot be read ({_reason(error)}); download or copy the file again."
+        ) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{file}: holds a {type(found).__name__}, not tensors by name; save the model's "
+            "state_dict."
+        )
+    return dict(found), is_mapped
+
+
+def _load_tensors_only(file: Path) -> tuple[Any, bool]:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True), True
+    except RuntimeError as error:
+        if "mmap can only be used" not in str(error):
+            raise
+    # Written before torch 1.6: such a file cannot be mapped.
+    return torch.load(file, map_location="cpu", weights_only=True), False
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), "")
+    return (told or (lines[0] if lines else type(error).__name__))[:160]
+
+
+def _describe(file: Path, name: Any, tensor: Any) -> TensorInfo:
+    if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+        raise CheckpointError(
+            f"{file}: {name!r} is a {type(tensor).__name__}, not a tensor; save the model's "
+            "state_dict alone."
+        )
+    stored = _STORED.get(str(tensor.dtype))
+    if stored is None or tensor.layout != torch.strided:
+        raise CheckpointError(
+            f"{file}: {name} is stored as {tensor.dtype}, {tensor.layout}, which is not supported; "
+            f"known: {', '.join(TORCH_NAMES)}."
+        )
+    size = tensor.numel() * tensor.element_size()
+    return TensorInfo(file, stored, tuple(tensor.shape), 0, size)
+
+
+def _give_back(address: int, num_bytes: int) -> None:
+    """Let the system drop mapped pages that lie whole within these bytes."""
+    page = mmap.PAGESIZE
+    start = -(-address // page) * page
+    length = (address + num_bytes - start) // page * page
+    if length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), 4)

@@ -1,0 +1,126 @@
+"""Methods that only mergekit knows, such as those of its plugins: its own engine runs the merge."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.checkpoint.read import open_checkpoint
+from toolkit.errors import MergeError, did_you_mean
+from toolkit.manifest import write_atomically
+from toolkit.merge.config import MergeConfig
+from toolkit.merge.models import Models
+from toolkit.merge.plan import MergePlan, Source, TensorTask
+from toolkit.merge.registry import Method, Place, all_methods
+
+
+def needs_mergekit(name: str) -> bool:
+    """Whether a method is unknown here and known to mergekit.
+
+    mergekit takes seconds to load, so a name that is nearly one of ours is not asked for there.
+    """
+    ours = all_methods()
+    if name in ours or did_you_mean(name, ours) or not importlib.util.find_spec("mergekit"):
+        return False
+    return _their_method(name) is not None
+
+
+def merge_by_mergekit(
+    config: MergeConfig, models: Models, work: Path, *, seed: int, shard_bytes: int
+) -> MergePlan:
+    """Let mergekit merge into a folder.
+
+    Args:
+        config: what to do; mergekit checks its parameters.
+        models: where they stand.
+        work: the folder to write into.
+        seed: of random methods, for whose masks the order of visiting counts here.
+        shard_bytes: most bytes in one file.
+
+    Returns:
+        The plan, with a task for every tensor that was written.
+
+    Raises:
+        MergeError: mergekit refuses; its reason is given.
+    """
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    options = MergeOptions(
+        quiet=True, random_seed=seed, out_shard_size=shard_bytes, write_model_card=False
+    )
+    plain = config.model_dump(mode="json", exclude_none=True)
+    try:
+        theirs = MergeConfiguration.model_validate(_with_folders(plain, config, models))
+        run_merge(theirs, str(work), options)
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        raise MergeError(
+            f"{config.merge_method}: mergekit refuses this merge ({error})."
+        ) from error
+    with write_atomically(work / "merge.yaml") as file:
+        yaml.safe_dump(plain, file, sort_keys=False, allow_unicode=True)
+    written = open_checkpoint(work)
+    method = _method(config.merge_method)
+    sources = tuple(config.model_names())
+    tasks = tuple(
+        TensorTask(
+            name,
+            written.info(name).shape,
+            tuple(Source(model, name) for model in sources),
+            None,
+            {},
+            Place(name, None, 0),
+        )
+        for name in written.names
+    )
+    return MergePlan(method, tasks, {})
+
+
+def _with_folders(node: Any, config: MergeConfig, models: Models) -> Any:
+    """The configuration with every model by its folder: names may be ours alone."""
+    folders = {
+        name: str(models.checkpoint(name).folder)
+        for name in config.model_names()
+        if "+" not in name
+    }
+
+    def fill(value: Any, key: str) -> Any:
+        if isinstance(value, dict):
+            return {name: fill(item, name) for name, item in value.items()}
+        if isinstance(value, list):
+            return [fill(item, key) for item in value]
+        is_model = key in {"model", "base_model", "tokenizer_source"}
+        return folders.get(value, value) if is_model else value
+
+    return fill(node, "")
+
+
+def _their_method(name: str) -> Any:
+    from mergekit import merge_methods
+
+    try:
+        return merge_methods.get(name)
+    except RuntimeError:
+        return None
+
+
+def _method(name: str) -> Method:
+    def run_there(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError(f"{name} is mergekit's")
+
+    return Method(
+        name=name,
+        function=run_there,
+        reference=getattr(_their_method(name).spec, "reference_url", None) or "",
+        parameters={},
+        needs_base=False,
+        accepts_base=True,
+        is_random=False,
+        needs_place=False,
+        needs_thresholds=False,
+        elementwise=False,
+    )

@@ -1,0 +1,168 @@
+"""What the names of a model's tensors say: stacks of layers, tied tensors, buffers.
+
+There is no list of architectures. A number in a name is a layer where the numbers under the same
+prefix run from 0 without a gap, and first of all where there are as many as the config has layers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from toolkit.errors import MergeError
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shape of every tensor of one model, by name."""
+
+_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
+_LAYER_KEYS = (
+    "num_hidden_layers",
+    "num_layers",
+    "n_layer",
+    "n_layers",
+    "num_decoder_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "depth",
+)
+"""What configs call the number of their layers."""
+
+_EMBEDDING = re.compile(
+    r"(?:^|\.)(?:embed_tokens|tok_embeddings|word_embeddings|wte|embed_in|shared)\.weight$"
+)
+_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|output_layer|proj_out)\.weight$")
+_BUFFER = re.compile(
+    r"(?:^|\.)(?:inv_freq|cos_cached|sin_cached|masked_bias|position_ids|"
+    r"(?:attn|attention)\.bias)$"
+)
+_BEFORE_LAYERS = re.compile(r"embed(?!_out)|wte|wpe|shared\.weight$")
+
+
+class Layout:
+    """How the tensors of one model divide into stacks of layers.
+
+    Args:
+        names: of all its tensors.
+        counts: numbers of layers that its config speaks of.
+
+    Attributes:
+        stacks: number of layers by prefix, such as `{"model.layers": 30}`.
+        main: the stacks that the config speaks of; all where it speaks of none.
+
+    >>> names = [f"model.layers.{i}.experts.{j}.w" for i in range(2) for j in range(4)]
+    >>> layout = Layout([*names, "lm_head.weight"])
+    >>> layout.stacks, layout.find("model.layers.1.experts.3.w"), layout.find("lm_head.weight")
+    ({'model.layers': 2}, ('model.layers', 1), None)
+    >>> layout.renumber("model.layers.1.experts.3.w", 7)
+    'model.layers.7.experts.3.w'
+    """
+
+    def __init__(self, names: Iterable[str], counts: Collection[int] = ()) -> None:
+        found: dict[str, set[int]] = {}
+        numbers = {name: list(_NUMBER.finditer(name)) for name in names}
+        for name, matches in numbers.items():
+            for match in matches:
+                found.setdefault(name[: match.start()], set()).add(int(match[1]))
+        whole = {prefix for prefix, seen in found.items() if max(seen) == len(seen) - 1}
+        expected = {prefix for prefix in whole if len(found[prefix]) in counts}
+        self._matches: dict[str, re.Match[str]] = {}
+        for name, matches in numbers.items():
+            chosen = [m for m in matches if name[: m.start()] in expected]
+            chosen += [m for m in matches[:1] if name[: m.start()] in whole]
+            if chosen:
+                self._matches[name] = chosen[0]
+        self._places = {name: (name[: m.start()], int(m[1])) for name, m in self._matches.items()}
+        prefixes = dict.fromkeys(prefix for prefix, _ in self._places.values())
+        self.stacks = {prefix: len(found[prefix]) for prefix in prefixes}
+        self.main = [prefix for prefix in prefixes if prefix in expected] or list(prefixes)
+
+    def find(self, name: str) -> tuple[str, int] | None:
+        """Stack and layer that a tensor belongs to, or None where it belongs to none."""
+        return self._places.get(name)
+
+    def renumber(self, name: str, layer: int) -> str:
+        """The name of the same tensor in another layer."""
+        match = self._matches[name]
+        return f"{name[: match.start(1)]}{layer}{name[match.end(1) :]}"
+
+
+class ModelView:
+    """One model as a plan sees it: names, shapes and config; no tensor is read.
+
+    Args:
+        name: in the configuration.
+        shapes: of its tensors.
+        config: its config.json, as plain values.
+
+    Raises:
+        MergeError: its tensors are quantised.
+    """
+
+    def __init__(self, name: str, shapes: Shapes, config: Mapping[str, Any]) -> None:
+        if quantization := config.get("quantization_config"):
+            method = quantization.get("quant_method", "") if isinstance(quantization, dict) else ""
+            raise MergeError(
+                f"{name}: is quantised ({method or 'see quantization_config in its config.json'}); "
+                "load it with dequantize=True, save it in bfloat16, and merge that."
+            )
+        self.name = name
+        self.shapes = shapes
+        self.layout = Layout(shapes, layer_counts(config))
+        self.is_tied = _tie_setting(config) is not False
+
+    def tied_name(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """The tensor that stands for a missing head or embedding, or None where none does."""
+        if not self.is_tied or not is_vocabulary(name):
+            return None
+        fits = (n for n in self.shapes if is_vocabulary(n) and self.shapes[n] == shape)
+        return next((n for n in fits if self.layout.find(n) is None), None)
+
+
+def _tie_setting(config: Mapping[str, Any]) -> object:
+    text = config.get("text_config")
+    nested = text.get("tie_word_embeddings") if isinstance(text, Mapping) else None
+    return config.get("tie_word_embeddings", nested)
+
+
+def layer_counts(config: Mapping[str, Any]) -> set[int]:
+    """Every number of layers that a config and its parts speak of.
+
+    >>> sorted(layer_counts({"n_layer": 12, "vision_config": {"depth": 4}, "hidden_size": 64}))
+    [4, 12]
+    """
+    counts = {config[key] for key in _LAYER_KEYS if isinstance(config.get(key), int)}
+    for value in config.values():
+        if isinstance(value, Mapping):
+            counts |= layer_counts(value)
+    return counts
+
+
+def layer_keys(config: Mapping[str, Any]) -> list[str]:
+    """The keys of a config, without its parts, that hold a number of layers."""
+    return [key for key in _LAYER_KEYS if isinstance(config.get(key), int)]
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether a tensor has a row a token: input embedding or output head.
+
+    >>> [is_vocabulary(n) for n in ("lm_head.weight", "model.embed_tokens.weight", "norm.weight")]
+    [True, True, False]
+    """
+    return bool(_HEAD.search(name) or _EMBEDDING.search(name))
+
+
+def is_before_layers(name: str) -> bool:
+    """Whether a tensor outside the layers comes before them, by its name."""
+    return bool(_BEFORE_LAYERS.search(name))
+
+
+def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor was never trained: positions, rotary frequencies, causal masks.
+
+    >>> is_buffer("h.0.attn.bias", (1, 1, 1024, 1024)), is_buffer("h.0.attn.bias", (2304,))
+    (True, False)
+    """
+    if not _BUFFER.search(name):
+        return False
+    return not name.endswith(".bias") or len(shape) == 4

@@ -1,0 +1,152 @@
+"""What the merged model's config says, and the type its tensors are written in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from toolkit.checkpoint.read import TORCH_NAMES, is_float, item_bytes
+from toolkit.errors import MergeError
+from toolkit.merge.config import MergeConfig
+from toolkit.merge.layers import Layout, layer_counts, layer_keys
+from toolkit.merge.models import Models
+from toolkit.merge.plan import MergePlan, Origin, TensorTask
+
+_STORED = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
+_PER_LAYER = re.compile(r"layer|type|block|pattern")
+"""Lists in configs with one entry a layer have names like these."""
+
+
+def out_dtype(config: MergeConfig, task: TensorTask, models: Models) -> str:
+    """The type a merged tensor is written in, by the format's name.
+
+    It is `out_dtype`, else `dtype`, else the narrowest that holds every input exactly.
+    """
+    stored = models.dtype(task.leader)
+    if task.is_copied or not is_float(stored):
+        return stored
+    if (name := config.out_dtype or config.dtype) is not None:
+        return _STORED[name]
+    widest = stored
+    for source in task.inputs:
+        widest = promote(widest, models.dtype(source))
+    return widest
+
+
+def promote(a: str, b: str) -> str:
+    """The narrowest of the usual types that holds the values of both.
+
+    >>> promote("BF16", "BF16"), promote("F16", "BF16"), promote("F8_E4M3", "BF16")
+    ('BF16', 'F32', 'BF16')
+    """
+    if a == b or not is_float(b):
+        return a
+    narrow, wide = sorted((a, b), key=item_bytes)
+    if item_bytes(narrow) < item_bytes(wide):
+        return wide
+    return "F32" if item_bytes(wide) > 1 else "BF16"
+
+
+def merged_config(
+    config: MergeConfig, plan: MergePlan, models: Models, dtypes: Mapping[str, str]
+) -> dict[str, Any]:
+    """The config.json of the merged model: the leading model's, with what the merge changed.
+
+    Layers are counted anew, lists with one entry a layer follow the layers, and the path that the
+    leading model was once loaded from is left out.
+
+    Args:
+        config: the merge configuration.
+        plan: what was merged.
+        models: where the leading model's config.json stands.
+        dtypes: types written, by the tensor's name.
+
+    Raises:
+        MergeError: the leading model has no config.json.
+    """
+    leader = config.leader()
+    folder = models.checkpoint(leader).folder
+    if not (folder / "config.json").is_file():
+        raise MergeError(f"{folder}: has no config.json; give a whole model folder.")
+    values: dict[str, Any] = json.loads(json.dumps(models.config(leader)))
+    stacks = Layout(models.shapes(leader), layer_counts(values)).stacks
+    for stack, origin in plan.stacks.items():
+        _count_layers(values, stack, origin, models, stacks[stack])
+    values.pop("_name_or_path", None)
+    if plan.has_own_head:
+        for part, _ in _parts(values):
+            if "tie_word_embeddings" in part:
+                part["tie_word_embeddings"] = False
+        values["tie_word_embeddings"] = False
+    written = TORCH_NAMES[_main_dtype(plan, dtypes)]
+    for part, path in _parts(values):
+        if not path or "dtype" in part or "torch_dtype" in part:
+            part.pop("torch_dtype", None)
+            part["dtype"] = written
+    return values
+
+
+def _main_dtype(plan: MergePlan, dtypes: Mapping[str, str]) -> str:
+    sizes: dict[str, int] = {}
+    for task in plan.tasks:
+        if is_float(dtypes[task.name]):
+            sizes[dtypes[task.name]] = sizes.get(dtypes[task.name], 0) + task.size
+    return max(sizes, key=lambda dtype: sizes[dtype], default="F32")
+
+
+def _parts(values: dict[str, Any], path: str = "") -> Iterator[tuple[dict[str, Any], str]]:
+    """A config and the configs within it, each with the key it stands under."""
+    yield values, path
+    for key, value in list(values.items()):
+        if key.endswith("_config") and isinstance(value, dict):
+            yield from _parts(value, f"{path}.{key}".lstrip("."))
+
+
+def _count_layers(
+    values: dict[str, Any], stack: str, origin: Origin, models: Models, num_layers: int
+) -> None:
+    if [layer for _, layer in origin] == list(range(num_layers)):
+        return  # every layer is where it was
+    for part, path in _parts(values):
+        for key in layer_keys(part):
+            if part[key] != num_layers or not _speaks_of(f"{path}.{key}", stack):
+                continue
+            for name, entries in part.items():
+                is_listed = isinstance(entries, list) and len(entries) == num_layers
+                if is_listed and _PER_LAYER.search(name):
+                    part[name] = [
+                        _entry(models.config(model), path, name, layer, entries)
+                        for model, layer in origin
+                    ]
+            part[key] = len(origin)
+
+
+def _entry(config: Mapping[str, Any], path: str, name: str, layer: int, fallback: list[Any]) -> Any:
+    part: Any = config
+    for key in filter(None, path.split(".")):
+        part = part.get(key, {}) if isinstance(part, Mapping) else {}
+    entries = part.get(name) if isinstance(part, Mapping) else None
+    known = entries if isinstance(entries, list) and layer < len(entries) else fallback
+    return known[min(layer, len(known) - 1)]
+
+
+def _speaks_of(key: str, stack: str) -> bool:
+    """Whether a config's number of layers is that of a stack, by the words in both.
+
+    >>> _speaks_of("text_config.num_hidden_layers", "model.language_model.layers")
+    True
+    >>> _speaks_of("vision_config.depth", "model.language_model.layers")
+    False
+    >>> _speaks_of("num_decoder_layers", "encoder.block"), _speaks_of("num_layers", "encoder.block")
+    (False, True)
+    """
+    is_vision = any(word in stack for word in ("vision", "visual"))
+    if ("vision" in key) != is_vision:
+        return False
+    if stack.startswith(("decoder", "model.decoder")):
+        return "decoder" in key or ("encoder" not in key and "num_layers" not in key)
+    if stack.startswith(("encoder", "model.encoder")):
+        return "decoder" not in key
+    return True
