@@ -62,10 +62,10 @@ def test_layers_and_their_types_are_counted_anew(tmp_path: Path):
     )
     Qwen3ForCausalLM(config).save_pretrained(tmp_path / "a")
     source = {"model": str(tmp_path / "a")}
-    cut = [{"sources": [{**source, "layer_range": r}]} for r in ([0, 2], [1, 3])]
+    cut = [{"sources": [{**source, "layer_range": r}]} for r in ([1, 3], [0, 2])]
     written = merge({"merge_method": "passthrough", "slices": cut}, tmp_path / "out")
     assert written["num_hidden_layers"] == 4
-    assert written["layer_types"] == [types[i] for i in (0, 1, 1, 2)]
+    assert written["layer_types"] == [types[i] for i in (1, 2, 0, 1)]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert len(model.model.layers) == 4
 

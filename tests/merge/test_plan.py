@@ -83,6 +83,10 @@ def test_tensors_come_in_order():
     ]
 
 
+def by_part(words: str, value: float) -> dict[str, Any]:
+    return {"filter": words, "value": value}
+
+
 def test_precedence():
     # source over slice over module over global; a scope without a match is passed over
     sources = [piece("a", 0, 4, weight={"filter": "mlp", "value": 0.1}), piece("b", 0, 4)]
@@ -93,7 +97,7 @@ def test_precedence():
                 "slices": [
                     {"sources": sources, "parameters": {"weight": {"filter": "mlp", "value": 0.2}}}
                 ],
-                "parameters": {"weight": {"filter": "self_attn", "value": 0.3}},
+                "parameters": {"weight": [by_part("mlp", 0.9), by_part("self_attn", 0.3)]},
             }
         },
         "parameters": {"weight": 0.4},
@@ -169,6 +173,21 @@ def test_a_tied_and_an_untied_model():
     assert not made.has_own_head
     with pytest.raises(MergeError, match=r"lm_head\.weight: b has it and a has not"):
         plan(linear(1.0, 1.0), models, {"a": {"tie_word_embeddings": False}})
+
+
+def test_a_head_that_the_first_model_has_not_is_the_last_slice_s():
+    slices = [
+        {"sources": [piece("a", i, i + 1), piece("b", i, i + 1)], "parameters": {"weight": w}}
+        for i, w in enumerate((0.25, 0.75))
+    ]
+    models = {"a": llama(), "b": llama(head=True)}
+    made = plan({"merge_method": "linear", "slices": slices}, models)
+    assert "lm_head.weight" not in by_name(made)  # tied as far as is known
+    made = plan(
+        {"merge_method": "linear", "slices": slices}, models, {"b": {"tie_word_embeddings": False}}
+    )
+    assert weights(made)["lm_head.weight"] == (0.75, 0.75)
+    assert weights(made)["model.embed_tokens.weight"] == (0.25, 0.25)
 
 
 def test_the_head_that_a_filter_names_is_the_head():
