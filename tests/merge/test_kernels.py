@@ -13,15 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from toolkit.checkpoint.write import dtype_name
-from toolkit.merge.compute import NonFiniteError, engine_of, run_task
-from toolkit.merge.definition import compute_tensor
-from toolkit.merge.kernels import fast, sums
+from tests.merge.kernel_runs import bits, inputs, merge_both_ways
+from toolkit.merge.compute import NonFiniteError
+from toolkit.merge.kernels import sums
 from toolkit.merge.kernels import workers as workers_module
+from toolkit.merge.kernels.job import Job, ReadRows
+from toolkit.merge.kernels.ranks import kth_smallest
 from toolkit.merge.kernels.workers import Workers
-from toolkit.merge.models import Models
-from toolkit.merge.plan import Source, TensorTask
-from toolkit.merge.registry import Place, get_method
+from toolkit.merge.registry import get_method
 
 BOTH_BF16 = (torch.bfloat16, torch.bfloat16)
 WEIGHTS = {"weight": (0.6, -0.25)}
@@ -31,6 +30,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("task_arithmetic", {**WEIGHTS, "normalize": False, "lambda_": 0.7}),
     ("task_arithmetic", {**WEIGHTS, "normalize": True, "lambda_": 1.0}),
     ("slerp", {"t": 0.35}),
+    ("nuslerp", {"weight": (0.6, 0.3)}),
     *(
         ("ties", {"weight": (0.6, w), "density": d, "normalize": n, "lambda_": 1.3})
         for w in (0.4, -0.6)
@@ -54,66 +54,18 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def inputs(size: int, count: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """Tuned tensors near a base, with zeros, signed zeros, denormals and large values among them;
-    in bfloat16 many entries tie at any threshold."""
-    torch.manual_seed(size)
-    base = torch.randn(size) * 0.02
-    large = 6e4 if dtype == torch.float16 else 3e38
-    tuned = [base + torch.randn(size) * 0.003 for _ in range(count)]
-    for number, tensor in enumerate([base, *tuned]):
-        odd = torch.tensor([0.0, -0.0, large, 1e-41, -1e-41, 1.0, 0.125])
-        tensor[number : number + odd.numel()] = odd[: max(0, size - number)][
-            : tensor[number:].numel()
-        ]
-    return [tensor.to(dtype) for tensor in tuned], base.to(dtype)
-
-
 def run(
     name: str,
     parameters: dict[str, Any],
-    size: int,
+    shape: tuple[int, ...],
     dtypes: tuple[torch.dtype, torch.dtype],
     threads: int,
     folder: Path,
 ) -> tuple[Tensor, Tensor]:
-    """Merge by the kernel, from files, and by the definition."""
-    stored, out = dtypes
-    method = get_method(name)
-    count = 1 if name == "slerp" else 2
-    tuned, base = inputs(size, count, stored)
-    named = {**{str(n): tensor for n, tensor in enumerate(tuned)}, "base": base}
-    for key, tensor in named.items():
-        (folder / key).mkdir(exist_ok=True)
-        save_file({"x": tensor}, folder / key / "model.safetensors")
-    models = Models({key: folder / key for key in named})
-    shared = [p for p in method.parameters.values() if not (p.required or p.per_model)]
-    full = {p.name.replace("lambda", "lambda_"): p.default for p in shared}
-    task = TensorTask(
-        name="x",
-        shape=(size,),
-        sources=tuple(Source(str(n), "x") for n in range(count)),
-        base=Source("base", "x") if method.accepts_base else None,
-        parameters={**full, **parameters},
-        place=Place("x", None, 1),
-    )
-    assert engine_of(task, method, models, dtype_name(out), "cpu") == "kernel"
-    merged = torch.empty(size, dtype=out)
-
-    def put(start: int, data: memoryview) -> None:
-        block = torch.frombuffer(bytearray(data), dtype=out)
-        merged[start : start + block.numel()] = block
-
-    workers = Workers(threads)
-    run_task(method, task, models, put, seed=0, dtype=dtype_name(out), workers=workers)
-    workers.close()
-    last = base if method.accepts_base else None
-    return merged, compute_tensor(method, task, tuned, last, seed=0, dtype=out)
-
-
-def bits(tensor: Tensor) -> np.ndarray:
-    kind = torch.int16 if tensor.dtype == torch.bfloat16 else torch.int32
-    return tensor.view(kind).numpy()
+    """Merge awkward tensors by the kernel and by the definition."""
+    tuned, base = inputs(shape, 1 if name == "slerp" else 2, dtypes[0])
+    last = base if get_method(name).accepts_base and name != "nuslerp" else None
+    return merge_both_ways(name, parameters, tuned, last, dtypes[1], folder, threads=threads)
 
 
 @pytest.mark.parametrize(("name", "parameters"), CASES)
@@ -125,10 +77,11 @@ def bits(tensor: Tensor) -> np.ndarray:
         (torch.float32, torch.float32),
         (torch.float32, torch.bfloat16),
         (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float16),
     ],
 )
 def test_the_same_bits_as_the_definition(name, parameters, size, dtype, out, tmp_path: Path):
-    merged, expected = run(name, parameters, size, (dtype, out), 2, tmp_path)
+    merged, expected = run(name, parameters, (size,), (dtype, out), 2, tmp_path)
     np.testing.assert_array_equal(bits(merged), bits(expected))
 
 
@@ -137,10 +90,10 @@ def test_threads_and_blocks_change_nothing(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     parameters = next(p for n, p in CASES if n == name)
-    whole, _ = run(name, parameters, 30_011, BOTH_BF16, 1, tmp_path)
+    whole, _ = run(name, parameters, (30_011,), BOTH_BF16, 1, tmp_path)
     monkeypatch.setattr(workers_module, "BLOCK", 1 << 12)
     for threads in (1, 3):
-        cut, _ = run(name, parameters, 30_011, BOTH_BF16, threads, tmp_path)
+        cut, _ = run(name, parameters, (30_011,), BOTH_BF16, threads, tmp_path)
         np.testing.assert_array_equal(bits(cut), bits(whole))
 
 
@@ -151,26 +104,42 @@ def test_non_finite_inputs_are_found(
 ):
     good = inputs
 
-    def bad(size: int, count: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-        tuned, base = good(size, count, dtype)
+    def bad(shape: tuple[int, ...], count: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+        tuned, base = good(shape, count, dtype)
         tuned[-1][-1] = value
         return tuned, base
 
     monkeypatch.setattr(f"{__name__}.inputs", bad)
     with pytest.raises(NonFiniteError):
-        run(name, next(p for n, p in CASES if n == name), 300, BOTH_BF16, 1, tmp_path)
+        run(name, next(p for n, p in CASES if n == name), (300,), BOTH_BF16, 1, tmp_path)
 
 
-@pytest.mark.parametrize("k", [1, 2, 499, 1000])
-def test_ranks_are_exact(k: int):
-    torch.manual_seed(k)
+def magnitudes(rounds: bool) -> tuple[ReadRows, Tensor]:
+    """A task vector of 1000 entries, as a job reads it, and its magnitudes in order."""
+    torch.manual_seed(7)
     base, tuned = torch.randn(1000), torch.randn(1000)
     tuned[:300] = base[:300] + 0.5  # many that tie, up to rounding
-    workers = Workers(2)
+    tuned[300:310] = base[300:310]
+    if rounds:
+        base, tuned = (base * 16).round() / 16, (tuned * 16).round() / 16
     rows = (tuned.numpy(), base.numpy())
-    read = lambda start, stop: tuple(row[start:stop] for row in rows)  # noqa: E731
-    found = fast._kth_smallest(read, 1000, 0, k, workers, {})
-    assert found == float((tuned - base).abs().kthvalue(k).values)
+    return (
+        lambda start, stop: tuple(row[start:stop] for row in rows),
+        (tuned - base).abs().sort().values,
+    )
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_ranks_are_exact_first_and_from_the_table(rounds: bool):
+    # With new ranks every time: two passes, then a table, or two passes again for many values.
+    read, ordered = magnitudes(rounds)
+    memory: dict[Any, Any] = {}
+    workers = Workers(2)
+    job = Job(read, (1000,), {}, workers, memory)
+    for ranks in [(1,), (2, 499), (500, 1000), (11,), (310, 311), (999,)]:
+        assert kth_smallest(job, 0, ranks) == [float(ordered[k - 1]) for k in ranks]
+    workers.close()
+    assert (memory["table", 0] is not None) == rounds
 
 
 def test_casting_is_to_nearest_ties_to_even():

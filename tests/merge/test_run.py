@@ -202,9 +202,9 @@ def test_the_plan_says_what_will_be_done_and_does_nothing(
     assert "ties: 20 tensors, 2 layers" in text
     assert "20 tensors by a fused kernel" in text
     assert "weight 0.8, density 0.37" in text
-    rescaled = filled(CASES["ties"], *two_models, parameters={"rescale": True})
+    other = filled(CASES["slerp"], *two_models, merge_method="nearswap")
     assert "20 tensors by the torch definition" in describe_merge(
-        parse_merge_config(rescaled, where="t")
+        parse_merge_config(other, where="t")
     )
     assert sorted(tmp_path.rglob("*")) == before
 

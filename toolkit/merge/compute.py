@@ -16,7 +16,8 @@ from toolkit.checkpoint.write import tensor_bytes
 from toolkit.errors import MergeError
 from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.definition import merge_by_definition
-from toolkit.merge.kernels.fast import Kernel, ReadRows, find_kernel
+from toolkit.merge.kernels.fast import Kernel, find_kernel
+from toolkit.merge.kernels.job import Job, ReadRows
 from toolkit.merge.kernels.primitives import NON_FINITE
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
@@ -26,7 +27,7 @@ from toolkit.merge.registry import Method
 Put = Callable[[int, memoryview], None]
 """`put(start, data)`: takes merged entries, from entry `start` on; called from several threads."""
 
-_OUT: dict[str, type[np.generic]] = {"BF16": np.uint16, "F32": np.float32}
+_OUT: dict[str, type[np.generic]] = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
 
 
 class NonFiniteError(Exception):
@@ -38,7 +39,7 @@ def engine_of(task: TensorTask, method: Method, models: Models, dtype: str, devi
     stored = {models.dtype(source) for source in task.inputs}
     if task.is_copied or not all(is_float(name) for name in stored):
         return "copy"
-    found = find_kernel(method.name, task.parameters) if device == "cpu" else None
+    found = find_kernel(method.name, task.parameters, task.shape) if device == "cpu" else None
     fits = dtype in _OUT and all(has_array(name) for name in stored)
     return "kernel" if found is not None and fits else "torch"
 
@@ -76,11 +77,12 @@ def run_task(
         NonFiniteError: an input holds NaN or infinity.
     """
     engine = engine_of(task, method, models, dtype, device)
-    kernel = find_kernel(method.name, task.parameters)
+    kernel = find_kernel(method.name, task.parameters, task.shape)
     if engine == "kernel" and kernel is not None and task.size and not allow_non_finite:
         read = row_reader([models.array(source) for source in task.inputs])
         kept = {} if memory is None else memory
-        _run_kernel(kernel, task, read, put, _OUT[dtype], workers, target, kept)
+        job = Job(read, task.shape, task.parameters, workers, kept, seed, task.name)
+        _run_kernel(kernel, job, put, _OUT[dtype], target)
         return
     if engine == "copy":
         _check_equal(task, models)
@@ -100,26 +102,25 @@ def run_task(
 
 
 def _run_kernel(
-    kernel: Kernel,
-    task: TensorTask,
-    read: ReadRows,
-    put: Put,
-    kind: type[np.generic],
-    workers: Workers,
-    target: NDArray[Any] | None,
-    memory: dict[Any, Any],
+    kernel: Kernel, job: Job, put: Put, kind: type[np.generic], target: NDArray[Any] | None
 ) -> None:
-    settings = kernel.prepare(read, task.size, task.parameters, workers, memory)
+    settings = kernel.prepare(job)
 
     def merge(start: int, stop: int) -> int:
-        if target is not None:
-            return int(kernel.apply(read(start, stop), settings, target[start:stop]))
-        out: Any = np.empty(stop - start, kind)
-        top = int(kernel.apply(read(start, stop), settings, out))
-        put(start, memoryview(out))
+        rows = job.read(start, stop)
+        whole: Any = np.empty(stop - start, kind) if target is None else target[start:stop]
+        if kind is np.float16:  # kernels write none; from float32 it is still one cast
+            single = np.empty(stop - start, np.float32)
+            top = kernel.apply(rows, settings, start, single)
+            with np.errstate(over="ignore"):
+                whole[:] = single
+        else:
+            top = kernel.apply(rows, settings, start, whole)
+        if target is None:
+            put(start, memoryview(whole))
         return top
 
-    if max(workers.each(task.size, merge)) >= NON_FINITE:
+    if max(job.workers.each(job.size, merge, kernel.unit(job))) >= NON_FINITE:
         raise NonFiniteError
 
 

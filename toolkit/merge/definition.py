@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 from toolkit.checkpoint.write import tensor_bytes
 from toolkit.lazy_torch import Tensor, torch
+from toolkit.merge.kernels.stream import EntryStream
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.plan import TensorTask
 from toolkit.merge.registry import Method
@@ -77,7 +77,7 @@ def compute_tensor(
     if base is not None:
         extra["base"] = base.to(device).float()
     if method.is_random:
-        extra["generator"] = seeded_generator(seed, task.name)
+        extra["generator"] = EntryStream(seed, task.name)
     if method.needs_place:
         extra["place"] = task.place
     if task.thresholds is not None:
@@ -86,11 +86,3 @@ def compute_tensor(
         [tensor.to(device).float() for tensor in tensors], **extra, **task.parameters
     )
     return merged.to(dtype).cpu()
-
-
-def seeded_generator(seed: int, name: str) -> torch.Generator:
-    """A generator that depends on seed and name alone."""
-    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
-    generator = torch.Generator()
-    generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    return generator

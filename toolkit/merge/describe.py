@@ -9,10 +9,12 @@ from toolkit.checkpoint.read import item_bytes
 from toolkit.merge.compute import engine_of
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.fallback import needs_mergekit
+from toolkit.merge.kernels.thinning import MASK_BYTES
 from toolkit.merge.kernels.workers import BLOCK
 from toolkit.merge.models import Models
 from toolkit.merge.output import out_dtype
 from toolkit.merge.plan import TensorTask, plan_merge
+from toolkit.merge.registry import Method
 
 _START_BYTES = 200e6
 """What the interpreter and the compiled kernels take before the first tensor."""
@@ -45,11 +47,11 @@ def describe_merge(config: MergeConfig, *, device: str = "cpu") -> str:
         engines[engine] += 1
         read += sum(task.size * item_bytes(models.dtype(source)) for source in task.inputs)
         written += task.size * item_bytes(dtype)
-        largest[engine] = max(largest.get(engine, 0), _working_bytes(task, engine))
+        largest[engine] = max(largest.get(engine, 0), _working_bytes(task, plan.method, engine))
         settings[_settings(task)] += 1
     threads = len(os.sched_getaffinity(0))
     start = _START_BYTES if set(largest) <= {"kernel"} else _TORCH_START_BYTES
-    peak = start + max(largest.get("torch", 0), threads * 4 * BLOCK)
+    peak = start + max(largest.get("torch", 0), largest.get("kernel", 0) + threads * 4 * BLOCK)
     lines = [
         f"{plan.method.name}: {len(plan.tasks)} tensors, {plan.num_layers} layers, "
         f"from {', '.join(config.model_names())}",
@@ -71,9 +73,13 @@ _ENGINES = {
 }
 
 
-def _working_bytes(task: TensorTask, engine: str) -> int:
-    """float32 copies of all inputs, and about as many for what the method makes of them."""
-    return 4 * task.size * (2 * len(task.inputs) + 2) if engine == "torch" else 0
+def _working_bytes(task: TensorTask, method: Method, engine: str) -> int:
+    """By the definition: float32 copies of all inputs, and about as many for what the method makes
+    of them. By a kernel: masks, if they are random."""
+    if engine == "torch":
+        return 4 * task.size * (2 * len(task.inputs) + 2)
+    masks = task.size * len(task.sources) // 8 if method.is_random and engine == "kernel" else 0
+    return masks if masks <= MASK_BYTES else 0
 
 
 def _settings(task: TensorTask) -> str:

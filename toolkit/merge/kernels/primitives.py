@@ -8,6 +8,7 @@ entries are grouped, nor on the number of threads.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +17,27 @@ from typing import Any
 import numpy as np
 
 
-def _set_cache_folder() -> None:
-    """Compiled kernels go where the user may write, wherever the package is installed."""
-    if "NUMBA_CACHE_DIR" not in os.environ:
+def _set_cache_folder() -> bool:
+    """Compiled kernels go where the user may write, wherever the package is installed.
+
+    Numba looks only at the file a kernel stands in, not at those it calls into, so the folder is
+    named after the sources of all of them. False where there is no such place.
+    """
+    if "NUMBA_CACHE_DIR" in os.environ:
+        return True
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+    try:
         base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        os.environ["NUMBA_CACHE_DIR"] = str(Path(base) / "cpt-toolkit" / "kernels")
+        folder = Path(base) / "cpt-toolkit" / "kernels" / version
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home, or one that is read-only
+        return False
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
+    return os.access(folder, os.W_OK)
 
 
-_set_cache_folder()
+_MAY_CACHE = _set_cache_folder()
 
 import numba  # noqa: E402  (it reads the variable when it is imported)
 from numba import types  # noqa: E402
@@ -37,8 +51,8 @@ NON_FINITE = 0x7F800000
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function: without the interpreter lock, cached on disk."""
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    """Compile a function: without the interpreter lock, cached on disk where that is possible."""
+    return numba.njit(nogil=True, cache=_MAY_CACHE, error_model="numpy")(function)
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba has no types

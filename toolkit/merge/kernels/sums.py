@@ -58,27 +58,56 @@ def arc(rows: Any, start_factor: Any, end_factor: Any, out: Any) -> Any:
 
 
 @kernel
-def inner_products(rows: Any, sums: Any) -> None:
-    """Add `x·x`, `y·y`, `x·y` of the two rows to `sums` (`[3]`, float64).
+def inner_products(rows: Any, found: Any) -> None:
+    """Add `x·x`, `y·y`, `x·y` to `found` (`[3]`, float64).
 
-    Each place of a tile has float64 sums of its own, so that the loop is a vector one, and the
-    result the same on every machine.
+    `x` and `y` are the first two rows; where there is a third, it is the base, and they are task
+    vectors. Each place of a tile has float64 sums of its own, so that the loop is a vector one, and
+    the result the same on every machine.
     """
     x, y = np.empty(_DOT_TILE, np.float32), np.empty(_DOT_TILE, np.float32)
+    base = np.empty(_DOT_TILE, np.float32)
     xx, yy, xy = np.zeros(_DOT_TILE), np.zeros(_DOT_TILE), np.zeros(_DOT_TILE)
     for start in range(0, rows[0].size, _DOT_TILE):
         n = min(_DOT_TILE, rows[0].size - start)
         decode(rows[0][start : start + n], x.view(np.uint32))
         decode(rows[1][start : start + n], y.view(np.uint32))
+        if len(rows) > 2:
+            decode(rows[len(rows) - 1][start : start + n], base.view(np.uint32))
+            for i in range(n):
+                x[i] = x[i] - base[i]
+                y[i] = y[i] - base[i]
         for i in range(n):
             a, b = np.float64(x[i]), np.float64(y[i])
             xx[i] += a * a
             yy[i] += b * b
             xy[i] += a * b
     for i in range(_DOT_TILE):
-        sums[0] += xx[i]
-        sums[1] += yy[i]
-        sums[2] += xy[i]
+        found[0] += xx[i]
+        found[1] += yy[i]
+        found[2] += xy[i]
+
+
+@kernel
+def combine_task_vectors(rows: Any, factors: Any, out: Any) -> Any:
+    """`sum(factor_m * (x_m - base)) + base`, each product and sum rounded once (fused)."""
+    x, base = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    total = np.empty(TILE, np.float32)
+    top = np.uint32(0)
+    num_models = len(rows) - 1
+    for start in range(0, out.size, TILE):
+        n = min(TILE, out.size - start)
+        top = max(top, decode(rows[num_models][start : start + n], base.view(np.uint32)))
+        total[:n] = np.float32(0.0)
+        for m in range(num_models):
+            top = max(top, decode(rows[m][start : start + n], x.view(np.uint32)))
+            factor = factors[m]
+            for i in range(n):
+                total[i] = fma(x[i] - base[i], factor, total[i])
+        for i in range(n):
+            total[i] = total[i] + base[i]
+        encode(total.view(np.uint32), out[start : start + n])
+    return top
 
 
 @kernel

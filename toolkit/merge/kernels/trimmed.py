@@ -1,8 +1,8 @@
 """Kernels: task vectors trimmed by magnitude, with or without a vote on signs.
 
 Thresholds are exact and come from a histogram in two levels: the upper 16 bits of the magnitude's
-float32 pattern say which bin the wanted rank is in, the lower 16 bits of the few entries in that
-bin say which value. Patterns of non-negative floats are ordered as the floats are.
+float32 pattern say which bin the wanted rank is in, the lower 16 bits of the entries in that bin
+say which value. Patterns of non-negative floats are ordered as the floats are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.primitives import TILE, decode, encode, kernel
+from toolkit.merge.kernels.join import subtract, unite
+from toolkit.merge.kernels.primitives import TILE, decode, kernel
+from toolkit.merge.kernels.random import add_sizes
 
 BINS = 1 << 16
 
@@ -33,13 +35,10 @@ def coarse_histogram(rows: Any, model: int, counts: Any) -> None:
 
 
 @kernel
-def collect_bin(rows: Any, model: int, bin_index: int, found: Any) -> Any:
-    """Write the lower 16 bits of every magnitude in one coarse bin into `found`, uint16.
+def fine_histogram(rows: Any, model: int, bin_index: int, counts: Any) -> None:
+    """Count the magnitudes in one coarse bin by their lower 16 bits into `counts` (`[65536]`).
 
-    Few entries are in it, so most groups of eight are passed over at once.
-
-    Returns:
-        How many there are; at most as many as `found` must hold.
+    Mostly few entries are in it, so most groups of eight are passed over at once.
     """
     x, base = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     bits = x.view(np.uint32)
@@ -47,7 +46,6 @@ def collect_bin(rows: Any, model: int, bin_index: int, found: Any) -> Any:
     marks = np.empty(TILE, np.uint8)
     eights = marks.view(np.uint64)
     wanted = np.uint32(bin_index)
-    count = 0
     for start in range(0, rows[0].size, TILE):
         n = min(TILE, rows[0].size - start)
         decode(rows[model][start : start + n], bits)
@@ -61,69 +59,26 @@ def collect_bin(rows: Any, model: int, bin_index: int, found: Any) -> Any:
             if eights[group]:
                 for i in range(8 * group, 8 * group + 8):
                     if marks[i]:
-                        found[count] = bits[i] & np.uint32(0xFFFF)
-                        count += 1
-    return count
+                        counts[bits[i] & np.uint32(0xFFFF)] += 1
 
 
 @kernel
-def select_entry(entries: Any, k: int) -> int:
-    """The k-th smallest of uint16 entries, from 1, by counting: many are equal in a checkpoint of
-    bfloat16, which selection by partition is slow at."""
-    counts = np.zeros(BINS, np.uint32)
-    for i in range(entries.size):
-        counts[entries[i]] += np.uint32(1)
-    before = 0
-    for value in range(BINS):
-        before += counts[value]
-        if before >= k:
-            return value
-    return BINS - 1
-
-
-@kernel
-def add_trimmed(
-    rows: Any, factors: Any, low: Any, high: Any, divisor: Any, divides: bool, scale: Any, out: Any
-) -> Any:
-    """Task arithmetic on entries of magnitude `low_m` to `high_m`; see `vote_trimmed`."""
-    x, base = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    total = np.empty(TILE, np.float32)
-    top = np.uint32(0)
-    num_models = len(rows) - 1
-    for start in range(0, out.size, TILE):
-        n = min(TILE, out.size - start)
-        top = max(top, decode(rows[num_models][start : start + n], base.view(np.uint32)))
-        total[:n] = np.float32(0.0)
-        for m in range(num_models):
-            top = max(top, decode(rows[m][start : start + n], x.view(np.uint32)))
-            factor, least, most = factors[m], low[m], high[m]
-            for i in range(n):
-                delta = x[i] - base[i]
-                size = abs(delta)
-                kept = delta if (size >= least) & (size <= most) else np.float32(0.0)
-                total[i] = total[i] + kept * factor
-        if divides:
-            for i in range(n):
-                total[i] = total[i] / divisor
-        for i in range(n):
-            total[i] = total[i] * scale + base[i]
-        encode(total.view(np.uint32), out[start : start + n])
-    return top
-
-
-@kernel
-def vote_trimmed(
-    rows: Any, factors: Any, low: Any, high: Any, divides: bool, scale: Any, out: Any
-) -> Any:
-    """TIES: of the trimmed, weighted task vectors, sum those with the sign of the total.
+def join_trimmed(
+    rows: Any, factors: Any, ratios: Any, low: Any, high: Any, votes: bool, divisor: Any,
+    divides: bool, scale: Any, out: Any,
+) -> Any:  # fmt: skip
+    """TIES and breadcrumbs: task vectors without their small (and large) entries, united.
 
     Args:
         rows: tuned models and the base last, `[n]` each.
         factors: `[M]`, float32.
+        ratios: `[M]`, float32: what rescaling multiplies by.
         low: `[M]`, float32: smaller magnitudes count as zero.
         high: `[M]`, float32: and so do larger ones.
-        divides: divide by the summed weight of the models that agree.
-        scale: of the merged task vector, float32.
+        votes: and what follows: see `unite`.
+        divisor: float32.
+        divides: whether to divide.
+        scale: float32.
         out: `[n]`.
 
     Returns:
@@ -131,41 +86,38 @@ def vote_trimmed(
     """
     num_models = len(rows) - 1
     weighted = np.empty((num_models, TILE), np.float32)
-    base, total = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    sign, shares = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    x, base = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    scratch = np.empty((3, TILE), np.float32)
     top = np.uint32(0)
-    zero = np.float32(0.0)
     for start in range(0, out.size, TILE):
         n = min(TILE, out.size - start)
         top = max(top, decode(rows[num_models][start : start + n], base.view(np.uint32)))
-        total[:n] = zero
         for m in range(num_models):
-            row = weighted[m]
-            top = max(top, decode(rows[m][start : start + n], row.view(np.uint32)))
-            factor, least, most = factors[m], low[m], high[m]
+            top = max(top, decode(rows[m][start : start + n], x.view(np.uint32)))
+            row, least, most, ratio, factor = weighted[m], low[m], high[m], ratios[m], factors[m]
             for i in range(n):
-                delta = row[i] - base[i]
+                delta = x[i] - base[i]
                 size = abs(delta)
-                kept = delta if (size >= least) & (size <= most) else zero
-                row[i] = kept * factor
-                total[i] = total[i] + row[i]
-        for i in range(n):
-            sign[i] = np.float32(1.0) if total[i] >= zero else np.float32(-1.0)
-        total[:n] = zero
-        shares[:n] = zero
-        for m in range(num_models):
-            row, factor = weighted[m], factors[m]
-            for i in range(n):
-                value = row[i]
-                agrees = value * sign[i] > zero
-                total[i] = total[i] + (value if agrees else zero)
-                shares[i] = shares[i] + (factor if agrees else zero)
-        if divides:
-            for i in range(n):
-                by = shares[i]
-                by = np.float32(1.0) if abs(by) < np.float32(1e-8) else by
-                total[i] = total[i] / by
-        for i in range(n):
-            total[i] = total[i] * scale + base[i]
-        encode(total.view(np.uint32), out[start : start + n])
+                kept = delta if (size >= least) & (size <= most) else np.float32(0.0)
+                row[i] = kept * ratio * factor
+        unite(
+            weighted, n, factors, votes, divisor, divides, scale, base, scratch,
+            out[start : start + n],
+        )  # fmt: skip
     return top
+
+
+@kernel
+def sizes_trimmed(rows: Any, model: int, least: Any, most: Any, lanes: Any) -> None:
+    """Add the magnitudes of a task vector, and of what trimming leaves, to `lanes`."""
+    x, base = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    flags = np.empty(TILE, np.uint8)
+    last = len(rows) - 1
+    for start in range(0, rows[0].size, TILE):
+        n = min(TILE, rows[0].size - start)
+        decode(rows[model][start : start + n], x.view(np.uint32))
+        decode(rows[last][start : start + n], base.view(np.uint32))
+        subtract(x, base, n)
+        for i in range(n):
+            flags[i] = np.uint8((abs(x[i]) >= least) & (abs(x[i]) <= most))
+        add_sizes(x, flags, n, lanes)

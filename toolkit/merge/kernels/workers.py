@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 BLOCK = 1 << 19
 """Entries that one thread takes at a time: large against the cost of handing them over, small
 enough that all threads' output buffers stay within a few megabytes."""
@@ -23,12 +26,30 @@ class Workers:
         self._pool = ThreadPoolExecutor(self.num_threads)
         self._here = threading.local()
 
-    def each(self, size: int, act: Callable[[int, int], ResultT]) -> list[ResultT]:
-        """`act(start, stop)` for every block of `size` entries, results in their order."""
-        blocks = [(start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
+    def each(self, size: int, act: Callable[[int, int], ResultT], unit: int = 1) -> list[ResultT]:
+        """`act(start, stop)` for every block of `size` entries, results in their order; blocks
+        begin at multiples of `unit`."""
+        length = max(1, BLOCK // unit) * unit
+        blocks = [(start, min(start + length, size)) for start in range(0, size, length)]
         if len(blocks) == 1 or getattr(self._here, "is_worker", False):
             return [act(*block) for block in blocks]
         return list(self._pool.map(lambda block: act(*block), blocks))
+
+    def count(
+        self, size: int, num_bins: int, add: Callable[[int, int, NDArray[np.int64]], None]
+    ) -> NDArray[np.int64]:
+        """Sum of `add(start, stop, counts)` over all blocks; each thread has counts of its own, and
+        as they are whole numbers, it does not matter which thread counts what."""
+        held: dict[int, NDArray[np.int64]] = {}
+
+        def act(start: int, stop: int) -> None:
+            thread = threading.get_ident()
+            if thread not in held:
+                held[thread] = np.zeros(num_bins, np.int64)
+            add(start, stop, held[thread])
+
+        self.each(size, act)
+        return sum(held.values(), np.zeros(num_bins, np.int64))
 
     def tensors(self, sizes: Sequence[int], act: Callable[[int], None]) -> None:
         """`act(index)` for every tensor: large ones one by one, each on all cores, then the others

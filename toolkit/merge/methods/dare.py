@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from toolkit.lazy_torch import Tensor, torch
+from toolkit.merge.kernels.stream import EntryStream
 from toolkit.merge.methods.checks import check_density
 from toolkit.merge.methods.sparsify import drop_at_random
 from toolkit.merge.methods.task_vectors import join, task_vectors
@@ -16,7 +17,7 @@ def dare_linear(
     tensors: Sequence[Tensor],
     base: Tensor,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | EntryStream,
     weight: PerModel,
     density: PerModel = (1.0,),
     normalize: bool = False,
@@ -59,7 +60,7 @@ def dare_ties(
     tensors: Sequence[Tensor],
     base: Tensor,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | EntryStream,
     weight: PerModel,
     density: PerModel = (1.0,),
     normalize: bool = False,
@@ -97,7 +98,7 @@ def _thinned(
     tensors: Sequence[Tensor],
     base: Tensor,
     density: Sequence[float],
-    generator: torch.Generator,
+    generator: torch.Generator | EntryStream,
     *,
     rescale: bool,
 ) -> list[Tensor]:

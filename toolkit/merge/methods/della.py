@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from toolkit.errors import MergeError
 from toolkit.lazy_torch import Tensor, torch
+from toolkit.merge.kernels.stream import EntryStream
 from toolkit.merge.methods.checks import check_between, check_density
 from toolkit.merge.methods.sparsify import drop_by_rank
 from toolkit.merge.methods.task_vectors import join, task_vectors
@@ -17,7 +18,7 @@ def della(
     tensors: Sequence[Tensor],
     base: Tensor,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | EntryStream,
     weight: PerModel,
     density: PerModel = (1.0,),
     epsilon: PerModel = (0.15,),
@@ -65,7 +66,7 @@ def della_linear(
     tensors: Sequence[Tensor],
     base: Tensor,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | EntryStream,
     weight: PerModel,
     density: PerModel = (1.0,),
     epsilon: PerModel = (0.15,),
@@ -108,11 +109,24 @@ def _thinned(
     base: Tensor,
     density: Sequence[float],
     epsilon: Sequence[float],
-    generator: torch.Generator,
+    generator: torch.Generator | EntryStream,
     *,
     rescale: bool,
 ) -> list[Tensor]:
     check_density(density)
+    check_epsilon(density, epsilon)
+    return [
+        drop_by_rank(delta, kept, spread, generator, rescale=rescale)
+        for delta, kept, spread in zip(task_vectors(tensors, base), density, epsilon, strict=True)
+    ]
+
+
+def check_epsilon(density: Sequence[float], epsilon: Sequence[float]) -> None:
+    """Refuse an `epsilon` under which `density ± epsilon` is no chance.
+
+    Raises:
+        MergeError: names it, and what it has to be under.
+    """
     check_between("epsilon", epsilon, 0.0, 0.5, "it is half the spread of keep probabilities.")
     for kept, spread in zip(density, epsilon, strict=True):
         if 0.0 < kept < 1.0 and not spread < min(kept, 1.0 - kept):
@@ -120,7 +134,3 @@ def _thinned(
                 f"epsilon: with density {kept:g} it must be under {min(kept, 1.0 - kept):g} "
                 f"(got {spread:g}), so that density ± epsilon stays between 0 and 1."
             )
-    return [
-        drop_by_rank(delta, kept, spread, generator, rescale=rescale)
-        for delta, kept, spread in zip(task_vectors(tensors, base), density, epsilon, strict=True)
-    ]

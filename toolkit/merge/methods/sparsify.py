@@ -8,6 +8,7 @@ mask depends on nothing but the generator and its place in the file.
 from __future__ import annotations
 
 from toolkit.lazy_torch import Tensor, torch
+from toolkit.merge.kernels.stream import EntryStream
 
 VANISHING_L1 = 1e-7
 """Task vectors whose magnitudes sum to less are not rescaled, as in mergekit."""
@@ -58,7 +59,7 @@ def trim_with_outliers(delta: Tensor, density: float, gamma: float) -> Tensor:
 
 
 def drop_at_random(
-    delta: Tensor, density: float, generator: torch.Generator, *, rescale: bool
+    delta: Tensor, density: float, generator: torch.Generator | EntryStream, *, rescale: bool
 ) -> Tensor:
     """Keep each entry with probability `density`; with `rescale`, restore the sum of magnitudes."""
     mask = uniform(delta, generator) < density
@@ -66,7 +67,12 @@ def drop_at_random(
 
 
 def drop_by_rank(
-    delta: Tensor, density: float, epsilon: float, generator: torch.Generator, *, rescale: bool
+    delta: Tensor,
+    density: float,
+    epsilon: float,
+    generator: torch.Generator | EntryStream,
+    *,
+    rescale: bool,
 ) -> Tensor:
     """Keep each entry with a probability that grows with its rank, from `density - epsilon` to
     `density + epsilon`; with `rescale`, restore the sum of magnitudes.
@@ -126,8 +132,10 @@ def kth_smallest(magnitude: Tensor, k: int) -> float:
     return float(magnitude.flatten().kthvalue(k).values)
 
 
-def uniform(delta: Tensor, generator: torch.Generator) -> Tensor:
-    """One number in [0, 1) for each entry, drawn where the generator lives, so that every device
-    gets the same."""
+def uniform(delta: Tensor, generator: torch.Generator | EntryStream) -> Tensor:
+    """One number in [0, 1) for each entry, drawn on the CPU or where the generator lives, so that
+    every device gets the same. The engine gives streams; kernels draw the same numbers."""
+    if isinstance(generator, EntryStream):
+        return generator.uniform(delta.shape).to(delta.device)
     draw = torch.rand(delta.shape, generator=generator, device=generator.device)
     return draw.to(delta.device)

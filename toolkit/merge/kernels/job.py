@@ -1,0 +1,55 @@
+"""What a kernel is given: one tensor of a merge, read in blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.merge.kernels.stream import stream_key
+from toolkit.merge.kernels.workers import Workers
+
+Rows = tuple[NDArray[Any], ...]
+ReadRows = Callable[[int, int], Rows]
+"""`read(start, stop)`: the entries of every tuned model, then of the base where there is one."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tensor to be merged.
+
+    Attributes:
+        read: gives blocks of the inputs.
+        shape: of the tensor.
+        parameters: keyword arguments of the method.
+        workers: threads.
+        memory: keeps what depends on the inputs alone, from one call to the next.
+        seed: of random methods.
+        name: of the tensor, for random methods.
+    """
+
+    read: ReadRows
+    shape: tuple[int, ...]
+    parameters: Mapping[str, Any]
+    workers: Workers
+    memory: dict[Any, Any]
+    seed: int = 0
+    name: str = ""
+
+    @property
+    def size(self) -> int:
+        """Entries of the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def row_length(self) -> int:
+        """Entries along dimension 1; a vector is one row."""
+        return self.shape[1] if len(self.shape) > 1 else self.size
+
+    def keys(self, num_models: int) -> NDArray[np.uint64]:
+        """Of the models' random streams, `[M]`."""
+        return np.array([stream_key(self.seed, self.name, m) for m in range(num_models)], np.uint64)
