@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from tests.merge.kernel_runs import bits, inputs, merge_both_ways
 from toolkit.merge.compute import NonFiniteError
-from toolkit.merge.kernels import sums
+from toolkit.merge.kernels import native, ranks
 from toolkit.merge.kernels import workers as workers_module
-from toolkit.merge.kernels.job import Job, ReadRows
-from toolkit.merge.kernels.ranks import kth_smallest
+from toolkit.merge.kernels.job import Job
+from toolkit.merge.kernels.rows import RowReader
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.registry import get_method
 
@@ -114,39 +115,60 @@ def test_non_finite_inputs_are_found(
         run(name, next(p for n, p in CASES if n == name), (300,), BOTH_BF16, 1, tmp_path)
 
 
-def magnitudes(rounds: bool) -> tuple[ReadRows, Tensor]:
-    """A task vector of 1000 entries, as a job reads it, and its magnitudes in order."""
-    torch.manual_seed(7)
-    base, tuned = torch.randn(1000), torch.randn(1000)
-    tuned[:300] = base[:300] + 0.5  # many that tie, up to rounding
-    tuned[300:310] = base[300:310]
-    if rounds:
+def task_vector(kind: str, size: int) -> tuple[RowReader, Tensor]:
+    """Two task vectors as a job reads them; the magnitudes of the second in order."""
+    torch.manual_seed(size)
+    base, tuned = torch.randn(size), torch.randn(size)
+    tuned[: size // 3] = base[: size // 3] + 0.5  # many that tie, up to rounding
+    tuned[size // 3 : size // 3 + size // 100] = base[size // 3 : size // 3 + size // 100]
+    if kind == "few values":
         base, tuned = (base * 16).round() / 16, (tuned * 16).round() / 16
-    rows = (tuned.numpy(), base.numpy())
-    return (
-        lambda start, stop: tuple(row[start:stop] for row in rows),
-        (tuned - base).abs().sort().values,
-    )
+    if kind == "frozen":
+        tuned[10:] = base[10:]
+    if kind == "one end changed":  # runs of a sample cannot know how much of it
+        tuned[size // 300 :] = base[size // 300 :]
+    read = RowReader([base.neg().numpy(), tuned.numpy(), base.numpy()])
+    return read, (tuned - base).abs().sort().values
 
 
-@pytest.mark.parametrize("rounds", [False, True])
-def test_ranks_are_exact_first_and_from_the_table(rounds: bool):
-    # With new ranks every time: two passes, then a table, or two passes again for many values.
-    read, ordered = magnitudes(rounds)
+@pytest.mark.parametrize("kind", ["many values", "few values", "frozen", "one end changed"])
+@pytest.mark.parametrize("size", [1000, 300_000])
+def test_ranks_are_exact_first_and_from_the_table(
+    kind: str, size: int, monkeypatch: pytest.MonkeyPatch
+):
+    # With new ranks every time: a pass over windows, then a table, or two passes for many values.
+    monkeypatch.setattr(workers_module, "BLOCK", 1 << 16)
+    read, ordered = task_vector(kind, size)
     memory: dict[Any, Any] = {}
     workers = Workers(2)
-    job = Job(read, (1000,), {}, workers, memory)
-    for ranks in [(1,), (2, 499), (500, 1000), (11,), (310, 311), (999,)]:
-        assert kth_smallest(job, 0, ranks) == [float(ordered[k - 1]) for k in ranks]
+    job = Job(read, (size,), {}, workers, memory)
+    shares = [(0.5, 0.999), (0.001,), (0.2, 0.4), (0.0101,), (0.31, 0.34), (1.0,), (0.0, 0.99)]
+    for ranks_now in [[max(1, int(share * size)) for share in now] for now in shares]:
+        expected = [float(ordered[k - 1]) for k in ranks_now]
+        assert ranks.kth_smallest(job, [(1, k) for k in ranks_now]) == expected
+        assert ranks.kth_smallest(replace(job, memory={}), [(1, k) for k in ranks_now]) == expected
     workers.close()
-    assert (memory["table", 0] is not None) == rounds
+    assert (memory["table", 1] is None) == (kind == "many values")
+
+
+def test_a_rank_outside_its_window_is_found_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    # Windows so narrow that most ranks are outside, and a count of how many passes that takes.
+    size = 200_000
+    read, ordered = task_vector("many values", size)
+    workers = Workers(2)
+    job = Job(read, (size,), {}, workers, {})
+    assert len(ranks._within_windows(job, [(1, size // 2), (0, size // 2)])) == 2
+    monkeypatch.setattr(ranks, "_window", lambda wanted, *_: ranks._Window(wanted, 0, 1 << 16))
+    assert ranks._within_windows(job, [(1, size // 2)]) == {}
+    assert ranks.kth_smallest(job, [(1, size // 2)]) == [float(ordered[size // 2 - 1])]
+    workers.close()
 
 
 def test_casting_is_to_nearest_ties_to_even():
     values = torch.tensor([1.0, 1.00390625, 1.01171875, -1.00390625, 3.4e38, 1e-40, 65504.0, 0.1])
     out = np.empty(8, np.uint16)
     one = np.float32(1.0)
-    sums.combine_models((values.numpy(),), np.array([1.0], np.float32), one, False, out)
+    native.combine_models((values.numpy(),), np.array([1.0], np.float32), one, False, out)
     np.testing.assert_array_equal(out.view(np.int16), bits(values.bfloat16()))
 
 

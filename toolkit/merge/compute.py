@@ -5,7 +5,7 @@ A merge that only kernels run never loads torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ from toolkit.errors import MergeError
 from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.definition import merge_by_definition
 from toolkit.merge.kernels.fast import Kernel, find_kernel
-from toolkit.merge.kernels.job import Job, ReadRows
-from toolkit.merge.kernels.primitives import NON_FINITE
+from toolkit.merge.kernels.job import Job
+from toolkit.merge.kernels.rows import RowReader
+from toolkit.merge.kernels.sizes import NON_FINITE
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
 from toolkit.merge.plan import TensorTask
@@ -79,7 +80,7 @@ def run_task(
     engine = engine_of(task, method, models, dtype, device)
     kernel = find_kernel(method.name, task.parameters, task.shape)
     if engine == "kernel" and kernel is not None and task.size and not allow_non_finite:
-        read = row_reader([models.array(source) for source in task.inputs])
+        read = RowReader([models.array(source) for source in task.inputs])
         kept = {} if memory is None else memory
         job = Job(read, task.shape, task.parameters, workers, kept, seed, task.name)
         _run_kernel(kernel, job, put, _OUT[dtype], target)
@@ -141,17 +142,3 @@ def _check_equal(task: TensorTask, models: Models) -> None:
 def is_finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or infinite; torch asks this of no 8-bit type itself."""
     return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())
-
-
-def row_reader(arrays: Sequence[NDArray[Any] | None]) -> ReadRows:
-    """Blocks of every input: bfloat16 as its bits where all are, any other mixture as float32."""
-    known = [array for array in arrays if array is not None]
-    if all(array.dtype == np.uint16 for array in known):
-        return lambda start, stop: tuple(array[start:stop] for array in known)
-    return lambda start, stop: tuple(_as_float32(array[start:stop]) for array in known)
-
-
-def _as_float32(block: NDArray[Any]) -> NDArray[np.float32]:
-    if block.dtype == np.uint16:
-        return (block.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return np.ascontiguousarray(block, dtype=np.float32)

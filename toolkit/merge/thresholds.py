@@ -9,10 +9,10 @@ import numpy as np
 
 from toolkit.checkpoint.read import is_float
 from toolkit.errors import ConfigError
-from toolkit.merge.compute import row_reader
 from toolkit.merge.kernels.job import Job
 from toolkit.merge.kernels.ranks import lower_counts, magnitude, place_of, upper_counts
-from toolkit.merge.kernels.trimmed import BINS
+from toolkit.merge.kernels.rows import RowReader
+from toolkit.merge.kernels.sizes import HALVES
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
 from toolkit.merge.plan import MergePlan, TensorTask
@@ -54,13 +54,13 @@ def _threshold(
     if density >= 1.0 or density <= 0.0:
         return 0.0  # nothing is trimmed, or all of it, whatever the magnitude
     rank = total - max(1, int(density * total)) + 1
-    zeros = np.zeros(BINS, np.int64)
+    zeros = np.zeros(HALVES, np.int64)
     upper, rest = place_of(np.cumsum(sum((upper_counts(job, 0) for job in jobs), zeros)), rank)
     counts = sum((lower_counts(job, 0, upper) for job in jobs), zeros)
-    return magnitude(upper, place_of(np.cumsum(counts), rest)[0])
+    return magnitude(upper << 16 | place_of(np.cumsum(counts), rest)[0])
 
 
 def _job(task: TensorTask, model: int, models: Models, workers: Workers) -> Job:
     assert task.base is not None  # noqa: S101  (methods with thresholds need a base)
-    rows = row_reader([models.array(source) for source in (task.sources[model], task.base)])
+    rows = RowReader([models.array(source) for source in (task.sources[model], task.base)])
     return Job(rows, task.shape, {}, workers, {})

@@ -1,4 +1,5 @@
 """Fused CPU kernels for the methods that are used most; tested against the torch definitions.
 
-Nothing here is imported before a kernel is needed: numba takes a second to load.
+`source/` holds them as Python that numba compiles, once a machine; `native` keeps the machine code
+and calls it without loading numba, which would take longer than merging half a gigabyte.
 """

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import MergeError
-from toolkit.merge.kernels import sums
-from toolkit.merge.kernels.job import Job, Rows
+from toolkit.merge.kernels import native
+from toolkit.merge.kernels.job import Job
+from toolkit.merge.kernels.rows import Rows
 from toolkit.merge.kernels.thinning import (
     LONGEST_ROW,
     apply_masked,
@@ -76,7 +77,7 @@ def _prepare_linear(job: Job) -> tuple[Any, ...]:
 
 def _apply_linear(rows: Rows, settings: tuple[Any, ...], start: int, out: NDArray[Any]) -> int:
     del start
-    return int(sums.combine_models(rows, *settings, out))
+    return int(native.combine_models(rows, *settings, out))
 
 
 def _prepare_task(job: Job) -> tuple[Any, ...]:
@@ -85,7 +86,7 @@ def _prepare_task(job: Job) -> tuple[Any, ...]:
 
 def _apply_task(rows: Rows, settings: tuple[Any, ...], start: int, out: NDArray[Any]) -> int:
     del start
-    return int(sums.add_task_vectors(rows, *settings, out))
+    return int(native.add_task_vectors(rows, *settings, out))
 
 
 def _prepare_arc(job: Job) -> tuple[Any, ...]:
@@ -99,7 +100,7 @@ def _prepare_arc(job: Job) -> tuple[Any, ...]:
 
 def _apply_arc(rows: Rows, settings: tuple[Any, ...], start: int, out: NDArray[Any]) -> int:
     del start
-    return int(sums.arc(rows, *settings, out))
+    return int(native.arc(rows, *settings, out))
 
 
 def _prepare_two(job: Job) -> tuple[Any, ...]:
@@ -117,8 +118,8 @@ def _apply_two(rows: Rows, settings: tuple[Any, ...], start: int, out: NDArray[A
     del start
     factors = np.array(settings, np.float32)
     if len(rows) == 3:
-        return int(sums.combine_task_vectors(rows, factors, out))
-    return int(sums.combine_models(rows, factors, np.float32(1.0), False, out))
+        return int(native.combine_task_vectors(rows, factors, out))
+    return int(native.combine_models(rows, factors, np.float32(1.0), False, out))
 
 
 def _cosine(job: Job) -> float:
@@ -126,7 +127,7 @@ def _cosine(job: Job) -> float:
 
     def act(start: int, stop: int) -> NDArray[np.float64]:
         found = np.zeros(3)
-        sums.inner_products(job.read(start, stop), found)
+        native.inner_products(job.read(start, stop), found)
         return found
 
     if "cosine" not in job.memory:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.merge.kernels.rows import RowReader
 from toolkit.merge.kernels.stream import stream_key
 from toolkit.merge.kernels.workers import Workers
-
-Rows = tuple[NDArray[Any], ...]
-ReadRows = Callable[[int, int], Rows]
-"""`read(start, stop)`: the entries of every tuned model, then of the base where there is one."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Job:
         name: of the tensor, for random methods.
     """
 
-    read: ReadRows
+    read: RowReader
     shape: tuple[int, ...]
     parameters: Mapping[str, Any]
     workers: Workers

@@ -1,64 +1,178 @@
-"""Magnitudes by rank, exactly and without sorting: a histogram of upper pattern halves says which
-bin a rank is in, the lower halves of that bin's entries say which value."""
+"""Magnitudes of a task vector by rank, exactly and without sorting.
+
+A sample says within which window of magnitudes a rank must lie; one pass counts what is smaller
+and, bit pattern by bit pattern, what is within. Should the rank lie elsewhere, two passes find it
+for certain: by the upper halves of all patterns, then by the lower halves of those that share the
+upper one. Nothing is kept of the entries themselves, so memory does not grow with the tensor.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.merge.kernels import table, trimmed
+from toolkit.merge.kernels import native
 from toolkit.merge.kernels.job import Job
+from toolkit.merge.kernels.rows import as_float32
+from toolkit.merge.kernels.sizes import HALVES
+
+Wanted = tuple[int, int]
+"""A model, and a rank from 1."""
+
+SMALL = 1 << 16
+"""Tensors up to this size are partitioned whole."""
+
+_RUN, _LEAST_RUNS, _MOST_RUNS = 128, 256, 1024
+"""Of the sample: runs are short, as neighbours are alike; one for 4096 entries of the tensor, but
+no fewer and no more than these."""
+
+_DEVIATIONS = 6.0
+"""Half a window, in standard deviations of an independent sample: as entries of a run are not
+quite independent, this sample may deviate half as far again."""
+
+_WIDEST = 1 << 20
+"""Most bit patterns within a window: each thread holds a count for each."""
 
 _SHARE_OF_DISTINCT = 8
 """A table is kept only where it has no more values than the tensor has entries, divided by this."""
 
 
-def kth_smallest(job: Job, model: int, ranks: Sequence[int]) -> list[float]:
-    """Magnitudes of a task vector at ranks counted from 1.
+@dataclass(frozen=True)
+class _Window:
+    """Where a rank is expected: from the magnitude with bits `least` on, `width` patterns."""
 
-    What is learnt stays in the job's memory: the first call counts upper halves, and each rank
-    takes one more pass; the second call with new ranks makes a table that answers all later ones.
+    wanted: Wanted
+    least: int
+    width: int
+
+
+def kth_smallest(job: Job, wanted: Sequence[Wanted]) -> list[float]:
+    """Magnitudes of the models' task vectors at given ranks.
+
+    What is learnt stays in the job's memory: the second call with new ranks of a model makes a
+    table that answers all later ones.
     """
     memory = job.memory
-    if any(("rank", model, k) not in memory for k in ranks):
-        if ("coarse", model) in memory and ("table", model) not in memory:
-            memory["table", model] = _table(job, model, memory["coarse", model])
-        for k in ranks:
-            memory["rank", model, k] = _find(job, model, k)
-    return [float(memory["rank", model, k]) for k in ranks]
+    unknown = [item for item in dict.fromkeys(wanted) if ("rank", item) not in memory]
+    new = [item for item in unknown if ("met", item[0]) not in memory]
+    found = {item: _again(job, *item) for item in unknown if item not in new}
+    found |= _partitioned(job, new) if job.size <= SMALL else _within_windows(job, new)
+    for item in unknown:
+        memory["rank", item] = found[item] if item in found else _by_halves(job, *item)
+        memory["met", item[0]] = True
+    return [float(memory["rank", item]) for item in wanted]
 
 
-def _find(job: Job, model: int, k: int) -> float:
+def _partitioned(job: Job, wanted: Sequence[Wanted]) -> dict[Wanted, float]:
+    rows = [as_float32(row) for row in job.read(0, job.size)]
+    return {
+        (model, k): float(np.partition(np.abs(rows[model] - rows[-1]), k - 1)[k - 1])
+        for model, k in wanted
+    }
+
+
+def _within_windows(job: Job, wanted: Sequence[Wanted]) -> dict[Wanted, float]:
+    windows = _windows(job, wanted)
+    if not windows:
+        return {}
+    widths = [window.width for window in windows]
+    ends = np.cumsum(widths)
+    offsets = ends - widths
+    settings = (
+        np.array([window.wanted[0] for window in windows], np.int64),
+        np.array([window.least for window in windows], np.uint32),
+        np.array(widths, np.uint32),
+        offsets,
+    )
+    smaller: list[NDArray[np.int64]] = []
+
+    def add(start: int, stop: int, counts: NDArray[Any]) -> None:
+        below = np.zeros(len(windows), np.int64)
+        native.window_histogram(job.read(start, stop), *settings, below, counts)
+        smaller.append(below)
+
+    counts = job.workers.count(job.size, int(ends[-1]), add, np.uint32)
+    below = np.sum(smaller, axis=0)
+    found = {}
+    for w, window in enumerate(windows):
+        by_upper = counts[offsets[w] : ends[w]].reshape(-1, HALVES)
+        cumulative = np.cumsum(by_upper.sum(axis=1, dtype=np.int64))
+        rest = window.wanted[1] - int(below[w])
+        if 1 <= rest <= cumulative[-1]:
+            upper, rest = place_of(cumulative, rest)
+            lower, _ = place_of(np.cumsum(by_upper[upper], dtype=np.int64), rest)
+            found[window.wanted] = magnitude(window.least + (upper << 16 | lower))
+    return found
+
+
+def _windows(job: Job, wanted: Sequence[Wanted]) -> list[_Window]:
+    if not wanted or job.size >= 1 << 32:  # windows are counted in 32 bits
+        return []
+    sample = job.read.sample(min(max(job.size >> 12, _LEAST_RUNS), _MOST_RUNS), _RUN)
+    windows = []
+    for model in dict.fromkeys(m for m, _ in wanted):
+        counts = np.zeros(HALVES, np.int64)
+        native.upper_histogram(sample, model, counts)
+        cumulative = np.cumsum(counts)
+        for _, rank in (item for item in wanted if item[0] == model):
+            window = _window((model, rank), rank / job.size, cumulative)
+            windows += [window] if window.width <= _WIDEST else []
+    return windows
+
+
+def _window(wanted: Wanted, share: float, cumulative: NDArray[np.int64]) -> _Window:
+    size = int(cumulative[-1])
+    middle, slack = share * size, _DEVIATIONS * math.sqrt(share * (1.0 - share) * size) + 1.0
+    first = int(np.searchsorted(cumulative, middle - slack)) if middle > slack else 0
+    reaches = middle + slack < size
+    last = int(np.searchsorted(cumulative, middle + slack)) if reaches else HALVES // 2 - 1
+    return _Window(wanted, first << 16, (last + 1 - first) << 16)
+
+
+def _again(job: Job, model: int, k: int) -> float:
     memory = job.memory
-    if memory.get(("table", model)) is not None:
-        patterns, cumulative = memory["table", model]
-        return float(patterns[np.searchsorted(cumulative, k)].view(np.float32))
-    if ("coarse", model) not in memory:
-        memory["coarse", model] = np.cumsum(upper_counts(job, model))
-    upper, rest = place_of(memory["coarse", model], k)
+    if ("table", model) not in memory:
+        memory["table", model] = _table(job, model)
+    if memory["table", model] is None:
+        return _by_halves(job, model, k)
+    patterns, cumulative = memory["table", model]
+    return magnitude(int(patterns[np.searchsorted(cumulative, k)]))
+
+
+def _by_halves(job: Job, model: int, k: int) -> float:
+    upper, rest = place_of(_cumulative(job, model), k)
     lower, _ = place_of(np.cumsum(lower_counts(job, model, upper)), rest)
-    return magnitude(upper, lower)
+    return magnitude(upper << 16 | lower)
+
+
+def _cumulative(job: Job, model: int) -> NDArray[np.int64]:
+    if ("upper", model) not in job.memory:
+        job.memory["upper", model] = np.cumsum(upper_counts(job, model))
+    known: NDArray[np.int64] = job.memory["upper", model]
+    return known
 
 
 def upper_counts(job: Job, model: int) -> NDArray[np.int64]:
     """Histogram of a task vector's magnitudes by their upper pattern halves, `[65536]`."""
 
-    def add(start: int, stop: int, counts: NDArray[np.int64]) -> None:
-        trimmed.coarse_histogram(job.read(start, stop), model, counts)
+    def add(start: int, stop: int, counts: NDArray[Any]) -> None:
+        native.upper_histogram(job.read(start, stop), model, counts)
 
-    return job.workers.count(job.size, trimmed.BINS, add)
+    return job.workers.count(job.size, HALVES, add)
 
 
 def lower_counts(job: Job, model: int, upper: int) -> NDArray[np.int64]:
     """Of the magnitudes with one upper half: histogram by their lower halves, `[65536]`."""
 
-    def add(start: int, stop: int, counts: NDArray[np.int64]) -> None:
-        trimmed.fine_histogram(job.read(start, stop), model, upper, counts)
+    def add(start: int, stop: int, counts: NDArray[Any]) -> None:
+        native.lower_histogram(job.read(start, stop), model, upper, counts)
 
-    return job.workers.count(job.size, trimmed.BINS, add)
+    return job.workers.count(job.size, HALVES, add)
 
 
 def place_of(cumulative: NDArray[np.int64], k: int) -> tuple[int, int]:
@@ -67,19 +181,21 @@ def place_of(cumulative: NDArray[np.int64], k: int) -> tuple[int, int]:
     return index, k - (int(cumulative[index - 1]) if index else 0)
 
 
-def magnitude(upper: int, lower: int) -> float:
-    """The float32 of these pattern halves."""
-    return float(np.array([(upper << 16) | lower], np.uint32).view(np.float32)[0])
+def magnitude(bits: int) -> float:
+    """The float32 of these bits."""
+    return float(np.array([bits], np.uint32).view(np.float32)[0])
 
 
-def _table(job: Job, model: int, ends: NDArray[np.int64]) -> tuple[Any, Any] | None:
+def _table(job: Job, model: int) -> tuple[Any, Any] | None:
     """Distinct magnitudes and how many are not larger, or None where they are too many."""
     limit = job.size // _SHARE_OF_DISTINCT + 256
     if job.size >= 1 << 32:
         return None
+    ends = _cumulative(job, model)
     halves = np.empty(job.size, np.uint16)
     starts = np.concatenate([[0], ends[:-1]])
-    table.scatter_halves(job.read(0, job.size), model, starts, halves)
+    native.scatter_halves(job.read(0, job.size), model, starts, halves)
     patterns, cumulative = np.empty(limit, np.uint32), np.empty(limit, np.uint32)
-    found = int(table.distinct(halves, ends, patterns, cumulative))
-    return None if found < 0 else (patterns[:found].copy(), cumulative[:found].copy())
+    scratch = np.zeros(HALVES, np.uint32), np.zeros(HALVES // 64, np.uint64)
+    found = int(native.distinct(halves, ends, *scratch, patterns, cumulative))
+    return None if found > limit else (patterns[:found].copy(), cumulative[:found].copy())

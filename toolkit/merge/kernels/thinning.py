@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.merge.kernels import random, ranked, trimmed
-from toolkit.merge.kernels.job import Job, Rows
+from toolkit.merge.kernels import native
+from toolkit.merge.kernels.job import Job
 from toolkit.merge.kernels.ranks import kth_smallest
+from toolkit.merge.kernels.rows import Rows
+from toolkit.merge.kernels.sizes import LANES, ROW_BYTES
 from toolkit.merge.methods.checks import check_between, check_density
 from toolkit.merge.methods.della import check_epsilon
 from toolkit.merge.methods.sparsify import VANISHING_L1
@@ -54,21 +56,23 @@ def prepare_trimmed(job: Job) -> Trimmed:
     if gammas is not None:
         check_between("gamma", gammas, 0.0, 1.0, "it is the fraction of largest entries to drop.")
     low, high = np.zeros(len(densities)), np.full(len(densities), np.inf)
+    ranks: dict[int, tuple[int, ...]] = {}
     for m, density in enumerate(densities):
-        if density >= 1.0:
-            continue
-        ranks = _kept_ranks(job.size, density, None if gammas is None else gammas[m])
-        if ranks is None:
+        kept = _kept_ranks(job.size, density, None if gammas is None else gammas[m])
+        if density < 1.0 and kept is None:
             low[m] = np.inf
-            continue
-        ends = kth_smallest(job, m, ranks)
-        low[m] = ends[0]
-        high[m] = ends[1] if len(ends) > 1 else np.inf
+        elif density < 1.0 and kept is not None:
+            ranks[m] = kept
+    wanted = [(m, k) for m, kept in ranks.items() for k in kept]
+    found = dict(zip(wanted, kth_smallest(job, wanted), strict=True))
+    for m, kept in ranks.items():
+        low[m] = found[m, kept[0]]
+        high[m] = found[m, kept[1]] if len(kept) > 1 else np.inf
     least, most = floats(low), floats(high)
 
     def sizes(rows: Rows, m: int, start: int, lanes: NDArray[np.float64]) -> None:
         del start
-        trimmed.sizes_trimmed(rows, m, least[m], most[m], lanes)
+        native.sizes_trimmed(rows, m, least[m], most[m], lanes)
 
     ratios = np.ones(len(densities), np.float32)
     if job.parameters.get("rescale"):
@@ -84,7 +88,7 @@ def apply_trimmed(
     if len(rows) == 2 and not divides:  # one model outvotes nobody: the same bits for less
         votes = False
     return int(
-        trimmed.join_trimmed(
+        native.join_trimmed(
             rows, found.factors, found.ratios, found.low, found.high, votes, divisor, divides,
             scale, out,
         )
@@ -109,7 +113,7 @@ def prepare_random(job: Job) -> Masked:
     def thin(
         rows: Rows, m: int, start: int, lanes: NDArray[np.float64], mask: NDArray[np.uint8]
     ) -> None:
-        random.thin_at_random(rows, m, start, keys[m], densities[m], lanes, mask)
+        native.thin_at_random(rows, m, start, keys[m], densities[m], lanes, mask)
 
     return _masked(job, thin, 1)
 
@@ -126,9 +130,11 @@ def prepare_ranked(job: Job) -> Masked:
     def thin(
         rows: Rows, m: int, start: int, lanes: NDArray[np.float64], mask: NDArray[np.uint8]
     ) -> None:
-        ranked.thin_by_rank(
-            rows, m, start, length, keys[m], densities[m], lows[m], spreads[m], lanes, mask
-        )
+        native.thin_by_rank(
+            rows, m, start, length, keys[m], densities[m], lows[m], spreads[m],
+            np.empty(ROW_BYTES * (length + 8), np.uint8), np.zeros(8 * mask.size, np.uint8),
+            lanes, mask,
+        )  # fmt: skip
 
     return _masked(job, thin, length)
 
@@ -142,7 +148,7 @@ def _masked(job: Job, thin: Thin, unit: int) -> Masked:
     def make(rows: Rows, start: int) -> NDArray[np.uint8]:
         masks = np.empty((len(weight), -(-rows[0].size // 8)), np.uint8)
         for m in range(len(weight)):
-            thin(rows, m, start, np.zeros((2, random.LANES)), masks[m])
+            thin(rows, m, start, np.zeros((2, LANES)), masks[m])
         return masks
 
     def masks(rows: Rows, start: int) -> NDArray[np.uint8]:
@@ -165,7 +171,7 @@ def apply_masked(
     rows: Rows, found: Masked, union: tuple[Any, ...], start: int, out: NDArray[Any]
 ) -> int:
     masks = found.masks(rows, start)
-    return int(random.join_masked(rows, masks, found.factors, found.ratios, *union, out))
+    return int(native.join_masked(rows, masks, found.factors, found.ratios, *union, out))
 
 
 def _ratios(job: Job, sizes: Sizes, unit: int) -> NDArray[np.float32]:
@@ -175,7 +181,7 @@ def _ratios(job: Job, sizes: Sizes, unit: int) -> NDArray[np.float32]:
     def add(start: int, stop: int) -> NDArray[np.float64]:
         rows, sums = job.read(start, stop), np.empty((num_models, 2))
         for m in range(num_models):
-            lanes = np.zeros((2, random.LANES))
+            lanes = np.zeros((2, LANES))
             sizes(rows, m, start, lanes)
             sums[m] = lanes.sum(axis=1)
         return sums

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,20 +36,27 @@ class Workers:
         return list(self._pool.map(lambda block: act(*block), blocks))
 
     def count(
-        self, size: int, num_bins: int, add: Callable[[int, int, NDArray[np.int64]], None]
-    ) -> NDArray[np.int64]:
+        self,
+        size: int,
+        num_bins: int,
+        add: Callable[[int, int, NDArray[Any]], None],
+        kind: type[np.generic] = np.int64,
+    ) -> NDArray[Any]:
         """Sum of `add(start, stop, counts)` over all blocks; each thread has counts of its own, and
         as they are whole numbers, it does not matter which thread counts what."""
-        held: dict[int, NDArray[np.int64]] = {}
+        held: dict[int, NDArray[Any]] = {}
 
         def act(start: int, stop: int) -> None:
             thread = threading.get_ident()
             if thread not in held:
-                held[thread] = np.zeros(num_bins, np.int64)
+                held[thread] = np.zeros(num_bins, kind)
             add(start, stop, held[thread])
 
         self.each(size, act)
-        return sum(held.values(), np.zeros(num_bins, np.int64))
+        first, *others = held.values()
+        for counts in others:
+            first += counts
+        return first
 
     def tensors(self, sizes: Sequence[int], act: Callable[[int], None]) -> None:
         """`act(index)` for every tensor: large ones one by one, each on all cores, then the others

@@ -10,13 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.join import subtract, unite
-from toolkit.merge.kernels.primitives import TILE, decode, kernel
+from toolkit.merge.kernels.sizes import LANES, TILE
+from toolkit.merge.kernels.source.join import subtract, unite
+from toolkit.merge.kernels.source.primitives import decode, kernel, tile, tiles
 from toolkit.merge.kernels.stream import FIRST_MULTIPLIER, GAMMA, SECOND_MULTIPLIER
-
-LANES = 512
-"""Sums of magnitudes are kept apart by place, so that the loop is a vector one, and the result the
-same on every machine."""
 
 _GAMMA, _FIRST, _SECOND = (np.uint64(n) for n in (GAMMA, FIRST_MULTIPLIER, SECOND_MULTIPLIER))
 _30, _27, _31, _56 = (np.uint64(n) for n in (30, 27, 31, 56))
@@ -72,7 +69,7 @@ def add_sizes(x: Any, flags: Any, n: int, lanes: Any) -> None:
 @kernel
 def thin_at_random(
     rows: Any, model: int, start: int, key: Any, density: Any, lanes: Any, mask: Any
-) -> None:
+) -> int:
     """dare: flag the entries of a task vector whose number is below `density`.
 
     Args:
@@ -84,9 +81,9 @@ def thin_at_random(
         lanes: `[2, LANES]`, float64: magnitudes are added, of all entries and of those that stay.
         mask: `[⌈n / 8⌉]`, uint8: the result.
     """
-    x, base = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    numbers, words = np.empty(TILE, np.float32), np.empty(TILE // 2 + 1, np.uint64)
-    flags = np.zeros(TILE, np.uint8)
+    x, base = tile(np.float32), tile(np.float32)
+    numbers, words, flags = tile(np.float32), tile(np.uint64), tile(np.uint8)
+    flags[:] = np.uint8(0)
     last = len(rows) - 1
     for at in range(0, rows[0].size, TILE):
         n = min(TILE, rows[0].size - at)
@@ -98,6 +95,7 @@ def thin_at_random(
             flags[i] = np.uint8((numbers[i] < density) | (density >= np.float32(1.0)))
         add_sizes(x, flags, n, lanes)
         pack(flags, mask[at // 8 : (at + n + 7) // 8])
+    return 0
 
 
 @kernel
@@ -122,15 +120,15 @@ def join_masked(
         Bits of the largest magnitude among the inputs.
     """
     num_models = len(rows) - 1
-    weighted = np.empty((num_models, TILE), np.float32)
-    x, base = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    scratch, flags = np.empty((3, TILE), np.float32), np.empty(TILE, np.uint8)
+    weighted = tiles(num_models, np.float32)
+    x, base = tile(np.float32), tile(np.float32)
+    scratch, flags = tiles(3, np.float32), tile(np.uint8)
     top = np.uint32(0)
     for at in range(0, out.size, TILE):
         n = min(TILE, out.size - at)
-        top = max(top, decode(rows[num_models][at : at + n], base.view(np.uint32)))
+        top = np.uint32(max(top, decode(rows[num_models][at : at + n], base.view(np.uint32))))
         for m in range(num_models):
-            top = max(top, decode(rows[m][at : at + n], x.view(np.uint32)))
+            top = np.uint32(max(top, decode(rows[m][at : at + n], x.view(np.uint32))))
             unpack(masks[m, at // 8 : (at + n + 7) // 8], flags)
             row, ratio, factor = weighted[m], ratios[m], factors[m]
             for i in range(n):

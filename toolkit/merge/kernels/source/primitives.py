@@ -8,51 +8,71 @@ entries are grouped, nor on the number of threads.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
+from numba import carray, types
+from numba.extending import intrinsic, overload
 
-
-def _set_cache_folder() -> bool:
-    """Compiled kernels go where the user may write, wherever the package is installed.
-
-    Numba looks only at the file a kernel stands in, not at those it calls into, so the folder is
-    named after the sources of all of them. False where there is no such place.
-    """
-    if "NUMBA_CACHE_DIR" in os.environ:
-        return True
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    version = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        folder = Path(base) / "cpt-toolkit" / "kernels" / version
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home, or one that is read-only
-        return False
-    os.environ["NUMBA_CACHE_DIR"] = str(folder)
-    return os.access(folder, os.W_OK)
-
-
-_MAY_CACHE = _set_cache_folder()
-
-import numba  # noqa: E402  (it reads the variable when it is imported)
-from numba import types  # noqa: E402
-from numba.extending import intrinsic, overload  # noqa: E402
-
-TILE = 2048
-"""Entries of a tile: with a few models and scratch rows it stays within the first-level cache."""
-
-NON_FINITE = 0x7F800000
-"""Bits of float32 infinity; magnitudes from here on are infinite or NaN."""
+from toolkit.merge.kernels.sizes import TILE
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function: without the interpreter lock, cached on disk where that is possible."""
-    return numba.njit(nogil=True, cache=_MAY_CACHE, error_model="numpy")(function)
+    """Mark a function for numba; division by zero gives infinity, as everywhere in numpy."""
+    return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
+def pointer(typing_context: Any, address: Any, dtype: Any) -> Any:  # noqa: ARG001
+    """An address, uint64, as a pointer to entries of a type."""
+    result = types.CPointer(dtype.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.inttoptr(arguments[0], context.get_value_type(result))
+
+    return result(types.uint64, dtype), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def stack(typing_context: Any, count: Any, dtype: Any) -> Any:  # noqa: ARG001
+    """Room for `count` entries that vanishes when the function returns: no memory manager, so that
+    the machine code runs in a process without numba."""
+    result = types.CPointer(dtype.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        room = builder.alloca(context.get_data_type(dtype.dtype), size=arguments[0])
+        room.align = 64
+        return room
+
+    return result(types.intp, dtype), generate
+
+
+def tile(dtype: Any) -> Any:
+    """Room for a tile of entries: `[TILE]`."""
+    raise NotImplementedError
+
+
+@overload(tile, inline="always")  # type: ignore[untyped-decorator]
+def _tile(dtype: Any) -> Any:  # noqa: ARG001
+    def make(dtype: Any) -> Any:
+        return carray(stack(TILE, dtype), (TILE,))
+
+    return make
+
+
+def tiles(count: int, dtype: Any) -> Any:
+    """Room for several: `[count, TILE]`."""
+    raise NotImplementedError
+
+
+@overload(tiles, inline="always")  # type: ignore[untyped-decorator]
+def _tiles(count: int, dtype: Any) -> Any:  # noqa: ARG001
+    def make(count: int, dtype: Any) -> Any:
+        return carray(stack(count * TILE, dtype), (count, TILE))
+
+    return make
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba has no types
@@ -67,7 +87,10 @@ def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ARG001
 
 
 def decode(source: Any, target: Any) -> Any:
-    """Stored entries to float32, given as its bits; returns the largest magnitude's bits."""
+    """Stored entries to float32, given as its bits; returns the largest magnitude's bits.
+
+    Numba computes with 64 bits what is not cast back, which would halve the speed.
+    """
     raise NotImplementedError
 
 
@@ -78,9 +101,9 @@ def _decode(source: Any, target: Any) -> Any:  # noqa: ARG001
         def from_bf16(source: Any, target: Any) -> Any:
             top = np.uint32(0)
             for i in range(source.size):
-                bits = np.uint32(source[i]) << np.uint32(16)
+                bits = np.uint32(np.uint32(source[i]) << np.uint32(16))
                 target[i] = bits
-                top = max(top, bits & np.uint32(0x7FFFFFFF))
+                top = np.uint32(max(top, bits & np.uint32(0x7FFFFFFF)))
             return top
 
         return from_bf16
@@ -90,7 +113,7 @@ def _decode(source: Any, target: Any) -> Any:  # noqa: ARG001
         top = np.uint32(0)
         for i in range(bits.size):
             target[i] = bits[i]
-            top = max(top, bits[i] & np.uint32(0x7FFFFFFF))
+            top = np.uint32(max(top, bits[i] & np.uint32(0x7FFFFFFF)))
         return top
 
     return from_f32

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.join import subtract
-from toolkit.merge.kernels.primitives import TILE, decode, kernel
+from toolkit.merge.kernels.sizes import TILE
+from toolkit.merge.kernels.source.join import subtract
+from toolkit.merge.kernels.source.primitives import decode, kernel, tile
 
 _HALF, _MAGNITUDE = np.uint32(0xFFFF), np.uint32(0x7FFFFFFF)
 _16, _6, _63, _1 = np.uint32(16), np.uint32(6), np.uint32(63), np.uint64(1)
 
 
 @kernel
-def scatter_halves(rows: Any, model: int, starts: Any, halves: Any) -> None:
+def scatter_halves(rows: Any, model: int, starts: Any, halves: Any) -> int:
     """Lower pattern halves of all magnitudes, ordered by the upper ones.
 
     Args:
@@ -28,7 +29,7 @@ def scatter_halves(rows: Any, model: int, starts: Any, halves: Any) -> None:
         starts: `[65536]`: where the entries of each upper half begin; moved to where they end.
         halves: `[n]`, uint16: the result.
     """
-    x, base = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    x, base = tile(np.float32), tile(np.float32)
     bits = x.view(np.uint32)
     last = len(rows) - 1
     for start in range(0, rows[0].size, TILE):
@@ -41,22 +42,24 @@ def scatter_halves(rows: Any, model: int, starts: Any, halves: Any) -> None:
             upper = size >> _16
             halves[starts[upper]] = np.uint16(size & _HALF)
             starts[upper] += 1
+    return 0
 
 
 @kernel
-def distinct(halves: Any, ends: Any, patterns: Any, cumulative: Any) -> int:
+def distinct(halves: Any, ends: Any, counts: Any, used: Any, patterns: Any, cumulative: Any) -> int:
     """Distinct magnitudes in order, and how many are not larger than each.
 
     Args:
         halves: from `scatter_halves`.
         ends: `[65536]`: where the entries of each upper half end.
+        counts: `[65536]`, uint32, zeros: scratch.
+        used: `[1024]`, uint64, zeros: scratch.
         patterns: `[D]`, uint32: the result, bits of the magnitudes.
         cumulative: `[D]`, uint32: the result.
 
     Returns:
-        How many there are; -1 when more than D.
+        How many there are; D + 1 when more than D.
     """
-    counts, used = np.zeros(1 << 16, np.uint32), np.zeros(1 << 10, np.uint64)
     found, begin = 0, 0
     for upper in range(ends.size):
         end = ends[upper]
@@ -75,7 +78,7 @@ def distinct(halves: Any, ends: Any, patterns: Any, cumulative: Any) -> int:
                 if (rest >> np.uint64(bit)) & _1:
                     half = np.uint32(64 * word + bit)
                     if found == patterns.size:
-                        return -1
+                        return found + 1
                     before += counts[half]
                     patterns[found] = (np.uint32(upper) << _16) | half
                     cumulative[found] = before

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.primitives import TILE, decode, encode, fma, kernel
-
-_DOT_TILE = 512
+from toolkit.merge.kernels.sizes import LANES, TILE
+from toolkit.merge.kernels.source.primitives import decode, encode, fma, kernel, tile
 
 
 @kernel
@@ -25,13 +24,13 @@ def combine_models(rows: Any, factors: Any, divisor: Any, divides: bool, out: An
     Returns:
         Bits of the largest magnitude among the inputs, to find NaN and infinity by.
     """
-    x, total = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    x, total = tile(np.float32), tile(np.float32)
     top = np.uint32(0)
     for start in range(0, out.size, TILE):
         n = min(TILE, out.size - start)
         total[:n] = np.float32(0.0)
         for m in range(len(rows)):
-            top = max(top, decode(rows[m][start : start + n], x.view(np.uint32)))
+            top = np.uint32(max(top, decode(rows[m][start : start + n], x.view(np.uint32))))
             factor = factors[m]
             for i in range(n):
                 total[i] = fma(x[i], factor, total[i])
@@ -45,12 +44,12 @@ def combine_models(rows: Any, factors: Any, divisor: Any, divides: bool, out: An
 @kernel
 def arc(rows: Any, start_factor: Any, end_factor: Any, out: Any) -> Any:
     """`base * start + other * end`; the rows are the other model, then the base."""
-    x, base = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    x, base = tile(np.float32), tile(np.float32)
     top = np.uint32(0)
     for start in range(0, out.size, TILE):
         n = min(TILE, out.size - start)
-        top = max(top, decode(rows[0][start : start + n], x.view(np.uint32)))
-        top = max(top, decode(rows[1][start : start + n], base.view(np.uint32)))
+        top = np.uint32(max(top, decode(rows[0][start : start + n], x.view(np.uint32))))
+        top = np.uint32(max(top, decode(rows[1][start : start + n], base.view(np.uint32))))
         for i in range(n):
             base[i] = fma(x[i], end_factor, base[i] * start_factor)
         encode(base.view(np.uint32), out[start : start + n])
@@ -58,18 +57,19 @@ def arc(rows: Any, start_factor: Any, end_factor: Any, out: Any) -> Any:
 
 
 @kernel
-def inner_products(rows: Any, found: Any) -> None:
+def inner_products(rows: Any, found: Any) -> int:
     """Add `x·x`, `y·y`, `x·y` to `found` (`[3]`, float64).
 
     `x` and `y` are the first two rows; where there is a third, it is the base, and they are task
     vectors. Each place of a tile has float64 sums of its own, so that the loop is a vector one, and
     the result the same on every machine.
     """
-    x, y = np.empty(_DOT_TILE, np.float32), np.empty(_DOT_TILE, np.float32)
-    base = np.empty(_DOT_TILE, np.float32)
-    xx, yy, xy = np.zeros(_DOT_TILE), np.zeros(_DOT_TILE), np.zeros(_DOT_TILE)
-    for start in range(0, rows[0].size, _DOT_TILE):
-        n = min(_DOT_TILE, rows[0].size - start)
+    x, y, base = tile(np.float32), tile(np.float32), tile(np.float32)
+    xx, yy, xy = tile(np.float64), tile(np.float64), tile(np.float64)
+    for i in range(LANES):
+        xx[i] = yy[i] = xy[i] = 0.0
+    for start in range(0, rows[0].size, LANES):
+        n = min(LANES, rows[0].size - start)
         decode(rows[0][start : start + n], x.view(np.uint32))
         decode(rows[1][start : start + n], y.view(np.uint32))
         if len(rows) > 2:
@@ -82,25 +82,26 @@ def inner_products(rows: Any, found: Any) -> None:
             xx[i] += a * a
             yy[i] += b * b
             xy[i] += a * b
-    for i in range(_DOT_TILE):
+    for i in range(LANES):
         found[0] += xx[i]
         found[1] += yy[i]
         found[2] += xy[i]
+    return 0
 
 
 @kernel
 def combine_task_vectors(rows: Any, factors: Any, out: Any) -> Any:
     """`sum(factor_m * (x_m - base)) + base`, each product and sum rounded once (fused)."""
-    x, base = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    total = np.empty(TILE, np.float32)
+    x, base = tile(np.float32), tile(np.float32)
+    total = tile(np.float32)
     top = np.uint32(0)
     num_models = len(rows) - 1
     for start in range(0, out.size, TILE):
         n = min(TILE, out.size - start)
-        top = max(top, decode(rows[num_models][start : start + n], base.view(np.uint32)))
+        top = np.uint32(max(top, decode(rows[num_models][start : start + n], base.view(np.uint32))))
         total[:n] = np.float32(0.0)
         for m in range(num_models):
-            top = max(top, decode(rows[m][start : start + n], x.view(np.uint32)))
+            top = np.uint32(max(top, decode(rows[m][start : start + n], x.view(np.uint32))))
             factor = factors[m]
             for i in range(n):
                 total[i] = fma(x[i] - base[i], factor, total[i])
@@ -115,16 +116,16 @@ def add_task_vectors(
     rows: Any, factors: Any, divisor: Any, divides: bool, scale: Any, out: Any
 ) -> Any:
     """`base + scale * (sum(factor_m * (x_m - base)) / divisor)`, every step rounded."""
-    x, base = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
-    total = np.empty(TILE, np.float32)
+    x, base = tile(np.float32), tile(np.float32)
+    total = tile(np.float32)
     top = np.uint32(0)
     num_models = len(rows) - 1
     for start in range(0, out.size, TILE):
         n = min(TILE, out.size - start)
-        top = max(top, decode(rows[num_models][start : start + n], base.view(np.uint32)))
+        top = np.uint32(max(top, decode(rows[num_models][start : start + n], base.view(np.uint32))))
         total[:n] = np.float32(0.0)
         for m in range(num_models):
-            top = max(top, decode(rows[m][start : start + n], x.view(np.uint32)))
+            top = np.uint32(max(top, decode(rows[m][start : start + n], x.view(np.uint32))))
             factor = factors[m]
             for i in range(n):
                 total[i] = total[i] + (x[i] - base[i]) * factor

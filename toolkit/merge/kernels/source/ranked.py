@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.join import subtract
-from toolkit.merge.kernels.primitives import decode, kernel
-from toolkit.merge.kernels.random import add_sizes, draw_into, pack
+from toolkit.merge.kernels.sizes import TILE
+from toolkit.merge.kernels.source.join import subtract
+from toolkit.merge.kernels.source.primitives import decode, kernel, tile
+from toolkit.merge.kernels.source.random import add_sizes, draw_into, pack
 
-BINS = 2048
+BINS = TILE
 """64 to the octave below the row's largest magnitude; the first holds zeros, the second also
 whatever is smaller than the rest."""
 
@@ -76,7 +77,7 @@ def flag_by_rank(x: Any, n: int, low: Any, spread: Any, scratch: Any, flags: Any
             from which on it does not.
         flags: `[n]`, uint8: the result, 0 or 1.
     """
-    numbers, bins, marks, bounds, counts, surest, likeliest = scratch
+    numbers, bins, marks, surely, likely, counts, surest, likeliest = scratch
     bits = x.view(np.uint32)
     lowest = fill_bins(bits, n, bins, counts)
     before = counts[0]
@@ -89,13 +90,13 @@ def flag_by_rank(x: Any, n: int, low: Any, spread: Any, scratch: Any, flags: Any
     # Bounds are gathered first: in one loop with the comparisons, LLVM makes branches of them, and
     # whether a random number is below its bound cannot be predicted (6 ns an entry).
     for i in range(n):
-        bounds[0, i] = surest[bins[i]]
+        surely[i] = surest[bins[i]]
     for i in range(n):
-        bounds[1, i] = likeliest[bins[i]]
+        likely[i] = likeliest[bins[i]]
     for i in range(n):
-        flags[i] = np.uint8(numbers[i] < bounds[0, i])
+        flags[i] = np.uint8(numbers[i] < surely[i])
     for i in range(n):
-        marks[i] = np.uint8((numbers[i] >= bounds[0, i]) & (numbers[i] < bounds[1, i]))
+        marks[i] = np.uint8((numbers[i] >= surely[i]) & (numbers[i] < likely[i]))
     eights = marks.view(np.uint64)
     for group in range(eights.size):
         if eights[group] == np.uint64(0):
@@ -115,8 +116,8 @@ def flag_by_rank(x: Any, n: int, low: Any, spread: Any, scratch: Any, flags: Any
 @kernel
 def thin_by_rank(
     rows: Any, model: int, start: int, length: int, key: Any, density: Any, low: Any, spread: Any,
-    lanes: Any, mask: Any,
-) -> None:  # fmt: skip
+    room: Any, flags: Any, lanes: Any, mask: Any,
+) -> int:  # fmt: skip
     """della: flag entries of a task vector by number and rank; see `random.thin_at_random`.
 
     Args:
@@ -128,16 +129,21 @@ def thin_by_rank(
         density: float32; at 1 all entries stay, at 0 none.
         low: chance of a row's smallest entry, float32.
         spread: what the largest one's chance is above it, float32.
+        room: scratch, `[ROW_BYTES * (length + 8)]`, uint8.
+        flags: scratch, `[8 * mask.size]`, uint8, zeros.
         lanes: magnitudes are added.
         mask: the result.
     """
-    x, base = np.empty(length, np.float32), np.empty(length, np.float32)
-    numbers, words = np.empty(length, np.float32), np.empty(length // 2 + 1, np.uint64)
-    bins, marks = np.empty(length, np.uint16), np.zeros((length + 7) // 8 * 8, np.uint8)
-    counts, surest = np.empty(BINS, np.int32), np.empty(BINS, np.float32)
-    likeliest, bounds = np.empty(BINS, np.float32), np.empty((2, length), np.float32)
-    scratch = (numbers, bins, marks, bounds, counts, surest, likeliest)
-    flags = np.zeros(mask.size * 8, np.uint8)
+    even = (length + 7) // 8 * 8
+    x, base = room[: 4 * even].view(np.float32), room[4 * even : 8 * even].view(np.float32)
+    numbers = room[8 * even : 12 * even].view(np.float32)
+    surely = room[12 * even : 16 * even].view(np.float32)
+    likely = room[16 * even : 20 * even].view(np.float32)
+    bins, marks = room[20 * even : 22 * even].view(np.uint16), room[22 * even : 23 * even]
+    words = room[23 * even : 27 * even + 8].view(np.uint64)
+    marks[:] = np.uint8(0)
+    counts, surest, likeliest = tile(np.int32), tile(np.float32), tile(np.float32)
+    scratch = (numbers, bins, marks, surely, likely, counts, surest, likeliest)
     last = len(rows) - 1
     for at in range(0, rows[0].size, length):
         decode(rows[model][at : at + length], x.view(np.uint32))
@@ -151,3 +157,4 @@ def thin_by_rank(
             flag_by_rank(x, length, low, spread, scratch, row)
         add_sizes(x, row, length, lanes)
     pack(flags, mask)
+    return 0

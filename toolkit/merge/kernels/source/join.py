@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.primitives import encode, kernel
+from toolkit.merge.kernels.source.primitives import encode, kernel
 
 
 @kernel

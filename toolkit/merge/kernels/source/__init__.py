@@ -1,0 +1,1 @@
+"""The kernels' own text, for numba; imported only to compile (see `kernels.native`)."""
