@@ -129,6 +129,22 @@ def merge_plan(
     print(describe_merge(load_merge_config(config)))
 
 
+@merge_app.command("check")
+def merge_check(
+    config: Annotated[Path, typer.Argument(help="A mergekit configuration.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that will be made, for the room on its disk.")
+    ] = None,
+) -> None:
+    """Find what is wrong or doubtful with a merge before it is run; exits 1 on errors."""
+    from toolkit.merge.check.findings import findings_text
+    from toolkit.merge.check.run import check_merge
+
+    findings = check_merge(config, out=out)
+    print(findings_text(findings))
+    raise typer.Exit(int(any(finding.severity == "error" for finding in findings)))
+
+
 @publish_app.command("run")
 def publish_run(
     recipe: RecipeName,

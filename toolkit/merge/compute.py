@@ -148,10 +148,11 @@ def row_reader(arrays: Sequence[NDArray[Any] | None]) -> ReadRows:
     known = [array for array in arrays if array is not None]
     if all(array.dtype == np.uint16 for array in known):
         return lambda start, stop: tuple(array[start:stop] for array in known)
-    return lambda start, stop: tuple(_as_float32(array[start:stop]) for array in known)
+    return lambda start, stop: tuple(as_float32(array[start:stop]) for array in known)
 
 
-def _as_float32(block: NDArray[Any]) -> NDArray[np.float32]:
+def as_float32(block: NDArray[Any]) -> NDArray[np.float32]:
+    """Entries as `Checkpoint.array` gives them, as float32; uint16 is the bits of bfloat16."""
     if block.dtype == np.uint16:
         return (block.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return np.ascontiguousarray(block, dtype=np.float32)
