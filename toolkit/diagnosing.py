@@ -38,7 +38,7 @@ def run_diagnosis(
     Args:
         merge: folder of the merged model.
         against: references to its parents; those of its merge.yaml where none is given.
-        base: what task vectors are taken against; else merge.yaml's base model, or the first parent.
+        base: what task vectors are taken against; else merge.yaml's base model or the first parent.
         text: UTF-8 text to score; else a short one of ours. Blank lines by twos part documents.
         html: page to write; the same figures are written beside it as JSON.
         with_losses: load the models one after the other and score them.

@@ -109,8 +109,8 @@ def _plot(results: Mapping[str, Any]) -> str:
     if whole["trimmed"]:
         place = len(panels) - 1
         for label in whole["trimmed"]:
-            found = [row["trimmed"].get(label) for row in layers]
-            line(place, label, [item and item["squares"] for item in found])
+            shares = [row["trimmed"].get(label, {}).get("squares") for row in layers]
+            line(place, label, shares)
     for kind in dict.fromkeys(part["kind"] for part in results["parts"]):
         found = {part["layer"]: part["moved"] for part in results["parts"] if part["kind"] == kind}
         line(len(panels), kind, [found.get(name) for name in names])

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
+import numpy as np
+
 from toolkit.merge.diagnosis.measure import KINDS, Group, Measured
 from toolkit.merge.diagnosis.subjects import Subjects
 from toolkit.merge.diagnosis.sums import Sums
@@ -29,6 +31,8 @@ class Figures:
             do so in the same direction.
         distances: of the merge from each parent, relative to the parents' largest distance.
         base_distance: the same from the base.
+        aside: distance of the merge from the plane through the parents and the base, relative to
+            the parents' largest distance; what trimming and rounding leave.
         scatter: the parents' largest distance, relative to the base's norm.
         trimmed: shares of a task vector's entries, and of its squared norm, that trimming removed.
     """
@@ -41,6 +45,7 @@ class Figures:
     agreement: Mapping[Pair, float | None]
     distances: Mapping[str, float | None]
     base_distance: float | None
+    aside: float | None
     scatter: float | None
     trimmed: Mapping[str, tuple[float | None, float | None]]
 
@@ -106,6 +111,7 @@ def figures_of(name: str, group: Group, subjects: Subjects) -> Figures:
         },
         {labels[i]: _ratio(math.sqrt(sums.gaps[0, i]), widest) for i in subjects.parents},
         _ratio(math.sqrt(sums.gaps[0, base]), widest),
+        _ratio(_aside(sums, base), widest),
         _ratio(widest, origin),
         {label: _shares(found) for label, found in group.trimmed.items()},
     )
@@ -120,6 +126,16 @@ def _cosine(sums: Sums, base: int, i: int, j: int) -> float | None:
     a, b = float(sums.gaps[i, base]), float(sums.gaps[j, base])
     cosine = _ratio((a + b - float(sums.gaps[i, j])) / 2.0, math.sqrt(a) * math.sqrt(b))
     return None if cosine is None else max(-1.0, min(1.0, cosine))
+
+
+def _aside(sums: Sums, base: int) -> float:
+    """What is left of merge minus base when the part along the other models is taken away."""
+    others = [index for index in range(1, len(sums.squares)) if index != base]
+    to_base = sums.gaps[:, base]
+    products = (to_base[:, None] + to_base[None, :] - sums.gaps) / 2.0
+    along = products[0, others]
+    shares = np.linalg.lstsq(products[np.ix_(others, others)], along, rcond=1e-12)[0]
+    return math.sqrt(max(0.0, float(to_base[0] - along @ shares)))
 
 
 def _shares(found: Trimmed) -> tuple[float | None, float | None]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.merge.diagnosis.subjects import Subjects
-from toolkit.merge.diagnosis.sums import Sums, count_non_finite, sum_tensor, zero_rows
+from toolkit.merge.diagnosis.sums import Sums, sum_tensor, zero_rows
 from toolkit.merge.diagnosis.trimming import Trimmed, trimmed_by
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.layers import is_before_layers, is_vocabulary
@@ -94,15 +94,17 @@ def measure(
         arrays = [checkpoint.array(tensor) for checkpoint, tensor in pairs]
         known = [array for array in arrays if array is not None]
         if known and len(known) == len(arrays):
-            damaged = False
-            for label, tensor, array in zip(subjects.labels, tensors, known, strict=False):
-                if count := count_non_finite(array, workers):
-                    found.non_finite.setdefault(label, {})[tensor] = count
-                    damaged = True
+            # Alone where there is nothing to compare it with: damage is looked for all the same.
+            base = subjects.base if len(known) == len(subjects.checkpoints) else 0
+            sums = sum_tensor(known, base, workers)
+            for label, tensor, count in zip(
+                subjects.labels, tensors, sums.non_finite, strict=False
+            ):
+                if count:
+                    found.non_finite.setdefault(label, {})[tensor] = int(count)
             if is_vocabulary(name):
                 _find_zero_rows(found, subjects, name, known, workers)
-            if len(known) == len(subjects.checkpoints) and not damaged:
-                sums = sum_tensor(known, subjects.base, workers)
+            if len(known) == len(subjects.checkpoints) and not sums.non_finite.any():
                 stack, layer = subjects.layout.find(name) or (None, 0)
                 key = (stack, layer, kind_of(name))
                 group = found.groups.setdefault(key, Group(Sums.zero(len(known))))

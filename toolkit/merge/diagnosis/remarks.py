@@ -34,6 +34,11 @@ UNRELATED = 1.0
 a cosine of 0.5 between models of one size. Fine-tuning stays below 0.3, and models trained apart
 are at 1.4."""
 
+ASIDE = 0.55
+"""Distance from the plane through the parents and the base, relative to the parents' largest
+distance, above which the merge has what no parent has. Trimming a task vector to the share `k` of
+its squared norm leads `sqrt(k - k²)` aside, at most 0.5, and so does rounding."""
+
 TRIMMED = 0.5
 """Share of a task vector's squared norm, removed by trimming, from which on little is left of it.
 TIES at density 0.2 removes about a third."""
@@ -68,6 +73,7 @@ def remarks_of(
         *_far_parts(diagnosis),
         *_identical(diagnosis),
         *_outside(diagnosis),
+        *_aside(diagnosis),
         *_opposite(diagnosis),
         *_trimmed(diagnosis),
         *_left_out(diagnosis),
@@ -141,9 +147,9 @@ def _far_parts(diagnosis: Diagnosis) -> Iterator[Remark]:
             if is_far and not _is_far(layers[layer], median_layer):
                 yield Remark(
                     "layers",
-                    f"The {kind} of layer {layer} moved {(figures.moved or 0.0) / median:.0f} times "
-                    f"as far from the base as in the median layer, and no parent moved more than "
-                    f"{own:.3g} of its norm there ({figures.moved:.3g} in the merge).",
+                    f"The {kind} of layer {layer} moved {(figures.moved or 0.0) / median:.0f} "
+                    f"times as far as in the median layer ({figures.moved:.3g} of its norm), and no "
+                    f"parent moved more than {own:.3g} there.",
                 )
 
 
@@ -181,6 +187,19 @@ def _outside(diagnosis: Diagnosis) -> Iterator[Remark]:
             f"The merge lies outside of what its parents span: {far[worst]:.2f} times as far from "
             f"{worst} as they lie apart. Weights may sum to more than 1, or dropping entries at "
             "random may have blown up the rest.",
+        )
+
+
+def _aside(diagnosis: Diagnosis) -> Iterator[Remark]:
+    plan, aside = diagnosis.subjects.plan, diagnosis.whole.aside
+    if plan is not None and plan.method.name in AT_RANDOM:
+        return  # what is scaled up to make good for what was dropped leads aside, as it is meant to
+    if aside is not None and aside > ASIDE:
+        yield Remark(
+            "aside",
+            f"The merge lies {aside:.2f} times the parents' distance aside of them: more than "
+            "trimming explains. Entries were dropped at random, or it was made from other models "
+            "than these.",
         )
 
 

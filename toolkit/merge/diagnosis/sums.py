@@ -7,14 +7,14 @@ merge, its parents, the base).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.merge.compute import as_float32
+from toolkit.merge.compute import as_float32, row_reader
+from toolkit.merge.kernels.compare import compare
 from toolkit.merge.kernels.workers import Workers
 
 Floats = NDArray[np.float64]
@@ -31,6 +31,7 @@ class Sums:
         gaps: squared distance between every two models, `[V, V]`.
         both: entries in which both differ from the base, for every two models, `[V, V]`.
         same: those of them in which both differ from it in the same direction, `[V, V]`.
+        non_finite: entries of each model that are NaN or infinite, `[V]`.
     """
 
     entries: int
@@ -38,6 +39,7 @@ class Sums:
     gaps: Floats
     both: Counts
     same: Counts
+    non_finite: Counts
 
     @staticmethod
     def zero(num_models: int) -> Sums:
@@ -48,6 +50,7 @@ class Sums:
             np.zeros(square),
             np.zeros(square, np.int64),
             np.zeros(square, np.int64),
+            np.zeros(num_models, np.int64),
         )
 
     def __add__(self, other: Sums) -> Sums:
@@ -57,6 +60,7 @@ class Sums:
             self.gaps + other.gaps,
             self.both + other.both,
             self.same + other.same,
+            self.non_finite + other.non_finite,
         )
 
 
@@ -69,39 +73,23 @@ def sum_tensor(arrays: Sequence[NDArray[Any]], base: int, workers: Workers) -> S
         workers: threads; no result depends on their number.
 
     Returns:
-        The sums, in float64 of float32 entries.
+        The sums, in float64 of float32 entries; where `non_finite` is not zero, the others say
+        nothing.
     """
+    read = row_reader(arrays)
 
     def act(start: int, stop: int) -> Sums:
-        return _sum_block([as_float32(array[start:stop]) for array in arrays], base)
+        found = Sums.zero(len(arrays))
+        compare(
+            read(start, stop), base, found.squares, found.gaps, found.both, found.same,
+            found.non_finite,
+        )  # fmt: skip
+        return replace(found, entries=stop - start)
 
-    return sum(workers.each(arrays[0].size, act), Sums.zero(len(arrays)))
-
-
-def _sum_block(rows: Sequence[NDArray[np.float32]], base: int) -> Sums:
-    found = Sums.zero(len(rows))
-    wide = [row.astype(np.float64) for row in rows]
-    found.squares[:] = [row @ row for row in wide]
-    for i, j in combinations(range(len(rows)), 2):
-        difference = wide[i] - wide[j]
-        found.gaps[i, j] = found.gaps[j, i] = difference @ difference
-    del wide
-    # A float32 difference is zero only of equal numbers, so its sign is exact.
-    signs = [np.sign(row - rows[base]).astype(np.int8) for row in rows]
-    for i, j in combinations(range(len(rows)), 2):
-        product = signs[i] * signs[j]
-        found.both[i, j] = found.both[j, i] = np.count_nonzero(product)
-        found.same[i, j] = found.same[j, i] = np.count_nonzero(product > 0)
-    return Sums(len(rows[0]), found.squares, found.gaps, found.both, found.same)
-
-
-def count_non_finite(array: NDArray[Any], workers: Workers) -> int:
-    """Entries that are NaN or infinite."""
-
-    def act(start: int, stop: int) -> int:
-        return (stop - start) - int(np.count_nonzero(np.isfinite(as_float32(array[start:stop]))))
-
-    return sum(workers.each(array.size, act))
+    total = sum(workers.each(arrays[0].size, act), Sums.zero(len(arrays)))
+    for half in (total.gaps, total.both, total.same):
+        half += half.T  # the kernel fills the upper half
+    return total
 
 
 def zero_rows(array: NDArray[Any], shape: tuple[int, ...], workers: Workers) -> NDArray[np.bool_]:
@@ -110,7 +98,8 @@ def zero_rows(array: NDArray[Any], shape: tuple[int, ...], workers: Workers) -> 
         return np.zeros(shape[0] if shape else 0, np.bool_)
 
     def act(start: int, stop: int) -> NDArray[np.bool_]:
-        block: NDArray[np.bool_] = as_float32(array[start:stop]).reshape(-1, shape[1]).any(axis=1)
-        return ~block
+        block = as_float32(array[start:stop]).reshape(-1, shape[1])
+        empty: NDArray[np.bool_] = ~np.any(block, axis=1)
+        return empty
 
     return np.concatenate(workers.each(array.size, act, unit=shape[1]))

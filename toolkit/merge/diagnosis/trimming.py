@@ -70,12 +70,12 @@ def trimmed_by(
         if array is None or base is None or not task.size:
             continue
         job = Job(row_reader([array, base]), task.shape, {}, workers, {})
-        low, high = _kept(plan, task, index, job)
+        low, high = _kept(task, index, job)
         found[source.model] = _removed(job, low, high)
     return found
 
 
-def _kept(plan: MergePlan, task: TensorTask, index: int, job: Job) -> tuple[float, float]:
+def _kept(task: TensorTask, index: int, job: Job) -> tuple[float, float]:
     """The magnitudes between which entries are kept, both ends included."""
     density, size = float(task.parameters["density"][index]), task.size
     if density >= 1.0:
