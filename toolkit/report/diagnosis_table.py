@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.measure import Measurement
 from rich.table import Table
 
 from toolkit.progress import console, say
@@ -13,15 +14,17 @@ from toolkit.progress import console, say
 def diagnosis_table(results: Mapping[str, Any]) -> None:
     """Print figures of layers and kinds, losses, and what is off in plain sentences."""
     table = Table(title=f"{results['merge']} against {', '.join(results['parents'])}")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for title in column_titles(results):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for name, rows in (("layers", results["layers"]), ("kinds", results["kinds"])):
         for row in rows:
             label = f"layer {row['name']}" if name == "layers" else row["name"]
             table.add_row(label, *cells(row, results), end_section=row is rows[-1])
     table.add_row("all", *cells(results["whole"], results))
-    console.print(table, width=max(console.width, 79))
+    # As wide as its figures, whatever the terminal says: a cut number cannot be read.
+    widest = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    console.print(table, width=max(console.width, widest), no_wrap=True)
     say(legend(results))
     if results["losses"]:
         losses = Table(title="loss on a short text, lower is better")

@@ -30,6 +30,12 @@ def check_tensors(survey: Survey) -> Iterator[Finding]:
             yield from _kinds(leader, model, survey)
             continue
         uneven = [s for s in first.stacks if layout.stacks.get(s, 0) != first.stacks[s]]
+        deeper = {
+            name
+            for owner, seen in ((leader, first), (model, layout))
+            for name in owner.checkpoint.names
+            if (place := seen.find(name)) is not None and place[0] in uneven
+        }
         for stack in uneven:
             yield Finding(
                 "error",
@@ -37,14 +43,8 @@ def check_tensors(survey: Survey) -> Iterator[Finding]:
                 f"has {layout.stacks.get(stack, 0)} layers in {stack}, {leader.name} has "
                 f"{first.stacks[stack]}",
                 _STACK_ADVICE,
-                frozenset({stack}),
+                frozenset({stack, *deeper}),
             )
-        deeper = {
-            name
-            for owner, seen in ((leader, first), (model, layout))
-            for name in owner.checkpoint.names
-            if (place := seen.find(name)) is not None and place[0] in uneven
-        }
         own = {name: model.shape(name) for name in model.checkpoint.names if name not in deeper}
         theirs = {
             name: leader.shape(name) for name in leader.checkpoint.names if name not in deeper

@@ -148,8 +148,8 @@ def _far_parts(diagnosis: Diagnosis) -> Iterator[Remark]:
                 yield Remark(
                     "layers",
                     f"The {kind} of layer {layer} moved {(figures.moved or 0.0) / median:.0f} "
-                    f"times as far as in the median layer ({figures.moved:.3g} of its norm), and no "
-                    f"parent moved more than {own:.3g} there.",
+                    f"times as far as in the median layer ({figures.moved:.3g} of its norm), and "
+                    f"no parent moved more than {own:.3g} there.",
                 )
 
 
