@@ -68,7 +68,7 @@ def remarks_of(
         *_damage(diagnosis),
         *_zero_rows(diagnosis, token),
         *remarks_on_losses(losses),
-        *_unrelated(diagnosis.whole),
+        *_unrelated(diagnosis),
         *_far_layers(diagnosis),
         *_far_parts(diagnosis),
         *_identical(diagnosis),
@@ -102,12 +102,18 @@ def _zero_rows(diagnosis: Diagnosis, token: Callable[[int], str | None]) -> Iter
         )
 
 
-def _unrelated(whole: Figures) -> Iterator[Remark]:
-    if whole.scatter is not None and whole.scatter >= UNRELATED:
+def _unrelated(diagnosis: Diagnosis) -> Iterator[Remark]:
+    """By the matrices inside the layers: norms are near one in every model."""
+    found = [
+        kind.scatter
+        for kind in diagnosis.kinds
+        if kind.name in {"attention", "mlp"} and kind.scatter is not None
+    ]
+    if found and min(found) >= UNRELATED:
         yield Remark(
             "unrelated",
-            f"The parents lie {whole.scatter:.2f} times the base's norm apart: they do not come "
-            "from one model, and merging their weights makes gibberish.",
+            f"The parents' layers lie {min(found):.2f} times the base's norm apart: they do not "
+            "come from one model, and merging their weights makes gibberish.",
         )
 
 
