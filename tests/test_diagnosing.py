@@ -116,6 +116,7 @@ def test_swapped_layers(
     shown = " ".join(capsys.readouterr().out.split())
     assert "The merge's loss is above both parents" in shown
     assert "lies outside of what its parents span" in shown
+    assert "…" not in shown  # no figure is cut, however narrow the terminal
     assert list(tmp_path.iterdir()) == [out]  # no page was asked for
 
 

@@ -10,6 +10,9 @@ from rich.table import Table
 
 from toolkit.progress import console, say
 
+_WIDEST = 1000
+"""Characters that a table may take: more than the figures of a dozen parents."""
+
 
 def diagnosis_table(results: Mapping[str, Any]) -> None:
     """Print figures of layers and kinds, losses, and what is off in plain sentences."""
@@ -23,8 +26,10 @@ def diagnosis_table(results: Mapping[str, Any]) -> None:
             table.add_row(label, *cells(row, results), end_section=row is rows[-1])
     table.add_row("all", *cells(results["whole"], results))
     # As wide as its figures, whatever the terminal says: a cut number cannot be read.
-    widest = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    console.print(table, width=max(console.width, widest), no_wrap=True)
+    # The console would cut `width` to its own; a table's own width it leaves alone.
+    options = console.options.update(max_width=_WIDEST)
+    table.width = Measurement.get(console, options, table).maximum
+    console.print(table, crop=False)
     say(legend(results))
     if results["losses"]:
         losses = Table(title="loss on a short text, lower is better")
