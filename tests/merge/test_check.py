@@ -136,6 +136,8 @@ def test_a_default_that_is_written_out_is_no_difference(two_models: Models, tmp_
     change_config(two_models[0], rope_parameters=None, rope_theta=10000.0, head_dim=None)
     change_config(two_models[1], rope_parameters=None, rope_theta=None, head_dim=8)
     assert check(ties(*two_models), tmp_path) == []
+    change_config(two_models[1], head_dim=16)  # of 32 in 4 heads the default is 8
+    assert has(check(ties(*two_models), tmp_path), "error", "tuned", "head_dim is 16", "8")
 
 
 def test_stored_types(two_models: Models, tmp_path: Path):

@@ -70,7 +70,7 @@ def test_zero_rows_by_hand(workers: Workers):
     assert zero_rows(array([0, 0, 0, -1, -0.0, 0]), (3, 2), workers).tolist() == [True, False, True]
 
 
-def test_figures_by_hand(write: Callable[..., Path], family: dict[str, State]):
+def test_figures_by_hand(write: Callable[..., Path], family: dict[str, State], tmp_path: Path):
     """All tensors but one are equal; that one is [3, 4] and zeros in the base."""
 
     def with_pair(x: float, y: float) -> State:
@@ -98,6 +98,11 @@ def test_figures_by_hand(write: Callable[..., Path], family: dict[str, State]):
         "norm": None,
         "embedding": None,
     }
+    # Task vectors [0, 4] and [3, 4]: both move the second entry, and in the same direction.
+    write("b", with_pair(6, 8))
+    whole = diagnose(tmp_path / "merge", "a", "b").whole
+    assert whole.cosines["a", "b"] == pytest.approx(16 / (4 * 5))
+    assert whole.agreement["a", "b"] == 1.0
     # On the line from base to a, and 2 aside of it in an entry of its own.
     aside = with_pair(3, 6)
     aside[UP][7, 7] = 2.0

@@ -44,7 +44,9 @@ def test_a_layer_that_a_parent_moved_itself(write: Callable[..., Path], family: 
     assert "a parent moved 0.5" in text
 
 
-def test_one_kind_of_tensors_in_a_layer(write: Callable[..., Path], family: dict[str, State]):
+def test_one_kind_of_tensors_in_a_layer(
+    write: Callable[..., Path], family: dict[str, State], tmp_path: Path
+):
     state = mean(family)
     norm = "model.layers.3.input_layernorm.weight"
     # The layer's matrices are larger by far, so that the layer as a whole hardly moves.
@@ -52,6 +54,9 @@ def test_one_kind_of_tensors_in_a_layer(write: Callable[..., Path], family: dict
     found = diagnose(write("merge", state), "a", "b")
     (text,) = texts(found, "layers")
     assert text.startswith("The norm of layer 3 moved ")
+    # Where a parent moved it as far, the merge only follows.
+    write("a", family["a"] | {norm: family["a"][norm] + 0.02})
+    assert texts(diagnose(tmp_path / "merge", "a", "b"), "layers") == []
 
 
 def test_rows_of_zeros(write: Callable[..., Path], family: dict[str, State]):
