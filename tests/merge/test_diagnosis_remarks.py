@@ -28,7 +28,9 @@ def test_a_sound_merge_calls_for_no_sentence(write: Callable[..., Path], family:
 def test_a_layer_scaled(write: Callable[..., Path], family: dict[str, State]):
     state = mean(family)
     state |= {k: v * 100 for k, v in state.items() if ".layers.2." in k}
-    (text,) = texts(diagnose(write("merge", state), "a", "b"), "layers")
+    found = diagnose(write("merge", state), "a", "b")
+    (text,) = texts(found, "layers")
+    assert texts(found, "aside") == []  # the layer explains it
     assert text.startswith("Layer 2 moved ")
     assert "so the merge did it" in text
     assert "(99 of its norm against" in text

@@ -200,8 +200,8 @@ def _aside(diagnosis: Diagnosis) -> Iterator[Remark]:
     plan, aside = diagnosis.subjects.plan, diagnosis.whole.aside
     if plan is not None and plan.method.name in AT_RANDOM:
         return  # what is scaled up to make good for what was dropped leads aside, as it is meant to
-    if any(_outside(diagnosis)):
-        return  # that says more
+    if any(_far_layers(diagnosis)):
+        return  # that explains it, and says more
     if aside is not None and aside > ASIDE:
         yield Remark(
             "aside",
