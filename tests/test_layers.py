@@ -26,9 +26,9 @@ MAY_IMPORT = {
     "report": COMMON,
     "publish": COMMON | {"checkpoint"},
 }
-"""recipe, stages, choosing and cli sit on top and may import everything."""
+"""recipe, stages, choosing, diagnosing and cli sit on top and may import everything."""
 
-ON_TOP = {"__init__", "__main__", "recipe", "stages", "choosing", "publishing", "cli"}
+ON_TOP = {"__init__", "__main__", "recipe", "stages", "choosing", "diagnosing", "publishing", "cli"}
 
 
 def layer_of(path: Path) -> str:

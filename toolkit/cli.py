@@ -108,14 +108,22 @@ def merge_run(
     allow_non_finite: Annotated[
         bool, typer.Option("--allow-non-finite", help="Merge tensors with NaN or infinity.")
     ] = False,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Then write OUT.diagnosis.html and .json.")
+    ] = False,
 ) -> None:
     """Run a merge configuration."""
     from toolkit.merge.config import load_merge_config
     from toolkit.merge.run import run_merge
     from toolkit.progress import say
 
-    plan = run_merge(load_merge_config(config), out, seed=seed, allow_non_finite=allow_non_finite)
+    wanted = load_merge_config(config)
+    plan = run_merge(wanted, out, seed=seed, allow_non_finite=allow_non_finite)
     say(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}")
+    if diagnose:
+        from toolkit.diagnosing import diagnose_merge
+
+        diagnose_merge(out, wanted)
 
 
 @merge_app.command("plan")
@@ -127,6 +135,41 @@ def merge_plan(
     from toolkit.merge.describe import describe_merge
 
     print(describe_merge(load_merge_config(config)))
+
+
+@merge_app.command("check")
+def merge_check(
+    config: Annotated[Path, typer.Argument(help="A mergekit configuration.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that will be made, for the room on its disk.")
+    ] = None,
+) -> None:
+    """Find what is wrong or doubtful with a merge before it is run; exits 1 on errors."""
+    from toolkit.merge.check.findings import findings_text
+    from toolkit.merge.check.run import check_merge
+
+    findings = check_merge(config, out=out)
+    print(findings_text(findings))
+    raise typer.Exit(int(any(finding.severity == "error" for finding in findings)))
+
+
+@merge_app.command("diagnose")
+def merge_diagnose(
+    model: Annotated[Path, typer.Argument(help="Folder of the merged model.")],
+    against: Annotated[
+        list[str] | None, typer.Option(help="A parent; once for each. Else as merge.yaml says.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base of task vectors; else merge.yaml's or first parent.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Text to score; else a short one.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Page to write, and JSON beside it.")] = None,
+    losses: Annotated[bool, typer.Option(help="Load the models and score them.")] = True,
+) -> None:
+    """Say what a merge did: norms, angles, distances, losses, and what is off."""
+    from toolkit.diagnosing import run_diagnosis
+
+    run_diagnosis(model, against or [], base=base, text=text, html=html, with_losses=losses)
 
 
 @publish_app.command("run")

@@ -56,6 +56,11 @@ class AdaptedCheckpoint(Checkpoint):
         self._parts, self._saved, self._settings = parts, saved, settings
         self._held: dict[str, Tensor] = {}
 
+    @property
+    def changed(self) -> list[str]:
+        """Names of the tensors that the adapter changes or replaces."""
+        return [*self._parts, *self._saved]
+
     def tensor(self, name: str) -> Tensor:
         if name not in self._parts and name not in self._saved:
             return self._model.tensor(name)
@@ -119,17 +124,10 @@ def open_adapted(model: Checkpoint, folder: Path) -> AdaptedCheckpoint:
     if not file.is_file():
         raise CheckpointError(f"{folder}: has no adapter_model.safetensors; save the adapter so.")
     adapter = Checkpoint(folder, read_header(file))
-    parts: dict[str, dict[str, str]] = {}
-    saved: dict[str, str] = {}
-    for own in adapter.names:
-        name = (
-            own.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-        )
-        if match := _PART.match(name):
-            parts.setdefault(f"{match['module']}.weight", {})[match["part"]] = own
-            name = f"{match['module']}.weight"
-        else:
-            saved[name] = own
+    parts, saved = adapter_targets(adapter)
+    owners = {name: own for name, found in parts.items() for own in found.values()}
+    owners |= saved
+    for name, own in owners.items():
         if name not in model:
             raise CheckpointError(
                 f"{file}: changes {name} ({own}), which {model.folder} has not; give the model "
@@ -138,6 +136,26 @@ def open_adapted(model: Checkpoint, folder: Path) -> AdaptedCheckpoint:
     for name, found in parts.items():
         _check_parts(file, name, {part: adapter.info(own) for part, own in found.items()}, model)
     return AdaptedCheckpoint(model, adapter, parts, saved, settings)
+
+
+def adapter_targets(adapter: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """The tensors of a model that an adapter changes, and those whose place its own take.
+
+    Returns:
+        Names of the adapter's own tensors: by the model's tensor and the part they are of its
+        change, and by the model's tensor that they replace.
+    """
+    parts: dict[str, dict[str, str]] = {}
+    saved: dict[str, str] = {}
+    for own in adapter.names:
+        name = (
+            own.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+        )
+        if match := _PART.match(name):
+            parts.setdefault(f"{match['module']}.weight", {})[match["part"]] = own
+        else:
+            saved[name] = own
+    return parts, saved
 
 
 def _load_settings(path: Path) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from toolkit.errors import ConfigError, did_you_mean
-from toolkit.merge.config import MergeConfig, OutputModule
+from toolkit.merge.config import MergeConfig
 from toolkit.merge.registry import Method, Parameter
 
 Scopes = Iterable[Mapping[str, Any] | None]
@@ -109,37 +109,85 @@ def _typed(parameter: Parameter, value: Any) -> Any:
     return value
 
 
-def check_known(method: Method, settings: Mapping[str, Any] | None, where: str) -> None:
-    """Refuse parameters that the method does not have; mergekit passes over them.
-
-    Raises:
-        ConfigError: names the key and the nearest known one.
-    """
-    for name in settings or {}:
-        if name not in method.parameters:
-            known = ", ".join(method.parameters) or "none"
-            raise ConfigError(
-                f"{where}.{name}: {method.name} has no such parameter"
-                f"{did_you_mean(name, method.parameters)} Its parameters: {known}."
-            )
-
-
 def check_parameters(config: MergeConfig, method: Method) -> None:
-    """Refuse parameters that the method does not have, wherever they stand.
+    """Refuse parameters that the method does not have, wherever they stand; mergekit passes over
+    them.
 
     Raises:
-        ConfigError: names the key and the nearest known one.
+        ConfigError: names the first key and the nearest known one.
     """
-    check_known(method, config.parameters, "parameters")
-    groups: dict[str, MergeConfig | OutputModule] = {"": config}
-    for name, module in (config.modules or {}).items():
-        check_known(method, module.parameters, f"modules.{name}.parameters")
-        groups[f"modules.{name}."] = module
-    for before, group in groups.items():
-        for number, item in enumerate(group.models or ()):
-            check_known(method, item.parameters, f"{before}models.{number}.parameters")
-        for number, piece in enumerate(group.slices or ()):
-            where = f"{before}slices.{number}"
-            check_known(method, piece.parameters, f"{where}.parameters")
-            for index, source in enumerate(piece.sources):
-                check_known(method, source.parameters, f"{where}.sources.{index}.parameters")
+    plain = config.model_dump(exclude_none=True)
+    for message in unknown_parameters(parameter_places(plain), method):
+        raise ConfigError(message)
+
+
+Places = Iterable[tuple[str, Mapping[str, Any]]]
+"""Groups of parameters, each with the key it stands at."""
+
+
+def unknown_parameters(places: Places, method: Method) -> Iterator[str]:
+    """A line for every parameter that the method does not have."""
+    known = ", ".join(method.parameters) or "none"
+    for where, settings in places:
+        for name in settings:
+            if name not in method.parameters:
+                yield (
+                    f"{where}.{name}: {method.name} has no such parameter"
+                    f"{did_you_mean(name, method.parameters)} Its parameters: {known}."
+                )
+
+
+def mistyped_parameters(places: Places, method: Method) -> Iterator[str]:
+    """A line for every value that is not of its parameter's type."""
+    for where, settings in places:
+        for name, setting in settings.items():
+            for value in setting_values(setting) if name in method.parameters else ():
+                try:
+                    _typed(method.parameters[name], value)
+                except ConfigError as error:
+                    yield f"{where}.{error}"
+
+
+def parameter_places(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every group of parameters in a configuration's plain values, with the key it stands at.
+
+    >>> list(parameter_places({"models": [{"model": "a", "parameters": {"weight": 1}}]}))
+    [('models.0.parameters', {'weight': 1})]
+    """
+    if isinstance(node, Mapping):
+        if isinstance(settings := node.get("parameters"), Mapping):
+            yield f"{where}parameters", settings
+        items: Iterable[tuple[Any, Any]] = node.items()
+    elif isinstance(node, (list, tuple)):
+        items = enumerate(node)
+    else:
+        return
+    for key, item in items:
+        if key != "parameters":
+            yield from parameter_places(item, f"{where}{key}.")
+
+
+def setting_values(setting: Any) -> Iterator[Any]:
+    """Every single value in a setting.
+
+    >>> list(setting_values([{"filter": "mlp", "value": [0.1, 0.2]}, {"value": 1}]))
+    [0.1, 0.2, 1]
+    """
+    if isinstance(setting, Mapping):
+        yield from setting_values(setting.get("value"))
+    elif isinstance(setting, Sequence) and not isinstance(setting, str):
+        for item in setting:
+            yield from setting_values(item)
+    else:
+        yield setting
+
+
+def setting_filters(setting: Any) -> Iterator[str]:
+    """Every filter in a setting.
+
+    >>> list(setting_filters([{"filter": "mlp", "value": 0.1}, {"value": 1}]))
+    ['mlp']
+    """
+    for case in [setting] if isinstance(setting, Mapping) else setting:
+        if isinstance(case, Mapping) and case.get("filter") is not None:
+            yield str(case["filter"])

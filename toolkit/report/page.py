@@ -10,7 +10,7 @@ from typing import Any
 from toolkit.manifest import write_atomically
 from toolkit.report.table import MODELS, interval, kept_lines, signed_interval
 
-_STYLE = """
+STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
        color: #1c2733; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
@@ -49,7 +49,7 @@ def write_page(results: Mapping[str, Any], merge_yaml: str, path: Path) -> None:
         "<h2>The chosen merge</h2>",
         f"<pre>{escape(merge_yaml)}</pre>",
     ]
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     with write_atomically(path) as file:
         file.write(f"<!doctype html><html lang='en'><head>{head}</head><body>")
         file.write("\n".join(parts))

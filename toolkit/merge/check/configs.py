@@ -1,0 +1,139 @@
+"""Differences between the models' config.json: what their tensors mean, beyond their shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from toolkit.merge.check.findings import Finding, Severity
+from toolkit.merge.check.survey import Model, Survey
+
+_KEYS: Mapping[str, tuple[Severity, str]] = {
+    "model_type": (
+        "warning",
+        "merge models of one architecture, or make sure that both compute alike",
+    ),
+    "architectures": ("warning", "merge models of one class; heads of different tasks do not mix"),
+    "hidden_size": ("error", "models of different width cannot be merged; choose others"),
+    "num_hidden_layers": ("warning", "say with slices which layers to merge"),
+    "num_attention_heads": (
+        "error",
+        "the same tensor is cut into other heads; choose models with equal heads",
+    ),
+    "num_key_value_heads": (
+        "error",
+        "the same tensor is cut into other heads; choose models with equal heads",
+    ),
+    "head_dim": (
+        "error",
+        "the same tensor is cut into other heads; choose models with equal heads",
+    ),
+    "intermediate_size": ("error", "models of different width cannot be merged; choose others"),
+    "num_local_experts": ("error", "models with other experts cannot be merged; choose others"),
+    "hidden_act": ("warning", "tensors trained under another activation do not mix"),
+    "rope_theta": (
+        "warning",
+        "positions are turned at other speeds; the merge may fail on long text",
+    ),
+    "rope_scaling": ("warning", "positions are scaled otherwise; the merge may fail on long text"),
+    "partial_rotary_factor": ("error", "positions turn another share of each head"),
+    "sliding_window": ("warning", "attention reaches otherwise far; check the merge on long text"),
+    "attention_bias": ("warning", "one has biases where the other has none"),
+    "tie_word_embeddings": ("note", "the head is written out, and the merge is untied"),
+    "max_position_embeddings": ("note", "do not rely on the longer context without a test"),
+    "rms_norm_eps": ("note", "a small difference; nothing to do where the merge is good"),
+    "logit_scale": ("warning", "logits are scaled otherwise; check the merge's losses"),
+    "final_logit_softcapping": ("warning", "logits are capped otherwise; check the merge's losses"),
+}
+"""Keys that are compared; what their difference means, and what to do."""
+
+_DEFAULTS = {"rope_theta": 10000.0, "rope_scaling": None}
+_SAME_EPS = 1e-3
+"""Relative difference below which two numbers are one: configs print float32 in many ways."""
+
+
+def check_configs(survey: Survey) -> Iterator[Finding]:
+    """Compare every model's config with that of the leading one."""
+    for model in survey.models:
+        if not model.config:
+            yield Finding(
+                "error" if model is survey.leader else "warning",
+                model.name,
+                "has no config.json",
+                "give a whole model folder",
+            )
+        yield from _quantised(model)
+    leader = survey.leader
+    if leader is None:
+        return
+    is_sliced = survey.config is not None and survey.config.models is None
+    for model in survey.others:
+        if not (model.config and leader.config):
+            continue
+        own, first = plain_values(model.config), plain_values(leader.config)
+        for key, (severity, advice) in _KEYS.items():
+            if key == "num_hidden_layers" and is_sliced:
+                continue
+            a, b = first.get(key), own.get(key)
+            is_known = key in _DEFAULTS or (a is not None and b is not None)
+            if is_known and not _equal(a, b):
+                what = f"{key} is {_short(b)}, in {leader.name} {_short(a)}"
+                yield Finding(severity, model.name, what, advice)
+
+
+def _quantised(model: Model) -> Iterator[Finding]:
+    settings = model.config.get("quantization_config")
+    if settings:
+        method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+        yield Finding(
+            "error",
+            model.name,
+            f"is quantised ({method or 'see quantization_config in its config.json'})",
+            "load it with dequantize=True, save it in bfloat16, and merge that",
+            frozenset({model.name}),
+        )
+
+
+def plain_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config in one form: the text model's values on top, rope settings by their old names.
+
+    >>> values = plain_values({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}})
+    >>> values["rope_theta"], values["rope_scaling"]
+    (500000.0, None)
+    """
+    values = dict(config)
+    text = config.get("text_config")
+    if isinstance(text, Mapping):
+        # The whole model's class and type stay: they say more than the text part's.
+        values = {**text, **{k: v for k, v in config.items() if k not in text or k in _WHOLE}}
+    rope = values.get("rope_parameters") or values.get("rope_scaling")
+    theta = values.get("rope_theta")
+    if isinstance(rope, Mapping):
+        theta = rope.get("rope_theta", theta)
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        values["rope_scaling"] = None if kind in (None, "default") else scaling
+    values["rope_theta"] = _DEFAULTS["rope_theta"] if theta is None else theta
+    hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
+    if isinstance(hidden, int) and isinstance(heads, int) and heads:
+        if values.get("head_dim") is None:
+            values["head_dim"] = hidden // heads
+        if values.get("num_key_value_heads") is None:
+            values["num_key_value_heads"] = heads
+    return values
+
+
+_WHOLE = {"model_type", "architectures"}
+
+
+def _equal(a: Any, b: Any) -> bool:
+    numbers = isinstance(a, (int, float)) and isinstance(b, (int, float))
+    if numbers and float in (type(a), type(b)):
+        return math.isclose(a, b, rel_tol=_SAME_EPS)
+    return bool(a == b)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,144 @@
+"""A configuration, checked from its keys to the disk it is to be written to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.checkpoint.read import item_bytes
+from toolkit.config import load_yaml
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.merge.check.configs import check_configs
+from toolkit.merge.check.findings import Finding, from_message, in_order
+from toolkit.merge.check.samples import check_samples
+from toolkit.merge.check.settings import check_filters, check_settings
+from toolkit.merge.check.survey import Survey, check_adapters, survey_models
+from toolkit.merge.check.tensors import check_tensors
+from toolkit.merge.check.tokens import check_tokens
+from toolkit.merge.config import MergeConfig, parse_merge_config
+from toolkit.merge.fallback import needs_mergekit
+from toolkit.merge.models import Models
+from toolkit.merge.output import merged_config, out_dtype
+from toolkit.merge.parameters import mistyped_parameters, parameter_places, unknown_parameters
+from toolkit.merge.plan import MergePlan, plan_merge
+from toolkit.merge.registry import Method, all_methods, get_method
+from toolkit.merge.tokenizer import check_tokenizer
+
+
+def check_merge(
+    path: Path, *, out: Path | None = None, folders: Mapping[str, Path] | None = None
+) -> list[Finding]:
+    """Find everything that is wrong or doubtful with a merge, without running it.
+
+    Headers, configs and tokenizers are read, and a few thousand entries of every tensor.
+
+    Args:
+        path: of the merge configuration.
+        out: the folder that is to be made, for the room on its disk; else the one we are in.
+        folders: where models stand whose name in the configuration is not their path.
+
+    Returns:
+        Errors first, then warnings, then notes; empty where nothing is wrong.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not YAML.
+    """
+    data = load_yaml(path)
+    findings: list[Finding] = []
+    config: MergeConfig | None = None
+    try:
+        config = parse_merge_config(data, where=str(path))
+    except ConfigError as error:
+        findings += [from_message(line.strip()) for line in str(error).splitlines()[1:]]
+    models = Models(folders)
+    survey, missing = survey_models(config, data, models)
+    findings += missing
+    findings += check_adapters(survey)
+    findings += check_configs(survey)
+    findings += check_tensors(survey)
+    findings += check_tokens(survey)
+    findings += check_samples(survey)
+    faults, method = _check_method(data, survey)
+    findings += faults
+    if config is not None and len(survey.models) == len(survey.names):
+        findings += _check_tokenizer(config, models)
+        is_plannable = method is not None and all(f.severity != "error" for f in faults)
+        if is_plannable:
+            findings += _check_plan(config, models, findings, out)
+    return in_order(findings)
+
+
+def _check_method(data: Mapping[str, Any], survey: Survey) -> tuple[list[Finding], Method | None]:
+    """The method and its parameters, by plain values: other faults of a configuration do not hide
+    these. The method is None where it is unknown or mergekit's."""
+    name = data.get("merge_method")
+    places = list(parameter_places(data))
+    findings = list(check_filters(places, survey))
+    if not isinstance(name, str):
+        return findings, None  # said when the configuration was parsed
+    if needs_mergekit(name):
+        known = f"known here: {', '.join(sorted(all_methods()))}"
+        what = f"{name} is mergekit's, whose own engine will check its parameters"
+        return [*findings, Finding("note", "merge_method", what, known)], None
+    try:
+        method = get_method(name)
+    except ConfigError as error:
+        return [*findings, from_message(str(error))], None
+    faults = [*unknown_parameters(places, method), *mistyped_parameters(places, method)]
+    return [*findings, *map(from_message, faults)], method
+
+
+def _check_tokenizer(config: MergeConfig, models: Models) -> Iterator[Finding]:
+    try:
+        check_tokenizer(config, models)
+    except ToolkitError as error:
+        yield from_message(str(error))
+
+
+def _check_plan(
+    config: MergeConfig, models: Models, known: Sequence[Finding], out: Path | None
+) -> Iterator[Finding]:
+    try:
+        plan = plan_merge(config, models.shapes, models.config)
+    except ToolkitError as error:
+        if not _is_said(str(error), known):
+            yield from_message(str(error))
+        return
+    yield from check_settings(plan)
+    yield from _output(config, plan, models, out)
+
+
+def _is_said(message: str, known: Sequence[Finding]) -> bool:
+    return any(
+        message.startswith(f"{text}:")
+        for finding in known
+        if finding.severity == "error"
+        for text in finding.covers
+    )
+
+
+def _output(
+    config: MergeConfig, plan: MergePlan, models: Models, out: Path | None
+) -> Iterator[Finding]:
+    dtypes = {task.name: out_dtype(config, task, models) for task in plan.tasks}
+    try:
+        merged_config(config, plan, models, dtypes)
+    except ToolkitError as error:
+        yield from_message(str(error))
+    target = (out or Path.cwd() / "out").absolute()
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        yield Finding(
+            "error", str(out), "exists and is not empty", "give another folder or remove it"
+        )
+    needed = sum(task.size * item_bytes(dtypes[task.name]) for task in plan.tasks)
+    parent = next(folder for folder in target.parents if folder.is_dir())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        yield Finding(
+            "error",
+            str(parent),
+            f"the merge takes {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free",
+            "make room, or write to another disk (--out)",
+        )
