@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,18 @@ _INDEX = "model.safetensors.index.json"
 _AGAIN = "download or copy the file again"
 
 
+class Entries(Protocol):
+    """Entries of a tensor, flat: an array, or what gathers one block at a time."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def __getitem__(self, key: slice, /) -> NDArray[Any]: ...
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """Where one tensor lies.
@@ -114,7 +126,7 @@ class Checkpoint:
         info = self.info(name)
         return np.frombuffer(self._map(info.file), np.uint8, info.num_bytes, info.start)
 
-    def array(self, name: str) -> NDArray[Any] | None:
+    def array(self, name: str) -> Entries | None:
         """The entries of a tensor, flat, without a copy; bfloat16 as its bits, uint16.
 
         None for types that numpy cannot hold; `tensor` serves them.

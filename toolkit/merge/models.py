@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from toolkit.checkpoint.adapted import open_adapted
-from toolkit.checkpoint.read import Checkpoint, open_checkpoint
+from toolkit.checkpoint.read import Checkpoint, Entries, open_checkpoint
 from toolkit.errors import MergeError
 from toolkit.lazy_torch import Tensor
 from toolkit.merge.layers import Shapes
 from toolkit.merge.plan import Source
 from toolkit.merge.references import find_folder, parse_reference
+from toolkit.merge.tokens import read_tokens
 
 
 class Models:
@@ -50,6 +49,39 @@ class Models:
             return model
         return open_adapted(model, find_folder(reference.adapter))
 
+    def tokenizer_folders(self, name: str) -> list[Path]:
+        """Folders whose files make a model's tokenizer, later ones over earlier ones.
+
+        The adapter's folder is the second where the adapter was trained with other tokens than the
+        model has. No weights are opened.
+
+        Raises:
+            MergeError: there is no such model.
+        """
+        if name in self._folders:
+            return [self._folders[name]]
+        reference = parse_reference(name)
+        model = find_folder(reference.model)
+        adapter = find_folder(reference.adapter) if reference.adapter is not None else model
+        if adapter == model or not (adapter / "tokenizer.json").is_file():
+            return [model]
+        is_own = read_tokens(adapter).ids != read_tokens(model).ids
+        return [model, adapter] if is_own else [model]
+
+    def seen_as(
+        self, checkpoints: Mapping[str, Checkpoint], configs: Mapping[str, dict[str, Any]]
+    ) -> Models:
+        """The same models, some of them seen otherwise; what is open is shared.
+
+        Args:
+            checkpoints: in place of the models' own, by name.
+            configs: in place of what their config.json say, by name.
+        """
+        others = Models(self._folders)
+        others._opened = {**self._opened, **checkpoints}
+        others._configs = {**self._configs, **configs}
+        return others
+
     def config(self, name: str) -> Mapping[str, Any]:
         """The config.json of a model as plain values; none where it has no such file.
 
@@ -74,7 +106,7 @@ class Models:
         """The stored type of a tensor, by the format's name."""
         return self.checkpoint(source.model).info(source.tensor).dtype
 
-    def array(self, source: Source) -> NDArray[Any] | None:
+    def array(self, source: Source) -> Entries | None:
         """The entries of a tensor, flat; see `Checkpoint.array`."""
         return self.checkpoint(source.model).array(source.tensor)
 

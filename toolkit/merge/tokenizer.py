@@ -1,73 +1,51 @@
-"""The merged model's tokenizer and chat template: whose they are, and what is not supported."""
+"""The merged model's tokenizer files and chat template: whose they are, and their writing."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from toolkit.checkpoint.side_files import copy_side_files
-from toolkit.errors import ConfigError, MergeError, did_you_mean
-from toolkit.manifest import hash_file, write_atomically, write_json
+from toolkit.errors import ConfigError, did_you_mean
+from toolkit.manifest import write_atomically, write_json
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.models import Models
 
-Vocabulary = dict[str, Any]
-"""Ids by token; of a sentencepiece model alone, its hash."""
+_SLOW_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
+"""What tokenizer.json says in older formats."""
 
 
 def check_tokenizer(config: MergeConfig, models: Models) -> None:
-    """Refuse what cannot be done, before anything is merged.
+    """Refuse a template that is not known, before anything is merged.
 
     Raises:
-        ConfigError: no template of this name is known, or `base` without a base model.
-        MergeError: vocabularies would have to be united.
+        ConfigError: no template of this name is known.
     """
     _template(config, models)
-    source = _source(config)
-    if source is None:
-        return
-    if source == "base" and config.base_model is None:
-        raise ConfigError("tokenizer_source: base needs a base_model; name the model itself.")
-    if config.tokenizer is not None and config.tokenizer.tokens:
-        raise MergeError(
-            "tokenizer.tokens: embeddings of single tokens are not supported yet; leave them out "
-            "where the models share a vocabulary."
-        )
-    _check_one_vocabulary(config, models)
-    multiple = config.tokenizer.pad_to_multiple_of if config.tokenizer is not None else None
-    if multiple is not None:
-        _check_padding(config, models, multiple)
 
 
-def _check_one_vocabulary(config: MergeConfig, models: Models) -> None:
-    names = list(dict.fromkeys([_owner(config), *config.model_names()]))
-    first = vocabulary(models.checkpoint(names[0]).folder)
-    for name in names[1:]:
-        other = vocabulary(models.checkpoint(name).folder)
-        if other != first:
-            token = next(iter(sorted(set(first.items()) ^ set(other.items()))))[0]
-            raise MergeError(
-                f"tokenizer_source: {names[0]} has {len(first)} tokens, {name} {len(other)}, and "
-                f"they differ (first at {token!r}); uniting vocabularies is not supported yet. "
-                "Merge models that share a vocabulary."
-            )
+def write_tokenizer(
+    config: MergeConfig,
+    models: Models,
+    target: Path,
+    united: Mapping[str, Any] | None = None,
+) -> None:
+    """Write tokenizer, generation settings and chat template into the merged folder.
 
-
-def _check_padding(config: MergeConfig, models: Models, multiple: int) -> None:
-    rows = models.config(_owner(config)).get("vocab_size")
-    if not isinstance(rows, int) or rows % multiple:
-        raise MergeError(
-            f"tokenizer.pad_to_multiple_of: padding {rows} rows to a multiple of {multiple} is not "
-            "supported yet; leave it out."
-        )
-
-
-def write_tokenizer(config: MergeConfig, models: Models, target: Path) -> None:
-    """Copy tokenizer, generation settings and chat template into the merged folder."""
-    copy_side_files(models.checkpoint(_owner(config)).folder, target)
+    Args:
+        config: whose they are.
+        models: where those stand.
+        target: the merged folder.
+        united: tokenizer.json with tokens added; None where the tokenizer is copied as it is.
+    """
+    for folder in models.tokenizer_folders(tokenizer_owner(config)):
+        copy_side_files(folder, target)
+    if united is not None:
+        _write_united(united, target)
     template = _template(config, models)
     if template is None:
         return
@@ -80,37 +58,21 @@ def write_tokenizer(config: MergeConfig, models: Models, target: Path) -> None:
             write_json(settings, values)
 
 
-def vocabulary(folder: Path) -> Vocabulary:
-    """What tokens a model folder's tokenizer has; read without loading the tokenizer.
-
-    Raises:
-        MergeError: the folder has none.
-    """
-    if (folder / "tokenizer.json").is_file():
-        return _fast_vocabulary(folder / "tokenizer.json")
-    found: Vocabulary = {}
-    for name in ("vocab.json", "added_tokens.json"):
-        if (folder / name).is_file():
-            found |= json.loads((folder / name).read_text(encoding="utf-8"))
-    if (folder / "tokenizer.model").is_file():
-        found["tokenizer.model"] = hash_file(folder / "tokenizer.model")
-    if not found:
-        raise MergeError(
-            f"{folder}: has no tokenizer to compare with the others'; put it there, or leave out "
-            "tokenizer_source."
-        )
-    return found
-
-
-def _fast_vocabulary(path: Path) -> Vocabulary:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    listed = values.get("model", {}).get("vocab", {})
-    found: Vocabulary = (
-        dict(listed)
-        if isinstance(listed, dict)
-        else {token: number for number, (token, *_) in enumerate(listed)}
-    )
-    return found | {item["content"]: item["id"] for item in values.get("added_tokens", ())}
+def _write_united(united: Mapping[str, Any], target: Path) -> None:
+    with write_atomically(target / "tokenizer.json") as file:
+        json.dump(united, file, ensure_ascii=False)
+    for name in _SLOW_FILES:  # they would say the vocabulary as it was before
+        (target / name).unlink(missing_ok=True)
+    settings = target / "tokenizer_config.json"
+    if not settings.is_file():
+        return
+    values = json.loads(settings.read_text(encoding="utf-8"))
+    listed = values.get("added_tokens_decoder")
+    if isinstance(listed, dict):
+        for item in united["added_tokens"]:
+            flags = {key: value for key, value in item.items() if key != "id"}
+            listed.setdefault(str(item["id"]), flags)
+        write_json(settings, values)
 
 
 def _template(config: MergeConfig, models: Models) -> str | None:
@@ -152,11 +114,12 @@ def _named_templates() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.jinja"))}
 
 
-def _owner(config: MergeConfig) -> str:
-    """The model whose tokenizer the merged model gets."""
-    source = _source(config)
+def tokenizer_owner(config: MergeConfig) -> str:
+    """The model whose tokenizer the merged model gets, with or without tokens added."""
+    source = tokenizer_source(config)
     return config.leader() if source in (None, "base", "union") else str(source)
 
 
-def _source(config: MergeConfig) -> str | None:
+def tokenizer_source(config: MergeConfig) -> str | None:
+    """`base`, `union` or a model; None where the configuration does not say."""
     return config.tokenizer.source if config.tokenizer is not None else config.tokenizer_source

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.checkpoint.read import Entries
+
 Rows = tuple[NDArray[Any], ...]
 """Entries of every tuned model, then of the base where there is one: uint16 (the bits of bfloat16)
 or float32."""
@@ -20,7 +22,7 @@ class RowReader:
         arrays: the inputs, flat and of equal size; uint16 stands for bfloat16.
     """
 
-    def __init__(self, arrays: Sequence[NDArray[Any] | None]) -> None:
+    def __init__(self, arrays: Sequence[Entries | None]) -> None:
         self._arrays = [array for array in arrays if array is not None]
         self._is_bf16 = all(array.dtype == np.uint16 for array in self._arrays)
 
@@ -36,12 +38,19 @@ class RowReader:
         size = self._arrays[0].size
         stride = (size // num_runs - 1) | 1
         return tuple(
-            self._typed(array[: num_runs * stride].reshape(num_runs, stride)[:, :length].ravel())
-            for array in self._arrays
+            self._typed(_runs(array, num_runs, stride, length)) for array in self._arrays
         )
 
     def _typed(self, block: NDArray[Any]) -> NDArray[Any]:
         return block if self._is_bf16 else as_float32(block)
+
+
+def _runs(array: Entries, num_runs: int, stride: int, length: int) -> NDArray[Any]:
+    if isinstance(array, np.ndarray):
+        found: NDArray[Any] = array[: num_runs * stride].reshape(num_runs, stride)[:, :length]
+        return found.ravel()
+    starts = range(0, num_runs * stride, stride)  # the rest need not be gathered
+    return np.concatenate([array[start : start + length] for start in starts])
 
 
 def as_float32(block: NDArray[Any]) -> NDArray[np.float32]:

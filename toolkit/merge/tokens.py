@@ -1,0 +1,85 @@
+"""The tokens of a model folder, read from its tokenizer's files without loading the tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import MergeError
+from toolkit.manifest import hash_file
+
+SENTENCEPIECE = "tokenizer.model"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What tokens there are.
+
+    Attributes:
+        folder: of the tokenizer.
+        ids: by token; of a sentencepiece model alone, its hash.
+        added: entries of `added_tokens` in tokenizer.json (their ids and flags), by token.
+        is_fast: whether there is a tokenizer.json, which can be extended.
+    """
+
+    folder: Path
+    ids: Mapping[str, Any]
+    added: Mapping[str, Mapping[str, Any]]
+    is_fast: bool
+
+    @property
+    def are_listed(self) -> bool:
+        """Whether every token and its id is known."""
+        return SENTENCEPIECE not in self.ids
+
+
+def read_tokens(folder: Path) -> Tokens:
+    """What tokens a model folder's tokenizer has.
+
+    Raises:
+        MergeError: the folder has no tokenizer, or a damaged one.
+    """
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        values = load_tokenizer(path)
+        added = {item["content"]: item for item in values.get("added_tokens") or ()}
+        ids = _model_ids(values["model"]) | {token: item["id"] for token, item in added.items()}
+        return Tokens(folder, ids, added, is_fast=True)
+    found: dict[str, Any] = {}
+    for name in ("vocab.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            found |= json.loads((folder / name).read_text(encoding="utf-8"))
+    if (folder / SENTENCEPIECE).is_file():
+        found[SENTENCEPIECE] = hash_file(folder / SENTENCEPIECE)
+    if not found:
+        raise MergeError(
+            f"{folder}: has no tokenizer to compare with the others'; put it there, or leave out "
+            "tokenizer_source."
+        )
+    return Tokens(folder, found, {}, is_fast=False)
+
+
+def load_tokenizer(path: Path) -> dict[str, Any]:
+    """A tokenizer.json as plain values.
+
+    Raises:
+        MergeError: it cannot be read as one.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        _model_ids(values["model"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MergeError(
+            f"{path}: cannot be read as a tokenizer ({error}); download or copy it again."
+        ) from error
+    return dict(values)
+
+
+def _model_ids(model: Mapping[str, Any]) -> dict[str, int]:
+    listed = model.get("vocab", {})
+    if isinstance(listed, dict):
+        return dict(listed)
+    return {token: number for number, (token, *_) in enumerate(listed)}
