@@ -18,7 +18,7 @@ from toolkit.merge.diagnosis.remarks import NOTHING, note_on_dropping, remarks_o
 from toolkit.merge.diagnosis.subjects import Subjects, open_subjects
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.references import find_folder, parse_reference
-from toolkit.merge.tokenizer import vocabulary
+from toolkit.merge.tokens import read_tokens
 from toolkit.progress import progress, say
 from toolkit.report.diagnosis_page import write_diagnosis_page
 from toolkit.report.diagnosis_table import diagnosis_table
@@ -204,7 +204,7 @@ def _plain(figures: Figures) -> dict[str, Any]:
 
 def _tokens(folder: Path) -> Callable[[int], str | None]:
     try:
-        known = {number: token for token, number in vocabulary(folder).items()}
+        known = {number: token for token, number in read_tokens(folder).ids.items()}
     except (ToolkitError, OSError, ValueError):
         known = {}
     return known.get

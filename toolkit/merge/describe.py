@@ -15,6 +15,7 @@ from toolkit.merge.models import Models
 from toolkit.merge.output import out_dtype
 from toolkit.merge.plan import TensorTask, plan_merge
 from toolkit.merge.registry import Method
+from toolkit.merge.vocabulary import plan_vocabulary
 
 _START_BYTES = 200e6
 """What the interpreter and the compiled kernels take before the first tensor."""
@@ -36,6 +37,9 @@ def describe_merge(config: MergeConfig, *, device: str = "cpu") -> str:
             f"{', '.join(config.model_names())}"
         )
     models = Models()
+    vocabulary = plan_vocabulary(config, models)
+    if vocabulary is not None:
+        models = vocabulary.models
     plan = plan_merge(config, models.shapes, models.config)
     read = written = 0
     largest: dict[str, int] = {}
@@ -58,6 +62,7 @@ def describe_merge(config: MergeConfig, *, device: str = "cpu") -> str:
         f"  read {read / 1e9:.2f} GB, write {written / 1e9:.2f} GB, "
         f"peak private memory about {peak / 1e6:.0f} MB",
         *(f"  {count:5d} tensors by {_ENGINES[name]}" for name, count in sorted(engines.items())),
+        *(f"  {line}" for line in (vocabulary.describe() if vocabulary is not None else ())),
         "  parameters:",
         *(f"  {count:5d} tensors: {text}" for text, count in settings.most_common(12)),
     ]

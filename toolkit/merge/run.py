@@ -25,6 +25,7 @@ from toolkit.merge.output import merged_config, out_dtype
 from toolkit.merge.plan import MergePlan, TensorTask, plan_merge
 from toolkit.merge.thresholds import with_thresholds
 from toolkit.merge.tokenizer import check_tokenizer, write_tokenizer
+from toolkit.merge.vocabulary import plan_vocabulary
 
 
 def run_merge(
@@ -65,8 +66,11 @@ def run_merge(
     if needs_mergekit(config.merge_method):
         with _appearing(out) as work:
             return merge_by_mergekit(config, models, work, seed=seed, shard_bytes=shard_bytes)
-    plan = plan_merge(config, models.shapes, models.config)
     check_tokenizer(config, models)
+    vocabulary = plan_vocabulary(config, models)
+    if vocabulary is not None:
+        models = vocabulary.models
+    plan = plan_merge(config, models.shapes, models.config)
     dtypes = {task.name: out_dtype(config, task, models) for task in plan.tasks}
     values = merged_config(config, plan, models, dtypes)
     workers = Workers(num_threads)
@@ -89,7 +93,8 @@ def run_merge(
                     )
                     if advance is not None:
                         advance(task.size * item_bytes(dtypes[task.name]), task.name)
-            _write_side_files(config, models, values, work)
+            united = vocabulary.tokenizer if vocabulary is not None else None
+            _write_side_files(config, models, values, work, united)
     finally:
         workers.close()
     return plan
@@ -125,10 +130,14 @@ def _appearing(out: Path) -> Iterator[Path]:
 
 
 def _write_side_files(
-    config: MergeConfig, models: Models, values: Mapping[str, Any], work: Path
+    config: MergeConfig,
+    models: Models,
+    values: Mapping[str, Any],
+    work: Path,
+    united: Mapping[str, Any] | None,
 ) -> None:
     write_json(work / "config.json", values)
-    write_tokenizer(config, models, work)
+    write_tokenizer(config, models, work, united)
     with write_atomically(work / "merge.yaml") as file:
         file.write(to_yaml(config))
 

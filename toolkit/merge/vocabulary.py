@@ -305,6 +305,5 @@ class _Planner:
 
 
 def _model_of(entry: TokenEmbedding) -> str | None:
-    return entry.source if isinstance(entry.source, str) else entry.source and entry.source.model
-
-
+    source = entry.source
+    return source.model if isinstance(source, TokenSource) else source

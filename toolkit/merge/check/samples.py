@@ -55,7 +55,7 @@ def sample_model(model: Model) -> dict[str, NDArray[np.float32]]:
     for name in names:
         array = checkpoint.array(name)
         if array is not None and array.size:
-            found[name] = _sample(array)
+            found[name] = _sample(array[:])
         checkpoint.give_back(name)
     return found
 

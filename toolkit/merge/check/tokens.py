@@ -10,7 +10,7 @@ from typing import Any
 from toolkit.errors import MergeError
 from toolkit.merge.check.findings import Finding
 from toolkit.merge.check.survey import Model, Survey
-from toolkit.merge.tokenizer import vocabulary
+from toolkit.merge.tokens import read_tokens
 
 _EXAMPLES = 3
 """Tokens shown of those that differ."""
@@ -55,7 +55,7 @@ def check_tokens(survey: Survey) -> Iterator[Finding]:
 
 def _vocabulary(folder: Path) -> Mapping[str, Any] | None:
     try:
-        return vocabulary(folder)
+        return read_tokens(folder).ids
     except (MergeError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # a damaged tokenizer is as good as none
 

@@ -92,7 +92,7 @@ def measure(
         tensors = counterparts.get(name, [name])
         pairs = list(zip(subjects.checkpoints, tensors, strict=False))
         arrays = [checkpoint.array(tensor) for checkpoint, tensor in pairs]
-        known = [array for array in arrays if array is not None]
+        known = [array[:] for array in arrays if array is not None]
         if known and len(known) == len(arrays):
             # Alone where there is nothing to compare it with: damage is looked for all the same.
             base = subjects.base if len(known) == len(subjects.checkpoints) else 0

@@ -37,9 +37,7 @@ class RowReader:
         """
         size = self._arrays[0].size
         stride = (size // num_runs - 1) | 1
-        return tuple(
-            self._typed(_runs(array, num_runs, stride, length)) for array in self._arrays
-        )
+        return tuple(self._typed(_runs(array, num_runs, stride, length)) for array in self._arrays)
 
     def _typed(self, block: NDArray[Any]) -> NDArray[Any]:
         return block if self._is_bf16 else as_float32(block)
