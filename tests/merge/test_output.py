@@ -109,18 +109,6 @@ def test_templates_by_name_and_by_majority(two_models: Models, tmp_path: Path):
     assert (tmp_path / "b" / "chat_template.jinja").read_text() == "{{ 'most' }}"
 
 
-def test_vocabularies_are_compared_where_one_is_asked_for(two_models: Models, tmp_path: Path):
-    for number, source in enumerate(("union", str(two_models[1]))):
-        merge(half(*two_models, tokenizer_source=source), tmp_path / str(number))
-    path = two_models[1] / "tokenizer.json"
-    values = json.loads(path.read_text())
-    token = next(iter(values["model"]["vocab"]))
-    values["model"]["vocab"]["else"] = values["model"]["vocab"].pop(token)
-    path.write_text(json.dumps(values))
-    with pytest.raises(MergeError, match="uniting vocabularies is not supported yet"):
-        merge(half(*two_models, tokenizer_source="union"), tmp_path / "out")
-
-
 def test_models_with_adapters(two_models: Models, tmp_path: Path):
     base = two_models[0]
     tuned = get_peft_model(

@@ -19,12 +19,12 @@ Deliberate deviations from mergekit 0.1.5, each held by a test in `tests/merge/`
 - The config of the merged model follows its layers (lists with one entry a layer too), and
   does not say where the leading model was loaded from.
 - Quantised models and integers that differ are errors.
-- A vocabulary asked for with `tokenizer_source` is that of all models, or the merge is refused.
+- `tokenizer_source: union` keeps the ids of the base (or first) model and appends what others have;
+  learnt tokens join the tokenizer's own model with their merges or scores, where mergekit makes
+  added tokens of them, which are then found within words. Rows without a token are dropped where
+  vocabularies differ, and kept where all models have one vocabulary.
 - NaN and infinity in an input are errors unless they are allowed.
 
 As in mergekit, tensors outside the layers read a gradient at its start, and a slice of one layer
 reads it at its end.
-
-Not supported yet, each with a clear error: uniting vocabularies that differ, and embeddings of
-single tokens.
 """

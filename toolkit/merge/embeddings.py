@@ -1,4 +1,4 @@
-"""A model's tensors with a row a token, and the model as it looks with those rows in a new order."""
+"""Tensors with a row a token, and a model as it looks with those rows in another order."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from toolkit.merge.parameters import mistyped_parameters, parameter_places, unkn
 from toolkit.merge.plan import MergePlan, plan_merge
 from toolkit.merge.registry import Method, all_methods, get_method
 from toolkit.merge.tokenizer import check_tokenizer
+from toolkit.merge.vocabulary import plan_vocabulary
 
 
 def check_merge(
@@ -63,7 +64,8 @@ def check_merge(
     faults, method = _check_method(data, survey)
     findings += faults
     if config is not None and len(survey.models) == len(survey.names):
-        findings += _check_tokenizer(config, models)
+        faults_of_tokens, models = _check_tokenizer(config, models)
+        findings += faults_of_tokens
         is_plannable = method is not None and all(f.severity != "error" for f in faults)
         if is_plannable:
             findings += _check_plan(config, models, findings, out)
@@ -90,11 +92,14 @@ def _check_method(data: Mapping[str, Any], survey: Survey) -> tuple[list[Finding
     return [*findings, *map(from_message, faults)], method
 
 
-def _check_tokenizer(config: MergeConfig, models: Models) -> Iterator[Finding]:
+def _check_tokenizer(config: MergeConfig, models: Models) -> tuple[list[Finding], Models]:
+    """Faults of the vocabulary, and the models as they look with their rows in its order."""
     try:
         check_tokenizer(config, models)
+        vocabulary = plan_vocabulary(config, models)
     except ToolkitError as error:
-        yield from_message(str(error))
+        return [from_message(str(error))], models
+    return [], vocabulary.models if vocabulary is not None else models
 
 
 def _check_plan(
