@@ -44,7 +44,8 @@ def pair(tmp_path: Path, make_model: Callable[..., Path]) -> tuple[Path, Path]:
         show_progress=False,
     )
     backend.train_from_iterator([paragraph(seed).upper() for seed in range(40)], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>").save_pretrained(second)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **{"eos_token": "<|end|>"})
+    tokenizer.save_pretrained(second)
     return first, second
 
 
