@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "data": COMMON,
     "train": COMMON | {"checkpoint", "data"},
     "merge": COMMON | {"checkpoint"},
+    "adapter": COMMON | {"checkpoint", "merge"},
     "evaluate": COMMON | {"checkpoint", "data"},
     "search": COMMON | {"merge", "evaluate"},
     "select": COMMON,

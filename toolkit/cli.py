@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from toolkit.adapter.cli import app as adapter_app
 from toolkit.errors import ToolkitError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app.add_typer(publish_app, name="publish")
 app.add_typer(data_app, name="data")
 app.add_typer(cpt_app, name="cpt")
 app.add_typer(merge_app, name="merge")
+app.add_typer(adapter_app, name="adapter")
 
 _INTERRUPTED = 130
 

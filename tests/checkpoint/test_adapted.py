@@ -84,8 +84,16 @@ def test_rounding_is_to_the_model_s_type(tmp_path: Path, make_model: Callable[..
     ("settings", "tensors", "words"),
     [
         ({"peft_type": "IA3"}, {}, "is a IA3 adapter"),
-        ({"layer_replication": [[0, 2]]}, {}, "layer_replication are not supported"),
-        ({}, {"base_model.model.x.lora_A.weight": (4, 32)}, "changes x.weight"),
+        ({"layer_replication": [[0, 2]]}, {}, "layer_replication is not supported"),
+        ({"init_lora_weights": "pissa_niter_4"}, {}, "changed the model's own weights too"),
+        (
+            {},
+            {
+                "base_model.model.x.lora_A.weight": (4, 32),
+                "base_model.model.x.lora_B.weight": (8, 4),
+            },
+            "changes x.weight",
+        ),
         ({}, {"base_model.model.x.token_adapter.delta": (4, 32)}, "changes x.token_adapter.delta"),
         ({}, {"base_model.model.lm_head.lora_A.weight": (4, 32)}, "only half of the change"),
         (

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.checkpoint.read import Checkpoint, TensorInfo, read_header
+from toolkit.checkpoint.lora import AdapterFolder, open_adapter
+from toolkit.checkpoint.read import Checkpoint
 from toolkit.checkpoint.write import tensor_bytes
 from toolkit.errors import CheckpointError
 from toolkit.lazy_torch import Tensor, torch
-
-_PREFIX = "base_model.model."
-_PART = re.compile(
-    r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|"
-    r"lora_magnitude_vector)(?:\.weight)?$"
-)
 
 
 class AdaptedCheckpoint(Checkpoint):
@@ -34,26 +25,16 @@ class AdaptedCheckpoint(Checkpoint):
 
     Args:
         model: the model's own checkpoint.
-        adapter: the adapter's tensors.
-        parts: names of the adapter's tensors by the model's tensor they change, then by part.
-        saved: tensors of the adapter that take the place of the model's, by the model's names.
-        settings: adapter_config.json.
+        adapter: what changes it; every tensor that it names is one of the model's.
     """
 
-    def __init__(
-        self,
-        model: Checkpoint,
-        adapter: Checkpoint,
-        parts: Mapping[str, Mapping[str, str]],
-        saved: Mapping[str, str],
-        settings: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, model: Checkpoint, adapter: AdapterFolder) -> None:
         tensors = {name: model.info(name) for name in model.names}
-        for name, own in saved.items():
-            tensors[name] = replace(adapter.info(own), dtype=tensors[name].dtype)
+        for name, own in adapter.saved.items():
+            tensors[name] = replace(adapter.tensors.info(own), dtype=tensors[name].dtype)
         super().__init__(model.folder, tensors)
         self._model, self._adapter = model, adapter
-        self._parts, self._saved, self._settings = parts, saved, settings
+        self._parts, self._saved = adapter.parts, adapter.saved
         self._held: dict[str, Tensor] = {}
 
     @property
@@ -80,33 +61,24 @@ class AdaptedCheckpoint(Checkpoint):
     def _merged(self, name: str) -> Tensor:
         stored = self._model.tensor(name)
         if name in self._saved:
-            stored = self._adapter.tensor(self._saved[name]).to(stored.dtype)
+            stored = self._adapter.tensors.tensor(self._saved[name]).to(stored.dtype)
         if name not in self._parts:
             return stored
-        found = {part: self._adapter.tensor(own).float() for part, own in self._parts[name].items()}
+        found = {part: self._adapter.tensors.tensor(own).float() for part, own in self._parts[name].items()}
         weight = stored.float()
         if "lora_embedding_A" in found:
             a, b = found["lora_embedding_A"], found["lora_embedding_B"]
         else:
             a, b = found["lora_A"], found["lora_B"]
         change = b.flatten(1) @ a.flatten(1)
-        turned = "lora_embedding_A" in found or bool(self._settings.get("fan_in_fan_out"))
+        turned = self._adapter.is_turned(name)
         change = (change.T if turned else change).reshape(weight.shape)
-        weight = weight + self._scale(name, a.shape[0]) * change
+        weight = weight + self._adapter.scale(name) * change
         if "lora_magnitude_vector" in found:
             rows = weight.T if turned else weight
             rows = rows * (found["lora_magnitude_vector"] / torch.linalg.norm(rows, dim=1))[:, None]
             weight = rows.T if turned else rows
         return weight.to(stored.dtype).contiguous()
-
-    def _scale(self, name: str, rank: int) -> float:
-        module = name.removesuffix(".weight")
-        alpha = float(self._settings.get("lora_alpha", rank))
-        for pattern, value in (self._settings.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                alpha = float(value)
-                break
-        return alpha / (math.sqrt(rank) if self._settings.get("use_rslora") else rank)
 
 
 def open_adapted(model: Checkpoint, folder: Path) -> AdaptedCheckpoint:
@@ -119,72 +91,51 @@ def open_adapted(model: Checkpoint, folder: Path) -> AdaptedCheckpoint:
     Raises:
         CheckpointError: it is no LoRA, is damaged, or changes tensors that the model has not.
     """
-    settings = _load_settings(folder / "adapter_config.json")
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        raise CheckpointError(f"{folder}: has no adapter_model.safetensors; save the adapter so.")
-    adapter = Checkpoint(folder, read_header(file))
-    parts, saved = adapter_targets(adapter)
-    owners = {name: own for name, found in parts.items() for own in found.values()}
-    owners |= saved
-    for name, own in owners.items():
+    adapter = without_tied_copies(open_adapter(folder), model)
+    for name in (*adapter.parts, *adapter.saved):
         if name not in model:
+            own = adapter.saved.get(name) or next(iter(adapter.parts[name].values()))
             raise CheckpointError(
-                f"{file}: changes {name} ({own}), which {model.folder} has not; give the model "
-                "that the adapter was trained on."
+                f"{adapter.file}: changes {name} ({own}), which {model.folder} has not; give the "
+                "model that the adapter was trained on."
             )
-    for name, found in parts.items():
-        _check_parts(file, name, {part: adapter.info(own) for part, own in found.items()}, model)
-    return AdaptedCheckpoint(model, adapter, parts, saved, settings)
+    for name in adapter.parts:
+        check_parts(adapter, name, model)
+    return AdaptedCheckpoint(model, adapter)
 
 
-def adapter_targets(adapter: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """The tensors of a model that an adapter changes, and those whose place its own take.
+def without_tied_copies(adapter: AdapterFolder, model: Checkpoint) -> AdapterFolder:
+    """Leave out saved heads that are the saved embedding once more, where the model has only that.
 
-    Returns:
-        Names of the adapter's own tensors: by the model's tensor and the part they are of its
-        change, and by the model's tensor that they replace.
+    With `ensure_weight_tying` peft writes both.
     """
-    parts: dict[str, dict[str, str]] = {}
-    saved: dict[str, str] = {}
-    for own in adapter.names:
-        name = (
-            own.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-        )
-        if match := _PART.match(name):
-            parts.setdefault(f"{match['module']}.weight", {})[match["part"]] = own
-        else:
-            saved[name] = own
-    return parts, saved
+    if not adapter.settings.get("ensure_weight_tying"):
+        return adapter
+    read = adapter.tensors.raw
+    kept = [own for name, own in adapter.saved.items() if name in model]
+    copies = {
+        name
+        for name, own in adapter.saved.items()
+        if name not in model and any(np.array_equal(read(own), read(other)) for other in kept)
+    }
+    saved = {name: own for name, own in adapter.saved.items() if name not in copies}
+    return replace(adapter, saved=saved)
 
 
-def _load_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error}); give an adapter folder."
-        ) from error
-    kind = settings.get("peft_type") if isinstance(settings, dict) else None
-    if kind != "LORA":
-        raise CheckpointError(f"{path}: is a {kind} adapter; only LORA (and DoRA) can be merged.")
-    if settings.get("megatron_config") or settings.get("layer_replication"):
-        raise CheckpointError(f"{path}: megatron_config and layer_replication are not supported.")
-    return dict(settings)
+def check_parts(adapter: AdapterFolder, name: str, model: Checkpoint) -> None:
+    """Refuse factors that do not make a change of a model's tensor.
 
-
-def _check_parts(file: Path, name: str, found: Mapping[str, TensorInfo], model: Checkpoint) -> None:
-    kinds = {part.removesuffix("_A").removesuffix("_B") for part in found}
-    kind = "lora_embedding" if "lora_embedding" in kinds else "lora"
-    if not {f"{kind}_A", f"{kind}_B"} <= set(found):
-        raise CheckpointError(f"{file}: holds only half of the change to {name} ({sorted(found)}).")
+    Raises:
+        CheckpointError: names the tensor and all shapes.
+    """
+    found = {part: adapter.tensors.info(own) for part, own in adapter.parts[name].items()}
+    kind = "lora_embedding" if "lora_embedding_A" in found else "lora"
     a, b = found[f"{kind}_A"].shape, found[f"{kind}_B"].shape
     shape = model.info(name).shape
-    fits = len(a) >= 2 and len(b) >= 2 and b[1] == a[0]
-    if not fits or math.prod(shape) != b[0] * math.prod(a[1:]) or not {b[0], a[1]} <= set(shape):
+    if math.prod(shape) != b[0] * math.prod(a[1:]) or not {b[0], a[1]} <= set(shape):
         raise CheckpointError(
-            f"{file}: {name} is {list(shape)} in {model.folder}, but the adapter's parts are "
-            f"{list(a)} and {list(b)}; give the model that the adapter was trained on."
+            f"{adapter.file}: {name} is {list(shape)} in {model.folder}, but the adapter's parts "
+            f"are {list(a)} and {list(b)}; give the model that the adapter was trained on."
         )
     if "lora_magnitude_vector" in found and (kind == "lora_embedding" or len(shape) != 2):
-        raise CheckpointError(f"{file}: DoRA of {name} is not supported; merge it with peft.")
+        raise CheckpointError(f"{adapter.file}: DoRA of {name} is not supported; merge it with peft.")

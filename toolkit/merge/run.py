@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter
 from toolkit.errors import MergeError
@@ -60,11 +57,10 @@ def run_merge(
         MergeError: models do not fit each other, or `out` is taken.
         CheckpointError: a model cannot be read, or the disk is full.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MergeError(f"{out}: exists and is not empty; give another folder or remove it.")
+    refuse_taken(out)
     models = Models(folders)
     if needs_mergekit(config.merge_method):
-        with _appearing(out) as work:
+        with appearing(out) as work:
             return merge_by_mergekit(config, models, work, seed=seed, shard_bytes=shard_bytes)
     check_tokenizer(config, models)
     vocabulary = plan_vocabulary(config, models)
@@ -75,7 +71,7 @@ def run_merge(
     values = merged_config(config, plan, models, dtypes)
     workers = Workers(num_threads)
     try:
-        with _appearing(out) as work:
+        with appearing(out) as work:
             plan = with_thresholds(plan, models, workers)
             planned = [PlannedTensor(t.name, dtypes[t.name], t.shape) for t in plan.tasks]
             with ShardWriter(work, planned, shard_bytes) as writer:
@@ -98,35 +94,6 @@ def run_merge(
     finally:
         workers.close()
     return plan
-
-
-@contextlib.contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A working folder beside `out` that takes its place when the block ends, or vanishes.
-
-    Raises:
-        MergeError: another process is making the same folder.
-    """
-    work = out.with_name(f".{out.name}.partial")
-    work.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise MergeError(
-                f"{out}: another process is merging into it; wait for it or stop it."
-            ) from error
-        for left in work.iterdir():  # by an earlier call that was killed
-            left.unlink() if left.is_file() else shutil.rmtree(left)
-        try:
-            yield work
-            work.rename(out)  # an empty folder gives way
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _write_side_files(

@@ -1,0 +1,53 @@
+"""The `adapter` commands. Nothing slow is imported before one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="LoRA adapters: extracted, and merged together.")
+
+
+@app.command("extract")
+def extract(
+    tuned: Annotated[str, typer.Argument(help="Tuned model: path[@revision][+adapter].")],
+    base: Annotated[str, typer.Argument(help="The model it was tuned from.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    rank: Annotated[int, typer.Option(help="Rank of every layer, or the most with --energy.")] = 16,
+    energy: Annotated[
+        float | None,
+        typer.Option(help="Smallest rank that keeps this share of a change, such as 0.95."),
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Only modules in whose name this is found (regex).")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="No modules in whose name this is found (regex).")
+    ] = None,
+    save_modules: Annotated[
+        list[str] | None, typer.Option(help="Store this module whole, such as embed_tokens.")
+    ] = None,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Give embeddings factors too.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the randomised SVD.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Make a LoRA of a tuned model's difference to its base."""
+    from toolkit.adapter.extract import ExtractSettings, run_extract
+    from toolkit.adapter.report import show_report
+
+    settings = ExtractSettings(
+        rank=rank,
+        energy=energy,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        save_modules=tuple(save_modules or ()),
+        embeddings=embeddings,
+        seed=seed,
+        dtype=dtype,
+    )
+    report = run_extract(tuned, base, out, settings)
+    show_report(report, out)

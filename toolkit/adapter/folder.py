@@ -1,0 +1,147 @@
+"""Writing an adapter folder that peft loads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from toolkit.adapter.lowrank import Factors
+from toolkit.checkpoint.append import AppendWriter
+from toolkit.checkpoint.lora import PREFIX, SETTINGS_FILE, WEIGHTS_FILE
+from toolkit.errors import MergeError
+from toolkit.lazy_torch import Tensor
+from toolkit.manifest import write_json
+
+
+class AdapterWriter:
+    """Writes factors and whole tensors as they come; the settings follow from what was written.
+
+    Use as a context manager, and call `finish` at its end.
+
+    Args:
+        folder: where the files go; it must exist.
+        factored: the model's tensors that may get factors.
+        saved: the model's tensors that may be stored whole.
+        embeddings: those of `factored` that are embeddings, whose factors have other names.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        factored: Collection[str],
+        saved: Collection[str] = (),
+        embeddings: Collection[str] = (),
+    ) -> None:
+        self.folder = folder
+        self._embeddings = set(embeddings)
+        names = [key for name in factored for key in self._keys(name)]
+        self._file = AppendWriter(folder / WEIGHTS_FILE, [*names, *(PREFIX + n for n in saved)])
+        self._ranks: dict[str, int] = {}
+        self._saved: list[str] = []
+
+    def add_factors(self, name: str, factors: Factors) -> None:
+        """Store the change of one of the model's tensors; its scale will be 1."""
+        key_a, key_b = self._keys(name)
+        self._file.append(key_a, factors.a)
+        self._file.append(key_b, factors.b)
+        self._ranks[name.removesuffix(".weight")] = factors.rank
+
+    def add_saved(self, name: str, tensor: Tensor, *, key: str | None = None) -> None:
+        """Store what takes the place of one of the model's tensors.
+
+        Args:
+            name: of the model's tensor.
+            tensor: in the type that it is to have.
+            key: peft's name, where it is not the usual one.
+        """
+        self._file.append(key or PREFIX + name, tensor)
+        if key is None:
+            self._saved.append(name.rpartition(".")[0])
+
+    def finish(
+        self,
+        *,
+        base: str | None,
+        revision: str | None = None,
+        is_causal: bool = True,
+        turned: bool = False,
+        tied: Collection[str] = (),
+        everything: Sequence[str] | None = None,
+    ) -> None:
+        """Write adapter_config.json.
+
+        Args:
+            base: the model it belongs to.
+            revision: of `base` on the hub.
+            is_causal: whether that predicts the next token.
+            turned: whether its linear weights are `[inputs, outputs]`.
+            tied: saved modules that are another saved one once more.
+            everything: names of all the model's modules; with them, targets that are all modules of
+                one last name are written by that name.
+
+        Raises:
+            MergeError: there is nothing in it, so that peft would refuse it.
+        """
+        if not self._ranks:
+            raise MergeError(
+                f"{self.folder.name.strip('.').removesuffix('.partial')}: no linear weight is "
+                "changed, so there is no adapter to write; save the tensors otherwise."
+            )
+        rank = max(self._ranks.values())
+        others = {name: own for name, own in self._ranks.items() if own != rank}
+        saved = [name for name in dict.fromkeys(self._saved) if name not in tied]
+        values: dict[str, Any] = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM" if is_causal else None,
+            "base_model_name_or_path": base,
+            "revision": revision,
+            "r": rank,
+            "lora_alpha": rank,
+            "rank_pattern": others,
+            "alpha_pattern": others,
+            "target_modules": _short_targets(list(self._ranks), everything),
+            "modules_to_save": saved or None,
+            "ensure_weight_tying": bool(tied),
+            "fan_in_fan_out": turned,
+            "use_rslora": False,
+            "use_dora": False,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "init_lora_weights": True,
+            "inference_mode": True,
+        }
+        write_json(self.folder / SETTINGS_FILE, values)
+
+    def _keys(self, name: str) -> tuple[str, str]:
+        module = PREFIX + name.removesuffix(".weight")
+        if name in self._embeddings:
+            return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
+        return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+
+    def __enter__(self) -> AdapterWriter:
+        self._file.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.__exit__(kind, error, traceback)
+
+
+def _short_targets(names: Sequence[str], everything: Sequence[str] | None) -> list[str]:
+    """Module names as peft matches them: a last name where it means no module besides.
+
+    >>> _short_targets(["h.0.q", "h.1.q", "h.0.k"], ["h", "h.0.q", "h.1.q", "h.0.k", "h.1.k"])
+    ['q', 'h.0.k']
+    """
+    short: dict[str, None] = {}
+    for name in names:
+        last = name.rpartition(".")[2]
+        meant = {other for other in everything or () if other.rpartition(".")[2] == last}
+        short[last if meant and meant <= set(names) else name] = None
+    return list(short)
