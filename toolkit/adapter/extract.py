@@ -17,7 +17,7 @@ from toolkit.checkpoint.modules import Kind, Modules, read_modules
 from toolkit.checkpoint.read import Checkpoint, TensorInfo, is_float
 from toolkit.errors import ConfigError, MergeError, did_you_mean
 from toolkit.lazy_torch import Tensor, torch
-from toolkit.merge.kernels.random import stream_key
+from toolkit.merge.kernels.stream import stream_key
 from toolkit.merge.layers import is_buffer
 from toolkit.merge.models import Models
 from toolkit.merge.references import find_folder, parse_reference

@@ -203,4 +203,5 @@ def factored_norm(factors: Factors) -> float:
 
 
 def _basis(matrix: Tensor) -> Tensor:
-    return torch.linalg.qr(matrix).Q
+    q: Tensor = torch.linalg.qr(matrix).Q
+    return q

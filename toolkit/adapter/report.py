@@ -77,8 +77,9 @@ class AdapterReport:
 
     def sort(self) -> None:
         """Put layer 2 before layer 10."""
-        for rows in (self.layers, self.saved, self.left_out):
-            rows.sort(key=lambda row: by_layer(row.name))  # type: ignore[attr-defined]
+        self.layers.sort(key=lambda row: by_layer(row.name))
+        for rows in (self.saved, self.left_out):
+            rows.sort(key=lambda row: by_layer(row.name))
 
     @property
     def error(self) -> float:
@@ -91,7 +92,8 @@ class AdapterReport:
     def energy_kept(self) -> float:
         """Share of the squared norm of the whole change that the adapter keeps, of what it leaves
         out too."""
-        whole = math.fsum(row.norm**2 for row in (*self.layers, *self.saved, *self.left_out))
+        whole = math.fsum(row.norm**2 for row in self.layers)
+        whole += math.fsum(row.norm**2 for row in (*self.saved, *self.left_out))
         kept = math.fsum(row.energy_kept * row.norm**2 for row in self.layers)
         kept += math.fsum(row.norm**2 for row in self.saved)
         return kept / whole if whole else 1.0
@@ -136,7 +138,8 @@ def show_report(report: AdapterReport, out: Path) -> None:
         )
     # No narrower than its figures, whatever the terminal says: a cut number cannot be read.
     longest = max((len(row.name) for row in report.layers), default=0)
-    console.print(table, width=max(console.width, longest + 56))
+    table.width = max(console.width, longest + 56)
+    console.print(table, crop=False, soft_wrap=True)
     for rows, words in ((report.saved, "stored whole"), (report.left_out, "left out")):
         for group in dict.fromkeys(row.why for row in rows):
             named = [row for row in rows if row.why == group]

@@ -64,7 +64,8 @@ class AdaptedCheckpoint(Checkpoint):
             stored = self._adapter.tensors.tensor(self._saved[name]).to(stored.dtype)
         if name not in self._parts:
             return stored
-        found = {part: self._adapter.tensors.tensor(own).float() for part, own in self._parts[name].items()}
+        read = self._adapter.tensors.tensor
+        found = {part: read(own).float() for part, own in self._parts[name].items()}
         weight = stored.float()
         if "lora_embedding_A" in found:
             a, b = found["lora_embedding_A"], found["lora_embedding_B"]
@@ -138,4 +139,6 @@ def check_parts(adapter: AdapterFolder, name: str, model: Checkpoint) -> None:
             f"are {list(a)} and {list(b)}; give the model that the adapter was trained on."
         )
     if "lora_magnitude_vector" in found and (kind == "lora_embedding" or len(shape) != 2):
-        raise CheckpointError(f"{adapter.file}: DoRA of {name} is not supported; merge it with peft.")
+        raise CheckpointError(
+            f"{adapter.file}: DoRA of {name} is not supported; merge it with peft."
+        )

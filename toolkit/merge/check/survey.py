@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.adapted import adapter_targets
-from toolkit.checkpoint.read import Checkpoint, open_checkpoint, read_header
+from toolkit.checkpoint.lora import open_adapter
+from toolkit.checkpoint.read import Checkpoint, open_checkpoint
 from toolkit.errors import CheckpointError, ConfigError, MergeError, ToolkitError
 from toolkit.merge.check.findings import Finding, from_message, summarise_names
 from toolkit.merge.config import MergeConfig
@@ -151,12 +151,10 @@ def _lacking_targets(name: str) -> list[str]:
         if reference.adapter is None:
             return []
         model = open_checkpoint(find_folder(reference.model))
-        folder = find_folder(reference.adapter)
-        file = folder / "adapter_model.safetensors"
-        parts, saved = adapter_targets(Checkpoint(folder, read_header(file)))
+        adapter = open_adapter(find_folder(reference.adapter))
     except (ConfigError, MergeError, CheckpointError):
         return []
-    return [tensor for tensor in (*parts, *saved) if tensor not in model]
+    return [tensor for tensor in (*adapter.parts, *adapter.saved) if tensor not in model]
 
 
 def check_adapters(survey: Survey) -> Iterator[Finding]:
