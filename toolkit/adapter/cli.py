@@ -51,3 +51,31 @@ def extract(
     )
     report = run_extract(tuned, base, out, settings)
     show_report(report, out)
+
+
+@app.command("merge")
+def merge(
+    config: Annotated[Path, typer.Argument(help="Merge configuration; its models are adapters.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    rank: Annotated[
+        int | None,
+        typer.Option(help="Most columns; a sum is whole by default, others get the largest rank."),
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(help="Smallest rank that keeps this share of a change, such as 0.95."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random methods and of the SVD.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Merge LoRA adapters of one model with each other, into one adapter."""
+    from toolkit.adapter.merge import AdapterMergeSettings, merge_adapters
+    from toolkit.adapter.report import show_report
+    from toolkit.merge.config import load_merge_config
+    from toolkit.progress import say
+
+    settings = AdapterMergeSettings(rank=rank, energy=energy, seed=seed, dtype=dtype)
+    report = merge_adapters(load_merge_config(config), out, settings)
+    show_report(report, out)
+    if len(bases := report.settings["bases"]) > 1:
+        say(f"the adapters name different models ({', '.join(bases)}): make sure they are one")

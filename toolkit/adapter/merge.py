@@ -1,0 +1,272 @@
+"""Adapters merged with each other: the result is an adapter again, and no model is needed.
+
+What is merged is each adapter's whole change `scale * B A`, not its factors: factors of two
+adapters mean nothing side by side (any `B R` and `R^-1 A` make the same change), so that trimming
+or voting on them, as peft's `ties` and `dare` do, depends on how the adapters happen to be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.adapter.extract import DTYPES
+from toolkit.adapter.folder import AdapterWriter
+from toolkit.adapter.lowrank import Factors, Fit, fit_dense, fit_sum
+from toolkit.adapter.report import AdapterReport, LayerRow
+from toolkit.checkpoint.appear import appearing, refuse_taken
+from toolkit.checkpoint.lora import AdapterFolder, open_adapter
+from toolkit.errors import ConfigError, MergeError
+from toolkit.lazy_torch import Tensor, torch
+from toolkit.merge.config import InputModel, MergeConfig
+from toolkit.merge.definition import compute_tensor
+from toolkit.merge.kernels.stream import stream_key
+from toolkit.merge.layers import Layout
+from toolkit.merge.methods.checks import weight_total
+from toolkit.merge.parameters import check_parameters, resolve
+from toolkit.merge.plan import TensorTask
+from toolkit.merge.references import find_folder, parse_reference
+from toolkit.merge.registry import Method, Place, get_method
+
+_SUMS = ("linear", "task_arithmetic")
+"""Methods that are weighted sums, so that factors are enough and the sum is exact."""
+
+_FOREIGN = ("slices", "modules", "base_model", "tokenizer", "tokenizer_source", "chat_template")
+
+
+@dataclass(frozen=True)
+class AdapterMergeSettings:
+    """What is written.
+
+    Attributes:
+        rank: most columns of the factors. By default a sum is kept whole, and what another method
+            gives is cut to the largest rank among the adapters.
+        energy: with it, the smallest rank that keeps this share of a change, up to `rank`.
+        seed: of random methods and sketches.
+        dtype: of what is stored.
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+    seed: int = 0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.rank < 1:
+            raise ConfigError(f"rank: must be at least 1 (got {self.rank}).")
+        if self.energy is not None and not 0.0 < self.energy <= 1.0:
+            raise ConfigError(f"energy: must be above 0 and at most 1 (got {self.energy:g}).")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype: must be one of {', '.join(DTYPES)} (got {self.dtype!r}).")
+
+
+def merge_adapters(
+    config: MergeConfig,
+    out: Path,
+    settings: AdapterMergeSettings,
+    *,
+    advance: Callable[[float, str], None] | None = None,
+) -> AdapterReport:
+    """Merge LoRA adapters of one model into one.
+
+    Args:
+        config: a merge configuration whose models are adapter folders. Every method on task vectors
+            will do; the base is zero, as an adapter is a task vector already. An adapter that does
+            not change a tensor counts there with a change of zero.
+        out: the folder to make; it must not exist, or be empty.
+        settings: what is written.
+        advance: told of each tensor that is done.
+
+    Returns:
+        What is kept of each merged change; it stands in report.json too.
+
+    Raises:
+        ConfigError: the configuration has what adapters have not, or the method needs more.
+        MergeError: adapters differ in shapes, or cannot be written as one.
+        CheckpointError: an adapter cannot be read.
+    """
+    refuse_taken(out)
+    method, inputs = _check(config)
+    adapters = [_open(item.model) for item in inputs]
+    names = list(dict.fromkeys(name for adapter in adapters for name in adapter.parts))
+    shapes = {name: _shape(adapters, name) for name in names}
+    bases = {str(a.settings.get("base_model_name_or_path")) for a in adapters}
+    report = AdapterReport(
+        {
+            "made_by": "toolkit adapter merge",
+            "merge": config.model_dump(mode="json", exclude_none=True),
+            "bases": sorted(bases),
+            "rank": settings.rank,
+            "energy": settings.energy,
+            "seed": settings.seed,
+            "dtype": settings.dtype,
+        }
+    )
+    layout = Layout(names)
+    embeddings = [name for name in names if _is_embedding(adapters, name)]
+    with appearing(out) as work:
+        with AdapterWriter(work, names, embeddings=embeddings) as writer:
+            for name in names:
+                task = _task(config, method, inputs, name, shapes[name], layout)
+                fit = _merge(method, task, adapters, settings)
+                if fit.factors.rank:
+                    writer.add_factors(name, fit.factors)
+                    row = (name, shapes[name], fit.factors.rank, fit.norm, fit.error)
+                    report.layers.append(LayerRow.of(*row))
+                if advance is not None:
+                    advance(1, name)
+            first = adapters[0].settings
+            writer.finish(
+                base=first.get("base_model_name_or_path"),
+                revision=first.get("revision"),
+                is_causal=first.get("task_type") == "CAUSAL_LM",
+                turned=bool(first.get("fan_in_fan_out")),
+            )
+        report.sort()
+        report.write(work)
+    return report
+
+
+def _check(config: MergeConfig) -> tuple[Method, Sequence[InputModel]]:
+    for key in _FOREIGN:
+        if getattr(config, key):
+            raise ConfigError(f"{key}: adapters have none; leave it out.")
+    method = get_method(config.merge_method)
+    check_parameters(config, method)
+    if method.name not in _SUMS and not (method.needs_base and "weight" in method.parameters):
+        raise ConfigError(
+            f"merge_method: {method.name} merges weights, and adapters are changes of weights; "
+            "take linear, or a method on task vectors such as ties or dare_ties."
+        )
+    if method.needs_place or method.needs_thresholds:
+        raise ConfigError(
+            f"merge_method: {method.name} looks at whole models; merge the adapters into their "
+            "model with toolkit merge run (path+adapter), and extract one from the result."
+        )
+    if not config.models:
+        raise ConfigError("models: name the adapter folders to merge.")
+    return method, config.models
+
+
+def _open(name: str) -> AdapterFolder:
+    folder = find_folder(parse_reference(name).model)
+    adapter = open_adapter(folder)
+    again = (
+        "merge it into its model (toolkit merge run, path+adapter) and extract an adapter from "
+        "the result."
+    )
+    for tensor, found in adapter.parts.items():
+        if "lora_magnitude_vector" in found:
+            raise MergeError(
+                f"{adapter.file}: is a DoRA (at {tensor}), whose change depends on the model; "
+                + again
+            )
+    if adapter.saved:
+        tensor = next(iter(adapter.saved))
+        raise MergeError(
+            f"{adapter.file}: stores {tensor} whole, which is no change to merge; " + again
+        )
+    return adapter
+
+
+def _factors(adapter: AdapterFolder, name: str) -> Factors:
+    """Of peft's change before its scale, float32: B `[M, r]`, A `[r, N]`."""
+    found = adapter.parts[name]
+    kind = "lora_embedding" if "lora_embedding_A" in found else "lora"
+    a, b = (adapter.tensors.tensor(found[f"{kind}_{part}"]).float() for part in "AB")
+    if a.dim() != 2 or b.dim() != 2:
+        raise MergeError(
+            f"{adapter.file}: the change to {name} is a convolution's, which is not supported."
+        )
+    return Factors(b, a)
+
+
+def _shape(adapters: Sequence[AdapterFolder], name: str) -> tuple[int, ...]:
+    """Of the change to one tensor; all adapters must agree on it, and on how it is written."""
+    having = [adapter for adapter in adapters if name in adapter.parts]
+    shapes: list[tuple[int, ...]] = []
+    for adapter in having:
+        factors = _factors(adapter, name)
+        shapes.append((int(factors.b.shape[0]), int(factors.a.shape[1])))
+    for adapter, shape in zip(having, shapes, strict=True):
+        if shape != shapes[0]:
+            raise MergeError(
+                f"{name}: {having[0].folder} changes {list(shapes[0])} and {adapter.folder} "
+                f"{list(shape)}; adapters must be of one model."
+            )
+        if adapter.is_turned(name) != having[0].is_turned(name):
+            raise MergeError(
+                f"{name}: {having[0].folder} and {adapter.folder} differ in fan_in_fan_out; "
+                "adapters must be of one model."
+            )
+    return shapes[0]
+
+
+def _is_embedding(adapters: Sequence[AdapterFolder], name: str) -> bool:
+    return any("lora_embedding_A" in item.parts[name] for item in adapters if name in item.parts)
+
+
+def _task(
+    config: MergeConfig,
+    method: Method,
+    inputs: Sequence[InputModel],
+    name: str,
+    shape: tuple[int, ...],
+    layout: Layout,
+) -> TensorTask:
+    place = layout.find(name)
+    num_layers = layout.stacks[place[0]] if place is not None else 0
+    t = place[1] / (num_layers - 1) if place is not None and num_layers > 1 else 0.0
+    values: dict[str, Any] = {}
+    for parameter in method.parameters.values():
+        keyword = parameter.name + ("_" if parameter.name == "lambda" else "")
+        if parameter.per_model:
+            values[keyword] = tuple(
+                resolve(parameter, [item.parameters, config.parameters], name, t, item.model)
+                for item in inputs
+            )
+        else:
+            values[keyword] = resolve(parameter, [config.parameters], name, t)
+    at = Place(name, place[1] if place is not None else None, num_layers)
+    return TensorTask(name, shape, (), None, values, at)
+
+
+def _merge(
+    method: Method,
+    task: TensorTask,
+    adapters: Sequence[AdapterFolder],
+    settings: AdapterMergeSettings,
+) -> Fit:
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    known = {n: _factors(a, task.name) for n, a in enumerate(adapters) if task.name in a.parts}
+    scales = {n: adapters[n].scale(task.name) for n in known}
+    if method.name in _SUMS:
+        weights = _weights(task.parameters)
+        terms = [(weights[n] * scales[n], factors) for n, factors in known.items()]
+        return fit_sum(terms, settings.rank, energy=settings.energy, dtype=dtype)
+    changes = [
+        scales[n] * (known[n].b @ known[n].a) if n in known else torch.zeros(task.shape)
+        for n in range(len(adapters))
+    ]
+    zero: Tensor = torch.zeros(task.shape)
+    merged = compute_tensor(
+        method, task, changes, zero, seed=settings.seed, dtype=torch.float32
+    )  # fmt: skip
+    rank = settings.rank or max(factors.rank for factors in known.values())
+    seed = stream_key(settings.seed, task.name, len(adapters))
+    if not bool(merged.any()):
+        return fit_sum([(0.0, next(iter(known.values())))], None, dtype=dtype)
+    return fit_dense(merged, rank, seed=seed, energy=settings.energy, dtype=dtype)
+
+
+def _weights(parameters: Mapping[str, Any]) -> list[float]:
+    """The factor of each adapter in a weighted sum.
+
+    >>> _weights({"weight": (1.0, 3.0), "normalize": True})
+    [0.25, 0.75]
+    """
+    weight = [float(value) for value in parameters["weight"]]
+    total = weight_total(weight) if parameters.get("normalize") else 1.0
+    return [float(parameters.get("lambda_", 1.0)) * value / total for value in weight]
