@@ -5,13 +5,13 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge publish checks test bench clean
+.PHONY: help setup data cpt merge publish checks test bench bench-merge clean
 
 help:
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
 	@echo "make publish DOMAIN=finance REPO=org/name"
-	@echo "make setup | checks | test | bench | clean"
+	@echo "make setup | checks | test | bench | bench-merge | clean"
 
 setup: $(STAMP)
 
@@ -48,6 +48,11 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	@$(VENV)/bin/python benchmarks/loss.py
+
+# Both engines on the same models; half an hour on 2 cores, as mergekit takes minutes for some.
+bench-merge: $(STAMP)
+	@$(VENV)/bin/python benchmarks/merge.py --millions 660 --runs 3
+	@$(VENV)/bin/python benchmarks/merge.py --scaling 110,660,1100,3000 --runs 3
 
 # Environment and caches; runs/ holds your models and stays.
 clean:

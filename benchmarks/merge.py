@@ -33,6 +33,9 @@ SIZES = {  # millions: hidden, intermediate, layers, heads
     3000: (3072, 8192, 24, 24),
 }
 VOCABULARY = 32000
+METHODS = (
+    "linear", "task_arithmetic", "slerp", "nuslerp", "ties", "dare_ties", "della", "breadcrumbs"
+)  # fmt: skip
 
 
 def make_models(folder: Path, millions: int) -> list[Path]:
@@ -105,8 +108,18 @@ def configuration(method: str, base: Path, a: Path, b: Path) -> dict[str, Any]:
     return {**data, "models": weights}
 
 
+def settle() -> None:
+    """Wait until the system has taken back what the last run freed.
+
+    A virtual machine gives free pages to its host after a second or two, and getting them again is
+    slow. Without a pause whoever runs right after a deletion writes up to five times as fast.
+    """
+    time.sleep(4.0)
+
+
 def measure(command: Sequence[str]) -> tuple[float, float]:
     """Seconds of a whole command, and its peak private memory in megabytes."""
+    settle()
     peak = 0.0
     began = time.perf_counter()
     process = subprocess.Popen(
@@ -137,6 +150,7 @@ def measure(command: Sequence[str]) -> tuple[float, float]:
 
 def copy(inputs: Sequence[Path], target: Path) -> float:
     """Seconds to read all input weights and write as many bytes as a merge does."""
+    settle()
     began = time.perf_counter()
     for path in inputs[1:]:
         with (path / "model.safetensors").open("rb", buffering=0) as file:
@@ -148,14 +162,42 @@ def copy(inputs: Sequence[Path], target: Path) -> float:
     return time.perf_counter() - began
 
 
+def scaling(sizes: Sequence[int], runs: int) -> None:
+    """TIES at several sizes: seconds for each gigabyte read, and memory."""
+    toolkit = Path(sys.executable).parent / "toolkit"
+    print("| parameters | GB read | s | s / GB | peak private MB |")
+    print("|---|---|---|---|---|", flush=True)
+    for millions in sizes:
+        with tempfile.TemporaryDirectory(prefix="bench-merge-") as name:
+            folder = Path(name)
+            models = make_models(folder, millions)
+            config = folder / "ties.yml"
+            config.write_text(yaml.safe_dump(configuration("ties", *models)))
+            read = sum((model / "model.safetensors").stat().st_size for model in models) / 1e9
+            rows = []
+            for _ in range(runs):
+                rows.append(measure([str(toolkit), "merge", "run", str(config), str(folder / "o")]))
+                shutil.rmtree(folder / "o")
+            seconds, memory = (statistics.median(column) for column in zip(*rows, strict=True))
+            print(
+                f"| {millions}M | {read:.2f} | {seconds:.2f} | {seconds / read:.2f} | "
+                f"{memory:.0f} |",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--millions", type=int, default=660, choices=SIZES)
-    parser.add_argument("--methods", default="linear,task_arithmetic,slerp,ties")
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--without-mergekit", action="store_true")
+    parser.add_argument("--scaling", default="", help="sizes in millions: TIES of each, ours alone")
     options = parser.parse_args()
     tools = Path(sys.executable).parent
+    if options.scaling:
+        scaling([int(size) for size in options.scaling.split(",")], options.runs)
+        return
     with tempfile.TemporaryDirectory(prefix="bench-merge-") as name:
         folder = Path(name)
         base, a, b = make_models(folder, options.millions)

@@ -21,6 +21,9 @@ from toolkit.manifest import write_json
 SHARD_BYTES = 5_000_000_000
 """Size above which a new shard begins, as on the hubs."""
 
+_MOST_WAITING = 4
+"""Blocks that wait for a thread which is writing already; they are held in memory."""
+
 
 @dataclass(frozen=True)
 class PlannedTensor:
@@ -44,6 +47,13 @@ class _Place:
     start: int
     num_bytes: int
     written: int = 0
+
+
+@dataclass(frozen=True)
+class _Piece:
+    place: _Place
+    offset: int
+    view: memoryview
 
 
 class ShardWriter:
@@ -74,6 +84,8 @@ class ShardWriter:
         self._places: dict[str, _Place] = {}
         self._descriptors: list[int] = []
         self._lock = threading.Lock()
+        self._is_writing = False
+        self._waiting: list[_Piece] = []
         self._lay_out(list(tensors), shard_bytes)
 
     def _lay_out(self, tensors: list[PlannedTensor], shard_bytes: int) -> None:
@@ -123,17 +135,36 @@ class ShardWriter:
         Args:
             name: of the tensor.
             offset: first byte within the tensor.
-            data: contiguous bytes.
+            data: contiguous bytes, which nobody changes afterwards. A thread that comes while
+                another is writing leaves them to that one: the system lets one write to a file at
+                a time, and has the others spin.
         """
         place = self._places[name]
         view = memoryview(data).cast("B")
         if offset + len(view) > place.num_bytes:
             raise ValueError(f"{name}: {offset + len(view)} bytes, but {place.num_bytes} planned")
-        done = 0
-        while done < len(view):
-            done += os.pwrite(place.descriptor, view[done:], place.start + offset + done)
+        piece = _Piece(place, offset, view)
         with self._lock:
-            place.written += len(view)
+            if self._is_writing and len(self._waiting) < _MOST_WAITING:
+                self._waiting.append(piece)
+                return
+            is_first, self._is_writing = not self._is_writing, True
+        self._put(piece)
+        while is_first:
+            with self._lock:
+                if not self._waiting:
+                    self._is_writing = False
+                    return
+                piece = self._waiting.pop(0)
+            self._put(piece)
+
+    def _put(self, piece: _Piece) -> None:
+        place, done = piece.place, 0
+        while done < len(piece.view):
+            begin = place.start + piece.offset + done
+            done += os.pwrite(place.descriptor, piece.view[done:], begin)
+        with self._lock:
+            place.written += len(piece.view)
 
     def close(self) -> None:
         """Check that every byte was written.
