@@ -16,8 +16,8 @@ from toolkit.merge.compute import engine_of, run_task
 from toolkit.merge.definition import compute_tensor
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
-from toolkit.merge.plan import Source, TensorTask
 from toolkit.merge.registry import Place, get_method
+from toolkit.merge.task import Source, TensorTask
 
 
 def inputs(shape: tuple[int, ...], count: int, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:

@@ -68,6 +68,8 @@ def test_buffers_are_told_from_biases():
 def test_quantised_models_are_refused():
     with pytest.raises(MergeError, match=r"m: is quantised \(gptq\)"):
         ModelView("m", {}, {"quantization_config": {"quant_method": "gptq"}})
+    with pytest.raises(MergeError, match=r"m: is quantised, as a\.weight_scale_inv says"):
+        ModelView("m", {"a.weight": (4, 4), "a.weight_scale_inv": (1, 1)}, {})
 
 
 def test_what_stands_for_a_missing_head():

@@ -11,7 +11,8 @@ import pytest
 from toolkit.errors import ConfigError, MergeError
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.layers import Shapes
-from toolkit.merge.plan import MergePlan, Source, TensorTask, plan_merge
+from toolkit.merge.plan import MergePlan, plan_merge
+from toolkit.merge.task import Source, TensorTask
 
 
 def llama(

@@ -26,9 +26,9 @@ from toolkit.merge.kernels.stream import stream_key
 from toolkit.merge.layers import Layout
 from toolkit.merge.methods.checks import weight_total
 from toolkit.merge.parameters import check_parameters, resolve
-from toolkit.merge.plan import TensorTask
 from toolkit.merge.references import find_folder, parse_reference
 from toolkit.merge.registry import Method, Place, get_method
+from toolkit.merge.task import TensorTask
 
 _SUMS = ("linear", "task_arithmetic")
 """Methods that are weighted sums, so that factors are enough and the sum is exact."""

@@ -22,8 +22,8 @@ from toolkit.merge.kernels.rows import RowReader
 from toolkit.merge.kernels.sizes import NON_FINITE
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
-from toolkit.merge.plan import TensorTask
 from toolkit.merge.registry import Method
+from toolkit.merge.task import TensorTask
 
 Put = Callable[[int, memoryview], None]
 """`put(start, data)`: takes merged entries, from entry `start` on; called from several threads."""

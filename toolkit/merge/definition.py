@@ -8,8 +8,8 @@ from toolkit.checkpoint.write import tensor_bytes
 from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.kernels.stream import EntryStream
 from toolkit.merge.kernels.workers import Workers
-from toolkit.merge.plan import TensorTask
 from toolkit.merge.registry import Method
+from toolkit.merge.task import TensorTask
 
 
 def merge_by_definition(

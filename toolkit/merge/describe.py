@@ -13,8 +13,9 @@ from toolkit.merge.kernels.thinning import MASK_BYTES
 from toolkit.merge.kernels.workers import BLOCK
 from toolkit.merge.models import Models
 from toolkit.merge.output import out_dtype
-from toolkit.merge.plan import TensorTask, plan_merge
+from toolkit.merge.plan import plan_merge
 from toolkit.merge.registry import Method
+from toolkit.merge.task import TensorTask
 from toolkit.merge.vocabulary import plan_vocabulary
 
 _START_BYTES = 200e6

@@ -13,8 +13,9 @@ from toolkit.errors import MergeError, did_you_mean
 from toolkit.manifest import write_atomically
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.models import Models
-from toolkit.merge.plan import MergePlan, Source, TensorTask
+from toolkit.merge.plan import MergePlan
 from toolkit.merge.registry import Method, Place, all_methods
+from toolkit.merge.task import Source, TensorTask
 
 
 def needs_mergekit(name: str) -> bool:

@@ -36,6 +36,11 @@ _BUFFER = re.compile(
     r"(?:^|\.)(?:inv_freq|cos_cached|sin_cached|masked_bias|position_ids|"
     r"(?:attn|attention)\.bias)$"
 )
+_SCALE = re.compile(
+    r"\.(?:weight_scale|weight_scale_inv|weight_scale_2|input_scale|qweight|qzeros)$"
+)
+"""What stands beside a weight whose stored values are not the weight itself."""
+
 _BEFORE_LAYERS = re.compile(r"embed(?!_out)|wte|wpe|shared\.weight$")
 
 
@@ -105,6 +110,11 @@ class ModelView:
             raise MergeError(
                 f"{name}: is quantised ({method or 'see quantization_config in its config.json'}); "
                 "load it with dequantize=True, save it in bfloat16, and merge that."
+            )
+        if scale := next((tensor for tensor in shapes if _SCALE.search(tensor)), None):
+            raise MergeError(
+                f"{name}: is quantised, as {scale} says; load it with dequantize=True, save it in "
+                "bfloat16, and merge that."
             )
         self.name = name
         self.shapes = shapes

@@ -12,8 +12,8 @@ from toolkit.checkpoint.read import Checkpoint, Entries, open_checkpoint
 from toolkit.errors import MergeError
 from toolkit.lazy_torch import Tensor
 from toolkit.merge.layers import Shapes
-from toolkit.merge.plan import Source
 from toolkit.merge.references import find_folder, parse_reference
+from toolkit.merge.task import Source
 from toolkit.merge.tokens import read_tokens
 
 

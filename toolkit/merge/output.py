@@ -12,7 +12,8 @@ from toolkit.errors import MergeError
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.layers import Layout, layer_counts, layer_keys
 from toolkit.merge.models import Models
-from toolkit.merge.plan import MergePlan, Origin, TensorTask
+from toolkit.merge.plan import MergePlan, Origin
+from toolkit.merge.task import TensorTask
 
 _STORED = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 _PER_LAYER = re.compile(r"layer|type|block|pattern")

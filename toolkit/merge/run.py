@@ -19,7 +19,8 @@ from toolkit.merge.fallback import merge_by_mergekit, needs_mergekit
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
 from toolkit.merge.output import merged_config, out_dtype
-from toolkit.merge.plan import MergePlan, TensorTask, plan_merge
+from toolkit.merge.plan import MergePlan, plan_merge
+from toolkit.merge.task import TensorTask
 from toolkit.merge.thresholds import with_thresholds
 from toolkit.merge.tokenizer import check_tokenizer, write_tokenizer
 from toolkit.merge.vocabulary import plan_vocabulary

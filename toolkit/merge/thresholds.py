@@ -15,7 +15,8 @@ from toolkit.merge.kernels.rows import RowReader
 from toolkit.merge.kernels.sizes import HALVES
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
-from toolkit.merge.plan import MergePlan, TensorTask
+from toolkit.merge.plan import MergePlan
+from toolkit.merge.task import TensorTask
 
 
 def with_thresholds(plan: MergePlan, models: Models, workers: Workers) -> MergePlan:

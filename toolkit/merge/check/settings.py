@@ -13,7 +13,8 @@ from toolkit.merge.check.survey import Survey
 from toolkit.merge.definition import compute_tensor
 from toolkit.merge.methods.checks import ZERO_WEIGHT
 from toolkit.merge.parameters import Places, setting_filters
-from toolkit.merge.plan import MergePlan, TensorTask
+from toolkit.merge.plan import MergePlan
+from toolkit.merge.task import TensorTask
 
 _TRIMMING = {"ties", "ties_global", "breadcrumbs", "breadcrumbs_ties"}
 _DROPPING = {"dare_linear", "dare_ties", "della", "della_linear"}

@@ -15,7 +15,7 @@ from toolkit.merge.diagnosis.sums import Sums, sum_tensor, zero_rows
 from toolkit.merge.diagnosis.trimming import Trimmed, trimmed_by
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.layers import is_before_layers, is_vocabulary
-from toolkit.merge.plan import TensorTask
+from toolkit.merge.task import TensorTask
 
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
 

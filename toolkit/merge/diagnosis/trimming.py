@@ -12,7 +12,8 @@ from toolkit.merge.kernels.ranks import kth_smallest
 from toolkit.merge.kernels.rows import RowReader, as_float32
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
-from toolkit.merge.plan import MergePlan, TensorTask
+from toolkit.merge.plan import MergePlan
+from toolkit.merge.task import TensorTask
 
 BY_MAGNITUDE = {"ties", "ties_global", "breadcrumbs", "breadcrumbs_ties"}
 """Methods whose trimming can be told from their inputs."""

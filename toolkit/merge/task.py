@@ -1,0 +1,58 @@
+"""One tensor of a merge: what it is made of, and how."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.merge.registry import Place
+
+
+@dataclass(frozen=True)
+class Source:
+    """One tensor of one model."""
+
+    model: str
+    tensor: str
+
+
+@dataclass(frozen=True)
+class TensorTask:
+    """One tensor to be made.
+
+    Attributes:
+        name: of the merged tensor.
+        shape: of it and of all its sources.
+        sources: tuned tensors, in file order.
+        base: of the base model, for methods that take one.
+        parameters: keyword arguments of the method, per-model ones as tuples in source order.
+        place: where in the merged network it stands.
+        thresholds: magnitudes found over whole models, for methods that trim by them.
+        is_copied: never trained, so taken as it is from the base or the first model.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[Source, ...]
+    base: Source | None
+    parameters: Mapping[str, Any]
+    place: Place
+    thresholds: tuple[float, ...] | None = None
+    is_copied: bool = False
+
+    @property
+    def inputs(self) -> tuple[Source, ...]:
+        """All that is read: the tuned tensors, then the base where there is one."""
+        return self.sources if self.base is None else (*self.sources, self.base)
+
+    @property
+    def leader(self) -> Source:
+        """The base where there is one, else the first model: its type and config count."""
+        return self.base or self.sources[0]
+
+    @property
+    def size(self) -> int:
+        """Entries of the merged tensor."""
+        return math.prod(self.shape)
