@@ -5,7 +5,8 @@ Deliberate deviations from mergekit 0.1.5, each held by a test in `tests/merge/`
 - Unknown keys and unknown parameters are errors; mergekit passes over them.
 - Arithmetic is float32 whatever `dtype` says, and the result is cast once; under mergekit
   `dtype: bfloat16` means arithmetic in bfloat16.
-- Random masks are seeded by (seed, tensor name, number of the model); mergekit's depend on the order of visiting.
+- Random masks are seeded by (seed, tensor name, number of the model); mergekit's depend on the
+  order of visiting.
 - Models are taken in file order, and the first is the leading one where there is no base model.
 - Entries tied at a trimming threshold are all kept; mergekit's sort decides among them.
 - A density above zero keeps at least one entry, values out of range are errors, and so are weights
