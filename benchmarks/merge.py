@@ -173,7 +173,8 @@ def scaling(sizes: Sequence[int], runs: int) -> None:
             models = make_models(folder, millions)
             config = folder / "ties.yml"
             config.write_text(yaml.safe_dump(configuration("ties", *models)))
-            read = sum((model / "model.safetensors").stat().st_size for model in models) / 1e9
+            files = (file for model in models for file in model.glob("*.safetensors"))
+            read = sum(file.stat().st_size for file in files) / 1e9
             rows = []
             for _ in range(runs):
                 rows.append(measure([str(toolkit), "merge", "run", str(config), str(folder / "o")]))
