@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -19,6 +19,9 @@ from tests.merge.test_oracle import both
 from toolkit.errors import ConfigError, MergeError
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.describe import describe_merge
+from toolkit.merge.diagnosis.measure import measure
+from toolkit.merge.diagnosis.subjects import open_subjects
+from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.run import run_merge
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -210,6 +213,31 @@ def test_what_cannot_be_is_said(
         merge(linear(pair, **changes), tmp_path / "out")
     assert words in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_file_to_blame_is_that_of_the_model_a_row_was_taken_from(
+    pair: tuple[Path, Path], tmp_path: Path
+):
+    file = pair[1] / "model.safetensors"
+    state = load_file(file)
+    state[EMBEDDING][ids(pair[1])["<|call|>"]] = torch.nan
+    save_file(state, file, metadata={"format": "pt"})
+    with pytest.raises(MergeError, match=r"NaN or infinity in .*second/model\.safetensors"):
+        merge(linear(pair, tokenizer_source="union"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_diagnosis_compares_rows_by_token(pair: tuple[Path, Path], tmp_path: Path):
+    merge(linear(pair, tokenizer_source="union"), tmp_path / "out")
+    workers = Workers(1)
+    try:
+        subjects = open_subjects(tmp_path / "out", (), None, workers)
+        measured = measure(subjects, workers)
+    finally:
+        workers.close()
+    assert subjects.note is None
+    assert not measured.left_out
+    assert (None, 0, "embedding") in measured.groups
 
 
 def test_a_token_without_a_row_is_said(pair: tuple[Path, Path], tmp_path: Path):

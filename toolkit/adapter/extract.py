@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from toolkit.adapter.folder import AdapterWriter
+from toolkit.adapter.folder import AdapterWriter, check_written
 from toolkit.adapter.lowrank import fit_dense, frobenius
 from toolkit.adapter.report import AdapterReport, LayerRow, OtherRow, by_layer
 from toolkit.checkpoint.appear import appearing, refuse_taken
@@ -21,8 +21,6 @@ from toolkit.merge.kernels.stream import stream_key
 from toolkit.merge.layers import is_buffer
 from toolkit.merge.models import Models
 from toolkit.merge.references import find_folder, parse_reference
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,7 @@ class ExtractSettings:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"rank: must be at least 1 (got {self.rank}).")
-        if self.energy is not None and not 0.0 < self.energy <= 1.0:
-            raise ConfigError(f"energy: must be above 0 and at most 1 (got {self.energy:g}).")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype: must be one of {', '.join(DTYPES)} (got {self.dtype!r}).")
+        check_written(self.rank, self.energy, self.dtype)
         for pattern in (*self.include, *self.exclude):
             try:
                 re.compile(pattern)

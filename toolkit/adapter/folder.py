@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from toolkit.adapter.lowrank import Factors
 from toolkit.checkpoint.append import AppendWriter
 from toolkit.checkpoint.lora import PREFIX, SETTINGS_FILE, WEIGHTS_FILE
-from toolkit.errors import MergeError
+from toolkit.errors import ConfigError, MergeError
 from toolkit.lazy_torch import Tensor
 from toolkit.manifest import write_json
 
+DTYPES = ("float32", "bfloat16", "float16")
 
-class AdapterWriter:
+
+def check_written(rank: int | None, energy: float | None, dtype: str) -> None:
+    """Refuse settings of what is written that cannot be.
+
+    Raises:
+        ConfigError: names the setting, its value and what it may be.
+    """
+    if rank is not None and rank < 1:
+        raise ConfigError(f"rank: must be at least 1 (got {rank}).")
+    if energy is not None and not 0.0 < energy <= 1.0:
+        raise ConfigError(f"energy: must be above 0 and at most 1 (got {energy:g}).")
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype: must be one of {', '.join(DTYPES)} (got {dtype!r}).")
+
+
+class AdapterWriter(AppendWriter):
     """Writes factors and whole tensors as they come; the settings follow from what was written.
 
     Use as a context manager, and call `finish` at its end.
@@ -37,15 +52,15 @@ class AdapterWriter:
         self.folder = folder
         self._embeddings = set(embeddings)
         names = [key for name in factored for key in self._keys(name)]
-        self._file = AppendWriter(folder / WEIGHTS_FILE, [*names, *(PREFIX + n for n in saved)])
+        super().__init__(folder / WEIGHTS_FILE, [*names, *(PREFIX + n for n in saved)])
         self._ranks: dict[str, int] = {}
         self._saved: list[str] = []
 
     def add_factors(self, name: str, factors: Factors) -> None:
         """Store the change of one of the model's tensors; its scale will be 1."""
         key_a, key_b = self._keys(name)
-        self._file.append(key_a, factors.a)
-        self._file.append(key_b, factors.b)
+        self.append(key_a, factors.a)
+        self.append(key_b, factors.b)
         self._ranks[name.removesuffix(".weight")] = factors.rank
 
     def add_saved(self, name: str, tensor: Tensor, *, key: str | None = None) -> None:
@@ -56,7 +71,7 @@ class AdapterWriter:
             tensor: in the type that it is to have.
             key: peft's name, where it is not the usual one.
         """
-        self._file.append(key or PREFIX + name, tensor)
+        self.append(key or PREFIX + name, tensor)
         if key is None:
             self._saved.append(name.rpartition(".")[0])
 
@@ -119,18 +134,6 @@ class AdapterWriter:
         if name in self._embeddings:
             return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
         return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
-
-    def __enter__(self) -> AdapterWriter:
-        self._file.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._file.__exit__(kind, error, traceback)
 
 
 def _short_targets(names: Sequence[str], everything: Sequence[str] | None) -> list[str]:

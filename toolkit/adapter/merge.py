@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.adapter.extract import DTYPES
-from toolkit.adapter.folder import AdapterWriter
+from toolkit.adapter.folder import AdapterWriter, check_written
 from toolkit.adapter.lowrank import Factors, Fit, fit_dense, fit_sum
 from toolkit.adapter.report import AdapterReport, LayerRow
 from toolkit.checkpoint.appear import appearing, refuse_taken
@@ -25,7 +24,7 @@ from toolkit.merge.definition import compute_tensor
 from toolkit.merge.kernels.stream import stream_key
 from toolkit.merge.layers import Layout
 from toolkit.merge.methods.checks import weight_total
-from toolkit.merge.parameters import check_parameters, resolve
+from toolkit.merge.parameters import check_parameters, resolve_all
 from toolkit.merge.references import find_folder, parse_reference
 from toolkit.merge.registry import Method, Place, get_method
 from toolkit.merge.task import TensorTask
@@ -54,12 +53,7 @@ class AdapterMergeSettings:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.rank is not None and self.rank < 1:
-            raise ConfigError(f"rank: must be at least 1 (got {self.rank}).")
-        if self.energy is not None and not 0.0 < self.energy <= 1.0:
-            raise ConfigError(f"energy: must be above 0 and at most 1 (got {self.energy:g}).")
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"dtype: must be one of {', '.join(DTYPES)} (got {self.dtype!r}).")
+        check_written(self.rank, self.energy, self.dtype)
 
 
 def merge_adapters(
@@ -173,13 +167,7 @@ def _open(name: str) -> AdapterFolder:
 
 def _factors(adapter: AdapterFolder, name: str) -> Factors:
     """Of peft's change before its scale, float32: B `[M, r]`, A `[r, N]`."""
-    found = adapter.parts[name]
-    kind = "lora_embedding" if "lora_embedding_A" in found else "lora"
-    a, b = (adapter.tensors.tensor(found[f"{kind}_{part}"]).float() for part in "AB")
-    if a.dim() != 2 or b.dim() != 2:
-        raise MergeError(
-            f"{adapter.file}: the change to {name} is a convolution's, which is not supported."
-        )
+    a, b = (adapter.tensors.tensor(own).float() for own in adapter.factor_names(name))
     return Factors(b, a)
 
 
@@ -188,8 +176,12 @@ def _shape(adapters: Sequence[AdapterFolder], name: str) -> tuple[int, ...]:
     having = [adapter for adapter in adapters if name in adapter.parts]
     shapes: list[tuple[int, ...]] = []
     for adapter in having:
-        factors = _factors(adapter, name)
-        shapes.append((int(factors.b.shape[0]), int(factors.a.shape[1])))
+        a, b = (adapter.tensors.info(own).shape for own in adapter.factor_names(name))
+        if len(a) != 2 or len(b) != 2:
+            raise MergeError(
+                f"{adapter.file}: the change to {name} is a convolution's, which is not supported."
+            )
+        shapes.append((b[0], a[1]))
     for adapter, shape in zip(having, shapes, strict=True):
         if shape != shapes[0]:
             raise MergeError(
@@ -219,16 +211,8 @@ def _task(
     place = layout.find(name)
     num_layers = layout.stacks[place[0]] if place is not None else 0
     t = place[1] / (num_layers - 1) if place is not None and num_layers > 1 else 0.0
-    values: dict[str, Any] = {}
-    for parameter in method.parameters.values():
-        keyword = parameter.name + ("_" if parameter.name == "lambda" else "")
-        if parameter.per_model:
-            values[keyword] = tuple(
-                resolve(parameter, [item.parameters, config.parameters], name, t, item.model)
-                for item in inputs
-            )
-        else:
-            values[keyword] = resolve(parameter, [config.parameters], name, t)
+    owners = [(item.model, [item.parameters, config.parameters], name) for item in inputs]
+    values = resolve_all(method, owners, [config.parameters], name, t)
     at = Place(name, place[1] if place is not None else None, num_layers)
     return TensorTask(name, shape, (), None, values, at)
 

@@ -65,19 +65,15 @@ class AdaptedCheckpoint(Checkpoint):
         if name not in self._parts:
             return stored
         read = self._adapter.tensors.tensor
-        found = {part: read(own).float() for part, own in self._parts[name].items()}
+        a, b = (read(own).float() for own in self._adapter.factor_names(name))
         weight = stored.float()
-        if "lora_embedding_A" in found:
-            a, b = found["lora_embedding_A"], found["lora_embedding_B"]
-        else:
-            a, b = found["lora_A"], found["lora_B"]
         change = b.flatten(1) @ a.flatten(1)
         turned = self._adapter.is_turned(name)
         change = (change.T if turned else change).reshape(weight.shape)
         weight = weight + self._adapter.scale(name) * change
-        if "lora_magnitude_vector" in found:
+        if (own := self._parts[name].get("lora_magnitude_vector")) is not None:
             rows = weight.T if turned else weight
-            rows = rows * (found["lora_magnitude_vector"] / torch.linalg.norm(rows, dim=1))[:, None]
+            rows = rows * (read(own).float() / torch.linalg.norm(rows, dim=1))[:, None]
             weight = rows.T if turned else rows
         return weight.to(stored.dtype).contiguous()
 
@@ -129,16 +125,15 @@ def check_parts(adapter: AdapterFolder, name: str, model: Checkpoint) -> None:
     Raises:
         CheckpointError: names the tensor and all shapes.
     """
-    found = {part: adapter.tensors.info(own) for part, own in adapter.parts[name].items()}
-    kind = "lora_embedding" if "lora_embedding_A" in found else "lora"
-    a, b = found[f"{kind}_A"].shape, found[f"{kind}_B"].shape
+    a, b = (adapter.tensors.info(own).shape for own in adapter.factor_names(name))
+    found = adapter.parts[name]
     shape = model.info(name).shape
     if math.prod(shape) != b[0] * math.prod(a[1:]) or not {b[0], a[1]} <= set(shape):
         raise CheckpointError(
             f"{adapter.file}: {name} is {list(shape)} in {model.folder}, but the adapter's parts "
             f"are {list(a)} and {list(b)}; give the model that the adapter was trained on."
         )
-    if "lora_magnitude_vector" in found and (kind == "lora_embedding" or len(shape) != 2):
+    if "lora_magnitude_vector" in found and ("lora_embedding_A" in found or len(shape) != 2):
         raise CheckpointError(
             f"{adapter.file}: DoRA of {name} is not supported; merge it with peft."
         )

@@ -12,13 +12,18 @@ from pathlib import Path
 from toolkit.errors import MergeError
 
 
+def is_taken(out: Path) -> bool:
+    """Whether something is there that would be written over."""
+    return out.exists() and (not out.is_dir() or any(out.iterdir()))
+
+
 def refuse_taken(out: Path) -> None:
     """Refuse to write over anything.
 
     Raises:
         MergeError: `out` is a file, or a folder that is not empty.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_taken(out):
         raise MergeError(f"{out}: exists and is not empty; give another folder or remove it.")
 
 

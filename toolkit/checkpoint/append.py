@@ -8,6 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
+from typing_extensions import Self
+
 from toolkit.checkpoint.write import dtype_name, tensor_bytes
 from toolkit.lazy_torch import Tensor
 
@@ -47,7 +49,7 @@ class AppendWriter:
         self._file.write(data)
         self._end += len(data)
 
-    def __enter__(self) -> AppendWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -65,10 +65,15 @@ class AdapterFolder:
         """Whether the model's tensor is the transpose of `B A`: embeddings, and GPT-2's layers."""
         return "lora_embedding_A" in self.parts[name] or bool(self.settings.get("fan_in_fan_out"))
 
+    def factor_names(self, name: str) -> tuple[str, str]:
+        """The adapter's names of A and B for one of the model's tensors."""
+        found = self.parts[name]
+        kind = "lora_embedding" if "lora_embedding_A" in found else "lora"
+        return found[f"{kind}_A"], found[f"{kind}_B"]
+
     def scale(self, name: str) -> float:
         """What `B A` is multiplied with for one of the model's tensors."""
-        found = self.parts[name]
-        rank = self.tensors.info(found.get("lora_embedding_A") or found["lora_A"]).shape[0]
+        rank = self.tensors.info(self.factor_names(name)[0]).shape[0]
         module = name.removesuffix(".weight")
         alpha = float(self.settings.get("lora_alpha", rank))
         for pattern, value in (self.settings.get("alpha_pattern") or {}).items():

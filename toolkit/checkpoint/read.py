@@ -146,6 +146,10 @@ class Checkpoint:
         flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=info.start)
         return flat.view(info.shape)
 
+    def damaged_file(self, name: str) -> Path:
+        """The file to blame for a tensor with entries that are not finite."""
+        return self.info(name).file
+
     def give_back(self, name: str) -> None:
         """Let the system drop a tensor's pages: they are in the file, should they be needed."""
         info = self.info(name)

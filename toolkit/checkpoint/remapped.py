@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,14 +126,14 @@ class RemappedCheckpoint(Checkpoint):
         for checkpoint, own in filter(None, self._remapped[name].donors):
             checkpoint.give_back(own)
 
-    def culprit(self, name: str) -> tuple[Checkpoint, str] | None:
-        """Which donor's tensor a non-finite row was taken from; None where all are finite."""
+    def damaged_file(self, name: str) -> Path:
         if name not in self._remapped:
-            return None
-        for checkpoint, own in filter(None, self._remapped[name].donors):
+            return self._model.damaged_file(name)
+        donors = list(filter(None, self._remapped[name].donors))
+        for checkpoint, own in donors:
             if not bool(torch.isfinite(checkpoint.tensor(own).float()).all()):
-                return checkpoint, own
-        return None
+                return checkpoint.damaged_file(own)
+        return self.info(name).file
 
     def _rows(self, name: str) -> GatheredRows:
         if name not in self._gathered:

@@ -13,10 +13,9 @@ from toolkit.merge.kernels.thinning import MASK_BYTES
 from toolkit.merge.kernels.workers import BLOCK
 from toolkit.merge.models import Models
 from toolkit.merge.output import out_dtype
-from toolkit.merge.plan import plan_merge
 from toolkit.merge.registry import Method
 from toolkit.merge.task import TensorTask
-from toolkit.merge.vocabulary import plan_vocabulary
+from toolkit.merge.vocabulary import plan_with_vocabulary
 
 _START_BYTES = 200e6
 """What the interpreter and the compiled kernels take before the first tensor."""
@@ -37,11 +36,7 @@ def describe_merge(config: MergeConfig, *, device: str = "cpu") -> str:
             f"{config.merge_method}: the whole merge by mergekit's own engine, from "
             f"{', '.join(config.model_names())}"
         )
-    models = Models()
-    vocabulary = plan_vocabulary(config, models)
-    if vocabulary is not None:
-        models = vocabulary.models
-    plan = plan_merge(config, models.shapes, models.config)
+    plan, models, vocabulary = plan_with_vocabulary(config, Models())
     read = written = 0
     largest: dict[str, int] = {}
     engines: Counter[str] = Counter()

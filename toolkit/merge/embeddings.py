@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from toolkit.checkpoint.read import Checkpoint
 from toolkit.checkpoint.remapped import RemappedCheckpoint, RemappedTensor, RowMap
 from toolkit.errors import MergeError
 from toolkit.merge.layers import Layout, is_before_layers, is_vocabulary
-from toolkit.merge.output import promote
+from toolkit.merge.output import config_parts, promote, untie
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 """Ids in a config that mean the owner's tokens once the vocabulary is the owner's."""
@@ -24,7 +24,6 @@ class Embeddings:
     Args:
         name: of the model in the configuration.
         checkpoint: its tensors.
-        config: its config.json.
 
     Attributes:
         names: of the tensors, the input embedding first.
@@ -34,8 +33,7 @@ class Embeddings:
         MergeError: there is none, or embedding and head differ in rows.
     """
 
-    def __init__(self, name: str, checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
-        del config
+    def __init__(self, name: str, checkpoint: Checkpoint) -> None:
         layout = Layout(checkpoint.names)
         found = [n for n in checkpoint.names if is_vocabulary(n) and layout.find(n) is None]
         self.checkpoint = checkpoint
@@ -126,17 +124,14 @@ def remapped_config(
         owner: config of the model whose special tokens count; None for its own.
     """
     values: dict[str, Any] = json.loads(json.dumps(config))
-    parts = list(_parts(values))
+    parts = _language_parts(values)
     speaking = [part for part in parts if part.get("vocab_size") == old_rows]
     speaking = speaking or [part for part in parts if "vocab_size" in part][-1:] or parts[:1]
     for part in speaking:
         part["vocab_size"] = num_rows
     if is_untied:
-        for part in parts:
-            if "tie_word_embeddings" in part:
-                part["tie_word_embeddings"] = False
-        values["tie_word_embeddings"] = False
-    theirs = list(_parts(dict(owner))) if owner is not None else []
+        untie(values)
+    theirs = _language_parts(dict(owner)) if owner is not None else []
     for key in _SPECIAL:
         said = [part[key] for part in theirs if key in part]
         for part in parts:
@@ -147,9 +142,7 @@ def remapped_config(
     return values
 
 
-def _parts(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _language_parts(values: dict[str, Any]) -> list[dict[str, Any]]:
     """A config, and that of its language model where it has several."""
-    yield values
-    for key in ("text_config", "llm_config", "language_config"):
-        if isinstance(values.get(key), dict):
-            yield values[key]
+    wanted = ("", "text_config", "llm_config", "language_config")
+    return [part for part, path in config_parts(values) if path in wanted]

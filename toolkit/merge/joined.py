@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.errors import ConfigError, MergeError
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.layers import is_buffer
-from toolkit.merge.parameters import Scopes, resolve
+from toolkit.merge.parameters import Scopes, resolve_all
 from toolkit.merge.registry import Method, Place
 from toolkit.merge.slices import Piece, Slice, View
 from toolkit.merge.task import Source, TensorTask
@@ -119,16 +119,8 @@ class Joined:
                     f"{out}: {leader.model} is {list(shape)} but {other.model} is {list(found)}; "
                     "models must share an architecture."
                 )
-        values: dict[str, Any] = {}
-        for key, parameter in self.method.parameters.items():
-            keyword = "lambda_" if key == "lambda" else key
-            if parameter.per_model:
-                values[keyword] = tuple(
-                    resolve(parameter, self._scopes(p), self._own_name(p, name), t, p.model)
-                    for p in self.tuned
-                )
-            else:
-                values[keyword] = resolve(parameter, self._scopes(None), out, t)
+        owners = [(p.model, self._scopes(p), self._own_name(p, name)) for p in self.tuned]
+        values = resolve_all(self.method, owners, self._scopes(None), out, t)
         copied = is_buffer(name, shape)
         return TensorTask(out, shape, tuple(sources), base, values, place, is_copied=copied)
 

@@ -77,12 +77,9 @@ def merged_config(
         _count_layers(values, stack, origin, models, stacks[stack])
     values.pop("_name_or_path", None)
     if plan.has_own_head:
-        for part, _ in _parts(values):
-            if "tie_word_embeddings" in part:
-                part["tie_word_embeddings"] = False
-        values["tie_word_embeddings"] = False
+        untie(values)
     written = TORCH_NAMES[_main_dtype(plan, dtypes)]
-    for part, path in _parts(values):
+    for part, path in config_parts(values):
         if not path or "dtype" in part or "torch_dtype" in part:
             part.pop("torch_dtype", None)
             part["dtype"] = written
@@ -97,12 +94,20 @@ def _main_dtype(plan: MergePlan, dtypes: Mapping[str, str]) -> str:
     return max(sizes, key=lambda dtype: sizes[dtype], default="F32")
 
 
-def _parts(values: dict[str, Any], path: str = "") -> Iterator[tuple[dict[str, Any], str]]:
+def untie(values: dict[str, Any]) -> None:
+    """Let a config say that the head has rows of its own."""
+    for part, _ in config_parts(values):
+        if "tie_word_embeddings" in part:
+            part["tie_word_embeddings"] = False
+    values["tie_word_embeddings"] = False
+
+
+def config_parts(values: dict[str, Any], path: str = "") -> Iterator[tuple[dict[str, Any], str]]:
     """A config and the configs within it, each with the key it stands under."""
     yield values, path
     for key, value in list(values.items()):
         if key.endswith("_config") and isinstance(value, dict):
-            yield from _parts(value, f"{path}.{key}".lstrip("."))
+            yield from config_parts(value, f"{path}.{key}".lstrip("."))
 
 
 def _count_layers(
@@ -110,7 +115,7 @@ def _count_layers(
 ) -> None:
     if [layer for _, layer in origin] == list(range(num_layers)):
         return  # every layer is where it was
-    for part, path in _parts(values):
+    for part, path in config_parts(values):
         for key in layer_keys(part):
             if part[key] != num_layers or not _speaks_of(f"{path}.{key}", stack):
                 continue

@@ -87,6 +87,37 @@ def resolve(
     return default[0] if parameter.per_model else default
 
 
+def resolve_all(
+    method: Method,
+    models: Sequence[tuple[str, Scopes, str]],
+    scopes: Scopes,
+    tensor_name: str,
+    t: float,
+) -> dict[str, Any]:
+    """All parameters of a method for one tensor, as its function's keyword arguments.
+
+    Args:
+        method: whose they are.
+        models: of each tuned model its name, its scopes and its own name of the tensor.
+        scopes: of what is no model's; see `resolve`.
+        tensor_name: of the merged tensor; see `evaluate_setting`.
+        t: see `evaluate_setting`.
+
+    Raises:
+        ConfigError: as `resolve`.
+    """
+    values: dict[str, Any] = {}
+    for key, parameter in method.parameters.items():
+        keyword = "lambda_" if key == "lambda" else key
+        if parameter.per_model:
+            values[keyword] = tuple(
+                resolve(parameter, own, own_name, t, model) for model, own, own_name in models
+            )
+        else:
+            values[keyword] = resolve(parameter, scopes, tensor_name, t)
+    return values
+
+
 def _typed(parameter: Parameter, value: Any) -> Any:
     kind = parameter.type
     try:

@@ -19,11 +19,11 @@ from toolkit.merge.fallback import merge_by_mergekit, needs_mergekit
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
 from toolkit.merge.output import merged_config, out_dtype
-from toolkit.merge.plan import MergePlan, plan_merge
+from toolkit.merge.plan import MergePlan
 from toolkit.merge.task import TensorTask
 from toolkit.merge.thresholds import with_thresholds
 from toolkit.merge.tokenizer import check_tokenizer, write_tokenizer
-from toolkit.merge.vocabulary import plan_vocabulary
+from toolkit.merge.vocabulary import plan_with_vocabulary
 
 
 def run_merge(
@@ -64,10 +64,7 @@ def run_merge(
         with appearing(out) as work:
             return merge_by_mergekit(config, models, work, seed=seed, shard_bytes=shard_bytes)
     check_tokenizer(config, models)
-    vocabulary = plan_vocabulary(config, models)
-    if vocabulary is not None:
-        models = vocabulary.models
-    plan = plan_merge(config, models.shapes, models.config)
+    plan, models, vocabulary = plan_with_vocabulary(config, models)
     dtypes = {task.name: out_dtype(config, task, models) for task in plan.tasks}
     values = merged_config(config, plan, models, dtypes)
     workers = Workers(num_threads)
@@ -129,9 +126,9 @@ def _write_task(
     except NonFiniteError:
         for source in task.inputs:
             if not is_finite(models.read(source)):
-                info = models.checkpoint(source.model).info(source.tensor)
+                file = models.checkpoint(source.model).damaged_file(source.tensor)
                 raise MergeError(
-                    f"{source.tensor}: holds NaN or infinity in {info.file}; the model is damaged. "
+                    f"{source.tensor}: holds NaN or infinity in {file}; the model is damaged. "
                     "To merge all the same, allow non-finite values (--allow-non-finite)."
                 ) from None
         raise

@@ -10,7 +10,6 @@ that are the mean of all others.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from toolkit.errors import ConfigError, MergeError, did_you_mean
 from toolkit.merge.config import MergeConfig, TokenEmbedding, TokenizerSection, TokenSource
 from toolkit.merge.embeddings import Embeddings, remapped_config, remapped_model
 from toolkit.merge.models import Models
+from toolkit.merge.plan import MergePlan, plan_merge
 from toolkit.merge.tokenizer import tokenizer_owner, tokenizer_source
 from toolkit.merge.tokens import Tokens, read_tokens
 from toolkit.merge.united import NewToken, unite_tokenizers
@@ -95,6 +95,23 @@ def plan_vocabulary(config: MergeConfig, models: Models) -> Vocabulary | None:
     return None if planner.stays_as_it_is() else planner.plan()
 
 
+def plan_with_vocabulary(
+    config: MergeConfig, models: Models
+) -> tuple[MergePlan, Models, Vocabulary | None]:
+    """Plan a merge in the vocabulary that it asks for.
+
+    Returns:
+        The plan, the models that its tasks read (with their rows in order), and what becomes of the
+        vocabulary; see `plan_vocabulary`.
+
+    Raises:
+        ConfigError, MergeError: as `plan_vocabulary` and `plan_merge`.
+    """
+    vocabulary = plan_vocabulary(config, models)
+    seen = vocabulary.models if vocabulary is not None else models
+    return plan_merge(config, seen.shapes, seen.config), seen, vocabulary
+
+
 class _Planner:
     def __init__(self, config: MergeConfig, section: TokenizerSection, models: Models) -> None:
         self.config, self.section, self.models = config, section, models
@@ -103,14 +120,11 @@ class _Planner:
         self.names = config.model_names()
         named = (_model_of(entry) for entry in self.wanted.values())
         self.donors = list(dict.fromkeys([*self.names, *filter(None, named)]))
-        read = functools.cache(lambda name: read_tokens(models.tokenizer_folders(name)[-1]))
         self.tokens: dict[str, Tokens] = {
-            name: read(name) for name in dict.fromkeys([self.owner, *self.donors])
+            name: read_tokens(models.tokenizer_folders(name)[-1])
+            for name in dict.fromkeys([self.owner, *self.donors])
         }
-        self.embeddings = {
-            name: Embeddings(name, models.checkpoint(name), models.config(name))
-            for name in self.donors
-        }
+        self.embeddings = {name: Embeddings(name, models.checkpoint(name)) for name in self.donors}
 
     def stays_as_it_is(self) -> bool:
         """Whether all models have one vocabulary and as many rows, and no others are wanted."""
@@ -137,7 +151,6 @@ class _Planner:
         united = unite_tokenizers(
             self.owner, self.tokens, ids, new, carries_flags=self.section.source == "union"
         )
-        own_rows = {n: self.donors.index(n) for n in self.names}
         return Vocabulary(
             owner=self.owner,
             num_tokens=num_tokens,
@@ -145,8 +158,8 @@ class _Planner:
             old_rows={name: self.embeddings[name].num_rows for name in self.names},
             new=tuple(new),
             filled={
-                name: int((maps[name].donor[:num_tokens] != own_rows[name]).sum())
-                for name in self.names
+                name: int((maps[name].donor[:num_tokens] != number).sum())
+                for number, name in enumerate(self.names)
             },
             num_zero=num_zero,
             tokenizer=united,
@@ -223,8 +236,8 @@ class _Planner:
                 donor[ids[text]], row[ids[text]] = self._named_source(text, entry.source)
         maps = {}
         for number, name in enumerate(self.names):
-            keeps = (has[self.donors.index(name)] >= 0) & ~forced
-            own_row = has[self.donors.index(name)]
+            own_row = has[number]
+            keeps = (own_row >= 0) & ~forced
             padding = num_rows - num_tokens
             maps[name] = RowMap(
                 np.pad(np.where(keeps, number, donor), (0, padding), constant_values=PADDING)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.checkpoint.appear import is_taken
 from toolkit.checkpoint.read import item_bytes
 from toolkit.config import load_yaml
 from toolkit.errors import ConfigError, ToolkitError
@@ -133,7 +134,7 @@ def _output(
     except ToolkitError as error:
         yield from_message(str(error))
     target = (out or Path.cwd() / "out").absolute()
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out is not None and is_taken(out):
         yield Finding(
             "error", str(out), "exists and is not empty", "give another folder or remove it"
         )

@@ -12,8 +12,9 @@ from toolkit.merge.config import MergeConfig, load_merge_config
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.layers import Layout, layer_counts
 from toolkit.merge.models import Models
-from toolkit.merge.plan import MergePlan, plan_merge
+from toolkit.merge.plan import MergePlan
 from toolkit.merge.thresholds import with_thresholds
+from toolkit.merge.vocabulary import plan_with_vocabulary
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,8 @@ def open_subjects(
     plan: MergePlan | None = None
     if config is not None:
         try:
-            plan = with_thresholds(
-                plan_merge(config, models.shapes, models.config), models, workers
-            )
+            planned, models, _ = plan_with_vocabulary(config, models)
+            plan = with_thresholds(planned, models, workers)
         except ToolkitError as error:
             note = f"{merge / 'merge.yaml'} cannot be followed from this folder ({error})"
     parents = list(dict.fromkeys(against)) or (_parents(config) if plan is not None else [])

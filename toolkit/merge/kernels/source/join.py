@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.source.primitives import encode, kernel
+from toolkit.merge.kernels.source.primitives import decode, encode, kernel
 
 
 @kernel
@@ -18,6 +18,14 @@ def subtract(x: Any, base: Any, n: int) -> None:
     """`x - base`, in place."""
     for i in range(n):
         x[i] = x[i] - base[i]
+
+
+@kernel
+def read_task_vector(rows: Any, model: int, start: int, n: int, x: Any, base: Any) -> None:
+    """`n` entries of `x_m - base` from `start` on into `x`, and the base's into `base`; float32."""
+    decode(rows[model][start : start + n], x.view(np.uint32))
+    decode(rows[len(rows) - 1][start : start + n], base.view(np.uint32))
+    subtract(x, base, n)
 
 
 @kernel

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.merge.kernels.sizes import LANES, TILE
-from toolkit.merge.kernels.source.join import subtract, unite
+from toolkit.merge.kernels.source.join import read_task_vector, unite
 from toolkit.merge.kernels.source.primitives import decode, kernel, tile, tiles
 from toolkit.merge.kernels.stream import FIRST_MULTIPLIER, GAMMA, SECOND_MULTIPLIER
 
@@ -84,12 +84,9 @@ def thin_at_random(
     x, base = tile(np.float32), tile(np.float32)
     numbers, words, flags = tile(np.float32), tile(np.uint64), tile(np.uint8)
     flags[:] = np.uint8(0)
-    last = len(rows) - 1
     for at in range(0, rows[0].size, TILE):
         n = min(TILE, rows[0].size - at)
-        decode(rows[model][at : at + n], x.view(np.uint32))
-        decode(rows[last][at : at + n], base.view(np.uint32))
-        subtract(x, base, n)
+        read_task_vector(rows, model, at, n, x, base)
         draw_into(key, start + at, n, words, numbers)
         for i in range(n):
             flags[i] = np.uint8((numbers[i] < density) | (density >= np.float32(1.0)))

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from toolkit.merge.kernels.sizes import TILE
-from toolkit.merge.kernels.source.join import subtract
-from toolkit.merge.kernels.source.primitives import decode, kernel, tile
+from toolkit.merge.kernels.source.join import read_task_vector
+from toolkit.merge.kernels.source.primitives import kernel, tile
 from toolkit.merge.kernels.source.random import add_sizes, draw_into, pack
 
 BINS = TILE
@@ -144,11 +144,8 @@ def thin_by_rank(
     marks[:] = np.uint8(0)
     counts, surest, likeliest = tile(np.int32), tile(np.float32), tile(np.float32)
     scratch = (numbers, bins, marks, surely, likely, counts, surest, likeliest)
-    last = len(rows) - 1
     for at in range(0, rows[0].size, length):
-        decode(rows[model][at : at + length], x.view(np.uint32))
-        decode(rows[last][at : at + length], base.view(np.uint32))
-        subtract(x, base, length)
+        read_task_vector(rows, model, at, length, x, base)
         row = flags[at : at + length]
         if density >= np.float32(1.0):
             row[:] = np.uint8(1)

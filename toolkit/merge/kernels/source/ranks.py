@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.merge.kernels.sizes import TILE
-from toolkit.merge.kernels.source.join import subtract
+from toolkit.merge.kernels.source.join import read_task_vector, subtract
 from toolkit.merge.kernels.source.primitives import decode, kernel, tile
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -23,12 +23,9 @@ def upper_histogram(rows: Any, model: int, counts: Any) -> int:
     """Count `|x_m - base|` by the upper half of its bits into `counts` (`[65536]`)."""
     x, base = tile(np.float32), tile(np.float32)
     bits = x.view(np.uint32)
-    last = len(rows) - 1
     for start in range(0, rows[0].size, TILE):
         n = min(TILE, rows[0].size - start)
-        decode(rows[model][start : start + n], bits)
-        decode(rows[last][start : start + n], base.view(np.uint32))
-        subtract(x, base, n)
+        read_task_vector(rows, model, start, n, x, base)
         for i in range(n):
             counts[(bits[i] & _MAGNITUDE) >> _16] += 1
     return 0
@@ -39,14 +36,11 @@ def lower_histogram(rows: Any, model: int, upper: int, counts: Any) -> int:
     """Count the magnitudes with one upper half by their lower half into `counts` (`[65536]`)."""
     x, base = tile(np.float32), tile(np.float32)
     bits = x.view(np.uint32)
-    last = len(rows) - 1
     marks = tile(np.uint8)
     least = np.uint32(upper) << _16
     for start in range(0, rows[0].size, TILE):
         n = min(TILE, rows[0].size - start)
-        decode(rows[model][start : start + n], bits)
-        decode(rows[last][start : start + n], base.view(np.uint32))
-        subtract(x, base, n)
+        read_task_vector(rows, model, start, n, x, base)
         count_window(bits, n, least, np.uint32(1) << _16, marks, counts)
     return 0
 

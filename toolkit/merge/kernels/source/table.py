@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from toolkit.merge.kernels.sizes import TILE
-from toolkit.merge.kernels.source.join import subtract
-from toolkit.merge.kernels.source.primitives import decode, kernel, tile
+from toolkit.merge.kernels.source.join import read_task_vector
+from toolkit.merge.kernels.source.primitives import kernel, tile
 
 _HALF, _MAGNITUDE = np.uint32(0xFFFF), np.uint32(0x7FFFFFFF)
 _16, _6, _63, _1 = np.uint32(16), np.uint32(6), np.uint32(63), np.uint64(1)
@@ -31,12 +31,9 @@ def scatter_halves(rows: Any, model: int, starts: Any, halves: Any) -> int:
     """
     x, base = tile(np.float32), tile(np.float32)
     bits = x.view(np.uint32)
-    last = len(rows) - 1
     for start in range(0, rows[0].size, TILE):
         n = min(TILE, rows[0].size - start)
-        decode(rows[model][start : start + n], bits)
-        decode(rows[last][start : start + n], base.view(np.uint32))
-        subtract(x, base, n)
+        read_task_vector(rows, model, start, n, x, base)
         for i in range(n):
             size = bits[i] & _MAGNITUDE
             upper = size >> _16

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.merge.kernels.sizes import TILE
-from toolkit.merge.kernels.source.join import subtract, unite
+from toolkit.merge.kernels.source.join import read_task_vector, unite
 from toolkit.merge.kernels.source.primitives import decode, kernel, tile, tiles
 from toolkit.merge.kernels.source.random import add_sizes
 
@@ -62,12 +62,9 @@ def sizes_trimmed(rows: Any, model: int, least: Any, most: Any, lanes: Any) -> i
     """Add the magnitudes of a task vector, and of what trimming leaves, to `lanes`."""
     x, base = tile(np.float32), tile(np.float32)
     flags = tile(np.uint8)
-    last = len(rows) - 1
     for start in range(0, rows[0].size, TILE):
         n = min(TILE, rows[0].size - start)
-        decode(rows[model][start : start + n], x.view(np.uint32))
-        decode(rows[last][start : start + n], base.view(np.uint32))
-        subtract(x, base, n)
+        read_task_vector(rows, model, start, n, x, base)
         for i in range(n):
             flags[i] = np.uint8((abs(x[i]) >= least) & (abs(x[i]) <= most))
         add_sizes(x, flags, n, lanes)
