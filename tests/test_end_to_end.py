@@ -28,7 +28,13 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "model": {"path": "model"},
         "data": {
             "sequence_tokens": 64,
-            "min_document_words": 5,
+            "cleaning": {
+                "min_words": 5,
+                "max_repeated_line_fraction": 1.0,
+                "max_repeated_ngram_fraction": 1.0,
+                "near_duplicates": None,
+                "decontaminate_words": None,
+            },
             "sources": {
                 "docs": {
                     "role": "domain",

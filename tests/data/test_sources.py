@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from toolkit.data.clean import clean_documents
 from toolkit.data.config import SourceSection
-from toolkit.data.sources import Document, read_documents
+from toolkit.data.formats import Faults
+from toolkit.data.sources import input_hashes, read_documents
 from toolkit.errors import DataError
 
 
@@ -69,10 +68,123 @@ def test_hub_datasets_are_streamed_from_a_local_copy(tmp_path: Path):
     assert document.text == "from datasets"
 
 
-def test_cleaning_counts_what_it_leaves_out():
-    texts = ["one two three", "one  two three", "short", "four five six"]
-    counts: Counter[str] = Counter()
-    documents = [Document(f"s/{n}", "s", "g", text) for n, text in enumerate(texts)]
-    kept = [d.text for d in clean_documents(documents, min_words=2, counts=counts)]
-    assert kept == ["one two three", "four five six"]
-    assert counts == {"read": 4, "short": 1, "repeated": 1, "kept": 2}
+def test_compressed_files_and_more_formats(tmp_path: Path):
+    import bz2
+    import gzip
+    import lzma
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import zstandard
+
+    row = b'{"text": "row"}\n'
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(row))
+    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(row))
+    (tmp_path / "c.jsonl.bz2").write_bytes(bz2.compress(row))
+    (tmp_path / "d.jsonl.xz").write_bytes(lzma.compress(row))
+    pq.write_table(pa.table({"text": ["one", "two"]}), tmp_path / "e.parquet")
+    (tmp_path / "f.tsv").write_text("text\tn\ntabs\t1\n")
+    documents = list(read_documents("s", source(files=[f"{tmp_path}/*"])))
+    assert [d.text for d in documents] == ["row"] * 4 + ["one", "two", "tabs"]
+    assert [d.id for d in documents][:5] == [
+        "s/a#000001", "s/b#000001", "s/c#000001", "s/d#000001", "s/e#000001",
+    ]  # fmt: skip
+
+
+def test_pubmed_articles(tmp_path: Path):
+    article = """<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID>12</PMID><Article>
+    <ArticleTitle>On <i>cells</i>.</ArticleTitle><Abstract>
+    <AbstractText Label="AIMS">We look.</AbstractText><AbstractText>It works.</AbstractText>
+    </Abstract></Article></MedlineCitation></PubmedArticle></PubmedArticleSet>"""
+    (tmp_path / "a.xml").write_text(article)
+    (document,) = read_documents("s", source(files=[f"{tmp_path}/a.xml"]))
+    assert document.text == "On cells.\n\nAims: We look.\nIt works."
+    assert document.id == "s/a#12"
+
+
+def test_front_matter_is_left_out(tmp_path: Path):
+    (tmp_path / "mit.LICENSE").write_text("---\nkey: mit\n---\n\nPermission is granted\n")
+    given = source(files=[f"{tmp_path}/*.LICENSE"], format="front_matter")
+    (document,) = read_documents("s", given)
+    assert document.text.strip() == "Permission is granted"
+
+
+def test_templates_ids_and_groups(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"t": "Title", "b": "Body", "key": 9, "firm": "x"}\n')
+    given = source(
+        files=[f"{tmp_path}/a.jsonl"], template="{t}: {b}", id_field="key", group_field="firm"
+    )
+    (document,) = read_documents("s", given)
+    assert (document.text, document.id, document.group) == ("Title: Body", "s/9", "x")
+
+
+def test_files_of_the_same_name_in_two_folders_have_ids_of_their_own(tmp_path: Path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("text")
+    given = source(files=[f"{tmp_path}/**/*.txt"], exclude=["three/*"])
+    assert [d.id for d in read_documents("s", given)] == ["s/one/a", "s/two/a"]
+    only = source(files=[f"{tmp_path}/**/*.txt"], exclude=["two/*"])
+    assert [d.id for d in read_documents("s", only)] == ["s/one/a"]
+
+
+def test_remote_files_through_fsspec():
+    import fsspec
+
+    with fsspec.open("memory://texts/a.jsonl.gz", "wb", compression="gzip") as file:
+        file.write(b'{"text": "from afar"}\n')
+    given = source(files=["memory://texts/*.jsonl.gz"])
+    (document,) = read_documents("s", given)
+    assert (document.text, document.id) == ("from afar", "s/a#000001")
+    assert input_hashes({"s": given}) == input_hashes({"s": given})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "good"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{bad\n{"text": "y"}\n[1]\n', ["x", "y"]),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', ["x"]),
+        ("a.csv", b"text,n\nx,1\ny\nz,2,3\n", ["x"]),
+        ("a.jsonl.gz", "gzip", ["x"] * 2000),
+        ("a.txt", b"\xff\xfe", []),
+        ("a.parquet", b"PAR1 not", []),
+        ("a.xml", b"<PubmedArticleSet><PubmedArticle>", []),
+    ],
+)
+def test_damage_is_named_or_skipped_when_told(tmp_path: Path, name: str, content: Any, good: Any):
+    import gzip
+    import os
+
+    if content == "gzip":
+        rows = [
+            b'{"text": "x", "noise": "%s"}\n' % os.urandom(40).hex().encode() for _ in range(4000)
+        ]
+        whole = gzip.compress(b"".join(rows))
+        content = whole[: len(whole) * 3 // 4]
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "z.jsonl").write_text('{"text": "after"}\n')
+    files = [str(tmp_path / name), str(tmp_path / "z.jsonl")]
+    with pytest.raises(DataError, match=r"skip_damaged: true") as caught:
+        list(read_documents("s", source(files=files)))
+    assert name in str(caught.value)
+    faults = Faults(skip=True)
+    texts = [d.text for d in read_documents("s", source(files=files), faults)]
+    assert texts[-1] == "after"
+    if name.endswith(".gz"):
+        assert 2000 < len(texts) < 4000
+    else:
+        assert texts[:-1] == good
+    assert faults.counts["damaged"] >= 1
+    assert name in faults.shown[0]
+
+
+def test_a_conversation_needs_an_answer(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:1: messages must be a list"):
+        list(read_documents("s", source(files=[f"{tmp_path}/*"], messages_field="messages")))
+
+
+def test_endless_streams_can_be_cut(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 9)
+    given = source(files=[f"{tmp_path}/*"], max_documents=4)
+    assert len(list(read_documents("s", given))) == 4

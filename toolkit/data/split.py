@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 
-from toolkit.data.config import SPLITS, SourceSection, SplitName
+from toolkit.data.source_config import SPLITS, SourceSection, SplitName
 from toolkit.data.sources import Document
 
 
@@ -23,7 +23,7 @@ def assign_split(document: Document, source: SourceSection, seed: int) -> SplitN
     """The split a document belongs to, or None when its group is open to none.
 
     Documents of one group that are open to several splits are divided by the hash of the document's
-    own id; a group open to one split goes there whole.
+    own id, or with `group_together` of the group's name; a group open to one goes there whole.
     """
     open_to = {
         name: rule.share
@@ -34,7 +34,8 @@ def assign_split(document: Document, source: SourceSection, seed: int) -> SplitN
     total = sum(open_to.values())
     if total <= 0.0:
         return None
-    point, edge = stable_unit("split", seed, document.id) * total, 0.0
+    name_to_hash = document.group if source.group_together else document.id
+    point, edge = stable_unit("split", seed, name_to_hash) * total, 0.0
     for name, share in open_to.items():
         edge += share
         if point < edge:

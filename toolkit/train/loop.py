@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable
@@ -13,35 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 
 from toolkit.checkpoint.resume import latest_step, load_state, save_state
-from toolkit.data.split import stable_unit
+from toolkit.data.blocks import Batch, Blocks
 from toolkit.errors import ToolkitError
 from toolkit.progress import progress
 from toolkit.train.config import TrainSection
 from toolkit.train.metrics import MetricsLog
-from toolkit.train.model import IGNORED, NextTokenLoss
+from toolkit.train.model import NextTokenLoss
 from toolkit.train.schedule import learning_rate
 
 StepHook = Callable[[int, float], None]
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Training blocks, memory-mapped: `[N, T]` int32 each."""
-
-    input_ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    segments: NDArray[np.int32]
-
-    @classmethod
-    def open(cls, folder: Path) -> Blocks:
-        names = ("input_ids", "labels", "segments")
-        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in names))
-
-    def __len__(self) -> int:
-        return int(self.labels.shape[0])
 
 
 def train(
@@ -72,8 +53,8 @@ def train(
     )
     loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
 
-    order = block_order(len(blocks), section.epochs, seed)
-    num_steps = math.ceil(len(order) / section.blocks_per_step)
+    steps = plan_steps(blocks, section.blocks_per_step)
+    num_steps = len(steps)
     first_step = latest_step(work) or 0
     if first_step:
         load_state(work, first_step, model, optimizer)
@@ -85,20 +66,21 @@ def train(
     ):
         for step in range(first_step, num_steps):
             step_began = time.monotonic()
-            batch = order[step * section.blocks_per_step : (step + 1) * section.blocks_per_step]
-            step_targets = int((blocks.labels[np.sort(batch)] != IGNORED).sum())
+            stage, positions = blocks.stages[steps[step].stage], steps[step].positions
+            batch = stage.read(positions)
+            step_targets = batch.num_targets
             rate = learning_rate(step, num_steps, section.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = rate
 
             # Every target weighs the same, whichever micro-batch or process it is in: losses are
             # summed, and divided by the targets of the whole step. DDP averages, hence the factor.
-            mine = batch[accelerator.process_index :: accelerator.num_processes]
+            mine = range(accelerator.process_index, len(positions), accelerator.num_processes)
             scale = accelerator.num_processes / step_targets
             loss_sum = torch.zeros((), device=accelerator.device)
             micro_batches = list(_chunks(mine, section.micro_batch_blocks))
             for number, rows in enumerate(micro_batches):
-                tensors = _to_device(blocks, rows, accelerator.device)
+                tensors = _to_device(batch, rows, accelerator.device)
                 is_last = number == len(micro_batches) - 1
                 with _sync_only_at(accelerator, loss_module, is_last), accelerator.autocast():
                     loss = loss_module(*tensors)
@@ -128,7 +110,7 @@ def train(
     seconds = time.monotonic() - began
     return {
         "num_steps": num_steps,
-        "num_targets": int((blocks.labels != IGNORED).sum()) * section.epochs,
+        "num_targets": sum(stage.num_targets for stage in blocks.stages),
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "tokens_per_second": round(num_targets / max(seconds, 1e-9), 1),
@@ -145,24 +127,31 @@ def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def block_order(num_blocks: int, epochs: int, seed: int) -> NDArray[np.int64]:
-    """Which block comes at which position: every block once an epoch, in an order of its own."""
-    generators = (
-        np.random.default_rng(int(stable_unit("epoch", seed, epoch) * 2**53))
-        for epoch in range(epochs)
-    )
-    return np.concatenate([generator.permutation(num_blocks) for generator in generators])
+@dataclass(frozen=True)
+class Step:
+    """Blocks of one optimizer step: a stage, and positions in it."""
+
+    stage: int
+    positions: range
 
 
-def _chunks(rows: NDArray[np.int64], size: int) -> itertools.chain[NDArray[np.int64]]:
-    return itertools.chain(rows[start : start + size] for start in range(0, len(rows), size))
+def plan_steps(blocks: Blocks, blocks_per_step: int) -> list[Step]:
+    """Cut every stage into steps; a stage's last step may be smaller."""
+    return [
+        Step(number, range(start, min(start + blocks_per_step, stage.num_positions)))
+        for number, stage in enumerate(blocks.stages)
+        for start in range(0, stage.num_positions, blocks_per_step)
+    ]
 
 
-def _to_device(
-    blocks: Blocks, rows: NDArray[np.int64], device: torch.device
-) -> tuple[torch.Tensor, ...]:
-    arrays = (blocks.input_ids, blocks.labels, blocks.segments)
-    return tuple(torch.from_numpy(array[rows].astype(np.int64)).to(device) for array in arrays)
+def _chunks(rows: range, size: int) -> list[range]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _to_device(batch: Batch, rows: range, device: torch.device) -> tuple[torch.Tensor, ...]:
+    arrays = (batch.input_ids, batch.labels, batch.segments)
+    chosen = list(rows)
+    return tuple(torch.from_numpy(a[chosen].astype(np.int64)).to(device) for a in arrays)
 
 
 def _sync_only_at(accelerator: Accelerator, module: Any, is_last: bool) -> Any:

@@ -9,11 +9,12 @@ import torch
 from toolkit.checkpoint.folder import save_model, stored_dtype
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.checkpoint.resume import remove_states
+from toolkit.data.blocks import Blocks
 from toolkit.errors import DataError
 from toolkit.manifest import Stage
 from toolkit.progress import say
 from toolkit.train.config import TrainSection
-from toolkit.train.loop import Blocks, train
+from toolkit.train.loop import train
 
 
 def run_train(section: TrainSection, stage: Stage, general: Path, data: Path) -> None:
@@ -24,14 +25,14 @@ def run_train(section: TrainSection, stage: Stage, general: Path, data: Path) ->
     Raises:
         DataError: the blocks hold tokens that the model has no embedding for.
     """
-    blocks = Blocks.open(data / "train")
+    blocks = Blocks.open(data, section.epochs)
     with stage.running() as work:
         model = load_causal_model(general, torch.float32)
         vocabulary = model.get_input_embeddings().weight.shape[0]
-        if (largest := int(blocks.input_ids.max())) >= vocabulary:
+        if blocks.largest_token >= vocabulary:
             raise DataError(
-                f"{data}: holds token {largest}, but the model's vocabulary has {vocabulary}; "
-                "its tokenizer and weights do not belong together."
+                f"{data}: holds token {blocks.largest_token}, but the model's vocabulary has "
+                f"{vocabulary}; its tokenizer and weights do not belong together."
             )
         results = train(model, blocks, section, seed=stage.seed, work=work)
         save_model(model, work, dtype=stored_dtype(general), like=general)

@@ -1,0 +1,71 @@
+"""Duplicates and overlaps: found where they are, and not where they are not."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+
+from toolkit.data.duplicates import drop_exact, drop_near, exact_keys, signatures
+from toolkit.data.words import repeated_fraction, run_hashes, share_in, word_hashes
+
+
+def text(seed: int, length: int = 200) -> list[str]:
+    chance = random.Random(seed)  # noqa: S311
+    return [f"w{chance.randrange(5000)}" for _ in range(length)]
+
+
+def test_case_and_punctuation_do_not_matter_but_order_does():
+    words = word_hashes(["Net sales, rose!", "net SALES rose", "rose net sales"])
+    keys = exact_keys(*words)
+    assert (keys[0] == keys[1]).all()
+    assert (keys[0] != keys[2]).all()
+    rank = np.array([1, 0, 0])
+    assert drop_exact(keys, rank).tolist() == [True, False, False]  # the better rank stays
+
+
+def test_near_duplicates_are_found_and_others_are_not():
+    original = text(1)
+    changed = [*original]
+    changed[100] = "else"  # 5 of 196 runs of five words differ: Jaccard 191/201 = 0.95
+    half = original[:100] + text(2, 100)  # about 96/296 = 0.32
+    documents = [" ".join(words) for words in (original, changed, half, text(3), original[5:])]
+    words = word_hashes(documents)
+    rows = signatures(*words)
+    rank = np.array([2, 2, 2, 2, 0])
+    everything = np.ones(5, dtype=np.bool_)
+    assert drop_near(rows, rank, 0.8, everything).tolist() == [True, True, False, False, False]
+    among = np.array([True, True, True, True, False])
+    assert drop_near(rows, rank, 0.8, among).tolist() == [False, True, False, False, False]
+
+
+def test_signatures_estimate_the_jaccard_index():
+    one = text(1, 1000)
+    for kept in (900, 700, 400):
+        other = one[:kept] + text(kept, 1000 - kept)
+        words = word_hashes([" ".join(one), " ".join(other)])
+        a, b = signatures(*words)
+        shared = kept - 4
+        true = shared / (2 * 996 - shared)
+        assert abs((a == b).mean() - true) < 0.14  # three standard errors of 120 hashes
+
+
+def test_runs_stay_within_documents():
+    words = word_hashes(["a b c d", "c d", "", "d a b"])
+    hashes, offsets = run_hashes(*words, 3)
+    assert offsets.tolist() == [0, 2, 3, 3, 4]
+    alone, _ = run_hashes(*word_hashes(["b c d"]), 3)
+    assert hashes[1] == alone[0]
+    assert len(set(hashes.tolist())) == 4
+
+
+def test_repeated_fraction_counts_runs_that_came_before():
+    words = word_hashes(["a b a b a b", "a b c d"])
+    # Runs of two: ab ba ab ba ab -> three of five came before; none in the other document.
+    assert repeated_fraction(*run_hashes(*words, 2)).tolist() == [0.6, 0.0]
+
+
+def test_share_in_known_runs():
+    known, _ = run_hashes(*word_hashes(["a b c"]), 2)
+    runs = run_hashes(*word_hashes(["x a b y", "b c", "q"]), 2)
+    assert share_in(*runs, np.unique(known)).tolist() == [1 / 3, 1.0, 0.0]

@@ -1,0 +1,253 @@
+"""The stage as a whole: the same for any number of processes, continued after kill -9, stable."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conftest import paragraph
+from toolkit.data import texts
+from toolkit.data.blocks import Blocks
+from toolkit.data.config import DataSection
+from toolkit.data.run import run_data
+from toolkit.errors import DataError
+from toolkit.manifest import Stage, read_manifest
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def write_corpus(folder: Path, count: int = 60) -> None:
+    for name in ("domain", "general"):
+        rows = []
+        for number in range(count):
+            chance = random.Random(f"{name}{number}")  # noqa: S311
+            words = [f"{name[0]}{chance.randrange(3000)}" for _ in range(60)]
+            rows.append(json.dumps({"text": f"{paragraph(number, 2)} {' '.join(words)}"}))
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def section(folder: Path, **changes: Any) -> DataSection:
+    split = {n: {"share": s} for n, s in (("train", 0.6), ("tuning", 0.2), ("test", 0.2))}
+    values: dict[str, Any] = {
+        "sequence_tokens": 64,
+        "sources": {
+            "docs": {"role": "domain", "files": [f"{folder}/domain.jsonl"], "split": split},
+            "web": {"role": "general", "files": [f"{folder}/general.jsonl"], "split": split},
+        },
+        "cleaning": {"max_overlap_fraction": 0.9},
+    }
+    return DataSection.model_validate({**values, **changes})
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path, tiny_tokenizer) -> Path:
+    tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def run(data: DataSection, folder: Path, tokenizer: Path) -> dict[str, Any]:
+    run_data(data, Stage(folder, {"x": 1}, {}, 5), tokenizer, lambda _: None)
+    return dict(read_manifest(folder)["results"])
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in files
+        if path.name != "manifest.json"
+    }
+
+
+def splits(folder: Path) -> dict[str, str]:
+    with (folder / "documents.csv").open() as file:
+        return {row["id"]: row["split"] for row in csv.DictReader(file)}
+
+
+def test_the_number_of_processes_changes_nothing(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_corpus(tmp_path)
+    monkeypatch.setenv("TOOLKIT_WORKERS", "1")
+    run(section(tmp_path), tmp_path / "one", tokenizer)
+    monkeypatch.setenv("TOOLKIT_WORKERS", "2")
+    run(section(tmp_path), tmp_path / "two", tokenizer)
+    assert everything(tmp_path / "one") == everything(tmp_path / "two")
+
+
+def test_figures_and_blocks(tmp_path: Path, tokenizer: Path):
+    write_corpus(tmp_path)
+    # A repetition of a test document in the training text, and a text that is too short.
+    data = section(tmp_path, replay_fraction=0.2)
+    run(data, tmp_path / "first", tokenizer)
+    test = json.loads((tmp_path / "first/test.jsonl").read_text().splitlines()[0])
+    with (tmp_path / "domain.jsonl").open("a") as file:
+        for number in range(5):
+            file.write(json.dumps({"text": f"{test['text']}", "n": number}) + "\n")
+        file.write('{"text": "too short"}\n')
+    results = run(data, tmp_path / "second", tokenizer)
+    docs = results["sources"]["docs"]
+    assert docs["read"]["documents"] == 66
+    assert docs["short"]["documents"] == 1
+    assert docs["repeated"]["documents"] == 5
+    assert results["train"]["replay_share"] == pytest.approx(0.2, abs=0.05)
+    blocks = Blocks.open(tmp_path / "second")
+    stage = blocks.stages[0]
+    assert stage.num_positions == results["train"]["num_blocks"]
+    batch = stage.read(range(stage.num_positions))
+    total = results["train"]["domain_tokens"] + results["train"]["general_tokens"]
+    assert batch.num_targets == pytest.approx(total, rel=0.05)
+    report = (tmp_path / "second/report.md").read_text()
+    assert "| repeated | 5 |" in report
+    # Adding documents moved none.
+    before, after = splits(tmp_path / "first"), splits(tmp_path / "second")
+    assert {k: after[k] for k in before if k.startswith("docs") and k in after} == {
+        k: v for k, v in before.items() if k.startswith("docs") and k in after
+    }
+    assert not (tmp_path / "second/texts").exists()
+
+
+def test_training_text_that_overlaps_evaluation_is_left_out(tmp_path: Path, tokenizer: Path):
+    write_corpus(tmp_path)
+    data = section(tmp_path, cleaning={"max_overlap_fraction": 0.1, "near_duplicates": None})
+    run(data, tmp_path / "first", tokenizer)
+    test = json.loads((tmp_path / "first/test.jsonl").read_text().splitlines()[0])
+    chance = random.Random(0)  # noqa: S311
+    with (tmp_path / "domain.jsonl").open("a") as file:
+        for _ in range(10):
+            words = " ".join(f"n{chance.randrange(3000)}" for _ in range(60))
+            file.write(json.dumps({"text": f"{words} {test['text']}"}) + "\n")
+    results = run(data, tmp_path / "second", tokenizer)
+    assert results["sources"]["docs"]["overlaps evaluation"]["documents"] >= 4
+
+
+def test_a_limit_takes_documents_by_hash(tmp_path: Path, tokenizer: Path):
+    write_corpus(tmp_path)
+    data = section(tmp_path)
+    values = data.model_dump()
+    values["sources"]["docs"]["split"]["train"]["max_tokens"] = 1000
+    whole, limited = tmp_path / "whole", tmp_path / "limited"
+    run(data, whole, tokenizer)
+    results = run(DataSection.model_validate(values), limited, tokenizer)
+    tokens = results["sources"]["docs"]["trained on"]["tokens"]
+    with (limited / "documents.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+    docs = [int(row["tokens"]) for row in rows if row["id"].startswith("docs")]
+    assert sum(docs) == tokens
+    assert 1000 <= tokens < 1000 + max(docs)
+    assert set(splits(limited)) < set(splits(whole))
+
+
+def test_curriculum(tmp_path: Path, tokenizer: Path):
+    write_corpus(tmp_path)
+    stages = [
+        {"name": "mixed", "tokens": 3000, "shares": {"docs": 0.5, "web": 0.5}},
+        {"name": "long", "tokens": 2000, "shares": {"docs": 1.0}, "sequence_tokens": 128},
+    ]
+    run(section(tmp_path, stages=stages), tmp_path / "out", tokenizer)
+    first, second = Blocks.open(tmp_path / "out").stages
+    assert (first.name, first.sequence_tokens, second.sequence_tokens) == ("mixed", 64, 128)
+    batch = first.read(range(first.num_positions))
+    assert batch.num_targets == pytest.approx(3000, rel=0.1)
+    domain = sum(
+        first.read([p]).num_targets
+        for p in range(first.num_positions)
+        if first.source_at(p) == "docs"
+    )
+    assert domain / batch.num_targets == pytest.approx(0.5, abs=0.05)
+    assert second.read(range(second.num_positions)).num_targets == pytest.approx(2000, rel=0.1)
+
+
+def test_conversations_train_on_answers_only(tmp_path: Path, tokenizer: Path):
+    write_corpus(tmp_path)
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"question {n} " + paragraph(n, 3)},
+                {"role": "assistant", "content": f"answer {n} " + paragraph(n + 100, 3)},
+            ]
+        }
+        for n in range(30)
+    ]
+    (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    values = section(tmp_path).model_dump()
+    values["sources"]["docs"] |= {"files": [f"{tmp_path}/chat.jsonl"], "messages_field": "messages"}
+    values["cleaning"] |= {"near_duplicates": None, "decontaminate_words": None}
+    run(DataSection.model_validate(values), tmp_path / "out", tokenizer)
+    stage = Blocks.open(tmp_path / "out").stages[0]
+    chat = [p for p in range(stage.num_positions) if stage.source_at(p) == "docs"]
+    batch = stage.read(chat)
+    share = batch.num_targets / int((batch.segments >= 0).sum())
+    assert 0.3 < share < 0.7
+
+
+def test_nothing_to_train_on_says_what_there_was(tmp_path: Path, tokenizer: Path):
+    write_corpus(tmp_path)
+    with pytest.raises(DataError, match=r"no training documents of the domain.*short 60"):
+        run(section(tmp_path, cleaning={"min_words": 5000}), tmp_path / "out", tokenizer)
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.data.test_run import run, section
+from toolkit.data import texts
+texts.SHARD_BYTES = 2000
+folder = Path({folder!r})
+run(section(folder), folder / "killed", folder / "tokenizer")
+"""
+
+
+def test_a_killed_stage_continues_and_ends_the_same(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_corpus(tmp_path, count=300)
+    monkeypatch.setattr(texts, "SHARD_BYTES", 2000)
+    monkeypatch.setenv("TOOLKIT_WORKERS", "1")
+    run(section(tmp_path), tmp_path / "whole", tokenizer)
+    script = _KILLED.format(root=str(ROOT), folder=str(tmp_path))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    work = tmp_path / "killed.partial"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if len(list((work / "texts").glob("00-*.json"))) > 3:
+            break
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert work.is_dir(), "the stage ended before it could be killed"
+    marks = sorted((work / "texts").glob("00-*.json"))
+    times = {path.name: path.stat().st_mtime_ns for path in marks}
+    stamp = {name: (work / "texts" / name).stat().st_ino for name in times}
+    kept: list[bool] = []
+    real = texts.load_index
+
+    def look(folder: Path, num_shards: list[int]) -> Any:
+        kept.extend((folder / name).stat().st_ino == inode for name, inode in stamp.items())
+        return real(folder, num_shards)
+
+    monkeypatch.setattr("toolkit.data.run.load_index", look)
+    run(section(tmp_path), tmp_path / "killed", tokenizer)
+    assert kept
+    assert all(kept)  # what stood was not made again
+    assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
+
+
+def test_tokens_are_stored_no_wider_than_needed(tmp_path: Path, tokenizer: Path):
+    write_corpus(tmp_path)
+    run(section(tmp_path), tmp_path / "out", tokenizer)
+    for path in (tmp_path / "out/tokens").glob("*.npy"):
+        assert np.load(path, mmap_mode="r").dtype == np.uint16

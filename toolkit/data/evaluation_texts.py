@@ -1,0 +1,157 @@
+"""Tuning and test documents: chosen by hash, cut to length, and what training must not share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.data.config import DataSection
+from toolkit.data.source_config import SPLITS, Role, SplitName
+from toolkit.data.sources import Document
+from toolkit.data.texts import TextIndex, read_texts
+from toolkit.data.words import run_hashes, word_hashes
+from toolkit.errors import DataError
+from toolkit.manifest import write_atomically
+
+_MOST_BYTES_PER_TOKEN = 8
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class EvaluationDocument:
+    """A document of `tuning.jsonl` or `test.jsonl`."""
+
+    document: Document
+    role: Role
+    num_tokens: int
+
+
+def choose_evaluation(
+    section: DataSection, texts: Path, index: TextIndex, usable: NDArray[np.bool_], tokenizer: Any
+) -> dict[SplitName, list[EvaluationDocument]]:
+    """Documents of both evaluation splits, in the order of sources and hashes.
+
+    Args:
+        section: sources with their splits.
+        texts: folder of the text shards.
+        index: of all documents.
+        usable: `[D]`, those that cleaning and duplicates left.
+        tokenizer: counts tokens, and finds the place to cut at.
+    """
+    chosen: dict[SplitName, list[EvaluationDocument]] = {"tuning": [], "test": []}
+    for split in chosen:
+        for number, (name, source) in enumerate(section.sources.items()):
+            here = usable & (index.source == number) & (index.split == SPLITS.index(split))
+            pool = np.flatnonzero(here)
+            pool = pool[np.argsort(index.order[pool], kind="stable")]
+            limit = source.split[split].max_tokens if split in source.split else None
+            total = 0
+            for document in _in_order(texts, index, pool, limit, section):
+                if limit is not None and total >= limit:
+                    break
+                item = _cut(
+                    replace(document, source=name),
+                    source.role,
+                    tokenizer,
+                    section.evaluation_document_tokens,
+                )
+                chosen[split].append(item)
+                total += item.num_tokens
+    return chosen
+
+
+def _in_order(
+    texts: Path, index: TextIndex, pool: NDArray[Any], limit: int | None, section: DataSection
+) -> Iterator[Document]:
+    """Texts of a pool in its order, read from as few shards at a time as a limit allows."""
+    start = 0
+    cut = section.evaluation_document_tokens
+    while start < len(pool):
+        stop = len(pool)
+        if limit is not None:
+            sizes = index.num_bytes[pool[start:]]
+            if cut is not None:
+                sizes = np.minimum(sizes, cut * _MOST_BYTES_PER_TOKEN)
+            wanted = limit * _MOST_BYTES_PER_TOKEN
+            stop = start + int(np.searchsorted(np.cumsum(sizes), wanted)) + 1
+            stop = min(max(stop, start + 1), start + max(_CHUNK, stop - start), len(pool))
+        part = pool[start:stop]
+        found: dict[int, Document] = {}
+        for shard in np.unique(index.shard[part]).tolist():
+            members = part[index.shard[part] == shard]
+            source = int(index.source[members[0]])
+            documents = read_texts(texts, source, shard, index.row[members])
+            found.update(zip(members.tolist(), documents, strict=True))
+        for number in part.tolist():
+            yield found.pop(number)
+        start = stop
+
+
+def _cut(document: Document, role: Role, tokenizer: Any, cut_to: int | None) -> EvaluationDocument:
+    result = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True)
+    num_tokens = len(result["input_ids"])
+    if cut_to is not None and num_tokens > cut_to:
+        end = result["offset_mapping"][cut_to - 1][1]
+        document = replace(document, text=document.text[:end])
+        num_tokens = len(tokenizer(document.text, add_special_tokens=False)["input_ids"])
+    return EvaluationDocument(document, role, num_tokens)
+
+
+def write_documents(path: Path, items: list[EvaluationDocument]) -> None:
+    """Write `tuning.jsonl` or `test.jsonl`: id, role, group and text of each document."""
+    with write_atomically(path) as file:
+        for item in items:
+            document = item.document
+            row = {
+                "id": document.id,
+                "role": item.role,
+                "group": document.group,
+                "text": document.text,
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_known_runs(path: Path, texts: list[str], words: int) -> None:
+    """Write the hashes of all runs of words in evaluation texts, sorted, for `Overlap`."""
+    hashes, _ = run_hashes(*word_hashes(texts), words)
+    with write_atomically(path, "wb") as file:
+        np.save(file, np.unique(hashes))
+
+
+def read_other_evaluations(files: tuple[str, ...]) -> list[str]:
+    """Texts of evaluation files: every string of a json or jsonl file, or a whole text file.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    texts: list[str] = []
+    for name in files:
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+            if name.endswith(".json"):
+                texts += _strings(json.loads(text))
+            elif name.endswith(".jsonl"):
+                texts += _strings([json.loads(line) for line in text.splitlines() if line.strip()])
+            else:
+                texts.append(text)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"data.cleaning.decontaminate_files: {name}: cannot be read ({error})."
+            ) from error
+    return texts
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in _strings(item)]
+    if isinstance(value, list):
+        return [text for item in value for text in _strings(item)]
+    return []

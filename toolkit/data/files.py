@@ -1,0 +1,240 @@
+"""Where files are: archives of artefacts, local globs, object stores; opened one by one."""
+
+from __future__ import annotations
+
+import bz2
+import fnmatch
+import glob
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import sysconfig
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from toolkit.data.artefacts import fetch_artefact, open_members
+from toolkit.data.source_config import SourceSection
+from toolkit.errors import DataError
+from toolkit.manifest import hash_bytes, hash_file
+
+_WHOLE_HASH_BYTES = 256 << 20
+"""Local files up to this size are hashed whole; of larger ones 64 samples count, and the size."""
+
+_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source, ready to be opened.
+
+    Attributes:
+        key: short name, the same on every machine; it begins the ids of the file's documents.
+        name: path or member name, for its ending and for messages.
+        open: gives the stream of its bytes, decompressed.
+    """
+
+    key: str
+    name: str
+    open: Callable[[], Any]
+
+
+def source_files(source: SourceSection) -> Iterator[SourceFile]:
+    """Files of a source in a stable order; each must be read before the next is asked for.
+
+    Raises:
+        DataError: nothing is where the source says.
+    """
+    if source.artefact is not None:
+        archive = fetch_artefact(source.artefact)
+        stems: Counter[str] = Counter()
+        for name, stream in open_members(archive, source.artefact.member):
+            if _is_excluded(name, source):
+                continue
+            stem = _without_endings(PurePosixPath(name.rpartition("//")[2]).name)
+            stems[stem] += 1  # the archive is pinned, so counting is as stable as the name
+            key = stem if stems[stem] == 1 else f"{stem}~{stems[stem]}"
+            yield SourceFile(key, name, partial(_decompressed, name, stream))
+    for pattern in source.files or ():
+        if "://" in pattern:
+            yield from _remote_files(pattern, source)
+        else:
+            for path in local_paths(pattern, source):
+                yield SourceFile(_key(path, pattern), path.as_posix(), partial(_local, path))
+
+
+def local_paths(pattern: str, source: SourceSection) -> list[Path]:
+    """Files that match a local pattern, sorted.
+
+    Raises:
+        DataError: there are none.
+    """
+    real = _expand(pattern)
+    paths = [Path(path) for path in sorted(glob.glob(real, recursive=True))]
+    root = _literal_root(real)
+    files = [
+        path
+        for path in paths
+        if path.is_file() and not _is_excluded(os.path.relpath(path, root), source)
+    ]
+    if not files:
+        raise DataError(f"{pattern}: no such file; paths count from the folder you run in.")
+    return files
+
+
+def input_hashes(sources: Mapping[str, SourceSection]) -> dict[str, str]:
+    """What tells whether a source's files changed; artefacts and hubs are pinned in the recipe.
+
+    Files of one pattern are hashed together where they are many, so that the manifest stays small.
+    """
+    hashes: dict[str, str] = {}
+    for name, source in sources.items():
+        for pattern in source.files or ():
+            if "://" in pattern:
+                found = _remote_marks(pattern)
+            else:
+                paths = local_paths(pattern, source)
+                found = {_key(path, pattern) + path.suffix: _hash(path) for path in paths}
+            if len(found) <= 16:
+                hashes.update({f"{name}/{key}": value for key, value in found.items()})
+            else:
+                lines = "\n".join(f"{key} {value}" for key, value in sorted(found.items()))
+                hashes[f"{name}/{pattern} ({len(found)} files)"] = hash_bytes(lines.encode())
+    return hashes
+
+
+def _hash(path: Path) -> str:
+    size = path.stat().st_size
+    if size <= _WHOLE_HASH_BYTES:
+        return hash_file(path)
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for number in range(_SAMPLES):
+            file.seek((size - (1 << 20)) * number // (_SAMPLES - 1))
+            digest.update(file.read(1 << 20))
+    return "sampled:" + digest.hexdigest()
+
+
+def _expand(pattern: str) -> str:
+    return pattern.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
+
+
+def _literal_root(pattern: str) -> str:
+    """The folder above the first wildcard, or the file's own folder."""
+    parts = PurePosixPath(pattern).parts
+    for index, part in enumerate(parts):
+        if any(sign in part for sign in "*?["):
+            return str(PurePosixPath(*parts[:index]))
+    return str(PurePosixPath(pattern).parent)
+
+
+def _key(path: Path, pattern: str) -> str:
+    relative = PurePosixPath(os.path.relpath(path, _literal_root(_expand(pattern))))
+    return (relative.parent / _without_endings(relative.name)).as_posix()
+
+
+def _without_endings(name: str) -> str:
+    path = PurePosixPath(name)
+    return PurePosixPath(path.stem).stem if path.suffix.lower() in _OPENERS else path.stem
+
+
+def _is_excluded(name: str, source: SourceSection) -> bool:
+    base = name.rpartition("/")[2]
+    return any(
+        fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(base, pattern)
+        for pattern in source.exclude
+    )
+
+
+@contextmanager
+def _local(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with path.open("rb") as raw, _decompressed(path.name, raw) as stream:
+            yield stream
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _zst(stream: IO[bytes]) -> IO[bytes]:
+    import zstandard
+
+    reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+    return io.BufferedReader(reader)
+
+
+_OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": lambda stream: gzip.GzipFile(fileobj=stream),
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+    ".zst": _zst,
+}
+
+
+@contextmanager
+def _decompressed(name: str, stream: IO[bytes]) -> Iterator[IO[bytes]]:
+    opener = _OPENERS.get(PurePosixPath(name).suffix.lower())
+    yield stream if opener is None else opener(stream)
+
+
+def ending(name: str) -> str:
+    """The ending that tells the format, such as `.jsonl` of `a/b.jsonl.gz`.
+
+    >>> ending("a/b.jsonl.gz")
+    '.jsonl'
+    """
+    path = PurePosixPath(name)
+    if path.suffix.lower() in _OPENERS:
+        path = PurePosixPath(path.stem)
+    return path.suffix.lower()
+
+
+def _filesystem(pattern: str) -> tuple[Any, list[str]]:
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(pattern)
+        names = sorted(system.glob(path)) if any(sign in path for sign in "*?[") else [path]
+        if not names or not all(system.exists(name) for name in names[:1]):
+            raise DataError(f"{pattern}: no such file.")
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{pattern}: cannot be reached ({error}).") from error
+    except OSError as error:
+        raise DataError(f"{pattern}: cannot be reached ({error}); check address and login.") from (
+            error
+        )
+    return system, names
+
+
+def _remote_files(pattern: str, source: SourceSection) -> Iterator[SourceFile]:
+    system, names = _filesystem(pattern)
+    root = _literal_root(system._strip_protocol(pattern))
+    for name in names:
+        relative = PurePosixPath(os.path.relpath(name, root))
+        if _is_excluded(relative.as_posix(), source):
+            continue
+        key = (relative.parent / _without_endings(relative.name)).as_posix()
+
+        @contextmanager
+        def opened(name: str = name) -> Iterator[IO[bytes]]:
+            with system.open(name, "rb") as raw, _decompressed(name, raw) as stream:
+                yield stream
+
+        yield SourceFile(key, name, opened)
+
+
+def _remote_marks(pattern: str) -> dict[str, str]:
+    """Stores give a size and often a version; reading everything to hash it would be too dear."""
+    system, names = _filesystem(pattern)
+    marks = {}
+    for name in names:
+        info = system.info(name)
+        known = ("size", "ETag", "etag", "LastModified", "mtime", "md5Hash", "version_id")
+        text = " ".join(f"{key}={info[key]}" for key in known if key in info)
+        marks[name] = hash_bytes(text.encode())
+    return marks

@@ -1,0 +1,221 @@
+"""File formats: a stream of bytes in, rows or texts out, one at a time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from toolkit.data.files import ending
+from toolkit.data.filing import filing_sections, page_text
+from toolkit.errors import DataError
+
+_CODE = ".py .js .ts .java .c .h .cpp .go .rs .rb .php .cs .sh .sql .scala .kt .swift .jl .lua .pl"
+FORMATS = {
+    ".txt": "text",
+    ".md": "text",
+    ".rst": "text",
+    ".tex": "text",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".xml": "pubmed",
+    **dict.fromkeys(_CODE.split(), "text"),
+}
+_FRONT_MATTER = re.compile(r"\A---\r?\n.*?\r?\n---\r?\n", re.DOTALL)
+_SHOWN = 20
+
+
+@dataclass
+class Faults:
+    """What to do with damaged input: stop with its place, or count it.
+
+    Attributes:
+        skip: count and go on.
+        counts: gains `damaged`.
+        shown: the first few messages.
+    """
+
+    skip: bool
+    counts: Counter[str] = field(default_factory=Counter)
+    shown: list[str] = field(default_factory=list)
+
+    def report(self, where: str, what: str, cause: BaseException | None = None) -> None:
+        """
+        Raises:
+            DataError: unless damage is to be skipped.
+        """
+        if not self.skip:
+            raise DataError(
+                f"{where}: {what} Mend it, or set `skip_damaged: true` for this source to leave "
+                "such out and count them."
+            ) from cause
+        self.counts["damaged"] += 1
+        if len(self.shown) < _SHOWN:
+            self.shown.append(f"{where}: {what}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of a file: `place` within it, and either fields or a whole text."""
+
+    place: str
+    where: str
+    fields: dict[str, Any] | None = None
+    text: str = ""
+
+
+def format_of(name: str, wanted: str) -> str:
+    """
+    Raises:
+        DataError: the format is not given and the ending does not tell it.
+    """
+    if wanted != "auto":
+        return wanted
+    suffix = ending(name)
+    if suffix not in FORMATS:
+        raise DataError(
+            f"{name}: format is unknown by its ending {suffix!r}; set `format` for this source or "
+            f"use one of {', '.join(sorted(FORMATS))}."
+        )
+    return FORMATS[suffix]
+
+
+def read_rows(stream: IO[bytes], name: str, kind: str, faults: Faults) -> Iterator[Row]:
+    """Records of one file.
+
+    Args:
+        stream: its bytes, decompressed.
+        name: for messages.
+        kind: of `FORMATS`, or `filing`, `front_matter`.
+        faults: told of damage.
+    """
+    if kind == "jsonl":
+        yield from _jsonl(stream, name, faults)
+    elif kind == "csv":
+        yield from _csv(stream, name, faults)
+    elif kind == "parquet":
+        yield from _parquet(stream, name)
+    elif kind == "pubmed":
+        yield from _pubmed(stream, name, faults)
+    elif kind == "filing":
+        for number, (_, text) in enumerate(filing_sections(stream.read(), name)):
+            yield Row(f"#{number:04d}", name, text=text)
+    elif kind == "html":
+        yield Row("", name, text=page_text(stream.read(), name))
+    else:
+        decoded = _decode(stream.read(), name, faults)
+        if decoded is not None:
+            body = _FRONT_MATTER.sub("", decoded, count=1) if kind == "front_matter" else decoded
+            yield Row("", name, text=body)
+
+
+def _decode(data: bytes, name: str, faults: Faults) -> str | None:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8 text (byte {error.start}); convert it, for instance with iconv."
+        faults.report(name, what, error)
+        return None
+
+
+def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            faults.report(where, f"is not valid JSON ({error}).", error)
+            continue
+        if not isinstance(fields, dict):
+            faults.report(where, f"must be an object (got {type(fields).__name__}).")
+            continue
+        yield Row(f"#{number:06d}", where, fields)
+
+
+def _csv(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
+    csv.field_size_limit(sys.maxsize)
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    reader = csv.DictReader(text, delimiter="\t" if ending(name) == ".tsv" else ",")
+    number = 0
+    try:
+        for number, fields in enumerate(reader, start=1):
+            if None in fields or None in fields.values():
+                faults.report(
+                    f"{name}:{reader.line_num}",
+                    f"has another number of fields than the head ({len(reader.fieldnames or ())}).",
+                )
+                continue
+            yield Row(f"#{number:06d}", f"{name}:{reader.line_num}", dict(fields))
+    except csv.Error as error:
+        faults.report(f"{name}:{reader.line_num}", f"is not valid CSV ({error}).", error)
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8 text after row {number}; convert it, for instance with iconv."
+        faults.report(name, what, error)
+    finally:
+        text.detach()
+
+
+def _parquet(stream: IO[bytes], name: str) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+        number = 0
+        for batch in file.iter_batches(batch_size=1024):
+            for fields in batch.to_pylist():
+                number += 1
+                yield Row(f"#{number:06d}", f"{name}:{number}", fields)
+    except pa.ArrowException as error:
+        raise OSError(str(error).splitlines()[0]) from error
+
+
+def _pubmed(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
+    """Articles of a PubMed file: title and abstract, with the labels of its parts."""
+    from lxml import etree
+
+    settings = {"resolve_entities": False, "no_network": True, "load_dtd": False}
+    articles = etree.iterparse(stream, tag="PubmedArticle", huge_tree=True, **settings)
+    number = 0
+    try:
+        for number, (_, article) in enumerate(articles, start=1):
+            fields = _article(article)
+            article.clear()
+            while article.getprevious() is not None:  # lxml keeps what came before otherwise
+                del article.getparent()[0]
+            pmid = fields["pmid"] or f"#{number:06d}"
+            yield Row(f"#{pmid}", f"{name}: article {pmid}", fields)
+    except etree.XMLSyntaxError as error:
+        faults.report(f"{name}: after article {number}", f"is not valid XML ({error}).", error)
+
+
+def _article(article: Any) -> dict[str, Any]:
+    title = article.find(".//ArticleTitle")
+    parts = []
+    for part in article.iterfind(".//Abstract/AbstractText"):
+        text = "".join(part.itertext()).strip()
+        label = part.get("Label")
+        if text:
+            parts.append(f"{label.capitalize()}: {text}" if label else text)
+    heading = "".join(title.itertext()).strip() if title is not None else ""
+    abstract = "\n".join(parts)
+    return {
+        "pmid": article.findtext(".//PMID") or "",
+        "title": heading,
+        "abstract": abstract,
+        "text": f"{heading}\n\n{abstract}" if abstract else "",
+    }

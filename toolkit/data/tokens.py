@@ -1,0 +1,246 @@
+"""Second half of the data stage: chosen texts -> token shards, mapped into memory when trained on.
+
+A shard is `<source>-<number>-<round>.npy`, a flat array `sep d1 sep d2 … sep`, and `.npz` with the
+documents in it, written last. Where only some tokens are targets, `.targets.npy` says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.data.encode import Encoder
+from toolkit.data.texts import TextIndex, read_texts
+from toolkit.data.words import run_hashes, share_in, word_hashes
+from toolkit.data.workers import Workers
+from toolkit.manifest import write_atomically
+
+_MARGIN = 1.1
+_FIRST_BYTES_PER_TOKEN = 5.0
+"""A guess for the first round, where a limit is given in tokens; the second round knows better."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What training documents must not share with evaluation ones: hashes in a file, and limits."""
+
+    path: Path
+    words: int
+    max_fraction: float
+
+
+@dataclass(frozen=True)
+class _Task:
+    texts: Path
+    source: int
+    shard: int
+    rows: NDArray[np.int32]
+    encoder: Encoder
+    separator: int
+    dtype: str
+    overlap: Overlap | None
+    path: Path
+
+
+@dataclass
+class TokenTable:
+    """Documents of one source that have been tokenised; `[D]` each.
+
+    Attributes:
+        index: into the `TextIndex`.
+        file: number of the shard in `files`.
+        start: of the separator in front of the document, within its file.
+        num_tokens: without separators.
+        files: shards, relative to the data folder, with their lengths in tokens.
+        overlapping: indices that were left out for what they share with evaluation documents.
+        largest: token id.
+        has_targets: whether there are `.targets.npy` files.
+    """
+
+    index: NDArray[np.int64]
+    file: NDArray[np.int32]
+    start: NDArray[np.int64]
+    num_tokens: NDArray[np.int64]
+    files: list[tuple[str, int]]
+    overlapping: NDArray[np.int64]
+    largest: int = 0
+    has_targets: bool = False
+
+    def take(self, which: NDArray[Any]) -> TokenTable:
+        """The same with some of the documents only."""
+        return TokenTable(
+            self.index[which],
+            self.file[which],
+            self.start[which],
+            self.num_tokens[which],
+            self.files,
+            self.overlapping,
+            self.largest,
+            self.has_targets,
+        )
+
+
+def tokenise(
+    texts: Path,
+    index: TextIndex,
+    chosen: NDArray[np.int64],
+    limit: int | None,
+    *,
+    encoder: Encoder,
+    separator: int,
+    vocabulary: int,
+    overlap: Overlap | None,
+    folder: Path,
+    workers: Workers,
+) -> TokenTable:
+    """Tokenise documents of one source in the order of their hash, until `limit` tokens are there.
+
+    Args:
+        texts: folder of the text shards.
+        index: of all documents.
+        chosen: indices of the documents that may be taken, all of one source.
+        limit: tokens to stop at, the document that crosses it included; None for no limit.
+        encoder: text to tokens.
+        separator: token between documents.
+        vocabulary: number of token ids, which decides how wide they are stored.
+        overlap: what to leave documents out for.
+        folder: to write to.
+        workers: processes.
+    """
+    chosen = chosen[np.argsort(index.order[chosen], kind="stable")]
+    ends = np.cumsum(index.num_bytes[chosen])
+    done, bytes_per_token, number = 0, _FIRST_BYTES_PER_TOKEN, 0
+    tables: list[TokenTable] = []
+    while done < len(chosen):
+        stop = len(chosen)
+        if limit is not None:
+            got = sum(int((t.num_tokens).sum()) for t in tables)
+            if got >= limit:
+                break
+            before = int(ends[done - 1]) if done else 0
+            wanted = before + (limit - got) * bytes_per_token * _MARGIN
+            stop = max(done + 1, int(np.searchsorted(ends, wanted)) + 1)
+        part = chosen[done : min(stop, len(chosen))]
+        tasks = _tasks(texts, index, part, number, encoder, separator, vocabulary, overlap, folder)
+        table = _gather(folder, list(workers.map(_write_shard, tasks)), index, part)
+        tables.append(table)
+        total = int(table.num_tokens.sum())
+        if total:
+            bytes_per_token = float(index.num_bytes[table.index].sum()) / total
+        done, number = min(stop, len(chosen)), number + 1
+    table = _joined(tables)
+    order = np.argsort(index.order[table.index], kind="stable")
+    if limit is not None:
+        before_each = np.cumsum(table.num_tokens[order]) - table.num_tokens[order]
+        order = order[before_each < limit]
+    return table.take(order)
+
+
+def _tasks(
+    texts: Path,
+    index: TextIndex,
+    part: NDArray[np.int64],
+    number: int,
+    encoder: Encoder,
+    separator: int,
+    vocabulary: int,
+    overlap: Overlap | None,
+    folder: Path,
+) -> Iterator[_Task]:
+    dtype = "uint16" if vocabulary <= 1 << 16 else "uint32"
+    shards = index.shard[part]
+    for shard in np.unique(shards).tolist():
+        rows = np.sort(index.row[part[shards == shard]])
+        source = int(index.source[part[0]])
+        path = folder / f"{source:02d}-{shard:05d}-{number}"
+        yield _Task(texts, source, shard, rows, encoder, separator, dtype, overlap, path)
+
+
+def _write_shard(task: _Task) -> tuple[str, int]:
+    """Returns the shard's name and number in its source."""
+    mark = task.path.with_name(task.path.name + ".npz")
+    if mark.is_file():
+        with np.load(mark) as columns:
+            if np.array_equal(columns["rows"], task.rows):
+                return task.path.name, task.shard
+    documents = read_texts(task.texts, task.source, task.shard, task.rows)
+    clean = np.ones(len(documents), dtype=np.bool_)
+    if task.overlap is not None and len(documents):
+        known = np.load(task.overlap.path, mmap_mode="r")
+        words = word_hashes([document.text for document in documents])
+        shares = share_in(*run_hashes(*words, task.overlap.words), known)
+        clean = shares <= task.overlap.max_fraction
+    encoded = task.encoder.encode([d for d, good in zip(documents, clean, strict=True) if good])
+    lengths = np.array([len(item.tokens) for item in encoded], dtype=np.int64)
+    flat = np.full(int(lengths.sum()) + len(encoded) + 1, task.separator, dtype=task.dtype)
+    targets = None
+    if any(item.targets is not None for item in encoded):
+        targets = np.zeros(len(flat), dtype=np.bool_)
+    place = 0
+    for item in encoded:
+        stop = place + 1 + len(item.tokens)
+        flat[place + 1 : stop] = item.tokens
+        if targets is not None:
+            targets[place + 1 : stop] = item.targets
+        place = stop
+    for ending, array in ((".npy", flat), (".targets.npy", targets)):
+        if array is not None:
+            with write_atomically(task.path.with_name(task.path.name + ending), "wb") as file:
+                np.save(file, array)
+    with write_atomically(mark, "wb") as file:
+        np.savez(file, rows=task.rows, clean=clean, lengths=lengths, largest=flat.max())
+    return task.path.name, task.shard
+
+
+def _gather(
+    folder: Path, shards: list[tuple[str, int]], index: TextIndex, part: NDArray[np.int64]
+) -> TokenTable:
+    tables = []
+    for name, shard in shards:
+        here = part[index.shard[part] == shard]
+        here = here[np.argsort(index.row[here])]
+        with np.load(folder / f"{name}.npz") as columns:
+            clean, lengths = columns["clean"], columns["lengths"]
+            largest = int(columns["largest"])
+        ends = np.cumsum(lengths + 1)
+        tables.append(
+            TokenTable(
+                here[clean],
+                np.zeros(len(lengths), np.int32),
+                ends - lengths - 1,
+                lengths,
+                [(f"{folder.name}/{name}.npy", int(ends[-1]) + 1 if len(ends) else 1)],
+                here[~clean],
+                largest,
+                (folder / f"{name}.targets.npy").is_file(),
+            )
+        )
+    return _joined(tables)
+
+
+def _joined(tables: list[TokenTable]) -> TokenTable:
+    empty = np.zeros(0, np.int64)
+    files: list[tuple[str, int]] = []
+    file_numbers = []
+    for table in tables:
+        file_numbers.append(table.file + len(files))
+        files += table.files
+
+    def column(name: str) -> NDArray[Any]:
+        return np.concatenate([empty, *(getattr(table, name) for table in tables)])
+
+    return TokenTable(
+        column("index"),
+        np.concatenate([empty, *file_numbers]).astype(np.int32),
+        column("start"),
+        column("num_tokens"),
+        files,
+        column("overlapping"),
+        max((table.largest for table in tables), default=0),
+        any(table.has_targets for table in tables),
+    )

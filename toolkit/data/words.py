@@ -1,0 +1,81 @@
+"""Texts as numbers: a hash for each word and for each run of words, many documents at once.
+
+Legend: W words of all documents, D documents, R runs of all documents.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
+
+_WORD = re.compile(r"\w+")
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def word_hashes(texts: Sequence[str]) -> tuple[U64, I64]:
+    """Hash every word, without regard to case and punctuation.
+
+    Returns:
+        Hashes `[W]`, and offsets `[D + 1]`: document d has words `offsets[d]` to `offsets[d + 1]`.
+    """
+    flat: list[int] = []
+    offsets = [0]
+    for text in texts:
+        flat += [crc32(word.encode()) for word in _WORD.findall(text.lower())]
+        offsets.append(len(flat))
+    mixed = np.array(flat, dtype=np.uint64) * _ODD
+    return mixed ^ (mixed >> np.uint64(29)), np.array(offsets, dtype=np.int64)
+
+
+def run_hashes(words: U64, offsets: I64, length: int) -> tuple[U64, I64]:
+    """Hash every run of `length` words that lies within one document.
+
+    A document shorter than that has one run: all its words.
+
+    Returns:
+        Hashes `[R]`, and offsets `[D + 1]`.
+    """
+    sizes = np.diff(offsets)
+    num_runs = np.where(sizes > 0, np.maximum(sizes - length + 1, 1), 0)
+    run_offsets = np.concatenate([[0], np.cumsum(num_runs)]).astype(np.int64)
+    starts = np.arange(run_offsets[-1]) - np.repeat(run_offsets[:-1] - offsets[:-1], num_runs)
+    if len(starts) == 0:
+        return np.zeros(0, dtype=np.uint64), run_offsets
+    ends = np.repeat(offsets[1:], num_runs)
+    hashes = np.zeros(len(starts), dtype=np.uint64)
+    padded = np.concatenate([words, np.zeros(length, dtype=np.uint64)])
+    full = bool((sizes >= length).all())
+    for place in range(length):
+        here = padded[starts + place]
+        if not full:
+            here = np.where(starts + place < ends, here, np.uint64(0))
+        hashes = (hashes + here) * _ODD
+        hashes ^= hashes >> np.uint64(31)
+    return hashes, run_offsets
+
+
+def repeated_fraction(hashes: U64, offsets: I64) -> NDArray[np.float64]:
+    """Share of each document's runs that came before in the same document, `[D]`."""
+    counts = np.diff(offsets)
+    documents = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
+    _, first = np.unique(hashes ^ (documents * _ODD), return_index=True)
+    new = np.bincount(documents[first].astype(np.int64), minlength=len(counts))
+    return 1.0 - new / np.maximum(counts, 1)
+
+
+def share_in(hashes: U64, offsets: I64, known: U64) -> NDArray[np.float64]:
+    """Share of each document's runs that are in `known` (sorted), `[D]`."""
+    counts = np.diff(offsets)
+    if len(known) == 0:
+        return np.zeros(len(counts))
+    place = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    documents = np.repeat(np.arange(len(counts)), counts)
+    hits = np.bincount(documents, weights=known[place] == hashes, minlength=len(counts))
+    return hits / np.maximum(counts, 1)

@@ -1,0 +1,83 @@
+"""Processes that work through a stream of tasks, in order, with few of them in memory."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from toolkit.errors import DataError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def num_workers() -> int:
+    """`$TOOLKIT_WORKERS`, else the processors that this process may use."""
+    given = os.environ.get("TOOLKIT_WORKERS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Workers:
+    """A pool that starts when there is more than one task to do.
+
+    Results do not depend on the number of processes: every task is a pure function that writes
+    files of its own.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def map(self, act: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        """Results in the order of the tasks; at most two tasks a process wait.
+
+        Args:
+            act: a function at the top of a module.
+            tasks: read lazily.
+
+        Raises:
+            DataError: a process was killed.
+        """
+        stream = iter(tasks)
+        head = list(itertools.islice(stream, 2))
+        if len(head) < 2 or num_workers() == 1:
+            yield from map(act, itertools.chain(head, stream))
+            return
+        if self._pool is None:
+            # Forking a process that has threads (tokenizers, torch) can hang; spawning cannot.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(num_workers(), context, initializer=_begin)
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for task in itertools.chain(head, stream):
+                waiting.append(self._pool.submit(act, task))
+                del task
+                if len(waiting) >= 2 * num_workers():
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "data: a worker process was killed, most likely for want of memory; set "
+                "TOOLKIT_WORKERS to fewer processes and run again: what was done is kept."
+            ) from error
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process says what happened, once
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
