@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from toolkit.data.chunks import can_cut
 from toolkit.data.config import FimSection
-from toolkit.data.encode import Encoder, find_fim_tokens
+from toolkit.data.encode import (
+    Encoder,
+    TextTokenizer,
+    _Backend,
+    find_fim_tokens,
+    find_separator,
+)
 from toolkit.data.sources import Document
 from toolkit.errors import DataError
 
@@ -64,12 +72,70 @@ def test_fill_in_the_middle_keeps_every_character(folder: Path, tiny_tokenizer):
 
 def test_tokens_for_the_middle_are_looked_for(tiny_tokenizer):
     vocabulary = {"<fim_prefix>": 5, "<fim_suffix>": 7, "<fim_middle>": 6, "<a>": 1, "<b>": 2}
-    known = SimpleNamespace(get_vocab=lambda: vocabulary)
-    assert find_fim_tokens(FimSection(), known) == (5, 7, 6)
+    assert find_fim_tokens(FimSection(), vocabulary) == (5, 7, 6)
     with pytest.raises(DataError, match=r"data\.fim\.tokens"):
-        find_fim_tokens(FimSection(tokens=("<a>", "<b>", "<c>")), known)
+        find_fim_tokens(FimSection(tokens=("<a>", "<b>", "<c>")), vocabulary)
     with pytest.raises(DataError, match="none of the tokens"):
-        find_fim_tokens(FimSection(), tiny_tokenizer)
+        find_fim_tokens(FimSection(), tiny_tokenizer.get_vocab())
+
+
+def test_the_separator_must_be_in_the_vocabulary(folder: Path, tiny_tokenizer):
+    tokenizer = TextTokenizer(folder)
+    assert find_separator(None, tokenizer) == tiny_tokenizer.eos_token_id
+    assert len(tokenizer) == len(tiny_tokenizer)
+    with pytest.raises(
+        DataError, match=r"no token '<x>'; its end-of-sequence token is '<\|end\|>'"
+    ):
+        find_separator("<x>", tokenizer)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["eos_token"] = None
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="has no end-of-sequence token"):
+        find_separator(None, TextTokenizer(folder))
+
+
+@pytest.mark.parametrize("pattern", [None, "llama3"])
+def test_words_looked_up_are_words_encoded(tmp_path: Path, tiny_tokenizer, pattern: str | None):
+    from tokenizers import Regex, pre_tokenizers
+
+    tiny_tokenizer.save_pretrained(tmp_path)
+    if pattern:
+        table = json.loads((tmp_path / "tokenizer.json").read_text())
+        llama3 = (
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        )
+        split = pre_tokenizers.Split(Regex(llama3), "isolated")
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        from tokenizers import Tokenizer
+
+        core = Tokenizer.from_str(json.dumps(table))
+        core.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+        core.save(str(tmp_path / "tokenizer.json"))
+    backend = _Backend(tmp_path / "tokenizer.json")
+    assert backend.cuts_at_spaces
+    chance = random.Random(1)  # noqa: S311
+    signs = " \n\t\r\u00a0\u3000\u200bab9.,'\"é̈ 你🙂s'll \x1c\x85<|end|>"
+    texts = ["".join(chance.choice(signs) for _ in range(80)) for _ in range(400)]
+    texts += ["net sales rose 2 %, it's said; we'll see. " * 3, "", " ", "a", " a", "a "]
+    ids, offsets = backend.table.lookup(texts)
+    found = [ids[a:b].tolist() for a, b in itertools.pairwise(offsets.tolist())]
+    assert found == backend.encode(texts)
+
+
+def test_other_tokenizers_are_not_cut(tmp_path: Path, tiny_tokenizer):
+    tiny_tokenizer.save_pretrained(tmp_path)
+    table = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert can_cut(json.dumps(table))
+    for change in (
+        {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}},
+        {"pre_tokenizer": None},
+        {"model": {"type": "Unigram"}},
+        {"normalizer": {"type": "Lowercase"}},
+        {"added_tokens": [{"special": False, "lstrip": True, "rstrip": False, "content": "x"}]},
+    ):
+        assert not can_cut(json.dumps({**table, **change}))
 
 
 def test_only_the_assistant_s_words_are_targets(folder: Path, tiny_tokenizer):

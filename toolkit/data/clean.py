@@ -8,15 +8,25 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from toolkit.data.config import CleaningSection
 from toolkit.data.pii import scrub
 from toolkit.data.sources import Document
-from toolkit.data.words import I64, U64, repeated_fraction, run_hashes, word_hashes
+from toolkit.data.words import (
+    I64,
+    repeated_fraction,
+    run_hashes,
+    spread,
+    take_rows,
+    word_codes,
+)
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u200b\ufeff]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SPACES = re.compile(r"[ \t\u00a0]+")
-_UNTIDY = re.compile(r"[\t\u00a0]|[ \u00a0]{2,}| $", re.MULTILINE)
+_UNTIDY = ("\t", "\u00a0", "  ", " \n")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _RUN_WORDS = 10
 """Length of a run of words for the repetition filter, as in Gopher's longest."""
@@ -31,13 +41,18 @@ def clean_text(text: str) -> str:
     'Net sales\\n\\nrose 2 %'
     """
     if not text.isascii():
-        text = _SURROGATE.sub("\ufffd", unicodedata.normalize("NFC", text))
+        if not unicodedata.is_normalized("NFC", text):
+            text = unicodedata.normalize("NFC", text)
+        text = _SURROGATE.sub("\ufffd", text)
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _CONTROL.sub("", text)
-    if _UNTIDY.search(text):
+    if not text.replace("\n", "").isprintable():  # cheaper than the search, and mostly so
+        text = _CONTROL.sub("", text)
+    if any(sign in text for sign in _UNTIDY) or text.endswith(" "):
         text = "\n".join(_tidy(line) for line in text.split("\n"))
-    return _BLANK_LINES.sub("\n\n", text).strip("\n")
+    if "\n\n\n" in text:
+        text = _BLANK_LINES.sub("\n\n", text)
+    return text.strip("\n")
 
 
 def _tidy(line: str) -> str:
@@ -48,7 +63,7 @@ def _tidy(line: str) -> str:
 
 def clean_documents(
     documents: Sequence[Document], section: CleaningSection, counts: Counter[str]
-) -> tuple[list[Document], U64, I64]:
+) -> tuple[list[Document], NDArray[np.uint32], I64]:
     """Clean a batch of documents and leave out what is too short, too long or repeats itself.
 
     Conversations are measured but not changed: their template gives spaces a meaning.
@@ -60,7 +75,7 @@ def clean_documents(
             of their size, and `pii: …` for each replacement.
 
     Returns:
-        Documents that stay, and their words' hashes with offsets (`word_hashes`).
+        Documents that stay, and the codes of their words with offsets (`word_codes`).
     """
     kept: list[Document] = []
     for document in documents:
@@ -86,15 +101,15 @@ def clean_documents(
             kept.append(replace(document, text=text))
             continue
         _leave_out(counts, reason, text)
-    words, offsets = word_hashes([document.text for document in kept])
-    runs, run_offsets = run_hashes(words, offsets, _RUN_WORDS)
+    words, offsets = word_codes([document.text for document in kept])
+    runs, run_offsets = run_hashes(spread(words), offsets, _RUN_WORDS)
     repeats = repeated_fraction(runs, run_offsets) > section.max_repeated_ngram_fraction
     if repeats.any():
         for document, bad in zip(kept, repeats, strict=True):
             if bad:
                 _leave_out(counts, "repetitive", document.text)
         kept = [document for document, bad in zip(kept, repeats, strict=True) if not bad]
-        words, offsets = word_hashes([document.text for document in kept])
+        words, offsets = take_rows(words, offsets, np.flatnonzero(~repeats))
     return kept, words, offsets
 
 

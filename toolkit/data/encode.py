@@ -6,14 +6,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from toolkit.data.chunks import ChunkTable, can_cut
 from toolkit.data.config import FimSection
 from toolkit.data.sources import Document
 from toolkit.data.split import stable_unit
 from toolkit.errors import DataError
+from toolkit.manifest import load_json
 
+_TOGETHER = 512
 _KNOWN_FIM = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
@@ -68,22 +74,73 @@ def _plain(folder: Path, texts: list[str]) -> list[list[int]]:
     if backend is None:
         tokenizer = _full_tokenizer(folder)
         return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
-    return [item.ids for item in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    if not backend.cuts_at_spaces:
+        return backend.encode(texts)
+    ids, offsets = backend.table.lookup(texts)
+    flat, ends = ids.tolist(), offsets.tolist()
+    return [flat[start:stop] for start, stop in pairwise(ends)]
+
+
+class _Backend:
+    """A tokenizer's own fast core, read without transformers (which takes seconds to import)."""
+
+    def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._core = Tokenizer.from_file(str(path))
+        self._core.no_truncation()
+        self._core.no_padding()
+        self._core.encode_special_tokens = True
+        self.cuts_at_spaces = can_cut(path.read_text(encoding="utf-8"))
+        self.table = ChunkTable(self._encode_chunks, np.int32)
+        self._num_bytes = np.zeros(self._core.get_vocab_size() + 1, np.int64)
+        for text, number in self._core.get_vocab(with_added_tokens=False).items():
+            self._num_bytes[number] = len(text)  # a sign a byte, in byte-level vocabularies
+        for number, token in self._core.get_added_tokens_decoder().items():
+            self._num_bytes[number] = len(token.content.encode())
+
+    def _encode_chunks(self, chunks: list[str]) -> list[list[int]]:
+        """Many words in one text, since each text costs more than a word; the tokens of each are
+        told apart by their bytes."""
+        rows: dict[int, list[int]] = {}
+        together = [
+            n
+            for n, text in enumerate(chunks)
+            if text[:1] == " " and text[1:2].strip() and text[-1:].strip()
+        ]
+        alone = sorted(set(range(len(chunks))).difference(together))
+        groups = [
+            together[start : start + _TOGETHER] for start in range(0, len(together), _TOGETHER)
+        ]
+        encoded = self.encode(["".join(chunks[n] for n in group) for group in groups])
+        for group, ids in zip(groups, encoded, strict=True):
+            stops = np.cumsum([len(chunks[n].encode()) for n in group])
+            reached = np.cumsum(self._num_bytes[ids])
+            ends = np.searchsorted(reached, stops) + 1
+            if reached[-1] != stops[-1] or (reached[ends - 1] != stops).any():
+                alone += group  # a normalizer changed lengths
+                continue
+            edges = [0, *ends.tolist()]
+            for n, (start, stop) in zip(group, pairwise(edges), strict=True):
+                rows[n] = ids[start:stop]
+        rows.update(zip(alone, self.encode([chunks[n] for n in alone]), strict=True))
+        return [rows[n] for n in range(len(chunks))]
+
+    def vocabulary(self) -> dict[str, int]:
+        return dict(self._core.get_vocab())
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        item = self._core.encode(text, add_special_tokens=False)
+        return item.ids, item.offsets
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return [item.ids for item in self._core.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 @lru_cache(maxsize=2)
-def _backend(folder: Path) -> Any:
-    """The tokenizer's own fast core, read without transformers (which takes seconds to import)."""
-    from tokenizers import Tokenizer
-
+def _backend(folder: Path) -> _Backend | None:
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        return None
-    backend = Tokenizer.from_file(str(path))
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
-    return backend
+    return _Backend(path) if path.is_file() else None
 
 
 @lru_cache(maxsize=2)
@@ -93,13 +150,74 @@ def _full_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def find_fim_tokens(section: FimSection, tokenizer: Any) -> tuple[int, int, int]:
+class TextTokenizer:
+    """What the stage needs of a tokenizer: its vocabulary, and where in a text tokens end.
+
+    Args:
+        folder: of the model or tokenizer.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._core = _backend(folder)
+        if self._core is not None:
+            self.vocabulary = self._core.vocabulary()
+        else:
+            self.vocabulary = dict(_full_tokenizer(folder).get_vocab())
+
+    def __len__(self) -> int:
+        return max(self.vocabulary.values(), default=-1) + 1
+
+    @property
+    def end_of_sequence(self) -> str | None:
+        """The token that the tokenizer's own settings name."""
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            path = self._folder / name
+            token = load_json(path).get("eos_token") if path.is_file() else None
+            if token is not None:
+                return str(token["content"] if isinstance(token, dict) else token)
+        return None
+
+    def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids, and the characters `[start, stop)` that each stands for."""
+        if self._core is not None:
+            return self._core.encode_with_offsets(text)
+        tokenizer = _full_tokenizer(self._folder)
+        result = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(result["input_ids"]), list(result["offset_mapping"])
+
+
+def find_separator(name: str | None, tokenizer: TextTokenizer) -> int:
+    """Id of the token between documents.
+
+    Args:
+        name: the recipe's, or None for the tokenizer's end of sequence.
+        tokenizer: to look it up in.
+
+    Raises:
+        DataError: the tokenizer does not have it.
+    """
+    end = tokenizer.end_of_sequence
+    if name is None and end is None:
+        raise DataError(
+            "data.end_of_document: the tokenizer has no end-of-sequence token; name the token "
+            "that should stand between documents."
+        )
+    token = tokenizer.vocabulary.get(str(name or end))
+    if token is None:
+        raise DataError(
+            f"data.end_of_document: the tokenizer has no token {name or end!r}; "
+            f"its end-of-sequence token is {end!r}."
+        )
+    return token
+
+
+def find_fim_tokens(section: FimSection, vocabulary: dict[str, int]) -> tuple[int, int, int]:
     """Ids of prefix, suffix and middle.
 
     Raises:
         DataError: the tokenizer has no such tokens.
     """
-    vocabulary = tokenizer.get_vocab()
     for names in (section.tokens,) if section.tokens else _KNOWN_FIM:
         if all(name in vocabulary for name in names):
             prefix, suffix, middle = (int(vocabulary[name]) for name in names)

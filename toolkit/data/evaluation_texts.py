@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.config import DataSection
+from toolkit.data.encode import TextTokenizer
 from toolkit.data.source_config import SPLITS, Role, SplitName
 from toolkit.data.sources import Document
 from toolkit.data.texts import TextIndex, read_texts
@@ -33,7 +34,11 @@ class EvaluationDocument:
 
 
 def choose_evaluation(
-    section: DataSection, texts: Path, index: TextIndex, usable: NDArray[np.bool_], tokenizer: Any
+    section: DataSection,
+    texts: Path,
+    index: TextIndex,
+    usable: NDArray[np.bool_],
+    tokenizer: TextTokenizer,
 ) -> dict[SplitName, list[EvaluationDocument]]:
     """Documents of both evaluation splits, in the order of sources and hashes.
 
@@ -93,13 +98,14 @@ def _in_order(
         start = stop
 
 
-def _cut(document: Document, role: Role, tokenizer: Any, cut_to: int | None) -> EvaluationDocument:
-    result = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True)
-    num_tokens = len(result["input_ids"])
+def _cut(
+    document: Document, role: Role, tokenizer: TextTokenizer, cut_to: int | None
+) -> EvaluationDocument:
+    ids, offsets = tokenizer.encode(document.text)
+    num_tokens = len(ids)
     if cut_to is not None and num_tokens > cut_to:
-        end = result["offset_mapping"][cut_to - 1][1]
-        document = replace(document, text=document.text[:end])
-        num_tokens = len(tokenizer(document.text, add_special_tokens=False)["input_ids"])
+        document = replace(document, text=document.text[: offsets[cut_to - 1][1]])
+        num_tokens = len(tokenizer.encode(document.text)[0])
     return EvaluationDocument(document, role, num_tokens)
 
 

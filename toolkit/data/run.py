@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from toolkit.data.blocks import write_blocks, write_pack
 from toolkit.data.config import SPLITS, DataSection
 from toolkit.data.duplicates import drop_exact, drop_near
-from toolkit.data.encode import Encoder, find_fim_tokens
+from toolkit.data.encode import Encoder, TextTokenizer, find_fim_tokens, find_separator
 from toolkit.data.evaluation_texts import (
     EvaluationDocument,
     choose_evaluation,
@@ -47,10 +47,8 @@ def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Sa
     Raises:
         DataError: a split that is needed has no documents, or replay text runs out.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    separator = separator_id(section, tokenizer)
+    tokenizer = TextTokenizer(tokenizer_folder)
+    separator = find_separator(section.end_of_document, tokenizer)
     with stage.running() as work, Workers() as workers:
         for folder in (_TEXTS, "tokens", "packs"):
             (work / folder).mkdir(exist_ok=True)
@@ -112,28 +110,6 @@ def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Sa
     say(describe(results))
 
 
-def separator_id(section: DataSection, tokenizer: Any) -> int:
-    """Id of the token between documents.
-
-    Raises:
-        DataError: the tokenizer does not have it.
-    """
-    if section.end_of_document is None:
-        if tokenizer.eos_token_id is None:
-            raise DataError(
-                "data.end_of_document: the tokenizer has no end-of-sequence token; name the token "
-                "that should stand between documents."
-            )
-        return int(tokenizer.eos_token_id)
-    token = tokenizer.get_vocab().get(section.end_of_document)
-    if token is None:
-        raise DataError(
-            f"data.end_of_document: the tokenizer has no token {section.end_of_document!r}; "
-            f"its end-of-sequence token is {tokenizer.eos_token!r}."
-        )
-    return int(token)
-
-
 def _kept(counts: dict[str, int]) -> int:
     out = sum(counts.get(reason, 0) for reason in ("short", "long", "repetitive"))
     return counts.get("read", 0) - out
@@ -183,7 +159,7 @@ def _tokenise_all(
     section: DataSection,
     seed: int,
     tokenizer_folder: Path,
-    tokenizer: Any,
+    tokenizer: TextTokenizer,
     separator: int,
     texts: Path,
     index: TextIndex,
@@ -209,7 +185,7 @@ def _tokenise_all(
                 limits.append(int(need) if share > 0 else 0)
             encoder = Encoder(tokenizer_folder, seed)
             if source.fim:
-                ids = find_fim_tokens(section.fim, tokenizer)
+                ids = find_fim_tokens(section.fim, tokenizer.vocabulary)
                 encoder = Encoder(tokenizer_folder, seed, section.fim, ids)
             pool = np.flatnonzero(usable & (index.source == number) & (index.split == 0))
             tables[name] = tokenise(

@@ -23,6 +23,7 @@ from toolkit.data.formats import Faults
 from toolkit.data.source_config import SPLITS, SourceSection
 from toolkit.data.sources import Document, read_documents
 from toolkit.data.split import assign_split, stable_unit
+from toolkit.data.words import I64, spread, take_rows
 from toolkit.data.workers import Workers
 from toolkit.manifest import load_json, write_atomically, write_json
 
@@ -99,7 +100,8 @@ def _write_shard(batch: _Batch) -> dict[str, int]:
     if mark.is_file():
         return dict(load_json(mark))
     counts: Counter[str] = Counter()
-    kept, words, offsets = clean_documents(batch.documents, batch.cleaning, counts)
+    kept, codes, offsets = clean_documents(batch.documents, batch.cleaning, counts)
+    words = spread(codes)
     near = batch.cleaning.near_duplicates is not None
     columns: dict[str, Any] = {
         "exact": exact_keys(words, offsets),
@@ -107,6 +109,8 @@ def _write_shard(batch: _Batch) -> dict[str, int]:
         "split": np.array([_split_number(d, batch.source, batch.seed) for d in kept], np.int8),
         "order": np.array([stable_unit("order", batch.seed, d.id) for d in kept]),
         "num_bytes": np.array([len(d.text.encode()) for d in kept], np.int64),
+        "words": codes,
+        "word_offsets": offsets,
     }
     table = pa.table(
         {
@@ -190,3 +194,12 @@ def read_texts(folder: Path, source: int, shard: int, rows: NDArray[Any]) -> lis
     taken = table.take(rows).to_pydict()
     columns = (taken["id"], taken["group"], taken["text"], taken["messages"])
     return [Document(i, "", g, t, m) for i, g, t, m in zip(*columns, strict=True)]
+
+
+def read_words(
+    folder: Path, source: int, shard: int, rows: NDArray[Any]
+) -> tuple[NDArray[np.uint64], I64]:
+    """Hashes of the words of some documents of a shard, with offsets (`word_hashes`)."""
+    with np.load(folder / f"{source:02d}-{shard:05d}.npz") as columns:
+        codes, offsets = take_rows(columns["words"], columns["word_offsets"], rows)
+    return spread(codes), offsets

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.encode import Encoder
-from toolkit.data.texts import TextIndex, read_texts
-from toolkit.data.words import run_hashes, share_in, word_hashes
+from toolkit.data.texts import TextIndex, read_texts, read_words
+from toolkit.data.words import run_hashes, share_in
 from toolkit.data.workers import Workers
 from toolkit.manifest import write_atomically
 
@@ -172,7 +172,7 @@ def _write_shard(task: _Task) -> tuple[str, int]:
     clean = np.ones(len(documents), dtype=np.bool_)
     if task.overlap is not None and len(documents):
         known = np.load(task.overlap.path, mmap_mode="r")
-        words = word_hashes([document.text for document in documents])
+        words = read_words(task.texts, task.source, task.shard, task.rows)
         shares = share_in(*run_hashes(*words, task.overlap.words), known)
         clean = shares <= task.overlap.max_fraction
     encoded = task.encoder.encode([d for d, good in zip(documents, clean, strict=True) if good])

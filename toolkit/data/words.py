@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -19,19 +20,43 @@ _WORD = re.compile(r"\w+")
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
-def word_hashes(texts: Sequence[str]) -> tuple[U64, I64]:
-    """Hash every word, without regard to case and punctuation.
+def word_codes(texts: Sequence[str]) -> tuple[NDArray[np.uint32], I64]:
+    """A code for every word, without regard to case and punctuation.
 
     Returns:
-        Hashes `[W]`, and offsets `[D + 1]`: document d has words `offsets[d]` to `offsets[d + 1]`.
+        Codes `[W]`, and offsets `[D + 1]`: document d has words `offsets[d]` to `offsets[d + 1]`.
     """
     flat: list[int] = []
     offsets = [0]
     for text in texts:
-        flat += [crc32(word.encode()) for word in _WORD.findall(text.lower())]
+        flat += map(crc32, map(str.encode, _WORD.findall(text.lower())))
         offsets.append(len(flat))
-    mixed = np.array(flat, dtype=np.uint64) * _ODD
-    return mixed ^ (mixed >> np.uint64(29)), np.array(offsets, dtype=np.int64)
+    return np.array(flat, dtype=np.uint32), np.array(offsets, dtype=np.int64)
+
+
+def spread(codes: NDArray[np.uint32]) -> U64:
+    """Codes as 64-bit hashes, `[W]`, so that sums and products of them rarely meet."""
+    mixed = codes.astype(np.uint64) * _ODD
+    return mixed ^ (mixed >> np.uint64(29))
+
+
+def word_hashes(texts: Sequence[str]) -> tuple[U64, I64]:
+    """Hash every word: `spread` of `word_codes`, and the offsets."""
+    codes, offsets = word_codes(texts)
+    return spread(codes), offsets
+
+
+def take_rows(flat: NDArray[Any], offsets: I64, rows: NDArray[Any]) -> tuple[NDArray[Any], I64]:
+    """The values of some documents only, in the order of `rows`, with their offsets.
+
+    >>> take_rows(np.array([1, 2, 3, 4]), np.array([0, 1, 3, 4]), np.array([1, 2]))
+    (array([2, 3, 4]), array([0, 2, 3]))
+    """
+    sizes = np.diff(offsets)[rows]
+    stops = np.cumsum(sizes)
+    total = int(stops[-1]) if len(stops) else 0
+    index = np.arange(total) + np.repeat(offsets[rows] - (stops - sizes), sizes)
+    return flat[index], np.concatenate([[0], stops]).astype(np.int64)
 
 
 def run_hashes(words: U64, offsets: I64, length: int) -> tuple[U64, I64]:
@@ -64,10 +89,13 @@ def run_hashes(words: U64, offsets: I64, length: int) -> tuple[U64, I64]:
 def repeated_fraction(hashes: U64, offsets: I64) -> NDArray[np.float64]:
     """Share of each document's runs that came before in the same document, `[D]`."""
     counts = np.diff(offsets)
+    # Forty bits of a hash are enough within one document; the others name the document, so that
+    # one sort serves all.
     documents = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
-    _, first = np.unique(hashes ^ (documents * _ODD), return_index=True)
-    new = np.bincount(documents[first].astype(np.int64), minlength=len(counts))
-    return 1.0 - new / np.maximum(counts, 1)
+    keys = np.sort((documents << np.uint64(40)) | (hashes >> np.uint64(24)))
+    again = keys[1:][keys[1:] == keys[:-1]] >> np.uint64(40)
+    repeated = np.bincount(again.astype(np.int64), minlength=len(counts))
+    return repeated / np.maximum(counts, 1)
 
 
 def share_in(hashes: U64, offsets: I64, known: U64) -> NDArray[np.float64]:

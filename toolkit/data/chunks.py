@@ -1,0 +1,131 @@
+"""Texts cut at spaces where a tokenizer cuts too, so that each word is worked out once.
+
+Natural text repeats its words: what is computed for each word can be looked up from then on, which
+is several times faster than computing it, and gives the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CHUNK = re.compile(r"\s*\S+(?:(?! \S)\s+\S*)*|\s+")
+_UNEVEN = ("  ", "\n ", " \n", "\t", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f")
+_AT_START = "\x00"
+"""Begins the key of a chunk without a space in front; other keys stand for a space and the key."""
+
+MAX_KNOWN = 1 << 20
+"""Words remembered at most; then all are forgotten, since rare ones fill the table."""
+
+
+def cut_at_spaces(text: str) -> list[str]:
+    """Keys of the chunks of a text; a cut is before every single space between two words.
+
+    >>> [chunk_text(key) for key in cut_at_spaces("net sales,\\n  rose 2 %")]
+    ['net', ' sales,\\n  rose', ' 2', ' %']
+    """
+    if text.isascii() and not any(sign in text for sign in _UNEVEN):
+        keys = text.split(" ")
+        keys[0] = _AT_START + keys[0]
+        return keys
+    return [chunk[1:] if chunk[0] == " " else _AT_START + chunk for chunk in _CHUNK.findall(text)]
+
+
+def chunk_text(key: str) -> str:
+    """The text that a key stands for."""
+    return key[1:] if key[:1] == _AT_START else f" {key}"
+
+
+class ChunkTable:
+    """Numbers for each chunk, computed when it is first met.
+
+    Args:
+        compute: numbers of each of some chunks' texts.
+        dtype: of the numbers.
+    """
+
+    def __init__(self, compute: Callable[[list[str]], Sequence[Sequence[int]]], dtype: Any) -> None:
+        self._compute, self._dtype = compute, dtype
+        self._forget()
+
+    def _forget(self) -> None:
+        self._place: dict[str, int] = {}
+        self._values = np.zeros(0, self._dtype)
+        self._starts = np.zeros(1, np.int64)
+
+    def lookup(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Numbers of all texts in a row, and offsets `[D + 1]` at which each text's begin."""
+        keys: list[str] = []
+        ends = [0]
+        for text in texts:
+            keys += cut_at_spaces(text)
+            ends.append(len(keys))
+        if len(self._place) > MAX_KNOWN:
+            self._forget()
+        new = sorted(set(keys).difference(self._place))
+        if new:
+            self._learn(new)
+        places = np.fromiter(map(self._place.__getitem__, keys), np.int64, len(keys))
+        sizes = np.diff(self._starts)[places]
+        stops = np.cumsum(sizes)
+        total = int(stops[-1]) if len(stops) else 0
+        index = np.arange(total) + np.repeat(self._starts[places] - (stops - sizes), sizes)
+        offsets = np.concatenate([[0], stops])[np.array(ends)]
+        return self._values[index], offsets.astype(np.int64)
+
+    def _learn(self, keys: list[str]) -> None:
+        rows = self._compute([chunk_text(key) for key in keys])
+        first = len(self._place)
+        self._place.update(zip(keys, range(first, first + len(keys)), strict=True))
+        flat = [value for row in rows for value in row]
+        sizes = np.fromiter(map(len, rows), np.int64, len(rows))
+        self._values = np.concatenate([self._values, np.array(flat, self._dtype)])
+        self._starts = np.concatenate([self._starts, self._starts[-1] + np.cumsum(sizes)])
+
+
+def can_cut(tokenizer_json: str) -> bool:
+    """Whether a tokenizer's tokens never reach across a single space between two words.
+
+    That holds for byte-level BPE after a pattern of GPT-2's family: spaces are taken at the front
+    of a word, and nothing before looks beyond them.
+
+    Args:
+        tokenizer_json: as in `tokenizer.json`.
+    """
+    table = json.loads(tokenizer_json)
+    if table.get("model", {}).get("type") != "BPE" or table["model"].get("dropout"):
+        return False
+    if (table.get("normalizer") or {"type": "NFC"})["type"] != "NFC":
+        return False
+    for token in table.get("added_tokens", ()):
+        if not token["special"] and (
+            token["lstrip"] or token["rstrip"] or any(sign.isspace() for sign in token["content"])
+        ):
+            return False
+    first = table.get("pre_tokenizer") or {}
+    steps = first.get("pretokenizers", [first])
+    splits_words = False
+    for step in steps:
+        if step.get("type") == "ByteLevel":
+            if step.get("add_prefix_space"):
+                return False
+            splits_words = splits_words or step.get("use_regex", True)
+        elif step.get("type") == "Split":
+            pattern = step.get("pattern", {}).get("Regex", "")
+            if _is_word_pattern(pattern) and step.get("behavior") == "Isolated":
+                splits_words = True
+        elif step.get("type") != "Digits":
+            return False
+    return splits_words
+
+
+def _is_word_pattern(pattern: str) -> bool:
+    """Patterns of GPT-2, cl100k, o200k, Llama 3 and Qwen end alike; spaces are taken in front."""
+    parts = pattern.replace(r"\s+(?!\S)", "").replace(r"\s*[\r\n]+", "")
+    parts = parts.replace(r"[^\s\p{L}\p{N}]", "").replace(r"\s+", "")
+    return pattern.endswith((r"\s+(?!\S)|\s+", r"\s+(?!\S)")) and r"\s" not in parts
