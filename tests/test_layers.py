@@ -29,7 +29,10 @@ MAY_IMPORT = {
 }
 """recipe, stages, choosing, diagnosing and cli sit on top and may import everything."""
 
-ON_TOP = {"__init__", "__main__", "recipe", "stages", "choosing", "diagnosing", "publishing", "cli"}
+ON_TOP = {
+    *("__init__", "__main__", "recipe", "stages", "training", "choosing", "diagnosing"),
+    *("publishing", "cli"),
+}
 
 
 def layer_of(path: Path) -> str:

@@ -87,11 +87,20 @@ def data_run(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
 
 
 @cpt_app.command("run")
-def cpt_run(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
+def cpt_run(
+    recipe: RecipeName,
+    runs: Runs = Path("runs"),
+    change_schedule: Annotated[
+        bool,
+        typer.Option(
+            "--change-schedule", help="Continue an interrupted run under a changed schedule."
+        ),
+    ] = False,
+) -> None:
     """Train a recipe's general model into the specialist."""
     from toolkit.stages import ensure_cpt
 
-    ensure_cpt(_open(recipe, runs))
+    ensure_cpt(_open(recipe, runs), change_schedule=change_schedule)
 
 
 @merge_app.command("choose")

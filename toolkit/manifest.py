@@ -172,6 +172,15 @@ class Stage:
         mark = self.work / _IDENTITY
         return mark.is_file() and bool(load_json(mark) == self.identity())
 
+    def begun_otherwise(self) -> list[str]:
+        """What differs between work that was begun and interrupted, and these settings."""
+        mark = self.work / _IDENTITY
+        return changed_keys(load_json(mark), self.identity()) if mark.is_file() else []
+
+    def adopt(self) -> None:
+        """Continue interrupted work under these settings, whatever it was begun with."""
+        write_json(self.work / _IDENTITY, self.identity())
+
     def _prepare_work(self) -> None:
         mark = self.work / _IDENTITY
         begun = self.has_begun()

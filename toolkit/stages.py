@@ -5,19 +5,22 @@ general model ─► data ─► cpt ─► merge        all under runs/<recipe>
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from toolkit.errors import CheckpointError, ToolkitError
+from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.manifest import Stage, content_hash, hash_bytes, hash_file, hash_json, read_manifest
 from toolkit.progress import say
 from toolkit.recipe import Recipe, merge_folder
+from toolkit.train.config import WITHOUT_EFFECT
 
 RUNS = Path("runs")
+Result = TypeVar("Result")
 _SEEN: set[Path] = set()
 """Stages that this process has spoken of: later stages ask for them again, silently."""
 
@@ -105,20 +108,56 @@ def ensure_data(run: Run) -> Path:
     return _ensure(stage, "data", lambda: run_data(section, stage, general, say))
 
 
-def ensure_cpt(run: Run) -> Path:
-    """The cpt stage: continued pre-training, general model to specialist."""
-    general, data = ensure_general(run), ensure_data(run)
+def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
+    """The cpt stage: continued pre-training, general model to specialist.
 
-    def train() -> None:
-        from toolkit.train.run import run_train
+    Args:
+        run: the recipe's.
+        change_schedule: continue an interrupted run although its schedule was changed since.
 
-        run_train(run.recipe.train, stage, general, data)
+    Raises:
+        ConfigError: more than the schedule was changed.
+    """
+    from toolkit.training import train_specialist
 
-    config = run.recipe.train.model_dump(mode="json")
-    config.pop("save_every_steps")  # changes no number, so changing it repeats nothing
+    general, data = _first_alone(lambda: (ensure_general(run), ensure_data(run)))
+    config = run.recipe.train.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
     inputs = {"general": fingerprint(general), "data": content_hash(data)}
     stage = run.stage("cpt", {"train": config}, inputs)
-    return _ensure(stage, "cpt", train)
+    if change_schedule:
+        _adopt_schedule(stage)
+    return _ensure(stage, "cpt", lambda: train_specialist(run.recipe, stage, general, data))
+
+
+def _adopt_schedule(stage: Stage) -> None:
+    changes = stage.begun_otherwise()
+    other = [line for line in changes if not line.startswith("config.train.schedule.")]
+    if other:
+        raise ConfigError(
+            f"{stage.work}: more than the schedule was changed since it was begun:\n  "
+            + "\n  ".join(other)
+            + "\nPut the former values back, or run without --change-schedule to begin anew."
+        )
+    for line in changes:
+        say(f"  continues with another schedule: {line.removeprefix('config.')}")
+    if changes:
+        stage.adopt()
+
+
+def _first_alone(act: Callable[[], Result]) -> Result:
+    """Under `accelerate launch`, the first process makes what the others then find."""
+    from toolkit.train.processes import is_first, num_processes, start_processes, wait_for_all
+
+    if num_processes() == 1:
+        return act()
+    start_processes()
+    if is_first():
+        result = act()
+        wait_for_all()
+        return result
+    wait_for_all()
+    with contextlib.redirect_stdout(None):
+        return act()
 
 
 def ensure_merge(run: Run) -> Path:
@@ -170,6 +209,10 @@ def _ensure(stage: Stage, title: str, act: Callable[[], None]) -> Path:
         say(f"  runs anew; the old folder is kept beside it ({stage.folder}.1, .2, …)")
     if stage.has_begun():
         say(f"  continues in {stage.work}")
+    elif changes := stage.begun_otherwise():
+        say("  was begun under other settings; that work is put aside beside the stage:")
+        for line in changes:
+            say(f"    {line.removeprefix('config.')}")
     act()
     if not stage.is_complete():
         raise ToolkitError(f"{stage.folder}: is not complete after its stage ran; run it again.")

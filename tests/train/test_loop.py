@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +21,12 @@ from transformers import AutoModelForCausalLM
 from tests.token_blocks import make_blocks
 from toolkit.checkpoint import resume
 from toolkit.data.blocks import Blocks
+from toolkit.errors import ToolkitError
 from toolkit.train import loop
 from toolkit.train.config import TrainSection
 from toolkit.train.loop import plan_steps, train
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -38,7 +48,8 @@ def section(**values: object) -> TrainSection:
 
 
 def losses(work: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (work / "metrics.jsonl").read_text().splitlines()]
+    rows = map(json.loads, (work / "metrics.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if "loss" in row]
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -72,12 +83,14 @@ def test_a_killed_run_continues_to_the_same_bits(
 ):
     whole = run(fresh, blocks, tmp_path / "whole")
 
-    def killed_later(*args: object) -> None:
-        resume.save_state(*args)  # type: ignore[arg-type]
-        if args[1] == 6:
-            raise KeyboardInterrupt
+    class Killed(resume.StateWriter):
+        def save(self, step: int, *rest: object) -> None:  # type: ignore[override]
+            super().save(step, *rest)  # type: ignore[arg-type]
+            self.wait()
+            if step == 6:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_state", killed_later)
+    monkeypatch.setattr(loop, "StateWriter", Killed)
     with pytest.raises(KeyboardInterrupt):
         run(fresh, blocks, tmp_path / "cut")
     monkeypatch.undo()
@@ -123,12 +136,192 @@ def test_steps_do_not_cross_stages(tmp_path: Path):
     ]  # fmt: skip
 
 
-def test_a_loss_that_is_no_number_stops_the_run(fresh, blocks, tmp_path: Path):
-    from toolkit.errors import ToolkitError
-
+def test_losses_that_are_no_numbers_are_refused_and_end_the_run(fresh, blocks, tmp_path: Path):
     model = fresh()
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
+    before = weights(model)
     (tmp_path / "n").mkdir()
-    with pytest.raises(ToolkitError, match="peak_lr"):
-        train(model, blocks, section(), seed=0, work=tmp_path / "n")
+    with pytest.raises(ToolkitError, match=r"the 3\. in a row that .*peak_lr"):
+        train(model, blocks, section(max_bad_steps=3), seed=0, work=tmp_path / "n")
+    rows = [json.loads(line) for line in (tmp_path / "n/metrics.jsonl").read_text().splitlines()]
+    assert [row["skipped"] for row in rows] == [True] * 3
+    assert all(
+        torch.equal(before[k].nan_to_num(), v.nan_to_num()) for k, v in weights(model).items()
+    )
+
+
+def test_one_bad_step_is_left_out_and_training_goes_on(
+    fresh, blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls = {"n": 0}
+    real = loop.NextTokenLoss.forward
+
+    def sometimes(self, *args):
+        calls["n"] += 1
+        return real(self, *args) * (float("inf") if calls["n"] == 4 else 1.0)
+
+    monkeypatch.setattr(loop.NextTokenLoss, "forward", sometimes)
+    (tmp_path / "w").mkdir()
+    model = fresh()
+    results = train(model, blocks, section(), seed=7, work=tmp_path / "w")
+    assert results["skipped_steps"] == 1
+    assert all(value.isfinite().all() for value in weights(model).values())
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+import os
+import torch
+torch.set_num_threads(1)
+from transformers import AutoModelForCausalLM
+from tests.train.test_loop import section
+from toolkit.data.blocks import Blocks
+from toolkit.errors import ToolkitError
+from toolkit.train.loop import train
+folder = Path({folder!r})
+model = AutoModelForCausalLM.from_pretrained(folder / "model")
+train(model, Blocks.open(folder / "blocks", 12), section(save_every_steps=2), seed=7,
+      work=folder / {work!r})
+model.save_pretrained(folder / {work!r} / "final")
+"""
+
+
+def test_kill_minus_nine_at_any_moment_ends_in_the_same_bits(fresh, blocks, tmp_path: Path):
+    from safetensors.torch import load_file
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    chance = random.Random(4)  # noqa: S311
+
+    def start(work: str) -> subprocess.Popen[bytes]:
+        (tmp_path / work).mkdir(exist_ok=True)
+        script = _KILLED.format(root=str(ROOT), folder=str(tmp_path), work=work)
+        return subprocess.Popen(
+            [sys.executable, "-c", script], env=environment, stdout=subprocess.DEVNULL
+        )
+
+    assert start("whole").wait() == 0
+    kills = 0
+    for _ in range(3):
+        process = start("cut")
+        rows = tmp_path / "cut/metrics.jsonl"
+        begun = len(rows.read_text().splitlines()) if rows.is_file() else 0
+        goal = begun + chance.randint(3, 12)
+        while process.poll() is None:
+            if rows.is_file() and len(rows.read_text().splitlines()) >= goal:
+                time.sleep(chance.random() * 0.01)
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.001)
+        process.wait()
+    assert kills >= 2
+    assert start("cut").wait() == 0
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    ours, theirs = (load_file(tmp_path / w / "final/model.safetensors") for w in ("cut", "whole"))
+    assert same(ours, theirs)
+
+
+def test_a_full_disk_leaves_the_former_state(
+    fresh, blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real = resume.save_tensors
+
+    def full(tensors: object, path: Path) -> None:
+        if "00000006" in str(path) and path.name == "optimizer.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(tensors, path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(resume, "save_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(fresh, blocks, tmp_path / "w")
+    assert resume.saved_steps(tmp_path / "w") == [3]
+    assert not list((tmp_path / "w").glob(".state*"))
+    monkeypatch.undo()
+    assert same(run(fresh, blocks, tmp_path / "w"), run(fresh, blocks, tmp_path / "x"))
+
+
+def test_the_last_states_are_kept(fresh, blocks, tmp_path: Path):
+    run(fresh, blocks, tmp_path / "w", keep_states=2)
+    assert resume.saved_steps(tmp_path / "w") == [6, 9]
+
+
+def test_the_watch_looks_and_warns(fresh, blocks, tmp_path: Path):
+    seen: list[int] = []
+
+    def watch(model: torch.nn.Module) -> dict[str, float]:
+        seen.append(len(seen))
+        return {"domain": 1.0 - 0.1 * len(seen), "general": 1.0 + 0.1 * len(seen)}
+
+    (tmp_path / "w").mkdir()
+    given = section(watch={"evaluations": 2, "tolerance": 0.15})
+    results = train(fresh(), blocks, given, seed=7, work=tmp_path / "w", watch=watch)
+    rows = [json.loads(line) for line in (tmp_path / "w/metrics.jsonl").read_text().splitlines()]
+    looks = [row for row in rows if "general_bits_per_byte" in row]
+    assert len(looks) == 4  # before, twice, and after
+    assert looks[0]["step"] == 0
+    assert looks[-1]["step"] == results["num_steps"]
+
+    (tmp_path / "s").mkdir()
+    seen.clear()
+    stop = section(watch={"evaluations": 2, "tolerance": 0.15, "gate": "stop"})
+    results = train(fresh(), blocks, stop, seed=7, work=tmp_path / "s", watch=watch)
+    assert "more than the tolerance of 0.15" in results["stopped_by_watch"]
+    assert len(losses(tmp_path / "s")) == looks[2]["step"]
+
+
+def test_the_watch_can_raise_replay_and_a_killed_run_does_so_again(
+    fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sources = {"d": [[5] * 31] * 30, "g": [[6] * 31] * 30}
+
+    def watch(model: torch.nn.Module) -> dict[str, float]:
+        watch.calls += 1  # type: ignore[attr-defined]
+        return {"domain": 1.0, "general": 1.0 if watch.calls == 1 else 2.0}  # type: ignore[attr-defined]
+
+    def go(work: Path) -> torch.nn.Module:
+        work.mkdir(exist_ok=True)
+        watch.calls = 0 if not resume.saved_steps(work) else 1  # type: ignore[attr-defined]
+        made = make_blocks(tmp_path / "mix", sources, counts={"d": 28, "g": 4})
+        given = section(watch={"evaluations": 1, "gate": "raise_replay"}, save_every_steps=10)
+        model = fresh()
+        result = train(model, made, given, seed=7, work=work, watch=watch, general_sources=("g",))
+        assert result["replay_raised"] == 1
+        stage = made.stages[0]
+        first = [stage.source_at(p) for p in range(16)]
+        rest = [stage.source_at(p) for p in range(16, 32)]
+        assert (first.count("g"), rest.count("g")) == (2, 4)
+        read = stage.read(range(32)).input_ids
+        assert ((read == 6).any(axis=1)).sum() == 6
+        return model
+
+    whole = go(tmp_path / "a")
+
+    class Killed(resume.StateWriter):
+        def save(self, step: int, *rest: object) -> None:  # type: ignore[override]
+            super().save(step, *rest)  # type: ignore[arg-type]
+            self.wait()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "StateWriter", Killed)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "b")
+    monkeypatch.undo()
+    assert resume.saved_steps(tmp_path / "b") == [10]
+    assert same(weights(go(tmp_path / "b")), weights(whole))
+
+
+def test_more_processes_than_blocks_are_refused(fresh, blocks, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(loop.Accelerator, "num_processes", property(lambda _: 3))
+    with pytest.raises(ToolkitError, match="2 blocks cannot be shared by 3 processes"):
+        run(fresh, blocks, tmp_path / "w")
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(fresh, blocks, tmp_path: Path):
+    plain = run(fresh, blocks, tmp_path / "a")
+    again = run(fresh, blocks, tmp_path / "b", gradient_checkpointing=True)
+    assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), rel=1e-5)
+    for name in plain:
+        torch.testing.assert_close(again[name], plain[name], rtol=1e-3, atol=1e-4)

@@ -1,9 +1,15 @@
-"""The state from which an interrupted training run continues, bit for bit, without pickles."""
+"""The state from which an interrupted training run continues, bit for bit, without pickles.
+
+`state-<step>/` holds `parameters.safetensors` (those that learn), `optimizer.safetensors` and
+`state.json`; it is written beside its place by a thread and renamed when it is whole.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +22,146 @@ from toolkit.errors import CheckpointError
 _PREFIX = "state-"
 
 
-def save_state(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write parameters and optimizer moments after `step` steps; older states are then removed."""
-    temporary = folder / f".{_PREFIX}{step:08d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    save_tensors(parameters, temporary / "parameters.safetensors")
+class StateWriter:
+    """Writes states while training goes on.
+
+    The state is copied at once, which takes memory for a second set of parameters and moments until
+    it is written, and a fraction of the time.
+
+    Args:
+        folder: where states stand.
+        keep: how many of the latest stay.
+        active: False in processes that take part in gathering and write nothing.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 1, active: bool = True) -> None:
+        self._folder, self._keep, self._active = folder, keep, active
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]
+    ) -> None:
+        """Copy the state after `step` steps and begin to write it; waits for the one before.
+
+        Raises:
+            OSError: the one before could not be written; it left no trace.
+        """
+        self.wait()
+        parameters, moments = _copies(model, optimizer)
+        if not self._active:
+            return
+        arguments = (step, parameters, moments, {**extra, "step": step})
+        self._thread = threading.Thread(target=self._write_or_remember, args=arguments)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written.
+
+        Raises:
+            OSError: what was being written could not be; earlier states stand.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write_or_remember(self, step: int, *parts: Any) -> None:
+        try:
+            self._write(step, *parts)
+        except BaseException as error:  # handed to the training thread
+            shutil.rmtree(self._folder / f".{_PREFIX}{step:08d}.tmp", ignore_errors=True)
+            self._error = error
+
+    def _write(
+        self,
+        step: int,
+        parameters: dict[str, Tensor],
+        moments: dict[str, Tensor],
+        extra: dict[str, Any],
+    ) -> None:
+        temporary = self._folder / f".{_PREFIX}{step:08d}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_tensors(parameters, temporary / "parameters.safetensors")
+        save_tensors(moments, temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps(extra), encoding="utf-8")
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        target = self._folder / f"{_PREFIX}{step:08d}"
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        for old in saved_steps(self._folder)[: -self._keep]:
+            shutil.rmtree(self._folder / f"{_PREFIX}{old:08d}")
+
+
+def _names(model: nn.Module) -> dict[int, str]:
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def _copies(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    parameters = {n: _whole(p.detach()) for n, p in model.named_parameters() if p.requires_grad}
+    names = _names(model)
     moments: dict[str, Tensor] = {}
-    for index, values in optimizer.state_dict()["state"].items():
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    for parameter, values in inner.state.items():
         for key, value in values.items():
-            moments[f"{index}.{key}"] = torch.as_tensor(value).contiguous()
-    save_tensors(moments, temporary / "optimizer.safetensors")
-    for path in temporary.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    target = folder / f"{_PREFIX}{step:08d}"
-    temporary.rename(target)
-    for old in folder.glob(f"{_PREFIX}*"):
-        if old != target:
-            shutil.rmtree(old)
+            moments[f"{names[id(parameter)]}:{key}"] = _whole(torch.as_tensor(value))
+    return parameters, moments
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A copy in memory of all of a tensor, gathered where processes hold parts of it."""
+    if hasattr(tensor, "full_tensor"):
+        whole: Tensor = tensor.full_tensor()
+        return whole.cpu().contiguous()
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps of all whole states, ascending."""
+    names = (path.name for path in folder.glob(f"{_PREFIX}*"))
+    return sorted(int(name.removeprefix(_PREFIX)) for name in names)
 
 
 def latest_step(folder: Path) -> int | None:
     """The step of the newest whole state, or None."""
-    steps = [int(path.name.removeprefix(_PREFIX)) for path in folder.glob(f"{_PREFIX}*")]
-    return max(steps, default=None)
+    return max(saved_steps(folder), default=None)
+
+
+def state_folder(folder: Path, step: int) -> Path:
+    """
+    Raises:
+        CheckpointError: there is no such state.
+    """
+    path = folder / f"{_PREFIX}{step:08d}"
+    if not path.is_dir():
+        steps = ", ".join(map(str, saved_steps(folder))) or "none"
+        raise CheckpointError(f"{folder}: holds no state of step {step}; there are: {steps}.")
+    return path
 
 
 @torch.no_grad()
-def load_state(folder: Path, step: int, model: nn.Module, optimizer: Any) -> None:
+def load_state(folder: Path, step: int, model: nn.Module, optimizer: Any) -> dict[str, Any]:
     """Put a saved state into a model and its optimizer.
+
+    Returns:
+        What was saved beside them.
 
     Raises:
         CheckpointError: the state does not fit the model.
     """
-    source = folder / f"{_PREFIX}{step:08d}"
+    source = state_folder(folder, step)
     parameters = load_tensors(source / "parameters.safetensors")
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         saved = parameters.get(name)
         if saved is None or saved.shape != parameter.shape:
             found = "nothing" if saved is None else list(saved.shape)
@@ -61,15 +169,38 @@ def load_state(folder: Path, step: int, model: nn.Module, optimizer: Any) -> Non
                 f"{source}: {name} is {list(parameter.shape)} in the model, the state has {found}; "
                 "remove the folder to train from the start."
             )
-        parameter.copy_(saved)
-    state = optimizer.state_dict()
+        parameter.copy_(_like(saved, parameter))
+    del parameters
+    inner = getattr(optimizer, "optimizer", optimizer)
+    named = dict(model.named_parameters())
     for key, value in load_tensors(source / "optimizer.safetensors").items():
-        index, _, name = key.partition(".")
-        state["state"].setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(state)
+        name, _, moment = key.rpartition(":")
+        parameter = named[name]
+        # Moments are cut like the parameter; the count of steps is one number everywhere.
+        value = value.to(parameter.device) if value.dim() == 0 else _like(value, parameter)
+        inner.state.setdefault(parameter, {})[moment] = value
+    path = source / "state.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor as the part of it that this process holds, on its device."""
+    if hasattr(parameter, "full_tensor"):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, places = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+        return distribute_tensor(value.to(parameter.device), mesh, places)
+    return value.to(parameter.device)
 
 
 def remove_states(folder: Path) -> None:
     """Remove what only served to continue."""
     for path in (*folder.glob(f"{_PREFIX}*"), *folder.glob(f".{_PREFIX}*")):
         shutil.rmtree(path)
+
+
+def keep_states(folder: Path, into: Path) -> None:
+    """Move the states to where they stay."""
+    into.mkdir(exist_ok=True)
+    for path in folder.glob(f"{_PREFIX}*"):
+        path.rename(into / path.name)

@@ -6,7 +6,7 @@ Legend: B blocks, T tokens a block.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ class StageBlocks:
         rows = entry["shares"]
         self.shares = [Share(r["source"], r["num_blocks"], r["count"] * epochs) for r in rows]
         self._counts = [share.count for share in self.shares]
+        self._turns: list[tuple[int, list[int], list[int]]] = [(0, [0] * len(rows), self._counts)]
         self._packs = [str(row["pack"]) for row in rows]
         self._tables: dict[str, tuple[NDArray[Any], ...]] = {}
         self.num_positions = sum(self._counts)
@@ -141,12 +142,56 @@ class StageBlocks:
 
     def source_at(self, position: int) -> str:
         """Name of the source whose block stands at a position."""
-        return self.shares[place(position, self._counts)[0]].source
+        return self.shares[self._place(position)[0]].source
+
+    def raise_share(self, position: int, sources: Collection[str], factor: float) -> float:
+        """From a position on, give some sources a larger share of what is left of the stage.
+
+        The stage stays as long as it was, so others are seen less. What comes at which position is
+        still a pure function, of the changes as well.
+
+        Args:
+            position: the first one to change.
+            sources: names of those to see more of.
+            factor: of their share of the rest; at most half of the rest becomes theirs.
+
+        Returns:
+            Their new share of the positions that are left.
+        """
+        start, used, counts = self._turns[-1]
+        if not start <= position < self.num_positions:
+            return 0.0
+        for earlier in range(start, position):
+            used = [*used]
+            used[place(earlier - start, counts)[0]] += 1
+        left = self.num_positions - position
+        chosen = [share.source in sources for share in self.shares]
+        rest = [share.count - taken for share, taken in zip(self.shares, used, strict=True)]
+        rest = [max(count, 0) for count in rest]
+        old = sum(count for count, mine in zip(rest, chosen, strict=True) if mine)
+        wanted = min(round(old * factor), max(old, left // 2))
+        new = [0] * len(rest)
+        for group, total in ((True, wanted), (False, left - wanted)):
+            members = [n for n, mine in enumerate(chosen) if mine is group]
+            weight = sum(rest[n] for n in members)
+            for n in members:
+                share = round(total * rest[n] / weight) if weight else 0
+                new[n] = min(share, total)
+                total -= new[n]
+                weight -= rest[n]
+        if sum(new) == left and wanted:
+            self._turns.append((position, used, new))
+        return wanted / left
+
+    def _place(self, position: int) -> tuple[int, int]:
+        start, used, counts = next(turn for turn in reversed(self._turns) if turn[0] <= position)
+        number, earlier = place(position - start, counts)
+        return number, used[number] + earlier
 
     def _pieces(self, position: int) -> tuple[_Source, list[tuple[int, int]]]:
         if not 0 <= position < self.num_positions:
             raise IndexError(f"{self.name}: position {position} of {self.num_positions}")
-        number, earlier = place(position, self._counts)
+        number, earlier = self._place(position)
         share = self.shares[number]
         block = block_of(self._seed, self.name, share, earlier)
         starts, lengths, first = self._table(self._packs[number])

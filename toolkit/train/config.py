@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from toolkit.config import Fraction, PositiveInt, Section
 
 
 class ScheduleSection(Section):
     """How the learning rate moves when pre-training resumes on a new domain."""
+
+    kind: Literal["cosine", "wsd", "infinite", "minimum", "constant"] = "cosine"
+    """`cosine`: re-warm, then fall along a cosine (Ibrahim et al. 2024). `wsd`: re-warm, hold, fall
+    in the last `decay_fraction` (Hu et al. 2024). `infinite`: re-warm, cool down to a constant that
+    any later `toolkit cpt anneal` starts from (Singh et al. 2025). `minimum`: no warm-up, from
+    `peak_lr` (the pre-training's last rate) along a cosine (Parmar et al. 2024, who end at a
+    hundredth). `constant`: re-warm and hold."""
 
     peak_lr: Annotated[float, Field(gt=0.0)] = 2e-4
     """Learning rate reached at the end of re-warming; the knob that matters most (Gupta 2023)."""
@@ -19,7 +27,25 @@ class ScheduleSection(Section):
     """Share of all steps spent rising linearly to `peak_lr`; 0.01 to 0.03 is usual."""
 
     final_fraction: Fraction = 0.1
-    """Learning rate at the end, as a share of `peak_lr`; between them it falls along a cosine."""
+    """Learning rate at the end, as a share of `peak_lr`."""
+
+    decay_fraction: Fraction = 0.2
+    """Share of all steps that `wsd` falls in, as 1 - sqrt (Hägele et al. 2024)."""
+
+    cooldown_fraction: Fraction = 0.3
+    """Share of all steps in which `infinite` comes down from the peak to its constant."""
+
+    constant_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """The constant rate of `infinite`, as a share of `peak_lr`."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        after = {"wsd": self.decay_fraction, "infinite": self.cooldown_fraction}
+        if self.rewarm_fraction + after.get(self.kind, 0.0) > 1.0:
+            raise ValueError(
+                f"rewarm_fraction and the fraction of {self.kind} must not exceed 1 together"
+            )
+        return self
 
 
 class OptimizerSection(Section):
@@ -31,12 +57,56 @@ class OptimizerSection(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
     """Applied to matrices and embeddings; norms and biases are left alone."""
 
+    embedding_lr_scale: Annotated[float, Field(ge=0.0)] = 1.0
+    """Multiplies the learning rate of input and output embeddings; 0 keeps them as they are."""
+
+
+class LoraSection(Section):
+    """Low-rank adapters through peft, merged into the weights when training is done."""
+
+    rank: PositiveInt = 64
+    """r. Learns less and forgets less than full training (Biderman et al. 2024)."""
+
+    alpha: Annotated[float, Field(gt=0.0)] | None = None
+    """Scale is alpha / rank; by default twice the rank."""
+
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    dora: bool = False
+    """Weight-decomposed adapters (Liu et al. 2024)."""
+
+    modules: tuple[str, ...] | None = None
+    """Names of linear modules that get adapters; by default all but the output head."""
+
+
+class GrowthSection(Section):
+    """New blocks between the old, of which only the new learn (Wu et al. 2024, LLaMA Pro)."""
+
+    num_blocks: PositiveInt = 4
+    """Copies of blocks, spread evenly, that change nothing until they are trained."""
+
+
+class WatchSection(Section):
+    """What is forgotten while training: bits per byte of the tuning sets, as training goes."""
+
+    evaluations: Annotated[int, Field(ge=0)] = 4
+    """How often in a run, besides before and after; 0 turns the watch off."""
+
+    tokens_per_role: PositiveInt = 2500
+    """How much of each tuning set is scored."""
+
+    tolerance: Annotated[float, Field(ge=0.0)] = 0.05
+    """Rise of bits per byte on general text, against the start, that the gate allows."""
+
+    gate: Literal["warn", "stop", "raise_replay"] = "warn"
+    """What to do beyond it. `stop` ends training there and keeps what was learned; `raise_replay`
+    doubles the share of general text from there on, to one half at most."""
+
 
 class TrainSection(Section):
-    """Continued pre-training of all parameters."""
+    """Continued pre-training."""
 
     epochs: PositiveInt = 1
-    """Passes over the blocks; each has its own order."""
+    """Passes over every stage; each has its own order."""
 
     blocks_per_step: PositiveInt = 2
     """Blocks in one optimizer step, over all processes together."""
@@ -50,8 +120,51 @@ class TrainSection(Section):
     clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """Gradients are scaled down to this norm where they exceed it."""
 
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+
+    compile: bool = False
+    """Compile the model with `torch.compile`: minutes at the start, faster from then on."""
+
+    trainable: tuple[str, ...] = ("*",)
+    """Patterns of parameter names that learn; the others stay as they are."""
+
+    lora: LoraSection | None = None
+    """Train adapters instead of the weights."""
+
+    growth: GrowthSection | None = None
+    """Add blocks and train those alone. The specialist is then deeper than the general model, so
+    the two cannot be merged."""
+
+    max_bad_steps: PositiveInt = 5
+    """Steps in a row whose loss or gradient is not finite, after which training stops; each such
+    update is refused."""
+
     save_every_steps: PositiveInt = 50
     """How often the state is written from which an interrupted run continues."""
 
+    keep_states: PositiveInt = 1
+    """How many of the latest states are kept while training."""
+
+    keep_when_done: bool = False
+    """Keep the states, in `cpt/states/`: `toolkit cpt anneal` and `toolkit checkpoint average` need
+    them."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go beside `metrics.jsonl`, through accelerate; install what you name."""
+
     schedule: ScheduleSection = ScheduleSection()
     optimizer: OptimizerSection = OptimizerSection()
+    watch: WatchSection = WatchSection()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.lora is not None and self.growth is not None:
+            raise ValueError("give lora or growth, not both")
+        if self.trainable != ("*",) and (self.lora or self.growth):
+            raise ValueError("trainable names parameters; lora and growth train their own")
+        return self
+
+
+WITHOUT_EFFECT = ("save_every_steps", "keep_states", "keep_when_done", "trackers")
+"""Settings that change no number of a run, so that changing them repeats nothing."""

@@ -2,83 +2,148 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
-from toolkit.checkpoint.resume import latest_step, load_state, save_state
+from toolkit.checkpoint.resume import StateWriter, latest_step, load_state
 from toolkit.data.blocks import Batch, Blocks
+from toolkit.data.split import stable_unit
 from toolkit.errors import ToolkitError
-from toolkit.progress import progress
+from toolkit.progress import progress, say
 from toolkit.train.config import TrainSection
-from toolkit.train.metrics import MetricsLog
+from toolkit.train.metrics import MetricsLog, NoLog, resident_bytes
 from toolkit.train.model import NextTokenLoss
+from toolkit.train.parts import parameter_groups, plain_model
 from toolkit.train.schedule import learning_rate
+from toolkit.train.watch import Verdict, Watch, judge, watch_steps
 
-StepHook = Callable[[int, float], None]
+_WAIT = timedelta(hours=24)
+"""Processes wait for the first one as long as its watch and its writing take."""
 
 
 def train(
-    model: Any, blocks: Blocks, section: TrainSection, *, seed: int, work: Path
+    model: Any,
+    blocks: Blocks,
+    section: TrainSection,
+    *,
+    seed: int,
+    work: Path,
+    watch: Watch | None = None,
+    general_sources: tuple[str, ...] = (),
+    rates: list[float] | None = None,
+    start: tuple[Path, int] | None = None,
 ) -> dict[str, Any]:
-    """Train all parameters of `model` in place.
+    """Train what learns of `model` in place.
 
     Args:
-        model: a causal language model with float32 parameters.
+        model: a causal language model with float32 parameters, as from `prepare_model`.
         blocks: what to train on.
         section: settings.
-        seed: orders the blocks; the same seed gives the same run, resumed or not.
+        seed: the same seed gives the same run, resumed or not.
         work: where metrics and resume states are kept.
+        watch: bits per byte of a model by role, for the forgetting watch.
+        general_sources: sources that the gate may raise the share of.
+        rates: learning rate of every step, in place of the section's schedule.
+        start: folder and step of a state to begin from, when `work` has none of its own.
 
     Returns:
         Figures of the run: steps, tokens, first and last loss, seconds.
+
+    Raises:
+        ToolkitError: losses or gradients were not finite for several steps in a row, or there are
+            more processes than blocks in a step.
     """
     bf16 = section.precision == "bf16"
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
-    torch.manual_seed(seed)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if bf16 else "no",
+        log_with=list(section.trackers) or None,
+        project_dir=str(work) if section.trackers else None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_WAIT)],
+    )
+    if accelerator.num_processes > section.blocks_per_step:
+        raise ToolkitError(
+            f"train.blocks_per_step: {section.blocks_per_step} blocks cannot be shared by "
+            f"{accelerator.num_processes} processes; raise it, or start fewer."
+        )
+    if section.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if section.compile:
+        plain_model(model).base_model.compile()
     loss_module = NextTokenLoss(model.train(), torch.bfloat16 if bf16 else torch.float32)
+    settings = section.optimizer
     optimizer = torch.optim.AdamW(
-        parameter_groups(model, section.optimizer.weight_decay),
+        parameter_groups(model, settings.weight_decay, settings.embedding_lr_scale),
         lr=section.schedule.peak_lr,
-        betas=(section.optimizer.beta1, section.optimizer.beta2),
-        eps=section.optimizer.epsilon,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
         fused=True,
     )
     loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
+    trained = accelerator.unwrap_model(loss_module).model
 
     steps = plan_steps(blocks, section.blocks_per_step)
     num_steps = len(steps)
     first_step = latest_step(work) or 0
+    state: dict[str, Any] = {"bad_steps": 0, "skipped": 0, "raises": [], "watch_start": None}
     if first_step:
-        load_state(work, first_step, model, optimizer)
-    num_targets = 0
+        state |= load_state(work, first_step, trained, optimizer)
+    elif start is not None:
+        state |= load_state(*start, trained, optimizer)
+        first_step = start[1]
+    for stage_number, position in state["raises"]:
+        blocks.stages[stage_number].raise_share(position, general_sources, 2.0)
+    looks = watch_steps(num_steps, section.watch.evaluations) if watch is not None else set()
+
+    def look(step: int, log: MetricsLog | NoLog) -> Verdict | None:
+        """Score the tuning sets after `step` steps."""
+        if watch is None or step not in looks or (step == first_step and step > 0):
+            return None
+        figures = watch(trained)
+        trained.train()
+        state["watch_start"] = state["watch_start"] or figures
+        log.write(step=step, **{f"{role}_bits_per_byte": v for role, v in figures.items()})
+        verdict = judge(figures, state["watch_start"], section.watch)
+        if step and accelerator.is_main_process:
+            say(f"  step {step}: {verdict.text}")
+        return verdict
+
+    main = accelerator.is_main_process
+    writer = StateWriter(work, keep=section.keep_states, active=main)
+    if section.trackers:
+        accelerator.init_trackers("toolkit", config={"seed": seed, **section.model_dump()})
+    num_targets, stopped = 0, ""
     began = time.monotonic()
     with (
-        MetricsLog(work / "metrics.jsonl", keep_steps=first_step) as metrics,
-        progress("training", num_steps, done=first_step) as advance,
+        MetricsLog(work / "metrics.jsonl", keep_steps=first_step) if main else NoLog() as metrics,
+        progress("training", num_steps, done=first_step) if main else _silence() as advance,
     ):
+        look(0, metrics)
         for step in range(first_step, num_steps):
             step_began = time.monotonic()
             stage, positions = blocks.stages[steps[step].stage], steps[step].positions
             batch = stage.read(positions)
-            step_targets = batch.num_targets
-            rate = learning_rate(step, num_steps, section.schedule)
+            step_targets = max(1, batch.num_targets)
+            rate = rates[step] if rates else learning_rate(step, num_steps, section.schedule)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["lr_scale"]
+            # What is random in a step (dropout) depends on the step alone: nothing to save.
+            torch.manual_seed(int(stable_unit(seed, step, accelerator.process_index) * 2**53))
 
             # Every target weighs the same, whichever micro-batch or process it is in: losses are
             # summed, and divided by the targets of the whole step. DDP averages, hence the factor.
             mine = range(accelerator.process_index, len(positions), accelerator.num_processes)
             scale = accelerator.num_processes / step_targets
             loss_sum = torch.zeros((), device=accelerator.device)
-            micro_batches = list(_chunks(mine, section.micro_batch_blocks))
+            micro_batches = _chunks(mine, section.micro_batch_blocks)
             for number, rows in enumerate(micro_batches):
                 tensors = _to_device(batch, rows, accelerator.device)
                 is_last = number == len(micro_batches) - 1
@@ -86,45 +151,67 @@ def train(
                     loss = loss_module(*tensors)
                     accelerator.backward(loss * scale)
                 loss_sum += loss.detach()
-            norm = accelerator.clip_grad_norm_(model.parameters(), section.clip_norm)
+            norm = float(accelerator.clip_grad_norm_(trained.parameters(), section.clip_norm))
             mean_loss = float(accelerator.reduce(loss_sum, "sum")) / step_targets
-            _check_finite(mean_loss, float(norm), step, rate)
-            optimizer.step()
+
+            finite = math.isfinite(mean_loss) and math.isfinite(norm)
+            if finite:
+                optimizer.step()
+            state["bad_steps"] = 0 if finite else state["bad_steps"] + 1
+            state["skipped"] += not finite
             optimizer.zero_grad()
 
             num_targets += step_targets
-            seconds = time.monotonic() - step_began
-            metrics.write(
-                step=step + 1,
-                loss=mean_loss,
-                learning_rate=rate,
-                gradient_norm=float(norm),
-                tokens=step_targets,
-                tokens_per_second=round(step_targets / seconds, 1),
-            )
-            advance(1, f"loss {mean_loss:.3f}")
             done = step + 1
-            if done < num_steps and done % section.save_every_steps == 0:
-                save_state(work, done, model, optimizer)
-        losses = metrics.column("loss")
-    seconds = time.monotonic() - began
-    return {
-        "num_steps": num_steps,
-        "num_targets": sum(stage.num_targets for stage in blocks.stages),
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
-        "tokens_per_second": round(num_targets / max(seconds, 1e-9), 1),
-        "resumed_at_step": first_step,
-    }
+            row = {
+                "step": done,
+                "loss": mean_loss if finite else str(mean_loss),
+                "learning_rate": rate,
+                "gradient_norm": norm if finite else str(norm),
+                "tokens": step_targets,
+                "tokens_per_second": round(step_targets / (time.monotonic() - step_began), 1),
+                "memory_bytes": resident_bytes(),
+            }
+            metrics.write(**row if finite else {**row, "skipped": True, "loss": None})
+            if section.trackers:
+                numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
+                accelerator.log(numbers, step=done)
+            speed, memory = row["tokens_per_second"], resident_bytes() / 1e9
+            advance(1, f"loss {mean_loss:.3f}  {speed:.0f} tokens/s  {memory:.1f} GB")
+            if state["bad_steps"] >= section.max_bad_steps:
+                _stop(state["bad_steps"], mean_loss, norm, done, rate, writer, work)
 
-
-def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices and embeddings; leave vectors (norms, biases) alone."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
+            verdict = look(done, metrics)
+            if verdict is not None and verdict.beyond and done < num_steps:
+                if section.watch.gate == "stop":
+                    stopped = f"step {done}: {verdict.text}"
+                    break
+                if section.watch.gate == "raise_replay":
+                    here = steps[step + 1]
+                    change = [here.stage, here.positions[0]]
+                    share = blocks.stages[change[0]].raise_share(change[1], general_sources, 2.0)
+                    state["raises"].append(change)
+                    metrics.write(step=done, replay_share=share)
+            if done < num_steps and done % section.save_every_steps == 0 and not state["bad_steps"]:
+                writer.save(done, trained, optimizer, state)
+        writer.wait()
+        if section.keep_when_done:
+            writer.save(done, trained, optimizer, state)
+            writer.wait()
+        seconds = time.monotonic() - began
+        if section.trackers:
+            accelerator.end_training()
+        return {
+            "num_steps": num_steps,
+            "num_targets": sum(stage.num_targets for stage in blocks.stages),
+            "first_loss": metrics.first_loss,
+            "last_loss": metrics.last_loss,
+            "tokens_per_second": round(num_targets / max(seconds, 1e-9), 1),
+            "resumed_at_step": first_step,
+            "skipped_steps": state["skipped"],
+            "replay_raised": len(state["raises"]),
+            "stopped_by_watch": stopped,
+        }
 
 
 @dataclass(frozen=True)
@@ -145,25 +232,41 @@ def plan_steps(blocks: Blocks, blocks_per_step: int) -> list[Step]:
 
 
 def _chunks(rows: range, size: int) -> list[range]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+    """Micro-batches of one process. Where a last step has too few blocks, there is an empty one,
+    since every process must take part in every exchange."""
+    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return chunks or [range(0)]
 
 
 def _to_device(batch: Batch, rows: range, device: torch.device) -> tuple[torch.Tensor, ...]:
     arrays = (batch.input_ids, batch.labels, batch.segments)
+    if len(rows) == 0:  # takes part without a target
+        empty = [np.zeros_like(array[:1]) for array in arrays]
+        empty[1] -= 100
+        return tuple(torch.from_numpy(array.astype(np.int64)).to(device) for array in empty)
     chosen = list(rows)
     return tuple(torch.from_numpy(a[chosen].astype(np.int64)).to(device) for a in arrays)
 
 
 def _sync_only_at(accelerator: Accelerator, module: Any, is_last: bool) -> Any:
     """Exchange gradients between processes once a step, not once a micro-batch."""
-    from contextlib import nullcontext
-
-    return nullcontext() if is_last else accelerator.no_sync(module)
+    return contextlib.nullcontext() if is_last else accelerator.no_sync(module)
 
 
-def _check_finite(loss: float, norm: float, step: int, rate: float) -> None:
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise ToolkitError(
-            f"training: loss is {loss} and gradient norm {norm} at step {step + 1} "
-            f"(learning rate {rate:.2e}); lower train.schedule.peak_lr, or look for damaged text."
-        )
+@contextlib.contextmanager
+def _silence() -> Any:
+    yield lambda _amount, _note: None
+
+
+def _stop(
+    bad: int, loss: float, norm: float, step: int, rate: float, writer: StateWriter, work: Path
+) -> None:
+    writer.wait()
+    saved = latest_step(work)
+    where = f"the state of step {saved} is kept" if saved else "no state was written yet"
+    raise ToolkitError(
+        f"training: loss is {loss} and gradient norm {norm} at step {step}, the {bad}. in a row "
+        f"that is not finite (learning rate {rate:.2e}); none of them changed the model. "
+        f"{where[0].upper()}{where[1:]}. Lower train.schedule.peak_lr and continue with "
+        "--change-schedule, or look for damaged text or weights."
+    )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.train.loss import linear_cross_entropy
+from toolkit.train.parts import plain_model
 
 IGNORED = -100
 
@@ -25,7 +26,7 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.model = model
         self.dtype = dtype
-        self.fused_head = _has_plain_head(model)
+        self.fused_head = _has_plain_head(plain_model(model))
 
     def forward(self, input_ids: Tensor, labels: Tensor, segments: Tensor) -> Tensor:
         """Sum of the losses of all targets.
@@ -35,7 +36,7 @@ class NextTokenLoss(nn.Module):
             labels: `[B, T]` int64, the next token, or -100 where there is none.
             segments: `[B, T]`, equal within a piece of a document, -1 in padding.
         """
-        model: Any = self.model
+        model = plain_model(self.model)
         eager = model.config._attn_implementation == "eager"
         given = {
             "input_ids": input_ids,

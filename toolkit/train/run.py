@@ -2,43 +2,111 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from toolkit.checkpoint.folder import save_model, stored_dtype
 from toolkit.checkpoint.load import load_causal_model
-from toolkit.checkpoint.resume import remove_states
+from toolkit.checkpoint.resume import keep_states, remove_states
 from toolkit.data.blocks import Blocks
-from toolkit.errors import DataError
+from toolkit.errors import ConfigError, DataError
 from toolkit.manifest import Stage
 from toolkit.progress import say
 from toolkit.train.config import TrainSection
 from toolkit.train.loop import train
+from toolkit.train.parts import finished_model, prepare_model
+from toolkit.train.processes import is_first, wait_for_all
+from toolkit.train.watch import Watch
+
+STATES = "states"
 
 
-def run_train(section: TrainSection, stage: Stage, general: Path, data: Path) -> None:
+def run_train(
+    section: TrainSection,
+    stage: Stage,
+    general: Path,
+    data: Path,
+    *,
+    watch: Watch | None = None,
+    general_sources: tuple[str, ...] = (),
+    rates: list[float] | None = None,
+    start: tuple[Path, int] | None = None,
+) -> None:
     """Train the general model on the data stage's blocks and write the specialist.
 
     The specialist is stored in the general model's own type, with one cast from float32.
 
+    Args:
+        section: settings.
+        stage: where to write.
+        general: folder of the model to start from.
+        data: folder of the data stage.
+        watch, general_sources, rates, start: see `train`.
+
     Raises:
+        ConfigError: blocks are longer than the model's positions.
         DataError: the blocks hold tokens that the model has no embedding for.
     """
     blocks = Blocks.open(data, section.epochs)
-    with stage.running() as work:
+    with stage.running() if is_first() else contextlib.nullcontext(stage.work) as work:
         model = load_causal_model(general, torch.float32)
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        if blocks.largest_token >= vocabulary:
-            raise DataError(
-                f"{data}: holds token {blocks.largest_token}, but the model's vocabulary has "
-                f"{vocabulary}; its tokenizer and weights do not belong together."
-            )
-        results = train(model, blocks, section, seed=stage.seed, work=work)
-        save_model(model, work, dtype=stored_dtype(general), like=general)
-        remove_states(work)
-        stage.finish(results)
-    say(
+        _check(model, blocks, data)
+        model = prepare_model(model, section)
+        results = train(
+            model,
+            blocks,
+            section,
+            seed=stage.seed,
+            work=work,
+            watch=watch,
+            general_sources=general_sources,
+            rates=rates,
+            start=start,
+        )
+        if is_first():
+            if section.lora is not None:
+                # Without its base the adapter is small; it can be merged with others later.
+                model.save_pretrained(work / "adapter")
+                (work / "adapter" / "README.md").unlink(missing_ok=True)
+            finished = finished_model(model)
+            save_model(finished, work, dtype=stored_dtype(general), like=general)
+            if section.keep_when_done:
+                keep_states(work, work / STATES)
+            remove_states(work)
+            stage.finish(results)
+    wait_for_all()
+    if is_first():
+        say(_words(results))
+
+
+def _words(results: dict[str, Any]) -> str:
+    lines = [
         f"  {results['num_steps']} steps, loss {results['first_loss']:.3f} -> "
         f"{results['last_loss']:.3f}, {results['tokens_per_second']:.0f} tokens/s"
-    )
+    ]
+    if results["skipped_steps"]:
+        lines.append(f"  {results['skipped_steps']} steps were not finite and left out")
+    if results["replay_raised"]:
+        lines.append(f"  the watch raised the share of replay {results['replay_raised']} times")
+    if results["stopped_by_watch"]:
+        lines.append(f"  stopped by the watch at {results['stopped_by_watch']}")
+    return "\n".join(lines)
+
+
+def _check(model: Any, blocks: Blocks, data: Path) -> None:
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if blocks.largest_token >= vocabulary:
+        raise DataError(
+            f"{data}: holds token {blocks.largest_token}, but the model's vocabulary has "
+            f"{vocabulary}; its tokenizer and weights do not belong together."
+        )
+    longest = max(stage.sequence_tokens for stage in blocks.stages)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"data.sequence_tokens: must be at most {limit}, the positions that the model has "
+            f"(got {longest})."
+        )

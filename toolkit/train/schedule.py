@@ -8,26 +8,53 @@ from toolkit.train.config import ScheduleSection
 
 
 def learning_rate(step: int, num_steps: int, schedule: ScheduleSection) -> float:
-    """Re-warm linearly, then re-decay along a cosine.
+    """The learning rate of one step.
 
     Args:
         step: optimizer step, from 0.
         num_steps: of the whole run.
-        schedule: peak, share of steps spent re-warming, and where the decay ends.
+        schedule: kind, peak, and shares of the steps.
 
     Returns:
         The learning rate of this step; the first step already learns.
 
     Reference:
-        Ibrahim et al. 2024, Simple and scalable strategies to continually pre-train LLMs.
+        Ibrahim et al. 2024 (cosine), Hu et al. 2024 and Hägele et al. 2024 (wsd), Singh et al. 2025
+        (infinite), Parmar et al. 2024 (minimum).
 
     >>> half = ScheduleSection(peak_lr=1.0, rewarm_fraction=0.5, final_fraction=0.0)
     >>> [round(learning_rate(step, 4, half), 3) for step in range(4)]
     [0.5, 1.0, 1.0, 0.5]
+    >>> wsd = ScheduleSection(
+    ...     kind="wsd", peak_lr=1.0, rewarm_fraction=0.25, decay_fraction=0.5, final_fraction=0.0
+    ... )
+    >>> [round(learning_rate(step, 8, wsd), 3) for step in range(8)]
+    [0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.293, 0.134]
     """
-    rewarm_steps = max(1, round(num_steps * schedule.rewarm_fraction))
-    if step < rewarm_steps:
-        return schedule.peak_lr * (step + 1) / rewarm_steps
-    share = (step - rewarm_steps) / max(1, num_steps - rewarm_steps)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * share))
-    return schedule.peak_lr * (schedule.final_fraction + (1.0 - schedule.final_fraction) * cosine)
+    peak = schedule.peak_lr
+    rewarm = max(1, round(num_steps * schedule.rewarm_fraction))
+    if schedule.kind == "minimum":
+        rewarm = 0
+    if step < rewarm:
+        return peak * (step + 1) / rewarm
+    if schedule.kind == "constant":
+        return peak
+    if schedule.kind == "wsd":
+        decay = round(num_steps * schedule.decay_fraction)
+        begun = step - (num_steps - decay)
+        return peak if begun < 0 else peak * annealed(begun / decay, schedule.final_fraction)
+    if schedule.kind == "infinite":
+        cooldown = round(num_steps * schedule.cooldown_fraction)
+        share = min(1.0, (step - rewarm) / max(1, cooldown))
+        return peak * _cosine(share, schedule.constant_fraction)
+    share = (step - rewarm) / max(1, num_steps - rewarm)
+    return peak * _cosine(share, schedule.final_fraction)
+
+
+def annealed(share: float, final_fraction: float) -> float:
+    """Multiplier that falls from 1 to `final_fraction` as 1 - sqrt, `share` of the way down."""
+    return final_fraction + (1.0 - final_fraction) * (1.0 - math.sqrt(share))
+
+
+def _cosine(share: float, final_fraction: float) -> float:
+    return final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + math.cos(math.pi * share))

@@ -1,0 +1,51 @@
+"""The forgetting watch: when to look, and what to do about what is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.train.config import WatchSection
+
+Watch = Callable[[Any], dict[str, float]]
+"""Given the model, bits per byte by role: `domain` and `general`."""
+
+
+def watch_steps(num_steps: int, evaluations: int) -> set[int]:
+    """After how many steps to look: spread evenly, at the start and at the end.
+
+    >>> sorted(watch_steps(10, 1))
+    [0, 5, 10]
+    """
+    if evaluations == 0:
+        return set()
+    return {round(num_steps * part / (evaluations + 1)) for part in range(evaluations + 2)}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one look says.
+
+    Attributes:
+        rise: of general bits per byte against the start.
+        beyond: whether that is more than the tolerance.
+        text: for the terminal.
+    """
+
+    rise: float
+    beyond: bool
+    text: str
+
+
+def judge(now: dict[str, float], start: dict[str, float], section: WatchSection) -> Verdict:
+    """Compare a look with the first one."""
+    rise = now["general"] - start["general"]
+    beyond = rise > section.tolerance
+    text = (
+        f"bits per byte: domain {now['domain']:.4f} ({now['domain'] - start['domain']:+.4f}), "
+        f"general {now['general']:.4f} ({rise:+.4f})"
+    )
+    if beyond:
+        text += f", more than the tolerance of {section.tolerance:g}"
+    return Verdict(rise, beyond, text)
