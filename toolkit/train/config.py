@@ -120,8 +120,10 @@ class TrainSection(Section):
     clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """Gradients are scaled down to this norm where they exceed it."""
 
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Literal["none", "selective", "full"] = "selective"
+    """Which activations are computed again in the backward pass rather than kept. `selective`: all
+    but the results of matrix products and attention, at hardly any time; `full`: whole blocks, for
+    the least memory. The numbers are the same, bit for bit."""
 
     compile: bool = False
     """Compile the model with `torch.compile`: minutes at the start, faster from then on."""

@@ -19,6 +19,7 @@ from toolkit.data.blocks import Batch, Blocks
 from toolkit.data.split import stable_unit
 from toolkit.errors import ToolkitError
 from toolkit.progress import progress, say
+from toolkit.train.activations import checkpoint_activations
 from toolkit.train.config import TrainSection
 from toolkit.train.metrics import MetricsLog, NoLog, resident_bytes
 from toolkit.train.model import NextTokenLoss
@@ -74,8 +75,7 @@ def train(
             f"train.blocks_per_step: {section.blocks_per_step} blocks cannot be shared by "
             f"{accelerator.num_processes} processes; raise it, or start fewer."
         )
-    if section.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(plain_model(model), section.gradient_checkpointing)
     if section.compile:
         plain_model(model).base_model.compile()
     loss_module = NextTokenLoss(model.train(), torch.bfloat16 if bf16 else torch.float32)

@@ -32,13 +32,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         x, w = hidden.to(dtype), head.to(dtype)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wanted else None
-        grad_head = torch.zeros_like(head, dtype=torch.float32) if wanted else None
+        learns = ctx.needs_input_grad[1]
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if learns else None
         for start in range(0, x.shape[0], CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             logits = x[rows] @ w.T
             total += _losses_to_gradients(logits, labels[rows]).sum(dtype=torch.float64)
-            if grad_hidden is not None and grad_head is not None:
+            if grad_hidden is not None:
                 grad_hidden[rows] = (logits @ w).to(hidden.dtype)
+            if grad_head is not None:
                 grad_head += logits.T @ x[rows]
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.head_dtype = head.dtype
@@ -47,7 +49,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden * grads[0], (grad_head * grads[0]).to(ctx.head_dtype), None, None
+        if grad_head is None:
+            return grad_hidden * grads[0], None, None, None
+        # In place: both are ours alone, and the larger is as large as the vocabulary.
+        return grad_hidden.mul_(grads[0]), grad_head.mul_(grads[0]).to(ctx.head_dtype), None, None
 
 
 def _losses_to_gradients(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,0 +1,201 @@
+"""Training SmolLM2: this toolkit's loop against transformers' Trainer, in turn, process by process.
+
+Same model, same blocks in the same order, 2,048 tokens a step, bf16, AdamW with the same settings;
+the Trainer is set up as transformers' own causal-language-modelling example does it. Prints tokens
+a second and peak memory of each process, ratios pair by pair, and how far the losses differ.
+
+    make bench-train                     # needs runs/finance/general, which `make cpt` leaves
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SEQUENCE, BLOCKS_PER_STEP, SKIPPED = 512, 4, 2
+LEARNING_RATE = 1e-4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=Path("runs/finance/general"))
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--micro-batch", type=int, default=4, help="blocks a forward pass, of both")
+    parser.add_argument("--side", choices=["ours", "theirs"])
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    if arguments.side:
+        act = {"ours": ours, "theirs": theirs}[arguments.side]
+        figures = act(arguments.model, arguments.folder, arguments.steps, arguments.micro_batch)
+        figures["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print("FIGURES " + json.dumps(figures))
+        return
+    if not arguments.model.is_dir():
+        sys.exit(f"{arguments.model}: no model there; run `make cpt` first, or give --model.")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_blocks(folder, arguments.model, arguments.steps)
+        pairs = []
+        for number in range(arguments.pairs):
+            sides = ("ours", "theirs") if number % 2 else ("theirs", "ours")
+            pairs.append({side: run(side, folder, arguments) for side in sides})
+            print(line(f"pair {number + 1}", pairs[-1]), flush=True)
+    show(pairs)
+
+
+def write_blocks(folder: Path, model: Path, steps: int) -> None:
+    """One long document of this repository's own text, cut into blocks."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.token_blocks import make_blocks
+    from toolkit.data.encode import TextTokenizer
+
+    text = "\n\n".join(
+        path.read_text(encoding="utf-8") for path in sorted(Path("toolkit").rglob("*.py"))
+    )
+    ids, _ = TextTokenizer(model).encode(text)
+    needed = steps * BLOCKS_PER_STEP * SEQUENCE
+    make_blocks(folder, {"text": [(ids * (needed // len(ids) + 1))[: needed - 1]]}, SEQUENCE)
+
+
+def ours(model: Path, folder: Path, steps: int, micro_batch: int) -> dict[str, Any]:
+    import torch
+
+    from toolkit.checkpoint.load import load_causal_model
+    from toolkit.data.blocks import Blocks
+    from toolkit.train.config import TrainSection
+    from toolkit.train.loop import train
+    from toolkit.train.parts import prepare_model
+
+    section = TrainSection.model_validate(
+        {
+            "blocks_per_step": BLOCKS_PER_STEP,
+            "micro_batch_blocks": micro_batch,
+            "schedule": {"kind": "constant", "peak_lr": LEARNING_RATE, "rewarm_fraction": 0.0},
+            "save_every_steps": 10_000,
+        }
+    )
+    with tempfile.TemporaryDirectory() as work:
+        loaded = prepare_model(load_causal_model(model, torch.float32), section)
+        train(loaded, Blocks.open(folder), section, seed=1, work=Path(work))
+        rows = [json.loads(row) for row in (Path(work) / "metrics.jsonl").open()]
+    return {
+        "losses": [row["loss"] for row in rows[:steps]],
+        "tokens_per_second": statistics.median(r["tokens_per_second"] for r in rows[SKIPPED:]),
+    }
+
+
+def theirs(model: Path, folder: Path, steps: int, micro_batch: int) -> dict[str, Any]:
+    import numpy as np
+    import torch
+    from torch.utils.data import SequentialSampler
+    from transformers import (
+        AutoModelForCausalLM,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+        default_data_collator,
+    )
+
+    from toolkit.data.blocks import Blocks
+
+    stage = Blocks.open(folder).stages[0]
+    rows = []
+    for position in range(stage.num_positions):
+        ids = stage.read([position]).input_ids[0].astype(np.int64)
+        rows.append({"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids.copy()})
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            times.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            times[-1] = time.perf_counter() - times[-1]
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
+            return SequentialSampler(rows)
+
+    with tempfile.TemporaryDirectory() as work:
+        settings = TrainingArguments(
+            output_dir=work,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=BLOCKS_PER_STEP // micro_batch,
+            max_steps=steps,
+            learning_rate=LEARNING_RATE,
+            lr_scheduler_type="constant",
+            adam_beta2=0.95,
+            weight_decay=0.1,
+            max_grad_norm=1.0,
+            bf16=True,
+            use_cpu=True,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        trainer = InOrder(
+            model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+            args=settings,
+            train_dataset=rows,
+            data_collator=default_data_collator,
+            callbacks=[Clock()],
+        )
+        trainer.train()
+    tokens = BLOCKS_PER_STEP * SEQUENCE
+    return {
+        "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
+        "tokens_per_second": tokens / statistics.median(times[SKIPPED:]),
+    }
+
+
+def run(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
+    command += ["--model", str(arguments.model), "--steps", str(arguments.steps)]
+    command += ["--micro-batch", str(arguments.micro_batch)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    found = [text for text in done.stdout.splitlines() if text.startswith("FIGURES ")]
+    if not found:
+        sys.exit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    time.sleep(2)
+    return dict(json.loads(found[0].removeprefix("FIGURES ")))
+
+
+def line(name: str, pair: dict[str, Any]) -> str:
+    a, b = pair["ours"], pair["theirs"]
+    return (
+        f"{name}: ours {a['tokens_per_second']:.0f} tokens/s, {a['peak_bytes'] / 1e9:.2f} GB; "
+        f"Trainer {b['tokens_per_second']:.0f} tokens/s, {b['peak_bytes'] / 1e9:.2f} GB"
+    )
+
+
+def show(pairs: list[dict[str, Any]]) -> None:
+    speed = [p["ours"]["tokens_per_second"] / p["theirs"]["tokens_per_second"] for p in pairs]
+    memory = [p["ours"]["peak_bytes"] / p["theirs"]["peak_bytes"] for p in pairs]
+    differences = [
+        abs(a - b)
+        for p in pairs
+        for a, b in zip(p["ours"]["losses"], p["theirs"]["losses"], strict=True)
+    ]
+    first, last = pairs[0]["ours"]["losses"], pairs[0]["theirs"]["losses"]
+    print(f"speed {statistics.median(speed):.2f} times, {min(speed):.2f} to {max(speed):.2f}")
+    print(f"peak memory {statistics.median(memory):.2f} times")
+    print(f"losses ours    {' '.join(f'{value:.3f}' for value in first)}")
+    print(f"losses Trainer {' '.join(f'{value:.3f}' for value in last)}")
+    print(f"largest difference of a step's loss {max(differences):.4f}")
+
+
+if __name__ == "__main__":
+    main()

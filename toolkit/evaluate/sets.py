@@ -1,0 +1,69 @@
+"""What every kind of evaluation is to the search and to the statistics: losses over sizes, by item.
+
+A document has nats over bytes, a question 1 or 0 errors over 1, an answer of the general model nats
+over tokens. All are ratios of sums, lower is better, and all are resampled alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+EvaluationRole = Literal["domain", "general", "watch"]
+"""`domain` is to be gained, `general` not to be lost, `watch` is only shown."""
+
+BITS = 1.0 / math.log(2.0)
+"""Bits in a nat."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Items with a role; the figure of a model is `scale` · Σ losses / Σ sizes, lower is better.
+
+    Attributes:
+        name: for people, such as `filings` or `social_iqa`.
+        role: what the set is for.
+        unit: of the figure, such as `bits per byte` or `error`.
+        ids: of each item.
+        groups: what each item belongs to (a document, a company): items of a group are resampled
+            together.
+        sizes: what each item's loss is divided by: bytes, tokens, or 1.
+        costs: tokens to be computed for each item.
+        content_hash: of the items themselves, for the cache and against overlaps.
+        score: losses of the items at these indices under a loaded model, in that order. It raises
+            EvaluationError where one is not finite.
+        scale: from losses over sizes to the unit.
+    """
+
+    name: str
+    role: EvaluationRole
+    unit: str
+    ids: Sequence[str]
+    groups: Sequence[str]
+    sizes: Sequence[float]
+    costs: Sequence[int]
+    content_hash: str
+    score: Callable[[Any, Sequence[int]], list[float]]
+    scale: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def figure(self, losses: ArrayLike, rows: Sequence[int] | None = None) -> float:
+        """The set's figure from the losses of the items at `rows` (all of them by default).
+
+        >>> two = EvaluationSet(
+        ...     "x", "domain", "bits per byte", "ab", "ab", [1.0, 3.0], [1, 1], "", list, scale=2.0
+        ... )
+        >>> two.figure([2.0, 4.0])
+        3.0
+        """
+        sizes = np.asarray(self.sizes, dtype=np.float64)
+        chosen = sizes if rows is None else sizes[list(rows)]
+        total = float(np.sum(np.asarray(losses, dtype=np.float64)))
+        return self.scale * total / float(np.sum(chosen))
