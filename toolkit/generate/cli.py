@@ -58,15 +58,14 @@ def chat(
     from toolkit.generate.speaker import load_speaker
     from toolkit.generate.stream import Settings
 
-    merged = runs / Path(model).stem / "merge"
-    if (merged / "manifest.json").is_file():
+    place = model
+    if "/" not in model:
+        merged = runs / model / "merge"
+        if not (merged / "manifest.json").is_file():
+            raise ConfigError(
+                f"{merged}: no merged model is there; run `make merge DOMAIN={model}` first, "
+                f"or give a model's folder (one that lies here as ./{model})."
+            )
         place = str(merged)
-    elif "/" in model or Path(model).is_dir():
-        place = model
-    else:
-        raise ConfigError(
-            f"{merged}: no merged model is there; run `make merge DOMAIN={model}` first, "
-            "or give a model's folder."
-        )
     settings = Settings(new_tokens, temperature, top_p, seed)
     run_chat(load_speaker(place, label=model), settings, system=system)

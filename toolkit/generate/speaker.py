@@ -44,16 +44,15 @@ class Speaker:
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Tokens of a chat that the model is to answer; without a template, of the last text."""
         if self.template is None:
-            ids: list[int] = self.tokenizer(messages[-1]["content"])["input_ids"]
-            return ids
+            return list(self.tokenizer(messages[-1]["content"])["input_ids"])
         text = self.tokenizer.apply_chat_template(
             list(messages),
             chat_template=self.template,
             add_generation_prompt=True,
             tokenize=False,
         )
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        # The template has written the special tokens that belong there.
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -43,7 +43,7 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers within a range, about `count` of them.
 
     >>> nice_ticks(0.03, 0.97, 4)
-    [0.2, 0.4, 0.6, 0.8]
+    [0.25, 0.5, 0.75]
     """
     if not high > low or count < 1:
         return []

@@ -186,7 +186,7 @@ def candidates_section(results: Mapping[str, Any]) -> Section:
         "general",
         f"general loss, {results['confidence']:.0%} bound",
         "distance",
-        "",
+        "standing",
         *sets,
         *(title for title, _ in extra),
     ]

@@ -21,7 +21,7 @@ def training_section(rows: Sequence[Mapping[str, Any]]) -> Section:
         return Section("training", "Training", "")
     x_steps = [tokens[int(row["step"])] for row in steps]
     losses = thin(x_steps, [float(row["loss"]) for row in steps])
-    charts = [_line_chart("loss, nats a token", losses, "training loss")]
+    charts = [_line_chart("loss, nats a token", losses, "training loss", smooth=True)]
     rates = [(tokens[int(r["step"])], r.get("learning_rate")) for r in steps]
     known = [(x, float(rate)) for x, rate in rates if rate is not None]
     if len(known) > 1:
@@ -53,6 +53,16 @@ def thin(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
     return [(fmean(xs[part]), fmean(ys[part])) for part in parts]
 
 
+def running_means(values: Sequence[float], reach: int) -> list[float]:
+    """Means of each value with its neighbours up to `reach` places away.
+
+    >>> running_means([1.0, 2.0, 6.0], 1)
+    [1.5, 3.0, 4.0]
+    """
+    places = range(len(values))
+    return [fmean(values[max(0, place - reach) : place + reach + 1]) for place in places]
+
+
 def _tokens_after(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     """Tokens trained on after each step."""
     total, after = 0.0, {0: 0.0}
@@ -63,7 +73,12 @@ def _tokens_after(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
 
 
 def _line_chart(
-    title: str, points: Sequence[tuple[float, float]], label: str, series: str = "s1"
+    title: str,
+    points: Sequence[tuple[float, float]],
+    label: str,
+    series: str = "s1",
+    *,
+    smooth: bool = False,
 ) -> str:
     xs, ys = [x for x, _ in points], [y for _, y in points]
     plot = Plot(
@@ -73,7 +88,9 @@ def _line_chart(
         height=200,
         nearest="x",
     )
-    plot.line(xs, ys, series)
+    plot.line(xs, ys, f"{series} thin faint" if smooth else series)
+    if smooth:  # single steps are noisy: what they come to is read from their neighbours
+        plot.line(xs, running_means(ys, max(1, len(ys) // 20)), series)
     for x, y in points:
         plot.target(x, y, f"{x:,.0f} tokens\n{label} {y:.4g}")
     return plot.html()
