@@ -37,6 +37,8 @@ def test_places_on_a_logarithmic_axis():
         "0.5",
         "1",
     ]
+    short = Axis(0.0064, 0.0081, "x", logarithmic=True)  # no 1, 2 or 5 in it
+    assert [words for _, words in short.ticks()] == ["0.0065", "0.007", "0.0075", "0.008"]
     assert axis.place(0.0) == 0.0  # cannot be shown; it stands at the edge
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from toolkit import __version__
 from toolkit.manifest import TRACKED_PACKAGES
-from toolkit.report.html import Section, folded, paragraph, table
+from toolkit.report.html import Section, folded, paragraph
 
 
 def again_of(name: str, recipe: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
@@ -49,13 +49,14 @@ def again_section(again: Mapping[str, Any] | None, merge_yaml: str) -> Section:
     """Commands, recipe, merge, versions and hashes."""
     body = ""
     if again:
-        body += paragraph("With the recipe below as recipes/NAME.yaml, and the same versions:")
         commands = "\n".join(again["commands"])
+        body += paragraph("With the recipe below in recipes/, and the same versions:")
         body += f"<pre>{escape(commands)}</pre>"
-    body += folded("The chosen merge, for any mergekit-like tool (merge.yaml)", merge_yaml)
+    body += folded("The chosen merge (merge.yaml, mergekit's dialect)", merge_yaml)
     if again:
+        versions = "\n".join(f"{name}=={version}" for name, version in again["versions"].items())
+        hashes = "\n".join(f"{digest}  {name}" for name, digest in again["hashes"].items())
         body += folded("The recipe", again["recipe"])
-        for title, name in (("Versions", "versions"), ("sha256", "hashes")):
-            if rows := again.get(name):
-                body += table(title, ["", title.lower()], (([k, v], "") for k, v in rows.items()))
+        body += folded("Versions", versions)
+        body += folded("sha256 of what went in and came out", hashes)
     return Section("again", "Run it again", body)

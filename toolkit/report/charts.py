@@ -120,7 +120,8 @@ class Axis:
         if self.logarithmic:
             tens = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             round_ones = [digit * 10.0**ten for ten in tens for digit in (1, 2, 5)]
-            numbers = [number for number in round_ones if self.low <= number <= self.high]
+            within = [number for number in round_ones if self.low <= number <= self.high]
+            numbers = within if len(within) > 1 else numbers  # a short way is as good as straight
         return [(self.place(number), self.show(number)) for number in numbers]
 
 

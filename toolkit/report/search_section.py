@@ -215,6 +215,8 @@ def candidates_section(results: Mapping[str, Any]) -> Section:
         "than this, with the stated confidence. Distance: from the general model, as a share of "
         "the specialist's own."
     )
+    if any(_status(row) == "dropped" for row in rows):
+        note += " A dropped candidate's figures are of the documents it was scored on."
     body = table(
         f"{len(rows)} candidates, by their domain figure",
         titles,
