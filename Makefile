@@ -5,11 +5,12 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge publish checks test bench bench-merge clean
+.PHONY: help setup data cpt merge chat publish checks test bench bench-merge clean
 
 help:
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
+	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
 	@echo "make publish DOMAIN=finance REPO=org/name"
 	@echo "make setup | checks | test | bench | bench-merge | clean"
 
@@ -33,6 +34,10 @@ cpt: $(STAMP)
 
 merge: $(STAMP)
 	@$(TOOLKIT) merge choose $(DOMAIN)
+
+chat: $(STAMP)
+	@test -f runs/$(DOMAIN)/merge/manifest.json || $(TOOLKIT) merge choose $(DOMAIN)
+	@$(TOOLKIT) chat $(DOMAIN)
 
 publish: $(STAMP)
 	@test -n "$(REPO)" || { echo "name the repository: make publish DOMAIN=$(DOMAIN) REPO=org/name"; exit 2; }

@@ -95,5 +95,5 @@ def test_help_answers_at_once():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert time.monotonic() - began < 2.0
-    slow = {"torch", "transformers", "pydantic", "numpy", "numba", "plotly", "datasets"}
+    slow = {"torch", "transformers", "pydantic", "numpy", "numba", "datasets"}
     assert not slow & set(eval(done.stdout))  # noqa: S307  (a list that we printed ourselves)

@@ -22,16 +22,17 @@ MAY_IMPORT = {
     "merge": COMMON | {"checkpoint"},
     "adapter": COMMON | {"checkpoint", "merge"},
     "evaluate": COMMON | {"checkpoint", "data"},
+    "generate": COMMON | {"checkpoint", "merge"},
     "search": COMMON | {"merge", "evaluate"},
     "select": COMMON,
     "report": COMMON,
     "publish": COMMON | {"checkpoint"},
 }
-"""recipe, stages, choosing, diagnosing and cli sit on top and may import everything."""
+"""recipe, stages, choosing, reporting, diagnosing and cli sit on top and may import everything."""
 
 ON_TOP = {
     *("__init__", "__main__", "recipe", "stages", "training", "choosing", "diagnosing"),
-    *("publishing", "cli"),
+    *("publishing", "reporting", "cli"),
 }
 
 

@@ -18,7 +18,7 @@ from toolkit.merge.live import LiveMerge
 from toolkit.merge.run import run_merge, to_yaml
 from toolkit.progress import progress, say
 from toolkit.recipe import Recipe, merge_folder
-from toolkit.report.page import write_page
+from toolkit.reporting import write_report
 from toolkit.search.outcome import Resampler, final_figures, tuning_rows
 from toolkit.search.run import run_search
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, load_candidates
@@ -85,8 +85,15 @@ def run_choosing(
             "test": {r: len(test.only(r)) for r in ("domain", "general")},
             **figures,
         }
-        write_json(work / "report.json", results)
-        write_page(results, to_yaml(config), work / "report.html")
+        write_report(
+            results,
+            work,
+            stage=stage,
+            recipe=recipe,
+            general=general,
+            specialist=specialist,
+            merge_yaml=to_yaml(config),
+        )
         stage.finish(results, drop=(_TEST,))
 
 

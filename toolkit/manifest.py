@@ -26,7 +26,7 @@ from toolkit.errors import ToolkitError
 
 MANIFEST = "manifest.json"
 _IDENTITY = "identity.json"
-_TRACKED_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+TRACKED_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
 
 
 def hash_bytes(data: bytes) -> str:
@@ -216,7 +216,7 @@ class Stage:
             "results": dict(results),
             "outputs": outputs,
             "toolkit": __version__,
-            "versions": {name: metadata.version(name) for name in _TRACKED_PACKAGES},
+            "versions": {name: metadata.version(name) for name in TRACKED_PACKAGES},
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         write_json(self.work / MANIFEST, manifest)

@@ -27,3 +27,7 @@ class EvaluateSection(Section):
 
     resamples: Annotated[int, Field(ge=100)] = 10_000
     """Bootstrap resamples behind each interval."""
+
+    prompts: tuple[str, ...] = ()
+    """Prompts of the domain, answered by all three models in the report, after a few general ones
+    of ours. They show; they choose nothing."""

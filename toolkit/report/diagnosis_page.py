@@ -7,9 +7,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from toolkit.manifest import write_atomically
+from toolkit.report.charts import SERIES_SHAPES, Axis, Plot, finite, key, short_number
 from toolkit.report.diagnosis_table import cells, column_titles, legend, loss_cells
-from toolkit.report.page import STYLE
+from toolkit.report.html import Section, paragraph, table, write_document
+
+_Line = tuple[str, Sequence[float | None]]
+"""What a line is, and its value at each layer."""
 
 
 def write_diagnosis_page(results: Mapping[str, Any], path: Path) -> None:
@@ -21,106 +24,110 @@ def write_diagnosis_page(results: Mapping[str, Any], path: Path) -> None:
     """
     title = f"{results['merge']}: what the merge did"
     mark = "warn" if results["remarks"] else "fine"
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>Against {escape(', '.join(results['parents']))}; task vectors are taken against "
-        f"{escape(results['base'])}.</p>",
-        *(f'<p class="{mark}">{escape(line)}</p>' for line in results["summary"]),
-        *(f'<p class="note">{escape(line)}</p>' for line in results["notes"]),
-    ]
-    if results["losses"]:
-        parts += ["<h2>Loss on a short text</h2>", _loss_table(results["losses"])]
-        parts.append('<p class="note">Lower is better. A short text tells a sound model from a '
-                     "broken one, and no more.</p>")  # fmt: skip
-    if results["layers"]:
-        parts += ["<h2>Layer by layer</h2>", _plot(results)]
-    parts += [
-        "<h2>Figures</h2>",
-        f"<div class='wide'>{_table(results)}</div>",
-        f'<p class="note">{escape(legend(results))}</p>',
-    ]
-    style = (
-        f"{STYLE}\np.warn {{ border-left: 4px solid #c0392b; padding-left: .8rem; }}\n"
-        "p.fine { border-left: 4px solid #2e8b57; padding-left: .8rem; }\n"
-        "div.wide { overflow-x: auto; }\n"
+    opening = (
+        f"<h1>{escape(title)}</h1>"
+        + paragraph(
+            f"Against {', '.join(results['parents'])}; task vectors are taken against "
+            f"{results['base']}."
+        )
+        + "".join(paragraph(line, mark) for line in results["summary"])
+        + "".join(paragraph(line, "note") for line in results["notes"])
     )
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{style}</style>'
-    with write_atomically(path) as file:
-        file.write(f"<!doctype html><html lang='en'><head>{head}</head><body>")
-        file.write("\n".join(parts))
-        file.write("</body></html>\n")
+    sections = [
+        Section("losses", "Loss on a short text", _losses(results["losses"])),
+        Section("layers", "Layer by layer", _charts(results) if results["layers"] else ""),
+        Section("figures", "Figures", _figures(results)),
+    ]
+    write_document(path, title, opening, sections)
 
 
-def _loss_table(losses: Sequence[Mapping[str, Any]]) -> str:
-    head = "<tr><th></th><th>bits per byte</th><th>bits per token</th></tr>"
-    return f"<table>{head}{''.join(_row(loss_cells(loss)) for loss in losses)}</table>"
+def _losses(losses: Sequence[Mapping[str, Any]]) -> str:
+    if not losses:
+        return ""
+    rows = ((loss_cells(loss), "") for loss in losses)
+    note = "A short text tells a sound model from a broken one, and no more."
+    titles = ["", "bits per byte", "bits per token"]
+    return table("Lower is better", titles, rows) + paragraph(note, "note")
 
 
-def _table(results: Mapping[str, Any]) -> str:
-    titles = ["", *column_titles(results)]
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+def _figures(results: Mapping[str, Any]) -> str:
     rows = [
-        *(_row([f"layer {row['name']}", *cells(row, results)]) for row in results["layers"]),
-        *(_row([row["name"], *cells(row, results)]) for row in results["kinds"]),
-        _row(["all", *cells(results["whole"], results)], "chosen"),
+        *(([f"layer {row['name']}", *cells(row, results)], "") for row in results["layers"]),
+        *(([row["name"], *cells(row, results)], "") for row in results["kinds"]),
+        (["all", *cells(results["whole"], results)], "chosen"),
     ]
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    titles = ["", *column_titles(results)]
+    return table("Layers, kinds of tensors, and all", titles, rows) + paragraph(
+        legend(results), "note"
+    )
 
 
-def _row(words: Sequence[str], mark: str = "") -> str:
-    line = "".join(f"<td>{escape(word)}</td>" for word in words)
-    return f'<tr class="{mark}">{line}</tr>' if mark else f"<tr>{line}</tr>"
-
-
-def _plot(results: Mapping[str, Any]) -> str:
+def _charts(results: Mapping[str, Any]) -> str:
     """Panels over depth: how far, how near to each parent, how alike, and where within a layer."""
-    from plotly.subplots import make_subplots
-
     whole, layers = results["whole"], results["layers"]
-    names = [row["name"] for row in layers]
-    panels = ["how far from the base (relative norm)", "distance from each parent"]
-    if whole["cosines"]:
-        panels.append("the parents' task vectors: cosine, and share of agreeing signs")
-    if whole["trimmed"]:
-        panels.append("removed by trimming: share of squared norm")
-    panels.append("how far, by kind of tensor")
-    figure = make_subplots(
-        rows=len(panels), cols=1, subplot_titles=panels, vertical_spacing=0.22 / len(panels)
-    )
+    names = [str(row["name"]) for row in layers]
 
-    def line(row: int, label: str, values: list[Any], **style: Any) -> None:
-        figure.add_scatter(
-            x=names, y=values, name=label, mode="lines+markers", row=row, col=1,
-            line=style, legendgroup=panels[row - 1], legendgrouptitle_text=panels[row - 1],
-        )  # fmt: skip
+    def lines(figure: str, words: str = "{}") -> list[_Line]:
+        """One line a model or pair, of a figure that each layer has by model or pair."""
+        return [(words.format(k), [row[figure].get(k) for row in layers]) for k in whole[figure]]
 
-    line(1, "merge", [row["moved"] for row in layers], color="#111", width=3)
-    for label in whole["task_norms"]:
-        line(1, f"task vector {label}", [row["task_norms"][label] for row in layers], dash="dot")
-    figure.update_yaxes(type="log", row=1, col=1)
-    for label in whole["distances"]:
-        line(2, label, [row["distances"][label] for row in layers])
+    moved: list[_Line] = [("merge", [row["moved"] for row in layers])]
+    charts = [
+        _chart(
+            "how far from the base (relative norm)",
+            names,
+            moved + lines("task_norms", "task vector {}"),
+            logarithmic=True,
+        ),
+        _chart("distance from each parent", names, lines("distances")),
+    ]
     if whole["cosines"]:
-        place = 3
-        for pair in whole["cosines"]:
-            line(place, f"cosine {pair}", [row["cosines"][pair] for row in layers])
-            shares = [row["agreement"][pair] for row in layers]
-            line(place, f"signs {pair}", shares, dash="dot")
+        charts.append(
+            _chart(
+                "the parents' task vectors: cosine, and share of agreeing signs",
+                names,
+                lines("cosines", "cosine {}") + lines("agreement", "signs {}"),
+            )
+        )
     if whole["trimmed"]:
-        place = len(panels) - 1
-        for label in whole["trimmed"]:
-            shares = [row["trimmed"].get(label, {}).get("squares") for row in layers]
-            line(place, label, shares)
+        shares: list[_Line] = [
+            (label, [row["trimmed"].get(label, {}).get("squares") for row in layers])
+            for label in whole["trimmed"]
+        ]
+        charts.append(_chart("removed by trimming: share of squared norm", names, shares))
+    kinds: list[_Line] = []
     for kind in dict.fromkeys(part["kind"] for part in results["parts"]):
-        found = {part["layer"]: part["moved"] for part in results["parts"] if part["kind"] == kind}
-        line(len(panels), kind, [found.get(name) for name in names])
-    figure.update_yaxes(type="log", row=len(panels), col=1)
-    figure.update_xaxes(title_text="layer", row=len(panels), col=1)
-    figure.update_layout(
-        template="plotly_white",
-        height=260 * len(panels) + 80,
-        margin={"l": 60, "r": 20, "t": 40, "b": 50},
+        found = {
+            str(part["layer"]): part["moved"] for part in results["parts"] if part["kind"] == kind
+        }
+        kinds.append((kind, [found.get(name) for name in names]))
+    charts.append(_chart("how far, by kind of tensor", names, kinds, logarithmic=True))
+    return "".join(charts)
+
+
+def _chart(
+    title: str, names: Sequence[str], lines: Sequence[_Line], *, logarithmic: bool = False
+) -> str:
+    plot = Plot(
+        Axis(-0.5, len(names) - 0.5, "layer", min(8, len(names)), show=lambda at: names[int(at)]),
+        Axis.around([v for _, values in lines for v in values], title, logarithmic=logarithmic),
+        f"{title}, over {len(names)} layers; the figures stand in the table",
+        height=220,
+        nearest="x",
     )
-    # A fixed id, so that the same figures give the same bytes.
-    html: str = figure.to_html(full_html=False, include_plotlyjs=True, div_id="layers")
-    return html
+    looks = [
+        (f"s{number % 6}", SERIES_SHAPES[number % len(SERIES_SHAPES)])
+        for number in range(len(lines))
+    ]
+    for (_, values), (series, shape) in zip(lines, looks, strict=True):
+        known = [(at, v) for at, v in enumerate(values) if v is not None and finite([v])]
+        plot.line([float(at) for at, _ in known], [v for _, v in known], series)
+        for at, value in known:
+            plot.mark(at, value, series, shape=shape)
+    for at, name in enumerate(names):
+        here = [(label, values[at]) for label, values in lines]
+        known_here = [(label, v) for label, v in here if v is not None and finite([v])]
+        if known_here:
+            figures = [f"{label}: {short_number(float(f'{v:.4g}'))}" for label, v in known_here]
+            plot.target(at, known_here[0][1], "\n".join([f"layer {name}", *figures]))
+    return key((label, *look) for (label, _), look in zip(lines, looks, strict=True)) + plot.html()

@@ -2,60 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from toolkit.progress import console, say
+from toolkit.report.verdict import (
+    MODELS,
+    ROLES,
+    counts_of,
+    interval,
+    kept_lines,
+    notes,
+    signed_interval,
+    unit_of,
+)
 
-MODELS = (("general", "general model"), ("specialist", "specialist"), ("merge", "chosen merge"))
+_NARROWEST = 79
+"""Characters: a number that is wrapped cannot be read, whatever the terminal says."""
 
 
 def outcome_table(results: Mapping[str, Any], folder: Path) -> None:
-    """Print three models by two roles, what was chosen and why, and what it kept."""
-    test = results["test"]
-    table = Table(title="bits per byte on the test sets, lower is better (95 % intervals)")
+    """Print three models by role and by set, what was chosen and why, and what it kept."""
+    units = {unit_of(results, role) for role in ROLES}
+    unit = f"{units.pop()} on the test sets" if len(units) == 1 else "test sets"
+    table = Table(title=f"{unit}, lower is better (95 % intervals)")
     table.add_column("")
-    for role in ("domain", "general"):
-        table.add_column(f"{role} ({test[role]} documents)", justify="right")
+    for role in ROLES:
+        own = f", {unit_of(results, role)}" if units else ""
+        table.add_column(f"{role} ({counts_of(results, role)}{own})", justify="right")
     for key, title in MODELS:
         row = results["models"][key]
-        cells = [interval(row["domain"]), interval(row["general"])]
+        cells = [interval(row[role]) for role in ROLES]
         if key != "general":
-            changes = [signed_interval(row[f"{role}_change"]) for role in ("domain", "general")]
+            changes = [signed_interval(row[f"{role}_change"]) for role in ROLES]
             cells = [f"{cell}\n{change}" for cell, change in zip(cells, changes, strict=True)]
         table.add_row(title, *cells, end_section=True)
-    # No narrower than its figures, whatever the terminal says: a wrapped number cannot be read.
-    console.print(table, width=max(console.width, 79))
+    console.print(table, width=max(console.width, _NARROWEST))
+    if shown := set_rows(results):
+        _set_table(shown)
     say("Signed figures: change against the general model, paired by document.")
-    say(results["reason"])
-    for line in kept_lines(results):
+    for line in (results["reason"], *kept_lines(results), *notes(results)):
         say(line)
     say(f"The model, merge.yaml and report.html are in {folder}.")
 
 
-def kept_lines(results: Mapping[str, Any]) -> list[str]:
-    """How much of the specialist's gain was kept, and how much of its loss recovered."""
-    kept, recovered = results["gain_kept"], results["loss_recovered"]
+def set_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, list[str]]]:
+    """Set by set, where the roles alone do not say it all: name, role, unit, figures of the models.
+
+    Nothing where there is one set a role and none that is only watched.
+    """
+    sets = results.get("sets", ())
+    plain = sorted(row["role"] for row in sets) == sorted(ROLES)
+    if plain or not all(results["models"][key].get("sets") for key, _ in MODELS):
+        return []
     return [
-        "The specialist has no domain gain to keep."
-        if kept is None
-        else f"Kept {_percent(kept)} of the specialist's domain gain.",
-        "The specialist lost nothing on general text, so there was nothing to recover."
-        if recovered is None
-        else f"Recovered {_percent(recovered)} of the specialist's general loss.",
+        (
+            row["name"],
+            f"{row['role']}, {row['items_test']:,} items",
+            row["unit"],
+            [interval(results["models"][key]["sets"][row["name"]]) for key, _ in MODELS],
+        )
+        for row in sets
+        if all(row["name"] in results["models"][key]["sets"] for key, _ in MODELS)
     ]
 
 
-def interval(value: Mapping[str, float]) -> str:
-    return f"{value['estimate']:.4f} ({value['low']:.4f} to {value['high']:.4f})"
-
-
-def signed_interval(value: Mapping[str, float]) -> str:
-    return f"{value['estimate']:+.4f} ({value['low']:+.4f} to {value['high']:+.4f})"
-
-
-def _percent(value: Mapping[str, float]) -> str:
-    return f"{value['estimate']:.0%} ({value['low']:.0%} to {value['high']:.0%})"
+def _set_table(rows: Sequence[tuple[str, str, str, list[str]]]) -> None:
+    table = Table(title="set by set; watched sets take no part in the choice")
+    table.add_column("")
+    for _, title in MODELS:
+        table.add_column(title, justify="right")
+    for name, role, unit, figures in rows:
+        # An estimate a line, its interval below it: three models fit an ordinary terminal.
+        cells = [figure.replace(" (", "\n(") for figure in figures]
+        table.add_row(f"{name}, {unit}\n{role}", *cells, end_section=True)
+    console.print(table, width=max(console.width, _NARROWEST))

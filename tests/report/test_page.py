@@ -1,0 +1,129 @@
+"""The page as text: whole, escaped, the same bytes, and fit for the results of any recipe."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.report.outcomes import AGAIN, ANSWERS, MERGE_YAML, make_results, make_training
+from toolkit.report.again import again_of
+from toolkit.report.page import write_page
+from toolkit.report.training_section import thin
+
+
+def page(folder: Path, results: dict[str, Any], **parts: Any) -> str:
+    path = folder / "report.html"
+    write_page(results, path, merge_yaml=MERGE_YAML, **parts)
+    return path.read_text(encoding="utf-8")
+
+
+def whole(folder: Path, results: dict[str, Any]) -> str:
+    return page(folder, results, training=make_training(), answers=ANSWERS, again=AGAIN)
+
+
+def sections(html: str) -> list[str]:
+    return re.findall(r'<section id="([a-z]+)"', html)
+
+
+def test_every_part_stands(tmp_path: Path):
+    html = whole(tmp_path, make_results())
+    found = ["test", "front", "sweep", "history", "training", "documents", "answers"]
+    assert sections(html) == [*found, "candidates", "again"]
+    assert html.count('<div class="plot') == 2 + 1 + 2 + 1 + 4 + 4
+    assert "make merge DOMAIN=finance" in html
+    assert len(html) < 3_000_000
+    assert html == whole(tmp_path, make_results())  # the same inputs, the same bytes
+
+
+def test_nothing_comes_from_the_network(tmp_path: Path):
+    html = whole(tmp_path, make_results())
+    assert "default-src 'none'" in html
+    assert not re.search(r"\bsrc=|@import|url\(|fetch\(|XMLHttp|import\(", html)
+    assert set(re.findall(r'href="(.)', html)) == {"#"}
+    assert set(re.findall(r"https?://[^\"' ]+", html)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_missing_figures_leave_their_part_out(tmp_path: Path):
+    """The results of a plain search: neither sweep, documents, order nor sets."""
+    results = make_results()
+    for name in ("sets", "front", "knee", "sweep", "beat_sweep", "documents", "test_scorings"):
+        del results[name]
+    del results["search_tokens"], results["full_tokens"]
+    results["candidates"] = [
+        {k: row[k] for k in
+         ("name", "domain", "general", "general_loss_bound", "distance", "qualified")}
+        for row in results["candidates"] if row["domain"] is not None
+    ]  # fmt: skip
+    for row in results["models"].values():
+        del row["sets"]
+    html = page(tmp_path, results)
+    assert sections(html) == ["test", "front", "candidates", "again"]
+    assert "domain, bits per byte (40 documents)" in html
+
+
+def test_the_general_model_is_kept(tmp_path: Path):
+    results = make_results(
+        chosen="general", any_merge=False, gain_kept=None, loss_recovered=None, front=[], knee=None
+    )
+    html = page(tmp_path, results)
+    assert "The general model is kept" in html
+    assert "of the gain kept" not in html
+
+
+BAD = "<script>alert('x')</script>\"'&"
+
+
+def test_everything_is_escaped(tmp_path: Path):
+    results = make_results(recipe=BAD, description=BAD, reason=BAD)
+    row = results["candidates"][2]
+    row |= {"name": f"linear {BAD}", "method": BAD, "parameters": {BAD: BAD}}
+    results["chosen"] = row["name"]
+    results["beat_sweep"]["sentence"] = BAD
+    results["sets"][0] |= {"name": BAD, "unit": BAD}
+    for document in results["documents"]:
+        document |= {"id": BAD, "set": BAD, "group": BAD}
+    parts = {
+        "answers": [dict.fromkeys(("prompt", "general", "specialist", "merge"), BAD)],
+        "again": {
+            "commands": [BAD],
+            "recipe": BAD,
+            "versions": {BAD: BAD},
+            "hashes": {BAD: BAD},
+        },
+    }
+    html = page(tmp_path, results, **parts)
+    assert "<script>alert" not in html
+    assert html.count("<script>") == html.count("</script>") == 1
+    assert not re.search(r"data-marks=\"[^\"]*<", html)
+
+
+def test_what_is_needed_to_run_it_again_names_no_machine():
+    recipe = {"model": {"path": "/home/someone/models/mine"}, "files": ["/data/x.txt", "y/*.txt"]}
+    again = again_of("mine", recipe, {"general": "ab"})
+    assert "/home" not in again["recipe"]
+    assert "path: mine" in again["recipe"]
+    assert "y/*.txt" in again["recipe"]
+    assert again["commands"][-1] == "make merge DOMAIN=mine"
+    assert {"cpt-toolkit", "torch"} <= set(again["versions"])
+
+
+def test_a_long_run_is_thinned():
+    xs = [float(n) for n in range(100_000)]
+    points = thin(xs, xs)
+    assert len(points) == 400
+    assert points[0] == (124.5, 124.5)  # the mean of 0 to 249
+
+
+@pytest.mark.parametrize("rows", [[], [{"step": 1, "loss": 2.0, "tokens": 8}]])
+def test_a_training_too_short_to_draw(tmp_path: Path, rows: list[dict[str, Any]]):
+    assert "training" not in sections(page(tmp_path, make_results(), training=rows))
+
+
+def test_skipped_steps_and_losses_that_are_no_numbers(tmp_path: Path):
+    rows = make_training()
+    rows[5] |= {"loss": None, "skipped": True}
+    rows.append({"step": 97, "replay_share": 0.3})
+    assert "training" in sections(page(tmp_path, make_results(), training=rows))

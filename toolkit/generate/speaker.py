@@ -1,0 +1,120 @@
+"""A loaded model that can be asked: its tokenizer, its template, and where it stops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.checkpoint.folder import stored_dtype
+from toolkit.checkpoint.load import load_causal_model
+from toolkit.errors import CheckpointError, ToolkitError
+from toolkit.merge.references import find_folder, parse_reference
+
+Message = Mapping[str, str]
+"""`role` and `content`."""
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model with its tokenizer.
+
+    Attributes:
+        label: for people.
+        model: in the type it is stored in, in evaluation mode.
+        tokenizer: its own.
+        stops: tokens after which an answer is over.
+        template: of chats; None continues plain text.
+    """
+
+    label: str
+    model: Any
+    tokenizer: Any
+    stops: frozenset[int]
+    template: str | None
+
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens the model can look at together."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 20)
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of a chat that the model is to answer; without a template, of the last text."""
+        if self.template is None:
+            return list(self.tokenizer(messages[-1]["content"])["input_ids"])
+        text = self.tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=self.template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        # The template has written the special tokens that belong there.
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def load_speaker(
+    reference: str | Path, *, label: str = "", template: str | None = None, plain: bool = False
+) -> Speaker:
+    """Load a model to be asked.
+
+    Args:
+        reference: a folder, or `path[@revision][+adapter]`.
+        label: for people; the folder's name by default.
+        template: used where the model brings no chat template.
+        plain: continue the text, whatever template there is.
+
+    Raises:
+        CheckpointError: there is no causal language model, or no tokenizer.
+        MergeError: the reference leads nowhere.
+    """
+    from transformers import AutoTokenizer
+
+    parsed = parse_reference(str(reference))
+    folder = find_folder(parsed.model)
+    model = load_causal_model(folder, _dtype(folder))
+    if parsed.adapter is not None:
+        from peft import PeftModel
+
+        adapted = PeftModel.from_pretrained(model, str(find_folder(parsed.adapter)))
+        model = adapted.merge_and_unload()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{folder}: has no tokenizer that can be read ({first}). Copy the one of the model it "
+            "was made from into the folder."
+        ) from error
+    model.eval()
+    own = getattr(tokenizer, "chat_template", None)
+    return Speaker(
+        label=label or Path(str(reference)).name or str(reference),
+        model=model,
+        tokenizer=tokenizer,
+        stops=_stops(model, tokenizer),
+        template=None if plain else own or template,
+    )
+
+
+def _dtype(folder: Path) -> torch.dtype:
+    try:
+        return stored_dtype(folder)
+    except ToolkitError:
+        return torch.float32  # pytorch_model.bin, or a type that models are not run in
+
+
+def _stops(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The ends that the model's own settings and its tokenizer name."""
+    named = [
+        getattr(getattr(model, "generation_config", None), "eos_token_id", None),
+        getattr(model.config, "eos_token_id", None),
+        tokenizer.eos_token_id,
+    ]
+    flat = [item for value in named for item in (value if isinstance(value, list) else [value])]
+    return frozenset(int(item) for item in flat if item is not None)

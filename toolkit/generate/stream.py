@@ -1,0 +1,105 @@
+"""Answers token by token: greedy, or drawn with a seed of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import ConfigError, EvaluationError
+from toolkit.generate.speaker import Message, Speaker
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an answer is made.
+
+    Attributes:
+        new_tokens: of an answer at most.
+        temperature: 0 takes the likeliest token; else logits are divided by it.
+        top_p: draw among the likeliest tokens that together have this probability.
+        seed: of the draws; an answer depends on it and on the prompt, on nothing else.
+    """
+
+    new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.new_tokens < 1:
+            raise ConfigError(f"--new-tokens: must be at least 1 (got {self.new_tokens}).")
+        if not 0.0 <= self.temperature < float("inf"):
+            raise ConfigError(f"--temperature: must be 0 or more (got {self.temperature}).")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ConfigError(f"--top-p: must be above 0 and at most 1 (got {self.top_p}).")
+
+
+def stream_answer(
+    speaker: Speaker, messages: Sequence[Message], settings: Settings
+) -> Iterator[str]:
+    """Pieces of the answer as they come; together they are the answer.
+
+    Raises:
+        ConfigError: the prompt leaves no room for an answer.
+        EvaluationError: the model gives logits that are not numbers.
+    """
+    tokens = speaker.encode(messages)
+    room = speaker.most_tokens - len(tokens)
+    if room < 1:
+        raise ConfigError(
+            f"the prompt has {len(tokens)} tokens and {speaker.label} looks at "
+            f"{speaker.most_tokens} at most; shorten it."
+        )
+    if not tokens:
+        raise ConfigError("the prompt is empty; give some text.")
+    answer: list[int] = []
+    shown = ""
+    for token in _tokens(speaker, tokens, settings, min(room, settings.new_tokens)):
+        answer.append(token)
+        text = speaker.decode(answer)
+        if text.endswith("\ufffd"):  # half of a character; the next token brings the rest
+            continue
+        if len(text) > len(shown):
+            yield text[len(shown) :]
+            shown = text
+    if len(rest := speaker.decode(answer)) > len(shown):
+        yield rest[len(shown) :]
+
+
+def _tokens(speaker: Speaker, prompt: list[int], settings: Settings, most: int) -> Iterator[int]:
+    model = speaker.model
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(settings.seed)
+    inputs, cache, seen = list(prompt), None, list(prompt)
+    for _ in range(most):
+        # Around one step only: the caller's own code between two pieces keeps its gradients.
+        with torch.inference_mode():
+            given = torch.tensor([inputs], device=device)
+            output = model(input_ids=given, past_key_values=cache, use_cache=True)
+            logits = output.logits[0, -1].float().cpu()
+        token = pick(logits, settings, generator)
+        if token in speaker.stops:
+            return
+        yield token
+        seen.append(token)
+        cache = getattr(output, "past_key_values", None)
+        inputs = seen if cache is None else [token]
+
+
+def pick(logits: Tensor, settings: Settings, generator: torch.Generator) -> int:
+    """The next token, from logits `[V]`.
+
+    Raises:
+        EvaluationError: a logit is not a number.
+    """
+    if bool(logits.isnan().any()):
+        raise EvaluationError("the model's logits are not numbers; its weights are damaged.")
+    if settings.temperature == 0.0:
+        return int(logits.argmax())
+    chances, order = (logits / settings.temperature).softmax(0).sort(descending=True)
+    # Everything before the share is reached, and the token that reaches it.
+    chances[chances.cumsum(0) - chances >= settings.top_p] = 0.0
+    return int(order[torch.multinomial(chances, 1, generator=generator)])

@@ -1,0 +1,62 @@
+"""Everything that is needed to make the same thing again, with nothing of this machine in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit import __version__
+from toolkit.manifest import TRACKED_PACKAGES
+from toolkit.report.html import Section, folded, paragraph
+
+
+def again_of(name: str, recipe: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
+    """What `write_page` takes as `again`.
+
+    Args:
+        name: of the recipe.
+        recipe: its values as given, as from `model_dump(mode="json", exclude_unset=True)`.
+        hashes: sha256 of inputs and outputs, by what they are.
+    """
+    return {
+        "commands": [f"make cpt DOMAIN={name}", f"make merge DOMAIN={name}"],
+        "recipe": yaml.safe_dump(_portable(recipe), sort_keys=False, allow_unicode=True),
+        "versions": {
+            "cpt-toolkit": __version__,
+            **{package: metadata.version(package) for package in TRACKED_PACKAGES},
+        },
+        "hashes": dict(hashes),
+    }
+
+
+def _portable(value: Any) -> Any:
+    """Absolute paths by their last part: where a file lies is nobody's business."""
+    if isinstance(value, Mapping):
+        return {key: _portable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_portable(item) for item in value]
+    if isinstance(value, str) and Path(value).is_absolute():
+        return Path(value).name
+    return value
+
+
+def again_section(again: Mapping[str, Any] | None, merge_yaml: str) -> Section:
+    """Commands, recipe, merge, versions and hashes."""
+    body = ""
+    if again:
+        commands = "\n".join(again["commands"])
+        body += paragraph("With the recipe below in recipes/, and the same versions:")
+        body += f"<pre>{escape(commands)}</pre>"
+    body += folded("The chosen merge (merge.yaml, mergekit's dialect)", merge_yaml)
+    if again:
+        versions = "\n".join(f"{name}=={version}" for name, version in again["versions"].items())
+        hashes = "\n".join(f"{digest}  {name}" for name, digest in again["hashes"].items())
+        body += folded("The recipe", again["recipe"])
+        body += folded("Versions", versions)
+        body += folded("sha256 of what went in and came out", hashes)
+    return Section("again", "Run it again", body)

@@ -1,0 +1,286 @@
+"""What the search found: the front, the plain sweep, its course, and every candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from toolkit.report.charts import SERIES_SHAPES, Axis, Plot, finite, key
+from toolkit.report.html import Cell, Section, panels, paragraph, table
+from toolkit.report.verdict import unit_of
+
+Row = Mapping[str, Any]
+ENDPOINTS = ("general", "specialist")
+
+
+def front_section(results: Mapping[str, Any]) -> Section:
+    """Domain against general, a mark a candidate."""
+    rows = [row for row in results["candidates"] if finite([row["domain"], row["general"]])[1:]]
+    by_name = {row["name"]: row for row in rows}
+    start = by_name.get("general")
+    limit = None if start is None else start["general"] + results["tolerance"]
+    plot = Plot(
+        Axis.around([row["domain"] for row in rows], _title(results, "domain", "left")),
+        Axis.around([*(row["general"] for row in rows), limit], _title(results, "general", "down")),
+        f"{len(rows)} candidates by their domain and general figures on the tuning sets; "
+        f"chosen: {results['chosen']}. All figures stand in the table of candidates.",
+        height=420,
+    )
+    if limit is not None:
+        plot.rule(limit, f"general model + {results['tolerance']:g} tolerated")
+    front = sorted(
+        (by_name[name] for name in results.get("front", ()) if name in by_name),
+        key=lambda row: float(row["domain"]),
+    )
+    if len(front) > 1:
+        plot.line(
+            [row["domain"] for row in front], [row["general"] for row in front], "s0 thin dotted"
+        )
+    looks = _looks(results["candidates"])
+    # In order along x, as the arrow keys step.
+    for row in sorted(rows, key=lambda item: (float(item["domain"]), str(item["name"]))):
+        series, shape = looks[method_of(row)]
+        hollow = "" if row["qualified"] and _status(row) == "complete" else " hollow"
+        place = row["domain"], row["general"]
+        plot.mark(*place, series + hollow, shape=shape, tip=_tip(row, results))
+    for name, words in _named(results).items():
+        if name in by_name:
+            place = by_name[name]["domain"], by_name[name]["general"]
+            if name == results["chosen"]:
+                plot.mark(*place, "ink open", shape="ring")
+            plot.name(*place, words)
+    note = (
+        "Left and down is better. Figures of the tuning sets, which the search saw: the best of "
+        "many looks better here than it is."
+    )
+    if len(front) > 1:
+        note += " Dotted: the front, where nothing is better on both."
+    if not all(row["qualified"] for row in rows):
+        note += " Hollow: loses too much, or dropped."
+    legend = _legend(looks, rows)
+    return Section(
+        "front", "Domain against general", legend + plot.html() + paragraph(note, "note")
+    )
+
+
+def _named(results: Mapping[str, Any]) -> dict[str, str]:
+    names = {name: f"{name} model" if name == "general" else name for name in ENDPOINTS}
+    knee = results.get("knee")
+    if knee and knee not in names:
+        names[knee] = "knee"
+    chosen = results["chosen"]
+    return {**names, chosen: f"chosen: {chosen}" if chosen != knee else f"chosen, knee: {chosen}"}
+
+
+def sweep_section(results: Mapping[str, Any]) -> Section:
+    """The plain interpolation between both models, with its intervals."""
+    rows = sorted(results.get("sweep") or (), key=lambda row: float(row["alpha"]))
+    if len(rows) < 2:
+        return Section("sweep", "The plain sweep", "")
+    charts = [_sweep_plot(results, rows, role) for role in ("domain", "general")]
+    beaten = results.get("beat_sweep")
+    note = (
+        "α is the specialist's weight in a plain average with the general model: 0 is the general "
+        "model, 1 the specialist. Bands: 95 % intervals over the tuning documents."
+    )
+    body = panels(*charts) + paragraph(note, "note")
+    if beaten:
+        body = paragraph(beaten["sentence"]) + body
+    return Section("sweep", "The plain sweep", body)
+
+
+def _sweep_plot(results: Mapping[str, Any], rows: Sequence[Row], role: str) -> str:
+    alphas = [float(row["alpha"]) for row in rows]
+    figures = [row[role] for row in rows]
+    start = figures[0]["estimate"]
+    is_change = start == 0.0 and alphas[0] == 0.0
+    limit = start + results["tolerance"] if role == "general" and alphas[0] == 0.0 else None
+    shown = [figure[end] for figure in figures for end in ("low", "high")]
+    what = "change" if is_change else unit_of(results, role)
+    plot = Plot(
+        Axis(0.0, 1.0, "α, weight of the specialist", 5),
+        Axis.around([*shown, limit], f"{role}, {what} (down is better)"),
+        f"{role} along the sweep, from {start:.4f} at the general model "
+        f"to {figures[-1]['estimate']:.4f} at the specialist",
+        height=240,
+        nearest="x",
+    )
+    series = "s1"
+    plot.band(alphas, [f["low"] for f in figures], [f["high"] for f in figures], series)
+    plot.line(alphas, [f["estimate"] for f in figures], series)
+    if limit is not None:
+        plot.rule(limit, "tolerated")
+    for alpha, figure in zip(alphas, figures, strict=True):
+        tip = (
+            f"α = {alpha:g}\n{figure['estimate']:.4f} ({figure['low']:.4f} to {figure['high']:.4f})"
+        )
+        plot.mark(alpha, figure["estimate"], series, tip=tip)
+    return plot.html()
+
+
+def history_section(results: Mapping[str, Any]) -> Section:
+    """What the search tried, in its order."""
+    rows = sorted(
+        (row for row in results["candidates"] if row.get("order") is not None),
+        key=lambda row: int(row["order"]),
+    )
+    known = [row for row in rows if finite([row["domain"]])]
+    if not known:
+        return Section("history", "What the search tried", "")
+    axis = Axis.around([row["domain"] for row in known], _title(results, "domain", "down"))
+    orders = [int(row["order"]) for row in rows]
+    plot = Plot(
+        Axis(min(orders) - 0.5, max(orders) + 0.5, "order of trying", min(6, len(orders))),
+        axis,
+        f"{len(rows)} candidates in the order they were tried, by their domain figure",
+        height=260,
+    )
+    best: list[tuple[int, float]] = []
+    for row in known:
+        better = not best or row["domain"] < best[-1][1]
+        if row["qualified"] and _status(row) == "complete" and better:
+            best.append((int(row["order"]), float(row["domain"])))
+    if best:
+        ends = [*best, (max(orders), best[-1][1])]
+        plot.line([x for x, _ in ends], [y for _, y in ends], "ink thin", stepped=True)
+    looks = _looks(results["candidates"])
+    for row in rows:
+        series, shape = looks[method_of(row)]
+        is_known, status = bool(finite([row["domain"]])), _status(row)
+        place = int(row["order"]), float(row["domain"]) if is_known else axis.low
+        if status != "complete":
+            plot.mark(*place, f"{series} open", shape="cross", tip=_tip(row, results))
+        else:
+            hollow = "" if row["qualified"] else " hollow"
+            plot.mark(*place, series + hollow, shape=shape, tip=_tip(row, results))
+    counts = {status: sum(_status(row) == status for row in rows) for status in _STATUSES}
+    words = [f"{counts[status]} {word}" for status, word in _STATUSES.items() if counts[status]]
+    note = f"{len(rows)} candidates: {', '.join(words)}. Line: the best so far that qualifies."
+    if counts["dropped"] or counts["failed"]:
+        note += " Crosses: dropped early by the race, or failed (at the bottom)."
+    legend = _legend(looks, rows)
+    return Section(
+        "history", "What the search tried", legend + plot.html() + paragraph(note, "note")
+    )
+
+
+_STATUSES = {
+    "complete": "scored on everything",
+    "dropped": "dropped early, worse with confidence",
+    "failed": "failed",
+}
+
+
+def candidates_section(results: Mapping[str, Any]) -> Section:
+    """Every candidate in a table."""
+    rows = results["candidates"]
+    sets = [row["name"] for row in results.get("sets", ()) if len(results["sets"]) > 2]
+    extra = [
+        (title, name)
+        for title, name in (("tokens", "tokens"), ("seconds", "seconds"), ("order", "order"))
+        if any(row.get(name) is not None for row in rows)
+    ]
+    titles = [
+        "candidate",
+        "domain",
+        "general",
+        f"general loss, {results['confidence']:.0%} bound",
+        "distance",
+        "standing",
+        *sets,
+        *(title for title, _ in extra),
+    ]
+
+    def cells(row: Row) -> list[Cell | str]:
+        values = row.get("values") or {}
+        return [
+            Cell(row["name"]),
+            _number(row["domain"]),
+            _number(row["general"]),
+            _number(row["general_loss_bound"], "+.4f"),
+            _number(row["distance"], ".2f"),
+            _standing(row, results),
+            *(_number(values.get(name)) for name in sets),
+            *(_number(row.get(name), ",.1f" if name == "seconds" else ",.0f") for _, name in extra),
+        ]
+
+    def kind(row: Row) -> str:
+        if row["name"] == results["chosen"]:
+            return "chosen"
+        return "" if row["qualified"] and _status(row) == "complete" else "out"
+
+    ordered = sorted(rows, key=lambda row: (finite([row["domain"]]) or [1e9], str(row["name"])))
+    note = (
+        "Tuning sets. General loss: the general figure is not further above the general model's "
+        "than this, with the stated confidence. Distance: from the general model, as a share of "
+        "the specialist's own."
+    )
+    if any(_status(row) == "dropped" for row in rows):
+        note += " A dropped candidate's figures are of the documents it was scored on."
+    body = table(
+        f"{len(rows)} candidates, by their domain figure",
+        titles,
+        ((cells(row), kind(row)) for row in ordered),
+        sortable=True,
+    )
+    return Section("candidates", "Every candidate", body + paragraph(note, "note"))
+
+
+def _number(value: float | None, form: str = ".4f") -> Cell:
+    return Cell(format(value, form), value) if finite([value]) else Cell("")
+
+
+def _standing(row: Row, results: Mapping[str, Any]) -> str:
+    if row["name"] == results["chosen"]:
+        return "chosen"
+    if (status := _status(row)) != "complete":
+        return status
+    return "within tolerance" if row["qualified"] else "loses too much"
+
+
+def _status(row: Row) -> str:
+    return str(row.get("status", "complete"))
+
+
+def method_of(row: Row) -> str:
+    """A candidate's method; the endpoints are their own."""
+    first = str(row["name"]).split()[0]
+    return first if first in ENDPOINTS else str(row.get("method") or first)
+
+
+def _looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+    """Series and shape of each method, in the order of their names."""
+    methods = sorted({method_of(row) for row in rows} - set(ENDPOINTS))
+    looks = {
+        name: (f"s{1 + n % 5}", SERIES_SHAPES[n % len(SERIES_SHAPES)])
+        for n, name in enumerate(methods)
+    }
+    return {**looks, **dict.fromkeys(ENDPOINTS, ("s0", "diamond"))}
+
+
+def _legend(looks: Mapping[str, tuple[str, str]], rows: Sequence[Row]) -> str:
+    methods = sorted({method_of(row) for row in rows} - set(ENDPOINTS))
+    ends = ("general model and specialist", *looks["general"])
+    return key([*((name, *looks[name]) for name in methods), ends])
+
+
+def _tip(row: Row, results: Mapping[str, Any]) -> str:
+    parameters = row.get("parameters") or {}
+    lines = [str(row["name"])]
+    if any(str(name) not in lines[0] for name in parameters):
+        lines += [f"{name} = {_plain(value)}" for name, value in parameters.items()]
+    for role in ("domain", "general"):
+        if finite([row[role]]):
+            lines.append(f"{role} {row[role]:.4f}")
+    if finite([row["general_loss_bound"]]):
+        lines.append(f"general loss at most {row['general_loss_bound']:+.4f}")
+    lines.append(_standing(row, results))
+    return "\n".join(lines)
+
+
+def _plain(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _title(results: Mapping[str, Any], role: str, better: str) -> str:
+    return f"{role}, {unit_of(results, role)} ({better} is better)"
