@@ -3,76 +3,350 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from toolkit import __version__
 from toolkit.config import load_yaml
-from toolkit.manifest import read_manifest
+from toolkit.manifest import MANIFEST, content_hash, hash_bytes, hash_json, read_manifest
 from toolkit.progress import say
-from toolkit.publish.bundle import check_bundle, write_bundle
-from toolkit.publish.card import model_card
-from toolkit.publish.upload import upload_bundle
+from toolkit.publish.agreements import Agreements, find_agreements
+from toolkit.publish.bundle import (
+    BundleRecord,
+    bundle_files,
+    copy_reports,
+    copy_settings,
+    copy_weights,
+    is_made,
+    parent_record,
+    weight_sums,
+    write_sums,
+    write_texts,
+)
+from toolkit.publish.card import CardFacts, model_card
+from toolkit.publish.checks import (
+    Finding,
+    Subject,
+    refuse_failed,
+    run_checks,
+    show_findings,
+)
+from toolkit.publish.config import Format
+from toolkit.publish.formats import write_adapter_files, write_gguf_files
+from toolkit.publish.hub import HubTarget, check_credentials, upload_bundle
+from toolkit.publish.licences import Parent, merged_licence
+from toolkit.publish.public import (
+    public_merge,
+    public_recipe,
+    public_reference,
+    to_yaml,
+)
+from toolkit.publish.settings import source_facts, training_facts
+from toolkit.publish.store import upload_to_store
 from toolkit.recipe import Recipe
 
 
+@dataclass(frozen=True)
+class Material:
+    """The stages that a bundle is made from.
+
+    Attributes:
+        recipe: whose merge it is.
+        root: folder of the run.
+        general: folder of the general model.
+        specialist: folder of the cpt stage.
+        data: folder of the data stage.
+        merged: folder of the merge stage.
+    """
+
+    recipe: Recipe
+    root: Path
+    general: Path
+    specialist: Path
+    data: Path
+    merged: Path
+
+    @property
+    def places(self) -> dict[str, Path]:
+        return {"general": self.general, "specialist": self.specialist}
+
+
 def run_publish(
-    recipe: Recipe, merged: Path, target: Path, repository: str, *, upload: bool, public: bool
-) -> None:
-    """Write the bundle, check it, and upload it.
+    material: Material,
+    kind: Format,
+    repository: str,
+    *,
+    accepted: Mapping[str, str],
+    target: HubTarget | str | None,
+) -> Path:
+    """Make the bundle, check it, and send it.
 
     Args:
-        recipe: whose merge it is.
-        merged: folder of the merge stage.
-        target: folder of the bundle; an older one is replaced.
+        material: what it is made from.
+        kind: of bundle.
         repository: `org/name`.
-        upload: False stops after the checks.
-        public: make a new repository public.
+        accepted: checks that may fail, with the reason.
+        target: a hub's repository or the address of a store; None stops after the checks.
+
+    Returns:
+        Folder of the bundle.
 
     Raises:
         PublishError: a check failed, or the upload did.
     """
-    results = read_manifest(merged)["results"]
-    general = recipe.model.name or recipe.model.hub or "the general model"
-    # Of the two parents the specialist is this run's own and has no public name.
-    public_names = {0: general, 1: f"{repository}-specialist"}
-    merge_yaml = _public(load_yaml(merged / "merge.yaml"), public_names)
-    sources = [
-        {"name": name, "role": source.role, "license": source.license or "not stated"}
-        for name, source in recipe.data.sources.items()
-    ]
-    card = model_card(
-        repository,
-        results,
-        general=general,
-        license_name=recipe.model.license or "unknown",
-        sources=sources,
-        merge_yaml=merge_yaml,
+    folder = make_bundle(material, kind, repository, accepted)
+    if isinstance(target, HubTarget):
+        check_credentials()
+        say(f"uploading to {target.repository}:")
+        say(f"  {upload_bundle(folder, target)}")
+    elif target is not None:
+        say(f"uploading to {target}:")
+        say(f"  {upload_to_store(folder, target)}")
+    return folder
+
+
+def make_bundle(
+    material: Material, kind: Format, repository: str, accepted: Mapping[str, str]
+) -> Path:
+    """The bundle of a run, made and checked unless it stands there already.
+
+    Raises:
+        PublishError: a check failed; what was made stands beside, as `<format>.refused`.
+    """
+    folder = material.root / "publish" / kind
+    parents = find_parents(material.recipe, repository)
+    section = material.recipe.publish
+    agreements = find_agreements(
+        parents,
+        material.places,
+        {p.role: (s.license_file, s.notice_file) for p in parents for s in [_section(section, p)]},
     )
-    work = target.with_name(f".{target.name}.partial")
+    made_from = _made_from(material, kind, repository, accepted, agreements)
+    if is_made(folder, made_from):
+        say(f"publish: up to date ({folder})")
+        return folder
+    say("publish:")
+    work = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    write_bundle(merged, work, card=card, merge_yaml=merge_yaml)
-    check_bundle(work, results, recipe.model.license)
-    shutil.rmtree(target, ignore_errors=True)
-    work.rename(target)
-    say(f"publish: the bundle is in {target}; all checks passed")
-    if upload:
-        say(f"  uploaded: {upload_bundle(target, repository, public=public)}")
+    figures = _write_model(material, kind, repository, parents, work)
+    facts = _card_facts(material, kind, repository, parents, figures)
+    _write_around(material, work, agreements, facts, accepted)
+    record = _record(material, kind, repository, parents, made_from, figures)
+    record().write(work)
+    say(f"  {len(bundle_files(work))} files")
+    findings = run_checks(_subject(material, kind, repository, parents, agreements, work), accepted)
+    show_findings(findings)
+    if any(finding.state == "failed" for finding in findings):
+        refused = folder.with_name(f"{folder.name}.refused")
+        shutil.rmtree(refused, ignore_errors=True)
+        work.rename(refused)
+        refuse_failed(findings, refused)
+    used = {f.check: f.reason for f in findings if f.state == "accepted" and f.reason}
+    _write_around(material, work, agreements, facts, used)
+    record(findings).write(work)
+    write_sums(work)
+    shutil.rmtree(folder, ignore_errors=True)
+    work.rename(folder)
+    say(f"  the bundle is in {folder}")
+    return folder
 
 
-def _public(config: dict[str, Any], names: dict[int, str]) -> str:
-    """The merge with public names in place of folders; `…/cpt` is the specialist."""
+def find_parents(recipe: Recipe, repository: str) -> tuple[Parent, Parent]:
+    """General model and specialist, as others may know them."""
+    model, section = recipe.model, recipe.publish
+    name = section.general.name or model.name or model.hub
+    general = Parent(
+        role="general",
+        name=name or (model.path.name if model.path else "general"),
+        revision=section.general.revision or model.revision,
+        license=section.general.license or model.license,
+        is_published=name is not None,
+    )
+    own = section.specialist
+    specialist = Parent(
+        role="specialist",
+        name=own.name or f"{repository}-specialist",
+        revision=own.revision,
+        license=own.license or general.license,
+        is_published=own.name is not None,
+    )
+    return general, specialist
 
-    def rename(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {
-                key: names[int(str(value).rstrip("/").endswith("/cpt"))]
-                if key in {"model", "base_model"} and isinstance(value, str)
-                else rename(value)
-                for key, value in node.items()
-            }
-        return [rename(item) for item in node] if isinstance(node, list) else node
 
-    return yaml.safe_dump(rename(config), sort_keys=False, allow_unicode=True)
+def _section(section: Any, parent: Parent) -> Any:
+    return section.general if parent.role == "general" else section.specialist
+
+
+def _made_from(
+    material: Material,
+    kind: Format,
+    repository: str,
+    accepted: Mapping[str, str],
+    agreements: Agreements,
+) -> dict[str, str]:
+    wishes = {
+        "repository": repository,
+        "format": kind,
+        "accepted": dict(accepted),
+        "recipe": material.recipe.model_dump(mode="json"),
+        "agreements": {name: hash_bytes(text) for name, text in agreements.files.items()},
+        "toolkit": __version__,
+    }
+    return {"merge": content_hash(material.merged), "wishes": hash_json(wishes)}
+
+
+def _write_model(
+    material: Material, kind: Format, repository: str, parents: tuple[Parent, ...], work: Path
+) -> dict[str, dict[str, Any]]:
+    """The model files; returns the figures of those that are not the merged model bit for bit."""
+    section, merged = material.recipe.publish, material.merged
+    general = parents[0]
+    copy_settings(merged, work, with_config=kind == "safetensors")
+    if kind == "safetensors":
+        copy_weights(merged, work)
+        return {}
+    if kind == "adapter":
+        return write_adapter_files(
+            merged,
+            material.general,
+            work,
+            rank=section.adapter_rank,
+            seed=material.recipe.seed,
+            base=general.name,
+            revision=general.revision,
+            extract=_extract,
+        )
+    licence, _ = merged_licence(parents)
+    facts = {
+        "license": section.license or (licence.id if licence else None),
+        "languages": section.language,
+        "base_models": [parent.name for parent in parents if parent.is_published],
+    }
+    return write_gguf_files(merged, work, section.gguf, repository.rsplit("/", 1)[-1], facts)
+
+
+def _extract(merged: Path, base: Path, out: Path, rank: int, seed: int, dtype: str) -> None:
+    from toolkit.adapter.extract import ExtractSettings, run_extract
+    from toolkit.progress import progress
+
+    settings = ExtractSettings(rank=rank, seed=seed, dtype=dtype)
+    with progress("extracting a LoRA", 1) as advance:
+        run_extract(str(merged), str(base), out, settings)
+        advance(1, "")
+
+
+def _card_facts(
+    material: Material,
+    kind: Format,
+    repository: str,
+    parents: tuple[Parent, Parent],
+    figures: Mapping[str, Mapping[str, Any]],
+) -> CardFacts:
+    recipe, section = material.recipe, material.recipe.publish
+    results = read_manifest(material.merged)["results"]
+    data = _manifest(material.data)
+    names = {parent.role: public_reference(parent.name, parent.revision) for parent in parents}
+    merge = public_merge(load_yaml(material.merged / "merge.yaml"), material.places, names)
+    sources = {name: source.model_dump(mode="json") for name, source in recipe.data.sources.items()}
+    return CardFacts(
+        repository=repository,
+        format=kind,
+        description=recipe.description,
+        parents=parents,
+        licence=merged_licence(parents)[0],
+        license=(section.license, section.license_name, section.license_link),
+        language=section.language,
+        sources=source_facts(sources, section, data.get("results", {}).get("sources", {})),
+        training=training_facts(data, _manifest(material.specialist)),
+        results=results,
+        merge_yaml=to_yaml(merge),
+        limits=section.limits,
+        merged=section.merged,
+        files=[{"file": name, **row["card"]} for name, row in figures.items()],
+    )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+
+
+def _write_around(
+    material: Material,
+    work: Path,
+    agreements: Agreements,
+    facts: CardFacts,
+    accepted: Mapping[str, str],
+) -> None:
+    """Card, merge, recipe, reports and licences."""
+    from dataclasses import replace
+
+    copy_reports(material.merged, work)
+    general = facts.parents[0]
+    recipe = public_recipe(
+        material.recipe.model_dump(mode="json", exclude_unset=True),
+        material.recipe.publish,
+        general.name,
+        general.revision,
+    )
+    write_texts(
+        work,
+        {
+            "README.md": model_card(replace(facts, accepted=accepted)),
+            "merge.yaml": facts.merge_yaml,
+            "recipe.yaml": to_yaml(recipe),
+            **agreements.files,
+        },
+    )
+
+
+def _record(
+    material: Material,
+    kind: Format,
+    repository: str,
+    parents: tuple[Parent, ...],
+    made_from: Mapping[str, str],
+    figures: Mapping[str, Mapping[str, Any]],
+) -> Any:
+    """A function of the findings, so that the files are hashed once only."""
+    known = [parent_record(p, weight_sums(material.places[p.role])) for p in parents]
+    merge = {"seed": material.recipe.seed, "weights": weight_sums(material.merged)}
+
+    def record(findings: list[Finding] | None = None) -> BundleRecord:
+        made = findings or []
+        return BundleRecord(
+            repository=repository,
+            format=kind,
+            parents=known,
+            merge=merge,
+            made_from=made_from,
+            files={name: row["record"] for name, row in figures.items()},
+            checks={f.check: f.state for f in made},
+            accepted={f.check: f.reason for f in made if f.state == "accepted" and f.reason},
+        )
+
+    return record
+
+
+def _subject(
+    material: Material,
+    kind: Format,
+    repository: str,
+    parents: tuple[Parent, ...],
+    agreements: Agreements,
+    work: Path,
+) -> Subject:
+    section = material.recipe.publish
+    return Subject(
+        folder=work,
+        repository=repository,
+        format=kind,
+        parents=parents,
+        agreements=agreements,
+        license=(section.license, section.license_name),
+        results=read_manifest(material.merged)["results"],
+        withheld=[name for name, source in section.sources.items() if source.not_for_publication],
+        base=material.general,
+    )

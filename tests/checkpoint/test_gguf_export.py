@@ -141,7 +141,10 @@ def test_a_tokenizer_of_pieces(tmp_path: Path, make_model: Callable[..., Path]):
     ("changes", "words"),
     [
         ({"attention_bias": True}, "attention_bias"),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "dynamic",
+        ),
     ],
 )
 def test_what_gguf_cannot_say_is_refused(

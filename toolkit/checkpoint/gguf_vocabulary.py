@@ -112,7 +112,7 @@ def _type(
 
 
 def _scores(tokens: list[str], types: list[int], merges: list[tuple[str, ...]]) -> list[float]:
-    """SentencePiece merges the pair whose result scores highest: minus the first rank that makes it."""
+    """SentencePiece merges what scores highest: minus the first rank that makes a token."""
     rank: dict[str, int] = {}
     for number, (left, right) in enumerate(merges):
         rank.setdefault(left + right, number)

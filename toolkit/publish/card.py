@@ -122,7 +122,7 @@ def _metadata(facts: CardFacts) -> str:
         model_name=facts.repository.rsplit("/", 1)[-1],
         eval_results=_eval_results(facts) or None,
     )
-    values = data.to_dict()
+    values: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
     values.pop("model_name", None)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 

@@ -140,7 +140,7 @@ def _begins_as_pickle(path: Path) -> bool:
 def _weights(subject: Subject) -> tuple[list[str], str]:
     from toolkit.publish.weights import weight_faults
 
-    return weight_faults(subject.folder, subject.format, subject.base)
+    return weight_faults(subject.folder, subject.format)
 
 
 def _loads(subject: Subject) -> tuple[list[str], str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from toolkit.config import PositiveInt, Section
 
 GgufType = Literal["F32", "F16", "BF16", "Q8_0"]
@@ -64,7 +66,7 @@ class PublishSection(Section):
     specialist: ParentSection = ParentSection()
     """The specialist."""
 
-    sources: dict[str, PublishedSource] = {}
+    sources: dict[str, PublishedSource] = Field(default_factory=dict)
     """By the names of `data.sources`."""
 
     limits: str = ""

@@ -81,7 +81,9 @@ _ALL = (
         "https://opensource.org/license/bsd-3-clause",
         text="own",
     ),
-    Licence("cc0-1.0", "CC0 1.0", "permissive", "https://creativecommons.org/publicdomain/zero/1.0"),
+    Licence(
+        "cc0-1.0", "CC0 1.0", "permissive", "https://creativecommons.org/publicdomain/zero/1.0"
+    ),
     Licence("cc-by-4.0", "CC BY 4.0", "permissive", f"{_CC}/by/4.0"),
     Licence("cc-by-sa-4.0", "CC BY-SA 4.0", "share-alike", f"{_CC}/by-sa/4.0"),
     Licence("gpl-3.0", "GNU GPL 3", "share-alike", "https://www.gnu.org/licenses/gpl-3.0"),

@@ -83,9 +83,7 @@ def result_titles(
     return titles
 
 
-def result_rows(
-    results: Mapping[str, Any], titles: Sequence[ResultTitle]
-) -> list[tuple[str, ...]]:
+def result_rows(results: Mapping[str, Any], titles: Sequence[ResultTitle]) -> list[tuple[str, ...]]:
     """A row of figures for each model, and under it what changed against the general model."""
     rows: list[tuple[str, ...]] = []
     for key, title in MODELS:

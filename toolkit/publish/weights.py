@@ -22,13 +22,12 @@ _NEW_TOKENS = 8
 _BLOCK = 1 << 24
 
 
-def weight_faults(folder: Path, kind: Format, base: Path) -> tuple[list[str], str]:
+def weight_faults(folder: Path, kind: Format) -> tuple[list[str], str]:
     """Faults of the stored tensors, and what was seen.
 
     Args:
         folder: the bundle.
         kind: of bundle.
-        base: the model that an adapter belongs to.
     """
     if kind == "gguf":
         return _gguf_faults(folder)
