@@ -164,6 +164,7 @@ def find_parents(recipe: Recipe, repository: str) -> tuple[Parent, Parent]:
         revision=section.general.revision or model.revision,
         license=section.general.license or model.license,
         is_published=name is not None,
+        origin=_origin(recipe),
     )
     own = section.specialist
     specialist = Parent(
@@ -174,6 +175,15 @@ def find_parents(recipe: Recipe, repository: str) -> tuple[Parent, Parent]:
         is_published=own.name is not None,
     )
     return general, specialist
+
+
+def _origin(recipe: Recipe) -> str:
+    """A package may hold other weights than the repository of that name: quantised ones."""
+    artefact = recipe.model.artefact
+    if artefact is None:
+        return ""
+    file = artefact.member.rsplit("/", 1)[-1]
+    return f"{file} of {artefact.package} {artefact.version} on PyPI"
 
 
 def _section(section: Any, parent: Parent) -> Any:
@@ -225,7 +235,8 @@ def _write_model(
         "languages": section.language,
         "base_models": [parent.name for parent in parents if parent.is_published],
     }
-    return write_gguf_files(merged, work, section.gguf, repository.rsplit("/", 1)[-1], facts)
+    name = repository.rsplit("/", 1)[-1].removesuffix("-GGUF")
+    return write_gguf_files(merged, work, section.gguf, name, facts)
 
 
 def _extract(merged: Path, base: Path, out: Path, rank: int, seed: int, dtype: str) -> None:

@@ -62,7 +62,7 @@ def test_eight_bits_lose_a_little(tmp_path: Path, make_model: Callable[..., Path
     export_gguf(model, path, "Q8_0", name="tiny")
     found = compare_gguf(model, path)
     # A block's largest entry is 127 steps, and errors are spread evenly over a step: 1/sqrt(12)
-    # of one. The largest of 32 normal entries is about 2.4 deviations, so 2.4 / 127 / 3.46 = 0.0055.
+    # of it. The largest of 32 normal entries is about 2.4 deviations, so 2.4 / 127 / 3.46 = 0.0055.
     assert 0.0050 < found.worst_relative < 0.0061
     assert 0.0 < found.divergence < 1e-3
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors}
@@ -113,7 +113,7 @@ def test_llama_3_frequencies(tmp_path: Path, make_model: Callable[..., Path]):
 def test_a_tokenizer_of_pieces(tmp_path: Path, make_model: Callable[..., Path]):
     """As Llama 2's: spaces are ▁, unknown characters fall back to bytes."""
     model = make_model(tmp_path / "model")
-    backend = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    backend = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, **{"unk_token": "<unk>"}))
     backend.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
@@ -123,9 +123,8 @@ def test_a_tokenizer_of_pieces(tmp_path: Path, make_model: Callable[..., Path]):
     backend.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(model)
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(model)
     found = read_vocabulary(model, 320)
     assert found.model == "llama"
     assert found.types[:4] == [2, 3, 3, 6]

@@ -102,7 +102,9 @@ def _compare_tokens(path: Path, tokenizer: Any) -> None:
     own = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     found = theirs(TEXT, add_special_tokens=False)["input_ids"]
     if own != found:
-        at = next(n for n, (a, b) in enumerate(zip([*own, -1], [*found, -2])) if a != b)
+        at = next(
+            n for n, (a, b) in enumerate(zip([*own, -1], [*found, -2], strict=False)) if a != b
+        )
         raise CheckpointError(
             f"{path.name}: its tokenizer cuts a text otherwise than the model's, from token {at} "
             f"on ({tokenizer.convert_ids_to_tokens(own[at : at + 3])} became "

@@ -72,7 +72,10 @@ def model_card(facts: CardFacts) -> str:
         "## What was measured" if facts.results.get("models") else "",
         _measured(facts),
         "## Parents",
-        table(("model", "role", "revision", "terms"), [_parent_row(p) for p in facts.parents]),
+        table(
+            ("model", "role", "revision", "weights", "terms"),
+            [_parent_row(parent) for parent in facts.parents],
+        ),
         "## Texts",
         table(
             ("source", "role", "terms", "training tokens", "tuning", "test"),
@@ -154,8 +157,10 @@ def _eval_results(facts: CardFacts) -> list[Any]:
 
 
 def _parent_row(parent: Parent) -> tuple[str, ...]:
-    name = parent.name if parent.is_published else f"{parent.name} (made by the recipe, not public)"
-    return name, parent.role, parent.revision or "", parent.license or "not stated"
+    made = "made by recipe.yaml, not public" if parent.role == "specialist" else "not public"
+    weights = parent.origin or ("as in the repository" if parent.is_published else made)
+    revision = parent.revision or "not pinned" if parent.is_published and not parent.origin else ""
+    return parent.name, parent.role, revision, weights, parent.license or "not stated"
 
 
 def _what_it_is(facts: CardFacts) -> str:
@@ -225,11 +230,21 @@ def _measured(facts: CardFacts) -> str:
         "signed figures are changes against the general model on the same items.",
         table(("", *(title.head for title in titles)), result_rows(results, titles)),
         f"`{results['chosen']}` is one of {count} candidates that were tried, {tuned}. "
-        f"{results.get('reason', '')}".strip(),
+        f"{results.get('reason', '')}{_kept(results)}".strip(),
     ]
     if facts.format != "safetensors":
         lines.insert(1, "The figures are those of the merged model in full, not of these files.")
     return "\n\n".join(lines)
+
+
+def _kept(results: Mapping[str, Any]) -> str:
+    kept = results.get("gain_kept")
+    if not kept or "estimate" not in kept:
+        return ""
+    return (
+        f" It keeps {kept['estimate']:.0%} ({kept['low']:.0%} to {kept['high']:.0%}) of the "
+        "specialist's domain gain."
+    )
 
 
 def _limits(facts: CardFacts) -> str:

@@ -163,7 +163,8 @@ def _test(subject: Subject) -> tuple[list[str], str]:
         for name, count in counts.items()
         if count != 1
     ]
-    return faults, "scored once"
+    note = "scored once" if "test_scorings" in subject.results else "scored once, by its stage"
+    return faults, note
 
 
 def _sources(subject: Subject) -> tuple[list[str], str]:

@@ -136,15 +136,17 @@ def _additions(folder: Path, sums: Mapping[str, str]) -> list[Any]:
 
 def _deletions(api: Any, repository: str, sums: Mapping[str, str]) -> list[Any]:
     """Files of an earlier bundle that this one has no more; others' files stay."""
-    from huggingface_hub import CommitOperationDelete, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import CommitOperationDelete, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils._http import hf_raise_for_status, http_backoff
 
-    try:
-        path = Path(hf_hub_download(repository, SUMS))
-    except EntryNotFoundError:
-        return []
-    earlier = parse_sums(path.read_text(encoding="utf-8"), f"{repository}/{SUMS}")
     there = {entry.path for entry in api.list_repo_tree(repository, recursive=True)}
+    if SUMS not in there:
+        return []
+    address = hf_hub_url(repository, SUMS, endpoint=api.endpoint)
+    answer = http_backoff("GET", address, headers=build_hf_headers(), follow_redirects=True)
+    hf_raise_for_status(answer)
+    earlier = parse_sums(answer.text, f"{repository}/{SUMS}")
     return [CommitOperationDelete(name) for name in earlier if name not in sums and name in there]
 
 

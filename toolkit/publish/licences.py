@@ -134,6 +134,7 @@ class Parent:
         revision: of `name`.
         license: identifier of its terms, as the recipe gives it.
         is_published: whether `name` can be found on a hub.
+        origin: where its weights were taken from, where that is not `name`.
     """
 
     role: str
@@ -141,6 +142,7 @@ class Parent:
     revision: str | None
     license: str | None
     is_published: bool
+    origin: str = ""
 
 
 def merged_licence(parents: Sequence[Parent]) -> tuple[Licence | None, list[str]]:

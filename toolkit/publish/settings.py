@@ -73,7 +73,7 @@ def training_facts(data: Mapping[str, Any], cpt: Mapping[str, Any]) -> dict[str,
         "training loss, first and last step": None
         if None in losses
         else f"{losses[0]:.3f}, {losses[1]:.3f} nats a token",
-        "seed": cpt.get("seed"),
+        "seed": str(cpt.get("seed", "")),
         "software": ", ".join(
             f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions
         ),

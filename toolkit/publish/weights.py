@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,15 +73,18 @@ def _models(folder: Path, kind: Format, base: Path) -> Iterator[tuple[str, Any]]
         from peft import PeftModel
 
         whole = load_causal_model(base, _dtype(base))
-        yield folder.name, PeftModel.from_pretrained(whole, str(folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers
+            yield folder.name, PeftModel.from_pretrained(whole, str(folder))
         return
     from transformers import AutoModelForCausalLM
 
     for path in sorted(folder.glob("*.gguf")):
-        yield (
-            path.name,
-            AutoModelForCausalLM.from_pretrained(folder, gguf_file=path.name, dtype=torch.float32),
-        )
+        with contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting turns off
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=path.name, dtype=torch.float32
+            )
+        yield path.name, model
 
 
 def _dtype(folder: Path) -> Any:
