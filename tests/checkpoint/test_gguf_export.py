@@ -62,7 +62,7 @@ def test_eight_bits_lose_a_little(tmp_path: Path, make_model: Callable[..., Path
     export_gguf(model, path, "Q8_0", name="tiny")
     found = compare_gguf(model, path)
     # A block's largest entry is 127 steps, and errors are spread evenly over a step: 1/sqrt(12)
-    # of it. The largest of 32 normal entries is about 2.4 deviations, so 2.4 / 127 / 3.46 = 0.0055.
+    # of it. The largest of 32 normal entries is about 2.4 deviations: 2.4 / 127 / 3.46 = 0.0055.
     assert 0.0050 < found.worst_relative < 0.0061
     assert 0.0 < found.divergence < 1e-3
     kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(path).tensors}

@@ -199,8 +199,9 @@ def run_checks(subject: Subject, accepted: Mapping[str, str]) -> list[Finding]:
     for name, check in CHECKS.items():
         try:
             faults, note = check(subject)
-        except ToolkitError as error:
-            faults, note = [str(error)], ""
+        except (ToolkitError, OSError, ValueError, RuntimeError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            faults, note = [f"could not be made: {first}"], ""
         reason = accepted.get(name) if faults else None
         findings.append(Finding(name, tuple(faults), note, reason))
     return findings

@@ -46,10 +46,8 @@ def weight_faults(folder: Path, kind: Format) -> tuple[list[str], str]:
 
 def generation_faults(folder: Path, kind: Format, base: Path) -> tuple[list[str], str]:
     """Load what is published as its user will, and let it write a few tokens."""
-    from transformers import AutoTokenizer
-
     silence_libraries()
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer = _load_tokenizer(folder)
     tokens = tokenizer(_PROMPT, return_tensors="pt")["input_ids"]
     notes, faults = [], []
     for name, model in _models(folder, kind, base):
@@ -90,14 +88,13 @@ def _models(folder: Path, kind: Format, base: Path) -> Iterator[tuple[str, Any]]
 def _dtype(folder: Path) -> Any:
     from toolkit.checkpoint.folder import stored_dtype
 
+    open_checkpoint(folder)  # says in plain words what is damaged
     return stored_dtype(folder)
 
 
 def tokenizer_faults(folder: Path) -> tuple[list[str], str]:
     """Texts must come back from their tokens, and every token must have a row in the embedding."""
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer = _load_tokenizer(folder)
     faults = []
     for text in _TEXTS:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -116,6 +113,16 @@ def tokenizer_faults(folder: Path) -> tuple[list[str], str]:
             faults.append("its chat template loses what a user says")
         note += "; the chat template works"
     return faults, note
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises nothing more special
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({first}).") from error
 
 
 def _shape_faults(folder: Path, checkpoint: Checkpoint) -> list[str]:
