@@ -182,6 +182,14 @@ def make_material_again(material: Material, values: dict[str, Any]) -> Material:
     return replace(material, recipe=parse_section(Recipe, values, where="x", what="recipe"))
 
 
+def test_a_general_model_without_a_public_name(
+    make_material: Callable[..., Material], recipe_values: dict[str, Any]
+):
+    del recipe_values["model"]["name"]
+    with pytest.raises(PublishError, match=r"failed \(parents\)"):
+        make_bundle(make_material(recipe_values), "safetensors", REPO, {})
+
+
 def test_nothing_new(subject: Subject):
     same = replace(subject, results={**RESULTS, "any_merge": False})
     assert "there is nothing new" in faults(same, "merge")
@@ -235,7 +243,7 @@ def test_all_failures_are_shown_at_once(subject: Subject, capsys: pytest.Capture
         assert f"failed    {name}" in shown
     assert "accepted  merge      wanted" in shown
     assert "passed    weights" in shown
-    with pytest.raises(PublishError, match=r"3 of 10 checks failed \(private, pickles, test\)"):
+    with pytest.raises(PublishError, match=r"3 of 11 checks failed \(private, pickles, test\)"):
         refuse_failed(findings, Path("x"))
     refuse_failed([Finding("test", ("f",), "", "reason")], Path("x"))
 

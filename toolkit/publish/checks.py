@@ -74,6 +74,14 @@ class Finding:
         return "passed" if not self.faults else "accepted" if self.reason else "failed"
 
 
+def _parents(subject: Subject) -> tuple[list[str], str]:
+    general = next(parent for parent in subject.parents if parent.role == "general")
+    if not general.is_published:
+        return [f"the general model ({general.name}) has no public name; give model.name"], ""
+    pinned = general.revision or general.origin or "its revision is not pinned"
+    return [], f"{general.name}: {pinned}"
+
+
 def _licences(subject: Subject) -> tuple[list[str], str]:
     licence, faults = merged_licence(subject.parents)
     given, name = subject.license
@@ -179,6 +187,7 @@ def _merge(subject: Subject) -> tuple[list[str], str]:
 
 
 CHECKS: Mapping[str, Callable[[Subject], tuple[list[str], str]]] = {
+    "parents": _parents,
     "licences": _licences,
     "duties": _duties,
     "private": _private,
