@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolkit import __version__
 from toolkit.config import load_yaml
+from toolkit.errors import PublishError
 from toolkit.manifest import MANIFEST, content_hash, hash_bytes, hash_json, read_manifest
 from toolkit.progress import say
 from toolkit.publish.agreements import Agreements, find_agreements
@@ -128,9 +131,42 @@ def make_bundle(
         say(f"publish: up to date ({folder})")
         return folder
     say("publish:")
-    work = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    with _alone(folder) as work:
+        _make(material, kind, repository, accepted, (parents, agreements, made_from), folder, work)
+    return folder
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """An empty working folder beside the bundle, for one process at a time.
+
+    Raises:
+        PublishError: another process is making this bundle.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise PublishError(
+                f"{folder}: another process is making this bundle; wait for it or stop it."
+            ) from error
+        work = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(work, ignore_errors=True)  # of a call that was killed
+        work.mkdir()
+        yield work
+
+
+def _make(
+    material: Material,
+    kind: Format,
+    repository: str,
+    accepted: Mapping[str, str],
+    known: tuple[tuple[Parent, Parent], Agreements, Mapping[str, str]],
+    folder: Path,
+    work: Path,
+) -> None:
+    parents, agreements, made_from = known
     figures = _write_model(material, kind, repository, parents, work)
     facts = _card_facts(material, kind, repository, parents, figures)
     _write_around(material, work, agreements, facts, accepted)
@@ -151,7 +187,6 @@ def make_bundle(
     shutil.rmtree(folder, ignore_errors=True)
     work.rename(folder)
     say(f"  the bundle is in {folder}")
-    return folder
 
 
 def find_parents(recipe: Recipe, repository: str) -> tuple[Parent, Parent]:

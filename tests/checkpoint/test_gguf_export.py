@@ -134,6 +134,8 @@ def test_a_tokenizer_of_pieces(tmp_path: Path, make_model: Callable[..., Path]):
     first, second = ("".join(pair.split(" ")) for pair in found.merges[:2])
     assert found.scores[found.tokens.index(first)] == 0.0
     assert found.scores[found.tokens.index(second)] == -1.0
+    export_gguf(model, tmp_path / "a.gguf", "F32", name="tiny")
+    assert compare_gguf(model, tmp_path / "a.gguf").is_exact  # tokens are compared there too
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,23 @@ def test_the_same_run_gives_the_same_bytes(material: Material, capsys: pytest.Ca
     assert files(make(material)) == first
 
 
+def test_what_a_killed_call_left_is_cleared_away(material: Material):
+    (material.root / "publish/.safetensors.partial").mkdir(parents=True)
+    (material.root / "publish/.safetensors.partial/half.safetensors").write_bytes(b"x")
+    assert "half.safetensors" not in files(make(material))
+    assert not (material.root / "publish/.safetensors.partial").exists()
+
+
+def test_one_process_at_a_time(material: Material):
+    from toolkit.publishing import _alone
+
+    with (
+        _alone(material.root / "publish/safetensors"),
+        pytest.raises(PublishError, match="another process is making"),
+    ):
+        make(material)
+
+
 def test_a_changed_file_is_made_anew(material: Material):
     folder = make(material)
     before = files(folder)

@@ -43,8 +43,6 @@ def bundle(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """moto's S3 in a process of its own."""
-    pytest.importorskip("moto")
-    pytest.importorskip("s3fs")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

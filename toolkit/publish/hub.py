@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import PublishError
-from toolkit.progress import say
+from toolkit.progress import console, say
 from toolkit.publish.bundle import SUMS, parse_sums, read_sums
 
 _TRIES = 5
@@ -137,7 +137,7 @@ def _additions(folder: Path, sums: Mapping[str, str]) -> list[Any]:
 def _deletions(api: Any, repository: str, sums: Mapping[str, str]) -> list[Any]:
     """Files of an earlier bundle that this one has no more; others' files stay."""
     from huggingface_hub import CommitOperationDelete, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils._headers import build_hf_headers
     from huggingface_hub.utils._http import hf_raise_for_status, http_backoff
 
     there = {entry.path for entry in api.list_repo_tree(repository, recursive=True)}
@@ -289,7 +289,17 @@ def _advice(error: BaseException | None) -> str:
 
 @contextlib.contextmanager
 def _quiet_client() -> Iterator[None]:
-    """The client warns of each retry of its own; ours are said in one line each."""
+    """The client warns of each retry of its own; ours are said in one line each. Its bars are for
+    people who watch, not for logs."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    hide = not console.is_terminal and not are_progress_bars_disabled()
+    if hide:
+        disable_progress_bars()
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -297,3 +307,5 @@ def _quiet_client() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+        if hide:
+            enable_progress_bars()
