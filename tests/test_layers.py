@@ -32,7 +32,7 @@ MAY_IMPORT = {
 ON_TOP = {
     *("__init__", "__main__", "recipe", "stages", "training", "choosing", "diagnosing"),
     *("publishing", "cli"),
-    *("publishing_cli", "verifying"),
+    *("publishing_cli", "publishing_material", "verifying"),
 }
 
 

@@ -6,14 +6,12 @@ import contextlib
 import fcntl
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from toolkit import __version__
-from toolkit.config import load_yaml
 from toolkit.errors import PublishError
-from toolkit.manifest import MANIFEST, content_hash, hash_bytes, hash_json, read_manifest
+from toolkit.manifest import content_hash, hash_bytes, hash_json, read_manifest
 from toolkit.progress import say
 from toolkit.publish.agreements import Agreements, find_agreements
 from toolkit.publish.bundle import (
@@ -41,39 +39,11 @@ from toolkit.publish.formats import write_adapter_files, write_gguf_files
 from toolkit.publish.hub import HubTarget, check_credentials, upload_bundle
 from toolkit.publish.licences import Parent, merged_licence
 from toolkit.publish.public import (
-    public_merge,
     public_recipe,
-    public_reference,
     to_yaml,
 )
-from toolkit.publish.settings import source_facts, training_facts
 from toolkit.publish.store import upload_to_store
-from toolkit.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Material:
-    """The stages that a bundle is made from.
-
-    Attributes:
-        recipe: whose merge it is.
-        root: folder of the run.
-        general: folder of the general model.
-        specialist: folder of the cpt stage.
-        data: folder of the data stage.
-        merged: folder of the merge stage.
-    """
-
-    recipe: Recipe
-    root: Path
-    general: Path
-    specialist: Path
-    data: Path
-    merged: Path
-
-    @property
-    def places(self) -> dict[str, Path]:
-        return {"general": self.general, "specialist": self.specialist}
+from toolkit.publishing_material import Material, card_facts, find_parents, parent_section
 
 
 def run_publish(
@@ -124,7 +94,11 @@ def make_bundle(
     agreements = find_agreements(
         parents,
         material.places,
-        {p.role: (s.license_file, s.notice_file) for p in parents for s in [_section(section, p)]},
+        {
+            p.role: (s.license_file, s.notice_file)
+            for p in parents
+            for s in [parent_section(section, p)]
+        },
     )
     made_from = _made_from(material, kind, repository, accepted, agreements)
     if is_made(folder, made_from):
@@ -168,7 +142,7 @@ def _make(
 ) -> None:
     parents, agreements, made_from = known
     figures = _write_model(material, kind, repository, parents, work)
-    facts = _card_facts(material, kind, repository, parents, figures)
+    facts = card_facts(material, kind, repository, parents, figures)
     _write_around(material, work, agreements, facts, accepted)
     record = _record(material, kind, repository, parents, made_from, figures)
     record().write(work)
@@ -187,42 +161,6 @@ def _make(
     shutil.rmtree(folder, ignore_errors=True)
     work.rename(folder)
     say(f"  the bundle is in {folder}")
-
-
-def find_parents(recipe: Recipe, repository: str) -> tuple[Parent, Parent]:
-    """General model and specialist, as others may know them."""
-    model, section = recipe.model, recipe.publish
-    name = section.general.name or model.name or model.hub
-    general = Parent(
-        role="general",
-        name=name or (model.path.name if model.path else "general"),
-        revision=section.general.revision or model.revision,
-        license=section.general.license or model.license,
-        is_published=name is not None,
-        origin=_origin(recipe),
-    )
-    own = section.specialist
-    specialist = Parent(
-        role="specialist",
-        name=own.name or f"{repository}-specialist",
-        revision=own.revision,
-        license=own.license or general.license,
-        is_published=own.name is not None,
-    )
-    return general, specialist
-
-
-def _origin(recipe: Recipe) -> str:
-    """A package may hold other weights than the repository of that name: quantised ones."""
-    artefact = recipe.model.artefact
-    if artefact is None:
-        return ""
-    file = artefact.member.rsplit("/", 1)[-1]
-    return f"{file} of {artefact.package} {artefact.version} on PyPI"
-
-
-def _section(section: Any, parent: Parent) -> Any:
-    return section.general if parent.role == "general" else section.specialist
 
 
 def _made_from(
@@ -282,41 +220,6 @@ def _extract(merged: Path, base: Path, out: Path, rank: int, seed: int, dtype: s
     with progress("extracting a LoRA", 1) as advance:
         run_extract(str(merged), str(base), out, settings)
         advance(1, "")
-
-
-def _card_facts(
-    material: Material,
-    kind: Format,
-    repository: str,
-    parents: tuple[Parent, Parent],
-    figures: Mapping[str, Mapping[str, Any]],
-) -> CardFacts:
-    recipe, section = material.recipe, material.recipe.publish
-    results = read_manifest(material.merged)["results"]
-    data = _manifest(material.data)
-    names = {parent.role: public_reference(parent.name, parent.revision) for parent in parents}
-    merge = public_merge(load_yaml(material.merged / "merge.yaml"), material.places, names)
-    sources = {name: source.model_dump(mode="json") for name, source in recipe.data.sources.items()}
-    return CardFacts(
-        repository=repository,
-        format=kind,
-        description=recipe.description,
-        parents=parents,
-        licence=merged_licence(parents)[0],
-        license=(section.license, section.license_name, section.license_link),
-        language=section.language,
-        sources=source_facts(sources, section, data.get("results", {}).get("sources", {})),
-        training=training_facts(data, _manifest(material.specialist)),
-        results=results,
-        merge_yaml=to_yaml(merge),
-        limits=section.limits,
-        merged=section.merged,
-        files=[{"file": name, **row["card"]} for name, row in figures.items()],
-    )
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    return read_manifest(folder) if (folder / MANIFEST).is_file() else {}
 
 
 def _write_around(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from toolkit.publishing import Material
+    from toolkit.publishing_material import Material
 
 app = typer.Typer(no_args_is_help=True, help="The merged model, for others.")
 
@@ -118,7 +118,7 @@ def _checked(repository: str) -> str:
 
 
 def _material(name: str, runs: Path) -> Material:
-    from toolkit.publishing import Material
+    from toolkit.publishing_material import Material
     from toolkit.recipe import find_recipe, load_recipe
     from toolkit.stages import Run, ensure_cpt, ensure_data, ensure_general, ensure_merge
 

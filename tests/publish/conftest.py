@@ -15,7 +15,7 @@ from toolkit.config import parse_section
 from toolkit.manifest import Stage
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.run import run_merge
-from toolkit.publishing import Material
+from toolkit.publishing_material import Material
 from toolkit.recipe import Recipe
 
 RECIPE: dict[str, Any] = {

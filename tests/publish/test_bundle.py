@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.publish.conftest import RESULTS
 from toolkit.errors import PublishError
 from toolkit.publish.bundle import SUMS, parse_sums, read_sums
-from toolkit.publishing import Material, make_bundle
+from toolkit.publishing import make_bundle
+from toolkit.publishing_material import Material
 
 REPO = "org/tiny-finance"
 

@@ -24,7 +24,8 @@ from toolkit.publish.checks import (
     run_checks,
     show_findings,
 )
-from toolkit.publishing import Material, find_parents, make_bundle
+from toolkit.publishing import make_bundle
+from toolkit.publishing_material import Material, find_parents
 
 REPO = "org/tiny"
 
