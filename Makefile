@@ -41,7 +41,7 @@ chat: $(STAMP)
 
 publish: $(STAMP)
 	@test -n "$(REPO)" || { echo "name the repository: make publish DOMAIN=$(DOMAIN) REPO=org/name"; exit 2; }
-	@$(TOOLKIT) publish run $(DOMAIN) --repo $(REPO)
+	@$(TOOLKIT) publish run $(DOMAIN) --repo $(REPO) $(if $(TO),--to $(TO))
 
 checks: $(STAMP)
 	@$(VENV)/bin/ruff format --check .

@@ -33,6 +33,7 @@ MAY_IMPORT = {
 ON_TOP = {
     *("__init__", "__main__", "recipe", "stages", "training", "choosing", "diagnosing"),
     *("publishing", "reporting", "cli"),
+    *("publishing_cli", "publishing_material", "verifying"),
 }
 
 

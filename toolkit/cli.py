@@ -16,6 +16,7 @@ import typer
 from toolkit.adapter.cli import app as adapter_app
 from toolkit.errors import ToolkitError
 from toolkit.generate.cli import chat, generate
+from toolkit.publishing_cli import app as publish_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,7 +27,6 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Documents to packed tokens.")
 cpt_app = typer.Typer(no_args_is_help=True, help="Continued pre-training.")
 merge_app = typer.Typer(no_args_is_help=True, help="Merging, and the choice of a merge.")
-publish_app = typer.Typer(no_args_is_help=True, help="The merged model, for others.")
 app.add_typer(publish_app, name="publish")
 app.add_typer(data_app, name="data")
 app.add_typer(cpt_app, name="cpt")
@@ -184,23 +184,6 @@ def merge_diagnose(
     from toolkit.diagnosing import run_diagnosis
 
     run_diagnosis(model, against or [], base=base, text=text, html=html, with_losses=losses)
-
-
-@publish_app.command("run")
-def publish_run(
-    recipe: RecipeName,
-    repo: Annotated[str, typer.Option(help="Repository to publish to, org/name.")],
-    runs: Runs = Path("runs"),
-    upload: Annotated[bool, typer.Option(help="Send it, or stop after the checks.")] = True,
-    public: Annotated[bool, typer.Option("--public", help="Not private.")] = False,
-) -> None:
-    """Bundle, check and upload a recipe's merge; runs the stages before it where needed."""
-    from toolkit.publishing import run_publish
-    from toolkit.stages import ensure_merge
-
-    run = _open(recipe, runs)
-    merged = ensure_merge(run)
-    run_publish(run.recipe, merged, run.root / "publish", repo, upload=upload, public=public)
 
 
 def _open(name: str, runs: Path):  # type: ignore[no-untyped-def]  # a Run; its import is slow

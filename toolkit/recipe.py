@@ -13,6 +13,7 @@ from toolkit.config import Section, load_yaml, parse_section
 from toolkit.data.config import ArtefactSection, DataSection
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.evaluate.config import EvaluateSection
+from toolkit.publish.config import PublishSection
 from toolkit.search.config import SearchSection
 from toolkit.select import SelectSection
 from toolkit.train.config import TrainSection
@@ -66,6 +67,17 @@ class Recipe(Section):
     evaluate: EvaluateSection = EvaluateSection()
     search: SearchSection = SearchSection()
     select: SelectSection = SelectSection()
+    publish: PublishSection = PublishSection()
+
+    @model_validator(mode="after")
+    def _published_sources(self) -> Self:
+        for name in self.publish.sources:
+            if name not in self.data.sources:
+                raise ValueError(
+                    f"publish.sources: there is no source {name!r}; "
+                    f"sources: {', '.join(self.data.sources)}"
+                )
+        return self
 
 
 def find_recipe(domain: str, folder: Path = Path("recipes")) -> Path:

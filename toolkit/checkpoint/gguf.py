@@ -49,7 +49,7 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]
     model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(plain))
     model.load_state_dict(loaded.state_dict())
     model.to(dtype).save_pretrained(folder)
-    _match_pre_tokenizer(tokenizer, path)
+    match_pre_tokenizer(tokenizer, path)
     tokenizer.save_pretrained(folder)
     return {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -58,7 +58,7 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]
     }
 
 
-def _match_pre_tokenizer(tokenizer: Any, path: Path) -> None:
+def match_pre_tokenizer(tokenizer: Any, path: Path) -> None:
     """Restore what transformers' conversion drops: SmolLM splits digits before anything else."""
     from gguf import GGUFReader
     from tokenizers import pre_tokenizers

@@ -1,84 +1,166 @@
-"""The bundle: what leaves this machine, and what must hold of it first."""
+"""The bundle: the files that leave this machine, put together so that the same run gives the same
+bytes, with their checksums written last."""
 
 from __future__ import annotations
 
-import getpass
-import re
 import shutil
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolkit import __version__
 from toolkit.checkpoint.read import open_checkpoint
 from toolkit.checkpoint.side_files import SIDE_FILES
 from toolkit.errors import PublishError
-from toolkit.manifest import hash_folder, write_atomically
+from toolkit.manifest import hash_file, load_json, write_atomically, write_json
+from toolkit.publish.config import Format
+from toolkit.publish.licences import Parent
+from toolkit.publish.public import public_json
 
-_COPIED = ("config.json", "report.json", "report.html", *SIDE_FILES)
-_TEXT = {".json", ".md", ".yaml", ".html", ".jinja", ".txt"}
-_SECRET = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16})\b")
-_PATH = re.compile(r"(?<![\w./:<-])/(?:home|root|Users|tmp|work|mnt|data|opt)/[\w./-]+")
+SUMS = "SHA256SUMS"
+"""Written last: where it stands, the bundle is whole."""
+RECORD = "bundle.json"
+INDEX = "model.safetensors.index.json"
+_REPORTS = ("report.html", "report.json")
 
 
-def write_bundle(merged: Path, target: Path, *, card: str, merge_yaml: str) -> None:
-    """Put together what is published: weights, tokenizer, card, merge, report, checksums.
+@dataclass(frozen=True)
+class BundleRecord:
+    """What `bundle.json` says: enough to check the bundle and to make the merge again.
 
-    Args:
-        merged: folder of the merge stage.
-        target: an empty folder.
-        card: text of README.md.
-        merge_yaml: the merge with public names.
+    Attributes:
+        repository: name it is published under.
+        format: kind of bundle.
+        parents: of the merge, with `weights`: sha256 of their weight files by name.
+        merge: `seed`, and `weights`: sha256 of the merged model's weight files.
+        made_from: hashes of the merge stage and of what was asked; equal ones give equal bundles.
+        files: figures of GGUF files and adapters, by file.
+        checks: `passed` or `accepted` by check.
+        accepted: reasons given for checks that failed.
     """
-    for name in _COPIED:
-        if (merged / name).is_file():
-            shutil.copyfile(merged / name, target / name)
-    for path in sorted(
-        {open_checkpoint(merged).info(n).file for n in open_checkpoint(merged).names}
-    ):
+
+    repository: str
+    format: Format
+    parents: Sequence[Mapping[str, Any]]
+    merge: Mapping[str, Any]
+    made_from: Mapping[str, str]
+    files: Mapping[str, Any] = field(default_factory=dict)
+    checks: Mapping[str, str] = field(default_factory=dict)
+    accepted: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / RECORD, {"toolkit": __version__, **asdict(self)})
+
+
+def parent_record(parent: Parent, weights: Mapping[str, str]) -> dict[str, Any]:
+    return {**asdict(parent), "weights": dict(weights)}
+
+
+def copy_weights(source: Path, target: Path) -> None:
+    """Copy a model's weight files and their index."""
+    checkpoint = open_checkpoint(source)
+    for path in sorted({checkpoint.info(name).file for name in checkpoint.names}):
         shutil.copyfile(path, target / path.name)
-    index = "model.safetensors.index.json"
-    if (merged / index).is_file():
-        shutil.copyfile(merged / index, target / index)
-    for name, text in (("README.md", card), ("merge.yaml", merge_yaml)):
-        with write_atomically(target / name) as file:
-            file.write(text)
-    sums = hash_folder(target)
-    with write_atomically(target / "SHA256SUMS") as file:
-        file.writelines(f"{digest}  {name}\n" for name, digest in sums.items())
+    if (source / INDEX).is_file():
+        shutil.copyfile(source / INDEX, target / INDEX)
 
 
-def check_bundle(folder: Path, results: dict[str, Any], license_name: str | None) -> None:
-    """Refuse a bundle that must not leave; every fault is named at once.
+def copy_settings(source: Path, target: Path, *, with_config: bool = True) -> None:
+    """Copy config, generation settings, tokenizer and chat template, without what they say of this
+    machine."""
+    for name in ("config.json", *SIDE_FILES) if with_config else SIDE_FILES:
+        path = source / name
+        if not path.is_file():
+            continue
+        if path.suffix == ".json" and name not in ("tokenizer.json", "vocab.json"):
+            (target / name).write_bytes(public_json(path))
+        else:
+            shutil.copyfile(path, target / name)
+
+
+def copy_reports(source: Path, target: Path) -> None:
+    for name in _REPORTS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def write_texts(target: Path, texts: Mapping[str, str | bytes]) -> None:
+    """Write small files: card, merge, recipe, licences."""
+    for name, text in texts.items():
+        with write_atomically(target / name, "wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
+
+
+def bundle_files(folder: Path) -> list[Path]:
+    """The files of a bundle but for its checksums, sorted by name."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if path.relative_to(folder).as_posix() != SUMS)
+
+
+def write_sums(folder: Path) -> dict[str, str]:
+    """Hash every file and write `SHA256SUMS` as `sha256sum -c` reads it.
+
+    Returns:
+        sha256 of each file by its name, `SHA256SUMS` left out.
+    """
+    sums = {path.relative_to(folder).as_posix(): hash_file(path) for path in bundle_files(folder)}
+    with write_atomically(folder / SUMS) as file:
+        file.write(sums_text(sums))
+    return sums
+
+
+def sums_text(sums: Mapping[str, str]) -> str:
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+
+
+def parse_sums(text: str, where: str) -> dict[str, str]:
+    """Read checksums.
 
     Raises:
-        PublishError: one line for each failed check.
+        PublishError: a line is not a sha256, two spaces and a name inside the folder.
+
+    >>> parse_sums("ab" * 32 + "  a/b.json\\n", "x") == {"a/b.json": "ab" * 32}
+    True
     """
-    faults = list(_faults(folder, results, license_name))
-    if faults:
-        lines = "\n".join(f"  {fault}" for fault in faults)
-        raise PublishError(f"{folder} is not ready to be published:\n{lines}")
+    sums: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        digest, _, name = line.partition("  ")
+        parts = Path(name).parts
+        is_hash = len(digest) == 64 and not set(digest) - set("0123456789abcdef")
+        if not is_hash or not name or Path(name).is_absolute() or ".." in parts:
+            raise PublishError(f"{where}, line {number}: is no checksum and name ({line[:80]!r}).")
+        sums[name] = digest
+    return sums
 
 
-def _faults(folder: Path, results: dict[str, Any], license_name: str | None) -> Iterator[str]:
-    if not license_name:
-        yield "licence: model.license is not given in the recipe; name the general model's terms"
-    if not results.get("any_merge"):
-        yield "merge: nothing qualified, so this is the general model itself; there is nothing new"
-    try:
-        names = (getpass.getuser(), socket.gethostname())
-    except (KeyError, OSError):
-        names = ("", "")
-    own = [name for name in names if len(name) > 4]  # shorter ones are ordinary words
-    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
-        if path.suffix in {".bin", ".pt", ".pkl", ".pickle"}:
-            yield f"{path.name}: is a pickle, which can carry code"
-        # The plotting library inside report.html is no text of ours.
-        if path.suffix not in _TEXT or path.name in {"tokenizer.json", "report.html"}:
-            continue
-        text = path.read_text(encoding="utf-8")
-        for kind, pattern in (("secret", _SECRET), ("local path", _PATH)):
-            if match := pattern.search(text):
-                shown = match[0][:4] + "…" if kind == "secret" else match[0]
-                yield f"{path.name}: holds what looks like a {kind} ({shown})"
-        yield from (f"{path.name}: holds this machine's name or user" for n in own if n in text)
+def read_sums(folder: Path) -> dict[str, str]:
+    """The checksums of a whole bundle.
+
+    Raises:
+        PublishError: there are none, so it is not whole.
+    """
+    path = folder / SUMS
+    if not path.is_file():
+        raise PublishError(f"{folder}: holds no {SUMS}, so it is no whole bundle; make it again.")
+    return parse_sums(path.read_text(encoding="utf-8"), str(path))
+
+
+def is_made(folder: Path, made_from: Mapping[str, str]) -> bool:
+    """Whether a bundle of the same run and the same wishes stands there whole."""
+    if not (folder / SUMS).is_file() or not (folder / RECORD).is_file():
+        return False
+    if load_json(folder / RECORD).get("made_from") != dict(made_from):
+        return False
+    sums = read_sums(folder)
+    found = {path.relative_to(folder).as_posix() for path in bundle_files(folder)}
+    return found == set(sums) and all(hash_file(folder / n) == d for n, d in sums.items())
+
+
+def weight_sums(folder: Path, files: Iterable[str] | None = None) -> dict[str, str]:
+    """sha256 of a model's weight files by name; from the stage's manifest where it has one."""
+    checkpoint = open_checkpoint(folder)
+    used = files or sorted({checkpoint.info(name).file.name for name in checkpoint.names})
+    manifest = folder / "manifest.json"
+    known = load_json(manifest).get("outputs", {}) if manifest.is_file() else {}
+    return {n: known[n]["sha256"] if n in known else hash_file(folder / n) for n in used}

@@ -3,95 +3,275 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-MODELS = (("general", "general model"), ("specialist", "specialist"), ("merge", "this model"))
+from toolkit.publish.config import Format
+from toolkit.publish.licences import Licence, Parent, built_with
+from toolkit.publish.public import public_reference
+from toolkit.publish.tables import (
+    interval,
+    result_rows,
+    result_titles,
+    source_rows,
+    table,
+    training_rows,
+)
 
 
-def model_card(
-    repository: str,
-    results: Mapping[str, Any],
-    *,
-    general: str,
-    license_name: str,
-    sources: Sequence[Mapping[str, str]],
-    merge_yaml: str,
-) -> str:
-    """The card (README.md) of a merged model, with metadata for the hub.
+@dataclass(frozen=True)
+class CardFacts:
+    """All that a card is written from.
 
-    Args:
-        repository: `org/name` that it is published as.
+    Attributes:
+        repository: `org/name` that the model is published as.
+        format: what kind of bundle the card belongs to.
+        description: the recipe's line for people.
+        parents: of the merge.
+        licence: that follows from theirs, or None.
+        license: overrides of the recipe: identifier, name, link.
+        language: ISO codes.
+        sources: of documents: name, role, license, dataset, and counts of the data stage.
+        training: settings and figures of the cpt stage.
         results: of the merge stage.
-        general: public name of the general model.
-        license_name: SPDX identifier of its licence.
-        sources: name, role and licence of each source of text.
-        merge_yaml: the merge, with public names.
+        merge_yaml: the merge with public names.
+        limits: the author's own paragraph.
+        merged: repository of the merged model that a GGUF file is made from.
+        files: what the bundle's model files are, with their errors: a row each.
+        accepted: checks that failed and were accepted, with the reason given.
     """
-    metadata = {
-        "license": license_name,
-        "base_model": [general],
-        "base_model_relation": "merge",
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["merge", "mergekit", "continued-pretraining"],
-    }
-    rows = [
-        f"| {title} | {_interval(results['models'][key]['domain'])} | "
-        f"{_interval(results['models'][key]['general'])} |"
-        for key, title in MODELS
-    ]
-    texts = [f"| {s['name']} | {s['role']} | {s['license']} |" for s in sources]
-    lines = [
-        "---",
-        yaml.safe_dump(metadata, sort_keys=False).strip(),
-        "---",
-        f"# {repository.rsplit('/', 1)[-1]}",
-        "",
-        f"{general}, adapted to a domain by continued pre-training and merged back with itself so "
-        "that it keeps what it could do.",
-        f"{results['description']}." if results["description"] else "",
-        "",
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        f'tokenizer = AutoTokenizer.from_pretrained("{repository}")',
-        f'model = AutoModelForCausalLM.from_pretrained("{repository}")',
-        "```",
-        "",
-        "## What was measured",
-        "",
-        "Bits per byte on test documents that were scored once, lower is better, with 95 % "
-        "intervals (bootstrap over documents).",
-        "",
-        f"| | domain ({results['test']['domain']} documents) | "
-        f"general ({results['test']['general']} documents) |",
-        "|---|---|---|",
-        *rows,
-        "",
-        f"The merge `{results['chosen']}` is one of {len(results['candidates'])} candidates, "
-        "compared on other documents than these. " + results["reason"],
-        "",
-        "## How it was made",
-        "",
-        "```yaml",
-        merge_yaml.strip(),
-        "```",
-        "",
-        "| text | role | terms |",
-        "|---|---|---|",
-        *texts,
-        "",
+
+    repository: str
+    format: Format
+    description: str
+    parents: Sequence[Parent]
+    licence: Licence | None
+    license: tuple[str | None, str | None, str | None]
+    language: Sequence[str]
+    sources: Sequence[Mapping[str, Any]]
+    training: Mapping[str, Any]
+    results: Mapping[str, Any]
+    merge_yaml: str
+    limits: str = ""
+    merged: str | None = None
+    files: Sequence[Mapping[str, str]] = ()
+    accepted: Mapping[str, str] = field(default_factory=dict)
+
+
+def model_card(facts: CardFacts) -> str:
+    """README.md: metadata for the hub, and the text."""
+    parts = [
+        f"---\n{_metadata(facts).strip()}\n---",
+        f"# {facts.repository.rsplit('/', 1)[-1]}",
+        "\n".join(f"**{line}**" for line in built_with(facts.parents)),
+        _what_it_is(facts),
+        "## Use",
+        _use(facts),
+        "## What was measured" if facts.results.get("models") else "",
+        _measured(facts),
+        "## Parents",
+        table(
+            ("model", "role", "revision", "weights", "terms"),
+            [_parent_row(parent) for parent in facts.parents],
+        ),
+        "## Texts",
+        table(
+            ("source", "role", "terms", "training tokens", "tuning", "test"),
+            source_rows(facts.sources),
+        ),
+        "## Training and merge",
+        table(("setting", "value"), training_rows(facts.training)),
+        f"```yaml\n{facts.merge_yaml.strip()}\n```",
+        "`recipe.yaml` is the whole recipe; `toolkit publish verify` checks the files against "
+        "`SHA256SUMS` and, with the parents at hand, makes the merge again and compares the bytes.",
         "## Limits",
-        "",
-        "Likelihood of text says how well a model knows a domain's language, not whether its "
-        "answers are right. Chat behaviour was not measured; try it on your own questions before "
-        "you rely on it.",
-        "",
+        _limits(facts),
+        facts.limits.strip(),
+        _accepted(facts.accepted),
     ]
-    return "\n".join(lines)
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _interval(value: Mapping[str, float]) -> str:
-    return f"{value['estimate']:.4f} ({value['low']:.4f} to {value['high']:.4f})"
+def _metadata(facts: CardFacts) -> str:
+    from huggingface_hub import ModelCardData
+
+    identifier, name, link = facts.license
+    known = identifier or (facts.licence.id if facts.licence else None)
+    general = next(parent for parent in facts.parents if parent.role == "general")
+    found = [parent.name for parent in facts.parents if parent.is_published]
+    if facts.format == "gguf" and facts.merged:
+        bases, relation = [facts.merged], "quantized"
+    elif facts.format == "gguf":
+        bases, relation = found, "quantized"
+    elif facts.format == "adapter":
+        bases, relation = [general.name], "adapter"
+    else:
+        bases, relation = found, "merge"
+    datasets = [str(source["dataset"]) for source in facts.sources if source.get("dataset")]
+    library = {"safetensors": "transformers", "gguf": "gguf", "adapter": "peft"}
+    data = ModelCardData(
+        base_model=bases,
+        base_model_relation=relation,
+        library_name=library[facts.format],
+        pipeline_tag="text-generation",
+        tags=["merge", "mergekit", "continued-pretraining", *_format_tags(facts.format)],
+        license=known if name is None else "other",
+        license_name=name,
+        license_link=link or (facts.licence.link if facts.licence and not identifier else None),
+        datasets=datasets or None,
+        language=list(facts.language) or None,
+        model_name=facts.repository.rsplit("/", 1)[-1],
+        eval_results=_eval_results(facts) or None,
+    )
+    values: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
+    values.pop("model_name", None)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _format_tags(kind: Format) -> list[str]:
+    return {"safetensors": [], "gguf": ["gguf"], "adapter": ["lora"]}[kind]
+
+
+def _eval_results(facts: CardFacts) -> list[Any]:
+    """The merged model's figures; files that were changed since have none of their own."""
+    from huggingface_hub import EvalResult
+
+    if facts.format != "safetensors" or not facts.results.get("models"):
+        return []
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text Generation",
+            dataset_type=title.slug,
+            dataset_name=title.name,
+            dataset_split="test",
+            metric_type=title.metric,
+            metric_name=f"{title.unit}, 95 % interval {interval(row, bare=True)}",
+            metric_value=round(row["estimate"], 4),
+        )
+        for title in result_titles(facts.results, facts.sources)
+        for row in [facts.results["models"]["merge"][title.key]]
+    ]
+
+
+def _parent_row(parent: Parent) -> tuple[str, ...]:
+    made = "made by recipe.yaml, not public" if parent.role == "specialist" else "not public"
+    weights = parent.origin or ("as in the repository" if parent.is_published else made)
+    revision = parent.revision or "not pinned" if parent.is_published and not parent.origin else ""
+    return parent.name, parent.role, revision, weights, parent.license or "not stated"
+
+
+def _what_it_is(facts: CardFacts) -> str:
+    general = next(parent for parent in facts.parents if parent.role == "general")
+    results = facts.results
+    kind = {
+        "safetensors": "",
+        "gguf": " These are GGUF files of it, for llama.cpp and what builds on it.",
+        "adapter": " This is a LoRA adapter that stands for the change, not the model itself: see "
+        "its error below.",
+    }[facts.format]
+    chosen = (
+        f"adapted to a domain by continued pre-training and merged back with itself "
+        f"(`{results['chosen']}`) so that it keeps what it could do"
+        if results.get("any_merge", True)
+        else "unchanged: no merge kept its general abilities within the limit that was set"
+    )
+    said = f" {facts.description.rstrip('.')}." if facts.description else ""
+    return f"{general.name}, {chosen}.{said}{kind}"
+
+
+def _use(facts: CardFacts) -> str:
+    general = next(parent for parent in facts.parents if parent.role == "general")
+    repository = facts.repository
+    if facts.format == "adapter":
+        revision = f", revision={general.revision!r}" if general.revision else ""
+        load = (
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, "
+            "AutoTokenizer\n\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("{repository}")\n'
+            f'base = AutoModelForCausalLM.from_pretrained("{general.name}"{revision})\n'
+            f'model = PeftModel.from_pretrained(base, "{repository}")'
+        )
+    else:
+        file = f', gguf_file="{facts.files[0]["file"]}"' if facts.format == "gguf" else ""
+        load = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("{repository}")\n'
+            f'model = AutoModelForCausalLM.from_pretrained("{repository}"{file})'
+        )
+    run = (
+        'messages = [{"role": "user", "content": "What is a balance sheet?"}]\n'
+        "inputs = tokenizer.apply_chat_template(\n"
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True\n'
+        ")\n"
+        "answer = model.generate(**inputs, max_new_tokens=64, do_sample=False)\n"
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1]:], '
+        "skip_special_tokens=True))"
+    )
+    code = f"```python\n{load}\n\n{run}\n```"
+    if not facts.files:
+        return code
+    heads = tuple(dict.fromkeys(key for row in facts.files for key in row))
+    rows = [tuple(row.get(head, "") for head in heads) for row in facts.files]
+    return f"{code}\n\n{table(heads, rows)}"
+
+
+def _measured(facts: CardFacts) -> str:
+    results = facts.results
+    if not results.get("models"):
+        return ""
+    titles = result_titles(results, facts.sources)
+    count = len(results.get("candidates", ()))
+    tuned = "compared on other documents than these"
+    lines = [
+        "On test items that were scored once, lower is better, with 95 % intervals (bootstrap); "
+        "signed figures are changes against the general model on the same items.",
+        table(("", *(title.head for title in titles)), result_rows(results, titles)),
+        f"`{results['chosen']}` is one of {count} candidates that were tried, {tuned}. "
+        f"{results.get('reason', '')}{_kept(results)}".strip(),
+    ]
+    if facts.format != "safetensors":
+        lines.insert(1, "The figures are those of the merged model in full, not of these files.")
+    return "\n\n".join(lines)
+
+
+def _kept(results: Mapping[str, Any]) -> str:
+    kept = results.get("gain_kept")
+    if not kept or "estimate" not in kept:
+        return ""
+    return (
+        f" It keeps {kept['estimate']:.0%} ({kept['low']:.0%} to {kept['high']:.0%}) of the "
+        "specialist's domain gain."
+    )
+
+
+def _limits(facts: CardFacts) -> str:
+    parts = [
+        "Likelihood of text says how well a model knows a domain's language, not whether its "
+        "answers are right: it makes things up as its parents do. It was compared with its parents "
+        "and with nothing else."
+    ]
+    sizes = facts.results.get("test", {})
+    small = [f"{role}: {count}" for role, count in sizes.items() if isinstance(count, int)]
+    if small:
+        parts.append(f"The test sets are small (documents, {', '.join(small)}).")
+    names = [str(source["name"]) for source in facts.sources if source.get("role") == "general"]
+    if names:
+        parts.append(
+            f"What counts as general here is {', '.join(names)}, which was also replayed in "
+            "training; forgetting elsewhere, in conversation and other languages, was not measured "
+            "by it."
+        )
+    general = next(parent for parent in facts.parents if parent.role == "general")
+    base = public_reference(general.name, general.revision)
+    parts.append(f"Nothing was done about its safety beyond what {base} brings.")
+    return " ".join(parts)
+
+
+def _accepted(accepted: Mapping[str, str]) -> str:
+    if not accepted:
+        return ""
+    rows = [f"- `{name}`: {reason}" for name, reason in accepted.items()]
+    return "\n".join(["Checks that failed before publication and were accepted:", "", *rows])

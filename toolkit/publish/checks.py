@@ -1,0 +1,270 @@
+"""What must hold of a bundle before it leaves: every check is made, and all are shown at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ConfigError, PublishError, ToolkitError, did_you_mean
+from toolkit.progress import say
+from toolkit.publish.agreements import Agreements
+from toolkit.publish.bundle import bundle_files
+from toolkit.publish.config import Format
+from toolkit.publish.leaks import find_leaks
+from toolkit.publish.licences import (
+    Parent,
+    built_with,
+    find_licence,
+    merged_licence,
+    name_fits,
+    notices,
+)
+
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib"}
+_CODE = {".py", ".so", ".sh", ".ipynb"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is checked.
+
+    Attributes:
+        folder: the bundle, as yet without checksums.
+        repository: name it is to be published under.
+        format: kind of bundle.
+        parents: of the merge.
+        agreements: licence texts found for them.
+        license: the recipe's own identifier and name for the terms.
+        results: of the merge stage.
+        withheld: sources that are marked as not for publication and were used.
+        base: folder of the model that an adapter belongs to.
+    """
+
+    folder: Path
+    repository: str
+    format: Format
+    parents: Sequence[Parent]
+    agreements: Agreements
+    license: tuple[str | None, str | None]
+    results: Mapping[str, Any]
+    withheld: Sequence[str]
+    base: Path
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found.
+
+    Attributes:
+        check: its name.
+        faults: what does not hold; none where it passed.
+        note: what was seen.
+        reason: why its faults are accepted.
+    """
+
+    check: str
+    faults: tuple[str, ...]
+    note: str
+    reason: str | None = None
+
+    @property
+    def state(self) -> str:
+        return "passed" if not self.faults else "accepted" if self.reason else "failed"
+
+
+def _parents(subject: Subject) -> tuple[list[str], str]:
+    general = next(parent for parent in subject.parents if parent.role == "general")
+    if not general.is_published:
+        return [f"the general model ({general.name}) has no public name; give model.name"], ""
+    pinned = general.revision or general.origin or "its revision is not pinned"
+    return [], f"{general.name}: {pinned}"
+
+
+def _licences(subject: Subject) -> tuple[list[str], str]:
+    licence, faults = merged_licence(subject.parents)
+    given, name = subject.license
+    if given and licence and given != licence.id and licence.family != "permissive":
+        faults.append(
+            f"publish.license is {given!r}, but the parents' terms ask for {licence.id!r}"
+        )
+    if given and find_licence(given) is None and name is None:
+        faults.append(
+            f"publish.license {given!r} is not in the table of licences; give publish.license_name"
+        )
+    terms = ", ".join(f"{p.name}: {p.license}" for p in subject.parents if p.license)
+    return faults, f"{terms}; the merge is under {given or (licence.id if licence else '?')}"
+
+
+def _duties(subject: Subject) -> tuple[list[str], str]:
+    faults: list[str] = []
+    card = _text(subject.folder / "README.md")
+    notice = _text(subject.folder / "NOTICE")
+    for parent in subject.parents:
+        licence = find_licence(parent.license)
+        if licence is None:
+            continue
+        if parent.role not in subject.agreements.licences:
+            faults.append(
+                f"the text of {licence.id} is not at hand for {parent.name}; put it into its "
+                f"folder as LICENSE or name it in publish.{parent.role}.license_file"
+            )
+        if licence.name_begins and not name_fits(subject.repository, licence):
+            faults.append(f"{licence.id} asks for a name that begins with {licence.name_begins!r}")
+    faults += [f"the card does not say {t!r}" for t in built_with(subject.parents) if t not in card]
+    faults += [f"NOTICE does not say {t!r}" for t in notices(subject.parents) if t not in notice]
+    names = [name for name in subject.agreements.files if (subject.folder / name).is_file()]
+    missing = set(subject.agreements.files) - set(names)
+    faults += [f"{name} is not in the bundle" for name in sorted(missing)]
+    return faults, f"shipped: {', '.join(sorted(names)) or 'nothing'}"
+
+
+def _private(subject: Subject) -> tuple[list[str], str]:
+    files = bundle_files(subject.folder)
+    return list(find_leaks(files)), "no path, name, secret or address in the text files"
+
+
+def _pickles(subject: Subject) -> tuple[list[str], str]:
+    faults = []
+    for path in bundle_files(subject.folder):
+        name = path.relative_to(subject.folder).as_posix()
+        if path.suffix in _PICKLES:
+            faults.append(f"{name}: is or may be a pickle, which can carry code")
+        elif path.suffix in _CODE:
+            faults.append(f"{name}: is code, and a model needs none")
+        elif _begins_as_pickle(path):
+            faults.append(f"{name}: begins as a pickle does, whatever it is called")
+    return faults, "neither pickles nor code"
+
+
+def _begins_as_pickle(path: Path) -> bool:
+    """By the first bytes: protocol 2 and later begin with 0x80 and the protocol, zip with PK."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    return head[:2] in {bytes((0x80, protocol)) for protocol in range(2, 6)} or head[:2] == b"PK"
+
+
+def _weights(subject: Subject) -> tuple[list[str], str]:
+    from toolkit.publish.weights import weight_faults
+
+    return weight_faults(subject.folder, subject.format)
+
+
+def _loads(subject: Subject) -> tuple[list[str], str]:
+    from toolkit.publish.weights import generation_faults
+
+    return generation_faults(subject.folder, subject.format, subject.base)
+
+
+def _tokenizer(subject: Subject) -> tuple[list[str], str]:
+    from toolkit.publish.weights import tokenizer_faults
+
+    return tokenizer_faults(subject.folder)
+
+
+def _test(subject: Subject) -> tuple[list[str], str]:
+    told = subject.results.get("test_scorings", 1)
+    counts = told if isinstance(told, Mapping) else {"test": told}
+    faults = [
+        f"{name} was scored {count} times; what was chosen after the first look is biased"
+        for name, count in counts.items()
+        if count != 1
+    ]
+    note = "scored once" if "test_scorings" in subject.results else "scored once, by its stage"
+    return faults, note
+
+
+def _sources(subject: Subject) -> tuple[list[str], str]:
+    faults = [f"{name} is marked as not for publication" for name in subject.withheld]
+    return faults, "none is marked as not for publication"
+
+
+def _merge(subject: Subject) -> tuple[list[str], str]:
+    if subject.results.get("any_merge", True):
+        return [], f"{subject.results.get('chosen')} of {len(subject.results['candidates'])}"
+    return ["nothing qualified, so this is the general model itself; there is nothing new"], ""
+
+
+CHECKS: Mapping[str, Callable[[Subject], tuple[list[str], str]]] = {
+    "parents": _parents,
+    "licences": _licences,
+    "duties": _duties,
+    "private": _private,
+    "pickles": _pickles,
+    "weights": _weights,
+    "loads": _loads,
+    "tokenizer": _tokenizer,
+    "test": _test,
+    "sources": _sources,
+    "merge": _merge,
+}
+"""Every check by its name, in the order they are shown."""
+
+
+def run_checks(subject: Subject, accepted: Mapping[str, str]) -> list[Finding]:
+    """Make every check; one that cannot be made has failed."""
+    findings = []
+    for name, check in CHECKS.items():
+        try:
+            faults, note = check(subject)
+        except (ToolkitError, OSError, ValueError, RuntimeError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            faults, note = [f"could not be made: {first}"], ""
+        reason = accepted.get(name) if faults else None
+        findings.append(Finding(name, tuple(faults), note, reason))
+    return findings
+
+
+def parse_accepted(words: Sequence[str]) -> dict[str, str]:
+    """Read `CHECK=reason` as the command line gives it.
+
+    Raises:
+        ConfigError: there is no such check, or no reason.
+
+    >>> parse_accepted(["test=a second look after a bug"])
+    {'test': 'a second look after a bug'}
+    """
+    accepted: dict[str, str] = {}
+    for word in words:
+        name, _, reason = word.partition("=")
+        if name not in CHECKS:
+            hint = did_you_mean(name, CHECKS)
+            raise ConfigError(
+                f"--accept {word}: there is no check {name!r}{hint} Checks: {', '.join(CHECKS)}."
+            )
+        if not reason.strip():
+            raise ConfigError(
+                f'--accept {word}: give a reason, as in --accept {name}="…"; it is published.'
+            )
+        accepted[name] = " ".join(reason.split())
+    return accepted
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """One line a check, and one more for each fault."""
+    say("checks:")
+    for finding in findings:
+        what = finding.note if not finding.faults else finding.reason or ""
+        say(f"  {finding.state:<8}  {finding.check:<9}  {what}".rstrip())
+        for fault in finding.faults:
+            say(f"    {fault}")
+
+
+def refuse_failed(findings: Sequence[Finding], where: Path) -> None:
+    """Stop where a check failed.
+
+    Raises:
+        PublishError: names the checks, and what can be done.
+    """
+    failed = [finding.check for finding in findings if finding.state == "failed"]
+    if failed:
+        raise PublishError(
+            f"{len(failed)} of {len(findings)} checks failed ({', '.join(failed)}); nothing was "
+            f"sent. What was made is in {where}. Mend it, or accept a check with its reason on "
+            f'record: --accept {failed[0]}="…".'
+        )
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

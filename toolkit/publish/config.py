@@ -1,0 +1,82 @@
+"""What a recipe says about publishing. No torch here, and nothing slow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from toolkit.config import PositiveInt, Section
+
+GgufType = Literal["F32", "F16", "BF16", "Q8_0"]
+Format = Literal["safetensors", "gguf", "adapter"]
+FORMATS: tuple[Format, ...] = ("safetensors", "gguf", "adapter")
+
+
+class ParentSection(Section):
+    """What others may know of a parent of the merge."""
+
+    name: str | None = None
+    """Name on a hub, `org/name`. The general model's is `model.name` or `model.hub` by default; a
+    specialist without one is called after the repository and described as not published."""
+
+    revision: str | None = None
+    """Commit or tag of `name`; by default `model.revision`."""
+
+    license: str | None = None
+    """Identifier of its terms; the general model's are `model.license` by default, and a specialist
+    has the general model's."""
+
+    license_file: Path | None = None
+    """Its agreement as a text file, where its folder carries none."""
+
+    notice_file: Path | None = None
+    """Its NOTICE, where its folder carries none."""
+
+
+class PublishedSource(Section):
+    """What others may know of a source of documents."""
+
+    dataset: str | None = None
+    """Name on a hub. It also stands for the source's local paths in the published recipe."""
+
+    not_for_publication: bool = False
+    """Nothing that was trained on this source may leave: the check `sources` fails."""
+
+
+class PublishSection(Section):
+    """The published model: what cannot be read from the run."""
+
+    language: tuple[str, ...] = ()
+    """ISO 639 codes, for the card's metadata."""
+
+    license: str | None = None
+    """Identifier of the published model's terms; by default what follows from its parents'."""
+
+    license_name: str | None = None
+    """Name of terms that have no identifier on the hub."""
+
+    license_link: str | None = None
+    """Where those terms stand."""
+
+    general: ParentSection = ParentSection()
+    """The general model."""
+
+    specialist: ParentSection = ParentSection()
+    """The specialist."""
+
+    sources: dict[str, PublishedSource] = Field(default_factory=dict)
+    """By the names of `data.sources`."""
+
+    limits: str = ""
+    """A paragraph for the card: what the model must not be used for, what was seen to fail."""
+
+    merged: str | None = None
+    """Repository of the merged model in safetensors, which GGUF files are a quantised form of."""
+
+    gguf: tuple[GgufType, ...] = ("BF16", "Q8_0")
+    """Types of the GGUF files that `--format gguf` writes."""
+
+    adapter_rank: PositiveInt = 64
+    """Rank of the LoRA that `--format adapter` extracts."""

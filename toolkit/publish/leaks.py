@@ -1,0 +1,102 @@
+"""What text files may not say: paths and names of this machine, secrets, addresses."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+_BINARY = {".safetensors", ".gguf", ".model"}
+_VOCABULARY = {"tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"}
+"""Lists of pieces of words: any name or address may be among them by chance."""
+_AGREEMENTS = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+"""Others' texts, passed on as they are; they may give addresses to write to."""
+
+_PATH = re.compile(
+    r"(?<![\w./:<-])/(?:home|root|Users|tmp|var|work|mnt|data|opt|scratch|workspace)/[\w.+/-]+"
+    r"|\b[A-Za-z]:\\{1,2}(?:Users|home)\\[^\s\"']+"
+    r"|\bfile:///?[\w./-]+"
+)
+_EMAIL = re.compile(r"(?<![\w.+/@-])[\w.+-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}(?![\w@])")
+_SECRET = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}"
+    r"|github_pat_\w{30,}|glpat-[\w-]{20,}|xox[abp]-[\w-]{10,}|AIza[\w-]{35}"
+    r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|\b[a-z][a-z0-9+]*://[^\s/:@\"']+:[^\s/@\"']+@"
+)
+_SECRET_VARIABLES = ("TOKEN", "SECRET", "PASSWORD", "API_KEY", "ACCESS_KEY")
+_ORDINARY = {"root", "user", "admin", "ubuntu", "debian", "runner", "jovyan", "nobody", "localhost"}
+"""User and machine names that are no one's."""
+
+
+def find_leaks(files: Iterable[Path]) -> Iterator[str]:
+    """Everything in text files that should not leave, one line each; secrets are not shown whole.
+
+    >>> list(find_leaks([]))
+    []
+    """
+    names, places, secrets = _own_names(), _own_places(), _own_secrets()
+    for path in files:
+        if path.suffix in _BINARY:
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            yield f"{path.name}: is not UTF-8 text, so it cannot be looked through"
+            continue
+        is_prose = path.name not in _VOCABULARY
+        for match in _SECRET.finditer(text):
+            yield f"{_where(path, text, match.start())}: what looks like a secret ({match[0][:4]}…)"
+        for secret in secrets:
+            if (at := text.find(secret)) >= 0:
+                yield f"{_where(path, text, at)}: a secret of this machine's environment"
+        for place in places:
+            if (at := text.find(place)) >= 0:
+                yield f"{_where(path, text, at)}: a path of this machine ({place})"
+        if not is_prose:
+            continue
+        for match in _PATH.finditer(text):
+            yield f"{_where(path, text, match.start())}: a local path ({match[0]})"
+        for name in names:
+            if found := re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text):
+                at = found.start()
+                yield f"{_where(path, text, at)}: the name of this machine or its user ({name})"
+        if not path.name.startswith(_AGREEMENTS):
+            for match in _EMAIL.finditer(text):
+                yield f"{_where(path, text, match.start())}: an e-mail address ({match[0]})"
+
+
+def _where(path: Path, text: str, at: int) -> str:
+    return f"{path.name}, line {text.count(chr(10), 0, at) + 1}"
+
+
+def _own_names() -> list[str]:
+    found: list[str] = []
+    for ask in (getpass.getuser, socket.gethostname):
+        try:
+            found.append(ask())
+        except (KeyError, OSError):
+            continue
+    # Names of three letters and fewer are parts of ordinary text.
+    return [name for name in found if len(name) > 3 and name.lower() not in _ORDINARY]
+
+
+def _own_places() -> list[str]:
+    """This machine's folders; one that is a single name such as /root is left to the pattern."""
+    places = {str(Path.home()), str(Path.cwd())}
+    return sorted(place for place in places if place.count("/") > 1 or "\\" in place)
+
+
+def _own_secrets() -> list[str]:
+    return sorted(
+        {
+            value
+            for name, value in os.environ.items()
+            if any(word in name for word in _SECRET_VARIABLES) and len(value) >= 12
+            if not value.startswith("/")
+        }
+    )

@@ -1,0 +1,187 @@
+"""The upload to a folder or an object store, through fsspec: the checksums are written last.
+
+`SHA256SUMS` marks a whole bundle. It is removed before anything is changed and comes back when all
+files stand, so whoever looks for it never meets half a model. What is done already is noted in
+`.SHA256SUMS.partial`, from which an interrupted upload continues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import PublishError
+from toolkit.progress import progress, say
+from toolkit.publish.bundle import SUMS, parse_sums, read_sums, sums_text
+
+_PARTIAL = f".{SUMS}.partial"
+_BLOCK = 8 << 20
+
+
+def is_store(address: str) -> bool:
+    """Whether an address is a URL of a store and no name on a hub.
+
+    >>> is_store("s3://bucket/models/x"), is_store("org/name")
+    (True, False)
+    """
+    return "://" in address
+
+
+def upload_to_store(folder: Path, address: str) -> str:
+    """Bring a folder of a store to what the bundle holds; what is there is not sent again.
+
+    Credentials come from the store's own standard places (for S3: AWS_ACCESS_KEY_ID,
+    ~/.aws/credentials, the machine's role).
+
+    Args:
+        folder: a whole bundle.
+        address: such as `s3://bucket/models/name` or `file:///srv/models/name`.
+
+    Returns:
+        The address.
+
+    Raises:
+        PublishError: the store refuses or cannot be reached; what is there is marked as not whole.
+    """
+    sums = read_sums(folder)
+    with store_errors(address):
+        store, root = open_store(address)
+        earlier = read_remote_sums(store, root, address)
+        if earlier == sums and all(
+            _size(store, f"{root}/{name}") == (folder / name).stat().st_size for name in sums
+        ):
+            say(f"  {address} holds exactly this already; nothing was sent")
+            return address
+        # Without the marker the folder is known to be in the making.
+        done = _noted(store, root, address)
+        if earlier is not None:
+            done |= earlier
+            _put_text(store, f"{root}/{_PARTIAL}", sums_text(done))
+            store.rm_file(f"{root}/{SUMS}")
+        _send_files(store, root, folder, sums, done)
+        for name in sorted(set(done) - set(sums)):
+            if store.exists(f"{root}/{name}"):
+                store.rm_file(f"{root}/{name}")
+        _put_text(store, f"{root}/{SUMS}", sums_text(sums))
+        if store.exists(f"{root}/{_PARTIAL}"):
+            store.rm_file(f"{root}/{_PARTIAL}")
+    return address
+
+
+def _send_files(
+    store: Any, root: str, folder: Path, sums: Mapping[str, str], done: dict[str, str]
+) -> None:
+    todo = [
+        name
+        for name, digest in sums.items()
+        if done.get(name) != digest
+        or _size(store, f"{root}/{name}") != (folder / name).stat().st_size
+    ]
+    total = sum((folder / name).stat().st_size for name in todo)
+    with progress("uploading, MB", total / 1e6) as advance:
+        for name in todo:
+            done.pop(name, None)
+            _put(store, folder / name, f"{root}/{name}")
+            done[name] = sums[name]
+            _put_text(store, f"{root}/{_PARTIAL}", sums_text(done))
+            advance((folder / name).stat().st_size / 1e6, name)
+
+
+def open_store(address: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it.
+
+    Raises:
+        PublishError: the address is of no kind that is known or installed here.
+    """
+    import fsspec
+
+    try:
+        store, root = fsspec.core.url_to_fs(address, use_listings_cache=False)
+    except TypeError:
+        store, root = fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        raise PublishError(
+            f"{address}: needs a package that is not installed ({error.name or error}); for s3:// "
+            "install s3fs, for gs:// gcsfs, for az:// adlfs."
+        ) from error
+    except ValueError as error:
+        raise PublishError(f"{address}: is no address of a store ({error}).") from error
+    return store, str(root).rstrip("/")
+
+
+def read_remote_sums(store: Any, root: str, address: str) -> dict[str, str] | None:
+    """The checksums of the whole bundle that stands there, or None."""
+    return _read_sums(store, f"{root}/{SUMS}", f"{address}/{SUMS}")
+
+
+def _noted(store: Any, root: str, address: str) -> dict[str, str]:
+    return _read_sums(store, f"{root}/{_PARTIAL}", f"{address}/{_PARTIAL}") or {}
+
+
+def _read_sums(store: Any, path: str, where: str) -> dict[str, str] | None:
+    try:
+        return parse_sums(store.cat_file(path).decode("utf-8"), where)
+    except FileNotFoundError:
+        return None
+
+
+def _size(store: Any, path: str) -> int | None:
+    try:
+        return int(store.info(path)["size"])
+    except FileNotFoundError:
+        return None
+
+
+def _put(store: Any, source: Path, path: str) -> None:
+    """Write a file that appears whole: under another name first where the store shows parts."""
+    if is_local(store):
+        store.makedirs(path.rpartition("/")[0], exist_ok=True)
+        temporary = f"{path}.partial"
+        _copy(store, source, temporary)
+        store.mv(temporary, path)
+        return
+    _copy(store, source, path)
+
+
+def is_local(store: Any) -> bool:
+    return "file" in (store.protocol if isinstance(store.protocol, tuple) else (store.protocol,))
+
+
+def _copy(store: Any, source: Path, path: str) -> None:
+    with source.open("rb") as here, store.open(path, "wb", block_size=_BLOCK) as there:
+        while block := here.read(_BLOCK):
+            there.write(block)
+
+
+def _put_text(store: Any, path: str, text: str) -> None:
+    if is_local(store):
+        store.makedirs(path.rpartition("/")[0], exist_ok=True)
+        temporary = f"{path}.new"
+        store.pipe_file(temporary, text.encode())
+        store.mv(temporary, path)
+        return
+    store.pipe_file(path, text.encode())
+
+
+@contextlib.contextmanager
+def store_errors(address: str) -> Iterator[None]:
+    """Say in one line what the store said."""
+    try:
+        yield
+    except PublishError:
+        raise
+    except Exception as error:
+        # Stores raise errors of their own libraries; they have no common base but Exception.
+        module = type(error).__module__.split(".")[0]
+        if not isinstance(error, OSError) and module not in _STORE_MODULES:
+            raise
+        text = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        raise PublishError(
+            f"{address}: the store refused or broke off ({text}). Check the address and the "
+            "credentials in their standard places, and run again; what is there is not sent twice."
+        ) from error
+
+
+_STORE_MODULES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "azure", "google"}

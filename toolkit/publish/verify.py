@@ -1,0 +1,125 @@
+"""Checking a published bundle against its own checksums, wherever it stands."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import PublishError
+from toolkit.manifest import hash_file, load_json
+from toolkit.progress import progress
+from toolkit.publish.bundle import RECORD, SUMS, parse_sums, read_sums
+from toolkit.publish.store import is_store, open_store, store_errors
+
+_OF_THE_HUB = {".gitattributes", ".gitignore"}
+_BLOCK = 8 << 20
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of a bundle's files.
+
+    Attributes:
+        sums: what they should be, by name.
+        faults: one line for each file that is missing, another, or not named in the checksums.
+        record: what `bundle.json` says.
+        merge_yaml: the merge with public names, where the bundle has it.
+    """
+
+    sums: Mapping[str, str]
+    faults: tuple[str, ...]
+    record: Mapping[str, Any]
+    merge_yaml: str | None
+
+
+def verify_files(where: str, revision: str | None = None) -> Verdict:
+    """Compute every file's hash anew and compare it with `SHA256SUMS`.
+
+    Args:
+        where: a folder, a repository of the hub, or an address of a store.
+        revision: of a repository.
+
+    Raises:
+        PublishError: there is no whole bundle there, or it cannot be reached.
+    """
+    if is_store(where):
+        with store_errors(where):
+            return _verify_store(where)
+    folder = Path(where)
+    if not folder.is_dir():
+        folder = _snapshot(where, revision)
+    return _verify_folder(folder)
+
+
+def _verify_folder(folder: Path) -> Verdict:
+    sums = read_sums(folder)
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    found = {n for n in found - {SUMS} - _OF_THE_HUB if not n.startswith((".cache/", ".git/"))}
+    faults = []
+    with progress("hashing, MB", _megabytes(folder, sums)) as advance:
+        for name, digest in sums.items():
+            if name not in found:
+                faults.append(f"{name}: is missing")
+                continue
+            if hash_file(folder / name) != digest:
+                faults.append(f"{name}: is not the file that was published")
+            advance((folder / name).stat().st_size / 1e6, name)
+    faults += [f"{name}: is not named in {SUMS}" for name in sorted(found - set(sums))]
+    record = load_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    merge = folder / "merge.yaml"
+    text = merge.read_text(encoding="utf-8") if merge.is_file() else None
+    return Verdict(sums, tuple(faults), record, text)
+
+
+def _megabytes(folder: Path, sums: Mapping[str, str]) -> float:
+    paths = (folder / name for name in sums)
+    return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
+
+
+def _verify_store(address: str) -> Verdict:
+    import json
+
+    store, root = open_store(address)
+    if not store.exists(f"{root}/{SUMS}"):
+        raise PublishError(f"{address}: holds no {SUMS}, so it is no whole bundle.")
+    sums = parse_sums(store.cat_file(f"{root}/{SUMS}").decode("utf-8"), f"{address}/{SUMS}")
+    faults = []
+    for name, digest in sums.items():
+        try:
+            found = _hash_remote(store, f"{root}/{name}")
+        except FileNotFoundError:
+            faults.append(f"{name}: is missing")
+            continue
+        if found != digest:
+            faults.append(f"{name}: is not the file that was published")
+    there = {str(path)[len(root) + 1 :] for path in store.find(root)}
+    faults += [f"{name}: is not named in {SUMS}" for name in sorted(there - set(sums) - {SUMS})]
+
+    def text(name: str) -> str | None:
+        return store.cat_file(f"{root}/{name}").decode("utf-8") if name in there else None
+
+    return Verdict(sums, tuple(faults), json.loads(text(RECORD) or "{}"), text("merge.yaml"))
+
+
+def _hash_remote(store: Any, path: str) -> str:
+    digest = hashlib.sha256()
+    with store.open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _snapshot(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PublishError(
+            f"{repository}: is neither a folder nor a repository that the hub gives ({first})."
+        ) from error

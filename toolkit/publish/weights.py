@@ -1,0 +1,212 @@
+"""What must hold of the weights: finite, as the config says, and a model that speaks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toolkit.checkpoint.load import load_causal_model, load_model_config, silence_libraries
+from toolkit.checkpoint.read import Checkpoint, is_float, open_checkpoint
+from toolkit.errors import CheckpointError
+from toolkit.lazy_torch import Tensor, torch
+from toolkit.publish.config import Format
+
+_TEXTS = (
+    "Net revenue rose by 4.7% to $12,345 million in 2023.",
+    "naïve façade, Ελλάδα, 漢字, 🙂",
+    "def f(x):\n\treturn x  # two  spaces\n",
+)
+_PROMPT = "The company reported"
+_NEW_TOKENS = 8
+_BLOCK = 1 << 24
+
+
+def weight_faults(folder: Path, kind: Format) -> tuple[list[str], str]:
+    """Faults of the stored tensors, and what was seen.
+
+    Args:
+        folder: the bundle.
+        kind: of bundle.
+    """
+    if kind == "gguf":
+        return _gguf_faults(folder)
+    if kind == "adapter":
+        checkpoint = Checkpoint(folder, _adapter_tensors(folder))
+        return list(_not_finite(checkpoint)), f"{len(checkpoint.names)} tensors, finite"
+    checkpoint = open_checkpoint(folder)
+    faults = [*_shape_faults(folder, checkpoint), *_not_finite(checkpoint)]
+    entries = sum(_entries(checkpoint, name) for name in checkpoint.names)
+    words = f"{len(checkpoint.names)} tensors, {entries:,} entries, finite, as config.json says"
+    return faults, words
+
+
+def generation_faults(folder: Path, kind: Format, base: Path) -> tuple[list[str], str]:
+    """Load what is published as its user will, and let it write a few tokens."""
+    silence_libraries()
+    tokenizer = _load_tokenizer(folder)
+    tokens = tokenizer(_PROMPT, return_tensors="pt")["input_ids"]
+    notes, faults = [], []
+    for name, model in _models(folder, kind, base):
+        made = model.generate(tokens, max_new_tokens=_NEW_TOKENS, do_sample=False)
+        with torch.no_grad():
+            finite = bool(torch.isfinite(model(made).logits).all())
+        if not finite:
+            faults.append(f"{name}: its output for a short text is not finite")
+        new = made[0, tokens.shape[1] :].tolist()
+        if not new or max(new) >= model.config.vocab_size:
+            faults.append(f"{name}: it generates nothing that its vocabulary has")
+        notes.append(repr(tokenizer.decode(new, skip_special_tokens=True)))
+    return faults, f"{_PROMPT!r} goes on {' and '.join(notes)}"
+
+
+def _models(folder: Path, kind: Format, base: Path) -> Iterator[tuple[str, Any]]:
+    if kind == "safetensors":
+        yield folder.name, load_causal_model(folder, _dtype(folder))
+        return
+    if kind == "adapter":
+        from peft import PeftModel
+
+        whole = load_causal_model(base, _dtype(base))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers
+            yield folder.name, PeftModel.from_pretrained(whole, str(folder))
+        return
+    from transformers import AutoModelForCausalLM
+
+    for path in sorted(folder.glob("*.gguf")):
+        with contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting turns off
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=path.name, dtype=torch.float32
+            )
+        yield path.name, model
+
+
+def _dtype(folder: Path) -> Any:
+    from toolkit.checkpoint.folder import stored_dtype
+
+    open_checkpoint(folder)  # says in plain words what is damaged
+    return stored_dtype(folder)
+
+
+def tokenizer_faults(folder: Path) -> tuple[list[str], str]:
+    """Texts must come back from their tokens, and every token must have a row in the embedding."""
+    tokenizer = _load_tokenizer(folder)
+    faults = []
+    for text in _TEXTS:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        if back != text:
+            faults.append(f"{text!r} comes back from its tokens as {back!r}")
+    note = f"{len(_TEXTS)} texts come back from their tokens"
+    if (folder / "config.json").is_file():
+        size = int(load_model_config(folder).vocab_size)
+        if len(tokenizer) > size:
+            faults.append(f"it has {len(tokenizer)} tokens, but the model has rows for {size}")
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": "Hello"}]
+        shown = tokenizer.apply_chat_template(messages, tokenize=False)
+        if "Hello" not in shown:
+            faults.append("its chat template loses what a user says")
+        note += "; the chat template works"
+    return faults, note
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises nothing more special
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({first}).") from error
+
+
+def _shape_faults(folder: Path, checkpoint: Checkpoint) -> list[str]:
+    """Compare names and shapes with the model that the config describes, built without memory."""
+    from transformers import AutoModelForCausalLM
+
+    config = load_model_config(folder)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    found = {name: checkpoint.info(name).shape for name in checkpoint.names}
+    missing = [n for n in wanted if n not in found and tied.get(n) not in found]
+    extra = [name for name in found if name not in wanted]
+    if missing and extra and len(missing) < len(wanted):
+        # Some architectures are stored under other names than they are computed with.
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        if get_checkpoint_conversion_mapping(config.model_type):
+            return _loading_faults(folder)
+    faults = [f"{name}: is missing; the config asks for {list(wanted[name])}" for name in missing]
+    faults += [f"{name}: is no tensor of the model in config.json" for name in extra]
+    faults += [
+        f"{name}: is {list(found[name])}, but the config asks for {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    return faults
+
+
+def _loading_faults(folder: Path) -> list[str]:
+    from transformers import AutoModelForCausalLM
+
+    _, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    titles = {
+        "missing_keys": "is missing",
+        "unexpected_keys": "is no tensor of the model in config.json",
+        "mismatched_keys": "has another shape than the config asks for",
+    }
+    return [f"{n}: {words}" for key, words in titles.items() for n in sorted(map(str, info[key]))]
+
+
+def _not_finite(checkpoint: Checkpoint) -> Iterator[str]:
+    for name in checkpoint.names:
+        if not is_float(checkpoint.info(name).dtype):
+            continue
+        flat: Tensor = checkpoint.tensor(name).reshape(-1)
+        for start in range(0, flat.numel(), _BLOCK):
+            if not bool(torch.isfinite(flat[start : start + _BLOCK].float()).all()):
+                yield f"{name}: holds NaN or infinity"
+                break
+        checkpoint.give_back(name)
+
+
+def _entries(checkpoint: Checkpoint, name: str) -> int:
+    count = 1
+    for size in checkpoint.info(name).shape:
+        count *= size
+    return count
+
+
+def _adapter_tensors(folder: Path) -> Any:
+    from toolkit.checkpoint.lora import WEIGHTS_FILE
+    from toolkit.checkpoint.read import read_header
+
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: holds no {WEIGHTS_FILE}.")
+    return read_header(path)
+
+
+def _gguf_faults(folder: Path) -> tuple[list[str], str]:
+    """Every tensor of every file, as the numbers that are computed with."""
+    import gguf
+    import numpy as np
+
+    faults, count = [], 0
+    paths = sorted(folder.glob("*.gguf"))
+    for path in paths:
+        for tensor in gguf.GGUFReader(path).tensors:
+            count += 1
+            values = gguf.dequantize(tensor.data, tensor.tensor_type)
+            if not np.isfinite(values).all():
+                faults.append(f"{path.name}: {tensor.name} holds NaN or infinity")
+    if not paths:
+        faults.append("there is no .gguf file")
+    return faults, f"{count} tensors in {len(paths)} files, finite"

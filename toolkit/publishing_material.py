@@ -1,0 +1,119 @@
+"""What a bundle is made from: the stages of a run, and what may be said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.config import load_yaml
+from toolkit.manifest import MANIFEST, read_manifest
+from toolkit.publish.card import CardFacts
+from toolkit.publish.config import Format, ParentSection, PublishSection
+from toolkit.publish.licences import Parent, merged_licence
+from toolkit.publish.public import public_merge, public_reference, to_yaml
+from toolkit.publish.settings import source_facts, training_facts
+from toolkit.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Material:
+    """The stages that a bundle is made from.
+
+    Attributes:
+        recipe: whose merge it is.
+        root: folder of the run.
+        general: folder of the general model.
+        specialist: folder of the cpt stage.
+        data: folder of the data stage.
+        merged: folder of the merge stage.
+    """
+
+    recipe: Recipe
+    root: Path
+    general: Path
+    specialist: Path
+    data: Path
+    merged: Path
+
+    @property
+    def places(self) -> dict[str, Path]:
+        return {"general": self.general, "specialist": self.specialist}
+
+
+def find_parents(recipe: Recipe, repository: str) -> tuple[Parent, Parent]:
+    """General model and specialist, as others may know them."""
+    model, section = recipe.model, recipe.publish
+    name = section.general.name or model.name or model.hub
+    general = Parent(
+        role="general",
+        name=name or (model.path.name if model.path else "general"),
+        revision=section.general.revision or model.revision,
+        license=section.general.license or model.license,
+        is_published=name is not None,
+        origin=_origin(recipe),
+    )
+    own = section.specialist
+    specialist = Parent(
+        role="specialist",
+        name=own.name or f"{repository}-specialist",
+        revision=own.revision,
+        license=own.license or general.license,
+        is_published=own.name is not None,
+    )
+    return general, specialist
+
+
+def _origin(recipe: Recipe) -> str:
+    """A package may hold other weights than the repository of that name: quantised ones."""
+    artefact = recipe.model.artefact
+    if artefact is None:
+        return ""
+    file = artefact.member.rsplit("/", 1)[-1]
+    return f"{file} of {artefact.package} {artefact.version} on PyPI"
+
+
+def parent_section(section: PublishSection, parent: Parent) -> ParentSection:
+    """What the recipe says of a parent."""
+    return section.general if parent.role == "general" else section.specialist
+
+
+def card_facts(
+    material: Material,
+    kind: Format,
+    repository: str,
+    parents: tuple[Parent, Parent],
+    figures: Mapping[str, Mapping[str, Any]],
+) -> CardFacts:
+    """All that the card is written from.
+
+    Raises:
+        PublishError: merge.yaml names a model that is none of the run's.
+    """
+    recipe, section = material.recipe, material.recipe.publish
+    results = read_manifest(material.merged)["results"]
+    data = _manifest(material.data)
+    names = {parent.role: public_reference(parent.name, parent.revision) for parent in parents}
+    merge = public_merge(load_yaml(material.merged / "merge.yaml"), material.places, names)
+    sources = {name: source.model_dump(mode="json") for name, source in recipe.data.sources.items()}
+    return CardFacts(
+        repository=repository,
+        format=kind,
+        description=recipe.description,
+        parents=parents,
+        licence=merged_licence(parents)[0],
+        license=(section.license, section.license_name, section.license_link),
+        language=section.language,
+        sources=source_facts(sources, section, data.get("results", {}).get("sources", {})),
+        training=training_facts(data, _manifest(material.specialist)),
+        results=results,
+        merge_yaml=to_yaml(merge),
+        limits=section.limits,
+        merged=section.merged,
+        files=[{"file": name, **row["card"]} for name, row in figures.items()],
+    )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return read_manifest(folder) if (folder / MANIFEST).is_file() else {}
