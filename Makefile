@@ -5,11 +5,12 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge publish checks test bench bench-merge clean
+.PHONY: help setup data cpt merge sft publish checks test bench bench-merge clean
 
 help:
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
+	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
 	@echo "make publish DOMAIN=finance REPO=org/name"
 	@echo "make setup | checks | test | bench | bench-merge | clean"
 
@@ -33,6 +34,9 @@ cpt: $(STAMP)
 
 merge: $(STAMP)
 	@$(TOOLKIT) merge choose $(DOMAIN)
+
+sft: $(STAMP)
+	@$(TOOLKIT) sft run $(DOMAIN)
 
 publish: $(STAMP)
 	@test -n "$(REPO)" || { echo "name the repository: make publish DOMAIN=$(DOMAIN) REPO=org/name"; exit 2; }

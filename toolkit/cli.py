@@ -15,6 +15,7 @@ import typer
 
 from toolkit.adapter.cli import app as adapter_app
 from toolkit.errors import ToolkitError
+from toolkit.training_cli import anneal, checkpoint_app, sft_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +32,9 @@ app.add_typer(data_app, name="data")
 app.add_typer(cpt_app, name="cpt")
 app.add_typer(merge_app, name="merge")
 app.add_typer(adapter_app, name="adapter")
+app.add_typer(sft_app, name="sft")
+app.add_typer(checkpoint_app, name="checkpoint")
+cpt_app.command("anneal")(anneal)
 
 _INTERRUPTED = 130
 
@@ -201,11 +205,9 @@ def publish_run(
 
 
 def _open(name: str, runs: Path):  # type: ignore[no-untyped-def]  # a Run; its import is slow
-    from toolkit.recipe import find_recipe, load_recipe
     from toolkit.stages import Run
 
-    path = find_recipe(name)
-    return Run.of(path, load_recipe(path), runs)
+    return Run.open(name, runs)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from toolkit.evaluate.config import EvaluateSection
 from toolkit.search.config import SearchSection
 from toolkit.select import SelectSection
 from toolkit.train.config import TrainSection
+from toolkit.train.sft_config import SftSection
 
 
 class ModelSection(Section):
@@ -63,6 +64,9 @@ class Recipe(Section):
     model: ModelSection
     data: DataSection
     train: TrainSection = TrainSection()
+    sft: SftSection | None = None
+    """Fine-tuning after the merge: `toolkit sft run`."""
+
     evaluate: EvaluateSection = EvaluateSection()
     search: SearchSection = SearchSection()
     select: SelectSection = SelectSection()

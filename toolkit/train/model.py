@@ -5,11 +5,13 @@ Legend: B blocks, T tokens a block, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from toolkit.errors import ConfigError
 from toolkit.train.loss import linear_cross_entropy
 from toolkit.train.parts import plain_model
 
@@ -37,10 +39,17 @@ class NextTokenLoss(nn.Module):
             segments: `[B, T]`, equal within a piece of a document, -1 in padding.
         """
         model = plain_model(self.model)
-        eager = model.config._attn_implementation == "eager"
-        given = {
+        implementation = model.config._attn_implementation
+        if takes_lengths(implementation):
+            # One long row: attention is told where pieces begin, and no mask is ever made.
+            input_ids, labels = input_ids.reshape(1, -1), labels.reshape(1, -1)
+            segments = apart(segments).reshape(1, -1)
+            given = {"attention_mask": None, **piece_lengths(segments)}
+        else:
+            eager = implementation == "eager"
+            given = {"attention_mask": segment_mask(segments, self.dtype if eager else torch.bool)}
+        given |= {
             "input_ids": input_ids,
-            "attention_mask": segment_mask(segments, self.dtype if eager else torch.bool),
             "position_ids": segment_positions(segments),
             "use_cache": False,
         }
@@ -52,6 +61,83 @@ class NextTokenLoss(nn.Module):
                 return linear_cross_entropy(hidden, head, labels[targets], dtype=self.dtype)
         logits = model(**given).logits[targets].float()
         return nn.functional.cross_entropy(logits, labels[targets], reduction="sum")
+
+
+def takes_lengths(implementation: str) -> bool:
+    """Whether attention wants the lengths of packed pieces in place of a mask."""
+    return implementation.startswith("flash_attention")
+
+
+def apart(segments: Tensor) -> Tensor:
+    """Segments numbered so that rows can be laid end to end, `[B, T]`.
+
+    >>> apart(torch.tensor([[0, 0, 1], [0, -1, -1]])).tolist()
+    [[1, 1, 2], [4, 3, 3]]
+    """
+    rows = torch.arange(segments.shape[0], device=segments.device)[:, None]
+    return segments + 1 + rows * (int(segments.max()) + 2)
+
+
+def piece_lengths(segments: Tensor) -> dict[str, Any]:
+    """What flash-attention is told of packed pieces: `cu_seq_lens_*` `[S + 1]` int32, and the
+    longest.
+
+    Args:
+        segments: `[1, T]`.
+
+    >>> given = piece_lengths(torch.tensor([[7, 7, 7, 8, 9, 9]]))
+    >>> given["cu_seq_lens_q"].tolist(), given["max_length_q"]
+    ([0, 3, 4, 6], 3)
+    """
+    row = segments[0]
+    changes = torch.nonzero(row[1:] != row[:-1])[:, 0] + 1
+    ends = torch.tensor([len(row)], device=row.device)
+    edges = torch.cat([torch.zeros_like(ends), changes, ends]).to(torch.int32)
+    longest = int(edges.diff().max())
+    return {
+        **{f"cu_seq_lens_{side}": edges for side in "qk"},
+        **{f"max_length_{side}": longest for side in "qk"},
+    }
+
+
+@torch.no_grad()
+def answer_loss(model: Any, tokens: Sequence[int], targets: Sequence[bool]) -> float:
+    """Nats of the tokens of one conversation that are targets, given all before them."""
+    device = next(model.parameters()).device
+    row = torch.tensor(tokens, device=device)
+    wanted = torch.tensor(targets, device=device)
+    labels = torch.where(wanted, row, IGNORED)[1:][None]
+    model.eval()
+    bf16 = torch.is_autocast_enabled(device.type)
+    module = NextTokenLoss(model, torch.bfloat16 if bf16 else torch.float32)
+    inputs = row[:-1][None]
+    return float(module(inputs, labels, torch.zeros_like(inputs)))
+
+
+def choose_attention(model: Any, wanted: str, device: str) -> None:
+    """Set how a model computes attention.
+
+    Args:
+        model: a causal language model.
+        wanted: `auto`, or what transformers calls it.
+        device: kind of device to train on.
+
+    Raises:
+        ConfigError: it is not to be had here.
+    """
+    if wanted == "auto":
+        from transformers.utils import is_flash_attn_2_available
+
+        if device != "cuda" or not is_flash_attn_2_available():
+            return
+        wanted = "flash_attention_2"
+    try:
+        model.set_attn_implementation(wanted)
+    except (ImportError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"train.attention: {wanted} cannot be used here ({first}); give auto."
+        ) from error
 
 
 def segment_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
