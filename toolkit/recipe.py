@@ -16,6 +16,7 @@ from toolkit.evaluate.config import EvaluateSection
 from toolkit.search.config import SearchSection
 from toolkit.select import SelectSection
 from toolkit.train.config import TrainSection
+from toolkit.train.extension_config import TokenizerSection
 from toolkit.train.sft_config import SftSection
 
 
@@ -62,6 +63,9 @@ class Recipe(Section):
     """Splits, orders and resampling derive from it by name."""
 
     model: ModelSection
+    tokenizer: TokenizerSection | None = None
+    """New tokens for the domain, before anything else."""
+
     data: DataSection
     train: TrainSection = TrainSection()
     sft: SftSection | None = None

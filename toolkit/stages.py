@@ -57,7 +57,28 @@ class Run:
 
 
 def ensure_general(run: Run) -> Path:
-    """The folder of the general model; a GGUF artefact is fetched and converted first.
+    """The folder of the general model, with new tokens where the recipe wants them.
+
+    Raises:
+        CheckpointError: there is no usable model where the recipe says.
+        DataError: the artefact cannot be fetched.
+    """
+    general, section = _ensure_original(run), run.recipe.tokenizer
+    if section is None:
+        return general
+    from toolkit.data.sources import input_hashes
+    from toolkit.train.extend import run_extend
+
+    data = run.recipe.data
+    plain = data.model_dump(mode="json", include={"sources", "cleaning"})
+    config = {"tokenizer": section.model_dump(mode="json"), "data": plain}
+    inputs = {"general": fingerprint(general), **input_hashes(data.sources)}
+    stage = run.stage("general-extended", config, inputs)
+    return _ensure(stage, "new tokens", lambda: run_extend(section, data, stage, general))
+
+
+def _ensure_original(run: Run) -> Path:
+    """The general model as it is given; a GGUF artefact is fetched and converted first.
 
     Raises:
         CheckpointError: there is no usable model where the recipe says.

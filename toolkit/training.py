@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ def train_stage(
     documents: DataSection,
     evaluate: EvaluateSection,
     stage: Stage,
-    start: Path,
+    model: Path,
     data: Path,
     **more: Any,
 ) -> None:
@@ -47,13 +48,13 @@ def train_stage(
         documents: what the data stage was made of.
         evaluate: how documents are scored.
         stage: where to write.
-        start: folder of the model to start from.
+        model: folder of the model to start from.
         data: folder of the data stage.
         more: further arguments of `run_train`.
     """
     general_sources = tuple(n for n, s in documents.sources.items() if s.role == "general")
-    watch = make_watch(section, evaluate, start, data)
-    run_train(section, stage, start, data, watch=watch, general_sources=general_sources, **more)
+    watch = make_watch(section, evaluate, model, data)
+    run_train(section, stage, model, data, watch=watch, general_sources=general_sources, **more)
 
 
 def make_watch(
@@ -78,10 +79,14 @@ def make_watch(
         if role not in talk and not chosen.only(role):
             raise DataError(f"{tuning}: holds no document of role {role} for the watch to score.")
 
+    # Tensors made in inference mode may not be changed later, but FSDP keeps the ones it gathered.
+    score = inspect.unwrap(score_documents)
+
+    @torch.no_grad()
     def watch(model: Any) -> dict[str, float]:
         device = next(model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=section.precision == "bf16"):
-            nats = score_documents(model, chosen, evaluate)
+            nats = score(model, chosen, evaluate)
             losses = {role: sum(nats[n] for n in chosen.only(role)) for role in _ROLES}
             for answer in answers:
                 losses[answer.role] += answer_loss(model, answer.tokens, answer.targets)

@@ -25,9 +25,10 @@ from toolkit.manifest import changed_keys
 from toolkit.progress import progress, say
 from toolkit.train.activations import checkpoint_activations
 from toolkit.train.config import TrainSection
-from toolkit.train.metrics import MetricsLog, NoLog, resident_bytes
+from toolkit.train.metrics import METRICS, MetricsLog, NoLog, resident_bytes
 from toolkit.train.model import NextTokenLoss
 from toolkit.train.parts import parameter_groups, plain_model
+from toolkit.train.processes import on_cpu
 from toolkit.train.schedule import learning_rate
 from toolkit.train.watch import Verdict, Watch, is_better, judge, watch_steps
 
@@ -71,6 +72,7 @@ def train(
     """
     bf16 = section.precision == "bf16"
     accelerator = Accelerator(
+        cpu=on_cpu(),
         mixed_precision="bf16" if bf16 else "no",
         log_with=list(section.trackers) or None,
         project_dir=str(work) if section.trackers else None,
@@ -116,7 +118,11 @@ def train(
         """Score the tuning sets after `step` steps."""
         if watch is None or step not in looks:
             return None
-        figures = watch(trained)
+        if hasattr(loss_module, "reshard"):
+            nothing = torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device)
+            figures = loss_module(nothing, nothing, nothing, look=watch)
+        else:
+            figures = watch(trained)
         trained.train()
         state["watch_start"] = state["watch_start"] or figures
         state["watch_end"] = figures
@@ -133,7 +139,7 @@ def train(
     num_targets, done = 0, first_step
     began = time.monotonic()
     with (
-        MetricsLog(work / "metrics.jsonl", keep_steps=first_step) if main else NoLog() as metrics,
+        MetricsLog(work / METRICS, keep_steps=first_step) if main else NoLog() as metrics,
         progress("training", num_steps, done=first_step) if main else _silence() as advance,
     ):
         if saved is None:
@@ -154,7 +160,8 @@ def train(
             mine = range(accelerator.process_index, len(positions), accelerator.num_processes)
             scale = accelerator.num_processes / step_targets
             loss_sum = torch.zeros((), device=accelerator.device)
-            micro_batches = _chunks(mine, section.micro_batch_blocks)
+            most = -(-len(positions) // accelerator.num_processes)
+            micro_batches = _chunks(mine, section.micro_batch_blocks, most)
             for number, rows in enumerate(micro_batches):
                 tensors = _to_device(batch, rows, accelerator.device)
                 is_last = number == len(micro_batches) - 1
@@ -253,11 +260,14 @@ def plan_steps(blocks: Blocks, blocks_per_step: int) -> list[Step]:
     ]
 
 
-def _chunks(rows: range, size: int) -> list[range]:
-    """Micro-batches of one process. Where a last step has too few blocks, there is an empty one,
-    since every process must take part in every exchange."""
-    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return chunks or [range(0)]
+def _chunks(rows: range, size: int, most: int) -> list[range]:
+    """Micro-batches of one process, as many as the process with the most blocks has: every process
+    must take part in every exchange, if need be with an empty one.
+
+    >>> _chunks(range(1, 5, 2), 1, 3)
+    [range(1, 3, 2), range(3, 5, 2), range(5, 5, 2)]
+    """
+    return [rows[start : start + size] for start in range(0, max(1, most), size)]
 
 
 def _to_device(batch: Batch, rows: range, device: torch.device) -> tuple[torch.Tensor, ...]:

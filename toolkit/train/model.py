@@ -5,7 +5,7 @@ Legend: B blocks, T tokens a block, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from toolkit.train.loss import linear_cross_entropy
 from toolkit.train.parts import plain_model
 
 IGNORED = -100
+Look = Callable[[Any], Any]
 
 
 class NextTokenLoss(nn.Module):
@@ -30,14 +31,20 @@ class NextTokenLoss(nn.Module):
         self.dtype = dtype
         self.fused_head = _has_plain_head(plain_model(model))
 
-    def forward(self, input_ids: Tensor, labels: Tensor, segments: Tensor) -> Tensor:
-        """Sum of the losses of all targets.
+    def forward(
+        self, input_ids: Tensor, labels: Tensor, segments: Tensor, look: Look | None = None
+    ) -> Any:
+        """Sum of the losses of all targets, or whatever `look` says of the model: where processes
+        share its parameters (FSDP), they can be used only in here.
 
         Args:
             input_ids: `[B, T]` int64.
             labels: `[B, T]` int64, the next token, or -100 where there is none.
             segments: `[B, T]`, equal within a piece of a document, -1 in padding.
+            look: given the model; the other arguments then do not matter.
         """
+        if look is not None:
+            return look(self.model)
         model = plain_model(self.model)
         implementation = model.config._attn_implementation
         if takes_lengths(implementation):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from toolkit.errors import ToolkitError
+
 
 def num_processes() -> int:
     """How many `accelerate launch` or torchrun started; 1 without them."""
@@ -21,7 +23,20 @@ def start_processes() -> None:
 
     from accelerate import PartialState
 
-    PartialState(timeout=timedelta(hours=24))
+    found = PartialState(cpu=on_cpu(), timeout=timedelta(hours=24)).num_processes
+    if found != num_processes():
+        raise ToolkitError(
+            f"WORLD_SIZE is {num_processes()}, but {found} processes found each other; start them "
+            "with `accelerate launch` or torchrun."
+        )
+
+
+def on_cpu() -> bool:
+    """Whether there is no GPU or the like: accelerate starts no group of processes on CPUs unless
+    told so, and each would train for itself."""
+    import torch
+
+    return not torch.accelerator.is_available()
 
 
 def wait_for_all() -> None:

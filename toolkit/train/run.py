@@ -18,6 +18,7 @@ from toolkit.manifest import Stage
 from toolkit.progress import say
 from toolkit.train.config import TrainSection
 from toolkit.train.loop import train
+from toolkit.train.metrics import METRICS, curve_line, read_curve
 from toolkit.train.model import choose_attention
 from toolkit.train.parts import finished_model, prepare_model
 from toolkit.train.processes import is_first, wait_for_all
@@ -92,6 +93,8 @@ def run_train(
     wait_for_all()
     if is_first():
         say(_words(results))
+        losses = [p.loss for p in read_curve(stage.folder / METRICS) if p.loss is not None]
+        say(f"  loss {curve_line(losses)}")
 
 
 def _words(results: dict[str, Any]) -> str:
