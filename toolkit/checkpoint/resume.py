@@ -127,6 +127,16 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
+def whole_parameters(model: nn.Module) -> dict[str, Tensor] | None:
+    """All parameters by name, gathered, where processes hold parts of them; else None.
+
+    Every process must call it.
+    """
+    if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        return None
+    return {name: _whole(parameter.detach()) for name, parameter in model.named_parameters()}
+
+
 def saved_steps(folder: Path) -> list[int]:
     """Steps of all whole states, ascending."""
     names = (path.name for path in folder.glob(f"{_PREFIX}*"))

@@ -26,9 +26,9 @@ from toolkit.progress import progress, say
 from toolkit.train.activations import checkpoint_activations
 from toolkit.train.config import TrainSection
 from toolkit.train.metrics import METRICS, MetricsLog, NoLog, resident_bytes
-from toolkit.train.model import NextTokenLoss
+from toolkit.train.model import NextTokenLoss, choose_attention
 from toolkit.train.parts import parameter_groups, plain_model
-from toolkit.train.processes import on_cpu
+from toolkit.train.processes import add_up_in_float32, on_cpu
 from toolkit.train.schedule import learning_rate
 from toolkit.train.watch import Verdict, Watch, is_better, judge, watch_steps
 
@@ -87,6 +87,9 @@ def train(
     if section.compile:
         plain_model(model).base_model.compile()
     loss_module = NextTokenLoss(model.train(), torch.bfloat16 if bf16 else torch.float32)
+    choose_attention(
+        plain_model(model), section.attention, accelerator.device.type, section.precision
+    )
     settings = section.optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, settings.weight_decay, settings.embedding_lr_scale),
@@ -95,6 +98,7 @@ def train(
         eps=settings.epsilon,
         fused=True,
     )
+    add_up_in_float32(accelerator)
     loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
     trained = accelerator.unwrap_model(loss_module).model
 
@@ -121,6 +125,7 @@ def train(
         if hasattr(loss_module, "reshard"):
             nothing = torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device)
             figures = loss_module(nothing, nothing, nothing, look=watch)
+            loss_module.reshard()  # else only a backward pass does
         else:
             figures = watch(trained)
         trained.train()

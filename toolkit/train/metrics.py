@@ -13,7 +13,6 @@ from typing import Any
 from toolkit.errors import ToolkitError
 from toolkit.manifest import write_atomically
 
-
 METRICS = "metrics.jsonl"
 
 

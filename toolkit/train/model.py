@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from toolkit.train.parts import plain_model
 
 IGNORED = -100
 Look = Callable[[Any], Any]
+
+_PLAIN_HEADS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"""Models that were asked already: later their attention may want what the question lacks."""
 
 
 class NextTokenLoss(nn.Module):
@@ -30,6 +34,8 @@ class NextTokenLoss(nn.Module):
         self.model = model
         self.dtype = dtype
         self.fused_head = _has_plain_head(plain_model(model))
+        # What FSDP shards one by one, unless its configuration names other modules.
+        self._no_split_modules = getattr(plain_model(model), "_no_split_modules", None)
 
     def forward(
         self, input_ids: Tensor, labels: Tensor, segments: Tensor, look: Look | None = None
@@ -121,13 +127,14 @@ def answer_loss(model: Any, tokens: Sequence[int], targets: Sequence[bool]) -> f
     return float(module(inputs, labels, torch.zeros_like(inputs)))
 
 
-def choose_attention(model: Any, wanted: str, device: str) -> None:
+def choose_attention(model: Any, wanted: str, device: str, precision: str) -> None:
     """Set how a model computes attention.
 
     Args:
         model: a causal language model.
         wanted: `auto`, or what transformers calls it.
         device: kind of device to train on.
+        precision: `bf16` or `fp32`, for which flash-attention has no kernels.
 
     Raises:
         ConfigError: it is not to be had here.
@@ -135,9 +142,11 @@ def choose_attention(model: Any, wanted: str, device: str) -> None:
     if wanted == "auto":
         from transformers.utils import is_flash_attn_2_available
 
-        if device != "cuda" or not is_flash_attn_2_available():
+        if device != "cuda" or precision != "bf16" or not is_flash_attn_2_available():
             return
         wanted = "flash_attention_2"
+    if takes_lengths(wanted) and precision != "bf16":
+        raise ConfigError(f"train.attention: {wanted} needs precision bf16 (got {precision}).")
     try:
         model.set_attn_implementation(wanted)
     except (ImportError, ValueError) as error:
@@ -192,10 +201,14 @@ def _has_plain_head(model: Any) -> bool:
         return False
     if head.weight.is_meta:
         return True
+    if model in _PLAIN_HEADS:
+        return _PLAIN_HEADS[model]
     was_training = model.training
     model.eval()
     probe = torch.arange(1, 9, device=head.weight.device)[None] % head.weight.shape[0]
     output = model.base_model(input_ids=probe, use_cache=False)
     logits = model(input_ids=probe, use_cache=False).logits
     model.train(was_training)
-    return bool(torch.allclose(head(output.last_hidden_state), logits, rtol=1e-3, atol=1e-3))
+    is_plain = torch.allclose(head(output.last_hidden_state), logits, rtol=1e-3, atol=1e-3)
+    _PLAIN_HEADS[model] = is_plain
+    return is_plain

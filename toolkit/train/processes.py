@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from toolkit.errors import ToolkitError
 
@@ -37,6 +38,19 @@ def on_cpu() -> bool:
     import torch
 
     return not torch.accelerator.is_available()
+
+
+def add_up_in_float32(accelerator: Any) -> None:
+    """Under FSDP2 with bfloat16: parameters travel in bfloat16, but gradients are summed over the
+    processes, and the loss is returned, in float32. accelerate would round both."""
+    if not accelerator.is_fsdp2 or accelerator.mixed_precision != "bf16":
+        return
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+    )
 
 
 def wait_for_all() -> None:

@@ -11,7 +11,13 @@ import torch
 
 from toolkit.checkpoint.folder import save_model, stored_dtype
 from toolkit.checkpoint.load import load_causal_model
-from toolkit.checkpoint.resume import keep_states, return_states, saved_steps, state_names
+from toolkit.checkpoint.resume import (
+    keep_states,
+    return_states,
+    saved_steps,
+    state_names,
+    whole_parameters,
+)
 from toolkit.data.blocks import Blocks
 from toolkit.errors import ConfigError, DataError
 from toolkit.manifest import Stage
@@ -19,7 +25,6 @@ from toolkit.progress import say
 from toolkit.train.config import TrainSection
 from toolkit.train.loop import train
 from toolkit.train.metrics import METRICS, curve_line, read_curve
-from toolkit.train.model import choose_attention
 from toolkit.train.parts import finished_model, prepare_model
 from toolkit.train.processes import is_first, wait_for_all
 from toolkit.train.watch import Watch
@@ -63,7 +68,6 @@ def run_train(
         wait_for_all()
         model = load_causal_model(general, torch.float32)
         _check(model, blocks, data)
-        choose_attention(model, section.attention, "cuda" if torch.cuda.is_available() else "cpu")
         model = prepare_model(model, section)
         results = train(
             model,
@@ -77,7 +81,13 @@ def run_train(
             start=start,
             num_steps=num_steps,
         )
+        whole = whole_parameters(model)
         if is_first():
+            if whole is not None:
+                model = prepare_model(load_causal_model(general, torch.float32), section)
+                with torch.no_grad():
+                    for name, parameter in model.named_parameters():
+                        parameter.copy_(whole.pop(name))
             if section.lora is not None:
                 # Without its base the adapter is small; it can be merged with others later.
                 model.save_pretrained(work / "adapter")
