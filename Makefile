@@ -5,12 +5,13 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge chat publish checks test bench bench-merge clean
+.PHONY: help setup data cpt merge chat publish checks test bench bench-merge clean sft
 
 help:
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
+	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
 	@echo "make publish DOMAIN=finance REPO=org/name"
 	@echo "make setup | checks | test | bench | bench-merge | clean"
 
@@ -38,6 +39,9 @@ merge: $(STAMP)
 chat: $(STAMP)
 	@test -f runs/$(DOMAIN)/merge/manifest.json || $(TOOLKIT) merge choose $(DOMAIN)
 	@$(TOOLKIT) chat $(DOMAIN)
+
+sft: $(STAMP)
+	@$(TOOLKIT) sft run $(DOMAIN)
 
 publish: $(STAMP)
 	@test -n "$(REPO)" || { echo "name the repository: make publish DOMAIN=$(DOMAIN) REPO=org/name"; exit 2; }

@@ -17,6 +17,7 @@ from toolkit.adapter.cli import app as adapter_app
 from toolkit.errors import ToolkitError
 from toolkit.generate.cli import chat, generate
 from toolkit.publishing_cli import app as publish_app
+from toolkit.training_cli import anneal, checkpoint_app, sft_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,6 +35,9 @@ app.add_typer(merge_app, name="merge")
 app.add_typer(adapter_app, name="adapter")
 app.command()(generate)
 app.command()(chat)
+app.add_typer(sft_app, name="sft")
+app.add_typer(checkpoint_app, name="checkpoint")
+cpt_app.command("anneal")(anneal)
 
 _INTERRUPTED = 130
 
@@ -187,11 +191,9 @@ def merge_diagnose(
 
 
 def _open(name: str, runs: Path):  # type: ignore[no-untyped-def]  # a Run; its import is slow
-    from toolkit.recipe import find_recipe, load_recipe
     from toolkit.stages import Run
 
-    path = find_recipe(name)
-    return Run.of(path, load_recipe(path), runs)
+    return Run.open(name, runs)
 
 
 if __name__ == "__main__":

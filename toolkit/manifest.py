@@ -47,13 +47,16 @@ def hash_file(path: Path) -> str:
 
 
 def hash_folder(folder: Path, *, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
-    """sha256 of every file below `folder`, by relative path, in sorted order."""
+    """sha256 of every file below `folder`, by relative path, in sorted order.
+
+    `leave_out` names files and folders at its top.
+    """
     return {
         name: hash_file(folder / name)
         for name in sorted(
             p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()
         )
-        if name not in leave_out
+        if name.split("/")[0] not in leave_out
     }
 
 
@@ -198,17 +201,13 @@ class Stage:
 
         Args:
             results: figures worth keeping with the stage, as plain values.
-            drop: names in the working folder that only served to continue, removed before moving.
+            drop: names in the working folder that only served to continue. They are removed once
+                the manifest stands: hashing takes long, and a stage killed meanwhile continues.
         """
-        for name in (*drop, _IDENTITY):
-            path = self.work / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        leave_out = (MANIFEST, _IDENTITY, *drop)
         outputs = {
             name: {"bytes": (self.work / name).stat().st_size, "sha256": digest}
-            for name, digest in hash_folder(self.work, leave_out=(MANIFEST,)).items()
+            for name, digest in hash_folder(self.work, leave_out=leave_out).items()
         }
         manifest = {
             "stage": self.folder.name,
@@ -226,6 +225,11 @@ class Stage:
         """Finish a move that was cut short: a working folder with a manifest is a whole stage."""
         if not (self.work / MANIFEST).is_file():
             return
+        outputs = load_json(self.work / MANIFEST)["outputs"]
+        whole = {MANIFEST, *(name.split("/")[0] for name in outputs)}
+        for path in self.work.iterdir():
+            if path.name not in whole:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         if self.folder.exists():
             self.folder.rename(_free_name(self.folder))
         self.work.rename(self.folder)

@@ -17,6 +17,8 @@ from toolkit.publish.config import PublishSection
 from toolkit.search.config import SearchSection
 from toolkit.select import SelectSection
 from toolkit.train.config import TrainSection
+from toolkit.train.extension_config import TokenizerSection
+from toolkit.train.sft_config import SftSection
 
 
 class ModelSection(Section):
@@ -62,8 +64,14 @@ class Recipe(Section):
     """Splits, orders and resampling derive from it by name."""
 
     model: ModelSection
+    tokenizer: TokenizerSection | None = None
+    """New tokens for the domain, before anything else."""
+
     data: DataSection
     train: TrainSection = TrainSection()
+    sft: SftSection | None = None
+    """Fine-tuning after the merge: `toolkit sft run`."""
+
     evaluate: EvaluateSection = EvaluateSection()
     search: SearchSection = SearchSection()
     select: SelectSection = SelectSection()

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from toolkit.data.config import DataSection
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.manifest import Stage, content_hash, hash_bytes, hash_file, hash_json, read_manifest
 from toolkit.progress import say
-from toolkit.recipe import Recipe, merge_folder
-from toolkit.train.config import WITHOUT_EFFECT
+from toolkit.recipe import Recipe, find_recipe, load_recipe, merge_folder
+from toolkit.train.config import identity_of
 
 RUNS = Path("runs")
 Result = TypeVar("Result")
@@ -37,12 +38,47 @@ class Run:
     def of(cls, path: Path, recipe: Recipe, runs: Path = RUNS) -> Run:
         return cls(path.stem, recipe, runs / path.stem)
 
+    @classmethod
+    def open(cls, name: str, runs: Path = RUNS) -> Run:
+        """A recipe by name or path.
+
+        Raises:
+            ConfigError: there is no such recipe, or it is not valid.
+        """
+        path = find_recipe(name)
+        return cls.of(path, load_recipe(path), runs)
+
     def stage(self, name: str, config: dict[str, Any], inputs: dict[str, str]) -> Stage:
         return Stage(self.root / name, config, inputs, self.recipe.seed)
 
+    def ensure(self, stage: Stage, title: str, act: Callable[[], None]) -> Path:
+        """The folder of a stage, which `act` makes where it is not up to date."""
+        return _ensure(stage, title, act)
+
 
 def ensure_general(run: Run) -> Path:
-    """The folder of the general model; a GGUF artefact is fetched and converted first.
+    """The folder of the general model, with new tokens where the recipe wants them.
+
+    Raises:
+        CheckpointError: there is no usable model where the recipe says.
+        DataError: the artefact cannot be fetched.
+    """
+    general, section = _ensure_original(run), run.recipe.tokenizer
+    if section is None:
+        return general
+    from toolkit.data.sources import input_hashes
+    from toolkit.train.extend import run_extend
+
+    data = run.recipe.data
+    plain = data.model_dump(mode="json", include={"sources", "cleaning"})
+    config = {"tokenizer": section.model_dump(mode="json"), "data": plain}
+    inputs = {"general": fingerprint(general), **input_hashes(data.sources)}
+    stage = run.stage("general-extended", config, inputs)
+    return _ensure(stage, "new tokens", lambda: run_extend(section, data, stage, general))
+
+
+def _ensure_original(run: Run) -> Path:
+    """The general model as it is given; a GGUF artefact is fetched and converted first.
 
     Raises:
         CheckpointError: there is no usable model where the recipe says.
@@ -93,19 +129,22 @@ def _hub_snapshot(repository: str, revision: str | None) -> Path:
 
 def ensure_data(run: Run) -> Path:
     """The data stage: documents to packed blocks and evaluation sets."""
+    return data_stage(run, "data", run.recipe.data, ensure_general(run))
+
+
+def data_stage(run: Run, name: str, section: DataSection, general: Path) -> Path:
+    """A data stage of any name: a section's documents as tokens of a model's tokenizer."""
     from toolkit.data.run import run_data
     from toolkit.data.sources import input_hashes
 
-    general = ensure_general(run)
-    section = run.recipe.data
     tokenizer = {
-        name: hash_file(general / name)
-        for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-        if (general / name).is_file()
+        file: hash_file(general / file)
+        for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+        if (general / file).is_file()
     }
     inputs = {"tokenizer": hash_json(tokenizer), **input_hashes(section.sources)}
-    stage = run.stage("data", {"data": section.model_dump(mode="json")}, inputs)
-    return _ensure(stage, "data", lambda: run_data(section, stage, general, say))
+    stage = run.stage(name, {"data": section.model_dump(mode="json")}, inputs)
+    return _ensure(stage, name, lambda: run_data(section, stage, general, say))
 
 
 def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
@@ -120,13 +159,17 @@ def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
     """
     from toolkit.training import train_specialist
 
-    general, data = _first_alone(lambda: (ensure_general(run), ensure_data(run)))
-    config = run.recipe.train.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
-    inputs = {"general": fingerprint(general), "data": content_hash(data)}
-    stage = run.stage("cpt", {"train": config}, inputs)
+    general, data = first_alone(lambda: (ensure_general(run), ensure_data(run)))
+    stage = cpt_stage(run, general, data)
     if change_schedule:
         _adopt_schedule(stage)
     return _ensure(stage, "cpt", lambda: train_specialist(run.recipe, stage, general, data))
+
+
+def cpt_stage(run: Run, general: Path, data: Path) -> Stage:
+    """The cpt stage as the recipe has it, whether it was run or not."""
+    inputs = {"general": fingerprint(general), "data": content_hash(data)}
+    return run.stage("cpt", {"train": identity_of(run.recipe.train)}, inputs)
 
 
 def _adopt_schedule(stage: Stage) -> None:
@@ -144,7 +187,7 @@ def _adopt_schedule(stage: Stage) -> None:
         stage.adopt()
 
 
-def _first_alone(act: Callable[[], Result]) -> Result:
+def first_alone(act: Callable[[], Result]) -> Result:
     """Under `accelerate launch`, the first process makes what the others then find."""
     from toolkit.train.processes import is_first, num_processes, start_processes, wait_for_all
 
@@ -162,7 +205,9 @@ def _first_alone(act: Callable[[], Result]) -> Result:
 
 def ensure_merge(run: Run) -> Path:
     """The merge stage: search, choice, test, and the merged model on disk."""
-    general, data, specialist = ensure_general(run), ensure_data(run), ensure_cpt(run)
+    from toolkit.finishing import ensure_specialist
+
+    general, data, specialist = ensure_general(run), ensure_data(run), ensure_specialist(run)
     recipe = run.recipe
     texts = {
         name: hash_file(path) if (path := merge_folder() / f"{name}.yaml").is_file() else "missing"
@@ -213,6 +258,7 @@ def _ensure(stage: Stage, title: str, act: Callable[[], None]) -> Path:
         say("  was begun under other settings; that work is put aside beside the stage:")
         for line in changes:
             say(f"    {line.removeprefix('config.')}")
+        say("  to continue it instead, put these back and rename its folder to what it was")
     act()
     if not stage.is_complete():
         raise ToolkitError(f"{stage.folder}: is not complete after its stage ran; run it again.")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
+import sys
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -49,3 +54,48 @@ def test_bf16_is_as_close_to_the_truth_as_autocast():
     autocast = F.cross_entropy(logits.float(), labels, reduction="mean")
     ours = linear_cross_entropy(hidden, head, labels, dtype=torch.bfloat16) / 200
     assert abs(ours - truth) <= abs(autocast - truth) + 1e-4
+
+
+def test_liger_computes_the_loss_on_a_gpu_that_has_it(monkeypatch: pytest.MonkeyPatch):
+    calls: list[dict[str, object]] = []
+
+    class LigerFusedLinearCrossEntropyLoss:
+        """As liger-kernel 0.8.5 has it: `(weight, input, target)`, here in plain torch."""
+
+        def __init__(self, *, reduction: str, accum_dtype: torch.dtype) -> None:
+            calls.append({"reduction": reduction, "accum_dtype": accum_dtype})
+
+        def __call__(
+            self, weight: torch.Tensor, rows: torch.Tensor, target: torch.Tensor
+        ) -> torch.Tensor:
+            calls.append({"dtype": weight.dtype, "shape": tuple(rows.shape)})
+            logits = (rows @ weight.T).float()
+            return torch.nn.functional.cross_entropy(logits, target, reduction="sum")
+
+    package, inner = types.ModuleType("liger_kernel"), types.ModuleType("liger_kernel.transformers")
+    inner.LigerFusedLinearCrossEntropyLoss = LigerFusedLinearCrossEntropyLoss  # type: ignore[attr-defined]
+    package.__spec__ = importlib.machinery.ModuleSpec("liger_kernel", None)
+    monkeypatch.setitem(sys.modules, "liger_kernel", package)
+    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", inner)
+    module._liger.cache_clear()
+    hidden, head = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    labels = torch.tensor([1, 0, 10, 3, 3])
+    ours = linear_cross_entropy(hidden, head, labels, dtype=torch.float32)
+    assert not calls  # not on a CPU
+    real = module._liger
+    monkeypatch.setattr(module, "_liger", lambda _device: real("cuda"))
+    theirs = linear_cross_entropy(hidden, head, labels, dtype=torch.float32)
+    theirs.backward()
+    real.cache_clear()
+    assert calls == [
+        {"reduction": "sum", "accum_dtype": torch.float32},
+        {"dtype": torch.float32, "shape": (5, 8)},
+    ]
+    assert_close(theirs, ours)
+    assert head.grad is not None
+
+
+def test_without_liger_a_gpu_has_our_own():
+    module._liger.cache_clear()
+    assert module._liger("cuda") is None or importlib.util.find_spec("liger_kernel")
+    module._liger.cache_clear()

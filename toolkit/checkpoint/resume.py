@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class StateWriter:
 
     Args:
         folder: where states stand.
-        keep: how many of the latest stay.
+        keep: how many of the latest stay; one more does whose step `extra["best"]` names.
         active: False in processes that take part in gathering and write nothing.
     """
 
@@ -95,8 +96,10 @@ class StateWriter:
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
+        best = (extra.get("best") or {}).get("step")
         for old in saved_steps(self._folder)[: -self._keep]:
-            shutil.rmtree(self._folder / f"{_PREFIX}{old:08d}")
+            if old != best:
+                shutil.rmtree(self._folder / f"{_PREFIX}{old:08d}")
 
 
 def _names(model: nn.Module) -> dict[int, str]:
@@ -124,6 +127,16 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
+def whole_parameters(model: nn.Module) -> dict[str, Tensor] | None:
+    """All parameters by name, gathered, where processes hold parts of them; else None.
+
+    Every process must call it.
+    """
+    if not any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        return None
+    return {name: _whole(parameter.detach()) for name, parameter in model.named_parameters()}
+
+
 def saved_steps(folder: Path) -> list[int]:
     """Steps of all whole states, ascending."""
     names = (path.name for path in folder.glob(f"{_PREFIX}*"))
@@ -148,14 +161,11 @@ def state_folder(folder: Path, step: int) -> Path:
 
 
 @torch.no_grad()
-def load_state(folder: Path, step: int, model: nn.Module, optimizer: Any) -> dict[str, Any]:
-    """Put a saved state into a model and its optimizer.
-
-    Returns:
-        What was saved beside them.
+def load_parameters(folder: Path, step: int, model: nn.Module) -> None:
+    """Put the parameters of a saved state into a model.
 
     Raises:
-        CheckpointError: the state does not fit the model.
+        CheckpointError: the state is damaged or does not fit the model.
     """
     source = state_folder(folder, step)
     parameters = load_tensors(source / "parameters.safetensors")
@@ -170,7 +180,21 @@ def load_state(folder: Path, step: int, model: nn.Module, optimizer: Any) -> dic
                 "remove the folder to train from the start."
             )
         parameter.copy_(_like(saved, parameter))
-    del parameters
+
+
+@torch.no_grad()
+def load_state(folder: Path, step: int, model: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """Put a saved state into a model and its optimizer.
+
+    Returns:
+        What was saved beside them.
+
+    Raises:
+        CheckpointError: the state is damaged or does not fit the model.
+    """
+    source = state_folder(folder, step)
+    extra = load_extra(source)
+    load_parameters(folder, step, model)
     inner = getattr(optimizer, "optimizer", optimizer)
     named = dict(model.named_parameters())
     for key, value in load_tensors(source / "optimizer.safetensors").items():
@@ -179,8 +203,22 @@ def load_state(folder: Path, step: int, model: nn.Module, optimizer: Any) -> dic
         # Moments are cut like the parameter; the count of steps is one number everywhere.
         value = value.to(parameter.device) if value.dim() == 0 else _like(value, parameter)
         inner.state.setdefault(parameter, {})[moment] = value
-    path = source / "state.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return extra
+
+
+def load_extra(source: Path) -> dict[str, Any]:
+    """What a state folder holds beside tensors.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        return dict(json.loads((source / "state.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{source}: state.json cannot be read ({error}); remove this folder, and the run "
+            "continues from the state before it, or from the start."
+        ) from error
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
@@ -193,14 +231,22 @@ def _like(value: Tensor, parameter: Tensor) -> Tensor:
     return value.to(parameter.device)
 
 
-def remove_states(folder: Path) -> None:
-    """Remove what only served to continue."""
-    for path in (*folder.glob(f"{_PREFIX}*"), *folder.glob(f".{_PREFIX}*")):
-        shutil.rmtree(path)
+def state_names(folder: Path) -> tuple[str, ...]:
+    """Names of what only serves to continue: states, whole and half-written."""
+    found = (*folder.glob(f"{_PREFIX}*"), *folder.glob(f".{_PREFIX}*"))
+    return tuple(sorted(path.name for path in found))
 
 
-def keep_states(folder: Path, into: Path) -> None:
-    """Move the states to where they stay."""
+def keep_states(folder: Path, into: Path, steps: Collection[int]) -> None:
+    """Move the states of these steps to where they stay."""
     into.mkdir(exist_ok=True)
-    for path in folder.glob(f"{_PREFIX}*"):
+    for step in steps:
+        path = state_folder(folder, step)
         path.rename(into / path.name)
+
+
+def return_states(kept: Path, folder: Path) -> None:
+    """Move kept states back, for a run that was stopped while it finished."""
+    for step in saved_steps(kept):
+        path = state_folder(kept, step)
+        path.rename(folder / path.name)

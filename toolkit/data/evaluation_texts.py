@@ -110,7 +110,8 @@ def _cut(
 
 
 def write_documents(path: Path, items: list[EvaluationDocument]) -> None:
-    """Write `tuning.jsonl` or `test.jsonl`: id, role, group and text of each document."""
+    """Write `tuning.jsonl` or `test.jsonl`: id, role, group and text of each document, and the
+    messages of a conversation."""
     with write_atomically(path) as file:
         for item in items:
             document = item.document
@@ -120,6 +121,8 @@ def write_documents(path: Path, items: list[EvaluationDocument]) -> None:
                 "group": document.group,
                 "text": document.text,
             }
+            if document.messages:
+                row["messages"] = json.loads(document.messages)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -37,7 +37,9 @@ def checkpoint_activations(model: Any, kind: str) -> None:
     settings: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":
         settings["context_fn"] = _contexts
-    model.gradient_checkpointing_enable(settings)
+    # Named anew in transformers 5; the old name warns.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)(settings)
 
 
 def _contexts() -> Any:

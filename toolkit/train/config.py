@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -102,6 +102,33 @@ class WatchSection(Section):
     doubles the share of general text from there on, to one half at most."""
 
 
+class AnnealSection(Section):
+    """The end of training, made from a state of the constant phase: `toolkit cpt anneal`."""
+
+    steps: Annotated[float, Field(gt=0.0)] = 0.1
+    """How long: a number of steps, or below 1 a share of the steps before it (MiniCPM and Hägele et
+    al. 2024 find 0.1 to 0.2 enough)."""
+
+    shape: Literal["sqrt", "linear", "cosine"] = "sqrt"
+    """How the rate falls: `sqrt` is 1 - sqrt (Hägele et al. 2024)."""
+
+    final_fraction: Fraction = 0.0
+    """Learning rate at the end, as a share of the constant one."""
+
+
+class AverageSection(Section):
+    """The mean of the last states, in place of annealing: `toolkit checkpoint average`."""
+
+    last: Annotated[int, Field(ge=2)] = 4
+    """How many of the latest states; `keep_states` must keep as many."""
+
+    weights: Literal["uniform", "exponential"] = "uniform"
+    """`exponential`: each state counts `decay` times as much as the one after it."""
+
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.7
+    """For `exponential` weights."""
+
+
 class TrainSection(Section):
     """Continued pre-training."""
 
@@ -152,12 +179,26 @@ class TrainSection(Section):
     """Keep the states, in `cpt/states/`: `toolkit cpt anneal` and `toolkit checkpoint average` need
     them."""
 
+    keep_best: bool = False
+    """Keep the state whose domain figure was the best while the general one stayed within the
+    watch's tolerance, besides the latest; it stays in `cpt/states/`."""
+
+    use: Literal["last", "best", "anneal", "average"] = "last"
+    """What the specialist is that later stages take: the model as training left it, the best state
+    (see `keep_best`), what `anneal` makes of the last constant state, or `average` of the last."""
+
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """How attention is computed. `auto`: flash-attention on a GPU that has it, else PyTorch's own
+    (sdpa). flash-attention is given where documents begin, the others a mask."""
+
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where metrics go beside `metrics.jsonl`, through accelerate; install what you name."""
 
     schedule: ScheduleSection = ScheduleSection()
     optimizer: OptimizerSection = OptimizerSection()
     watch: WatchSection = WatchSection()
+    anneal: AnnealSection = AnnealSection()
+    average: AverageSection = AverageSection()
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -165,8 +206,37 @@ class TrainSection(Section):
             raise ValueError("give lora or growth, not both")
         if self.trainable != ("*",) and (self.lora or self.growth):
             raise ValueError("trainable names parameters; lora and growth train their own")
+        if (self.keep_best or self.use == "best") and self.watch.evaluations == 0:
+            raise ValueError("the best state is found by the watch, and watch.evaluations is 0")
+        if self.use in {"anneal", "average"} and not self.keep_when_done:
+            raise ValueError(f"use: {self.use} is made of kept states; set keep_when_done: true")
+        if self.use == "average" and self.keep_states < self.average.last:
+            raise ValueError(
+                f"use: average takes {self.average.last} states; set keep_states to as many "
+                f"(it is {self.keep_states})"
+            )
         return self
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best state is looked for."""
+        return self.keep_best or self.use == "best"
 
-WITHOUT_EFFECT = ("save_every_steps", "keep_states", "keep_when_done", "trackers")
+
+WITHOUT_EFFECT = ("save_every_steps", "keep_states", "keep_when_done", "keep_best", "trackers")
 """Settings that change no number of a run, so that changing them repeats nothing."""
+
+
+def identity_of(section: TrainSection) -> dict[str, Any]:
+    """The settings that the numbers of the loop depend on: what is made of its states afterwards
+    is a stage of its own.
+
+    >>> "anneal" in identity_of(TrainSection())
+    False
+    """
+    values = section.model_dump(mode="json", exclude={*WITHOUT_EFFECT, "anneal", "average"})
+    if section.use != "best":
+        del values["use"]
+    if section.attention == "auto":
+        del values["attention"]
+    return values

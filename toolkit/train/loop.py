@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +16,21 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
-from toolkit.checkpoint.resume import StateWriter, latest_step, load_state
+from toolkit import __version__
+from toolkit.checkpoint.resume import StateWriter, latest_step, load_parameters, load_state
 from toolkit.data.blocks import Batch, Blocks
 from toolkit.data.split import stable_unit
 from toolkit.errors import ToolkitError
+from toolkit.manifest import changed_keys
 from toolkit.progress import progress, say
 from toolkit.train.activations import checkpoint_activations
 from toolkit.train.config import TrainSection
-from toolkit.train.metrics import MetricsLog, NoLog, resident_bytes
-from toolkit.train.model import NextTokenLoss
+from toolkit.train.metrics import METRICS, MetricsLog, NoLog, resident_bytes
+from toolkit.train.model import NextTokenLoss, choose_attention
 from toolkit.train.parts import parameter_groups, plain_model
+from toolkit.train.processes import add_up_in_float32, on_cpu
 from toolkit.train.schedule import learning_rate
-from toolkit.train.watch import Verdict, Watch, judge, watch_steps
+from toolkit.train.watch import Verdict, Watch, is_better, judge, watch_steps
 
 _WAIT = timedelta(hours=24)
 """Processes wait for the first one as long as its watch and its writing take."""
@@ -40,8 +45,9 @@ def train(
     work: Path,
     watch: Watch | None = None,
     general_sources: tuple[str, ...] = (),
-    rates: list[float] | None = None,
+    rates: Mapping[int, float] | None = None,
     start: tuple[Path, int] | None = None,
+    num_steps: int | None = None,
 ) -> dict[str, Any]:
     """Train what learns of `model` in place.
 
@@ -55,6 +61,7 @@ def train(
         general_sources: sources that the gate may raise the share of.
         rates: learning rate of every step, in place of the section's schedule.
         start: folder and step of a state to begin from, when `work` has none of its own.
+        num_steps: after which training ends, where the blocks would last for more.
 
     Returns:
         Figures of the run: steps, tokens, first and last loss, seconds.
@@ -65,6 +72,7 @@ def train(
     """
     bf16 = section.precision == "bf16"
     accelerator = Accelerator(
+        cpu=on_cpu(),
         mixed_precision="bf16" if bf16 else "no",
         log_with=list(section.trackers) or None,
         project_dir=str(work) if section.trackers else None,
@@ -79,6 +87,9 @@ def train(
     if section.compile:
         plain_model(model).base_model.compile()
     loss_module = NextTokenLoss(model.train(), torch.bfloat16 if bf16 else torch.float32)
+    choose_attention(
+        plain_model(model), section.attention, accelerator.device.type, section.precision
+    )
     settings = section.optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, settings.weight_decay, settings.embedding_lr_scale),
@@ -87,29 +98,39 @@ def train(
         eps=settings.epsilon,
         fused=True,
     )
+    add_up_in_float32(accelerator)
     loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
     trained = accelerator.unwrap_model(loss_module).model
 
-    steps = plan_steps(blocks, section.blocks_per_step)
-    num_steps = len(steps)
-    first_step = latest_step(work) or 0
-    state: dict[str, Any] = {"bad_steps": 0, "skipped": 0, "raises": [], "watch_start": None}
-    if first_step:
-        state |= load_state(work, first_step, trained, optimizer)
+    steps = plan_steps(blocks, section.blocks_per_step)[:num_steps]
+    num_steps, begin = len(steps), start[1] if start is not None else 0
+    state: dict[str, Any] = {"bad_steps": 0, "skipped": 0, "raises": [], "stopped": ""}
+    state |= {"watch_start": None, "watch_end": None, "best": None, "num_targets": 0}
+    saved = latest_step(work)
+    if saved is not None:
+        state |= load_state(work, saved, trained, optimizer)
     elif start is not None:
-        state |= load_state(*start, trained, optimizer)
-        first_step = start[1]
+        state |= {**load_state(*start, trained, optimizer), "stopped": "", "best": None}
+    first_step = begin if saved is None else saved
+    state["made_by"] = _same_makers(state.get("made_by"), accelerator.num_processes)
     for stage_number, position in state["raises"]:
         blocks.stages[stage_number].raise_share(position, general_sources, 2.0)
-    looks = watch_steps(num_steps, section.watch.evaluations) if watch is not None else set()
+    looks = watch_steps(num_steps - begin, section.watch.evaluations) if watch is not None else []
+    looks = {begin + step for step in looks}
 
     def look(step: int, log: MetricsLog | NoLog) -> Verdict | None:
         """Score the tuning sets after `step` steps."""
-        if watch is None or step not in looks or (step == first_step and step > 0):
+        if watch is None or step not in looks:
             return None
-        figures = watch(trained)
+        if hasattr(loss_module, "reshard"):
+            nothing = torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device)
+            figures = loss_module(nothing, nothing, nothing, look=watch)
+            loss_module.reshard()  # else only a backward pass does
+        else:
+            figures = watch(trained)
         trained.train()
         state["watch_start"] = state["watch_start"] or figures
+        state["watch_end"] = figures
         log.write(step=step, **{f"{role}_bits_per_byte": v for role, v in figures.items()})
         verdict = judge(figures, state["watch_start"], section.watch)
         if step and accelerator.is_main_process:
@@ -120,14 +141,15 @@ def train(
     writer = StateWriter(work, keep=section.keep_states, active=main)
     if section.trackers:
         accelerator.init_trackers("toolkit", config={"seed": seed, **section.model_dump()})
-    num_targets, stopped = 0, ""
+    num_targets, done = 0, first_step
     began = time.monotonic()
     with (
-        MetricsLog(work / "metrics.jsonl", keep_steps=first_step) if main else NoLog() as metrics,
+        MetricsLog(work / METRICS, keep_steps=first_step) if main else NoLog() as metrics,
         progress("training", num_steps, done=first_step) if main else _silence() as advance,
     ):
-        look(0, metrics)
-        for step in range(first_step, num_steps):
+        if saved is None:
+            look(begin, metrics)
+        for step in range(first_step, first_step if state["stopped"] else num_steps):
             step_began = time.monotonic()
             stage, positions = blocks.stages[steps[step].stage], steps[step].positions
             batch = stage.read(positions)
@@ -143,7 +165,8 @@ def train(
             mine = range(accelerator.process_index, len(positions), accelerator.num_processes)
             scale = accelerator.num_processes / step_targets
             loss_sum = torch.zeros((), device=accelerator.device)
-            micro_batches = _chunks(mine, section.micro_batch_blocks)
+            most = -(-len(positions) // accelerator.num_processes)
+            micro_batches = _chunks(mine, section.micro_batch_blocks, most)
             for number, rows in enumerate(micro_batches):
                 tensors = _to_device(batch, rows, accelerator.device)
                 is_last = number == len(micro_batches) - 1
@@ -162,6 +185,7 @@ def train(
             optimizer.zero_grad()
 
             num_targets += step_targets
+            state["num_targets"] += step_targets
             done = step + 1
             row = {
                 "step": done,
@@ -182,9 +206,12 @@ def train(
                 _stop(state["bad_steps"], mean_loss, norm, done, rate, writer, work)
 
             verdict = look(done, metrics)
+            is_best = section.keeps_best and is_better(verdict, state["best"])
+            if verdict is not None and is_best:
+                state["best"] = {"step": done, **verdict.figures}
             if verdict is not None and verdict.beyond and done < num_steps:
                 if section.watch.gate == "stop":
-                    stopped = f"step {done}: {verdict.text}"
+                    state["stopped"] = f"step {done}: {verdict.text}"
                     break
                 if section.watch.gate == "raise_replay":
                     here = steps[step + 1]
@@ -192,25 +219,32 @@ def train(
                     share = blocks.stages[change[0]].raise_share(change[1], general_sources, 2.0)
                     state["raises"].append(change)
                     metrics.write(step=done, replay_share=share)
-            if done < num_steps and done % section.save_every_steps == 0 and not state["bad_steps"]:
+            is_due = done < num_steps and done % section.save_every_steps == 0
+            if (is_due or is_best) and not state["bad_steps"]:
                 writer.save(done, trained, optimizer, state)
         writer.wait()
-        if section.keep_when_done:
+        if section.keep_when_done and latest_step(work) != done:
             writer.save(done, trained, optimizer, state)
             writer.wait()
+        best = state["best"]["step"] if section.use == "best" and state["best"] else done
+        if best != done:
+            load_parameters(work, best, trained)
         seconds = time.monotonic() - began
         if section.trackers:
             accelerator.end_training()
         return {
             "num_steps": num_steps,
-            "num_targets": sum(stage.num_targets for stage in blocks.stages),
+            "num_targets": state["num_targets"],
             "first_loss": metrics.first_loss,
             "last_loss": metrics.last_loss,
             "tokens_per_second": round(num_targets / max(seconds, 1e-9), 1),
             "resumed_at_step": first_step,
             "skipped_steps": state["skipped"],
             "replay_raised": len(state["raises"]),
-            "stopped_by_watch": stopped,
+            "stopped_by_watch": state["stopped"],
+            "watch": {"start": state["watch_start"], "end": state["watch_end"]},
+            "best": state["best"],
+            "used_step": best,
         }
 
 
@@ -231,11 +265,14 @@ def plan_steps(blocks: Blocks, blocks_per_step: int) -> list[Step]:
     ]
 
 
-def _chunks(rows: range, size: int) -> list[range]:
-    """Micro-batches of one process. Where a last step has too few blocks, there is an empty one,
-    since every process must take part in every exchange."""
-    chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return chunks or [range(0)]
+def _chunks(rows: range, size: int, most: int) -> list[range]:
+    """Micro-batches of one process, as many as the process with the most blocks has: every process
+    must take part in every exchange, if need be with an empty one.
+
+    >>> _chunks(range(1, 5, 2), 1, 3)
+    [range(1, 3, 2), range(3, 5, 2), range(5, 5, 2)]
+    """
+    return [rows[start : start + size] for start in range(0, max(1, most), size)]
 
 
 def _to_device(batch: Batch, rows: range, device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -251,6 +288,15 @@ def _to_device(batch: Batch, rows: range, device: torch.device) -> tuple[torch.T
 def _sync_only_at(accelerator: Accelerator, module: Any, is_last: bool) -> Any:
     """Exchange gradients between processes once a step, not once a micro-batch."""
     return contextlib.nullcontext() if is_last else accelerator.no_sync(module)
+
+
+def _same_makers(before: dict[str, str] | None, num_processes: int) -> dict[str, str]:
+    """What a state depends on besides settings and data; says what differs from a loaded one's."""
+    now = {name: metadata.version(name) for name in ("torch", "transformers")}
+    now |= {"toolkit": __version__, "processes": str(num_processes)}
+    for line in changed_keys(before or now, now):
+        say(f"  the state it continues from was written with another {line}: not bit for bit")
+    return now
 
 
 @contextlib.contextmanager

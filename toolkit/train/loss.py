@@ -5,6 +5,8 @@ Legend: N positions, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -83,7 +85,23 @@ def linear_cross_entropy(
         dtype: of the matrix products; softmax and loss are float32 whatever it is.
 
     Returns:
-        Scalar, float32, in nats; differentiable in `hidden` and `head`.
+        Scalar, float32, in nats; differentiable in `hidden` and `head`. On a GPU with liger-kernel
+        its kernels compute it.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(hidden, head, labels, dtype)  # type: ignore[no-untyped-call]
+    loss: Tensor
+    if (liger := _liger(hidden.device.type)) is not None:
+        loss = liger(head.to(dtype), hidden.to(dtype), labels)
+        return loss.float()
+    loss = _LinearCrossEntropy.apply(hidden, head, labels, dtype)  # type: ignore[no-untyped-call]
     return loss
+
+
+@lru_cache(maxsize=4)
+def _liger(device: str) -> Any:
+    """liger-kernel's fused loss (Hsu et al. 2024, https://arxiv.org/abs/2410.10989) where it is
+    installed and the device is a GPU, for which its kernels are written; else None."""
+    if device != "cuda" or find_spec("liger_kernel") is None:
+        return None
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    return LigerFusedLinearCrossEntropyLoss(reduction="sum", accum_dtype=torch.float32)

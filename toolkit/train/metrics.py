@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from toolkit.errors import ToolkitError
 from toolkit.manifest import write_atomically
+
+METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
@@ -60,6 +66,73 @@ class MetricsLog:
         traceback: TracebackType | None,
     ) -> None:
         self._file.close()
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One step of a training run; what was not measured at it is None.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens: targets learned from up to here, all steps together.
+        loss: of the step, nats a token, before its update; None where the update was refused.
+        learning_rate: of the step.
+        domain_bits_per_byte, general_bits_per_byte: of the watch.
+    """
+
+    step: int
+    tokens: int
+    loss: float | None = None
+    learning_rate: float | None = None
+    domain_bits_per_byte: float | None = None
+    general_bits_per_byte: float | None = None
+
+
+def read_curve(path: Path) -> list[CurvePoint]:
+    """The curve of a run from its `metrics.jsonl`, one point a step, in their order.
+
+    A last line that was cut short is left out, so a run can be read while it goes on.
+
+    Raises:
+        ToolkitError: there is no such file.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ToolkitError(f"{path}: cannot be read ({error.strerror}); train first.") from error
+    names = {field.name for field in fields(CurvePoint)} - {"step", "tokens"}
+    points: dict[int, CurvePoint] = {}
+    tokens = 0
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        tokens += row.get("tokens", 0)
+        point = points.get(row["step"], CurvePoint(row["step"], tokens))
+        known = {name: row[name] for name in names & set(row)}
+        points[row["step"]] = replace(point, tokens=tokens, **known)
+    return list(points.values())
+
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def curve_line(values: Sequence[float], width: int = 60) -> str:
+    """Numbers as one line of text, each sign the mean of its stretch; lowest to highest.
+
+    >>> curve_line([3.0, 2.0, 1.0, 1.0], width=2)
+    '█▁'
+    """
+    if not values:
+        return ""
+    width = min(width, len(values))
+    edges = [round(number * len(values) / width) for number in range(width + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, span = min(means), max(means) - min(means)
+    return "".join(
+        _BARS[round((mean - low) / span * (len(_BARS) - 1)) if span else 0] for mean in means
+    )
 
 
 class NoLog:

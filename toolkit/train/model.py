@@ -5,15 +5,22 @@ Legend: B blocks, T tokens a block, D hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from toolkit.errors import ConfigError
 from toolkit.train.loss import linear_cross_entropy
 from toolkit.train.parts import plain_model
 
 IGNORED = -100
+Look = Callable[[Any], Any]
+
+_PLAIN_HEADS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"""Models that were asked already: later their attention may want what the question lacks."""
 
 
 class NextTokenLoss(nn.Module):
@@ -27,20 +34,35 @@ class NextTokenLoss(nn.Module):
         self.model = model
         self.dtype = dtype
         self.fused_head = _has_plain_head(plain_model(model))
+        # What FSDP shards one by one, unless its configuration names other modules.
+        self._no_split_modules = getattr(plain_model(model), "_no_split_modules", None)
 
-    def forward(self, input_ids: Tensor, labels: Tensor, segments: Tensor) -> Tensor:
-        """Sum of the losses of all targets.
+    def forward(
+        self, input_ids: Tensor, labels: Tensor, segments: Tensor, look: Look | None = None
+    ) -> Any:
+        """Sum of the losses of all targets, or whatever `look` says of the model: where processes
+        share its parameters (FSDP), they can be used only in here.
 
         Args:
             input_ids: `[B, T]` int64.
             labels: `[B, T]` int64, the next token, or -100 where there is none.
             segments: `[B, T]`, equal within a piece of a document, -1 in padding.
+            look: given the model; the other arguments then do not matter.
         """
+        if look is not None:
+            return look(self.model)
         model = plain_model(self.model)
-        eager = model.config._attn_implementation == "eager"
-        given = {
+        implementation = model.config._attn_implementation
+        if takes_lengths(implementation):
+            # One long row: attention is told where pieces begin, and no mask is ever made.
+            input_ids, labels = input_ids.reshape(1, -1), labels.reshape(1, -1)
+            segments = apart(segments).reshape(1, -1)
+            given = {"attention_mask": None, **piece_lengths(segments)}
+        else:
+            eager = implementation == "eager"
+            given = {"attention_mask": segment_mask(segments, self.dtype if eager else torch.bool)}
+        given |= {
             "input_ids": input_ids,
-            "attention_mask": segment_mask(segments, self.dtype if eager else torch.bool),
             "position_ids": segment_positions(segments),
             "use_cache": False,
         }
@@ -52,6 +74,86 @@ class NextTokenLoss(nn.Module):
                 return linear_cross_entropy(hidden, head, labels[targets], dtype=self.dtype)
         logits = model(**given).logits[targets].float()
         return nn.functional.cross_entropy(logits, labels[targets], reduction="sum")
+
+
+def takes_lengths(implementation: str) -> bool:
+    """Whether attention wants the lengths of packed pieces in place of a mask."""
+    return implementation.startswith("flash_attention")
+
+
+def apart(segments: Tensor) -> Tensor:
+    """Segments numbered so that rows can be laid end to end, `[B, T]`.
+
+    >>> apart(torch.tensor([[0, 0, 1], [0, -1, -1]])).tolist()
+    [[1, 1, 2], [4, 3, 3]]
+    """
+    rows = torch.arange(segments.shape[0], device=segments.device)[:, None]
+    return segments + 1 + rows * (int(segments.max()) + 2)
+
+
+def piece_lengths(segments: Tensor) -> dict[str, Any]:
+    """What flash-attention is told of packed pieces: `cu_seq_lens_*` `[S + 1]` int32, and the
+    longest.
+
+    Args:
+        segments: `[1, T]`.
+
+    >>> given = piece_lengths(torch.tensor([[7, 7, 7, 8, 9, 9]]))
+    >>> given["cu_seq_lens_q"].tolist(), given["max_length_q"]
+    ([0, 3, 4, 6], 3)
+    """
+    row = segments[0]
+    changes = torch.nonzero(row[1:] != row[:-1])[:, 0] + 1
+    ends = torch.tensor([len(row)], device=row.device)
+    edges = torch.cat([torch.zeros_like(ends), changes, ends]).to(torch.int32)
+    longest = int(edges.diff().max())
+    return {
+        **{f"cu_seq_lens_{side}": edges for side in "qk"},
+        **{f"max_length_{side}": longest for side in "qk"},
+    }
+
+
+@torch.no_grad()
+def answer_loss(model: Any, tokens: Sequence[int], targets: Sequence[bool]) -> float:
+    """Nats of the tokens of one conversation that are targets, given all before them."""
+    device = next(model.parameters()).device
+    row = torch.tensor(tokens, device=device)
+    wanted = torch.tensor(targets, device=device)
+    labels = torch.where(wanted, row, IGNORED)[1:][None]
+    model.eval()
+    bf16 = torch.is_autocast_enabled(device.type)
+    module = NextTokenLoss(model, torch.bfloat16 if bf16 else torch.float32)
+    inputs = row[:-1][None]
+    return float(module(inputs, labels, torch.zeros_like(inputs)))
+
+
+def choose_attention(model: Any, wanted: str, device: str, precision: str) -> None:
+    """Set how a model computes attention.
+
+    Args:
+        model: a causal language model.
+        wanted: `auto`, or what transformers calls it.
+        device: kind of device to train on.
+        precision: `bf16` or `fp32`, for which flash-attention has no kernels.
+
+    Raises:
+        ConfigError: it is not to be had here.
+    """
+    if wanted == "auto":
+        from transformers.utils import is_flash_attn_2_available
+
+        if device != "cuda" or precision != "bf16" or not is_flash_attn_2_available():
+            return
+        wanted = "flash_attention_2"
+    if takes_lengths(wanted) and precision != "bf16":
+        raise ConfigError(f"train.attention: {wanted} needs precision bf16 (got {precision}).")
+    try:
+        model.set_attn_implementation(wanted)
+    except (ImportError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"train.attention: {wanted} cannot be used here ({first}); give auto."
+        ) from error
 
 
 def segment_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
@@ -99,10 +201,14 @@ def _has_plain_head(model: Any) -> bool:
         return False
     if head.weight.is_meta:
         return True
+    if model in _PLAIN_HEADS:
+        return _PLAIN_HEADS[model]
     was_training = model.training
     model.eval()
     probe = torch.arange(1, 9, device=head.weight.device)[None] % head.weight.shape[0]
     output = model.base_model(input_ids=probe, use_cache=False)
     logits = model(input_ids=probe, use_cache=False).logits
     model.train(was_training)
-    return bool(torch.allclose(head(output.last_hidden_state), logits, rtol=1e-3, atol=1e-3))
+    is_plain = torch.allclose(head(output.last_hidden_state), logits, rtol=1e-3, atol=1e-3)
+    _PLAIN_HEADS[model] = is_plain
+    return is_plain

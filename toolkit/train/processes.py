@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any
+
+from toolkit.errors import ToolkitError
 
 
 def num_processes() -> int:
@@ -21,7 +24,33 @@ def start_processes() -> None:
 
     from accelerate import PartialState
 
-    PartialState(timeout=timedelta(hours=24))
+    found = PartialState(cpu=on_cpu(), timeout=timedelta(hours=24)).num_processes
+    if found != num_processes():
+        raise ToolkitError(
+            f"WORLD_SIZE is {num_processes()}, but {found} processes found each other; start them "
+            "with `accelerate launch` or torchrun."
+        )
+
+
+def on_cpu() -> bool:
+    """Whether there is no GPU or the like: accelerate starts no group of processes on CPUs unless
+    told so, and each would train for itself."""
+    import torch
+
+    return not torch.accelerator.is_available()
+
+
+def add_up_in_float32(accelerator: Any) -> None:
+    """Under FSDP2 with bfloat16: parameters travel in bfloat16, but gradients are summed over the
+    processes, and the loss is returned, in float32. accelerate would round both."""
+    if not accelerator.is_fsdp2 or accelerator.mixed_precision != "bf16":
+        return
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32
+    )
 
 
 def wait_for_all() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,20 @@ import torch
 
 from toolkit.checkpoint.folder import save_model, stored_dtype
 from toolkit.checkpoint.load import load_causal_model
-from toolkit.checkpoint.resume import keep_states, remove_states
+from toolkit.checkpoint.resume import (
+    keep_states,
+    return_states,
+    saved_steps,
+    state_names,
+    whole_parameters,
+)
 from toolkit.data.blocks import Blocks
 from toolkit.errors import ConfigError, DataError
 from toolkit.manifest import Stage
 from toolkit.progress import say
 from toolkit.train.config import TrainSection
 from toolkit.train.loop import train
+from toolkit.train.metrics import METRICS, curve_line, read_curve
 from toolkit.train.parts import finished_model, prepare_model
 from toolkit.train.processes import is_first, wait_for_all
 from toolkit.train.watch import Watch
@@ -32,8 +40,10 @@ def run_train(
     *,
     watch: Watch | None = None,
     general_sources: tuple[str, ...] = (),
-    rates: list[float] | None = None,
+    rates: Mapping[int, float] | None = None,
     start: tuple[Path, int] | None = None,
+    blocks: Blocks | None = None,
+    num_steps: int | None = None,
 ) -> None:
     """Train the general model on the data stage's blocks and write the specialist.
 
@@ -44,14 +54,18 @@ def run_train(
         stage: where to write.
         general: folder of the model to start from.
         data: folder of the data stage.
-        watch, general_sources, rates, start: see `train`.
+        watch, general_sources, rates, start, num_steps: see `train`.
+        blocks: in place of all that `data` holds.
 
     Raises:
         ConfigError: blocks are longer than the model's positions.
         DataError: the blocks hold tokens that the model has no embedding for.
     """
-    blocks = Blocks.open(data, section.epochs)
+    blocks = blocks or Blocks.open(data, section.epochs)
     with stage.running() if is_first() else contextlib.nullcontext(stage.work) as work:
+        if is_first():
+            return_states(work / STATES, work)
+        wait_for_all()
         model = load_causal_model(general, torch.float32)
         _check(model, blocks, data)
         model = prepare_model(model, section)
@@ -65,21 +79,32 @@ def run_train(
             general_sources=general_sources,
             rates=rates,
             start=start,
+            num_steps=num_steps,
         )
+        whole = whole_parameters(model)
         if is_first():
+            if whole is not None:
+                model = prepare_model(load_causal_model(general, torch.float32), section)
+                with torch.no_grad():
+                    for name, parameter in model.named_parameters():
+                        parameter.copy_(whole.pop(name))
             if section.lora is not None:
                 # Without its base the adapter is small; it can be merged with others later.
                 model.save_pretrained(work / "adapter")
                 (work / "adapter" / "README.md").unlink(missing_ok=True)
             finished = finished_model(model)
             save_model(finished, work, dtype=stored_dtype(general), like=general)
-            if section.keep_when_done:
-                keep_states(work, work / STATES)
-            remove_states(work)
-            stage.finish(results)
+            stay = saved_steps(work) if section.keep_when_done else []
+            if section.keeps_best and results["best"] and not stay:
+                stay = [results["best"]["step"]]
+            if stay:
+                keep_states(work, work / STATES, stay)
+            stage.finish(results, drop=state_names(work))
     wait_for_all()
     if is_first():
         say(_words(results))
+        losses = [p.loss for p in read_curve(stage.folder / METRICS) if p.loss is not None]
+        say(f"  loss {curve_line(losses)}")
 
 
 def _words(results: dict[str, Any]) -> str:
@@ -91,6 +116,8 @@ def _words(results: dict[str, Any]) -> str:
         lines.append(f"  {results['skipped_steps']} steps were not finite and left out")
     if results["replay_raised"]:
         lines.append(f"  the watch raised the share of replay {results['replay_raised']} times")
+    if results["used_step"] != results["num_steps"] and not results["stopped_by_watch"]:
+        lines.append(f"  the specialist is the best state, of step {results['used_step']}")
     if results["stopped_by_watch"]:
         lines.append(f"  stopped by the watch at {results['stopped_by_watch']}")
     return "\n".join(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from toolkit.train.config import ScheduleSection
+from toolkit.train.config import AnnealSection, ScheduleSection
 
 
 def learning_rate(step: int, num_steps: int, schedule: ScheduleSection) -> float:
@@ -51,9 +51,50 @@ def learning_rate(step: int, num_steps: int, schedule: ScheduleSection) -> float
     return peak * _cosine(share, schedule.final_fraction)
 
 
-def annealed(share: float, final_fraction: float) -> float:
-    """Multiplier that falls from 1 to `final_fraction` as 1 - sqrt, `share` of the way down."""
-    return final_fraction + (1.0 - final_fraction) * (1.0 - math.sqrt(share))
+def annealed(share: float, final_fraction: float, shape: str = "sqrt") -> float:
+    """Multiplier that falls from 1 to `final_fraction`, `share` of the way down.
+
+    >>> [annealed(0.25, 0.0, shape) for shape in ("sqrt", "linear")]
+    [0.5, 0.75]
+    """
+    if shape == "cosine":
+        return _cosine(share, final_fraction)
+    fallen = math.sqrt(share) if shape == "sqrt" else share
+    return final_fraction + (1.0 - final_fraction) * (1.0 - fallen)
+
+
+def constant_steps(num_steps: int, schedule: ScheduleSection) -> range:
+    """Numbers of done steps after which the rate is at its constant: states to anneal from.
+
+    Empty for schedules that have no constant.
+
+    >>> wsd = ScheduleSection(kind="wsd", rewarm_fraction=0.2, decay_fraction=0.5)
+    >>> constant_steps(10, wsd)
+    range(2, 6)
+    """
+    rewarm = max(1, round(num_steps * schedule.rewarm_fraction))
+    if schedule.kind == "constant":
+        return range(rewarm, num_steps + 1)
+    if schedule.kind == "wsd":
+        return range(rewarm, num_steps - round(num_steps * schedule.decay_fraction) + 1)
+    if schedule.kind == "infinite":
+        cooldown = round(num_steps * schedule.cooldown_fraction)
+        return range(rewarm + cooldown + 1, num_steps + 1)
+    return range(0)
+
+
+def anneal_rates(
+    from_step: int, steps: int, rate: float, section: AnnealSection
+) -> dict[int, float]:
+    """Rates of the steps from `from_step` on: the first already falls, and the last still learns.
+
+    >>> anneal_rates(7, 3, 1.0, AnnealSection(shape="linear"))
+    {7: 0.75, 8: 0.5, 9: 0.25}
+    """
+    return {
+        from_step + n: rate * annealed((n + 1) / (steps + 1), section.final_fraction, section.shape)
+        for n in range(steps)
+    }
 
 
 def _cosine(share: float, final_fraction: float) -> float:

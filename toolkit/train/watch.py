@@ -28,11 +28,13 @@ class Verdict:
     """What one look says.
 
     Attributes:
+        figures: `domain_bits_per_byte` and `general_bits_per_byte`.
         rise: of general bits per byte against the start.
         beyond: whether that is more than the tolerance.
         text: for the terminal.
     """
 
+    figures: dict[str, float]
     rise: float
     beyond: bool
     text: str
@@ -48,4 +50,12 @@ def judge(now: dict[str, float], start: dict[str, float], section: WatchSection)
     )
     if beyond:
         text += f", more than the tolerance of {section.tolerance:g}"
-    return Verdict(rise, beyond, text)
+    return Verdict({f"{role}_bits_per_byte": v for role, v in now.items()}, rise, beyond, text)
+
+
+def is_better(verdict: Verdict | None, best: dict[str, Any] | None) -> bool:
+    """Whether a look is the best so far: lowest on the domain, of those within the tolerance."""
+    if verdict is None or verdict.beyond:
+        return False
+    figure = "domain_bits_per_byte"
+    return best is None or verdict.figures[figure] < float(best[figure])

@@ -1,0 +1,155 @@
+"""Several processes give what one gives: copies of the model (DDP), or parts of it (FSDP2)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from safetensors.torch import load_file
+
+from tests.token_blocks import make_blocks
+from toolkit.checkpoint.resume import saved_steps
+
+ROOT = Path(__file__).parent.parent.parent
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
+from toolkit.manifest import Stage
+from toolkit.train import loop
+from toolkit.train.config import TrainSection
+from toolkit.train.processes import num_processes, start_processes
+from toolkit.train.run import run_train
+
+kind, precision = sys.argv[1:]
+
+class OnCpu(Accelerator):
+    # accelerate itself takes FSDP on GPUs alone; from here on all is its own code.
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.state.distributed_type = DistributedType.FSDP
+        self.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap",
+            cpu_ram_efficient_loading=False,
+        )
+
+if kind == "fsdp":
+    loop.Accelerator = OnCpu
+if num_processes() > 1:
+    start_processes()
+
+def watch(model):
+    with torch.no_grad():
+        nats = model.eval()(input_ids=torch.arange(1, 40)[None]).logits.float().logsumexp(-1)
+    return {"domain": nats.mean().item(), "general": nats.mean().item()}
+
+values = {
+    "precision": precision, "schedule": {"peak_lr": 1e-2}, "blocks_per_step": 5,
+    "micro_batch_blocks": 1, "save_every_steps": 2, "keep_when_done": True, "keep_states": 9,
+    "watch": {"evaluations": 1},
+}
+section = TrainSection.model_validate(values)
+run_train(section, Stage(Path(kind), {}, {}, 7), Path("model"), Path("blocks"), watch=watch)
+"""
+
+
+def run(folder: Path, kind: str, precision: str) -> None:
+    (folder / "script.py").write_text(_SCRIPT)
+    start = [sys.executable]
+    if kind != "one":
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*start, "script.py", kind, precision],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def rows(folder: Path, key: str) -> list[float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row[key] for row in lines if key in row]
+
+
+@pytest.fixture
+def project(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
+    make_model(tmp_path / "model", tie_word_embeddings=False)
+    chance = np.random.default_rng(0)
+    documents = [[int(n) % 50 + 1] * int(size) for n, size in chance.integers(5, 40, (22, 2))]
+    made = make_blocks(tmp_path / "blocks", {"a": documents})
+    assert made.stages[0].num_positions % 5 in {1, 2, 3}  # the last step cannot be shared evenly
+    return tmp_path
+
+
+def close(first: dict[str, Any], second: dict[str, Any], tolerance: float) -> None:
+    assert set(first) == set(second)
+    for name, value in first.items():
+        assert torch.allclose(value, second[name], rtol=0, atol=tolerance), name
+
+
+def test_two_processes_give_the_losses_of_one(project: Path):
+    for kind in ("one", "ddp", "fsdp"):
+        run(project, kind, "fp32")
+    for kind in ("ddp", "fsdp"):
+        for key in ("loss", "gradient_norm", "general_bits_per_byte"):
+            assert rows(project / kind, key) == pytest.approx(
+                rows(project / "one", key), rel=1e-5
+            ), (kind, key)
+        model = load_file(project / kind / "model.safetensors")
+        close(load_file(project / "one/model.safetensors"), model, 1e-5)
+        assert saved_steps(project / kind / "states") == saved_steps(project / "one/states")
+        step = saved_steps(project / kind / "states")[0]
+        state = f"states/state-{step:08d}/optimizer.safetensors"
+        close(load_file(project / "one" / state), load_file(project / kind / state), 1e-5)
+    losses = rows(project / "one", "loss")
+    assert losses[-1] < losses[0]
+
+
+def test_shared_parameters_in_bfloat16(project: Path):
+    """Weights are rounded before products in both; FSDP rounds embeddings and norms as well."""
+    for kind in ("one", "fsdp"):
+        run(project, kind, "bf16")
+    assert rows(project / "fsdp", "loss") == pytest.approx(rows(project / "one", "loss"), rel=1e-2)
+
+
+CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_reads_the_ready_configurations(path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = load_config_from_file(str(path))
+    assert isinstance(config, ClusterConfig)
+    assert config.num_processes % config.num_machines == 0
+    if not config.fsdp_config:
+        return
+    # As `accelerate launch` hands it over: through the environment, to the plugin.
+    from accelerate import FullyShardedDataParallelPlugin
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    for name in list(os.environ):
+        if name.startswith(("FSDP_", "ACCELERATE_")):
+            monkeypatch.delenv(name)
+    args = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
+    args, _, _ = _validate_launch_command(args)
+    for name, value in prepare_multi_gpu_env(args).items():
+        if name.startswith(("FSDP_", "ACCELERATE_")):
+            monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2
+    assert plugin.reshard_after_forward is True
+    assert not plugin.cpu_ram_efficient_loading
+    assert not plugin.activation_checkpointing

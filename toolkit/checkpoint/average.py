@@ -1,0 +1,167 @@
+"""Averages of checkpoints: the last states of a run, or whole model folders.
+
+The mean of the last checkpoints of a constant learning rate comes near to, and foretells, what
+annealing would make of them.
+
+Reference:
+    Kaddour 2022, Stop wasting my time! (LAWA, https://arxiv.org/abs/2209.14981); Li et al. 2025,
+    Model merging in pre-training of large language models (PMA, https://arxiv.org/abs/2505.12082).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit.checkpoint.appear import appearing, refuse_taken
+from toolkit.checkpoint.read import TORCH_NAMES, Checkpoint, is_float, open_checkpoint, read_header
+from toolkit.checkpoint.resume import state_folder
+from toolkit.checkpoint.side_files import copy_side_files
+from toolkit.checkpoint.write import PlannedTensor, ShardWriter, tensor_bytes
+from toolkit.errors import CheckpointError, ConfigError
+from toolkit.lazy_torch import Tensor, torch
+
+
+def average_weights(count: int, decay: float | None = None) -> list[float]:
+    """Weights that sum to one, oldest first.
+
+    Args:
+        count: of models.
+        decay: how much each counts against the one after it; None for all alike.
+
+    Raises:
+        ConfigError: there is nothing to average, or the decay is not in (0, 1].
+
+    >>> average_weights(4)
+    [0.25, 0.25, 0.25, 0.25]
+    >>> [round(weight, 3) for weight in average_weights(3, 0.5)]
+    [0.143, 0.286, 0.571]
+    """
+    if count < 2:
+        raise ConfigError(f"an average needs two models at least (got {count}).")
+    if decay is not None and not 0.0 < decay <= 1.0:
+        raise ConfigError(f"--decay: must be greater than 0 and at most 1 (got {decay:g}).")
+    raw = [(decay or 1.0) ** (count - 1 - number) for number in range(count)]
+    return [weight / sum(raw) for weight in raw]
+
+
+def parse_weights(text: str, count: int) -> list[float]:
+    """Weights as given on the command line, divided by their sum.
+
+    Raises:
+        ConfigError: they are not as many numbers as models, or sum to nothing.
+
+    >>> parse_weights("1,3", 2)
+    [0.25, 0.75]
+    """
+    try:
+        raw = [float(part) for part in text.split(",")]
+    except ValueError:
+        raw = []
+    if len(raw) != count or not all(abs(weight) < float("inf") for weight in raw):
+        raise ConfigError(f"--weights: give {count} numbers with commas between (got {text!r}).")
+    total = sum(raw)
+    if total == 0.0:
+        raise ConfigError(f"--weights: must not sum to zero (got {text!r}).")
+    return [weight / total for weight in raw]
+
+
+def average_folders(folders: Sequence[Path], weights: Sequence[float], out: Path) -> int:
+    """Average model folders into a new one; types and side files are those of the last.
+
+    Returns:
+        How many tensors were averaged.
+
+    Raises:
+        CheckpointError: the models have other tensors or shapes.
+        MergeError: `out` is taken.
+    """
+    refuse_taken(out)
+    models = [open_checkpoint(folder) for folder in folders]
+    like = models[-1]
+    for model in models[:-1]:
+        for name in sorted({*like.names} ^ {*model.names}):
+            have, lack = (like, model) if name in like else (model, like)
+            raise CheckpointError(
+                f"{name}: {have.folder} has it and {lack.folder} does not; only models of the same "
+                "architecture can be averaged."
+            )
+    with appearing(out) as work:
+        return _write_average(models, weights, like, work)
+
+
+def average_states(
+    states: Path, steps: Sequence[int], weights: Sequence[float], like: Path, work: Path
+) -> int:
+    """Average the parameters of kept states into a model folder.
+
+    Args:
+        states: folder of the states.
+        steps: which of them.
+        weights: of each, summing to one.
+        like: the run's finished model: what did not learn is taken from it, and the types.
+        work: an existing folder to write to.
+
+    Raises:
+        CheckpointError: a state is missing or damaged, or holds adapters.
+    """
+    opened = []
+    for step in steps:
+        file = state_folder(states, step) / "parameters.safetensors"
+        opened.append(Checkpoint(file.parent, read_header(file)))
+    model = open_checkpoint(like)
+    for name in opened[0].names:
+        if name not in model:
+            raise CheckpointError(
+                f"{opened[0].folder}: {name} is no tensor of the model: the mean of adapters' "
+                "factors is not the mean of adapters. Average finished models instead."
+            )
+    for path in work.glob("model*.safetensors*"):  # by an earlier call that was killed
+        path.unlink()
+    return _write_average(opened, weights, model, work)
+
+
+def _write_average(
+    models: Sequence[Checkpoint], weights: Sequence[float], like: Checkpoint, work: Path
+) -> int:
+    count = 0
+    plan = [PlannedTensor(n, like.info(n).dtype, like.info(n).shape) for n in like.names]
+    with ShardWriter(work, plan) as writer:
+        for tensor in plan:
+            found = [model for model in models if tensor.name in model]
+            if not found:
+                mean = like.tensor(tensor.name)
+            elif len(found) < len(models):
+                lack = next(model for model in models if tensor.name not in model)
+                raise CheckpointError(f"{lack.folder}: has no tensor {tensor.name}, others have.")
+            else:
+                mean = _mean(tensor, models, weights)
+                count += 1
+            writer.write(tensor.name, 0, tensor_bytes(mean))
+            for model in (*models, like):
+                if tensor.name in model:
+                    model.give_back(tensor.name)
+    shutil.copyfile(like.folder / "config.json", work / "config.json")
+    copy_side_files(like.folder, work)
+    return count
+
+
+def _mean(tensor: PlannedTensor, models: Sequence[Checkpoint], weights: Sequence[float]) -> Tensor:
+    """Float32 sums in the order of the models, and one cast."""
+    for model in models:
+        shape = model.info(tensor.name).shape
+        if shape != tensor.shape:
+            raise CheckpointError(
+                f"{tensor.name}: is {list(shape)} in {model.folder}, elsewhere "
+                f"{list(tensor.shape)}; only models of the same architecture can be averaged."
+            )
+    if not is_float(tensor.dtype):
+        first = models[0].tensor(tensor.name)
+        if not all(torch.equal(first, model.tensor(tensor.name)) for model in models[1:]):
+            raise CheckpointError(f"{tensor.name}: holds integers that differ between the models.")
+        return first
+    total = torch.zeros(tensor.shape, dtype=torch.float32)
+    for model, weight in zip(models, weights, strict=True):
+        total.add_(model.tensor(tensor.name).float(), alpha=weight)
+    return total.to(getattr(torch, TORCH_NAMES[tensor.dtype]))
