@@ -222,13 +222,34 @@ class Step:
     positions: range
 
 
-def plan_steps(blocks: Blocks, blocks_per_step: int) -> list[Step]:
-    """Cut every stage into steps; a stage's last step may be smaller."""
-    return [
-        Step(number, range(start, min(start + blocks_per_step, stage.num_positions)))
-        for number, stage in enumerate(blocks.stages)
-        for start in range(0, stage.num_positions, blocks_per_step)
-    ]
+@dataclass(frozen=True)
+class Plan:
+    """All steps of a run in their order; each is worked out when it is asked for, at once however
+    far it lies.
+
+    Attributes:
+        positions: of each stage.
+        blocks_per_step: a stage's last step may be smaller.
+    """
+
+    positions: tuple[int, ...]
+    blocks_per_step: int
+
+    def __len__(self) -> int:
+        return sum(-(-count // self.blocks_per_step) for count in self.positions)
+
+    def __getitem__(self, step: int) -> Step:
+        for stage, count in enumerate(self.positions):
+            start = step * self.blocks_per_step
+            if 0 <= start < count:
+                return Step(stage, range(start, min(start + self.blocks_per_step, count)))
+            step -= -(-count // self.blocks_per_step)
+        raise IndexError(f"step is beyond the plan's {len(self)}")
+
+
+def plan_steps(blocks: Blocks, blocks_per_step: int) -> Plan:
+    """Cut every stage into steps."""
+    return Plan(tuple(stage.num_positions for stage in blocks.stages), blocks_per_step)
 
 
 def _chunks(rows: range, size: int) -> list[range]:
