@@ -5,13 +5,13 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge publish checks test bench bench-merge clean
+.PHONY: help setup data cpt merge publish checks test bench bench-merge bench-data bench-train clean
 
 help:
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
 	@echo "make publish DOMAIN=finance REPO=org/name"
-	@echo "make setup | checks | test | bench | bench-merge | clean"
+	@echo "make setup | checks | test | bench | bench-merge | bench-data | bench-train | clean"
 
 setup: $(STAMP)
 
@@ -53,6 +53,15 @@ bench: $(STAMP)
 bench-merge: $(STAMP)
 	@$(VENV)/bin/python benchmarks/merge.py --millions 660 --runs 3
 	@$(VENV)/bin/python benchmarks/merge.py --scaling 110,660,1100,3000 --runs 3
+
+# Preparing PubMed text against datasets.map; then ours alone on ten times as much. Ten minutes.
+bench-data: $(STAMP)
+	@$(VENV)/bin/python benchmarks/data.py
+
+# SmolLM2 (runs/finance/general) in our loop and in transformers' Trainer; then a far resume.
+bench-train: $(STAMP)
+	@$(VENV)/bin/python benchmarks/train.py
+	@$(VENV)/bin/python benchmarks/resume.py
 
 # Environment and caches; runs/ holds your models and stays.
 clean:

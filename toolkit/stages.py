@@ -103,7 +103,12 @@ def ensure_data(run: Run) -> Path:
         for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
         if (general / name).is_file()
     }
-    inputs = {"tokenizer": hash_json(tokenizer), **input_hashes(section.sources)}
+    others = map(Path, section.cleaning.decontaminate_files)
+    inputs = {
+        "tokenizer": hash_json(tokenizer),
+        **input_hashes(section.sources),
+        **{f"decontaminate/{p.name}": hash_file(p) for p in others if p.is_file()},
+    }
     stage = run.stage("data", {"data": section.model_dump(mode="json")}, inputs)
     return _ensure(stage, "data", lambda: run_data(section, stage, general, say))
 
