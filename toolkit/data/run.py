@@ -49,6 +49,10 @@ def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Sa
     """
     tokenizer = TextTokenizer(tokenizer_folder)
     separator = find_separator(section.end_of_document, tokenizer)
+    # What can be wrong with the recipe is found before hours of reading.
+    others = read_other_evaluations(section.cleaning.decontaminate_files)
+    if any(source.fim for source in section.sources.values()):
+        find_fim_tokens(section.fim, tokenizer.vocabulary)
     with stage.running() as work, Workers() as workers:
         for folder in (_TEXTS, "tokens", "packs"):
             (work / folder).mkdir(exist_ok=True)
@@ -71,7 +75,7 @@ def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Sa
         usable = _without_duplicates(section, index, list(counts.values()))
         chosen = choose_evaluation(section, texts, index, usable, tokenizer)
 
-        overlap = _overlap(section, chosen, texts)
+        overlap = _overlap(section, chosen, others, texts)
         tables = _tokenise_all(
             section, stage.seed, tokenizer_folder, tokenizer, separator,
             texts, index, usable, overlap, work / "tokens", workers,
@@ -163,14 +167,16 @@ def _count_unused(
 
 
 def _overlap(
-    section: DataSection, chosen: dict[Any, list[EvaluationDocument]], texts: Path
+    section: DataSection,
+    chosen: dict[Any, list[EvaluationDocument]],
+    others: list[str],
+    texts: Path,
 ) -> Overlap | None:
     cleaning = section.cleaning
     if cleaning.decontaminate_words is None:
         return None
     known = [item.document.text for items in chosen.values() for item in items]
-    known += read_other_evaluations(cleaning.decontaminate_files)
-    write_known_runs(texts, known, cleaning.decontaminate_words)
+    write_known_runs(texts, known + others, cleaning.decontaminate_words)
     return Overlap(
         texts,
         cleaning.decontaminate_words,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -224,32 +224,44 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a run in their order; each is worked out when it is asked for, at once however
-    far it lies.
+    """Steps in their order, each worked out when it is asked for, at once however far it lies.
 
     Attributes:
         positions: of each stage.
         blocks_per_step: a stage's last step may be smaller.
+        steps: numbers of the steps in it.
     """
 
     positions: tuple[int, ...]
     blocks_per_step: int
+    steps: range
 
     def __len__(self) -> int:
-        return sum(-(-count // self.blocks_per_step) for count in self.positions)
+        return len(self.steps)
 
-    def __getitem__(self, step: int) -> Step:
+    @overload
+    def __getitem__(self, step: int) -> Step: ...
+
+    @overload
+    def __getitem__(self, step: slice) -> Plan: ...
+
+    def __getitem__(self, step: int | slice) -> Step | Plan:
+        if isinstance(step, slice):
+            return replace(self, steps=self.steps[step])
+        number = self.steps[step]
         for stage, count in enumerate(self.positions):
-            start = step * self.blocks_per_step
-            if 0 <= start < count:
+            start = number * self.blocks_per_step
+            if start < count:
                 return Step(stage, range(start, min(start + self.blocks_per_step, count)))
-            step -= -(-count // self.blocks_per_step)
-        raise IndexError(f"step is beyond the plan's {len(self)}")
+            number -= -(-count // self.blocks_per_step)
+        raise IndexError(step)
 
 
 def plan_steps(blocks: Blocks, blocks_per_step: int) -> Plan:
     """Cut every stage into steps."""
-    return Plan(tuple(stage.num_positions for stage in blocks.stages), blocks_per_step)
+    positions = tuple(stage.num_positions for stage in blocks.stages)
+    total = sum(-(-count // blocks_per_step) for count in positions)
+    return Plan(positions, blocks_per_step, range(total))
 
 
 def _chunks(rows: range, size: int) -> list[range]:
