@@ -5,7 +5,7 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge chat publish checks test bench bench-merge clean sft
+.PHONY: help setup data cpt merge chat publish checks test bench bench-merge clean sft bench-data bench-train
 
 help:
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
@@ -13,7 +13,7 @@ help:
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
 	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
 	@echo "make publish DOMAIN=finance REPO=org/name"
-	@echo "make setup | checks | test | bench | bench-merge | clean"
+	@echo "make setup | checks | test | bench | bench-merge | bench-data | bench-train | clean"
 
 setup: $(STAMP)
 
@@ -62,6 +62,15 @@ bench: $(STAMP)
 bench-merge: $(STAMP)
 	@$(VENV)/bin/python benchmarks/merge.py --millions 660 --runs 3
 	@$(VENV)/bin/python benchmarks/merge.py --scaling 110,660,1100,3000 --runs 3
+
+# Preparing PubMed text against datasets.map; then ours alone on ten times as much. Ten minutes.
+bench-data: $(STAMP)
+	@$(VENV)/bin/python benchmarks/data.py
+
+# SmolLM2 (runs/finance/general) in our loop and in transformers' Trainer; then a far resume.
+bench-train: $(STAMP)
+	@$(VENV)/bin/python benchmarks/train.py
+	@$(VENV)/bin/python benchmarks/resume.py
 
 # Environment and caches; runs/ holds your models and stays.
 clean:

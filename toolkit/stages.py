@@ -142,7 +142,12 @@ def data_stage(run: Run, name: str, section: DataSection, general: Path) -> Path
         for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
         if (general / file).is_file()
     }
-    inputs = {"tokenizer": hash_json(tokenizer), **input_hashes(section.sources)}
+    others = map(Path, section.cleaning.decontaminate_files)
+    inputs = {
+        "tokenizer": hash_json(tokenizer),
+        **input_hashes(section.sources),
+        **{f"decontaminate/{p.name}": hash_file(p) for p in others if p.is_file()},
+    }
     stage = run.stage(name, {"data": section.model_dump(mode="json")}, inputs)
     return _ensure(stage, name, lambda: run_data(section, stage, general, say))
 

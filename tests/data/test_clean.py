@@ -41,6 +41,7 @@ def test_what_repeats_itself_is_left_out():
 
 def test_indentation_stays_and_half_characters_go():
     assert clean_text("def f():\n\treturn  1") == "def f():\n\treturn 1"
+    assert clean_text("x = 'a  b'   # c  \n", collapse_spaces=False) == "x = 'a  b'   # c"
     assert clean_text("bad \ud800 half") == "bad \ufffd half"
     assert clean_text("e\u0301") == "\u00e9"
 

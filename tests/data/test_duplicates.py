@@ -7,7 +7,7 @@ import random
 import numpy as np
 
 from toolkit.data.duplicates import drop_exact, drop_near, exact_keys, signatures
-from toolkit.data.words import repeated_fraction, run_hashes, share_in, word_hashes
+from toolkit.data.words import repeated_fraction, run_hashes, word_hashes
 
 
 def text(seed: int, length: int = 200) -> list[str]:
@@ -63,9 +63,3 @@ def test_repeated_fraction_counts_runs_that_came_before():
     words = word_hashes(["a b a b a b", "a b c d"])
     # Runs of two: ab ba ab ba ab -> three of five came before; none in the other document.
     assert repeated_fraction(*run_hashes(*words, 2)).tolist() == [0.6, 0.0]
-
-
-def test_share_in_known_runs():
-    known, _ = run_hashes(*word_hashes(["a b c"]), 2)
-    runs = run_hashes(*word_hashes(["x a b y", "b c", "q"]), 2)
-    assert share_in(*runs, np.unique(known)).tolist() == [1 / 3, 1.0, 0.0]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.data import encode
 from toolkit.data.chunks import can_cut
 from toolkit.data.config import FimSection
 from toolkit.data.encode import (
@@ -92,6 +93,18 @@ def test_the_separator_must_be_in_the_vocabulary(folder: Path, tiny_tokenizer):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match="has no end-of-sequence token"):
         find_separator(None, TextTokenizer(folder))
+
+
+def test_a_folder_without_a_readable_tokenizer_is_named(folder: Path):
+    for content in ('{"oops', "{}"):
+        (folder / "tokenizer.json").write_text(content)
+        encode._backend.cache_clear()
+        with pytest.raises(DataError, match=r"tokenizer\.json: cannot be read as a tokenizer"):
+            TextTokenizer(folder)
+    (folder / "tokenizer.json").unlink()
+    encode._backend.cache_clear()
+    with pytest.raises(DataError, match=r"holds no tokenizer that can be read .*tokenizer\.json"):
+        TextTokenizer(folder)
 
 
 @pytest.mark.parametrize("pattern", [None, "llama3"])

@@ -15,6 +15,7 @@ from toolkit.data.mixture import (
     place,
     plain_counts,
     stage_counts,
+    taken,
     wanted_tokens,
 )
 from toolkit.errors import DataError
@@ -26,6 +27,7 @@ def test_every_source_has_its_count_and_is_spread_evenly():
     for position in range(100):
         source, before = place(position, counts)
         assert before == seen[source]
+        assert taken(position, counts) == [seen[number] for number in range(3)]
         seen[source] += 1
         for number, count in enumerate(counts):
             assert abs(seen[number] - (position + 1) * count / 100) <= 1.5

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import paragraph
+from toolkit.data import run as run_module
 from toolkit.data import texts
 from toolkit.data.blocks import Blocks
 from toolkit.data.config import DataSection
@@ -203,6 +204,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.data.test_run import run, section
+from toolkit.data import run as run_module
 from toolkit.data import texts
 texts.SHARD_BYTES = 2000
 folder = Path({folder!r})
@@ -210,8 +212,9 @@ run(section(folder), folder / "killed", folder / "tokenizer")
 """
 
 
+@pytest.mark.parametrize(("part", "marks"), [("texts", "00-*.json"), ("tokens", "00-*.npz")])
 def test_a_killed_stage_continues_and_ends_the_same(
-    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, part: str, marks: str
 ):
     write_corpus(tmp_path, count=300)
     monkeypatch.setattr(texts, "SHARD_BYTES", 2000)
@@ -223,27 +226,54 @@ def test_a_killed_stage_continues_and_ends_the_same(
     work = tmp_path / "killed.partial"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        if len(list((work / "texts").glob("00-*.json"))) > 3:
+        if len(list((work / part).glob(marks))) > 3:
             break
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert work.is_dir(), "the stage ended before it could be killed"
-    marks = sorted((work / "texts").glob("00-*.json"))
-    times = {path.name: path.stat().st_mtime_ns for path in marks}
-    stamp = {name: (work / "texts" / name).stat().st_ino for name in times}
+    stamp = {path: path.stat().st_ino for path in (work / part).glob(marks)}
+    assert len(stamp) > 3
     kept: list[bool] = []
-    real = texts.load_index
+    real = run_module.write_blocks
 
-    def look(folder: Path, num_shards: list[int]) -> Any:
-        kept.extend((folder / name).stat().st_ino == inode for name, inode in stamp.items())
-        return real(folder, num_shards)
+    def look(*arguments: Any) -> None:  # the last thing made of both
+        kept.extend(path.stat().st_ino == inode for path, inode in stamp.items())
+        real(*arguments)
 
-    monkeypatch.setattr("toolkit.data.run.load_index", look)
+    monkeypatch.setattr(run_module, "write_blocks", look)
     run(section(tmp_path), tmp_path / "killed", tokenizer)
     assert kept
     assert all(kept)  # what stood was not made again
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
+
+
+def test_every_document_is_accounted_for(tmp_path: Path, tokenizer: Path):
+    write_corpus(tmp_path)
+    (tmp_path / "task.json").write_text(json.dumps({"input": " ".join(f"t{n}" for n in range(30))}))
+    with (tmp_path / "domain.jsonl").open("a") as file:
+        filler = " ".join(f"f{n}" for n in range(900))
+        leak = json.loads((tmp_path / "task.json").read_text())["input"]
+        for number in range(10):  # long pages, each with the whole of the task
+            file.write(json.dumps({"text": f"{filler} {number} {leak} {number}"}) + "\n")
+        file.write("{damaged\n")
+    values = section(tmp_path).model_dump()
+    values["sources"]["docs"]["split"]["train"]["max_tokens"] = 800
+    values["sources"]["docs"]["split"]["test"]["max_tokens"] = 300
+    values["sources"]["docs"]["skip_damaged"] = True
+    values["cleaning"]["decontaminate_files"] = [str(tmp_path / "task.json")]
+    values["cleaning"]["near_duplicates"] = None
+    entry = run(DataSection.model_validate(values), tmp_path / "out", tokenizer)["sources"]["docs"]
+    assert entry["read"]["documents"] == 70
+    assert entry["damaged"]["documents"] == 1
+    assert entry["not needed"]["documents"] > 0
+    steps = [key for key, value in entry.items() if isinstance(value, dict)]
+    out = sum(entry[key]["documents"] for key in steps if key not in {"read", "damaged"})
+    assert out == entry["read"]["documents"]
+    with (tmp_path / "out/documents.csv").open() as file:
+        trained = [row for row in csv.DictReader(file) if row["split"] == "train"]
+    assert max(int(row["bytes"]) for row in trained) < 2000  # no page with the task in it
+    assert "| damaged | 1 |" in (tmp_path / "out/report.md").read_text()
 
 
 def test_tokens_are_stored_no_wider_than_needed(tmp_path: Path, tokenizer: Path):

@@ -75,19 +75,19 @@ def test_compressed_files_and_more_formats(tmp_path: Path):
 
     import pyarrow as pa
     import pyarrow.parquet as pq
-    import zstandard
 
     row = b'{"text": "row"}\n'
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(row))
-    (tmp_path / "b.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(row))
+    zst = pa.compress(row, codec="zstd", asbytes=True)
+    (tmp_path / "b.jsonl.zst").write_bytes(zst + zst)  # frames may follow each other
     (tmp_path / "c.jsonl.bz2").write_bytes(bz2.compress(row))
     (tmp_path / "d.jsonl.xz").write_bytes(lzma.compress(row))
     pq.write_table(pa.table({"text": ["one", "two"]}), tmp_path / "e.parquet")
     (tmp_path / "f.tsv").write_text("text\tn\ntabs\t1\n")
     documents = list(read_documents("s", source(files=[f"{tmp_path}/*"])))
-    assert [d.text for d in documents] == ["row"] * 4 + ["one", "two", "tabs"]
-    assert [d.id for d in documents][:5] == [
-        "s/a#000001", "s/b#000001", "s/c#000001", "s/d#000001", "s/e#000001",
+    assert [d.text for d in documents] == ["row"] * 5 + ["one", "two", "tabs"]
+    assert [d.id for d in documents][:6] == [
+        "s/a#000001", "s/b#000001", "s/b#000002", "s/c#000001", "s/d#000001", "s/e#000001",
     ]  # fmt: skip
 
 
@@ -145,6 +145,12 @@ def test_remote_files_through_fsspec():
         ("a.jsonl", b'{"text": "x"}\n{bad\n{"text": "y"}\n[1]\n', ["x", "y"]),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', ["x"]),
         ("a.csv", b"text,n\nx,1\ny\nz,2,3\n", ["x"]),
+        ("a.csv", b"text,n\nx,1\ncaf\xe9,2\ny,3\n", ["x", "y"]),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ["y"]}\n{"text": 7}\n', ["x", "7"]),
+        ("a.jsonl.gz", b"", []),
+        ("a.txt.zst", "zst", []),
+        ("a.jsonl.xz", b"not xz", []),
+        ("a.xml", b"<other/>", []),
         ("a.jsonl.gz", "gzip", ["x"] * 2000),
         ("a.txt", b"\xff\xfe", []),
         ("a.parquet", b"PAR1 not", []),
@@ -155,12 +161,16 @@ def test_damage_is_named_or_skipped_when_told(tmp_path: Path, name: str, content
     import gzip
     import os
 
+    import pyarrow as pa
+
     if content == "gzip":
         rows = [
             b'{"text": "x", "noise": "%s"}\n' % os.urandom(40).hex().encode() for _ in range(4000)
         ]
         whole = gzip.compress(b"".join(rows))
         content = whole[: len(whole) * 3 // 4]
+    elif content == "zst":  # cut where a line ends, so that only the archive tells
+        content = pa.compress(os.urandom(1000).hex().encode(), codec="zstd", asbytes=True)[:-9]
     (tmp_path / name).write_bytes(content)
     (tmp_path / "z.jsonl").write_text('{"text": "after"}\n')
     files = [str(tmp_path / name), str(tmp_path / "z.jsonl")]
@@ -170,12 +180,109 @@ def test_damage_is_named_or_skipped_when_told(tmp_path: Path, name: str, content
     faults = Faults(skip=True)
     texts = [d.text for d in read_documents("s", source(files=files), faults)]
     assert texts[-1] == "after"
-    if name.endswith(".gz"):
+    if content and name.endswith(".gz"):
         assert 2000 < len(texts) < 4000
     else:
         assert texts[:-1] == good
     assert faults.counts["damaged"] >= 1
     assert name in faults.shown[0]
+
+
+def test_where_damage_stands_is_said(tmp_path: Path):
+    (tmp_path / "a.csv").write_bytes(b'text,n\nx,1\n"two\nlines",2\ncaf\xe9,3\n')
+    with pytest.raises(DataError, match=r"a\.csv:5: is not UTF-8"):
+        list(read_documents("s", source(files=[f"{tmp_path}/a.csv"])))
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 not")
+    with pytest.raises(DataError, match=r"b\.parquet: is damaged: reading fails after 0 documents"):
+        list(read_documents("s", source(files=[f"{tmp_path}/b.parquet"])))
+
+
+def test_a_damaged_archive_in_an_artefact_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import gzip
+    import io
+    import tarfile
+
+    from toolkit.manifest import hash_file
+
+    path = tmp_path / "a.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        good = gzip.compress(b'{"text": "row"}\n')
+        for name, data in (("x/1.jsonl.gz", good), ("x/2.jsonl.gz", good[:-8]), ("x/3.txt", b"t")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    digest = hash_file(path)
+    folder = tmp_path / "cache/artefacts" / digest
+    folder.mkdir(parents=True)
+    path.rename(folder / path.name)
+    monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
+    artefact = {"package": "p", "version": "1", "sha256": digest, "member": "x/*"}
+    with pytest.raises(DataError, match=r"x/2\.jsonl\.gz: is damaged: reading fails after"):
+        list(read_documents("s", source(artefact=artefact)))
+    faults = Faults(skip=True)
+    texts = [d.text for d in read_documents("s", source(artefact=artefact), faults)]
+    assert texts == ["row", "row", "t"]
+    assert faults.counts["damaged"] == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{title", "expected '}'"),
+        ("{}", "must hold the name of one field"),
+        ("{title.__class__}", "must hold the name of one field"),
+        ("{n:03d}", "must hold the name of one field"),
+        ("title", "names no field"),
+    ],
+)
+def test_a_bad_template_is_refused_with_the_recipe(template: str, words: str):
+    with pytest.raises(ValueError, match=f"template: .*{words}"):
+        source(files=["a"], template=template)
+
+
+def test_remote_files_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch):
+    import fsspec
+
+    with pytest.raises(DataError, match=r"memory://none/a\.jsonl: no such file"):
+        list(read_documents("s", source(files=["memory://none/a.jsonl"])))
+    with pytest.raises(DataError, match="foo://a: cannot be reached"):
+        list(read_documents("s", source(files=["foo://a"])))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Unable to locate credentials\nmore")  # stores have their own errors
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
+    with pytest.raises(DataError, match=r"\(Unable to locate credentials\); check .* login"):
+        list(read_documents("s", source(files=["s3://b/a.jsonl"])))
+
+
+def test_file_addresses_and_remote_parquet(tmp_path: Path):
+    import fsspec
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "a.txt").write_text("by address")
+    (document,) = read_documents("s", source(files=[f"file://{tmp_path}/*.txt"]))
+    assert (document.text, document.id) == ("by address", "s/a")
+    with fsspec.open("memory://parquet/a.parquet", "wb") as file:
+        pq.write_table(pa.table({"body": ["one"], "firm": ["x"]}), file)
+    given = source(files=["memory://parquet/a.parquet"], text_field="body", group_field="firm")
+    (document,) = read_documents("s", given)
+    assert (document.text, document.group) == ("one", "x")
+
+
+def test_a_connection_that_breaks_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import errno
+
+    from toolkit.data import sources
+
+    def breaks(*_: Any) -> Any:
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    monkeypatch.setattr(sources, "read_rows", breaks)
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(DataError, match=r"a\.txt: reading fails after 0 .*Connection reset"):
+        list(read_documents("s", source(files=[f"{tmp_path}/a.txt"], skip_damaged=True)))
 
 
 def test_a_conversation_needs_an_answer(tmp_path: Path):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.mixture import Share, block_of, place
+from toolkit.data.mixture import Share, block_of, place, taken
 from toolkit.data.packing import PackTable
 from toolkit.errors import DataError
 from toolkit.manifest import load_json, write_atomically, write_json
@@ -161,9 +161,8 @@ class StageBlocks:
         start, used, counts = self._turns[-1]
         if not start <= position < self.num_positions:
             return 0.0
-        for earlier in range(start, position):
-            used = [*used]
-            used[place(earlier - start, counts)[0]] += 1
+        here = taken(position - start, counts)
+        used = [before + more for before, more in zip(used, here, strict=True)]
         left = self.num_positions - position
         chosen = [share.source in sources for share in self.shares]
         rest = [share.count - taken for share, taken in zip(self.shares, used, strict=True)]

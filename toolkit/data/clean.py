@@ -32,10 +32,10 @@ _RUN_WORDS = 10
 """Length of a run of words for the repetition filter, as in Gopher's longest."""
 
 
-def clean_text(text: str) -> str:
+def clean_text(text: str, collapse_spaces: bool = True) -> str:
     """Normalise Unicode (NFC), line ends, control characters and runs of white space.
 
-    Indentation is kept, since code needs it.
+    Indentation is kept, since code needs it; runs of spaces within a line stay if so wanted.
 
     >>> clean_text("Net\\u00a0sales\\r\\n\\r\\n\\r\\n\\r\\nrose  2 %\\x00 ")
     'Net sales\\n\\nrose 2 %'
@@ -49,7 +49,9 @@ def clean_text(text: str) -> str:
     if not text.replace("\n", "").isprintable():  # cheaper than the search, and mostly so
         text = _CONTROL.sub("", text)
     if any(sign in text for sign in _UNTIDY) or text.endswith(" "):
-        text = "\n".join(_tidy(line) for line in text.split("\n"))
+        text = "\n".join(
+            _tidy(line) if collapse_spaces else line.rstrip() for line in text.split("\n")
+        )
     if "\n\n\n" in text:
         text = _BLANK_LINES.sub("\n\n", text)
     return text.strip("\n")
@@ -81,7 +83,11 @@ def clean_documents(
     for document in documents:
         counts["read"] += 1
         counts["read, bytes"] += len(document.text.encode("utf-8", "replace"))
-        text = document.text if document.messages else clean_text(document.text)
+        text = (
+            document.text
+            if document.messages
+            else clean_text(document.text, section.collapse_spaces)
+        )
         if document.messages:
             text = _SURROGATE.sub("\ufffd", text)
             document = replace(document, messages=_SURROGATE.sub("\ufffd", document.messages))

@@ -36,6 +36,9 @@ Pii = Literal["email", "phone", "iban", "us_ssn", "credit_card", "ip_address"]
 class CleaningSection(Section):
     """What is left out before anything is learned; each step is counted in the manifest."""
 
+    collapse_spaces: bool = True
+    """Write several spaces within a line as one. Not for code, where they align and are quoted."""
+
     min_words: Annotated[int, Field(ge=0)] = 20
     """Shorter documents are left out."""
 
@@ -63,6 +66,10 @@ class CleaningSection(Section):
     max_overlap_fraction: Fraction = 0.1
     """Training documents are left out when more of their runs than this are also in tuning or test:
     a shared phrase is language, a shared page is a leak."""
+
+    max_contained_fraction: Fraction = 0.5
+    """They are left out as well when they hold more than this share of any one evaluation text's
+    runs, however long they are themselves."""
 
     decontaminate_files: tuple[str, ...] = ()
     """Texts of other evaluations (txt, jsonl, json) that training must not have seen either."""

@@ -140,14 +140,28 @@ class _Backend:
 @lru_cache(maxsize=2)
 def _backend(folder: Path) -> _Backend | None:
     path = folder / "tokenizer.json"
-    return _Backend(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return _Backend(path)
+    except Exception as error:  # the library raises nothing more particular
+        raise DataError(
+            f"{path}: cannot be read as a tokenizer ({error}); fetch the model's files again."
+        ) from error
 
 
 @lru_cache(maxsize=2)
 def _full_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        first = str(error).strip().splitlines()[0].rstrip(":. ")
+        raise DataError(
+            f"{folder}: holds no tokenizer that can be read ({first}); put the model's "
+            "tokenizer.json there."
+        ) from error
 
 
 class TextTokenizer:

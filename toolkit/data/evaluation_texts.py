@@ -16,7 +16,6 @@ from toolkit.data.encode import TextTokenizer
 from toolkit.data.source_config import SPLITS, Role, SplitName
 from toolkit.data.sources import Document
 from toolkit.data.texts import TextIndex, read_texts
-from toolkit.data.words import run_hashes, word_hashes
 from toolkit.errors import DataError
 from toolkit.manifest import write_atomically
 
@@ -26,8 +25,9 @@ _CHUNK = 256
 
 @dataclass(frozen=True)
 class EvaluationDocument:
-    """A document of `tuning.jsonl` or `test.jsonl`."""
+    """A document of `tuning.jsonl` or `test.jsonl`, and its number in the index."""
 
+    number: int
     document: Document
     role: Role
     num_tokens: int
@@ -57,10 +57,11 @@ def choose_evaluation(
             pool = pool[np.argsort(index.order[pool], kind="stable")]
             limit = source.split[split].max_tokens if split in source.split else None
             total = 0
-            for document in _in_order(texts, index, pool, limit, section):
+            for place, document in _in_order(texts, index, pool, limit, section):
                 if limit is not None and total >= limit:
                     break
                 item = _cut(
+                    place,
                     replace(document, source=name),
                     source.role,
                     tokenizer,
@@ -73,8 +74,8 @@ def choose_evaluation(
 
 def _in_order(
     texts: Path, index: TextIndex, pool: NDArray[Any], limit: int | None, section: DataSection
-) -> Iterator[Document]:
-    """Texts of a pool in its order, read from as few shards at a time as a limit allows."""
+) -> Iterator[tuple[int, Document]]:
+    """Numbers and texts of a pool in its order, read from as few shards as a limit allows."""
     start = 0
     cut = section.evaluation_document_tokens
     while start < len(pool):
@@ -94,19 +95,19 @@ def _in_order(
             documents = read_texts(texts, source, shard, index.row[members])
             found.update(zip(members.tolist(), documents, strict=True))
         for number in part.tolist():
-            yield found.pop(number)
+            yield number, found.pop(number)
         start = stop
 
 
 def _cut(
-    document: Document, role: Role, tokenizer: TextTokenizer, cut_to: int | None
+    number: int, document: Document, role: Role, tokenizer: TextTokenizer, cut_to: int | None
 ) -> EvaluationDocument:
     ids, offsets = tokenizer.encode(document.text)
     num_tokens = len(ids)
     if cut_to is not None and num_tokens > cut_to:
         document = replace(document, text=document.text[: offsets[cut_to - 1][1]])
         num_tokens = len(tokenizer.encode(document.text)[0])
-    return EvaluationDocument(document, role, num_tokens)
+    return EvaluationDocument(number, document, role, num_tokens)
 
 
 def write_documents(path: Path, items: list[EvaluationDocument]) -> None:
@@ -124,13 +125,6 @@ def write_documents(path: Path, items: list[EvaluationDocument]) -> None:
             if document.messages:
                 row["messages"] = json.loads(document.messages)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def write_known_runs(path: Path, texts: list[str], words: int) -> None:
-    """Write the hashes of all runs of words in evaluation texts, sorted, for `Overlap`."""
-    hashes, _ = run_hashes(*word_hashes(texts), words)
-    with write_atomically(path, "wb") as file:
-        np.save(file, np.unique(hashes))
 
 
 def read_other_evaluations(files: tuple[str, ...]) -> list[str]:

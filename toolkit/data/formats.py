@@ -34,6 +34,7 @@ FORMATS = {
     **dict.fromkeys(_CODE.split(), "text"),
 }
 _FRONT_MATTER = re.compile(r"\A---\r?\n.*?\r?\n---\r?\n", re.DOTALL)
+_NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
 _SHOWN = 20
 
 
@@ -148,23 +149,21 @@ def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
 
 def _csv(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
     csv.field_size_limit(sys.maxsize)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    # Bytes that are not UTF-8 stay apart as half characters, so that only their row is damaged.
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.DictReader(text, delimiter="\t" if ending(name) == ".tsv" else ",")
-    number = 0
     try:
         for number, fields in enumerate(reader, start=1):
+            where = f"{name}:{reader.line_num}"
             if None in fields or None in fields.values():
-                faults.report(
-                    f"{name}:{reader.line_num}",
-                    f"has another number of fields than the head ({len(reader.fieldnames or ())}).",
-                )
-                continue
-            yield Row(f"#{number:06d}", f"{name}:{reader.line_num}", dict(fields))
+                count = len(reader.fieldnames or ())
+                faults.report(where, f"has another number of fields than the head ({count}).")
+            elif any(not v.isascii() and _NOT_UTF8.search(v) for v in fields.values()):
+                faults.report(where, "is not UTF-8 text; convert it, for instance with iconv.")
+            else:
+                yield Row(f"#{number:06d}", where, dict(fields))
     except csv.Error as error:
         faults.report(f"{name}:{reader.line_num}", f"is not valid CSV ({error}).", error)
-    except UnicodeDecodeError as error:
-        what = f"is not UTF-8 text after row {number}; convert it, for instance with iconv."
-        faults.report(name, what, error)
     finally:
         text.detach()
 
@@ -199,6 +198,8 @@ def _pubmed(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
                 del article.getparent()[0]
             pmid = fields["pmid"] or f"#{number:06d}"
             yield Row(f"#{pmid}", f"{name}: article {pmid}", fields)
+        if not number:
+            faults.report(name, "holds no PubmedArticle; only PubMed's XML can be read.")
     except etree.XMLSyntaxError as error:
         faults.report(f"{name}: after article {number}", f"is not valid XML ({error}).", error)
 

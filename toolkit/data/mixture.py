@@ -47,6 +47,20 @@ def place(position: int, counts: Sequence[int]) -> tuple[int, int]:
     raise IndexError(f"position is beyond the stage's {sum(counts)}")
 
 
+def taken(position: int, counts: Sequence[int]) -> list[int]:
+    """How many blocks of each source stand before a position.
+
+    >>> [taken(p, [2, 4]) for p in (0, 2, 6)]
+    [[0, 0], [1, 1], [2, 4]]
+    """
+    left, used = sum(counts), []
+    for count in counts:
+        used.append(_before(position, count, left) if left else 0)
+        position -= used[-1]
+        left -= count
+    return used
+
+
 def _before(position: int, count: int, total: int) -> int:
     return (position * count + total // 2) // total
 

@@ -26,13 +26,13 @@ from toolkit.data.evaluation_texts import (
     choose_evaluation,
     read_other_evaluations,
     write_documents,
-    write_known_runs,
 )
 from toolkit.data.mixture import plain_counts, stage_counts, wanted_tokens
+from toolkit.data.overlap import Overlap, write_known_runs
 from toolkit.data.packing import pack
 from toolkit.data.summary import describe, summarise, write_report
 from toolkit.data.texts import TextIndex, load_index, read_texts, write_texts
-from toolkit.data.tokens import Overlap, TokenTable, tokenise
+from toolkit.data.tokens import TokenTable, tokenise
 from toolkit.data.workers import Workers
 from toolkit.errors import DataError
 from toolkit.manifest import Stage, write_atomically
@@ -49,6 +49,10 @@ def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Sa
     """
     tokenizer = TextTokenizer(tokenizer_folder)
     separator = find_separator(section.end_of_document, tokenizer)
+    # What can be wrong with the recipe is found before hours of reading.
+    others = read_other_evaluations(section.cleaning.decontaminate_files)
+    if any(source.fim for source in section.sources.values()):
+        find_fim_tokens(section.fim, tokenizer.vocabulary)
     with stage.running() as work, Workers() as workers:
         for folder in (_TEXTS, "tokens", "packs"):
             (work / folder).mkdir(exist_ok=True)
@@ -71,7 +75,7 @@ def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Sa
         usable = _without_duplicates(section, index, list(counts.values()))
         chosen = choose_evaluation(section, texts, index, usable, tokenizer)
 
-        overlap = _overlap(section, chosen, texts)
+        overlap = _overlap(section, chosen, others, texts)
         tables = _tokenise_all(
             section, stage.seed, tokenizer_folder, tokenizer, separator,
             texts, index, usable, overlap, work / "tokens", workers,
@@ -81,6 +85,7 @@ def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Sa
             counts[name]["overlaps evaluation, bytes"] = int(
                 index.num_bytes[table.overlapping].sum()
             )
+        _count_unused(index, usable, tables, chosen, counts)
         _check(section, tables, chosen, counts)
 
         blocks = _write_packs(section, tables, work)
@@ -142,17 +147,42 @@ def _without_duplicates(
     return usable
 
 
+def _count_unused(
+    index: TextIndex,
+    usable: NDArray[np.bool_],
+    tables: dict[str, TokenTable],
+    chosen: dict[Any, list[EvaluationDocument]],
+    counts: dict[str, Counter[str]],
+) -> None:
+    """Documents that nothing is wrong with, beyond what the recipe asks for."""
+    unused = usable.copy()
+    for table in tables.values():
+        unused[table.index] = unused[table.overlapping] = False
+    for items in chosen.values():
+        unused[[item.number for item in items]] = False
+    for number, counter in enumerate(counts.values()):
+        here = unused & (index.source == number)
+        counter["not needed"] = int(here.sum())
+        counter["not needed, bytes"] = int(index.num_bytes[here].sum())
+
+
 def _overlap(
-    section: DataSection, chosen: dict[Any, list[EvaluationDocument]], texts: Path
+    section: DataSection,
+    chosen: dict[Any, list[EvaluationDocument]],
+    others: list[str],
+    texts: Path,
 ) -> Overlap | None:
     cleaning = section.cleaning
     if cleaning.decontaminate_words is None:
         return None
     known = [item.document.text for items in chosen.values() for item in items]
-    known += read_other_evaluations(cleaning.decontaminate_files)
-    path = texts / "known.npy"
-    write_known_runs(path, known, cleaning.decontaminate_words)
-    return Overlap(path, cleaning.decontaminate_words, cleaning.max_overlap_fraction)
+    write_known_runs(texts, known + others, cleaning.decontaminate_words)
+    return Overlap(
+        texts,
+        cleaning.decontaminate_words,
+        cleaning.max_overlap_fraction,
+        cleaning.max_contained_fraction,
+    )
 
 
 def _tokenise_all(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import string
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -66,6 +68,20 @@ class SplitRule(Section):
 def _default_split() -> dict[SplitName, SplitRule]:
     shares: dict[SplitName, float] = {"train": 0.9, "tuning": 0.05, "test": 0.05}
     return {name: SplitRule(share=share) for name, share in shares.items()}
+
+
+def _check_template(template: str) -> None:
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"template: {error}; write {{{{ and }}}} for plain braces") from error
+    for _, field, form, conversion in parts:
+        if field is not None and (form or conversion or not re.fullmatch(r"[^.\[\]{}]+", field)):
+            raise ValueError(
+                f"template: each pair of braces must hold the name of one field (got {field!r})"
+            )
+    if all(field is None for _, field, _, _ in parts):
+        raise ValueError("template: names no field; write one as {title}")
 
 
 class SourceSection(Section):
@@ -138,6 +154,8 @@ class SourceSection(Section):
             raise ValueError("split: the shares sum to zero, so no document has a place")
         if self.template is not None and self.messages_field is not None:
             raise ValueError("give template or messages_field, not both")
+        if self.template is not None:
+            _check_template(self.template)
         if self.fim and self.messages_field is not None:
             raise ValueError("fim rearranges plain text; it cannot be used with messages_field")
         return self

@@ -71,12 +71,11 @@ def _all(name: str, source: SourceSection, faults: Faults) -> Iterator[Document]
                         yield document
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # the system's own: no room, no right; not damage
-            what = f"is damaged: reading fails after {number} documents ({error})."
-            faults.report(file.name, what, error)
-        except Exception as error:
-            if type(error).__name__ != "ZstdError":
-                raise
+                # The system's own (a disk, a connection, a right that is missing): not damage.
+                raise DataError(
+                    f"{file.name}: reading fails after {number} documents ({error.strerror}); "
+                    "run again when it can be read."
+                ) from error
             what = f"is damaged: reading fails after {number} documents ({error})."
             faults.report(file.name, what, error)
 
@@ -94,11 +93,19 @@ def _document(
         group = _name(_field(row, source.group_field, "group_field"))
     if source.messages_field is not None:
         return _conversation(identity, name, group, row, source.messages_field, faults)
+    wanted = [("", source.text_field)]
     if source.template is not None:
-        names = [part for _, part, _, _ in string.Formatter().parse(source.template) if part]
-        values = {part: _text(_field(row, part, "template")) for part in names}
-        return Document(identity, name, group, source.template.format(**values))
-    return Document(identity, name, group, _text(_field(row, source.text_field, "text_field")))
+        parts = string.Formatter().parse(source.template)
+        wanted = [(literal, field or "") for literal, field, _, _ in parts]
+    setting = "text_field" if source.template is None else "template"
+    text = ""
+    for literal, field in wanted:
+        value = _field(row, field, setting) if field else ""
+        if isinstance(value, (list, dict)):
+            faults.report(row.where, f"field {field!r} holds a {type(value).__name__}, not text.")
+            return None
+        text += literal + ("" if value is None else str(value))
+    return Document(identity, name, group, text)
 
 
 def _conversation(
@@ -117,10 +124,6 @@ def _conversation(
     return Document(identity, name, group, text, json.dumps(messages, ensure_ascii=False))
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else str(value)
-
-
 def _name(value: Any) -> str:
     return str(value).encode("utf-8", "replace").decode()  # JSON can hold half a character
 
@@ -130,7 +133,7 @@ def _field(row: Row, field: str, setting: str) -> Any:
     if field not in fields:
         known = ", ".join(map(str, fields))
         raise DataError(
-            f"{row.where}: has no field {field!r}{did_you_mean(field, map(str, fields))} "
+            f"{row.where}: has no field {field!r}{did_you_mean(field, map(str, fields)) or '.'} "
             f"Fields: {known}; set `{setting}`."
         )
     return fields[field]

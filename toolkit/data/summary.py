@@ -23,6 +23,7 @@ _ORDER = (
     "repeated",
     "nearly repeated",
     "overlaps evaluation",
+    "not needed",
 )
 
 
@@ -117,7 +118,7 @@ def describe(results: Mapping[str, Any]) -> str:
     lines = []
     for name, entry in results["sources"].items():
         out = [
-            f"{entry[reason]['documents']:,} {reason}" for reason in _ORDER[1:] if reason in entry
+            f"{entry[reason]['documents']:,} {reason}" for reason in _ORDER[1:-1] if reason in entry
         ]
         if out:
             lines.append(f"  {name}: left out {', '.join(out)}")

@@ -15,23 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.encode import Encoder
+from toolkit.data.overlap import Overlap
 from toolkit.data.texts import TextIndex, read_texts, read_words
-from toolkit.data.words import run_hashes, share_in
 from toolkit.data.workers import Workers
 from toolkit.manifest import write_atomically
 
 _MARGIN = 1.1
 _FIRST_BYTES_PER_TOKEN = 5.0
 """A guess for the first round, where a limit is given in tokens; the second round knows better."""
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """What training documents must not share with evaluation ones: hashes in a file, and limits."""
-
-    path: Path
-    words: int
-    max_fraction: float
 
 
 @dataclass(frozen=True)
@@ -171,10 +162,8 @@ def _write_shard(task: _Task) -> tuple[str, int]:
     documents = read_texts(task.texts, task.source, task.shard, task.rows)
     clean = np.ones(len(documents), dtype=np.bool_)
     if task.overlap is not None and len(documents):
-        known = np.load(task.overlap.path, mmap_mode="r")
         words = read_words(task.texts, task.source, task.shard, task.rows)
-        shares = share_in(*run_hashes(*words, task.overlap.words), known)
-        clean = shares <= task.overlap.max_fraction
+        clean = task.overlap.is_clean(*words)
     encoded = task.encoder.encode([d for d, good in zip(documents, clean, strict=True) if good])
     lengths = np.array([len(item.tokens) for item in encoded], dtype=np.int64)
     flat = np.full(int(lengths.sum()) + len(encoded) + 1, task.separator, dtype=task.dtype)

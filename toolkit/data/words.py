@@ -96,14 +96,3 @@ def repeated_fraction(hashes: U64, offsets: I64) -> NDArray[np.float64]:
     again = keys[1:][keys[1:] == keys[:-1]] >> np.uint64(40)
     repeated = np.bincount(again.astype(np.int64), minlength=len(counts))
     return repeated / np.maximum(counts, 1)
-
-
-def share_in(hashes: U64, offsets: I64, known: U64) -> NDArray[np.float64]:
-    """Share of each document's runs that are in `known` (sorted), `[D]`."""
-    counts = np.diff(offsets)
-    if len(known) == 0:
-        return np.zeros(len(counts))
-    place = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-    documents = np.repeat(np.arange(len(counts)), counts)
-    hits = np.bincount(documents, weights=known[place] == hashes, minlength=len(counts))
-    return hits / np.maximum(counts, 1)

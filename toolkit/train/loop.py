@@ -6,11 +6,11 @@ import contextlib
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -256,13 +256,46 @@ class Step:
     positions: range
 
 
-def plan_steps(blocks: Blocks, blocks_per_step: int) -> list[Step]:
-    """Cut every stage into steps; a stage's last step may be smaller."""
-    return [
-        Step(number, range(start, min(start + blocks_per_step, stage.num_positions)))
-        for number, stage in enumerate(blocks.stages)
-        for start in range(0, stage.num_positions, blocks_per_step)
-    ]
+@dataclass(frozen=True)
+class Plan:
+    """Steps in their order, each worked out when it is asked for, at once however far it lies.
+
+    Attributes:
+        positions: of each stage.
+        blocks_per_step: a stage's last step may be smaller.
+        steps: numbers of the steps in it.
+    """
+
+    positions: tuple[int, ...]
+    blocks_per_step: int
+    steps: range
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @overload
+    def __getitem__(self, step: int) -> Step: ...
+
+    @overload
+    def __getitem__(self, step: slice) -> Plan: ...
+
+    def __getitem__(self, step: int | slice) -> Step | Plan:
+        if isinstance(step, slice):
+            return replace(self, steps=self.steps[step])
+        number = self.steps[step]
+        for stage, count in enumerate(self.positions):
+            start = number * self.blocks_per_step
+            if start < count:
+                return Step(stage, range(start, min(start + self.blocks_per_step, count)))
+            number -= -(-count // self.blocks_per_step)
+        raise IndexError(step)
+
+
+def plan_steps(blocks: Blocks, blocks_per_step: int) -> Plan:
+    """Cut every stage into steps."""
+    positions = tuple(stage.num_positions for stage in blocks.stages)
+    total = sum(-(-count // blocks_per_step) for count in positions)
+    return Plan(positions, blocks_per_step, range(total))
 
 
 def _chunks(rows: range, size: int, most: int) -> list[range]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from toolkit.errors import ToolkitError
-from toolkit.manifest import write_atomically
+
+_PIECE_BYTES = 1 << 16
 
 METRICS = "metrics.jsonl"
 
@@ -30,19 +32,15 @@ class MetricsLog:
     def __init__(self, path: Path, *, keep_steps: int = 0) -> None:
         self.first_loss: float | None = None
         self.last_loss: float | None = None
-        kept = []
-        if path.is_file():
-            with path.open(encoding="utf-8") as file:
-                for line in file:
-                    try:
-                        row = json.loads(line)
-                    except ValueError:  # the last line of a killed run may be cut short
-                        break
-                    if row["step"] <= keep_steps:
-                        self._see(row)
-                        kept.append(line)
-        with write_atomically(path) as file:
-            file.writelines(kept)
+        path.touch()
+        with path.open("r+b") as file:
+            size, last = _kept(file, keep_steps)
+            file.truncate(size)
+            file.seek(0)
+            rows = (_row(line) or {} for line in file)
+            first = next((row for row in rows if "loss" in row), {})
+        for row in (first, last):
+            self._see(row)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, **row: Any) -> None:
@@ -66,6 +64,42 @@ class MetricsLog:
         traceback: TracebackType | None,
     ) -> None:
         self._file.close()
+
+
+def _kept(file: IO[bytes], keep_steps: int) -> tuple[int, dict[str, Any]]:
+    """Bytes of the rows that stay, and the last of them that has a loss.
+
+    Found from the end: a long run has millions of rows, of which a resumed one drops a few.
+    """
+    size, dropping = file.seek(0, os.SEEK_END), True
+    for line in _lines_backwards(file):
+        row = _row(line)
+        if dropping and (row is None or row["step"] > keep_steps):
+            size -= len(line)
+            continue
+        dropping = False
+        if row is not None and "loss" in row:
+            return size, row
+    return size, {}
+
+
+def _lines_backwards(file: IO[bytes]) -> Iterator[bytes]:
+    end, rest = file.seek(0, os.SEEK_END), b""
+    while end > 0:
+        start = max(0, end - _PIECE_BYTES)
+        file.seek(start)
+        lines = (file.read(end - start) + rest).splitlines(keepends=True)
+        rest = lines.pop(0) if start else b""  # it may begin before this piece
+        yield from reversed(lines)
+        end = start
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """None where a killed run's last line is cut short."""
+    try:
+        return dict(json.loads(line)) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -153,8 +187,6 @@ class NoLog:
 def resident_bytes() -> int:
     """Memory of this process that is in use now; 0 where the system does not say."""
     try:
-        import os
-
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

@@ -1,0 +1,101 @@
+"""What training documents have in common with evaluation ones, by runs of words.
+
+Legend: K different runs of the evaluation texts, E evaluation texts, D documents, R their runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.data.words import I64, U64, run_hashes, word_hashes
+from toolkit.manifest import write_atomically
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Where the runs of the evaluation texts are, and how much of them is too much.
+
+    Attributes:
+        folder: that `write_known_runs` wrote to.
+        words: length of a run.
+        max_fraction: of a training document's runs that may be among them.
+        max_contained: share of one evaluation text's runs that a training document may hold.
+    """
+
+    folder: Path
+    words: int
+    max_fraction: float
+    max_contained: float
+
+    def is_clean(self, words: U64, offsets: I64) -> NDArray[np.bool_]:
+        """Which documents stay within both limits, `[D]`.
+
+        Args:
+            words: hashes of the words of all documents (`word_hashes`).
+            offsets: of each document in them, `[D + 1]`.
+        """
+        known, owner, sizes = (
+            np.load(self.folder / f"known.{part}.npy", mmap_mode="r")
+            for part in ("runs", "owner", "sizes")
+        )
+        runs = run_hashes(words, offsets, self.words)
+        share, contained = shares(*runs, known, owner, sizes)
+        return (share <= self.max_fraction) & (contained <= self.max_contained)
+
+
+def write_known_runs(folder: Path, texts: Sequence[str], words: int) -> None:
+    """Write the hashes of all runs of words in evaluation texts, sorted, for `Overlap`."""
+    hashes, offsets = run_hashes(*word_hashes(texts), words)
+    known, first = np.unique(hashes, return_index=True)
+    owner = (np.searchsorted(offsets, first, side="right") - 1).astype(np.int32)
+    arrays: dict[str, NDArray[Any]] = {
+        "runs": known,
+        "owner": owner,
+        "sizes": np.bincount(owner, minlength=len(texts)),
+    }
+    for part, array in arrays.items():
+        with write_atomically(folder / f"known.{part}.npy", "wb") as file:
+            np.save(file, array)
+
+
+def shares(
+    hashes: U64, offsets: I64, known: U64, owner: NDArray[np.int32], sizes: I64
+) -> tuple[Floats, Floats]:
+    """How much of each document is known, and how much of any one text it holds.
+
+    A short document may be a page of an evaluation text; a long one may hold a whole text and be
+    mostly something else.
+
+    Args:
+        hashes: runs of the documents, `[R]`.
+        offsets: of each document in them, `[D + 1]`.
+        known: runs of the evaluation texts, sorted, `[K]`.
+        owner: the first text that holds each known run, `[K]`.
+        sizes: how many runs each text owns, `[E]`.
+
+    Returns:
+        Share of each document's runs that are known, and the largest share of one text's runs that
+        are in the document, `[D]` each.
+    """
+    counts = np.diff(offsets)
+    none = np.zeros(len(counts))
+    if len(known) == 0:
+        return none, none
+    place = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    hit = known[place] == hashes
+    documents = np.repeat(np.arange(len(counts)), counts)[hit]
+    share = np.bincount(documents, minlength=len(counts)) / np.maximum(counts, 1)
+    documents, runs = np.divmod(np.unique(documents * len(known) + place[hit]), len(known))
+    pairs, together = np.unique(documents * len(sizes) + owner[runs], return_counts=True)
+    documents, texts = np.divmod(pairs, len(sizes))
+    contained = none.copy()
+    np.maximum.at(contained, documents, together / sizes[texts])
+    return share, contained
