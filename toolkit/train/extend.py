@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from toolkit.data.clean import clean_documents
 from toolkit.data.config import DataSection
 from toolkit.data.source_config import SourceSection
 from toolkit.data.sources import Document, read_documents
-from toolkit.data.split import assign_split
+from toolkit.data.split import assign_split, stable_unit
 from toolkit.errors import ConfigError, DataError
 from toolkit.manifest import Stage, load_json, write_atomically, write_json
 from toolkit.progress import say
@@ -41,13 +41,12 @@ def run_extend(section: TokenizerSection, data: DataSection, stage: Stage, gener
     table = _read_tokenizer(general)
     core = _core(table)
     words: Counter[str] = Counter()
-    texts: dict[str, list[str]] = {}
-    for split, role in (("train", "domain"), ("tuning", "domain"), ("tuning", "general")):
-        found = texts[f"{split}, {role}"] = []
-        limit = section.sample_bytes if split == "train" else section.sample_bytes // 10
-        for name, source in data.sources.items():
-            if source.role == role:
-                found += _texts(name, source, data, split, limit, stage.seed)
+    texts: dict[str, list[str]] = {"train, domain": [], "tuning, domain": [], "tuning, general": []}
+    limits = {"train": section.sample_characters, "tuning": section.sample_characters // 10}
+    for name, source in data.sources.items():
+        for split, found in _texts(name, source, data, limits, stage.seed).items():
+            if f"{split}, {source.role}" in texts:
+                texts[f"{split}, {source.role}"] += found
     for text in texts["train, domain"]:
         words.update(_words(core, text))
     if not words:
@@ -160,31 +159,33 @@ def _core(table: dict[str, Any]) -> Any:
 
 
 def _texts(
-    name: str, source: SourceSection, data: DataSection, split: str, limit: int, seed: int
-) -> list[str]:
-    """Cleaned texts of one split of a source, until there are so many bytes."""
-    found: list[str] = []
-    size = 0
-    for batch in _batches(name, source, split, seed):
-        kept, _, _ = clean_documents(batch, data.cleaning, Counter())
-        for document in kept:
-            found.append(document.text)
-            size += len(document.text.encode())
-            if size >= limit:
-                return found
+    name: str, source: SourceSection, data: DataSection, limits: dict[str, int], seed: int
+) -> dict[str, list[str]]:
+    """Cleaned texts of a source's splits, up to so many characters of each.
+
+    Those with the lowest hashes, which the data stage takes first too: they come from all over the
+    source, where its first documents may be of one kind.
+    """
+    heaps: dict[str, list[tuple[float, int, Document]]] = {split: [] for split in limits}
+    sizes = dict.fromkeys(limits, 0)
+    for number, document in enumerate(read_documents(name, source)):
+        split = assign_split(document, source, seed)
+        if split is None or split not in heaps:
+            continue
+        heap = heaps[split]
+        heapq.heappush(heap, (-stable_unit("order", seed, document.id), number, document))
+        sizes[split] += len(document.text)
+        while sizes[split] - len(heap[0][2].text) >= limits[split]:
+            sizes[split] -= len(heapq.heappop(heap)[2].text)
+    found: dict[str, list[str]] = {}
+    for name_of_split, heap in heaps.items():
+        documents = [document for _, _, document in sorted(heap, key=lambda item: -item[0])]
+        found[name_of_split] = []
+        for start in range(0, len(documents), _TOGETHER):
+            part = documents[start : start + _TOGETHER]
+            kept, _, _ = clean_documents(part, data.cleaning, Counter())
+            found[name_of_split] += [document.text for document in kept]
     return found
-
-
-def _batches(name: str, source: SourceSection, split: str, seed: int) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    for document in read_documents(name, source):
-        if assign_split(document, source, seed) == split:
-            batch.append(document)
-        if len(batch) == _TOGETHER:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _words(core: Any, text: str) -> list[str]:

@@ -20,5 +20,6 @@ class TokenizerSection(Section):
     min_count: PositiveInt = 50
     """A token must save as many in the text that is looked at."""
 
-    sample_bytes: PositiveInt = 20_000_000
-    """How much training text of each domain source is looked at."""
+    sample_characters: PositiveInt = 20_000_000
+    """How much training text of each domain source is looked at, in characters: documents in the
+    order of their hash, as the data stage takes them."""
