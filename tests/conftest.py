@@ -6,6 +6,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Models here are so small that a second thread costs more than it brings, and where the machine is
+# busy, threads that wait for each other take a hundred times as long. Commands inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
 from collections.abc import Callable
@@ -17,7 +20,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 _SUBJECTS = ("the company", "our segment", "the board", "a retailer", "the bank", "net income")
 _VERBS = ("reported", "increased", "expects", "recognized", "disclosed", "reduced")
