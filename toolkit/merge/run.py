@@ -15,11 +15,11 @@ from toolkit.errors import MergeError
 from toolkit.manifest import write_atomically, write_json
 from toolkit.merge.compute import NonFiniteError, is_finite, run_task
 from toolkit.merge.config import MergeConfig
-from toolkit.merge.fallback import merge_by_mergekit, needs_mergekit
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
 from toolkit.merge.output import merged_config, out_dtype
 from toolkit.merge.plan import MergePlan
+from toolkit.merge.registry import all_methods
 from toolkit.merge.task import TensorTask
 from toolkit.merge.thresholds import with_thresholds
 from toolkit.merge.tokenizer import check_tokenizer, write_tokenizer
@@ -60,7 +60,9 @@ def run_merge(
     """
     refuse_taken(out)
     models = Models(folders)
-    if needs_mergekit(config.merge_method):
+    if config.merge_method not in all_methods() and _is_mergekit_s(config.merge_method):
+        from toolkit.merge.fallback import merge_by_mergekit
+
         with appearing(out) as work:
             return merge_by_mergekit(config, models, work, seed=seed, shard_bytes=shard_bytes)
     check_tokenizer(config, models)
@@ -92,6 +94,12 @@ def run_merge(
     finally:
         workers.close()
     return plan
+
+
+def _is_mergekit_s(name: str) -> bool:
+    from toolkit.merge.fallback import needs_mergekit
+
+    return needs_mergekit(name)
 
 
 def _write_side_files(
