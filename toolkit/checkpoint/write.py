@@ -16,7 +16,6 @@ from typing import Any
 from toolkit.checkpoint.read import TORCH_NAMES, item_bytes
 from toolkit.errors import CheckpointError
 from toolkit.lazy_torch import Tensor, torch
-from toolkit.manifest import write_json
 
 SHARD_BYTES = 5_000_000_000
 """Size above which a new shard begins, as on the hubs."""
@@ -106,7 +105,8 @@ class ShardWriter:
             self._begin_file(self.folder / name, shard)
         if len(shards) > 1:
             index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
-            write_json(self.folder / "model.safetensors.index.json", index)
+            path = self.folder / "model.safetensors.index.json"
+            path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _begin_file(self, path: Path, shard: list[PlannedTensor]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}

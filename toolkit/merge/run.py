@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter
 from toolkit.errors import MergeError
-from toolkit.manifest import write_atomically, write_json
 from toolkit.merge.compute import NonFiniteError, is_finite, run_task
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.kernels.workers import Workers
@@ -109,10 +109,11 @@ def _write_side_files(
     work: Path,
     united: Mapping[str, Any] | None,
 ) -> None:
-    write_json(work / "config.json", values)
+    # Nobody sees the folder yet, so nothing in it need be atomic; and asking for these few bytes to
+    # reach the disk would wait for what others write, while the weights are left to the system.
+    (work / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(config, models, work, united)
-    with write_atomically(work / "merge.yaml") as file:
-        file.write(to_yaml(config))
+    (work / "merge.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 
 def _write_task(

@@ -12,7 +12,6 @@ import ctypes
 import functools
 import mmap
 import struct
-from collections.abc import Callable, Mapping
 from typing import Any
 
 _HEADER, _SECTION = struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct("<IIQQQQIIQQ")
@@ -114,9 +113,6 @@ def _c_library() -> Any:
 
 
 def _from_c(name: str) -> int:
-    functions: Mapping[str, Callable[..., Any]] = {
-        known: getattr(_c_library(), known) for known in ("memset", "memcpy", "memmove")
-    }
-    if name not in functions:
+    if name not in {"memset", "memcpy", "memmove"}:
         raise UnknownFormatError(f"calls {name}")
-    return ctypes.cast(functions[name], ctypes.c_void_p).value or 0
+    return ctypes.cast(getattr(_c_library(), name), ctypes.c_void_p).value or 0

@@ -16,6 +16,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from toolkit.merge.kernels.source.primitives import fma
+
 _I32 = ir.IntType(32)
 VECTOR = 64
 """Entries that `masks` compares at a time."""
@@ -117,6 +119,38 @@ def larger_size(typing_context: Any, top: Any, bits: Any) -> Any:  # noqa: ARG00
     return types.uint32(types.uint32, types.uint32), generate
 
 
+@intrinsic  # type: ignore[untyped-decorator]
+def running_sums(typing_context: Any, counts: Any, sums: Any, place: Any, before: Any) -> Any:  # noqa: ARG001
+    """What comes before each of 16 counts from `place` on, into `sums`; all int32.
+
+    Returns:
+        What comes before the next 16.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector = ir.VectorType(_I32, 16)
+        zeros = ir.Constant(vector, [0] * 16)
+        source, target = (
+            builder.bitcast(
+                builder.gep(context.make_array(kind)(context, builder, array).data, [arguments[2]]),
+                vector.as_pointer(),
+            )
+            for kind, array in zip(signature.args[:2], arguments[:2], strict=True)
+        )
+        own = builder.load(source, align=4)
+        total = own
+        for distance in (1, 2, 4, 8):
+            lanes = [16 + i - distance if i >= distance else i for i in range(16)]
+            moved = builder.shuffle_vector(zeros, total, ir.Constant(vector, lanes))
+            total = builder.add(total, moved)
+        first = builder.insert_element(zeros, arguments[3], _I32(0))
+        everywhere = builder.shuffle_vector(first, zeros, zeros)
+        builder.store(builder.add(builder.sub(total, own), everywhere), target, align=4)
+        return builder.add(arguments[3], builder.extract_element(total, _I32(15)))
+
+    return types.int32(counts, sums, types.intp, types.int32), generate
+
+
 def word(array: Any, i: Any) -> Any:
     """Entry `i` as the bits of a float32."""
     raise NotImplementedError
@@ -161,7 +195,7 @@ def scalars(rows: Any, values: Any, m: Any) -> Any:
 @by_type(scalars)
 def _scalars(rows: Any, values: Any, m: Any) -> Any:  # noqa: ARG001
     if len(rows) == 1:
-        return lambda rows, values, m: (values[m],)
+        return lambda rows, values, m: (values[m],)  # noqa: ARG005
     return lambda rows, values, m: (values[m],) + scalars(rows[1:], values, m + 1)  # noqa: RUF005
 
 
@@ -187,9 +221,7 @@ def deltas(rows: Any, base: Any, i: Any) -> Any:
 def _deltas(rows: Any, base: Any, i: Any) -> Any:  # noqa: ARG001
     if len(rows) == 1:
         return lambda rows, base, i: (float_of(word(rows[0], i)) - base,)
-    return lambda rows, base, i: (  # noqa: RUF005
-        (float_of(word(rows[0], i)) - base,) + deltas(rows[1:], base, i)
-    )
+    return lambda rows, base, i: (float_of(word(rows[0], i)) - base,) + deltas(rows[1:], base, i)
 
 
 def larger(rows: Any, i: Any, top: Any) -> Any:
@@ -211,8 +243,6 @@ def fused_sum(values: Any, factors: Any, total: Any) -> Any:
 
 @by_type(fused_sum)
 def _fused_sum(values: Any, factors: Any, total: Any) -> Any:  # noqa: ARG001
-    from toolkit.merge.kernels.source.primitives import fma
-
     if len(values) == 1:
         return lambda values, factors, total: fma(values[0], factors[0], total)
     return lambda values, factors, total: fused_sum(
@@ -229,9 +259,7 @@ def products(values: Any, factors: Any) -> Any:
 def _products(values: Any, factors: Any) -> Any:  # noqa: ARG001
     if len(values) == 1:
         return lambda values, factors: (values[0] * factors[0],)
-    return lambda values, factors: (  # noqa: RUF005
-        (values[0] * factors[0],) + products(values[1:], factors[1:])
-    )
+    return lambda values, factors: (values[0] * factors[0],) + products(values[1:], factors[1:])
 
 
 def plain_sum(values: Any, total: Any) -> Any:

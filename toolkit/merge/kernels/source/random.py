@@ -177,7 +177,7 @@ def per_row(rows: Any, flags: Any, m: Any = 0) -> Any:
 @by_type(per_row)
 def _per_row(rows: Any, flags: Any, m: Any = 0) -> Any:  # noqa: ARG001
     if len(rows) == 1:
-        return lambda rows, flags, m=0: (flags[m],)
+        return lambda rows, flags, m=0: (flags[m],)  # noqa: ARG005
     return lambda rows, flags, m=0: (flags[m],) + per_row(rows[1:], flags, m + 1)  # noqa: RUF005
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.sizes import ROW_BYTES, ROW_SLACK, TILE
+from toolkit.merge.kernels.sizes import ROW_BYTES, TILE
 from toolkit.merge.kernels.source.entries import (
     VECTOR,
     count_bits,
@@ -19,6 +19,7 @@ from toolkit.merge.kernels.source.entries import (
     larger_size,
     lowest_bit,
     masks,
+    running_sums,
     size_of,
     word,
 )
@@ -26,11 +27,12 @@ from toolkit.merge.kernels.source.primitives import kernel, tile
 from toolkit.merge.kernels.source.random import add_sizes, draw_into, limit_of, unpack
 
 BINS = TILE
-"""64 to the octave below the row's largest magnitude; the first holds zeros, the second also
-whatever is smaller than the rest."""
+"""256 to the octave below the row's largest magnitude; the first holds zeros, the 17th also what is
+smaller than the rest."""
 
-_SHIFT = np.uint32(17)
-_ONE, _STEP = np.uint64(1), np.float32(2.0**-24)
+_SHIFT = np.uint32(15)
+_ONE, _ANY_ONE = np.uint64(1), np.uint64(0x0101010101010101)
+_STEP = np.float32(2.0**-24)
 
 
 @kernel
@@ -54,20 +56,25 @@ def count_ranks(sizes: Any, n: int, wanted: Any) -> Any:
 
 @kernel
 def fill_bins(sizes: Any, n: int, top: Any, bins: Any, counts: Any) -> Any:
-    """Put every magnitude into its bin; returns the first bin in use (but for that of zeros)."""
+    """Put every magnitude into its bin.
+
+    Returns:
+        The first bin in use but for that of zeros, or one before it, as sixteen are summed at once.
+    """
     offset = np.int32(top >> _SHIFT) - np.int32(BINS - 1)
     lowest = np.int32(BINS - 1)
     for i in range(n):
         size = sizes[i]
-        place = max(np.int32(size >> _SHIFT) - offset, np.int32(1))
+        place = max(np.int32(size >> _SHIFT) - offset, np.int32(16))
         place = place if size > np.uint32(0) else np.int32(0)
         bins[i] = np.uint16(place)
         lowest = min(lowest, place if place > 0 else np.int32(BINS - 1))
-    counts[0] = 0
-    counts[lowest:] = 0
+    counts[:16] = 0
+    first = max(lowest // np.int32(16) * np.int32(16), np.int32(16))
+    counts[first:] = 0
     for i in range(n):
         counts[bins[i]] += np.int32(1)
-    return lowest
+    return first
 
 
 @kernel
@@ -83,35 +90,35 @@ def flag_by_rank(sizes: Any, n: int, top: Any, low: Any, spread: Any, halves: An
         low: chance of the smallest entry, float32.
         spread: what the largest one's chance is above it.
         halves: the entries' numbers, see `draw_into`.
-        scratch: by entry its bin; by undecided entry its place, two bounds of its rank and then of
-            its chance, and whether it stays; by bin its count, what comes before it, and, where all
-            of it tie, their chance.
+        scratch: by entry its bin; by undecided entry its place, a bit of 64, two bounds of its rank
+            and then of its chance, and whether it stays; by bin its count, what comes before it,
+            and, where all of it tie, their chance.
         stay: `[⌈n / 64⌉]`, uint64: the result, a bit an entry.
     """
-    bins, undecided, least, most, state, counts, firsts, settled = scratch
+    bins, undecided, doubts, least, most, state, counts, firsts, settled = scratch
     surely = limit_of(low)
     width = limit_of(low + spread) - surely  # a limit of 2^32 is 0, and the difference still right
     found = 0
     for place in range(0, n, VECTOR):
         stays, may_stay = masks(halves, place, surely, np.uint32(width))
         stay[place // VECTOR] = stays
+        doubts[place // VECTOR] = may_stay
         while may_stay != np.uint64(0):
             undecided[found] = place + lowest_bit(may_stay)
             found += 1
             may_stay &= may_stay - _ONE
     while found > 0 and undecided[found - 1] >= n:  # of the last 64
         found -= 1
-    lowest = fill_bins(sizes, n, top, bins, counts)
+    in_use = fill_bins(sizes, n, top, bins, counts)
     before = counts[0]
-    for place in range(lowest, BINS):
-        firsts[place] = before
-        before += counts[place]
+    for at in range(in_use, BINS, 16):
+        before = running_sums(counts, firsts, at, before)
     zeros = counts[0] - np.int32(1)  # twice their rank, as they tie
     for j in range(found):
-        place = np.int64(bins[undecided[j]])
-        first, held = firsts[place], counts[place]
-        least[j] = np.int32(2) * first if place > 0 else zeros
-        most[j] = np.int32(2) * (first + held) - np.int32(2) if place > 0 else zeros
+        own = np.int64(bins[undecided[j]])
+        first, held = firsts[own], counts[own]
+        least[j] = np.int32(2) * first if own > 0 else zeros
+        most[j] = np.int32(2) * (first + held) - np.int32(2) if own > 0 else zeros
     low_bounds, high_bounds = least.view(np.float32), most.view(np.float32)
     for j in range(found):
         low_bounds[j] = chance(least[j], n, low, spread)
@@ -119,18 +126,29 @@ def flag_by_rank(sizes: Any, n: int, top: Any, low: Any, spread: Any, halves: An
     for j in range(found):
         number = number_of(halves[undecided[j]])
         state[j] = np.uint8(number < low_bounds[j]) + np.uint8(number < high_bounds[j])
-    for j in range(found):
-        i = undecided[j]
-        is_kept = state[j] == np.uint8(2)
-        if state[j] == np.uint8(1):
-            place = np.int64(bins[i])
-            if counts[place] >= 0:
-                smaller, same = count_ranks(sizes, n, sizes[i])
-                settled[place] = chance(2 * smaller + same - 1, n, low, spread)
-                if same == counts[place]:  # all of the bin tie: settled for all
-                    counts[place] = -1
-            is_kept = number_of(halves[i]) < settled[place]
-        stay[i // VECTOR] |= np.uint64(is_kept) << np.uint64(i % VECTOR)
+    eights = state.view(np.uint64)
+    state[found : (found + 7) // 8 * 8] = np.uint8(0)
+    for group in range((found + 7) // 8):
+        if eights[group] & _ANY_ONE == np.uint64(0):
+            continue
+        for j in range(8 * group, 8 * group + 8):
+            if state[j] == np.uint8(1):
+                i = undecided[j]
+                own = np.int64(bins[i])
+                if counts[own] >= 0:
+                    smaller, same = count_ranks(sizes, n, sizes[i])
+                    settled[own] = chance(2 * smaller + same - 1, n, low, spread)
+                    if same == counts[own]:  # all of the bin tie: settled for all
+                        counts[own] = -1
+                state[j] = np.uint8(2) if number_of(halves[i]) < settled[own] else np.uint8(0)
+    j = 0
+    for group in range((n + VECTOR - 1) // VECTOR):
+        rest, kept = doubts[group], stay[group]
+        while rest != np.uint64(0) and j < found:
+            kept |= np.uint64(state[j] >> np.uint8(1)) << np.uint64(lowest_bit(rest))
+            rest &= rest - _ONE
+            j += 1
+        stay[group] = kept
 
 
 @kernel
@@ -188,14 +206,15 @@ def thin_by_rank(
     even = (length + VECTOR - 1) // VECTOR * VECTOR
     sizes = room[: 4 * even].view(np.uint32)
     undecided = room[4 * even : 8 * even].view(np.int32)
-    least, most = room[8 * even : 12 * even].view(np.int32), room[12 * even : 16 * even].view(np.int32)
+    least = room[8 * even : 12 * even].view(np.int32)
+    most = room[12 * even : 16 * even].view(np.int32)
     bins = room[16 * even : 18 * even].view(np.uint16)
     state, flags = room[18 * even : 19 * even], room[19 * even : 20 * even]
-    bits = room[20 * even : 21 * even]
+    bits, doubts = room[20 * even : 20 * even + even // 8], room[20 * even + even // 8 : 21 * even]
     words = room[21 * even : ROW_BYTES * even + 8 * VECTOR].view(np.uint64)
     stay = bits.view(np.uint64)
     counts, firsts, settled = tile(np.int32), tile(np.int32), tile(np.float32)
-    scratch = (bins, undecided, least, most, state, counts, firsts, settled)
+    scratch = (bins, undecided, doubts.view(np.uint64), least, most, state, counts, firsts, settled)
     kept = mask.view(np.uint64)
     kept[:] = np.uint64(0)
     x, last = rows[model], rows[len(rows) - 1]
