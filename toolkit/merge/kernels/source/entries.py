@@ -1,3 +1,4 @@
+# ruff: noqa: RUF005  (numba knows no unpacking into tuples)
 """One entry of every model at a time: what fused loops are made of.
 
 A loop that reads all models, computes and writes in one go keeps its numbers in registers, and
@@ -196,7 +197,7 @@ def scalars(rows: Any, values: Any, m: Any) -> Any:
 def _scalars(rows: Any, values: Any, m: Any) -> Any:  # noqa: ARG001
     if len(rows) == 1:
         return lambda rows, values, m: (values[m],)  # noqa: ARG005
-    return lambda rows, values, m: (values[m],) + scalars(rows[1:], values, m + 1)  # noqa: RUF005
+    return lambda rows, values, m: (values[m],) + scalars(rows[1:], values, m + 1)
 
 
 def cut(rows: Any, start: Any, stop: Any) -> Any:
@@ -209,7 +210,7 @@ def cut(rows: Any, start: Any, stop: Any) -> Any:
 def _cut(rows: Any, start: Any, stop: Any) -> Any:  # noqa: ARG001
     if len(rows) == 1:
         return lambda rows, start, stop: (rows[0][start:stop],)
-    return lambda rows, start, stop: (rows[0][start:stop],) + cut(rows[1:], start, stop)  # noqa: RUF005
+    return lambda rows, start, stop: (rows[0][start:stop],) + cut(rows[1:], start, stop)
 
 
 def deltas(rows: Any, base: Any, i: Any) -> Any:

@@ -2,8 +2,8 @@
 
 Kernels see *rows*: a tuple of arrays `[n]`, one a tuned model and the base last, all uint16 (the
 bits of bfloat16) or all float32. Loops are plain ones over all rows at once (see `entries`), or
-over float32 copies of a tile, so that LLVM turns them into vector instructions. No fast-math: results do not depend on how
-entries are grouped, nor on the number of threads.
+over float32 copies of a tile, so that LLVM turns them into vector instructions. No fast-math:
+results do not depend on how entries are grouped, nor on the number of threads.
 """
 
 from __future__ import annotations
