@@ -41,6 +41,7 @@ import yaml
 from toolkit.checkpoint.write import PlannedTensor, ShardWriter, tensor_bytes
 
 SIZES = {  # millions: hidden, intermediate, layers, heads
+    4: (64, 128, 2, 4),
     110: (768, 2048, 12, 12),
     660: (1536, 4096, 20, 16),
     1100: (2048, 5632, 20, 32),
@@ -181,20 +182,33 @@ def copy(inputs: Sequence[Path], target: Path) -> float:
     return time.perf_counter() - began
 
 
+def compile_kernels(methods: Sequence[str], folder: Path) -> None:
+    """Merge a tiny model by every method, unmeasured: kernels are compiled once a machine."""
+    models = make_models(folder, 4)
+    for method in methods:
+        config = folder / f"{method}.yml"
+        config.write_text(yaml.safe_dump(configuration(method, *models)))
+        words = ["merge", "run", str(config), str(folder / f"{method}.out")]
+        subprocess.run([sys.executable, "-m", "toolkit", *words], check=True, capture_output=True)
+
+
 def run_once(method: str, folder: Path, with_mergekit: bool) -> dict[str, Any]:
     """One merge by ours, a copy of its bytes beside it, and mergekit's where it is asked for."""
     models = [folder / name for name in ("base", "a", "b")]
     config = folder / f"{method}.yml"
     config.write_text(yaml.safe_dump(configuration(method, *models)))
     used = [path for path in models if str(path) in config.read_text()]
+    size = 0
     for path in used:
         for file in path.glob("*.safetensors"):
+            size += file.stat().st_size
             with file.open("rb", buffering=0) as opened:
                 while opened.read(1 << 20):  # into the page cache
                     pass
     tools = Path(sys.executable).parent
     merge = [sys.executable, "-m", "toolkit", "merge", "run", str(config), str(folder / "o")]
-    found: dict[str, Any] = {"method": method, "load": os.getloadavg()[0], "ours": measure(merge)}
+    found: dict[str, Any] = {"method": method, "gb": size / 1e9, "load": os.getloadavg()[0]}
+    found["ours"] = measure(merge)
     shutil.rmtree(folder / "o")
     found["copy"] = copy(used, folder / "c")
     shutil.rmtree(folder / "c")
@@ -208,9 +222,9 @@ def run_once(method: str, folder: Path, with_mergekit: bool) -> dict[str, Any]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """A line a size and method: medians, and ratios pair by pair."""
     lines = [
-        "| | method | ours s | processor s | MB | copy s | ours / copy | mergekit s (runs) | MB | "
-        "times as fast |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| | method | ours s | s / GB read | processor s | MB | copy s | ours / copy | "
+        "mergekit s (runs) | MB | times as fast |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for key in dict.fromkeys((row["millions"], row["method"]) for row in rows):
         own = [row for row in rows if (row["millions"], row["method"]) == key]
@@ -220,7 +234,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         copied = statistics.median(row["copy"] for row in own)
         ratio = statistics.median(row["ours"]["s"] / row["copy"] for row in own)
         line = (
-            f"| {key[0]}M | {key[1]} | {ours['s']:.2f} | {ours['cpu']:.2f} | {ours['mb']:.0f} | "
+            f"| {key[0]}M | {key[1]} | {ours['s']:.2f} | "
+            f"{ours['s'] / own[0]['gb']:.2f} | {ours['cpu']:.2f} | {ours['mb']:.0f} | "
             f"{copied:.2f} | {ratio:.2f} | "
         )
         if theirs := [row for row in own if "mergekit" in row]:
@@ -254,8 +269,10 @@ def main() -> None:
         folder = (options.models or Path(name)) / str(options.millions)
         if not (folder / "b" / "model.safetensors").is_file():
             make_models(folder, options.millions)
+        methods = options.methods.split(",")
+        compile_kernels(methods, Path(name) / "small")
         for number in range(options.runs):
-            for method in options.methods.split(","):
+            for method in methods:
                 row = {"millions": options.millions, **run_once(method, folder, number < theirs)}
                 rows.append(row)
                 print(json.dumps(row), file=sys.stderr, flush=True)
