@@ -2,14 +2,28 @@
 
     python benchmarks/merge.py --millions 660 --methods linear,slerp,ties --runs 3
 
-Prints a table of median seconds, ratios pair by pair, and peak private memory (anonymous pages, not
-the page cache). The models are random: a base, and two that differ from it as fine-tunes do.
+*Copying the same bytes* is: every byte of the models that the merge reads is read (plain reads of
+1 MB), and one model's weights are written by `shutil.copyfile`, the system's own fastest way. Both
+start with the inputs in the page cache and end when the output is whole for every process; neither
+waits for the disk.
+
+Methods take turns: each of them once, then each again. A merge is followed at once by a copy of its
+own bytes, and before either the system writes out what was written and takes back what was freed,
+so that the order of methods does not enter. Ratios are taken pair by pair; the table shows medians.
+Processor seconds are those of our command, all threads: they depend less on what else is running.
+Private memory is the peak of anonymous pages, without the page cache. The models are random: a
+base, and two that differ from it as fine-tunes do. Results may be collected over several calls:
+
+    python benchmarks/merge.py --models /tmp/m --results r.jsonl --methods ties --mergekit-runs 1
+    python benchmarks/merge.py --results r.jsonl --table
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -27,6 +41,7 @@ import yaml
 from toolkit.checkpoint.write import PlannedTensor, ShardWriter, tensor_bytes
 
 SIZES = {  # millions: hidden, intermediate, layers, heads
+    4: (64, 128, 2, 4),
     110: (768, 2048, 12, 12),
     660: (1536, 4096, 20, 16),
     1100: (2048, 5632, 20, 32),
@@ -109,18 +124,21 @@ def configuration(method: str, base: Path, a: Path, b: Path) -> dict[str, Any]:
 
 
 def settle() -> None:
-    """Wait until the system has taken back what the last run freed.
+    """Wait until what the last run wrote is on the disk, and what it freed is taken back.
 
-    A virtual machine gives free pages to its host after a second or two, and getting them again is
-    slow. Without a pause whoever runs right after a deletion writes up to five times as fast.
+    Write-back takes processor time and memory bandwidth from whoever comes next. And a virtual
+    machine gives free pages to its host after a second or two, and getting them again is slow:
+    without a pause whoever runs right after a deletion writes up to five times as fast.
     """
+    os.sync()
     time.sleep(4.0)
 
 
-def measure(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds of a whole command, and its peak private memory in megabytes."""
+def measure(command: Sequence[str]) -> dict[str, float]:
+    """Seconds of a whole command, its processor seconds, and peak private memory in megabytes."""
     settle()
     peak = 0.0
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     process = subprocess.Popen(
         list(command), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -145,7 +163,9 @@ def measure(command: Sequence[str]) -> tuple[float, float]:
     watcher.join()
     if process.returncode:
         sys.exit(f"{' '.join(command)}\n{errors}")
-    return seconds, peak
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return {"s": seconds, "cpu": used, "mb": peak}
 
 
 def copy(inputs: Sequence[Path], target: Path) -> float:
@@ -162,76 +182,104 @@ def copy(inputs: Sequence[Path], target: Path) -> float:
     return time.perf_counter() - began
 
 
-def scaling(sizes: Sequence[int], runs: int) -> None:
-    """TIES at several sizes: seconds for each gigabyte read, and memory."""
-    toolkit = Path(sys.executable).parent / "toolkit"
-    print("| parameters | GB read | s | s / GB | peak private MB |")
-    print("|---|---|---|---|---|", flush=True)
-    for millions in sizes:
-        with tempfile.TemporaryDirectory(prefix="bench-merge-") as name:
-            folder = Path(name)
-            models = make_models(folder, millions)
-            config = folder / "ties.yml"
-            config.write_text(yaml.safe_dump(configuration("ties", *models)))
-            files = (file for model in models for file in model.glob("*.safetensors"))
-            read = sum(file.stat().st_size for file in files) / 1e9
-            rows = []
-            for _ in range(runs):
-                rows.append(measure([str(toolkit), "merge", "run", str(config), str(folder / "o")]))
-                shutil.rmtree(folder / "o")
-            seconds, memory = (statistics.median(column) for column in zip(*rows, strict=True))
-            print(
-                f"| {millions}M | {read:.2f} | {seconds:.2f} | {seconds / read:.2f} | "
-                f"{memory:.0f} |",
-                flush=True,
-            )
+def compile_kernels(methods: Sequence[str], folder: Path) -> None:
+    """Merge a tiny model by every method, unmeasured: kernels are compiled once a machine."""
+    models = make_models(folder, 4)
+    for method in methods:
+        config = folder / f"{method}.yml"
+        config.write_text(yaml.safe_dump(configuration(method, *models)))
+        words = ["merge", "run", str(config), str(folder / f"{method}.out")]
+        subprocess.run([sys.executable, "-m", "toolkit", *words], check=True, capture_output=True)
+
+
+def run_once(method: str, folder: Path, with_mergekit: bool) -> dict[str, Any]:
+    """One merge by ours, a copy of its bytes beside it, and mergekit's where it is asked for."""
+    models = [folder / name for name in ("base", "a", "b")]
+    config = folder / f"{method}.yml"
+    config.write_text(yaml.safe_dump(configuration(method, *models)))
+    used = [path for path in models if str(path) in config.read_text()]
+    size = 0
+    for path in used:
+        for file in path.glob("*.safetensors"):
+            size += file.stat().st_size
+            with file.open("rb", buffering=0) as opened:
+                while opened.read(1 << 20):  # into the page cache
+                    pass
+    tools = Path(sys.executable).parent
+    merge = [sys.executable, "-m", "toolkit", "merge", "run", str(config), str(folder / "o")]
+    found: dict[str, Any] = {"method": method, "gb": size / 1e9, "load": os.getloadavg()[0]}
+    found["ours"] = measure(merge)
+    shutil.rmtree(folder / "o")
+    found["copy"] = copy(used, folder / "c")
+    shutil.rmtree(folder / "c")
+    if with_mergekit:
+        command = [str(tools / "mergekit-yaml"), str(config), str(folder / "m")]
+        found["mergekit"] = measure([*command, "--no-copy-tokenizer", "--no-write-model-card"])
+        shutil.rmtree(folder / "m")
+    return found
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A line a size and method: medians, and ratios pair by pair."""
+    lines = [
+        "| | method | ours s | s / GB read | processor s | MB | copy s | ours / copy | "
+        "mergekit s (runs) | MB | times as fast |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for key in dict.fromkeys((row["millions"], row["method"]) for row in rows):
+        own = [row for row in rows if (row["millions"], row["method"]) == key]
+        ours = {
+            name: statistics.median(row["ours"][name] for row in own) for name in own[0]["ours"]
+        }
+        copied = statistics.median(row["copy"] for row in own)
+        ratio = statistics.median(row["ours"]["s"] / row["copy"] for row in own)
+        line = (
+            f"| {key[0]}M | {key[1]} | {ours['s']:.2f} | "
+            f"{ours['s'] / own[0]['gb']:.2f} | {ours['cpu']:.2f} | {ours['mb']:.0f} | "
+            f"{copied:.2f} | {ratio:.2f} | "
+        )
+        if theirs := [row for row in own if "mergekit" in row]:
+            seconds = statistics.median(row["mergekit"]["s"] for row in theirs)
+            memory = statistics.median(row["mergekit"]["mb"] for row in theirs)
+            faster = statistics.median(row["mergekit"]["s"] / row["ours"]["s"] for row in theirs)
+            lines.append(line + f"{seconds:.1f} ({len(theirs)}) | {memory:.0f} | {faster:.1f} |")
+        else:
+            lines.append(line + "| | |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--millions", type=int, default=660, choices=SIZES)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--without-mergekit", action="store_true")
-    parser.add_argument("--scaling", default="", help="sizes in millions: TIES of each, ours alone")
+    parser.add_argument("--mergekit-runs", type=int, help="as many as --runs; 0: ours alone")
+    parser.add_argument("--models", type=Path, help="where models are, or are to be made and kept")
+    parser.add_argument("--results", type=Path, help="JSON lines, added to")
+    parser.add_argument("--table", action="store_true", help="only show what --results holds")
     options = parser.parse_args()
-    tools = Path(sys.executable).parent
-    if options.scaling:
-        scaling([int(size) for size in options.scaling.split(",")], options.runs)
+    rows: list[dict[str, Any]] = []
+    if options.results is not None and options.results.is_file():
+        rows = [json.loads(line) for line in options.results.read_text().splitlines()]
+    if options.table:
+        print(table(rows))
         return
+    theirs = options.runs if options.mergekit_runs is None else options.mergekit_runs
     with tempfile.TemporaryDirectory(prefix="bench-merge-") as name:
-        folder = Path(name)
-        base, a, b = make_models(folder, options.millions)
-        print(f"{options.millions}M parameters, bfloat16, medians of {options.runs}")
-        print("| method | ours s | MB | mergekit s | MB | times as fast | copy s | ours / copy |")
-        print("|---|---|---|---|---|---|---|---|", flush=True)
-        for method in options.methods.split(","):
-            config = folder / f"{method}.yml"
-            data = configuration(method, base, a, b)
-            config.write_text(yaml.safe_dump(data))
-            used = [p for p in (base, a, b) if str(p) in config.read_text()]
-            rows = []
-            for _ in range(options.runs):
-                mine = measure(
-                    [str(tools / "toolkit"), "merge", "run", str(config), str(folder / "o")]
-                )
-                shutil.rmtree(folder / "o")
-                theirs = (float("nan"), float("nan"))
-                if not options.without_mergekit:
-                    command = [str(tools / "mergekit-yaml"), str(config), str(folder / "m")]
-                    theirs = measure([*command, "--no-copy-tokenizer", "--no-write-model-card"])
-                    shutil.rmtree(folder / "m")
-                copied = copy(used, folder / "c")
-                shutil.rmtree(folder / "c")
-                rows.append((*mine, *theirs, theirs[0] / mine[0], copied, mine[0] / copied))
-            s, mb, ts, tmb, faster, copied, ratio = (
-                statistics.median(c) for c in zip(*rows, strict=True)
-            )
-            print(
-                f"| {method} | {s:.2f} | {mb:.0f} | {ts:.1f} | {tmb:.0f} | {faster:.1f} | "
-                f"{copied:.2f} | {ratio:.2f} |",
-                flush=True,
-            )
+        folder = (options.models or Path(name)) / str(options.millions)
+        if not (folder / "b" / "model.safetensors").is_file():
+            make_models(folder, options.millions)
+        methods = options.methods.split(",")
+        compile_kernels(methods, Path(name) / "small")
+        for number in range(options.runs):
+            for method in methods:
+                row = {"millions": options.millions, **run_once(method, folder, number < theirs)}
+                rows.append(row)
+                print(json.dumps(row), file=sys.stderr, flush=True)
+                if options.results is not None:
+                    with options.results.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ Nothing slow is imported before a command runs, so that `--help` answers at once
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +12,7 @@ from typing import Annotated
 import typer
 
 from toolkit.adapter.cli import app as adapter_app
-from toolkit.errors import ToolkitError
+from toolkit.entry import INTERRUPTED, errors_in_one_line, quieten
 from toolkit.generate.cli import chat, generate
 from toolkit.publishing_cli import app as publish_app
 from toolkit.training_cli import anneal, checkpoint_app, sft_app
@@ -39,50 +37,28 @@ app.add_typer(sft_app, name="sft")
 app.add_typer(checkpoint_app, name="checkpoint")
 cpt_app.command("anneal")(anneal)
 
-_INTERRUPTED = 130
-
 RecipeName = Annotated[str, typer.Argument(help="A recipe in recipes/ by name, or a .yaml file.")]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
 
 
 def main() -> None:
     """Run the command line; only our own bugs show a traceback."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        code = app(standalone_mode=False)  # typer answers Ctrl-C with the code that shells use
-        if code == _INTERRUPTED:
+    quieten()
+    with errors_in_one_line():
+        try:
+            code = app(standalone_mode=False)  # typer answers Ctrl-C with the code shells use
+        except typer.Exit as done:
+            sys.exit(done.exit_code)
+        except typer.Abort:
+            raise KeyboardInterrupt from None
+        except Exception as error:
+            if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
+                error.show()
+                sys.exit(getattr(error, "exit_code", 2))
+            raise
+        if code == INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
-    except ToolkitError as error:
-        _stop(str(error), error.exit_code)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        _stop("Stopped. What was done is kept; the same command continues.", _INTERRUPTED)
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        _stop(_disk_full(error.filename), 1)
-    except Exception as error:
-        # Libraries wrap the system's error in their own; its text is what they have in common.
-        if "No space left on device" in str(error) or "os error 28" in str(error):
-            _stop(_disk_full(None), 1)
-        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "show"):
-            error.show()
-            sys.exit(getattr(error, "exit_code", 2))
-        raise
-
-
-def _disk_full(file: object) -> str:
-    where = f"{file}: " if file else ""
-    return f"{where}the disk is full. Make room and run the same command: it continues."
-
-
-def _stop(message: str, code: int) -> None:
-    print(message if code == _INTERRUPTED else f"error: {message}", file=sys.stderr)
-    sys.exit(code)
 
 
 @data_app.command("run")

@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
@@ -209,6 +208,8 @@ class Stage:
             name: {"bytes": (self.work / name).stat().st_size, "sha256": digest}
             for name, digest in hash_folder(self.work, leave_out=leave_out).items()
         }
+        from importlib import metadata  # takes long to load, and merges never ask it
+
         manifest = {
             "stage": self.folder.name,
             **self.identity(),

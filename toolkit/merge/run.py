@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,13 @@ from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter
 from toolkit.errors import MergeError
-from toolkit.manifest import write_atomically, write_json
 from toolkit.merge.compute import NonFiniteError, is_finite, run_task
 from toolkit.merge.config import MergeConfig
-from toolkit.merge.fallback import merge_by_mergekit, needs_mergekit
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
 from toolkit.merge.output import merged_config, out_dtype
 from toolkit.merge.plan import MergePlan
+from toolkit.merge.registry import all_methods
 from toolkit.merge.task import TensorTask
 from toolkit.merge.thresholds import with_thresholds
 from toolkit.merge.tokenizer import check_tokenizer, write_tokenizer
@@ -60,7 +60,9 @@ def run_merge(
     """
     refuse_taken(out)
     models = Models(folders)
-    if needs_mergekit(config.merge_method):
+    if config.merge_method not in all_methods() and _is_mergekit_s(config.merge_method):
+        from toolkit.merge.fallback import merge_by_mergekit
+
         with appearing(out) as work:
             return merge_by_mergekit(config, models, work, seed=seed, shard_bytes=shard_bytes)
     check_tokenizer(config, models)
@@ -94,6 +96,12 @@ def run_merge(
     return plan
 
 
+def _is_mergekit_s(name: str) -> bool:
+    from toolkit.merge.fallback import needs_mergekit
+
+    return needs_mergekit(name)
+
+
 def _write_side_files(
     config: MergeConfig,
     models: Models,
@@ -101,10 +109,11 @@ def _write_side_files(
     work: Path,
     united: Mapping[str, Any] | None,
 ) -> None:
-    write_json(work / "config.json", values)
+    # Nobody sees the folder yet, so nothing in it need be atomic; and asking for these few bytes to
+    # reach the disk would wait for what others write, while the weights are left to the system.
+    (work / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(config, models, work, united)
-    with write_atomically(work / "merge.yaml") as file:
-        file.write(to_yaml(config))
+    (work / "merge.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 
 def _write_task(

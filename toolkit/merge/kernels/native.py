@@ -2,7 +2,7 @@
 
 Loading numba takes about as long as merging half a gigabyte. So it is loaded only for a kernel
 that was never called on this machine with arguments of these types; the object file it makes is
-kept in the user's cache folder, where llvmlite alone finds it the next time.
+kept in the user's cache folder, from where `loader` takes it the next time.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import importlib.util
 import os
-import tempfile
 import threading
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.merge.kernels.loader import UnknownFormatError, load_function
+
 Signature = tuple[tuple[Any, ...], ...]
 """Of each argument its kind and type: `("rows", 3, "uint16")`, `("array", 1, "float32")`,
-`("float32",)`, `("bool",)`, `("int64",)`, `("uint64",)`."""
+`("float32",)`, `("int64",)`, `("uint64",)`; of a bool its value too, `("bool", 1)`."""
 
 _PROTOTYPE = ctypes.CFUNCTYPE(
     ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p
@@ -75,8 +76,7 @@ def _pack(argument: Any, words: list[int]) -> tuple[Any, ...]:
         words.append(int(argument.view(np.uint32)))
         return ("float32",)
     if isinstance(argument, bool | np.bool_):
-        words.append(int(argument))
-        return ("bool",)
+        return ("bool", int(argument))  # compiled in, so that loops need not ask
     words.append(int(argument) & 0xFFFFFFFFFFFFFFFF)
     return ("uint64",) if isinstance(argument, np.uint64) else ("int64",)
 
@@ -94,12 +94,13 @@ class _Library:
         self._lock = threading.Lock()
         self._engine: Any = None
         self._folder: Path | None = None
+        self._is_open = False
 
     def function(self, entry: Entry, signature: Signature) -> Any:
         """The machine code of a kernel for arguments of these types."""
         with self._lock:
-            if self._engine is None:
-                self._start()
+            if not self._is_open:
+                self._folder, self._is_open = _cache_folder(), True
             symbol = "_".join([entry.name, *("".join(map(str, part)) for part in signature)])
             code = self._find(symbol)
             if code is None:
@@ -107,19 +108,22 @@ class _Library:
 
                 code = build_object(entry.module, entry.name, signature, symbol)
                 self._keep(symbol, code)
-            self._engine.add_object_file(self._llvm.ObjectFileRef.from_data(code))
-            self._engine.finalize_object()
-            return _PROTOTYPE(self._engine.get_function_address(symbol))
+            try:
+                return _PROTOTYPE(load_function(code, symbol))
+            except UnknownFormatError:
+                return _PROTOTYPE(self._load_by_llvm(code, symbol))
 
-    def _start(self) -> None:
+    def _load_by_llvm(self, code: bytes, symbol: str) -> int:
         import llvmlite.binding as llvm
 
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        self._llvm = llvm
-        machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-        self._folder = _cache_folder(llvm.get_host_cpu_name(), llvm.get_host_cpu_features())
+        if self._engine is None:
+            llvm.initialize_native_target()
+            llvm.initialize_native_asmprinter()
+            machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+            self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        self._engine.finalize_object()
+        return int(self._engine.get_function_address(symbol))
 
     def _find(self, symbol: str) -> bytes | None:
         """Kept machine code; None where there is none, or not all of it."""
@@ -134,6 +138,8 @@ class _Library:
     def _keep(self, symbol: str, code: bytes) -> None:
         if self._folder is None:
             return
+        import tempfile  # takes long to load
+
         with contextlib.suppress(OSError):  # a full disk or a read-only home: compile again
             with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
                 file.write(hashlib.sha256(code).hexdigest().encode() + b"\n" + code)
@@ -143,14 +149,14 @@ class _Library:
 _LIBRARY = _Library()
 
 
-def _cache_folder(processor: str, features: Any) -> Path | None:
+def _cache_folder() -> Path | None:
     """Where machine code is kept: named after what it was made from and for. None where a folder of
     the user's own cannot be made."""
     known = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "source").glob("*.py")):
+    here = Path(__file__).parent
+    for path in (*sorted((here / "source").glob("*.py")), here / "sizes.py"):
         known.update(path.read_bytes())
-    known.update((Path(__file__).parent / "sizes.py").read_bytes())
-    known.update(f"{version('numba')} {processor} {features.flatten()}".encode())
+    known.update(_compiler() + _processor())
     try:
         base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
         folder = Path(base) / "cpt-toolkit" / "kernels" / known.hexdigest()[:16]
@@ -158,6 +164,32 @@ def _cache_folder(processor: str, features: Any) -> Path | None:
     except (OSError, RuntimeError):  # no home, or one that is read-only
         return None
     return folder if os.access(folder, os.W_OK) else None
+
+
+def _compiler() -> bytes:
+    """What tells one version of numba from another, without loading any."""
+    found = importlib.util.find_spec("numba")
+    if found is None or found.origin is None:
+        return b""
+    try:
+        return Path(found.origin).with_name("_version.py").read_bytes()
+    except OSError:
+        return found.origin.encode()
+
+
+def _processor() -> bytes:
+    """What tells one kind of processor from another."""
+    try:
+        with Path("/proc/cpuinfo").open("rb") as file:
+            lines = file.read(8192).split(b"\n\n")[0].splitlines()  # the first one's are enough
+        kept = (b"vendor_id", b"cpu family", b"model", b"stepping", b"flags")
+        if found := b"\n".join(line for line in lines if line.startswith(kept)):
+            return found
+    except OSError:
+        pass
+    import llvmlite.binding as llvm
+
+    return f"{llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}".encode()
 
 
 combine_models = Entry("sums", "combine_models")

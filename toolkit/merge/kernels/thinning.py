@@ -14,7 +14,7 @@ from toolkit.merge.kernels import native
 from toolkit.merge.kernels.job import Job
 from toolkit.merge.kernels.ranks import kth_smallest
 from toolkit.merge.kernels.rows import Rows
-from toolkit.merge.kernels.sizes import LANES, ROW_BYTES
+from toolkit.merge.kernels.sizes import LANES, ROW_BYTES, ROW_SLACK
 from toolkit.merge.methods.checks import check_between, check_density
 from toolkit.merge.methods.della import check_epsilon
 from toolkit.merge.methods.sparsify import VANISHING_L1
@@ -132,8 +132,7 @@ def prepare_ranked(job: Job) -> Masked:
     ) -> None:
         native.thin_by_rank(
             rows, m, start, length, keys[m], densities[m], lows[m], spreads[m],
-            np.empty(ROW_BYTES * (length + 8), np.uint8), np.zeros(8 * mask.size, np.uint8),
-            lanes, mask,
+            np.empty(ROW_BYTES * (length + ROW_SLACK), np.uint8), lanes, mask,
         )  # fmt: skip
 
     return _masked(job, thin, length)
@@ -146,7 +145,7 @@ def _masked(job: Job, thin: Thin, unit: int) -> Masked:
         held = None
 
     def make(rows: Rows, start: int) -> NDArray[np.uint8]:
-        masks = np.empty((len(weight), -(-rows[0].size // 8)), np.uint8)
+        masks = np.empty((len(weight), mask_bytes(rows[0].size)), np.uint8)
         for m in range(len(weight)):
             thin(rows, m, start, np.zeros((2, LANES)), masks[m])
         return masks
@@ -159,7 +158,7 @@ def _masked(job: Job, thin: Thin, unit: int) -> Masked:
         return Masked(floats(weight), np.ones(len(weight), np.float32), masks)
 
     def sizes(rows: Rows, m: int, start: int, lanes: NDArray[np.float64]) -> None:
-        mask = np.empty(-(-rows[0].size // 8), np.uint8)
+        mask = np.empty(mask_bytes(rows[0].size), np.uint8)
         if held is not None:
             mask = held.setdefault(start, np.empty((len(weight), mask.size), np.uint8))[m]
         thin(rows, m, start, lanes, mask)
@@ -193,6 +192,11 @@ def _ratios(job: Job, sizes: Sizes, unit: int) -> NDArray[np.float32]:
 def restoring_ratio(before: float, after: float) -> float:
     """What multiplies magnitudes that sum to `after` so that they sum to `before`."""
     return before / after if before >= VANISHING_L1 and after >= VANISHING_L1 else 1.0
+
+
+def mask_bytes(size: int) -> int:
+    """Of a mask with one bit an entry, in whole 64-bit words."""
+    return -(-size // 64) * 8
 
 
 def floats(values: Sequence[float] | NDArray[Any]) -> NDArray[np.float32]:

@@ -87,6 +87,8 @@ def _unpacker(function: Any, signature: tuple[tuple[Any, ...], ...]) -> Callable
             sizes = (f"np.intp(words[{place + 1 + d}])" for d in range(ndim))
             expressions.append(_array(word, dtype, ", ".join(sizes)))
             place += ndim + 1
+        elif kind == "bool":
+            expressions.append(str(bool(rest[0])))
         else:
             single = "as_float32(np.uint32({}))" if kind == "float32" else f"np.{kind}({{}})"
             expressions.append(single.format(word))

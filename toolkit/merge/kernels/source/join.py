@@ -1,5 +1,5 @@
-"""What follows thinning, tile by tile: weighted task vectors are summed or put to the vote, scaled,
-and added to the base.
+"""What follows thinning: weighted task vectors are summed or put to the vote, scaled, and added to
+the base.
 
 Every product and sum is rounded by itself, in the order of the torch definitions.
 """
@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.source.primitives import decode, encode, kernel
+from toolkit.merge.kernels.source.entries import by_type, plain_sum
+from toolkit.merge.kernels.source.primitives import decode, kernel
 
 
 @kernel
@@ -30,48 +31,51 @@ def read_task_vector(rows: Any, model: int, start: int, n: int, x: Any, base: An
 
 @kernel
 def unite(
-    weighted: Any, n: int, factors: Any, votes: bool, divisor: Any, divides: bool, scale: Any,
-    base: Any, scratch: Any, out: Any,
-) -> None:  # fmt: skip
-    """`base + scale * union`, cast once into `out`.
+    weighted: Any, factors: Any, votes: bool, divisor: Any, divides: bool, scale: Any, base: Any
+) -> Any:
+    """`base + scale * union` for one entry.
 
     Args:
-        weighted: `[M, ≥ n]`, float32: thinned and weighted task vectors.
-        n: entries of the tile.
-        factors: `[M]`, float32.
-        votes: leave out, entry by entry, whoever is outvoted on the sign.
+        weighted: of each model the thinned and weighted task vector's entry, a tuple of float32.
+        factors: of each model, a tuple of float32.
+        votes: leave out whoever is outvoted on the sign.
         divisor: float32; without votes the sum is divided by it, under `divides`.
         divides: divide, under votes by the summed weight of the models that agree.
         scale: float32.
-        base: `[≥ n]`, float32.
-        scratch: `[3, ≥ n]`, float32.
-        out: `[n]`.
+        base: float32.
     """
-    total, sign, shares = scratch[0], scratch[1], scratch[2]
     zero, one = np.float32(0.0), np.float32(1.0)
-    total[:n] = zero
-    for m in range(weighted.shape[0]):
-        row = weighted[m]
-        for i in range(n):
-            total[i] = total[i] + row[i]
+    total = plain_sum(weighted, zero)
     if votes:
-        for i in range(n):
-            sign[i] = one if total[i] >= zero else -one
-        total[:n] = zero
-        shares[:n] = zero
-        for m in range(weighted.shape[0]):
-            row, factor = weighted[m], factors[m]
-            for i in range(n):
-                agrees = row[i] * sign[i] > zero
-                total[i] = total[i] + (row[i] if agrees else zero)
-                shares[i] = shares[i] + (factor if agrees else zero)
+        sign = one if total >= zero else -one
+        total, shares = those_that_agree(weighted, factors, sign, zero, zero)
         if divides:
-            for i in range(n):
-                by = one if abs(shares[i]) < np.float32(1e-8) else shares[i]
-                total[i] = total[i] / by
+            total = total / (one if abs(shares) < np.float32(1e-8) else shares)
     elif divides:
-        for i in range(n):
-            total[i] = total[i] / divisor
-    for i in range(n):
-        total[i] = total[i] * scale + base[i]
-    encode(total.view(np.uint32), out)
+        total = total / divisor
+    return total * scale + base
+
+
+def those_that_agree(weighted: Any, factors: Any, sign: Any, total: Any, shares: Any) -> Any:
+    """`total` and `shares` plus entries and factors of the models whose sign is that of `sign`."""
+    raise NotImplementedError
+
+
+@by_type(those_that_agree)
+def _those_that_agree(weighted: Any, factors: Any, sign: Any, total: Any, shares: Any) -> Any:  # noqa: ARG001
+    def last(weighted: Any, factors: Any, sign: Any, total: Any, shares: Any) -> Any:
+        zero = np.float32(0.0)
+        agrees = weighted[0] * sign > zero
+        return (
+            total + (weighted[0] if agrees else zero),
+            shares + (factors[0] if agrees else zero),
+        )
+
+    def more(weighted: Any, factors: Any, sign: Any, total: Any, shares: Any) -> Any:
+        zero = np.float32(0.0)
+        agrees = weighted[0] * sign > zero
+        more_total = total + (weighted[0] if agrees else zero)
+        more_shares = shares + (factors[0] if agrees else zero)
+        return those_that_agree(weighted[1:], factors[1:], sign, more_total, more_shares)
+
+    return last if len(weighted) == 1 else more

@@ -1,9 +1,9 @@
 """What every kernel is made of: bfloat16 in and out, fused multiply-add, tiles that fit a cache.
 
 Kernels see *rows*: a tuple of arrays `[n]`, one a tuned model and the base last, all uint16 (the
-bits of bfloat16) or all float32. They work tile by tile on float32 copies, so that every loop is a
-plain one that LLVM turns into vector instructions. No fast-math: results do not depend on how
-entries are grouped, nor on the number of threads.
+bits of bfloat16) or all float32. Loops are plain ones over all rows at once (see `entries`), or
+over float32 copies of a tile, so that LLVM turns them into vector instructions. No fast-math:
+results do not depend on how entries are grouped, nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -117,30 +117,3 @@ def _decode(source: Any, target: Any) -> Any:  # noqa: ARG001
         return top
 
     return from_f32
-
-
-def encode(bits: Any, target: Any) -> None:
-    """float32, given as its bits, to stored entries: one cast, to the nearest, ties to even."""
-    raise NotImplementedError
-
-
-@overload(encode)  # type: ignore[untyped-decorator]
-def _encode(bits: Any, target: Any) -> Any:  # noqa: ARG001
-    if target.dtype == types.uint16:
-
-        def to_bf16(bits: Any, target: Any) -> None:
-            for i in range(target.size):
-                value = bits[i]
-                lowest = (value >> np.uint32(16)) & np.uint32(1)
-                rounded = (value + np.uint32(0x7FFF) + lowest) >> np.uint32(16)
-                is_nan = (value & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-                target[i] = np.uint16(np.uint32(0x7FC0) if is_nan else rounded)
-
-        return to_bf16
-
-    def to_f32(bits: Any, target: Any) -> None:
-        out = target.view(np.uint32)
-        for i in range(target.size):
-            out[i] = bits[i]
-
-    return to_f32

@@ -9,22 +9,39 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numba import carray
 
 from toolkit.merge.kernels.sizes import LANES, TILE
-from toolkit.merge.kernels.source.join import read_task_vector, unite
-from toolkit.merge.kernels.source.primitives import decode, kernel, tile, tiles
+from toolkit.merge.kernels.source.entries import (
+    VECTOR,
+    by_type,
+    cut,
+    deltas,
+    float_of,
+    larger,
+    masks,
+    products,
+    put,
+    scalars,
+    word,
+)
+from toolkit.merge.kernels.source.join import unite
+from toolkit.merge.kernels.source.primitives import kernel, stack, tiles
 from toolkit.merge.kernels.stream import FIRST_MULTIPLIER, GAMMA, SECOND_MULTIPLIER
 
 _GAMMA, _FIRST, _SECOND = (np.uint64(n) for n in (GAMMA, FIRST_MULTIPLIER, SECOND_MULTIPLIER))
-_30, _27, _31, _56 = (np.uint64(n) for n in (30, 27, 31, 56))
-_STEP = np.float32(2.0**-24)
-_GATHER = np.uint64(0x0102040810204080)  # eight bytes of 0 or 1, times this: bits in the top byte
+_30, _27, _31 = (np.uint64(n) for n in (30, 27, 31))
 _SPREAD, _PICK = np.uint64(0x0101010101010101), np.uint64(0x8040201008040201)
 
 
 @kernel
-def draw_into(key: Any, start: int, n: int, words: Any, numbers: Any) -> None:
-    """`stream.draw(key, start, start + n)` into `numbers`; `words` is scratch, `[≥ n // 2 + 1]`."""
+def draw_into(key: Any, start: int, n: int, words: Any) -> Any:
+    """Numbers `start` to `start + n` of a stream, in `words` (`[≥ n // 2 + 64]`, uint64).
+
+    Returns:
+        The numbers as halves of words, uint32, `[≥ n + 64]`: number `i` is below `density` where
+        half `i` is below `limit_of(density)`.
+    """
     first = start // 2
     begin = key + np.uint64(first + 1) * _GAMMA
     for j in range((start + n + 1) // 2 - first):
@@ -32,17 +49,18 @@ def draw_into(key: Any, start: int, n: int, words: Any, numbers: Any) -> None:
         z = (z ^ (z >> _30)) * _FIRST
         z = (z ^ (z >> _27)) * _SECOND
         words[j] = z ^ (z >> _31)
-    halves = words.view(np.uint32)[start - 2 * first :]
-    for i in range(n):
-        numbers[i] = np.float32(np.int32(halves[i] >> np.uint32(8))) * _STEP
+    return words.view(np.uint32)[start - 2 * first :]
 
 
 @kernel
-def pack(flags: Any, mask: Any) -> None:
-    """Bytes of 0 or 1, `[8 N]`, to bits, `[N]`."""
-    eights = flags.view(np.uint64)
-    for i in range(mask.size):
-        mask[i] = np.uint8((eights[i] * _GATHER) >> _56)
+def limit_of(density: Any) -> Any:
+    """The half that begins the numbers which are not below a density under 1.
+
+    Of a half the upper 24 bits count, as a multiple of 2^-24, which float32 holds exactly.
+    """
+    steps = np.float64(density) * 2.0**24
+    whole = np.int64(steps)
+    return np.uint32((whole + np.int64(np.float64(whole) < steps)) << 8)
 
 
 @kernel
@@ -79,32 +97,48 @@ def thin_at_random(
         key: of the model's stream, uint64.
         density: float32; from 1 on all entries stay.
         lanes: `[2, LANES]`, float64: magnitudes are added, of all entries and of those that stay.
-        mask: `[⌈n / 8⌉]`, uint8: the result.
+        mask: `[8 ⌈n / 64⌉]`, uint8: the result.
     """
-    x, base = tile(np.float32), tile(np.float32)
-    numbers, words, flags = tile(np.float32), tile(np.uint64), tile(np.uint8)
-    flags[:] = np.uint8(0)
-    for at in range(0, rows[0].size, TILE):
-        n = min(TILE, rows[0].size - at)
-        read_task_vector(rows, model, at, n, x, base)
-        draw_into(key, start + at, n, words, numbers)
-        for i in range(n):
-            flags[i] = np.uint8((numbers[i] < density) | (density >= np.float32(1.0)))
-        add_sizes(x, flags, n, lanes)
-        pack(flags, mask[at // 8 : (at + n + 7) // 8])
+    words = carray(stack(TILE // 2 + VECTOR, np.uint64), (TILE // 2 + VECTOR,))
+    kept = mask.view(np.uint64)
+    x, last = rows[model], rows[len(rows) - 1]
+    is_whole = density >= np.float32(1.0)
+    limit = np.uint32(0xFFFFFFFF) if is_whole else limit_of(density)
+    for at in range(0, x.size, TILE):
+        n = min(TILE, x.size - at)
+        halves = draw_into(key, start + at, n, words)
+        if is_whole:
+            halves[:n] = np.uint32(0)
+        for place in range(0, n, VECTOR):
+            stays, _ = masks(halves, place, limit, np.uint32(0))
+            kept[(at + place) // VECTOR] = stays
+        for part in range(0, n, LANES):
+            stop = min(part + LANES, n)  # slices: an index with a sum in it is checked every time
+            add_below(x[at + part : at + stop], last[at + part : at + stop], halves[part:stop],
+                      limit, lanes)  # fmt: skip
     return 0
 
 
 @kernel
+def add_below(x: Any, base: Any, halves: Any, limit: Any, lanes: Any) -> None:
+    """Add `|x - base|`, and that of entries whose half is below `limit`, to `lanes`."""
+    before, after = lanes[0], lanes[1]
+    for i in range(x.size):
+        size = abs(float_of(word(x, i)) - float_of(word(base, i)))
+        before[i] += np.float64(size)
+        after[i] += np.float64(size if halves[i] < limit else np.float32(0.0))
+
+
+@kernel
 def join_masked(
-    rows: Any, masks: Any, factors: Any, ratios: Any, votes: bool, divisor: Any, divides: bool,
+    rows: Any, bits: Any, factors: Any, ratios: Any, votes: bool, divisor: Any, divides: bool,
     scale: Any, out: Any,
 ) -> Any:  # fmt: skip
     """dare and della: the flagged entries of the task vectors, united.
 
     Args:
         rows: tuned models and the base last, `[n]` each.
-        masks: `[M, ⌈n / 8⌉]`, uint8.
+        bits: `[M, 8 ⌈n / 64⌉]`, uint8.
         factors: `[M]`, float32.
         ratios: `[M]`, float32: what rescaling multiplies by.
         votes: and what follows: see `unite`.
@@ -116,20 +150,49 @@ def join_masked(
     Returns:
         Bits of the largest magnitude among the inputs.
     """
-    num_models = len(rows) - 1
-    weighted = tiles(num_models, np.float32)
-    x, base = tile(np.float32), tile(np.float32)
-    scratch, flags = tiles(3, np.float32), tile(np.uint8)
+    tuned, last = rows[:-1], rows[len(rows) - 1]
+    by, restored = scalars(tuned, factors, 0), scalars(tuned, ratios, 0)
+    flags = tiles(len(rows) - 1, np.uint8)
     top = np.uint32(0)
     for at in range(0, out.size, TILE):
         n = min(TILE, out.size - at)
-        top = np.uint32(max(top, decode(rows[num_models][at : at + n], base.view(np.uint32))))
-        for m in range(num_models):
-            top = np.uint32(max(top, decode(rows[m][at : at + n], x.view(np.uint32))))
-            unpack(masks[m, at // 8 : (at + n + 7) // 8], flags)
-            row, ratio, factor = weighted[m], ratios[m], factors[m]
-            for i in range(n):
-                kept = x[i] - base[i] if flags[i] != np.uint8(0) else np.float32(0.0)
-                row[i] = kept * ratio * factor
-        unite(weighted, n, factors, votes, divisor, divides, scale, base, scratch, out[at : at + n])
+        for m in range(len(rows) - 1):
+            unpack(bits[m, at // 8 : (at + n + 7) // 8], flags[m])
+        everyone, some, marks = cut(rows, at, at + n), cut(tuned, at, at + n), per_row(tuned, flags)
+        bases, target = last[at : at + n], out[at : at + n]
+        for i in range(n):
+            base = float_of(word(bases, i))
+            kept = flagged(deltas(some, base, i), marks, i)
+            weighted = products(products(kept, restored), by)
+            put(unite(weighted, by, votes, divisor, divides, scale, base), target, i)
+            top = larger(everyone, i, top)
     return top
+
+
+def per_row(rows: Any, flags: Any, m: Any = 0) -> Any:
+    """The rows of a matrix as a tuple, one a row of `rows`."""
+    raise NotImplementedError
+
+
+@by_type(per_row)
+def _per_row(rows: Any, flags: Any, m: Any = 0) -> Any:  # noqa: ARG001
+    if len(rows) == 1:
+        return lambda rows, flags, m=0: (flags[m],)  # noqa: ARG005
+    return lambda rows, flags, m=0: (flags[m],) + per_row(rows[1:], flags, m + 1)  # noqa: RUF005
+
+
+def flagged(values: Any, flags: Any, i: Any) -> Any:
+    """A tuple of float32 with zero where a flag at `i` is zero."""
+    raise NotImplementedError
+
+
+@by_type(flagged)
+def _flagged(values: Any, flags: Any, i: Any) -> Any:  # noqa: ARG001
+    def last(values: Any, flags: Any, i: Any) -> Any:
+        return (values[0] if flags[0][i] != np.uint8(0) else np.float32(0.0),)
+
+    def more(values: Any, flags: Any, i: Any) -> Any:
+        kept = values[0] if flags[0][i] != np.uint8(0) else np.float32(0.0)
+        return (kept,) + flagged(values[1:], flags[1:], i)  # noqa: RUF005
+
+    return last if len(values) == 1 else more

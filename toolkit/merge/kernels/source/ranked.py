@@ -1,7 +1,8 @@
 """Kernels: which entries stay at random by their rank within a row (della), without sorting.
 
-An entry stays when its number is below `low + spread * rank`. A histogram of the row bounds every
-rank by those of its bin, which settles nearly all entries; the few between the bounds are counted.
+An entry stays when its number is below `low + spread * rank`. Most numbers are below that whatever
+the rank, or above it. For the others a histogram of the row bounds every rank by those of its bin,
+which settles nearly all of them; the few between the bounds are counted.
 """
 
 from __future__ import annotations
@@ -10,17 +11,28 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.sizes import TILE
-from toolkit.merge.kernels.source.join import read_task_vector
+from toolkit.merge.kernels.sizes import ROW_BYTES, TILE
+from toolkit.merge.kernels.source.entries import (
+    VECTOR,
+    count_bits,
+    float_of,
+    larger_size,
+    lowest_bit,
+    masks,
+    running_sums,
+    size_of,
+    word,
+)
 from toolkit.merge.kernels.source.primitives import kernel, tile
-from toolkit.merge.kernels.source.random import add_sizes, draw_into, pack
+from toolkit.merge.kernels.source.random import add_sizes, draw_into, limit_of, unpack
 
 BINS = TILE
-"""64 to the octave below the row's largest magnitude; the first holds zeros, the second also
-whatever is smaller than the rest."""
+"""256 to the octave below the row's largest magnitude; the first holds zeros, the 17th also what is
+smaller than the rest."""
 
-_SHIFT = np.uint32(17)
-_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_SHIFT = np.uint32(15)
+_ONE, _ANY_ONE = np.uint64(1), np.uint64(0x0101010101010101)
+_STEP = np.float32(2.0**-24)
 
 
 @kernel
@@ -32,91 +44,149 @@ def chance(twice_rank: int, n: int, low: Any, spread: Any) -> Any:
 
 
 @kernel
-def count_ranks(bits: Any, n: int, wanted: Any) -> Any:
-    """How many magnitudes of the row are smaller, and how many not larger."""
-    smaller, not_larger = np.int32(0), np.int32(0)
-    for i in range(n):
-        size = bits[i] & _MAGNITUDE
-        smaller += np.int32(size < wanted)
-        not_larger += np.int32(size <= wanted)
-    return smaller, not_larger
+def count_ranks(sizes: Any, n: int, wanted: Any) -> Any:
+    """How many magnitudes of the row are smaller, and how many the same."""
+    smaller, same = 0, 0
+    for place in range(0, n, VECTOR):
+        below, equal = masks(sizes, place, wanted, np.uint32(1))
+        smaller += count_bits(below)
+        same += count_bits(equal)
+    return smaller, same
 
 
 @kernel
-def fill_bins(bits: Any, n: int, bins: Any, counts: Any) -> Any:
-    """Put every magnitude into its bin; returns the first bin in use (but for that of zeros)."""
-    top = np.uint32(0)
-    for i in range(n):
-        top = max(top, bits[i] & _MAGNITUDE)
+def fill_bins(sizes: Any, n: int, top: Any, bins: Any, counts: Any) -> Any:
+    """Put every magnitude into its bin.
+
+    Returns:
+        The first bin in use but for that of zeros, or one before it, as sixteen are summed at once.
+    """
     offset = np.int32(top >> _SHIFT) - np.int32(BINS - 1)
     lowest = np.int32(BINS - 1)
     for i in range(n):
-        size = bits[i] & _MAGNITUDE
-        place = max(np.int32(size >> _SHIFT) - offset, np.int32(1))
+        size = sizes[i]
+        place = max(np.int32(size >> _SHIFT) - offset, np.int32(16))
         place = place if size > np.uint32(0) else np.int32(0)
         bins[i] = np.uint16(place)
         lowest = min(lowest, place if place > 0 else np.int32(BINS - 1))
-    counts[0] = 0
-    counts[lowest:] = 0
+    counts[:16] = 0
+    first = max(lowest // np.int32(16) * np.int32(16), np.int32(16))
+    counts[first:] = 0
     for i in range(n):
-        counts[bins[i]] += 1
-    return lowest
+        counts[bins[i]] += np.int32(1)
+    return first
 
 
 @kernel
-def flag_by_rank(x: Any, n: int, low: Any, spread: Any, scratch: Any, flags: Any) -> None:
+def flag_by_rank(sizes: Any, n: int, top: Any, low: Any, spread: Any, halves: Any, scratch: Any,
+                 stay: Any) -> None:  # fmt: skip
     """Flag the entries of one row that stay.
 
     Args:
-        x: the row, `[n]`, float32.
+        sizes: bits of the row's magnitudes, `[64 ⌈n / 64⌉]`, uint32, larger than all where the row
+            has ended.
         n: its length.
+        top: the largest of them.
         low: chance of the smallest entry, float32.
         spread: what the largest one's chance is above it.
-        scratch: `[n]` each: numbers (drawn), bins, marks (rounded up to eights), two bounds; and by
-            bin its count, the number below which an entry stays whatever its exact rank, and that
-            from which on it does not.
-        flags: `[n]`, uint8: the result, 0 or 1.
+        halves: the entries' numbers, see `draw_into`.
+        scratch: by entry its bin; by undecided entry its place, a bit of 64, two bounds of its rank
+            and then of its chance, and whether it stays; by bin its count, what comes before it,
+            and, where all of it tie, their chance.
+        stay: `[⌈n / 64⌉]`, uint64: the result, a bit an entry.
     """
-    numbers, bins, marks, surely, likely, counts, surest, likeliest = scratch
-    bits = x.view(np.uint32)
-    lowest = fill_bins(bits, n, bins, counts)
+    bins, undecided, doubts, least, most, state, counts, firsts, settled = scratch
+    surely = limit_of(low)
+    width = limit_of(low + spread) - surely  # a limit of 2^32 is 0, and the difference still right
+    found = 0
+    for place in range(0, n, VECTOR):
+        stays, may_stay = masks(halves, place, surely, np.uint32(width))
+        stay[place // VECTOR] = stays
+        doubts[place // VECTOR] = may_stay
+        while may_stay != np.uint64(0):
+            undecided[found] = place + lowest_bit(may_stay)
+            found += 1
+            may_stay &= may_stay - _ONE
+    while found > 0 and undecided[found - 1] >= n:  # of the last 64
+        found -= 1
+    in_use = fill_bins(sizes, n, top, bins, counts)
     before = counts[0]
-    surest[0] = likeliest[0] = chance(before - 1, n, low, spread)  # zeros tie
-    for place in range(lowest, BINS):
-        held = counts[place]
-        surest[place] = chance(2 * before, n, low, spread)
-        likeliest[place] = chance(2 * (before + held) - 2, n, low, spread)
-        before += held
-    # Bounds are gathered first: in one loop with the comparisons, LLVM makes branches of them, and
-    # whether a random number is below its bound cannot be predicted (6 ns an entry).
-    for i in range(n):
-        surely[i] = surest[bins[i]]
-    for i in range(n):
-        likely[i] = likeliest[bins[i]]
-    for i in range(n):
-        flags[i] = np.uint8(numbers[i] < surely[i])
-    for i in range(n):
-        marks[i] = np.uint8((numbers[i] >= surely[i]) & (numbers[i] < likely[i]))
-    eights = marks.view(np.uint64)
-    for group in range(eights.size):
-        if eights[group] == np.uint64(0):
+    for at in range(in_use, BINS, 16):
+        before = running_sums(counts, firsts, at, before)
+    zeros = counts[0] - np.int32(1)  # twice their rank, as they tie
+    for j in range(found):
+        own = np.int64(bins[undecided[j]])
+        first, held = firsts[own], counts[own]
+        least[j] = np.int32(2) * first if own > 0 else zeros
+        most[j] = np.int32(2) * (first + held) - np.int32(2) if own > 0 else zeros
+    low_bounds, high_bounds = least.view(np.float32), most.view(np.float32)
+    for j in range(found):
+        low_bounds[j] = chance(least[j], n, low, spread)
+        high_bounds[j] = chance(most[j], n, low, spread)
+    for j in range(found):
+        number = number_of(halves[undecided[j]])
+        state[j] = np.uint8(number < low_bounds[j]) + np.uint8(number < high_bounds[j])
+    eights = state.view(np.uint64)
+    state[found : (found + 7) // 8 * 8] = np.uint8(0)
+    for group in range((found + 7) // 8):
+        if eights[group] & _ANY_ONE == np.uint64(0):
             continue
-        for i in range(8 * group, min(8 * group + 8, n)):
-            place, number = bins[i], numbers[i]
-            if marks[i] and number < surest[place]:  # settled since
-                flags[i] = np.uint8(1)
-            elif marks[i] and number < likeliest[place]:
-                smaller, not_larger = count_ranks(bits, n, bits[i] & _MAGNITUDE)
-                exact = chance(smaller + not_larger - 1, n, low, spread)
-                flags[i] = np.uint8(number < exact)
-                if not_larger - smaller == counts[place]:  # all of the bin tie: settled for all
-                    surest[place] = likeliest[place] = exact
+        for j in range(8 * group, 8 * group + 8):
+            if state[j] == np.uint8(1):
+                i = undecided[j]
+                own = np.int64(bins[i])
+                if counts[own] >= 0:
+                    smaller, same = count_ranks(sizes, n, sizes[i])
+                    settled[own] = chance(2 * smaller + same - 1, n, low, spread)
+                    if same == counts[own]:  # all of the bin tie: settled for all
+                        counts[own] = -1
+                state[j] = np.uint8(2) if number_of(halves[i]) < settled[own] else np.uint8(0)
+    j = 0
+    for group in range((n + VECTOR - 1) // VECTOR):
+        rest, kept = doubts[group], stay[group]
+        while rest != np.uint64(0) and j < found:
+            kept |= np.uint64(state[j] >> np.uint8(1)) << np.uint64(lowest_bit(rest))
+            rest &= rest - _ONE
+            j += 1
+        stay[group] = kept
+
+
+@kernel
+def number_of(half: Any) -> Any:
+    """The number that half a word stands for, float32."""
+    return np.float32(np.int32(half >> np.uint32(8))) * _STEP
+
+
+@kernel
+def read_sizes(x: Any, base: Any, sizes: Any) -> Any:
+    """Bits of `|x - base|` into `sizes`, and larger ones behind them; returns the largest."""
+    sizes[x.size :] = np.uint32(0xFFFFFFFF)
+    top = np.uint32(0)
+    for i in range(x.size):
+        size = size_of(float_of(word(x, i)) - float_of(word(base, i)))
+        sizes[i] = size
+        top = larger_size(top, size)
+    return top
+
+
+@kernel
+def put_bits(bits: Any, n: int, mask: Any, at: int) -> None:
+    """`n` bits into `mask`, from bit `at` on, where zeros stand."""
+    for place in range(0, n, VECTOR):
+        count = min(VECTOR, n - place)
+        found = bits[place // VECTOR]
+        if count < VECTOR:
+            found &= (_ONE << np.uint64(count)) - _ONE
+        into, shift = (at + place) // VECTOR, (at + place) % VECTOR
+        mask[into] |= found << np.uint64(shift)
+        if shift + count > VECTOR:
+            mask[into + 1] |= found >> np.uint64(VECTOR - shift)
 
 
 @kernel
 def thin_by_rank(
     rows: Any, model: int, start: int, length: int, key: Any, density: Any, low: Any, spread: Any,
-    room: Any, flags: Any, lanes: Any, mask: Any,
+    room: Any, lanes: Any, mask: Any,
 ) -> int:  # fmt: skip
     """della: flag entries of a task vector by number and rank; see `random.thin_at_random`.
 
@@ -129,29 +199,33 @@ def thin_by_rank(
         density: float32; at 1 all entries stay, at 0 none.
         low: chance of a row's smallest entry, float32.
         spread: what the largest one's chance is above it, float32.
-        room: scratch, `[ROW_BYTES * (length + 8)]`, uint8.
-        flags: scratch, `[8 * mask.size]`, uint8, zeros.
+        room: scratch, `[ROW_BYTES * (length + ROW_SLACK)]`, uint8.
         lanes: magnitudes are added.
-        mask: the result.
+        mask: `[8 ⌈n / 64⌉]`, uint8: the result.
     """
-    even = (length + 7) // 8 * 8
-    x, base = room[: 4 * even].view(np.float32), room[4 * even : 8 * even].view(np.float32)
-    numbers = room[8 * even : 12 * even].view(np.float32)
-    surely = room[12 * even : 16 * even].view(np.float32)
-    likely = room[16 * even : 20 * even].view(np.float32)
-    bins, marks = room[20 * even : 22 * even].view(np.uint16), room[22 * even : 23 * even]
-    words = room[23 * even : 27 * even + 8].view(np.uint64)
-    marks[:] = np.uint8(0)
-    counts, surest, likeliest = tile(np.int32), tile(np.float32), tile(np.float32)
-    scratch = (numbers, bins, marks, surely, likely, counts, surest, likeliest)
-    for at in range(0, rows[0].size, length):
-        read_task_vector(rows, model, at, length, x, base)
-        row = flags[at : at + length]
-        if density >= np.float32(1.0):
-            row[:] = np.uint8(1)
-        elif density > np.float32(0.0):
-            draw_into(key, start + at, length, words, numbers)
-            flag_by_rank(x, length, low, spread, scratch, row)
-        add_sizes(x, row, length, lanes)
-    pack(flags, mask)
+    even = (length + VECTOR - 1) // VECTOR * VECTOR
+    sizes = room[: 4 * even].view(np.uint32)
+    undecided = room[4 * even : 8 * even].view(np.int32)
+    least = room[8 * even : 12 * even].view(np.int32)
+    most = room[12 * even : 16 * even].view(np.int32)
+    bins = room[16 * even : 18 * even].view(np.uint16)
+    state, flags = room[18 * even : 19 * even], room[19 * even : 20 * even]
+    bits, doubts = room[20 * even : 20 * even + even // 8], room[20 * even + even // 8 : 21 * even]
+    words = room[21 * even : ROW_BYTES * even + 8 * VECTOR].view(np.uint64)
+    stay = bits.view(np.uint64)
+    counts, firsts, settled = tile(np.int32), tile(np.int32), tile(np.float32)
+    scratch = (bins, undecided, doubts.view(np.uint64), least, most, state, counts, firsts, settled)
+    kept = mask.view(np.uint64)
+    kept[:] = np.uint64(0)
+    x, last = rows[model], rows[len(rows) - 1]
+    for at in range(0, x.size, length):
+        top = read_sizes(x[at : at + length], last[at : at + length], sizes)
+        if density >= np.float32(1.0) or density <= np.float32(0.0):
+            bits[:] = np.uint8(255 if density >= np.float32(1.0) else 0)
+        else:
+            halves = draw_into(key, start + at, length, words)
+            flag_by_rank(sizes, length, top, low, spread, halves, scratch, stay)
+        unpack(bits[: (length + 7) // 8], flags)
+        add_sizes(sizes.view(np.float32), flags, length, lanes)
+        put_bits(stay, length, kept, at)
     return 0

@@ -11,8 +11,20 @@ from typing import Any
 import numpy as np
 
 from toolkit.merge.kernels.sizes import TILE
-from toolkit.merge.kernels.source.join import read_task_vector, subtract
-from toolkit.merge.kernels.source.primitives import decode, kernel, tile
+from toolkit.merge.kernels.source.entries import (
+    VECTOR,
+    by_type,
+    count_bits,
+    cut,
+    deltas,
+    float_of,
+    lowest_bit,
+    masks,
+    size_of,
+    word,
+)
+from toolkit.merge.kernels.source.join import read_task_vector
+from toolkit.merge.kernels.source.primitives import kernel, tile, tiles
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _16 = np.uint32(16)
@@ -36,12 +48,13 @@ def lower_histogram(rows: Any, model: int, upper: int, counts: Any) -> int:
     """Count the magnitudes with one upper half by their lower half into `counts` (`[65536]`)."""
     x, base = tile(np.float32), tile(np.float32)
     bits = x.view(np.uint32)
-    marks = tile(np.uint8)
     least = np.uint32(upper) << _16
     for start in range(0, rows[0].size, TILE):
         n = min(TILE, rows[0].size - start)
         read_task_vector(rows, model, start, n, x, base)
-        count_window(bits, n, least, np.uint32(1) << _16, marks, counts)
+        for i in range(n):
+            bits[i] = bits[i] & _MAGNITUDE
+        count_window(bits, n, least, np.uint32(1) << _16, counts)
     return 0
 
 
@@ -60,40 +73,51 @@ def window_histogram(
         below: `[W]`, int64: added to.
         counts: uint32: added to.
     """
-    x, base = tile(np.float32), tile(np.float32)
-    bits = x.view(np.uint32)
-    last = len(rows) - 1
-    marks = tile(np.uint8)
-    for start in range(0, rows[0].size, TILE):
-        n = min(TILE, rows[0].size - start)
-        decode(rows[last][start : start + n], base.view(np.uint32))
+    tuned, last = rows[:-1], rows[len(rows) - 1]
+    sizes = tiles(len(rows) - 1, np.uint32)
+    for start in range(0, last.size, TILE):
+        n = min(TILE, last.size - start)
+        some, bases = cut(tuned, start, start + n), last[start : start + n]
+        for i in range(n):
+            put_sizes(deltas(some, float_of(word(bases, i)), i), sizes, 0, i)
         for w in range(models.size):
-            if w == 0 or models[w] != models[w - 1]:
-                decode(rows[models[w]][start : start + n], bits)
-                subtract(x, base, n)
-            smaller = np.int32(0)
-            first = least[w]
-            for i in range(n):
-                smaller = np.int32(smaller + np.int32((bits[i] & _MAGNITUDE) < first))
-            below[w] += smaller
             own = counts[offsets[w] : offsets[w] + np.int64(widths[w])]
-            count_window(bits, n, first, widths[w], marks, own)
+            below[w] += count_window(sizes[models[w]], n, least[w], widths[w], own)
     return 0
 
 
-@kernel
-def count_window(bits: Any, n: int, least: Any, width: Any, marks: Any, counts: Any) -> None:
-    """Count a tile's magnitudes within a window by their place in it.
+def put_sizes(values: Any, sizes: Any, m: Any, i: Any) -> None:
+    """The bits of the magnitudes of a tuple of float32 into column `i`, from row `m` on."""
+    raise NotImplementedError
 
-    Mostly few entries are in it, so most groups of eight are passed over at once.
+
+@by_type(put_sizes)
+def _put_sizes(values: Any, sizes: Any, m: Any, i: Any) -> Any:  # noqa: ARG001
+    def last(values: Any, sizes: Any, m: Any, i: Any) -> None:
+        sizes[m, i] = size_of(values[0])
+
+    def more(values: Any, sizes: Any, m: Any, i: Any) -> None:
+        sizes[m, i] = size_of(values[0])
+        put_sizes(values[1:], sizes, m + 1, i)
+
+    return last if len(values) == 1 else more
+
+
+@kernel
+def count_window(sizes: Any, n: int, least: Any, width: Any, counts: Any) -> Any:
+    """Count the first `n` of a tile's magnitudes within a window by their place in it.
+
+    Mostly few entries are in it, so that only those are touched one by one.
+
+    Returns:
+        How many are below the window.
     """
-    eights = marks.view(np.uint64)
-    if n < TILE:
-        marks[:] = np.uint8(0)
-    for i in range(n):
-        marks[i] = np.uint8(np.uint32((bits[i] & _MAGNITUDE) - least) < width)
-    for group in range((n + 7) // 8):
-        if eights[group]:
-            for i in range(8 * group, 8 * group + 8):
-                if marks[i]:
-                    counts[(bits[i] & _MAGNITUDE) - least] += 1
+    below = 0
+    sizes[n:] = np.uint32(0xFFFFFFFF)
+    for place in range(0, n, VECTOR):
+        smaller, within = masks(sizes, place, least, width)
+        below += count_bits(smaller)
+        while within != np.uint64(0):
+            counts[np.int64(sizes[place + lowest_bit(within)]) - np.int64(least)] += np.uint32(1)
+            within &= within - np.uint64(1)
+    return below

@@ -6,8 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.sizes import LANES, TILE
-from toolkit.merge.kernels.source.primitives import decode, encode, fma, kernel, tile
+from toolkit.merge.kernels.sizes import LANES
+from toolkit.merge.kernels.source.entries import (
+    by_type,
+    cut,
+    deltas,
+    float_of,
+    fused_sum,
+    larger,
+    plain_sum,
+    products,
+    put,
+    scalars,
+    word,
+)
+from toolkit.merge.kernels.source.primitives import fma, kernel, tile
 
 
 @kernel
@@ -24,35 +37,24 @@ def combine_models(rows: Any, factors: Any, divisor: Any, divides: bool, out: An
     Returns:
         Bits of the largest magnitude among the inputs, to find NaN and infinity by.
     """
-    x, total = tile(np.float32), tile(np.float32)
+    by = scalars(rows, factors, 0)
     top = np.uint32(0)
-    for start in range(0, out.size, TILE):
-        n = min(TILE, out.size - start)
-        total[:n] = np.float32(0.0)
-        for m in range(len(rows)):
-            top = np.uint32(max(top, decode(rows[m][start : start + n], x.view(np.uint32))))
-            factor = factors[m]
-            for i in range(n):
-                total[i] = fma(x[i], factor, total[i])
-        if divides:
-            for i in range(n):
-                total[i] = total[i] / divisor
-        encode(total.view(np.uint32), out[start : start + n])
+    for i in range(out.size):
+        total = fused_sum(deltas(rows, np.float32(0.0), i), by, np.float32(0.0))
+        put(total / divisor if divides else total, out, i)
+        top = larger(rows, i, top)
     return top
 
 
 @kernel
 def arc(rows: Any, start_factor: Any, end_factor: Any, out: Any) -> Any:
     """`base * start + other * end`; the rows are the other model, then the base."""
-    x, base = tile(np.float32), tile(np.float32)
     top = np.uint32(0)
-    for start in range(0, out.size, TILE):
-        n = min(TILE, out.size - start)
-        top = np.uint32(max(top, decode(rows[0][start : start + n], x.view(np.uint32))))
-        top = np.uint32(max(top, decode(rows[1][start : start + n], base.view(np.uint32))))
-        for i in range(n):
-            base[i] = fma(x[i], end_factor, base[i] * start_factor)
-        encode(base.view(np.uint32), out[start : start + n])
+    others, bases = rows[0], rows[1]
+    for i in range(out.size):
+        other, base = float_of(word(others, i)), float_of(word(bases, i))
+        put(fma(other, end_factor, base * start_factor), out, i)
+        top = larger(rows, i, top)
     return top
 
 
@@ -64,21 +66,14 @@ def inner_products(rows: Any, found: Any) -> int:
     vectors. Each place of a tile has float64 sums of its own, so that the loop is a vector one, and
     the result the same on every machine.
     """
-    x, y, base = tile(np.float32), tile(np.float32), tile(np.float32)
     xx, yy, xy = tile(np.float64), tile(np.float64), tile(np.float64)
     for i in range(LANES):
         xx[i] = yy[i] = xy[i] = 0.0
     for start in range(0, rows[0].size, LANES):
-        n = min(LANES, rows[0].size - start)
-        decode(rows[0][start : start + n], x.view(np.uint32))
-        decode(rows[1][start : start + n], y.view(np.uint32))
-        if len(rows) > 2:
-            decode(rows[len(rows) - 1][start : start + n], base.view(np.uint32))
-            for i in range(n):
-                x[i] = x[i] - base[i]
-                y[i] = y[i] - base[i]
-        for i in range(n):
-            a, b = np.float64(x[i]), np.float64(y[i])
+        part = cut(rows, start, min(start + LANES, rows[0].size))
+        for i in range(part[0].size):
+            x, y = pair_of(part, i)
+            a, b = np.float64(x), np.float64(y)
             xx[i] += a * a
             yy[i] += b * b
             xy[i] += a * b
@@ -89,25 +84,28 @@ def inner_products(rows: Any, found: Any) -> int:
     return 0
 
 
+def pair_of(rows: Any, i: Any) -> Any:
+    """Entry `i` of the first two rows, less the third's where there is one; float32."""
+    raise NotImplementedError
+
+
+@by_type(pair_of)
+def _pair_of(rows: Any, i: Any) -> Any:  # noqa: ARG001
+    if len(rows) == 2:
+        return lambda rows, i: (float_of(word(rows[0], i)), float_of(word(rows[1], i)))
+    return lambda rows, i: deltas(rows[:2], float_of(word(rows[2], i)), i)
+
+
 @kernel
 def combine_task_vectors(rows: Any, factors: Any, out: Any) -> Any:
     """`sum(factor_m * (x_m - base)) + base`, each product and sum rounded once (fused)."""
-    x, base = tile(np.float32), tile(np.float32)
-    total = tile(np.float32)
+    tuned, last = rows[:-1], rows[len(rows) - 1]
+    by = scalars(tuned, factors, 0)
     top = np.uint32(0)
-    num_models = len(rows) - 1
-    for start in range(0, out.size, TILE):
-        n = min(TILE, out.size - start)
-        top = np.uint32(max(top, decode(rows[num_models][start : start + n], base.view(np.uint32))))
-        total[:n] = np.float32(0.0)
-        for m in range(num_models):
-            top = np.uint32(max(top, decode(rows[m][start : start + n], x.view(np.uint32))))
-            factor = factors[m]
-            for i in range(n):
-                total[i] = fma(x[i] - base[i], factor, total[i])
-        for i in range(n):
-            total[i] = total[i] + base[i]
-        encode(total.view(np.uint32), out[start : start + n])
+    for i in range(out.size):
+        base = float_of(word(last, i))
+        put(fused_sum(deltas(tuned, base, i), by, np.float32(0.0)) + base, out, i)
+        top = larger(rows, i, top)
     return top
 
 
@@ -116,23 +114,12 @@ def add_task_vectors(
     rows: Any, factors: Any, divisor: Any, divides: bool, scale: Any, out: Any
 ) -> Any:
     """`base + scale * (sum(factor_m * (x_m - base)) / divisor)`, every step rounded."""
-    x, base = tile(np.float32), tile(np.float32)
-    total = tile(np.float32)
+    tuned, last = rows[:-1], rows[len(rows) - 1]
+    by = scalars(tuned, factors, 0)
     top = np.uint32(0)
-    num_models = len(rows) - 1
-    for start in range(0, out.size, TILE):
-        n = min(TILE, out.size - start)
-        top = np.uint32(max(top, decode(rows[num_models][start : start + n], base.view(np.uint32))))
-        total[:n] = np.float32(0.0)
-        for m in range(num_models):
-            top = np.uint32(max(top, decode(rows[m][start : start + n], x.view(np.uint32))))
-            factor = factors[m]
-            for i in range(n):
-                total[i] = total[i] + (x[i] - base[i]) * factor
-        if divides:
-            for i in range(n):
-                total[i] = total[i] / divisor
-        for i in range(n):
-            total[i] = total[i] * scale + base[i]
-        encode(total.view(np.uint32), out[start : start + n])
+    for i in range(out.size):
+        base = float_of(word(last, i))
+        total = plain_sum(products(deltas(tuned, base, i), by), np.float32(0.0))
+        put((total / divisor if divides else total) * scale + base, out, i)
+        top = larger(rows, i, top)
     return top

@@ -7,8 +7,18 @@ from typing import Any
 import numpy as np
 
 from toolkit.merge.kernels.sizes import TILE
+from toolkit.merge.kernels.source.entries import (
+    by_type,
+    deltas,
+    float_of,
+    larger,
+    products,
+    put,
+    scalars,
+    word,
+)
 from toolkit.merge.kernels.source.join import read_task_vector, unite
-from toolkit.merge.kernels.source.primitives import decode, kernel, tile, tiles
+from toolkit.merge.kernels.source.primitives import kernel, tile
 from toolkit.merge.kernels.source.random import add_sizes
 
 
@@ -34,27 +44,38 @@ def join_trimmed(
     Returns:
         Bits of the largest magnitude among the inputs.
     """
-    num_models = len(rows) - 1
-    weighted = tiles(num_models, np.float32)
-    x, base = tile(np.float32), tile(np.float32)
-    scratch = tiles(3, np.float32)
+    tuned, last = rows[:-1], rows[len(rows) - 1]
+    by, least, most = scalars(tuned, factors, 0), scalars(tuned, low, 0), scalars(tuned, high, 0)
+    restored = scalars(tuned, ratios, 0)
     top = np.uint32(0)
-    for start in range(0, out.size, TILE):
-        n = min(TILE, out.size - start)
-        top = np.uint32(max(top, decode(rows[num_models][start : start + n], base.view(np.uint32))))
-        for m in range(num_models):
-            top = np.uint32(max(top, decode(rows[m][start : start + n], x.view(np.uint32))))
-            row, least, most, ratio, factor = weighted[m], low[m], high[m], ratios[m], factors[m]
-            for i in range(n):
-                delta = x[i] - base[i]
-                size = abs(delta)
-                kept = delta if (size >= least) & (size <= most) else np.float32(0.0)
-                row[i] = kept * ratio * factor
-        unite(
-            weighted, n, factors, votes, divisor, divides, scale, base, scratch,
-            out[start : start + n],
-        )  # fmt: skip
+    for i in range(out.size):
+        base = float_of(word(last, i))
+        kept = trimmed(deltas(tuned, base, i), least, most)
+        weighted = products(products(kept, restored), by)
+        put(unite(weighted, by, votes, divisor, divides, scale, base), out, i)
+        top = larger(rows, i, top)
     return top
+
+
+def trimmed(values: Any, least: Any, most: Any) -> Any:
+    """A tuple of float32 with zero where a magnitude is not from `least` to `most`."""
+    raise NotImplementedError
+
+
+@by_type(trimmed)
+def _trimmed(values: Any, least: Any, most: Any) -> Any:  # noqa: ARG001
+    def last(values: Any, least: Any, most: Any) -> Any:
+        size = abs(values[0])
+        is_kept = (size >= least[0]) & (size <= most[0])
+        return (values[0] if is_kept else np.float32(0.0),)
+
+    def more(values: Any, least: Any, most: Any) -> Any:
+        size = abs(values[0])
+        is_kept = (size >= least[0]) & (size <= most[0])
+        kept = values[0] if is_kept else np.float32(0.0)
+        return (kept,) + trimmed(values[1:], least[1:], most[1:])  # noqa: RUF005
+
+    return last if len(values) == 1 else more
 
 
 @kernel
