@@ -41,6 +41,31 @@ class ItemSet:
         """Indices of the documents of one role."""
         return [index for index, item in enumerate(self.roles) if item == role]
 
+    def at(self, rows: Sequence[int]) -> ItemSet:
+        """The documents at these indices, in this order."""
+        return ItemSet(
+            [self.ids[n] for n in rows],
+            [self.roles[n] for n in rows],
+            [self.num_bytes[n] for n in rows],
+            [self.tokens[n] for n in rows],
+        )
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The documents of a data stage's `tuning.jsonl` or `test.jsonl`.
+
+    Raises:
+        EvaluationError: it is missing, holds no documents, or a line of it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path}: cannot be read ({error}); run the data stage.") from error
+    if not rows:
+        raise EvaluationError(f"{path}: holds no documents; check the splits of the recipe.")
+    return rows
+
 
 def load_items(path: Path, tokenizer: Any, separator: int) -> ItemSet:
     """Read `tuning.jsonl` or `test.jsonl` of a data stage.
@@ -48,9 +73,7 @@ def load_items(path: Path, tokenizer: Any, separator: int) -> ItemSet:
     Raises:
         EvaluationError: the file holds no documents.
     """
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    if not rows:
-        raise EvaluationError(f"{path}: holds no documents; check the splits of the recipe.")
+    rows = read_rows(path)
     tokens = [tokenizer(row["text"], add_special_tokens=False)["input_ids"] for row in rows]
     return ItemSet(
         ids=[row["id"] for row in rows],

@@ -7,7 +7,7 @@ over tokens. All are ratios of sums, lower is better, and all are resampled alik
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,6 +38,12 @@ class EvaluationSet:
         score: losses of the items at these indices under a loaded model, in that order. It raises
             EvaluationError where one is not finite.
         scale: from losses over sizes to the unit.
+        settings_hash: of whatever else the losses depend on (windows, separator, type), for the
+            cache.
+        item_hashes: of each item's content alone, against overlaps; empty where there is none.
+        score_together: losses under this name and under those of other sets that the same pass
+            through the model gives, or None where there are no others.
+        note: what a reader of the figures should know, such as what intervals speak of.
     """
 
     name: str
@@ -50,6 +56,10 @@ class EvaluationSet:
     content_hash: str
     score: Callable[[Any, Sequence[int]], list[float]]
     scale: float = 1.0
+    settings_hash: str = ""
+    item_hashes: Sequence[str] = ()
+    score_together: Callable[[Any, Sequence[int]], Mapping[str, list[float]]] | None = None
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
