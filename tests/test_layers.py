@@ -31,7 +31,7 @@ MAY_IMPORT = {
 
 ON_TOP = {
     *("__init__", "__main__", "recipe", "stages", "training", "choosing", "diagnosing"),
-    *("publishing", "cli"),
+    *("searching", "publishing", "cli"),
 }
 
 

@@ -25,11 +25,13 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Documents to packed tokens.")
 cpt_app = typer.Typer(no_args_is_help=True, help="Continued pre-training.")
 merge_app = typer.Typer(no_args_is_help=True, help="Merging, and the choice of a merge.")
+search_app = typer.Typer(no_args_is_help=True, help="The search for merge weights.")
 publish_app = typer.Typer(no_args_is_help=True, help="The merged model, for others.")
 app.add_typer(publish_app, name="publish")
 app.add_typer(data_app, name="data")
 app.add_typer(cpt_app, name="cpt")
 app.add_typer(merge_app, name="merge")
+app.add_typer(search_app, name="search")
 app.add_typer(adapter_app, name="adapter")
 
 _INTERRUPTED = 130
@@ -104,11 +106,33 @@ def cpt_run(
 
 
 @merge_app.command("choose")
-def merge_choose(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
+def merge_choose(
+    recipe: RecipeName,
+    runs: Runs = Path("runs"),
+    score_test_again: Annotated[
+        bool,
+        typer.Option(
+            "--score-test-again", help="Score the test documents for another choice; is counted."
+        ),
+    ] = False,
+) -> None:
     """Search, choose and write a recipe's merge; runs data and cpt first where needed."""
     from toolkit.stages import ensure_merge, show_outcome
 
-    show_outcome(ensure_merge(_open(recipe, runs)))
+    show_outcome(ensure_merge(_open(recipe, runs), score_test_again=score_test_again))
+
+
+@search_app.command("worker")
+def search_worker(
+    recipe: RecipeName,
+    runs: Runs = Path("runs"),
+    number: Annotated[int, typer.Option(help="Of this worker; decides on the GPU.")] = 0,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the search to begin.")] = 60.0,
+) -> None:
+    """Join the search of a recipe that `merge choose` runs, here or on another machine."""
+    from toolkit.stages import join_merge
+
+    join_merge(_open(recipe, runs), number=number, wait_seconds=wait)
 
 
 @merge_app.command("run")

@@ -58,7 +58,7 @@ class SearchSection(Section):
 
     race: RaceSection = RaceSection()
 
-    weights: dict[str, Annotated[float, Field(gt=0.0)]] = {}
+    weights: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
     """Weight of a domain set, by its name, in the domain figure that is to be lowered; 1 for those
     that are not named."""
 

@@ -58,9 +58,7 @@ class RacedSet:
     def sizes(self, count: int) -> NDArray[np.float64]:
         return np.asarray(self.items.sizes, dtype=np.float64)[self.order[:count]]
 
-    def difference(
-        self, losses: NDArray[np.float64], reference: NDArray[np.float64]
-    ) -> Difference:
+    def difference(self, losses: NDArray[np.float64], reference: NDArray[np.float64]) -> Difference:
         """The candidate's figure minus the reference's on what both know."""
         count = min(len(losses), len(reference))
         return paired_difference(
@@ -196,7 +194,7 @@ class Objective:
         return sum(figures[name] for name in names) / len(names)
 
     def general_loss_bound(self, losses: Losses, general: Losses, num_tests: int = 1) -> float:
-        """Upper bound of the loss on general sets, at most `tolerance` where each is within its own.
+        """Upper bound of the loss on general sets: at most `tolerance` where all are within theirs.
 
         Each set must hold by itself, so no correction for their number is due (an intersection of
         hypotheses is rejected only with all of them).

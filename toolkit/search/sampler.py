@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -164,7 +164,7 @@ def _encode(unknown: Unknown, value: Value) -> Any:
 
 def _decode(unknown: Unknown, value: Any) -> Value:
     if isinstance(unknown, Options):
-        return unknown.values[value] if unknown.ordered else value
+        return unknown.values[value] if unknown.ordered else cast(Value, value)
     return unknown.at(unknown.share(value))
 
 
@@ -212,7 +212,7 @@ def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     raise ConfigError(f"search.sampler: unknown sampler {name!r}.")
 
 
-class StudySampler(optuna.samplers.BaseSampler):
+class StudySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # its types are not read
     """Gives a study's candidates the values that `next_proposal` finds.
 
     Args:
@@ -246,7 +246,7 @@ class StudySampler(optuna.samplers.BaseSampler):
         self,
         study: optuna.Study,
         trial: FrozenTrial,
-        search_space: dict[str, BaseDistribution],
+        search_space: dict[str, BaseDistribution],  # noqa: ARG002
     ) -> dict[str, Any]:
         proposal = self._proposal
         assert proposal is not None  # noqa: S101  (Optuna asks for the space first)
@@ -260,12 +260,15 @@ class StudySampler(optuna.samplers.BaseSampler):
 
     def sample_independent(
         self,
-        study: optuna.Study,
+        study: optuna.Study,  # noqa: ARG002
         trial: FrozenTrial,
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        raise RuntimeError(f"{param_name} has no proposal")  # a bug of ours
+        """A random value, for a candidate whose worker was killed amid its proposal."""
+        seed = named_seed(self._seed, "independent", str(trial.number), param_name)
+        study_in_memory = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        return study_in_memory.ask({param_name: param_distribution}).params[param_name]
 
 
 def parameter_box(spaces: Mapping[str, MergeSpace], name: str) -> dict[str, BaseDistribution]:
@@ -274,7 +277,9 @@ def parameter_box(spaces: Mapping[str, MergeSpace], name: str) -> dict[str, Base
     return {MERGE: CategoricalDistribution(tuple(spaces)), **own}
 
 
-def suggested(trial: optuna.Trial, spaces: Mapping[str, MergeSpace]) -> tuple[str, dict[str, Value]]:
+def suggested(
+    trial: optuna.Trial, spaces: Mapping[str, MergeSpace]
+) -> tuple[str, dict[str, Value]]:
     """File and values of a candidate, proposed now if they were not before."""
     name = str(trial.suggest_categorical(MERGE, tuple(spaces)))
     values = {}
@@ -291,7 +296,9 @@ def fixed_parameters(
     return {MERGE: name, **{f"{name}.{k}": _encode(own[k], v) for k, v in values.items()}}
 
 
-def tried_values(trial: FrozenTrial, spaces: Mapping[str, MergeSpace]) -> tuple[str, dict[str, Value]] | None:
+def tried_values(
+    trial: FrozenTrial, spaces: Mapping[str, MergeSpace]
+) -> tuple[str, dict[str, Value]] | None:
     """File and values of a study's candidate, None where it has none (yet)."""
     name = trial.params.get(MERGE)
     if name is None or any(f"{name}.{key}" not in trial.params for key in spaces[name].unknowns):
