@@ -5,13 +5,13 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge publish checks test bench bench-merge clean
+.PHONY: help setup data cpt merge publish checks test bench bench-merge bench-search clean
 
 help:
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
 	@echo "make publish DOMAIN=finance REPO=org/name"
-	@echo "make setup | checks | test | bench | bench-merge | clean"
+	@echo "make setup | checks | test | bench | bench-merge | bench-search | clean"
 
 setup: $(STAMP)
 
@@ -32,7 +32,7 @@ cpt: $(STAMP)
 	@$(TOOLKIT) cpt run $(DOMAIN)
 
 merge: $(STAMP)
-	@$(TOOLKIT) merge choose $(DOMAIN)
+	@$(TOOLKIT) merge choose $(DOMAIN) $(if $(SCORE_TEST_AGAIN),--score-test-again)
 
 publish: $(STAMP)
 	@test -n "$(REPO)" || { echo "name the repository: make publish DOMAIN=$(DOMAIN) REPO=org/name"; exit 2; }
@@ -53,6 +53,10 @@ bench: $(STAMP)
 bench-merge: $(STAMP)
 	@$(VENV)/bin/python benchmarks/merge.py --millions 660 --runs 3
 	@$(VENV)/bin/python benchmarks/merge.py --scaling 110,660,1100,3000 --runs 3
+
+# The search of a run that exists, against mergekit-yaml and lm-eval; half an hour on 2 cores.
+bench-search: $(STAMP)
+	@$(VENV)/bin/python benchmarks/search.py --recipe $(DOMAIN)
 
 # Environment and caches; runs/ holds your models and stays.
 clean:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -203,7 +204,8 @@ def join_search(search: Search, stage: Stage, *, number: int, wait_seconds: floa
             time.sleep(1.0)
     if threads := threads_each(num_workers(search.recipe)):
         torch.set_num_threads(threads)
-    worker = Worker(search.plan, study, search.bench(number))
-    say(f"search: worker {number} joined {search.name!r}")
-    worker.work()
+    with contextlib.closing(study):
+        worker = Worker(search.plan, study, search.bench(number))
+        say(f"search: worker {number} joined {search.name!r}")
+        worker.work()
     say(f"search: {search.name!r} is done")

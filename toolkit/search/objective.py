@@ -32,7 +32,7 @@ Losses = Mapping[str, NDArray[np.float64]]
 
 def named_seed(seed: int, *names: str) -> int:
     """A seed of its own for each purpose: what else is drawn, and when, changes nothing."""
-    return int(hash_bytes("/".join([str(seed), *names]).encode())[:12], 16)
+    return int(hash_bytes("/".join([str(seed), *names]).encode())[:8], 16)
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def upper_bound(difference: Difference, confidence: float, num_tests: int = 1) -
 
 def _raced(items: EvaluationSet, looks: Sequence[float], seed: int) -> RacedSet:
     # By hash of the group's name: sets over the same documents then come in the same order.
-    names = sorted(set(items.groups), key=lambda name: named_seed(seed, "race", name))
+    names = sorted(set(items.groups), key=lambda name: (named_seed(seed, "race", name), name))
     position = {name: place for place, name in enumerate(names)}
     places = np.array([position[group] for group in items.groups], dtype=np.intp)
     order = np.argsort(places, kind="stable").astype(np.intp)

@@ -43,7 +43,9 @@ def divide(sets: Sequence[EvaluationSet], fraction: float, seed: int) -> Parts:
         return Parts(list(sets), list(sets), False, "search.confirm_fraction is 0")
     search, confirm = [], []
     for items in sets:
-        names = sorted(set(items.groups), key=lambda name: named_seed(seed, "confirm", name))
+        names = sorted(
+            set(items.groups), key=lambda name: (named_seed(seed, "confirm", name), name)
+        )
         count = round(fraction * len(names))
         aside = set(names[:count])
         if items.role != "watch" and min(count, len(names) - count) < MIN_GROUPS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,6 @@ from toolkit.search.objective import Objective
 from toolkit.search.storage import Place
 from toolkit.search.study import Study, pack, unpack
 from toolkit.search.worker import Merging, Outcome, Plan, Worker
-
-Command = Callable[[int], Sequence[str]]
-"""The command line that starts the worker of a number."""
 
 
 def run_search(
@@ -56,17 +53,19 @@ def run_search(
         begin=True,
         stale_seconds=plan.section.stale_seconds,
     )
-    study.fill(queue)
-    done = sum(trial.state.is_finished() for trial in study.trials()[: len(queue)])
-    total = len(queue) * plan.objective.all_tokens
-    with (
-        _helpers(helpers, helper_threads),
-        progress("search, tokens", total, done=done * plan.objective.all_tokens) as advance,
-    ):
-        worker = Worker(plan, study, bench, advance)
-        worker.work()
+    with contextlib.closing(study):
+        study.fill(queue)
+        done = sum(trial.state.is_finished() for trial in study.trials()[: len(queue)])
+        total = len(queue) * plan.objective.all_tokens
+        with (
+            _helpers(helpers, helper_threads),
+            progress("search, tokens", total, done=done * plan.objective.all_tokens) as advance,
+        ):
+            worker = Worker(plan, study, bench, advance)
+            worker.work()
+        found = worker.outcomes()
     outcomes: dict[str, Outcome] = {}
-    for _, outcome in sorted(worker.outcomes().items()):
+    for _, outcome in sorted(found.items()):
         outcomes.setdefault(outcome.candidate.key, outcome)
     _speak(list(outcomes.values()), plan.objective)
     return list(outcomes.values())

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import optuna
-from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
 
 from toolkit.errors import ConfigError, ToolkitError
 
@@ -47,9 +48,10 @@ class JournalLock(BaseJournalFileLock):  # type: ignore[misc]  # optuna's types 
         return True
 
     def release(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        # Forgotten before it is closed: then the next thread may have the lock, and set its own.
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def _cut_torn_line(file: IO[bytes]) -> None:

@@ -96,35 +96,56 @@ class Study:
         self._stale_seconds = stale_seconds
         self._watched: dict[int, _Watch] = {}
         self._current: int | None = None
-        storage = open_storage(place, begin=begin)
+        self._opened = open_storage(place, begin=begin)
+        try:
+            self._study = self._open(name, dict(identity), sampler, begin)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(
+        self,
+        name: str,
+        identity: dict[str, Any],
+        sampler: optuna.samplers.BaseSampler,
+        begin: bool,
+    ) -> optuna.Study:
+        place, storage = self.place, self._opened
         with storage_errors(place, "cannot be opened"):
-            names = [study.study_name for study in storage.get_all_studies()]
+            names = [known.study_name for known in storage.get_all_studies()]
             if name not in names and not begin:
                 raise ToolkitError(
                     f"{spoken(place)}: holds no study {name!r} yet; `toolkit merge choose` begins "
                     "it, and workers join it while that runs."
                 )
-            self._study = optuna.create_study(
+            study = optuna.create_study(
                 storage=storage,
                 study_name=name,
                 sampler=sampler,
                 directions=["minimize", "minimize"],
                 load_if_exists=True,
             )
-            known = self._study.user_attrs.get("identity")
+            known = study.user_attrs.get("identity")
             if known is None:
                 if not begin:
                     raise ToolkitError(
                         f"{spoken(place)}: the study {name!r} is only being begun; try again."
                     )
-                self._study.set_user_attr("identity", dict(identity))
+                study.set_user_attr("identity", identity)
                 known = identity
-        if lines := changed_keys(known, dict(identity)):
+        if lines := changed_keys(known, identity):
             raise ConfigError(
                 f"{spoken(place)}: the study {name!r} was begun under another recipe:\n  "
                 + "\n  ".join(lines)
                 + "\nPut the former values back, or give the new study a name: search.study."
             )
+        return study
+
+    def close(self) -> None:
+        """Give a database's connections back; without effect on what it holds."""
+        if (engine := getattr(self._opened, "engine", None)) is not None:
+            self._opened.remove_session()
+            engine.dispose()
 
     def fill(self, queue: Sequence[Mapping[str, Any]]) -> None:
         """Queue candidates, each with attributes and maybe with parameters given; those that are

@@ -21,7 +21,7 @@ MIN_APART = 0.06
 """Nearer than this, in the unit cube, a point says nothing new."""
 
 _POINTS = 4096  # of the cube at which the parabola is looked at
-_RIDGE = 1e-3
+_RIDGE = 1e-4
 
 
 @dataclass(frozen=True)
