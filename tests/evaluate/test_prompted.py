@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     MistralConfig,
@@ -17,11 +13,6 @@ from transformers import (
 
 from toolkit.evaluate import prompted
 from toolkit.evaluate.prompted import Prompted, score_continuations
-
-
-@pytest.fixture
-def model(tmp_path: Path, make_model: Callable[..., Path]) -> torch.nn.Module:
-    return AutoModelForCausalLM.from_pretrained(make_model(tmp_path / "m")).eval()
 
 
 def alone(model: torch.nn.Module, prompt: list[int], tokens: list[int]) -> float:
