@@ -41,7 +41,7 @@ def samples_of_lm_eval(model: Any, tokenizer: Any, folder: Path, name: str) -> l
     from lm_eval.tasks import TaskManager
 
     with contextlib.redirect_stderr(io.StringIO()), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluator, "add_env_info", lambda results: None)
+        patch.setattr(evaluator, "add_env_info", lambda _: None)
         found = evaluator.simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=7),
             tasks=[name],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,7 +118,7 @@ def _file_questions(
             yield _row_question(section, f"{key}{row.place}", row.where, row.fields or {})
         return
     try:
-        whole = json.load(io.TextIOWrapper(stream, encoding="utf-8"))
+        whole = json.loads(stream.read())
     except ValueError as error:
         raise EvaluationError(f"{name}: is not valid JSON ({error}).") from error
     if isinstance(whole, dict) and "examples" in whole:
