@@ -31,7 +31,7 @@ from toolkit.config import load_yaml
 from toolkit.recipe import find_recipe, load_recipe
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
-from toolkit.search.outcome import cannot_be_told_apart, candidate_rows
+from toolkit.search.outcome import candidate_rows, cannot_be_told_apart
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, sweep_point
 from toolkit.search.worker import Outcome, Plan
