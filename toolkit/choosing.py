@@ -4,6 +4,7 @@ sets, one model."""
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from toolkit.checkpoint.folder import stored_dtype
+from toolkit.evaluate.power import too_small
 from toolkit.manifest import Stage, write_json
 from toolkit.merge.config import MergeConfig, parse_merge_config
 from toolkit.merge.run import run_merge, to_yaml
@@ -173,6 +175,8 @@ def _decide(search: Search, outcomes: Sequence[Outcome], scorer: Scorer) -> _Ver
         num_tests=None if search.parts.are_separate else len(outcomes) - 1,
         where=where,
     )
+    for line in _too_small(seen, looked_at, start, section.confidence):
+        say(f"  {line}")
     if search.parts.note:
         say(f"  confirmed on the search's own documents: {search.parts.note}")
     return _Verdict(
@@ -189,6 +193,22 @@ def _decide(search: Search, outcomes: Sequence[Outcome], scorer: Scorer) -> _Ver
             where.split(",")[0],
         ),
     )
+
+
+def _too_small(
+    seen: _Seen, losses: Mapping[str, Losses], start: Losses, confidence: float
+) -> list[str]:
+    """Sentences on general sets that cannot see their tolerance, as the best merge scatters."""
+    best = next((own for name, own in losses.items() if name != GENERAL), None)
+    if best is None:
+        return []
+    lines = []
+    for name, limit in seen.objective.tolerances.items():
+        difference = seen.objective.sets[name].difference(best[name], start[name])
+        unit = seen.objective.sets[name].items.unit
+        error = math.sqrt(difference.variance)
+        lines.append(too_small(name, limit, error, difference.seen, unit, confidence))
+    return [line for line in lines if line is not None]
 
 
 def _option(row: Row) -> Option:

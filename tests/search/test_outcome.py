@@ -69,8 +69,11 @@ def test_groups_are_resampled_and_several_sets_are_weighed():
     sets = [texts("a", "domain", "xxxy"), texts("b", "domain"), texts("news", "general")]
     resampler = Resampler(sets, {"b": 3.0}, 600, seed=1)
     losses = {"a": [4.0, 4.0, 4.0, 0.0], "b": [2.0, 2.0], "news": [1.0, 1.0]}
-    assert resampler.estimates(losses)["domain"] == pytest.approx(BITS * (0.3 + 3 * 0.2) / 4)
-    draws = resampler.draws({"m": losses})["m"]["set:a"]
+    found = resampler.figures({"m": losses})
+    estimate, _ = resampler.role_figures(found, "domain")
+    assert estimate[0] == pytest.approx(BITS * (0.3 + 3 * 0.2) / 4)
+    assert resampler.role_intervals(found, "domain")[0].estimate == pytest.approx(estimate[0])
+    draws = found["a"].draws[:, 0]
     # Of two groups, one of three documents: all, none, or one of each.
     assert set(np.round(draws / BITS, 6)) == {0.4, 0.0, 0.3}
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.evaluate.bootstrap import Figures, bootstrap_figures, intervals
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.evaluate.statistics import Interval, percentile_interval, resample_counts
+from toolkit.evaluate.statistics import Interval, percentile_interval
 from toolkit.search.objective import named_seed
-from toolkit.search.space import GENERAL, SPECIALIST
+from toolkit.search.space import SPECIALIST
 
 Floats = NDArray[np.float64]
 MERGE = "merge"
 ROLES = ("domain", "general")
-_AT_ONCE = 500  # resamples whose counts are held in memory
 
 
 class Resampler:
@@ -38,7 +38,7 @@ class Resampler:
         seed: int,
     ) -> None:
         self.sets = {item.name: item for item in sets}
-        self._shares = {role: self._role_shares(role, weights) for role in ROLES}
+        self.shares = {role: self._role_shares(role, weights) for role in ROLES}
         self._num_resamples = num_resamples
         self._seed = seed
 
@@ -47,46 +47,39 @@ class Resampler:
         raw = {name: weights.get(name, 1.0) if role == "domain" else 1.0 for name in names}
         return {name: weight / sum(raw.values()) for name, weight in raw.items()}
 
-    def estimates(self, losses: Mapping[str, Sequence[float]]) -> dict[str, float]:
-        """The figure of each set and role."""
-        found = {name: item.figure(losses[name]) for name, item in self.sets.items()}
-        return {**self._by_role(found), **{f"set:{name}": found[name] for name in found}}
-
-    def draws(
-        self, models: Mapping[str, Mapping[str, Sequence[float]]]
-    ) -> dict[str, dict[str, Any]]:
-        """Those figures in every resample, by model."""
-        drawn: dict[str, dict[str, Floats]] = {model: {} for model in models}
+    def figures(self, losses: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Figures]:
+        """Of each set the figures of all models, and then their differences from the first."""
+        found = {}
         for name, item in self.sets.items():
-            names = {group: n for n, group in enumerate(dict.fromkeys(item.groups))}
-            groups = np.array([names[group] for group in item.groups])
-            sizes = np.bincount(groups, weights=np.asarray(item.sizes, dtype=np.float64))
-            tops = np.stack(
-                [
-                    np.bincount(groups, weights=np.asarray(losses[name], dtype=np.float64))
-                    for losses in models.values()
-                ],
-                axis=1,
+            own = np.array([losses[model][name] for model in losses], dtype=np.float64)
+            found[name] = bootstrap_figures(
+                np.concatenate([own, own - own[0]]),
+                item.sizes,
+                list(item.groups),
+                resamples=self._num_resamples,
+                seed=named_seed(self._seed, "bootstrap", name),
+                scale=item.scale,
             )
-            parts = []
-            for start in range(0, self._num_resamples, _AT_ONCE):
-                count = min(_AT_ONCE, self._num_resamples - start)
-                seed = named_seed(self._seed, "bootstrap", name, str(start))
-                counts = resample_counts(len(names), count, seed)
-                parts.append(item.scale * (counts @ tops) / (counts @ sizes)[:, None])
-            whole = np.concatenate(parts)
-            for column, model in enumerate(models):
-                drawn[model][name] = whole[:, column]
-        return {
-            model: {**self._by_role(found), **{f"set:{name}": found[name] for name in found}}
-            for model, found in drawn.items()
-        }
+        return found
 
-    def _by_role(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            role: sum(share * found[name] for name, share in shares.items())
-            for role, shares in self._shares.items()
-        }
+    def role_figures(self, found: Mapping[str, Figures], role: str) -> tuple[Floats, Floats]:
+        """The weighted mean of a role's sets: estimates `[2K]` and draws `[R, 2K]`."""
+        shares = self.shares[role]
+        return (
+            np.sum([share * found[name].estimate for name, share in shares.items()], axis=0),
+            np.sum([share * found[name].draws for name, share in shares.items()], axis=0),
+        )
+
+    def role_intervals(self, found: Mapping[str, Figures], role: str) -> list[Interval]:
+        """Studentised where the role is one set, by percentiles where several are weighed."""
+        names = list(self.shares[role])
+        if len(names) == 1:
+            return intervals(found[names[0]])
+        estimate, draws = self.role_figures(found, role)
+        return [
+            percentile_interval(float(value), draws[:, column])
+            for column, value in enumerate(estimate)
+        ]
 
 
 def final_figures(
@@ -95,7 +88,7 @@ def final_figures(
     """Figures on the test sets.
 
     Args:
-        losses: by model (`general`, `specialist`, `merge`) and set, in the order of its items.
+        losses: by model (`general` first, `specialist`, `merge`) and set, in the order of items.
         resampler: of the test sets.
 
     Returns:
@@ -104,31 +97,26 @@ def final_figures(
         has; `loss_recovered`: share of the specialist's general loss that the merge does not have,
         or None where the specialist lost nothing.
     """
-    points = {model: resampler.estimates(own) for model, own in losses.items()}
-    draws = resampler.draws(losses)
-    change = {m: {k: points[m][k] - points[GENERAL][k] for k in points[m]} for m in losses}
-    moved = {m: {k: draws[m][k] - draws[GENERAL][k] for k in draws[m]} for m in losses}
+    found = resampler.figures(losses)
+    by_role = {role: resampler.role_intervals(found, role) for role in ROLES}
+    by_set = {name: intervals(figures) for name, figures in found.items()}
+    count = len(losses)
     models: dict[str, Any] = {}
-    for model in losses:
+    for number, model in enumerate(losses):
         row: dict[str, Any] = {}
         for role in ROLES:
-            row[role] = asdict(percentile_interval(points[model][role], draws[model][role]))
-            interval = percentile_interval(change[model][role], moved[model][role])
-            row[f"{role}_change"] = asdict(interval)
-        for key, part in (("sets", (points, draws)), ("set_changes", (change, moved))):
-            row[key] = {
-                name: asdict(
-                    percentile_interval(
-                        part[0][model][f"set:{name}"], part[1][model][f"set:{name}"]
-                    )
-                )
-                for name in resampler.sets
-            }
+            row[role] = asdict(by_role[role][number])
+            row[f"{role}_change"] = asdict(by_role[role][count + number])
+        row["sets"] = {name: asdict(own[number]) for name, own in by_set.items()}
+        row["set_changes"] = {name: asdict(own[count + number]) for name, own in by_set.items()}
         models[model] = row
+    place = {model: count + number for number, model in enumerate(losses)}
     return {
         "models": models,
-        "gain_kept": _share(change, moved, "domain", sign=-1.0, complement=False),
-        "loss_recovered": _share(change, moved, "general", sign=1.0, complement=True),
+        "gain_kept": _share(*resampler.role_figures(found, "domain"), place, sign=-1.0),
+        "loss_recovered": _complement(
+            _share(*resampler.role_figures(found, "general"), place, sign=1.0)
+        ),
     }
 
 
@@ -148,22 +136,19 @@ def document_rows(
 
 
 def _share(
-    change: Mapping[str, Mapping[str, float]],
-    moved: Mapping[str, Mapping[str, Any]],
-    role: str,
-    *,
-    sign: float,
-    complement: bool,
+    estimate: Floats, draws: Floats, place: Mapping[str, int], *, sign: float
 ) -> dict[str, float] | None:
     """The merge's change as a share of the specialist's, where the specialist's has this sign."""
-    whole = sign * change[SPECIALIST][role]
+    whole = sign * float(estimate[place[SPECIALIST]])
     if whole <= 0.0:
         return None
-    estimate = sign * change[MERGE][role] / whole
-    whole_draws = sign * moved[SPECIALIST][role]
+    whole_draws = sign * draws[:, place[SPECIALIST]]
     usable = whole_draws > 0.0
-    draws = sign * moved[MERGE][role][usable] / whole_draws[usable]
-    interval = percentile_interval(estimate, draws)
-    if complement:
-        interval = Interval(1.0 - interval.estimate, 1.0 - interval.high, 1.0 - interval.low)
-    return asdict(interval)
+    shares = sign * draws[usable, place[MERGE]] / whole_draws[usable]
+    return asdict(percentile_interval(sign * float(estimate[place[MERGE]]) / whole, shares))
+
+
+def _complement(share: dict[str, float] | None) -> dict[str, float] | None:
+    if share is None:
+        return None
+    return asdict(Interval(1.0 - share["estimate"], 1.0 - share["high"], 1.0 - share["low"]))

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from toolkit.errors import ConfigError, EvaluationError, did_you_mean
 from toolkit.evaluate.sets import EvaluationSet
+from toolkit.evaluate.student import student_quantile
 from toolkit.manifest import hash_bytes
 from toolkit.search.config import RaceSection
 from toolkit.search.race import (
@@ -223,8 +223,8 @@ class Objective:
             return True
         for name, limit in self.tolerances.items():
             difference = self.sets[name].difference(losses[name], general[name])
-            quantile = stats.t.ppf(self.confidence, max(difference.total - 1, 1))
-            if is_out(difference, limit, float(quantile), spend / len(self.tolerances)):
+            quantile = student_quantile(self.confidence, max(difference.total - 1, 1))
+            if is_out(difference, limit, quantile, spend / len(self.tolerances)):
                 return True
         return False
 
@@ -238,7 +238,7 @@ def upper_bound(difference: Difference, confidence: float, num_tests: int = 1) -
     if difference.seen < 2:
         return math.inf
     level = 1.0 - (1.0 - confidence) / num_tests
-    quantile = float(stats.t.ppf(level, difference.seen - 1))
+    quantile = student_quantile(level, difference.seen - 1)
     return difference.estimate + quantile * math.sqrt(difference.variance)
 
 

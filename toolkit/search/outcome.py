@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
+from toolkit.evaluate.student import student_chance, student_quantile
 from toolkit.search.objective import Losses, Objective
 from toolkit.search.race import Difference, combine
 from toolkit.search.space import GENERAL, SPECIALIST
@@ -156,7 +156,7 @@ def _below(difference: Difference, limit: float) -> float:
     error = math.sqrt(difference.variance)
     if error == 0.0:
         return 0.0 if difference.estimate < limit else 1.0
-    return float(stats.t.cdf((difference.estimate - limit) / error, difference.seen - 1))
+    return student_chance((difference.estimate - limit) / error, difference.seen - 1)
 
 
 def two_sided(difference: Difference, confidence: float) -> dict[str, float]:
@@ -167,7 +167,7 @@ def two_sided(difference: Difference, confidence: float) -> dict[str, float]:
     """
     reach = math.inf
     if difference.seen > 1:
-        quantile = float(stats.t.ppf(0.5 + confidence / 2.0, difference.seen - 1))
+        quantile = student_quantile(0.5 + confidence / 2.0, difference.seen - 1)
         reach = quantile * math.sqrt(difference.variance)
     middle = difference.estimate
     return {"estimate": middle, "low": middle - reach, "high": middle + reach}

@@ -20,10 +20,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+
+from toolkit.evaluate.student import student_quantile
 
 Floats = NDArray[np.float64]
 MIN_GROUPS = 5
@@ -129,7 +131,7 @@ def is_out(difference: Difference, limit: float, quantile: float, spend: float) 
     margin = difference.estimate + quantile * math.sqrt(difference.in_the_end) - limit
     if difference.still_open <= 0.0:
         return margin > 0.0 or (margin == 0.0 and difference.variance == 0.0)
-    wanted = float(stats.t.ppf(1.0 - spend, difference.seen - 1))
+    wanted = student_quantile(1.0 - spend, difference.seen - 1)
     return margin / math.sqrt(difference.still_open) > wanted
 
 
@@ -144,4 +146,4 @@ def sure_side(confidence: float) -> float:
     >>> round(sure_side(0.95), 3)
     1.645
     """
-    return float(stats.norm.ppf(confidence))
+    return NormalDist().inv_cdf(confidence)
