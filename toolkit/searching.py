@@ -131,6 +131,7 @@ def _objective(recipe: Recipe, sets: Sequence[EvaluationSet], race: RaceSection)
         confidence=recipe.select.confidence,
         race=race,
         seed=recipe.seed,
+        num_candidates=recipe.search.candidates,
     )
 
 

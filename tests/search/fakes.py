@@ -96,5 +96,6 @@ def plan(
         confidence=0.95,
         race=wanted.race,
         seed=7,
+        num_candidates=wanted.candidates,
     )
     return Plan([space()] if spaces is None else spaces, wanted, objective, 7)

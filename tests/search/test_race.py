@@ -88,6 +88,7 @@ def study(seed: int) -> tuple[float, bool, bool]:
     groups, sizes = np.arange(DOCUMENTS), np.ones(DOCUMENTS)
     section = RaceSection()
     spend = spending(section.error, len(section.looks))
+    ahead = sure_side(1.0 - 0.025 / (CANDIDATES - 1))
 
     def difference(one: int, other: int, seen: int) -> Difference:
         pair = losses[one, :seen], losses[other, :seen]
@@ -97,7 +98,7 @@ def study(seed: int) -> tuple[float, bool, bool]:
     for candidate in range(1, CANDIDATES):
         for look in section.looks:
             seen = math.ceil(look * DOCUMENTS)
-            if is_out(difference(candidate, best, seen), 0.0, sure_side(0.975), spend):
+            if is_out(difference(candidate, best, seen), 0.0, ahead, spend):
                 scored += seen
                 break
         else:
@@ -115,25 +116,25 @@ def test_a_third_of_the_tokens_for_the_same_choice():
     tokens, same, tied = studies.mean(axis=0)
     assert tokens <= 1 / 3
     assert tied >= 0.95
-    assert same >= 0.6
+    assert same >= 0.5
 
 
-def test_the_best_is_rarely_lost_when_all_is_noise():
-    """All candidates are equal: whoever is ahead after full scoring is so by luck, and one that is
-    ahead beyond its error must not be lost more often than the error says."""
-    lost, ahead = 0, 0
+@pytest.mark.parametrize("rivals", [1, 23])
+def test_one_that_is_better_is_rarely_lost(rivals: int):
+    """Just as far ahead after full scoring as counts for better: it may not be lost more often than
+    the error says, over all looks."""
+    lost, ahead = 0, sure_side(1.0 - 0.025 / rivals)
     spend = spending(0.05, 5)
     for seed in range(400):
         change = np.random.default_rng(seed).normal(0.0, 1.0, DOCUMENTS)
-        change -= change.mean() + 2.2 * change.std() / math.sqrt(DOCUMENTS)  # 2.2 errors ahead
+        change -= change.mean() + 1.02 * ahead * change.std() / math.sqrt(DOCUMENTS)
         zero, sizes = np.zeros(DOCUMENTS), np.ones(DOCUMENTS)
-        ahead += 1
         for look in RaceSection().looks:
             seen = math.ceil(look * DOCUMENTS)
             part = paired_difference(
                 change[:seen], zero[:seen], sizes[:seen], np.arange(seen), DOCUMENTS
             )
-            if is_out(part, 0.0, sure_side(0.975), spend):
+            if is_out(part, 0.0, ahead, spend):
                 lost += 1
                 break
-    assert lost / ahead <= 0.05
+    assert lost / 400 <= 0.05

@@ -241,7 +241,10 @@ def test_a_journal_that_goes_away_is_said_and_nothing_is_lost(journal: Path):
 
 
 def test_a_replaced_journal_is_not_written_to(journal: Path):
+    journal.write_text("{}\n")
     lock = JournalLock(journal)
+    lock.acquire()
+    lock.release()
     journal.unlink()
     journal.write_text("")
     with pytest.raises(FileNotFoundError, match="was replaced"):

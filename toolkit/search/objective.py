@@ -85,6 +85,7 @@ class Objective:
         confidence: of one-sided bounds.
         race: looks and error.
         seed: of the order of items.
+        num_candidates: in all; a lead over the best must withstand a correction for so many.
 
     Raises:
         EvaluationError: there is no domain set, or no general one.
@@ -101,7 +102,9 @@ class Objective:
         confidence: float,
         race: RaceSection,
         seed: int,
+        num_candidates: int = 2,
     ) -> None:
+        self._num_rivals = max(num_candidates - 1, 1)
         self.looks = race.looks if race.enabled else ()
         self.sets = {item.name: _raced(item, self.looks, seed) for item in sets}
         self._error = race.error
@@ -218,7 +221,7 @@ class Objective:
         if not self.looks:
             return False
         spend = spending(self._error, len(self.looks))
-        ahead = sure_side(1.0 - (1.0 - self.confidence) / 2.0)
+        ahead = sure_side(1.0 - (1.0 - self.confidence) / (2.0 * self._num_rivals))
         if is_out(self.domain_difference(losses, best), 0.0, ahead, spend):
             return True
         for name, limit in self.tolerances.items():

@@ -3,15 +3,17 @@
 Documents come in a random order, so that those scored so far are a sample, drawn without
 replacement, of all that full scoring would use. A candidate is dropped when it is shown, at one of
 K looks, that full scoring would not call it better than the best one so far, or would not let it
-stay within the tolerance of a general set. Each look spends 1/K of the error, half of it on either
-question, so that over all looks the candidate that full scoring would choose is lost to one that
-full scoring tells apart from it with at most that chance, whatever else is tried (the best need
-only survive its own comparisons).
+stay within the tolerance of a general set. Better means ahead by an interval that is corrected for
+all candidates (Bonferroni): less than that, the best of many is ahead by luck. Each look spends 1/K
+of the error, half of it on either question, so that over all looks a candidate that full scoring
+would call better is lost with at most that chance, whatever else is tried (it need only survive its
+own comparisons).
 
 Reference:
     Maron & Moore 1994, Hoeffding races; Birattari et al. 2002, A racing algorithm for configuring
     metaheuristics (F-race); Lan, Simon & Halperin 1982, Stochastically curtailed tests, for the
-    question asked; Bardenet & Maillard 2015, Concentration inequalities for sampling without
+    question asked; Hsu 1981, Simultaneous confidence intervals for all distances from the "best",
+    for what counts as better; Bardenet & Maillard 2015, Concentration inequalities for sampling without
     replacement, for the factor 1 - n/N; Pocock 1977 for equal spending over looks.
 """
 

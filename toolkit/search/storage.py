@@ -32,15 +32,17 @@ class JournalLock(BaseJournalFileLock):  # type: ignore[misc]  # optuna's types 
         self._path = path
         self._file: IO[bytes] | None = None
         path.touch()
-        self._inode = path.stat().st_ino
+        self._size = 0  # it only grows, but for a line cut short
 
     def acquire(self) -> bool:
         file = self._path.open("r+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if self._path.stat().st_ino != self._inode:
+            size = _cut_torn_line(file)
+            there = self._path.stat()
+            if there.st_ino != os.fstat(file.fileno()).st_ino or size < self._size:
                 raise FileNotFoundError(f"{self._path} was replaced")
-            _cut_torn_line(file)
+            self._size = size
         except BaseException:
             file.close()
             raise
@@ -54,7 +56,8 @@ class JournalLock(BaseJournalFileLock):  # type: ignore[misc]  # optuna's types 
             file.close()
 
 
-def _cut_torn_line(file: IO[bytes]) -> None:
+def _cut_torn_line(file: IO[bytes]) -> int:
+    """Cut off what follows the last line break; returns the size that is left."""
     size = end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - (1 << 16))
@@ -66,6 +69,7 @@ def _cut_torn_line(file: IO[bytes]) -> None:
         end = start
     if end < size:
         file.truncate(end)
+    return end
 
 
 def open_storage(place: Place, *, begin: bool) -> Any:
