@@ -82,18 +82,23 @@ class ChoicesSection(Section):
 class RetentionSection(Section):
     """The general model's own answers to prompts of ours: what a merge must not unlearn."""
 
-    prompts: Annotated[int, Field(ge=0, le=240)] = 40
-    """Prompts of each split, tuning and test, half of what is made; 0 turns retention off. More
-    than 120 leaves the test split what tuning does not take."""
+    prompts: Annotated[int, Field(ge=0, le=120)] = 32
+    """Prompts of each split, tuning and test; 0 turns retention off."""
 
-    answer_tokens: PositiveInt = 32
+    answer_tokens: PositiveInt = 24
     """Answers are cut to this length."""
 
     loss_role: EvaluationRole = "watch"
     """Role of the loss of the answers, in nats per token."""
 
+    loss_tolerance: Annotated[float, Field(ge=0.0)] = 0.05
+    """Largest loss accepted where its role is `general`."""
+
     kl_role: EvaluationRole = "watch"
     """Role of the divergence from the general model at each token of the answers, in nats."""
+
+    kl_tolerance: Annotated[float, Field(ge=0.0)] = 0.1
+    """Largest divergence accepted where its role is `general`."""
 
     top_tokens: Annotated[int, Field(ge=1)] = 64
     """Of the general model's distribution at each token so many probabilities are kept, and the sum

@@ -9,7 +9,7 @@ Legend: B rows, T tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +60,10 @@ def score_continuations(
     found: list[list[float]] = [[] for _ in items]
     longest = _longest_input(model)
     shared = [n for n, item in enumerate(items) if _fits(item, longest)]
-    if not _can_share(model):
+    if not can_share(model):
         shared = []
     prefix = common_prefix([items[n].prompt for n in shared])
-    start = _prefill(model, items[shared[0]].prompt[:prefix]) if prefix else None
+    start = prefill(model, items[shared[0]].prompt[:prefix]) if prefix else None
     for batch in _batches(items, shared, prefix, batch_tokens):
         scores = _score_batch(model, [items[n] for n in batch], prefix, start, batch_tokens)
         for number, score in zip(batch, scores, strict=True):
@@ -103,7 +103,7 @@ def _fits(item: Prompted, longest: int | None) -> bool:
     return longest is None or len(item.prompt) + max(map(len, item.continuations)) - 1 <= longest
 
 
-def _can_share(model: Any) -> bool:
+def can_share(model: Any) -> bool:
     """Whether the model keeps a plain cache: windows and recurrent states count padding as text."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
@@ -117,7 +117,8 @@ def _can_share(model: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def _prefill(model: Any, tokens: Sequence[int]) -> Any:
+def prefill(model: Any, tokens: Sequence[int]) -> Any:
+    """The key-value cache of tokens that everything begins with."""
     from transformers import DynamicCache
 
     cache = DynamicCache(config=model.config)
@@ -154,13 +155,13 @@ def _score_batch(
         if len(tokens) > 1
     ]
     if start is not None:
-        cache = _rows_of(model, start, torch.zeros(len(batch), dtype=torch.long, device=device))
+        cache = rows_of(model, start, torch.zeros(len(batch), dtype=torch.long, device=device))
     else:
         cache = DynamicCache(config=model.config) if long_ones else None
     places = torch.arange(max(lengths), device=device)[None] + prefix
     hidden = final_hidden(
         model,
-        _padded(rests),
+        padded(rests),
         position_ids=places.expand(len(batch), -1),
         past_key_values=cache,
         use_cache=cache is not None,
@@ -198,10 +199,10 @@ def _score_tails(
     """Log likelihoods of all but the first tokens of continuations, after their prompts' cache."""
     device = next(model.parameters()).device
     chosen = torch.tensor(rows, device=device)
-    own = _rows_of(model, cache, chosen)
+    own = rows_of(model, cache, chosen)
     ends = torch.tensor(lengths, device=device)[chosen] + prefix
     width = prefix + max(lengths)
-    inputs = _padded([tail[:-1] for tail in tails])
+    inputs = padded([tail[:-1] for tail in tails])
     steps = inputs.shape[1]
     mask = torch.ones(len(tails), width + steps, dtype=torch.long, device=device)
     mask[:, :width] = (torch.arange(width, device=device)[None] < ends[:, None]).long()
@@ -222,7 +223,7 @@ def _score_tails(
     return sums
 
 
-def _rows_of(model: Any, cache: Any, rows: Tensor) -> Any:
+def rows_of(model: Any, cache: Any, rows: Tensor) -> Any:
     """A cache of its own that holds these rows of another, which stays as it is."""
     from transformers import DynamicCache
 
@@ -232,7 +233,8 @@ def _rows_of(model: Any, cache: Any, rows: Tensor) -> Any:
     return own
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """`[B, T]`, zeros at the right."""
     inputs = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for number, row in enumerate(rows):
         inputs[number, : len(row)] = torch.tensor(list(row))
@@ -248,10 +250,51 @@ def _score_apart(model: Any, item: Prompted, longest: int | None, batch_tokens: 
     found: list[float] = []
     for begin in range(0, len(whole), room):
         part = whole[begin : begin + room]
-        hidden = final_hidden(model, _padded([tokens[:-1] for tokens in part]))
+        hidden = final_hidden(model, padded([tokens[:-1] for tokens in part]))
         for row, tokens in enumerate(part):
             count = min(len(item.continuations[begin + row]), len(tokens) - 1)
             states = hidden[row, len(tokens) - 1 - count : len(tokens) - 1]
             picked = picked_log_probabilities(model, states, tokens[-count:])
             found.append(float(picked.double().sum()))
     return found
+
+
+def answer_states(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    batch_tokens: int,
+) -> Iterator[tuple[int, Tensor]]:
+    """What the output head takes where it predicts the tokens of answers, in any order.
+
+    Args:
+        model: a causal language model.
+        prompts: tokens of each prompt; what all begin with is computed once.
+        answers: tokens of the one answer to each.
+        batch_tokens: tokens computed at once.
+
+    Yields:
+        Index of an answer and its states, `[T, D]`.
+    """
+    rows = [[*prompt, *answer][:-1] for prompt, answer in zip(prompts, answers, strict=True)]
+    prefix = common_prefix(prompts) if can_share(model) else 0
+    start = prefill(model, rows[0][:prefix]) if prefix else None
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda n: (-len(rows[n]), n))
+    while order:
+        length = len(rows[order[0]]) - prefix
+        room = max(1, batch_tokens // length)
+        batch, order = order[:room], order[room:]
+        more: dict[str, Any] = {}
+        if start is not None:
+            first = torch.zeros(len(batch), dtype=torch.long, device=device)
+            places = torch.arange(length, device=device)[None] + prefix
+            more = {
+                "past_key_values": rows_of(model, start, first),
+                "use_cache": True,
+                "position_ids": places.expand(len(batch), -1),
+            }
+        hidden = final_hidden(model, padded([rows[n][prefix:] for n in batch]), **more)
+        for row, number in enumerate(batch):
+            stop = len(rows[number]) - prefix
+            yield number, hidden[row, stop - len(answers[number]) : stop]
