@@ -42,6 +42,7 @@ from toolkit.search.space import GENERAL, SPECIALIST
 from toolkit.search.worker import Outcome
 from toolkit.searching import (
     Search,
+    cache_file,
     hash_of_test,
     num_workers,
     prepare_search,
@@ -96,7 +97,7 @@ def run_choosing(
         threads = threads_each(num_workers(recipe))
         if threads is not None:
             torch.set_num_threads(threads)
-        bench = search.bench()
+        bench = search.bench(cache=cache_file(stage))
         items = sum(len(item) for item in search.parts.search)
         say(f"  {len(search.plan.queue())} candidates on {items} tuning documents")
         outcomes = run_search(

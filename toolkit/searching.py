@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.errors import ConfigError, EvaluationError, ToolkitError
+from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.documents import likelihood_sets
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.manifest import Stage, hash_json, read_manifest
@@ -33,6 +34,9 @@ from toolkit.search.worker import Plan, Worker
 
 SCORES = "scores.jsonl"
 """The journal of the study, in the folder that the merge stage works in."""
+
+CACHE = "scores-cache.jsonl"
+"""Every score, in the folder of all runs: nothing is scored twice, whatever the recipe."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ class Search:
         """Sets that are scored in full."""
         return _objective(self.recipe, sets, RaceSection(enabled=False))
 
-    def bench(self, number: int = 0) -> Bench:
-        """Where the worker of this number merges and scores."""
+    def bench(self, number: int = 0, cache: Path | None = None) -> Bench:
+        """Where the worker of this number merges and scores; scores are kept in `cache`."""
         recipe = self.recipe
         fp32 = recipe.evaluate.precision == "fp32"
         dtype = torch.float32 if fp32 else stored_dtype(self.general)
@@ -74,6 +78,8 @@ class Search:
             load_causal_model(self.general, dtype),
             seed=recipe.seed,
             device=device_of(number),
+            cache=None if cache is None else ScoreCache(cache),
+            parents={name: self.identity["inputs"][name] for name in (GENERAL, SPECIALIST)},
         )
 
 
@@ -161,6 +167,10 @@ def hash_of_test(sets: Sequence[EvaluationSet]) -> str:
     return hash_json([[item.name, item.content_hash] for item in sets])
 
 
+def cache_file(stage: Stage) -> Path:
+    return stage.folder.parent.parent / CACHE
+
+
 def num_workers(recipe: Recipe) -> int:
     return recipe.search.workers or max(1, torch.cuda.device_count())
 
@@ -206,7 +216,7 @@ def join_search(search: Search, stage: Stage, *, number: int, wait_seconds: floa
     if threads := threads_each(num_workers(search.recipe)):
         torch.set_num_threads(threads)
     with contextlib.closing(study):
-        worker = Worker(search.plan, study, search.bench(number))
+        worker = Worker(search.plan, study, search.bench(number, cache_file(stage)))
         say(f"search: worker {number} joined {search.name!r}")
         worker.work()
     say(f"search: {search.name!r} is done")

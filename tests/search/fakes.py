@@ -30,6 +30,9 @@ class FakeBench:
         self.model = share_of(config)
         self.merged.append(self.model)
 
+    def score(self, _candidate: Any, items: Any, rows: Any, _together: Any = ()) -> list[float]:
+        return list(items.score(self.model, rows))
+
     def distance(self) -> float:
         return abs(self.model)
 

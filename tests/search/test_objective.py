@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -78,6 +79,15 @@ def test_domain_sets_are_weighted():
     figures = {"filings": 1.0, "reports": 2.0, "news": 9.0}
     assert of(DOMAIN, second, GENERAL).domain(figures) == 1.5
     assert of(DOMAIN, second, GENERAL, weights={"reports": 3.0}).domain(figures) == 1.75
+
+
+def test_a_general_set_in_another_unit_is_not_mixed_into_the_figure():
+    answers = dataclasses.replace(made_up_set("answers", "general"), unit="nats", tolerance=0.001)
+    objective = of(DOMAIN, GENERAL, answers)
+    assert objective.general({"filings": 1.0, "news": 2.0, "answers": 9.0}) == 2.0
+    assert objective.tolerances == {"news": 0.05, "answers": 0.001}
+    start, moved = losses(objective, 0.0), losses(objective, 1.0)
+    assert objective.general_loss_bound(moved, start) > 0.05  # but it holds back
 
 
 def test_each_general_set_must_hold_by_itself():

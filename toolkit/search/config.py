@@ -23,8 +23,8 @@ class RaceSection(Section):
     """Without it every candidate is scored on every document."""
 
     error: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
-    """Chance, over all looks, to drop a candidate that full scoring would show to be better than the
-    best one, corrected for the number of candidates."""
+    """Chance, over all looks, to drop a candidate that full scoring would show to be better than
+    the best one, corrected for the number of candidates."""
 
     looks: tuple[Share, ...] = (0.1, 0.15, 0.22, 0.33, 0.5)
     """Shares of the documents after which a candidate may be dropped, rising."""

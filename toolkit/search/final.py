@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from toolkit.evaluate.bootstrap import Figures, bootstrap_figures, intervals
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.evaluate.statistics import Interval, percentile_interval
-from toolkit.search.objective import named_seed
+from toolkit.search.objective import named_seed, same_unit
 from toolkit.search.space import SPECIALIST
 
 Floats = NDArray[np.float64]
@@ -43,7 +43,8 @@ class Resampler:
         self._seed = seed
 
     def _role_shares(self, role: str, weights: Mapping[str, float]) -> dict[str, float]:
-        names = [name for name, item in self.sets.items() if item.role == role]
+        sets = [item for item in self.sets.values() if item.role == role]
+        names = [item.name for item in sets] if role == "domain" else same_unit(sets)
         raw = {name: weights.get(name, 1.0) if role == "domain" else 1.0 for name in names}
         return {name: weight / sum(raw.values()) for name, weight in raw.items()}
 

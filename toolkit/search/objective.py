@@ -81,7 +81,7 @@ class Objective:
         sets: of all roles.
         weights: of domain sets by name, 1 where not given.
         tolerances: loss accepted on general sets by name.
-        tolerance: loss accepted on the others.
+        tolerance: loss accepted on the others, but for sets that bring one along.
         confidence: of one-sided bounds.
         race: looks and error.
         seed: of the order of items.
@@ -128,10 +128,20 @@ class Objective:
                     )
         self.weights = {name: weights.get(name, 1.0) for name in self.names("domain")}
         self.tolerance = tolerance
-        self.tolerances = {name: tolerances.get(name, tolerance) for name in self.names("general")}
+        self.tolerances = {
+            name: tolerances.get(name, tolerance if own is None else own)
+            for name in self.names("general")
+            for own in (self.sets[name].items.tolerance,)
+        }
 
     def names(self, role: str) -> list[str]:
         return [name for name, item in self.sets.items() if item.items.role == role]
+
+    @property
+    def shown_general(self) -> list[str]:
+        """General sets behind the one figure that is shown: those in the unit of the first. Others
+        (answers, tasks) have figures of their own, and hold a candidate back all the same."""
+        return same_unit([self.sets[name].items for name in self.names("general")])
 
     @property
     def num_looks(self) -> int:
@@ -192,8 +202,8 @@ class Objective:
         return sum(weight * figures[name] for name, weight in self.weights.items()) / total
 
     def general(self, figures: Mapping[str, float]) -> float:
-        """The plain mean of the general sets' figures."""
-        names = self.names("general")
+        """The plain mean of the figures of `shown_general`."""
+        names = self.shown_general
         return sum(figures[name] for name in names) / len(names)
 
     def general_loss_bound(self, losses: Losses, general: Losses, num_tests: int = 1) -> float:
@@ -230,6 +240,11 @@ class Objective:
             if is_out(difference, limit, quantile, spend / len(self.tolerances)):
                 return True
         return False
+
+
+def same_unit(sets: Sequence[EvaluationSet]) -> list[str]:
+    """Names of those in the unit of the first."""
+    return [item.name for item in sets if item.unit == sets[0].unit]
 
 
 def upper_bound(difference: Difference, confidence: float, num_tests: int = 1) -> float:

@@ -27,7 +27,7 @@ class Row:
         values: figure of each set; of a dropped candidate what all documents would give it, as far
             as one can know. None where nothing is known.
         domain: weighted mean of the domain sets; NaN of a failed candidate.
-        general: mean of the general sets.
+        general: mean of the general sets that are in the unit of the first.
         general_loss_bound: one-sided upper bound, at most the tolerance where all sets are within.
         distance: from the general model, as a share of the specialist's own distance.
     """
@@ -198,9 +198,9 @@ def sweep_rows(
         general = combine(
             [
                 objective.sets[name].difference(outcome.losses[name], start[name])
-                for name in objective.names("general")
+                for name in objective.shown_general
             ],
-            [1.0] * len(objective.names("general")),
+            [1.0] * len(objective.shown_general),
         )
         for role, level, difference in (
             ("domain", objective.domain(base), objective.domain_difference(outcome.losses, start)),

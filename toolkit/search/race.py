@@ -13,8 +13,8 @@ Reference:
     Maron & Moore 1994, Hoeffding races; Birattari et al. 2002, A racing algorithm for configuring
     metaheuristics (F-race); Lan, Simon & Halperin 1982, Stochastically curtailed tests, for the
     question asked; Hsu 1981, Simultaneous confidence intervals for all distances from the "best",
-    for what counts as better; Bardenet & Maillard 2015, Concentration inequalities for sampling without
-    replacement, for the factor 1 - n/N; Pocock 1977 for equal spending over looks.
+    for what counts as better; Bardenet & Maillard 2015, Concentration inequalities for sampling
+    without replacement, for the factor 1 - n/N; Pocock 1977 for equal spending over looks.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from toolkit.progress import Advance, progress, say
 from toolkit.search.objective import Objective
 from toolkit.search.storage import Place
 from toolkit.search.study import Study, pack, unpack
-from toolkit.search.worker import Merging, Outcome, Plan, Worker
+from toolkit.search.worker import Merging, Outcome, Plan, Worker, score_missing
 
 
 def run_search(
@@ -148,12 +148,7 @@ class Scorer:
             advance(objective.all_tokens, "")
             return losses
         self._bench.apply(outcome.candidate.config)
-        for name, raced in objective.sets.items():
-            have = losses.get(name, np.zeros(0))
-            rows = raced.order[len(have) :].tolist()
-            if rows:
-                found = raced.items.score(self._bench.model, rows)
-                losses[name] = np.concatenate([have, np.asarray(found, dtype=np.float64)])
+        score_missing(self._bench, outcome.candidate, objective, losses)
         self._known[key] = {name: pack(values) for name, values in losses.items()}
         write_json(self._log, self._known)
         advance(objective.all_tokens, outcome.candidate.name)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from toolkit.errors import ConfigError, EvaluationError, MergeError
+from toolkit.evaluate.sets import EvaluationSet
 from toolkit.merge.config import MergeConfig
 from toolkit.progress import Advance
 from toolkit.search.config import SearchSection
@@ -45,10 +46,15 @@ class Merging(Protocol):
 
     merge_seconds: float
 
-    @property
-    def model(self) -> Any: ...
-
     def apply(self, config: MergeConfig) -> None: ...
+
+    def score(
+        self,
+        candidate: Candidate,
+        items: EvaluationSet,
+        rows: Sequence[int],
+        together: Sequence[EvaluationSet] = (),
+    ) -> list[float]: ...
 
     def distance(self) -> float: ...
 
@@ -151,6 +157,34 @@ class Plan:
                 figures = (domain, general, float(trial.user_attrs["beyond"]))
             tried[known[0]].append(Tried(known[1], figures, sampler_state(trial)))
         return tried
+
+
+def score_missing(
+    bench: Merging,
+    candidate: Candidate,
+    objective: Objective,
+    losses: dict[str, NDArray[np.float64]],
+    look: int = -1,
+) -> bool:
+    """Add what is not known yet of what is known after a look; whether there was any.
+
+    Args:
+        bench: with the candidate's merge on it.
+        candidate: what was merged.
+        objective: of the sets.
+        losses: so far; gains what is scored.
+        look: number of the look, the last by default.
+    """
+    fresh = False
+    all_sets = [raced.items for raced in objective.sets.values()]
+    for name, raced in objective.sets.items():
+        have = losses.get(name, np.zeros(0))
+        rows = raced.order[len(have) : raced.cuts[look]].tolist()
+        if rows:
+            found = bench.score(candidate, raced.items, rows, all_sets)
+            losses[name] = np.concatenate([have, np.asarray(found, dtype=np.float64)])
+            fresh = True
+    return fresh
 
 
 @dataclass(frozen=True)
@@ -303,14 +337,7 @@ class Worker:
         tokens = 0
         for look in range(objective.num_looks):
             before = objective.tokens(losses)
-            fresh = False
-            for name, raced in objective.sets.items():
-                have = losses.get(name, np.zeros(0))
-                if len(have) < raced.cuts[look]:
-                    rows = raced.order[len(have) : raced.cuts[look]].tolist()
-                    found = raced.items.score(self._bench.model, rows)
-                    losses[name] = np.concatenate([have, np.asarray(found, dtype=np.float64)])
-                    fresh = True
+            fresh = score_missing(self._bench, candidate, objective, losses, look)
             scored = objective.tokens(losses) - before
             tokens += scored
             if look == objective.num_looks - 1:
