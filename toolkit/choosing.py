@@ -223,10 +223,15 @@ def _sweep_against_rest(
 ) -> tuple[str | None, str | None]:
     """The best of the plain sweep, and the best of all else, within the tolerance."""
     swept = {outcome.candidate.name for _, outcome in sweep_points(outcomes)}
-    within = [o for o in options if o.general_loss_bound <= tolerance or o.name == GENERAL]
+    # One that was dropped for the domain alone may not be known on general sets.
+    within = [
+        o
+        for o in options
+        if o.general_loss_bound <= tolerance or o.name == GENERAL or not o.is_complete
+    ]
     within.sort(key=lambda o: (o.domain, o.distance, o.name))
     sweep_best = next((o.name for o in within if o.name in swept), None)
-    other_best = next((o.name for o in within if o.name not in swept and o.is_complete), None)
+    other_best = next((o.name for o in within if o.name not in swept), None)
     return sweep_best, other_best
 
 
@@ -263,7 +268,7 @@ def _look_again(search: Search, outcomes: Sequence[Outcome], scorer: Scorer) -> 
 
 
 def _domain(objective: Objective, losses: Losses, general: Losses) -> float:
-    return objective.domain(objective.estimates(losses, general))
+    return objective.domain(objective.estimates(losses, [general]))
 
 
 def _score_test(

@@ -48,6 +48,16 @@ def test_blocks_cover_all_items_once_and_do_not_depend_on_other_sets():
     assert (of(DOMAIN, GENERAL, seed=4).sets["filings"].order != raced.order).any()
 
 
+def test_general_sets_follow_a_look_behind():
+    assert of(DOMAIN, GENERAL).sets["news"].cuts == (0, 10, 40)
+
+
+def test_looks_at_too_few_documents_are_passed_over():
+    few = made_up_set("few", "domain", 16)
+    assert of(few, GENERAL).looks == (0.5,)  # a quarter of 16 is 4
+    assert of(DOMAIN, GENERAL).looks == (0.25, 0.5)
+
+
 def test_groups_stay_together():
     grouped = EvaluationSet(
         "g", "domain", "loss", list("abcdef"), list("xyxyzz"), [1.0] * 6, [1] * 6, "", list
@@ -67,11 +77,15 @@ def test_a_part_and_the_general_model_tell_the_whole():
     objective = of(DOMAIN, GENERAL)
     start, whole = losses(objective, 0.0), losses(objective, 0.6)
     part = losses(objective, 0.6, look=0)
-    estimate = objective.estimates(part, start)["filings"]
-    truth = objective.estimates(whole, start)["filings"]
+    estimate = objective.estimates(part, [start])["filings"]
+    truth = objective.estimates(whole, [start])["filings"]
     own = float(np.mean(part["filings"]))
     assert abs(estimate - truth) < abs(own - truth) / 2
-    assert objective.tokens(part) == 2 * 10 * 10
+    assert objective.tokens(part) == 10 * 10  # general sets follow a look behind
+    near = objective.estimates(part, [start, losses(objective, 0.61)])["filings"]
+    assert abs(near - truth) < abs(estimate - truth)
+    assert np.isnan(objective.general(objective.estimates(part, [start])))
+    assert objective.general_loss_bound(part, start) == np.inf
 
 
 def test_domain_sets_are_weighted():
@@ -106,7 +120,8 @@ def test_out_on_either_side():
     assert objective.is_out(losses(objective, 0.1, look=0), best, start)  # far behind
     assert not objective.is_out(losses(objective, 0.8, look=0), start, start)
     strict = of(DOMAIN, GENERAL, tolerance=0.001)
-    assert strict.is_out(losses(objective, 0.8, look=0), start, start)  # loses too much
+    assert not strict.is_out(losses(objective, 0.8, look=0), start, start)  # not known yet
+    assert strict.is_out(losses(objective, 0.8, look=1), start, start)  # loses too much
     without = of(DOMAIN, GENERAL, race=RaceSection(enabled=False))
     assert not without.is_out(losses(objective, 0.1, look=0), best, start)
 

@@ -124,12 +124,13 @@ def test_one_that_is_better_is_rarely_lost(rivals: int):
     """Just as far ahead after full scoring as counts for better: it may not be lost more often than
     the error says, over all looks."""
     lost, ahead = 0, sure_side(1.0 - 0.025 / rivals)
-    spend = spending(0.05, 5)
+    section = RaceSection()
+    spend = spending(section.error, len(section.looks))
     for seed in range(400):
         change = np.random.default_rng(seed).normal(0.0, 1.0, DOCUMENTS)
         change -= change.mean() + 1.02 * ahead * change.std() / math.sqrt(DOCUMENTS)
         zero, sizes = np.zeros(DOCUMENTS), np.ones(DOCUMENTS)
-        for look in RaceSection().looks:
+        for look in section.looks:
             seen = math.ceil(look * DOCUMENTS)
             part = paired_difference(
                 change[:seen], zero[:seen], sizes[:seen], np.arange(seen), DOCUMENTS

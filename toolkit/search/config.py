@@ -22,12 +22,14 @@ class RaceSection(Section):
     enabled: bool = True
     """Without it every candidate is scored on every document."""
 
-    error: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
+    error: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
     """Chance, over all looks, to drop a candidate that full scoring would show to be better than
     the best one, corrected for the number of candidates."""
 
-    looks: tuple[Share, ...] = (0.1, 0.15, 0.22, 0.33, 0.5)
-    """Shares of the documents after which a candidate may be dropped, rising."""
+    looks: tuple[Share, ...] = (0.1, 0.22, 0.36, 0.6)
+    """Shares of the domain documents after which a candidate may be dropped, rising; those that
+    come to fewer than 5 documents are passed over. General sets follow a look behind: most
+    candidates are dropped for the domain, and need not be scored on them."""
 
     @model_validator(mode="after")
     def _rising(self) -> Self:

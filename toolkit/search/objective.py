@@ -18,6 +18,7 @@ from toolkit.evaluate.student import student_quantile
 from toolkit.manifest import hash_bytes
 from toolkit.search.config import RaceSection
 from toolkit.search.race import (
+    MIN_GROUPS,
     Difference,
     combine,
     is_out,
@@ -105,7 +106,7 @@ class Objective:
         num_candidates: int = 2,
     ) -> None:
         self._num_rivals = max(num_candidates - 1, 1)
-        self.looks = race.looks if race.enabled else ()
+        self.looks = usable_looks(sets, race.looks) if race.enabled else ()
         self.sets = {item.name: _raced(item, self.looks, seed) for item in sets}
         self._error = race.error
         self.confidence = confidence
@@ -179,22 +180,27 @@ class Objective:
         parts = [self.sets[name].difference(losses[name], reference[name]) for name in self.weights]
         return combine(parts, list(self.weights.values()))
 
-    def estimates(self, losses: Losses, reference: Losses) -> dict[str, float]:
+    def estimates(self, losses: Losses, references: Sequence[Losses]) -> dict[str, float]:
         """The figure that full scoring would give each set, as far as one can know.
 
-        Where only part is known, the reference's figure on all plus the difference on that part:
-        candidates are alike on the same documents, so this is far nearer than the part's own.
+        Where only part is known, a reference's figure on all plus the difference on that part:
+        merges are alike on the same documents, so this is far nearer than the part's own. Of
+        several references the one most alike, whose difference varies least, is taken.
 
         Args:
             losses: of the candidate.
-            reference: of a model scored in full.
+            references: of candidates scored in full, one at least.
         """
-        return {
-            name: raced.figure(reference[name])
-            + raced.difference(losses[name], reference[name]).estimate
-            for name, raced in self.sets.items()
-            if len(losses.get(name, ()))
-        }
+        found: dict[str, float] = {}
+        for name, raced in self.sets.items():
+            own = losses.get(name, np.zeros(0))
+            if len(own) == len(raced.order):
+                found[name] = raced.figure(own)
+            elif len(own):
+                pairs = [(raced.difference(own, other[name]), other) for other in references]
+                difference, nearest = min(pairs, key=lambda pair: pair[0].variance)
+                found[name] = raced.figure(nearest[name]) + difference.estimate
+        return found
 
     def domain(self, figures: Mapping[str, float]) -> float:
         """The weighted mean of the domain sets' figures."""
@@ -202,8 +208,10 @@ class Objective:
         return sum(weight * figures[name] for name, weight in self.weights.items()) / total
 
     def general(self, figures: Mapping[str, float]) -> float:
-        """The plain mean of the figures of `shown_general`."""
+        """The plain mean of the figures of `shown_general`; NaN where one is not known."""
         names = self.shown_general
+        if any(name not in figures for name in names):
+            return math.nan
         return sum(figures[name] for name in names) / len(names)
 
     def general_loss_bound(self, losses: Losses, general: Losses, num_tests: int = 1) -> float:
@@ -222,6 +230,8 @@ class Objective:
         """
         bounds = []
         for name, limit in self.tolerances.items():
+            if len(losses.get(name, ())) == 0:
+                return math.inf
             difference = self.sets[name].difference(losses[name], general[name])
             bounds.append(upper_bound(difference, self.confidence, num_tests) - limit)
         return max(bounds) + self.tolerance
@@ -235,6 +245,8 @@ class Objective:
         if is_out(self.domain_difference(losses, best), 0.0, ahead, spend):
             return True
         for name, limit in self.tolerances.items():
+            if len(losses.get(name, ())) == 0:
+                continue  # these follow a look behind
             difference = self.sets[name].difference(losses[name], general[name])
             quantile = student_quantile(self.confidence, max(difference.total - 1, 1))
             if is_out(difference, limit, quantile, spend / len(self.tolerances)):
@@ -268,8 +280,15 @@ def _raced(items: EvaluationSet, looks: Sequence[float], seed: int) -> RacedSet:
     order = np.argsort(places, kind="stable").astype(np.intp)
     groups = places[order]
     if items.role == "watch":
-        cuts = [0] * len(looks)
-    else:
-        counts = (math.ceil(round(look * len(names), 9)) for look in looks)
-        cuts = [int(np.searchsorted(groups, count)) for count in counts]
+        looks = [0.0] * len(looks)
+    elif items.role == "general":
+        looks = [0.0, *looks][: len(looks)]
+    counts = (math.ceil(round(look * len(names), 9)) for look in looks)
+    cuts = [int(np.searchsorted(groups, count)) for count in counts]
     return RacedSet(items, order, groups, (*cuts, len(order)))
+
+
+def usable_looks(sets: Sequence[EvaluationSet], looks: Sequence[float]) -> tuple[float, ...]:
+    """Looks at which enough documents of each domain set are known to conclude anything."""
+    fewest = min((len(set(s.groups)) for s in sets if s.role == "domain"), default=0)
+    return tuple(look for look in looks if math.ceil(round(look * fewest, 9)) >= MIN_GROUPS)

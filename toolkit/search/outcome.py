@@ -49,13 +49,14 @@ def candidate_rows(outcomes: Sequence[Outcome], objective: Objective) -> list[Ro
     """Figures of every candidate, each compared with the general model on the same documents."""
     by_name = {outcome.candidate.name: outcome for outcome in outcomes}
     start = by_name[GENERAL].losses
+    whole = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
     whole_way = by_name[SPECIALIST].distance or 1.0
     rows = []
     for outcome in outcomes:
         values: dict[str, float | None] = dict.fromkeys(objective.sets)
         domain = general = bound = math.nan
         if outcome.status != "failed":
-            found = objective.estimates(outcome.losses, start)
+            found = objective.estimates(outcome.losses, whole)
             values.update(found)
             domain, general = objective.domain(found), objective.general(found)
             bound = objective.general_loss_bound(outcome.losses, start)
@@ -188,28 +189,51 @@ def sweep_rows(
 ) -> list[dict[str, Any]]:
     """The α-curve. Its bands are of the difference from the general model on the same documents:
     what all models share (some documents are harder) would only hide the curve."""
+    whole = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
     start = next(o for o in outcomes if o.candidate.name == GENERAL).losses
-    base = objective.estimates(start, start)
+    base = objective.estimates(start, whole)
     rows = []
     for alpha, outcome in sweep_points(outcomes):
-        if outcome.status == "failed":
+        known = [name for name, values in outcome.losses.items() if len(values)]
+        if not set(objective.shown_general) <= set(known):
             continue
+        general = dict.fromkeys(objective.shown_general, 1.0)
         row: dict[str, Any] = {"alpha": alpha}
-        general = combine(
-            [
-                objective.sets[name].difference(outcome.losses[name], start[name])
-                for name in objective.shown_general
-            ],
-            [1.0] * len(objective.shown_general),
-        )
-        for role, level, difference in (
-            ("domain", objective.domain(base), objective.domain_difference(outcome.losses, start)),
+        for role, level, weights in (
+            ("domain", objective.domain(base), objective.weights),
             ("general", objective.general(base), general),
         ):
+            difference = _by_way_of(objective, outcome.losses, start, whole, weights)
             interval = two_sided(difference, confidence)
             row[role] = {key: level + value for key, value in interval.items()}
         rows.append(row)
     return rows
+
+
+def _by_way_of(
+    objective: Objective,
+    losses: Losses,
+    start: Losses,
+    whole: Sequence[Losses],
+    weights: Mapping[str, float],
+) -> Difference:
+    """A candidate's difference from the general model; where only part of it is known, by way of
+    the candidate scored in full that is most alike: from it to that one on the part, from that one
+    to the general model on all."""
+    parts = []
+    for name in weights:
+        raced = objective.sets[name]
+        best = raced.difference(losses[name], start[name])
+        if len(losses[name]) < len(raced.order):
+            for other in whole:
+                near = raced.difference(losses[name], other[name])
+                far = raced.difference(other[name], start[name])
+                variance = near.variance + far.variance
+                if variance < best.variance:
+                    estimate = near.estimate + far.estimate
+                    best = Difference(estimate, variance, near.seen, near.total)
+        parts.append(best)
+    return combine(parts, list(weights.values()))
 
 
 def sweep_points(outcomes: Sequence[Outcome]) -> list[tuple[float, Outcome]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -165,6 +166,8 @@ def score_missing(
     objective: Objective,
     losses: dict[str, NDArray[np.float64]],
     look: int = -1,
+    *,
+    caught_up: bool = False,
 ) -> bool:
     """Add what is not known yet of what is known after a look; whether there was any.
 
@@ -174,12 +177,14 @@ def score_missing(
         objective: of the sets.
         losses: so far; gains what is scored.
         look: number of the look, the last by default.
+        caught_up: general sets, which follow a look behind, as far as the look after it has them.
     """
     fresh = False
     all_sets = [raced.items for raced in objective.sets.values()]
     for name, raced in objective.sets.items():
         have = losses.get(name, np.zeros(0))
-        rows = raced.order[len(have) : raced.cuts[look]].tolist()
+        behind = caught_up and raced.items.role == "general"
+        rows = raced.order[len(have) : raced.cuts[look + 1 if behind else look]].tolist()
         if rows:
             found = bench.score(candidate, raced.items, rows, all_sets)
             losses[name] = np.concatenate([have, np.asarray(found, dtype=np.float64)])
@@ -310,8 +315,9 @@ class Worker:
         general = losses if candidate.name == GENERAL else self._find(GENERAL)
         if general is None:  # another worker is still at it: compared with what is known later
             general = losses
-        figures = objective.estimates(losses, general)
+        figures = objective.estimates(losses, [general, *self._whole()])
         bound = objective.general_loss_bound(losses, general)
+        beyond = max(0.0, bound - objective.tolerance) if math.isfinite(bound) else 0.0
         merge_seconds = self._bench.merge_seconds - merged_before
         self._study.note(
             trial,
@@ -321,9 +327,11 @@ class Worker:
             merge_seconds=merge_seconds,
             score_seconds=time.perf_counter() - began - merge_seconds,
             losses={name: pack(values) for name, values in losses.items()},
-            beyond=max(0.0, min(bound, 1e9) - objective.tolerance),
+            beyond=beyond,
         )
         values = [objective.domain(figures), objective.general(figures)]
+        if math.isnan(values[1]):  # dropped for the domain alone; a storage takes no NaN
+            values[1] = objective.general(objective.estimates(general, [general]))
         self._study.finish(trial, values)
         self._advance(
             objective.all_tokens - objective.tokens(losses), f"{candidate.name}: {values[0]:.4f}"
@@ -348,6 +356,10 @@ class Worker:
                 self._study.note(trial, losses=packed)
             self._advance(scored, candidate.name)
             if not is_endpoint and self._is_out(losses):
+                if candidate.name in self._plan.fixed:  # a point of the curve that is shown
+                    before = objective.tokens(losses)
+                    score_missing(self._bench, candidate, objective, losses, look, caught_up=True)
+                    tokens += objective.tokens(losses) - before
                 return "dropped", losses, tokens
         return "complete", losses, tokens
 
@@ -356,6 +368,9 @@ class Worker:
         if general is None:
             return False
         return self._plan.objective.is_out(losses, self._best(general), general)
+
+    def _whole(self) -> list[Losses]:
+        return [o.losses for o in self.outcomes().values() if o.status == "complete"]
 
     def _find(self, name: str) -> Losses | None:
         for outcome in self.outcomes().values():
