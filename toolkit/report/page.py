@@ -75,17 +75,19 @@ def _test_table(results: Mapping[str, Any]) -> str:
     return f"<table>{head}{''.join(rows)}</table>"
 
 
+_FIGURES = ("domain", "general", "general_loss_bound")
+
+
 def _candidate_table(results: Mapping[str, Any]) -> str:
     bound = f"general loss, {results['confidence']:.0%} bound"
     titles = ("candidate", "domain", "general", bound, "distance", "")
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
     rows = []
-    for row in sorted(results["candidates"], key=lambda item: item["domain"]):
+    known = [row for row in results["candidates"] if row["domain"] is not None]
+    for row in sorted(known, key=lambda item: item["domain"]):
         cells = [
             row["name"],
-            f"{row['domain']:.4f}",
-            f"{row['general']:.4f}",
-            f"{row['general_loss_bound']:+.4f}",
+            *("" if row[key] is None else f"{row[key]:+.4f}" for key in _FIGURES),
             f"{row['distance']:.2f}",
             "within tolerance" if row["qualified"] else "loses too much",
         ]
