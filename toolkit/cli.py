@@ -15,6 +15,7 @@ import typer
 
 from toolkit.adapter.cli import app as adapter_app
 from toolkit.errors import ToolkitError
+from toolkit.evaluate.cli import evaluate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +34,7 @@ app.add_typer(cpt_app, name="cpt")
 app.add_typer(merge_app, name="merge")
 app.add_typer(search_app, name="search")
 app.add_typer(adapter_app, name="adapter")
+app.command("eval")(evaluate)
 
 _INTERRUPTED = 130
 

@@ -216,7 +216,7 @@ def _write(path: Path, answers: Answers) -> None:
 
 def _read(path: Path, prompts: list[list[int]], templated: bool) -> Answers | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             values = {name: file[name] for name in file.files}
         ends = np.cumsum(values["lengths"]).tolist()
         spans = list(zip([0, *ends[:-1]], ends, strict=True))
