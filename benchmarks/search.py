@@ -202,7 +202,14 @@ def _replay(full: Sequence[Outcome], objective: Objective) -> tuple[Outcome, flo
                 name: outcome.losses[name][: raced.cuts[look]]
                 for name, raced in objective.sets.items()
             }
-            if objective.is_out(part, best.losses, start):
+            behind = objective.is_behind(part, best.losses)
+            if behind or objective.loses_too_much(part, start):
+                if behind:  # then the other sets were left where the look before had them
+                    part.update(
+                        (name, part[name][: raced.cuts[look - 1] if look else 0])
+                        for name, raced in objective.sets.items()
+                        if raced.items.role != "domain"
+                    )
                 known = part
                 break
         tokens += objective.tokens(known)

@@ -16,11 +16,12 @@ from transformers import AutoTokenizer
 
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.load import load_causal_model
-from toolkit.errors import ConfigError, EvaluationError, ToolkitError
+from toolkit.data.source_config import SplitName
+from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.cache import ScoreCache
-from toolkit.evaluate.documents import likelihood_sets
+from toolkit.evaluate.load import load_sets, refuse_overlap
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.manifest import Stage, hash_json, read_manifest
+from toolkit.manifest import Stage, hash_json
 from toolkit.progress import say
 from toolkit.recipe import Recipe, merge_folder
 from toolkit.search.bench import Bench, device_of
@@ -102,10 +103,9 @@ def prepare_search(
     """
     spaces = load_spaces(recipe.search.merges, merge_folder())
     tokenizer = AutoTokenizer.from_pretrained(general)
-    separator = read_manifest(data)["results"]["separator_token_id"]
+    splits: tuple[SplitName, ...] = ("tuning", "test")
     tuning, test = (
-        likelihood_sets(data / f"{split}.jsonl", tokenizer, separator, recipe.evaluate)
-        for split in ("tuning", "test")
+        load_sets(recipe.evaluate, data, general, split, tokenizer=tokenizer) for split in splits
     )
     refuse_overlap(tuning, test)
     parts = divide(tuning, recipe.search.confirm_fraction, recipe.seed)
@@ -139,27 +139,6 @@ def _objective(recipe: Recipe, sets: Sequence[EvaluationSet], race: RaceSection)
         seed=recipe.seed,
         num_candidates=recipe.search.candidates,
     )
-
-
-def refuse_overlap(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:
-    """Refuse documents that stand in both.
-
-    Raises:
-        EvaluationError: names the first.
-    """
-    seen = {
-        content: f"{item.name}: {name}"
-        for item in tuning
-        for name, content in zip(item.ids, item.item_hashes, strict=False)
-    }
-    for item in test:
-        for name, content in zip(item.ids, item.item_hashes, strict=False):
-            if content in seen:
-                raise EvaluationError(
-                    f"{item.name}: {name} of the test set is also in tuning ({seen[content]}), so "
-                    "the test would not be free of the search. Remove one of the two, or split by "
-                    "group (group_together)."
-                )
 
 
 def hash_of_test(sets: Sequence[EvaluationSet]) -> str:

@@ -28,8 +28,8 @@ class RaceSection(Section):
 
     looks: tuple[Share, ...] = (0.1, 0.22, 0.36, 0.6)
     """Shares of the domain documents after which a candidate may be dropped, rising; those that
-    come to fewer than 5 documents are passed over. General sets follow a look behind: most
-    candidates are dropped for the domain, and need not be scored on them."""
+    come to fewer than 5 documents are passed over. Whoever is dropped for the domain is not scored
+    on the other sets at that look."""
 
     @model_validator(mode="after")
     def _rising(self) -> Self:

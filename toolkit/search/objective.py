@@ -236,20 +236,23 @@ class Objective:
             bounds.append(upper_bound(difference, self.confidence, num_tests) - limit)
         return max(bounds) + self.tolerance
 
-    def is_out(self, losses: Losses, best: Losses, general: Losses) -> bool:
-        """Whether a candidate may be dropped after part of the items; see `race`."""
+    def is_behind(self, losses: Losses, best: Losses) -> bool:
+        """Whether full scoring would surely not show a candidate to be better; see `race`."""
         if not self.looks:
             return False
-        spend = spending(self._error, len(self.looks))
         ahead = sure_side(1.0 - (1.0 - self.confidence) / (2.0 * self._num_rivals))
-        if is_out(self.domain_difference(losses, best), 0.0, ahead, spend):
-            return True
+        difference = self.domain_difference(losses, best)
+        return is_out(difference, 0.0, ahead, spending(self._error, len(self.looks)))
+
+    def loses_too_much(self, losses: Losses, general: Losses) -> bool:
+        """Whether full scoring would surely not let a candidate stay within every tolerance."""
+        if not self.looks:
+            return False
+        spend = spending(self._error, len(self.looks)) / len(self.tolerances)
         for name, limit in self.tolerances.items():
-            if len(losses.get(name, ())) == 0:
-                continue  # these follow a look behind
             difference = self.sets[name].difference(losses[name], general[name])
             quantile = student_quantile(self.confidence, max(difference.total - 1, 1))
-            if is_out(difference, limit, quantile, spend / len(self.tolerances)):
+            if is_out(difference, limit, quantile, spend):
                 return True
         return False
 
@@ -281,8 +284,6 @@ def _raced(items: EvaluationSet, looks: Sequence[float], seed: int) -> RacedSet:
     groups = places[order]
     if items.role == "watch":
         looks = [0.0] * len(looks)
-    elif items.role == "general":
-        looks = [0.0, *looks][: len(looks)]
     counts = (math.ceil(round(look * len(names), 9)) for look in looks)
     cuts = [int(np.searchsorted(groups, count)) for count in counts]
     return RacedSet(items, order, groups, (*cuts, len(order)))

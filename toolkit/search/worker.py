@@ -167,9 +167,9 @@ def score_missing(
     losses: dict[str, NDArray[np.float64]],
     look: int = -1,
     *,
-    caught_up: bool = False,
-) -> bool:
-    """Add what is not known yet of what is known after a look; whether there was any.
+    roles: Sequence[str] = ("domain", "general", "watch"),
+) -> None:
+    """Add what is not known yet of what is known after a look.
 
     Args:
         bench: with the candidate's merge on it.
@@ -177,19 +177,15 @@ def score_missing(
         objective: of the sets.
         losses: so far; gains what is scored.
         look: number of the look, the last by default.
-        caught_up: general sets, which follow a look behind, as far as the look after it has them.
+        roles: of the sets to be scored.
     """
-    fresh = False
     all_sets = [raced.items for raced in objective.sets.values()]
     for name, raced in objective.sets.items():
         have = losses.get(name, np.zeros(0))
-        behind = caught_up and raced.items.role == "general"
-        rows = raced.order[len(have) : raced.cuts[look + 1 if behind else look]].tolist()
-        if rows:
+        rows = raced.order[len(have) : raced.cuts[look]].tolist()
+        if rows and raced.items.role in roles:
             found = bench.score(candidate, raced.items, rows, all_sets)
             losses[name] = np.concatenate([have, np.asarray(found, dtype=np.float64)])
-            fresh = True
-    return fresh
 
 
 @dataclass(frozen=True)
@@ -342,32 +338,32 @@ class Worker:
     ) -> tuple[str, dict[str, NDArray[np.float64]], int]:
         objective = self._plan.objective
         is_endpoint = candidate.name in (GENERAL, SPECIALIST)
-        tokens = 0
+        start, last = objective.tokens(losses), objective.num_looks - 1
+
+        def scored() -> int:
+            return objective.tokens(losses) - start
+
+        told = 0
         for look in range(objective.num_looks):
-            before = objective.tokens(losses)
-            fresh = score_missing(self._bench, candidate, objective, losses, look)
-            scored = objective.tokens(losses) - before
-            tokens += scored
-            if look == objective.num_looks - 1:
-                self._advance(scored, "")
-                break
-            if fresh:  # so that a killed worker's candidate need not begin anew
+            may_end = look < last and not is_endpoint
+            # Most are dropped for the domain, and then need not be scored on the other sets.
+            score_missing(self._bench, candidate, objective, losses, look, roles=("domain",))
+            general = self._find(GENERAL)
+            behind = (
+                may_end and general is not None and objective.is_behind(losses, self._best(general))
+            )
+            if not behind or candidate.name in self._plan.fixed:  # a point of the curve shown
+                score_missing(self._bench, candidate, objective, losses, look)
+            self._advance(scored() - told, candidate.name)
+            told = scored()
+            if behind or (
+                may_end and general is not None and objective.loses_too_much(losses, general)
+            ):
+                return "dropped", losses, scored()
+            if look < last:  # so that a killed worker's candidate need not begin anew
                 packed = {name: pack(values) for name, values in losses.items()}
                 self._study.note(trial, losses=packed)
-            self._advance(scored, candidate.name)
-            if not is_endpoint and self._is_out(losses):
-                if candidate.name in self._plan.fixed:  # a point of the curve that is shown
-                    before = objective.tokens(losses)
-                    score_missing(self._bench, candidate, objective, losses, look, caught_up=True)
-                    tokens += objective.tokens(losses) - before
-                return "dropped", losses, tokens
-        return "complete", losses, tokens
-
-    def _is_out(self, losses: Losses) -> bool:
-        general = self._find(GENERAL)
-        if general is None:
-            return False
-        return self._plan.objective.is_out(losses, self._best(general), general)
+        return "complete", losses, scored()
 
     def _whole(self) -> list[Losses]:
         return [o.losses for o in self.outcomes().values() if o.status == "complete"]
