@@ -10,7 +10,7 @@ import pytest
 
 from tests.search.fakes import FakeBench, made_up_set, plan
 from toolkit.evaluate.sets import BITS, EvaluationSet
-from toolkit.search.final import Resampler, document_rows, final_figures
+from toolkit.search.final import Resampler, document_rows, final_figures, set_intervals
 from toolkit.search.outcome import (
     arranged,
     as_json,
@@ -76,6 +76,17 @@ def test_groups_are_resampled_and_several_sets_are_weighed():
     draws = found["a"].draws[:, 0]
     # Of two groups, one of three documents: all, none, or one of each.
     assert set(np.round(draws / BITS, 6)) == {0.4, 0.0, 0.3}
+
+
+def test_with_few_groups_the_interval_is_students():
+    # Four documents, losses 1, 2, 3, 4 over size 10: mean 0.25, error 0.0645, t(3) = 3.182.
+    sets = [texts("a", "domain", "wxyz"), texts("news", "general", "wxyz")]
+    figures = Resampler(sets, {}, 200, seed=0).figures(
+        {"m": {"a": [1.0, 2.0, 3.0, 4.0], "news": [1.0] * 4}}
+    )
+    interval = set_intervals(figures["a"])[0]
+    assert interval.estimate == pytest.approx(0.25 * BITS)
+    assert interval.high == pytest.approx((0.25 + 3.1824 * 0.06455) * BITS, rel=1e-3)
 
 
 @pytest.fixture

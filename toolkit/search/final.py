@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from toolkit.evaluate.bootstrap import Figures, bootstrap_figures, intervals
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.evaluate.statistics import Interval, percentile_interval
+from toolkit.evaluate.student import student_quantile
 from toolkit.search.objective import named_seed, same_unit
 from toolkit.search.space import SPECIALIST
 
 Floats = NDArray[np.float64]
 MERGE = "merge"
 ROLES = ("domain", "general")
+_FEW_GROUPS = 8
 
 
 class Resampler:
@@ -75,12 +77,27 @@ class Resampler:
         """Studentised where the role is one set, by percentiles where several are weighed."""
         names = list(self.shares[role])
         if len(names) == 1:
-            return intervals(found[names[0]])
+            return set_intervals(found[names[0]])
         estimate, draws = self.role_figures(found, role)
         return [
             percentile_interval(float(value), draws[:, column])
             for column, value in enumerate(estimate)
         ]
+
+
+def set_intervals(figures: Figures, confidence: float = 0.95) -> list[Interval]:
+    """Intervals of one set: studentised bootstrap, or Student's t alone with few groups.
+
+    Of 4 groups one resample in 64 has no variation at all, and the bootstrap's end would be without
+    limit; of 8 one in two million has none.
+    """
+    if figures.num_groups >= _FEW_GROUPS:
+        return intervals(figures, confidence)
+    reach = student_quantile(0.5 + confidence / 2.0, figures.num_groups - 1)
+    return [
+        Interval(float(middle), float(middle - reach * error), float(middle + reach * error))
+        for middle, error in zip(figures.estimate, figures.error, strict=True)
+    ]
 
 
 def final_figures(
@@ -100,7 +117,7 @@ def final_figures(
     """
     found = resampler.figures(losses)
     by_role = {role: resampler.role_intervals(found, role) for role in ROLES}
-    by_set = {name: intervals(figures) for name, figures in found.items()}
+    by_set = {name: set_intervals(figures) for name, figures in found.items()}
     count = len(losses)
     models: dict[str, Any] = {}
     for number, model in enumerate(losses):
