@@ -225,9 +225,7 @@ def _sweep_against_rest(
     swept = {outcome.candidate.name for _, outcome in sweep_points(outcomes)}
     # One that was dropped for the domain alone may not be known on general sets.
     within = [
-        o
-        for o in options
-        if o.general_loss_bound <= tolerance or o.name == GENERAL or not o.is_complete
+        o for o in options if o.general_loss_bound <= tolerance or math.isinf(o.general_loss_bound)
     ]
     within.sort(key=lambda o: (o.domain, o.distance, o.name))
     sweep_best = next((o.name for o in within if o.name in swept), None)

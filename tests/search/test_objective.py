@@ -111,6 +111,18 @@ def test_each_general_set_must_hold_by_itself():
     assert of(DOMAIN, GENERAL).general_loss_bound(moved, start) < 0.05
 
 
+def test_what_a_sampler_is_told_is_what_full_scoring_would_say():
+    objective = of(DOMAIN, GENERAL, tolerance=0.01)
+    start = losses(objective, 0.0)
+    part, whole = (
+        objective.beyond_tolerance(losses(objective, 1.0, look=look), start) for look in (0, -1)
+    )
+    bound = objective.general_loss_bound(losses(objective, 1.0), start)
+    assert whole == pytest.approx(bound - 0.01)  # both lose 0.02
+    assert part == pytest.approx(whole, abs=0.001)
+    assert objective.beyond_tolerance({"news": np.zeros(0)}, start) == 0.0
+
+
 def test_out_on_either_side():
     objective = of(DOMAIN, GENERAL)
     start, best = losses(objective, 0.0), losses(objective, 0.8)

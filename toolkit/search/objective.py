@@ -236,6 +236,18 @@ class Objective:
             bounds.append(upper_bound(difference, self.confidence, num_tests) - limit)
         return max(bounds) + self.tolerance
 
+    def beyond_tolerance(self, losses: Losses, general: Losses) -> float:
+        """How far beyond the tolerances the bounds are expected after full scoring, 0 within; sets
+        of which nothing is known count as within."""
+        most = 0.0
+        for name, limit in self.tolerances.items():
+            if len(losses.get(name, ())):
+                difference = self.sets[name].difference(losses[name], general[name])
+                quantile = student_quantile(self.confidence, max(difference.total - 1, 1))
+                reach = quantile * math.sqrt(difference.in_the_end) if difference.seen > 1 else 0.0
+                most = max(most, difference.estimate + reach - limit)
+        return most
+
     def is_behind(self, losses: Losses, best: Losses) -> bool:
         """Whether full scoring would surely not show a candidate to be better; see `race`."""
         if not self.looks:

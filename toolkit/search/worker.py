@@ -312,8 +312,6 @@ class Worker:
         if general is None:  # another worker is still at it: compared with what is known later
             general = losses
         figures = objective.estimates(losses, [general, *self._whole()])
-        bound = objective.general_loss_bound(losses, general)
-        beyond = max(0.0, bound - objective.tolerance) if math.isfinite(bound) else 0.0
         merge_seconds = self._bench.merge_seconds - merged_before
         self._study.note(
             trial,
@@ -323,7 +321,7 @@ class Worker:
             merge_seconds=merge_seconds,
             score_seconds=time.perf_counter() - began - merge_seconds,
             losses={name: pack(values) for name, values in losses.items()},
-            beyond=beyond,
+            beyond=objective.beyond_tolerance(losses, general),
         )
         values = [objective.domain(figures), objective.general(figures)]
         if math.isnan(values[1]):  # dropped for the domain alone; a storage takes no NaN
