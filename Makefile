@@ -5,7 +5,7 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge chat publish checks test bench bench-merge clean sft bench-data bench-train
+.PHONY: help setup data cpt merge chat publish checks test bench bench-merge clean sft bench-data bench-train bench-search
 
 help:
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
@@ -13,7 +13,7 @@ help:
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
 	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
 	@echo "make publish DOMAIN=finance REPO=org/name"
-	@echo "make setup | checks | test | bench | bench-merge | bench-data | bench-train | clean"
+	@echo "make setup | checks | test | bench | bench-merge | bench-data | bench-train | bench-search | clean"
 
 setup: $(STAMP)
 
@@ -34,7 +34,7 @@ cpt: $(STAMP)
 	@$(TOOLKIT) cpt run $(DOMAIN)
 
 merge: $(STAMP)
-	@$(TOOLKIT) merge choose $(DOMAIN)
+	@$(TOOLKIT) merge choose $(DOMAIN) $(if $(SCORE_TEST_AGAIN),--score-test-again)
 
 chat: $(STAMP)
 	@test -f runs/$(DOMAIN)/merge/manifest.json || $(TOOLKIT) merge choose $(DOMAIN)
@@ -72,6 +72,10 @@ bench-data: $(STAMP)
 bench-train: $(STAMP)
 	@$(VENV)/bin/python benchmarks/train.py
 	@$(VENV)/bin/python benchmarks/resume.py
+
+# The search of a run that exists, against mergekit-yaml and lm-eval; half an hour on 2 cores.
+bench-search: $(STAMP)
+	@$(VENV)/bin/python benchmarks/search.py --recipe $(DOMAIN)
 
 # Environment and caches; runs/ holds your models and stays.
 clean:

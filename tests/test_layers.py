@@ -33,7 +33,7 @@ MAY_IMPORT = {
 ON_TOP = {
     *("__init__", "__main__", "recipe", "stages", "training", "choosing", "diagnosing"),
     *("publishing", "reporting", "cli", "entry", "finishing", "finetuning", "training_cli"),
-    *("publishing_cli", "publishing_material", "verifying"),
+    *("publishing_cli", "publishing_material", "verifying", "searching"),
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from toolkit.errors import ConfigError
 from toolkit.recipe import Recipe, find_recipe, load_recipe, merge_folder
-from toolkit.search.space import load_candidates
+from toolkit.search.space import load_spaces
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
@@ -16,7 +16,7 @@ RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path: Path):
     recipe = load_recipe(path)
-    assert load_candidates(recipe.search.merges, merge_folder())
+    assert load_spaces(recipe.search.merges, merge_folder())
 
 
 def test_a_model_has_exactly_one_place():

@@ -1,35 +1,77 @@
-"""The merge stage: search on the tuning sets, one choice, one look at the test sets, one model."""
+"""The merge stage: search on the tuning sets, a few confirmed, one choice, one look at the test
+sets, one model."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from toolkit.checkpoint.folder import stored_dtype
-from toolkit.checkpoint.load import load_causal_model
-from toolkit.evaluate.likelihood import ItemSet, load_items, score_documents
-from toolkit.manifest import Stage, load_json, read_manifest, write_json
+from toolkit.evaluate.power import too_small
+from toolkit.manifest import Stage
 from toolkit.merge.config import MergeConfig, parse_merge_config
-from toolkit.merge.live import LiveMerge
 from toolkit.merge.run import run_merge, to_yaml
 from toolkit.progress import progress, say
-from toolkit.recipe import Recipe, merge_folder
+from toolkit.recipe import Recipe
 from toolkit.reporting import write_report
-from toolkit.search.outcome import Resampler, final_figures, tuning_rows
-from toolkit.search.run import run_search
-from toolkit.search.space import GENERAL, SPECIALIST, Candidate, load_candidates
+from toolkit.search.final import MERGE, Resampler, document_rows, final_figures
+from toolkit.search.ledger import LEDGER, TestLedger
+from toolkit.search.objective import Losses, Objective
+from toolkit.search.outcome import (
+    Row,
+    arranged,
+    as_json,
+    beat_sweep,
+    by_item,
+    candidate_rows,
+    cannot_be_told_apart,
+    confirmation_p_value,
+    merged_parts,
+    sweep_points,
+    sweep_rows,
+)
+from toolkit.search.run import Scorer, run_search
+from toolkit.search.space import GENERAL, SPECIALIST
+from toolkit.search.worker import Outcome
+from toolkit.searching import (
+    Search,
+    cache_file,
+    hash_of_test,
+    num_workers,
+    prepare_search,
+    threads_each,
+)
 from toolkit.select import Candidate as Option
-from toolkit.select import choose
+from toolkit.select import (
+    Choice,
+    Confirmed,
+    choose,
+    knee,
+    pareto_front,
+    qualified_names,
+    shortlist,
+)
 
-_SCORES, _TEST = "scores.jsonl", "test.json"
+_CONFIRM, _TEST = "confirm.json", "test.json"
 
 
 def run_choosing(
-    name: str, recipe: Recipe, stage: Stage, general: Path, specialist: Path, data: Path
+    name: str,
+    recipe: Recipe,
+    stage: Stage,
+    general: Path,
+    specialist: Path,
+    data: Path,
+    *,
+    helpers: Sequence[Sequence[str]] = (),
+    score_test_again: bool = False,
 ) -> None:
     """Run the merge stage.
 
@@ -40,51 +82,43 @@ def run_choosing(
         general: folder of the general model.
         specialist: folder of the specialist.
         data: folder of the data stage.
+        helpers: commands of workers to start beside this process.
+        score_test_again: whether the test documents may be scored for another choice.
     """
-    from transformers import AutoTokenizer
-
-    candidates = load_candidates(recipe.search.merges, merge_folder())
-    tokenizer = AutoTokenizer.from_pretrained(general)
-    separator = read_manifest(data)["results"]["separator_token_id"]
-    tuning = load_items(data / "tuning.jsonl", tokenizer, separator)
-    test = load_items(data / "test.jsonl", tokenizer, separator)
     with stage.running() as work:
-        dtype = torch.float32 if recipe.evaluate.precision == "fp32" else stored_dtype(general)
-        live = LiveMerge({GENERAL: general, SPECIALIST: specialist}, seed=recipe.seed)
-        model = load_causal_model(general, dtype)
-        say(f"  {len(candidates)} candidates on {len(tuning.ids)} tuning documents")
-        scores = run_search(candidates, live, model, tuning, recipe.evaluate, work / _SCORES)
+        search = prepare_search(name, recipe, stage, general, specialist, data)
+        ledger = TestLedger(
+            stage.folder.with_name(LEDGER),
+            hash_of_test(search.test),
+            {key: stage.inputs[key] for key in ("general", "specialist")},
+        )
+        if ledger.count and not score_test_again:
+            say(f"  the test documents were scored before ({ledger.count} times; see {LEDGER})")
+        threads = threads_each(num_workers(recipe))
+        if threads is not None:
+            torch.set_num_threads(threads)
+        bench = search.bench(cache=cache_file(stage))
+        items = sum(len(item) for item in search.parts.search)
+        say(f"  {len(search.plan.queue())} candidates on {items} tuning documents")
+        outcomes = run_search(
+            search.plan,
+            search.place(work),
+            search.name,
+            search.identity,
+            bench,
+            helpers=helpers,
+            helper_threads=threads,
+        )
+        verdict = _decide(search, outcomes, Scorer(bench, work / _CONFIRM))
+        chosen = verdict.chosen
+        say(f"  chosen: {chosen.candidate.name}")
 
-        resampler = Resampler(tuning, recipe.evaluate.resamples, recipe.seed)
-        rows = tuning_rows(scores, resampler, recipe.select.confidence)
-        options = [
-            Option(r.name, r.domain, r.general, r.general_loss_bound, r.distance) for r in rows
-        ]
-        choice = choose(options, GENERAL, recipe.select)
-        chosen = next(c for c in candidates if c.name == choice.chosen)
-        say(f"  chosen: {chosen.name}")
-
-        wanted = {GENERAL: GENERAL, SPECIALIST: SPECIALIST, "merge": chosen.name}
-        nats = _score_test(wanted, candidates, live, model, test, recipe, work / _TEST)
-        figures = final_figures(nats, Resampler(test, recipe.evaluate.resamples, recipe.seed))
-
-        config = _named(chosen.config, general, specialist, stored_dtype(general))
+        ledger.begin(chosen.candidate.key, chosen.candidate.name, again=score_test_again)
+        losses = _score_test(search, outcomes, chosen, Scorer(bench, work / _TEST))
+        config = _named(chosen.candidate.config, general, specialist, stored_dtype(general))
         _write_model(config, work, recipe.seed)
-        results: dict[str, Any] = {
-            "recipe": name,
-            "description": recipe.description,
-            "chosen": chosen.name,
-            "reason": choice.reason,
-            "any_merge": choice.any_merge,
-            "tolerance": recipe.select.general_tolerance,
-            "confidence": recipe.select.confidence,
-            "candidates": [
-                {**vars(row), "qualified": row.name in choice.qualified} for row in rows
-            ],
-            "tuning": {r: len(tuning.only(r)) for r in ("domain", "general")},
-            "test": {r: len(test.only(r)) for r in ("domain", "general")},
-            **figures,
-        }
+        results = _results(name, search, outcomes, verdict, losses)
+        results["test_scorings"] = ledger.count
         write_report(
             results,
             work,
@@ -94,32 +128,227 @@ def run_choosing(
             specialist=specialist,
             merge_yaml=to_yaml(config),
         )
-        stage.finish(results, drop=(_TEST,))
+        stage.finish(results, drop=(_TEST, _CONFIRM))
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    rows: list[Row]
+    options: list[Option]
+    choice: Choice
+    chosen: Outcome
+    beat_sweep: dict[str, Any]
+
+
+def _decide(search: Search, outcomes: Sequence[Outcome], scorer: Scorer) -> _Verdict:
+    """The few best are scored again on documents the search never saw, and one is chosen."""
+    section, count = search.recipe.select, search.recipe.search.confirm_candidates
+    rows = candidate_rows(outcomes, search.plan.objective)
+    options = [_option(row) for row in rows if row.outcome.status != "failed"]
+    by_name = {outcome.candidate.name: outcome for outcome in outcomes}
+    finalists = shortlist(options, GENERAL, section, count)
+    sweep_best, other_best = _sweep_against_rest(outcomes, options, section.general_tolerance)
+    again = dict.fromkeys((*finalists, *filter(None, (sweep_best, other_best))))
+    seen = _look_again(search, [by_name[name] for name in (GENERAL, *again)], scorer)
+
+    where = " on the search's own documents, corrected for all candidates"
+    if search.parts.are_separate:
+        items = sum(len(item) for item in search.parts.confirm)
+        where = f" on {items} documents that the search never saw"
+    looked_at = seen.confirm
+    start = looked_at[GENERAL]
+    confirmed = [
+        Confirmed(
+            name,
+            next(o for o in options if o.name == name).domain
+            if not search.parts.are_separate
+            else _domain(seen.whole_objective, seen.whole[name], seen.whole[GENERAL]),
+            confirmation_p_value(seen.objective, looked_at[name], start),
+            next(o for o in options if o.name == name).distance,
+        )
+        for name in finalists
+    ]
+
+    def is_tied(one: str, best: str) -> bool:
+        pair = (seen.whole[one], seen.whole[best])
+        pairs = max(len(confirmed) - 1, 1)
+        return cannot_be_told_apart(seen.whole_objective, *pair, section.confidence, pairs)
+
+    choice = choose(
+        options,
+        confirmed,
+        is_tied,
+        GENERAL,
+        section,
+        num_tests=None if search.parts.are_separate else len(outcomes) - 1,
+        where=where,
+    )
+    for line in _too_small(seen, looked_at, start, section.confidence):
+        say(f"  {line}")
+    if search.parts.note:
+        say(f"  confirmed on the search's own documents: {search.parts.note}")
+    return _Verdict(
+        rows,
+        options,
+        choice,
+        by_name[choice.chosen],
+        beat_sweep(
+            seen.objective,
+            sweep_best or GENERAL,
+            other_best,
+            looked_at,
+            section.confidence,
+            where.split(",")[0],
+        ),
+    )
+
+
+def _too_small(
+    seen: _Seen, losses: Mapping[str, Losses], start: Losses, confidence: float
+) -> list[str]:
+    """Sentences on general sets that cannot see their tolerance, as the best merge scatters."""
+    best = next((own for name, own in losses.items() if name != GENERAL), None)
+    if best is None:
+        return []
+    lines = []
+    for name, limit in seen.objective.tolerances.items():
+        difference = seen.objective.sets[name].difference(best[name], start[name])
+        unit = seen.objective.sets[name].items.unit
+        error = math.sqrt(difference.variance)
+        lines.append(too_small(name, limit, error, difference.seen, unit, confidence))
+    return [line for line in lines if line is not None]
+
+
+def _option(row: Row) -> Option:
+    return Option(
+        row.name, row.domain, row.general, row.general_loss_bound, row.distance, row.is_complete
+    )
+
+
+def _sweep_against_rest(
+    outcomes: Sequence[Outcome], options: Sequence[Option], tolerance: float
+) -> tuple[str | None, str | None]:
+    """The best of the plain sweep, and the best of all else, within the tolerance."""
+    swept = {outcome.candidate.name for _, outcome in sweep_points(outcomes)}
+    # One that was dropped for the domain alone may not be known on general sets.
+    within = [
+        o for o in options if o.general_loss_bound <= tolerance or math.isinf(o.general_loss_bound)
+    ]
+    within.sort(key=lambda o: (o.domain, o.distance, o.name))
+    sweep_best = next((o.name for o in within if o.name in swept), None)
+    other_best = next((o.name for o in within if o.name not in swept), None)
+    return sweep_best, other_best
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Losses of those looked at again: on the documents set aside, and on all for tuning."""
+
+    objective: Objective
+    confirm: dict[str, Losses]
+    whole_objective: Objective
+    whole: dict[str, Losses]
+
+
+def _look_again(search: Search, outcomes: Sequence[Outcome], scorer: Scorer) -> _Seen:
+    first, separate = search.plan.objective, search.parts.are_separate
+    aside = search.objective(search.parts.confirm) if separate else first
+    whole_objective = search.objective(search.tuning) if separate else first
+    confirm: dict[str, Losses] = {}
+    whole: dict[str, Losses] = {}
+    total = len(outcomes) * aside.all_tokens
+    with progress("confirming, tokens", total) as advance:
+        for outcome in outcomes:
+            name = outcome.candidate.name
+            on_search = scorer.score(outcome, first, part="search", known=outcome.losses)
+            if not separate:
+                confirm[name] = whole[name] = on_search
+                advance(aside.all_tokens, name)
+                continue
+            found = scorer.score(outcome, aside, part="confirm", advance=advance)
+            confirm[name] = found
+            parts = merged_parts(by_item(first, on_search), by_item(aside, found))
+            whole[name] = arranged(whole_objective, parts)
+    return _Seen(aside, confirm, whole_objective, whole)
+
+
+def _domain(objective: Objective, losses: Losses, general: Losses) -> float:
+    return objective.domain(objective.estimates(losses, [general]))
 
 
 def _score_test(
-    wanted: dict[str, str],
-    candidates: list[Candidate],
-    live: LiveMerge,
-    model: Any,
-    test: ItemSet,
-    recipe: Recipe,
-    log: Path,
-) -> dict[str, list[float]]:
-    """Losses on the test documents, each model once, even where the stage was interrupted."""
-    known: dict[str, list[float]] = load_json(log) if log.is_file() else {}
-    by_name = {candidate.name: candidate for candidate in candidates}
-    total = sum(len(tokens) - 1 for tokens in test.tokens)
-    names = list(dict.fromkeys(wanted.values()))
-    with progress("test, tokens", total * len(names)) as advance:
-        for name in names:
-            if name in known:
-                advance(total, name)
-                continue
-            live.apply(by_name[name].config, model)
-            known[name] = score_documents(model, test, recipe.evaluate, advance=advance)
-            write_json(log, known)
-    return {label: known[name] for label, name in wanted.items()}
+    search: Search, outcomes: Sequence[Outcome], chosen: Outcome, scorer: Scorer
+) -> dict[str, dict[str, list[float]]]:
+    """Losses on the test sets by model, in the order of the items."""
+    objective = search.objective(search.test)
+    by_name = {outcome.candidate.name: outcome for outcome in outcomes}
+    wanted = {GENERAL: by_name[GENERAL], SPECIALIST: by_name[SPECIALIST], MERGE: chosen}
+    different = {outcome.candidate.key for outcome in wanted.values()}
+    found: dict[str, dict[str, list[float]]] = {}
+    with progress("test, tokens", len(different) * objective.all_tokens) as advance:
+        for label, outcome in wanted.items():
+            told = advance if outcome.candidate.key in different else (lambda *_: None)
+            different.discard(outcome.candidate.key)
+            losses = by_item(objective, scorer.score(outcome, objective, part="test", advance=told))
+            found[label] = {
+                item.name: [losses[item.name][name] for name in item.ids] for item in search.test
+            }
+    return found
+
+
+def _results(
+    name: str,
+    search: Search,
+    outcomes: Sequence[Outcome],
+    verdict: _Verdict,
+    losses: Mapping[str, Mapping[str, list[float]]],
+) -> dict[str, Any]:
+    """What `report.json` holds, but for the number of test scorings."""
+    recipe = search.recipe
+    section = recipe.select
+    qualified = qualified_names(verdict.options, GENERAL, section)
+    front = pareto_front(verdict.options)
+    resampler = Resampler(
+        search.test, recipe.search.weights, recipe.evaluate.resamples, recipe.seed
+    )
+    tested = {item.name: len(item) for item in search.test}
+    objective = search.plan.objective
+    return {
+        "recipe": name,
+        "description": recipe.description,
+        "chosen": verdict.chosen.candidate.name,
+        "reason": verdict.choice.reason,
+        "any_merge": verdict.choice.any_merge,
+        "tolerance": section.general_tolerance,
+        "confidence": section.confidence,
+        "sets": [
+            {
+                "name": item.name,
+                "role": item.role,
+                "unit": item.unit,
+                "items_tuning": len(item),
+                "items_test": tested.get(item.name, 0),
+            }
+            for item in search.tuning
+        ],
+        "candidates": [as_json(row, row.name in qualified) for row in verdict.rows],
+        "front": front,
+        "knee": knee(verdict.options, front),
+        "sweep": sweep_rows(outcomes, objective, section.confidence),
+        "beat_sweep": verdict.beat_sweep,
+        "search_tokens": sum(outcome.tokens for outcome in outcomes),
+        "full_tokens": len(outcomes) * objective.all_tokens,
+        "tuning": _counts(search.tuning),
+        "test": _counts(search.test),
+        **final_figures(losses, resampler),
+        "documents": document_rows(losses, search.test),
+    }
+
+
+def _counts(sets: Sequence[Any]) -> dict[str, int]:
+    return {
+        role: sum(len(item) for item in sets if item.role == role) for role in ("domain", "general")
+    }
 
 
 def _named(config: MergeConfig, general: Path, specialist: Path, dtype: torch.dtype) -> MergeConfig:

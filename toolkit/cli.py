@@ -13,6 +13,7 @@ import typer
 
 from toolkit.adapter.cli import app as adapter_app
 from toolkit.entry import INTERRUPTED, errors_in_one_line, quieten
+from toolkit.evaluate.cli import evaluate
 from toolkit.generate.cli import chat, generate
 from toolkit.publishing_cli import app as publish_app
 from toolkit.training_cli import anneal, checkpoint_app, sft_app
@@ -26,16 +27,19 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Documents to packed tokens.")
 cpt_app = typer.Typer(no_args_is_help=True, help="Continued pre-training.")
 merge_app = typer.Typer(no_args_is_help=True, help="Merging, and the choice of a merge.")
+search_app = typer.Typer(no_args_is_help=True, help="The search for merge weights.")
 app.add_typer(publish_app, name="publish")
 app.add_typer(data_app, name="data")
 app.add_typer(cpt_app, name="cpt")
 app.add_typer(merge_app, name="merge")
+app.add_typer(search_app, name="search")
 app.add_typer(adapter_app, name="adapter")
 app.command()(generate)
 app.command()(chat)
 app.add_typer(sft_app, name="sft")
 app.add_typer(checkpoint_app, name="checkpoint")
 cpt_app.command("anneal")(anneal)
+app.command("eval")(evaluate)
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe in recipes/ by name, or a .yaml file.")]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
@@ -87,11 +91,33 @@ def cpt_run(
 
 
 @merge_app.command("choose")
-def merge_choose(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
+def merge_choose(
+    recipe: RecipeName,
+    runs: Runs = Path("runs"),
+    score_test_again: Annotated[
+        bool,
+        typer.Option(
+            "--score-test-again", help="Score the test documents for another choice; is counted."
+        ),
+    ] = False,
+) -> None:
     """Search, choose and write a recipe's merge; runs data and cpt first where needed."""
     from toolkit.stages import ensure_merge, show_outcome
 
-    show_outcome(ensure_merge(_open(recipe, runs)))
+    show_outcome(ensure_merge(_open(recipe, runs), score_test_again=score_test_again))
+
+
+@search_app.command("worker")
+def search_worker(
+    recipe: RecipeName,
+    runs: Runs = Path("runs"),
+    number: Annotated[int, typer.Option(help="Of this worker; decides on the GPU.")] = 0,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the search to begin.")] = 60.0,
+) -> None:
+    """Join the search of a recipe that `merge choose` runs, here or on another machine."""
+    from toolkit.stages import join_merge
+
+    join_merge(_open(recipe, runs), number=number, wait_seconds=wait)
 
 
 @merge_app.command("run")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.manifest import Stage, content_hash, hash_bytes, hash_file, hash_json, read_manifest
 from toolkit.progress import say
 from toolkit.recipe import Recipe, find_recipe, load_recipe, merge_folder
+from toolkit.search.config import WITHOUT_EFFECT as SEARCH_WITHOUT_EFFECT
 from toolkit.train.config import identity_of
 
 RUNS = Path("runs")
@@ -33,10 +35,11 @@ class Run:
     name: str
     recipe: Recipe
     root: Path
+    path: Path | None = None
 
     @classmethod
     def of(cls, path: Path, recipe: Recipe, runs: Path = RUNS) -> Run:
-        return cls(path.stem, recipe, runs / path.stem)
+        return cls(path.stem, recipe, runs / path.stem, path)
 
     @classmethod
     def open(cls, name: str, runs: Path = RUNS) -> Run:
@@ -208,20 +211,49 @@ def first_alone(act: Callable[[], Result]) -> Result:
         return act()
 
 
-def ensure_merge(run: Run) -> Path:
+def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     """The merge stage: search, choice, test, and the merged model on disk."""
     from toolkit.finishing import ensure_specialist
 
     general, data, specialist = ensure_general(run), ensure_data(run), ensure_specialist(run)
     recipe = run.recipe
+    stage = _merge_stage(run, general, data, specialist)
+
+    def merge() -> None:
+        from toolkit.choosing import run_choosing
+        from toolkit.searching import num_workers
+
+        command = [sys.executable, "-m", "toolkit", "search", "worker", str(run.path)]
+        run_choosing(
+            run.name,
+            recipe,
+            stage,
+            general,
+            specialist,
+            data,
+            helpers=[
+                [*command, "--runs", str(run.root.parent), "--number", str(number)]
+                for number in range(1, num_workers(recipe))
+            ],
+            score_test_again=score_test_again,
+        )
+
+    return _ensure(stage, "merge", merge)
+
+
+def _merge_stage(run: Run, general: Path, data: Path, specialist: Path) -> Stage:
+    recipe = run.recipe
     texts = {
         name: hash_file(path) if (path := merge_folder() / f"{name}.yaml").is_file() else "missing"
         for name in recipe.search.merges
     }
-    sections = ("evaluate", "search", "select")
-    stage = run.stage(
+    return run.stage(
         "merge",
-        {name: getattr(recipe, name).model_dump(mode="json") for name in sections},
+        {
+            "evaluate": recipe.evaluate.model_dump(mode="json"),
+            "search": recipe.search.model_dump(mode="json", exclude=set(SEARCH_WITHOUT_EFFECT)),
+            "select": recipe.select.model_dump(mode="json"),
+        },
         {
             "general": fingerprint(general),
             "specialist": content_hash(specialist),
@@ -230,12 +262,25 @@ def ensure_merge(run: Run) -> Path:
         },
     )
 
-    def merge() -> None:
-        from toolkit.choosing import run_choosing
 
-        run_choosing(run.name, recipe, stage, general, specialist, data)
+def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
+    """Work on the search of a merge stage that is under way, here or on another machine.
 
-    return _ensure(stage, "merge", merge)
+    Raises:
+        ToolkitError: a stage before it is not complete, or no search is under way.
+    """
+    from toolkit.searching import join_search, prepare_search
+
+    data, specialist = run.root / "data", run.root / "cpt"
+    general = ensure_general(run) if run.recipe.model.artefact is None else run.root / "general"
+    for folder in (data, specialist, *([general] if run.recipe.model.artefact else [])):
+        read_manifest(folder)  # a worker runs no stage itself
+    stage = _merge_stage(run, general, data, specialist)
+    if stage.is_complete():
+        say(f"merge: up to date ({stage.folder}); there is nothing to search")
+        return
+    search = prepare_search(run.name, run.recipe, stage, general, specialist, data)
+    join_search(search, stage, number=number, wait_seconds=wait_seconds)
 
 
 def show_outcome(folder: Path) -> None:

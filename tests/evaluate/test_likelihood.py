@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.likelihood import ItemSet, load_items, score_documents, windows
-
-
-@pytest.fixture
-def model(tmp_path: Path, make_model: Callable[..., Path]) -> torch.nn.Module:
-    return AutoModelForCausalLM.from_pretrained(make_model(tmp_path / "m")).eval()
 
 
 def items(lengths: list[int]) -> ItemSet:
@@ -68,26 +61,6 @@ def test_windowed_scores_equal_the_windows_scored_alone(model):
             logits = model(input_ids=torch.tensor([inputs])).logits[0, -len(targets) :].double()
         total -= float(logits.log_softmax(-1)[range(len(targets)), targets].sum())
     assert score_documents(model, documents, section) == pytest.approx([total], rel=1e-5)
-
-
-def test_equal_to_lm_eval_s_rolling_likelihood(model, tmp_path: Path):
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
-    tokens = items([30]).tokens[0]
-    theirs = [
-        make_disjoint_window(window)
-        for window in get_rolling_token_windows(
-            tokens[1:], prefix_token=0, max_seq_len=8, context_len=1
-        )
-    ]
-    total = 0.0
-    for context, continuation in theirs:
-        both = torch.tensor([[*context, *continuation][:-1]])
-        with torch.no_grad():
-            logits = model(input_ids=both).logits[0, -len(continuation) :].double()
-        total -= float(logits.log_softmax(-1)[range(len(continuation)), continuation].sum())
-    ours = score_documents(model, items([30]), EvaluateSection(window_tokens=8))
-    assert ours == pytest.approx([total], rel=1e-5)
 
 
 def test_damaged_weights_are_noticed(model):

@@ -1,51 +1,168 @@
-"""Figures of candidates, and what of the specialist a merge keeps."""
+"""Figures of candidates, the sweep, and what of the specialist a merge keeps."""
 
 from __future__ import annotations
 
-import math
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from toolkit.evaluate.likelihood import ItemSet
-from toolkit.search.outcome import Resampler, final_figures, tuning_rows
-from toolkit.search.run import Score
-from toolkit.search.space import Candidate, endpoint
+from tests.search.fakes import FakeBench, made_up_set, plan
+from toolkit.evaluate.sets import BITS, EvaluationSet
+from toolkit.search.final import Resampler, document_rows, final_figures, set_intervals
+from toolkit.search.outcome import (
+    arranged,
+    as_json,
+    beat_sweep,
+    by_item,
+    candidate_rows,
+    cannot_be_told_apart,
+    confirmation_p_value,
+    merged_parts,
+    sweep_rows,
+)
+from toolkit.search.run import run_search
 
-BIT = math.log(2)
-ITEMS = ItemSet(list("abcd"), ["domain", "domain", "general", "general"], [10] * 4, [[0]] * 4)
+
+def texts(name: str, role: Any, groups: str = "ab") -> EvaluationSet:
+    ids = [f"{name}{n}" for n in range(len(groups))]
+    sizes = [10.0] * len(groups)
+    return EvaluationSet(
+        name, role, "bits per byte", ids, list(groups), sizes, [5] * len(groups), "", list, BITS
+    )
 
 
-def nats(domain: float, general: float) -> list[float]:
+SETS = [texts("filings", "domain"), texts("news", "general")]
+
+
+def nats(domain: float, general: float) -> dict[str, list[float]]:
     """Every document at the same bits per byte, so that resampling changes nothing."""
-    return [10 * BIT * value for value in (domain, domain, general, general)]
+    return {"filings": [10 * domain / BITS] * 2, "news": [10 * general / BITS] * 2}
 
 
 def test_worked_example():
     # Domain: 0.8 -> 0.7, the merge 0.72: 80 % kept. General: 1.0 -> 1.1, the merge 1.02: 80 % back.
     losses = {"general": nats(0.8, 1.0), "specialist": nats(0.7, 1.1), "merge": nats(0.72, 1.02)}
-    figures = final_figures(losses, Resampler(ITEMS, 200, seed=0))
-    assert figures["models"]["merge"]["domain"]["estimate"] == pytest.approx(0.72)
-    assert figures["models"]["merge"]["general_change"]["estimate"] == pytest.approx(0.02)
+    figures = final_figures(losses, Resampler(SETS, {}, 200, seed=0))
+    merge = figures["models"]["merge"]
+    assert merge["domain"]["estimate"] == pytest.approx(0.72)
+    assert merge["general_change"]["estimate"] == pytest.approx(0.02)
+    assert merge["sets"]["filings"]["high"] == pytest.approx(0.72)
+    assert merge["set_changes"]["news"]["low"] == pytest.approx(0.02)
     for key in ("gain_kept", "loss_recovered"):
         assert figures[key]["estimate"] == pytest.approx(0.8)
         assert figures[key]["low"] == pytest.approx(0.8)
+    rows = document_rows(losses, SETS)
+    assert [row["id"] for row in rows] == ["filings0", "filings1", "news0", "news1"]
+    assert rows[2]["specialist"] == pytest.approx(1.1)
 
 
 def test_nothing_gained_and_nothing_lost_are_said():
     losses = {"general": nats(0.8, 1.0), "specialist": nats(0.9, 0.9), "merge": nats(0.8, 1.0)}
-    figures = final_figures(losses, Resampler(ITEMS, 200, seed=0))
+    figures = final_figures(losses, Resampler(SETS, {}, 200, seed=0))
     assert figures["gain_kept"] is None
     assert figures["loss_recovered"] is None
 
 
-def test_tuning_rows_compare_with_the_general_model():
-    third = Candidate("third", endpoint("general").config)
-    scores = [
-        Score(endpoint("general"), nats(0.8, 1.0), 0.0),
-        Score(endpoint("specialist"), nats(0.7, 1.1), 4.0),
-        Score(third, nats(0.72, 1.02), 2.0),
-    ]
-    rows = tuning_rows(scores, Resampler(ITEMS, 200, seed=0), 0.95)
-    assert rows[0].general_loss_bound == 0.0
-    assert rows[2].general_loss_bound == pytest.approx(0.02)
-    assert [row.distance for row in rows] == [0.0, 1.0, 0.5]
+def test_groups_are_resampled_and_several_sets_are_weighed():
+    sets = [texts("a", "domain", "xxxy"), texts("b", "domain"), texts("news", "general")]
+    resampler = Resampler(sets, {"b": 3.0}, 600, seed=1)
+    losses = {"a": [4.0, 4.0, 4.0, 0.0], "b": [2.0, 2.0], "news": [1.0, 1.0]}
+    found = resampler.figures({"m": losses})
+    estimate, _ = resampler.role_figures(found, "domain")
+    assert estimate[0] == pytest.approx(BITS * (0.3 + 3 * 0.2) / 4)
+    assert resampler.role_intervals(found, "domain")[0].estimate == pytest.approx(estimate[0])
+    draws = found["a"].draws[:, 0]
+    # Of two groups, one of three documents: all, none, or one of each.
+    assert set(np.round(draws / BITS, 6)) == {0.4, 0.0, 0.3}
+
+
+def test_with_few_groups_the_interval_is_students():
+    # Four documents, losses 1, 2, 3, 4 over size 10: mean 0.25, error 0.0645, t(3) = 3.182.
+    sets = [texts("a", "domain", "wxyz"), texts("news", "general", "wxyz")]
+    figures = Resampler(sets, {}, 200, seed=0).figures(
+        {"m": {"a": [1.0, 2.0, 3.0, 4.0], "news": [1.0] * 4}}
+    )
+    interval = set_intervals(figures["a"])[0]
+    assert interval.estimate == pytest.approx(0.25 * BITS)
+    assert interval.high == pytest.approx((0.25 + 3.1824 * 0.06455) * BITS, rel=1e-3)
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Any:
+    wanted = plan()
+    return wanted.objective, run_search(wanted, tmp_path / "j", "t", {}, FakeBench())
+
+
+def test_rows_compare_with_the_general_model(found: Any):
+    objective, outcomes = found
+    rows = {row.name: row for row in candidate_rows(outcomes, objective)}
+    assert rows["general"].general_loss_bound == 0.0
+    assert rows["specialist"].distance == 1.0
+    assert rows["linear alpha=0.6"].distance == pytest.approx(0.6)
+    assert 0.02 < rows["specialist"].general_loss_bound < 0.022
+    # A dropped candidate's figure is near what all documents would have given.
+    dropped = next(row for row in rows.values() if row.outcome.status == "dropped")
+    share = dropped.outcome.candidate.parameters["alpha"]
+    raced = objective.sets["filings"]
+    truth = np.mean(raced.items.score(share, raced.order.tolist()))
+    assert dropped.domain == pytest.approx(float(truth), abs=0.001)
+    line = as_json(dropped, qualified=False)
+    assert line["status"] == "dropped"
+    assert line["method"] == "linear"
+    assert line["parameters"] == {"alpha": share}
+
+
+def test_the_sweep_goes_from_model_to_model(found: Any):
+    objective, outcomes = found
+    rows = sweep_rows(outcomes, objective, 0.95)
+    alphas = [row["alpha"] for row in rows]
+    assert alphas == sorted(alphas)
+    assert {0.0, 0.3, 0.6, 0.9, 1.0} <= set(alphas)
+    start = rows[0]["domain"]
+    assert start["low"] == start["estimate"] == start["high"]  # against itself
+    at = next(row for row in rows if row["alpha"] == 0.6)["domain"]
+    assert at["low"] < at["estimate"] < at["high"] < start["estimate"]
+
+
+def full(objective: Any, share: float) -> dict[str, Any]:
+    return {
+        name: np.array(raced.items.score(share, raced.order.tolist()))
+        for name, raced in objective.sets.items()
+    }
+
+
+def test_p_values_say_whether_all_that_must_hold_holds():
+    objective = plan(tolerance=0.015).objective
+    start = full(objective, 0.0)
+    assert confirmation_p_value(objective, full(objective, 0.8), start) < 1e-6
+    assert confirmation_p_value(objective, full(objective, 1.0), start) > 0.99  # loses 0.02
+    assert confirmation_p_value(objective, start, start) == 1.0  # gains nothing
+
+
+def test_ties_and_the_sweeps_verdict():
+    noisy = [made_up_set("filings", "domain", noise=0.05), made_up_set("news", "general", seed=1)]
+    objective = plan(noisy).objective
+    losses = {"a": full(objective, 0.8), "b": full(objective, 0.79), "c": full(objective, 0.2)}
+    assert cannot_be_told_apart(objective, losses["a"], losses["b"], 0.95)
+    assert not cannot_be_told_apart(objective, losses["a"], losses["c"], 0.95)
+    verdict = beat_sweep(objective, "c", "a", losses, 0.95, " here")
+    assert verdict["high"] < 0.0
+    assert verdict["sentence"].startswith("a beats the best of the plain sweep, c: -0.02")
+    assert (
+        "Nothing is shown to beat" in beat_sweep(objective, "a", "b", losses, 0.95, "")["sentence"]
+    )
+    assert beat_sweep(objective, "a", "c", losses, 0.95, "")["low"] > 0.0
+    assert beat_sweep(objective, "a", None, losses, 0.95, "")["difference"] is None
+
+
+def test_parts_are_put_together_by_item():
+    objective = plan().objective
+    losses = full(objective, 0.5)
+    items = by_item(objective, losses)
+    one = {"filings": dict(list(items["filings"].items())[:15])}
+    rest = {"filings": dict(list(items["filings"].items())[15:]), "news": items["news"]}
+    whole = arranged(objective, merged_parts(one, rest))
+    assert all((whole[name] == losses[name]).all() for name in losses)
+    assert list(arranged(objective, one)) == []

@@ -4,13 +4,135 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from toolkit.config import PositiveInt, Section
+from toolkit.data.source_config import ArtefactSection, HubSection
+
+EvaluationRole = Literal["domain", "general", "watch"]
+"""`domain` is to be gained, `general` not to be lost, `watch` is only shown."""
+
+BIGBENCH = ArtefactSection(
+    package="bigbench",
+    version="1.0.0",
+    sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
+    member="*/bigbench/benchmark_tasks/{task}/task.json",
+)
+"""Source distribution of BIG-bench: its task files are read, it is never installed."""
+
+
+class ChoicesSection(Section):
+    """A set of multiple-choice questions: exactly one of `bigbench`, `files`, `artefact`, `hub`."""
+
+    name: str
+    """For tables and reports."""
+
+    role: EvaluationRole = "general"
+    """What the set is for."""
+
+    bigbench: str | None = None
+    """A task of BIG-bench by its folder, such as `social_iqa`."""
+
+    files: tuple[str, ...] | None = None
+    """JSON, JSONL, CSV or parquet files with a question each row, or task files of BIG-bench."""
+
+    artefact: ArtefactSection | None = None
+    """The same inside a package."""
+
+    hub: HubSection | None = None
+    """The same from a hub."""
+
+    prompt: str = "{question}"
+    """What the model reads before an option, made of a row's fields."""
+
+    options_field: str = "choices"
+    """Field that holds the options: a list, or an object with `text` and `label` lists."""
+
+    answer_field: str = "answer"
+    """Field that says which option is right: its index, label or text; a list where several are."""
+
+    group_field: str | None = None
+    """Field whose value groups questions that belong together (a passage); by default none do."""
+
+    delimiter: str = " "
+    """Stands between prompt and option, as lm-eval's `target_delimiter`."""
+
+    metric: Literal["acc", "acc_norm", "log_loss"] = "acc"
+    """`acc` takes the likeliest option, `acc_norm` the likeliest by character; `log_loss` is the
+    surprise at the right option among all, in nats: it sees small changes with few questions."""
+
+    tuning_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Share of the questions that the search sees; the others are test. A hash decides."""
+
+    limit: PositiveInt | None = None
+    """Questions of each split at most; a hash decides which."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        places = ("bigbench", "files", "artefact", "hub")
+        given = [name for name in places if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of {', '.join(places)} (got {', '.join(given) or 'none'})"
+            )
+        return self
+
+
+class RetentionSection(Section):
+    """The general model's own answers to prompts of ours: what a merge must not unlearn."""
+
+    prompts: Annotated[int, Field(ge=0, le=120)] = 32
+    """Prompts of each split, tuning and test; 0 turns retention off."""
+
+    answer_tokens: PositiveInt = 24
+    """Answers are cut to this length."""
+
+    loss_role: EvaluationRole = "general"
+    """Role of the loss of the answers, in nats per token."""
+
+    loss_tolerance: Annotated[float, Field(ge=0.0)] = 0.1
+    """Largest rise of it accepted where its role is `general`. On finance the specialist's is 0.28,
+    that of merges 0.6 and 0.3 of the way there 0.12 and 0.03."""
+
+    kl_role: EvaluationRole = "watch"
+    """Role of the divergence from the general model at each token of the answers, in nats."""
+
+    kl_tolerance: Annotated[float, Field(ge=0.0)] = 0.1
+    """Largest divergence accepted where its role is `general`."""
+
+    top_tokens: Annotated[int, Field(ge=1)] = 64
+    """Of the general model's distribution at each token so many probabilities are kept, and the sum
+    of the rest; the divergence so found is never more than the true one."""
+
+
+class TaskSection(Section):
+    """A task of lm-eval."""
+
+    task: str
+    """Name of a task or group."""
+
+    role: EvaluationRole = "watch"
+    """What its items are for."""
+
+    include_path: str | None = None
+    """Folder with YAML task files of your own."""
+
+    metric: str | None = None
+    """Which of the task's metrics; by default its first that is a mean over items."""
+
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Examples in the prompt; by default as the task says."""
+
+    tuning_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Share of the items that the search sees; the others are test. A hash decides."""
+
+    limit: PositiveInt | None = None
+    """Items of each split at most."""
 
 
 class EvaluateSection(Section):
-    """Likelihood of held-out documents, in bits per byte."""
+    """Likelihood of held-out documents in bits per byte, and whatever else is to be watched."""
 
     window_tokens: Annotated[int, Field(ge=2)] = 512
     """Longer documents are scored window by window, each token once."""
@@ -31,3 +153,17 @@ class EvaluateSection(Section):
     prompts: tuple[str, ...] = ()
     """Prompts of the domain, answered by all three models in the report, after a few general ones
     of ours. They show; they choose nothing."""
+    retention: RetentionSection = RetentionSection()
+    choices: tuple[ChoicesSection, ...] = ()
+    """Sets of multiple-choice questions."""
+
+    tasks: tuple[TaskSection, ...] = ()
+    """Tasks of lm-eval."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [section.name for section in self.choices]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"choices: the name {name!r} stands twice")
+        return self

@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.config import EvaluateSection
-
-_ROWS = 64
-"""Positions whose logits are made float32 at one time on a CPU: few enough to stay in the cache."""
+from toolkit.evaluate.head import final_hidden, picked_log_probabilities
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,31 @@ class ItemSet:
         """Indices of the documents of one role."""
         return [index for index, item in enumerate(self.roles) if item == role]
 
+    def at(self, rows: Sequence[int]) -> ItemSet:
+        """The documents at these indices, in this order."""
+        return ItemSet(
+            [self.ids[n] for n in rows],
+            [self.roles[n] for n in rows],
+            [self.num_bytes[n] for n in rows],
+            [self.tokens[n] for n in rows],
+        )
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The documents of a data stage's `tuning.jsonl` or `test.jsonl`.
+
+    Raises:
+        EvaluationError: it is missing, holds no documents, or a line of it cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path}: cannot be read ({error}); run the data stage.") from error
+    if not rows:
+        raise EvaluationError(f"{path}: holds no documents; check the splits of the recipe.")
+    return rows
+
 
 def load_items(path: Path, tokenizer: Any, separator: int) -> ItemSet:
     """Read `tuning.jsonl` or `test.jsonl` of a data stage.
@@ -48,9 +70,7 @@ def load_items(path: Path, tokenizer: Any, separator: int) -> ItemSet:
     Raises:
         EvaluationError: the file holds no documents.
     """
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    if not rows:
-        raise EvaluationError(f"{path}: holds no documents; check the splits of the recipe.")
+    rows = read_rows(path)
     tokens = [tokenizer(row["text"], add_special_tokens=False)["input_ids"] for row in rows]
     return ItemSet(
         ids=[row["id"] for row in rows],
@@ -151,54 +171,15 @@ def _batches(cut: list[_Window], batch_tokens: int) -> list[list[_Window]]:
 
 def _window_losses(model: Any, batch: list[_Window]) -> list[float]:
     """Padding stands at the right end, where causal attention never looks."""
-    device = next(model.parameters()).device
     length = len(batch[0].inputs)
     inputs = torch.zeros(len(batch), length, dtype=torch.long)
     for row, window in enumerate(batch):
         inputs[row, : len(window.inputs)] = torch.tensor(window.inputs)
-    hidden = _final_hidden(model, inputs.to(device))
+    hidden = final_hidden(model, inputs)
     losses = []
     for row, window in enumerate(batch):
         stop = len(window.inputs)
         states = hidden[row, stop - len(window.targets) : stop]
-        losses.append(_sum_loss(model, states, torch.tensor(window.targets, device=device)))
+        picked = picked_log_probabilities(model, states, window.targets)
+        losses.append(-float(picked.sum(dtype=torch.float64)))
     return losses
-
-
-def _final_hidden(model: Any, inputs: Tensor) -> Tensor:
-    """What the output head takes, `[B, T, D]`: caught on its way, so that any model will do."""
-    caught: list[Tensor] = []
-
-    def catch(_module: Any, args: tuple[Tensor, ...]) -> Any:
-        caught.append(args[0])
-        return (args[0][:, :1],)  # the head itself has next to nothing to do
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(catch)
-    try:
-        model(input_ids=inputs, use_cache=False)
-    finally:
-        handle.remove()
-    return caught[0]
-
-
-def _sum_loss(model: Any, states: Tensor, targets: Tensor) -> float:
-    head = model.get_output_embeddings()
-    rows = _ROWS if states.device.type == "cpu" else 4096
-    total = 0.0
-    for start in range(0, len(targets), rows):
-        logits = _shape_logits(model, head(states[start : start + rows])).float()
-        chosen = logits.gather(1, targets[start : start + rows, None])[:, 0]
-        total += float((logits.logsumexp(dim=1) - chosen).sum(dtype=torch.float64))
-    return total
-
-
-def _shape_logits(model: Any, logits: Tensor) -> Tensor:
-    """What some models do between the output head and the loss: scale, or cap softly."""
-    config = model.config
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / divisor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits

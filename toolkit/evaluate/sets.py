@@ -7,15 +7,16 @@ over tokens. All are ratios of sums, lower is better, and all are resampled alik
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-EvaluationRole = Literal["domain", "general", "watch"]
-"""`domain` is to be gained, `general` not to be lost, `watch` is only shown."""
+from toolkit.evaluate.config import EvaluationRole
+
+__all__ = ["BITS", "EvaluationRole", "EvaluationSet"]
 
 BITS = 1.0 / math.log(2.0)
 """Bits in a nat."""
@@ -38,6 +39,14 @@ class EvaluationSet:
         score: losses of the items at these indices under a loaded model, in that order. It raises
             EvaluationError where one is not finite.
         scale: from losses over sizes to the unit.
+        settings_hash: of whatever else the losses depend on (windows, separator, type), for the
+            cache.
+        item_hashes: of each item's content alone, against overlaps; empty where there is none.
+        score_together: losses under this name and under those of other sets that the same pass
+            through the model gives, or None where there are no others.
+        tolerance: largest loss accepted of a `general` set, in its unit; None where the recipe's
+            own tolerance, which is in bits per byte, is meant.
+        note: what a reader of the figures should know, such as what intervals speak of.
     """
 
     name: str
@@ -50,6 +59,11 @@ class EvaluationSet:
     content_hash: str
     score: Callable[[Any, Sequence[int]], list[float]]
     scale: float = 1.0
+    settings_hash: str = ""
+    item_hashes: Sequence[str] = ()
+    score_together: Callable[[Any, Sequence[int]], Mapping[str, list[float]]] | None = None
+    tolerance: float | None = None
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)

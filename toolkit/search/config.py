@@ -2,11 +2,95 @@
 
 from __future__ import annotations
 
-from toolkit.config import Section
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from toolkit.config import PositiveInt, Section
+
+SamplerName = Literal["quadratic", "grid", "tpe", "cmaes", "gp", "nsga2", "nsga3"]
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+WITHOUT_EFFECT = ("storage", "study", "workers", "stale_seconds")
+"""Keys that say where and by whom a search is done, not what it finds."""
+
+
+class RaceSection(Section):
+    """Candidates are scored in parts; those that cannot win any more are dropped early."""
+
+    enabled: bool = True
+    """Without it every candidate is scored on every document."""
+
+    error: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
+    """Chance, over all looks, to drop a candidate that full scoring would show to be better than
+    the best one, corrected for the number of candidates."""
+
+    looks: tuple[Share, ...] = (0.1, 0.22, 0.36, 0.6)
+    """Shares of the domain documents after which a candidate may be dropped, rising; those that
+    come to fewer than 5 documents are passed over. Whoever is dropped for the domain is not scored
+    on the other sets at that look."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if list(self.looks) != sorted(set(self.looks)):
+            raise ValueError(f"looks: must rise (got {list(self.looks)})")
+        return self
 
 
 class SearchSection(Section):
-    """Which merges are tried."""
+    """Which merges are tried, and how."""
 
     merges: tuple[str, ...] = ("linear", "slerp", "ties")
     """Files of `merges/`, by name; `general` and `specialist` there stand for the two models."""
+
+    candidates: Annotated[int, Field(ge=2)] = 24
+    """How many merges are tried in all, the two models and the sweep included. The grid sampler
+    tries every point of its grids and takes this as a limit."""
+
+    sampler: SamplerName = "quadratic"
+    """How candidates are chosen. `quadratic` fits a parabola over few evaluations of each file;
+    `grid` tries all points; the others are Optuna's, each file searched by itself."""
+
+    grid_points: Annotated[int, Field(ge=2)] = 4
+    """Points along each range under `grid`."""
+
+    sweep: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2)
+    """Shares of the specialist in the plain weighted mean that are always tried: the baseline."""
+
+    race: RaceSection = RaceSection()
+
+    weights: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
+    """Weight of a domain set, by its name, in the domain figure that is to be lowered; 1 for those
+    that are not named."""
+
+    confirm_fraction: Annotated[float, Field(ge=0.0, le=0.8)] = 0.34
+    """Share of the tuning documents that the search does not see, chosen by hash; the last few
+    candidates are confirmed on them. 0 confirms on the search's own documents, and the bounds are
+    then widened for all candidates tried."""
+
+    confirm_candidates: PositiveInt = 3
+    """How many of the best candidates are confirmed, the best of the sweep besides."""
+
+    storage: str | None = None
+    """Where workers meet: an Optuna storage such as `postgresql://user@host/database`. By default a
+    journal file in the stage's own folder."""
+
+    study: str | None = None
+    """Name of the study in the storage; by default the recipe's."""
+
+    workers: PositiveInt | None = None
+    """Processes that `make merge` starts; by default one a GPU, and one without."""
+
+    stale_seconds: Annotated[float, Field(gt=0.0)] = 300.0
+    """A worker on another machine that gave no sign of life for so long has lost its candidate."""
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        fixed = 2 + len(set(self.sweep))
+        if self.sampler != "grid" and self.candidates < fixed:
+            raise ValueError(
+                f"candidates: must be at least {fixed}: the two models and the sweep of "
+                f"{len(set(self.sweep))} (got {self.candidates})"
+            )
+        return self

@@ -1,140 +1,292 @@
-"""What the scores say: tuning figures of every candidate, test figures of the three that matter."""
+"""What a study says: figures of every candidate, and what the plain sweep has to be beaten by."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from toolkit.evaluate.likelihood import ItemSet
-from toolkit.evaluate.statistics import (
-    Interval,
-    bits_per_byte,
-    bootstrap_ratios,
-    percentile_interval,
-    resample_counts,
-    upper_bound,
-)
-from toolkit.search.run import Score
+from toolkit.evaluate.student import student_chance, student_quantile
+from toolkit.search.objective import Losses, Objective
+from toolkit.search.race import Difference, combine
 from toolkit.search.space import GENERAL, SPECIALIST
-
-ROLES = ("domain", "general")
+from toolkit.search.worker import Outcome
 
 
 @dataclass(frozen=True)
-class TuningRow:
-    """A candidate's figures on the tuning sets, in bits per byte.
+class Row:
+    """A candidate's figures on the documents of the search.
 
     Attributes:
         name: of the candidate.
-        domain: on domain documents.
-        general: on general documents.
-        general_loss_bound: one-sided upper bound of `general` minus the general model's.
+        outcome: what became of it.
+        values: figure of each set; of a dropped candidate what all documents would give it, as far
+            as one can know. None where nothing is known.
+        domain: weighted mean of the domain sets; NaN of a failed candidate.
+        general: mean of the general sets that are in the unit of the first.
+        general_loss_bound: one-sided upper bound, at most the tolerance where all sets are within.
         distance: from the general model, as a share of the specialist's own distance.
     """
 
     name: str
+    outcome: Outcome
+    values: dict[str, float | None]
     domain: float
     general: float
     general_loss_bound: float
     distance: float
 
-
-class Resampler:
-    """Paired bootstrap over one item set: every model is resampled with the same documents."""
-
-    def __init__(self, items: ItemSet, num_resamples: int, seed: int) -> None:
-        self._index = {role: items.only(role) for role in ROLES}
-        self._bytes = {r: np.array(items.num_bytes)[i] for r, i in self._index.items()}
-        self._counts = {
-            role: resample_counts(len(index), num_resamples, seed)
-            for role, index in self._index.items()
-        }
-
-    def estimate(self, nats: Sequence[float], role: str) -> float:
-        return bits_per_byte(np.array(nats)[self._index[role]], self._bytes[role])
-
-    def draws(self, nats: Sequence[float], role: str) -> Any:
-        """Bits per byte of every resample."""
-        return bootstrap_ratios(
-            np.array(nats)[self._index[role]], self._bytes[role], self._counts[role]
-        )
+    @property
+    def is_complete(self) -> bool:
+        return self.outcome.status == "complete"
 
 
-def tuning_rows(
-    scores: Sequence[Score], resampler: Resampler, confidence: float
-) -> list[TuningRow]:
+def candidate_rows(outcomes: Sequence[Outcome], objective: Objective) -> list[Row]:
     """Figures of every candidate, each compared with the general model on the same documents."""
-    by_name = {score.candidate.name: score for score in scores}
-    start = resampler.draws(by_name[GENERAL].nats, "general")
+    by_name = {outcome.candidate.name: outcome for outcome in outcomes}
+    start = by_name[GENERAL].losses
+    whole = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
     whole_way = by_name[SPECIALIST].distance or 1.0
-    return [
-        TuningRow(
-            name=score.candidate.name,
-            domain=resampler.estimate(score.nats, "domain"),
-            general=resampler.estimate(score.nats, "general"),
-            general_loss_bound=upper_bound(
-                resampler.draws(score.nats, "general") - start, confidence
-            ),
-            distance=score.distance / whole_way,
+    rows = []
+    for outcome in outcomes:
+        values: dict[str, float | None] = dict.fromkeys(objective.sets)
+        domain = general = bound = math.nan
+        if outcome.status != "failed":
+            found = objective.estimates(outcome.losses, whole)
+            values.update(found)
+            domain, general = objective.domain(found), objective.general(found)
+            bound = objective.general_loss_bound(outcome.losses, start)
+        rows.append(
+            Row(
+                outcome.candidate.name,
+                outcome,
+                values,
+                domain,
+                general,
+                bound,
+                outcome.distance / whole_way,
+            )
         )
-        for score in scores
-    ]
+    return rows
 
 
-def final_figures(nats: Mapping[str, Sequence[float]], resampler: Resampler) -> dict[str, Any]:
-    """Figures on the test sets, scored once.
+def as_json(row: Row, qualified: bool) -> dict[str, Any]:
+    """A candidate in `report.json`; what is not known is null."""
+    outcome = row.outcome
+    return {
+        "name": row.name,
+        "method": outcome.candidate.config.merge_method,
+        "parameters": dict(outcome.candidate.parameters),
+        "values": row.values,
+        **{
+            key: value if math.isfinite(value) else None
+            for key, value in (
+                ("domain", row.domain),
+                ("general", row.general),
+                ("general_loss_bound", row.general_loss_bound),
+            )
+        },
+        "distance": row.distance,
+        "qualified": qualified,
+        "status": outcome.status,
+        "tokens": outcome.tokens,
+        "seconds": outcome.merge_seconds + outcome.score_seconds,
+        "merge_seconds": outcome.merge_seconds,
+        "order": outcome.order,
+        **({"error": outcome.error} if outcome.error else {}),
+    }
+
+
+def by_item(objective: Objective, losses: Losses) -> dict[str, dict[str, float]]:
+    """Losses by set and item id."""
+    return {
+        name: {
+            raced.items.ids[index]: float(loss)
+            for index, loss in zip(raced.order, losses[name], strict=True)
+        }
+        for name, raced in objective.sets.items()
+        if len(losses.get(name, ())) == len(raced.order)
+    }
+
+
+def arranged(
+    objective: Objective, losses: Mapping[str, Mapping[str, float]]
+) -> dict[str, NDArray[np.float64]]:
+    """Losses by item id in the order of an objective, of the sets that are known in full."""
+    return {
+        name: np.array([losses[name][raced.items.ids[index]] for index in raced.order])
+        for name, raced in objective.sets.items()
+        if all(item in losses.get(name, {}) for item in raced.items.ids)
+    }
+
+
+def merged_parts(*parts: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Losses of different documents of the same sets, put together."""
+    whole: dict[str, dict[str, float]] = {}
+    for part in parts:
+        for name, losses in part.items():
+            whole.setdefault(name, {}).update(losses)
+    return whole
+
+
+def confirmation_p_value(objective: Objective, losses: Losses, general: Losses) -> float:
+    """How surely a candidate gains on the domain and keeps every general set within its tolerance.
+
+    The largest of the single p-values: all must be refuted, so none needs a correction for the
+    others.
+
+    Reference:
+        Berger 1982, Multiparameter hypothesis testing and acceptance sampling.
+    """
+    worst = _below(objective.domain_difference(losses, general), 0.0)
+    for name, limit in objective.tolerances.items():
+        worst = max(
+            worst, _below(objective.sets[name].difference(losses[name], general[name]), limit)
+        )
+    return worst
+
+
+def _below(difference: Difference, limit: float) -> float:
+    """p-value of the difference being at least the limit."""
+    if difference.seen < 2:
+        return 1.0
+    error = math.sqrt(difference.variance)
+    if error == 0.0:
+        return 0.0 if difference.estimate < limit else 1.0
+    return student_chance((difference.estimate - limit) / error, difference.seen - 1)
+
+
+def two_sided(difference: Difference, confidence: float) -> dict[str, float]:
+    """An interval of a difference, from its linearised error and Student's t.
+
+    >>> two_sided(Difference(1.0, 0.0, 9, 9), 0.95)
+    {'estimate': 1.0, 'low': 1.0, 'high': 1.0}
+    """
+    reach = math.inf
+    if difference.seen > 1:
+        quantile = student_quantile(0.5 + confidence / 2.0, difference.seen - 1)
+        reach = quantile * math.sqrt(difference.variance)
+    middle = difference.estimate
+    return {"estimate": middle, "low": middle - reach, "high": middle + reach}
+
+
+def cannot_be_told_apart(
+    objective: Objective, losses: Losses, others: Losses, confidence: float, num_pairs: int = 1
+) -> bool:
+    """Whether the interval of two candidates' domain difference holds zero."""
+    difference = objective.domain_difference(losses, others)
+    level = 1.0 - (1.0 - confidence) / max(num_pairs, 1)
+    interval = two_sided(difference, level)
+    return interval["low"] <= 0.0 <= interval["high"]
+
+
+def sweep_rows(
+    outcomes: Sequence[Outcome], objective: Objective, confidence: float
+) -> list[dict[str, Any]]:
+    """The α-curve. Its bands are of the difference from the general model on the same documents:
+    what all models share (some documents are harder) would only hide the curve."""
+    whole = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
+    start = next(o for o in outcomes if o.candidate.name == GENERAL).losses
+    base = objective.estimates(start, whole)
+    rows = []
+    for alpha, outcome in sweep_points(outcomes):
+        known = [name for name, values in outcome.losses.items() if len(values)]
+        if not set(objective.shown_general) <= set(known):
+            continue
+        general = dict.fromkeys(objective.shown_general, 1.0)
+        row: dict[str, Any] = {"alpha": alpha}
+        for role, level, weights in (
+            ("domain", objective.domain(base), objective.weights),
+            ("general", objective.general(base), general),
+        ):
+            difference = _by_way_of(objective, outcome.losses, start, whole, weights)
+            interval = two_sided(difference, confidence)
+            row[role] = {key: level + value for key, value in interval.items()}
+        rows.append(row)
+    return rows
+
+
+def _by_way_of(
+    objective: Objective,
+    losses: Losses,
+    start: Losses,
+    whole: Sequence[Losses],
+    weights: Mapping[str, float],
+) -> Difference:
+    """A candidate's difference from the general model; where only part of it is known, by way of
+    the candidate scored in full that is most alike: from it to that one on the part, from that one
+    to the general model on all."""
+    parts = []
+    for name in weights:
+        raced = objective.sets[name]
+        best = raced.difference(losses[name], start[name])
+        if len(losses[name]) < len(raced.order):
+            for other in whole:
+                near = raced.difference(losses[name], other[name])
+                far = raced.difference(other[name], start[name])
+                variance = near.variance + far.variance
+                if variance < best.variance:
+                    estimate = near.estimate + far.estimate
+                    best = Difference(estimate, variance, near.seen, near.total)
+        parts.append(best)
+    return combine(parts, list(weights.values()))
+
+
+def sweep_points(outcomes: Sequence[Outcome]) -> list[tuple[float, Outcome]]:
+    """The plain weighted means among the candidates, the two models as its ends, by α."""
+    points = []
+    for outcome in outcomes:
+        candidate = outcome.candidate
+        if candidate.name in (GENERAL, SPECIALIST):
+            points.append((float(candidate.name == SPECIALIST), outcome))
+        elif candidate.config.merge_method == "linear" and list(candidate.parameters) == ["alpha"]:
+            points.append((float(candidate.parameters["alpha"]), outcome))
+    return sorted(points, key=lambda point: (point[0], point[1].order))
+
+
+def beat_sweep(
+    objective: Objective,
+    best: str,
+    other: str | None,
+    losses: Mapping[str, Losses],
+    confidence: float,
+    where: str,
+) -> dict[str, Any]:
+    """Whether the best merge outside the sweep beats the best one of it.
 
     Args:
-        nats: losses of the documents under `general`, `specialist` and `merge`.
-        resampler: of the test documents.
-
-    Returns:
-        For each model and role an interval, and its difference from the general model;
-        `gain_kept`: share of the specialist's domain gain that the merge has;
-        `loss_recovered`: share of the specialist's general loss that the merge does not have, or
-        None where the specialist lost nothing.
+        objective: of the documents to compare on.
+        best: name of the sweep's best.
+        other: name of the best that is not of the sweep; None where there is none.
+        losses: of both.
+        confidence: of the interval.
+        where: the documents, in words.
     """
-    draws = {m: {r: resampler.draws(n, r) for r in ROLES} for m, n in nats.items()}
-    points = {m: {r: resampler.estimate(n, r) for r in ROLES} for m, n in nats.items()}
-    figures: dict[str, Any] = {"models": {}}
-    for model in nats:
-        row: dict[str, Any] = {}
-        for role in ROLES:
-            row[role] = asdict(percentile_interval(points[model][role], draws[model][role]))
-            row[f"{role}_change"] = asdict(
-                percentile_interval(
-                    points[model][role] - points[GENERAL][role],
-                    draws[model][role] - draws[GENERAL][role],
-                )
-            )
-        figures["models"][model] = row
-    change = {m: {r: points[m][r] - points[GENERAL][r] for r in ROLES} for m in nats}
-    moved = {m: {r: draws[m][r] - draws[GENERAL][r] for r in ROLES} for m in nats}
-    figures["gain_kept"] = _share(change, moved, "domain", sign=-1.0, complement=False)
-    figures["loss_recovered"] = _share(change, moved, "general", sign=1.0, complement=True)
-    return figures
-
-
-def _share(
-    change: Mapping[str, Mapping[str, float]],
-    moved: Mapping[str, Mapping[str, Any]],
-    role: str,
-    *,
-    sign: float,
-    complement: bool,
-) -> dict[str, float] | None:
-    """The merge's change as a share of the specialist's, where the specialist's has this sign."""
-    whole = sign * change[SPECIALIST][role]
-    if whole <= 0.0:
-        return None
-    estimate = sign * change["merge"][role] / whole
-    whole_draws = sign * moved[SPECIALIST][role]
-    usable = whole_draws > 0.0
-    draws = sign * moved["merge"][role][usable] / whole_draws[usable]
-    interval = percentile_interval(estimate, draws)
-    if complement:
-        interval = Interval(1.0 - interval.estimate, 1.0 - interval.high, 1.0 - interval.low)
-    return asdict(interval)
+    if other is None:
+        return {
+            "difference": None,
+            "low": None,
+            "high": None,
+            "sentence": "Nothing but the plain sweep stayed within the tolerance with a gain.",
+        }
+    difference = objective.domain_difference(losses[other], losses[best])
+    interval = two_sided(difference, confidence)
+    low, high = interval["low"], interval["high"]
+    figures = f"{difference.estimate:+.4f} ({low:+.4f} to {high:+.4f}{where})"
+    if high < 0.0:
+        sentence = f"{other} beats the best of the plain sweep, {best}: {figures}."
+    elif low > 0.0:
+        sentence = f"Nothing beats the plain sweep: {other} is worse than {best}: {figures}."
+    else:
+        sentence = f"Nothing is shown to beat the plain sweep: {other} against {best}: {figures}."
+    finite = math.isfinite(low)
+    return {
+        "difference": difference.estimate,
+        "low": low if finite else None,
+        "high": high if finite else None,
+        "sentence": sentence,
+    }

@@ -1,84 +1,155 @@
-"""The search: every candidate merged in memory and scored on the tuning documents."""
+"""A whole search: the study is queued, workers are started beside this one, all is scored."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.evaluate.config import EvaluateSection
-from toolkit.evaluate.likelihood import ItemSet, score_documents
-from toolkit.manifest import hash_json
-from toolkit.merge.live import LiveMerge
-from toolkit.progress import progress
-from toolkit.search.space import GENERAL, Candidate
+import numpy as np
+from numpy.typing import NDArray
 
-
-@dataclass(frozen=True)
-class Score:
-    """A candidate's losses on the tuning documents.
-
-    Attributes:
-        candidate: what was merged.
-        nats: loss of each document, in the order of the item set.
-        distance: Euclidean distance of its parameters from the general model's.
-    """
-
-    candidate: Candidate
-    nats: list[float]
-    distance: float
+from toolkit.manifest import load_json, write_json
+from toolkit.progress import Advance, progress, say
+from toolkit.search.objective import Objective
+from toolkit.search.storage import Place
+from toolkit.search.study import Study, pack, unpack
+from toolkit.search.worker import Merging, Outcome, Plan, Worker, score_missing
 
 
 def run_search(
-    candidates: Sequence[Candidate],
-    live: LiveMerge,
-    model: Any,
-    items: ItemSet,
-    section: EvaluateSection,
-    log: Path,
-) -> list[Score]:
-    """Score every candidate that the log does not hold yet.
+    plan: Plan,
+    place: Place,
+    name: str,
+    identity: Mapping[str, Any],
+    bench: Merging,
+    *,
+    helpers: Sequence[Sequence[str]] = (),
+    helper_threads: int | None = None,
+) -> list[Outcome]:
+    """Score every candidate of a study that is not scored yet.
 
     Args:
-        candidates: what to try.
-        live: the two models, held open.
-        model: a loaded model that candidates are written into.
-        items: tuning documents.
-        section: how to score.
-        log: `.jsonl` file that gains a line with each score, so that a search can continue.
+        plan: what is to be tried.
+        place: of the storage.
+        name: of the study.
+        identity: see `Study`.
+        bench: where candidates are merged.
+        helpers: commands of workers to start beside this one.
+        helper_threads: for each of those, where they share a processor.
+
+    Returns:
+        What became of each candidate, in order; of equal merges only the first.
     """
-    known = _read_log(log)
-    total = sum(len(tokens) - 1 for tokens in items.tokens)
-    scores: list[Score] = []
-    with (
-        log.open("a", encoding="utf-8") as file,
-        progress("search", len(candidates), done=len(known)) as advance,
-    ):
-        for candidate in candidates:
-            key = hash_json(candidate.config.model_dump(mode="json"))
-            if key not in known:
-                live.apply(candidate.config, model)
-                nats = score_documents(model, items, section)
-                distance = live.distance(model, GENERAL)
-                known[key] = {"nats": nats, "distance": distance}
-                row = {"key": key, "name": candidate.name, **known[key]}
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                advance(1, f"{candidate.name}: {sum(nats) / total:.4f} nats a token")
-            row = known[key]
-            scores.append(Score(candidate, row["nats"], row["distance"]))
-    return scores
+    queue = plan.queue()
+    study = Study(
+        place,
+        name,
+        identity,
+        plan.sampler(),
+        begin=True,
+        stale_seconds=plan.section.stale_seconds,
+    )
+    with contextlib.closing(study):
+        study.fill(queue)
+        done = sum(trial.state.is_finished() for trial in study.trials()[: len(queue)])
+        total = len(queue) * plan.objective.all_tokens
+        with (
+            _helpers(helpers, helper_threads),
+            progress("search, tokens", total, done=done * plan.objective.all_tokens) as advance,
+        ):
+            worker = Worker(plan, study, bench, advance)
+            worker.work()
+        found = worker.outcomes()
+    outcomes: dict[str, Outcome] = {}
+    for _, outcome in sorted(found.items()):
+        outcomes.setdefault(outcome.candidate.key, outcome)
+    _speak(list(outcomes.values()), plan.objective)
+    return list(outcomes.values())
 
 
-def _read_log(path: Path) -> dict[str, dict[str, Any]]:
-    known: dict[str, dict[str, Any]] = {}
-    if path.is_file():
-        whole = path.read_bytes().rpartition(b"\n")[0]
-        for line in whole.splitlines():
-            row = json.loads(line)
-            known[row["key"]] = {"nats": row["nats"], "distance": row["distance"]}
-        # What follows the last line break was being written when the search was killed.
-        path.write_bytes(whole + b"\n" if whole else b"")
-    return known
+@contextlib.contextmanager
+def _helpers(commands: Sequence[Sequence[str]], threads: int | None) -> Iterator[None]:
+    environment = dict(os.environ)
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    started = [
+        subprocess.Popen(list(command), env=environment, stdout=subprocess.DEVNULL)
+        for command in commands
+    ]
+    try:
+        yield
+    finally:
+        # The queue is empty: they end by themselves, and are ended where this one failed.
+        for process in started:
+            try:
+                process.wait(timeout=10.0)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                process.wait()
+
+
+def _speak(outcomes: Sequence[Outcome], objective: Objective) -> None:
+    tokens = sum(outcome.tokens for outcome in outcomes)
+    whole = len(outcomes) * objective.all_tokens
+    merging = sum(outcome.merge_seconds for outcome in outcomes)
+    seconds = merging + sum(outcome.score_seconds for outcome in outcomes)
+    count = {
+        status: sum(outcome.status == status for outcome in outcomes)
+        for status in ("complete", "dropped", "failed")
+    }
+    failed = f", {count['failed']} failed" if count["failed"] else ""
+    say(
+        f"  {len(outcomes)} candidates: {count['complete']} scored in full, {count['dropped']} "
+        f"dropped early{failed}; {tokens:,} of {whole:,} tokens ({tokens / max(whole, 1):.0%}), "
+        f"{seconds:.0f} s, {merging / max(seconds, 1e-9):.1%} of it merging"
+    )
+
+
+class Scorer:
+    """Scores candidates in full and keeps what was scored in a file, so that nothing is scored
+    twice when the stage is interrupted.
+
+    Args:
+        bench: where candidates are merged.
+        log: `.json` file.
+    """
+
+    def __init__(self, bench: Merging, log: Path) -> None:
+        self._bench = bench
+        self._log = log
+        self._known: dict[str, dict[str, str]] = load_json(log) if log.is_file() else {}
+
+    def score(
+        self,
+        outcome: Outcome,
+        objective: Objective,
+        *,
+        part: str,
+        known: Mapping[str, NDArray[np.float64]] | None = None,
+        advance: Advance = lambda *_: None,
+    ) -> dict[str, NDArray[np.float64]]:
+        """Losses of a candidate on all items, in the objective's order.
+
+        Args:
+            outcome: whose.
+            objective: of the sets.
+            part: what the sets are called in the file.
+            known: beginnings that need not be scored.
+            advance: is told of tokens scored.
+        """
+        key = f"{part}/{outcome.candidate.key}"
+        kept = {name: unpack(text) for name, text in self._known.get(key, {}).items()}
+        losses = {name: np.asarray(values) for name, values in {**(known or {}), **kept}.items()}
+        if objective.is_whole(losses):
+            advance(objective.all_tokens, "")
+            return losses
+        self._bench.apply(outcome.candidate.config)
+        score_missing(self._bench, outcome.candidate, objective, losses)
+        self._known[key] = {name: pack(values) for name, values in losses.items()}
+        write_json(self._log, self._known)
+        advance(objective.all_tokens, outcome.candidate.name)
+        return losses

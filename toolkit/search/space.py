@@ -1,26 +1,26 @@
-"""The search space: mergekit YAML in which numbers to be found are written `{search: …}`.
-
-weight: {search: {name: alpha, grid: [0.4, 0.6]}}   a number to be found, from a grid
-weight: {search: 1 - alpha}                          what is left of another one
-"""
+"""The search space: mergekit YAML in which what is to be found is written `{search: …}`."""
 
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from toolkit.config import load_yaml
 from toolkit.errors import ConfigError, did_you_mean
+from toolkit.manifest import hash_json
 from toolkit.merge.config import MergeConfig, parse_merge_config
+from toolkit.merge.parameters import check_parameters, parameter_places
+from toolkit.merge.registry import get_method
+from toolkit.search.notation import Options, Unknown, Value, complement_of, parse_unknown
 
 GENERAL, SPECIALIST = "general", "specialist"
 """What the two models are called in `merges/*.yaml`."""
 
-_COMPLEMENT = re.compile(r"^\s*1\s*-\s*([A-Za-z_]\w*)\s*$")
+_MOST_CHECKS = 256  # combinations of choices that are tried out when a file is read
 
 
 @dataclass(frozen=True)
@@ -30,30 +30,99 @@ class Candidate:
     Attributes:
         name: for people, such as `ties density=0.2 weight=1`.
         config: the merge, with `general` and `specialist` as model names.
+        parameters: what was found or given, by name.
     """
 
     name: str
     config: MergeConfig
+    parameters: Mapping[str, Value] = field(default_factory=dict)
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the merge itself: candidates of different names may be one and the same."""
+        return hash_json(self.config.model_dump(mode="json"))
+
+
+@dataclass(frozen=True)
+class MergeSpace:
+    """One `merges/*.yaml`.
+
+    Attributes:
+        name: of the file.
+        where: its path, for messages.
+        template: its plain values, with `{search: …}` in them.
+        unknowns: what is to be found, by name.
+    """
+
+    name: str
+    where: str
+    template: Mapping[str, Any]
+    unknowns: Mapping[str, Unknown]
+
+    def candidate(self, values: Mapping[str, Value]) -> Candidate:
+        """The merge with these values.
+
+        Where the method itself is searched, parameters that the chosen one lacks are left out.
+
+        Raises:
+            ConfigError: the merge that results is not valid.
+        """
+        template: Mapping[str, Any] = self.template
+        method = template.get("merge_method")
+        if isinstance(method, Mapping):
+            chosen = _fill(method, values, self.where, "merge_method")
+            template = _without_unknown({**template, "merge_method": chosen}, str(chosen))
+        named: dict[str, Unknown] = {}
+        _collect({**template, "merge_method": method}, self.where, "", named)
+        kept = {name: values[name] for name in self.unknowns if name in named}
+        config = parse_merge_config(_fill(template, values, self.where), where=self.where)
+        check_parameters(config, get_method(config.merge_method))
+        if unknown := set(config.model_names()) - {GENERAL, SPECIALIST}:
+            raise ConfigError(
+                f"{self.where}: names the model {sorted(unknown)[0]!r}; here there are only "
+                f"{GENERAL} and {SPECIALIST}."
+            )
+        words = [f"{name}={_short(value)}" for name, value in sorted(kept.items())]
+        return Candidate(" ".join([self.name, *words]), config, kept)
+
+    def at(self, shares: Sequence[float]) -> dict[str, Value]:
+        """Values at a point of the unit cube, one coordinate an unknown in the order of names."""
+        pairs = zip(self.unknowns.items(), shares, strict=True)
+        return {name: unknown.at(share) for (name, unknown), share in pairs}
+
+    def shares(self, values: Mapping[str, Value]) -> list[float]:
+        """The point of the unit cube where values stand."""
+        return [unknown.share(values[name]) for name, unknown in self.unknowns.items()]
 
 
 def endpoint(name: str) -> Candidate:
     """One of the two models as a merge, so that both are always among the candidates."""
+    return Candidate(name, _between(1.0 if name == SPECIALIST else 0.0, name))
+
+
+def sweep_point(alpha: float) -> Candidate:
+    """The weighted mean of the two models; the plain sweep that everything else must beat."""
+    return Candidate(
+        f"linear alpha={alpha:g}", _between(alpha, "search.sweep"), {"alpha": float(alpha)}
+    )
+
+
+def _between(alpha: float, where: str) -> MergeConfig:
     models = [
-        {"model": model, "parameters": {"weight": 1.0 if model == name else 0.0}}
-        for model in (GENERAL, SPECIALIST)
+        {"model": model, "parameters": {"weight": weight}}
+        for model, weight in ((GENERAL, round(1.0 - alpha, 12)), (SPECIALIST, float(alpha)))
     ]
-    config = {"merge_method": "linear", "models": models}
-    return Candidate(name, parse_merge_config(config, where=name))
+    return parse_merge_config({"merge_method": "linear", "models": models}, where=where)
 
 
-def load_candidates(names: tuple[str, ...], folder: Path) -> list[Candidate]:
-    """All candidates: the endpoints, then every combination of every file's grids.
+def load_spaces(names: Sequence[str], folder: Path) -> list[MergeSpace]:
+    """The named files of a folder, each checked by filling in its lowest and highest values.
 
     Raises:
         ConfigError: a file is unknown, is not a merge configuration, or names other models.
     """
-    candidates = [endpoint(GENERAL), endpoint(SPECIALIST)]
-    for name in names:
+    spaces = []
+    for name in dict.fromkeys(names):
         path = folder / f"{name}.yaml"
         if not path.is_file():
             known = sorted(item.stem for item in folder.glob("*.yaml"))
@@ -61,72 +130,88 @@ def load_candidates(names: tuple[str, ...], folder: Path) -> list[Candidate]:
                 f"search.merges: no {name!r} in {folder}/{did_you_mean(name, known)} "
                 f"There are: {', '.join(known) or 'none'}."
             )
-        candidates += list(_expand(name, load_yaml(path), str(path)))
-    return candidates
+        spaces.append(read_space(name, load_yaml(path), str(path)))
+    return spaces
 
 
-def _expand(name: str, data: Mapping[str, Any], where: str) -> Iterator[Candidate]:
-    grids: dict[str, list[float]] = {}
-    _collect(data, where, "", grids)
-    for values in itertools.product(*grids.values()):
-        chosen = dict(zip(grids, values, strict=True))
-        label = " ".join([name, *(f"{key}={value:g}" for key, value in sorted(chosen.items()))])
-        config = parse_merge_config(_fill(data, chosen, where), where=where)
-        if unknown := set(config.model_names()) - {GENERAL, SPECIALIST}:
-            raise ConfigError(
-                f"{where}: names the model {sorted(unknown)[0]!r}; here there are only "
-                f"{GENERAL} and {SPECIALIST}."
-            )
-        yield Candidate(label, config)
+def read_space(name: str, template: Mapping[str, Any], where: str) -> MergeSpace:
+    """One file's values as a space; see `load_spaces`."""
+    unknowns: dict[str, Unknown] = {}
+    _collect(template, where, "", unknowns)
+    space = MergeSpace(name, where, template, unknowns)
+    choices = [
+        [(name, value) for value in unknown.values]
+        for name, unknown in unknowns.items()
+        if isinstance(unknown, Options) and not unknown.ordered
+    ]
+    for share in (0.0, 1.0):
+        for chosen in itertools.islice(itertools.product(*choices), _MOST_CHECKS):
+            space.candidate({**space.at([share] * len(unknowns)), **dict(chosen)})
+    return space
 
 
-def _collect(node: Any, where: str, key: str, grids: dict[str, list[float]]) -> None:
+def _searches(node: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every `{search: …}` with the key it stands at."""
     if isinstance(node, Mapping):
         if "search" in node:
-            _add_grid(node, where, key, grids)
+            yield key, node
             return
         for name, value in node.items():
-            _collect(value, where, f"{key}.{name}".lstrip("."), grids)
+            yield from _searches(value, f"{key}.{name}".lstrip("."))
     elif isinstance(node, list):
         for number, value in enumerate(node):
-            _collect(value, where, f"{key}.{number}", grids)
+            yield from _searches(value, f"{key}.{number}")
 
 
-def _add_grid(node: Mapping[str, Any], where: str, key: str, grids: dict[str, list[float]]) -> None:
-    wanted = node["search"]
-    if len(node) > 1:
-        raise ConfigError(f"{where}: {key}: `search` must stand alone (got {dict(node)!r}).")
-    if isinstance(wanted, str) and _COMPLEMENT.match(wanted):
-        return
-    if not isinstance(wanted, Mapping) or set(wanted) - {"name", "grid"} or "grid" not in wanted:
-        raise ConfigError(
-            f"{where}: {key}.search: must be {{name: …, grid: […]}} or `1 - NAME` (got {wanted!r})."
-        )
-    grid = wanted["grid"]
-    numbers = [v for v in grid if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    if not isinstance(grid, list) or not grid or len(numbers) != len(grid):
-        raise ConfigError(f"{where}: {key}.search.grid: must be a list of numbers (got {grid!r}).")
-    name = str(wanted.get("name", key.rsplit(".", 1)[-1]))
-    if name in grids:
-        raise ConfigError(f"{where}: {key}.search.name: {name!r} stands twice; names must differ.")
-    grids[name] = [float(value) for value in numbers]
+def _collect(node: Any, where: str, key: str, unknowns: dict[str, Unknown]) -> None:
+    for place, found in _searches(node, key):
+        if len(found) > 1:
+            raise ConfigError(f"{where}: {place}: `search` must stand alone (got {dict(found)!r}).")
+        if complement_of(found["search"]) is not None:
+            continue
+        name, unknown = parse_unknown(found["search"], where, place)
+        if name in unknowns:
+            raise ConfigError(
+                f"{where}: {place}.search.name: {name!r} stands twice; names must differ."
+            )
+        unknowns[name] = unknown
 
 
-def _fill(node: Any, chosen: Mapping[str, float], where: str, key: str = "") -> Any:
+def _without_unknown(template: Mapping[str, Any], method: str) -> Mapping[str, Any]:
+    """The template without the parameters that a method does not have."""
+    known = get_method(method).parameters
+    places = {id(settings) for _, settings in parameter_places(template)}
+
+    def copy(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            drop = id(node) in places
+            return {
+                key: copy(value) for key, value in node.items() if not drop or str(key) in known
+            }
+        return [copy(item) for item in node] if isinstance(node, list) else node
+
+    return dict(copy(template))
+
+
+def _fill(node: Any, values: Mapping[str, Value], where: str, key: str = "") -> Any:
     if isinstance(node, Mapping):
         if "search" not in node:
-            return {n: _fill(v, chosen, where, f"{key}.{n}".lstrip(".")) for n, v in node.items()}
-        wanted = node["search"]
-        if isinstance(wanted, Mapping):
-            return chosen[str(wanted.get("name", key.rsplit(".", 1)[-1]))]
-        match = _COMPLEMENT.match(wanted)
-        other = match[1] if match else ""
-        if other not in chosen:
+            return {n: _fill(v, values, where, f"{key}.{n}".lstrip(".")) for n, v in node.items()}
+        other = complement_of(node["search"])
+        if other is None:
+            return values[parse_unknown(node["search"], where, key)[0]]
+        if other not in values:
             raise ConfigError(
-                f"{where}: {key}.search: speaks of {other!r}, which has no grid"
-                f"{did_you_mean(other, chosen)}"
+                f"{where}: {key}.search: speaks of {other!r}, which is not searched"
+                f"{did_you_mean(other, values)}"
             )
-        return round(1.0 - chosen[other], 12)
+        if isinstance(values[other], (bool, str)):
+            raise ConfigError(f"{where}: {key}.search: {other!r} is no number to subtract.")
+        return round(1.0 - float(values[other]), 12)
     if isinstance(node, list):
-        return [_fill(value, chosen, where, f"{key}.{n}") for n, value in enumerate(node)]
+        return [_fill(value, values, where, f"{key}.{n}") for n, value in enumerate(node)]
     return node
+
+
+def _short(value: Value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,276 @@
+"""The default search on a run that exists, against the same work done by mergekit-yaml and lm-eval.
+
+python benchmarks/search.py [--runs runs] [--recipe finance] [--parts search,race,peers,control]
+
+search   the recipe's own search into an empty journal: seconds, and the share spent merging
+race     the same without a race: tokens, seconds, and whether the choice is the same or tied
+peers    three of its candidates by `mergekit-yaml` and `lm_eval` on the same documents, median,
+         times the number of candidates
+control  the same training budget spent on the general source alone (minutes of training): an
+         instruct model gets better at any raw text from any training; this tells how much
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from toolkit.choosing import _named
+from toolkit.config import load_yaml
+from toolkit.recipe import find_recipe, load_recipe
+from toolkit.search.config import RaceSection
+from toolkit.search.objective import Objective
+from toolkit.search.outcome import candidate_rows, cannot_be_told_apart
+from toolkit.search.run import Scorer, run_search
+from toolkit.search.space import GENERAL, SPECIALIST, Candidate, sweep_point
+from toolkit.search.worker import Outcome, Plan
+from toolkit.searching import Search, prepare_search
+from toolkit.stages import Run, _merge_stage, ensure_cpt
+
+PEERS = 3
+WINDOW = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--recipe", default="finance")
+    parser.add_argument("--parts", default="search,race,peers")
+    given = parser.parse_args()
+    path = find_recipe(given.recipe)
+    run = Run.of(path, load_recipe(path), given.runs)
+    parts = given.parts.split(",")
+    with tempfile.TemporaryDirectory(dir=given.runs) as folder:
+        bench = Benchmark(run, Path(folder))
+        if "search" in parts or "race" in parts or "peers" in parts:
+            bench.search()
+        if "race" in parts:
+            bench.race()
+        if "peers" in parts:
+            bench.peers()
+        if "control" in parts:
+            bench.control(path)
+
+
+class Benchmark:
+    """Works beside a run, whose stages data and cpt are complete; nothing of it is changed."""
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        self.run, self.folder = run, folder
+        self.general, self.data, self.specialist = (
+            run.root / name for name in ("general", "data", "cpt")
+        )
+        self.stage = _merge_stage(run, self.general, self.data, self.specialist)
+        self.seconds = 0.0
+        self.outcomes: list[Outcome] = []
+        self.search_of: Search | None = None
+
+    def prepared(self) -> Search:
+        folders = (self.general, self.specialist, self.data)
+        return prepare_search(self.run.name, self.run.recipe, self.stage, *folders)
+
+    def search(self) -> None:
+        search = self.search_of = self.prepared()
+        began = time.perf_counter()
+        self.outcomes = self._run(search, search.plan, "race")
+        self.seconds = time.perf_counter() - began
+        merging = sum(outcome.merge_seconds for outcome in self.outcomes)
+        print(
+            f"search: {len(self.outcomes)} candidates in {self.seconds:.0f} s with loading, "
+            f"{merging:.1f} s of it merging ({merging / self.seconds:.1%})"
+        )
+
+    def _run(self, search: Search, plan: Plan, name: str) -> list[Outcome]:
+        journal = self.folder / f"{name}.jsonl"
+        return run_search(plan, journal, name, {"benchmark": name}, search.bench())
+
+    def race(self) -> None:
+        search = self.search_of or self.prepared()
+        raced = search.plan.objective
+        whole: Objective = search.objective(search.parts.search)
+        section = search.recipe.search.model_copy(update={"race": RaceSection(enabled=False)})
+        plan = Plan(search.plan.spaces, section, whole, search.plan.seed)
+        began = time.perf_counter()
+        full = self._run(search, plan, "full")
+        seconds = time.perf_counter() - began
+        chosen, best = _best(self.outcomes, raced), _best(full, whole)
+        tokens = [sum(outcome.tokens for outcome in of) for of in (self.outcomes, full)]
+        scorer = Scorer(search.bench(), self.folder / "pair.json")
+        losses = [scorer.score(item, whole, part="search") for item in (chosen, best)]
+        difference = whole.domain_difference(*losses)
+        tied = cannot_be_told_apart(whole, *losses, 0.95)
+        print(
+            f"race: {tokens[0]:,} against {tokens[1]:,} tokens ({tokens[0] / tokens[1]:.0%}), "
+            f"{self.seconds:.0f} against {seconds:.0f} s; {chosen.candidate.name} against "
+            f"{best.candidate.name}: {difference.estimate:+.5f} ± "
+            f"{1.96 * np.sqrt(difference.variance):.5f}, "
+            f"{'the same or tied' if tied else 'NOT tied'}"
+        )
+        # The same candidates, raced on the losses that full scoring left: nothing else differs.
+        replayed, share = _replay(full, raced)
+        pair = [next(o for o in full if o is item).losses for item in (replayed, best)]
+        tied = cannot_be_told_apart(whole, *pair, 0.95)
+        print(
+            f"race on the candidates of full scoring: {share:.0%} of the tokens, "
+            f"{replayed.candidate.name}, {'the same or tied' if tied else 'NOT tied'}"
+        )
+
+    def peers(self) -> None:
+        search = self.search_of or self.prepared()
+        rows = [
+            {"text": text}
+            for text in _texts(self.data / "tuning.jsonl", [s.ids for s in search.parts.search])
+        ]
+        (self.folder / "documents.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        (self.folder / "task.yaml").write_text(yaml.safe_dump(_task(self.folder)))
+        candidates = _spread(self.outcomes, PEERS)
+        merges, evaluations = [], []
+        for number, candidate in enumerate(candidates):
+            config = _named(candidate.config, self.general, self.specialist, _bfloat16())
+            plain = json.loads(config.model_dump_json(exclude_none=True))
+            (self.folder / "m.yaml").write_text(yaml.safe_dump(plain))
+            out = self.folder / f"merged{number}"
+            merges.append(_timed([*_tool("mergekit-yaml"), self.folder / "m.yaml", out]))
+            evaluations.append(_timed([*_tool("lm_eval"), *_lm_eval(self.folder, out)]))
+            print(f"  {candidate.name}: mergekit {merges[-1]:.1f} s, lm-eval {evaluations[-1]:.1f}")
+        one = statistics.median(np.add(merges, evaluations).tolist())
+        count = len(self.outcomes)
+        print(
+            f"peers: median of {PEERS} {one:.1f} s a candidate, times {count}: {one * count:.0f} s "
+            f"(not run); {one * count / self.seconds:.1f} times as long as the search"
+        )
+
+    def control(self, recipe: Path) -> None:
+        values = load_yaml(recipe)
+        sources = values["data"]["sources"]
+        domain = next(s for s in sources.values() if s["role"] == "domain")
+        # A hundredth of the budget stays on the domain: the mixture is given as a share of it.
+        budget = domain["split"]["train"].get("max_tokens", 80_000)
+        kept = values["data"]["replay_fraction"]
+        domain["split"]["train"]["max_tokens"] = max(1, round(budget / (1 - kept) * 0.01))
+        values["data"]["replay_fraction"] = 0.99
+        path = self.run.root.parent / f"{self.run.name}-control.yaml"
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        control = ensure_cpt(Run.of(path, load_recipe(path), self.run.root.parent))
+        for title, folder in (("domain and replay", self.specialist), ("general alone", control)):
+            stage = self.stage
+            folders = (self.general, folder, self.data)
+            search = prepare_search(self.run.name, self.run.recipe, stage, *folders)
+            objective = search.objective(search.test)
+            scorer = Scorer(search.bench(), self.folder / f"{folder.parent.name}.json")
+            models = {name: _outcome(sweep_point(a)) for name, a in ((GENERAL, 0), (SPECIALIST, 1))}
+            losses = {n: scorer.score(o, objective, part="test") for n, o in models.items()}
+            for name, raced in objective.sets.items():
+                change = raced.difference(losses[SPECIALIST][name], losses[GENERAL][name])
+                print(
+                    f"trained on {title}: {name} ({raced.items.role}) "
+                    f"{change.estimate:+.4f} ± {1.96 * np.sqrt(change.variance):.4f} "
+                    f"{raced.items.unit}"
+                )
+
+
+def _outcome(candidate: Candidate) -> Outcome:
+    return Outcome(candidate, "complete", {}, 0.0, 0, 0.0, 0.0, 0)
+
+
+def _best(outcomes: Sequence[Outcome], objective: Objective) -> Outcome:
+    rows = [row for row in candidate_rows(outcomes, objective) if row.is_complete]
+    within = [row for row in rows if row.general_loss_bound <= objective.tolerance]
+    return min(within, key=lambda row: row.domain).outcome
+
+
+def _replay(full: Sequence[Outcome], objective: Objective) -> tuple[Outcome, float]:
+    """The race run over losses that are all known: its choice, and its share of the tokens."""
+    start = full[0].losses
+    best, level, tokens = full[0], 0.0, 0
+    for outcome in full:
+        known: dict[str, Any] = dict(outcome.losses)
+        looks = 0 if outcome.candidate.name in (GENERAL, SPECIALIST) else objective.num_looks - 1
+        for look in range(looks):
+            part = {
+                name: outcome.losses[name][: raced.cuts[look]]
+                for name, raced in objective.sets.items()
+            }
+            behind = objective.is_behind(part, best.losses)
+            if behind or objective.loses_too_much(part, start):
+                if behind:  # then the other sets were left where the look before had them
+                    part.update(
+                        (name, part[name][: raced.cuts[look - 1] if look else 0])
+                        for name, raced in objective.sets.items()
+                        if raced.items.role != "domain"
+                    )
+                known = part
+                break
+        tokens += objective.tokens(known)
+        if objective.is_whole(known):
+            change = objective.domain_difference(known, start).estimate
+            bound = objective.general_loss_bound(known, start)
+            if bound <= objective.tolerance and change < level:
+                best, level = outcome, change
+    return best, tokens / (len(full) * objective.all_tokens)
+
+
+def _texts(path: Path, ids: Sequence[Sequence[str]]) -> list[str]:
+    wanted = {name for names in ids for name in names}
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [row["text"] for row in rows if row["id"] in wanted]
+
+
+def _spread(outcomes: Sequence[Outcome], count: int) -> list[Candidate]:
+    """One of each method first."""
+    methods = {outcome.candidate.config.merge_method: outcome.candidate for outcome in outcomes[2:]}
+    rest = [outcome.candidate for outcome in outcomes[2:]]
+    return [*list(methods.values())[:count], *rest[: max(0, count - len(methods))]]
+
+
+def _task(folder: Path) -> dict[str, Any]:
+    return {
+        "task": "documents",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "documents.jsonl")}},
+        "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "bits_per_byte"}],
+        "metadata": {"version": 1.0},
+    }
+
+
+def _lm_eval(folder: Path, model: Path) -> list[str]:
+    arguments = f"pretrained={model},dtype=bfloat16,max_length={WINDOW}"
+    words = ["--model", "hf", "--model_args", arguments, "--tasks", "documents"]
+    return [*words, "--include_path", str(folder), "--device", "cpu", "--batch_size", "16"]
+
+
+def _bfloat16() -> Any:
+    import torch
+
+    return torch.bfloat16
+
+
+def _tool(name: str) -> list[str]:
+    return [str(Path(sys.executable).parent / name)]
+
+
+def _timed(command: Sequence[Any]) -> float:
+    began = time.perf_counter()
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{command[0]} failed:\n{done.stderr[-3000:]}")
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

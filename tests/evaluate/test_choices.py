@@ -1,0 +1,127 @@
+"""Questions out of files, and what is wrong with some."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.config import parse_section
+from toolkit.errors import ConfigError, EvaluationError
+from toolkit.evaluate.choices import choices_set, encode_question
+from toolkit.evaluate.config import ChoicesSection, EvaluateSection
+from toolkit.evaluate.questions import Question, bigbench_questions, load_questions
+
+
+def section(path: Path, **more: Any) -> ChoicesSection:
+    return ChoicesSection(name="mine", files=(str(path),), **more)
+
+
+def write(path: Path, value: Any) -> Path:
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_answers_as_index_letter_label_and_text(tmp_path: Path):
+    rows = [
+        {"question": "a", "choices": ["x", "y"], "answer": 1},
+        {"question": "b", "choices": ["x", "y"], "answer": "B"},
+        {"question": "c", "choices": ["x", "y"], "answer": "y"},
+        {"question": "d", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answer": "2"},
+        {"question": "e", "choices": '["x", "y"]', "answer": "1"},
+        {"question": "f", "choices": ["x", "y"], "answer": [1]},
+        {"question": "g", "choices": ["2", "1"], "answer": "1"},  # the text, not the index
+    ]
+    found = load_questions(section(write(tmp_path / "q.json", rows)))
+    assert [question.answers for question in found] == [(1,)] * 7
+    assert found[0].prompt == "a"
+
+
+def test_bigbench_s_own_prompt():
+    task = {
+        "task_prefix": "Say T or F.",
+        "examples": [{"input": "Water is wet.", "target_scores": {"F": 0, "T": 1}}],
+    }
+    (plain,) = bigbench_questions("t", "t", {**task, "append_choices_to_input": False})
+    assert plain.prompt == "Say T or F.\nQ: Water is wet.\nA: "
+    assert (plain.options, plain.answers, plain.delimiter) == (("F", "T"), (1,), "")
+    (listed,) = bigbench_questions("t", "t", task)
+    assert listed.prompt == ("Say T or F.\nQ: Water is wet.\n  choice: F\n  choice: T\nA: ")
+
+
+def test_blanks_go_to_the_options(tiny_tokenizer):
+    question = Question("q", "q", "net income \n", ("in 2019", "debt"), "", (0,))
+    found = encode_question(tiny_tokenizer, question)
+    assert tiny_tokenizer.decode(found.prompt) == "net income"
+    assert [tiny_tokenizer.decode(o) for o in found.continuations] == [" \nin 2019", " \ndebt"]
+    empty = encode_question(tiny_tokenizer, Question("q", "q", "", ("in 2019", "debt"), "", (0,)))
+    assert empty.prompt == [tiny_tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([{"question": "a", "choices": ["x", "y"]}], "has no answer in 'answer'"),
+        ([{"question": "a", "choices": ["x", "y"], "answer": None}], "has no answer"),
+        ([{"question": "a", "choices": ["x", "y"], "answer": 2}], "none of its 2 options"),
+        ([{"question": "a", "choices": ["x"], "answer": 0}], "two or more options"),
+        ([{"question": "a", "answer": 0}], "has no field 'choices'"),
+        ([{"qestion": "a", "choices": ["x", "y"], "answer": 0}], "did you mean qestion"),
+        ([], "holds no questions"),
+        ({"rows": []}, "a list of questions"),
+        ({"examples": [{"input": "a", "target": "b"}]}, "cannot be multiple choice"),
+        ({"examples": [{"input": "a", "target_scores": {"x": 0, "y": 0}}]}, "scored as right"),
+    ],
+)
+def test_bad_files(tmp_path: Path, value: Any, message: str):
+    with pytest.raises(EvaluationError, match=message):
+        load_questions(section(write(tmp_path / "q.json", value)))
+
+
+def test_splits_and_limits_are_stable(question_file: Path, tiny_tokenizer):
+    tuning, test = (load_questions(section(question_file), s) for s in ("tuning", "test"))
+    assert {q.id for q in tuning} | {q.id for q in test} == {
+        q.id for q in load_questions(section(question_file))
+    }
+    assert not {q.content_hash() for q in tuning} & {q.content_hash() for q in test}
+    few = load_questions(section(question_file, limit=4), "tuning")
+    more = load_questions(section(question_file, limit=6), "tuning")
+    assert {q.id for q in few} < {q.id for q in more} <= {q.id for q in tuning}
+    found = choices_set(section(question_file), tiny_tokenizer, EvaluateSection(), "tuning")
+    assert list(found.ids) == [q.id for q in tuning]
+
+
+def test_one_place_is_asked_for():
+    with pytest.raises(ConfigError, match="exactly one of bigbench, files"):
+        parse_section(ChoicesSection, {"name": "x"}, where="r", what="recipe")
+
+
+def test_groups_and_log_loss(model, tmp_path: Path, tiny_tokenizer):
+    rows = [
+        {
+            "question": f"the board {n}?",
+            "choices": ["in 2019", "debt"],
+            "answer": n % 2,
+            "of": n // 2,
+        }
+        for n in range(6)
+    ]
+    path = write(tmp_path / "q.json", rows)
+    found = choices_set(
+        section(path, group_field="of", metric="log_loss"), tiny_tokenizer, EvaluateSection(), None
+    )
+    assert list(found.groups) == ["0", "0", "1", "1", "2", "2"]
+    assert found.unit == "nats per question"
+    a, b = found.score(model, [0, 1])
+    assert a > 0.0
+    assert b > 0.0
+    swapped = [{**row, "answer": 1 - row["answer"]} for row in rows]
+    other = choices_set(
+        section(write(path, swapped), metric="log_loss"), tiny_tokenizer, EvaluateSection(), None
+    )
+    # two options share the whole probability
+    import math
+
+    assert math.exp(-a) + math.exp(-other.score(model, [0])[0]) == pytest.approx(1.0)

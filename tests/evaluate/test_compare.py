@@ -1,0 +1,77 @@
+"""`toolkit eval` on two models and a task of one's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import ConfigError
+from toolkit.evaluate.compare import figures_of, run_evaluation
+from toolkit.evaluate.inference import mcnemar
+from toolkit.evaluate.sets import EvaluationSet
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_two_models_through_the_command_line(
+    tmp_path: Path,
+    two_models: tuple[Path, Path],
+    question_file: Path,
+    write_task: Callable[..., Path],
+):
+    folder = write_task(
+        "mine",
+        question_file,
+        output_type="multiple_choice",
+        doc_to_text="question",
+        doc_to_choice="choices",
+        doc_to_target="answer",
+        metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
+    )
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "toolkit", "eval", *map(str, two_models), "--tasks", "mine"]
+    command += ["--include-path", str(folder), "--out", str(out)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TOOLKIT_CACHE": str(tmp_path / "cache")}
+    env["HF_DATASETS_CACHE"] = str(tmp_path / "datasets")
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(out.read_text())
+    assert list(results["tasks"]) == ["mine acc", "mine acc_norm"]
+    acc = results["tasks"]["mine acc"]
+    assert acc["higher_is_better"]
+    losses = results["items"]["mine acc"]["losses"]
+    for label, values in losses.items():
+        interval = acc["models"][label]
+        assert interval["estimate"] == pytest.approx(1.0 - sum(values) / 40)
+        assert interval["low"] < interval["estimate"] < interval["high"]
+    (pair,) = acc["pairs"]
+    base, tuned = ([value == 0.0 for value in losses[name]] for name in ("base", "tuned"))
+    assert pair["p"] == pytest.approx(mcnemar(tuned, base))
+    assert "mine acc: acc, higher is better, 40 items" in done.stdout
+
+
+def test_pairs_are_paired():
+    # Each item is 0.5 better, whatever its own level: the difference is known exactly.
+    items = EvaluationSet(
+        "x", "watch", "bits per byte", "abcd", "abcd", [1.0] * 4, [1] * 4, "", lambda *_: []
+    )
+    found = figures_of(items, {"a": [1.0, 2.0, 3.0, 4.0], "b": [0.5, 1.5, 2.5, 3.5]})
+    (pair,) = found["pairs"]
+    assert pair["difference"] == pytest.approx({"estimate": -0.5, "low": -0.5, "high": -0.5})
+    assert pair["p"] == 0.125  # two of sixteen sign patterns
+    assert not found["higher_is_better"]
+
+
+def test_what_to_score_must_be_said(tmp_path: Path):
+    with pytest.raises(ConfigError, match="--tasks"):
+        run_evaluation([tmp_path])
+    with pytest.raises(ConfigError, match="named twice"):
+        run_evaluation([tmp_path, tmp_path], tasks=["x"])
+    with pytest.raises(ConfigError, match="number of examples"):
+        run_evaluation([], tasks=["x+many"])

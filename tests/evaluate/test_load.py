@@ -1,0 +1,124 @@
+"""All sets of a recipe, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import paragraph
+from toolkit.errors import EvaluationError
+from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.documents import FEW_GROUPS, likelihood_sets
+from toolkit.evaluate.load import load_sets, refuse_overlap, small_sets
+
+
+@pytest.fixture
+def stages(tmp_path: Path, make_model: Callable[..., Path]) -> tuple[Path, Path]:
+    """A data stage with two sources, and a general model."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "manifest.json").write_text(json.dumps({"results": {"separator_token_id": 0}}))
+    for start, split in ((0, "tuning"), (20, "test")):
+        rows = [
+            {
+                "id": f"{source}/{n}",
+                "role": role,
+                "group": f"{source}{n if role == 'general' else n % 2}",
+                "text": paragraph(start + n + 100 * (role == "general")),
+            }
+            for source, role in (("filings", "domain"), ("news", "general"))
+            for n in range(10)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (data / f"{split}.jsonl").write_text(text)
+    return data, make_model(tmp_path / "general")
+
+
+def small(**more: Any) -> EvaluateSection:
+    return EvaluateSection.model_validate(
+        {"window_tokens": 64, "retention": {"prompts": 3, "answer_tokens": 4}, **more}
+    )
+
+
+def test_everything_at_once(
+    stages: tuple[Path, Path],
+    model,
+    tmp_path: Path,
+    question_file: Path,
+    write_task: Callable[..., Path],
+):
+    folder = write_task(
+        "mine",
+        question_file,
+        output_type="multiple_choice",
+        doc_to_text="question",
+        doc_to_choice="choices",
+        doc_to_target="answer",
+    )
+    section = small(
+        choices=[{"name": "asked", "files": [str(question_file)], "role": "watch", "limit": 5}],
+        tasks=[{"task": "mine", "include_path": str(folder), "limit": 4}],
+    )
+    sets = {
+        split: load_sets(section, *stages, split, cache=tmp_path / "cache")
+        for split in ("tuning", "test")
+    }
+    names = ["filings", "news", "retention", "retention KL", "asked", "mine"]
+    for found in sets.values():
+        assert [one.name for one in found] == names
+        for one in found:
+            losses = one.score(model, range(len(one)))
+            assert len(losses) == len(one) == len(one.groups) == len(one.sizes) == len(one.costs)
+    refuse_overlap(sets["tuning"], sets["test"])
+
+
+def test_few_groups_are_said(stages: tuple[Path, Path], tiny_tokenizer):
+    filings, news = likelihood_sets(stages[0] / "test.jsonl", tiny_tokenizer, 0, EvaluateSection())
+    assert len(set(news.groups)) == 10 >= FEW_GROUPS
+    assert news.note == ""
+    assert list(filings.groups) == list(filings.ids)  # two companies carry no interval
+    assert "come from 2 groups" in filings.note
+
+
+def test_overlap_by_content_is_refused(stages: tuple[Path, Path], tiny_tokenizer):
+    data = stages[0]
+    rows = (data / "tuning.jsonl").read_text().splitlines()
+    copied = {**json.loads(rows[0]), "id": "filings/renamed"}
+    copied["text"] = copied["text"].replace(" ", "  ")  # white space does not make it another text
+    with (data / "test.jsonl").open("a") as file:
+        file.write(json.dumps(copied) + "\n")
+    tuning, test = (
+        likelihood_sets(data / f"{split}.jsonl", tiny_tokenizer, 0, EvaluateSection())
+        for split in ("tuning", "test")
+    )
+    with pytest.raises(EvaluationError, match=r"1 test items .* filings/renamed .* filings/0"):
+        refuse_overlap(tuning, test)
+
+
+def test_names_and_roles_are_checked(
+    stages: tuple[Path, Path], question_file: Path, tmp_path: Path
+):
+    choices = [{"name": "news", "files": [str(question_file)]}]
+    with pytest.raises(EvaluationError, match="two sets are called 'news'"):
+        load_sets(small(choices=choices), *stages, "test", cache=tmp_path / "c")
+    rows = (stages[0] / "test.jsonl").read_text().splitlines()
+    general = [row for row in rows if json.loads(row)["role"] == "general"]
+    (stages[0] / "test.jsonl").write_text("\n".join(general))
+    with pytest.raises(EvaluationError, match="role domain"):
+        load_sets(small(), *stages, "test", cache=tmp_path / "c")
+
+
+def test_a_set_too_small_is_said_with_the_number_needed(stages: tuple[Path, Path], tiny_tokenizer):
+    _, news = likelihood_sets(stages[0] / "test.jsonl", tiny_tokenizer, 0, EvaluateSection())
+    before = {"news": [float(size) for size in news.sizes]}
+    after = {"news": [loss + 40.0 * (-1) ** n for n, loss in enumerate(before["news"])]}
+    (note,) = small_sets([news], after, before, 0.01)
+    assert note.startswith("news: 10 groups see a loss of")
+    assert "groups are needed" in note
+    assert small_sets([news], after, before, 1.0) == []
+    assert small_sets([replace(news, tolerance=1.0)], after, before, 0.01) == []

@@ -1,0 +1,101 @@
+"""Continuations after shared prompts: the same sums as each sequence alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from toolkit.evaluate import prompted
+from toolkit.evaluate.prompted import Prompted, score_continuations
+
+
+def alone(model: torch.nn.Module, prompt: list[int], tokens: list[int]) -> float:
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[*prompt, *tokens][:-1]])).logits[0].double()
+    picked = logits.log_softmax(-1)[range(len(prompt) - 1, len(prompt) + len(tokens) - 1), tokens]
+    return float(picked.sum())
+
+
+def some(common: int) -> list[Prompted]:
+    """Prompts of many lengths behind a common beginning, options of one token and of several."""
+    torch.manual_seed(0)
+
+    def draw(count: int) -> list[int]:
+        return torch.randint(1, 300, (count,)).tolist()
+
+    start = draw(common)
+    return [
+        Prompted([*start, *draw(own)], [draw(n) for n in options])
+        for own, options in (
+            (3, (1, 1)),
+            (17, (4, 1, 9)),
+            (1, (2,)),
+            (30, (1, 2, 3, 4)),
+            (9, (6, 6)),
+        )
+    ]
+
+
+def check(model: torch.nn.Module, items: list[Prompted], batch_tokens: int) -> None:
+    expected = [[alone(model, i.prompt, tokens) for tokens in i.continuations] for i in items]
+    found = score_continuations(model, items, batch_tokens)
+    assert [len(row) for row in found] == [len(row) for row in expected]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("common", [0, 7, 20])
+@pytest.mark.parametrize("batch_tokens", [1, 40, 5000])
+def test_equal_to_each_sequence_alone(model, common: int, batch_tokens: int):
+    check(model, some(common), batch_tokens)
+
+
+def test_the_shared_beginning_is_computed_once(model, monkeypatch: pytest.MonkeyPatch):
+    seen: list[tuple[int, int]] = []
+    real = prompted.final_hidden
+
+    def counting(model, inputs, **more):
+        seen.append(tuple(inputs.shape))
+        return real(model, inputs, **more)
+
+    monkeypatch.setattr(prompted, "final_hidden", counting)
+    score_continuations(model, some(20), 5000)
+    # the beginning; all rests, the longest 30; the eight options with more than one token
+    assert seen == [(1, 20), (5, 30), (8, 8)]
+
+
+def test_a_prompt_too_long_for_the_model_is_cut_at_the_left(model):
+    torch.manual_seed(1)
+    prompt, tokens = torch.randint(1, 300, (300,)).tolist(), [5, 6, 7]
+    found = score_continuations(model, [Prompted(prompt, [tokens])], 5000)
+    expected = alone(model, prompt[-(256 - 2) :], tokens)  # 254 + 3 tokens, of which 256 are inputs
+    assert found[0] == pytest.approx([expected], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["windowed", "gpt2"])
+def test_other_families(family: str):
+    torch.manual_seed(0)
+    small = {"vocab_size": 320, "bos_token_id": 0, "eos_token_id": 0}
+    if family == "gpt2":
+        model = GPT2LMHeadModel(
+            GPT2Config(**small, n_embd=32, n_layer=2, n_head=4, n_positions=256)
+        )
+    else:
+        model = MistralForCausalLM(
+            MistralConfig(
+                **small,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                sliding_window=6,
+            )
+        )
+    check(model.eval(), some(20), 200)

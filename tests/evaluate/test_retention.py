@@ -1,0 +1,153 @@
+"""The general model's own answers: made once, and what has faded of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from toolkit.errors import EvaluationError
+from toolkit.evaluate.answers import encode_prompts, load_answers, make_answers
+from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.prompts import retention_prompts
+from toolkit.evaluate.retention import (
+    DIVERGENCE,
+    LOSS,
+    NO_TEMPLATE,
+    divergence,
+    retention_sets,
+    score_answers,
+    split_prompts,
+)
+
+PROMPTS = retention_prompts()[:30]
+
+
+@pytest.fixture
+def other(tmp_path: Path, make_model: Callable[..., Path]) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(make_model(tmp_path / "o", seed=9)).eval()
+
+
+def answers_of(model: Any, tokenizer: Any, folder: Path, **more: Any) -> Any:
+    settings = {"answer_tokens": 6, "top_tokens": 319, **more}
+    return load_answers(tokenizer, PROMPTS, lambda: model, "hash", folder, **settings)
+
+
+def test_answers_are_greedy(model, tiny_tokenizer, tmp_path: Path):
+    answers = answers_of(model, tiny_tokenizer, tmp_path)
+    for prompt, answer in list(zip(answers.prompts, answers.answers, strict=True))[:5]:
+        tokens = list(prompt)
+        for wanted in answer:
+            with torch.no_grad():
+                assert int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()) == wanted
+            tokens.append(wanted)
+        assert len(answer) == 6 or answer[-1] == tiny_tokenizer.eos_token_id
+
+
+def test_generation_settings_of_the_model_do_not_matter(model, tiny_tokenizer, tmp_path: Path):
+    expected = answers_of(model, tiny_tokenizer, tmp_path / "a").answers
+    model.generation_config.do_sample = True
+    model.generation_config.temperature = 5.0
+    model.generation_config.repetition_penalty = 9.0
+    assert answers_of(model, tiny_tokenizer, tmp_path / "b").answers == expected
+    assert model.generation_config.repetition_penalty == 9.0
+
+
+def test_losses_and_divergence_are_the_models_own(model, other, tiny_tokenizer, tmp_path: Path):
+    answers = answers_of(model, tiny_tokenizer, tmp_path)
+    losses, moved = score_answers(other, answers, [3, 0, 17], 100)
+    for row, loss, apart in zip([3, 0, 17], losses, moved, strict=True):
+        prompt, answer = answers.prompts[row], answers.answers[row]
+        inputs = torch.tensor([[*prompt, *answer][:-1]])
+        with torch.no_grad():
+            theirs = model(input_ids=inputs).logits[0, len(prompt) - 1 :].double().log_softmax(-1)
+            own = other(input_ids=inputs).logits[0, len(prompt) - 1 :].double().log_softmax(-1)
+        assert loss == pytest.approx(-float(own[range(len(answer)), answer].sum()), rel=1e-5)
+        assert apart == pytest.approx(float((theirs.exp() * (theirs - own)).sum()), rel=1e-4)
+
+
+def test_the_general_model_has_not_moved(model, tiny_tokenizer, tmp_path: Path):
+    answers = answers_of(model, tiny_tokenizer, tmp_path)
+    _, moved = score_answers(model, answers, range(len(PROMPTS)), 4096)
+    assert max(map(abs, moved)) < 1e-4
+
+
+def test_fewer_kept_tokens_never_show_more(model, other, tiny_tokenizer, tmp_path: Path):
+    figures = []
+    for kept in (1, 8, 64, 319):
+        answers = answers_of(model, tiny_tokenizer, tmp_path, top_tokens=kept)
+        figures.append(sum(score_answers(other, answers, range(len(PROMPTS)), 4096)[1]))
+    assert figures == sorted(figures)
+    assert figures[0] > 0.0
+
+
+def test_divergence_where_the_rest_is_nothing():
+    sure = torch.tensor([[0.0]])
+    nothing = torch.tensor([-torch.inf])
+    half = torch.log(torch.tensor([[0.5]]))
+    found = divergence(sure, nothing, half, torch.log(torch.tensor([0.5])))
+    assert found == pytest.approx([torch.log(torch.tensor(2.0)).item()])
+
+
+def test_made_once_and_again_where_damaged(model, tiny_tokenizer, tmp_path: Path):
+    first = answers_of(model, tiny_tokenizer, tmp_path)
+    files = sorted(tmp_path.glob("*.npz"))
+    assert len(files) == 2  # blocks of 24 and 6
+
+    def refuse() -> Any:
+        raise AssertionError("the model is not needed")
+
+    settings: dict[str, Any] = {"answer_tokens": 6, "top_tokens": 319}
+    again = load_answers(tiny_tokenizer, PROMPTS, refuse, "hash", tmp_path, **settings)
+    assert again.answers == first.answers
+    assert all(torch.equal(a, b) for a, b in zip(again.top_logs, first.top_logs, strict=True))
+    os.truncate(files[0], files[0].stat().st_size // 2)
+    assert answers_of(model, tiny_tokenizer, tmp_path).answers == first.answers
+    with pytest.raises(AssertionError):
+        load_answers(tiny_tokenizer, PROMPTS, refuse, "other model", tmp_path, **settings)
+
+
+def test_sets_share_one_pass(model, other, tiny_tokenizer, tmp_path: Path):
+    answers = answers_of(model, tiny_tokenizer, tmp_path)
+    loss, moved = retention_sets(answers, PROMPTS, EvaluateSection(), "hash")
+    assert (loss.name, moved.name, loss.note) == (LOSS, DIVERGENCE, "")
+    assert loss.score_together is not None
+    both = loss.score_together(other, [4, 2])
+    assert both == {LOSS: loss.score(other, [4, 2]), DIVERGENCE: moved.score(other, [4, 2])}
+    # greedy answers are what their own model finds likeliest
+    rows = range(len(PROMPTS))
+    assert loss.figure(loss.score(model, rows)) < loss.figure(loss.score(other, rows))
+
+
+def test_without_a_chat_template(model, tiny_tokenizer, tmp_path: Path):
+    import copy
+
+    plain = copy.deepcopy(tiny_tokenizer)
+    plain.chat_template = None
+    tokens, templated = encode_prompts(plain, ["net income"])
+    assert not templated
+    assert plain.decode(tokens[0]) == "net income\n"
+    answers = answers_of(model, plain, tmp_path)
+    assert retention_sets(answers, PROMPTS, EvaluateSection(), "h")[0].note == NO_TEMPLATE
+    assert encode_prompts(tiny_tokenizer, ["net income"])[1]
+
+
+def test_damaged_weights(model, tiny_tokenizer, tmp_path: Path):
+    answers = answers_of(model, tiny_tokenizer, tmp_path)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(EvaluationError, match="damaged"):
+        score_answers(model, answers, [0], 100)
+    with pytest.raises(EvaluationError, match="damaged"):
+        make_answers(model, tiny_tokenizer, answers.prompts[:2], 3, 8, True)
+
+
+def test_splits_take_turns():
+    tuning, test = (split_prompts(split, 120) for split in ("tuning", "test"))
+    assert not set(tuning) & set(test)
+    assert sorted([*tuning, *test]) == sorted(retention_prompts())

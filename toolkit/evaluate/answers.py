@@ -1,0 +1,238 @@
+"""The general model's own answers, made once, and what it thought of each of their tokens.
+
+Legend: B prompts, T tokens, K tokens kept of each distribution, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toolkit.errors import EvaluationError
+from toolkit.evaluate.head import logit_chunks
+from toolkit.evaluate.prompted import answer_states
+from toolkit.manifest import hash_json, write_atomically
+
+_BLOCK = 24
+"""Prompts that are answered together, and written together."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Prompts, answers, and the general model's distribution at each token of the answers.
+
+    Attributes:
+        prompts: tokens of each prompt, the chat template's included.
+        answers: tokens of each answer, at least one; the last may end the turn.
+        top_tokens: likeliest tokens at each token of each answer, `[T, K]` each.
+        top_logs: their log probabilities, `[T, K]` each.
+        rest_logs: log probability of all others together, `[T]` each.
+        templated: whether a chat template was there.
+    """
+
+    prompts: list[list[int]]
+    answers: list[list[int]]
+    top_tokens: list[Tensor]
+    top_logs: list[Tensor]
+    rest_logs: list[Tensor]
+    templated: bool
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[list[int]], bool]:
+    """Tokens of prompts through the chat template, or as they stand where the model has none.
+
+    Returns:
+        Tokens of each prompt, and whether there was a template.
+    """
+    if getattr(tokenizer, "chat_template", None):
+        found = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+            )["input_ids"]
+            for prompt in prompts
+        ]
+        return [list(map(int, tokens)) for tokens in found], True
+    return [list(map(int, tokenizer.encode(f"{prompt}\n"))) for prompt in prompts], False
+
+
+def load_answers(
+    tokenizer: Any,
+    prompts: Sequence[str],
+    load_general: Callable[[], Any],
+    general_hash: str,
+    folder: Path,
+    *,
+    answer_tokens: int,
+    top_tokens: int,
+    advance: Callable[[float, str], None] | None = None,
+) -> Answers:
+    """The answers from their cache; what is missing there is made, block by block.
+
+    Args:
+        tokenizer: of the general model.
+        prompts: texts.
+        load_general: loads the general model; called only where answers are missing.
+        general_hash: of its content and of the type it is loaded in.
+        folder: of the cache.
+        answer_tokens: longest answer.
+        top_tokens: K.
+        advance: told how many prompts are done.
+    """
+    encoded, templated = encode_prompts(tokenizer, prompts)
+    parts: list[Answers] = []
+    model = None
+    for start in range(0, len(encoded), _BLOCK):
+        block = encoded[start : start + _BLOCK]
+        key = hash_json([general_hash, block, answer_tokens, top_tokens])
+        path = folder / f"{key}.npz"
+        known = _read(path, block, templated)
+        if known is None:
+            model = load_general() if model is None else model
+            known = make_answers(model, tokenizer, block, answer_tokens, top_tokens, templated)
+            _write(path, known)
+        parts.append(known)
+        if advance is not None:
+            advance(len(block), "")
+    return Answers(
+        prompts=[tokens for part in parts for tokens in part.prompts],
+        answers=[tokens for part in parts for tokens in part.answers],
+        top_tokens=[values for part in parts for values in part.top_tokens],
+        top_logs=[values for part in parts for values in part.top_logs],
+        rest_logs=[values for part in parts for values in part.rest_logs],
+        templated=templated,
+    )
+
+
+@torch.inference_mode()
+def make_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    answer_tokens: int,
+    top_tokens: int,
+    templated: bool,
+) -> Answers:
+    """Answer prompts greedily, and keep the distributions behind the answers.
+
+    Raises:
+        EvaluationError: the model's probabilities are not numbers.
+    """
+    model.eval()
+    answers = _greedy(model, _turn_ends(model, tokenizer), prompts, answer_tokens)
+    tops: list[Tensor] = [torch.empty(0)] * len(prompts)
+    logs: list[Tensor] = [torch.empty(0)] * len(prompts)
+    rests: list[Tensor] = [torch.empty(0)] * len(prompts)
+    for number, states in answer_states(model, prompts, answers, batch_tokens=2048):
+        ids, values, rest = [], [], []
+        for _, logits in logit_chunks(model, states):
+            likeliest = logits.topk(min(top_tokens, logits.shape[1] - 1), dim=1)
+            whole = logits.logsumexp(dim=1)
+            ids.append(likeliest.indices)
+            values.append(likeliest.values - whole[:, None])
+            rest.append(rest_log(logits, likeliest.indices, whole))
+        tops[number] = torch.cat(ids).int().cpu()
+        logs[number] = torch.cat(values).cpu()
+        rests[number] = torch.cat(rest).cpu()
+        if not bool(logs[number].isfinite().all()):
+            raise EvaluationError(
+                "retention: the general model's probabilities are not numbers; its weights are "
+                "damaged."
+            )
+    return Answers(list(prompts), answers, tops, logs, rests, templated)
+
+
+def rest_log(logits: Tensor, kept: Tensor, whole: Tensor) -> Tensor:
+    """Log probability of all tokens but some, `[N]`; -inf where they underflow.
+
+    Args:
+        logits: `[N, V]`, changed.
+        kept: indices of those left out, `[N, K]`.
+        whole: logsumexp of all, `[N]`.
+    """
+    return logits.scatter_(1, kept, -torch.inf).logsumexp(dim=1) - whole
+
+
+def _turn_ends(model: Any, tokenizer: Any) -> set[int]:
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    listed = ends if isinstance(ends, list) else [ends]
+    return {int(end) for end in (*listed, tokenizer.eos_token_id) if end is not None}
+
+
+def _greedy(
+    model: Any, ends: set[int], prompts: Sequence[list[int]], answer_tokens: int
+) -> list[list[int]]:
+    """The likeliest token again and again, whatever the model's generation settings say."""
+    from transformers import GenerationConfig
+
+    longest = max(map(len, prompts))
+    fill = next(iter(ends), 0)
+    inputs = torch.full((len(prompts), longest), fill, dtype=torch.long)
+    mask = torch.zeros_like(inputs)
+    for row, tokens in enumerate(prompts):  # generation goes on at the right, so pad at the left
+        inputs[row, longest - len(tokens) :] = torch.tensor(tokens)
+        mask[row, longest - len(tokens) :] = 1
+    device = next(model.parameters()).device
+    plain = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=answer_tokens,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=fill,
+    )
+    own, model.generation_config = model.generation_config, plain
+    try:
+        made = model.generate(
+            input_ids=inputs.to(device), attention_mask=mask.to(device), generation_config=plain
+        )[:, longest:].tolist()
+    finally:
+        model.generation_config = own
+    answers = []
+    for row in made:
+        stop = next((n for n, token in enumerate(row) if token in ends), len(row) - 1)
+        answers.append(row[: stop + 1])
+    return answers
+
+
+def _write(path: Path, answers: Answers) -> None:
+    with write_atomically(path, "wb") as file:
+        np.savez(
+            file,
+            lengths=np.array([len(tokens) for tokens in answers.answers]),
+            answers=np.array([token for tokens in answers.answers for token in tokens]),
+            top_tokens=torch.cat(answers.top_tokens).numpy(),
+            top_logs=torch.cat(answers.top_logs).numpy(),
+            rest_logs=torch.cat(answers.rest_logs).numpy(),
+        )
+
+
+def _read(path: Path, prompts: list[list[int]], templated: bool) -> Answers | None:
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            values = {name: file[name] for name in file.files}
+        ends = np.cumsum(values["lengths"]).tolist()
+        spans = list(zip([0, *ends[:-1]], ends, strict=True))
+        if len(spans) != len(prompts):
+            return None
+        return Answers(
+            prompts=prompts,
+            answers=[values["answers"][a:b].tolist() for a, b in spans],
+            top_tokens=[torch.from_numpy(values["top_tokens"][a:b]) for a, b in spans],
+            top_logs=[torch.from_numpy(values["top_logs"][a:b]) for a, b in spans],
+            rest_logs=[torch.from_numpy(values["rest_logs"][a:b]) for a, b in spans],
+            templated=templated,
+        )
+    except (OSError, ValueError, KeyError, EOFError):
+        return None  # absent or damaged: made again
+    except Exception as error:
+        if type(error).__name__ != "BadZipFile":
+            raise
+        return None

@@ -1,0 +1,170 @@
+"""Every score is kept: by model content, item set and settings, one line for a block of items.
+
+Processes append whole lines to one file under a lock, so that none is torn or lost; what a killed
+process left half-written is passed over when the file is read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import EvaluationError
+from toolkit.evaluate.sets import EvaluationSet
+from toolkit.manifest import hash_json
+
+
+def candidate_hash(parents: Mapping[str, str], config: Any, seed: int) -> str:
+    """Name of a merge that was never written to disk: what it would be made of.
+
+    Args:
+        parents: content hashes of the models it merges, by the names `config` uses.
+        config: the merge configuration as plain values.
+        seed: of random methods.
+
+    >>> one = candidate_hash({"general": "a", "specialist": "b"}, {"t": 0.5}, 0)
+    >>> one == candidate_hash({"specialist": "b", "general": "a"}, {"t": 0.5}, 0)
+    True
+    >>> one == candidate_hash({"general": "a", "specialist": "b"}, {"t": 0.6}, 0)
+    False
+    """
+    return hash_json({"parents": dict(parents), "config": config, "seed": seed})
+
+
+class ScoreCache:
+    """Scores in one append-only file, shared by processes.
+
+    Args:
+        path: of the file; it and its folder are made when first needed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[tuple[str, str], dict[int, float]] = {}
+        self._read_bytes = 0
+        self._file_number: int | None = None
+
+    def known(self, model: str, items: EvaluationSet) -> dict[int, float]:
+        """Losses that are there already, by index of the item."""
+        self._read()
+        return dict(self._known.get((model, _set_key(items)), {}))
+
+    def add(
+        self, model: str, items: EvaluationSet, rows: Sequence[int], losses: Sequence[float]
+    ) -> None:
+        """Keep the losses of some items.
+
+        Args:
+            model: content hash of the model.
+            items: the set.
+            rows: indices of the items.
+            losses: of each.
+
+        Raises:
+            EvaluationError: a loss is not a finite number.
+        """
+        if bad := next((v for v in losses if not math.isfinite(v)), None):
+            raise EvaluationError(
+                f"{items.name}: a loss is {bad}; the model's weights are damaged, or its merge is."
+            )
+        line = json.dumps(
+            {
+                "model": model,
+                "set": _set_key(items),
+                "name": items.name,
+                "rows": [int(row) for row in rows],
+                "losses": [float(loss) for loss in losses],
+            },
+            separators=(",", ":"),
+        )
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # A line that a killed process left unfinished must not swallow this one.
+            if file.seek(0, os.SEEK_END) and not _ends_a_line(file):
+                file.write(b"\n")
+            file.write(line.encode() + b"\n")
+            file.flush()
+
+    def score(
+        self,
+        model: Any,
+        model_hash: str,
+        items: EvaluationSet,
+        rows: Sequence[int] | None = None,
+        *,
+        together: Sequence[EvaluationSet] = (),
+    ) -> list[float]:
+        """Losses of items, computed where they are not known yet.
+
+        Args:
+            model: the loaded model.
+            model_hash: of its content; for a merge in memory, `candidate_hash`.
+            items: the set.
+            rows: indices of the items wanted; all by default.
+            together: sets that the same pass scores (`score_together`); theirs are kept as well.
+
+        Returns:
+            Losses in the order of `rows`.
+
+        Raises:
+            EvaluationError: a loss is not finite.
+        """
+        wanted = list(range(len(items))) if rows is None else list(rows)
+        known = self.known(model_hash, items)
+        missing = [row for row in dict.fromkeys(wanted) if row not in known]
+        if missing:
+            by_name = {other.name: other for other in (items, *together)}
+            if items.score_together is not None:
+                found = items.score_together(model, missing)
+            else:
+                found = {items.name: items.score(model, missing)}
+            for name, losses in found.items():
+                if name in by_name:
+                    self.add(model_hash, by_name[name], missing, losses)
+            known.update(zip(missing, found[items.name], strict=True))
+        return [known[row] for row in wanted]
+
+    def _read(self) -> None:
+        """Take in what was appended since the last time, by this process or another."""
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            self._known, self._read_bytes = {}, 0
+            return
+        with file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._file_number or status.st_size < self._read_bytes:
+                self._known, self._read_bytes = {}, 0  # another file took its place
+            self._file_number = status.st_ino
+            file.seek(self._read_bytes)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._read_bytes += len(whole) + len(end)
+        for line in whole.split(b"\n"):
+            if (entry := _entry(line)) is not None:
+                key, losses = entry
+                self._known.setdefault(key, {}).update(losses)
+
+
+def _ends_a_line(file: Any) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return bool(file.read(1) == b"\n")
+
+
+def _entry(line: bytes) -> tuple[tuple[str, str], dict[int, float]] | None:
+    """What a line says, or None where it is damaged."""
+    try:
+        row = json.loads(line)
+        losses = dict(zip(map(int, row["rows"]), map(float, row["losses"]), strict=True))
+        return (str(row["model"]), str(row["set"])), losses
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+        return None
+
+
+def _set_key(items: EvaluationSet) -> str:
+    return hash_json([items.content_hash, items.settings_hash])

@@ -1,0 +1,207 @@
+"""Models on tasks: each with intervals, and pairwise on the same items."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.checkpoint.folder import stored_dtype
+from toolkit.checkpoint.load import load_causal_model, load_model_config
+from toolkit.data.artefacts import cache_folder
+from toolkit.errors import ConfigError, EvaluationError
+from toolkit.evaluate.bootstrap import bootstrap_figures, intervals
+from toolkit.evaluate.cache import ScoreCache
+from toolkit.evaluate.choices import choices_set
+from toolkit.evaluate.config import ChoicesSection, EvaluateSection, TaskSection
+from toolkit.evaluate.harness import task_sets
+from toolkit.evaluate.inference import holm, mcnemar, paired_permutation
+from toolkit.evaluate.sets import EvaluationSet
+from toolkit.evaluate.statistics import Interval
+from toolkit.manifest import content_hash, write_json
+from toolkit.progress import progress, say
+
+_RESAMPLES = 10_000
+_ONE_MINUS = "1 - "
+
+
+def run_evaluation(
+    models: Sequence[Path],
+    *,
+    tasks: Sequence[str] = (),
+    include_path: Path | None = None,
+    bigbench: Sequence[str] = (),
+    limit: int | None = None,
+    out: Path | None = None,
+) -> dict[str, Any]:
+    """Score models on the same items, print a table, and write the figures where asked.
+
+    Args:
+        models: folders.
+        tasks: of lm-eval; `name+5` sets the number of examples in the prompt.
+        include_path: folder with task files of the user's own.
+        bigbench: tasks of BIG-bench.
+        limit: items of each task at most.
+        out: JSON file.
+
+    Returns:
+        The figures, as plain values.
+
+    Raises:
+        ConfigError: no task is named, or two models have one name.
+        CheckpointError: a folder holds no model.
+        EvaluationError: a task cannot be loaded or scored.
+    """
+    if not tasks and not bigbench:
+        raise ConfigError("toolkit eval: name what to score with --tasks or --bigbench.")
+    labels = _labels(models)
+    for folder in models:
+        load_model_config(folder)
+    sections = [_task_section(task, include_path, limit) for task in tasks]
+    choices = [
+        ChoicesSection(name=f"{task} {metric}", bigbench=task, metric=metric, limit=limit)
+        for task in bigbench
+        for metric in ("acc", "acc_norm")
+    ]
+    found: dict[str, dict[str, list[float]]] = {}
+    sets: dict[str, EvaluationSet] = {}
+    for label, folder in zip(labels, models, strict=True):
+        for items, losses in _score(folder, label, sections, choices):
+            first = sets.setdefault(items.name, items)
+            if list(first.item_hashes) != list(items.item_hashes):
+                raise EvaluationError(f"{items.name}: the models were given different items.")
+            found.setdefault(items.name, {})[label] = losses
+    results: dict[str, Any] = {
+        "models": {label: str(folder) for label, folder in zip(labels, models, strict=True)},
+        "tasks": {name: figures_of(sets[name], found[name]) for name in sets},
+    }
+    _print(results)
+    if out is not None:
+        results["items"] = {
+            name: {"ids": list(sets[name].ids), "losses": found[name]} for name in sets
+        }
+        write_json(out, results)
+        say(f"Written to {out}.")
+    return results
+
+
+def _labels(models: Sequence[Path]) -> list[str]:
+    names = [folder.resolve().name for folder in models]
+    labels = names if len(set(names)) == len(names) else [folder.as_posix() for folder in models]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"toolkit eval: {labels[0]} is named twice; give each model once.")
+    return labels
+
+
+def _task_section(text: str, include_path: Path | None, limit: int | None) -> TaskSection:
+    name, _, shots = text.partition("+")
+    if shots and not shots.isdecimal():
+        raise ConfigError(f"--tasks {text}: after the + must stand a number of examples.")
+    return TaskSection(
+        task=name,
+        include_path=None if include_path is None else str(include_path),
+        num_fewshot=int(shots) if shots else None,
+        limit=limit,
+    )
+
+
+def _score(
+    folder: Path, label: str, tasks: Sequence[TaskSection], choices: Sequence[ChoicesSection]
+) -> list[tuple[EvaluationSet, list[float]]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    section = EvaluateSection()
+    sets = [
+        found
+        for task in tasks
+        for found in task_sets(task, tokenizer, section, None, all_metrics=True)
+    ]
+    sets += [choices_set(one, tokenizer, section, None) for one in choices]
+    cache, name = ScoreCache(cache_folder() / "scores.jsonl"), content_hash(folder)
+    model = load_causal_model(folder, stored_dtype(folder))
+    scored = []
+    with progress(label, len(sets)) as advance:
+        for items in sets:
+            scored.append((items, cache.score(model, name, items, together=sets)))
+            advance(1, items.name)
+    return scored
+
+
+def figures_of(items: EvaluationSet, losses: dict[str, list[float]]) -> dict[str, Any]:
+    """Figures of a set under each model and between each two, as plain values.
+
+    Where the loss is one minus a metric, the metric itself is given: more is better again. A
+    p-value is McNemar's where items are right or wrong, else of a permutation by groups; `holm`
+    adjusts it for the number of pairs.
+    """
+    rising = items.unit.startswith(_ONE_MINUS) or items.unit == "error"
+    unit = items.unit.removeprefix(_ONE_MINUS) if items.unit != "error" else "accuracy"
+    values = np.array(list(losses.values()))
+    if rising:
+        values = 1.0 - values
+    labels = list(losses)
+    result: dict[str, Any] = {
+        "unit": unit,
+        "higher_is_better": rising,
+        "num_items": len(items),
+        "models": dict(zip(labels, _intervals(values, items), strict=True)),
+        "pairs": [],
+    }
+    pairs = list(itertools.combinations(range(len(labels)), 2))
+    if not pairs:
+        return result
+    moved = np.array([values[b] - values[a] for a, b in pairs])
+    chances = [_chance(values[a], values[b], items) for a, b in pairs]
+    rows = zip(pairs, _intervals(moved, items), chances, holm(chances), strict=True)
+    result["pairs"] = [
+        {
+            "from": labels[a],
+            "to": labels[b],
+            "difference": interval,
+            "p": chance,
+            "holm": float(adjusted),
+        }
+        for (a, b), interval, chance, adjusted in rows
+    ]
+    return result
+
+
+def _intervals(values: Any, items: EvaluationSet) -> list[dict[str, float]]:
+    if len(set(items.groups)) < 2:
+        estimates = items.scale * values.sum(axis=1) / np.sum(items.sizes)
+        return [asdict(Interval(float(e), float("-inf"), float("inf"))) for e in estimates]
+    found = bootstrap_figures(
+        values, items.sizes, items.groups, resamples=_RESAMPLES, seed=0, scale=items.scale
+    )
+    return [asdict(interval) for interval in intervals(found)]
+
+
+def _chance(first: Any, second: Any, items: EvaluationSet) -> float:
+    binary = set(np.unique([first, second]).tolist()) <= {0.0, 1.0}
+    if binary and len(set(items.groups)) == len(items):
+        return mcnemar(list(second > 0.5), list(first > 0.5))
+    return paired_permutation(second, first, items.groups)
+
+
+def _print(results: dict[str, Any]) -> None:
+    for name, task in results["tasks"].items():
+        better = "higher" if task["higher_is_better"] else "lower"
+        say(f"\n {name}: {task['unit']}, {better} is better, {task['num_items']} items")
+        width = max(len(label) for label in task["models"])
+        for label, interval in task["models"].items():
+            say(f"   {label:{width}s}  {_shown(interval)}")
+        for pair in task["pairs"]:
+            say(
+                f"   {pair['to']} - {pair['from']}: {_shown(pair['difference'], '+')}, "
+                f"p {pair['p']:.2g} (Holm {pair['holm']:.2g})"
+            )
+
+
+def _shown(interval: dict[str, float], sign: str = "") -> str:
+    estimate, low, high = (interval[key] for key in ("estimate", "low", "high"))
+    return f"{estimate:{sign}.4f} ({low:{sign}.4f} to {high:{sign}.4f})"

@@ -1,0 +1,105 @@
+"""Documents of a data stage as sets: one for each source, in bits per byte."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from toolkit.errors import EvaluationError
+from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.likelihood import ItemSet, read_rows, score_documents
+from toolkit.evaluate.sets import BITS, EvaluationRole, EvaluationSet
+from toolkit.manifest import hash_json
+
+FEW_GROUPS = 8
+"""With fewer groups than this (one company, say) documents are resampled: so few groups carry no
+interval. What is then said holds for more documents of these groups, not for more groups."""
+
+
+def likelihood_sets(
+    path: Path, tokenizer: Any, separator: int, section: EvaluateSection
+) -> list[EvaluationSet]:
+    """The documents of `tuning.jsonl` or `test.jsonl`, one set for each source, in file order.
+
+    Args:
+        path: of the file.
+        tokenizer: of the model.
+        separator: token in front of each document, context only.
+        section: windows and batches.
+
+    Raises:
+        EvaluationError: the file holds no documents, or a line of it cannot be read.
+    """
+    rows = read_rows(path)
+    sources: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        sources.setdefault(_source(row), []).append(row)
+    return [_set(name, members, tokenizer, separator, section) for name, members in sources.items()]
+
+
+def _source(row: dict[str, Any]) -> str:
+    """The source a document came from: its id begins with it."""
+    return str(row.get("source") or row["id"].partition("/")[0])
+
+
+def _set(
+    name: str,
+    rows: Sequence[dict[str, Any]],
+    tokenizer: Any,
+    separator: int,
+    section: EvaluateSection,
+) -> EvaluationSet:
+    roles = {row["role"] for row in rows}
+    if len(roles) > 1:
+        raise EvaluationError(f"{name}: its documents have several roles ({sorted(roles)}).")
+    tokens = [tokenizer(row["text"], add_special_tokens=False)["input_ids"] for row in rows]
+    items = ItemSet(
+        ids=[row["id"] for row in rows],
+        roles=[row["role"] for row in rows],
+        num_bytes=[len(row["text"].encode()) for row in rows],
+        tokens=[[separator, *ids] for ids in tokens],
+    )
+    groups, note = grouping(items.ids, [str(row.get("group") or row["id"]) for row in rows])
+
+    def score(model: Any, chosen: Sequence[int]) -> list[float]:
+        return score_documents(model, items.at(chosen), section)
+
+    return EvaluationSet(
+        name=name,
+        role=cast(EvaluationRole, roles.pop()),
+        unit="bits per byte",
+        ids=items.ids,
+        groups=groups,
+        sizes=items.num_bytes,
+        costs=[len(ids) - 1 for ids in items.tokens],
+        content_hash=hash_json([items.ids, items.tokens, items.num_bytes]),
+        score=score,
+        scale=BITS,
+        settings_hash=hash_json(
+            {
+                "kind": "likelihood",
+                "window_tokens": section.window_tokens,
+                "context_tokens": section.context_tokens,
+                "precision": section.precision,
+            }
+        ),
+        item_hashes=[hash_json(" ".join(row["text"].split())) for row in rows],
+        note=note,
+    )
+
+
+def grouping(ids: Sequence[str], groups: Sequence[str]) -> tuple[list[str], str]:
+    """What is resampled together, and a note where there are too few groups to resample.
+
+    >>> grouping(["a", "b"], ["one", "one"])[0]
+    ['a', 'b']
+    """
+    count = len(set(groups))
+    if count >= FEW_GROUPS or count == len(ids):
+        return list(groups), ""
+    what: Literal["group", "groups"] = "group" if count == 1 else "groups"
+    return list(ids), (
+        f"its {len(ids)} items come from {count} {what}: intervals hold for more items of the same "
+        f"{what}, not for others"
+    )

@@ -1,0 +1,156 @@
+"""Everything a recipe's `evaluate` section asks for, as sets; and what must not be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.data.artefacts import cache_folder
+from toolkit.data.source_config import SplitName
+from toolkit.errors import EvaluationError
+from toolkit.evaluate.answers import load_answers
+from toolkit.evaluate.choices import choices_set
+from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.documents import likelihood_sets
+from toolkit.evaluate.power import standard_error, too_small
+from toolkit.evaluate.retention import retention_sets, split_prompts
+from toolkit.evaluate.sets import EvaluationSet
+from toolkit.manifest import content_hash, hash_json, read_manifest
+from toolkit.progress import progress
+
+
+def load_sets(
+    section: EvaluateSection,
+    data: Path,
+    general: Path,
+    split: SplitName,
+    *,
+    tokenizer: Any = None,
+    cache: Path | None = None,
+) -> list[EvaluationSet]:
+    """All sets of one split: documents by source, retention, multiple choice, tasks of lm-eval.
+
+    Args:
+        section: the recipe's.
+        data: folder of the data stage.
+        general: folder of the general model; it answers the prompts of the retention set once.
+        split: `tuning` or `test`.
+        tokenizer: of the general model; loaded where it is not given.
+        cache: folder for the answers; by default beside the artefacts.
+
+    Returns:
+        Sets with distinct names; at least one has the role `domain`.
+
+    Raises:
+        EvaluationError: a set cannot be read, two have one name, or none has the role `domain`.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(general)
+    separator = read_manifest(data)["results"]["separator_token_id"]
+    sets = likelihood_sets(data / f"{split}.jsonl", tokenizer, separator, section)
+    if section.retention.prompts:
+        sets += _retention(section, general, split, tokenizer, cache or cache_folder())
+    sets += [choices_set(choices, tokenizer, section, split) for choices in section.choices]
+    if section.tasks:
+        from toolkit.evaluate.harness import task_sets  # lm-eval takes seconds to import
+
+        for task in section.tasks:
+            sets += task_sets(task, tokenizer, section, split)
+    names = [found.name for found in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise EvaluationError(
+                f"evaluate: two sets are called {name!r}; name sources, choices and tasks apart."
+            )
+    if not any(found.role == "domain" for found in sets):
+        raise EvaluationError(
+            f"evaluate: no set of the {split} split has role domain; the gain could not be seen."
+        )
+    return sets
+
+
+def _retention(
+    section: EvaluateSection, general: Path, split: SplitName, tokenizer: Any, cache: Path
+) -> list[EvaluationSet]:
+    wanted = section.retention
+    prompts = split_prompts(split, wanted.prompts)
+    made_by = hash_json([content_hash(general), section.precision])
+    with progress(f"answers of the general model ({split})", len(prompts)) as advance:
+        answers = load_answers(
+            tokenizer,
+            prompts,
+            lambda: _load(general, section),
+            made_by,
+            cache / "answers",
+            answer_tokens=wanted.answer_tokens,
+            top_tokens=wanted.top_tokens,
+            advance=advance,
+        )
+    return retention_sets(answers, prompts, section, made_by)
+
+
+def _load(folder: Path, section: EvaluateSection) -> Any:
+    import torch
+
+    from toolkit.checkpoint.folder import stored_dtype
+    from toolkit.checkpoint.load import load_causal_model
+
+    dtype = torch.float32 if section.precision == "fp32" else stored_dtype(folder)
+    return load_causal_model(folder, dtype)
+
+
+def refuse_overlap(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:
+    """Refuse test items whose content stands in tuning too, under whatever name.
+
+    Raises:
+        EvaluationError: there are some; a choice made on them would confirm itself.
+    """
+    seen: dict[str, str] = {}
+    for found in tuning:
+        for name, value in zip(found.ids, found.item_hashes, strict=False):
+            seen.setdefault(value, f"{found.name}: {name}")
+    both = [
+        (f"{found.name}: {name}", seen[value])
+        for found in test
+        for name, value in zip(found.ids, found.item_hashes, strict=False)
+        if value in seen
+    ]
+    if both:
+        raise EvaluationError(
+            f"{len(both)} test items stand in tuning too, such as {both[0][0]} (there "
+            f"{both[0][1]}); the test would confirm what was chosen on it. Remove duplicates from "
+            "the sources, or split by group."
+        )
+
+
+def small_sets(
+    sets: Sequence[EvaluationSet],
+    losses: Mapping[str, Sequence[float]],
+    reference: Mapping[str, Sequence[float]],
+    tolerance: float,
+    confidence: float = 0.95,
+) -> list[str]:
+    """A sentence for each `general` set that is too small to see its tolerance.
+
+    Args:
+        sets: that both models were scored on.
+        losses: of the model that moved farthest, such as the specialist, by set name.
+        reference: of the general model, by set name.
+        tolerance: of sets that have none of their own.
+        confidence: of the bound on the loss.
+    """
+    notes = []
+    for found in sets:
+        if found.role != "general" or len(set(found.groups)) < 2:
+            continue
+        moved = np.asarray(losses[found.name]) - np.asarray(reference[found.name])
+        error, groups = standard_error(moved, found.sizes, found.groups, found.scale)
+        limit = tolerance if found.tolerance is None else found.tolerance
+        note = too_small(found.name, limit, error, groups, found.unit, confidence)
+        if note is not None:
+            notes.append(note)
+    return notes

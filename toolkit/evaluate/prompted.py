@@ -1,0 +1,300 @@
+"""Continuations after prompts: each prompt is computed once, whatever follows it.
+
+What all prompts begin with (a task's introduction, examples, a system prompt) is computed once for
+all of them; the key-value cache of each prompt then serves all its continuations. A continuation of
+one token needs no further computation at all: the prompt's last position predicts it.
+Legend: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toolkit.evaluate.head import final_hidden, picked_log_probabilities
+
+_SHORTEST_PREFIX = 8
+"""Shorter common beginnings are not worth a pass of their own."""
+
+_CACHE_FACTOR = 8
+"""A pass over continuations holds at most so many times the batch's tokens in its cache."""
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """Tokens of a prompt, at least one, and of what may follow it, at least one each."""
+
+    prompt: list[int]
+    continuations: list[list[int]]
+
+    def cost(self) -> int:
+        """Tokens to be computed."""
+        return len(self.prompt) + sum(len(tokens) - 1 for tokens in self.continuations)
+
+
+@torch.inference_mode()
+def score_continuations(
+    model: Any,
+    items: Sequence[Prompted],
+    batch_tokens: int,
+    *,
+    advance: Callable[[float, str], None] | None = None,
+) -> list[list[float]]:
+    """Log likelihood of every continuation of every prompt, in nats.
+
+    Args:
+        model: a causal language model.
+        items: prompts with their continuations.
+        batch_tokens: tokens computed at once.
+        advance: told how many items are done.
+
+    Returns:
+        For each item the sums of the log probabilities of its continuations' tokens.
+    """
+    model.eval()
+    found: list[list[float]] = [[] for _ in items]
+    longest = _longest_input(model)
+    shared = [n for n, item in enumerate(items) if _fits(item, longest)]
+    if not can_share(model):
+        shared = []
+    prefix = common_prefix([items[n].prompt for n in shared])
+    start = prefill(model, items[shared[0]].prompt[:prefix]) if prefix else None
+    for batch in _batches(items, shared, prefix, batch_tokens):
+        scores = _score_batch(model, [items[n] for n in batch], prefix, start, batch_tokens)
+        for number, score in zip(batch, scores, strict=True):
+            found[number] = score
+        if advance is not None:
+            advance(len(batch), "")
+    rest = sorted(set(range(len(items))) - set(shared))
+    for number in rest:
+        found[number] = _score_apart(model, items[number], longest, batch_tokens)
+        if advance is not None:
+            advance(1, "")
+    return found
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that all prompts begin with, leaving at least one to each; 0 where it is not worth it.
+
+    >>> common_prefix([[1] * 9 + [2], [1] * 9 + [3, 4]])
+    9
+    >>> common_prefix([[1, 2, 3], [1, 2, 4]])
+    0
+    """
+    if len(prompts) < 2:
+        return 0
+    low, high = min(map(list, prompts)), max(map(list, prompts))  # all lie between these two
+    ends = min(len(low), len(high))
+    same = next((n for n in range(ends) if low[n] != high[n]), ends)
+    same = min(same, min(map(len, prompts)) - 1)
+    return same if same >= _SHORTEST_PREFIX else 0
+
+
+def _longest_input(model: Any) -> int | None:
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def _fits(item: Prompted, longest: int | None) -> bool:
+    return longest is None or len(item.prompt) + max(map(len, item.continuations)) - 1 <= longest
+
+
+def can_share(model: Any) -> bool:
+    """Whether the model keeps a plain cache: windows and recurrent states count padding as text."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    try:
+        cache = DynamicCache(config=model.config)
+    except (TypeError, ValueError, KeyError):
+        return False
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def prefill(model: Any, tokens: Sequence[int]) -> Any:
+    """The key-value cache of tokens that everything begins with."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    final_hidden(model, torch.tensor([list(tokens)]), past_key_values=cache, use_cache=True)
+    return cache
+
+
+def _batches(
+    items: Sequence[Prompted], chosen: Sequence[int], prefix: int, batch_tokens: int
+) -> list[list[int]]:
+    """Longest first, so that like lengths share a batch."""
+    batches: list[list[int]] = []
+    for number in sorted(chosen, key=lambda n: (-len(items[n].prompt), n)):
+        length = len(items[batches[-1][0]].prompt) - prefix if batches else 0
+        if batches and length * (len(batches[-1]) + 1) <= batch_tokens:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches
+
+
+def _score_batch(
+    model: Any, batch: Sequence[Prompted], prefix: int, start: Any, batch_tokens: int
+) -> list[list[float]]:
+    from transformers import DynamicCache
+
+    device = next(model.parameters()).device
+    rests = [item.prompt[prefix:] for item in batch]
+    lengths = [len(rest) for rest in rests]
+    long_ones = [
+        (row, number)
+        for row, item in enumerate(batch)
+        for number, tokens in enumerate(item.continuations)
+        if len(tokens) > 1
+    ]
+    if start is not None:
+        cache = rows_of(model, start, torch.zeros(len(batch), dtype=torch.long, device=device))
+    else:
+        cache = DynamicCache(config=model.config) if long_ones else None
+    places = torch.arange(max(lengths), device=device)[None] + prefix
+    hidden = final_hidden(
+        model,
+        padded(rests),
+        position_ids=places.expand(len(batch), -1),
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    ends = hidden[torch.arange(len(batch)), torch.tensor(lengths) - 1]
+    firsts = [(row, tokens[0]) for row, item in enumerate(batch) for tokens in item.continuations]
+    picked = picked_log_probabilities(
+        model, ends, [token for _, token in firsts], [row for row, _ in firsts]
+    ).tolist()
+    found: list[list[float]] = []
+    for item in batch:
+        found.append(picked[: len(item.continuations)])
+        del picked[: len(item.continuations)]
+    long_ones.sort(key=lambda pair: -len(batch[pair[0]].continuations[pair[1]]))
+    width = prefix + max(lengths)
+    while long_ones:
+        most = len(batch[long_ones[0][0]].continuations[long_ones[0][1]]) - 1
+        room = min(batch_tokens // most, _CACHE_FACTOR * batch_tokens // (width + most))
+        now, long_ones = long_ones[: max(1, room)], long_ones[max(1, room) :]
+        tails = [batch[row].continuations[number] for row, number in now]
+        sums = _score_tails(model, tails, [row for row, _ in now], lengths, prefix, cache)
+        for (row, number), value in zip(now, sums, strict=True):
+            found[row][number] += value
+    return found
+
+
+def _score_tails(
+    model: Any,
+    tails: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    prefix: int,
+    cache: Any,
+) -> list[float]:
+    """Log likelihoods of all but the first tokens of continuations, after their prompts' cache."""
+    device = next(model.parameters()).device
+    chosen = torch.tensor(rows, device=device)
+    own = rows_of(model, cache, chosen)
+    ends = torch.tensor(lengths, device=device)[chosen] + prefix
+    width = prefix + max(lengths)
+    inputs = padded([tail[:-1] for tail in tails])
+    steps = inputs.shape[1]
+    mask = torch.ones(len(tails), width + steps, dtype=torch.long, device=device)
+    mask[:, :width] = (torch.arange(width, device=device)[None] < ends[:, None]).long()
+    hidden = final_hidden(
+        model,
+        inputs,
+        attention_mask=mask,
+        position_ids=ends[:, None] + torch.arange(steps, device=device)[None],
+        past_key_values=own,
+        use_cache=True,
+    )
+    states = torch.cat([hidden[n, : len(tail) - 1] for n, tail in enumerate(tails)])
+    picked = picked_log_probabilities(model, states, [t for tail in tails for t in tail[1:]])
+    sums, begin = [], 0
+    for tail in tails:
+        sums.append(float(picked[begin : begin + len(tail) - 1].double().sum()))
+        begin += len(tail) - 1
+    return sums
+
+
+def rows_of(model: Any, cache: Any, rows: Tensor) -> Any:
+    """A cache of its own that holds these rows of another, which stays as it is."""
+    from transformers import DynamicCache
+
+    own = DynamicCache(config=model.config)
+    for number, layer in enumerate(cache.layers):
+        own.update(layer.keys[rows], layer.values[rows], number)
+    return own
+
+
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """`[B, T]`, zeros at the right."""
+    inputs = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for number, row in enumerate(rows):
+        inputs[number, : len(row)] = torch.tensor(list(row))
+    return inputs
+
+
+def _score_apart(model: Any, item: Prompted, longest: int | None, batch_tokens: int) -> list[float]:
+    """Without a shared cache: every continuation with its whole prompt, cut at the left to fit."""
+    whole = [[*item.prompt, *tokens] for tokens in item.continuations]
+    if longest is not None:
+        whole = [tokens[-(longest + 1) :] for tokens in whole]
+    room = max(1, batch_tokens // max(map(len, whole)))
+    found: list[float] = []
+    for begin in range(0, len(whole), room):
+        part = whole[begin : begin + room]
+        hidden = final_hidden(model, padded([tokens[:-1] for tokens in part]))
+        for row, tokens in enumerate(part):
+            count = min(len(item.continuations[begin + row]), len(tokens) - 1)
+            states = hidden[row, len(tokens) - 1 - count : len(tokens) - 1]
+            picked = picked_log_probabilities(model, states, tokens[-count:])
+            found.append(float(picked.double().sum()))
+    return found
+
+
+def answer_states(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    batch_tokens: int,
+) -> Iterator[tuple[int, Tensor]]:
+    """What the output head takes where it predicts the tokens of answers, in any order.
+
+    Args:
+        model: a causal language model.
+        prompts: tokens of each prompt; what all begin with is computed once.
+        answers: tokens of the one answer to each.
+        batch_tokens: tokens computed at once.
+
+    Yields:
+        Index of an answer and its states, `[T, D]`.
+    """
+    rows = [[*prompt, *answer][:-1] for prompt, answer in zip(prompts, answers, strict=True)]
+    prefix = common_prefix(prompts) if can_share(model) else 0
+    start = prefill(model, rows[0][:prefix]) if prefix else None
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda n: (-len(rows[n]), n))
+    while order:
+        length = len(rows[order[0]]) - prefix
+        room = max(1, batch_tokens // length)
+        batch, order = order[:room], order[room:]
+        more: dict[str, Any] = {}
+        if start is not None:
+            first = torch.zeros(len(batch), dtype=torch.long, device=device)
+            places = torch.arange(length, device=device)[None] + prefix
+            more = {
+                "past_key_values": rows_of(model, start, first),
+                "use_cache": True,
+                "position_ids": places.expand(len(batch), -1),
+            }
+        hidden = final_hidden(model, padded([rows[n][prefix:] for n in batch]), **more)
+        for row, number in enumerate(batch):
+            stop = len(rows[number]) - prefix
+            yield number, hidden[row, stop - len(answers[number]) : stop]

@@ -1,0 +1,257 @@
+"""Multiple-choice questions out of files, packages and hubs."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.data.files import ending, source_files
+from toolkit.data.formats import Faults, format_of, read_rows
+from toolkit.data.source_config import SourceSection, SplitName
+from toolkit.errors import DataError, EvaluationError, did_you_mean
+from toolkit.evaluate.config import BIGBENCH, ChoicesSection
+from toolkit.manifest import hash_json
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its options.
+
+    Attributes:
+        id: unique within its set.
+        group: what it belongs to.
+        prompt: what the model reads first.
+        options: texts of the options.
+        delimiter: stands between prompt and option.
+        answers: indices of the right ones, at least one.
+    """
+
+    id: str
+    group: str
+    prompt: str
+    options: tuple[str, ...]
+    delimiter: str
+    answers: tuple[int, ...]
+
+    def content_hash(self) -> str:
+        """The same for the same question wherever it stands."""
+        return hash_json([" ".join(self.prompt.split()), list(self.options)])
+
+
+def load_questions(section: ChoicesSection, split: SplitName | None = None) -> list[Question]:
+    """Questions of one split, or all of them.
+
+    Raises:
+        EvaluationError: there are none, or one has no options or no answer.
+        DataError: a file is missing or cannot be read.
+    """
+    found = list(_read(section))
+    if not found:
+        raise EvaluationError(f"{section.name}: holds no questions.")
+    ids: dict[str, int] = {}
+    for question in found:
+        ids[question.id] = ids.get(question.id, 0) + 1
+    if again := next((name for name, count in ids.items() if count > 1), None):
+        raise EvaluationError(f"{section.name}: the id {again!r} stands twice.")
+    if split is None:
+        return found[: section.limit]
+    places = {question.id: split_place(question.content_hash()) for question in found}
+    chosen = [
+        question
+        for question in found
+        if (places[question.id][0] < section.tuning_share) == (split == "tuning")
+    ]
+    if not chosen:
+        raise EvaluationError(
+            f"{section.name}: none of its {len(found)} questions falls into {split}; "
+            "set tuning_share otherwise, or give more questions."
+        )
+    if section.limit is not None and len(chosen) > section.limit:
+        by_hash = sorted(chosen, key=lambda question: places[question.id][1])
+        kept = {question.id for question in by_hash[: section.limit]}
+        chosen = [question for question in chosen if question.id in kept]
+    return chosen
+
+
+def split_place(content_hash: str) -> tuple[float, str]:
+    """A number in [0, 1) that decides the split, and what orders within it.
+
+    >>> split_place("80000000ffff")
+    (0.5, 'ffff')
+    """
+    return int(content_hash[:8], 16) / 2**32, content_hash[8:]
+
+
+def _read(section: ChoicesSection) -> Iterator[Question]:
+    if section.hub is not None:
+        for number, fields in enumerate(_hub_rows(section)):
+            yield _row_question(section, f"{number:06d}", f"{section.name}: row {number}", fields)
+        return
+    artefact = section.artefact
+    if section.bigbench is not None:
+        member = BIGBENCH.member.format(task=section.bigbench)
+        artefact = BIGBENCH.model_copy(update={"member": member})
+    source = SourceSection(role="general", artefact=artefact, files=section.files)
+    try:
+        for file in source_files(source):
+            with file.open() as stream:
+                yield from _file_questions(section, file.key, file.name, stream)
+    except DataError as error:
+        if section.bigbench is None or "holds nothing that matches" not in str(error):
+            raise
+        raise EvaluationError(
+            f"{section.name}: BIG-bench {BIGBENCH.version} has no task {section.bigbench!r}; "
+            "names are those of its folders, such as social_iqa or hyperbaton, with a subtask "
+            "as folder/subtask."
+        ) from error
+
+
+def _file_questions(
+    section: ChoicesSection, key: str, name: str, stream: Any
+) -> Iterator[Question]:
+    if ending(name) != ".json":
+        kind = format_of(name, "auto")
+        for row in read_rows(stream, name, kind, Faults(skip=False)):
+            yield _row_question(section, f"{key}{row.place}", row.where, row.fields or {})
+        return
+    try:
+        whole = json.loads(stream.read())
+    except ValueError as error:
+        raise EvaluationError(f"{name}: is not valid JSON ({error}).") from error
+    if isinstance(whole, dict) and "examples" in whole:
+        yield from bigbench_questions(section.bigbench or key, name, whole)
+        return
+    if not isinstance(whole, list):
+        raise EvaluationError(
+            f"{name}: must be a list of questions, or a task file of BIG-bench with `examples`."
+        )
+    for number, fields in enumerate(whole):
+        yield _row_question(section, f"{key}#{number:06d}", f"{name}: row {number}", fields)
+
+
+def bigbench_questions(key: str, name: str, task: Mapping[str, Any]) -> Iterator[Question]:
+    """Questions of a task file in BIG-bench's JSON schema, zero-shot.
+
+    Options are listed in the order of the file, where BIG-bench shuffles them; everything else
+    stands as its own prompts do.
+
+    Raises:
+        EvaluationError: an example has no options, or none that is right.
+
+    Reference:
+        Srivastava et al. 2022, Beyond the imitation game.
+    """
+    before = task.get("example_input_prefix", "\nQ: ")
+    after = task.get("example_output_prefix", "\nA: ")
+    listed = task.get("choice_prefix", task.get("example_choice_prefix", "\n  choice: "))
+    for number, example in enumerate(task["examples"]):
+        where = f"{name}: example {number}"
+        scores = example.get("target_scores")
+        if not isinstance(scores, dict) or len(scores) < 2:
+            raise EvaluationError(
+                f"{where}: has no `target_scores` with several options; tasks that are answered in "
+                "words cannot be multiple choice."
+            )
+        best = max(scores.values())
+        if not best > 0:
+            raise EvaluationError(f"{where}: none of its options is scored as right.")
+        options = tuple(scores)
+        choices = "".join(f"{listed}{option}" for option in options)
+        shown = choices if task.get("append_choices_to_input", True) else ""
+        yield Question(
+            id=f"{key}#{number:05d}",
+            group=f"{key}#{number:05d}",
+            prompt=f"{task.get('task_prefix', '')}{before}{example['input']}{shown}{after}",
+            options=options,
+            delimiter="" if after[-1:].isspace() else " ",
+            answers=tuple(n for n, option in enumerate(options) if scores[option] == best),
+        )
+
+
+def _row_question(
+    section: ChoicesSection, name: str, where: str, fields: Mapping[str, Any]
+) -> Question:
+    if not isinstance(fields, Mapping):
+        raise EvaluationError(f"{where}: must be an object (got {type(fields).__name__}).")
+    parts = [part for _, part, _, _ in string.Formatter().parse(section.prompt) if part]
+    values = {part: _field(fields, part, where, "prompt") for part in parts}
+    raw = _field(fields, section.options_field, where, "options_field")
+    if isinstance(raw, str):  # as csv files hold lists
+        raw = _from_json(raw, where)
+    labels: list[str] = []
+    if isinstance(raw, Mapping):
+        labels = [str(label) for label in raw.get("label", ())]
+        raw = raw.get("text")
+    if not isinstance(raw, Sequence) or len(raw) < 2 or not all(str(o) for o in raw):
+        raise EvaluationError(
+            f"{where}: {section.options_field} must be a list of two or more options (got {raw!r})."
+        )
+    options = tuple(str(option) for option in raw)
+    answer = fields.get(section.answer_field)
+    if answer is None or answer in ("", []):
+        raise EvaluationError(
+            f"{where}: has no answer in {section.answer_field!r}; set `answer_field`, or take a "
+            "file with answers: without them nothing can be scored."
+        )
+    right = answer if isinstance(answer, list) else [answer]
+    group = (
+        name
+        if section.group_field is None
+        else str(_field(fields, section.group_field, where, "group_field"))
+    )
+    return Question(
+        id=name,
+        group=group,
+        prompt=section.prompt.format(**values),
+        options=options,
+        delimiter=section.delimiter,
+        answers=tuple(_which(one, options, labels, where) for one in right),
+    )
+
+
+def _which(answer: Any, options: Sequence[str], labels: Sequence[str], where: str) -> int:
+    """Index of an answer that is given as label, text, letter or index, in this order."""
+    text = str(answer)
+    if text in labels:
+        return labels.index(text)
+    if not isinstance(answer, int) and text in options:
+        return list(options).index(text)
+    if text.isdecimal() and int(text) < len(options):
+        return int(text)
+    if len(text) == 1 and text.isupper() and ord(text) - ord("A") < len(options):
+        return ord(text) - ord("A")
+    raise EvaluationError(f"{where}: the answer {answer!r} is none of its {len(options)} options.")
+
+
+def _from_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise EvaluationError(f"{where}: its options are not a JSON list ({error}).") from error
+
+
+def _field(fields: Mapping[str, Any], name: str, where: str, setting: str) -> Any:
+    if name not in fields:
+        known = [str(field) for field in fields]
+        raise EvaluationError(
+            f"{where}: has no field {name!r}{did_you_mean(name, known)} "
+            f"Fields: {', '.join(known)}; set `{setting}`."
+        )
+    return fields[name]
+
+
+def _hub_rows(section: ChoicesSection) -> Iterator[Mapping[str, Any]]:
+    from datasets import load_dataset  # slow to import, and few recipes need it
+
+    hub = section.hub
+    assert hub is not None  # noqa: S101  (the caller checked; this tells the type checker)
+    try:
+        yield from load_dataset(
+            hub.dataset, hub.name, split=hub.split, revision=hub.revision, streaming=True
+        )
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise EvaluationError(f"{hub.dataset}: cannot be read from the hub ({first}).") from error

@@ -1,0 +1,154 @@
+"""Retention: how well a model still gives the general model's answers.
+
+Two figures from one pass, both in nats per token of the answers: the loss of the answers, and the
+divergence of the model's distribution from the general model's at each of their tokens. Raw text
+cannot show this: any further pre-training makes an instruct model better at raw text, while its way
+of answering may fade. Legend: T tokens, K tokens kept, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toolkit.data.source_config import SplitName
+from toolkit.errors import EvaluationError
+from toolkit.evaluate.answers import Answers, rest_log
+from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.head import logit_chunks
+from toolkit.evaluate.prompted import answer_states
+from toolkit.evaluate.prompts import retention_prompts
+from toolkit.evaluate.sets import EvaluationSet
+from toolkit.manifest import hash_json
+
+LOSS, DIVERGENCE = "retention", "retention KL"
+"""Names of the two sets."""
+
+NO_TEMPLATE = "the model has no chat template: prompts are plain text"
+
+
+def split_prompts(split: SplitName, count: int) -> list[str]:
+    """Prompts of one split: tuning takes every other one, test those between.
+
+    >>> split_prompts("tuning", 2), split_prompts("test", 1)
+    (['Why is the sky blue?', 'What is 3 plus 1?'], ['Explain gravity to a child.'])
+    """
+    return retention_prompts()[int(split == "test") :: 2][:count]
+
+
+def divergence(top_logs: Tensor, rest_logs: Tensor, own_logs: Tensor, own_rest: Tensor) -> Tensor:
+    """Kullback-Leibler divergence over the kept tokens and all others as one, in nats, `[T]`.
+
+    Lumping the others together can only lessen it (the data-processing inequality), by what they
+    differ among each other.
+
+    Args:
+        top_logs: log probabilities under the general model, `[T, K]`.
+        rest_logs: of all others together, `[T]`.
+        own_logs: of the same tokens under the other model, `[T, K]`.
+        own_rest: of all others, `[T]`.
+
+    Reference:
+        Cover & Thomas 2006, Elements of information theory, theorem 2.7.1.
+
+    >>> logs = torch.log(torch.tensor([[0.5, 0.25]]))
+    >>> other = torch.log(torch.tensor([[0.25, 0.5]]))
+    >>> rest = torch.log(torch.tensor([0.25]))
+    >>> round(float(divergence(logs, rest, other, rest)), 4)  # 0.5 ln 2 - 0.25 ln 2
+    0.1733
+    """
+    kept = (top_logs.exp() * (top_logs - own_logs)).sum(dim=1)
+    others = rest_logs.exp() * (rest_logs - own_rest)
+    return kept + torch.where(rest_logs == -torch.inf, 0.0, others)
+
+
+@torch.inference_mode()
+def score_answers(
+    model: Any, answers: Answers, rows: Sequence[int], batch_tokens: int
+) -> tuple[list[float], list[float]]:
+    """Loss and divergence of answers, both summed over the tokens of each, in nats.
+
+    Raises:
+        EvaluationError: one is not a finite number.
+    """
+    model.eval()
+    losses, moved = [0.0] * len(rows), [0.0] * len(rows)
+    prompts = [answers.prompts[row] for row in rows]
+    chosen = [answers.answers[row] for row in rows]
+    for place, states in answer_states(model, prompts, chosen, batch_tokens):
+        row = rows[place]
+        targets = torch.tensor(answers.answers[row], device=states.device)
+        kept = answers.top_tokens[row].long().to(states.device)
+        theirs, rest = (values.to(states.device) for values in _logs(answers, row))
+        for start, logits in logit_chunks(model, states):
+            part = slice(start, start + len(logits))
+            whole = logits.logsumexp(dim=1)
+            picked = logits.gather(1, targets[part, None])[:, 0]
+            losses[place] += float((whole - picked).sum(dtype=torch.float64))
+            own = logits.gather(1, kept[part]) - whole[:, None]
+            own_rest = rest_log(logits, kept[part], whole)
+            found = divergence(theirs[part], rest[part], own, own_rest)
+            moved[place] += float(found.sum(dtype=torch.float64))
+    for value in (*losses, *moved):
+        if not math.isfinite(value):
+            raise EvaluationError(
+                f"{LOSS}: a loss is {value}; the model's weights are damaged, or it gives no "
+                "chance to what the general model says."
+            )
+    return losses, moved
+
+
+def _logs(answers: Answers, row: int) -> tuple[Tensor, Tensor]:
+    return answers.top_logs[row], answers.rest_logs[row]
+
+
+def retention_sets(
+    answers: Answers, prompts: Sequence[str], evaluate: EvaluateSection, made_by: str
+) -> list[EvaluationSet]:
+    """The loss of the answers and the divergence, as two sets that one pass scores.
+
+    Args:
+        answers: the general model's.
+        prompts: their texts.
+        evaluate: batches and roles.
+        made_by: content hash of the general model.
+    """
+    section = evaluate.retention
+
+    def together(model: Any, rows: Sequence[int]) -> Mapping[str, list[float]]:
+        losses, moved = score_answers(model, answers, list(rows), evaluate.batch_tokens)
+        return {LOSS: losses, DIVERGENCE: moved}
+
+    found = []
+    content = hash_json([answers.prompts, answers.answers, made_by])
+    for name, role, tolerance in (
+        (LOSS, section.loss_role, section.loss_tolerance),
+        (DIVERGENCE, section.kl_role, section.kl_tolerance),
+    ):
+        settings = {"kind": name, "top": section.top_tokens, "precision": evaluate.precision}
+        found.append(
+            EvaluationSet(
+                name=name,
+                role=role,
+                unit="nats per token",
+                ids=[f"prompt/{hash_json(prompt)[:12]}" for prompt in prompts],
+                groups=[f"prompt/{hash_json(prompt)[:12]}" for prompt in prompts],
+                sizes=[len(tokens) for tokens in answers.answers],
+                costs=[
+                    len(prompt) + len(answer) - 1
+                    for prompt, answer in zip(answers.prompts, answers.answers, strict=True)
+                ],
+                content_hash=content,
+                score=lambda model, rows, name=name: together(model, rows)[name],  # type: ignore[misc]
+                settings_hash=hash_json(settings),
+                item_hashes=[hash_json(prompt) for prompt in prompts],
+                score_together=together,
+                tolerance=tolerance,
+                note="" if answers.templated else NO_TEMPLATE,
+            )
+        )
+    return found

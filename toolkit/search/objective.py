@@ -1,0 +1,307 @@
+"""What the search lowers and what it must keep, from losses on part of the items or on all.
+
+Legend: losses of a candidate are kept by set, in the order of the race, as far as they are known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import ConfigError, EvaluationError, did_you_mean
+from toolkit.evaluate.sets import EvaluationSet
+from toolkit.evaluate.student import student_quantile
+from toolkit.manifest import hash_bytes
+from toolkit.search.config import RaceSection
+from toolkit.search.race import (
+    MIN_GROUPS,
+    Difference,
+    combine,
+    is_out,
+    paired_difference,
+    spending,
+    sure_side,
+)
+
+Losses = Mapping[str, NDArray[np.float64]]
+"""Losses by set, each a beginning of the set's items in the order of the race."""
+
+
+def named_seed(seed: int, *names: str) -> int:
+    """A seed of its own for each purpose: what else is drawn, and when, changes nothing."""
+    return int(hash_bytes("/".join([str(seed), *names]).encode())[:8], 16)
+
+
+@dataclass(frozen=True)
+class RacedSet:
+    """A set in the order of the race.
+
+    Attributes:
+        items: the set itself.
+        order: its item indices, the groups in random order and each group together.
+        groups: number of each item's group in that order.
+        cuts: items known after each look, all of them at the last.
+    """
+
+    items: EvaluationSet
+    order: NDArray[np.intp]
+    groups: NDArray[np.intp]
+    cuts: tuple[int, ...]
+
+    @property
+    def num_groups(self) -> int:
+        return int(self.groups[-1]) + 1
+
+    def sizes(self, count: int) -> NDArray[np.float64]:
+        return np.asarray(self.items.sizes, dtype=np.float64)[self.order[:count]]
+
+    def difference(self, losses: NDArray[np.float64], reference: NDArray[np.float64]) -> Difference:
+        """The candidate's figure minus the reference's on what both know."""
+        count = min(len(losses), len(reference))
+        return paired_difference(
+            losses[:count],
+            reference[:count],
+            self.sizes(count),
+            self.groups[:count],
+            self.num_groups,
+            self.items.scale,
+        )
+
+    def figure(self, losses: NDArray[np.float64]) -> float:
+        return self.items.figure(losses, self.order[: len(losses)].tolist())
+
+
+class Objective:
+    """Several sets by role, and what candidates are to them.
+
+    Args:
+        sets: of all roles.
+        weights: of domain sets by name, 1 where not given.
+        tolerances: loss accepted on general sets by name.
+        tolerance: loss accepted on the others, but for sets that bring one along.
+        confidence: of one-sided bounds.
+        race: looks and error.
+        seed: of the order of items.
+        num_candidates: in all; a lead over the best must withstand a correction for so many.
+
+    Raises:
+        EvaluationError: there is no domain set, or no general one.
+        ConfigError: a weight or tolerance names no set.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[EvaluationSet],
+        *,
+        weights: Mapping[str, float],
+        tolerances: Mapping[str, float],
+        tolerance: float,
+        confidence: float,
+        race: RaceSection,
+        seed: int,
+        num_candidates: int = 2,
+    ) -> None:
+        self._num_rivals = max(num_candidates - 1, 1)
+        self.looks = usable_looks(sets, race.looks) if race.enabled else ()
+        self.sets = {item.name: _raced(item, self.looks, seed) for item in sets}
+        self._error = race.error
+        self.confidence = confidence
+        for role in ("domain", "general"):
+            if not self.names(role):
+                raise EvaluationError(
+                    f"the tuning documents hold no {role} set; give a source of the recipe the "
+                    f"role {role} and a tuning split."
+                )
+        for key, named, role in (
+            ("search.weights", weights, "domain"),
+            ("select.tolerances", tolerances, "general"),
+        ):
+            for name in named:
+                if name not in self.names(role):
+                    raise ConfigError(
+                        f"{key}.{name}: there is no {role} set of this name"
+                        f"{did_you_mean(name, self.names(role))} "
+                        f"There are: {', '.join(self.names(role))}."
+                    )
+        self.weights = {name: weights.get(name, 1.0) for name in self.names("domain")}
+        self.tolerance = tolerance
+        self.tolerances = {
+            name: tolerances.get(name, tolerance if own is None else own)
+            for name in self.names("general")
+            for own in (self.sets[name].items.tolerance,)
+        }
+
+    def names(self, role: str) -> list[str]:
+        return [name for name, item in self.sets.items() if item.items.role == role]
+
+    @property
+    def shown_general(self) -> list[str]:
+        """General sets behind the one figure that is shown: those in the unit of the first. Others
+        (answers, tasks) have figures of their own, and hold a candidate back all the same."""
+        return same_unit([self.sets[name].items for name in self.names("general")])
+
+    @property
+    def num_looks(self) -> int:
+        """Looks at which something is scored; after the last one all is known."""
+        return len(self.looks) + 1
+
+    def block(self, name: str, look: int) -> NDArray[np.intp]:
+        """Item indices of a set that are scored at a look; watched sets wait for the last."""
+        raced = self.sets[name]
+        return raced.order[raced.cuts[look - 1] if look else 0 : raced.cuts[look]]
+
+    def tokens(self, losses: Losses) -> int:
+        """Tokens behind what is known."""
+        return sum(
+            int(np.asarray(raced.items.costs)[raced.order[: len(losses.get(name, ()))]].sum())
+            for name, raced in self.sets.items()
+        )
+
+    @property
+    def all_tokens(self) -> int:
+        return sum(sum(raced.items.costs) for raced in self.sets.values())
+
+    def is_whole(self, losses: Losses) -> bool:
+        return all(len(losses.get(name, ())) == len(r.order) for name, r in self.sets.items())
+
+    def figures(self, losses: Losses) -> dict[str, float | None]:
+        """The figure of every set on what is known, None where that is nothing."""
+        return {
+            name: raced.figure(losses[name]) if len(losses.get(name, ())) else None
+            for name, raced in self.sets.items()
+        }
+
+    def domain_difference(self, losses: Losses, reference: Losses) -> Difference:
+        """The weighted domain figure minus a reference's, on what both know."""
+        parts = [self.sets[name].difference(losses[name], reference[name]) for name in self.weights]
+        return combine(parts, list(self.weights.values()))
+
+    def estimates(self, losses: Losses, references: Sequence[Losses]) -> dict[str, float]:
+        """The figure that full scoring would give each set, as far as one can know.
+
+        Where only part is known, a reference's figure on all plus the difference on that part:
+        merges are alike on the same documents, so this is far nearer than the part's own. Of
+        several references the one most alike, whose difference varies least, is taken.
+
+        Args:
+            losses: of the candidate.
+            references: of candidates scored in full, one at least.
+        """
+        found: dict[str, float] = {}
+        for name, raced in self.sets.items():
+            own = losses.get(name, np.zeros(0))
+            if len(own) == len(raced.order):
+                found[name] = raced.figure(own)
+            elif len(own):
+                pairs = [(raced.difference(own, other[name]), other) for other in references]
+                difference, nearest = min(pairs, key=lambda pair: pair[0].variance)
+                found[name] = raced.figure(nearest[name]) + difference.estimate
+        return found
+
+    def domain(self, figures: Mapping[str, float]) -> float:
+        """The weighted mean of the domain sets' figures."""
+        total = sum(self.weights.values())
+        return sum(weight * figures[name] for name, weight in self.weights.items()) / total
+
+    def general(self, figures: Mapping[str, float]) -> float:
+        """The plain mean of the figures of `shown_general`; NaN where one is not known."""
+        names = self.shown_general
+        if any(name not in figures for name in names):
+            return math.nan
+        return sum(figures[name] for name in names) / len(names)
+
+    def general_loss_bound(self, losses: Losses, general: Losses, num_tests: int = 1) -> float:
+        """Upper bound of the loss on general sets: at most `tolerance` where all are within theirs.
+
+        Each set must hold by itself, so no correction for their number is due (an intersection of
+        hypotheses is rejected only with all of them).
+
+        Args:
+            losses: of the candidate.
+            general: of the general model.
+            num_tests: candidates that are judged like this at once (Bonferroni).
+
+        Reference:
+            Berger 1982, Multiparameter hypothesis testing and acceptance sampling.
+        """
+        bounds = []
+        for name, limit in self.tolerances.items():
+            if len(losses.get(name, ())) == 0:
+                return math.inf
+            difference = self.sets[name].difference(losses[name], general[name])
+            bounds.append(upper_bound(difference, self.confidence, num_tests) - limit)
+        return max(bounds) + self.tolerance
+
+    def beyond_tolerance(self, losses: Losses, general: Losses) -> float:
+        """How far beyond the tolerances the bounds are expected after full scoring, 0 within; sets
+        of which nothing is known count as within."""
+        most = 0.0
+        for name, limit in self.tolerances.items():
+            if len(losses.get(name, ())):
+                difference = self.sets[name].difference(losses[name], general[name])
+                quantile = student_quantile(self.confidence, max(difference.total - 1, 1))
+                reach = quantile * math.sqrt(difference.in_the_end) if difference.seen > 1 else 0.0
+                most = max(most, difference.estimate + reach - limit)
+        return most
+
+    def is_behind(self, losses: Losses, best: Losses) -> bool:
+        """Whether full scoring would surely not show a candidate to be better; see `race`."""
+        if not self.looks:
+            return False
+        ahead = sure_side(1.0 - (1.0 - self.confidence) / (2.0 * self._num_rivals))
+        difference = self.domain_difference(losses, best)
+        return is_out(difference, 0.0, ahead, spending(self._error, len(self.looks)))
+
+    def loses_too_much(self, losses: Losses, general: Losses) -> bool:
+        """Whether full scoring would surely not let a candidate stay within every tolerance."""
+        if not self.looks:
+            return False
+        spend = spending(self._error, len(self.looks)) / len(self.tolerances)
+        for name, limit in self.tolerances.items():
+            difference = self.sets[name].difference(losses[name], general[name])
+            quantile = student_quantile(self.confidence, max(difference.total - 1, 1))
+            if is_out(difference, limit, quantile, spend):
+                return True
+        return False
+
+
+def same_unit(sets: Sequence[EvaluationSet]) -> list[str]:
+    """Names of those in the unit of the first."""
+    return [item.name for item in sets if item.unit == sets[0].unit]
+
+
+def upper_bound(difference: Difference, confidence: float, num_tests: int = 1) -> float:
+    """One-sided upper bound of a difference, from its linearised error and Student's t.
+
+    >>> round(upper_bound(Difference(0.0, 1.0, 11, 11), 0.95), 3)
+    1.812
+    """
+    if difference.seen < 2:
+        return math.inf
+    level = 1.0 - (1.0 - confidence) / num_tests
+    quantile = student_quantile(level, difference.seen - 1)
+    return difference.estimate + quantile * math.sqrt(difference.variance)
+
+
+def _raced(items: EvaluationSet, looks: Sequence[float], seed: int) -> RacedSet:
+    # By hash of the group's name: sets over the same documents then come in the same order.
+    names = sorted(set(items.groups), key=lambda name: (named_seed(seed, "race", name), name))
+    position = {name: place for place, name in enumerate(names)}
+    places = np.array([position[group] for group in items.groups], dtype=np.intp)
+    order = np.argsort(places, kind="stable").astype(np.intp)
+    groups = places[order]
+    if items.role == "watch":
+        looks = [0.0] * len(looks)
+    counts = (math.ceil(round(look * len(names), 9)) for look in looks)
+    cuts = [int(np.searchsorted(groups, count)) for count in counts]
+    return RacedSet(items, order, groups, (*cuts, len(order)))
+
+
+def usable_looks(sets: Sequence[EvaluationSet], looks: Sequence[float]) -> tuple[float, ...]:
+    """Looks at which enough documents of each domain set are known to conclude anything."""
+    fewest = min((len(set(s.groups)) for s in sets if s.role == "domain"), default=0)
+    return tuple(look for look in looks if math.ceil(round(look * fewest, 9)) >= MIN_GROUPS)

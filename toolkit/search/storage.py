@@ -1,0 +1,160 @@
+"""Where the workers of a study meet: a journal file, or a database by its URL."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import optuna
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
+
+from toolkit.errors import ConfigError, ToolkitError
+
+Place = str | Path
+"""A URL, or the path of a journal file."""
+
+
+class JournalLock(BaseJournalFileLock):  # type: ignore[misc]  # optuna's types are not read
+    """The system's own lock on the journal, which a killed process cannot keep.
+
+    Optuna's are files that stay behind and are waited for. A line that a killed process left half
+    is cut off before anything is written after it; and a journal that was removed is not begun
+    anew, as nothing of the study would be in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+        path.touch()
+        self._size = 0  # it only grows, but for a line cut short
+
+    def acquire(self) -> bool:
+        file = self._path.open("r+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = _cut_torn_line(file)
+            there = self._path.stat()
+            if there.st_ino != os.fstat(file.fileno()).st_ino or size < self._size:
+                raise FileNotFoundError(f"{self._path} was replaced")
+            self._size = size
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        return True
+
+    def release(self) -> None:
+        # Forgotten before it is closed: then the next thread may have the lock, and set its own.
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+
+def _cut_torn_line(file: IO[bytes]) -> int:
+    """Cut off what follows the last line break; returns the size that is left."""
+    size = end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - (1 << 16))
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            end = start + found + 1
+            break
+        end = start
+    if end < size:
+        file.truncate(end)
+    return end
+
+
+def open_storage(place: Place, *, begin: bool) -> Any:
+    """The storage at a place; a journal is only made where a study is to begin.
+
+    Raises:
+        ConfigError: the URL is of no known kind, or its driver is not installed.
+        ToolkitError: it cannot be reached.
+    """
+    if isinstance(place, Path):
+        if not begin and not place.is_file():
+            raise ToolkitError(
+                f"{place}: there is no study; `toolkit merge choose` begins one, and workers join "
+                "it while that runs."
+            )
+        with storage_errors(place, "cannot be opened"):
+            lock = JournalLock(place)
+            lock.acquire()
+            lock.release()
+            return optuna.storages.JournalStorage(JournalFileBackend(str(place), lock_obj=lock))
+    url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", place)
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("postgresql"):
+        options["connect_args"] = {"connect_timeout": 10}
+    try:
+        with storage_errors(place, "cannot be opened"):
+            return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    except ImportError as error:
+        raise ConfigError(
+            f"search.storage: {spoken(place)}: its driver is not installed ({error}); "
+            "pip install 'cpt-toolkit[postgresql]'."
+        ) from error
+    except Exception as error:
+        if type(error).__module__.startswith("sqlalchemy") or isinstance(error, ValueError):
+            raise ConfigError(
+                f"search.storage: {spoken(place)} is no storage that Optuna knows "
+                f"({_first_line(error)}). Give postgresql://user@host/database."
+            ) from error
+        raise
+
+
+def spoken(place: Place) -> str:
+    """A place without its password.
+
+    >>> spoken("postgresql://me:secret@host/db")
+    'postgresql://me@host/db'
+    """
+    return re.sub(r"(//[^:/@]*):[^@]*@", r"\1@", str(place))
+
+
+@contextlib.contextmanager
+def storage_errors(place: Place, what: str = "went away in mid-study") -> Iterator[None]:
+    """Say plainly that a storage cannot be reached.
+
+    Raises:
+        ToolkitError: in place of the libraries' own errors.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_lost(error):
+            raise
+        raise ToolkitError(
+            f"{spoken(place)}: the storage of the study {what} ({_first_line(error)}). What it "
+            "holds is kept; bring it back and run the same command: it continues."
+        ) from error
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error means that the storage cannot be reached, however it is wrapped."""
+    from sqlalchemy import exc
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (exc.OperationalError, exc.InterfaceError, OSError)):
+            return True
+        if isinstance(seen, exc.DBAPIError) and seen.connection_invalidated:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _first_line(error: BaseException) -> str:
+    inner = error
+    while inner.__cause__ is not None:
+        inner = inner.__cause__
+    text = str(inner).strip() or str(error).strip() or type(error).__name__
+    return spoken(text.splitlines()[0])

@@ -1,0 +1,298 @@
+"""A study: the queue of candidates that workers share, and what became of each."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import optuna
+import psutil
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState
+
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.manifest import changed_keys
+from toolkit.search.storage import Place, is_lost, open_storage, spoken, storage_errors
+
+Result = TypeVar("Result")
+_UNCLAIMED_SECONDS = 10.0  # between taking a candidate and signing for it lie milliseconds
+_PATIENCE_SECONDS = 20.0  # a database that is restarted is waited for
+
+
+def worker_identity() -> str:
+    """Names this process among all of all machines; a number given again does not repeat it."""
+    space = "/proc/self/ns/pid"
+    inside = str(Path(space).readlink()) if Path(space).exists() else ""
+    began = psutil.Process().create_time()
+    return f"{socket.gethostname()}|{inside}|{os.getpid()}|{began:.2f}"
+
+
+def is_surely_dead(worker: str) -> bool:
+    """Whether a worker was a process of this machine that has ended."""
+    here, there = worker_identity().split("|"), worker.split("|")
+    if len(there) != 4 or there[:2] != here[:2]:
+        return False
+    try:
+        process = psutil.Process(int(there[2]))
+        alive = f"{process.create_time():.2f}" == there[3]
+        return not alive or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def pack(losses: NDArray[np.float64]) -> str:
+    """Numbers as text that gives back every bit."""
+    return base64.b64encode(np.asarray(losses, dtype="<f8").tobytes()).decode()
+
+
+def unpack(text: str) -> NDArray[np.float64]:
+    return np.frombuffer(base64.b64decode(text), dtype="<f8")
+
+
+@dataclass
+class _Watch:
+    beat: Any
+    since: float
+
+
+class Study:
+    """Opens a study, or begins it.
+
+    Args:
+        place: of the storage.
+        name: of the study.
+        identity: whatever its results depend on, as plain values.
+        sampler: that proposes candidates.
+        begin: whether to begin it where there is none.
+        stale_seconds: after which a silent worker has lost its candidate.
+
+    Raises:
+        ConfigError: the study there was begun with another identity; names what differs.
+        ToolkitError: there is none and it is not to be begun, or the storage cannot be reached.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        name: str,
+        identity: Mapping[str, Any],
+        sampler: optuna.samplers.BaseSampler,
+        *,
+        begin: bool,
+        stale_seconds: float = 300.0,
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.place = place
+        self.me = worker_identity()
+        self._stale_seconds = stale_seconds
+        self._watched: dict[int, _Watch] = {}
+        self._current: int | None = None
+        self._opened = open_storage(place, begin=begin)
+        try:
+            self._study = self._open(name, dict(identity), sampler, begin)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(
+        self,
+        name: str,
+        identity: dict[str, Any],
+        sampler: optuna.samplers.BaseSampler,
+        begin: bool,
+    ) -> optuna.Study:
+        place, storage = self.place, self._opened
+        with storage_errors(place, "cannot be opened"):
+            names = [known.study_name for known in storage.get_all_studies()]
+            if name not in names and not begin:
+                raise ToolkitError(
+                    f"{spoken(place)}: holds no study {name!r} yet; `toolkit merge choose` begins "
+                    "it, and workers join it while that runs."
+                )
+            study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                sampler=sampler,
+                directions=["minimize", "minimize"],
+                load_if_exists=True,
+            )
+            known = study.user_attrs.get("identity")
+            if known is None:
+                if not begin:
+                    raise ToolkitError(
+                        f"{spoken(place)}: the study {name!r} is only being begun; try again."
+                    )
+                study.set_user_attr("identity", identity)
+                known = identity
+        if lines := changed_keys(known, identity):
+            raise ConfigError(
+                f"{spoken(place)}: the study {name!r} was begun under another recipe:\n  "
+                + "\n  ".join(lines)
+                + "\nPut the former values back, or give the new study a name: search.study."
+            )
+        return study
+
+    def close(self) -> None:
+        """Give a database's connections back; without effect on what it holds."""
+        if (engine := getattr(self._opened, "engine", None)) is not None:
+            self._opened.remove_session()
+            engine.dispose()
+
+    def fill(self, queue: Sequence[Mapping[str, Any]]) -> None:
+        """Queue candidates, each with attributes and maybe with parameters given; those that are
+        there from before are not queued twice."""
+
+        def act() -> None:
+            have = len(self.trials())
+            for entry in queue[have:]:
+                self._study.add_trial(
+                    optuna.create_trial(
+                        state=TrialState.WAITING,
+                        user_attrs=dict(entry["attributes"]),
+                        system_attrs={"fixed_params": dict(entry["parameters"])}
+                        if entry["parameters"] is not None
+                        else {},
+                    )
+                )
+            self._study.set_user_attr("size", len(queue))
+
+        self.patiently(act)
+
+    @property
+    def size(self) -> int | None:
+        """How many candidates there are in all; None while they are being queued."""
+        size = self.patiently(lambda: self._study.user_attrs.get("size"))
+        return None if size is None else int(size)
+
+    def trials(self) -> list[FrozenTrial]:
+        """All candidates, in order."""
+        found: list[FrozenTrial] = self.patiently(lambda: self._study.get_trials(deepcopy=False))
+        return found
+
+    def claim(self) -> optuna.Trial | None:
+        """Take the next candidate of the queue, or None where none waits."""
+        size = self.size
+        if size is None:
+            return None
+
+        def act() -> optuna.Trial | None:
+            waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            if not waiting:
+                return None
+            trial = self._study.ask()
+            if trial.number >= size:  # another worker was quicker, so Optuna made one up
+                self._study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+                return None
+            trial.set_user_attr("worker", self.me)
+            return trial
+
+        trial = self.patiently(act)
+        self._current = None if trial is None else trial._trial_id
+        return trial
+
+    def note(self, trial: optuna.Trial, **attributes: Any) -> None:
+        """Keep something with a candidate."""
+
+        def act() -> None:
+            for name, value in attributes.items():
+                self._study._storage.set_trial_user_attr(trial._trial_id, name, value)
+
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self.patiently(act)
+
+    def finish(self, trial: optuna.Trial, values: Sequence[float] | None) -> None:
+        """Put a candidate down as done, or as failed where there are no values."""
+        state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        # A worker that was taken for dead may find its candidate finished by another one.
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self.patiently(
+                lambda: self._study._storage.set_trial_state_values(trial._trial_id, state, values)
+            )
+        self._current = None
+
+    def is_finished(self) -> bool:
+        size = self.size
+        done = sum(trial.state.is_finished() for trial in self.trials()[:size])
+        return size is not None and done >= size
+
+    def requeue_lost(self) -> list[int]:
+        """Give candidates of dead workers back to the queue, under their own numbers.
+
+        A process of this machine is looked up; of another one the sign of life that it renews
+        must have stood still for long, by this machine's clock alone.
+        """
+        returned = []
+        for trial in self.trials():
+            if trial.state != TrialState.RUNNING or trial._trial_id == self._current:
+                self._watched.pop(trial._trial_id, None)
+                continue
+            if self._is_lost(trial):
+                self._put_back(trial)
+                returned.append(trial.number)
+        return returned
+
+    def _is_lost(self, trial: FrozenTrial) -> bool:
+        worker = trial.user_attrs.get("worker", "")
+        if worker == self.me or (worker and is_surely_dead(worker)):
+            return True
+        beat = (worker, trial.user_attrs.get("beat"))
+        now = time.monotonic()
+        watch = self._watched.setdefault(trial._trial_id, _Watch(beat, now))
+        if watch.beat != beat:
+            watch.beat, watch.since = beat, now
+        wait = self._stale_seconds if worker else min(_UNCLAIMED_SECONDS, self._stale_seconds)
+        return now - watch.since > wait
+
+    def _put_back(self, trial: FrozenTrial) -> None:
+        def act() -> None:
+            storage = self._study._storage
+            storage.set_trial_user_attr(trial._trial_id, "worker", "")
+            storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self.patiently(act)
+        self._watched.pop(trial._trial_id, None)
+
+    @contextlib.contextmanager
+    def alive(self, trial: optuna.Trial) -> Iterator[None]:
+        """Renew a candidate's sign of life from beside while the block runs."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            number = 0
+            while not ended.wait(self._stale_seconds / 5.0):
+                number += 1
+                # What is wrong with the storage is said where its answer is needed.
+                with contextlib.suppress(Exception):
+                    storage = self._study._storage
+                    storage.set_trial_user_attr(trial._trial_id, "beat", number)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def patiently(self, act: Callable[[], Result]) -> Result:
+        """Do something with the storage, waiting a while for one that is away."""
+        last = time.monotonic() + (0.0 if isinstance(self.place, Path) else _PATIENCE_SECONDS)
+        while True:
+            try:
+                with storage_errors(self.place):
+                    return act()
+            except ToolkitError as error:
+                lost = error.__cause__ is not None and is_lost(error.__cause__)
+                if not lost or time.monotonic() >= last:
+                    raise
+                time.sleep(1.0)

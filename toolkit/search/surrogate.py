@@ -1,0 +1,141 @@
+"""The frugal search: a parabola fitted to few evaluations says where to look next.
+
+Figures of merges are smooth in the weights, nearly quadratic around the models (a Taylor expansion
+of the loss, whose gradient at a trained model is small), so few evaluations suffice.
+
+Reference:
+    Li et al. 2024, MAP: model merging with amortized Pareto fronts (2406.07529): a quadratic
+    surrogate of each metric over the merge weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+MIN_APART = 0.06
+"""Nearer than this, in the unit cube, a point says nothing new."""
+
+_POINTS = 4096  # of the cube at which the parabola is looked at
+_RIDGE = 1e-4
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One file with its choices made: what is left is a point of a unit cube.
+
+    Attributes:
+        points: tried so far, `[n, d]`.
+        scores: objective of each that has one, lower is better; NaN where none is known yet.
+    """
+
+    points: Floats
+    scores: Floats
+
+    @property
+    def dimensions(self) -> int:
+        return int(self.points.shape[1])
+
+    @property
+    def wanted(self) -> int:
+        """Points of a first look around: one, and two for each direction."""
+        return 1 + 2 * self.dimensions if self.dimensions else 1
+
+
+def propose(arms: Sequence[Arm], seed: int) -> tuple[int, Floats]:
+    """Where to look next: an arm and a point of its cube, `[d]`.
+
+    First every arm is looked at in a few spread points, one by one in turn; then a parabola is
+    fitted to each, and the point that promises most, apart from those tried, is next.
+
+    Args:
+        arms: all that may be tried.
+        seed: of the points looked at.
+    """
+    shares = [len(arm.points) / arm.wanted for arm in arms]
+    if min(shares) < 1.0:
+        number = int(np.argmin(shares))
+        return number, _spread_point(arms[number], seed)
+    promises = [_best_point(arm, seed + number) for number, arm in enumerate(arms)]
+    # An arm without numbers to find has been tried and promises nothing.
+    number = int(np.argmin([promise for promise, _ in promises]))
+    return number, promises[number][1]
+
+
+def _spread_point(arm: Arm, seed: int) -> Floats:
+    """Of many random points the one farthest from all tried; the first is the middle."""
+    if len(arm.points) == 0:
+        return np.full(arm.dimensions, 0.5)
+    generator = np.random.default_rng(seed)
+    cube = 0.1 + 0.8 * generator.random((_POINTS, arm.dimensions))
+    return np.asarray(cube[int(np.argmax(_apart(cube, arm.points)))])
+
+
+def _best_point(arm: Arm, seed: int) -> tuple[float, Floats]:
+    generator = np.random.default_rng(seed)
+    if arm.dimensions == 0:
+        return np.inf, np.zeros(0)
+    known = np.isfinite(arm.scores)
+    cube = generator.random((_POINTS, arm.dimensions))
+    if known.any():  # and as many around the best one
+        best = arm.points[known][int(np.argmin(arm.scores[known]))]
+        near = best + generator.normal(0.0, 0.15, (_POINTS, arm.dimensions))
+        cube = np.concatenate([cube, np.clip(near, 0.0, 1.0)])
+    cube = cube[_apart(cube, arm.points) >= MIN_APART]
+    if len(cube) == 0:
+        return np.inf, np.full(arm.dimensions, 0.5)
+    if not known.any():
+        return np.inf, np.asarray(cube[0])
+    promise = fit_quadratic(arm.points[known], arm.scores[known], cube)
+    number = int(np.argmin(promise))
+    return float(promise[number]), np.asarray(cube[number])
+
+
+def _apart(cube: Floats, points: Floats) -> Floats:
+    if len(points) == 0:
+        return np.full(len(cube), np.inf)
+    return np.asarray(np.linalg.norm(cube[:, None] - points[None], axis=2).min(axis=1))
+
+
+def fit_quadratic(points: Floats, scores: Floats, at: Floats) -> Floats:
+    """A parabola through scores by ridge regression, looked at elsewhere, `[m]`.
+
+    Products of two directions enter only where there are points enough for all of them. Points far
+    worse than the best weigh less: the parabola is to be right near the best one.
+
+    Args:
+        points: `[n, d]`.
+        scores: `[n]`.
+        at: `[m, d]`.
+
+    >>> line = np.linspace(0.0, 1.0, 5)[:, None]
+    >>> found = fit_quadratic(line, (line[:, 0] - 0.3) ** 2, np.array([[0.3], [0.8]]))
+    >>> [round(float(value), 2) for value in found]
+    [0.0, 0.25]
+    """
+    dimensions = points.shape[1]
+    crossed = len(points) >= (dimensions + 1) * (dimensions + 2) // 2
+    spread = float(np.ptp(scores)) or 1.0
+    level = float(scores.min())
+    heights = (scores - level) / spread
+    weight = 1.0 / (1.0 + 4.0 * heights)
+    features = _features(points, crossed) * weight[:, None]
+    ridge = np.sqrt(_RIDGE) * np.eye(features.shape[1])
+    ridge[0, 0] = 0.0
+    left = np.concatenate([features, ridge])
+    right = np.concatenate([heights * weight, np.zeros(features.shape[1])])
+    solution = np.linalg.lstsq(left, right, rcond=None)[0]
+    return np.asarray(_features(at, crossed) @ solution * spread + level)
+
+
+def _features(points: Floats, crossed: bool) -> Floats:
+    centred = points - 0.5
+    columns = [np.ones(len(points)), *centred.T, *np.square(centred).T]
+    if crossed:
+        first, second = np.triu_indices(points.shape[1], 1)
+        columns += [centred[:, a] * centred[:, b] for a, b in zip(first, second, strict=True)]
+    return np.stack(columns, axis=1)

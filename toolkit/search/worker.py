@@ -1,0 +1,387 @@
+"""A worker: takes candidates from the study's queue, merges them in memory and races them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, TrialState
+
+from toolkit.errors import ConfigError, EvaluationError, MergeError
+from toolkit.evaluate.sets import EvaluationSet
+from toolkit.merge.config import MergeConfig
+from toolkit.progress import Advance
+from toolkit.search.config import SearchSection
+from toolkit.search.notation import Value
+from toolkit.search.objective import Losses, Objective
+from toolkit.search.sampler import (
+    StudySampler,
+    Tried,
+    fixed_parameters,
+    grid_points,
+    sampler_state,
+    suggested,
+    tried_values,
+)
+from toolkit.search.space import (
+    GENERAL,
+    SPECIALIST,
+    Candidate,
+    MergeSpace,
+    endpoint,
+    sweep_point,
+)
+from toolkit.search.study import Study, pack, unpack
+
+_POLL_SECONDS = 0.5
+
+
+class Merging(Protocol):
+    """What a worker needs of a bench; see `Bench`."""
+
+    merge_seconds: float
+
+    def apply(self, config: MergeConfig) -> None: ...
+
+    def score(
+        self,
+        candidate: Candidate,
+        items: EvaluationSet,
+        rows: Sequence[int],
+        together: Sequence[EvaluationSet] = (),
+    ) -> list[float]: ...
+
+    def distance(self) -> float: ...
+
+
+@dataclass
+class Plan:
+    """What is to be tried in a study.
+
+    Args:
+        spaces: files of `merges/`.
+        section: of the recipe.
+        objective: of the tuning sets.
+        seed: of the recipe.
+    """
+
+    spaces: list[MergeSpace]
+    section: SearchSection
+    objective: Objective
+    seed: int
+    fixed: dict[str, Candidate] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fixed = {name: endpoint(name) for name in (GENERAL, SPECIALIST)}
+        for alpha in dict.fromkeys(self.section.sweep):
+            point = sweep_point(alpha)
+            if point.key not in {known.key for known in self.fixed.values()}:
+                self.fixed[point.name] = point
+
+    @property
+    def by_name(self) -> dict[str, MergeSpace]:
+        return {space.name: space for space in self.spaces}
+
+    def sampler(self) -> StudySampler:
+        return StudySampler(self.spaces, self.section, self.seed, self.learn)
+
+    def queue(self) -> list[dict[str, Any]]:
+        """The whole study: the two models, the sweep, and what the sampler has to find.
+
+        Raises:
+            ConfigError: the grids hold more than `search.candidates`.
+        """
+        entries: list[dict[str, Any]] = []
+        keys = {candidate.key for candidate in self.fixed.values()}
+        for name, candidate in self.fixed.items():
+            entries.append(
+                {"attributes": {"fixed": name}, "parameters": self._as_searched(candidate)}
+            )
+        if self.section.sampler != "grid":
+            rest = self.section.candidates - len(entries) if self.spaces else 0
+            return entries + [{"attributes": {}, "parameters": None}] * max(rest, 0)
+        for space in self.spaces:
+            for values in grid_points(space, self.section.grid_points):
+                candidate = space.candidate(values)
+                if candidate.key not in keys:
+                    keys.add(candidate.key)
+                    fixed = fixed_parameters(self.by_name, space.name, values)
+                    entries.append({"attributes": {}, "parameters": fixed})
+        if len(entries) > self.section.candidates:
+            raise ConfigError(
+                f"search.candidates: the grids of {', '.join(self.by_name)} and the sweep make "
+                f"{len(entries)} candidates, more than {self.section.candidates}; allow so many, "
+                "lower search.grid_points, or choose another sampler."
+            )
+        return entries
+
+    def _as_searched(self, candidate: Candidate) -> dict[str, Any] | None:
+        """A point of the sweep as one of a file that can say the same, for its sampler to know."""
+        alpha = candidate.parameters.get("alpha")
+        for space in self.spaces:
+            if alpha is not None and list(space.unknowns) == ["alpha"]:
+                try:
+                    inside = 0.0 <= space.unknowns["alpha"].share(alpha) <= 1.0
+                    same = inside and space.candidate({"alpha": alpha}).key == candidate.key
+                except (ValueError, ConfigError):  # no number of its grid
+                    continue
+                if same:
+                    return fixed_parameters(self.by_name, space.name, {"alpha": alpha})
+        return None
+
+    def candidate(self, trial: optuna.Trial | FrozenTrial) -> Candidate | None:
+        """The candidate behind a place in the queue; None where it was not chosen yet."""
+        if name := trial.user_attrs.get("fixed"):
+            return self.fixed[name]
+        if isinstance(trial, FrozenTrial):
+            known = tried_values(trial, self.by_name)
+            return None if known is None else self.by_name[known[0]].candidate(known[1])
+        name, values = suggested(trial, self.by_name)
+        return self.by_name[name].candidate(values)
+
+    def learn(self, trials: Sequence[FrozenTrial]) -> dict[str, list[Tried]]:
+        """What samplers know of a study: by file, in order."""
+        tried: dict[str, list[Tried]] = {space.name: [] for space in self.spaces}
+        for trial in trials:
+            known: tuple[str, dict[str, Value]] | None = tried_values(trial, self.by_name)
+            if known is None or trial.state == TrialState.FAIL:
+                continue
+            figures = None
+            if trial.state == TrialState.COMPLETE:
+                domain, general = trial.values
+                figures = (domain, general, float(trial.user_attrs["beyond"]))
+            tried[known[0]].append(Tried(known[1], figures, sampler_state(trial)))
+        return tried
+
+
+def score_missing(
+    bench: Merging,
+    candidate: Candidate,
+    objective: Objective,
+    losses: dict[str, NDArray[np.float64]],
+    look: int = -1,
+    *,
+    roles: Sequence[str] = ("domain", "general", "watch"),
+) -> None:
+    """Add what is not known yet of what is known after a look.
+
+    Args:
+        bench: with the candidate's merge on it.
+        candidate: what was merged.
+        objective: of the sets.
+        losses: so far; gains what is scored.
+        look: number of the look, the last by default.
+        roles: of the sets to be scored.
+    """
+    all_sets = [raced.items for raced in objective.sets.values()]
+    for name, raced in objective.sets.items():
+        have = losses.get(name, np.zeros(0))
+        rows = raced.order[len(have) : raced.cuts[look]].tolist()
+        if rows and raced.items.role in roles:
+            found = bench.score(candidate, raced.items, rows, all_sets)
+            losses[name] = np.concatenate([have, np.asarray(found, dtype=np.float64)])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a candidate.
+
+    Attributes:
+        candidate: what was merged.
+        status: `complete`, `dropped` after part of the items, or `failed`.
+        losses: by set, in the order of the race, as far as they were scored.
+        distance: from the general model.
+        tokens: that were scored for it.
+        merge_seconds, score_seconds: what it took.
+        order: its place in the study.
+        error: what failed.
+    """
+
+    candidate: Candidate
+    status: str
+    losses: Losses
+    distance: float
+    tokens: int
+    merge_seconds: float
+    score_seconds: float
+    order: int
+    error: str = ""
+
+
+def read_outcome(plan: Plan, trial: FrozenTrial) -> Outcome | None:
+    """What became of a candidate that is done; None before."""
+    candidate = plan.candidate(trial)
+    if not trial.state.is_finished() or candidate is None:
+        return None
+    kept = trial.user_attrs
+    return Outcome(
+        candidate,
+        str(kept["status"]),
+        read_losses(kept),
+        float(kept.get("distance", 0.0)),
+        int(kept.get("tokens", 0)),
+        float(kept.get("merge_seconds", 0.0)),
+        float(kept.get("score_seconds", 0.0)),
+        trial.number,
+        str(kept.get("error", "")),
+    )
+
+
+def read_losses(attributes: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
+    return {name: unpack(text) for name, text in attributes.get("losses", {}).items()}
+
+
+class Worker:
+    """Works on a study until its queue is empty and nothing is under way any more.
+
+    Args:
+        plan: what is to be tried.
+        study: the queue.
+        bench: where candidates are merged.
+        advance: is told of tokens that were scored, or need not be.
+    """
+
+    def __init__(
+        self, plan: Plan, study: Study, bench: Merging, advance: Advance = lambda *_: None
+    ) -> None:
+        self._plan = plan
+        self._study = study
+        self._bench = bench
+        self._advance = advance
+        self._outcomes: dict[int, Outcome] = {}
+
+    def work(self, *, stay: bool = True) -> None:
+        """Score candidates.
+
+        Args:
+            stay: also wait for those that other workers have, which may come back to the queue.
+        """
+        while True:
+            self._study.requeue_lost()
+            trial = self._study.claim()
+            if trial is not None:
+                with self._study.alive(trial):
+                    self._score(trial)
+            elif not stay or self._study.is_finished():
+                return
+            else:
+                time.sleep(_POLL_SECONDS)
+
+    def outcomes(self) -> dict[int, Outcome]:
+        """Those that are done, by their places."""
+        size = self._study.size
+        for trial in self._study.trials()[:size]:
+            if trial.number not in self._outcomes and trial.state.is_finished():
+                outcome = read_outcome(self._plan, trial)
+                if outcome is not None:
+                    self._outcomes[trial.number] = outcome
+        return self._outcomes
+
+    def _score(self, trial: optuna.Trial) -> None:
+        objective = self._plan.objective
+        candidate = self._study.patiently(lambda: self._plan.candidate(trial))
+        assert candidate is not None  # noqa: S101  (a trial in hand has values)
+        outcomes = self.outcomes()
+        twin = next(
+            (o for o in outcomes.values() if o.candidate.key == candidate.key and o.distance), None
+        )
+        merged_before, began = self._bench.merge_seconds, time.perf_counter()
+        known = self._study.patiently(lambda: read_losses(trial.user_attrs))
+        tokens = 0
+        try:
+            if twin is not None:
+                status, losses, distance = twin.status, dict(twin.losses), twin.distance
+            else:
+                self._bench.apply(candidate.config)
+                status, losses, tokens = self._race(trial, known, candidate)
+                distance = self._bench.distance()
+        except (EvaluationError, MergeError, ConfigError) as error:
+            if candidate.name in (GENERAL, SPECIALIST):
+                raise  # without them there is nothing to compare with
+            self._study.note(trial, status="failed", error=str(error))
+            self._study.finish(trial, None)
+            self._advance(objective.all_tokens, f"{candidate.name}: failed")
+            return
+        general = losses if candidate.name == GENERAL else self._find(GENERAL)
+        if general is None:  # another worker is still at it: compared with what is known later
+            general = losses
+        figures = objective.estimates(losses, [general, *self._whole()])
+        merge_seconds = self._bench.merge_seconds - merged_before
+        self._study.note(
+            trial,
+            status=status,
+            distance=distance,
+            tokens=tokens,
+            merge_seconds=merge_seconds,
+            score_seconds=time.perf_counter() - began - merge_seconds,
+            losses={name: pack(values) for name, values in losses.items()},
+            beyond=objective.beyond_tolerance(losses, general),
+        )
+        values = [objective.domain(figures), objective.general(figures)]
+        if math.isnan(values[1]):  # dropped for the domain alone; a storage takes no NaN
+            values[1] = objective.general(objective.estimates(general, [general]))
+        self._study.finish(trial, values)
+        self._advance(
+            objective.all_tokens - objective.tokens(losses), f"{candidate.name}: {values[0]:.4f}"
+        )
+
+    def _race(
+        self, trial: optuna.Trial, losses: dict[str, NDArray[np.float64]], candidate: Candidate
+    ) -> tuple[str, dict[str, NDArray[np.float64]], int]:
+        objective = self._plan.objective
+        is_endpoint = candidate.name in (GENERAL, SPECIALIST)
+        start, last = objective.tokens(losses), objective.num_looks - 1
+
+        def scored() -> int:
+            return objective.tokens(losses) - start
+
+        told = 0
+        for look in range(objective.num_looks):
+            may_end = look < last and not is_endpoint
+            # Most are dropped for the domain, and then need not be scored on the other sets.
+            score_missing(self._bench, candidate, objective, losses, look, roles=("domain",))
+            general = self._find(GENERAL)
+            behind = (
+                may_end and general is not None and objective.is_behind(losses, self._best(general))
+            )
+            if not behind or candidate.name in self._plan.fixed:  # a point of the curve shown
+                score_missing(self._bench, candidate, objective, losses, look)
+            self._advance(scored() - told, candidate.name)
+            told = scored()
+            if behind or (
+                may_end and general is not None and objective.loses_too_much(losses, general)
+            ):
+                return "dropped", losses, scored()
+            if look < last:  # so that a killed worker's candidate need not begin anew
+                packed = {name: pack(values) for name, values in losses.items()}
+                self._study.note(trial, losses=packed)
+        return "complete", losses, scored()
+
+    def _whole(self) -> list[Losses]:
+        return [o.losses for o in self.outcomes().values() if o.status == "complete"]
+
+    def _find(self, name: str) -> Losses | None:
+        for outcome in self.outcomes().values():
+            if outcome.candidate.name == name:
+                return outcome.losses
+        return None
+
+    def _best(self, general: Losses) -> Losses:
+        """The best so far: of those scored in full and within the tolerance, the lowest domain."""
+        objective = self._plan.objective
+        best, level = general, 0.0
+        for outcome in self.outcomes().values():
+            if outcome.status != "complete":
+                continue
+            if objective.general_loss_bound(outcome.losses, general) > objective.tolerance:
+                continue
+            change = objective.domain_difference(outcome.losses, general).estimate
+            if change < level:
+                best, level = outcome.losses, change
+        return best

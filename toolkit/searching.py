@@ -1,0 +1,201 @@
+"""What `make merge` and the workers that join it have in common: the study of a recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from toolkit.checkpoint.folder import stored_dtype
+from toolkit.checkpoint.load import load_causal_model
+from toolkit.data.source_config import SplitName
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.evaluate.cache import ScoreCache
+from toolkit.evaluate.load import load_sets, refuse_overlap
+from toolkit.evaluate.sets import EvaluationSet
+from toolkit.manifest import Stage, hash_json
+from toolkit.progress import say
+from toolkit.recipe import Recipe, merge_folder
+from toolkit.search.bench import Bench, device_of
+from toolkit.search.config import RaceSection
+from toolkit.search.objective import Objective
+from toolkit.search.parts import Parts, divide
+from toolkit.search.space import GENERAL, SPECIALIST, load_spaces
+from toolkit.search.storage import Place
+from toolkit.search.study import Study
+from toolkit.search.worker import Plan, Worker
+
+SCORES = "scores.jsonl"
+"""The journal of the study, in the folder that the merge stage works in."""
+
+CACHE = "scores-cache.jsonl"
+"""Every score, in the folder of all runs: nothing is scored twice, whatever the recipe."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The study of a recipe.
+
+    Attributes:
+        tuning, test: all sets.
+        parts: the tuning sets in two.
+        plan: what is to be tried on the first of them.
+        identity: what the study depends on.
+        name: of the study.
+    """
+
+    tuning: list[EvaluationSet]
+    test: list[EvaluationSet]
+    parts: Parts
+    plan: Plan
+    identity: dict[str, Any]
+    name: str
+    recipe: Recipe
+    general: Path
+    specialist: Path
+
+    def place(self, work: Path) -> Place:
+        return self.recipe.search.storage or work / SCORES
+
+    def objective(self, sets: Sequence[EvaluationSet]) -> Objective:
+        """Sets that are scored in full."""
+        return _objective(self.recipe, sets, RaceSection(enabled=False))
+
+    def bench(self, number: int = 0, cache: Path | None = None) -> Bench:
+        """Where the worker of this number merges and scores; scores are kept in `cache`."""
+        recipe = self.recipe
+        fp32 = recipe.evaluate.precision == "fp32"
+        dtype = torch.float32 if fp32 else stored_dtype(self.general)
+        return Bench(
+            {GENERAL: self.general, SPECIALIST: self.specialist},
+            load_causal_model(self.general, dtype),
+            seed=recipe.seed,
+            device=device_of(number),
+            cache=None if cache is None else ScoreCache(cache),
+            parents={name: self.identity["inputs"][name] for name in (GENERAL, SPECIALIST)},
+        )
+
+
+def prepare_search(
+    name: str, recipe: Recipe, stage: Stage, general: Path, specialist: Path, data: Path
+) -> Search:
+    """Read the sets and the merges of a recipe.
+
+    Args:
+        name: of the recipe.
+        recipe: all of it.
+        stage: the merge stage.
+        general: folder of the general model.
+        specialist: folder of the specialist.
+        data: folder of the data stage.
+
+    Raises:
+        EvaluationError: a document stands in tuning and in test.
+        ConfigError: a merge or a setting cannot be used.
+    """
+    spaces = load_spaces(recipe.search.merges, merge_folder())
+    tokenizer = AutoTokenizer.from_pretrained(general)
+    splits: tuple[SplitName, ...] = ("tuning", "test")
+    tuning, test = (
+        load_sets(recipe.evaluate, data, general, split, tokenizer=tokenizer) for split in splits
+    )
+    refuse_overlap(tuning, test)
+    parts = divide(tuning, recipe.search.confirm_fraction, recipe.seed)
+    objective = _objective(recipe, parts.search, recipe.search.race)
+    plan = Plan(spaces, recipe.search, objective, recipe.seed)
+    identity = {
+        **stage.identity(),
+        "sets": {item.name: [item.role, item.content_hash] for item in parts.search},
+    }
+    return Search(
+        tuning,
+        test,
+        parts,
+        plan,
+        dict(json.loads(json.dumps(identity))),
+        recipe.search.study or name,
+        recipe,
+        general,
+        specialist,
+    )
+
+
+def _objective(recipe: Recipe, sets: Sequence[EvaluationSet], race: RaceSection) -> Objective:
+    return Objective(
+        sets,
+        weights=recipe.search.weights,
+        tolerances=recipe.select.tolerances,
+        tolerance=recipe.select.general_tolerance,
+        confidence=recipe.select.confidence,
+        race=race,
+        seed=recipe.seed,
+        num_candidates=recipe.search.candidates,
+    )
+
+
+def hash_of_test(sets: Sequence[EvaluationSet]) -> str:
+    """Hash of the test documents, for the ledger."""
+    return hash_json([[item.name, item.content_hash] for item in sets])
+
+
+def cache_file(stage: Stage) -> Path:
+    return stage.folder.parent.parent / CACHE
+
+
+def num_workers(recipe: Recipe) -> int:
+    return recipe.search.workers or max(1, torch.cuda.device_count())
+
+
+def threads_each(workers: int) -> int | None:
+    """Threads for each of several workers that share the processor."""
+    if workers == 1 or torch.cuda.is_available():
+        return None
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
+def join_search(search: Search, stage: Stage, *, number: int, wait_seconds: float) -> None:
+    """Work on a study that is under way, until it is done.
+
+    Args:
+        search: the study.
+        stage: the merge stage.
+        number: of this worker; it decides on the GPU.
+        wait_seconds: for the study to begin.
+
+    Raises:
+        ToolkitError: there is none, or its storage cannot be reached.
+        ConfigError: it is one of another recipe.
+    """
+    last = time.monotonic() + wait_seconds
+    while True:
+        try:
+            study = Study(
+                search.place(stage.work),
+                search.name,
+                search.identity,
+                search.plan.sampler(),
+                begin=False,
+                stale_seconds=search.recipe.search.stale_seconds,
+            )
+            break
+        except ConfigError:
+            raise
+        except ToolkitError:
+            if time.monotonic() >= last:
+                raise
+            time.sleep(1.0)
+    if threads := threads_each(num_workers(search.recipe)):
+        torch.set_num_threads(threads)
+    with contextlib.closing(study):
+        worker = Worker(search.plan, study, search.bench(number, cache_file(stage)))
+        say(f"search: worker {number} joined {search.name!r}")
+        worker.work()
+    say(f"search: {search.name!r} is done")
