@@ -271,10 +271,17 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     """
     from toolkit.searching import join_search, prepare_search
 
-    data, specialist = run.root / "data", run.root / "cpt"
-    general = ensure_general(run) if run.recipe.model.artefact is None else run.root / "general"
-    for folder in (data, specialist, *([general] if run.recipe.model.artefact else [])):
+    recipe, data = run.recipe, run.root / "data"
+    use = recipe.train.use
+    specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
+    made = [data, specialist]
+    if recipe.tokenizer is not None:
+        made.append(run.root / "general-extended")
+    elif recipe.model.artefact is not None:
+        made.append(run.root / "general")
+    for folder in made:
         read_manifest(folder)  # a worker runs no stage itself
+    general = ensure_general(run)
     stage = _merge_stage(run, general, data, specialist)
     if stage.is_complete():
         say(f"merge: up to date ({stage.folder}); there is nothing to search")
