@@ -5,13 +5,13 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge publish checks test bench bench-merge clean
+.PHONY: help setup data cpt merge publish checks test bench bench-choices bench-merge clean
 
 help:
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
 	@echo "make publish DOMAIN=finance REPO=org/name"
-	@echo "make setup | checks | test | bench | bench-merge | clean"
+	@echo "make setup | checks | test | bench | bench-choices | bench-merge | clean"
 
 setup: $(STAMP)
 
@@ -48,6 +48,10 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	@$(VENV)/bin/python benchmarks/loss.py
+
+# Questions a second against lm-eval's, on the model that `make cpt` fetched.
+bench-choices: $(STAMP)
+	@$(VENV)/bin/python benchmarks/choices.py runs/$(DOMAIN)/general
 
 # Both engines on the same models; half an hour on 2 cores, as mergekit takes minutes for some.
 bench-merge: $(STAMP)
