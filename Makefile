@@ -5,7 +5,7 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge chat publish checks test bench bench-merge clean sft bench-data bench-train bench-search
+.PHONY: help setup data cpt merge chat publish checks test bench bench-merge clean sft bench-data bench-train bench-search bench-choices
 
 help:
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
@@ -13,7 +13,7 @@ help:
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
 	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
 	@echo "make publish DOMAIN=finance REPO=org/name"
-	@echo "make setup | checks | test | bench | bench-merge | bench-data | bench-train | bench-search | clean"
+	@echo "make setup | checks | test | bench | bench-merge | bench-data | bench-train | bench-choices | bench-search | clean"
 
 setup: $(STAMP)
 
@@ -57,6 +57,10 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	@$(VENV)/bin/python benchmarks/loss.py
+
+# Questions a second against lm-eval's, on the model that `make cpt` fetched.
+bench-choices: $(STAMP)
+	@$(VENV)/bin/python benchmarks/choices.py runs/$(DOMAIN)/general
 
 # Both engines on the same models; half an hour on 2 cores, as mergekit takes minutes for some.
 bench-merge: $(STAMP)

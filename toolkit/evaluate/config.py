@@ -101,9 +101,10 @@ class RetentionSection(Section):
     kl_tolerance: Annotated[float, Field(ge=0.0)] = 0.1
     """Largest divergence accepted where its role is `general`."""
 
-    top_tokens: Annotated[int, Field(ge=1)] = 64
+    top_tokens: Annotated[int, Field(ge=1)] = 1024
     """Of the general model's distribution at each token so many probabilities are kept, and the sum
-    of the rest; the divergence so found is never more than the true one."""
+    of the rest. The divergence so found is never more than the true one; on finance 64 miss 8 % of
+    it, 256 3 %, 1,024 1 %, 4,096 0.2 %. A thousand tokens take 8 MB."""
 
 
 class TaskSection(Section):
