@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -181,6 +182,7 @@ def run(side: str, folder: Path, model: Path) -> dict[str, Any]:
         environment["TOKENIZERS_PARALLELISM"] = "false"  # as our command line sets it
     else:
         environment.pop("TOKENIZERS_PARALLELISM", None)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     process = subprocess.Popen(
         [*command, "--model", str(model)],
@@ -195,10 +197,13 @@ def run(side: str, folder: Path, model: Path) -> dict[str, Any]:
     out, errors = process.communicate()
     seconds = time.perf_counter() - began
     watcher.join()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     found = [text for text in out.splitlines() if text.startswith("FIGURES ")]
     if not found:
         sys.exit(f"{side} failed:\n{out[-2000:]}\n{errors[-4000:]}")
     figures = dict(json.loads(found[0].removeprefix("FIGURES ")))
+    figures["processor_seconds"] = busy
     return {"seconds": seconds, "peak_bytes": peak[0], "private_bytes": peak[1], **figures}
 
 
@@ -226,7 +231,8 @@ def watch(process: subprocess.Popen[str], peak: list[int]) -> None:
 def line(side: str, megabytes: int, figures: dict[str, Any]) -> str:
     text = (
         f"{side} {megabytes} MB: {figures['seconds']:.1f} s "
-        f"({figures['seconds_without_imports']:.1f} without imports), "
+        f"({figures['seconds_without_imports']:.1f} without imports, "
+        f"{figures['processor_seconds']:.1f} of processors), "
         f"{figures['peak_bytes'] / 1e9:.2f} GB ({figures['private_bytes'] / 1e9:.2f} without "
         f"mapped files), {figures['tokens']:,} tokens"
     )
@@ -238,6 +244,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     for key, name in (
         ("seconds", "time"),
         ("seconds_without_imports", "time without imports"),
+        ("processor_seconds", "processor time"),
         ("peak_bytes", "peak memory"),
     ):
         ratios = [row["theirs"][key] / row["ours"][key] for row in rows]

@@ -6,8 +6,10 @@ is several times faster than computing it, and gives the same.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +21,9 @@ _UNEVEN = ("  ", "\n ", " \n", "\t", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e
 _AT_START = "\x00"
 """Begins the key of a chunk without a space in front; other keys stand for a space and the key."""
 
-MAX_KNOWN = 1 << 20
-"""Words remembered at most; then all are forgotten, since rare ones fill the table."""
+MAX_KNOWN = 1 << 18
+"""Words remembered at most (about 100 MB); then all are forgotten, since rare ones fill the table
+and the frequent ones are soon learned again: a limit four times as high is no faster (LOG.md)."""
 
 
 def cut_at_spaces(text: str) -> list[str]:
@@ -29,16 +32,22 @@ def cut_at_spaces(text: str) -> list[str]:
     >>> [chunk_text(key) for key in cut_at_spaces("net sales,\\n  rose 2 %")]
     ['net', ' sales,\\n  rose', ' 2', ' %']
     """
-    if text.isascii() and not any(sign in text for sign in _UNEVEN):
+    if not any(sign in text for sign in _UNEVEN):
         keys = text.split(" ")
-        keys[0] = _AT_START + keys[0]
-        return keys
+        # Other scripts have white space of their own; where there is any, these two differ.
+        if text.isascii() or text.replace("\n", "-").split() == text.replace("\n", "-").split(" "):
+            keys[0] = _AT_START + keys[0]
+            return keys
     return [chunk[1:] if chunk[0] == " " else _AT_START + chunk for chunk in _CHUNK.findall(text)]
 
 
 def chunk_text(key: str) -> str:
     """The text that a key stands for."""
     return key[1:] if key[:1] == _AT_START else f" {key}"
+
+
+Learned = tuple[NDArray[Any], NDArray[np.int64]]
+"""Numbers of some chunks in a row, and how many each has."""
 
 
 class ChunkTable:
@@ -49,12 +58,13 @@ class ChunkTable:
         dtype: of the numbers.
     """
 
-    def __init__(self, compute: Callable[[list[str]], Sequence[Sequence[int]]], dtype: Any) -> None:
+    def __init__(self, compute: Callable[[list[str]], Learned], dtype: Any) -> None:
         self._compute, self._dtype = compute, dtype
         self._forget()
 
     def _forget(self) -> None:
-        self._place: dict[str, int] = {}
+        # A chunk that is asked for and not known gets the next place.
+        self._place: defaultdict[str, int] = defaultdict(itertools.count().__next__)
         self._values = np.zeros(0, self._dtype)
         self._starts = np.zeros(1, np.int64)
 
@@ -67,10 +77,11 @@ class ChunkTable:
             ends.append(len(keys))
         if len(self._place) > MAX_KNOWN:
             self._forget()
-        new = sorted(set(keys).difference(self._place))
+        known = len(self._place)
+        places = np.fromiter(map(self._place.__getitem__, keys), np.int64, len(keys))
+        new = list(itertools.islice(self._place, known, None))
         if new:
             self._learn(new)
-        places = np.fromiter(map(self._place.__getitem__, keys), np.int64, len(keys))
         sizes = np.diff(self._starts)[places]
         stops = np.cumsum(sizes)
         total = int(stops[-1]) if len(stops) else 0
@@ -79,12 +90,12 @@ class ChunkTable:
         return self._values[index], offsets.astype(np.int64)
 
     def _learn(self, keys: list[str]) -> None:
-        rows = self._compute([chunk_text(key) for key in keys])
-        first = len(self._place)
-        self._place.update(zip(keys, range(first, first + len(keys)), strict=True))
-        flat = [value for row in rows for value in row]
-        sizes = np.fromiter(map(len, rows), np.int64, len(rows))
-        self._values = np.concatenate([self._values, np.array(flat, self._dtype)])
+        try:
+            values, sizes = self._compute([chunk_text(key) for key in keys])
+        except BaseException:
+            self._forget()  # places without numbers
+            raise
+        self._values = np.concatenate([self._values, values.astype(self._dtype)])
         self._starts = np.concatenate([self._starts, self._starts[-1] + np.cumsum(sizes)])
 
 

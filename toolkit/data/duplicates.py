@@ -5,6 +5,7 @@ Legend: D documents, P hashes of a signature.
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,15 @@ def _band_keys(rows: NDArray[np.uint32], candidates: I64, band: slice) -> U64:
         for column in rows[candidates[part], band].T.astype(np.uint64):
             keys[part] = (keys[part] ^ column) * _ODD
             keys[part] ^= keys[part] >> np.uint64(29)
+        _give_back(rows)
     return keys
+
+
+def _give_back(rows: NDArray[np.uint32]) -> None:
+    """Let go of the pages of a mapped file, so that they do not add up to all of it."""
+    mapped = getattr(rows, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _join(parent: I64, rows: NDArray[np.uint32], a: I64, b: I64, threshold: float) -> None:
@@ -124,6 +133,7 @@ def _join(parent: I64, rows: NDArray[np.uint32], a: I64, b: I64, threshold: floa
         for x, y in zip(a[part][alike].tolist(), b[part][alike].tolist(), strict=True):
             root_x, root_y = _root(parent, x), _root(parent, y)
             parent[max(root_x, root_y)] = min(root_x, root_y)
+        _give_back(rows)
 
 
 def _root(parent: I64, index: int) -> int:

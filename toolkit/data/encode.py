@@ -6,16 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from toolkit.data.chunks import ChunkTable, can_cut
+from toolkit.data.chunks import ChunkTable, Learned, can_cut
 from toolkit.data.config import FimSection
 from toolkit.data.sources import Document
 from toolkit.data.split import stable_unit
+from toolkit.data.words import take_rows
 from toolkit.errors import DataError
 from toolkit.manifest import load_json
 
@@ -99,32 +101,42 @@ class _Backend:
         for number, token in self._core.get_added_tokens_decoder().items():
             self._num_bytes[number] = len(token.content.encode())
 
-    def _encode_chunks(self, chunks: list[str]) -> list[list[int]]:
+    def _encode_chunks(self, chunks: list[str]) -> Learned:
         """Many words in one text, since each text costs more than a word; the tokens of each are
         told apart by their bytes."""
-        rows: dict[int, list[int]] = {}
-        together = [
+        apart = [
             n
             for n, text in enumerate(chunks)
-            if text[:1] == " " and text[1:2].strip() and text[-1:].strip()
+            if text[:1] != " " or not text[1:2].strip() or not text[-1:].strip()
         ]
-        alone = sorted(set(range(len(chunks))).difference(together))
+        alone = dict.fromkeys(apart)  # in order, and quick to look into
+        together = (
+            [n for n in range(len(chunks)) if n not in alone] if alone else range(len(chunks))
+        )
         groups = [
             together[start : start + _TOGETHER] for start in range(0, len(together), _TOGETHER)
         ]
-        encoded = self.encode(["".join(chunks[n] for n in group) for group in groups])
-        for group, ids in zip(groups, encoded, strict=True):
-            stops = np.cumsum([len(chunks[n].encode()) for n in group])
+        texts = ["".join([chunks[n] for n in group]) for group in groups]
+        order: list[int] = []
+        sizes: list[NDArray[np.int64]] = []
+        pieces: list[list[int]] = []
+        for group, text, ids in zip(groups, texts, self.encode(texts), strict=True):
+            words = [chunks[n] for n in group]
+            lengths = map(len, words if text.isascii() else map(str.encode, words))
+            stops = np.cumsum(np.fromiter(lengths, np.int64, len(words)))
             reached = np.cumsum(self._num_bytes[ids])
             ends = np.searchsorted(reached, stops) + 1
             if reached[-1] != stops[-1] or (reached[ends - 1] != stops).any():
-                alone += group  # a normalizer changed lengths
+                alone |= dict.fromkeys(group)  # a normalizer changed lengths
                 continue
-            edges = [0, *ends.tolist()]
-            for n, (start, stop) in zip(group, pairwise(edges), strict=True):
-                rows[n] = ids[start:stop]
-        rows.update(zip(alone, self.encode([chunks[n] for n in alone]), strict=True))
-        return [rows[n] for n in range(len(chunks))]
+            order += group
+            sizes.append(np.diff(ends, prepend=0))
+            pieces.append(ids)
+        rows = self.encode([chunks[n] for n in alone])
+        order += alone
+        sizes.append(np.array([len(row) for row in rows], np.int64))
+        values = np.fromiter(chain.from_iterable(pieces + rows), np.int32)
+        return _in_order(values, np.concatenate(sizes), np.array(order, np.int64))
 
     def vocabulary(self) -> dict[str, int]:
         return dict(self._core.get_vocab())
@@ -135,6 +147,18 @@ class _Backend:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         return [item.ids for item in self._core.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _in_order(values: NDArray[Any], sizes: NDArray[np.int64], order: NDArray[np.int64]) -> Learned:
+    """Rows that were worked out in another order, put back.
+
+    >>> _in_order(np.array([5, 6, 7]), np.array([1, 2]), np.array([1, 0]))
+    (array([6, 7, 5]), array([2, 1]))
+    """
+    back = np.argsort(order)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    sorted_values, _ = take_rows(values, offsets, back)
+    return sorted_values, sizes[back]
 
 
 @lru_cache(maxsize=2)

@@ -27,7 +27,7 @@ from toolkit.data.words import I64, spread, take_rows
 from toolkit.data.workers import Workers
 from toolkit.manifest import load_json, write_atomically, write_json
 
-SHARD_BYTES = 4 << 20
+SHARD_BYTES = 2 << 20
 """Text in one shard: enough for a process to be busy with, little enough to hold several."""
 
 
