@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "train": COMMON | {"checkpoint", "data"},
     "merge": COMMON | {"checkpoint"},
     "adapter": COMMON | {"checkpoint", "merge"},
-    "evaluate": COMMON | {"checkpoint", "data"},
+    "evaluate": COMMON | {"checkpoint", "data", "generate"},
     "generate": COMMON | {"checkpoint", "merge"},
     "search": COMMON | {"merge", "evaluate"},
     "select": COMMON,

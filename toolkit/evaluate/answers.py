@@ -17,6 +17,7 @@ from torch import Tensor
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.head import logit_chunks
 from toolkit.evaluate.prompted import answer_states
+from toolkit.generate.greedy import greedy_batch
 from toolkit.manifest import hash_json, write_atomically
 
 _BLOCK = 24
@@ -127,7 +128,7 @@ def make_answers(
         EvaluationError: the model's probabilities are not numbers.
     """
     model.eval()
-    answers = _greedy(model, _turn_ends(model, tokenizer), prompts, answer_tokens)
+    answers = greedy_batch(model, _turn_ends(model, tokenizer), prompts, answer_tokens)
     tops: list[Tensor] = [torch.empty(0)] * len(prompts)
     logs: list[Tensor] = [torch.empty(0)] * len(prompts)
     rests: list[Tensor] = [torch.empty(0)] * len(prompts)
@@ -165,41 +166,6 @@ def _turn_ends(model: Any, tokenizer: Any) -> set[int]:
     ends = getattr(model.generation_config, "eos_token_id", None)
     listed = ends if isinstance(ends, list) else [ends]
     return {int(end) for end in (*listed, tokenizer.eos_token_id) if end is not None}
-
-
-def _greedy(
-    model: Any, ends: set[int], prompts: Sequence[list[int]], answer_tokens: int
-) -> list[list[int]]:
-    """The likeliest token again and again, whatever the model's generation settings say."""
-    from transformers import GenerationConfig
-
-    longest = max(map(len, prompts))
-    fill = next(iter(ends), 0)
-    inputs = torch.full((len(prompts), longest), fill, dtype=torch.long)
-    mask = torch.zeros_like(inputs)
-    for row, tokens in enumerate(prompts):  # generation goes on at the right, so pad at the left
-        inputs[row, longest - len(tokens) :] = torch.tensor(tokens)
-        mask[row, longest - len(tokens) :] = 1
-    device = next(model.parameters()).device
-    plain = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=answer_tokens,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=fill,
-    )
-    own, model.generation_config = model.generation_config, plain
-    try:
-        made = model.generate(
-            input_ids=inputs.to(device), attention_mask=mask.to(device), generation_config=plain
-        )[:, longest:].tolist()
-    finally:
-        model.generation_config = own
-    answers = []
-    for row in made:
-        stop = next((n for n, token in enumerate(row) if token in ends), len(row) - 1)
-        answers.append(row[: stop + 1])
-    return answers
 
 
 def _write(path: Path, answers: Answers) -> None:

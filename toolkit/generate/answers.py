@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
+from toolkit.generate.greedy import greedy_batch
 from toolkit.generate.speaker import Speaker, load_speaker
 from toolkit.progress import progress, say
 
@@ -41,47 +40,16 @@ def answer_rows(
     return rows
 
 
-@torch.inference_mode()
 def answer_batch(speaker: Speaker, prompts: Sequence[str], new_tokens: int) -> list[str]:
-    """Greedy answers of one model to all prompts at once.
-
-    Prompts are padded at their left end, so that all answers grow at the same place; the padding
-    is masked, and positions count from each prompt's own beginning.
-    """
+    """Greedy answers of one model to all prompts at once; one that was cut ends in `…`."""
     if not prompts:
         return []
     asked = [speaker.encode([{"role": "user", "content": prompt}]) for prompt in prompts]
-    device = next(speaker.model.parameters()).device
-    longest = max(map(len, asked))
-    tokens = torch.zeros(len(asked), longest, dtype=torch.long, device=device)
-    mask = torch.zeros_like(tokens)
-    for row, ids in enumerate(asked):
-        tokens[row, longest - len(ids) :] = torch.tensor(ids, device=device)
-        mask[row, longest - len(ids) :] = 1
-    answers: list[list[int]] = [[] for _ in asked]
-    growing = set(range(len(asked)))
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    inputs, cache = tokens, None
-    for _ in range(min(new_tokens, speaker.most_tokens - longest)):
-        output = speaker.model(
-            input_ids=inputs,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        cache = output.past_key_values
-        chosen = output.logits[:, -1].argmax(1)
-        for row, token in enumerate(chosen.tolist()):
-            if row in growing and token in speaker.stops:
-                growing.discard(row)
-            elif row in growing:
-                answers[row].append(token)
-        if not growing:
-            break
-        inputs, positions = chosen[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-    return [
-        speaker.decode(answer).strip() + (" …" if row in growing else "")
-        for row, answer in enumerate(answers)
-    ]
+    room = speaker.most_tokens - max(map(len, asked))
+    found = greedy_batch(speaker.model, speaker.stops, asked, min(new_tokens, room))
+    answers = []
+    for tokens in found:
+        is_whole = bool(tokens) and tokens[-1] in speaker.stops
+        text = speaker.decode(tokens[:-1] if is_whole else tokens).strip()
+        answers.append(text if is_whole else f"{text} …")
+    return answers
