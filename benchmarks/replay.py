@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from toolkit.data.source_config import SplitRule
 from toolkit.manifest import hash_json
 from toolkit.recipe import Recipe, find_recipe, load_recipe
-from toolkit.stages import Run, ensure_data, ensure_general
+from toolkit.stages.chain import Run, ensure_data, ensure_general
 
 Row = dict[str, Any]
 

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from toolkit.choosing import _named
 from toolkit.config import load_yaml
 from toolkit.recipe import find_recipe, load_recipe
 from toolkit.search.config import RaceSection
@@ -35,8 +34,9 @@ from toolkit.search.outcome import candidate_rows, cannot_be_told_apart
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, sweep_point
 from toolkit.search.worker import Outcome, Plan
-from toolkit.searching import Search, prepare_search
-from toolkit.stages import Run, _merge_stage, ensure_cpt
+from toolkit.stages.chain import Run, _merge_stage, ensure_cpt
+from toolkit.stages.choosing import _named
+from toolkit.stages.searching import Search, prepare_search
 
 PEERS = 3
 WINDOW = 512

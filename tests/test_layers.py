@@ -28,13 +28,9 @@ MAY_IMPORT = {
     "report": COMMON,
     "publish": COMMON | {"checkpoint"},
 }
-"""recipe, stages, choosing, reporting, diagnosing and cli sit on top and may import everything."""
+"""recipe, stages, entry and cli sit on top and may import everything."""
 
-ON_TOP = {
-    *("__init__", "__main__", "recipe", "stages", "training", "choosing", "diagnosing"),
-    *("publishing", "reporting", "cli", "entry", "finishing", "finetuning", "training_cli"),
-    *("publishing_cli", "publishing_material", "verifying", "searching"),
-}
+ON_TOP = {"__init__", "__main__", "recipe", "stages", "entry", "cli"}
 
 
 def layer_of(path: Path) -> str:

@@ -11,7 +11,7 @@ import yaml
 
 from tests.conftest import paragraph
 from tests.test_end_to_end import recipe
-from toolkit.stages import Run
+from toolkit.stages.chain import Run
 
 
 def make_project(folder: Path, make_model: Callable[..., Path], **model: Any) -> Path:

@@ -15,8 +15,8 @@ from toolkit.adapter.cli import app as adapter_app
 from toolkit.entry import INTERRUPTED, errors_in_one_line, quieten
 from toolkit.evaluate.cli import evaluate
 from toolkit.generate.cli import chat, generate
-from toolkit.publishing_cli import app as publish_app
-from toolkit.training_cli import anneal, checkpoint_app, sft_app
+from toolkit.stages.publishing_cli import app as publish_app
+from toolkit.stages.training_cli import anneal, checkpoint_app, sft_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,7 +68,7 @@ def main() -> None:
 @data_app.command("run")
 def data_run(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
     """Fetch, clean, split, tokenise and pack a recipe's documents."""
-    from toolkit.stages import ensure_data
+    from toolkit.stages.chain import ensure_data
 
     ensure_data(_open(recipe, runs))
 
@@ -85,7 +85,7 @@ def cpt_run(
     ] = False,
 ) -> None:
     """Train a recipe's general model into the specialist."""
-    from toolkit.stages import ensure_cpt
+    from toolkit.stages.chain import ensure_cpt
 
     ensure_cpt(_open(recipe, runs), change_schedule=change_schedule)
 
@@ -102,7 +102,7 @@ def merge_choose(
     ] = False,
 ) -> None:
     """Search, choose and write a recipe's merge; runs data and cpt first where needed."""
-    from toolkit.stages import ensure_merge, show_outcome
+    from toolkit.stages.chain import ensure_merge, show_outcome
 
     show_outcome(ensure_merge(_open(recipe, runs), score_test_again=score_test_again))
 
@@ -115,7 +115,7 @@ def search_worker(
     wait: Annotated[float, typer.Option(help="Seconds to wait for the search to begin.")] = 60.0,
 ) -> None:
     """Join the search of a recipe that `merge choose` runs, here or on another machine."""
-    from toolkit.stages import join_merge
+    from toolkit.stages.chain import join_merge
 
     join_merge(_open(recipe, runs), number=number, wait_seconds=wait)
 
@@ -141,7 +141,7 @@ def merge_run(
     plan = run_merge(wanted, out, seed=seed, allow_non_finite=allow_non_finite)
     say(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}")
     if diagnose:
-        from toolkit.diagnosing import diagnose_merge
+        from toolkit.stages.diagnosing import diagnose_merge
 
         diagnose_merge(out, wanted)
 
@@ -187,13 +187,13 @@ def merge_diagnose(
     losses: Annotated[bool, typer.Option(help="Load the models and score them.")] = True,
 ) -> None:
     """Say what a merge did: norms, angles, distances, losses, and what is off."""
-    from toolkit.diagnosing import run_diagnosis
+    from toolkit.stages.diagnosing import run_diagnosis
 
     run_diagnosis(model, against or [], base=base, text=text, html=html, with_losses=losses)
 
 
 def _open(name: str, runs: Path):  # type: ignore[no-untyped-def]  # a Run; its import is slow
-    from toolkit.stages import Run
+    from toolkit.stages.chain import Run
 
     return Run.open(name, runs)
 

@@ -15,8 +15,8 @@ from toolkit.config import parse_section
 from toolkit.manifest import Stage
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.run import run_merge
-from toolkit.publishing_material import Material
 from toolkit.recipe import Recipe
+from toolkit.stages.publishing_material import Material
 
 RECIPE: dict[str, Any] = {
     "description": "tiny model on made-up filings",

@@ -24,8 +24,8 @@ from toolkit.publish.checks import (
     run_checks,
     show_findings,
 )
-from toolkit.publishing import make_bundle
-from toolkit.publishing_material import Material, find_parents
+from toolkit.stages.publishing import make_bundle
+from toolkit.stages.publishing_material import Material, find_parents
 
 REPO = "org/tiny"
 

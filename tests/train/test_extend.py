@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.tiny_runs import make_project, open_run
 from toolkit.errors import ConfigError
 from toolkit.manifest import read_manifest
-from toolkit.stages import Run, ensure_cpt, ensure_data, ensure_general, ensure_merge
+from toolkit.stages.chain import Run, ensure_cpt, ensure_data, ensure_general, ensure_merge
 from toolkit.train.extend import extend_tokenizer
 from toolkit.train.vocabulary import NewTokens, choose_merges
 

@@ -11,7 +11,7 @@ import pytest
 from tests.token_blocks import make_blocks
 from toolkit.errors import ConfigError, DataError, ToolkitError
 from toolkit.manifest import Stage
-from toolkit.stages import Run, ensure_cpt
+from toolkit.stages.chain import Run, ensure_cpt
 from toolkit.train import processes
 from toolkit.train.config import TrainSection
 from toolkit.train.run import run_train

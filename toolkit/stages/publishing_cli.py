@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from toolkit.publishing_material import Material
+    from toolkit.stages.publishing_material import Material
 
 app = typer.Typer(no_args_is_help=True, help="The merged model, for others.")
 
@@ -43,7 +43,7 @@ def run(
     from toolkit.publish.checks import parse_accepted
     from toolkit.publish.hub import HubTarget
     from toolkit.publish.store import is_store
-    from toolkit.publishing import run_publish
+    from toolkit.stages.publishing import run_publish
 
     if to is not None and not is_store(to):
         raise ConfigError(f"--to {to}: is no address of a store, such as file:///srv/models/x.")
@@ -66,7 +66,7 @@ def bundle(
 ) -> None:
     """Make and check the bundle, and send nothing."""
     from toolkit.publish.checks import parse_accepted
-    from toolkit.publishing import make_bundle
+    from toolkit.stages.publishing import make_bundle
 
     accepted = parse_accepted(accept or ())
     make_bundle(_material(recipe, runs), _format(kind), _checked(repo), accepted)
@@ -83,7 +83,7 @@ def verify(
     runs: Annotated[Path, typer.Option(help="Folder to look for the parents in.")] = Path("runs"),
 ) -> None:
     """Recompute the hashes, make the merge again from its parents, compare; exits 1 if it fails."""
-    from toolkit.verifying import parse_parents, run_verify
+    from toolkit.stages.verifying import parse_parents, run_verify
 
     holds = run_verify(where, revision=revision, parents=parse_parents(parent or ()), runs=runs)
     raise typer.Exit(int(not holds))
@@ -118,9 +118,9 @@ def _checked(repository: str) -> str:
 
 
 def _material(name: str, runs: Path) -> Material:
-    from toolkit.publishing_material import Material
     from toolkit.recipe import find_recipe, load_recipe
-    from toolkit.stages import Run, ensure_cpt, ensure_data, ensure_general, ensure_merge
+    from toolkit.stages.chain import Run, ensure_cpt, ensure_data, ensure_general, ensure_merge
+    from toolkit.stages.publishing_material import Material
 
     path = find_recipe(name)
     run = Run.of(path, load_recipe(path), runs)

@@ -20,7 +20,6 @@ from toolkit.merge.config import MergeConfig, parse_merge_config
 from toolkit.merge.run import run_merge, to_yaml
 from toolkit.progress import progress, say
 from toolkit.recipe import Recipe
-from toolkit.reporting import write_report
 from toolkit.search.final import MERGE, Resampler, document_rows, final_figures
 from toolkit.search.ledger import LEDGER, TestLedger
 from toolkit.search.objective import Losses, Objective
@@ -40,14 +39,6 @@ from toolkit.search.outcome import (
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST
 from toolkit.search.worker import Outcome
-from toolkit.searching import (
-    Search,
-    cache_file,
-    hash_of_test,
-    num_workers,
-    prepare_search,
-    threads_each,
-)
 from toolkit.select import Candidate as Option
 from toolkit.select import (
     Choice,
@@ -57,6 +48,15 @@ from toolkit.select import (
     pareto_front,
     qualified_names,
     shortlist,
+)
+from toolkit.stages.reporting import write_report
+from toolkit.stages.searching import (
+    Search,
+    cache_file,
+    hash_of_test,
+    num_workers,
+    prepare_search,
+    threads_each,
 )
 
 _CONFIRM, _TEST = "confirm.json", "test.json"

@@ -9,7 +9,7 @@ from typing import Any
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.manifest import content_hash, hash_folder, hash_json
 from toolkit.progress import say
-from toolkit.stages import (
+from toolkit.stages.chain import (
     Run,
     cpt_stage,
     ensure_cpt,
@@ -65,7 +65,7 @@ def ensure_anneal(run: Run, *, from_step: int | None = None, steps: float | None
     stage = run.stage(name, config, inputs)
 
     def act() -> None:
-        from toolkit.training import train_stage
+        from toolkit.stages.training import train_stage
 
         say(f"  {num_steps} steps from step {step}")
         rate = learning_rate(step - 1, _planned_steps(data, section), section.schedule)

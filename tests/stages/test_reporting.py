@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests.report.outcomes import MERGE_YAML, make_results, make_training
-from toolkit import reporting
 from toolkit.manifest import Stage, hash_file
 from toolkit.recipe import Recipe
-from toolkit.reporting import read_metrics, write_report
+from toolkit.stages import reporting
+from toolkit.stages.reporting import read_metrics, write_report
 
 QUESTION = "What is <debt>?"
 

@@ -165,7 +165,7 @@ def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
     Raises:
         ConfigError: more than the schedule was changed.
     """
-    from toolkit.training import train_specialist
+    from toolkit.stages.training import train_specialist
 
     general, data = first_alone(lambda: (ensure_general(run), ensure_data(run)))
     stage = cpt_stage(run, general, data)
@@ -213,15 +213,15 @@ def first_alone(act: Callable[[], Result]) -> Result:
 
 def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     """The merge stage: search, choice, test, and the merged model on disk."""
-    from toolkit.finishing import ensure_specialist
+    from toolkit.stages.finishing import ensure_specialist
 
     general, data, specialist = ensure_general(run), ensure_data(run), ensure_specialist(run)
     recipe = run.recipe
     stage = _merge_stage(run, general, data, specialist)
 
     def merge() -> None:
-        from toolkit.choosing import run_choosing
-        from toolkit.searching import num_workers
+        from toolkit.stages.choosing import run_choosing
+        from toolkit.stages.searching import num_workers
 
         command = [sys.executable, "-m", "toolkit", "search", "worker", str(run.path)]
         run_choosing(
@@ -269,7 +269,7 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     Raises:
         ToolkitError: a stage before it is not complete, or no search is under way.
     """
-    from toolkit.searching import join_search, prepare_search
+    from toolkit.stages.searching import join_search, prepare_search
 
     recipe, data = run.recipe, run.root / "data"
     use = recipe.train.use

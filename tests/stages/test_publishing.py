@@ -170,7 +170,8 @@ def test_flags_are_checked_before_any_work(
     words: tuple[str, ...],
     text: str,
 ):
-    from toolkit import cli, publishing_cli
+    from toolkit import cli
+    from toolkit.stages import publishing_cli
 
     def fail(*_: Any) -> None:
         raise AssertionError("work was begun")

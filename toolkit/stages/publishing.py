@@ -43,7 +43,7 @@ from toolkit.publish.public import (
     to_yaml,
 )
 from toolkit.publish.store import upload_to_store
-from toolkit.publishing_material import Material, card_facts, find_parents, parent_section
+from toolkit.stages.publishing_material import Material, card_facts, find_parents, parent_section
 
 
 def run_publish(

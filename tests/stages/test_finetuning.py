@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.tiny_runs import make_project, open_run
 from toolkit.data.blocks import IGNORED, Blocks
 from toolkit.errors import ConfigError
-from toolkit.finetuning import ensure_sft
 from toolkit.manifest import read_manifest
-from toolkit.training import load_answers
+from toolkit.stages.finetuning import ensure_sft
+from toolkit.stages.training import load_answers
 
 SPLIT = {name: {"share": share} for name, share in (("train", 0.6), ("tuning", 0.2), ("test", 0.2))}
 

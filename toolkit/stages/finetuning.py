@@ -8,9 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from toolkit.errors import ConfigError
-from toolkit.finishing import ensure_specialist
 from toolkit.manifest import content_hash
-from toolkit.stages import (
+from toolkit.stages.chain import (
     Run,
     data_stage,
     ensure_general,
@@ -18,6 +17,7 @@ from toolkit.stages import (
     fingerprint,
     first_alone,
 )
+from toolkit.stages.finishing import ensure_specialist
 from toolkit.train.config import identity_of
 
 _STARTS = {"merge": ensure_merge, "specialist": ensure_specialist, "general": ensure_general}
@@ -29,7 +29,7 @@ def ensure_sft(run: Run) -> Path:
     Raises:
         ConfigError: the recipe has no section `sft`.
     """
-    from toolkit.training import train_stage
+    from toolkit.stages.training import train_stage
 
     section = run.recipe.sft
     if section is None:

@@ -11,9 +11,9 @@ from tests.publish.hub_server import Hub
 from toolkit.errors import ConfigError, PublishError
 from toolkit.publish.bundle import write_sums
 from toolkit.publish.hub import HubTarget, upload_bundle
-from toolkit.publishing import make_bundle
-from toolkit.publishing_material import Material
-from toolkit.verifying import parse_parents, run_verify
+from toolkit.stages.publishing import make_bundle
+from toolkit.stages.publishing_material import Material
+from toolkit.stages.verifying import parse_parents, run_verify
 
 __all__ = ["hub", "make_material", "material", "recipe_values"]
 

@@ -19,8 +19,8 @@ Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
 @sft_app.command("run")
 def sft_run(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
     """Fine-tune a recipe's merge on conversations; runs the stages before it where needed."""
-    from toolkit.finetuning import ensure_sft
-    from toolkit.stages import Run
+    from toolkit.stages.chain import Run
+    from toolkit.stages.finetuning import ensure_sft
 
     ensure_sft(Run.open(recipe, runs))
 
@@ -37,8 +37,8 @@ def anneal(
     ] = None,
 ) -> None:
     """Finish a specialist: bring the learning rate down from a state of the constant phase."""
-    from toolkit.finishing import ensure_anneal
-    from toolkit.stages import Run
+    from toolkit.stages.chain import Run
+    from toolkit.stages.finishing import ensure_anneal
 
     ensure_anneal(Run.open(recipe, runs), from_step=from_step, steps=steps)
 
@@ -62,8 +62,8 @@ def average(
 ) -> None:
     """Average model folders into a new one, or the last states that a recipe's cpt kept."""
     if len(places) == 1:
-        from toolkit.finishing import ensure_average
-        from toolkit.stages import Run
+        from toolkit.stages.chain import Run
+        from toolkit.stages.finishing import ensure_average
 
         if weights is not None or decay is not None:
             raise ConfigError("--weights and --decay: of a recipe's states, train.average says it.")

@@ -17,9 +17,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.conftest import paragraph
 from toolkit import cli
-from toolkit.diagnosing import load_text, run_diagnosis
 from toolkit.errors import ConfigError
 from toolkit.evaluate.short_text import SHORT_TEXT
+from toolkit.stages.diagnosing import load_text, run_diagnosis
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_run_and_diagnose(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setattr("toolkit.diagnosing.SHORT_TEXT", load_text(trained / "text.txt"))
+    monkeypatch.setattr("toolkit.stages.diagnosing.SHORT_TEXT", load_text(trained / "text.txt"))
     out = tmp_path / "out"
     assert toolkit(monkeypatch, "merge", "run", trained / "merge.yml", out, "--diagnose") == 0
     assert "Nothing is off" in capsys.readouterr().out

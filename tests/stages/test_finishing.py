@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from tests.tiny_runs import make_project, open_run
 from toolkit.checkpoint import resume
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.finishing import ensure_anneal, ensure_average, ensure_specialist
 from toolkit.manifest import read_manifest
-from toolkit.stages import ensure_cpt
+from toolkit.stages.chain import ensure_cpt
+from toolkit.stages.finishing import ensure_anneal, ensure_average, ensure_specialist
 from toolkit.train import loop
 
 CONSTANT = {

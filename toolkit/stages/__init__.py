@@ -1,0 +1,1 @@
+"""The stages of a run, put together from the layers below; they may import everything."""
