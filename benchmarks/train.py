@@ -31,12 +31,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--micro-batch", type=int, default=4, help="blocks a forward pass, of both")
+    parser.add_argument(
+        "--checkpointing", default="selective", help="none, selective or full, of our side"
+    )
+    parser.add_argument("--only", choices=["ours", "theirs"], help="leave the other side out")
     parser.add_argument("--side", choices=["ours", "theirs"])
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     if arguments.side:
-        act = {"ours": ours, "theirs": theirs}[arguments.side]
-        figures = act(arguments.model, arguments.folder, arguments.steps, arguments.micro_batch)
+        given = (arguments.model, arguments.folder, arguments.steps, arguments.micro_batch)
+        if arguments.side == "ours":
+            figures = ours(*given, arguments.checkpointing)
+        else:
+            figures = theirs(*given)
         figures["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print("FIGURES " + json.dumps(figures))
         return
@@ -48,9 +55,11 @@ def main() -> None:
         pairs = []
         for number in range(arguments.pairs):
             sides = ("ours", "theirs") if number % 2 else ("theirs", "ours")
-            pairs.append({side: run(side, folder, arguments) for side in sides})
+            chosen = [side for side in sides if arguments.only in (None, side)]
+            pairs.append({side: run(side, folder, arguments) for side in chosen})
             print(line(f"pair {number + 1}", pairs[-1]), flush=True)
-    show(pairs)
+    if arguments.only is None:
+        show(pairs)
 
 
 def write_blocks(folder: Path, model: Path, steps: int) -> None:
@@ -67,7 +76,9 @@ def write_blocks(folder: Path, model: Path, steps: int) -> None:
     make_blocks(folder, {"text": [(ids * (needed // len(ids) + 1))[: needed - 1]]}, SEQUENCE)
 
 
-def ours(model: Path, folder: Path, steps: int, micro_batch: int) -> dict[str, Any]:
+def ours(
+    model: Path, folder: Path, steps: int, micro_batch: int, checkpointing: str
+) -> dict[str, Any]:
     import torch
 
     from toolkit.checkpoint.load import load_causal_model
@@ -80,6 +91,7 @@ def ours(model: Path, folder: Path, steps: int, micro_batch: int) -> dict[str, A
         {
             "blocks_per_step": BLOCKS_PER_STEP,
             "micro_batch_blocks": micro_batch,
+            "gradient_checkpointing": checkpointing,
             "schedule": {"kind": "constant", "peak_lr": LEARNING_RATE, "rewarm_fraction": 0.0},
             "save_every_steps": 10_000,
         }
@@ -163,6 +175,7 @@ def run(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
     command += ["--model", str(arguments.model), "--steps", str(arguments.steps)]
     command += ["--micro-batch", str(arguments.micro_batch)]
+    command += ["--checkpointing", arguments.checkpointing]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -174,10 +187,9 @@ def run(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any
 
 
 def line(name: str, pair: dict[str, Any]) -> str:
-    a, b = pair["ours"], pair["theirs"]
-    return (
-        f"{name}: ours {a['tokens_per_second']:.0f} tokens/s, {a['peak_bytes'] / 1e9:.2f} GB; "
-        f"Trainer {b['tokens_per_second']:.0f} tokens/s, {b['peak_bytes'] / 1e9:.2f} GB"
+    return f"{name}: " + "; ".join(
+        f"{side} {figures['tokens_per_second']:.0f} tokens/s, {figures['peak_bytes'] / 1e9:.2f} GB"
+        for side, figures in sorted(pair.items())
     )
 
 

@@ -216,6 +216,10 @@ class TextTokenizer:
                 return str(token["content"] if isinstance(token, dict) else token)
         return None
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has."""
+        return len(_plain(self._folder, [text])[0])
+
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids, and the characters `[start, stop)` that each stands for."""
         if self._core is not None:

@@ -102,11 +102,11 @@ def _in_order(
 def _cut(
     number: int, document: Document, role: Role, tokenizer: TextTokenizer, cut_to: int | None
 ) -> EvaluationDocument:
-    ids, offsets = tokenizer.encode(document.text)
-    num_tokens = len(ids)
+    num_tokens = tokenizer.count(document.text)
     if cut_to is not None and num_tokens > cut_to:
+        _, offsets = tokenizer.encode(document.text)
         document = replace(document, text=document.text[: offsets[cut_to - 1][1]])
-        num_tokens = len(tokenizer.encode(document.text)[0])
+        num_tokens = tokenizer.count(document.text)
     return EvaluationDocument(number, document, role, num_tokens)
 
 

@@ -18,6 +18,7 @@ I64 = NDArray[np.int64]
 
 _WORD = re.compile(r"\w+")
 _ODD = np.uint64(0x9E3779B97F4A7C15)
+_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 1 << 64))
 
 
 def word_codes(texts: Sequence[str]) -> tuple[NDArray[np.uint32], I64]:
@@ -73,17 +74,23 @@ def run_hashes(words: U64, offsets: I64, length: int) -> tuple[U64, I64]:
     starts = np.arange(run_offsets[-1]) - np.repeat(run_offsets[:-1] - offsets[:-1], num_runs)
     if len(starts) == 0:
         return np.zeros(0, dtype=np.uint64), run_offsets
-    ends = np.repeat(offsets[1:], num_runs)
-    hashes = np.zeros(len(starts), dtype=np.uint64)
-    padded = np.concatenate([words, np.zeros(length, dtype=np.uint64)])
-    full = bool((sizes >= length).all())
-    for place in range(length):
-        here = padded[starts + place]
-        if not full:
-            here = np.where(starts + place < ends, here, np.uint64(0))
-        hashes = (hashes + here) * _ODD
-        hashes ^= hashes >> np.uint64(31)
+    ends = np.minimum(starts + length, np.repeat(offsets[1:], num_runs))
+    # Differences of the sums of words times powers of an odd number, modulo 2**64: two look-ups a
+    # run, however long it is. Divided by the power it starts at, a run is the same everywhere.
+    powers, inverses = (_powers(number, len(words)) for number in (_ODD, _INVERSE))
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words * powers, dtype=np.uint64)])
+    hashes = (sums[ends] - sums[starts]) * inverses[starts]
+    hashes ^= hashes >> np.uint64(31)
+    hashes *= _ODD
+    hashes ^= hashes >> np.uint64(29)
     return hashes, run_offsets
+
+
+def _powers(number: np.uint64, count: int) -> U64:
+    """`number` to the powers 0 to count - 1, modulo 2**64."""
+    factors = np.full(count, number, np.uint64)
+    factors[:1] = 1
+    return np.multiply.accumulate(factors)
 
 
 def repeated_fraction(hashes: U64, offsets: I64) -> NDArray[np.float64]:
