@@ -9,7 +9,7 @@ import pytest
 
 from tests.report.outcomes import interval, make_results
 from toolkit.report.table import outcome_table, set_rows
-from toolkit.report.verdict import notes, verdict
+from toolkit.report.verdict import kept_lines, notes, verdict
 
 
 def with_changes(
@@ -89,6 +89,43 @@ def test_sets_beyond_the_two_roles():
     rows = set_rows(watched())
     assert [row[:3] for row in rows][-1] == ("social_iqa", "watch, 90 items", "error")
     assert rows[-1][3][2] == "0.7000 (0.6500 to 0.7500)"
+
+
+def fading() -> dict[str, Any]:
+    """News gets better by training, as raw text does; the answers of the general model fade."""
+    results = with_changes(interval(-0.14), interval(-0.02, 0.01), loss_recovered=None)
+    results["sets"].append(
+        {
+            "name": "retention",
+            "role": "general",
+            "unit": "nats per token",
+            "items_tuning": 32,
+            "items_test": 32,
+        }
+    )
+    for model, change in (("specialist", 0.24), ("merge", 0.06)):
+        results["models"][model]["set_changes"] = {"retention": interval(change, 0.05)}
+    results["sets_recovered"] = {"retention": interval(0.75, 0.1)}
+    return results
+
+
+def test_a_general_set_of_another_unit_that_fades():
+    assert verdict(fading())[1] == (
+        "It costs retention +0.060 (+0.010 to +0.110) nats per token, with 75% of training's loss "
+        "undone."
+    )
+    assert kept_lines(fading())[1:] == [
+        "The specialist lost 0.2400 (0.1900 to 0.2900) nats per token on retention; recovered 75% "
+        "(65% to 85%) of it."
+    ]
+
+
+def test_a_change_that_may_be_none_is_no_loss():
+    results = fading()
+    for model in ("specialist", "merge"):
+        results["models"][model]["set_changes"] = {"retention": interval(0.01, 0.05)}
+    assert "Nothing is lost on general sets" in verdict(results)[1]
+    assert kept_lines(results)[1].startswith("The specialist lost nothing on general sets")
 
 
 def test_the_table_in_the_terminal(capsys: pytest.CaptureFixture[str]):

@@ -53,6 +53,8 @@ def test_worked_example():
     for key in ("gain_kept", "loss_recovered"):
         assert figures[key]["estimate"] == pytest.approx(0.8)
         assert figures[key]["low"] == pytest.approx(0.8)
+    assert figures["sets_recovered"]["news"]["estimate"] == pytest.approx(0.8)
+    assert set(figures["sets_recovered"]) == {"news"}
     rows = document_rows(losses, SETS)
     assert [row["id"] for row in rows] == ["filings0", "filings1", "news0", "news1"]
     assert rows[2]["specialist"] == pytest.approx(1.1)
@@ -63,6 +65,7 @@ def test_nothing_gained_and_nothing_lost_are_said():
     figures = final_figures(losses, Resampler(SETS, {}, 200, seed=0))
     assert figures["gain_kept"] is None
     assert figures["loss_recovered"] is None
+    assert figures["sets_recovered"] == {"news": None}
 
 
 def test_groups_are_resampled_and_several_sets_are_weighed():

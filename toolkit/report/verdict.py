@@ -37,6 +37,12 @@ def _cost(results: Mapping[str, Any], change: Mapping[str, float], unit: str, li
     estimate, high = f"{change['estimate']:+.3f} {unit}", f"{change['high']:+.3f}"
     recovered = results["loss_recovered"]
     share = f", with {recovered['estimate']:.0%} of training's loss undone" if recovered else ""
+    if lost := lost_sets(results, "merge"):
+        parts = [
+            f"{name} {signed_interval(value, 3)} {set_unit}{_undone(results, name)}"
+            for name, value, set_unit in lost
+        ]
+        return f"It costs {' and '.join(parts)}"
     if change["high"] <= 0.0:
         return f"Nothing is lost on general sets, which change by {estimate}{share}"
     words = f"General sets change by {estimate} ({high} at most){share}"
@@ -66,17 +72,39 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def lost_sets(results: Mapping[str, Any], model: str) -> list[tuple[str, Mapping[str, float], str]]:
+    """General sets on which a model has surely lost: name, change with interval, and unit."""
+    changes = results["models"][model].get("set_changes", {})
+    rows = [row for row in results.get("sets", ()) if row["role"] == "general"]
+    known = [
+        (row["name"], changes[row["name"]], row["unit"]) for row in rows if row["name"] in changes
+    ]
+    return [entry for entry in known if entry[1]["low"] > 0.0]
+
+
+def _undone(results: Mapping[str, Any], name: str) -> str:
+    share = results.get("sets_recovered", {}).get(name)
+    return f", with {share['estimate']:.0%} of training's loss undone" if share else ""
+
+
 def kept_lines(results: Mapping[str, Any]) -> list[str]:
     """How much of the specialist's gain was kept, and how much of its loss recovered."""
     kept, recovered = results["gain_kept"], results["loss_recovered"]
-    return [
+    lines = [
         "The specialist has no domain gain to keep."
         if kept is None
-        else f"Kept {percent(kept)} of the specialist's domain gain.",
-        "The specialist lost nothing on general text, so there was nothing to recover."
-        if recovered is None
-        else f"Recovered {percent(recovered)} of the specialist's general loss.",
+        else f"Kept {percent(kept)} of the specialist's domain gain."
     ]
+    lost = lost_sets(results, "specialist")
+    for name, value, unit in lost:
+        share = results.get("sets_recovered", {}).get(name)
+        undone = f"; recovered {percent(share)} of it" if share else ""
+        lines.append(f"The specialist lost {interval(value)} {unit} on {name}{undone}.")
+    if recovered is not None and not lost:
+        lines.append(f"Recovered {percent(recovered)} of the specialist's general loss.")
+    if recovered is None and not lost:
+        lines.append("The specialist lost nothing on general sets: there was nothing to recover.")
+    return lines
 
 
 def unit_of(results: Mapping[str, Any], role: str) -> str:

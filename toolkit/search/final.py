@@ -113,7 +113,7 @@ def final_figures(
         For each model and role an interval, and its difference from the general model, and an
         interval for each set; `gain_kept`: share of the specialist's domain gain that the merge
         has; `loss_recovered`: share of the specialist's general loss that the merge does not have,
-        or None where the specialist lost nothing.
+        or None where the specialist lost nothing; `sets_recovered`: the same of each general set.
     """
     found = resampler.figures(losses)
     by_role = {role: resampler.role_intervals(found, role) for role in ROLES}
@@ -135,6 +135,11 @@ def final_figures(
         "loss_recovered": _complement(
             _share(*resampler.role_figures(found, "general"), place, sign=1.0)
         ),
+        "sets_recovered": {
+            name: _complement(_share(own.estimate, own.draws, place, sign=1.0))
+            for name, own in found.items()
+            if resampler.sets[name].role == "general"
+        },
     }
 
 
