@@ -7,60 +7,87 @@ from typing import Any
 
 from toolkit.report.charts import SERIES_SHAPES, Axis, Plot, finite, key
 from toolkit.report.html import Cell, Section, panels, paragraph, table
-from toolkit.report.verdict import unit_of
+from toolkit.report.verdict import sets_of, unit_of
 
 Row = Mapping[str, Any]
 ENDPOINTS = ("general", "specialist")
 
 
 def front_section(results: Mapping[str, Any]) -> Section:
-    """Domain against general, a mark a candidate."""
-    rows = [row for row in results["candidates"] if finite([row["domain"], row["general"]])[1:]]
+    """Domain against general, a mark a candidate; general sets in other units by themselves."""
+    start = next((row for row in results["candidates"] if row["name"] == "general"), None)
+    limit = None
+    if start is not None and start["general"] is not None:
+        limit = start["general"] + results["tolerance"]
+    heights = {row["name"]: row["general"] for row in results["candidates"]}
+    words = f"general model + {results['tolerance']:g} tolerated"
+    title = _title(results, "general", "down")
+    charts = [_front_plot(results, heights, title, limit, words, results.get("front", ()))]
+    mixed = {row["name"] for row in sets_of(results, "general")}
+    for entry in results.get("sets", ()):
+        name = entry["name"]
+        if entry["role"] == "general" and name not in mixed:
+            own = {row["name"]: row.get("values", {}).get(name) for row in results["candidates"]}
+            title = f"{name}, {entry['unit']} (down is better)"
+            charts.append(_front_plot(results, own, title, own.get("general"), "general model"))
+    note = (
+        "Left and down is better. Figures of the tuning sets, which the search saw: the best of "
+        "many looks better here than it is."
+    )
+    if len(results.get("front", ())) > 1:
+        note += " Dotted: the front, where nothing is better on both."
+    if not all(row["qualified"] for row in results["candidates"]):
+        note += " Hollow: loses too much, or dropped."
+    legend = _legend(_looks(results["candidates"]), results["candidates"])
+    return Section(
+        "front", "Domain against general", legend + "".join(charts) + paragraph(note, "note")
+    )
+
+
+def _front_plot(
+    results: Mapping[str, Any],
+    heights: Mapping[str, float | None],
+    title: str,
+    limit: float | None,
+    words: str,
+    front_names: Sequence[str] = (),
+) -> str:
+    rows = [r for r in results["candidates"] if len(finite([r["domain"], heights[r["name"]]])) == 2]
     by_name = {row["name"]: row for row in rows}
-    start = by_name.get("general")
-    limit = None if start is None else start["general"] + results["tolerance"]
+    height = {name: value for name, value in heights.items() if value is not None}
     plot = Plot(
         Axis.around([row["domain"] for row in rows], _title(results, "domain", "left")),
-        Axis.around([*(row["general"] for row in rows), limit], _title(results, "general", "down")),
-        f"{len(rows)} candidates by their domain and general figures on the tuning sets; "
+        Axis.around([*(height[row["name"]] for row in rows), limit], title),
+        f"{len(rows)} candidates by their domain figure and {title}, on the tuning sets; "
         f"chosen: {results['chosen']}. All figures stand in the table of candidates.",
         height=420,
     )
     if limit is not None:
-        plot.rule(limit, f"general model + {results['tolerance']:g} tolerated")
+        plot.rule(limit, words)
     front = sorted(
-        (by_name[name] for name in results.get("front", ()) if name in by_name),
+        (by_name[name] for name in front_names if name in by_name),
         key=lambda row: float(row["domain"]),
     )
     if len(front) > 1:
         plot.line(
-            [row["domain"] for row in front], [row["general"] for row in front], "s0 thin dotted"
+            [row["domain"] for row in front],
+            [height[row["name"]] for row in front],
+            "s0 thin dotted",
         )
     looks = _looks(results["candidates"])
     # In order along x, as the arrow keys step.
     for row in sorted(rows, key=lambda item: (float(item["domain"]), str(item["name"]))):
         series, shape = looks[method_of(row)]
         hollow = "" if row["qualified"] and _status(row) == "complete" else " hollow"
-        place = row["domain"], row["general"]
+        place = row["domain"], height[row["name"]]
         plot.mark(*place, series + hollow, shape=shape, tip=_tip(row, results))
-    for name, words in _named(results).items():
+    for name, label in _named(results).items():
         if name in by_name:
-            place = by_name[name]["domain"], by_name[name]["general"]
+            place = by_name[name]["domain"], height[name]
             if name == results["chosen"]:
                 plot.mark(*place, "ink open", shape="ring")
-            plot.name(*place, words)
-    note = (
-        "Left and down is better. Figures of the tuning sets, which the search saw: the best of "
-        "many looks better here than it is."
-    )
-    if len(front) > 1:
-        note += " Dotted: the front, where nothing is better on both."
-    if not all(row["qualified"] for row in rows):
-        note += " Hollow: loses too much, or dropped."
-    legend = _legend(looks, rows)
-    return Section(
-        "front", "Domain against general", legend + plot.html() + paragraph(note, "note")
-    )
+            plot.name(*place, label)
+    return plot.html()
 
 
 def _named(results: Mapping[str, Any]) -> dict[str, str]:

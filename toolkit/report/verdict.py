@@ -107,6 +107,12 @@ def kept_lines(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def sets_of(results: Mapping[str, Any], role: str) -> list[Mapping[str, Any]]:
+    """The sets that a role's figure is made of: of general sets those in the first one's unit."""
+    rows = [row for row in results.get("sets", ()) if row["role"] == role]
+    return [row for row in rows if role == "domain" or row["unit"] == rows[0]["unit"]]
+
+
 def unit_of(results: Mapping[str, Any], role: str) -> str:
     """The unit of a role's figures: that of its sets, or a plain word where they differ.
 
@@ -115,13 +121,13 @@ def unit_of(results: Mapping[str, Any], role: str) -> str:
     >>> unit_of({"sets": [{"role": "domain", "unit": "error"}]}, "domain")
     'error'
     """
-    units = {row["unit"] for row in results.get("sets", ()) if row["role"] == role}
+    units = {row["unit"] for row in sets_of(results, role)}
     return "bits per byte" if not units else units.pop() if len(units) == 1 else "mean loss"
 
 
 def counts_of(results: Mapping[str, Any], role: str) -> str:
     """How many items a role was tested on, in words."""
-    sets = [row for row in results.get("sets", ()) if row["role"] == role]
+    sets = sets_of(results, role)
     if not sets:
         return f"{results['test'][role]:,} documents"
     total = f"{sum(row['items_test'] for row in sets):,} items"
