@@ -12,6 +12,7 @@ from toolkit.publish.config import Format
 from toolkit.publish.licences import Licence, Parent, built_with
 from toolkit.publish.public import public_reference
 from toolkit.publish.tables import (
+    figures_of,
     interval,
     result_rows,
     result_titles,
@@ -19,6 +20,9 @@ from toolkit.publish.tables import (
     table,
     training_rows,
 )
+
+_RETENTION = "retention"
+"""Name of the set of the general model's own answers."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ def _eval_results(facts: CardFacts) -> list[Any]:
             metric_value=round(row["estimate"], 4),
         )
         for title in result_titles(facts.results, facts.sources)
-        for row in [facts.results["models"]["merge"][title.key]]
+        for row in [figures_of(facts.results["models"]["merge"])[title.key][0]]
     ]
 
 
@@ -253,16 +257,23 @@ def _limits(facts: CardFacts) -> str:
         "answers are right: it makes things up as its parents do. It was compared with its parents "
         "and with nothing else."
     ]
-    sizes = facts.results.get("test", {})
-    small = [f"{role}: {count}" for role, count in sizes.items() if isinstance(count, int)]
+    sets = facts.results.get("sets", ())
+    sizes = {s["name"]: s["items_test"] for s in sets} or facts.results.get("test", {})
+    small = [f"{name}: {count}" for name, count in sizes.items() if isinstance(count, int)]
     if small:
         parts.append(f"The test sets are small (documents, {', '.join(small)}).")
     names = [str(source["name"]) for source in facts.sources if source.get("role") == "general"]
     if names:
+        answers = any(entry["name"] == _RETENTION for entry in sets)
         parts.append(
             f"What counts as general here is {', '.join(names)}, which was also replayed in "
-            "training; forgetting elsewhere, in conversation and other languages, was not measured "
-            "by it."
+            + (
+                "training, and the general model's own answers to prompts of everyday use; "
+                "forgetting elsewhere, in other languages for one, was not measured."
+                if answers
+                else "training; forgetting elsewhere, in conversation and other languages, was not "
+                "measured by it."
+            )
         )
     general = next(parent for parent in facts.parents if parent.role == "general")
     base = public_reference(general.name, general.revision)

@@ -57,27 +57,44 @@ def interval(value: Mapping[str, Any], *, signed: bool = False, bare: bool = Fal
     return f"{low} to {high}" if bare else f"{value['estimate']:{sign}.4f} ({low} to {high})"
 
 
+def figures_of(row: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """A model's figures and their changes against the general model: by set where the results
+    have that, else by role."""
+    if row.get("sets"):
+        changes = row.get("set_changes", {})
+        return {name: (value, changes.get(name)) for name, value in row["sets"].items()}
+    return {
+        key: (value, row.get(f"{key}_change"))
+        for key, value in row.items()
+        if not key.endswith("_change") and isinstance(value, Mapping) and "estimate" in value
+    }
+
+
 def result_titles(
     results: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]
 ) -> list[ResultTitle]:
     """The sets that all models were scored on, in the order of the results."""
+    sets = {entry["name"]: entry for entry in results.get("sets", ())}
     titles = []
-    for key, value in results["models"]["merge"].items():
-        if key.endswith("_change") or not isinstance(value, Mapping) or "estimate" not in value:
-            continue
-        own = [source for source in sources if source["role"] == key]
-        names = ", ".join(str(source["name"]) for source in own)
-        count = results.get("test", {}).get(key)
+    for key in figures_of(results["models"]["merge"]):
+        entry = sets.get(key)
+        own = [s for s in sources if (s["name"] if entry else s["role"]) == key]
+        names = key if entry else ", ".join(str(source["name"]) for source in own) or key
+        role = str(entry["role"]) if entry else key
+        count = entry["items_test"] if entry else results.get("test", {}).get(key)
         documents = f"{count} documents" if isinstance(count, int) else "test"
-        unit = str(results.get("units", {}).get(key, "bits per byte"))
+        default = results.get("units", {}).get(key, "bits per byte")
+        unit = str(entry["unit"] if entry else default)
         titles.append(
             ResultTitle(
                 key=key,
-                name=f"{names or key} ({key}, {documents})",
+                name=f"{names} ({role}, {documents})",
                 slug=str(own[0].get("dataset") or own[0]["name"]) if own else key,
                 unit=unit,
                 metric=re.sub(r"\W+", "_", unit),
-                head=f"{key}, {unit} ({documents})",
+                head=f"{names} ({role}), {unit} ({documents})"
+                if entry
+                else f"{key}, {unit} ({documents})",
             )
         )
     return titles
@@ -92,8 +109,8 @@ def result_rows(results: Mapping[str, Any], titles: Sequence[ResultTitle]) -> li
             continue
         cells = []
         for column in titles:
-            cell = interval(row[column.key]) if column.key in row else ""
-            change = row.get(f"{column.key}_change")
+            figure, change = figures_of(row).get(column.key, (None, None))
+            cell = interval(figure) if figure else ""
             if key != "general" and change:
                 cell += f"<br>{interval(change, signed=True)}"
             cells.append(cell)
