@@ -135,7 +135,6 @@ def choose(
     Reference:
         Holm 1979, A simple sequentially rejective multiple test procedure.
     """
-    limit = section.general_tolerance
     names = qualified_names(candidates, general, section)
     passed = holm([c.p_value for c in confirmed], 1.0 - section.confidence, num_tests)
     kept = [c for c, good in zip(confirmed, passed, strict=True) if good]
@@ -158,8 +157,8 @@ def choose(
         f"told apart on the domain (its gain: {gain:.4f})"
     )
     reason = (
-        f"Of {len(candidates)} candidates {len(names)} stay within a general loss of "
-        f"{limit:g} {level}{early}; of {len(confirmed)} looked at again{where} {len(kept)} "
+        f"Of {len(candidates)} candidates {len(names)} stay within what general sets may lose "
+        f"{level}{early}; of {len(confirmed)} looked at again{where} {len(kept)} "
         f"{'is' if len(kept) == 1 else 'are'} confirmed, and {why}."
     )
     return Choice(chosen.name, reason, names, any_merge=True)

@@ -61,13 +61,18 @@ def set_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, list[str]]
     return [
         (
             row["name"],
-            f"{row['role']}, {row['items_test']:,} items",
+            f"{row['role']}, {row['items_test']:,} items{_may_lose(row)}",
             row["unit"],
             [interval(results["models"][key]["sets"][row["name"]]) for key, _ in MODELS],
         )
         for row in sets
         if all(row["name"] in results["models"][key]["sets"] for key, _ in MODELS)
     ]
+
+
+def _may_lose(row: Mapping[str, Any]) -> str:
+    limit = row.get("tolerance")
+    return "" if limit is None else f", may lose {limit:g}"
 
 
 def _set_table(rows: Sequence[tuple[str, str, str, list[str]]]) -> None:

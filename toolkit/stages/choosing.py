@@ -328,6 +328,7 @@ def _results(
                 "unit": item.unit,
                 "items_tuning": len(item),
                 "items_test": tested.get(item.name, 0),
+                "tolerance": objective.tolerances.get(item.name),
             }
             for item in search.tuning
         ],
