@@ -172,14 +172,20 @@ def copy(inputs: Sequence[Path], target: Path) -> float:
     """Seconds to read all input weights and write as many bytes as a merge does."""
     settle()
     began = time.perf_counter()
-    for path in inputs[1:]:
-        with (path / "model.safetensors").open("rb", buffering=0) as file:
-            buffer = bytearray(1 << 20)
+    buffer = bytearray(1 << 20)
+    for shard in (shard for path in inputs[1:] for shard in shards(path)):
+        with shard.open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
     target.mkdir()
-    shutil.copyfile(inputs[0] / "model.safetensors", target / "model.safetensors")
+    for shard in shards(inputs[0]):
+        shutil.copyfile(shard, target / shard.name)
     return time.perf_counter() - began
+
+
+def shards(folder: Path) -> list[Path]:
+    """Weights of a model, in one file or several."""
+    return sorted(folder.glob("*.safetensors"))
 
 
 def compile_kernels(methods: Sequence[str], folder: Path) -> None:
@@ -267,7 +273,7 @@ def main() -> None:
     theirs = options.runs if options.mergekit_runs is None else options.mergekit_runs
     with tempfile.TemporaryDirectory(prefix="bench-merge-") as name:
         folder = (options.models or Path(name)) / str(options.millions)
-        if not (folder / "b" / "model.safetensors").is_file():
+        if not shards(folder / "b"):
             make_models(folder, options.millions)
         methods = options.methods.split(",")
         compile_kernels(methods, Path(name) / "small")
