@@ -10,48 +10,16 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from toolkit.config import Section, load_yaml, parse_section
-from toolkit.data.config import ArtefactSection, DataSection
+from toolkit.data.config import DataSection
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.evaluate.config import EvaluateSection
+from toolkit.model_config import ModelSection
 from toolkit.publish.config import PublishSection
 from toolkit.search.config import SearchSection
 from toolkit.select import SelectSection
 from toolkit.train.config import TrainSection
 from toolkit.train.extension_config import TokenizerSection
 from toolkit.train.sft_config import SftSection
-
-
-class ModelSection(Section):
-    """The general model: exactly one of `artefact`, `path` and `hub`."""
-
-    artefact: ArtefactSection | None = None
-    """A GGUF file inside a package; it is converted to safetensors once."""
-
-    path: Path | None = None
-    """A local folder in the transformers layout."""
-
-    hub: str | None = None
-    """A repository of the Hugging Face hub, `org/name`."""
-
-    revision: str | None = None
-    """Commit or tag of `hub`; pin it, so that a run can be repeated."""
-
-    name: str | None = None
-    """Public name, for reports and the model card; by default the hub name or the folder's."""
-
-    license: str | None = None
-    """Terms of the model; what is made from it inherits them."""
-
-    @model_validator(mode="after")
-    def _one_place(self) -> Self:
-        given = [name for name in ("artefact", "path", "hub") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of artefact, path and hub (got {', '.join(given) or 'none'})"
-            )
-        if self.revision is not None and self.hub is None:
-            raise ValueError("revision belongs to hub, which is not given")
-        return self
 
 
 class Recipe(Section):

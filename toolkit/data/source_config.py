@@ -128,6 +128,10 @@ class SourceSection(Section):
     """Domain: how often its text is seen for each time the others' is. General: its share of the
     replay beside other general sources; by default they share by size."""
 
+    tokens: PositiveInt | None = None
+    """How many training tokens it is known to hold, for a source that is not on this machine: the
+    recipe's amounts are checked against it before anything is fetched."""
+
     max_documents: PositiveInt | None = None
     """Read no more than so many, for streams without an end."""
 

@@ -1,0 +1,154 @@
+"""What a recipe says about the general model. No torch here, and nothing slow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from toolkit.config import PositiveInt, Section, parse_section
+from toolkit.data.source_config import ArtefactSection
+from toolkit.errors import ConfigError
+
+
+class ShapeSection(Section):
+    """Measures of a decoder-only model, named as in transformers' `config.json`.
+
+    They let a recipe be checked, and its cost be planned, before its model is fetched.
+    """
+
+    hidden_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    intermediate_size: PositiveInt
+    """Width of the feed-forward layer; of those layers without experts where there are some."""
+
+    vocab_size: PositiveInt
+    max_position_embeddings: PositiveInt
+    """Longest sequence the model was made for, in tokens."""
+
+    num_key_value_heads: PositiveInt | None = None
+    """By default as many as attention heads."""
+
+    head_dim: PositiveInt | None = None
+    """By default `hidden_size` / `num_attention_heads`."""
+
+    tie_word_embeddings: bool = False
+    """Whether the output head is the input embedding."""
+
+    num_experts: PositiveInt | None = None
+    """Experts of a layer, for a mixture of experts."""
+
+    num_experts_per_tok: PositiveInt | None = None
+    """Experts that a token goes through."""
+
+    moe_intermediate_size: PositiveInt | None = None
+    """Width of one expert; by default `intermediate_size`."""
+
+    num_shared_experts: Annotated[int, Field(ge=0)] = 0
+    """Experts that every token goes through, besides."""
+
+    num_dense_layers: Annotated[int, Field(ge=0)] = 0
+    """First layers that have no experts."""
+
+    rope_theta: Annotated[float, Field(gt=0.0)] = 10_000.0
+    """Base of the rotary positions."""
+
+    num_parameters: PositiveInt | None = None
+    """Published total, where the measures above do not give it (attention of another kind)."""
+
+    num_active_parameters: PositiveInt | None = None
+    """Published number that one token uses, likewise."""
+
+    @model_validator(mode="after")
+    def _experts(self) -> Self:
+        if (self.num_experts is None) != (self.num_experts_per_tok is None):
+            raise ValueError("give num_experts and num_experts_per_tok together")
+        if self.num_experts is not None and (self.num_experts_per_tok or 0) > self.num_experts:
+            raise ValueError(
+                f"num_experts_per_tok: {self.num_experts_per_tok} of {self.num_experts} experts"
+            )
+        return self
+
+
+class ModelSection(Section):
+    """The general model: exactly one of `artefact`, `path` and `hub`."""
+
+    artefact: ArtefactSection | None = None
+    """A GGUF file inside a package; it is converted to safetensors once."""
+
+    path: Path | None = None
+    """A local folder in the transformers layout."""
+
+    hub: str | None = None
+    """A repository of the Hugging Face hub, `org/name`."""
+
+    revision: str | None = None
+    """Commit or tag of `hub`; pin it, so that a run can be repeated."""
+
+    name: str | None = None
+    """Public name, for reports and the model card; by default the hub name or the folder's."""
+
+    license: str | None = None
+    """Terms of the model; what is made from it inherits them."""
+
+    shape: ShapeSection | None = None
+    """Its measures, for a model that is not on this machine yet; a folder's own are read."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        given = [name for name in ("artefact", "path", "hub") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of artefact, path and hub (got {', '.join(given) or 'none'})"
+            )
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision belongs to hub, which is not given")
+        return self
+
+
+def shape_of(model: ModelSection) -> ShapeSection | None:
+    """Measures of a recipe's general model, without fetching anything.
+
+    Returns:
+        What the folder's `config.json` says, else the recipe's `shape`, else None.
+
+    Raises:
+        ConfigError: the folder's `config.json` cannot be read.
+    """
+    if model.path is not None and (model.path / "config.json").is_file():
+        return shape_of_folder(model.path)
+    return model.shape
+
+
+def shape_of_folder(folder: Path) -> ShapeSection:
+    """Measures of a model folder, from its `config.json`.
+
+    Raises:
+        ConfigError: it cannot be read, or lacks a measure.
+    """
+    path = folder / "config.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}).") from error
+    values |= values.get("text_config") or {}
+    rope = values.get("rope_parameters") or {}
+    # What Mixtral, Qwen and DeepSeek call the same things.
+    other = {
+        "num_experts": ("num_local_experts", "n_routed_experts"),
+        "num_shared_experts": ("n_shared_experts",),
+        "num_dense_layers": ("first_k_dense_replace",),
+    }
+    for name, others in other.items():
+        values.setdefault(name, next((values[o] for o in others if o in values), None))
+    values.setdefault("rope_theta", rope.get("rope_theta"))
+    known = {
+        name: values[name] for name in ShapeSection.model_fields if values.get(name) is not None
+    }
+    if "num_experts" not in known:
+        known.pop("num_experts_per_tok", None)
+    return parse_section(ShapeSection, known, where=str(path), what="model configuration")
