@@ -7,6 +7,7 @@ where the title says before the next command.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -20,8 +21,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-SHELL = {"bash", "console", "sh", "shell"}
+SHELL = {"bash", "console", "shell"}
+"""`sh` shows a script that is a file of its own."""
 NOT_RUN = "not run: "
+BASH = "/bin/bash"
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def toolkit_words(command: str) -> list[str] | None:
     words = words_of(command)
     if words and Path(words[0]).name == "toolkit":
         return words[1:]
-    for first, second in zip(words, words[1:], strict=False):
+    for first, second in itertools.pairwise(words):
         if (first, second) == ("-m", "toolkit"):
             return words[words.index("toolkit", words.index("-m")) + 1 :]
     return None
@@ -158,7 +161,7 @@ class Project:
             "LANG": "C.UTF-8",
         }
         return subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
+            [BASH, "-euo", "pipefail", "-c", script],
             cwd=self.folder,
             env=environment,
             capture_output=True,

@@ -24,7 +24,11 @@ NOTE = "<!-- written by docs/tools/reference.py; `make docs` writes it anew -->\
 
 
 def main() -> int:
-    pages = {"commands.md": commands_page(), "recipe.md": recipe_page()}
+    pages = {
+        "commands.md": commands_page(),
+        "recipe.md": recipe_page(),
+        "methods.md": methods_page(),
+    }
     stale = [
         name
         for name, text in pages.items()
@@ -109,6 +113,68 @@ def parameter_row(parameter: Any) -> str:
 def value_name(parameter: Any) -> str:
     kinds = {int: "NUMBER", float: "NUMBER", Path: "PATH"}
     return kinds.get(parameter.type_descriptor.annotation, "TEXT")
+
+
+# Merge methods
+
+
+def methods_page() -> str:
+    """Every merge method with what it does, its parameters and its paper."""
+    import inspect
+    from importlib import import_module
+
+    from toolkit.merge.registry import all_methods
+
+    import_module("toolkit.merge.methods")  # registers them
+
+    parts = [
+        NOTE,
+        "# Merge methods\n",
+        "What stands under `merge_method:` in a merge, with the parameters that stand under "
+        "`parameters:`, of the merge or of a model. How to choose: [Choosing a merge "
+        "method](../merging.md).\n",
+    ]
+    for method in all_methods().values():
+        base = "must be given" if method.needs_base else "used" if method.accepts_base else "unused"
+        text, _, rest = (inspect.getdoc(method.function) or "").partition("\n\nArgs:\n")
+        words = argument_words(rest.split("\n\n")[0])
+        rows = [
+            f"| `{p.name}` | {'each model' if p.per_model else 'the merge'} | "
+            f"{'**must be given**' if p.required else f'`{shown_value(p.default)}`'} | "
+            f"{cell(words.get(p.name) or words.get(p.name + '_', ''))} |"
+            for p in method.parameters.values()
+        ]
+        parts.append(f"## {method.name}\n")
+        parts.append(f"{escape(text.strip())}\n")
+        random = "; random, seeded by tensor name" if method.is_random else ""
+        parts.append(f"Base model: {base}{random}. [Reference]({method.reference})\n")
+        if rows:
+            parts.append(
+                "| parameter | of | default | what |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+            )
+    return "\n".join(parts)
+
+
+def argument_words(text: str) -> dict[str, str]:
+    """What a docstring says under `Args:`, by argument.
+
+    >>> argument_words("    a: first\\n        of all.\\n    b: second.")
+    {'a': 'first of all.', 'b': 'second.'}
+    """
+    found: dict[str, str] = {}
+    name = ""
+    for line in text.splitlines():
+        if (begun := re.match(r"    (\w+): (.*)", line)) is not None:
+            name = begun.group(1)
+            found[name] = begun.group(2)
+        elif name:
+            found[name] += " " + line.strip()
+    return found
+
+
+def shown_value(value: Any) -> str:
+    value = value[0] if isinstance(value, tuple) and len(value) == 1 else value
+    return str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
 # The recipe
