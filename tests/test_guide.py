@@ -37,19 +37,7 @@ from toolkit.recipe import Recipe
 
 PAGES = pages()
 BLOCKS = [block for page in PAGES for block in blocks(page)]
-OTHERS_PROGRAMS = {
-    "git",
-    "hf",
-    "cd",
-    "sbatch",
-    "ls",
-    "cat",
-    "source",
-    "mkdir",
-    "cp",
-    "pdftotext",
-    "for",
-}
+OTHERS_PROGRAMS = {"git", "hf", "cd", "source", "sbatch", "squeue", "pip", "pdftotext", "createdb"}
 """What a block that is not run may call besides the toolkit, make and accelerate."""
 
 FOR_RANDOM_MODELS: dict[str, Any] = {
