@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +66,24 @@ def test_charts_are_up_to_date():
         [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_examples_in_the_tools():
+    tool = runpy.run_path(str(ROOT / "docs" / "tools" / "reference.py"))
+    failed = doctest.DocTestRunner()
+    for test in doctest.DocTestFinder().find(tool["argument_words"], "words", globs=tool):
+        assert test.examples
+        assert failed.run(test).failed == 0
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
+def test_search_works_in_a_page_opened_from_a_folder(site: Path, tmp_path: Path):
+    command = [
+        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000",
+        "--enable-logging=stderr", "--dump-dom", f"{(site / 'index.html').as_uri()}?q=retention",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    assert re.search(r"md-search-result__meta[^>]*>[1-9]\d* matching document", done.stdout)
+    assert not re.findall(r"CONSOLE[^\]]*\] (.*)", done.stderr)
