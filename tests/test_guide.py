@@ -185,7 +185,7 @@ def project(shared: Project, tmp_path: Path) -> Project:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_run(page: Path, project: Project):
     for block in blocks(page):
-        if not block.is_shell and re.fullmatch(r"[\w./-]+\.(ya?ml|jsonl|txt)", block.title):
+        if not block.is_shell and re.fullmatch(r"[\w./-]+\.(ya?ml|jsonl|txt|py)", block.title):
             path = project.folder / block.title
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text, encoding="utf-8")
