@@ -38,7 +38,11 @@ FORMS: tuple[Callable[[float, float], str], ...] = (
 
 def main() -> int:
     replay = json.loads((DOCS / "figures" / "replay.json").read_text(encoding="utf-8"))
-    files = {"pictures/schedules.svg": schedules(), "pictures/outcome.svg": outcome()}
+    files = {
+        "pictures/schedules.svg": schedules(),
+        "pictures/methods.svg": methods(),
+        "pictures/outcome.svg": outcome(),
+    }
     for name, figures in replay.items():
         files[f"pictures/replay-{name}.svg"] = replay_picture(name, figures)
         files[f"figures/replay-{name}.md"] = replay_table(figures)
@@ -100,6 +104,41 @@ def schedules() -> str:
         ]
     parts.append(text(8, 146, "learning rate over the steps of a run", fill=SOFT))
     return svg(734, 152, "Five learning-rate schedules", parts)
+
+
+def methods() -> str:
+    """A task vector of twelve entries, and what three methods make of it."""
+    import torch
+
+    from toolkit.merge.methods.dare import dare_linear
+    from toolkit.merge.methods.linear import task_arithmetic
+    from toolkit.merge.methods.ties import ties
+
+    delta = torch.tensor([0.9, -0.15, 0.3, -0.7, 0.1, 0.05, 0.55, -0.25, -1.0, 0.2, -0.1, 0.4])
+    base = torch.zeros_like(delta)
+    drawn = torch.Generator().manual_seed(2)
+    panels = [
+        ("what training changed", delta),
+        ("linear: all of it, less", task_arithmetic([delta], base, weight=[0.4])),
+        ("ties: the largest", ties([delta], base, weight=[1.0], density=[0.34], normalize=False)),
+        (
+            "dare: some, scaled up",
+            dare_linear([delta], base, weight=[1.0], density=[0.5], generator=drawn),
+        ),
+    ]
+    parts, wide, middle = [], 160, 96
+    for number, (name, values) in enumerate(panels):
+        left = 8 + number * (wide + 22)
+        parts.append(text(left, 18, name, font_weight="bold"))
+        for index, value in enumerate(values.tolist()):
+            high = abs(value) * 34
+            top = middle - high if value > 0 else middle
+            parts.append(
+                f'<rect x="{left + index * 13.4:.1f}" y="{top:.1f}" width="10" '
+                f'height="{high:.1f}" fill="{COLOURS[int(value < 0)]}"/>'
+            )
+        parts.append(line(f"M{left} {middle}h{wide}", SOFT))
+    return svg(734, 172, "A task vector, and what linear, TIES and DARE make of it", parts)
 
 
 def outcome() -> str:
