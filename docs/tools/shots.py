@@ -15,13 +15,12 @@ import tempfile
 from pathlib import Path
 
 PICTURES = Path(__file__).parents[1] / "pictures"
-WIDTH = 860
+WIDTH = 1000
 PARTS = {
     "verdict": "nav, main {display: none}",
     "tests": "#test",
     "front": "#front",
     "sweep": "#sweep",
-    "search": "#history",
     "training": "#training",
     "documents": "#documents",
 }
