@@ -103,13 +103,14 @@ def source_amount(
         tokens = train_bytes * tokens_per_byte
         origin = "counted" if is_whole else "estimated"
     at_least = declared is None and not (is_whole or is_known_share)
-    if max_tokens is not None:
-        if tokens is None or tokens >= max_tokens:
-            tokens, at_least = float(max_tokens), False
+    if max_tokens is not None and (tokens is None or tokens >= max_tokens):
+        tokens, at_least = float(max_tokens), False
     fill = 1.0
     if packing == "best_fit" and len(sizes):
         targets = np.array(sizes, dtype=np.int64) + 1
-        fill = float(targets.sum() / (len(pack(targets, sequence_tokens, packing)) * sequence_tokens))
+        fill = float(
+            targets.sum() / (len(pack(targets, sequence_tokens, packing)) * sequence_tokens)
+        )
     return SourceAmount(name, role, tokens, at_least, fill, origin)
 
 
@@ -146,7 +147,9 @@ def stage_amounts(
         )
     blocks = sum((s.tokens or 0.0) * weights[s.name] / s.fill for s in domain)
     blocks += replayed / _mean_fill(general)
-    return [_stage("train", data, train, data.sequence_tokens, learned, replayed, blocks, processes)]
+    return [
+        _stage("train", data, train, data.sequence_tokens, learned, replayed, blocks, processes)
+    ]
 
 
 def _curriculum(

@@ -162,7 +162,9 @@ def _own_device(name: str, measures: object, where: str) -> Device:
     numbers = {key: _number(value, f"{where}.{key}") for key, value in measures.items()}
     utilisation = numbers.get("utilisation", 0.35)
     if not 0.0 < utilisation <= 1.0:
-        raise ConfigError(f"{where}.utilisation: must be above 0 and at most 1 (got {utilisation}).")
+        raise ConfigError(
+            f"{where}.utilisation: must be above 0 and at most 1 (got {utilisation})."
+        )
     return Device(
         name,
         numbers["memory_gb"] * _GB,

@@ -58,7 +58,9 @@ class Looked:
         return sum(share * size for share, size in seen) / total if total else None
 
 
-def look(data: DataSection, samples: dict[str, Sample], tokenizer: FolderTokenizer | None) -> Looked:
+def look(
+    data: DataSection, samples: dict[str, Sample], tokenizer: FolderTokenizer | None
+) -> Looked:
     """Amounts and words of a recipe's sources.
 
     Args:

@@ -121,7 +121,7 @@ def training_memory(
         logits += (4.0 + bits) * head  # its gradient, and that of one chunk
     exchange = 4.0 * learns if processes > 1 and not sharded else 0.0  # DDP's buckets
     batch = tokens * (4 * 8.0 + sequence_tokens)
-    found = Memory(
+    return Memory(
         weights=stored + copies,
         gradients=4.0 * learns / share + exchange,
         optimizer=8.0 * learns / share,
@@ -131,7 +131,6 @@ def training_memory(
         runtime=RUNTIME_BYTES[device],
         saving=12.0 * learns if saves and device == "CPU" else 0.0,
     )
-    return found
 
 
 def activation_bytes(

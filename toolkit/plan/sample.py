@@ -19,7 +19,7 @@ import numpy as np
 
 from toolkit.data.artefacts import cache_folder
 from toolkit.data.clean import clean_documents
-from toolkit.data.config import CleaningSection, SourceSection
+from toolkit.data.config import ArtefactSection, CleaningSection, SourceSection
 from toolkit.data.duplicates import drop_exact, drop_near, exact_keys, signatures
 from toolkit.data.sources import Document, read_documents
 from toolkit.data.split import assign_split, stable_unit
@@ -40,7 +40,8 @@ class Sample:
         name, role: of the source.
         documents: kept for a closer look: a choice by hash among those read.
         read_documents, read_bytes: read, before cleaning.
-        train_documents, train_bytes: of them, cleaned and in the training split.
+        train_documents: of them, cleaned and in the training split.
+        split_bytes: cleaned text by split.
         duplicate_fraction: share of the kept documents' bytes that repeats another of them.
         whole: everything was read, so that amounts are counted rather than estimated.
         seen_fraction: estimated share of the source that was read; None where nothing tells.
@@ -54,7 +55,7 @@ class Sample:
     read_documents: int = 0
     read_bytes: int = 0
     train_documents: int = 0
-    train_bytes: int = 0
+    split_bytes: Counter[str] = field(default_factory=Counter)
     duplicate_fraction: float | None = None
     whole: bool = False
     seen_fraction: float | None = None
@@ -67,7 +68,7 @@ class Sample:
         where only a part was read and nothing tells how large a part; None where none was."""
         if self.why:
             return None
-        unique = self.train_bytes * (1.0 - (self.duplicate_fraction or 0.0))
+        unique = self.split_bytes["train"] * (1.0 - (self.duplicate_fraction or 0.0))
         return unique / (self.seen_fraction or 1.0)
 
 
@@ -89,7 +90,7 @@ def sample_source(
         DataError: local documents are missing or damaged.
     """
     sample = Sample(name, source.role, is_talk=source.messages_field is not None)
-    if source.artefact is not None and not _fetched(source, fetch_seconds):
+    if source.artefact is not None and not is_fetched(source.artefact, fetch_seconds):
         artefact = source.artefact
         sample.why = (
             f"{artefact.package} {artefact.version} is not in the cache and could not be fetched "
@@ -118,18 +119,17 @@ def _read(
     kept: list[tuple[float, Document]] = []
     size = 0
     edge = 1.0
-    groups: Counter[str] = Counter()
     while batch := list(islice(documents, _BATCH)):
         clean, _, _ = clean_documents(batch, cleaning, counts)
         sample.read_documents += len(batch)
         sample.read_bytes += sum(len(d.text.encode("utf-8", "replace")) for d in batch)
-        groups.update(d.group for d in batch)
         for document in clean:
-            if assign_split(document, source, seed) != "train":
-                continue
+            split = assign_split(document, source, seed)
             num_bytes = len(document.text.encode())
+            sample.split_bytes[split or "none"] += num_bytes
+            if split != "train":
+                continue
             sample.train_documents += 1
-            sample.train_bytes += num_bytes
             place = stable_unit("plan", seed, document.id)
             if place < edge:
                 kept.append((place, document))
@@ -140,7 +140,6 @@ def _read(
             break
     else:
         sample.whole = True
-    documents.close() if hasattr(documents, "close") else None
     sample.documents = [document for _, document in sorted(kept, key=lambda pair: pair[0])]
     sample.seen_fraction = 1.0 if sample.whole else _seen(source, sample, last=batch)
     sample.duplicate_fraction = duplicate_fraction(sample.documents, cleaning)
@@ -207,10 +206,8 @@ def duplicate_fraction(documents: list[Document], cleaning: CleaningSection) -> 
     return float(sizes[repeated].sum() / sizes.sum())
 
 
-def _fetched(source: SourceSection, seconds: float) -> bool:
+def is_fetched(artefact: ArtefactSection, seconds: float) -> bool:
     """Whether an artefact is in the cache, or can be brought there within so many seconds."""
-    artefact = source.artefact
-    assert artefact is not None  # noqa: S101  (the caller checked; this tells the type checker)
     folder = cache_folder() / "artefacts" / artefact.sha256
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         return True

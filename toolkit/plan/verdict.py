@@ -1,4 +1,4 @@
-"""Is continued pre-training the right tool? Rules on measured figures, each with what would move it.
+"""Is continued pre-training the right tool? Rules on measured figures, and what would move them.
 
 The article's test: a domain that the general model lacks, and hundreds of millions to billions of
 tokens of it. Thresholds beyond that are judgements of ours and named as such.

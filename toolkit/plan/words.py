@@ -51,9 +51,7 @@ def count_words(texts: Sequence[str], most: int = _MOST_WORDS) -> Counter[str]:
     return counts
 
 
-def word_figures(
-    texts: Sequence[str], others: Sequence[str] | None, tokenizer: Any
-) -> WordFigures:
+def word_figures(texts: Sequence[str], others: Sequence[str] | None, tokenizer: Any) -> WordFigures:
     """Figures of one role's texts.
 
     Args:
