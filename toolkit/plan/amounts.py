@@ -1,4 +1,4 @@
-"""How much a recipe trains on: tokens, blocks and steps of every stage, from samples of its text."""
+"""How much a recipe trains on: tokens, blocks and steps of every stage, from its samples."""
 
 from __future__ import annotations
 
@@ -147,9 +147,7 @@ def stage_amounts(
         )
     blocks = sum((s.tokens or 0.0) * weights[s.name] / s.fill for s in domain)
     blocks += replayed / _mean_fill(general)
-    return [
-        _stage("train", data, train, data.sequence_tokens, learned, replayed, blocks, processes)
-    ]
+    return [_stage("train", train, data.sequence_tokens, learned, replayed, blocks, processes)]
 
 
 def _curriculum(
@@ -178,14 +176,11 @@ def _curriculum(
                 f"({data.max_repeats:g})."
             )
     length = stage.sequence_tokens or data.sequence_tokens
-    return _stage(
-        stage.name, data, train, length, tokens["domain"], tokens["general"], filled, processes
-    )
+    return _stage(stage.name, train, length, tokens["domain"], tokens["general"], filled, processes)
 
 
 def _stage(
     name: str,
-    data: DataSection,
     train: TrainSection,
     length: int,
     domain: float,

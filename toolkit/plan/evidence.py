@@ -110,7 +110,7 @@ def evidence_of(
     surprise: Surprise | None,
     *,
     trained_parameters: float | None,
-    has_talk: bool,
+    num_talks: int,
 ) -> Evidence:
     """All figures together."""
     domain, general = looked.words.get("domain"), looked.words.get("general")
@@ -135,7 +135,7 @@ def evidence_of(
         badly_split=domain.badly_split_fraction if domain is not None else None,
         badly_split_general=general.badly_split_fraction if general is not None else None,
         rare=domain.rare_fraction if domain is not None else None,
-        has_talk=has_talk,
+        num_talks=num_talks,
         is_talk=_is_talk([s for s in looked.samples.values() if s.role == "domain"]),
     )
 

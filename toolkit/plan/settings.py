@@ -11,7 +11,7 @@ from toolkit.plan.verdict import Shift, needed_tokens, words_of, worth_of_repeat
 SHORT_SHARE = 1e-3
 """A run of less than this share of the first training is short (a judgement)."""
 
-FEW_STEPS = 100
+FEW_STEPS = 50
 """A run of fewer optimizer steps has hardly a schedule."""
 
 

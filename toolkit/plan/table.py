@@ -54,19 +54,21 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         for row in plan["stages"]
     ]
     _table("", ("stage", "tokens", "steps", "FLOPs", "on this machine"), stages)
-    for row in plan["memory"][:4]:
+    for row in plan["memory"][: None if plan["devices_named"] else 1]:
         show_memory(row)
     bills = [
         (
             bill["devices"],
-            "yes" if bill["fits"] else "no",
+            gigabytes(row["ways"][0]["total_bytes"]),
+            "yes" if bill["fits"] else fewest_words(row["ways"][0]),
             "" if bill["hours"] is None else time_words(3600.0 * bill["hours"]),
-            "" if bill["dollars"] is None else f"${bill['dollars']:,.2f}",
+            dollar_words(bill["dollars"]),
             bill_basis(bill),
         )
-        for bill in plan["bills"]
+        for bill, row in zip(plan["bills"], plan["memory"], strict=False)
     ]
-    _table("all stages", ("devices", "fits", "time", "cost", "standing on"), bills)
+    titles = ("devices", "GB each", "fits", "time", "cost", "standing on")
+    _table(f"{ways_words(plan)}, all stages", titles, bills)
     if (scratch := plan["from_scratch"]) is not None:
         say(scratch_words(scratch))
     say("\n3. Which settings?")
@@ -83,24 +85,22 @@ def show_plan(plan: Mapping[str, Any]) -> None:
 
 
 def show_memory(row: Mapping[str, Any]) -> None:
-    """Memory of one device by component, way by way."""
-    parts = list(row["ways"][0]["parts_bytes"])
-    table = [
-        (
-            way["name"],
-            *(f"{way['parts_bytes'][part] / 1e9:.2f}" for part in parts),
-            f"{way['total_bytes'] / 1e9:.1f}",
-            "yes" if way["fits"] else fewest_words(way),
-        )
-        for way in row["ways"]
+    """Memory of one device: a component a row, a way to train a column."""
+    ways = row["ways"]
+    rows = [
+        (part, *(gigabytes(way["parts_bytes"][part]) for way in ways))
+        for part in ways[0]["parts_bytes"]
+        if any(way["parts_bytes"][part] for way in ways)
     ]
-    titles = ("GB a device", *(short(part) for part in parts), "all", "fits")
-    _table(f"{row['devices']}, {row['memory_bytes'] / 1e9:.0f} GB each", titles, table)
+    rows.append(("all", *(gigabytes(way["total_bytes"]) for way in ways)))
+    rows.append(("fits", *("yes" if way["fits"] else fewest_words(way) for way in ways)))
+    title = f"GB on each of {row['devices']} ({gigabytes(row['memory_bytes'])} GB)"
+    _table(title, ("at the peak", *(way["name"] for way in ways)), rows)
 
 
-def short(part: str) -> str:
-    """A component's name that fits the head of a narrow column."""
-    return {"gradients": "grads", "optimizer": "optim", "activations": "activ"}.get(part, part)
+def gigabytes(number: float) -> str:
+    """Bytes in GB, as many digits as matter."""
+    return f"{number / 1e9:.2f}" if number < 1e10 else f"{number / 1e9:,.0f}"
 
 
 def fewest_words(way: Mapping[str, Any]) -> str:
@@ -135,6 +135,22 @@ def time_words(seconds: float) -> str:
         if seconds >= size * (2.0 if unit == "days" else 1.0):
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:.2g} s" if seconds < 1.0 else f"{seconds:.0f} s"
+
+
+def ways_words(plan: Mapping[str, Any]) -> str:
+    """How the recipe trains."""
+    return str(plan["memory"][0]["ways"][0]["name"]) if plan["memory"] else ""
+
+
+def dollar_words(dollars: float | None) -> str:
+    """A price, or nothing.
+
+    >>> [dollar_words(n) for n in (None, 0.001, 1234.5)]
+    ['', 'under $0.01', '$1,234.50']
+    """
+    if dollars is None:
+        return ""
+    return f"${dollars:,.2f}" if dollars >= 0.01 else "under $0.01"
 
 
 def bill_basis(bill: Mapping[str, Any]) -> str:

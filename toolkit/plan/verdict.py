@@ -33,6 +33,9 @@ STRONG_PIECES = 1.3
 STRONG_RARE = 0.25
 """Share of the domain's words that general text of the same length does not have, likewise."""
 
+ENOUGH_TALKS = 1000
+"""Conversations from which fine-tuning can carry a use (the article: thousands of examples)."""
+
 LESS_ORDER = 0.85
 """What order saves on the domain against what it saves on general text, below which the model does
 not know how domain texts go (a judgement)."""
@@ -52,7 +55,7 @@ class Evidence:
         pieces_ratio: tokens a word, domain over general.
         badly_split, badly_split_general: share of words in four pieces or more.
         rare: share of domain words that general text lacks.
-        has_talk: the recipe has conversations to fine-tune on.
+        num_talks: conversations that the recipe has to fine-tune on.
         is_talk: the domain itself is conversations.
     """
 
@@ -68,7 +71,7 @@ class Evidence:
     badly_split: float | None = None
     badly_split_general: float | None = None
     rare: float | None = None
-    has_talk: bool = False
+    num_talks: int = 0
     is_talk: bool = False
 
 
@@ -187,6 +190,7 @@ def judge(evidence: Evidence) -> Verdict:
         changes.append(f"at least {words_of(least)} tokens of domain text speak for CPT")
         return Verdict("cpt", shift, (least, comfortable), tuple(reasons), tuple(changes), False)
     worth = worth_of_repeats(evidence.tokens, 4.0)
+    can_tune = evidence.num_talks >= ENOUGH_TALKS
     have = f"{'at least ' if evidence.at_least else ''}{words_of(evidence.tokens)}"
     times = least / max(1.0, evidence.tokens)
     size = f"{have} tokens of domain text without duplicates; CPT wants {words_of(least)} at least"
@@ -194,7 +198,7 @@ def judge(evidence: Evidence) -> Verdict:
     if evidence.tokens >= least:
         tool: Tool = "nothing" if familiar else "cpt"
         reasons.append(f"enough text: {size}")
-        if familiar and evidence.has_talk:
+        if familiar and can_tune:
             tool = "fine-tuning"
         if tool != "cpt":
             reasons.append("the general model already handles such text well")
@@ -215,7 +219,7 @@ def judge(evidence: Evidence) -> Verdict:
         reasons.append(f"little text, but four epochs of it are worth {words_of(worth)}: {size}")
         changes.append(f"with {times:,.1f}x the text one epoch would do")
     else:
-        tool = "fine-tuning" if evidence.has_talk or evidence.is_talk else "retrieval"
+        tool = "fine-tuning" if can_tune or evidence.is_talk else "retrieval"
         reasons.append(f"too little text: {size}")
         changes.append(
             f"with {times:,.0f}x the text ({words_of(least)} tokens), or with "
@@ -225,7 +229,8 @@ def judge(evidence: Evidence) -> Verdict:
             reasons.append("there are conversations, which teach behaviour from far less")
         else:
             reasons.append("so little is found and quoted better than it is learned")
-            changes.append("with thousands of questions and answers, fine-tuning")
+            few = f" ({evidence.num_talks} are there)" if evidence.num_talks else ""
+            changes.append(f"with thousands of questions and answers{few}, fine-tuning")
         reasons.append(
             "CPT on less does lower bits per byte (finance: 0.1M tokens, -0.14), but that is style "
             "and form more than knowledge"

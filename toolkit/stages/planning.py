@@ -45,8 +45,8 @@ from toolkit.recipe import load_recipe
 from toolkit.stages.chain import Run
 from toolkit.stages.planning_model import Measured, locate_model, measure_model
 
-READ_SECONDS = 10.0
-"""For the documents of all sources together."""
+READ_SECONDS, SFT_READ_SECONDS = 10.0, 3.0
+"""For the documents of all sources together, and for those of fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,11 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
         separator, faults = _needed_tokens(recipe.data, tokenizer)
         problems += faults
     say("plan: looking at the documents")
-    looked = look(recipe.data, _samples(recipe.data, recipe.seed), tokenizer)
+    looked = look(recipe.data, _samples(recipe.data, recipe.seed, READ_SECONDS), tokenizer)
+    talks = None
+    if recipe.sft is not None:
+        sft = recipe.sft.data
+        talks = look(sft, _samples(sft, recipe.seed, SFT_READ_SECONDS), tokenizer)
     notes += [f"{name}: {s.why}; not looked at" for name, s in looked.samples.items() if s.why]
     measured = Measured()
     if wanted.measure and located.weights is not None and tokenizer is not None:
@@ -111,6 +115,17 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
             f"that the model has (got {longest})."
         )
     work = _work(run, amounts, looked, shape, measured)
+    if talks is not None and shape is not None and recipe.sft is not None:
+        try:
+            chats = stage_amounts(recipe.sft.data, recipe.sft.train, talks.amounts)
+        except ConfigError as error:
+            problems.append(f"sft.{error}")
+            chats = []
+        speed = measured.training_tokens_per_second
+        work += [
+            stage_work(a, shape, recipe.sft.train, name="sft", tokens_per_second=speed)
+            for a in chats
+        ]
     cpu = measured.machine
     fleets = [Fleet(1, cpu) if f.device.name == CPU else f for f in named]
     memory: list[tuple[Fleet, list[Way]]] = []
@@ -131,7 +146,7 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
         looked,
         measured.surprise,
         trained_parameters=parameters.active if parameters is not None else None,
-        has_talk=recipe.sft is not None,
+        num_talks=_num_talks(talks),
     )
     verdict = judge(evidence)
     origin = find_origin(name)
@@ -159,6 +174,7 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
         "sources": source_values(looked),
         "stages": stage_values(work, amounts),
         "machine": measured.values(),
+        "devices_named": bool(fleets),
         "memory": [memory_values(fleet, ways) for fleet, ways in memory],
         "bills": [bill_values(work, f, ways[0].fits) for f, ways in memory] if work else [],
         "from_scratch": scratch_values(origin, work, shape, wanted.pretraining_tokens),
@@ -225,12 +241,20 @@ def _enough(shape: ShapeSection, run: Run, longest: int, device: Device) -> Flee
     return Fleet(ways[0].fewest or 1, device)
 
 
-def _samples(data: DataSection, seed: int) -> dict[str, Sample]:
-    seconds = READ_SECONDS / len(data.sources)
+def _samples(data: DataSection, seed: int, all_seconds: float) -> dict[str, Sample]:
+    seconds = all_seconds / len(data.sources)
     return {
         name: sample_source(name, source, data.cleaning, seed=seed, seconds=seconds)
         for name, source in data.sources.items()
     }
+
+
+def _num_talks(talks: Looked | None) -> int:
+    """Conversations to fine-tune on."""
+    if talks is None:
+        return 0
+    seen = (s for s in talks.samples.values() if s.role == "domain")
+    return sum(round(s.train_documents / (s.seen_fraction or 1.0)) for s in seen)
 
 
 def _needed_tokens(data: DataSection, tokenizer: FolderTokenizer) -> tuple[int, list[str]]:

@@ -228,7 +228,7 @@ def _read(
     began = time.perf_counter()
     try:
         surprise = measure_surprise(
-            model, *pieces, tokenizer.text, recipe.evaluate, seed=recipe.seed
+            model, pieces[0], pieces[1], tokenizer.text, recipe.evaluate, seed=recipe.seed
         )
     except EvaluationError as error:
         raise ToolkitError(f"the general model: {error}") from error

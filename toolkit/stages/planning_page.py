@@ -10,6 +10,7 @@ from typing import Any
 from toolkit.plan.table import (
     TOOLS,
     bill_basis,
+    dollar_words,
     fewest_words,
     parameter_words,
     scratch_words,
@@ -18,6 +19,8 @@ from toolkit.plan.table import (
 )
 from toolkit.plan.verdict import words_of
 from toolkit.report.html import Cell, Section, paragraph, table, write_document
+
+Row = tuple[list[Cell | str], str]
 
 
 def write_plan_page(path: Path, plan: Mapping[str, Any]) -> None:
@@ -57,7 +60,7 @@ def _tool(plan: Mapping[str, Any]) -> str:
             "general_shuffled": "general text, words shuffled",
         }
         figures = right["bits_per_byte"]
-        rows = [
+        rows: list[Row] = [
             (
                 [
                     title,
@@ -104,7 +107,7 @@ def _tool(plan: Mapping[str, Any]) -> str:
 def _cost(plan: Mapping[str, Any]) -> str:
     body = ""
     if plan["stages"]:
-        rows = [
+        rows: list[Row] = [
             (
                 [
                     s["name"],
@@ -142,7 +145,7 @@ def _cost(plan: Mapping[str, Any]) -> str:
                     bill["devices"],
                     "yes" if bill["fits"] else "no",
                     "" if bill["hours"] is None else time_words(3600.0 * bill["hours"]),
-                    "" if bill["dollars"] is None else f"${bill['dollars']:,.2f}",
+                    dollar_words(bill["dollars"]),
                     bill_basis(bill),
                 ],
                 "",
@@ -156,7 +159,7 @@ def _cost(plan: Mapping[str, Any]) -> str:
 
 
 def _settings(plan: Mapping[str, Any]) -> str:
-    rows = [
+    rows: list[Row] = [
         (
             [s["key"], str(s["now"]), str(s["value"]) if s["changes"] else "as it is", s["why"]],
             "",
