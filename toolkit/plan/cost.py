@@ -25,6 +25,8 @@ class Work:
         flops: forward and backward; what is computed twice is not counted.
         executed_flops: with it.
         seconds: on this machine, as it was measured; None where it was not.
+        domain_tokens, general_tokens: of the targets.
+        sequence_tokens: length of a block.
     """
 
     name: str
@@ -34,6 +36,9 @@ class Work:
     flops: float
     executed_flops: float
     seconds: float | None = None
+    domain_tokens: float = 0.0
+    general_tokens: float = 0.0
+    sequence_tokens: int = 0
 
 
 def stage_work(
@@ -70,6 +75,9 @@ def stage_work(
         executed_flops=amount.positions
         * training_flops(shape, length, lora_rank=rank, again=again),
         seconds=seconds,
+        domain_tokens=amount.domain_tokens,
+        general_tokens=amount.general_tokens,
+        sequence_tokens=length,
     )
 
 

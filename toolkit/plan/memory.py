@@ -30,7 +30,7 @@ CHUNK_ROWS = 1024
 
 RUNTIME_BYTES = {"CPU": 0.55e9, "GPU": 1.5e9}
 """What a process takes without a model: libraries and their buffers; on a GPU context, kernels and
-workspace. The CPU's is measured (`make bench-plan`), the GPU's a usual figure, not measured here."""
+workspace. The CPU's is measured (`make bench-plan`), the GPU's a usual figure, not measured."""
 
 _COMPONENTS = (
     "weights", "gradients", "optimizer", "activations", "logits", "batch", "runtime", "saving",
@@ -159,12 +159,13 @@ def _copies(shape: ShapeSection, section: TrainSection, *, sharded: bool) -> flo
     """Weights in another form while a micro-batch lasts.
 
     Autocast keeps a bfloat16 copy of every matrix that learns; of a frozen one only where the
-    backward pass is promised it. FSDP gathers one layer, and the next while that is computed.
+    backward pass is promised it. FSDP gathers one layer, the next while that is computed, and the
+    embedding.
     """
     parameters = count_parameters(shape)
     low = section.precision == "bf16"
     if sharded:
-        return 2.0 * parameters.layer * (2.0 if low else 4.0)
+        return (2.0 * parameters.layer + parameters.embedding) * (2.0 if low else 4.0)
     if not low:
         return 0.0
     matrices = parameters.total - parameters.embedding - parameters.head

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from toolkit.plan.amounts import StageAmount
 from toolkit.plan.cost import Origin, Work, bill, share_of_scratch
 from toolkit.plan.devices import CPU, PRICES_DATED, Fleet
 from toolkit.plan.evidence import Looked
@@ -53,21 +52,9 @@ def source_values(looked: Looked) -> list[dict[str, Any]]:
     ]
 
 
-def stage_values(work: Sequence[Work], amounts: Sequence[StageAmount]) -> list[dict[str, Any]]:
+def stage_values(work: Sequence[Work]) -> list[dict[str, Any]]:
     """Stages with tokens, FLOPs and, where this machine was timed, seconds."""
-    by_name = {amount.name: amount for amount in amounts}
-    rows = []
-    for one in work:
-        amount = by_name.get(one.name)
-        rows.append(
-            {
-                **asdict(one),
-                "domain_tokens": amount.domain_tokens if amount is not None else None,
-                "general_tokens": amount.general_tokens if amount is not None else None,
-                "sequence_tokens": amount.sequence_tokens if amount is not None else None,
-            }
-        )
-    return rows
+    return [asdict(one) for one in work]
 
 
 def memory_values(fleet: Fleet, ways: Sequence[Way]) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
         },
         "is_it_the_right_tool": verdict_values(verdict, evidence, measured.surprise, looked),
         "sources": source_values(looked),
-        "stages": stage_values(work, amounts),
+        "stages": stage_values(work),
         "machine": measured.values(),
         "devices_named": bool(fleets),
         "memory": [memory_values(fleet, ways) for fleet, ways in memory],
