@@ -15,7 +15,7 @@ from toolkit.adapter.cli import app as adapter_app
 from toolkit.entry import INTERRUPTED, errors_in_one_line, quieten
 from toolkit.evaluate.cli import evaluate
 from toolkit.generate.cli import chat, generate
-from toolkit.plan.cli import plan
+from toolkit.stages.planning_cli import plan
 from toolkit.stages.publishing_cli import app as publish_app
 from toolkit.stages.training_cli import anneal, checkpoint_app, sft_app
 

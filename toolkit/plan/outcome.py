@@ -68,6 +68,7 @@ def memory_values(fleet: Fleet, ways: Sequence[Way]) -> dict[str, Any]:
                 "fits": way.fits,
                 "fewest_devices": way.fewest,
                 "total_bytes": way.memory.total,
+                "peak_at": {"loss": "the loss", "backward": "backward's end"}[way.memory.moment],
                 "parts_bytes": way.memory.parts(),
             }
             for way in ways

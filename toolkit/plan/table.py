@@ -93,6 +93,7 @@ def show_memory(row: Mapping[str, Any]) -> None:
         if any(way["parts_bytes"][part] for way in ways)
     ]
     rows.append(("all", *(gigabytes(way["total_bytes"]) for way in ways)))
+    rows.append(("peak at", *(way["peak_at"] for way in ways)))
     rows.append(("fits", *("yes" if way["fits"] else fewest_words(way) for way in ways)))
     title = f"GB on each of {row['devices']} ({gigabytes(row['memory_bytes'])} GB)"
     _table(title, ("at the peak", *(way["name"] for way in ways)), rows)
