@@ -268,3 +268,16 @@ def test_the_table_of_devices_is_not_changed_by_a_plan(project: Path):
     before = dict(DEVICES)
     make_plan(run_of(project, recipe()), quick(utilisation=0.9))
     assert before == DEVICES
+
+
+def test_the_verdict_is_on_what_there_is_and_the_cost_on_what_is_taken(project: Path):
+    values = changed()
+    values["data"]["sources"]["docs"]["split"]["train"]["max_tokens"] = 500
+    plan = make_plan(run_of(project, values), quick())
+    (docs, _) = plan["sources"]
+    assert docs["tokens"] == 500
+    assert docs["available"] > 2000
+    assert plan["stages"][0]["domain_tokens"] == 500
+    right = plan["is_it_the_right_tool"]
+    assert right["evidence"]["tokens"] == docs["available"]
+    assert "the recipe takes 500 of them" in right["reasons"][0]

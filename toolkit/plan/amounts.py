@@ -22,7 +22,9 @@ class SourceAmount:
 
     Attributes:
         name, role: of the source.
-        tokens: that it can supply, without repeated documents; None where nothing was seen.
+        tokens: that the recipe takes of it, without repeated documents; None where nothing was
+            seen.
+        available: that it could supply without the recipe's `max_tokens`; likewise.
         at_least: only a part was seen, and nothing tells how large a part.
         fill: share of a block's positions that have a target, after packing.
         origin: `counted`, `estimated`, `declared` or `unknown`.
@@ -31,6 +33,7 @@ class SourceAmount:
     name: str
     role: str
     tokens: float | None
+    available: float | None
     at_least: bool
     fill: float
     origin: str
@@ -103,15 +106,16 @@ def source_amount(
         tokens = train_bytes * tokens_per_byte
         origin = "counted" if is_whole else "estimated"
     at_least = declared is None and not (is_whole or is_known_share)
+    available = tokens
     if max_tokens is not None and (tokens is None or tokens >= max_tokens):
-        tokens, at_least = float(max_tokens), False
+        tokens = float(max_tokens)
     fill = 1.0
     if packing == "best_fit" and len(sizes):
         targets = np.array(sizes, dtype=np.int64) + 1
         fill = float(
             targets.sum() / (len(pack(targets, sequence_tokens, packing)) * sequence_tokens)
         )
-    return SourceAmount(name, role, tokens, at_least, fill, origin)
+    return SourceAmount(name, role, tokens, available, at_least, fill, origin)
 
 
 def stage_amounts(

@@ -42,9 +42,13 @@ class Looked:
 
     @property
     def domain_tokens(self) -> float | None:
-        """Domain training text without repeats, in tokens; None where some cannot be seen."""
-        found = [amount.tokens for amount in self.amounts.values() if amount.role == "domain"]
-        return None if any(tokens is None for tokens in found) else sum(t or 0.0 for t in found)
+        """Domain training text that the recipe takes; None where some cannot be seen."""
+        return _sum([a.tokens for a in self.amounts.values() if a.role == "domain"])
+
+    @property
+    def available_tokens(self) -> float | None:
+        """The same without the recipe's own limits."""
+        return _sum([a.available for a in self.amounts.values() if a.role == "domain"])
 
     @property
     def duplicate_fraction(self) -> float | None:
@@ -121,7 +125,8 @@ def evidence_of(
         order = surprise.domain_order / surprise.general_order
     domain_amounts = [a for a in looked.amounts.values() if a.role == "domain"]
     return Evidence(
-        tokens=looked.domain_tokens,
+        tokens=looked.available_tokens,
+        taken=looked.domain_tokens,
         at_least=any(amount.at_least for amount in domain_amounts),
         trained_parameters=trained_parameters,
         domain=surprise.domain.estimate if surprise is not None else None,
@@ -138,6 +143,11 @@ def evidence_of(
         num_talks=num_talks,
         is_talk=_is_talk([s for s in looked.samples.values() if s.role == "domain"]),
     )
+
+
+def _sum(amounts: Sequence[float | None]) -> float | None:
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if len(known) == len(amounts) else None
 
 
 def _is_talk(samples: Sequence[Sample]) -> bool:

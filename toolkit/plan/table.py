@@ -113,6 +113,9 @@ def source_tokens(source: Mapping[str, Any]) -> str:
     if source["tokens"] is None:
         return "not known"
     least = "at least " if source["at_least"] else ""
+    available = source["available"]
+    if available is not None and available > source["tokens"]:
+        return f"{words_of(source['tokens'])} of {least}{words_of(available)} ({source['origin']})"
     return f"{least}{words_of(source['tokens'])} ({source['origin']})"
 
 

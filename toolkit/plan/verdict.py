@@ -46,7 +46,7 @@ class Evidence:
     """What the verdict stands on; None where it was not measured.
 
     Attributes:
-        tokens: of domain training text without duplicates.
+        tokens: of domain training text without duplicates, whatever limit the recipe sets.
         at_least: there may be more of them than was seen.
         trained_parameters: of the model, or those that learn.
         domain, general: bits per byte of the general model.
@@ -57,6 +57,7 @@ class Evidence:
         rare: share of domain words that general text lacks.
         num_talks: conversations that the recipe has to fine-tune on.
         is_talk: the domain itself is conversations.
+        taken: tokens that the recipe takes of them.
     """
 
     tokens: float | None
@@ -73,6 +74,7 @@ class Evidence:
     rare: float | None = None
     num_talks: int = 0
     is_talk: bool = False
+    taken: float | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,8 @@ def judge(evidence: Evidence) -> Verdict:
     times = least / max(1.0, evidence.tokens)
     size = f"{have} tokens of domain text without duplicates; CPT wants {words_of(least)} at least"
     size += f" and {words_of(comfortable)} to be comfortable"
+    if evidence.taken is not None and evidence.taken < 0.9 * evidence.tokens:
+        size += f" (the recipe takes {words_of(evidence.taken)} of them)"
     if evidence.tokens >= least:
         tool: Tool = "nothing" if familiar else "cpt"
         reasons.append(f"enough text: {size}")
