@@ -191,7 +191,7 @@ def cpt_stage(run: Run, general: Path, data: Path) -> Stage:
 
 def _adopt_schedule(stage: Stage) -> None:
     changes = stage.begun_otherwise()
-    other = [line for line in changes if not line.startswith("config.train.schedule.")]
+    other = [line for line in changes if not _is_of_schedule(line)]
     if other:
         raise ConfigError(
             f"{stage.work}: more than the schedule was changed since it was begun:\n  "
@@ -202,6 +202,12 @@ def _adopt_schedule(stage: Stage) -> None:
         say(f"  continues with another schedule: {line.removeprefix('config.')}")
     if changes:
         stage.adopt()
+
+
+def _is_of_schedule(change: str) -> bool:
+    key = change.split(": ")[0]
+    is_of_stage = key.startswith("config.train.stages.") and ".schedule" in key
+    return is_of_stage or key.startswith("config.train.schedule.")
 
 
 def first_alone(act: Callable[[], Result]) -> Result:
