@@ -1,17 +1,21 @@
-# Three commands: cpt, merge, publish; DOMAIN names a file in recipes/. Each runs what it needs first.
+# Three commands: cpt, merge, publish; DOMAIN names a file in recipes/, VARIANT and SCALE layers of
+# it. Each runs what it needs first.
 DOMAIN ?= finance
+NAME := $(DOMAIN)$(if $(VARIANT),@$(VARIANT))$(if $(SCALE),@$(SCALE))
 PYTHON ?= python3
 VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge chat publish checks test docs bench bench-merge clean sft bench-data bench-train bench-search bench-choices
+.PHONY: help setup plan bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft bench-data bench-train bench-search bench-choices
 
 help:
+	@echo "make plan DOMAIN=finance     is CPT the right tool, what will it take, which settings"
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
 	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
+	@echo "make cpt DOMAIN=code-llama SCALE=laptop    a recipe at another scale; VARIANT=... another form"
 	@echo "make publish DOMAIN=finance REPO=org/name"
 	@echo "make setup | checks | test | docs | bench | bench-merge | bench-data | bench-train | bench-choices | bench-search | clean"
 
@@ -27,25 +31,28 @@ $(STAMP): pyproject.toml constraints.txt
 	  > $(VENV)/setup.log 2>&1 || { tail -n 20 $(VENV)/setup.log; exit 1; }
 	@touch $@
 
+plan: $(STAMP)
+	@$(TOOLKIT) plan $(DOMAIN) $(if $(DEVICES),--devices $(DEVICES)) $(if $(WRITE),--write $(WRITE))
+
 data: $(STAMP)
-	@$(TOOLKIT) data run $(DOMAIN)
+	@$(TOOLKIT) data run $(NAME)
 
 cpt: $(STAMP)
-	@$(TOOLKIT) cpt run $(DOMAIN)
+	@$(TOOLKIT) cpt run $(NAME)
 
 merge: $(STAMP)
-	@$(TOOLKIT) merge choose $(DOMAIN) $(if $(SCORE_TEST_AGAIN),--score-test-again)
+	@$(TOOLKIT) merge choose $(NAME) $(if $(SCORE_TEST_AGAIN),--score-test-again)
 
 chat: $(STAMP)
-	@test -f runs/$(DOMAIN)/merge/manifest.json || $(TOOLKIT) merge choose $(DOMAIN)
-	@$(TOOLKIT) chat $(DOMAIN)
+	@test -f runs/$(NAME)/merge/manifest.json || $(TOOLKIT) merge choose $(NAME)
+	@$(TOOLKIT) chat $(NAME)
 
 sft: $(STAMP)
-	@$(TOOLKIT) sft run $(DOMAIN)
+	@$(TOOLKIT) sft run $(NAME)
 
 publish: $(STAMP)
 	@test -n "$(REPO)" || { echo "name the repository: make publish DOMAIN=$(DOMAIN) REPO=org/name"; exit 2; }
-	@$(TOOLKIT) publish run $(DOMAIN) --repo $(REPO) $(if $(TO),--to $(TO))
+	@$(TOOLKIT) publish run $(NAME) --repo $(REPO) $(if $(TO),--to $(TO))
 
 checks: $(STAMP)
 	@$(VENV)/bin/ruff format --check .
@@ -67,7 +74,7 @@ bench: $(STAMP)
 
 # Questions a second against lm-eval's, on the model that `make cpt` fetched.
 bench-choices: $(STAMP)
-	@$(VENV)/bin/python benchmarks/choices.py runs/$(DOMAIN)/general
+	@$(VENV)/bin/python benchmarks/choices.py runs/$(NAME)/general
 
 # Both engines on the same models; half an hour on 2 cores, as mergekit takes minutes for some.
 bench-merge: $(STAMP)
@@ -84,9 +91,13 @@ bench-train: $(STAMP)
 	@$(VENV)/bin/python benchmarks/train.py
 	@$(VENV)/bin/python benchmarks/resume.py
 
+# Estimates of memory and time beside what training takes, process by process. Ten minutes.
+bench-plan: $(STAMP)
+	@$(VENV)/bin/python benchmarks/plan.py
+
 # The search of a run that exists, against mergekit-yaml and lm-eval; half an hour on 2 cores.
 bench-search: $(STAMP)
-	@$(VENV)/bin/python benchmarks/search.py --recipe $(DOMAIN)
+	@$(VENV)/bin/python benchmarks/search.py --recipe $(NAME)
 
 # Environment and caches; runs/ holds your models and stays.
 clean:

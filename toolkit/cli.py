@@ -15,6 +15,7 @@ from toolkit.adapter.cli import app as adapter_app
 from toolkit.entry import INTERRUPTED, errors_in_one_line, quieten
 from toolkit.evaluate.cli import evaluate
 from toolkit.generate.cli import chat, generate
+from toolkit.stages.planning_cli import plan
 from toolkit.stages.publishing_cli import app as publish_app
 from toolkit.stages.training_cli import anneal, checkpoint_app, sft_app
 
@@ -40,8 +41,11 @@ app.add_typer(sft_app, name="sft")
 app.add_typer(checkpoint_app, name="checkpoint")
 cpt_app.command("anneal")(anneal)
 app.command("eval")(evaluate)
+app.command("plan")(plan)
 
-RecipeName = Annotated[str, typer.Argument(help="A recipe in recipes/ by name, or a .yaml file.")]
+RecipeName = Annotated[
+    str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
+]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -18,6 +18,7 @@ from toolkit.data.source_config import (
 )
 
 __all__ = [
+    "KNOWN_FIM_TOKENS",
     "SPLITS",
     "ArtefactSection",
     "CleaningSection",
@@ -29,6 +30,15 @@ __all__ = [
     "SplitRule",
     "StageSection",
 ]
+
+KNOWN_FIM_TOKENS: tuple[tuple[str, str, str], ...] = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),
+    ("<PRE>", "<SUF>", "<MID>"),
+)
+"""Tokens for prefix, suffix and middle that code models use."""
 
 Pii = Literal["email", "phone", "iban", "us_ssn", "credit_card", "ip_address"]
 
@@ -103,7 +113,7 @@ class StageSection(Section):
     """Tokens to train on in this stage."""
 
     shares: dict[str, Annotated[float, Field(ge=0.0)]]
-    """Share of the tokens from each source; shares are divided by their sum."""
+    """Share of the tokens from each source; together they are 1."""
 
     sequence_tokens: Annotated[int, Field(ge=8)] | None = None
     """Length of a block; by default `data.sequence_tokens`."""
@@ -167,3 +177,11 @@ class DataSection(Section):
                         f"sources: {', '.join(self.sources)}"
                     )
         return self
+
+
+def identity_of_data(section: DataSection) -> dict[str, Any]:
+    """The settings that a data stage depends on: not what is only known of a source."""
+    values = section.model_dump(mode="json")
+    for source in values["sources"].values():
+        del source["tokens"]
+    return values

@@ -6,8 +6,8 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.load import load_sets, refuse_overlap
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.manifest import Stage, hash_json
+from toolkit.model_config import shape_of_folder
 from toolkit.progress import say
 from toolkit.recipe import Recipe, merge_folder
 from toolkit.search.bench import Bench, device_of
@@ -61,6 +62,12 @@ class Search:
     recipe: Recipe
     general: Path
     specialist: Path
+    others: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Where the models of a merge stand, by the names that it uses."""
+        return {GENERAL: self.general, SPECIALIST: self.specialist, **self.others}
 
     def place(self, work: Path) -> Place:
         return self.recipe.search.storage or work / SCORES
@@ -75,17 +82,26 @@ class Search:
         fp32 = recipe.evaluate.precision == "fp32"
         dtype = torch.float32 if fp32 else stored_dtype(self.general)
         return Bench(
-            {GENERAL: self.general, SPECIALIST: self.specialist},
+            self.folders,
             load_causal_model(self.general, dtype),
             seed=recipe.seed,
             device=device_of(number),
             cache=None if cache is None else ScoreCache(cache),
-            parents={name: self.identity["inputs"][name] for name in (GENERAL, SPECIALIST)},
+            parents={
+                **{name: self.identity["inputs"][name] for name in (GENERAL, SPECIALIST)},
+                **{name: self.identity["inputs"][f"models/{name}"] for name in self.others},
+            },
         )
 
 
 def prepare_search(
-    name: str, recipe: Recipe, stage: Stage, general: Path, specialist: Path, data: Path
+    name: str,
+    recipe: Recipe,
+    stage: Stage,
+    general: Path,
+    specialist: Path,
+    data: Path,
+    others: Mapping[str, Path] | None = None,
 ) -> Search:
     """Read the sets and the merges of a recipe.
 
@@ -96,12 +112,14 @@ def prepare_search(
         general: folder of the general model.
         specialist: folder of the specialist.
         data: folder of the data stage.
+        others: folders of the recipe's further models, by name.
 
     Raises:
         EvaluationError: a document stands in tuning and in test.
-        ConfigError: a merge or a setting cannot be used.
+        ConfigError: a merge or a setting cannot be used, or the models' rotary bases differ.
     """
-    spaces = load_spaces(recipe.search.merges, merge_folder())
+    _refuse_other_positions(general, specialist)
+    spaces = load_spaces(recipe.search.merges, merge_folder(), recipe.models)
     tokenizer = AutoTokenizer.from_pretrained(general)
     splits: tuple[SplitName, ...] = ("tuning", "test")
     tuning, test = (
@@ -125,7 +143,19 @@ def prepare_search(
         recipe,
         general,
         specialist,
+        dict(others or {}),
     )
+
+
+def _refuse_other_positions(general: Path, specialist: Path) -> None:
+    bases = [shape_of_folder(folder).rope_theta for folder in (general, specialist)]
+    if bases[0] != bases[1]:
+        raise ConfigError(
+            f"merge: the rotary base is {bases[0]:g} in {general} and {bases[1]:g} in "
+            f"{specialist}; their attention was learned at different positions, so a mean of the "
+            "two is neither. Use the specialist as it is (`toolkit sft run`, `toolkit eval`), or "
+            "drop rope_theta from train.stages."
+        )
 
 
 def _objective(recipe: Recipe, sets: Sequence[EvaluationSet], race: RaceSection) -> Objective:
