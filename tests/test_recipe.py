@@ -20,7 +20,7 @@ def test_shipped_recipes_are_valid(path: Path):
 
 
 def test_a_model_has_exactly_one_place():
-    with pytest.raises(ValueError, match="exactly one of artefact, path and hub"):
+    with pytest.raises(ValueError, match="exactly one of artefact, path"):
         Recipe.model_validate({"model": {"path": "a", "hub": "b"}})
 
 

