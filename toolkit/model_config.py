@@ -122,7 +122,7 @@ class MoeSection(Section):
 
 
 class ModelSection(Section):
-    """The general model: exactly one of `artefact`, `path`, `hub` and `moe`."""
+    """A model, such as the general one, by exactly one of artefact, path, hub, run and moe."""
 
     artefact: ArtefactSection | None = None
     """A GGUF file inside a package; it is converted to safetensors once."""
@@ -132,6 +132,10 @@ class ModelSection(Section):
 
     hub: str | None = None
     """A repository of the Hugging Face hub, `org/name`."""
+
+    run: str | None = None
+    """The specialist of another recipe, as the command takes it (`NAME@variant@scale`); its stages
+    run first where needed."""
 
     revision: str | None = None
     """Commit or tag of `hub`; pin it, so that a run can be repeated."""
@@ -150,12 +154,11 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        kinds = ("artefact", "path", "hub", "moe")
-        given = [name for name in kinds if getattr(self, name) is not None]
+        places = ("artefact", "path", "hub", "run", "moe")
+        given = [name for name in places if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"give exactly one of {', '.join(kinds[:-1])} and {kinds[-1]} "
-                f"(got {', '.join(given) or 'none'})"
+                f"give exactly one of {', '.join(places)} (got {', '.join(given) or 'none'})"
             )
         if self.revision is not None and self.hub is None:
             raise ValueError("revision belongs to hub, which is not given")
@@ -163,6 +166,17 @@ class ModelSection(Section):
 
 
 MoeSection.model_rebuild()  # it and ModelSection hold each other
+
+
+def identity_of_model(model: ModelSection) -> dict[str, Any]:
+    """What a fetched model depends on: not what is only said of it, nor places it is not at.
+
+    >>> sorted(identity_of_model(ModelSection(hub="org/name")))
+    ['artefact', 'hub', 'license', 'name', 'path', 'revision']
+    """
+    values = model.model_dump(mode="json", exclude={"shape"})
+    later = {name for name in ("run", "moe") if values[name] is None}
+    return {name: value for name, value in values.items() if name not in later}
 
 
 def shape_of(model: ModelSection) -> ShapeSection | None:
