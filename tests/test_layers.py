@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "model_config": COMMON | {"data"},
     "plan": COMMON | {"model_config", "data", "train", "checkpoint", "evaluate"},
     "report": COMMON,
+    "study": COMMON | {"evaluate"},
     "publish": COMMON | {"checkpoint"},
 }
 """recipe, stages, entry and cli sit on top and may import everything."""

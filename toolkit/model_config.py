@@ -74,8 +74,28 @@ class ShapeSection(Section):
         return self
 
 
+class ScratchSection(Section):
+    """A model with random weights, to be pre-trained: for what happens before continued
+    pre-training."""
+
+    shape: ShapeSection
+    """Its measures, as a Llama's; without experts. Only `vocab_size` may be left to the tokenizer
+    by being larger: rows beyond the tokenizer's stay unused."""
+
+    tokenizer: ModelSection
+    """The model whose tokenizer it takes."""
+
+    @model_validator(mode="after")
+    def _dense(self) -> Self:
+        if self.shape.num_experts is not None:
+            raise ValueError("shape.num_experts: a model from scratch is dense")
+        if self.tokenizer.scratch is not None:
+            raise ValueError("tokenizer: must name a model that exists")
+        return self
+
+
 class ModelSection(Section):
-    """The general model: exactly one of `artefact`, `path` and `hub`."""
+    """The general model: exactly one of `artefact`, `path`, `hub` and `scratch`."""
 
     artefact: ArtefactSection | None = None
     """A GGUF file inside a package; it is converted to safetensors once."""
@@ -85,6 +105,9 @@ class ModelSection(Section):
 
     hub: str | None = None
     """A repository of the Hugging Face hub, `org/name`."""
+
+    scratch: ScratchSection | None = None
+    """No model yet: random weights, which the recipe pre-trains."""
 
     revision: str | None = None
     """Commit or tag of `hub`; pin it, so that a run can be repeated."""
@@ -100,28 +123,33 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        given = [name for name in ("artefact", "path", "hub") if getattr(self, name) is not None]
+        places = ("artefact", "path", "hub", "scratch")
+        given = [name for name in places if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"give exactly one of artefact, path and hub (got {', '.join(given) or 'none'})"
+                f"give exactly one of {', '.join(places)} (got {', '.join(given) or 'none'})"
             )
         if self.revision is not None and self.hub is None:
             raise ValueError("revision belongs to hub, which is not given")
         return self
 
 
+ScratchSection.model_rebuild()
+
+
 def shape_of(model: ModelSection) -> ShapeSection | None:
     """Measures of a recipe's general model, without fetching anything.
 
     Returns:
-        What the folder's `config.json` says, else the recipe's `shape`, else None.
+        What the folder's `config.json` says, else the recipe's `shape` or that of `scratch`, else
+        None.
 
     Raises:
         ConfigError: the folder's `config.json` cannot be read.
     """
     if model.path is not None and (model.path / "config.json").is_file():
         return shape_of_folder(model.path)
-    return model.shape
+    return model.scratch.shape if model.scratch is not None else model.shape
 
 
 def shape_of_folder(folder: Path) -> ShapeSection:

@@ -17,6 +17,7 @@ from toolkit.model_config import ModelSection
 from toolkit.publish.config import PublishSection
 from toolkit.search.config import SearchSection
 from toolkit.select import SelectSection
+from toolkit.study.config import StudySection
 from toolkit.train.config import TrainSection
 from toolkit.train.extension_config import TokenizerSection
 from toolkit.train.sft_config import SftSection
@@ -44,6 +45,8 @@ class Recipe(Section):
     search: SearchSection = SearchSection()
     select: SelectSection = SelectSection()
     publish: PublishSection = PublishSection()
+    study: StudySection | None = None
+    """Published claims, and what of them this recipe measures: `toolkit study run`."""
 
     @model_validator(mode="after")
     def _published_sources(self) -> Self:

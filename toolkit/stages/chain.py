@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,8 +95,29 @@ def _ensure_original(run: Run) -> Path:
         return model.path
     if model.hub is not None:
         return _hub_snapshot(model.hub, model.revision)
+    if model.scratch is not None:
+        return _ensure_scratch(run)
     stage = run.stage("general", {"model": model.model_dump(mode="json")}, {})
     return _ensure(stage, "general model", lambda: _convert(run, stage))
+
+
+def _ensure_scratch(run: Run) -> Path:
+    """A model with random weights, and the tokenizer of a model that is there or is fetched."""
+    from toolkit.train.scratch import run_scratch
+
+    section = run.recipe.model.scratch
+    assert section is not None  # noqa: S101  (the caller asked)
+    giver = replace(
+        run,
+        recipe=run.recipe.model_copy(update={"model": section.tokenizer}),
+        root=run.root / "tokenizer",
+    )
+    tokenizer = _ensure_original(giver)
+    config = {"shape": section.shape.model_dump(mode="json")}
+    stage = run.stage("general", config, {"tokenizer": hash_json(tokenizer_hashes(tokenizer))})
+    return _ensure(
+        stage, "model from scratch", lambda: run_scratch(section.shape, stage, tokenizer)
+    )
 
 
 def _convert(run: Run, stage: Stage) -> None:
@@ -130,6 +151,15 @@ def _hub_snapshot(repository: str, revision: str | None) -> Path:
         ) from error
 
 
+def tokenizer_hashes(folder: Path) -> dict[str, str]:
+    """Hashes of the files that a folder's tokenizer is made of."""
+    return {
+        file: hash_file(folder / file)
+        for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+        if (folder / file).is_file()
+    }
+
+
 def ensure_data(run: Run) -> Path:
     """The data stage: documents to packed blocks and evaluation sets."""
     return data_stage(run, "data", run.recipe.data, ensure_general(run))
@@ -140,14 +170,9 @@ def data_stage(run: Run, name: str, section: DataSection, general: Path) -> Path
     from toolkit.data.run import run_data
     from toolkit.data.sources import input_hashes
 
-    tokenizer = {
-        file: hash_file(general / file)
-        for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-        if (general / file).is_file()
-    }
     others = map(Path, section.cleaning.decontaminate_files)
     inputs = {
-        "tokenizer": hash_json(tokenizer),
+        "tokenizer": hash_json(tokenizer_hashes(general)),
         **input_hashes(section.sources),
         **{f"decontaminate/{p.name}": hash_file(p) for p in others if p.is_file()},
     }
@@ -277,7 +302,7 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     made = [data, specialist]
     if recipe.tokenizer is not None:
         made.append(run.root / "general-extended")
-    elif recipe.model.artefact is not None:
+    elif recipe.model.artefact is not None or recipe.model.scratch is not None:
         made.append(run.root / "general")
     for folder in made:
         read_manifest(folder)  # a worker runs no stage itself
