@@ -1,5 +1,7 @@
-# Three commands: cpt, merge, publish; DOMAIN names a file in recipes/. Each runs what it needs first.
+# Three commands: cpt, merge, publish; DOMAIN names a file in recipes/, VARIANT and SCALE layers of
+# it. Each runs what it needs first.
 DOMAIN ?= finance
+NAME := $(DOMAIN)$(if $(VARIANT),@$(VARIANT))$(if $(SCALE),@$(SCALE))
 PYTHON ?= python3
 VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
@@ -12,6 +14,7 @@ help:
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
 	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
+	@echo "make cpt DOMAIN=code-llama SCALE=laptop    a recipe at another scale; VARIANT=... another form"
 	@echo "make publish DOMAIN=finance REPO=org/name"
 	@echo "make setup | checks | test | bench | bench-merge | bench-data | bench-train | bench-choices | bench-search | clean"
 
@@ -28,24 +31,24 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 data: $(STAMP)
-	@$(TOOLKIT) data run $(DOMAIN)
+	@$(TOOLKIT) data run $(NAME)
 
 cpt: $(STAMP)
-	@$(TOOLKIT) cpt run $(DOMAIN)
+	@$(TOOLKIT) cpt run $(NAME)
 
 merge: $(STAMP)
-	@$(TOOLKIT) merge choose $(DOMAIN) $(if $(SCORE_TEST_AGAIN),--score-test-again)
+	@$(TOOLKIT) merge choose $(NAME) $(if $(SCORE_TEST_AGAIN),--score-test-again)
 
 chat: $(STAMP)
-	@test -f runs/$(DOMAIN)/merge/manifest.json || $(TOOLKIT) merge choose $(DOMAIN)
-	@$(TOOLKIT) chat $(DOMAIN)
+	@test -f runs/$(NAME)/merge/manifest.json || $(TOOLKIT) merge choose $(NAME)
+	@$(TOOLKIT) chat $(NAME)
 
 sft: $(STAMP)
-	@$(TOOLKIT) sft run $(DOMAIN)
+	@$(TOOLKIT) sft run $(NAME)
 
 publish: $(STAMP)
 	@test -n "$(REPO)" || { echo "name the repository: make publish DOMAIN=$(DOMAIN) REPO=org/name"; exit 2; }
-	@$(TOOLKIT) publish run $(DOMAIN) --repo $(REPO) $(if $(TO),--to $(TO))
+	@$(TOOLKIT) publish run $(NAME) --repo $(REPO) $(if $(TO),--to $(TO))
 
 checks: $(STAMP)
 	@$(VENV)/bin/ruff format --check .
@@ -60,7 +63,7 @@ bench: $(STAMP)
 
 # Questions a second against lm-eval's, on the model that `make cpt` fetched.
 bench-choices: $(STAMP)
-	@$(VENV)/bin/python benchmarks/choices.py runs/$(DOMAIN)/general
+	@$(VENV)/bin/python benchmarks/choices.py runs/$(NAME)/general
 
 # Both engines on the same models; half an hour on 2 cores, as mergekit takes minutes for some.
 bench-merge: $(STAMP)
@@ -79,7 +82,7 @@ bench-train: $(STAMP)
 
 # The search of a run that exists, against mergekit-yaml and lm-eval; half an hour on 2 cores.
 bench-search: $(STAMP)
-	@$(VENV)/bin/python benchmarks/search.py --recipe $(DOMAIN)
+	@$(VENV)/bin/python benchmarks/search.py --recipe $(NAME)
 
 # Environment and caches; runs/ holds your models and stays.
 clean:

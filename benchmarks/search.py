@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 
 from toolkit.config import load_yaml
-from toolkit.recipe import find_recipe, load_recipe
+from toolkit.recipe import load_recipe
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
 from toolkit.search.outcome import candidate_rows, cannot_be_told_apart
@@ -48,8 +48,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="finance")
     parser.add_argument("--parts", default="search,race,peers")
     given = parser.parse_args()
-    path = find_recipe(given.recipe)
-    run = Run.of(path, load_recipe(path), given.runs)
+    run = Run.open(given.recipe, given.runs)
     parts = given.parts.split(",")
     with tempfile.TemporaryDirectory(dir=given.runs) as folder:
         bench = Benchmark(run, Path(folder))
@@ -59,8 +58,8 @@ def main() -> None:
             bench.race()
         if "peers" in parts:
             bench.peers()
-        if "control" in parts:
-            bench.control(path)
+        if "control" in parts and run.path is not None:
+            bench.control(run.path)
 
 
 class Benchmark:

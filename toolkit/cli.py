@@ -43,7 +43,9 @@ app.add_typer(checkpoint_app, name="checkpoint")
 cpt_app.command("anneal")(anneal)
 app.command("eval")(evaluate)
 
-RecipeName = Annotated[str, typer.Argument(help="A recipe in recipes/ by name, or a .yaml file.")]
+RecipeName = Annotated[
+    str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
+]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
 
 

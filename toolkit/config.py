@@ -86,13 +86,19 @@ def parse_section(section: type[SectionT], data: object, *, where: str, what: st
     Raises:
         ConfigError: one line for each fault, each at its key.
     """
+    found, faults = check_section(section, data)
+    if found is None:
+        raise ConfigError("\n  ".join([f"{where} is not a valid {what}:", *faults]))
+    return found
+
+
+def check_section(section: type[SectionT], data: object) -> tuple[SectionT | None, list[str]]:
+    """The section that `data` makes, or None and a line for each fault, each at its key."""
     try:
-        return section.model_validate(data)
+        return section.model_validate(data), []
     except ValidationError as error:
-        lines = [f"{where} is not a valid {what}:"]
-        for fault in error.errors(include_url=False):
-            lines.append(f"  {_fault_line(section, fault)}")
-        raise ConfigError("\n".join(lines)) from None
+        faults = error.errors(include_url=False)
+        return None, [_fault_line(section, fault) for fault in faults]
 
 
 def _fault_line(section: type[BaseModel], fault: Any) -> str:

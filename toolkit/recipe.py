@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +10,19 @@ from typing import Annotated
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from toolkit.config import Section, load_yaml, parse_section
+from toolkit.config import Section, check_section, load_yaml
 from toolkit.data.config import DataSection
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.model_config import ModelSection
 from toolkit.publish.config import PublishSection
+from toolkit.recipe_layers import (
+    Layers,
+    broken_rules,
+    parse_amounts,
+    read_layers,
+    with_amounts,
+)
 from toolkit.search.config import SearchSection
 from toolkit.select import SelectSection
 from toolkit.study.config import StudySection
@@ -82,13 +90,52 @@ def find_recipe(domain: str, folder: Path = Path("recipes")) -> Path:
     raise ConfigError(f"no recipe {domain!r} in {folder}/{hint} Recipes: {', '.join(names)}.")
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Read and check a recipe.
+def load_recipe(path: Path, layers: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe, all its variants and scales included.
+
+    Args:
+        path: of the file.
+        layers: names of a variant and a scale to lay over it; see `recipe_layers`.
 
     Raises:
-        ConfigError: one line for each fault, each at its key.
+        ConfigError: one line for each fault, each at its key; or there is no such layer.
     """
-    return parse_section(Recipe, load_yaml(path), where=str(path), what="recipe")
+    table, faults = read_layers(load_yaml(path))
+    recipes: dict[tuple[str | None, str | None], Recipe] = {}
+    for variant, scale in table.combinations():
+        recipe, found = _parse_layers(table, variant, scale, recipes.get((variant, None)))
+        if recipe is not None:
+            recipes[variant, scale] = recipe
+        elif variant is None and scale is None:
+            faults[:0] = found
+        key = f"scales.{scale}." if scale else f"variants.{variant}." if variant else ""
+        note = f" (with variant {variant})" if scale and variant else ""
+        faults += [
+            f"{key}{line}{note}"
+            for line in found
+            if line not in faults and f"{key}{line}" not in faults
+        ]
+    if faults:
+        raise ConfigError("\n  ".join([f"{path} is not a valid recipe:", *faults]))
+    return recipes[table.choose(layers, str(path))]
+
+
+def _parse_layers(
+    table: Layers, variant: str | None, scale: str | None, full: Recipe | None
+) -> tuple[Recipe | None, list[str]]:
+    """The recipe under a variant and a scale, or its faults."""
+    if variant is not None and scale is not None and full is None:
+        return None, []  # the variant's own faults are told
+    values = table.overlaid(variant, scale)
+    recipe, faults = check_section(Recipe, values)
+    if recipe is None or scale is None:
+        return recipe, faults
+    amounts, faults = parse_amounts(table.amounts(variant, scale))
+    if full is not None:
+        faults += broken_rules(full, recipe)
+    if full is None or faults:
+        return None, faults
+    return check_section(Recipe, with_amounts(values, amounts, recipe, full))
 
 
 def merge_folder() -> Path:

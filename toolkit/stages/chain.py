@@ -19,6 +19,7 @@ from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.manifest import Stage, content_hash, hash_bytes, hash_file, hash_json, read_manifest
 from toolkit.progress import say
 from toolkit.recipe import Recipe, find_recipe, load_recipe, merge_folder
+from toolkit.recipe_layers import split_name
 from toolkit.search.config import WITHOUT_EFFECT as SEARCH_WITHOUT_EFFECT
 from toolkit.train.config import identity_of
 
@@ -36,20 +37,28 @@ class Run:
     recipe: Recipe
     root: Path
     path: Path | None = None
+    layers: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, path: Path, recipe: Recipe, runs: Path = RUNS) -> Run:
-        return cls(path.stem, recipe, runs / path.stem, path)
+    def of(cls, path: Path, recipe: Recipe, runs: Path = RUNS, layers: tuple[str, ...] = ()) -> Run:
+        name = "@".join([path.stem, *layers])
+        return cls(name, recipe, runs / name, path, layers)
 
     @classmethod
     def open(cls, name: str, runs: Path = RUNS) -> Run:
-        """A recipe by name or path.
+        """A recipe by name or path, with the layers that follow: `NAME@variant@scale`.
 
         Raises:
             ConfigError: there is no such recipe, or it is not valid.
         """
-        path = find_recipe(name)
-        return cls.of(path, load_recipe(path), runs)
+        base, layers = split_name(name)
+        path = find_recipe(base)
+        return cls.of(path, load_recipe(path, layers), runs, layers)
+
+    @property
+    def asked_for(self) -> str:
+        """What `open` finds this run by, from any folder."""
+        return "@".join([str(self.path), *self.layers])
 
     def stage(self, name: str, config: dict[str, Any], inputs: dict[str, str]) -> Stage:
         return Stage(self.root / name, config, inputs, self.recipe.seed)
@@ -248,7 +257,7 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
         from toolkit.stages.choosing import run_choosing
         from toolkit.stages.searching import num_workers
 
-        command = [sys.executable, "-m", "toolkit", "search", "worker", str(run.path)]
+        command = [sys.executable, "-m", "toolkit", "search", "worker", run.asked_for]
         run_choosing(
             run.name,
             recipe,

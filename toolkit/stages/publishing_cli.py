@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="The merged model, for others.")
 
-RecipeName = Annotated[str, typer.Argument(help="A recipe in recipes/ by name, or a .yaml file.")]
+RecipeName = Annotated[
+    str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
+]
 Repository = Annotated[str, typer.Option(help="Name to publish under, org/name.")]
 Kind = Annotated[str, typer.Option("--format", help="safetensors, gguf or adapter.")]
 Accept = Annotated[
@@ -118,12 +120,10 @@ def _checked(repository: str) -> str:
 
 
 def _material(name: str, runs: Path) -> Material:
-    from toolkit.recipe import find_recipe, load_recipe
     from toolkit.stages.chain import Run, ensure_cpt, ensure_data, ensure_general, ensure_merge
     from toolkit.stages.publishing_material import Material
 
-    path = find_recipe(name)
-    run = Run.of(path, load_recipe(path), runs)
+    run = Run.open(name, runs)
     merged = ensure_merge(run)
     return Material(
         recipe=run.recipe,

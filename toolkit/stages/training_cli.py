@@ -12,7 +12,9 @@ from toolkit.errors import ConfigError
 sft_app = typer.Typer(no_args_is_help=True, help="Fine-tuning on conversations.")
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Model folders and kept states.")
 
-RecipeName = Annotated[str, typer.Argument(help="A recipe in recipes/ by name, or a .yaml file.")]
+RecipeName = Annotated[
+    str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
+]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
 
 
