@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "lazy_torch": set(),
     "checkpoint": COMMON,
     "data": COMMON,
-    "train": COMMON | {"checkpoint", "data"},
+    "train": COMMON | {"checkpoint", "data", "model_config"},
     "merge": COMMON | {"checkpoint"},
     "adapter": COMMON | {"checkpoint", "merge"},
     "evaluate": COMMON | {"checkpoint", "data", "generate"},

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ConfigError, EvaluationError
-from toolkit.evaluate.config import EvaluateSection, RetentionSection
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.manifest import (
     Stage,
@@ -219,61 +218,53 @@ def score_subjects(
     from toolkit.evaluate.cache import ScoreCache
     from toolkit.study.verdict import pool
 
-    evaluate = run.recipe.evaluate
     cache = ScoreCache(cache_folder() / "scores.jsonl")
+    answers = retention_set(run, documents) if "retention" in wanted else []
     first: dict[str, list[EvaluationSet]] = {}
     losses: dict[str, dict[str, list[float]]] = {}
     with progress("study, models", len(subjects)) as advance:
         for subject in subjects:
-            sets = subject_sets(run, subject, documents, evaluate, wanted)
+            sets = {**document_sets(run, subject, documents), "retention": answers}
             model, name = None, content_hash(subject.folder)
             own = losses[subject.name] = {}
-            for on, members in sets.items():
-                _same_items(first.setdefault(on, members), members, subject.name)
-                for items in members:
+            for on in wanted:
+                if not sets.get(on):
+                    raise ConfigError(
+                        f"{run.name}: study: on: there is no test set {on!r}; there are "
+                        f"{', '.join(key for key in sets if sets[key])}."
+                    )
+                _same_items(first.setdefault(on, sets[on]), sets[on], subject.name)
+                for items in sets[on]:
                     if model is None and len(cache.known(name, items)) < len(items):
                         model = load_causal_model(subject.folder, stored_dtype(subject.folder))
-                    own[items.name] = cache.score(model, name, items, together=members)
+                    own[items.name] = cache.score(model, name, items)
             advance(1, subject.name)
     return {on: pool(members, losses) for on, members in first.items()}
 
 
-def subject_sets(
-    run: Run,
-    subject: Subject,
-    documents: Path,
-    evaluate: EvaluateSection,
-    wanted: Sequence[str],
-) -> dict[str, list[EvaluationSet]]:
-    """Sets of the test documents in a model's own tokens, by what the claims call them.
-
-    Raises:
-        ConfigError: there is no source of a name.
-    """
+def document_sets(run: Run, subject: Subject, documents: Path) -> dict[str, list[EvaluationSet]]:
+    """Test documents in a model's own tokens, by source and by role."""
     from transformers import AutoTokenizer
 
+    from toolkit.evaluate.documents import likelihood_sets
+
+    separator = read_manifest(documents)["results"]["separator_token_id"]
+    tokenizer = AutoTokenizer.from_pretrained(subject.folder)
+    path = documents / "test.jsonl"
+    sets = likelihood_sets(path, tokenizer, separator, run.recipe.evaluate)
+    return {
+        **{role: [s for s in sets if s.role == role] for role in ("domain", "general")},
+        **{s.name: [s] for s in sets},
+    }
+
+
+def retention_set(run: Run, documents: Path) -> list[EvaluationSet]:
+    """The general model's answers to the test prompts; it is asked once."""
     from toolkit.evaluate.load import load_sets
     from toolkit.evaluate.retention import LOSS
 
-    retention = evaluate.retention if "retention" in wanted else RetentionSection(prompts=0)
-    section = evaluate.model_copy(update={"choices": (), "tasks": (), "retention": retention})
-    tokenizer = AutoTokenizer.from_pretrained(subject.folder)
-    # The general model answers the prompts of retention, whoever is scored on its answers.
-    general = ensure_general(run) if retention.prompts else subject.folder
-    sets = load_sets(section, documents, general, "test", tokenizer=tokenizer)
-    plain = [s for s in sets if s.unit == "bits per byte"]
-    known: dict[str, list[EvaluationSet]] = {
-        **{s.name: [s] for s in plain},
-        **{role: [s for s in plain if s.role == role] for role in ("domain", "general")},
-        "retention": [s for s in sets if s.name == LOSS],
-    }
-    for on in wanted:
-        if not known.get(on):
-            raise ConfigError(
-                f"{run.name}: study: on: there is no test set {on!r}; there are "
-                f"{', '.join(name for name in known if known[name])}."
-            )
-    return {on: known[on] for on in wanted}
+    section = run.recipe.evaluate.model_copy(update={"choices": (), "tasks": ()})
+    return [s for s in load_sets(section, documents, ensure_general(run), "test") if s.name == LOSS]
 
 
 def _same_items(first: Sequence[EvaluationSet], other: Sequence[EvaluationSet], name: str) -> None:

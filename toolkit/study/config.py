@@ -24,6 +24,10 @@ Mark = Literal["V", "S", "M"]
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[a-z]+)?")
 
 
+SETS = ("domain", "general", "retention", "middles")
+"""What a measure may be on, beside a source."""
+
+
 class MeasureSection(Section):
     """Which models are compared, on what, and what is to be expected.
 
@@ -125,8 +129,8 @@ class StudySection(Section):
     """They are judged together: the more there are, the surer each must be."""
 
     confidence: Annotated[Fraction, Field(gt=0.5, lt=1.0)] = 0.95
-    """Of all intervals together (Bonferroni): with m claims each holds with 1 - (1 - confidence) / m
-    by itself."""
+    """Of all intervals together (Bonferroni): of m claims each holds with
+    1 - (1 - confidence) / m by itself."""
 
 
 def split_model(name: str) -> tuple[str | None, Step]:
@@ -154,4 +158,18 @@ def unknown_models(study: StudySection | None, variants: Collection[str]) -> lis
                     f"study.claims.{number}.measure: there is no variant {variant!r}{hint} "
                     f"Variants: {', '.join(sorted(variants)) or 'none'}."
                 )
+    return faults
+
+
+def unknown_sets(study: StudySection | None, sources: Collection[str]) -> list[str]:
+    """A line for each measure on something that the recipe does not test, at its key."""
+    faults = []
+    for number, claim in enumerate(study.claims if study is not None else ()):
+        on = claim.measure.on
+        if on not in SETS and on not in sources:
+            known = [*SETS, *sources]
+            faults.append(
+                f"study.claims.{number}.measure.on: there is no test set {on!r}"
+                f"{did_you_mean(on, known)} Sets: {', '.join(known)}."
+            )
     return faults

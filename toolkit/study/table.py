@@ -6,8 +6,6 @@ stays as it is.
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +15,9 @@ _HEAD = """# What the published systems claim, and what ours shows
 
 Text between markers is written by `toolkit study table`; everything else is written by hand.
 """
+_FAR = 1e3
+"""Ends of intervals from here on are without bound: too few groups for the confidence wanted."""
+
 _ON = {
     "domain": "domain text",
     "general": "general text",
@@ -71,7 +72,7 @@ def _named(side: str | Sequence[str]) -> str:
 
 
 def _number(value: float, percent: bool, *, signed: bool) -> str:
-    if not math.isfinite(value):
+    if not abs(value) < _FAR:
         return "unbounded"
     form = "+" if signed else ""
     return f"{100.0 * value:{form}.1f} %" if percent else f"{value:{form}.4f}"
@@ -148,8 +149,8 @@ def replace_tables(page: str, studies: Sequence[Mapping[str, Any]]) -> str:
         if counts == (0, 0):
             text = f"{text.rstrip()}\n\n## {name}\n\n{block}\n"
         elif counts == (1, 1) and text.index(begin) < text.index(end):
-            pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
-            text = re.sub(pattern, lambda _, new=block: new, text, flags=re.DOTALL)
+            before, rest = text.split(begin)
+            text = before + block + rest.split(end)[1]
         else:
             raise ConfigError(
                 f"the page: the markers of study {name} must stand once each, begin before end "

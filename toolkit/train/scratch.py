@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +13,7 @@ from torch import Tensor
 from toolkit.checkpoint.folder import save_model
 from toolkit.errors import ConfigError
 from toolkit.manifest import Stage
-
-if TYPE_CHECKING:
-    from toolkit.model_config import ShapeSection
+from toolkit.model_config import ShapeSection
 
 _SPREAD = 0.02
 """Standard deviation of the first weights, as GPT-2's and Llama's."""
