@@ -57,10 +57,10 @@ def study(folder: Path, claims: list[dict[str, Any]], **more: Any) -> Run:
 def test_from_recipe_to_table(project: Path, capsys: pytest.CaptureFixture[str]):
     claims = [
         claim("none", "general"),
-        claim("none", "general", on="docs", unit="relative"),
+        claim("none", "general", test_set="docs", unit="relative"),
         claim("general", "none", expect="lower"),
-        claim("much", "none", on="general"),
-        claim("none", "general", on="retention", expect="higher"),
+        claim("much", "none", test_set="general"),
+        claim("none", "general", test_set="retention", expect="higher"),
         claim(["general", "none"], ["general", "none"], expect="equal", within=1e-9),
     ]
     folder = ensure_study(study(project, claims))
@@ -109,7 +109,7 @@ def test_merge_and_share(project: Path):
 
 def test_what_cannot_be_studied(project: Path):
     with pytest.raises(ConfigError, match="there is no test set 'webs'; did you mean web"):
-        study(project, [claim("none", "general", on="webs")])
+        study(project, [claim("none", "general", test_set="webs")])
     with pytest.raises(ConfigError, match=r"study\.claims\.0\.measure: there is no variant 'nine'"):
         study(project, [claim("nine", "general")])
     study(project, [claim("none", "much")])

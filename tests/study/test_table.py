@@ -24,7 +24,7 @@ FIGURES: dict[str, Any] = {
             "measure": {
                 "of": "weak",
                 "against": "none",
-                "on": "general",
+                "test_set": "general",
                 "expect": "lower",
                 "unit": "difference",
                 "than": None,
@@ -67,7 +67,7 @@ def test_words_of_each_unit():
         "general text, weak: -2.0 % [-4.0 %, -0.5 %] of the way from none to general "
         "(expected above 50 %)"
     )
-    change = with_measure(of=["a", "b"], against=["c", "d"], on="filings")
+    change = with_measure(of=["a", "b"], against=["c", "d"], test_set="filings")
     assert measured_text(change).startswith("filings, (b - a) - (d - c): -0.0200 [")
     assert measured_text({**FIGURES["claims"][0], "note": "too close"}) == "general text: too close"
 

@@ -144,5 +144,5 @@ def test_sets_are_pooled_with_groups_apart():
 
 
 def test_units_are_not_pooled():
-    with pytest.raises(EvaluationError, match="in several units"):
+    with pytest.raises(EvaluationError, match="have several units"):
         pool([set_of("a"), set_of("b", "error")], {})

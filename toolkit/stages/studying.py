@@ -155,18 +155,18 @@ def run_study(
     from toolkit.study.verdict import Items, measure_claim
 
     evaluate = run.recipe.evaluate
-    wanted = list(dict.fromkeys(claim.measure.on for claim in section.claims))
+    wanted = list(dict.fromkeys(claim.measure.test_set for claim in section.claims))
     found = score_subjects(run, subjects, documents, wanted)
     claims = []
     for claim in section.claims:
-        items: Items = found[claim.measure.on]
+        items: Items = found[claim.measure.test_set]
         measured = measure_claim(
             claim.measure,
             items,
             confidence=section.confidence,
             num_claims=len(section.claims),
             resamples=evaluate.resamples,
-            seed=named_seed(run.recipe.seed, "study", claim.measure.on),
+            seed=named_seed(run.recipe.seed, "study", claim.measure.test_set),
         )
         claims.append(
             {
@@ -206,7 +206,7 @@ def run_study(
 def score_subjects(
     run: Run, subjects: Sequence[Subject], documents: Path, wanted: Sequence[str]
 ) -> dict[str, Any]:
-    """Losses of all models on the sets wanted, each set of one unit pooled, by its name in `on`.
+    """Losses of all models on the sets wanted, pooled, by what claims call them.
 
     Raises:
         ConfigError: a set does not exist.
@@ -230,7 +230,7 @@ def score_subjects(
             for on in wanted:
                 if not sets.get(on):
                     raise ConfigError(
-                        f"{run.name}: study: on: there is no test set {on!r}; there are "
+                        f"{run.name}: study: test_set: there is no test set {on!r}; there are "
                         f"{', '.join(key for key in sets if sets[key])}."
                     )
                 _same_items(first.setdefault(on, sets[on]), sets[on], subject.name)

@@ -42,7 +42,7 @@ class MeasureSection(Section):
     against: str | tuple[str, str]
     """What it is held against."""
 
-    on: str = "domain"
+    test_set: str = "domain"
     """Test documents: of role `domain` or `general`, or a source by name. `retention`: the general
     model's own answers. `middles`: what stands between two parts of a code file."""
 
@@ -165,11 +165,11 @@ def unknown_sets(study: StudySection | None, sources: Collection[str]) -> list[s
     """A line for each measure on something that the recipe does not test, at its key."""
     faults = []
     for number, claim in enumerate(study.claims if study is not None else ()):
-        on = claim.measure.on
-        if on not in SETS and on not in sources:
+        name = claim.measure.test_set
+        if name not in SETS and name not in sources:
             known = [*SETS, *sources]
             faults.append(
-                f"study.claims.{number}.measure.on: there is no test set {on!r}"
-                f"{did_you_mean(on, known)} Sets: {', '.join(known)}."
+                f"study.claims.{number}.measure.test_set: there is no test set {name!r}"
+                f"{did_you_mean(name, known)} Sets: {', '.join(known)}."
             )
     return faults

@@ -42,7 +42,7 @@ def measured_text(claim: Mapping[str, Any]) -> str:
     """What was measured of a claim, in words and figures.
 
     >>> measured_text({
-    ...     "measure": {"of": "weak", "against": "none", "on": "general", "expect": "lower",
+    ...     "measure": {"of": "weak", "against": "none", "test_set": "general", "expect": "lower",
     ...                 "unit": "difference", "than": None, "within": None, "share_of": None},
     ...     "together": {"estimate": -0.02, "low": -0.03, "high": -0.01},
     ...     "unit": "bits per byte", "note": ""})
@@ -50,19 +50,19 @@ def measured_text(claim: Mapping[str, Any]) -> str:
     """
     measure = claim["measure"]
     if claim["note"]:
-        return f"{_ON.get(measure['on'], measure['on'])}: {claim['note']}"
+        return f"{_ON.get(measure['test_set'], measure['test_set'])}: {claim['note']}"
     of, against = _named(measure["of"]), _named(measure["against"])
     percent = claim["unit"] in {"relative", "share"}
     low, middle, high = (
         _number(claim["together"][key], percent, signed=claim["unit"] != "share")
         for key in ("low", "estimate", "high")
     )
-    what = f"{_ON.get(measure['on'], measure['on'])}, {of} - {against}"
+    what = f"{_ON.get(measure['test_set'], measure['test_set'])}, {of} - {against}"
     unit = f" {claim['unit']}"
     if claim["unit"] == "relative":
         unit = f" of the loss of {against}"
     elif claim["unit"] == "share":
-        what = f"{_ON.get(measure['on'], measure['on'])}, {of}"
+        what = f"{_ON.get(measure['test_set'], measure['test_set'])}, {of}"
         unit = f" of the way from {against} to {measure['share_of']}"
     return f"{what}: {middle} [{low}, {high}]{unit} ({_expected(measure)})"
 

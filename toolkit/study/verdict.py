@@ -59,7 +59,7 @@ def pool(
     first = sets[0]
     if any(other.unit != first.unit for other in sets):
         raise EvaluationError(
-            f"{', '.join(s.name for s in sets)}: are in several units; name one of them in `on`."
+            f"{', '.join(s.name for s in sets)}: have several units; name one of them."
         )
     return Items(
         {
