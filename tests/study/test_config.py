@@ -50,9 +50,18 @@ def test_sources_can_be_looked_up(source: str):
         ClaimSection.model_validate({**claim(), "source": source})
 
 
+@pytest.mark.parametrize(("source", "mark"), [("2403.08763", None), ("our choice", "V")])
+def test_only_our_own_claims_have_no_mark(source: str, mark: str | None):
+    with pytest.raises(ValidationError, match="must be given of what was published"):
+        ClaimSection.model_validate({**claim(), "source": source, "mark": mark})
+
+
 def test_addresses():
+    marks = {"our choice": None}
     found = {
-        source: ClaimSection.model_validate({**claim(), "source": source}).address
+        source: ClaimSection.model_validate(
+            {**claim(), "source": source, "mark": marks.get(source, "S")}
+        ).address
         for source in ("2403.08763", "openreview:B5lomRnzlA", "our choice")
     }
     assert found == {

@@ -15,6 +15,9 @@ from toolkit.errors import did_you_mean
 Step = Literal["general", "cpt", "merge", "sft"]
 STEPS: tuple[Step, ...] = get_args(Step)
 
+OURS = "our choice"
+"""Source of a comparison that nobody published."""
+
 Source = Annotated[
     str, StringConstraints(pattern=r"^(\d{4}\.\d{4,5}|openreview:[A-Za-z0-9_-]+|our choice)$")
 ]
@@ -107,11 +110,18 @@ class ClaimSection(Section):
     """arXiv number, or `openreview:` and the number there; `our choice` where nothing is published
     and the comparison is our own."""
 
-    mark: Mark
-    """How we know of it: V read at its source, S from a secondary summary, M from memory."""
+    mark: Mark | None = None
+    """How we know of it: V read at its source, S from a secondary summary, M from memory. Only our
+    own comparisons have none."""
 
     measure: MeasureSection
     """What of it is measured here."""
+
+    @model_validator(mode="after")
+    def _marked(self) -> Self:
+        if (self.mark is None) != (self.source == OURS):
+            raise ValueError(f"mark: must be given of what was published, and not of {OURS!r}")
+        return self
 
     @property
     def address(self) -> str:
@@ -119,7 +129,7 @@ class ClaimSection(Section):
         kind, _, number = self.source.partition(":")
         if kind == "openreview":
             return f"https://openreview.net/forum?id={number}"
-        return "" if kind == "our choice" else f"https://arxiv.org/abs/{self.source}"
+        return "" if kind == OURS else f"https://arxiv.org/abs/{self.source}"
 
 
 class StudySection(Section):

@@ -30,7 +30,7 @@ def claim_lines(figures: Mapping[str, Any]) -> Iterator[str]:
     """What a terminal shows of a study."""
     yield f"{figures['recipe']}: {_together(figures)}"
     for claim in figures["claims"]:
-        yield f"  {claim['claim']} ({claim['source']}, {claim['mark']})"
+        yield f"  {claim['claim']} ({_source(claim, claim['source'])})"
         yield f"    {measured_text(claim)}: {claim['verdict']}"
     for on, found in figures["figures"].items():
         models = ", ".join(f"{name} {value:.4f}" for name, value in found["models"].items())
@@ -65,6 +65,10 @@ def measured_text(claim: Mapping[str, Any]) -> str:
         what = f"{_ON.get(measure['test_set'], measure['test_set'])}, {of}"
         unit = f" of the way from {against} to {measure['share_of']}"
     return f"{what}: {middle} [{low}, {high}]{unit} ({_expected(measure)})"
+
+
+def _source(claim: Mapping[str, Any], place: str) -> str:
+    return place if claim["mark"] is None else f"{place}, {claim['mark']}"
 
 
 def _named(side: str | Sequence[str]) -> str:
@@ -110,8 +114,8 @@ def markdown_table(figures: Mapping[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for claim in figures["claims"]:
-        source = f"[{claim['source']}]({claim['address']})" if claim["address"] else claim["source"]
-        cells = (claim["claim"], f"{source}, {claim['mark']}", measured_text(claim))
+        link = f"[{claim['source']}]({claim['address']})" if claim["address"] else claim["source"]
+        cells = (claim["claim"], _source(claim, link), measured_text(claim))
         lines.append(f"| {' | '.join(map(_cell, cells))} | **{claim['verdict']}** |")
     sets = figures["figures"]
     columns = [f"{_ON.get(on, on)}, {found['unit']}" for on, found in sets.items()]
