@@ -70,7 +70,7 @@ class Benchmark:
         self.general, self.data, self.specialist = (
             run.root / name for name in ("general", "data", "cpt")
         )
-        self.stage = _merge_stage(run, self.general, self.data, self.specialist)
+        self.stage = _merge_stage(run, self.general, self.data, self.specialist, {})
         self.seconds = 0.0
         self.outcomes: list[Outcome] = []
         self.search_of: Search | None = None
@@ -136,7 +136,7 @@ class Benchmark:
         candidates = _spread(self.outcomes, PEERS)
         merges, evaluations = [], []
         for number, candidate in enumerate(candidates):
-            config = _named(candidate.config, self.general, self.specialist, _bfloat16())
+            config = _named(candidate.config, search.folders, _bfloat16())
             plain = json.loads(config.model_dump_json(exclude_none=True))
             (self.folder / "m.yaml").write_text(yaml.safe_dump(plain))
             out = self.folder / f"merged{number}"

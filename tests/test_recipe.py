@@ -16,11 +16,11 @@ RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path: Path):
     recipe = load_recipe(path)
-    assert load_spaces(recipe.search.merges, merge_folder())
+    assert load_spaces(recipe.search.merges, merge_folder(), recipe.models)
 
 
 def test_a_model_has_exactly_one_place():
-    with pytest.raises(ValueError, match="exactly one of artefact, path and hub"):
+    with pytest.raises(ValueError, match="exactly one of artefact, path, hub, run"):
         Recipe.model_validate({"model": {"path": "a", "hub": "b"}})
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.small_recipes import RECIPES, write_small
 from toolkit.config import load_yaml
 from toolkit.recipe import load_recipe
-from toolkit.stages.chain import Run
+from toolkit.stages.opening import Run
 from toolkit.stages.studying import ensure_study
 
 COMPARISONS = ("ibrahim-replay", "reuse-dont-retrain", "kotha-replay", "mix-early")

@@ -95,7 +95,8 @@ class ScratchSection(Section):
 
 
 class ModelSection(Section):
-    """The general model: exactly one of `artefact`, `path`, `hub` and `scratch`."""
+    """A model, such as the general one: exactly one of `artefact`, `path`, `hub`, `run` and
+    `scratch`."""
 
     artefact: ArtefactSection | None = None
     """A GGUF file inside a package; it is converted to safetensors once."""
@@ -105,6 +106,10 @@ class ModelSection(Section):
 
     hub: str | None = None
     """A repository of the Hugging Face hub, `org/name`."""
+
+    run: str | None = None
+    """The specialist of another recipe, as the command takes it (`NAME@variant@scale`); its stages
+    run first where needed."""
 
     scratch: ScratchSection | None = None
     """No model yet: random weights, which the recipe pre-trains."""
@@ -123,7 +128,7 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        places = ("artefact", "path", "hub", "scratch")
+        places = ("artefact", "path", "hub", "run", "scratch")
         given = [name for name in places if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
@@ -135,6 +140,17 @@ class ModelSection(Section):
 
 
 ScratchSection.model_rebuild()
+
+
+def identity_of_model(model: ModelSection) -> dict[str, Any]:
+    """What a fetched model depends on: not what is only said of it, nor places it is not at.
+
+    >>> sorted(identity_of_model(ModelSection(hub="org/name")))
+    ['artefact', 'hub', 'license', 'name', 'path', 'revision']
+    """
+    values = model.model_dump(mode="json", exclude={"shape"})
+    later = {name for name in ("run", "scratch") if values[name] is None}
+    return {name: value for name, value in values.items() if name not in later}
 
 
 def shape_of(model: ModelSection) -> ShapeSection | None:

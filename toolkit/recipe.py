@@ -41,6 +41,10 @@ class Recipe(Section):
     """Splits, orders and resampling derive from it by name."""
 
     model: ModelSection
+    models: dict[str, ModelSection] = Field(default_factory=dict)
+    """Further models that merges may name beside `general` and `specialist`, such as the
+    pre-trained model under an instruct one."""
+
     tokenizer: TokenizerSection | None = None
     """New tokens for the domain, before anything else."""
 

@@ -325,6 +325,11 @@ def _kept_of_data(prefix: str, section: DataSection) -> Iterator[tuple[str, Any]
 
 def _kept_of_training(prefix: str, section: TrainSection) -> dict[str, Any]:
     kept = dict(_kept_of_schedule(f"{prefix}schedule.", section.schedule))
+    for name, stage in section.stages.items():
+        kept[f"{prefix}stages.{name}.rope_theta"] = stage.rope_theta
+        own = f"{prefix}stages.{name}.schedule"
+        kept[own] = "given" if stage.schedule is not None else None
+        kept.update(_kept_of_schedule(f"{own}.", stage.schedule) if stage.schedule else ())
     kept[f"{prefix}trainable"] = list(section.trainable)
     kept[f"{prefix}lora"] = "given" if section.lora is not None else None
     kept[f"{prefix}growth"] = "given" if section.growth is not None else None

@@ -13,7 +13,10 @@ from toolkit.search.notation import Options, Range
 from toolkit.search.space import endpoint, load_spaces, read_space, sweep_point
 
 MERGES = Path(__file__).parent.parent.parent / "merges"
-SHIPPED = ("linear", "slerp", "ties", "dare_ties", "della", "llama3-sec", "lines", "layer-profile")
+SHIPPED = (
+    *("linear", "slerp", "ties", "dare_ties", "della", "lines", "layer-profile"),
+    *("llama3-sec", "llama3-sec-three"),
+)
 
 
 def merge(weight: object, other: object = 1.0, **changes: Any) -> dict[str, Any]:
@@ -26,7 +29,7 @@ def merge(weight: object, other: object = 1.0, **changes: Any) -> dict[str, Any]
 
 def test_every_shipped_merge_is_valid_at_its_ends_and_between():
     assert sorted(path.stem for path in MERGES.glob("*.yaml")) == sorted(SHIPPED)
-    for space in load_spaces(SHIPPED, MERGES):
+    for space in load_spaces(SHIPPED, MERGES, ["base"]):
         count = len(space.unknowns)
         middle = [space.candidate(space.at([share] * count)).key for share in (0.0, 0.5, 1.0)]
         assert len(set(middle)) == (3 if count else 1)
@@ -39,6 +42,17 @@ def test_the_published_profile_stands_there():
     assert values["self_attn"] == [0.25, 0.5, 0.5, 0.0]
     assert values["mlp"] == values[None] == [0.25, 0.5, 0.5, 0.25]
     assert settings["density"] == 0.75
+
+    (three,) = load_spaces(("llama3-sec-three",), MERGES, ["base"])
+    config = three.candidate({}).config
+    assert (config.base_model, config.parameters) == ("base", {"normalize": True})
+    profiles = {
+        item.model: {case.get("filter"): case["value"] for case in item.parameters["weight"]}
+        for item in config.models
+    }
+    assert profiles["specialist"] == values
+    assert {key: [1 - n for n in row] for key, row in profiles["general"].items()} == values
+    assert [item.parameters["density"] for item in config.models] == [0.75, 1.0]
 
 
 def test_the_short_form_is_a_range():

@@ -14,7 +14,7 @@ from tests.conftest import paragraph
 from tests.test_end_to_end import recipe
 from tests.tiny_runs import make_project
 from toolkit.errors import ConfigError, EvaluationError
-from toolkit.stages.chain import Run
+from toolkit.stages.opening import Run
 from toolkit.stages.studying import ensure_study, write_tables
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -167,3 +167,11 @@ class DataSection(Section):
                         f"sources: {', '.join(self.sources)}"
                     )
         return self
+
+
+def identity_of_data(section: DataSection) -> dict[str, Any]:
+    """The settings that a data stage depends on: not what is only known of a source."""
+    values = section.model_dump(mode="json")
+    for source in values["sources"].values():
+        del source["tokens"]
+    return values

@@ -59,6 +59,12 @@ def public_merge(
     return dict(rename(dict(config)))
 
 
+def parents_of(config: Mapping[str, Any], places: Mapping[str, Path]) -> set[str]:
+    """Roles of the models that a merge configuration refers to."""
+    roles = (_role_of(text, places) for text in set(_references(config)))
+    return {role for role in roles if role is not None}
+
+
 def _role_of(text: str, places: Mapping[str, Path]) -> str | None:
     """By path; by the folder's name where the run was moved since."""
     for role, path in places.items():

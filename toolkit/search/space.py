@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from toolkit.merge.registry import get_method
 from toolkit.search.notation import Options, Unknown, Value, complement_of, parse_unknown
 
 GENERAL, SPECIALIST = "general", "specialist"
-"""What the two models are called in `merges/*.yaml`."""
+"""What the two models are called in `merges/*.yaml`; a recipe may have further ones by name."""
 
 _MOST_CHECKS = 256  # combinations of choices that are tried out when a file is read
 
@@ -52,12 +52,14 @@ class MergeSpace:
         where: its path, for messages.
         template: its plain values, with `{search: …}` in them.
         unknowns: what is to be found, by name.
+        models: that it may name.
     """
 
     name: str
     where: str
     template: Mapping[str, Any]
     unknowns: Mapping[str, Unknown]
+    models: tuple[str, ...] = (GENERAL, SPECIALIST)
 
     def candidate(self, values: Mapping[str, Value]) -> Candidate:
         """The merge with these values.
@@ -77,10 +79,11 @@ class MergeSpace:
         kept = {name: values[name] for name in self.unknowns if name in named}
         config = parse_merge_config(_fill(template, values, self.where), where=self.where)
         check_parameters(config, get_method(config.merge_method))
-        if unknown := set(config.model_names()) - {GENERAL, SPECIALIST}:
+        if unknown := set(config.model_names()) - set(self.models):
             raise ConfigError(
                 f"{self.where}: names the model {sorted(unknown)[0]!r}; here there are only "
-                f"{GENERAL} and {SPECIALIST}."
+                f"{', '.join(self.models[:-1])} and {self.models[-1]} (more under the recipe's "
+                "`models`)."
             )
         words = [f"{name}={_short(value)}" for name, value in sorted(kept.items())]
         return Candidate(" ".join([self.name, *words]), config, kept)
@@ -115,8 +118,13 @@ def _between(alpha: float, where: str) -> MergeConfig:
     return parse_merge_config({"merge_method": "linear", "models": models}, where=where)
 
 
-def load_spaces(names: Sequence[str], folder: Path) -> list[MergeSpace]:
+def load_spaces(names: Sequence[str], folder: Path, models: Iterable[str] = ()) -> list[MergeSpace]:
     """The named files of a folder, each checked by filling in its lowest and highest values.
+
+    Args:
+        names: of the files.
+        folder: that holds them.
+        models: names of models besides `general` and `specialist`.
 
     Raises:
         ConfigError: a file is unknown, is not a merge configuration, or names other models.
@@ -130,15 +138,17 @@ def load_spaces(names: Sequence[str], folder: Path) -> list[MergeSpace]:
                 f"search.merges: no {name!r} in {folder}/{did_you_mean(name, known)} "
                 f"There are: {', '.join(known) or 'none'}."
             )
-        spaces.append(read_space(name, load_yaml(path), str(path)))
+        spaces.append(read_space(name, load_yaml(path), str(path), models))
     return spaces
 
 
-def read_space(name: str, template: Mapping[str, Any], where: str) -> MergeSpace:
+def read_space(
+    name: str, template: Mapping[str, Any], where: str, models: Iterable[str] = ()
+) -> MergeSpace:
     """One file's values as a space; see `load_spaces`."""
     unknowns: dict[str, Unknown] = {}
     _collect(template, where, "", unknowns)
-    space = MergeSpace(name, where, template, unknowns)
+    space = MergeSpace(name, where, template, unknowns, (GENERAL, SPECIALIST, *models))
     choices = [
         [(name, value) for value in unknown.values]
         for name, unknown in unknowns.items()

@@ -9,63 +9,25 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from toolkit.data.config import DataSection
-from toolkit.errors import CheckpointError, ConfigError, ToolkitError
+from toolkit.data.config import DataSection, identity_of_data
+from toolkit.errors import CheckpointError, ConfigError
 from toolkit.manifest import Stage, content_hash, hash_bytes, hash_file, hash_json, read_manifest
+from toolkit.model_config import ModelSection, ScratchSection, identity_of_model
 from toolkit.progress import say
-from toolkit.recipe import Recipe, find_recipe, load_recipe, merge_folder
-from toolkit.recipe_layers import split_name
+from toolkit.recipe import merge_folder
 from toolkit.search.config import WITHOUT_EFFECT as SEARCH_WITHOUT_EFFECT
+from toolkit.stages.opening import Run
+from toolkit.stages.opening import ensure_stage as _ensure
 from toolkit.train.config import identity_of
 
-RUNS = Path("runs")
+__all__ = ["Run"]
+
 Result = TypeVar("Result")
-_SEEN: set[Path] = set()
-"""Stages that this process has spoken of: later stages ask for them again, silently."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One recipe and the folder its stages write to."""
-
-    name: str
-    recipe: Recipe
-    root: Path
-    path: Path | None = None
-    layers: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, path: Path, recipe: Recipe, runs: Path = RUNS, layers: tuple[str, ...] = ()) -> Run:
-        name = "@".join([path.stem, *layers])
-        return cls(name, recipe, runs / name, path, layers)
-
-    @classmethod
-    def open(cls, name: str, runs: Path = RUNS) -> Run:
-        """A recipe by name or path, with the layers that follow: `NAME@variant@scale`.
-
-        Raises:
-            ConfigError: there is no such recipe, or it is not valid.
-        """
-        base, layers = split_name(name)
-        path = find_recipe(base)
-        return cls.of(path, load_recipe(path, layers), runs, layers)
-
-    @property
-    def asked_for(self) -> str:
-        """What `open` finds this run by, from any folder."""
-        return "@".join([str(self.path), *self.layers])
-
-    def stage(self, name: str, config: dict[str, Any], inputs: dict[str, str]) -> Stage:
-        return Stage(self.root / name, config, inputs, self.recipe.seed)
-
-    def ensure(self, stage: Stage, title: str, act: Callable[[], None]) -> Path:
-        """The folder of a stage, which `act` makes where it is not up to date."""
-        return _ensure(stage, title, act)
 
 
 def ensure_general(run: Run) -> Path:
@@ -82,7 +44,7 @@ def ensure_general(run: Run) -> Path:
     from toolkit.train.extend import run_extend
 
     data = run.recipe.data
-    plain = data.model_dump(mode="json", include={"sources", "cleaning"})
+    plain = {key: identity_of_data(data)[key] for key in ("sources", "cleaning")}
     config = {"tokenizer": section.model_dump(mode="json"), "data": plain}
     inputs = {"general": fingerprint(general), **input_hashes(data.sources)}
     stage = run.stage("general-extended", config, inputs)
@@ -104,24 +66,45 @@ def _ensure_original(run: Run) -> Path:
         return model.path
     if model.hub is not None:
         return _hub_snapshot(model.hub, model.revision)
+    if model.run is not None:
+        return _other_specialist(run, model.run)
     if model.scratch is not None:
-        return _ensure_scratch(run)
-    stage = run.stage("general", {"model": model.model_dump(mode="json")}, {})
+        return _ensure_scratch(run, model.scratch)
+    stage = run.stage("general", {"model": identity_of_model(model)}, {})
     return _ensure(stage, "general model", lambda: _convert(run, stage))
 
 
-def _ensure_scratch(run: Run) -> Path:
+def ensure_models(run: Run) -> dict[str, Path]:
+    """Folders of the recipe's further models, by name.
+
+    Raises:
+        CheckpointError: there is no usable model where the recipe says.
+        DataError: an artefact cannot be fetched.
+    """
+    return {
+        name: _ensure_original(_as_general(run, name, section))
+        for name, section in run.recipe.models.items()
+    }
+
+
+def _as_general(run: Run, name: str, section: ModelSection) -> Run:
+    """The run as though a further model were its general one, in a folder of its own."""
+    recipe = run.recipe.model_copy(update={"model": section})
+    return replace(run, recipe=recipe, root=run.root / "models" / name)
+
+
+def _other_specialist(run: Run, name: str) -> Path:
+    from toolkit.stages.finishing import ensure_specialist
+
+    say(f"specialist of {name}:")
+    return ensure_specialist(Run.open(name, run.runs))
+
+
+def _ensure_scratch(run: Run, section: ScratchSection) -> Path:
     """A model with random weights, and the tokenizer of a model that is there or is fetched."""
     from toolkit.train.scratch import run_scratch
 
-    section = run.recipe.model.scratch
-    assert section is not None  # noqa: S101  (the caller asked)
-    giver = replace(
-        run,
-        recipe=run.recipe.model_copy(update={"model": section.tokenizer}),
-        root=run.root / "tokenizer",
-    )
-    tokenizer = _ensure_original(giver)
+    tokenizer = _ensure_original(_as_general(run, "tokenizer", section.tokenizer))
     config = {"shape": section.shape.model_dump(mode="json")}
     stage = run.stage("general", config, {"tokenizer": hash_json(tokenizer_hashes(tokenizer))})
     return _ensure(
@@ -185,7 +168,7 @@ def data_stage(run: Run, name: str, section: DataSection, general: Path) -> Path
         **input_hashes(section.sources),
         **{f"decontaminate/{p.name}": hash_file(p) for p in others if p.is_file()},
     }
-    stage = run.stage(name, {"data": section.model_dump(mode="json")}, inputs)
+    stage = run.stage(name, {"data": identity_of_data(section)}, inputs)
     return _ensure(stage, name, lambda: run_data(section, stage, general, say))
 
 
@@ -216,7 +199,7 @@ def cpt_stage(run: Run, general: Path, data: Path) -> Stage:
 
 def _adopt_schedule(stage: Stage) -> None:
     changes = stage.begun_otherwise()
-    other = [line for line in changes if not line.startswith("config.train.schedule.")]
+    other = [line for line in changes if not _is_of_schedule(line)]
     if other:
         raise ConfigError(
             f"{stage.work}: more than the schedule was changed since it was begun:\n  "
@@ -227,6 +210,12 @@ def _adopt_schedule(stage: Stage) -> None:
         say(f"  continues with another schedule: {line.removeprefix('config.')}")
     if changes:
         stage.adopt()
+
+
+def _is_of_schedule(change: str) -> bool:
+    key = change.split(": ")[0]
+    is_of_stage = key.startswith("config.train.stages.") and ".schedule" in key
+    return is_of_stage or key.startswith("config.train.schedule.")
 
 
 def first_alone(act: Callable[[], Result]) -> Result:
@@ -250,8 +239,8 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     from toolkit.stages.finishing import ensure_specialist
 
     general, data, specialist = ensure_general(run), ensure_data(run), ensure_specialist(run)
-    recipe = run.recipe
-    stage = _merge_stage(run, general, data, specialist)
+    recipe, others = run.recipe, ensure_models(run)
+    stage = _merge_stage(run, general, data, specialist, others)
 
     def merge() -> None:
         from toolkit.stages.choosing import run_choosing
@@ -265,8 +254,9 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
             general,
             specialist,
             data,
+            others=others,
             helpers=[
-                [*command, "--runs", str(run.root.parent), "--number", str(number)]
+                [*command, "--runs", str(run.runs), "--number", str(number)]
                 for number in range(1, num_workers(recipe))
             ],
             score_test_again=score_test_again,
@@ -275,7 +265,9 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     return _ensure(stage, "merge", merge)
 
 
-def _merge_stage(run: Run, general: Path, data: Path, specialist: Path) -> Stage:
+def _merge_stage(
+    run: Run, general: Path, data: Path, specialist: Path, others: Mapping[str, Path]
+) -> Stage:
     recipe = run.recipe
     texts = {
         name: hash_file(path) if (path := merge_folder() / f"{name}.yaml").is_file() else "missing"
@@ -293,6 +285,7 @@ def _merge_stage(run: Run, general: Path, data: Path, specialist: Path) -> Stage
             "specialist": content_hash(specialist),
             "data": content_hash(data),
             "merges": hash_json(texts),
+            **{f"models/{name}": fingerprint(folder) for name, folder in others.items()},
         },
     )
 
@@ -313,14 +306,19 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
         made.append(run.root / "general-extended")
     elif recipe.model.artefact is not None or recipe.model.scratch is not None:
         made.append(run.root / "general")
+    made += [
+        run.root / "models" / name / "general"
+        for name, section in recipe.models.items()
+        if section.artefact is not None
+    ]
     for folder in made:
         read_manifest(folder)  # a worker runs no stage itself
-    general = ensure_general(run)
-    stage = _merge_stage(run, general, data, specialist)
+    general, others = ensure_general(run), ensure_models(run)
+    stage = _merge_stage(run, general, data, specialist, others)
     if stage.is_complete():
         say(f"merge: up to date ({stage.folder}); there is nothing to search")
         return
-    search = prepare_search(run.name, run.recipe, stage, general, specialist, data)
+    search = prepare_search(run.name, run.recipe, stage, general, specialist, data, others)
     join_search(search, stage, number=number, wait_seconds=wait_seconds)
 
 
@@ -329,31 +327,6 @@ def show_outcome(folder: Path) -> None:
     from toolkit.report.table import outcome_table
 
     outcome_table(read_manifest(folder)["results"], folder)
-
-
-def _ensure(stage: Stage, title: str, act: Callable[[], None]) -> Path:
-    if stage.is_complete():
-        if stage.folder not in _SEEN:
-            say(f"{title}: up to date ({stage.folder})")
-        _SEEN.add(stage.folder)
-        return stage.folder
-    _SEEN.add(stage.folder)
-    say(f"{title}:")
-    if stage.folder.exists():
-        for note in stage.notes:
-            say(f"  changed: {note}")
-        say(f"  runs anew; the old folder is kept beside it ({stage.folder}.1, .2, …)")
-    if stage.has_begun():
-        say(f"  continues in {stage.work}")
-    elif changes := stage.begun_otherwise():
-        say("  was begun under other settings; that work is put aside beside the stage:")
-        for line in changes:
-            say(f"    {line.removeprefix('config.')}")
-        say("  to continue it instead, put these back and rename its folder to what it was")
-    act()
-    if not stage.is_complete():
-        raise ToolkitError(f"{stage.folder}: is not complete after its stage ran; run it again.")
-    return stage.folder
 
 
 def fingerprint(folder: Path) -> str:

@@ -70,6 +70,7 @@ def run_choosing(
     specialist: Path,
     data: Path,
     *,
+    others: Mapping[str, Path] | None = None,
     helpers: Sequence[Sequence[str]] = (),
     score_test_again: bool = False,
 ) -> None:
@@ -82,11 +83,12 @@ def run_choosing(
         general: folder of the general model.
         specialist: folder of the specialist.
         data: folder of the data stage.
+        others: folders of the recipe's further models, by name.
         helpers: commands of workers to start beside this process.
         score_test_again: whether the test documents may be scored for another choice.
     """
     with stage.running() as work:
-        search = prepare_search(name, recipe, stage, general, specialist, data)
+        search = prepare_search(name, recipe, stage, general, specialist, data, others)
         ledger = TestLedger(
             stage.folder.with_name(LEDGER),
             hash_of_test(search.test),
@@ -115,7 +117,7 @@ def run_choosing(
 
         ledger.begin(chosen.candidate.key, chosen.candidate.name, again=score_test_again)
         losses = _score_test(search, outcomes, chosen, Scorer(bench, work / _TEST))
-        config = _named(chosen.candidate.config, general, specialist, stored_dtype(general))
+        config = _named(chosen.candidate.config, search.folders, stored_dtype(general))
         _write_model(config, work, recipe.seed)
         results = _results(name, search, outcomes, verdict, losses)
         results["test_scorings"] = ledger.count
@@ -352,12 +354,12 @@ def _counts(sets: Sequence[Any]) -> dict[str, int]:
     }
 
 
-def _named(config: MergeConfig, general: Path, specialist: Path, dtype: torch.dtype) -> MergeConfig:
+def _named(config: MergeConfig, folders: Mapping[str, Path], dtype: torch.dtype) -> MergeConfig:
     """The merge as a plain mergekit configuration: real paths, float32 arithmetic, one cast.
 
     Paths count from the folder the command runs in, so that nothing of this machine enters.
     """
-    paths = {GENERAL: _relative(general), SPECIALIST: _relative(specialist)}
+    paths = {name: _relative(folder) for name, folder in folders.items()}
     plain = json.loads(config.model_dump_json(exclude_none=True))
 
     def rename(node: Any) -> Any:

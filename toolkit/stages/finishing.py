@@ -46,6 +46,11 @@ def ensure_anneal(run: Run, *, from_step: int | None = None, steps: float | None
         CheckpointError: there is no such state.
     """
     section = run.recipe.train
+    if section.has_own_schedules:
+        raise ConfigError(
+            "train.stages: have schedules of their own, and annealing is for one common schedule; "
+            "give the last stage a schedule that decays."
+        )
     general, data = first_alone(lambda: (ensure_general(run), ensure_data(run)))
     constant = constant_steps(_planned_steps(data, section), section.schedule)
     if not constant:

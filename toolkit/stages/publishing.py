@@ -89,7 +89,7 @@ def make_bundle(
         PublishError: a check failed; what was made stands beside, as `<format>.refused`.
     """
     folder = material.root / "publish" / kind
-    parents = find_parents(material.recipe, repository)
+    parents = find_parents(material.recipe, repository, material.places)
     section = material.recipe.publish
     agreements = find_agreements(
         parents,
@@ -136,7 +136,7 @@ def _make(
     kind: Format,
     repository: str,
     accepted: Mapping[str, str],
-    known: tuple[tuple[Parent, Parent], Agreements, Mapping[str, str]],
+    known: tuple[tuple[Parent, ...], Agreements, Mapping[str, str]],
     folder: Path,
     work: Path,
 ) -> None:

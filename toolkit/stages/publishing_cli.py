@@ -120,7 +120,14 @@ def _checked(repository: str) -> str:
 
 
 def _material(name: str, runs: Path) -> Material:
-    from toolkit.stages.chain import Run, ensure_cpt, ensure_data, ensure_general, ensure_merge
+    from toolkit.stages.chain import (
+        Run,
+        ensure_cpt,
+        ensure_data,
+        ensure_general,
+        ensure_merge,
+        ensure_models,
+    )
     from toolkit.stages.publishing_material import Material
 
     run = Run.open(name, runs)
@@ -132,4 +139,5 @@ def _material(name: str, runs: Path) -> Material:
         specialist=ensure_cpt(run),
         data=ensure_data(run),
         merged=merged,
+        others=ensure_models(run),
     )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from toolkit.config import load_yaml
 from toolkit.manifest import MANIFEST, read_manifest
+from toolkit.model_config import ModelSection
 from toolkit.publish.card import CardFacts
 from toolkit.publish.config import Format, ParentSection, PublishSection
 from toolkit.publish.licences import Parent, merged_licence
-from toolkit.publish.public import public_merge, public_reference, to_yaml
+from toolkit.publish.public import parents_of, public_merge, public_reference, to_yaml
 from toolkit.publish.settings import source_facts, training_facts
 from toolkit.recipe import Recipe
 
@@ -28,6 +29,7 @@ class Material:
         specialist: folder of the cpt stage.
         data: folder of the data stage.
         merged: folder of the merge stage.
+        others: folders of the recipe's further models, by name.
     """
 
     recipe: Recipe
@@ -36,14 +38,23 @@ class Material:
     specialist: Path
     data: Path
     merged: Path
+    others: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def places(self) -> dict[str, Path]:
-        return {"general": self.general, "specialist": self.specialist}
+        """Folders of the merge's parents, by role."""
+        first = {"general": self.general, "specialist": self.specialist}
+        if not self.others:
+            return first
+        merge = load_yaml(self.merged / "merge.yaml")
+        used = parents_of(merge, {**first, **self.others})
+        return first | {name: path for name, path in self.others.items() if name in used}
 
 
-def find_parents(recipe: Recipe, repository: str) -> tuple[Parent, Parent]:
-    """General model and specialist, as others may know them."""
+def find_parents(
+    recipe: Recipe, repository: str, others: Collection[str] = ()
+) -> tuple[Parent, ...]:
+    """General model, specialist and the further models of a merge, as others may know them."""
     model, section = recipe.model, recipe.publish
     name = section.general.name or model.name or model.hub
     general = Parent(
@@ -52,7 +63,7 @@ def find_parents(recipe: Recipe, repository: str) -> tuple[Parent, Parent]:
         revision=section.general.revision or model.revision,
         license=section.general.license or model.license,
         is_published=name is not None,
-        origin=_origin(recipe),
+        origin=_origin(model),
     )
     own = section.specialist
     specialist = Parent(
@@ -62,12 +73,27 @@ def find_parents(recipe: Recipe, repository: str) -> tuple[Parent, Parent]:
         license=own.license or general.license,
         is_published=own.name is not None,
     )
-    return general, specialist
+    return (
+        general,
+        specialist,
+        *(
+            Parent(
+                role=name,
+                name=model.name or model.hub or name,
+                revision=model.revision,
+                license=model.license,
+                is_published=(model.name or model.hub) is not None,
+                origin=_origin(model),
+            )
+            for name, model in recipe.models.items()
+            if name in others
+        ),
+    )
 
 
-def _origin(recipe: Recipe) -> str:
+def _origin(model: ModelSection) -> str:
     """A package may hold other weights than the repository of that name: quantised ones."""
-    artefact = recipe.model.artefact
+    artefact = model.artefact
     if artefact is None:
         return ""
     file = artefact.member.rsplit("/", 1)[-1]
@@ -76,14 +102,15 @@ def _origin(recipe: Recipe) -> str:
 
 def parent_section(section: PublishSection, parent: Parent) -> ParentSection:
     """What the recipe says of a parent."""
-    return section.general if parent.role == "general" else section.specialist
+    known = {"general": section.general, "specialist": section.specialist}
+    return known.get(parent.role, ParentSection())
 
 
 def card_facts(
     material: Material,
     kind: Format,
     repository: str,
-    parents: tuple[Parent, Parent],
+    parents: tuple[Parent, ...],
     figures: Mapping[str, Mapping[str, Any]],
 ) -> CardFacts:
     """All that the card is written from.

@@ -6,8 +6,8 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,12 @@ class Search:
     recipe: Recipe
     general: Path
     specialist: Path
+    others: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Where the models of a merge stand, by the names that it uses."""
+        return {GENERAL: self.general, SPECIALIST: self.specialist, **self.others}
 
     def place(self, work: Path) -> Place:
         return self.recipe.search.storage or work / SCORES
@@ -75,17 +81,26 @@ class Search:
         fp32 = recipe.evaluate.precision == "fp32"
         dtype = torch.float32 if fp32 else stored_dtype(self.general)
         return Bench(
-            {GENERAL: self.general, SPECIALIST: self.specialist},
+            self.folders,
             load_causal_model(self.general, dtype),
             seed=recipe.seed,
             device=device_of(number),
             cache=None if cache is None else ScoreCache(cache),
-            parents={name: self.identity["inputs"][name] for name in (GENERAL, SPECIALIST)},
+            parents={
+                **{name: self.identity["inputs"][name] for name in (GENERAL, SPECIALIST)},
+                **{name: self.identity["inputs"][f"models/{name}"] for name in self.others},
+            },
         )
 
 
 def prepare_search(
-    name: str, recipe: Recipe, stage: Stage, general: Path, specialist: Path, data: Path
+    name: str,
+    recipe: Recipe,
+    stage: Stage,
+    general: Path,
+    specialist: Path,
+    data: Path,
+    others: Mapping[str, Path] | None = None,
 ) -> Search:
     """Read the sets and the merges of a recipe.
 
@@ -96,12 +111,13 @@ def prepare_search(
         general: folder of the general model.
         specialist: folder of the specialist.
         data: folder of the data stage.
+        others: folders of the recipe's further models, by name.
 
     Raises:
         EvaluationError: a document stands in tuning and in test.
         ConfigError: a merge or a setting cannot be used.
     """
-    spaces = load_spaces(recipe.search.merges, merge_folder())
+    spaces = load_spaces(recipe.search.merges, merge_folder(), recipe.models)
     tokenizer = AutoTokenizer.from_pretrained(general)
     splits: tuple[SplitName, ...] = ("tuning", "test")
     tuning, test = (
@@ -125,6 +141,7 @@ def prepare_search(
         recipe,
         general,
         specialist,
+        dict(others or {}),
     )
 
 

@@ -24,9 +24,10 @@ from toolkit.manifest import (
 )
 from toolkit.progress import progress, say
 from toolkit.recipe import load_recipe
-from toolkit.stages.chain import Run, ensure_data, ensure_general, ensure_merge, fingerprint
+from toolkit.stages.chain import ensure_data, ensure_general, ensure_merge, fingerprint
 from toolkit.stages.finetuning import ensure_sft
 from toolkit.stages.finishing import ensure_specialist
+from toolkit.stages.opening import Run
 from toolkit.study.config import STEPS, Step, StudySection, split_model
 from toolkit.study.table import claim_lines, replace_tables
 
@@ -116,7 +117,7 @@ def variant_of(run: Run, variant: str | None) -> Run:
         return run
     layers = (variant, *run.layers)
     recipe = load_recipe(run.path, layers)
-    return Run.of(run.path, recipe, run.root.parent, layers)
+    return Run.of(run.path, recipe, run.runs, layers)
 
 
 def common_documents(subjects: Sequence[Subject], run: Run) -> Path:

@@ -16,7 +16,7 @@ Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
 @app.command("run")
 def run(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
     """Make every model that a recipe's claims name, score them on its test documents, and judge."""
-    from toolkit.stages.chain import Run
+    from toolkit.stages.opening import Run
     from toolkit.stages.studying import ensure_study
 
     ensure_study(Run.open(recipe, runs))

@@ -129,6 +129,23 @@ class AverageSection(Section):
     """For `exponential` weights."""
 
 
+class StageTrainingSection(Section):
+    """What is different in one stage of `data.stages`."""
+
+    schedule: ScheduleSection | None = None
+    """Over this stage's own steps, with its own warm-up and decay. The common schedule runs over
+    the stages without one, as though those with one were not there."""
+
+    rope_theta: Annotated[float, Field(gt=0.0)] | None = None
+    """Base of the rotary positions from this stage on: a larger one makes room for longer blocks
+    (Code Llama: 1e6). The specialist is saved with it; it cannot be merged with the general model,
+    whose attention was learned at another base."""
+
+    max_position_embeddings: PositiveInt | None = None
+    """Longest sequence the model is for, from this stage on; by default its own, and with
+    `rope_theta` at least the stage's blocks."""
+
+
 class TrainSection(Section):
     """Continued pre-training."""
 
@@ -195,6 +212,9 @@ class TrainSection(Section):
     """Where metrics go beside `metrics.jsonl`, through accelerate; install what you name."""
 
     schedule: ScheduleSection = ScheduleSection()
+    stages: dict[str, StageTrainingSection] = Field(default_factory=dict)
+    """What is different in stages of `data.stages`, by their names."""
+
     optimizer: OptimizerSection = OptimizerSection()
     watch: WatchSection = WatchSection()
     anneal: AnnealSection = AnnealSection()
@@ -215,7 +235,14 @@ class TrainSection(Section):
                 f"use: average takes {self.average.last} states; set keep_states to as many "
                 f"(it is {self.keep_states})"
             )
+        if self.use == "anneal" and self.has_own_schedules:
+            raise ValueError("use: anneal is for one schedule, and stages have their own")
         return self
+
+    @property
+    def has_own_schedules(self) -> bool:
+        """Whether a stage has a schedule of its own."""
+        return any(stage.schedule is not None for stage in self.stages.values())
 
     @property
     def keeps_best(self) -> bool:
@@ -239,4 +266,6 @@ def identity_of(section: TrainSection) -> dict[str, Any]:
         del values["use"]
     if section.attention == "auto":
         del values["attention"]
+    if not section.stages:
+        del values["stages"]
     return values

@@ -29,7 +29,8 @@ from toolkit.train.metrics import METRICS, MetricsLog, NoLog, resident_bytes
 from toolkit.train.model import NextTokenLoss, choose_attention
 from toolkit.train.parts import parameter_groups, plain_model
 from toolkit.train.processes import add_up_in_float32, on_cpu
-from toolkit.train.schedule import learning_rate
+from toolkit.train.rotary import reach_of, reaches, set_reach
+from toolkit.train.schedule import learning_rate, rate_in_stages
 from toolkit.train.watch import Verdict, Watch, is_better, judge, watch_steps
 
 _WAIT = timedelta(hours=24)
@@ -103,6 +104,11 @@ def train(
     trained = accelerator.unwrap_model(loss_module).model
 
     steps = plan_steps(blocks, section.blocks_per_step)[:num_steps]
+    wanted = [section.stages.get(stage.name) for stage in blocks.stages]
+    own = [stage.schedule if stage is not None else None for stage in wanted]
+    lengths = [stage.sequence_tokens for stage in blocks.stages]
+    reach = reaches([stage.name for stage in blocks.stages], lengths, section.stages)
+    given = now = reach_of(plain_model(trained))
     num_steps, begin = len(steps), start[1] if start is not None else 0
     state: dict[str, Any] = {"bad_steps": 0, "skipped": 0, "raises": [], "stopped": ""}
     state |= {"watch_start": None, "watch_end": None, "best": None, "num_targets": 0}
@@ -151,10 +157,19 @@ def train(
             look(begin, metrics)
         for step in range(first_step, first_step if state["stopped"] else num_steps):
             step_began = time.monotonic()
-            stage, positions = blocks.stages[steps[step].stage], steps[step].positions
+            number, positions = steps[step].stage, steps[step].positions
+            stage = blocks.stages[number]
+            if section.stages and now != reach[number]:
+                now = reach[number]
+                set_reach(plain_model(trained), now, given)
             batch = stage.read(positions)
             step_targets = max(1, batch.num_targets)
-            rate = rates[step] if rates else learning_rate(step, num_steps, section.schedule)
+            if rates:
+                rate = rates[step]
+            elif section.has_own_schedules:
+                rate = rate_in_stages(step, steps.num_steps, own, section.schedule)
+            else:
+                rate = learning_rate(step, num_steps, section.schedule)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["lr_scale"]
             # What is random in a step (dropout) depends on the step alone: nothing to save.
@@ -167,9 +182,9 @@ def train(
             loss_sum = torch.zeros((), device=accelerator.device)
             most = -(-len(positions) // accelerator.num_processes)
             micro_batches = _chunks(mine, section.micro_batch_blocks, most)
-            for number, rows in enumerate(micro_batches):
+            for count, rows in enumerate(micro_batches, start=1):
                 tensors = _to_device(batch, rows, accelerator.device)
-                is_last = number == len(micro_batches) - 1
+                is_last = count == len(micro_batches)
                 with _sync_only_at(accelerator, loss_module, is_last), accelerator.autocast():
                     loss = loss_module(*tensors)
                     accelerator.backward(loss * scale)
@@ -196,6 +211,8 @@ def train(
                 "tokens_per_second": round(step_targets / (time.monotonic() - step_began), 1),
                 "memory_bytes": resident_bytes(),
             }
+            if len(blocks.stages) > 1:
+                row["stage"] = stage.name
             metrics.write(**row if finite else {**row, "skipped": True, "loss": None})
             if section.trackers:
                 numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
@@ -272,6 +289,11 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    @property
+    def num_steps(self) -> list[int]:
+        """Steps of each stage."""
+        return [-(-count // self.blocks_per_step) for count in self.positions]
 
     @overload
     def __getitem__(self, step: int) -> Step: ...

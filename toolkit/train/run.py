@@ -23,10 +23,11 @@ from toolkit.errors import ConfigError, DataError
 from toolkit.manifest import Stage
 from toolkit.progress import say
 from toolkit.train.config import TrainSection
-from toolkit.train.loop import train
+from toolkit.train.loop import plan_steps, train
 from toolkit.train.metrics import METRICS, curve_line, read_curve
 from toolkit.train.parts import finished_model, prepare_model
 from toolkit.train.processes import is_first, wait_for_all
+from toolkit.train.rotary import Reach, reach_of, reaches, set_reach
 from toolkit.train.watch import Watch
 
 STATES = "states"
@@ -67,7 +68,9 @@ def run_train(
             return_states(work / STATES, work)
         wait_for_all()
         model = load_causal_model(general, torch.float32)
-        _check(model, blocks, data)
+        reach = _reach(blocks, section)
+        _check(model, blocks, data, [item.max_position_embeddings for item in reach])
+        given = reach_of(model)
         model = prepare_model(model, section)
         results = train(
             model,
@@ -93,6 +96,9 @@ def run_train(
                 model.save_pretrained(work / "adapter")
                 (work / "adapter" / "README.md").unlink(missing_ok=True)
             finished = finished_model(model)
+            if section.stages and results["used_step"]:
+                last = plan_steps(blocks, section.blocks_per_step)[results["used_step"] - 1]
+                set_reach(finished, reach[last.stage], given)
             save_model(finished, work, dtype=stored_dtype(general), like=general)
             stay = saved_steps(work) if section.keep_when_done else []
             if section.keeps_best and results["best"] and not stay:
@@ -123,17 +129,24 @@ def _words(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _check(model: Any, blocks: Blocks, data: Path) -> None:
+def _reach(blocks: Blocks, section: TrainSection) -> list[Reach]:
+    names = [stage.name for stage in blocks.stages]
+    lengths = [stage.sequence_tokens for stage in blocks.stages]
+    return reaches(names, lengths, section.stages)
+
+
+def _check(model: Any, blocks: Blocks, data: Path, positions: list[int | None]) -> None:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if blocks.largest_token >= vocabulary:
         raise DataError(
             f"{data}: holds token {blocks.largest_token}, but the model's vocabulary has "
             f"{vocabulary}; its tokenizer and weights do not belong together."
         )
-    longest = max(stage.sequence_tokens for stage in blocks.stages)
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and longest > limit:
-        raise ConfigError(
-            f"data.sequence_tokens: must be at most {limit}, the positions that the model has "
-            f"(got {longest})."
-        )
+    own = getattr(model.config, "max_position_embeddings", None)
+    for stage, raised in zip(blocks.stages, positions, strict=True):
+        limit = raised or own
+        if limit is not None and stage.sequence_tokens > limit:
+            raise ConfigError(
+                f"data.sequence_tokens: must be at most {limit}, the positions that the model has "
+                f"(got {stage.sequence_tokens})."
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from toolkit.train.config import AnnealSection, ScheduleSection
 
@@ -49,6 +50,40 @@ def learning_rate(step: int, num_steps: int, schedule: ScheduleSection) -> float
         return peak * _cosine(share, schedule.constant_fraction)
     share = (step - rewarm) / max(1, num_steps - rewarm)
     return peak * _cosine(share, schedule.final_fraction)
+
+
+def rate_in_stages(
+    step: int,
+    num_steps: Sequence[int],
+    own: Sequence[ScheduleSection | None],
+    common: ScheduleSection,
+) -> float:
+    """The learning rate of one step where stages may have schedules of their own.
+
+    Args:
+        step: optimizer step, from 0.
+        num_steps: of each stage.
+        own: schedule of each stage, over its own steps.
+        common: of the other stages, over their steps together.
+
+    Raises:
+        IndexError: the step is beyond the last stage.
+
+    >>> rise = ScheduleSection(peak_lr=1.0, rewarm_fraction=1.0)
+    >>> last = ScheduleSection(peak_lr=9.0, rewarm_fraction=1.0)
+    >>> [rate_in_stages(step, [2, 2, 2], [None, last, None], rise) for step in range(6)]
+    [0.25, 0.5, 4.5, 9.0, 0.75, 1.0]
+    """
+    shared = sum(n for n, schedule in zip(num_steps, own, strict=True) if schedule is None)
+    before, within = 0, step
+    for count, schedule in zip(num_steps, own, strict=True):
+        if within < count and schedule is not None:
+            return learning_rate(within, count, schedule)
+        if within < count:
+            return learning_rate(before + within, shared, common)
+        within -= count
+        before += count if schedule is None else 0
+    raise IndexError(step)
 
 
 def annealed(share: float, final_fraction: float, shape: str = "sqrt") -> float:
