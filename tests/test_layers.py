@@ -33,7 +33,16 @@ MAY_IMPORT = {
 }
 """recipe, stages, entry and cli sit on top and may import everything."""
 
-ON_TOP = {"__init__", "__main__", "recipe", "recipe_layers", "stages", "entry", "cli"}
+ON_TOP = {
+    "__init__",
+    "__main__",
+    "recipe",
+    "recipe_checks",
+    "recipe_layers",
+    "stages",
+    "entry",
+    "cli",
+}
 
 
 def layer_of(path: Path) -> str:

@@ -16,6 +16,7 @@ from toolkit.errors import ConfigError, did_you_mean
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.model_config import ModelSection
 from toolkit.publish.config import PublishSection
+from toolkit.recipe_checks import recipe_faults
 from toolkit.recipe_layers import (
     Layers,
     broken_rules,
@@ -137,14 +138,22 @@ def _parse_layers(
         return None, []  # the variant's own faults are told
     values = table.overlaid(variant, scale)
     recipe, faults = check_section(Recipe, values)
-    if recipe is None or scale is None:
-        return recipe, faults
+    if recipe is None:
+        return None, faults
+    if scale is None:
+        return _checked(recipe)
     amounts, faults = parse_amounts(table.amounts(variant, scale))
     if full is not None:
         faults += broken_rules(full, recipe)
     if full is None or faults:
         return None, faults
-    return check_section(Recipe, with_amounts(values, amounts, recipe, full))
+    recipe, faults = check_section(Recipe, with_amounts(values, amounts, recipe, full))
+    return (None, faults) if recipe is None else _checked(recipe)
+
+
+def _checked(recipe: Recipe) -> tuple[Recipe | None, list[str]]:
+    faults = recipe_faults(recipe)
+    return (None if faults else recipe), faults
 
 
 def merge_folder() -> Path:

@@ -24,6 +24,7 @@ from toolkit.search.config import WITHOUT_EFFECT as SEARCH_WITHOUT_EFFECT
 from toolkit.stages.opening import Run
 from toolkit.stages.opening import ensure_stage as _ensure
 from toolkit.train.config import identity_of
+from toolkit.train.extension_config import identity_of_tokenizer
 
 __all__ = ["Run"]
 
@@ -44,9 +45,11 @@ def ensure_general(run: Run) -> Path:
     from toolkit.train.extend import run_extend
 
     data = run.recipe.data
-    plain = {key: identity_of_data(data)[key] for key in ("sources", "cleaning")}
-    config = {"tokenizer": section.model_dump(mode="json"), "data": plain}
-    inputs = {"general": fingerprint(general), **input_hashes(data.sources)}
+    config = {"tokenizer": identity_of_tokenizer(section)}
+    inputs = {"general": fingerprint(general)}
+    if section.new_tokens is not None:  # which are found in the documents
+        config["data"] = {key: identity_of_data(data)[key] for key in ("sources", "cleaning")}
+        inputs |= input_hashes(data.sources)
     stage = run.stage("general-extended", config, inputs)
     return _ensure(stage, "new tokens", lambda: run_extend(section, data, stage, general))
 

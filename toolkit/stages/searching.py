@@ -22,6 +22,7 @@ from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.load import load_sets, refuse_overlap
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.manifest import Stage, hash_json
+from toolkit.model_config import shape_of_folder
 from toolkit.progress import say
 from toolkit.recipe import Recipe, merge_folder
 from toolkit.search.bench import Bench, device_of
@@ -115,8 +116,9 @@ def prepare_search(
 
     Raises:
         EvaluationError: a document stands in tuning and in test.
-        ConfigError: a merge or a setting cannot be used.
+        ConfigError: a merge or a setting cannot be used, or the models' rotary bases differ.
     """
+    _refuse_other_positions(general, specialist)
     spaces = load_spaces(recipe.search.merges, merge_folder(), recipe.models)
     tokenizer = AutoTokenizer.from_pretrained(general)
     splits: tuple[SplitName, ...] = ("tuning", "test")
@@ -143,6 +145,17 @@ def prepare_search(
         specialist,
         dict(others or {}),
     )
+
+
+def _refuse_other_positions(general: Path, specialist: Path) -> None:
+    bases = [shape_of_folder(folder).rope_theta for folder in (general, specialist)]
+    if bases[0] != bases[1]:
+        raise ConfigError(
+            f"merge: the rotary base is {bases[0]:g} in {general} and {bases[1]:g} in "
+            f"{specialist}; their attention was learned at different positions, so a mean of the "
+            "two is neither. Use the specialist as it is (`toolkit sft run`, `toolkit eval`), or "
+            "drop rope_theta from train.stages."
+        )
 
 
 def _objective(recipe: Recipe, sets: Sequence[EvaluationSet], race: RaceSection) -> Objective:
