@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "lazy_torch": set(),
     "checkpoint": COMMON,
     "data": COMMON,
-    "train": COMMON | {"checkpoint", "data"},
+    "train": COMMON | {"checkpoint", "data", "model_config"},
     "merge": COMMON | {"checkpoint"},
     "adapter": COMMON | {"checkpoint", "merge"},
     "evaluate": COMMON | {"checkpoint", "data", "generate"},
@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "model_config": COMMON | {"data"},
     "plan": COMMON | {"model_config", "data", "train", "checkpoint", "evaluate"},
     "report": COMMON,
+    "study": COMMON | {"evaluate"},
     "publish": COMMON | {"checkpoint"},
 }
 """recipe, stages, entry and cli sit on top and may import everything."""
