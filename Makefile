@@ -7,9 +7,10 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge chat publish checks test bench bench-merge clean sft bench-data bench-train bench-search bench-choices
+.PHONY: help setup plan bench-plan data cpt merge chat publish checks test bench bench-merge clean sft bench-data bench-train bench-search bench-choices
 
 help:
+	@echo "make plan DOMAIN=finance     is CPT the right tool, what will it take, which settings"
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
@@ -29,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(VENV)/bin/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' \
 	  > $(VENV)/setup.log 2>&1 || { tail -n 20 $(VENV)/setup.log; exit 1; }
 	@touch $@
+
+plan: $(STAMP)
+	@$(TOOLKIT) plan $(DOMAIN) $(if $(DEVICES),--devices $(DEVICES)) $(if $(WRITE),--write $(WRITE))
 
 data: $(STAMP)
 	@$(TOOLKIT) data run $(NAME)
@@ -79,6 +83,10 @@ bench-data: $(STAMP)
 bench-train: $(STAMP)
 	@$(VENV)/bin/python benchmarks/train.py
 	@$(VENV)/bin/python benchmarks/resume.py
+
+# Estimates of memory and time beside what training takes, process by process. Ten minutes.
+bench-plan: $(STAMP)
+	@$(VENV)/bin/python benchmarks/plan.py
 
 # The search of a run that exists, against mergekit-yaml and lm-eval; half an hour on 2 cores.
 bench-search: $(STAMP)

@@ -16,6 +16,7 @@ from toolkit.entry import INTERRUPTED, errors_in_one_line, quieten
 from toolkit.evaluate.cli import evaluate
 from toolkit.generate.cli import chat, generate
 from toolkit.merge.moe.cli import merge_moe
+from toolkit.stages.planning_cli import plan
 from toolkit.stages.publishing_cli import app as publish_app
 from toolkit.stages.studying_cli import app as study_app
 from toolkit.stages.training_cli import anneal, checkpoint_app, sft_app
@@ -44,6 +45,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 cpt_app.command("anneal")(anneal)
 merge_app.command("moe")(merge_moe)
 app.command("eval")(evaluate)
+app.command("plan")(plan)
 
 RecipeName = Annotated[
     str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")

@@ -38,7 +38,7 @@ def ensure_general(run: Run) -> Path:
         CheckpointError: there is no usable model where the recipe says.
         DataError: the artefact cannot be fetched.
     """
-    general, section = _ensure_original(run), run.recipe.tokenizer
+    general, section = ensure_original(run), run.recipe.tokenizer
     if section is None:
         return general
     from toolkit.data.sources import input_hashes
@@ -54,7 +54,7 @@ def ensure_general(run: Run) -> Path:
     return _ensure(stage, "new tokens", lambda: run_extend(section, data, stage, general))
 
 
-def _ensure_original(run: Run) -> Path:
+def ensure_original(run: Run) -> Path:
     """The general model as it is given; a GGUF artefact is fetched and converted first.
 
     Raises:
