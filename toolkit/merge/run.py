@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter
 from toolkit.errors import MergeError
-from toolkit.merge.compute import NonFiniteError, is_finite, run_task
+from toolkit.merge.compute import NonFiniteError, engine_of, is_finite, run_task
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
@@ -70,25 +71,39 @@ def run_merge(
     dtypes = {task.name: out_dtype(config, task, models) for task in plan.tasks}
     values = merged_config(config, plan, models, dtypes)
     workers = Workers(num_threads)
+    told = threading.Lock()
     try:
         with appearing(out) as work:
             plan = with_thresholds(plan, models, workers)
             planned = [PlannedTensor(t.name, dtypes[t.name], t.shape) for t in plan.tasks]
             with ShardWriter(work, planned, shard_bytes) as writer:
-                for task in plan.tasks:
+
+                def write(task: TensorTask) -> None:
+                    dtype = dtypes[task.name]
                     _write_task(
                         plan,
                         task,
                         models,
                         writer,
-                        dtypes[task.name],
+                        dtype,
                         workers,
                         seed=seed,
                         device=device,
                         allow_non_finite=allow_non_finite,
                     )
                     if advance is not None:
-                        advance(task.size * item_bytes(dtypes[task.name]), task.name)
+                        with told:
+                            advance(task.size * item_bytes(dtype), task.name)
+
+                def is_fused(task: TensorTask) -> bool:
+                    engine = engine_of(task, plan.method, models, dtypes[task.name], device)
+                    return engine == "kernel" and not allow_non_finite
+
+                fused = [task for task in plan.tasks if is_fused(task)]
+                workers.tensors([task.size for task in fused], lambda i: write(fused[i]))
+                for task in plan.tasks:
+                    if not is_fused(task):  # one at a time, as they take memory
+                        write(task)
             united = vocabulary.tokenizer if vocabulary is not None else None
             _write_side_files(config, models, values, work, united)
     finally:

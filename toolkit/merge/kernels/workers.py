@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ BLOCK = 1 << 19
 """Entries that one thread takes at a time: large against the cost of handing them over, small
 enough that all threads' output buffers stay within a few megabytes."""
 
+ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
@@ -33,7 +34,7 @@ class Workers:
         blocks = [(start, min(start + length, size)) for start in range(0, size, length)]
         if len(blocks) == 1 or getattr(self._here, "is_worker", False):
             return [act(*block) for block in blocks]
-        return list(self._pool.map(lambda block: act(*block), blocks))
+        return self._run(lambda block: act(*block), blocks)
 
     def count(
         self,
@@ -60,7 +61,7 @@ class Workers:
 
     def tensors(self, sizes: Sequence[int], act: Callable[[int], None]) -> None:
         """`act(index)` for every tensor: large ones one by one, each on all cores, then the others
-        side by side, each on one."""
+        side by side, each on one, the largest first."""
         share = max(BLOCK, sum(sizes) // (2 * self.num_threads))
         large = [index for index, size in enumerate(sizes) if size > share]
         for index in large:
@@ -71,8 +72,19 @@ class Workers:
             act(index)
 
         small = sorted(set(range(len(sizes))) - set(large), key=lambda index: -sizes[index])
-        for _ in self._pool.map(on_one, small):
-            pass
+        self._run(on_one, small)
+
+    def _run(self, act: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> list[ResultT]:
+        """Results in order. Should one fail, the rest are not begun, and nothing runs any more when
+        the failure is passed on: the first in order, of those that were met."""
+        futures = [self._pool.submit(act, item) for item in items]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
+        return [future.result() for future in futures]
 
     def close(self) -> None:
         self._pool.shutdown()
