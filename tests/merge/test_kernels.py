@@ -147,7 +147,6 @@ def test_ranks_are_exact_first_and_from_the_table(
         expected = [float(ordered[k - 1]) for k in ranks_now]
         assert ranks.kth_smallest(job, [(1, k) for k in ranks_now]) == expected
         assert ranks.kth_smallest(replace(job, memory={}), [(1, k) for k in ranks_now]) == expected
-    workers.close()
     assert (memory["table", 1] is None) == (kind == "many values")
 
 
@@ -161,7 +160,6 @@ def test_a_rank_outside_its_window_is_found_all_the_same(monkeypatch: pytest.Mon
     monkeypatch.setattr(ranks, "_window", lambda wanted, *_: ranks._Window(wanted, 0, 1 << 16))
     assert ranks._within_windows(job, [(1, size // 2)]) == {}
     assert ranks.kth_smallest(job, [(1, size // 2)]) == [float(ordered[size // 2 - 1])]
-    workers.close()
 
 
 def test_casting_is_to_nearest_ties_to_even():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +23,6 @@ class Workers:
 
     def __init__(self, num_threads: int | None = None) -> None:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
-        self._pool = ThreadPoolExecutor(self.num_threads)
         self._here = threading.local()
 
     def each(self, size: int, act: Callable[[int, int], ResultT], unit: int = 1) -> list[ResultT]:
@@ -69,22 +67,43 @@ class Workers:
 
         def on_one(index: int) -> None:
             self._here.is_worker = True
-            act(index)
+            try:
+                act(index)
+            finally:
+                self._here.is_worker = False
 
         small = sorted(set(range(len(sizes))) - set(large), key=lambda index: -sizes[index])
         self._run(on_one, small)
 
     def _run(self, act: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> list[ResultT]:
-        """Results in order. Should one fail, the rest are not begun, and nothing runs any more when
-        the failure is passed on: the first in order, of those that were met."""
-        futures = [self._pool.submit(act, item) for item in items]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            for future in futures:
-                future.cancel()
-            wait(futures)
-        return [future.result() for future in futures]
+        """Results in order; the calling thread is one of those that work. Should one fail, the rest
+        are not begun, and nothing runs any more when the failure is passed on: the first in order,
+        of those that were met."""
+        waiting = list(enumerate(items))[::-1]
+        results: dict[int, ResultT] = {}
+        failures: dict[int, BaseException] = {}
 
-    def close(self) -> None:
-        self._pool.shutdown()
+        def work() -> None:
+            while waiting and not failures:
+                try:
+                    index, item = waiting.pop()
+                except IndexError:  # another thread took the last
+                    return
+                try:
+                    results[index] = act(item)
+                except BaseException as error:  # passed on below
+                    failures[index] = error
+
+        others = range(min(self.num_threads, len(waiting)) - 1)
+        threads = [threading.Thread(target=work, daemon=True) for _ in others]
+        for thread in threads:
+            thread.start()
+        try:
+            work()
+        finally:  # also when the user interrupts
+            waiting.clear()
+            for thread in threads:
+                thread.join()
+        if failures:
+            raise failures[min(failures)]
+        return [results[index] for index in range(len(results))]
