@@ -162,6 +162,18 @@ def test_a_rank_outside_its_window_is_found_all_the_same(monkeypatch: pytest.Mon
     assert ranks.kth_smallest(job, [(1, size // 2)]) == [float(ordered[size // 2 - 1])]
 
 
+def test_a_window_with_too_many_entries_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    size = 200_000
+    read, ordered = task_vector("many values", size)
+    monkeypatch.setattr(workers_module, "BLOCK", 1 << 16)
+    monkeypatch.setattr(ranks, "_MOST_HELD", 5_000)
+    job = Job(read, (size,), {}, Workers(2), {})
+    middle, low = (1, size // 2), (1, 100)
+    assert set(ranks._within_windows(job, [middle, low])) == {low}
+    expected = [float(ordered[k - 1]) for _, k in (middle, low)]
+    assert ranks.kth_smallest(job, [middle, low]) == expected
+
+
 def test_casting_is_to_nearest_ties_to_even():
     values = torch.tensor([1.0, 1.00390625, 1.01171875, -1.00390625, 3.4e38, 1e-40, 65504.0, 0.1])
     out = np.empty(8, np.uint16)

@@ -1,9 +1,9 @@
 """Magnitudes of a task vector by rank, exactly and without sorting.
 
 A sample says within which window of magnitudes a rank must lie; one pass counts what is smaller
-and, bit pattern by bit pattern, what is within. Should the rank lie elsewhere, two passes find it
-for certain: by the upper halves of all patterns, then by the lower halves of those that share the
-upper one. Nothing is kept of the entries themselves, so memory does not grow with the tensor.
+and collects what is within, a few entries in a hundred. Should the rank lie elsewhere, or too many
+be within, two passes find it for certain: by the upper halves of all patterns, then by the lower
+halves of those that share the upper one. So memory does not grow with the tensor.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ _DEVIATIONS = 6.0
 """Half a window, in standard deviations of an independent sample: as entries of a run are not
 quite independent, this sample may deviate half as far again."""
 
-_WIDEST = 1 << 20
-"""Most bit patterns within a window: each thread holds a count for each."""
+_MOST_HELD = 1 << 23
+"""Most magnitudes that are held of a window."""
+
+_SLACK = 64
+"""Room that `collect_windows` may write over beyond the last entry."""
 
 _SHARE_OF_DISTINCT = 8
 """A table is kept only where it has no more values than the tensor has entries, divided by this."""
@@ -80,34 +83,42 @@ def _within_windows(job: Job, wanted: Sequence[Wanted]) -> dict[Wanted, float]:
     windows = _windows(job, wanted)
     if not windows:
         return {}
-    widths = [window.width for window in windows]
-    ends = np.cumsum(widths)
-    offsets = ends - widths
     settings = (
         np.array([window.wanted[0] for window in windows], np.int64),
         np.array([window.least for window in windows], np.uint32),
-        np.array(widths, np.uint32),
-        offsets,
+        np.array([window.width for window in windows], np.uint32),
     )
-    smaller: list[NDArray[np.int64]] = []
+    totals = np.zeros(len(windows), np.int64)
 
-    def add(start: int, stop: int, counts: NDArray[Any]) -> None:
-        below = np.zeros(len(windows), np.int64)
-        native.window_histogram(job.read(start, stop), *settings, below, counts)
-        smaller.append(below)
+    def add(start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any], list[NDArray[np.uint32]]]:
+        rows = job.read(start, stop)
+        below, used = np.zeros((2, len(windows)), np.int64)
+        room = np.empty((len(windows), stop - start + _SLACK), np.uint32)
+        native.collect_windows(rows, *settings, below, used, room)
+        totals[:] += used  # of several threads, so it may fall short: it saves memory, no more
+        kept = np.where(totals > _MOST_HELD, 0, used)  # of a window with too many none is needed
+        return below, used, [room[w, : kept[w]].copy() for w in range(len(windows))]
 
-    counts = job.workers.count(job.size, int(ends[-1]), add, np.uint32)
-    below = np.sum(smaller, axis=0)
+    blocks = job.workers.each(job.size, add)
     found = {}
     for w, window in enumerate(windows):
-        by_upper = counts[offsets[w] : ends[w]].reshape(-1, HALVES)
-        cumulative = np.cumsum(by_upper.sum(axis=1, dtype=np.int64))
-        rest = window.wanted[1] - int(below[w])
-        if 1 <= rest <= cumulative[-1]:
-            upper, rest = place_of(cumulative, rest)
-            lower, _ = place_of(np.cumsum(by_upper[upper], dtype=np.int64), rest)
-            found[window.wanted] = magnitude(window.least + (upper << 16 | lower))
+        rest = window.wanted[1] - sum(int(below[w]) for below, _, _ in blocks)
+        within = sum(int(used[w]) for _, used, _ in blocks)
+        if within <= _MOST_HELD and 1 <= rest <= within:
+            offset = _kth([held[w] for *_, held in blocks], rest, window.width >> 16)
+            found[window.wanted] = magnitude(window.least + offset)
     return found
+
+
+def _kth(parts: Sequence[NDArray[np.uint32]], k: int, num_uppers: int) -> int:
+    """The `k`-th smallest word, from 1, of several arrays; by counting, as many are equal."""
+    uppers, lowers = np.zeros(num_uppers, np.uint32), np.zeros(HALVES, np.uint32)
+    for part in parts:
+        native.count_upper(part, uppers)
+    upper, rest = place_of(np.cumsum(uppers, dtype=np.int64), k)
+    for part in parts:
+        native.count_lower(part, upper, lowers)
+    return upper << 16 | place_of(np.cumsum(lowers, dtype=np.int64), rest)[0]
 
 
 def _windows(job: Job, wanted: Sequence[Wanted]) -> list[_Window]:
@@ -120,8 +131,7 @@ def _windows(job: Job, wanted: Sequence[Wanted]) -> list[_Window]:
         native.upper_histogram(sample, model, counts)
         cumulative = np.cumsum(counts)
         for _, rank in (item for item in wanted if item[0] == model):
-            window = _window((model, rank), rank / job.size, cumulative)
-            windows += [window] if window.width <= _WIDEST else []
+            windows.append(_window((model, rank), rank / job.size, cumulative))
     return windows
 
 

@@ -14,6 +14,7 @@ from toolkit.merge.kernels.sizes import TILE
 from toolkit.merge.kernels.source.entries import (
     VECTOR,
     by_type,
+    collect,
     count_bits,
     cut,
     deltas,
@@ -59,19 +60,19 @@ def lower_histogram(rows: Any, model: int, upper: int, counts: Any) -> int:
 
 
 @kernel
-def window_histogram(
-    rows: Any, models: Any, least: Any, widths: Any, offsets: Any, below: Any, counts: Any
+def collect_windows(
+    rows: Any, models: Any, least: Any, widths: Any, below: Any, used: Any, room: Any
 ) -> int:
-    """Count, for several windows, the magnitudes below each, and those within by their bits.
+    """For several windows, count the magnitudes below each, and collect those within.
 
     Args:
         rows: tuned models and the base last, `[n]` each.
         models: of each window, `[W]`, int64.
         least: bits of the smallest magnitude within, `[W]`, uint32.
         widths: how many patterns are within, `[W]`, uint32.
-        offsets: where a window's counts begin, `[W]`, int64.
         below: `[W]`, int64: added to.
-        counts: uint32: added to.
+        used: `[W]`, int64: how many are in `room` already; added to.
+        room: `[W, ≥ n + 64]`, uint32: takes the bits of those within, less `least`.
     """
     tuned, last = rows[:-1], rows[len(rows) - 1]
     sizes = tiles(len(rows) - 1, np.uint32)
@@ -81,8 +82,31 @@ def window_histogram(
         for i in range(n):
             put_sizes(deltas(some, float_of(word(bases, i)), i), sizes, 0, i)
         for w in range(models.size):
-            own = counts[offsets[w] : offsets[w] + np.int64(widths[w])]
-            below[w] += count_window(sizes[models[w]], n, least[w], widths[w], own)
+            own = sizes[models[w]]
+            own[n:] = np.uint32(0xFFFFFFFF)
+            smaller, held = below[w], used[w]
+            for place in range(0, n, VECTOR):
+                count, held = collect(own, place, least[w], widths[w], room[w], held)
+                smaller += count
+            below[w], used[w] = smaller, held
+    return 0
+
+
+@kernel
+def count_upper(values: Any, counts: Any) -> int:
+    """Count words by their upper halves into `counts` (uint32)."""
+    for i in range(values.size):
+        counts[values[i] >> _16] += np.uint32(1)
+    return 0
+
+
+@kernel
+def count_lower(values: Any, upper: int, counts: Any) -> int:
+    """Count the words with one upper half by their lower half into `counts` (`[65536]`, uint32)."""
+    least = np.uint32(upper)
+    for i in range(values.size):
+        if values[i] >> _16 == least:
+            counts[values[i] & np.uint32(0xFFFF)] += np.uint32(1)
     return 0
 
 
