@@ -9,6 +9,7 @@ halves of those that share the upper one. So memory does not grow with the tenso
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.merge.kernels import native
+from toolkit.merge.kernels import native, workers
 from toolkit.merge.kernels.job import Job
 from toolkit.merge.kernels.rows import as_float32
 from toolkit.merge.kernels.sizes import HALVES
@@ -39,7 +40,7 @@ _MOST_HELD = 1 << 23
 """Most magnitudes that are held of a window."""
 
 _SLACK = 64
-"""Room that `collect_windows` may write over beyond the last entry."""
+"""Room beyond the last entry that kernels may write over."""
 
 _SHARE_OF_DISTINCT = 8
 """A table is kept only where it has no more values than the tensor has entries, divided by this."""
@@ -79,46 +80,66 @@ def _partitioned(job: Job, wanted: Sequence[Wanted]) -> dict[Wanted, float]:
     }
 
 
+@dataclass(frozen=True)
+class _Collected:
+    """What one thread has found in a tensor's windows; see `collect_windows`."""
+
+    widths: NDArray[np.uint32]
+    below: NDArray[np.int64]
+    used: NDArray[np.int64]
+    room: NDArray[np.uint32]
+
+
+_here = threading.local()
+
+
+def _room(num_windows: int) -> NDArray[np.uint32]:
+    """Of this thread, for one tensor after the other; what is never used takes no memory."""
+    size = _MOST_HELD + workers.BLOCK + _SLACK
+    room: NDArray[np.uint32] | None = getattr(_here, "room", None)
+    if room is None or room.shape[0] < num_windows or room.shape[1] < size:
+        room = _here.room = np.empty((num_windows, size), np.uint32)
+    return room
+
+
 def _within_windows(job: Job, wanted: Sequence[Wanted]) -> dict[Wanted, float]:
     windows = _windows(job, wanted)
     if not windows:
         return {}
-    settings = (
-        np.array([window.wanted[0] for window in windows], np.int64),
-        np.array([window.least for window in windows], np.uint32),
-        np.array([window.width for window in windows], np.uint32),
-    )
-    totals = np.zeros(len(windows), np.int64)
+    models = np.array([window.wanted[0] for window in windows], np.int64)
+    least = np.array([window.least for window in windows], np.uint32)
+    widths = np.array([window.width for window in windows], np.uint32)
+    collected: dict[int, _Collected] = {}
 
-    def add(start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any], list[NDArray[np.uint32]]]:
+    def add(start: int, stop: int) -> None:
+        thread, num = threading.get_ident(), len(windows)
+        if thread not in collected:
+            below, used = np.zeros((2, num), np.int64)
+            collected[thread] = _Collected(widths.copy(), below, used, _room(num))
+        own = collected[thread]
         rows = job.read(start, stop)
-        below, used = np.zeros((2, len(windows)), np.int64)
-        room = np.empty((len(windows), stop - start + _SLACK), np.uint32)
-        native.collect_windows(rows, *settings, below, used, room)
-        totals[:] += used  # of several threads, so it may fall short: it saves memory, no more
-        kept = np.where(totals > _MOST_HELD, 0, used)  # of a window with too many none is needed
-        return below, used, [room[w, : kept[w]].copy() for w in range(len(windows))]
+        native.collect_windows(rows, models, least, own.widths, own.below, own.used, own.room)
+        own.widths[own.used > _MOST_HELD] = 0  # no more of these
 
-    blocks = job.workers.each(job.size, add)
+    job.workers.each(job.size, add)
+    threads = list(collected.values())
     found = {}
     for w, window in enumerate(windows):
-        rest = window.wanted[1] - sum(int(below[w]) for below, _, _ in blocks)
-        within = sum(int(used[w]) for _, used, _ in blocks)
-        if within <= _MOST_HELD and 1 <= rest <= within:
-            offset = _kth([held[w] for *_, held in blocks], rest, window.width >> 16)
-            found[window.wanted] = magnitude(window.least + offset)
+        rest = window.wanted[1] - sum(int(own.below[w]) for own in threads)
+        parts = [own.room[w, : own.used[w] + _SLACK] for own in threads]
+        held = sum(int(own.used[w]) for own in threads)
+        if all(own.widths[w] > 0 for own in threads) and 1 <= rest <= held:
+            found[window.wanted] = magnitude(window.least + _kth(parts, rest, window.width))
     return found
 
 
-def _kth(parts: Sequence[NDArray[np.uint32]], k: int, num_uppers: int) -> int:
-    """The `k`-th smallest word, from 1, of several arrays; by counting, as many are equal."""
-    uppers, lowers = np.zeros(num_uppers, np.uint32), np.zeros(HALVES, np.uint32)
-    for part in parts:
-        native.count_upper(part, uppers)
-    upper, rest = place_of(np.cumsum(uppers, dtype=np.int64), k)
-    for part in parts:
-        native.count_lower(part, upper, lowers)
-    return upper << 16 | place_of(np.cumsum(lowers, dtype=np.int64), rest)[0]
+def _kth(parts: Sequence[NDArray[np.uint32]], k: int, width: int) -> int:
+    """The `k`-th smallest word, from 1, of several arrays of words below `width`, each with room
+    behind them."""
+    words = parts[0]
+    if len(parts) > 1:
+        words = np.concatenate([*(part[:-_SLACK] for part in parts), words[:_SLACK]])
+    return int(native.kth_word(words, words.size - _SLACK, k, width))
 
 
 def _windows(job: Job, wanted: Sequence[Wanted]) -> list[_Window]:

@@ -82,14 +82,9 @@ def masks(typing_context: Any, words: Any, place: Any, least: Any, width: Any) -
 
 @intrinsic  # type: ignore[untyped-decorator]
 def collect(
-    typing_context: Any,
-    words: Any,
-    place: Any,
-    least: Any,
-    width: Any,
-    room: Any,
-    held: Any,  # noqa: ARG001
-) -> Any:
+    typing_context: Any, words: Any, place: Any,  # noqa: ARG001
+    least: Any, width: Any, room: Any, held: Any,  # noqa: ARG001
+) -> Any:  # fmt: skip
     """Of 64 words from `place` on, put those that are among the `width` ones from `least` on into
     `room`, less `least`, from `held` on; up to 15 more words there are written over.
 

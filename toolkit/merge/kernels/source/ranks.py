@@ -29,6 +29,8 @@ from toolkit.merge.kernels.source.primitives import kernel, tile, tiles
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _16 = np.uint32(16)
+_HALVINGS = 4
+"""Of the interval that `kth_word` searches, before it drops what is not within."""
 
 
 @kernel
@@ -93,21 +95,40 @@ def collect_windows(
 
 
 @kernel
-def count_upper(values: Any, counts: Any) -> int:
-    """Count words by their upper halves into `counts` (uint32)."""
-    for i in range(values.size):
-        counts[values[i] >> _16] += np.uint32(1)
-    return 0
+def kth_word(words: Any, n: int, k: int, width: int) -> Any:
+    """The `k`-th smallest, from 1, of `n` words below `width`.
 
+    By counting how many are below a limit, and keeping now and then what is between limits: unlike
+    partitioning this takes no longer where many are equal.
 
-@kernel
-def count_lower(values: Any, upper: int, counts: Any) -> int:
-    """Count the words with one upper half by their lower half into `counts` (`[65536]`, uint32)."""
-    least = np.uint32(upper)
-    for i in range(values.size):
-        if values[i] >> _16 == least:
-            counts[values[i] & np.uint32(0xFFFF)] += np.uint32(1)
-    return 0
+    Args:
+        words: `[≥ n + 64]`, uint32; written over.
+        n: how many there are.
+        k: from 1 to `n`.
+        width: at most 2^31.
+    """
+    found = np.uint32(0)
+    while width > 1:
+        low, high = 0, width
+        words[n : n + VECTOR] = np.uint32(0xFFFFFFFF)
+        for _ in range(_HALVINGS):
+            middle = (low + high) // 2
+            if middle > low:
+                below = 0
+                for place in range(0, n, VECTOR):
+                    smaller, _ = masks(words, place, np.uint32(middle), np.uint32(0))
+                    below += count_bits(smaller)
+                if k <= below:
+                    high = middle
+                else:
+                    low = middle
+        below, held = 0, 0
+        for place in range(0, n, VECTOR):
+            least, between = np.uint32(low), np.uint32(high - low)
+            count, held = collect(words, place, least, between, words, held)
+            below += count
+        found, width, n, k = found + np.uint32(low), high - low, held, k - below
+    return found
 
 
 def put_sizes(values: Any, sizes: Any, m: Any, i: Any) -> None:
