@@ -7,7 +7,7 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup plan bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft bench-data bench-train bench-search bench-choices
+.PHONY: help setup plan bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choices
 
 help:
 	@echo "make plan DOMAIN=finance     is CPT the right tool, what will it take, which settings"
@@ -16,6 +16,7 @@ help:
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
 	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
 	@echo "make cpt DOMAIN=code-llama SCALE=laptop    a recipe at another scale; VARIANT=... another form"
+	@echo "make study DOMAIN=ibrahim-replay SCALE=laptop    a recipe's published claims, measured"
 	@echo "make publish DOMAIN=finance REPO=org/name"
 	@echo "make setup | checks | test | docs | bench | bench-merge | bench-data | bench-train | bench-choices | bench-search | clean"
 
@@ -49,6 +50,11 @@ chat: $(STAMP)
 
 sft: $(STAMP)
 	@$(TOOLKIT) sft run $(NAME)
+
+# What a published system claims, and what its recipe shows: every variant that a claim names is run.
+study: $(STAMP)
+	@$(TOOLKIT) study run $(NAME)
+	@$(TOOLKIT) study table runs/$(NAME)/study/study.json
 
 publish: $(STAMP)
 	@test -n "$(REPO)" || { echo "name the repository: make publish DOMAIN=$(DOMAIN) REPO=org/name"; exit 2; }

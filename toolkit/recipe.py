@@ -70,7 +70,8 @@ class Recipe(Section):
                     f"sources: {', '.join(self.data.sources)}"
                 )
         sources = [*self.data.sources, *(self.sft.data.sources if self.sft is not None else ())]
-        if faults := unknown_sets(self.study, list(dict.fromkeys(sources))):
+        has_code = any(source.fim for source in self.data.sources.values())
+        if faults := unknown_sets(self.study, list(dict.fromkeys(sources)), has_code=has_code):
             raise ValueError("; ".join(faults))
         return self
 

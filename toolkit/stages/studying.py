@@ -225,7 +225,7 @@ def score_subjects(
     losses: dict[str, dict[str, list[float]]] = {}
     with progress("study, models", len(subjects)) as advance:
         for subject in subjects:
-            sets = {**document_sets(run, subject, documents), "retention": answers}
+            sets = {**document_sets(run, subject, documents, wanted), "retention": answers}
             model, name = None, content_hash(subject.folder)
             own = losses[subject.name] = {}
             for on in wanted:
@@ -243,20 +243,27 @@ def score_subjects(
     return {on: pool(members, losses) for on, members in first.items()}
 
 
-def document_sets(run: Run, subject: Subject, documents: Path) -> dict[str, list[EvaluationSet]]:
-    """Test documents in a model's own tokens, by source and by role."""
+def document_sets(
+    run: Run, subject: Subject, documents: Path, wanted: Sequence[str]
+) -> dict[str, list[EvaluationSet]]:
+    """Test documents in a model's own tokens, by source and by role, and middles where wanted."""
     from transformers import AutoTokenizer
 
     from toolkit.evaluate.documents import likelihood_sets
+    from toolkit.evaluate.middles import MIDDLES, middles_set
 
     separator = read_manifest(documents)["results"]["separator_token_id"]
     tokenizer = AutoTokenizer.from_pretrained(subject.folder)
-    path = documents / "test.jsonl"
-    sets = likelihood_sets(path, tokenizer, separator, run.recipe.evaluate)
-    return {
+    path, evaluate, data = documents / "test.jsonl", run.recipe.evaluate, run.recipe.data
+    sets = likelihood_sets(path, tokenizer, separator, evaluate)
+    found = {
         **{role: [s for s in sets if s.role == role] for role in ("domain", "general")},
         **{s.name: [s] for s in sets},
     }
+    if MIDDLES in wanted:
+        code = [name for name, source in data.sources.items() if source.fim]
+        found[MIDDLES] = [middles_set(path, code, tokenizer, separator, data.fim, evaluate)]
+    return found
 
 
 def retention_set(run: Run, documents: Path) -> list[EvaluationSet]:
