@@ -187,7 +187,9 @@ def start_server(socket: Path) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
     )
     assert server.stdout is not None
-    assert server.stdout.readline() == b"ready\n"
+    if server.stdout.readline() != b"ready\n":
+        server.stdout.close()
+        raise RuntimeError(f"the server of commands ended with {server.wait()}; see its traceback")
     return server
 
 
