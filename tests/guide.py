@@ -168,7 +168,7 @@ class Project:
             text=True,
             check=False,
             stdin=subprocess.DEVNULL,
-            timeout=120,
+            timeout=300,
         )
 
     def make_lines(self, words: list[str]) -> list[str]:

@@ -33,6 +33,7 @@ from tests.guide import (
 )
 from toolkit.config import load_yaml, parse_section
 from toolkit.errors import ToolkitError
+from toolkit.merge.moe.config import load_moe_config
 from toolkit.recipe import Recipe
 
 PAGES = pages()
@@ -292,6 +293,8 @@ def test_yaml_is_what_the_toolkit_reads(block: Block, tmp_path: Path):
     values = load_yaml(path)
     if "merge_method" in values:
         read_merge(path)
+    elif "experts" in values:
+        load_moe_config(path)
     elif block.title.startswith("recipes/"):
         parse_section(Recipe, values, where=block.where, what="recipe")
     else:  # some sections, put into the finance recipe
