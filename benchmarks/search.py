@@ -31,9 +31,10 @@ from toolkit.recipe import find_recipe, load_recipe
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
 from toolkit.search.outcome import candidate_rows, cannot_be_told_apart
+from toolkit.search.plan import Plan
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, sweep_point
-from toolkit.search.worker import Outcome, Plan
+from toolkit.search.worker import Outcome
 from toolkit.stages.chain import Run, _merge_stage, ensure_cpt
 from toolkit.stages.choosing import _named
 from toolkit.stages.searching import Search, prepare_search

@@ -5,38 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from toolkit.errors import ConfigError, EvaluationError, MergeError
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.merge.config import MergeConfig
 from toolkit.progress import Advance
-from toolkit.search.config import SearchSection
-from toolkit.search.notation import Value
-from toolkit.search.objective import Losses, Objective
-from toolkit.search.sampler import (
-    StudySampler,
-    Tried,
-    fixed_parameters,
-    grid_points,
-    sampler_state,
-    suggested,
-    tried_values,
-)
-from toolkit.search.space import (
-    GENERAL,
-    SPECIALIST,
-    Candidate,
-    MergeSpace,
-    endpoint,
-    sweep_point,
-)
+from toolkit.search.objective import Losses, Objective, guide_of
+from toolkit.search.plan import Plan
+from toolkit.search.space import GENERAL, SPECIALIST, Candidate
 from toolkit.search.study import Study, pack, unpack
 
 _POLL_SECONDS = 0.5
@@ -60,106 +43,6 @@ class Merging(Protocol):
     def distance(self) -> float: ...
 
 
-@dataclass
-class Plan:
-    """What is to be tried in a study.
-
-    Args:
-        spaces: files of `merges/`.
-        section: of the recipe.
-        objective: of the tuning sets.
-        seed: of the recipe.
-    """
-
-    spaces: list[MergeSpace]
-    section: SearchSection
-    objective: Objective
-    seed: int
-    fixed: dict[str, Candidate] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.fixed = {name: endpoint(name) for name in (GENERAL, SPECIALIST)}
-        for alpha in dict.fromkeys(self.section.sweep):
-            point = sweep_point(alpha)
-            if point.key not in {known.key for known in self.fixed.values()}:
-                self.fixed[point.name] = point
-
-    @property
-    def by_name(self) -> dict[str, MergeSpace]:
-        return {space.name: space for space in self.spaces}
-
-    def sampler(self) -> StudySampler:
-        return StudySampler(self.spaces, self.section, self.seed, self.learn)
-
-    def queue(self) -> list[dict[str, Any]]:
-        """The whole study: the two models, the sweep, and what the sampler has to find.
-
-        Raises:
-            ConfigError: the grids hold more than `search.candidates`.
-        """
-        entries: list[dict[str, Any]] = []
-        keys = {candidate.key for candidate in self.fixed.values()}
-        for name, candidate in self.fixed.items():
-            entries.append(
-                {"attributes": {"fixed": name}, "parameters": self._as_searched(candidate)}
-            )
-        if self.section.sampler != "grid":
-            rest = self.section.candidates - len(entries) if self.spaces else 0
-            return entries + [{"attributes": {}, "parameters": None}] * max(rest, 0)
-        for space in self.spaces:
-            for values in grid_points(space, self.section.grid_points):
-                candidate = space.candidate(values)
-                if candidate.key not in keys:
-                    keys.add(candidate.key)
-                    fixed = fixed_parameters(self.by_name, space.name, values)
-                    entries.append({"attributes": {}, "parameters": fixed})
-        if len(entries) > self.section.candidates:
-            raise ConfigError(
-                f"search.candidates: the grids of {', '.join(self.by_name)} and the sweep make "
-                f"{len(entries)} candidates, more than {self.section.candidates}; allow so many, "
-                "lower search.grid_points, or choose another sampler."
-            )
-        return entries
-
-    def _as_searched(self, candidate: Candidate) -> dict[str, Any] | None:
-        """A point of the sweep as one of a file that can say the same, for its sampler to know."""
-        alpha = candidate.parameters.get("alpha")
-        for space in self.spaces:
-            if alpha is not None and list(space.unknowns) == ["alpha"]:
-                try:
-                    inside = 0.0 <= space.unknowns["alpha"].share(alpha) <= 1.0
-                    same = inside and space.candidate({"alpha": alpha}).key == candidate.key
-                except (ValueError, ConfigError):  # no number of its grid
-                    continue
-                if same:
-                    return fixed_parameters(self.by_name, space.name, {"alpha": alpha})
-        return None
-
-    def candidate(self, trial: optuna.Trial | FrozenTrial) -> Candidate | None:
-        """The candidate behind a place in the queue; None where it was not chosen yet."""
-        if name := trial.user_attrs.get("fixed"):
-            return self.fixed[name]
-        if isinstance(trial, FrozenTrial):
-            known = tried_values(trial, self.by_name)
-            return None if known is None else self.by_name[known[0]].candidate(known[1])
-        name, values = suggested(trial, self.by_name)
-        return self.by_name[name].candidate(values)
-
-    def learn(self, trials: Sequence[FrozenTrial]) -> dict[str, list[Tried]]:
-        """What samplers know of a study: by file, in order."""
-        tried: dict[str, list[Tried]] = {space.name: [] for space in self.spaces}
-        for trial in trials:
-            known: tuple[str, dict[str, Value]] | None = tried_values(trial, self.by_name)
-            if known is None or trial.state == TrialState.FAIL:
-                continue
-            figures = None
-            if trial.state == TrialState.COMPLETE:
-                domain, general = trial.values
-                figures = (domain, general, float(trial.user_attrs["beyond"]))
-            tried[known[0]].append(Tried(known[1], figures, sampler_state(trial)))
-        return tried
-
-
 def score_missing(
     bench: Merging,
     candidate: Candidate,
@@ -167,7 +50,7 @@ def score_missing(
     losses: dict[str, NDArray[np.float64]],
     look: int = -1,
     *,
-    roles: Sequence[str] = ("domain", "general", "watch"),
+    names: Sequence[str] | None = None,
 ) -> None:
     """Add what is not known yet of what is known after a look.
 
@@ -177,13 +60,13 @@ def score_missing(
         objective: of the sets.
         losses: so far; gains what is scored.
         look: number of the look, the last by default.
-        roles: of the sets to be scored.
+        names: of the sets to be scored, all by default.
     """
     all_sets = [raced.items for raced in objective.sets.values()]
     for name, raced in objective.sets.items():
         have = losses.get(name, np.zeros(0))
         rows = raced.order[len(have) : raced.cuts[look]].tolist()
-        if rows and raced.items.role in roles:
+        if rows and (names is None or name in names):
             found = bench.score(candidate, raced.items, rows, all_sets)
             losses[name] = np.concatenate([have, np.asarray(found, dtype=np.float64)])
 
@@ -311,7 +194,8 @@ class Worker:
         general = losses if candidate.name == GENERAL else self._find(GENERAL)
         if general is None:  # another worker is still at it: compared with what is known later
             general = losses
-        figures = objective.estimates(losses, [general, *self._whole()])
+        guide = guide_of(self._find(SPECIALIST), self._find(GENERAL))
+        figures = objective.estimates(losses, [general, *self._whole()], guide)
         merge_seconds = self._bench.merge_seconds - merged_before
         self._study.note(
             trial,
@@ -321,7 +205,7 @@ class Worker:
             merge_seconds=merge_seconds,
             score_seconds=time.perf_counter() - began - merge_seconds,
             losses={name: pack(values) for name, values in losses.items()},
-            beyond=objective.beyond_tolerance(losses, general),
+            beyond=objective.beyond_tolerance(losses, general, guide),
         )
         values = [objective.domain(figures), objective.general(figures)]
         if math.isnan(values[1]):  # dropped for the domain alone; a storage takes no NaN
@@ -343,25 +227,53 @@ class Worker:
 
         told = 0
         for look in range(objective.num_looks):
-            may_end = look < last and not is_endpoint
-            # Most are dropped for the domain, and then need not be scored on the other sets.
-            score_missing(self._bench, candidate, objective, losses, look, roles=("domain",))
-            general = self._find(GENERAL)
-            behind = (
-                may_end and general is not None and objective.is_behind(losses, self._best(general))
-            )
-            if not behind or candidate.name in self._plan.fixed:  # a point of the curve shown
-                score_missing(self._bench, candidate, objective, losses, look)
+            dropped = False
+            for names in self._questions(look):
+                score_missing(self._bench, candidate, objective, losses, look, names=names)
+                if look < last and not is_endpoint and self._is_out(names, losses):
+                    dropped = True
+                    break
+            if dropped and candidate.name in self._plan.fixed:  # a point of the curve shown
+                self._show(candidate, losses)
+            elif look == last:
+                score_missing(self._bench, candidate, objective, losses)
             self._advance(scored() - told, candidate.name)
             told = scored()
-            if behind or (
-                may_end and general is not None and objective.loses_too_much(losses, general)
-            ):
+            if dropped:
                 return "dropped", losses, scored()
             if look < last:  # so that a killed worker's candidate need not begin anew
                 packed = {name: pack(values) for name, values in losses.items()}
                 self._study.note(trial, losses=packed)
         return "complete", losses, scored()
+
+    def _questions(self, look: int) -> list[list[str]]:
+        """Sets in the order in which they are scored at a look: most candidates are dropped at the
+        first of them, and then need not be scored on the others. General sets that cost least
+        come first."""
+        objective = self._plan.objective
+
+        def cost(name: str) -> int:
+            raced = objective.sets[name]
+            return int(np.asarray(raced.items.costs)[raced.order[: raced.cuts[look]]].sum())
+
+        return [objective.names("domain"), *([n] for n in sorted(objective.tolerances, key=cost))]
+
+    def _is_out(self, names: Sequence[str], losses: Losses) -> bool:
+        """Whether a candidate is out for what these sets, the domain's or a general one, say."""
+        objective, general = self._plan.objective, self._find(GENERAL)
+        if general is None:
+            return False
+        guide = guide_of(self._find(SPECIALIST), general)
+        if names[0] in objective.weights:
+            return objective.is_behind(losses, self._best(general), guide)
+        return objective.loses_too_much(names[0], losses, general, guide)
+
+    def _show(self, candidate: Candidate, losses: dict[str, NDArray[np.float64]]) -> None:
+        """Score as many items of the general sets that are shown as a first look would."""
+        objective = self._plan.objective
+        for name in objective.shown_general:
+            looks = (n for n, cut in enumerate(objective.sets[name].cuts) if cut)
+            score_missing(self._bench, candidate, objective, losses, next(looks), names=[name])
 
     def _whole(self) -> list[Losses]:
         return [o.losses for o in self.outcomes().values() if o.status == "complete"]
