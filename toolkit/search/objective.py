@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,10 @@ class RacedSet:
 
     def sizes(self, count: int) -> NDArray[np.float64]:
         return np.asarray(self.items.sizes, dtype=np.float64)[self.order[:count]]
+
+    def cost(self, count: int) -> int:
+        """Tokens of the first items."""
+        return int(np.asarray(self.items.costs)[self.order[:count]].sum())
 
     def difference(
         self,
@@ -137,7 +141,7 @@ class Objective:
     ) -> None:
         self._num_rivals = max(num_candidates - 1, 1)
         self.looks = usable_looks(sets, race.looks) if race.enabled else ()
-        self.sets = {item.name: _raced(item, self.looks, seed) for item in sets}
+        self.sets = _hastened({item.name: _raced(item, self.looks, seed) for item in sets})
         self._error = race.error
         self.confidence = confidence
         for role in ("domain", "general"):
@@ -181,10 +185,7 @@ class Objective:
 
     def tokens(self, losses: Losses) -> int:
         """Tokens behind what is known."""
-        return sum(
-            int(np.asarray(raced.items.costs)[raced.order[: len(losses.get(name, ()))]].sum())
-            for name, raced in self.sets.items()
-        )
+        return sum(raced.cost(len(losses.get(name, ()))) for name, raced in self.sets.items())
 
     @property
     def all_tokens(self) -> int:
@@ -293,19 +294,25 @@ class Objective:
             bounds.append(upper_bound(difference, self.confidence, num_tests) - limit)
         return max(bounds) + self.tolerance
 
-    def beyond_tolerance(
+    def beyond_tolerances(
         self, losses: Losses, general: Losses, guide: Losses | None = None
-    ) -> float:
-        """How far beyond the tolerances the bounds are expected after full scoring, 0 within; sets
-        of which nothing is known count as within."""
-        most = 0.0
+    ) -> dict[str, float]:
+        """How far beyond its tolerance each general set's bound is expected after full scoring,
+        below 0 within; sets of which nothing is known count as just within."""
+        found = dict.fromkeys(self.tolerances, 0.0)
         for name, limit in self.tolerances.items():
             if len(losses.get(name, ())):
                 difference = self._difference(name, losses, general, guide)
                 quantile = student_quantile(self.confidence, max(difference.total - 1, 1))
                 reach = quantile * math.sqrt(difference.in_the_end) if difference.seen > 1 else 0.0
-                most = max(most, difference.estimate + reach - limit)
-        return most
+                found[name] = difference.estimate + reach - limit
+        return found
+
+    def beyond_tolerance(
+        self, losses: Losses, general: Losses, guide: Losses | None = None
+    ) -> float:
+        """The farthest beyond of all, 0 within."""
+        return max(0.0, *self.beyond_tolerances(losses, general, guide).values())
 
     def is_behind(self, losses: Losses, best: Losses, guide: Losses | None = None) -> bool:
         """Whether full scoring would surely not show a candidate to be better; see `race`."""
@@ -360,6 +367,19 @@ def _raced(items: EvaluationSet, looks: Sequence[float], seed: int) -> RacedSet:
     counts = [max(count, MIN_GROUPS + 1) if count >= MIN_GROUPS else 0 for count in counts]
     cuts = [int(np.searchsorted(groups, count)) for count in counts]
     return RacedSet(items, order, groups, (*cuts, len(order)))
+
+
+def _hastened(sets: dict[str, RacedSet]) -> dict[str, RacedSet]:
+    """General sets are known in full from the second look on where that costs no more than the
+    domain has cost so far: then it is certain what they say, for little."""
+    looks = range(1, max(len(raced.cuts) for raced in sets.values()) - 1)
+    for look in looks:
+        spent = sum(r.cost(r.cuts[look]) for r in sets.values() if r.items.role == "domain")
+        for name, raced in sets.items():
+            if raced.items.role == "general" and raced.cost(len(raced.order)) <= spent:
+                cuts = (*raced.cuts[:look], *[len(raced.order)] * (len(raced.cuts) - look))
+                sets[name] = replace(raced, cuts=cuts)
+    return sets
 
 
 def usable_looks(sets: Sequence[EvaluationSet], looks: Sequence[float]) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ from toolkit.errors import ConfigError, EvaluationError, MergeError
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.merge.config import MergeConfig
 from toolkit.progress import Advance
+from toolkit.search.contest import Rivals, best_of, run_race
 from toolkit.search.objective import Losses, Objective, guide_of
 from toolkit.search.plan import Plan
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate
@@ -48,25 +49,22 @@ def score_missing(
     candidate: Candidate,
     objective: Objective,
     losses: dict[str, NDArray[np.float64]],
-    look: int = -1,
-    *,
-    names: Sequence[str] | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> None:
-    """Add what is not known yet of what is known after a look.
+    """Add what is not known yet of a candidate.
 
     Args:
         bench: with the candidate's merge on it.
         candidate: what was merged.
         objective: of the sets.
         losses: so far; gains what is scored.
-        look: number of the look, the last by default.
-        names: of the sets to be scored, all by default.
+        counts: items that are to be known, by set; by default all of all sets.
     """
     all_sets = [raced.items for raced in objective.sets.values()]
     for name, raced in objective.sets.items():
         have = losses.get(name, np.zeros(0))
-        rows = raced.order[len(have) : raced.cuts[look]].tolist()
-        if rows and (names is None or name in names):
+        wanted = len(raced.order) if counts is None else counts.get(name, 0)
+        if rows := raced.order[len(have) : wanted].tolist():
             found = bench.score(candidate, raced.items, rows, all_sets)
             losses[name] = np.concatenate([have, np.asarray(found, dtype=np.float64)])
 
@@ -219,61 +217,37 @@ class Worker:
         self, trial: optuna.Trial, losses: dict[str, NDArray[np.float64]], candidate: Candidate
     ) -> tuple[str, dict[str, NDArray[np.float64]], int]:
         objective = self._plan.objective
-        is_endpoint = candidate.name in (GENERAL, SPECIALIST)
-        start, last = objective.tokens(losses), objective.num_looks - 1
+        start, told = objective.tokens(losses), 0
 
         def scored() -> int:
             return objective.tokens(losses) - start
 
-        told = 0
-        for look in range(objective.num_looks):
-            dropped = False
-            for names in self._questions(look):
-                score_missing(self._bench, candidate, objective, losses, look, names=names)
-                if look < last and not is_endpoint and self._is_out(names, losses):
-                    dropped = True
-                    break
-            if dropped and candidate.name in self._plan.fixed:  # a point of the curve shown
-                self._show(candidate, losses)
-            elif look == last:
-                score_missing(self._bench, candidate, objective, losses)
+        def tell() -> None:
+            nonlocal told
             self._advance(scored() - told, candidate.name)
             told = scored()
-            if dropped:
-                return "dropped", losses, scored()
-            if look < last:  # so that a killed worker's candidate need not begin anew
-                packed = {name: pack(values) for name, values in losses.items()}
-                self._study.note(trial, losses=packed)
-        return "complete", losses, scored()
 
-    def _questions(self, look: int) -> list[list[str]]:
-        """Sets in the order in which they are scored at a look: most candidates are dropped at the
-        first of them, and then need not be scored on the others. General sets that cost least
-        come first."""
-        objective = self._plan.objective
+        def keep() -> None:  # so that a killed worker's candidate need not begin anew
+            tell()
+            packed = {name: pack(values) for name, values in losses.items()}
+            self._study.note(trial, losses=packed)
 
-        def cost(name: str) -> int:
-            raced = objective.sets[name]
-            return int(np.asarray(raced.items.costs)[raced.order[: raced.cuts[look]]].sum())
+        stayed = run_race(
+            objective,
+            losses,
+            lambda counts: score_missing(self._bench, candidate, objective, losses, counts),
+            self._rivals,
+            may_drop=candidate.name not in (GENERAL, SPECIALIST),
+            is_shown=candidate.name in self._plan.fixed,
+            after_look=keep,
+        )
+        tell()
+        return "complete" if stayed else "dropped", losses, scored()
 
-        return [objective.names("domain"), *([n] for n in sorted(objective.tolerances, key=cost))]
-
-    def _is_out(self, names: Sequence[str], losses: Losses) -> bool:
-        """Whether a candidate is out for what these sets, the domain's or a general one, say."""
-        objective, general = self._plan.objective, self._find(GENERAL)
-        if general is None:
-            return False
-        guide = guide_of(self._find(SPECIALIST), general)
-        if names[0] in objective.weights:
-            return objective.is_behind(losses, self._best(general), guide)
-        return objective.loses_too_much(names[0], losses, general, guide)
-
-    def _show(self, candidate: Candidate, losses: dict[str, NDArray[np.float64]]) -> None:
-        """Score as many items of the general sets that are shown as a first look would."""
-        objective = self._plan.objective
-        for name in objective.shown_general:
-            looks = (n for n, cut in enumerate(objective.sets[name].cuts) if cut)
-            score_missing(self._bench, candidate, objective, losses, next(looks), names=[name])
+    def _rivals(self) -> Rivals:
+        general = self._find(GENERAL)
+        best = None if general is None else best_of(self._whole(), general, self._plan.objective)
+        return Rivals(general, self._find(SPECIALIST), best)
 
     def _whole(self) -> list[Losses]:
         return [o.losses for o in self.outcomes().values() if o.status == "complete"]
@@ -283,17 +257,3 @@ class Worker:
             if outcome.candidate.name == name:
                 return outcome.losses
         return None
-
-    def _best(self, general: Losses) -> Losses:
-        """The best so far: of those scored in full and within the tolerance, the lowest domain."""
-        objective = self._plan.objective
-        best, level = general, 0.0
-        for outcome in self.outcomes().values():
-            if outcome.status != "complete":
-                continue
-            if objective.general_loss_bound(outcome.losses, general) > objective.tolerance:
-                continue
-            change = objective.domain_difference(outcome.losses, general).estimate
-            if change < level:
-                best, level = outcome.losses, change
-        return best
