@@ -5,7 +5,7 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge chat publish checks test bench bench-merge clean sft bench-data bench-train bench-search bench-choices
+.PHONY: help setup data cpt merge chat publish checks test bench bench-merge clean sft bench-data bench-train bench-search bench-choices bench-methods
 
 help:
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
@@ -13,7 +13,7 @@ help:
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
 	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
 	@echo "make publish DOMAIN=finance REPO=org/name"
-	@echo "make setup | checks | test | bench | bench-merge | bench-data | bench-train | bench-choices | bench-search | clean"
+	@echo "make setup | checks | test | bench | bench-merge | bench-data | bench-train | bench-choices | bench-search | bench-methods | clean"
 
 setup: $(STAMP)
 
@@ -80,6 +80,10 @@ bench-train: $(STAMP)
 # The search of a run that exists, against mergekit-yaml and lm-eval; half an hour on 2 cores.
 bench-search: $(STAMP)
 	@$(VENV)/bin/python benchmarks/search.py --recipe $(DOMAIN)
+
+# What four merge methods keep of a run's gain and recover of its loss, on test; beside runs/.
+bench-methods: $(STAMP)
+	@$(VENV)/bin/python benchmarks/methods.py --recipe $(DOMAIN)
 
 # Environment and caches; runs/ holds your models and stays.
 clean:
