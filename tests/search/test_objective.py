@@ -128,9 +128,9 @@ def test_out_on_either_side():
     start, best = losses(objective, 0.0), losses(objective, 0.8)
     assert objective.is_behind(losses(objective, 0.1, look=0), best)
     assert not objective.is_behind(losses(objective, 0.8, look=0), start)
-    assert not objective.loses_too_much(losses(objective, 0.8, look=0), start)
+    assert not objective.loses_too_much("news", losses(objective, 0.8, look=0), start)
     strict = of(DOMAIN, GENERAL, tolerance=0.001)
-    assert strict.loses_too_much(losses(objective, 0.8, look=0), start)
+    assert strict.loses_too_much("news", losses(objective, 0.8, look=0), start)
     without = of(DOMAIN, GENERAL, race=RaceSection(enabled=False))
     assert not without.is_behind(losses(objective, 0.1, look=0), best)
 
