@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.train.fused import attend, gated, norm, project
+from toolkit.train.fused import attend, gated, project
 
 KINDS = ("llama", "mistral", "qwen2")
 """Model types whose blocks are RMSNorm, rotary grouped attention and a silu-gated block, each tested
@@ -38,10 +39,11 @@ def fuse(model: Any) -> bool:
     if not can_fuse(model):
         return False
     for layer in model.base_model.layers:
-        for part in (layer.input_layernorm, layer.post_attention_layernorm):
-            part.forward = MethodType(_norm_forward, part)
-        layer.mlp.forward = MethodType(_mlp_forward, layer.mlp)
-        layer.self_attn.forward = MethodType(_attention_forward, layer.self_attn)
+        first, second = layer.input_layernorm, layer.post_attention_layernorm
+        first.forward = MethodType(_norm_forward, first)
+        second.forward = MethodType(_norm_forward, second)
+        layer.self_attn.forward = MethodType(partial(_attention_forward, norm=first), layer.self_attn)
+        layer.mlp.forward = MethodType(partial(_mlp_forward, norm=second), layer.mlp)
     return True
 
 
@@ -72,17 +74,18 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
-    if not _learns(self):
-        return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
-    return norm(hidden_states, self.weight, self.variance_epsilon)
+    """Nothing, where what comes next does it."""
+    if _learns(self):
+        return hidden_states
+    return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
 
 
-def _mlp_forward(self: Any, x: Tensor) -> Tensor:
+def _mlp_forward(self: Any, x: Tensor, *, norm: Any) -> Tensor:
     if not _learns(self):
         return type(self).forward(self, x)  # type: ignore[no-any-return]
+    matrices = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
     flat = x.reshape(-1, x.shape[-1])
-    both = project(flat, [self.gate_proj.weight, self.up_proj.weight], [None, None])
-    return gated(both, self.down_proj.weight).view(x.shape)
+    return gated(flat, (norm.weight, norm.variance_epsilon), *matrices).view(x.shape)
 
 
 def _attention_forward(
@@ -91,23 +94,27 @@ def _attention_forward(
     position_embeddings: tuple[Tensor, Tensor],
     attention_mask: Tensor | None = None,
     past_key_values: Any = None,
+    *,
+    norm: Any,
     **given: Any,
 ) -> tuple[Tensor, None]:
-    edges = given.get("cu_seq_lens_q")
-    if not _learns(self) or edges is None:
+    if not _learns(self):
         return type(self).forward(  # type: ignore[no-any-return]
             self, hidden_states, position_embeddings, attention_mask, past_key_values, **given
         )
     flat = hidden_states.reshape(-1, hidden_states.shape[-1])
     linear = (self.q_proj, self.k_proj, self.v_proj)
-    qkv = project(flat, [part.weight for part in linear], [part.bias for part in linear])
-    kinds = self.k_proj.out_features // self.head_dim
-    cos, sin = (part.reshape(-1, part.shape[-1]).float() for part in position_embeddings)
-    mixed = attend(
-        qkv, cos, sin, edges.tolist(), (kinds, self.num_key_value_groups), self.scaling
+    qkv = project(
+        flat,
+        [part.weight for part in linear],
+        [part.bias for part in linear],
+        (norm.weight, norm.variance_epsilon),
     )
+    heads = (self.k_proj.out_features // self.head_dim, self.num_key_value_groups)
+    cos, sin = (part.reshape(-1, part.shape[-1]).float() for part in position_embeddings)
+    mixed = attend(qkv, cos, sin, given["cu_seq_lens_q"].tolist(), heads, self.scaling)
     out = project(mixed, [self.o_proj.weight], [None])
-    return out.view(*hidden_states.shape[:-1], -1), None
+    return out.view(hidden_states.shape), None
 
 
 def _learns(module: nn.Module) -> bool:

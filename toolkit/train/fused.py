@@ -28,43 +28,51 @@ _TILE = 128
 """Queries whose scores exist at one time; keys after the last of them are never looked at."""
 
 
-def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """Root-mean-square norm, `[..., D]` float32 to bfloat16.
+def project(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    norm: tuple[Tensor, float] | None = None,
+) -> Tensor:
+    """Products of one activation with several matrices, side by side, after a norm if one is given.
+
+    Args:
+        x: `[N, D]`, float32 where it is to be normed, else bfloat16.
+        weights: `[W_i, D]` float32.
+        biases: `[W_i]` float32, or none.
+        norm: weight `[D]` and epsilon of a root-mean-square norm, whose result is not kept.
+
+    Returns:
+        `[N, W]` bfloat16.
 
     Reference:
         Zhang & Sennrich 2019, Root mean square layer normalization.
     """
+    scale, epsilon = norm or (None, 0.0)
     with _no_autocast():
-        return _Norm.apply(x, weight, epsilon)  # type: ignore[no-any-return, no-untyped-call]
+        return _Project.apply(x, scale, epsilon, len(weights), *weights, *biases)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def project(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
-    """Products of one activation with several matrices, side by side.
+def gated(
+    x: Tensor, norm: tuple[Tensor, float], gate: Tensor, up: Tensor, down: Tensor
+) -> Tensor:
+    """A gated block: `(silu(y @ gate.T) * (y @ up.T)) @ down.T` of the normed `y`; of what lies
+    between, the first two products are kept.
 
     Args:
-        x: `[N, D]` bfloat16.
-        weights: `[W_i, D]` float32.
-        biases: `[W_i]` float32, or none.
+        x: `[N, D]` float32.
+        norm: weight `[D]` and epsilon.
+        gate, up: `[W, D]` float32.
+        down: `[D, W]` float32.
 
     Returns:
-        `[N, W]` bfloat16.
-    """
-    with _no_autocast():
-        return _Project.apply(x, len(weights), *weights, *biases)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def gated(both: Tensor, down: Tensor) -> Tensor:
-    """The end of a gated block: `(silu(gate) * up) @ down.T`; the gated product is not kept.
-
-    Args:
-        both: gate and up side by side, `[N, 2 W]` bfloat16.
-        down: `[D, W]` float32.
+        `[N, D]` bfloat16.
 
     Reference:
         Shazeer 2020, GLU variants improve transformer.
     """
     with _no_autocast():
-        return _Gated.apply(both, down)  # type: ignore[no-any-return, no-untyped-call]
+        return _Gated.apply(x, *norm, gate, up, down)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def attend(
@@ -92,93 +100,80 @@ def attend(
         return _Attend.apply(qkv, cos, sin, tuple(edges), heads, scale)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _Norm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        out = torch.empty(flat.shape, dtype=_BF16, device=x.device)
-        scales = torch.empty(flat.shape[0], 1, dtype=torch.float32, device=x.device)
-        for rows in _pieces(flat):
-            part = flat[rows]
-            scales[rows] = torch.rsqrt(part.pow(2).mean(-1, keepdim=True) + epsilon)
-            out[rows] = (part * scales[rows]).mul_(weight)
-        ctx.save_for_backward(flat, weight, scales)
-        ctx.shape = x.shape
-        return out.view(x.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        flat, weight, scales = ctx.saved_tensors
-        grad = grad.reshape(flat.shape)
-        out = torch.empty_like(flat)
-        grad_weight = torch.zeros_like(weight)
-        for rows in _pieces(flat):
-            g, unit = grad[rows].float(), flat[rows] * scales[rows]
-            grad_weight += (g * unit).sum(0)
-            g.mul_(weight)
-            unit.mul_((g * unit).mean(-1, keepdim=True))
-            torch.mul(g.sub_(unit), scales[rows], out=out[rows])
-        return out.view(ctx.shape), grad_weight, None
-
-
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, count: int, *given: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor | None, epsilon: float, count: int, *given: Any
+    ) -> Tensor:
         weights, biases = given[:count], given[count:]
-        out = x @ _beside(weights, x).T
+        inverse = None
+        y = x
+        if scale is not None:
+            inverse = _inverse_rms(x, epsilon)
+            y = _normed(x, inverse, scale)
+        out = y @ _beside(weights).T
         start = 0
         for weight, bias in zip(weights, biases, strict=True):
-            assert weight is not None
             if bias is not None:
                 out[:, start : start + len(weight)] += bias
             start += len(weight)
-        ctx.save_for_backward(x, *weights)
+        ctx.save_for_backward(x, scale, inverse, *weights)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[2:]
-        grad_x = grad @ _beside(weights, x) if ctx.needs_input_grad[0] else None
-        grad_weights: list[Tensor | None] = []
-        grad_biases: list[Tensor | None] = []
+        x, scale, inverse, *weights = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[4:]
+        y = x if scale is None else _normed(x, inverse, scale)
+        grads = _matrix_gradients(grad, y, weights, wanted)
         start = 0
         for number, weight in enumerate(weights):
             part = grad[:, start : start + len(weight)]
-            grad_weights.append((part.T @ x).float() if wanted[number] else None)
             learns = wanted[len(weights) + number]
-            grad_biases.append(part.sum(0, dtype=torch.float32) if learns else None)
+            grads.append(part.sum(0, dtype=torch.float32) if learns else None)
             start += len(weight)
-        return grad_x, None, *grad_weights, *grad_biases
+        grad_x, grad_scale = grad @ _beside(weights), None
+        if scale is not None:
+            grad_x, grad_scale = _norm_gradients(grad_x, x, inverse, scale)
+        return grad_x, grad_scale, None, None, *grads
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, both: Tensor, down: Tensor) -> Tensor:
-        ctx.save_for_backward(both, down)
-        gate, up = both.chunk(2, dim=1)
-        product = torch.empty(gate.shape, dtype=both.dtype, device=both.device)
-        for rows in _pieces(gate):
-            torch.mul(torch.nn.functional.silu(gate[rows]), up[rows], out=product[rows])
-        return product @ down.to(both.dtype).T
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, epsilon: float, gate: Tensor, up: Tensor, down: Tensor
+    ) -> Tensor:
+        inverse = _inverse_rms(x, epsilon)
+        both = _normed(x, inverse, scale) @ _beside((gate, up)).T
+        ctx.save_for_backward(x, scale, inverse, both, gate, up, down)
+        opened, raised = both.chunk(2, dim=1)
+        product = torch.empty(opened.shape, dtype=_BF16, device=x.device)
+        for rows in _pieces(opened):
+            torch.mul(torch.nn.functional.silu(opened[rows]), raised[rows], out=product[rows])
+        return product @ _beside((down,)).T
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        both, down = ctx.saved_tensors
-        gate, up = both.chunk(2, dim=1)
-        product = grad @ down.to(both.dtype)  # its gradient first, then itself in the same place
+        x, scale, inverse, both, gate, up, down = ctx.saved_tensors
+        opened, raised = both.chunk(2, dim=1)
+        product = grad @ _beside((down,))  # its gradient first, then itself in the same place
         grad_both = torch.empty_like(both)
-        grad_gate, grad_up = grad_both.chunk(2, dim=1)
-        for rows in _pieces(gate):
-            g, turned = product[rows], torch.nn.functional.silu(gate[rows])
-            torch.mul(g, turned, out=grad_up[rows])
-            grad_gate[rows] = torch.ops.aten.silu_backward(g * up[rows], gate[rows])
-            torch.mul(turned, up[rows], out=product[rows])
-        grad_down = (grad.T @ product).float() if ctx.needs_input_grad[1] else None
-        return grad_both, grad_down
+        grad_opened, grad_raised = grad_both.chunk(2, dim=1)
+        for rows in _pieces(opened):
+            above, turned = product[rows], torch.nn.functional.silu(opened[rows])
+            torch.mul(above, turned, out=grad_raised[rows])
+            through = torch.ops.aten.silu_backward(above * raised[rows], opened[rows])
+            grad_opened[rows] = through
+            torch.mul(turned, raised[rows], out=product[rows])
+        *wanted, wants_down = ctx.needs_input_grad[3:]
+        (grad_down,) = _matrix_gradients(grad, product, [down], [wants_down])
+        del product
+        y = _normed(x, inverse, scale)
+        grads = _matrix_gradients(grad_both, y, [gate, up], wanted)
+        grad_x, grad_scale = _norm_gradients(grad_both @ _beside((gate, up)), x, inverse, scale)
+        return grad_x, grad_scale, None, *grads, grad_down
 
 
 class _Attend(torch.autograd.Function):
@@ -268,8 +263,8 @@ def _shares(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     kinds, group, count, entries = queries.shape
     flat = queries.reshape(kinds, -1, entries).float()
     scores = torch.bmm(flat, keys.float().transpose(1, 2)).mul_(scale)
-    later = torch.ones(count, count, dtype=torch.bool, device=keys.device).triu_(1)
-    scores.view(kinds, group, count, -1)[..., -count:].masked_fill_(later, float("-inf"))
+    later = torch.full((count, count), float("-inf"), device=keys.device).triu_(1)
+    scores.view(kinds, group, count, -1)[..., -count:] += later
     return torch.softmax(scores, -1)
 
 
@@ -286,12 +281,56 @@ def _tiles(edges: Sequence[int]) -> Iterator[tuple[slice, slice]]:
             yield slice(start, stop), slice(first, stop)
 
 
-def _beside(weights: Sequence[Any], like: Tensor) -> Tensor:
-    """Matrices one below the other, in the type of an activation."""
+def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
+    """One over the root mean square of each row, `[N, 1]`."""
+    out = torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)
+    for rows in _pieces(x):
+        out[rows] = torch.rsqrt(x[rows].pow(2).mean(-1, keepdim=True) + epsilon)
+    return out
+
+
+def _normed(x: Tensor, inverse: Tensor, scale: Tensor) -> Tensor:
+    """`[N, D]` float32 to bfloat16, with one cast."""
+    out = torch.empty(x.shape, dtype=_BF16, device=x.device)
+    for rows in _pieces(x):
+        out[rows] = (x[rows] * inverse[rows]).mul_(scale)
+    return out
+
+
+def _norm_gradients(
+    grad: Tensor, x: Tensor, inverse: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of `x`, `[N, D]`, and of the norm's weight, `[D]`, both float32."""
+    out = torch.empty_like(x)
+    grad_scale = torch.zeros_like(scale)
+    for rows in _pieces(x):
+        above, unit = grad[rows].float(), x[rows] * inverse[rows]
+        grad_scale += (above * unit).sum(0)
+        above.mul_(scale)
+        unit.mul_((above * unit).mean(-1, keepdim=True))
+        torch.mul(above.sub_(unit), inverse[rows], out=out[rows])
+    return out, grad_scale
+
+
+def _matrix_gradients(
+    grad: Tensor, x: Tensor, weights: Sequence[Tensor], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Of matrices whose products stand side by side: in bfloat16, as autocast has it."""
+    found: list[Tensor | None] = []
+    start = 0
+    for weight, learns in zip(weights, wanted[: len(weights)], strict=True):
+        part = grad[:, start : start + len(weight)]
+        found.append((part.T @ x).float() if learns else None)
+        start += len(weight)
+    return found
+
+
+def _beside(weights: Sequence[Tensor]) -> Tensor:
+    """Matrices one below the other, in bfloat16."""
     if len(weights) == 1:
-        return weights[0].to(like.dtype)  # type: ignore[no-any-return]
+        return weights[0].to(_BF16)
     rows = sum(len(weight) for weight in weights)
-    out = torch.empty(rows, weights[0].shape[1], dtype=like.dtype, device=like.device)
+    out = torch.empty(rows, weights[0].shape[1], dtype=_BF16, device=weights[0].device)
     start = 0
     for weight in weights:
         out[start : start + len(weight)] = weight
