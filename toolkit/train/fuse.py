@@ -1,4 +1,4 @@
-"""Which models compute with the parts of `fused`, and how those are put in."""
+"""Which models train with fused parts, and how those are put in."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.train.fused import attend, gated, project
+from toolkit.train.fused import gated, project
+from toolkit.train.fused_attention import attend
 
 KINDS = ("llama", "mistral", "qwen2")
-"""Model types whose blocks are RMSNorm, rotary grouped attention and a silu-gated block, each tested
-against the model's own arithmetic."""
+"""Model types whose blocks are a norm, rotary grouped attention, a norm and a gated block, each
+tested against the model's own arithmetic."""
 
 
 def can_fuse(model: Any) -> bool:
-    """Whether every block of a causal language model consists of the parts that `fused` has."""
+    """Whether every block of a causal language model consists of parts that are there fused."""
     config = model.config
     if config.model_type not in KINDS or config.hidden_act not in ("silu", "swish"):
         return False
@@ -28,7 +29,7 @@ def can_fuse(model: Any) -> bool:
 
 
 def fuse(model: Any) -> bool:
-    """Let a model's blocks train with the parts of `fused`; scoring stays as it is.
+    """Let a model's blocks train with fused parts; scoring stays as it is.
 
     What a block computes in training is then float32 between blocks and bfloat16 in products, as
     under autocast; only some sums are rounded later.
@@ -42,7 +43,9 @@ def fuse(model: Any) -> bool:
         first, second = layer.input_layernorm, layer.post_attention_layernorm
         first.forward = MethodType(_norm_forward, first)
         second.forward = MethodType(_norm_forward, second)
-        layer.self_attn.forward = MethodType(partial(_attention_forward, norm=first), layer.self_attn)
+        layer.self_attn.forward = MethodType(
+            partial(_attention_forward, norm=first), layer.self_attn
+        )
         layer.mlp.forward = MethodType(partial(_mlp_forward, norm=second), layer.mlp)
     return True
 
@@ -63,7 +66,7 @@ def _slides(config: Any) -> bool:
 
 def _is_plain(layer: Any) -> bool:
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    linear = [getattr(attention, f"{name}_proj", None) for name in ("q", "k", "v", "o")]
+    linear: list[Any] = [getattr(attention, f"{name}_proj", None) for name in ("q", "k", "v", "o")]
     linear += [getattr(mlp, f"{name}_proj", None) for name in ("gate", "up", "down")]
     if any(type(module) is not nn.Linear for module in linear):
         return False

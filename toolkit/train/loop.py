@@ -25,7 +25,7 @@ from toolkit.manifest import changed_keys
 from toolkit.progress import progress, say
 from toolkit.train.activations import checkpoint_activations
 from toolkit.train.config import TrainSection
-from toolkit.train.fuse import fuse
+from toolkit.train.fuse import fuse, unfuse
 from toolkit.train.metrics import METRICS, MetricsLog, NoLog, resident_bytes
 from toolkit.train.model import NextTokenLoss, choose_attention
 from toolkit.train.parts import parameter_groups, plain_model
@@ -234,6 +234,8 @@ def train(
         best = state["best"]["step"] if section.use == "best" and state["best"] else done
         if best != done:
             load_parameters(work, best, trained)
+        if fused:
+            unfuse(plain_model(model))
         seconds = time.monotonic() - began
         if section.trackers:
             accelerator.end_training()
