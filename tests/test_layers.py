@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
-COMMON = {"errors", "config", "manifest", "progress", "lazy_torch"}
+COMMON = {"errors", "config", "manifest", "plain", "progress", "lazy_torch"}
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
+    "plain": {"errors"},
+    "config": {"errors", "plain"},
     "manifest": {"errors", "config"},
     "progress": set(),
     "lazy_torch": set(),

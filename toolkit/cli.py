@@ -17,6 +17,7 @@ from toolkit.evaluate.cli import evaluate
 from toolkit.generate.cli import chat, generate
 from toolkit.merge.moe.cli import merge_moe
 from toolkit.stages.mixing_cli import fit_app
+from toolkit.stages.planning_cli import plan
 from toolkit.stages.publishing_cli import app as publish_app
 from toolkit.stages.studying_cli import app as study_app
 from toolkit.stages.training_cli import anneal, checkpoint_app, middles, sft_app
@@ -47,6 +48,7 @@ cpt_app.command("anneal")(anneal)
 merge_app.command("moe")(merge_moe)
 app.command("eval")(evaluate)
 app.command()(middles)
+app.command("plan")(plan)
 
 RecipeName = Annotated[
     str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")

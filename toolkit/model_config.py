@@ -74,26 +74,6 @@ class ShapeSection(Section):
         return self
 
 
-class ScratchSection(Section):
-    """A model with random weights, to be pre-trained: for what happens before continued
-    pre-training."""
-
-    shape: ShapeSection
-    """Its measures, as a Llama's; without experts. Only `vocab_size` may be left to the tokenizer
-    by being larger: rows beyond the tokenizer's stay unused."""
-
-    tokenizer: ModelSection
-    """The model whose tokenizer it takes."""
-
-    @model_validator(mode="after")
-    def _dense(self) -> Self:
-        if self.shape.num_experts is not None:
-            raise ValueError("shape.num_experts: a model from scratch is dense")
-        if self.tokenizer.scratch is not None:
-            raise ValueError("tokenizer: must name a model that exists")
-        return self
-
-
 class MoeSection(Section):
     """A mixture of experts made of dense models (Komatsuzaki et al. 2023), by a stage."""
 
@@ -141,9 +121,29 @@ class MoeSection(Section):
         return self
 
 
+class ScratchSection(Section):
+    """A model with random weights, to be pre-trained: for what happens before continued
+    pre-training."""
+
+    shape: ShapeSection
+    """Its measures, as a Llama's; without experts. Only `vocab_size` may be left to the tokenizer
+    by being larger: rows beyond the tokenizer's stay unused."""
+
+    tokenizer: ModelSection
+    """The model whose tokenizer it takes."""
+
+    @model_validator(mode="after")
+    def _dense(self) -> Self:
+        if self.shape.num_experts is not None:
+            raise ValueError("shape.num_experts: a model from scratch is dense")
+        if self.tokenizer.scratch is not None:
+            raise ValueError("tokenizer: must name a model that exists")
+        return self
+
+
 class ModelSection(Section):
-    """A model, such as the general one, by exactly one of artefact, path, hub, run, scratch and
-    moe."""
+    """A model, such as the general one: exactly one of `artefact`, `path`, `hub`, `run`, `moe` and
+    `scratch`."""
 
     artefact: ArtefactSection | None = None
     """A GGUF file inside a package; it is converted to safetensors once."""
@@ -178,7 +178,7 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        places = ("artefact", "path", "hub", "run", "scratch", "moe")
+        places = ("artefact", "path", "hub", "run", "moe", "scratch")
         given = [name for name in places if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
@@ -189,8 +189,8 @@ class ModelSection(Section):
         return self
 
 
-ScratchSection.model_rebuild()  # they and ModelSection hold each other
-MoeSection.model_rebuild()
+MoeSection.model_rebuild()  # they and ModelSection hold each other
+ScratchSection.model_rebuild()
 
 
 def identity_of_model(model: ModelSection) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def identity_of_model(model: ModelSection) -> dict[str, Any]:
     ['artefact', 'hub', 'license', 'name', 'path', 'revision']
     """
     values = model.model_dump(mode="json", exclude={"shape"})
-    later = {name for name in ("run", "scratch", "moe") if values[name] is None}
+    later = {name for name in ("run", "moe", "scratch") if values[name] is None}
     return {name: value for name, value in values.items() if name not in later}
 
 
@@ -216,11 +216,9 @@ def shape_of(model: ModelSection) -> ShapeSection | None:
     """
     if model.path is not None and (model.path / "config.json").is_file():
         return shape_of_folder(model.path)
-    if model.scratch is not None:
-        return model.scratch.shape
     if model.moe is not None and model.shape is None:
         return _shape_of_mixture(model.moe)
-    return model.shape
+    return model.scratch.shape if model.scratch is not None else model.shape
 
 
 def _shape_of_mixture(section: MoeSection) -> ShapeSection | None:

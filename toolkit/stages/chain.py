@@ -39,7 +39,7 @@ def ensure_general(run: Run) -> Path:
         CheckpointError: there is no usable model where the recipe says.
         DataError: the artefact cannot be fetched.
     """
-    general, section = _ensure_original(run), run.recipe.tokenizer
+    general, section = ensure_original(run), run.recipe.tokenizer
     if section is None:
         return general
     from toolkit.data.sources import input_hashes
@@ -55,7 +55,7 @@ def ensure_general(run: Run) -> Path:
     return _ensure(stage, "new tokens", lambda: run_extend(section, data, stage, general))
 
 
-def _ensure_original(run: Run) -> Path:
+def ensure_original(run: Run) -> Path:
     """The general model as it is given; a GGUF artefact is fetched and converted first.
 
     Raises:
@@ -81,12 +81,12 @@ def ensure_model(run: Run, model: ModelSection, name: str, title: str) -> Path:
         return _hub_snapshot(model.hub, model.revision)
     if model.run is not None:
         return _other_specialist(run, model.run)
-    if model.scratch is not None:
-        return _ensure_scratch(run, model.scratch, name)
     if model.moe is not None:
         from toolkit.stages.upcycling import ensure_mixture
 
         return ensure_mixture(run, model.moe, name, title)
+    if model.scratch is not None:
+        return _ensure_scratch(run, model.scratch, name, title)
     stage = run.stage(name, {"model": identity_of_model(model)}, {})
     return _ensure(stage, title, lambda: _convert(run, stage, model))
 
@@ -99,7 +99,7 @@ def ensure_models(run: Run) -> dict[str, Path]:
         DataError: an artefact cannot be fetched.
     """
     return {
-        name: _ensure_original(_as_general(run, name, section))
+        name: ensure_original(_as_general(run, name, section))
         for name, section in run.recipe.models.items()
     }
 
@@ -117,14 +117,16 @@ def _other_specialist(run: Run, name: str) -> Path:
     return ensure_specialist(Run.open(name, run.runs))
 
 
-def _ensure_scratch(run: Run, section: ScratchSection, name: str) -> Path:
+def _ensure_scratch(run: Run, section: ScratchSection, name: str, title: str) -> Path:
     """A model with random weights, and the tokenizer of a model that is there or is fetched."""
     from toolkit.train.scratch import run_scratch
 
-    giver = ensure_model(run, section.tokenizer, f"{name}-tokenizer", "model with the tokenizer")
+    tokenizer = ensure_model(run, section.tokenizer, f"{name}-tokenizer", "tokenizer's model")
     config = {"shape": section.shape.model_dump(mode="json")}
-    stage = run.stage(name, config, {"tokenizer": hash_json(tokenizer_hashes(giver))})
-    return _ensure(stage, "model from scratch", lambda: run_scratch(section.shape, stage, giver))
+    stage = run.stage(name, config, {"tokenizer": hash_json(tokenizer_hashes(tokenizer))})
+    return _ensure(
+        stage, f"{title} from scratch", lambda: run_scratch(section.shape, stage, tokenizer)
+    )
 
 
 def _convert(run: Run, stage: Stage, model: ModelSection) -> None:
@@ -319,7 +321,7 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     made = [data, specialist]
     if recipe.tokenizer is not None:
         made.append(run.root / "general-extended")
-    elif any(getattr(recipe.model, place) for place in ("artefact", "scratch", "moe")):
+    elif any((recipe.model.artefact, recipe.model.moe, recipe.model.scratch)):
         made.append(run.root / "general")
     made += [
         run.root / "models" / name / "general"
