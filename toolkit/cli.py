@@ -20,7 +20,7 @@ from toolkit.stages.mixing_cli import fit_app
 from toolkit.stages.planning_cli import plan
 from toolkit.stages.publishing_cli import app as publish_app
 from toolkit.stages.studying_cli import app as study_app
-from toolkit.stages.training_cli import anneal, checkpoint_app, sft_app
+from toolkit.stages.training_cli import anneal, checkpoint_app, middles, sft_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -47,6 +47,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 cpt_app.command("anneal")(anneal)
 merge_app.command("moe")(merge_moe)
 app.command("eval")(evaluate)
+app.command()(middles)
 app.command("plan")(plan)
 
 RecipeName = Annotated[

@@ -1,12 +1,14 @@
-"""Middles of held-out code: the exact loss of what stands between two parts, given both.
+"""Filling in the middle: exact loss of held-out lines, given what stands before and after them.
 
-As in training, parts are encoded by themselves and stand in the order prefix, suffix, middle
-(Bavarian et al. 2022); only the middle's tokens count.
+A middle is a run of whole lines of a document. It is scored behind prefix and suffix, as documents
+are rearranged in training (PSM), and behind the prefix alone, as a model without the suffix would
+have to guess it: what the second loses against the first is what the suffix is worth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,102 +16,139 @@ from toolkit.data.config import FimSection
 from toolkit.data.encode import find_fim_tokens
 from toolkit.data.split import stable_unit
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.config import EvaluateSection, MiddlesSection
 from toolkit.evaluate.documents import grouping
 from toolkit.evaluate.likelihood import read_rows
 from toolkit.evaluate.prompted import Prompted, score_continuations
 from toolkit.evaluate.sets import BITS, EvaluationSet
 from toolkit.manifest import hash_json
 
-MIDDLES = "middles"
-"""Name of the set."""
-
-_SHARE = 4  # a middle is a quarter of the lines
+BOTH_SIDES, PREFIX_ONLY = "middles", "middles, prefix only"
 
 
-def middles_set(
-    path: Path,
-    sources: Collection[str],
-    tokenizer: Any,
-    separator: int,
-    fim: FimSection,
-    section: EvaluateSection,
-) -> EvaluationSet:
-    """A middle of each test document of these sources that has three lines or more.
+@dataclass(frozen=True)
+class Middle:
+    """Lines to fill in.
+
+    Attributes:
+        id: of the document, and which of its middles it is.
+        group: of the document.
+        prefix, text, suffix: the document in three parts; the text is whole lines.
+    """
+
+    id: str
+    group: str
+    prefix: str
+    text: str
+    suffix: str
+
+
+def cut_middles(row: dict[str, Any], section: MiddlesSection) -> list[Middle]:
+    """Middles of a document, chosen by the hash of its id; none of a document that is too short.
 
     Args:
-        path: of `tuning.jsonl` or `test.jsonl`.
-        sources: names of those with code.
-        tokenizer: of the model.
-        separator: token in front, context only.
-        fim: tokens that part prefix, suffix and middle.
-        section: batches.
+        row: of `tuning.jsonl` or `test.jsonl`.
+        section: how many, and how long.
+
+    >>> row = {"id": "a", "text": "def f(x):\\n    y = x + 1\\n    return y\\n"}
+    >>> [middle.text for middle in cut_middles(row, MiddlesSection(per_document=3, lines=1))]
+    ['    y = x + 1\\n']
+    """
+    lines = row["text"].splitlines(keepends=True)
+    # Something must stand before and after, and a middle of white space says nothing.
+    places = [
+        start
+        for start in range(1, len(lines) - section.lines)
+        if "".join(lines[start : start + section.lines]).strip()
+    ]
+    places.sort(key=lambda start: stable_unit("middle", row["id"], start))
+    return [
+        Middle(
+            f"{row['id']}#{start}",
+            str(row.get("group") or row["id"]),
+            "".join(lines[:start]),
+            "".join(lines[start : start + section.lines]),
+            "".join(lines[start + section.lines :]),
+        )
+        for start in sorted(places[: section.per_document])
+    ]
+
+
+def middles_sets(
+    path: Path, tokenizer: Any, section: EvaluateSection, wanted: MiddlesSection
+) -> list[EvaluationSet]:
+    """The middles of the domain's documents, behind both sides and behind the prefix alone.
+
+    Args:
+        path: `tuning.jsonl` or `test.jsonl` of a data stage.
+        tokenizer: of the models that are compared.
+        section: windows and batches.
+        wanted: which middles.
 
     Raises:
-        EvaluationError: no document has a middle.
-        DataError: the tokenizer lacks the tokens.
+        DataError: the tokenizer lacks the tokens of fill-in-the-middle.
+        EvaluationError: no document has enough lines.
     """
-    ids = find_fim_tokens(fim, tokenizer.get_vocab())
-    items: list[Prompted] = []
-    names, groups, sizes = [], [], []
-    for row in read_rows(path):
-        parts = cut_middle(row["text"], row["id"])
-        if row["id"].partition("/")[0] not in sources or parts is None:
-            continue
-        tokens = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
-        items.append(infilling(tokens, separator, ids))
-        names.append(row["id"])
-        groups.append(str(row.get("group") or row["id"]))
-        sizes.append(len(parts[1].encode()))
-    if not items:
+    ids = find_fim_tokens(FimSection(tokens=wanted.tokens), tokenizer.get_vocab())
+    rows = [row for row in read_rows(path) if row["role"] == "domain" and not row.get("messages")]
+    if wanted.source is not None:
+        rows = [row for row in rows if row["id"].partition("/")[0] == wanted.source]
+    found = [middle for row in rows for middle in cut_middles(row, wanted)]
+    if not found:
         raise EvaluationError(
-            f"{path}: no document of {', '.join(sources) or 'any source'} has three lines, so none "
-            "has a middle; mark a source of code with `fim: true`, and give it test documents."
+            f"{path}: no document has {wanted.lines + 2} lines to fill a middle in; give longer "
+            "documents (data.evaluation_document_tokens), or lower evaluate.middles.lines."
         )
-    grouped, note = grouping(names, groups)
 
-    def score(model: Any, rows: Sequence[int]) -> list[float]:
-        found = score_continuations(model, [items[row] for row in rows], section.batch_tokens)
-        return [-values[0] for values in found]
+    def tokens(text: str) -> list[int]:
+        return list(
+            tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        )
 
+    both: list[Prompted] = []
+    alone: list[Prompted] = []
+    for middle in found:
+        prefix, inner, suffix = map(tokens, (middle.prefix, middle.text, middle.suffix))
+        room = max(2, section.window_tokens - len(inner) - len(ids))
+        after = suffix[: max(room // 2, room - len(prefix))]
+        before = prefix[-max(1, room - len(after)) :]
+        both.append(Prompted([ids[0], *before, ids[1], *after, ids[2]], [inner]))
+        alone.append(Prompted(before, [inner]))
+    return [
+        _set(name, found, items, section, wanted)
+        for name, items in ((BOTH_SIDES, both), (PREFIX_ONLY, alone))
+    ]
+
+
+def _set(
+    name: str,
+    middles: Sequence[Middle],
+    items: Sequence[Prompted],
+    section: EvaluateSection,
+    wanted: MiddlesSection,
+) -> EvaluationSet:
+    def score(model: Any, chosen: Sequence[int]) -> list[float]:
+        scores = score_continuations(model, [items[n] for n in chosen], section.batch_tokens)
+        losses = [-row[0] for row in scores]
+        for n, loss in zip(chosen, losses, strict=True):
+            if not loss < float("inf"):
+                raise EvaluationError(f"{middles[n].id}: the loss is {loss}; the model is damaged.")
+        return losses
+
+    ids = [middle.id for middle in middles]
+    groups, note = grouping(ids, [middle.group for middle in middles])
     return EvaluationSet(
-        name=MIDDLES,
-        role="watch",
+        name=name,
+        role=wanted.role if name == BOTH_SIDES else "watch",
         unit="bits per byte",
-        ids=names,
-        groups=grouped,
-        sizes=sizes,
+        ids=ids,
+        groups=groups,
+        sizes=[len(middle.text.encode()) for middle in middles],
         costs=[item.cost() for item in items],
-        content_hash=hash_json([[names, sizes], [[i.prompt, i.continuations] for i in items]]),
+        content_hash=hash_json([[i.prompt, i.continuations] for i in items]),
         score=score,
         scale=BITS,
-        settings_hash=hash_json({"kind": MIDDLES, "precision": section.precision}),
+        settings_hash=hash_json({"kind": "middles", "precision": section.precision}),
+        item_hashes=[hash_json([m.prefix, m.text, m.suffix]) for m in middles],
         note=note,
     )
-
-
-def cut_middle(text: str, key: str) -> tuple[str, str, str] | None:
-    """A text in three parts at ends of lines, the middle a quarter of them; None below three lines.
-
-    >>> cut_middle("a\\nb\\nc\\n", "x")
-    ('a\\n', 'b\\n', 'c\\n')
-    """
-    lines = text.splitlines(keepends=True)
-    if len(lines) < 3:
-        return None
-    count = max(1, len(lines) // _SHARE)
-    start = 1 + int(stable_unit("middle", key) * (len(lines) - count - 1))
-    parts = (lines[:start], lines[start : start + count], lines[start + count :])
-    first, middle, last = ("".join(part) for part in parts)
-    return (first, middle, last) if middle.strip() else None
-
-
-def infilling(parts: Sequence[list[int]], separator: int, ids: tuple[int, int, int]) -> Prompted:
-    """Prefix and suffix as a prompt, the middle as what follows.
-
-    >>> infilling([[1], [2, 3], [4]], 0, (7, 8, 9))
-    Prompted(prompt=[0, 7, 1, 8, 4, 9], continuations=[[2, 3]])
-    """
-    first, middle, last = parts
-    prefix_id, suffix_id, middle_id = ids
-    return Prompted([separator, prefix_id, *first, suffix_id, *last, middle_id], [middle])

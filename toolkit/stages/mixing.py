@@ -11,10 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.blocks import Blocks
+from toolkit.data.blocks import BLOCKS, Blocks
 from toolkit.data.config import DataSection, StageSection
 from toolkit.errors import ConfigError
-from toolkit.manifest import Stage, content_hash, read_manifest, write_atomically, write_json
+from toolkit.manifest import (
+    Stage,
+    hash_json,
+    load_json,
+    read_manifest,
+    write_atomically,
+    write_json,
+)
 from toolkit.plan.mixture_answer import check_run, largest_share, plain_answer, table_rows
 from toolkit.plan.mixture_law import fit_law
 from toolkit.plan.mixture_picture import mixture_svg
@@ -79,7 +86,7 @@ def run_mixtures(run: Run, wanted: Wanted) -> list[Path]:
     section = mixture_data(run.recipe.data, wanted)
     data = data_stage(inside, "data", section, general)
     training = mixture_training(run.recipe.train)
-    inputs = {"general": fingerprint(general), "data": content_hash(data)}
+    model = fingerprint(general)
     evaluate = run.recipe.evaluate.model_dump(mode="json", include={"window_tokens", "precision"})
     files = []
     for share in (None, *sorted(wanted.shares)):
@@ -87,12 +94,23 @@ def run_mixtures(run: Run, wanted: Wanted) -> list[Path]:
         if share is not None:
             config |= {"train": identity_of(training), "tokens": wanted.tokens}
         title = "general model's losses" if share is None else f"domain share {share:g}"
+        inputs = {"general": model, "data": _read_of(data, share)}
         stage = inside.stage("general" if share is None else _name(share), config, inputs)
         act = _Act(run.recipe, training, stage, general, data, share, wanted.tokens)
         files.append(ensure_stage(stage, title, act) / SCORES)
         if share is not None:
             _say_losses(files[-1], files[0])
     return files
+
+
+def _read_of(data: Path, share: float | None) -> str:
+    """Hash of what a run reads of the data: runs stay as they are when others are added."""
+    outputs = read_manifest(data)["outputs"]
+    kinds = ("tuning.jsonl",) if share is None else ("tuning.jsonl", "tokens/", "packs/")
+    parts = {n: entry["sha256"] for n, entry in outputs.items() if n.startswith(kinds)}
+    stages = load_json(data / BLOCKS)["stages"]
+    own = [entry for entry in stages if share is not None and entry["name"] == _name(share)]
+    return hash_json([sorted(parts.items()), own])
 
 
 def mixture_data(section: DataSection, wanted: Wanted) -> DataSection:

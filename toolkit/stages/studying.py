@@ -250,19 +250,18 @@ def document_sets(
     from transformers import AutoTokenizer
 
     from toolkit.evaluate.documents import likelihood_sets
-    from toolkit.evaluate.middles import MIDDLES, middles_set
+    from toolkit.evaluate.middles import middles_sets
 
     separator = read_manifest(documents)["results"]["separator_token_id"]
     tokenizer = AutoTokenizer.from_pretrained(subject.folder)
-    path, evaluate, data = documents / "test.jsonl", run.recipe.evaluate, run.recipe.data
+    path, evaluate = documents / "test.jsonl", run.recipe.evaluate
     sets = likelihood_sets(path, tokenizer, separator, evaluate)
     found = {
         **{role: [s for s in sets if s.role == role] for role in ("domain", "general")},
         **{s.name: [s] for s in sets},
     }
-    if MIDDLES in wanted:
-        code = [name for name, source in data.sources.items() if source.fim]
-        found[MIDDLES] = [middles_set(path, code, tokenizer, separator, data.fim, evaluate)]
+    if "middles" in wanted and evaluate.middles is not None:
+        found["middles"] = middles_sets(path, tokenizer, evaluate, evaluate.middles)[:1]
     return found
 
 
