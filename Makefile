@@ -7,16 +7,17 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup data cpt merge chat publish checks test bench bench-merge clean sft bench-data bench-train bench-search bench-choices
+.PHONY: help setup plan bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft bench-data bench-train bench-search bench-choices
 
 help:
+	@echo "make plan DOMAIN=finance     is CPT the right tool, what will it take, which settings"
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
 	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
 	@echo "make cpt DOMAIN=code-llama SCALE=laptop    a recipe at another scale; VARIANT=... another form"
 	@echo "make publish DOMAIN=finance REPO=org/name"
-	@echo "make setup | checks | test | bench | bench-merge | bench-data | bench-train | bench-choices | bench-search | clean"
+	@echo "make setup | checks | test | docs | bench | bench-merge | bench-data | bench-train | bench-choices | bench-search | clean"
 
 setup: $(STAMP)
 
@@ -29,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(VENV)/bin/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' \
 	  > $(VENV)/setup.log 2>&1 || { tail -n 20 $(VENV)/setup.log; exit 1; }
 	@touch $@
+
+plan: $(STAMP)
+	@$(TOOLKIT) plan $(DOMAIN) $(if $(DEVICES),--devices $(DEVICES)) $(if $(WRITE),--write $(WRITE))
 
 data: $(STAMP)
 	@$(TOOLKIT) data run $(NAME)
@@ -58,6 +62,13 @@ checks: $(STAMP)
 test: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/pytest
 
+# The guide: reference pages and charts written anew, then site/, in which no link may be broken.
+docs: $(STAMP)
+	@$(VENV)/bin/python docs/tools/reference.py
+	@$(VENV)/bin/python docs/tools/pictures.py
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --clean
+	@echo "site/index.html"
+
 bench: $(STAMP)
 	@$(VENV)/bin/python benchmarks/loss.py
 
@@ -80,10 +91,14 @@ bench-train: $(STAMP)
 	@$(VENV)/bin/python benchmarks/train.py
 	@$(VENV)/bin/python benchmarks/resume.py
 
+# Estimates of memory and time beside what training takes, process by process. Ten minutes.
+bench-plan: $(STAMP)
+	@$(VENV)/bin/python benchmarks/plan.py
+
 # The search of a run that exists, against mergekit-yaml and lm-eval; half an hour on 2 cores.
 bench-search: $(STAMP)
 	@$(VENV)/bin/python benchmarks/search.py --recipe $(NAME)
 
 # Environment and caches; runs/ holds your models and stays.
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build site *.egg-info

@@ -121,8 +121,29 @@ class MoeSection(Section):
         return self
 
 
+class ScratchSection(Section):
+    """A model with random weights, to be pre-trained: for what happens before continued
+    pre-training."""
+
+    shape: ShapeSection
+    """Its measures, as a Llama's; without experts. Only `vocab_size` may be left to the tokenizer
+    by being larger: rows beyond the tokenizer's stay unused."""
+
+    tokenizer: ModelSection
+    """The model whose tokenizer it takes."""
+
+    @model_validator(mode="after")
+    def _dense(self) -> Self:
+        if self.shape.num_experts is not None:
+            raise ValueError("shape.num_experts: a model from scratch is dense")
+        if self.tokenizer.scratch is not None:
+            raise ValueError("tokenizer: must name a model that exists")
+        return self
+
+
 class ModelSection(Section):
-    """A model, such as the general one, by exactly one of artefact, path, hub, run and moe."""
+    """A model, such as the general one: exactly one of `artefact`, `path`, `hub`, `run`, `moe` and
+    `scratch`."""
 
     artefact: ArtefactSection | None = None
     """A GGUF file inside a package; it is converted to safetensors once."""
@@ -136,6 +157,9 @@ class ModelSection(Section):
     run: str | None = None
     """The specialist of another recipe, as the command takes it (`NAME@variant@scale`); its stages
     run first where needed."""
+
+    scratch: ScratchSection | None = None
+    """No model yet: random weights, which the recipe pre-trains."""
 
     revision: str | None = None
     """Commit or tag of `hub`; pin it, so that a run can be repeated."""
@@ -154,7 +178,7 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        places = ("artefact", "path", "hub", "run", "moe")
+        places = ("artefact", "path", "hub", "run", "moe", "scratch")
         given = [name for name in places if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
@@ -165,7 +189,8 @@ class ModelSection(Section):
         return self
 
 
-MoeSection.model_rebuild()  # it and ModelSection hold each other
+MoeSection.model_rebuild()  # they and ModelSection hold each other
+ScratchSection.model_rebuild()
 
 
 def identity_of_model(model: ModelSection) -> dict[str, Any]:
@@ -175,7 +200,7 @@ def identity_of_model(model: ModelSection) -> dict[str, Any]:
     ['artefact', 'hub', 'license', 'name', 'path', 'revision']
     """
     values = model.model_dump(mode="json", exclude={"shape"})
-    later = {name for name in ("run", "moe") if values[name] is None}
+    later = {name for name in ("run", "moe", "scratch") if values[name] is None}
     return {name: value for name, value in values.items() if name not in later}
 
 
@@ -183,7 +208,8 @@ def shape_of(model: ModelSection) -> ShapeSection | None:
     """Measures of a recipe's general model, without fetching anything.
 
     Returns:
-        What the folder's `config.json` says, else the recipe's `shape`, else None.
+        What the folder's `config.json` says, else the recipe's `shape` or that of `scratch`, else
+        None.
 
     Raises:
         ConfigError: the folder's `config.json` cannot be read.
@@ -192,7 +218,7 @@ def shape_of(model: ModelSection) -> ShapeSection | None:
         return shape_of_folder(model.path)
     if model.moe is not None and model.shape is None:
         return _shape_of_mixture(model.moe)
-    return model.shape
+    return model.scratch.shape if model.scratch is not None else model.shape
 
 
 def _shape_of_mixture(section: MoeSection) -> ShapeSection | None:

@@ -16,6 +16,7 @@ from toolkit.errors import ConfigError, did_you_mean
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.model_config import ModelSection
 from toolkit.publish.config import PublishSection
+from toolkit.recipe_checks import recipe_faults
 from toolkit.recipe_layers import (
     Layers,
     broken_rules,
@@ -25,6 +26,7 @@ from toolkit.recipe_layers import (
 )
 from toolkit.search.config import SearchSection
 from toolkit.select import SelectSection
+from toolkit.study.config import StudySection, unknown_models, unknown_sets
 from toolkit.train.config import TrainSection
 from toolkit.train.extension_config import TokenizerSection
 from toolkit.train.sft_config import SftSection
@@ -56,15 +58,20 @@ class Recipe(Section):
     search: SearchSection = SearchSection()
     select: SelectSection = SelectSection()
     publish: PublishSection = PublishSection()
+    study: StudySection | None = None
+    """Published claims, and what of them this recipe measures: `toolkit study run`."""
 
     @model_validator(mode="after")
-    def _published_sources(self) -> Self:
+    def _known_sources(self) -> Self:
         for name in self.publish.sources:
             if name not in self.data.sources:
                 raise ValueError(
                     f"publish.sources: there is no source {name!r}; "
                     f"sources: {', '.join(self.data.sources)}"
                 )
+        sources = [*self.data.sources, *(self.sft.data.sources if self.sft is not None else ())]
+        if faults := unknown_sets(self.study, list(dict.fromkeys(sources))):
+            raise ValueError("; ".join(faults))
         return self
 
 
@@ -116,6 +123,8 @@ def load_recipe(path: Path, layers: Sequence[str] = ()) -> Recipe:
             for line in found
             if line not in faults and f"{key}{line}" not in faults
         ]
+    if (base := recipes.get((None, None))) is not None:
+        faults += unknown_models(base.study, table.variants)
     if faults:
         raise ConfigError("\n  ".join([f"{path} is not a valid recipe:", *faults]))
     return recipes[table.choose(layers, str(path))]
@@ -129,14 +138,22 @@ def _parse_layers(
         return None, []  # the variant's own faults are told
     values = table.overlaid(variant, scale)
     recipe, faults = check_section(Recipe, values)
-    if recipe is None or scale is None:
-        return recipe, faults
+    if recipe is None:
+        return None, faults
+    if scale is None:
+        return _checked(recipe)
     amounts, faults = parse_amounts(table.amounts(variant, scale))
     if full is not None:
         faults += broken_rules(full, recipe)
     if full is None or faults:
         return None, faults
-    return check_section(Recipe, with_amounts(values, amounts, recipe, full))
+    recipe, faults = check_section(Recipe, with_amounts(values, amounts, recipe, full))
+    return (None, faults) if recipe is None else _checked(recipe)
+
+
+def _checked(recipe: Recipe) -> tuple[Recipe | None, list[str]]:
+    faults = recipe_faults(recipe)
+    return (None if faults else recipe), faults
 
 
 def merge_folder() -> Path:

@@ -98,11 +98,11 @@ def test_the_separator_must_be_in_the_vocabulary(folder: Path, tiny_tokenizer):
 def test_a_folder_without_a_readable_tokenizer_is_named(folder: Path):
     for content in ('{"oops', "{}"):
         (folder / "tokenizer.json").write_text(content)
-        encode._backend.cache_clear()
+        encode._backend_at.cache_clear()
         with pytest.raises(DataError, match=r"tokenizer\.json: cannot be read as a tokenizer"):
             TextTokenizer(folder)
     (folder / "tokenizer.json").unlink()
-    encode._backend.cache_clear()
+    encode._backend_at.cache_clear()
     with pytest.raises(DataError, match=r"holds no tokenizer that can be read .*tokenizer\.json"):
         TextTokenizer(folder)
 

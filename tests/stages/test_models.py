@@ -101,3 +101,9 @@ def test_runs_that_lead_in_a_circle_are_refused(project: Path):
     write("first", {"run": "nowhere"})
     with pytest.raises(ConfigError, match=r"first\.yaml: model\.run: .*nowhere|holds no recipes"):
         Run.open("first.yaml")
+
+
+def test_models_with_different_rotary_bases_are_not_merged(project: Path):
+    run = open_run(project, {"train": {"stages": {"train": {"rope_theta": 1e6}}}})
+    with pytest.raises(ConfigError, match=r"rotary base is 10000 in model and 1e\+06 in"):
+        ensure_merge(run)

@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.test_end_to_end import recipe
 from tests.tiny_runs import make_project, open_run
+from toolkit.data.blocks import Blocks
 from toolkit.errors import ConfigError
 from toolkit.manifest import read_manifest
 from toolkit.stages.chain import Run, ensure_cpt, ensure_data, ensure_general, ensure_merge
@@ -142,3 +144,40 @@ def test_what_cannot_be_extended_is_said(project: Path):
     path.unlink()
     with pytest.raises(ConfigError, match=r"has no tokenizer\.json"):
         ensure_general(open_run(project, {"tokenizer": TOKENIZER}))
+
+
+def test_special_tokens_are_added_by_name(project: Path):
+    """They have the mean of their pieces, never come out of text, and rearrange documents."""
+    names = ["<PRE>", "<SUF>", "<MID>"]
+    data = recipe()["data"]
+    data["sources"]["docs"]["fim"] = True
+    run = open_run(
+        project, {"tokenizer": {"special": names}, "data": {**data, "fim": {"tokens": names}}}
+    )
+    extended = ensure_general(run)
+    old, new = (AutoTokenizer.from_pretrained(folder) for folder in ("model", extended))
+    ids = new.convert_tokens_to_ids(names)
+    assert ids == [320, 321, 322]
+    assert (
+        new("the board<PRE>", split_special_tokens=True)["input_ids"]
+        == (old("the board<PRE>")["input_ids"])
+    )
+    assert new("the board<PRE>")["input_ids"][-1] == 320
+    before = AutoModelForCausalLM.from_pretrained("model")
+    after = AutoModelForCausalLM.from_pretrained(extended)
+    for side in ("get_input_embeddings", "get_output_embeddings"):
+        was, now = (getattr(model, side)().weight for model in (before, after))
+        pieces = old("<MID>")["input_ids"]
+        assert len(pieces) > 1
+        assert torch.equal(now[:320], was)
+        assert torch.allclose(now[322], was[pieces].mean(dim=0))
+    data_folder = ensure_data(run)
+    blocks = Blocks.open(data_folder)
+    (stage,) = blocks.stages
+    tokens = stage.read(range(stage.num_positions)).input_ids
+    assert (tokens == 320).sum() == (tokens == 322).sum() > 0
+    assert read_manifest(extended)["results"]["special"] == names
+
+    again = open_run(project, {"model": {"path": str(extended)}, "tokenizer": {"special": names}})
+    with pytest.raises(ConfigError, match=r"tokenizer\.special: .* has '<PRE>' already"):
+        ensure_general(again)

@@ -18,6 +18,7 @@ from toolkit.data.source_config import (
 )
 
 __all__ = [
+    "KNOWN_FIM_TOKENS",
     "SPLITS",
     "ArtefactSection",
     "CleaningSection",
@@ -29,6 +30,15 @@ __all__ = [
     "SplitRule",
     "StageSection",
 ]
+
+KNOWN_FIM_TOKENS: tuple[tuple[str, str, str], ...] = (
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
+    ("▁<PRE>", "▁<SUF>", "▁<MID>"),
+    ("<PRE>", "<SUF>", "<MID>"),
+)
+"""Tokens for prefix, suffix and middle that code models use."""
 
 Pii = Literal["email", "phone", "iban", "us_ssn", "credit_card", "ip_address"]
 
@@ -103,7 +113,7 @@ class StageSection(Section):
     """Tokens to train on in this stage."""
 
     shares: dict[str, Annotated[float, Field(ge=0.0)]]
-    """Share of the tokens from each source; shares are divided by their sum."""
+    """Share of the tokens from each source; together they are 1."""
 
     sequence_tokens: Annotated[int, Field(ge=8)] | None = None
     """Length of a block; by default `data.sequence_tokens`."""

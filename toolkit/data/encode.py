@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.chunks import ChunkTable, Learned, can_cut
-from toolkit.data.config import FimSection
+from toolkit.data.config import KNOWN_FIM_TOKENS, FimSection
 from toolkit.data.sources import Document
 from toolkit.data.split import stable_unit
 from toolkit.data.words import take_rows
@@ -22,13 +22,6 @@ from toolkit.errors import DataError
 from toolkit.manifest import load_json
 
 _TOGETHER = 512
-_KNOWN_FIM = (
-    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
-    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
-    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
-    ("▁<PRE>", "▁<SUF>", "▁<MID>"),
-    ("<PRE>", "<SUF>", "<MID>"),
-)
 
 
 @dataclass(frozen=True)
@@ -161,8 +154,12 @@ def _in_order(values: NDArray[Any], sizes: NDArray[np.int64], order: NDArray[np.
     return sorted_values, sizes[back]
 
 
-@lru_cache(maxsize=2)
 def _backend(folder: Path) -> _Backend | None:
+    return _backend_at(folder.absolute())
+
+
+@lru_cache(maxsize=2)
+def _backend_at(folder: Path) -> _Backend | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
@@ -174,8 +171,12 @@ def _backend(folder: Path) -> _Backend | None:
         ) from error
 
 
-@lru_cache(maxsize=2)
 def _full_tokenizer(folder: Path) -> Any:
+    return _full_tokenizer_at(folder.absolute())
+
+
+@lru_cache(maxsize=2)
+def _full_tokenizer_at(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
@@ -260,7 +261,7 @@ def find_fim_tokens(section: FimSection, vocabulary: dict[str, int]) -> tuple[in
     Raises:
         DataError: the tokenizer has no such tokens.
     """
-    for names in (section.tokens,) if section.tokens else _KNOWN_FIM:
+    for names in (section.tokens,) if section.tokens else KNOWN_FIM_TOKENS:
         if all(name in vocabulary for name in names):
             prefix, suffix, middle = (int(vocabulary[name]) for name in names)
             return prefix, suffix, middle

@@ -16,14 +16,16 @@ from typing import TypeVar
 
 from toolkit.data.config import DataSection, identity_of_data
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.evaluate.config import identity_of_evaluation
 from toolkit.manifest import Stage, content_hash, hash_bytes, hash_file, hash_json, read_manifest
-from toolkit.model_config import ModelSection, identity_of_model
+from toolkit.model_config import ModelSection, ScratchSection, identity_of_model
 from toolkit.progress import say
 from toolkit.recipe import merge_folder
 from toolkit.search.config import WITHOUT_EFFECT as SEARCH_WITHOUT_EFFECT
 from toolkit.stages.opening import Run
 from toolkit.stages.opening import ensure_stage as _ensure
 from toolkit.train.config import identity_of
+from toolkit.train.extension_config import identity_of_tokenizer
 
 __all__ = ["Run"]
 
@@ -37,21 +39,23 @@ def ensure_general(run: Run) -> Path:
         CheckpointError: there is no usable model where the recipe says.
         DataError: the artefact cannot be fetched.
     """
-    general, section = _ensure_original(run), run.recipe.tokenizer
+    general, section = ensure_original(run), run.recipe.tokenizer
     if section is None:
         return general
     from toolkit.data.sources import input_hashes
     from toolkit.train.extend import run_extend
 
     data = run.recipe.data
-    plain = {key: identity_of_data(data)[key] for key in ("sources", "cleaning")}
-    config = {"tokenizer": section.model_dump(mode="json"), "data": plain}
-    inputs = {"general": fingerprint(general), **input_hashes(data.sources)}
+    config = {"tokenizer": identity_of_tokenizer(section)}
+    inputs = {"general": fingerprint(general)}
+    if section.new_tokens is not None:  # which are found in the documents
+        config["data"] = {key: identity_of_data(data)[key] for key in ("sources", "cleaning")}
+        inputs |= input_hashes(data.sources)
     stage = run.stage("general-extended", config, inputs)
     return _ensure(stage, "new tokens", lambda: run_extend(section, data, stage, general))
 
 
-def _ensure_original(run: Run) -> Path:
+def ensure_original(run: Run) -> Path:
     """The general model as it is given; a GGUF artefact is fetched and converted first.
 
     Raises:
@@ -81,6 +85,8 @@ def ensure_model(run: Run, model: ModelSection, name: str, title: str) -> Path:
         from toolkit.stages.upcycling import ensure_mixture
 
         return ensure_mixture(run, model.moe, name, title)
+    if model.scratch is not None:
+        return _ensure_scratch(run, model.scratch, name, title)
     stage = run.stage(name, {"model": identity_of_model(model)}, {})
     return _ensure(stage, title, lambda: _convert(run, stage, model))
 
@@ -93,7 +99,7 @@ def ensure_models(run: Run) -> dict[str, Path]:
         DataError: an artefact cannot be fetched.
     """
     return {
-        name: _ensure_original(_as_general(run, name, section))
+        name: ensure_original(_as_general(run, name, section))
         for name, section in run.recipe.models.items()
     }
 
@@ -109,6 +115,18 @@ def _other_specialist(run: Run, name: str) -> Path:
 
     say(f"specialist of {name}:")
     return ensure_specialist(Run.open(name, run.runs))
+
+
+def _ensure_scratch(run: Run, section: ScratchSection, name: str, title: str) -> Path:
+    """A model with random weights, and the tokenizer of a model that is there or is fetched."""
+    from toolkit.train.scratch import run_scratch
+
+    tokenizer = ensure_model(run, section.tokenizer, f"{name}-tokenizer", "tokenizer's model")
+    config = {"shape": section.shape.model_dump(mode="json")}
+    stage = run.stage(name, config, {"tokenizer": hash_json(tokenizer_hashes(tokenizer))})
+    return _ensure(
+        stage, f"{title} from scratch", lambda: run_scratch(section.shape, stage, tokenizer)
+    )
 
 
 def _convert(run: Run, stage: Stage, model: ModelSection) -> None:
@@ -142,6 +160,15 @@ def _hub_snapshot(repository: str, revision: str | None) -> Path:
         ) from error
 
 
+def tokenizer_hashes(folder: Path) -> dict[str, str]:
+    """Hashes of the files that a folder's tokenizer is made of."""
+    return {
+        file: hash_file(folder / file)
+        for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+        if (folder / file).is_file()
+    }
+
+
 def ensure_data(run: Run) -> Path:
     """The data stage: documents to packed blocks and evaluation sets."""
     return data_stage(run, "data", run.recipe.data, ensure_general(run))
@@ -152,14 +179,9 @@ def data_stage(run: Run, name: str, section: DataSection, general: Path) -> Path
     from toolkit.data.run import run_data
     from toolkit.data.sources import input_hashes
 
-    tokenizer = {
-        file: hash_file(general / file)
-        for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-        if (general / file).is_file()
-    }
     others = map(Path, section.cleaning.decontaminate_files)
     inputs = {
-        "tokenizer": hash_json(tokenizer),
+        "tokenizer": hash_json(tokenizer_hashes(general)),
         **input_hashes(section.sources),
         **{f"decontaminate/{p.name}": hash_file(p) for p in others if p.is_file()},
     }
@@ -271,7 +293,7 @@ def _merge_stage(
     return run.stage(
         "merge",
         {
-            "evaluate": recipe.evaluate.model_dump(mode="json"),
+            "evaluate": identity_of_evaluation(recipe.evaluate),
             "search": recipe.search.model_dump(mode="json", exclude=set(SEARCH_WITHOUT_EFFECT)),
             "select": recipe.select.model_dump(mode="json"),
         },
@@ -299,7 +321,7 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     made = [data, specialist]
     if recipe.tokenizer is not None:
         made.append(run.root / "general-extended")
-    elif recipe.model.artefact is not None or recipe.model.moe is not None:
+    elif any((recipe.model.artefact, recipe.model.moe, recipe.model.scratch)):
         made.append(run.root / "general")
     made += [
         run.root / "models" / name / "general"

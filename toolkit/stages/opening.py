@@ -11,6 +11,7 @@ from toolkit.errors import ConfigError, ToolkitError
 from toolkit.manifest import Stage
 from toolkit.progress import say
 from toolkit.recipe import Recipe, find_recipe, load_recipe
+from toolkit.recipe_checks import token_faults
 from toolkit.recipe_layers import split_name
 
 RUNS = Path("runs")
@@ -44,6 +45,8 @@ class Run:
         base, layers = split_name(name)
         path = find_recipe(base)
         run = cls.of(path, load_recipe(path, layers), runs, layers)
+        if faults := list(token_faults(run.recipe, run.root / "general")):
+            raise ConfigError("\n  ".join([f"{run.asked_for} is not a valid recipe:", *faults]))
         _refuse_loops(run, (run.asked_for,))
         return run
 

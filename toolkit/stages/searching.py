@@ -21,7 +21,7 @@ from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.load import load_sets, refuse_overlap
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.manifest import Stage, hash_json
+from toolkit.manifest import Stage, hash_json, load_json
 from toolkit.progress import say
 from toolkit.recipe import Recipe, merge_folder
 from toolkit.search.bench import Bench, device_of
@@ -115,8 +115,9 @@ def prepare_search(
 
     Raises:
         EvaluationError: a document stands in tuning and in test.
-        ConfigError: a merge or a setting cannot be used.
+        ConfigError: a merge or a setting cannot be used, or the models' rotary bases differ.
     """
+    _refuse_other_positions(general, specialist)
     spaces = load_spaces(recipe.search.merges, merge_folder(), recipe.models)
     tokenizer = AutoTokenizer.from_pretrained(general)
     splits: tuple[SplitName, ...] = ("tuning", "test")
@@ -143,6 +144,24 @@ def prepare_search(
         specialist,
         dict(others or {}),
     )
+
+
+def _refuse_other_positions(general: Path, specialist: Path) -> None:
+    bases = [_rotary_base(folder) for folder in (general, specialist)]
+    if None not in bases and bases[0] != bases[1]:
+        raise ConfigError(
+            f"merge: the rotary base is {bases[0]:g} in {general} and {bases[1]:g} in "
+            f"{specialist}; their attention was learned at different positions, so a mean of the "
+            "two is neither. Use the specialist as it is (`toolkit sft run`, `toolkit eval`), or "
+            "drop rope_theta from train.stages."
+        )
+
+
+def _rotary_base(folder: Path) -> float | None:
+    values = load_json(folder / "config.json")
+    values = values.get("text_config") or values
+    base = (values.get("rope_parameters") or {}).get("rope_theta", values.get("rope_theta"))
+    return base if isinstance(base, (int, float)) else None
 
 
 def _objective(recipe: Recipe, sets: Sequence[EvaluationSet], race: RaceSection) -> Objective:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,46 @@ def run_extend(section: TokenizerSection, data: DataSection, stage: Stage, gener
         ConfigError: the tokenizer is of a kind that cannot be extended, or nothing is worth adding.
         DataError: the domain sources have no training text.
     """
-    table = _read_tokenizer(general)
+    table = _read_tokenizer(general, with_merges=section.new_tokens is not None)
     core = _core(table)
-    words: Counter[str] = Counter()
+    texts: dict[str, list[str]] = {}
+    chosen = NewTokens([], [])
+    if section.new_tokens is not None:
+        texts = _texts_of(data, section, stage.seed)
+        chosen = _choose(core, section, section.new_tokens, texts["train, domain"])
+    special = _special_pieces(core, section.special, general)
+    extended, first = extend_tokenizer(with_special(table, section.special), chosen)
+    pieces = [*special, *_row_ids(core.get_vocab(), chosen)]
+    with stage.running() as work:
+        model = load_causal_model(general, torch.float32)
+        add_rows(model, first - len(special), pieces, general)
+        save_model(model, work, dtype=stored_dtype(general), like=general)
+        for name in _STALE:
+            (work / name).unlink(missing_ok=True)
+        write_json(work / "tokenizer.json", extended)
+        _check(core, work, chosen, [text for found in texts.values() for text in found])
+        _check_special(work, section.special, first - len(special))
+        results = _results(core, _core(extended), texts, chosen)
+        if section.special:
+            results["special"] = list(section.special)
+        _write_report(work / "report.md", results)
+        stage.finish(results)
+    say(_sentence(results))
+
+
+def _texts_of(data: DataSection, section: TokenizerSection, seed: int) -> dict[str, list[str]]:
     texts: dict[str, list[str]] = {"train, domain": [], "tuning, domain": [], "tuning, general": []}
     limits = {"train": section.sample_characters, "tuning": section.sample_characters // 10}
     for name, source in data.sources.items():
-        for split, found in _texts(name, source, data, limits, stage.seed).items():
+        for split, found in _texts(name, source, data, limits, seed).items():
             if f"{split}, {source.role}" in texts:
                 texts[f"{split}, {source.role}"] += found
-    for text in texts["train, domain"]:
+    return texts
+
+
+def _choose(core: Any, section: TokenizerSection, most: int, texts: list[str]) -> NewTokens:
+    words: Counter[str] = Counter()
+    for text in texts:
         words.update(_words(core, text))
     if not words:
         raise DataError("tokenizer: the domain sources have no training text to find tokens in.")
@@ -55,26 +86,47 @@ def run_extend(section: TokenizerSection, data: DataSection, stage: Stage, gener
         tuple(token.value for token in core.model.tokenize(word)): count
         for word, count in sorted(words.items())
     }
-    chosen = choose_merges(pieces, set(core.get_vocab()), section.new_tokens, section.min_count)
+    chosen = choose_merges(pieces, set(core.get_vocab()), most, section.min_count)
     if not chosen.merges:
         raise ConfigError(
             f"tokenizer.min_count: no new token would save {section.min_count} tokens in "
-            f"{sum(map(len, texts['train, domain'])):,} characters; lower it, give more text, or "
-            "drop the section."
+            f"{sum(map(len, texts)):,} characters; lower it, give more text, or drop the section."
         )
-    extended, first = extend_tokenizer(table, chosen)
-    with stage.running() as work:
-        model = load_causal_model(general, torch.float32)
-        add_rows(model, first, _row_ids(core.get_vocab(), chosen), general)
-        save_model(model, work, dtype=stored_dtype(general), like=general)
-        for name in _STALE:
-            (work / name).unlink(missing_ok=True)
-        write_json(work / "tokenizer.json", extended)
-        _check(core, work, chosen, [text for found in texts.values() for text in found])
-        results = _results(core, _core(extended), texts, chosen)
-        _write_report(work / "report.md", results)
-        stage.finish(results)
-    say(_sentence(results))
+    return chosen
+
+
+def _special_pieces(core: Any, names: Sequence[str], general: Path) -> list[list[int]]:
+    """Old ids of the pieces of each name."""
+    for name in names:
+        if name in core.get_vocab():
+            raise ConfigError(
+                f"tokenizer.special: the tokenizer of {general} has {name!r} already; use it "
+                "without adding it."
+            )
+    return [core.encode(name, add_special_tokens=False).ids for name in names]
+
+
+def with_special(table: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The contents of a `tokenizer.json` with special tokens added behind all others."""
+    taken = [*table["model"]["vocab"].values(), *(t["id"] for t in table["added_tokens"])]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    new = [
+        {"id": max(taken) + 1 + number, "content": name, **flags, "special": True}
+        for number, name in enumerate(names)
+    ]
+    return {**table, "added_tokens": [*table["added_tokens"], *new]}
+
+
+def _check_special(folder: Path, names: Sequence[str], first: int) -> None:
+    from transformers import AutoTokenizer
+
+    new = AutoTokenizer.from_pretrained(folder)
+    for number, name in enumerate(names):
+        if new.convert_tokens_to_ids(name) != first + number:
+            raise ConfigError(
+                f"tokenizer.special: transformers does not read {name!r} as it was written; "
+                "tokenizers of this kind cannot be extended."
+            )
 
 
 def extend_tokenizer(table: dict[str, Any], chosen: NewTokens) -> tuple[dict[str, Any], int]:
@@ -132,14 +184,15 @@ def _row_ids(vocabulary: dict[str, int], chosen: NewTokens) -> list[list[int]]:
     return [[vocabulary[piece] for piece in made[token]] for token in chosen.tokens]
 
 
-def _read_tokenizer(general: Path) -> dict[str, Any]:
+def _read_tokenizer(general: Path, *, with_merges: bool) -> dict[str, Any]:
     path = general / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(f"tokenizer: {general} has no tokenizer.json, so none can be extended.")
     table: dict[str, Any] = load_json(path)
     model = table.get("model", {})
     affixes = (model.get("continuing_subword_prefix"), model.get("end_of_word_suffix"))
-    if model.get("type") != "BPE" or any(affixes) or table.get("pre_tokenizer") is None:
+    cuts = not any(affixes) and table.get("pre_tokenizer") is not None
+    if model.get("type") != "BPE" or (with_merges and not cuts):
         raise ConfigError(
             f"tokenizer: {general} has a tokenizer of type {model.get('type')}"
             f"{' without a pre-tokenizer' if table.get('pre_tokenizer') is None else ''}; only "
@@ -240,6 +293,8 @@ def _results(old: Any, new: Any, texts: dict[str, list[str]], chosen: NewTokens)
 
 
 def _sentence(results: dict[str, Any]) -> str:
+    if not results["texts"]:
+        return f"  new special tokens: {', '.join(results['special'])}"
     train, tuning = (results["texts"][f"{split}, domain"] for split in ("train", "tuning"))
     return (
         f"  {results['new_tokens']} new tokens: {train['saved_fraction']:.1%} fewer tokens in the "
@@ -249,9 +304,11 @@ def _sentence(results: dict[str, Any]) -> str:
 
 
 def _write_report(path: Path, results: dict[str, Any]) -> None:
+    special = results.get("special", [])
     lines = [
-        f"# {results['new_tokens']} new tokens",
+        f"# {results['new_tokens'] + len(special)} new tokens",
         "",
+        *([f"Special: {', '.join(f'`{name}`' for name in special)}", ""] if special else []),
         "Chosen on the training text; the tuning text had no say.",
         "",
         "| text | bytes | tokens before | after | saved | bytes a token before | after |",

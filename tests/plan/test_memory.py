@@ -1,0 +1,129 @@
+"""Memory by component, worked by hand, and what fits where."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.plan.shapes import LLAMA_3_70B, ROUND, SMOL
+from toolkit.plan import memory as memory_module
+from toolkit.plan.devices import DEVICES, Device, Fleet
+from toolkit.plan.fit import fits, memory_on, misfit, ways_to_train
+from toolkit.plan.memory import activation_bytes, training_memory
+from toolkit.train import loss
+from toolkit.train.config import TrainSection
+
+
+def section(**values: object) -> TrainSection:
+    return TrainSection.model_validate({"micro_batch_blocks": 2, "blocks_per_step": 2, **values})
+
+
+def test_the_chunk_is_the_losss_own():
+    assert memory_module.CHUNK_ROWS == loss.CHUNK_ROWS
+
+
+def test_components_by_hand():
+    # 4,050 parameters; matrices without embedding and head 2,050; 2 blocks of 8 tokens
+    found = training_memory(ROUND, section(gradient_checkpointing="none"), 8)
+    assert found.weights == 4 * 4050 + 2 * 2050
+    assert found.optimizer == 8 * 4050
+    # a layer and token: 26 x 10 + 8 x 10 + 8 x 20 + mask 2 x 8 + 4 x 2 heads + 8 = 532
+    assert activation_bytes(ROUND, section(gradient_checkpointing="none"), 8) == (532.0, 0.0)
+    # at the end of the backward pass: all gradients, no activations; at the loss: 16 x 2 x 532,
+    # logits 16 x 100 x 2, states 16 x 10 x 10, head in bf16 2,000, its gradients 6,000
+    assert found.moment == "loss"
+    assert found.activations == 16 * 2 * 532
+    assert found.logits == 3200 + 1600 + 2000 + 6000
+    assert found.gradients == 0.0
+    assert found.total == sum(found.parts().values())
+
+
+def test_gradients_are_there_at_the_loss_after_the_first_micro_batch():
+    found = training_memory(ROUND, section(gradient_checkpointing="none", micro_batch_blocks=1), 8)
+    assert (found.moment, found.gradients) == ("loss", 4 * 4050)
+
+
+def test_full_checkpointing_keeps_each_layers_input():
+    # 4 x 10 a token and layer; one layer of 532 a token is computed again
+    assert activation_bytes(ROUND, section(gradient_checkpointing="full"), 8) == (40.0, 532.0)
+
+
+def test_selective_lies_between():
+    kept = {
+        kind: activation_bytes(SMOL, section(gradient_checkpointing=kind), 512)[0]
+        for kind in ("full", "selective", "none")
+    }
+    assert kept["full"] < kept["selective"] < kept["none"]
+
+
+def test_adapters_need_no_moments_of_the_weights():
+    found = training_memory(ROUND, section(lora={"rank": 3}), 8)
+    assert found.optimizer == 8 * 3 * 2 * 170
+
+
+def test_fsdp_divides_parameters_gradients_and_moments():
+    one = training_memory(LLAMA_3_70B, section(gradient_checkpointing="full"), 4096)
+    eight = training_memory(
+        LLAMA_3_70B, section(gradient_checkpointing="full"), 4096, processes=8, sharded=True
+    )
+    assert eight.optimizer == one.optimizer / 8
+    assert eight.gradients == pytest.approx(one.gradients / 8, rel=0.2)
+    alike = training_memory(LLAMA_3_70B, section(), 4096, processes=8)
+    assert alike.optimizer == one.optimizer  # DDP divides nothing
+
+
+@pytest.mark.parametrize(
+    ("settings", "length", "gigabytes"),
+    # Peaks of SmolLM2 measured by benchmarks/plan.py on 2026-11-25 (torch 2.13, glibc).
+    [
+        ({}, 512, 3.475),
+        ({"gradient_checkpointing": "none"}, 512, 4.313),
+        ({"gradient_checkpointing": "full"}, 512, 3.428),
+        ({"lora": {"rank": 64}}, 512, 2.640),
+        ({"micro_batch_blocks": 4, "blocks_per_step": 4}, 1024, 5.753),
+        ({"precision": "fp32"}, 512, 3.830),
+        ({"gradient_checkpointing": "none"}, 1024, 6.303),
+    ],
+)
+def test_within_a_tenth_of_measured_peaks(settings: dict, length: int, gigabytes: float):
+    found = training_memory(SMOL, TrainSection.model_validate(settings), length, device="CPU")
+    assert found.total / 1e9 == pytest.approx(gigabytes, rel=0.1)
+
+
+def test_saving_counts_on_a_cpu():
+    plain = training_memory(SMOL, section(), 512, device="CPU")
+    saving = training_memory(SMOL, section(), 512, device="CPU", saves=True)
+    assert saving.total - plain.total == 12 * 134_515_008
+    assert training_memory(SMOL, section(), 512, device="GPU", saves=True).saving == 0.0
+
+
+def test_70b_on_eight_h100_does_not_fit_in_full_and_fits_on_more():
+    fleet = Fleet(8, DEVICES["H100"])
+    ways = ways_to_train(LLAMA_3_70B, section(), 8192, fleet)
+    assert not ways[0].fits
+    assert ways[0].memory.optimizer == 8 * 70_553_706_496 / 8
+    # Two blocks of 8,192 keep over 200 GB of activations on each device, however many there are.
+    assert ways[0].fewest is None
+    assert ways[0].memory.largest == "activations"
+    assert ways[1].fewest is not None
+    assert ways[1].fewest > 8
+    text = misfit(ways, fleet, [DEVICES["H200"]], "Llama-3-70B")
+    assert text is not None
+    assert "Llama-3-70B does not fit 8xH100" in text
+    assert "the largest part are the activations" in text
+    assert "LoRA r=64, sparing (gradient_checkpointing: full, micro_batch_blocks: 1)" in text
+
+
+def test_what_fits_is_no_problem_and_the_fewest_is_the_fewest():
+    fleet = Fleet(1, DEVICES["H100"])
+    ways = ways_to_train(SMOL, section(), 512, fleet)
+    assert misfit(ways, fleet, [], "SmolLM2") is None
+    small = Device("S", 3.0e9, 1e12, 1e12, 1.0, 0.4)
+    (full, *_) = ways_to_train(SMOL, section(), 512, Fleet(1, small))
+    assert full.fewest is not None
+    assert fits(memory_on(SMOL, section(), 512, Fleet(full.fewest, small)), small)
+    assert not fits(memory_on(SMOL, section(), 512, Fleet(full.fewest // 2, small)), small)
+
+
+def test_a_recipe_with_adapters_is_judged_by_them():
+    ways = ways_to_train(SMOL, section(lora={"rank": 8}), 512, Fleet(1, DEVICES["L40S"]))
+    assert [way.name for way in ways[:2]] == ["LoRA r=8", "LoRA r=8, sparing"]

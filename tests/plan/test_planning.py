@@ -1,0 +1,283 @@
+"""`toolkit plan` on a tiny model and local documents: figures, files, and all that is bad."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.plan.shapes import LLAMA_3_70B
+from tests.test_end_to_end import recipe
+from tests.tiny_runs import make_project, open_run
+from toolkit import cli
+from toolkit.errors import ConfigError, DataError
+from toolkit.plan.devices import DEVICES
+from toolkit.recipe import load_recipe
+from toolkit.stages import planning_model
+from toolkit.stages.planning import Wanted, finish, make_plan, write_plan, write_recipe
+
+
+@pytest.fixture
+def project(
+    tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    make_project(tmp_path, make_model)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(planning_model, "TIMED_SECONDS", 0.2)
+    return tmp_path
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    values = recipe()
+    for key, value in changes.items():
+        part = values
+        *path, last = key.split("__")
+        for name in path:
+            part = part.setdefault(name, {})
+        part[last] = value
+    return values
+
+
+def run_of(project: Path, values: dict[str, Any]):
+    return open_run(project, values)
+
+
+def quick(**more: Any) -> Wanted:
+    return Wanted(measure=False, **more)
+
+
+def test_a_whole_plan(project: Path):
+    plan = make_plan(run_of(project, recipe()), Wanted(fleets=("8xH100", "CPU")))
+    assert plan["problems"] == []
+    assert plan["model"]["parameters"] > 10_000
+    right = plan["is_it_the_right_tool"]
+    assert right["tool"] == "retrieval"  # a few hundred sentences
+    # A random model reads both kinds alike: about log2(320) bits a token.
+    assert right["bits_per_byte"]["domain"]["estimate"] > 1.0
+    (docs, web) = plan["sources"]
+    assert (docs["role"], docs["origin"], docs["documents_read"]) == ("domain", "counted", 16)
+    assert web["read_whole"]
+    (cpt, search) = plan["stages"]
+    assert cpt["name"] == "cpt"
+    assert cpt["seconds"] > 0.0
+    assert cpt["flops"] == cpt["executed_flops"]
+    assert search["steps"] == 0
+    assert [row["devices"] for row in plan["memory"]] == ["8xH100", "CPU"]
+    assert [bill["is_measured"] for bill in plan["bills"]] == [False, True]
+    json.dumps(plan, allow_nan=False)
+
+
+def test_amounts_are_those_of_the_data_stage(project: Path):
+    from toolkit.manifest import read_manifest
+    from toolkit.stages.chain import ensure_data
+
+    run = run_of(project, changed(data__packing="concatenate"))
+    plan = make_plan(run, quick())
+    results = read_manifest(ensure_data(run))["results"]["train"]
+    (cpt, _) = plan["stages"]
+    assert cpt["domain_tokens"] == pytest.approx(results["domain_tokens"], rel=0.05)
+    assert cpt["tokens"] == pytest.approx(
+        results["domain_tokens"] + results["general_tokens"], rel=0.06
+    )
+    assert cpt["positions"] == pytest.approx(results["num_blocks"] * 64, rel=0.06)
+
+
+def test_files_are_written_and_the_recipe_is_ready(project: Path):
+    run = run_of(project, recipe())
+    plan = make_plan(run, quick())
+    path = write_plan(run, plan)
+    assert json.loads(path.read_text()) == json.loads(json.dumps(plan))
+    page = path.with_suffix(".html").read_text()
+    assert "Is it the right tool?" in page
+    before = run.path.read_bytes()
+    write_recipe(run, plan, project / "ready.yaml")
+    text = (project / "ready.yaml").read_text()
+    assert "Ibrahim et al. 2024" in text
+    made = load_recipe(project / "ready.yaml")
+    assert made.data.replay_fraction == next(
+        s["value"] for s in plan["settings"] if s["key"] == "data.replay_fraction"
+    )
+    assert made.data.sources == run.recipe.data.sources
+    assert run.path.read_bytes() == before
+    assert sorted(p.name for p in project.glob("*.yaml")) == ["ready.yaml", "tiny.yaml"]
+    with pytest.raises(ConfigError, match="is there already"):
+        write_recipe(run, plan, project / "ready.yaml")
+
+
+def test_duplicates_are_counted_out(project: Path):
+    text = (project / "docs" / "train0.txt").read_text()
+    for number in range(8):
+        (project / "docs" / f"train-copy{number}.txt").write_text(text)
+    plan = make_plan(run_of(project, recipe()), quick())
+    assert plan["is_it_the_right_tool"]["duplicate_fraction"] == pytest.approx(0.5, abs=0.05)
+
+
+def hub_recipe(**changes: Any) -> dict[str, Any]:
+    shape = LLAMA_3_70B.model_dump(exclude_none=True)
+    model = {"hub": "meta-llama/Meta-Llama-3-70B-Instruct", "shape": shape}
+    return changed(model=model, **changes)
+
+
+def test_a_70b_of_the_hub_is_planned_without_it(project: Path):
+    plan = make_plan(run_of(project, hub_recipe()), quick(fleets=("64xH100",)))
+    assert plan["problems"] == []
+    assert round(plan["model"]["parameters"] / 1e9, 1) == 70.6
+    assert not plan["model"]["is_here"]
+    assert plan["from_scratch"]["tokens"] == 15e12
+    assert any("not on this machine" in note for note in plan["notes"])
+    assert plan["is_it_the_right_tool"]["shift"] == "not measured"
+
+
+def test_a_model_that_does_not_fit_is_a_problem_with_a_way_out(project: Path):
+    plan = make_plan(run_of(project, hub_recipe()), quick(fleets=("1xH100",)))
+    (problem,) = plan["problems"]
+    assert "does not fit H100" in problem
+    assert "the largest part are the optimizer" in problem
+    assert "xH100 with FSDP" in problem
+    with pytest.raises(ConfigError, match="found what would stop it"):
+        finish(plan)
+
+
+def test_adapters_are_suggested_where_only_they_fit(project: Path):
+    plan = make_plan(
+        run_of(project, hub_recipe(data__sequence_tokens=512)), quick(fleets=("8xB200",))
+    )
+    assert plan["problems"] or plan["memory"][0]["ways"][0]["fits"]
+    plan = make_plan(
+        run_of(project, hub_recipe(data__sequence_tokens=512)), quick(fleets=("8xA100",))
+    )
+    assert "LoRA" in plan["problems"][0]
+    lora = [s for s in plan["settings"] if s["key"] == "train.lora"]
+    assert lora[0]["value"] == {"rank": 256}
+
+
+def test_a_separator_that_the_tokenizer_lacks(project: Path):
+    plan = make_plan(run_of(project, changed(data__end_of_document="<|none|>")), quick())
+    assert any("no token '<|none|>'" in problem for problem in plan["problems"])
+
+
+def test_fill_in_the_middle_without_its_tokens(project: Path):
+    values = changed()
+    values["data"]["sources"]["docs"]["fim"] = True
+    plan = make_plan(run_of(project, values), quick())
+    assert any("fim" in problem for problem in plan["problems"])
+
+
+def test_a_stage_longer_than_its_text(project: Path):
+    stages = [{"name": "long", "tokens": 400_000, "shares": {"docs": 0.5, "web": 0.5}}]
+    plan = make_plan(run_of(project, changed(data__stages=stages)), quick())
+    (problem,) = plan["problems"]
+    assert problem.startswith("data.stages.0.shares.docs: 200,000 tokens would repeat its about")
+    assert plan["stages"] == []
+
+
+def test_replay_that_runs_out(project: Path):
+    (project / "web.jsonl").write_text('{"text": "a cat sat on the mat and slept well"}\n')
+    plan = make_plan(run_of(project, changed(data__replay_fraction=0.5)), quick())
+    assert any(p.startswith("data.replay_fraction: 0.5 of the") for p in plan["problems"])
+
+
+def test_blocks_longer_than_the_positions(project: Path):
+    plan = make_plan(run_of(project, changed(data__sequence_tokens=512)), quick())
+    assert any("at most 256" in problem for problem in plan["problems"])
+
+
+def test_damaged_documents_are_an_error_as_in_the_data_stage(project: Path):
+    (project / "web.jsonl").write_text('{"text": \n')
+    with pytest.raises(DataError, match=r"web\.jsonl"):
+        make_plan(run_of(project, recipe()), quick())
+
+
+def test_a_hub_source_that_is_out_of_reach_is_said(project: Path):
+    values = changed()
+    source = values["data"]["sources"]["docs"]
+    del source["files"]
+    source["hub"] = {"dataset": "org/filings"}
+    plan = make_plan(run_of(project, values), quick())
+    assert any("org/filings" in note for note in plan["notes"])
+    assert plan["stages"] == []
+    source["tokens"] = 2_000_000_000  # the recipe knows
+    plan = make_plan(run_of(project, values), quick())
+    assert plan["problems"][0].startswith("data.replay_fraction")  # 24 rows cannot be its replay
+    values["data"]["sources"]["web"]["tokens"] = 1_000_000_000
+    plan = make_plan(run_of(project, values), quick())
+    assert plan["stages"][0]["domain_tokens"] == 2e9
+    assert plan["is_it_the_right_tool"]["tool"] == "cpt"
+
+
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str):
+    monkeypatch.setattr(sys, "argv", ["toolkit", *words])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    found = capsys.readouterr()
+    return code, found.out, found.err
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (("--devices", "8xH10"), "did you mean H100?"),
+        (("--price", "H1000=2"), "did you mean H100?"),
+        (("--utilisation", "1.5"), "--utilisation: must be above 0 and at most 1 (got 1.5)"),
+        (("--prices", "none.yaml"), "none.yaml: cannot be read"),
+    ],
+)
+def test_bad_flags(project: Path, capsys, monkeypatch, words, shown):
+    (project / "tiny.yaml").write_text(yaml.safe_dump(recipe()))
+    code, _, error = run(capsys, monkeypatch, "plan", "tiny.yaml", "--no-measure", *words)
+    assert code == 2
+    assert shown in error
+    assert not (project / "runs").exists()
+
+
+def test_the_command(project: Path, capsys, monkeypatch):
+    (project / "tiny.yaml").write_text(yaml.safe_dump(recipe()))
+    words = ("plan", "tiny.yaml", "--no-measure", "--write", "more/ready.yaml", "--price", "H100=9")
+    code, out, _ = run(capsys, monkeypatch, *words)
+    assert code == 0
+    for part in (
+        "1. Is it the right tool?",
+        "2. What will it take?",
+        "3. Which settings?",
+        "$9.00/h",
+    ):
+        assert part in out
+    load_recipe(project / "more" / "ready.yaml")
+    assert (project / "runs" / "tiny" / "plan.json").is_file()
+
+
+def test_the_command_ends_with_what_would_stop_it(project: Path, capsys, monkeypatch):
+    (project / "tiny.yaml").write_text(yaml.safe_dump(hub_recipe()))
+    code, out, error = run(
+        capsys, monkeypatch, "plan", "tiny.yaml", "--no-measure", "--devices", "L40S"
+    )
+    assert code == 2
+    assert "3. Which settings?" in out  # everything is shown all the same
+    assert "does not fit L40S" in error
+
+
+def test_the_table_of_devices_is_not_changed_by_a_plan(project: Path):
+    before = dict(DEVICES)
+    make_plan(run_of(project, recipe()), quick(utilisation=0.9))
+    assert before == DEVICES
+
+
+def test_the_verdict_is_on_what_there_is_and_the_cost_on_what_is_taken(project: Path):
+    values = changed()
+    values["data"]["sources"]["docs"]["split"]["train"]["max_tokens"] = 500
+    plan = make_plan(run_of(project, values), quick())
+    (docs, _) = plan["sources"]
+    assert docs["tokens"] == 500
+    assert docs["available"] > 2000
+    assert plan["stages"][0]["domain_tokens"] == 500
+    right = plan["is_it_the_right_tool"]
+    assert right["evidence"]["tokens"] == docs["available"]
+    assert "the recipe takes 500 of them" in right["reasons"][0]

@@ -1,0 +1,135 @@
+"""The verdict, case by case, and the settings that follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from toolkit.plan.settings import choose_settings, sft_advice
+from toolkit.plan.verdict import Evidence, judge, measured_shift, needed_tokens, worth_of_repeats
+
+SMALL = 135e6  # wants 100M at least
+FOREIGN: dict[str, Any] = {
+    "domain": 1.6, "general": 1.0, "gap_low": 0.5, "gap_high": 0.7,
+    "pieces_ratio": 1.5, "badly_split": 0.1, "badly_split_general": 0.01, "rare": 0.4,
+}  # fmt: skip
+FAMILIAR: dict[str, Any] = {
+    "domain": 0.8, "general": 1.0, "gap_low": -0.3, "gap_high": -0.1,
+    "pieces_ratio": 1.0, "order_ratio": 1.0, "rare": 0.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tokens", "figures", "tool", "shift", "is_sure"),
+    [
+        (5e9, FOREIGN, "cpt", "strong", True),
+        (5e9, {**FAMILIAR, "gap_high": 0.05}, "cpt", "weak", True),
+        (5e9, FAMILIAR, "nothing", "weak", True),
+        (5e9, {**FAMILIAR, "num_talks": 5000}, "fine-tuning", "weak", True),
+        (5e9, {}, "cpt", "not measured", False),
+        (4e7, FOREIGN, "cpt", "strong", True),  # four epochs are worth 149M
+        (4e7, FAMILIAR, "nothing", "weak", True),
+        (8e4, FOREIGN, "retrieval", "strong", True),
+        (8e4, {**FOREIGN, "num_talks": 64}, "retrieval", "strong", True),
+        (8e4, {**FOREIGN, "num_talks": 5000}, "fine-tuning", "strong", True),
+        (8e4, {"is_talk": True}, "fine-tuning", "not measured", True),
+        (8e4, {"at_least": True}, "retrieval", "not measured", False),
+        (1.2e8, FOREIGN, "cpt", "strong", False),  # near the threshold
+        (None, FOREIGN, "cpt", "strong", False),
+    ],
+)
+def test_the_table(tokens, figures, tool, shift, is_sure):
+    values = {"at_least": False, **figures}
+    found = judge(Evidence(tokens=tokens, trained_parameters=SMALL, **values))
+    assert (found.tool, found.shift, found.is_sure) == (tool, shift, is_sure)
+    assert found.reasons
+    assert found.changes
+
+
+def test_what_would_change_it_says_how_much_text():
+    found = judge(Evidence(tokens=1e5, at_least=False, trained_parameters=SMALL))
+    assert any("with 1,000x the text (100M tokens)" in line for line in found.changes)
+
+
+def test_a_larger_model_wants_more():
+    assert needed_tokens(SMALL) == (1e8, 1e9)
+    assert needed_tokens(70e9) == (1.75e10, 2.1e11)
+    assert judge(Evidence(5e9, False, 70e9, **FOREIGN)).tool == "cpt"  # four epochs: 18.7B
+    assert judge(Evidence(2e9, False, 70e9, **FOREIGN)).tool == "retrieval"
+
+
+def test_one_sign_of_a_strong_shift_is_unclear():
+    shift, signs = measured_shift(Evidence(1e9, False, SMALL, **{**FAMILIAR, "rare": 0.5}))
+    assert shift == "unclear"
+    assert any("a vocabulary of its own" in line for line in signs)
+
+
+def test_repeats():
+    # Muennighoff: 1 + 15.4 (1 - exp(-1/15.4)) = 1.968
+    assert worth_of_repeats(100.0, 1.0) == 100.0
+    assert worth_of_repeats(100.0, 2.0) == pytest.approx(196.8, abs=0.1)
+    assert worth_of_repeats(100.0, 1000.0) == pytest.approx(1640.0, abs=1)
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "shift": "weak", "domain_tokens": 5e9, "parameters": SMALL, "steps": 5000, "tokens": 5.5e9,
+        "origin_tokens": 2e12, "lora_fits_only": False, "pieces_ratio": 1.0,
+        "now": {
+            "data.replay_fraction": 0.15, "train.epochs": 1, "train.schedule.kind": "cosine",
+            "train.schedule.peak_lr": 1e-4, "train.schedule.rewarm_fraction": 0.02,
+            "train.blocks_per_step": 8, "train.micro_batch_blocks": 8, "train.lora": None,
+            "tokenizer": None,
+        },
+    }  # fmt: skip
+    return {s.key: s for s in choose_settings(**{**values, **changes})}
+
+
+@pytest.mark.parametrize(
+    ("shift", "share"),
+    [("strong", 0.25), ("weak", 0.05), ("unclear", 0.15), ("not measured", 0.15)],
+)
+def test_replay_by_shift(shift: str, share: float):
+    found = settings(shift=shift)["data.replay_fraction"]
+    assert found.value == share
+    assert "Ibrahim" in found.why
+
+
+@pytest.mark.parametrize(
+    ("tokens", "epochs"), [(5e9, 1), (6e7, 2), (4e7, 3), (3e7, 4), (2e7, 4), (8e4, 1)]
+)
+def test_epochs_against_repetition(tokens: float, epochs: int):
+    assert settings(domain_tokens=tokens)["train.epochs"].value == epochs
+
+
+def test_peak_by_size_and_by_adapters():
+    assert settings()["train.schedule.peak_lr"].value == 2e-4
+    assert settings(parameters=7e9)["train.schedule.peak_lr"].value == 3e-4
+    assert settings(parameters=70e9)["train.schedule.peak_lr"].value == 1.5e-4
+    found = settings(parameters=70e9, lora_fits_only=True)
+    assert found["train.schedule.peak_lr"].value == 1.5e-3
+    assert found["train.lora"].value == {"rank": 256}
+
+
+def test_few_steps_are_made_more():
+    found = settings(steps=20)
+    assert found["train.blocks_per_step"].value == 3
+    assert found["train.micro_batch_blocks"].value == 3
+    assert "train.blocks_per_step" not in settings(steps=5000)
+
+
+def test_new_tokens_only_with_text_to_learn_them():
+    assert settings(pieces_ratio=1.6)["tokenizer"].value == {"new_tokens": 1000}
+    assert "tokenizer" not in settings(pieces_ratio=1.6, domain_tokens=1e5)
+
+
+def test_a_setting_that_is_right_changes_nothing():
+    found = settings()
+    assert not found["train.epochs"].changes
+    assert found["train.schedule.peak_lr"].changes
+
+
+def test_fine_tuning_advice():
+    assert "about 3.0M tokens" in sft_advice(3e10)
+    assert "thousands of good conversations" in sft_advice(1e5)

@@ -1,0 +1,224 @@
+"""Memory of training, by component, on one device: whether it fits is known before it is tried.
+
+The components are those of this toolkit's trainer: float32 parameters, gradients and moments,
+bfloat16 copies for the products (autocast), a loss that keeps the logits of 1,024 positions.
+Two moments can be the peak: the loss, when all activations are there, and the end of the backward
+pass, when all gradients are. Formulas were checked on a CPU with an allocator that gives
+everything back at once: within 3 % (LOG.md).
+
+Legend: h hidden size, L layers, A width of all heads, K of all key heads, I feed-forward width,
+V vocabulary, B blocks of a micro-batch, T tokens a block, N parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from toolkit.model_config import ShapeSection
+from toolkit.plan.shape import (
+    active_width,
+    attention_width,
+    count_parameters,
+    key_width,
+    lora_parameters,
+)
+from toolkit.train.config import TrainSection
+
+CHUNK_ROWS = 1024
+"""Positions whose logits the loss keeps at one time (`toolkit.train.loss`; a test compares)."""
+
+RUNTIME_BYTES = {"CPU": 0.55e9, "GPU": 1.5e9}
+"""What a process takes without a model: libraries and their buffers; on a GPU context, kernels and
+workspace. The CPU's is measured (`make bench-plan`), the GPU's a usual figure, not measured."""
+
+_COMPONENTS = (
+    "weights", "gradients", "optimizer", "activations", "logits", "batch", "runtime", "saving",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of one device in bytes, by component, as they are at the moment of the peak.
+
+    Attributes:
+        weights: parameters in float32, and their bfloat16 copies while a micro-batch lasts.
+        gradients: of what learns, float32; at the loss only where micro-batches came before.
+        optimizer: two moments of what learns, float32.
+        activations: what the backward pass needs of the layers.
+        logits: the loss: logits of a chunk, and the gradient of the head.
+        batch: tokens, labels, positions and the attention mask.
+        runtime: libraries, workspace, and (on a CPU) what the allocator cannot reuse.
+        saving: on a CPU, the copy from which a state is written.
+        moment: of the peak.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    batch: float
+    runtime: float
+    saving: float = 0.0
+    moment: Literal["loss", "backward"] = "loss"
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts().values())
+
+    @property
+    def largest(self) -> str:
+        """The component that takes the most."""
+        parts = self.parts()
+        return max(parts, key=lambda name: parts[name])
+
+    def parts(self) -> dict[str, float]:
+        return {name: float(getattr(self, name)) for name in _COMPONENTS}
+
+
+def training_memory(
+    shape: ShapeSection,
+    section: TrainSection,
+    sequence_tokens: int,
+    *,
+    processes: int = 1,
+    sharded: bool = False,
+    device: str = "GPU",
+    saves: bool = False,
+) -> Memory:
+    """Peak memory of one device.
+
+    Args:
+        shape: of the model.
+        section: micro-batch, precision, adapters, checkpointing.
+        sequence_tokens: T.
+        processes: devices that train together.
+        sharded: FSDP: parameters, gradients and moments are divided among them; else DDP.
+        device: `CPU` or `GPU`.
+        saves: whether states are written while training (their copy is in host memory, so it
+            counts on a CPU only).
+
+    Reference:
+        Korthikanti et al. 2022 (activations by layer); Rajbhandari et al. 2020, ZeRO.
+    """
+    parameters = count_parameters(shape)
+    share = processes if sharded else 1
+    low = section.precision == "bf16"
+    bits = 2.0 if low else 4.0
+    partly = section.lora is not None or section.growth is not None
+    added = _added_parameters(shape, section)
+    learns = added if partly else parameters.total
+    tokens = section.micro_batch_blocks * sequence_tokens
+
+    keeps, once = activation_bytes(shape, section, sequence_tokens)
+    kept = tokens * _layers(shape, section) * keeps
+    working = tokens * once
+    head = float(shape.vocab_size * shape.hidden_size)
+    logits = min(CHUNK_ROWS, tokens) * shape.vocab_size * bits
+    logits += tokens * shape.hidden_size * (8.0 + bits) + (bits * head if low else 0.0)
+    if not partly:
+        logits += (4.0 + bits) * head  # its gradient, and that of one chunk
+    gradients = 4.0 * learns / share
+    exchange = 4.0 * learns if processes > 1 and not sharded else 0.0  # DDP's buckets
+    several = section.blocks_per_step > section.micro_batch_blocks * processes
+    weights = (parameters.total + added) * 4.0 / share
+    weights += _copies(shape, section, sharded=sharded and processes > 1)
+    batch = tokens * (4 * 8.0 + sequence_tokens)
+    runtime = RUNTIME_BYTES[device]
+    if device == "CPU":
+        runtime += _unused(section, kept, tokens * _whole(shape, section, sequence_tokens))
+    saving = 12.0 * learns if saves and device == "CPU" else 0.0
+    at_loss = Memory(
+        weights, exchange + (gradients if several else 0.0), 8.0 * learns / share,
+        # A layer is computed again only when the logits are gone.
+        kept + max(0.0, working - logits), logits, batch, runtime, saving, "loss",
+    )  # fmt: skip
+    tied = 4.0 * head if shape.tie_word_embeddings and not partly else 0.0
+    at_end = Memory(
+        weights, exchange + gradients + tied, 8.0 * learns / share,
+        working if section.gradient_checkpointing != "none" else 0.0,
+        0.0, batch, runtime, saving, "backward",
+    )  # fmt: skip
+    return max(at_loss, at_end, key=lambda memory: memory.total)
+
+
+def _added_parameters(shape: ShapeSection, section: TrainSection) -> int:
+    if section.lora is not None:
+        return lora_parameters(shape, section.lora.rank)
+    if section.growth is not None:
+        return section.growth.num_blocks * count_parameters(shape).layer
+    return 0
+
+
+def _layers(shape: ShapeSection, section: TrainSection) -> int:
+    return shape.num_hidden_layers + (section.growth.num_blocks if section.growth else 0)
+
+
+def _copies(shape: ShapeSection, section: TrainSection, *, sharded: bool) -> float:
+    """Weights in another form while a micro-batch lasts.
+
+    Autocast keeps a bfloat16 copy of every matrix that learns; of a frozen one only where the
+    backward pass is promised it. FSDP gathers one layer, the next while that is computed, and the
+    embedding.
+    """
+    parameters = count_parameters(shape)
+    low = section.precision == "bf16"
+    if sharded:
+        return (2.0 * parameters.layer + parameters.embedding) * (2.0 if low else 4.0)
+    if not low:
+        return 0.0
+    matrices = parameters.total - parameters.embedding - parameters.head
+    if section.lora is None or section.gradient_checkpointing == "none":
+        return 2.0 * (matrices + _added_parameters(shape, section))
+    return 2.0 * (parameters.layer + _added_parameters(shape, section))
+
+
+def _unused(section: TrainSection, kept: float, layer: float) -> float:
+    """What glibc's allocator holds and cannot reuse: blocks below 32 MB come from one heap, whose
+    gaps stay. A fit to twelve measured configurations (LOG.md), not a law."""
+    return 0.25 * kept + (10.0 if section.precision == "bf16" else 7.5) * layer
+
+
+def activation_bytes(
+    shape: ShapeSection, section: TrainSection, sequence_tokens: int
+) -> tuple[float, float]:
+    """What one layer keeps of one token until the backward pass, in bytes.
+
+    Returns:
+        What every layer keeps, and what one layer needs while it is computed again.
+    """
+    h, a, k = shape.hidden_size, attention_width(shape), key_width(shape)
+    width, whole = active_width(shape), _whole(shape, section, sequence_tokens)
+    bits = 2.0 if section.precision == "bf16" else 4.0
+    if section.gradient_checkpointing == "none":
+        return whole, 0.0
+    if section.gradient_checkpointing == "full":
+        return 4.0 * h, whole
+    # The layer's input; queries, keys, values; what attention and its projection give; gate and up.
+    kept = 4.0 * h + bits * ((a + 2 * k) + a + h + 2 * width) + 4.0 * shape.num_attention_heads
+    if section.lora is not None:  # what B gives in every module
+        kept += bits * (a + 2 * k + 2 * h + 2 * width)
+    if shape.num_experts is not None:
+        kept += 4.0 * h * (shape.num_experts_per_tok or 1)
+    return kept, whole
+
+
+def _whole(shape: ShapeSection, section: TrainSection, sequence_tokens: int) -> float:
+    """All that autograd keeps of one token in one layer, counted by its hooks (a test does it
+    again): norms in float32; a cast for each product; queries, keys and values repeated for every
+    head, and the result; gate, its activation, up and their product; the mask as numbers."""
+    h, a, width = shape.hidden_size, attention_width(shape), active_width(shape)
+    few = 4.0 * shape.num_attention_heads + 8.0
+    if section.precision == "bf16":
+        whole = 26.0 * h + 8.0 * a + 8.0 * width + 2.0 * sequence_tokens + few
+    else:
+        whole = 24.0 * h + 16.0 * a + 16.0 * width + 4.0 * sequence_tokens + few
+    if section.lora is not None:
+        # Frozen norms keep no result; each A's product is kept.
+        bits = 2.0 if section.precision == "bf16" else 4.0
+        whole += (bits - 8.0) * h + 7.0 * bits * section.lora.rank
+    if shape.num_experts is not None:
+        # Tokens are sorted to their experts: another copy of what goes in and comes out.
+        whole += 8.0 * h * (shape.num_experts_per_tok or 1)
+    return whole

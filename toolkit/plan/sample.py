@@ -1,0 +1,243 @@
+"""A bounded look at a recipe's own documents, before the data stage has run.
+
+Documents are read as the data stage reads and cleans them, until a source ends or its time is up.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.data.artefacts import cache_folder
+from toolkit.data.clean import clean_documents
+from toolkit.data.config import ArtefactSection, CleaningSection, SourceSection
+from toolkit.data.duplicates import drop_exact, drop_near, exact_keys, signatures
+from toolkit.data.sources import Document, read_documents
+from toolkit.data.split import assign_split, stable_unit
+from toolkit.data.words import spread
+from toolkit.errors import DataError
+
+KEPT_BYTES = 4 << 20
+"""Text of a source that is kept for a closer look."""
+
+_BATCH = 64
+
+
+@dataclass
+class Sample:
+    """What was seen of one source.
+
+    Attributes:
+        name, role: of the source.
+        documents: kept for a closer look: a choice by hash among those read.
+        read_documents, read_bytes: read, before cleaning.
+        train_documents: of them, cleaned and in the training split.
+        split_bytes: cleaned text by split.
+        duplicate_fraction: share of the kept documents' bytes that repeats another of them.
+        whole: everything was read, so that amounts are counted rather than estimated.
+        seen_fraction: estimated share of the source that was read; None where nothing tells.
+        is_talk: conversations.
+        why: why nothing was read, where nothing was.
+    """
+
+    name: str
+    role: str
+    documents: list[Document] = field(default_factory=list)
+    read_documents: int = 0
+    read_bytes: int = 0
+    train_documents: int = 0
+    split_bytes: Counter[str] = field(default_factory=Counter)
+    duplicate_fraction: float | None = None
+    whole: bool = False
+    seen_fraction: float | None = None
+    is_talk: bool = False
+    why: str = ""
+
+    @property
+    def estimated_train_bytes(self) -> float | None:
+        """Bytes of training text in all of the source, without repeated documents; at least that
+        where only a part was read and nothing tells how large a part; None where none was."""
+        if self.why:
+            return None
+        unique = self.split_bytes["train"] * (1.0 - (self.duplicate_fraction or 0.0))
+        return unique / (self.seen_fraction or 1.0)
+
+
+def sample_source(
+    name: str,
+    source: SourceSection,
+    cleaning: CleaningSection,
+    *,
+    seed: int,
+    seconds: float,
+    fetch_seconds: float = 20.0,
+) -> Sample:
+    """Read documents of one source for so long.
+
+    A hub that cannot be reached, or an artefact that takes too long to fetch, is said in `why`;
+    damage in the documents is an error here as it is in the data stage.
+
+    Raises:
+        DataError: local documents are missing or damaged.
+    """
+    sample = Sample(name, source.role, is_talk=source.messages_field is not None)
+    if source.artefact is not None and not is_fetched(source.artefact, fetch_seconds):
+        artefact = source.artefact
+        sample.why = (
+            f"{artefact.package} {artefact.version} is not in the cache and could not be fetched "
+            f"within {fetch_seconds:.0f} s"
+        )
+        return sample
+    if source.hub is not None:
+        if why := _hub_trouble(source.hub.dataset, source.hub.revision):
+            sample.why = why
+            return sample
+        try:
+            _read(sample, source, cleaning, seed, seconds)
+        except DataError as error:
+            sample.why = str(error)
+        return sample
+    _read(sample, source, cleaning, seed, seconds)
+    return sample
+
+
+def _read(
+    sample: Sample, source: SourceSection, cleaning: CleaningSection, seed: int, seconds: float
+) -> None:
+    stop = time.monotonic() + seconds
+    documents = read_documents(sample.name, source)
+    counts: Counter[str] = Counter()
+    kept: list[tuple[float, Document]] = []
+    size = 0
+    edge = 1.0
+    while batch := list(islice(documents, _BATCH)):
+        clean, _, _ = clean_documents(batch, cleaning, counts)
+        sample.read_documents += len(batch)
+        sample.read_bytes += sum(len(d.text.encode("utf-8", "replace")) for d in batch)
+        for document in clean:
+            split = assign_split(document, source, seed)
+            num_bytes = len(document.text.encode())
+            sample.split_bytes[split or "none"] += num_bytes
+            if split != "train":
+                continue
+            sample.train_documents += 1
+            place = stable_unit("plan", seed, document.id)
+            if place < edge:
+                kept.append((place, document))
+                size += num_bytes
+        if size > 2 * KEPT_BYTES:
+            kept, size, edge = _thinned(kept)
+        if time.monotonic() > stop:
+            break
+    else:
+        sample.whole = True
+    sample.documents = [document for _, document in sorted(kept, key=lambda pair: pair[0])]
+    sample.seen_fraction = 1.0 if sample.whole else _seen(source, sample, last=batch)
+    sample.duplicate_fraction = duplicate_fraction(sample.documents, cleaning)
+
+
+def _thinned(kept: list[tuple[float, Document]]) -> tuple[list[tuple[float, Document]], int, float]:
+    """The documents of lowest hash, up to the bytes that are kept, and the hash beyond them."""
+    size = 0
+    stays: list[tuple[float, Document]] = []
+    for place, document in sorted(kept, key=lambda pair: pair[0]):
+        size += len(document.text.encode())
+        if stays and size > KEPT_BYTES:
+            return stays, size, place
+        stays.append((place, document))
+    return stays, size, 1.0
+
+
+def _seen(source: SourceSection, sample: Sample, last: list[Document]) -> float | None:
+    """Estimated share of a source that was read, where it was not read to its end."""
+    if source.tokens is not None:
+        return None  # the recipe says how much there is
+    if source.max_documents is not None:
+        return min(1.0, sample.read_documents / source.max_documents)
+    if source.files is None or not last:
+        return None
+    paths = _local_files(source)
+    if not paths:
+        return None
+    # Files are read in a stable order: the one being read bounds what was seen.
+    where = last[-1].id
+    for number, path in enumerate(paths):
+        if path.stem.split(".")[0] in where:
+            sizes = [p.stat().st_size for p in paths]
+            before, own = sum(sizes[:number]), sizes[number]
+            if number == 0 and path.suffix in {".jsonl", ".ndjson", ".csv", ".txt"}:
+                return min(1.0, sample.read_bytes / sum(sizes))
+            return (before + own / 2.0) / sum(sizes) if number else None
+    return None
+
+
+def _local_files(source: SourceSection) -> list[Path]:
+    found: set[Path] = set()
+    for pattern in source.files or ():
+        if "://" in pattern or "{" in pattern:
+            return []
+        found.update(path for path in Path().glob(pattern) if path.is_file())
+    return sorted(found)
+
+
+def duplicate_fraction(documents: list[Document], cleaning: CleaningSection) -> float:
+    """Share of the text that stands in documents which repeat another one, or nearly."""
+    if not documents:
+        return 0.0
+    from toolkit.data.words import word_codes
+
+    codes, offsets = word_codes([document.text for document in documents])
+    words = spread(codes)
+    sizes = np.array([len(document.text.encode()) for document in documents], dtype=np.float64)
+    rank = np.zeros(len(documents))
+    repeated = drop_exact(exact_keys(words, offsets), rank)
+    if cleaning.near_duplicates is not None:
+        rows = signatures(words, offsets)
+        repeated |= drop_near(rows, rank, cleaning.near_duplicates, ~repeated)
+    return float(sizes[repeated].sum() / sizes.sum())
+
+
+def is_fetched(artefact: ArtefactSection, seconds: float) -> bool:
+    """Whether an artefact is in the cache, or can be brought there within so many seconds."""
+    folder = cache_folder() / "artefacts" / artefact.sha256
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        return True
+    code = (
+        "import sys; from toolkit.data.config import ArtefactSection as A; "
+        "from toolkit.data.artefacts import fetch_artefact as f; "
+        "f(A.model_validate_json(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, artefact.model_dump_json()]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, start_new_session=True, **quiet) as process:  # type: ignore[call-overload]
+        try:
+            return bool(process.wait(timeout=seconds) == 0)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGINT)  # Python then removes what it began
+            return False
+
+
+def _hub_trouble(dataset: str, revision: str | None) -> str:
+    """Why a dataset of the hub cannot be read now, or nothing; asks for its card only."""
+    if Path(dataset).exists():
+        return ""
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return f"{dataset}: the hub is switched off here (HF_HUB_OFFLINE)"
+    try:
+        HfApi().dataset_info(dataset, revision=revision, timeout=5.0)
+    except Exception as error:  # whatever the connection, the hub or its client raises
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"{dataset}: the hub cannot be reached, or does not have it ({first})"
+    return ""

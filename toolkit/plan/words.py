@@ -1,0 +1,107 @@
+"""How a tokenizer and a vocabulary meet a domain: pieces a word, badly split words, rare words."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_WORD = re.compile(r"[^\W\d_]+")
+BAD_PIECES = 4
+"""A word in so many pieces or more counts as badly split."""
+
+_MOST_WORDS = 60_000
+
+
+@dataclass(frozen=True)
+class WordFigures:
+    """Words of one role's sample (letters only; numbers split in any tokenizer).
+
+    Attributes:
+        num_words: looked at.
+        tokens_per_word: pieces of a word as it stands in running text, mean over all words.
+        badly_split_fraction: share of the words that fall into `BAD_PIECES` or more.
+        tokens_per_byte: of all the text, spaces and numbers included.
+        rare_fraction: share of the words that the other role's sample does not have; None where
+            there is none.
+        examples: badly split words, the most frequent first.
+    """
+
+    num_words: int
+    tokens_per_word: float
+    badly_split_fraction: float
+    tokens_per_byte: float
+    rare_fraction: float | None
+    examples: tuple[str, ...]
+
+
+def count_words(texts: Sequence[str], most: int = _MOST_WORDS) -> Counter[str]:
+    """Words as they are written, up to so many."""
+    counts: Counter[str] = Counter()
+    total = 0
+    for text in texts:
+        found = _WORD.findall(text)[: most - total]
+        counts.update(found)
+        total += len(found)
+        if total >= most:
+            break
+    return counts
+
+
+def word_figures(texts: Sequence[str], others: Sequence[str] | None, tokenizer: Any) -> WordFigures:
+    """Figures of one role's texts.
+
+    Args:
+        texts: of the role.
+        others: of the other role, for what is rare; both are looked at to the same length.
+        tokenizer: something with `count(text)`, the number of its tokens, and
+            `count_many(texts)`, the number of each.
+    """
+    most = _MOST_WORDS
+    if others is not None:
+        known = count_words(others)
+        most = min(most, max(1, known.total()))
+    counts = count_words(texts, most)
+    total = counts.total() or 1
+    words = list(counts)
+    # With a space in front, as a word stands in running text.
+    pieces = dict(zip(words, tokenizer.count_many([f" {w}" for w in words]), strict=True))
+    bad = [word for word in words if pieces[word] >= BAD_PIECES]
+    rare = None
+    if others is not None:
+        lower = {word.lower() for word in known}
+        rare = sum(n for word, n in counts.items() if word.lower() not in lower) / total
+    num_bytes, num_tokens = 0, 0
+    for text, number in zip(texts, tokenizer.count_many(list(texts)), strict=True):
+        num_bytes += len(text.encode())
+        num_tokens += number
+    return WordFigures(
+        num_words=counts.total(),
+        tokens_per_word=sum(pieces[word] * n for word, n in counts.items()) / total,
+        badly_split_fraction=sum(counts[word] for word in bad) / total,
+        tokens_per_byte=num_tokens / max(1, num_bytes),
+        rare_fraction=rare,
+        examples=tuple(sorted(bad, key=lambda word: (-counts[word], word))[:5]),
+    )
+
+
+class FolderTokenizer:
+    """Counts tokens with the tokenizer of a model folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from toolkit.data.encode import Encoder, TextTokenizer
+
+        self.text = TextTokenizer(folder)
+        self._encoder = Encoder(folder, 0)
+
+    def count_many(self, texts: list[str]) -> list[int]:
+        return [len(ids) for ids in self.encode_many(texts)]
+
+    def encode_many(self, texts: list[str]) -> list[list[int]]:
+        from toolkit.data.sources import Document
+
+        documents = [Document("", "", "", text) for text in texts]
+        return [encoded.tokens for encoded in self._encoder.encode(documents)]

@@ -1,0 +1,236 @@
+"""The general model of a plan: where it is, what it is made of, how it reads and trains here.
+
+Weights are looked for on this machine only; of a hub model that is not here no more than its
+configuration and tokenizer is fetched, and where that fails the recipe's `shape` stands in.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolkit.data.source_config import ArtefactSection
+from toolkit.errors import EvaluationError, ToolkitError
+from toolkit.model_config import ShapeSection, shape_of, shape_of_folder
+from toolkit.plan.devices import Device
+from toolkit.plan.evidence import Looked
+from toolkit.plan.shape import count_parameters
+from toolkit.plan.surprise import Surprise, cut_pieces, measure_surprise
+from toolkit.plan.words import FolderTokenizer
+from toolkit.recipe import Recipe
+from toolkit.stages.chain import Run
+
+PIECE_TOKENS, PIECES = 96, 16
+"""Length and number of the documents of each role that the model reads, twice (shuffled too)."""
+
+LARGEST_READ, LARGEST_TIMED = 2_000_000_000, 600_000_000
+"""Parameters of models that are read with, and whose steps are timed, on this machine's CPU."""
+
+TIMED_SECONDS = 8.0
+_HUB_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model as far as it is here.
+
+    Attributes:
+        shape: its measures, None where nothing tells them.
+        tokenizer: folder with its tokenizer.
+        weights: folder with its weights.
+        why: why something is missing, for the reader.
+    """
+
+    shape: ShapeSection | None = None
+    tokenizer: Path | None = None
+    weights: Path | None = None
+    why: str = ""
+
+
+@dataclass
+class Measured:
+    """What the model did here; None where it could not be tried."""
+
+    surprise: Surprise | None = None
+    training_tokens_per_second: float | None = None
+    reading_tokens_per_second: float | None = None
+    flops: float | None = None
+    how: str = "not measured"
+    machine: Device = field(default_factory=lambda: _machine(None))
+    notes: list[str] = field(default_factory=list)
+
+    def values(self) -> dict[str, Any]:
+        return {
+            "memory_bytes": self.machine.memory_bytes,
+            "training_tokens_per_second": self.training_tokens_per_second,
+            "reading_tokens_per_second": self.reading_tokens_per_second,
+            "flops_per_second": self.flops,
+            "how": self.how,
+        }
+
+
+def _machine(speed: Any) -> Device:
+    from toolkit.plan.speed import this_machine
+
+    return this_machine(speed)
+
+
+def locate_model(run: Run) -> Located:
+    """Find the recipe's general model without fetching anything large.
+
+    Raises:
+        ToolkitError: a local folder is no causal language model, or a package cannot be read.
+    """
+    model = run.recipe.model
+    if model.path is not None:
+        from toolkit.checkpoint.load import load_model_config
+
+        load_model_config(model.path)
+        return Located(shape_of_folder(model.path), model.path, model.path)
+    if model.artefact is not None:
+        return _packaged(run, model.artefact, model.shape)
+    return _on_hub(str(model.hub), model.revision, shape_of(model))
+
+
+def _packaged(run: Run, artefact: ArtefactSection, shape: ShapeSection | None) -> Located:
+    from toolkit.plan.sample import is_fetched
+    from toolkit.stages.chain import ensure_original
+
+    if not (run.root / "general" / "manifest.json").is_file() and not is_fetched(artefact, 20.0):
+        return Located(
+            shape,
+            why=f"{artefact.package} {artefact.version} is not in the cache and could not be "
+            "fetched in 20 s; the model was not tried",
+        )
+    folder = ensure_original(run)
+    return Located(shape_of_folder(folder), folder, folder)
+
+
+def _on_hub(name: str, revision: str | None, shape: ShapeSection | None) -> Located:
+    from huggingface_hub import snapshot_download
+
+    folder: Path | None = None
+    for offline in (True, False):
+        try:
+            found = snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=list(_HUB_FILES),
+                local_files_only=offline,
+                etag_timeout=5.0,
+            )
+        except Exception:  # noqa: S112  (whatever the hub or its client raises: it is not here)
+            continue
+        if (Path(found) / "config.json").is_file():
+            folder = Path(found)
+            break
+    if folder is None:
+        tail = "" if shape is not None else "; give its measures under model.shape"
+        return Located(
+            shape,
+            why=f"{name} is not on this machine and the hub cannot be reached: neither its "
+            f"tokenizer nor its weights were tried{tail}",
+        )
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    is_here = any(folder.glob("*.safetensors")) and not _incomplete(folder)
+    return Located(
+        shape_of_folder(folder),
+        folder if has_tokenizer else None,
+        folder if is_here else None,
+        "" if is_here else f"the weights of {name} are not on this machine: it was not tried",
+    )
+
+
+def _incomplete(folder: Path) -> bool:
+    """Whether shards that the index names are missing."""
+    from toolkit.manifest import load_json
+
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return False
+    return not all(
+        (folder / name).is_file() for name in set(load_json(index)["weight_map"].values())
+    )
+
+
+def measure_model(
+    located: Located,
+    looked: Looked,
+    tokenizer: FolderTokenizer | None,
+    separator: int,
+    recipe: Recipe,
+) -> Measured:
+    """Let the model read, and time training here.
+
+    Where the weights are not here, or the model is too large for this, matrix products of its
+    shapes are timed instead.
+    """
+    import torch
+
+    from toolkit.plan.speed import this_machine, time_products, time_steps
+
+    found = Measured()
+    shape = located.shape
+    size = count_parameters(shape).total if shape is not None else 0
+    memory = found.machine.memory_bytes
+    speed = None
+    low = recipe.train.precision == "bf16"
+    length = max(
+        [recipe.data.sequence_tokens, *(s.sequence_tokens or 0 for s in recipe.data.stages)]
+    )
+    can_read = size <= LARGEST_READ and 3.0 * size < 0.5 * memory
+    if located.weights is not None and tokenizer is not None and can_read:
+        from toolkit.checkpoint.load import load_causal_model
+
+        model = load_causal_model(located.weights, torch.bfloat16)
+        _read(found, model, looked, tokenizer, separator, recipe)
+        if shape is not None and size <= LARGEST_TIMED and 20.0 * size < 0.7 * memory:
+            tokens = [
+                i for text in looked.texts("domain")[:20] for i in tokenizer.encode_many([text])[0]
+            ]
+            speed = time_steps(
+                model.float(), recipe.train, shape, tokens or [0], length, seconds=TIMED_SECONDS
+            )
+            found.training_tokens_per_second = speed.tokens_per_second
+    elif located.weights is not None:
+        found.notes.append(
+            f"{size / 1e9:.1f}B parameters are too many to be read with on this machine in a minute"
+        )
+    if speed is None and shape is not None:
+        speed = time_products(shape, 1024, seconds=2.0, low=low)
+    if speed is not None:
+        found.flops, found.how = speed.flops, speed.how
+        found.machine = this_machine(speed)
+    return found
+
+
+def _read(
+    found: Measured,
+    model: Any,
+    looked: Looked,
+    tokenizer: FolderTokenizer,
+    separator: int,
+    recipe: Recipe,
+) -> None:
+    size = sum(parameter.numel() for parameter in model.parameters())
+    count = max(4, min(PIECES, round(PIECES * 2e8 / size)))
+    pieces = [
+        cut_pieces(
+            looked.texts(role), tokenizer.text, separator, num_tokens=PIECE_TOKENS, count=count
+        )
+        for role in ("domain", "general")
+    ]
+    if min(map(len, pieces)) < 2:
+        found.notes.append("too few documents to let the general model read: no bits per byte")
+        return
+    began = time.perf_counter()
+    try:
+        surprise = measure_surprise(
+            model, pieces[0], pieces[1], tokenizer.text, recipe.evaluate, seed=recipe.seed
+        )
+    except EvaluationError as error:
+        raise ToolkitError(f"the general model: {error}") from error
+    found.surprise = surprise
+    found.reading_tokens_per_second = surprise.num_tokens / (time.perf_counter() - began)
