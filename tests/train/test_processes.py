@@ -18,6 +18,9 @@ from safetensors.torch import load_file
 
 from tests.token_blocks import make_blocks
 from toolkit.checkpoint.resume import saved_steps
+from toolkit.config import parse_section
+from toolkit.merge.moe.config import MoeConfig
+from toolkit.merge.moe.run import run_moe
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -155,6 +158,24 @@ def test_shared_parameters_in_bfloat16(project: Path):
     for kind in ("one", "fsdp"):
         run(project, kind, "bf16")
     assert rows(project / "fsdp", "loss") == pytest.approx(rows(project / "one", "loss"), rel=1e-2)
+
+
+def test_a_mixture_of_experts(project: Path):
+    """Balancing loss and shares of tokens are those of one process."""
+    (project / "model").rename(project / "dense")
+    dense = str(project / "dense")
+    data = {"base_model": dense, "gate_mode": "random", "dtype": "float32"}
+    data |= {"experts": [{"source_model": dense, "noise_scale": 0.02}] * 3}
+    run_moe(parse_section(MoeConfig, data, where="test", what="test"), project / "model")
+    values = json.loads((project / "model/config.json").read_text())
+    (project / "model/config.json").write_text(json.dumps(values | {"router_aux_loss_coef": 0.5}))
+    for kind in ("one", "ddp", "fsdp"):
+        run(project, kind, "fp32")
+    for kind in ("ddp", "fsdp"):
+        for key in ("loss", "gradient_norm", "least_expert_share"):
+            assert rows(project / kind, key) == pytest.approx(
+                rows(project / "one", key), rel=1e-4
+            ), (kind, key)
 
 
 CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
