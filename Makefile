@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 plan: $(STAMP)
-	@$(TOOLKIT) plan $(DOMAIN) $(if $(DEVICES),--devices $(DEVICES)) $(if $(WRITE),--write $(WRITE))
+	@$(TOOLKIT) plan $(NAME) $(if $(DEVICES),--devices $(DEVICES)) $(if $(WRITE),--write $(WRITE))
 
 data: $(STAMP)
 	@$(TOOLKIT) data run $(NAME)

@@ -83,7 +83,7 @@ def ensure_models(run: Run) -> dict[str, Path]:
         DataError: an artefact cannot be fetched.
     """
     return {
-        name: _ensure_original(_as_general(run, name, section))
+        name: ensure_original(_as_general(run, name, section))
         for name, section in run.recipe.models.items()
     }
 

@@ -7,7 +7,7 @@ configuration and tokenizer is fetched, and where that fails the recipe's `shape
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,22 @@ def locate_model(run: Run) -> Located:
 
         load_model_config(model.path)
         return Located(shape_of_folder(model.path), model.path, model.path)
+    if model.run is not None:
+        return _other_run(run, model.run)
     if model.artefact is not None:
         return _packaged(run, model.artefact, model.shape)
     return _on_hub(str(model.hub), model.revision, shape_of(model))
+
+
+def _other_run(run: Run, name: str) -> Located:
+    """The specialist of another recipe; before it is trained its general model stands in."""
+    other = Run.open(name, run.runs)
+    made = other.root / "cpt"
+    if (made / "manifest.json").is_file():
+        return Located(shape_of_folder(made), made, made)
+    found = locate_model(other)
+    why = f"{name} is not trained yet: its general model stands in for its specialist"
+    return replace(found, why=f"{why}; {found.why}" if found.why else why)
 
 
 def _packaged(run: Run, artefact: ArtefactSection, shape: ShapeSection | None) -> Located:
