@@ -17,7 +17,7 @@ from toolkit.evaluate.cli import evaluate
 from toolkit.generate.cli import chat, generate
 from toolkit.stages.planning_cli import plan
 from toolkit.stages.publishing_cli import app as publish_app
-from toolkit.stages.training_cli import anneal, checkpoint_app, sft_app
+from toolkit.stages.training_cli import anneal, checkpoint_app, middles, sft_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +42,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 cpt_app.command("anneal")(anneal)
 app.command("eval")(evaluate)
 app.command("plan")(plan)
+app.command()(middles)
 
 RecipeName = Annotated[
     str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")

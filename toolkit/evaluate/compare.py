@@ -79,7 +79,7 @@ def run_evaluation(
         "models": {label: str(folder) for label, folder in zip(labels, models, strict=True)},
         "tasks": {name: figures_of(sets[name], found[name]) for name in sets},
     }
-    _print(results)
+    show_figures(results)
     if out is not None:
         results["items"] = {
             name: {"ids": list(sets[name].ids), "losses": found[name]} for name in sets
@@ -188,7 +188,8 @@ def _chance(first: Any, second: Any, items: EvaluationSet) -> float:
     return paired_permutation(second, first, items.groups)
 
 
-def _print(results: dict[str, Any]) -> None:
+def show_figures(results: dict[str, Any]) -> None:
+    """Print the figures of sets (`tasks`) under each model, and between each two."""
     for name, task in results["tasks"].items():
         better = "higher" if task["higher_is_better"] else "lower"
         say(f"\n {name}: {task['unit']}, {better} is better, {task['num_items']} items")

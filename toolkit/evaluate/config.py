@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -107,6 +107,25 @@ class RetentionSection(Section):
     it, 256 3 %, 1,024 1 %, 4,096 0.2 %. A thousand tokens take 8 MB."""
 
 
+class MiddlesSection(Section):
+    """Lines of held-out documents that are to be filled in, scored by their exact loss."""
+
+    source: str | None = None
+    """Name of a domain source; by default all of them."""
+
+    per_document: PositiveInt = 4
+    """Middles of each document at most; a hash decides which."""
+
+    lines: PositiveInt = 2
+    """Whole lines in a middle."""
+
+    tokens: tuple[str, str, str] | None = None
+    """Tokens for prefix, suffix and middle, as `data.fim.tokens`."""
+
+    role: EvaluationRole = "watch"
+    """What they are for where merges are searched."""
+
+
 class TaskSection(Section):
     """A task of lm-eval."""
 
@@ -161,6 +180,9 @@ class EvaluateSection(Section):
     tasks: tuple[TaskSection, ...] = ()
     """Tasks of lm-eval."""
 
+    middles: MiddlesSection | None = None
+    """Filling in the middle of code; also `toolkit middles`."""
+
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         names = [section.name for section in self.choices]
@@ -168,3 +190,8 @@ class EvaluateSection(Section):
             if names.count(name) > 1:
                 raise ValueError(f"choices: the name {name!r} stands twice")
         return self
+
+
+def identity_of_evaluation(section: EvaluateSection) -> dict[str, Any]:
+    """The settings that the figures of a merge depend on."""
+    return section.model_dump(mode="json", exclude={"middles"} if section.middles is None else None)

@@ -15,6 +15,7 @@ from toolkit.evaluate.answers import load_answers
 from toolkit.evaluate.choices import choices_set
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.documents import likelihood_sets
+from toolkit.evaluate.middles import middles_sets
 from toolkit.evaluate.power import standard_error, too_small
 from toolkit.evaluate.retention import retention_sets, split_prompts
 from toolkit.evaluate.sets import EvaluationSet
@@ -55,6 +56,8 @@ def load_sets(
     if section.retention.prompts:
         sets += _retention(section, general, split, tokenizer, cache or cache_folder())
     sets += [choices_set(choices, tokenizer, section, split) for choices in section.choices]
+    if section.middles is not None:
+        sets += middles_sets(data / f"{split}.jsonl", tokenizer, section, section.middles)
     if section.tasks:
         from toolkit.evaluate.harness import task_sets  # lm-eval takes seconds to import
 

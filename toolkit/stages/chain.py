@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from toolkit.data.config import DataSection, identity_of_data
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.evaluate.config import identity_of_evaluation
 from toolkit.manifest import Stage, content_hash, hash_bytes, hash_file, hash_json, read_manifest
 from toolkit.model_config import ModelSection, identity_of_model
 from toolkit.progress import say
@@ -261,7 +262,7 @@ def _merge_stage(
     return run.stage(
         "merge",
         {
-            "evaluate": recipe.evaluate.model_dump(mode="json"),
+            "evaluate": identity_of_evaluation(recipe.evaluate),
             "search": recipe.search.model_dump(mode="json", exclude=set(SEARCH_WITHOUT_EFFECT)),
             "select": recipe.select.model_dump(mode="json"),
         },

@@ -21,8 +21,7 @@ from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.load import load_sets, refuse_overlap
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.manifest import Stage, hash_json
-from toolkit.model_config import shape_of_folder
+from toolkit.manifest import Stage, hash_json, load_json
 from toolkit.progress import say
 from toolkit.recipe import Recipe, merge_folder
 from toolkit.search.bench import Bench, device_of
@@ -148,14 +147,21 @@ def prepare_search(
 
 
 def _refuse_other_positions(general: Path, specialist: Path) -> None:
-    bases = [shape_of_folder(folder).rope_theta for folder in (general, specialist)]
-    if bases[0] != bases[1]:
+    bases = [_rotary_base(folder) for folder in (general, specialist)]
+    if None not in bases and bases[0] != bases[1]:
         raise ConfigError(
             f"merge: the rotary base is {bases[0]:g} in {general} and {bases[1]:g} in "
             f"{specialist}; their attention was learned at different positions, so a mean of the "
             "two is neither. Use the specialist as it is (`toolkit sft run`, `toolkit eval`), or "
             "drop rope_theta from train.stages."
         )
+
+
+def _rotary_base(folder: Path) -> float | None:
+    values = load_json(folder / "config.json")
+    values = values.get("text_config") or values
+    base = (values.get("rope_parameters") or {}).get("rope_theta", values.get("rope_theta"))
+    return base if isinstance(base, (int, float)) else None
 
 
 def _objective(recipe: Recipe, sets: Sequence[EvaluationSet], race: RaceSection) -> Objective:

@@ -45,6 +45,14 @@ def anneal(
     ensure_anneal(Run.open(recipe, runs), from_step=from_step, steps=steps)
 
 
+def middles(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
+    """Score how well general model and specialist fill in the middle of held-out code."""
+    from toolkit.stages.chain import Run
+    from toolkit.stages.infilling import measure_middles
+
+    measure_middles(Run.open(recipe, runs))
+
+
 @checkpoint_app.command("average")
 def average(
     places: Annotated[

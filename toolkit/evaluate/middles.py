@@ -1,0 +1,154 @@
+"""Filling in the middle: exact loss of held-out lines, given what stands before and after them.
+
+A middle is a run of whole lines of a document. It is scored behind prefix and suffix, as documents
+are rearranged in training (PSM), and behind the prefix alone, as a model without the suffix would
+have to guess it: what the second loses against the first is what the suffix is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.data.config import FimSection
+from toolkit.data.encode import find_fim_tokens
+from toolkit.data.split import stable_unit
+from toolkit.errors import EvaluationError
+from toolkit.evaluate.config import EvaluateSection, MiddlesSection
+from toolkit.evaluate.documents import grouping
+from toolkit.evaluate.likelihood import read_rows
+from toolkit.evaluate.prompted import Prompted, score_continuations
+from toolkit.evaluate.sets import BITS, EvaluationSet
+from toolkit.manifest import hash_json
+
+BOTH_SIDES, PREFIX_ONLY = "middles", "middles, prefix only"
+
+
+@dataclass(frozen=True)
+class Middle:
+    """Lines to fill in.
+
+    Attributes:
+        id: of the document, and which of its middles it is.
+        group: of the document.
+        prefix, text, suffix: the document in three parts; the text is whole lines.
+    """
+
+    id: str
+    group: str
+    prefix: str
+    text: str
+    suffix: str
+
+
+def cut_middles(row: dict[str, Any], section: MiddlesSection) -> list[Middle]:
+    """Middles of a document, chosen by the hash of its id; none of a document that is too short.
+
+    Args:
+        row: of `tuning.jsonl` or `test.jsonl`.
+        section: how many, and how long.
+
+    >>> row = {"id": "a", "text": "def f(x):\\n    y = x + 1\\n    return y\\n"}
+    >>> [middle.text for middle in cut_middles(row, MiddlesSection(per_document=3, lines=1))]
+    ['    y = x + 1\\n']
+    """
+    lines = row["text"].splitlines(keepends=True)
+    # Something must stand before and after, and a middle of white space says nothing.
+    places = [
+        start
+        for start in range(1, len(lines) - section.lines)
+        if "".join(lines[start : start + section.lines]).strip()
+    ]
+    places.sort(key=lambda start: stable_unit("middle", row["id"], start))
+    return [
+        Middle(
+            f"{row['id']}#{start}",
+            str(row.get("group") or row["id"]),
+            "".join(lines[:start]),
+            "".join(lines[start : start + section.lines]),
+            "".join(lines[start + section.lines :]),
+        )
+        for start in sorted(places[: section.per_document])
+    ]
+
+
+def middles_sets(
+    path: Path, tokenizer: Any, section: EvaluateSection, wanted: MiddlesSection
+) -> list[EvaluationSet]:
+    """The middles of the domain's documents, behind both sides and behind the prefix alone.
+
+    Args:
+        path: `tuning.jsonl` or `test.jsonl` of a data stage.
+        tokenizer: of the models that are compared.
+        section: windows and batches.
+        wanted: which middles.
+
+    Raises:
+        DataError: the tokenizer lacks the tokens of fill-in-the-middle.
+        EvaluationError: no document has enough lines.
+    """
+    ids = find_fim_tokens(FimSection(tokens=wanted.tokens), tokenizer.get_vocab())
+    rows = [row for row in read_rows(path) if row["role"] == "domain" and not row.get("messages")]
+    if wanted.source is not None:
+        rows = [row for row in rows if row["id"].partition("/")[0] == wanted.source]
+    found = [middle for row in rows for middle in cut_middles(row, wanted)]
+    if not found:
+        raise EvaluationError(
+            f"{path}: no document has {wanted.lines + 2} lines to fill a middle in; give longer "
+            "documents (data.evaluation_document_tokens), or lower evaluate.middles.lines."
+        )
+
+    def tokens(text: str) -> list[int]:
+        return list(
+            tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        )
+
+    both: list[Prompted] = []
+    alone: list[Prompted] = []
+    for middle in found:
+        prefix, inner, suffix = map(tokens, (middle.prefix, middle.text, middle.suffix))
+        room = max(2, section.window_tokens - len(inner) - len(ids))
+        after = suffix[: max(room // 2, room - len(prefix))]
+        before = prefix[-max(1, room - len(after)) :]
+        both.append(Prompted([ids[0], *before, ids[1], *after, ids[2]], [inner]))
+        alone.append(Prompted(before, [inner]))
+    return [
+        _set(name, found, items, section, wanted)
+        for name, items in ((BOTH_SIDES, both), (PREFIX_ONLY, alone))
+    ]
+
+
+def _set(
+    name: str,
+    middles: Sequence[Middle],
+    items: Sequence[Prompted],
+    section: EvaluateSection,
+    wanted: MiddlesSection,
+) -> EvaluationSet:
+    def score(model: Any, chosen: Sequence[int]) -> list[float]:
+        scores = score_continuations(model, [items[n] for n in chosen], section.batch_tokens)
+        losses = [-row[0] for row in scores]
+        for n, loss in zip(chosen, losses, strict=True):
+            if not loss < float("inf"):
+                raise EvaluationError(f"{middles[n].id}: the loss is {loss}; the model is damaged.")
+        return losses
+
+    ids = [middle.id for middle in middles]
+    groups, note = grouping(ids, [middle.group for middle in middles])
+    return EvaluationSet(
+        name=name,
+        role=wanted.role if name == BOTH_SIDES else "watch",
+        unit="bits per byte",
+        ids=ids,
+        groups=groups,
+        sizes=[len(middle.text.encode()) for middle in middles],
+        costs=[item.cost() for item in items],
+        content_hash=hash_json([[i.prompt, i.continuations] for i in items]),
+        score=score,
+        scale=BITS,
+        settings_hash=hash_json({"kind": "middles", "precision": section.precision}),
+        item_hashes=[hash_json([m.prefix, m.text, m.suffix]) for m in middles],
+        note=note,
+    )

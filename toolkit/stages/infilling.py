@@ -1,0 +1,66 @@
+"""How well a run's models fill in middles: general model, specialist, and what was fine-tuned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.checkpoint.folder import stored_dtype
+from toolkit.checkpoint.load import load_causal_model
+from toolkit.errors import ConfigError
+from toolkit.evaluate.compare import figures_of, show_figures
+from toolkit.evaluate.middles import middles_sets
+from toolkit.manifest import write_json
+from toolkit.progress import progress, say
+from toolkit.stages.chain import Run, ensure_data, ensure_general
+from toolkit.stages.finishing import ensure_specialist
+
+FIGURES = "middles.json"
+
+
+def measure_middles(run: Run) -> dict[str, Any]:
+    """Score the held-out middles of the test documents, and write `runs/<recipe>/middles.json`.
+
+    Returns:
+        Figures of each set under each model, and of the differences, paired by middle.
+
+    Raises:
+        ConfigError: the recipe has no section `evaluate.middles`.
+    """
+    from transformers import AutoTokenizer
+
+    section = run.recipe.evaluate
+    if section.middles is None:
+        raise ConfigError(
+            f"{run.name}: the recipe has no section evaluate.middles; give it (see "
+            "recipes/code-llama.yaml)."
+        )
+    general, data, specialist = ensure_general(run), ensure_data(run), ensure_specialist(run)
+    models = {"general": general, "specialist": specialist}
+    tuned = run.root / "sft"
+    if (tuned / "manifest.json").is_file():
+        models["sft"] = tuned
+    tokenizer = AutoTokenizer.from_pretrained(general)
+    sets = middles_sets(data / "test.jsonl", tokenizer, section, section.middles)
+    losses: dict[str, dict[str, list[float]]] = {items.name: {} for items in sets}
+    total = len(models) * sum(sum(items.costs) for items in sets)
+    with progress("middles, tokens", total) as advance:
+        for label, folder in models.items():
+            model = load_causal_model(folder, _dtype(section.precision, folder))
+            for items in sets:
+                losses[items.name][label] = items.score(model, range(len(items)))
+                advance(sum(items.costs), label)
+    results = {
+        "models": {label: folder.name for label, folder in models.items()},
+        "tasks": {items.name: figures_of(items, losses[items.name]) for items in sets},
+    }
+    show_figures(results)
+    write_json(run.root / FIGURES, results)
+    say(f"Written to {run.root / FIGURES}.")
+    return results
+
+
+def _dtype(precision: str, folder: Path) -> torch.dtype:
+    return torch.float32 if precision == "fp32" else stored_dtype(folder)
