@@ -127,3 +127,9 @@ def test_what_fits_is_no_problem_and_the_fewest_is_the_fewest():
 def test_a_recipe_with_adapters_is_judged_by_them():
     ways = ways_to_train(SMOL, section(lora={"rank": 8}), 512, Fleet(1, DEVICES["L40S"]))
     assert [way.name for way in ways[:2]] == ["LoRA r=8", "LoRA r=8, sparing"]
+
+
+def test_a_recipe_that_is_sparing_already_has_no_second_column():
+    spare = section(gradient_checkpointing="full", micro_batch_blocks=1)
+    ways = ways_to_train(SMOL, spare, 512, Fleet(1, DEVICES["L40S"]))
+    assert [way.name for way in ways] == ["full", "LoRA r=64"]

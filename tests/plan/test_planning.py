@@ -15,7 +15,7 @@ from tests.plan.shapes import LLAMA_3_70B
 from tests.test_end_to_end import recipe
 from tests.tiny_runs import make_project, open_run
 from toolkit import cli
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import ConfigError
 from toolkit.model_config import shape_of_folder
 from toolkit.plan.devices import DEVICES
 from toolkit.recipe import load_recipe
@@ -173,10 +173,15 @@ def test_replay_that_runs_out(project: Path):
     assert any(p.startswith("data.replay_fraction: 0.5 of the") for p in plan["problems"])
 
 
-def test_damaged_documents_are_an_error_as_in_the_data_stage(project: Path):
+def test_documents_that_cannot_be_read_do_not_hide_the_rest(project: Path):
     (project / "web.jsonl").write_text('{"text": \n')
-    with pytest.raises(DataError, match=r"web\.jsonl"):
-        make_plan(run_of(project, recipe()), quick())
+    values = changed()
+    values["data"]["sources"]["docs"]["files"] = ["none/*.txt"]
+    plan = make_plan(run_of(project, values), quick())
+    missing, damaged = plan["problems"]
+    assert "none/*.txt: no such file" in missing
+    assert "web.jsonl" in damaged
+    assert plan["memory"]
 
 
 def test_a_hub_source_that_is_out_of_reach_is_said(project: Path):

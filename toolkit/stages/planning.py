@@ -75,7 +75,7 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
     What is wrong with the recipe and can be known now stands under `problems`.
 
     Raises:
-        ToolkitError: documents or a local model cannot be read, or a device is unknown.
+        ToolkitError: a local model cannot be read, or a device is unknown.
     """
     began = time.monotonic()
     recipe = run.recipe
@@ -92,11 +92,14 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
         except DataError as error:
             problems += [] if problems else [str(error)]
     say("plan: looking at the documents")
-    looked = look(recipe.data, _samples(recipe.data, recipe.seed, READ_SECONDS), tokenizer)
+    samples, faults = _samples(recipe.data, recipe.seed, READ_SECONDS)
+    problems += faults
+    looked = look(recipe.data, samples, tokenizer)
     talks = None
     if recipe.sft is not None:
-        sft = recipe.sft.data
-        talks = look(sft, _samples(sft, recipe.seed, SFT_READ_SECONDS), tokenizer)
+        samples, faults = _samples(recipe.sft.data, recipe.seed, SFT_READ_SECONDS)
+        problems += [f"sft: {fault}" for fault in faults]
+        talks = look(recipe.sft.data, samples, tokenizer)
     notes += [f"{name}: {s.why}; not looked at" for name, s in looked.samples.items() if s.why]
     measured = Measured()
     if wanted.measure and located.weights is not None and tokenizer is not None:
@@ -241,12 +244,20 @@ def _enough(shape: ShapeSection, run: Run, longest: int, device: Device) -> Flee
     return Fleet(ways[0].fewest or 1, device)
 
 
-def _samples(data: DataSection, seed: int, all_seconds: float) -> dict[str, Sample]:
+def _samples(
+    data: DataSection, seed: int, all_seconds: float
+) -> tuple[dict[str, Sample], list[str]]:
+    """A look at every source, and what is wrong with those that cannot be read."""
     seconds = all_seconds / len(data.sources)
-    return {
-        name: sample_source(name, source, data.cleaning, seed=seed, seconds=seconds)
-        for name, source in data.sources.items()
-    }
+    samples: dict[str, Sample] = {}
+    faults: list[str] = []
+    for name, source in data.sources.items():
+        try:
+            samples[name] = sample_source(name, source, data.cleaning, seed=seed, seconds=seconds)
+        except DataError as error:
+            faults.append(str(error))
+            samples[name] = Sample(name, source.role, why="it cannot be read, see below")
+    return samples, faults
 
 
 def _num_talks(talks: Looked | None) -> int:
@@ -300,6 +311,8 @@ def _work(
     read = (recipe.search.candidates + 3) * tuning
     forward = training_flops(shape, recipe.evaluate.window_tokens) / 3.0
     seconds = read / reading if reading else None
+    if tuning == 0.0:
+        return found  # nothing was seen of the tuning sets
     found.append(
         Work("merge search, at most", 0.0, read, 0, read * forward, read * forward, seconds)
     )
@@ -331,7 +344,6 @@ def _settings(
 ) -> list[Setting]:
     recipe, train = run.recipe, run.recipe.train
     now: dict[str, Any] = {
-        "train.epochs": train.epochs,
         "train.schedule.kind": train.schedule.kind,
         "train.schedule.peak_lr": train.schedule.peak_lr,
         "train.schedule.rewarm_fraction": train.schedule.rewarm_fraction,
@@ -340,8 +352,9 @@ def _settings(
         "train.lora": train.lora.model_dump() if train.lora is not None else None,
         "tokenizer": recipe.tokenizer.model_dump() if recipe.tokenizer is not None else None,
     }
-    if not recipe.data.stages:  # a curriculum has shares of its own
+    if not recipe.data.stages:  # a curriculum has shares and amounts of its own
         now["data.replay_fraction"] = recipe.data.replay_fraction
+        now["train.epochs"] = train.epochs
     lora_only = (
         bool(ways)
         and train.lora is None
