@@ -154,3 +154,11 @@ def test_a_setting_that_is_right_changes_nothing():
 def test_fine_tuning_advice():
     assert "about 3.0M tokens" in sft_advice(3e10)
     assert "thousands of good conversations" in sft_advice(1e5)
+
+
+@pytest.mark.parametrize(
+    ("own", "steps", "wanted"), [(0.008, 5000, 0.008), (0.2, 5000, 0.01), (0.0, 200, 0.02)]
+)
+def test_rewarming_within_what_is_usual_stays(own: float, steps: int, wanted: float):
+    now = {**settings_now(), "train.schedule.rewarm_fraction": own}
+    assert settings(steps=steps, now=now)["train.schedule.rewarm_fraction"].value == wanted

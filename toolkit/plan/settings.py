@@ -117,7 +117,9 @@ def choose_settings(
             rate = own
         want("train.schedule.peak_lr", float(f"{rate:.3g}"), source)
     total = (steps or 0) * epochs
-    rewarm = 0.01 if total >= 1000 else 0.02
+    rewarm = now.get("train.schedule.rewarm_fraction", 0.0)
+    if not 0.005 <= rewarm <= 0.03:
+        rewarm = 0.01 if total >= 1000 else 0.02
     want("train.schedule.rewarm_fraction", rewarm, "1 to 3 % of the steps; its length hardly "
          "matters (Gupta et al. 2023)")  # fmt: skip
     if steps is not None and 0 < total < FEW_STEPS and now.get("train.blocks_per_step", 1) > 1:
