@@ -7,7 +7,7 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup plan bench-plan data cpt merge chat publish checks test bench bench-merge clean sft bench-data bench-train bench-search bench-choices
+.PHONY: help setup plan bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft bench-data bench-train bench-search bench-choices
 
 help:
 	@echo "make plan DOMAIN=finance     is CPT the right tool, what will it take, which settings"
@@ -17,7 +17,7 @@ help:
 	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
 	@echo "make cpt DOMAIN=code-llama SCALE=laptop    a recipe at another scale; VARIANT=... another form"
 	@echo "make publish DOMAIN=finance REPO=org/name"
-	@echo "make setup | checks | test | bench | bench-merge | bench-data | bench-train | bench-choices | bench-search | clean"
+	@echo "make setup | checks | test | docs | bench | bench-merge | bench-data | bench-train | bench-choices | bench-search | clean"
 
 setup: $(STAMP)
 
@@ -64,6 +64,13 @@ checks: $(STAMP)
 test: $(STAMP)
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/pytest
 
+# The guide: reference pages and charts written anew, then site/, in which no link may be broken.
+docs: $(STAMP)
+	@$(VENV)/bin/python docs/tools/reference.py
+	@$(VENV)/bin/python docs/tools/pictures.py
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --clean
+	@echo "site/index.html"
+
 bench: $(STAMP)
 	@$(VENV)/bin/python benchmarks/loss.py
 
@@ -97,4 +104,4 @@ bench-search: $(STAMP)
 
 # Environment and caches; runs/ holds your models and stays.
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build site *.egg-info

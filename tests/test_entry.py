@@ -55,7 +55,7 @@ def test_what_the_short_way_does_not_load(tmp_path: Path):
     loaded = set(eval(text.splitlines()[-1]))  # noqa: S307  (a list that we printed ourselves)
     assert code == 0
     assert "numpy" in loaded
-    assert not loaded & {"typer", "rich", "click", "llvmlite", "numba", "torch", "mergekit"}
+    assert not loaded & {"typer", "rich", "click", "pydantic", "llvmlite", "numba", "torch"}
 
 
 @pytest.mark.parametrize("words", [("gone.yml", "out"), ("", "out")])

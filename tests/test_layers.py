@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
-COMMON = {"errors", "config", "manifest", "progress", "lazy_torch"}
+COMMON = {"errors", "config", "manifest", "plain", "progress", "lazy_torch"}
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
+    "plain": {"errors"},
+    "config": {"errors", "plain"},
     "manifest": {"errors", "config"},
     "progress": set(),
     "lazy_torch": set(),
     "checkpoint": COMMON,
     "data": COMMON,
-    "train": COMMON | {"checkpoint", "data"},
+    "train": COMMON | {"checkpoint", "data", "model_config"},
     "merge": COMMON | {"checkpoint"},
     "adapter": COMMON | {"checkpoint", "merge"},
     "evaluate": COMMON | {"checkpoint", "data", "generate"},
@@ -28,6 +29,7 @@ MAY_IMPORT = {
     "model_config": COMMON | {"data"},
     "plan": COMMON | {"model_config", "data", "train", "checkpoint", "evaluate"},
     "report": COMMON,
+    "study": COMMON | {"evaluate"},
     "publish": COMMON | {"checkpoint"},
 }
 """recipe, stages, entry and cli sit on top and may import everything."""

@@ -142,6 +142,10 @@ def test_a_tokenizer_without_the_tokens(
         "data.fim.tokens: the tokenizer of model lacks <PRE>, <SUF>; name others, or add them by "
         "tokenizer.special"
     ]
+    values["evaluate"] = {"middles": {"tokens": ["<PRE>", "<MID>", "<|end|>"]}}
+    lines = faults(tmp_path, values)
+    assert lines[0] == "evaluate.middles.tokens: the tokenizer of model lacks <PRE>, <MID>"
+    del values["evaluate"]
     values["tokenizer"] = {"special": ["<PRE>", "<SUF>"]}
     assert faults(tmp_path, values) == []
     # A model that was fetched before is looked at too.

@@ -14,6 +14,7 @@ import yaml
 from tests.conftest import paragraph
 from toolkit.config import load_yaml
 from toolkit.data.blocks import Blocks
+from toolkit.data.config import DataSection
 from toolkit.recipe import load_recipe
 from toolkit.recipe_layers import kept_of
 from toolkit.stages.chain import Run, ensure_data, ensure_general
@@ -58,12 +59,12 @@ def talks(folder: Path, name: str) -> list[str]:
     return [f"{name}.jsonl"]
 
 
-def tiny_data(folder: Path, data: dict[str, Any], prefix: str) -> None:
+def tiny_data(folder: Path, data: dict[str, Any], section: DataSection, prefix: str) -> None:
     """Local documents in place of a section's sources; what a scale must keep is kept."""
     shares = {"train": {"share": 0.6}, "tuning": {"share": 0.2}, "test": {"share": 0.2}}
-    for seed, (name, given) in enumerate(data["sources"].items()):
-        source = {key: given[key] for key in ("role", "weight", "fim") if key in given}
-        if "messages_field" in given:
+    for seed, (name, given) in enumerate(section.sources.items()):
+        source: dict[str, Any] = {"role": given.role, "weight": given.weight, "fim": given.fim}
+        if given.messages_field is not None:
             source |= {"files": talks(folder, prefix + name), "messages_field": "messages"}
         else:
             source["files"] = texts(folder, prefix + name, seed)
@@ -88,20 +89,26 @@ def tiny(tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.Mo
     def write(path: Path) -> Run:
         values = load_yaml(path)
         laptop = json.loads(json.dumps(values["scales"]["laptop"]))  # without YAML's anchors
-        full = load_recipe(path).data
+        full, scaled = load_recipe(path).data, load_recipe(path, ["laptop"])
         longest = max([full.sequence_tokens, *(s.sequence_tokens or 0 for s in full.stages)])
         laptop |= {"tokens": TOKENS, "sequence_divisor": longest // LONGEST}
-        laptop["model"] = {"path": "model"}
+        if "moe" in laptop["model"]:  # the experts are made anew, of the tiny model
+            laptop["model"]["moe"]["base"] = {"path": "model"}
+        else:
+            laptop["model"] = {"path": "model"}
         for name in laptop.get("models", {}):
             laptop["models"][name] = {"path": "model"}
-        tiny_data(tmp_path, laptop["data"], "")
+        tiny_data(tmp_path, laptop["data"], scaled.data, "")
         laptop["train"]["schedule"]["peak_lr"] = 5e-3
         laptop["train"]["watch"] = {"evaluations": 1, "tokens_per_role": 200}
         laptop.setdefault("evaluate", {})["window_tokens"] = 64
-        if "sft" in values:
-            tiny_data(tmp_path, laptop["sft"]["data"], "sft-")
+        if scaled.sft is not None:
+            tiny_data(tmp_path, laptop["sft"]["data"], scaled.sft.data, "sft-")
             laptop["sft"]["data"]["sequence_tokens"] = 64 * laptop["sequence_divisor"]
-            laptop["sft"]["train"]["watch"] = {"evaluations": 1, "tokens_per_role": 200}
+            laptop["sft"].setdefault("train", {})["watch"] = {
+                "evaluations": 1,
+                "tokens_per_role": 200,
+            }
         values["scales"]["laptop"] = laptop
         (tmp_path / path.name).write_text(yaml.safe_dump(values))
         make_model(tmp_path / "model")
@@ -159,6 +166,8 @@ def test_a_system_runs_at_a_tiny_scale(path: Path, tiny: Callable[[Path], Run]):
     added = recipe.tokenizer.special if recipe.tokenizer is not None else ()
     assert config["vocab_size"] == 320 + len(added)
     assert (ensure_general(run).name == "general-extended") == bool(added)
+    moe = recipe.model.moe
+    assert config.get("num_local_experts") == (moe.num_experts if moe is not None else None)
     for name in ("model.safetensors", "tokenizer.json", "manifest.json"):
         assert (specialist / name).is_file()
     if recipe.sft is not None:
@@ -168,4 +177,4 @@ def test_a_system_runs_at_a_tiny_scale(path: Path, tiny: Callable[[Path], Run]):
 
 
 def test_there_are_such_systems():
-    assert {"llama3-sec", "code-llama", "meditron"} <= {path.stem for path in SYSTEMS}
+    assert {"llama3-sec", "code-llama", "meditron", "composer2"} <= {path.stem for path in SYSTEMS}

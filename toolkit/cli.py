@@ -15,8 +15,10 @@ from toolkit.adapter.cli import app as adapter_app
 from toolkit.entry import INTERRUPTED, errors_in_one_line, quieten
 from toolkit.evaluate.cli import evaluate
 from toolkit.generate.cli import chat, generate
+from toolkit.merge.moe.cli import merge_moe
 from toolkit.stages.planning_cli import plan
 from toolkit.stages.publishing_cli import app as publish_app
+from toolkit.stages.studying_cli import app as study_app
 from toolkit.stages.training_cli import anneal, checkpoint_app, middles, sft_app
 
 app = typer.Typer(
@@ -30,6 +32,7 @@ cpt_app = typer.Typer(no_args_is_help=True, help="Continued pre-training.")
 merge_app = typer.Typer(no_args_is_help=True, help="Merging, and the choice of a merge.")
 search_app = typer.Typer(no_args_is_help=True, help="The search for merge weights.")
 app.add_typer(publish_app, name="publish")
+app.add_typer(study_app, name="study")
 app.add_typer(data_app, name="data")
 app.add_typer(cpt_app, name="cpt")
 app.add_typer(merge_app, name="merge")
@@ -40,9 +43,10 @@ app.command()(chat)
 app.add_typer(sft_app, name="sft")
 app.add_typer(checkpoint_app, name="checkpoint")
 cpt_app.command("anneal")(anneal)
+merge_app.command("moe")(merge_moe)
 app.command("eval")(evaluate)
-app.command("plan")(plan)
 app.command()(middles)
+app.command("plan")(plan)
 
 RecipeName = Annotated[
     str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")

@@ -50,15 +50,23 @@ def _paths_of_a_plain_merge(words: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _merge(config: str, out: str) -> None:
-    gc.disable()  # imports make many objects that stay, and the collector would go through them
+    gc.disable()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start threads nobody needs
     from pathlib import Path
 
-    from toolkit.merge.config import load_merge_config
     from toolkit.merge.run import run_merge
+    from toolkit.merge.simple import simple_config
+    from toolkit.plain import load_yaml
 
+    data = load_yaml(Path(config))
+    found = simple_config(data)
+    if found is None:
+        from toolkit.merge.config import parse_merge_config
+
+        found = parse_merge_config(data, where=config)
+    gc.freeze()  # what imports made stays, and the collector need not go through it
     gc.enable()
-    plan = run_merge(load_merge_config(Path(config)), Path(out))
+    plan = run_merge(found, Path(out))
     print(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}")
 
 

@@ -26,6 +26,7 @@ from toolkit.recipe_layers import (
 )
 from toolkit.search.config import SearchSection
 from toolkit.select import SelectSection
+from toolkit.study.config import StudySection, unknown_models, unknown_sets
 from toolkit.train.config import TrainSection
 from toolkit.train.extension_config import TokenizerSection
 from toolkit.train.sft_config import SftSection
@@ -57,15 +58,20 @@ class Recipe(Section):
     search: SearchSection = SearchSection()
     select: SelectSection = SelectSection()
     publish: PublishSection = PublishSection()
+    study: StudySection | None = None
+    """Published claims, and what of them this recipe measures: `toolkit study run`."""
 
     @model_validator(mode="after")
-    def _published_sources(self) -> Self:
+    def _known_sources(self) -> Self:
         for name in self.publish.sources:
             if name not in self.data.sources:
                 raise ValueError(
                     f"publish.sources: there is no source {name!r}; "
                     f"sources: {', '.join(self.data.sources)}"
                 )
+        sources = [*self.data.sources, *(self.sft.data.sources if self.sft is not None else ())]
+        if faults := unknown_sets(self.study, list(dict.fromkeys(sources))):
+            raise ValueError("; ".join(faults))
         return self
 
 
@@ -117,6 +123,8 @@ def load_recipe(path: Path, layers: Sequence[str] = ()) -> Recipe:
             for line in found
             if line not in faults and f"{key}{line}" not in faults
         ]
+    if (base := recipes.get((None, None))) is not None:
+        faults += unknown_models(base.study, table.variants)
     if faults:
         raise ConfigError("\n  ".join([f"{path} is not a valid recipe:", *faults]))
     return recipes[table.choose(layers, str(path))]

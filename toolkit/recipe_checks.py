@@ -191,6 +191,12 @@ def token_faults(recipe: Recipe, folder: Path) -> Iterator[str]:
         return  # another kind of tokenizer, or damage: whoever loads it says so
     added = set(recipe.tokenizer.special if recipe.tokenizer is not None else ())
     known |= added
+    middles = recipe.evaluate.middles
+    if middles is not None and middles.tokens is not None and not known.issuperset(middles.tokens):
+        yield (
+            f"evaluate.middles.tokens: the tokenizer of {folder} lacks "
+            f"{', '.join(token for token in middles.tokens if token not in known)}"
+        )
     sections = {"data": recipe.data}
     if recipe.sft is not None:
         sections["sft.data"] = recipe.sft.data

@@ -305,6 +305,8 @@ def kept_of(recipe: Recipe) -> dict[str, Any]:
         kept.update(_kept_of_training("sft.train.", recipe.sft.train))
     kept["search.merges"] = list(recipe.search.merges)
     kept["search.sweep"] = list(recipe.search.sweep)
+    if recipe.study is not None:
+        kept["study"] = recipe.study.model_dump(mode="json")
     return kept
 
 

@@ -24,12 +24,9 @@ def mean(family: dict[str, State]) -> State:
 
 def diagnose(folder: Path, *against: str, base: str | None = "base") -> Diagnosis:
     root, workers = folder.parent, Workers(2)
-    try:
-        names = [str(root / name) for name in against]
-        subjects = open_subjects(folder, names, str(root / base) if base else None, workers)
-        return diagnosis_of(subjects, measure(subjects, workers))
-    finally:
-        workers.close()
+    names = [str(root / name) for name in against]
+    subjects = open_subjects(folder, names, str(root / base) if base else None, workers)
+    return diagnosis_of(subjects, measure(subjects, workers))
 
 
 def texts(diagnosis: Diagnosis, kind: str) -> list[str]:

@@ -86,10 +86,7 @@ def merge_both_ways(
         merged[start : start + block.numel()] = block
 
     workers = Workers(threads)
-    try:
-        run_task(method, task, models, put, seed=3, dtype=dtype_name(out), workers=workers)
-    finally:
-        workers.close()
+    run_task(method, task, models, put, seed=3, dtype=dtype_name(out), workers=workers)
     expected = compute_tensor(method, task, tuned, base, seed=3, dtype=out)
     return merged.reshape(tuned[0].shape), expected
 

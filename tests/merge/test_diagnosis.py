@@ -22,9 +22,7 @@ from toolkit.merge.run import run_merge
 
 @pytest.fixture
 def workers():
-    pool = Workers(2)
-    yield pool
-    pool.close()
+    return Workers(2)
 
 
 def array(values: list[float], dtype: torch.dtype = torch.float32) -> Any:
@@ -53,9 +51,7 @@ def test_sums_of_many_entries_do_not_depend_on_threads():
     rows[1][5], rows[2][1_300_000] = np.nan, np.inf
     found = []
     for threads in (1, 2):
-        pool = Workers(threads)
-        found.append(sum_tensor(rows, 0, pool))
-        pool.close()
+        found.append(sum_tensor(rows, 0, Workers(threads)))
     assert found[0].non_finite.tolist() == found[1].non_finite.tolist() == [0, 1, 1]
     assert found[0].squares[0] == found[1].squares[0]
     assert found[0].squares[0] == pytest.approx(

@@ -147,7 +147,6 @@ def test_ranks_are_exact_first_and_from_the_table(
         expected = [float(ordered[k - 1]) for k in ranks_now]
         assert ranks.kth_smallest(job, [(1, k) for k in ranks_now]) == expected
         assert ranks.kth_smallest(replace(job, memory={}), [(1, k) for k in ranks_now]) == expected
-    workers.close()
     assert (memory["table", 1] is None) == (kind == "many values")
 
 
@@ -161,7 +160,18 @@ def test_a_rank_outside_its_window_is_found_all_the_same(monkeypatch: pytest.Mon
     monkeypatch.setattr(ranks, "_window", lambda wanted, *_: ranks._Window(wanted, 0, 1 << 16))
     assert ranks._within_windows(job, [(1, size // 2)]) == {}
     assert ranks.kth_smallest(job, [(1, size // 2)]) == [float(ordered[size // 2 - 1])]
-    workers.close()
+
+
+def test_a_window_with_too_many_entries_is_given_up(monkeypatch: pytest.MonkeyPatch):
+    size = 200_000
+    read, ordered = task_vector("many values", size)
+    monkeypatch.setattr(workers_module, "BLOCK", 1 << 16)
+    monkeypatch.setattr(ranks, "_MOST_HELD", 5_000)
+    job = Job(read, (size,), {}, Workers(2), {})
+    middle, low = (1, size // 2), (1, 100)
+    assert set(ranks._within_windows(job, [middle, low])) == {low}
+    expected = [float(ordered[k - 1]) for _, k in (middle, low)]
+    assert ranks.kth_smallest(job, [middle, low]) == expected
 
 
 def test_casting_is_to_nearest_ties_to_even():

@@ -230,11 +230,8 @@ def test_the_file_to_blame_is_that_of_the_model_a_row_was_taken_from(
 def test_a_diagnosis_compares_rows_by_token(pair: tuple[Path, Path], tmp_path: Path):
     merge(linear(pair, tokenizer_source="union"), tmp_path / "out")
     workers = Workers(1)
-    try:
-        subjects = open_subjects(tmp_path / "out", (), None, workers)
-        measured = measure(subjects, workers)
-    finally:
-        workers.close()
+    subjects = open_subjects(tmp_path / "out", (), None, workers)
+    measured = measure(subjects, workers)
     assert subjects.note is None
     assert not measured.left_out
     assert (None, 0, "embedding") in measured.groups

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.search.fakes import FakeBench, made_up_set, plan
+from toolkit.evaluate.bootstrap import intervals
 from toolkit.evaluate.sets import BITS, EvaluationSet
-from toolkit.search.final import Resampler, document_rows, final_figures, set_intervals
+from toolkit.search.final import Resampler, document_rows, final_figures
 from toolkit.search.outcome import (
     arranged,
     as_json,
@@ -68,6 +69,21 @@ def test_nothing_gained_and_nothing_lost_are_said():
     assert figures["sets_recovered"] == {"news": None}
 
 
+def test_a_share_of_what_is_not_shown_is_not_given():
+    # The specialist loses 0.2 on one article and gains 0.1 on the other: no loss is shown.
+    news = [10 * x / BITS for x in (1.2, 0.9)]
+    losses = {
+        "general": nats(0.8, 1.0),
+        "specialist": {**nats(0.7, 1.0), "news": news},
+        "merge": nats(0.72, 1.0),
+    }
+    figures = final_figures(losses, Resampler(SETS, {}, 200, seed=0))
+    assert figures["models"]["specialist"]["general_change"]["estimate"] == pytest.approx(0.05)
+    assert figures["loss_recovered"] is None
+    assert figures["sets_recovered"] == {"news": None}
+    assert figures["gain_kept"]["estimate"] == pytest.approx(0.8)
+
+
 def test_groups_are_resampled_and_several_sets_are_weighed():
     sets = [texts("a", "domain", "xxxy"), texts("b", "domain"), texts("news", "general")]
     resampler = Resampler(sets, {"b": 3.0}, 600, seed=1)
@@ -87,7 +103,7 @@ def test_with_few_groups_the_interval_is_students():
     figures = Resampler(sets, {}, 200, seed=0).figures(
         {"m": {"a": [1.0, 2.0, 3.0, 4.0], "news": [1.0] * 4}}
     )
-    interval = set_intervals(figures["a"])[0]
+    interval = intervals(figures["a"])[0]
     assert interval.estimate == pytest.approx(0.25 * BITS)
     assert interval.high == pytest.approx((0.25 + 3.1824 * 0.06455) * BITS, rel=1e-3)
 

@@ -163,7 +163,8 @@ class Checkpoint:
         if file not in self._maps:
             with file.open("rb") as opened:
                 # Private and writable in name only: torch warns of memory it may not write to.
-                self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+                mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._maps.setdefault(file, mapped)  # another thread may have been here too
         return self._maps[file]
 
 

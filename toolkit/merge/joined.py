@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ConfigError, MergeError
-from toolkit.merge.config import MergeConfig
 from toolkit.merge.layers import is_buffer
 from toolkit.merge.parameters import Scopes, resolve_all
 from toolkit.merge.registry import Method, Place
 from toolkit.merge.slices import Piece, Slice, View
 from toolkit.merge.task import Source, TensorTask
+
+if TYPE_CHECKING:
+    from toolkit.merge.config import MergeConfig
 
 
 class Joined:

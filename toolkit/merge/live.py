@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from toolkit.checkpoint.experts import with_stored_names
 from toolkit.checkpoint.write import dtype_name
 from toolkit.errors import MergeError
 from toolkit.merge.compute import run_task
@@ -111,6 +112,6 @@ def _array(flat: Tensor) -> NDArray[Any]:
 
 def parameters_by_name(model: Any) -> dict[str, Tensor]:
     """Parameters and buffers by every name a checkpoint may use for them; tied ones share one."""
-    names: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    names = with_stored_names(dict(model.named_parameters(remove_duplicate=False)))
     names.update(model.named_buffers())
     return names

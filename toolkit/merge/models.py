@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.adapted import open_adapted
 from toolkit.checkpoint.read import Checkpoint, Entries, open_checkpoint
 from toolkit.errors import MergeError
 from toolkit.lazy_torch import Tensor
 from toolkit.merge.layers import Shapes
 from toolkit.merge.references import find_folder, parse_reference
 from toolkit.merge.task import Source
-from toolkit.merge.tokens import read_tokens
 
 
 class Models:
@@ -47,6 +45,8 @@ class Models:
         model = open_checkpoint(find_folder(reference.model))
         if reference.adapter is None:
             return model
+        from toolkit.checkpoint.adapted import open_adapted
+
         return open_adapted(model, find_folder(reference.adapter))
 
     def tokenizer_folders(self, name: str) -> list[Path]:
@@ -65,6 +65,8 @@ class Models:
         adapter = find_folder(reference.adapter) if reference.adapter is not None else model
         if adapter == model or not (adapter / "tokenizer.json").is_file():
             return [model]
+        from toolkit.merge.tokens import read_tokens
+
         is_own = read_tokens(adapter).ids != read_tokens(model).ids
         return [model, adapter] if is_own else [model]
 

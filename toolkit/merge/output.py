@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.read import TORCH_NAMES, is_float, item_bytes
 from toolkit.errors import MergeError
-from toolkit.merge.config import MergeConfig
 from toolkit.merge.layers import Layout, layer_counts, layer_keys
 from toolkit.merge.models import Models
 from toolkit.merge.plan import MergePlan, Origin
 from toolkit.merge.task import TensorTask
+
+if TYPE_CHECKING:
+    from toolkit.merge.config import MergeConfig
 
 _STORED = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 _PER_LAYER = re.compile(r"layer|type|block|pattern")

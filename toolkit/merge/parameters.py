@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ConfigError, did_you_mean
-from toolkit.merge.config import MergeConfig
 from toolkit.merge.registry import Method, Parameter
+
+if TYPE_CHECKING:
+    from toolkit.merge.config import MergeConfig
 
 Scopes = Iterable[Mapping[str, Any] | None]
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from toolkit.merge.config import MergeConfig
 from toolkit.merge.joined import Joined
 from toolkit.merge.layers import ModelView, Shapes, is_vocabulary
 from toolkit.merge.parameters import check_parameters
 from toolkit.merge.registry import Method, Place, get_method
 from toolkit.merge.slices import Module, Slice, View, plan_modules
 from toolkit.merge.task import TensorTask
+
+if TYPE_CHECKING:
+    from toolkit.merge.config import MergeConfig
 
 Origin = tuple[tuple[str, int], ...]
 """Where each layer of a merged stack comes from: the slice's leading model, and its layer there."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -13,17 +14,18 @@ from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter
 from toolkit.errors import MergeError
-from toolkit.merge.compute import NonFiniteError, is_finite, run_task
-from toolkit.merge.config import MergeConfig
+from toolkit.merge.compute import NonFiniteError, engine_of, is_finite, run_task
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
 from toolkit.merge.output import merged_config, out_dtype
-from toolkit.merge.plan import MergePlan
+from toolkit.merge.plan import MergePlan, plan_merge
 from toolkit.merge.registry import all_methods
 from toolkit.merge.task import TensorTask
 from toolkit.merge.thresholds import with_thresholds
-from toolkit.merge.tokenizer import check_tokenizer, write_tokenizer
-from toolkit.merge.vocabulary import plan_with_vocabulary
+from toolkit.merge.tokenizer import check_tokenizer, tokenizer_source, write_tokenizer
+
+if TYPE_CHECKING:
+    from toolkit.merge.config import MergeConfig
 
 
 def run_merge(
@@ -66,33 +68,50 @@ def run_merge(
         with appearing(out) as work:
             return merge_by_mergekit(config, models, work, seed=seed, shard_bytes=shard_bytes)
     check_tokenizer(config, models)
-    plan, models, vocabulary = plan_with_vocabulary(config, models)
+    united = None
+    if tokenizer_source(config) is None:  # vocabularies stay as they are, and their part unloaded
+        plan = plan_merge(config, models.shapes, models.config)
+    else:
+        from toolkit.merge.vocabulary import plan_with_vocabulary
+
+        plan, models, vocabulary = plan_with_vocabulary(config, models)
+        united = vocabulary.tokenizer if vocabulary is not None else None
     dtypes = {task.name: out_dtype(config, task, models) for task in plan.tasks}
     values = merged_config(config, plan, models, dtypes)
     workers = Workers(num_threads)
-    try:
-        with appearing(out) as work:
-            plan = with_thresholds(plan, models, workers)
-            planned = [PlannedTensor(t.name, dtypes[t.name], t.shape) for t in plan.tasks]
-            with ShardWriter(work, planned, shard_bytes) as writer:
-                for task in plan.tasks:
-                    _write_task(
-                        plan,
-                        task,
-                        models,
-                        writer,
-                        dtypes[task.name],
-                        workers,
-                        seed=seed,
-                        device=device,
-                        allow_non_finite=allow_non_finite,
-                    )
-                    if advance is not None:
-                        advance(task.size * item_bytes(dtypes[task.name]), task.name)
-            united = vocabulary.tokenizer if vocabulary is not None else None
-            _write_side_files(config, models, values, work, united)
-    finally:
-        workers.close()
+    told = threading.Lock()
+    with appearing(out) as work:
+        plan = with_thresholds(plan, models, workers)
+        planned = [PlannedTensor(t.name, dtypes[t.name], t.shape) for t in plan.tasks]
+        with ShardWriter(work, planned, shard_bytes) as writer:
+
+            def write(task: TensorTask) -> None:
+                dtype = dtypes[task.name]
+                _write_task(
+                    plan,
+                    task,
+                    models,
+                    writer,
+                    dtype,
+                    workers,
+                    seed=seed,
+                    device=device,
+                    allow_non_finite=allow_non_finite,
+                )
+                if advance is not None:
+                    with told:
+                        advance(task.size * item_bytes(dtype), task.name)
+
+            def is_fused(task: TensorTask) -> bool:
+                engine = engine_of(task, plan.method, models, dtypes[task.name], device)
+                return engine == "kernel" and not allow_non_finite
+
+            fused = [task for task in plan.tasks if is_fused(task)]
+            workers.tensors([task.size for task in fused], lambda i: write(fused[i]))
+            for task in plan.tasks:
+                if not is_fused(task):  # one at a time, as they take memory
+                    write(task)
+        _write_side_files(config, models, values, work, united)
     return plan
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import MergeError
-from toolkit.merge.config import InputModel, MergeConfig, OutputModule, OutputSlice
 from toolkit.merge.layers import ModelView, is_before_layers
+
+if TYPE_CHECKING:
+    from toolkit.merge.config import InputModel, MergeConfig, OutputModule, OutputSlice
 
 View = Callable[[str], ModelView]
 Settings = Mapping[str, Any]
@@ -50,6 +52,15 @@ class Slice:
     @property
     def num_layers(self) -> int:
         return self.pieces[0].stop - self.pieces[0].start
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """All of the merged model, as a module without parameters of its own."""
+
+    models: tuple[InputModel, ...] | None
+    slices: tuple[OutputSlice, ...] | None
+    parameters: None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ def plan_modules(
     """
     loose = [name for name in leader.shapes if leader.layout.find(name) is None]
     if config.modules is None:
-        whole = OutputModule(models=config.models, slices=config.slices)
+        whole = _Whole(config.models, config.slices)
         return [_module(config, whole, list(leader.layout.stacks), loose, view, leader, adds_base)]
     owners = _owners([*leader.layout.stacks, *loose], list(config.modules))
     return [
@@ -111,7 +122,7 @@ def plan_modules(
 
 def _module(
     config: MergeConfig,
-    module: OutputModule,
+    module: OutputModule | _Whole,
     stacks: Sequence[str],
     loose: Sequence[str],
     view: View,
@@ -133,8 +144,8 @@ def _module(
         _check_ranges(divided, view)
         edges = (cut[0], cut[-1])
     else:
-        models = [*(module.models or ()), *_added_base(config, module, adds_base)]
-        edge = Slice(tuple(Piece(item.model, 0, 0, item.parameters) for item in models))
+        named = [Piece(item.model, 0, 0, item.parameters) for item in module.models or ()]
+        edge = Slice((*named, *_added_base(config, named, adds_base)))
         divided = {stack: _whole_stack(edge, stack, view) for stack in stacks}
         edges = (edge, edge)
     before = tuple(name for name in loose if is_before_layers(name))
@@ -152,11 +163,11 @@ def _same_models(item: Slice) -> Slice:
     return Slice(pieces, item.base_model, item.parameters)
 
 
-def _added_base(config: MergeConfig, module: OutputModule, adds_base: bool) -> list[InputModel]:
-    named = {item.model for item in module.models or ()}
-    if not adds_base or config.base_model is None or config.base_model in named:
+def _added_base(config: MergeConfig, named: Sequence[Piece], adds_base: bool) -> list[Piece]:
+    known = {piece.model for piece in named}
+    if not adds_base or config.base_model is None or config.base_model in known:
         return []
-    return [InputModel(model=config.base_model)]
+    return [Piece(config.base_model, 0, 0)]
 
 
 def _whole_stack(edge: Slice, stack: str, view: View) -> tuple[Slice, ...]:

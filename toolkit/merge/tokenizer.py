@@ -7,13 +7,15 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.side_files import copy_side_files
 from toolkit.errors import ConfigError, did_you_mean
 from toolkit.manifest import write_atomically, write_json
-from toolkit.merge.config import MergeConfig
 from toolkit.merge.models import Models
+
+if TYPE_CHECKING:
+    from toolkit.merge.config import MergeConfig
 
 _SLOW_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
 """What tokenizer.json says in older formats."""

@@ -66,7 +66,7 @@ def training_facts(data: Mapping[str, Any], cpt: Mapping[str, Any]) -> dict[str,
         "blocks in a step": train.get("blocks_per_step"),
         "epochs": train.get("epochs"),
         "steps": results.get("num_steps"),
-        "schedule": _schedule(schedule),
+        "schedule": _schedule(schedule, train.get("stages", {})),
         "peak learning rate": schedule.get("peak_lr"),
         "optimizer": _optimizer(optimizer),
         "precision": train.get("precision"),
@@ -89,13 +89,18 @@ def _what_learned(train: Mapping[str, Any], lora: Mapping[str, Any]) -> str:
     return "all parameters" if patterns == ["*"] else f"parameters {', '.join(patterns)}"
 
 
-def _schedule(schedule: Mapping[str, Any]) -> str | None:
+def _schedule(schedule: Mapping[str, Any], stages: Mapping[str, Any]) -> str | None:
     if not schedule:
         return None
     kind = schedule.get("kind", "")
     parts = [f"{kind}, re-warmed over {schedule.get('rewarm_fraction', 0):.0%} of the steps"]
     if kind in ("cosine", "linear"):
         parts.append(f"down to {schedule.get('final_fraction', 0):.0%} of the peak")
+    for name, stage in stages.items():
+        if own := stage.get("schedule"):
+            parts.append(f"stage {name} its own, {own['kind']} with a peak of {own['peak_lr']}")
+        if theta := stage.get("rope_theta"):
+            parts.append(f"rotary base {theta:g} from stage {name} on")
     return ", ".join(parts)
 
 

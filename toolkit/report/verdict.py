@@ -91,7 +91,7 @@ def kept_lines(results: Mapping[str, Any]) -> list[str]:
     """How much of the specialist's gain was kept, and how much of its loss recovered."""
     kept, recovered = results["gain_kept"], results["loss_recovered"]
     lines = [
-        "The specialist has no domain gain to keep."
+        "The specialist shows no domain gain to keep."
         if kept is None
         else f"Kept {percent(kept)} of the specialist's domain gain."
     ]
@@ -103,7 +103,9 @@ def kept_lines(results: Mapping[str, Any]) -> list[str]:
     if recovered is not None and not lost:
         lines.append(f"Recovered {percent(recovered)} of the specialist's general loss.")
     if recovered is None and not lost:
-        lines.append("The specialist lost nothing on general sets: there was nothing to recover.")
+        lines.append(
+            "The specialist lost nothing on general sets that is shown: nothing is to be recovered."
+        )
     return lines
 
 

@@ -12,14 +12,12 @@ from numpy.typing import NDArray
 from toolkit.evaluate.bootstrap import Figures, bootstrap_figures, intervals
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.evaluate.statistics import Interval, percentile_interval
-from toolkit.evaluate.student import student_quantile
 from toolkit.search.objective import named_seed, same_unit
 from toolkit.search.space import SPECIALIST
 
 Floats = NDArray[np.float64]
 MERGE = "merge"
 ROLES = ("domain", "general")
-_FEW_GROUPS = 8
 
 
 class Resampler:
@@ -77,27 +75,12 @@ class Resampler:
         """Studentised where the role is one set, by percentiles where several are weighed."""
         names = list(self.shares[role])
         if len(names) == 1:
-            return set_intervals(found[names[0]])
+            return intervals(found[names[0]])
         estimate, draws = self.role_figures(found, role)
         return [
             percentile_interval(float(value), draws[:, column])
             for column, value in enumerate(estimate)
         ]
-
-
-def set_intervals(figures: Figures, confidence: float = 0.95) -> list[Interval]:
-    """Intervals of one set: studentised bootstrap, or Student's t alone with few groups.
-
-    Of 4 groups one resample in 64 has no variation at all, and the bootstrap's end would be without
-    limit; of 8 one in two million has none.
-    """
-    if figures.num_groups >= _FEW_GROUPS:
-        return intervals(figures, confidence)
-    reach = student_quantile(0.5 + confidence / 2.0, figures.num_groups - 1)
-    return [
-        Interval(float(middle), float(middle - reach * error), float(middle + reach * error))
-        for middle, error in zip(figures.estimate, figures.error, strict=True)
-    ]
 
 
 def final_figures(
@@ -112,12 +95,14 @@ def final_figures(
     Returns:
         For each model and role an interval, and its difference from the general model, and an
         interval for each set; `gain_kept`: share of the specialist's domain gain that the merge
-        has; `loss_recovered`: share of the specialist's general loss that the merge does not have,
-        or None where the specialist lost nothing; `sets_recovered`: the same of each general set.
+        has, or None where its interval does not show one; `loss_recovered`: share of the
+        specialist's general loss that the merge does not have, or None where no loss is shown (a
+        share of what may be nothing has no meaning); `sets_recovered`: the same of each general
+        set.
     """
     found = resampler.figures(losses)
     by_role = {role: resampler.role_intervals(found, role) for role in ROLES}
-    by_set = {name: set_intervals(figures) for name, figures in found.items()}
+    by_set = {name: intervals(figures) for name, figures in found.items()}
     count = len(losses)
     models: dict[str, Any] = {}
     for number, model in enumerate(losses):
@@ -129,14 +114,20 @@ def final_figures(
         row["set_changes"] = {name: asdict(own[count + number]) for name, own in by_set.items()}
         models[model] = row
     place = {model: count + number for number, model in enumerate(losses)}
+    shares = {
+        role: _share(
+            *resampler.role_figures(found, role), by_role[role][place[SPECIALIST]], place, sign
+        )
+        for role, sign in (("domain", -1.0), ("general", 1.0))
+    }
     return {
         "models": models,
-        "gain_kept": _share(*resampler.role_figures(found, "domain"), place, sign=-1.0),
-        "loss_recovered": _complement(
-            _share(*resampler.role_figures(found, "general"), place, sign=1.0)
-        ),
+        "gain_kept": shares["domain"],
+        "loss_recovered": _complement(shares["general"]),
         "sets_recovered": {
-            name: _complement(_share(own.estimate, own.draws, place, sign=1.0))
+            name: _complement(
+                _share(own.estimate, own.draws, by_set[name][place[SPECIALIST]], place, 1.0)
+            )
             for name, own in found.items()
             if resampler.sets[name].role == "general"
         },
@@ -159,16 +150,16 @@ def document_rows(
 
 
 def _share(
-    estimate: Floats, draws: Floats, place: Mapping[str, int], *, sign: float
+    estimate: Floats, draws: Floats, whole: Interval, place: Mapping[str, int], sign: float
 ) -> dict[str, float] | None:
-    """The merge's change as a share of the specialist's, where the specialist's has this sign."""
-    whole = sign * float(estimate[place[SPECIALIST]])
-    if whole <= 0.0:
+    """The merge's change as a share of the specialist's, by percentiles of the resampled ratio;
+    None where the specialist's change (`whole`) is not shown to have this sign."""
+    if min(sign * whole.low, sign * whole.high) <= 0.0:
         return None
-    whole_draws = sign * draws[:, place[SPECIALIST]]
-    usable = whole_draws > 0.0
-    shares = sign * draws[usable, place[MERGE]] / whole_draws[usable]
-    return asdict(percentile_interval(sign * float(estimate[place[MERGE]]) / whole, shares))
+    parts = sign * draws[:, [place[MERGE], place[SPECIALIST]]]
+    usable = parts[parts[:, 1] > 0.0]
+    share = sign * float(estimate[place[MERGE]]) / (sign * whole.estimate)
+    return asdict(percentile_interval(share, usable[:, 0] / usable[:, 1]))
 
 
 def _complement(share: dict[str, float] | None) -> dict[str, float] | None:

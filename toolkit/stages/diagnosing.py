@@ -53,12 +53,9 @@ def run_diagnosis(
     """
     documents = SHORT_TEXT if text is None else load_text(text)
     workers = Workers()
-    try:
-        subjects = open_subjects(merge, against, base, workers)
-        with progress("tensors", len(subjects.checkpoints[0].names)) as advance:
-            measured = measure(subjects, workers, advance)
-    finally:
-        workers.close()
+    subjects = open_subjects(merge, against, base, workers)
+    with progress("tensors", len(subjects.checkpoints[0].names)) as advance:
+        measured = measure(subjects, workers, advance)
     diagnosis = diagnosis_of(subjects, measured)
     losses = score_subjects(subjects, documents) if with_losses else []
     results = plain_values(diagnosis, losses)

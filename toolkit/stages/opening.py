@@ -71,6 +71,10 @@ def _refuse_loops(run: Run, within: tuple[str, ...]) -> None:
     """
     sections = {"model": run.recipe.model}
     sections |= {f"models.{name}": section for name, section in run.recipe.models.items()}
+    for key, section in list(sections.items()):
+        if (moe := section.moe) is not None:
+            sections[f"{key}.moe.base"] = moe.base
+            sections |= {f"{key}.moe.experts.{n}": e for n, e in enumerate(moe.experts)}
     for key, section in sections.items():
         if section.run is None:
             continue

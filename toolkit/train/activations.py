@@ -12,6 +12,7 @@ _DEAR = {
     _ATEN.mm.default,
     _ATEN.addmm.default,
     _ATEN.bmm.default,
+    _ATEN._grouped_mm.default,
     _ATEN._scaled_dot_product_flash_attention.default,
     _ATEN._scaled_dot_product_efficient_attention.default,
     _ATEN._scaled_dot_product_cudnn_attention.default,

@@ -24,6 +24,7 @@ from toolkit.errors import ToolkitError
 from toolkit.manifest import changed_keys
 from toolkit.progress import progress, say
 from toolkit.train.activations import checkpoint_activations
+from toolkit.train.balance import balance_figures
 from toolkit.train.config import TrainSection
 from toolkit.train.metrics import METRICS, MetricsLog, NoLog, resident_bytes
 from toolkit.train.model import NextTokenLoss, choose_attention
@@ -101,7 +102,8 @@ def train(
     )
     add_up_in_float32(accelerator)
     loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
-    trained = accelerator.unwrap_model(loss_module).model
+    plain_loss = accelerator.unwrap_model(loss_module)
+    trained = plain_loss.model
 
     steps = plan_steps(blocks, section.blocks_per_step)[:num_steps]
     wanted = [section.stages.get(stage.name) for stage in blocks.stages]
@@ -213,6 +215,10 @@ def train(
             }
             if len(blocks.stages) > 1:
                 row["stage"] = stage.name
+            if plain_loss.expert_counts is not None:
+                counts = accelerator.reduce(plain_loss.expert_counts, "sum")
+                row |= balance_figures(counts)
+                plain_loss.expert_counts = None
             metrics.write(**row if finite else {**row, "skipped": True, "loss": None})
             if section.trackers:
                 numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}

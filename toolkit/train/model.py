@@ -13,6 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import ConfigError
+from toolkit.train.balance import (
+    balance_coefficient,
+    balancing_loss,
+    expert_counts,
+    experts_per_token,
+    with_routers,
+)
 from toolkit.train.loss import linear_cross_entropy
 from toolkit.train.parts import plain_model
 
@@ -27,6 +34,10 @@ class NextTokenLoss(nn.Module):
     """Wraps a model: packed blocks in, summed loss in nats out.
 
     One module with one forward pass, so that DDP and FSDP see all of the computation.
+
+    Attributes:
+        expert_counts: of a mixture of experts in training, how often each expert was chosen since
+            this was last set to None, `[L, E]`.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
@@ -34,6 +45,7 @@ class NextTokenLoss(nn.Module):
         self.model = model
         self.dtype = dtype
         self.fused_head = _has_plain_head(plain_model(model))
+        self.expert_counts: Tensor | None = None
         # What FSDP shards one by one, unless its configuration names other modules.
         self._no_split_modules = getattr(plain_model(model), "_no_split_modules", None)
 
@@ -51,7 +63,7 @@ class NextTokenLoss(nn.Module):
         """
         if look is not None:
             return look(self.model)
-        model = plain_model(self.model)
+        model, real = plain_model(self.model), segments >= 0
         implementation = model.config._attn_implementation
         if takes_lengths(implementation):
             # One long row: attention is told where pieces begin, and no mask is ever made.
@@ -67,13 +79,36 @@ class NextTokenLoss(nn.Module):
             "use_cache": False,
         }
         targets = labels != IGNORED
+        k = experts_per_token(model.config) if self.training and torch.is_grad_enabled() else 0
         if self.fused_head:
-            hidden = model.base_model(**given).last_hidden_state[targets]
+            output = model.base_model(**given, **({"output_router_logits": True} if k else {}))
+            routers = getattr(output, "router_logits", None)
+            hidden = output.last_hidden_state[targets]
             head = model.get_output_embeddings().weight
             with torch.autocast(input_ids.device.type, enabled=False):
-                return linear_cross_entropy(hidden, head, labels[targets], dtype=self.dtype)
-        logits = model(**given).logits[targets].float()
-        return nn.functional.cross_entropy(logits, labels[targets], reduction="sum")
+                loss = linear_cross_entropy(hidden, head, labels[targets], dtype=self.dtype)
+        else:
+            output, routers = with_routers(model, given) if k else (model(**given), None)
+            logits = output.logits[targets].float()
+            loss = nn.functional.cross_entropy(logits, labels[targets], reduction="sum")
+        return self._balanced(loss, routers, targets, real, k) if k and routers else loss
+
+    def _balanced(
+        self, loss: Tensor, routers: Any, targets: Tensor, real: Tensor, k: int
+    ) -> Tensor:
+        """The same loss, with the gradient of the routers' balancing loss as well.
+
+        That counts once for every target, so that over micro-batches and processes it is divided as
+        the loss is, by the targets of the step; what is reported stays nats.
+        """
+        real = real.reshape(-1) & targets.any()  # a process without blocks only takes part
+        counts = expert_counts(routers, real, k)
+        self.expert_counts = counts + (0 if self.expert_counts is None else self.expert_counts)
+        coefficient = balance_coefficient(plain_model(self.model).config)
+        if not coefficient or not bool(real.any()):
+            return loss
+        extra = coefficient * balancing_loss(routers, real, k) * targets.sum()
+        return loss + (extra - extra.detach())
 
 
 def takes_lengths(implementation: str) -> bool:

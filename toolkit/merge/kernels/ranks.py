@@ -1,14 +1,15 @@
 """Magnitudes of a task vector by rank, exactly and without sorting.
 
 A sample says within which window of magnitudes a rank must lie; one pass counts what is smaller
-and, bit pattern by bit pattern, what is within. Should the rank lie elsewhere, two passes find it
-for certain: by the upper halves of all patterns, then by the lower halves of those that share the
-upper one. Nothing is kept of the entries themselves, so memory does not grow with the tensor.
+and collects what is within, a few entries in a hundred. Should the rank lie elsewhere, or too many
+be within, two passes find it for certain: by the upper halves of all patterns, then by the lower
+halves of those that share the upper one. So memory does not grow with the tensor.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.merge.kernels import native
+from toolkit.merge.kernels import native, workers
 from toolkit.merge.kernels.job import Job
 from toolkit.merge.kernels.rows import as_float32
 from toolkit.merge.kernels.sizes import HALVES
@@ -35,8 +36,11 @@ _DEVIATIONS = 6.0
 """Half a window, in standard deviations of an independent sample: as entries of a run are not
 quite independent, this sample may deviate half as far again."""
 
-_WIDEST = 1 << 20
-"""Most bit patterns within a window: each thread holds a count for each."""
+_MOST_HELD = 1 << 23
+"""Most magnitudes that are held of a window."""
+
+_SLACK = 64
+"""Room beyond the last entry that kernels may write over."""
 
 _SHARE_OF_DISTINCT = 8
 """A table is kept only where it has no more values than the tensor has entries, divided by this."""
@@ -76,38 +80,66 @@ def _partitioned(job: Job, wanted: Sequence[Wanted]) -> dict[Wanted, float]:
     }
 
 
+@dataclass(frozen=True)
+class _Collected:
+    """What one thread has found in a tensor's windows; see `collect_windows`."""
+
+    widths: NDArray[np.uint32]
+    below: NDArray[np.int64]
+    used: NDArray[np.int64]
+    room: NDArray[np.uint32]
+
+
+_here = threading.local()
+
+
+def _room(num_windows: int) -> NDArray[np.uint32]:
+    """Of this thread, for one tensor after the other; what is never used takes no memory."""
+    size = _MOST_HELD + workers.BLOCK + _SLACK
+    room: NDArray[np.uint32] | None = getattr(_here, "room", None)
+    if room is None or room.shape[0] < num_windows or room.shape[1] < size:
+        room = _here.room = np.empty((num_windows, size), np.uint32)
+    return room
+
+
 def _within_windows(job: Job, wanted: Sequence[Wanted]) -> dict[Wanted, float]:
     windows = _windows(job, wanted)
     if not windows:
         return {}
-    widths = [window.width for window in windows]
-    ends = np.cumsum(widths)
-    offsets = ends - widths
-    settings = (
-        np.array([window.wanted[0] for window in windows], np.int64),
-        np.array([window.least for window in windows], np.uint32),
-        np.array(widths, np.uint32),
-        offsets,
-    )
-    smaller: list[NDArray[np.int64]] = []
+    models = np.array([window.wanted[0] for window in windows], np.int64)
+    least = np.array([window.least for window in windows], np.uint32)
+    widths = np.array([window.width for window in windows], np.uint32)
+    collected: dict[int, _Collected] = {}
 
-    def add(start: int, stop: int, counts: NDArray[Any]) -> None:
-        below = np.zeros(len(windows), np.int64)
-        native.window_histogram(job.read(start, stop), *settings, below, counts)
-        smaller.append(below)
+    def add(start: int, stop: int) -> None:
+        thread, num = threading.get_ident(), len(windows)
+        if thread not in collected:
+            below, used = np.zeros((2, num), np.int64)
+            collected[thread] = _Collected(widths.copy(), below, used, _room(num))
+        own = collected[thread]
+        rows = job.read(start, stop)
+        native.collect_windows(rows, models, least, own.widths, own.below, own.used, own.room)
+        own.widths[own.used > _MOST_HELD] = 0  # no more of these
 
-    counts = job.workers.count(job.size, int(ends[-1]), add, np.uint32)
-    below = np.sum(smaller, axis=0)
+    job.workers.each(job.size, add)
+    threads = list(collected.values())
     found = {}
     for w, window in enumerate(windows):
-        by_upper = counts[offsets[w] : ends[w]].reshape(-1, HALVES)
-        cumulative = np.cumsum(by_upper.sum(axis=1, dtype=np.int64))
-        rest = window.wanted[1] - int(below[w])
-        if 1 <= rest <= cumulative[-1]:
-            upper, rest = place_of(cumulative, rest)
-            lower, _ = place_of(np.cumsum(by_upper[upper], dtype=np.int64), rest)
-            found[window.wanted] = magnitude(window.least + (upper << 16 | lower))
+        rest = window.wanted[1] - sum(int(own.below[w]) for own in threads)
+        parts = [own.room[w, : own.used[w] + _SLACK] for own in threads]
+        held = sum(int(own.used[w]) for own in threads)
+        if all(own.widths[w] > 0 for own in threads) and 1 <= rest <= held:
+            found[window.wanted] = magnitude(window.least + _kth(parts, rest, window.width))
     return found
+
+
+def _kth(parts: Sequence[NDArray[np.uint32]], k: int, width: int) -> int:
+    """The `k`-th smallest word, from 1, of several arrays of words below `width`, each with room
+    behind them."""
+    words = parts[0]
+    if len(parts) > 1:
+        words = np.concatenate([*(part[:-_SLACK] for part in parts), words[:_SLACK]])
+    return int(native.kth_word(words, words.size - _SLACK, k, width))
 
 
 def _windows(job: Job, wanted: Sequence[Wanted]) -> list[_Window]:
@@ -120,8 +152,7 @@ def _windows(job: Job, wanted: Sequence[Wanted]) -> list[_Window]:
         native.upper_histogram(sample, model, counts)
         cumulative = np.cumsum(counts)
         for _, rank in (item for item in wanted if item[0] == model):
-            window = _window((model, rank), rank / job.size, cumulative)
-            windows += [window] if window.width <= _WIDEST else []
+            windows.append(_window((model, rank), rank / job.size, cumulative))
     return windows
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +14,7 @@ BLOCK = 1 << 19
 """Entries that one thread takes at a time: large against the cost of handing them over, small
 enough that all threads' output buffers stay within a few megabytes."""
 
+ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
@@ -23,7 +23,6 @@ class Workers:
 
     def __init__(self, num_threads: int | None = None) -> None:
         self.num_threads = num_threads or len(os.sched_getaffinity(0))
-        self._pool = ThreadPoolExecutor(self.num_threads)
         self._here = threading.local()
 
     def each(self, size: int, act: Callable[[int, int], ResultT], unit: int = 1) -> list[ResultT]:
@@ -33,7 +32,7 @@ class Workers:
         blocks = [(start, min(start + length, size)) for start in range(0, size, length)]
         if len(blocks) == 1 or getattr(self._here, "is_worker", False):
             return [act(*block) for block in blocks]
-        return list(self._pool.map(lambda block: act(*block), blocks))
+        return self._run(lambda block: act(*block), blocks)
 
     def count(
         self,
@@ -60,7 +59,7 @@ class Workers:
 
     def tensors(self, sizes: Sequence[int], act: Callable[[int], None]) -> None:
         """`act(index)` for every tensor: large ones one by one, each on all cores, then the others
-        side by side, each on one."""
+        side by side, each on one, the largest first."""
         share = max(BLOCK, sum(sizes) // (2 * self.num_threads))
         large = [index for index, size in enumerate(sizes) if size > share]
         for index in large:
@@ -68,11 +67,43 @@ class Workers:
 
         def on_one(index: int) -> None:
             self._here.is_worker = True
-            act(index)
+            try:
+                act(index)
+            finally:
+                self._here.is_worker = False
 
         small = sorted(set(range(len(sizes))) - set(large), key=lambda index: -sizes[index])
-        for _ in self._pool.map(on_one, small):
-            pass
+        self._run(on_one, small)
 
-    def close(self) -> None:
-        self._pool.shutdown()
+    def _run(self, act: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> list[ResultT]:
+        """Results in order; the calling thread is one of those that work. Should one fail, the rest
+        are not begun, and nothing runs any more when the failure is passed on: the first in order,
+        of those that were met."""
+        waiting = list(enumerate(items))[::-1]
+        results: dict[int, ResultT] = {}
+        failures: dict[int, BaseException] = {}
+
+        def work() -> None:
+            while waiting and not failures:
+                try:
+                    index, item = waiting.pop()
+                except IndexError:  # another thread took the last
+                    return
+                try:
+                    results[index] = act(item)
+                except BaseException as error:  # passed on below
+                    failures[index] = error
+
+        others = range(min(self.num_threads, len(waiting)) - 1)
+        threads = [threading.Thread(target=work, daemon=True) for _ in others]
+        for thread in threads:
+            thread.start()
+        try:
+            work()
+        finally:  # also when the user interrupts
+            waiting.clear()
+            for thread in threads:
+                thread.join()
+        if failures:
+            raise failures[min(failures)]
+        return [results[index] for index in range(len(results))]

@@ -14,6 +14,7 @@ from toolkit.merge.kernels.sizes import TILE
 from toolkit.merge.kernels.source.entries import (
     VECTOR,
     by_type,
+    collect,
     count_bits,
     cut,
     deltas,
@@ -28,6 +29,8 @@ from toolkit.merge.kernels.source.primitives import kernel, tile, tiles
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _16 = np.uint32(16)
+_HALVINGS = 4
+"""Of the interval that `kth_word` searches, before it drops what is not within."""
 
 
 @kernel
@@ -59,19 +62,19 @@ def lower_histogram(rows: Any, model: int, upper: int, counts: Any) -> int:
 
 
 @kernel
-def window_histogram(
-    rows: Any, models: Any, least: Any, widths: Any, offsets: Any, below: Any, counts: Any
+def collect_windows(
+    rows: Any, models: Any, least: Any, widths: Any, below: Any, used: Any, room: Any
 ) -> int:
-    """Count, for several windows, the magnitudes below each, and those within by their bits.
+    """For several windows, count the magnitudes below each, and collect those within.
 
     Args:
         rows: tuned models and the base last, `[n]` each.
         models: of each window, `[W]`, int64.
         least: bits of the smallest magnitude within, `[W]`, uint32.
         widths: how many patterns are within, `[W]`, uint32.
-        offsets: where a window's counts begin, `[W]`, int64.
         below: `[W]`, int64: added to.
-        counts: uint32: added to.
+        used: `[W]`, int64: how many are in `room` already; added to.
+        room: `[W, ≥ n + 64]`, uint32: takes the bits of those within, less `least`.
     """
     tuned, last = rows[:-1], rows[len(rows) - 1]
     sizes = tiles(len(rows) - 1, np.uint32)
@@ -81,9 +84,51 @@ def window_histogram(
         for i in range(n):
             put_sizes(deltas(some, float_of(word(bases, i)), i), sizes, 0, i)
         for w in range(models.size):
-            own = counts[offsets[w] : offsets[w] + np.int64(widths[w])]
-            below[w] += count_window(sizes[models[w]], n, least[w], widths[w], own)
+            own = sizes[models[w]]
+            own[n:] = np.uint32(0xFFFFFFFF)
+            smaller, held = below[w], used[w]
+            for place in range(0, n, VECTOR):
+                count, held = collect(own, place, least[w], widths[w], room[w], held)
+                smaller += count
+            below[w], used[w] = smaller, held
     return 0
+
+
+@kernel
+def kth_word(words: Any, n: int, k: int, width: int) -> Any:
+    """The `k`-th smallest, from 1, of `n` words below `width`.
+
+    By counting how many are below a limit, and keeping now and then what is between limits: unlike
+    partitioning this takes no longer where many are equal.
+
+    Args:
+        words: `[≥ n + 64]`, uint32; written over.
+        n: how many there are.
+        k: from 1 to `n`.
+        width: at most 2^31.
+    """
+    found = np.uint32(0)
+    while width > 1:
+        low, high = 0, width
+        words[n : n + VECTOR] = np.uint32(0xFFFFFFFF)
+        for _ in range(_HALVINGS):
+            middle = (low + high) // 2
+            if middle > low:
+                below = 0
+                for place in range(0, n, VECTOR):
+                    smaller, _ = masks(words, place, np.uint32(middle), np.uint32(0))
+                    below += count_bits(smaller)
+                if k <= below:
+                    high = middle
+                else:
+                    low = middle
+        below, held = 0, 0
+        for place in range(0, n, VECTOR):
+            least, between = np.uint32(low), np.uint32(high - low)
+            count, held = collect(words, place, least, between, words, held)
+            below += count
+        found, width, n, k = found + np.uint32(low), high - low, held, k - below
+    return found
 
 
 def put_sizes(values: Any, sizes: Any, m: Any, i: Any) -> None:

@@ -1,0 +1,153 @@
+"""Rows of the routers: what each expert is to be given.
+
+Legend: L layers with experts, E experts, D hidden size, T tokens of a prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from toolkit.errors import MergeError
+from toolkit.lazy_torch import Tensor, torch
+from toolkit.merge.models import Models
+from toolkit.merge.moe.config import RANDOM_GATES, ExpertSection, MoeConfig
+from toolkit.merge.moe.plan import MoePlan
+
+_ALIKE = 0.999
+"""Cosine above which two rows of a router are said to be too alike."""
+
+
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """A generator that depends on the seed and the tensor's name alone."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def router_rows(
+    config: MoeConfig, plan: MoePlan, models: Models, *, seed: int
+) -> dict[str, Tensor]:
+    """The rows of every router and gate of a plan, by name: `[E, D]` or `[1, D]`, float32.
+
+    Rows from prompts have unit length: the mean over positive prompts less that over negative ones.
+
+    Raises:
+        MergeError: the base has no tokenizer, or its hidden states are not finite.
+    """
+    tensors = [tensor for tensor in plan.tensors if tensor.source is None]
+    if config.gate_mode in RANDOM_GATES:
+        rows: dict[str, Tensor] = {}
+        for tensor in tensors:
+            generator = generator_of(seed, tensor.name)
+            if config.gate_mode == "random":
+                rows[tensor.name] = torch.randn(tensor.shape, generator=generator)
+            else:
+                bound = math.sqrt(1.0 / tensor.shape[1])
+                drawn = torch.rand(tensor.shape, generator=generator)
+                rows[tensor.name] = drawn * (2 * bound) - bound
+        return _without_prompts(config, plan, rows)
+    reader = _Reader(config, plan, models)
+    experts = torch.stack([reader.rows(expert) for expert in config.experts], dim=1)
+    place = {layer: number for number, layer in enumerate(plan.sparse_layers)}
+    rows = {t.name: experts[place[t.layer]] for t in tensors if not t.is_shared}
+    if config.shared_experts and config.shared_experts[0].positive_prompts:
+        shared = reader.rows(config.shared_experts[0])
+        rows |= {t.name: shared[place[t.layer]][None] for t in tensors if t.is_shared}
+    return _without_prompts(config, plan, rows)
+
+
+def _without_prompts(
+    config: MoeConfig, plan: MoePlan, rows: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """A shared expert without prompts has a gate of zeros: half of it is let through."""
+    if config.shared_experts and config.shared_experts[0].positive_prompts:
+        return rows
+    gates = [t for t in plan.tensors if t.source is None and t.is_shared]
+    return {**rows, **{t.name: torch.zeros(t.shape) for t in gates}}
+
+
+def alike_layers(plan: MoePlan, rows: dict[str, Tensor]) -> list[int]:
+    """Layers in which two experts have nearly the same row, so that one of them will starve."""
+    found = []
+    for tensor in plan.tensors:
+        if tensor.source is not None or tensor.is_shared or tensor.shape[0] < 2:
+            continue
+        unit = torch.nn.functional.normalize(rows[tensor.name], dim=1)
+        cosine = (unit @ unit.T).fill_diagonal_(-1.0)
+        if float(cosine.max()) > _ALIKE:
+            found.append(tensor.layer)
+    return found
+
+
+class _Reader:
+    """Turns prompts into vectors by the base model."""
+
+    def __init__(self, config: MoeConfig, plan: MoePlan, models: Models) -> None:
+        from transformers import AutoTokenizer
+
+        self._mode, self._layers = config.gate_mode, plan.sparse_layers
+        folder = models.tokenizer_folders(config.base_model)[-1]
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise MergeError(
+                f"{folder}: has no tokenizer to read the prompts with; put it there, or give "
+                "gate_mode: random."
+            ) from error
+        self._model: Any = None
+        self._embedding: Tensor | None = None
+        checkpoint = models.checkpoint(config.base_model)
+        if self._mode == "cheap_embed":
+            self._embedding = checkpoint.tensor("model.embed_tokens.weight")
+            return
+        from toolkit.checkpoint.adapted import AdaptedCheckpoint
+        from toolkit.checkpoint.load import load_causal_model
+
+        self._model = load_causal_model(checkpoint.folder, torch.float32).eval()
+        if isinstance(checkpoint, AdaptedCheckpoint):
+            own = self._model.state_dict()
+            for name in checkpoint.names:
+                own[name].copy_(checkpoint.tensor(name))
+
+    def rows(self, expert: ExpertSection) -> Tensor:
+        """`[L, D]`, each row of unit length."""
+        rows = self._mean(expert.positive_prompts)
+        if expert.negative_prompts:
+            rows = rows - self._mean(expert.negative_prompts)
+        if not bool(torch.isfinite(rows).all()):
+            raise MergeError("base_model: its hidden states for the prompts are not finite.")
+        unit: Tensor = rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+        return unit
+
+    def _mean(self, prompts: Sequence[str]) -> Tensor:
+        return torch.stack([self._states(prompt) for prompt in prompts]).mean(dim=0)
+
+    def _states(self, prompt: str) -> Tensor:
+        """One prompt as `[L, D]`."""
+        text = (self._tokenizer.bos_token or "") + prompt
+        tokens = self._tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        if tokens.numel() == 0:
+            raise MergeError(f"positive_prompts: {prompt!r} has no tokens.")
+        if self._embedding is not None:
+            vector: Tensor = self._embedding[tokens[0]].float().mean(dim=0)
+            return vector.expand(len(self._layers), -1)
+        seen: dict[int, Tensor] = {}
+
+        def keep(layer: int) -> Any:
+            def hook(_: Any, arguments: tuple[Tensor, ...]) -> None:
+                states = arguments[0][0].float()  # [T, D], what the router will be given
+                seen[layer] = states[-1] if self._mode == "hidden_last" else states.mean(dim=0)
+
+            return hook
+
+        layers = self._model.base_model.layers
+        hooks = [layers[n].mlp.register_forward_pre_hook(keep(n)) for n in self._layers]
+        try:
+            with torch.no_grad():
+                self._model.base_model(input_ids=tokens, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack([seen[layer] for layer in self._layers])

@@ -1,0 +1,185 @@
+"""What a recipe says about published claims and how they are measured. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, StringConstraints, model_validator
+from typing_extensions import Self
+
+from toolkit.config import Fraction, Section
+from toolkit.errors import did_you_mean
+
+Step = Literal["general", "cpt", "merge", "sft"]
+STEPS: tuple[Step, ...] = get_args(Step)
+
+OURS = "our choice"
+"""Source of a comparison that nobody published."""
+
+Source = Annotated[
+    str, StringConstraints(pattern=r"^(\d{4}\.\d{4,5}|openreview:[A-Za-z0-9_-]+|our choice)$")
+]
+Mark = Literal["V", "S", "M"]
+"""V: read at its source. S: from a secondary summary. M: from memory, to be checked."""
+
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[a-z]+)?")
+
+
+SETS = ("domain", "general", "retention", "middles")
+"""What a measure may be on, beside a source."""
+
+
+class MeasureSection(Section):
+    """Which models are compared, on what, and what is to be expected.
+
+    A model is `general` (before training), `cpt` (the specialist), `merge` or `sft`, of the recipe
+    itself or of a variant: `VARIANT/merge`, and `VARIANT` alone is its specialist. Two of them in a
+    list are a change: from the first to the second.
+    """
+
+    of: str | tuple[str, str]
+    """The model, or the change, that the claim is about."""
+
+    against: str | tuple[str, str]
+    """What it is held against."""
+
+    test_set: str = "domain"
+    """Test documents: of role `domain` or `general`, or a source by name. `retention`: the general
+    model's own answers. `middles`: what stands between two parts of a code file."""
+
+    expect: Literal["lower", "higher", "equal"] = "lower"
+    """What is claimed of `of`, as against `against`; `equal` means by `within` at most."""
+
+    unit: Literal["difference", "relative", "share"] = "difference"
+    """`difference`: of the losses, in their unit. `relative`: the same over the loss of `against`.
+    `share`: how much of the way from `against` to `share_of` the model `of` has gone."""
+
+    than: float | None = None
+    """What it is expected to be lower or higher than, in that unit: 0, or of a share 0.5, where
+    nothing is said."""
+
+    within: Annotated[float, Field(gt=0.0)] | None = None
+    """For `equal`: the largest difference, in that unit, which still counts as none. Ours."""
+
+    share_of: str | None = None
+    """For `share`: the model that has gone all of the way."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.expect == "equal") != (self.within is not None):
+            raise ValueError("within belongs to expect: equal, and that needs it")
+        if self.expect == "equal" and self.than is not None:
+            raise ValueError("than is for lower and higher; equal says within")
+        if (self.unit == "share") != (self.share_of is not None):
+            raise ValueError("share_of belongs to unit: share, and that needs it")
+        if self.unit != "difference" and not (
+            isinstance(self.of, str) and isinstance(self.against, str)
+        ):
+            raise ValueError(f"unit {self.unit} compares models, not changes; use difference")
+        for name in self.models():
+            if not _MODEL.fullmatch(name) or ("/" in name and name.split("/")[1] not in STEPS):
+                raise ValueError(
+                    f"{name!r} names no model; write {', '.join(STEPS)}, a variant, or VARIANT/STEP"
+                )
+        return self
+
+    def models(self) -> Iterator[str]:
+        """All models that are named, in order; some may stand twice."""
+        for side in (self.against, self.of, self.share_of):
+            if side is not None:
+                yield from (side,) if isinstance(side, str) else side
+
+    def threshold(self) -> float:
+        """What the figure is expected to be lower or higher than.
+
+        >>> MeasureSection(of="merge", against="cpt").threshold()
+        0.0
+        """
+        return self.than if self.than is not None else 0.5 if self.unit == "share" else 0.0
+
+
+class ClaimSection(Section):
+    """One published claim."""
+
+    claim: Annotated[str, StringConstraints(min_length=10, max_length=300)]
+    """In one sentence, as published."""
+
+    source: Source
+    """arXiv number, or `openreview:` and the number there; `our choice` where nothing is published
+    and the comparison is our own."""
+
+    mark: Mark | None = None
+    """How we know of it: V read at its source, S from a secondary summary, M from memory. Only our
+    own comparisons have none."""
+
+    measure: MeasureSection
+    """What of it is measured here."""
+
+    @model_validator(mode="after")
+    def _marked(self) -> Self:
+        if (self.mark is None) != (self.source == OURS):
+            raise ValueError(f"mark: must be given of what was published, and not of {OURS!r}")
+        return self
+
+    @property
+    def address(self) -> str:
+        """Where to read it; empty for our own."""
+        kind, _, number = self.source.partition(":")
+        if kind == "openreview":
+            return f"https://openreview.net/forum?id={number}"
+        return "" if kind == OURS else f"https://arxiv.org/abs/{self.source}"
+
+
+class StudySection(Section):
+    """Published claims, and what of them a run can show: `toolkit study run`."""
+
+    claims: Annotated[tuple[ClaimSection, ...], Field(min_length=1)]
+    """They are judged together: the more there are, the surer each must be."""
+
+    confidence: Annotated[Fraction, Field(gt=0.5, lt=1.0)] = 0.95
+    """Of all intervals together (Bonferroni): of m claims each holds with
+    1 - (1 - confidence) / m by itself."""
+
+
+def split_model(name: str) -> tuple[str | None, Step]:
+    """Variant and step that a name stands for.
+
+    >>> split_model("merge"), split_model("weak"), split_model("weak/sft")
+    ((None, 'merge'), ('weak', 'cpt'), ('weak', 'sft'))
+    """
+    variant, _, step = name.rpartition("/")
+    for known in STEPS:
+        if step == known:
+            return variant or None, known
+    return step, "cpt"
+
+
+def unknown_models(study: StudySection | None, variants: Collection[str]) -> list[str]:
+    """A line for each model of a study whose variant the recipe does not have, at its key."""
+    faults = []
+    for number, claim in enumerate(study.claims if study is not None else ()):
+        for name in dict.fromkeys(claim.measure.models()):
+            variant, _ = split_model(name)
+            if variant is not None and variant not in variants:
+                hint = did_you_mean(variant, sorted(variants))
+                faults.append(
+                    f"study.claims.{number}.measure: there is no variant {variant!r}{hint} "
+                    f"Variants: {', '.join(sorted(variants)) or 'none'}."
+                )
+    return faults
+
+
+def unknown_sets(study: StudySection | None, sources: Collection[str]) -> list[str]:
+    """A line for each measure on something that the recipe does not test, at its key."""
+    faults = []
+    for number, claim in enumerate(study.claims if study is not None else ()):
+        name = claim.measure.test_set
+        if name not in SETS and name not in sources:
+            known = [*SETS, *sources]
+            faults.append(
+                f"study.claims.{number}.measure.test_set: there is no test set {name!r}"
+                f"{did_you_mean(name, known)} Sets: {', '.join(known)}."
+            )
+    return faults
