@@ -18,6 +18,7 @@ from toolkit import cli
 from toolkit.errors import ConfigError
 from toolkit.model_config import shape_of_folder
 from toolkit.plan.devices import DEVICES
+from toolkit.plan.shape import count_parameters
 from toolkit.recipe import load_recipe
 from toolkit.stages import planning, planning_model
 from toolkit.stages.chain import Run
@@ -327,3 +328,22 @@ def test_the_specialist_of_another_recipe_before_it_is_trained(project: Path):
     plan = make_plan(Run.open("next.yaml", Path("runs")), quick())
     assert plan["model"]["is_here"]
     assert any("is not trained yet" in note for note in plan["notes"])
+
+
+def test_a_mixture_and_a_model_from_scratch_before_they_are_made(project: Path):
+    mixture = {"moe": {"base": {"path": "model"}, "num_experts": 4}}
+    plan = make_plan(run_of(project, changed(model=mixture)), Wanted())
+    dense = shape_of_folder(project / "model")
+    expert = 3 * dense.hidden_size * dense.intermediate_size
+    router = 4 * dense.hidden_size
+    more = dense.num_hidden_layers * (3 * expert + router)
+    assert plan["model"]["parameters"] == count_parameters(dense).total + more
+    assert plan["model"]["active_parameters"] < plan["model"]["parameters"]
+    assert plan["sources"][0]["origin"] == "counted"
+    assert plan["machine"]["training_tokens_per_second"] is None
+    assert plan["machine"]["flops_per_second"] > 0.0  # products of its shapes
+    shape = dense.model_dump(exclude_none=True)
+    first = {"scratch": {"shape": shape, "tokenizer": {"path": "model"}}}
+    plan = make_plan(run_of(project, changed(model=first)), quick())
+    assert any("begins from random weights" in note for note in plan["notes"])
+    assert not (project / "runs" / "tiny" / "general").exists()
