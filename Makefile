@@ -32,8 +32,10 @@ $(STAMP): pyproject.toml constraints.txt
 	  > $(VENV)/setup.log 2>&1 || { tail -n 20 $(VENV)/setup.log; exit 1; }
 	@touch $@
 
+# DEVICES=8xH100, PRICES=prices.yaml and WRITE=recipes/x.yaml are optional.
 plan: $(STAMP)
-	@$(TOOLKIT) plan $(DOMAIN) $(if $(DEVICES),--devices $(DEVICES)) $(if $(WRITE),--write $(WRITE))
+	@$(TOOLKIT) plan $(NAME) $(if $(DEVICES),--devices $(DEVICES)) $(if $(PRICES),--prices $(PRICES)) \
+	  $(if $(WRITE),--write $(WRITE))
 
 data: $(STAMP)
 	@$(TOOLKIT) data run $(NAME)
@@ -98,7 +100,8 @@ bench-train: $(STAMP)
 	@$(VENV)/bin/python benchmarks/resume.py
 
 # Estimates of memory and time beside what training takes, process by process. Ten minutes.
-bench-plan: $(STAMP)
+bench-# DEVICES=8xH100, PRICES=prices.yaml and WRITE=recipes/x.yaml are optional.
+plan: $(STAMP)
 	@$(VENV)/bin/python benchmarks/plan.py
 
 # The search of a run that exists, against mergekit-yaml and lm-eval; half an hour on 2 cores.
