@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Bench:
 
             self._scored = copy.deepcopy(loaded).to(device)
         self.merge_seconds = 0.0
-        self._beside: dict[tuple[str, int], float] = {}
+        self._beside: dict[tuple[str, str, int], float] = {}
 
     @torch.no_grad()
     def apply(self, config: MergeConfig) -> None:
@@ -98,25 +98,25 @@ class Bench:
             EvaluationError: a loss is not finite.
         """
         if self._cache is None:
-            return self._score(items, rows, {other.name for other in together})
+            return self._score(items, rows, together)
         plain = candidate.config.model_dump(mode="json")
         name = candidate_hash(self._parents, plain, self._seed)
         return self._cache.score(self._scored, name, items, rows, together=together)
 
     def _score(
-        self, items: EvaluationSet, rows: Sequence[int], together: Collection[str]
+        self, items: EvaluationSet, rows: Sequence[int], together: Sequence[EvaluationSet]
     ) -> list[float]:
-        """Without a cache: what a pass found for other sets beside is kept until the next merge."""
+        """Without a cache: what a pass finds for other sets beside is kept until the next merge."""
         known = self._beside
-        missing = [row for row in rows if (items.name, row) not in known]
+        missing = [row for row in rows if (items.name, items.content_hash, row) not in known]
         if missing and items.score_together is not None:
-            for name, losses in items.score_together(self._scored, missing).items():
-                if name in together or name == items.name:
-                    known.update(zip([(name, row) for row in missing], losses, strict=True))
-        elif missing:
-            losses = items.score(self._scored, missing)
-            known.update(zip([(items.name, row) for row in missing], losses, strict=True))
-        return [known[items.name, row] for row in rows]
+            found = items.score_together(self._scored, missing)
+        else:
+            found = {items.name: items.score(self._scored, missing) if missing else []}
+        for one in (items, *together):
+            for row, loss in zip(missing, found.get(one.name, ()), strict=False):
+                known[one.name, one.content_hash, row] = loss
+        return [known[items.name, items.content_hash, row] for row in rows]
 
     def distance(self) -> float:
         """Euclidean distance of the last merge from the general model."""

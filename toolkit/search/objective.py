@@ -274,8 +274,9 @@ class Objective:
     ) -> float:
         """Upper bound of the loss on general sets: at most `tolerance` where all are within theirs.
 
-        Each set must hold by itself, so no correction for their number is due (an intersection of
-        hypotheses is rejected only with all of them).
+        Sets of which nothing is known say nothing; where that is so of all, the bound is without
+        limit. Each set must hold by itself, so no correction for their number is due (an
+        intersection of hypotheses is rejected only with all of them).
 
         Args:
             losses: of the candidate.
@@ -289,10 +290,10 @@ class Objective:
         bounds = []
         for name, limit in self.tolerances.items():
             if len(losses.get(name, ())) == 0:
-                return math.inf
+                continue
             difference = self._difference(name, losses, general, guide)
             bounds.append(upper_bound(difference, self.confidence, num_tests) - limit)
-        return max(bounds) + self.tolerance
+        return max(bounds, default=math.inf) + self.tolerance
 
     def beyond_tolerances(
         self, losses: Losses, general: Losses, guide: Losses | None = None
