@@ -7,7 +7,7 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup plan bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft bench-data bench-train bench-search bench-choices
+.PHONY: help setup plan bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choices bench-methods
 
 help:
 	@echo "make plan DOMAIN=finance     is CPT the right tool, what will it take, which settings"
@@ -16,8 +16,9 @@ help:
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
 	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
 	@echo "make cpt DOMAIN=code-llama SCALE=laptop    a recipe at another scale; VARIANT=... another form"
+	@echo "make study DOMAIN=ibrahim-replay SCALE=laptop    a recipe's published claims, measured"
 	@echo "make publish DOMAIN=finance REPO=org/name"
-	@echo "make setup | checks | test | docs | bench | bench-merge | bench-data | bench-train | bench-choices | bench-search | clean"
+	@echo "make setup | checks | test | docs | bench | bench-merge | bench-data | bench-train | bench-choices | bench-search | bench-methods | bench-plan | clean"
 
 setup: $(STAMP)
 
@@ -31,8 +32,10 @@ $(STAMP): pyproject.toml constraints.txt
 	  > $(VENV)/setup.log 2>&1 || { tail -n 20 $(VENV)/setup.log; exit 1; }
 	@touch $@
 
+# DEVICES=8xH100, PRICES=prices.yaml and WRITE=recipes/x.yaml are optional.
 plan: $(STAMP)
-	@$(TOOLKIT) plan $(DOMAIN) $(if $(DEVICES),--devices $(DEVICES)) $(if $(WRITE),--write $(WRITE))
+	@$(TOOLKIT) plan $(NAME) $(if $(DEVICES),--devices $(DEVICES)) $(if $(PRICES),--prices $(PRICES)) \
+	  $(if $(WRITE),--write $(WRITE))
 
 data: $(STAMP)
 	@$(TOOLKIT) data run $(NAME)
@@ -49,6 +52,11 @@ chat: $(STAMP)
 
 sft: $(STAMP)
 	@$(TOOLKIT) sft run $(NAME)
+
+# What a published system claims, and what its recipe shows: every variant that a claim names is run.
+study: $(STAMP)
+	@$(TOOLKIT) study run $(NAME)
+	@$(TOOLKIT) study table runs/$(NAME)/study/study.json
 
 publish: $(STAMP)
 	@test -n "$(REPO)" || { echo "name the repository: make publish DOMAIN=$(DOMAIN) REPO=org/name"; exit 2; }
@@ -92,12 +100,17 @@ bench-train: $(STAMP)
 	@$(VENV)/bin/python benchmarks/resume.py
 
 # Estimates of memory and time beside what training takes, process by process. Ten minutes.
-bench-plan: $(STAMP)
+bench-# DEVICES=8xH100, PRICES=prices.yaml and WRITE=recipes/x.yaml are optional.
+plan: $(STAMP)
 	@$(VENV)/bin/python benchmarks/plan.py
 
 # The search of a run that exists, against mergekit-yaml and lm-eval; half an hour on 2 cores.
 bench-search: $(STAMP)
 	@$(VENV)/bin/python benchmarks/search.py --recipe $(NAME)
+
+# What four merge methods keep of a run's gain and recover of its loss, on test; beside runs/.
+bench-methods: $(STAMP)
+	@$(VENV)/bin/python benchmarks/methods.py --recipe $(NAME)
 
 # Environment and caches; runs/ holds your models and stays.
 clean:

@@ -3,7 +3,7 @@
 python benchmarks/choices.py runs/finance/general --items 100
 
 Both sides tokenise and score; loading of model and questions is not counted. lm-eval runs with
-the batch size that was fastest for it in a first pass over some of the questions.
+the batch size that was fastest for it in a first pass over (40 of) the questions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from toolkit.evaluate.questions import Question, load_questions
 
 TASKS = ("social_iqa", "general_knowledge", "misconceptions", "physics")
 BATCH_SIZES = (4, 16, 64)
-TRIAL_ITEMS = 16
+TRIAL_ITEMS = 40
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ import yaml
 from toolkit.config import load_yaml
 from toolkit.recipe import load_recipe
 from toolkit.search.config import RaceSection
+from toolkit.search.contest import Rivals, best_of, run_race
 from toolkit.search.objective import Objective
 from toolkit.search.outcome import candidate_rows, cannot_be_told_apart
+from toolkit.search.plan import Plan
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, sweep_point
-from toolkit.search.worker import Outcome, Plan
+from toolkit.search.worker import Outcome
 from toolkit.stages.chain import Run, _merge_stage, ensure_cpt
 from toolkit.stages.choosing import _named
 from toolkit.stages.searching import Search, prepare_search
@@ -191,33 +193,33 @@ def _best(outcomes: Sequence[Outcome], objective: Objective) -> Outcome:
 
 def _replay(full: Sequence[Outcome], objective: Objective) -> tuple[Outcome, float]:
     """The race run over losses that are all known: its choice, and its share of the tokens."""
-    start = full[0].losses
-    best, level, tokens = full[0], 0.0, 0
+    known: dict[str, dict[str, Any]] = {}
+    stayed: list[Outcome] = []
     for outcome in full:
-        known: dict[str, Any] = dict(outcome.losses)
-        looks = 0 if outcome.candidate.name in (GENERAL, SPECIALIST) else objective.num_looks - 1
-        for look in range(looks):
-            part = {
-                name: outcome.losses[name][: raced.cuts[look]]
-                for name, raced in objective.sets.items()
-            }
-            behind = objective.is_behind(part, best.losses)
-            if behind or objective.loses_too_much(part, start):
-                if behind:  # then the other sets were left where the look before had them
-                    part.update(
-                        (name, part[name][: raced.cuts[look - 1] if look else 0])
-                        for name, raced in objective.sets.items()
-                        if raced.items.role != "domain"
-                    )
-                known = part
-                break
-        tokens += objective.tokens(known)
-        if objective.is_whole(known):
-            change = objective.domain_difference(known, start).estimate
-            bound = objective.general_loss_bound(known, start)
-            if bound <= objective.tolerance and change < level:
-                best, level = outcome, change
-    return best, tokens / (len(full) * objective.all_tokens)
+        losses: dict[str, Any] = {}
+
+        def score(
+            counts: Mapping[str, int], outcome: Outcome = outcome, losses: Any = losses
+        ) -> None:
+            for name, count in counts.items():
+                losses[name] = outcome.losses[name][: max(count, len(losses.get(name, ())))]
+
+        def rivals() -> Rivals:
+            general = known.get(GENERAL)
+            whole = [known[other.candidate.name] for other in stayed]
+            best = None if general is None else best_of(whole, general, objective)
+            return Rivals(general, known.get(SPECIALIST), best)
+
+        is_endpoint = outcome.candidate.name in (GENERAL, SPECIALIST)
+        is_shown = outcome.candidate.name.startswith("linear") and outcome.order < 9
+        if run_race(objective, losses, score, rivals, may_drop=not is_endpoint, is_shown=is_shown):
+            stayed.append(outcome)
+        known[outcome.candidate.name] = losses
+    tokens = sum(objective.tokens(losses) for losses in known.values())
+    names = {outcome.candidate.name: outcome for outcome in stayed}
+    best = best_of([known[name] for name in names], known[GENERAL], objective)
+    chosen = next(outcome for name, outcome in names.items() if known[name] is best)
+    return chosen, tokens / (len(full) * objective.all_tokens)
 
 
 def _texts(path: Path, ids: Sequence[Sequence[str]]) -> list[str]:

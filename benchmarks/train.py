@@ -18,8 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 SEQUENCE, BLOCKS_PER_STEP, SKIPPED = 512, 4, 2
 LEARNING_RATE = 1e-4
@@ -85,6 +87,7 @@ def ours(
     from toolkit.data.blocks import Blocks
     from toolkit.train.config import TrainSection
     from toolkit.train.loop import train
+    from toolkit.train.metrics import MetricsLog
     from toolkit.train.parts import prepare_model
 
     section = TrainSection.model_validate(
@@ -98,11 +101,20 @@ def ours(
     )
     with tempfile.TemporaryDirectory() as work:
         loaded = prepare_model(load_causal_model(model, torch.float32), section)
-        train(loaded, Blocks.open(folder), section, seed=1, work=Path(work))
+        processor: list[float] = []
+        write = MetricsLog.write
+
+        def write_and_look(self: MetricsLog, **row: Any) -> None:
+            processor.append(time.process_time())
+            write(self, **row)
+
+        with patch.object(MetricsLog, "write", write_and_look):
+            train(loaded, Blocks.open(folder), section, seed=1, work=Path(work))
         rows = [json.loads(row) for row in (Path(work) / "metrics.jsonl").open()]
     return {
         "losses": [row["loss"] for row in rows[:steps]],
         "tokens_per_second": statistics.median(r["tokens_per_second"] for r in rows[SKIPPED:]),
+        "processor_seconds": between(processor),
     }
 
 
@@ -126,6 +138,7 @@ def theirs(model: Path, folder: Path, steps: int, micro_batch: int) -> dict[str,
         ids = stage.read([position]).input_ids[0].astype(np.int64)
         rows.append({"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids.copy()})
     times: list[float] = []
+    processor: list[float] = []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -133,6 +146,7 @@ def theirs(model: Path, folder: Path, steps: int, micro_batch: int) -> dict[str,
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             times[-1] = time.perf_counter() - times[-1]
+            processor.append(time.process_time())
 
     class InOrder(Trainer):
         def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
@@ -168,7 +182,13 @@ def theirs(model: Path, folder: Path, steps: int, micro_batch: int) -> dict[str,
     return {
         "losses": [row["loss"] for row in trainer.state.log_history if "loss" in row],
         "tokens_per_second": tokens / statistics.median(times[SKIPPED:]),
+        "processor_seconds": between(processor),
     }
+
+
+def between(seconds: list[float]) -> float:
+    """Median processor time of a step, all threads, given the clock at the end of each."""
+    return statistics.median(b - a for a, b in pairwise(seconds[SKIPPED - 1 :]))
 
 
 def run(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -188,13 +208,16 @@ def run(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any
 
 def line(name: str, pair: dict[str, Any]) -> str:
     return f"{name}: " + "; ".join(
-        f"{side} {figures['tokens_per_second']:.0f} tokens/s, {figures['peak_bytes'] / 1e9:.2f} GB"
+        f"{side} {figures['tokens_per_second']:.0f} tokens/s, "
+        f"{figures['processor_seconds']:.2f} processor seconds a step, "
+        f"{figures['peak_bytes'] / 1e9:.2f} GB"
         for side, figures in sorted(pair.items())
     )
 
 
 def show(pairs: list[dict[str, Any]]) -> None:
     speed = [p["ours"]["tokens_per_second"] / p["theirs"]["tokens_per_second"] for p in pairs]
+    work = [p["theirs"]["processor_seconds"] / p["ours"]["processor_seconds"] for p in pairs]
     memory = [p["ours"]["peak_bytes"] / p["theirs"]["peak_bytes"] for p in pairs]
     differences = [
         abs(a - b)
@@ -203,6 +226,7 @@ def show(pairs: list[dict[str, Any]]) -> None:
     ]
     first, last = pairs[0]["ours"]["losses"], pairs[0]["theirs"]["losses"]
     print(f"speed {statistics.median(speed):.2f} times, {min(speed):.2f} to {max(speed):.2f}")
+    print(f"processor time {statistics.median(work):.2f} times less")
     print(f"peak memory {statistics.median(memory):.2f} times")
     print(f"losses ours    {' '.join(f'{value:.3f}' for value in first)}")
     print(f"losses Trainer {' '.join(f'{value:.3f}' for value in last)}")

@@ -168,7 +168,7 @@ class Project:
             text=True,
             check=False,
             stdin=subprocess.DEVNULL,
-            timeout=120,
+            timeout=300,
         )
 
     def make_lines(self, words: list[str]) -> list[str]:
@@ -187,7 +187,9 @@ def start_server(socket: Path) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
     )
     assert server.stdout is not None
-    assert server.stdout.readline() == b"ready\n"
+    if server.stdout.readline() != b"ready\n":
+        server.stdout.close()
+        raise RuntimeError(f"the server of commands ended with {server.wait()}; see its traceback")
     return server
 
 

@@ -19,6 +19,7 @@ SEQUENCE = 64
 _PLAIN = ("a cat", "the dog", "our garden", "a river", "the old house", "my brother", "rain")
 _DOES = ("sat on", "looked at", "slept near", "ran to", "was green like", "sang of", "fell on")
 _CLEANING = {
+    "collapse_spaces": False,
     "min_words": 5,
     "max_repeated_line_fraction": 1.0,
     "max_repeated_ngram_fraction": 1.0,
@@ -84,10 +85,13 @@ def _data(folder: Path, section: dict[str, Any]) -> dict[str, Any]:
     sources = {}
     for number, (name, source) in enumerate(section["sources"].items()):
         path = folder / f"{name}.jsonl"
-        rows = [{"text": _text(source["role"], 1000 * number + n)} for n in range(160)]
+        texts = [_text(source["role"], 1000 * number + n) for n in range(160)]
+        if source.get("fim"):  # lines, so that there is something to fill in
+            texts = [text.replace(". ", ".\n") for text in texts]
+        rows = [{"text": text} for text in texts]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         kept = {key: source[key] for key in ("role", "weight", "fim") if key in source}
-        limit = source["split"]["train"].get("max_tokens")
+        limit = source.get("split", {}).get("train", {}).get("max_tokens")
         train = {"share": 0.6} if limit is None else {"share": 0.6, "max_tokens": 600}
         split = {"train": train, "tuning": {"share": 0.1}, "test": {"share": 0.3}}
         sources[name] = {**kept, "files": [path.name], "split": split}

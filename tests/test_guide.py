@@ -33,6 +33,7 @@ from tests.guide import (
 )
 from toolkit.config import load_yaml, parse_section
 from toolkit.errors import ToolkitError
+from toolkit.merge.moe.config import load_moe_config
 from toolkit.recipe import Recipe
 
 PAGES = pages()
@@ -256,6 +257,8 @@ def test_a_wrong_flag_in_the_guide_is_found(project: Project):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_within_sentences_exist(page: Path, project: Project):
     text = re.sub(r"(?ms)^\s*```.*?^\s*```$", "", page.read_text(encoding="utf-8"))
+    for command in re.findall(r"(?m)^ {4}((?:toolkit|make|accelerate) .+)$", text):
+        check_command(command, project, False)
     for command in re.findall(r"`((?:toolkit|make) [^`…]+)`", text):
         if command.startswith("make "):
             assert project.make_lines(command.split())
@@ -290,6 +293,8 @@ def test_yaml_is_what_the_toolkit_reads(block: Block, tmp_path: Path):
     values = load_yaml(path)
     if "merge_method" in values:
         read_merge(path)
+    elif "experts" in values:
+        load_moe_config(path)
     elif block.title.startswith("recipes/"):
         parse_section(Recipe, values, where=block.where, what="recipe")
     else:  # some sections, put into the finance recipe
@@ -327,7 +332,10 @@ def test_a_wrong_recipe_in_the_guide_is_found(tmp_path: Path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_figures_come_from_runs(page: Path):
     """Numbers with three decimals or more are measured ones: they stand in the log or beside it."""
-    text = re.sub(r"(?s)```.*?```|<svg.*?</svg>|https?://\S+", "", page.read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    text = re.sub(r"(?s)```.*?```|<svg.*?</svg>|https?://\S+", "", text)
+    # Tables that a command writes into a page, from the runs themselves.
+    text = re.sub(r"(?s)<!-- [^>]*: begin -->.*?<!-- [^>]*: end -->", "", text)
     text = re.sub(r"\b\d{4}\.\d{4,5}\b", "", text)  # arXiv's numbers
     sources = [ROOT / "LOG.md", ROOT / "README.md", *sorted((DOCS / "figures").glob("*.md"))]
     known = "\n".join(path.read_text(encoding="utf-8") for path in sources)

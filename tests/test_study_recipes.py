@@ -18,6 +18,13 @@ COMPARISONS = ("ibrahim-replay", "reuse-dont-retrain", "kotha-replay", "mix-earl
 LAPTOP_TOKENS = 25_000
 
 
+@pytest.mark.parametrize("name", ["llama3-sec", "code-llama", "meditron", "composer2"])
+def test_systems_have_claims_of_their_own(name: str):
+    study = load_recipe(RECIPES / f"{name}.yaml").study
+    assert study is not None
+    assert any(claim.mark for claim in study.claims)
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_valid_in_all_layers(path: Path):
     values = load_yaml(path)
@@ -45,7 +52,7 @@ def test_comparisons_are_published_and_small_enough(name: str):
             assert total <= LAPTOP_TOKENS
 
 
-@pytest.mark.parametrize("name", COMPARISONS)
+@pytest.mark.parametrize("name", [*COMPARISONS, "code-llama"])
 def test_a_comparison_runs_at_a_still_smaller_scale(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_model: Callable[..., Path]
 ):

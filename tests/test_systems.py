@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.conftest import paragraph
+from tests.test_study_recipes import COMPARISONS
 from toolkit.config import load_yaml
 from toolkit.data.blocks import Blocks
 from toolkit.data.config import DataSection
@@ -27,9 +28,9 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 SYSTEMS = sorted(
     path
     for path in RECIPES.glob("*.yaml")
-    if "laptop" in (load_yaml(path).get("scales") or {}) and "study" not in load_yaml(path)
+    if "laptop" in (load_yaml(path).get("scales") or {}) and path.stem not in COMPARISONS
 )
-"""Those with claims that are compared are run by the tests of studies."""
+"""Comparisons are run by the tests of studies."""
 
 TOKENS = 2500
 LONGEST = 128

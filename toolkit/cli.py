@@ -16,6 +16,7 @@ from toolkit.entry import INTERRUPTED, errors_in_one_line, quieten
 from toolkit.evaluate.cli import evaluate
 from toolkit.generate.cli import chat, generate
 from toolkit.merge.moe.cli import merge_moe
+from toolkit.stages.mixing_cli import fit_app
 from toolkit.stages.planning_cli import plan
 from toolkit.stages.publishing_cli import app as publish_app
 from toolkit.stages.studying_cli import app as study_app
@@ -41,6 +42,7 @@ app.add_typer(adapter_app, name="adapter")
 app.command()(generate)
 app.command()(chat)
 app.add_typer(sft_app, name="sft")
+app.add_typer(fit_app, name="fit")
 app.add_typer(checkpoint_app, name="checkpoint")
 cpt_app.command("anneal")(anneal)
 merge_app.command("moe")(merge_moe)

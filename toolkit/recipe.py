@@ -70,7 +70,8 @@ class Recipe(Section):
                     f"sources: {', '.join(self.data.sources)}"
                 )
         sources = [*self.data.sources, *(self.sft.data.sources if self.sft is not None else ())]
-        if faults := unknown_sets(self.study, list(dict.fromkeys(sources))):
+        known, has_middles = list(dict.fromkeys(sources)), self.evaluate.middles is not None
+        if faults := unknown_sets(self.study, known, has_middles=has_middles):
             raise ValueError("; ".join(faults))
         return self
 

@@ -181,7 +181,7 @@ def _nothing(
         )
     nearest = min(
         (c for c in candidates if c.name != general),
-        key=lambda c: (c.general_loss_bound, c.distance),
+        key=lambda c: (not c.is_complete, c.general_loss_bound, c.distance),
         default=None,
     )
     detail = ""

@@ -182,6 +182,7 @@ def shown_value(value: Any) -> str:
 
 def recipe_page() -> str:
     """Every key of a recipe: section by section, in the order of the file."""
+    from toolkit import recipe_layers
     from toolkit.recipe import Recipe
 
     parts = [
@@ -202,6 +203,8 @@ def recipe_page() -> str:
         parts.append(
             "| key | type | default | what |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
         )
+    parts.append("## Layers\n")
+    parts.append(f"{paragraphs(recipe_layers.__doc__)}\n")
     return "\n".join(parts)
 
 

@@ -43,6 +43,9 @@ def test_groups_come_from_a_field(tmp_path: Path):
         ("a.csv", b"body\nx\n", "has no field 'text'"),
         ("a.txt", b"\xff\xfe\x00x", "is not UTF-8"),
         ("a.pdf", b"%PDF", "format is unknown"),
+        ("a.jsonl", b"", "a.jsonl: is empty, not even a blank line"),
+        ("a.csv", b"", "a.csv: is empty, not even a blank line"),
+        ("a.parquet", b"", "a.parquet: is damaged: reading fails after 0 documents"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, words: str):
@@ -66,6 +69,33 @@ def test_hub_datasets_are_streamed_from_a_local_copy(tmp_path: Path):
     (tmp_path / "train.jsonl").write_text('{"text": "from datasets"}\n')
     (document,) = read_documents("s", source(hub={"dataset": str(tmp_path)}))
     assert document.text == "from datasets"
+
+
+def test_damaged_files_of_a_hub_dataset_are_named_or_skipped_when_told(tmp_path: Path):
+    rows = [f'{{"text": "row {number}"}}\n' for number in range(4)]
+    for name, content in (("a", rows[0]), ("b", rows[1] + '{"text": bad\n'), ("c", rows[3])):
+        (tmp_path / f"train-{name}.jsonl").write_text(content)
+    here = source(hub={"dataset": str(tmp_path)})
+    with pytest.raises(DataError, match=r"file 2 of 3: is damaged: reading fails after 0 rows"):
+        list(read_documents("s", here))
+    faults = Faults(skip=True)
+    texts = [document.text for document in read_documents("s", here, faults)]
+    assert texts == ["row 0", "row 3"]  # `datasets` reads the second file whole or not at all
+    assert faults.counts["damaged"] == 1
+
+
+def test_a_damaged_picture_beside_a_hub_dataset_s_text_does_not_matter(tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {"text": {"dtype": "string", "_type": "Value"}, "picture": {"_type": "Image"}}
+    stored = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pictures = pa.array([{"bytes": b"no picture", "path": None}], stored)
+    table = pa.table({"text": ["kept"], "picture": pictures})
+    named = {"huggingface": json.dumps({"info": {"features": kinds}})}
+    pq.write_table(table.replace_schema_metadata(named), tmp_path / "train.parquet")
+    (document,) = read_documents("s", source(hub={"dataset": str(tmp_path)}))
+    assert document.text == "kept"
 
 
 def test_compressed_files_and_more_formats(tmp_path: Path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from tests.conftest import paragraph
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.documents import FEW_GROUPS, likelihood_sets
-from toolkit.evaluate.load import load_sets, refuse_overlap, small_sets
+from toolkit.evaluate.load import load_sets, refuse_overlap
 
 
 @pytest.fixture
@@ -111,14 +110,3 @@ def test_names_and_roles_are_checked(
     (stages[0] / "test.jsonl").write_text("\n".join(general))
     with pytest.raises(EvaluationError, match="role domain"):
         load_sets(small(), *stages, "test", cache=tmp_path / "c")
-
-
-def test_a_set_too_small_is_said_with_the_number_needed(stages: tuple[Path, Path], tiny_tokenizer):
-    _, news = likelihood_sets(stages[0] / "test.jsonl", tiny_tokenizer, 0, EvaluateSection())
-    before = {"news": [float(size) for size in news.sizes]}
-    after = {"news": [loss + 40.0 * (-1) ** n for n, loss in enumerate(before["news"])]}
-    (note,) = small_sets([news], after, before, 0.01)
-    assert note.startswith("news: 10 groups see a loss of")
-    assert "groups are needed" in note
-    assert small_sets([news], after, before, 1.0) == []
-    assert small_sets([replace(news, tolerance=1.0)], after, before, 0.01) == []

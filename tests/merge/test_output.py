@@ -172,9 +172,9 @@ def test_kill_leaves_nothing_that_looks_complete(two_models: Models, tmp_path: P
     config.write_text(yaml.safe_dump(half(*two_models)))
     code = (
         "import sys, time; from pathlib import Path; import toolkit.merge.run as r;"
+        "from toolkit.merge.config import load_merge_config;"
         "r.write_tokenizer = lambda *_: (print('here', flush=True), time.sleep(60));"
-        f"r.run_merge(r.MergeConfig.model_validate(__import__('yaml').safe_load(open({str(config)!r}))),"
-        f" Path({str(out)!r}))"
+        f"r.run_merge(load_merge_config(Path({str(config)!r})), Path({str(out)!r}))"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -23,7 +23,7 @@ def test_the_chunk_is_the_losss_own():
 
 def test_components_by_hand():
     # 4,050 parameters; matrices without embedding and head 2,050; 2 blocks of 8 tokens
-    found = training_memory(ROUND, section(gradient_checkpointing="none"), 8)
+    found = training_memory(ROUND, section(gradient_checkpointing="none", attention="sdpa"), 8)
     assert found.weights == 4 * 4050 + 2 * 2050
     assert found.optimizer == 8 * 4050
     # a layer and token: 26 x 10 + 8 x 10 + 8 x 20 + mask 2 x 8 + 4 x 2 heads + 8 = 532
@@ -34,7 +34,16 @@ def test_components_by_hand():
     assert found.activations == 16 * 2 * 532
     assert found.logits == 3200 + 1600 + 2000 + 6000
     assert found.gradients == 0.0
+    assert found.batch == 16 * (32 + 8)
     assert found.total == sum(found.parts().values())
+
+
+def test_flash_attention_takes_no_mask():
+    kind = section(gradient_checkpointing="none")
+    # 26 x 10 + queries and result 4 x 10, keys and values 4 x 10 + 8 x 20 + 8 + 8 = 516
+    assert activation_bytes(ROUND, kind, 8, masked=False)[0] == 516.0
+    assert training_memory(ROUND, kind, 8).batch == 16 * 32
+    assert training_memory(ROUND, kind, 8, device="CPU").batch == 16 * 40
 
 
 def test_gradients_are_there_at_the_loss_after_the_first_micro_batch():
@@ -127,3 +136,9 @@ def test_what_fits_is_no_problem_and_the_fewest_is_the_fewest():
 def test_a_recipe_with_adapters_is_judged_by_them():
     ways = ways_to_train(SMOL, section(lora={"rank": 8}), 512, Fleet(1, DEVICES["L40S"]))
     assert [way.name for way in ways[:2]] == ["LoRA r=8", "LoRA r=8, sparing"]
+
+
+def test_a_recipe_that_is_sparing_already_has_no_second_column():
+    spare = section(gradient_checkpointing="full", micro_batch_blocks=1)
+    ways = ways_to_train(SMOL, spare, 512, Fleet(1, DEVICES["L40S"]))
+    assert [way.name for way in ways] == ["full", "LoRA r=64"]

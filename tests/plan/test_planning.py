@@ -15,11 +15,15 @@ from tests.plan.shapes import LLAMA_3_70B
 from tests.test_end_to_end import recipe
 from tests.tiny_runs import make_project, open_run
 from toolkit import cli
-from toolkit.errors import ConfigError, DataError
+from toolkit.errors import ConfigError
+from toolkit.model_config import shape_of_folder
 from toolkit.plan.devices import DEVICES
+from toolkit.plan.shape import count_parameters
 from toolkit.recipe import load_recipe
-from toolkit.stages import planning_model
+from toolkit.stages import planning, planning_model
+from toolkit.stages.chain import Run
 from toolkit.stages.planning import Wanted, finish, make_plan, write_plan, write_recipe
+from toolkit.stages.planning_model import Located
 
 
 @pytest.fixture
@@ -156,18 +160,6 @@ def test_adapters_are_suggested_where_only_they_fit(project: Path):
     assert lora[0]["value"] == {"rank": 256}
 
 
-def test_a_separator_that_the_tokenizer_lacks(project: Path):
-    plan = make_plan(run_of(project, changed(data__end_of_document="<|none|>")), quick())
-    assert any("no token '<|none|>'" in problem for problem in plan["problems"])
-
-
-def test_fill_in_the_middle_without_its_tokens(project: Path):
-    values = changed()
-    values["data"]["sources"]["docs"]["fim"] = True
-    plan = make_plan(run_of(project, values), quick())
-    assert any("fim" in problem for problem in plan["problems"])
-
-
 def test_a_stage_longer_than_its_text(project: Path):
     stages = [{"name": "long", "tokens": 400_000, "shares": {"docs": 0.5, "web": 0.5}}]
     plan = make_plan(run_of(project, changed(data__stages=stages)), quick())
@@ -182,15 +174,15 @@ def test_replay_that_runs_out(project: Path):
     assert any(p.startswith("data.replay_fraction: 0.5 of the") for p in plan["problems"])
 
 
-def test_blocks_longer_than_the_positions(project: Path):
-    plan = make_plan(run_of(project, changed(data__sequence_tokens=512)), quick())
-    assert any("at most 256" in problem for problem in plan["problems"])
-
-
-def test_damaged_documents_are_an_error_as_in_the_data_stage(project: Path):
+def test_documents_that_cannot_be_read_do_not_hide_the_rest(project: Path):
     (project / "web.jsonl").write_text('{"text": \n')
-    with pytest.raises(DataError, match=r"web\.jsonl"):
-        make_plan(run_of(project, recipe()), quick())
+    values = changed()
+    values["data"]["sources"]["docs"]["files"] = ["none/*.txt"]
+    plan = make_plan(run_of(project, values), quick())
+    missing, damaged = plan["problems"]
+    assert "none/*.txt: no such file" in missing
+    assert "web.jsonl" in damaged
+    assert plan["memory"]
 
 
 def test_a_hub_source_that_is_out_of_reach_is_said(project: Path):
@@ -281,3 +273,77 @@ def test_the_verdict_is_on_what_there_is_and_the_cost_on_what_is_taken(project: 
     right = plan["is_it_the_right_tool"]
     assert right["evidence"]["tokens"] == docs["available"]
     assert "the recipe takes 500 of them" in right["reasons"][0]
+
+
+def late(**changes: Any) -> dict[str, Any]:
+    """A recipe whose model nothing is known of when it is read."""
+    values = changed(model={"hub": "org/unknown"}, **changes)
+    values["data"]["sources"]["docs"]["fim"] = True
+    return values
+
+
+def test_what_only_the_model_tells_is_found_when_it_is_located(project: Path):
+    values = late(data__sequence_tokens=512, data__end_of_document="<|none|>")
+    run = run_of(project, values)
+    folder = project / "model"
+    found = planning._late_faults(run, Located(shape_of_folder(folder), folder))
+    assert [fault.partition(":")[0] for fault in found] == [
+        "data.sequence_tokens", "data.end_of_document", "data.fim.tokens"
+    ]  # fmt: skip
+    assert planning._late_faults(run, Located()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("data__sequence_tokens", 512, "data.sequence_tokens: must be at most 256"),
+        ("data__end_of_document", "<|none|>", "has no token '<|none|>'"),
+        (
+            "data__stages",
+            [{"name": "s", "tokens": 100, "shares": {"docs": 0.5, "web": 0.4}}],
+            "data.stages.0.shares: must add up to 1",
+        ),
+    ],
+)
+def test_the_command_shows_the_faults_of_a_recipe(project, capsys, monkeypatch, key, value, words):
+    (project / "tiny.yaml").write_text(yaml.safe_dump(changed(**{key: value})))
+    code, _, error = run(capsys, monkeypatch, "plan", "tiny.yaml", "--no-measure")
+    assert code == 2
+    assert words in error
+
+
+def test_a_layered_recipe_is_written_flat(project: Path):
+    values = changed(variants={"long": {"train": {"epochs": 3}}})
+    (project / "tiny.yaml").write_text(yaml.safe_dump(values))
+    layered = Run.open("tiny.yaml@long", Path("runs"))
+    write_recipe(layered, make_plan(layered, quick()), project / "ready.yaml")
+    assert "variants" not in (project / "ready.yaml").read_text()
+    assert load_recipe(project / "ready.yaml").train.epochs == 1  # few tokens: see them once
+    assert layered.recipe.train.epochs == 3
+
+
+def test_the_specialist_of_another_recipe_before_it_is_trained(project: Path):
+    run_of(project, recipe())
+    (project / "next.yaml").write_text(yaml.safe_dump(changed(model={"run": "tiny.yaml"})))
+    plan = make_plan(Run.open("next.yaml", Path("runs")), quick())
+    assert plan["model"]["is_here"]
+    assert any("is not trained yet" in note for note in plan["notes"])
+
+
+def test_a_mixture_and_a_model_from_scratch_before_they_are_made(project: Path):
+    mixture = {"moe": {"base": {"path": "model"}, "num_experts": 4}}
+    plan = make_plan(run_of(project, changed(model=mixture)), Wanted())
+    dense = shape_of_folder(project / "model")
+    expert = 3 * dense.hidden_size * dense.intermediate_size
+    router = 4 * dense.hidden_size
+    more = dense.num_hidden_layers * (3 * expert + router)
+    assert plan["model"]["parameters"] == count_parameters(dense).total + more
+    assert plan["model"]["active_parameters"] < plan["model"]["parameters"]
+    assert plan["sources"][0]["origin"] == "counted"
+    assert plan["machine"]["training_tokens_per_second"] is None
+    assert plan["machine"]["flops_per_second"] > 0.0  # products of its shapes
+    shape = dense.model_dump(exclude_none=True)
+    first = {"scratch": {"shape": shape, "tokenizer": {"path": "model"}}}
+    plan = make_plan(run_of(project, changed(model=first)), quick())
+    assert any("begins from random weights" in note for note in plan["notes"])
+    assert not (project / "runs" / "tiny" / "general").exists()

@@ -72,16 +72,20 @@ def test_repeats():
     assert worth_of_repeats(100.0, 1000.0) == pytest.approx(1640.0, abs=1)
 
 
+def settings_now() -> dict[str, Any]:
+    return {
+        "data.replay_fraction": 0.15, "train.epochs": 1, "train.schedule.kind": "cosine",
+        "train.schedule.peak_lr": 1e-4, "train.schedule.rewarm_fraction": 0.02,
+        "train.blocks_per_step": 8, "train.micro_batch_blocks": 8, "train.lora": None,
+        "tokenizer": None,
+    }  # fmt: skip
+
+
 def settings(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "shift": "weak", "domain_tokens": 5e9, "parameters": SMALL, "steps": 5000, "tokens": 5.5e9,
         "origin_tokens": 2e12, "lora_fits_only": False, "pieces_ratio": 1.0,
-        "now": {
-            "data.replay_fraction": 0.15, "train.epochs": 1, "train.schedule.kind": "cosine",
-            "train.schedule.peak_lr": 1e-4, "train.schedule.rewarm_fraction": 0.02,
-            "train.blocks_per_step": 8, "train.micro_batch_blocks": 8, "train.lora": None,
-            "tokenizer": None,
-        },
+        "now": settings_now(),
     }  # fmt: skip
     return {s.key: s for s in choose_settings(**{**values, **changes})}
 
@@ -103,11 +107,28 @@ def test_epochs_against_repetition(tokens: float, epochs: int):
     assert settings(domain_tokens=tokens)["train.epochs"].value == epochs
 
 
-def test_peak_by_size_and_by_adapters():
-    assert settings()["train.schedule.peak_lr"].value == 2e-4
-    assert settings(parameters=7e9)["train.schedule.peak_lr"].value == 3e-4
-    assert settings(parameters=70e9)["train.schedule.peak_lr"].value == 1.5e-4
-    found = settings(parameters=70e9, lora_fits_only=True)
+def with_peak(rate: float) -> dict[str, Any]:
+    return {**settings_now(), "train.schedule.peak_lr": rate}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "now", "peak"),
+    [
+        (SMALL, 1e-3, 2e-4),  # too high: the published one
+        (SMALL, 1e-4, 1e-4),  # within what is known
+        (SMALL, 1e-6, 2e-4),  # learns nothing
+        (7e9, 1e-3, 3e-4),
+        (70e9, 1e-3, 1.5e-4),
+        (70e9, 1e-5, 1e-5),
+    ],
+)
+def test_peak_by_size(parameters: float, now: float, peak: float):
+    found = settings(parameters=parameters, now=with_peak(now))
+    assert found["train.schedule.peak_lr"].value == peak
+
+
+def test_adapters_take_a_higher_peak():
+    found = settings(parameters=70e9, lora_fits_only=True, now=with_peak(1e-5))
     assert found["train.schedule.peak_lr"].value == 1.5e-3
     assert found["train.lora"].value == {"rank": 256}
 
@@ -127,9 +148,17 @@ def test_new_tokens_only_with_text_to_learn_them():
 def test_a_setting_that_is_right_changes_nothing():
     found = settings()
     assert not found["train.epochs"].changes
-    assert found["train.schedule.peak_lr"].changes
+    assert found["data.replay_fraction"].changes
 
 
 def test_fine_tuning_advice():
     assert "about 3.0M tokens" in sft_advice(3e10)
     assert "thousands of good conversations" in sft_advice(1e5)
+
+
+@pytest.mark.parametrize(
+    ("own", "steps", "wanted"), [(0.008, 5000, 0.008), (0.2, 5000, 0.01), (0.0, 200, 0.02)]
+)
+def test_rewarming_within_what_is_usual_stays(own: float, steps: int, wanted: float):
+    now = {**settings_now(), "train.schedule.rewarm_fraction": own}
+    assert settings(steps=steps, now=now)["train.schedule.rewarm_fraction"].value == wanted

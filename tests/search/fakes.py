@@ -12,8 +12,8 @@ from toolkit.evaluate.sets import EvaluationRole, EvaluationSet
 from toolkit.merge.config import MergeConfig
 from toolkit.search.config import RaceSection, SearchSection
 from toolkit.search.objective import Objective
+from toolkit.search.plan import Plan
 from toolkit.search.space import SPECIALIST, MergeSpace, read_space
-from toolkit.search.worker import Plan
 
 
 class FakeBench:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,28 @@ def test_a_score_is_kept_by_what_was_merged(two_models: tuple[Path, Path], tmp_p
     bench.apply(sweep_point(0.9).config)
     assert bench.score(sweep_point(0.3), LOGITS, [1, 0]) == first[::-1]  # not scored again
     assert bench.score(sweep_point(0.9), LOGITS, [0, 1]) != first
+
+
+def test_a_pass_that_gives_two_sets_is_done_once_a_merge(two_models: tuple[Path, Path]):
+    passes: list[list[int]] = []
+
+    def both(model: Any, rows: Sequence[int]) -> dict[str, list[float]]:
+        passes.append(list(rows))
+        found = first_logits(model, rows)
+        return {"logits": found, "twice": [2.0 * value for value in found]}
+
+    one = replace(LOGITS, score_together=both)
+    two = replace(one, name="twice", role="watch")
+    folders = dict(zip(("general", "specialist"), two_models, strict=True))
+    bench = Bench(folders, load_causal_model(two_models[0], torch.float32), seed=0)
+    for share in (0.3, 0.6):
+        bench.apply(sweep_point(share).config)
+        single = bench.score(sweep_point(share), one, [1], [one, two])
+        assert bench.score(sweep_point(share), two, [1], [one, two]) == [2.0 * single[0]]
+        assert bench.score(sweep_point(share), two, [1, 0], [one, two])[0] == 2.0 * single[0]
+        other = replace(two, content_hash="other items")
+        bench.score(sweep_point(share), other, [1], [one, other])
+    assert passes == [[1], [0], [1]] * 2
 
 
 def test_the_way_is_measured_from_the_general_model(two_models: tuple[Path, Path]):

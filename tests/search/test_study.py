@@ -21,10 +21,11 @@ from optuna.trial import TrialState
 from tests.search.fakes import FakeBench, made_up_set, plan
 from toolkit.errors import ConfigError, EvaluationError, ToolkitError
 from toolkit.search.config import RaceSection
+from toolkit.search.plan import Plan
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.storage import JournalLock, spoken
 from toolkit.search.study import Study, is_surely_dead, pack, unpack, worker_identity
-from toolkit.search.worker import Plan, Worker
+from toolkit.search.worker import Worker
 
 IDENTITY = {"search": {"candidates": 10}, "seed": 7}
 

@@ -110,6 +110,8 @@ def test_merge_and_share(project: Path):
 def test_what_cannot_be_studied(project: Path):
     with pytest.raises(ConfigError, match="there is no test set 'webs'; did you mean web"):
         study(project, [claim("none", "general", test_set="webs")])
+    with pytest.raises(ConfigError, match=r"middles need a section evaluate\.middles"):
+        study(project, [claim("none", "general", test_set="middles")])
     with pytest.raises(ConfigError, match=r"study\.claims\.0\.measure: there is no variant 'nine'"):
         study(project, [claim("nine", "general")])
     study(project, [claim("none", "much")])

@@ -18,23 +18,30 @@ from safetensors.torch import load_file
 
 from tests.token_blocks import make_blocks
 from toolkit.checkpoint.resume import saved_steps
+from toolkit.config import parse_section
+from toolkit.merge.moe.config import MoeConfig
+from toolkit.merge.moe.run import run_moe
 
 ROOT = Path(__file__).parent.parent.parent
 
 _SCRIPT = """
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
+from toolkit.checkpoint.resume import latest_step
 from toolkit.manifest import Stage
 from toolkit.train import loop
 from toolkit.train.config import TrainSection
-from toolkit.train.processes import num_processes, start_processes
+from toolkit.train.processes import is_first, num_processes, start_processes
 from toolkit.train.run import run_train
 
-kind, precision = sys.argv[1:]
+kind, precision, folder, killed = sys.argv[1:]
 
 class OnCpu(Accelerator):
     # accelerate itself takes FSDP on GPUs alone; from here on all is its own code.
@@ -51,6 +58,18 @@ if kind == "fsdp":
 if num_processes() > 1:
     start_processes()
 
+def killed_at(step, *rest):
+    # Once the state of step 2 stands, on the first process; torchrun then ends the other.
+    if step == 3 and is_first():
+        while latest_step(stage.work) != 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return learning_rate(step, *rest)
+
+learning_rate = loop.learning_rate
+if killed == "killed":
+    loop.learning_rate = killed_at
+
 def watch(model):
     with torch.no_grad():
         nats = model.eval()(input_ids=torch.arange(1, 40)[None]).logits.float().logsumexp(-1)
@@ -62,21 +81,24 @@ values = {
     "watch": {"evaluations": 1},
 }
 section = TrainSection.model_validate(values)
-run_train(section, Stage(Path(kind), {}, {}, 7), Path("model"), Path("blocks"), watch=watch)
+stage = Stage(Path(folder), {}, {}, 7)
+run_train(section, stage, Path("model"), Path("blocks"), watch=watch)
 """
 
 
-def run(folder: Path, kind: str, precision: str) -> None:
+def run(folder: Path, kind: str, precision: str, out: str = "", *, kill: bool = False) -> None:
     (folder / "script.py").write_text(_SCRIPT)
     start = [sys.executable]
     if kind != "one":
         start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*start, "script.py", kind, precision],
+        [*start, "script.py", kind, precision, out or kind, "killed" if kill else ""],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (done.returncode != 0) is kill, done.stderr[-3000:]
+    if kill:
+        assert "SIGKILL" in done.stderr
 
 
 def rows(folder: Path, key: str) -> list[float]:
@@ -118,11 +140,42 @@ def test_two_processes_give_the_losses_of_one(project: Path):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_processes_killed_and_started_again_end_in_the_same_bits(project: Path, kind: str):
+    run(project, kind, "fp32", "whole")
+    run(project, kind, "fp32", "again", kill=True)
+    assert not (project / "again" / "manifest.json").exists()
+    run(project, kind, "fp32", "again")
+    whole, again = project / "whole", project / "again"
+    assert json.loads((again / "manifest.json").read_text())["results"]["resumed_at_step"] == 2
+    for key in ("loss", "gradient_norm", "general_bits_per_byte"):
+        assert rows(again, key) == rows(whole, key), key
+    close(load_file(whole / "model.safetensors"), load_file(again / "model.safetensors"), 0.0)
+
+
 def test_shared_parameters_in_bfloat16(project: Path):
     """Weights are rounded before products in both; FSDP rounds embeddings and norms as well."""
     for kind in ("one", "fsdp"):
         run(project, kind, "bf16")
     assert rows(project / "fsdp", "loss") == pytest.approx(rows(project / "one", "loss"), rel=1e-2)
+
+
+def test_a_mixture_of_experts(project: Path):
+    """Balancing loss and shares of tokens are those of one process."""
+    (project / "model").rename(project / "dense")
+    dense = str(project / "dense")
+    data = {"base_model": dense, "gate_mode": "random", "dtype": "float32"}
+    data |= {"experts": [{"source_model": dense, "noise_scale": 0.02}] * 3}
+    run_moe(parse_section(MoeConfig, data, where="test", what="test"), project / "model")
+    values = json.loads((project / "model/config.json").read_text())
+    (project / "model/config.json").write_text(json.dumps(values | {"router_aux_loss_coef": 0.5}))
+    for kind in ("one", "ddp", "fsdp"):
+        run(project, kind, "fp32")
+    for kind in ("ddp", "fsdp"):
+        for key in ("loss", "gradient_norm", "least_expert_share"):
+            assert rows(project / kind, key) == pytest.approx(
+                rows(project / "one", key), rel=1e-4
+            ), (kind, key)
 
 
 CONFIGS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))

@@ -131,7 +131,11 @@ def _decode(data: bytes, name: str, faults: Faults) -> str | None:
         return None
 
 
+_EMPTY = "is empty, not even a blank line; perhaps it was never written to its end."
+
+
 def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
+    number = 0
     for number, line in enumerate(stream, start=1):
         if not line.strip():
             continue
@@ -145,6 +149,8 @@ def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
             faults.report(where, f"must be an object (got {type(fields).__name__}).")
             continue
         yield Row(f"#{number:06d}", where, fields)
+    if not number:
+        faults.report(name, _EMPTY)
 
 
 def _csv(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
@@ -153,6 +159,8 @@ def _csv(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.DictReader(text, delimiter="\t" if ending(name) == ".tsv" else ",")
     try:
+        if not reader.fieldnames:
+            faults.report(name, _EMPTY)
         for number, fields in enumerate(reader, start=1):
             where = f"{name}:{reader.line_num}"
             if None in fields or None in fields.values():

@@ -148,11 +148,36 @@ def _hub_documents(name: str, source: SourceSection, faults: Faults) -> Iterator
         rows = load_dataset(
             hub.dataset, hub.name, split=hub.split, revision=hub.revision, streaming=True
         )
-        for number, fields in enumerate(rows):
-            row = Row(f"{number:09d}", f"{hub.dataset}:{number}", fields)
-            document = _document(name, source, "", row, faults)
-            if document is not None:
-                yield document
+        if rows.features:
+            rows = rows.decode(False)  # pictures and sounds beside the text are not looked at
+        count = max(1, rows.num_shards)
     except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise DataError(f"{hub.dataset}: cannot be read from the hub ({first}).") from error
+        raise _unreachable(hub.dataset, error) from error
+    number = 0
+    for index in range(count):
+        # File by file: `datasets` cannot go on within one after an error, but with the next.
+        before = number
+        try:
+            for fields in rows.shard(count, index):
+                row = Row(f"{number:09d}", f"{hub.dataset}:{number}", fields)
+                number += 1
+                document = _document(name, source, "", row, faults)
+                if document is not None:
+                    yield document
+        except OSError as error:
+            raise _unreachable(hub.dataset, error) from error
+        except (ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
+            place = f"{hub.dataset}: file {index + 1} of {count}"
+            what = f"is damaged: reading fails after {number - before} rows ({_first(error)})."
+            faults.report(place, what, error)
+
+
+def _unreachable(dataset: str, error: Exception) -> DataError:
+    return DataError(
+        f"{dataset}: cannot be read from the hub ({_first(error)}). Check name and connection; if "
+        "a file of it is damaged, download the good ones and give them as `files`."
+    )
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,6 +18,7 @@ from toolkit.errors import EvaluationError
 from toolkit.evaluate.head import logit_chunks
 from toolkit.evaluate.prompted import answer_states
 from toolkit.generate.greedy import greedy_batch
+from toolkit.generate.speaker import stops_of
 from toolkit.manifest import hash_json, write_atomically
 
 _BLOCK = 24
@@ -128,7 +129,7 @@ def make_answers(
         EvaluationError: the model's probabilities are not numbers.
     """
     model.eval()
-    answers = greedy_batch(model, _turn_ends(model, tokenizer), prompts, answer_tokens)
+    answers = greedy_batch(model, stops_of(model, tokenizer), prompts, answer_tokens)
     tops: list[Tensor] = [torch.empty(0)] * len(prompts)
     logs: list[Tensor] = [torch.empty(0)] * len(prompts)
     rests: list[Tensor] = [torch.empty(0)] * len(prompts)
@@ -160,12 +161,6 @@ def rest_log(logits: Tensor, kept: Tensor, whole: Tensor) -> Tensor:
         whole: logsumexp of all, `[N]`.
     """
     return logits.scatter_(1, kept, -torch.inf).logsumexp(dim=1) - whole
-
-
-def _turn_ends(model: Any, tokenizer: Any) -> set[int]:
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    listed = ends if isinstance(ends, list) else [ends]
-    return {int(end) for end in (*listed, tokenizer.eos_token_id) if end is not None}
 
 
 def _write(path: Path, answers: Answers) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from toolkit.data.artefacts import cache_folder
 from toolkit.data.source_config import SplitName
@@ -16,7 +14,6 @@ from toolkit.evaluate.choices import choices_set
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.documents import likelihood_sets
 from toolkit.evaluate.middles import middles_sets
-from toolkit.evaluate.power import standard_error, too_small
 from toolkit.evaluate.retention import retention_sets, split_prompts
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.manifest import content_hash, hash_json, read_manifest
@@ -128,32 +125,3 @@ def refuse_overlap(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet
             f"{both[0][1]}); the test would confirm what was chosen on it. Remove duplicates from "
             "the sources, or split by group."
         )
-
-
-def small_sets(
-    sets: Sequence[EvaluationSet],
-    losses: Mapping[str, Sequence[float]],
-    reference: Mapping[str, Sequence[float]],
-    tolerance: float,
-    confidence: float = 0.95,
-) -> list[str]:
-    """A sentence for each `general` set that is too small to see its tolerance.
-
-    Args:
-        sets: that both models were scored on.
-        losses: of the model that moved farthest, such as the specialist, by set name.
-        reference: of the general model, by set name.
-        tolerance: of sets that have none of their own.
-        confidence: of the bound on the loss.
-    """
-    notes = []
-    for found in sets:
-        if found.role != "general" or len(set(found.groups)) < 2:
-            continue
-        moved = np.asarray(losses[found.name]) - np.asarray(reference[found.name])
-        error, groups = standard_error(moved, found.sizes, found.groups, found.scale)
-        limit = tolerance if found.tolerance is None else found.tolerance
-        note = too_small(found.name, limit, error, groups, found.unit, confidence)
-        if note is not None:
-            notes.append(note)
-    return notes

@@ -123,6 +123,8 @@ def retention_sets(
         losses, moved = score_answers(model, answers, list(rows), evaluate.batch_tokens)
         return {LOSS: losses, DIVERGENCE: moved}
 
+    # The pass of one gives the other, so its tokens are counted once: where they are needed first.
+    bearer = DIVERGENCE if section.loss_role == "watch" != section.kl_role else LOSS
     found = []
     content = hash_json([answers.prompts, answers.answers, made_by])
     for name, role, tolerance in (
@@ -139,7 +141,7 @@ def retention_sets(
                 groups=[f"prompt/{hash_json(prompt)[:12]}" for prompt in prompts],
                 sizes=[len(tokens) for tokens in answers.answers],
                 costs=[
-                    len(prompt) + len(answer) - 1
+                    len(prompt) + len(answer) - 1 if name == bearer else 0
                     for prompt, answer in zip(answers.prompts, answers.answers, strict=True)
                 ],
                 content_hash=content,

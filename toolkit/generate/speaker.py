@@ -97,7 +97,7 @@ def load_speaker(
         label=label or Path(str(reference)).name or str(reference),
         model=model,
         tokenizer=tokenizer,
-        stops=_stops(model, tokenizer),
+        stops=stops_of(model, tokenizer),
         template=None if plain else own or template,
     )
 
@@ -109,7 +109,7 @@ def _dtype(folder: Path) -> torch.dtype:
         return torch.float32  # pytorch_model.bin, or a type that models are not run in
 
 
-def _stops(model: Any, tokenizer: Any) -> frozenset[int]:
+def stops_of(model: Any, tokenizer: Any) -> frozenset[int]:
     """The ends that the model's own settings and its tokenizer name."""
     named = [
         getattr(getattr(model, "generation_config", None), "eos_token_id", None),

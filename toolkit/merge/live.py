@@ -27,6 +27,8 @@ from toolkit.merge.models import Models
 from toolkit.merge.plan import plan_merge
 from toolkit.merge.thresholds import with_thresholds
 
+_CHUNK_ENTRIES = 1 << 16
+
 
 class LiveMerge:
     """Holds the models of a search open, and makes any merge of them on demand.
@@ -98,8 +100,11 @@ class LiveMerge:
         targets = parameters_by_name(model)
         checkpoint = self._models.checkpoint(name)
         for tensor in checkpoint.names:
-            difference = targets[tensor].float() - checkpoint.tensor(tensor).float()
-            total += float(difference.square().sum(dtype=torch.float64))
+            ours, theirs = targets[tensor].reshape(-1), checkpoint.tensor(tensor).reshape(-1)
+            for start in range(0, len(ours), _CHUNK_ENTRIES):  # as much as stays in the cache
+                stop = start + _CHUNK_ENTRIES
+                difference = ours[start:stop].float() - theirs[start:stop].float()
+                total += float(torch.dot(difference, difference))
         return math.sqrt(total)
 
 

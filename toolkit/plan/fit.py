@@ -58,7 +58,8 @@ def ways_to_train(
     ]
     if section.lora is not None:
         rows = [*rows[2:], *rows[:2]]
-    return [_way(name, shape, changed, sequence_tokens, fleet) for name, changed in rows]
+    different = [row for n, row in enumerate(rows) if row[1] not in [r[1] for r in rows[:n]]]
+    return [_way(name, shape, changed, sequence_tokens, fleet) for name, changed in different]
 
 
 def memory_on(

@@ -32,6 +32,9 @@ RUNTIME_BYTES = {"CPU": 0.55e9, "GPU": 1.5e9}
 """What a process takes without a model: libraries and their buffers; on a GPU context, kernels and
 workspace. The CPU's is measured (`make bench-plan`), the GPU's a usual figure, not measured."""
 
+_MASKED = ("eager", "sdpa")
+"""What attention takes a mask; `auto` is flash-attention on a GPU, where it is installed."""
+
 _COMPONENTS = (
     "weights", "gradients", "optimizer", "activations", "logits", "batch", "runtime", "saving",
 )  # fmt: skip
@@ -111,7 +114,8 @@ def training_memory(
     learns = added if partly else parameters.total
     tokens = section.micro_batch_blocks * sequence_tokens
 
-    keeps, once = activation_bytes(shape, section, sequence_tokens)
+    masked = device == "CPU" or section.precision != "bf16" or section.attention in _MASKED
+    keeps, once = activation_bytes(shape, section, sequence_tokens, masked=masked)
     kept = tokens * _layers(shape, section) * keeps
     working = tokens * once
     head = float(shape.vocab_size * shape.hidden_size)
@@ -124,7 +128,7 @@ def training_memory(
     several = section.blocks_per_step > section.micro_batch_blocks * processes
     weights = (parameters.total + added) * 4.0 / share
     weights += _copies(shape, section, sharded=sharded and processes > 1)
-    batch = tokens * (4 * 8.0 + sequence_tokens)
+    batch = tokens * (4 * 8.0 + (sequence_tokens if masked else 0.0))
     runtime = RUNTIME_BYTES[device]
     if device == "CPU":
         runtime += _unused(section, kept, tokens * _whole(shape, section, sequence_tokens))
@@ -181,15 +185,21 @@ def _unused(section: TrainSection, kept: float, layer: float) -> float:
 
 
 def activation_bytes(
-    shape: ShapeSection, section: TrainSection, sequence_tokens: int
+    shape: ShapeSection, section: TrainSection, sequence_tokens: int, *, masked: bool = True
 ) -> tuple[float, float]:
     """What one layer keeps of one token until the backward pass, in bytes.
+
+    Args:
+        shape: of the model.
+        section: precision, checkpointing, adapters.
+        sequence_tokens: T.
+        masked: attention takes a mask; flash-attention takes none, and keys as they are.
 
     Returns:
         What every layer keeps, and what one layer needs while it is computed again.
     """
     h, a, k = shape.hidden_size, attention_width(shape), key_width(shape)
-    width, whole = active_width(shape), _whole(shape, section, sequence_tokens)
+    width, whole = active_width(shape), _whole(shape, section, sequence_tokens, masked)
     bits = 2.0 if section.precision == "bf16" else 4.0
     if section.gradient_checkpointing == "none":
         return whole, 0.0
@@ -204,14 +214,17 @@ def activation_bytes(
     return kept, whole
 
 
-def _whole(shape: ShapeSection, section: TrainSection, sequence_tokens: int) -> float:
+def _whole(
+    shape: ShapeSection, section: TrainSection, sequence_tokens: int, masked: bool = True
+) -> float:
     """All that autograd keeps of one token in one layer, counted by its hooks (a test does it
     again): norms in float32; a cast for each product; queries, keys and values repeated for every
     head, and the result; gate, its activation, up and their product; the mask as numbers."""
     h, a, width = shape.hidden_size, attention_width(shape), active_width(shape)
     few = 4.0 * shape.num_attention_heads + 8.0
     if section.precision == "bf16":
-        whole = 26.0 * h + 8.0 * a + 8.0 * width + 2.0 * sequence_tokens + few
+        attention = 8.0 * a + 2.0 * sequence_tokens if masked else 4.0 * (a + key_width(shape))
+        whole = 26.0 * h + attention + 8.0 * width + few
     else:
         whole = 24.0 * h + 16.0 * a + 16.0 * width + 4.0 * sequence_tokens + few
     if section.lora is not None:

@@ -51,6 +51,10 @@ _PEAKS: tuple[tuple[float, float, str], ...] = (
     (math.inf, 1.5e-4, "Code Llama 34B and Meditron 70B"),
 )  # fmt: skip
 
+_LEAST_SHARE = 20.0
+"""A peak so many times lower than the published one is left alone: those were for base models over
+billions of tokens, and an instruct model or a short run may want less."""
+
 
 def choose_settings(
     *,
@@ -107,9 +111,15 @@ def choose_settings(
             rate *= 10.0 if parameters > 1e9 else 5.0
             source += "; adapters take about ten times the rate (Biderman et al. 2024), here less "
             source += "where the model is small"
+        own = now.get("train.schedule.peak_lr", rate)
+        if rate / _LEAST_SHARE <= own <= rate:
+            source = f"within what is known to work, up to {rate:.2g}: {source}"
+            rate = own
         want("train.schedule.peak_lr", float(f"{rate:.3g}"), source)
     total = (steps or 0) * epochs
-    rewarm = 0.01 if total >= 1000 else 0.02
+    rewarm = now.get("train.schedule.rewarm_fraction", 0.0)
+    if not 0.005 <= rewarm <= 0.03:
+        rewarm = 0.01 if total >= 1000 else 0.02
     want("train.schedule.rewarm_fraction", rewarm, "1 to 3 % of the steps; its length hardly "
          "matters (Gupta et al. 2023)")  # fmt: skip
     if steps is not None and 0 < total < FEW_STEPS and now.get("train.blocks_per_step", 1) > 1:

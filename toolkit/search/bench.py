@@ -58,6 +58,7 @@ class Bench:
 
             self._scored = copy.deepcopy(loaded).to(device)
         self.merge_seconds = 0.0
+        self._beside: dict[tuple[str, str, int], float] = {}
 
     @torch.no_grad()
     def apply(self, config: MergeConfig) -> None:
@@ -67,6 +68,7 @@ class Bench:
             MergeError: the merge cannot be made.
         """
         began = time.perf_counter()
+        self._beside.clear()
         self._live.apply(config, self._made)
         if self._scored is not self._made:
             # Parameters that stand under two names are one tensor in either model.
@@ -96,10 +98,25 @@ class Bench:
             EvaluationError: a loss is not finite.
         """
         if self._cache is None:
-            return items.score(self._scored, rows)
+            return self._score(items, rows, together)
         plain = candidate.config.model_dump(mode="json")
         name = candidate_hash(self._parents, plain, self._seed)
         return self._cache.score(self._scored, name, items, rows, together=together)
+
+    def _score(
+        self, items: EvaluationSet, rows: Sequence[int], together: Sequence[EvaluationSet]
+    ) -> list[float]:
+        """Without a cache: what a pass finds for other sets beside is kept until the next merge."""
+        known = self._beside
+        missing = [row for row in rows if (items.name, items.content_hash, row) not in known]
+        if missing and items.score_together is not None:
+            found = items.score_together(self._scored, missing)
+        else:
+            found = {items.name: items.score(self._scored, missing) if missing else []}
+        for one in (items, *together):
+            for row, loss in zip(missing, found.get(one.name, ()), strict=False):
+                known[one.name, one.content_hash, row] = loss
+        return [known[items.name, items.content_hash, row] for row in rows]
 
     def distance(self) -> float:
         """Euclidean distance of the last merge from the general model."""

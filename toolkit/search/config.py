@@ -28,8 +28,8 @@ class RaceSection(Section):
 
     looks: tuple[Share, ...] = (0.1, 0.22, 0.36, 0.6)
     """Shares of the domain documents after which a candidate may be dropped, rising; those that
-    come to fewer than 5 documents are passed over. Whoever is dropped for the domain is not scored
-    on the other sets at that look."""
+    come to fewer than 5 documents are passed over. One set after the other is asked, and whoever is
+    out for one is not scored on the others."""
 
     @model_validator(mode="after")
     def _rising(self) -> Self:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from toolkit.search.race import (
     MIN_GROUPS,
     Difference,
     combine,
+    guided_difference,
     is_out,
     paired_difference,
     spending,
@@ -59,9 +60,30 @@ class RacedSet:
     def sizes(self, count: int) -> NDArray[np.float64]:
         return np.asarray(self.items.sizes, dtype=np.float64)[self.order[:count]]
 
-    def difference(self, losses: NDArray[np.float64], reference: NDArray[np.float64]) -> Difference:
-        """The candidate's figure minus the reference's on what both know."""
+    def cost(self, count: int) -> int:
+        """Tokens of the first items."""
+        return int(np.asarray(self.items.costs)[self.order[:count]].sum())
+
+    def difference(
+        self,
+        losses: NDArray[np.float64],
+        reference: NDArray[np.float64],
+        guide: NDArray[np.float64] | None = None,
+        quantile: float = 0.0,
+    ) -> Difference:
+        """The candidate's figure minus the reference's on what both know; with a guide, of all
+        items, what full scoring would show as the difference (see `guided_difference`)."""
         count = min(len(losses), len(reference))
+        if guide is not None and count:
+            return guided_difference(
+                losses[:count],
+                reference[:count],
+                guide,
+                self.sizes(len(self.order)),
+                self.groups,
+                self.items.scale,
+                quantile,
+            )
         return paired_difference(
             losses[:count],
             reference[:count],
@@ -73,6 +95,18 @@ class RacedSet:
 
     def figure(self, losses: NDArray[np.float64]) -> float:
         return self.items.figure(losses, self.order[: len(losses)].tolist())
+
+
+def guide_of(specialist: Losses | None, general: Losses | None) -> Losses:
+    """How the two models differ on each item of the sets that both are known on in full; merges of
+    them differ alike. See `race`."""
+    if specialist is None or general is None:
+        return {}
+    return {
+        name: values - general[name]
+        for name, values in specialist.items()
+        if len(values) == len(general.get(name, ()))
+    }
 
 
 class Objective:
@@ -107,7 +141,7 @@ class Objective:
     ) -> None:
         self._num_rivals = max(num_candidates - 1, 1)
         self.looks = usable_looks(sets, race.looks) if race.enabled else ()
-        self.sets = {item.name: _raced(item, self.looks, seed) for item in sets}
+        self.sets = _hastened({item.name: _raced(item, self.looks, seed) for item in sets})
         self._error = race.error
         self.confidence = confidence
         for role in ("domain", "general"):
@@ -149,17 +183,9 @@ class Objective:
         """Looks at which something is scored; after the last one all is known."""
         return len(self.looks) + 1
 
-    def block(self, name: str, look: int) -> NDArray[np.intp]:
-        """Item indices of a set that are scored at a look; watched sets wait for the last."""
-        raced = self.sets[name]
-        return raced.order[raced.cuts[look - 1] if look else 0 : raced.cuts[look]]
-
     def tokens(self, losses: Losses) -> int:
         """Tokens behind what is known."""
-        return sum(
-            int(np.asarray(raced.items.costs)[raced.order[: len(losses.get(name, ()))]].sum())
-            for name, raced in self.sets.items()
-        )
+        return sum(raced.cost(len(losses.get(name, ()))) for name, raced in self.sets.items())
 
     @property
     def all_tokens(self) -> int:
@@ -175,12 +201,34 @@ class Objective:
             for name, raced in self.sets.items()
         }
 
-    def domain_difference(self, losses: Losses, reference: Losses) -> Difference:
+    def domain_difference(
+        self,
+        losses: Losses,
+        reference: Losses,
+        guide: Losses | None = None,
+        quantile: float = 0.0,
+    ) -> Difference:
         """The weighted domain figure minus a reference's, on what both know."""
-        parts = [self.sets[name].difference(losses[name], reference[name]) for name in self.weights]
+        parts = [
+            self._difference(name, losses, reference, guide, quantile) for name in self.weights
+        ]
         return combine(parts, list(self.weights.values()))
 
-    def estimates(self, losses: Losses, references: Sequence[Losses]) -> dict[str, float]:
+    def _difference(
+        self,
+        name: str,
+        losses: Losses,
+        reference: Losses,
+        guide: Losses | None,
+        quantile: float = 0.0,
+    ) -> Difference:
+        raced, known = self.sets[name], (guide or {}).get(name)
+        whole = known is not None and len(known) == len(raced.order)
+        return raced.difference(losses[name], reference[name], known if whole else None, quantile)
+
+    def estimates(
+        self, losses: Losses, references: Sequence[Losses], guide: Losses | None = None
+    ) -> dict[str, float]:
         """The figure that full scoring would give each set, as far as one can know.
 
         Where only part is known, a reference's figure on all plus the difference on that part:
@@ -190,6 +238,7 @@ class Objective:
         Args:
             losses: of the candidate.
             references: of candidates scored in full, one at least.
+            guide: see `guide_of`.
         """
         found: dict[str, float] = {}
         for name, raced in self.sets.items():
@@ -197,8 +246,10 @@ class Objective:
             if len(own) == len(raced.order):
                 found[name] = raced.figure(own)
             elif len(own):
-                pairs = [(raced.difference(own, other[name]), other) for other in references]
-                difference, nearest = min(pairs, key=lambda pair: pair[0].variance)
+                pairs = [
+                    (self._difference(name, losses, other, guide), other) for other in references
+                ]
+                difference, nearest = min(pairs, key=lambda pair: pair[0].still_open)
                 found[name] = raced.figure(nearest[name]) + difference.estimate
         return found
 
@@ -214,16 +265,24 @@ class Objective:
             return math.nan
         return sum(figures[name] for name in names) / len(names)
 
-    def general_loss_bound(self, losses: Losses, general: Losses, num_tests: int = 1) -> float:
+    def general_loss_bound(
+        self,
+        losses: Losses,
+        general: Losses,
+        num_tests: int = 1,
+        guide: Losses | None = None,
+    ) -> float:
         """Upper bound of the loss on general sets: at most `tolerance` where all are within theirs.
 
-        Each set must hold by itself, so no correction for their number is due (an intersection of
-        hypotheses is rejected only with all of them).
+        Sets of which nothing is known say nothing; where that is so of all, the bound is without
+        limit. Each set must hold by itself, so no correction for their number is due (an
+        intersection of hypotheses is rejected only with all of them).
 
         Args:
             losses: of the candidate.
             general: of the general model.
             num_tests: candidates that are judged like this at once (Bonferroni).
+            guide: see `guide_of`; of no effect on what is known in full.
 
         Reference:
             Berger 1982, Multiparameter hypothesis testing and acceptance sampling.
@@ -231,42 +290,49 @@ class Objective:
         bounds = []
         for name, limit in self.tolerances.items():
             if len(losses.get(name, ())) == 0:
-                return math.inf
-            difference = self.sets[name].difference(losses[name], general[name])
+                continue
+            difference = self._difference(name, losses, general, guide)
             bounds.append(upper_bound(difference, self.confidence, num_tests) - limit)
-        return max(bounds) + self.tolerance
+        return max(bounds, default=math.inf) + self.tolerance
 
-    def beyond_tolerance(self, losses: Losses, general: Losses) -> float:
-        """How far beyond the tolerances the bounds are expected after full scoring, 0 within; sets
-        of which nothing is known count as within."""
-        most = 0.0
+    def beyond_tolerances(
+        self, losses: Losses, general: Losses, guide: Losses | None = None
+    ) -> dict[str, float]:
+        """How far beyond its tolerance each general set's bound is expected after full scoring,
+        below 0 within; sets of which nothing is known count as just within."""
+        found = dict.fromkeys(self.tolerances, 0.0)
         for name, limit in self.tolerances.items():
             if len(losses.get(name, ())):
-                difference = self.sets[name].difference(losses[name], general[name])
+                difference = self._difference(name, losses, general, guide)
                 quantile = student_quantile(self.confidence, max(difference.total - 1, 1))
                 reach = quantile * math.sqrt(difference.in_the_end) if difference.seen > 1 else 0.0
-                most = max(most, difference.estimate + reach - limit)
-        return most
+                found[name] = difference.estimate + reach - limit
+        return found
 
-    def is_behind(self, losses: Losses, best: Losses) -> bool:
+    def beyond_tolerance(
+        self, losses: Losses, general: Losses, guide: Losses | None = None
+    ) -> float:
+        """The farthest beyond of all, 0 within."""
+        return max(0.0, *self.beyond_tolerances(losses, general, guide).values())
+
+    def is_behind(self, losses: Losses, best: Losses, guide: Losses | None = None) -> bool:
         """Whether full scoring would surely not show a candidate to be better; see `race`."""
         if not self.looks:
             return False
         ahead = sure_side(1.0 - (1.0 - self.confidence) / (2.0 * self._num_rivals))
-        difference = self.domain_difference(losses, best)
+        difference = self.domain_difference(losses, best, guide, ahead)
         return is_out(difference, 0.0, ahead, spending(self._error, len(self.looks)))
 
-    def loses_too_much(self, losses: Losses, general: Losses) -> bool:
-        """Whether full scoring would surely not let a candidate stay within every tolerance."""
-        if not self.looks:
+    def loses_too_much(
+        self, name: str, losses: Losses, general: Losses, guide: Losses | None = None
+    ) -> bool:
+        """Whether full scoring would surely not let a candidate stay within a set's tolerance."""
+        if not self.looks or len(losses.get(name, ())) == 0:
             return False
         spend = spending(self._error, len(self.looks)) / len(self.tolerances)
-        for name, limit in self.tolerances.items():
-            difference = self.sets[name].difference(losses[name], general[name])
-            quantile = student_quantile(self.confidence, max(difference.total - 1, 1))
-            if is_out(difference, limit, quantile, spend):
-                return True
-        return False
+        quantile = student_quantile(self.confidence, max(self.sets[name].num_groups - 1, 1))
+        difference = self._difference(name, losses, general, guide, quantile)
+        return is_out(difference, self.tolerances[name], quantile, spend)
 
 
 def same_unit(sets: Sequence[EvaluationSet]) -> list[str]:
@@ -280,10 +346,10 @@ def upper_bound(difference: Difference, confidence: float, num_tests: int = 1) -
     >>> round(upper_bound(Difference(0.0, 1.0, 11, 11), 0.95), 3)
     1.812
     """
-    if difference.seen < 2:
+    if difference.freedom < 1:
         return math.inf
     level = 1.0 - (1.0 - confidence) / num_tests
-    quantile = student_quantile(level, difference.seen - 1)
+    quantile = student_quantile(level, difference.freedom)
     return difference.estimate + quantile * math.sqrt(difference.variance)
 
 
@@ -296,9 +362,25 @@ def _raced(items: EvaluationSet, looks: Sequence[float], seed: int) -> RacedSet:
     groups = places[order]
     if items.role == "watch":
         looks = [0.0] * len(looks)
-    counts = (math.ceil(round(look * len(names), 9)) for look in looks)
+    # Fewer documents than anything can be concluded from would be scored for nothing; one more is
+    # needed for the guide's slope.
+    counts = [math.ceil(round(look * len(names), 9)) for look in looks]
+    counts = [max(count, MIN_GROUPS + 1) if count >= MIN_GROUPS else 0 for count in counts]
     cuts = [int(np.searchsorted(groups, count)) for count in counts]
     return RacedSet(items, order, groups, (*cuts, len(order)))
+
+
+def _hastened(sets: dict[str, RacedSet]) -> dict[str, RacedSet]:
+    """General sets are known in full from the second look on where that costs no more than the
+    domain has cost so far: then it is certain what they say, for little."""
+    looks = range(1, max(len(raced.cuts) for raced in sets.values()) - 1)
+    for look in looks:
+        spent = sum(r.cost(r.cuts[look]) for r in sets.values() if r.items.role == "domain")
+        for name, raced in sets.items():
+            if raced.items.role == "general" and raced.cost(len(raced.order)) <= spent:
+                cuts = (*raced.cuts[:look], *[len(raced.order)] * (len(raced.cuts) - look))
+                sets[name] = replace(raced, cuts=cuts)
+    return sets
 
 
 def usable_looks(sets: Sequence[EvaluationSet], looks: Sequence[float]) -> tuple[float, ...]:

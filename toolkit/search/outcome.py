@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.evaluate.student import student_chance, student_quantile
-from toolkit.search.objective import Losses, Objective
+from toolkit.search.objective import Losses, Objective, guide_of
 from toolkit.search.race import Difference, combine
 from toolkit.search.space import GENERAL, SPECIALIST
 from toolkit.search.worker import Outcome
@@ -49,6 +49,7 @@ def candidate_rows(outcomes: Sequence[Outcome], objective: Objective) -> list[Ro
     """Figures of every candidate, each compared with the general model on the same documents."""
     by_name = {outcome.candidate.name: outcome for outcome in outcomes}
     start = by_name[GENERAL].losses
+    guide = guide_of(by_name[SPECIALIST].losses, start)
     whole = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
     whole_way = by_name[SPECIALIST].distance or 1.0
     rows = []
@@ -56,10 +57,10 @@ def candidate_rows(outcomes: Sequence[Outcome], objective: Objective) -> list[Ro
         values: dict[str, float | None] = dict.fromkeys(objective.sets)
         domain = general = bound = math.nan
         if outcome.status != "failed":
-            found = objective.estimates(outcome.losses, whole)
+            found = objective.estimates(outcome.losses, whole, guide)
             values.update(found)
             domain, general = objective.domain(found), objective.general(found)
-            bound = objective.general_loss_bound(outcome.losses, start)
+            bound = objective.general_loss_bound(outcome.losses, start, guide=guide)
         rows.append(
             Row(
                 outcome.candidate.name,
@@ -152,12 +153,12 @@ def confirmation_p_value(objective: Objective, losses: Losses, general: Losses) 
 
 def _below(difference: Difference, limit: float) -> float:
     """p-value of the difference being at least the limit."""
-    if difference.seen < 2:
+    if difference.freedom < 1:
         return 1.0
     error = math.sqrt(difference.variance)
     if error == 0.0:
         return 0.0 if difference.estimate < limit else 1.0
-    return student_chance((difference.estimate - limit) / error, difference.seen - 1)
+    return student_chance((difference.estimate - limit) / error, difference.freedom)
 
 
 def two_sided(difference: Difference, confidence: float) -> dict[str, float]:
@@ -167,8 +168,8 @@ def two_sided(difference: Difference, confidence: float) -> dict[str, float]:
     {'estimate': 1.0, 'low': 1.0, 'high': 1.0}
     """
     reach = math.inf
-    if difference.seen > 1:
-        quantile = student_quantile(0.5 + confidence / 2.0, difference.seen - 1)
+    if difference.freedom > 0:
+        quantile = student_quantile(0.5 + confidence / 2.0, difference.freedom)
         reach = quantile * math.sqrt(difference.variance)
     middle = difference.estimate
     return {"estimate": middle, "low": middle - reach, "high": middle + reach}
@@ -190,7 +191,9 @@ def sweep_rows(
     """The α-curve. Its bands are of the difference from the general model on the same documents:
     what all models share (some documents are harder) would only hide the curve."""
     whole = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
-    start = next(o for o in outcomes if o.candidate.name == GENERAL).losses
+    by_name = {outcome.candidate.name: outcome.losses for outcome in outcomes}
+    start = by_name[GENERAL]
+    guide = guide_of(by_name[SPECIALIST], start)
     base = objective.estimates(start, whole)
     rows = []
     for alpha, outcome in sweep_points(outcomes):
@@ -203,7 +206,7 @@ def sweep_rows(
             ("domain", objective.domain(base), objective.weights),
             ("general", objective.general(base), general),
         ):
-            difference = _by_way_of(objective, outcome.losses, start, whole, weights)
+            difference = _by_way_of(objective, outcome.losses, start, whole, weights, guide)
             interval = two_sided(difference, confidence)
             row[role] = {key: level + value for key, value in interval.items()}
         rows.append(row)
@@ -216,17 +219,18 @@ def _by_way_of(
     start: Losses,
     whole: Sequence[Losses],
     weights: Mapping[str, float],
+    guide: Losses,
 ) -> Difference:
-    """A candidate's difference from the general model; where only part of it is known, by way of
-    the candidate scored in full that is most alike: from it to that one on the part, from that one
-    to the general model on all."""
+    """A candidate's difference from the general model; where only part of it is known, by the
+    specialist's pattern, or by way of the candidate scored in full that is most alike: from it to
+    that one on the part, from that one to the general model on all."""
     parts = []
     for name in weights:
         raced = objective.sets[name]
-        best = raced.difference(losses[name], start[name])
+        best = raced.difference(losses[name], start[name], guide.get(name))
         if len(losses[name]) < len(raced.order):
             for other in whole:
-                near = raced.difference(losses[name], other[name])
+                near = raced.difference(losses[name], other[name], guide.get(name))
                 far = raced.difference(other[name], start[name])
                 variance = near.variance + far.variance
                 if variance < best.variance:

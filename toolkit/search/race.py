@@ -9,12 +9,18 @@ of the error, half of it on either question, so that over all looks a candidate 
 would call better is lost with at most that chance, whatever else is tried (it need only survive its
 own comparisons).
 
+How the specialist differs from the general model on each document is known for all documents, as
+both are scored in full, and merges of the two differ in much the same pattern. So a candidate's
+difference is regressed on it over the documents seen, and the fit says what the others hold: only
+what the pattern does not explain is still open. On finance this takes five sixths of the error.
+
 Reference:
     Maron & Moore 1994, Hoeffding races; Birattari et al. 2002, A racing algorithm for configuring
     metaheuristics (F-race); Lan, Simon & Halperin 1982, Stochastically curtailed tests, for the
     question asked; Hsu 1981, Simultaneous confidence intervals for all distances from the "best",
     for what counts as better; Bardenet & Maillard 2015, Concentration inequalities for sampling
-    without replacement, for the factor 1 - n/N; Pocock 1977 for equal spending over looks.
+    without replacement, for the factor 1 - n/N; Pocock 1977 for equal spending over looks; Cochran
+    1977, Sampling techniques, chapter 7, for the regression estimate.
 """
 
 from __future__ import annotations
@@ -31,7 +37,8 @@ from toolkit.evaluate.student import student_quantile
 
 Floats = NDArray[np.float64]
 MIN_GROUPS = 5
-"""With fewer documents than this nothing is concluded: their spread is not known."""
+"""With fewer documents than this nothing is concluded: their spread is not known. Where a guide's
+slope is found from them too, one more is needed."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +50,36 @@ class Difference:
         variance: of the estimate, were the items drawn from an endless number of them.
         seen: groups (documents) scored.
         total: groups that full scoring would use.
+        unexplained: variance of what full scoring would still change, where a regression on what is
+            known of all items found it.
+        fitted: degrees of freedom that the regression took.
     """
 
     estimate: float
     variance: float
     seen: int
     total: int
+    unexplained: float | None = None
+    fitted: int = 0
 
     @property
     def still_open(self) -> float:
         """Variance of what full scoring would still change."""
+        if self.unexplained is not None:
+            return self.unexplained
         return self.variance * (1.0 - self.seen / self.total)
 
     @property
     def in_the_end(self) -> float:
         """Variance that the difference has after full scoring."""
+        if self.unexplained is not None:
+            return self.variance - self.unexplained
         return self.variance * self.seen / self.total
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of the variance."""
+        return self.seen - 1 - self.fitted
 
 
 def paired_difference(
@@ -82,8 +103,9 @@ def paired_difference(
     Reference:
         Cochran 1977, Sampling techniques, chapter 6 (ratio estimates) and 9 (clusters).
 
-    >>> paired_difference([1.0, 3.0], [0.0, 0.0], [1.0, 1.0], np.array([0, 1]), 4)
-    Difference(estimate=2.0, variance=1.0, seen=2, total=4)
+    >>> found = paired_difference([1.0, 3.0], [0.0, 0.0], [1.0, 1.0], np.array([0, 1]), 4)
+    >>> found.estimate, found.variance, found.seen, found.still_open
+    (2.0, 1.0, 2, 0.5)
     """
     size = np.asarray(sizes, dtype=np.float64)
     change = np.asarray(losses, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
@@ -97,6 +119,83 @@ def paired_difference(
     return Difference(scale * ratio, scale**2 * variance, seen, total)
 
 
+def guided_difference(
+    losses: ArrayLike,
+    reference: ArrayLike,
+    guide: ArrayLike,
+    sizes: ArrayLike,
+    groups: NDArray[np.intp],
+    scale: float = 1.0,
+    quantile: float = 0.0,
+) -> Difference:
+    """The difference that full scoring would show, by regression on a pattern known of all items.
+
+    Differences scatter more on documents that are moved more, and a slope from few of them hangs on
+    the farthest. So what is still open is the largest of three answers: the straight line's own;
+    one that takes each document's own scatter (HC3); and that with the scatter of documents not
+    seen rising with the guide. In simulations the first alone lost 13 % where 5 % was said.
+
+    Args:
+        losses: of the candidate on the first items, `[D]`.
+        reference: of what it is compared with, `[D]`.
+        guide: of all items, `[N]`: differences that are alike.
+        sizes: of all items, `[N]`.
+        groups: number of the group of each item, `[N]`; the first items are whole groups.
+        scale: from losses over sizes to the unit.
+        quantile: still open is then what full scoring would change of `estimate + quantile · its
+            error`, to the first order: a far document moves both.
+
+    Returns:
+        Its estimate is of all items. With fewer than 4 groups, or where the guide does not vary, it
+        is the plain one.
+
+    Reference:
+        Cochran 1977, Sampling techniques, chapter 7; MacKinnon & White 1985, Some
+        heteroskedasticity-consistent covariance matrix estimators.
+
+    >>> half = guided_difference([1.0, 2.0, 2.9, 4.0], [0.0] * 4, np.arange(8), [1.0] * 8,
+    ...     np.arange(8))
+    >>> round(half.estimate, 2), half.still_open < half.in_the_end  # 1 + the guide's mean, 3.5
+    (4.46, True)
+    """
+    each = np.asarray(sizes, dtype=np.float64)
+    size = np.bincount(groups, weights=each)
+    known = np.bincount(groups, weights=np.asarray(guide, dtype=np.float64))
+    change = np.asarray(losses, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
+    first = groups[: len(change)]
+    moved = np.bincount(first, weights=change)
+    seen, total, whole = len(moved), len(size), float(size.sum())
+    part, rest = size[:seen], size[seen:]
+    level = float(known[:seen].sum() / part.sum())
+    spread, beyond = known[:seen] - level * part, known[seen:] - level * rest
+    square = float(spread @ spread)
+    if seen == total or seen < 4 or square <= 0.0:
+        return paired_difference(losses, reference, each[: len(change)], first, total, scale)
+    ratio = float(moved.sum() / part.sum())
+    slope = float(spread @ (moved - ratio * part)) / square
+    errors = moved - ratio * part - slope * spread
+    scatter = float(errors @ errors) / (seen - 2)
+    around = slope * (known - known.sum() / whole * size)
+    end = (float(around @ around) + total * scatter) * total / (total - 1) / whole**2
+
+    # How the bound moves with each document not seen: the mean with all alike, its error with
+    # those far from the mean.
+    reach = quantile * total / (total - 1) / whole / math.sqrt(end) if end > 0.0 else 0.0
+    pull = (1.0 + reach * around[seen:]) / whole
+    of_ratio = float(pull @ rest) / float(part.sum())
+    of_slope = float(pull @ beyond) / square
+    own = (errors / (1.0 - part / part.sum() - spread**2 / square).clip(1e-9)) ** 2
+    seen_part = float(((of_ratio + of_slope * spread) ** 2 * own).sum())
+    line = scatter * (float(pull @ pull) + seen * of_ratio**2 + of_slope**2 * square)
+    rising = float((errors**2).sum() / np.square(known[:seen]).sum())
+    ahead = rising * float(np.square(pull * known[seen:]).sum())
+    unexplained = max(line, seen_part + max(scatter * float(pull @ pull), ahead))
+
+    estimate = scale * (ratio + slope * (float(known.sum()) / whole - level))
+    unexplained, end = scale**2 * unexplained, scale**2 * end
+    return Difference(estimate, unexplained + end, seen, total, unexplained, 1)
+
+
 def combine(differences: Sequence[Difference], weights: Sequence[float]) -> Difference:
     """The weighted mean of differences on several sets; the smallest set decides how sure it is."""
     shares = np.asarray(weights, dtype=np.float64) / sum(weights)
@@ -105,13 +204,14 @@ def combine(differences: Sequence[Difference], weights: Sequence[float]) -> Diff
     # Each set may have been seen to another share, so both variances are added up by themselves.
     still = sum(w * w * d.still_open for w, d in zip(shares, differences, strict=True))
     end = sum(w * w * d.in_the_end for w, d in zip(shares, differences, strict=True))
-    fewest = min(differences, key=lambda d: d.seen)
-    seen_share = end / (still + end) if 0.0 < still + end < math.inf else 1.0
+    fewest = min(differences, key=lambda d: d.freedom)
     return Difference(
         float(sum(w * d.estimate for w, d in zip(shares, differences, strict=True))),
         float(still + end),
         fewest.seen,
-        max(fewest.seen, round(fewest.seen / max(seen_share, 1e-9))),
+        fewest.total,
+        float(still) if math.isfinite(still + end) else None,
+        fewest.fitted,
     )
 
 
@@ -128,12 +228,12 @@ def is_out(difference: Difference, limit: float, quantile: float, spend: float) 
     >>> is_out(far, 0.0, 1.96, 0.004), is_out(Difference(-0.1, 0.0001, 10, 40), 0.0, 1.96, 0.004)
     (True, False)
     """
-    if difference.seen < min(MIN_GROUPS, difference.total):
+    if difference.freedom < min(MIN_GROUPS, difference.total) - 1:
         return False
     margin = difference.estimate + quantile * math.sqrt(difference.in_the_end) - limit
     if difference.still_open <= 0.0:
         return margin > 0.0 or (margin == 0.0 and difference.variance == 0.0)
-    wanted = student_quantile(1.0 - spend, difference.seen - 1)
+    wanted = student_quantile(1.0 - spend, difference.freedom)
     return margin / math.sqrt(difference.still_open) > wanted
 
 

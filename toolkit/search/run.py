@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from toolkit.manifest import load_json, write_json
 from toolkit.progress import Advance, progress, say
 from toolkit.search.objective import Objective
+from toolkit.search.plan import Plan
 from toolkit.search.storage import Place
 from toolkit.search.study import Study, pack, unpack
-from toolkit.search.worker import Merging, Outcome, Plan, Worker, score_missing
+from toolkit.search.worker import Merging, Outcome, Worker, score_missing
 
 
 def run_search(

@@ -5,38 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from toolkit.errors import ConfigError, EvaluationError, MergeError
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.merge.config import MergeConfig
 from toolkit.progress import Advance
-from toolkit.search.config import SearchSection
-from toolkit.search.notation import Value
-from toolkit.search.objective import Losses, Objective
-from toolkit.search.sampler import (
-    StudySampler,
-    Tried,
-    fixed_parameters,
-    grid_points,
-    sampler_state,
-    suggested,
-    tried_values,
-)
-from toolkit.search.space import (
-    GENERAL,
-    SPECIALIST,
-    Candidate,
-    MergeSpace,
-    endpoint,
-    sweep_point,
-)
+from toolkit.search.contest import Rivals, best_of, run_race
+from toolkit.search.objective import Losses, Objective, guide_of
+from toolkit.search.plan import Plan
+from toolkit.search.space import GENERAL, SPECIALIST, Candidate
 from toolkit.search.study import Study, pack, unpack
 
 _POLL_SECONDS = 0.5
@@ -60,130 +44,27 @@ class Merging(Protocol):
     def distance(self) -> float: ...
 
 
-@dataclass
-class Plan:
-    """What is to be tried in a study.
-
-    Args:
-        spaces: files of `merges/`.
-        section: of the recipe.
-        objective: of the tuning sets.
-        seed: of the recipe.
-    """
-
-    spaces: list[MergeSpace]
-    section: SearchSection
-    objective: Objective
-    seed: int
-    fixed: dict[str, Candidate] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.fixed = {name: endpoint(name) for name in (GENERAL, SPECIALIST)}
-        for alpha in dict.fromkeys(self.section.sweep):
-            point = sweep_point(alpha)
-            if point.key not in {known.key for known in self.fixed.values()}:
-                self.fixed[point.name] = point
-
-    @property
-    def by_name(self) -> dict[str, MergeSpace]:
-        return {space.name: space for space in self.spaces}
-
-    def sampler(self) -> StudySampler:
-        return StudySampler(self.spaces, self.section, self.seed, self.learn)
-
-    def queue(self) -> list[dict[str, Any]]:
-        """The whole study: the two models, the sweep, and what the sampler has to find.
-
-        Raises:
-            ConfigError: the grids hold more than `search.candidates`.
-        """
-        entries: list[dict[str, Any]] = []
-        keys = {candidate.key for candidate in self.fixed.values()}
-        for name, candidate in self.fixed.items():
-            entries.append(
-                {"attributes": {"fixed": name}, "parameters": self._as_searched(candidate)}
-            )
-        if self.section.sampler != "grid":
-            rest = self.section.candidates - len(entries) if self.spaces else 0
-            return entries + [{"attributes": {}, "parameters": None}] * max(rest, 0)
-        for space in self.spaces:
-            for values in grid_points(space, self.section.grid_points):
-                candidate = space.candidate(values)
-                if candidate.key not in keys:
-                    keys.add(candidate.key)
-                    fixed = fixed_parameters(self.by_name, space.name, values)
-                    entries.append({"attributes": {}, "parameters": fixed})
-        if len(entries) > self.section.candidates:
-            raise ConfigError(
-                f"search.candidates: the grids of {', '.join(self.by_name)} and the sweep make "
-                f"{len(entries)} candidates, more than {self.section.candidates}; allow so many, "
-                "lower search.grid_points, or choose another sampler."
-            )
-        return entries
-
-    def _as_searched(self, candidate: Candidate) -> dict[str, Any] | None:
-        """A point of the sweep as one of a file that can say the same, for its sampler to know."""
-        alpha = candidate.parameters.get("alpha")
-        for space in self.spaces:
-            if alpha is not None and list(space.unknowns) == ["alpha"]:
-                try:
-                    inside = 0.0 <= space.unknowns["alpha"].share(alpha) <= 1.0
-                    same = inside and space.candidate({"alpha": alpha}).key == candidate.key
-                except (ValueError, ConfigError):  # no number of its grid
-                    continue
-                if same:
-                    return fixed_parameters(self.by_name, space.name, {"alpha": alpha})
-        return None
-
-    def candidate(self, trial: optuna.Trial | FrozenTrial) -> Candidate | None:
-        """The candidate behind a place in the queue; None where it was not chosen yet."""
-        if name := trial.user_attrs.get("fixed"):
-            return self.fixed[name]
-        if isinstance(trial, FrozenTrial):
-            known = tried_values(trial, self.by_name)
-            return None if known is None else self.by_name[known[0]].candidate(known[1])
-        name, values = suggested(trial, self.by_name)
-        return self.by_name[name].candidate(values)
-
-    def learn(self, trials: Sequence[FrozenTrial]) -> dict[str, list[Tried]]:
-        """What samplers know of a study: by file, in order."""
-        tried: dict[str, list[Tried]] = {space.name: [] for space in self.spaces}
-        for trial in trials:
-            known: tuple[str, dict[str, Value]] | None = tried_values(trial, self.by_name)
-            if known is None or trial.state == TrialState.FAIL:
-                continue
-            figures = None
-            if trial.state == TrialState.COMPLETE:
-                domain, general = trial.values
-                figures = (domain, general, float(trial.user_attrs["beyond"]))
-            tried[known[0]].append(Tried(known[1], figures, sampler_state(trial)))
-        return tried
-
-
 def score_missing(
     bench: Merging,
     candidate: Candidate,
     objective: Objective,
     losses: dict[str, NDArray[np.float64]],
-    look: int = -1,
-    *,
-    roles: Sequence[str] = ("domain", "general", "watch"),
+    counts: Mapping[str, int] | None = None,
 ) -> None:
-    """Add what is not known yet of what is known after a look.
+    """Add what is not known yet of a candidate.
 
     Args:
         bench: with the candidate's merge on it.
         candidate: what was merged.
         objective: of the sets.
         losses: so far; gains what is scored.
-        look: number of the look, the last by default.
-        roles: of the sets to be scored.
+        counts: items that are to be known, by set; by default all of all sets.
     """
     all_sets = [raced.items for raced in objective.sets.values()]
     for name, raced in objective.sets.items():
         have = losses.get(name, np.zeros(0))
-        rows = raced.order[len(have) : raced.cuts[look]].tolist()
-        if rows and raced.items.role in roles:
+        wanted = len(raced.order) if counts is None else counts.get(name, 0)
+        if rows := raced.order[len(have) : wanted].tolist():
             found = bench.score(candidate, raced.items, rows, all_sets)
             losses[name] = np.concatenate([have, np.asarray(found, dtype=np.float64)])
 
@@ -311,7 +192,8 @@ class Worker:
         general = losses if candidate.name == GENERAL else self._find(GENERAL)
         if general is None:  # another worker is still at it: compared with what is known later
             general = losses
-        figures = objective.estimates(losses, [general, *self._whole()])
+        guide = guide_of(self._find(SPECIALIST), self._find(GENERAL))
+        figures = objective.estimates(losses, [general, *self._whole()], guide)
         merge_seconds = self._bench.merge_seconds - merged_before
         self._study.note(
             trial,
@@ -321,7 +203,7 @@ class Worker:
             merge_seconds=merge_seconds,
             score_seconds=time.perf_counter() - began - merge_seconds,
             losses={name: pack(values) for name, values in losses.items()},
-            beyond=objective.beyond_tolerance(losses, general),
+            beyond=objective.beyond_tolerance(losses, general, guide),
         )
         values = [objective.domain(figures), objective.general(figures)]
         if math.isnan(values[1]):  # dropped for the domain alone; a storage takes no NaN
@@ -335,33 +217,37 @@ class Worker:
         self, trial: optuna.Trial, losses: dict[str, NDArray[np.float64]], candidate: Candidate
     ) -> tuple[str, dict[str, NDArray[np.float64]], int]:
         objective = self._plan.objective
-        is_endpoint = candidate.name in (GENERAL, SPECIALIST)
-        start, last = objective.tokens(losses), objective.num_looks - 1
+        start, told = objective.tokens(losses), 0
 
         def scored() -> int:
             return objective.tokens(losses) - start
 
-        told = 0
-        for look in range(objective.num_looks):
-            may_end = look < last and not is_endpoint
-            # Most are dropped for the domain, and then need not be scored on the other sets.
-            score_missing(self._bench, candidate, objective, losses, look, roles=("domain",))
-            general = self._find(GENERAL)
-            behind = (
-                may_end and general is not None and objective.is_behind(losses, self._best(general))
-            )
-            if not behind or candidate.name in self._plan.fixed:  # a point of the curve shown
-                score_missing(self._bench, candidate, objective, losses, look)
+        def tell() -> None:
+            nonlocal told
             self._advance(scored() - told, candidate.name)
             told = scored()
-            if behind or (
-                may_end and general is not None and objective.loses_too_much(losses, general)
-            ):
-                return "dropped", losses, scored()
-            if look < last:  # so that a killed worker's candidate need not begin anew
-                packed = {name: pack(values) for name, values in losses.items()}
-                self._study.note(trial, losses=packed)
-        return "complete", losses, scored()
+
+        def keep() -> None:  # so that a killed worker's candidate need not begin anew
+            tell()
+            packed = {name: pack(values) for name, values in losses.items()}
+            self._study.note(trial, losses=packed)
+
+        stayed = run_race(
+            objective,
+            losses,
+            lambda counts: score_missing(self._bench, candidate, objective, losses, counts),
+            self._rivals,
+            may_drop=candidate.name not in (GENERAL, SPECIALIST),
+            is_shown=candidate.name in self._plan.fixed,
+            after_look=keep,
+        )
+        tell()
+        return "complete" if stayed else "dropped", losses, scored()
+
+    def _rivals(self) -> Rivals:
+        general = self._find(GENERAL)
+        best = None if general is None else best_of(self._whole(), general, self._plan.objective)
+        return Rivals(general, self._find(SPECIALIST), best)
 
     def _whole(self) -> list[Losses]:
         return [o.losses for o in self.outcomes().values() if o.status == "complete"]
@@ -371,17 +257,3 @@ class Worker:
             if outcome.candidate.name == name:
                 return outcome.losses
         return None
-
-    def _best(self, general: Losses) -> Losses:
-        """The best so far: of those scored in full and within the tolerance, the lowest domain."""
-        objective = self._plan.objective
-        best, level = general, 0.0
-        for outcome in self.outcomes().values():
-            if outcome.status != "complete":
-                continue
-            if objective.general_loss_bound(outcome.losses, general) > objective.tolerance:
-                continue
-            change = objective.domain_difference(outcome.losses, general).estimate
-            if change < level:
-                best, level = outcome.losses, change
-        return best

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.config import load_yaml
 from toolkit.data.config import DataSection
+from toolkit.data.encode import find_separator
 from toolkit.errors import ConfigError, DataError
 from toolkit.manifest import write_atomically, write_json
 from toolkit.model_config import ShapeSection
@@ -42,8 +42,9 @@ from toolkit.plan.words import FolderTokenizer
 from toolkit.plan.write_recipe import recipe_text
 from toolkit.progress import say
 from toolkit.recipe import load_recipe
+from toolkit.recipe_checks import recipe_faults, token_faults
 from toolkit.stages.chain import Run
-from toolkit.stages.planning_model import Measured, locate_model, measure_model
+from toolkit.stages.planning_model import Located, Measured, locate_model, measure_model
 
 READ_SECONDS, SFT_READ_SECONDS = 10.0, 3.0
 """For the documents of all sources together, and for those of fine-tuning."""
@@ -74,7 +75,7 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
     What is wrong with the recipe and can be known now stands under `problems`.
 
     Raises:
-        ToolkitError: documents or a local model cannot be read, or a device is unknown.
+        ToolkitError: a local model cannot be read, or a device is unknown.
     """
     began = time.monotonic()
     recipe = run.recipe
@@ -83,16 +84,22 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
     located = locate_model(run)
     problems, notes = [], [located.why] if located.why else []
     tokenizer = FolderTokenizer(located.tokenizer) if located.tokenizer is not None else None
+    problems += _late_faults(run, located)
     separator = 0
     if tokenizer is not None:
-        separator, faults = _needed_tokens(recipe.data, tokenizer)
-        problems += faults
+        try:
+            separator = find_separator(recipe.data.end_of_document, tokenizer.text)
+        except DataError as error:
+            problems += [] if problems else [str(error)]
     say("plan: looking at the documents")
-    looked = look(recipe.data, _samples(recipe.data, recipe.seed, READ_SECONDS), tokenizer)
+    samples, faults = _samples(recipe.data, recipe.seed, READ_SECONDS)
+    problems += faults
+    looked = look(recipe.data, samples, tokenizer)
     talks = None
     if recipe.sft is not None:
-        sft = recipe.sft.data
-        talks = look(sft, _samples(sft, recipe.seed, SFT_READ_SECONDS), tokenizer)
+        samples, faults = _samples(recipe.sft.data, recipe.seed, SFT_READ_SECONDS)
+        problems += [f"sft: {fault}" for fault in faults]
+        talks = look(recipe.sft.data, samples, tokenizer)
     notes += [f"{name}: {s.why}; not looked at" for name, s in looked.samples.items() if s.why]
     measured = Measured()
     if wanted.measure and located.weights is not None and tokenizer is not None:
@@ -109,11 +116,6 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
         problems.append(str(error))
         amounts = []
     longest = max([recipe.data.sequence_tokens, *(a.sequence_tokens for a in amounts)])
-    if shape is not None and longest > shape.max_position_embeddings:
-        problems.append(
-            f"data.sequence_tokens: must be at most {shape.max_position_embeddings}, the positions "
-            f"that the model has (got {longest})."
-        )
     work = _work(run, amounts, looked, shape, measured)
     if talks is not None and shape is not None and recipe.sft is not None:
         try:
@@ -213,7 +215,8 @@ def write_recipe(run: Run, plan: dict[str, Any], path: Path) -> None:
         "them follow from what was measured there.",
         f"Verdict: {plan['is_it_the_right_tool']['tool']}. Fine-tuning: {plan['fine_tuning']}.",
     ]
-    text = recipe_text(load_yaml(run.path), settings, opening)
+    values = run.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    text = recipe_text(values, settings, opening)
     trial = path.with_name(f".{path.stem}.trial.yaml")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -241,12 +244,20 @@ def _enough(shape: ShapeSection, run: Run, longest: int, device: Device) -> Flee
     return Fleet(ways[0].fewest or 1, device)
 
 
-def _samples(data: DataSection, seed: int, all_seconds: float) -> dict[str, Sample]:
+def _samples(
+    data: DataSection, seed: int, all_seconds: float
+) -> tuple[dict[str, Sample], list[str]]:
+    """A look at every source, and what is wrong with those that cannot be read."""
     seconds = all_seconds / len(data.sources)
-    return {
-        name: sample_source(name, source, data.cleaning, seed=seed, seconds=seconds)
-        for name, source in data.sources.items()
-    }
+    samples: dict[str, Sample] = {}
+    faults: list[str] = []
+    for name, source in data.sources.items():
+        try:
+            samples[name] = sample_source(name, source, data.cleaning, seed=seed, seconds=seconds)
+        except DataError as error:
+            faults.append(str(error))
+            samples[name] = Sample(name, source.role, why="it cannot be read, see below")
+    return samples, faults
 
 
 def _num_talks(talks: Looked | None) -> int:
@@ -257,21 +268,17 @@ def _num_talks(talks: Looked | None) -> int:
     return sum(round(s.train_documents / (s.seen_fraction or 1.0)) for s in seen)
 
 
-def _needed_tokens(data: DataSection, tokenizer: FolderTokenizer) -> tuple[int, list[str]]:
-    """Id of the separator, and what the tokenizer lacks."""
-    from toolkit.data.encode import find_fim_tokens, find_separator
-
-    problems, separator = [], 0
-    try:
-        separator = find_separator(data.end_of_document, tokenizer.text)
-    except DataError as error:
-        problems.append(str(error))
-    if any(source.fim for source in data.sources.values()):
-        try:
-            find_fim_tokens(data.fim, tokenizer.text.vocabulary)
-        except DataError as error:
-            problems.append(str(error))
-    return separator, problems
+def _late_faults(run: Run, located: Located) -> list[str]:
+    """What does not fit in the recipe and could not be seen when it was read: the model was not
+    here then, or nothing told its measures."""
+    recipe = run.recipe
+    if located.shape is not None:
+        model = recipe.model.model_copy(update={"shape": located.shape})
+        recipe = recipe.model_copy(update={"model": model})
+    faults = recipe_faults(recipe)
+    if located.tokenizer is not None:
+        faults += token_faults(recipe, located.tokenizer)
+    return list(dict.fromkeys(faults))
 
 
 def _work(
@@ -304,6 +311,8 @@ def _work(
     read = (recipe.search.candidates + 3) * tuning
     forward = training_flops(shape, recipe.evaluate.window_tokens) / 3.0
     seconds = read / reading if reading else None
+    if tuning == 0.0:
+        return found  # nothing was seen of the tuning sets
     found.append(
         Work("merge search, at most", 0.0, read, 0, read * forward, read * forward, seconds)
     )
@@ -335,7 +344,6 @@ def _settings(
 ) -> list[Setting]:
     recipe, train = run.recipe, run.recipe.train
     now: dict[str, Any] = {
-        "train.epochs": train.epochs,
         "train.schedule.kind": train.schedule.kind,
         "train.schedule.peak_lr": train.schedule.peak_lr,
         "train.schedule.rewarm_fraction": train.schedule.rewarm_fraction,
@@ -344,8 +352,9 @@ def _settings(
         "train.lora": train.lora.model_dump() if train.lora is not None else None,
         "tokenizer": recipe.tokenizer.model_dump() if recipe.tokenizer is not None else None,
     }
-    if not recipe.data.stages:  # a curriculum has shares of its own
+    if not recipe.data.stages:  # a curriculum has shares and amounts of its own
         now["data.replay_fraction"] = recipe.data.replay_fraction
+        now["train.epochs"] = train.epochs
     lora_only = (
         bool(ways)
         and train.lora is None

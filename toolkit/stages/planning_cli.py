@@ -9,7 +9,9 @@ import typer
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A recipe in recipes/ by name, or a .yaml file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
+    ],
     runs: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
     devices: Annotated[
         list[str] | None,

@@ -7,13 +7,13 @@ configuration and tokenizer is fetched, and where that fails the recipe's `shape
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit.data.source_config import ArtefactSection
 from toolkit.errors import EvaluationError, ToolkitError
-from toolkit.model_config import ShapeSection, shape_of, shape_of_folder
+from toolkit.model_config import ModelSection, ShapeSection, shape_of, shape_of_folder
 from toolkit.plan.devices import Device
 from toolkit.plan.evidence import Looked
 from toolkit.plan.shape import count_parameters
@@ -83,28 +83,61 @@ def locate_model(run: Run) -> Located:
     Raises:
         ToolkitError: a local folder is no causal language model, or a package cannot be read.
     """
-    model = run.recipe.model
+    return _locate(run, run.recipe.model, "general")
+
+
+def _locate(run: Run, model: ModelSection, name: str) -> Located:
     if model.path is not None:
         from toolkit.checkpoint.load import load_model_config
 
         load_model_config(model.path)
         return Located(shape_of_folder(model.path), model.path, model.path)
+    if model.run is not None:
+        return _other_run(run, model.run)
     if model.artefact is not None:
-        return _packaged(run, model.artefact, model.shape)
-    return _on_hub(str(model.hub), model.revision, shape_of(model))
+        return _packaged(run, model, model.artefact, name)
+    if model.hub is not None:
+        return _on_hub(model.hub, model.revision, shape_of(model))
+    return _to_be_made(run, model, name)
 
 
-def _packaged(run: Run, artefact: ArtefactSection, shape: ShapeSection | None) -> Located:
+def _to_be_made(run: Run, model: ModelSection, name: str) -> Located:
+    """A mixture of experts or a model from scratch: its measures and its tokenizer are known."""
+    made = run.root / name
+    if (made / "manifest.json").is_file():
+        return Located(shape_of_folder(made), made, made)
+    found = Located()
+    why = "the model is not made yet: it was not tried"
+    if model.moe is not None:
+        found = _locate(run, model.moe.base, f"{name}-base")
+    elif model.scratch is not None:
+        found = _locate(run, model.scratch.tokenizer, f"{name}-tokenizer")
+        why = "the model begins from random weights, so this is its first training and not CPT"
+    return Located(shape_of(model), found.tokenizer, None, why)
+
+
+def _other_run(run: Run, name: str) -> Located:
+    """The specialist of another recipe; before it is trained its general model stands in."""
+    other = Run.open(name, run.runs)
+    made = other.root / "cpt"
+    if (made / "manifest.json").is_file():
+        return Located(shape_of_folder(made), made, made)
+    found = locate_model(other)
+    why = f"{name} is not trained yet: its general model stands in for its specialist"
+    return replace(found, why=f"{why}; {found.why}" if found.why else why)
+
+
+def _packaged(run: Run, model: ModelSection, artefact: ArtefactSection, name: str) -> Located:
     from toolkit.plan.sample import is_fetched
-    from toolkit.stages.chain import ensure_original
+    from toolkit.stages.chain import ensure_model
 
-    if not (run.root / "general" / "manifest.json").is_file() and not is_fetched(artefact, 20.0):
+    if not (run.root / name / "manifest.json").is_file() and not is_fetched(artefact, 20.0):
         return Located(
-            shape,
+            model.shape,
             why=f"{artefact.package} {artefact.version} is not in the cache and could not be "
             "fetched in 20 s; the model was not tried",
         )
-    folder = ensure_original(run)
+    folder = ensure_model(run, model, name, f"{name} model")
     return Located(shape_of_folder(folder), folder, folder)
 
 

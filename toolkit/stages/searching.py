@@ -28,10 +28,11 @@ from toolkit.search.bench import Bench, device_of
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
 from toolkit.search.parts import Parts, divide
+from toolkit.search.plan import Plan
 from toolkit.search.space import GENERAL, SPECIALIST, load_spaces
 from toolkit.search.storage import Place
 from toolkit.search.study import Study
-from toolkit.search.worker import Plan, Worker
+from toolkit.search.worker import Worker
 
 SCORES = "scores.jsonl"
 """The journal of the study, in the folder that the merge stage works in."""

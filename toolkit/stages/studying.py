@@ -225,7 +225,7 @@ def score_subjects(
     losses: dict[str, dict[str, list[float]]] = {}
     with progress("study, models", len(subjects)) as advance:
         for subject in subjects:
-            sets = {**document_sets(run, subject, documents), "retention": answers}
+            sets = {**document_sets(run, subject, documents, wanted), "retention": answers}
             model, name = None, content_hash(subject.folder)
             own = losses[subject.name] = {}
             for on in wanted:
@@ -243,20 +243,26 @@ def score_subjects(
     return {on: pool(members, losses) for on, members in first.items()}
 
 
-def document_sets(run: Run, subject: Subject, documents: Path) -> dict[str, list[EvaluationSet]]:
-    """Test documents in a model's own tokens, by source and by role."""
+def document_sets(
+    run: Run, subject: Subject, documents: Path, wanted: Sequence[str]
+) -> dict[str, list[EvaluationSet]]:
+    """Test documents in a model's own tokens, by source and by role, and middles where wanted."""
     from transformers import AutoTokenizer
 
     from toolkit.evaluate.documents import likelihood_sets
+    from toolkit.evaluate.middles import middles_sets
 
     separator = read_manifest(documents)["results"]["separator_token_id"]
     tokenizer = AutoTokenizer.from_pretrained(subject.folder)
-    path = documents / "test.jsonl"
-    sets = likelihood_sets(path, tokenizer, separator, run.recipe.evaluate)
-    return {
+    path, evaluate = documents / "test.jsonl", run.recipe.evaluate
+    sets = likelihood_sets(path, tokenizer, separator, evaluate)
+    found = {
         **{role: [s for s in sets if s.role == role] for role in ("domain", "general")},
         **{s.name: [s] for s in sets},
     }
+    if "middles" in wanted and evaluate.middles is not None:
+        found["middles"] = middles_sets(path, tokenizer, evaluate, evaluate.middles)[:1]
+    return found
 
 
 def retention_set(run: Run, documents: Path) -> list[EvaluationSet]:

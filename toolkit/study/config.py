@@ -171,8 +171,16 @@ def unknown_models(study: StudySection | None, variants: Collection[str]) -> lis
     return faults
 
 
-def unknown_sets(study: StudySection | None, sources: Collection[str]) -> list[str]:
-    """A line for each measure on something that the recipe does not test, at its key."""
+def unknown_sets(
+    study: StudySection | None, sources: Collection[str], *, has_middles: bool = True
+) -> list[str]:
+    """A line for each measure on something that the recipe does not test, at its key.
+
+    Args:
+        study: the recipe's.
+        sources: their names.
+        has_middles: whether middles are evaluated.
+    """
     faults = []
     for number, claim in enumerate(study.claims if study is not None else ()):
         name = claim.measure.test_set
@@ -181,5 +189,10 @@ def unknown_sets(study: StudySection | None, sources: Collection[str]) -> list[s
             faults.append(
                 f"study.claims.{number}.measure.test_set: there is no test set {name!r}"
                 f"{did_you_mean(name, known)} Sets: {', '.join(known)}."
+            )
+        if name == "middles" and not has_middles:
+            faults.append(
+                f"study.claims.{number}.measure.test_set: middles need a section evaluate.middles, "
+                "and there is none"
             )
     return faults

@@ -26,6 +26,7 @@ from toolkit.progress import progress, say
 from toolkit.train.activations import checkpoint_activations
 from toolkit.train.balance import balance_figures
 from toolkit.train.config import TrainSection
+from toolkit.train.fuse import fuse, unfuse
 from toolkit.train.metrics import METRICS, MetricsLog, NoLog, resident_bytes
 from toolkit.train.model import NextTokenLoss, choose_attention
 from toolkit.train.parts import parameter_groups, plain_model
@@ -85,10 +86,14 @@ def train(
             f"train.blocks_per_step: {section.blocks_per_step} blocks cannot be shared by "
             f"{accelerator.num_processes} processes; raise it, or start fewer."
         )
-    checkpoint_activations(plain_model(model), section.gradient_checkpointing)
+    fused = fuse(plain_model(model)) if _may_fuse(section, accelerator) else False
+    # The parts of a fused block keep what selective checkpointing would, and no more.
+    kind = section.gradient_checkpointing
+    checkpoint_activations(plain_model(model), "none" if fused and kind == "selective" else kind)
     if section.compile:
         plain_model(model).base_model.compile()
-    loss_module = NextTokenLoss(model.train(), torch.bfloat16 if bf16 else torch.float32)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    loss_module = NextTokenLoss(model.train(), dtype, fused=fused)
     choose_attention(
         plain_model(model), section.attention, accelerator.device.type, section.precision
     )
@@ -252,6 +257,8 @@ def train(
         best = state["best"]["step"] if section.use == "best" and state["best"] else done
         if best != done:
             load_parameters(work, best, trained)
+        if fused:
+            unfuse(plain_model(model))
         seconds = time.monotonic() - began
         if section.trackers:
             accelerator.end_training()
@@ -349,6 +356,12 @@ def _to_device(batch: Batch, rows: range, device: torch.device) -> tuple[torch.T
 def _sync_only_at(accelerator: Accelerator, module: Any, is_last: bool) -> Any:
     """Exchange gradients between processes once a step, not once a micro-batch."""
     return contextlib.nullcontext() if is_last else accelerator.no_sync(module)
+
+
+def _may_fuse(section: TrainSection, accelerator: Accelerator) -> bool:
+    """GPUs have kernels of their own, and FSDP has no float32 parameters to hand in."""
+    plain = section.precision == "bf16" and section.attention == "auto" and not section.compile
+    return plain and accelerator.device.type == "cpu" and not accelerator.is_fsdp2
 
 
 def _same_makers(before: dict[str, str] | None, num_processes: int) -> dict[str, str]:

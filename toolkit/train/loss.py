@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ROWS = 1024
+CHUNK_ROWS = 512
 """Positions whose logits exist at one time; bounds memory at CHUNK_ROWS x V entries."""
+
+_HEAD_ROWS = 8192
+"""Tokens whose gradient is computed at one time; bounds memory beside the gradient itself."""
 
 _CACHE_ROWS = 32
 """Positions whose float32 softmax is computed at one time, so that it stays in the cache."""
@@ -36,14 +39,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wanted else None
         learns = ctx.needs_input_grad[1]
         grad_head = torch.zeros_like(head, dtype=torch.float32) if learns else None
+        # One place for all chunks: fresh memory would have to be cleared by the system each time.
+        place = torch.empty(min(CHUNK_ROWS, len(x)), len(w), dtype=dtype, device=x.device)
         for start in range(0, x.shape[0], CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            logits = x[rows] @ w.T
+            logits = torch.mm(x[rows], w.T, out=place[: len(x[rows])])
             total += _losses_to_gradients(logits, labels[rows]).sum(dtype=torch.float64)
             if grad_hidden is not None:
                 grad_hidden[rows] = (logits @ w).to(hidden.dtype)
             if grad_head is not None:
-                grad_head += logits.T @ x[rows]
+                for first in range(0, len(w), _HEAD_ROWS):
+                    part = slice(first, first + _HEAD_ROWS)
+                    grad_head[part] += logits[:, part].T @ x[rows]
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.head_dtype = head.dtype
         return total.float()

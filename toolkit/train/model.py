@@ -40,9 +40,10 @@ class NextTokenLoss(nn.Module):
             this was last set to None, `[L, E]`.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, fused: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.fused = fused
         self.dtype = dtype
         self.fused_head = _has_plain_head(plain_model(model))
         self.expert_counts: Tensor | None = None
@@ -65,11 +66,14 @@ class NextTokenLoss(nn.Module):
             return look(self.model)
         model, real = plain_model(self.model), segments >= 0
         implementation = model.config._attn_implementation
-        if takes_lengths(implementation):
+        fused = self.fused and self.training and torch.is_grad_enabled()
+        if fused or takes_lengths(implementation):
             # One long row: attention is told where pieces begin, and no mask is ever made.
             input_ids, labels = input_ids.reshape(1, -1), labels.reshape(1, -1)
             segments = apart(segments).reshape(1, -1)
             given = {"attention_mask": None, **piece_lengths(segments)}
+            if fused:  # transformers would make one for sdpa, unless it is given one
+                given["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         else:
             eager = implementation == "eager"
             given = {"attention_mask": segment_mask(segments, self.dtype if eager else torch.bool)}

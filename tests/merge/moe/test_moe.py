@@ -142,7 +142,12 @@ def test_where_every_tensor_comes_from(two_models: tuple[Path, Path], tmp_path: 
     assert plan.num_parameters == dense + 2 * 3 * 64 * 32 + 2 * 2 * 32
     config = mixture(base, base, tuned, experts_per_token=1)
     assert plan_moe(config, Models()).num_active == dense + 2 * 2 * 32
-    assert "expert 1" in describe_moe(config, plan)
+    words = describe_moe(config, plan)
+    assert f"expert 1: {tuned}" in words
+    assert "the router learns from its balancing loss alone" in words
+    assert "all experts are the same" not in words
+    same = mixture(base, base, base)
+    assert "all experts are the same" in describe_moe(same, plan_moe(same, Models()))
 
 
 def test_the_same_seed_gives_the_same_bytes_and_noise_is_by_name(

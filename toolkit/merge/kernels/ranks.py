@@ -129,17 +129,17 @@ def _within_windows(job: Job, wanted: Sequence[Wanted]) -> dict[Wanted, float]:
         parts = [own.room[w, : own.used[w] + _SLACK] for own in threads]
         held = sum(int(own.used[w]) for own in threads)
         if all(own.widths[w] > 0 for own in threads) and 1 <= rest <= held:
-            found[window.wanted] = magnitude(window.least + _kth(parts, rest, window.width))
+            found[window.wanted] = magnitude(_kth(parts, rest, window))
     return found
 
 
-def _kth(parts: Sequence[NDArray[np.uint32]], k: int, width: int) -> int:
-    """The `k`-th smallest word, from 1, of several arrays of words below `width`, each with room
-    behind them."""
+def _kth(parts: Sequence[NDArray[np.uint32]], k: int, window: _Window) -> int:
+    """The `k`-th smallest word, from 1, of several arrays of words within a window, each array with
+    room behind them."""
     words = parts[0]
     if len(parts) > 1:
         words = np.concatenate([*(part[:-_SLACK] for part in parts), words[:_SLACK]])
-    return int(native.kth_word(words, words.size - _SLACK, k, width))
+    return int(native.kth_word(words, words.size - _SLACK, k, window.least, window.width))
 
 
 def _windows(job: Job, wanted: Sequence[Wanted]) -> list[_Window]:

@@ -164,6 +164,11 @@ def describe_moe(config: MoeConfig, plan: MoePlan) -> str:
     lines += [f"  shared expert: {expert.source_model}" for expert in config.shared_experts]
     if plan.layout.shared and not config.shared_experts:
         lines.append("  shared expert: adds nothing until it is trained")
+    if config.experts_per_token == 1:
+        lines.append(
+            "  one expert a token has weight 1 whatever the router says, so the router learns from "
+            "its balancing loss alone"
+        )
     copies = {(e.source_model, e.noise_scale or 0.0) for e in config.experts}
     if len(copies) == 1 and not config.experts[0].noise_scale and len(names) > 1:
         lines.append(

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from toolkit.merge.kernels.source.primitives import fma
@@ -23,9 +22,6 @@ from toolkit.merge.kernels.source.primitives import fma
 _I32 = ir.IntType(32)
 VECTOR = 64
 """Entries that `masks` compares at a time."""
-
-_LANES = 16
-"""Entries that `collect` packs at a time."""
 
 
 def by_type(stub: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
@@ -78,57 +74,6 @@ def masks(typing_context: Any, words: Any, place: Any, least: Any, width: Any) -
         return context.make_tuple(builder, pair, both)
 
     return pair(words, types.intp, types.uint32, types.uint32), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def collect(
-    typing_context: Any, words: Any, place: Any,  # noqa: ARG001
-    least: Any, width: Any, room: Any, held: Any,  # noqa: ARG001
-) -> Any:  # fmt: skip
-    """Of 64 words from `place` on, put those that are among the `width` ones from `least` on into
-    `room`, less `least`, from `held` on; up to 15 more words there are written over.
-
-    Returns:
-        How many are below `least`, and how many are held now.
-    """
-    pair = types.UniTuple(types.int64, 2)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        words, place, least, width, room, held = arguments
-        data, target = (
-            context.make_array(signature.args[at])(context, builder, array).data
-            for at, array in ((0, words), (4, room))
-        )
-        vector, flags = ir.VectorType(_I32, _LANES), ir.VectorType(ir.IntType(1), _LANES)
-        name = f"llvm.experimental.vector.compress.v{_LANES}i32"
-        compress = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector, [vector, flags, vector]), name
-        )
-        zeros, undefined = ir.Constant(vector, [0] * _LANES), ir.Constant(vector, ir.Undefined)
-
-        def spread(value: Any) -> Any:
-            first = builder.insert_element(undefined, value, _I32(0))
-            return builder.shuffle_vector(first, undefined, zeros)
-
-        def count(which: Any) -> Any:
-            bits = builder.bitcast(which, ir.IntType(_LANES))
-            return builder.zext(builder.ctpop(bits), ir.IntType(64))
-
-        below = ir.IntType(64)(0)
-        for lane in range(0, VECTOR, _LANES):
-            at = builder.add(place, place.type(lane))
-            address = builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
-            found = builder.load(address, align=4)
-            below = builder.add(below, count(builder.icmp_unsigned("<", found, spread(least))))
-            offsets = builder.sub(found, spread(least))
-            within = builder.icmp_unsigned("<", offsets, spread(width))
-            packed = builder.call(compress, [offsets, within, undefined])
-            into = builder.bitcast(builder.gep(target, [held]), vector.as_pointer())
-            builder.store(packed, into, align=4)
-            held = builder.add(held, count(within))
-        return context.make_tuple(builder, pair, [below, held])
-
-    return pair(words, types.intp, types.uint32, types.uint32, room, types.int64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -64,7 +64,7 @@ def limit_of(density: Any) -> Any:
 
 
 @kernel
-def unpack(mask: Any, flags: Any) -> None:
+def unpack_bits(mask: Any, flags: Any) -> None:
     """Bits, `[N]`, to bytes that are zero where the bit is, `[≥ 8 N]`."""
     eights = flags.view(np.uint64)
     for i in range(mask.size):
@@ -157,7 +157,7 @@ def join_masked(
     for at in range(0, out.size, TILE):
         n = min(TILE, out.size - at)
         for m in range(len(rows) - 1):
-            unpack(bits[m, at // 8 : (at + n + 7) // 8], flags[m])
+            unpack_bits(bits[m, at // 8 : (at + n + 7) // 8], flags[m])
         everyone, some, marks = cut(rows, at, at + n), cut(tuned, at, at + n), per_row(tuned, flags)
         bases, target = last[at : at + n], out[at : at + n]
         for i in range(n):

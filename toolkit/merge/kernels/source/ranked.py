@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.sizes import ROW_BYTES, TILE
+from toolkit.merge.kernels.sizes import TILE
 from toolkit.merge.kernels.source.entries import (
     VECTOR,
     count_bits,
@@ -23,8 +23,9 @@ from toolkit.merge.kernels.source.entries import (
     size_of,
     word,
 )
+from toolkit.merge.kernels.source.packing import pack, unpack
 from toolkit.merge.kernels.source.primitives import kernel, tile
-from toolkit.merge.kernels.source.random import add_sizes, draw_into, limit_of, unpack
+from toolkit.merge.kernels.source.random import add_sizes, draw_into, limit_of, unpack_bits
 
 BINS = TILE
 """256 to the octave below the row's largest magnitude; the first holds zeros, the 17th also what is
@@ -67,7 +68,7 @@ def fill_bins(sizes: Any, n: int, top: Any, bins: Any, counts: Any) -> Any:
         size = sizes[i]
         place = max(np.int32(size >> _SHIFT) - offset, np.int32(16))
         place = place if size > np.uint32(0) else np.int32(0)
-        bins[i] = np.uint16(place)
+        bins[i] = np.uint32(place)
         lowest = min(lowest, place if place > 0 else np.int32(BINS - 1))
     counts[:16] = 0
     first = max(lowest // np.int32(16) * np.int32(16), np.int32(16))
@@ -90,65 +91,62 @@ def flag_by_rank(sizes: Any, n: int, top: Any, low: Any, spread: Any, halves: An
         low: chance of the smallest entry, float32.
         spread: what the largest one's chance is above it.
         halves: the entries' numbers, see `draw_into`.
-        scratch: by entry its bin; by undecided entry its place, a bit of 64, two bounds of its rank
-            and then of its chance, and whether it stays; by bin its count, what comes before it,
-            and, where all of it tie, their chance.
+        scratch: by entry its bin; by undecided entry its number, its bin, its size, two bounds of
+            its rank and then of its chance, and whether it stays; by 64 entries, which of them are
+            undecided; by bin its count, what comes before it, and, where all of it tie, their
+            chance.
         stay: `[⌈n / 64⌉]`, uint64: the result, a bit an entry.
     """
-    bins, undecided, doubts, least, most, state, counts, firsts, settled = scratch
+    bins, numbers, owns, mine, least, most, state, doubts, counts, firsts, settled = scratch
+    in_use = fill_bins(sizes, n, top, bins, counts)
+    before = counts[0]
+    for at in range(in_use, BINS, 16):
+        before = running_sums(counts, firsts, at, before)
     surely = limit_of(low)
     width = limit_of(low + spread) - surely  # a limit of 2^32 is 0, and the difference still right
     found = 0
     for place in range(0, n, VECTOR):
         stays, may_stay = masks(halves, place, surely, np.uint32(width))
+        if place + VECTOR > n:
+            may_stay &= (_ONE << np.uint64(n - place)) - _ONE
         stay[place // VECTOR] = stays
         doubts[place // VECTOR] = may_stay
-        while may_stay != np.uint64(0):
-            undecided[found] = place + lowest_bit(may_stay)
-            found += 1
-            may_stay &= may_stay - _ONE
-    while found > 0 and undecided[found - 1] >= n:  # of the last 64
-        found -= 1
-    in_use = fill_bins(sizes, n, top, bins, counts)
-    before = counts[0]
-    for at in range(in_use, BINS, 16):
-        before = running_sums(counts, firsts, at, before)
+        pack(halves, place, may_stay, numbers, found)
+        pack(sizes, place, may_stay, mine, found)
+        found = pack(bins, place, may_stay, owns, found)
     zeros = counts[0] - np.int32(1)  # twice their rank, as they tie
     for j in range(found):
-        own = np.int64(bins[undecided[j]])
+        own = owns[j]
         first, held = firsts[own], counts[own]
-        least[j] = np.int32(2) * first if own > 0 else zeros
-        most[j] = np.int32(2) * (first + held) - np.int32(2) if own > 0 else zeros
+        is_zero = own == np.uint32(0)
+        least[j] = zeros if is_zero else np.int32(2) * first
+        most[j] = zeros if is_zero else np.int32(2) * (first + held) - np.int32(2)
     low_bounds, high_bounds = least.view(np.float32), most.view(np.float32)
     for j in range(found):
         low_bounds[j] = chance(least[j], n, low, spread)
         high_bounds[j] = chance(most[j], n, low, spread)
     for j in range(found):
-        number = number_of(halves[undecided[j]])
+        number = number_of(numbers[j])
         state[j] = np.uint8(number < low_bounds[j]) + np.uint8(number < high_bounds[j])
     eights = state.view(np.uint64)
     state[found : (found + 7) // 8 * 8] = np.uint8(0)
     for group in range((found + 7) // 8):
-        if eights[group] & _ANY_ONE == np.uint64(0):
-            continue
-        for j in range(8 * group, 8 * group + 8):
-            if state[j] == np.uint8(1):
-                i = undecided[j]
-                own = np.int64(bins[i])
-                if counts[own] >= 0:
-                    smaller, same = count_ranks(sizes, n, sizes[i])
-                    settled[own] = chance(2 * smaller + same - 1, n, low, spread)
-                    if same == counts[own]:  # all of the bin tie: settled for all
-                        counts[own] = -1
-                state[j] = np.uint8(2) if number_of(halves[i]) < settled[own] else np.uint8(0)
-    j = 0
+        # A state of 1 is in doubt, of 2 stays; after this 0 goes, and all else stays.
+        unsure = eights[group] & _ANY_ONE
+        while unsure != np.uint64(0):
+            j = 8 * group + lowest_bit(unsure) // 8
+            unsure &= unsure - _ONE
+            own = np.int64(owns[j])
+            if counts[own] >= 0:
+                smaller, same = count_ranks(sizes, n, mine[j])
+                settled[own] = chance(2 * smaller + same - 1, n, low, spread)
+                if same == counts[own]:  # all of the bin tie: settled for all
+                    counts[own] = -1
+            state[j] = np.uint8(number_of(numbers[j]) < settled[own])
+    taken = 0
     for group in range((n + VECTOR - 1) // VECTOR):
-        rest, kept = doubts[group], stay[group]
-        while rest != np.uint64(0) and j < found:
-            kept |= np.uint64(state[j] >> np.uint8(1)) << np.uint64(lowest_bit(rest))
-            rest &= rest - _ONE
-            j += 1
-        stay[group] = kept
+        stay[group] |= unpack(state, taken, doubts[group])
+        taken += count_bits(doubts[group])
 
 
 @kernel
@@ -204,17 +202,24 @@ def thin_by_rank(
         mask: `[8 ⌈n / 64⌉]`, uint8: the result.
     """
     even = (length + VECTOR - 1) // VECTOR * VECTOR
+    wide = even + VECTOR  # what is packed is followed by what is written over
     sizes = room[: 4 * even].view(np.uint32)
-    undecided = room[4 * even : 8 * even].view(np.int32)
-    least = room[8 * even : 12 * even].view(np.int32)
-    most = room[12 * even : 16 * even].view(np.int32)
-    bins = room[16 * even : 18 * even].view(np.uint16)
-    state, flags = room[18 * even : 19 * even], room[19 * even : 20 * even]
-    bits, doubts = room[20 * even : 20 * even + even // 8], room[20 * even + even // 8 : 21 * even]
-    words = room[21 * even : ROW_BYTES * even + 8 * VECTOR].view(np.uint64)
+    bins = room[4 * even : 8 * even].view(np.uint32)
+    numbers = room[8 * even : 8 * even + 4 * wide].view(np.uint32)
+    owns = room[8 * even + 4 * wide : 8 * even + 8 * wide].view(np.uint32)
+    mine = room[8 * even + 8 * wide : 8 * even + 12 * wide].view(np.uint32)
+    least = room[8 * even + 12 * wide : 12 * even + 12 * wide].view(np.int32)
+    most = room[12 * even + 12 * wide : 16 * even + 12 * wide].view(np.int32)
+    rest = room[16 * even + 12 * wide :]
+    state, flags = rest[:wide], rest[wide : wide + even]
+    bits, doubts = rest[wide + even :][: even // 8], rest[wide + even :][even // 8 : even // 4]
+    words = rest[2 * wide + even : 6 * wide + even + 8 * VECTOR].view(np.uint64)
     stay = bits.view(np.uint64)
     counts, firsts, settled = tile(np.int32), tile(np.int32), tile(np.float32)
-    scratch = (bins, undecided, doubts.view(np.uint64), least, most, state, counts, firsts, settled)
+    scratch = (
+        bins, numbers, owns, mine, least, most, state, doubts.view(np.uint64), counts, firsts,
+        settled,
+    )  # fmt: skip
     kept = mask.view(np.uint64)
     kept[:] = np.uint64(0)
     x, last = rows[model], rows[len(rows) - 1]
@@ -225,7 +230,7 @@ def thin_by_rank(
         else:
             halves = draw_into(key, start + at, length, words)
             flag_by_rank(sizes, length, top, low, spread, halves, scratch, stay)
-        unpack(bits[: (length + 7) // 8], flags)
+        unpack_bits(bits[: (length + 7) // 8], flags)
         add_sizes(sizes.view(np.float32), flags, length, lanes)
         put_bits(stay, length, kept, at)
     return 0

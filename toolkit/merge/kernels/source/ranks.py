@@ -14,7 +14,6 @@ from toolkit.merge.kernels.sizes import TILE
 from toolkit.merge.kernels.source.entries import (
     VECTOR,
     by_type,
-    collect,
     count_bits,
     cut,
     deltas,
@@ -25,6 +24,7 @@ from toolkit.merge.kernels.source.entries import (
     word,
 )
 from toolkit.merge.kernels.source.join import read_task_vector
+from toolkit.merge.kernels.source.packing import collect
 from toolkit.merge.kernels.source.primitives import kernel, tile, tiles
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
@@ -74,7 +74,7 @@ def collect_windows(
         widths: how many patterns are within, `[W]`, uint32.
         below: `[W]`, int64: added to.
         used: `[W]`, int64: how many are in `room` already; added to.
-        room: `[W, ≥ n + 64]`, uint32: takes the bits of those within, less `least`.
+        room: `[W, ≥ n + 64]`, uint32: takes the bits of those within.
     """
     tuned, last = rows[:-1], rows[len(rows) - 1]
     sizes = tiles(len(rows) - 1, np.uint32)
@@ -95,8 +95,8 @@ def collect_windows(
 
 
 @kernel
-def kth_word(words: Any, n: int, k: int, width: int) -> Any:
-    """The `k`-th smallest, from 1, of `n` words below `width`.
+def kth_word(words: Any, n: int, k: int, least: int, width: int) -> Any:
+    """The `k`-th smallest, from 1, of `n` words, which are among the `width` ones from `least` on.
 
     By counting how many are below a limit, and keeping now and then what is between limits: unlike
     partitioning this takes no longer where many are equal.
@@ -105,11 +105,11 @@ def kth_word(words: Any, n: int, k: int, width: int) -> Any:
         words: `[≥ n + 64]`, uint32; written over.
         n: how many there are.
         k: from 1 to `n`.
-        width: at most 2^31.
+        least: the smallest that they may be.
+        width: how many they may be.
     """
-    found = np.uint32(0)
-    while width > 1:
-        low, high = 0, width
+    low, high = least, least + width
+    while high - low > 1:
         words[n : n + VECTOR] = np.uint32(0xFFFFFFFF)
         for _ in range(_HALVINGS):
             middle = (low + high) // 2
@@ -124,11 +124,11 @@ def kth_word(words: Any, n: int, k: int, width: int) -> Any:
                     low = middle
         below, held = 0, 0
         for place in range(0, n, VECTOR):
-            least, between = np.uint32(low), np.uint32(high - low)
-            count, held = collect(words, place, least, between, words, held)
+            first, between = np.uint32(low), np.uint32(high - low)
+            count, held = collect(words, place, first, between, words, held)
             below += count
-        found, width, n, k = found + np.uint32(low), high - low, held, k - below
-    return found
+        n, k = held, k - below
+    return np.uint32(low)
 
 
 def put_sizes(values: Any, sizes: Any, m: Any, i: Any) -> None:

@@ -1,0 +1,215 @@
+"""Fused blocks: the model's own arithmetic, and no more memory than said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from tests.conftest import tiny_config
+from toolkit.train.config import TrainSection
+from toolkit.train.fuse import can_fuse, fuse, unfuse
+from toolkit.train.fused import gated, project
+from toolkit.train.fused_attention import attend
+from toolkit.train.model import NextTokenLoss
+from toolkit.train.parts import prepare_model
+
+BF16 = torch.bfloat16
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_norm_and_a_product_worked_by_hand():
+    # The root of the mean square of (3, 4) is sqrt(12.5); times (1, 2), then the difference.
+    x = torch.tensor([[3.0, 4.0]], requires_grad=True)
+    scale = torch.tensor([1.0, 2.0], requires_grad=True)
+    weight = torch.tensor([[-1.0, 1.0]], requires_grad=True)
+    out = project(x, [weight], [None], (scale, 0.0))
+    assert out.item() == pytest.approx(5 / 12.5**0.5, rel=2**-7)
+    out.sum().backward()
+    assert_close(scale.grad, torch.tensor([-3.0, 4.0]) / 12.5**0.5, rtol=2**-7, atol=0)
+    assert_close(weight.grad, torch.tensor([[3.0, 8.0]]) / 12.5**0.5, rtol=2**-7, atol=0)
+    # d/dx of (2 x2 - x1) / rms is (-1, 2) / rms less x times 5 / (2 rms^3).
+    expected = torch.tensor([[-1.0, 2.0]]) / 12.5**0.5 - x.detach() * 2.5 / 12.5**1.5
+    assert_close(x.grad, expected, rtol=2**-6, atol=2**-7)
+
+
+def close(found: Tensor, truth: Tensor, part: float = 0.02) -> None:
+    """Errors as bfloat16 makes them: small against the tensor's own size."""
+    difference = found.detach().double() - truth.detach().double()
+    assert difference.norm() <= part * truth.detach().double().norm()
+
+
+def test_several_products_with_biases():
+    x, weights = rand(7, 16).to(BF16), [rand(8, 16, seed=1), rand(4, 16, seed=2)]
+    biases = [rand(8, seed=3), rand(4, seed=4)]
+    leaves = [x, *weights, *biases]
+    above = rand(7, 12, seed=5)
+    found, truth = [], []
+    for given, results in ((leaves, found), ([t.double() for t in leaves], truth)):
+        own = [t.clone().requires_grad_() for t in given]
+        if results is found:
+            out = project(own[0], own[1:3], own[3:])
+        else:
+            out = own[0] @ torch.cat(own[1:3]).T + torch.cat(own[3:])
+        out.backward(above.to(out.dtype))
+        results += [out.detach(), *(t.grad for t in own)]
+    for one, other in zip(found, truth, strict=True):
+        close(one, other)
+
+
+def test_a_gated_block(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("toolkit.train.fused._CACHE_ENTRIES", 64)  # in several pieces
+    leaves = [rand(9, 16), 1 + 0.1 * rand(16, seed=1), *(rand(24, 16, seed=s) for s in (2, 3))]
+    leaves.append(rand(16, 24, seed=4))
+    above = rand(9, 16, seed=5)
+    own = [t.clone().requires_grad_() for t in leaves]
+    out = gated(own[0], (own[1], 1e-5), *own[2:])
+    out.backward(above.to(BF16))
+    exact = [t.double().requires_grad_() for t in leaves]
+    y = torch.nn.functional.rms_norm(exact[0], (16,), exact[1], 1e-5)
+    truth = (torch.nn.functional.silu(y @ exact[2].T) * (y @ exact[3].T)) @ exact[4].T
+    truth.backward(above.double())
+    close(out, truth)
+    for one, other in zip(own, exact, strict=True):
+        close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("tile", [3, 128])
+def test_attention_stays_within_pieces(tile: int, monkeypatch: pytest.MonkeyPatch):
+    """Against attention with a mask, in float64: two key heads, three queries each."""
+    monkeypatch.setattr("toolkit.train.fused_attention._TILE", tile)
+    edges, kinds, group, entries = [0, 4, 5, 17], 2, 3, 8
+    qkv = rand(17, (kinds * group + 2 * kinds) * entries).to(BF16).requires_grad_()
+    angles = rand(17, entries // 2, seed=1).repeat(1, 2)
+    above = rand(17, kinds * group * entries, seed=2)
+    out = attend(qkv, angles.cos(), angles.sin(), edges, (kinds, group), 0.3)
+    out.backward(above.to(BF16))
+
+    exact = qkv.detach().double().requires_grad_()
+    heads = exact.view(17, -1, entries).transpose(0, 1)
+    rotated = torch.cat([-heads[..., entries // 2 :], heads[..., : entries // 2]], -1)
+    rotated = heads * angles.cos() + rotated * angles.sin()
+    queries, keys = rotated[: kinds * group], rotated[kinds * group : kinds * group + kinds]
+    values = heads[-kinds:].repeat_interleave(group, 0)
+    place = torch.bucketize(torch.arange(17), torch.tensor(edges), right=True)
+    mask = (place[:, None] == place) & torch.ones(17, 17, dtype=torch.bool).tril()
+    truth = torch.nn.functional.scaled_dot_product_attention(
+        queries, keys.repeat_interleave(group, 0), values, attn_mask=mask, scale=0.3
+    )
+    truth = truth.transpose(0, 1).reshape(17, -1)
+    truth.backward(above.double())
+    close(out, truth)
+    close(qkv.grad, exact.grad)
+
+
+def llama(**changes: Any) -> Any:
+    return LlamaForCausalLM(tiny_config(**changes))
+
+
+SMALL: dict[str, Any] = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64}
+SMALL |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SMALL |= {"max_position_embeddings": 256}
+
+
+def mistral(window: int | None = None) -> Any:
+    return MistralForCausalLM(MistralConfig(**SMALL, sliding_window=window))
+
+
+def qwen2() -> Any:
+    model = Qwen2ForCausalLM(Qwen2Config(**SMALL))
+    for layer in model.model.layers:  # zero as they are made
+        for part in ("q_proj", "k_proj", "v_proj"):
+            torch.nn.init.normal_(getattr(layer.self_attn, part).bias, std=0.5)
+    return model
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    segments = torch.tensor([[0] * 9 + [1] * 20 + [2] * 3, [0] * 31 + [-1]])
+    ids = torch.randint(1, 300, segments.shape, generator=torch.Generator().manual_seed(0))
+    return ids, torch.where(segments >= 0, ids.roll(-1, dims=1), -100), segments
+
+
+def gradients(model: Any, dtype: torch.dtype, fused: bool) -> tuple[float, dict[str, Tensor]]:
+    model.zero_grad()
+    module = NextTokenLoss(model.train(), dtype, fused=fused)
+    with torch.autocast("cpu", dtype=BF16, enabled=dtype is BF16):
+        loss = module(*batch())
+        (loss / 50).backward()
+    named = model.named_parameters()
+    return loss.item(), {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("make", [llama, mistral, qwen2])
+def test_gradients_are_as_close_to_the_truth_as_autocast_s(make: Callable[..., Any]):
+    torch.manual_seed(3)
+    model = make()
+    exact, truth = gradients(model, torch.float32, False)
+    cast, casts = gradients(model, BF16, False)
+    assert fuse(model)
+    loss, found = gradients(model, BF16, True)
+    assert loss == pytest.approx(exact, abs=max(0.05, 2 * abs(cast - exact)))
+    assert found.keys() == truth.keys()
+    for name, value in truth.items():
+        allowed = 1.5 * float((casts[name] - value).norm()) + 1e-6
+        assert float((found[name] - value).norm()) <= allowed, name
+
+
+def test_scoring_is_left_alone():
+    model = llama().eval()
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        fuse(model)
+        assert torch.equal(model(input_ids=ids).logits, before)
+        assert torch.equal(model.train()(input_ids=ids).logits, before)
+    unfuse(model)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_what_is_frozen_gets_no_gradient():
+    model = llama()
+    for parameter in model.model.layers[0].parameters():
+        parameter.requires_grad_(False)
+    model.model.layers[1].mlp.down_proj.weight.requires_grad_(False)
+    fuse(model)
+    _, found = gradients(model, BF16, True)
+    own = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert found.keys() == own
+
+
+def test_models_with_other_parts_are_left_as_they_are(
+    tmp_path: Path, make_model: Callable[..., Path]
+):
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    others = [
+        GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, **ends)),
+        mistral(window=8),
+        llama(hidden_act="gelu"),
+        llama(mlp_bias=True),
+        llama(attention_dropout=0.1),
+    ]
+    adapted = AutoModelForCausalLM.from_pretrained(make_model(tmp_path / "m"))
+    lora = TrainSection.model_validate({"lora": {"rank": 2}})
+    others.append(prepare_model(adapted, lora).get_base_model())
+    for model in others:
+        assert not can_fuse(model)
+        assert not fuse(model)
+        assert not any("forward" in vars(module) for module in model.modules())

@@ -1,0 +1,124 @@
+"""Which models train with fused parts, and how those are put in."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.train.fused import gated, project
+from toolkit.train.fused_attention import attend
+
+KINDS = ("llama", "mistral", "qwen2")
+"""Model types whose blocks are a norm, rotary grouped attention, a norm and a gated block, each
+tested against the model's own arithmetic."""
+
+
+def can_fuse(model: Any) -> bool:
+    """Whether every block of a causal language model consists of parts that are there fused."""
+    config = model.config
+    if config.model_type not in KINDS or config.hidden_act not in ("silu", "swish"):
+        return False
+    if getattr(config, "attention_dropout", 0.0) or _slides(config):
+        return False
+    layers = getattr(model.base_model, "layers", ())
+    return len(layers) > 0 and all(_is_plain(layer) for layer in layers)
+
+
+def fuse(model: Any) -> bool:
+    """Let a model's blocks train with fused parts; scoring stays as it is.
+
+    What a block computes in training is then float32 between blocks and bfloat16 in products, as
+    under autocast; only some sums are rounded later.
+
+    Returns:
+        Whether it `can_fuse`; where not, nothing was changed.
+    """
+    if not can_fuse(model):
+        return False
+    for layer in model.base_model.layers:
+        first, second = layer.input_layernorm, layer.post_attention_layernorm
+        first.forward = MethodType(_norm_forward, first)
+        second.forward = MethodType(_norm_forward, second)
+        layer.self_attn.forward = MethodType(
+            partial(_attention_forward, norm=first), layer.self_attn
+        )
+        layer.mlp.forward = MethodType(partial(_mlp_forward, norm=second), layer.mlp)
+    return True
+
+
+def unfuse(model: Any) -> None:
+    """Undo `fuse`."""
+    for layer in getattr(model.base_model, "layers", ()):
+        for name in ("input_layernorm", "post_attention_layernorm", "mlp", "self_attn"):
+            vars(getattr(layer, name)).pop("forward", None)
+
+
+def _slides(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return any(kind != "full_attention" for kind in kinds)
+    return getattr(config, "sliding_window", None) is not None
+
+
+def _is_plain(layer: Any) -> bool:
+    attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
+    linear: list[Any] = [getattr(attention, f"{name}_proj", None) for name in ("q", "k", "v", "o")]
+    linear += [getattr(mlp, f"{name}_proj", None) for name in ("gate", "up", "down")]
+    if any(type(module) is not nn.Linear for module in linear):
+        return False
+    if any(module.bias is not None for module in linear[3:]):
+        return False
+    norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    return all(hasattr(part, "variance_epsilon") for part in norms)
+
+
+def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
+    """Nothing, where what comes next does it."""
+    if _learns(self):
+        return hidden_states
+    return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
+
+
+def _mlp_forward(self: Any, x: Tensor, *, norm: Any) -> Tensor:
+    if not _learns(self):
+        return type(self).forward(self, x)  # type: ignore[no-any-return]
+    matrices = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+    flat = x.reshape(-1, x.shape[-1])
+    return gated(flat, (norm.weight, norm.variance_epsilon), *matrices).view(x.shape)
+
+
+def _attention_forward(
+    self: Any,
+    hidden_states: Tensor,
+    position_embeddings: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None = None,
+    past_key_values: Any = None,
+    *,
+    norm: Any,
+    **given: Any,
+) -> tuple[Tensor, None]:
+    if not _learns(self):
+        return type(self).forward(  # type: ignore[no-any-return]
+            self, hidden_states, position_embeddings, attention_mask, past_key_values, **given
+        )
+    flat = hidden_states.reshape(-1, hidden_states.shape[-1])
+    linear = (self.q_proj, self.k_proj, self.v_proj)
+    qkv = project(
+        flat,
+        [part.weight for part in linear],
+        [part.bias for part in linear],
+        (norm.weight, norm.variance_epsilon),
+    )
+    heads = (self.k_proj.out_features // self.head_dim, self.num_key_value_groups)
+    cos, sin = (part.reshape(-1, part.shape[-1]).float() for part in position_embeddings)
+    mixed = attend(qkv, cos, sin, given["cu_seq_lens_q"].tolist(), heads, self.scaling)
+    out = project(mixed, [self.o_proj.weight], [None])
+    return out.view(hidden_states.shape), None
+
+
+def _learns(module: nn.Module) -> bool:
+    return module.training and torch.is_grad_enabled()

@@ -1,0 +1,211 @@
+"""Products of a block with gradients of their own: fewer passes over memory, fewer results kept.
+
+autocast casts every activation for every product, and autograd keeps what each small operation
+needs. Here products take bfloat16 as it is, element-wise work goes through the cache in pieces, and
+what is cheap is computed again in the backward pass. Parameters, the stream between blocks and
+norms are float32.
+
+Legend: N positions of all blocks, D hidden size, W width of a product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_BF16 = torch.bfloat16
+_CACHE_ENTRIES = 128 * 1024
+"""Entries of an activation that element-wise work goes through at one time."""
+
+
+def project(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    norm: tuple[Tensor, float] | None = None,
+) -> Tensor:
+    """Products of one activation with several matrices, side by side, after a norm if one is given.
+
+    Args:
+        x: `[N, D]`, float32 where it is to be normed, else bfloat16.
+        weights: `[W_i, D]` float32.
+        biases: `[W_i]` float32, or none.
+        norm: weight `[D]` and epsilon of a root-mean-square norm, whose result is not kept.
+
+    Returns:
+        `[N, W]` bfloat16.
+
+    Reference:
+        Zhang & Sennrich 2019, Root mean square layer normalization.
+    """
+    scale, epsilon = norm or (None, 0.0)
+    with no_autocast():
+        return _Project.apply(x, scale, epsilon, len(weights), *weights, *biases)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def gated(x: Tensor, norm: tuple[Tensor, float], gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """A gated block: `(silu(y @ gate.T) * (y @ up.T)) @ down.T` of the normed `y`; of what lies
+    between, the first two products are kept.
+
+    Args:
+        x: `[N, D]` float32.
+        norm: weight `[D]` and epsilon.
+        gate, up: `[W, D]` float32.
+        down: `[D, W]` float32.
+
+    Returns:
+        `[N, D]` bfloat16.
+
+    Reference:
+        Shazeer 2020, GLU variants improve transformer.
+    """
+    with no_autocast():
+        return _Gated.apply(x, *norm, gate, up, down)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor | None, epsilon: float, count: int, *given: Any
+    ) -> Tensor:
+        weights, biases = given[:count], given[count:]
+        inverse = None
+        y = x
+        if scale is not None:
+            inverse = _inverse_rms(x, epsilon)
+            y = _normed(x, inverse, scale)
+        out = y @ _beside(weights).T
+        start = 0
+        for weight, bias in zip(weights, biases, strict=True):
+            if bias is not None:
+                out[:, start : start + len(weight)] += bias
+            start += len(weight)
+        ctx.save_for_backward(x, scale, inverse, *weights)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, inverse, *weights = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[4:]
+        y = x if scale is None else _normed(x, inverse, scale)
+        grads = _matrix_gradients(grad, y, weights, wanted)
+        start = 0
+        for number, weight in enumerate(weights):
+            part = grad[:, start : start + len(weight)]
+            learns = wanted[len(weights) + number]
+            grads.append(part.sum(0, dtype=torch.float32) if learns else None)
+            start += len(weight)
+        grad_x, grad_scale = grad @ _beside(weights), None
+        if scale is not None:
+            grad_x, grad_scale = _norm_gradients(grad_x, x, inverse, scale)
+        return grad_x, grad_scale, None, None, *grads
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, epsilon: float, gate: Tensor, up: Tensor, down: Tensor
+    ) -> Tensor:
+        inverse = _inverse_rms(x, epsilon)
+        both = _normed(x, inverse, scale) @ _beside((gate, up)).T
+        ctx.save_for_backward(x, scale, inverse, both, gate, up, down)
+        opened, raised = both.chunk(2, dim=1)
+        product = torch.empty(opened.shape, dtype=_BF16, device=x.device)
+        for rows in _pieces(opened):
+            torch.mul(torch.nn.functional.silu(opened[rows]), raised[rows], out=product[rows])
+        return product @ _beside((down,)).T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, inverse, both, gate, up, down = ctx.saved_tensors
+        opened, raised = both.chunk(2, dim=1)
+        product = grad @ _beside((down,))  # its gradient first, then itself in the same place
+        grad_both = torch.empty_like(both)
+        grad_opened, grad_raised = grad_both.chunk(2, dim=1)
+        for rows in _pieces(opened):
+            above, turned = product[rows], torch.nn.functional.silu(opened[rows])
+            torch.mul(above, turned, out=grad_raised[rows])
+            through = torch.ops.aten.silu_backward(above * raised[rows], opened[rows])
+            grad_opened[rows] = through
+            torch.mul(turned, raised[rows], out=product[rows])
+        *wanted, wants_down = ctx.needs_input_grad[3:]
+        (grad_down,) = _matrix_gradients(grad, product, [down], [wants_down])
+        del product
+        y = _normed(x, inverse, scale)
+        grads = _matrix_gradients(grad_both, y, [gate, up], wanted)
+        grad_x, grad_scale = _norm_gradients(grad_both @ _beside((gate, up)), x, inverse, scale)
+        return grad_x, grad_scale, None, *grads, grad_down
+
+
+def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
+    """One over the root mean square of each row, `[N, 1]`."""
+    out = torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)
+    for rows in _pieces(x):
+        out[rows] = torch.rsqrt(x[rows].pow(2).mean(-1, keepdim=True) + epsilon)
+    return out
+
+
+def _normed(x: Tensor, inverse: Tensor, scale: Tensor) -> Tensor:
+    """`[N, D]` float32 to bfloat16, with one cast."""
+    out = torch.empty(x.shape, dtype=_BF16, device=x.device)
+    for rows in _pieces(x):
+        out[rows] = (x[rows] * inverse[rows]).mul_(scale)
+    return out
+
+
+def _norm_gradients(
+    grad: Tensor, x: Tensor, inverse: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of `x`, `[N, D]`, and of the norm's weight, `[D]`, both float32."""
+    out = torch.empty_like(x)
+    grad_scale = torch.zeros_like(scale)
+    for rows in _pieces(x):
+        above, unit = grad[rows].float(), x[rows] * inverse[rows]
+        grad_scale += (above * unit).sum(0)
+        above.mul_(scale)
+        unit.mul_((above * unit).mean(-1, keepdim=True))
+        torch.mul(above.sub_(unit), inverse[rows], out=out[rows])
+    return out, grad_scale
+
+
+def _matrix_gradients(
+    grad: Tensor, x: Tensor, weights: Sequence[Tensor], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Of matrices whose products stand side by side: in bfloat16, as autocast has it."""
+    found: list[Tensor | None] = []
+    start = 0
+    for weight, learns in zip(weights, wanted[: len(weights)], strict=True):
+        part = grad[:, start : start + len(weight)]
+        found.append((part.T @ x).float() if learns else None)
+        start += len(weight)
+    return found
+
+
+def _beside(weights: Sequence[Tensor]) -> Tensor:
+    """Matrices one below the other, in bfloat16."""
+    if len(weights) == 1:
+        return weights[0].to(_BF16)
+    rows = sum(len(weight) for weight in weights)
+    out = torch.empty(rows, weights[0].shape[1], dtype=_BF16, device=weights[0].device)
+    start = 0
+    for weight in weights:
+        out[start : start + len(weight)] = weight
+        start += len(weight)
+    return out
+
+
+def _pieces(x: Tensor) -> Iterator[slice]:
+    size = max(1, _CACHE_ENTRIES // x.shape[-1])
+    for start in range(0, x.shape[0], size):
+        yield slice(start, start + size)
+
+
+def no_autocast() -> Any:
+    """Types are as they are given."""
+    return torch.autocast("cpu", enabled=False)
