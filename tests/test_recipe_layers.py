@@ -209,3 +209,17 @@ def test_asking_for_a_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = Run.open("mine.yaml@none@laptop", Path("runs"))
     assert (run.name, run.root) == ("mine@none@laptop", Path("runs/mine@none@laptop"))
     assert Run.open(run.asked_for).recipe == run.recipe
+
+
+def test_faults_of_all_layers_are_told_at_once(tmp_path: Path):
+    """Whatever else is wrong with the recipe, a scale's amounts and rules are looked at."""
+    broken = {**SMALL, "sequence_divisor": 0, "train": {"schedule": {"kind": "wsd"}}}
+    values = recipe(scales={"laptop": broken})
+    values["data"]["stages"] = [{**STAGES[0], "shares": {"papers": 0.5, "web": 0.3}}]
+    values["variants"] = {"long": {"train": {"stages": {"long": {}, "last": {}}}}}
+    assert faults(tmp_path, values) == [
+        "data.stages.0.shares: must add up to 1 (they add up to 0.8)",
+        "variants.long.train.stages.last: there is no such stage in data.stages. Stages: long",
+        "scales.laptop.sequence_divisor: must be greater than 0 (got 0)",
+        "scales.laptop.train.schedule.kind: a scale must keep it ('cosine' -> 'wsd')",
+    ]

@@ -115,15 +115,12 @@ def load_recipe(path: Path, layers: Sequence[str] = ()) -> Recipe:
         recipe, found = _parse_layers(table, variant, scale, recipes.get((variant, None)))
         if recipe is not None:
             recipes[variant, scale] = recipe
-        elif variant is None and scale is None:
+        if variant is None and scale is None:
             faults[:0] = found
         key = f"scales.{scale}." if scale else f"variants.{variant}." if variant else ""
         note = f" (with variant {variant})" if scale and variant else ""
-        faults += [
-            f"{key}{line}{note}"
-            for line in found
-            if line not in faults and f"{key}{line}" not in faults
-        ]
+        told = {line.removeprefix(f"variants.{variant}.").removeprefix(key) for line in faults}
+        faults += [f"{key}{line}{note}" for line in found if line not in told]
     if (base := recipes.get((None, None))) is not None:
         faults += unknown_models(base.study, table.variants)
     if faults:
@@ -134,27 +131,27 @@ def load_recipe(path: Path, layers: Sequence[str] = ()) -> Recipe:
 def _parse_layers(
     table: Layers, variant: str | None, scale: str | None, full: Recipe | None
 ) -> tuple[Recipe | None, list[str]]:
-    """The recipe under a variant and a scale, or its faults."""
+    """The recipe under a variant and a scale, where its sections are valid, and its faults.
+
+    Args:
+        table: the recipe file.
+        variant, scale: which of its layers.
+        full: the recipe without the scale, where its sections are valid.
+    """
     if variant is not None and scale is not None and full is None:
         return None, []  # the variant's own faults are told
     values = table.overlaid(variant, scale)
     recipe, faults = check_section(Recipe, values)
-    if recipe is None:
-        return None, faults
     if scale is None:
-        return _checked(recipe)
-    amounts, faults = parse_amounts(table.amounts(variant, scale))
-    if full is not None:
+        return recipe, faults if recipe is None else recipe_faults(recipe)
+    amounts, more = parse_amounts(table.amounts(variant, scale))
+    faults += more
+    if recipe is not None and full is not None:
         faults += broken_rules(full, recipe)
-    if full is None or faults:
+    if recipe is None or full is None or faults:
         return None, faults
     recipe, faults = check_section(Recipe, with_amounts(values, amounts, recipe, full))
-    return (None, faults) if recipe is None else _checked(recipe)
-
-
-def _checked(recipe: Recipe) -> tuple[Recipe | None, list[str]]:
-    faults = recipe_faults(recipe)
-    return (None if faults else recipe), faults
+    return recipe, faults if recipe is None else recipe_faults(recipe)
 
 
 def merge_folder() -> Path:

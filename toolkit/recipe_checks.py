@@ -106,7 +106,7 @@ def _stage_names(prefix: str, data: DataSection, train: TrainSection) -> Iterato
         if name not in names:
             yield (
                 f"{prefix}train.stages.{name}: there is no such stage in {prefix}data.stages"
-                f"{did_you_mean(name, names)} Stages: {', '.join(names)}"
+                f"{did_you_mean(name, names) or '.'} Stages: {', '.join(names)}"
             )
 
 

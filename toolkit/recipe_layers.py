@@ -84,7 +84,7 @@ class Layers:
         """
         for name in names:
             if name not in self.variants and name not in self.scales:
-                hint = did_you_mean(name, [*self.variants, *self.scales])
+                hint = did_you_mean(name, [*self.variants, *self.scales]) or "."
                 raise ConfigError(
                     f"{where}: has no variant or scale {name!r}{hint} "
                     f"Variants: {', '.join(self.variants) or 'none'}. "
