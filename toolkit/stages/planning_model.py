@@ -91,12 +91,7 @@ def locate_model(run: Run) -> Located:
         return Located(shape_of_folder(model.path), model.path, model.path)
     if model.artefact is not None:
         return _packaged(run, model.artefact, model.shape)
-    if model.hub is None:  # made by a stage: a mixture of experts, or another run's specialist
-        made = run.root / "general"
-        if (made / "manifest.json").is_file():
-            return Located(shape_of_folder(made), made, made)
-        return Located(shape_of(model), why="the model is made by a stage that has not run yet")
-    return _on_hub(model.hub, model.revision, shape_of(model))
+    return _on_hub(str(model.hub), model.revision, shape_of(model))
 
 
 def _packaged(run: Run, artefact: ArtefactSection, shape: ShapeSection | None) -> Located:
