@@ -199,17 +199,18 @@ def chart(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))
     ends = [point[place][end] for point in points for place in (1, 3) for end in ("low", "high")]
-    low, high = min([0.0, *ends]), max([1.0, *ends])
+    low, high = math.floor(min([0.9, *ends]) * 10), math.ceil(max([1.0, *ends]) * 10)
 
     def at(share: float) -> float:
-        return 50.0 + 500.0 * (share - low) / (high - low)
+        return 50.0 + 500.0 * (10 * share - low) / (high - low)
 
     parts = []
-    for tick in range(math.ceil(low * 4), math.floor(high * 4) + 1):
-        place = at(tick / 4)
+    for tick in range(low, high + 1):
+        place = at(tick / 10)
         parts.append(f'<path stroke="#ccc" d="M{place:.1f} 50V550M50 {600 - place:.1f}H550"/>')
-        parts.append(f'<text fill="#333" x="{place:.1f}" y="566">{tick / 4:.0%}</text>')
-        parts.append(f'<text fill="#333" x="18" y="{604 - place:.1f}">{tick / 4:.0%}</text>')
+        parts.append(f'<text fill="#333" x="{place - 10:.1f}" y="566">{tick / 10:.0%}</text>')
+        parts.append(f'<text fill="#333" x="14" y="{604 - place:.1f}">{tick / 10:.0%}</text>')
+    lines: list[float] = []  # of the names, so that none stands on another
     for row, kept, name, share in points:
         colour = COLOURS[recipes.index(row["recipe"]) % len(COLOURS)]
         x, y = at(kept["estimate"]), 600 - at(share["estimate"])
@@ -220,9 +221,12 @@ def chart(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         parts.append(f'<path stroke="{colour}" d="{across}{upright}"/>')
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-        parts.append(
-            f'<text x="{x + 8:.1f}" y="{y - 6:.1f}" fill="{colour}">{escape(words)}</text>'
-        )
+        line = y - 6
+        while any(abs(line - other) < 12 for other in lines):
+            line += 3
+        lines.append(line)
+        place = f'x="{x + 8:.1f}" y="{line:.1f}"'
+        parts.append(f'<text {place} fill="{colour}">{escape(words)}</text>')
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 600" font-family="sans-serif" '
         'font-size="11" fill="none"><rect width="680" height="600" fill="#fff"/>'
