@@ -151,3 +151,14 @@ def test_a_state_of_other_versions_is_told_of(
     monkeypatch.setattr(loop, "__version__", "9.9")
     train(fresh(data), blocks, section(), seed=7, work=data / "w", watch=scores(4))
     assert '"9.9": not bit for bit' in capsys.readouterr().out
+
+
+def test_a_state_of_blocks_that_were_not_fused_is_told_of(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (data / "w").mkdir()
+    blocks, given = Blocks.open(data / "blocks"), section(precision="bf16")
+    train(fresh(data), blocks, given, seed=7, work=data / "w", watch=scores())
+    monkeypatch.setattr(loop, "_may_fuse", lambda *_: False)
+    train(fresh(data), blocks, given, seed=7, work=data / "w", watch=scores(4))
+    assert 'blocks: "fused" -> "plain": not bit for bit' in capsys.readouterr().out

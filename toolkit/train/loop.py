@@ -125,7 +125,7 @@ def train(
     elif start is not None:
         state |= {**load_state(*start, trained, optimizer), "stopped": "", "best": None}
     first_step = begin if saved is None else saved
-    state["made_by"] = _same_makers(state.get("made_by"), accelerator.num_processes)
+    state["made_by"] = _same_makers(state.get("made_by"), accelerator.num_processes, fused)
     for stage_number, position in state["raises"]:
         blocks.stages[stage_number].raise_share(position, general_sources, 2.0)
     looks = watch_steps(num_steps - begin, section.watch.evaluations) if watch is not None else []
@@ -364,11 +364,12 @@ def _may_fuse(section: TrainSection, accelerator: Accelerator) -> bool:
     return plain and accelerator.device.type == "cpu" and not accelerator.is_fsdp2
 
 
-def _same_makers(before: dict[str, str] | None, num_processes: int) -> dict[str, str]:
+def _same_makers(before: dict[str, str] | None, num_processes: int, fused: bool) -> dict[str, str]:
     """What a state depends on besides settings and data; says what differs from a loaded one's."""
     now = {name: metadata.version(name) for name in ("torch", "transformers")}
     now |= {"toolkit": __version__, "processes": str(num_processes)}
-    for line in changed_keys(before or now, now):
+    now["blocks"] = "fused" if fused else "plain"
+    for line in changed_keys({"blocks": "plain", **before} if before else now, now):
         say(f"  the state it continues from was written with another {line}: not bit for bit")
     return now
 
