@@ -71,6 +71,25 @@ def test_fill_in_the_middle_keeps_every_character(folder: Path, tiny_tokenizer):
     assert again == [item.tokens for item in encoder.encode(documents)]
 
 
+def test_long_documents_are_rearranged_piece_by_piece(folder: Path, tiny_tokenizer):
+    """Each piece is a prefix, its suffix and its middle; their order is the document's."""
+    text = "".join(f"def f{n}(x):\n    return x + {n}\n" for n in range(40))
+    section = FimSection(rate=1.0, spm_fraction=0.0, piece_characters=60)
+    ids = (1001, 1002, 1003)
+    (encoded,) = Encoder(folder, 0, section, ids).encode([Document("a", "", "g", text)])
+    starts = [n for n, token in enumerate(encoded.tokens) if token == 1001]
+    assert 10 < len(starts) < 40
+    found = ""
+    for start, stop in zip(starts, [*starts[1:], len(encoded.tokens)], strict=True):
+        piece = encoded.tokens[start:stop]
+        suffix, middle = piece.index(1002), piece.index(1003)
+        parts = (piece[1:suffix], piece[middle + 1 :], piece[suffix + 1 : middle])
+        whole = "".join(tiny_tokenizer.decode(part) for part in parts)
+        assert whole.endswith("\n")
+        found += whole
+    assert found == text
+
+
 def test_tokens_for_the_middle_are_looked_for(tiny_tokenizer):
     vocabulary = {"<fim_prefix>": 5, "<fim_suffix>": 7, "<fim_middle>": 6, "<a>": 1, "<b>": 2}
     assert find_fim_tokens(FimSection(), vocabulary) == (5, 7, 6)

@@ -93,14 +93,16 @@ def test_the_rotary_base_changes_with_the_stage_and_is_saved(
         run(tmp_path, "refused", short, model)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_killed_run_continues_to_the_same_bits_across_the_change(
     tmp_path: Path,
     make_model: Callable[..., Path],
     blocks: Blocks,
     monkeypatch: pytest.MonkeyPatch,
+    precision: str,
 ):
     model = make_model(tmp_path / "model")
-    whole = run(tmp_path, "whole", section(), model)
+    whole = run(tmp_path, "whole", section(precision=precision), model)
     counts = plan_steps(blocks, 4).num_steps
     first_long = counts[0] + counts[1]
     for save_every in (first_long, first_long + 1):  # just before the change, and just after it
@@ -111,7 +113,8 @@ def test_a_killed_run_continues_to_the_same_bits_across_the_change(
                 self.wait()
                 raise KeyboardInterrupt
 
-        name, given = f"cut-{save_every}", section(save_every_steps=save_every)
+        name = f"cut-{save_every}"
+        given = section(save_every_steps=save_every, precision=precision)
         monkeypatch.setattr(loop, "StateWriter", Killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, name, given, model)
@@ -123,10 +126,13 @@ def test_a_killed_run_continues_to_the_same_bits_across_the_change(
         assert [r["loss"] for r in rows(cut)] == [r["loss"] for r in rows(whole)]
 
 
-def test_the_base_matters(tmp_path: Path, make_model: Callable[..., Path], blocks: Blocks):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_base_matters(
+    tmp_path: Path, make_model: Callable[..., Path], blocks: Blocks, precision: str
+):
     model = make_model(tmp_path / "model")
-    changed = run(tmp_path, "changed", section(), model)
-    same = section(stages={"long": {"schedule": LONG["schedule"]}})
+    changed = run(tmp_path, "changed", section(precision=precision), model)
+    same = section(stages={"long": {"schedule": LONG["schedule"]}}, precision=precision)
     kept = run(tmp_path, "kept", same, model)
     counts = plan_steps(blocks, 4).num_steps
     before = counts[0] + counts[1]

@@ -98,6 +98,11 @@ class FimSection(Section):
     spm_fraction: Fraction = 0.5
     """Share of those in the order suffix, prefix, middle; the others prefix, suffix, middle."""
 
+    piece_characters: PositiveInt | None = None
+    """Cut documents into pieces of at least so many characters, at the ends of lines, and rearrange
+    each by itself (Bavarian et al., at the level of the context): for blocks much shorter than
+    documents, which would seldom hold a prefix, its suffix and its middle."""
+
     tokens: tuple[str, str, str] | None = None
     """Tokens for prefix, suffix and middle; by default those that code models use are looked for in
     the tokenizer."""
@@ -184,4 +189,6 @@ def identity_of_data(section: DataSection) -> dict[str, Any]:
     values = section.model_dump(mode="json")
     for source in values["sources"].values():
         del source["tokens"]
+    if section.fim.piece_characters is None:
+        del values["fim"]["piece_characters"]
     return values

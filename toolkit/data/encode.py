@@ -55,13 +55,41 @@ class Encoder:
             return [_conversation(tokenizer, json.loads(d.messages or "[]")) for d in documents]
         if self.fim is None or self.fim_ids is None:
             return [Encoded(ids) for ids in _plain(self.folder, [d.text for d in documents])]
-        cuts = [_fim_cut(d, self.fim, self.seed) for d in documents]
-        parts = [part for cut, _ in cuts for part in cut]
-        ids = iter(_plain(self.folder, parts))
-        return [
-            Encoded(_rearranged([next(ids) for _ in cut], is_spm, self.fim_ids))
-            for cut, is_spm in cuts
+        fim, fim_ids = self.fim, self.fim_ids
+        texts = [_pieces(d.text, fim.piece_characters) for d in documents]
+        cuts = [
+            [
+                _fim_cut(text, f"{d.id}#{n}" if n else d.id, fim, self.seed)
+                for n, text in enumerate(parts)
+            ]
+            for d, parts in zip(documents, texts, strict=True)
         ]
+        ids = iter(_plain(self.folder, [part for own in cuts for cut, _ in own for part in cut]))
+        return [
+            Encoded(
+                [
+                    token
+                    for cut, is_spm in own
+                    for token in _rearranged([next(ids) for _ in cut], is_spm, fim_ids)
+                ]
+            )
+            for own in cuts
+        ]
+
+
+def _pieces(text: str, characters: int | None) -> list[str]:
+    """
+    >>> _pieces("one\\ntwo\\nthree\\n", 5)
+    ['one\\ntwo\\n', 'three\\n']
+    """
+    if characters is None:
+        return [text]
+    pieces = [""]
+    for line in text.splitlines(keepends=True):
+        if len(pieces[-1]) >= characters:
+            pieces.append("")
+        pieces[-1] += line
+    return pieces
 
 
 def _plain(folder: Path, texts: list[str]) -> list[list[int]]:
@@ -273,15 +301,12 @@ def find_fim_tokens(section: FimSection, vocabulary: dict[str, int]) -> tuple[in
     )
 
 
-def _fim_cut(document: Document, section: FimSection, seed: int) -> tuple[list[str], bool]:
-    """The document in three parts by two random places, or whole; and whether suffix goes first."""
-    text = document.text
-    if stable_unit("fim", seed, document.id) >= section.rate:
+def _fim_cut(text: str, name: str, section: FimSection, seed: int) -> tuple[list[str], bool]:
+    """A text in three parts by two random places, or whole; and whether suffix goes first."""
+    if stable_unit("fim", seed, name) >= section.rate:
         return [text], False
-    places = sorted(
-        int(stable_unit("fim", seed, document.id, end) * (len(text) + 1)) for end in "ab"
-    )
-    is_spm = stable_unit("fim order", seed, document.id) < section.spm_fraction
+    places = sorted(int(stable_unit("fim", seed, name, end) * (len(text) + 1)) for end in "ab")
+    is_spm = stable_unit("fim order", seed, name) < section.spm_fraction
     return [text[: places[0]], text[places[0] : places[1]], text[places[1] :]], is_spm
 
 
