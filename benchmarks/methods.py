@@ -66,7 +66,7 @@ def measure(runs: Path, recipe: str, out: Path, methods: Sequence[str]) -> list[
     path = find_recipe(recipe)
     run = Run.of(path, load_recipe(path), runs)
     folders = [run.root / name for name in ("general", "data", "cpt")]
-    stage = _merge_stage(run, *folders)
+    stage = _merge_stage(run, *folders, {})
     rows = read_lines(out) if out.is_file() else []
     out.parent.mkdir(parents=True, exist_ok=True)
     losses: dict[str, Any] = {}
