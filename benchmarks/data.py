@@ -57,8 +57,8 @@ def main() -> None:
         write_corpus(folder, texts, 1)
         rows = []
         for number in range(arguments.runs):
-            sides = ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours")
-            sides = tuple(side for side in sides if arguments.only in (None, side))
+            both = ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours")
+            sides = [side for side in both if arguments.only in (None, side)]
             rows.append({side: run(side, folder, arguments.model) for side in sides})
             for side in sides:
                 print(line(side, arguments.megabytes, rows[-1][side]), flush=True)

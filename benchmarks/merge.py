@@ -104,7 +104,9 @@ def make_models(folder: Path, millions: int) -> list[Path]:
 def configuration(method: str, base: Path, a: Path, b: Path) -> dict[str, Any]:
     """The mergekit configuration that both engines run."""
     data: dict[str, Any] = {"merge_method": method, "dtype": "bfloat16"}
-    weights = [{"model": str(path), "parameters": {"weight": 0.5}} for path in (a, b)]
+    weights: list[dict[str, Any]] = [
+        {"model": str(path), "parameters": {"weight": 0.5}} for path in (a, b)
+    ]
     if method == "slerp":
         return {
             **data,

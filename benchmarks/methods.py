@@ -65,8 +65,8 @@ def measure(runs: Path, recipe: str, out: Path, methods: Sequence[str]) -> list[
     """One row a method, those known from before included."""
     path = find_recipe(recipe)
     run = Run.of(path, load_recipe(path), runs)
-    folders = [run.root / name for name in ("general", "data", "cpt")]
-    stage = _merge_stage(run, *folders, {})
+    general, data, specialist = (run.root / name for name in ("general", "data", "cpt"))
+    stage = _merge_stage(run, general, data, specialist, {})
     rows = read_lines(out) if out.is_file() else []
     out.parent.mkdir(parents=True, exist_ok=True)
     losses: dict[str, Any] = {}
@@ -83,7 +83,6 @@ def measure(runs: Path, recipe: str, out: Path, methods: Sequence[str]) -> list[
             }
         )
         changed = run.recipe.model_copy(update={"search": wanted})
-        general, data, specialist = folders
         search = prepare_search(f"{run.name}-{method}", changed, stage, general, specialist, data)
         bench = search.bench(cache=out.with_suffix(".scores"))
         journal = out.with_name(f"{out.stem}-{method}.study")
@@ -202,7 +201,7 @@ def chart(rows: Sequence[Mapping[str, Any]]) -> str:
     low, high = math.floor(min([0.9, *ends]) * 10), math.ceil(max([1.0, *ends]) * 10)
 
     def at(share: float) -> float:
-        return 50.0 + 500.0 * (10 * share - low) / (high - low)
+        return float(50.0 + 500.0 * (10 * share - low) / (high - low))
 
     parts = []
     for tick in range(low, high + 1):
@@ -225,8 +224,8 @@ def chart(rows: Sequence[Mapping[str, Any]]) -> str:
         while any(abs(line - other) < 12 for other in lines):
             line += 3
         lines.append(line)
-        place = f'x="{x + 8:.1f}" y="{line:.1f}"'
-        parts.append(f'<text {place} fill="{colour}">{escape(words)}</text>')
+        where = f'x="{x + 8:.1f}" y="{line:.1f}"'
+        parts.append(f'<text {where} fill="{colour}">{escape(words)}</text>')
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 600" font-family="sans-serif" '
         'font-size="11" fill="none"><rect width="680" height="600" fill="#fff"/>'

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -59,7 +60,7 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as work:
                     if name == "far":
                         writer = StateWriter(Path(work))
-                        state = {"bad_steps": 0, "skipped": 0, "watch_start": None}
+                        state: dict[str, Any] = {"bad_steps": 0, "skipped": 0, "watch_start": None}
                         state["raises"] = [[0, MILLION - 5000]]
                         optimizer = torch.optim.AdamW(parameter_groups(model, 0.1))
                         writer.save(MILLION, model, optimizer, state)

@@ -108,9 +108,9 @@ class Benchmark:
         chosen, best = _best(self.outcomes, raced), _best(full, whole)
         tokens = [sum(outcome.tokens for outcome in of) for of in (self.outcomes, full)]
         scorer = Scorer(search.bench(), self.folder / "pair.json")
-        losses = [scorer.score(item, whole, part="search") for item in (chosen, best)]
-        difference = whole.domain_difference(*losses)
-        tied = cannot_be_told_apart(whole, *losses, 0.95)
+        first, second = (scorer.score(item, whole, part="search") for item in (chosen, best))
+        difference = whole.domain_difference(first, second)
+        tied = cannot_be_told_apart(whole, first, second, 0.95)
         print(
             f"race: {tokens[0]:,} against {tokens[1]:,} tokens ({tokens[0] / tokens[1]:.0%}), "
             f"{self.seconds:.0f} against {seconds:.0f} s; {chosen.candidate.name} against "
@@ -120,8 +120,7 @@ class Benchmark:
         )
         # The same candidates, raced on the losses that full scoring left: nothing else differs.
         replayed, share = _replay(full, raced)
-        pair = [next(o for o in full if o is item).losses for item in (replayed, best)]
-        tied = cannot_be_told_apart(whole, *pair, 0.95)
+        tied = cannot_be_told_apart(whole, replayed.losses, best.losses, 0.95)
         print(
             f"race on the candidates of full scoring: {share:.0%} of the tokens, "
             f"{replayed.candidate.name}, {'the same or tied' if tied else 'NOT tied'}"

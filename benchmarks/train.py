@@ -140,7 +140,7 @@ def theirs(model: Path, folder: Path, steps: int, micro_batch: int) -> dict[str,
     times: list[float] = []
     processor: list[float] = []
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             times.append(time.perf_counter())
 
@@ -148,7 +148,7 @@ def theirs(model: Path, folder: Path, steps: int, micro_batch: int) -> dict[str,
             times[-1] = time.perf_counter() - times[-1]
             processor.append(time.process_time())
 
-    class InOrder(Trainer):
+    class InOrder(Trainer):  # type: ignore[misc]
         def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
             return SequentialSampler(rows)
 
