@@ -100,8 +100,7 @@ bench-train: $(STAMP)
 	@$(VENV)/bin/python benchmarks/resume.py
 
 # Estimates of memory and time beside what training takes, process by process. Ten minutes.
-bench-# DEVICES=8xH100, PRICES=prices.yaml and WRITE=recipes/x.yaml are optional.
-plan: $(STAMP)
+bench-plan: $(STAMP)
 	@$(VENV)/bin/python benchmarks/plan.py
 
 # The search of a run that exists, against mergekit-yaml and lm-eval; half an hour on 2 cores.

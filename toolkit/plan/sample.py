@@ -223,6 +223,10 @@ def is_fetched(artefact: ArtefactSection, seconds: float) -> bool:
             return bool(process.wait(timeout=seconds) == 0)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGINT)  # Python then removes what it began
+            try:
+                process.wait(timeout=2.0)
+            except subprocess.TimeoutExpired:  # started where interrupts are ignored
+                os.killpg(process.pid, signal.SIGKILL)
             return False
 
 
