@@ -42,6 +42,12 @@ def is_fused(
     return known and may_fuse(section, "cpu" if device == "CPU" else "cuda", sharded=sharded)
 
 
+def fused_layer(shape: ShapeSection) -> float:
+    """Bytes that a layer keeps of one token."""
+    stream, heads = 8.0 * shape.hidden_size + 8.0, attention_width(shape) + key_width(shape)
+    return stream + 4.0 * heads + 4.0 * shape.intermediate_size
+
+
 def fused_activations(
     shape: ShapeSection, section: TrainSection, tokens: int, sequence_tokens: int
 ) -> tuple[float, float]:
@@ -59,7 +65,7 @@ def fused_activations(
     """
     h, a, k = shape.hidden_size, attention_width(shape), key_width(shape)
     width = shape.intermediate_size
-    layer = 8.0 * h + 8.0 + 4.0 * a + 4.0 * k + 4.0 * width
+    layer = fused_layer(shape)
     # The stream's gradient and its cast (6h); those of gate and up (4I) beside their product (2I),
     # later beside the normed input and the gradient that goes on (8h), and matrices cast.
     forward_part = tokens * max(6.0 * h + 6.0 * width, 14.0 * h + 4.0 * width) + 4.0 * width * h

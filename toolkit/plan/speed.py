@@ -63,7 +63,9 @@ def time_steps(
     fused = may_fuse(section, "cpu", sharded=False) and fuse(plain_model(model))
     kind = section.gradient_checkpointing  # as in the loop
     checkpoint_activations(plain_model(model), "none" if fused and kind == "selective" else kind)
-    loss_module = NextTokenLoss(model.train(), torch.bfloat16 if low else torch.float32, fused=fused)
+    loss_module = NextTokenLoss(
+        model.train(), torch.bfloat16 if low else torch.float32, fused=fused
+    )
     settings = section.optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, settings.weight_decay, settings.embedding_lr_scale),
