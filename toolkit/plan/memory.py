@@ -147,7 +147,7 @@ def training_memory(
     runtime = RUNTIME_BYTES[device]
     if device == "CPU":
         if fused:
-            runtime += 0.25 * kept + 2.5 * tokens * fused_layer(shape)  # as `_unused`, two measured
+            runtime += _unused_fused(kept, tokens * fused_layer(shape))
         else:
             runtime += _unused(section, kept, tokens * _whole(shape, section, sequence_tokens))
     saving = 12.0 * learns if saves and device == "CPU" else 0.0
@@ -201,8 +201,15 @@ def _copies(shape: ShapeSection, section: TrainSection, *, sharded: bool) -> flo
 
 def _unused(section: TrainSection, kept: float, layer: float) -> float:
     """What glibc's allocator holds and cannot reuse: blocks below 32 MB come from one heap, whose
-    gaps stay. A fit to twelve measured configurations (LOG.md), not a law."""
+    gaps stay. A fit to measured configurations of this trainer before its blocks were fused, checked
+    on others since (LOG.md); not a law."""
     return 0.25 * kept + (10.0 if section.precision == "bf16" else 7.5) * layer
+
+
+def _unused_fused(kept: float, layer: float) -> float:
+    """The same where blocks are fused, which ask for fewer and larger pieces: fitted to
+    `selective` and `full` at 2 x 512 (LOG.md)."""
+    return 0.25 * kept + 2.5 * layer
 
 
 def activation_bytes(
