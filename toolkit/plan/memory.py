@@ -201,8 +201,7 @@ def _copies(shape: ShapeSection, section: TrainSection, *, sharded: bool) -> flo
 
 def _unused(section: TrainSection, kept: float, layer: float) -> float:
     """What glibc's allocator holds and cannot reuse: blocks below 32 MB come from one heap, whose
-    gaps stay. A fit to measured configurations of this trainer before its blocks were fused, checked
-    on others since (LOG.md); not a law."""
+    gaps stay. A fit to twelve configurations measured before any block was fused, not a law."""
     return 0.25 * kept + (10.0 if section.precision == "bf16" else 7.5) * layer
 
 
