@@ -2,8 +2,9 @@
 
 Memory: each configuration in a process of its own, a few steps of the real loop on made-up tokens;
 its peak is the kernel's count (VmHWM), libraries and all, nothing taken off. States are not written
-here, so the estimate is without their copy. The first seven configurations were among the twelve
-that the share for the allocator was fitted to; the last three were not.
+here, so the estimate is without their copy. Where blocks are fused, the share for the allocator was
+fitted to the first and the third configuration; elsewhere LoRA r=64 and fp32 were fitted to. The
+last three never were.
 
 Time: the plan's own measurement and steps of the real loop in turn, in one process after the other,
 by wall clock and by processor seconds.

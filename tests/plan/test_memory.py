@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plan.shapes import LLAMA_3_70B, ROUND, SMOL
-from toolkit.plan import memory as memory_module
+from tests.plan.shapes import LLAMA_3_70B, MIXTRAL, ROUND, SMOL
+from toolkit.model_config import ShapeSection
 from toolkit.plan.devices import DEVICES, Device, Fleet
 from toolkit.plan.fit import fits, memory_on, misfit, ways_to_train
+from toolkit.plan.fused_memory import fused_activations, is_fused
 from toolkit.plan.memory import activation_bytes, training_memory
-from toolkit.train import loss
 from toolkit.train.config import TrainSection
 
 
 def section(**values: object) -> TrainSection:
     return TrainSection.model_validate({"micro_batch_blocks": 2, "blocks_per_step": 2, **values})
-
-
-def test_the_chunk_is_the_losss_own():
-    assert memory_module.CHUNK_ROWS == loss.CHUNK_ROWS
 
 
 def test_components_by_hand():
@@ -29,7 +25,7 @@ def test_components_by_hand():
     # a layer and token: 26 x 10 + 8 x 10 + 8 x 20 + mask 2 x 8 + 4 x 2 heads + 8 = 532
     assert activation_bytes(ROUND, section(gradient_checkpointing="none"), 8) == (532.0, 0.0)
     # at the end of the backward pass: all gradients, no activations; at the loss: 16 x 2 x 532,
-    # logits 16 x 100 x 2, states 16 x 10 x 10, head in bf16 2,000, its gradients 6,000
+    # logits 16 x 100 x 2, states 16 x 10 x 10, head in bf16 2,000, its gradients 4,000 + 2,000
     assert found.moment == "loss"
     assert found.activations == 16 * 2 * 532
     assert found.logits == 3200 + 1600 + 2000 + 6000
@@ -43,7 +39,44 @@ def test_flash_attention_takes_no_mask():
     # 26 x 10 + queries and result 4 x 10, keys and values 4 x 10 + 8 x 20 + 8 + 8 = 516
     assert activation_bytes(ROUND, kind, 8, masked=False)[0] == 516.0
     assert training_memory(ROUND, kind, 8).batch == 16 * 32
-    assert training_memory(ROUND, kind, 8, device="CPU").batch == 16 * 40
+    on_sdpa = section(gradient_checkpointing="none", attention="sdpa")
+    assert training_memory(ROUND, on_sdpa, 8, device="CPU").batch == 16 * 40
+
+
+def test_fused_blocks_by_hand():
+    # streams 8 x 10 + 8, queries and result 4 x 10, keys and values 4 x 10, gate and up 4 x 20
+    kept = 248.0
+    # of 16 tokens: the attention's, 4 x 10 + 6 x 10 + 12 x 10 = 220; scores of 2 heads, 8 x 8
+    working = 16 * 220.0 + 12 * 2 * 8 * 8
+    for kind in ("none", "selective"):
+        found = fused_activations(ROUND, section(gradient_checkpointing=kind), 16, 8)
+        assert found == (kept, working)
+    found = fused_activations(ROUND, section(gradient_checkpointing="full"), 16, 8)
+    assert found == (40.0, 16 * kept + working)
+    memory = training_memory(ROUND, section(), 8, device="CPU")
+    assert memory.moment == "backward"
+    assert memory.weights == 4 * 4050  # no copies
+    assert memory.activations == working
+    assert memory.batch == 16 * (32 + 8 * 5)  # no mask; cosines and sines of a head of 5
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "others", "expected"),
+    [
+        (ROUND, {}, {}, True),
+        (ROUND, {}, {"model_type": "qwen2"}, True),
+        (ROUND, {}, {"model_type": "gemma2"}, False),
+        (ROUND, {}, {"device": "GPU"}, False),
+        (ROUND, {}, {"sharded": True}, False),
+        (ROUND, {"precision": "fp32"}, {}, False),
+        (ROUND, {"attention": "sdpa"}, {}, False),
+        (ROUND, {"compile": True}, {}, False),
+        (ROUND, {"lora": {"rank": 3}}, {}, False),
+        (MIXTRAL, {}, {}, False),
+    ],
+)
+def test_which_blocks_are_fused(shape: ShapeSection, settings: dict, others: dict, expected: bool):
+    assert is_fused(shape, section(**settings), **{"device": "CPU", **others}) is expected
 
 
 def test_gradients_are_there_at_the_loss_after_the_first_micro_batch():
@@ -84,13 +117,11 @@ def test_fsdp_divides_parameters_gradients_and_moments():
     ("settings", "length", "gigabytes"),
     # Peaks of SmolLM2 measured by benchmarks/plan.py on 2026-11-25 (torch 2.13, glibc).
     [
-        ({}, 512, 3.475),
-        ({"gradient_checkpointing": "none"}, 512, 4.313),
-        ({"gradient_checkpointing": "full"}, 512, 3.428),
-        ({"lora": {"rank": 64}}, 512, 2.640),
-        ({"micro_batch_blocks": 4, "blocks_per_step": 4}, 1024, 5.753),
-        ({"precision": "fp32"}, 512, 3.830),
-        ({"gradient_checkpointing": "none"}, 1024, 6.303),
+        ({}, 512, 2.961),
+        ({"gradient_checkpointing": "none"}, 512, 2.955),
+        ({"gradient_checkpointing": "full"}, 512, 2.868),
+        ({"lora": {"rank": 64}}, 512, 2.570),
+        ({"precision": "fp32"}, 512, 3.718),
     ],
 )
 def test_within_a_tenth_of_measured_peaks(settings: dict, length: int, gigabytes: float):

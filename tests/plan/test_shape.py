@@ -96,16 +96,20 @@ def test_experts_cost_what_is_active():
 
 def test_a_real_models_saved_activations_are_what_the_formula_says():
     """One layer's activations, counted by autograd's own hooks, bytes a token."""
+    from toolkit.plan.fused_memory import fused_activations
     from toolkit.plan.memory import activation_bytes
+    from toolkit.train.fuse import fuse
     from toolkit.train.model import NextTokenLoss
 
-    def saved(layers: int, kind: torch.dtype) -> int:
+    def saved(layers: int, kind: torch.dtype, *, fused: bool = False) -> int:
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=320, hidden_size=64, intermediate_size=160, num_hidden_layers=layers,
             num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
         )  # fmt: skip
-        module = NextTokenLoss(LlamaForCausalLM(config).train(), kind)
+        model = LlamaForCausalLM(config)
+        assert not fused or fuse(model)
+        module = NextTokenLoss(model.train(), kind, fused=fused)
         ours = {p.untyped_storage().data_ptr() for p in module.parameters()}
         seen: dict[int, tuple[int, torch.Tensor]] = {}
 
@@ -137,3 +141,7 @@ def test_a_real_models_saved_activations_are_what_the_formula_says():
         matrices = copies * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160)
         formula = 64 * activation_bytes(shape, section, 64)[0] + matrices
         assert saved(3, kind) - saved(2, kind) == formula
+    section = TrainSection()
+    formula = 64 * fused_activations(shape, section, 64, 64)[0]  # and no copies of matrices
+    low = torch.bfloat16
+    assert saved(3, low, fused=True) - saved(2, low, fused=True) == formula

@@ -36,7 +36,11 @@ class Way:
 
 
 def ways_to_train(
-    shape: ShapeSection, section: TrainSection, sequence_tokens: int, fleet: Fleet
+    shape: ShapeSection,
+    section: TrainSection,
+    sequence_tokens: int,
+    fleet: Fleet,
+    model_type: str | None = None,
 ) -> list[Way]:
     """The recipe's own way first, then full training or adapters, then the sparest of each.
 
@@ -45,6 +49,7 @@ def ways_to_train(
         section: of the recipe.
         sequence_tokens: the longest block.
         fleet: devices; several share the parameters (FSDP).
+        model_type: as in `config.json`, where it is known.
     """
     adapters = section.lora or LoraSection(rank=DEFAULT_RANK)
     full = section.model_copy(update={"lora": None})
@@ -59,11 +64,18 @@ def ways_to_train(
     if section.lora is not None:
         rows = [*rows[2:], *rows[:2]]
     different = [row for n, row in enumerate(rows) if row[1] not in [r[1] for r in rows[:n]]]
-    return [_way(name, shape, changed, sequence_tokens, fleet) for name, changed in different]
+    return [
+        _way(name, shape, changed, sequence_tokens, fleet, model_type)
+        for name, changed in different
+    ]
 
 
 def memory_on(
-    shape: ShapeSection, section: TrainSection, sequence_tokens: int, fleet: Fleet
+    shape: ShapeSection,
+    section: TrainSection,
+    sequence_tokens: int,
+    fleet: Fleet,
+    model_type: str | None = None,
 ) -> Memory:
     """Memory of one of these devices; several share the parameters."""
     on_cpu = fleet.device.name == CPU
@@ -75,6 +87,7 @@ def memory_on(
         sharded=fleet.count > 1,
         device="CPU" if on_cpu else "GPU",
         saves=on_cpu,
+        model_type=model_type,
     )
 
 
@@ -83,13 +96,18 @@ def fits(memory: Memory, device: Device) -> bool:
 
 
 def _way(
-    name: str, shape: ShapeSection, section: TrainSection, sequence_tokens: int, fleet: Fleet
+    name: str,
+    shape: ShapeSection,
+    section: TrainSection,
+    sequence_tokens: int,
+    fleet: Fleet,
+    model_type: str | None,
 ) -> Way:
-    memory = memory_on(shape, section, sequence_tokens, fleet)
+    memory = memory_on(shape, section, sequence_tokens, fleet, model_type)
     fewest = None
     count = 1
     while count <= (1 if fleet.device.name == CPU else _MOST_DEVICES):
-        one = memory_on(shape, section, sequence_tokens, Fleet(count, fleet.device))
+        one = memory_on(shape, section, sequence_tokens, Fleet(count, fleet.device), model_type)
         if fits(one, fleet.device):
             fewest = count
             break

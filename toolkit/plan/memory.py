@@ -1,10 +1,9 @@
 """Memory of training, by component, on one device: whether it fits is known before it is tried.
 
 The components are those of this toolkit's trainer: float32 parameters, gradients and moments,
-bfloat16 copies for the products (autocast), a loss that keeps the logits of 1,024 positions.
-Two moments can be the peak: the loss, when all activations are there, and the end of the backward
-pass, when all gradients are. Formulas were checked on a CPU with an allocator that gives
-everything back at once: within 3 % (LOG.md).
+bfloat16 copies for the products (autocast), a loss that keeps the logits of 512 positions. Two
+moments can be the peak: the loss, when all activations are there, and the end of the backward pass,
+when all gradients are. On a CPU blocks may be fused, which keep less (`toolkit.plan.fused_memory`).
 
 Legend: h hidden size, L layers, A width of all heads, K of all key heads, I feed-forward width,
 V vocabulary, B blocks of a micro-batch, T tokens a block, N parameters.
@@ -16,6 +15,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from toolkit.model_config import ShapeSection
+from toolkit.plan.fused_memory import (
+    fused_activations,
+    fused_layer,
+    is_fused,
+    rotation_bytes,
+)
 from toolkit.plan.shape import (
     active_width,
     attention_width,
@@ -24,9 +29,7 @@ from toolkit.plan.shape import (
     lora_parameters,
 )
 from toolkit.train.config import TrainSection
-
-CHUNK_ROWS = 1024
-"""Positions whose logits the loss keeps at one time (`toolkit.train.loss`; a test compares)."""
+from toolkit.train.loss import CHUNK_ROWS, HEAD_ROWS
 
 RUNTIME_BYTES = {"CPU": 0.55e9, "GPU": 1.5e9}
 """What a process takes without a model: libraries and their buffers; on a GPU context, kernels and
@@ -89,6 +92,7 @@ def training_memory(
     sharded: bool = False,
     device: str = "GPU",
     saves: bool = False,
+    model_type: str | None = None,
 ) -> Memory:
     """Peak memory of one device.
 
@@ -101,6 +105,7 @@ def training_memory(
         device: `CPU` or `GPU`.
         saves: whether states are written while training (their copy is in host memory, so it
             counts on a CPU only).
+        model_type: as in `config.json`, where it is known.
 
     Reference:
         Korthikanti et al. 2022 (activations by layer); Rajbhandari et al. 2020, ZeRO.
@@ -114,34 +119,50 @@ def training_memory(
     learns = added if partly else parameters.total
     tokens = section.micro_batch_blocks * sequence_tokens
 
-    masked = device == "CPU" or section.precision != "bf16" or section.attention in _MASKED
-    keeps, once = activation_bytes(shape, section, sequence_tokens, masked=masked)
+    fused = is_fused(
+        shape, section, device=device, sharded=sharded and processes > 1, model_type=model_type
+    )
+    on_sdpa = device == "CPU" or section.precision != "bf16" or section.attention in _MASKED
+    masked = on_sdpa and not fused
+    if fused:
+        keeps, working = fused_activations(shape, section, tokens, sequence_tokens)
+    else:
+        keeps, once = activation_bytes(shape, section, sequence_tokens, masked=masked)
+        working = tokens * once
     kept = tokens * _layers(shape, section) * keeps
-    working = tokens * once
     head = float(shape.vocab_size * shape.hidden_size)
     logits = min(CHUNK_ROWS, tokens) * shape.vocab_size * bits
     logits += tokens * shape.hidden_size * (8.0 + bits) + (bits * head if low else 0.0)
     if not partly:
-        logits += (4.0 + bits) * head  # its gradient, and that of one chunk
+        # Its gradient, and that of a few tokens of one chunk.
+        logits += 4.0 * head + bits * min(HEAD_ROWS, shape.vocab_size) * shape.hidden_size
     gradients = 4.0 * learns / share
     exchange = 4.0 * learns if processes > 1 and not sharded else 0.0  # DDP's buckets
     several = section.blocks_per_step > section.micro_batch_blocks * processes
     weights = (parameters.total + added) * 4.0 / share
-    weights += _copies(shape, section, sharded=sharded and processes > 1)
+    if not fused:
+        weights += _copies(shape, section, sharded=sharded and processes > 1)
     batch = tokens * (4 * 8.0 + (sequence_tokens if masked else 0.0))
+    batch += tokens * rotation_bytes(shape) if fused else 0.0
     runtime = RUNTIME_BYTES[device]
     if device == "CPU":
-        runtime += _unused(section, kept, tokens * _whole(shape, section, sequence_tokens))
+        if fused:
+            runtime += _unused_fused(kept, tokens * fused_layer(shape))
+        else:
+            runtime += _unused(section, kept, tokens * _whole(shape, section, sequence_tokens))
     saving = 12.0 * learns if saves and device == "CPU" else 0.0
+    # A layer goes backward only when the logits are gone; the head's gradient waits for its turn.
+    gone = logits - (4.0 * head if fused and not partly else 0.0)
     at_loss = Memory(
         weights, exchange + (gradients if several else 0.0), 8.0 * learns / share,
-        # A layer is computed again only when the logits are gone.
-        kept + max(0.0, working - logits), logits, batch, runtime, saving, "loss",
+        kept + max(0.0, working - gone), logits, batch, runtime, saving, "loss",
     )  # fmt: skip
     tied = 4.0 * head if shape.tie_word_embeddings and not partly else 0.0
+    last = working if section.gradient_checkpointing != "none" else 0.0
+    if fused:  # the embedding's turn comes when the first layer is done
+        last = max(0.0, working - tied)
     at_end = Memory(
-        weights, exchange + gradients + tied, 8.0 * learns / share,
-        working if section.gradient_checkpointing != "none" else 0.0,
+        weights, exchange + gradients + tied, 8.0 * learns / share, last,
         0.0, batch, runtime, saving, "backward",
     )  # fmt: skip
     return max(at_loss, at_end, key=lambda memory: memory.total)
@@ -180,8 +201,14 @@ def _copies(shape: ShapeSection, section: TrainSection, *, sharded: bool) -> flo
 
 def _unused(section: TrainSection, kept: float, layer: float) -> float:
     """What glibc's allocator holds and cannot reuse: blocks below 32 MB come from one heap, whose
-    gaps stay. A fit to twelve measured configurations (LOG.md), not a law."""
+    gaps stay. A fit to twelve configurations measured before any block was fused, not a law."""
     return 0.25 * kept + (10.0 if section.precision == "bf16" else 7.5) * layer
+
+
+def _unused_fused(kept: float, layer: float) -> float:
+    """The same where blocks are fused, which ask for fewer and larger pieces: fitted to
+    `selective` and `full` at 2 x 512 (LOG.md)."""
+    return 0.25 * kept + 2.5 * layer
 
 
 def activation_bytes(

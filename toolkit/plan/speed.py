@@ -19,6 +19,7 @@ from toolkit.plan.devices import CPU, Device
 from toolkit.plan.shape import recomputed, training_flops
 from toolkit.train.activations import checkpoint_activations
 from toolkit.train.config import TrainSection
+from toolkit.train.fuse import fuse, may_fuse
 from toolkit.train.model import NextTokenLoss
 from toolkit.train.parts import parameter_groups, plain_model, prepare_model
 
@@ -59,8 +60,12 @@ def time_steps(
     """
     low = section.precision == "bf16"
     model = prepare_model(model, section)
-    checkpoint_activations(plain_model(model), section.gradient_checkpointing)
-    loss_module = NextTokenLoss(model.train(), torch.bfloat16 if low else torch.float32)
+    fused = may_fuse(section, "cpu", sharded=False) and fuse(plain_model(model))
+    kind = section.gradient_checkpointing  # as in the loop
+    checkpoint_activations(plain_model(model), "none" if fused and kind == "selective" else kind)
+    loss_module = NextTokenLoss(
+        model.train(), torch.bfloat16 if low else torch.float32, fused=fused
+    )
     settings = section.optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, settings.weight_decay, settings.embedding_lr_scale),

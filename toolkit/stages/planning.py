@@ -136,7 +136,8 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
             Fleet(1, cpu),
             *(_enough(shape, run, longest, d) for d in known.values()),
         ]
-        memory = [(f, ways_to_train(shape, recipe.train, longest, f)) for f in chosen]
+        kind = located.model_type
+        memory = [(f, ways_to_train(shape, recipe.train, longest, f, kind)) for f in chosen]
     others = sorted(known.values(), key=lambda d: d.memory_bytes)
     name = recipe.model.name or recipe.model.hub or run.name
     for fleet, ways in memory if fleets else []:

@@ -13,6 +13,7 @@ from typing import Any
 
 from toolkit.data.source_config import ArtefactSection
 from toolkit.errors import EvaluationError, ToolkitError
+from toolkit.manifest import load_json
 from toolkit.model_config import ModelSection, ShapeSection, shape_of, shape_of_folder
 from toolkit.plan.devices import Device
 from toolkit.plan.evidence import Looked
@@ -28,7 +29,7 @@ PIECE_TOKENS, PIECES = 96, 16
 LARGEST_READ, LARGEST_TIMED = 2_000_000_000, 600_000_000
 """Parameters of models that are read with, and whose steps are timed, on this machine's CPU."""
 
-TIMED_SECONDS = 8.0
+TIMED_SECONDS = 5.0
 _HUB_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt")
 
 
@@ -41,12 +42,25 @@ class Located:
         tokenizer: folder with its tokenizer.
         weights: folder with its weights.
         why: why something is missing, for the reader.
+        model_type: as in its `config.json`.
     """
 
     shape: ShapeSection | None = None
     tokenizer: Path | None = None
     weights: Path | None = None
     why: str = ""
+    model_type: str | None = None
+
+    @classmethod
+    def whole(cls, folder: Path) -> Located:
+        """Everything is in one folder."""
+        return cls(shape_of_folder(folder), folder, folder, model_type=model_type_of(folder))
+
+
+def model_type_of(folder: Path) -> str | None:
+    """What transformers calls the kind of model in a folder."""
+    found = load_json(folder / "config.json").get("model_type")
+    return found if isinstance(found, str) else None
 
 
 @dataclass
@@ -91,7 +105,7 @@ def _locate(run: Run, model: ModelSection, name: str) -> Located:
         from toolkit.checkpoint.load import load_model_config
 
         load_model_config(model.path)
-        return Located(shape_of_folder(model.path), model.path, model.path)
+        return Located.whole(model.path)
     if model.run is not None:
         return _other_run(run, model.run)
     if model.artefact is not None:
@@ -105,7 +119,7 @@ def _to_be_made(run: Run, model: ModelSection, name: str) -> Located:
     """A mixture of experts or a model from scratch: its measures and its tokenizer are known."""
     made = run.root / name
     if (made / "manifest.json").is_file():
-        return Located(shape_of_folder(made), made, made)
+        return Located.whole(made)
     found = Located()
     why = "the model is not made yet: it was not tried"
     if model.moe is not None:
@@ -121,7 +135,7 @@ def _other_run(run: Run, name: str) -> Located:
     other = Run.open(name, run.runs)
     made = other.root / "cpt"
     if (made / "manifest.json").is_file():
-        return Located(shape_of_folder(made), made, made)
+        return Located.whole(made)
     found = locate_model(other)
     why = f"{name} is not trained yet: its general model stands in for its specialist"
     return replace(found, why=f"{why}; {found.why}" if found.why else why)
@@ -137,8 +151,7 @@ def _packaged(run: Run, model: ModelSection, artefact: ArtefactSection, name: st
             why=f"{artefact.package} {artefact.version} is not in the cache and could not be "
             "fetched in 20 s; the model was not tried",
         )
-    folder = ensure_model(run, model, name, f"{name} model")
-    return Located(shape_of_folder(folder), folder, folder)
+    return Located.whole(ensure_model(run, model, name, f"{name} model"))
 
 
 def _on_hub(name: str, revision: str | None, shape: ShapeSection | None) -> Located:
@@ -173,13 +186,12 @@ def _on_hub(name: str, revision: str | None, shape: ShapeSection | None) -> Loca
         folder if has_tokenizer else None,
         folder if is_here else None,
         "" if is_here else f"the weights of {name} are not on this machine: it was not tried",
+        model_type_of(folder),
     )
 
 
 def _incomplete(folder: Path) -> bool:
     """Whether shards that the index names are missing."""
-    from toolkit.manifest import load_json
-
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return False

@@ -9,12 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from toolkit.train.config import TrainSection
 from toolkit.train.fused import gated, project
 from toolkit.train.fused_attention import attend
 
 KINDS = ("llama", "mistral", "qwen2")
 """Model types whose blocks are a norm, rotary grouped attention, a norm and a gated block, each
 tested against the model's own arithmetic."""
+
+
+def may_fuse(section: TrainSection, device: str, *, sharded: bool) -> bool:
+    """Whether settings allow it: GPUs have kernels of their own, and FSDP has no float32
+    parameters to hand in.
+
+    Args:
+        section: of the recipe.
+        device: kind of device, as torch calls it.
+        sharded: FSDP.
+    """
+    plain = section.precision == "bf16" and section.attention == "auto" and not section.compile
+    return plain and device == "cpu" and not sharded
 
 
 def can_fuse(model: Any) -> bool:

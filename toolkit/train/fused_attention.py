@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from toolkit.train.fused import no_autocast
 
 _BF16 = torch.bfloat16
-_TILE = 128
+TILE = 128
 """Queries whose scores exist at one time; keys after the last of them are never looked at."""
 
 
@@ -152,8 +152,8 @@ def _tiles(edges: Sequence[int]) -> Iterator[tuple[slice, slice]]:
 (slice(131, 200, None), slice(3, 200, None))]
     """
     for first, end in pairwise(edges):
-        for start in range(first, end, _TILE):
-            stop = min(start + _TILE, end)
+        for start in range(first, end, TILE):
+            stop = min(start + TILE, end)
             yield slice(start, stop), slice(first, stop)
 
 

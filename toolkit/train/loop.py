@@ -26,7 +26,7 @@ from toolkit.progress import progress, say
 from toolkit.train.activations import checkpoint_activations
 from toolkit.train.balance import balance_figures
 from toolkit.train.config import TrainSection
-from toolkit.train.fuse import fuse, unfuse
+from toolkit.train.fuse import fuse, may_fuse, unfuse
 from toolkit.train.metrics import METRICS, MetricsLog, NoLog, resident_bytes
 from toolkit.train.model import NextTokenLoss, choose_attention
 from toolkit.train.parts import parameter_groups, plain_model
@@ -359,9 +359,7 @@ def _sync_only_at(accelerator: Accelerator, module: Any, is_last: bool) -> Any:
 
 
 def _may_fuse(section: TrainSection, accelerator: Accelerator) -> bool:
-    """GPUs have kernels of their own, and FSDP has no float32 parameters to hand in."""
-    plain = section.precision == "bf16" and section.attention == "auto" and not section.compile
-    return plain and accelerator.device.type == "cpu" and not accelerator.is_fsdp2
+    return may_fuse(section, accelerator.device.type, sharded=bool(accelerator.is_fsdp2))
 
 
 def _same_makers(before: dict[str, str] | None, num_processes: int, fused: bool) -> dict[str, str]:

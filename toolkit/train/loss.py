@@ -15,7 +15,7 @@ from torch import Tensor
 CHUNK_ROWS = 512
 """Positions whose logits exist at one time; bounds memory at CHUNK_ROWS x V entries."""
 
-_HEAD_ROWS = 8192
+HEAD_ROWS = 8192
 """Tokens whose gradient is computed at one time; bounds memory beside the gradient itself."""
 
 _CACHE_ROWS = 32
@@ -48,8 +48,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = (logits @ w).to(hidden.dtype)
             if grad_head is not None:
-                for first in range(0, len(w), _HEAD_ROWS):
-                    part = slice(first, first + _HEAD_ROWS)
+                for first in range(0, len(w), HEAD_ROWS):
+                    part = slice(first, first + HEAD_ROWS)
                     grad_head[part] += logits[:, part].T @ x[rows]
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.head_dtype = head.dtype
