@@ -34,8 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # DEVICES=8xH100, PRICES=prices.yaml and WRITE=recipes/x.yaml are optional.
 plan: $(STAMP)
-	@$(TOOLKIT) plan $(NAME) $(if $(DEVICES),--devices $(DEVICES)) $(if $(PRICES),--prices $(PRICES)) \
-	  $(if $(WRITE),--write $(WRITE))
+	@$(TOOLKIT) plan $(NAME) $(if $(DEVICES),--devices $(DEVICES)) $(if $(PRICES),--prices $(PRICES)) $(if $(WRITE),--write $(WRITE))
 
 data: $(STAMP)
 	@$(TOOLKIT) data run $(NAME)
