@@ -122,6 +122,7 @@ def test_fsdp_divides_parameters_gradients_and_moments():
         ({"gradient_checkpointing": "full"}, 512, 2.868),
         ({"lora": {"rank": 64}}, 512, 2.570),
         ({"precision": "fp32"}, 512, 3.718),
+        ({"micro_batch_blocks": 8, "blocks_per_step": 8}, 256, 3.386),
     ],
 )
 def test_within_a_tenth_of_measured_peaks(settings: dict, length: int, gigabytes: float):
