@@ -95,7 +95,7 @@ def test_a_gated_block(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("tile", [3, 128])
 def test_attention_stays_within_pieces(tile: int, monkeypatch: pytest.MonkeyPatch):
     """Against attention with a mask, in float64: two key heads, three queries each."""
-    monkeypatch.setattr("toolkit.train.fused_attention._TILE", tile)
+    monkeypatch.setattr("toolkit.train.fused_attention.TILE", tile)
     edges, kinds, group, entries = [0, 4, 5, 17], 2, 3, 8
     qkv = rand(17, (kinds * group + 2 * kinds) * entries).to(BF16).requires_grad_()
     angles = rand(17, entries // 2, seed=1).repeat(1, 2)
