@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+from child import MARK, figures_of
 
 CONFIGURATIONS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("selective, 2 x 512", 512, {}),
@@ -61,7 +60,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.child:
         act = train_steps if arguments.child == "train" else plan_steps
-        print("FIGURES " + json.dumps(act(arguments.model, json.loads(arguments.settings))))
+        print(MARK + json.dumps(act(arguments.model, json.loads(arguments.settings))))
         return
     if not arguments.model.is_dir():
         sys.exit(f"{arguments.model}: no model there; run `make cpt` first, or give --model.")
@@ -181,16 +180,9 @@ def peak_bytes() -> int:
 
 
 def run(side: str, model: Path, given: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", side, "--model", str(model)]
+    command = [__file__, "--child", side, "--model", str(model)]
     command += ["--settings", json.dumps(given)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    found = [text for text in done.stdout.splitlines() if text.startswith("FIGURES ")]
-    if not found:
-        sys.exit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    time.sleep(1)
-    return dict(json.loads(found[0].removeprefix("FIGURES ")))
+    return figures_of(side, command, pause=1.0)
 
 
 if __name__ == "__main__":

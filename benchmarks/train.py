@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+from child import MARK, figures_of
 
 SEQUENCE, BLOCKS_PER_STEP, SKIPPED = 512, 4, 2
 LEARNING_RATE = 1e-4
@@ -47,7 +47,7 @@ def main() -> None:
         else:
             figures = theirs(*given)
         figures["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print("FIGURES " + json.dumps(figures))
+        print(MARK + json.dumps(figures))
         return
     if not arguments.model.is_dir():
         sys.exit(f"{arguments.model}: no model there; run `make cpt` first, or give --model.")
@@ -192,18 +192,11 @@ def between(seconds: list[float]) -> float:
 
 
 def run(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
+    command = [__file__, "--side", side, "--folder", str(folder)]
     command += ["--model", str(arguments.model), "--steps", str(arguments.steps)]
     command += ["--micro-batch", str(arguments.micro_batch)]
     command += ["--checkpointing", arguments.checkpointing]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    found = [text for text in done.stdout.splitlines() if text.startswith("FIGURES ")]
-    if not found:
-        sys.exit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    time.sleep(2)
-    return dict(json.loads(found[0].removeprefix("FIGURES ")))
+    return figures_of(side, command, pause=2.0)
 
 
 def line(name: str, pair: dict[str, Any]) -> str:
