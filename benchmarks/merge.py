@@ -8,8 +8,8 @@ start with the inputs in the page cache and end when the output is whole for eve
 waits for the disk.
 
 Methods take turns: each of them once, then each again. A merge is followed at once by a copy of its
-own bytes, and before either the system writes out what was written and takes back what was freed,
-so that the order of methods does not enter. Ratios are taken pair by pair; the table shows medians.
+own bytes, and before either what was written is on the disk and free memory is made alike, so that
+the order of methods does not enter. Ratios are taken pair by pair; the table shows medians.
 Processor seconds are those of our command, all threads: they depend less on what else is running.
 Private memory is the peak of anonymous pages, without the page cache. The models are random: a
 base, and two that differ from it as fine-tunes do. Results may be collected over several calls:
@@ -51,6 +51,17 @@ VOCABULARY = 32000
 METHODS = (
     "linear", "task_arithmetic", "slerp", "nuslerp", "ties", "dare_ties", "della", "breadcrumbs"
 )  # fmt: skip
+
+
+SPARE = 5 << 30  # bytes: more than any of the three takes, page cache of its output included
+TOUCH = """
+import mmap, sys
+size = int(sys.argv[1])
+memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_HUGEPAGE)
+for place in range(0, size, 4096):
+    memory[place] = 1
+"""
 
 
 def make_models(folder: Path, millions: int) -> list[Path]:
@@ -126,14 +137,16 @@ def configuration(method: str, base: Path, a: Path, b: Path) -> dict[str, Any]:
 
 
 def settle() -> None:
-    """Wait until what the last run wrote is on the disk, and what it freed is taken back.
+    """Wait until what the last run wrote is on the disk, and give every run the same free memory.
 
     Write-back takes processor time and memory bandwidth from whoever comes next. And a virtual
-    machine gives free pages to its host after a second or two, and getting them again is slow:
-    without a pause whoever runs right after a deletion writes up to five times as fast.
+    machine gives free pages back to its host a second or two after they were freed; getting them
+    again is many times slower than finding them, and what ran before decides how many are gone.
+    So memory is taken, touched and freed before each run, as it would stand on a machine of one's
+    own.
     """
     os.sync()
-    time.sleep(4.0)
+    subprocess.run([sys.executable, "-c", TOUCH, str(SPARE)], check=True)
 
 
 def measure(command: Sequence[str]) -> dict[str, float]:
