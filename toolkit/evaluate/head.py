@@ -33,7 +33,7 @@ def final_hidden(model: Any, inputs: Tensor, **more: Any) -> Tensor:
 
     def catch(_module: Any, args: tuple[Tensor, ...]) -> Any:
         caught.append(args[0])
-        return (args[0][:, :1],)  # the head itself has next to nothing to do
+        return (args[0][:, :0],)  # the head itself has nothing to do
 
     device = next(model.parameters()).device
     handle = model.get_output_embeddings().register_forward_pre_hook(catch)

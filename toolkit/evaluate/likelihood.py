@@ -176,10 +176,9 @@ def _window_losses(model: Any, batch: list[_Window]) -> list[float]:
     for row, window in enumerate(batch):
         inputs[row, : len(window.inputs)] = torch.tensor(window.inputs)
     hidden = final_hidden(model, inputs)
-    losses = []
-    for row, window in enumerate(batch):
-        stop = len(window.inputs)
-        states = hidden[row, stop - len(window.targets) : stop]
-        picked = picked_log_probabilities(model, states, window.targets)
-        losses.append(-float(picked.sum(dtype=torch.float64)))
-    return losses
+    ends = [(len(window.inputs), len(window.targets)) for window in batch]
+    states = [hidden[row, stop - count : stop] for row, (stop, count) in enumerate(ends)]
+    targets = [token for window in batch for token in window.targets]
+    picked = picked_log_probabilities(model, torch.cat(states), targets)
+    parts = picked.split([count for _, count in ends])
+    return [-float(part.sum(dtype=torch.float64)) for part in parts]

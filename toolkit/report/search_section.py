@@ -41,7 +41,7 @@ def front_section(results: Mapping[str, Any]) -> Section:
         note += " Dotted: the front, where nothing is better on both."
     if not all(row["qualified"] for row in results["candidates"]):
         note += " Hollow: loses too much, or dropped."
-    legend = _legend(_looks(results["candidates"]), results["candidates"])
+    legend = _legend(_looks(results["candidates"]), results["candidates"], results["chosen"])
     return Section(
         "front", "Domain against general", legend + "".join(charts) + paragraph(note, "note")
     )
@@ -99,7 +99,7 @@ def _named(results: Mapping[str, Any]) -> dict[str, str]:
     if knee and knee not in names:
         names[knee] = "knee"
     chosen = results["chosen"]
-    return {**names, chosen: f"chosen: {chosen}" if chosen != knee else f"chosen, knee: {chosen}"}
+    return {**names, chosen: "chosen" if chosen != knee else "chosen, knee"}
 
 
 def sweep_section(results: Mapping[str, Any]) -> Section:
@@ -140,7 +140,7 @@ def _sweep_plot(
     limit = start + tolerance if tolerance is not None and alphas[0] == 0.0 else None
     shown = [figure[end] for figure in figures for end in ("low", "high")]
     plot = Plot(
-        Axis(0.0, 1.0, "α, weight of the specialist", 5),
+        Axis(min(0.0, *alphas), max(1.0, *alphas), "α, weight of the specialist", 5),
         Axis.around([*shown, limit], f"{what} (down is better)"),
         f"{what} along the sweep, from {start:.4f} at α = {alphas[0]:g} "
         f"to {figures[-1]['estimate']:.4f} at α = {alphas[-1]:g}",
@@ -303,10 +303,15 @@ def _looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     return {**looks, **dict.fromkeys(ENDPOINTS, ("s0", "diamond"))}
 
 
-def _legend(looks: Mapping[str, tuple[str, str]], rows: Sequence[Row]) -> str:
+def _legend(
+    looks: Mapping[str, tuple[str, str]], rows: Sequence[Row], chosen: str | None = None
+) -> str:
     methods = sorted({method_of(row) for row in rows} - set(ENDPOINTS))
-    ends = ("general model and specialist", *looks["general"])
-    return key([*((name, *looks[name]) for name in methods), ends])
+    entries = [(name, *looks[name]) for name in methods]
+    entries.append(("general model and specialist", *looks["general"]))
+    if chosen is not None:  # its name is too long to stand beside a mark on a phone
+        entries.append((f"chosen: {chosen}", "ink open", "circle"))
+    return key(entries)
 
 
 def _tip(row: Row, results: Mapping[str, Any]) -> str:
