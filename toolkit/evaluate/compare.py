@@ -74,7 +74,10 @@ def run_evaluation(
         for items, losses in _score(folder, label, sections, choices):
             first = sets.setdefault(items.name, items)
             if list(first.item_hashes) != list(items.item_hashes):
-                raise EvaluationError(f"{items.name}: the models were given different items.")
+                raise EvaluationError(
+                    f"{items.name}: {label} was given other items than the models before it, so "
+                    "they cannot be compared in pairs; score it by itself."
+                )
             found.setdefault(items.name, {})[label] = losses
     results: dict[str, Any] = {
         "models": {label: str(folder) for label, folder in zip(labels, models, strict=True)},

@@ -134,11 +134,6 @@ def score_documents(
     Raises:
         EvaluationError: a loss is not a finite number.
     """
-    if section.context_tokens >= section.window_tokens:
-        raise EvaluationError(
-            f"evaluate.context_tokens: must be less than window_tokens ({section.window_tokens}) "
-            f"(got {section.context_tokens})."
-        )
     cut = [
         _Window(document, *window)
         for document, tokens in enumerate(items.tokens)
