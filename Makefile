@@ -102,7 +102,8 @@ bench-train: $(STAMP)
 bench-plan: $(STAMP)
 	@$(VENV)/bin/python benchmarks/plan.py
 
-# The search of a run that exists, against mergekit-yaml and lm-eval; half an hour on 2 cores.
+# The search of a run that exists, against mergekit-yaml and lm-eval; then its training repeated on
+# general text alone. A quarter of an hour on 2 cores.
 bench-search: $(STAMP)
 	@$(VENV)/bin/python benchmarks/search.py --recipe $(NAME)
 

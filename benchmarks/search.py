@@ -1,18 +1,24 @@
 """The default search on a run that exists, against the same work done by mergekit-yaml and lm-eval.
 
 python benchmarks/search.py [--runs runs] [--recipe finance] [--parts search,race,peers,control]
+                            [--work FOLDER]
 
 search   the recipe's own search into an empty journal: seconds, and the share spent merging
 race     the same without a race: tokens, seconds, and whether the choice is the same or tied
 peers    three of its candidates by `mergekit-yaml` and `lm_eval` on the same documents, median,
          times the number of candidates
-control  the same training budget spent on the general source alone (minutes of training): an
-         instruct model gets better at any raw text from any training; this tells how much
+control  the same training budget spent on the general source alone (as long as `make cpt`): an
+         instruct model gets better at any raw text from any training; this tells how much. Both
+         specialists are scored on the test sets; nothing is chosen by it
+
+All is done in a temporary folder beside the run; with --work in one that stays, where a control
+that was interrupted in training goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -20,26 +26,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from toolkit.config import load_yaml
-from toolkit.recipe import load_recipe
+from toolkit.data.config import StageSection
+from toolkit.manifest import read_manifest
+from toolkit.model_config import ModelSection
+from toolkit.report.verdict import signed_interval
 from toolkit.search.config import RaceSection
 from toolkit.search.contest import Rivals, best_of, run_race
 from toolkit.search.objective import Objective
-from toolkit.search.outcome import candidate_rows, cannot_be_told_apart
+from toolkit.search.outcome import candidate_rows, cannot_be_told_apart, two_sided
 from toolkit.search.plan import Plan
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, sweep_point
-from toolkit.search.worker import Outcome
+from toolkit.search.worker import Outcome, score_missing
 from toolkit.stages.chain import Run, _merge_stage, ensure_cpt
-from toolkit.stages.choosing import _named
+from toolkit.stages.merged import named
 from toolkit.stages.searching import Search, prepare_search
 
+PARTS = ("search", "race", "peers", "control")
 PEERS = 3
 WINDOW = 512
 
@@ -48,11 +58,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--recipe", default="finance")
-    parser.add_argument("--parts", default="search,race,peers")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--work", type=Path)
     given = parser.parse_args()
-    run = Run.open(given.recipe, given.runs)
     parts = given.parts.split(",")
-    with tempfile.TemporaryDirectory(dir=given.runs) as folder:
+    if unknown := set(parts) - set(PARTS):
+        sys.exit(f"--parts: {', '.join(sorted(unknown))} unknown; there are {', '.join(PARTS)}.")
+    run = Run.open(given.recipe, given.runs)
+    with contextlib.ExitStack() as stack:
+        folder = given.work
+        if folder is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=given.runs))
+        Path(folder).mkdir(parents=True, exist_ok=True)
         bench = Benchmark(run, Path(folder))
         if "search" in parts or "race" in parts or "peers" in parts:
             bench.search()
@@ -60,8 +77,8 @@ def main() -> None:
             bench.race()
         if "peers" in parts:
             bench.peers()
-        if "control" in parts and run.path is not None:
-            bench.control(run.path)
+        if "control" in parts:
+            bench.control()
 
 
 class Benchmark:
@@ -137,7 +154,8 @@ class Benchmark:
         candidates = _spread(self.outcomes, PEERS)
         merges, evaluations = [], []
         for number, candidate in enumerate(candidates):
-            config = _named(candidate.config, search.folders, _bfloat16())
+            places = {name: str(path) for name, path in search.folders.items()}
+            config = named(candidate.config, places, _bfloat16())
             plain = json.loads(config.model_dump_json(exclude_none=True))
             (self.folder / "m.yaml").write_text(yaml.safe_dump(plain))
             out = self.folder / f"merged{number}"
@@ -151,33 +169,64 @@ class Benchmark:
             f"(not run); {one * count / self.seconds:.1f} times as long as the search"
         )
 
-    def control(self, recipe: Path) -> None:
-        values = load_yaml(recipe)
-        sources = values["data"]["sources"]
-        domain = next(s for s in sources.values() if s["role"] == "domain")
-        # A hundredth of the budget stays on the domain: the mixture is given as a share of it.
-        budget = domain["split"]["train"].get("max_tokens", 80_000)
-        kept = values["data"]["replay_fraction"]
-        domain["split"]["train"]["max_tokens"] = max(1, round(budget / (1 - kept) * 0.01))
-        values["data"]["replay_fraction"] = 0.99
-        path = self.run.root.parent / f"{self.run.name}-control.yaml"
-        path.write_text(yaml.safe_dump(values, sort_keys=False))
-        control = ensure_cpt(Run.of(path, load_recipe(path), self.run.root.parent))
-        for title, folder in (("domain and replay", self.specialist), ("general alone", control)):
-            stage = self.stage
-            folders = (self.general, folder, self.data)
-            search = prepare_search(self.run.name, self.run.recipe, stage, *folders)
-            objective = search.objective(search.test)
-            scorer = Scorer(search.bench(), self.folder / f"{folder.parent.name}.json")
-            models = {name: _outcome(sweep_point(a)) for name, a in ((GENERAL, 0), (SPECIALIST, 1))}
-            losses = {n: scorer.score(o, objective, part="test") for n, o in models.items()}
-            for name, raced in objective.sets.items():
-                change = raced.difference(losses[SPECIALIST][name], losses[GENERAL][name])
+    def control(self) -> None:
+        run = self._general_alone()
+        both, alone = self._on_test(self.specialist), self._on_test(ensure_cpt(run))
+        for name, raced in both.objective.sets.items():
+            for title, losses, against in (
+                ("domain and replay", both.specialist, both.general),
+                ("general text alone", alone.specialist, alone.general),
+                ("the first against the second", both.specialist, alone.specialist),
+            ):
+                change = two_sided(raced.difference(losses[name], against[name]), 0.95)
                 print(
-                    f"trained on {title}: {name} ({raced.items.role}) "
-                    f"{change.estimate:+.4f} ± {1.96 * np.sqrt(change.variance):.4f} "
-                    f"{raced.items.unit}"
+                    f"control, {name} ({raced.items.role}, {raced.items.unit}), {title}: "
+                    f"{signed_interval(change)}"
                 )
+
+    def _general_alone(self) -> Run:
+        """The run's training over as many tokens, all of them of its general sources."""
+        recipe, results = self.run.recipe, read_manifest(self.data)["results"]
+        sources = recipe.data.sources
+        shares = {n: s.weight or 1.0 for n, s in sources.items() if s.role == "general"}
+        shares = {name: share / sum(shares.values()) for name, share in shares.items()}
+        amounts = results["train"]
+        tokens = amounts["domain_tokens"] + amounts["general_tokens"]
+        stages = recipe.data.stages or (StageSection(name="train", tokens=tokens, shares=shares),)
+        control = recipe.model_copy(
+            update={
+                "model": ModelSection(path=self.general),
+                "tokenizer": None,  # the general model has its new tokens already
+                "data": recipe.data.model_copy(
+                    update={"stages": tuple(s.model_copy(update={"shares": shares}) for s in stages)}
+                ),
+            }
+        )
+        name = f"{self.run.name}-control"
+        print(f"control: {tokens:,} training tokens, of {', '.join(shares)} alone")
+        return Run(name, control, self.folder / name, None, (), self.folder)
+
+    def _on_test(self, specialist: Path) -> OnTest:
+        """Losses of the general model and of a specialist; no choice is made by them."""
+        folders = (self.general, specialist, self.data)
+        search = prepare_search(self.run.name, self.run.recipe, self.stage, *folders)
+        objective = search.objective(search.test)
+        bench, outcomes = search.bench(), [_outcome(sweep_point(share)) for share in (0.0, 1.0)]
+        losses: list[dict[str, Any]] = []
+        for outcome in outcomes:
+            bench.apply(outcome.candidate.config)
+            losses.append({})
+            score_missing(bench, outcome.candidate, objective, losses[-1])
+        return OnTest(objective, *losses)
+
+
+@dataclass(frozen=True)
+class OnTest:
+    """Losses on the test sets, by set, in the objective's order."""
+
+    objective: Objective
+    general: dict[str, Any]
+    specialist: dict[str, Any]
 
 
 def _outcome(candidate: Candidate) -> Outcome:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.config import EvaluateSection
@@ -61,6 +62,11 @@ def test_windowed_scores_equal_the_windows_scored_alone(model):
             logits = model(input_ids=torch.tensor([inputs])).logits[0, -len(targets) :].double()
         total -= float(logits.log_softmax(-1)[range(len(targets)), targets].sum())
     assert score_documents(model, documents, section) == pytest.approx([total], rel=1e-5)
+
+
+def test_context_must_leave_something_to_score():
+    with pytest.raises(ValidationError, match=r"less than window_tokens, 8 \(got 8\)"):
+        EvaluateSection(window_tokens=8, context_tokens=8)
 
 
 def test_damaged_weights_are_noticed(model):

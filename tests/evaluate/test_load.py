@@ -13,7 +13,7 @@ from tests.conftest import paragraph
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.documents import FEW_GROUPS, likelihood_sets
-from toolkit.evaluate.load import load_sets, refuse_overlap
+from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few
 
 
 @pytest.fixture
@@ -97,6 +97,23 @@ def test_overlap_by_content_is_refused(stages: tuple[Path, Path], tiny_tokenizer
     )
     with pytest.raises(EvaluationError, match=r"1 test items .* filings/renamed .* filings/0"):
         refuse_overlap(tuning, test)
+
+
+def test_a_set_of_one_document_is_refused_before_anything_is_scored(
+    stages: tuple[Path, Path], tiny_tokenizer
+):
+    data = stages[0]
+    rows = [json.loads(row) for row in (data / "test.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row["role"] == "general"]
+    kept.append(next(row for row in rows if row["role"] == "domain"))
+    (data / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    whole, one = (
+        likelihood_sets(data / f"{name}.jsonl", tiny_tokenizer, 0, EvaluateSection())
+        for name in ("tuning", "one")
+    )
+    refuse_too_few(whole, whole)
+    with pytest.raises(EvaluationError, match="filings: its test set has 1 document.* 2 at least"):
+        refuse_too_few(whole, one)
 
 
 def test_names_and_roles_are_checked(

@@ -86,5 +86,28 @@ def test_names_do_not_cover_each_other():
         assert side != next_side or next_height - height >= 13.0
 
 
+@pytest.mark.parametrize("across", [0.02, 0.3, 0.5, 0.7, 0.98])
+def test_a_name_stays_within_the_narrowest_plot(across: float):
+    plot = Plot(Axis(0.0, 1.0, ""), Axis(0.0, 1.0, ""), "")
+    plot.mark(across, 0.5, "s1")
+    plot.name(across, 0.5, "chosen, knee")
+    found = re.search(r'x="([\d.]+)%" y="[\d.]+%" dx="(-?\d+)"', plot.html())
+    assert found
+    begin = float(found[1]) / 100.0 * 280.0 + float(found[2])
+    wide = 12 * 7.6
+    left, right = (begin, begin + wide) if float(found[2]) > 0 else (begin - wide, begin)
+    assert left >= 0.0
+    assert right <= 280.0
+
+
+def test_a_name_does_not_cover_the_words_of_a_rule():
+    plot = Plot(Axis(0.0, 1.0, ""), Axis(0.0, 1.0, ""), "", height=300)
+    plot.rule(0.5, "general model")  # at 150 pixels, its words from 14 above to just above it
+    plot.mark(0.95, 0.53, "s1")
+    plot.name(0.95, 0.53, "general model")
+    (dy,) = map(int, re.findall(r'dx="-13" dy="(-?\d+)"', plot.html()))
+    assert abs(0.47 * 300 + dy - 4.0 - 141.0) >= 13.0
+
+
 def test_a_key_is_escaped():
     assert "&lt;x&gt;" in key([("<x>", "s1", "circle")])

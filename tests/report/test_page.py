@@ -73,6 +73,42 @@ def test_the_general_model_is_kept(tmp_path: Path):
     assert "of the gain kept" not in html
 
 
+def test_a_general_set_in_its_own_unit_has_its_front_and_its_sweep(tmp_path: Path):
+    results = make_results()
+    entry = {"name": "retention", "role": "general", "unit": "nats per token", "tolerance": 0.1}
+    results["sets"].append({**entry, "items_tuning": 30, "items_test": 30})
+    for row in results["candidates"]:
+        row["values"] = {**(row.get("values") or {}), "retention": 0.6}
+    for row in results["sweep"][:3]:
+        row["sets"] = {"retention": {"estimate": 0.6, "low": 0.5, "high": 0.7}}
+    html = page(tmp_path, results)
+    assert html.count("retention, nats per token (down is better)") == 2
+    assert "general model + 0.1 tolerated" in html
+    assert "from 0.6000 at α = 0 to 0.6000 at α = 0.2" in html
+
+
+def test_a_weight_beyond_the_specialist_stands_within_the_chart(tmp_path: Path):
+    results = make_results()
+    results["sweep"].append({**results["sweep"][-1], "alpha": 1.25})
+    html = page(tmp_path, results)
+    section = html.partition('<section id="sweep"')[2].partition("</section>")[0]
+    places = [float(x) for x in re.findall(r'<svg class="mark s1" x="([\d.]+)%"', section)]
+    assert max(places) == 100.0
+    assert 80.0 in places  # α = 1
+
+
+def test_long_names_stand_in_the_key_and_not_in_the_chart(tmp_path: Path):
+    results = make_results()
+    html = page(tmp_path, results)
+    assert ">chosen</text>" in html
+    assert "</svg> chosen: linear alpha=0.7</li>" in html
+
+
+def test_what_the_figures_cannot_show_is_said(tmp_path: Path):
+    remark = "filings: its 43 items come from 1 group: intervals hold for more items of the same."
+    assert remark in page(tmp_path, make_results(remarks=[remark]))
+
+
 BAD = "<script>alert('x')</script>\"'&"
 
 

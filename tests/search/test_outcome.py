@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from tests.search.fakes import FakeBench, made_up_set, plan
 from toolkit.evaluate.bootstrap import intervals
 from toolkit.evaluate.sets import BITS, EvaluationSet
+from toolkit.search.config import RaceSection
 from toolkit.search.final import Resampler, document_rows, final_figures
 from toolkit.search.outcome import (
     arranged,
@@ -143,6 +145,20 @@ def test_the_sweep_goes_from_model_to_model(found: Any):
     assert start["low"] == start["estimate"] == start["high"]  # against itself
     at = next(row for row in rows if row["alpha"] == 0.6)["domain"]
     assert at["low"] < at["estimate"] < at["high"] < start["estimate"]
+
+
+def test_a_general_set_in_another_unit_has_a_sweep_of_its_own(tmp_path: Path):
+    answers = dataclasses.replace(made_up_set("answers", "general", seed=2), unit="nats")
+    sets = [made_up_set("filings", "domain"), made_up_set("news", "general", seed=1), answers]
+    wanted = plan(sets, race=RaceSection(enabled=False))
+    outcomes = run_search(wanted, tmp_path / "j", "t", {}, FakeBench())
+    rows = sweep_rows(outcomes, wanted.objective, 0.95)
+    assert all(list(row["sets"]) == ["answers"] for row in rows)
+    last = next(row for row in rows if row["alpha"] == 1.0)["sets"]["answers"]
+    raced = wanted.objective.sets["answers"]
+    losses = next(o for o in outcomes if o.candidate.name == "specialist").losses["answers"]
+    assert last["estimate"] == pytest.approx(raced.figure(losses))
+    assert last["low"] < last["estimate"] < last["high"]
 
 
 def full(objective: Any, share: float) -> dict[str, Any]:

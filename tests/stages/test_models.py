@@ -20,7 +20,7 @@ from toolkit.merge.run import run_merge
 from toolkit.recipe import merge_folder
 from toolkit.search.space import load_spaces
 from toolkit.stages.chain import Run, ensure_general, ensure_merge, ensure_models
-from toolkit.stages.choosing import _named
+from toolkit.stages.merged import named, references
 from toolkit.stages.publishing_material import Material, find_parents
 
 SEARCH = {"merges": ["llama3-sec", "llama3-sec-three"], "sweep": [0.5], "candidates": 5}
@@ -47,9 +47,9 @@ def test_a_merge_names_a_third_model(project: Path):
     folders = {"general": Path("model"), "specialist": run.root / "cpt", "base": Path("base")}
     live = AutoModelForCausalLM.from_pretrained("model", dtype=torch.float32)
     LiveMerge(folders).apply(config, live)
-    named = _named(config, folders, torch.float32)
-    assert (named.base_model, named.leader()) == ("./base", "./base")
-    run_merge(named, Path("out"))
+    plain = named(config, references(folders, Path("runs")), torch.float32)
+    assert (plain.base_model, plain.leader()) == ("./base", "./base")
+    run_merge(plain, Path("out"))
     written = AutoModelForCausalLM.from_pretrained("out", dtype=torch.float32)
     tensors = parameters_by_name(live)
     for name, tensor in parameters_by_name(written).items():

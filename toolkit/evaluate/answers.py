@@ -133,22 +133,24 @@ def make_answers(
     tops: list[Tensor] = [torch.empty(0)] * len(prompts)
     logs: list[Tensor] = [torch.empty(0)] * len(prompts)
     rests: list[Tensor] = [torch.empty(0)] * len(prompts)
-    for number, states in answer_states(model, prompts, answers, batch_tokens=2048):
+    for batch, found in answer_states(model, prompts, answers, batch_tokens=2048):
         ids, values, rest = [], [], []
-        for _, logits in logit_chunks(model, states):
+        for _, logits in logit_chunks(model, found):
             likeliest = logits.topk(min(top_tokens, logits.shape[1] - 1), dim=1)
-            whole = logits.logsumexp(dim=1)
+            total = logits.logsumexp(dim=1)
             ids.append(likeliest.indices)
-            values.append(likeliest.values - whole[:, None])
-            rest.append(rest_log(logits, likeliest.indices, whole))
-        tops[number] = torch.cat(ids).int().cpu()
-        logs[number] = torch.cat(values).cpu()
-        rests[number] = torch.cat(rest).cpu()
-        if not bool(logs[number].isfinite().all()):
+            values.append(likeliest.values - total[:, None])
+            rest.append(rest_log(logits, likeliest.indices, total))
+        sizes = [len(answers[number]) for number in batch]
+        parts = (torch.cat(ids).int(), torch.cat(values), torch.cat(rest))
+        if not bool(parts[1].isfinite().all()):
             raise EvaluationError(
                 "retention: the general model's probabilities are not numbers; its weights are "
                 "damaged."
             )
+        for whole, part in zip((tops, logs, rests), parts, strict=True):
+            for number, own in zip(batch, part.cpu().split(sizes), strict=True):
+                whole[number] = own
     return Answers(list(prompts), answers, tops, logs, rests, templated)
 
 

@@ -126,7 +126,10 @@ def choices_set(
     encoded = [encode_question(tokenizer, question) for question in questions]
     for question, item in zip(questions, encoded, strict=True):
         if not item.prompt or not all(item.continuations):
-            raise EvaluationError(f"{section.name}: {question.id}: an option has no tokens.")
+            raise EvaluationError(
+                f"evaluate.choices, {section.name}: {question.id}: its prompt or an option has no "
+                "tokens; remove the question, or give every option a text."
+            )
 
     def score(model: Any, rows: Sequence[int]) -> list[float]:
         found = answer_questions(

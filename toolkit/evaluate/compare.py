@@ -20,6 +20,7 @@ from toolkit.evaluate.choices import choices_set
 from toolkit.evaluate.config import ChoicesSection, EvaluateSection, TaskSection
 from toolkit.evaluate.harness import task_sets
 from toolkit.evaluate.inference import holm, mcnemar, paired_permutation
+from toolkit.evaluate.quick import quicken
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.evaluate.statistics import Interval
 from toolkit.manifest import content_hash, write_json
@@ -73,7 +74,10 @@ def run_evaluation(
         for items, losses in _score(folder, label, sections, choices):
             first = sets.setdefault(items.name, items)
             if list(first.item_hashes) != list(items.item_hashes):
-                raise EvaluationError(f"{items.name}: the models were given different items.")
+                raise EvaluationError(
+                    f"{items.name}: {label} was given other items than the models before it, so "
+                    "they cannot be compared in pairs; score it by itself."
+                )
             found.setdefault(items.name, {})[label] = losses
     results: dict[str, Any] = {
         "models": {label: str(folder) for label, folder in zip(labels, models, strict=True)},
@@ -124,6 +128,7 @@ def _score(
     sets += [choices_set(one, tokenizer, section, None) for one in choices]
     cache, name = ScoreCache(cache_folder() / "scores.jsonl"), content_hash(folder)
     model = load_causal_model(folder, stored_dtype(folder))
+    quicken(model)
     scored = []
     with progress(label, len(sets)) as advance:
         for items in sets:

@@ -184,7 +184,12 @@ class EvaluateSection(Section):
     """Filling in the middle of code; also `toolkit middles`."""
 
     @model_validator(mode="after")
-    def _distinct(self) -> Self:
+    def _fits(self) -> Self:
+        if self.context_tokens >= self.window_tokens:
+            raise ValueError(
+                f"context_tokens: must be less than window_tokens, {self.window_tokens} (got "
+                f"{self.context_tokens}); what a window sees again leaves nothing to score"
+            )
         names = [section.name for section in self.choices]
         for name in names:
             if names.count(name) > 1:

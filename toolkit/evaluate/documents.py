@@ -52,7 +52,10 @@ def _set(
 ) -> EvaluationSet:
     roles = {row["role"] for row in rows}
     if len(roles) > 1:
-        raise EvaluationError(f"{name}: its documents have several roles ({sorted(roles)}).")
+        raise EvaluationError(
+            f"{name}: its documents have several roles ({', '.join(sorted(roles))}), and a source "
+            "has one; run the data stage again."
+        )
     tokens = [tokenizer(row["text"], add_special_tokens=False)["input_ids"] for row in rows]
     items = ItemSet(
         ids=[row["id"] for row in rows],

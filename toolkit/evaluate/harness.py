@@ -147,7 +147,9 @@ def load_tasks(section: TaskSection) -> list[Task]:
     from lm_eval.tasks import TaskManager
 
     if section.include_path is not None and not Path(section.include_path).is_dir():
-        raise EvaluationError(f"{section.include_path}: is no folder with task files.")
+        raise EvaluationError(
+            f"{section.include_path}: is no folder with task files; give the folder of their YAML."
+        )
     with _quiet():
         manager = None
         if section.include_path is not None:  # lm-eval's own thousands take seconds to list
@@ -228,7 +230,10 @@ def _sets(
             f"{', '.join(task.metrics) or 'none'}."
         )
     if not task.metrics:
-        raise EvaluationError(f"{task.name}: none of its metrics is a mean over items.")
+        raise EvaluationError(
+            f"{task.name}: none of its metrics is a mean over items, so items cannot be compared; "
+            "take another task."
+        )
     chosen = [section.metric] if section.metric else list(task.metrics)
     metrics = chosen if all_metrics else chosen[:1]
     names = {m: task.name if len(metrics) == 1 else f"{task.name} {m}" for m in metrics}
@@ -243,7 +248,9 @@ def _sets(
         losses = {names[m]: [task.metrics[m].loss(one[m]) for one in found] for m in metrics}
         for metric, values in losses.items():
             if not all(math.isfinite(value) for value in values):
-                raise EvaluationError(f"{metric}: a loss is not finite; the model is damaged.")
+                raise EvaluationError(
+                    f"{task.name}: {metric} is not finite; the model's weights are damaged."
+                )
         return losses
 
     settings = {

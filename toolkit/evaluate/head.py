@@ -13,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ROWS = 64
+_PRODUCT_ROWS = 512
+"""Positions of one product with the head on a CPU: for each the whole head is read and laid out
+anew, which takes as long as the product itself with 64 positions."""
+
+_ROWS = 32
 """Positions whose logits are made float32 at one time on a CPU: few enough to stay in the cache."""
 
 
@@ -29,7 +33,7 @@ def final_hidden(model: Any, inputs: Tensor, **more: Any) -> Tensor:
 
     def catch(_module: Any, args: tuple[Tensor, ...]) -> Any:
         caught.append(args[0])
-        return (args[0][:, :1],)  # the head itself has next to nothing to do
+        return (args[0][:, :0],)  # the head itself has nothing to do
 
     device = next(model.parameters()).device
     handle = model.get_output_embeddings().register_forward_pre_hook(catch)
@@ -43,7 +47,7 @@ def final_hidden(model: Any, inputs: Tensor, **more: Any) -> Tensor:
 def logit_chunks(
     model: Any, states: Tensor, rows: int | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Logits of positions in float32, few at a time.
+    """Logits of positions in float32, few at a time; what is yielded may be overwritten.
 
     Args:
         model: a causal language model.
@@ -54,9 +58,13 @@ def logit_chunks(
         Index of the first position, and logits `[rows, V]`.
     """
     head = model.get_output_embeddings()
-    step = rows or (_ROWS if states.device.type == "cpu" else 4096)
-    for start in range(0, len(states), step):
-        yield start, _shape_logits(model, head(states[start : start + step])).float()
+    on_cpu = states.device.type == "cpu"
+    step = rows or (_ROWS if on_cpu else 4096)
+    at_once = max(step, _PRODUCT_ROWS) if on_cpu else step
+    for first in range(0, len(states), at_once):
+        product = head(states[first : first + at_once])
+        for start in range(0, len(product), step):
+            yield first + start, _shape_logits(model, product[start : start + step]).float()
 
 
 def picked_log_probabilities(

@@ -134,11 +134,6 @@ def score_documents(
     Raises:
         EvaluationError: a loss is not a finite number.
     """
-    if section.context_tokens >= section.window_tokens:
-        raise EvaluationError(
-            f"evaluate.context_tokens: must be less than window_tokens ({section.window_tokens}) "
-            f"(got {section.context_tokens})."
-        )
     cut = [
         _Window(document, *window)
         for document, tokens in enumerate(items.tokens)
@@ -176,10 +171,9 @@ def _window_losses(model: Any, batch: list[_Window]) -> list[float]:
     for row, window in enumerate(batch):
         inputs[row, : len(window.inputs)] = torch.tensor(window.inputs)
     hidden = final_hidden(model, inputs)
-    losses = []
-    for row, window in enumerate(batch):
-        stop = len(window.inputs)
-        states = hidden[row, stop - len(window.targets) : stop]
-        picked = picked_log_probabilities(model, states, window.targets)
-        losses.append(-float(picked.sum(dtype=torch.float64)))
-    return losses
+    ends = [(len(window.inputs), len(window.targets)) for window in batch]
+    states = [hidden[row, stop - count : stop] for row, (stop, count) in enumerate(ends)]
+    targets = [token for window in batch for token in window.targets]
+    picked = picked_log_probabilities(model, torch.cat(states), targets)
+    parts = picked.split([count for _, count in ends])
+    return [-float(part.sum(dtype=torch.float64)) for part in parts]

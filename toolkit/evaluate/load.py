@@ -103,6 +103,22 @@ def _load(folder: Path, section: EvaluateSection) -> Any:
     return load_causal_model(folder, dtype)
 
 
+def refuse_too_few(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:
+    """Refuse sets of a single group before anything is scored: nothing could be said of them.
+
+    Raises:
+        EvaluationError: there are some.
+    """
+    for split, sets in (("tuning", tuning), ("test", test)):
+        for found in sets:
+            if (count := len(set(found.groups))) < 2:
+                raise EvaluationError(
+                    f"{found.name}: its {split} set has {count} document, and an interval needs 2 "
+                    f"at least, better 20; give {split} a larger share or max_tokens, or cut long "
+                    "documents by data.evaluation_document_tokens."
+                )
+
+
 def refuse_overlap(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:
     """Refuse test items whose content stands in tuning too, under whatever name.
 

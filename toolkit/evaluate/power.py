@@ -3,32 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from statistics import NormalDist
 
-import numpy as np
-from numpy.typing import ArrayLike
-
-from toolkit.evaluate.bootstrap import group_sums
 from toolkit.evaluate.student import student_chance, student_quantile
-
-
-def standard_error(
-    differences: ArrayLike, sizes: ArrayLike, groups: Sequence[str], scale: float = 1.0
-) -> tuple[float, int]:
-    """Standard error of a ratio of sums, and the number of groups behind it.
-
-    Reference:
-        Cochran 1977, Sampling techniques, chapter 6.
-
-    >>> standard_error([1.0, 3.0], [1.0, 1.0], "ab")
-    (1.0, 2)
-    """
-    tops, bottoms = scale * group_sums(differences, groups), group_sums(sizes, groups)
-    count = len(tops)
-    residuals = tops - tops.sum() / bottoms.sum() * bottoms
-    spread = count / max(1, count - 1) * float((residuals**2).sum())
-    return math.sqrt(spread) / float(bottoms.sum()), count
 
 
 def power(difference: float, error: float, num_groups: int, confidence: float = 0.95) -> float:
@@ -112,7 +89,7 @@ this much scatter about 126 groups are needed.
     >>> too_small("news", 0.1, 0.01, 20, "bits per byte")
     """
     seen = detectable_difference(error, num_groups, confidence)
-    if not np.isfinite(seen) or tolerance <= 0.0 or seen <= tolerance:
+    if not math.isfinite(seen) or tolerance <= 0.0 or seen <= tolerance:
         return None
     needed = needed_groups(tolerance, error, num_groups, confidence)
     return (

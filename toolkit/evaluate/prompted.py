@@ -304,8 +304,8 @@ def answer_states(
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     batch_tokens: int,
-) -> Iterator[tuple[int, Tensor]]:
-    """What the output head takes where it predicts the tokens of answers, in any order.
+) -> Iterator[tuple[list[int], Tensor]]:
+    """What the output head takes where it predicts the tokens of answers, batch by batch.
 
     Args:
         model: a causal language model.
@@ -314,7 +314,7 @@ def answer_states(
         batch_tokens: tokens computed at once.
 
     Yields:
-        Index of an answer and its states, `[T, D]`.
+        Indices of some answers, and their states one behind the other, `[T, D]`.
     """
     rows = [[*prompt, *answer][:-1] for prompt, answer in zip(prompts, answers, strict=True)]
     batch_tokens = _pass_tokens(model, batch_tokens)
@@ -336,6 +336,9 @@ def answer_states(
                 "position_ids": places.expand(len(batch), -1),
             }
         hidden = final_hidden(model, padded([rows[n][prefix:] for n in batch]), **more)
-        for row, number in enumerate(batch):
-            stop = len(rows[number]) - prefix
-            yield number, hidden[row, stop - len(answers[number]) : stop]
+        stops = [len(rows[number]) - prefix for number in batch]
+        found = [
+            hidden[row, stop - len(answers[number]) : stop]
+            for row, (number, stop) in enumerate(zip(batch, stops, strict=True))
+        ]
+        yield batch, torch.cat(found)

@@ -50,12 +50,17 @@ def load_questions(section: ChoicesSection, split: SplitName | None = None) -> l
     """
     found = list(_read(section))
     if not found:
-        raise EvaluationError(f"{section.name}: holds no questions.")
+        raise EvaluationError(
+            f"evaluate.choices, {section.name}: holds no questions; name other files, or drop it."
+        )
     ids: dict[str, int] = {}
     for question in found:
         ids[question.id] = ids.get(question.id, 0) + 1
     if again := next((name for name, count in ids.items() if count > 1), None):
-        raise EvaluationError(f"{section.name}: the id {again!r} stands twice.")
+        raise EvaluationError(
+            f"evaluate.choices, {section.name}: the id {again!r} stands twice; two files of one "
+            "name? Give each question a name of its own."
+        )
     if split is None:
         return found[: section.limit]
     places = {question.id: split_place(question.content_hash()) for question in found}
@@ -120,7 +125,9 @@ def _file_questions(
     try:
         whole = json.loads(stream.read())
     except ValueError as error:
-        raise EvaluationError(f"{name}: is not valid JSON ({error}).") from error
+        raise EvaluationError(
+            f"{name}: is not valid JSON ({error}); mend it, or name it .jsonl if each line is one."
+        ) from error
     if isinstance(whole, dict) and "examples" in whole:
         yield from bigbench_questions(section.bigbench or key, name, whole)
         return
@@ -157,7 +164,10 @@ def bigbench_questions(key: str, name: str, task: Mapping[str, Any]) -> Iterator
             )
         best = max(scores.values())
         if not best > 0:
-            raise EvaluationError(f"{where}: none of its options is scored as right.")
+            raise EvaluationError(
+                f"{where}: none of its options is scored as right (got {best:g} at most); remove "
+                "the question, or take a file with answers."
+            )
         options = tuple(scores)
         choices = "".join(f"{listed}{option}" for option in options)
         shown = choices if task.get("append_choices_to_input", True) else ""
@@ -223,14 +233,19 @@ def _which(answer: Any, options: Sequence[str], labels: Sequence[str], where: st
         return int(text)
     if len(text) == 1 and text.isupper() and ord(text) - ord("A") < len(options):
         return ord(text) - ord("A")
-    raise EvaluationError(f"{where}: the answer {answer!r} is none of its {len(options)} options.")
+    raise EvaluationError(
+        f"{where}: the answer {answer!r} is none of its {len(options)} options; give an index from "
+        "0, a label, or the option's text."
+    )
 
 
 def _from_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise EvaluationError(f"{where}: its options are not a JSON list ({error}).") from error
+        raise EvaluationError(
+            f"{where}: its options are not a JSON list ({error}); write them as [\"…\", \"…\"]."
+        ) from error
 
 
 def _field(fields: Mapping[str, Any], name: str, where: str, setting: str) -> Any:

@@ -79,20 +79,25 @@ def score_answers(
     losses, moved = [0.0] * len(rows), [0.0] * len(rows)
     prompts = [answers.prompts[row] for row in rows]
     chosen = [answers.answers[row] for row in rows]
-    for place, states in answer_states(model, prompts, chosen, batch_tokens):
-        row = rows[place]
-        targets = torch.tensor(answers.answers[row], device=states.device)
-        kept = answers.top_tokens[row].long().to(states.device)
-        theirs, rest = (values.to(states.device) for values in _logs(answers, row))
+    for batch, states in answer_states(model, prompts, chosen, batch_tokens):
+        own = [rows[place] for place in batch]
+        targets = torch.tensor([token for row in own for token in answers.answers[row]])
+        kept = torch.cat([answers.top_tokens[row] for row in own]).long()
+        theirs = torch.cat([answers.top_logs[row] for row in own])
+        rest = torch.cat([answers.rest_logs[row] for row in own])
+        targets, kept, theirs, rest = (x.to(states.device) for x in (targets, kept, theirs, rest))
+        lost, parted = torch.empty_like(rest), torch.empty_like(rest)
         for start, logits in logit_chunks(model, states):
             part = slice(start, start + len(logits))
             whole = logits.logsumexp(dim=1)
-            picked = logits.gather(1, targets[part, None])[:, 0]
-            losses[place] += float((whole - picked).sum(dtype=torch.float64))
-            own = logits.gather(1, kept[part]) - whole[:, None]
+            lost[part] = whole - logits.gather(1, targets[part, None])[:, 0]
+            own_logs = logits.gather(1, kept[part]) - whole[:, None]
             own_rest = rest_log(logits, kept[part], whole)
-            found = divergence(theirs[part], rest[part], own, own_rest)
-            moved[place] += float(found.sum(dtype=torch.float64))
+            parted[part] = divergence(theirs[part], rest[part], own_logs, own_rest)
+        sizes = [len(answers.answers[row]) for row in own]
+        for found, figures in ((losses, lost), (moved, parted)):
+            for place, tokens in zip(batch, figures.split(sizes), strict=True):
+                found[place] = float(tokens.sum(dtype=torch.float64))
     for value in (*losses, *moved):
         if not math.isfinite(value):
             raise EvaluationError(
@@ -100,10 +105,6 @@ def score_answers(
                 "chance to what the general model says."
             )
     return losses, moved
-
-
-def _logs(answers: Answers, row: int) -> tuple[Tensor, Tensor]:
-    return answers.top_logs[row], answers.rest_logs[row]
 
 
 def retention_sets(

@@ -31,7 +31,8 @@ SERIES_SHAPES = ("circle", "square", "triangle", "down", "diamond")
 _NARROW_PIXELS = 280.0
 """Width of a plot on a phone: words that do not collide there collide nowhere."""
 
-_LETTER_PIXELS = 6.6
+_LETTER_PIXELS, _QUIET_LETTER_PIXELS = 7.6, 6.6
+"""Of a letter of a name, which is bold, and of other words; of the widest fonts a page may get."""
 
 
 def finite(values: Iterable[float | None]) -> list[float]:
@@ -191,6 +192,9 @@ class Plot:
                 f'<text class="quiet" x="100%" y="{at}%" dy="-5" text-anchor="end">'
                 f"{escape(words)}</text>"
             )
+            begin = _NARROW_PIXELS - len(words) * _QUIET_LETTER_PIXELS
+            down = (100.0 - self._y.place(y)) / 100.0 * self._height
+            self._taken += [(begin, _NARROW_PIXELS, down - 9.0)] * 9
 
     def upright(self, x: float) -> None:
         """A line from bottom to top at a place."""
@@ -217,7 +221,8 @@ class Plot:
         self._targets.append((*place, tip))
 
     def name(self, x: float, y: float, words: str, series: str = "") -> None:
-        """Words beside a mark, where they hide the least of marks and of other words."""
+        """Words beside a mark, where they hide the least of marks and of other words: few enough to
+        fit beside it on a phone, about 18 letters."""
         px, py = self._x.place(x), 100.0 - self._y.place(y)
         at, down = px / 100.0 * _NARROW_PIXELS, py / 100.0 * self._height
         wide = len(words) * _LETTER_PIXELS

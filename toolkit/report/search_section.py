@@ -28,8 +28,11 @@ def front_section(results: Mapping[str, Any]) -> Section:
         name = entry["name"]
         if entry["role"] == "general" and name not in mixed:
             own = {row["name"]: row.get("values", {}).get(name) for row in results["candidates"]}
-            title = f"{name}, {entry['unit']} (down is better)"
-            charts.append(_front_plot(results, own, title, own.get("general"), "general model"))
+            title, tolerated = f"{name}, {entry['unit']} (down is better)", entry.get("tolerance")
+            limit, words = own.get("general"), "general model"
+            if limit is not None and tolerated is not None:
+                limit, words = limit + tolerated, f"{words} + {tolerated:g} tolerated"
+            charts.append(_front_plot(results, own, title, limit, words))
     note = (
         "Left and down is better. Figures of the tuning sets, which the search saw: the best of "
         "many looks better here than it is."
@@ -38,7 +41,7 @@ def front_section(results: Mapping[str, Any]) -> Section:
         note += " Dotted: the front, where nothing is better on both."
     if not all(row["qualified"] for row in results["candidates"]):
         note += " Hollow: loses too much, or dropped."
-    legend = _legend(_looks(results["candidates"]), results["candidates"])
+    legend = _legend(_looks(results["candidates"]), results["candidates"], results["chosen"])
     return Section(
         "front", "Domain against general", legend + "".join(charts) + paragraph(note, "note")
     )
@@ -96,7 +99,7 @@ def _named(results: Mapping[str, Any]) -> dict[str, str]:
     if knee and knee not in names:
         names[knee] = "knee"
     chosen = results["chosen"]
-    return {**names, chosen: f"chosen: {chosen}" if chosen != knee else f"chosen, knee: {chosen}"}
+    return {**names, chosen: "chosen" if chosen != knee else "chosen, knee"}
 
 
 def sweep_section(results: Mapping[str, Any]) -> Section:
@@ -104,7 +107,18 @@ def sweep_section(results: Mapping[str, Any]) -> Section:
     rows = sorted(results.get("sweep") or (), key=lambda row: float(row["alpha"]))
     if len(rows) < 2:
         return Section("sweep", "The plain sweep", "")
-    charts = [_sweep_plot(results, rows, role) for role in ("domain", "general")]
+    charts = []
+    for role in ("domain", "general"):
+        what = f"{role}, {unit_of(results, role)}"
+        limit = results["tolerance"] if role == "general" else None
+        points = [(float(row["alpha"]), row[role]) for row in rows]
+        charts.append(_sweep_plot(points, what, limit))
+    for entry in results.get("sets", ()):  # general sets in units of their own
+        name = entry["name"]
+        known = [row for row in rows if name in row.get("sets", {})]
+        points = [(float(row["alpha"]), row["sets"][name]) for row in known]
+        if len(points) > 1:
+            charts.append(_sweep_plot(points, f"{name}, {entry['unit']}", entry.get("tolerance")))
     beaten = results.get("beat_sweep")
     note = (
         "α is the specialist's weight in a plain average with the general model: 0 is the general "
@@ -116,19 +130,20 @@ def sweep_section(results: Mapping[str, Any]) -> Section:
     return Section("sweep", "The plain sweep", body)
 
 
-def _sweep_plot(results: Mapping[str, Any], rows: Sequence[Row], role: str) -> str:
-    alphas = [float(row["alpha"]) for row in rows]
-    figures = [row[role] for row in rows]
+def _sweep_plot(
+    points: Sequence[tuple[float, Mapping[str, float]]], what: str, tolerance: float | None
+) -> str:
+    """The figure of one role or set along α; where it may not rise beyond a tolerance, how far."""
+    alphas = [alpha for alpha, _ in points]
+    figures = [figure for _, figure in points]
     start = figures[0]["estimate"]
-    is_change = start == 0.0 and alphas[0] == 0.0
-    limit = start + results["tolerance"] if role == "general" and alphas[0] == 0.0 else None
+    limit = start + tolerance if tolerance is not None and alphas[0] == 0.0 else None
     shown = [figure[end] for figure in figures for end in ("low", "high")]
-    what = "change" if is_change else unit_of(results, role)
     plot = Plot(
-        Axis(0.0, 1.0, "α, weight of the specialist", 5),
-        Axis.around([*shown, limit], f"{role}, {what} (down is better)"),
-        f"{role} along the sweep, from {start:.4f} at the general model "
-        f"to {figures[-1]['estimate']:.4f} at the specialist",
+        Axis(min(0.0, *alphas), max(1.0, *alphas), "α, weight of the specialist", 5),
+        Axis.around([*shown, limit], f"{what} (down is better)"),
+        f"{what} along the sweep, from {start:.4f} at α = {alphas[0]:g} "
+        f"to {figures[-1]['estimate']:.4f} at α = {alphas[-1]:g}",
         height=240,
         nearest="x",
     )
@@ -137,7 +152,7 @@ def _sweep_plot(results: Mapping[str, Any], rows: Sequence[Row], role: str) -> s
     plot.line(alphas, [f["estimate"] for f in figures], series)
     if limit is not None:
         plot.rule(limit, "tolerated")
-    for alpha, figure in zip(alphas, figures, strict=True):
+    for alpha, figure in points:
         tip = (
             f"α = {alpha:g}\n{figure['estimate']:.4f} ({figure['low']:.4f} to {figure['high']:.4f})"
         )
@@ -243,7 +258,10 @@ def candidates_section(results: Mapping[str, Any]) -> Section:
         "the specialist's own."
     )
     if any(_status(row) == "dropped" for row in rows):
-        note += " A dropped candidate's figures are of the documents it was scored on."
+        note += (
+            " A dropped candidate's figures are estimates, from the documents it was scored on, of "
+            "what all would give; what is empty was not looked at."
+        )
     body = table(
         f"{len(rows)} candidates, by their domain figure",
         titles,
@@ -285,10 +303,15 @@ def _looks(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     return {**looks, **dict.fromkeys(ENDPOINTS, ("s0", "diamond"))}
 
 
-def _legend(looks: Mapping[str, tuple[str, str]], rows: Sequence[Row]) -> str:
+def _legend(
+    looks: Mapping[str, tuple[str, str]], rows: Sequence[Row], chosen: str | None = None
+) -> str:
     methods = sorted({method_of(row) for row in rows} - set(ENDPOINTS))
-    ends = ("general model and specialist", *looks["general"])
-    return key([*((name, *looks[name]) for name in methods), ends])
+    entries = [(name, *looks[name]) for name in methods]
+    entries.append(("general model and specialist", *looks["general"]))
+    if chosen is not None:  # its name is too long to stand beside a mark on a phone
+        entries.append((f"chosen: {chosen}", "ink open", "circle"))
+    return key(entries)
 
 
 def _tip(row: Row, results: Mapping[str, Any]) -> str:

@@ -54,10 +54,12 @@ def _cost(results: Mapping[str, Any], change: Mapping[str, float], unit: str, li
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
-    """What else should be known: whether the plain sweep was beaten, what the search cost."""
+    """What else should be known: whether the plain sweep was beaten, what the figures cannot show,
+    what the search cost."""
     lines = []
     if beaten := results.get("beat_sweep"):
         lines.append(str(beaten["sentence"]))
+    lines += map(str, results.get("remarks", ()))
     used, whole = results.get("search_tokens"), results.get("full_tokens")
     if used and whole:
         lines.append(

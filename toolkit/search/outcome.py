@@ -188,8 +188,9 @@ def cannot_be_told_apart(
 def sweep_rows(
     outcomes: Sequence[Outcome], objective: Objective, confidence: float
 ) -> list[dict[str, Any]]:
-    """The α-curve. Its bands are of the difference from the general model on the same documents:
-    what all models share (some documents are harder) would only hide the curve."""
+    """The α-curve, with one of its own for each general set in another unit. Its bands are of the
+    difference from the general model on the same documents: what all models share (some documents
+    are harder) would only hide the curve."""
     whole = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
     by_name = {outcome.candidate.name: outcome.losses for outcome in outcomes}
     start = by_name[GENERAL]
@@ -209,6 +210,12 @@ def sweep_rows(
             difference = _by_way_of(objective, outcome.losses, start, whole, weights, guide)
             interval = two_sided(difference, confidence)
             row[role] = {key: level + value for key, value in interval.items()}
+        others = {name for name in objective.tolerances if name in known} - set(general)
+        row["sets"] = {}
+        for name in sorted(others):
+            difference = _by_way_of(objective, outcome.losses, start, whole, {name: 1.0}, guide)
+            interval = two_sided(difference, confidence)
+            row["sets"][name] = {key: base[name] + value for key, value in interval.items()}
         rows.append(row)
     return rows
 

@@ -92,22 +92,18 @@ def ensure_model(run: Run, model: ModelSection, name: str, title: str) -> Path:
 
 
 def ensure_models(run: Run) -> dict[str, Path]:
-    """Folders of the recipe's further models, by name.
+    """Folders of the recipe's further models, by name; each is made in a folder of its own.
 
     Raises:
         CheckpointError: there is no usable model where the recipe says.
         DataError: an artefact cannot be fetched.
     """
     return {
-        name: ensure_original(_as_general(run, name, section))
+        name: ensure_model(
+            replace(run, root=run.root / "models" / name), section, "general", f"model {name}"
+        )
         for name, section in run.recipe.models.items()
     }
-
-
-def _as_general(run: Run, name: str, section: ModelSection) -> Run:
-    """The run as though a further model were its general one, in a folder of its own."""
-    recipe = run.recipe.model_copy(update={"model": section})
-    return replace(run, recipe=recipe, root=run.root / "models" / name)
 
 
 def _other_specialist(run: Run, name: str) -> Path:

@@ -3,9 +3,7 @@ sets, one model."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,7 @@ import torch
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.evaluate.power import too_small
 from toolkit.manifest import Stage
-from toolkit.merge.config import MergeConfig, parse_merge_config
-from toolkit.merge.run import run_merge, to_yaml
+from toolkit.merge.run import to_yaml
 from toolkit.progress import progress, say
 from toolkit.recipe import Recipe
 from toolkit.search.final import MERGE, Resampler, document_rows, final_figures
@@ -49,6 +46,7 @@ from toolkit.select import (
     qualified_names,
     shortlist,
 )
+from toolkit.stages.merged import named, references, write_model
 from toolkit.stages.reporting import write_report
 from toolkit.stages.searching import (
     Search,
@@ -117,8 +115,10 @@ def run_choosing(
 
         ledger.begin(chosen.candidate.key, chosen.candidate.name, again=score_test_again)
         losses = _score_test(search, outcomes, chosen, Scorer(bench, work / _TEST))
-        config = _named(chosen.candidate.config, search.folders, stored_dtype(general))
-        _write_model(config, work, recipe.seed)
+        names = references(search.folders, stage.folder.parent.parent)
+        config = named(chosen.candidate.config, names, stored_dtype(general))
+        folders = {names[name]: folder for name, folder in search.folders.items()}
+        write_model(config, folders, work, recipe.seed)
         results = _results(name, search, outcomes, verdict, losses)
         results["test_scorings"] = ledger.count
         write_report(
@@ -140,6 +140,7 @@ class _Verdict:
     choice: Choice
     chosen: Outcome
     beat_sweep: dict[str, Any]
+    remarks: list[str]
 
 
 def _decide(search: Search, outcomes: Sequence[Outcome], scorer: Scorer) -> _Verdict:
@@ -185,10 +186,12 @@ def _decide(search: Search, outcomes: Sequence[Outcome], scorer: Scorer) -> _Ver
         num_tests=None if search.parts.are_separate else len(outcomes) - 1,
         where=where,
     )
-    for line in _too_small(seen, looked_at, start, section.confidence):
-        say(f"  {line}")
+    remarks = _too_small(seen, looked_at, start, section.confidence)
     if search.parts.note:
-        say(f"  confirmed on the search's own documents: {search.parts.note}")
+        remarks.append(f"Confirmed on the search's own documents: {search.parts.note}.")
+    remarks += [f"{item.name}: {item.note}." for item in search.test if item.note]
+    for line in remarks:
+        say(f"  {line}")
     return _Verdict(
         rows,
         options,
@@ -202,6 +205,7 @@ def _decide(search: Search, outcomes: Sequence[Outcome], scorer: Scorer) -> _Ver
             section.confidence,
             where.split(",")[0],
         ),
+        remarks,
     )
 
 
@@ -339,6 +343,7 @@ def _results(
         "knee": knee(verdict.options, front),
         "sweep": sweep_rows(outcomes, objective, section.confidence),
         "beat_sweep": verdict.beat_sweep,
+        "remarks": verdict.remarks,
         "search_tokens": sum(outcome.tokens for outcome in outcomes),
         "full_tokens": len(outcomes) * objective.all_tokens,
         "tuning": _counts(search.tuning),
@@ -352,41 +357,3 @@ def _counts(sets: Sequence[Any]) -> dict[str, int]:
     return {
         role: sum(len(item) for item in sets if item.role == role) for role in ("domain", "general")
     }
-
-
-def _named(config: MergeConfig, folders: Mapping[str, Path], dtype: torch.dtype) -> MergeConfig:
-    """The merge as a plain mergekit configuration: real paths, float32 arithmetic, one cast.
-
-    Paths count from the folder the command runs in, so that nothing of this machine enters.
-    """
-    paths = {name: _relative(folder) for name, folder in folders.items()}
-    plain = json.loads(config.model_dump_json(exclude_none=True))
-
-    def rename(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {
-                key: paths.get(value, value) if key in {"model", "base_model"} else rename(value)
-                for key, value in node.items()
-            }
-        return [rename(item) for item in node] if isinstance(node, list) else node
-
-    named = {**rename(plain), "dtype": "float32", "out_dtype": str(dtype).removeprefix("torch.")}
-    return parse_merge_config(named, where="merge.yaml")
-
-
-def _relative(folder: Path) -> str:
-    """Beginning with a dot, so that mergekit does not take it for a name on the hub."""
-    path = Path(os.path.relpath(folder)).as_posix()
-    return path if path.startswith("../") else f"./{path}"
-
-
-def _write_model(config: MergeConfig, work: Path, seed: int) -> None:
-    """Merge to disk beside the scores; done anew when a killed call left it half."""
-    merged = work / "model"
-    if not merged.exists():
-        with progress("writing the merge", 1) as advance:
-            run_merge(config, merged, seed=seed)
-            advance(1, "")
-    for path in sorted(merged.iterdir()):
-        path.rename(work / path.name)
-    merged.rmdir()

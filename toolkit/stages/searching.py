@@ -19,7 +19,7 @@ from toolkit.checkpoint.load import load_causal_model
 from toolkit.data.source_config import SplitName
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.cache import ScoreCache
-from toolkit.evaluate.load import load_sets, refuse_overlap
+from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.manifest import Stage, hash_json, load_json
 from toolkit.progress import say
@@ -115,7 +115,7 @@ def prepare_search(
         others: folders of the recipe's further models, by name.
 
     Raises:
-        EvaluationError: a document stands in tuning and in test.
+        EvaluationError: a document stands in tuning and in test, or a set has one document.
         ConfigError: a merge or a setting cannot be used, or the models' rotary bases differ.
     """
     _refuse_other_positions(general, specialist)
@@ -126,6 +126,7 @@ def prepare_search(
         load_sets(recipe.evaluate, data, general, split, tokenizer=tokenizer) for split in splits
     )
     refuse_overlap(tuning, test)
+    refuse_too_few(tuning, test)
     parts = divide(tuning, recipe.search.confirm_fraction, recipe.seed)
     objective = _objective(recipe, parts.search, recipe.search.race)
     plan = Plan(spaces, recipe.search, objective, recipe.seed)
