@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.sizes import TILE
+from toolkit.merge.kernels.sizes import LANES, TILE
 from toolkit.merge.kernels.source.entries import (
     VECTOR,
     count_bits,
     float_of,
+    keep,
     larger_size,
     lowest_bit,
     masks,
@@ -25,7 +26,7 @@ from toolkit.merge.kernels.source.entries import (
 )
 from toolkit.merge.kernels.source.packing import pack, unpack
 from toolkit.merge.kernels.source.primitives import kernel, tile
-from toolkit.merge.kernels.source.random import add_sizes, draw_into, limit_of, unpack_bits
+from toolkit.merge.kernels.source.random import draw_into, limit_of
 
 BINS = TILE
 """256 to the octave below the row's largest magnitude; the first holds zeros, the 17th also what is
@@ -168,6 +169,38 @@ def read_sizes(x: Any, base: Any, sizes: Any) -> Any:
 
 
 @kernel
+def add_both(sizes: Any, kept: Any, n: int, lanes: Any) -> None:
+    """Add both to `lanes` (`[2, LANES]`, float64); see `random.add_sizes`.
+
+    Up to four parts of a row for each time that a sum is read and written; each sum's order stays.
+    """
+    before, after = lanes[0], lanes[1]
+    start = 0
+    while start + 3 * LANES <= n:
+        add_three(sizes[start : start + 3 * LANES], before)
+        add_three(kept[start : start + 3 * LANES], after)
+        start += 3 * LANES
+    while start < n:
+        stop = min(start + LANES, n)
+        add_one(sizes[start:stop], before)
+        add_one(kept[start:stop], after)
+        start = stop
+
+
+@kernel
+def add_three(x: Any, sums: Any) -> None:
+    a, b, c = x[:LANES], x[LANES : 2 * LANES], x[2 * LANES :]
+    for i in range(LANES):
+        sums[i] = sums[i] + np.float64(a[i]) + np.float64(b[i]) + np.float64(c[i])
+
+
+@kernel
+def add_one(x: Any, sums: Any) -> None:
+    for i in range(x.size):
+        sums[i] += np.float64(x[i])
+
+
+@kernel
 def put_bits(bits: Any, n: int, mask: Any, at: int) -> None:
     """`n` bits into `mask`, from bit `at` on, where zeros stand."""
     for place in range(0, n, VECTOR):
@@ -211,9 +244,9 @@ def thin_by_rank(
     least = room[8 * even + 12 * wide : 12 * even + 12 * wide].view(np.int32)
     most = room[12 * even + 12 * wide : 16 * even + 12 * wide].view(np.int32)
     rest = room[16 * even + 12 * wide :]
-    state, flags = rest[:wide], rest[wide : wide + even]
-    bits, doubts = rest[wide + even :][: even // 8], rest[wide + even :][even // 8 : even // 4]
-    words = rest[2 * wide + even : 6 * wide + even + 8 * VECTOR].view(np.uint64)
+    state = rest[:wide]
+    bits, doubts = rest[wide:][: even // 8], rest[wide:][even // 8 : even // 4]
+    words = rest[2 * wide : 6 * wide + 8 * VECTOR].view(np.uint64)
     stay = bits.view(np.uint64)
     counts, firsts, settled = tile(np.int32), tile(np.int32), tile(np.float32)
     scratch = (
@@ -230,7 +263,8 @@ def thin_by_rank(
         else:
             halves = draw_into(key, start + at, length, words)
             flag_by_rank(sizes, length, top, low, spread, halves, scratch, stay)
-        unpack_bits(bits[: (length + 7) // 8], flags)
-        add_sizes(sizes.view(np.float32), flags, length, lanes)
+        for place in range(0, length, VECTOR):
+            keep(sizes, place, stay[place // VECTOR], bins)  # nobody asks for bins any more
+        add_both(sizes.view(np.float32), bins.view(np.float32), length, lanes)
         put_bits(stay, length, kept, at)
     return 0
