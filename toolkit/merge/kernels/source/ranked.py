@@ -29,8 +29,11 @@ from toolkit.merge.kernels.source.primitives import kernel, tile
 from toolkit.merge.kernels.source.random import draw_into, limit_of
 
 BINS = TILE
-"""256 to the octave below the row's largest magnitude; the first holds zeros, the 17th also what is
+"""256 to the octave below the row's largest magnitude; the first 16 hold zeros, the 17th also what is
 smaller than the rest."""
+
+ZEROS = 16
+"""Bins that hold zeros."""
 
 _SHIFT = np.uint32(15)
 _ONE, _ANY_ONE = np.uint64(1), np.uint64(0x0101010101010101)
@@ -58,25 +61,21 @@ def count_ranks(sizes: Any, n: int, wanted: Any) -> Any:
 
 @kernel
 def fill_bins(sizes: Any, n: int, top: Any, bins: Any, counts: Any) -> Any:
-    """Put every magnitude into its bin.
+    """Put every magnitude into its bin; zeros, of which there may be many, into the first sixteen
+    in turn, as a count that is added to again at once makes the processor wait.
 
     Returns:
-        The first bin in use but for that of zeros, or one before it, as sixteen are summed at once.
+        How many zeros there are.
     """
     offset = np.int32(top >> _SHIFT) - np.int32(BINS - 1)
-    lowest = np.int32(BINS - 1)
     for i in range(n):
         size = sizes[i]
-        place = max(np.int32(size >> _SHIFT) - offset, np.int32(16))
-        place = place if size > np.uint32(0) else np.int32(0)
-        bins[i] = np.uint32(place)
-        lowest = min(lowest, place if place > 0 else np.int32(BINS - 1))
-    counts[:16] = 0
-    first = max(lowest // np.int32(16) * np.int32(16), np.int32(16))
-    counts[first:] = 0
+        place = max(np.int32(size >> _SHIFT) - offset, np.int32(ZEROS))
+        bins[i] = np.uint32(place if size > np.uint32(0) else np.int32(i) & np.int32(ZEROS - 1))
+    counts[:] = 0
     for i in range(n):
         counts[bins[i]] += np.int32(1)
-    return first
+    return counts[:ZEROS].sum()
 
 
 @kernel
@@ -99,9 +98,9 @@ def flag_by_rank(sizes: Any, n: int, top: Any, low: Any, spread: Any, halves: An
         stay: `[⌈n / 64⌉]`, uint64: the result, a bit an entry.
     """
     bins, numbers, owns, mine, least, most, state, doubts, counts, firsts, settled = scratch
-    in_use = fill_bins(sizes, n, top, bins, counts)
-    before = counts[0]
-    for at in range(in_use, BINS, 16):
+    num_zeros = np.int32(fill_bins(sizes, n, top, bins, counts))
+    before = num_zeros
+    for at in range(ZEROS, BINS, 16):
         before = running_sums(counts, firsts, at, before)
     surely = limit_of(low)
     width = limit_of(low + spread) - surely  # a limit of 2^32 is 0, and the difference still right
@@ -115,11 +114,11 @@ def flag_by_rank(sizes: Any, n: int, top: Any, low: Any, spread: Any, halves: An
         pack(halves, place, may_stay, numbers, found)
         pack(sizes, place, may_stay, mine, found)
         found = pack(bins, place, may_stay, owns, found)
-    zeros = counts[0] - np.int32(1)  # twice their rank, as they tie
+    zeros = num_zeros - np.int32(1)  # twice their rank, as they tie
     for j in range(found):
         own = owns[j]
         first, held = firsts[own], counts[own]
-        is_zero = own == np.uint32(0)
+        is_zero = own < np.uint32(ZEROS)
         least[j] = zeros if is_zero else np.int32(2) * first
         most[j] = zeros if is_zero else np.int32(2) * (first + held) - np.int32(2)
     low_bounds, high_bounds = least.view(np.float32), most.view(np.float32)
