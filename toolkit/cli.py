@@ -139,6 +139,7 @@ def merge_run(
     allow_non_finite: Annotated[
         bool, typer.Option("--allow-non-finite", help="Merge tensors with NaN or infinity.")
     ] = False,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps, ...")] = "cpu",
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Then write OUT.diagnosis.html and .json.")
     ] = False,
@@ -149,7 +150,9 @@ def merge_run(
     from toolkit.progress import say
 
     wanted = load_merge_config(config)
-    plan = run_merge(wanted, out, seed=seed, allow_non_finite=allow_non_finite)
+    plan = run_merge(
+        wanted, out, seed=seed, allow_non_finite=allow_non_finite, device=device
+    )
     say(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}")
     if diagnose:
         from toolkit.stages.diagnosing import diagnose_merge
@@ -160,12 +163,13 @@ def merge_run(
 @merge_app.command("plan")
 def merge_plan(
     config: Annotated[Path, typer.Argument(help="A mergekit configuration.")],
+    device: Annotated[str, typer.Option(help="Where it would compute: cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Say what a merge configuration would do, and do nothing."""
     from toolkit.merge.config import load_merge_config
     from toolkit.merge.describe import describe_merge
 
-    print(describe_merge(load_merge_config(config)))
+    print(describe_merge(load_merge_config(config), device=device))
 
 
 @merge_app.command("check")

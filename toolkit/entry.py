@@ -17,6 +17,9 @@ from typing import NoReturn
 from toolkit.errors import ToolkitError
 
 INTERRUPTED = 130
+_STOPPED = (
+    "Stopped; nothing is half-written. The same command continues a stage, or begins a merge anew."
+)
 
 
 def main() -> None:
@@ -78,7 +81,7 @@ def errors_in_one_line() -> Iterator[None]:
     except ToolkitError as error:
         stop(str(error), error.exit_code)
     except KeyboardInterrupt:
-        stop("Stopped. What was done is kept; the same command continues.", INTERRUPTED)
+        stop(_STOPPED, INTERRUPTED)
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
@@ -92,7 +95,7 @@ def errors_in_one_line() -> Iterator[None]:
 
 def _disk_full(file: object) -> str:
     where = f"{file}: " if file else ""
-    return f"{where}the disk is full. Make room and run the same command: it continues."
+    return f"{where}the disk is full. Make room and run the same command again."
 
 
 def stop(message: str, code: int) -> NoReturn:

@@ -35,6 +35,24 @@ class NonFiniteError(Exception):
     """An input holds NaN or infinity; which one is the caller's to find out and to say."""
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not have here; the CPU needs no torch.
+
+    Raises:
+        MergeError: names it.
+    """
+    if device == "cpu":
+        return
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        first = str(error).strip().splitlines()[0]
+        raise MergeError(
+            f"device {device}: torch cannot compute there ({first}); leave --device out to merge "
+            "on the CPU."
+        ) from error
+
+
 def engine_of(task: TensorTask, method: Method, models: Models, dtype: str, device: str) -> str:
     """What will run a task: `kernel`, `torch`, or `copy` for what is not merged but kept."""
     stored = {models.dtype(source) for source in task.inputs}

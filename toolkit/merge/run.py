@@ -14,7 +14,13 @@ from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter
 from toolkit.errors import MergeError
-from toolkit.merge.compute import NonFiniteError, engine_of, is_finite, run_task
+from toolkit.merge.compute import (
+    NonFiniteError,
+    check_device,
+    engine_of,
+    is_finite,
+    run_task,
+)
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
 from toolkit.merge.output import merged_config, out_dtype
@@ -57,10 +63,11 @@ def run_merge(
         The plan that was run.
 
     Raises:
-        MergeError: models do not fit each other, or `out` is taken.
+        MergeError: models do not fit each other, `out` is taken, or there is no such device.
         CheckpointError: a model cannot be read, or the disk is full.
     """
     refuse_taken(out)
+    check_device(device)
     models = Models(folders)
     if config.merge_method not in all_methods() and _is_mergekit_s(config.merge_method):
         from toolkit.merge.fallback import merge_by_mergekit

@@ -15,5 +15,5 @@ HALVES = 1 << 16
 NON_FINITE = 0x7F800000
 """Bits of float32 infinity; magnitudes from here on are infinite or NaN."""
 
-ROW_BYTES, ROW_SLACK = 36, 256
+ROW_BYTES, ROW_SLACK = 34, 256
 """Scratch an entry of a row that della ranks, and entries to be added for rounding up."""

@@ -77,6 +77,28 @@ def masks(typing_context: Any, words: Any, place: Any, least: Any, width: Any) -
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def keep(typing_context: Any, words: Any, place: Any, mask: Any, kept: Any) -> Any:  # noqa: ARG001
+    """Of 64 words (uint32) from `place` on, those whose bit is set in `mask` to the same places of
+    `kept`, and zeros for the others."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector, flags = ir.VectorType(_I32, VECTOR), ir.VectorType(ir.IntType(1), VECTOR)
+        source, target = (
+            builder.bitcast(
+                builder.gep(context.make_array(kind)(context, builder, array).data, [arguments[1]]),
+                vector.as_pointer(),
+            )
+            for kind, array in ((signature.args[i], arguments[i]) for i in (0, 3))
+        )
+        chosen = builder.bitcast(arguments[2], flags)
+        zeros = ir.Constant(vector, [0] * VECTOR)
+        builder.store(builder.select(chosen, builder.load(source, align=4), zeros), target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(words, types.intp, types.uint64, kept), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def count_bits(typing_context: Any, mask: Any) -> Any:  # noqa: ARG001
     """How many bits of a uint64 are set."""
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.sizes import TILE
+from toolkit.merge.kernels.sizes import LANES, TILE
 from toolkit.merge.kernels.source.entries import (
     VECTOR,
     count_bits,
     float_of,
+    keep,
     larger_size,
     lowest_bit,
     masks,
@@ -25,11 +26,14 @@ from toolkit.merge.kernels.source.entries import (
 )
 from toolkit.merge.kernels.source.packing import pack, unpack
 from toolkit.merge.kernels.source.primitives import kernel, tile
-from toolkit.merge.kernels.source.random import add_sizes, draw_into, limit_of, unpack_bits
+from toolkit.merge.kernels.source.random import draw_into, limit_of
 
 BINS = TILE
-"""256 to the octave below the row's largest magnitude; the first holds zeros, the 17th also what is
+"""256 to the octave below the row's largest magnitude; the first 16 hold zeros, the 17th also what is
 smaller than the rest."""
+
+ZEROS = 16
+"""Bins that hold zeros."""
 
 _SHIFT = np.uint32(15)
 _ONE, _ANY_ONE = np.uint64(1), np.uint64(0x0101010101010101)
@@ -57,25 +61,21 @@ def count_ranks(sizes: Any, n: int, wanted: Any) -> Any:
 
 @kernel
 def fill_bins(sizes: Any, n: int, top: Any, bins: Any, counts: Any) -> Any:
-    """Put every magnitude into its bin.
+    """Put every magnitude into its bin; zeros, of which there may be many, into the first sixteen
+    in turn, as a count that is added to again at once makes the processor wait.
 
     Returns:
-        The first bin in use but for that of zeros, or one before it, as sixteen are summed at once.
+        How many zeros there are.
     """
     offset = np.int32(top >> _SHIFT) - np.int32(BINS - 1)
-    lowest = np.int32(BINS - 1)
     for i in range(n):
         size = sizes[i]
-        place = max(np.int32(size >> _SHIFT) - offset, np.int32(16))
-        place = place if size > np.uint32(0) else np.int32(0)
-        bins[i] = np.uint32(place)
-        lowest = min(lowest, place if place > 0 else np.int32(BINS - 1))
-    counts[:16] = 0
-    first = max(lowest // np.int32(16) * np.int32(16), np.int32(16))
-    counts[first:] = 0
+        place = max(np.int32(size >> _SHIFT) - offset, np.int32(ZEROS))
+        bins[i] = np.uint32(place if size > np.uint32(0) else np.int32(i) & np.int32(ZEROS - 1))
+    counts[:] = 0
     for i in range(n):
         counts[bins[i]] += np.int32(1)
-    return first
+    return counts[:ZEROS].sum()
 
 
 @kernel
@@ -98,9 +98,9 @@ def flag_by_rank(sizes: Any, n: int, top: Any, low: Any, spread: Any, halves: An
         stay: `[⌈n / 64⌉]`, uint64: the result, a bit an entry.
     """
     bins, numbers, owns, mine, least, most, state, doubts, counts, firsts, settled = scratch
-    in_use = fill_bins(sizes, n, top, bins, counts)
-    before = counts[0]
-    for at in range(in_use, BINS, 16):
+    num_zeros = np.int32(fill_bins(sizes, n, top, bins, counts))
+    before = num_zeros
+    for at in range(ZEROS, BINS, 16):
         before = running_sums(counts, firsts, at, before)
     surely = limit_of(low)
     width = limit_of(low + spread) - surely  # a limit of 2^32 is 0, and the difference still right
@@ -114,11 +114,11 @@ def flag_by_rank(sizes: Any, n: int, top: Any, low: Any, spread: Any, halves: An
         pack(halves, place, may_stay, numbers, found)
         pack(sizes, place, may_stay, mine, found)
         found = pack(bins, place, may_stay, owns, found)
-    zeros = counts[0] - np.int32(1)  # twice their rank, as they tie
+    zeros = num_zeros - np.int32(1)  # twice their rank, as they tie
     for j in range(found):
         own = owns[j]
         first, held = firsts[own], counts[own]
-        is_zero = own == np.uint32(0)
+        is_zero = own < np.uint32(ZEROS)
         least[j] = zeros if is_zero else np.int32(2) * first
         most[j] = zeros if is_zero else np.int32(2) * (first + held) - np.int32(2)
     low_bounds, high_bounds = least.view(np.float32), most.view(np.float32)
@@ -168,6 +168,38 @@ def read_sizes(x: Any, base: Any, sizes: Any) -> Any:
 
 
 @kernel
+def add_both(sizes: Any, kept: Any, n: int, lanes: Any) -> None:
+    """Add both to `lanes` (`[2, LANES]`, float64); see `random.add_sizes`.
+
+    Up to four parts of a row for each time that a sum is read and written; each sum's order stays.
+    """
+    before, after = lanes[0], lanes[1]
+    start = 0
+    while start + 3 * LANES <= n:
+        add_three(sizes[start : start + 3 * LANES], before)
+        add_three(kept[start : start + 3 * LANES], after)
+        start += 3 * LANES
+    while start < n:
+        stop = min(start + LANES, n)
+        add_one(sizes[start:stop], before)
+        add_one(kept[start:stop], after)
+        start = stop
+
+
+@kernel
+def add_three(x: Any, sums: Any) -> None:
+    a, b, c = x[:LANES], x[LANES : 2 * LANES], x[2 * LANES :]
+    for i in range(LANES):
+        sums[i] = sums[i] + np.float64(a[i]) + np.float64(b[i]) + np.float64(c[i])
+
+
+@kernel
+def add_one(x: Any, sums: Any) -> None:
+    for i in range(x.size):
+        sums[i] += np.float64(x[i])
+
+
+@kernel
 def put_bits(bits: Any, n: int, mask: Any, at: int) -> None:
     """`n` bits into `mask`, from bit `at` on, where zeros stand."""
     for place in range(0, n, VECTOR):
@@ -211,9 +243,9 @@ def thin_by_rank(
     least = room[8 * even + 12 * wide : 12 * even + 12 * wide].view(np.int32)
     most = room[12 * even + 12 * wide : 16 * even + 12 * wide].view(np.int32)
     rest = room[16 * even + 12 * wide :]
-    state, flags = rest[:wide], rest[wide : wide + even]
-    bits, doubts = rest[wide + even :][: even // 8], rest[wide + even :][even // 8 : even // 4]
-    words = rest[2 * wide + even : 6 * wide + even + 8 * VECTOR].view(np.uint64)
+    state = rest[:wide]
+    bits, doubts = rest[wide:][: even // 8], rest[wide:][even // 8 : even // 4]
+    words = rest[2 * wide : 6 * wide + 8 * VECTOR].view(np.uint64)
     stay = bits.view(np.uint64)
     counts, firsts, settled = tile(np.int32), tile(np.int32), tile(np.float32)
     scratch = (
@@ -230,7 +262,8 @@ def thin_by_rank(
         else:
             halves = draw_into(key, start + at, length, words)
             flag_by_rank(sizes, length, top, low, spread, halves, scratch, stay)
-        unpack_bits(bits[: (length + 7) // 8], flags)
-        add_sizes(sizes.view(np.float32), flags, length, lanes)
+        for place in range(0, length, VECTOR):
+            keep(sizes, place, stay[place // VECTOR], bins)  # nobody asks for bins any more
+        add_both(sizes.view(np.float32), bins.view(np.float32), length, lanes)
         put_bits(stay, length, kept, at)
     return 0
