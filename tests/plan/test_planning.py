@@ -236,6 +236,11 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *wo
         (("--price", "H1000=2"), "did you mean H100?"),
         (("--utilisation", "1.5"), "--utilisation: must be above 0 and at most 1 (got 1.5)"),
         (("--prices", "none.yaml"), "none.yaml: cannot be read"),
+        (("--pretrained-on", "-1"), "--pretrained-on: must be tokens, above 0 (got -1)"),
+        (("--write", "tiny.yaml"), "--write tiny.yaml: is there already"),
+        (("--write", "ready.json"), "--write ready.json: must end in .yaml"),
+        (("--devices", "0xH100"), "--devices: must be like 8xH100"),
+        (("--price", "H100=free"), "--price: H100: must be a number, not below 0 (got 'free')"),
     ],
 )
 def test_bad_flags(project: Path, capsys, monkeypatch, words, shown):

@@ -6,6 +6,7 @@ trained, and of the network no more is read than a look needs: never a large mod
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -81,6 +82,10 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
     began = time.monotonic()
     recipe = run.recipe
     known = _with_utilisation(wanted)
+    if wanted.pretraining_tokens is not None and not 0.0 < wanted.pretraining_tokens < math.inf:
+        raise ConfigError(
+            f"--pretrained-on: must be tokens, above 0 (got {wanted.pretraining_tokens:g})."
+        )
     named = [parse_fleet(text, {**known, CPU: this_machine(None)}) for text in wanted.fleets]
     located = locate_model(run)
     problems, notes = [], [located.why] if located.why else []
@@ -199,16 +204,25 @@ def write_plan(run: Run, plan: dict[str, Any]) -> Path:
     return run.root / "plan.json"
 
 
+def check_write(path: Path) -> None:
+    """Refuse a place for a recipe, before anything is measured.
+
+    Raises:
+        ConfigError: there is something, or its name is not that of a recipe.
+    """
+    if path.exists():
+        raise ConfigError(f"--write {path}: is there already; give another name or remove it.")
+    if path.suffix not in {".yaml", ".yml"}:
+        raise ConfigError(f"--write {path}: must end in .yaml.")
+
+
 def write_recipe(run: Run, plan: dict[str, Any], path: Path) -> None:
     """Write a ready recipe with the plan's settings.
 
     Raises:
         ConfigError: there is something at `path`, or what would be written is no valid recipe.
     """
-    if path.exists():
-        raise ConfigError(f"--write {path}: is there already; give another name or remove it.")
-    if path.suffix not in {".yaml", ".yml"}:
-        raise ConfigError(f"--write {path}: must end in .yaml.")
+    check_write(path)
     assert run.path is not None  # noqa: S101  (a run that was opened by name has one)
     settings = [Setting(s["key"], s["value"], s["now"], s["why"]) for s in plan["settings"]]
     opening = [
