@@ -136,7 +136,8 @@ def run_mixtures(run: Run, wanted: Wanted) -> list[Path]:
     model = fingerprint(general)
     evaluate = run.recipe.evaluate.model_dump(mode="json", include={"window_tokens", "precision"})
     files = []
-    for share, name in ((None, "general"), *wanted.names):
+    every: list[tuple[float | None, str]] = [(None, "general"), *wanted.names]
+    for share, name in every:
         config: dict[str, Any] = {"evaluate": evaluate, "share": share}
         if share is not None:
             config |= {"train": identity_of(training), "tokens": wanted.tokens}
