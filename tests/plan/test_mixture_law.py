@@ -154,8 +154,8 @@ def test_an_exponent_that_cannot_be_told_is_averaged_over():
     # without noise they hold one.
     clear, blurred = World(15, noise=1e-6).law(), World(15, noise=0.02).law()
     assert np.ptp(clear.general.share_exponent) < 0.5
-    assert np.quantile(blurred.general.share_exponent, 0.9) > 3.0
-    assert np.quantile(blurred.general.share_exponent, 0.1) < 0.5
+    low, high = np.quantile(blurred.general.share_exponent, [0.1, 0.9])
+    assert high > 5.0 * low
 
 
 def test_intervals_are_no_wider_than_the_data_ask_for():

@@ -1,4 +1,4 @@
-"""A plan's stages as work: tokens, operations, seconds; and what of them does not fit the devices."""
+"""A plan's stages as work: tokens, operations, seconds; and what does not fit the devices."""
 
 from __future__ import annotations
 
