@@ -54,6 +54,11 @@ def test_what_would_change_it_says_how_much_text():
     )
 
 
+def test_of_text_that_was_seen_in_part_it_says_at_most():
+    found = judge(Evidence(tokens=1e6, at_least=True, trained_parameters=SMALL))
+    assert found.changes[0].startswith("at most 100 times the text")
+
+
 def test_a_larger_model_wants_more():
     assert needed_tokens(SMALL) == (1e8, 1e9)
     assert needed_tokens(70e9) == (1.75e10, 2.1e11)

@@ -198,6 +198,7 @@ def judge(evidence: Evidence) -> Verdict:
     can_tune = evidence.num_talks >= ENOUGH_TALKS
     have = f"{'at least ' if evidence.at_least else ''}{words_of(evidence.tokens)}"
     times = least / max(1.0, evidence.tokens)
+    most = "at most " if evidence.at_least else ""
     size = f"{have} tokens of domain text without duplicates; CPT wants {words_of(least)} at least"
     size += f" and {words_of(comfortable)} to be comfortable"
     if evidence.taken is not None and evidence.taken < 0.9 * evidence.tokens:
@@ -225,13 +226,13 @@ def judge(evidence: Evidence) -> Verdict:
     elif worth >= least:
         tool = "nothing" if familiar else "cpt"
         reasons.append(f"little text, but four epochs of it are worth {words_of(worth)}: {size}")
-        changes.append(f"{_times(times)} the text would make one epoch enough")
+        changes.append(f"{most}{_times(times)} the text would make one epoch enough")
     else:
         tool = "fine-tuning" if can_tune or evidence.is_talk else "retrieval"
         reasons.append(f"too little text: {size}")
         changes.append(
-            f"{_times(times)} the text ({words_of(least)} tokens), or {_times(least / worth)} and "
-            "four epochs, would speak for CPT"
+            f"{most}{_times(times)} the text ({words_of(least)} tokens), or "
+            f"{_times(least / worth)} and four epochs, would speak for CPT"
         )
         if tool == "fine-tuning":
             reasons.append("there are conversations, from which behaviour is learned with far less")
