@@ -148,6 +148,17 @@ def test_a_tokenizer_without_the_tokens(
     del values["evaluate"]
     values["tokenizer"] = {"special": ["<PRE>", "<SUF>"]}
     assert faults(tmp_path, values) == []
+    # Conversations need a template.
+    conversations = source("domain", messages_field="messages")
+    values["sft"] = {"data": {**recipe()["data"], "sequence_tokens": 64}, "train": {}}
+    values["sft"]["data"]["sources"] = {"talks": conversations, "web": source("general")}
+    assert faults(tmp_path, values) == []
+    (tmp_path / "model/chat_template.jinja").unlink()
+    (line,) = faults(tmp_path, values)
+    assert line.startswith("sft.data.sources.talks.messages_field: the tokenizer of model has no")
+    values["tokenizer"]["chat_template"] = "{{ messages }}"
+    assert faults(tmp_path, values) == []
+    del values["sft"]
     # A model that was fetched before is looked at too.
     del values["tokenizer"]
     values["model"] = {"hub": "org/large"}
@@ -155,3 +166,18 @@ def test_a_tokenizer_without_the_tokens(
     make_model(tmp_path / "runs/mine/general")
     with pytest.raises(ConfigError, match=r"data\.fim\.tokens: .*mine/general lacks <PRE>"):
         Run.open("mine.yaml", Path("runs"))
+
+
+def test_experts_of_differing_shapes(tmp_path: Path):
+    wide = {"hub": "org/wide", "shape": {**SHAPE, "intermediate_size": 96, "num_hidden_layers": 3}}
+    base = {"hub": "org/base", "shape": SHAPE}
+    values = recipe()
+    values["model"] = {"moe": {"base": base, "num_experts": 2, "experts": [base, wide]}}
+    assert faults(tmp_path, values) == [
+        "model.moe.experts.1: its num_hidden_layers is 3, that of the base 2; experts must have "
+        "the base's shapes",
+        "model.moe.experts.1: its intermediate_size is 96, that of the base 64; experts must have "
+        "the base's shapes",
+    ]
+    values["model"]["moe"]["experts"] = [base, {"hub": "org/not-known"}]
+    assert faults(tmp_path, values) == []

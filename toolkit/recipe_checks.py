@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from toolkit.data.config import KNOWN_FIM_TOKENS, DataSection
 from toolkit.data.source_config import SourceSection
 from toolkit.errors import ConfigError, did_you_mean
-from toolkit.model_config import shape_of
+from toolkit.model_config import ModelSection, shape_of
 from toolkit.train.config import TrainSection
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         limit = shape.max_position_embeddings if shape is not None else None
     except ConfigError as error:
         yield f"model.path: {error}"
+    yield from _experts("model.moe", recipe.model)
+    for name, model in recipe.models.items():
+        yield from _experts(f"models.{name}.moe", model)
     yield from _amounts("data", recipe.data)
     yield from _stage_names("", recipe.data, recipe.train)
     yield from _positions("", recipe.data, recipe.train, limit)
@@ -174,6 +177,32 @@ def _models(recipe: Recipe) -> Iterator[str]:
         )
 
 
+_ALIKE = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
+"""What experts must have in common with the model that they are put into."""
+
+
+def _experts(key: str, model: ModelSection) -> Iterator[str]:
+    """Experts of differing shapes, as far as the measures of both are known without fetching."""
+    if model.moe is None:
+        return
+    try:
+        base = shape_of(model.moe.base)
+        shapes = [shape_of(expert) for expert in model.moe.experts]
+    except ConfigError as error:
+        yield f"{key}: {error}"
+        return
+    for number, shape in enumerate(shapes):
+        if base is None or shape is None:
+            continue
+        for measure in _ALIKE:
+            own, wanted = getattr(shape, measure), getattr(base, measure)
+            if own != wanted:
+                yield (
+                    f"{key}.experts.{number}: its {measure} is {own}, that of the base {wanted}; "
+                    "experts must have the base's shapes"
+                )
+
+
 def token_faults(recipe: Recipe, folder: Path) -> Iterator[str]:
     """What the recipe needs and a tokenizer lacks, where the tokenizer is at hand.
 
@@ -189,8 +218,9 @@ def token_faults(recipe: Recipe, folder: Path) -> Iterator[str]:
         known = {*table["model"]["vocab"], *(t["content"] for t in table.get("added_tokens", ()))}
     except (OSError, ValueError, KeyError, TypeError):
         return  # another kind of tokenizer, or damage: whoever loads it says so
-    added = set(recipe.tokenizer.special if recipe.tokenizer is not None else ())
-    known |= added
+    own = recipe.tokenizer
+    known |= set(own.special if own is not None else ())
+    has_template = (own is not None and own.chat_template is not None) or _has_template(folder)
     middles = recipe.evaluate.middles
     if middles is not None and middles.tokens is not None and not known.issuperset(middles.tokens):
         yield (
@@ -201,6 +231,14 @@ def token_faults(recipe: Recipe, folder: Path) -> Iterator[str]:
     if recipe.sft is not None:
         sections["sft.data"] = recipe.sft.data
     for prefix, section in sections.items():
+        if not has_template:
+            for name, source in section.sources.items():
+                if source.messages_field is not None:
+                    yield (
+                        f"{prefix}.sources.{name}.messages_field: the tokenizer of {folder} has no "
+                        "chat template to write conversations with; give one in "
+                        "tokenizer.chat_template, or as chat_template.jinja beside the tokenizer"
+                    )
         end = section.end_of_document
         if end is not None and end not in known:
             yield f"{prefix}.end_of_document: the tokenizer of {folder} has no token {end!r}"
@@ -217,3 +255,13 @@ def token_faults(recipe: Recipe, folder: Path) -> Iterator[str]:
                 f"{prefix}.fim.tokens: the tokenizer of {folder} has none of the tokens that code "
                 "models use for fill-in-the-middle; name three, or add three by tokenizer.special"
             )
+
+
+def _has_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        text = (folder / "tokenizer_config.json").read_text(encoding="utf-8")
+        return bool(json.loads(text).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False

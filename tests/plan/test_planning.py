@@ -147,6 +147,22 @@ def test_a_model_that_does_not_fit_is_a_problem_with_a_way_out(project: Path):
         finish(plan)
 
 
+def test_fine_tuning_that_does_not_fit_is_told_too(project: Path):
+    talks = changed()["data"]
+    values = changed(sft={"data": talks, "train": {"micro_batch_blocks": 400_000}})
+    plan = make_plan(run_of(project, values), quick(fleets=("L40S",)))
+    (problem,) = plan["problems"]
+    assert problem.startswith("sft.train: tiny does not fit L40S")
+    assert "micro_batch_blocks: 1" in problem
+
+
+def test_more_devices_than_blocks_of_a_step_are_noted(project: Path):
+    run = run_of(project, changed(train__blocks_per_step=4, train__micro_batch_blocks=1))
+    plan = make_plan(run, quick(fleets=("4xH100", "8xH100")))
+    (note,) = [line for line in plan["notes"] if "blocks_per_step" in line]
+    assert note.startswith("8xH100: training does not start on more devices than a step has")
+
+
 def test_adapters_are_suggested_where_only_they_fit(project: Path):
     plan = make_plan(
         run_of(project, hub_recipe(data__sequence_tokens=512)), quick(fleets=("8xB200",))
@@ -220,6 +236,11 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *wo
         (("--price", "H1000=2"), "did you mean H100?"),
         (("--utilisation", "1.5"), "--utilisation: must be above 0 and at most 1 (got 1.5)"),
         (("--prices", "none.yaml"), "none.yaml: cannot be read"),
+        (("--pretrained-on", "-1"), "--pretrained-on: must be tokens, above 0 (got -1)"),
+        (("--write", "tiny.yaml"), "--write tiny.yaml: is there already"),
+        (("--write", "ready.json"), "--write ready.json: must end in .yaml"),
+        (("--devices", "0xH100"), "--devices: must be like 8xH100"),
+        (("--price", "H100=free"), "--price: H100: must be a number, not below 0 (got 'free')"),
     ],
 )
 def test_bad_flags(project: Path, capsys, monkeypatch, words, shown):

@@ -49,7 +49,14 @@ def test_the_table(tokens, figures, tool, shift, is_sure):
 
 def test_what_would_change_it_says_how_much_text():
     found = judge(Evidence(tokens=1e5, at_least=False, trained_parameters=SMALL))
-    assert any("with 1,000x the text (100M tokens)" in line for line in found.changes)
+    assert found.changes[0] == (
+        "1,000 times the text (100M tokens), or 268 times and four epochs, would speak for CPT"
+    )
+
+
+def test_of_text_that_was_seen_in_part_it_says_at_most():
+    found = judge(Evidence(tokens=1e6, at_least=True, trained_parameters=SMALL))
+    assert found.changes[0].startswith("at most 100 times the text")
 
 
 def test_a_larger_model_wants_more():
@@ -162,3 +169,21 @@ def test_fine_tuning_advice():
 def test_rewarming_within_what_is_usual_stays(own: float, steps: int, wanted: float):
     now = {**settings_now(), "train.schedule.rewarm_fraction": own}
     assert settings(steps=steps, now=now)["train.schedule.rewarm_fraction"].value == wanted
+
+
+@pytest.mark.parametrize(
+    ("own", "tokens", "wanted"),
+    [
+        ("cosine", 5.5e9, "cosine"),
+        ("minimum", 5.5e9, "cosine"),  # not short beside 2T tokens
+        ("minimum", 1e8, "minimum"),
+        ("cosine", 1e8, "cosine"),
+        ("infinite", 1e8, "infinite"),
+        ("wsd", 5.5e9, "wsd"),
+    ],
+)
+def test_a_schedule_with_a_purpose_stays(own: str, tokens: float, wanted: str):
+    now = {**settings_now(), "train.schedule.kind": own}
+    found = settings(tokens=tokens, now=now)
+    assert found["train.schedule.kind"].value == wanted
+    assert ("train.schedule.rewarm_fraction" in found) == (wanted != "minimum")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from toolkit.data.blocks import Blocks
 from toolkit.errors import ConfigError
 from toolkit.stages.mixing import (
     Wanted,
+    check_fit,
     load_scores,
     parse_shares,
     report_mixture,
@@ -76,12 +78,43 @@ def test_another_share_adds_one_run(project: Path):
     assert {file: file.stat().st_mtime_ns for file in first} == times
 
 
+def test_runs_of_one_share_see_other_blocks(project: Path):
+    run = open_run(project, {})
+    files = run_mixtures(run, Wanted((0.5,), 512, repeats=2))
+    assert [file.parent.name for file in files] == ["general", "share-0.5", "share-0.5-2"]
+    first, second = load_scores(files)[1:]
+    assert first.share == second.share == 0.5
+    assert first.domain.loss != second.domain.loss
+
+
+@pytest.mark.parametrize(
+    ("wanted", "held_out", "tolerance", "message"),
+    [
+        (Wanted((0.5, 0.7, 1.0), 512), (), 0.1, "--shares: 3 runs of 3 shares are left to fit"),
+        (Wanted((0.5, 0.7, 0.8, 1.0), 512), (0.7,), 0.1, "3 runs of 3 shares are left to fit"),
+        (Wanted((0.5, 1.0), 512, 4), (), 0.1, "8 runs of 2 shares are left to fit"),
+        (Wanted((0.4, 0.5, 0.7, 0.8, 1.0), 512), (0.4,), 0.1, "--hold-out: 0.4 lies outside"),
+        (Wanted((0.4, 0.5, 0.7, 0.8, 1.0), 512), (), math.nan, "--tolerance: must be a finite"),
+    ],
+)
+def test_what_no_law_can_come_of_is_refused_before_a_run(
+    wanted: Wanted, held_out: tuple[float, ...], tolerance: float, message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        check_fit(wanted, held_out, tolerance)
+
+
+def test_three_shares_twice_are_enough():
+    check_fit(Wanted((0.5, 0.7, 1.0), 512, repeats=2), (), 0.1)
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
         (Wanted((0.5, 1.5), 1_024), "--shares: 1.5 is no share"),
         (Wanted((-0.1,), 1_024), "--shares: -0.1 is no share"),
         (Wanted((0.5, 0.5), 1_024), "--shares: 0.5 stands there twice"),
+        (Wanted((0.5,), 1_024, 0), "--repeats: must be at least 1"),
         (Wanted((0.5,), 100), "--tokens: 100 are fewer than 4 steps of 128"),
     ],
 )

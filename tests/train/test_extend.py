@@ -181,3 +181,39 @@ def test_special_tokens_are_added_by_name(project: Path):
     again = open_run(project, {"model": {"path": str(extended)}, "tokenizer": {"special": names}})
     with pytest.raises(ConfigError, match=r"tokenizer\.special: .* has '<PRE>' already"):
         ensure_general(again)
+
+
+TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+
+
+def test_a_chat_template_for_a_model_that_has_none(project: Path):
+    settings = project / "model/tokenizer_config.json"
+    values = json.loads(settings.read_text())
+    for where in (None, "an old one {{ x }}"):
+        (project / "model/chat_template.jinja").unlink(missing_ok=True)
+        settings.write_text(json.dumps({**values, **({"chat_template": where} if where else {})}))
+        folder = ensure_general(open_run(project, {"tokenizer": {"chat_template": TEMPLATE}}))
+        new = AutoTokenizer.from_pretrained(folder)
+        talk = [{"role": "user", "content": "hello"}]
+        assert new.apply_chat_template(talk, tokenize=False) == "[user] hello\n"
+        assert len(new) == 320
+        before, after = (load_file(f"{f}/model.safetensors") for f in ("model", folder))
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"chat_template": "chatml"}, "chat_template: must be a template in Jinja"),
+        ({}, "give new_tokens, special, chat_template, or several of them"),
+    ],
+)
+def test_bad_sections(project: Path, section: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
+        open_run(project, {"tokenizer": section})
+
+
+def test_a_template_that_is_none(project: Path):
+    run = open_run(project, {"tokenizer": {"chat_template": "{% for x in %}"}})
+    with pytest.raises(ConfigError, match=r"tokenizer\.chat_template: is no template"):
+        ensure_general(run)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from toolkit.errors import ConfigError
-from toolkit.plan.mixture_law import Fit, Law
-from toolkit.plan.mixture_runs import F64, MixtureRun
+from toolkit.plan.mixture_law import Fit, Law, fit_law
+from toolkit.plan.mixture_runs import F64, MixtureRun, Role
 
 _STEPS = 301
 _LEVEL = 0.95
@@ -19,7 +19,7 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval."""
+    """A figure, the middle of its draws, with its 95 % interval."""
 
     value: float
     low: float
@@ -66,9 +66,9 @@ def largest_share(law: Law, tolerance: float) -> Answer:
     low, high = law.range
     shares = np.linspace(low, high, _STEPS)
     rise = law.general.at(shares, _amounts(law, shares)) - law.start_general[:, None]
-    allowed = rise <= tolerance
-    if not allowed[0].any():
-        best = int(np.argmin(rise[0]))
+    allowed, middle = rise <= tolerance, np.median(rise, axis=0)
+    if not (middle <= tolerance).any():
+        best = int(np.argmin(middle))
         raise ConfigError(
             f"--tolerance: {tolerance:g} is met by no measured share; the least rise, at share "
             f"{shares[best]:.2f}, is {_interval(rise[:, best])} bits per byte. Measure smaller "
@@ -77,14 +77,15 @@ def largest_share(law: Law, tolerance: float) -> Answer:
     # From the end, so that a law that falls again counts with its largest share.
     last = np.where(allowed.any(axis=1), _STEPS - 1 - np.argmax(allowed[:, ::-1], axis=1), 0)
     found = shares[last]
+    reached = float(shares[np.flatnonzero(middle <= tolerance)[-1]])
     bound = np.quantile(rise, _LEVEL, axis=0)
     within = np.flatnonzero(bound <= tolerance)
     safe = float(shares[within[-1]]) if len(within) else None
-    place = np.array([safe if safe is not None else float(found[0])])
+    place = np.array([safe if safe is not None else reached])
     tokens = _amounts(law, place)
     return Answer(
         tolerance=tolerance,
-        share=_interval(found),
+        share=Estimate(reached, *_ends(found)),
         safe_share=safe,
         is_at_end=safe == high,
         domain_change=_interval((law.domain.at(place, tokens) - law.start_domain[:, None])[:, 0]),
@@ -96,51 +97,75 @@ def largest_share(law: Law, tolerance: float) -> Answer:
 
 @dataclass(frozen=True)
 class Check:
-    """A run that the law had not seen.
+    """Runs of one share that the law had not seen.
 
     Attributes:
-        share: of it.
+        share: of them.
         role: of the loss.
-        predicted: change against the general model on the same documents, for a run at this share:
-            with the noise of that run.
-        measured: the same of the run.
+        predicted: change against the general model on the same documents, for the mean of as many
+            runs at this share: with their noise.
+        measured: the same of these runs.
+        num_runs: of them.
     """
 
     share: float
-    role: Literal["domain", "general"]
+    role: Role
     predicted: Estimate
     measured: float
+    num_runs: int = 1
 
     @property
     def is_inside(self) -> bool:
         return self.predicted.low <= self.measured <= self.predicted.high
 
 
-def check_run(law: Law, run: MixtureRun, *, seed: int = 0) -> list[Check]:
-    """Predict a held-out run.
+def check_runs(law: Law, runs: Sequence[MixtureRun]) -> list[Check]:
+    """Predict held-out runs of one share.
+
+    They are scored on the documents of the fitted runs, so which documents these are is no part of
+    the prediction's uncertainty.
 
     Raises:
-        ConfigError: its share or tokens lie outside what was measured.
+        ConfigError: their share or tokens lie outside what was measured.
     """
-    share = float(run.share or 0.0)
-    law.check(share, run.tokens)
+    share = float(runs[0].share or 0.0)
+    tokens = float(np.mean([run.tokens for run in runs]))
+    law.check(share, tokens)
     checks = []
-    for number, (role, fit, start, noise) in enumerate(_parts(law)):
-        chance = np.random.default_rng([seed, 7, number])
-        place, tokens = np.array([share]), np.array([float(run.tokens)])
-        drawn = fit.at(place, tokens)[:, 0] - start
-        own = noise * chance.standard_normal(len(noise))
-        own[0] = 0.0
-        now = run.domain if role == "domain" else run.general
-        before = law.start.domain if role == "domain" else law.start.general
-        checks.append(Check(share, role, _interval(drawn + own), now.loss - before.loss))
+    for number, (role, _, _) in enumerate(_parts(law)):
+        fit, start = law.on_same_documents(role), law.start.losses(role).loss
+        own = np.random.default_rng([law.seed, 7, number]).standard_normal(len(fit.noise))
+        drawn = fit.at(np.array([share]), np.array([tokens]))[:, 0] - start
+        predicted = _interval(drawn + fit.noise / math.sqrt(len(runs)) * own)
+        measured = float(np.mean([run.losses(role).loss for run in runs])) - start
+        checks.append(Check(share, role, predicted, measured, len(runs)))
     return checks
 
 
-def _parts(law: Law) -> list[tuple[Literal["domain", "general"], Fit, F64, F64]]:
+def leave_out(law: Law) -> list[Check]:
+    """Predict the runs of each inner share from those of the others; empty where they are too few.
+
+    A held-out share is one trial, which an interval of 95 % loses now and then; these are more of
+    them, though not independent ones.
+    """
+    low, high = law.range
+    found: list[Check] = []
+    for share in sorted({float(run.share or 0.0) for run in law.runs}):
+        own = [run for run in law.runs if float(run.share or 0.0) == share]
+        if low < share < high:
+            others = [run for run in law.runs if float(run.share or 0.0) != share]
+            try:
+                rest = fit_law(law.start, others, draws=len(law.domain.chosen), seed=law.seed)
+                found += check_runs(rest, own)
+            except ConfigError:
+                return []
+    return found
+
+
+def _parts(law: Law) -> list[tuple[Role, Fit, F64]]:
     return [
-        ("domain", law.domain, law.start_domain, law.noise_domain),
-        ("general", law.general, law.start_general, law.noise_general),
+        ("domain", law.domain, law.start_domain),
+        ("general", law.general, law.start_general),
     ]
 
 
@@ -150,8 +175,17 @@ def _amounts(law: Law, shares: F64) -> F64:
 
 
 def _interval(draws: F64) -> Estimate:
+    return Estimate(float(np.median(draws)), *_ends(draws))
+
+
+def _ends(draws: F64) -> tuple[float, float]:
     low, high = np.quantile(draws, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Estimate(float(draws[0]), float(low), float(high))
+    return float(low), float(high)
+
+
+def run_noise(law: Law) -> dict[Role, Estimate]:
+    """Standard deviation of one run's loss around the law, as far as these runs show it."""
+    return {role: _interval(law.on_same_documents(role).noise) for role, _, _ in _parts(law)}
 
 
 def sentences(law: Law, answer: Answer) -> list[str]:
@@ -179,6 +213,12 @@ def sentences(law: Law, answer: Answer) -> list[str]:
         f"There the domain changes by {answer.domain_change} and general text by "
         f"{answer.general_change} bits per byte."
     )
+    noise = run_noise(law)
+    lines.append(
+        "Runs of the same share differ by a standard deviation of about "
+        f"{noise['domain'].value:.4f} (domain) and {noise['general'].value:.4f} (general); more "
+        "runs, or longer ones, tell more."
+    )
     fixed = {"all tokens": "as many tokens", "domain tokens": "as many domain tokens"}
     fewest, most = law.tokens
     size = f"{fixed[law.amount]} as these" if law.amount in fixed else f"{fewest} to {most} tokens"
@@ -195,12 +235,11 @@ def table_rows(law: Law, checks: Sequence[Check]) -> list[tuple[str, ...]]:
     for run in law.runs:
         share = float(run.share or 0.0)
         cells = [f"{share:g}", f"{run.tokens:,}"]
-        for role, fit, start, _ in _parts(law):
-            now = run.domain if role == "domain" else run.general
-            before = law.start.domain if role == "domain" else law.start.general
+        for role, fit, start in _parts(law):
+            change = run.losses(role).loss - law.start.losses(role).loss
             place, tokens = np.array([share]), np.array([float(run.tokens)])
             drawn = _interval(fit.at(place, tokens)[:, 0] - start)
-            cells += [f"{now.loss - before.loss:+.4f}", _signed(drawn)]
+            cells += [f"{change:+.4f}", _signed(drawn)]
         rows.append(tuple(cells))
     by_share: dict[float, list[Check]] = {}
     for check in checks:
@@ -217,8 +256,11 @@ def _signed(value: Estimate) -> str:
     return f"{value.value:+.4f} ({value.low:+.4f} to {value.high:+.4f})"
 
 
-def plain_answer(law: Law, answer: Answer, checks: Sequence[Check]) -> dict[str, Any]:
+def plain_answer(
+    law: Law, answer: Answer, checks: Sequence[Check], left_out: Sequence[Check]
+) -> dict[str, Any]:
     """All of it as plain values, for JSON."""
+    noise = run_noise(law)
 
     def exponents(fit: Fit) -> dict[str, Any]:
         return {
@@ -226,8 +268,13 @@ def plain_answer(law: Law, answer: Answer, checks: Sequence[Check]) -> dict[str,
             "slope": float(fit.slope[0]),
             "share_exponent": float(fit.share_exponent[0]),
             "token_exponent": float(fit.token_exponent[0]),
-            "rmse": float(np.sqrt(fit.squares[0] / len(law.runs))),
         }
+
+    def outcomes(found: Sequence[Check]) -> list[dict[str, Any]]:
+        return [
+            {**vars(one), "predicted": vars(one.predicted), "is_inside": one.is_inside}
+            for one in found
+        ]
 
     return {
         "same_in_all_runs": law.amount,
@@ -240,15 +287,8 @@ def plain_answer(law: Law, answer: Answer, checks: Sequence[Check]) -> dict[str,
         "safe_share": answer.safe_share,
         "domain_change": vars(answer.domain_change),
         "general_change": vars(answer.general_change),
-        "held_out": [
-            {
-                "share": check.share,
-                "role": check.role,
-                "predicted": vars(check.predicted),
-                "measured": check.measured,
-                "is_inside": check.is_inside,
-            }
-            for check in checks
-        ],
+        "run_noise": {role: vars(noise[role]) for role in noise},
+        "held_out": outcomes(checks),
+        "left_out": outcomes(left_out),
         "sentences": sentences(law, answer),
     }

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import ConfigError
-from toolkit.plan.mixture_runs import F64, MixtureRun
+from toolkit.plan.mixture_runs import F64, MixtureRun, Role
 
 Amount = Literal["all tokens", "domain tokens", "free"]
 
@@ -21,6 +21,9 @@ SHARE_EXPONENTS = np.geomspace(0.1, 8.0, 89)
 TOKEN_EXPONENTS = np.linspace(-1.0, 1.0, 41)
 _SAME = 0.1
 """Amounts that differ by less than this share of themselves are one amount: blocks are whole."""
+
+_EXACT = 1e-20
+"""Squares below this share of what is to be explained are rounding."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +52,23 @@ class Grid:
 
 @dataclass(frozen=True)
 class Fit:
-    """Laws fitted to several draws of the runs' losses.
+    """Laws that the runs leave possible: the one of least squares, then draws.
 
     Attributes:
         grid: of exponents.
-        chosen: `[K]`, the best of the grid.
+        chosen: `[K]`, each law's place in the grid.
         offset, slope: `[K]`, E and A.
-        squares: `[K]`, summed squares that are left.
+        noise: `[K]`, standard deviation of a run around its law.
     """
 
     grid: Grid
     chosen: NDArray[np.int64]
     offset: F64
     slope: F64
-    squares: F64
+    noise: F64
 
     def at(self, shares: F64, tokens: F64) -> F64:
-        """Losses of each draw's law, `[K, S]`."""
+        """Losses of each law, `[K, S]`."""
         features = self.grid.features(shares, tokens)[self.chosen]
         return np.asarray(self.offset[:, None] + self.slope[:, None] * features)
 
@@ -112,50 +115,80 @@ def make_grid(runs: Sequence[MixtureRun]) -> Grid:
     return Grid(pairs, middle, parameters)
 
 
-def fit_losses(grid: Grid, shares: F64, tokens: F64, losses: F64) -> Fit:
-    """The law with the least squares for each draw; given the exponents, the rest is a line.
+def draw_laws(
+    grid: Grid, shares: F64, tokens: F64, losses: F64, chance: np.random.Generator
+) -> Fit:
+    """Laws in proportion to how well they explain the runs: one for each row of losses.
+
+    A few runs cannot tell an exponent: one that is fitted takes a degree of freedom and then counts
+    as known. Here it is averaged over, evenly in its logarithm. Given it, E and A are a line, and
+    the noise of a run is what the line leaves over, with N - 2 degrees of freedom; all have flat
+    priors, A as the change over the measured range, so that no exponent is favoured by its scale.
+    With an exponent that is known the intervals of such draws are Student's, and exact.
 
     Args:
         grid: of exponents.
         shares: `[N]`.
         tokens: `[N]`.
         losses: `[K, N]`.
+        chance: of the draws.
+
+    Returns:
+        Of the first row the law of least squares, of the others a draw each.
+
+    Reference:
+        Box & Tiao 1973, Bayesian inference in statistical analysis, chapter 2.
 
     >>> grid = Grid(np.array([[1.0, 0.0], [2.0, 0.0]]), 100.0, 3)
     >>> shares, tokens = np.array([0.0, 0.5, 1.0]), np.array([100.0, 100.0, 100.0])
-    >>> fit = fit_losses(grid, shares, tokens, np.array([[1.0, 1.25, 2.0]]))
+    >>> losses = np.array([[1.0, 1.25, 2.0]])
+    >>> fit = draw_laws(grid, shares, tokens, losses, np.random.default_rng(0))
     >>> fit.share_exponent.tolist(), fit.offset.tolist(), fit.slope.tolist()
     ([2.0], [1.0], [1.0])
     """
+    draws, runs = losses.shape
+    freedom = runs - 2
     features = grid.features(shares, tokens)
-    centred = features - features.mean(axis=1, keepdims=True)
+    width = np.maximum(np.ptp(features, axis=1), 1e-150)
+    means = features.mean(axis=1)
+    centred = (features - means[:, None]) / width[:, None]
     spread = np.maximum((centred**2).sum(axis=1), 1e-300)
-    around = losses - losses.mean(axis=1, keepdims=True)
+    level = losses.mean(axis=1)
+    around = losses - level[:, None]
     slopes = (around @ centred.T) / spread
-    squares = (around**2).sum(axis=1, keepdims=True) - slopes**2 * spread
-    chosen = np.argmin(squares, axis=1)
-    rows = np.arange(len(losses))
-    slope = slopes[rows, chosen]
-    offset = losses.mean(axis=1) - slope * features.mean(axis=1)[chosen]
-    return Fit(grid, chosen, offset, slope, np.maximum(squares[rows, chosen], 0.0))
+    whole = np.maximum((around**2).sum(axis=1, keepdims=True), 1e-300)
+    squares = np.maximum(whole - slopes**2 * spread, _EXACT * whole)
+    logs = -0.5 * np.log(spread) - 0.5 * freedom * np.log(squares / whole)
+    # The largest of weights with Gumbel's noise is a draw in proportion to them.
+    noisy = logs + chance.gumbel(size=logs.shape)
+    noisy[0] = -squares[0]
+    chosen = np.argmax(noisy, axis=1)
+    rows = np.arange(draws)
+    left, scale = squares[rows, chosen], np.sqrt(spread[chosen])
+    noise = np.sqrt(left / chance.chisquare(freedom, size=draws))
+    noise[0] = np.sqrt(left[0] / freedom)
+    own = chance.standard_normal((2, draws))
+    own[:, 0] = 0.0
+    slope = (slopes[rows, chosen] + noise * own[0] / scale) / width[chosen]
+    offset = level + noise * own[1] / np.sqrt(runs) - slope * means[chosen]
+    return Fit(grid, chosen, offset, slope, noise)
 
 
 @dataclass(frozen=True)
 class Law:
     """The laws of both losses, with draws for their uncertainty.
 
-    A draw has documents resampled (the same ones in every run, and in the general model) and then
-    noise on each run, of the size that the fit left over: what differs from run to run, and what
-    the law cannot say. With few runs more than it has parameters that size is known badly, and the
-    intervals are accordingly wide.
+    A draw has documents resampled (the same ones in every run, and in the general model), and of
+    the laws that the runs then leave possible one. With few runs the noise of a run is known
+    badly, and the intervals are accordingly wide.
 
     Attributes:
         start: the general model's losses.
         runs: what was fitted.
         amount: what was the same in all runs.
-        domain, general: fits of the draws, the first of them the point estimate.
+        domain, general: the laws.
         start_domain, start_general: `[K]`, the general model's losses under the same documents.
-        noise_domain, noise_general: `[K]`, standard deviation of a run's noise.
+        seed: of the draws.
     """
 
     start: MixtureRun
@@ -165,8 +198,7 @@ class Law:
     general: Fit
     start_domain: F64
     start_general: F64
-    noise_domain: F64
-    noise_general: F64
+    seed: int
 
     @property
     def range(self) -> tuple[float, float]:
@@ -200,6 +232,11 @@ class Law:
                 "nothing there. Make runs of that size."
             )
 
+    def on_same_documents(self, role: Role) -> Fit:
+        """Laws of the loss on just these documents, which other runs are scored on as well."""
+        counts = np.ones((len(self.domain.chosen), len(self.start.losses(role).nats)))
+        return _laws(self.domain.grid, self.runs, role, counts, self.seed)
+
 
 def fit_law(
     start: MixtureRun, runs: Sequence[MixtureRun], *, draws: int = 2000, seed: int = 0
@@ -224,24 +261,16 @@ def fit_law(
         Law, https://arxiv.org/abs/2407.17467.
     """
     grid = make_grid(runs)
-    shares = np.array([run.share for run in runs], dtype=np.float64)
-    tokens = np.array([run.tokens for run in runs], dtype=np.float64)
-    fits: list[tuple[Fit, F64, F64]] = []
-    for number, role in enumerate(("domain", "general")):
+    fits: list[tuple[Fit, F64]] = []
+    roles: tuple[Role, ...] = ("domain", "general")
+    for number, role in enumerate(roles):
         chance = np.random.default_rng([seed, number])
-        first = start.domain if role == "domain" else start.general
-        own = [run.domain if role == "domain" else run.general for run in runs]
+        first = start.losses(role)
         size = len(first.nats)
         counts = chance.multinomial(size, np.full(size, 1.0 / size), size=draws).astype(np.float64)
-        counts[0] = 1.0  # the documents as they are: the point estimate
-        losses = np.stack([part.resampled(counts) for part in own], axis=1)
-        point = fit_losses(grid, shares, tokens, losses)
-        freedom = len(runs) - grid.num_parameters
-        noise = np.sqrt(point.squares[0] / chance.chisquare(freedom, size=draws))
-        again = point.at(shares, tokens) + noise[:, None] * chance.standard_normal(losses.shape)
-        again[0], noise[0] = losses[0], np.sqrt(point.squares[0] / freedom)
-        fits.append((fit_losses(grid, shares, tokens, again), first.resampled(counts), noise))
-    (domain, start_domain, noise_domain), (general, start_general, noise_general) = fits
+        counts[0] = 1.0  # the documents as they are
+        fits.append((_laws(grid, runs, role, counts, seed), first.resampled(counts)))
+    (domain, start_domain), (general, start_general) = fits
     return Law(
         start,
         tuple(runs),
@@ -250,6 +279,14 @@ def fit_law(
         general,
         start_domain,
         start_general,
-        noise_domain,
-        noise_general,
+        seed,
     )
+
+
+def _laws(grid: Grid, runs: Sequence[MixtureRun], role: Role, counts: F64, seed: int) -> Fit:
+    """Laws of one loss, a draw for each row of how often documents count, `[K, documents]`."""
+    shares = np.array([run.share for run in runs], dtype=np.float64)
+    tokens = np.array([run.tokens for run in runs], dtype=np.float64)
+    losses = np.stack([run.losses(role).resampled(counts) for run in runs], axis=1)
+    chance = np.random.default_rng([seed, 3, int(role == "general")])
+    return draw_laws(grid, shares, tokens, losses, chance)

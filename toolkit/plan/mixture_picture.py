@@ -29,7 +29,7 @@ def mixture_svg(law: Law, answer: Answer | None, checks: Sequence[Check], title:
     )
     for role, fit, start in parts:
         drawn = fit.at(shares, tokens) - start[:, None]
-        curves.append((role, np.stack([drawn[0], *np.quantile(drawn, [0.025, 0.975], axis=0)])))
+        curves.append((role, np.quantile(drawn, [0.5, 0.025, 0.975], axis=0)))
         for run in law.runs:
             now = run.domain if role == "domain" else run.general
             before = law.start.domain if role == "domain" else law.start.general

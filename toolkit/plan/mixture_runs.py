@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from toolkit.errors import ConfigError
 
 F64 = NDArray[np.float64]
+Role = Literal["domain", "general"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ class MixtureRun:
     domain: Losses
     general: Losses
     ids: tuple[str, ...]
+
+    def losses(self, role: Role) -> Losses:
+        """Of the documents of one role."""
+        return self.domain if role == "domain" else self.general
 
 
 def read_run(row: Mapping[str, Any], where: str) -> MixtureRun:

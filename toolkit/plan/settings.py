@@ -94,17 +94,10 @@ def choose_settings(
         epochs, why = _epochs(domain_tokens, parameters)
         want("train.epochs", epochs, why)
     is_short = bool(tokens and origin_tokens and epochs * tokens < SHORT_SHARE * origin_tokens)
-    want(
-        "train.schedule.kind",
-        "cosine",
-        "re-warm and cosine re-decay (Ibrahim et al. 2024; Gupta et al. 2023)"
-        + (
-            "; for so short a run `minimum`, without warm-up from the first training's last rate, "
-            "is the alternative (Parmar et al. 2024)"
-            if is_short
-            else ""
-        ),
-    )
+    kind, why = _schedule(str(now.get("train.schedule.kind", "cosine")), is_short)
+    want("train.schedule.kind", kind, why)
+    if kind == "minimum":  # its rate is the first training's last one, and it has no warm-up
+        now = {k: v for k, v in now.items() if k not in _RATES}
     if parameters is not None:
         rate, source = next((r, s) for most, r, s in _PEAKS if parameters <= most)
         if lora_fits_only or now.get("train.lora") is not None:
@@ -135,6 +128,26 @@ def choose_settings(
         want("tokenizer", {"new_tokens": 1000}, f"domain words fall into {pieces_ratio:.2f} times "
              "as many pieces, and there is text to learn new ones from")  # fmt: skip
     return found
+
+
+_RATES = ("train.schedule.peak_lr", "train.schedule.rewarm_fraction")
+
+
+def _schedule(own: str, is_short: bool) -> tuple[str, str]:
+    known = "re-warm and cosine re-decay (Ibrahim et al. 2024; Gupta et al. 2023)"
+    if own in {"infinite", "wsd", "constant"}:
+        return own, f"holds a rate from which training can go on; where it will not, {known}"
+    if not is_short:
+        return "cosine", known
+    if own == "minimum":
+        return own, (
+            "no warm-up, from the first training's last rate, for so short a run (Parmar et al. "
+            f"2024); the alternative is {known}"
+        )
+    return "cosine", (
+        f"{known}; for so short a run `minimum`, without warm-up from the first training's last "
+        "rate, is the alternative (Parmar et al. 2024)"
+    )
 
 
 def _epochs(tokens: float, parameters: float | None) -> tuple[int, str]:

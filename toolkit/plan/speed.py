@@ -32,11 +32,13 @@ class Speed:
         tokens_per_second: positions in training; None where only products were timed.
         flops: operations a second that training reaches here.
         how: in words.
+        share: of the processors that the measurement had; the rest went to other work.
     """
 
     tokens_per_second: float | None
     flops: float
     how: str
+    share: float = 1.0
 
 
 def time_steps(
@@ -100,19 +102,22 @@ def time_steps(
     update()
     passes: list[float] = []
     updates: list[float] = []
-    stop = time.perf_counter() + seconds
+    began = time.perf_counter(), time.process_time()
+    stop = began[0] + seconds
     while len(passes) < 2 or time.perf_counter() < stop:
         passes.append(forward_backward())
         updates.append(update())
         if len(passes) >= 50:
             break
+    had = (time.process_time() - began[1]) / (time.perf_counter() - began[0])
     step = micro_batches * statistics.median(passes) + statistics.median(updates)
     positions = micro_batches * rows * sequence_tokens
     rank = section.lora.rank if section.lora is not None else None
     again = recomputed(section.gradient_checkpointing)
     each = training_flops(shape, sequence_tokens, lora_rank=rank, again=again)
     speed = positions / step
-    return Speed(speed, speed * each, f"{len(passes)} training steps of the model were timed here")
+    how = f"{len(passes)} training steps of the model were timed here"
+    return Speed(speed, speed * each, how, min(1.0, had / torch.get_num_threads()))
 
 
 def time_products(shape: ShapeSection, tokens: int, *, seconds: float, low: bool) -> Speed:

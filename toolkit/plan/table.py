@@ -28,7 +28,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
     say(f"\n1. Is it the right tool? {TOOLS[right['tool']]}{sure}")
     for line in right["reasons"]:
         say(f"   - {line}")
-    if right["duplicate_fraction"]:
+    if (right["duplicate_fraction"] or 0.0) >= 0.0005:
         say(f"   - {right['duplicate_fraction']:.1%} of the domain's text repeats other text of it")
     for line in right["what_would_change_it"]:
         say(f"   What would change it: {line}")

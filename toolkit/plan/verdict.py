@@ -144,19 +144,22 @@ def measured_shift(evidence: Evidence) -> tuple[Shift, list[str]]:
             weak += 1
             signs.append(f"{words}: the domain is no harder for it than general text")
         else:
-            signs.append(f"{words}: no difference that these documents could show")
+            signs.append(f"{words}: no difference that so few documents could show")
     if evidence.order_ratio is not None:
         ratio = evidence.order_ratio
-        words = f"the order of words saves {ratio:.2f} times as much on the domain as on general"
+        words = (
+            f"reading words in their order instead of shuffled saves it {ratio:.2f} times as large "
+            "a share of the bits on the domain as on general text"
+        )
         if ratio < LESS_ORDER:
             strong += 1
-            signs.append(f"{words}: it knows the words better than how such texts go")
+            signs.append(f"{words}: it knows the words better than how such texts are written")
         else:
-            signs.append(f"{words}: it knows how such texts go")
+            signs.append(f"{words}: it knows how such texts are written")
     if evidence.pieces_ratio is not None:
         found = True
         ratio = evidence.pieces_ratio
-        words = f"{ratio:.2f} times as many tokens a word as general text"
+        words = f"the tokenizer takes {ratio:.2f} times as many tokens a word as on general text"
         if evidence.badly_split is not None and evidence.badly_split_general is not None:
             words += f"; {evidence.badly_split:.1%} of the words fall into four pieces or more "
             words += f"({evidence.badly_split_general:.1%} of general ones)"
@@ -165,7 +168,7 @@ def measured_shift(evidence: Evidence) -> tuple[Shift, list[str]]:
             words += ": a vocabulary that the tokenizer does not have"
         signs.append(words)
     if evidence.rare is not None:
-        words = f"{evidence.rare:.0%} of the domain's words are not in as much general text"
+        words = f"{evidence.rare:.0%} of the domain's words do not occur in as much general text"
         if evidence.rare >= STRONG_RARE:
             strong += 1
             words += ": a vocabulary of its own"
@@ -195,6 +198,7 @@ def judge(evidence: Evidence) -> Verdict:
     can_tune = evidence.num_talks >= ENOUGH_TALKS
     have = f"{'at least ' if evidence.at_least else ''}{words_of(evidence.tokens)}"
     times = least / max(1.0, evidence.tokens)
+    most = "at most " if evidence.at_least else ""
     size = f"{have} tokens of domain text without duplicates; CPT wants {words_of(least)} at least"
     size += f" and {words_of(comfortable)} to be comfortable"
     if evidence.taken is not None and evidence.taken < 0.9 * evidence.tokens:
@@ -212,38 +216,53 @@ def judge(evidence: Evidence) -> Verdict:
             )
         else:
             changes.append(
-                "the same text with a smaller surprise than general text would speak against it"
+                "a general model that reads the domain as well as general text (fewer bits per "
+                "byte) would speak against CPT"
             )
             if evidence.tokens < comfortable:
                 changes.append(
-                    f"with {comfortable / evidence.tokens:,.0f}x the text the case is plain"
+                    f"{_times(comfortable / evidence.tokens)} the text would make the case plain"
                 )
     elif worth >= least:
         tool = "nothing" if familiar else "cpt"
         reasons.append(f"little text, but four epochs of it are worth {words_of(worth)}: {size}")
-        changes.append(f"with {times:,.1f}x the text one epoch would do")
+        changes.append(f"{most}{_times(times)} the text would make one epoch enough")
     else:
         tool = "fine-tuning" if can_tune or evidence.is_talk else "retrieval"
         reasons.append(f"too little text: {size}")
         changes.append(
-            f"with {times:,.0f}x the text ({words_of(least)} tokens), or with "
-            f"{least / worth:,.0f}x and four epochs, CPT"
+            f"{most}{_times(times)} the text ({words_of(least)} tokens), or "
+            f"{_times(least / worth)} and four epochs, would speak for CPT"
         )
         if tool == "fine-tuning":
-            reasons.append("there are conversations, which teach behaviour from far less")
+            reasons.append("there are conversations, from which behaviour is learned with far less")
         else:
-            reasons.append("so little is found and quoted better than it is learned")
+            reasons.append(
+                "facts in a collection of this size are found and quoted (retrieval) more surely "
+                "than they are learned"
+            )
             few = f" ({evidence.num_talks} are there)" if evidence.num_talks else ""
-            changes.append(f"with thousands of questions and answers{few}, fine-tuning")
+            changes.append(
+                f"thousands of questions and answers{few} would speak for fine-tuning, if a way of "
+                "answering is what is missing"
+            )
         reasons.append(
-            "CPT on less does lower bits per byte (finance: 0.1M tokens, -0.14), but that is style "
-            "and form more than knowledge"
+            "CPT on less does lower the loss on such text (the finance recipe: -0.14 bits per byte "
+            "from 0.1M tokens), but what it learns is style and form more than knowledge"
         )
     near = 0.5 < times < 2.0
     sure = shift not in {"unclear", "not measured"} and not near and not evidence.at_least
     if tool in {"retrieval", "fine-tuning"} and not near and not evidence.at_least:
         sure = True  # whatever the shift, the amount decides
     return Verdict(tool, shift, (least, comfortable), tuple(reasons + signs), tuple(changes), sure)
+
+
+def _times(factor: float) -> str:
+    """
+    >>> _times(1.26), _times(839.5)
+    ('1.3 times', '840 times')
+    """
+    return f"{factor:,.1f} times" if factor < 9.95 else f"{factor:,.0f} times"
 
 
 def words_of(number: float) -> str:

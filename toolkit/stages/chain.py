@@ -181,6 +181,9 @@ def data_stage(run: Run, name: str, section: DataSection, general: Path) -> Path
         **input_hashes(section.sources),
         **{f"decontaminate/{p.name}": hash_file(p) for p in others if p.is_file()},
     }
+    template = general / "chat_template.jinja"
+    if template.is_file() and any(s.messages_field for s in section.sources.values()):
+        inputs["chat template"] = hash_file(template)
     stage = run.stage(name, {"data": identity_of_data(section)}, inputs)
     return _ensure(stage, name, lambda: run_data(section, stage, general, say))
 

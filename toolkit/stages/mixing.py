@@ -6,6 +6,7 @@ general model ─► mixture/data ─► mixture/general, mixture/share-0.5, …
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,14 @@ from toolkit.manifest import (
     write_atomically,
     write_json,
 )
-from toolkit.plan.mixture_answer import check_run, largest_share, plain_answer, table_rows
+from toolkit.plan.mixture_answer import (
+    Check,
+    check_runs,
+    largest_share,
+    leave_out,
+    plain_answer,
+    table_rows,
+)
 from toolkit.plan.mixture_law import fit_law
 from toolkit.plan.mixture_picture import mixture_svg
 from toolkit.plan.mixture_runs import MixtureRun, read_run, split_runs
@@ -35,6 +43,7 @@ from toolkit.train.config import TrainSection, identity_of
 FOLDER = "mixture"
 SCORES = "scores.json"
 _FEWEST_STEPS = 4
+_FEWEST_RUNS, _FEWEST_SHARES = 4, 3
 
 
 @dataclass(frozen=True)
@@ -44,10 +53,21 @@ class Wanted:
     Attributes:
         shares: of domain text in the training tokens, each run's, in (0, 1].
         tokens: to train on in each run.
+        repeats: runs of each share, with other blocks in another order.
     """
 
     shares: tuple[float, ...]
     tokens: int
+    repeats: int = 1
+
+    @property
+    def names(self) -> list[tuple[float, str]]:
+        """Each run's share and name, by share."""
+        return [
+            (share, _name(share, number))
+            for share in sorted(self.shares)
+            for number in range(1, self.repeats + 1)
+        ]
 
 
 def check_wanted(wanted: Wanted, recipe: Recipe) -> None:
@@ -62,12 +82,39 @@ def check_wanted(wanted: Wanted, recipe: Recipe) -> None:
     names = [_name(share) for share in wanted.shares]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"--shares: {twice.removeprefix('share-')} stands there twice.")
+    if wanted.repeats < 1:
+        raise ConfigError(f"--repeats: must be at least 1 (got {wanted.repeats}).")
     step = recipe.train.blocks_per_step * recipe.data.sequence_tokens
     if wanted.tokens < _FEWEST_STEPS * step:
         raise ConfigError(
             f"--tokens: {wanted.tokens} are fewer than {_FEWEST_STEPS} steps of {step} tokens, too "
             "few for a schedule; give more, or lower train.blocks_per_step in the recipe."
         )
+
+
+def check_fit(wanted: Wanted, held_out: Sequence[float], tolerance: float) -> None:
+    """Refuse what no law could come of, before any run is made.
+
+    Raises:
+        ConfigError: too few runs are left to fit, a held-out share lies outside those, or the
+            tolerance is no number.
+    """
+    if not math.isfinite(tolerance):
+        raise ConfigError(f"--tolerance: must be a finite number (got {tolerance}).")
+    fitted = [share for share in wanted.shares if share not in held_out]
+    count = len(fitted) * wanted.repeats
+    if len(fitted) < _FEWEST_SHARES or count < _FEWEST_RUNS:
+        raise ConfigError(
+            f"--shares: {count} runs of {len(fitted)} shares are left to fit, too few for a law "
+            f"and its uncertainty; give at least {_FEWEST_RUNS} runs of {_FEWEST_SHARES} shares "
+            "beside those held out (or --repeats 2)."
+        )
+    for share in held_out:
+        if not min(fitted) <= share <= max(fitted):
+            raise ConfigError(
+                f"--hold-out: {share:g} lies outside the shares that are fitted, {min(fitted):g} "
+                f"to {max(fitted):g}; a law says nothing there."
+            )
 
 
 def run_mixtures(run: Run, wanted: Wanted) -> list[Path]:
@@ -89,27 +136,28 @@ def run_mixtures(run: Run, wanted: Wanted) -> list[Path]:
     model = fingerprint(general)
     evaluate = run.recipe.evaluate.model_dump(mode="json", include={"window_tokens", "precision"})
     files = []
-    for share in (None, *sorted(wanted.shares)):
+    every: list[tuple[float | None, str]] = [(None, "general"), *wanted.names]
+    for share, name in every:
         config: dict[str, Any] = {"evaluate": evaluate, "share": share}
         if share is not None:
             config |= {"train": identity_of(training), "tokens": wanted.tokens}
-        title = "general model's losses" if share is None else f"domain share {share:g}"
-        inputs = {"general": model, "data": _read_of(data, share)}
-        stage = inside.stage("general" if share is None else _name(share), config, inputs)
-        act = _Act(run.recipe, training, stage, general, data, share, wanted.tokens)
+        title = "general model's losses" if share is None else f"domain {name.replace('-', ' ', 1)}"
+        inputs = {"general": model, "data": _read_of(data, None if share is None else name)}
+        stage = inside.stage(name, config, inputs)
+        act = _Act(run.recipe, training, stage, general, data, share, name)
         files.append(ensure_stage(stage, title, act) / SCORES)
         if share is not None:
             _say_losses(files[-1], files[0])
     return files
 
 
-def _read_of(data: Path, share: float | None) -> str:
+def _read_of(data: Path, name: str | None) -> str:
     """Hash of what a run reads of the data: runs stay as they are when others are added."""
     outputs = read_manifest(data)["outputs"]
-    kinds = ("tuning.jsonl",) if share is None else ("tuning.jsonl", "tokens/", "packs/")
+    kinds = ("tuning.jsonl",) if name is None else ("tuning.jsonl", "tokens/", "packs/")
     parts = {n: entry["sha256"] for n, entry in outputs.items() if n.startswith(kinds)}
     stages = load_json(data / BLOCKS)["stages"]
-    own = [entry for entry in stages if share is not None and entry["name"] == _name(share)]
+    own = [entry for entry in stages if entry["name"] == name]
     return hash_json([sorted(parts.items()), own])
 
 
@@ -119,12 +167,12 @@ def mixture_data(section: DataSection, wanted: Wanted) -> DataSection:
     Sources of one role keep the proportions of their weights.
     """
     stages = []
-    for share in sorted(wanted.shares):
+    for share, run_name in wanted.names:
         shares: dict[str, float] = {}
         for role, part in (("domain", share), ("general", 1.0 - share)):
             own = {n: s.weight or 1.0 for n, s in section.sources.items() if s.role == role}
             shares |= {n: part * w / sum(own.values()) for n, w in own.items() if part > 0.0}
-        stages.append(StageSection(name=_name(share), tokens=wanted.tokens, shares=shares))
+        stages.append(StageSection(name=run_name, tokens=wanted.tokens, shares=shares))
     return section.model_copy(update={"stages": tuple(stages)})
 
 
@@ -145,7 +193,7 @@ class _Act:
     general: Path
     data: Path
     share: float | None
-    tokens: int
+    name: str
 
     def __call__(self) -> None:
         import torch
@@ -164,7 +212,7 @@ class _Act:
             tokens = 0
             if self.share is not None:
                 model = prepare_model(model, self.section)
-                blocks = _only(Blocks.open(self.data), _name(self.share))
+                blocks = _only(Blocks.open(self.data), self.name)
                 done = train(model, blocks, self.section, seed=self.stage.seed, work=work)
                 tokens = int(done["num_targets"])
             model = finished_model(model).to(stored_dtype(self.general)).eval()
@@ -184,8 +232,9 @@ def _only(blocks: Blocks, name: str) -> Blocks:
     return replace(blocks, stages=tuple(s for s in blocks.stages if s.name == name))
 
 
-def _name(share: float) -> str:
-    return f"share-{share:.6g}"
+def _name(share: float, number: int = 1) -> str:
+    """Of a run, which also seeds the order of its blocks."""
+    return f"share-{share:.6g}" + (f"-{number}" if number > 1 else "")
 
 
 def _say_losses(path: Path, baseline: Path) -> None:
@@ -229,7 +278,12 @@ def report_mixture(
     if missing:
         raise ConfigError(f"--hold-out: there is no run of share {missing[0]:g}.")
     law = fit_law(start, fitted)
-    checks = [check for run in runs if run.share in held_out for check in check_run(law, run)]
+    checks = [
+        check
+        for share in sorted(set(held_out))
+        for check in check_runs(law, [run for run in runs if run.share == share])
+    ]
+    left_out = leave_out(law)
     _say_table(table_rows(law, checks))
     answer, refusal = None, None
     try:
@@ -243,18 +297,28 @@ def report_mixture(
             file.write(mixture_svg(law, answer, checks, title))
     if refusal is not None or answer is None:
         raise refusal or ConfigError("--tolerance: no answer.")
-    plain = plain_answer(law, answer, checks)
+    plain = plain_answer(law, answer, checks, left_out)
     if folder is not None:
         write_json(folder / "mixture.json", plain)
     for line in plain["sentences"]:
         say(line)
     for check in checks:
-        hit = "inside" if check.is_inside else "OUTSIDE"
-        say(
-            f"held out, share {check.share:g}, {check.role}: predicted {check.predicted}, measured "
-            f"{check.measured:.4f}, {hit}"
-        )
+        _say_check("held out", check)
+    for check in left_out:
+        if not check.is_inside:
+            _say_check("left out in turn", check)
+    if left_out:
+        inside = sum(check.is_inside for check in left_out)
+        say(f"inner shares left out in turn: {inside} of {len(left_out)} predictions hold")
     return plain
+
+
+def _say_check(how: str, check: Check) -> None:
+    runs = f", mean of {check.num_runs} runs" if check.num_runs > 1 else ""
+    say(
+        f"{how}, share {check.share:g}, {check.role}{runs}: predicted {check.predicted}, measured "
+        f"{check.measured:.4f}, {'inside' if check.is_inside else 'OUTSIDE'}"
+    )
 
 
 def _say_table(rows: Sequence[tuple[str, ...]]) -> None:

@@ -24,6 +24,9 @@ def fit_mixture(
         str, typer.Option(help="Domain shares of the small runs.")
     ] = "0.5,0.65,0.8,0.9,1.0",
     tokens: Annotated[int, typer.Option(help="Training tokens of each run.")] = 12_000,
+    repeats: Annotated[
+        int, typer.Option(help="Runs of each share, with other blocks in another order.")
+    ] = 1,
     tolerance: Annotated[
         float, typer.Option(help="Tolerated rise of bits per byte on general text.")
     ] = 0.02,
@@ -46,6 +49,7 @@ def fit_mixture(
     from toolkit.stages.mixing import (
         FOLDER,
         Wanted,
+        check_fit,
         load_scores,
         parse_shares,
         report_mixture,
@@ -63,6 +67,7 @@ def fit_mixture(
     from toolkit.stages.opening import Run
 
     run = Run.open(str(recipe), runs)
-    wanted = Wanted(tuple(dict.fromkeys((*parse_shares(shares), *held))), tokens)
+    wanted = Wanted(tuple(dict.fromkeys((*parse_shares(shares), *held))), tokens, repeats)
+    check_fit(wanted, held, tolerance)
     found = load_scores(run_mixtures(run, wanted))
     report_mixture(found, held, tolerance, out or run.root / FOLDER, run.name)

@@ -6,6 +6,7 @@ trained, and of the network no more is read than a look needs: never a large mod
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,10 +19,10 @@ from toolkit.errors import ConfigError, DataError
 from toolkit.manifest import write_atomically, write_json
 from toolkit.model_config import ShapeSection
 from toolkit.plan.amounts import StageAmount, stage_amounts
-from toolkit.plan.cost import Work, find_origin, stage_work
+from toolkit.plan.cost import find_origin, stage_work
 from toolkit.plan.devices import CPU, DEVICES, Device, Fleet, parse_fleet
 from toolkit.plan.evidence import Looked, evidence_of, look
-from toolkit.plan.fit import Way, misfit, ways_to_train
+from toolkit.plan.fit import Way, ways_to_train
 from toolkit.plan.outcome import (
     ASSUMPTIONS,
     FORMAT,
@@ -35,7 +36,7 @@ from toolkit.plan.outcome import (
 )
 from toolkit.plan.sample import Sample, sample_source
 from toolkit.plan.settings import Setting, choose_settings, sft_advice
-from toolkit.plan.shape import count_parameters, lora_parameters, training_flops
+from toolkit.plan.shape import count_parameters, lora_parameters
 from toolkit.plan.speed import this_machine
 from toolkit.plan.verdict import judge
 from toolkit.plan.words import FolderTokenizer
@@ -45,6 +46,7 @@ from toolkit.recipe import load_recipe
 from toolkit.recipe_checks import recipe_faults, token_faults
 from toolkit.stages.chain import Run
 from toolkit.stages.planning_model import Located, Measured, locate_model, measure_model
+from toolkit.stages.planning_work import idle_devices, misfits, training_work
 
 READ_SECONDS, SFT_READ_SECONDS = 10.0, 3.0
 """For the documents of all sources together, and for those of fine-tuning."""
@@ -80,6 +82,10 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
     began = time.monotonic()
     recipe = run.recipe
     known = _with_utilisation(wanted)
+    if wanted.pretraining_tokens is not None and not 0.0 < wanted.pretraining_tokens < math.inf:
+        raise ConfigError(
+            f"--pretrained-on: must be tokens, above 0 (got {wanted.pretraining_tokens:g})."
+        )
     named = [parse_fleet(text, {**known, CPU: this_machine(None)}) for text in wanted.fleets]
     located = locate_model(run)
     problems, notes = [], [located.why] if located.why else []
@@ -116,7 +122,7 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
         problems.append(str(error))
         amounts = []
     longest = max([recipe.data.sequence_tokens, *(a.sequence_tokens for a in amounts)])
-    work = _work(run, amounts, looked, shape, measured)
+    work = training_work(recipe, amounts, looked, shape, measured)
     if talks is not None and shape is not None and recipe.sft is not None:
         try:
             chats = stage_amounts(recipe.sft.data, recipe.sft.train, talks.amounts)
@@ -130,6 +136,7 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
         ]
     cpu = measured.machine
     fleets = [Fleet(1, cpu) if f.device.name == CPU else f for f in named]
+    notes += idle_devices(recipe, fleets)
     memory: list[tuple[Fleet, list[Way]]] = []
     if shape is not None:
         chosen = fleets or [
@@ -138,12 +145,10 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
         ]
         kind = located.model_type
         memory = [(f, ways_to_train(shape, recipe.train, longest, f, kind)) for f in chosen]
-    others = sorted(known.values(), key=lambda d: d.memory_bytes)
     name = recipe.model.name or recipe.model.hub or run.name
-    for fleet, ways in memory if fleets else []:
-        bigger = [d for d in others if d.memory_bytes > fleet.device.memory_bytes]
-        if (wrong := misfit(ways, fleet, bigger, name)) is not None:
-            problems.append(wrong)
+    if shape is not None and fleets:
+        others = sorted(known.values(), key=lambda d: d.memory_bytes)
+        problems += misfits(recipe, shape, memory, others, name, located.model_type)
     parameters = count_parameters(shape) if shape is not None else None
     evidence = evidence_of(
         looked,
@@ -199,16 +204,25 @@ def write_plan(run: Run, plan: dict[str, Any]) -> Path:
     return run.root / "plan.json"
 
 
+def check_write(path: Path) -> None:
+    """Refuse a place for a recipe, before anything is measured.
+
+    Raises:
+        ConfigError: there is something, or its name is not that of a recipe.
+    """
+    if path.exists():
+        raise ConfigError(f"--write {path}: is there already; give another name or remove it.")
+    if path.suffix not in {".yaml", ".yml"}:
+        raise ConfigError(f"--write {path}: must end in .yaml.")
+
+
 def write_recipe(run: Run, plan: dict[str, Any], path: Path) -> None:
     """Write a ready recipe with the plan's settings.
 
     Raises:
         ConfigError: there is something at `path`, or what would be written is no valid recipe.
     """
-    if path.exists():
-        raise ConfigError(f"--write {path}: is there already; give another name or remove it.")
-    if path.suffix not in {".yaml", ".yml"}:
-        raise ConfigError(f"--write {path}: must end in .yaml.")
+    check_write(path)
     assert run.path is not None  # noqa: S101  (a run that was opened by name has one)
     settings = [Setting(s["key"], s["value"], s["now"], s["why"]) for s in plan["settings"]]
     opening = [
@@ -280,57 +294,6 @@ def _late_faults(run: Run, located: Located) -> list[str]:
     if located.tokenizer is not None:
         faults += token_faults(recipe, located.tokenizer)
     return list(dict.fromkeys(faults))
-
-
-def _work(
-    run: Run,
-    amounts: Sequence[StageAmount],
-    looked: Looked,
-    shape: ShapeSection | None,
-    measured: Measured,
-) -> list[Work]:
-    """Training stages, the search, and fine-tuning where the recipe has it."""
-    if shape is None or not amounts:
-        return []
-    recipe = run.recipe
-    watch = recipe.train.watch
-    reading = measured.reading_tokens_per_second
-    looks = watch.evaluations + 2 if watch.evaluations else 0
-    watching = looks * 2 * watch.tokens_per_role / reading if reading else 0.0
-    found = [
-        stage_work(
-            amount,
-            shape,
-            recipe.train,
-            name=amount.name if len(amounts) > 1 else "cpt",
-            tokens_per_second=measured.training_tokens_per_second,
-            more_seconds=watching / len(amounts),
-        )
-        for amount in amounts
-    ]
-    tuning = _evaluation_tokens(recipe.data, looked)
-    read = (recipe.search.candidates + 3) * tuning
-    forward = training_flops(shape, recipe.evaluate.window_tokens) / 3.0
-    seconds = read / reading if reading else None
-    if tuning == 0.0:
-        return found  # nothing was seen of the tuning sets
-    found.append(
-        Work("merge search, at most", 0.0, read, 0, read * forward, read * forward, seconds)
-    )
-    return found
-
-
-def _evaluation_tokens(data: DataSection, looked: Looked) -> float:
-    """Tokens of the tuning sets, as far as they are known."""
-    total = 0.0
-    for name, sample in looked.samples.items():
-        rule = data.sources[name].split.get("tuning")
-        if rule is None:
-            continue
-        seen = sample.split_bytes["tuning"] * looked.tokens_per_byte[sample.role]
-        tokens = seen / (sample.seen_fraction or 1.0)
-        total += min(tokens, rule.max_tokens or tokens)
-    return total
 
 
 def _settings(

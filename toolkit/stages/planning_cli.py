@@ -42,8 +42,17 @@ def plan(
     from toolkit.plan.table import show_plan
     from toolkit.progress import say
     from toolkit.stages.chain import Run
-    from toolkit.stages.planning import Wanted, finish, make_plan, write_plan, write_recipe
+    from toolkit.stages.planning import (
+        Wanted,
+        check_write,
+        finish,
+        make_plan,
+        write_plan,
+        write_recipe,
+    )
 
+    if write is not None:
+        check_write(write)
     wanted = Wanted(
         fleets=tuple(devices or ()),
         devices=with_prices(DEVICES, price or (), prices),

@@ -30,6 +30,9 @@ LARGEST_READ, LARGEST_TIMED = 2_000_000_000, 600_000_000
 """Parameters of models that are read with, and whose steps are timed, on this machine's CPU."""
 
 TIMED_SECONDS = 5.0
+BUSY = 0.75
+"""Share of the processors below which a measurement is noted as disturbed: waiting for each other
+takes threads a little of their own time."""
 _HUB_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt")
 
 
@@ -247,6 +250,11 @@ def measure_model(
         speed = time_products(shape, 1024, seconds=2.0, low=low)
     if speed is not None:
         found.flops, found.how = speed.flops, speed.how
+        if speed.share < BUSY:
+            found.notes.append(
+                f"other work was running while this machine was timed ({1.0 - speed.share:.0%} of "
+                "the processors): alone it is that much faster"
+            )
         found.machine = this_machine(speed)
     return found
 

@@ -56,6 +56,8 @@ def run_extend(section: TokenizerSection, data: DataSection, stage: Stage, gener
         for name in _STALE:
             (work / name).unlink(missing_ok=True)
         write_json(work / "tokenizer.json", extended)
+        if section.chat_template is not None:
+            write_template(work, section.chat_template)
         _check(core, work, chosen, [text for found in texts.values() for text in found])
         _check_special(work, section.special, first - len(special))
         results = _results(core, _core(extended), texts, chosen)
@@ -104,6 +106,28 @@ def _special_pieces(core: Any, names: Sequence[str], general: Path) -> list[list
                 "without adding it."
             )
     return [core.encode(name, add_special_tokens=False).ids for name in names]
+
+
+def write_template(folder: Path, template: str) -> None:
+    """Give a tokenizer a chat template, in place of any that it has.
+
+    Raises:
+        ConfigError: it is no template.
+    """
+    from jinja2 import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    try:
+        ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"tokenizer.chat_template: is no template ({error}).") from error
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        values = load_json(settings)
+        if values.pop("chat_template", None) is not None:  # one place for it, not two
+            write_json(settings, values)
+    with write_atomically(folder / "chat_template.jinja") as file:
+        file.write(template)
 
 
 def with_special(table: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -294,7 +318,7 @@ def _results(old: Any, new: Any, texts: dict[str, list[str]], chosen: NewTokens)
 
 def _sentence(results: dict[str, Any]) -> str:
     if not results["texts"]:
-        return f"  new special tokens: {', '.join(results['special'])}"
+        return f"  new special tokens: {', '.join(results.get('special', [])) or 'none'}"
     train, tuning = (results["texts"][f"{split}, domain"] for split in ("train", "tuning"))
     return (
         f"  {results['new_tokens']} new tokens: {train['saved_fraction']:.1%} fewer tokens in the "

@@ -1,4 +1,4 @@
-"""What a recipe says about new tokens. No torch here."""
+"""What a recipe says about new tokens and the chat template. No torch here."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ class TokenizerSection(Section):
     """Tokens to add by name, such as those of fill-in-the-middle that `data.fim.tokens` uses. They
     never come out of text, and begin as the mean of the pieces of their names."""
 
+    chat_template: str | None = None
+    """How conversations are written (Jinja, as transformers has it), in place of the tokenizer's
+    own: for a pre-trained model that has none and is to be fine-tuned on conversations."""
+
     min_count: PositiveInt = 50
     """A token must save as many in the text that is looked at."""
 
@@ -35,8 +39,12 @@ class TokenizerSection(Section):
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if self.new_tokens is None and not self.special:
-            raise ValueError("give new_tokens, special, or both")
+        if self.new_tokens is None and not self.special and self.chat_template is None:
+            raise ValueError("give new_tokens, special, chat_template, or several of them")
+        if self.chat_template is not None and "{" not in self.chat_template:
+            raise ValueError(
+                f"chat_template: must be a template in Jinja (got {self.chat_template!r})"
+            )
         if len(set(self.special)) < len(self.special):
             raise ValueError("special: a token stands twice")
         return self
@@ -47,4 +55,6 @@ def identity_of_tokenizer(section: TokenizerSection) -> dict[str, Any]:
     values = section.model_dump(mode="json")
     if not section.special:
         del values["special"]
+    if section.chat_template is None:
+        del values["chat_template"]
     return values
