@@ -109,7 +109,7 @@ def plan_with_vocabulary(
     """
     vocabulary = plan_vocabulary(config, models)
     seen = vocabulary.models if vocabulary is not None else models
-    return plan_merge(config, seen.shapes, seen.config), seen, vocabulary
+    return plan_merge(config, seen.shapes, seen.config, seen.file), seen, vocabulary
 
 
 class _Planner:
