@@ -59,6 +59,7 @@ def test_all_faults_of_a_recipe(monkeypatch, capsys, tmp_path: Path):
         (DataError("x: is gone."), 1, "error: x: is gone."),
         (KeyboardInterrupt(), 130, "the same command continues"),
         (OSError(errno.ENOSPC, "No space left on device", "f"), 1, "the disk is full"),
+        (OSError(errno.ENOSPC, "No space", "from", None, "to"), 1, "to: the disk is full"),
         (RuntimeError("Error: No space left on device (os error 28)"), 1, "the disk is full"),
     ],
 )

@@ -166,7 +166,7 @@ def unknown_parameters(places: Places, method: Method) -> Iterator[str]:
             if name not in method.parameters:
                 yield (
                     f"{where}.{name}: {method.name} has no such parameter"
-                    f"{did_you_mean(name, method.parameters)} Its parameters: {known}."
+                    f"{did_you_mean(name, method.parameters) or '.'} Its parameters: {known}."
                 )
 
 

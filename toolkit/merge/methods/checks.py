@@ -43,10 +43,10 @@ def check_between(
     Raises:
         ParameterError: names the parameter, the value and what it stands for.
 
-    >>> check_between("density", [0.5, 1.5], 0.0, 1.0, "it is a share.")
+    >>> check_between("density", [0.5, 1.5], 0.0, 1.0, "a share.")
     Traceback (most recent call last):
     ...
-    toolkit.merge.methods.checks.ParameterError: density: must be from 0 to 1 (got 1.5); it is a share.
+    toolkit.merge.methods.checks.ParameterError: density: must be from 0 to 1 (got 1.5); a share.
     """
     for value in [values] if isinstance(values, (int, float)) else values:
         if not low <= value <= high:
