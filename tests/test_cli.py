@@ -57,8 +57,9 @@ def test_all_faults_of_a_recipe(monkeypatch, capsys, tmp_path: Path):
     ("error", "code", "words"),
     [
         (DataError("x: is gone."), 1, "error: x: is gone."),
-        (KeyboardInterrupt(), 130, "the same command continues"),
+        (KeyboardInterrupt(), 130, "nothing is half-written. The same command continues a stage"),
         (OSError(errno.ENOSPC, "No space left on device", "f"), 1, "the disk is full"),
+        (OSError(errno.ENOSPC, "No space", "from", None, "to"), 1, "to: the disk is full"),
         (RuntimeError("Error: No space left on device (os error 28)"), 1, "the disk is full"),
     ],
 )

@@ -150,9 +150,7 @@ def merge_run(
     from toolkit.progress import say
 
     wanted = load_merge_config(config)
-    plan = run_merge(
-        wanted, out, seed=seed, allow_non_finite=allow_non_finite, device=device
-    )
+    plan = run_merge(wanted, out, seed=seed, allow_non_finite=allow_non_finite, device=device)
     say(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}")
     if diagnose:
         from toolkit.stages.diagnosing import diagnose_merge

@@ -85,7 +85,7 @@ def errors_in_one_line() -> Iterator[None]:
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        stop(_disk_full(error.filename), 1)
+        stop(_disk_full(error.filename2 or error.filename), 1)  # a copy names its source first
     except Exception as error:
         # Libraries wrap the system's error in their own; its text is what they have in common.
         if "No space left on device" in str(error) or "os error 28" in str(error):

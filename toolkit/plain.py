@@ -55,6 +55,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         # _UniqueKeyLoader is a SafeLoader: it constructs plain values only.
         data = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
+    except yaml.composer.ComposerError as error:
+        raise ConfigError(
+            f"{path}: holds several documents (---); give each a file of its own."
+        ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):

@@ -282,7 +282,7 @@ def test_room_for_the_output(two_models: Models, tmp_path: Path, monkeypatch: py
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     found = check(ties(*two_models), tmp_path, out=tmp_path / "other")
-    assert has(found, "error", str(tmp_path), "the disk has 0.00 GB free")
+    assert has(found, "error", str(tmp_path), "the disk has 1.0 kB free")
 
 
 @pytest.mark.parametrize(("parameters", "code"), [({}, 0), ({"density": 2.0}, 1)])

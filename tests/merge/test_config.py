@@ -54,12 +54,28 @@ def test_every_fault_is_told_at_once(tmp_path: Path):
         ({"parameters": {"weight": {"filter": "mlp"}}}, "needs a value"),
         ({"parameters": {"weight": {"fliter": "mlp", "value": 1}}}, "unknown key 'fliter'"),
         ({"models": [{"model": {"model": "a", "lroa": "b"}}]}, "unknown key 'lroa'"),
+        ({"random_seed": 0}, "random_seed: is no part of a merge, and mergekit passes over it"),
+        ({"name": "x"}, "name: names one merge of several"),
     ],
 )
 def test_faults(changes: dict[str, Any], words: str):
     with pytest.raises(ConfigError) as caught:
         parse(**changes)
     assert words in str(caught.value)
+
+
+def test_several_merges_in_one_file(tmp_path: Path):
+    path = tmp_path / "m.yml"
+    path.write_text("merge_method: linear\n---\nmerge_method: linear\n")
+    with pytest.raises(ConfigError, match=r"m\.yml: holds several documents \(---\)"):
+        load_merge_config(path)
+
+
+def test_the_older_form_of_a_tokenizer_source():
+    assert parse(tokenizer_source="model:org/name").tokenizer_source == "org/name"
+    found = parse(tokenizer={"source": "model:./b"}).tokenizer
+    assert found is not None
+    assert found.source == "./b"
 
 
 def test_all_of_the_dialect_is_read():

@@ -200,7 +200,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
     two_models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
-    with pytest.raises(Exception, match=r"needs 0\.00 GB, but the disk has"):
+    with pytest.raises(Exception, match=r"needs 115\.3 kB, but the disk has 0\.0 kB free"):
         merge(half(*two_models), tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 

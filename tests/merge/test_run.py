@@ -145,6 +145,7 @@ def test_differing_shapes_are_named(tmp_path: Path, make_model: Callable[..., Pa
     assert "mlp" in message
     assert "[64, 32]" in message or "[32, 64]" in message
     assert "48" in message
+    assert f"(in {a / 'model.safetensors'} and {b / 'model.safetensors'})" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -157,6 +158,48 @@ def test_a_missing_tensor_is_named(two_models: tuple[Path, Path], tmp_path: Path
         run_merge(
             parse_merge_config(filled(CASES["linear"], *two_models), where="t"), tmp_path / "out"
         )
+
+
+def test_a_tensor_under_another_name_is_named(two_models: tuple[Path, Path], tmp_path: Path):
+    path = two_models[1] / "model.safetensors"
+    tensors = {k.replace("up_proj", "upper_proj"): v for k, v in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    config = parse_merge_config(filled(CASES["linear"], *two_models), where="t")
+    with pytest.raises(MergeError, match=r"up_proj.*has not, which has .*\.0\.mlp\.upper_proj"):
+        run_merge(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "words"),
+    [
+        ("ties", {"density": 1.2, "weight": 1.0}, "density: must be from 0 to 1 (got 1.2)"),
+        ("ties", {"density": [0.5, 1.2], "weight": 1.0}, "(got 1.2)"),
+        ("linear", {"weight": -0.3}, "weight: [0.3, -0.3] sum to zero"),
+    ],
+)
+def test_a_refused_value_is_said_to_be_whose(
+    two_models: tuple[Path, Path],
+    tmp_path: Path,
+    name: str,
+    parameters: dict[str, Any],
+    words: str,
+):
+    data = filled(CASES[name], *two_models)
+    data["models"][-1]["parameters"] = parameters
+    with pytest.raises(MergeError) as caught:
+        run_merge(parse_merge_config(data, where="t"), tmp_path / "out", num_threads=1)
+    place = "model.layers.1" if name == "ties" and words == "(got 1.2)" else "model.embed_tokens"
+    owner = f"for {two_models[1]} " if name == "ties" else ""
+    assert words in str(caught.value)
+    assert f"It is so {owner}in {place}" in str(caught.value)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_device_that_is_not_there(two_models: tuple[Path, Path], tmp_path: Path):
+    config = parse_merge_config(filled(CASES["linear"], *two_models), where="t")
+    for device in ("nowhere", "meta"):
+        with pytest.raises(MergeError, match=f"device {device}: torch cannot compute there"):
+            run_merge(config, tmp_path / "out", device=device)
 
 
 def test_nan_is_refused_unless_allowed(two_models: tuple[Path, Path], tmp_path: Path):
@@ -271,6 +314,9 @@ def test_random_masks_depend_on_seed_and_name_alone(two_models: tuple[Path, Path
         ({"parameters": {"normalise": True}}, "did you mean normalize"),
         ({"parameters": {"weight": []}}, "must be a value, a list over depth"),
         ({"merge_method": "linaer"}, "did you mean linear"),
+        ({"merge_method": "xyz"}, "unknown method 'xyz'. Known: "),
+        ({"parameters": {"embed_slerp": True}}, "has no such parameter. Its parameters: weight"),
+        ({"parameters": {"weight": "abc"}}, "parameters.weight: must be of type float (got 'abc')"),
     ],
 )
 def test_faults_of_a_configuration(

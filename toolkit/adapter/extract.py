@@ -234,7 +234,7 @@ def _check_names(settings: ExtractSettings, modules: Sequence[str]) -> None:
         if not any(name == wanted or name.endswith(f".{wanted}") for name in modules):
             raise ConfigError(
                 f"--save-modules {wanted}: is no module of the model"
-                f"{did_you_mean(wanted, known)} Known: {', '.join(sorted(known))}."
+                f"{did_you_mean(wanted, known) or '.'} Known: {', '.join(sorted(known))}."
             )
     for flag, patterns in (("include", settings.include), ("exclude", settings.exclude)):
         for pattern in patterns:

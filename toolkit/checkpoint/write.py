@@ -81,8 +81,8 @@ class ShardWriter:
         free = shutil.disk_usage(folder).free
         if free < self.total_bytes:
             raise CheckpointError(
-                f"{folder}: needs {self.total_bytes / 1e9:.2f} GB, but the disk has "
-                f"{free / 1e9:.2f} GB free; make room and run again."
+                f"{folder}: needs {bytes_text(self.total_bytes)}, but the disk has "
+                f"{bytes_text(free)} free; make room and run again."
             )
         self._places: dict[str, _Place] = {}
         self._descriptors: list[int] = []
@@ -220,6 +220,18 @@ def _reserve(descriptor: int, size: int) -> None:
     number = ctypes.c_int64
     if call(descriptor, 0, number(0), number(size)) and ctypes.get_errno() in _NO_ROOM:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes in the unit that suits it.
+
+    >>> bytes_text(1_234_000_000), bytes_text(68_456_000), bytes_text(512)
+    ('1.23 GB', '68.5 MB', '0.5 kB')
+    """
+    for size, unit, digits in ((1e9, "GB", 2), (1e6, "MB", 1)):
+        if count >= size:
+            return f"{count / size:.{digits}f} {unit}"
+    return f"{count / 1e3:.1f} kB"
 
 
 def dtype_name(dtype: torch.dtype) -> str:

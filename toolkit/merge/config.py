@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from toolkit.config import PositiveInt, Section, load_yaml, parse_section
+from toolkit.errors import ConfigError
 from toolkit.merge.simple import fault_of_setting
 
 Scalar = bool | int | float | str
@@ -49,6 +50,11 @@ def _path_and_revision(value: object) -> str:
 
 
 ModelName = Annotated[str, BeforeValidator(_reference), Field(min_length=1)]
+VocabularySource = Annotated[
+    ModelName,
+    # mergekit's older form for a model's tokenizer
+    BeforeValidator(lambda name: name.removeprefix("model:") if isinstance(name, str) else name),
+]
 DtypeName = Annotated[
     Literal["float32", "float16", "bfloat16", "float64"],
     BeforeValidator(lambda name: name.removeprefix("torch.") if isinstance(name, str) else name),
@@ -135,7 +141,7 @@ class TokenEmbedding(Section):
 class TokenizerSection(Section):
     """Which vocabulary the merged model has."""
 
-    source: ModelName = "union"
+    source: VocabularySource = "union"
     """`base`, `union`, or a model whose vocabulary is taken."""
 
     tokens: dict[str, TokenEmbedding] | None = None
@@ -156,7 +162,7 @@ class MergeConfig(Section):
     unless `out_dtype` says another."""
 
     out_dtype: DtypeName | None = None
-    tokenizer_source: ModelName | None = None
+    tokenizer_source: VocabularySource | None = None
     tokenizer: TokenizerSection | None = None
     chat_template: str | None = None
 
@@ -193,13 +199,32 @@ class MergeConfig(Section):
             yield self.base_model
 
 
+_OF_OTHERS = {
+    "random_seed": "is no part of a merge, and mergekit passes over it; give --seed",
+    "name": "names one merge of several, as mergekit-multi runs them; merge file by file, and name "
+    "the folder of one where the next needs it",
+    "experts": "is of a mixture of experts; run it with toolkit merge moe",
+    "gate_mode": "is of a mixture of experts; run it with toolkit merge moe",
+}
+"""Keys that files for mergekit have, and that say nothing about how models are merged."""
+
+
 def parse_merge_config(data: object, *, where: str) -> MergeConfig:
     """Check plain values against the dialect.
 
     Raises:
         ConfigError: one line for each fault, each at its key.
     """
-    return parse_section(MergeConfig, data, where=where, what="merge configuration")
+    try:
+        return parse_section(MergeConfig, data, where=where, what="merge configuration")
+    except ConfigError as error:
+        raise ConfigError("\n".join(map(_hinted, str(error).splitlines()))) from error
+
+
+def _hinted(line: str) -> str:
+    key, _, fault = line.strip().partition(": ")
+    is_known = key in _OF_OTHERS and fault.startswith("unknown key")
+    return f"  {key}: {_OF_OTHERS[key]}" if is_known else line
 
 
 def load_merge_config(path: Path) -> MergeConfig:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 
 from toolkit.checkpoint.read import item_bytes
+from toolkit.checkpoint.write import bytes_text
 from toolkit.merge.compute import engine_of
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.fallback import needs_mergekit
@@ -55,7 +56,7 @@ def describe_merge(config: MergeConfig, *, device: str = "cpu") -> str:
     lines = [
         f"{plan.method.name}: {len(plan.tasks)} tensors, {plan.num_layers} layers, "
         f"from {', '.join(config.model_names())}",
-        f"  read {read / 1e9:.2f} GB, write {written / 1e9:.2f} GB, "
+        f"  read {bytes_text(read)}, write {bytes_text(written)}, "
         f"peak private memory about {peak / 1e6:.0f} MB",
         *(f"  {count:5d} tensors by {_ENGINES[name]}" for name, count in sorted(engines.items())),
         *(f"  {line}" for line in (vocabulary.describe() if vocabulary is not None else ())),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ConfigError, MergeError
@@ -100,13 +101,20 @@ class Joined:
         for piece in lacking:
             if self.view(piece.model).tied_name(name, shape) is None:
                 raise MergeError(
-                    f"{name}: {owner.model} has it and {piece.model} has not; models must share an "
-                    "architecture."
+                    f"{name}: {owner.model} has it and {piece.model} has not"
+                    f"{self._nearest(name, owner, piece)}; models must share an architecture."
                 )
         if all(self.view(piece.model).is_tied for piece in self.everyone):
             return False  # what one of them stores besides is the embedding once more
         self.has_own_head = True
         return True
+
+    def _nearest(self, name: str, owner: Piece, piece: Piece) -> str:
+        """What `piece` has instead of a tensor, by its name: the same under another one."""
+        known = self.view(owner.model).shapes
+        others = [other for other in self.view(piece.model).shapes if other not in known]
+        near = get_close_matches(name, others, n=1, cutoff=0.8)
+        return f", which has {near[0]} instead" if near else ""
 
     def task(self, out: str, name: str, place: Place, t: float) -> TensorTask:
         """The task of one tensor; `name` is its name in the leading model."""
@@ -117,9 +125,10 @@ class Joined:
         for other in sources:
             found = self.view(other.model).shapes[other.tensor]
             if found != shape:
+                files = (self.view(item.model).file(item.tensor) for item in (leader, other))
                 raise MergeError(
-                    f"{out}: {leader.model} is {list(shape)} but {other.model} is {list(found)}; "
-                    "models must share an architecture."
+                    f"{out}: {leader.model} is {list(shape)} but {other.model} is {list(found)} "
+                    f"(in {' and '.join(files)}); models must share an architecture."
                 )
         owners = [(p.model, self._scopes(p), self._own_name(p, name)) for p in self.tuned]
         values = resolve_all(self.method, owners, self._scopes(None), out, t)

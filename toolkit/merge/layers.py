@@ -7,7 +7,7 @@ prefix run from 0 without a gap, and first of all where there are as many as the
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from toolkit.errors import MergeError
@@ -100,11 +100,19 @@ class ModelView:
         shapes: of its tensors.
         config: its config.json, as plain values.
 
+        file: of each tensor, for messages; the model's name where it is not known.
+
     Raises:
         MergeError: its tensors are quantised.
     """
 
-    def __init__(self, name: str, shapes: Shapes, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        shapes: Shapes,
+        config: Mapping[str, Any],
+        file: Callable[[str], str] | None = None,
+    ) -> None:
         if quantization := config.get("quantization_config"):
             method = quantization.get("quant_method", "") if isinstance(quantization, dict) else ""
             raise MergeError(
@@ -117,6 +125,7 @@ class ModelView:
                 "bfloat16, and merge that."
             )
         self.name = name
+        self.file = file or (lambda _: name)
         self.shapes = shapes
         self.layout = Layout(shapes, layer_counts(config))
         self.is_tied = _tie_setting(config) is not False

@@ -104,6 +104,10 @@ class Models:
         checkpoint = self.checkpoint(name)
         return {tensor: checkpoint.info(tensor).shape for tensor in checkpoint.names}
 
+    def file(self, name: str, tensor: str) -> str:
+        """The file that holds a tensor of a model."""
+        return str(self.checkpoint(name).damaged_file(tensor))
+
     def dtype(self, source: Source) -> str:
         """The stored type of a tensor, by the format's name."""
         return self.checkpoint(source.model).info(source.tensor).dtype

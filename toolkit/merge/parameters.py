@@ -143,14 +143,14 @@ def _typed(parameter: Parameter, value: Any) -> Any:
 
 
 def check_parameters(config: MergeConfig, method: Method) -> None:
-    """Refuse parameters that the method does not have, wherever they stand; mergekit passes over
-    them.
+    """Refuse parameters that the method does not have, wherever they stand, which mergekit passes
+    over, and values of another type.
 
     Raises:
-        ConfigError: names the first key and the nearest known one.
+        ConfigError: names the first key, and the nearest known one or the value.
     """
-    plain = config.model_dump(exclude_none=True)
-    for message in unknown_parameters(parameter_places(plain), method):
+    places = list(parameter_places(config.model_dump(exclude_none=True)))
+    for message in (*unknown_parameters(places, method), *mistyped_parameters(places, method)):
         raise ConfigError(message)
 
 
@@ -166,7 +166,7 @@ def unknown_parameters(places: Places, method: Method) -> Iterator[str]:
             if name not in method.parameters:
                 yield (
                     f"{where}.{name}: {method.name} has no such parameter"
-                    f"{did_you_mean(name, method.parameters)} Its parameters: {known}."
+                    f"{did_you_mean(name, method.parameters) or '.'} Its parameters: {known}."
                 )
 
 

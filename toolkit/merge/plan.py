@@ -51,7 +51,10 @@ class MergePlan:
 
 
 def plan_merge(
-    config: MergeConfig, shapes: Callable[[str], Shapes], configs: Configs = lambda _: {}
+    config: MergeConfig,
+    shapes: Callable[[str], Shapes],
+    configs: Configs = lambda _: {},
+    files: Callable[[str, str], str] = lambda model, _: model,
 ) -> MergePlan:
     """Plan every tensor of a merge; reads nothing but names, shapes and configs.
 
@@ -59,6 +62,7 @@ def plan_merge(
         config: the merge configuration.
         shapes: names and shapes of a model's tensors, by the model's name in the configuration.
         configs: what the models' config.json say, by the same names.
+        files: the file of a model's tensor, for messages, by the model's and the tensor's name.
 
     Raises:
         ConfigError: parameters are unknown, missing or of a wrong type.
@@ -66,7 +70,9 @@ def plan_merge(
     """
     method = get_method(config.merge_method)
     check_parameters(config, method)
-    view = functools.cache(lambda name: ModelView(name, shapes(name), configs(name)))
+    view = functools.cache(
+        lambda name: ModelView(name, shapes(name), configs(name), functools.partial(files, name))
+    )
     leader = view(config.leader())
     planner = _Planner(config, method, view)
     modules = plan_modules(config, view, leader, adds_base=not method.accepts_base)

@@ -119,7 +119,7 @@ def get_method(name: str) -> Method:
     methods = all_methods()
     if name not in methods:
         raise ConfigError(
-            f"merge_method: unknown method {name!r}{did_you_mean(name, methods)} "
+            f"merge_method: unknown method {name!r}{did_you_mean(name, methods) or '.'} "
             f"Known: {', '.join(sorted(methods))}."
         )
     return methods[name]

@@ -22,6 +22,7 @@ from toolkit.merge.compute import (
     run_task,
 )
 from toolkit.merge.kernels.workers import Workers
+from toolkit.merge.methods.checks import ParameterError, at_fault
 from toolkit.merge.models import Models
 from toolkit.merge.output import merged_config, out_dtype
 from toolkit.merge.plan import MergePlan, plan_merge
@@ -77,7 +78,7 @@ def run_merge(
     check_tokenizer(config, models)
     united = None
     if tokenizer_source(config) is None:  # vocabularies stay as they are, and their part unloaded
-        plan = plan_merge(config, models.shapes, models.config)
+        plan = plan_merge(config, models.shapes, models.config, models.file)
     else:
         from toolkit.merge.vocabulary import plan_with_vocabulary
 
@@ -158,6 +159,8 @@ def _write_task(
 
     try:
         run_task(plan.method, task, models, put, dtype=dtype, workers=workers, **options)
+    except ParameterError as error:
+        raise MergeError(at_fault(error, task)) from error
     except NonFiniteError:
         for source in task.inputs:
             if not is_finite(models.read(source)):

@@ -42,6 +42,13 @@ class TensorTask:
     thresholds: tuple[float, ...] | None = None
     is_copied: bool = False
 
+    def owner(self, parameter: str, value: object) -> str | None:
+        """The model whose parameter has this value; None where it is no model's."""
+        values = self.parameters.get(parameter)
+        if not isinstance(values, tuple) or value not in values:
+            return None
+        return self.sources[values.index(value)].model
+
     @property
     def inputs(self) -> tuple[Source, ...]:
         """All that is read: the tuned tensors, then the base where there is one."""

@@ -90,7 +90,7 @@ def _template(config: MergeConfig, models: Models) -> str | None:
     if wanted not in known:
         raise ConfigError(
             f"chat_template: {wanted!r} is neither auto, nor a template (Jinja), nor the name of "
-            f"one{did_you_mean(wanted, known)} Known: {', '.join(sorted(known)) or 'none'}."
+            f"one{did_you_mean(wanted, known) or '.'} Known: {', '.join(sorted(known)) or 'none'}."
         )
     return known[wanted].read_text(encoding="utf-8")
 

@@ -109,7 +109,7 @@ def plan_with_vocabulary(
     """
     vocabulary = plan_vocabulary(config, models)
     seen = vocabulary.models if vocabulary is not None else models
-    return plan_merge(config, seen.shapes, seen.config), seen, vocabulary
+    return plan_merge(config, seen.shapes, seen.config, seen.file), seen, vocabulary
 
 
 class _Planner:
@@ -208,7 +208,7 @@ class _Planner:
             if donor is None and not isinstance(entry.source, TokenSource):
                 raise ConfigError(
                     f"tokenizer.tokens: no model has the token {text!r}"
-                    f"{did_you_mean(text, ids)} To make a new one, give it a source "
+                    f"{did_you_mean(text, ids) or '.'} To make a new one, give it a source "
                     "({kind: zero}, or {kind: model_token, model: ..., token: ...})."
                 )
             add(text, donor, is_learnt=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 from toolkit.checkpoint.appear import is_taken
 from toolkit.checkpoint.read import item_bytes
+from toolkit.checkpoint.write import bytes_text
 from toolkit.config import load_yaml
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.merge.check.configs import check_configs
@@ -107,7 +108,7 @@ def _check_plan(
     config: MergeConfig, models: Models, known: Sequence[Finding], out: Path | None
 ) -> Iterator[Finding]:
     try:
-        plan = plan_merge(config, models.shapes, models.config)
+        plan = plan_merge(config, models.shapes, models.config, models.file)
     except ToolkitError as error:
         if not _is_said(str(error), known):
             yield from_message(str(error))
@@ -145,6 +146,6 @@ def _output(
         yield Finding(
             "error",
             str(parent),
-            f"the merge takes {needed / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB free",
+            f"the merge takes {bytes_text(needed)}, and the disk has {bytes_text(free)} free",
             "make room, or write to another disk (--out)",
         )

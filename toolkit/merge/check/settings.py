@@ -11,7 +11,7 @@ from toolkit.lazy_torch import torch
 from toolkit.merge.check.findings import Finding, from_message
 from toolkit.merge.check.survey import Survey
 from toolkit.merge.definition import compute_tensor
-from toolkit.merge.methods.checks import ZERO_WEIGHT
+from toolkit.merge.methods.checks import ZERO_WEIGHT, ParameterError, at_fault
 from toolkit.merge.parameters import Places, setting_filters
 from toolkit.merge.plan import MergePlan
 from toolkit.merge.task import TensorTask
@@ -98,6 +98,8 @@ def _rehearse(plan: MergePlan, task: TensorTask) -> str | None:
             seed=0,
             dtype=torch.float32,
         )
+    except ParameterError as error:
+        return at_fault(error, task)
     except MergeError as error:
         return str(error)
     return None

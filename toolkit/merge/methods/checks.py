@@ -9,9 +9,23 @@ import numpy as np
 
 from toolkit.errors import MergeError
 from toolkit.lazy_torch import Tensor
+from toolkit.merge.task import TensorTask
 
 ZERO_WEIGHT = 1e-8
 """Sums of weights smaller than this cannot be divided by."""
+
+
+class ParameterError(MergeError):
+    """A value of a parameter that its method refuses.
+
+    Args:
+        message: begins with the parameter's name.
+        value: which was refused.
+    """
+
+    def __init__(self, message: str, value: object) -> None:
+        super().__init__(message)
+        self.value = value
 
 
 def check_between(
@@ -27,17 +41,18 @@ def check_between(
         meaning: what the parameter is; the end of the message.
 
     Raises:
-        MergeError: names the parameter, the value and what it stands for.
+        ParameterError: names the parameter, the value and what it stands for.
 
-    >>> check_between("density", [0.5, 1.5], 0.0, 1.0, "it is the fraction kept.")
+    >>> check_between("density", [0.5, 1.5], 0.0, 1.0, "a share.")
     Traceback (most recent call last):
     ...
-    toolkit.errors.MergeError: density: must be from 0 to 1 (got 1.5); it is the fraction kept.
+    toolkit.merge.methods.checks.ParameterError: density: must be from 0 to 1 (got 1.5); a share.
     """
     for value in [values] if isinstance(values, (int, float)) else values:
         if not low <= value <= high:
             bounds = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
-            raise MergeError(f"{name}: must be {bounds} (got {value:g}); {meaning}")
+            message = f"{name}: must be {bounds} (got {value:g}); {meaning}"
+            raise ParameterError(message, value)
 
 
 def check_density(density: Sequence[float]) -> None:
@@ -63,12 +78,20 @@ def weight_total(weight: Sequence[float], switch: str = "normalize") -> float:
     """Sum of the weights, to divide by; rounded to float32 like the weights it stands under.
 
     Raises:
-        MergeError: it is zero.
+        ParameterError: it is zero.
     """
     total = float(np.sum(np.asarray(weight, dtype=np.float32)))
     if not abs(sum(weight)) >= ZERO_WEIGHT or total == 0.0:
-        raise MergeError(
+        raise ParameterError(
             f"weight: {list(weight)} sum to zero, and {switch} divides by the sum; "
-            f"change the weights or set {switch}: false."
+            f"change the weights or set {switch}: false.",
+            weight,
         )
     return total
+
+
+def at_fault(error: ParameterError, task: TensorTask) -> str:
+    """The message of a refused value, and of which model and tensor it is; over depth and by
+    filters there are many."""
+    owner = task.owner(str(error).partition(":")[0], error.value)
+    return f"{error} It is so {f'for {owner} ' if owner else ''}in {task.name}."

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from toolkit.errors import MergeError
 from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.kernels.stream import EntryStream
-from toolkit.merge.methods.checks import check_between, check_density
+from toolkit.merge.methods.checks import ParameterError, check_between, check_density
 from toolkit.merge.methods.sparsify import drop_by_rank
 from toolkit.merge.methods.task_vectors import join, task_vectors
 from toolkit.merge.registry import PerModel, merge_method
@@ -125,12 +124,13 @@ def check_epsilon(density: Sequence[float], epsilon: Sequence[float]) -> None:
     """Refuse an `epsilon` under which `density ± epsilon` is no chance.
 
     Raises:
-        MergeError: names it, and what it has to be under.
+        ParameterError: names it, and what it has to be under.
     """
     check_between("epsilon", epsilon, 0.0, 0.5, "it is half the spread of keep probabilities.")
     for kept, spread in zip(density, epsilon, strict=True):
         if 0.0 < kept < 1.0 and not spread < min(kept, 1.0 - kept):
-            raise MergeError(
+            raise ParameterError(
                 f"epsilon: with density {kept:g} it must be under {min(kept, 1.0 - kept):g} "
-                f"(got {spread:g}), so that density ± epsilon stays between 0 and 1."
+                f"(got {spread:g}), so that density ± epsilon stays between 0 and 1.",
+                spread,
             )

@@ -29,8 +29,8 @@ from toolkit.merge.kernels.source.primitives import kernel, tile
 from toolkit.merge.kernels.source.random import draw_into, limit_of
 
 BINS = TILE
-"""256 to the octave below the row's largest magnitude; the first 16 hold zeros, the 17th also what is
-smaller than the rest."""
+"""256 to the octave below the row's largest magnitude; the first 16 hold zeros, the 17th also
+what is smaller than the rest."""
 
 ZEROS = 16
 """Bins that hold zeros."""
