@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from toolkit.data import encode
+from toolkit.data.backend import Backend
 from toolkit.data.chunks import can_cut
 from toolkit.data.config import FimSection
 from toolkit.data.encode import (
     Encoder,
     TextTokenizer,
-    _Backend,
     find_fim_tokens,
     find_separator,
 )
@@ -144,7 +144,7 @@ def test_words_looked_up_are_words_encoded(tmp_path: Path, tiny_tokenizer, patte
         core = Tokenizer.from_str(json.dumps(table))
         core.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
         core.save(str(tmp_path / "tokenizer.json"))
-    backend = _Backend(tmp_path / "tokenizer.json")
+    backend = Backend(tmp_path / "tokenizer.json")
     assert backend.cuts_at_spaces
     chance = random.Random(1)  # noqa: S311
     signs = " \n\t\r\u00a0\u3000\u200bab9.,'\"é̈ 你🙂s'll \x1c\x85<|end|>"
