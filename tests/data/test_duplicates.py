@@ -7,7 +7,7 @@ import random
 import numpy as np
 
 from toolkit.data.duplicates import drop_exact, drop_near, exact_keys, signatures
-from toolkit.data.words import repeated_fraction, run_hashes, word_hashes
+from toolkit.data.words import repeated_fraction, run_hashes, word_codes, word_hashes
 
 
 def text(seed: int, length: int = 200) -> list[str]:
@@ -63,3 +63,12 @@ def test_repeated_fraction_counts_runs_that_came_before():
     words = word_hashes(["a b a b a b", "a b c d"])
     # Runs of two: ab ba ab ba ab -> three of five came before; none in the other document.
     assert repeated_fraction(*run_hashes(*words, 2)).tolist() == [0.6, 0.0]
+
+
+def test_words_of_ascii_texts_are_found_faster_and_are_the_same():
+    signs = "".join(map(chr, range(128)))
+    text = f"{signs} Net-sales_2 rose\t{signs[::-1]}"
+    quick, offsets = word_codes([text])
+    slow, other = word_codes([text + " \u00e9"])  # one word more, and no ASCII text
+    assert quick.tolist() == slow[:-1].tolist()
+    assert (offsets[1] + 1, len(quick)) == (other[1], offsets[1])

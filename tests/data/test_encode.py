@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from toolkit.data import encode
+from toolkit.data.backend import Backend
 from toolkit.data.chunks import can_cut
 from toolkit.data.config import FimSection
 from toolkit.data.encode import (
     Encoder,
     TextTokenizer,
-    _Backend,
     find_fim_tokens,
     find_separator,
 )
@@ -126,33 +126,45 @@ def test_a_folder_without_a_readable_tokenizer_is_named(folder: Path):
         TextTokenizer(folder)
 
 
-@pytest.mark.parametrize("pattern", [None, "llama3"])
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_PATTERNS = {
+    name: rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}|{_REST}"
+    for name, digits in (("llama3", r"\p{N}{1,3}"), ("qwen2", r"\p{N}"), ("own", r"\p{N}{2}|\p{N}"))
+}
+
+
+@pytest.mark.parametrize("pattern", [None, "digits", *_PATTERNS])
 def test_words_looked_up_are_words_encoded(tmp_path: Path, tiny_tokenizer, pattern: str | None):
     from tokenizers import Regex, pre_tokenizers
 
     tiny_tokenizer.save_pretrained(tmp_path)
     if pattern:
         table = json.loads((tmp_path / "tokenizer.json").read_text())
-        llama3 = (
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-            r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        split = (
+            pre_tokenizers.Digits(individual_digits=True)
+            if pattern == "digits"
+            else pre_tokenizers.Split(Regex(_PATTERNS[pattern]), "isolated")
         )
-        split = pre_tokenizers.Split(Regex(llama3), "isolated")
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern == "digits")
         from tokenizers import Tokenizer
 
         core = Tokenizer.from_str(json.dumps(table))
         core.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
         core.save(str(tmp_path / "tokenizer.json"))
-    backend = _Backend(tmp_path / "tokenizer.json")
+    backend = Backend(tmp_path / "tokenizer.json")
     assert backend.cuts_at_spaces
+    assert backend.cuts_words is (pattern != "own")  # patterns not known are not cut further
     chance = random.Random(1)  # noqa: S311
     signs = " \n\t\r\u00a0\u3000\u200bab9.,'\"é̈ 你🙂s'll \x1c\x85<|end|>"
     texts = ["".join(chance.choice(signs) for _ in range(80)) for _ in range(400)]
+    plain = "".join(map(chr, range(33, 127))) + "abcxyz0123456789.,()-/'  " * 3
+    texts += ["".join(chance.choice(plain) for _ in range(80)) for _ in range(1200)]
     texts += ["net sales rose 2 %, it's said; we'll see. " * 3, "", " ", "a", " a", "a "]
     ids, offsets = backend.table.lookup(texts)
     found = [ids[a:b].tolist() for a, b in itertools.pairwise(offsets.tolist())]
     assert found == backend.encode(texts)
+    again, _ = backend.table.lookup(texts)  # all of them known by now
+    assert again.tolist() == ids.tolist()
 
 
 def test_other_tokenizers_are_not_cut(tmp_path: Path, tiny_tokenizer):
@@ -168,6 +180,18 @@ def test_other_tokenizers_are_not_cut(tmp_path: Path, tiny_tokenizer):
         {"added_tokens": [{"special": False, "lstrip": True, "rstrip": False, "content": "x"}]},
     ):
         assert not can_cut(json.dumps({**table, **change}))
+
+
+def test_a_token_of_its_own_that_reaches_across_pieces(tmp_path: Path, tiny_tokenizer):
+    tiny_tokenizer.add_tokens(["beta-2"])
+    tiny_tokenizer.save_pretrained(tmp_path)
+    backend = Backend(tmp_path / "tokenizer.json")
+    assert backend.cuts_at_spaces
+    assert not backend.cuts_words
+    ids, _ = backend.table.lookup(["a beta-2 b (beta-2)"])
+    (expected,) = backend.encode(["a beta-2 b (beta-2)"])
+    assert ids.tolist() == expected
+    assert expected.count(len(tiny_tokenizer) - 1) == 2
 
 
 def test_only_the_assistant_s_words_are_targets(folder: Path, tiny_tokenizer):

@@ -11,6 +11,7 @@ import pytest
 from toolkit.data.config import SourceSection
 from toolkit.data.formats import Faults
 from toolkit.data.sources import input_hashes, read_documents
+from toolkit.data.split import assign_split
 from toolkit.errors import DataError
 
 
@@ -33,6 +34,37 @@ def test_groups_come_from_a_field(tmp_path: Path):
     path.write_text('{"text": "x", "patient": 7}\n')
     (document,) = read_documents("s", source(files=[str(path)], group_field="patient"))
     assert document.group == "7"
+
+
+def test_groups_come_from_folders(tmp_path: Path):
+    for name in ("acme/2020/a.txt", "acme/b.txt", "bolt/2020/a.txt", "top.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    (tmp_path / "acme/rows.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n')
+    files = [f"{tmp_path}/**/*.*"]
+
+    def groups(**values: Any) -> dict[str, str]:
+        return {d.id: d.group for d in read_documents("s", source(files=files, **values))}
+
+    assert groups(group_folders=1) == {
+        "s/acme/2020/a": "acme",
+        "s/acme/b": "acme",
+        "s/acme/rows#000001": "acme",
+        "s/acme/rows#000002": "acme",
+        "s/bolt/2020/a": "bolt",
+        "s/top": "top",
+    }
+    deeper = groups(group_folders=2)
+    assert deeper["s/acme/2020/a"] == "acme/2020"
+    assert deeper["s/acme/b"] == "acme"
+    assert groups()["s/acme/2020/a"] == "acme/2020/a"
+    given = source(files=files, group_folders=1, group_together=True)
+    splits = {(d.group, assign_split(d, given, 0)) for d in read_documents("s", given)}
+    assert len(splits) == 3  # each folder in one split, whatever the names of its files
+    with pytest.raises(ValueError, match="give group_field or group_folders"):
+        source(files=files, group_folders=1, group_field="x")
+    with pytest.raises(ValueError, match="there are no files here"):
+        source(hub={"dataset": "org/name"}, group_folders=1)
 
 
 @pytest.mark.parametrize(

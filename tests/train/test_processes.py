@@ -140,12 +140,15 @@ def test_two_processes_give_the_losses_of_one(project: Path):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_processes_killed_and_started_again_end_in_the_same_bits(project: Path, kind: str):
-    run(project, kind, "fp32", "whole")
-    run(project, kind, "fp32", "again", kill=True)
+def test_processes_killed_and_started_again_end_in_the_same_bits(
+    project: Path, kind: str, precision: str
+):
+    run(project, kind, precision, "whole")
+    run(project, kind, precision, "again", kill=True)
     assert not (project / "again" / "manifest.json").exists()
-    run(project, kind, "fp32", "again")
+    run(project, kind, precision, "again")
     whole, again = project / "whole", project / "again"
     assert json.loads((again / "manifest.json").read_text())["results"]["resumed_at_step"] == 2
     for key in ("loss", "gradient_norm", "general_bits_per_byte"):

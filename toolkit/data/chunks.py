@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 _CHUNK = re.compile(r"\s*\S+(?:(?! \S)\s+\S*)*|\s+")
 _UNEVEN = ("  ", "\n ", " \n", "\t", "\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x1f")
+_PLAIN = re.compile(r" [!-&(-~]+")
+_PIECE = re.compile(r"[0-9]+|[^A-Za-z0-9]*[A-Za-z]+|[^A-Za-z0-9]+")
 _AT_START = "\x00"
 """Begins the key of a chunk without a space in front; other keys stand for a space and the key."""
 
@@ -32,13 +34,30 @@ def cut_at_spaces(text: str) -> list[str]:
     >>> [chunk_text(key) for key in cut_at_spaces("net sales,\\n  rose 2 %")]
     ['net', ' sales,\\n  rose', ' 2', ' %']
     """
-    if not any(sign in text for sign in _UNEVEN):
+    for sign in _UNEVEN:
+        if sign in text:
+            break
+    else:
         keys = text.split(" ")
         # Other scripts have white space of their own; where there is any, these two differ.
         if text.isascii() or text.replace("\n", "-").split() == text.replace("\n", "-").split(" "):
             keys[0] = _AT_START + keys[0]
             return keys
     return [chunk[1:] if chunk[0] == " " else _AT_START + chunk for chunk in _CHUNK.findall(text)]
+
+
+def pieces_of_word(chunk: str) -> list[str]:
+    """A word with its space in front, cut after letters, after digits and before digits; nothing
+    where it holds other signs than ASCII's plain ones. Apostrophes are not plain: "it's".
+
+    >>> pieces_of_word(" (beta2-like),"), pieces_of_word(" it's")
+    ([' (beta', '2', '-like', '),'], [])
+    """
+    if not _PLAIN.fullmatch(chunk):
+        return []
+    pieces = _PIECE.findall(chunk, 1)
+    pieces[0] = " " + pieces[0]
+    return pieces
 
 
 def chunk_text(key: str) -> str:
@@ -50,11 +69,11 @@ Learned = tuple[NDArray[Any], NDArray[np.int64]]
 """Numbers of some chunks in a row, and how many each has."""
 
 
-class ChunkTable:
-    """Numbers for each chunk, computed when it is first met.
+class Table:
+    """Numbers for each key, computed when it is first met.
 
     Args:
-        compute: numbers of each of some chunks' texts.
+        compute: numbers of each of some keys.
         dtype: of the numbers.
     """
 
@@ -63,18 +82,13 @@ class ChunkTable:
         self._forget()
 
     def _forget(self) -> None:
-        # A chunk that is asked for and not known gets the next place.
+        # A key that is asked for and not known gets the next place.
         self._place: defaultdict[str, int] = defaultdict(itertools.count().__next__)
         self._values = np.zeros(0, self._dtype)
         self._starts = np.zeros(1, np.int64)
 
-    def lookup(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Numbers of all texts in a row, and offsets `[D + 1]` at which each text's begin."""
-        keys: list[str] = []
-        ends = [0]
-        for text in texts:
-            keys += cut_at_spaces(text)
-            ends.append(len(keys))
+    def rows(self, keys: Sequence[str]) -> Learned:
+        """Numbers of all keys in a row, and how many each has."""
         if len(self._place) > MAX_KNOWN:
             self._forget()
         known = len(self._place)
@@ -86,17 +100,39 @@ class ChunkTable:
         stops = np.cumsum(sizes)
         total = int(stops[-1]) if len(stops) else 0
         index = np.arange(total) + np.repeat(self._starts[places] - (stops - sizes), sizes)
-        offsets = np.concatenate([[0], stops])[np.array(ends)]
-        return self._values[index], offsets.astype(np.int64)
+        return self._values[index], sizes
 
     def _learn(self, keys: list[str]) -> None:
         try:
-            values, sizes = self._compute([chunk_text(key) for key in keys])
+            values, sizes = self._compute(keys)
         except BaseException:
             self._forget()  # places without numbers
             raise
         self._values = np.concatenate([self._values, values.astype(self._dtype)])
         self._starts = np.concatenate([self._starts, self._starts[-1] + np.cumsum(sizes)])
+
+
+class ChunkTable:
+    """Numbers for each chunk of a text.
+
+    Args:
+        compute: numbers of each of some chunks' texts.
+        dtype: of the numbers.
+    """
+
+    def __init__(self, compute: Callable[[list[str]], Learned], dtype: Any) -> None:
+        self._table = Table(lambda keys: compute([chunk_text(key) for key in keys]), dtype)
+
+    def lookup(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Numbers of all texts in a row, and offsets `[D + 1]` at which each text's begin."""
+        keys: list[str] = []
+        ends = [0]
+        for text in texts:
+            keys += cut_at_spaces(text)
+            ends.append(len(keys))
+        values, sizes = self._table.rows(keys)
+        stops = np.concatenate([[0], np.cumsum(sizes)])
+        return values, stops[np.array(ends)].astype(np.int64)
 
 
 def can_cut(tokenizer_json: str) -> bool:
@@ -140,3 +176,32 @@ def _is_word_pattern(pattern: str) -> bool:
     parts = pattern.replace(r"\s+(?!\S)", "").replace(r"\s*[\r\n]+", "")
     parts = parts.replace(r"[^\s\p{L}\p{N}]", "").replace(r"\s+", "")
     return pattern.endswith((r"\s+(?!\S)|\s+", r"\s+(?!\S)")) and r"\s" not in parts
+
+
+_CUTS_WORDS = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    *(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits + "| ?"
+        r"[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        for digits in (r"\p{N}{1,3}", r"\p{N}")
+    ),
+)
+"""Patterns of GPT-2, Llama 3 and Qwen 2; the first is what `ByteLevel` does by itself. In all of
+them letters end before anything else, digits too, and other signs before a digit."""
+
+
+def can_cut_words(tokenizer_json: str) -> bool:
+    """Whether a tokenizer also cuts words where `pieces_of_word` does.
+
+    Args:
+        tokenizer_json: as in `tokenizer.json`.
+    """
+    if not can_cut(tokenizer_json):
+        return False
+    table = json.loads(tokenizer_json)
+    # Tokens found in the text before it is cut could reach across.
+    own = [token["content"] for token in table.get("added_tokens", ()) if not token["special"]]
+    if any(len(_PIECE.findall(text)) > 1 for text in own):
+        return False
+    steps = table["pre_tokenizer"].get("pretokenizers", [table["pre_tokenizer"]])
+    return all(s["type"] != "Split" or s["pattern"]["Regex"] in _CUTS_WORDS for s in steps)

@@ -48,13 +48,20 @@ def clean_text(text: str, collapse_spaces: bool = True) -> str:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.replace("\n", "").isprintable():  # cheaper than the search, and mostly so
         text = _CONTROL.sub("", text)
-    if any(sign in text for sign in _UNTIDY) or text.endswith(" "):
+    if _is_untidy(text):
         text = "\n".join(
             _tidy(line) if collapse_spaces else line.rstrip() for line in text.split("\n")
         )
     if "\n\n\n" in text:
         text = _BLANK_LINES.sub("\n\n", text)
     return text.strip("\n")
+
+
+def _is_untidy(text: str) -> bool:
+    for sign in _UNTIDY:
+        if sign in text:
+            return True
+    return text.endswith(" ")
 
 
 def _tidy(line: str) -> str:
@@ -104,7 +111,10 @@ def clean_documents(
         elif _repeated_lines(text) > section.max_repeated_line_fraction:
             reason = "repetitive"
         else:
-            kept.append(replace(document, text=text))
+            # Several times as fast as `replace`.
+            kept.append(
+                Document(document.id, document.source, document.group, text, document.messages)
+            )
             continue
         _leave_out(counts, reason, text)
     words, offsets = word_codes([document.text for document in kept])

@@ -189,6 +189,8 @@ def identity_of_data(section: DataSection) -> dict[str, Any]:
     values = section.model_dump(mode="json")
     for source in values["sources"].values():
         del source["tokens"]
+        if source["group_folders"] is None:
+            del source["group_folders"]
     if section.fim.piece_characters is None:
         del values["fim"]["piece_characters"]
     return values

@@ -6,22 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.chunks import ChunkTable, Learned, can_cut
+from toolkit.data.backend import Backend
 from toolkit.data.config import KNOWN_FIM_TOKENS, FimSection
 from toolkit.data.sources import Document
 from toolkit.data.split import stable_unit
-from toolkit.data.words import take_rows
 from toolkit.errors import DataError
 from toolkit.manifest import load_json
-
-_TOGETHER = 512
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,25 @@ class Encoder:
     seed: int
     fim: FimSection | None = None
     fim_ids: tuple[int, int, int] | None = None
+
+    def encode_flat(
+        self, documents: Sequence[Document]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_] | None]:
+        """The tokens of all documents in a row, how many each has, and which of all are targets
+        (None: all)."""
+        if self.fim is None and not any(document.messages for document in documents):
+            backend = _backend(self.folder)
+            if backend is not None and backend.cuts_at_spaces:
+                ids, offsets = backend.table.lookup([document.text for document in documents])
+                return ids, np.diff(offsets), None
+        encoded = self.encode(documents)
+        sizes = np.array([len(item.tokens) for item in encoded], np.int64)
+        rows = [np.array(item.tokens, np.int32) for item in encoded]
+        tokens = np.concatenate([np.zeros(0, np.int32), *rows])
+        if all(item.targets is None for item in encoded):
+            return tokens, sizes, None
+        targets = [np.array(item.targets, np.bool_) for item in encoded]
+        return tokens, sizes, np.concatenate(targets)
 
     def encode(self, documents: Sequence[Document]) -> list[Encoded]:
         """Tokens of each document; text that looks like a special token stays text."""
@@ -104,99 +120,26 @@ def _plain(folder: Path, texts: list[str]) -> list[list[int]]:
     return [flat[start:stop] for start, stop in pairwise(ends)]
 
 
-class _Backend:
-    """A tokenizer's own fast core, read without transformers (which takes seconds to import)."""
-
-    def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer
-
-        self._core = Tokenizer.from_file(str(path))
-        self._core.no_truncation()
-        self._core.no_padding()
-        self._core.encode_special_tokens = True
-        self.cuts_at_spaces = can_cut(path.read_text(encoding="utf-8"))
-        self.table = ChunkTable(self._encode_chunks, np.int32)
-        self._num_bytes = np.zeros(self._core.get_vocab_size() + 1, np.int64)
-        for text, number in self._core.get_vocab(with_added_tokens=False).items():
-            self._num_bytes[number] = len(text)  # a sign a byte, in byte-level vocabularies
-        for number, token in self._core.get_added_tokens_decoder().items():
-            self._num_bytes[number] = len(token.content.encode())
-
-    def _encode_chunks(self, chunks: list[str]) -> Learned:
-        """Many words in one text, since each text costs more than a word; the tokens of each are
-        told apart by their bytes."""
-        apart = [
-            n
-            for n, text in enumerate(chunks)
-            if text[:1] != " " or not text[1:2].strip() or not text[-1:].strip()
-        ]
-        alone = dict.fromkeys(apart)  # in order, and quick to look into
-        together = (
-            [n for n in range(len(chunks)) if n not in alone] if alone else range(len(chunks))
-        )
-        groups = [
-            together[start : start + _TOGETHER] for start in range(0, len(together), _TOGETHER)
-        ]
-        texts = ["".join([chunks[n] for n in group]) for group in groups]
-        order: list[int] = []
-        sizes: list[NDArray[np.int64]] = []
-        pieces: list[list[int]] = []
-        for group, text, ids in zip(groups, texts, self.encode(texts), strict=True):
-            words = [chunks[n] for n in group]
-            lengths = map(len, words if text.isascii() else map(str.encode, words))
-            stops = np.cumsum(np.fromiter(lengths, np.int64, len(words)))
-            reached = np.cumsum(self._num_bytes[ids])
-            ends = np.searchsorted(reached, stops) + 1
-            if reached[-1] != stops[-1] or (reached[ends - 1] != stops).any():
-                alone |= dict.fromkeys(group)  # a normalizer changed lengths
-                continue
-            order += group
-            sizes.append(np.diff(ends, prepend=0))
-            pieces.append(ids)
-        rows = self.encode([chunks[n] for n in alone])
-        order += alone
-        sizes.append(np.array([len(row) for row in rows], np.int64))
-        values = np.fromiter(chain.from_iterable(pieces + rows), np.int32)
-        return _in_order(values, np.concatenate(sizes), np.array(order, np.int64))
-
-    def vocabulary(self) -> dict[str, int]:
-        return dict(self._core.get_vocab())
-
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        item = self._core.encode(text, add_special_tokens=False)
-        return item.ids, item.offsets
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        return [item.ids for item in self._core.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def _in_order(values: NDArray[Any], sizes: NDArray[np.int64], order: NDArray[np.int64]) -> Learned:
-    """Rows that were worked out in another order, put back.
-
-    >>> _in_order(np.array([5, 6, 7]), np.array([1, 2]), np.array([1, 0]))
-    (array([6, 7, 5]), array([2, 1]))
-    """
-    back = np.argsort(order)
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    sorted_values, _ = take_rows(values, offsets, back)
-    return sorted_values, sizes[back]
-
-
-def _backend(folder: Path) -> _Backend | None:
+def _backend(folder: Path) -> Backend | None:
     return _backend_at(folder.absolute())
 
 
 @lru_cache(maxsize=2)
-def _backend_at(folder: Path) -> _Backend | None:
+def _backend_at(folder: Path) -> Backend | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
     try:
-        return _Backend(path)
+        return Backend(path)
     except Exception as error:  # the library raises nothing more particular
         raise DataError(
             f"{path}: cannot be read as a tokenizer ({error}); fetch the model's files again."
         ) from error
+
+
+def open_tokenizer(folder: Path) -> None:
+    """Load a tokenizer's core before it is needed."""
+    _backend(folder)
 
 
 def _full_tokenizer(folder: Path) -> Any:
@@ -245,9 +188,9 @@ class TextTokenizer:
                 return str(token["content"] if isinstance(token, dict) else token)
         return None
 
-    def count(self, text: str) -> int:
-        """How many tokens a text has."""
-        return len(_plain(self._folder, [text])[0])
+    def counts(self, texts: list[str]) -> list[int]:
+        """How many tokens each text has; many at once are quicker than one by one."""
+        return [len(ids) for ids in _plain(self._folder, texts)]
 
     def encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids, and the characters `[start, stop)` that each stands for."""

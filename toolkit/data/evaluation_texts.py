@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from toolkit.manifest import write_atomically
 
 _MOST_BYTES_PER_TOKEN = 8
 _CHUNK = 256
+_TOGETHER = 64
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,20 @@ def choose_evaluation(
             pool = pool[np.argsort(index.order[pool], kind="stable")]
             limit = source.split[split].max_tokens if split in source.split else None
             total = 0
-            for place, document in _in_order(texts, index, pool, limit, section):
-                if limit is not None and total >= limit:
+            documents = _in_order(texts, index, pool, limit, section)
+            cut_to = section.evaluation_document_tokens
+            while limit is None or total < limit:
+                some = list(islice(documents, _TOGETHER))
+                if not some:
                     break
-                item = _cut(
-                    place,
-                    replace(document, source=name),
-                    source.role,
-                    tokenizer,
-                    section.evaluation_document_tokens,
-                )
-                chosen[split].append(item)
-                total += item.num_tokens
+                counts = tokenizer.counts([document.text for _, document in some])
+                for (place, document), count in zip(some, counts, strict=True):
+                    if limit is not None and total >= limit:
+                        break
+                    own = replace(document, source=name)
+                    item = _cut(place, own, source.role, tokenizer, count, cut_to)
+                    chosen[split].append(item)
+                    total += item.num_tokens
     return chosen
 
 
@@ -100,13 +104,17 @@ def _in_order(
 
 
 def _cut(
-    number: int, document: Document, role: Role, tokenizer: TextTokenizer, cut_to: int | None
+    number: int,
+    document: Document,
+    role: Role,
+    tokenizer: TextTokenizer,
+    num_tokens: int,
+    cut_to: int | None,
 ) -> EvaluationDocument:
-    num_tokens = tokenizer.count(document.text)
     if cut_to is not None and num_tokens > cut_to:
         _, offsets = tokenizer.encode(document.text)
         document = replace(document, text=document.text[: offsets[cut_to - 1][1]])
-        num_tokens = tokenizer.count(document.text)
+        num_tokens = tokenizer.counts([document.text])[0]
     return EvaluationDocument(number, document, role, num_tokens)
 
 

@@ -88,6 +88,16 @@ def local_paths(pattern: str, source: SourceSection) -> list[Path]:
     return files
 
 
+def local_bytes(source: SourceSection) -> int:
+    """Size of the local files of a source, as they lie there; 0 where there are none."""
+    return sum(
+        path.stat().st_size
+        for pattern in source.files or ()
+        if "://" not in pattern
+        for path in local_paths(pattern, source)
+    )
+
+
 def input_hashes(sources: Mapping[str, SourceSection]) -> dict[str, str]:
     """What tells whether a source's files changed; artefacts and hubs are pinned in the recipe.
 

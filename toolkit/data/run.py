@@ -20,18 +20,25 @@ from numpy.typing import NDArray
 from toolkit.data.blocks import write_blocks, write_pack
 from toolkit.data.config import SPLITS, DataSection
 from toolkit.data.duplicates import drop_exact, drop_near
-from toolkit.data.encode import Encoder, TextTokenizer, find_fim_tokens, find_separator
+from toolkit.data.encode import (
+    Encoder,
+    TextTokenizer,
+    find_fim_tokens,
+    find_separator,
+    open_tokenizer,
+)
 from toolkit.data.evaluation_texts import (
     EvaluationDocument,
     choose_evaluation,
     read_other_evaluations,
     write_documents,
 )
+from toolkit.data.files import local_bytes
 from toolkit.data.mixture import plain_counts, stage_counts, wanted_tokens
 from toolkit.data.overlap import Overlap, write_known_runs
 from toolkit.data.packing import pack
 from toolkit.data.summary import describe, summarise, write_report
-from toolkit.data.texts import TextIndex, load_index, read_texts, write_texts
+from toolkit.data.texts import SHARD_BYTES, TextIndex, load_index, read_names, write_texts
 from toolkit.data.tokens import TokenTable, tokenise
 from toolkit.data.workers import Workers
 from toolkit.errors import DataError
@@ -47,13 +54,22 @@ def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Sa
     Raises:
         DataError: a split that is needed has no documents, or replay text runs out.
     """
+    with Workers() as workers:
+        if any(local_bytes(source) > 4 * SHARD_BYTES for source in section.sources.values()):
+            workers.start()
+        _run(section, stage, tokenizer_folder, workers, say)
+
+
+def _run(
+    section: DataSection, stage: Stage, tokenizer_folder: Path, workers: Workers, say: Say
+) -> None:
     tokenizer = TextTokenizer(tokenizer_folder)
     separator = find_separator(section.end_of_document, tokenizer)
     # What can be wrong with the recipe is found before hours of reading.
     others = read_other_evaluations(section.cleaning.decontaminate_files)
     if any(source.fim for source in section.sources.values()):
         find_fim_tokens(section.fim, tokenizer.vocabulary)
-    with stage.running() as work, Workers() as workers:
+    with stage.running() as work:
         for folder in (_TEXTS, "tokens", "packs"):
             (work / folder).mkdir(exist_ok=True)
         texts = work / _TEXTS
@@ -72,6 +88,7 @@ def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Sa
                 f"{read[name]['counts'].get('read', 0):,}")  # fmt: skip
         counts = {name: Counter(entry["counts"]) for name, entry in read.items()}
         index = load_index(texts, [entry["shards"] for entry in read.values()])
+        workers.prepare(open_tokenizer, tokenizer_folder)
         usable = _without_duplicates(section, index, list(counts.values()))
         chosen = choose_evaluation(section, texts, index, usable, tokenizer)
 
@@ -329,9 +346,9 @@ def _write_table(
             shards = index.shard[table.index]
             for shard in np.unique(shards).tolist():
                 members = table.index[shards == shard]
-                documents = read_texts(texts, number, shard, index.row[members])
-                for place, document in zip(members.tolist(), documents, strict=True):
-                    row = [document.id, role, document.group, "train", sizes[place]]
+                names = read_names(texts, number, shard, index.row[members])
+                for place, (identity, group) in zip(members.tolist(), names, strict=True):
+                    row = [identity, role, group, "train", sizes[place]]
                     writer.writerow([*row, int(index.num_bytes[place])])
         for split, items in chosen.items():
             for item in items:

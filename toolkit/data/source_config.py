@@ -117,6 +117,11 @@ class SourceSection(Section):
     group_field: str | None = None
     """Column or key whose value groups documents (a company, a patient, a repository)."""
 
+    group_folders: PositiveInt | None = None
+    """Group `files` by so many folders below the first `*`: 1 for a folder a client, a patient or a
+    repository, however deep its files lie. A file in fewer folders has those it has; one in none
+    stands for itself."""
+
     group_together: bool = False
     """Send all documents of a group to the same split, even where several are open to it."""
 
@@ -160,6 +165,10 @@ class SourceSection(Section):
             raise ValueError("give template or messages_field, not both")
         if self.template is not None:
             _check_template(self.template)
+        if self.group_folders is not None and self.files is None:
+            raise ValueError("group_folders counts folders of files; there are no files here")
+        if self.group_folders is not None and self.group_field is not None:
+            raise ValueError("give group_field or group_folders, not both")
         if self.fim and self.messages_field is not None:
             raise ValueError("fim rearranges plain text; it cannot be used with messages_field")
         return self

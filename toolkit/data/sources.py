@@ -84,9 +84,10 @@ def _document(
     name: str, source: SourceSection, key: str, row: Row, faults: Faults
 ) -> Document | None:
     identity, group = f"{name}/{key}{row.place}", key
+    folder = "/".join(key.split("/")[:-1][: source.group_folders]) if source.group_folders else ""
     if row.fields is None:
-        return Document(identity, name, group, row.text)
-    group = f"{key}{row.place}"
+        return Document(identity, name, folder or group, row.text)
+    group = folder or f"{key}{row.place}"
     if source.id_field is not None:
         identity = f"{name}/{_name(_field(row, source.id_field, 'id_field'))}"
     if source.group_field is not None:

@@ -19,6 +19,10 @@ def stable_unit(*names: object) -> float:
     return int.from_bytes(digest[:8], "big") / 2.0**64
 
 
+def _is_open(patterns: tuple[str, ...], group: str) -> bool:
+    return "*" in patterns or any(fnmatch.fnmatchcase(group, pattern) for pattern in patterns)
+
+
 def assign_split(document: Document, source: SourceSection, seed: int) -> SplitName | None:
     """The split a document belongs to, or None when its group is open to none.
 
@@ -28,8 +32,7 @@ def assign_split(document: Document, source: SourceSection, seed: int) -> SplitN
     open_to = {
         name: rule.share
         for name in SPLITS
-        if (rule := source.split.get(name)) is not None
-        and any(fnmatch.fnmatchcase(document.group, pattern) for pattern in rule.groups)
+        if (rule := source.split.get(name)) is not None and _is_open(rule.groups, document.group)
     }
     total = sum(open_to.values())
     if total <= 0.0:

@@ -196,6 +196,15 @@ def read_texts(folder: Path, source: int, shard: int, rows: NDArray[Any]) -> lis
     return [Document(i, "", g, t, m) for i, g, t, m in zip(*columns, strict=True)]
 
 
+def read_names(folder: Path, source: int, shard: int, rows: NDArray[Any]) -> list[tuple[str, str]]:
+    """Ids and groups of some documents of a shard, in the order of `rows`; no text is read."""
+    import pyarrow.parquet as pq
+
+    path = folder / f"{source:02d}-{shard:05d}.parquet"
+    taken = pq.read_table(path, columns=["id", "group"], memory_map=False).take(rows).to_pydict()
+    return list(zip(taken["id"], taken["group"], strict=True))
+
+
 def read_words(
     folder: Path, source: int, shard: int, rows: NDArray[Any]
 ) -> tuple[NDArray[np.uint64], I64]:

@@ -164,19 +164,17 @@ def _write_shard(task: _Task) -> tuple[str, int]:
     if task.overlap is not None and len(documents):
         words = read_words(task.texts, task.source, task.shard, task.rows)
         clean = task.overlap.is_clean(*words)
-    encoded = task.encoder.encode([d for d, good in zip(documents, clean, strict=True) if good])
-    lengths = np.array([len(item.tokens) for item in encoded], dtype=np.int64)
-    flat = np.full(int(lengths.sum()) + len(encoded) + 1, task.separator, dtype=task.dtype)
+    tokens, lengths, is_target = task.encoder.encode_flat(
+        [document for document, good in zip(documents, clean, strict=True) if good]
+    )
+    # One place further for the separator before each document.
+    places = np.arange(len(tokens)) + np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    flat = np.full(len(tokens) + len(lengths) + 1, task.separator, dtype=task.dtype)
+    flat[places] = tokens
     targets = None
-    if any(item.targets is not None for item in encoded):
+    if is_target is not None:
         targets = np.zeros(len(flat), dtype=np.bool_)
-    place = 0
-    for item in encoded:
-        stop = place + 1 + len(item.tokens)
-        flat[place + 1 : stop] = item.tokens
-        if targets is not None:
-            targets[place + 1 : stop] = item.targets
-        place = stop
+        targets[places] = is_target
     for ending, array in ((".npy", flat), (".targets.npy", targets)):
         if array is not None:
             with write_atomically(task.path.with_name(task.path.name + ending), "wb") as file:

@@ -17,6 +17,8 @@ U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 
 _WORD = re.compile(r"\w+")
+_ASCII_WORDS = bytes(ord(chr(n).lower()) if _WORD.match(chr(n)) else 32 for n in range(128)) * 2
+"""The lower-case sign for each of ASCII that words are made of, a space for each other."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 1 << 64))
 
@@ -30,7 +32,10 @@ def word_codes(texts: Sequence[str]) -> tuple[NDArray[np.uint32], I64]:
     flat: list[int] = []
     offsets = [0]
     for text in texts:
-        flat += map(crc32, map(str.encode, _WORD.findall(text.lower())))
+        if text.isascii():  # the same, several times as fast
+            flat += map(crc32, text.encode().translate(_ASCII_WORDS).split())
+        else:
+            flat += map(crc32, map(str.encode, _WORD.findall(text.lower())))
         offsets.append(len(flat))
     return np.array(flat, dtype=np.uint32), np.array(offsets, dtype=np.int64)
 

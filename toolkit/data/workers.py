@@ -43,6 +43,27 @@ class Workers:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
+    def start(self) -> None:
+        """Start the processes now, where a lot of work is known to come: they load their modules
+        while this one does something else."""
+        if num_workers() > 1:
+            self._started()
+            self.prepare(os.getpid)
+
+    def prepare(self, act: Callable[..., object], *arguments: object) -> None:
+        """Let processes that are there do something that later tasks will need, such as loading;
+        what comes of it is not looked at."""
+        if self._pool is not None:
+            for _ in range(num_workers()):
+                self._pool.submit(act, *arguments)
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # Forking a process that has threads (tokenizers, torch) can hang; spawning cannot.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(num_workers(), context, initializer=_begin)
+        return self._pool
+
     def map(self, act: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Results in the order of the tasks; at most two tasks a process wait.
 
@@ -58,14 +79,11 @@ class Workers:
         if len(head) < 2 or num_workers() == 1:
             yield from map(act, itertools.chain(head, stream))
             return
-        if self._pool is None:
-            # Forking a process that has threads (tokenizers, torch) can hang; spawning cannot.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(num_workers(), context, initializer=_begin)
         waiting: deque[Future[Result]] = deque()
         try:
+            pool = self._started()
             for task in itertools.chain(head, stream):
-                waiting.append(self._pool.submit(act, task))
+                waiting.append(pool.submit(act, task))
                 del task
                 if len(waiting) >= 2 * num_workers():
                     yield waiting.popleft().result()
