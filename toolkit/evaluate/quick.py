@@ -121,7 +121,8 @@ def _side_by_side(modules: Sequence[nn.Linear]) -> _Beside:
             found.append(None)
             continue
         whole = torch.cat([part.detach() for part in parts])
-        for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+        views = torch.split(whole, [len(part) for part in parts])
+        for part, view in zip(parts, views, strict=True):
             part.data = view
         found.append(whole)
     assert found[0] is not None  # noqa: S101  (every linear part has a weight)

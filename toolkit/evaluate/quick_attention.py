@@ -49,7 +49,8 @@ def attend(
     """
     num_rows, num_heads, length, entries = queries.shape
     kinds = keys.shape[1]
-    grouped = queries.unflatten(1, (kinds, num_heads // kinds)).transpose(2, 3)  # [B, K, T, G, H]
+    split = (num_rows, kinds, num_heads // kinds, length, entries)
+    grouped = queries.view(split).transpose(2, 3)  # [B, K, T, G, H]
     out = torch.empty(num_rows, length, num_heads, entries, dtype=queries.dtype)
     with _bfloat16_products():
         for row in range(num_rows):
@@ -67,9 +68,8 @@ def attend(
                     apart.masked_fill_(~own[:, None], float("-inf"))
                 shares = torch.softmax(scores, -1).to(queries.dtype)
                 mixed = torch.bmm(shares, values[row, :, :seen])  # [K, R G, H]
-                out[row, start:stop].unflatten(1, (kinds, -1)).copy_(
-                    mixed.view(kinds, stop - start, -1, entries).transpose(0, 1)
-                )
+                of_tile = mixed.view(kinds, stop - start, -1, entries).transpose(0, 1)
+                out[row, start:stop].view(of_tile.shape).copy_(of_tile)
     return out
 
 
