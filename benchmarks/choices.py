@@ -28,8 +28,8 @@ from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.evaluate.choices import Answered, answer_questions, encode_question
 from toolkit.evaluate.config import ChoicesSection, EvaluateSection
-from toolkit.evaluate.quick import quicken
 from toolkit.evaluate.questions import Question, load_questions
+from toolkit.evaluate.quick import quicken
 
 TASKS = ("social_iqa", "general_knowledge", "misconceptions", "physics")
 BATCH_SIZES = (4, 16, 64)

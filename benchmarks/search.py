@@ -198,7 +198,9 @@ class Benchmark:
                 "model": ModelSection(path=self.general),
                 "tokenizer": None,  # the general model has its new tokens already
                 "data": recipe.data.model_copy(
-                    update={"stages": tuple(s.model_copy(update={"shares": shares}) for s in stages)}
+                    update={
+                        "stages": tuple(s.model_copy(update={"shares": shares}) for s in stages)
+                    }
                 ),
             }
         )

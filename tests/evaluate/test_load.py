@@ -112,7 +112,7 @@ def test_a_set_of_one_document_is_refused_before_anything_is_scored(
         for name in ("tuning", "one")
     )
     refuse_too_few(whole, whole)
-    with pytest.raises(EvaluationError, match="filings: its test set has 1 document.* 2 at least"):
+    with pytest.raises(EvaluationError, match=r"filings: its test set has 1 document.* 2 at least"):
         refuse_too_few(whole, one)
 
 

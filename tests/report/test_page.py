@@ -82,7 +82,7 @@ def test_a_general_set_in_its_own_unit_has_its_front_and_its_sweep(tmp_path: Pat
     for row in results["sweep"][:3]:
         row["sets"] = {"retention": {"estimate": 0.6, "low": 0.5, "high": 0.7}}
     html = page(tmp_path, results)
-    assert html.count("retention, nats per token (down is better)") == 2
+    assert html.count(">retention, nats per token (down is better)</p>") == 2
     assert "general model + 0.1 tolerated" in html
     assert "from 0.6000 at α = 0 to 0.6000 at α = 0.2" in html
 

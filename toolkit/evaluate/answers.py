@@ -149,7 +149,7 @@ def make_answers(
                 "damaged."
             )
         for whole, part in zip((tops, logs, rests), parts, strict=True):
-            for number, own in zip(batch, part.cpu().split(sizes), strict=True):
+            for number, own in zip(batch, torch.split(part.cpu(), sizes), strict=True):
                 whole[number] = own
     return Answers(list(prompts), answers, tops, logs, rests, templated)
 

@@ -17,7 +17,7 @@ _PRODUCT_ROWS = 512
 """Positions of one product with the head on a CPU: for each the whole head is read and laid out
 anew, which takes as long as the product itself with 64 positions."""
 
-_ROWS = 32
+_ROWS = 16
 """Positions whose logits are made float32 at one time on a CPU: few enough to stay in the cache."""
 
 
@@ -90,7 +90,7 @@ def picked_log_probabilities(
             places, torch.tensor([start, start + len(logits)])
         ).tolist()
         here = places[first:last].to(device) - start
-        found[first:last] = logits[here, wanted[first:last]] - logits.logsumexp(dim=1)[here]
+        found[first:last] = logits.log_softmax(dim=1)[here, wanted[first:last]]
     return found
 
 

@@ -175,5 +175,5 @@ def _window_losses(model: Any, batch: list[_Window]) -> list[float]:
     states = [hidden[row, stop - count : stop] for row, (stop, count) in enumerate(ends)]
     targets = [token for window in batch for token in window.targets]
     picked = picked_log_probabilities(model, torch.cat(states), targets)
-    parts = picked.split([count for _, count in ends])
+    parts = torch.split(picked, [count for _, count in ends])
     return [-float(part.sum(dtype=torch.float64)) for part in parts]

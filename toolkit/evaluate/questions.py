@@ -244,7 +244,7 @@ def _from_json(text: str, where: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise EvaluationError(
-            f"{where}: its options are not a JSON list ({error}); write them as [\"…\", \"…\"]."
+            f'{where}: its options are not a JSON list ({error}); write them as ["…", "…"].'
         ) from error
 
 

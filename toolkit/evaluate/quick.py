@@ -1,4 +1,5 @@
-"""Models scored with fewer passes over memory: the same operations, rounded in the same places.
+"""Models scored with fewer passes over memory: the same operations, rounded in the same places but
+for the order of sums in attention.
 
 A CPU waits for memory in what stands between the products. Here each of these small steps goes
 through the cache in pieces, results are written where the last batch's stood, and matrices that
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from toolkit.evaluate.quick_attention import attend, can_attend
 
 KINDS = ("llama", "mistral", "qwen2")
 """Model types whose blocks are a root-mean-square norm, rotary grouped attention, another norm and
@@ -118,7 +121,8 @@ def _side_by_side(modules: Sequence[nn.Linear]) -> _Beside:
             found.append(None)
             continue
         whole = torch.cat([part.detach() for part in parts])
-        for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+        views = torch.split(whole, [len(part) for part in parts])
+        for part, view in zip(parts, views, strict=True):
             part.data = view
         found.append(whole)
     assert found[0] is not None  # noqa: S101  (every linear part has a weight)
@@ -166,7 +170,7 @@ def _attention_forward(
     beside: _Beside,
     places: _Places,
     **given: Any,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Any]:
     if not _is_scored(self):
         return type(self).forward(  # type: ignore[no-any-return]
             self, hidden_states, position_embeddings, attention_mask, past_key_values, **given
@@ -187,10 +191,13 @@ def _attention_forward(
     values = heads[:, :, -kinds:].transpose(1, 2)
     if past_key_values is not None:
         keys, values = past_key_values.update(keys, values, self.layer_idx)
-    mixed, shares = ALL_ATTENTION_FUNCTIONS["sdpa"](
-        self, queries, keys, values, attention_mask, dropout=0.0, scaling=self.scaling, **given
-    )
-    return self.o_proj(mixed.reshape(*shape, -1)), shares
+    if can_attend(queries, keys, attention_mask):
+        mixed = attend(queries, keys, values, attention_mask, self.scaling)
+    else:
+        mixed, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
+            self, queries, keys, values, attention_mask, dropout=0.0, scaling=self.scaling, **given
+        )
+    return self.o_proj(mixed.reshape(*shape, -1)), None
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

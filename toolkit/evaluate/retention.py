@@ -96,7 +96,7 @@ def score_answers(
             parted[part] = divergence(theirs[part], rest[part], own_logs, own_rest)
         sizes = [len(answers.answers[row]) for row in own]
         for found, figures in ((losses, lost), (moved, parted)):
-            for place, tokens in zip(batch, figures.split(sizes), strict=True):
+            for place, tokens in zip(batch, torch.split(figures, sizes), strict=True):
                 found[place] = float(tokens.sum(dtype=torch.float64))
     for value in (*losses, *moved):
         if not math.isfinite(value):

@@ -29,8 +29,8 @@ def references(folders: Mapping[str, Path], runs: Path) -> dict[str, str]:
     >>> references(places, Path("/big/runs"))
     {'general': './llama', 'specialist': './runs/x/cpt'}
     """
-    paths = {name: Path(os.path.abspath(folder)) for name, folder in folders.items()}
-    bases = [Path(os.path.abspath(base)) for base in (".", runs.parent)]
+    paths = {name: _absolute(folder) for name, folder in folders.items()}
+    bases = [_absolute(base) for base in (Path(), runs.parent)]
     found: dict[str, str] = {}
     for name, path in paths.items():
         base = next((b for b in bases if b != b.parent and path.is_relative_to(b)), path.parent)
@@ -38,6 +38,11 @@ def references(folders: Mapping[str, Path], runs: Path) -> dict[str, str]:
         found[name] = f"./{path.relative_to(base).as_posix()}"
     texts = list(found.values())  # folders of one name are told apart by what they are
     return {name: text if texts.count(text) == 1 else f"./{name}" for name, text in found.items()}
+
+
+def _absolute(path: Path) -> Path:
+    """Without following links: a folder is spoken of where its owner sees it."""
+    return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 def named(config: MergeConfig, names: Mapping[str, str], dtype: torch.dtype) -> MergeConfig:
