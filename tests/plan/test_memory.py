@@ -123,6 +123,9 @@ def test_fsdp_divides_parameters_gradients_and_moments():
         ({"lora": {"rank": 64}}, 512, 2.570),
         ({"precision": "fp32"}, 512, 3.718),
         ({"micro_batch_blocks": 8, "blocks_per_step": 8}, 256, 3.386),
+        ({"micro_batch_blocks": 4, "blocks_per_step": 4}, 1024, 4.51),
+        ({"micro_batch_blocks": 1, "blocks_per_step": 1}, 2048, 3.43),
+        ({"micro_batch_blocks": 1}, 512, 3.08),
     ],
 )
 def test_within_a_tenth_of_measured_peaks(settings: dict, length: int, gigabytes: float):

@@ -16,14 +16,15 @@ from tests.test_end_to_end import recipe
 from tests.tiny_runs import make_project, open_run
 from toolkit import cli
 from toolkit.errors import ConfigError
-from toolkit.model_config import shape_of_folder
-from toolkit.plan.devices import DEVICES
+from toolkit.model_config import shape_of, shape_of_folder
+from toolkit.plan.devices import DEVICES, Fleet
 from toolkit.plan.shape import count_parameters
 from toolkit.recipe import load_recipe
 from toolkit.stages import planning, planning_model
 from toolkit.stages.chain import Run
 from toolkit.stages.planning import Wanted, finish, make_plan, write_plan, write_recipe
 from toolkit.stages.planning_model import Located
+from toolkit.stages.planning_work import misfits
 
 
 @pytest.fixture
@@ -368,3 +369,24 @@ def test_a_mixture_and_a_model_from_scratch_before_they_are_made(project: Path):
     plan = make_plan(run_of(project, changed(model=first)), quick())
     assert any("begins from random weights" in note for note in plan["notes"])
     assert not (project / "runs" / "tiny" / "general").exists()
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+PUBLISHED = sorted(
+    path for path in RECIPES.glob("*.yaml") if load_recipe(path).model.artefact is None
+)
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_published_systems_at_full_size_fit_a_cluster_or_say_what_is_in_the_way(path: Path):
+    recipe = load_recipe(path)
+    shape = shape_of(recipe.model)
+    assert shape is not None
+    known = sorted(DEVICES.values(), key=lambda device: device.memory_bytes)
+    found = misfits(recipe, shape, [Fleet(64, DEVICES["H100"])], known, path.stem, None)
+    if path.stem != "composer2":
+        assert found == []
+        return
+    # Blocks of 256k tokens on one device: no number of any helps.
+    assert found[0].startswith("train: composer2 does not fit 64xH100")
+    assert "none of the devices known, however many: shorter blocks" in found[0]

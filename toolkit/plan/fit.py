@@ -121,7 +121,7 @@ def misfit(ways: list[Way], fleet: Fleet, others: list[Device], name: str) -> st
     Args:
         ways: of `ways_to_train`, the recipe's own first.
         fleet: the named devices.
-        others: kinds of devices with more memory, to suggest.
+        others: other kinds of devices on which, in some number, one of these ways fits.
         name: of the model.
 
     Returns:
@@ -151,7 +151,12 @@ def misfit(ways: list[Way], fleet: Fleet, others: list[Device], name: str) -> st
             would.append(f"{spare.name} on {spare.fewest}x{fleet.device.name} with FSDP")
     if not would:
         would += [f"a device with more memory ({', '.join(d.name for d in others)})"] * bool(others)
-    return f"{text} What would fit: {'; '.join(would) or 'a smaller model'}."
+    less = "none of the devices known, however many: " + (
+        "shorter blocks (sequence_tokens) or a smaller model"
+        if ways[-1].memory.largest == "activations"
+        else "a smaller model"
+    )
+    return f"{text} What would fit: {'; '.join(would) or less}."
 
 
 def _how(way: Way, own: Way) -> str:

@@ -148,7 +148,7 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
     name = recipe.model.name or recipe.model.hub or run.name
     if shape is not None and fleets:
         others = sorted(known.values(), key=lambda d: d.memory_bytes)
-        problems += misfits(recipe, shape, memory, others, name, located.model_type)
+        problems += misfits(recipe, shape, fleets, others, name, located.model_type)
     parameters = count_parameters(shape) if shape is not None else None
     evidence = evidence_of(
         looked,

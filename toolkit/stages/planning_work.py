@@ -10,7 +10,7 @@ from toolkit.plan.amounts import StageAmount
 from toolkit.plan.cost import Work, stage_work
 from toolkit.plan.devices import Device, Fleet
 from toolkit.plan.evidence import Looked
-from toolkit.plan.fit import Way, misfit, ways_to_train
+from toolkit.plan.fit import misfit, ways_to_train
 from toolkit.plan.shape import training_flops
 from toolkit.recipe import Recipe
 from toolkit.stages.planning_model import Measured
@@ -69,7 +69,7 @@ def evaluation_tokens(data: DataSection, looked: Looked) -> float:
 def misfits(
     recipe: Recipe,
     shape: ShapeSection,
-    memory: Sequence[tuple[Fleet, Sequence[Way]]],
+    fleets: Sequence[Fleet],
     known: Sequence[Device],
     name: str,
     model_type: str | None,
@@ -79,21 +79,26 @@ def misfits(
     Args:
         recipe: with the section sft or without.
         shape: of the model.
-        memory: ways to train on each of the devices.
+        fleets: the devices that were named.
         known: kinds of devices, to suggest larger ones.
         name: of the model.
         model_type: as in `config.json`, where it is known.
     """
+    parts = [("", recipe.data, recipe.train)]
+    if recipe.sft is not None:
+        parts.append(("sft.", recipe.sft.data, recipe.sft.train))
     found = []
-    for fleet, ways in memory:
-        bigger = [d for d in known if d.memory_bytes > fleet.device.memory_bytes]
-        found.append(misfit(list(ways), fleet, bigger, name))
-        if (sft := recipe.sft) is not None:
-            lengths = (sft.data.sequence_tokens, *(s.sequence_tokens or 0 for s in sft.data.stages))
-            own = ways_to_train(shape, sft.train, max(lengths), fleet, model_type)
-            wrong = misfit(own, fleet, bigger, name)
-            found.append(f"sft.{wrong}" if wrong is not None else None)
-    return [line for line in found if line is not None]
+    for fleet in fleets:
+        for prefix, data, section in parts:
+            longest = max([data.sequence_tokens, *(s.sequence_tokens or 0 for s in data.stages)])
+            ways = ways_to_train(shape, section, longest, fleet, model_type)
+            others = []
+            for device in (d for d in known if d.memory_bytes > fleet.device.memory_bytes):
+                larger = ways_to_train(shape, section, longest, Fleet(1, device), model_type)
+                others += [device] * any(way.fewest is not None for way in larger)
+            if (wrong := misfit(ways, fleet, others, name)) is not None:
+                found.append(prefix + wrong)
+    return found
 
 
 def idle_devices(recipe: Recipe, fleets: Sequence[Fleet]) -> list[str]:
