@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,25 @@ def test_the_same_as_peft_s_own_merge(tmp_path: Path, model: Path, kind: str):
         changed += not torch.equal(adapted.tensor(name), before[name])
         adapted.give_back(name)
     assert changed >= 2
+
+
+def test_an_adapter_as_peft_wrote_it_before(model: Path, tmp_path: Path):
+    folder = make_adapter(model, tmp_path / "adapter", **KINDS["lora"])
+    expected = open_adapted(open_checkpoint(model), folder)
+    folder = Path(shutil.copytree(folder, tmp_path / "pickled"))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save(tensors, folder / "adapter_model.bin")
+    found = open_adapted(open_checkpoint(model), folder)
+    assert set(found.changed) == set(expected.changed) != set()
+    for name in expected.changed:
+        assert torch.equal(found.tensor(name), expected.tensor(name))
+    torch.save({**tensors, "code": print}, folder / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.bin: holds more than tensors"):
+        open_adapted(open_checkpoint(model), folder)
+    (folder / "adapter_model.bin").unlink()
+    with pytest.raises(CheckpointError, match="has neither adapter_model"):
+        open_adapted(open_checkpoint(model), folder)
 
 
 def test_rounding_is_to_the_model_s_type(tmp_path: Path, make_model: Callable[..., Path]):

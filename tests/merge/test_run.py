@@ -202,6 +202,18 @@ def test_a_device_that_is_not_there(two_models: tuple[Path, Path], tmp_path: Pat
             run_merge(config, tmp_path / "out", device=device)
 
 
+@pytest.mark.parametrize("name", ["linear", "slerp", "ties"])
+def test_a_named_device_computes_by_the_definition(
+    name: str, two_models: tuple[Path, Path], tmp_path: Path
+):
+    config = parse_merge_config(filled(CASES[name], *two_models, dtype="bfloat16"), where="t")
+    assert "by the torch definition" in describe_merge(config, device="cpu:0")
+    for out, device in (("kernel", "cpu"), ("torch", "cpu:0")):
+        run_merge(config, tmp_path / out, device=device)
+    kernel, named = (tmp_path / out / "model.safetensors" for out in ("kernel", "torch"))
+    assert kernel.read_bytes() == named.read_bytes()
+
+
 def test_nan_is_refused_unless_allowed(two_models: tuple[Path, Path], tmp_path: Path):
     path = two_models[1] / "model.safetensors"
     tensors = load_file(path)

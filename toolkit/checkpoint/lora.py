@@ -18,6 +18,9 @@ PREFIX = "base_model.model."
 
 SETTINGS_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+PICKLED_FILE = "adapter_model.bin"
+"""What peft wrote before."""
+
 _PART = re.compile(
     r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|"
     r"lora_magnitude_vector)(?:\.weight)?$"
@@ -59,7 +62,8 @@ class AdapterFolder:
     @property
     def file(self) -> Path:
         """The file of its tensors."""
-        return self.folder / WEIGHTS_FILE
+        safe = self.folder / WEIGHTS_FILE
+        return safe if safe.is_file() else self.folder / PICKLED_FILE
 
     def is_turned(self, name: str) -> bool:
         """Whether the model's tensor is the transpose of `B A`: embeddings, and GPT-2's layers."""
@@ -87,16 +91,22 @@ def open_adapter(folder: Path) -> AdapterFolder:
     """Open an adapter by itself; whether it fits a model is not known yet.
 
     Args:
-        folder: with adapter_config.json and adapter_model.safetensors.
+        folder: with adapter_config.json and adapter_model.safetensors, or .bin with tensors alone.
 
     Raises:
         CheckpointError: it is no LoRA, or is damaged.
     """
     settings = _load_settings(folder / SETTINGS_FILE)
     file = folder / WEIGHTS_FILE
-    if not file.is_file():
-        raise CheckpointError(f"{folder}: has no {WEIGHTS_FILE}; save the adapter so.")
-    tensors = Checkpoint(folder, read_header(file))
+    if file.is_file():
+        tensors = Checkpoint(folder, read_header(file))
+    else:
+        from toolkit.checkpoint.pickled import open_pickled
+
+        pickled = open_pickled(folder, PICKLED_FILE)
+        if pickled is None:
+            raise CheckpointError(f"{folder}: has neither {WEIGHTS_FILE} nor {PICKLED_FILE}.")
+        file, tensors = folder / PICKLED_FILE, pickled
     parts: dict[str, dict[str, str]] = {}
     saved: dict[str, str] = {}
     for own in tensors.names:

@@ -21,7 +21,6 @@ from toolkit.checkpoint.read import (
 from toolkit.errors import CheckpointError
 from toolkit.lazy_torch import Tensor, torch
 
-_INDEX = "pytorch_model.bin.index.json"
 _STORED = {f"torch.{torch_name}": name for name, torch_name in TORCH_NAMES.items()}
 
 
@@ -64,13 +63,18 @@ class PickledCheckpoint(Checkpoint):
             _give_back(tensor.data_ptr(), info.num_bytes)
 
 
-def open_pickled(folder: Path) -> Checkpoint | None:
-    """Open the `.bin` files of a model folder, or None where there are none.
+def open_pickled(folder: Path, name: str = "pytorch_model.bin") -> Checkpoint | None:
+    """Open the `.bin` files of a folder, or None where there are none.
+
+    Args:
+        folder: of a model or an adapter.
+        name: of its one file; shards and their index are named after it.
 
     Raises:
         CheckpointError: a file holds code or anything else but tensors, or is damaged.
     """
-    files, weight_map = list_files(folder, _INDEX, "pytorch_model.bin", "pytorch_model*.bin")
+    index, pattern = f"{name}.index.json", f"{name.removesuffix('.bin')}*.bin"
+    files, weight_map = list_files(folder, index, name, pattern)
     tensors: dict[str, TensorInfo] = {}
     loaded: dict[str, Tensor] = {}
     mapped: set[Path] = set()
@@ -85,7 +89,7 @@ def open_pickled(folder: Path) -> Checkpoint | None:
             loaded[name] = tensor.detach()
     if not files:
         return None
-    check_index(folder / _INDEX, weight_map, tensors)
+    check_index(folder / index, weight_map, tensors)
     return PickledCheckpoint(folder, tensors, loaded, frozenset(mapped))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from toolkit.errors import ConfigError, MergeError
 
 _SIDE_PATTERNS = ["*.json", "*.jinja", "*.txt", "*.model"]
-_WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+_WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
