@@ -87,6 +87,18 @@ def test_a_general_set_in_its_own_unit_has_its_front_and_its_sweep(tmp_path: Pat
     assert "from 0.6000 at α = 0 to 0.6000 at α = 0.2" in html
 
 
+def test_what_fades_on_a_set_in_another_unit_is_among_the_first_figures(tmp_path: Path):
+    results = make_results()
+    entry = {"name": "retention", "role": "general", "unit": "nats per token", "tolerance": 0.1}
+    results["sets"].append({**entry, "items_tuning": 30, "items_test": 30})
+    lost = {"estimate": 0.053, "low": 0.028, "high": 0.08}
+    for row in results["models"].values():
+        row["set_changes"] = {"retention": lost, "news": lost}
+    header = page(tmp_path, results).partition("<main>")[0]
+    assert "<dt>change on retention</dt><dd>+0.053<small>+0.028 to +0.080 nats" in header
+    assert "change on news" not in header  # it is the mean of general sets itself
+
+
 def test_a_weight_beyond_the_specialist_stands_within_the_chart(tmp_path: Path):
     results = make_results()
     results["sweep"].append({**results["sweep"][-1], "alpha": 1.25})

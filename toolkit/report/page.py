@@ -17,7 +17,7 @@ from toolkit.report.search_section import (
     sweep_section,
 )
 from toolkit.report.training_section import training_section
-from toolkit.report.verdict import notes, unit_of, verdict
+from toolkit.report.verdict import lost_sets, notes, sets_of, unit_of, verdict
 
 
 def write_page(
@@ -72,6 +72,13 @@ def _figures(results: Mapping[str, Any]) -> str:
             *_estimate(merge["general_change"]),
             unit_of(results, "general"),
         ),
+    ]
+    # What fades on a set in another unit is in no mean, and must not be overlooked.
+    mixed = {row["name"] for row in sets_of(results, "general")}
+    rows += [
+        (f"change on {name}", *_estimate(value), unit)
+        for name, value, unit in lost_sets(results, "merge")
+        if name not in mixed
     ]
     if kept is not None:
         rows.append(("of the gain kept", *_share(kept), ""))
