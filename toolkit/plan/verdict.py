@@ -133,8 +133,8 @@ def measured_shift(evidence: Evidence) -> tuple[Shift, list[str]]:
         found = True
         share = (evidence.domain - evidence.general) / evidence.general
         low, high = evidence.gap_low or 0.0, evidence.gap_high or 0.0
-        words = f"{evidence.domain:.2f} bits per byte on the domain, {evidence.general:.2f} on "
-        words += f"general text (difference {low:+.2f} to {high:+.2f})"
+        words = f"the general model takes {evidence.domain:.2f} bits per byte on the domain, "
+        words += f"{evidence.general:.2f} on general text (difference {low:+.2f} to {high:+.2f})"
         if share >= STRONG_GAP and low > 0.0:
             strong += 1
             signs.append(f"{words}: the domain surprises it much more")
