@@ -25,6 +25,7 @@ THINNED: list[tuple[str, dict[str, Any]]] = [
         ("dare_ties", {}),
         ("della", {"epsilon": (0.1, 0.19)}),
         ("della_linear", {"epsilon": (0.1, 0.19)}),
+        ("della_linear", {"epsilon": (0.0, 0.15)}),
         ("ties", {}),
         ("breadcrumbs", {"gamma": (0.01, 0.2)}),
         ("breadcrumbs_ties", {"gamma": (0.01, 0.2)}),

@@ -248,6 +248,14 @@ def test_an_existing_folder_is_not_overwritten(two_models: tuple[Path, Path], tm
         run_merge(config, tmp_path / "out")
 
 
+def test_a_folder_that_cannot_be_made(two_models: tuple[Path, Path], tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    config = parse_merge_config(filled(CASES["linear"], *two_models), where="t")
+    with pytest.raises(MergeError, match=r"file/out: cannot be made \(Not a directory\)"):
+        run_merge(config, tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == "x"
+
+
 def test_the_plan_says_what_will_be_done_and_does_nothing(
     two_models: tuple[Path, Path], tmp_path: Path
 ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -32,10 +33,17 @@ def appearing(out: Path) -> Iterator[Path]:
     """A working folder beside `out` that takes its place when the block ends, or vanishes.
 
     Raises:
-        MergeError: another process is making the same folder.
+        MergeError: another process is making the same folder, or none can be made there.
     """
     work = out.with_name(f".{out.name}.partial")
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise MergeError(
+            f"{out}: cannot be made ({error.strerror}); give a folder that can be written to."
+        ) from error
     descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:

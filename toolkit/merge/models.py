@@ -94,8 +94,12 @@ class Models:
             path = self.checkpoint(name).folder / "config.json"
             try:
                 values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            except OSError as error:
+                raise MergeError(f"{path}: cannot be read ({error.strerror}).") from error
             except ValueError as error:
-                raise MergeError(f"{path}: is not JSON ({error}).") from error
+                raise MergeError(
+                    f"{path}: is not JSON ({error}); download or copy the file again."
+                ) from error
             self._configs[name] = values if isinstance(values, dict) else {}
         return self._configs[name]
 

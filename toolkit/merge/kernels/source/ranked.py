@@ -98,12 +98,14 @@ def flag_by_rank(sizes: Any, n: int, top: Any, low: Any, spread: Any, halves: An
         stay: `[⌈n / 64⌉]`, uint64: the result, a bit an entry.
     """
     bins, numbers, owns, mine, least, most, state, doubts, counts, firsts, settled = scratch
-    num_zeros = np.int32(fill_bins(sizes, n, top, bins, counts))
-    before = num_zeros
-    for at in range(ZEROS, BINS, 16):
-        before = running_sums(counts, firsts, at, before)
     surely = limit_of(low)
     width = limit_of(low + spread) - surely  # a limit of 2^32 is 0, and the difference still right
+    num_zeros = np.int32(0)
+    if width > 0:  # else no entry depends on its rank
+        num_zeros = np.int32(fill_bins(sizes, n, top, bins, counts))
+        before = num_zeros
+        for at in range(ZEROS, BINS, 16):
+            before = running_sums(counts, firsts, at, before)
     found = 0
     for place in range(0, n, VECTOR):
         stays, may_stay = masks(halves, place, surely, np.uint32(width))
