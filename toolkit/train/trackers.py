@@ -44,6 +44,7 @@ def _flat(
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, (bool, int, float, str)):
+            yield f"{prefix}{key}", value
         else:
-            plain = isinstance(value, (bool, int, float, str))
-            yield f"{prefix}{key}", value if plain else str(value)
+            yield f"{prefix}{key}", str(value)
