@@ -190,6 +190,30 @@ def test_files_of_the_same_name_in_two_folders_have_ids_of_their_own(tmp_path: P
     assert [d.id for d in read_documents("s", only)] == ["s/one/a"]
 
 
+def test_files_that_differ_in_their_ending_or_their_pattern_have_ids_of_their_own(tmp_path: Path):
+    for name in ("a.md", "a.txt", "b/a.txt", "c/a.txt", "c/only.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    given = source(files=[f"{tmp_path}/*.*", f"{tmp_path}/b/*.txt", f"{tmp_path}/c/*.txt"])
+    found = {d.id: d.text for d in read_documents("s", given)}
+    assert found == {
+        "s/a": "a.md",
+        "s/a.txt": "a.txt",
+        "s/a.txt~2": "b/a.txt",
+        "s/a.txt~3": "c/a.txt",
+        "s/only": "c/only.txt",
+    }
+    before = input_hashes({"s": given})
+    assert len(before) == 5
+    for name in ("a.md", "a.txt", "b/a.txt", "c/a.txt"):
+        (tmp_path / name).write_text("changed")
+        assert input_hashes({"s": given}) != before
+        (tmp_path / name).write_text(name)
+    for ending in (".jsonl.gz", ".txt.gz"):
+        (tmp_path / f"z{ending}").write_bytes(ending.encode())
+    assert len(input_hashes({"s": source(files=[f"{tmp_path}/*.gz"])})) == 2
+
+
 def test_remote_files_through_fsspec():
     import fsspec
 

@@ -328,3 +328,24 @@ def test_gradient_checkpointing_changes_nothing_but_memory(
     again = run(fresh, blocks, tmp_path / "b", gradient_checkpointing=kind, precision=precision)
     assert losses(tmp_path / "b") == losses(tmp_path / "a")
     assert same(again, plain)
+
+
+def test_compiling_changes_rounding_at_most(
+    fresh, blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Traced as for any compiler; the code generator alone is left out, since it takes minutes."""
+    real, calls = torch.nn.Module.compile, []
+
+    def traced(module: torch.nn.Module) -> None:
+        calls.append(type(module).__name__)
+        real(module, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    few = {"epochs": 1, "save_every_steps": 100}
+    plain = run(fresh, blocks, tmp_path / "a", **few)
+    compiled = run(fresh, blocks, tmp_path / "b", compile=True, **few)
+    torch._dynamo.reset()
+    assert calls == ["LlamaModel"]
+    assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), rel=1e-5)
+    for name, value in plain.items():
+        assert torch.allclose(compiled[name], value, atol=1e-5), name

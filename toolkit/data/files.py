@@ -8,6 +8,7 @@ import glob
 import gzip
 import hashlib
 import io
+import itertools
 import lzma
 import os
 import sysconfig
@@ -61,12 +62,14 @@ def source_files(source: SourceSection) -> Iterator[SourceFile]:
             stems[stem] += 1  # the archive is pinned, so counting is as stable as the name
             key = stem if stems[stem] == 1 else f"{stem}~{stems[stem]}"
             yield SourceFile(key, name, partial(_decompressed, name, stream))
+    seen: set[str] = set()
     for pattern in source.files or ():
         if "://" in pattern:
-            yield from _remote_files(pattern, source)
+            yield from _remote_files(pattern, source, seen)
         else:
             for path in local_paths(pattern, source):
-                yield SourceFile(_key(path, pattern), path.as_posix(), partial(_local, path))
+                key = _unlike(_key(path, pattern), path.name, seen)
+                yield SourceFile(key, path.as_posix(), partial(_local, path))
 
 
 def local_paths(pattern: str, source: SourceSection) -> list[Path]:
@@ -105,12 +108,15 @@ def input_hashes(sources: Mapping[str, SourceSection]) -> dict[str, str]:
     """
     hashes: dict[str, str] = {}
     for name, source in sources.items():
+        seen: set[str] = set()
         for pattern in source.files or ():
             if "://" in pattern:
                 found = _remote_marks(pattern)
             else:
-                paths = local_paths(pattern, source)
-                found = {_key(path, pattern) + path.suffix: _hash(path) for path in paths}
+                found = {
+                    _unlike(_key(path, pattern) + path.suffix, path.name, seen): _hash(path)
+                    for path in local_paths(pattern, source)
+                }
             if len(found) <= 16:
                 hashes.update({f"{name}/{key}": value for key, value in found.items()})
             else:
@@ -147,6 +153,21 @@ def _literal_root(pattern: str) -> str:
 def _key(path: Path, pattern: str) -> str:
     relative = PurePosixPath(os.path.relpath(path, _literal_root(_expand(pattern))))
     return (relative.parent / _without_endings(relative.name)).as_posix()
+
+
+def _unlike(key: str, name: str, seen: set[str]) -> str:
+    """A key that no file of the source has yet: of files that differ in their ending (`a.c`,
+    `a.h`) or stand below two patterns, the later ones have their whole names, or a number.
+
+    >>> seen: set[str] = set()
+    >>> [_unlike("src/a", name, seen) for name in ("a.c", "a.h", "a.h")]
+    ['src/a', 'src/a.h', 'src/a.h~2']
+    """
+    whole = key.rpartition("/")[0] + "/" + name if "/" in key else name
+    numbered = (f"{whole}~{number}" for number in itertools.count(2))
+    key = next(text for text in itertools.chain((key, whole), numbered) if text not in seen)
+    seen.add(key)
+    return key
 
 
 def _without_endings(name: str) -> str:
@@ -224,7 +245,7 @@ def _filesystem(pattern: str) -> tuple[Any, list[str]]:
     return system, names
 
 
-def _remote_files(pattern: str, source: SourceSection) -> Iterator[SourceFile]:
+def _remote_files(pattern: str, source: SourceSection, seen: set[str]) -> Iterator[SourceFile]:
     system, names = _filesystem(pattern)
     root = _literal_root(system._strip_protocol(pattern))
     for name in names:
@@ -232,6 +253,7 @@ def _remote_files(pattern: str, source: SourceSection) -> Iterator[SourceFile]:
         if _is_excluded(relative.as_posix(), source):
             continue
         key = (relative.parent / _without_endings(relative.name)).as_posix()
+        key = _unlike(key, relative.name, seen)
 
         @contextmanager
         def opened(name: str = name) -> Iterator[IO[bytes]]:

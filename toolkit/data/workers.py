@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -54,8 +55,9 @@ class Workers:
         """Let processes that are there do something that later tasks will need, such as loading;
         what comes of it is not looked at."""
         if self._pool is not None:
-            for _ in range(num_workers()):
-                self._pool.submit(act, *arguments)
+            with contextlib.suppress(BrokenProcessPool):  # the next `map` says so
+                for _ in range(num_workers()):
+                    self._pool.submit(act, *arguments)
 
     def _started(self) -> ProcessPoolExecutor:
         if self._pool is None:

@@ -33,6 +33,7 @@ from toolkit.train.parts import parameter_groups, plain_model
 from toolkit.train.processes import add_up_in_float32, on_cpu
 from toolkit.train.rotary import reach_of, reaches, set_reach
 from toolkit.train.schedule import learning_rate, rate_in_stages
+from toolkit.train.trackers import plain_settings
 from toolkit.train.watch import Verdict, Watch, is_better, judge, watch_steps
 
 _WAIT = timedelta(hours=24)
@@ -153,7 +154,7 @@ def train(
     main = accelerator.is_main_process
     writer = StateWriter(work, keep=section.keep_states, active=main)
     if section.trackers:
-        accelerator.init_trackers("toolkit", config={"seed": seed, **section.model_dump()})
+        accelerator.init_trackers("toolkit", config=plain_settings(section, seed))
     num_targets, done = 0, first_step
     began = time.monotonic()
     with (

@@ -28,6 +28,7 @@ from toolkit.train.metrics import METRICS, curve_line, read_curve
 from toolkit.train.parts import finished_model, prepare_model
 from toolkit.train.processes import is_first, wait_for_all
 from toolkit.train.rotary import Reach, reach_of, reaches, set_reach
+from toolkit.train.trackers import check_trackers
 from toolkit.train.watch import Watch
 
 STATES = "states"
@@ -59,9 +60,10 @@ def run_train(
         blocks: in place of all that `data` holds.
 
     Raises:
-        ConfigError: blocks are longer than the model's positions.
+        ConfigError: blocks are longer than the model's positions, or a tracker is not installed.
         DataError: the blocks hold tokens that the model has no embedding for.
     """
+    check_trackers(section.trackers)
     blocks = blocks or Blocks.open(data, section.epochs)
     with stage.running() if is_first() else contextlib.nullcontext(stage.work) as work:
         if is_first():
