@@ -18,9 +18,8 @@ from toolkit.errors import EvaluationError
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.manifest import hash_json
 
-
 _ARITHMETIC = 2
-"""Of this version: scores that were rounded in other places are not mixed with its own, since models
+"""Of this version: scores that were rounded in other places are not mixed with its own, as models
 are compared by small differences. 2: attention in tiles."""
 
 
