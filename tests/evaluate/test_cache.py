@@ -64,6 +64,16 @@ def test_one_pass_serves_all_its_sets(tmp_path: Path):
     assert asked == [[0, 1]]
 
 
+def test_scores_of_another_arithmetic_are_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    items = some_set([])
+    ScoreCache(tmp_path / "c.jsonl").add("m", items, [0], [1.0])
+    assert ScoreCache(tmp_path / "c.jsonl").known("m", items) == {0: 1.0}
+    monkeypatch.setattr("toolkit.evaluate.cache._ARITHMETIC", 1)
+    assert ScoreCache(tmp_path / "c.jsonl").known("m", items) == {}
+
+
 def test_damaged_lines_are_passed_over(tmp_path: Path):
     path = tmp_path / "s.jsonl"
     asked: list[list[int]] = []

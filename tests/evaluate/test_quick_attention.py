@@ -74,6 +74,7 @@ def test_what_it_does_not_do_is_left_to_torch():
     assert not can_attend(queries[:, :, :1], keys, None)
     assert not can_attend(queries, heads(KINDS, 1, 7, 1), None)  # after a cache, without a mask
     assert not can_attend(queries, keys, torch.zeros(1, 1, 3, 3))  # added to the scores
+    assert not can_attend(queries, keys, torch.ones(1, 6, 3, 3, dtype=torch.bool))  # one a head
     blind = torch.ones(1, 1, 3, 3, dtype=torch.bool)
     blind[..., 1, :] = False
     assert not can_attend(queries, keys, blind)

@@ -61,8 +61,8 @@ def test_a_cheap_set_that_the_specialist_fails_is_asked_first():
     # Its loss of 0.02 is beyond 0.005; at 0.9 it is 0.016. For the chart a few filings are scored.
     stayed, losses, asked = contest(of(FILINGS, NEWS, ANSWERS), 0.9, 0.4)
     assert not stayed
-    assert asked == [{"answers": 8}, {"filings": 4}]
-    assert {name: len(values) for name, values in losses.items()} == {"answers": 8, "filings": 4}
+    assert asked == [{"answers": 8}, {"filings": 2}]
+    assert {name: len(values) for name, values in losses.items()} == {"answers": 8, "filings": 2}
 
 
 def test_a_point_of_the_sweep_has_a_general_figure_too():
@@ -103,10 +103,13 @@ def test_the_best_gains_and_stays_within_the_tolerance():
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_few_documents_tell_the_figure_of_all(share: float):
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_few_documents_tell_the_figure_of_all(share: float, count: int):
     objective = of(FILINGS, NEWS, ANSWERS)
     start, end, whole = (all_of(objective, one) for one in (0.0, 1.0, share))
     guide = {name: end[name] - start[name] for name in end}
-    part = {name: values[:4] for name, values in whole.items()}
+    part = {name: values[:count] for name, values in whole.items()}
     found = objective.estimates(part, [start], guide)
-    assert found == pytest.approx(objective.estimates(whole, [start]), abs=1e-9)
+    assert found == pytest.approx(
+        objective.estimates(whole, [start]), abs=1e-9 if count > 3 else 5e-4
+    )

@@ -204,6 +204,26 @@ def test_a_pattern_known_of_all_documents_tells_of_those_not_seen():
     assert everything == paired_difference(0.5 * guide, np.zeros(8), sizes, groups, 8)
 
 
+def test_two_documents_tell_as_much_as_they_are_like_the_guide():
+    # Moved by 1 and 1.5 where the guide says 2 and 3: half of it, and the guide's mean is 4.
+    guide, sizes, groups = np.array([2.0, 3.0, 5.0, 6.0]), np.ones(4), np.arange(4)
+    found = guided_difference([1.0, 1.5], [0.0, 0.0], guide, sizes, groups)
+    assert found.estimate == pytest.approx(2.0)
+    assert found.still_open == pytest.approx(0.0)
+    assert found.freedom == 1
+    # By 1 and 1: two fifths, with errors 0.2 and -0.2, of which what half has not shown is open:
+    # 2 · 0.08 / 5² · 4² · (1 - 2/4).
+    apart = guided_difference([1.0, 1.0], [0.0, 0.0], guide, sizes, groups)
+    assert apart.estimate == pytest.approx(1.6)
+    assert apart.still_open == pytest.approx(0.0512)
+    # After full scoring: 0.4 of -2, -1, 1 and 2 around the mean, and four times the scatter.
+    assert apart.in_the_end == pytest.approx((0.16 * 10 + 4 * 0.08) * 4 / 3 / 16)
+    # Where the guide of the rest is quite another, two documents say nothing of it.
+    for other in ([2.0, 3.0, 50.0, 60.0], [2.0, 3.0, -5.0, -6.0], [1.0, -1.0, 5.0, 6.0]):
+        part = guided_difference([1.0, 1.5], [0.0, 0.0], other, sizes, groups)
+        assert part == paired_difference([1.0, 1.5], [0.0, 0.0], sizes[:2], groups[:2], 4)
+
+
 def test_groups_of_a_guide_stay_together():
     # Two items a group: as if each group were one item of twice the size.
     guide, change = np.array([1.0, 3.0, 2.0, 5.0, 4.0, 7.0]), np.array([1.1, 2.0, 1.0, 2.9])

@@ -18,6 +18,10 @@ from toolkit.errors import EvaluationError
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.manifest import hash_json
 
+_ARITHMETIC = 2
+"""Of this version: scores that were rounded in other places are not mixed with its own, as models
+are compared by small differences. 2: attention in tiles."""
+
 
 def candidate_hash(parents: Mapping[str, str], config: Any, seed: int) -> str:
     """Name of a merge that was never written to disk: what it would be made of.
@@ -167,4 +171,4 @@ def _entry(line: bytes) -> tuple[tuple[str, str], dict[int, float]] | None:
 
 
 def _set_key(items: EvaluationSet) -> str:
-    return hash_json([items.content_hash, items.settings_hash])
+    return hash_json([items.content_hash, items.settings_hash, _ARITHMETIC])

@@ -26,7 +26,8 @@ def can_attend(queries: Tensor, keys: Tensor, mask: Tensor | None) -> bool:
         return False
     if mask is None:
         return queries.shape[2] == keys.shape[2]
-    return mask.dtype == torch.bool and bool(mask.any(-1).all())
+    is_plain = mask.dtype == torch.bool and mask.shape[1] == 1
+    return is_plain and bool(mask.any(-1).all())
 
 
 def attend(

@@ -9,9 +9,10 @@ import numpy as np
 
 from toolkit.search.objective import Losses, Objective, guide_of
 
-_FIGURE_GROUPS = 4
-"""Documents behind a figure of a candidate that is out already: the fewest that the specialist's
-pattern can be fitted to."""
+_SHOWN_GROUPS, _FIGURE_GROUPS = 4, 2
+"""Documents behind a figure of a candidate that is out already: of a point of the sweep, which has
+an interval, the fewest that the specialist's pattern can be fitted to; of others, whose figure only
+guides the sampler, the fewest that tell it from one document's chance."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def run_race(
                 for name in (*objective.weights, *(objective.shown_general if is_shown else ())):
                     if not len(losses.get(name, ())):
                         raced = objective.sets[name]
-                        score({name: int(np.searchsorted(raced.groups, _FIGURE_GROUPS))})
+                        groups = _SHOWN_GROUPS if is_shown else _FIGURE_GROUPS
+                        score({name: int(np.searchsorted(raced.groups, groups))})
                 return False
         after_look()
     score({name: len(raced.order) for name, raced in objective.sets.items()})

@@ -30,6 +30,7 @@ from toolkit.search.space import (
     endpoint,
     sweep_point,
 )
+from toolkit.search.study import attributes_of
 
 
 @dataclass
@@ -127,6 +128,6 @@ class Plan:
             figures = None
             if trial.state == TrialState.COMPLETE:
                 domain, general = trial.values
-                figures = (domain, general, float(trial.user_attrs["beyond"]))
+                figures = (domain, general, float(attributes_of(trial)["beyond"]))
             tried[known[0]].append(Tried(known[1], figures, sampler_state(trial)))
         return tried

@@ -146,8 +146,9 @@ def guided_difference(
             error`, to the first order: a far document moves both.
 
     Returns:
-        Its estimate is of all items. With fewer than 4 groups, or where the guide does not vary, it
-        is the plain one.
+        Its estimate is of all items. From 2 or 3 groups, which no slope can be fitted to, it is the
+        guide's total times what they are to theirs, where those are not unlike the rest. From one,
+        or where the guide does not vary, it is the plain one.
 
     Reference:
         Cochran 1977, Sampling techniques, chapter 7; MacKinnon & White 1985, Some
@@ -159,16 +160,17 @@ def guided_difference(
     (4.46, True)
     """
     each = np.asarray(sizes, dtype=np.float64)
-    size = np.bincount(groups, weights=each)
-    known = np.bincount(groups, weights=np.asarray(guide, dtype=np.float64))
+    size, known = _sums(each, groups), _sums(guide, groups)
     change = np.asarray(losses, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
     first = groups[: len(change)]
-    moved = np.bincount(first, weights=change)
+    moved = _sums(change, first)
     seen, total, whole = len(moved), len(size), float(size.sum())
     part, rest = size[:seen], size[seen:]
     level = float(known[:seen].sum() / part.sum())
     spread, beyond = known[:seen] - level * part, known[seen:] - level * rest
     square = float(spread @ spread)
+    if 1 < seen < min(4, total) and 0.5 < level * whole / (float(known.sum()) or math.inf) < 2.0:
+        return _in_proportion(moved, known, size, scale)
     if seen == total or seen < 4 or square <= 0.0:
         return paired_difference(losses, reference, each[: len(change)], first, total, scale)
     ratio = float(moved.sum() / part.sum())
@@ -194,6 +196,40 @@ def guided_difference(
     estimate = scale * (ratio + slope * (float(known.sum()) / whole - level))
     unexplained, end = scale**2 * unexplained, scale**2 * end
     return Difference(estimate, unexplained + end, seen, total, unexplained, 1)
+
+
+def _sums(values: ArrayLike, groups: NDArray[np.intp]) -> Floats:
+    """Of each group, `[G]`."""
+    weights = np.asarray(values, dtype=np.float64)
+    return np.asarray(np.bincount(groups, weights=weights), dtype=np.float64)
+
+
+def _in_proportion(moved: Floats, known: Floats, size: Floats, scale: float) -> Difference:
+    """What full scoring would show of a difference that goes with the guide.
+
+    Args:
+        moved: of the first groups, 2 at least, `[S]`.
+        known: the guide, of all groups, `[G]`.
+        size: of all groups, `[G]`.
+        scale: from losses over sizes to the unit.
+
+    Reference:
+        Cochran 1977, Sampling techniques, chapter 6.
+
+    >>> found = _in_proportion(np.array([1.0, 2.0]), np.arange(1.0, 9.0), np.ones(8), 1.0)
+    >>> found.estimate, found.still_open  # the guide's own mean, and nothing that it leaves open
+    (4.5, 0.0)
+    """
+    seen, total, whole = len(moved), len(size), float(size.sum())
+    share = float(moved.sum() / known[:seen].sum())
+    errors = moved - share * known[:seen]
+    scatter = float(errors @ errors) / (seen - 1)
+    mean = float(known.sum()) / whole
+    unexplained = seen * scatter / float(known[:seen].sum()) ** 2 * mean**2 * (1.0 - seen / total)
+    around = share * (known - mean * size)
+    end = (float(around @ around) + total * scatter) * total / (total - 1) / whole**2
+    unexplained, end = scale**2 * unexplained, scale**2 * end
+    return Difference(scale * share * mean, unexplained + end, seen, total, unexplained)
 
 
 def combine(differences: Sequence[Difference], weights: Sequence[float]) -> Difference:

@@ -58,6 +58,16 @@ def unpack(text: str) -> NDArray[np.float64]:
     return np.frombuffer(base64.b64decode(text), dtype="<f8")
 
 
+OUTCOME = "outcome"
+"""What became of a candidate is kept as one attribute: a journal waits for the disk with each."""
+
+
+def attributes_of(trial: FrozenTrial) -> dict[str, Any]:
+    """What is kept with a candidate, its outcome among it; in studies of earlier versions each part
+    of the outcome stands by itself."""
+    return {**trial.user_attrs, **trial.user_attrs.get(OUTCOME, {})}
+
+
 @dataclass
 class _Watch:
     beat: Any

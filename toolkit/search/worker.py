@@ -21,7 +21,7 @@ from toolkit.search.contest import Rivals, best_of, run_race
 from toolkit.search.objective import Losses, Objective, guide_of
 from toolkit.search.plan import Plan
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate
-from toolkit.search.study import Study, pack, unpack
+from toolkit.search.study import OUTCOME, Study, attributes_of, pack, unpack
 
 _POLL_SECONDS = 0.5
 
@@ -100,7 +100,7 @@ def read_outcome(plan: Plan, trial: FrozenTrial) -> Outcome | None:
     candidate = plan.candidate(trial)
     if not trial.state.is_finished() or candidate is None:
         return None
-    kept = trial.user_attrs
+    kept = attributes_of(trial)
     return Outcome(
         candidate,
         str(kept["status"]),
@@ -185,7 +185,7 @@ class Worker:
         except (EvaluationError, MergeError, ConfigError) as error:
             if candidate.name in (GENERAL, SPECIALIST):
                 raise  # without them there is nothing to compare with
-            self._study.note(trial, status="failed", error=str(error))
+            self._study.note(trial, **{OUTCOME: {"status": "failed", "error": str(error)}})
             self._study.finish(trial, None)
             self._advance(objective.all_tokens, f"{candidate.name}: failed")
             return
@@ -195,16 +195,16 @@ class Worker:
         guide = guide_of(self._find(SPECIALIST), self._find(GENERAL))
         figures = objective.estimates(losses, [general, *self._whole()], guide)
         merge_seconds = self._bench.merge_seconds - merged_before
-        self._study.note(
-            trial,
-            status=status,
-            distance=distance,
-            tokens=tokens,
-            merge_seconds=merge_seconds,
-            score_seconds=time.perf_counter() - began - merge_seconds,
-            losses={name: pack(values) for name, values in losses.items()},
-            beyond=objective.beyond_tolerance(losses, general, guide),
-        )
+        outcome = {
+            "status": status,
+            "distance": distance,
+            "tokens": tokens,
+            "merge_seconds": merge_seconds,
+            "score_seconds": time.perf_counter() - began - merge_seconds,
+            "losses": {name: pack(values) for name, values in losses.items()},
+            "beyond": objective.beyond_tolerance(losses, general, guide),
+        }
+        self._study.note(trial, **{OUTCOME: outcome})
         values = [objective.domain(figures), objective.general(figures)]
         if math.isnan(values[1]):  # dropped for the domain alone; a storage takes no NaN
             values[1] = objective.general(objective.estimates(general, [general]))
