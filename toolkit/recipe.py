@@ -96,7 +96,9 @@ def find_recipe(domain: str, folder: Path = Path("recipes")) -> Path:
             f"{folder}/: holds no recipes; run in the folder that does, or give a path to a .yaml."
         )
     hint = did_you_mean(domain, names)
-    raise ConfigError(f"no recipe {domain!r} in {folder}/{hint} Recipes: {', '.join(names)}.")
+    raise ConfigError(
+        f"no recipe {domain!r} in {folder}/{hint or '.'} Recipes: {', '.join(names)}."
+    )
 
 
 def load_recipe(path: Path, layers: Sequence[str] = ()) -> Recipe:

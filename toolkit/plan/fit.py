@@ -136,7 +136,7 @@ def misfit(ways: list[Way], fleet: Fleet, others: list[Device], name: str) -> st
     text = (
         f"train: {name} does not fit {fleet.text}: {own.name} training needs "
         f"{own.memory.total / 1e9:,.1f} GB a device and it can give {limit / 1e9:,.1f}; the "
-        f"largest part are the {part} ({size / 1e9:,.1f} GB)."
+        f"largest part: {part}, {size / 1e9:,.1f} GB."
     )
     would = [
         f"{way.name}{_how(way, own)} on {fleet.text} ({way.memory.total / 1e9:,.1f} GB)"

@@ -292,7 +292,9 @@ def report_mixture(
         refusal = error  # what was measured is kept all the same
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        title = f"{name}: law of mixture, {law.tokens[1]:,} tokens a run"
+        fewest, most = law.tokens
+        size = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
+        title = f"{name}: law of mixture, {size} tokens a run"
         with write_atomically(folder / "mixture.svg") as file:
             file.write(mixture_svg(law, answer, checks, title))
     if refusal is not None or answer is None:
