@@ -276,3 +276,20 @@ def test_what_is_shown():
     root = ET.fromstring(picture)  # noqa: S314  (written a line above)
     circles = root.findall(".//{http://www.w3.org/2000/svg}circle")
     assert len(circles) == 2 * 5 + 2
+
+
+@pytest.mark.parametrize(
+    ("noise", "tolerance", "words"),  # None: just above the law at its end
+    [
+        (0.002, 0.04, ("Up to a domain share of", "the law itself reaches it at")),
+        (0.02, None, ("stays below it up to the largest share that was measured, 1",)),
+        (0.03, 0.04, ("No measured share is sure to stay within a rise of 0.04",)),
+    ],
+)
+def test_the_answer_in_words(noise: float, tolerance: float | None, words: tuple[str, ...]):
+    law = World(21, noise).law()
+    if tolerance is None:
+        end = law.general.at(np.array([1.0]), np.array([1e4]))[:, 0] - law.start_general
+        tolerance = float(np.median(end)) + 0.001
+    first = sentences(law, largest_share(law, tolerance))[0]
+    assert all(part in first for part in words), first

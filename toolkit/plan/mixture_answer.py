@@ -192,11 +192,14 @@ def sentences(law: Law, answer: Answer) -> list[str]:
     """The answer for people."""
     low, high = law.range
     limit = f"a rise of {answer.tolerance:g} bits per byte on general text"
+    share = answer.share
+    reaches = f"reaches it at {share.value:.2f} ({share.low:.2f} to {share.high:.2f})"
+    if share.value >= high:
+        reaches = f"stays below it up to the largest share that was measured, {high:g}"
     if answer.safe_share is None:
         lines = [
-            f"By the law a domain share of {answer.share.value:.2f} reaches {limit}, but its "
-            f"interval ({answer.share.low:.2f} to {answer.share.high:.2f}) is so wide that no "
-            "measured share is sure to stay within it. Make more runs, or score more documents."
+            f"No measured share is sure to stay within {limit} (95 % bound), though the law itself "
+            f"{reaches}. Make more runs, or score more documents."
         ]
     elif answer.is_at_end:
         lines = [
@@ -206,8 +209,7 @@ def sentences(law: Law, answer: Answer) -> list[str]:
     else:
         lines = [
             f"Up to a domain share of {answer.safe_share:.2f} the 95 % bound stays within {limit}; "
-            f"the law itself reaches it at {answer.share.value:.2f} ({answer.share.low:.2f} to "
-            f"{answer.share.high:.2f})."
+            f"the law itself {reaches}."
         ]
     lines.append(
         f"There the domain changes by {answer.domain_change} and general text by "
