@@ -159,8 +159,8 @@ def load_tasks(section: TaskSection) -> list[Task]:
     if section.task not in manager.all_tasks:
         raise EvaluationError(
             f"{section.task}: lm-eval knows no such task or group"
-            f"{did_you_mean(section.task, manager.all_tasks)} For tasks of your own give the "
-            "folder of their YAML files."
+            f"{did_you_mean(section.task, manager.all_tasks) or '.'} For tasks of your own give "
+            "the folder of their YAML files."
         )
     try:
         with _quiet():
@@ -226,7 +226,7 @@ def _sets(
     if section.metric is not None and section.metric not in task.metrics:
         raise EvaluationError(
             f"{task.name}: metric {section.metric!r} is none of its means over items"
-            f"{did_you_mean(section.metric, task.metrics)} There are: "
+            f"{did_you_mean(section.metric, task.metrics) or '.'} There are: "
             f"{', '.join(task.metrics) or 'none'}."
         )
     if not task.metrics:

@@ -252,7 +252,7 @@ def _field(fields: Mapping[str, Any], name: str, where: str, setting: str) -> An
     if name not in fields:
         known = [str(field) for field in fields]
         raise EvaluationError(
-            f"{where}: has no field {name!r}{did_you_mean(name, known)} "
+            f"{where}: has no field {name!r}{did_you_mean(name, known) or '.'} "
             f"Fields: {', '.join(known)}; set `{setting}`."
         )
     return fields[name]

@@ -282,7 +282,7 @@ class _Planner:
             if source.token not in own:
                 raise ConfigError(
                     f"tokenizer.tokens.{text}: {model} has no token {source.token!r}"
-                    f"{did_you_mean(source.token, own)}"
+                    f"{did_you_mean(source.token, own) or '.'}"
                 )
             return self.donors.index(model), int(own[source.token])
         number, rows = source.token_id, self.embeddings[model].num_rows

@@ -126,7 +126,8 @@ def parse_unknown(wanted: Any, where: str, key: str) -> tuple[str, Unknown]:
     for other in wanted:
         if other not in known:
             raise ConfigError(
-                f"{where}: {key}.search.{other}: unknown key{did_you_mean(str(other), known)} "
+                f"{where}: {key}.search.{other}: unknown key"
+                f"{did_you_mean(str(other), known) or '.'} "
                 f"Known beside {kind}: {', '.join(sorted(known - {kind}))}."
             )
     name = str(wanted.get("name", default_name(key)))

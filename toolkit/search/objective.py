@@ -158,7 +158,7 @@ class Objective:
                 if name not in self.names(role):
                     raise ConfigError(
                         f"{key}.{name}: there is no {role} set of this name"
-                        f"{did_you_mean(name, self.names(role))} "
+                        f"{did_you_mean(name, self.names(role)) or '.'} "
                         f"There are: {', '.join(self.names(role))}."
                     )
         self.weights = {name: weights.get(name, 1.0) for name in self.names("domain")}

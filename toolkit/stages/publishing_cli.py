@@ -99,7 +99,8 @@ def _format(kind: str):  # type: ignore[no-untyped-def]  # a Format; its import 
         if known == kind:
             return known
     raise ConfigError(
-        f"--format {kind}: is unknown{did_you_mean(kind, FORMATS)} Formats: {', '.join(FORMATS)}."
+        f"--format {kind}: is unknown{did_you_mean(kind, FORMATS) or '.'} "
+        f"Formats: {', '.join(FORMATS)}."
     )
 
 

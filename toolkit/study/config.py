@@ -188,7 +188,7 @@ def unknown_sets(
             known = [*SETS, *sources]
             faults.append(
                 f"study.claims.{number}.measure.test_set: there is no test set {name!r}"
-                f"{did_you_mean(name, known)} Sets: {', '.join(known)}."
+                f"{did_you_mean(name, known) or '.'} Sets: {', '.join(known)}."
             )
         if name == "middles" and not has_middles:
             faults.append(

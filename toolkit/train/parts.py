@@ -34,7 +34,8 @@ def prepare_model(model: Any, section: TrainSection) -> Any:
     for pattern in section.trainable:
         if not fnmatch.filter(names, pattern):
             raise ConfigError(
-                f"train.trainable: no parameter fits {pattern!r}{did_you_mean(pattern, names)} "
+                f"train.trainable: no parameter fits {pattern!r}"
+                f"{did_you_mean(pattern, names) or '.'} "
                 f"Names are like {names[min(len(names) - 1, 2)]}."
             )
     for name, parameter in model.named_parameters():
