@@ -29,7 +29,6 @@ from toolkit.checkpoint.load import load_causal_model
 from toolkit.evaluate.choices import Answered, answer_questions, encode_question
 from toolkit.evaluate.config import ChoicesSection, EvaluateSection
 from toolkit.evaluate.questions import Question, load_questions
-from toolkit.evaluate.quick import quicken
 
 TASKS = ("social_iqa", "general_knowledge", "misconceptions", "physics")
 BATCH_SIZES = (4, 16, 64)
@@ -47,26 +46,24 @@ def main() -> None:
     logging.disable(logging.WARNING)
     tokenizer = AutoTokenizer.from_pretrained(wanted.model)
     dtype = torch.float32 if wanted.fp32 else stored_dtype(wanted.model)
-    models = [load_causal_model(wanted.model, dtype).eval() for _ in range(2)]
-    quicken(models[1])  # as our commands do
+    model = load_causal_model(wanted.model, dtype).eval()
     print(f"{wanted.model.name}, {dtype}, {torch.get_num_threads()} threads")
     for task in wanted.tasks.split(","):
         section = ChoicesSection(name=task, bigbench=task, limit=wanted.items)
-        compare(models, tokenizer, task, load_questions(section), wanted.rounds)
+        compare(model, tokenizer, task, load_questions(section), wanted.rounds)
 
 
 def compare(
-    models: Sequence[Any], tokenizer: Any, name: str, questions: Sequence[Question], rounds: int
+    model: Any, tokenizer: Any, name: str, questions: Sequence[Question], rounds: int
 ) -> None:
-    model, own = models
     trial = questions[:TRIAL_ITEMS]
     seconds = {n: theirs(model, tokenizer, trial, n)[0] for n in BATCH_SIZES}
     batch_size = min(seconds, key=lambda n: seconds[n])
-    ours(own, tokenizer, trial)
+    ours(model, tokenizer, trial)
     times: list[tuple[float, float]] = []
     for _ in range(rounds):
         slow, results = theirs(model, tokenizer, questions, batch_size)
-        quick, answered = ours(own, tokenizer, questions)
+        quick, answered = ours(model, tokenizer, questions)
         times.append((slow, quick))
     lm_eval, mine = (statistics.median(column) for column in zip(*times, strict=True))
     ratio = statistics.median(a / b for a, b in times)

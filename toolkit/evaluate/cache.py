@@ -20,7 +20,7 @@ from toolkit.manifest import hash_json
 
 _ARITHMETIC = 2
 """Of this version: scores that were rounded in other places are not mixed with its own, as models
-are compared by small differences. 2: attention in tiles."""
+are compared by small differences. 2: log softmax in one pass."""
 
 
 def candidate_hash(parents: Mapping[str, str], config: Any, seed: int) -> str:

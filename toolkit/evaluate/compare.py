@@ -20,7 +20,6 @@ from toolkit.evaluate.choices import choices_set
 from toolkit.evaluate.config import ChoicesSection, EvaluateSection, TaskSection
 from toolkit.evaluate.harness import task_sets
 from toolkit.evaluate.inference import holm, mcnemar, paired_permutation
-from toolkit.evaluate.quick import quicken
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.evaluate.statistics import Interval
 from toolkit.manifest import content_hash, write_json
@@ -128,7 +127,6 @@ def _score(
     sets += [choices_set(one, tokenizer, section, None) for one in choices]
     cache, name = ScoreCache(cache_folder() / "scores.jsonl"), content_hash(folder)
     model = load_causal_model(folder, stored_dtype(folder))
-    quicken(model)
     scored = []
     with progress(label, len(sets)) as advance:
         for items in sets:

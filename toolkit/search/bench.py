@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from toolkit.evaluate.cache import ScoreCache, candidate_hash
-from toolkit.evaluate.quick import quicken
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.live import LiveMerge
@@ -58,8 +57,6 @@ class Bench:
             import copy
 
             self._scored = copy.deepcopy(loaded).to(device)
-        else:
-            quicken(loaded)
         self.merge_seconds = 0.0
         self._beside: dict[tuple[str, str, int], float] = {}
 
