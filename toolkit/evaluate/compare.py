@@ -21,6 +21,7 @@ from toolkit.evaluate.config import ChoicesSection, EvaluateSection, TaskSection
 from toolkit.evaluate.harness import task_sets
 from toolkit.evaluate.inference import holm, mcnemar, paired_permutation
 from toolkit.evaluate.sets import EvaluationSet
+from toolkit.evaluate.shares import share_difference, share_interval
 from toolkit.evaluate.statistics import Interval
 from toolkit.manifest import content_hash, write_json
 from toolkit.progress import progress, say
@@ -158,9 +159,8 @@ def figures_of(items: EvaluationSet, losses: dict[str, list[float]]) -> dict[str
     pairs = list(itertools.combinations(range(len(labels)), 2))
     if not pairs:
         return result
-    moved = np.array([values[b] - values[a] for a, b in pairs])
     chances = [_chance(values[a], values[b], items) for a, b in pairs]
-    rows = zip(pairs, _intervals(moved, items), chances, holm(chances), strict=True)
+    rows = zip(pairs, _differences(values, pairs, items), chances, holm(chances), strict=True)
     result["pairs"] = [
         {
             "from": labels[a],
@@ -174,7 +174,26 @@ def figures_of(items: EvaluationSet, losses: dict[str, list[float]]) -> dict[str
     return result
 
 
+def _differences(
+    values: Any, pairs: Sequence[tuple[int, int]], items: EvaluationSet
+) -> list[dict[str, float]]:
+    if _is_binary(values, items):
+        right = (values > 0.5).tolist()
+        return [asdict(share_difference(right[b], right[a])) for a, b in pairs]
+    return _intervals(np.array([values[b] - values[a] for a, b in pairs]), items)
+
+
+def _is_binary(values: Any, items: EvaluationSet) -> bool:
+    """Whether items are right or wrong, and each stands for itself."""
+    plain = items.scale == 1.0 and set(items.sizes) == {1} and len(items) > 1
+    alone = len(set(items.groups)) == len(items)
+    return plain and alone and set(np.unique(values).tolist()) <= {0.0, 1.0}
+
+
 def _intervals(values: Any, items: EvaluationSet) -> list[dict[str, float]]:
+    if _is_binary(values, items):
+        rights = (values > 0.5).sum(axis=1).tolist()
+        return [asdict(share_interval(right, len(items))) for right in rights]
     if len(set(items.groups)) < 2:
         estimates = items.scale * values.sum(axis=1) / np.sum(items.sizes)
         return [asdict(Interval(float(e), float("-inf"), float("inf"))) for e in estimates]
@@ -185,8 +204,7 @@ def _intervals(values: Any, items: EvaluationSet) -> list[dict[str, float]]:
 
 
 def _chance(first: Any, second: Any, items: EvaluationSet) -> float:
-    binary = set(np.unique([first, second]).tolist()) <= {0.0, 1.0}
-    if binary and len(set(items.groups)) == len(items):
+    if _is_binary(np.array([first, second]), items):
         return mcnemar(list(second > 0.5), list(first > 0.5))
     return paired_permutation(second, first, items.groups)
 
