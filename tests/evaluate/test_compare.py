@@ -68,6 +68,17 @@ def test_pairs_are_paired():
     assert not found["higher_is_better"]
 
 
+def test_equal_scores_of_degree_are_not_taken_for_wrong_answers():
+    count = 20
+    items = EvaluationSet(
+        "x", "watch", "1 - f1", list(map(str, range(count))), list(map(str, range(count))),
+        [1.0] * count, [1] * count, "", lambda *_: [],
+    )  # fmt: skip
+    scores = [0.25, 0.5] * 10
+    (pair,) = figures_of(items, {"a": scores, "b": scores})["pairs"]
+    assert pair["difference"] == {"estimate": 0.0, "low": 0.0, "high": 0.0}
+
+
 def test_what_to_score_must_be_said(tmp_path: Path):
     with pytest.raises(ConfigError, match="--tasks"):
         run_evaluation([tmp_path])

@@ -153,7 +153,7 @@ def figures_of(items: EvaluationSet, losses: dict[str, list[float]]) -> dict[str
         "unit": unit,
         "higher_is_better": rising,
         "num_items": len(items),
-        "models": dict(zip(labels, _intervals(values, items), strict=True)),
+        "models": dict(zip(labels, _levels(values, items), strict=True)),
         "pairs": [],
     }
     pairs = list(itertools.combinations(range(len(labels)), 2))
@@ -190,10 +190,14 @@ def _is_binary(values: Any, items: EvaluationSet) -> bool:
     return plain and alone and set(np.unique(values).tolist()) <= {0.0, 1.0}
 
 
-def _intervals(values: Any, items: EvaluationSet) -> list[dict[str, float]]:
+def _levels(values: Any, items: EvaluationSet) -> list[dict[str, float]]:
     if _is_binary(values, items):
         rights = (values > 0.5).sum(axis=1).tolist()
         return [asdict(share_interval(right, len(items))) for right in rights]
+    return _intervals(values, items)
+
+
+def _intervals(values: Any, items: EvaluationSet) -> list[dict[str, float]]:
     if len(set(items.groups)) < 2:
         estimates = items.scale * values.sum(axis=1) / np.sum(items.sizes)
         return [asdict(Interval(float(e), float("-inf"), float("inf"))) for e in estimates]
