@@ -48,3 +48,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def sentence_end(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown word: the nearest known one, or a full stop.
+
+    >>> sentence_end("fiance", ["finance", "law"]), sentence_end("xyz", ["finance", "law"])
+    ('; did you mean finance?', '.')
+    """
+    return did_you_mean(word, known) or "."

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from toolkit.config import Section, check_section, load_yaml
 from toolkit.data.config import DataSection
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, sentence_end
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.model_config import ModelSection
 from toolkit.publish.config import PublishSection
@@ -95,10 +95,8 @@ def find_recipe(domain: str, folder: Path = Path("recipes")) -> Path:
         raise ConfigError(
             f"{folder}/: holds no recipes; run in the folder that does, or give a path to a .yaml."
         )
-    hint = did_you_mean(domain, names)
-    raise ConfigError(
-        f"no recipe {domain!r} in {folder}/{hint or '.'} Recipes: {', '.join(names)}."
-    )
+    hint = sentence_end(domain, names)
+    raise ConfigError(f"no recipe {domain!r} in {folder}/{hint} Recipes: {', '.join(names)}.")
 
 
 def load_recipe(path: Path, layers: Sequence[str] = ()) -> Recipe:

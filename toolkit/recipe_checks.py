@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.data.config import KNOWN_FIM_TOKENS, DataSection
 from toolkit.data.source_config import SourceSection
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, sentence_end
 from toolkit.model_config import ModelSection, shape_of
 from toolkit.train.config import TrainSection
 
@@ -109,7 +109,7 @@ def _stage_names(prefix: str, data: DataSection, train: TrainSection) -> Iterato
         if name not in names:
             yield (
                 f"{prefix}train.stages.{name}: there is no such stage in {prefix}data.stages"
-                f"{did_you_mean(name, names) or '.'} Stages: {', '.join(names)}"
+                f"{sentence_end(name, names)} Stages: {', '.join(names)}"
             )
 
 

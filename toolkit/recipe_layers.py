@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from toolkit.config import PositiveInt, Section, check_section
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, did_you_mean, sentence_end
 
 if TYPE_CHECKING:
     from toolkit.data.config import DataSection
@@ -84,7 +84,7 @@ class Layers:
         """
         for name in names:
             if name not in self.variants and name not in self.scales:
-                hint = did_you_mean(name, [*self.variants, *self.scales]) or "."
+                hint = sentence_end(name, [*self.variants, *self.scales])
                 raise ConfigError(
                     f"{where}: has no variant or scale {name!r}{hint} "
                     f"Variants: {', '.join(self.variants) or 'none'}. "

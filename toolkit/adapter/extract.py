@@ -15,7 +15,7 @@ from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.lora import PREFIX
 from toolkit.checkpoint.modules import Kind, Modules, read_modules
 from toolkit.checkpoint.read import Checkpoint, TensorInfo, is_float
-from toolkit.errors import ConfigError, MergeError, did_you_mean
+from toolkit.errors import ConfigError, MergeError, sentence_end
 from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.kernels.stream import stream_key
 from toolkit.merge.layers import is_buffer
@@ -234,7 +234,7 @@ def _check_names(settings: ExtractSettings, modules: Sequence[str]) -> None:
         if not any(name == wanted or name.endswith(f".{wanted}") for name in modules):
             raise ConfigError(
                 f"--save-modules {wanted}: is no module of the model"
-                f"{did_you_mean(wanted, known) or '.'} Known: {', '.join(sorted(known))}."
+                f"{sentence_end(wanted, known)} Known: {', '.join(sorted(known))}."
             )
     for flag, patterns in (("include", settings.include), ("exclude", settings.exclude)):
         for pattern in patterns:

@@ -13,7 +13,7 @@ from typing import Any
 from toolkit.data.files import input_hashes, source_files
 from toolkit.data.formats import Faults, Row, format_of, read_rows
 from toolkit.data.source_config import SourceSection
-from toolkit.errors import DataError, did_you_mean
+from toolkit.errors import DataError, sentence_end
 
 __all__ = ["Document", "input_hashes", "read_documents"]
 
@@ -134,7 +134,7 @@ def _field(row: Row, field: str, setting: str) -> Any:
     if field not in fields:
         known = ", ".join(map(str, fields))
         raise DataError(
-            f"{row.where}: has no field {field!r}{did_you_mean(field, map(str, fields)) or '.'} "
+            f"{row.where}: has no field {field!r}{sentence_end(field, map(str, fields))} "
             f"Fields: {known}; set `{setting}`."
         )
     return fields[field]

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from toolkit.data.source_config import SplitName
-from toolkit.errors import EvaluationError, did_you_mean
+from toolkit.errors import EvaluationError, sentence_end
 from toolkit.evaluate.config import EvaluateSection, TaskSection
 from toolkit.evaluate.questions import split_place
 from toolkit.evaluate.sets import BITS, EvaluationSet
@@ -159,7 +159,7 @@ def load_tasks(section: TaskSection) -> list[Task]:
     if section.task not in manager.all_tasks:
         raise EvaluationError(
             f"{section.task}: lm-eval knows no such task or group"
-            f"{did_you_mean(section.task, manager.all_tasks) or '.'} For tasks of your own give "
+            f"{sentence_end(section.task, manager.all_tasks)} For tasks of your own give "
             "the folder of their YAML files."
         )
     try:
@@ -226,7 +226,7 @@ def _sets(
     if section.metric is not None and section.metric not in task.metrics:
         raise EvaluationError(
             f"{task.name}: metric {section.metric!r} is none of its means over items"
-            f"{did_you_mean(section.metric, task.metrics) or '.'} There are: "
+            f"{sentence_end(section.metric, task.metrics)} There are: "
             f"{', '.join(task.metrics) or 'none'}."
         )
     if not task.metrics:

@@ -47,7 +47,7 @@ def final_hidden(model: Any, inputs: Tensor, **more: Any) -> Tensor:
 def logit_chunks(
     model: Any, states: Tensor, rows: int | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Logits of positions in float32, few at a time; what is yielded may be overwritten.
+    """Logits of positions in float32, few at a time.
 
     Args:
         model: a causal language model.

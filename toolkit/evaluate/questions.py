@@ -11,7 +11,7 @@ from typing import Any
 from toolkit.data.files import ending, source_files
 from toolkit.data.formats import Faults, format_of, read_rows
 from toolkit.data.source_config import SourceSection, SplitName
-from toolkit.errors import DataError, EvaluationError, did_you_mean
+from toolkit.errors import DataError, EvaluationError, sentence_end
 from toolkit.evaluate.config import BIGBENCH, ChoicesSection
 from toolkit.manifest import hash_json
 
@@ -252,7 +252,7 @@ def _field(fields: Mapping[str, Any], name: str, where: str, setting: str) -> An
     if name not in fields:
         known = [str(field) for field in fields]
         raise EvaluationError(
-            f"{where}: has no field {name!r}{did_you_mean(name, known) or '.'} "
+            f"{where}: has no field {name!r}{sentence_end(name, known)} "
             f"Fields: {', '.join(known)}; set `{setting}`."
         )
     return fields[name]

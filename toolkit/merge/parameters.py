@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, sentence_end
 from toolkit.merge.registry import Method, Parameter
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def unknown_parameters(places: Places, method: Method) -> Iterator[str]:
             if name not in method.parameters:
                 yield (
                     f"{where}.{name}: {method.name} has no such parameter"
-                    f"{did_you_mean(name, method.parameters) or '.'} Its parameters: {known}."
+                    f"{sentence_end(name, method.parameters)} Its parameters: {known}."
                 )
 
 

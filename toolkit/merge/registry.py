@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, sentence_end
 from toolkit.lazy_torch import Tensor
 
 PerModel = Annotated[Sequence[float], "per model"]
@@ -119,7 +119,7 @@ def get_method(name: str) -> Method:
     methods = all_methods()
     if name not in methods:
         raise ConfigError(
-            f"merge_method: unknown method {name!r}{did_you_mean(name, methods) or '.'} "
+            f"merge_method: unknown method {name!r}{sentence_end(name, methods)} "
             f"Known: {', '.join(sorted(methods))}."
         )
     return methods[name]

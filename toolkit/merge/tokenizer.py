@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.side_files import copy_side_files
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, sentence_end
 from toolkit.manifest import write_atomically, write_json
 from toolkit.merge.models import Models
 
@@ -90,7 +90,7 @@ def _template(config: MergeConfig, models: Models) -> str | None:
     if wanted not in known:
         raise ConfigError(
             f"chat_template: {wanted!r} is neither auto, nor a template (Jinja), nor the name of "
-            f"one{did_you_mean(wanted, known) or '.'} Known: {', '.join(sorted(known)) or 'none'}."
+            f"one{sentence_end(wanted, known)} Known: {', '.join(sorted(known)) or 'none'}."
         )
     return known[wanted].read_text(encoding="utf-8")
 

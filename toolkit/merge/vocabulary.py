@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.checkpoint.remapped import AVERAGE, PADDING, ZERO, RowMap
-from toolkit.errors import ConfigError, MergeError, did_you_mean
+from toolkit.errors import ConfigError, MergeError, sentence_end
 from toolkit.merge.config import MergeConfig, TokenEmbedding, TokenizerSection, TokenSource
 from toolkit.merge.embeddings import Embeddings, remapped_config, remapped_model
 from toolkit.merge.models import Models
@@ -208,7 +208,7 @@ class _Planner:
             if donor is None and not isinstance(entry.source, TokenSource):
                 raise ConfigError(
                     f"tokenizer.tokens: no model has the token {text!r}"
-                    f"{did_you_mean(text, ids) or '.'} To make a new one, give it a source "
+                    f"{sentence_end(text, ids)} To make a new one, give it a source "
                     "({kind: zero}, or {kind: model_token, model: ..., token: ...})."
                 )
             add(text, donor, is_learnt=False)
@@ -282,7 +282,7 @@ class _Planner:
             if source.token not in own:
                 raise ConfigError(
                     f"tokenizer.tokens.{text}: {model} has no token {source.token!r}"
-                    f"{did_you_mean(source.token, own) or '.'}"
+                    f"{sentence_end(source.token, own)}"
                 )
             return self.donors.index(model), int(own[source.token])
         number, rows = source.token_id, self.embeddings[model].num_rows

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit.config import load_yaml
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, sentence_end
 
 PRICES_DATED = "2025, from memory of public on-demand lists: check, or give your own"
 """Where the default prices come from: clouds differ by a factor of three, and change."""
@@ -97,9 +97,9 @@ def find_device(name: str, known: Mapping[str, Device], where: str) -> Device:
     """
     by_key = {key.upper(): device for key, device in known.items()}
     if name.upper() not in by_key:
-        hint = did_you_mean(name.upper(), by_key)
+        hint = sentence_end(name.upper(), by_key)
         raise ConfigError(
-            f"{where}: there is no device {name!r}{hint or '.'} Known: {', '.join(known)}; others "
+            f"{where}: there is no device {name!r}{hint} Known: {', '.join(known)}; others "
             "with memory_gb, tflops and price under `devices:` in a file for --prices."
         )
     return by_key[name.upper()]
@@ -154,8 +154,8 @@ def _own_device(name: str, measures: object, where: str) -> Device:
         raise ConfigError(f"{where}: must hold memory_gb, tflops and price.")
     for key in measures:
         if key not in _MEASURES:
-            hint = did_you_mean(str(key), _MEASURES)
-            raise ConfigError(f"{where}.{key}: unknown key{hint or '.'}")
+            hint = sentence_end(str(key), _MEASURES)
+            raise ConfigError(f"{where}.{key}: unknown key{hint}")
     for key in ("memory_gb", "tflops"):
         if key not in measures:
             raise ConfigError(f"{where}.{key}: is missing.")

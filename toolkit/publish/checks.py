@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ConfigError, PublishError, ToolkitError, did_you_mean
+from toolkit.errors import ConfigError, PublishError, ToolkitError, sentence_end
 from toolkit.progress import say
 from toolkit.publish.agreements import Agreements
 from toolkit.publish.bundle import bundle_files
@@ -229,7 +229,7 @@ def parse_accepted(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         name, _, reason = word.partition("=")
         if name not in CHECKS:
-            hint = did_you_mean(name, CHECKS)
+            hint = sentence_end(name, CHECKS)
             raise ConfigError(
                 f"--accept {word}: there is no check {name!r}{hint} Checks: {', '.join(CHECKS)}."
             )

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, sentence_end
 
 Value = bool | int | float | str
 DIGITS = 4
@@ -127,7 +127,7 @@ def parse_unknown(wanted: Any, where: str, key: str) -> tuple[str, Unknown]:
         if other not in known:
             raise ConfigError(
                 f"{where}: {key}.search.{other}: unknown key"
-                f"{did_you_mean(str(other), known) or '.'} "
+                f"{sentence_end(str(other), known)} "
                 f"Known beside {kind}: {', '.join(sorted(known - {kind}))}."
             )
     name = str(wanted.get("name", default_name(key)))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import ConfigError, EvaluationError, did_you_mean
+from toolkit.errors import ConfigError, EvaluationError, sentence_end
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.evaluate.student import student_quantile
 from toolkit.manifest import hash_bytes
@@ -158,7 +158,7 @@ class Objective:
                 if name not in self.names(role):
                     raise ConfigError(
                         f"{key}.{name}: there is no {role} set of this name"
-                        f"{did_you_mean(name, self.names(role)) or '.'} "
+                        f"{sentence_end(name, self.names(role))} "
                         f"There are: {', '.join(self.names(role))}."
                     )
         self.weights = {name: weights.get(name, 1.0) for name in self.names("domain")}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config import load_yaml
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, sentence_end
 from toolkit.manifest import hash_json
 from toolkit.merge.config import MergeConfig, parse_merge_config
 from toolkit.merge.parameters import check_parameters, parameter_places
@@ -135,7 +135,7 @@ def load_spaces(names: Sequence[str], folder: Path, models: Iterable[str] = ()) 
         if not path.is_file():
             known = sorted(item.stem for item in folder.glob("*.yaml"))
             raise ConfigError(
-                f"search.merges: no {name!r} in {folder}/{did_you_mean(name, known) or '.'} "
+                f"search.merges: no {name!r} in {folder}/{sentence_end(name, known)} "
                 f"There are: {', '.join(known) or 'none'}."
             )
         spaces.append(read_space(name, load_yaml(path), str(path), models))
@@ -213,7 +213,7 @@ def _fill(node: Any, values: Mapping[str, Value], where: str, key: str = "") -> 
         if other not in values:
             raise ConfigError(
                 f"{where}: {key}.search: speaks of {other!r}, which is not searched"
-                f"{did_you_mean(other, values) or '.'}"
+                f"{sentence_end(other, values)}"
             )
         if isinstance(values[other], (bool, str)):
             raise ConfigError(f"{where}: {key}.search: {other!r} is no number to subtract.")

@@ -92,15 +92,14 @@ def verify(
 
 
 def _format(kind: str):  # type: ignore[no-untyped-def]  # a Format; its import is slow
-    from toolkit.errors import ConfigError, did_you_mean
+    from toolkit.errors import ConfigError, sentence_end
     from toolkit.publish.config import FORMATS
 
     for known in FORMATS:
         if known == kind:
             return known
     raise ConfigError(
-        f"--format {kind}: is unknown{did_you_mean(kind, FORMATS) or '.'} "
-        f"Formats: {', '.join(FORMATS)}."
+        f"--format {kind}: is unknown{sentence_end(kind, FORMATS)} Formats: {', '.join(FORMATS)}."
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import Self
 
 from toolkit.config import Fraction, Section
-from toolkit.errors import did_you_mean
+from toolkit.errors import sentence_end
 
 Step = Literal["general", "cpt", "merge", "sft"]
 STEPS: tuple[Step, ...] = get_args(Step)
@@ -163,7 +163,7 @@ def unknown_models(study: StudySection | None, variants: Collection[str]) -> lis
         for name in dict.fromkeys(claim.measure.models()):
             variant, _ = split_model(name)
             if variant is not None and variant not in variants:
-                hint = did_you_mean(variant, sorted(variants))
+                hint = sentence_end(variant, sorted(variants))
                 faults.append(
                     f"study.claims.{number}.measure: there is no variant {variant!r}{hint} "
                     f"Variants: {', '.join(sorted(variants)) or 'none'}."
@@ -188,7 +188,7 @@ def unknown_sets(
             known = [*SETS, *sources]
             faults.append(
                 f"study.claims.{number}.measure.test_set: there is no test set {name!r}"
-                f"{did_you_mean(name, known) or '.'} Sets: {', '.join(known)}."
+                f"{sentence_end(name, known)} Sets: {', '.join(known)}."
             )
         if name == "middles" and not has_middles:
             faults.append(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, sentence_end
 from toolkit.train.config import GrowthSection, LoraSection, TrainSection
 
 
@@ -35,7 +35,7 @@ def prepare_model(model: Any, section: TrainSection) -> Any:
         if not fnmatch.filter(names, pattern):
             raise ConfigError(
                 f"train.trainable: no parameter fits {pattern!r}"
-                f"{did_you_mean(pattern, names) or '.'} "
+                f"{sentence_end(pattern, names)} "
                 f"Names are like {names[min(len(names) - 1, 2)]}."
             )
     for name, parameter in model.named_parameters():
