@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
-COMMON = {"errors", "config", "manifest", "plain", "progress", "lazy_torch"}
+COMMON = {"errors", "config", "manifest", "plain", "progress"}
 MAY_IMPORT = {
     "errors": set(),
     "plain": {"errors"},
     "config": {"errors", "plain"},
     "manifest": {"errors", "config"},
     "progress": set(),
-    "lazy_torch": set(),
     "checkpoint": COMMON,
     "data": COMMON,
     "train": COMMON | {"checkpoint", "data", "model_config"},

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from toolkit.adapter.folder import AdapterWriter, check_written
 from toolkit.adapter.lowrank import fit_dense, frobenius
 from toolkit.adapter.report import AdapterReport, LayerRow, OtherRow, by_layer
@@ -16,7 +19,6 @@ from toolkit.checkpoint.lora import PREFIX
 from toolkit.checkpoint.modules import Kind, Modules, read_modules
 from toolkit.checkpoint.read import Checkpoint, TensorInfo, is_float
 from toolkit.errors import ConfigError, MergeError, sentence_end
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.kernels.stream import stream_key
 from toolkit.merge.layers import is_buffer
 from toolkit.merge.models import Models

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,9 @@ from toolkit.checkpoint.lora import AdapterFolder, open_adapter
 from toolkit.checkpoint.read import Checkpoint
 from toolkit.checkpoint.write import tensor_bytes
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import Tensor, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class AdaptedCheckpoint(Checkpoint):
@@ -59,6 +62,8 @@ class AdaptedCheckpoint(Checkpoint):
         self._model.give_back(name)
 
     def _merged(self, name: str) -> Tensor:
+        import torch
+
         stored = self._model.tensor(name)
         if name in self._saved:
             stored = self._adapter.tensors.tensor(self._saved[name]).to(stored.dtype)

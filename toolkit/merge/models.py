@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.read import Checkpoint, Entries, open_checkpoint
 from toolkit.errors import MergeError
-from toolkit.lazy_torch import Tensor
 from toolkit.merge.layers import Shapes
 from toolkit.merge.references import find_folder, parse_reference
 from toolkit.merge.task import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Models:

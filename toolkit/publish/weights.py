@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from toolkit.checkpoint.load import load_causal_model, load_model_config, silence_libraries
 from toolkit.checkpoint.read import Checkpoint, is_float, open_checkpoint
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.publish.config import Format
 
 _TEXTS = (

@@ -20,10 +20,10 @@ from toolkit.merge.kernels.source.entries import (
     scalars,
     word,
 )
-from toolkit.merge.kernels.source.primitives import fma, kernel, tile
+from toolkit.merge.kernels.source.primitives import cached_kernel, fma, tile
 
 
-@kernel
+@cached_kernel
 def combine_models(rows: Any, factors: Any, divisor: Any, divides: bool, out: Any) -> Any:
     """`sum(factor_m * x_m) / divisor`, each product and sum rounded once (fused).
 
@@ -46,7 +46,7 @@ def combine_models(rows: Any, factors: Any, divisor: Any, divides: bool, out: An
     return top
 
 
-@kernel
+@cached_kernel
 def arc(rows: Any, start_factor: Any, end_factor: Any, out: Any) -> Any:
     """`base * start + other * end`; the rows are the other model, then the base."""
     top = np.uint32(0)
@@ -58,7 +58,7 @@ def arc(rows: Any, start_factor: Any, end_factor: Any, out: Any) -> Any:
     return top
 
 
-@kernel
+@cached_kernel
 def inner_products(rows: Any, found: Any) -> int:
     """Add `x·x`, `y·y`, `x·y` to `found` (`[3]`, float64).
 
@@ -96,7 +96,7 @@ def _pair_of(rows: Any, i: Any) -> Any:  # noqa: ARG001
     return lambda rows, i: deltas(rows[:2], float_of(word(rows[2], i)), i)
 
 
-@kernel
+@cached_kernel
 def combine_task_vectors(rows: Any, factors: Any, out: Any) -> Any:
     """`sum(factor_m * (x_m - base)) + base`, each product and sum rounded once (fused)."""
     tuned, last = rows[:-1], rows[len(rows) - 1]
@@ -109,7 +109,7 @@ def combine_task_vectors(rows: Any, factors: Any, out: Any) -> Any:
     return top
 
 
-@kernel
+@cached_kernel
 def add_task_vectors(
     rows: Any, factors: Any, divisor: Any, divides: bool, scale: Any, out: Any
 ) -> Any:

@@ -18,11 +18,11 @@ from toolkit.merge.kernels.source.entries import (
     word,
 )
 from toolkit.merge.kernels.source.join import read_task_vector, unite
-from toolkit.merge.kernels.source.primitives import kernel, tile
+from toolkit.merge.kernels.source.primitives import cached_kernel, tile
 from toolkit.merge.kernels.source.random import add_sizes
 
 
-@kernel
+@cached_kernel
 def join_trimmed(
     rows: Any, factors: Any, ratios: Any, low: Any, high: Any, votes: bool, divisor: Any,
     divides: bool, scale: Any, out: Any,
@@ -78,7 +78,7 @@ def _trimmed(values: Any, least: Any, most: Any) -> Any:  # noqa: ARG001
     return last if len(values) == 1 else more
 
 
-@kernel
+@cached_kernel
 def sizes_trimmed(rows: Any, model: int, least: Any, most: Any, lanes: Any) -> int:
     """Add the magnitudes of a task vector, and of what trimming leaves, to `lanes`."""
     x, base = tile(np.float32), tile(np.float32)
