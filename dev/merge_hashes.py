@@ -5,9 +5,10 @@
     diff before.json after.json
 
 Every method, in each stored type that has arithmetic of its own, with the options that choose
-another kernel, on models that are tiny but for some tensors that are larger than what is
-ranked whole, and others that are larger than a block. Run it again with `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` set, or
-with `--without-numba`, for the same kernels on another processor or none at all.
+another kernel, on models that are tiny but for some tensors that are larger than what is ranked
+whole, and others that are larger than a block. Run it again with `NUMBA_CPU_NAME` and
+`NUMBA_CPU_FEATURES` set, or with `--without-numba`, for the same kernels on another processor or
+none at all.
 """
 
 from __future__ import annotations

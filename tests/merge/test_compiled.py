@@ -29,7 +29,7 @@ from toolkit.merge.kernels.source.sums import combine_models
 rows = tuple(as_row(np.full(8, bits, np.uint16)) for bits in (0x3F80, 0x4000))
 out = np.empty(8, np.uint16)
 one = np.float32(1.0)
-compiled.combine_models(rows, np.array([0.5, 0.5], np.float32), one, True, out)
+compiled.combine_models(rows, np.array([0.5, 0.5], np.float32), one, out)
 assert (out == 0x3FC0).all(), out  # half of 1 and half of 2
 print("loaded" if combine_models.stats.cache_hits else "compiled")
 """

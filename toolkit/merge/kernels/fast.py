@@ -80,12 +80,12 @@ def forgo_kernel(method: str, error: compiled.KernelError) -> None:
 
 
 def _prepare_linear(job: Job) -> tuple[Any, ...]:
-    return (floats(job.parameters["weight"]), *_divisor(job.parameters))
+    return (floats(job.parameters["weight"]), _divisor(job.parameters))
 
 
 def _apply_linear(rows: Rows, settings: tuple[Any, ...], start: int, out: NDArray[Any]) -> int:
     del start
-    return int(compiled.combine_models(rows, *settings, out))
+    return compiled.combine_models(rows, *settings, out)
 
 
 def _prepare_task(job: Job) -> tuple[Any, ...]:
@@ -94,7 +94,7 @@ def _prepare_task(job: Job) -> tuple[Any, ...]:
 
 def _apply_task(rows: Rows, settings: tuple[Any, ...], start: int, out: NDArray[Any]) -> int:
     del start
-    return int(compiled.add_task_vectors(rows, *settings, out))
+    return compiled.add_task_vectors(rows, *settings, out)
 
 
 def _prepare_arc(job: Job) -> tuple[Any, ...]:
@@ -108,7 +108,7 @@ def _prepare_arc(job: Job) -> tuple[Any, ...]:
 
 def _apply_arc(rows: Rows, settings: tuple[Any, ...], start: int, out: NDArray[Any]) -> int:
     del start
-    return int(compiled.arc(rows, *settings, out))
+    return compiled.arc(rows, *settings, out)
 
 
 def _prepare_two(job: Job) -> tuple[Any, ...]:
@@ -126,8 +126,8 @@ def _apply_two(rows: Rows, settings: tuple[Any, ...], start: int, out: NDArray[A
     del start
     factors = np.array(settings, np.float32)
     if len(rows) == 3:
-        return int(compiled.combine_task_vectors(rows, factors, out))
-    return int(compiled.combine_models(rows, factors, np.float32(1.0), False, out))
+        return compiled.combine_task_vectors(rows, factors, out)
+    return compiled.combine_models(rows, factors, None, out)
 
 
 def _cosine(job: Job) -> float:
@@ -149,20 +149,22 @@ def _pair(factors: tuple[float, float]) -> tuple[np.float32, np.float32]:
     return np.float32(factors[0]), np.float32(factors[1])
 
 
-def _divisor(parameters: Mapping[str, Any]) -> tuple[np.float32, bool]:
-    divides = bool(parameters["normalize"])
-    return np.float32(_weight_total(tuple(parameters["weight"])) if divides else 1.0), divides
+def _divisor(parameters: Mapping[str, Any]) -> np.float32 | None:
+    """What the weighted sum is divided by, if it is."""
+    if not parameters["normalize"]:
+        return None
+    return np.float32(_weight_total(tuple(parameters["weight"])))
 
 
 _weight_total = functools.lru_cache(maxsize=1024)(weight_total)
 
 
 def _union(parameters: Mapping[str, Any], votes: bool) -> tuple[Any, ...]:
-    """What `unite` asks: votes, divisor, divides, scale."""
+    """What `unite` asks: votes, divisor, scale."""
     scale = np.float32(parameters["lambda_"])
-    if votes:
-        return True, np.float32(1.0), bool(parameters["normalize"]), scale
-    return False, *_divisor(parameters), scale
+    if votes:  # the models that agree divide, whose weights may sum to zero over all of them
+        return True, np.float32(1.0) if parameters["normalize"] else None, scale
+    return None, _divisor(parameters), scale
 
 
 def _thinned(

@@ -139,7 +139,7 @@ def _kth(parts: Sequence[NDArray[np.uint32]], k: int, window: _Window) -> int:
     words = parts[0]
     if len(parts) > 1:
         words = np.concatenate([*(part[:-_SLACK] for part in parts), words[:_SLACK]])
-    return int(compiled.kth_word(words, words.size - _SLACK, k, window.least, window.width))
+    return compiled.kth_word(words, words.size - _SLACK, k, window.least, window.width)
 
 
 def _windows(job: Job, wanted: Sequence[Wanted]) -> list[_Window]:
@@ -243,5 +243,5 @@ def _table(job: Job, model: int) -> tuple[Any, Any] | None:
     compiled.scatter_halves(job.read(0, job.size), model, starts, halves)
     patterns, cumulative = np.empty(limit, np.uint32), np.empty(limit, np.uint32)
     scratch = np.zeros(HALVES, np.uint32), np.zeros(HALVES // 64, np.uint64)
-    found = int(compiled.distinct(halves, ends, *scratch, patterns, cumulative))
+    found = compiled.distinct(halves, ends, *scratch, patterns, cumulative)
     return None if found > limit else (patterns[:found].copy(), cumulative[:found].copy())

@@ -84,15 +84,12 @@ def apply_trimmed(
     rows: Rows, found: Trimmed, union: tuple[Any, ...], start: int, out: NDArray[Any]
 ) -> int:
     del start
-    votes, divisor, divides, scale = union
-    if len(rows) == 2 and not divides:  # one model outvotes nobody: the same bits for less
-        votes = False
-    return int(
-        compiled.join_trimmed(
-            rows, found.factors, found.ratios, found.low, found.high, votes, divisor, divides,
-            scale, out,
-        )
-    )  # fmt: skip
+    votes, divisor, scale = union
+    if len(rows) == 2 and divisor is None:  # one model outvotes nobody: the same bits for less
+        votes = None
+    return compiled.join_trimmed(
+        rows, found.factors, found.ratios, found.low, found.high, votes, divisor, scale, out
+    )
 
 
 def _kept_ranks(size: int, density: float, gamma: float | None) -> tuple[int, ...] | None:
@@ -170,7 +167,7 @@ def apply_masked(
     rows: Rows, found: Masked, union: tuple[Any, ...], start: int, out: NDArray[Any]
 ) -> int:
     masks = found.masks(rows, start)
-    return int(compiled.join_masked(rows, masks, found.factors, found.ratios, *union, out))
+    return compiled.join_masked(rows, masks, found.factors, found.ratios, *union, out)
 
 
 def _ratios(job: Job, sizes: Sizes, unit: int) -> NDArray[np.float32]:

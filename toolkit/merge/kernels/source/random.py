@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+
 from toolkit.merge.kernels.sizes import LANES, TILE
 from toolkit.merge.kernels.source.entries import (
     VECTOR,
@@ -129,8 +130,8 @@ def add_below(x: Any, base: Any, halves: Any, limit: Any, lanes: Any) -> None:
 
 @cached_kernel
 def join_masked(
-    rows: Any, bits: Any, factors: Any, ratios: Any, votes: bool, divisor: Any, divides: bool,
-    scale: Any, out: Any,
+    rows: Any, bits: Any, factors: Any, ratios: Any, votes: Any, divisor: Any, scale: Any,
+    out: Any,
 ) -> Any:  # fmt: skip
     """dare and della: the flagged entries of the task vectors, united.
 
@@ -139,9 +140,8 @@ def join_masked(
         bits: `[M, 8 ⌈n / 64⌉]`, uint8.
         factors: `[M]`, float32.
         ratios: `[M]`, float32: what rescaling multiplies by.
-        votes: and what follows: see `unite`.
-        divisor: float32.
-        divides: whether to divide.
+        votes: True or None; and what follows: see `unite`.
+        divisor: float32 or None.
         scale: float32.
         out: `[n]`.
 
@@ -162,7 +162,7 @@ def join_masked(
             base = float_of(word(bases, i))
             kept = flagged(deltas(some, base, i), marks, i)
             weighted = products(products(kept, restored), by)
-            put(unite(weighted, by, votes, divisor, divides, scale, base), target, i)
+            put(unite(weighted, by, votes, divisor, scale, base), target, i)
             top = larger(everyone, i, top)
     return top
 

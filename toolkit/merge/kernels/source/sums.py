@@ -11,6 +11,7 @@ from toolkit.merge.kernels.source.entries import (
     by_type,
     cut,
     deltas,
+    divided,
     float_of,
     fused_sum,
     larger,
@@ -24,14 +25,13 @@ from toolkit.merge.kernels.source.primitives import cached_kernel, fma, tile
 
 
 @cached_kernel
-def combine_models(rows: Any, factors: Any, divisor: Any, divides: bool, out: Any) -> Any:
+def combine_models(rows: Any, factors: Any, divisor: Any, out: Any) -> Any:
     """`sum(factor_m * x_m) / divisor`, each product and sum rounded once (fused).
 
     Args:
         rows: the models, `[n]` each.
         factors: `[M]`, float32.
-        divisor: float32.
-        divides: whether to divide at all.
+        divisor: float32, or None to leave the sum as it is.
         out: `[n]`.
 
     Returns:
@@ -41,7 +41,7 @@ def combine_models(rows: Any, factors: Any, divisor: Any, divides: bool, out: An
     top = np.uint32(0)
     for i in range(out.size):
         total = fused_sum(deltas(rows, np.float32(0.0), i), by, np.float32(0.0))
-        put(total / divisor if divides else total, out, i)
+        put(divided(total, divisor), out, i)
         top = larger(rows, i, top)
     return top
 
@@ -110,16 +110,15 @@ def combine_task_vectors(rows: Any, factors: Any, out: Any) -> Any:
 
 
 @cached_kernel
-def add_task_vectors(
-    rows: Any, factors: Any, divisor: Any, divides: bool, scale: Any, out: Any
-) -> Any:
-    """`base + scale * (sum(factor_m * (x_m - base)) / divisor)`, every step rounded."""
+def add_task_vectors(rows: Any, factors: Any, divisor: Any, scale: Any, out: Any) -> Any:
+    """`base + scale * (sum(factor_m * (x_m - base)) / divisor)`, every step rounded; without a
+    divisor (None) the sum is not divided."""
     tuned, last = rows[:-1], rows[len(rows) - 1]
     by = scalars(tuned, factors, 0)
     top = np.uint32(0)
     for i in range(out.size):
         base = float_of(word(last, i))
         total = plain_sum(products(deltas(tuned, base, i), by), np.float32(0.0))
-        put((total / divisor if divides else total) * scale + base, out, i)
+        put(divided(total, divisor) * scale + base, out, i)
         top = larger(rows, i, top)
     return top

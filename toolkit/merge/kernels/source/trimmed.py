@@ -24,8 +24,8 @@ from toolkit.merge.kernels.source.random import add_sizes
 
 @cached_kernel
 def join_trimmed(
-    rows: Any, factors: Any, ratios: Any, low: Any, high: Any, votes: bool, divisor: Any,
-    divides: bool, scale: Any, out: Any,
+    rows: Any, factors: Any, ratios: Any, low: Any, high: Any, votes: Any, divisor: Any,
+    scale: Any, out: Any,
 ) -> Any:  # fmt: skip
     """TIES and breadcrumbs: task vectors without their small (and large) entries, united.
 
@@ -35,9 +35,8 @@ def join_trimmed(
         ratios: `[M]`, float32: what rescaling multiplies by.
         low: `[M]`, float32: smaller magnitudes count as zero.
         high: `[M]`, float32: and so do larger ones.
-        votes: and what follows: see `unite`.
-        divisor: float32.
-        divides: whether to divide.
+        votes: True or None; and what follows: see `unite`.
+        divisor: float32 or None.
         scale: float32.
         out: `[n]`.
 
@@ -52,7 +51,7 @@ def join_trimmed(
         base = float_of(word(last, i))
         kept = trimmed(deltas(tuned, base, i), least, most)
         weighted = products(products(kept, restored), by)
-        put(unite(weighted, by, votes, divisor, divides, scale, base), out, i)
+        put(unite(weighted, by, votes, divisor, scale, base), out, i)
         top = larger(rows, i, top)
     return top
 
