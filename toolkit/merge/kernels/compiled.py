@@ -1,7 +1,7 @@
 """Kernels as functions: numba compiles them at their first call, once per machine.
 
-Importing numba takes longer than merging a small model by the definitions takes with torch loaded,
-so it is imported with the first kernel that is called.
+numba takes about half a second to import, so it is imported with the first kernel that is asked
+for; a merge that needs none, and `--help`, do without.
 """
 
 from __future__ import annotations
