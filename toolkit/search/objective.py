@@ -315,11 +315,21 @@ class Objective:
         """The farthest beyond of all, 0 within."""
         return max(0.0, *self.beyond_tolerances(losses, general, guide).values())
 
-    def is_behind(self, losses: Losses, best: Losses, guide: Losses | None = None) -> bool:
-        """Whether full scoring would surely not show a candidate to be better; see `race`."""
+    def is_behind(
+        self, losses: Losses, best: Losses, guide: Losses | None = None, *, surely: bool = False
+    ) -> bool:
+        """Whether full scoring would surely not show a candidate to be better; see `race`.
+
+        Args:
+            losses: of the candidate.
+            best: of what it is compared with.
+            guide: see `guide_of`.
+            surely: better by an interval that is corrected for all candidates; else by its figure.
+        """
         if not self.looks:
             return False
         ahead = sure_side(1.0 - (1.0 - self.confidence) / (2.0 * self._num_rivals))
+        ahead = ahead if surely else 0.0
         difference = self.domain_difference(losses, best, guide, ahead)
         return is_out(difference, 0.0, ahead, spending(self._error, len(self.looks)))
 
