@@ -299,8 +299,8 @@ class Objective:
         self, losses: Losses, general: Losses, guide: Losses | None = None
     ) -> dict[str, float]:
         """How far beyond its tolerance each general set's bound is expected after full scoring,
-        below 0 within; sets of which nothing is known count as just within."""
-        found = dict.fromkeys(self.tolerances, 0.0)
+        below 0 within; sets of which nothing is known are left out."""
+        found = {}
         for name, limit in self.tolerances.items():
             if len(losses.get(name, ())):
                 difference = self._difference(name, losses, general, guide)
@@ -312,8 +312,8 @@ class Objective:
     def beyond_tolerance(
         self, losses: Losses, general: Losses, guide: Losses | None = None
     ) -> float:
-        """The farthest beyond of all, 0 within."""
-        return max(0.0, *self.beyond_tolerances(losses, general, guide).values())
+        """The farthest beyond of all, below 0 within; 0 where nothing is known."""
+        return max(self.beyond_tolerances(losses, general, guide).values(), default=0.0)
 
     def is_behind(
         self, losses: Losses, best: Losses, guide: Losses | None = None, *, surely: bool = False

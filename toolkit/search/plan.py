@@ -64,7 +64,15 @@ class Plan:
         return {space.name: space for space in self.spaces}
 
     def sampler(self) -> StudySampler:
-        return StudySampler(self.spaces, self.section, self.seed, self.learn)
+        """Proposes what the sweep does not try: its means are refined by the choice itself."""
+        swept = {space.name for space in self.spaces if self._is_sweep(space)}
+        left_out = swept if len(swept) < len(self.spaces) else set()
+        return StudySampler(self.spaces, self.section, self.seed, self.learn, left_out)
+
+    def _is_sweep(self, space: MergeSpace) -> bool:
+        """Whether a file says the same as points of the sweep."""
+        given = [self._as_searched(candidate) for candidate in self.fixed.values()]
+        return any(parameters[MERGE] == space.name for parameters in given if parameters)
 
     def queue(self) -> list[dict[str, Any]]:
         """The whole study: the two models, the sweep, and what the sampler has to find.
