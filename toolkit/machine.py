@@ -34,6 +34,9 @@ OVERRIDE = "TOOLKIT_PRECISION"
 """Environment variable that answers `auto` in place of the measurement."""
 
 DTYPE_NAMES: dict[Precision, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+ENVIRONMENT_PREFIXES = ("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "OPENBLAS_")
+"""Of environment variables by which libraries are told what a processor can do."""
+
 MARGIN = 1.1
 """A narrower type than float32 is taken where it is faster by this: it costs precision."""
 
@@ -212,6 +215,17 @@ def _grant(wish: Precision, speeds: ProductSpeeds, where: str) -> Precision:
 _KNOWN: dict[str, ProductSpeeds] = {}
 
 
+def measure_again() -> None:
+    """Measure the current device and the processor anew, in place of what was kept."""
+    import torch
+
+    for device in {str(current_device()), "cpu"}:
+        wanted = torch.device(device)
+        speeds = measure_product_speeds(wanted)
+        _keep_speeds(_identity(wanted), speeds)
+        _KNOWN[_name_of(wanted)] = speeds
+
+
 def product_speeds(device: torch.device | str | None = None) -> ProductSpeeds:
     """Speeds of matrix products on a device: measured once, kept in the cache folder.
 
@@ -221,7 +235,7 @@ def product_speeds(device: torch.device | str | None = None) -> ProductSpeeds:
     import torch
 
     wanted = current_device() if device is None else torch.device(device)
-    name = str(wanted) if wanted.index else wanted.type
+    name = _name_of(wanted)
     if name not in _KNOWN:
         key = _identity(wanted)
         kept = _read_speeds(key)
@@ -231,6 +245,10 @@ def product_speeds(device: torch.device | str | None = None) -> ProductSpeeds:
                 _keep_speeds(key, kept)
         _KNOWN[name] = kept
     return _KNOWN[name]
+
+
+def _name_of(device: torch.device) -> str:
+    return str(device) if device.index else device.type
 
 
 def measure_product_speeds(device: torch.device) -> ProductSpeeds:
@@ -312,7 +330,7 @@ def _identity(device: torch.device) -> dict[str, Any]:
         "environment": {
             name: value
             for name, value in sorted(os.environ.items())
-            if name.startswith(("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "OPENBLAS_"))
+            if name.startswith(ENVIRONMENT_PREFIXES)
         },
     }
     if device.type == "cpu":
