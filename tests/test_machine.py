@@ -152,7 +152,7 @@ def test_a_disturbed_measurement_is_used_and_not_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     disturbed = ProductSpeeds("cpu", WITH_BF16.flops, disturbed=True)
-    monkeypatch.setattr(machine, "measure_product_speeds", lambda device: disturbed)
+    monkeypatch.setattr(machine, "measure_product_speeds", lambda _device: disturbed)
     assert product_speeds("cpu") == disturbed
     assert not (tmp_path / "cache").exists()
 
@@ -161,7 +161,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     (tmp_path / "cache").write_text("a file")
-    monkeypatch.setattr(machine, "measure_product_speeds", lambda device: WITHOUT)
+    monkeypatch.setattr(machine, "measure_product_speeds", lambda _device: WITHOUT)
     assert product_speeds("cpu") == WITHOUT
 
 
