@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.evaluate.power import too_small
+from toolkit.machine import DTYPE_NAMES
 from toolkit.manifest import Stage
 from toolkit.merge.run import to_yaml
 from toolkit.progress import progress, say
@@ -33,8 +34,10 @@ from toolkit.select.tuning_losses import TuningLosses
 from toolkit.stages.merged import named, references, write_model
 from toolkit.stages.reporting import write_report
 from toolkit.stages.searching import (
+    PARTIAL_SCORES,
     Search,
     cache_file,
+    continue_precision,
     hash_of_test,
     num_workers,
     prepare_search,
@@ -42,7 +45,7 @@ from toolkit.stages.searching import (
 )
 
 Floats = NDArray[np.float64]
-_CONFIRM, _TEST = "confirm.json", "test.json"
+_CONFIRM, _TEST = PARTIAL_SCORES
 
 
 def run_choosing(
@@ -71,7 +74,10 @@ def run_choosing(
         score_test_again: whether the test documents may be scored for another choice.
     """
     with stage.running() as work:
-        search = prepare_search(name, recipe, stage, general, specialist, data, others)
+        precision = continue_precision(name, recipe, work, general)
+        search = prepare_search(
+            name, recipe, stage, general, specialist, data, others, precision=precision
+        )
         ledger = TestLedger(
             stage.folder.with_name(LEDGER),
             hash_of_test(search.test),
@@ -115,7 +121,8 @@ def run_choosing(
             specialist=specialist,
             merge_yaml=to_yaml(config),
         )
-        stage.finish(results, drop=(_TEST, _CONFIRM))
+        leftovers = [path.name for path in work.glob("*.json.*") if path.suffix[1:] in DTYPE_NAMES]
+        stage.finish(results, drop=(_TEST, _CONFIRM, *leftovers))
 
 
 @dataclass(frozen=True)
