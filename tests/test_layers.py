@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
-COMMON = {"errors", "config", "manifest", "plain", "progress"}
+COMMON = {"errors", "config", "manifest", "plain", "progress", "machine"}
 MAY_IMPORT = {
     "errors": set(),
     "plain": {"errors"},
     "config": {"errors", "plain"},
     "manifest": {"errors", "config"},
     "progress": set(),
+    "machine": {"errors", "progress"},
     "checkpoint": COMMON,
     "data": COMMON,
     "train": COMMON | {"checkpoint", "data", "model_config"},
@@ -24,7 +25,7 @@ MAY_IMPORT = {
     "evaluate": COMMON | {"checkpoint", "data", "generate"},
     "generate": COMMON | {"checkpoint", "merge"},
     "search": COMMON | {"merge", "evaluate"},
-    "select": COMMON,
+    "select": COMMON | {"evaluate", "search"},
     "model_config": COMMON | {"data"},
     "plan": COMMON | {"model_config", "data", "train", "checkpoint", "evaluate"},
     "report": COMMON,
