@@ -37,7 +37,7 @@ print("loaded" if combine_models.stats.cache_hits else "compiled")
 
 def run(home: Path, cache: Path | None = None) -> str:
     """Whether a process that calls a kernel compiles it or loads it."""
-    names = {"XDG_CACHE_HOME", "NUMBA_CACHE_DIR"}
+    names = {"TOOLKIT_CACHE", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"}
     environment = {key: value for key, value in os.environ.items() if key not in names}
     environment["HOME"] = str(home)
     if cache is not None:

@@ -11,11 +11,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from toolkit.machine import cache_folder
+
 _LOCK = ".lock"
 
 
 @functools.cache
-def cache_folder() -> Path | None:
+def kernel_folder() -> Path | None:
     """The folder of these kernels; None where none can be made, as without a writable home.
 
     numba compiles anew when the file of a function changed, but does not look at the files of the
@@ -27,8 +29,7 @@ def cache_folder() -> Path | None:
     for path in (*sorted((here / "source").glob("*.py")), here / "sizes.py", here / "stream.py"):
         text.update(path.read_bytes())
     try:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        folder = Path(base) / "cpt-toolkit" / "kernels" / text.hexdigest()[:16]
+        folder = cache_folder() / "kernels" / text.hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # nobody else may put code there
     except (OSError, RuntimeError):  # RuntimeError: there is no home
         return None
@@ -42,7 +43,7 @@ def locked_cache() -> Iterator[None]:
     numba's index of a kernel has no lock of its own: of two processes that add to it at once, such
     as the workers of a search, one could find the other's machine code under its own types.
     """
-    folder = cache_folder()
+    folder = kernel_folder()
     if folder is None:
         yield
         return
@@ -53,7 +54,7 @@ def locked_cache() -> Iterator[None]:
 
 def clear_cache() -> None:
     """Forget all compiled kernels of this version; those that are loaded stay so."""
-    folder = cache_folder()
+    folder = kernel_folder()
     for path in folder.iterdir() if folder is not None else ():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, overload
 
-from toolkit.merge.kernels.cache import cache_folder
+from toolkit.merge.kernels.cache import kernel_folder
 from toolkit.merge.kernels.sizes import TILE
 
 
@@ -27,7 +27,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 def cached_kernel(function: Callable[..., Any]) -> Any:
     """Mark a kernel that is called from Python, and with all it calls kept for the next process."""
-    folder = cache_folder()
+    folder = kernel_folder()
     if folder is None:
         return kernel(function)
     before = numba.config.CACHE_DIR
