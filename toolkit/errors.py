@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -36,6 +37,16 @@ class EvaluationError(ToolkitError):
 
 class PublishError(ToolkitError):
     """A bundle that may not or cannot leave this machine."""
+
+
+def warn(text: str) -> None:
+    """Say on standard error what is probably not meant, and go on."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """Say on standard error what is worth knowing."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

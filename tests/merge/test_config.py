@@ -34,7 +34,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path):
         f"{path} is not a valid merge configuration",
         "modles: unknown key; did you mean mod",
         "dtype: must be one of",
-        "layer_range: must end after it begins",
+        "layer_range: must not end before it begins",
         "weight: mixes numbers and filters",
     ):
         assert words in message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +14,12 @@ from toolkit.adapter.report import AdapterReport, LayerRow, OtherRow, by_layer
 from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.lora import PREFIX
 from toolkit.checkpoint.modules import Kind, Modules, read_modules
+from toolkit.checkpoint.own_head import own_head
 from toolkit.checkpoint.read import Checkpoint, TensorInfo, is_float
+from toolkit.checkpoint.tensor_names import is_buffer
 from toolkit.errors import ConfigError, MergeError, sentence_end
 from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.kernels.stream import stream_key
-from toolkit.merge.layers import is_buffer
 from toolkit.merge.models import Models
 from toolkit.merge.references import find_folder, parse_reference
 
@@ -115,6 +116,8 @@ def run_extract(
     models = Models()
     after, before = models.checkpoint(tuned), models.checkpoint(base)
     modules = read_modules(find_folder(place.model))
+    if own_head(after) is not None or own_head(before) is not None:
+        modules = replace(modules, tied={})  # a head that is stored and differs is not tied
     jobs = _plan(tuned, base, after, before, modules, settings)
     factored = [job for job in jobs if job.verdict == "factored"]
     saved = [job.name for job in jobs if job.verdict == "saved"]

@@ -32,8 +32,8 @@ class AdaptedCheckpoint(Checkpoint):
         tensors = {name: model.info(name) for name in model.names}
         for name, own in adapter.saved.items():
             tensors[name] = replace(adapter.tensors.info(own), dtype=tensors[name].dtype)
-        super().__init__(model.folder, tensors)
-        self._model, self._adapter = model, adapter
+        super().__init__(model.folder, tensors, model.unheld)
+        self.model, self._adapter = model, adapter
         self._parts, self._saved = adapter.parts, adapter.saved
         self._held: dict[str, Tensor] = {}
 
@@ -44,22 +44,22 @@ class AdaptedCheckpoint(Checkpoint):
 
     def tensor(self, name: str) -> Tensor:
         if name not in self._parts and name not in self._saved:
-            return self._model.tensor(name)
+            return self.model.tensor(name)
         if name not in self._held:
             self._held[name] = self._merged(name)
         return self._held[name]
 
     def raw(self, name: str) -> NDArray[np.uint8]:
         if name not in self._parts and name not in self._saved:
-            return self._model.raw(name)
+            return self.model.raw(name)
         return np.frombuffer(tensor_bytes(self.tensor(name)), np.uint8)
 
     def give_back(self, name: str) -> None:
         self._held.pop(name, None)
-        self._model.give_back(name)
+        self.model.give_back(name)
 
     def _merged(self, name: str) -> Tensor:
-        stored = self._model.tensor(name)
+        stored = self.model.tensor(name)
         if name in self._saved:
             stored = self._adapter.tensors.tensor(self._saved[name]).to(stored.dtype)
         if name not in self._parts:

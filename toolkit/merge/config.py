@@ -76,9 +76,10 @@ class SliceSource(Section):
     parameters: ParameterSettings | None = None
 
     @model_validator(mode="after")
-    def _not_empty(self) -> Self:
-        if self.layer_range[1] <= self.layer_range[0]:
-            raise ValueError(f"layer_range: must end after it begins (got {self.layer_range})")
+    def _not_backward(self) -> Self:
+        # No layers at all are a way to say whose embedding or head the merge has.
+        if self.layer_range[1] < self.layer_range[0]:
+            raise ValueError(f"layer_range: must not end before it begins (got {self.layer_range})")
         return self
 
 

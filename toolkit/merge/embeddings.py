@@ -10,9 +10,11 @@ import numpy as np
 
 from toolkit.checkpoint.read import Checkpoint
 from toolkit.checkpoint.remapped import RemappedCheckpoint, RemappedTensor, RowMap
+from toolkit.checkpoint.tensor_names import is_vocabulary
 from toolkit.errors import MergeError
-from toolkit.merge.layers import Layout, is_before_layers, is_vocabulary
-from toolkit.merge.output import config_parts, promote, untie
+from toolkit.merge.config_parts import config_parts, untie
+from toolkit.merge.layers import Layout, is_before_layers
+from toolkit.merge.output import promote
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 """Ids in a config that mean the owner's tokens once the vocabulary is the owner's."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from toolkit.checkpoint.tensor_names import is_buffer
 from toolkit.errors import ConfigError, MergeError
-from toolkit.merge.layers import is_buffer
 from toolkit.merge.parameters import Scopes, resolve_all
 from toolkit.merge.registry import Method, Place
 from toolkit.merge.slices import Piece, Slice, View

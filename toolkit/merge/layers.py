@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from toolkit.errors import MergeError
+from toolkit.checkpoint.tensor_names import is_vocabulary
+from toolkit.merge.config_parts import tie_setting
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor of one model, by name."""
@@ -27,19 +28,6 @@ _LAYER_KEYS = (
     "depth",
 )
 """What configs call the number of their layers."""
-
-_EMBEDDING = re.compile(
-    r"(?:^|\.)(?:embed_tokens|tok_embeddings|word_embeddings|wte|embed_in|shared)\.weight$"
-)
-_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|output_layer|proj_out)\.weight$")
-_BUFFER = re.compile(
-    r"(?:^|\.)(?:inv_freq|cos_cached|sin_cached|masked_bias|position_ids|"
-    r"(?:attn|attention)\.bias)$"
-)
-_SCALE = re.compile(
-    r"\.(?:weight_scale|weight_scale_inv|weight_scale_2|input_scale|qweight|qzeros)$"
-)
-"""What stands beside a weight whose stored values are not the weight itself."""
 
 _BEFORE_LAYERS = re.compile(r"embed(?!_out)|wte|wpe|shared\.weight$")
 
@@ -99,11 +87,7 @@ class ModelView:
         name: in the configuration.
         shapes: of its tensors.
         config: its config.json, as plain values.
-
         file: of each tensor, for messages; the model's name where it is not known.
-
-    Raises:
-        MergeError: its tensors are quantised.
     """
 
     def __init__(
@@ -113,22 +97,11 @@ class ModelView:
         config: Mapping[str, Any],
         file: Callable[[str], str] | None = None,
     ) -> None:
-        if quantization := config.get("quantization_config"):
-            method = quantization.get("quant_method", "") if isinstance(quantization, dict) else ""
-            raise MergeError(
-                f"{name}: is quantised ({method or 'see quantization_config in its config.json'}); "
-                "load it with dequantize=True, save it in bfloat16, and merge that."
-            )
-        if scale := next((tensor for tensor in shapes if _SCALE.search(tensor)), None):
-            raise MergeError(
-                f"{name}: is quantised, as {scale} says; load it with dequantize=True, save it in "
-                "bfloat16, and merge that."
-            )
         self.name = name
         self.file = file or (lambda _: name)
         self.shapes = shapes
         self.layout = Layout(shapes, layer_counts(config))
-        self.is_tied = _tie_setting(config) is not False
+        self.is_tied = tie_setting(config) is not False
 
     def tied_name(self, name: str, shape: tuple[int, ...]) -> str | None:
         """The tensor that stands for a missing head or embedding, or None where none does."""
@@ -136,12 +109,6 @@ class ModelView:
             return None
         fits = (n for n in self.shapes if is_vocabulary(n) and self.shapes[n] == shape)
         return next((n for n in fits if self.layout.find(n) is None), None)
-
-
-def _tie_setting(config: Mapping[str, Any]) -> object:
-    text = config.get("text_config")
-    nested = text.get("tie_word_embeddings") if isinstance(text, Mapping) else None
-    return config.get("tie_word_embeddings", nested)
 
 
 def layer_counts(config: Mapping[str, Any]) -> set[int]:
@@ -162,26 +129,6 @@ def layer_keys(config: Mapping[str, Any]) -> list[str]:
     return [key for key in _LAYER_KEYS if isinstance(config.get(key), int)]
 
 
-def is_vocabulary(name: str) -> bool:
-    """Whether a tensor has a row a token: input embedding or output head.
-
-    >>> [is_vocabulary(n) for n in ("lm_head.weight", "model.embed_tokens.weight", "norm.weight")]
-    [True, True, False]
-    """
-    return bool(_HEAD.search(name) or _EMBEDDING.search(name))
-
-
 def is_before_layers(name: str) -> bool:
     """Whether a tensor outside the layers comes before them, by its name."""
     return bool(_BEFORE_LAYERS.search(name))
-
-
-def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor was never trained: positions, rotary frequencies, causal masks.
-
-    >>> is_buffer("h.0.attn.bias", (1, 1, 1024, 1024)), is_buffer("h.0.attn.bias", (2304,))
-    (True, False)
-    """
-    if not _BUFFER.search(name):
-        return False
-    return not name.endswith(".bias") or len(shape) == 4

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from toolkit.checkpoint.own_head import own_head
 from toolkit.checkpoint.read import Checkpoint, Entries, open_checkpoint
 from toolkit.errors import MergeError
 from toolkit.lazy_torch import Tensor
+from toolkit.merge.config_parts import tie_setting, untie
 from toolkit.merge.layers import Shapes
 from toolkit.merge.references import find_folder, parse_reference
 from toolkit.merge.task import Source
@@ -87,6 +89,9 @@ class Models:
     def config(self, name: str) -> Mapping[str, Any]:
         """The config.json of a model as plain values; none where it has no such file.
 
+        Where it ties a head that is stored and differs from the embedding, it says here that they
+        are not tied.
+
         Raises:
             MergeError: the file is not JSON.
         """
@@ -100,7 +105,10 @@ class Models:
                 raise MergeError(
                     f"{path}: is not JSON ({error}); download or copy the file again."
                 ) from error
-            self._configs[name] = values if isinstance(values, dict) else {}
+            values = values if isinstance(values, dict) else {}
+            if tie_setting(values) is not False and own_head(self.checkpoint(name)) is not None:
+                untie(values)  # as transformers does: tensors are believed before the config
+            self._configs[name] = values
         return self._configs[name]
 
     def shapes(self, name: str) -> Shapes:

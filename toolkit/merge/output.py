@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.read import TORCH_NAMES, is_float, item_bytes
 from toolkit.errors import MergeError
+from toolkit.merge.config_parts import config_parts, untie
 from toolkit.merge.layers import Layout, layer_counts, layer_keys
 from toolkit.merge.models import Models
 from toolkit.merge.plan import MergePlan, Origin
@@ -78,6 +79,7 @@ def merged_config(
     for stack, origin in plan.stacks.items():
         _count_layers(values, stack, origin, models, stacks[stack])
     values.pop("_name_or_path", None)
+    values.pop("quantization_config", None)  # what is written is not: packed weights do not open
     if plan.has_own_head:
         untie(values)
     written = TORCH_NAMES[_main_dtype(plan, dtypes)]
@@ -94,22 +96,6 @@ def _main_dtype(plan: MergePlan, dtypes: Mapping[str, str]) -> str:
         if is_float(dtypes[task.name]):
             sizes[dtypes[task.name]] = sizes.get(dtypes[task.name], 0) + task.size
     return max(sizes, key=lambda dtype: sizes[dtype], default="F32")
-
-
-def untie(values: dict[str, Any]) -> None:
-    """Let a config say that the head has rows of its own."""
-    for part, _ in config_parts(values):
-        if "tie_word_embeddings" in part:
-            part["tie_word_embeddings"] = False
-    values["tie_word_embeddings"] = False
-
-
-def config_parts(values: dict[str, Any], path: str = "") -> Iterator[tuple[dict[str, Any], str]]:
-    """A config and the configs within it, each with the key it stands under."""
-    yield values, path
-    for key, value in list(values.items()):
-        if key.endswith("_config") and isinstance(value, dict):
-            yield from config_parts(value, f"{path}.{key}".lstrip("."))
 
 
 def _count_layers(

@@ -22,6 +22,7 @@ from toolkit.merge.compute import (
     run_task,
 )
 from toolkit.merge.kernels.workers import Workers
+from toolkit.merge.loadable import refuse_unloadable_merge
 from toolkit.merge.methods.checks import ParameterError, at_fault
 from toolkit.merge.models import Models
 from toolkit.merge.output import merged_config, out_dtype
@@ -76,7 +77,7 @@ def run_merge(
         with appearing(out) as work:
             return merge_by_mergekit(config, models, work, seed=seed, shard_bytes=shard_bytes)
     check_tokenizer(config, models)
-    united = None
+    united, own = None, models
     if tokenizer_source(config) is None:  # vocabularies stay as they are, and their part unloaded
         plan = plan_merge(config, models.shapes, models.config, models.file)
     else:
@@ -86,6 +87,8 @@ def run_merge(
         united = vocabulary.tokenizer if vocabulary is not None else None
     dtypes = {task.name: out_dtype(config, task, models) for task in plan.tasks}
     values = merged_config(config, plan, models, dtypes)
+    shapes = {task.name: task.shape for task in plan.tasks}
+    refuse_unloadable_merge(values, shapes, own, config.model_names())
     workers = Workers(num_threads)
     told = threading.Lock()
     with appearing(out) as work:

@@ -9,15 +9,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.checkpoint.side_files import copy_side_files
-from toolkit.errors import ConfigError, sentence_end
+from toolkit.checkpoint.side_files import copy_side_files, copy_tokenizer_files
+from toolkit.errors import ConfigError, note, sentence_end
 from toolkit.manifest import write_atomically, write_json
 from toolkit.merge.models import Models
 
 if TYPE_CHECKING:
     from toolkit.merge.config import MergeConfig
 
-_SLOW_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
+_SLOW_FILES = (
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "added_tokens.json",
+)
 """What tokenizer.json says in older formats."""
 
 
@@ -36,7 +44,7 @@ def write_tokenizer(
     target: Path,
     united: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write tokenizer, generation settings and chat template into the merged folder.
+    """Write tokenizer, chat template and what else stands beside weights into the merged folder.
 
     Args:
         config: whose they are.
@@ -44,8 +52,13 @@ def write_tokenizer(
         target: the merged folder.
         united: tokenizer.json with tokens added; None where the tokenizer is copied as it is.
     """
-    for folder in models.tokenizer_folders(tokenizer_owner(config)):
-        copy_side_files(folder, target)
+    leader, owner = config.leader(), tokenizer_owner(config)
+    beside = models.checkpoint(leader).folder
+    if left := copy_side_files(beside, target, with_tokenizer=owner == leader):
+        note(f"left in {beside}, as it is of other weights: {', '.join(left)}")
+    for folder in models.tokenizer_folders(owner):
+        if folder != beside:
+            copy_tokenizer_files(folder, target)
     if united is not None:
         _write_united(united, target)
     template = _template(config, models)
