@@ -39,14 +39,23 @@ class PublishError(ToolkitError):
     """A bundle that may not or cannot leave this machine."""
 
 
+_SAID: set[str] = set()
+
+
 def warn(text: str) -> None:
-    """Say on standard error what is probably not meant, and go on."""
-    print(f"warning: {text}", file=sys.stderr)
+    """Say on standard error, once per process, what is probably not meant, and go on."""
+    _say_once(f"warning: {text}")
 
 
 def note(text: str) -> None:
-    """Say on standard error what is worth knowing."""
-    print(f"note: {text}", file=sys.stderr)
+    """Say on standard error, once per process, what is worth knowing."""
+    _say_once(f"note: {text}")
+
+
+def _say_once(line: str) -> None:
+    if line not in _SAID:
+        _SAID.add(line)
+        print(line, file=sys.stderr)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -109,7 +109,7 @@ def loading_faults(values: Mapping[str, Any], shapes: Shapes) -> Faults | None:
         except (OSError, ValueError, KeyError, ImportError):
             return None
         try:
-            kind = _class_of(config)
+            kind = class_of(config)
             stored = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
             model, info = kind.from_pretrained(
                 None,
@@ -128,17 +128,17 @@ def loading_faults(values: Mapping[str, Any], shapes: Shapes) -> Faults | None:
         name: f"is missing; the config asks for {wanted_shapes.get(name, 'it')}"
         for name in sorted(info["missing_keys"])
     }
-    faults |= {
-        name: f"is {list(found)}, but the config asks for {list(wanted)}"
-        for name, found, wanted in sorted(info["mismatched_keys"])
-    }
     extra = dict.fromkeys(
         sorted(info["unexpected_keys"]), "is no tensor of the model in config.json"
     )
-    return faults | extra
+    mismatched = {
+        name: f"is {list(found)}, but the config asks for {list(wanted)}"
+        for name, found, wanted in sorted(info["mismatched_keys"])
+    }
+    return faults | extra | mismatched
 
 
-def _class_of(config: Any) -> Any:
+def class_of(config: Any) -> Any:
     """The class that a config names, else the one for language models, else the plain one."""
     import transformers
 

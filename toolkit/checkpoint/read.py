@@ -196,6 +196,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
         if pickled := open_pickled(folder):
             return pickled
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{folder}: is an adapter, not a model; merge adapters with each other by toolkit "
+                f"adapter merge, or write the model before it (MODEL+{folder})."
+            )
         raise CheckpointError(
             f"{folder}: holds neither safetensors nor pytorch_model.bin; convert the model with "
             "save_pretrained, or give another folder."

@@ -86,6 +86,8 @@ def _origin(models: Models, name: str) -> tuple[Checkpoint, Mapping[str, Any]]:
     checkpoint = models.checkpoint(name)
     if isinstance(checkpoint, AdaptedCheckpoint):
         checkpoint = checkpoint.model
+        path = checkpoint.folder / "config.json"
+        return checkpoint, json.loads(path.read_text(encoding="utf-8"))
     return checkpoint, models.config(name)
 
 

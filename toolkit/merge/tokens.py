@@ -83,3 +83,16 @@ def _model_ids(model: Mapping[str, Any]) -> dict[str, int]:
     if isinstance(listed, dict):
         return dict(listed)
     return {token: number for number, (token, *_) in enumerate(listed)}
+
+
+def own_template(folder: Path) -> str | None:
+    """The chat template that stands in a folder; None where there is none."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    found = settings.get("chat_template")
+    if isinstance(found, list):
+        found = next((item["template"] for item in found if item.get("name") == "default"), None)
+    return found if isinstance(found, str) else None

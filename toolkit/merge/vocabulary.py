@@ -81,15 +81,13 @@ def plan_vocabulary(config: MergeConfig, models: Models) -> Vocabulary | None:
         embeddings are then merged as they stand, padding rows too.
 
     Raises:
-        ConfigError: `base` without a base model, or `tokens` asks for what nobody has.
+        ConfigError: `tokens` asks for what nobody has.
         MergeError: a tokenizer is missing, is of a kind that cannot be united, or has ids beyond
             the embedding's rows.
     """
     source = tokenizer_source(config)
     if source is None:
         return None
-    if source == "base" and config.base_model is None:
-        raise ConfigError("tokenizer_source: base needs a base_model; name the model itself.")
     section = config.tokenizer or TokenizerSection(source=source)
     planner = _Planner(config, section, models)
     return None if planner.stays_as_it_is() else planner.plan()
@@ -112,6 +110,37 @@ def plan_with_vocabulary(
     return plan_merge(config, seen.shapes, seen.config, seen.file), seen, vocabulary
 
 
+def truncate_embeddings(config: MergeConfig, models: Models) -> Models:
+    """The models with no more embedding rows than the smallest of them has.
+
+    For models whose rows mean the same tokens, and of which some are padded further: what mergekit
+    does with `--unsafe-truncate-embeddings`.
+
+    Raises:
+        MergeError: a model has no tensor that is known to be the embedding of its tokens.
+    """
+    names = config.model_names()
+    embeddings = [Embeddings(name, models.checkpoint(name)) for name in names]
+    num_rows = min(item.num_rows for item in embeddings)
+    checkpoints, configs = {}, {}
+    for number, (name, own) in enumerate(zip(names, embeddings, strict=True)):
+        rows = np.arange(num_rows)
+        donors = np.full(num_rows, number, np.int16)
+        averages = np.empty((0, len(names)), np.int64)
+        whole = RowMap(donors, rows, averages, num_rows)
+        if (seen := remapped_model(number, [*embeddings], len(names), whole)) is None:
+            continue
+        checkpoints[name] = seen
+        configs[name] = remapped_config(
+            models.config(name),
+            old_rows=own.num_rows,
+            num_rows=num_rows,
+            is_untied=own.lacks(seen),
+            owner=None,
+        )
+    return models.seen_as(checkpoints, configs)
+
+
 class _Planner:
     def __init__(self, config: MergeConfig, section: TokenizerSection, models: Models) -> None:
         self.config, self.section, self.models = config, section, models
@@ -121,7 +150,7 @@ class _Planner:
         named = (_model_of(entry) for entry in self.wanted.values())
         self.donors = list(dict.fromkeys([*self.names, *filter(None, named)]))
         self.tokens: dict[str, Tokens] = {
-            name: read_tokens(models.tokenizer_folders(name)[-1])
+            name: read_tokens(models.token_folder(name))
             for name in dict.fromkeys([self.owner, *self.donors])
         }
         self.embeddings = {name: Embeddings(name, models.checkpoint(name)) for name in self.donors}

@@ -118,7 +118,7 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     import torch
     from transformers import AutoTokenizer
 
-    from toolkit.checkpoint.load import load_causal_model
+    from toolkit.checkpoint.load import load_causal_model, merge_adapter
     from toolkit.evaluate.likelihood import ItemSet, score_documents
     from toolkit.evaluate.statistics import bits_per_byte
 
@@ -126,10 +126,7 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     folder = find_folder(reference.model)
     model = load_causal_model(folder, _dtype(folder))
     if reference.adapter is not None:
-        from peft import PeftModel
-
-        adapted = PeftModel.from_pretrained(model, str(find_folder(reference.adapter)))
-        model = adapted.merge_and_unload()
+        model = merge_adapter(model, find_folder(reference.adapter))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     separator = next(
         (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0

@@ -23,7 +23,12 @@ from toolkit.merge.config import MergeConfig, parse_merge_config
 from toolkit.merge.fallback import needs_mergekit
 from toolkit.merge.models import Models
 from toolkit.merge.output import merged_config, out_dtype
-from toolkit.merge.parameters import mistyped_parameters, parameter_places, unknown_parameters
+from toolkit.merge.parameters import (
+    ignored_parameters,
+    mistyped_parameters,
+    parameter_places,
+    unknown_parameters,
+)
 from toolkit.merge.plan import MergePlan, plan_merge
 from toolkit.merge.registry import Method, all_methods, get_method
 from toolkit.merge.tokenizer import check_tokenizer
@@ -91,6 +96,7 @@ def _check_method(data: Mapping[str, Any], survey: Survey) -> tuple[list[Finding
     except ConfigError as error:
         return [*findings, from_message(str(error))], None
     faults = [*unknown_parameters(places, method), *mistyped_parameters(places, method)]
+    findings += [from_message(line, "warning") for line in ignored_parameters(places, method)]
     return [*findings, *map(from_message, faults)], method
 
 
