@@ -50,3 +50,27 @@ def says_packed(name: str) -> bool:
     (True, False)
     """
     return bool(_PACKED.search(name))
+
+
+def contains(name: str, wanted: str) -> bool:
+    """Whether a filter is contained in a tensor's name, or in its other one.
+
+    Mixtral's experts are stored as `block_sparse_moe.experts.0.w1` and are `mlp` to transformers,
+    whose words for the three projections (gate, up, down) are those of dense models.
+
+    >>> name = "model.layers.0.block_sparse_moe.experts.0.w2.weight"
+    >>> contains(name, "mlp"), contains(name, "down_proj"), contains(name, "self_attn")
+    (True, True, False)
+    """
+    return wanted in name or (_MIXTURE in name and wanted in _other_name(name))
+
+
+_MIXTURE = ".block_sparse_moe."
+_PROJECTIONS = {".w1.": ".gate_proj.", ".w3.": ".up_proj.", ".w2.": ".down_proj."}
+
+
+def _other_name(name: str) -> str:
+    name = name.replace(_MIXTURE, ".mlp.")
+    for own, other in _PROJECTIONS.items():
+        name = name.replace(own, other)
+    return name

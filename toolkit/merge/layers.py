@@ -41,6 +41,8 @@ class Layout:
 
     Attributes:
         stacks: number of layers by prefix, such as `{"model.layers": 30}`.
+        depths: number of layers by prefix that the config speaks of; where no stack has as many,
+            those beyond (such as for multi-token prediction) are stored and no layers of the model.
         main: the stacks that the config speaks of; all where it speaks of none.
 
     >>> names = [f"model.layers.{i}.experts.{j}.w" for i in range(2) for j in range(4)]
@@ -68,6 +70,14 @@ class Layout:
         self._places = {name: (name[: m.start()], int(m[1])) for name, m in self._matches.items()}
         prefixes = dict.fromkeys(prefix for prefix, _ in self._places.values())
         self.stacks = {prefix: len(found[prefix]) for prefix in prefixes}
+        self.depths = {
+            prefix: self.stacks[prefix]
+            if expected
+            else max(
+                (c for c in counts if 0 < c < self.stacks[prefix]), default=self.stacks[prefix]
+            )
+            for prefix in prefixes
+        }
         self.main = [prefix for prefix in prefixes if prefix in expected] or list(prefixes)
 
     def find(self, name: str) -> tuple[str, int] | None:

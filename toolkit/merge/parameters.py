@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from toolkit.checkpoint.tensor_names import contains
 from toolkit.errors import ConfigError, sentence_end
 from toolkit.merge.registry import Method, Parameter, all_methods
 
@@ -44,7 +45,7 @@ def evaluate_setting(
     if isinstance(setting[0], Mapping):
         for case in setting:
             wanted = case.get("filter")
-            if wanted is None or wanted == "*" or wanted in tensor_name:
+            if wanted is None or wanted == "*" or contains(tensor_name, wanted):
                 return evaluate_setting(case["value"], tensor_name, t, convert)
         return None
     values = [convert(value) for value in setting]

@@ -186,7 +186,7 @@ def _whole_stack(edge: Slice, stack: str, view: View) -> tuple[Slice, ...]:
 def _check_ranges(divided: Mapping[str, Sequence[Slice]], view: View) -> None:
     for stack, slices in divided.items():
         for piece in (piece for item in slices for piece in item.pieces):
-            layers = view(piece.model).layout.stacks.get(stack, 0)
+            layers = view(piece.model).layout.depths.get(stack, 0)
             if piece.stop > layers:
                 raise MergeError(
                     f"layer_range: [{piece.start}, {piece.stop}] goes beyond {piece.model}, which "

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.checkpoint.remapped import AVERAGE, PADDING, ZERO, RowMap
-from toolkit.errors import ConfigError, MergeError, sentence_end
+from toolkit.errors import ConfigError, MergeError, sentence_end, warn
 from toolkit.merge.config import MergeConfig, TokenEmbedding, TokenizerSection, TokenSource
 from toolkit.merge.embeddings import Embeddings, remapped_config, remapped_model
 from toolkit.merge.models import Models
@@ -82,8 +82,7 @@ def plan_vocabulary(config: MergeConfig, models: Models) -> Vocabulary | None:
 
     Raises:
         ConfigError: `tokens` asks for what nobody has.
-        MergeError: a tokenizer is missing, is of a kind that cannot be united, or has ids beyond
-            the embedding's rows.
+        MergeError: the leading model has no tokenizer, or one is of a kind that cannot be united.
     """
     source = tokenizer_source(config)
     if source is None:
@@ -149,11 +148,37 @@ class _Planner:
         self.names = config.model_names()
         named = (_model_of(entry) for entry in self.wanted.values())
         self.donors = list(dict.fromkeys([*self.names, *filter(None, named)]))
-        self.tokens: dict[str, Tokens] = {
-            name: read_tokens(models.token_folder(name))
-            for name in dict.fromkeys([self.owner, *self.donors])
-        }
         self.embeddings = {name: Embeddings(name, models.checkpoint(name)) for name in self.donors}
+        self.tokens: dict[str, Tokens] = {}
+        for name in dict.fromkeys([config.leader(), self.owner, *self.donors]):
+            self.tokens[name] = self._read_tokens(name)
+        order = dict.fromkeys([self.owner, *self.donors])
+        self.tokens = {name: self.tokens[name] for name in order}
+
+    def _read_tokens(self, name: str) -> Tokens:
+        """A model's tokens; where it has no tokenizer, those of the leading model, as in mergekit.
+
+        Tokens beyond its rows are left out, and that is said.
+        """
+        leader = self.config.leader()
+        try:
+            found = read_tokens(self.models.token_folder(name))
+        except MergeError:
+            if name in (leader, self.owner) or leader not in self.tokens:
+                raise
+            warn(f"{name}: has no tokenizer; its tokens are taken to be those of {leader}.")
+            found = self.tokens[leader]
+        if name not in self.embeddings:
+            return found
+        rows = self.embeddings[name].num_rows
+        within = found.within(rows)
+        if within.beyond:
+            warn(
+                f"{found.folder}: its tokenizer has {len(within.beyond)} tokens beyond the {rows} "
+                f"rows of {self.embeddings[name].names[0]} (such as {within.beyond[0]!r}), which "
+                "are left out."
+            )
+        return within
 
     def stays_as_it_is(self) -> bool:
         """Whether all models have one vocabulary and as many rows, and no others are wanted."""
@@ -162,6 +187,7 @@ class _Planner:
         multiple = self.section.pad_to_multiple_of or 1
         return (
             not self.wanted
+            and not self.tokens[self.owner].beyond
             and all(self.tokens[name].ids == own for name in self.names)
             and len(rows) == 1
             and all(count % multiple == 0 for count in rows)
@@ -202,16 +228,6 @@ class _Planner:
                 f"{tokens.folder}: has only tokenizer.model (sentencepiece), and its tokens cannot "
                 "be set beside another model's; load the tokenizer with transformers and save it "
                 "again, which writes tokenizer.json."
-            )
-        if name not in self.embeddings:
-            return
-        rows = self.embeddings[name].num_rows
-        text, last = max(tokens.ids.items(), key=lambda item: int(item[1]), default=("", -1))
-        if last >= rows:
-            raise MergeError(
-                f"{tokens.folder}: its tokenizer has {text!r} with the id {last}, but "
-                f"{self.embeddings[name].names[0]} has only {rows} rows; resize the model's "
-                "embeddings, or take the token out of the tokenizer."
             )
 
     def _new_tokens(self) -> list[NewToken]:
