@@ -157,6 +157,11 @@ def _open(name: str) -> AdapterFolder:
                 f"{adapter.file}: is a DoRA (at {tensor}), whose change depends on the model; "
                 + again
             )
+    if adapter.wrapped:
+        raise MergeError(
+            f"{adapter.file}: changes parameters of several experts at once (target_parameters), "
+            "which cannot be merged by their factors; " + again
+        )
     if kept := [*adapter.saved, *adapter.rows, *adapter.biases]:
         tensor = kept[0]
         raise MergeError(

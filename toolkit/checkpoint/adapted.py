@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.checkpoint.lora import AdapterFolder, open_adapter
+from toolkit.checkpoint.parameter_changes import ParameterChanges
 from toolkit.checkpoint.read import Checkpoint, Entries
 from toolkit.checkpoint.tensor_names import is_head, is_vocabulary
 from toolkit.checkpoint.write import tensor_bytes
@@ -47,13 +48,15 @@ class AdaptedCheckpoint(Checkpoint):
             tensors[name] = replace(adapter.tensors.info(own), dtype=tensors[name].dtype)
         super().__init__(model.folder, tensors, model.unheld)
         self.model, self._adapter = model, adapter
-        self._changed = set(adapter.changed) | set(self.heads)
+        self._parameters = ParameterChanges(adapter, model) if adapter.wrapped else None
+        self._joined = set(self._parameters.names) if self._parameters is not None else set()
+        self._changed = set(adapter.changed) | set(self.heads) | self._joined
         self._held: dict[str, Tensor] = {}
 
     @property
     def changed(self) -> list[str]:
         """Names of the tensors that the adapter changes or replaces."""
-        return self._adapter.changed
+        return [*self._adapter.changed, *sorted(self._joined)]
 
     def array(self, name: str) -> Entries | None:
         return self.model.array(name) if name not in self._changed else super().array(name)
@@ -87,6 +90,8 @@ class AdaptedCheckpoint(Checkpoint):
             weight = f"{name.removesuffix('.bias')}.weight"
             change = adapter.scale(weight) * read(adapter.biases[name]).float()
             stored = (stored.float() + change).to(stored.dtype)
+        if self._parameters is not None and name in self._joined:
+            stored = (stored.float() + self._parameters.change(name)).to(stored.dtype)
         return self._with_factors(name, stored) if name in adapter.parts else stored
 
     def _with_factors(self, name: str, stored: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ _PART = re.compile(
     r"lora_magnitude_vector)(?:\.weight)?$"
 )
 _BIAS = re.compile(r"^(?P<module>.+)\.lora_B\.bias$")
+_FACTOR = re.compile(r"^(?P<path>.+)\.lora_[AB]\.weight$")
 _ROWS = re.compile(r"^(?P<module>.+)\.token_adapter\.trainable_tokens_delta$")
 _UNSUPPORTED = (
-    "target_parameters",
     "megatron_config",
     "layer_replication",
     "alora_invocation_tokens",
@@ -49,7 +49,7 @@ _KNOWN = {
     *("alpha_pattern", "megatron_core", "trainable_token_indices", "loftq_config", "eva_config"),
     *("corda_config", "lora_ga_config", "use_dora", "velora_config", "qalora_group_size"),
     *("lora_bias", "ensure_weight_tying", "runtime_config", "enable_lora", "merge_weights"),
-    *_UNSUPPORTED,
+    *("target_parameters", *_UNSUPPORTED),
 }
 """Settings whose meaning for the weights is known; another one may change what `B A` means."""
 
@@ -70,6 +70,8 @@ class AdapterFolder:
         saved: its names of tensors that take the place of the model's, by the model's names.
         rows: its names of rows that take the place of some of the model's (see `token_rows`).
         biases: its names of what is added to the model's biases, by the model's names.
+        wrapped: its names of factors of parameters (`target_parameters`), by peft's path of the
+            wrapper, then by part.
         memory_names: the names that peft knows the model's tensors by, where they are others.
     """
 
@@ -80,6 +82,7 @@ class AdapterFolder:
     saved: Mapping[str, str]
     rows: Mapping[str, str] = field(default_factory=dict)
     biases: Mapping[str, str] = field(default_factory=dict)
+    wrapped: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     memory_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -175,7 +178,11 @@ def open_adapter(folder: Path) -> AdapterFolder:
     saved: dict[str, str] = {}
     rows: dict[str, str] = {}
     biases: dict[str, str] = {}
+    wrapped: dict[str, dict[str, str]] = {}
     for own in tensors.names:
+        if path := _wrapper_path(own, settings):
+            wrapped.setdefault(path, {})["lora_A" if ".lora_A." in own else "lora_B"] = own
+            continue
         name = (
             own.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
         )
@@ -191,11 +198,16 @@ def open_adapter(folder: Path) -> AdapterFolder:
             _put(file, tensors, biases, f"{match['module']}.bias", own)
         else:
             _put(file, tensors, saved, name, own)
-    if not (parts or saved or rows):
+    if not (parts or saved or rows or wrapped):
         raise CheckpointError(
             f"{file}: holds no tensor of an adapter, so it would change nothing; save it again, "
             "under ZeRO-3 or FSDP with all its weights gathered."
         )
+    for path, found in wrapped.items():
+        if len(found) < 2:
+            raise CheckpointError(
+                f"{file}: holds only half of the change to {path} ({sorted(found)})."
+            )
     for name, found in parts.items():
         kind = "lora_embedding" if any("embedding" in part for part in found) else "lora"
         if not {f"{kind}_A", f"{kind}_B"} <= set(found):
@@ -208,7 +220,17 @@ def open_adapter(folder: Path) -> AdapterFolder:
                 f"{file}: the parts of the change to {name} are {list(a)} and {list(b)}, which "
                 "share no rank; download or copy the file again."
             )
-    return AdapterFolder(folder, settings, tensors, parts, saved, rows, biases)
+    return AdapterFolder(folder, settings, tensors, parts, saved, rows, biases, wrapped)
+
+
+def _wrapper_path(own: str, settings: Mapping[str, Any]) -> str | None:
+    """peft's path of the wrapper of a parameter, where a tensor is one of its factors."""
+    match = _FACTOR.match(own.removeprefix(PREFIX))
+    if match is None:
+        return None
+    module = "." + match["path"].replace(".base_layer", "")
+    owners = (str(name).rpartition(".")[0] for name in settings.get("target_parameters") or ())
+    return match["path"] if any(module.endswith(f".{owner}") for owner in owners) else None
 
 
 def _put(file: Path, tensors: Checkpoint, group: dict[str, str], name: str, own: str) -> None:

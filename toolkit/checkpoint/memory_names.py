@@ -88,6 +88,6 @@ def build_on_meta(folder: Path) -> Any | None:
             (Path(place) / "config.json").write_text(json.dumps(values), encoding="utf-8")
             config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
         with torch.device("meta"):
-            return class_of(config)._from_config(config)
+            return class_of(config)._from_config(config, dtype=torch.float32)
     except Exception:  # classes check their configs in their own ways
         return None

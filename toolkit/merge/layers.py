@@ -41,8 +41,8 @@ class Layout:
 
     Attributes:
         stacks: number of layers by prefix, such as `{"model.layers": 30}`.
-        depths: number of layers by prefix that the config speaks of; where no stack has as many,
-            those beyond (such as for multi-token prediction) are stored and no layers of the model.
+        depths: number of layers by prefix that the config speaks of; those beyond (such as for
+            multi-token prediction) are stored and no layers of the model.
         main: the stacks that the config speaks of; all where it speaks of none.
 
     >>> names = [f"model.layers.{i}.experts.{j}.w" for i in range(2) for j in range(4)]
@@ -60,7 +60,7 @@ class Layout:
             for match in matches:
                 found.setdefault(name[: match.start()], set()).add(int(match[1]))
         whole = {prefix for prefix, seen in found.items() if max(seen) == len(seen) - 1}
-        expected = {prefix for prefix in whole if len(found[prefix]) in counts}
+        expected = _expected(whole, found, counts)
         self._matches: dict[str, re.Match[str]] = {}
         for name, matches in numbers.items():
             chosen = [m for m in matches if name[: m.start()] in expected]
@@ -71,12 +71,8 @@ class Layout:
         prefixes = dict.fromkeys(prefix for prefix, _ in self._places.values())
         self.stacks = {prefix: len(found[prefix]) for prefix in prefixes}
         self.depths = {
-            prefix: self.stacks[prefix]
-            if expected
-            else max(
-                (c for c in counts if 0 < c < self.stacks[prefix]), default=self.stacks[prefix]
-            )
-            for prefix in prefixes
+            prefix: _depth(depth, counts) if prefix in expected else depth
+            for prefix, depth in self.stacks.items()
         }
         self.main = [prefix for prefix in prefixes if prefix in expected] or list(prefixes)
 
@@ -88,6 +84,34 @@ class Layout:
         """The name of the same tensor in another layer."""
         match = self._matches[name]
         return f"{name[: match.start(1)]}{layer}{name[match.end(1) :]}"
+
+
+_MOST_BEYOND = 4
+"""Layers that a model may store beyond those of its config, for multi-token prediction."""
+
+
+def _expected(
+    whole: Collection[str], found: Mapping[str, Collection[int]], counts: Collection[int]
+) -> set[str]:
+    """Prefixes of the stacks that a config speaks of.
+
+    Those that stand in no other stack come first (experts may be as many as layers), and of them
+    those with as many layers as the config says, else those with a few more.
+    """
+    outer = [prefix for prefix in whole if not re.search(r"(?:^|\.)\d+\.", prefix)]
+    exact = {prefix for prefix in outer if len(found[prefix]) in counts}
+    near = {prefix for prefix in outer if _depth(len(found[prefix]), counts) < len(found[prefix])}
+    return exact or near or {prefix for prefix in whole if len(found[prefix]) in counts}
+
+
+def _depth(stored: int, counts: Collection[int]) -> int:
+    """How many of a stack's stored layers its config speaks of.
+
+    >>> _depth(47, {46}), _depth(46, {46, 2}), _depth(27, {46})
+    (46, 46, 27)
+    """
+    below = (count for count in counts if 0 < stored - count <= _MOST_BEYOND)
+    return stored if stored in counts else max(below, default=stored)
 
 
 class ModelView:
