@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from toolkit.checkpoint.folder import stored_dtype
 from toolkit.errors import CheckpointError
+from toolkit.machine import choose_scoring_precision, dtype_of
 
 
 def load_model_config(folder: str | Path) -> Any:
@@ -79,8 +82,11 @@ def merge_adapter(model: Any, folder: Path) -> Any:
     from toolkit.checkpoint.lora import open_adapter
     from toolkit.checkpoint.tensor_names import is_vocabulary
 
-    adapter = open_adapter(folder)
-    rows = {adapter.tensors.info(o).shape[0] for n, o in adapter.saved.items() if is_vocabulary(n)}
+    rows: set[int] = set()
+    with contextlib.suppress(CheckpointError):  # of another kind, which peft may know
+        adapter = open_adapter(folder)
+        saved = (own for name, own in adapter.saved.items() if is_vocabulary(name))
+        rows = {adapter.tensors.info(own).shape[0] for own in saved}
     if rows and rows != {model.get_input_embeddings().weight.shape[0]}:
         model.resize_token_embeddings(max(rows), mean_resizing=False)
     try:
@@ -92,6 +98,24 @@ def merge_adapter(model: Any, folder: Path) -> Any:
             f"{folder}: the adapter cannot be loaded onto the model ({_first_line(error)}); give "
             "the model that it was trained on."
         ) from error
+
+
+def scoring_dtype(folder: str | Path, wish: str = "auto") -> torch.dtype:
+    """The type to load a model in, to score it or to let it answer.
+
+    Args:
+        folder: of the model.
+        wish: of the recipe's `evaluate.precision`.
+
+    Returns:
+        The type it is stored in where this machine is fast in it, else float32; float32 too where
+        its files do not tell (`pytorch_model.bin`).
+    """
+    try:
+        stored = stored_dtype(Path(folder))
+    except CheckpointError:
+        stored = torch.float32
+    return dtype_of(choose_scoring_precision(wish, stored))
 
 
 def _is_causal(architecture: str) -> bool:

@@ -118,13 +118,13 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     import torch
     from transformers import AutoTokenizer
 
-    from toolkit.checkpoint.load import load_causal_model, merge_adapter
+    from toolkit.checkpoint.load import load_causal_model, merge_adapter, scoring_dtype
     from toolkit.evaluate.likelihood import ItemSet, score_documents
     from toolkit.evaluate.statistics import bits_per_byte
 
     reference = parse_reference(name)
     folder = find_folder(reference.model)
-    model = load_causal_model(folder, _dtype(folder))
+    model = load_causal_model(folder, scoring_dtype(folder))
     if reference.adapter is not None:
         model = merge_adapter(model, find_folder(reference.adapter))
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -158,17 +158,6 @@ def _section(config: Any) -> EvaluateSection:
         return usual
     context = min(usual.context_tokens, positions // 2)
     return EvaluateSection(window_tokens=positions, context_tokens=context)
-
-
-def _dtype(folder: Path) -> Any:
-    import torch
-
-    from toolkit.checkpoint.folder import stored_dtype
-
-    try:
-        return stored_dtype(folder)
-    except ToolkitError:
-        return torch.float32  # pytorch_model.bin, or a type that models are not run in
 
 
 def plain_values(diagnosis: Diagnosis, losses: Sequence[Loss]) -> dict[str, Any]:
