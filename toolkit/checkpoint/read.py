@@ -191,6 +191,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder.")
     files, weight_map = list_files(folder, _INDEX, "model.safetensors", "*.safetensors")
+    files = [file for file in files if file.name != "adapter_model.safetensors"]
     if not files:
         from toolkit.checkpoint.pickled import open_pickled  # it needs what is defined here
 

@@ -142,9 +142,10 @@ def _is_index(path: str, signatures: Sequence[Signature]) -> bool:
     if _INDEX.search(path.rpartition(".")[2]):
         return True
     values = [signature.get(path) for signature in signatures]
-    if len(values) < 2 or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+    numbers = [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
+    if len(values) < 2 or len(numbers) < len(values):
         return False
-    return all(value - number == values[0] for number, value in enumerate(values))
+    return all(value - number == numbers[0] for number, value in enumerate(numbers))
 
 
 def layer_candidates(
