@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,7 +87,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def merge_elsewhere(folder: Path, *words: str, **variables: str) -> tuple[str, dict[str, Any]]:
-    """What a process prints that merges by every method, and the hashes on its last line."""
+    """What a process says that merges by every method, and what it writes."""
     command = [sys.executable, "-m", "tests.merge.merge_by_kernels", str(folder), *words]
     done = subprocess.run(
         command,
@@ -99,8 +98,7 @@ def merge_elsewhere(folder: Path, *words: str, **variables: str) -> tuple[str, d
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
-    *lines, last = done.stdout.splitlines()
-    return "\n".join(lines), json.loads(last)
+    return done.stderr, json.loads(done.stdout)
 
 
 def can_run(features: str) -> bool:
@@ -121,7 +119,7 @@ def test_another_processor_writes_the_same_bytes(
     # An empty list of features leaves those that the name stands for.
     variables = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": "+sse2"}
     text, found = merge_elsewhere(tmp_path / "out", **variables)
-    assert text == ""  # nothing was done without a kernel
+    assert "without compiled kernels" not in text
     assert found["hashes"] == expected
 
 
@@ -129,14 +127,13 @@ def test_without_numba_the_definitions_write_the_same_bytes(
     tmp_path: Path, expected: dict[str, str]
 ):
     text, found = merge_elsewhere(tmp_path / "out", "--without-numba")
-    assert text.startswith("  numba cannot be used here (ModuleNotFoundError: ")
-    assert len(text.splitlines()) == 1
+    assert text.count("warning: numba cannot be used here (ModuleNotFoundError: ") == 1
     assert found["hashes"] == expected
     assert "torch" in found["modules"]
 
 
 @pytest.fixture
-def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """numba imports, and fails to compile whatever it is given."""
 
     def fail(function: Any, signature: Any) -> None:
@@ -148,9 +145,6 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(compiled, "_compile", fail)
     monkeypatch.setattr(compiled, "_import_kernel", import_new)
     monkeypatch.setattr(fast, "_FORGONE", set())
-    compiled.announce_fallback.cache_clear()
-    yield
-    compiled.announce_fallback.cache_clear()
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -158,8 +152,8 @@ def test_where_compiling_fails_the_definitions_write_the_same_bytes(
     tmp_path: Path, expected: dict[str, str], capsys: pytest.CaptureFixture[str]
 ):
     assert hash_merges(tmp_path) == expected
-    told = capsys.readouterr().out.splitlines()
-    assert "  kernel combine_models: OSError: no such compiler; computing without" in told[0]
+    told = [line for line in capsys.readouterr().err.splitlines() if "compiler" in line]
+    assert "kernel combine_models: OSError: no such compiler; computing without" in told[0]
     assert len(told) == len(set(told))  # each kernel once
     forgone = set(METHODS) - {"ties_global"}  # it has none of its own
     assert all(fast.find_kernel(name, {"nuslerp_flatten": True}, (4,)) is None for name in forgone)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from toolkit.checkpoint.appear import appearing, refuse_taken
+from toolkit.checkpoint.loadable import refuse_unloadable
 from toolkit.checkpoint.read import TORCH_NAMES, Checkpoint, is_float, open_checkpoint, read_header
 from toolkit.checkpoint.resume import state_folder
 from toolkit.checkpoint.side_files import copy_side_files
@@ -146,6 +147,7 @@ def _write_average(
                     model.give_back(tensor.name)
     shutil.copyfile(like.folder / "config.json", work / "config.json")
     copy_side_files(like.folder, work)
+    refuse_unloadable(work, like.folder)
     return count
 
 

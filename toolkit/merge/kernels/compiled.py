@@ -10,6 +10,7 @@ import functools
 import importlib
 from typing import Any
 
+from toolkit.errors import warn
 from toolkit.merge.kernels.cache import clear_cache, locked_cache
 
 
@@ -58,12 +59,9 @@ def can_import_kernels() -> bool:
     return True
 
 
-@functools.cache
 def announce_fallback(reason: str) -> None:
     """Say, once per process, why merges take longer than they could."""
-    from toolkit.progress import say
-
-    say(f"  {reason.rstrip('.')}; computing without compiled kernels, which is slower.")
+    warn(f"{reason.rstrip('.')}; computing without compiled kernels, which is slower.")
 
 
 @functools.cache
