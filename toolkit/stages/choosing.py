@@ -14,7 +14,7 @@ import torch
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.evaluate.power import too_small
 from toolkit.machine import DTYPE_NAMES
-from toolkit.manifest import Stage
+from toolkit.manifest import MANIFEST, Stage, read_manifest
 from toolkit.merge.run import to_yaml
 from toolkit.progress import progress, say
 from toolkit.recipe import Recipe
@@ -127,6 +127,12 @@ def run_choosing(
         write_model(config, folders, work, recipe.seed)
         results = _results(name, search, outcomes, verdict, losses)
         results["test_scorings"] = ledger.count
+        results["precision"] = {
+            "scoring": precision,
+            "training": read_manifest(specialist)["results"].get("precision")
+            if (specialist / MANIFEST).is_file()
+            else None,
+        }
         write_report(
             results,
             work,
