@@ -25,7 +25,7 @@ from toolkit.manifest import write_atomically
 from toolkit.progress import say
 from toolkit.recipe import find_recipe, load_recipe
 from toolkit.report.verdict import percent, signed_interval
-from toolkit.search.final import MERGE, Resampler, document_rows, final_figures
+from toolkit.search.final import MERGE, ScoredTestSets, document_rows, final_figures
 from toolkit.search.outcome import Row, by_item, candidate_rows
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST
@@ -133,10 +133,7 @@ def result(
     search: Search, row: Row, within: bool, losses: Mapping[str, Mapping[str, list[float]]]
 ) -> dict[str, Any]:
     recipe = search.recipe
-    resampler = Resampler(
-        search.test, recipe.search.weights, recipe.evaluate.resamples, recipe.seed
-    )
-    figures = final_figures(losses, resampler)
+    figures = final_figures(ScoredTestSets(search.test, recipe.search.weights, losses))
     changes = {name: figures["models"][name]["set_changes"] for name in (SPECIALIST, MERGE)}
     return {
         "chosen": row.name,

@@ -22,9 +22,9 @@ from toolkit.evaluate.harness import task_sets
 from toolkit.evaluate.inference import holm, mcnemar, paired_permutation
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.evaluate.shares import share_difference, share_interval
-from toolkit.evaluate.statistics import Interval
 from toolkit.manifest import content_hash, write_json
 from toolkit.progress import progress, say
+from toolkit.statistics.interval import Interval
 
 _RESAMPLES = 10_000
 _ONE_MINUS = "1 - "

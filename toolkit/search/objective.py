@@ -27,6 +27,7 @@ from toolkit.search.race import (
     spending,
     sure_side,
 )
+from toolkit.statistics.paired import ChangeBound, PairedChanges
 
 Losses = Mapping[str, NDArray[np.float64]]
 """Losses by set, each a beginning of the set's items in the order of the race."""
@@ -92,6 +93,10 @@ class RacedSet:
             self.num_groups,
             self.items.scale,
         )
+
+    def is_whole(self, losses: NDArray[np.float64]) -> bool:
+        """Whether these are the losses of all items."""
+        return len(losses) == len(self.order)
 
     def figure(self, losses: NDArray[np.float64]) -> float:
         return self.items.figure(losses, self.order[: len(losses)].tolist())
@@ -226,6 +231,31 @@ class Objective:
         whole = known is not None and len(known) == len(raced.order)
         return raced.difference(losses[name], reference[name], known if whole else None, quantile)
 
+    def change(
+        self, weights: Mapping[str, float], losses: Losses, reference: Losses
+    ) -> ChangeBound:
+        """What is concluded of a candidate scored in full: its weighted figure minus a reference's.
+
+        Args:
+            weights: of each set by name: `objective.weights` for the domain, `{name: 1.0}` for one.
+            losses: of the candidate, of all items of these sets.
+            reference: of what it is compared with, likewise.
+        """
+        parts = []
+        for name, weight in weights.items():
+            raced = self.sets[name]
+            moved = losses[name] - reference[name]
+            parts.append(raced.items.changes([moved], raced.order.tolist(), weight=weight))
+        return PairedChanges(parts).change()
+
+    def set_change(self, name: str, losses: Losses, reference: Losses) -> ChangeBound:
+        """The same on one set."""
+        return self.change({name: 1.0}, losses, reference)
+
+    def domain_change(self, losses: Losses, reference: Losses) -> ChangeBound:
+        """The same on the domain sets, weighted."""
+        return self.change(self.weights, losses, reference)
+
     def estimates(
         self, losses: Losses, references: Sequence[Losses], guide: Losses | None = None
     ) -> dict[str, float]:
@@ -291,8 +321,12 @@ class Objective:
         for name, limit in self.tolerances.items():
             if len(losses.get(name, ())) == 0:
                 continue
-            difference = self._difference(name, losses, general, guide)
-            bounds.append(upper_bound(difference, self.confidence, num_tests) - limit)
+            level = 1.0 - (1.0 - self.confidence) / num_tests
+            if self.sets[name].is_whole(losses[name]) and self.sets[name].is_whole(general[name]):
+                bound = self.set_change(name, losses, general).upper_bound(level)
+            else:
+                bound = upper_bound(self._difference(name, losses, general, guide), level)
+            bounds.append(bound - limit)
         return max(bounds, default=math.inf) + self.tolerance
 
     def beyond_tolerances(
@@ -340,16 +374,16 @@ def same_unit(sets: Sequence[EvaluationSet]) -> list[str]:
     return [item.name for item in sets if item.unit == sets[0].unit]
 
 
-def upper_bound(difference: Difference, confidence: float, num_tests: int = 1) -> float:
-    """One-sided upper bound of a difference, from its linearised error and Student's t.
+def upper_bound(difference: Difference, confidence: float) -> float:
+    """One-sided upper bound of a difference that is known in part, from its linearized error and
+    Student's t: enough to rank what was dropped. What is known in full is judged by `change`.
 
     >>> round(upper_bound(Difference(0.0, 1.0, 11, 11), 0.95), 3)
     1.812
     """
     if difference.freedom < 1:
         return math.inf
-    level = 1.0 - (1.0 - confidence) / num_tests
-    quantile = student_quantile(level, difference.freedom)
+    quantile = student_quantile(confidence, difference.freedom)
     return difference.estimate + quantile * math.sqrt(difference.variance)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.evaluate.student import student_chance, student_quantile
+from toolkit.evaluate.student import student_quantile
 from toolkit.search.objective import Losses, Objective, guide_of
 from toolkit.search.race import Difference, combine
 from toolkit.search.space import GENERAL, SPECIALIST
@@ -143,26 +143,15 @@ def confirmation_p_value(objective: Objective, losses: Losses, general: Losses) 
     Reference:
         Berger 1982, Multiparameter hypothesis testing and acceptance sampling.
     """
-    worst = _below(objective.domain_difference(losses, general), 0.0)
+    chances = [objective.domain_change(losses, general).p_value_below(0.0)]
     for name, limit in objective.tolerances.items():
-        worst = max(
-            worst, _below(objective.sets[name].difference(losses[name], general[name]), limit)
-        )
-    return worst
-
-
-def _below(difference: Difference, limit: float) -> float:
-    """p-value of the difference being at least the limit."""
-    if difference.freedom < 1:
-        return 1.0
-    error = math.sqrt(difference.variance)
-    if error == 0.0:
-        return 0.0 if difference.estimate < limit else 1.0
-    return student_chance((difference.estimate - limit) / error, difference.freedom)
+        chances.append(objective.set_change(name, losses, general).p_value_below(limit))
+    return max(chances)
 
 
 def two_sided(difference: Difference, confidence: float) -> dict[str, float]:
-    """An interval of a difference, from its linearised error and Student's t.
+    """An interval of a difference that is known in part, from its linearized error and Student's t;
+    what is known in full has the interval of `Objective.change`.
 
     >>> two_sided(Difference(1.0, 0.0, 9, 9), 0.95)
     {'estimate': 1.0, 'low': 1.0, 'high': 1.0}
@@ -179,10 +168,9 @@ def cannot_be_told_apart(
     objective: Objective, losses: Losses, others: Losses, confidence: float, num_pairs: int = 1
 ) -> bool:
     """Whether the interval of two candidates' domain difference holds zero."""
-    difference = objective.domain_difference(losses, others)
     level = 1.0 - (1.0 - confidence) / max(num_pairs, 1)
-    interval = two_sided(difference, level)
-    return interval["low"] <= 0.0 <= interval["high"]
+    interval = objective.domain_change(losses, others).interval(level)
+    return interval.low <= 0.0 <= interval.high
 
 
 def sweep_rows(
@@ -207,17 +195,33 @@ def sweep_rows(
             ("domain", objective.domain(base), objective.weights),
             ("general", objective.general(base), general),
         ):
-            difference = _by_way_of(objective, outcome.losses, start, whole, weights, guide)
-            interval = two_sided(difference, confidence)
+            interval = _interval(
+                objective, outcome.losses, start, whole, weights, guide, confidence
+            )
             row[role] = {key: level + value for key, value in interval.items()}
         others = {name for name in objective.tolerances if name in known} - set(general)
         row["sets"] = {}
         for name in sorted(others):
-            difference = _by_way_of(objective, outcome.losses, start, whole, {name: 1.0}, guide)
-            interval = two_sided(difference, confidence)
+            own = {name: 1.0}
+            interval = _interval(objective, outcome.losses, start, whole, own, guide, confidence)
             row["sets"][name] = {key: base[name] + value for key, value in interval.items()}
         rows.append(row)
     return rows
+
+
+def _interval(
+    objective: Objective,
+    losses: Losses,
+    start: Losses,
+    whole: Sequence[Losses],
+    weights: Mapping[str, float],
+    guide: Losses,
+    confidence: float,
+) -> dict[str, float]:
+    """Of a candidate's difference from the general model, as far as it is known."""
+    if all(objective.sets[name].is_whole(losses[name]) for name in weights):
+        return asdict(objective.change(weights, losses, start).interval(confidence))
+    return two_sided(_by_way_of(objective, losses, start, whole, weights, guide), confidence)
 
 
 def _by_way_of(
@@ -284,10 +288,9 @@ def beat_sweep(
             "high": None,
             "sentence": "Nothing but the plain sweep stayed within the tolerance with a gain.",
         }
-    difference = objective.domain_difference(losses[other], losses[best])
-    interval = two_sided(difference, confidence)
-    low, high = interval["low"], interval["high"]
-    figures = f"{difference.estimate:+.4f} ({low:+.4f} to {high:+.4f}{where})"
+    interval = objective.domain_change(losses[other], losses[best]).interval(confidence)
+    low, high = interval.low, interval.high
+    figures = f"{interval.estimate:+.4f} ({low:+.4f} to {high:+.4f}{where})"
     if high < 0.0:
         sentence = f"{other} beats the best of the plain sweep, {best}: {figures}."
     elif low > 0.0:
@@ -296,7 +299,7 @@ def beat_sweep(
         sentence = f"Nothing is shown to beat the plain sweep: {other} against {best}: {figures}."
     finite = math.isfinite(low)
     return {
-        "difference": difference.estimate,
+        "difference": interval.estimate,
         "low": low if finite else None,
         "high": high if finite else None,
         "sentence": sentence,

@@ -17,7 +17,7 @@ from toolkit.manifest import Stage
 from toolkit.merge.run import to_yaml
 from toolkit.progress import progress, say
 from toolkit.recipe import Recipe
-from toolkit.search.final import MERGE, Resampler, document_rows, final_figures
+from toolkit.search.final import MERGE, ScoredTestSets, document_rows, final_figures
 from toolkit.search.ledger import LEDGER, TestLedger
 from toolkit.search.objective import Losses, Objective
 from toolkit.search.outcome import (
@@ -314,9 +314,6 @@ def _results(
     section = recipe.select
     qualified = qualified_names(verdict.options, GENERAL, section)
     front = pareto_front(verdict.options)
-    resampler = Resampler(
-        search.test, recipe.search.weights, recipe.evaluate.resamples, recipe.seed
-    )
     tested = {item.name: len(item) for item in search.test}
     objective = search.plan.objective
     return {
@@ -348,7 +345,7 @@ def _results(
         "full_tokens": len(outcomes) * objective.all_tokens,
         "tuning": _counts(search.tuning),
         "test": _counts(search.test),
-        **final_figures(losses, resampler),
+        **final_figures(ScoredTestSets(search.test, recipe.search.weights, losses)),
         "documents": document_rows(losses, search.test),
     }
 
