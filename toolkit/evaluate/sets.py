@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from toolkit.evaluate.config import EvaluationRole
 from toolkit.statistics.group_sums import group_sums
-from toolkit.statistics.paired import (
+from toolkit.statistics.set_changes import (
     BOUNDED_CHANGE,
     BOUNDED_LEVEL,
     SetChanges,

@@ -13,7 +13,8 @@ from toolkit.evaluate.sets import EvaluationSet
 from toolkit.search.objective import same_unit
 from toolkit.search.space import SPECIALIST
 from toolkit.statistics.interval import Interval
-from toolkit.statistics.paired import PairedChanges, SetChanges
+from toolkit.statistics.paired import PairedChanges
+from toolkit.statistics.set_changes import SetChanges
 
 Floats = NDArray[np.float64]
 MERGE = "merge"

@@ -30,16 +30,17 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtr, stdtrit
+from numpy.typing import NDArray
+from scipy.special import stdtrit
 
+from toolkit.statistics.change_bound import ChangeBound, find_last_kept
 from toolkit.statistics.interval import Interval
-from toolkit.statistics.proportions import tango_p_value
+from toolkit.statistics.set_changes import Moments, SetChanges, measure_set
 
 Floats = NDArray[np.float64]
 
@@ -49,50 +50,8 @@ NUM_RESAMPLES = 3999
 MIN_GROUPS_TO_RESAMPLE = 5
 """Of fewer groups too many resamples are one group over and over, without any scatter."""
 
-BOUNDED_CHANGE = (math.sqrt(0.5), -math.sqrt(0.5))
-"""Changes of the two groups added to right-or-wrong items: with items that stand alone just what
-Agresti and Min's half an answer more in each cell of the table gives."""
-
-BOUNDED_LEVEL = (0.0, 0.0, 1.0, 1.0)
-"""Levels of the four groups added where shares themselves are shown (Agresti & Coull 1998)."""
-
 _FAR = 1e6
 """Stands for a studentized deviation without end: a resample without any scatter."""
-
-
-@dataclass(frozen=True)
-class SetChanges:
-    """What changed on one set, summed by group.
-
-    Attributes:
-        changes: sums of loss differences in the unit of the figure, `[K, G]`.
-        sizes: sums of item sizes, `[G]`, above 0.
-        weight: of the set among those combined, above 0.
-        added_groups: rates of groups that are taken as seen in addition, each of mean size; for
-            losses that are bounded (0 to 1): `BOUNDED_CHANGE` or `BOUNDED_LEVEL`.
-        answer_counts: of right-or-wrong items that stand alone under each change: how many became
-            wrong and how many right.
-    """
-
-    changes: Floats
-    sizes: Floats
-    weight: float = 1.0
-    added_groups: tuple[float, ...] = ()
-    answer_counts: tuple[tuple[int, int], ...] = ()
-
-    @property
-    def num_groups(self) -> int:
-        return len(self.sizes)
-
-
-def count_answers(changes: ArrayLike) -> tuple[int, int]:
-    """How many right-or-wrong items became wrong, and how many right.
-
-    >>> count_answers([1.0, 0.0, -1.0, 1.0])
-    (2, 1)
-    """
-    values = np.asarray(changes, dtype=np.float64)
-    return int((values > 0.5).sum()), int((values < -0.5).sum())
 
 
 @dataclass(frozen=True)
@@ -107,12 +66,12 @@ class PairedChanges:
     sets: Sequence[SetChanges]
     num_resamples: int = NUM_RESAMPLES
     _weights: Floats = field(init=False, repr=False)
-    _moments: list[_Moments] = field(init=False, repr=False)
+    _moments: list[Moments] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         weights = np.array([part.weight for part in self.sets], dtype=np.float64)
         object.__setattr__(self, "_weights", weights / weights.sum())
-        object.__setattr__(self, "_moments", [_measure(part) for part in self.sets])
+        object.__setattr__(self, "_moments", [measure_set(part) for part in self.sets])
 
     @property
     def num_groups(self) -> int:
@@ -169,10 +128,18 @@ class PairedChanges:
             factors[whole] -= sign * share
             return self.combination(factors.tolist())
 
+        def may_be_higher(share: float) -> bool:
+            return contrast(share).p_value_below(0.0) > tail
+
+        def may_be_lower(share: float) -> bool:
+            return contrast(share).p_value_above(0.0) > tail
+
         tail = (1.0 - confidence) / 2.0
         estimate = self.change(part).estimate / self.change(whole).estimate
-        high = _last_kept(lambda share: contrast(share).p_value_below(0.0) > tail, estimate, 1.0)
-        low = _last_kept(lambda share: contrast(share).p_value_above(0.0) > tail, estimate, -1.0)
+        low, high = (
+            find_last_kept(is_kept, estimate, way)
+            for is_kept, way in ((may_be_lower, -1.0), (may_be_higher, 1.0))
+        )
         return Interval(estimate, low, high)
 
     def _answers(self, a: Floats) -> tuple[int, int, int] | None:
@@ -207,177 +174,6 @@ class PairedChanges:
         return np.sort(np.where(varies, moved / np.where(varies, own, 1.0), far))
 
 
-@dataclass(frozen=True)
-class ChangeBound:
-    """A change with all that may be concluded of it; negative is a gain, as losses go down.
-
-    Attributes:
-        estimate: in the unit of the figure.
-        center: what bounds are laid around: the estimate, but for right-or-wrong items.
-        error: standard error.
-        freedom: degrees of freedom that groups of such sizes leave.
-        widening: of the bootstrap's ends, for what unequal sizes take from the number of groups.
-        num_groups: of the set with the fewest.
-    """
-
-    estimate: float
-    center: float
-    error: float
-    freedom: float
-    widening: float
-    num_groups: int
-    _resample: Callable[[], Floats | None] = field(repr=False)
-    _answers: tuple[int, int, int] | None = field(default=None, repr=False)
-    _known: list[Floats | None] = field(default_factory=list, repr=False)
-
-    def p_value_below(self, limit: float) -> float:
-        """Chance of such figures, were the true change at the limit or above it.
-
-        `p_value_below(limit) <= 1 - confidence` just where `upper_bound(confidence) <= limit`.
-        """
-        return self._p_value(limit, 1.0)
-
-    def p_value_above(self, limit: float) -> float:
-        """Chance of such figures, were the true change at the limit or below it."""
-        return self._p_value(limit, -1.0)
-
-    def upper_bound(self, confidence: float) -> float:
-        """The true change lies below with this confidence."""
-        return self._end(confidence, 1.0)
-
-    def lower_bound(self, confidence: float) -> float:
-        """The true change lies above with this confidence."""
-        return self._end(confidence, -1.0)
-
-    def interval(self, confidence: float = 0.95) -> Interval:
-        """Both ends, each with half of what is left."""
-        side = 0.5 + confidence / 2.0
-        return Interval(self.estimate, self.lower_bound(side), self.upper_bound(side))
-
-    def _p_value(self, limit: float, sign: float) -> float:
-        if self.num_groups < 2:
-            return 1.0
-        if self.error == 0.0:
-            return 0.0 if sign * self.estimate < sign * limit else 1.0
-        statistic = sign * (self.center - limit) / self.error
-        chance = float(stdtr(self.freedom, statistic))
-        deviations = self._deviations()
-        if deviations is not None:
-            reached = statistic / self.widening
-            below = np.searchsorted(deviations, reached, side="right")
-            above = len(deviations) - np.searchsorted(deviations, -reached, side="left")
-            beyond = float(below if sign > 0.0 else above)
-            chance = max(chance, (1.0 + beyond) / (1.0 + len(deviations)))
-        if self._answers is not None:
-            worse, better, total = self._answers
-            pair = (worse, better) if sign > 0.0 else (better, worse)
-            chance = max(chance, tango_p_value(*pair, total, sign * limit))
-        return chance
-
-    def _end(self, confidence: float, sign: float) -> float:
-        if self.num_groups < 2:
-            return sign * math.inf
-        if self.error == 0.0:
-            return self.estimate
-        reach = float(stdtrit(self.freedom, confidence))
-        deviations = self._deviations()
-        if deviations is not None:
-            # As many resamples as may lie beyond for the p-value to stay at 1 - confidence.
-            place = math.floor((1.0 - confidence) * (1.0 + len(deviations)) + 1e-9) - 1
-            if place < 0:
-                return sign * math.inf
-            farthest = deviations[place] if sign > 0.0 else deviations[-1 - place]
-            reach = max(reach, -sign * float(farthest) * self.widening)
-        end = self.center + sign * reach * self.error
-        if self._answers is not None:
-            end = self._tango_end(1.0 - confidence, sign, end)
-            return max(min(end, 1.0), -1.0)
-        return sign * max(sign * end, sign * self.estimate)
-
-    def _tango_end(self, tail: float, sign: float, end: float) -> float:
-        """The farther of an end and that of the score test."""
-        assert self._answers is not None  # noqa: S101  (asked for only where it is there)
-        worse, better, total = self._answers
-        pair = (worse, better) if sign > 0.0 else (better, worse)
-        own = _last_kept(
-            lambda limit: tango_p_value(*pair, total, sign * limit) > tail, self.estimate, sign, 1.0
-        )
-        return sign * max(sign * end, sign * own)
-
-    def _deviations(self) -> Floats | None:
-        if not self._known:
-            self._known.append(self._resample())
-        return self._known[0]
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """One set, measured: figures `[K]`, their covariance `[K, K]`, and what resamples need."""
-
-    plain: Floats
-    center: Floats
-    covariance: Floats
-    freedom: float
-    effective_freedom: float
-    num_groups: int
-    tops: Floats
-    bottoms: Floats
-    added_tops: Floats
-    added_bottoms: Floats
-
-    def resample(self, counts: Floats, a: Floats) -> tuple[Floats, Floats]:
-        """Figures of a combination and their variances in every resample, `[R]` each."""
-        top, bottom = a @ self.tops, self.bottoms
-        columns = np.stack([top, bottom, top * top, top * bottom, bottom * bottom])
-        more, size = a @ self.added_tops, self.added_bottoms
-        constant = [s.sum() for s in (more, size, more * more, more * size, size * size)]
-        sums = counts @ columns.T + np.array(constant)
-        ratio = sums[:, 0] / sums[:, 1]
-        square = sums[:, 2] - 2.0 * ratio * sums[:, 3] + ratio**2 * sums[:, 4]
-        count = self.num_groups + len(size)
-        return ratio, count / (count - 1) * square / sums[:, 1] ** 2
-
-
-def _measure(part: SetChanges) -> _Moments:
-    tops, bottoms = np.atleast_2d(part.changes), part.sizes
-    added_bottoms = np.full(len(part.added_groups), float(bottoms.mean()))
-    added_tops = np.tile(np.array(part.added_groups) * added_bottoms, (len(tops), 1))
-    top, bottom = np.hstack([tops, added_tops]), np.concatenate([bottoms, added_bottoms])
-    total, count = float(bottom.sum()), len(bottom)
-    center = top.sum(axis=1) / total
-    covariance = np.full((len(top), len(top)), math.inf)
-    if part.num_groups > 1:
-        # Jackknife: how the ratio moves as each group is left out.
-        moved = (top - center[:, None] * bottom) / (total - bottom)
-        moved -= moved.mean(axis=1, keepdims=True)
-        few = part.num_groups / (part.num_groups - 1)
-        covariance = few * (count - 1) / count * (moved @ moved.T)
-    return _Moments(
-        tops.sum(axis=1) / float(bottoms.sum()),
-        center,
-        covariance,
-        _freedom(bottoms),
-        max(float(bottoms.sum() ** 2 / (bottoms**2).sum()) - 1.0, 1.0),  # Kish's effective number
-        part.num_groups,
-        tops,
-        bottoms,
-        added_tops,
-        added_bottoms,
-    )
-
-
-def _freedom(sizes: Floats) -> float:
-    """Degrees of freedom that groups leave whose weights in the figure go with their sizes: G - 1
-    where they are alike, 1 at least.
-
-    >>> float(_freedom(np.ones(8))), round(float(_freedom(np.array([8.0, 1.0, 1.0, 1.0]))), 2)
-    (7.0, 1.0)
-    """
-    squares = sizes**2
-    effective = float(squares.sum() ** 2 / (squares**2).sum())
-    return max(effective * (len(sizes) - 1) / len(sizes), 1.0)
-
-
 def _satterthwaite(variances: Floats, freedoms: Sequence[float]) -> float:
     total = float(variances.sum())
     if not 0.0 < total < math.inf:
@@ -392,23 +188,3 @@ def _resample_counts(num_groups: int, num_resamples: int, place: int) -> Floats:
     generator = np.random.default_rng([num_groups, place])
     chances = np.full(num_groups, 1.0 / num_groups)
     return generator.multinomial(num_groups, chances, size=num_resamples).astype(np.float64)
-
-
-def _last_kept(
-    is_kept: Callable[[float], bool], start: float, sign: float, limit: float = 1e6
-) -> float:
-    """The last value in one direction that is not refuted, by doubling and halving."""
-    inside, step = start, 1e-3
-    while True:
-        outside = sign * min(sign * start + step, limit)
-        if not is_kept(outside):
-            break
-        if outside == sign * limit:
-            return outside if limit == 1.0 else sign * math.inf
-        inside, step = outside, 2.0 * step
-    for _ in range(60):
-        middle = (inside + outside) / 2.0
-        if middle in (inside, outside):
-            break
-        inside, outside = (middle, outside) if is_kept(middle) else (inside, middle)
-    return inside
