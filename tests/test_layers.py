@@ -9,13 +9,23 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
-COMMON = {"errors", "config", "manifest", "plain", "progress", "lazy_torch", "statistics"}
+COMMON = {
+    "errors",
+    "config",
+    "manifest",
+    "plain",
+    "progress",
+    "lazy_torch",
+    "machine",
+    "statistics",
+}
 MAY_IMPORT = {
     "errors": set(),
     "plain": {"errors"},
     "config": {"errors", "plain"},
     "manifest": {"errors", "config"},
     "progress": set(),
+    "machine": {"errors", "progress"},
     "lazy_torch": set(),
     "statistics": {"errors"},
     "checkpoint": COMMON,
@@ -26,7 +36,7 @@ MAY_IMPORT = {
     "evaluate": COMMON | {"checkpoint", "data", "generate"},
     "generate": COMMON | {"checkpoint", "merge"},
     "search": COMMON | {"merge", "evaluate"},
-    "select": COMMON,
+    "select": COMMON | {"evaluate", "search"},
     "model_config": COMMON | {"data"},
     "plan": COMMON | {"model_config", "data", "train", "checkpoint", "evaluate"},
     "report": COMMON,
