@@ -85,6 +85,7 @@ def _set(
         ),
         item_hashes=[hash_json(" ".join(row["text"].split())) for row in rows],
         note=note,
+        is_of_one_group=bool(note),
     )
 
 

@@ -54,6 +54,7 @@ class EvaluationSet:
         tolerance: largest loss accepted of a `general` set, in its unit; None where the recipe's
             own tolerance, which is in bits per byte, is meant.
         note: what a reader of the figures should know, such as what intervals speak of.
+        is_of_one_group: whether all items are of one group, so that they had to be drawn alone.
     """
 
     name: str
@@ -71,6 +72,7 @@ class EvaluationSet:
     score_together: Callable[[Any, Sequence[int]], Mapping[str, list[float]]] | None = None
     tolerance: float | None = None
     note: str = ""
+    is_of_one_group: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)

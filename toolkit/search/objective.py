@@ -247,17 +247,29 @@ class Objective:
         Reference:
             Berger 1982, Multiparameter hypothesis testing and acceptance sampling.
         """
-        bounds = []
-        for name, limit in self.tolerances.items():
+        bounds = self.loss_bounds(losses, general, num_tests, guide)
+        beyond = [bound - self.tolerances[name] for name, bound in bounds.items()]
+        return max(beyond, default=math.inf) + self.tolerance
+
+    def loss_bounds(
+        self,
+        losses: Losses,
+        general: Losses,
+        num_tests: int = 1,
+        guide: Losses | None = None,
+    ) -> dict[str, float]:
+        """Upper bound of the loss on each general set of which something is known, in its unit."""
+        bounds = {}
+        for name in self.tolerances:
             if len(losses.get(name, ())) == 0:
                 continue
             level = 1.0 - (1.0 - self.confidence) / num_tests
             if self.sets[name].is_whole(losses[name]) and self.sets[name].is_whole(general[name]):
-                bound = self.set_change(name, losses, general).upper_bound(level)
+                bounds[name] = self.set_change(name, losses, general).upper_bound(level)
             else:
-                bound = upper_bound(self._difference(name, losses, general, guide), level)
-            bounds.append(bound - limit)
-        return max(bounds, default=math.inf) + self.tolerance
+                difference = self._difference(name, losses, general, guide)
+                bounds[name] = upper_bound(difference, level)
+        return bounds
 
     def beyond_tolerances(
         self, losses: Losses, general: Losses, guide: Losses | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class Row:
         general: mean of the general sets that are in the unit of the first.
         general_loss_bound: one-sided upper bound, at most the tolerance where all sets are within.
         distance: from the general model, as a share of the specialist's own distance.
+        loss_bounds: one-sided upper bound of the loss on each general set, in its unit.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row:
     general: float
     general_loss_bound: float
     distance: float
+    loss_bounds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
@@ -56,10 +58,12 @@ def candidate_rows(outcomes: Sequence[Outcome], objective: Objective) -> list[Ro
     for outcome in outcomes:
         values: dict[str, float | None] = dict.fromkeys(objective.sets)
         domain = general = bound = math.nan
+        bounds: dict[str, float] = {}
         if outcome.status != "failed":
             found = objective.estimates(outcome.losses, whole, guide)
             values.update(found)
             domain, general = objective.domain(found), objective.general(found)
+            bounds = objective.loss_bounds(outcome.losses, start, guide=guide)
             bound = objective.general_loss_bound(outcome.losses, start, guide=guide)
         rows.append(
             Row(
@@ -70,6 +74,7 @@ def candidate_rows(outcomes: Sequence[Outcome], objective: Objective) -> list[Ro
                 general,
                 bound,
                 outcome.distance / whole_way,
+                bounds,
             )
         )
     return rows
@@ -90,6 +95,9 @@ def as_json(row: Row, qualified: bool) -> dict[str, Any]:
                 ("general", row.general),
                 ("general_loss_bound", row.general_loss_bound),
             )
+        },
+        "loss_bounds": {
+            name: bound if math.isfinite(bound) else None for name, bound in row.loss_bounds.items()
         },
         "distance": row.distance,
         "qualified": qualified,

@@ -27,6 +27,7 @@ class ChangeBound:
         freedom: degrees of freedom that groups of such sizes leave.
         widening: of the bootstrap's ends, for what unequal sizes take from the number of groups.
         num_groups: of the set with the fewest.
+        answers: right-or-wrong items that stand alone: how many became wrong, became right, all.
     """
 
     estimate: float
@@ -36,7 +37,7 @@ class ChangeBound:
     widening: float
     num_groups: int
     _resample: Callable[[], Floats | None] = field(repr=False)
-    _answers: tuple[int, int, int] | None = field(default=None, repr=False)
+    answers: tuple[int, int, int] | None = None
     _known: list[Floats | None] = field(default_factory=list, repr=False)
 
     def p_value_below(self, limit: float) -> float:
@@ -77,8 +78,8 @@ class ChangeBound:
             above = len(deviations) - np.searchsorted(deviations, -reached, side="left")
             beyond = float(below if sign > 0.0 else above)
             chance = max(chance, (1.0 + beyond) / (1.0 + len(deviations)))
-        if self._answers is not None:
-            worse, better, total = self._answers
+        if self.answers is not None:
+            worse, better, total = self.answers
             pair = (worse, better) if sign > 0.0 else (better, worse)
             chance = max(chance, tango_p_value(*pair, total, sign * limit))
         return chance
@@ -98,15 +99,15 @@ class ChangeBound:
             farthest = deviations[place] if sign > 0.0 else deviations[-1 - place]
             reach = max(reach, -sign * float(farthest) * self.widening)
         end = self.center + sign * reach * self.error
-        if self._answers is not None:
+        if self.answers is not None:
             end = self._tango_end(1.0 - confidence, sign, end)
             return max(min(end, 1.0), -1.0)
         return sign * max(sign * end, sign * self.estimate)
 
     def _tango_end(self, tail: float, sign: float, end: float) -> float:
         """The farther of an end and that of the score test."""
-        assert self._answers is not None  # noqa: S101  (asked for only where it is there)
-        worse, better, total = self._answers
+        assert self.answers is not None  # noqa: S101  (asked for only where it is there)
+        worse, better, total = self.answers
         pair = (worse, better) if sign > 0.0 else (better, worse)
         own = find_last_kept(
             lambda limit: tango_p_value(*pair, total, sign * limit) > tail, self.estimate, sign, 1.0
