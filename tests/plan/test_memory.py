@@ -68,7 +68,7 @@ def test_fused_blocks_by_hand():
         (ROUND, {}, {"model_type": "gemma2"}, False),
         (ROUND, {}, {"device": "GPU"}, False),
         (ROUND, {}, {"sharded": True}, False),
-        (ROUND, {"precision": "fp32"}, {}, False),
+        (ROUND, {"precision": "fp32"}, {}, True),
         (ROUND, {"attention": "sdpa"}, {}, False),
         (ROUND, {"compile": True}, {}, False),
         (ROUND, {"lora": {"rank": 3}}, {}, False),

@@ -62,12 +62,11 @@ def time_steps(
     """
     low = section.precision == "bf16"
     model = prepare_model(model, section)
-    fused = may_fuse(section, "cpu", sharded=False) and fuse(plain_model(model))
+    dtype = torch.bfloat16 if low else torch.float32
+    fused = may_fuse(section, "cpu", sharded=False) and fuse(plain_model(model), dtype)
     kind = section.gradient_checkpointing  # as in the loop
     checkpoint_activations(plain_model(model), "none" if fused and kind == "selective" else kind)
-    loss_module = NextTokenLoss(
-        model.train(), torch.bfloat16 if low else torch.float32, fused=fused
-    )
+    loss_module = NextTokenLoss(model.train(), dtype, fused=fused)
     settings = section.optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, settings.weight_decay, settings.embedding_lr_scale),
