@@ -40,7 +40,10 @@ def main() -> None:
         "--checkpointing", default="selective", help="none, selective or full, of our side"
     )
     parser.add_argument(
-        "--precision", choices=["bf16", "fp32"], default="bf16", help="of both sides"
+        "--precision",
+        choices=["auto", "bf16", "fp32"],
+        default="auto",
+        help="of both sides; auto is the type that this machine multiplies faster in",
     )
     parser.add_argument("--only", choices=["ours", "theirs"], help="leave the other side out")
     parser.add_argument("--side", choices=["ours", "theirs"])
@@ -63,8 +66,12 @@ def main() -> None:
         return
     import torch
 
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from toolkit.machine import choose_training_precision
+
     if not arguments.model.is_dir():
         sys.exit(f"{arguments.model}: no model there; run `make cpt` first, or give --model.")
+    arguments.precision = choose_training_precision(arguments.precision)
     print(f"{arguments.precision} on {torch.backends.cpu.get_cpu_capability()}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -81,7 +88,6 @@ def main() -> None:
 
 def write_blocks(folder: Path, model: Path, steps: int) -> None:
     """One long document of this repository's own text, cut into blocks."""
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     from tests.token_blocks import make_blocks
     from toolkit.data.encode import TextTokenizer
 

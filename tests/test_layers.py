@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
-COMMON = {"errors", "config", "manifest", "plain", "progress", "lazy_torch"}
+COMMON = {"errors", "config", "manifest", "plain", "progress", "lazy_torch", "machine"}
 MAY_IMPORT = {
     "errors": set(),
     "plain": {"errors"},
     "config": {"errors", "plain"},
     "manifest": {"errors", "config"},
     "progress": set(),
+    "machine": {"errors", "progress"},
     "lazy_torch": set(),
     "checkpoint": COMMON,
     "data": COMMON,
@@ -25,7 +26,7 @@ MAY_IMPORT = {
     "evaluate": COMMON | {"checkpoint", "data", "generate"},
     "generate": COMMON | {"checkpoint", "merge"},
     "search": COMMON | {"merge", "evaluate"},
-    "select": COMMON,
+    "select": COMMON | {"evaluate", "search"},
     "model_config": COMMON | {"data"},
     "plan": COMMON | {"model_config", "data", "train", "checkpoint", "evaluate"},
     "report": COMMON,
