@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
-COMMON = {"errors", "config", "manifest", "plain", "progress", "lazy_torch", "machine"}
+COMMON = {"errors", "config", "manifest", "plain", "progress", "machine"}
 MAY_IMPORT = {
     "errors": set(),
     "plain": {"errors"},
@@ -17,7 +17,6 @@ MAY_IMPORT = {
     "manifest": {"errors", "config"},
     "progress": set(),
     "machine": {"errors", "progress"},
-    "lazy_torch": set(),
     "checkpoint": COMMON,
     "data": COMMON,
     "train": COMMON | {"checkpoint", "data", "model_config"},
