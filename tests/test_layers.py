@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
-COMMON = {"errors", "config", "manifest", "plain", "progress", "machine"}
+COMMON = {"errors", "config", "manifest", "plain", "progress", "machine", "statistics"}
 MAY_IMPORT = {
     "errors": set(),
     "plain": {"errors"},
@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "manifest": {"errors", "config"},
     "progress": set(),
     "machine": {"errors", "progress"},
+    "statistics": {"errors"},
     "checkpoint": COMMON,
     "data": COMMON,
     "train": COMMON | {"checkpoint", "data", "model_config"},
