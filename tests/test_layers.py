@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
-COMMON = {"errors", "config", "manifest", "plain", "progress", "lazy_torch", "machine"}
+COMMON = {
+    "errors",
+    "config",
+    "manifest",
+    "plain",
+    "progress",
+    "lazy_torch",
+    "machine",
+    "statistics",
+}
 MAY_IMPORT = {
     "errors": set(),
     "plain": {"errors"},
@@ -18,6 +27,7 @@ MAY_IMPORT = {
     "progress": set(),
     "machine": {"errors", "progress"},
     "lazy_torch": set(),
+    "statistics": {"errors"},
     "checkpoint": COMMON,
     "data": COMMON,
     "train": COMMON | {"checkpoint", "data", "model_config"},

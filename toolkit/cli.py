@@ -19,6 +19,7 @@ from toolkit.merge.moe.cli import merge_moe
 from toolkit.stages.machine_cli import machine
 from toolkit.stages.mixing_cli import fit_app
 from toolkit.stages.planning_cli import plan
+from toolkit.stages.powering_cli import power
 from toolkit.stages.publishing_cli import app as publish_app
 from toolkit.stages.studying_cli import app as study_app
 from toolkit.stages.training_cli import anneal, checkpoint_app, middles, sft_app
@@ -50,6 +51,7 @@ merge_app.command("moe")(merge_moe)
 app.command("eval")(evaluate)
 app.command()(middles)
 app.command("plan")(plan)
+app.command()(power)
 app.command()(machine)
 
 RecipeName = Annotated[

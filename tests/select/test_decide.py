@@ -12,7 +12,7 @@ from tests.search.worlds import WORLDS, StudyFigures, decide_study, run_study
 
 
 def studies(world: str, count: int) -> list[StudyFigures]:
-    return [run_study(WORLDS[world], 1000 + number, resamples=50) for number in range(count)]
+    return [run_study(WORLDS[world], 1000 + number) for number in range(count)]
 
 
 def test_a_good_merge_is_found_and_no_method_is_said_to_beat_the_sweep():
@@ -50,5 +50,5 @@ def test_what_is_chosen_is_known_in_full_and_every_step_is_told():
 
 @pytest.mark.parametrize("seed", [3, 4])
 def test_the_same_study_twice(seed: int):
-    one, two = (run_study(WORLDS["14 documents"], seed, resamples=50) for _ in range(2))
+    one, two = (run_study(WORLDS["14 documents"], seed) for _ in range(2))
     assert one == two
