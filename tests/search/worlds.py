@@ -26,9 +26,10 @@ from toolkit.merge.config import MergeConfig
 from toolkit.progress import console
 from toolkit.search.config import SearchSection
 from toolkit.search.final import MERGE, ScoredTestSets, final_figures
-from toolkit.search.objective import Objective, named_seed
+from toolkit.search.objective import Objective
 from toolkit.search.parts import divide
 from toolkit.search.plan import Plan
+from toolkit.search.raced_set import named_seed
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, MergeSpace, load_spaces
 from toolkit.select import SelectSection

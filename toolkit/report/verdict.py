@@ -127,12 +127,27 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             f"The search computed {used:,} tokens, {used / whole:.0%} of scoring every candidate "
             "on everything."
         )
+    if (line := precision_line(results)) is not None:
+        lines.append(line)
     if (times := results.get("test_scorings", 1)) > 1:
         lines.append(
             f"The test sets were scored {times} times; figures that were looked at before a change "
             "are no longer independent of it."
         )
     return lines
+
+
+_TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def precision_line(results: Mapping[str, Any]) -> str | None:
+    """In which arithmetic the figures were made; None in reports of versions that did not say."""
+    used = results.get("precision") or {}
+    scoring, training = (_TYPES.get(used.get(key) or "") for key in ("scoring", "training"))
+    if scoring is None:
+        return None
+    trained = f"; the specialist was trained in {training}" if training else ""
+    return f"Every model was scored in {scoring} arithmetic{trained}."
 
 
 def lost_sets(results: Mapping[str, Any], model: str) -> list[tuple[str, Mapping[str, float], str]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.evaluate.power import power_of
 from toolkit.machine import DTYPE_NAMES
-from toolkit.manifest import Stage
+from toolkit.manifest import MANIFEST, Stage, read_manifest
 from toolkit.merge.run import to_yaml
 from toolkit.progress import progress, say
 from toolkit.recipe import Recipe
@@ -115,6 +115,12 @@ def run_choosing(
         results = _results(name, search, outcomes, verdict, losses)
         results["test_scorings"] = ledger.count
         results["power"] = [one.as_json() for one in power]
+        results["precision"] = {
+            "scoring": precision,
+            "training": read_manifest(specialist)["results"].get("precision")
+            if (specialist / MANIFEST).is_file()
+            else None,
+        }
         write_report(
             results,
             work,
