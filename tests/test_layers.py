@@ -9,16 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
-COMMON = {
-    "errors",
-    "config",
-    "manifest",
-    "plain",
-    "progress",
-    "lazy_torch",
-    "machine",
-    "statistics",
-}
+COMMON = {"errors", "config", "manifest", "plain", "progress", "machine", "statistics"}
 MAY_IMPORT = {
     "errors": set(),
     "plain": {"errors"},
@@ -26,7 +17,6 @@ MAY_IMPORT = {
     "manifest": {"errors", "config"},
     "progress": set(),
     "machine": {"errors", "progress"},
-    "lazy_torch": set(),
     "statistics": {"errors"},
     "checkpoint": COMMON,
     "data": COMMON,

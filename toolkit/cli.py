@@ -165,7 +165,6 @@ def merge_run(
     """Run a merge configuration."""
     from toolkit.merge.config import load_merge_config
     from toolkit.merge.run import run_merge
-    from toolkit.progress import say
 
     wanted = load_merge_config(config)
     plan = run_merge(
@@ -176,7 +175,7 @@ def merge_run(
         truncate_embeddings=truncate,
         device=device,
     )
-    say(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}")
+    print(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}", flush=True)
     if diagnose:
         from toolkit.stages.diagnosing import diagnose_merge
 
