@@ -29,7 +29,8 @@ def test_no_gain_is_claimed_where_there_is_none():
 
 
 def test_a_method_that_is_better_is_found():
-    assert sum(s.beats for s in studies("ties 8 % better", 10)) >= 5
+    """Not often: a third of the documents must show it, and the sampler must come to its place."""
+    assert sum(s.beats for s in studies("ties 8 % better", 10)) >= 2
 
 
 def test_what_is_chosen_is_known_in_full_and_every_step_is_told():
