@@ -127,21 +127,6 @@ def test_the_sampler_learns_from_the_sweep_and_from_what_failed(journal: Path):
     assert min(near) > 0.05  # of a range from 0.1 to 1.2
 
 
-def test_a_study_of_an_earlier_version_goes_on(journal: Path):
-    """There each part of an outcome was an attribute of its own."""
-    first = summary(journal)
-    lines = []
-    for line in journal.read_text().splitlines():
-        row = json.loads(line)
-        parts = row.get("user_attr", {}).get("outcome")
-        rows = [row] if parts is None else [{**row, "user_attr": {n: v}} for n, v in parts.items()]
-        lines += map(json.dumps, rows)
-    journal.write_text("".join(f"{line}\n" for line in lines))
-    bench = FakeBench()
-    assert summary(journal, bench) == first
-    assert bench.merged == []
-
-
 def test_a_study_of_another_recipe_says_which_key_differs(journal: Path):
     open_study(journal, plan())
     other = {"search": {"candidates": 12}, "seed": 7}

@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
 
 def _as_written(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Any:
     if isinstance(node, yaml.ScalarNode):
-        return {tag: loader.construct_scalar(node)}
+        return {f"!{tag}": loader.construct_scalar(node)}
     return None
 
 
