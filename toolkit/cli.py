@@ -159,6 +159,14 @@ def merge_run(
     allow_non_finite: Annotated[
         bool, typer.Option("--allow-non-finite", help="Merge tensors with NaN or infinity.")
     ] = False,
+    truncate: Annotated[
+        bool,
+        typer.Option(
+            "--truncate-embeddings",
+            help="Cut embeddings to the rows of the shortest, where the same rows are the same "
+            "tokens (mergekit: --unsafe-truncate-embeddings).",
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps, ...")] = "cpu",
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Then write OUT.diagnosis.html and .json.")
@@ -170,7 +178,14 @@ def merge_run(
     from toolkit.progress import say
 
     wanted = load_merge_config(config)
-    plan = run_merge(wanted, out, seed=seed, allow_non_finite=allow_non_finite, device=device)
+    plan = run_merge(
+        wanted,
+        out,
+        seed=seed,
+        allow_non_finite=allow_non_finite,
+        truncate_embeddings=truncate,
+        device=device,
+    )
     say(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}")
     if diagnose:
         from toolkit.stages.diagnosing import diagnose_merge

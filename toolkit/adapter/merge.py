@@ -157,8 +157,13 @@ def _open(name: str) -> AdapterFolder:
                 f"{adapter.file}: is a DoRA (at {tensor}), whose change depends on the model; "
                 + again
             )
-    if adapter.saved:
-        tensor = next(iter(adapter.saved))
+    if adapter.wrapped:
+        raise MergeError(
+            f"{adapter.file}: changes parameters of several experts at once (target_parameters), "
+            "which cannot be merged by their factors; " + again
+        )
+    if kept := [*adapter.saved, *adapter.rows, *adapter.biases]:
+        tensor = kept[0]
         raise MergeError(
             f"{adapter.file}: stores {tensor} whole, which is no change to merge; " + again
         )
@@ -188,7 +193,7 @@ def _shape(adapters: Sequence[AdapterFolder], name: str) -> tuple[int, ...]:
                 f"{name}: {having[0].folder} changes {list(shapes[0])} and {adapter.folder} "
                 f"{list(shape)}; adapters must be of one model."
             )
-        if adapter.is_turned(name) != having[0].is_turned(name):
+        if adapter.says_turned(name) != having[0].says_turned(name):
             raise MergeError(
                 f"{name}: {having[0].folder} and {adapter.folder} differ in fan_in_fan_out; "
                 "adapters must be of one model."

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.checkpoint.appear import appearing, refuse_taken
+from toolkit.checkpoint.loadable import refuse_unloadable
 from toolkit.checkpoint.read import TORCH_NAMES, Checkpoint, is_float, open_checkpoint, read_header
 from toolkit.checkpoint.resume import state_folder
 from toolkit.checkpoint.side_files import copy_side_files
@@ -144,6 +145,7 @@ def _write_average(
                     model.give_back(tensor.name)
     shutil.copyfile(like.folder / "config.json", work / "config.json")
     copy_side_files(like.folder, work)
+    refuse_unloadable(work, like.folder)
     return count
 
 

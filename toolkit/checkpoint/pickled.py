@@ -18,6 +18,7 @@ from toolkit.checkpoint.read import (
     check_index,
     list_files,
 )
+from toolkit.checkpoint.usable import refuse_unusable
 from toolkit.errors import CheckpointError
 from toolkit.lazy_torch import Tensor, torch
 
@@ -32,6 +33,7 @@ class PickledCheckpoint(Checkpoint):
         tensors: what there is.
         loaded: the same, as torch sees it.
         mapped: files whose pages may be given back; the others are held in memory.
+        unheld: see `Checkpoint`.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class PickledCheckpoint(Checkpoint):
         tensors: dict[str, TensorInfo],
         loaded: dict[str, Tensor],
         mapped: frozenset[Path],
+        unheld: frozenset[str] = frozenset(),
     ) -> None:
-        super().__init__(folder, tensors)
+        super().__init__(folder, tensors, unheld)
         self._loaded = loaded
         self._mapped = mapped
 
@@ -89,8 +92,9 @@ def open_pickled(folder: Path, name: str = "pytorch_model.bin") -> Checkpoint | 
             loaded[name] = tensor.detach()
     if not files:
         return None
-    check_index(folder / index, weight_map, tensors)
-    return PickledCheckpoint(folder, tensors, loaded, frozenset(mapped))
+    refuse_unusable(folder, tensors)
+    unheld = check_index(folder / index, weight_map, tensors)
+    return PickledCheckpoint(folder, tensors, loaded, frozenset(mapped), unheld)
 
 
 def _load(file: Path) -> tuple[dict[str, Any], bool]:

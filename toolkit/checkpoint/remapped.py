@@ -94,7 +94,7 @@ class RemappedCheckpoint(Checkpoint):
             file = infos[name].file if name in infos else file
             num_bytes = math.prod(new.shape) * item_bytes(new.dtype)
             infos[name] = TensorInfo(file, new.dtype, new.shape, 0, num_bytes)
-        super().__init__(model.folder, infos)
+        super().__init__(model.folder, infos, model.unheld)
         self._model, self._remapped = model, tensors
         self._gathered: dict[str, GatheredRows] = {}
 

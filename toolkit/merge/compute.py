@@ -5,7 +5,7 @@ A merge that only kernels run never loads torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,14 @@ _OUT: dict[str, type[np.generic]] = {"BF16": np.uint16, "F16": np.float16, "F32"
 
 class NonFiniteError(Exception):
     """An input holds NaN or infinity; which one is the caller's to find out and to say."""
+
+
+def _overflowed(task: TensorTask, dtype: str) -> MergeError:
+    return MergeError(
+        f"{task.name}: the merged values do not fit into {TORCH_NAMES[dtype]}, though those of the "
+        "models are finite; write a wider type (out_dtype: bfloat16 or float32), or give smaller "
+        "weights."
+    )
 
 
 def check_device(device: str) -> None:
@@ -94,6 +102,7 @@ def run_task(
 
     Raises:
         NonFiniteError: an input holds NaN or infinity.
+        MergeError: no input does, and the result does not fit into `dtype`.
     """
     engine = engine_of(task, method, models, dtype, device)
     kernel = find_kernel(method.name, task.parameters, task.shape)
@@ -101,7 +110,10 @@ def run_task(
         read = RowReader([models.array(source) for source in task.inputs])
         kept = {} if memory is None else memory
         job = Job(read, task.shape, task.parameters, workers, kept, seed, task.name)
-        _run_kernel(kernel, job, put, _OUT[dtype], target)
+        try:
+            _run_kernel(kernel, job, put, _OUT[dtype], target)
+        except FloatingPointError:
+            raise _overflowed(task, dtype) from None
         return
     if engine == "copy":
         _check_equal(task, models)
@@ -114,8 +126,16 @@ def run_task(
     if not all(is_finite(tensor) for tensor in checked):
         raise NonFiniteError
     torch_dtype = getattr(torch, TORCH_NAMES[dtype])
+
+    def put_finite(start: int, data: memoryview) -> None:
+        if data.nbytes and not allow_non_finite:
+            block = torch.frombuffer(data, dtype=torch_dtype)
+            if block.is_floating_point() and not is_finite(block):
+                raise _overflowed(task, dtype)
+        put(start, data)
+
     merge_by_definition(
-        method, task, tensors, base, put, seed=seed, dtype=torch_dtype, device=device,
+        method, task, tensors, base, put_finite, seed=seed, dtype=torch_dtype, device=device,
         workers=workers,
     )  # fmt: skip
 
@@ -124,6 +144,7 @@ def _run_kernel(
     kernel: Kernel, job: Job, put: Put, kind: type[np.generic], target: NDArray[Any] | None
 ) -> None:
     settings = kernel.prepare(job)
+    is_tame = _is_tame(job.parameters)
 
     def merge(start: int, stop: int) -> int:
         rows = job.read(start, stop)
@@ -131,16 +152,42 @@ def _run_kernel(
         if kind is np.float16:  # kernels write none; from float32 it is still one cast
             single = np.empty(stop - start, np.float32)
             top = kernel.apply(rows, settings, start, single)
-            with np.errstate(over="ignore"):
+            with np.errstate(over="raise"):
                 whole[:] = single
         else:
             top = kernel.apply(rows, settings, start, whole)
+        # Values that cannot come near the end of float32 are not looked through.
+        if not (is_tame and top < _TAME_BITS) and top < NON_FINITE and not _is_finite(whole):
+            raise FloatingPointError
         if target is None:
             put(start, memoryview(whole))
         return top
 
     if max(job.workers.each(job.size, merge, kernel.unit(job))) >= NON_FINITE:
         raise NonFiniteError
+
+
+_TAME = 2.0**20
+_TAME_BITS = 0x53800000
+"""Bits of float32 2**40. Inputs below it, times a few settings between 2**-20 and 2**20, stay far
+below 2**127."""
+
+
+def _is_tame(parameters: Mapping[str, Any]) -> bool:
+    """Whether no setting of a method can carry an ordinary value beyond float32."""
+    for value in parameters.values():
+        for number in value if isinstance(value, (tuple, list)) else (value,):
+            is_number = isinstance(number, (int, float)) and bool(number)
+            if is_number and not 1.0 / _TAME <= abs(number) <= _TAME:
+                return False
+    return True
+
+
+def _is_finite(entries: NDArray[Any]) -> bool:
+    """Whether merged entries are finite; bfloat16 comes as its bits."""
+    if entries.dtype == np.uint16:
+        return not bool(((entries & 0x7F80) == 0x7F80).any())
+    return bool(np.isfinite(entries).all())
 
 
 def _check_equal(task: TensorTask, models: Models) -> None:

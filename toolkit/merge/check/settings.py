@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from toolkit.checkpoint.tensor_names import contains
 from toolkit.errors import MergeError
 from toolkit.lazy_torch import torch
 from toolkit.merge.check.findings import Finding, from_message
@@ -44,7 +45,7 @@ def check_filters(places: Places, survey: Survey) -> Iterator[Finding]:
             if not isinstance(setting, (Mapping, list, tuple)):
                 continue
             for wanted in dict.fromkeys(setting_filters(setting)):
-                if names and wanted != "*" and not any(wanted in name for name in names):
+                if names and wanted != "*" and not any(contains(name, wanted) for name in names):
                     yield Finding(
                         "warning",
                         f"{where}.{parameter}",

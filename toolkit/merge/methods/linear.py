@@ -89,5 +89,7 @@ def passthrough(tensors: Sequence[Tensor], *, scale: PerModel = (1.0,)) -> Tenso
     Reference:
         mergekit, passthrough.
     """
-    check_models("passthrough", tensors, 1, 1, "give each slice one source.")
+    check_models(
+        "passthrough", tensors, 1, 1, "give each slice one source, and leave out base_model."
+    )
     return tensors[0] * scale[0]

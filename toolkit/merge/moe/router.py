@@ -88,7 +88,7 @@ class _Reader:
         from transformers import AutoTokenizer
 
         self._mode, self._layers = config.gate_mode, plan.sparse_layers
-        folder = models.tokenizer_folders(config.base_model)[-1]
+        folder = models.token_folder(config.base_model)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError) as error:
