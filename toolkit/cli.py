@@ -19,6 +19,7 @@ from toolkit.merge.moe.cli import merge_moe
 from toolkit.stages.machine_cli import machine
 from toolkit.stages.mixing_cli import fit_app
 from toolkit.stages.planning_cli import plan
+from toolkit.stages.powering_cli import power
 from toolkit.stages.publishing_cli import app as publish_app
 from toolkit.stages.studying_cli import app as study_app
 from toolkit.stages.training_cli import anneal, checkpoint_app, middles, sft_app
@@ -50,6 +51,7 @@ merge_app.command("moe")(merge_moe)
 app.command("eval")(evaluate)
 app.command()(middles)
 app.command("plan")(plan)
+app.command()(power)
 app.command()(machine)
 
 RecipeName = Annotated[
@@ -175,7 +177,6 @@ def merge_run(
     """Run a merge configuration."""
     from toolkit.merge.config import load_merge_config
     from toolkit.merge.run import run_merge
-    from toolkit.progress import say
 
     wanted = load_merge_config(config)
     plan = run_merge(
@@ -186,7 +187,7 @@ def merge_run(
         truncate_embeddings=truncate,
         device=device,
     )
-    say(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}")
+    print(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}", flush=True)
     if diagnose:
         from toolkit.stages.diagnosing import diagnose_merge
 
