@@ -34,7 +34,7 @@ import numpy as np
 import yaml
 
 from toolkit.data.config import StageSection
-from toolkit.manifest import read_manifest
+from toolkit.manifest import json_lines, read_manifest
 from toolkit.model_config import ModelSection
 from toolkit.report.verdict import signed_interval
 from toolkit.search.config import RaceSection
@@ -45,7 +45,7 @@ from toolkit.search.plan import Plan
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alpha_of, sweep_point
 from toolkit.search.worker import Outcome, score_missing
-from toolkit.stages.chain import Run, _merge_stage, ensure_cpt
+from toolkit.stages.chain import Run, ensure_cpt, merge_stage
 from toolkit.stages.merged import named
 from toolkit.stages.searching import Search, prepare_search
 
@@ -89,7 +89,7 @@ class Benchmark:
         self.general, self.data, self.specialist = (
             run.root / name for name in ("general", "data", "cpt")
         )
-        self.stage = _merge_stage(run, self.general, self.data, self.specialist, {})
+        self.stage = merge_stage(run, self.general, self.data, self.specialist, {})
         self.seconds = 0.0
         self.outcomes: list[Outcome] = []
         self.search_of: Search | None = None
@@ -274,7 +274,7 @@ def _replay(full: Sequence[Outcome], objective: Objective) -> tuple[Outcome, flo
 
 def _texts(path: Path, ids: Sequence[Sequence[str]]) -> list[str]:
     wanted = {name for names in ids for name in names}
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    rows = map(json.loads, json_lines(path.read_text(encoding="utf-8")))
     return [row["text"] for row in rows if row["id"] in wanted]
 
 

@@ -19,6 +19,7 @@ from toolkit.merge.moe.cli import merge_moe
 from toolkit.stages.machine_cli import machine
 from toolkit.stages.mixing_cli import fit_app
 from toolkit.stages.planning_cli import plan
+from toolkit.stages.powering_cli import power
 from toolkit.stages.publishing_cli import app as publish_app
 from toolkit.stages.studying_cli import app as study_app
 from toolkit.stages.training_cli import anneal, checkpoint_app, middles, sft_app
@@ -50,12 +51,17 @@ merge_app.command("moe")(merge_moe)
 app.command("eval")(evaluate)
 app.command()(middles)
 app.command("plan")(plan)
+app.command()(power)
 app.command()(machine)
 
 RecipeName = Annotated[
     str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
 ]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
+Verify = Annotated[
+    bool,
+    typer.Option("--verify", help="Read all files of finished stages anew."),
+]
 
 
 def main() -> None:
@@ -79,10 +85,12 @@ def main() -> None:
 
 
 @data_app.command("run")
-def data_run(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
+def data_run(recipe: RecipeName, runs: Runs = Path("runs"), verify: Verify = False) -> None:
     """Fetch, clean, split, tokenise and pack a recipe's documents."""
+    from toolkit.file_hashes import verify_all
     from toolkit.stages.chain import ensure_data
 
+    verify_all(verify)
     ensure_data(_open(recipe, runs))
 
 
@@ -96,11 +104,14 @@ def cpt_run(
             "--change-schedule", help="Continue an interrupted run under a changed schedule."
         ),
     ] = False,
+    verify: Verify = False,
 ) -> None:
     """Train a recipe's general model into the specialist."""
+    from toolkit.file_hashes import verify_all
     from toolkit.stages.chain import ensure_cpt
     from toolkit.stages.outlook import say_outlook
 
+    verify_all(verify)
     run = _open(recipe, runs)
     say_outlook(run, "cpt")
     ensure_cpt(run, change_schedule=change_schedule)
@@ -116,11 +127,14 @@ def merge_choose(
             "--score-test-again", help="Score the test documents for another choice; is counted."
         ),
     ] = False,
+    verify: Verify = False,
 ) -> None:
     """Search, choose and write a recipe's merge; runs data and cpt first where needed."""
+    from toolkit.file_hashes import verify_all
     from toolkit.stages.chain import ensure_merge, show_outcome
     from toolkit.stages.outlook import say_outlook
 
+    verify_all(verify)
     run = _open(recipe, runs)
     say_outlook(run, "merge")
     show_outcome(ensure_merge(run, score_test_again=score_test_again))
@@ -163,7 +177,6 @@ def merge_run(
     """Run a merge configuration."""
     from toolkit.merge.config import load_merge_config
     from toolkit.merge.run import run_merge
-    from toolkit.progress import say
 
     wanted = load_merge_config(config)
     plan = run_merge(
@@ -174,7 +187,7 @@ def merge_run(
         truncate_embeddings=truncate,
         device=device,
     )
-    say(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}")
+    print(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}", flush=True)
     if diagnose:
         from toolkit.stages.diagnosing import diagnose_merge
 

@@ -62,6 +62,39 @@ def test_faults(changes: dict[str, Any], words: str):
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"models": []},
+        {"models": {"model": "a"}},
+        {"models": ["a"]},
+        {"models": [{"model": "a", "weight": 1}]},
+        {"models": [{"parameters": {}}]},
+        {"models": [{"model": ""}]},
+        {"models": [{"model": 3}]},
+        {"models": [{"model": "a", "parameters": [1]}]},
+        {"models": [{"model": "a", "parameters": {"weight": None}}]},
+        {"models": [{"model": "a", "parameters": {"weight": float("nan")}}]},
+        {"models": [{"model": "a", "parameters": {"weight": []}}]},
+        {"models": [{"model": "a", "parameters": {"weight": [1, {"value": 2}]}}]},
+        {"models": [{"model": "a", "parameters": {"weight": [{"filter": "mlp"}]}}]},
+        {"models": [{"model": "a", "parameters": {1: 2}}]},
+        {"models": None},
+        {"base_model": 1},
+        {"base_model": ""},
+        {"dtype": 16},
+        {"merge_method": 1},
+        {"merge_method": None},
+        {"parameters": 1},
+        {"slices": []},
+    ],
+    ids=str,
+)
+def test_values_of_another_kind_are_faults(changes: dict[str, Any]):
+    with pytest.raises(ConfigError):
+        parse(**changes)
+
+
 def test_keys_that_change_nothing_are_said(capsys: pytest.CaptureFixture[str]):
     parse(random_seed=0, name="x")
     said = capsys.readouterr().err

@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from toolkit.adapter.folder import AdapterWriter, check_written
 from toolkit.adapter.lowrank import fit_dense, frobenius
 from toolkit.adapter.report import AdapterReport, LayerRow, OtherRow, by_layer
@@ -20,7 +23,6 @@ from toolkit.checkpoint.own_head import own_head
 from toolkit.checkpoint.read import Checkpoint, TensorInfo, is_float
 from toolkit.checkpoint.tensor_names import is_buffer
 from toolkit.errors import ConfigError, MergeError, sentence_end
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.kernels.stream import stream_key
 from toolkit.merge.models import Models
 from toolkit.merge.references import find_folder, parse_reference

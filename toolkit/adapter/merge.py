@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from toolkit.adapter.folder import AdapterWriter, check_written
 from toolkit.adapter.lowrank import Factors, Fit, fit_dense, fit_sum
 from toolkit.adapter.report import AdapterReport, LayerRow
 from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.lora import AdapterFolder, open_adapter
 from toolkit.errors import ConfigError, MergeError
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.config import InputModel, MergeConfig
 from toolkit.merge.definition import compute_tensor
 from toolkit.merge.kernels.stream import stream_key

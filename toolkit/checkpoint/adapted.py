@@ -17,9 +17,10 @@ from toolkit.checkpoint.read import Checkpoint, Entries
 from toolkit.checkpoint.tensor_names import is_head, is_vocabulary
 from toolkit.checkpoint.write import tensor_bytes
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import Tensor, torch
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from toolkit.checkpoint.memory_names import MemoryNames
 
 
@@ -78,6 +79,8 @@ class AdaptedCheckpoint(Checkpoint):
         self.model.give_back(self.heads.get(name, name))
 
     def _merged(self, name: str) -> Tensor:
+        import torch
+
         adapter = self._adapter
         read = adapter.tensors.tensor
         stored = self.model.tensor(self.heads.get(name, name))
@@ -104,6 +107,8 @@ class AdaptedCheckpoint(Checkpoint):
         weight = weight + self._adapter.scale(name) * change
         if (own := self._adapter.parts[name].get("lora_magnitude_vector")) is not None:
             rows = weight.T if turned else weight
+            import torch
+
             rows = rows * (read(own).float() / torch.linalg.norm(rows, dim=1))[:, None]
             weight = rows.T if turned else rows
         return weight.to(stored.dtype).contiguous()

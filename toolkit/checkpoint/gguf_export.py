@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from toolkit.checkpoint.gguf_vocabulary import GgufVocabulary, read_vocabulary
 from toolkit.checkpoint.own_head import own_head
 from toolkit.checkpoint.read import Checkpoint, open_checkpoint
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import torch
 
 GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0")
 _MODEL_TYPES = ("llama", "mistral")

@@ -20,7 +20,6 @@ from typing import Any
 
 from toolkit.checkpoint.read import open_checkpoint
 from toolkit.errors import CheckpointError, warn
-from toolkit.lazy_torch import torch
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor, by its name on disk."""
@@ -99,6 +98,7 @@ def loading_faults(values: Mapping[str, Any], shapes: Shapes) -> Faults | None:
         model is made of; none where all is well. None where transformers does not know the model:
         code that comes with one is never run.
     """
+    import torch
     import transformers
 
     plain = {key: value for key, value in values.items() if key != "quantization_config"}
@@ -140,6 +140,7 @@ def loading_faults(values: Mapping[str, Any], shapes: Shapes) -> Faults | None:
 
 def class_of(config: Any) -> Any:
     """The class that a config names, else the one for language models, else the plain one."""
+    import torch
     import transformers
 
     for name in getattr(config, "architectures", None) or ():

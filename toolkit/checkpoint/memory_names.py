@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.lazy_torch import torch
-
 
 @dataclass(frozen=True)
 class MemoryNames:
@@ -77,6 +75,7 @@ def build_on_meta(folder: Path) -> Any | None:
     Returns:
         None where transformers does not know it, or cannot build it; its own code is never run.
     """
+    import torch
     import transformers
 
     from toolkit.checkpoint.loadable import class_of

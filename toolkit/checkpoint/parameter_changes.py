@@ -10,13 +10,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.lora import AdapterFolder
 from toolkit.checkpoint.memory_names import build_on_meta
 from toolkit.checkpoint.read import Checkpoint
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import Tensor, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ParameterChanges:
@@ -36,6 +38,8 @@ class ParameterChanges:
     """
 
     def __init__(self, adapter: AdapterFolder, model: Checkpoint) -> None:
+        import torch
+
         self._adapter, self._model = adapter, build_on_meta(model.folder)
         if self._model is None:
             raise CheckpointError(
@@ -64,6 +68,8 @@ class ParameterChanges:
 
     def change(self, name: str) -> Tensor:
         """What is added to a stored tensor, float32."""
+        import torch
+
         parameter = self.names[name]
         if self._held[0] != parameter:
             wrapper, own = self._wrappers[self._paths[parameter]], self._paths[parameter]

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from toolkit.checkpoint.read import (
     TORCH_NAMES,
@@ -20,7 +22,6 @@ from toolkit.checkpoint.read import (
 )
 from toolkit.checkpoint.usable import refuse_unusable
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import Tensor, torch
 
 _STORED = {f"torch.{torch_name}": name for name, torch_name in TORCH_NAMES.items()}
 

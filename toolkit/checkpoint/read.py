@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from toolkit.checkpoint.tensor_names import is_vocabulary
 from toolkit.checkpoint.usable import refuse_unusable
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import Tensor, torch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 TORCH_NAMES: Mapping[str, str] = {
     "F64": "float64",
@@ -147,6 +150,8 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """A tensor in its stored type; its memory is the mapped file, so it must not be written."""
+        import torch
+
         info = self.info(name)
         dtype: torch.dtype = getattr(torch, TORCH_NAMES[info.dtype])
         if info.num_bytes == 0:

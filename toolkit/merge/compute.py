@@ -6,7 +6,7 @@ A merge that only kernels run never loads torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from toolkit.checkpoint.read import TORCH_NAMES, has_array, is_float
 from toolkit.checkpoint.write import tensor_bytes
 from toolkit.errors import MergeError
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.definition import merge_by_definition
-from toolkit.merge.kernels.fast import Kernel, find_kernel
+from toolkit.merge.kernels.compiled import KernelError
+from toolkit.merge.kernels.fast import Kernel, find_kernel, forgo_kernel
 from toolkit.merge.kernels.job import Job
 from toolkit.merge.kernels.rows import RowReader
 from toolkit.merge.kernels.sizes import NON_FINITE
@@ -24,6 +24,9 @@ from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
 from toolkit.merge.registry import Method
 from toolkit.merge.task import TensorTask
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Put = Callable[[int, memoryview], None]
 """`put(start, data)`: takes merged entries, from entry `start` on; called from several threads."""
@@ -51,6 +54,8 @@ def check_device(device: str) -> None:
     """
     if device == "cpu":
         return
+    import torch
+
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
@@ -115,9 +120,11 @@ def run_task(
         job = Job(read, task.shape, task.parameters, workers, kept, seed, task.name)
         try:
             _run_kernel(kernel, job, put, _OUT[dtype], target, refuse_overflow)
+            return
         except FloatingPointError:
             raise _overflowed(task, dtype) from None
-        return
+        except KernelError as error:  # the definition overwrites blocks that are written already
+            forgo_kernel(method.name, error)
     if engine == "copy":
         _check_equal(task, models)
         put(0, tensor_bytes(models.read(task.leader)))
@@ -128,6 +135,8 @@ def run_task(
     checked = [] if allow_non_finite else everyone
     if not all(is_finite(tensor) for tensor in checked):
         raise NonFiniteError
+    import torch
+
     torch_dtype = getattr(torch, TORCH_NAMES[dtype])
 
     def put_finite(start: int, data: memoryview) -> None:
@@ -202,6 +211,8 @@ def _check_equal(task: TensorTask, models: Models) -> None:
     """Refuse integers that differ: they are no weights, and whose are right cannot be known."""
     if task.is_copied:
         return
+    import torch
+
     kept = models.read(task.leader)
     for source in task.inputs:
         if not torch.equal(models.read(source), kept):
@@ -214,4 +225,6 @@ def _check_equal(task: TensorTask, models: Models) -> None:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or infinite; torch asks this of no 8-bit type itself."""
+    import torch
+
     return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())

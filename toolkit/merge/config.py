@@ -5,6 +5,7 @@ Unknown keys are faults, where mergekit passes over them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,6 @@ from typing_extensions import Self
 
 from toolkit.config import PositiveInt, Section, load_yaml, parse_section
 from toolkit.errors import ConfigError, warn
-from toolkit.merge.simple import fault_of_setting
 
 Scalar = bool | int | float | str
 Settings = dict[str, Any]
@@ -24,9 +24,32 @@ Settings = dict[str, Any]
 def _check_settings(value: object) -> object:
     if isinstance(value, dict):
         for name, setting in value.items():
-            if fault := fault_of_setting(setting):
+            if fault := _fault_of_setting(setting):
                 raise ValueError(f"{name}: {fault} (got {setting!r})")
     return value
+
+
+def _fault_of_setting(setting: object) -> str | None:
+    """What is wrong with a setting: a scalar, a gradient, or filtered settings; None if nothing."""
+    if isinstance(setting, float) and not math.isfinite(setting):
+        return "must be a finite number"
+    if isinstance(setting, (bool, int, float, str)):
+        return None
+    if isinstance(setting, dict):
+        if unknown := set(setting) - {"filter", "value"}:
+            return f"unknown key {sorted(map(str, unknown))[0]!r}; a setting has filter and value"
+        if "value" not in setting:
+            return "a filtered setting needs a value"
+        return _fault_of_setting(setting["value"])
+    if isinstance(setting, list) and setting:
+        faults = (_fault_of_setting(item) for item in setting)
+        if any(isinstance(item, list) for item in setting):
+            return "must be a list over depth, not a list of lists"
+        kinds = {isinstance(item, dict) for item in setting}
+        if len(kinds) > 1:
+            return "mixes numbers and filters"
+        return next((fault for fault in faults if fault), None)
+    return "must be a value, a list over depth, or a list of {filter, value}"
 
 
 ParameterSettings = Annotated[Settings, BeforeValidator(_check_settings)]

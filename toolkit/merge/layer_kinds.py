@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.checkpoint.memory_names import build_on_meta
-from toolkit.lazy_torch import torch
 
 Signature = Mapping[str, Any]
 """Of one layer: types, shapes and plain attributes of its modules, by their paths."""
@@ -112,6 +111,8 @@ def _write(folder: str, values: Mapping[str, Any]) -> None:
 
 def _find_stack(model: Any, stack: str, num_layers: int) -> Any | None:
     """The list of layers whose name in memory ends most like the stack's in the files."""
+    import torch
+
     lists = {
         name: module
         for name, module in model.named_modules()

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.own_head import own_head
 from toolkit.checkpoint.read import Checkpoint, Entries, open_checkpoint
 from toolkit.checkpoint.tensor_names import is_vocabulary
 from toolkit.errors import MergeError
-from toolkit.lazy_torch import Tensor
 from toolkit.merge.config_parts import config_parts, tie_setting, untie
 from toolkit.merge.layers import Shapes
 from toolkit.merge.references import find_folder, parse_reference
 from toolkit.merge.task import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def has_tokenizer(folder: Path) -> bool:

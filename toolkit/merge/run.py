@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -21,6 +21,7 @@ from toolkit.merge.compute import (
     is_finite,
     run_task,
 )
+from toolkit.merge.config import MergeConfig
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.loadable import refuse_unloadable_merge
 from toolkit.merge.methods.checks import ParameterError, at_fault
@@ -32,9 +33,6 @@ from toolkit.merge.registry import all_methods
 from toolkit.merge.task import TensorTask
 from toolkit.merge.thresholds import with_thresholds
 from toolkit.merge.tokenizer import check_tokenizer, tokenizer_source, write_tokenizer
-
-if TYPE_CHECKING:
-    from toolkit.merge.config import MergeConfig
 
 
 def run_merge(

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from toolkit.checkpoint.load import (
     load_causal_model,
     load_model_config,
@@ -18,7 +21,6 @@ from toolkit.checkpoint.load import (
 from toolkit.checkpoint.loadable import folder_faults
 from toolkit.checkpoint.read import Checkpoint, is_float, open_checkpoint
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.publish.config import Format
 
 _TEXTS = (

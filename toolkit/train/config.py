@@ -168,7 +168,7 @@ class TrainSection(Section):
     gradient_checkpointing: Literal["none", "selective", "full"] = "selective"
     """Which activations are computed again in the backward pass rather than kept. `selective`: all
     but the results of matrix products and attention, at hardly any time; `full`: whole blocks, for
-    the least memory. The numbers are the same, bit for bit. On a CPU in bf16, models of the Llama
+    the least memory. The numbers are the same, bit for bit. On a CPU, models of the Llama
     family train with fused blocks that keep no more than `selective` does, so that `none` is the
     same there."""
 
@@ -251,6 +251,16 @@ class TrainSection(Section):
     def keeps_best(self) -> bool:
         """Whether the best state is looked for."""
         return self.keep_best or self.use == "best"
+
+
+def watch_decides(section: TrainSection) -> bool:
+    """Whether figures of the watch change what is trained or kept, rather than being shown."""
+    return section.watch.gate != "warn" or section.keeps_best
+
+
+def without_effect(section: TrainSection) -> tuple[str, ...]:
+    """Keys of a stage's identity that change nothing under these settings."""
+    return () if watch_decides(section) else ("config.train.watch.tolerance",)
 
 
 WITHOUT_EFFECT = ("save_every_steps", "keep_states", "keep_when_done", "keep_best", "trackers")

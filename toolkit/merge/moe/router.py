@@ -10,8 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from toolkit.errors import MergeError
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.models import Models
 from toolkit.merge.moe.config import RANDOM_GATES, ExpertSection, MoeConfig
 from toolkit.merge.moe.plan import MoePlan

@@ -6,14 +6,15 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 import yaml
+from torch import Tensor
 
 from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.read import TORCH_NAMES, item_bytes
 from toolkit.checkpoint.side_files import copy_tokenizer_files
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter, tensor_bytes
 from toolkit.errors import MergeError
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.compute import is_finite
 from toolkit.merge.loadable import refuse_unloadable_merge
 from toolkit.merge.models import Models
