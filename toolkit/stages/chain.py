@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from toolkit.data.config import DataSection, identity_of_data
-from toolkit.errors import CheckpointError, ConfigError
+from toolkit.errors import CheckpointError, ConfigError, MergeError
 from toolkit.evaluate.config import identity_of_evaluation
 from toolkit.manifest import Stage, content_hash, hash_bytes, hash_file, hash_json, read_manifest
 from toolkit.model_config import ModelSection, ScratchSection, identity_of_model
@@ -204,7 +204,19 @@ def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
     stage = cpt_stage(run, general, data)
     if change_schedule:
         _adopt_schedule(stage)
-    return _ensure(stage, "cpt", lambda: train_specialist(run.recipe, stage, general, data))
+
+    def train() -> None:
+        if why := first_alone(lambda: _why_not_live(general)):
+            say(f"  note: `toolkit merge choose` will not be able to merge this model ({why})")
+        train_specialist(run.recipe, stage, general, data)
+
+    return _ensure(stage, "cpt", train)
+
+
+def _why_not_live(general: Path) -> str:
+    from toolkit.merge.live_proof import why_not_live
+
+    return why_not_live(general)
 
 
 def cpt_stage(run: Run, general: Path, data: Path) -> Stage:
@@ -254,7 +266,14 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     """The merge stage: search, choice, test, and the merged model on disk."""
     from toolkit.stages.finishing import ensure_specialist
 
-    general, data, specialist = ensure_general(run), ensure_data(run), ensure_specialist(run)
+    general, data = ensure_general(run), ensure_data(run)
+    if not cpt_stage(run, general, data).is_complete() and (why := _why_not_live(general)):
+        raise MergeError(
+            f"{general}: its merges cannot be made in memory ({why}), which a search needs; said "
+            "before hours of training. `toolkit cpt run` trains it, and `toolkit merge run` merges "
+            "on disk."
+        )
+    specialist = ensure_specialist(run)
     recipe, others = run.recipe, ensure_models(run)
     stage = _merge_stage(run, general, data, specialist, others)
 
