@@ -6,13 +6,24 @@ architecture needs no entry here; what no rule can guess stands in `_SETTINGS`.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.head import can_pad
+from toolkit.evaluate.likelihood import ItemSet, score_documents
+from toolkit.evaluate.prompted import Prompted, can_share, score_continuations
+from toolkit.merge.live_proof import why_not_live
+from toolkit.train.layout import packed
+from toolkit.train.model import NextTokenLoss
+from toolkit.train.packing_probe import choose_packing
 
 VOCABULARY = 320
 WINDOW = 16
@@ -63,6 +74,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {**_HYBRID, "layer_types": ["mamba", "attention"]},
     "hunyuan_v1_dense": _GROUPED,
     "hunyuan_v1_moe": _GROUPED,
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "ministral": {**_GROUPED, "layer_types": ["sliding_attention", "full_attention"]},
@@ -139,3 +151,76 @@ def small_model(model_type: str, *, seed: int = 0, scale: float = 4.0) -> Any:
             if parameter.dim() > 1:
                 parameter.mul_(scale)
     return model
+
+
+def random_documents(lengths: tuple[int, ...] = (40, 9, 23, 31)) -> list[torch.Tensor]:
+    """Documents of random tokens, longer and shorter than `WINDOW`."""
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(5, 256, (length,), generator=generator) for length in lengths]
+
+
+@torch.no_grad()
+def nats_alone(model: Any, tokens: torch.Tensor, first: int = 1) -> float:
+    """Loss of a text from token `first` on, by transformers alone."""
+    logits = model(input_ids=tokens[:-1][None]).logits[0].double()
+    own = slice(first - 1, None)
+    return float(torch.nn.functional.cross_entropy(logits[own], tokens[first:], reduction="sum"))
+
+
+def packed_error(model: Any) -> tuple[str, float]:
+    """The layout that a probe chooses for training, and how far the loss of packed documents is
+    then from that of each alone, relative.
+
+    Raises:
+        ConfigError: training refuses the model.
+    """
+    module = NextTokenLoss(model, torch.float32)
+    module.layout = choose_packing(module, 60, contextlib.nullcontext).layout
+    module.eval()
+    documents = random_documents()
+    with torch.no_grad():
+        found = float(module(*packed(documents)))
+    expected = sum(nats_alone(model, tokens) for tokens in documents)
+    return module.layout, abs(found - expected) / abs(expected)
+
+
+def scored_error(model: Any) -> tuple[str, float]:
+    """How a model is scored, and the largest relative error of documents and of continuations."""
+    documents = random_documents()
+    items = ItemSet(
+        ids=[str(number) for number in range(len(documents))],
+        roles=["domain"] * len(documents),
+        num_bytes=[1] * len(documents),
+        tokens=[tokens.tolist() for tokens in documents],
+    )
+    found = score_documents(model, items, EvaluateSection())
+    expected = [nats_alone(model, tokens) for tokens in documents]
+    shared, *rests = documents
+    prompts = [torch.cat([shared, rest[:6]]) for rest in rests]
+    asked = [
+        Prompted(p.tolist(), [r[6:7].tolist(), r[6:9].tolist()])
+        for p, r in zip(prompts, rests, strict=True)
+    ]
+    for row in score_continuations(model, asked, 512):
+        found += [-value for value in row]
+    for prompt, rest in zip(prompts, rests, strict=True):
+        for stop in (7, 9):
+            expected.append(nats_alone(model, torch.cat([prompt, rest[6:stop]]), len(prompt)))
+    ways = [
+        name for name, is_so in (("batched", can_pad(model)), ("cached", can_share(model))) if is_so
+    ]
+    worst = max(abs(a - b) / max(abs(b), 1e-3) for a, b in zip(found, expected, strict=True))
+    return " ".join(ways) or "alone", worst
+
+
+def live_fault(model: Any, folder: Path) -> str:
+    """Why a model cannot be merged in memory, or nothing."""
+    model.save_pretrained(folder)
+    return why_not_live(folder)
+
+
+def small_wrapper(model_type: str, *, seed: int = 0) -> Any:
+    """A random vision-language model in evaluation mode, small."""
+    config = small_config(model_type)
+    torch.manual_seed(seed)
+    return AutoModelForImageTextToText.from_config(config).float().eval()

@@ -11,15 +11,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from toolkit.checkpoint.side_files import copy_side_files
+from toolkit.checkpoint.wrapped import wrapper_of, write_with_text_side
 from toolkit.errors import CheckpointError
 
 
 def save_model(model: Any, folder: Path, *, dtype: torch.dtype, like: Path) -> None:
-    """Write a model with one cast to `dtype`, and the side files of the model it came from.
+    """Write a model with one cast to `dtype`, and the side files of the model it came from; what
+    was taken out of a wrapper goes back into it, in the types that it has.
 
     The same weights give the same bytes.
     """
-    model.to(dtype).save_pretrained(folder)
+    if wrapper_of(model) is not None:
+        write_with_text_side(model, folder, like)
+    else:
+        model.to(dtype).save_pretrained(folder)
     copy_side_files(like, folder)
 
 

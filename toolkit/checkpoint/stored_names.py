@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from toolkit.checkpoint.experts import with_stored_names
+from toolkit.checkpoint.wrapped import wrapper_of
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,22 @@ class StoredTensors:
     """
 
     def __init__(self, model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._model = model
-        known = parameters_by_name(model)
+        self._model = wrapper_of(model) or model
+        known = parameters_by_name(self._model)
         self.targets = {n: known[n] for n in shapes if n in known and _fits(known[n], shapes[n])}
-        self.ignored: list[str] = []
+        # What a wrapper has beside its text side was not loaded.
+        self.ignored = [name for name, tensor in self.targets.items() if tensor.is_meta]
         self.unknown: list[str] = []
         self._conversions: list[_Conversion] = []
         rest = [name for name in shapes if name not in self.targets]
+        self.targets = {n: tensor for n, tensor in self.targets.items() if not tensor.is_meta}
         if rest:
             self._convert_rest(rest, shapes, known)
+
+    @property
+    def converts(self) -> bool:
+        """Whether some stored tensors are pieces of parameters that are written beside them."""
+        return bool(self._conversions)
 
     def _convert_rest(
         self, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]], known: dict[str, Tensor]
@@ -69,7 +77,9 @@ class StoredTensors:
         own, converters = _renaming(self._model)
         for name in names:
             key, pattern = own(name)
-            if pattern is not None and key in known:
+            if key in known and known[key].is_meta:
+                self.ignored.append(name)
+            elif pattern is not None and key in known:
                 groups.setdefault(key, []).append((pattern, name))
             elif pattern is None and key in known and _fits(known[key], shapes[name]):
                 self.targets[name] = known[key]
