@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
-COMMON = {"errors", "config", "manifest", "plain", "progress", "lazy_torch"}
+COMMON = {"errors", "config", "manifest", "plain", "progress", "lazy_torch", "machine"}
 MAY_IMPORT = {
     "errors": set(),
     "plain": {"errors"},
     "config": {"errors", "plain"},
     "manifest": {"errors", "config"},
     "progress": set(),
+    "machine": {"errors", "progress"},
     "lazy_torch": set(),
     "checkpoint": COMMON,
     "data": COMMON,

@@ -16,6 +16,7 @@ from toolkit.entry import INTERRUPTED, errors_in_one_line, quieten
 from toolkit.evaluate.cli import evaluate
 from toolkit.generate.cli import chat, generate
 from toolkit.merge.moe.cli import merge_moe
+from toolkit.stages.machine_cli import machine
 from toolkit.stages.mixing_cli import fit_app
 from toolkit.stages.planning_cli import plan
 from toolkit.stages.publishing_cli import app as publish_app
@@ -49,6 +50,7 @@ merge_app.command("moe")(merge_moe)
 app.command("eval")(evaluate)
 app.command()(middles)
 app.command("plan")(plan)
+app.command()(machine)
 
 RecipeName = Annotated[
     str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
@@ -97,8 +99,11 @@ def cpt_run(
 ) -> None:
     """Train a recipe's general model into the specialist."""
     from toolkit.stages.chain import ensure_cpt
+    from toolkit.stages.outlook import say_outlook
 
-    ensure_cpt(_open(recipe, runs), change_schedule=change_schedule)
+    run = _open(recipe, runs)
+    say_outlook(run, "cpt")
+    ensure_cpt(run, change_schedule=change_schedule)
 
 
 @merge_app.command("choose")
@@ -114,8 +119,11 @@ def merge_choose(
 ) -> None:
     """Search, choose and write a recipe's merge; runs data and cpt first where needed."""
     from toolkit.stages.chain import ensure_merge, show_outcome
+    from toolkit.stages.outlook import say_outlook
 
-    show_outcome(ensure_merge(_open(recipe, runs), score_test_again=score_test_again))
+    run = _open(recipe, runs)
+    say_outlook(run, "merge")
+    show_outcome(ensure_merge(run, score_test_again=score_test_again))
 
 
 @search_app.command("worker")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.data import artefacts
+from toolkit import machine
 from toolkit.data.artefacts import extract_member, fetch_artefact, read_members
 from toolkit.data.config import ArtefactSection
 from toolkit.errors import DataError
@@ -115,4 +115,4 @@ def test_what_is_no_archive_is_an_error(tmp_path: Path):
 
 def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path))
-    assert artefacts.cache_folder() == tmp_path
+    assert machine.cache_folder() == tmp_path

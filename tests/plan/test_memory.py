@@ -14,7 +14,8 @@ from toolkit.train.config import TrainSection
 
 
 def section(**values: object) -> TrainSection:
-    return TrainSection.model_validate({"micro_batch_blocks": 2, "blocks_per_step": 2, **values})
+    settled = {"micro_batch_blocks": 2, "blocks_per_step": 2, "precision": "bf16"}
+    return TrainSection.model_validate({**settled, **values})
 
 
 def test_components_by_hand():
@@ -129,7 +130,7 @@ def test_fsdp_divides_parameters_gradients_and_moments():
     ],
 )
 def test_within_a_tenth_of_measured_peaks(settings: dict, length: int, gigabytes: float):
-    found = training_memory(SMOL, TrainSection.model_validate(settings), length, device="CPU")
+    found = training_memory(SMOL, section(**settings), length, device="CPU")
     assert found.total / 1e9 == pytest.approx(gigabytes, rel=0.1)
 
 

@@ -25,8 +25,8 @@ def tiny() -> LlamaForCausalLM:
 @pytest.mark.parametrize(
     ("settings", "fused", "checkpointed"),
     [
-        ({}, True, False),  # selective: fused blocks need no more
-        ({"gradient_checkpointing": "full"}, True, True),
+        ({"precision": "bf16"}, True, False),  # selective: fused blocks need no more
+        ({"gradient_checkpointing": "full", "precision": "bf16"}, True, True),
         ({"precision": "fp32"}, False, True),
         ({"lora": {"rank": 2}}, False, True),
     ],

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.wrapped import load_text_side, wrapper_class
 from toolkit.errors import CheckpointError
+from toolkit.machine import choose_scoring_precision, dtype_of
 
 
 def load_model_config(folder: str | Path) -> Any:
@@ -68,6 +70,24 @@ def load_causal_model(folder: str | Path, dtype: torch.dtype) -> Any:
         raise CheckpointError(
             f"{folder}: the weights cannot be loaded ({_first_line(error)})."
         ) from error
+
+
+def scoring_dtype(folder: str | Path, wish: str = "auto") -> torch.dtype:
+    """The type to load a model in, to score it or to let it answer.
+
+    Args:
+        folder: of the model.
+        wish: of the recipe's `evaluate.precision`.
+
+    Returns:
+        The type it is stored in where this machine is fast in it, else float32; float32 too where
+        its files do not tell (`pytorch_model.bin`).
+    """
+    try:
+        stored = stored_dtype(Path(folder))
+    except CheckpointError:
+        stored = torch.float32
+    return dtype_of(choose_scoring_precision(wish, stored))
 
 
 def _is_causal(architecture: str) -> bool:

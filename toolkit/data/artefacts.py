@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import io
-import os
 import subprocess
 import sys
 import tarfile
@@ -16,18 +15,11 @@ from typing import IO
 
 from toolkit.data.config import ArtefactSection
 from toolkit.errors import DataError
+from toolkit.machine import cache_folder
 from toolkit.manifest import hash_file
 
 MAX_MEMBER_BYTES = 8 << 30
 """A member that claims more than this is refused unread: archives can lie about their size."""
-
-
-def cache_folder() -> Path:
-    """Where artefacts are kept: `$TOOLKIT_CACHE`, else `cpt-toolkit` in the user's cache folder."""
-    if given := os.environ.get("TOOLKIT_CACHE"):
-        return Path(given).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "cpt-toolkit"
 
 
 def fetch_artefact(artefact: ArtefactSection) -> Path:

@@ -6,13 +6,11 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.load import load_causal_model, load_model_config
-from toolkit.data.artefacts import cache_folder
 from toolkit.errors import ConfigError, EvaluationError
 from toolkit.evaluate.bootstrap import bootstrap_figures, intervals
 from toolkit.evaluate.cache import ScoreCache
@@ -20,9 +18,11 @@ from toolkit.evaluate.choices import choices_set
 from toolkit.evaluate.config import ChoicesSection, EvaluateSection, TaskSection
 from toolkit.evaluate.harness import task_sets
 from toolkit.evaluate.inference import holm, mcnemar, paired_permutation
+from toolkit.evaluate.load import settle_scoring
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.evaluate.shares import share_difference, share_interval
 from toolkit.evaluate.statistics import Interval
+from toolkit.machine import Precision, cache_folder, dtype_of
 from toolkit.manifest import content_hash, write_json
 from toolkit.progress import progress, say
 
@@ -119,7 +119,7 @@ def _score(
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    section = EvaluateSection()
+    section = settle_scoring(EvaluateSection(), folder)
     sets = [
         found
         for task in tasks
@@ -127,7 +127,7 @@ def _score(
     ]
     sets += [choices_set(one, tokenizer, section, None) for one in choices]
     cache, name = ScoreCache(cache_folder() / "scores.jsonl"), content_hash(folder)
-    model = load_causal_model(folder, stored_dtype(folder))
+    model = load_causal_model(folder, dtype_of(cast(Precision, section.precision)))
     scored = []
     with progress(label, len(sets)) as advance:
         for items in sets:

@@ -164,8 +164,10 @@ class EvaluateSection(Section):
     batch_tokens: PositiveInt = 4096
     """Tokens scored at once; bounds memory, changes no result beyond rounding."""
 
-    precision: Literal["stored", "fp32"] = "stored"
-    """`stored`: models are scored in the type they are stored in, as they will be used."""
+    precision: Literal["auto", "stored", "bf16", "fp16", "fp32"] = "auto"
+    """Type of the arithmetic that models are scored in. `auto`: the type they are stored in, as
+    they will be used, wherever this machine is fast in it, else float32 on the same stored numbers.
+    `stored`: their own type at any speed."""
 
     resamples: Annotated[int, Field(ge=100)] = 10_000
     """Bootstrap resamples behind each interval."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from toolkit.data.artefacts import cache_folder
 from toolkit.data.source_config import SplitName
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.answers import load_answers
@@ -16,6 +15,7 @@ from toolkit.evaluate.documents import likelihood_sets
 from toolkit.evaluate.middles import middles_sets
 from toolkit.evaluate.retention import retention_sets, split_prompts
 from toolkit.evaluate.sets import EvaluationSet
+from toolkit.machine import DTYPE_NAMES, Precision, cache_folder, dtype_of, precision_of
 from toolkit.manifest import content_hash, hash_json, read_manifest
 from toolkit.progress import progress
 
@@ -47,6 +47,7 @@ def load_sets(
     """
     from transformers import AutoTokenizer
 
+    section = settle_scoring(section, general)
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(general)
     separator = read_manifest(data)["results"]["separator_token_id"]
     sets = likelihood_sets(data / f"{split}.jsonl", tokenizer, separator, section)
@@ -94,13 +95,24 @@ def _retention(
 
 
 def _load(folder: Path, section: EvaluateSection) -> Any:
-    import torch
-
-    from toolkit.checkpoint.folder import stored_dtype
     from toolkit.checkpoint.load import load_causal_model
 
-    dtype = torch.float32 if section.precision == "fp32" else stored_dtype(folder)
-    return load_causal_model(folder, dtype)
+    return load_causal_model(folder, dtype_of(cast(Precision, section.precision)))
+
+
+def settle_scoring(section: EvaluateSection, folder: Path) -> EvaluateSection:
+    """The section with the type of arithmetic in place of a wish such as `auto`.
+
+    Args:
+        section: as in the recipe, or settled already.
+        folder: of the model whose stored type counts.
+    """
+    if section.precision in DTYPE_NAMES:
+        return section
+    from toolkit.checkpoint.load import scoring_dtype
+
+    precision = precision_of(scoring_dtype(folder, section.precision))
+    return section.model_copy(update={"precision": precision})
 
 
 def refuse_too_few(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from toolkit.checkpoint.folder import stored_dtype
-from toolkit.checkpoint.load import load_causal_model
-from toolkit.errors import CheckpointError, ToolkitError
+from toolkit.checkpoint.load import load_causal_model, scoring_dtype
+from toolkit.errors import CheckpointError
 from toolkit.merge.references import find_folder, parse_reference
 
 Message = Mapping[str, str]
@@ -77,7 +74,7 @@ def load_speaker(
 
     parsed = parse_reference(str(reference))
     folder = find_folder(parsed.model)
-    model = load_causal_model(folder, _dtype(folder))
+    model = load_causal_model(folder, scoring_dtype(folder))
     if parsed.adapter is not None:
         from peft import PeftModel
 
@@ -100,13 +97,6 @@ def load_speaker(
         stops=stops_of(model, tokenizer),
         template=None if plain else own or template,
     )
-
-
-def _dtype(folder: Path) -> torch.dtype:
-    try:
-        return stored_dtype(folder)
-    except ToolkitError:
-        return torch.float32  # pytorch_model.bin, or a type that models are not run in
 
 
 def stops_of(model: Any, tokenizer: Any) -> frozenset[int]:

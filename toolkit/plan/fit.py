@@ -8,6 +8,7 @@ from toolkit.model_config import ShapeSection
 from toolkit.plan.devices import CPU, Device, Fleet
 from toolkit.plan.memory import Memory, training_memory
 from toolkit.train.config import LoraSection, TrainSection
+from toolkit.train.precision import precision_on
 
 DEFAULT_RANK = 64
 USABLE = 0.95
@@ -51,6 +52,7 @@ def ways_to_train(
         fleet: devices; several share the parameters (FSDP).
         model_type: as in `config.json`, where it is known.
     """
+    section = precision_on(section, "CPU" if fleet.device.name == CPU else fleet.device.name)
     adapters = section.lora or LoraSection(rank=DEFAULT_RANK)
     full = section.model_copy(update={"lora": None})
     lora = section.model_copy(update={"lora": adapters, "growth": None, "trainable": ("*",)})

@@ -30,6 +30,7 @@ from toolkit.plan.shape import (
 )
 from toolkit.train.config import TrainSection
 from toolkit.train.loss import CHUNK_ROWS, HEAD_ROWS
+from toolkit.train.precision import is_low, precision_on
 
 RUNTIME_BYTES = {"CPU": 0.55e9, "GPU": 1.5e9}
 """What a process takes without a model: libraries and their buffers; on a GPU context, kernels and
@@ -110,9 +111,10 @@ def training_memory(
     Reference:
         Korthikanti et al. 2022 (activations by layer); Rajbhandari et al. 2020, ZeRO.
     """
+    section = precision_on(section, device)
     parameters = count_parameters(shape)
     share = processes if sharded else 1
-    low = section.precision == "bf16"
+    low = is_low(section)
     bits = 2.0 if low else 4.0
     partly = section.lora is not None or section.growth is not None
     added = _added_parameters(shape, section)
@@ -122,7 +124,7 @@ def training_memory(
     fused = is_fused(
         shape, section, device=device, sharded=sharded and processes > 1, model_type=model_type
     )
-    on_sdpa = device == "CPU" or section.precision != "bf16" or section.attention in _MASKED
+    on_sdpa = device == "CPU" or not is_low(section) or section.attention in _MASKED
     masked = on_sdpa and not fused
     if fused:
         keeps, working = fused_activations(shape, section, tokens, sequence_tokens)
@@ -188,7 +190,7 @@ def _copies(shape: ShapeSection, section: TrainSection, *, sharded: bool) -> flo
     embedding.
     """
     parameters = count_parameters(shape)
-    low = section.precision == "bf16"
+    low = is_low(section)
     if sharded:
         return (2.0 * parameters.layer + parameters.embedding) * (2.0 if low else 4.0)
     if not low:
@@ -202,7 +204,7 @@ def _copies(shape: ShapeSection, section: TrainSection, *, sharded: bool) -> flo
 def _unused(section: TrainSection, kept: float, layer: float) -> float:
     """What glibc's allocator holds and cannot reuse: blocks below 32 MB come from one heap, whose
     gaps stay. A fit to twelve configurations measured before any block was fused, not a law."""
-    return 0.25 * kept + (10.0 if section.precision == "bf16" else 7.5) * layer
+    return 0.25 * kept + (10.0 if is_low(section) else 7.5) * layer
 
 
 def _unused_fused(kept: float, layer: float) -> float:
@@ -227,7 +229,7 @@ def activation_bytes(
     """
     h, a, k = shape.hidden_size, attention_width(shape), key_width(shape)
     width, whole = active_width(shape), _whole(shape, section, sequence_tokens, masked)
-    bits = 2.0 if section.precision == "bf16" else 4.0
+    bits = 2.0 if is_low(section) else 4.0
     if section.gradient_checkpointing == "none":
         return whole, 0.0
     if section.gradient_checkpointing == "full":
@@ -249,14 +251,14 @@ def _whole(
     head, and the result; gate, its activation, up and their product; the mask as numbers."""
     h, a, width = shape.hidden_size, attention_width(shape), active_width(shape)
     few = 4.0 * shape.num_attention_heads + 8.0
-    if section.precision == "bf16":
+    if is_low(section):
         attention = 8.0 * a + 2.0 * sequence_tokens if masked else 4.0 * (a + key_width(shape))
         whole = 26.0 * h + attention + 8.0 * width + few
     else:
         whole = 24.0 * h + 16.0 * a + 16.0 * width + 4.0 * sequence_tokens + few
     if section.lora is not None:
         # Frozen norms keep no result; each A's product is kept.
-        bits = 2.0 if section.precision == "bf16" else 4.0
+        bits = 2.0 if is_low(section) else 4.0
         whole += (bits - 8.0) * h + 7.0 * bits * section.lora.rank
     if shape.num_experts is not None:
         # Tokens are sorted to their experts: another copy of what goes in and comes out.

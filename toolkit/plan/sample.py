@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.data.artefacts import cache_folder
 from toolkit.data.clean import clean_documents
 from toolkit.data.config import ArtefactSection, CleaningSection, SourceSection
 from toolkit.data.duplicates import drop_exact, drop_near, exact_keys, signatures
@@ -25,6 +24,7 @@ from toolkit.data.sources import Document, read_documents
 from toolkit.data.split import assign_split, stable_unit
 from toolkit.data.words import spread
 from toolkit.errors import DataError
+from toolkit.machine import cache_folder
 
 KEPT_BYTES = 4 << 20
 """Text of a source that is kept for a closer look."""

@@ -22,6 +22,7 @@ from toolkit.train.config import TrainSection
 from toolkit.train.fuse import fuse, may_fuse
 from toolkit.train.model import NextTokenLoss
 from toolkit.train.parts import parameter_groups, plain_model, prepare_model
+from toolkit.train.precision import is_low, precision_on
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def time_steps(
         sequence_tokens: length of a block.
         seconds: how long to measure, after one step that is not counted.
     """
-    low = section.precision == "bf16"
+    section = precision_on(section, "CPU")
+    low = is_low(section)
     model = prepare_model(model, section)
     fused = may_fuse(section, "cpu", sharded=False) and fuse(plain_model(model))
     kind = section.gradient_checkpointing  # as in the loop

@@ -69,7 +69,7 @@ def training_facts(data: Mapping[str, Any], cpt: Mapping[str, Any]) -> dict[str,
         "schedule": _schedule(schedule, train.get("stages", {})),
         "peak learning rate": schedule.get("peak_lr"),
         "optimizer": _optimizer(optimizer),
-        "precision": train.get("precision"),
+        "precision": results.get("precision", train.get("precision")),
         "training loss, first and last step": None
         if None in losses
         else f"{losses[0]:.3f}, {losses[1]:.3f} nats a token",

@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.load import load_causal_model, load_model_config, silence_libraries
+from toolkit.checkpoint.load import (
+    load_causal_model,
+    load_model_config,
+    scoring_dtype,
+    silence_libraries,
+)
 from toolkit.checkpoint.read import Checkpoint, is_float, open_checkpoint
 from toolkit.errors import CheckpointError
 from toolkit.lazy_torch import Tensor, torch
@@ -89,7 +94,8 @@ def _dtype(folder: Path) -> Any:
     from toolkit.checkpoint.folder import stored_dtype
 
     open_checkpoint(folder)  # says in plain words what is damaged
-    return stored_dtype(folder)
+    stored_dtype(folder)  # as does this
+    return scoring_dtype(folder)
 
 
 def tokenizer_faults(folder: Path) -> tuple[list[str], str]:

@@ -32,6 +32,8 @@ class Bench:
         seed: of random methods.
         device: where candidates are scored. Elsewhere than on the CPU a copy of the model stands
             there, and gets every merge.
+        dtype: of the arithmetic that scores; the loaded model's by default. In another type a copy
+            of the model is scored, whose numbers are those of the merge as it would be stored.
         copied: whether it is a copy even on the CPU.
         cache: of scores; none by default.
         parents: content hashes of the models, for the cache.
@@ -44,6 +46,7 @@ class Bench:
         *,
         seed: int,
         device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
         copied: bool | None = None,
         cache: ScoreCache | None = None,
         parents: Mapping[str, str] | None = None,
@@ -53,10 +56,11 @@ class Bench:
         self._made = loaded
         device = device or torch.device("cpu")
         self._scored = loaded
-        if copied if copied is not None else device.type != "cpu":
+        dtype = dtype or loaded.dtype
+        if copied if copied is not None else device.type != "cpu" or dtype != loaded.dtype:
             import copy
 
-            self._scored = copy.deepcopy(loaded).to(device)
+            self._scored = copy.deepcopy(loaded).to(device=device, dtype=dtype)
         self.merge_seconds = 0.0
         self._beside: dict[tuple[str, str, int], float] = {}
 

@@ -74,6 +74,32 @@ class _Watch:
     since: float
 
 
+def read_identity(place: Place, name: str) -> dict[str, Any] | None:
+    """What the results of a study depend on, as it was begun; None where there is none yet.
+
+    Raises:
+        ToolkitError: the storage cannot be reached.
+    """
+    if isinstance(place, Path) and not place.is_file():
+        return None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        storage = open_storage(place, begin=False)
+    except ToolkitError:
+        return None  # nothing is there; whoever opens it to work says so
+    try:
+        with storage_errors(place, "cannot be opened"):
+            for study in storage.get_all_studies():
+                if study.study_name == name:
+                    identity = study.user_attrs.get("identity")
+                    return dict(identity) if identity is not None else None
+    finally:
+        if (engine := getattr(storage, "engine", None)) is not None:
+            storage.remove_session()
+            engine.dispose()
+    return None
+
+
 class Study:
     """Opens a study, or begins it.
 

@@ -331,7 +331,13 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     Raises:
         ToolkitError: a stage before it is not complete, or no search is under way.
     """
-    from toolkit.stages.searching import join_search, prepare_search
+    from toolkit.stages.searching import (
+        SCORES,
+        begun_precision,
+        join_search,
+        prepare_search,
+        wait_for_study,
+    )
 
     recipe, data = run.recipe, run.root / "data"
     use = recipe.train.use
@@ -353,7 +359,18 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     if stage.is_complete():
         say(f"merge: up to date ({stage.folder}); there is nothing to search")
         return
-    search = prepare_search(run.name, run.recipe, stage, general, specialist, data, others)
+    place, study = recipe.search.storage or stage.work / SCORES, recipe.search.study or run.name
+    wait_seconds = wait_for_study(place, study, wait_seconds)
+    search = prepare_search(
+        run.name,
+        recipe,
+        stage,
+        general,
+        specialist,
+        data,
+        others,
+        precision=begun_precision(place, study),
+    )
     join_search(search, stage, number=number, wait_seconds=wait_seconds)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.evaluate.power import too_small
+from toolkit.machine import DTYPE_NAMES
 from toolkit.manifest import Stage
 from toolkit.merge.run import to_yaml
 from toolkit.progress import progress, say
@@ -49,15 +50,17 @@ from toolkit.select import (
 from toolkit.stages.merged import named, references, write_model
 from toolkit.stages.reporting import write_report
 from toolkit.stages.searching import (
+    PARTIAL_SCORES,
     Search,
     cache_file,
+    continue_precision,
     hash_of_test,
     num_workers,
     prepare_search,
     threads_each,
 )
 
-_CONFIRM, _TEST = "confirm.json", "test.json"
+_CONFIRM, _TEST = PARTIAL_SCORES
 
 
 def run_choosing(
@@ -86,7 +89,10 @@ def run_choosing(
         score_test_again: whether the test documents may be scored for another choice.
     """
     with stage.running() as work:
-        search = prepare_search(name, recipe, stage, general, specialist, data, others)
+        precision = continue_precision(name, recipe, work, general)
+        search = prepare_search(
+            name, recipe, stage, general, specialist, data, others, precision=precision
+        )
         ledger = TestLedger(
             stage.folder.with_name(LEDGER),
             hash_of_test(search.test),
@@ -130,7 +136,8 @@ def run_choosing(
             specialist=specialist,
             merge_yaml=to_yaml(config),
         )
-        stage.finish(results, drop=(_TEST, _CONFIRM))
+        leftovers = [path.name for path in work.glob("*.json.*") if path.suffix[1:] in DTYPE_NAMES]
+        stage.finish(results, drop=(_TEST, _CONFIRM, *leftovers))
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     import torch
     from transformers import AutoTokenizer
 
-    from toolkit.checkpoint.load import load_causal_model
+    from toolkit.checkpoint.load import load_causal_model, scoring_dtype
     from toolkit.data.document_tokens import document_tokens
     from toolkit.evaluate.config import EvaluateSection
     from toolkit.evaluate.likelihood import ItemSet, score_documents
@@ -123,7 +123,7 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
 
     reference = parse_reference(name)
     folder = find_folder(reference.model)
-    model = load_causal_model(folder, _dtype(folder))
+    model = load_causal_model(folder, scoring_dtype(folder))
     if reference.adapter is not None:
         from peft import PeftModel
 
@@ -148,17 +148,6 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
         nats = score_documents(model, items, EvaluateSection())
     bits = sum(nats) / math.log(2.0) / max(1, sum(len(ids) - 1 for ids in tokens))
     return Loss(label, bits_per_byte(nats, sizes), bits, vocabulary_size)
-
-
-def _dtype(folder: Path) -> Any:
-    import torch
-
-    from toolkit.checkpoint.folder import stored_dtype
-
-    try:
-        return stored_dtype(folder)
-    except ToolkitError:
-        return torch.float32  # pytorch_model.bin, or a type that models are not run in
 
 
 def plain_values(diagnosis: Diagnosis, losses: Sequence[Loss]) -> dict[str, Any]:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from toolkit.checkpoint.folder import stored_dtype
-from toolkit.checkpoint.load import load_causal_model
+from toolkit.checkpoint.load import load_causal_model, scoring_dtype
 from toolkit.errors import ConfigError
 from toolkit.evaluate.compare import figures_of, show_figures
 from toolkit.evaluate.middles import middles_sets
@@ -48,7 +44,7 @@ def measure_middles(run: Run) -> dict[str, Any]:
     total = len(models) * sum(sum(items.costs) for items in sets)
     with progress("middles, tokens", total) as advance:
         for label, folder in models.items():
-            model = load_causal_model(folder, _dtype(section.precision, folder))
+            model = load_causal_model(folder, scoring_dtype(folder, section.precision))
             for items in sets:
                 losses[items.name][label] = items.score(model, range(len(items)))
                 advance(sum(items.costs), label)
@@ -60,7 +56,3 @@ def measure_middles(run: Run) -> dict[str, Any]:
     write_json(run.root / FIGURES, results)
     say(f"Written to {run.root / FIGURES}.")
     return results
-
-
-def _dtype(precision: str, folder: Path) -> torch.dtype:
-    return torch.float32 if precision == "fp32" else stored_dtype(folder)

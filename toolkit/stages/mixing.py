@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from toolkit.data.blocks import BLOCKS, Blocks
 from toolkit.data.config import DataSection, StageSection
@@ -132,9 +132,15 @@ def run_mixtures(run: Run, wanted: Wanted) -> list[Path]:
     inside = replace(run, root=run.root / FOLDER)
     section = mixture_data(run.recipe.data, wanted)
     data = data_stage(inside, "data", section, general)
-    training = mixture_training(run.recipe.train)
+    from toolkit.evaluate.load import settle_scoring
+    from toolkit.train.precision import settle_precision
+
+    # Shares are compared by small differences, so each is trained and scored in one arithmetic.
+    training = settle_precision(mixture_training(run.recipe.train))
     model = fingerprint(general)
-    evaluate = run.recipe.evaluate.model_dump(mode="json", include={"window_tokens", "precision"})
+    evaluate = settle_scoring(run.recipe.evaluate, general).model_dump(
+        mode="json", include={"window_tokens", "precision"}
+    )
     files = []
     every: list[tuple[float | None, str]] = [(None, "general"), *wanted.names]
     for share, name in every:
@@ -203,6 +209,8 @@ class _Act:
         from toolkit.checkpoint.load import load_causal_model
         from toolkit.checkpoint.resume import state_names
         from toolkit.evaluate.likelihood import load_items, score_documents
+        from toolkit.evaluate.load import settle_scoring
+        from toolkit.machine import Precision, dtype_of
         from toolkit.train.loop import train
         from toolkit.train.parts import finished_model, prepare_model
 
@@ -216,10 +224,12 @@ class _Act:
                 done = train(model, blocks, self.section, seed=self.stage.seed, work=work)
                 tokens = int(done["num_targets"])
             model = finished_model(model).to(stored_dtype(self.general)).eval()
+            evaluate = settle_scoring(self.recipe.evaluate, self.general)
+            model = model.to(dtype_of(cast(Precision, evaluate.precision)))  # as stored, exactly
             tokenizer = AutoTokenizer.from_pretrained(self.general)
             separator = read_manifest(self.data)["results"]["separator_token_id"]
             items = load_items(self.data / "tuning.jsonl", tokenizer, separator)
-            nats = score_documents(model, items, self.recipe.evaluate)
+            nats = score_documents(model, items, evaluate)
             row = {"share": self.share, "tokens": tokens, "ids": items.ids, "roles": items.roles}
             write_json(work / SCORES, {**row, "bytes": items.num_bytes, "nats": nats})
             keep = {"num_steps", "first_loss", "last_loss"}

@@ -215,31 +215,35 @@ def measure_model(
     Where the weights are not here, or the model is too large for this, matrix products of its
     shapes are timed instead.
     """
-    import torch
-
+    from toolkit.machine import choose_scoring_precision, dtype_of
     from toolkit.plan.speed import this_machine, time_products, time_steps
+    from toolkit.train.precision import is_low, precision_on
 
     found = Measured()
     shape = located.shape
     size = count_parameters(shape).total if shape is not None else 0
     memory = found.machine.memory_bytes
     speed = None
-    low = recipe.train.precision == "bf16"
+    section = precision_on(recipe.train, "CPU")
     length = max(
         [recipe.data.sequence_tokens, *(s.sequence_tokens or 0 for s in recipe.data.stages)]
     )
     can_read = size <= LARGEST_READ and 3.0 * size < 0.5 * memory
     if located.weights is not None and tokenizer is not None and can_read:
+        from toolkit.checkpoint.folder import stored_dtype
         from toolkit.checkpoint.load import load_causal_model
 
-        model = load_causal_model(located.weights, torch.bfloat16)
+        precision = choose_scoring_precision(
+            recipe.evaluate.precision, stored_dtype(located.weights), "cpu"
+        )
+        model = load_causal_model(located.weights, dtype_of(precision))
         _read(found, model, looked, tokenizer, separator, recipe)
         if shape is not None and size <= LARGEST_TIMED and 20.0 * size < 0.7 * memory:
             tokens = [
                 i for text in looked.texts("domain")[:20] for i in tokenizer.encode_many([text])[0]
             ]
             speed = time_steps(
-                model.float(), recipe.train, shape, tokens or [0], length, seconds=TIMED_SECONDS
+                model.float(), section, shape, tokens or [0], length, seconds=TIMED_SECONDS
             )
             found.training_tokens_per_second = speed.tokens_per_second
     elif located.weights is not None:
@@ -247,7 +251,7 @@ def measure_model(
             f"{size / 1e9:.1f}B parameters are too many to be read with on this machine in a minute"
         )
     if speed is None and shape is not None:
-        speed = time_products(shape, 1024, seconds=2.0, low=low)
+        speed = time_products(shape, 1024, seconds=2.0, low=is_low(section))
     if speed is not None:
         found.flops, found.how = speed.flops, speed.how
         if speed.share < BUSY:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoTokenizer
@@ -21,6 +21,7 @@ from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few
 from toolkit.evaluate.sets import EvaluationSet
+from toolkit.machine import Precision, choose_scoring_precision, dtype_of
 from toolkit.manifest import Stage, hash_json, load_json
 from toolkit.progress import say
 from toolkit.recipe import Recipe, merge_folder
@@ -31,11 +32,14 @@ from toolkit.search.parts import Parts, divide
 from toolkit.search.plan import Plan
 from toolkit.search.space import GENERAL, SPECIALIST, load_spaces
 from toolkit.search.storage import Place
-from toolkit.search.study import Study
+from toolkit.search.study import Study, read_identity
 from toolkit.search.worker import Worker
 
 SCORES = "scores.jsonl"
 """The journal of the study, in the folder that the merge stage works in."""
+
+PARTIAL_SCORES = ("confirm.json", "test.json")
+"""Losses of the documents that confirm and that test, while the merge stage is at work."""
 
 CACHE = "scores-cache.jsonl"
 """Every score, in the folder of all runs: nothing is scored twice, whatever the recipe."""
@@ -79,13 +83,12 @@ class Search:
     def bench(self, number: int = 0, cache: Path | None = None) -> Bench:
         """Where the worker of this number merges and scores; scores are kept in `cache`."""
         recipe = self.recipe
-        fp32 = recipe.evaluate.precision == "fp32"
-        dtype = torch.float32 if fp32 else stored_dtype(self.general)
         return Bench(
             self.folders,
-            load_causal_model(self.general, dtype),
+            load_causal_model(self.general, stored_dtype(self.general)),
             seed=recipe.seed,
             device=device_of(number),
+            dtype=dtype_of(cast(Precision, recipe.evaluate.precision)),
             cache=None if cache is None else ScoreCache(cache),
             parents={
                 **{name: self.identity["inputs"][name] for name in (GENERAL, SPECIALIST)},
@@ -102,6 +105,8 @@ def prepare_search(
     specialist: Path,
     data: Path,
     others: Mapping[str, Path] | None = None,
+    *,
+    precision: Precision | None = None,
 ) -> Search:
     """Read the sets and the merges of a recipe.
 
@@ -113,12 +118,15 @@ def prepare_search(
         specialist: folder of the specialist.
         data: folder of the data stage.
         others: folders of the recipe's further models, by name.
+        precision: of the arithmetic that scores; by default as the recipe wishes and this machine
+            is fast.
 
     Raises:
         EvaluationError: a document stands in tuning and in test, or a set has one document.
         ConfigError: a merge or a setting cannot be used, or the models' rotary bases differ.
     """
     _refuse_other_positions(general, specialist)
+    recipe = with_scoring_precision(recipe, general, precision)
     spaces = load_spaces(recipe.search.merges, merge_folder(), recipe.models)
     tokenizer = AutoTokenizer.from_pretrained(general)
     splits: tuple[SplitName, ...] = ("tuning", "test")
@@ -132,6 +140,7 @@ def prepare_search(
     plan = Plan(spaces, recipe.search, objective, recipe.seed)
     identity = {
         **stage.identity(),
+        "precision": recipe.evaluate.precision,
         "sets": {item.name: [item.role, item.content_hash] for item in parts.search},
     }
     return Search(
@@ -146,6 +155,69 @@ def prepare_search(
         specialist,
         dict(others or {}),
     )
+
+
+def with_scoring_precision(
+    recipe: Recipe, general: Path, precision: Precision | None = None
+) -> Recipe:
+    """The recipe with the type that models are scored in, in place of a wish such as `auto`.
+
+    Args:
+        recipe: as it was read, or settled already.
+        general: folder of the general model, in whose stored type every merge is written.
+        precision: where it is settled elsewhere.
+    """
+    wish = recipe.evaluate.precision
+    settled = precision or choose_scoring_precision(wish, stored_dtype(general), device_of(0))
+    evaluate = recipe.evaluate.model_copy(update={"precision": settled})
+    return recipe.model_copy(update={"evaluate": evaluate})
+
+
+def begun_precision(place: Place, name: str) -> Precision | None:
+    """The arithmetic of a study that was begun before, here or on another machine."""
+    return cast("Precision | None", (read_identity(place, name) or {}).get("precision"))
+
+
+def wait_for_study(place: Place, name: str, seconds: float) -> float:
+    """Wait until a study is begun.
+
+    Returns:
+        The seconds that are left; at least one, in which opening it says what is wrong.
+    """
+    last = time.monotonic() + seconds
+    while read_identity(place, name) is None and time.monotonic() < last:
+        time.sleep(min(1.0, seconds))
+    return max(1.0, last - time.monotonic())
+
+
+def continue_precision(name: str, recipe: Recipe, work: Path, general: Path) -> Precision:
+    """The arithmetic that a search continues in: losses of two arithmetics are never compared.
+
+    Where the study lies in the stage's own folder, scores of other arithmetic are moved aside and
+    made again in the type that is fast here. One in a shared storage may have workers elsewhere:
+    its arithmetic stays.
+
+    Args:
+        name: of the recipe.
+        recipe: all of it.
+        work: folder that the merge stage works in.
+        general: folder of the general model.
+    """
+    storage, study = recipe.search.storage, recipe.search.study or name
+    wish, stored = recipe.evaluate.precision, stored_dtype(general)
+    begun = begun_precision(storage or work / SCORES, study)
+    if begun is not None and storage is not None:
+        return choose_scoring_precision(begun, stored, device_of(0), "the study's precision")
+    settled = choose_scoring_precision(wish, stored, device_of(0))
+    if begun is not None and begun != settled:
+        say(
+            f"  the search was begun on a machine of another kind, scoring in {begun}; it goes on "
+            f"in {settled}, and what was scored before is scored again ({SCORES}.{begun} keeps it)"
+        )
+        for file in (SCORES, *PARTIAL_SCORES):
+            if (work / file).is_file():
+                (work / file).replace(work / f"{file}.{begun}")
+    return settled
 
 
 def _refuse_other_positions(general: Path, specialist: Path) -> None:

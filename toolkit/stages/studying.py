@@ -213,10 +213,9 @@ def score_subjects(
         ConfigError: a set does not exist.
         EvaluationError: a tokenizer cut the documents to other items, or a loss is not finite.
     """
-    from toolkit.checkpoint.folder import stored_dtype
-    from toolkit.checkpoint.load import load_causal_model
-    from toolkit.data.artefacts import cache_folder
+    from toolkit.checkpoint.load import load_causal_model, scoring_dtype
     from toolkit.evaluate.cache import ScoreCache
+    from toolkit.machine import cache_folder
     from toolkit.study.verdict import pool
 
     cache = ScoreCache(cache_folder() / "scores.jsonl")
@@ -237,7 +236,10 @@ def score_subjects(
                 _same_items(first.setdefault(on, sets[on]), sets[on], subject.name)
                 for items in sets[on]:
                     if model is None and len(cache.known(name, items)) < len(items):
-                        model = load_causal_model(subject.folder, stored_dtype(subject.folder))
+                        model = load_causal_model(
+                            subject.folder,
+                            scoring_dtype(subject.folder, run.recipe.evaluate.precision),
+                        )
                     own[items.name] = cache.score(model, name, items)
             advance(1, subject.name)
     return {on: pool(members, losses) for on, members in first.items()}
@@ -250,11 +252,13 @@ def document_sets(
     from transformers import AutoTokenizer
 
     from toolkit.evaluate.documents import likelihood_sets
+    from toolkit.evaluate.load import settle_scoring
     from toolkit.evaluate.middles import middles_sets
 
     separator = read_manifest(documents)["results"]["separator_token_id"]
     tokenizer = AutoTokenizer.from_pretrained(subject.folder)
-    path, evaluate = documents / "test.jsonl", run.recipe.evaluate
+    path = documents / "test.jsonl"
+    evaluate = settle_scoring(run.recipe.evaluate, subject.folder)
     sets = likelihood_sets(path, tokenizer, separator, evaluate)
     found = {
         **{role: [s for s in sets if s.role == role] for role in ("domain", "general")},

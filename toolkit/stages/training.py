@@ -21,6 +21,7 @@ from toolkit.manifest import Stage, read_manifest
 from toolkit.recipe import Recipe
 from toolkit.train.config import TrainSection
 from toolkit.train.model import answer_loss
+from toolkit.train.precision import is_low, settle_precision
 from toolkit.train.run import run_train
 from toolkit.train.watch import Watch
 
@@ -52,6 +53,7 @@ def train_stage(
         data: folder of the data stage.
         more: further arguments of `run_train`.
     """
+    section = settle_precision(section)
     general_sources = tuple(n for n, s in documents.sources.items() if s.role == "general")
     watch = make_watch(section, evaluate, model, data)
     run_train(section, stage, model, data, watch=watch, general_sources=general_sources, **more)
@@ -85,7 +87,7 @@ def make_watch(
     @torch.no_grad()
     def watch(model: Any) -> dict[str, float]:
         device = next(model.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=section.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_low(section)):
             nats = score(model, chosen, evaluate)
             losses = {role: sum(nats[n] for n in chosen.only(role)) for role in _ROLES}
             for answer in answers:

@@ -158,8 +158,9 @@ class TrainSection(Section):
     micro_batch_blocks: PositiveInt = 2
     """Blocks in one forward pass of one process; gradients accumulate up to `blocks_per_step`."""
 
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """`bf16`: float32 parameters, bfloat16 matrix products (autocast). `fp32`: all float32."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`bf16`: float32 parameters, bfloat16 matrix products (autocast). `fp32`: all float32. `auto`:
+    the one that this machine multiplies faster in, as `toolkit machine` measures it."""
 
     clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """Gradients are scaled down to this norm where they exceed it."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from toolkit.train.config import TrainSection
 from toolkit.train.fused import gated, project
 from toolkit.train.fused_attention import attend
+from toolkit.train.precision import is_low
 
 KINDS = ("llama", "mistral", "qwen2")
 """Model types whose blocks are a norm, rotary grouped attention, a norm and a gated block, each
@@ -27,7 +28,7 @@ def may_fuse(section: TrainSection, device: str, *, sharded: bool) -> bool:
         device: kind of device, as torch calls it.
         sharded: FSDP.
     """
-    plain = section.precision == "bf16" and section.attention == "auto" and not section.compile
+    plain = is_low(section) and section.attention == "auto" and not section.compile
     return plain and device == "cpu" and not sharded
 
 

@@ -31,6 +31,7 @@ from toolkit.train.metrics import METRICS, MetricsLog, NoLog, resident_bytes
 from toolkit.train.model import NextTokenLoss, choose_attention
 from toolkit.train.packing_probe import choose_packing
 from toolkit.train.parts import parameter_groups, plain_model
+from toolkit.train.precision import is_low, products_dtype, settle_precision
 from toolkit.train.processes import add_up_in_float32, on_cpu
 from toolkit.train.rotary import reach_of, reaches, set_reach
 from toolkit.train.schedule import learning_rate, rate_in_stages
@@ -75,10 +76,10 @@ def train(
         ToolkitError: losses or gradients were not finite for several steps in a row, or there are
             more processes than blocks in a step.
     """
-    bf16 = section.precision == "bf16"
+    section = settle_precision(section)
     accelerator = Accelerator(
         cpu=on_cpu(),
-        mixed_precision="bf16" if bf16 else "no",
+        mixed_precision="bf16" if is_low(section) else "no",
         log_with=list(section.trackers) or None,
         project_dir=str(work) if section.trackers else None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_WAIT)],
@@ -94,7 +95,7 @@ def train(
     checkpoint_activations(plain_model(model), "none" if fused and kind == "selective" else kind)
     if section.compile:
         plain_model(model).base_model.compile()
-    dtype = torch.bfloat16 if bf16 else torch.float32
+    dtype = products_dtype(section)
     loss_module = NextTokenLoss(model.train(), dtype, fused=fused)
     choose_attention(
         plain_model(model), section.attention, accelerator.device.type, section.precision
@@ -128,7 +129,9 @@ def train(
     elif start is not None:
         state |= {**load_state(*start, trained, optimizer), "stopped": "", "best": None}
     first_step = begin if saved is None else saved
-    state["made_by"] = _same_makers(state.get("made_by"), accelerator.num_processes, fused)
+    state["made_by"] = _same_makers(
+        state.get("made_by"), accelerator.num_processes, fused, section.precision
+    )
     for stage_number, position in state["raises"]:
         blocks.stages[stage_number].raise_share(position, general_sources, 2.0)
     looks = watch_steps(num_steps - begin, section.watch.evaluations) if watch is not None else []
@@ -267,6 +270,7 @@ def train(
             accelerator.end_training()
         return {
             "num_steps": num_steps,
+            "precision": section.precision,
             "num_targets": state["num_targets"],
             "first_loss": metrics.first_loss,
             "last_loss": metrics.last_loss,
@@ -388,12 +392,16 @@ def _may_fuse(section: TrainSection, accelerator: Accelerator) -> bool:
     return may_fuse(section, accelerator.device.type, sharded=bool(accelerator.is_fsdp2))
 
 
-def _same_makers(before: dict[str, str] | None, num_processes: int, fused: bool) -> dict[str, str]:
+def _same_makers(
+    before: dict[str, str] | None, num_processes: int, fused: bool, precision: str
+) -> dict[str, str]:
     """What a state depends on besides settings and data; says what differs from a loaded one's."""
     now = {name: metadata.version(name) for name in ("torch", "transformers")}
     now |= {"toolkit": __version__, "processes": str(num_processes)}
-    now["blocks"] = "fused" if fused else "plain"
-    for line in changed_keys({"blocks": "plain", **before} if before else now, now):
+    now |= {"blocks": "fused" if fused else "plain", "precision": precision}
+    for line in changed_keys(
+        {"blocks": "plain", "precision": "bf16", **before} if before else now, now
+    ):
         say(f"  the state it continues from was written with another {line}: not bit for bit")
     return now
 
