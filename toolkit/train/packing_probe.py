@@ -59,7 +59,7 @@ def choose_packing(module: NextTokenLoss, longest: int, autocast: Callable[[], A
     documents = probe_documents(model, max(12, longest))
     by_lengths = takes_lengths(model.config._attn_implementation)
     with _as_it_was(module):
-        fused = module.fused and _fused_agrees(module, documents)
+        fused = module.fused and _fused_agrees(module, documents, autocast)
         context = autocast if by_lengths else contextlib.nullcontext
         with torch.no_grad(), context():
             return _choose(
@@ -148,7 +148,9 @@ def _refuse_looking_ahead(
         )
 
 
-def _fused_agrees(module: NextTokenLoss, documents: tuple[Tensor, Tensor]) -> bool:
+def _fused_agrees(
+    module: NextTokenLoss, documents: tuple[Tensor, Tensor], autocast: Callable[[], Any]
+) -> bool:
     """Fused blocks compute in training mode only; without dropout, so that two passes compare."""
     module.train()
     for part in module.modules():
@@ -157,14 +159,14 @@ def _fused_agrees(module: NextTokenLoss, documents: tuple[Tensor, Tensor]) -> bo
     device = next(module.parameters()).device
     inputs, labels, segments = (row.to(device) for row in packed(documents))
     together, alone = [], []
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast():
         for number in range(2):
             own = segments == number
             masked = torch.where(own, labels, IGNORED)
             together.append(float(module(inputs, masked, segments).detach()))
             parts = (inputs[own][None], labels[own][None], segments[own][None])
             alone.append(float(module(*parts).detach()))
-    return _agree((together[0], together[1]), (alone[0], alone[1]), _TOLERANCES[torch.bfloat16])
+    return _agree((together[0], together[1]), (alone[0], alone[1]), _TOLERANCES[module.dtype])
 
 
 @contextlib.contextmanager
