@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _REACH = re.compile(r"window|chunk")
-_SHORTEST = 24
+_USUAL = 24
 _REPEATED_FROM = 5
 
 
@@ -22,19 +22,22 @@ def probe_documents(model: Any, longest: int) -> tuple[Tensor, Tensor]:
 
     Args:
         model: a causal language model.
-        longest: tokens of a document at most, 12 or more.
+        longest: tokens of a document at most, 6 or more; both together stay within the
+            positions that the model has.
 
     Returns:
-        Tokens of each, `[T]` int64, on the CPU; the second is 5 tokens shorter.
+        Tokens of each, `[T]` int64, on the CPU; the second is up to 5 tokens shorter.
     """
     config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = max(6, min(longest, positions // 2 if positions else longest))
     reach = [
         value
         for name, value in config.to_dict().items()
         if _REACH.search(name) and isinstance(value, int) and value + 8 <= longest
     ]
-    length = min(longest, max([_SHORTEST, *(value + 8 for value in reach)]))
+    length = min(longest, max([_USUAL, *(value + 8 for value in reach)]))
     vocabulary = int(getattr(config, "vocab_size", 0)) or len(model.get_input_embeddings().weight)
     generator = torch.Generator().manual_seed(20)
     first = torch.randint(min(3, vocabulary - 1), vocabulary, (length,), generator=generator)
-    return first, first[_REPEATED_FROM:]
+    return first, first[min(_REPEATED_FROM, length // 3) :]

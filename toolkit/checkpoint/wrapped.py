@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from toolkit.checkpoint.forward import without_cache
 from toolkit.checkpoint.probe_documents import probe_documents
@@ -65,6 +65,7 @@ def load_text_side(made: Any, folder: str | Path, dtype: torch.dtype) -> Any:
         )
     _release_all_but(full, text)
     _WRAPPERS[text] = full
+    _stored_of(text, Path(folder))  # what cannot be written back is known before it is trained
     return text
 
 
@@ -81,6 +82,9 @@ def _text_model(full: Any) -> Any:
     with torch.device("meta"):
         text = AutoModelForCausalLM.from_config(config)
     prefix = text.base_model_prefix
+    if type(decoder) is type(text):  # the causal language model itself stands in the wrapper
+        head = decoder.get_output_embeddings()
+        decoder = getattr(decoder, prefix)
     inner = getattr(text, prefix, None)
     if inner is None or head is None or {*_shapes(inner)} != {*_shapes(decoder)}:
         return None
@@ -132,21 +136,9 @@ def write_with_text_side(model: Any, folder: Path, like: Path) -> None:
         CheckpointError: a tensor of the text side has no place in the files.
     """
     from toolkit.checkpoint.folder import weight_files
-    from toolkit.checkpoint.stored_names import StoredTensors
 
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in weight_files(like):
-        with safe_open(path, framework="pt") as file:
-            shapes |= {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
-    stored = StoredTensors(model, shapes)
+    stored = _stored_of(model, like)
     stored.read()
-    written = {id_of(tensor) for tensor in stored.targets.values()}
-    lacking = [name for name, tensor in model.named_parameters() if id_of(tensor) not in written]
-    if lacking and not stored.converts:
-        raise CheckpointError(
-            f"{like}: its files have no tensor for {lacking[0]}, so the model cannot be written "
-            "back as what it was."
-        )
     for path in weight_files(like):
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -161,6 +153,20 @@ def write_with_text_side(model: Any, folder: Path, like: Path) -> None:
             shutil.copyfile(like / name, folder / name)
 
 
-def id_of(tensor: Tensor) -> tuple[int, int]:
-    """The place of a tensor in memory."""
-    return tensor.data_ptr(), tensor.numel()
+def _stored_of(model: Any, folder: Path) -> Any:
+    from toolkit.checkpoint.folder import weight_files
+    from toolkit.checkpoint.stored_names import StoredTensors
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            shapes |= {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
+    stored = StoredTensors(model, shapes)
+    written = {tensor.data_ptr() for tensor in stored.targets.values()}
+    lacking = [name for name, p in model.named_parameters() if p.data_ptr() not in written]
+    if lacking and not stored.converts:
+        raise CheckpointError(
+            f"{folder}: its files have no tensor for {lacking[0]}, so the model cannot be written "
+            "back as what it was."
+        )
+    return stored

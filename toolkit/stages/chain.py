@@ -199,6 +199,7 @@ def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
         ConfigError: more than the schedule was changed.
     """
     from toolkit.stages.training import train_specialist
+    from toolkit.train.processes import is_first
 
     general, data = first_alone(lambda: (ensure_general(run), ensure_data(run)))
     stage = cpt_stage(run, general, data)
@@ -206,7 +207,7 @@ def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
         _adopt_schedule(stage)
 
     def train() -> None:
-        if why := first_alone(lambda: _why_not_live(general)):
+        if is_first() and (why := _why_not_live(general)):
             say(f"  note: `toolkit merge choose` will not be able to merge this model ({why})")
         train_specialist(run.recipe, stage, general, data)
 

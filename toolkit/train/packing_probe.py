@@ -56,7 +56,7 @@ def choose_packing(module: NextTokenLoss, longest: int, autocast: Callable[[], A
         ConfigError: the model computes not even a document alone, or looks at later tokens.
     """
     model = plain_model(module.model)
-    documents = probe_documents(model, max(12, longest))
+    documents = probe_documents(model, longest)
     by_lengths = takes_lengths(model.config._attn_implementation)
     with _as_it_was(module):
         fused = module.fused and _fused_agrees(module, documents, autocast)
