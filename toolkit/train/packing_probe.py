@@ -84,7 +84,8 @@ def _choose(
             f"of it ({type(error).__name__}: {first})."
         ) from error
     said = ""
-    for layout in ("positions", "rows"):
+    layouts: tuple[Layout, ...] = ("positions", "rows")
+    for layout in layouts:
         try:
             together = _losses(module, layout, documents)
         except Exception as error:  # it does not take what it was told
