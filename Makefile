@@ -7,7 +7,7 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup plan bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choices bench-methods
+.PHONY: help setup plan bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choice bench-choices bench-methods
 
 help:
 	@echo "make plan DOMAIN=finance     is CPT the right tool, what will it take, which settings"
@@ -18,7 +18,7 @@ help:
 	@echo "make cpt DOMAIN=code-llama SCALE=laptop    a recipe at another scale; VARIANT=... another form"
 	@echo "make study DOMAIN=ibrahim-replay SCALE=laptop    a recipe's published claims, measured"
 	@echo "make publish DOMAIN=finance REPO=org/name"
-	@echo "make setup | checks | test | docs | bench | bench-merge | bench-data | bench-train | bench-choices | bench-search | bench-methods | bench-plan | clean"
+	@echo "make setup | checks | test | docs | bench | bench-merge | bench-data | bench-train | bench-choices | bench-choice | bench-search | bench-methods | bench-plan | clean"
 
 setup: $(STAMP)
 
@@ -106,6 +106,11 @@ bench-plan: $(STAMP)
 # general text alone. A quarter of an hour on 2 cores.
 bench-search: $(STAMP)
 	@$(VENV)/bin/python benchmarks/search.py --recipe $(NAME)
+
+# Simulated studies through the real search and decision: is the choice right, is it found? Half an
+# hour on one core.
+bench-choice: $(STAMP)
+	@$(VENV)/bin/python benchmarks/choice_studies.py --studies 200
 
 # What four merge methods keep of a run's gain and recover of its loss, on test; beside runs/.
 bench-methods: $(STAMP)

@@ -38,12 +38,12 @@ from toolkit.manifest import read_manifest
 from toolkit.model_config import ModelSection
 from toolkit.report.verdict import signed_interval
 from toolkit.search.config import RaceSection
-from toolkit.search.contest import Rivals, best_of, run_race
+from toolkit.search.contest import Rivals, best_of, rivals_among, run_race
 from toolkit.search.objective import Objective
 from toolkit.search.outcome import candidate_rows, cannot_be_told_apart, two_sided
 from toolkit.search.plan import Plan
 from toolkit.search.run import Scorer, run_search
-from toolkit.search.space import GENERAL, SPECIALIST, Candidate, sweep_point
+from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alpha_of, sweep_point
 from toolkit.search.worker import Outcome, score_missing
 from toolkit.stages.chain import Run, _merge_stage, ensure_cpt
 from toolkit.stages.merged import named
@@ -245,6 +245,7 @@ def _replay(full: Sequence[Outcome], objective: Objective) -> tuple[Outcome, flo
     """The race run over losses that are all known: its choice, and its share of the tokens."""
     known: dict[str, dict[str, Any]] = {}
     stayed: list[Outcome] = []
+    fixed = {outcome.candidate.name for outcome in full[:9]}  # the two models and the sweep
     for outcome in full:
         losses: dict[str, Any] = {}
 
@@ -255,13 +256,12 @@ def _replay(full: Sequence[Outcome], objective: Objective) -> tuple[Outcome, flo
                 losses[name] = outcome.losses[name][: max(count, len(losses.get(name, ())))]
 
         def rivals() -> Rivals:
-            general = known.get(GENERAL)
-            whole = [known[other.candidate.name] for other in stayed]
-            best = None if general is None else best_of(whole, general, objective)
-            return Rivals(general, known.get(SPECIALIST), best)
+            plain = [outcome for outcome in stayed if outcome.candidate.name in fixed]
+            points = {alpha_of(o.candidate): known[o.candidate.name] for o in plain}
+            return rivals_among(points, objective)
 
         is_endpoint = outcome.candidate.name in (GENERAL, SPECIALIST)
-        is_shown = outcome.candidate.name.startswith("linear") and outcome.order < 9
+        is_shown = outcome.candidate.name in fixed
         if run_race(objective, losses, score, rivals, may_drop=not is_endpoint, is_shown=is_shown):
             stayed.append(outcome)
         known[outcome.candidate.name] = losses

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "evaluate": COMMON | {"checkpoint", "data", "generate"},
     "generate": COMMON | {"checkpoint", "merge"},
     "search": COMMON | {"merge", "evaluate"},
-    "select": COMMON,
+    "select": COMMON | {"evaluate", "search"},
     "model_config": COMMON | {"data"},
     "plan": COMMON | {"model_config", "data", "train", "checkpoint", "evaluate"},
     "report": COMMON,

@@ -64,6 +64,22 @@ def test_missing_figures_leave_their_part_out(tmp_path: Path):
     assert "domain, bits per byte (40 documents)" in html
 
 
+def test_the_ladder_is_told_step_by_step(tmp_path: Path):
+    def step(alpha: float, bound: float, change: float | None) -> dict[str, Any]:
+        test = {"name": "retention", "loss": bound - 0.02, "bound": bound, "tolerance": 0.1,
+                "unit": "nats per token", "is_within": bound <= 0.1}  # fmt: skip
+        return {"alpha": alpha, "name": f"linear alpha={alpha:g}", "domain_change": change,
+                "is_within": bound <= 0.1, "tests": [test]}  # fmt: skip
+
+    ladder = [step(0.6, 0.08, None), step(0.7, 0.0951, -0.1337), step(0.8, 0.1234, None)]
+    html = page(tmp_path, make_results(ladder=ladder))
+    assert "The sweep as a ladder" in html
+    for words in ("+0.0951", "-0.1337", "+0.1234", "not shown to stay within"):
+        assert words in html
+    assert html.count("not shown to stay within</td>") == 1
+    assert "The sweep as a ladder" not in page(tmp_path, make_results())
+
+
 def test_the_general_model_is_kept(tmp_path: Path):
     results = make_results(
         chosen="general", any_merge=False, gain_kept=None, loss_recovered=None, front=[], knee=None

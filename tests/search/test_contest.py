@@ -12,7 +12,7 @@ import pytest
 from tests.search.fakes import made_up_set
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.search.config import RaceSection
-from toolkit.search.contest import Rivals, best_of, run_race
+from toolkit.search.contest import best_of, rivals_among, run_race
 from toolkit.search.objective import Objective
 
 FILINGS = made_up_set("filings", "domain")
@@ -42,7 +42,7 @@ def all_of(objective: Objective, share: float) -> dict[str, Any]:
 
 
 def contest(
-    objective: Objective, share: float, best: float, **changes: Any
+    objective: Objective, share: float, points: tuple[float, ...] = (0.4,), **changes: Any
 ) -> tuple[bool, dict[str, Any], list[dict[str, int]]]:
     whole, losses, asked = all_of(objective, share), {}, []
 
@@ -51,39 +51,68 @@ def contest(
         for name, count in counts.items():
             losses[name] = whole[name][: max(count, len(losses.get(name, ())))]
 
-    start, end = all_of(objective, 0.0), all_of(objective, 1.0)
-    rivals = Rivals(start, end, all_of(objective, best))
+    rivals = rivals_among({p: all_of(objective, p) for p in (0.0, *points, 1.0)}, objective)
     values = {"may_drop": True, "is_shown": False, **changes}
     return run_race(objective, losses, score, lambda: rivals, **values), losses, asked
 
 
-def test_a_cheap_set_that_the_specialist_fails_is_asked_first():
+def test_a_set_that_the_specialist_loses_on_is_asked_first():
     # Its loss of 0.02 is beyond 0.005; at 0.9 it is 0.016. For the chart a few filings are scored.
-    stayed, losses, asked = contest(of(FILINGS, NEWS, ANSWERS), 0.9, 0.4)
+    stayed, losses, asked = contest(of(FILINGS, NEWS, ANSWERS), 0.9)
     assert not stayed
     assert asked == [{"answers": 8}, {"filings": 2}]
     assert {name: len(values) for name, values in losses.items()} == {"answers": 8, "filings": 2}
 
 
 def test_a_point_of_the_sweep_has_a_general_figure_too():
-    _, losses, asked = contest(of(FILINGS, NEWS, ANSWERS), 0.9, 0.4, is_shown=True)
+    _, losses, asked = contest(of(FILINGS, NEWS, ANSWERS), 0.9, is_shown=True)
     assert asked[1:] == [{"filings": 4}, {"news": 4}]
     assert len(losses["news"]) == 4
 
 
-def test_otherwise_the_domain_is_asked_first():
-    objective = of(FILINGS, NEWS, dataclasses.replace(ANSWERS, tolerance=0.05))
-    stayed, _, asked = contest(objective, 0.1, 0.8)  # far behind
+def test_what_gains_less_than_the_best_plain_mean_is_out():
+    stayed, _, asked = contest(of(FILINGS, NEWS), 0.1, (0.3, 0.7))
     assert not stayed
-    assert asked == [{"filings": 8}]
-    stayed, _, asked = contest(objective, 0.8, 0.4)  # better than the best so far
+    assert asked == [{"news": 8}, {"filings": 8}]
+
+
+def test_a_point_of_the_sweep_is_not_dropped_for_its_domain():
+    stayed, losses, _ = contest(of(FILINGS, NEWS), 0.1, (0.3, 0.7), is_shown=True)
     assert stayed
-    assert asked[:3] == [{"filings": 8}, {"answers": 8}, {"news": 8}]
-    assert asked[-1] == dict.fromkeys(("filings", "news", "answers"), 40)
+    assert all(len(values) == 40 for values in losses.values())
+
+
+def test_what_gains_no_more_than_the_plain_mean_of_the_same_general_loss_is_out():
+    # At 0.75 the domain is better than at 0.5, the best so far, by going farther, and by no more.
+    noisy = [dataclasses.replace(FILINGS), dataclasses.replace(NEWS)]
+    objective = of(*noisy)
+    stayed, _, _ = contest(objective, 0.75, (0.25, 0.5))
+    assert not stayed
+
+
+def test_what_does_better_than_the_sweep_stays():
+    objective = of(FILINGS, NEWS)
+    whole = all_of(objective, 0.6)
+    whole["filings"] = whole["filings"] - 0.02
+    losses: dict[str, Any] = {}
+
+    def score(counts: Mapping[str, int]) -> None:
+        for name, count in counts.items():
+            losses[name] = whole[name][: max(count, len(losses.get(name, ())))]
+
+    rivals = rivals_among({p: all_of(objective, p) for p in (0.0, 0.3, 0.7, 1.0)}, objective)
+    assert run_race(objective, losses, score, lambda: rivals, may_drop=True, is_shown=False)
+
+
+def test_a_cheap_set_is_asked_in_full_before_the_domain():
+    # All 40 answers cost no more than the first 8 filings.
+    objective = of(FILINGS, dataclasses.replace(ANSWERS, tolerance=0.015))
+    _, _, asked = contest(objective, 0.85)  # loses 0.0145: too near to be seen by 8 answers
+    assert asked[:2] == [{"answers": 8}, {"answers": 40}]
 
 
 def test_who_may_not_be_dropped_is_scored_in_full():
-    stayed, losses, _ = contest(of(FILINGS, NEWS, ANSWERS), 0.9, 0.4, may_drop=False)
+    stayed, losses, _ = contest(of(FILINGS, NEWS, ANSWERS), 0.9, may_drop=False)
     assert stayed
     assert all(len(values) == 40 for values in losses.values())
 

@@ -17,7 +17,6 @@ from toolkit.search.final import Resampler, document_rows, final_figures
 from toolkit.search.outcome import (
     arranged,
     as_json,
-    beat_sweep,
     by_item,
     candidate_rows,
     cannot_be_told_apart,
@@ -176,20 +175,12 @@ def test_p_values_say_whether_all_that_must_hold_holds():
     assert confirmation_p_value(objective, start, start) == 1.0  # gains nothing
 
 
-def test_ties_and_the_sweeps_verdict():
+def test_ties():
     noisy = [made_up_set("filings", "domain", noise=0.05), made_up_set("news", "general", seed=1)]
     objective = plan(noisy).objective
     losses = {"a": full(objective, 0.8), "b": full(objective, 0.79), "c": full(objective, 0.2)}
     assert cannot_be_told_apart(objective, losses["a"], losses["b"], 0.95)
     assert not cannot_be_told_apart(objective, losses["a"], losses["c"], 0.95)
-    verdict = beat_sweep(objective, "c", "a", losses, 0.95, " here")
-    assert verdict["high"] < 0.0
-    assert verdict["sentence"].startswith("a beats the best of the plain sweep, c: -0.02")
-    assert (
-        "Nothing is shown to beat" in beat_sweep(objective, "a", "b", losses, 0.95, "")["sentence"]
-    )
-    assert beat_sweep(objective, "a", "c", losses, 0.95, "")["low"] > 0.0
-    assert beat_sweep(objective, "a", None, losses, 0.95, "")["difference"] is None
 
 
 def test_parts_are_put_together_by_item():

@@ -63,7 +63,7 @@ def test_endpoints_and_sweep_come_first_and_the_rest_is_found(journal: Path):
     assert names[:5] == [
         "general",
         "specialist",
-        *(f"linear alpha={a}" for a in ("0.9", "0.6", "0.3")),
+        *(f"linear alpha={a}" for a in ("0.3", "0.6", "0.9")),  # from the safest upwards
     ]
     assert len(names) == 10
     assert {row[1] for row in found} == {"complete", "dropped"}
@@ -90,7 +90,7 @@ def test_the_same_search_twice_and_a_second_call_scores_nothing(tmp_path: Path):
 def test_the_grid_is_tried_whole_or_refused(tmp_path: Path):
     names = [row[0] for row in summary(tmp_path / "a", sampler="grid", grid_points=3)]
     assert [name for name in names if name not in {"general", "specialist"}] == [
-        *(f"linear alpha={a}" for a in ("0.9", "0.6", "0.3", "0.1", "0.65", "1.2"))
+        *(f"linear alpha={a}" for a in ("0.3", "0.6", "0.9", "0.1", "0.65", "1.2"))
     ]
     with pytest.raises(ConfigError, match="make 8 candidates, more than 7"):
         summary(tmp_path / "b", sampler="grid", grid_points=3, candidates=7)
@@ -113,6 +113,18 @@ def test_a_candidate_whose_loss_is_not_finite_fails_and_the_study_goes_on(journa
     assert [o.candidate.name for o in failed] == ["linear alpha=0.6"]
     assert "the loss is nan" in failed[0].error
     assert len(found) == 10
+
+
+def test_the_sampler_learns_from_the_sweep_and_from_what_failed(journal: Path):
+    """Optuna notes parameters of those alone that it proposed; the sweep was proposed again."""
+    wanted = plan()
+    run_search(wanted, journal, "tiny", IDENTITY, FakeBench())
+    known = wanted.learn(open_study(journal, wanted).trials())["linear"]
+    alphas = [float(item.values["alpha"]) for item in known]
+    assert alphas[:3] == [0.3, 0.6, 0.9]
+    assert all(item.figures is not None for item in known)
+    near = [abs(one - other) for n, one in enumerate(alphas) for other in alphas[:n]]
+    assert min(near) > 0.05  # of a range from 0.1 to 1.2
 
 
 def test_a_study_of_an_earlier_version_goes_on(journal: Path):

@@ -10,7 +10,7 @@ import numpy as np
 from tests.search.fakes import made_up_set
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
-from toolkit.stages.choosing import _Seen, _too_small
+from toolkit.stages.choosing import _too_small
 
 
 def notes(*, tolerance: float, scatter: float, own: float | None = None) -> list[str]:
@@ -26,8 +26,7 @@ def notes(*, tolerance: float, scatter: float, own: float | None = None) -> list
     )
     start: dict[str, Any] = {"filings": np.ones(10), "news": np.ones(10)}
     moved = {**start, "news": start["news"] + scatter * (-1.0) ** np.arange(10)}
-    seen = _Seen(objective, {}, objective, {})
-    return _too_small(seen, {"general": start, "linear": moved}, start, 0.95)
+    return _too_small(objective, moved, start, 0.95)
 
 
 def test_a_set_too_small_is_said_with_the_number_needed():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from statistics import NormalDist
 
 
+@lru_cache(maxsize=4096)
 def student_quantile(chance: float, freedom: int) -> float:
     """The value that Student's t stays below with this chance.
 

@@ -124,10 +124,41 @@ def sweep_section(results: Mapping[str, Any]) -> Section:
         "α is the specialist's weight in a plain average with the general model: 0 is the general "
         "model, 1 the specialist. Bands: 95 % intervals over the tuning documents."
     )
-    body = panels(*charts) + paragraph(note, "note")
+    body = panels(*charts) + paragraph(note, "note") + _ladder(results)
     if beaten:
         body = paragraph(beaten["sentence"]) + body
     return Section("sweep", "The plain sweep", body)
+
+
+def _ladder(results: Mapping[str, Any]) -> str:
+    """Plain means as they were tested on all tuning documents, a row a general set asked."""
+    steps = results.get("ladder") or ()
+    if not steps:
+        return ""
+    level = f"{results['confidence']:.0%} bound"
+    rows: list[tuple[list[Cell | str], str]] = []
+    for step in steps:
+        for number, test in enumerate(step["tests"]):
+            chosen = step["name"] == results["chosen"]
+            cells: list[Cell | str] = [
+                Cell(step["name"], step["alpha"]) if number == 0 else Cell(""),
+                _number(step["domain_change"] if number == 0 else None, "+.4f"),
+                f"{test['name']}, {test['unit']}",
+                _number(test["loss"], "+.4f"),
+                _number(test["bound"], "+.4f"),
+                _number(test["tolerance"], "g"),
+                "within" if test["is_within"] else "not shown to stay within",
+            ]
+            kind = "chosen" if chosen else "" if step["is_within"] else "out"
+            rows.append((cells, kind))
+    titles = ["plain mean", "domain", "general set", "loss", f"loss, {level}", "tolerated", ""]
+    note = (
+        "Tested from the general model upwards on all tuning documents, each at the full level "
+        "(the order is fixed beforehand), up to the first that is not shown to stay within a "
+        "tolerance; then between that one and the last that was. Changes against the general "
+        "model; the domain of those that were looked at for their gain."
+    )
+    return table("The sweep as a ladder", titles, rows) + paragraph(note, "note")
 
 
 def _sweep_plot(

@@ -58,6 +58,10 @@ class SearchSection(Section):
     sweep: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2)
     """Shares of the specialist in the plain weighted mean that are always tried: the baseline."""
 
+    refine: Annotated[int, Field(ge=0, le=6)] = 3
+    """How often the sweep is halved between the last plain mean that is shown to stay within the
+    tolerance and the first that is not."""
+
     race: RaceSection = RaceSection()
 
     weights: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
@@ -65,12 +69,13 @@ class SearchSection(Section):
     that are not named."""
 
     confirm_fraction: Annotated[float, Field(ge=0.0, le=0.8)] = 0.34
-    """Share of the tuning documents that the search does not see, chosen by hash; the last few
-    candidates are confirmed on them. 0 confirms on the search's own documents, and the bounds are
-    then widened for all candidates tried."""
+    """Share of the tuning documents that the search does not see, chosen by hash; what promises
+    more than the plain sweep is confirmed on them. 0 confirms on the search's own documents, and
+    the bounds are then widened for all candidates tried. The sweep itself, whose order is fixed
+    beforehand, is tested on all tuning documents."""
 
     confirm_candidates: PositiveInt = 3
-    """How many of the best candidates are confirmed, the best of the sweep besides."""
+    """How many candidates that promise more than the plain sweep are confirmed."""
 
     storage: str | None = None
     """Where workers meet: an Optuna storage such as `postgresql://user@host/database`. By default a

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from toolkit.search.objective import Losses, Objective, guide_of
+from toolkit.search.plain_sweep import PlainSweep
 
-_SHOWN_GROUPS, _FIGURE_GROUPS = 4, 2
+SHOWN_GROUPS, _FIGURE_GROUPS = 4, 2
 """Documents behind a figure of a candidate that is out already: of a point of the sweep, which has
 an interval, the fewest that the specialist's pattern can be fitted to; of others, whose figure only
 guides the sampler, the fewest that tell it from one document's chance."""
@@ -21,12 +22,14 @@ class Rivals:
 
     Attributes:
         general, specialist: losses of the two models.
-        best: of the best candidate so far.
+        best: of the best plain mean so far that stays within the tolerance.
+        sweep: the plain means as a curve.
     """
 
     general: Losses | None
     specialist: Losses | None
     best: Losses | None
+    sweep: PlainSweep | None
 
 
 def best_of(whole: Sequence[Losses], general: Losses, objective: Objective) -> Losses:
@@ -40,6 +43,21 @@ def best_of(whole: Sequence[Losses], general: Losses, objective: Objective) -> L
         if change < level:
             best, level = losses, change
     return best
+
+
+def rivals_among(points: Mapping[float, Losses], objective: Objective) -> Rivals:
+    """What a candidate is compared with.
+
+    Args:
+        points: losses of plain means that are known in full, by α: the general model is 0, the
+            specialist 1.
+        objective: of the sets.
+    """
+    general, specialist = points.get(0.0), points.get(1.0)
+    if general is None or specialist is None:
+        return Rivals(general, specialist, None, None)
+    best = best_of(list(points.values()), general, objective)
+    return Rivals(general, specialist, best, PlainSweep(objective, points))
 
 
 def run_race(
@@ -56,8 +74,11 @@ def run_race(
 
     At each look one question after the other is asked: most candidates are dropped at the first,
     and then need not be scored on the other sets. First come general sets on which the specialist
-    itself loses too much, where they cost less than the domain, then the domain, then the rest. Who
-    is out gets what is missing of a domain figure, from fewer documents.
+    loses, then the domain, then the rest. On the domain a candidate must promise more than the best
+    plain mean so far, and surely more than the plain mean of its own general loss: whatever goes
+    farther towards the specialist gains more, by any method. Points of the sweep are what others
+    are compared with, and are only dropped for what they lose. Who is out gets what is missing of a
+    domain figure, from fewer documents.
 
     Args:
         objective: of the sets.
@@ -65,20 +86,22 @@ def run_race(
         score: scores what is missing of sets, up to so many items of each.
         rivals: what is known of others, now.
         may_drop: whether it may be dropped at all.
-        is_shown: whether it is a point of the sweep, which has a general figure even when dropped.
+        is_shown: whether it is a point of the sweep, which has a general figure even when dropped,
+            and is not dropped for its domain figure.
         after_look: called where the candidate goes on.
 
     Returns:
         Whether it stayed to the end.
     """
     for look in range(objective.num_looks - 1):
-        for names in _questions(objective, look, rivals()):
-            score({name: objective.sets[name].cuts[look] for name in names})
-            if may_drop and _is_out(objective, names, losses, rivals()):
+        for counts in _questions(objective, look, rivals()):
+            score(counts)
+            asked = may_drop and not (is_shown and objective.weights.keys() & counts)
+            if asked and _is_out(objective, list(counts), losses, rivals()):
                 for name in (*objective.weights, *(objective.shown_general if is_shown else ())):
                     if not len(losses.get(name, ())):
                         raced = objective.sets[name]
-                        groups = _SHOWN_GROUPS if is_shown else _FIGURE_GROUPS
+                        groups = SHOWN_GROUPS if is_shown else _FIGURE_GROUPS
                         score({name: int(np.searchsorted(raced.groups, groups))})
                 return False
         after_look()
@@ -86,24 +109,36 @@ def run_race(
     return True
 
 
-def _questions(objective: Objective, look: int, rivals: Rivals) -> list[list[str]]:
-    def cost(*names: str) -> int:
-        sets = [objective.sets[name] for name in names]
-        return sum(raced.cost(raced.cuts[look]) for raced in sets)
+def _questions(objective: Objective, look: int, rivals: Rivals) -> list[dict[str, int]]:
+    """What is asked at a look, one question after the other: items to be known, by set."""
 
-    domain, general = list(objective.weights), sorted(objective.tolerances, key=cost)
-    first = []
-    if rivals.general is not None and rivals.specialist is not None:
-        beyond = objective.beyond_tolerances(rivals.specialist, rivals.general)
-        first = [name for name in general if beyond[name] > 0.0 and cost(name) < cost(*domain)]
-    rest = [name for name in general if name not in first]
-    return [*([name] for name in first), domain, *([name] for name in rest)]
+    def cost(counts: Mapping[str, int]) -> int:
+        return sum(objective.sets[name].cost(count) for name, count in counts.items())
+
+    def at_look(*names: str) -> dict[str, int]:
+        return {name: objective.sets[name].cuts[look] for name in names}
+
+    domain = at_look(*objective.weights)
+    general = sorted(objective.tolerances, key=lambda name: cost(at_look(name)))
+    lossy = rivals.sweep.lossy_sets if rivals.sweep is not None else ()
+    first = [at_look(name) for name in general if name in lossy]
+    # Where all of them cost no more than the domain's part, it is certain what they say for little.
+    whole = [{name: len(objective.sets[name].order)} for name in general if name in lossy]
+    first += [counts for counts in whole if cost(counts) <= cost(domain) and counts not in first]
+    return [*first, domain, *(at_look(name) for name in general if name not in lossy)]
 
 
 def _is_out(objective: Objective, names: Sequence[str], losses: Losses, rivals: Rivals) -> bool:
-    if rivals.general is None or rivals.best is None:
+    if rivals.general is None:
         return False
     guide = guide_of(rivals.specialist, rivals.general)
-    if names[0] in objective.weights:
-        return objective.is_behind(losses, rivals.best, guide)
-    return objective.loses_too_much(names[0], losses, rivals.general, guide)
+    if names[0] not in objective.weights:
+        return objective.loses_too_much(names[0], losses, rivals.general, guide)
+    if rivals.best is None or rivals.sweep is None:
+        return False
+    if objective.is_behind(losses, rivals.best, guide):
+        return True
+    match = rivals.sweep.match(losses, guide)
+    if match is None:
+        return False
+    return objective.is_behind(losses, rivals.sweep.losses_at(match.alpha), guide, surely=True)

@@ -299,8 +299,8 @@ class Objective:
         self, losses: Losses, general: Losses, guide: Losses | None = None
     ) -> dict[str, float]:
         """How far beyond its tolerance each general set's bound is expected after full scoring,
-        below 0 within; sets of which nothing is known count as just within."""
-        found = dict.fromkeys(self.tolerances, 0.0)
+        below 0 within; sets of which nothing is known are left out."""
+        found = {}
         for name, limit in self.tolerances.items():
             if len(losses.get(name, ())):
                 difference = self._difference(name, losses, general, guide)
@@ -312,14 +312,24 @@ class Objective:
     def beyond_tolerance(
         self, losses: Losses, general: Losses, guide: Losses | None = None
     ) -> float:
-        """The farthest beyond of all, 0 within."""
-        return max(0.0, *self.beyond_tolerances(losses, general, guide).values())
+        """The farthest beyond of all, below 0 within; 0 where nothing is known."""
+        return max(self.beyond_tolerances(losses, general, guide).values(), default=0.0)
 
-    def is_behind(self, losses: Losses, best: Losses, guide: Losses | None = None) -> bool:
-        """Whether full scoring would surely not show a candidate to be better; see `race`."""
+    def is_behind(
+        self, losses: Losses, best: Losses, guide: Losses | None = None, *, surely: bool = False
+    ) -> bool:
+        """Whether full scoring would surely not show a candidate to be better; see `race`.
+
+        Args:
+            losses: of the candidate.
+            best: of what it is compared with.
+            guide: see `guide_of`.
+            surely: better by an interval that is corrected for all candidates; else by its figure.
+        """
         if not self.looks:
             return False
         ahead = sure_side(1.0 - (1.0 - self.confidence) / (2.0 * self._num_rivals))
+        ahead = ahead if surely else 0.0
         difference = self.domain_difference(losses, best, guide, ahead)
         return is_out(difference, 0.0, ahead, spending(self._error, len(self.looks)))
 

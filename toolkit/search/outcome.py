@@ -121,7 +121,7 @@ def arranged(
     return {
         name: np.array([losses[name][raced.items.ids[index]] for index in raced.order])
         for name, raced in objective.sets.items()
-        if all(item in losses.get(name, {}) for item in raced.items.ids)
+        if name in losses and all(item in losses[name] for item in raced.items.ids)
     }
 
 
@@ -143,15 +143,22 @@ def confirmation_p_value(objective: Objective, losses: Losses, general: Losses) 
     Reference:
         Berger 1982, Multiparameter hypothesis testing and acceptance sampling.
     """
-    worst = _below(objective.domain_difference(losses, general), 0.0)
-    for name, limit in objective.tolerances.items():
-        worst = max(
-            worst, _below(objective.sets[name].difference(losses[name], general[name]), limit)
-        )
-    return worst
+    losing = [loss_p_value(objective, name, losses, general) for name in objective.tolerances]
+    return max(gain_p_value(objective, losses, general), *losing)
 
 
-def _below(difference: Difference, limit: float) -> float:
+def gain_p_value(objective: Objective, losses: Losses, general: Losses) -> float:
+    """p-value of a candidate gaining nothing on the domain."""
+    return p_value_below(objective.domain_difference(losses, general), 0.0)
+
+
+def loss_p_value(objective: Objective, name: str, losses: Losses, general: Losses) -> float:
+    """p-value of a candidate losing more on a general set than its tolerance."""
+    difference = objective.sets[name].difference(losses[name], general[name])
+    return p_value_below(difference, objective.tolerances[name])
+
+
+def p_value_below(difference: Difference, limit: float) -> float:
     """p-value of the difference being at least the limit."""
     if difference.freedom < 1:
         return 1.0
@@ -257,47 +264,3 @@ def sweep_points(outcomes: Sequence[Outcome]) -> list[tuple[float, Outcome]]:
         elif candidate.config.merge_method == "linear" and list(candidate.parameters) == ["alpha"]:
             points.append((float(candidate.parameters["alpha"]), outcome))
     return sorted(points, key=lambda point: (point[0], point[1].order))
-
-
-def beat_sweep(
-    objective: Objective,
-    best: str,
-    other: str | None,
-    losses: Mapping[str, Losses],
-    confidence: float,
-    where: str,
-) -> dict[str, Any]:
-    """Whether the best merge outside the sweep beats the best one of it.
-
-    Args:
-        objective: of the documents to compare on.
-        best: name of the sweep's best.
-        other: name of the best that is not of the sweep; None where there is none.
-        losses: of both.
-        confidence: of the interval.
-        where: the documents, in words.
-    """
-    if other is None:
-        return {
-            "difference": None,
-            "low": None,
-            "high": None,
-            "sentence": "Nothing but the plain sweep stayed within the tolerance with a gain.",
-        }
-    difference = objective.domain_difference(losses[other], losses[best])
-    interval = two_sided(difference, confidence)
-    low, high = interval["low"], interval["high"]
-    figures = f"{difference.estimate:+.4f} ({low:+.4f} to {high:+.4f}{where})"
-    if high < 0.0:
-        sentence = f"{other} beats the best of the plain sweep, {best}: {figures}."
-    elif low > 0.0:
-        sentence = f"Nothing beats the plain sweep: {other} is worse than {best}: {figures}."
-    else:
-        sentence = f"Nothing is shown to beat the plain sweep: {other} against {best}: {figures}."
-    finite = math.isfinite(low)
-    return {
-        "difference": difference.estimate,
-        "low": low if finite else None,
-        "high": high if finite else None,
-        "sentence": sentence,
-    }

@@ -14,6 +14,7 @@ from toolkit.search.config import SearchSection
 from toolkit.search.notation import Value
 from toolkit.search.objective import Objective
 from toolkit.search.sampler import (
+    MERGE,
     StudySampler,
     Tried,
     fixed_parameters,
@@ -52,7 +53,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.fixed = {name: endpoint(name) for name in (GENERAL, SPECIALIST)}
-        for alpha in dict.fromkeys(self.section.sweep):
+        # From the safest upwards: each is what the next, and all others, are compared with.
+        for alpha in sorted(set(self.section.sweep), key=abs):
             point = sweep_point(alpha)
             if point.key not in {known.key for known in self.fixed.values()}:
                 self.fixed[point.name] = point
@@ -62,7 +64,15 @@ class Plan:
         return {space.name: space for space in self.spaces}
 
     def sampler(self) -> StudySampler:
-        return StudySampler(self.spaces, self.section, self.seed, self.learn)
+        """Proposes what the sweep does not try: its means are refined by the choice itself."""
+        swept = {space.name for space in self.spaces if self._is_sweep(space)}
+        left_out = swept if len(swept) < len(self.spaces) else set()
+        return StudySampler(self.spaces, self.section, self.seed, self.learn, left_out)
+
+    def _is_sweep(self, space: MergeSpace) -> bool:
+        """Whether a file says the same as points of the sweep."""
+        given = [self._as_searched(candidate) for candidate in self.fixed.values()]
+        return any(parameters[MERGE] == space.name for parameters in given if parameters)
 
     def queue(self) -> list[dict[str, Any]]:
         """The whole study: the two models, the sweep, and what the sampler has to find.
@@ -118,14 +128,26 @@ class Plan:
         name, values = suggested(trial, self.by_name)
         return self.by_name[name].candidate(values)
 
+    def _tried(self, trial: FrozenTrial) -> tuple[str, dict[str, Value]] | None:
+        """File and values of a candidate; a point of the sweep is one of a file that says the same
+        (Optuna notes the values of those alone that it proposed)."""
+        name = trial.user_attrs.get("fixed")
+        if name is None:
+            return tried_values(trial, self.by_name)
+        given = self._as_searched(self.fixed[name])
+        if given is None:
+            return None
+        space = self.by_name[given[MERGE]]
+        return space.name, {"alpha": float(self.fixed[name].parameters["alpha"])}
+
     def learn(self, trials: Sequence[FrozenTrial]) -> dict[str, list[Tried]]:
         """What samplers know of a study: by file, in order."""
         tried: dict[str, list[Tried]] = {space.name: [] for space in self.spaces}
         for trial in trials:
-            known: tuple[str, dict[str, Value]] | None = tried_values(trial, self.by_name)
-            if known is None or trial.state == TrialState.FAIL:
+            known = self._tried(trial)
+            if known is None:
                 continue
-            figures = None
+            figures = None  # of one that failed too: it is not to be proposed again
             if trial.state == TrialState.COMPLETE:
                 domain, general = trial.values
                 figures = (domain, general, float(attributes_of(trial)["beyond"]))

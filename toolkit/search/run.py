@@ -131,25 +131,32 @@ class Scorer:
         *,
         part: str,
         known: Mapping[str, NDArray[np.float64]] | None = None,
+        counts: Mapping[str, int] | None = None,
         advance: Advance = lambda *_: None,
     ) -> dict[str, NDArray[np.float64]]:
-        """Losses of a candidate on all items, in the objective's order.
+        """Losses of a candidate, in the objective's order.
 
         Args:
             outcome: whose.
             objective: of the sets.
             part: what the sets are called in the file.
             known: beginnings that need not be scored.
+            counts: items that are to be known, by set; by default all of all sets.
             advance: is told of tokens scored.
         """
         key = f"{part}/{outcome.candidate.key}"
         kept = {name: unpack(text) for name, text in self._known.get(key, {}).items()}
-        losses = {name: np.asarray(values) for name, values in {**(known or {}), **kept}.items()}
-        if objective.is_whole(losses):
+        losses = {name: np.asarray(values) for name, values in (known or {}).items()}
+        for name, values in kept.items():
+            if len(values) > len(losses.get(name, ())):
+                losses[name] = values
+        wanted = {name: len(r.order) for name, r in objective.sets.items()}
+        wanted = wanted if counts is None else dict(counts)
+        if all(len(losses.get(name, ())) >= count for name, count in wanted.items()):
             advance(objective.all_tokens, "")
             return losses
         self._bench.apply(outcome.candidate.config)
-        score_missing(self._bench, outcome.candidate, objective, losses)
+        score_missing(self._bench, outcome.candidate, objective, losses, wanted)
         self._known[key] = {name: pack(values) for name, values in losses.items()}
         write_json(self._log, self._known)
         advance(objective.all_tokens, outcome.candidate.name)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -30,13 +31,10 @@ from toolkit.search.config import SearchSection
 from toolkit.search.notation import Options, Range, Unknown, Value
 from toolkit.search.objective import named_seed
 from toolkit.search.space import MergeSpace
-from toolkit.search.surrogate import Arm, propose
+from toolkit.search.surrogate import PENALTY, Arm, propose
 
 MERGE = "merge"
 """Name of the study's parameter that says which file a candidate is of."""
-
-PENALTY = 10.0
-"""Samplers with one objective lower `domain + PENALTY · general loss beyond the tolerance`."""
 
 _STATE = "sampler"
 
@@ -47,8 +45,8 @@ class Tried:
 
     Attributes:
         values: of the file's unknowns.
-        figures: domain figure, general figure and general loss beyond the tolerance (0 within);
-            None where they are not known (yet).
+        figures: domain figure, general figure and how far the general loss is beyond the tolerance
+            (below 0 within); None where they are not known (yet).
         state: what the sampler itself left with it.
     """
 
@@ -61,7 +59,7 @@ class Tried:
         if self.figures is None:
             return math.nan
         domain, _, beyond = self.figures
-        return domain + PENALTY * beyond
+        return domain + PENALTY * max(beyond, 0.0)
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def _quadratic(
             arms.append(
                 Arm(
                     np.array(points, dtype=np.float64).reshape(len(own), len(numbers)),
-                    np.array([item.score for item in own], dtype=np.float64),
+                    *_figures(own),
                 )
             )
             keys.append((space, chosen, numbers))
@@ -143,6 +141,13 @@ def _quadratic(
         name: u.at(float(share)) for (name, u), share in zip(numbers.items(), point, strict=True)
     }
     return Proposal(space.name, {n: {**chosen, **found}[n] for n in space.unknowns}, {})
+
+
+def _figures(own: Sequence[Tried]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Domain figures, and how far beyond the tolerance; NaN where they are not known."""
+    rows = [item.figures or (math.nan, math.nan, math.nan) for item in own]
+    table = np.array(rows, dtype=np.float64).reshape(len(own), 3)
+    return table[:, 0], table[:, 2]
 
 
 def distribution(unknown: Unknown) -> BaseDistribution:
@@ -181,7 +186,7 @@ def _by_optuna(space: MergeSpace, own: Sequence[Tried], name: str, seed: int) ->
                 continue
             values = list(item.figures[:2]) if several else [item.score]
             if several:  # beyond the tolerance both are worse, so that the front stays within
-                values = [value + PENALTY * item.figures[2] for value in values]
+                values = [value + PENALTY * max(item.figures[2], 0.0) for value in values]
             study.add_trial(
                 optuna.create_trial(
                     state=TrialState.COMPLETE,
@@ -220,12 +225,19 @@ class StudySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # its ty
         section: which sampler.
         seed: of the recipe.
         learn: what was tried, by file, from the study's candidates.
+        left_out: files of which nothing is to be proposed.
     """
 
     def __init__(
-        self, spaces: Sequence[MergeSpace], section: SearchSection, seed: int, learn: Any
+        self,
+        spaces: Sequence[MergeSpace],
+        section: SearchSection,
+        seed: int,
+        learn: Any,
+        left_out: Collection[str] = (),
     ) -> None:
         self._spaces = {space.name: space for space in spaces}
+        self._proposing = [space for space in spaces if space.name not in left_out]
         self._section = section
         self._seed = seed
         self._learn = learn
@@ -238,7 +250,7 @@ class StudySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # its ty
             other for other in study.get_trials(deepcopy=False) if other.number != trial.number
         ]
         self._proposal = next_proposal(
-            list(self._spaces.values()), self._learn(others), self._section, self._seed
+            self._proposing, self._learn(others), self._section, self._seed
         )
         return parameter_box(self._spaces, self._proposal.space)
 

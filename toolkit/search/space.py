@@ -110,6 +110,17 @@ def sweep_point(alpha: float) -> Candidate:
     )
 
 
+def alpha_of(candidate: Candidate) -> float:
+    """The specialist's share in one of the two models or a point of the sweep.
+
+    >>> alpha_of(endpoint(SPECIALIST)), alpha_of(sweep_point(0.4))
+    (1.0, 0.4)
+    """
+    if candidate.name in (GENERAL, SPECIALIST):
+        return float(candidate.name == SPECIALIST)
+    return float(candidate.parameters["alpha"])
+
+
 def _between(alpha: float, where: str) -> MergeConfig:
     models = [
         {"model": model, "parameters": {"weight": weight}}

@@ -20,6 +20,9 @@ Floats = NDArray[np.float64]
 MIN_APART = 0.06
 """Nearer than this, in the unit cube, a point says nothing new."""
 
+PENALTY = 10.0
+"""Samplers lower `domain + PENALTY · general loss beyond the tolerance`."""
+
 _POINTS = 4096  # of the cube at which the parabola is looked at
 _RIDGE = 1e-4
 
@@ -30,11 +33,19 @@ class Arm:
 
     Attributes:
         points: tried so far, `[n, d]`.
-        scores: objective of each that has one, lower is better; NaN where none is known yet.
+        scores: domain figure of each that has one, lower is better; NaN where none is known yet.
+        beyond: how far each is beyond what general sets may lose, below 0 within. It is smooth like
+            the domain figure; what is lowered, with its kink at the tolerance, is not.
     """
 
     points: Floats
     scores: Floats
+    beyond: Floats
+
+    @property
+    def lowered(self) -> Floats:
+        """What is to be lowered, of each point."""
+        return np.asarray(self.scores + PENALTY * np.maximum(self.beyond, 0.0))
 
     @property
     def dimensions(self) -> int:
@@ -82,7 +93,7 @@ def _best_point(arm: Arm, seed: int) -> tuple[float, Floats]:
     known = np.isfinite(arm.scores)
     cube = generator.random((_POINTS, arm.dimensions))
     if known.any():  # and as many around the best one
-        best = arm.points[known][int(np.argmin(arm.scores[known]))]
+        best = arm.points[known][int(np.argmin(arm.lowered[known]))]
         near = best + generator.normal(0.0, 0.15, (_POINTS, arm.dimensions))
         cube = np.concatenate([cube, np.clip(near, 0.0, 1.0)])
     cube = cube[_apart(cube, arm.points) >= MIN_APART]
@@ -90,7 +101,10 @@ def _best_point(arm: Arm, seed: int) -> tuple[float, Floats]:
         return np.inf, np.full(arm.dimensions, 0.5)
     if not known.any():
         return np.inf, np.asarray(cube[0])
-    promise = fit_quadratic(arm.points[known], arm.scores[known], cube)
+    near_best = arm.lowered[known]
+    domain = fit_quadratic(arm.points[known], arm.scores[known], cube, near_best)
+    beyond = fit_quadratic(arm.points[known], arm.beyond[known], cube, near_best)
+    promise = domain + PENALTY * np.maximum(beyond, 0.0)
     number = int(np.argmin(promise))
     return float(promise[number]), np.asarray(cube[number])
 
@@ -101,7 +115,9 @@ def _apart(cube: Floats, points: Floats) -> Floats:
     return np.asarray(np.linalg.norm(cube[:, None] - points[None], axis=2).min(axis=1))
 
 
-def fit_quadratic(points: Floats, scores: Floats, at: Floats) -> Floats:
+def fit_quadratic(
+    points: Floats, scores: Floats, at: Floats, lowered: Floats | None = None
+) -> Floats:
     """A parabola through scores by ridge regression, looked at elsewhere, `[m]`.
 
     Products of two directions enter only where there are points enough for all of them. Points far
@@ -111,6 +127,7 @@ def fit_quadratic(points: Floats, scores: Floats, at: Floats) -> Floats:
         points: `[n, d]`.
         scores: `[n]`.
         at: `[m, d]`.
+        lowered: what says which points are near the best, `[n]`; by default the scores.
 
     >>> line = np.linspace(0.0, 1.0, 5)[:, None]
     >>> found = fit_quadratic(line, (line[:, 0] - 0.3) ** 2, np.array([[0.3], [0.8]]))
@@ -122,7 +139,9 @@ def fit_quadratic(points: Floats, scores: Floats, at: Floats) -> Floats:
     spread = float(np.ptp(scores)) or 1.0
     level = float(scores.min())
     heights = (scores - level) / spread
-    weight = 1.0 / (1.0 + 4.0 * heights)
+    worse = scores if lowered is None else lowered
+    worse = (worse - worse.min()) / (float(np.ptp(worse)) or 1.0)
+    weight = 1.0 / (1.0 + 4.0 * worse)
     features = _features(points, crossed) * weight[:, None]
     ridge = np.sqrt(_RIDGE) * np.eye(features.shape[1])
     ridge[0, 0] = 0.0

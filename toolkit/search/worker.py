@@ -17,10 +17,10 @@ from toolkit.errors import ConfigError, EvaluationError, MergeError
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.merge.config import MergeConfig
 from toolkit.progress import Advance
-from toolkit.search.contest import Rivals, best_of, run_race
+from toolkit.search.contest import Rivals, rivals_among, run_race
 from toolkit.search.objective import Losses, Objective, guide_of
 from toolkit.search.plan import Plan
-from toolkit.search.space import GENERAL, SPECIALIST, Candidate
+from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alpha_of
 from toolkit.search.study import OUTCOME, Study, attributes_of, pack, unpack
 
 _POLL_SECONDS = 0.5
@@ -118,6 +118,18 @@ def read_losses(attributes: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]
     return {name: unpack(text) for name, text in attributes.get("losses", {}).items()}
 
 
+def plain_points(
+    outcomes: Sequence[Outcome], fixed: Mapping[str, Candidate]
+) -> dict[float, Losses]:
+    """Losses of the sweep's points that were scored in full, by α, the two models among them."""
+    found: dict[float, Losses] = {}
+    for outcome in outcomes:
+        name = outcome.candidate.name
+        if name in fixed and outcome.status == "complete":
+            found[alpha_of(outcome.candidate)] = outcome.losses
+    return found
+
+
 class Worker:
     """Works on a study until its queue is empty and nothing is under way any more.
 
@@ -136,6 +148,8 @@ class Worker:
         self._bench = bench
         self._advance = advance
         self._outcomes: dict[int, Outcome] = {}
+        self._known_points: tuple[float, ...] = ()
+        self._rivals_known = Rivals(None, None, None, None)
 
     def work(self, *, stay: bool = True) -> None:
         """Score candidates.
@@ -245,9 +259,12 @@ class Worker:
         return "complete" if stayed else "dropped", losses, scored()
 
     def _rivals(self) -> Rivals:
-        general = self._find(GENERAL)
-        best = None if general is None else best_of(self._whole(), general, self._plan.objective)
-        return Rivals(general, self._find(SPECIALIST), best)
+        """Made anew when there are more points of the sweep."""
+        points = plain_points(list(self.outcomes().values()), self._plan.fixed)
+        if self._known_points != tuple(points):
+            self._known_points = tuple(points)
+            self._rivals_known = rivals_among(points, self._plan.objective)
+        return self._rivals_known
 
     def _whole(self) -> list[Losses]:
         return [o.losses for o in self.outcomes().values() if o.status == "complete"]

@@ -1,5 +1,4 @@
-"""The merge stage: search on the tuning sets, a few confirmed, one choice, one look at the test
-sets, one model."""
+"""The merge stage: search on the tuning sets, one choice, one look at the test sets, one model."""
 
 from __future__ import annotations
 
@@ -9,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.evaluate.power import too_small
@@ -21,32 +22,15 @@ from toolkit.recipe import Recipe
 from toolkit.search.final import MERGE, Resampler, document_rows, final_figures
 from toolkit.search.ledger import LEDGER, TestLedger
 from toolkit.search.objective import Losses, Objective
-from toolkit.search.outcome import (
-    Row,
-    arranged,
-    as_json,
-    beat_sweep,
-    by_item,
-    candidate_rows,
-    cannot_be_told_apart,
-    confirmation_p_value,
-    merged_parts,
-    sweep_points,
-    sweep_rows,
-)
+from toolkit.search.outcome import as_json, by_item, sweep_rows
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST
 from toolkit.search.worker import Outcome
-from toolkit.select import Candidate as Option
-from toolkit.select import (
-    Choice,
-    Confirmed,
-    choose,
-    knee,
-    pareto_front,
-    qualified_names,
-    shortlist,
-)
+from toolkit.select import Choice, knee, pareto_front
+from toolkit.select.decide import Decision, Settings, decide
+from toolkit.select.ladder import as_rows
+from toolkit.select.reason import sweep_verdict
+from toolkit.select.tuning_losses import TuningLosses
 from toolkit.stages.merged import named, references, write_model
 from toolkit.stages.reporting import write_report
 from toolkit.stages.searching import (
@@ -60,6 +44,7 @@ from toolkit.stages.searching import (
     threads_each,
 )
 
+Floats = NDArray[np.float64]
 _CONFIRM, _TEST = PARTIAL_SCORES
 
 
@@ -142,151 +127,64 @@ def run_choosing(
 
 @dataclass(frozen=True)
 class _Verdict:
-    rows: list[Row]
-    options: list[Option]
-    choice: Choice
-    chosen: Outcome
+    decision: Decision
     beat_sweep: dict[str, Any]
     remarks: list[str]
 
+    @property
+    def chosen(self) -> Outcome:
+        return self.decision.chosen
+
+    @property
+    def choice(self) -> Choice:
+        return self.decision.choice
+
 
 def _decide(search: Search, outcomes: Sequence[Outcome], scorer: Scorer) -> _Verdict:
-    """The few best are scored again on documents the search never saw, and one is chosen."""
-    section, count = search.recipe.select, search.recipe.search.confirm_candidates
-    rows = candidate_rows(outcomes, search.plan.objective)
-    options = [_option(row) for row in rows if row.outcome.status != "failed"]
-    by_name = {outcome.candidate.name: outcome for outcome in outcomes}
-    finalists = shortlist(options, GENERAL, section, count)
-    sweep_best, other_best = _sweep_against_rest(outcomes, options, section.general_tolerance)
-    again = dict.fromkeys((*finalists, *filter(None, (sweep_best, other_best))))
-    seen = _look_again(search, [by_name[name] for name in (GENERAL, *again)], scorer)
-
-    where = " on the search's own documents, corrected for all candidates"
-    if search.parts.are_separate:
-        items = sum(len(item) for item in search.parts.confirm)
-        where = f" on {items} documents that the search never saw"
-    looked_at = seen.confirm
-    start = looked_at[GENERAL]
-    confirmed = [
-        Confirmed(
-            name,
-            next(o for o in options if o.name == name).domain
-            if not search.parts.are_separate
-            else _domain(seen.whole_objective, seen.whole[name], seen.whole[GENERAL]),
-            confirmation_p_value(seen.objective, looked_at[name], start),
-            next(o for o in options if o.name == name).distance,
-        )
-        for name in finalists
-    ]
-
-    def is_tied(one: str, best: str) -> bool:
-        pair = (seen.whole[one], seen.whole[best])
-        pairs = max(len(confirmed) - 1, 1)
-        return cannot_be_told_apart(seen.whole_objective, *pair, section.confidence, pairs)
-
-    choice = choose(
-        options,
-        confirmed,
-        is_tied,
-        GENERAL,
-        section,
-        num_tests=None if search.parts.are_separate else len(outcomes) - 1,
-        where=where,
+    """The plain sweep is tested on all tuning documents, what promises more on those set aside."""
+    section, recipe = search.recipe.search, search.recipe
+    objective, separate = search.plan.objective, search.parts.are_separate
+    losses = TuningLosses(
+        objective,
+        search.objective(search.parts.confirm) if separate else None,
+        search.objective(search.tuning) if separate else objective,
+        scorer,
     )
-    remarks = _too_small(seen, looked_at, start, section.confidence)
-    if search.parts.note:
+    settings = Settings(
+        section.sweep, section.refine, section.confirm_candidates, recipe.select.confidence
+    )
+    decision = decide(outcomes, losses, settings, lambda line: say(f"  {line}"))
+    shown = _shown_losses(decision, losses)
+    remarks = _too_small(losses.whole, *shown, recipe.select.confidence)
+    if search.parts.note and decision.confirmations:
         remarks.append(f"Confirmed on the search's own documents: {search.parts.note}.")
     remarks += [f"{item.name}: {item.note}." for item in search.test if item.note]
     for line in remarks:
         say(f"  {line}")
-    return _Verdict(
-        rows,
-        options,
-        choice,
-        by_name[choice.chosen],
-        beat_sweep(
-            seen.objective,
-            sweep_best or GENERAL,
-            other_best,
-            looked_at,
-            section.confidence,
-            where.split(",")[0],
-        ),
-        remarks,
-    )
+    verdict = sweep_verdict(decision.choice.chosen, decision.confirmations, losses)
+    return _Verdict(decision, verdict, remarks)
 
 
-def _too_small(
-    seen: _Seen, losses: Mapping[str, Losses], start: Losses, confidence: float
-) -> list[str]:
-    """Sentences on general sets that cannot see their tolerance, as the best merge scatters."""
-    best = next((own for name, own in losses.items() if name != GENERAL), None)
-    if best is None:
-        return []
+def _shown_losses(
+    decision: Decision, losses: TuningLosses
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Losses of the chosen merge and of the general model on all general tuning documents; of the
+    safest step of the sweep where nothing was chosen."""
+    by_name = {outcome.candidate.name: outcome for outcome in decision.outcomes}
+    merge = decision.chosen if decision.choice.any_merge else by_name[decision.steps[0].name]
+    names = list(losses.whole.tolerances)
+    return losses.on_all(merge, names), losses.on_all(by_name[GENERAL], names)
+
+
+def _too_small(objective: Objective, losses: Losses, start: Losses, confidence: float) -> list[str]:
+    """Sentences on general sets that cannot see their tolerance, as this merge scatters."""
     lines = []
-    for name, limit in seen.objective.tolerances.items():
-        difference = seen.objective.sets[name].difference(best[name], start[name])
-        unit = seen.objective.sets[name].items.unit
+    for name, limit in objective.tolerances.items():
+        difference = objective.sets[name].difference(losses[name], start[name])
+        unit = objective.sets[name].items.unit
         error = math.sqrt(difference.variance)
         lines.append(too_small(name, limit, error, difference.seen, unit, confidence))
     return [line for line in lines if line is not None]
-
-
-def _option(row: Row) -> Option:
-    return Option(
-        row.name, row.domain, row.general, row.general_loss_bound, row.distance, row.is_complete
-    )
-
-
-def _sweep_against_rest(
-    outcomes: Sequence[Outcome], options: Sequence[Option], tolerance: float
-) -> tuple[str | None, str | None]:
-    """The best of the plain sweep, and the best of all else, within the tolerance."""
-    swept = {outcome.candidate.name for _, outcome in sweep_points(outcomes)}
-    # One that was dropped for the domain alone may not be known on general sets.
-    within = [
-        o for o in options if o.general_loss_bound <= tolerance or math.isinf(o.general_loss_bound)
-    ]
-    within.sort(key=lambda o: (o.domain, o.distance, o.name))
-    sweep_best = next((o.name for o in within if o.name in swept), None)
-    other_best = next((o.name for o in within if o.name not in swept), None)
-    return sweep_best, other_best
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """Losses of those looked at again: on the documents set aside, and on all for tuning."""
-
-    objective: Objective
-    confirm: dict[str, Losses]
-    whole_objective: Objective
-    whole: dict[str, Losses]
-
-
-def _look_again(search: Search, outcomes: Sequence[Outcome], scorer: Scorer) -> _Seen:
-    first, separate = search.plan.objective, search.parts.are_separate
-    aside = search.objective(search.parts.confirm) if separate else first
-    whole_objective = search.objective(search.tuning) if separate else first
-    confirm: dict[str, Losses] = {}
-    whole: dict[str, Losses] = {}
-    total = len(outcomes) * aside.all_tokens
-    with progress("confirming, tokens", total) as advance:
-        for outcome in outcomes:
-            name = outcome.candidate.name
-            on_search = scorer.score(outcome, first, part="search", known=outcome.losses)
-            if not separate:
-                confirm[name] = whole[name] = on_search
-                advance(aside.all_tokens, name)
-                continue
-            found = scorer.score(outcome, aside, part="confirm", advance=advance)
-            confirm[name] = found
-            parts = merged_parts(by_item(first, on_search), by_item(aside, found))
-            whole[name] = arranged(whole_objective, parts)
-    return _Seen(aside, confirm, whole_objective, whole)
-
-
-def _domain(objective: Objective, losses: Losses, general: Losses) -> float:
-    return objective.domain(objective.estimates(losses, [general]))
 
 
 def _score_test(
@@ -319,8 +217,8 @@ def _results(
     """What `report.json` holds, but for the number of test scorings."""
     recipe = search.recipe
     section = recipe.select
-    qualified = qualified_names(verdict.options, GENERAL, section)
-    front = pareto_front(verdict.options)
+    decision = verdict.decision
+    front = pareto_front(decision.options)
     resampler = Resampler(
         search.test, recipe.search.weights, recipe.evaluate.resamples, recipe.seed
     )
@@ -345,10 +243,13 @@ def _results(
             }
             for item in search.tuning
         ],
-        "candidates": [as_json(row, row.name in qualified) for row in verdict.rows],
+        "candidates": [
+            as_json(row, row.name in decision.choice.qualified) for row in decision.rows
+        ],
         "front": front,
-        "knee": knee(verdict.options, front),
-        "sweep": sweep_rows(outcomes, objective, section.confidence),
+        "knee": knee(decision.options, front),
+        "sweep": sweep_rows(decision.outcomes, objective, section.confidence),
+        "ladder": as_rows(decision.steps, decision.changes),
         "beat_sweep": verdict.beat_sweep,
         "remarks": verdict.remarks,
         "search_tokens": sum(outcome.tokens for outcome in outcomes),

@@ -1,0 +1,158 @@
+"""The plain means between the points that were scored: what a plain mean of the same general loss
+would show.
+
+A merge that gives up more of the general ability gains more on the domain, whatever the method, so
+two methods can only be compared where they lose the same. Losses of plain means are smooth in α:
+document by document, a spline through the points scored in full says what those between would have.
+
+Legend: P points, G places of a grid along α.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import CubicSpline
+
+from toolkit.evaluate.student import student_quantile
+from toolkit.search.objective import Losses, Objective
+
+Floats = NDArray[np.float64]
+_GRID = np.linspace(0.0, 1.0, 101)
+_SLOPE_REACH = 0.05  # of α, to either side
+_SURE = 1.645  # a merge's general loss is taken from the lower end of what its documents allow
+
+
+@dataclass(frozen=True)
+class Match:
+    """Where the plain sweep loses as much as a merge.
+
+    Attributes:
+        alpha: of the plain mean; 0 is the general model.
+        bound_set: the general set that decides, None where the specialist loses on none.
+        slope: change of the domain figure for each unit lost on that set, along the sweep.
+    """
+
+    alpha: float
+    bound_set: str | None
+    slope: float
+
+
+class PlainSweep:
+    """The sweep as a curve.
+
+    Args:
+        objective: of the sets.
+        points: losses on all items of plain means by α, the general model (0) and the specialist
+            (1) among them.
+    """
+
+    def __init__(self, objective: Objective, points: Mapping[float, Losses]) -> None:
+        self._objective = objective
+        self._alphas = sorted(alpha for alpha in points if 0.0 <= alpha <= 1.0)
+        self._points = [points[alpha] for alpha in self._alphas]
+
+    def _weights(self, alphas: Floats) -> Floats:
+        """What each point counts at places along α, `[G, P]`."""
+        kind = "not-a-knot" if len(self._alphas) > 2 else "natural"
+        spline = CubicSpline(self._alphas, np.eye(len(self._alphas)), bc_type=kind)
+        return np.asarray(spline(alphas), dtype=np.float64)
+
+    @cached_property
+    def _along_grid(self) -> Floats:
+        return self._weights(_GRID)
+
+    @cached_property
+    def lossy_sets(self) -> tuple[str, ...]:
+        """General sets on which the specialist surely loses: the others cannot be matched."""
+        found = []
+        for name in self._objective.tolerances:
+            difference = self._objective.sets[name].difference(
+                self._points[-1][name], self._points[0][name]
+            )
+            if difference.freedom > 0:
+                reach = student_quantile(self._objective.confidence, difference.freedom)
+                if difference.estimate > reach * math.sqrt(difference.variance):
+                    found.append(name)
+        return tuple(found)
+
+    def _loss_along_grid(self, name: str) -> Floats:
+        raced = self._objective.sets[name]
+        figures = np.array([raced.figure(losses[name]) for losses in self._points])
+        return np.asarray(self._along_grid @ (figures - figures[0]))
+
+    @cached_property
+    def _domain_along_grid(self) -> Floats:
+        figures = [
+            self._objective.domain(self._objective.estimates(losses, [self._points[0]]))
+            for losses in self._points
+        ]
+        return np.asarray(self._along_grid @ np.array(figures))
+
+    def losses_at(self, alpha: float) -> dict[str, Floats]:
+        """Losses of all items that the plain mean of this α would have."""
+        (weights,) = self._weights(np.array([alpha]))
+        return {
+            name: np.asarray(
+                sum(w * losses[name] for w, losses in zip(weights, self._points, strict=True))
+            )
+            for name in self._objective.sets
+            if all(len(losses.get(name, ())) for losses in self._points)
+        }
+
+    def match(self, losses: Losses, guide: Losses | None = None) -> Match | None:
+        """Where the sweep loses as much as a merge on general sets.
+
+        Of several sets the one that lets the sweep go farthest decides: a merge that does better on
+        the domain than the plain mean there loses no more than that on any of them. Where the
+        specialist loses on none, the best plain mean on the domain is meant.
+
+        Args:
+            losses: of the merge, as far as they are known.
+            guide: see `guide_of`.
+
+        Returns:
+            None where a set is not known yet on which the specialist loses.
+        """
+        general = self._points[0]
+        if not self.lossy_sets:
+            place = int(np.argmin(self._domain_along_grid))
+            return Match(float(_GRID[place]), None, 0.0)
+        places = {}
+        for name in self.lossy_sets:
+            if not len(losses.get(name, ())):
+                return None
+            raced, known = self._objective.sets[name], (guide or {}).get(name)
+            found = raced.difference(losses[name], general[name], known)
+            least = found.estimate - _SURE * math.sqrt(max(found.still_open, 0.0))
+            places[name] = _last_place(self._loss_along_grid(name), least)
+        name = max(places, key=lambda key: places[key])
+        return Match(places[name], name, self._slope(places[name], name))
+
+    def _slope(self, alpha: float, name: str) -> float:
+        place, reach = round(alpha * (len(_GRID) - 1)), round(_SLOPE_REACH * (len(_GRID) - 1))
+        low, high = max(place - reach, 0), min(place + reach, len(_GRID) - 1)
+        domain, loss = self._domain_along_grid, self._loss_along_grid(name)
+        lost = float(loss[high] - loss[low])
+        return float(domain[high] - domain[low]) / lost if lost > 0.0 else 0.0
+
+
+def _last_place(along_grid: Floats, level: float) -> float:
+    """The farthest α at which what is given along the grid is at most a level; 0 where it never is.
+
+    >>> round(_last_place(_GRID**2, 0.3025), 3), _last_place(_GRID, 2.0), _last_place(_GRID, -1.0)
+    (0.55, 1.0, 0.0)
+    """
+    within = np.flatnonzero(along_grid <= level)
+    if not len(within):
+        return 0.0
+    last = int(within[-1])
+    if last == len(_GRID) - 1:
+        return 1.0
+    part = (level - along_grid[last]) / (along_grid[last + 1] - along_grid[last])
+    return float(_GRID[last] + part * (_GRID[last + 1] - _GRID[last]))

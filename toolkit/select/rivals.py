@@ -1,0 +1,176 @@
+"""Methods against the plain sweep: each merge beside the plain mean that loses as much.
+
+What promises more than the sweep on the search's documents is confirmed on those it never saw. A
+claim needs three things at once: every general set within its tolerance, a gain on the domain, and
+a lead over the plain mean of the same general loss.
+
+Reference:
+    Berger 1982, Multiparameter hypothesis testing and acceptance sampling: all three must hold, so
+    none is corrected for the others; Bonferroni for the number confirmed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from toolkit.evaluate.power import power
+from toolkit.search.objective import Losses, Objective
+from toolkit.search.outcome import two_sided
+from toolkit.search.plain_sweep import Match, PlainSweep
+from toolkit.search.race import Difference
+from toolkit.search.worker import Outcome
+from toolkit.select.bound import gain_bound, loss_bound
+
+_APART = 0.05  # of α: reserves are that much nearer to the general model
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A merge that promises more than the plain sweep.
+
+    Attributes:
+        outcome: of the search.
+        match: the plain mean that loses as much.
+        lead: on the domain over that, on the search's documents; below 0 is better.
+        promise: expected gain times the chance that the documents set aside show what they must.
+    """
+
+    outcome: Outcome
+    match: Match
+    lead: float
+    promise: float
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What the documents set aside say of a finalist.
+
+    Attributes:
+        name: of the candidate.
+        plain: name of the plain mean that loses as much.
+        lead: domain figure minus that of the plain mean at the same general loss, with an interval
+            corrected for the number of finalists.
+        is_within: whether every general set is shown to stay within its tolerance.
+        gains: whether a gain on the domain is shown.
+    """
+
+    name: str
+    plain: str
+    lead: dict[str, float]
+    is_within: bool
+    gains: bool
+
+    @property
+    def leads(self) -> bool:
+        return self.lead["high"] < 0.0
+
+    @property
+    def is_confirmed(self) -> bool:
+        return self.is_within and self.gains and self.leads
+
+
+def shortlist(
+    outcomes: Sequence[Outcome],
+    sweep: PlainSweep,
+    objective: Objective,
+    general: Losses,
+    at_least: float,
+    aside: Objective,
+    count: int,
+) -> list[Finalist]:
+    """The merges worth confirming, the most promising first, then reserves that lose less.
+
+    Args:
+        outcomes: merges by other methods, scored in full on the search's documents.
+        sweep: the plain means on these.
+        objective: of these.
+        general: losses of the general model on these.
+        at_least: domain change that must be bettered, such as that of the best plain mean.
+        aside: of the documents for confirming.
+        count: how many at most.
+    """
+    found = []
+    for outcome in outcomes:
+        match = sweep.match(outcome.losses)
+        change = objective.domain_difference(outcome.losses, general).estimate
+        if match is None or change >= min(at_least, 0.0):
+            continue
+        reference = sweep.losses_at(match.alpha)
+        lead = objective.domain_difference(outcome.losses, reference).estimate
+        if lead < 0.0:
+            chance = _chance_to_stay(objective, outcome.losses, general, aside)
+            found.append(Finalist(outcome, match, lead, -change * chance))
+    found.sort(key=lambda f: (-f.promise, f.outcome.distance, f.outcome.candidate.name))
+    chosen: list[Finalist] = []
+    for finalist in found:
+        nearer = all(finalist.match.alpha <= other.match.alpha - _APART for other in chosen)
+        if finalist.promise > 0.0 and nearer and len(chosen) < count:
+            chosen.append(finalist)
+    return chosen
+
+
+def _chance_to_stay(
+    objective: Objective, losses: Losses, general: Losses, aside: Objective
+) -> float:
+    """Chance that documents set aside show every general set to stay within its tolerance."""
+    chance = 1.0
+    for name, tolerance in objective.tolerances.items():
+        difference = objective.sets[name].difference(losses[name], general[name])
+        groups = aside.sets[name].num_groups
+        error = math.sqrt(difference.variance * difference.seen / groups)
+        left = tolerance - difference.estimate
+        if error > 0.0 or left < 0.0:
+            chance = min(chance, power(left, error, groups, objective.confidence))
+    return chance
+
+
+def confirm(
+    finalist: Finalist,
+    plain: str,
+    aside: Objective,
+    losses: Losses,
+    plain_losses: Losses,
+    general: Losses,
+    num_tests: int,
+) -> Confirmation:
+    """Whether the documents set aside bear out what a finalist promised.
+
+    The plain mean beside it was matched on the search's documents; what it loses more or less on
+    these is made up for along the slope of the sweep.
+
+    Args:
+        finalist: of the shortlist.
+        plain: name of the plain mean that loses as much.
+        aside: of the documents.
+        losses, plain_losses, general: of the three on these.
+        num_tests: what bounds are corrected for.
+    """
+    error = (1.0 - aside.confidence) / num_tests
+    bounds = [
+        loss_bound(aside, name, losses, general, 1.0 - error) <= limit
+        for name, limit in aside.tolerances.items()
+    ]
+    return Confirmation(
+        finalist.outcome.candidate.name,
+        plain,
+        two_sided(_matched_lead(finalist.match, aside, losses, plain_losses), 1.0 - error),
+        all(bounds),
+        gain_bound(aside, losses, general, 1.0 - error) < 0.0,
+    )
+
+
+def _matched_lead(match: Match, objective: Objective, losses: Losses, plain: Losses) -> Difference:
+    domain = objective.domain_difference(losses, plain)
+    if match.bound_set is None:
+        return domain
+    raced = objective.sets[match.bound_set]
+    lost = raced.difference(losses[match.bound_set], plain[match.bound_set])
+    fewest = min(domain, lost, key=lambda difference: difference.freedom)
+    return Difference(
+        domain.estimate - match.slope * lost.estimate,
+        domain.variance + match.slope**2 * lost.variance,
+        fewest.seen,
+        fewest.total,
+    )

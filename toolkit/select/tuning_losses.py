@@ -1,0 +1,67 @@
+"""Losses of candidates on the tuning documents, scored set by set as the decision asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.search.objective import Losses, Objective
+from toolkit.search.outcome import arranged, by_item, merged_parts
+from toolkit.search.run import Scorer
+from toolkit.search.worker import Outcome
+
+
+@dataclass(frozen=True)
+class TuningLosses:
+    """What is known of candidates on the search's documents, on those set aside, and on all.
+
+    Args:
+        search: objective that the search used.
+        aside: of the documents that it did not see; None where none were set aside.
+        whole: of all tuning documents.
+        scorer: scores what is missing.
+    """
+
+    search: Objective
+    aside: Objective | None
+    whole: Objective
+    scorer: Scorer
+
+    def on_search(self, outcome: Outcome, names: Sequence[str]) -> Losses:
+        """Losses of these sets on the search's own documents, and what it scored of others."""
+        counts = _sizes_of(self.search, names)
+        return self.scorer.score(
+            outcome, self.search, part="search", known=outcome.losses, counts=counts
+        )
+
+    def begin(self, outcome: Outcome, names: Sequence[str], groups: int) -> Losses:
+        """The same from a few of the search's documents of each set, and what else is known."""
+        sets = [self.search.sets[name] for name in names]
+        counts = {r.items.name: int(np.searchsorted(r.groups, groups)) for r in sets}
+        return self.scorer.score(
+            outcome, self.search, part="search", known=outcome.losses, counts=counts
+        )
+
+    def on_aside(self, outcome: Outcome, names: Sequence[str]) -> Losses:
+        """Losses of these sets on the documents set aside, or the search's own where none were."""
+        if self.aside is None:
+            return self.on_search(outcome, names)
+        counts = _sizes_of(self.aside, names)
+        return self.scorer.score(outcome, self.aside, part="confirm", counts=counts)
+
+    def on_all(self, outcome: Outcome, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+        """Losses of these sets on all tuning documents."""
+        own = self.on_search(outcome, names)
+        if self.aside is None:
+            return {name: np.asarray(own[name]) for name in names}
+        parts = merged_parts(
+            by_item(self.search, own), by_item(self.aside, self.on_aside(outcome, names))
+        )
+        return arranged(self.whole, {name: parts[name] for name in names})
+
+
+def _sizes_of(objective: Objective, names: Sequence[str]) -> dict[str, int]:
+    return {name: len(objective.sets[name].order) for name in names}
