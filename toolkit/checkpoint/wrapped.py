@@ -81,14 +81,14 @@ def _text_model(full: Any) -> Any:
     decoder, head = full.get_decoder(), full.get_output_embeddings()
     with torch.device("meta"):
         text = AutoModelForCausalLM.from_config(config)
-    prefix = text.base_model_prefix
+    kinds = {type(child): name for name, child in text.named_children()}
     if type(decoder) is type(text):  # the causal language model itself stands in the wrapper
         head = decoder.get_output_embeddings()
-        decoder = getattr(decoder, prefix)
-    inner = getattr(text, prefix, None)
-    if inner is None or head is None or {*_shapes(inner)} != {*_shapes(decoder)}:
+        decoder = decoder.get_decoder()
+    inner = kinds.get(type(decoder))
+    if inner is None or head is None or _shapes(getattr(text, inner)) != _shapes(decoder):
         return None
-    setattr(text, prefix, decoder)
+    setattr(text, inner, decoder)
     text.set_output_embeddings(head)
     text.generation_config = full.generation_config
     if any(parameter.is_meta for parameter in text.parameters()):
