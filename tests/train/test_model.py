@@ -34,6 +34,7 @@ def test_packed_logits_equal_those_of_the_document_alone(
         packed = model(
             input_ids=tokens,
             position_ids=segment_positions(segments),
+            use_cache=False,
         ).logits[0]
         start = 0
         for document in DOCUMENTS:
