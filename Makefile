@@ -7,10 +7,11 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup plan bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choice bench-choices bench-methods
+.PHONY: help setup plan power bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choice bench-choices bench-methods
 
 help:
 	@echo "make plan DOMAIN=finance     is CPT the right tool, what will it take, which settings"
+	@echo "make power DOMAIN=finance    what the recipe's sets can see of a loss"
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
@@ -35,6 +36,10 @@ $(STAMP): pyproject.toml constraints.txt
 # DEVICES=8xH100, PRICES=prices.yaml and WRITE=recipes/x.yaml are optional.
 plan: $(STAMP)
 	@$(TOOLKIT) plan $(NAME) $(if $(DEVICES),--devices $(DEVICES)) $(if $(PRICES),--prices $(PRICES)) $(if $(WRITE),--write $(WRITE))
+
+# What the recipe's sets can see of a loss, before hours are spent.
+power: $(STAMP)
+	@$(TOOLKIT) power $(NAME)
 
 data: $(STAMP)
 	@$(TOOLKIT) data run $(NAME)

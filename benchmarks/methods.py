@@ -25,12 +25,12 @@ from toolkit.manifest import write_atomically
 from toolkit.progress import say
 from toolkit.recipe import find_recipe, load_recipe
 from toolkit.report.verdict import percent, signed_interval
-from toolkit.search.final import MERGE, Resampler, document_rows, final_figures
+from toolkit.search.final import MERGE, ScoredTestSets, document_rows, final_figures
 from toolkit.search.outcome import Row, by_item, candidate_rows
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST
 from toolkit.search.worker import Outcome
-from toolkit.stages.chain import Run, _merge_stage
+from toolkit.stages.chain import Run, merge_stage
 from toolkit.stages.searching import Search, prepare_search
 
 CANDIDATES = {"linear": 0, "slerp": 6, "ties": 8, "dare_ties": 8}
@@ -66,7 +66,7 @@ def measure(runs: Path, recipe: str, out: Path, methods: Sequence[str]) -> list[
     path = find_recipe(recipe)
     run = Run.of(path, load_recipe(path), runs)
     general, data, specialist = (run.root / name for name in ("general", "data", "cpt"))
-    stage = _merge_stage(run, general, data, specialist, {})
+    stage = merge_stage(run, general, data, specialist, {})
     rows = read_lines(out) if out.is_file() else []
     out.parent.mkdir(parents=True, exist_ok=True)
     losses: dict[str, Any] = {}
@@ -133,10 +133,7 @@ def result(
     search: Search, row: Row, within: bool, losses: Mapping[str, Mapping[str, list[float]]]
 ) -> dict[str, Any]:
     recipe = search.recipe
-    resampler = Resampler(
-        search.test, recipe.search.weights, recipe.evaluate.resamples, recipe.seed
-    )
-    figures = final_figures(losses, resampler)
+    figures = final_figures(ScoredTestSets(search.test, recipe.search.weights, losses))
     changes = {name: figures["models"][name]["set_changes"] for name in (SPECIALIST, MERGE)}
     return {
         "chosen": row.name,

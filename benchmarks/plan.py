@@ -32,6 +32,12 @@ CONFIGURATIONS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("LoRA r=64", 512, {"lora": {"rank": 64}}),
     ("4 x 1024", 1024, {"micro_batch_blocks": 4, "blocks_per_step": 4}),
     ("fp32", 512, {"precision": "fp32"}),
+    ("fp32, full", 512, {"precision": "fp32", "gradient_checkpointing": "full"}),
+    (
+        "not fitted: fp32, 4 x 512",
+        512,
+        {"precision": "fp32", "micro_batch_blocks": 4, "blocks_per_step": 4},
+    ),
     ("two micro-batches", 512, {"micro_batch_blocks": 1}),
     ("not fitted: 8 x 256", 256, {"micro_batch_blocks": 8, "blocks_per_step": 8}),
     (

@@ -45,7 +45,7 @@ from toolkit.search.plan import Plan
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alpha_of, sweep_point
 from toolkit.search.worker import Outcome, score_missing
-from toolkit.stages.chain import Run, _merge_stage, ensure_cpt
+from toolkit.stages.chain import Run, ensure_cpt, merge_stage
 from toolkit.stages.merged import named
 from toolkit.stages.searching import Search, prepare_search
 
@@ -89,7 +89,7 @@ class Benchmark:
         self.general, self.data, self.specialist = (
             run.root / name for name in ("general", "data", "cpt")
         )
-        self.stage = _merge_stage(run, self.general, self.data, self.specialist, {})
+        self.stage = merge_stage(run, self.general, self.data, self.specialist, {})
         self.seconds = 0.0
         self.outcomes: list[Outcome] = []
         self.search_of: Search | None = None

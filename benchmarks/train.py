@@ -1,10 +1,13 @@
 """Training SmolLM2: this toolkit's loop against transformers' Trainer, in turn, process by process.
 
-Same model, same blocks in the same order, 2,048 tokens a step, bf16, AdamW with the same settings;
-the Trainer is set up as transformers' own causal-language-modelling example does it. Prints tokens
-a second and peak memory of each process, ratios pair by pair, and how far the losses differ.
+Same model, same blocks in the same order, 2,048 tokens a step, the same precision, AdamW with the
+same settings; the Trainer is set up as transformers' own causal-language-modelling example does it.
+Prints tokens a second and peak memory of each process, ratios pair by pair, and how far the losses
+differ.
 
     make bench-train                     # needs runs/finance/general, which `make cpt` leaves
+
+A processor without bfloat16 is emulated by `ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2`.
 """
 
 from __future__ import annotations
@@ -36,12 +39,24 @@ def main() -> None:
     parser.add_argument(
         "--checkpointing", default="selective", help="none, selective or full, of our side"
     )
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "bf16", "fp32"],
+        default="auto",
+        help="of both sides; auto is the type that this machine multiplies faster in",
+    )
     parser.add_argument("--only", choices=["ours", "theirs"], help="leave the other side out")
     parser.add_argument("--side", choices=["ours", "theirs"])
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     if arguments.side:
-        given = (arguments.model, arguments.folder, arguments.steps, arguments.micro_batch)
+        given = (
+            arguments.model,
+            arguments.folder,
+            arguments.steps,
+            arguments.micro_batch,
+            arguments.precision,
+        )
         if arguments.side == "ours":
             figures = ours(*given, arguments.checkpointing)
         else:
@@ -49,8 +64,15 @@ def main() -> None:
         figures["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(MARK + json.dumps(figures))
         return
+    import torch
+
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from toolkit.machine import choose_training_precision
+
     if not arguments.model.is_dir():
         sys.exit(f"{arguments.model}: no model there; run `make cpt` first, or give --model.")
+    arguments.precision = choose_training_precision(arguments.precision)
+    print(f"{arguments.precision} on {torch.backends.cpu.get_cpu_capability()}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_blocks(folder, arguments.model, arguments.steps)
@@ -66,7 +88,6 @@ def main() -> None:
 
 def write_blocks(folder: Path, model: Path, steps: int) -> None:
     """One long document of this repository's own text, cut into blocks."""
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     from tests.token_blocks import make_blocks
     from toolkit.data.encode import TextTokenizer
 
@@ -79,7 +100,12 @@ def write_blocks(folder: Path, model: Path, steps: int) -> None:
 
 
 def ours(
-    model: Path, folder: Path, steps: int, micro_batch: int, checkpointing: str
+    model: Path,
+    folder: Path,
+    steps: int,
+    micro_batch: int,
+    precision: str,
+    checkpointing: str,
 ) -> dict[str, Any]:
     import torch
 
@@ -95,6 +121,7 @@ def ours(
             "blocks_per_step": BLOCKS_PER_STEP,
             "micro_batch_blocks": micro_batch,
             "gradient_checkpointing": checkpointing,
+            "precision": precision,
             "schedule": {"kind": "constant", "peak_lr": LEARNING_RATE, "rewarm_fraction": 0.0},
             "save_every_steps": 10_000,
         }
@@ -118,7 +145,9 @@ def ours(
     }
 
 
-def theirs(model: Path, folder: Path, steps: int, micro_batch: int) -> dict[str, Any]:
+def theirs(
+    model: Path, folder: Path, steps: int, micro_batch: int, precision: str
+) -> dict[str, Any]:
     import numpy as np
     import torch
     from torch.utils.data import SequentialSampler
@@ -163,7 +192,7 @@ def theirs(model: Path, folder: Path, steps: int, micro_batch: int) -> dict[str,
             adam_beta2=0.95,
             weight_decay=0.1,
             max_grad_norm=1.0,
-            bf16=True,
+            bf16=precision == "bf16",
             use_cpu=True,
             logging_steps=1,
             save_strategy="no",
@@ -195,7 +224,7 @@ def run(side: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any
     command = [__file__, "--side", side, "--folder", str(folder)]
     command += ["--model", str(arguments.model), "--steps", str(arguments.steps)]
     command += ["--micro-batch", str(arguments.micro_batch)]
-    command += ["--checkpointing", arguments.checkpointing]
+    command += ["--checkpointing", arguments.checkpointing, "--precision", arguments.precision]
     return figures_of(side, command, pause=2.0)
 
 

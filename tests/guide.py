@@ -182,7 +182,9 @@ class Project:
 def start_server(socket: Path) -> subprocess.Popen[bytes]:
     """A process with the libraries loaded, of which every command is a fork."""
     server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).parent / "toolkit_server.py"), str(socket)],
+        # As a module: a script has its own folder first in its path, where `select` is of tests.
+        [sys.executable, "-m", "tests.toolkit_server", str(socket)],
+        cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
     )

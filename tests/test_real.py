@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.helpers.processors import AVX2_ONLY, is_fast_in_bfloat16
 from toolkit.config import load_yaml
 from toolkit.data.artefacts import fetch_artefact
 from toolkit.errors import DataError
@@ -39,27 +40,36 @@ def artefacts() -> None:
         pytest.skip(f"no artefacts: {error}")
 
 
-def test_finance_at_a_small_scale(tmp_path: Path):
+@pytest.mark.parametrize("processor", ["as it is", "without bfloat16"])
+def test_finance_at_a_small_scale(tmp_path: Path, processor: str):
+    environment = {"OMP_NUM_THREADS": str(os.cpu_count()), "PYTHONPATH": str(ROOT)}
+    precision = "bf16" if is_fast_in_bfloat16() else "fp32"
+    if processor == "without bfloat16":
+        if precision == "fp32":
+            pytest.skip("this machine has no bfloat16: the test ran on it as it is")
+        environment, precision = environment | AVX2_ONLY, "fp32"
     values = load_yaml(FINANCE)
     sources = values["data"]["sources"]
     sources["filings"]["split"]["train"]["max_tokens"] = 4000
     for source in sources.values():
         for split in ("tuning", "test"):
             source["split"][split]["max_tokens"] = 1000
-    values["search"]["merges"] = ["slerp"]
-    values["evaluate"] = {"resamples": 1000}
+    values["search"] |= {"merges": ["slerp"], "sweep": [0.6, 0.3], "candidates": 6}
+    values["evaluate"] = {"resamples": 1000, "retention": {"prompts": 12}}
+    values["train"]["watch"] = {"evaluations": 1, "tokens_per_role": 600}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
     done = subprocess.run(
         [sys.executable, "-m", "toolkit", "merge", "choose", "small.yaml"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(os.cpu_count()), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **environment},
         check=False,
     )
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "small"
     results = json.loads((run / "merge" / "report.json").read_text())
+    assert results["precision"] == {"scoring": precision, "training": precision}
 
     # Where SmolLM2 starts on all test documents of the recipe (LOG.md), and how much one document
     # differs from another there; far from that the text, the tokenizer or the conversion would be

@@ -19,6 +19,7 @@ from toolkit.merge.moe.cli import merge_moe
 from toolkit.stages.machine_cli import machine
 from toolkit.stages.mixing_cli import fit_app
 from toolkit.stages.planning_cli import plan
+from toolkit.stages.powering_cli import power
 from toolkit.stages.publishing_cli import app as publish_app
 from toolkit.stages.studying_cli import app as study_app
 from toolkit.stages.training_cli import anneal, checkpoint_app, middles, sft_app
@@ -50,6 +51,7 @@ merge_app.command("moe")(merge_moe)
 app.command("eval")(evaluate)
 app.command()(middles)
 app.command("plan")(plan)
+app.command()(power)
 app.command()(machine)
 
 RecipeName = Annotated[
@@ -147,6 +149,14 @@ def merge_run(
     allow_non_finite: Annotated[
         bool, typer.Option("--allow-non-finite", help="Merge tensors with NaN or infinity.")
     ] = False,
+    truncate: Annotated[
+        bool,
+        typer.Option(
+            "--truncate-embeddings",
+            help="Cut embeddings to the rows of the shortest, where the same rows are the same "
+            "tokens (mergekit: --unsafe-truncate-embeddings).",
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps, ...")] = "cpu",
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Then write OUT.diagnosis.html and .json.")
@@ -155,11 +165,17 @@ def merge_run(
     """Run a merge configuration."""
     from toolkit.merge.config import load_merge_config
     from toolkit.merge.run import run_merge
-    from toolkit.progress import say
 
     wanted = load_merge_config(config)
-    plan = run_merge(wanted, out, seed=seed, allow_non_finite=allow_non_finite, device=device)
-    say(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}")
+    plan = run_merge(
+        wanted,
+        out,
+        seed=seed,
+        allow_non_finite=allow_non_finite,
+        truncate_embeddings=truncate,
+        device=device,
+    )
+    print(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}", flush=True)
     if diagnose:
         from toolkit.stages.diagnosing import diagnose_merge
 

@@ -1,17 +1,12 @@
-"""Where the command begins: `toolkit merge run CONFIG OUT` by a short way, all else by `cli`.
-
-A small merge takes less time than reading the definitions of all commands, so this one form of it
-goes straight to the merge. Every other form, flags among them, goes through the command line.
-"""
+"""Where the command begins, and how it ends: one line for whatever a user can meet."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NoReturn
 
 from toolkit.errors import ToolkitError
@@ -24,17 +19,9 @@ _STOPPED = (
 
 def main() -> None:
     """Run the command line; only our own bugs show a traceback."""
-    quieten()
-    if (paths := _paths_of_a_plain_merge(sys.argv[1:])) is None:
-        from toolkit import cli
+    from toolkit import cli  # it takes `errors_in_one_line` from here
 
-        cli.main()
-        return
-    with errors_in_one_line():
-        _merge(*paths)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # nothing is open any more; taking the interpreter apart would cost 0.03 s
+    cli.main()
 
 
 def quieten() -> None:
@@ -42,35 +29,6 @@ def quieten() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-
-def _paths_of_a_plain_merge(words: Sequence[str]) -> tuple[str, str] | None:
-    if len(words) != 4 or words[:2] != ["merge", "run"]:
-        return None
-    if any(word.startswith("-") for word in words[2:]):
-        return None
-    return words[2], words[3]
-
-
-def _merge(config: str, out: str) -> None:
-    gc.disable()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start threads nobody needs
-    from pathlib import Path
-
-    from toolkit.merge.run import run_merge
-    from toolkit.merge.simple import simple_config
-    from toolkit.plain import load_yaml
-
-    data = load_yaml(Path(config))
-    found = simple_config(data)
-    if found is None:
-        from toolkit.merge.config import parse_merge_config
-
-        found = parse_merge_config(data, where=config)
-    gc.freeze()  # what imports made stays, and the collector need not go through it
-    gc.enable()
-    plan = run_merge(found, Path(out))
-    print(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}")
 
 
 @contextlib.contextmanager

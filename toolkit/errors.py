@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 
 
@@ -36,6 +37,25 @@ class EvaluationError(ToolkitError):
 
 class PublishError(ToolkitError):
     """A bundle that may not or cannot leave this machine."""
+
+
+_SAID: set[str] = set()
+
+
+def warn(text: str) -> None:
+    """Say on standard error, once per process, what is probably not meant, and go on."""
+    _say_once(f"warning: {text}")
+
+
+def note(text: str) -> None:
+    """Say on standard error, once per process, what is worth knowing."""
+    _say_once(f"note: {text}")
+
+
+def _say_once(line: str) -> None:
+    if line not in _SAID:
+        _SAID.add(line)
+        print(line, file=sys.stderr)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -202,6 +202,8 @@ def _grant(wish: Precision, speeds: ProductSpeeds, where: str) -> Precision:
             f"{where}: {speeds.device} cannot multiply in {wish} here; it can in "
             f"{', '.join(speeds.possible)}. Give auto, or one of these."
         )
+    if wish == overridden():
+        return wish  # it is known to be wanted
     best = speeds.fastest
     if speeds.flops[wish] * 1.5 < speeds.flops[best] and (where, wish) not in _SAID:
         _SAID.add((where, wish))

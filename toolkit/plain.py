@@ -1,5 +1,4 @@
-"""Plain values out of YAML files; apart from `config`, as loading pydantic takes longer than
-merging a small model."""
+"""Plain values out of YAML files."""
 
 from __future__ import annotations
 

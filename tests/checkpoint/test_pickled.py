@@ -18,7 +18,7 @@ TENSORS = {
     "a": torch.arange(6.0).view(2, 3),
     "b": torch.arange(5000.0).bfloat16(),
     "c": torch.arange(6.0).view(2, 3).T,
-    "d": torch.empty(0),
+    "d": torch.empty(0, dtype=torch.int64),
     "e": torch.nn.Parameter(torch.ones(2)),
 }
 

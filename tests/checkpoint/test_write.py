@@ -17,7 +17,7 @@ from toolkit.errors import CheckpointError
 TENSORS = {
     "a": torch.arange(10.0),
     "b": torch.ones(3, 4).bfloat16(),
-    "c": torch.empty(0),
+    "c": torch.empty(0, dtype=torch.int64),
     "d": torch.arange(6),
 }
 PLAN = [PlannedTensor(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in TENSORS.items()]

@@ -30,7 +30,6 @@ from toolkit.evaluate.power import (
     detectable_difference,
     needed_groups,
     power,
-    too_small,
 )
 
 STUDIES = 1000
@@ -186,6 +185,3 @@ def test_needed_groups_detect():
     single = error * 2.0
     assert detectable_difference(single / math.sqrt(needed), needed) <= 0.2
     assert detectable_difference(single / math.sqrt(needed - 1), needed - 1) > 0.2
-    message = too_small("news", 0.2, error, count, "bits per byte")
-    assert message is not None
-    assert f"about {needed} groups are needed" in message

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import paragraph
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.config import EvaluateSection
-from toolkit.evaluate.documents import FEW_GROUPS, likelihood_sets
+from toolkit.evaluate.documents import likelihood_sets
 from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few
 
 
@@ -76,12 +76,19 @@ def test_everything_at_once(
     refuse_overlap(sets["tuning"], sets["test"])
 
 
-def test_few_groups_are_said(stages: tuple[Path, Path], tiny_tokenizer):
-    filings, news = likelihood_sets(stages[0] / "test.jsonl", tiny_tokenizer, 0, EvaluateSection())
-    assert len(set(news.groups)) == 10 >= FEW_GROUPS
-    assert news.note == ""
-    assert list(filings.groups) == list(filings.ids)  # two companies carry no interval
-    assert "come from 2 groups" in filings.note
+def test_groups_are_the_sample_and_one_group_alone_is_said(
+    stages: tuple[Path, Path], tiny_tokenizer
+):
+    path = stages[0] / "test.jsonl"
+    filings, news = likelihood_sets(path, tiny_tokenizer, 0, EvaluateSection())
+    assert (filings.num_groups, news.num_groups) == (2, 10)  # two companies: wide, and honest
+    assert filings.note == news.note == ""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [row for row in rows if row["role"] != "domain" or row["group"] == filings.groups[0]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    filings, _ = likelihood_sets(path, tiny_tokenizer, 0, EvaluateSection())
+    assert filings.num_groups == len(filings)
+    assert "how another group would score is not known" in filings.note
 
 
 def test_overlap_by_content_is_refused(stages: tuple[Path, Path], tiny_tokenizer):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +27,8 @@ from toolkit.evaluate.retention import (
     split_prompts,
 )
 
-PROMPTS = retention_prompts()[:30]
+CHOSEN = retention_prompts("tuning")[:30]
+PROMPTS = [prompt.text for prompt in CHOSEN]
 
 
 @pytest.fixture
@@ -114,7 +117,7 @@ def test_made_once_and_again_where_damaged(model, tiny_tokenizer, tmp_path: Path
 
 def test_sets_share_one_pass(model, other, tiny_tokenizer, tmp_path: Path):
     answers = answers_of(model, tiny_tokenizer, tmp_path)
-    loss, moved = retention_sets(answers, PROMPTS, EvaluateSection(), "hash")
+    loss, moved = retention_sets(answers, CHOSEN, EvaluateSection(), "hash")
     assert (loss.name, moved.name, loss.note) == (LOSS, DIVERGENCE, "")
     assert loss.score_together is not None
     both = loss.score_together(other, [4, 2])
@@ -133,7 +136,7 @@ def test_without_a_chat_template(model, tiny_tokenizer, tmp_path: Path):
     assert not templated
     assert plain.decode(tokens[0]) == "net income\n"
     answers = answers_of(model, plain, tmp_path)
-    assert retention_sets(answers, PROMPTS, EvaluateSection(), "h")[0].note == NO_TEMPLATE
+    assert retention_sets(answers, CHOSEN, EvaluateSection(), "h")[0].note == NO_TEMPLATE
     assert encode_prompts(tiny_tokenizer, ["net income"])[1]
 
 
@@ -147,7 +150,52 @@ def test_damaged_weights(model, tiny_tokenizer, tmp_path: Path):
         make_answers(model, tiny_tokenizer, answers.prompts[:2], 3, 8, True)
 
 
-def test_splits_take_turns():
-    tuning, test = (split_prompts(split, 120) for split in ("tuning", "test"))
-    assert not set(tuning) & set(test)
-    assert sorted([*tuning, *test]) == sorted(retention_prompts())
+def test_every_kind_stands_in_both_splits_and_no_text_does():
+    tuning, test = (split_prompts(split, 192) for split in ("tuning", "test"))
+    assert len(tuning) == len(test) == 192
+    assert not {p.text for p in tuning} & {p.text for p in test}
+    assert not {p.group for p in tuning} & {p.group for p in test}
+    for prompts in (tuning, test):
+        for count in (12, 96, 192):  # any beginning has all twelve kinds in like shares
+            kinds = collections.Counter(prompt.kind for prompt in prompts[:count])
+            assert set(kinds.values()) == {count // 12}
+            assert len(kinds) == 12
+
+
+def test_prompts_over_one_text_are_one_group(model, tiny_tokenizer, tmp_path: Path):
+    prompts = split_prompts("tuning", 96)
+    over = [p for p in prompts if "The library will close early" in p.text]
+    assert len({p.text for p in over}) == len(over) > 1
+    assert len({p.group for p in over}) == 1
+    answers = load_answers(
+        tiny_tokenizer, [p.text for p in prompts], lambda: model, "hash", tmp_path,
+        answer_tokens=2, top_tokens=8,
+    )  # fmt: skip
+    loss, _ = retention_sets(answers, prompts, EvaluateSection(), "hash")
+    assert (len(loss), loss.num_groups) == (96, 80)
+
+
+def test_own_prompts_are_split_within_kinds(tmp_path: Path):
+    rows = [
+        {"prompt": f"{kind} {n}", "kind": kind, **({"group": f"g{n // 2}"} if kind == "b" else {})}
+        for kind in "ab"
+        for n in range(8)
+    ]
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    tuning, test = (split_prompts(split, 99, [str(file)]) for split in ("tuning", "test"))
+    assert sorted(p.text for p in [*tuning, *test]) == sorted(row["prompt"] for row in rows)
+    for prompts in (tuning, test):
+        assert collections.Counter(p.kind for p in prompts) == {"a": 4, "b": 4}
+        assert [p.kind for p in prompts[:4]] == ["a", "b", "a", "b"]
+    assert not {p.group for p in tuning} & {p.group for p in test}
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"text": "hello"}', '{"prompt": " "}', "{"])
+def test_a_line_without_a_prompt_is_named(tmp_path: Path, line: str):
+    file = tmp_path / "own.jsonl"
+    file.write_text('{"prompt": "one"}\n' + line + "\n")
+    with pytest.raises(EvaluationError, match=r"own\.jsonl:2: holds no prompt"):
+        split_prompts("test", 9, [str(file)])
+    with pytest.raises(EvaluationError, match="cannot be read"):
+        split_prompts("test", 9, [str(tmp_path / "none.jsonl")])

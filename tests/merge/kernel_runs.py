@@ -87,6 +87,7 @@ def merge_both_ways(
 
     workers = Workers(threads)
     run_task(method, task, models, put, seed=3, dtype=dtype_name(out), workers=workers)
+    assert engine_of(task, method, models, dtype_name(out), "cpu") == "kernel"  # was not forgone
     expected = compute_tensor(method, task, tuned, base, seed=3, dtype=out)
     return merged.reshape(tuned[0].shape), expected
 

@@ -34,7 +34,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path):
         f"{path} is not a valid merge configuration",
         "modles: unknown key; did you mean mod",
         "dtype: must be one of",
-        "layer_range: must end after it begins",
+        "layer_range: must not end before it begins",
         "weight: mixes numbers and filters",
     ):
         assert words in message
@@ -54,14 +54,52 @@ def test_every_fault_is_told_at_once(tmp_path: Path):
         ({"parameters": {"weight": {"filter": "mlp"}}}, "needs a value"),
         ({"parameters": {"weight": {"fliter": "mlp", "value": 1}}}, "unknown key 'fliter'"),
         ({"models": [{"model": {"model": "a", "lroa": "b"}}]}, "unknown key 'lroa'"),
-        ({"random_seed": 0}, "random_seed: is no part of a merge, and mergekit passes over it"),
-        ({"name": "x"}, "name: names one merge of several"),
     ],
 )
 def test_faults(changes: dict[str, Any], words: str):
     with pytest.raises(ConfigError) as caught:
         parse(**changes)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"models": []},
+        {"models": {"model": "a"}},
+        {"models": ["a"]},
+        {"models": [{"model": "a", "weight": 1}]},
+        {"models": [{"parameters": {}}]},
+        {"models": [{"model": ""}]},
+        {"models": [{"model": 3}]},
+        {"models": [{"model": "a", "parameters": [1]}]},
+        {"models": [{"model": "a", "parameters": {"weight": None}}]},
+        {"models": [{"model": "a", "parameters": {"weight": float("nan")}}]},
+        {"models": [{"model": "a", "parameters": {"weight": []}}]},
+        {"models": [{"model": "a", "parameters": {"weight": [1, {"value": 2}]}}]},
+        {"models": [{"model": "a", "parameters": {"weight": [{"filter": "mlp"}]}}]},
+        {"models": [{"model": "a", "parameters": {1: 2}}]},
+        {"models": None},
+        {"base_model": 1},
+        {"base_model": ""},
+        {"dtype": 16},
+        {"merge_method": 1},
+        {"merge_method": None},
+        {"parameters": 1},
+        {"slices": []},
+    ],
+    ids=str,
+)
+def test_values_of_another_kind_are_faults(changes: dict[str, Any]):
+    with pytest.raises(ConfigError):
+        parse(**changes)
+
+
+def test_keys_that_change_nothing_are_said(capsys: pytest.CaptureFixture[str]):
+    parse(random_seed=0, name="x")
+    said = capsys.readouterr().err
+    assert "random_seed: is no part of a merge" in said
+    assert "name: is passed over" in said
 
 
 def test_several_merges_in_one_file(tmp_path: Path):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.merge.kernel_runs import bits, inputs, merge_both_ways
 from toolkit.merge.compute import NonFiniteError
-from toolkit.merge.kernels import native, ranks
+from toolkit.merge.kernels import compiled, ranks
 from toolkit.merge.kernels import workers as workers_module
 from toolkit.merge.kernels.job import Job
 from toolkit.merge.kernels.rows import RowReader
@@ -177,8 +177,7 @@ def test_a_window_with_too_many_entries_is_given_up(monkeypatch: pytest.MonkeyPa
 def test_casting_is_to_nearest_ties_to_even():
     values = torch.tensor([1.0, 1.00390625, 1.01171875, -1.00390625, 3.4e38, 1e-40, 65504.0, 0.1])
     out = np.empty(8, np.uint16)
-    one = np.float32(1.0)
-    native.combine_models((values.numpy(),), np.array([1.0], np.float32), one, False, out)
+    compiled.combine_models((values.numpy(),), np.array([1.0], np.float32), None, out)
     np.testing.assert_array_equal(out.view(np.int16), bits(values.bfloat16()))
 
 

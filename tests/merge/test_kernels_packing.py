@@ -27,7 +27,7 @@ MASKS = [0, 1, 1 << 63, 0b1011 << 14, 0x8000_0001_8000_0001, 0x0123_4567_89AB_CD
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("pack", [_pack, packing._pack_by_bits])
+@pytest.mark.parametrize("pack", [_pack, packing.pack_by_bits])
 def test_words_are_put_side_by_side(mask: int, pack: Any):
     words = np.arange(1000, 1128, dtype=np.uint32)
     room = np.zeros(5 + ROOM, np.uint32)
@@ -38,7 +38,7 @@ def test_words_are_put_side_by_side(mask: int, pack: Any):
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("unpack", [_unpack, packing._unpack_by_bits])
+@pytest.mark.parametrize("unpack", [_unpack, packing.unpack_by_bits])
 def test_flags_are_put_back_in_their_places(mask: int, unpack: Any):
     flags = np.array([9, 9, 9] + [2 if i % 3 == 1 else 0 for i in range(64)], np.uint8)
     bits = [bit for bit in range(64) if mask >> bit & 1]

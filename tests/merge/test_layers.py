@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from toolkit.errors import MergeError
-from toolkit.merge.layers import Layout, ModelView, is_before_layers, is_buffer
+from toolkit.checkpoint.tensor_names import is_buffer
+from toolkit.merge.layers import Layout, ModelView, is_before_layers
 
 
 def names(*patterns: str, layers: int = 2, experts: int = 3) -> list[str]:
@@ -63,13 +63,6 @@ def test_buffers_are_told_from_biases():
     assert is_buffer("gpt_neox.layers.0.attention.bias", (1, 1, 64, 64))
     assert not is_buffer("bert.encoder.layer.0.attention.bias", (64,))
     assert not is_buffer("model.layers.0.self_attn.q_proj.bias", (1, 1, 2, 2))
-
-
-def test_quantised_models_are_refused():
-    with pytest.raises(MergeError, match=r"m: is quantised \(gptq\)"):
-        ModelView("m", {}, {"quantization_config": {"quant_method": "gptq"}})
-    with pytest.raises(MergeError, match=r"m: is quantised, as a\.weight_scale_inv says"):
-        ModelView("m", {"a.weight": (4, 4), "a.weight_scale_inv": (1, 1)}, {})
 
 
 def test_what_stands_for_a_missing_head():

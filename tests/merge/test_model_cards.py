@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.merge.families import State
 from tests.merge.test_oracle import both
+from toolkit.errors import ConfigError
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.run import run_merge
 
@@ -94,6 +95,63 @@ merge_method: linear
 """,
 }
 
+WITH_IDLE_WORDS = {
+    # parameters of other methods, a name, the method's own switch in quotes
+    "slerp with weights": """
+name: first-of-two
+slices:
+  - sources:
+      - model: A
+        layer_range: [0, 4]
+        parameters: {weight: 0.3, density: 0.5}
+      - model: B
+        layer_range: [0, 4]
+merge_method: slerp
+base_model: A
+parameters:
+  t: 0.4
+  normalize: true
+  int8_mask: true
+""",
+    "task arithmetic with densities": """
+models:
+  - model: A
+    parameters: {weight: 0.6, density: 0.5, gamma: 0.01}
+  - model: B
+    parameters: {weight: "0.3"}
+merge_method: task_arithmetic
+base_model: BASE
+parameters: {normalize: "false", rescale: true}
+""",
+    "linear with a base of its own": """
+models:
+  - model: A
+    parameters: {weight: 0.6, density: 0.9}
+  - model: B
+    parameters: {weight: 0.4}
+merge_method: linear
+parameters: {normalize: "true", int8_mask: 1}
+tokenizer_source: base
+""",
+    # the maintainers' advice: whose head, said by a slice without layers
+    "passthrough with a last slice of nothing": """
+merge_method: passthrough
+slices:
+- sources: [{model: A, layer_range: [0, 3]}]
+- sources: [{model: B, layer_range: [1, 4], parameters: {weight: 1.0}}]
+- sources: [{model: A, layer_range: [4, 4]}]
+""",
+    # the base alone, as with an adapter baked into it
+    "task arithmetic of the base alone": """
+base_model: A
+merge_method: task_arithmetic
+parameters: {normalize: false}
+slices:
+- sources:
+  - {model: A, layer_range: [0, 4], parameters: {weight: 1.0}}
+""",
+}
+
 TIED_AT_THE_THRESHOLD = 0.02
 """Share of entries that may differ in TIES: float32 differences of near numbers tie often."""
 
@@ -122,6 +180,56 @@ def test_the_same_as_mergekit(name: str, family: dict[str, State], tmp_path: Pat
             assert float(close.float().mean()) > 1.0 - TIED_AT_THE_THRESHOLD, tensor
         else:
             assert bool(close.all()), tensor
+
+
+@pytest.mark.parametrize("name", WITH_IDLE_WORDS)
+def test_idle_words_change_nothing(
+    name: str,
+    family: dict[str, State],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    del family
+    monkeypatch.setattr("toolkit.errors._SAID", set())
+    ours, theirs = both(card(WITH_IDLE_WORDS[name], tmp_path, "float32"), tmp_path)
+    assert set(ours) == set(theirs)
+    for tensor, expected in theirs.items():
+        torch.testing.assert_close(ours[tensor], expected, rtol=1e-5, atol=1e-6)
+    said = capsys.readouterr().err
+    assert (
+        said.count("it is passed over")
+        == {
+            "slerp with weights": 4,
+            "task arithmetic with densities": 1,
+            "linear with a base of its own": 2,
+            "passthrough with a last slice of nothing": 1,
+            "task arithmetic of the base alone": 0,
+        }[name]
+    )
+
+
+def test_all_unknown_words_are_named_at_once(family: dict[str, State], tmp_path: Path):
+    del family
+    data = card(CARDS["linear"], tmp_path, "float32")
+    data["models"][0]["parameters"]["wieght"] = 1.0
+    data["parameters"] = {"nonsense": 1, "normalise": True}
+    with pytest.raises(ConfigError) as caught:
+        run_merge(parse_merge_config(data, where="t"), tmp_path / "out")
+    lines = str(caught.value).splitlines()
+    assert ["wieght" in lines[2], "nonsense" in lines[0], "did you mean normalize" in lines[1]] == [
+        True
+    ] * 3
+
+
+def test_a_model_listed_twice_is_said(
+    family: dict[str, State], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    del family
+    data = card(CARDS["linear"], tmp_path, "float32")
+    data["models"].append(dict(data["models"][0]))
+    run_merge(parse_merge_config(data, where="t"), tmp_path / "out")
+    assert "is listed 2 times" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", CARDS)

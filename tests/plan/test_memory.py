@@ -54,6 +54,9 @@ def test_fused_blocks_by_hand():
         assert found == (kept, working)
     found = fused_activations(ROUND, section(gradient_checkpointing="full"), 16, 8)
     assert found == (40.0, 16 * kept + working)
+    # float32: streams as before, all else twice; attention's 4 x 10 + 12 x 10 + 16 x 10 = 320
+    found = fused_activations(ROUND, section(precision="fp32"), 16, 8)
+    assert found == (408.0, 16 * 320.0 + 12 * 2 * 8 * 8)
     memory = training_memory(ROUND, section(), 8, device="CPU")
     assert memory.moment == "backward"
     assert memory.weights == 4 * 4050  # no copies
@@ -69,7 +72,7 @@ def test_fused_blocks_by_hand():
         (ROUND, {}, {"model_type": "gemma2"}, False),
         (ROUND, {}, {"device": "GPU"}, False),
         (ROUND, {}, {"sharded": True}, False),
-        (ROUND, {"precision": "fp32"}, {}, False),
+        (ROUND, {"precision": "fp32"}, {}, True),
         (ROUND, {"attention": "sdpa"}, {}, False),
         (ROUND, {"compile": True}, {}, False),
         (ROUND, {"lora": {"rank": 3}}, {}, False),
@@ -122,7 +125,9 @@ def test_fsdp_divides_parameters_gradients_and_moments():
         ({"gradient_checkpointing": "none"}, 512, 2.955),
         ({"gradient_checkpointing": "full"}, 512, 2.868),
         ({"lora": {"rank": 64}}, 512, 2.570),
-        ({"precision": "fp32"}, 512, 3.718),
+        # Fused in float32, on 2026-11-30.
+        ({"precision": "fp32"}, 512, 3.48),
+        ({"precision": "fp32", "gradient_checkpointing": "full"}, 512, 2.97),
         ({"micro_batch_blocks": 8, "blocks_per_step": 8}, 256, 3.386),
         ({"micro_batch_blocks": 4, "blocks_per_step": 4}, 1024, 4.51),
         ({"micro_batch_blocks": 1, "blocks_per_step": 1}, 2048, 3.43),

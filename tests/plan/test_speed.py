@@ -27,7 +27,7 @@ def tiny() -> LlamaForCausalLM:
     [
         ({"precision": "bf16"}, True, False),  # selective: fused blocks need no more
         ({"gradient_checkpointing": "full", "precision": "bf16"}, True, True),
-        ({"precision": "fp32"}, False, True),
+        ({"precision": "fp32"}, True, False),
         ({"lora": {"rank": 2}}, False, True),
     ],
 )

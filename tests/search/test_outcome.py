@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from tests.search.fakes import FakeBench, made_up_set, plan
-from toolkit.evaluate.bootstrap import intervals
 from toolkit.evaluate.sets import BITS, EvaluationSet
 from toolkit.search.config import RaceSection
-from toolkit.search.final import Resampler, document_rows, final_figures
+from toolkit.search.final import ScoredTestSets, document_rows, final_figures
 from toolkit.search.outcome import (
     arranged,
     as_json,
@@ -46,7 +45,7 @@ def nats(domain: float, general: float) -> dict[str, list[float]]:
 def test_worked_example():
     # Domain: 0.8 -> 0.7, the merge 0.72: 80 % kept. General: 1.0 -> 1.1, the merge 1.02: 80 % back.
     losses = {"general": nats(0.8, 1.0), "specialist": nats(0.7, 1.1), "merge": nats(0.72, 1.02)}
-    figures = final_figures(losses, Resampler(SETS, {}, 200, seed=0))
+    figures = final_figures(ScoredTestSets(SETS, {}, losses))
     merge = figures["models"]["merge"]
     assert merge["domain"]["estimate"] == pytest.approx(0.72)
     assert merge["general_change"]["estimate"] == pytest.approx(0.02)
@@ -64,7 +63,7 @@ def test_worked_example():
 
 def test_nothing_gained_and_nothing_lost_are_said():
     losses = {"general": nats(0.8, 1.0), "specialist": nats(0.9, 0.9), "merge": nats(0.8, 1.0)}
-    figures = final_figures(losses, Resampler(SETS, {}, 200, seed=0))
+    figures = final_figures(ScoredTestSets(SETS, {}, losses))
     assert figures["gain_kept"] is None
     assert figures["loss_recovered"] is None
     assert figures["sets_recovered"] == {"news": None}
@@ -78,35 +77,30 @@ def test_a_share_of_what_is_not_shown_is_not_given():
         "specialist": {**nats(0.7, 1.0), "news": news},
         "merge": nats(0.72, 1.0),
     }
-    figures = final_figures(losses, Resampler(SETS, {}, 200, seed=0))
+    figures = final_figures(ScoredTestSets(SETS, {}, losses))
     assert figures["models"]["specialist"]["general_change"]["estimate"] == pytest.approx(0.05)
     assert figures["loss_recovered"] is None
     assert figures["sets_recovered"] == {"news": None}
     assert figures["gain_kept"]["estimate"] == pytest.approx(0.8)
 
 
-def test_groups_are_resampled_and_several_sets_are_weighed():
+def test_several_sets_are_weighed():
     sets = [texts("a", "domain", "xxxy"), texts("b", "domain"), texts("news", "general")]
-    resampler = Resampler(sets, {"b": 3.0}, 600, seed=1)
     losses = {"a": [4.0, 4.0, 4.0, 0.0], "b": [2.0, 2.0], "news": [1.0, 1.0]}
-    found = resampler.figures({"m": losses})
-    estimate, _ = resampler.role_figures(found, "domain")
-    assert estimate[0] == pytest.approx(BITS * (0.3 + 3 * 0.2) / 4)
-    assert resampler.role_intervals(found, "domain")[0].estimate == pytest.approx(estimate[0])
-    draws = found["a"].draws[:, 0]
-    # Of two groups, one of three documents: all, none, or one of each.
-    assert set(np.round(draws / BITS, 6)) == {0.4, 0.0, 0.3}
+    figures = ScoredTestSets(sets, {"b": 3.0}, {"m": losses})
+    found = figures.levels(figures.names("domain")).change()
+    assert found.estimate == pytest.approx(BITS * (0.3 + 3 * 0.2) / 4)
 
 
-def test_with_few_groups_the_interval_is_students():
-    # Four documents, losses 1, 2, 3, 4 over size 10: mean 0.25, error 0.0645, t(3) = 3.182.
+def test_few_groups_have_students_interval():
+    # Four documents, losses 1, 2, 3, 4 over size 10: mean 0.25, error 0.0645, t(3) = 3.182; a
+    # sample of four is taken for one of three.
     sets = [texts("a", "domain", "wxyz"), texts("news", "general", "wxyz")]
-    figures = Resampler(sets, {}, 200, seed=0).figures(
-        {"m": {"a": [1.0, 2.0, 3.0, 4.0], "news": [1.0] * 4}}
-    )
-    interval = intervals(figures["a"])[0]
+    losses = {"m": {"a": [1.0, 2.0, 3.0, 4.0], "news": [1.0] * 4}}
+    interval = ScoredTestSets(sets, {}, losses).levels(["a"]).change().interval()
     assert interval.estimate == pytest.approx(0.25 * BITS)
-    assert interval.high == pytest.approx((0.25 + 3.1824 * 0.06455) * BITS, rel=1e-3)
+    wide = 3.1824 * 0.06455 * (4 / 3) ** 0.5
+    assert interval.high == pytest.approx((0.25 + wide) * BITS, rel=1e-3)
 
 
 @pytest.fixture
@@ -170,7 +164,8 @@ def full(objective: Any, share: float) -> dict[str, Any]:
 def test_p_values_say_whether_all_that_must_hold_holds():
     objective = plan(tolerance=0.015).objective
     start = full(objective, 0.0)
-    assert confirmation_p_value(objective, full(objective, 0.8), start) < 1e-6
+    surely = confirmation_p_value(objective, full(objective, 0.8), start)
+    assert surely == 1 / 4000  # no resample in 3,999 reaches so far
     assert confirmation_p_value(objective, full(objective, 1.0), start) > 0.99  # loses 0.02
     assert confirmation_p_value(objective, start, start) == 1.0  # gains nothing
 

@@ -25,7 +25,7 @@ from toolkit.evaluate.sets import EvaluationRole, EvaluationSet
 from toolkit.merge.config import MergeConfig
 from toolkit.progress import console
 from toolkit.search.config import SearchSection
-from toolkit.search.final import MERGE, Resampler, final_figures
+from toolkit.search.final import MERGE, ScoredTestSets, final_figures
 from toolkit.search.objective import Objective, named_seed
 from toolkit.search.parts import divide
 from toolkit.search.plan import Plan
@@ -356,7 +356,7 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def run_study(world: World, seed: int, *, resamples: int = 400) -> StudyFigures:
+def run_study(world: World, seed: int) -> StudyFigures:
     """One study of a world through the real search and decision."""
     from toolkit.stages.choosing import _decide  # needs torch
 
@@ -390,11 +390,11 @@ def run_study(world: World, seed: int, *, resamples: int = 400) -> StudyFigures:
         beaten["high"] is not None and beaten["high"] < 0.0,
         searched / (len(outcomes) * plan.objective.all_tokens),
         bench.tokens / (section.candidates * whole.all_tokens),
-        _covers(search, world, chosen, resamples) if is_merge else True,
+        _covers(search, world, chosen) if is_merge else True,
     )
 
 
-def _covers(search: Any, world: World, chosen: Point, resamples: int) -> bool:
+def _covers(search: Any, world: World, chosen: Point) -> bool:
     losses = {}
     for name, point in (
         (GENERAL, Point(0.0, "linear", "")),
@@ -402,6 +402,7 @@ def _covers(search: Any, world: World, chosen: Point, resamples: int) -> bool:
         (MERGE, chosen),
     ):
         losses[name] = {s.name: s.score(point, range(len(s))) for s in search.test}
-    resampler = Resampler(search.test, {}, resamples, search.recipe.seed)
-    change = final_figures(losses, resampler)["models"][MERGE]["domain_change"]
+    change = final_figures(ScoredTestSets(search.test, {}, losses))["models"][MERGE][
+        "domain_change"
+    ]
     return bool(change["low"] <= -world.gain(chosen) <= change["high"])

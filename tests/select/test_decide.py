@@ -12,7 +12,7 @@ from tests.search.worlds import WORLDS, StudyFigures, run_study
 
 
 def studies(world: str, count: int) -> list[StudyFigures]:
-    return [run_study(WORLDS[world], 1000 + number, resamples=50) for number in range(count)]
+    return [run_study(WORLDS[world], 1000 + number) for number in range(count)]
 
 
 def test_a_good_merge_is_found_and_no_method_is_said_to_beat_the_sweep():
@@ -34,5 +34,5 @@ def test_a_method_that_is_better_is_found():
 
 @pytest.mark.parametrize("seed", [3, 4])
 def test_the_same_study_twice(seed: int):
-    one, two = (run_study(WORLDS["14 documents"], seed, resamples=50) for _ in range(2))
+    one, two = (run_study(WORLDS["14 documents"], seed) for _ in range(2))
     assert one == two

@@ -31,7 +31,24 @@ def notes(*, tolerance: float, scatter: float, own: float | None = None) -> list
 
 def test_a_set_too_small_is_said_with_the_number_needed():
     (note,) = notes(tolerance=0.01, scatter=0.1)
-    assert note.startswith("news: 10 groups see a loss of")
-    assert "groups are needed" in note
+    assert note.startswith("news (general): 10 items see a loss of")
+    assert "items are needed" in note
     assert notes(tolerance=0.01, scatter=0.001) == []
     assert notes(tolerance=0.01, scatter=0.1, own=1.0) == []
+
+
+def test_answers_are_counted_as_answers():
+    few = replace(made_up_set("quiz", "general", 14), unit="error", sizes=[1.0] * 14, scale=1.0)
+    sets = [made_up_set("filings", "domain", 14), few]
+    objective = Objective(
+        sets,
+        weights={},
+        tolerances={},
+        tolerance=0.01,
+        confidence=0.95,
+        race=RaceSection(enabled=False),
+        seed=0,
+    )
+    start: dict[str, Any] = {"filings": np.ones(14), "quiz": np.zeros(14)}
+    (note,) = _too_small(objective, start, start, 0.95)
+    assert "about 268 items are needed" in note  # were none of them to change

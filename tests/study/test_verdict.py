@@ -10,7 +10,7 @@ import pytest
 
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.evaluate.statistics import Interval
+from toolkit.statistics.interval import Interval
 from toolkit.study.config import MeasureSection
 from toolkit.study.verdict import NOT_VISIBLE, Items, measure_claim, pool, verdict_of
 

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from tests.conftest import tiny_config
+from toolkit.train.activations import checkpoint_activations
 from toolkit.train.config import TrainSection
 from toolkit.train.fuse import can_fuse, fuse, unfuse
 from toolkit.train.fused import gated, project
@@ -29,36 +30,42 @@ from toolkit.train.fused_attention import attend
 from toolkit.train.model import NextTokenLoss
 from toolkit.train.parts import prepare_model
 
-BF16 = torch.bfloat16
+BF16, FP32 = torch.bfloat16, torch.float32
+TYPES = pytest.mark.parametrize("dtype", [BF16, FP32])
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_norm_and_a_product_worked_by_hand():
+@TYPES
+def test_a_norm_and_a_product_worked_by_hand(dtype: torch.dtype):
     # The root of the mean square of (3, 4) is sqrt(12.5); times (1, 2), then the difference.
     x = torch.tensor([[3.0, 4.0]], requires_grad=True)
     scale = torch.tensor([1.0, 2.0], requires_grad=True)
     weight = torch.tensor([[-1.0, 1.0]], requires_grad=True)
-    out = project(x, [weight], [None], (scale, 0.0))
-    assert out.item() == pytest.approx(5 / 12.5**0.5, rel=2**-7)
+    out = project(x, [weight], [None], (scale, 0.0), dtype=dtype)
+    assert out.dtype is dtype
+    few = 2**-7 if dtype is BF16 else 2**-21
+    assert out.item() == pytest.approx(5 / 12.5**0.5, rel=few)
     out.sum().backward()
-    assert_close(scale.grad, torch.tensor([-3.0, 4.0]) / 12.5**0.5, rtol=2**-7, atol=0)
-    assert_close(weight.grad, torch.tensor([[3.0, 8.0]]) / 12.5**0.5, rtol=2**-7, atol=0)
+    assert_close(scale.grad, torch.tensor([-3.0, 4.0]) / 12.5**0.5, rtol=few, atol=0)
+    assert_close(weight.grad, torch.tensor([[3.0, 8.0]]) / 12.5**0.5, rtol=few, atol=0)
     # d/dx of (2 x2 - x1) / rms is (-1, 2) / rms less x times 5 / (2 rms^3).
     expected = torch.tensor([[-1.0, 2.0]]) / 12.5**0.5 - x.detach() * 2.5 / 12.5**1.5
-    assert_close(x.grad, expected, rtol=2**-6, atol=2**-7)
+    assert_close(x.grad, expected, rtol=2 * few, atol=few)
 
 
-def close(found: Tensor, truth: Tensor, part: float = 0.02) -> None:
-    """Errors as bfloat16 makes them: small against the tensor's own size."""
+def close(found: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
+    """Errors as the type makes them: small against the tensor's own size."""
+    part = 0.02 if dtype is BF16 else 1e-6
     difference = found.detach().double() - truth.detach().double()
     assert difference.norm() <= part * truth.detach().double().norm()
 
 
-def test_several_products_with_biases():
-    x, weights = rand(7, 16).to(BF16), [rand(8, 16, seed=1), rand(4, 16, seed=2)]
+@TYPES
+def test_several_products_with_biases(dtype: torch.dtype):
+    x, weights = rand(7, 16).to(dtype), [rand(8, 16, seed=1), rand(4, 16, seed=2)]
     biases = [rand(8, seed=3), rand(4, seed=4)]
     leaves = [x, *weights, *biases]
     above = rand(7, 12, seed=5)
@@ -66,42 +73,50 @@ def test_several_products_with_biases():
     for given, results in ((leaves, found), ([t.double() for t in leaves], truth)):
         own = [t.clone().requires_grad_() for t in given]
         if results is found:
-            out = project(own[0], own[1:3], own[3:])
+            out = project(own[0], own[1:3], own[3:], dtype=dtype)
         else:
             out = own[0] @ torch.cat(own[1:3]).T + torch.cat(own[3:])
         out.backward(above.to(out.dtype))
         results += [out.detach(), *(t.grad for t in own)]
     for one, other in zip(found, truth, strict=True):
-        close(one, other)
+        close(one, other, dtype)
 
 
-def test_a_gated_block(monkeypatch: pytest.MonkeyPatch):
+@TYPES
+def test_a_gated_block(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("toolkit.train.fused._CACHE_ENTRIES", 64)  # in several pieces
     leaves = [rand(9, 16), 1 + 0.1 * rand(16, seed=1), *(rand(24, 16, seed=s) for s in (2, 3))]
     leaves.append(rand(16, 24, seed=4))
     above = rand(9, 16, seed=5)
     own = [t.clone().requires_grad_() for t in leaves]
-    out = gated(own[0], (own[1], 1e-5), *own[2:])
-    out.backward(above.to(BF16))
+    out = gated(own[0], (own[1], 1e-5), *own[2:], dtype=dtype)
+    out.backward(above.to(dtype), retain_graph=True)
     exact = [t.double().requires_grad_() for t in leaves]
     y = torch.nn.functional.rms_norm(exact[0], (16,), exact[1], 1e-5)
     truth = (torch.nn.functional.silu(y @ exact[2].T) * (y @ exact[3].T)) @ exact[4].T
     truth.backward(above.double())
-    close(out, truth)
+    close(out, truth, dtype)
     for one, other in zip(own, exact, strict=True):
-        close(one.grad, other.grad)
+        close(one.grad, other.grad, dtype)
+    # Gradients took the place of what was kept: a second time would be wrong, and is refused.
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward(above.to(dtype))
 
 
+@TYPES
+@pytest.mark.parametrize("scale", [0.3, 0.25])
 @pytest.mark.parametrize("tile", [3, 128])
-def test_attention_stays_within_pieces(tile: int, monkeypatch: pytest.MonkeyPatch):
+def test_attention_stays_within_pieces(
+    tile: int, scale: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
     """Against attention with a mask, in float64: two key heads, three queries each."""
     monkeypatch.setattr("toolkit.train.fused_attention.TILE", tile)
     edges, kinds, group, entries = [0, 4, 5, 17], 2, 3, 8
-    qkv = rand(17, (kinds * group + 2 * kinds) * entries).to(BF16).requires_grad_()
+    qkv = rand(17, (kinds * group + 2 * kinds) * entries).to(dtype).requires_grad_()
     angles = rand(17, entries // 2, seed=1).repeat(1, 2)
     above = rand(17, kinds * group * entries, seed=2)
-    out = attend(qkv, angles.cos(), angles.sin(), edges, (kinds, group), 0.3)
-    out.backward(above.to(BF16))
+    out = attend(qkv, angles.cos(), angles.sin(), edges, (kinds, group), scale)
+    out.backward(above.to(dtype))
 
     exact = qkv.detach().double().requires_grad_()
     heads = exact.view(17, -1, entries).transpose(0, 1)
@@ -112,12 +127,12 @@ def test_attention_stays_within_pieces(tile: int, monkeypatch: pytest.MonkeyPatc
     place = torch.bucketize(torch.arange(17), torch.tensor(edges), right=True)
     mask = (place[:, None] == place) & torch.ones(17, 17, dtype=torch.bool).tril()
     truth = torch.nn.functional.scaled_dot_product_attention(
-        queries, keys.repeat_interleave(group, 0), values, attn_mask=mask, scale=0.3
+        queries, keys.repeat_interleave(group, 0), values, attn_mask=mask, scale=scale
     )
     truth = truth.transpose(0, 1).reshape(17, -1)
     truth.backward(above.double())
-    close(out, truth)
-    close(qkv.grad, exact.grad)
+    close(out, truth, dtype)
+    close(qkv.grad, exact.grad, dtype)
 
 
 def llama(**changes: Any) -> Any:
@@ -163,7 +178,7 @@ def test_gradients_are_as_close_to_the_truth_as_autocast_s(make: Callable[..., A
     model = make()
     exact, truth = gradients(model, torch.float32, False)
     cast, casts = gradients(model, BF16, False)
-    assert fuse(model)
+    assert fuse(model, BF16)
     loss, found = gradients(model, BF16, True)
     assert loss == pytest.approx(exact, abs=max(0.05, 2 * abs(cast - exact)))
     assert found.keys() == truth.keys()
@@ -172,25 +187,56 @@ def test_gradients_are_as_close_to_the_truth_as_autocast_s(make: Callable[..., A
         assert float((found[name] - value).norm()) <= allowed, name
 
 
+@pytest.mark.parametrize("make", [llama, mistral, qwen2])
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_float32_gives_the_model_s_own_losses_and_gradients(
+    make: Callable[..., Any], checkpointing: str
+):
+    torch.manual_seed(3)
+    model = make()
+    loss, truth = gradients(model, FP32, False)
+    assert fuse(model, FP32)
+    checkpoint_activations(model, checkpointing)
+    fused_loss, found = gradients(model, FP32, True)
+    assert fused_loss == pytest.approx(loss, rel=1e-6)
+    assert found.keys() == truth.keys()
+    for name, value in truth.items():
+        assert float((found[name] - value).norm()) <= 1e-5 * float(value.norm()), name
+
+
+def test_a_power_of_two_scales_queries_bit_for_bit(monkeypatch: pytest.MonkeyPatch):
+    """As good as scaling their scores, in bfloat16 too."""
+    angles = rand(40, 4, seed=1).repeat(1, 2)
+    outcomes = []
+    for _ in range(2):
+        qkv = rand(40, 5 * 8).to(BF16).requires_grad_()
+        out = attend(qkv, angles.cos(), angles.sin(), [0, 40], (1, 3), 0.25)
+        out.backward(rand(40, 24, seed=2).to(BF16))
+        outcomes.append((out.detach(), qkv.grad))
+        monkeypatch.setattr("toolkit.train.fused_attention._late_scale", lambda scale, _: scale)
+    assert all(torch.equal(*both) for both in zip(*outcomes, strict=True))
+
+
 def test_scoring_is_left_alone():
     model = llama().eval()
     ids = torch.arange(1, 9)[None]
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        fuse(model)
+        fuse(model, BF16)
         assert torch.equal(model(input_ids=ids).logits, before)
         assert torch.equal(model.train()(input_ids=ids).logits, before)
     unfuse(model)
     assert not any("forward" in vars(module) for module in model.modules())
 
 
-def test_what_is_frozen_gets_no_gradient():
+@TYPES
+def test_what_is_frozen_gets_no_gradient(dtype: torch.dtype):
     model = llama()
     for parameter in model.model.layers[0].parameters():
         parameter.requires_grad_(False)
     model.model.layers[1].mlp.down_proj.weight.requires_grad_(False)
-    fuse(model)
-    _, found = gradients(model, BF16, True)
+    fuse(model, dtype)
+    _, found = gradients(model, dtype, True)
     own = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert found.keys() == own
 
@@ -211,5 +257,5 @@ def test_models_with_other_parts_are_left_as_they_are(
     others.append(prepare_model(adapted, lora).get_base_model())
     for model in others:
         assert not can_fuse(model)
-        assert not fuse(model)
+        assert not fuse(model, FP32)
         assert not any("forward" in vars(module) for module in model.modules())

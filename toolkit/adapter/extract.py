@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+import torch
+from torch import Tensor
 
 from toolkit.adapter.folder import AdapterWriter, check_written
 from toolkit.adapter.lowrank import fit_dense, frobenius
 from toolkit.adapter.report import AdapterReport, LayerRow, OtherRow, by_layer
 from toolkit.checkpoint.appear import appearing, refuse_taken
+from toolkit.checkpoint.loadable_adapter import refuse_unloadable_adapter, refused_modules
 from toolkit.checkpoint.lora import PREFIX
+from toolkit.checkpoint.memory_names import read_memory_names
 from toolkit.checkpoint.modules import Kind, Modules, read_modules
+from toolkit.checkpoint.own_head import own_head
 from toolkit.checkpoint.read import Checkpoint, TensorInfo, is_float
+from toolkit.checkpoint.tensor_names import is_buffer
 from toolkit.errors import ConfigError, MergeError, sentence_end
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.kernels.stream import stream_key
-from toolkit.merge.layers import is_buffer
 from toolkit.merge.models import Models
 from toolkit.merge.references import find_folder, parse_reference
 
@@ -62,16 +67,19 @@ class ExtractSettings:
 
 @dataclass(frozen=True)
 class _Job:
-    """One tensor: its kind of module, and why it gets no factors where it gets none."""
+    """One tensor by its name in the files: its kind of module, why it gets no factors where it
+    gets none, and its name in memory."""
 
     name: str
     kind: Kind
     verdict: Literal["factored", "saved", "left out"]
     why: str
+    memory_name: str
 
     @property
     def module(self) -> str:
-        return self.name.rpartition(".")[0]
+        """The module's name in memory, by which peft knows it."""
+        return self.memory_name.rpartition(".")[0]
 
 
 def run_extract(
@@ -115,9 +123,19 @@ def run_extract(
     models = Models()
     after, before = models.checkpoint(tuned), models.checkpoint(base)
     modules = read_modules(find_folder(place.model))
+    if own_head(after) is not None or own_head(before) is not None:
+        modules = replace(modules, tied={})  # a head that is stored and differs is not tied
     jobs = _plan(tuned, base, after, before, modules, settings)
+    linear = [job.module for job in jobs if job.verdict == "factored" and job.kind != "embedding"]
+    refused = refused_modules(before.folder, linear)
+    jobs = [
+        replace(job, verdict="left out", why="peft puts no LoRA on it")
+        if job.verdict == "factored" and job.module in refused
+        else job
+        for job in jobs
+    ]
     factored = [job for job in jobs if job.verdict == "factored"]
-    saved = [job.name for job in jobs if job.verdict == "saved"]
+    saved = [job.memory_name for job in jobs if job.verdict == "saved"]
     twins = {twin: name for twin, name in modules.tied.items() if name in saved}
     report = AdapterReport(
         {
@@ -133,8 +151,8 @@ def run_extract(
     if begin is not None:
         begin(len(jobs))
     with appearing(out) as work:
-        embeddings = [job.name for job in factored if job.kind == "embedding"]
-        names = [job.name for job in factored]
+        embeddings = [job.memory_name for job in factored if job.kind == "embedding"]
+        names = [job.memory_name for job in factored]
         with AdapterWriter(work, names, [*saved, *twins], embeddings) as writer:
             for job in jobs:
                 _run(job, after, before, settings, writer, twins, report)
@@ -145,7 +163,7 @@ def run_extract(
             if not (report.layers or report.saved or report.left_out):
                 raise MergeError(f"{tuned}: is equal to {base}; there is nothing to extract.")
             done = {row.name for row in report.layers}
-            kept = {row.name for row in report.saved}
+            kept = {j.memory_name for j in jobs if j.name in {row.name for row in report.saved}}
             writer.finish(
                 base=place.model.path,
                 revision=place.model.revision,
@@ -154,6 +172,7 @@ def run_extract(
                 tied=[twin.rpartition(".")[0] for twin, name in twins.items() if name in kept],
                 everything=list(modules.kinds),
             )
+        refuse_unloadable_adapter(work, before.folder)
         report.sort()
         report.write(work)
     return report
@@ -169,6 +188,8 @@ def _plan(
 ) -> list[_Job]:
     """Decide what each tensor gets, before any is read."""
     jobs: list[_Job] = []
+    names = read_memory_names(before.folder, before.names)
+    in_memory = {name: own for own, name in names.stored.items()} if names is not None else {}
     for name in _common_names(tuned, base, after, before, modules):
         one, other = after.info(name), before.info(name)
         if one.shape != other.shape:
@@ -176,7 +197,7 @@ def _plan(
                 f"{name}: {tuned} is {list(one.shape)} but {base} is {list(other.shape)}; an "
                 "adapter cannot change shapes. Models must share an architecture and vocabulary."
             )
-        jobs.append(_job(name, one, modules, settings))
+        jobs.append(_job(name, in_memory.get(name, name), one, modules, settings))
     _check_names(settings, [job.module for job in jobs])
     if settings.embeddings and (tied := [n for n in modules.tied.values() if n in after]):
         raise MergeError(
@@ -191,23 +212,27 @@ def _plan(
     return sorted(jobs, key=lambda job: by_layer(job.name))
 
 
-def _job(name: str, info: TensorInfo, modules: Modules, settings: ExtractSettings) -> _Job:
-    module, _, part = name.rpartition(".")
+def _job(
+    name: str, memory_name: str, info: TensorInfo, modules: Modules, settings: ExtractSettings
+) -> _Job:
+    module, _, part = memory_name.rpartition(".")
     kind = modules.kinds.get(module)
     if kind is None:
-        return _Job(name, "other", "left out", "no module of the model as transformers builds it")
+        why = "no module of the model as transformers builds it"
+        return _Job(name, "other", "left out", why, memory_name)
     if any(module == wanted or module.endswith(f".{wanted}") for wanted in settings.save_modules):
-        return _Job(name, kind, "saved", "asked for")
+        return _Job(name, kind, "saved", "asked for", memory_name)
     is_matrix = part == "weight" and len(info.shape) == 2 and is_float(info.dtype)
     is_wanted = kind in ("linear", "turned") or (kind == "embedding" and settings.embeddings)
     if not (is_matrix and is_wanted):
         words = {"linear": "biases", "turned": "biases", "embedding": "embeddings"}
-        return _Job(name, kind, "left out", words.get(kind, "neither linear nor embedding"))
+        why = words.get(kind, "neither linear nor embedding")
+        return _Job(name, kind, "left out", why, memory_name)
     if settings.include and not any(re.search(pattern, module) for pattern in settings.include):
-        return _Job(name, kind, "left out", "not included")
+        return _Job(name, kind, "left out", "not included", memory_name)
     if any(re.search(pattern, module) for pattern in settings.exclude):
-        return _Job(name, kind, "left out", "excluded")
-    return _Job(name, kind, "factored", "")
+        return _Job(name, kind, "left out", "excluded", memory_name)
+    return _Job(name, kind, "factored", "", memory_name)
 
 
 def _common_names(
@@ -269,7 +294,7 @@ def _run(
         matrix = delta.T.contiguous() if job.kind in ("turned", "embedding") else delta
         seed = stream_key(settings.seed, job.name, 0)
         fit = fit_dense(matrix, settings.rank, seed=seed, energy=settings.energy, dtype=dtype)
-        writer.add_factors(job.name, fit.factors)
+        writer.add_factors(job.memory_name, fit.factors)
         shape = tuple(delta.shape)
         report.layers.append(LayerRow.of(job.name, shape, fit.factors.rank, norm, fit.error))
         return
@@ -279,9 +304,9 @@ def _run(
         report.left_out.append(row)
         return
     report.saved.append(row)
-    writer.add_saved(job.name, stored.to(dtype))
+    writer.add_saved(job.memory_name, stored.to(dtype))
     for twin, name in twins.items():
-        if name == job.name:
+        if name == job.memory_name:
             writer.add_saved(twin, stored.to(dtype), key=PREFIX + twin)
 
 

@@ -6,11 +6,12 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from toolkit.adapter.lowrank import Factors
 from toolkit.checkpoint.append import AppendWriter
 from toolkit.checkpoint.lora import PREFIX, SETTINGS_FILE, WEIGHTS_FILE
 from toolkit.errors import ConfigError, MergeError
-from toolkit.lazy_torch import Tensor
 from toolkit.manifest import write_json
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from toolkit.lazy_torch import Tensor, torch
+import torch
+from torch import Tensor
 
 OVERSAMPLING = 10
 """Columns of the sketch beyond the rank; Halko et al. recommend 5 to 10."""

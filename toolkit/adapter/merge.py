@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from toolkit.adapter.folder import AdapterWriter, check_written
 from toolkit.adapter.lowrank import Factors, Fit, fit_dense, fit_sum
 from toolkit.adapter.report import AdapterReport, LayerRow
 from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.lora import AdapterFolder, open_adapter
 from toolkit.errors import ConfigError, MergeError
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.config import InputModel, MergeConfig
 from toolkit.merge.definition import compute_tensor
 from toolkit.merge.kernels.stream import stream_key
@@ -157,8 +159,13 @@ def _open(name: str) -> AdapterFolder:
                 f"{adapter.file}: is a DoRA (at {tensor}), whose change depends on the model; "
                 + again
             )
-    if adapter.saved:
-        tensor = next(iter(adapter.saved))
+    if adapter.wrapped:
+        raise MergeError(
+            f"{adapter.file}: changes parameters of several experts at once (target_parameters), "
+            "which cannot be merged by their factors; " + again
+        )
+    if kept := [*adapter.saved, *adapter.rows, *adapter.biases]:
+        tensor = kept[0]
         raise MergeError(
             f"{adapter.file}: stores {tensor} whole, which is no change to merge; " + again
         )
@@ -188,7 +195,7 @@ def _shape(adapters: Sequence[AdapterFolder], name: str) -> tuple[int, ...]:
                 f"{name}: {having[0].folder} changes {list(shapes[0])} and {adapter.folder} "
                 f"{list(shape)}; adapters must be of one model."
             )
-        if adapter.is_turned(name) != having[0].is_turned(name):
+        if adapter.says_turned(name) != having[0].says_turned(name):
             raise MergeError(
                 f"{name}: {having[0].folder} and {adapter.folder} differ in fan_in_fan_out; "
                 "adapters must be of one model."

@@ -8,10 +8,10 @@ from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
+from torch import Tensor
 from typing_extensions import Self
 
 from toolkit.checkpoint.write import dtype_name, tensor_bytes
-from toolkit.lazy_torch import Tensor
 
 _ENTRY_BYTES = 160
 """More than type, shape and offsets of one tensor take in a header."""

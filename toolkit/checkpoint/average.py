@@ -14,13 +14,16 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from toolkit.checkpoint.appear import appearing, refuse_taken
+from toolkit.checkpoint.loadable import refuse_unloadable
 from toolkit.checkpoint.read import TORCH_NAMES, Checkpoint, is_float, open_checkpoint, read_header
 from toolkit.checkpoint.resume import state_folder
 from toolkit.checkpoint.side_files import copy_side_files
 from toolkit.checkpoint.write import PlannedTensor, ShardWriter, tensor_bytes
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.lazy_torch import Tensor, torch
 
 
 def average_weights(count: int, decay: float | None = None) -> list[float]:
@@ -144,6 +147,7 @@ def _write_average(
                     model.give_back(tensor.name)
     shutil.copyfile(like.folder / "config.json", work / "config.json")
     copy_side_files(like.folder, work)
+    refuse_unloadable(work, like.folder)
     return count
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from toolkit.lazy_torch import Tensor
+from torch import Tensor
 
 _IN, _OUT = ".experts.gate_up_proj", ".experts.down_proj"
 _NAMES = {

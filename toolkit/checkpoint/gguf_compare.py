@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from toolkit.checkpoint.gguf import match_pre_tokenizer
 from toolkit.checkpoint.load import load_causal_model, silence_libraries
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import Tensor, torch
 
 TEXT = (
     "Net revenue was $12,345 million in 2023, 4.7% above the year before. The company doesn't "

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from toolkit.checkpoint.gguf_vocabulary import GgufVocabulary, read_vocabulary
+from toolkit.checkpoint.own_head import own_head
 from toolkit.checkpoint.read import Checkpoint, open_checkpoint
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import torch
 
 GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0")
 _MODEL_TYPES = ("llama", "mistral")
@@ -55,7 +56,7 @@ def export_gguf(
     if factors is not None:
         writer.add_tensor("rope_freqs.weight", factors)
     for own in checkpoint.names:
-        if own == "lm_head.weight" and config.tie_word_embeddings:
+        if own == "lm_head.weight" and own_head(checkpoint) is None and config.tie_word_embeddings:
             continue  # the embedding's copy: llama.cpp takes that where there is no output
         theirs = names.get_name(own, try_suffixes=(".weight", ".bias"))
         if theirs is None:

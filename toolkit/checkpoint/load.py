@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,39 @@ def load_causal_model(folder: str | Path, dtype: torch.dtype) -> Any:
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder}: the weights cannot be loaded ({_first_line(error)})."
+        ) from error
+
+
+def merge_adapter(model: Any, folder: Path) -> Any:
+    """A loaded model with a peft adapter merged into it.
+
+    Where the adapter brings embeddings of more (or fewer) tokens, the model's are resized first.
+
+    Raises:
+        CheckpointError: the adapter is damaged, or was trained on another model.
+    """
+    import warnings
+
+    from peft import PeftModel
+
+    from toolkit.checkpoint.lora import open_adapter
+    from toolkit.checkpoint.tensor_names import is_vocabulary
+
+    rows: set[int] = set()
+    with contextlib.suppress(CheckpointError):  # of another kind, which peft may know
+        adapter = open_adapter(folder)
+        saved = (own for name, own in adapter.saved.items() if is_vocabulary(name))
+        rows = {adapter.tensors.info(own).shape[0] for own in saved}
+    if rows and rows != {model.get_input_embeddings().weight.shape[0]}:
+        model.resize_token_embeddings(max(rows), mean_resizing=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers
+            return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder}: the adapter cannot be loaded onto the model ({_first_line(error)}); give "
+            "the model that it was trained on."
         ) from error
 
 

@@ -6,11 +6,12 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit.checkpoint.read import Checkpoint, read_header
+from toolkit.checkpoint.usable import refuse_unusable
 from toolkit.errors import CheckpointError
 
 PREFIX = "base_model.model."
@@ -25,6 +26,9 @@ _PART = re.compile(
     r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|"
     r"lora_magnitude_vector)(?:\.weight)?$"
 )
+_BIAS = re.compile(r"^(?P<module>.+)\.lora_B\.bias$")
+_FACTOR = re.compile(r"^(?P<path>.+)\.lora_[AB]\.weight$")
+_ROWS = re.compile(r"^(?P<module>.+)\.token_adapter\.trainable_tokens_delta$")
 _UNSUPPORTED = (
     "megatron_config",
     "layer_replication",
@@ -35,7 +39,20 @@ _UNSUPPORTED = (
     "kasa_config",
     "monteclora_config",
 )
-"""Settings under which the change is not `scale * B A` added to the weight."""
+"""Settings under which the change is not `scale * B A` added to the weight of a module."""
+
+_KNOWN = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
+    *("revision", "inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha"),
+    *("lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save"),
+    *("init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern"),
+    *("alpha_pattern", "megatron_core", "trainable_token_indices", "loftq_config", "eva_config"),
+    *("corda_config", "lora_ga_config", "use_dora", "velora_config", "qalora_group_size"),
+    *("lora_bias", "ensure_weight_tying", "runtime_config", "enable_lora", "merge_weights"),
+    *("target_parameters", *_UNSUPPORTED),
+}
+"""Settings whose meaning for the weights is known; another one may change what `B A` means."""
+
 
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Beginnings that also take something away from the model's own weights."""
@@ -51,6 +68,11 @@ class AdapterFolder:
         tensors: its tensors, by its own names.
         parts: its names by the model's tensor that they change, then by part (`lora_A`, ...).
         saved: its names of tensors that take the place of the model's, by the model's names.
+        rows: its names of rows that take the place of some of the model's (see `token_rows`).
+        biases: its names of what is added to the model's biases, by the model's names.
+        wrapped: its names of factors of parameters (`target_parameters`), by peft's path of the
+            wrapper, then by part.
+        memory_names: the names that peft knows the model's tensors by, where they are others.
     """
 
     folder: Path
@@ -58,6 +80,49 @@ class AdapterFolder:
     tensors: Checkpoint
     parts: Mapping[str, Mapping[str, str]]
     saved: Mapping[str, str]
+    rows: Mapping[str, str] = field(default_factory=dict)
+    biases: Mapping[str, str] = field(default_factory=dict)
+    wrapped: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    memory_names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> list[str]:
+        """The model's tensors that it changes or replaces."""
+        return [*self.parts, *self.saved, *self.rows, *self.biases]
+
+    def own_name(self, name: str) -> str:
+        """A name of its own for one of the tensors that it changes, for messages."""
+        if name in self.parts:
+            return next(iter(self.parts[name].values()))
+        return next(group[name] for group in (self.saved, self.rows, self.biases) if name in group)
+
+    def renamed(self, names: Mapping[str, str]) -> AdapterFolder:
+        """The same adapter with the model's tensors by other names; those not given stay."""
+
+        def by_name(group: Mapping[str, Any]) -> dict[str, Any]:
+            return {names.get(name, name): value for name, value in group.items()}
+
+        return replace(
+            self,
+            parts=by_name(self.parts),
+            saved=by_name(self.saved),
+            rows=by_name(self.rows),
+            biases=by_name(self.biases),
+            memory_names={new: old for old, new in names.items()},
+        )
+
+    def token_rows(self, name: str) -> list[int]:
+        """Which rows of the model's tensor `rows` takes the place of."""
+        given = self.settings.get("trainable_token_indices")
+        if isinstance(given, Mapping):
+            module = self.memory_names.get(name, name).removesuffix(".weight")
+            given = next((v for k, v in given.items() if f".{module}".endswith(f".{k}")), None)
+        if not isinstance(given, list):
+            raise CheckpointError(
+                f"{self.folder / SETTINGS_FILE}: trainable_token_indices does not say which rows "
+                f"of {name} are meant; download or copy the file again."
+            )
+        return [int(number) for number in given]
 
     @property
     def file(self) -> Path:
@@ -65,8 +130,9 @@ class AdapterFolder:
         safe = self.folder / WEIGHTS_FILE
         return safe if safe.is_file() else self.folder / PICKLED_FILE
 
-    def is_turned(self, name: str) -> bool:
-        """Whether the model's tensor is the transpose of `B A`: embeddings, and GPT-2's layers."""
+    def says_turned(self, name: str) -> bool:
+        """Whether the model's tensor is the transpose of `B A` by the settings: embeddings, and
+        GPT-2's layers. Of a model at hand `adapted.is_turned` knows better."""
         return "lora_embedding_A" in self.parts[name] or bool(self.settings.get("fan_in_fan_out"))
 
     def factor_names(self, name: str) -> tuple[str, str]:
@@ -78,7 +144,7 @@ class AdapterFolder:
     def scale(self, name: str) -> float:
         """What `B A` is multiplied with for one of the model's tensors."""
         rank = self.tensors.info(self.factor_names(name)[0]).shape[0]
-        module = name.removesuffix(".weight")
+        module = self.memory_names.get(name, name).removesuffix(".weight")
         alpha = float(self.settings.get("lora_alpha", rank))
         for pattern, value in (self.settings.get("alpha_pattern") or {}).items():
             if re.match(rf"(.*\.)?({pattern})$", module):
@@ -107,16 +173,41 @@ def open_adapter(folder: Path) -> AdapterFolder:
         if pickled is None:
             raise CheckpointError(f"{folder}: has neither {WEIGHTS_FILE} nor {PICKLED_FILE}.")
         file, tensors = folder / PICKLED_FILE, pickled
+    refuse_unusable(folder, {name: tensors.info(name) for name in tensors.names})
     parts: dict[str, dict[str, str]] = {}
     saved: dict[str, str] = {}
+    rows: dict[str, str] = {}
+    biases: dict[str, str] = {}
+    wrapped: dict[str, dict[str, str]] = {}
     for own in tensors.names:
+        if path := _wrapper_path(own, settings):
+            wrapped.setdefault(path, {})["lora_A" if ".lora_A." in own else "lora_B"] = own
+            continue
         name = (
             own.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
         )
+        if ".original_module." in name:
+            continue  # the model's own weights once more, which the saved ones take the place of
         if match := _PART.match(name):
-            parts.setdefault(f"{match['module']}.weight", {})[match["part"]] = own
+            _put(
+                file, tensors, parts.setdefault(f"{match['module']}.weight", {}), match["part"], own
+            )
+        elif match := _ROWS.match(name):
+            _put(file, tensors, rows, f"{match['module']}.weight", own)
+        elif match := _BIAS.match(name):
+            _put(file, tensors, biases, f"{match['module']}.bias", own)
         else:
-            saved[name] = own
+            _put(file, tensors, saved, name, own)
+    if not (parts or saved or rows or wrapped):
+        raise CheckpointError(
+            f"{file}: holds no tensor of an adapter, so it would change nothing; save it again, "
+            "under ZeRO-3 or FSDP with all its weights gathered."
+        )
+    for path, found in wrapped.items():
+        if len(found) < 2:
+            raise CheckpointError(
+                f"{file}: holds only half of the change to {path} ({sorted(found)})."
+            )
     for name, found in parts.items():
         kind = "lora_embedding" if any("embedding" in part for part in found) else "lora"
         if not {f"{kind}_A", f"{kind}_B"} <= set(found):
@@ -129,7 +220,34 @@ def open_adapter(folder: Path) -> AdapterFolder:
                 f"{file}: the parts of the change to {name} are {list(a)} and {list(b)}, which "
                 "share no rank; download or copy the file again."
             )
-    return AdapterFolder(folder, settings, tensors, parts, saved)
+    return AdapterFolder(folder, settings, tensors, parts, saved, rows, biases, wrapped)
+
+
+def _wrapper_path(own: str, settings: Mapping[str, Any]) -> str | None:
+    """peft's path of the wrapper of a parameter, where a tensor is one of its factors."""
+    match = _FACTOR.match(own.removeprefix(PREFIX))
+    if match is None:
+        return None
+    module = "." + match["path"].replace(".base_layer", "")
+    owners = (str(name).rpartition(".")[0] for name in settings.get("target_parameters") or ())
+    return match["path"] if any(module.endswith(f".{owner}") for owner in owners) else None
+
+
+def _put(file: Path, tensors: Checkpoint, group: dict[str, str], name: str, own: str) -> None:
+    """Note what a tensor is; a second one for the same place must be the same."""
+    if name in group and not _are_equal(tensors, group[name], own):
+        raise CheckpointError(
+            f"{file}: {group[name]} and {own} are both meant for {name}, and differ; merge the "
+            "adapter with peft, or save it again with the peft of today."
+        )
+    group[name] = own
+
+
+def _are_equal(tensors: Checkpoint, one: str, other: str) -> bool:
+    a, b = tensors.info(one), tensors.info(other)
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and bool(
+        (tensors.raw(one) == tensors.raw(other)).all()
+    )
 
 
 def _load_settings(path: Path) -> dict[str, Any]:
@@ -144,6 +262,11 @@ def _load_settings(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: is a {kind} adapter; only LORA (and DoRA) can be merged.")
     if given := [key for key in _UNSUPPORTED if settings.get(key)]:
         raise CheckpointError(f"{path}: {given[0]} is not supported; merge it with peft.")
+    if unknown := [key for key, value in settings.items() if key not in _KNOWN and value]:
+        raise CheckpointError(
+            f"{path}: {unknown[0]} is no setting known here, and may change what the adapter does; "
+            "merge it with peft, or set it to null if it means nothing."
+        )
     begun = settings.get("init_lora_weights")
     if isinstance(begun, str) and begun.lower().startswith(_CHANGED_BASE):
         raise CheckpointError(

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import torch
 
 Kind = Literal["linear", "turned", "embedding", "other"]
 """`turned` is a linear module whose weight is `[inputs, outputs]`, as GPT-2's are."""

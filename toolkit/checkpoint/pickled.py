@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from toolkit.checkpoint.read import (
     TORCH_NAMES,
@@ -18,8 +20,8 @@ from toolkit.checkpoint.read import (
     check_index,
     list_files,
 )
+from toolkit.checkpoint.usable import refuse_unusable
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import Tensor, torch
 
 _STORED = {f"torch.{torch_name}": name for name, torch_name in TORCH_NAMES.items()}
 
@@ -32,6 +34,7 @@ class PickledCheckpoint(Checkpoint):
         tensors: what there is.
         loaded: the same, as torch sees it.
         mapped: files whose pages may be given back; the others are held in memory.
+        unheld: see `Checkpoint`.
     """
 
     def __init__(
@@ -40,8 +43,9 @@ class PickledCheckpoint(Checkpoint):
         tensors: dict[str, TensorInfo],
         loaded: dict[str, Tensor],
         mapped: frozenset[Path],
+        unheld: frozenset[str] = frozenset(),
     ) -> None:
-        super().__init__(folder, tensors)
+        super().__init__(folder, tensors, unheld)
         self._loaded = loaded
         self._mapped = mapped
 
@@ -89,8 +93,9 @@ def open_pickled(folder: Path, name: str = "pytorch_model.bin") -> Checkpoint | 
             loaded[name] = tensor.detach()
     if not files:
         return None
-    check_index(folder / index, weight_map, tensors)
-    return PickledCheckpoint(folder, tensors, loaded, frozenset(mapped))
+    refuse_unusable(folder, tensors)
+    unheld = check_index(folder / index, weight_map, tensors)
+    return PickledCheckpoint(folder, tensors, loaded, frozenset(mapped), unheld)
 
 
 def _load(file: Path) -> tuple[dict[str, Any], bool]:

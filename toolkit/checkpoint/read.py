@@ -9,13 +9,18 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.checkpoint.tensor_names import is_vocabulary
+from toolkit.checkpoint.usable import refuse_unusable
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import Tensor, torch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 TORCH_NAMES: Mapping[str, str] = {
     "F64": "float64",
@@ -96,10 +101,19 @@ class TensorInfo:
 
 
 class Checkpoint:
-    """A folder of safetensors files, opened; nothing is read before it is asked for."""
+    """A folder of safetensors files, opened; nothing is read before it is asked for.
 
-    def __init__(self, folder: Path, tensors: dict[str, TensorInfo]) -> None:
+    Args:
+        folder: where its files stand.
+        tensors: where each tensor lies, by name.
+        unheld: embeddings and heads that its index names and no file holds; see `check_index`.
+    """
+
+    def __init__(
+        self, folder: Path, tensors: dict[str, TensorInfo], unheld: frozenset[str] = frozenset()
+    ) -> None:
         self.folder = folder
+        self.unheld = unheld
         self._tensors = tensors
         self._maps: dict[Path, mmap.mmap] = {}
 
@@ -136,6 +150,8 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """A tensor in its stored type; its memory is the mapped file, so it must not be written."""
+        import torch
+
         info = self.info(name)
         dtype: torch.dtype = getattr(torch, TORCH_NAMES[info.dtype])
         if info.num_bytes == 0:
@@ -174,16 +190,23 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Safetensors where there are any, else `pytorch_model.bin` (see `pickled`).
 
     Raises:
-        CheckpointError: files are missing, cut short, or contradict their headers or the index.
+        CheckpointError: files are missing, cut short, or contradict their headers or the index, or
+            hold what nothing can be computed with (see `usable`).
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder.")
     files, weight_map = list_files(folder, _INDEX, "model.safetensors", "*.safetensors")
+    files = [file for file in files if file.name != "adapter_model.safetensors"]
     if not files:
         from toolkit.checkpoint.pickled import open_pickled  # it needs what is defined here
 
         if pickled := open_pickled(folder):
             return pickled
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{folder}: is an adapter, not a model; merge adapters with each other by toolkit "
+                f"adapter merge, or write the model before it (MODEL+{folder})."
+            )
         raise CheckpointError(
             f"{folder}: holds neither safetensors nor pytorch_model.bin; convert the model with "
             "save_pretrained, or give another folder."
@@ -194,8 +217,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             if name in tensors:
                 raise CheckpointError(f"{file}: {name} stands in {tensors[name].file.name} too.")
             tensors[name] = info
-    check_index(folder / _INDEX, weight_map, tensors)
-    return Checkpoint(folder, tensors)
+    refuse_unusable(folder, tensors)
+    return Checkpoint(folder, tensors, check_index(folder / _INDEX, weight_map, tensors))
 
 
 def list_files(
@@ -222,23 +245,26 @@ def list_files(
 
 def check_index(
     index: Path, weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]
-) -> None:
-    """Check that files and index agree on every tensor.
+) -> frozenset[str]:
+    """Check that the files hold what the index names.
+
+    As transformers does, what a file holds counts, whatever the index says of it. Embeddings and
+    heads that no file holds may be tied to another tensor; whether they are, the model's class
+    decides (see `loadable`).
+
+    Returns:
+        Those embeddings and heads.
 
     Raises:
-        CheckpointError: names the first on which they do not.
+        CheckpointError: another tensor is in no file.
     """
-    for name, info in tensors.items() if weight_map else ():
-        if weight_map.get(name) != info.file.name:
-            raise CheckpointError(
-                f"{info.file}: holds {name}, but {index.name} says "
-                f"{weight_map.get(name, 'nothing')}; {_AGAIN}."
-            )
-    if missing := sorted(set(weight_map) - set(tensors)):
+    missing = sorted(set(weight_map) - set(tensors))
+    if lost := [name for name in missing if not is_vocabulary(name)]:
         raise CheckpointError(
-            f"{index}: names {missing[0]} and {len(missing) - 1} more tensors that no file holds; "
+            f"{index}: names {lost[0]} and {len(lost) - 1} more tensors that no file holds; "
             f"{_AGAIN}."
         )
+    return frozenset(missing)
 
 
 def _read_index(path: Path) -> dict[str, str]:

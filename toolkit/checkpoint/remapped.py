@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,10 @@ from toolkit.checkpoint.read import (
 )
 from toolkit.checkpoint.write import tensor_bytes
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import Tensor, torch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 ZERO, AVERAGE, PADDING = -1, -2, -3
 """In place of a donor: a row of zeros, the mean of several rows, the mean of all tokens' rows."""
@@ -94,7 +97,7 @@ class RemappedCheckpoint(Checkpoint):
             file = infos[name].file if name in infos else file
             num_bytes = math.prod(new.shape) * item_bytes(new.dtype)
             infos[name] = TensorInfo(file, new.dtype, new.shape, 0, num_bytes)
-        super().__init__(model.folder, infos)
+        super().__init__(model.folder, infos, model.unheld)
         self._model, self._remapped = model, tensors
         self._gathered: dict[str, GatheredRows] = {}
 
@@ -112,6 +115,8 @@ class RemappedCheckpoint(Checkpoint):
     def tensor(self, name: str) -> Tensor:
         if name not in self._remapped:
             return self._model.tensor(name)
+        import torch
+
         info = self.info(name)
         dtype: torch.dtype = getattr(torch, TORCH_NAMES[info.dtype])
         whole = self.raw(name)
@@ -129,6 +134,8 @@ class RemappedCheckpoint(Checkpoint):
     def damaged_file(self, name: str) -> Path:
         if name not in self._remapped:
             return self._model.damaged_file(name)
+        import torch
+
         donors = list(filter(None, self._remapped[name].donors))
         for checkpoint, own in donors:
             if not bool(torch.isfinite(checkpoint.tensor(own).float()).all()):
@@ -262,6 +269,8 @@ def _decode(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
         return (rows.astype(np.uint32) << np.uint32(16)).view(np.float32)
     if dtype in {"F64", "F32", "F16"}:
         return rows if dtype == "F64" else rows.astype(np.float32)
+    import torch
+
     bits = torch.from_numpy(np.ascontiguousarray(rows))
     decoded: NDArray[Any] = bits.view(getattr(torch, TORCH_NAMES[dtype])).float().numpy()
     return decoded
@@ -276,6 +285,8 @@ def _encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
         return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
     if dtype in {"F64", "F32", "F16"}:
         return values.astype(_kind(dtype))
+    import torch
+
     exact = torch.from_numpy(np.ascontiguousarray(values, np.float32))
     bits = np.frombuffer(tensor_bytes(exact.to(getattr(torch, TORCH_NAMES[dtype]))), np.uint8)
     return bits.view(_kind(dtype)).reshape(values.shape)

@@ -13,11 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.read import TORCH_NAMES, item_bytes
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import Tensor, torch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 SHARD_BYTES = 5_000_000_000
 """Size above which a new shard begins, as on the hubs."""
@@ -242,6 +245,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor of any type, without a copy."""
+    import torch
+
     flat = tensor.detach().contiguous().view(-1)
     if not flat.numel():
         return memoryview(b"")

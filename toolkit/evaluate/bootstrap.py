@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.statistics import Interval
 from toolkit.evaluate.student import student_quantile
+from toolkit.statistics.group_sums import group_sums
+from toolkit.statistics.interval import Interval
 
 Floats = NDArray[np.float64]
 
@@ -47,27 +48,6 @@ class Figures:
     draws: Floats
     deviations: Floats
     num_groups: int
-
-
-def group_sums(values: ArrayLike, groups: Sequence[str]) -> Floats:
-    """Sums of each group, in the order of their first items.
-
-    Args:
-        values: `[..., N]`.
-        groups: of each item, `[N]`.
-
-    Returns:
-        `[..., G]`.
-
-    >>> group_sums([1.0, 2.0, 4.0], ["b", "a", "b"])
-    array([5., 2.])
-    """
-    numbers: dict[str, int] = {}
-    index = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
-    order = np.argsort(index, kind="stable")
-    starts = np.searchsorted(index[order], np.arange(len(numbers)))
-    sums = np.add.reduceat(np.asarray(values, dtype=np.float64)[..., order], starts, axis=-1)
-    return np.asarray(sums, dtype=np.float64)
 
 
 def bootstrap_figures(

@@ -21,10 +21,10 @@ from toolkit.evaluate.inference import holm, mcnemar, paired_permutation
 from toolkit.evaluate.load import settle_scoring
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.evaluate.shares import share_difference, share_interval
-from toolkit.evaluate.statistics import Interval
 from toolkit.machine import Precision, cache_folder, dtype_of
 from toolkit.manifest import content_hash, write_json
 from toolkit.progress import progress, say
+from toolkit.statistics.interval import Interval
 
 _RESAMPLES = 10_000
 _ONE_MINUS = "1 - "

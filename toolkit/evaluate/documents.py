@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from toolkit.data.document_tokens import document_tokens
 from toolkit.errors import EvaluationError
@@ -12,10 +12,6 @@ from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.likelihood import ItemSet, read_rows, score_documents
 from toolkit.evaluate.sets import BITS, EvaluationRole, EvaluationSet
 from toolkit.manifest import hash_json
-
-FEW_GROUPS = 8
-"""With fewer groups than this (one company, say) documents are resampled: so few groups carry no
-interval. What is then said holds for more documents of these groups, not for more groups."""
 
 
 def likelihood_sets(
@@ -89,20 +85,24 @@ def _set(
         ),
         item_hashes=[hash_json(" ".join(row["text"].split())) for row in rows],
         note=note,
+        is_of_one_group=bool(note),
     )
 
 
 def grouping(ids: Sequence[str], groups: Sequence[str]) -> tuple[list[str], str]:
-    """What is resampled together, and a note where there are too few groups to resample.
+    """What is drawn together, and a note on what that can speak for.
+
+    Two groups and more are the sample, however few: bounds over them are wide, and honest. Of one
+    group nothing is known but its own items, so these are drawn, and the note says so.
 
     >>> grouping(["a", "b"], ["one", "one"])[0]
     ['a', 'b']
+    >>> grouping(["a", "b", "c"], ["one", "one", "two"])
+    (['one', 'one', 'two'], '')
     """
-    count = len(set(groups))
-    if count >= FEW_GROUPS or count == len(ids):
+    if len(set(groups)) != 1 or len(ids) == 1:
         return list(groups), ""
-    what: Literal["group", "groups"] = "group" if count == 1 else "groups"
     return list(ids), (
-        f"its {len(ids)} items come from {count} {what}: intervals hold for more items of the same "
-        f"{what}, not for others"
+        f"its {len(ids)} items come from one group ({groups[0]}): intervals hold for more items of "
+        "this group; how another group would score is not known"
     )

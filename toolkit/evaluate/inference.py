@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from toolkit.evaluate.bootstrap import Figures, Floats, group_sums, upper_bounds
+from toolkit.evaluate.bootstrap import Figures, Floats, upper_bounds
+from toolkit.statistics.group_sums import group_sums
 
 
 @dataclass(frozen=True)

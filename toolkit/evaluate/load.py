@@ -78,12 +78,12 @@ def _retention(
     section: EvaluateSection, general: Path, split: SplitName, tokenizer: Any, cache: Path
 ) -> list[EvaluationSet]:
     wanted = section.retention
-    prompts = split_prompts(split, wanted.prompts)
+    prompts = split_prompts(split, wanted.prompts, wanted.files)
     made_by = hash_json([content_hash(general), section.precision])
     with progress(f"answers of the general model ({split})", len(prompts)) as advance:
         answers = load_answers(
             tokenizer,
-            prompts,
+            [prompt.text for prompt in prompts],
             lambda: _load(general, section),
             made_by,
             cache / "answers",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Any
 
 from toolkit.evaluate.student import student_chance, student_quantile
+from toolkit.statistics.change_bound import ChangeBound
 
 
 def power(difference: float, error: float, num_groups: int, confidence: float = 0.95) -> float:
@@ -73,26 +76,121 @@ def needed_groups(
     return count
 
 
-def too_small(
-    name: str,
-    tolerance: float,
-    error: float,
-    num_groups: int,
-    unit: str,
-    confidence: float = 0.95,
-) -> str | None:
-    """A sentence where a set cannot see a tolerance: who loses nothing would seldom pass.
+def needed_answers(
+    tolerance: float, changed: float, confidence: float = 0.95, wanted: float = 0.8
+) -> int:
+    """How many right-or-wrong items can show that no more than a tolerance is lost.
 
-    >>> print(too_small("news", 0.01, 0.01, 20, "bits per byte"))
-    news: 20 groups see a loss of 0.026 bits per byte at the earliest, the tolerance is 0.01; with \
-this much scatter about 126 groups are needed.
-    >>> too_small("news", 0.1, 0.01, 20, "bits per byte")
+    Args:
+        tolerance: largest share of answers that may be lost, above 0.
+        changed: share of answers that differ between the two models.
+        confidence: of the one-sided bound.
+        wanted: chance to show it of a model that loses nothing.
+
+    Reference:
+        Tango 1998 with no answer changed: n >= z^2 (1 - tolerance) / tolerance; Connor 1987, Sample
+        size for testing differences in proportions for the paired-sample design, else.
+
+    >>> needed_answers(0.01, 0.0), needed_answers(0.01, 0.1)
+    (268, 6183)
     """
-    seen = detectable_difference(error, num_groups, confidence)
-    if not math.isfinite(seen) or tolerance <= 0.0 or seen <= tolerance:
-        return None
-    needed = needed_groups(tolerance, error, num_groups, confidence)
-    return (
-        f"{name}: {num_groups} groups see a loss of {seen:.2g} {unit} at the earliest, the "
-        f"tolerance is {tolerance:g}; with this much scatter about {needed} groups are needed."
-    )
+    normal = NormalDist()
+    alone = normal.inv_cdf(confidence)
+    least = alone**2 * (1.0 - tolerance) / tolerance
+    both = (alone + normal.inv_cdf(wanted)) ** 2 * changed / tolerance**2
+    return math.ceil(max(least, both))
+
+
+@dataclass(frozen=True)
+class SetPower:
+    """What a set can see of a loss, as one candidate scatters on it.
+
+    Attributes:
+        name: of the set.
+        role: `domain` or `general`.
+        unit: of its figure.
+        num_items, num_groups: of the set.
+        smallest_change: that is shown with a chance of 80 %, in the unit.
+        tolerance: largest loss accepted; None of a domain set.
+        needed: groups (or right-or-wrong items) that the tolerance takes; None of a domain set, and
+            where none is tolerated.
+    """
+
+    name: str
+    role: str
+    unit: str
+    num_items: int
+    num_groups: int
+    smallest_change: float
+    tolerance: float | None
+    needed: int | None
+
+    @property
+    def is_enough(self) -> bool:
+        return self.needed is None or self.needed <= self.num_groups
+
+    @property
+    def sentence(self) -> str:
+        groups = "items" if self.num_groups == self.num_items else "groups"
+        size = f"{self.num_groups} {groups}"
+        if self.num_groups < self.num_items:
+            size = f"{self.num_items} items in {self.num_groups} {groups}"
+        if not math.isfinite(self.smallest_change):
+            return f"{self.name} ({self.role}): {size} see nothing."
+        word = "gain" if self.role == "domain" else "loss"
+        seen = f"{self.name} ({self.role}): {size} see a {word} of {self.smallest_change:.2g}"
+        seen = f"{seen} {self.unit} at the earliest"
+        if self.tolerance is None or self.needed is None:
+            return f"{seen}."
+        if self.is_enough:
+            return (
+                f"{seen}; {self.tolerance:g} is tolerated, about {self.needed} are needed for it."
+            )
+        return (
+            f"{seen}, the tolerance is {self.tolerance:g}: about {self.needed} {groups} are "
+            "needed, and a merge that loses nothing may well not pass."
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        finite = math.isfinite(self.smallest_change)
+        return {
+            **asdict(self),
+            "smallest_change": self.smallest_change if finite else None,
+            "sentence": self.sentence,
+        }
+
+
+def power_of(
+    name: str,
+    role: str,
+    unit: str,
+    num_items: int,
+    tolerance: float | None,
+    change: ChangeBound,
+    confidence: float = 0.95,
+) -> SetPower:
+    """What a set can see, from the scatter of one change on it.
+
+    Args:
+        name: of the set.
+        role: `domain` or `general`.
+        unit: of its figure.
+        num_items: of the set.
+        tolerance: largest loss accepted, None of a domain set.
+        change: of a first candidate against the general model.
+        confidence: of the one-sided bound.
+    """
+    groups = change.num_groups
+    smallest = math.inf
+    if groups > 1:
+        smallest = detectable_difference(change.error, groups, confidence)
+    needed = None
+    if tolerance and groups > 1:
+        if change.answers is not None:
+            worse, better, total = change.answers
+            needed = needed_answers(tolerance, (worse + better) / total, confidence)
+        elif change.error > 0.0:
+            needed = needed_groups(tolerance, change.error, groups, confidence)
+        else:
+            needed = 2
+    return SetPower(name, role, unit, num_items, groups, smallest, tolerance, needed)

@@ -20,8 +20,9 @@ from toolkit.errors import EvaluationError
 from toolkit.evaluate.answers import Answers, rest_log
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.head import logit_chunks
+from toolkit.evaluate.prompt_files import read_prompt_files
 from toolkit.evaluate.prompted import answer_states
-from toolkit.evaluate.prompts import retention_prompts
+from toolkit.evaluate.prompts import RetentionPrompt, retention_prompts
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.manifest import hash_json
 
@@ -31,13 +32,16 @@ LOSS, DIVERGENCE = "retention", "retention KL"
 NO_TEMPLATE = "the model has no chat template: prompts are plain text"
 
 
-def split_prompts(split: SplitName, count: int) -> list[str]:
-    """Prompts of one split: tuning takes every other one, test those between.
+def split_prompts(split: SplitName, count: int, files: Sequence[str] = ()) -> list[RetentionPrompt]:
+    """The first prompts of one split, of all kinds in turn: ours, or those of files.
 
-    >>> split_prompts("tuning", 2), split_prompts("test", 1)
-    (['Why is the sky blue?', 'What is 3 plus 1?'], ['Explain gravity to a child.'])
+    >>> [prompt.text for prompt in split_prompts("tuning", 2)]
+    ['Why is the sky blue?', 'Explain gravity to a child.']
+    >>> [prompt.text for prompt in split_prompts("test", 1)]
+    ['What is the capital of Portugal?']
     """
-    return retention_prompts()[int(split == "test") :: 2][:count]
+    prompts = read_prompt_files(files, split) if files else retention_prompts(split)
+    return prompts[:count]
 
 
 def divergence(top_logs: Tensor, rest_logs: Tensor, own_logs: Tensor, own_rest: Tensor) -> Tensor:
@@ -108,13 +112,13 @@ def score_answers(
 
 
 def retention_sets(
-    answers: Answers, prompts: Sequence[str], evaluate: EvaluateSection, made_by: str
+    answers: Answers, prompts: Sequence[RetentionPrompt], evaluate: EvaluateSection, made_by: str
 ) -> list[EvaluationSet]:
     """The loss of the answers and the divergence, as two sets that one pass scores.
 
     Args:
         answers: the general model's.
-        prompts: their texts.
+        prompts: what they answer; those of one group are drawn together.
         evaluate: batches and roles.
         made_by: content hash of the general model.
     """
@@ -138,8 +142,8 @@ def retention_sets(
                 name=name,
                 role=role,
                 unit="nats per token",
-                ids=[f"prompt/{hash_json(prompt)[:12]}" for prompt in prompts],
-                groups=[f"prompt/{hash_json(prompt)[:12]}" for prompt in prompts],
+                ids=[f"prompt/{hash_json(prompt.text)[:12]}" for prompt in prompts],
+                groups=[f"prompt/{prompt.group}" for prompt in prompts],
                 sizes=[len(tokens) for tokens in answers.answers],
                 costs=[
                     len(prompt) + len(answer) - 1 if name == bearer else 0
@@ -148,7 +152,7 @@ def retention_sets(
                 content_hash=content,
                 score=lambda model, rows, name=name: together(model, rows)[name],  # type: ignore[misc]
                 settings_hash=hash_json(settings),
-                item_hashes=[hash_json(prompt) for prompt in prompts],
+                item_hashes=[hash_json(prompt.text) for prompt in prompts],
                 score_together=together,
                 tolerance=tolerance,
                 note="" if answers.templated else NO_TEMPLATE,

@@ -15,6 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from toolkit.evaluate.config import EvaluationRole
+from toolkit.statistics.group_sums import group_sums
+from toolkit.statistics.set_changes import (
+    BOUNDED_CHANGE,
+    BOUNDED_LEVEL,
+    SetChanges,
+    count_answers,
+)
 
 __all__ = ["BITS", "EvaluationRole", "EvaluationSet"]
 
@@ -47,6 +54,7 @@ class EvaluationSet:
         tolerance: largest loss accepted of a `general` set, in its unit; None where the recipe's
             own tolerance, which is in bits per byte, is meant.
         note: what a reader of the figures should know, such as what intervals speak of.
+        is_of_one_group: whether all items are of one group, so that they had to be drawn alone.
     """
 
     name: str
@@ -64,9 +72,50 @@ class EvaluationSet:
     score_together: Callable[[Any, Sequence[int]], Mapping[str, list[float]]] | None = None
     tolerance: float | None = None
     note: str = ""
+    is_of_one_group: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def num_groups(self) -> int:
+        return len(set(self.groups))
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether an item's loss lies between 0 and 1: an error, or one minus a metric."""
+        return self.unit == "error" or self.unit.startswith("1 - ")
+
+    def changes(
+        self,
+        columns: ArrayLike,
+        rows: Sequence[int] | None = None,
+        *,
+        weight: float = 1.0,
+        are_levels: bool = False,
+    ) -> SetChanges:
+        """Loss differences (or losses) by group, as bounds are made of them.
+
+        Args:
+            columns: of each item, `[K, N]`.
+            rows: which items these are, all in order by default.
+            weight: of the set among others.
+            are_levels: whether they are losses themselves.
+        """
+        values = np.atleast_2d(np.asarray(columns, dtype=np.float64))
+        index = list(range(len(self)) if rows is None else rows)
+        sizes = np.asarray(self.sizes, dtype=np.float64)[index]
+        groups = [self.groups[place] for place in index]
+        added: tuple[float, ...] = ()
+        counts: tuple[tuple[int, int], ...] = ()
+        if self.is_bounded:
+            added = BOUNDED_LEVEL if are_levels else BOUNDED_CHANGE
+            alone = len(set(groups)) == len(groups) and set(sizes.tolist()) == {1.0}
+            whole = set(np.unique(values).tolist()) <= {-1.0, 0.0, 1.0}
+            if alone and whole and not are_levels:
+                counts = tuple(count_answers(row) for row in values)
+        tops = self.scale * group_sums(values, groups)
+        return SetChanges(tops, group_sums(sizes, groups), weight, added, counts)
 
     def figure(self, losses: ArrayLike, rows: Sequence[int] | None = None) -> float:
         """The set's figure from the losses of the items at `rows` (all of them by default).

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from toolkit.evaluate.statistics import Interval
+from toolkit.statistics.interval import Interval
 
 
 def share_interval(num_right: int, total: int, confidence: float = 0.95) -> Interval:

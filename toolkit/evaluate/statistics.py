@@ -8,21 +8,13 @@ resampled in pairs. Legend: D documents, R resamples.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from toolkit.statistics.interval import Interval
+
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its two-sided interval."""
-
-    estimate: float
-    low: float
-    high: float
 
 
 def bits_per_byte(nats: ArrayLike, num_bytes: ArrayLike) -> float:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.load import load_causal_model, scoring_dtype
+from toolkit.checkpoint.load import load_causal_model, merge_adapter, scoring_dtype
 from toolkit.errors import CheckpointError
+from toolkit.merge.models import Models
 from toolkit.merge.references import find_folder, parse_reference
 
 Message = Mapping[str, str]
@@ -76,12 +77,10 @@ def load_speaker(
     folder = find_folder(parsed.model)
     model = load_causal_model(folder, scoring_dtype(folder))
     if parsed.adapter is not None:
-        from peft import PeftModel
-
-        adapted = PeftModel.from_pretrained(model, str(find_folder(parsed.adapter)))
-        model = adapted.merge_and_unload()
+        model = merge_adapter(model, find_folder(parsed.adapter))
+    place = folder if parsed.adapter is None else Models().token_folder(str(reference))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(

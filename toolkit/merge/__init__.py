@@ -2,9 +2,10 @@
 
 Deliberate deviations from mergekit 0.1.5, each held by a test in `tests/merge/`:
 
-- Unknown keys and unknown parameters are errors; mergekit passes over them.
-- Arithmetic is float32 whatever `dtype` says, and the result is cast once; under mergekit
-  `dtype: bfloat16` means arithmetic in bfloat16.
+- Words that nobody knows, as keys or as parameters, are errors, all at once; mergekit passes over
+  them. Parameters of other methods, `name` and `random_seed` are passed over with a warning.
+- Arithmetic is float32 whatever `dtype` says, and the result is cast once; mergekit 0.1.5 does so
+  for linear and slerp, and computes other methods in `dtype`.
 - Random masks are seeded by (seed, tensor name, number of the model); mergekit's depend on the
   order of visiting.
 - Models are taken in file order, and the first is the leading one where there is no base model.
@@ -17,9 +18,17 @@ Deliberate deviations from mergekit 0.1.5, each held by a test in `tests/merge/`
   copied. `override_architecture` and `residual_weight` have no effect.
 - Modules are found by the names of tensors; tensors that no module has are an error, where
   mergekit leaves them out.
-- The config of the merged model follows its layers (lists with one entry a layer too), and
-  does not say where the leading model was loaded from.
-- Quantised models and integers that differ are errors.
+- The config of the merged model follows its layers (types, lists and thresholds by layer too, as
+  transformers derives them), and does not say where the leading model was loaded from. Layers that
+  are stored beyond those of the config are merged with whole models and left out of slices.
+- A head that is stored and differs from the embedding is the model's own, whatever
+  `tie_word_embeddings` says, as in transformers 5.
+- A merge that transformers would load with random, unread or misshapen tensors is refused before
+  anything is written, and so is one whose values do not fit into the type written.
+- Quantised models, tensors without entries and integers that differ are errors.
+- Adapters are merged as peft computes them unmerged: a saved or changed embedding leaves a head
+  that was tied to it as it was, and the merge is then untied.
+- Filters match the experts of Mixtral by either of their names (`mlp`, `block_sparse_moe`).
 - `tokenizer_source: union` keeps the ids of the base (or first) model and appends what others have;
   learnt tokens join the tokenizer's own model with their merges or scores, where mergekit makes
   added tokens of them, which are then found within words. Rows without a token are dropped where

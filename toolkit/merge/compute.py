@@ -5,8 +5,8 @@ A merge that only kernels run never loads torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from toolkit.checkpoint.read import TORCH_NAMES, has_array, is_float
 from toolkit.checkpoint.write import tensor_bytes
 from toolkit.errors import MergeError
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.definition import merge_by_definition
-from toolkit.merge.kernels.fast import Kernel, find_kernel
+from toolkit.merge.kernels.compiled import KernelError
+from toolkit.merge.kernels.fast import Kernel, find_kernel, forgo_kernel
 from toolkit.merge.kernels.job import Job
 from toolkit.merge.kernels.rows import RowReader
 from toolkit.merge.kernels.sizes import NON_FINITE
@@ -24,6 +24,9 @@ from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.models import Models
 from toolkit.merge.registry import Method
 from toolkit.merge.task import TensorTask
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Put = Callable[[int, memoryview], None]
 """`put(start, data)`: takes merged entries, from entry `start` on; called from several threads."""
@@ -35,6 +38,14 @@ class NonFiniteError(Exception):
     """An input holds NaN or infinity; which one is the caller's to find out and to say."""
 
 
+def _overflowed(task: TensorTask, dtype: str) -> MergeError:
+    return MergeError(
+        f"{task.name}: the merged values do not fit into {TORCH_NAMES[dtype]}, though those of the "
+        "models are finite; write a wider type (out_dtype: bfloat16 or float32), or give smaller "
+        "weights."
+    )
+
+
 def check_device(device: str) -> None:
     """Refuse a device that torch does not have here; the CPU needs no torch.
 
@@ -43,6 +54,8 @@ def check_device(device: str) -> None:
     """
     if device == "cpu":
         return
+    import torch
+
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
@@ -94,6 +107,7 @@ def run_task(
 
     Raises:
         NonFiniteError: an input holds NaN or infinity.
+        MergeError: no input does, and the result does not fit into `dtype`.
     """
     engine = engine_of(task, method, models, dtype, device)
     kernel = find_kernel(method.name, task.parameters, task.shape)
@@ -101,8 +115,13 @@ def run_task(
         read = RowReader([models.array(source) for source in task.inputs])
         kept = {} if memory is None else memory
         job = Job(read, task.shape, task.parameters, workers, kept, seed, task.name)
-        _run_kernel(kernel, job, put, _OUT[dtype], target)
-        return
+        try:
+            _run_kernel(kernel, job, put, _OUT[dtype], target)
+            return
+        except FloatingPointError:
+            raise _overflowed(task, dtype) from None
+        except KernelError as error:  # the definition overwrites blocks that are written already
+            forgo_kernel(method.name, error)
     if engine == "copy":
         _check_equal(task, models)
         put(0, tensor_bytes(models.read(task.leader)))
@@ -113,9 +132,19 @@ def run_task(
     checked = [] if allow_non_finite else everyone
     if not all(is_finite(tensor) for tensor in checked):
         raise NonFiniteError
+    import torch
+
     torch_dtype = getattr(torch, TORCH_NAMES[dtype])
+
+    def put_finite(start: int, data: memoryview) -> None:
+        if data.nbytes and not allow_non_finite:
+            block = torch.frombuffer(data, dtype=torch_dtype)
+            if block.is_floating_point() and not is_finite(block):
+                raise _overflowed(task, dtype)
+        put(start, data)
+
     merge_by_definition(
-        method, task, tensors, base, put, seed=seed, dtype=torch_dtype, device=device,
+        method, task, tensors, base, put_finite, seed=seed, dtype=torch_dtype, device=device,
         workers=workers,
     )  # fmt: skip
 
@@ -124,6 +153,7 @@ def _run_kernel(
     kernel: Kernel, job: Job, put: Put, kind: type[np.generic], target: NDArray[Any] | None
 ) -> None:
     settings = kernel.prepare(job)
+    is_tame = _is_tame(job.parameters)
 
     def merge(start: int, stop: int) -> int:
         rows = job.read(start, stop)
@@ -131,10 +161,13 @@ def _run_kernel(
         if kind is np.float16:  # kernels write none; from float32 it is still one cast
             single = np.empty(stop - start, np.float32)
             top = kernel.apply(rows, settings, start, single)
-            with np.errstate(over="ignore"):
+            with np.errstate(over="raise"):
                 whole[:] = single
         else:
             top = kernel.apply(rows, settings, start, whole)
+        # Values that cannot come near the end of float32 are not looked through.
+        if not (is_tame and top < _TAME_BITS) and top < NON_FINITE and not _is_finite(whole):
+            raise FloatingPointError
         if target is None:
             put(start, memoryview(whole))
         return top
@@ -143,10 +176,35 @@ def _run_kernel(
         raise NonFiniteError
 
 
+_TAME = 2.0**20
+_TAME_BITS = 0x53800000
+"""Bits of float32 2**40. Inputs below it, times a few settings between 2**-20 and 2**20, stay far
+below 2**127."""
+
+
+def _is_tame(parameters: Mapping[str, Any]) -> bool:
+    """Whether no setting of a method can carry an ordinary value beyond float32."""
+    for value in parameters.values():
+        for number in value if isinstance(value, (tuple, list)) else (value,):
+            is_number = isinstance(number, (int, float)) and bool(number)
+            if is_number and not 1.0 / _TAME <= abs(number) <= _TAME:
+                return False
+    return True
+
+
+def _is_finite(entries: NDArray[Any]) -> bool:
+    """Whether merged entries are finite; bfloat16 comes as its bits."""
+    if entries.dtype == np.uint16:
+        return not bool(((entries & 0x7F80) == 0x7F80).any())
+    return bool(np.isfinite(entries).all())
+
+
 def _check_equal(task: TensorTask, models: Models) -> None:
     """Refuse integers that differ: they are no weights, and whose are right cannot be known."""
     if task.is_copied:
         return
+    import torch
+
     kept = models.read(task.leader)
     for source in task.inputs:
         if not torch.equal(models.read(source), kept):
@@ -159,4 +217,6 @@ def _check_equal(task: TensorTask, models: Models) -> None:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or infinite; torch asks this of no 8-bit type itself."""
+    import torch
+
     return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())

@@ -5,7 +5,8 @@ Unknown keys are faults, where mergekit passes over them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,8 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from toolkit.config import PositiveInt, Section, load_yaml, parse_section
-from toolkit.errors import ConfigError
-from toolkit.merge.simple import fault_of_setting
+from toolkit.errors import ConfigError, warn
 
 Scalar = bool | int | float | str
 Settings = dict[str, Any]
@@ -24,9 +24,32 @@ Settings = dict[str, Any]
 def _check_settings(value: object) -> object:
     if isinstance(value, dict):
         for name, setting in value.items():
-            if fault := fault_of_setting(setting):
+            if fault := _fault_of_setting(setting):
                 raise ValueError(f"{name}: {fault} (got {setting!r})")
     return value
+
+
+def _fault_of_setting(setting: object) -> str | None:
+    """What is wrong with a setting: a scalar, a gradient, or filtered settings; None if nothing."""
+    if isinstance(setting, float) and not math.isfinite(setting):
+        return "must be a finite number"
+    if isinstance(setting, (bool, int, float, str)):
+        return None
+    if isinstance(setting, dict):
+        if unknown := set(setting) - {"filter", "value"}:
+            return f"unknown key {sorted(map(str, unknown))[0]!r}; a setting has filter and value"
+        if "value" not in setting:
+            return "a filtered setting needs a value"
+        return _fault_of_setting(setting["value"])
+    if isinstance(setting, list) and setting:
+        faults = (_fault_of_setting(item) for item in setting)
+        if any(isinstance(item, list) for item in setting):
+            return "must be a list over depth, not a list of lists"
+        kinds = {isinstance(item, dict) for item in setting}
+        if len(kinds) > 1:
+            return "mixes numbers and filters"
+        return next((fault for fault in faults if fault), None)
+    return "must be a value, a list over depth, or a list of {filter, value}"
 
 
 ParameterSettings = Annotated[Settings, BeforeValidator(_check_settings)]
@@ -76,9 +99,10 @@ class SliceSource(Section):
     parameters: ParameterSettings | None = None
 
     @model_validator(mode="after")
-    def _not_empty(self) -> Self:
-        if self.layer_range[1] <= self.layer_range[0]:
-            raise ValueError(f"layer_range: must end after it begins (got {self.layer_range})")
+    def _not_backward(self) -> Self:
+        # No layers at all are a way to say whose embedding or head the merge has.
+        if self.layer_range[1] < self.layer_range[0]:
+            raise ValueError(f"layer_range: must not end before it begins (got {self.layer_range})")
         return self
 
 
@@ -199,14 +223,17 @@ class MergeConfig(Section):
             yield self.base_model
 
 
+_PASSED_OVER = {
+    "random_seed": "is no part of a merge, here as under mergekit; give --seed",
+    "name": "is passed over; it names one merge of several for mergekit-multi",
+}
+"""Keys that files for mergekit have, and that change nothing."""
+
 _OF_OTHERS = {
-    "random_seed": "is no part of a merge, and mergekit passes over it; give --seed",
-    "name": "names one merge of several, as mergekit-multi runs them; merge file by file, and name "
-    "the folder of one where the next needs it",
     "experts": "is of a mixture of experts; run it with toolkit merge moe",
     "gate_mode": "is of a mixture of experts; run it with toolkit merge moe",
 }
-"""Keys that files for mergekit have, and that say nothing about how models are merged."""
+"""Keys of other files for mergekit, which say nothing about how models are merged."""
 
 
 def parse_merge_config(data: object, *, where: str) -> MergeConfig:
@@ -215,6 +242,10 @@ def parse_merge_config(data: object, *, where: str) -> MergeConfig:
     Raises:
         ConfigError: one line for each fault, each at its key.
     """
+    if isinstance(data, Mapping):
+        for key in [key for key in _PASSED_OVER if key in data]:
+            warn(f"{where}: {key}: {_PASSED_OVER[key]}.")
+        data = {key: value for key, value in data.items() if key not in _PASSED_OVER}
     try:
         return parse_section(MergeConfig, data, where=where, what="merge configuration")
     except ConfigError as error:

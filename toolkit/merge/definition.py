@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from toolkit.checkpoint.write import tensor_bytes
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.kernels.stream import EntryStream
 from toolkit.merge.kernels.workers import Workers
 from toolkit.merge.registry import Method
 from toolkit.merge.task import TensorTask
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def merge_by_definition(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 
 from toolkit.checkpoint.read import item_bytes
@@ -11,7 +10,7 @@ from toolkit.merge.compute import engine_of
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.fallback import needs_mergekit
 from toolkit.merge.kernels.thinning import MASK_BYTES
-from toolkit.merge.kernels.workers import BLOCK
+from toolkit.merge.kernels.workers import BLOCK, count_cores
 from toolkit.merge.models import Models
 from toolkit.merge.output import out_dtype
 from toolkit.merge.registry import Method
@@ -50,7 +49,7 @@ def describe_merge(config: MergeConfig, *, device: str = "cpu") -> str:
         written += task.size * item_bytes(dtype)
         largest[engine] = max(largest.get(engine, 0), _working_bytes(task, plan.method, engine))
         settings[_settings(task)] += 1
-    threads = len(os.sched_getaffinity(0))
+    threads = count_cores()
     start = _START_BYTES if set(largest) <= {"kernel"} else _TORCH_START_BYTES
     peak = start + max(largest.get("torch", 0), largest.get("kernel", 0) + threads * 4 * BLOCK)
     lines = [

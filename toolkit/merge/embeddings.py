@@ -10,9 +10,11 @@ import numpy as np
 
 from toolkit.checkpoint.read import Checkpoint
 from toolkit.checkpoint.remapped import RemappedCheckpoint, RemappedTensor, RowMap
+from toolkit.checkpoint.tensor_names import is_vocabulary
 from toolkit.errors import MergeError
-from toolkit.merge.layers import Layout, is_before_layers, is_vocabulary
-from toolkit.merge.output import config_parts, promote, untie
+from toolkit.merge.config_parts import config_parts, untie
+from toolkit.merge.layers import Layout, is_before_layers
+from toolkit.merge.output import promote
 
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 """Ids in a config that mean the owner's tokens once the vocabulary is the owner's."""
@@ -27,6 +29,7 @@ class Embeddings:
 
     Attributes:
         names: of the tensors, the input embedding first.
+        biases: of heads that have a bias with an entry per token.
         num_rows: of each.
 
     Raises:
@@ -50,6 +53,12 @@ class Embeddings:
                     f"{name}: {self.names[0]} has {self.num_rows} rows and {other} "
                     f"{self.shape(other)[0]}; resize the model's embeddings to one size."
                 )
+
+        self.biases = [
+            bias
+            for bias in (f"{name.removesuffix('weight')}bias" for name in self.names)
+            if bias in checkpoint and self.shape(bias) == (self.num_rows,)
+        ]
 
     def shape(self, tensor: str) -> tuple[int, ...]:
         return self.checkpoint.info(tensor).shape
@@ -91,6 +100,8 @@ def remapped_model(
     if heads:
         names = [donor.head or donor.names[0] for donor in donors]
         tensors[own.head or heads[0]] = _remapped(own, names[number], names, donors, rows)
+    for name in own.biases:
+        tensors[name] = _remapped(own, name, [name for _ in donors], donors, rows)
     return RemappedCheckpoint(own.checkpoint, tensors)
 
 
@@ -101,8 +112,12 @@ def _remapped(
     used |= {int(code) for code in np.nonzero((rows.averages >= 0).any(axis=0))[0]}
     dtype = own.checkpoint.info(name).dtype
     for code in sorted(used):
-        dtype = promote(dtype, donors[code].checkpoint.info(names[code]).dtype)
-    places = [(donor.checkpoint, tensor) for donor, tensor in zip(donors, names, strict=True)]
+        if names[code] in donors[code].checkpoint:
+            dtype = promote(dtype, donors[code].checkpoint.info(names[code]).dtype)
+    places = [
+        (donor.checkpoint, tensor) if tensor in donor.checkpoint else None
+        for donor, tensor in zip(donors, names, strict=True)
+    ]
     return RemappedTensor(rows, places, dtype, (len(rows.row), *own.shape(name)[1:]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from toolkit.checkpoint.read import open_checkpoint
 from toolkit.errors import MergeError, did_you_mean
 from toolkit.manifest import write_atomically
 from toolkit.merge.config import MergeConfig
+from toolkit.merge.loadable import refuse_unloadable_merge
 from toolkit.merge.models import Models
 from toolkit.merge.plan import MergePlan
 from toolkit.merge.registry import Method, Place, all_methods
@@ -65,6 +67,9 @@ def merge_by_mergekit(
     with write_atomically(work / "merge.yaml") as file:
         yaml.safe_dump(plain, file, sort_keys=False, allow_unicode=True)
     written = open_checkpoint(work)
+    shapes = {name: written.info(name).shape for name in written.names}
+    values = json.loads((work / "config.json").read_text(encoding="utf-8"))
+    refuse_unloadable_merge(values, shapes, models, config.model_names())
     method = _method(config.merge_method)
     sources = tuple(config.model_names())
     tasks = tuple(

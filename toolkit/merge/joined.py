@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from toolkit.checkpoint.tensor_names import is_buffer, is_vocabulary
 from toolkit.errors import ConfigError, MergeError
-from toolkit.merge.layers import is_buffer
 from toolkit.merge.parameters import Scopes, resolve_all
 from toolkit.merge.registry import Method, Place
 from toolkit.merge.slices import Piece, Slice, View
@@ -38,13 +38,19 @@ class Joined:
                 f"base_model: is needed by {method.name}; name the model to start from."
             )
         self.tuned = [piece for piece in item.pieces if piece.model != base]
-        if not self.tuned:
-            raise ConfigError(
-                "models: none but the base model is given; there is nothing to merge."
-            )
         self.base = _base_piece(item, base) if base is not None else None
+        self.is_base_alone = not self.tuned
+        if self.is_base_alone:
+            if self.base is None or not (method.needs_base and "weight" in method.parameters):
+                raise ConfigError(
+                    "models: none but the base model is given; there is nothing to merge."
+                )
+            # A sum of no task vectors: the base itself, as under mergekit, with its adapter where
+            # it has one. One task vector of zeros is the same, and every engine can add it.
+            self.tuned = [self.base]
         self.leader = self.base or self.tuned[0]
-        self.everyone = self.tuned + ([self.base] if self.base is not None else [])
+        others = [] if self.is_base_alone or self.base is None else [self.base]
+        self.everyone = [*self.tuned, *others]
         self.layout = view(self.leader.model).layout
         self.has_own_head = False
 
@@ -113,7 +119,9 @@ class Joined:
         """What `piece` has instead of a tensor, by its name: the same under another one."""
         known = self.view(owner.model).shapes
         others = [other for other in self.view(piece.model).shapes if other not in known]
-        near = get_close_matches(name, others, n=1, cutoff=0.8)
+        # A prefix too many (_orig_mod. of torch.compile, model. of a wrapper), else a like name.
+        near = [other for other in others if other.endswith(f".{name}")][:1]
+        near = near or get_close_matches(name, others, n=1, cutoff=0.8)
         return f", which has {near[0]} instead" if near else ""
 
     def task(self, out: str, name: str, place: Place, t: float) -> TensorTask:
@@ -124,6 +132,13 @@ class Joined:
         shape = self.view(leader.model).shapes[leader.tensor]
         for other in sources:
             found = self.view(other.model).shapes[other.tensor]
+            if found != shape and is_vocabulary(name) and found[1:] == shape[1:]:
+                raise MergeError(
+                    f"{out}: {leader.model} has {shape[0]} rows but {other.model} has {found[0]}; "
+                    "their vocabularies differ. Say which one the merge has: tokenizer_source: "
+                    "union (or base, or a model), or merge run --truncate-embeddings where the "
+                    "rows beyond the shorter one have no tokens."
+                )
             if found != shape:
                 files = (self.view(item.model).file(item.tensor) for item in (leader, other))
                 raise MergeError(
@@ -131,6 +146,9 @@ class Joined:
                     f"(in {' and '.join(files)}); models must share an architecture."
                 )
         owners = [(p.model, self._scopes(p), self._own_name(p, name)) for p in self.tuned]
+        if self.is_base_alone:
+            own = {key: 1.0 for key, item in self.method.parameters.items() if item.required}
+            owners = [(p.model, [own, *self._scopes(p)], name) for p in self.tuned]
         values = resolve_all(self.method, owners, self._scopes(None), out, t)
         copied = is_buffer(name, shape)
         return TensorTask(out, shape, tuple(sources), base, values, place, is_copied=copied)

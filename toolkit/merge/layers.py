@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from toolkit.errors import MergeError
+from toolkit.checkpoint.tensor_names import is_vocabulary
+from toolkit.merge.config_parts import tie_setting
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor of one model, by name."""
@@ -28,19 +29,6 @@ _LAYER_KEYS = (
 )
 """What configs call the number of their layers."""
 
-_EMBEDDING = re.compile(
-    r"(?:^|\.)(?:embed_tokens|tok_embeddings|word_embeddings|wte|embed_in|shared)\.weight$"
-)
-_HEAD = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output|output_layer|proj_out)\.weight$")
-_BUFFER = re.compile(
-    r"(?:^|\.)(?:inv_freq|cos_cached|sin_cached|masked_bias|position_ids|"
-    r"(?:attn|attention)\.bias)$"
-)
-_SCALE = re.compile(
-    r"\.(?:weight_scale|weight_scale_inv|weight_scale_2|input_scale|qweight|qzeros)$"
-)
-"""What stands beside a weight whose stored values are not the weight itself."""
-
 _BEFORE_LAYERS = re.compile(r"embed(?!_out)|wte|wpe|shared\.weight$")
 
 
@@ -53,6 +41,8 @@ class Layout:
 
     Attributes:
         stacks: number of layers by prefix, such as `{"model.layers": 30}`.
+        depths: number of layers by prefix that the config speaks of; those beyond (such as for
+            multi-token prediction) are stored and no layers of the model.
         main: the stacks that the config speaks of; all where it speaks of none.
 
     >>> names = [f"model.layers.{i}.experts.{j}.w" for i in range(2) for j in range(4)]
@@ -70,7 +60,7 @@ class Layout:
             for match in matches:
                 found.setdefault(name[: match.start()], set()).add(int(match[1]))
         whole = {prefix for prefix, seen in found.items() if max(seen) == len(seen) - 1}
-        expected = {prefix for prefix in whole if len(found[prefix]) in counts}
+        expected = _expected(whole, found, counts)
         self._matches: dict[str, re.Match[str]] = {}
         for name, matches in numbers.items():
             chosen = [m for m in matches if name[: m.start()] in expected]
@@ -80,6 +70,10 @@ class Layout:
         self._places = {name: (name[: m.start()], int(m[1])) for name, m in self._matches.items()}
         prefixes = dict.fromkeys(prefix for prefix, _ in self._places.values())
         self.stacks = {prefix: len(found[prefix]) for prefix in prefixes}
+        self.depths = {
+            prefix: _depth(depth, counts) if prefix in expected else depth
+            for prefix, depth in self.stacks.items()
+        }
         self.main = [prefix for prefix in prefixes if prefix in expected] or list(prefixes)
 
     def find(self, name: str) -> tuple[str, int] | None:
@@ -92,6 +86,34 @@ class Layout:
         return f"{name[: match.start(1)]}{layer}{name[match.end(1) :]}"
 
 
+_MOST_BEYOND = 4
+"""Layers that a model may store beyond those of its config, for multi-token prediction."""
+
+
+def _expected(
+    whole: Collection[str], found: Mapping[str, Collection[int]], counts: Collection[int]
+) -> set[str]:
+    """Prefixes of the stacks that a config speaks of.
+
+    Those that stand in no other stack come first (experts may be as many as layers), and of them
+    those with as many layers as the config says, else those with a few more.
+    """
+    outer = [prefix for prefix in whole if not re.search(r"(?:^|\.)\d+\.", prefix)]
+    exact = {prefix for prefix in outer if len(found[prefix]) in counts}
+    near = {prefix for prefix in outer if _depth(len(found[prefix]), counts) < len(found[prefix])}
+    return exact or near or {prefix for prefix in whole if len(found[prefix]) in counts}
+
+
+def _depth(stored: int, counts: Collection[int]) -> int:
+    """How many of a stack's stored layers its config speaks of.
+
+    >>> _depth(47, {46}), _depth(46, {46, 2}), _depth(27, {46})
+    (46, 46, 27)
+    """
+    below = (count for count in counts if 0 < stored - count <= _MOST_BEYOND)
+    return stored if stored in counts else max(below, default=stored)
+
+
 class ModelView:
     """One model as a plan sees it: names, shapes and config; no tensor is read.
 
@@ -99,11 +121,7 @@ class ModelView:
         name: in the configuration.
         shapes: of its tensors.
         config: its config.json, as plain values.
-
         file: of each tensor, for messages; the model's name where it is not known.
-
-    Raises:
-        MergeError: its tensors are quantised.
     """
 
     def __init__(
@@ -113,22 +131,11 @@ class ModelView:
         config: Mapping[str, Any],
         file: Callable[[str], str] | None = None,
     ) -> None:
-        if quantization := config.get("quantization_config"):
-            method = quantization.get("quant_method", "") if isinstance(quantization, dict) else ""
-            raise MergeError(
-                f"{name}: is quantised ({method or 'see quantization_config in its config.json'}); "
-                "load it with dequantize=True, save it in bfloat16, and merge that."
-            )
-        if scale := next((tensor for tensor in shapes if _SCALE.search(tensor)), None):
-            raise MergeError(
-                f"{name}: is quantised, as {scale} says; load it with dequantize=True, save it in "
-                "bfloat16, and merge that."
-            )
         self.name = name
         self.file = file or (lambda _: name)
         self.shapes = shapes
         self.layout = Layout(shapes, layer_counts(config))
-        self.is_tied = _tie_setting(config) is not False
+        self.is_tied = tie_setting(config) is not False
 
     def tied_name(self, name: str, shape: tuple[int, ...]) -> str | None:
         """The tensor that stands for a missing head or embedding, or None where none does."""
@@ -136,12 +143,6 @@ class ModelView:
             return None
         fits = (n for n in self.shapes if is_vocabulary(n) and self.shapes[n] == shape)
         return next((n for n in fits if self.layout.find(n) is None), None)
-
-
-def _tie_setting(config: Mapping[str, Any]) -> object:
-    text = config.get("text_config")
-    nested = text.get("tie_word_embeddings") if isinstance(text, Mapping) else None
-    return config.get("tie_word_embeddings", nested)
 
 
 def layer_counts(config: Mapping[str, Any]) -> set[int]:
@@ -162,26 +163,6 @@ def layer_keys(config: Mapping[str, Any]) -> list[str]:
     return [key for key in _LAYER_KEYS if isinstance(config.get(key), int)]
 
 
-def is_vocabulary(name: str) -> bool:
-    """Whether a tensor has a row a token: input embedding or output head.
-
-    >>> [is_vocabulary(n) for n in ("lm_head.weight", "model.embed_tokens.weight", "norm.weight")]
-    [True, True, False]
-    """
-    return bool(_HEAD.search(name) or _EMBEDDING.search(name))
-
-
 def is_before_layers(name: str) -> bool:
     """Whether a tensor outside the layers comes before them, by its name."""
     return bool(_BEFORE_LAYERS.search(name))
-
-
-def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor was never trained: positions, rotary frequencies, causal masks.
-
-    >>> is_buffer("h.0.attn.bias", (1, 1, 1024, 1024)), is_buffer("h.0.attn.bias", (2304,))
-    (True, False)
-    """
-    if not _BUFFER.search(name):
-        return False
-    return not name.endswith(".bias") or len(shape) == 4

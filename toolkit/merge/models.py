@@ -5,14 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from toolkit.checkpoint.own_head import own_head
 from toolkit.checkpoint.read import Checkpoint, Entries, open_checkpoint
+from toolkit.checkpoint.tensor_names import is_vocabulary
 from toolkit.errors import MergeError
-from toolkit.lazy_torch import Tensor
+from toolkit.merge.config_parts import config_parts, tie_setting, untie
 from toolkit.merge.layers import Shapes
 from toolkit.merge.references import find_folder, parse_reference
 from toolkit.merge.task import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer's files stand in a folder."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 class Models:
@@ -52,8 +65,8 @@ class Models:
     def tokenizer_folders(self, name: str) -> list[Path]:
         """Folders whose files make a model's tokenizer, later ones over earlier ones.
 
-        The adapter's folder is the second where the adapter was trained with other tokens than the
-        model has. No weights are opened.
+        The adapter's folder is the second where the adapter was trained with other tokens or
+        another chat template than the model has. No weights are opened.
 
         Raises:
             MergeError: there is no such model.
@@ -63,12 +76,25 @@ class Models:
         reference = parse_reference(name)
         model = find_folder(reference.model)
         adapter = find_folder(reference.adapter) if reference.adapter is not None else model
-        if adapter == model or not (adapter / "tokenizer.json").is_file():
+        if adapter == model:
             return [model]
-        from toolkit.merge.tokens import read_tokens
+        from toolkit.merge.tokens import own_template, read_tokens
 
-        is_own = read_tokens(adapter).ids != read_tokens(model).ids
+        if (template := own_template(adapter)) is not None and template != own_template(model):
+            return [model, adapter]
+        if not (adapter / "tokenizer.json").is_file():
+            return [model]
+        is_own = not has_tokenizer(model) or read_tokens(adapter).ids != read_tokens(model).ids
         return [model, adapter] if is_own else [model]
+
+    def token_folder(self, name: str) -> Path:
+        """The folder whose tokenizer a model has: its adapter's, where that brings one.
+
+        Raises:
+            MergeError: there is no such model.
+        """
+        folders = self.tokenizer_folders(name)
+        return next((folder for folder in reversed(folders) if has_tokenizer(folder)), folders[0])
 
     def seen_as(
         self, checkpoints: Mapping[str, Checkpoint], configs: Mapping[str, dict[str, Any]]
@@ -87,6 +113,9 @@ class Models:
     def config(self, name: str) -> Mapping[str, Any]:
         """The config.json of a model as plain values; none where it has no such file.
 
+        Where it ties a head that is stored and differs from the embedding, it says here that they
+        are not tied.
+
         Raises:
             MergeError: the file is not JSON.
         """
@@ -100,8 +129,23 @@ class Models:
                 raise MergeError(
                     f"{path}: is not JSON ({error}); download or copy the file again."
                 ) from error
-            self._configs[name] = values if isinstance(values, dict) else {}
+            values = values if isinstance(values, dict) else {}
+            if tie_setting(values) is not False and own_head(self.checkpoint(name)) is not None:
+                untie(values)  # as transformers does: tensors are believed before the config
+            self._configs[name] = self._as_adapted(name, values)
         return self._configs[name]
+
+    def _as_adapted(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
+        """A config as an adapter makes it: with as many tokens as it has embeddings of."""
+        checkpoint = self.checkpoint(name)
+        if (model := getattr(checkpoint, "model", None)) is None:
+            return values
+        for tensor in filter(is_vocabulary, model.names):
+            old, new = model.info(tensor).shape[0], checkpoint.info(tensor).shape[0]
+            for part, _ in config_parts(values) if old != new else ():
+                if part.get("vocab_size") == old:
+                    part["vocab_size"] = new
+        return values
 
     def shapes(self, name: str) -> Shapes:
         """Shape of every tensor of a model."""

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.read import TORCH_NAMES, is_float, item_bytes
 from toolkit.errors import MergeError
-from toolkit.merge.layers import Layout, layer_counts, layer_keys
+from toolkit.merge.config_parts import config_parts, untie
+from toolkit.merge.layers import Layout, layer_counts
 from toolkit.merge.models import Models
-from toolkit.merge.plan import MergePlan, Origin
+from toolkit.merge.plan import MergePlan
 from toolkit.merge.task import TensorTask
 
 if TYPE_CHECKING:
     from toolkit.merge.config import MergeConfig
 
 _STORED = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
-_PER_LAYER = re.compile(r"layer|type|block|pattern")
-"""Lists in configs with one entry a layer have names like these."""
 
 
 def out_dtype(config: MergeConfig, task: TensorTask, models: Models) -> str:
@@ -57,8 +55,8 @@ def merged_config(
 ) -> dict[str, Any]:
     """The config.json of the merged model: the leading model's, with what the merge changed.
 
-    Layers are counted anew, lists with one entry a layer follow the layers, and the path that the
-    leading model was once loaded from is left out.
+    Layers are counted anew, what is said of single layers follows them (see `moved_layers`), and
+    the path that the leading model was once loaded from is left out.
 
     Args:
         config: the merge configuration.
@@ -74,10 +72,15 @@ def merged_config(
     if not (folder / "config.json").is_file():
         raise MergeError(f"{folder}: has no config.json; give a whole model folder.")
     values: dict[str, Any] = json.loads(json.dumps(models.config(leader)))
-    stacks = Layout(models.shapes(leader), layer_counts(values)).stacks
+    layout = Layout(models.shapes(leader), layer_counts(values))
     for stack, origin in plan.stacks.items():
-        _count_layers(values, stack, origin, models, stacks[stack])
+        stored = layout.stacks[stack]
+        if [layer for _, layer in origin] != list(range(stored)):
+            from toolkit.merge.moved_layers import move_layers  # it asks transformers
+
+            move_layers(values, stack, origin, models, layout.depths[stack], stored)
     values.pop("_name_or_path", None)
+    values.pop("quantization_config", None)  # what is written is not: packed weights do not open
     if plan.has_own_head:
         untie(values)
     written = TORCH_NAMES[_main_dtype(plan, dtypes)]
@@ -94,67 +97,3 @@ def _main_dtype(plan: MergePlan, dtypes: Mapping[str, str]) -> str:
         if is_float(dtypes[task.name]):
             sizes[dtypes[task.name]] = sizes.get(dtypes[task.name], 0) + task.size
     return max(sizes, key=lambda dtype: sizes[dtype], default="F32")
-
-
-def untie(values: dict[str, Any]) -> None:
-    """Let a config say that the head has rows of its own."""
-    for part, _ in config_parts(values):
-        if "tie_word_embeddings" in part:
-            part["tie_word_embeddings"] = False
-    values["tie_word_embeddings"] = False
-
-
-def config_parts(values: dict[str, Any], path: str = "") -> Iterator[tuple[dict[str, Any], str]]:
-    """A config and the configs within it, each with the key it stands under."""
-    yield values, path
-    for key, value in list(values.items()):
-        if key.endswith("_config") and isinstance(value, dict):
-            yield from config_parts(value, f"{path}.{key}".lstrip("."))
-
-
-def _count_layers(
-    values: dict[str, Any], stack: str, origin: Origin, models: Models, num_layers: int
-) -> None:
-    if [layer for _, layer in origin] == list(range(num_layers)):
-        return  # every layer is where it was
-    for part, path in config_parts(values):
-        for key in layer_keys(part):
-            if part[key] != num_layers or not _speaks_of(f"{path}.{key}", stack):
-                continue
-            for name, entries in part.items():
-                is_listed = isinstance(entries, list) and len(entries) == num_layers
-                if is_listed and _PER_LAYER.search(name):
-                    part[name] = [
-                        _entry(models.config(model), path, name, layer, entries)
-                        for model, layer in origin
-                    ]
-            part[key] = len(origin)
-
-
-def _entry(config: Mapping[str, Any], path: str, name: str, layer: int, fallback: list[Any]) -> Any:
-    part: Any = config
-    for key in filter(None, path.split(".")):
-        part = part.get(key, {}) if isinstance(part, Mapping) else {}
-    entries = part.get(name) if isinstance(part, Mapping) else None
-    known = entries if isinstance(entries, list) and layer < len(entries) else fallback
-    return known[min(layer, len(known) - 1)]
-
-
-def _speaks_of(key: str, stack: str) -> bool:
-    """Whether a config's number of layers is that of a stack, by the words in both.
-
-    >>> _speaks_of("text_config.num_hidden_layers", "model.language_model.layers")
-    True
-    >>> _speaks_of("vision_config.depth", "model.language_model.layers")
-    False
-    >>> _speaks_of("num_decoder_layers", "encoder.block"), _speaks_of("num_layers", "encoder.block")
-    (False, True)
-    """
-    is_vision = any(word in stack for word in ("vision", "visual"))
-    if ("vision" in key) != is_vision:
-        return False
-    if stack.startswith(("decoder", "model.decoder")):
-        return "decoder" in key or ("encoder" not in key and "num_layers" not in key)
-    if stack.startswith(("encoder", "model.encoder")):
-        return "decoder" not in key
-    return True

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from toolkit.checkpoint.tensor_names import contains
 from toolkit.errors import ConfigError, sentence_end
-from toolkit.merge.registry import Method, Parameter
+from toolkit.merge.registry import Method, Parameter, all_methods
 
 if TYPE_CHECKING:
     from toolkit.merge.config import MergeConfig
@@ -39,10 +40,12 @@ def evaluate_setting(
         setting = [setting]
     if not isinstance(setting, Sequence) or isinstance(setting, str):
         return convert(setting)
+    if not setting:
+        return None
     if isinstance(setting[0], Mapping):
         for case in setting:
             wanted = case.get("filter")
-            if wanted is None or wanted == "*" or wanted in tensor_name:
+            if wanted is None or wanted == "*" or contains(tensor_name, wanted):
                 return evaluate_setting(case["value"], tensor_name, t, convert)
         return None
     values = [convert(value) for value in setting]
@@ -74,6 +77,7 @@ def resolve(
     def convert(value: Any) -> Any:
         return _typed(parameter, value)
 
+    scopes = list(scopes)
     for scope in scopes:
         if scope is not None and parameter.name in scope:
             value = evaluate_setting(scope[parameter.name], tensor_name, t, convert)
@@ -81,6 +85,11 @@ def resolve(
                 return value
     if parameter.required:
         owner = f" of {model}" if model is not None else ""
+        if any(scope is not None and parameter.name in scope for scope in scopes):
+            raise ConfigError(
+                f"{parameter.name}: none of its filters matches {tensor_name}{owner}; end the list "
+                "with a value without a filter, such as {value: 1.0}."
+            )
         raise ConfigError(
             f"{parameter.name}: is needed for {tensor_name}{owner}, but is neither given for the "
             "model nor under parameters."
@@ -128,6 +137,8 @@ def _typed(parameter: Parameter, value: Any) -> Any:
                 raise ValueError
             return float(value)
         if kind is bool:
+            if isinstance(value, str):  # a switch in quotes
+                return _SWITCHES[value.strip().lower()]
             if value in (0, 1):  # true and false are among them
                 return bool(value)
             raise ValueError
@@ -135,23 +146,50 @@ def _typed(parameter: Parameter, value: Any) -> Any:
             if int(value) != float(value):
                 raise ValueError
             return int(value)
-    except (TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise ConfigError(
             f"{parameter.name}: must be of type {kind.__name__} (got {value!r})."
         ) from None
     return value
 
 
+_SWITCHES = {
+    **dict.fromkeys(("true", "yes", "on", "1", "t", "y"), True),
+    **dict.fromkeys(("false", "no", "off", "0", "f", "n"), False),
+}
+"""Words for switches, as mergekit (by pydantic) takes them."""
+
+_OF_PEERS = ("int8_mask", "rescale", "embed_slerp", "nuslerp_flatten", "nuslerp_row_wise")
+"""Parameters that files for mergekit's older versions have, whatever their method."""
+
+
 def check_parameters(config: MergeConfig, method: Method) -> None:
-    """Refuse parameters that the method does not have, wherever they stand, which mergekit passes
-    over, and values of another type.
+    """Refuse parameters that no method has, wherever they stand, and values of another type.
 
     Raises:
-        ConfigError: names the first key, and the nearest known one or the value.
+        ConfigError: a line for each, with the nearest known one or the value.
     """
     places = list(parameter_places(config.model_dump(exclude_none=True)))
-    for message in (*unknown_parameters(places, method), *mistyped_parameters(places, method)):
-        raise ConfigError(message)
+    if faults := [*unknown_parameters(places, method), *mistyped_parameters(places, method)]:
+        raise ConfigError("\n  ".join(faults))
+
+
+def ignored_parameters(places: Places, method: Method) -> Iterator[str]:
+    """A line for every parameter that other methods have and this one has not: it changes nothing,
+    here as under mergekit."""
+    known = ", ".join(method.parameters) or "none"
+    elsewhere = _known_anywhere()
+    for where, settings in places:
+        for name in settings:
+            if name not in method.parameters and name in elsewhere:
+                yield (
+                    f"{where}.{name}: means nothing to {method.name}, whose parameters are: "
+                    f"{known}; it is passed over."
+                )
+
+
+def _known_anywhere() -> set[str]:
+    return {name for other in all_methods().values() for name in other.parameters} | {*_OF_PEERS}
 
 
 Places = Iterable[tuple[str, Mapping[str, Any]]]
@@ -159,11 +197,12 @@ Places = Iterable[tuple[str, Mapping[str, Any]]]
 
 
 def unknown_parameters(places: Places, method: Method) -> Iterator[str]:
-    """A line for every parameter that the method does not have."""
+    """A line for every parameter that neither this method has nor any other."""
     known = ", ".join(method.parameters) or "none"
+    elsewhere = _known_anywhere()
     for where, settings in places:
         for name in settings:
-            if name not in method.parameters:
+            if name not in method.parameters and name not in elsewhere:
                 yield (
                     f"{where}.{name}: {method.name} has no such parameter"
                     f"{sentence_end(name, method.parameters)} Its parameters: {known}."

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from toolkit.errors import ConfigError, sentence_end
-from toolkit.lazy_torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PerModel = Annotated[Sequence[float], "per model"]
 """A parameter with one value a tuned model, in file order (the base model has none)."""
@@ -17,7 +19,7 @@ _RESERVED = ("tensors", "base", "generator", "place", "thresholds")
 # Annotations are read as they are written: evaluating them would load torch.
 _TYPES: dict[str, type] = {"PerModel": float, "float": float, "bool": bool, "int": int, "str": str}
 _METHODS: dict[str, Method] = {}
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Tensor])
+FunctionT = TypeVar("FunctionT", bound="Callable[..., Tensor]")
 
 
 @dataclass(frozen=True)

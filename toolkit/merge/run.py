@@ -6,14 +6,14 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter
-from toolkit.errors import MergeError
+from toolkit.errors import MergeError, warn
 from toolkit.merge.compute import (
     NonFiniteError,
     check_device,
@@ -21,18 +21,18 @@ from toolkit.merge.compute import (
     is_finite,
     run_task,
 )
+from toolkit.merge.config import MergeConfig
 from toolkit.merge.kernels.workers import Workers
+from toolkit.merge.loadable import refuse_unloadable_merge
 from toolkit.merge.methods.checks import ParameterError, at_fault
 from toolkit.merge.models import Models
+from toolkit.merge.oddities import oddities
 from toolkit.merge.output import merged_config, out_dtype
 from toolkit.merge.plan import MergePlan, plan_merge
 from toolkit.merge.registry import all_methods
 from toolkit.merge.task import TensorTask
 from toolkit.merge.thresholds import with_thresholds
 from toolkit.merge.tokenizer import check_tokenizer, tokenizer_source, write_tokenizer
-
-if TYPE_CHECKING:
-    from toolkit.merge.config import MergeConfig
 
 
 def run_merge(
@@ -43,6 +43,7 @@ def run_merge(
     seed: int = 0,
     shard_bytes: int = SHARD_BYTES,
     allow_non_finite: bool = False,
+    truncate_embeddings: bool = False,
     device: str = "cpu",
     num_threads: int | None = None,
     advance: Callable[[float, str], None] | None = None,
@@ -56,6 +57,7 @@ def run_merge(
         seed: of random methods.
         shard_bytes: most bytes in one file.
         allow_non_finite: merge tensors that hold NaN or infinity, instead of refusing them.
+        truncate_embeddings: cut embeddings to the rows of the shortest; see `vocabulary`.
         device: where the torch definitions compute; on the CPU kernels take their place.
         num_threads: of the kernels; all cores by default. No result depends on it.
         advance: told how many bytes are written.
@@ -76,7 +78,13 @@ def run_merge(
         with appearing(out) as work:
             return merge_by_mergekit(config, models, work, seed=seed, shard_bytes=shard_bytes)
     check_tokenizer(config, models)
-    united = None
+    for remark in oddities(config):
+        warn(remark)
+    united, own = None, models
+    if truncate_embeddings:
+        from toolkit.merge import vocabulary as vocabularies
+
+        models = vocabularies.truncate_embeddings(config, models)
     if tokenizer_source(config) is None:  # vocabularies stay as they are, and their part unloaded
         plan = plan_merge(config, models.shapes, models.config, models.file)
     else:
@@ -86,6 +94,8 @@ def run_merge(
         united = vocabulary.tokenizer if vocabulary is not None else None
     dtypes = {task.name: out_dtype(config, task, models) for task in plan.tasks}
     values = merged_config(config, plan, models, dtypes)
+    shapes = {task.name: task.shape for task in plan.tasks}
+    refuse_unloadable_merge(values, shapes, own, config.model_names())
     workers = Workers(num_threads)
     told = threading.Lock()
     with appearing(out) as work:

@@ -172,6 +172,12 @@ def _added_base(config: MergeConfig, named: Sequence[Piece], adds_base: bool) ->
 
 def _whole_stack(edge: Slice, stack: str, view: View) -> tuple[Slice, ...]:
     counts = {piece.model: view(piece.model).layout.stacks.get(stack, 0) for piece in edge.pieces}
+    for model in (model for model, count in counts.items() if count == 0):
+        if like := next((s for s in view(model).layout.stacks if s.endswith(f".{stack}")), None):
+            raise MergeError(
+                f"{stack}: {model} has {like} instead; save it again under the names that the "
+                "others have (of a compiled model its _orig_mod)."
+            )
     if len(set(counts.values())) > 1:
         raise MergeError(
             f"{stack}: models differ in their number of layers ({counts}); say which layers to "
@@ -186,7 +192,7 @@ def _whole_stack(edge: Slice, stack: str, view: View) -> tuple[Slice, ...]:
 def _check_ranges(divided: Mapping[str, Sequence[Slice]], view: View) -> None:
     for stack, slices in divided.items():
         for piece in (piece for item in slices for piece in item.pieces):
-            layers = view(piece.model).layout.stacks.get(stack, 0)
+            layers = view(piece.model).layout.depths.get(stack, 0)
             if piece.stop > layers:
                 raise MergeError(
                     f"layer_range: [{piece.start}, {piece.stop}] goes beyond {piece.model}, which "

@@ -9,15 +9,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.checkpoint.side_files import copy_side_files
-from toolkit.errors import ConfigError, sentence_end
+from toolkit.checkpoint.side_files import copy_side_files, copy_tokenizer_files
+from toolkit.errors import ConfigError, note, sentence_end
 from toolkit.manifest import write_atomically, write_json
 from toolkit.merge.models import Models
+from toolkit.merge.tokens import own_template
 
 if TYPE_CHECKING:
     from toolkit.merge.config import MergeConfig
 
-_SLOW_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
+_TEMPLATE = "chat_template.jinja"
+_SLOW_FILES = (
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "added_tokens.json",
+)
 """What tokenizer.json says in older formats."""
 
 
@@ -36,7 +46,7 @@ def write_tokenizer(
     target: Path,
     united: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write tokenizer, generation settings and chat template into the merged folder.
+    """Write tokenizer, chat template and what else stands beside weights into the merged folder.
 
     Args:
         config: whose they are.
@@ -44,14 +54,21 @@ def write_tokenizer(
         target: the merged folder.
         united: tokenizer.json with tokens added; None where the tokenizer is copied as it is.
     """
-    for folder in models.tokenizer_folders(tokenizer_owner(config)):
-        copy_side_files(folder, target)
+    leader, owner = config.leader(), tokenizer_owner(config)
+    beside = models.checkpoint(leader).folder
+    if left := copy_side_files(beside, target, with_tokenizer=owner == leader):
+        note(f"left in {beside}, as it is of other weights: {', '.join(left)}")
+    for folder in models.tokenizer_folders(owner):
+        if folder != beside:
+            copy_tokenizer_files(folder, target)
+            if own_template(folder) and not (folder / _TEMPLATE).is_file():
+                (target / _TEMPLATE).unlink(missing_ok=True)  # it would go before the other
     if united is not None:
         _write_united(united, target)
     template = _template(config, models)
     if template is None:
         return
-    with write_atomically(target / "chat_template.jinja") as file:
+    with write_atomically(target / _TEMPLATE) as file:
         file.write(template)
     settings = target / "tokenizer_config.json"
     if settings.is_file():
@@ -83,7 +100,7 @@ def _template(config: MergeConfig, models: Models) -> str | None:
     if not wanted or "{" in wanted:
         return wanted or None
     if wanted == "auto":
-        found = (_own_template(models.checkpoint(n).folder) for n in config.model_names())
+        found = (_template_of(name, models) for name in config.model_names())
         common = Counter(text.strip() for text in found if text).most_common(1)
         return common[0][0] if common else None
     known = _named_templates()
@@ -95,16 +112,10 @@ def _template(config: MergeConfig, models: Models) -> str | None:
     return known[wanted].read_text(encoding="utf-8")
 
 
-def _own_template(folder: Path) -> str | None:
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    if not (folder / "tokenizer_config.json").is_file():
-        return None
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    found = settings.get("chat_template")
-    if isinstance(found, list):
-        found = next((item["template"] for item in found if item.get("name") == "default"), None)
-    return found if isinstance(found, str) else None
+def _template_of(name: str, models: Models) -> str | None:
+    """A model's template: its adapter's, where that has one."""
+    found = map(own_template, reversed(models.tokenizer_folders(name)))
+    return next((template for template in found if template), None)
 
 
 def _named_templates() -> dict[str, Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,30 @@ class Tokens:
     Attributes:
         folder: of the tokenizer.
         ids: by token; of a sentencepiece model alone, its hash.
-        added: entries of `added_tokens` in tokenizer.json (their ids and flags), by token.
+        added: entries of `added_tokens` in tokenizer.json (their ids and flags), by token; those
+            too that stand only in tokenizer_config.json or added_tokens.json.
         is_fast: whether there is a tokenizer.json, which can be extended.
+        beyond: tokens that were left out, as the model has no rows for their ids.
     """
 
     folder: Path
     ids: Mapping[str, Any]
     added: Mapping[str, Mapping[str, Any]]
     is_fast: bool
+    beyond: tuple[str, ...] = ()
+
+    def within(self, num_rows: int) -> Tokens:
+        """The tokens that a model with so many rows can be asked for; as under mergekit, those
+        beyond are no tokens of it."""
+        if not self.are_listed or all(int(number) < num_rows for number in self.ids.values()):
+            return self
+        beyond = tuple(text for text, number in self.ids.items() if int(number) >= num_rows)
+        return replace(
+            self,
+            ids={text: number for text, number in self.ids.items() if int(number) < num_rows},
+            added={text: item for text, item in self.added.items() if text not in beyond},
+            beyond=beyond,
+        )
 
     @property
     def are_listed(self) -> bool:
@@ -45,7 +61,8 @@ def read_tokens(folder: Path) -> Tokens:
     path = folder / "tokenizer.json"
     if path.is_file():
         values = load_tokenizer(path)
-        added = {item["content"]: item for item in values.get("added_tokens") or ()}
+        listed = {item["content"]: item for item in values.get("added_tokens") or ()}
+        added = {**_added_beside(folder), **listed}
         ids = _model_ids(values["model"]) | {token: item["id"] for token, item in added.items()}
         return Tokens(folder, ids, added, is_fast=True)
     found: dict[str, Any] = {}
@@ -60,6 +77,22 @@ def read_tokens(folder: Path) -> Tokens:
             "tokenizer_source."
         )
     return Tokens(folder, found, {}, is_fast=False)
+
+
+def _added_beside(folder: Path) -> dict[str, dict[str, Any]]:
+    """Added tokens that stand beside tokenizer.json, where transformers looks for them too."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in ("added_tokens.json", "tokenizer_config.json"):
+        try:
+            values = json.loads((folder / name).read_text(encoding="utf-8"))
+            listed = values.get("added_tokens_decoder") if name != "added_tokens.json" else None
+            if name == "added_tokens.json":
+                found |= {text: {"id": int(i), "content": text} for text, i in values.items()}
+            for number, item in (listed or {}).items():
+                found[item["content"]] = {**item, "id": int(number)}
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+            continue  # not there, or in another form: said when the tokenizer is loaded
+    return found
 
 
 def load_tokenizer(path: Path) -> dict[str, Any]:
@@ -83,3 +116,16 @@ def _model_ids(model: Mapping[str, Any]) -> dict[str, int]:
     if isinstance(listed, dict):
         return dict(listed)
     return {token: number for number, (token, *_) in enumerate(listed)}
+
+
+def own_template(folder: Path) -> str | None:
+    """The chat template that stands in a folder; None where there is none."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    found = settings.get("chat_template")
+    if isinstance(found, list):
+        found = next((item["template"] for item in found if item.get("name") == "default"), None)
+    return found if isinstance(found, str) else None

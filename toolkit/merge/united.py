@@ -70,16 +70,17 @@ def unite_tokenizers(
         MergeError: the tokenizers are of kinds that cannot be united.
     """
     flags = _flags(owner, tokens) if carries_flags else {}
-    if not new and not flags:
-        return None
     own = tokens[owner]
+    if not new and not flags and not own.beyond:
+        return None
     if not own.is_fast:
         raise MergeError(
             f"{own.folder}: has no tokenizer.json, so no tokens can be added to its tokenizer; "
             "load it with transformers and save it again, or take the tokenizer of another model."
         )
     values = copy.deepcopy(load_tokenizer(own.folder / "tokenizer.json"))
-    added: list[dict[str, Any]] = [dict(item) for item in values.get("added_tokens") or ()]
+    _drop(values, own.beyond)
+    added: list[dict[str, Any]] = [_flagged(item) for item in own.added.values()]
     for token in new:
         if not token.is_learnt:
             donor = tokens[token.donor].added if token.donor is not None else {}
@@ -90,6 +91,28 @@ def unite_tokenizers(
         _learn(values, own, tokens, learnt, ids)
     _check(values, own, ids)
     return values
+
+
+def _flagged(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An added token with every flag; beside tokenizer.json some have none."""
+    return {**item, **{flag: value for flag, value in _PLAIN.items() if flag not in item}}
+
+
+def _drop(values: dict[str, Any], beyond: Sequence[str]) -> None:
+    """Take tokens without rows out of a tokenizer; they are the last ones."""
+    model, lost = values["model"], set(beyond)
+    if isinstance(model.get("vocab"), dict):
+        model["vocab"] = {text: n for text, n in model["vocab"].items() if text not in lost}
+    elif isinstance(model.get("vocab"), list):
+        model["vocab"] = [item for item in model["vocab"] if item[0] not in lost]
+    if model.get("merges"):
+        prefix = model.get("continuing_subword_prefix") or ""
+        pairs = ((item, *_pair(item)) for item in model["merges"])
+        model["merges"] = [
+            item
+            for item, left, right in pairs
+            if not {left, right, left + right.removeprefix(prefix)} & lost
+        ]
 
 
 def _named(text: str, number: int) -> dict[str, Any]:

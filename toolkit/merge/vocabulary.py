@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.checkpoint.remapped import AVERAGE, PADDING, ZERO, RowMap
-from toolkit.errors import ConfigError, MergeError, sentence_end
+from toolkit.errors import ConfigError, MergeError, sentence_end, warn
 from toolkit.merge.config import MergeConfig, TokenEmbedding, TokenizerSection, TokenSource
 from toolkit.merge.embeddings import Embeddings, remapped_config, remapped_model
 from toolkit.merge.models import Models
@@ -81,15 +81,12 @@ def plan_vocabulary(config: MergeConfig, models: Models) -> Vocabulary | None:
         embeddings are then merged as they stand, padding rows too.
 
     Raises:
-        ConfigError: `base` without a base model, or `tokens` asks for what nobody has.
-        MergeError: a tokenizer is missing, is of a kind that cannot be united, or has ids beyond
-            the embedding's rows.
+        ConfigError: `tokens` asks for what nobody has.
+        MergeError: the leading model has no tokenizer, or one is of a kind that cannot be united.
     """
     source = tokenizer_source(config)
     if source is None:
         return None
-    if source == "base" and config.base_model is None:
-        raise ConfigError("tokenizer_source: base needs a base_model; name the model itself.")
     section = config.tokenizer or TokenizerSection(source=source)
     planner = _Planner(config, section, models)
     return None if planner.stays_as_it_is() else planner.plan()
@@ -112,6 +109,37 @@ def plan_with_vocabulary(
     return plan_merge(config, seen.shapes, seen.config, seen.file), seen, vocabulary
 
 
+def truncate_embeddings(config: MergeConfig, models: Models) -> Models:
+    """The models with no more embedding rows than the smallest of them has.
+
+    For models whose rows mean the same tokens, and of which some are padded further: what mergekit
+    does with `--unsafe-truncate-embeddings`.
+
+    Raises:
+        MergeError: a model has no tensor that is known to be the embedding of its tokens.
+    """
+    names = config.model_names()
+    embeddings = [Embeddings(name, models.checkpoint(name)) for name in names]
+    num_rows = min(item.num_rows for item in embeddings)
+    checkpoints, configs = {}, {}
+    for number, (name, own) in enumerate(zip(names, embeddings, strict=True)):
+        rows = np.arange(num_rows)
+        donors = np.full(num_rows, number, np.int16)
+        averages = np.empty((0, len(names)), np.int64)
+        whole = RowMap(donors, rows, averages, num_rows)
+        if (seen := remapped_model(number, [*embeddings], len(names), whole)) is None:
+            continue
+        checkpoints[name] = seen
+        configs[name] = remapped_config(
+            models.config(name),
+            old_rows=own.num_rows,
+            num_rows=num_rows,
+            is_untied=own.lacks(seen),
+            owner=None,
+        )
+    return models.seen_as(checkpoints, configs)
+
+
 class _Planner:
     def __init__(self, config: MergeConfig, section: TokenizerSection, models: Models) -> None:
         self.config, self.section, self.models = config, section, models
@@ -120,11 +148,37 @@ class _Planner:
         self.names = config.model_names()
         named = (_model_of(entry) for entry in self.wanted.values())
         self.donors = list(dict.fromkeys([*self.names, *filter(None, named)]))
-        self.tokens: dict[str, Tokens] = {
-            name: read_tokens(models.tokenizer_folders(name)[-1])
-            for name in dict.fromkeys([self.owner, *self.donors])
-        }
         self.embeddings = {name: Embeddings(name, models.checkpoint(name)) for name in self.donors}
+        self.tokens: dict[str, Tokens] = {}
+        for name in dict.fromkeys([config.leader(), self.owner, *self.donors]):
+            self.tokens[name] = self._read_tokens(name)
+        order = dict.fromkeys([self.owner, *self.donors])
+        self.tokens = {name: self.tokens[name] for name in order}
+
+    def _read_tokens(self, name: str) -> Tokens:
+        """A model's tokens; where it has no tokenizer, those of the leading model, as in mergekit.
+
+        Tokens beyond its rows are left out, and that is said.
+        """
+        leader = self.config.leader()
+        try:
+            found = read_tokens(self.models.token_folder(name))
+        except MergeError:
+            if name in (leader, self.owner) or leader not in self.tokens:
+                raise
+            warn(f"{name}: has no tokenizer; its tokens are taken to be those of {leader}.")
+            found = self.tokens[leader]
+        if name not in self.embeddings:
+            return found
+        rows = self.embeddings[name].num_rows
+        within = found.within(rows)
+        if within.beyond:
+            warn(
+                f"{found.folder}: its tokenizer has {len(within.beyond)} tokens beyond the {rows} "
+                f"rows of {self.embeddings[name].names[0]} (such as {within.beyond[0]!r}), which "
+                "are left out."
+            )
+        return within
 
     def stays_as_it_is(self) -> bool:
         """Whether all models have one vocabulary and as many rows, and no others are wanted."""
@@ -133,6 +187,7 @@ class _Planner:
         multiple = self.section.pad_to_multiple_of or 1
         return (
             not self.wanted
+            and not self.tokens[self.owner].beyond
             and all(self.tokens[name].ids == own for name in self.names)
             and len(rows) == 1
             and all(count % multiple == 0 for count in rows)
@@ -173,16 +228,6 @@ class _Planner:
                 f"{tokens.folder}: has only tokenizer.model (sentencepiece), and its tokens cannot "
                 "be set beside another model's; load the tokenizer with transformers and save it "
                 "again, which writes tokenizer.json."
-            )
-        if name not in self.embeddings:
-            return
-        rows = self.embeddings[name].num_rows
-        text, last = max(tokens.ids.items(), key=lambda item: int(item[1]), default=("", -1))
-        if last >= rows:
-            raise MergeError(
-                f"{tokens.folder}: its tokenizer has {text!r} with the id {last}, but "
-                f"{self.embeddings[name].names[0]} has only {rows} rows; resize the model's "
-                "embeddings, or take the token out of the tokenizer."
             )
 
     def _new_tokens(self) -> list[NewToken]:

@@ -136,8 +136,9 @@ def training_memory(
     logits = min(CHUNK_ROWS, tokens) * shape.vocab_size * bits
     logits += tokens * shape.hidden_size * (8.0 + bits) + (bits * head if low else 0.0)
     if not partly:
-        # Its gradient, and that of a few tokens of one chunk.
-        logits += 4.0 * head + bits * min(HEAD_ROWS, shape.vocab_size) * shape.hidden_size
+        # Its gradient; that of a few tokens of one chunk, which float32 adds up in place.
+        logits += 4.0 * head
+        logits += bits * min(HEAD_ROWS, shape.vocab_size) * shape.hidden_size if low else 0.0
     gradients = 4.0 * learns / share
     exchange = 4.0 * learns if processes > 1 and not sharded else 0.0  # DDP's buckets
     several = section.blocks_per_step > section.micro_batch_blocks * processes
@@ -149,7 +150,7 @@ def training_memory(
     runtime = RUNTIME_BYTES[device]
     if device == "CPU":
         if fused:
-            runtime += _unused_fused(kept, tokens * fused_layer(shape))
+            runtime += _unused_fused(kept, tokens * fused_layer(shape, section))
         else:
             runtime += _unused(section, kept, tokens * _whole(shape, section, sequence_tokens))
     saving = 12.0 * learns if saves and device == "CPU" else 0.0

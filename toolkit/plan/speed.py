@@ -23,7 +23,7 @@ from toolkit.train.fuse import fuse, may_fuse
 from toolkit.train.model import NextTokenLoss
 from toolkit.train.packing_probe import choose_packing
 from toolkit.train.parts import parameter_groups, plain_model, prepare_model
-from toolkit.train.precision import is_low, precision_on
+from toolkit.train.precision import is_low, precision_on, products_dtype
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,11 @@ def time_steps(
     section = precision_on(section, "CPU")
     low = is_low(section)
     model = prepare_model(model, section)
-    fused = may_fuse(section, "cpu", sharded=False) and fuse(plain_model(model))
+    dtype = products_dtype(section)
+    fused = may_fuse(section, "cpu", sharded=False) and fuse(plain_model(model), dtype)
     kind = section.gradient_checkpointing  # as in the loop
     checkpoint_activations(plain_model(model), "none" if fused and kind == "selective" else kind)
-    loss_module = NextTokenLoss(
-        model.train(), torch.bfloat16 if low else torch.float32, fused=fused
-    )
+    loss_module = NextTokenLoss(model.train(), dtype, fused=fused)
     loss_module.layout = choose_packing(
         loss_module,
         sequence_tokens // 2,

@@ -19,7 +19,7 @@ from toolkit.data.split import stable_unit
 from toolkit.evaluate.bootstrap import bootstrap_figures, intervals
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.likelihood import ItemSet, score_documents
-from toolkit.evaluate.statistics import Interval
+from toolkit.statistics.interval import Interval
 
 _LN2 = 0.6931471805599453
 RESAMPLES = 2000

@@ -230,8 +230,8 @@ def _measured(facts: CardFacts) -> str:
     count = len(results.get("candidates", ()))
     tuned = "compared on other documents than these"
     lines = [
-        "On test items that were scored once, lower is better, with 95 % intervals (bootstrap); "
-        "signed figures are changes against the general model on the same items.",
+        "On test items that were scored once, lower is better, with 95 % intervals over groups of "
+        "items; signed figures are changes against the general model on the same items.",
         table(("", *(title.head for title in titles)), result_rows(results, titles)),
         f"`{results['chosen']}` is one of {count} candidates that were tried, {tuned}. "
         f"{results.get('reason', '')}{_kept(results)}".strip(),
@@ -259,9 +259,15 @@ def _limits(facts: CardFacts) -> str:
     ]
     sets = facts.results.get("sets", ())
     sizes = {s["name"]: s["items_test"] for s in sets} or facts.results.get("test", {})
-    small = [f"{name}: {count}" for name, count in sizes.items() if isinstance(count, int)]
+    groups = {s["name"]: s.get("groups_test") for s in sets}
+    small = [
+        f"{name}: {count}" + (f" in {groups[name]} groups" if groups.get(name) else "")
+        for name, count in sizes.items()
+        if isinstance(count, int)
+    ]
     if small:
-        parts.append(f"The test sets are small (documents, {', '.join(small)}).")
+        parts.append(f"The test sets are small (items, {', '.join(small)}).")
+    parts += [f"{s['name']}: {s['speaks_for']}." for s in sets if s.get("speaks_for")]
     names = [str(source["name"]) for source in facts.sources if source.get("role") == "general"]
     if names:
         answers = any(entry["name"] == _RETENTION for entry in sets)

@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from toolkit.checkpoint.load import (
     load_causal_model,
     load_model_config,
     scoring_dtype,
     silence_libraries,
 )
+from toolkit.checkpoint.loadable import folder_faults
 from toolkit.checkpoint.read import Checkpoint, is_float, open_checkpoint
 from toolkit.errors import CheckpointError
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.publish.config import Format
 
 _TEXTS = (
@@ -43,7 +46,7 @@ def weight_faults(folder: Path, kind: Format) -> tuple[list[str], str]:
         checkpoint = Checkpoint(folder, _adapter_tensors(folder))
         return list(_not_finite(checkpoint)), f"{len(checkpoint.names)} tensors, finite"
     checkpoint = open_checkpoint(folder)
-    faults = [*_shape_faults(folder, checkpoint), *_not_finite(checkpoint)]
+    faults = [*_shape_faults(folder), *_not_finite(checkpoint)]
     entries = sum(_entries(checkpoint, name) for name in checkpoint.names)
     words = f"{len(checkpoint.names)} tensors, {entries:,} entries, finite, as config.json says"
     return faults, words
@@ -62,7 +65,7 @@ def generation_faults(folder: Path, kind: Format, base: Path) -> tuple[list[str]
         if not finite:
             faults.append(f"{name}: its output for a short text is not finite")
         new = made[0, tokens.shape[1] :].tolist()
-        if not new or max(new) >= model.config.vocab_size:
+        if not new or max(new) >= model.config.get_text_config().vocab_size:
             faults.append(f"{name}: it generates nothing that its vocabulary has")
         notes.append(repr(tokenizer.decode(new, skip_special_tokens=True)))
     return faults, f"{_PROMPT!r} goes on {' and '.join(notes)}"
@@ -109,7 +112,7 @@ def tokenizer_faults(folder: Path) -> tuple[list[str], str]:
             faults.append(f"{text!r} comes back from its tokens as {back!r}")
     note = f"{len(_TEXTS)} texts come back from their tokens"
     if (folder / "config.json").is_file():
-        size = int(load_model_config(folder).vocab_size)
+        size = int(load_model_config(folder).get_text_config().vocab_size)
         if len(tokenizer) > size:
             faults.append(f"it has {len(tokenizer)} tokens, but the model has rows for {size}")
     if tokenizer.chat_template:
@@ -131,44 +134,10 @@ def _load_tokenizer(folder: Path) -> Any:
         raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({first}).") from error
 
 
-def _shape_faults(folder: Path, checkpoint: Checkpoint) -> list[str]:
+def _shape_faults(folder: Path) -> list[str]:
     """Compare names and shapes with the model that the config describes, built without memory."""
-    from transformers import AutoModelForCausalLM
-
-    config = load_model_config(folder)
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    found = {name: checkpoint.info(name).shape for name in checkpoint.names}
-    missing = [n for n in wanted if n not in found and tied.get(n) not in found]
-    extra = [name for name in found if name not in wanted]
-    if missing and extra and len(missing) < len(wanted):
-        # Some architectures are stored under other names than they are computed with.
-        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
-        if get_checkpoint_conversion_mapping(config.model_type):
-            return _loading_faults(folder)
-    faults = [f"{name}: is missing; the config asks for {list(wanted[name])}" for name in missing]
-    faults += [f"{name}: is no tensor of the model in config.json" for name in extra]
-    faults += [
-        f"{name}: is {list(found[name])}, but the config asks for {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
-    ]
-    return faults
-
-
-def _loading_faults(folder: Path) -> list[str]:
-    from transformers import AutoModelForCausalLM
-
-    _, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    titles = {
-        "missing_keys": "is missing",
-        "unexpected_keys": "is no tensor of the model in config.json",
-        "mismatched_keys": "has another shape than the config asks for",
-    }
-    return [f"{n}: {words}" for key, words in titles.items() for n in sorted(map(str, info[key]))]
+    load_model_config(folder)  # a bundle is of a causal language model
+    return [f"{name}: {words}" for name, words in (folder_faults(folder) or {}).items()]
 
 
 def _not_finite(checkpoint: Checkpoint) -> Iterator[str]:

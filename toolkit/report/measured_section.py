@@ -35,8 +35,9 @@ def models_section(results: Mapping[str, Any]) -> Section:
         + table(f"Test sets, {scored}; lower is better, 95 % intervals", titles, rows)
         + _sets(results)
         + paragraph(
-            "Intervals: bootstrap over documents. Changes are paired: both models on the same "
-            "documents, against the general model.",
+            "Intervals: over groups of items, the farther of Student's t and the studentized "
+            "bootstrap. Changes are paired: both models on the same items, against the general "
+            "model. What decides is bounded in the same way.",
             "note",
         )
     )

@@ -253,11 +253,12 @@ def candidates_section(results: Mapping[str, Any]) -> Section:
         for title, name in (("tokens", "tokens"), ("seconds", "seconds"), ("order", "order"))
         if any(row.get(name) is not None for row in rows)
     ]
+    bounded = list(dict.fromkeys(name for row in rows for name in row.get("loss_bounds") or {}))
     titles = [
         "candidate",
         "domain",
         "general",
-        f"general loss, {results['confidence']:.0%} bound",
+        *(f"{name}, {results['confidence']:.0%} bound of the loss" for name in bounded),
         "distance",
         "standing",
         *sets,
@@ -270,7 +271,7 @@ def candidates_section(results: Mapping[str, Any]) -> Section:
             Cell(row["name"]),
             _number(row["domain"]),
             _number(row["general"]),
-            _number(row["general_loss_bound"], "+.4f"),
+            *(_number((row.get("loss_bounds") or {}).get(name), "+.4f") for name in bounded),
             _number(row["distance"], ".2f"),
             _standing(row, results),
             *(_number(values.get(name)) for name in sets),
@@ -284,8 +285,9 @@ def candidates_section(results: Mapping[str, Any]) -> Section:
 
     ordered = sorted(rows, key=lambda row: (finite([row["domain"]]) or [1e9], str(row["name"])))
     note = (
-        "Tuning sets. General loss: the general figure is not further above the general model's "
-        "than this, with the stated confidence. Distance: from the general model, as a share of "
+        "Tuning sets, which the search saw. Bound of the loss: a general set's figure is not "
+        "further above the general model's than this, in its own unit, with the stated confidence. "
+        "Distance: from the general model, as a share of "
         "the specialist's own."
     )
     if any(_status(row) == "dropped" for row in rows):
@@ -353,8 +355,9 @@ def _tip(row: Row, results: Mapping[str, Any]) -> str:
     for role in ("domain", "general"):
         if finite([row[role]]):
             lines.append(f"{role} {row[role]:.4f}")
-    if finite([row["general_loss_bound"]]):
-        lines.append(f"general loss at most {row['general_loss_bound']:+.4f}")
+    for name, bound in (row.get("loss_bounds") or {}).items():
+        if finite([bound]):
+            lines.append(f"loss on {name} at most {bound:+.4f}")
     lines.append(_standing(row, results))
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ from toolkit.progress import console, say
 from toolkit.report.verdict import (
     MODELS,
     ROLES,
+    count_of,
     counts_of,
     interval,
     kept_lines,
@@ -43,7 +44,7 @@ def outcome_table(results: Mapping[str, Any], folder: Path) -> None:
     console.print(table, width=max(console.width, _NARROWEST))
     if shown := set_rows(results):
         _set_table(shown)
-    say("Signed figures: change against the general model, paired by document.")
+    say("Signed figures: change against the general model, paired by item.")
     for line in (results["reason"], *kept_lines(results), *notes(results)):
         say(line)
     say(f"The model, merge.yaml and report.html are in {folder}.")
@@ -61,7 +62,7 @@ def set_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, list[str]]
     return [
         (
             row["name"],
-            f"{row['role']}, {row['items_test']:,} items{_may_lose(row)}",
+            f"{row['role']}, {count_of(row)}{_may_lose(row)}",
             row["unit"],
             [interval(results["models"][key]["sets"][row["name"]]) for key, _ in MODELS],
         )

@@ -9,88 +9,65 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.evaluate.bootstrap import Figures, bootstrap_figures, intervals
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.evaluate.statistics import Interval, percentile_interval
-from toolkit.search.objective import named_seed, same_unit
+from toolkit.search.objective import same_unit
 from toolkit.search.space import SPECIALIST
+from toolkit.statistics.interval import Interval
+from toolkit.statistics.paired import PairedChanges
+from toolkit.statistics.set_changes import SetChanges
 
 Floats = NDArray[np.float64]
 MERGE = "merge"
 ROLES = ("domain", "general")
 
 
-class Resampler:
-    """Paired bootstrap over several sets: every model is resampled with the same groups.
+class ScoredTestSets:
+    """The test sets by role, with what any difference between models on them is worth.
 
     Args:
         sets: the test sets.
         weights: of domain sets, 1 where not given.
-        num_resamples: drawn.
-        seed: of the recipe; each set derives its own.
+        losses: by model (`general` first, `specialist`, `merge`) and set, in the order of items.
     """
 
     def __init__(
         self,
         sets: Sequence[EvaluationSet],
         weights: Mapping[str, float],
-        num_resamples: int,
-        seed: int,
+        losses: Mapping[str, Mapping[str, Sequence[float]]],
     ) -> None:
         self.sets = {item.name: item for item in sets}
-        self.shares = {role: self._role_shares(role, weights) for role in ROLES}
-        self._num_resamples = num_resamples
-        self._seed = seed
+        self._weights = {
+            item.name: weights.get(item.name, 1.0) if item.role == "domain" else 1.0
+            for item in sets
+        }
+        self._losses = {
+            name: np.array([own[name] for own in losses.values()], dtype=np.float64)
+            for name in self.sets
+        }
+        self.models = list(losses)
 
-    def _role_shares(self, role: str, weights: Mapping[str, float]) -> dict[str, float]:
+    def names(self, role: str) -> list[str]:
+        """Sets behind a role's figure: of general ones those in the unit of the first."""
         sets = [item for item in self.sets.values() if item.role == role]
-        names = [item.name for item in sets] if role == "domain" else same_unit(sets)
-        raw = {name: weights.get(name, 1.0) if role == "domain" else 1.0 for name in names}
-        return {name: weight / sum(raw.values()) for name, weight in raw.items()}
+        return [item.name for item in sets] if role == "domain" else same_unit(sets)
 
-    def figures(self, losses: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Figures]:
-        """Of each set the figures of all models, and then their differences from the first."""
-        found = {}
-        for name, item in self.sets.items():
-            own = np.array([losses[model][name] for model in losses], dtype=np.float64)
-            found[name] = bootstrap_figures(
-                np.concatenate([own, own - own[0]]),
-                item.sizes,
-                list(item.groups),
-                resamples=self._num_resamples,
-                seed=named_seed(self._seed, "bootstrap", name),
-                scale=item.scale,
-            )
-        return found
+    def levels(self, names: Sequence[str]) -> PairedChanges:
+        """Figures of all models, weighted over these sets."""
+        return PairedChanges([self._part(name, self._losses[name], True) for name in names])
 
-    def role_figures(self, found: Mapping[str, Figures], role: str) -> tuple[Floats, Floats]:
-        """The weighted mean of a role's sets: estimates `[2K]` and draws `[R, 2K]`."""
-        shares = self.shares[role]
-        return (
-            np.sum([share * found[name].estimate for name, share in shares.items()], axis=0),
-            np.sum([share * found[name].draws for name, share in shares.items()], axis=0),
+    def changes(self, names: Sequence[str]) -> PairedChanges:
+        """The same minus the general model's."""
+        return PairedChanges(
+            [self._part(name, self._losses[name] - self._losses[name][0], False) for name in names]
         )
 
-    def role_intervals(self, found: Mapping[str, Figures], role: str) -> list[Interval]:
-        """Studentised where the role is one set, by percentiles where several are weighed."""
-        names = list(self.shares[role])
-        if len(names) == 1:
-            return intervals(found[names[0]])
-        estimate, draws = self.role_figures(found, role)
-        return [
-            percentile_interval(float(value), draws[:, column])
-            for column, value in enumerate(estimate)
-        ]
+    def _part(self, name: str, columns: Floats, are_levels: bool) -> SetChanges:
+        return self.sets[name].changes(columns, weight=self._weights[name], are_levels=are_levels)
 
 
-def final_figures(
-    losses: Mapping[str, Mapping[str, Sequence[float]]], resampler: Resampler
-) -> dict[str, Any]:
+def final_figures(figures: ScoredTestSets) -> dict[str, Any]:
     """Figures on the test sets.
-
-    Args:
-        losses: by model (`general` first, `specialist`, `merge`) and set, in the order of items.
-        resampler: of the test sets.
 
     Returns:
         For each model and role an interval, and its difference from the general model, and an
@@ -100,38 +77,46 @@ def final_figures(
         share of what may be nothing has no meaning); `sets_recovered`: the same of each general
         set.
     """
-    found = resampler.figures(losses)
-    by_role = {role: resampler.role_intervals(found, role) for role in ROLES}
-    by_set = {name: intervals(figures) for name, figures in found.items()}
-    count = len(losses)
+    sets = {name: [name] for name in figures.sets}
+    roles = {role: figures.names(role) for role in ROLES}
+    levels = {key: figures.levels(names) for key, names in (sets | roles).items()}
+    changes = {key: figures.changes(names) for key, names in (sets | roles).items()}
     models: dict[str, Any] = {}
-    for number, model in enumerate(losses):
+    for column, model in enumerate(figures.models):
         row: dict[str, Any] = {}
         for role in ROLES:
-            row[role] = asdict(by_role[role][number])
-            row[f"{role}_change"] = asdict(by_role[role][count + number])
-        row["sets"] = {name: asdict(own[number]) for name, own in by_set.items()}
-        row["set_changes"] = {name: asdict(own[count + number]) for name, own in by_set.items()}
+            row[role] = asdict(levels[role].change(column).interval())
+            row[f"{role}_change"] = asdict(changes[role].change(column).interval())
+        row["sets"] = {name: asdict(levels[name].change(column).interval()) for name in sets}
+        row["set_changes"] = {
+            name: asdict(changes[name].change(column).interval()) for name in sets
+        }
         models[model] = row
-    place = {model: count + number for number, model in enumerate(losses)}
-    shares = {
-        role: _share(
-            *resampler.role_figures(found, role), by_role[role][place[SPECIALIST]], place, sign
-        )
-        for role, sign in (("domain", -1.0), ("general", 1.0))
-    }
+    general = [name for name, item in figures.sets.items() if item.role == "general"]
     return {
         "models": models,
-        "gain_kept": shares["domain"],
-        "loss_recovered": _complement(shares["general"]),
+        "gain_kept": _share(figures, changes["domain"], -1.0),
+        "loss_recovered": _complement(_share(figures, changes["general"], 1.0)),
         "sets_recovered": {
-            name: _complement(
-                _share(own.estimate, own.draws, by_set[name][place[SPECIALIST]], place, 1.0)
-            )
-            for name, own in found.items()
-            if resampler.sets[name].role == "general"
+            name: _complement(_share(figures, changes[name], 1.0)) for name in general
         },
     }
+
+
+def _share(figures: ScoredTestSets, changes: PairedChanges, sign: float) -> dict[str, float] | None:
+    """The merge's change as a share of the specialist's; None where the specialist's is not shown
+    to have this sign."""
+    part, whole = figures.models.index(MERGE), figures.models.index(SPECIALIST)
+    if sign * changes.change(whole).estimate <= 0.0:
+        return None
+    share = changes.ratio(part, whole)
+    return None if share is None else asdict(share)
+
+
+def _complement(share: dict[str, float] | None) -> dict[str, float] | None:
+    if share is None:
+        return None
+    return asdict(Interval(1.0 - share["estimate"], 1.0 - share["high"], 1.0 - share["low"]))
 
 
 def document_rows(
@@ -147,22 +132,3 @@ def document_rows(
             }
             rows.append({"id": name, "set": item.name, "role": item.role, **figures})
     return rows
-
-
-def _share(
-    estimate: Floats, draws: Floats, whole: Interval, place: Mapping[str, int], sign: float
-) -> dict[str, float] | None:
-    """The merge's change as a share of the specialist's, by percentiles of the resampled ratio;
-    None where the specialist's change (`whole`) is not shown to have this sign."""
-    if min(sign * whole.low, sign * whole.high) <= 0.0:
-        return None
-    parts = sign * draws[:, [place[MERGE], place[SPECIALIST]]]
-    usable = parts[parts[:, 1] > 0.0]
-    share = sign * float(estimate[place[MERGE]]) / (sign * whole.estimate)
-    return asdict(percentile_interval(share, usable[:, 0] / usable[:, 1]))
-
-
-def _complement(share: dict[str, float] | None) -> dict[str, float] | None:
-    if share is None:
-        return None
-    return asdict(Interval(1.0 - share["estimate"], 1.0 - share["high"], 1.0 - share["low"]))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,86 +14,20 @@ from numpy.typing import NDArray
 from toolkit.errors import ConfigError, EvaluationError, sentence_end
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.evaluate.student import student_quantile
-from toolkit.manifest import hash_bytes
 from toolkit.search.config import RaceSection
 from toolkit.search.race import (
-    MIN_GROUPS,
     Difference,
     combine,
-    guided_difference,
     is_out,
-    paired_difference,
     spending,
     sure_side,
 )
+from toolkit.search.raced_set import hasten_cheap_sets, order_for_race, usable_looks
+from toolkit.statistics.change_bound import ChangeBound
+from toolkit.statistics.paired import PairedChanges
 
 Losses = Mapping[str, NDArray[np.float64]]
 """Losses by set, each a beginning of the set's items in the order of the race."""
-
-
-def named_seed(seed: int, *names: str) -> int:
-    """A seed of its own for each purpose: what else is drawn, and when, changes nothing."""
-    return int(hash_bytes("/".join([str(seed), *names]).encode())[:8], 16)
-
-
-@dataclass(frozen=True)
-class RacedSet:
-    """A set in the order of the race.
-
-    Attributes:
-        items: the set itself.
-        order: its item indices, the groups in random order and each group together.
-        groups: number of each item's group in that order.
-        cuts: items known after each look, all of them at the last.
-    """
-
-    items: EvaluationSet
-    order: NDArray[np.intp]
-    groups: NDArray[np.intp]
-    cuts: tuple[int, ...]
-
-    @property
-    def num_groups(self) -> int:
-        return int(self.groups[-1]) + 1
-
-    def sizes(self, count: int) -> NDArray[np.float64]:
-        return np.asarray(self.items.sizes, dtype=np.float64)[self.order[:count]]
-
-    def cost(self, count: int) -> int:
-        """Tokens of the first items."""
-        return int(np.asarray(self.items.costs)[self.order[:count]].sum())
-
-    def difference(
-        self,
-        losses: NDArray[np.float64],
-        reference: NDArray[np.float64],
-        guide: NDArray[np.float64] | None = None,
-        quantile: float = 0.0,
-    ) -> Difference:
-        """The candidate's figure minus the reference's on what both know; with a guide, of all
-        items, what full scoring would show as the difference (see `guided_difference`)."""
-        count = min(len(losses), len(reference))
-        if guide is not None and count:
-            return guided_difference(
-                losses[:count],
-                reference[:count],
-                guide,
-                self.sizes(len(self.order)),
-                self.groups,
-                self.items.scale,
-                quantile,
-            )
-        return paired_difference(
-            losses[:count],
-            reference[:count],
-            self.sizes(count),
-            self.groups[:count],
-            self.num_groups,
-            self.items.scale,
-        )
-
-    def figure(self, losses: NDArray[np.float64]) -> float:
-        return self.items.figure(losses, self.order[: len(losses)].tolist())
 
 
 def guide_of(specialist: Losses | None, general: Losses | None) -> Losses:
@@ -141,7 +74,9 @@ class Objective:
     ) -> None:
         self._num_rivals = max(num_candidates - 1, 1)
         self.looks = usable_looks(sets, race.looks) if race.enabled else ()
-        self.sets = _hastened({item.name: _raced(item, self.looks, seed) for item in sets})
+        self.sets = hasten_cheap_sets(
+            {item.name: order_for_race(item, self.looks, seed) for item in sets}
+        )
         self._error = race.error
         self.confidence = confidence
         for role in ("domain", "general"):
@@ -226,6 +161,31 @@ class Objective:
         whole = known is not None and len(known) == len(raced.order)
         return raced.difference(losses[name], reference[name], known if whole else None, quantile)
 
+    def change(
+        self, weights: Mapping[str, float], losses: Losses, reference: Losses
+    ) -> ChangeBound:
+        """What is concluded of a candidate scored in full: its weighted figure minus a reference's.
+
+        Args:
+            weights: of each set by name: `objective.weights` for the domain, `{name: 1.0}` for one.
+            losses: of the candidate, of all items of these sets.
+            reference: of what it is compared with, likewise.
+        """
+        parts = []
+        for name, weight in weights.items():
+            raced = self.sets[name]
+            moved = losses[name] - reference[name]
+            parts.append(raced.items.changes([moved], raced.order.tolist(), weight=weight))
+        return PairedChanges(parts).change()
+
+    def set_change(self, name: str, losses: Losses, reference: Losses) -> ChangeBound:
+        """The same on one set."""
+        return self.change({name: 1.0}, losses, reference)
+
+    def domain_change(self, losses: Losses, reference: Losses) -> ChangeBound:
+        """The same on the domain sets, weighted."""
+        return self.change(self.weights, losses, reference)
+
     def estimates(
         self, losses: Losses, references: Sequence[Losses], guide: Losses | None = None
     ) -> dict[str, float]:
@@ -287,13 +247,29 @@ class Objective:
         Reference:
             Berger 1982, Multiparameter hypothesis testing and acceptance sampling.
         """
-        bounds = []
-        for name, limit in self.tolerances.items():
+        bounds = self.loss_bounds(losses, general, num_tests, guide)
+        beyond = [bound - self.tolerances[name] for name, bound in bounds.items()]
+        return max(beyond, default=math.inf) + self.tolerance
+
+    def loss_bounds(
+        self,
+        losses: Losses,
+        general: Losses,
+        num_tests: int = 1,
+        guide: Losses | None = None,
+    ) -> dict[str, float]:
+        """Upper bound of the loss on each general set of which something is known, in its unit."""
+        bounds = {}
+        for name in self.tolerances:
             if len(losses.get(name, ())) == 0:
                 continue
-            difference = self._difference(name, losses, general, guide)
-            bounds.append(upper_bound(difference, self.confidence, num_tests) - limit)
-        return max(bounds, default=math.inf) + self.tolerance
+            level = 1.0 - (1.0 - self.confidence) / num_tests
+            if self.sets[name].is_whole(losses[name]) and self.sets[name].is_whole(general[name]):
+                bounds[name] = self.set_change(name, losses, general).upper_bound(level)
+            else:
+                difference = self._difference(name, losses, general, guide)
+                bounds[name] = upper_bound(difference, level)
+        return bounds
 
     def beyond_tolerances(
         self, losses: Losses, general: Losses, guide: Losses | None = None
@@ -302,7 +278,10 @@ class Objective:
         below 0 within; sets of which nothing is known are left out."""
         found = {}
         for name, limit in self.tolerances.items():
-            if len(losses.get(name, ())):
+            if self.sets[name].is_whole(losses.get(name, np.zeros(0))):
+                change = self.set_change(name, losses, general)
+                found[name] = change.upper_bound(self.confidence) - limit
+            elif len(losses.get(name, ())):
                 difference = self._difference(name, losses, general, guide)
                 quantile = student_quantile(self.confidence, max(difference.total - 1, 1))
                 reach = quantile * math.sqrt(difference.in_the_end) if difference.seen > 1 else 0.0
@@ -350,50 +329,14 @@ def same_unit(sets: Sequence[EvaluationSet]) -> list[str]:
     return [item.name for item in sets if item.unit == sets[0].unit]
 
 
-def upper_bound(difference: Difference, confidence: float, num_tests: int = 1) -> float:
-    """One-sided upper bound of a difference, from its linearised error and Student's t.
+def upper_bound(difference: Difference, confidence: float) -> float:
+    """One-sided upper bound of a difference that is known in part, from its linearized error and
+    Student's t: enough to rank what was dropped. What is known in full is judged by `change`.
 
     >>> round(upper_bound(Difference(0.0, 1.0, 11, 11), 0.95), 3)
     1.812
     """
     if difference.freedom < 1:
         return math.inf
-    level = 1.0 - (1.0 - confidence) / num_tests
-    quantile = student_quantile(level, difference.freedom)
+    quantile = student_quantile(confidence, difference.freedom)
     return difference.estimate + quantile * math.sqrt(difference.variance)
-
-
-def _raced(items: EvaluationSet, looks: Sequence[float], seed: int) -> RacedSet:
-    # By hash of the group's name: sets over the same documents then come in the same order.
-    names = sorted(set(items.groups), key=lambda name: (named_seed(seed, "race", name), name))
-    position = {name: place for place, name in enumerate(names)}
-    places = np.array([position[group] for group in items.groups], dtype=np.intp)
-    order = np.argsort(places, kind="stable").astype(np.intp)
-    groups = places[order]
-    if items.role == "watch":
-        looks = [0.0] * len(looks)
-    # Fewer documents than anything can be concluded from would be scored for nothing; one more is
-    # needed for the guide's slope.
-    counts = [math.ceil(round(look * len(names), 9)) for look in looks]
-    counts = [max(count, MIN_GROUPS + 1) if count >= MIN_GROUPS else 0 for count in counts]
-    cuts = [int(np.searchsorted(groups, count)) for count in counts]
-    return RacedSet(items, order, groups, (*cuts, len(order)))
-
-
-def _hastened(sets: dict[str, RacedSet]) -> dict[str, RacedSet]:
-    """General sets are known in full from the second look on where that costs no more than the
-    domain has cost so far: then it is certain what they say, for little."""
-    looks = range(1, max(len(raced.cuts) for raced in sets.values()) - 1)
-    for look in looks:
-        spent = sum(r.cost(r.cuts[look]) for r in sets.values() if r.items.role == "domain")
-        for name, raced in sets.items():
-            if raced.items.role == "general" and raced.cost(len(raced.order)) <= spent:
-                cuts = (*raced.cuts[:look], *[len(raced.order)] * (len(raced.cuts) - look))
-                sets[name] = replace(raced, cuts=cuts)
-    return sets
-
-
-def usable_looks(sets: Sequence[EvaluationSet], looks: Sequence[float]) -> tuple[float, ...]:
-    """Looks at which enough documents of each domain set are known to conclude anything."""
-    fewest = min((len(set(s.groups)) for s in sets if s.role == "domain"), default=0)
-    return tuple(look for look in looks if math.ceil(round(look * fewest, 9)) >= MIN_GROUPS)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.evaluate.student import student_chance, student_quantile
+from toolkit.evaluate.student import student_quantile
 from toolkit.search.objective import Losses, Objective, guide_of
 from toolkit.search.race import Difference, combine
 from toolkit.search.space import GENERAL, SPECIALIST
@@ -30,6 +30,7 @@ class Row:
         general: mean of the general sets that are in the unit of the first.
         general_loss_bound: one-sided upper bound, at most the tolerance where all sets are within.
         distance: from the general model, as a share of the specialist's own distance.
+        loss_bounds: one-sided upper bound of the loss on each general set, in its unit.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Row:
     general: float
     general_loss_bound: float
     distance: float
+    loss_bounds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
@@ -56,10 +58,12 @@ def candidate_rows(outcomes: Sequence[Outcome], objective: Objective) -> list[Ro
     for outcome in outcomes:
         values: dict[str, float | None] = dict.fromkeys(objective.sets)
         domain = general = bound = math.nan
+        bounds: dict[str, float] = {}
         if outcome.status != "failed":
             found = objective.estimates(outcome.losses, whole, guide)
             values.update(found)
             domain, general = objective.domain(found), objective.general(found)
+            bounds = objective.loss_bounds(outcome.losses, start, guide=guide)
             bound = objective.general_loss_bound(outcome.losses, start, guide=guide)
         rows.append(
             Row(
@@ -70,6 +74,7 @@ def candidate_rows(outcomes: Sequence[Outcome], objective: Objective) -> list[Ro
                 general,
                 bound,
                 outcome.distance / whole_way,
+                bounds,
             )
         )
     return rows
@@ -90,6 +95,9 @@ def as_json(row: Row, qualified: bool) -> dict[str, Any]:
                 ("general", row.general),
                 ("general_loss_bound", row.general_loss_bound),
             )
+        },
+        "loss_bounds": {
+            name: bound if math.isfinite(bound) else None for name, bound in row.loss_bounds.items()
         },
         "distance": row.distance,
         "qualified": qualified,
@@ -149,27 +157,18 @@ def confirmation_p_value(objective: Objective, losses: Losses, general: Losses) 
 
 def gain_p_value(objective: Objective, losses: Losses, general: Losses) -> float:
     """p-value of a candidate gaining nothing on the domain."""
-    return p_value_below(objective.domain_difference(losses, general), 0.0)
+    return objective.domain_change(losses, general).p_value_below(0.0)
 
 
 def loss_p_value(objective: Objective, name: str, losses: Losses, general: Losses) -> float:
     """p-value of a candidate losing more on a general set than its tolerance."""
-    difference = objective.sets[name].difference(losses[name], general[name])
-    return p_value_below(difference, objective.tolerances[name])
-
-
-def p_value_below(difference: Difference, limit: float) -> float:
-    """p-value of the difference being at least the limit."""
-    if difference.freedom < 1:
-        return 1.0
-    error = math.sqrt(difference.variance)
-    if error == 0.0:
-        return 0.0 if difference.estimate < limit else 1.0
-    return student_chance((difference.estimate - limit) / error, difference.freedom)
+    limit = objective.tolerances[name]
+    return objective.set_change(name, losses, general).p_value_below(limit)
 
 
 def two_sided(difference: Difference, confidence: float) -> dict[str, float]:
-    """An interval of a difference, from its linearised error and Student's t.
+    """An interval of a difference that is known in part, from its linearized error and Student's t;
+    what is known in full has the interval of `Objective.change`.
 
     >>> two_sided(Difference(1.0, 0.0, 9, 9), 0.95)
     {'estimate': 1.0, 'low': 1.0, 'high': 1.0}
@@ -186,10 +185,9 @@ def cannot_be_told_apart(
     objective: Objective, losses: Losses, others: Losses, confidence: float, num_pairs: int = 1
 ) -> bool:
     """Whether the interval of two candidates' domain difference holds zero."""
-    difference = objective.domain_difference(losses, others)
     level = 1.0 - (1.0 - confidence) / max(num_pairs, 1)
-    interval = two_sided(difference, level)
-    return interval["low"] <= 0.0 <= interval["high"]
+    interval = objective.domain_change(losses, others).interval(level)
+    return interval.low <= 0.0 <= interval.high
 
 
 def sweep_rows(
@@ -214,17 +212,33 @@ def sweep_rows(
             ("domain", objective.domain(base), objective.weights),
             ("general", objective.general(base), general),
         ):
-            difference = _by_way_of(objective, outcome.losses, start, whole, weights, guide)
-            interval = two_sided(difference, confidence)
+            interval = _interval(
+                objective, outcome.losses, start, whole, weights, guide, confidence
+            )
             row[role] = {key: level + value for key, value in interval.items()}
         others = {name for name in objective.tolerances if name in known} - set(general)
         row["sets"] = {}
         for name in sorted(others):
-            difference = _by_way_of(objective, outcome.losses, start, whole, {name: 1.0}, guide)
-            interval = two_sided(difference, confidence)
+            own = {name: 1.0}
+            interval = _interval(objective, outcome.losses, start, whole, own, guide, confidence)
             row["sets"][name] = {key: base[name] + value for key, value in interval.items()}
         rows.append(row)
     return rows
+
+
+def _interval(
+    objective: Objective,
+    losses: Losses,
+    start: Losses,
+    whole: Sequence[Losses],
+    weights: Mapping[str, float],
+    guide: Losses,
+    confidence: float,
+) -> dict[str, float]:
+    """Of a candidate's difference from the general model, as far as it is known."""
+    if all(objective.sets[name].is_whole(losses[name]) for name in weights):
+        return asdict(objective.change(weights, losses, start).interval(confidence))
+    return two_sided(_by_way_of(objective, losses, start, whole, weights, guide), confidence)
 
 
 def _by_way_of(

@@ -8,8 +8,8 @@ from typing import Any
 
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.manifest import hash_json
-from toolkit.search.objective import named_seed
 from toolkit.search.race import MIN_GROUPS
+from toolkit.search.raced_set import named_seed
 
 
 @dataclass(frozen=True)

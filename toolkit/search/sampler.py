@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from toolkit.errors import ConfigError
 from toolkit.search.config import SearchSection
 from toolkit.search.notation import Options, Range, Unknown, Value
-from toolkit.search.objective import named_seed
+from toolkit.search.raced_set import named_seed
 from toolkit.search.space import MergeSpace
 from toolkit.search.surrogate import PENALTY, Arm, propose
 

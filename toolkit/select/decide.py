@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from toolkit.search.contest import SHOWN_GROUPS
 from toolkit.search.objective import Losses
-from toolkit.search.outcome import Row, candidate_rows, cannot_be_told_apart, two_sided
+from toolkit.search.outcome import Row, candidate_rows, cannot_be_told_apart
 from toolkit.search.plain_sweep import PlainSweep
 from toolkit.search.space import GENERAL, SPECIALIST, alpha_of, endpoint, sweep_point
 from toolkit.search.worker import Outcome
@@ -206,8 +206,8 @@ class SweepTests:
                 if best is None or self.changes[step.name] < self.changes[best]:
                     best = step.name
             if best is not None and best != step.name:
-                behind = objective.domain_difference(own, found[best])
-                if two_sided(behind, self._settings.confidence)["low"] > 0.0:
+                behind = objective.domain_change(own, found[best])
+                if behind.interval(self._settings.confidence).low > 0.0:
                     break
         if best is None:
             return None

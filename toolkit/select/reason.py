@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from toolkit.search.objective import Objective
 from toolkit.select.ladder import Step, passed_steps
 from toolkit.select.rivals import Confirmation
 from toolkit.select.tuning_losses import TuningLosses
@@ -35,19 +36,20 @@ def reason_of(
     if mine is not None:
         return (
             f"{climbed} {chosen} stays within what general sets may lose too ({where_of(losses)}), "
-            f"gains more (domain {changes[chosen]:+.4f}) than any plain mean that does, and more "
-            f"than the plain mean of the same general loss."
+            f"gains more (domain {changes[chosen]:+.4f} on tuning items) than any "
+            "plain mean that does, and more than the plain mean of the same general loss."
         )
     if any(step.name == chosen for step in passed):
         top = passed[0].name == chosen
         which = "the farthest of them" if top else "the best of them on the domain, or tied with it"
-        return f"{climbed} {chosen} is {which} (domain {changes[chosen]:+.4f}) and is chosen."
+        gain = f"domain {changes[chosen]:+.4f} on tuning items"
+        return f"{climbed} {chosen} is {which} ({gain}) and is chosen."
     if not passed:
         return f"{climbed} The general model is kept."
     best = min((changes[step.name] for step in passed if step.name in changes), default=0.0)
     return (
-        f"{climbed} None of these is shown to gain on the domain (at best {best:+.4f}). "
-        "The general model is kept."
+        f"{climbed} None of these is shown to gain on the domain (at best {best:+.4f} on "
+        "tuning items). The general model is kept."
     )
 
 
@@ -63,10 +65,7 @@ def describe_step(step: Step) -> str:
 
 
 def _climbed(steps: Sequence[Step], losses: TuningLosses, level: str) -> str:
-    count = sum(
-        len(raced.items) for raced in losses.whole.sets.values() if raced.items.role == "general"
-    )
-    where = f"on all {count} general tuning items"
+    where = f"on all general tuning items ({count_items(losses.whole, ('general',))})"
     passed = passed_steps(steps)
     failed = min((s for s in steps if not s.is_within), key=lambda s: abs(s.alpha), default=None)
     stopped = ""
@@ -87,8 +86,13 @@ def where_of(losses: TuningLosses) -> str:
     """The documents that other methods were confirmed on."""
     if losses.aside is None:
         return "on the search's own documents, corrected for all candidates"
-    count = sum(len(raced.items) for raced in losses.aside.sets.values())
-    return f"on {count} items that the search never saw"
+    return f"on tuning items that the search never saw ({count_items(losses.aside)})"
+
+
+def count_items(objective: Objective, roles: Sequence[str] = ("domain", "general")) -> str:
+    """Items by set: sets that are only watched decide nothing and are not counted."""
+    sets = [raced.items for raced in objective.sets.values() if raced.items.role in roles]
+    return ", ".join(f"{items.name} {len(items)}" for items in sets)
 
 
 def sweep_verdict(

@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -276,7 +276,7 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
         )
     specialist = ensure_specialist(run)
     recipe, others = run.recipe, ensure_models(run)
-    stage = _merge_stage(run, general, data, specialist, others)
+    stage = merge_stage(run, general, data, specialist, others)
 
     def merge() -> None:
         from toolkit.stages.choosing import run_choosing
@@ -301,9 +301,10 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     return _ensure(stage, "merge", merge)
 
 
-def _merge_stage(
+def merge_stage(
     run: Run, general: Path, data: Path, specialist: Path, others: Mapping[str, Path]
 ) -> Stage:
+    """The merge stage of these inputs, as it would be identified."""
     recipe = run.recipe
     texts = {
         name: hash_file(path) if (path := merge_folder() / f"{name}.yaml").is_file() else "missing"
@@ -321,9 +322,18 @@ def _merge_stage(
             "specialist": content_hash(specialist),
             "data": content_hash(data),
             "merges": hash_json(texts),
+            **_prompt_hashes(recipe.evaluate.retention.files),
             **{f"models/{name}": fingerprint(folder) for name, folder in others.items()},
         },
     )
+
+
+def _prompt_hashes(files: Sequence[str]) -> dict[str, str]:
+    """Hashes of prompts of the user's own: the stage is made again when they change."""
+    return {
+        f"prompts/{name}": hash_file(path) if (path := Path(name)).is_file() else "missing"
+        for name in files
+    }
 
 
 def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
@@ -356,7 +366,7 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     for folder in made:
         read_manifest(folder)  # a worker runs no stage itself
     general, others = ensure_general(run), ensure_models(run)
-    stage = _merge_stage(run, general, data, specialist, others)
+    stage = merge_stage(run, general, data, specialist, others)
     if stage.is_complete():
         say(f"merge: up to date ({stage.folder}); there is nothing to search")
         return

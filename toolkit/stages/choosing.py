@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from toolkit.checkpoint.folder import stored_dtype
-from toolkit.evaluate.power import too_small
+from toolkit.evaluate.power import power_of
 from toolkit.machine import DTYPE_NAMES
-from toolkit.manifest import Stage
+from toolkit.manifest import MANIFEST, Stage, read_manifest
 from toolkit.merge.run import to_yaml
 from toolkit.progress import progress, say
 from toolkit.recipe import Recipe
-from toolkit.search.final import MERGE, Resampler, document_rows, final_figures
+from toolkit.search.final import MERGE, ScoredTestSets, document_rows, final_figures
 from toolkit.search.ledger import LEDGER, TestLedger
 from toolkit.search.objective import Losses, Objective
 from toolkit.search.outcome import as_json, by_item, sweep_rows
@@ -32,6 +31,7 @@ from toolkit.select.ladder import as_rows
 from toolkit.select.reason import sweep_verdict
 from toolkit.select.tuning_losses import TuningLosses
 from toolkit.stages.merged import named, references, write_model
+from toolkit.stages.powering import say_power
 from toolkit.stages.reporting import write_report
 from toolkit.stages.searching import (
     PARTIAL_SCORES,
@@ -89,8 +89,9 @@ def run_choosing(
         if threads is not None:
             torch.set_num_threads(threads)
         bench = search.bench(cache=cache_file(stage))
+        power = say_power(search, bench)
         items = sum(len(item) for item in search.parts.search)
-        say(f"  {len(search.plan.queue())} candidates on {items} tuning documents")
+        say(f"  {len(search.plan.queue())} candidates on {items} tuning items")
         outcomes = run_search(
             search.plan,
             search.place(work),
@@ -112,6 +113,13 @@ def run_choosing(
         write_model(config, folders, work, recipe.seed)
         results = _results(name, search, outcomes, verdict, losses)
         results["test_scorings"] = ledger.count
+        results["power"] = [one.as_json() for one in power]
+        results["precision"] = {
+            "scoring": precision,
+            "training": read_manifest(specialist)["results"].get("precision")
+            if (specialist / MANIFEST).is_file()
+            else None,
+        }
         write_report(
             results,
             work,
@@ -178,13 +186,19 @@ def _shown_losses(
 
 def _too_small(objective: Objective, losses: Losses, start: Losses, confidence: float) -> list[str]:
     """Sentences on general sets that cannot see their tolerance, as this merge scatters."""
-    lines = []
-    for name, limit in objective.tolerances.items():
-        difference = objective.sets[name].difference(losses[name], start[name])
-        unit = objective.sets[name].items.unit
-        error = math.sqrt(difference.variance)
-        lines.append(too_small(name, limit, error, difference.seen, unit, confidence))
-    return [line for line in lines if line is not None]
+    found = [
+        power_of(
+            name,
+            "general",
+            objective.sets[name].items.unit,
+            len(objective.sets[name].items),
+            limit,
+            objective.set_change(name, losses, start),
+            confidence,
+        )
+        for name, limit in objective.tolerances.items()
+    ]
+    return [one.sentence for one in found if not one.is_enough]
 
 
 def _score_test(
@@ -219,10 +233,7 @@ def _results(
     section = recipe.select
     decision = verdict.decision
     front = pareto_front(decision.options)
-    resampler = Resampler(
-        search.test, recipe.search.weights, recipe.evaluate.resamples, recipe.seed
-    )
-    tested = {item.name: len(item) for item in search.test}
+    tested = {item.name: item for item in search.test}
     objective = search.plan.objective
     return {
         "recipe": name,
@@ -238,7 +249,11 @@ def _results(
                 "role": item.role,
                 "unit": item.unit,
                 "items_tuning": len(item),
-                "items_test": tested.get(item.name, 0),
+                "items_test": len(tested[item.name]) if item.name in tested else 0,
+                "groups_tuning": item.num_groups,
+                "groups_test": tested[item.name].num_groups if item.name in tested else 0,
+                "one_group": bool(item.name in tested and tested[item.name].is_of_one_group),
+                "speaks_for": tested[item.name].note if item.name in tested else "",
                 "tolerance": objective.tolerances.get(item.name),
             }
             for item in search.tuning
@@ -256,7 +271,7 @@ def _results(
         "full_tokens": len(outcomes) * objective.all_tokens,
         "tuning": _counts(search.tuning),
         "test": _counts(search.test),
-        **final_figures(losses, resampler),
+        **final_figures(ScoredTestSets(search.test, recipe.search.weights, losses)),
         "documents": document_rows(losses, search.test),
     }
 

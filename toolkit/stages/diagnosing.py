@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import ConfigError, MergeError, ToolkitError
 from toolkit.evaluate.short_text import SHORT_TEXT
@@ -22,6 +22,9 @@ from toolkit.merge.tokens import read_tokens
 from toolkit.progress import progress, say
 from toolkit.report.diagnosis_page import write_diagnosis_page
 from toolkit.report.diagnosis_table import diagnosis_table
+
+if TYPE_CHECKING:
+    from toolkit.evaluate.config import EvaluateSection
 
 
 def run_diagnosis(
@@ -104,7 +107,7 @@ def score_subjects(subjects: Subjects, documents: Sequence[str]) -> list[Loss]:
             label = subjects.labels[index]
             try:
                 losses.append(_score(subjects.names[index], label, documents))
-            except (ToolkitError, OSError, ValueError, KeyError) as error:
+            except (ToolkitError, OSError, ValueError, LookupError, RuntimeError) as error:
                 first = (str(error).strip() or type(error).__name__).splitlines()[0]
                 losses.append(Loss(label, problem=first))
             advance(1, label)
@@ -115,9 +118,8 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     import torch
     from transformers import AutoTokenizer
 
-    from toolkit.checkpoint.load import load_causal_model, scoring_dtype
+    from toolkit.checkpoint.load import load_causal_model, merge_adapter, scoring_dtype
     from toolkit.data.document_tokens import document_tokens
-    from toolkit.evaluate.config import EvaluateSection
     from toolkit.evaluate.likelihood import ItemSet, score_documents
     from toolkit.evaluate.statistics import bits_per_byte
 
@@ -125,10 +127,7 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     folder = find_folder(reference.model)
     model = load_causal_model(folder, scoring_dtype(folder))
     if reference.adapter is not None:
-        from peft import PeftModel
-
-        adapted = PeftModel.from_pretrained(model, str(find_folder(reference.adapter)))
-        model = adapted.merge_and_unload()
+        model = merge_adapter(model, find_folder(reference.adapter))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     separator = next(
         (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0
@@ -145,9 +144,21 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     with torch.no_grad():
         if not all(bool(p.isfinite().all()) for p in model.parameters() if p.element_size() > 1):
             raise MergeError("its weights hold NaN or infinity")
-        nats = score_documents(model, items, EvaluateSection())
+        nats = score_documents(model, items, _section(model.config))
     bits = sum(nats) / math.log(2.0) / max(1, sum(len(ids) - 1 for ids in tokens))
     return Loss(label, bits_per_byte(nats, sizes), bits, vocabulary_size)
+
+
+def _section(config: Any) -> EvaluateSection:
+    """How texts are scored: in windows that a model with few positions can look at."""
+    from toolkit.evaluate.config import EvaluateSection
+
+    usual = EvaluateSection()
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or not 2 <= positions < usual.window_tokens:
+        return usual
+    context = min(usual.context_tokens, positions // 2)
+    return EvaluateSection(window_tokens=positions, context_tokens=context)
 
 
 def plain_values(diagnosis: Diagnosis, losses: Sequence[Loss]) -> dict[str, Any]:

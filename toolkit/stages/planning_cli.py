@@ -65,6 +65,7 @@ def plan(
     show_plan(made)
     path = write_plan(run, made)
     say(f"\n{path} and {path.with_suffix('.html').name} are written; {made['seconds']} s.")
+    say(f"What its sets can see of a loss: toolkit power {recipe} (before anything is trained).")
     if write is not None:
         write_recipe(run, made, write)
         say(f"{write} is ready: toolkit cpt run {write}")

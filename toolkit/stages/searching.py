@@ -78,7 +78,7 @@ class Search:
 
     def objective(self, sets: Sequence[EvaluationSet]) -> Objective:
         """Sets that are scored in full."""
-        return _objective(self.recipe, sets, RaceSection(enabled=False))
+        return build_objective(self.recipe, sets, RaceSection(enabled=False))
 
     def bench(self, number: int = 0, cache: Path | None = None) -> Bench:
         """Where the worker of this number merges and scores; scores are kept in `cache`."""
@@ -136,7 +136,7 @@ def prepare_search(
     refuse_overlap(tuning, test)
     refuse_too_few(tuning, test)
     parts = divide(tuning, recipe.search.confirm_fraction, recipe.seed)
-    objective = _objective(recipe, parts.search, recipe.search.race)
+    objective = build_objective(recipe, parts.search, recipe.search.race)
     plan = Plan(spaces, recipe.search, objective, recipe.seed)
     identity = {
         **stage.identity(),
@@ -238,7 +238,8 @@ def _rotary_base(folder: Path) -> float | None:
     return base if isinstance(base, (int, float)) else None
 
 
-def _objective(recipe: Recipe, sets: Sequence[EvaluationSet], race: RaceSection) -> Objective:
+def build_objective(recipe: Recipe, sets: Sequence[EvaluationSet], race: RaceSection) -> Objective:
+    """Weights, tolerances and confidence of a recipe, over these sets."""
     return Objective(
         sets,
         weights=recipe.search.weights,

@@ -152,7 +152,7 @@ def run_study(
     run: Run, section: StudySection, stage: Stage, subjects: Sequence[Subject], documents: Path
 ) -> None:
     """Score the models and write `study.json`."""
-    from toolkit.search.objective import named_seed
+    from toolkit.search.raced_set import named_seed
     from toolkit.study.verdict import Items, measure_claim
 
     evaluate = run.recipe.evaluate

@@ -14,7 +14,7 @@ import numpy as np
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.bootstrap import Floats, bootstrap_figures, intervals
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.evaluate.statistics import Interval
+from toolkit.statistics.interval import Interval
 from toolkit.study.config import MeasureSection
 
 Verdict = Literal["agrees", "not visible at this scale", "disagrees"]

@@ -168,7 +168,7 @@ class TrainSection(Section):
     gradient_checkpointing: Literal["none", "selective", "full"] = "selective"
     """Which activations are computed again in the backward pass rather than kept. `selective`: all
     but the results of matrix products and attention, at hardly any time; `full`: whole blocks, for
-    the least memory. The numbers are the same, bit for bit. On a CPU in bf16, models of the Llama
+    the least memory. The numbers are the same, bit for bit. On a CPU, models of the Llama
     family train with fused blocks that keep no more than `selective` does, so that `none` is the
     same there."""
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from toolkit.train.config import TrainSection
 from toolkit.train.fused import gated, project
 from toolkit.train.fused_attention import attend
-from toolkit.train.precision import is_low
 
 KINDS = ("llama", "mistral", "qwen2")
 """Model types whose blocks are a norm, rotary grouped attention, a norm and a gated block, each
@@ -28,7 +27,7 @@ def may_fuse(section: TrainSection, device: str, *, sharded: bool) -> bool:
         device: kind of device, as torch calls it.
         sharded: FSDP.
     """
-    plain = is_low(section) and section.attention == "auto" and not section.compile
+    plain = section.attention == "auto" and not section.compile
     return plain and device == "cpu" and not sharded
 
 
@@ -43,11 +42,15 @@ def can_fuse(model: Any) -> bool:
     return len(layers) > 0 and all(_is_plain(layer) for layer in layers)
 
 
-def fuse(model: Any) -> bool:
+def fuse(model: Any, dtype: torch.dtype) -> bool:
     """Let a model's blocks train with fused parts; scoring stays as it is.
 
-    What a block computes in training is then float32 between blocks and bfloat16 in products, as
+    What a block computes in training is then float32 between blocks and `dtype` in products, as
     under autocast; only some sums are rounded later.
+
+    Args:
+        model: a causal language model with float32 parameters.
+        dtype: of the products, bfloat16 or float32.
 
     Returns:
         Whether it `can_fuse`; where not, nothing was changed.
@@ -59,9 +62,9 @@ def fuse(model: Any) -> bool:
         first.forward = MethodType(_norm_forward, first)
         second.forward = MethodType(_norm_forward, second)
         layer.self_attn.forward = MethodType(
-            partial(_attention_forward, norm=first), layer.self_attn
+            partial(_attention_forward, norm=first, dtype=dtype), layer.self_attn
         )
-        layer.mlp.forward = MethodType(partial(_mlp_forward, norm=second), layer.mlp)
+        layer.mlp.forward = MethodType(partial(_mlp_forward, norm=second, dtype=dtype), layer.mlp)
     return True
 
 
@@ -98,12 +101,13 @@ def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
     return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
 
 
-def _mlp_forward(self: Any, x: Tensor, *, norm: Any) -> Tensor:
+def _mlp_forward(self: Any, x: Tensor, *, norm: Any, dtype: torch.dtype) -> Tensor:
     if not _learns(self):
         return type(self).forward(self, x)  # type: ignore[no-any-return]
     matrices = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
     flat = x.reshape(-1, x.shape[-1])
-    return gated(flat, (norm.weight, norm.variance_epsilon), *matrices).view(x.shape)
+    out = gated(flat, (norm.weight, norm.variance_epsilon), *matrices, dtype=dtype)
+    return out.view(x.shape)
 
 
 def _attention_forward(
@@ -114,6 +118,7 @@ def _attention_forward(
     past_key_values: Any = None,
     *,
     norm: Any,
+    dtype: torch.dtype,
     **given: Any,
 ) -> tuple[Tensor, None]:
     if not _learns(self):
@@ -127,11 +132,12 @@ def _attention_forward(
         [part.weight for part in linear],
         [part.bias for part in linear],
         (norm.weight, norm.variance_epsilon),
+        dtype=dtype,
     )
     heads = (self.k_proj.out_features // self.head_dim, self.num_key_value_groups)
     cos, sin = (part.reshape(-1, part.shape[-1]).float() for part in position_embeddings)
     mixed = attend(qkv, cos, sin, given["cu_seq_lens_q"].tolist(), heads, self.scaling)
-    out = project(mixed, [self.o_proj.weight], [None])
+    out = project(mixed, [self.o_proj.weight], [None], dtype=dtype)
     return out.view(hidden_states.shape), None
 
 

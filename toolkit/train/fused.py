@@ -1,9 +1,9 @@
 """Products of a block with gradients of their own: fewer passes over memory, fewer results kept.
 
 autocast casts every activation for every product, and autograd keeps what each small operation
-needs. Here products take bfloat16 as it is, element-wise work goes through the cache in pieces, and
-what is cheap is computed again in the backward pass. Parameters, the stream between blocks and
-norms are float32.
+needs. Here products take one type as it is (bfloat16, or float32 where a processor has nothing
+faster), element-wise work goes through the cache in pieces, and what is cheap is computed again in
+the backward pass. Parameters, the stream between blocks and norms are float32.
 
 Legend: N positions of all blocks, D hidden size, W width of a product.
 """
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_BF16 = torch.bfloat16
 _CACHE_ENTRIES = 128 * 1024
 """Entries of an activation that element-wise work goes through at one time."""
 
@@ -27,27 +26,38 @@ def project(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     norm: tuple[Tensor, float] | None = None,
+    *,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Products of one activation with several matrices, side by side, after a norm if one is given.
 
     Args:
-        x: `[N, D]`, float32 where it is to be normed, else bfloat16.
+        x: `[N, D]`, float32 where it is to be normed, else of `dtype`.
         weights: `[W_i, D]` float32.
         biases: `[W_i]` float32, or none.
         norm: weight `[D]` and epsilon of a root-mean-square norm, whose result is not kept.
+        dtype: of the products, bfloat16 or float32.
 
     Returns:
-        `[N, W]` bfloat16.
+        `[N, W]` of `dtype`.
 
     Reference:
         Zhang & Sennrich 2019, Root mean square layer normalization.
     """
     scale, epsilon = norm or (None, 0.0)
     with no_autocast():
-        return _Project.apply(x, scale, epsilon, len(weights), *weights, *biases)  # type: ignore[no-any-return, no-untyped-call]
+        return _Project.apply(x, scale, epsilon, dtype, len(weights), *weights, *biases)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def gated(x: Tensor, norm: tuple[Tensor, float], gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+def gated(
+    x: Tensor,
+    norm: tuple[Tensor, float],
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    *,
+    dtype: torch.dtype,
+) -> Tensor:
     """A gated block: `(silu(y @ gate.T) * (y @ up.T)) @ down.T` of the normed `y`; of what lies
     between, the first two products are kept.
 
@@ -56,29 +66,36 @@ def gated(x: Tensor, norm: tuple[Tensor, float], gate: Tensor, up: Tensor, down:
         norm: weight `[D]` and epsilon.
         gate, up: `[W, D]` float32.
         down: `[D, W]` float32.
+        dtype: of the products, bfloat16 or float32.
 
     Returns:
-        `[N, D]` bfloat16.
+        `[N, D]` of `dtype`.
 
     Reference:
         Shazeer 2020, GLU variants improve transformer.
     """
     with no_autocast():
-        return _Gated.apply(x, *norm, gate, up, down)  # type: ignore[no-any-return, no-untyped-call]
+        return _Gated.apply(x, *norm, dtype, gate, up, down)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor | None, epsilon: float, count: int, *given: Any
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor | None,
+        epsilon: float,
+        dtype: torch.dtype,
+        count: int,
+        *given: Any,
     ) -> Tensor:
         weights, biases = given[:count], given[count:]
         inverse = None
         y = x
         if scale is not None:
             inverse = _inverse_rms(x, epsilon)
-            y = _normed(x, inverse, scale)
-        out = y @ _beside(weights).T
+            y = _normed(x, inverse, scale, dtype)
+        out = y @ _beside(weights, dtype).T
         start = 0
         for weight, bias in zip(weights, biases, strict=True):
             if bias is not None:
@@ -91,8 +108,8 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, inverse, *weights = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[4:]
-        y = x if scale is None else _normed(x, inverse, scale)
+        wanted = ctx.needs_input_grad[5:]
+        y = x if scale is None else _normed(x, inverse, scale, grad.dtype)
         grads = _matrix_gradients(grad, y, weights, wanted)
         start = 0
         for number, weight in enumerate(weights):
@@ -100,47 +117,55 @@ class _Project(torch.autograd.Function):
             learns = wanted[len(weights) + number]
             grads.append(part.sum(0, dtype=torch.float32) if learns else None)
             start += len(weight)
-        grad_x, grad_scale = grad @ _beside(weights), None
+        grad_x, grad_scale = grad @ _beside(weights, grad.dtype), None
         if scale is not None:
             grad_x, grad_scale = _norm_gradients(grad_x, x, inverse, scale)
-        return grad_x, grad_scale, None, None, *grads
+        return grad_x, grad_scale, None, None, None, *grads
 
 
 class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, epsilon: float, gate: Tensor, up: Tensor, down: Tensor
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        epsilon: float,
+        dtype: torch.dtype,
+        gate: Tensor,
+        up: Tensor,
+        down: Tensor,
     ) -> Tensor:
         inverse = _inverse_rms(x, epsilon)
-        both = _normed(x, inverse, scale) @ _beside((gate, up)).T
+        both = _normed(x, inverse, scale, dtype) @ _beside((gate, up), dtype).T
         ctx.save_for_backward(x, scale, inverse, both, gate, up, down)
         opened, raised = both.chunk(2, dim=1)
-        product = torch.empty(opened.shape, dtype=_BF16, device=x.device)
+        product = torch.empty(opened.shape, dtype=dtype, device=x.device)
         for rows in _pieces(opened):
             torch.mul(torch.nn.functional.silu(opened[rows]), raised[rows], out=product[rows])
-        return product @ _beside((down,)).T
+        return product @ down.to(dtype).T
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, inverse, both, gate, up, down = ctx.saved_tensors
         opened, raised = both.chunk(2, dim=1)
-        product = grad @ _beside((down,))  # its gradient first, then itself in the same place
-        grad_both = torch.empty_like(both)
-        grad_opened, grad_raised = grad_both.chunk(2, dim=1)
+        product = grad @ down.to(grad.dtype)  # its gradient first, then itself in the same place
         for rows in _pieces(opened):
             above, turned = product[rows], torch.nn.functional.silu(opened[rows])
-            torch.mul(above, turned, out=grad_raised[rows])
-            through = torch.ops.aten.silu_backward(above * raised[rows], opened[rows])
-            grad_opened[rows] = through
-            torch.mul(turned, raised[rows], out=product[rows])
-        *wanted, wants_down = ctx.needs_input_grad[3:]
+            through, grad_raised = above * raised[rows], above * turned
+            torch.mul(turned, raised[rows], out=above)
+            # Gradients take the place of what they are gradients of: less goes through memory, and
+            # autograd refuses a second backward pass, as it sees that what it kept has changed.
+            torch.ops.aten.silu_backward(through, opened[rows], grad_input=opened[rows])
+            raised[rows] = grad_raised
+        *wanted, wants_down = ctx.needs_input_grad[4:]
         (grad_down,) = _matrix_gradients(grad, product, [down], [wants_down])
         del product
-        y = _normed(x, inverse, scale)
-        grads = _matrix_gradients(grad_both, y, [gate, up], wanted)
-        grad_x, grad_scale = _norm_gradients(grad_both @ _beside((gate, up)), x, inverse, scale)
-        return grad_x, grad_scale, None, *grads, grad_down
+        y = _normed(x, inverse, scale, grad.dtype)
+        grads = _matrix_gradients(both, y, [gate, up], wanted)
+        grad_x = both @ _beside((gate, up), grad.dtype)
+        grad_x, grad_scale = _norm_gradients(grad_x, x, inverse, scale)
+        return grad_x, grad_scale, None, None, *grads, grad_down
 
 
 def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
@@ -151,9 +176,9 @@ def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
     return out
 
 
-def _normed(x: Tensor, inverse: Tensor, scale: Tensor) -> Tensor:
-    """`[N, D]` float32 to bfloat16, with one cast."""
-    out = torch.empty(x.shape, dtype=_BF16, device=x.device)
+def _normed(x: Tensor, inverse: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`[N, D]` float32 to `dtype`, with one cast."""
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
     for rows in _pieces(x):
         out[rows] = (x[rows] * inverse[rows]).mul_(scale)
     return out
@@ -177,7 +202,7 @@ def _norm_gradients(
 def _matrix_gradients(
     grad: Tensor, x: Tensor, weights: Sequence[Tensor], wanted: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Of matrices whose products stand side by side: in bfloat16, as autocast has it."""
+    """Of matrices whose products stand side by side: of the products' type, as autocast has it."""
     found: list[Tensor | None] = []
     start = 0
     for weight, learns in zip(weights, wanted[: len(weights)], strict=True):
@@ -187,12 +212,13 @@ def _matrix_gradients(
     return found
 
 
-def _beside(weights: Sequence[Tensor]) -> Tensor:
-    """Matrices one below the other, in bfloat16."""
+def _beside(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Matrices one below the other. A single one is not copied where it has the type; several are,
+    as one product of them all takes less time than the copy and a product of each."""
     if len(weights) == 1:
-        return weights[0].to(_BF16)
+        return weights[0].to(dtype)
     rows = sum(len(weight) for weight in weights)
-    out = torch.empty(rows, weights[0].shape[1], dtype=_BF16, device=weights[0].device)
+    out = torch.empty(rows, weights[0].shape[1], dtype=dtype, device=weights[0].device)
     start = 0
     for weight in weights:
         out[start : start + len(weight)] = weight

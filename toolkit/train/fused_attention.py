@@ -6,6 +6,7 @@ head.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -17,7 +18,6 @@ from torch.autograd.function import once_differentiable
 
 from toolkit.train.fused import no_autocast
 
-_BF16 = torch.bfloat16
 TILE = 128
 """Queries whose scores exist at one time; keys after the last of them are never looked at."""
 
@@ -36,14 +36,14 @@ def attend(
     in tiles that see the keys up to their last. Scores are computed again in the backward pass.
 
     Args:
-        qkv: queries, keys and values side by side, `[N, (K G + 2 K) H]` bfloat16.
+        qkv: queries, keys and values side by side, `[N, (K G + 2 K) H]` bfloat16 or float32.
         cos, sin: of the rotary embedding, `[N, H]` float32.
         edges: where pieces begin, and N.
         heads: K and G.
         scale: of the scores.
 
     Returns:
-        `[N, K G H]` bfloat16.
+        `[N, K G H]`, of the type of `qkv`.
 
     Reference:
         Su et al. 2021, RoFormer; Dao et al. 2022, FlashAttention (recomputation).
@@ -64,11 +64,15 @@ class _Attend(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         queries, keys, values = _by_head(qkv, cos, sin, heads)
-        out = torch.empty(qkv.shape[0], *queries.shape[:2], queries.shape[-1], dtype=_BF16)
-        with _bfloat16_products():
+        late = _late_scale(scale, qkv.dtype)
+        if late == 1.0:
+            queries.mul_(scale)
+        later = _later(queries.device)
+        out = torch.empty(qkv.shape[0], *queries.shape[:2], queries.shape[-1], dtype=qkv.dtype)
+        with _products_of(qkv.dtype):
             for rows, seen in _tiles(edges):
-                share = _shares(queries[:, :, rows], keys[:, seen], scale)
-                part = torch.bmm(share.to(_BF16), values[:, seen])
+                share = _shares(queries[:, :, rows], keys[:, seen], late, later)
+                part = _multiply(share.to(qkv.dtype), values[:, seen], qkv.dtype)
                 out[rows] = part.view(*queries.shape[:2], -1, queries.shape[-1]).permute(2, 0, 1, 3)
         ctx.save_for_backward(queries, keys, values, cos, sin)
         ctx.edges, ctx.scale = edges, scale
@@ -83,19 +87,25 @@ class _Attend(torch.autograd.Function):
         grad_queries = torch.empty_like(queries)
         grad_keys = torch.zeros(keys.shape, dtype=torch.float32)
         grad_values = torch.zeros(keys.shape, dtype=torch.float32)
-        with _bfloat16_products():
+        late, later = _late_scale(ctx.scale, grad.dtype), _later(queries.device)
+        with _products_of(grad.dtype):
             for rows, seen in _tiles(ctx.edges):
-                share = _shares(queries[:, :, rows], keys[:, seen], ctx.scale)
+                share = _shares(queries[:, :, rows], keys[:, seen], late, later)
                 above = grad[:, :, rows].reshape(kinds, -1, entries)
-                grad_values[:, seen] += torch.bmm(share.to(_BF16).transpose(1, 2), above)
-                through = torch.bmm(above.float(), values[:, seen].float().transpose(1, 2))
+                _add_product(grad_values[:, seen], share.to(grad.dtype).transpose(1, 2), above)
+                across = values[:, seen].float().transpose(1, 2)
+                through = _multiply(above.float(), across, grad.dtype)
                 through = torch.ops.aten._softmax_backward_data(through, share, -1, torch.float32)
-                through = through.mul_(ctx.scale).to(_BF16)
-                part = torch.bmm(through, keys[:, seen])
+                if late != 1.0:
+                    through.mul_(late)
+                through = through.to(grad.dtype)
+                part = _multiply(through, keys[:, seen], grad.dtype)
                 grad_queries[:, :, rows] = part.view(kinds, group, -1, entries)
                 asked = queries[:, :, rows].reshape(kinds, -1, entries)
-                grad_keys[:, seen] += torch.bmm(through.transpose(1, 2), asked)
-        out = torch.empty(keys.shape[1], kinds * (group + 2), entries, dtype=_BF16)
+                _add_product(grad_keys[:, seen], through.transpose(1, 2), asked)
+        if late == 1.0:
+            grad_queries.mul_(ctx.scale)
+        out = torch.empty(keys.shape[1], kinds * (group + 2), entries, dtype=grad.dtype)
         for head, part in enumerate([*grad_queries.flatten(0, 1), *grad_keys]):
             _rotate(part, cos, -sin, out[:, head])
         out[:, kinds * (group + 1) :] = grad_values.transpose(0, 1)
@@ -108,7 +118,7 @@ def _by_head(
     """Rotated queries `[K, G, N, H]` and keys `[K, N, H]`, and values `[K, N, H]`."""
     kinds, group = heads
     apart = qkv.view(len(qkv), kinds * (group + 2), -1)
-    turned = torch.empty(kinds * (group + 1), len(qkv), apart.shape[-1], dtype=_BF16)
+    turned = torch.empty(kinds * (group + 1), len(qkv), apart.shape[-1], dtype=qkv.dtype)
     for head, out in enumerate(turned):
         _rotate(apart[:, head], cos, sin, out)
     queries, keys = turned[: kinds * group], turned[kinds * group :]
@@ -120,27 +130,70 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     """Rotary embedding of one head, `[N, H]`, in float32 with one cast; -sin turns it back."""
     half = x.shape[-1] // 2
     x = x.float()
-    turned = x * cos
+    turned = torch.mul(x, cos, out=out if out.dtype == torch.float32 else None)
     turned[:, :half].addcmul_(x[:, half:], sin[:, :half], value=-1)
     turned[:, half:].addcmul_(x[:, :half], sin[:, half:])
-    out.copy_(turned)
+    if turned is not out:
+        out.copy_(turned)
 
 
-def _shares(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+def _late_scale(scale: float, dtype: torch.dtype) -> float:
+    """What scores are to be multiplied by; 1 where queries are instead, of which there are fewer.
+
+    In bfloat16 that would round queries once more, unless the scale is a power of two.
+
+    >>> _late_scale(0.125, torch.bfloat16), _late_scale(0.1, torch.bfloat16)
+    (1.0, 0.1)
+    """
+    return 1.0 if dtype == torch.float32 or math.frexp(scale)[0] == 0.5 else scale
+
+
+def _later(device: torch.device) -> Tensor:
+    """What keeps the queries of a tile from the keys after them, `[TILE, TILE]`."""
+    return torch.full((TILE, TILE), float("-inf"), device=device).triu_(1)
+
+
+def _multiply(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
+    """Products matrix by matrix, `[K, R, S]` times `[K, S, H]`.
+
+    Where `dtype`, in which all values are, is float32, all threads share each of them: `bmm` would
+    give whole matrices to threads, and K is seldom a multiple of those.
+    """
+    if dtype != torch.float32:
+        return torch.bmm(one, other)
+    out = torch.empty(*one.shape[:2], other.shape[-1], device=one.device)
+    for left, right, place in zip(one, other, out, strict=True):
+        torch.mm(left, right, out=place)
+    return out
+
+
+def _add_product(out: Tensor, one: Tensor, other: Tensor) -> None:
+    """Add products to `out`, `[K, R, H]` float32."""
+    if one.dtype != torch.float32:
+        out += torch.bmm(one, other)
+        return
+    for left, right, place in zip(one, other, out, strict=True):
+        place.addmm_(left, right)
+
+
+def _shares(queries: Tensor, keys: Tensor, scale: float, later: Tensor) -> Tensor:
     """How much each query takes from each key, float32.
 
     Args:
         queries: `[K, G, R, H]`.
         keys: `[K, S, H]`, of which the last R belong to the queries.
+        scale: of the scores.
+        later: as from `_later`.
 
     Returns:
         `[K, G R, S]`; every row adds up to 1.
     """
     kinds, group, count, entries = queries.shape
     flat = queries.reshape(kinds, -1, entries).float()
-    scores = torch.bmm(flat, keys.float().transpose(1, 2)).mul_(scale)
-    later = torch.full((count, count), float("-inf"), device=keys.device).triu_(1)
-    scores.view(kinds, group, count, -1)[..., -count:] += later
+    scores = _multiply(flat, keys.float().transpose(1, 2), queries.dtype)
+    if scale != 1.0:
+        scores.mul_(scale)
+    scores.view(kinds, group, count, -1)[..., -count:] += later[:count, :count]
     return torch.softmax(scores, -1)
 
 
@@ -158,8 +211,13 @@ def _tiles(edges: Sequence[int]) -> Iterator[tuple[slice, slice]]:
 
 
 @contextmanager
-def _bfloat16_products() -> Iterator[None]:
-    """Products of float32 tensors that hold bfloat16 values: exact inputs, sums left in float32."""
+def _products_of(dtype: torch.dtype) -> Iterator[None]:
+    """Products of float32 tensors that hold values of `dtype`: those of bfloat16 are exact inputs
+    with sums left in float32."""
+    if dtype != torch.bfloat16:
+        with no_autocast():
+            yield
+        return
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"

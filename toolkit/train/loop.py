@@ -89,13 +89,13 @@ def train(
             f"train.blocks_per_step: {section.blocks_per_step} blocks cannot be shared by "
             f"{accelerator.num_processes} processes; raise it, or start fewer."
         )
-    fused = fuse(plain_model(model)) if _may_fuse(section, accelerator) else False
+    dtype = products_dtype(section)
+    fused = fuse(plain_model(model), dtype) if _may_fuse(section, accelerator) else False
     # The parts of a fused block keep what selective checkpointing would, and no more.
     kind = section.gradient_checkpointing
     checkpoint_activations(plain_model(model), "none" if fused and kind == "selective" else kind)
     if section.compile:
         plain_model(model).base_model.compile()
-    dtype = products_dtype(section)
     loss_module = NextTokenLoss(model.train(), dtype, fused=fused)
     choose_attention(
         plain_model(model), section.attention, accelerator.device.type, section.precision

@@ -47,7 +47,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total += _losses_to_gradients(logits, labels[rows]).sum(dtype=torch.float64)
             if grad_hidden is not None:
                 grad_hidden[rows] = (logits @ w).to(hidden.dtype)
-            if grad_head is not None:
+            if grad_head is not None and dtype == grad_head.dtype:
+                grad_head.addmm_(logits.T, x[rows])
+            elif grad_head is not None:
                 for first in range(0, len(w), HEAD_ROWS):
                     part = slice(first, first + HEAD_ROWS)
                     grad_head[part] += logits[:, part].T @ x[rows]
@@ -76,7 +78,8 @@ def _losses_to_gradients(logits: Tensor, labels: Tensor) -> Tensor:
         total = z.sub_(top).exp_().sum(dim=1, keepdim=True)
         losses[part] = (total.log() + top - target)[:, 0]
         z.div_(total).scatter_add_(1, y, torch.full_like(target, -1.0))
-        logits[part] = z
+        if logits.dtype != z.dtype:  # else it is that very place
+            logits[part] = z
     return losses
 
 

@@ -41,7 +41,7 @@ def run_scratch(shape: ShapeSection, stage: Stage, tokenizer_folder: Path) -> No
         )
     model = random_llama(shape, stage.seed, tokenizer)
     with stage.running() as work:
-        save_model(model, work, dtype=torch.float32, like=tokenizer_folder)
+        save_model(model, work, dtype=torch.float32, like=tokenizer_folder, only_tokenizer=True)
         stage.finish({"num_parameters": sum(p.numel() for p in model.parameters())})
 
 

@@ -63,7 +63,7 @@ def check_configs(survey: Survey) -> Iterator[Finding]:
                 "has no config.json",
                 "give a whole model folder",
             )
-        yield from _quantised(model)
+        yield from _stale_quantization(model)
     leader = survey.leader
     if leader is None:
         return
@@ -82,16 +82,16 @@ def check_configs(survey: Survey) -> Iterator[Finding]:
                 yield Finding(severity, model.name, what, advice)
 
 
-def _quantised(model: Model) -> Iterator[Finding]:
+def _stale_quantization(model: Model) -> Iterator[Finding]:
+    """Packed weights do not open, so a model that did has plain ones, whatever its config says."""
     settings = model.config.get("quantization_config")
     if settings:
         method = settings.get("quant_method") if isinstance(settings, Mapping) else None
         yield Finding(
-            "error",
+            "note",
             model.name,
-            f"is quantised ({method or 'see quantization_config in its config.json'})",
-            "load it with dequantize=True, save it in bfloat16, and merge that",
-            frozenset({model.name}),
+            f"its config.json says that it is quantised ({method}), and its weights are plain",
+            "the merge is written without quantization_config; remove it there too",
         )
 
 

@@ -21,9 +21,15 @@ from toolkit.merge.check.tensors import check_tensors
 from toolkit.merge.check.tokens import check_tokens
 from toolkit.merge.config import MergeConfig, parse_merge_config
 from toolkit.merge.fallback import needs_mergekit
+from toolkit.merge.loadable import refuse_unloadable_merge
 from toolkit.merge.models import Models
 from toolkit.merge.output import merged_config, out_dtype
-from toolkit.merge.parameters import mistyped_parameters, parameter_places, unknown_parameters
+from toolkit.merge.parameters import (
+    ignored_parameters,
+    mistyped_parameters,
+    parameter_places,
+    unknown_parameters,
+)
 from toolkit.merge.plan import MergePlan, plan_merge
 from toolkit.merge.registry import Method, all_methods, get_method
 from toolkit.merge.tokenizer import check_tokenizer
@@ -66,11 +72,11 @@ def check_merge(
     faults, method = _check_method(data, survey)
     findings += faults
     if config is not None and len(survey.models) == len(survey.names):
-        faults_of_tokens, models = _check_tokenizer(config, models)
+        faults_of_tokens, seen = _check_tokenizer(config, models)
         findings += faults_of_tokens
         is_plannable = method is not None and all(f.severity != "error" for f in faults)
         if is_plannable:
-            findings += _check_plan(config, models, findings, out)
+            findings += _check_plan(config, seen, models, findings, out)
     return in_order(findings)
 
 
@@ -91,6 +97,7 @@ def _check_method(data: Mapping[str, Any], survey: Survey) -> tuple[list[Finding
     except ConfigError as error:
         return [*findings, from_message(str(error))], None
     faults = [*unknown_parameters(places, method), *mistyped_parameters(places, method)]
+    findings += [from_message(line, "warning") for line in ignored_parameters(places, method)]
     return [*findings, *map(from_message, faults)], method
 
 
@@ -105,7 +112,11 @@ def _check_tokenizer(config: MergeConfig, models: Models) -> tuple[list[Finding]
 
 
 def _check_plan(
-    config: MergeConfig, models: Models, known: Sequence[Finding], out: Path | None
+    config: MergeConfig,
+    models: Models,
+    stored: Models,
+    known: Sequence[Finding],
+    out: Path | None,
 ) -> Iterator[Finding]:
     try:
         plan = plan_merge(config, models.shapes, models.config, models.file)
@@ -114,7 +125,7 @@ def _check_plan(
             yield from_message(str(error))
         return
     yield from check_settings(plan)
-    yield from _output(config, plan, models, out)
+    yield from _output(config, plan, models, stored, out)
 
 
 def _is_said(message: str, known: Sequence[Finding]) -> bool:
@@ -127,11 +138,13 @@ def _is_said(message: str, known: Sequence[Finding]) -> bool:
 
 
 def _output(
-    config: MergeConfig, plan: MergePlan, models: Models, out: Path | None
+    config: MergeConfig, plan: MergePlan, models: Models, stored: Models, out: Path | None
 ) -> Iterator[Finding]:
     dtypes = {task.name: out_dtype(config, task, models) for task in plan.tasks}
     try:
-        merged_config(config, plan, models, dtypes)
+        values = merged_config(config, plan, models, dtypes)
+        shapes = {task.name: task.shape for task in plan.tasks}
+        refuse_unloadable_merge(values, shapes, stored, config.model_names())
     except ToolkitError as error:
         yield from_message(str(error))
     target = (out or Path.cwd() / "out").absolute()

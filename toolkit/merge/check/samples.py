@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from toolkit.checkpoint.adapted import AdaptedCheckpoint
 from toolkit.checkpoint.read import has_array
+from toolkit.checkpoint.tensor_names import is_vocabulary
 from toolkit.merge.check.findings import Finding, summarise_names
 from toolkit.merge.check.survey import Model, Survey
 from toolkit.merge.kernels.rows import as_float32
-from toolkit.merge.layers import is_vocabulary
 
 _RUNS, _RUN = 4, 1024
 """Places in a tensor, and entries at each: 4 pages or so a tensor, whatever its size."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from toolkit.checkpoint.tensor_names import contains
 from toolkit.errors import MergeError
-from toolkit.lazy_torch import torch
 from toolkit.merge.check.findings import Finding, from_message
 from toolkit.merge.check.survey import Survey
 from toolkit.merge.definition import compute_tensor
@@ -44,7 +44,7 @@ def check_filters(places: Places, survey: Survey) -> Iterator[Finding]:
             if not isinstance(setting, (Mapping, list, tuple)):
                 continue
             for wanted in dict.fromkeys(setting_filters(setting)):
-                if names and wanted != "*" and not any(wanted in name for name in names):
+                if names and wanted != "*" and not any(contains(name, wanted) for name in names):
                     yield Finding(
                         "warning",
                         f"{where}.{parameter}",
@@ -84,6 +84,8 @@ def check_settings(plan: MergePlan) -> Iterator[Finding]:
 
 def _rehearse(plan: MergePlan, task: TensorTask) -> str | None:
     """What the method would refuse about a task's parameters, found on 16 entries."""
+    import torch
+
     tiny = replace(task, shape=(4, 4))
     if plan.method.needs_thresholds:
         tiny = replace(tiny, thresholds=tuple(0.0 for _ in task.sources))

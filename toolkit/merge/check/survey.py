@@ -154,7 +154,7 @@ def _lacking_targets(name: str) -> list[str]:
         adapter = open_adapter(find_folder(reference.adapter))
     except (ConfigError, MergeError, CheckpointError):
         return []
-    return [tensor for tensor in (*adapter.parts, *adapter.saved) if tensor not in model]
+    return [tensor for tensor in adapter.changed if tensor not in model]
 
 
 def check_adapters(survey: Survey) -> Iterator[Finding]:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.checkpoint.tensor_names import is_vocabulary
 from toolkit.merge.diagnosis.subjects import Subjects
 from toolkit.merge.diagnosis.sums import Sums, sum_tensor, zero_rows
 from toolkit.merge.diagnosis.trimming import Trimmed, trimmed_by
 from toolkit.merge.kernels.workers import Workers
-from toolkit.merge.layers import is_before_layers, is_vocabulary
+from toolkit.merge.layers import is_before_layers
 from toolkit.merge.task import TensorTask
 
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")

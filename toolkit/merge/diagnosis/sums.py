@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.merge.kernels import native
-from toolkit.merge.kernels.rows import RowReader, as_float32
+from toolkit.merge.kernels import compiled
+from toolkit.merge.kernels.rows import RowReader, Rows, as_float32
 from toolkit.merge.kernels.workers import Workers
 
 Floats = NDArray[np.float64]
@@ -79,17 +79,37 @@ def sum_tensor(arrays: Sequence[NDArray[Any]], base: int, workers: Workers) -> S
     read = RowReader(arrays)
 
     def act(start: int, stop: int) -> Sums:
-        found = Sums.zero(len(arrays))
-        native.compare_models(
-            read(start, stop), base, found.squares, found.gaps, found.both, found.same,
-            found.non_finite,
-        )  # fmt: skip
+        found, rows = Sums.zero(len(arrays)), read(start, stop)
+        try:
+            compiled.compare_models(
+                rows, base, found.squares, found.gaps, found.both, found.same, found.non_finite
+            )
+        except compiled.KernelError as error:
+            compiled.announce_fallback(str(error))
+            _compare_by_numpy(rows, base, found)
         return replace(found, entries=stop - start)
 
     total = sum(workers.each(arrays[0].size, act), Sums.zero(len(arrays)))
     for half in (total.gaps, total.both, total.same):
         half += half.T  # the kernel fills the upper half
     return total
+
+
+def _compare_by_numpy(rows: Rows, base: int, sums: Sums) -> None:
+    """What `compare_models` adds to sums that are zero, for where it cannot be compiled."""
+    values = [as_float32(row).astype(np.float64) for row in rows]
+    with np.errstate(invalid="ignore"):
+        deltas = [value - values[base] for value in values]
+        signs = [(d > 0).astype(np.int8) - (d < 0).astype(np.int8) for d in deltas]
+        for a, value in enumerate(values):
+            sums.squares[a] = value @ value
+            sums.non_finite[a] = np.count_nonzero(~np.isfinite(value))
+            for b in range(a + 1, len(values)):
+                gap = value - values[b]
+                sums.gaps[a, b] = gap @ gap
+                agreement = signs[a] * signs[b]  # zero where one of them is the base
+                sums.both[a, b] = np.count_nonzero(agreement)
+                sums.same[a, b] = np.count_nonzero(agreement > 0)
 
 
 def zero_rows(array: NDArray[Any], shape: tuple[int, ...], workers: Workers) -> NDArray[np.bool_]:

@@ -1,7 +1,7 @@
 """Which method runs on which kernel, and what a kernel must know before it can run.
 
-`find_kernel` answers None where the torch definition has to do: for methods without a kernel, and
-for a few options of those that have one.
+`find_kernel` answers None where the torch definition has to do: for methods without a kernel, for
+a few options of those that have one, and wherever numba cannot be imported or cannot compile it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import MergeError
-from toolkit.merge.kernels import native
+from toolkit.merge.kernels import compiled
 from toolkit.merge.kernels.job import Job
 from toolkit.merge.kernels.rows import Rows
 from toolkit.merge.kernels.thinning import (
@@ -68,16 +68,24 @@ def find_kernel(
         and (len(shape) > 2 or max((*shape[-1:], 0)) > LONGEST_ROW)
     ):
         return None
+    if kernel is None or method in _FORGONE or not compiled.can_import_kernels():
+        return None
     return kernel
 
 
+def forgo_kernel(method: str, error: compiled.KernelError) -> None:
+    """Leave a method to its definition for the rest of the process, and say why."""
+    _FORGONE.add(method)
+    compiled.announce_fallback(str(error).splitlines()[0])
+
+
 def _prepare_linear(job: Job) -> tuple[Any, ...]:
-    return (floats(job.parameters["weight"]), *_divisor(job.parameters))
+    return (floats(job.parameters["weight"]), _divisor(job.parameters))
 
 
 def _apply_linear(rows: Rows, settings: tuple[Any, ...], start: int, out: NDArray[Any]) -> int:
     del start
-    return int(native.combine_models(rows, *settings, out))
+    return compiled.combine_models(rows, *settings, out)
 
 
 def _prepare_task(job: Job) -> tuple[Any, ...]:
@@ -86,7 +94,7 @@ def _prepare_task(job: Job) -> tuple[Any, ...]:
 
 def _apply_task(rows: Rows, settings: tuple[Any, ...], start: int, out: NDArray[Any]) -> int:
     del start
-    return int(native.add_task_vectors(rows, *settings, out))
+    return compiled.add_task_vectors(rows, *settings, out)
 
 
 def _prepare_arc(job: Job) -> tuple[Any, ...]:
@@ -100,7 +108,7 @@ def _prepare_arc(job: Job) -> tuple[Any, ...]:
 
 def _apply_arc(rows: Rows, settings: tuple[Any, ...], start: int, out: NDArray[Any]) -> int:
     del start
-    return int(native.arc(rows, *settings, out))
+    return compiled.arc(rows, *settings, out)
 
 
 def _prepare_two(job: Job) -> tuple[Any, ...]:
@@ -118,8 +126,8 @@ def _apply_two(rows: Rows, settings: tuple[Any, ...], start: int, out: NDArray[A
     del start
     factors = np.array(settings, np.float32)
     if len(rows) == 3:
-        return int(native.combine_task_vectors(rows, factors, out))
-    return int(native.combine_models(rows, factors, np.float32(1.0), False, out))
+        return compiled.combine_task_vectors(rows, factors, out)
+    return compiled.combine_models(rows, factors, None, out)
 
 
 def _cosine(job: Job) -> float:
@@ -127,7 +135,7 @@ def _cosine(job: Job) -> float:
 
     def act(start: int, stop: int) -> NDArray[np.float64]:
         found = np.zeros(3)
-        native.inner_products(job.read(start, stop), found)
+        compiled.inner_products(job.read(start, stop), found)
         return found
 
     if "cosine" not in job.memory:
@@ -141,20 +149,22 @@ def _pair(factors: tuple[float, float]) -> tuple[np.float32, np.float32]:
     return np.float32(factors[0]), np.float32(factors[1])
 
 
-def _divisor(parameters: Mapping[str, Any]) -> tuple[np.float32, bool]:
-    divides = bool(parameters["normalize"])
-    return np.float32(_weight_total(tuple(parameters["weight"])) if divides else 1.0), divides
+def _divisor(parameters: Mapping[str, Any]) -> np.float32 | None:
+    """What the weighted sum is divided by, if it is."""
+    if not parameters["normalize"]:
+        return None
+    return np.float32(_weight_total(tuple(parameters["weight"])))
 
 
 _weight_total = functools.lru_cache(maxsize=1024)(weight_total)
 
 
 def _union(parameters: Mapping[str, Any], votes: bool) -> tuple[Any, ...]:
-    """What `unite` asks: votes, divisor, divides, scale."""
+    """What `unite` asks: votes, divisor, scale."""
     scale = np.float32(parameters["lambda_"])
-    if votes:
-        return True, np.float32(1.0), bool(parameters["normalize"]), scale
-    return False, *_divisor(parameters), scale
+    if votes:  # the models that agree divide, whose weights may sum to zero over all of them
+        return True, np.float32(1.0) if parameters["normalize"] else None, scale
+    return None, _divisor(parameters), scale
 
 
 def _thinned(
@@ -175,6 +185,9 @@ def _thinned(
 
     return Kernel(prepare_all, apply_all, by_row)
 
+
+_FORGONE: set[str] = set()
+"""Methods with a kernel that numba failed to compile."""
 
 _KERNELS: dict[str, Kernel] = {
     "linear": Kernel(_prepare_linear, _apply_linear),

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.merge.kernels import native, workers
+from toolkit.merge.kernels import compiled, workers
 from toolkit.merge.kernels.job import Job
-from toolkit.merge.kernels.rows import as_float32
+from toolkit.merge.kernels.rows import Rows, as_float32
 from toolkit.merge.kernels.sizes import HALVES
 
 Wanted = tuple[int, int]
@@ -118,7 +118,7 @@ def _within_windows(job: Job, wanted: Sequence[Wanted]) -> dict[Wanted, float]:
             collected[thread] = _Collected(widths.copy(), below, used, _room(num))
         own = collected[thread]
         rows = job.read(start, stop)
-        native.collect_windows(rows, models, least, own.widths, own.below, own.used, own.room)
+        compiled.collect_windows(rows, models, least, own.widths, own.below, own.used, own.room)
         own.widths[own.used > _MOST_HELD] = 0  # no more of these
 
     job.workers.each(job.size, add)
@@ -139,7 +139,7 @@ def _kth(parts: Sequence[NDArray[np.uint32]], k: int, window: _Window) -> int:
     words = parts[0]
     if len(parts) > 1:
         words = np.concatenate([*(part[:-_SLACK] for part in parts), words[:_SLACK]])
-    return int(native.kth_word(words, words.size - _SLACK, k, window.least, window.width))
+    return compiled.kth_word(words, words.size - _SLACK, k, window.least, window.width)
 
 
 def _windows(job: Job, wanted: Sequence[Wanted]) -> list[_Window]:
@@ -149,7 +149,7 @@ def _windows(job: Job, wanted: Sequence[Wanted]) -> list[_Window]:
     windows = []
     for model in dict.fromkeys(m for m, _ in wanted):
         counts = np.zeros(HALVES, np.int64)
-        native.upper_histogram(sample, model, counts)
+        compiled.upper_histogram(sample, model, counts)
         cumulative = np.cumsum(counts)
         for _, rank in (item for item in wanted if item[0] == model):
             windows.append(_window((model, rank), rank / job.size, cumulative))
@@ -192,7 +192,11 @@ def upper_counts(job: Job, model: int) -> NDArray[np.int64]:
     """Histogram of a task vector's magnitudes by their upper pattern halves, `[65536]`."""
 
     def add(start: int, stop: int, counts: NDArray[Any]) -> None:
-        native.upper_histogram(job.read(start, stop), model, counts)
+        rows = job.read(start, stop)
+        try:
+            compiled.upper_histogram(rows, model, counts)
+        except compiled.KernelError:
+            counts += np.bincount(_magnitude_bits(rows, model) >> 16, minlength=HALVES)
 
     return job.workers.count(job.size, HALVES, add)
 
@@ -201,9 +205,20 @@ def lower_counts(job: Job, model: int, upper: int) -> NDArray[np.int64]:
     """Of the magnitudes with one upper half: histogram by their lower halves, `[65536]`."""
 
     def add(start: int, stop: int, counts: NDArray[Any]) -> None:
-        native.lower_histogram(job.read(start, stop), model, upper, counts)
+        rows = job.read(start, stop)
+        try:
+            compiled.lower_histogram(rows, model, upper, counts)
+        except compiled.KernelError:
+            bits = _magnitude_bits(rows, model)
+            counts += np.bincount(bits[bits >> 16 == upper] & 0xFFFF, minlength=HALVES)
 
     return job.workers.count(job.size, HALVES, add)
+
+
+def _magnitude_bits(rows: Rows, model: int) -> NDArray[np.int64]:
+    """What the histograms count, for where they cannot be compiled."""
+    deltas = as_float32(rows[model]) - as_float32(rows[-1])
+    return deltas.view(np.int32).astype(np.int64) & 0x7FFFFFFF
 
 
 def place_of(cumulative: NDArray[np.int64], k: int) -> tuple[int, int]:
@@ -225,8 +240,8 @@ def _table(job: Job, model: int) -> tuple[Any, Any] | None:
     ends = _cumulative(job, model)
     halves = np.empty(job.size, np.uint16)
     starts = np.concatenate([[0], ends[:-1]])
-    native.scatter_halves(job.read(0, job.size), model, starts, halves)
+    compiled.scatter_halves(job.read(0, job.size), model, starts, halves)
     patterns, cumulative = np.empty(limit, np.uint32), np.empty(limit, np.uint32)
     scratch = np.zeros(HALVES, np.uint32), np.zeros(HALVES // 64, np.uint64)
-    found = int(native.distinct(halves, ends, *scratch, patterns, cumulative))
+    found = compiled.distinct(halves, ends, *scratch, patterns, cumulative)
     return None if found > limit else (patterns[:found].copy(), cumulative[:found].copy())

@@ -12,7 +12,7 @@ from toolkit.checkpoint.read import Entries
 
 Rows = tuple[NDArray[Any], ...]
 """Entries of every tuned model, then of the base where there is one: uint16 (the bits of bfloat16)
-or float32."""
+or float32, read-only."""
 
 
 class RowReader:
@@ -40,7 +40,7 @@ class RowReader:
         return tuple(self._typed(_runs(array, num_runs, stride, length)) for array in self._arrays)
 
     def _typed(self, block: NDArray[Any]) -> NDArray[Any]:
-        return block if self._is_bf16 else as_float32(block)
+        return as_row(block if self._is_bf16 else as_float32(block))
 
 
 def _runs(array: Entries, num_runs: int, stride: int, length: int) -> NDArray[Any]:
@@ -49,6 +49,14 @@ def _runs(array: Entries, num_runs: int, stride: int, length: int) -> NDArray[An
         return found.ravel()
     starts = range(0, num_runs * stride, stride)  # the rest need not be gathered
     return np.concatenate([array[start : start + length] for start in starts])
+
+
+def as_row(block: NDArray[Any]) -> NDArray[Any]:
+    """A block as kernels are compiled for it: numba would compile them once more for memory that
+    may be written, and again for files in which tensors begin at odd places."""
+    row = np.require(block, requirements=("C", "A")).view()
+    row.flags.writeable = False
+    return row
 
 
 def as_float32(block: NDArray[Any]) -> NDArray[np.float32]:

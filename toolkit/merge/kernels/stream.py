@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.lazy_torch import Tensor, torch
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 GAMMA = 0x9E3779B97F4A7C15
 FIRST_MULTIPLIER = 0xBF58476D1CE4E5B9
@@ -37,6 +40,8 @@ class EntryStream:
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
         """A number in [0, 1) for each entry of the next model's tensor: `shape`, float32, CPU."""
+        import torch
+
         key = stream_key(self._seed, self._name, self._next)
         self._next += 1
         size = int(np.prod(tuple(shape), dtype=np.int64))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.merge.kernels import native
+from toolkit.merge.kernels import compiled
 from toolkit.merge.kernels.job import Job
 from toolkit.merge.kernels.ranks import kth_smallest
 from toolkit.merge.kernels.rows import Rows
@@ -72,7 +72,7 @@ def prepare_trimmed(job: Job) -> Trimmed:
 
     def sizes(rows: Rows, m: int, start: int, lanes: NDArray[np.float64]) -> None:
         del start
-        native.sizes_trimmed(rows, m, least[m], most[m], lanes)
+        compiled.sizes_trimmed(rows, m, least[m], most[m], lanes)
 
     ratios = np.ones(len(densities), np.float32)
     if job.parameters.get("rescale"):
@@ -84,15 +84,12 @@ def apply_trimmed(
     rows: Rows, found: Trimmed, union: tuple[Any, ...], start: int, out: NDArray[Any]
 ) -> int:
     del start
-    votes, divisor, divides, scale = union
-    if len(rows) == 2 and not divides:  # one model outvotes nobody: the same bits for less
-        votes = False
-    return int(
-        native.join_trimmed(
-            rows, found.factors, found.ratios, found.low, found.high, votes, divisor, divides,
-            scale, out,
-        )
-    )  # fmt: skip
+    votes, divisor, scale = union
+    if len(rows) == 2 and divisor is None:  # one model outvotes nobody: the same bits for less
+        votes = None
+    return compiled.join_trimmed(
+        rows, found.factors, found.ratios, found.low, found.high, votes, divisor, scale, out
+    )
 
 
 def _kept_ranks(size: int, density: float, gamma: float | None) -> tuple[int, ...] | None:
@@ -113,7 +110,7 @@ def prepare_random(job: Job) -> Masked:
     def thin(
         rows: Rows, m: int, start: int, lanes: NDArray[np.float64], mask: NDArray[np.uint8]
     ) -> None:
-        native.thin_at_random(rows, m, start, keys[m], densities[m], lanes, mask)
+        compiled.thin_at_random(rows, m, start, keys[m], densities[m], lanes, mask)
 
     return _masked(job, thin, 1)
 
@@ -130,7 +127,7 @@ def prepare_ranked(job: Job) -> Masked:
     def thin(
         rows: Rows, m: int, start: int, lanes: NDArray[np.float64], mask: NDArray[np.uint8]
     ) -> None:
-        native.thin_by_rank(
+        compiled.thin_by_rank(
             rows, m, start, length, keys[m], densities[m], lows[m], spreads[m],
             np.empty(ROW_BYTES * (length + ROW_SLACK), np.uint8), lanes, mask,
         )  # fmt: skip
@@ -170,7 +167,7 @@ def apply_masked(
     rows: Rows, found: Masked, union: tuple[Any, ...], start: int, out: NDArray[Any]
 ) -> int:
     masks = found.masks(rows, start)
-    return int(native.join_masked(rows, masks, found.factors, found.ratios, *union, out))
+    return compiled.join_masked(rows, masks, found.factors, found.ratios, *union, out)
 
 
 def _ratios(job: Job, sizes: Sizes, unit: int) -> NDArray[np.float32]:

@@ -18,11 +18,18 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 
+def count_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux has it, macOS has not
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Workers:
     """All cores, for large tensors block by block, for small ones tensor by tensor."""
 
     def __init__(self, num_threads: int | None = None) -> None:
-        self.num_threads = num_threads or len(os.sched_getaffinity(0))
+        self.num_threads = num_threads or count_cores()
         self._here = threading.local()
 
     def each(self, size: int, act: Callable[[int, int], ResultT], unit: int = 1) -> list[ResultT]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from toolkit.lazy_torch import Tensor
 from toolkit.merge.methods.checks import check_between, check_density
 from toolkit.merge.methods.sparsify import restore_l1, trim_with_outliers
 from toolkit.merge.methods.task_vectors import join, task_vectors
 from toolkit.merge.registry import PerModel, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("breadcrumbs", reference="https://arxiv.org/abs/2312.06795")

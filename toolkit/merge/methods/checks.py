@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from toolkit.errors import MergeError
-from toolkit.lazy_torch import Tensor
 from toolkit.merge.task import TensorTask
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ZERO_WEIGHT = 1e-8
 """Sums of weights smaller than this cannot be divided by."""

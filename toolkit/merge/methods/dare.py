@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.kernels.stream import EntryStream
 from toolkit.merge.methods.checks import check_density
 from toolkit.merge.methods.sparsify import drop_at_random
 from toolkit.merge.methods.task_vectors import join, task_vectors
 from toolkit.merge.registry import PerModel, merge_method
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @merge_method("dare_linear", reference="https://arxiv.org/abs/2311.03099")

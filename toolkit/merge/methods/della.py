@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.kernels.stream import EntryStream
 from toolkit.merge.methods.checks import ParameterError, check_between, check_density
 from toolkit.merge.methods.sparsify import drop_by_rank
 from toolkit.merge.methods.task_vectors import join, task_vectors
 from toolkit.merge.registry import PerModel, merge_method
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @merge_method("della", reference="https://arxiv.org/abs/2406.11617")

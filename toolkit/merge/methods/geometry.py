@@ -8,8 +8,11 @@ the tensors is one weighted sum.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from toolkit.lazy_torch import Tensor, torch
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 BLOCK = 1 << 20
 """Entries that are held in float64 at a time."""
@@ -25,10 +28,13 @@ def inner_products(tensors: Sequence[Tensor], base: Tensor | None = None) -> Ten
     Returns:
         Gram matrix, `[M, M]`, float64, on the CPU.
 
+    >>> import torch
     >>> inner_products([torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])])
     tensor([[25.,  3.],
             [ 3.,  1.]], dtype=torch.float64)
     """
+    import torch
+
     flat = [tensor.flatten() for tensor in tensors]
     origin = base.flatten() if base is not None else None
     gram = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
@@ -44,6 +50,8 @@ def combination(
     tensors: Sequence[Tensor], coefficients: Sequence[float], base: Tensor | None = None
 ) -> Tensor:
     """`sum(c_m * x_m)`, or `base + sum(c_m * (x_m - base))` where a base is given."""
+    import torch
+
     merged = torch.zeros_like(tensors[0])
     for tensor, coefficient in zip(tensors, coefficients, strict=True):
         merged.add_(tensor if base is None else tensor - base, alpha=coefficient)

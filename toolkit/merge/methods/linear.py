@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.checks import check_models, weight_total
 from toolkit.merge.methods.task_vectors import join, task_vectors
 from toolkit.merge.registry import PerModel, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("linear", reference="https://arxiv.org/abs/2203.05482", elementwise=True)
@@ -28,6 +31,8 @@ def linear(tensors: Sequence[Tensor], *, weight: PerModel, normalize: bool = Tru
     Reference:
         Wortsman et al. 2022, Model soups.
     """
+    import torch
+
     total = weight_total(weight) if normalize else 1.0
     merged = torch.zeros_like(tensors[0])
     for tensor, factor in zip(tensors, weight, strict=True):
@@ -89,5 +94,7 @@ def passthrough(tensors: Sequence[Tensor], *, scale: PerModel = (1.0,)) -> Tenso
     Reference:
         mergekit, passthrough.
     """
-    check_models("passthrough", tensors, 1, 1, "give each slice one source.")
+    check_models(
+        "passthrough", tensors, 1, 1, "give each slice one source, and leave out base_model."
+    )
     return tensors[0] * scale[0]

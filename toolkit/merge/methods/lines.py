@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from toolkit.lazy_torch import Tensor
 from toolkit.merge.methods.task_vectors import join, task_vectors
 from toolkit.merge.registry import PerModel, Place, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("lines", reference="https://arxiv.org/abs/2410.17146", elementwise=True)

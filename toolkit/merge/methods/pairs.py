@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.checks import check_between, check_models
 from toolkit.merge.methods.geometry import BLOCK
 from toolkit.merge.methods.sparsify import kth_smallest
 from toolkit.merge.registry import merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SMALLEST_DIFFERENCE = 1e-6
 """Differences are not divided by less, as in mergekit."""
@@ -42,6 +45,8 @@ def nearswap(tensors: Sequence[Tensor], base: Tensor, *, t: float) -> Tensor:
     Reference:
         alchemonaut 2024, QuartetAnemoi.
     """
+    import torch
+
     check_models("nearswap", tensors, 1, 1, "leave out the others or choose another method.")
     check_between("t", t, 0.0, math.inf, "it is the furthest that an entry may move.")
     other = tensors[0]
@@ -75,6 +80,8 @@ def arcee_fusion(tensors: Sequence[Tensor], base: Tensor) -> Tensor:
     Reference:
         Arcee 2024, Arcee Fusion in MergeKit.
     """
+    import torch
+
     check_models("arcee_fusion", tensors, 1, 1, "leave out the others or choose another method.")
     delta = tensors[0] - base
     if base.numel() == 0:
@@ -90,6 +97,8 @@ def arcee_fusion(tensors: Sequence[Tensor], base: Tensor) -> Tensor:
 
 def _divergence(other: Tensor, base: Tensor) -> Tensor:
     """Divergence of each row's softmax in `other` from that in `base`, `[..., 1]`."""
+    import torch
+
     width = base.shape[-1] if base.dim() > 0 else 1
     x, y = other.reshape(-1, width), base.reshape(-1, width)
     rows = max(1, BLOCK // width)

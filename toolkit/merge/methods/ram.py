@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.checks import check_between
 from toolkit.merge.methods.task_vectors import task_vectors
 from toolkit.merge.registry import merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("ram", reference="https://arxiv.org/abs/2601.13572", elementwise=True)
@@ -79,6 +82,8 @@ def _join(
     base: Tensor, changes: Sequence[Tensor], number: Tensor, scales: Sequence[float]
 ) -> Tensor:
     """Base plus changes: those made alone times the model's scale, those shared averaged."""
+    import torch
+
     merged = torch.zeros_like(base)
     for change, scale in zip(changes, scales, strict=True):
         merged.add_(torch.where(number > 1, change / number, change * scale))
@@ -89,6 +94,8 @@ def _changes(
     tensors: Sequence[Tensor], base: Tensor, epsilon: float
 ) -> tuple[list[Tensor], Tensor]:
     """Task vectors without changes up to `epsilon`, and how many models changed each entry."""
+    import torch
+
     check_between("epsilon", epsilon, 0.0, math.inf, "it is the largest change that is ignored.")
     changes = [
         torch.where(delta.abs() > epsilon, delta, 0.0) for delta in task_vectors(tensors, base)

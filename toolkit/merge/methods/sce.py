@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.checks import check_between
 from toolkit.merge.methods.sparsify import kth_smallest
 from toolkit.merge.methods.task_vectors import task_vectors
 from toolkit.merge.registry import merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SMALLEST_SHARE = 1e-6
 """Summed shares of the models that agree are not divided by less, as in mergekit."""
@@ -50,6 +53,8 @@ def sce(
     Reference:
         Wan et al. 2024, FuseChat.
     """
+    import torch
+
     check_between("select_topk", select_topk, 0.0, 1.0, "it is the fraction of entries to keep.")
     check_between("equal_below", equal_below, 0.0, math.inf, "it is a sum of mean squares.")
     if base.numel() == 0:
@@ -73,6 +78,8 @@ def sce(
 
 def _most_varied(deltas: Sequence[Tensor], share: float) -> Tensor:
     """Where the variance between models is among the largest of those that are not zero."""
+    import torch
+
     variance = torch.stack(list(deltas)).var(dim=0, correction=0)
     kept = int(int(variance.count_nonzero()) * share)
     if kept == 0:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from toolkit.errors import MergeError
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.checks import ZERO_WEIGHT
 from toolkit.merge.methods.geometry import combination, cosine
 from toolkit.merge.registry import PerModel, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COLLINEAR_COSINE = 0.9995
 """Above this |cosine| the arc is so flat that slerp uses the chord, as in mergekit."""
@@ -115,6 +118,7 @@ def slerp_factors(cos: float, t: float, collinear: float = COLLINEAR_COSINE) -> 
 
 def _factors_along(a: Tensor, b: Tensor, t: float, dim: int) -> tuple[Tensor, Tensor]:
     """`slerp_factors` of every pair of vectors along one dimension, which is kept with size 1."""
+    import torch
 
     def dot(x: Tensor, y: Tensor) -> Tensor:
         return (x * y).sum(dim=dim, keepdim=True, dtype=torch.float64)

@@ -7,8 +7,13 @@ mask depends on nothing but the generator and its place in the file.
 
 from __future__ import annotations
 
-from toolkit.lazy_torch import Tensor, torch
+from typing import TYPE_CHECKING
+
 from toolkit.merge.kernels.stream import EntryStream
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 VANISHING_L1 = 1e-7
 """Task vectors whose magnitudes sum to less are not rescaled, as in mergekit."""
@@ -19,9 +24,12 @@ def trim(delta: Tensor, density: float) -> Tensor:
 
     A density above zero keeps at least one entry, as in mergekit.
 
+    >>> import torch
     >>> trim(torch.tensor([4.0, -2.0, 0.5, 1.0]), 0.5)
     tensor([ 4., -2.,  0.,  0.])
     """
+    import torch
+
     if density >= 1.0 or delta.numel() == 0:
         return delta
     if density <= 0.0:
@@ -33,6 +41,8 @@ def trim(delta: Tensor, density: float) -> Tensor:
 
 def cut(delta: Tensor, threshold: float) -> Tensor:
     """Zero the entries smaller in magnitude than `threshold`."""
+    import torch
+
     return torch.where(delta.abs() >= threshold, delta, 0.0)
 
 
@@ -42,9 +52,12 @@ def trim_with_outliers(delta: Tensor, density: float, gamma: float) -> Tensor:
     Where `density + gamma` exceeds 1, fewer of the largest go, so that `density` is left. Entries
     tied at either end are kept.
 
+    >>> import torch
     >>> trim_with_outliers(torch.tensor([9.0, 4.0, -2.0, 0.5]), density=0.5, gamma=0.25)
     tensor([ 0.,  4., -2.,  0.])
     """
+    import torch
+
     if density >= 1.0:
         return delta
     total = delta.numel()
@@ -80,6 +93,8 @@ def drop_by_rank(
     Ranks are taken among magnitudes along dimension 1 (a vector is one row); entries that tie share
     the mean of their ranks.
     """
+    import torch
+
     draw = uniform(delta, generator)
     if density >= 1.0 or delta.numel() == 0:
         return delta
@@ -92,9 +107,12 @@ def drop_by_rank(
 def relative_rank(magnitude: Tensor) -> Tensor:
     """Rank along dimension 1, smallest 0 and largest 1; ties share their mean, one alone has 0.5.
 
+    >>> import torch
     >>> relative_rank(torch.tensor([5.0, 1.0, 1.0]))
     tensor([1.0000, 0.2500, 0.2500])
     """
+    import torch
+
     if magnitude.dim() < 2:
         return relative_rank(magnitude.reshape(1, -1)).reshape(magnitude.shape)
     rows = magnitude.movedim(1, -1).contiguous()
@@ -110,6 +128,8 @@ def relative_rank(magnitude: Tensor) -> Tensor:
 def masked(delta: Tensor, mask: Tensor, *, rescale: bool) -> Tensor:
     """Zero where the mask is false; with `rescale`, multiply what is left so that its magnitudes
     sum to what they did before."""
+    import torch
+
     kept = torch.where(mask, delta, 0.0)
     return restore_l1(kept, delta) if rescale else kept
 
@@ -117,9 +137,12 @@ def masked(delta: Tensor, mask: Tensor, *, rescale: bool) -> Tensor:
 def restore_l1(kept: Tensor, delta: Tensor) -> Tensor:
     """Multiply `kept` so that its magnitudes sum to those of `delta`; in place.
 
+    >>> import torch
     >>> restore_l1(torch.tensor([2.0, 0.0]), torch.tensor([2.0, 6.0]))
     tensor([8., 0.])
     """
+    import torch
+
     before = float(delta.abs().sum(dtype=torch.float64))
     after = float(kept.abs().sum(dtype=torch.float64))
     if before < VANISHING_L1 or after < VANISHING_L1:
@@ -135,6 +158,8 @@ def kth_smallest(magnitude: Tensor, k: int) -> float:
 def uniform(delta: Tensor, generator: torch.Generator | EntryStream) -> Tensor:
     """One number in [0, 1) for each entry, drawn on the CPU or where the generator lives, so that
     every device gets the same. The engine gives streams; kernels draw the same numbers."""
+    import torch
+
     if isinstance(generator, EntryStream):
         return generator.uniform(delta.shape).to(delta.device)
     draw = torch.rand(delta.shape, generator=generator, device=generator.device)

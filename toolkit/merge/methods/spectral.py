@@ -8,10 +8,13 @@ dimensions (stacked experts are merged one by one). Vectors, and the tables outs
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.task_vectors import task_vectors
 from toolkit.merge.registry import PerModel, Place, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("tsv", reference="https://arxiv.org/abs/2412.00081")
@@ -88,6 +91,8 @@ def _merge(
     deltas: Sequence[Tensor], place: Place, merge_matrices: Callable[[Sequence[Tensor]], Tensor]
 ) -> Tensor:
     """`merge_matrices` for every matrix of the tensor, or the mean where it is none."""
+    import torch
+
     first = deltas[0]
     if place.layer is None or first.dim() < 2 or first.numel() == 0:
         return torch.stack(list(deltas)).mean(dim=0)
@@ -97,6 +102,8 @@ def _merge(
 
 
 def _tsv_matrix(matrices: Sequence[Tensor]) -> Tensor:
+    import torch
+
     share = max(1, min(matrices[0].shape) // len(matrices))
     parts = [_singular(matrix) for matrix in matrices]
     u = torch.cat([u[:, :share] for u, _, _ in parts], dim=1)
@@ -106,6 +113,8 @@ def _tsv_matrix(matrices: Sequence[Tensor]) -> Tensor:
 
 
 def _iso_matrix(matrices: Sequence[Tensor]) -> Tensor:
+    import torch
+
     u, s, vt = _singular(torch.stack(list(matrices)).sum(dim=0))
     return (u * s.mean()) @ vt if len(s) > 0 else torch.zeros_like(matrices[0])
 
@@ -127,6 +136,8 @@ def _singular(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         U `[rows, k]`, S `[k]`, V transposed `[k, columns]`, with `k` the numerical rank.
     """
+    import torch
+
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
     rank = int((s > s[0] * max(matrix.shape) * torch.finfo(s.dtype).eps).sum())
     return u[:, :rank], s[:rank], vt[:rank]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from toolkit.errors import MergeError
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.checks import check_between, weight_total
 from toolkit.merge.methods.geometry import combination, inner_products
 from toolkit.merge.registry import PerModel, merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @merge_method("multislerp", reference="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea")
@@ -46,6 +49,8 @@ def multislerp(
     Reference:
         Goddard 2025, Multi-SLERP.
     """
+    import torch
+
     check_between("eps", eps, 0.0, math.inf, "it keeps lengths from being divided by zero.")
     if len(tensors) == 1:
         return tensors[0].clone()
@@ -90,6 +95,8 @@ def karcher(tensors: Sequence[Tensor], *, max_iter: int = 10, tol: float = 1e-5)
     Reference:
         Karcher 1977, Riemannian center of mass and mollifier smoothing.
     """
+    import torch
+
     check_between("max_iter", max_iter, 0.0, math.inf, "it is the largest number of steps.")
     check_between("tol", tol, 0.0, math.inf, "it is the step at which to stop.")
     if len(tensors) == 1:
@@ -118,6 +125,8 @@ def _karcher_coefficients(units: Tensor, max_iter: int, tol: float) -> Tensor:
     Returns:
         Coefficients, `[M]`, float64.
     """
+    import torch
+
     number = len(units)
 
     def length(coefficients: Tensor) -> float:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import TYPE_CHECKING
 
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.checks import check_models
 from toolkit.merge.methods.geometry import combination, inner_products
 from toolkit.merge.registry import merge_method
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SMALLEST_NORM_PRODUCT = 1e-6
 """Products of lengths are not divided by less, as in mergekit: smaller changes look more at right
@@ -37,6 +40,8 @@ def model_stock(tensors: Sequence[Tensor], base: Tensor, *, filter_wise: bool = 
     Reference:
         Jang et al. 2024, Model Stock.
     """
+    import torch
+
     check_models("model_stock", tensors, 2, None, "its angle is that between two of them.")
     number = len(tensors)
     cos = _row_cosines(tensors, base) if filter_wise else _whole_cosine(tensors, base)
@@ -50,6 +55,8 @@ def model_stock(tensors: Sequence[Tensor], base: Tensor, *, filter_wise: bool = 
 
 def _whole_cosine(tensors: Sequence[Tensor], base: Tensor) -> Tensor:
     """Mean cosine between every two task vectors, `[]`, float64."""
+    import torch
+
     gram = inner_products(tensors, base)
     norms = gram.diagonal().sqrt()
     cosines = gram / torch.outer(norms, norms).clamp(min=SMALLEST_NORM_PRODUCT)
@@ -59,6 +66,8 @@ def _whole_cosine(tensors: Sequence[Tensor], base: Tensor) -> Tensor:
 
 def _row_cosines(tensors: Sequence[Tensor], base: Tensor) -> Tensor:
     """Mean cosine between every two task vectors' rows, `[..., 1]`, float64."""
+    import torch
+
     deltas = [tensor - base for tensor in tensors]
     cosines = []
     for a, b in combinations(deltas, 2):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.methods.checks import ZERO_WEIGHT, weight_total
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def task_vectors(tensors: Sequence[Tensor], base: Tensor) -> list[Tensor]:
@@ -45,6 +48,8 @@ def weighted_sum(deltas: Sequence[Tensor], weight: Sequence[float], *, normalize
     Each product is rounded before it is added, so that entries do not depend on whether a
     processor fuses the two, nor on their position in the tensor.
     """
+    import torch
+
     total = weight_total(weight) if normalize else 1.0
     merged = torch.zeros_like(deltas[0])
     for delta, factor in zip(deltas, weight, strict=True):
@@ -61,6 +66,8 @@ def elect_and_average(
     that agree and are not zero there; where that sum is zero, as with weights of opposite signs,
     nothing is divided.
     """
+    import torch
+
     weighted = [delta * factor for delta, factor in zip(deltas, weight, strict=True)]
     total = torch.zeros_like(deltas[0])
     for item in weighted:

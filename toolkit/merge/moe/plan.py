@@ -232,7 +232,7 @@ def _check_settings(
 def _check_tokens(config: MoeConfig, models: Models) -> None:
     found: dict[str, Mapping[str, Any]] = {}
     for name in config.models:
-        folder = models.tokenizer_folders(name)[-1]
+        folder = models.token_folder(name)
         if any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json", "tokenizer.model")):
             found[name] = read_tokens(folder).ids
     first = found.get(config.base_model)

@@ -10,8 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from toolkit.errors import MergeError
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.models import Models
 from toolkit.merge.moe.config import RANDOM_GATES, ExpertSection, MoeConfig
 from toolkit.merge.moe.plan import MoePlan
@@ -88,7 +90,7 @@ class _Reader:
         from transformers import AutoTokenizer
 
         self._mode, self._layers = config.gate_mode, plan.sparse_layers
-        folder = models.tokenizer_folders(config.base_model)[-1]
+        folder = models.token_folder(config.base_model)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError) as error:

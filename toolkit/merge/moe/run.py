@@ -6,15 +6,17 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 import yaml
+from torch import Tensor
 
 from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.read import TORCH_NAMES, item_bytes
-from toolkit.checkpoint.side_files import copy_side_files
+from toolkit.checkpoint.side_files import copy_tokenizer_files
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter, tensor_bytes
 from toolkit.errors import MergeError
-from toolkit.lazy_torch import Tensor, torch
 from toolkit.merge.compute import is_finite
+from toolkit.merge.loadable import refuse_unloadable_merge
 from toolkit.merge.models import Models
 from toolkit.merge.moe.config import MoeConfig
 from toolkit.merge.moe.plan import MoePlan, MoeTensor, plan_moe
@@ -88,6 +90,8 @@ def write_moe(
     Returns:
         Layers in whose router two experts have nearly the same row.
     """
+    shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+    refuse_unloadable_merge(plan.values, shapes, models, [config.base_model])
     rows = router_rows(config, plan, models, seed=seed)
     planned = [PlannedTensor(t.name, plan.dtype, t.shape) for t in plan.tensors]
     with ShardWriter(work, planned, shard_bytes) as writer:
@@ -99,7 +103,7 @@ def write_moe(
         json.dumps(plan.values, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
     for folder in models.tokenizer_folders(config.base_model):
-        copy_side_files(folder, work)
+        copy_tokenizer_files(folder, work)
     return alike_layers(plan, rows)
 
 

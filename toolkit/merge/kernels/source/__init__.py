@@ -1,1 +1,1 @@
-"""The kernels' own text, for numba; imported only to compile (see `kernels.native`)."""
+"""The kernels' own text, for numba; imported with the first kernel (see `kernels.compiled`)."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.merge.kernels.sizes import NON_FINITE, TILE
-from toolkit.merge.kernels.source.primitives import decode, kernel, tile, tiles
+from toolkit.merge.kernels.source.primitives import cached_kernel, decode, kernel, tile, tiles
 
 _LANES = 8
 """Sums that run side by side, so that none waits for the last addition; their order is fixed."""
@@ -15,7 +15,7 @@ _LANES = 8
 _MAGNITUDE, _FIRST_NON_FINITE = np.uint32(0x7FFFFFFF), np.uint32(NON_FINITE)
 
 
-@kernel
+@cached_kernel
 def compare_models(
     rows: Any, base: int, squares: Any, gaps: Any, both: Any, same: Any, non_finite: Any
 ) -> int:

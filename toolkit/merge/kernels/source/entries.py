@@ -295,3 +295,15 @@ def _plain_sum(values: Any, total: Any) -> Any:  # noqa: ARG001
     if len(values) == 1:
         return lambda values, total: total + values[0]
     return lambda values, total: plain_sum(values[1:], total + values[0])
+
+
+def divided(value: Any, divisor: Any) -> Any:
+    """`value / divisor`, or the value itself where the divisor is None."""
+    raise NotImplementedError
+
+
+@by_type(divided)
+def _divided(value: Any, divisor: Any) -> Any:  # noqa: ARG001
+    if isinstance(divisor, types.NoneType):
+        return lambda value, divisor: value  # noqa: ARG005
+    return lambda value, divisor: value / divisor

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.merge.kernels.source.entries import by_type, plain_sum
+from toolkit.merge.kernels.source.entries import by_type, divided, plain_sum
 from toolkit.merge.kernels.source.primitives import decode, kernel
 
 
@@ -30,29 +30,29 @@ def read_task_vector(rows: Any, model: int, start: int, n: int, x: Any, base: An
 
 
 @kernel
-def unite(
-    weighted: Any, factors: Any, votes: bool, divisor: Any, divides: bool, scale: Any, base: Any
-) -> Any:
+def unite(weighted: Any, factors: Any, votes: Any, divisor: Any, scale: Any, base: Any) -> Any:
     """`base + scale * union` for one entry.
+
+    None is a type of its own, of which numba knows while it compiles: what is not asked for is not
+    in the loop.
 
     Args:
         weighted: of each model the thinned and weighted task vector's entry, a tuple of float32.
         factors: of each model, a tuple of float32.
-        votes: leave out whoever is outvoted on the sign.
-        divisor: float32; without votes the sum is divided by it, under `divides`.
-        divides: divide, under votes by the summed weight of the models that agree.
+        votes: True to leave out whoever is outvoted on the sign, else None.
+        divisor: float32, by which the sum is divided; None where it is not divided. Under votes the
+            summed weight of the models that agree takes its place.
         scale: float32.
         base: float32.
     """
     zero, one = np.float32(0.0), np.float32(1.0)
     total = plain_sum(weighted, zero)
-    if votes:
-        sign = one if total >= zero else -one
-        total, shares = those_that_agree(weighted, factors, sign, zero, zero)
-        if divides:
-            total = total / (one if abs(shares) < np.float32(1e-8) else shares)
-    elif divides:
-        total = total / divisor
+    if votes is None:
+        return divided(total, divisor) * scale + base
+    sign = one if total >= zero else -one
+    total, shares = those_that_agree(weighted, factors, sign, zero, zero)
+    if divisor is not None:
+        total = total / (one if abs(shares) < np.float32(1e-8) else shares)
     return total * scale + base
 
 

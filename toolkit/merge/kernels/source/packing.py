@@ -1,14 +1,14 @@
 """Entries picked by a mask, put side by side, and put back in their places: 64 at a time.
 
-Processors of the last years do this in a few instructions (AVX-512 with VBMI2); for others there is
-a loop over the bits that are set.
+Some processors do this in a few instructions (AVX-512 with VBMI2); for others there is a loop over
+the bits that are set. What numba compiles for decides, which need not be the processor that is
+here: `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES` tell it another.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -18,17 +18,47 @@ from numba.extending import intrinsic
 from toolkit.merge.kernels.source.entries import VECTOR, count_bits, lowest_bit, masks
 from toolkit.merge.kernels.source.primitives import kernel
 
-PACKS = all(llvm.get_host_cpu_features().get(name) for name in ("avx512f", "avx512vbmi2"))
-"""Whether this processor has the instructions."""
-
+_INSTRUCTIONS = {"+avx512f", "+avx512vbmi2"}
 _LANES = 16
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _ONE = np.uint64(1)
 
 
+@kernel
+def pack_by_bits(words: Any, place: int, mask: Any, room: Any, held: int) -> Any:
+    while mask != np.uint64(0):
+        room[held] = words[place + lowest_bit(mask)]
+        held += 1
+        mask &= mask - _ONE
+    return held
+
+
+@kernel
+def unpack_by_bits(flags: Any, taken: int, mask: Any) -> Any:
+    found = np.uint64(0)
+    while mask != np.uint64(0):
+        if flags[taken] != np.uint8(0):
+            found |= mask & (~mask + _ONE)
+        taken += 1
+        mask &= mask - _ONE
+    return found
+
+
+def has_instructions(context: Any) -> bool:
+    """Whether the processor that a numba context compiles for packs by itself."""
+    _, _, features = context.codegen().magic_tuple()
+    return set(features.split(",")) >= _INSTRUCTIONS
+
+
 @intrinsic  # type: ignore[untyped-decorator]
-def _pack(typing_context: Any, words: Any, place: Any, mask: Any, room: Any, held: Any) -> Any:  # noqa: ARG001
+def pack(typing_context: Any, words: Any, place: Any, mask: Any, room: Any, held: Any) -> Any:  # noqa: ARG001
+    """Of 64 words (uint32) from `place` on, those whose bit is set in `mask` into `room` from
+    `held` on; up to 15 words behind them are written over. `room` may be `words` itself, if `held`
+    is not beyond `place`. Returns how many are held now."""
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if not has_instructions(context):
+            return context.compile_internal(builder, pack_by_bits.py_func, signature, arguments)
         words, place, mask, room, held = arguments
         data, target = (
             context.make_array(signature.args[at])(context, builder, array).data
@@ -55,8 +85,13 @@ def _pack(typing_context: Any, words: Any, place: Any, mask: Any, room: Any, hel
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _unpack(typing_context: Any, flags: Any, taken: Any, mask: Any) -> Any:  # noqa: ARG001
+def unpack(typing_context: Any, flags: Any, taken: Any, mask: Any) -> Any:  # noqa: ARG001
+    """A mask with the bits of `mask` whose flags (uint8), one after the other from `taken` on, are
+    not zero."""
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if not has_instructions(context):
+            return context.compile_internal(builder, unpack_by_bits.py_func, signature, arguments)
         flags, taken, mask = arguments
         data = context.make_array(signature.args[0])(context, builder, flags).data
         vector, chosen = ir.VectorType(_I8, VECTOR), ir.VectorType(ir.IntType(1), VECTOR)
@@ -71,36 +106,6 @@ def _unpack(typing_context: Any, flags: Any, taken: Any, mask: Any) -> Any:  # n
         return builder.bitcast(builder.icmp_unsigned("!=", found, zeros), _I64)
 
     return types.uint64(flags, types.int64, types.uint64), generate
-
-
-@kernel
-def _pack_by_bits(words: Any, place: int, mask: Any, room: Any, held: int) -> Any:
-    while mask != np.uint64(0):
-        room[held] = words[place + lowest_bit(mask)]
-        held += 1
-        mask &= mask - _ONE
-    return held
-
-
-@kernel
-def _unpack_by_bits(flags: Any, taken: int, mask: Any) -> Any:
-    found = np.uint64(0)
-    while mask != np.uint64(0):
-        if flags[taken] != np.uint8(0):
-            found |= mask & (~mask + _ONE)
-        taken += 1
-        mask &= mask - _ONE
-    return found
-
-
-pack = _pack if PACKS else _pack_by_bits
-"""`pack(words, place, mask, room, held)`: of 64 words (uint32) from `place` on, those whose bit is
-set in `mask` into `room` from `held` on; up to 15 words behind them are written over. `room` may be
-`words` itself, if `held` is not beyond `place`. Returns how many are held now."""
-
-unpack = _unpack if PACKS else _unpack_by_bits
-"""`unpack(flags, taken, mask)`: a mask with the bits of `mask` whose flags (uint8), one after the
-other from `taken` on, are not zero."""
 
 
 @kernel

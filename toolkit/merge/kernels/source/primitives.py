@@ -13,9 +13,10 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic, overload
 
+from toolkit.merge.kernels.cache import kernel_folder
 from toolkit.merge.kernels.sizes import TILE
 
 
@@ -24,55 +25,29 @@ def kernel(function: Callable[..., Any]) -> Any:
     return numba.njit(nogil=True, error_model="numpy")(function)
 
 
-@intrinsic  # type: ignore[untyped-decorator]  # numba has no types
-def pointer(typing_context: Any, address: Any, dtype: Any) -> Any:  # noqa: ARG001
-    """An address, uint64, as a pointer to entries of a type."""
-    result = types.CPointer(dtype.dtype)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.inttoptr(arguments[0], context.get_value_type(result))
-
-    return result(types.uint64, dtype), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def stack(typing_context: Any, count: Any, dtype: Any) -> Any:  # noqa: ARG001
-    """Room for `count` entries that vanishes when the function returns: no memory manager, so that
-    the machine code runs in a process without numba."""
-    result = types.CPointer(dtype.dtype)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        room = builder.alloca(context.get_data_type(dtype.dtype), size=arguments[0])
-        room.align = 64
-        return room
-
-    return result(types.intp, dtype), generate
+def cached_kernel(function: Callable[..., Any]) -> Any:
+    """Mark a kernel that is called from Python, and with all it calls kept for the next process."""
+    folder = kernel_folder()
+    if folder is None:
+        return kernel(function)
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(folder)  # read while the function is decorated
+    try:
+        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+    finally:
+        numba.config.CACHE_DIR = before
 
 
+@kernel
 def tile(dtype: Any) -> Any:
     """Room for a tile of entries: `[TILE]`."""
-    raise NotImplementedError
+    return np.empty(TILE, dtype)
 
 
-@overload(tile, inline="always")  # type: ignore[untyped-decorator]
-def _tile(dtype: Any) -> Any:  # noqa: ARG001
-    def make(dtype: Any) -> Any:
-        return carray(stack(TILE, dtype), (TILE,))
-
-    return make
-
-
+@kernel
 def tiles(count: int, dtype: Any) -> Any:
     """Room for several: `[count, TILE]`."""
-    raise NotImplementedError
-
-
-@overload(tiles, inline="always")  # type: ignore[untyped-decorator]
-def _tiles(count: int, dtype: Any) -> Any:  # noqa: ARG001
-    def make(count: int, dtype: Any) -> Any:
-        return carray(stack(count * TILE, dtype), (count, TILE))
-
-    return make
+    return np.empty((count, TILE), dtype)
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba has no types

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from toolkit.merge.kernels.sizes import LANES, TILE
 from toolkit.merge.kernels.source.entries import (
@@ -26,7 +25,7 @@ from toolkit.merge.kernels.source.entries import (
     word,
 )
 from toolkit.merge.kernels.source.join import unite
-from toolkit.merge.kernels.source.primitives import kernel, stack, tiles
+from toolkit.merge.kernels.source.primitives import cached_kernel, kernel, tiles
 from toolkit.merge.kernels.stream import FIRST_MULTIPLIER, GAMMA, SECOND_MULTIPLIER
 
 _GAMMA, _FIRST, _SECOND = (np.uint64(n) for n in (GAMMA, FIRST_MULTIPLIER, SECOND_MULTIPLIER))
@@ -84,7 +83,7 @@ def add_sizes(x: Any, flags: Any, n: int, lanes: Any) -> None:
             after[i] += size if marked[i] != np.uint8(0) else 0.0
 
 
-@kernel
+@cached_kernel
 def thin_at_random(
     rows: Any, model: int, start: int, key: Any, density: Any, lanes: Any, mask: Any
 ) -> int:
@@ -99,7 +98,7 @@ def thin_at_random(
         lanes: `[2, LANES]`, float64: magnitudes are added, of all entries and of those that stay.
         mask: `[8 ⌈n / 64⌉]`, uint8: the result.
     """
-    words = carray(stack(TILE // 2 + VECTOR, np.uint64), (TILE // 2 + VECTOR,))
+    words = np.empty(TILE // 2 + VECTOR, np.uint64)
     kept = mask.view(np.uint64)
     x, last = rows[model], rows[len(rows) - 1]
     is_whole = density >= np.float32(1.0)
@@ -129,10 +128,10 @@ def add_below(x: Any, base: Any, halves: Any, limit: Any, lanes: Any) -> None:
         after[i] += np.float64(size if halves[i] < limit else np.float32(0.0))
 
 
-@kernel
+@cached_kernel
 def join_masked(
-    rows: Any, bits: Any, factors: Any, ratios: Any, votes: bool, divisor: Any, divides: bool,
-    scale: Any, out: Any,
+    rows: Any, bits: Any, factors: Any, ratios: Any, votes: Any, divisor: Any, scale: Any,
+    out: Any,
 ) -> Any:  # fmt: skip
     """dare and della: the flagged entries of the task vectors, united.
 
@@ -141,9 +140,8 @@ def join_masked(
         bits: `[M, 8 ⌈n / 64⌉]`, uint8.
         factors: `[M]`, float32.
         ratios: `[M]`, float32: what rescaling multiplies by.
-        votes: and what follows: see `unite`.
-        divisor: float32.
-        divides: whether to divide.
+        votes: True or None; and what follows: see `unite`.
+        divisor: float32 or None.
         scale: float32.
         out: `[n]`.
 
@@ -164,7 +162,7 @@ def join_masked(
             base = float_of(word(bases, i))
             kept = flagged(deltas(some, base, i), marks, i)
             weighted = products(products(kept, restored), by)
-            put(unite(weighted, by, votes, divisor, divides, scale, base), target, i)
+            put(unite(weighted, by, votes, divisor, scale, base), target, i)
             top = larger(everyone, i, top)
     return top
 

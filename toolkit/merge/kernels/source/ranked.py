@@ -25,7 +25,7 @@ from toolkit.merge.kernels.source.entries import (
     word,
 )
 from toolkit.merge.kernels.source.packing import pack, unpack
-from toolkit.merge.kernels.source.primitives import kernel, tile
+from toolkit.merge.kernels.source.primitives import cached_kernel, kernel, tile
 from toolkit.merge.kernels.source.random import draw_into, limit_of
 
 BINS = TILE
@@ -215,7 +215,7 @@ def put_bits(bits: Any, n: int, mask: Any, at: int) -> None:
             mask[into + 1] |= found >> np.uint64(VECTOR - shift)
 
 
-@kernel
+@cached_kernel
 def thin_by_rank(
     rows: Any, model: int, start: int, length: int, key: Any, density: Any, low: Any, spread: Any,
     room: Any, lanes: Any, mask: Any,

@@ -25,7 +25,7 @@ from toolkit.merge.kernels.source.entries import (
 )
 from toolkit.merge.kernels.source.join import read_task_vector
 from toolkit.merge.kernels.source.packing import collect
-from toolkit.merge.kernels.source.primitives import kernel, tile, tiles
+from toolkit.merge.kernels.source.primitives import cached_kernel, kernel, tile, tiles
 
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _16 = np.uint32(16)
@@ -33,7 +33,7 @@ _HALVINGS = 4
 """Of the interval that `kth_word` searches, before it drops what is not within."""
 
 
-@kernel
+@cached_kernel
 def upper_histogram(rows: Any, model: int, counts: Any) -> int:
     """Count `|x_m - base|` by the upper half of its bits into `counts` (`[65536]`)."""
     x, base = tile(np.float32), tile(np.float32)
@@ -46,7 +46,7 @@ def upper_histogram(rows: Any, model: int, counts: Any) -> int:
     return 0
 
 
-@kernel
+@cached_kernel
 def lower_histogram(rows: Any, model: int, upper: int, counts: Any) -> int:
     """Count the magnitudes with one upper half by their lower half into `counts` (`[65536]`)."""
     x, base = tile(np.float32), tile(np.float32)
@@ -61,7 +61,7 @@ def lower_histogram(rows: Any, model: int, upper: int, counts: Any) -> int:
     return 0
 
 
-@kernel
+@cached_kernel
 def collect_windows(
     rows: Any, models: Any, least: Any, widths: Any, below: Any, used: Any, room: Any
 ) -> int:
@@ -94,7 +94,7 @@ def collect_windows(
     return 0
 
 
-@kernel
+@cached_kernel
 def kth_word(words: Any, n: int, k: int, least: int, width: int) -> Any:
     """The `k`-th smallest, from 1, of `n` words, which are among the `width` ones from `least` on.
 

@@ -11,6 +11,7 @@ from toolkit.merge.kernels.source.entries import (
     by_type,
     cut,
     deltas,
+    divided,
     float_of,
     fused_sum,
     larger,
@@ -20,18 +21,17 @@ from toolkit.merge.kernels.source.entries import (
     scalars,
     word,
 )
-from toolkit.merge.kernels.source.primitives import fma, kernel, tile
+from toolkit.merge.kernels.source.primitives import cached_kernel, fma, tile
 
 
-@kernel
-def combine_models(rows: Any, factors: Any, divisor: Any, divides: bool, out: Any) -> Any:
+@cached_kernel
+def combine_models(rows: Any, factors: Any, divisor: Any, out: Any) -> Any:
     """`sum(factor_m * x_m) / divisor`, each product and sum rounded once (fused).
 
     Args:
         rows: the models, `[n]` each.
         factors: `[M]`, float32.
-        divisor: float32.
-        divides: whether to divide at all.
+        divisor: float32, or None to leave the sum as it is.
         out: `[n]`.
 
     Returns:
@@ -41,12 +41,12 @@ def combine_models(rows: Any, factors: Any, divisor: Any, divides: bool, out: An
     top = np.uint32(0)
     for i in range(out.size):
         total = fused_sum(deltas(rows, np.float32(0.0), i), by, np.float32(0.0))
-        put(total / divisor if divides else total, out, i)
+        put(divided(total, divisor), out, i)
         top = larger(rows, i, top)
     return top
 
 
-@kernel
+@cached_kernel
 def arc(rows: Any, start_factor: Any, end_factor: Any, out: Any) -> Any:
     """`base * start + other * end`; the rows are the other model, then the base."""
     top = np.uint32(0)
@@ -58,7 +58,7 @@ def arc(rows: Any, start_factor: Any, end_factor: Any, out: Any) -> Any:
     return top
 
 
-@kernel
+@cached_kernel
 def inner_products(rows: Any, found: Any) -> int:
     """Add `x·x`, `y·y`, `x·y` to `found` (`[3]`, float64).
 
@@ -96,7 +96,7 @@ def _pair_of(rows: Any, i: Any) -> Any:  # noqa: ARG001
     return lambda rows, i: deltas(rows[:2], float_of(word(rows[2], i)), i)
 
 
-@kernel
+@cached_kernel
 def combine_task_vectors(rows: Any, factors: Any, out: Any) -> Any:
     """`sum(factor_m * (x_m - base)) + base`, each product and sum rounded once (fused)."""
     tuned, last = rows[:-1], rows[len(rows) - 1]
@@ -109,17 +109,16 @@ def combine_task_vectors(rows: Any, factors: Any, out: Any) -> Any:
     return top
 
 
-@kernel
-def add_task_vectors(
-    rows: Any, factors: Any, divisor: Any, divides: bool, scale: Any, out: Any
-) -> Any:
-    """`base + scale * (sum(factor_m * (x_m - base)) / divisor)`, every step rounded."""
+@cached_kernel
+def add_task_vectors(rows: Any, factors: Any, divisor: Any, scale: Any, out: Any) -> Any:
+    """`base + scale * (sum(factor_m * (x_m - base)) / divisor)`, every step rounded; without a
+    divisor (None) the sum is not divided."""
     tuned, last = rows[:-1], rows[len(rows) - 1]
     by = scalars(tuned, factors, 0)
     top = np.uint32(0)
     for i in range(out.size):
         base = float_of(word(last, i))
         total = plain_sum(products(deltas(tuned, base, i), by), np.float32(0.0))
-        put((total / divisor if divides else total) * scale + base, out, i)
+        put(divided(total, divisor) * scale + base, out, i)
         top = larger(rows, i, top)
     return top

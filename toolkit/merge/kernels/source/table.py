@@ -13,13 +13,13 @@ import numpy as np
 
 from toolkit.merge.kernels.sizes import TILE
 from toolkit.merge.kernels.source.join import read_task_vector
-from toolkit.merge.kernels.source.primitives import kernel, tile
+from toolkit.merge.kernels.source.primitives import cached_kernel, tile
 
 _HALF, _MAGNITUDE = np.uint32(0xFFFF), np.uint32(0x7FFFFFFF)
 _16, _6, _63, _1 = np.uint32(16), np.uint32(6), np.uint32(63), np.uint64(1)
 
 
-@kernel
+@cached_kernel
 def scatter_halves(rows: Any, model: int, starts: Any, halves: Any) -> int:
     """Lower pattern halves of all magnitudes, ordered by the upper ones.
 
@@ -42,7 +42,7 @@ def scatter_halves(rows: Any, model: int, starts: Any, halves: Any) -> int:
     return 0
 
 
-@kernel
+@cached_kernel
 def distinct(halves: Any, ends: Any, counts: Any, used: Any, patterns: Any, cumulative: Any) -> int:
     """Distinct magnitudes in order, and how many are not larger than each.
 

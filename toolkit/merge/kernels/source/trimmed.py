@@ -18,14 +18,14 @@ from toolkit.merge.kernels.source.entries import (
     word,
 )
 from toolkit.merge.kernels.source.join import read_task_vector, unite
-from toolkit.merge.kernels.source.primitives import kernel, tile
+from toolkit.merge.kernels.source.primitives import cached_kernel, tile
 from toolkit.merge.kernels.source.random import add_sizes
 
 
-@kernel
+@cached_kernel
 def join_trimmed(
-    rows: Any, factors: Any, ratios: Any, low: Any, high: Any, votes: bool, divisor: Any,
-    divides: bool, scale: Any, out: Any,
+    rows: Any, factors: Any, ratios: Any, low: Any, high: Any, votes: Any, divisor: Any,
+    scale: Any, out: Any,
 ) -> Any:  # fmt: skip
     """TIES and breadcrumbs: task vectors without their small (and large) entries, united.
 
@@ -35,9 +35,8 @@ def join_trimmed(
         ratios: `[M]`, float32: what rescaling multiplies by.
         low: `[M]`, float32: smaller magnitudes count as zero.
         high: `[M]`, float32: and so do larger ones.
-        votes: and what follows: see `unite`.
-        divisor: float32.
-        divides: whether to divide.
+        votes: True or None; and what follows: see `unite`.
+        divisor: float32 or None.
         scale: float32.
         out: `[n]`.
 
@@ -52,7 +51,7 @@ def join_trimmed(
         base = float_of(word(last, i))
         kept = trimmed(deltas(tuned, base, i), least, most)
         weighted = products(products(kept, restored), by)
-        put(unite(weighted, by, votes, divisor, divides, scale, base), out, i)
+        put(unite(weighted, by, votes, divisor, scale, base), out, i)
         top = larger(rows, i, top)
     return top
 
@@ -78,7 +77,7 @@ def _trimmed(values: Any, least: Any, most: Any) -> Any:  # noqa: ARG001
     return last if len(values) == 1 else more
 
 
-@kernel
+@cached_kernel
 def sizes_trimmed(rows: Any, model: int, least: Any, most: Any, lanes: Any) -> int:
     """Add the magnitudes of a task vector, and of what trimming leaves, to `lanes`."""
     x, base = tile(np.float32), tile(np.float32)

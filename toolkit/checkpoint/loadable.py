@@ -1,0 +1,184 @@
+"""Whether tensors are the model that a config describes, asked of transformers itself.
+
+The model is built on torch's meta device and loaded with tensors that have shapes and no memory, by
+`from_pretrained`: so the library's own rules decide, which rename and join stored tensors, tie
+them, and leave some out. It takes a few hundredths of a second once transformers is imported, and
+what is found is what a user would find on loading the folder: weights that are made up at random,
+and weights that are never read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.checkpoint.read import open_checkpoint
+from toolkit.errors import CheckpointError, warn
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shape of every tensor, by its name on disk."""
+
+Faults = dict[str, str]
+"""What is wrong with a tensor, by its name in the model."""
+
+_CONFIG = "config.json"
+
+
+def folder_faults(folder: Path) -> Faults | None:
+    """What transformers would complain of on loading a folder; see `loading_faults`.
+
+    Raises:
+        CheckpointError: the folder has no weights or no config that can be read.
+    """
+    checkpoint = open_checkpoint(folder)
+    try:
+        values = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / _CONFIG}: cannot be read ({error}).") from error
+    return loading_faults(values, {name: checkpoint.info(name).shape for name in checkpoint.names})
+
+
+def refuse_unloadable(folder: Path, like: Path) -> None:
+    """Refuse to finish a folder with faults that the model it was made from has not.
+
+    Args:
+        folder: with weights and config.json, not shown to anybody yet.
+        like: the model whose faults are not ours.
+
+    Raises:
+        CheckpointError: names the first such tensor.
+    """
+    if not (found := folder_faults(folder)):
+        return
+    new, shared = split_faults(found, folder_faults(like) or {})
+    if shared:
+        warn(shared_message(str(like), shared))
+    if new:
+        raise CheckpointError(unloadable_message(str(like), new))
+
+
+def split_faults(found: Faults, known: Mapping[str, str]) -> tuple[Faults, Faults]:
+    """Faults that are new, and those that a model it was made of has too."""
+    shared = {name: words for name, words in found.items() if name in known}
+    return {name: words for name, words in found.items() if name not in known}, shared
+
+
+def shared_message(what: str, faults: Mapping[str, str]) -> str:
+    """One line on what a model lacks, or has too much, and the result with it."""
+    name, words = next(iter(faults.items()))
+    rest = f", and {len(faults) - 1} more tensors" if len(faults) > 1 else ""
+    return f"{what}: {name} {words}{rest}; so it is in the result."
+
+
+def unloadable_message(what: str, faults: Mapping[str, str]) -> str:
+    """One line on what keeps a model from being loaded."""
+    name, words = next(iter(faults.items()))
+    rest = f", and {len(faults) - 1} more tensors" if len(faults) > 1 else ""
+    return (
+        f"{what}: the result would not load as its config.json says: {name} {words}{rest}. "
+        "Nothing is written; make sure that the models are of one architecture and whole."
+    )
+
+
+def loading_faults(values: Mapping[str, Any], shapes: Shapes) -> Faults | None:
+    """What transformers would complain of on loading a model.
+
+    Args:
+        values: of its config.json. A `quantization_config` is passed over.
+        shapes: of its tensors as they are stored.
+
+    Returns:
+        Tensors that are missing (and would be random), of another shape, or that no part of the
+        model is made of; none where all is well. None where transformers does not know the model:
+        code that comes with one is never run.
+    """
+    import torch
+    import transformers
+
+    plain = {key: value for key, value in values.items() if key != "quantization_config"}
+    with tempfile.TemporaryDirectory() as name, _quiet() as log:
+        (Path(name) / _CONFIG).write_text(json.dumps(plain), encoding="utf-8")
+        try:
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, ImportError):
+            return None
+        try:
+            kind = class_of(config)
+            stored = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+            model, info = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=stored,
+                device_map={"": "meta"},
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except ImportError:
+            return None  # a part of the model needs what is not installed here
+        except Exception as error:  # classes check their configs in their own ways
+            return _conversion_faults(error, log)
+    wanted_shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    faults = {
+        name: f"is missing; the config asks for {wanted_shapes.get(name, 'it')}"
+        for name in sorted(info["missing_keys"])
+    }
+    extra = dict.fromkeys(
+        sorted(info["unexpected_keys"]), "is no tensor of the model in config.json"
+    )
+    mismatched = {
+        name: f"is {list(found)}, but the config asks for {list(wanted)}"
+        for name, found, wanted in sorted(info["mismatched_keys"])
+    }
+    return faults | extra | mismatched
+
+
+def class_of(config: Any) -> Any:
+    """The class that a config names, else the one for language models, else the plain one."""
+    import torch
+    import transformers
+
+    for name in getattr(config, "architectures", None) or ():
+        if (kind := getattr(transformers, name, None)) is not None:
+            return kind
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
+        with contextlib.suppress(ValueError), torch.device("meta"):
+            return type(auto.from_config(config))
+    raise ImportError(config.model_type)
+
+
+def _conversion_faults(error: Exception, log: list[str]) -> Faults:
+    """What could not be joined is in the library's log alone; else the model cannot be built."""
+    joined = re.search(r"tensors destined for (\S+?)\.?\s", "\n".join(log))
+    if joined:
+        return {joined[1]: "cannot be made of what is stored"}
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return {_CONFIG: f"describes no model that can be built ({first})"}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Keep transformers' report on loading off the terminal; what it says is collected."""
+    from transformers.utils import logging as theirs
+
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers")
+    handlers, level, shown = logger.handlers[:], logger.level, theirs.is_progress_bar_enabled()
+    propagates = logger.propagate
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.WARNING)
+    theirs.disable_progress_bar()
+    try:
+        yield lines
+    finally:
+        logger.handlers, logger.propagate = handlers, propagates
+        logger.setLevel(level)
+        if shown:
+            theirs.enable_progress_bar()

@@ -1,0 +1,112 @@
+"""Changes of an adapter to parameters that are no module's weight, such as all experts of a layer.
+
+peft (`target_parameters`) wraps the module once for each parameter, so which factors belong to
+which parameter is known only when it has wrapped the model; transformers stores such a parameter in
+several tensors. Both are asked, on a model without memory. Legend: E experts, r rank.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.checkpoint.lora import AdapterFolder
+from toolkit.checkpoint.memory_names import build_on_meta
+from toolkit.checkpoint.read import Checkpoint
+from toolkit.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ParameterChanges:
+    """What an adapter adds to a model's stored tensors through `target_parameters`.
+
+    The changes of one parameter (all experts of a layer) are held at a time.
+
+    Args:
+        adapter: whose settings name parameters.
+        model: what it was trained on.
+
+    Attributes:
+        names: parameters in memory, by the stored tensors that they are made of.
+
+    Raises:
+        CheckpointError: transformers or peft does not know such a model, or stores it otherwise.
+    """
+
+    def __init__(self, adapter: AdapterFolder, model: Checkpoint) -> None:
+        import torch
+
+        self._adapter, self._model = adapter, build_on_meta(model.folder)
+        if self._model is None:
+            raise CheckpointError(
+                f"{adapter.file}: changes parameters (target_parameters) of {model.folder}, a "
+                "model that transformers does not know; merge it with peft."
+            )
+        self._wrappers = _wrappers(adapter, model.folder)
+        missing = sorted(set(self._wrappers) ^ set(adapter.wrapped))
+        if missing:
+            raise CheckpointError(
+                f"{adapter.file}: target_parameters and the tensors differ, at {missing[0]}; give "
+                "the model that the adapter was trained on."
+            )
+        self._paths = {_parameter(path, w): path for path, w in self._wrappers.items()}
+        self.names: dict[str, str] = {}
+        for parameter, path in self._paths.items():
+            shape = tuple(self._wrappers[path].get_param().shape)
+            for name, part in self._stored(parameter, torch.empty(shape, device="meta")).items():
+                if name not in model or model.info(name).shape != tuple(part.shape):
+                    raise CheckpointError(
+                        f"{adapter.file}: changes {parameter}, which {model.folder} does not store "
+                        f"as {name}; give the model that the adapter was trained on."
+                    )
+                self.names[name] = parameter
+        self._held: tuple[str, Mapping[str, Tensor]] = ("", {})
+
+    def change(self, name: str) -> Tensor:
+        """What is added to a stored tensor, float32."""
+        import torch
+
+        parameter = self.names[name]
+        if self._held[0] != parameter:
+            wrapper, own = self._wrappers[self._paths[parameter]], self._paths[parameter]
+            for part, holder in (("lora_A", wrapper.lora_A), ("lora_B", wrapper.lora_B)):
+                factor = self._adapter.tensors.tensor(self._adapter.wrapped[own][part]).float()
+                holder["default"].weight = torch.nn.Parameter(factor, requires_grad=False)
+            left, right, scale = wrapper.get_delta_factors("default")  # [E, ., r], [E, r, .]
+            change = (left @ right) * scale
+            whole = change.reshape(tuple(wrapper.get_param().shape))
+            self._held = (parameter, self._stored(parameter, whole))
+        return self._held[1][name]
+
+    def _stored(self, parameter: str, tensor: Tensor) -> dict[str, Tensor]:
+        """A parameter taken apart as it is stored; changes are taken apart as weights are."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        found: dict[str, Tensor] = revert_weight_conversion(self._model, {parameter: tensor})
+        return found
+
+
+def _wrappers(adapter: AdapterFolder, folder: Path) -> dict[str, Any]:
+    """peft's wrapped parameters, by their modules' paths."""
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora.layer import ParamWrapper
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            config = LoraConfig.from_pretrained(str(adapter.folder))
+            whole = get_peft_model(build_on_meta(folder), config, low_cpu_mem_usage=True)
+        except (ValueError, TypeError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{adapter.file}: peft refuses it ({first}).") from error
+    modules = whole.get_base_model().named_modules()
+    return {name: module for name, module in modules if isinstance(module, ParamWrapper)}
+
+
+def _parameter(path: str, wrapper: Any) -> str:
+    module = ".".join(part for part in path.split(".") if part != "base_layer")
+    return f"{module}.{wrapper.parameter_name}"

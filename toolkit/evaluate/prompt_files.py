@@ -1,0 +1,63 @@
+"""Prompts of the user's own: JSONL files, a prompt per line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit.data.source_config import SplitName
+from toolkit.errors import EvaluationError
+from toolkit.evaluate.prompts import RetentionPrompt, choose_half, take_turns
+from toolkit.manifest import hash_json
+
+
+def read_prompt_files(files: Sequence[str], split: SplitName) -> list[RetentionPrompt]:
+    """Prompts of one split out of files, all kinds in turn; a prompt that stands twice counts once.
+
+    A line is `{"prompt": text}`, and may have a `kind`, of which either split gets half, and a
+    `group`, which stays in one split (prompts over the same text).
+
+    Args:
+        files: JSONL.
+        split: `tuning` or `test`.
+
+    Raises:
+        EvaluationError: a file cannot be read, or a line of it holds no prompt.
+    """
+    by_text: dict[str, RetentionPrompt] = {}
+    for name in files:
+        for prompt in _read_file(Path(name)):
+            by_text.setdefault(prompt.text, prompt)
+    kinds: dict[str, list[RetentionPrompt]] = {}
+    # By hash, so that the order of lines decides nothing.
+    for prompt in sorted(by_text.values(), key=lambda p: (hash_json([p.kind, p.group]), p.text)):
+        kinds.setdefault(prompt.kind, []).append(prompt)
+    return take_turns([choose_half(prompts, split) for _, prompts in sorted(kinds.items())])
+
+
+def _read_file(path: Path) -> list[RetentionPrompt]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(
+            f"evaluate.retention.files: {path} cannot be read ({error}); give a JSONL file."
+        ) from error
+    return [
+        _read_line(line, f"{path}:{number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def _read_line(line: str, where: str) -> RetentionPrompt:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    text = row.get("prompt") if isinstance(row, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        raise EvaluationError(
+            f'{where}: holds no prompt ({line.strip()[:40]!r}); a line is {{"prompt": "…"}}.'
+        )
+    return RetentionPrompt(text, str(row.get("kind") or ""), str(row.get("group") or text))

@@ -1,0 +1,204 @@
+"""What each layer of a model is, asked of transformers: of which type, dense or sparse, with which
+window. A stack of moved layers must say the same of every layer in its new place.
+
+Configs say it in many ways: a list with an entry per layer, a pattern that repeats, a number of
+first layers, a list of layers. So the model is built on the meta device from its config and from
+the merge's, layer by layer compared, and what the config says is changed until they agree.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.checkpoint.memory_names import build_on_meta
+
+Signature = Mapping[str, Any]
+"""Of one layer: types, shapes and plain attributes of its modules, by their paths."""
+
+_INDEX = re.compile(r"layer_?(?:idx|id|index|number)$|^(?:idx|index)$")
+
+
+@dataclass(frozen=True)
+class LayerKinds:
+    """The layers of one model.
+
+    Attributes:
+        layers: what each is.
+        varying: paths at which layers of this model differ from each other.
+    """
+
+    layers: tuple[Signature, ...]
+    varying: frozenset[str]
+
+
+def derived_config(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A config with all that transformers derives from it, such as a type for each layer.
+
+    Returns:
+        None where transformers does not know the model.
+    """
+    import transformers
+
+    with tempfile.TemporaryDirectory() as folder:
+        _write(folder, values)
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except Exception:  # classes check their values in their own ways
+            return None
+    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return found
+
+
+def read_layer_kinds(values: Mapping[str, Any], stack: str, num_layers: int) -> LayerKinds | None:
+    """Build a model on the meta device and look at its layers.
+
+    Args:
+        values: of its config.json.
+        stack: prefix of the layers in the files, such as `model.layers`.
+        num_layers: how many there are.
+
+    Returns:
+        None where transformers does not know the model, or the stack cannot be told from others.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _write(folder, values)
+        model = build_on_meta(Path(folder))
+    if model is None or (layers := _find_stack(model, stack, num_layers)) is None:
+        return None
+    signatures = [dict(_signature(layer)) for layer in layers]
+    indices = {path for path in signatures[0] if _is_index(path, signatures)}
+    for signature in signatures:
+        for path in indices:
+            signature.pop(path, None)
+    paths = {path for signature in signatures for path in signature}
+    varying = {path for path in paths if len({repr(s.get(path, "-")) for s in signatures}) > 1}
+    return LayerKinds(tuple(signatures), frozenset(varying))
+
+
+def differing_layers(
+    wanted: Sequence[tuple[LayerKinds, int]], found: LayerKinds
+) -> list[tuple[int, str]]:
+    """Layers that are not what they were.
+
+    Args:
+        wanted: for each layer of the merge the model it comes from, and its place there.
+        found: layers of the merge by its config.
+
+    Returns:
+        Number of each such layer, and the path of the first difference. What is the same for all
+        layers of every model is no kind of layer, and is passed over.
+    """
+    varying = set(found.varying).union(*(kinds.varying for kinds, _ in wanted))
+    differing: list[tuple[int, str]] = []
+    for number, ((kinds, layer), own) in enumerate(zip(wanted, found.layers, strict=True)):
+        was = kinds.layers[layer]
+        path = next((p for p in sorted(varying) if was.get(p, "-") != own.get(p, "-")), None)
+        if path is not None:
+            differing.append((number, path))
+    return differing
+
+
+def _write(folder: str, values: Mapping[str, Any]) -> None:
+    plain = {key: value for key, value in values.items() if key != "quantization_config"}
+    (Path(folder) / "config.json").write_text(json.dumps(plain), encoding="utf-8")
+
+
+def _find_stack(model: Any, stack: str, num_layers: int) -> Any | None:
+    """The list of layers whose name in memory ends most like the stack's in the files."""
+    import torch
+
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers
+    }
+    last = stack.rpartition(".")[2]
+    lists = {n: m for n, m in lists.items() if n.rpartition(".")[2] == last} or lists
+    if stack in lists:
+        return lists[stack]
+    common = {name: len(set(name.split(".")) & set(stack.split("."))) for name in lists}
+    best = [name for name in lists if common[name] == max(common.values())]
+    return lists[best[0]] if len(best) == 1 else None
+
+
+def _signature(layer: Any) -> Iterator[tuple[str, Any]]:
+    for path, module in layer.named_modules():
+        yield f"{path}:", type(module).__name__
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            yield f"{path}.{name}", None if tensor is None else tuple(tensor.shape)
+        for name, value in vars(module).items():
+            is_plain = value is None or isinstance(value, (bool, int, float, str))
+            if is_plain and not name.startswith("_") and name != "training":
+                yield f"{path}.{name}", value
+
+
+def _is_index(path: str, signatures: Sequence[Signature]) -> bool:
+    """Whether an attribute is the layer's own number."""
+    if _INDEX.search(path.rpartition(".")[2]):
+        return True
+    values = [signature.get(path) for signature in signatures]
+    numbers = [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
+    if len(values) < 2 or len(numbers) < len(values):
+        return False
+    return all(value - number == numbers[0] for number, value in enumerate(numbers))
+
+
+def layer_candidates(
+    part: Mapping[str, Any], origin: Sequence[int], num_layers: int
+) -> Iterator[dict[str, Any]]:
+    """Changes of a config that may say where its layers have gone, from likely to less so.
+
+    Args:
+        part: the config of the stack as it was, with all that is derived from it.
+        origin: the old number of each layer.
+        num_layers: that there were.
+    """
+    for key, value in part.items():
+        if isinstance(value, list) and value and _are_layers(value, num_layers):
+            yield {key: [new for new, old in enumerate(origin) if old in value]}
+    for key, value in part.items():
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= num_layers:
+            first = sum(old < value for old in origin)
+            last = sum(old >= num_layers - value for old in origin)
+            yield from ({key: number} for number in dict.fromkeys((first, last)))
+
+
+def _are_layers(values: Sequence[Any], num_layers: int) -> bool:
+    are_numbers = all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+    return are_numbers and sorted(set(values)) == values and values[-1] < num_layers
+
+
+def fit_config(
+    part: dict[str, Any],
+    candidates: Sequence[Mapping[str, Any]],
+    count_differing: Callable[[], int],
+) -> int:
+    """Change a config as long as it brings layers nearer to what they were.
+
+    Args:
+        part: changed in place.
+        candidates: changes to try, each kept where it helps.
+        count_differing: how many layers differ by the config as it stands.
+
+    Returns:
+        How many differ in the end.
+    """
+    left = count_differing()
+    for change in candidates:
+        if left == 0:
+            break
+        before = {key: part[key] for key in change if key in part}
+        part.update(change)
+        if (count := count_differing()) < left:
+            left = count
+            continue
+        for key in change:
+            part.pop(key)
+        part.update(before)
+    return left

@@ -1,0 +1,184 @@
+"""The config of a model whose layers were moved: counted anew, and each still what it was."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from toolkit.errors import MergeError, warn
+from toolkit.merge.config_parts import config_parts
+from toolkit.merge.layer_kinds import (
+    LayerKinds,
+    derived_config,
+    differing_layers,
+    fit_config,
+    layer_candidates,
+    read_layer_kinds,
+)
+from toolkit.merge.layers import layer_keys
+from toolkit.merge.models import Models
+from toolkit.merge.plan import Origin
+
+_PER_LAYER = re.compile(r"layer|type|block|pattern")
+"""Lists in configs with one entry per layer have names like these where transformers, which is
+asked first, does not know the model."""
+
+_BEYOND = re.compile(r"(?:nextn|mtp).*layers?$")
+"""Keys with the number of layers that stand after the last and predict further tokens."""
+
+
+def move_layers(
+    values: dict[str, Any], stack: str, origin: Origin, models: Models, depth: int, stored: int
+) -> None:
+    """Let a config follow its layers.
+
+    Args:
+        values: of the leading model's config.json; changed in place.
+        stack: prefix of the layers.
+        origin: the model and layer that each layer comes from.
+        models: where the other models' configs stand.
+        depth: layers that the leading model computes with.
+        stored: layers that it has in its files; those beyond `depth` are left out of the merge.
+
+    Raises:
+        MergeError: no setting of the config says what the layers are in their new order.
+    """
+    if [layer for _, layer in origin] == list(range(stored)):
+        return  # every layer is where it was
+    whole = json.loads(json.dumps(values))
+    for part, path in config_parts(values):
+        keys = [
+            k for k in layer_keys(part) if part[k] == depth and _speaks_of(f"{path}.{k}", stack)
+        ]
+        if not keys:
+            continue
+        lists = _moved_lists(whole, path, keys, origin, models)
+        part.update(dict.fromkeys(keys, len(origin)))
+        part.update({name: entries for name, entries in lists.items() if name in part})
+        if stored > depth:
+            part.update({key: 0 for key in part if _BEYOND.search(key) and part[key]})
+        implied = _part_at(derived_config(values) or {}, path)
+        part.update({n: entries for n, entries in lists.items() if implied.get(n) != entries})
+        _fit_kinds(values, whole, part, path, stack, origin, models, depth)
+    if stored > depth:
+        warn(
+            f"{stack}: {stored - depth} layers beyond the {depth} of the config (multi-token "
+            "prediction) are left out, as slices take none of them."
+        )
+
+
+def _moved_lists(
+    whole: Mapping[str, Any], path: str, keys: Sequence[str], origin: Origin, models: Models
+) -> dict[str, list[Any]]:
+    """Lists with an entry per layer, each entry that of the layer's own model."""
+    derived = {
+        model: _part_at(derived_config(models.config(model)) or models.config(model), path)
+        for model in dict.fromkeys(model for model, _ in origin)
+    }
+    part = _part_at(whole, path)
+    leading = {**_part_at(derived_config(whole) or {}, path), **part}
+    found: dict[str, list[Any]] = {}
+    for name, entries in leading.items():
+        if not isinstance(entries, list) or len(entries) != part[keys[0]]:
+            continue
+        if _PER_LAYER.search(name) or _follows_depth(whole, path, keys, name):
+            found[name] = [
+                _entry(derived[model].get(name), layer, entries) for model, layer in origin
+            ]
+    return found
+
+
+def _follows_depth(whole: Mapping[str, Any], path: str, keys: Sequence[str], name: str) -> bool:
+    """Whether transformers makes a list longer when there is a layer more."""
+    deeper = json.loads(json.dumps(whole))
+    part = next(part for part, own in config_parts(deeper) if own == path)
+    part.pop(name, None)
+    part.update({key: part[key] + 1 for key in keys})
+    made = _part_at(derived_config(deeper) or {}, path).get(name)
+    return isinstance(made, list) and len(made) == part[keys[0]]
+
+
+def _entry(entries: Any, layer: int, fallback: Sequence[Any]) -> Any:
+    known = entries if isinstance(entries, list) and layer < len(entries) else fallback
+    return known[min(layer, len(known) - 1)]
+
+
+def _part_at(config: Mapping[str, Any], path: str) -> dict[str, Any]:
+    part: Any = config
+    for key in filter(None, path.split(".")):
+        part = part.get(key, {}) if isinstance(part, Mapping) else {}
+    return dict(part) if isinstance(part, Mapping) else {}
+
+
+def _fit_kinds(
+    values: dict[str, Any],
+    whole: Mapping[str, Any],
+    part: dict[str, Any],
+    path: str,
+    stack: str,
+    origin: Origin,
+    models: Models,
+    depth: int,
+) -> None:
+    """Change thresholds and lists of layers until every layer is what it was."""
+    kinds: dict[str, LayerKinds] = {}
+    for model in dict.fromkeys(model for model, _ in origin):
+        config = models.config(model)
+        layers = next((_part_at(config, path).get(key) for key in layer_keys(part)), depth)
+        found = read_layer_kinds(config, stack, layers if isinstance(layers, int) else depth)
+        if found is None or any(n >= len(found.layers) for m, n in origin if m == model):
+            return  # transformers does not know it
+        kinds[model] = found
+    wanted = [(kinds[model], layer) for model, layer in origin]
+
+    def differing() -> list[tuple[int, str]]:
+        found = read_layer_kinds(values, stack, len(origin))
+        every = [(number, "the model, which cannot be built") for number in range(len(origin))]
+        return every if found is None else differing_layers(wanted, found)
+
+    if not differing():
+        return
+    old = _part_at(derived_config(whole) or whole, path)
+    numbers = [layer for _, layer in origin]
+    candidates = list(layer_candidates(old, numbers, depth))
+    if "mlp_only_layers" in part or "mlp_only_layers" in old:
+        # Qwen's mixtures: every so many layers are sparse but for those listed; a list says both.
+        listed, step = old.get("mlp_only_layers") or [], old.get("decoder_sparse_step") or 1
+        dense = [n for n, own in enumerate(numbers) if own in listed or (own + 1) % step]
+        candidates.insert(0, {"decoder_sparse_step": 1, "mlp_only_layers": dense})
+    if fit_config(part, candidates, lambda: len(differing())) == 0:
+        return
+    number, where = differing()[0]
+    model, layer = origin[number]
+    if where.endswith(":") or where == "the model, which cannot be built":
+        raise MergeError(
+            f"{stack}: layer {number} of the merge, {layer} of {model}, would be of another kind "
+            f"there (at {where.rstrip(':') or 'its class'}), and no setting of config.json says "
+            "otherwise; keep layers of its kind together, or in the places of such."
+        )
+    warn(
+        f"{stack}: layer {number} of the merge, {layer} of {model}, is there told otherwise by "
+        f"config.json in {where.lstrip('.')}; compare the merge with its models."
+    )
+
+
+def _speaks_of(key: str, stack: str) -> bool:
+    """Whether a config's number of layers is that of a stack, by the words in both.
+
+    >>> _speaks_of("text_config.num_hidden_layers", "model.language_model.layers")
+    True
+    >>> _speaks_of("vision_config.depth", "model.language_model.layers")
+    False
+    >>> _speaks_of("num_decoder_layers", "encoder.block"), _speaks_of("num_layers", "encoder.block")
+    (False, True)
+    """
+    is_vision = any(word in stack for word in ("vision", "visual"))
+    if ("vision" in key) != is_vision:
+        return False
+    if stack.startswith(("decoder", "model.decoder")):
+        return "decoder" in key or ("encoder" not in key and "num_layers" not in key)
+    if stack.startswith(("encoder", "model.encoder")):
+        return "decoder" not in key
+    return True

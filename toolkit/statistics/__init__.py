@@ -1,0 +1,1 @@
+"""Statistics on the ground: what a difference between models on the same items is worth."""

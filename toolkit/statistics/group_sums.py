@@ -1,0 +1,29 @@
+"""Sums by group: what is alike (a document, a company) is drawn together or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def group_sums(values: ArrayLike, groups: Sequence[str]) -> NDArray[np.float64]:
+    """Sums of each group, in the order of their first items.
+
+    Args:
+        values: `[..., N]`.
+        groups: of each item, `[N]`.
+
+    Returns:
+        `[..., G]`.
+
+    >>> group_sums([1.0, 2.0, 4.0], ["b", "a", "b"])
+    array([5., 2.])
+    """
+    numbers: dict[str, int] = {}
+    index = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
+    order = np.argsort(index, kind="stable")
+    starts = np.searchsorted(index[order], np.arange(len(numbers)))
+    sums = np.add.reduceat(np.asarray(values, dtype=np.float64)[..., order], starts, axis=-1)
+    return np.asarray(sums, dtype=np.float64)
