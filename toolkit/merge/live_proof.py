@@ -11,11 +11,32 @@ from torch import Tensor
 
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.load import load_causal_model
-from toolkit.errors import ToolkitError
+from toolkit.errors import MergeError, ToolkitError
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.live import LiveMerge
+from toolkit.progress import say
 
 _PIECE_ENTRIES = 1 << 22
+
+
+def refuse_unless_live(general: Path) -> None:
+    """Refuse a model that a search could not merge, before hours of training.
+
+    Raises:
+        MergeError: it cannot be merged in memory.
+    """
+    if why := why_not_live(general):
+        raise MergeError(
+            f"{general}: its merges cannot be made in memory ({why}), which a search needs; said "
+            "before hours of training. `toolkit cpt run` trains it, and `toolkit merge run` merges "
+            "on disk."
+        )
+
+
+def note_unless_live(general: Path) -> None:
+    """Say of such a model that a search will not be able to merge it."""
+    if why := why_not_live(general):
+        say(f"  note: `toolkit merge choose` will not be able to merge this model ({why})")
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from toolkit.data.config import DataSection, identity_of_data
-from toolkit.errors import CheckpointError, ConfigError, MergeError
+from toolkit.errors import CheckpointError, ConfigError
 from toolkit.evaluate.config import identity_of_evaluation
 from toolkit.manifest import Stage, content_hash, hash_bytes, hash_file, hash_json, read_manifest
 from toolkit.model_config import ModelSection, ScratchSection, identity_of_model
@@ -198,6 +198,7 @@ def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
     Raises:
         ConfigError: more than the schedule was changed.
     """
+    from toolkit.merge.live_proof import note_unless_live
     from toolkit.stages.training import train_specialist
     from toolkit.train.processes import is_first
 
@@ -207,17 +208,11 @@ def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
         _adopt_schedule(stage)
 
     def train() -> None:
-        if is_first() and (why := _why_not_live(general)):
-            say(f"  note: `toolkit merge choose` will not be able to merge this model ({why})")
+        if is_first():
+            note_unless_live(general)
         train_specialist(run.recipe, stage, general, data)
 
     return _ensure(stage, "cpt", train)
-
-
-def _why_not_live(general: Path) -> str:
-    from toolkit.merge.live_proof import why_not_live
-
-    return why_not_live(general)
 
 
 def cpt_stage(run: Run, general: Path, data: Path) -> Stage:
@@ -265,15 +260,12 @@ def first_alone(act: Callable[[], Result]) -> Result:
 
 def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     """The merge stage: search, choice, test, and the merged model on disk."""
+    from toolkit.merge.live_proof import refuse_unless_live
     from toolkit.stages.finishing import ensure_specialist
 
     general, data = ensure_general(run), ensure_data(run)
-    if not cpt_stage(run, general, data).is_complete() and (why := _why_not_live(general)):
-        raise MergeError(
-            f"{general}: its merges cannot be made in memory ({why}), which a search needs; said "
-            "before hours of training. `toolkit cpt run` trains it, and `toolkit merge run` merges "
-            "on disk."
-        )
+    if not cpt_stage(run, general, data).is_complete():
+        refuse_unless_live(general)
     specialist = ensure_specialist(run)
     recipe, others = run.recipe, ensure_models(run)
     stage = merge_stage(run, general, data, specialist, others)
