@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
-COMMON = {"errors", "config", "manifest", "plain", "progress", "machine", "statistics"}
+COMMON = {"errors", "config", "manifest", "file_hashes", "plain", "progress"}
+COMMON |= {"machine", "statistics"}
 MAY_IMPORT = {
     "errors": set(),
     "plain": {"errors"},
     "config": {"errors", "plain"},
-    "manifest": {"errors", "config"},
+    "file_hashes": {"machine"},
+    "manifest": {"errors", "config", "file_hashes"},
     "progress": set(),
     "machine": {"errors", "progress"},
     "statistics": {"errors"},

@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 
 from toolkit.data.backend import Backend
 from toolkit.data.config import KNOWN_FIM_TOKENS, FimSection
+<<<<<<< HEAD
 from toolkit.data.document_tokens import leading_token, text_tokens
+=======
+from toolkit.data.conversations import ConversationEncoder, ConversationError
+>>>>>>> main
 from toolkit.data.sources import Document
 from toolkit.data.split import stable_unit
 from toolkit.errors import DataError
@@ -71,8 +75,7 @@ class Encoder:
     def encode(self, documents: Sequence[Document]) -> list[Encoded]:
         """Tokens of each document; text that looks like a special token stays text."""
         if any(document.messages for document in documents):
-            tokenizer = _full_tokenizer(self.folder)
-            return [_conversation(tokenizer, json.loads(d.messages or "[]")) for d in documents]
+            return [_conversation(self.folder, document) for document in documents]
         if self.fim is None or self.fim_ids is None:
             return [Encoded(ids) for ids in _plain(self.folder, [d.text for d in documents])]
         fim, fim_ids = self.fim, self.fim_ids
@@ -299,30 +302,24 @@ def _rearranged(parts: list[list[int]], is_spm: bool, ids: tuple[int, int, int])
     return [prefix_id, *first, suffix_id, *last, middle_id, *middle]
 
 
-def _conversation(tokenizer: Any, messages: list[dict[str, str]]) -> Encoded:
-    """A conversation through the chat template; the assistant's words and turn ends are targets."""
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    spans: list[tuple[int, int]] = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = messages[:index]
-        start = (
-            len(tokenizer.apply_chat_template(before, tokenize=False, add_generation_prompt=True))
-            if before
-            else 0
-        )
-        stop = len(tokenizer.apply_chat_template(messages[: index + 1], tokenize=False))
-        content = message["content"].strip()
-        if not (start < stop <= len(text)) or content not in text[start:stop]:
-            # Some templates change earlier turns once later ones stand there; find the words.
-            start = text.find(content, spans[-1][1] if spans else 0)
-            stop = start + len(content)
-        if start >= 0:
-            spans.append((start, stop))
-    result = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    targets = [
-        any(start <= begin and begin < stop for start, stop in spans)
-        for begin, _ in result["offset_mapping"]
-    ]
-    return Encoded(list(result["input_ids"]), targets)
+def open_conversations(folder: Path) -> ConversationEncoder:
+    """The chat template of a model's tokenizer, ready to encode.
+
+    Raises:
+        DataError: there is no tokenizer, or it has no chat template.
+    """
+    return _conversations_at(folder.absolute())
+
+
+@lru_cache(maxsize=2)
+def _conversations_at(folder: Path) -> ConversationEncoder:
+    return ConversationEncoder(_full_tokenizer(folder), folder)
+
+
+def _conversation(folder: Path, document: Document) -> Encoded:
+    messages = json.loads(document.messages or "[]")
+    try:
+        learned = open_conversations(folder).encode(messages)
+    except ConversationError as error:
+        raise DataError(f"{document.id}: {error}") from error
+    return Encoded(learned.tokens, learned.is_target)

@@ -19,7 +19,9 @@ from toolkit.data.encode import Encoder
 from toolkit.data.overlap import Overlap
 from toolkit.data.texts import TextIndex, read_texts, read_words
 from toolkit.data.workers import Workers
-from toolkit.manifest import write_atomically
+from toolkit.errors import ToolkitError
+from toolkit.file_hashes import read_hash
+from toolkit.manifest import load_json, write_atomically, write_json
 
 _MARGIN = 1.1
 _FIRST_BYTES_PER_TOKEN = 5.0
@@ -161,10 +163,8 @@ def _tasks(
 def _write_shard(task: _Task) -> tuple[str, int]:
     """Returns the shard's name and number in its source."""
     mark = task.path.with_name(task.path.name + ".npz")
-    if mark.is_file():
-        with np.load(mark) as columns:
-            if np.array_equal(columns["rows"], task.rows):
-                return task.path.name, task.shard
+    if _is_whole(task, mark):
+        return task.path.name, task.shard
     documents = read_texts(task.texts, task.source, task.shard, task.rows)
     clean = np.ones(len(documents), dtype=np.bool_)
     if task.overlap is not None and len(documents):
@@ -191,9 +191,11 @@ def _write_shard(task: _Task) -> tuple[str, int]:
                 np.save(file, array)
     with write_atomically(mark, "wb") as file:
         np.savez(file, rows=task.rows, clean=clean, lengths=lengths, largest=flat.max())
+    write_json(_sums_file(task), _sums(task.path))
     return task.path.name, task.shard
 
 
+<<<<<<< HEAD
 def _places(lengths: NDArray[np.int64], is_shared: bool) -> tuple[NDArray[np.int64], int]:
     """Where the token before each document stands in a shard, and the shard's length.
 
@@ -203,6 +205,28 @@ def _places(lengths: NDArray[np.int64], is_shared: bool) -> tuple[NDArray[np.int
     strides = lengths + (1 if is_shared else 2)
     total = int(strides.sum())
     return np.cumsum(strides) - strides, total + int(is_shared)
+=======
+def _sums(path: Path) -> dict[str, str]:
+    """sha256 of a shard's files."""
+    names = (f"{path.name}{end}" for end in (".npy", ".targets.npy", ".npz"))
+    return {n: read_hash(path.with_name(n)) for n in names if path.with_name(n).is_file()}
+
+
+def _sums_file(task: _Task) -> Path:
+    """Beside the texts, which only serve to continue: the tokens stay, as they are read."""
+    return task.texts / f"tokens-{task.path.name}.json"
+
+
+def _is_whole(task: _Task, mark: Path) -> bool:
+    """Whether a shard stands from before, holds these rows, and is as it was written."""
+    try:
+        if load_json(_sums_file(task)) != _sums(task.path):
+            return False
+        with np.load(mark) as columns:
+            return bool(np.array_equal(columns["rows"], task.rows))
+    except (ToolkitError, OSError):
+        return False
+>>>>>>> main
 
 
 def _gather(

@@ -26,6 +26,7 @@ from toolkit.evaluate.config import EvaluateSection, TaskSection
 from toolkit.evaluate.head import can_pad
 from toolkit.evaluate.questions import split_place
 from toolkit.evaluate.sets import BITS, EvaluationSet
+from toolkit.evaluate.task_scoring import scoring_hash
 from toolkit.manifest import hash_json
 
 _FEWSHOT_SEED = 1234
@@ -273,7 +274,15 @@ def _sets(
             content_hash=hash_json([task.hashes[row] for row in kept]),
             score=lambda model, rows, name=names[metric]: score(model, rows)[name],  # type: ignore[misc]
             scale=task.metrics[metric].scale(),
-            settings_hash=hash_json({**settings, "metric": metric}),
+            settings_hash=hash_json(
+                {
+                    **settings,
+                    "metric": metric,
+                    "rising": task.metrics[metric].rising,
+                    "aggregation": task.metrics[metric].aggregation,
+                    "scoring": scoring_hash(task._task, metric),
+                }
+            ),
             item_hashes=[task.hashes[row] for row in kept],
             score_together=score if len(metrics) > 1 else None,
         )

@@ -16,7 +16,12 @@ import torch
 from toolkit.data.document_tokens import document_tokens
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.config import EvaluateSection
+<<<<<<< HEAD
 from toolkit.evaluate.head import can_pad, final_hidden, picked_log_probabilities
+=======
+from toolkit.evaluate.head import final_hidden, picked_log_probabilities
+from toolkit.manifest import json_lines
+>>>>>>> main
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         EvaluationError: it is missing, holds no documents, or a line of it cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        rows = [json.loads(line) for line in lines if line.strip()]
+        rows = [json.loads(line) for line in json_lines(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{path}: cannot be read ({error}); run the data stage.") from error
     if not rows:

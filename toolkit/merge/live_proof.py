@@ -19,13 +19,17 @@ from toolkit.progress import say
 _PIECE_ENTRIES = 1 << 22
 
 
-def refuse_unless_live(general: Path) -> None:
+def refuse_unless_live(general: Path, is_asked: bool) -> None:
     """Refuse a model that a search could not merge, before hours of training.
+
+    Args:
+        general: folder of the model.
+        is_asked: whether it is still to be trained.
 
     Raises:
         MergeError: it cannot be merged in memory.
     """
-    if why := why_not_live(general):
+    if is_asked and (why := why_not_live(general)):
         raise MergeError(
             f"{general}: its merges cannot be made in memory ({why}), which a search needs; said "
             "before hours of training. `toolkit cpt run` trains it, and `toolkit merge run` merges "
@@ -33,9 +37,9 @@ def refuse_unless_live(general: Path) -> None:
         )
 
 
-def note_unless_live(general: Path) -> None:
-    """Say of such a model that a search will not be able to merge it."""
-    if why := why_not_live(general):
+def note_unless_live(general: Path, is_asked: bool) -> None:
+    """Say of such a model that a search will not be able to merge it; one process is asked."""
+    if is_asked and (why := why_not_live(general)):
         say(f"  note: `toolkit merge choose` will not be able to merge this model ({why})")
 
 

@@ -29,7 +29,7 @@ from toolkit.train.config import TrainSection
 from toolkit.train.fuse import fuse, may_fuse, unfuse
 from toolkit.train.metrics import METRICS, MetricsLog, NoLog, resident_bytes
 from toolkit.train.model import NextTokenLoss, choose_attention
-from toolkit.train.packing_probe import choose_packing
+from toolkit.train.packing_probe import settle_packing
 from toolkit.train.parts import parameter_groups, plain_model
 from toolkit.train.precision import is_low, products_dtype, settle_precision
 from toolkit.train.processes import add_up_in_float32, on_cpu
@@ -112,7 +112,9 @@ def train(
     loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
     plain_loss = accelerator.unwrap_model(loss_module)
     trained = plain_loss.model
-    fused = _choose_packing(loss_module, plain_loss, blocks, accelerator)
+    fused = settle_packing(
+        loss_module, plain_loss, [s.sequence_tokens for s in blocks.stages], accelerator
+    )
 
     steps = plan_steps(blocks, section.blocks_per_step)[:num_steps]
     wanted = [section.stages.get(stage.name) for stage in blocks.stages]
@@ -338,29 +340,6 @@ def plan_steps(blocks: Blocks, blocks_per_step: int) -> Plan:
     positions = tuple(stage.num_positions for stage in blocks.stages)
     total = sum(-(-count // blocks_per_step) for count in positions)
     return Plan(positions, blocks_per_step, range(total))
-
-
-def _choose_packing(
-    loss_module: Any, plain_loss: NextTokenLoss, blocks: Blocks, accelerator: Accelerator
-) -> bool:
-    """Let a probe say how packed documents are kept apart, and whether fused blocks do it."""
-    longest = min(stage.sequence_tokens for stage in blocks.stages) // 2
-
-    def probe(_model: Any) -> Any:
-        return choose_packing(plain_loss, longest, accelerator.autocast)
-
-    if hasattr(loss_module, "reshard"):
-        nothing = torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device)
-        found = loss_module(nothing, nothing, nothing, look=probe)
-        loss_module.reshard()  # else only a backward pass does
-    else:
-        found = probe(plain_loss.model)
-    if plain_loss.fused and not found.fused:
-        unfuse(plain_model(plain_loss.model))
-    plain_loss.layout, plain_loss.fused = found.layout, found.fused
-    if found.message and accelerator.is_main_process:
-        say(found.message)
-    return bool(found.fused)
 
 
 def _chunks(rows: range, size: int, most: int) -> list[range]:

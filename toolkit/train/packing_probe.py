@@ -8,7 +8,7 @@ alone, and what does not give the same loss is not used.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from toolkit.checkpoint.probe_documents import probe_documents
 from toolkit.errors import ConfigError
+from toolkit.progress import say
+from toolkit.train.fuse import unfuse
 from toolkit.train.layout import IGNORED, Layout, packed, takes_lengths
 from toolkit.train.model import NextTokenLoss
 from toolkit.train.parts import plain_model
@@ -41,6 +43,39 @@ class Packing:
     layout: Layout
     fused: bool
     message: str = ""
+
+
+def settle_packing(
+    loss_module: Any, plain_loss: NextTokenLoss, lengths: Sequence[int], accelerator: Any
+) -> bool:
+    """Let a probe say how packed documents are kept apart, and whether fused blocks do it.
+
+    Args:
+        loss_module: as accelerate prepared it.
+        plain_loss: the module inside.
+        lengths: tokens of a block, by stage.
+        accelerator: of accelerate.
+
+    Returns:
+        Whether fused blocks are used.
+    """
+    longest = min(lengths) // 2
+
+    def probe(_model: Any) -> Any:
+        return choose_packing(plain_loss, longest, accelerator.autocast)
+
+    if hasattr(loss_module, "reshard"):
+        nothing = torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device)
+        found = loss_module(nothing, nothing, nothing, look=probe)
+        loss_module.reshard()  # else only a backward pass does
+    else:
+        found = probe(plain_loss.model)
+    if plain_loss.fused and not found.fused:
+        unfuse(plain_model(plain_loss.model))
+    plain_loss.layout, plain_loss.fused = found.layout, found.fused
+    if found.message and accelerator.is_main_process:
+        say(found.message)
+    return bool(found.fused)
 
 
 def choose_packing(module: NextTokenLoss, longest: int, autocast: Callable[[], Any]) -> Packing:
