@@ -15,11 +15,8 @@ from numpy.typing import NDArray
 
 from toolkit.data.backend import Backend
 from toolkit.data.config import KNOWN_FIM_TOKENS, FimSection
-<<<<<<< HEAD
-from toolkit.data.document_tokens import leading_token, text_tokens
-=======
 from toolkit.data.conversations import ConversationEncoder, ConversationError
->>>>>>> main
+from toolkit.data.document_tokens import leading_token, text_tokens
 from toolkit.data.sources import Document
 from toolkit.data.split import stable_unit
 from toolkit.errors import DataError
@@ -215,6 +212,11 @@ class TextTokenizer:
             if not may_frame and not settings.get("add_bos_token"):
                 return None
         return leading_token(_full_tokenizer(self._folder))
+
+    def start_or(self, separator: int) -> int:
+        """The token that begins documents: BOS where there is one, else the separator."""
+        leading = self.leading_token
+        return separator if leading is None else leading
 
     def counts(self, texts: list[str]) -> list[int]:
         """How many tokens each text has; many at once are quicker than one by one."""

@@ -68,8 +68,7 @@ def _run(
 ) -> None:
     tokenizer = TextTokenizer(tokenizer_folder)
     separator = find_separator(section.end_of_document, tokenizer)
-    leading = tokenizer.leading_token
-    start = separator if leading is None else leading
+    start = tokenizer.start_or(separator)
     # What can be wrong with the recipe is found before hours of reading.
     others = read_other_evaluations(section.cleaning.decontaminate_files)
     if any(source.fim for source in section.sources.values()):
@@ -274,11 +273,10 @@ def _tokenise_all(
                 # A little more, since whole blocks are taken from it.
                 need = domain_tokens * share / (1.0 - share) + 2 * section.sequence_tokens
                 limits.append(int(need) if share > 0 else 0)
-            separator, start = frame
-            encoder = Encoder(tokenizer_folder, seed, start=start)
+            encoder = Encoder(tokenizer_folder, seed, start=frame[1])
             if source.fim:
                 ids = find_fim_tokens(section.fim, tokenizer.vocabulary)
-                encoder = Encoder(tokenizer_folder, seed, section.fim, ids, start)
+                encoder = Encoder(tokenizer_folder, seed, section.fim, ids, frame[1])
             pool = np.flatnonzero(usable & (index.source == number) & (index.split == 0))
             tables[name] = tokenise(
                 texts,
@@ -286,8 +284,7 @@ def _tokenise_all(
                 pool,
                 min((limit for limit in limits if limit is not None), default=None),
                 encoder=encoder,
-                separator=separator,
-                start=start,
+                separator=frame[0], start=frame[1],
                 vocabulary=len(tokenizer),
                 overlap=overlap,
                 folder=folder,

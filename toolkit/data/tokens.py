@@ -195,7 +195,6 @@ def _write_shard(task: _Task) -> tuple[str, int]:
     return task.path.name, task.shard
 
 
-<<<<<<< HEAD
 def _places(lengths: NDArray[np.int64], is_shared: bool) -> tuple[NDArray[np.int64], int]:
     """Where the token before each document stands in a shard, and the shard's length.
 
@@ -205,7 +204,8 @@ def _places(lengths: NDArray[np.int64], is_shared: bool) -> tuple[NDArray[np.int
     strides = lengths + (1 if is_shared else 2)
     total = int(strides.sum())
     return np.cumsum(strides) - strides, total + int(is_shared)
-=======
+
+
 def _sums(path: Path) -> dict[str, str]:
     """sha256 of a shard's files."""
     names = (f"{path.name}{end}" for end in (".npy", ".targets.npy", ".npz"))
@@ -226,7 +226,6 @@ def _is_whole(task: _Task, mark: Path) -> bool:
             return bool(np.array_equal(columns["rows"], task.rows))
     except (ToolkitError, OSError):
         return False
->>>>>>> main
 
 
 def _gather(

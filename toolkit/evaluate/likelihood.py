@@ -16,12 +16,8 @@ import torch
 from toolkit.data.document_tokens import document_tokens
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.config import EvaluateSection
-<<<<<<< HEAD
 from toolkit.evaluate.head import can_pad, final_hidden, picked_log_probabilities
-=======
-from toolkit.evaluate.head import final_hidden, picked_log_probabilities
 from toolkit.manifest import json_lines
->>>>>>> main
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,11 @@ def train(
             f"{accelerator.num_processes} processes; raise it, or start fewer."
         )
     dtype = products_dtype(section)
-    fused = fuse(plain_model(model), dtype) if _may_fuse(section, accelerator) else False
+    fused = (
+        fuse(plain_model(model), dtype)
+        if may_fuse(section, accelerator.device.type, sharded=bool(accelerator.is_fsdp2))
+        else False
+    )
     # The parts of a fused block keep what selective checkpointing would, and no more.
     kind = section.gradient_checkpointing
     checkpoint_activations(plain_model(model), "none" if fused and kind == "selective" else kind)
@@ -365,10 +369,6 @@ def _to_device(batch: Batch, rows: range, device: torch.device) -> tuple[torch.T
 def _sync_only_at(accelerator: Accelerator, module: Any, is_last: bool) -> Any:
     """Exchange gradients between processes once a step, not once a micro-batch."""
     return contextlib.nullcontext() if is_last else accelerator.no_sync(module)
-
-
-def _may_fuse(section: TrainSection, accelerator: Accelerator) -> bool:
-    return may_fuse(section, accelerator.device.type, sharded=bool(accelerator.is_fsdp2))
 
 
 def _same_makers(
