@@ -90,11 +90,8 @@ def train(
             f"{accelerator.num_processes} processes; raise it, or start fewer."
         )
     dtype = products_dtype(section)
-    fused = (
-        fuse(plain_model(model), dtype)
-        if may_fuse(section, accelerator.device.type, sharded=bool(accelerator.is_fsdp2))
-        else False
-    )
+    fused = may_fuse(section, accelerator.device.type, sharded=bool(accelerator.is_fsdp2))
+    fused = fused and fuse(plain_model(model), dtype)
     # The parts of a fused block keep what selective checkpointing would, and no more.
     kind = section.gradient_checkpointing
     checkpoint_activations(plain_model(model), "none" if fused and kind == "selective" else kind)
@@ -116,9 +113,7 @@ def train(
     loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
     plain_loss = accelerator.unwrap_model(loss_module)
     trained = plain_loss.model
-    fused = settle_packing(
-        loss_module, plain_loss, [s.sequence_tokens for s in blocks.stages], accelerator
-    )
+    fused = settle_packing(loss_module, plain_loss, blocks.stages, accelerator)
 
     steps = plan_steps(blocks, section.blocks_per_step)[:num_steps]
     wanted = [section.stages.get(stage.name) for stage in blocks.stages]

@@ -46,20 +46,20 @@ class Packing:
 
 
 def settle_packing(
-    loss_module: Any, plain_loss: NextTokenLoss, lengths: Sequence[int], accelerator: Any
+    loss_module: Any, plain_loss: NextTokenLoss, stages: Sequence[Any], accelerator: Any
 ) -> bool:
     """Let a probe say how packed documents are kept apart, and whether fused blocks do it.
 
     Args:
         loss_module: as accelerate prepared it.
         plain_loss: the module inside.
-        lengths: tokens of a block, by stage.
+        stages: of the blocks.
         accelerator: of accelerate.
 
     Returns:
         Whether fused blocks are used.
     """
-    longest = min(lengths) // 2
+    longest = min(stage.sequence_tokens for stage in stages) // 2
 
     def probe(_model: Any) -> Any:
         return choose_packing(plain_loss, longest, accelerator.autocast)
