@@ -3,8 +3,8 @@
 Memory: each configuration in a process of its own, a few steps of the real loop on made-up tokens;
 its peak is the kernel's count (VmHWM), libraries and all, nothing taken off. States are not written
 here, so the estimate is without their copy. Where blocks are fused, the share for the allocator was
-fitted to the first and the third configuration; elsewhere LoRA r=64 and fp32 were fitted to. The
-last three never were.
+fitted to the first and the third configuration, and in float32 to its three; elsewhere LoRA r=64
+was fitted to. The last three never were.
 
 Time: the plan's own measurement and steps of the real loop in turn, in one process after the other,
 by wall clock and by processor seconds.
@@ -34,7 +34,7 @@ CONFIGURATIONS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("fp32", 512, {"precision": "fp32"}),
     ("fp32, full", 512, {"precision": "fp32", "gradient_checkpointing": "full"}),
     (
-        "not fitted: fp32, 4 x 512",
+        "fp32, 4 x 512",
         512,
         {"precision": "fp32", "micro_batch_blocks": 4, "blocks_per_step": 4},
     ),

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
-COMMON = {"errors", "config", "manifest", "plain", "progress", "machine", "statistics"}
+COMMON = {"errors", "config", "manifest", "file_hashes", "plain", "progress"}
+COMMON |= {"machine", "statistics"}
 MAY_IMPORT = {
     "errors": set(),
     "plain": {"errors"},
     "config": {"errors", "plain"},
-    "manifest": {"errors", "config"},
+    "file_hashes": {"machine"},
+    "manifest": {"errors", "config", "file_hashes"},
     "progress": set(),
     "machine": {"errors", "progress"},
     "statistics": {"errors"},
@@ -64,6 +66,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 def test_every_folder_has_a_place_in_the_table():
     assert {layer_of(path) for path in FILES} == set(MAY_IMPORT) | ON_TOP
+
+
+def test_what_is_imported_exists():
+    """Modules that are imported inside functions too, which no import of the package would miss."""
+    missing = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.module if isinstance(node, ast.ImportFrom) else None
+            if name is not None and name.startswith("toolkit."):
+                place = PACKAGE.parent / name.replace(".", "/")
+                if not place.is_dir() and not place.with_suffix(".py").is_file():
+                    missing.append(f"{path}: {name}")
+    assert not missing
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())

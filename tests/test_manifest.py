@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import ToolkitError
-from toolkit.manifest import Stage, read_manifest, write_atomically
+from toolkit.manifest import MANIFEST, Stage, content_hash, read_manifest, write_atomically
 
 
 def make(folder: Path, **config: object) -> Stage:
@@ -58,14 +58,47 @@ def test_a_kill_between_manifest_and_rename_is_finished_later(tmp_path: Path):
     assert make(tmp_path, lr=1).is_complete()
 
 
-@pytest.mark.parametrize("damage", ["cut", "removed"])
+@pytest.mark.parametrize("damage", ["cut", "removed", "a bit"])
 def test_a_damaged_output_is_noticed(tmp_path: Path, damage: str):
     run(make(tmp_path, lr=1), "content")
     path = tmp_path / "cpt" / "out.txt"
-    path.write_text("c") if damage == "cut" else path.unlink()
+    before = content_hash(path.parent)
+    if damage == "removed":
+        path.unlink()
+    else:
+        path.write_text("c" if damage == "cut" else "contenu")
+    assert content_hash(path.parent) != before
     again = make(tmp_path, lr=1)
     assert not again.is_complete()
     assert "out.txt" in again.notes[0]
+
+
+def test_a_damaged_manifest_is_noticed(tmp_path: Path):
+    run(make(tmp_path, lr=1))
+    path = tmp_path / "cpt" / MANIFEST
+    assert make(tmp_path, lr=1).is_complete()
+    path.write_text(path.read_text().replace('"loss": 1.0', '"loss": 1.1'))
+    again = make(tmp_path, lr=1)
+    assert not again.is_complete()
+    assert "is not as it was written" in again.notes[0]
+    with pytest.raises(ToolkitError, match="is not as it was written"):
+        read_manifest(tmp_path / "cpt")
+
+
+def test_keys_without_effect_make_nothing_anew(tmp_path: Path):
+    known = ("config.train.patience", "config.sources.*.license")
+
+    def stage(patience: int, terms: str, lr: float = 1.0) -> Stage:
+        config = {"train": {"patience": patience, "lr": lr}, "sources": {"a": {"license": terms}}}
+        return Stage(tmp_path / "cpt", config, {}, seed=1, without_effect=known)
+
+    with stage(1, "x").running() as work:
+        (work / "half").touch()
+    with stage(2, "y").running() as work:  # goes on with what was begun
+        assert (work / "half").exists()
+        stage(2, "y").finish({})
+    assert stage(3, "z").is_complete()
+    assert not stage(3, "z", lr=2.0).is_complete()
 
 
 def test_a_second_process_is_refused(tmp_path: Path):

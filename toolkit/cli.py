@@ -60,6 +60,10 @@ RecipeName = Annotated[
     str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
 ]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
+Verify = Annotated[
+    bool,
+    typer.Option("--verify", help="Read all files of finished stages anew."),
+]
 
 
 def main() -> None:
@@ -83,10 +87,12 @@ def main() -> None:
 
 
 @data_app.command("run")
-def data_run(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
+def data_run(recipe: RecipeName, runs: Runs = Path("runs"), verify: Verify = False) -> None:
     """Fetch, clean, split, tokenise and pack a recipe's documents."""
+    from toolkit.file_hashes import verify_all
     from toolkit.stages.chain import ensure_data
 
+    verify_all(verify)
     ensure_data(_open(recipe, runs))
 
 
@@ -100,11 +106,14 @@ def cpt_run(
             "--change-schedule", help="Continue an interrupted run under a changed schedule."
         ),
     ] = False,
+    verify: Verify = False,
 ) -> None:
     """Train a recipe's general model into the specialist."""
+    from toolkit.file_hashes import verify_all
     from toolkit.stages.chain import ensure_cpt
     from toolkit.stages.outlook import say_outlook
 
+    verify_all(verify)
     run = _open(recipe, runs)
     say_outlook(run, "cpt")
     ensure_cpt(run, change_schedule=change_schedule)
@@ -120,11 +129,14 @@ def merge_choose(
             "--score-test-again", help="Score the test documents for another choice; is counted."
         ),
     ] = False,
+    verify: Verify = False,
 ) -> None:
     """Search, choose and write a recipe's merge; runs data and cpt first where needed."""
+    from toolkit.file_hashes import verify_all
     from toolkit.stages.chain import ensure_merge, show_outcome
     from toolkit.stages.outlook import say_outlook
 
+    verify_all(verify)
     run = _open(recipe, runs)
     say_outlook(run, "merge")
     show_outcome(ensure_merge(run, score_test_again=score_test_again))

@@ -17,14 +17,17 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
 from toolkit import __version__
 from toolkit.errors import ToolkitError
+from toolkit.file_hashes import differing_files, read_hash
 
 MANIFEST = "manifest.json"
 _IDENTITY = "identity.json"
+_OWN_HASH = "sha256 of the above"
 TRACKED_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
 
 
@@ -38,11 +41,7 @@ def hash_json(value: object) -> str:
 
 
 def hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return read_hash(path)
 
 
 def hash_folder(folder: Path, *, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
@@ -89,6 +88,14 @@ def load_json(path: Path) -> Any:
         ) from error
 
 
+def json_lines(text: str) -> list[str]:
+    """Lines of a file of JSON lines that hold something.
+
+    Not `splitlines`: strings of JSON may hold U+2028, U+0085 and their like as they are.
+    """
+    return [line for line in text.split("\n") if line.strip()]
+
+
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Which keys differ, each as `key: old -> new`.
 
@@ -119,6 +126,8 @@ class Stage:
         config: every setting that the result depends on, as plain values.
         inputs: content hashes of what the stage reads, by name.
         seed: the recipe's seed.
+        without_effect: patterns of keys, such as `config.train.max_bad_steps`, that change no
+            result of a stage that was finished.
     """
 
     folder: Path
@@ -126,6 +135,7 @@ class Stage:
     inputs: Mapping[str, str]
     seed: int
     notes: list[str] = field(default_factory=list)
+    without_effect: tuple[str, ...] = ()
 
     @property
     def work(self) -> Path:
@@ -140,18 +150,37 @@ class Stage:
         self._settle()
         if not (self.folder / MANIFEST).is_file():
             return False
-        manifest = load_json(self.folder / MANIFEST)
-        differences = changed_keys(
-            {key: manifest.get(key) for key in ("config", "inputs", "seed")}, self.identity()
-        )
+        try:
+            manifest = read_manifest(self.folder)
+        except ToolkitError as error:
+            self.notes = [str(error)]
+            return False
+        differences = self._changes(manifest)
         for name, entry in manifest.get("outputs", {}).items():
             path = self.folder / name
             size = path.stat().st_size if path.is_file() else None
             if size != entry["bytes"]:
                 found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
                 differences.append(f"{path} {found}")
+        if not differences:
+            hashes = {name: entry["sha256"] for name, entry in manifest.get("outputs", {}).items()}
+            differences = [
+                f"{self.folder / name} holds other bytes than were written"
+                for name in differing_files(self.folder, hashes)
+            ]
         self.notes = differences
         return not differences
+
+    def _changes(self, made_from: Mapping[str, Any]) -> list[str]:
+        """What differs between these settings and others, keys without effect left out."""
+        lines = changed_keys(
+            {key: made_from.get(key) for key in ("config", "inputs", "seed")}, self.identity()
+        )
+        return [
+            line
+            for line in lines
+            if not any(fnmatchcase(line.partition(": ")[0], key) for key in self.without_effect)
+        ]
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Path]:
@@ -172,12 +201,12 @@ class Stage:
     def has_begun(self) -> bool:
         """Whether work under these same settings was begun and interrupted."""
         mark = self.work / _IDENTITY
-        return mark.is_file() and bool(load_json(mark) == self.identity())
+        return mark.is_file() and not self._changes(load_json(mark))
 
     def begun_otherwise(self) -> list[str]:
         """What differs between work that was begun and interrupted, and these settings."""
         mark = self.work / _IDENTITY
-        return changed_keys(load_json(mark), self.identity()) if mark.is_file() else []
+        return self._changes(load_json(mark)) if mark.is_file() else []
 
     def adopt(self) -> None:
         """Continue interrupted work under these settings, whatever it was begun with."""
@@ -188,7 +217,7 @@ class Stage:
         begun = self.has_begun()
         if not begun and self.work.exists():
             if mark.is_file():  # begun under other settings: hours of work may lie in it
-                self.work.rename(_free_name(self.work))
+                self.work.rename(free_name(self.work))
             else:
                 shutil.rmtree(self.work)
         self.work.mkdir(parents=True, exist_ok=True)
@@ -219,7 +248,8 @@ class Stage:
             "versions": {name: metadata.version(name) for name in TRACKED_PACKAGES},
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-        write_json(self.work / MANIFEST, manifest)
+        plain = dict(json.loads(json.dumps(manifest)))
+        write_json(self.work / MANIFEST, {**plain, _OWN_HASH: hash_json(plain)})
         self._settle()
 
     def _settle(self) -> None:
@@ -232,11 +262,12 @@ class Stage:
             if path.name not in whole:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if self.folder.exists():
-            self.folder.rename(_free_name(self.folder))
+            self.folder.rename(free_name(self.folder))
         self.work.rename(self.folder)
 
 
-def _free_name(folder: Path) -> Path:
+def free_name(folder: Path) -> Path:
+    """The first of `<name>.1`, `<name>.2`, … that is not there."""
     number = 1
     while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
@@ -244,10 +275,15 @@ def _free_name(folder: Path) -> Path:
 
 
 def content_hash(folder: Path) -> str:
-    """Hash of a complete stage's outputs, or of a plain folder's files."""
+    """Hash of a complete stage's outputs, or of a plain folder's files.
+
+    A folder whose files were changed since its stage wrote them is a plain one.
+    """
     if (folder / MANIFEST).is_file():
-        outputs = load_json(folder / MANIFEST)["outputs"]
-        return hash_json({name: entry["sha256"] for name, entry in sorted(outputs.items())})
+        outputs = read_manifest(folder).get("outputs", {})
+        hashes = {name: str(entry["sha256"]) for name, entry in sorted(outputs.items())}
+        if hashes and not differing_files(folder, hashes):
+            return hash_json(hashes)
     return hash_json(hash_folder(folder))
 
 
@@ -255,8 +291,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a complete stage.
 
     Raises:
-        ToolkitError: the folder has none, so the stage has not finished.
+        ToolkitError: the folder has none, so the stage has not finished, or it is damaged.
     """
-    if not (folder / MANIFEST).is_file():
+    path = folder / MANIFEST
+    if not path.is_file():
         raise ToolkitError(f"{folder}: is not complete (no {MANIFEST}); run its stage first.")
-    return dict(load_json(folder / MANIFEST))
+    manifest = load_json(path)
+    own = manifest.pop(_OWN_HASH, None) if isinstance(manifest, dict) else ""
+    if own is not None and own != hash_json(manifest):
+        raise ToolkitError(
+            f"{path}: is not as it was written; move the folder away and run the stage again."
+        )
+    return dict(manifest)

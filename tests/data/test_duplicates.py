@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
+from zlib import crc32
 
 import numpy as np
+import pytest
 
 from toolkit.data.duplicates import drop_exact, drop_near, exact_keys, signatures
-from toolkit.data.words import repeated_fraction, run_hashes, word_codes, word_hashes
+from toolkit.data.words import count_words, repeated_fraction, run_hashes, word_codes, word_hashes
 
 
 def text(seed: int, length: int = 200) -> list[str]:
@@ -72,3 +75,48 @@ def test_words_of_ascii_texts_are_found_faster_and_are_the_same():
     slow, other = word_codes([text + " \u00e9"])  # one word more, and no ASCII text
     assert quick.tolist() == slow[:-1].tolist()
     assert (offsets[1] + 1, len(quick)) == (other[1], offsets[1])
+
+
+LETTERS = {
+    "Chinese": range(0x4E00, 0x4F00),
+    "hiragana": range(0x3041, 0x3096),
+    "katakana": range(0x30A1, 0x30FA),
+    "rare characters": range(0x20000, 0x20100),
+    "Thai": [*range(0x0E01, 0x0E2F), *range(0x0E31, 0x0E3A)],
+    "Khmer": range(0x1780, 0x17D0),
+    "Burmese": range(0x1000, 0x1040),
+    "Lao": [*range(0x0E81, 0x0EB0, 3), *range(0x0EB1, 0x0EBC)],
+}
+
+
+def unspaced(script: str, seed: int, length: int = 400) -> str:
+    chance = random.Random(f"{script} {seed}")  # noqa: S311
+    return "".join(chr(chance.choice(LETTERS[script])) for _ in range(length))
+
+
+@pytest.mark.parametrize("script", LETTERS)
+def test_texts_without_spaces_have_words(script: str):
+    assert count_words(unspaced(script, 1)) > 40
+    words = word_hashes([unspaced(script, n) for n in range(3)])
+    assert min(np.diff(words[1])) > 40
+    one, other = unspaced(script, 1), unspaced(script, 2)
+    changed = one[:200] + other[:4] + one[204:]
+    rows = signatures(*word_hashes([one, changed, other, one[:200] + other[:200]]))
+    ranks, everything = np.zeros(4), np.ones(4, dtype=np.bool_)
+    assert drop_near(rows, ranks, 0.8, everything).tolist() == [False, True, False, False]
+
+
+def test_texts_with_spaces_have_the_words_they_had():
+    texts = [
+        "Net sales rose 2 %",
+        "caf\u00e9 cr\u00e8me",
+        "\u0434\u043e\u043c \u0438 \u0441\u0430\u0434",
+        "\ud55c\uad6d\uc5b4 \uacf5\ubd80",
+    ]
+    for text in texts:
+        assert count_words(text) == len(text.split())
+        codes, _ = word_codes([text])
+        assert codes.tolist() == [crc32(word.lower().encode()) for word in re.findall(r"\w+", text)]
+    mixed = "see \u6c34\u6cf5 now"
+    assert count_words(mixed) == 4
+    assert len(word_codes([mixed])[0]) == 4

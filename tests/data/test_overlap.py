@@ -45,10 +45,10 @@ def test_a_long_page_that_holds_a_whole_question_is_no_training_text(tmp_path: P
 
 def test_texts_of_evaluation_files(tmp_path: Path):
     (tmp_path / "task.json").write_text('{"examples": [{"input": "one", "n": [2, "two"]}]}')
-    (tmp_path / "more.jsonl").write_text('{"q": "three"}\n\n{"q": {"a": "four"}}\n')
+    (tmp_path / "more.jsonl").write_text('{"q": "thr\u2028ee"}\n\n{"q": {"a": "four"}}\n')
     (tmp_path / "plain.txt").write_text("five")
     files = tuple(str(tmp_path / name) for name in ("task.json", "more.jsonl", "plain.txt"))
-    assert read_other_evaluations(files) == ["one", "two", "three", "four", "five"]
+    assert read_other_evaluations(files) == ["one", "two", "thr\u2028ee", "four", "five"]
     (tmp_path / "task.json").write_text("{")
     for name in ("task.json", "none.json"):
         with pytest.raises(DataError, match=rf"decontaminate_files: .*{name}: cannot be read"):

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import paragraph
+from toolkit.data import encode, texts
 from toolkit.data import run as run_module
-from toolkit.data import texts
 from toolkit.data.blocks import Blocks
 from toolkit.data.config import DataSection
 from toolkit.data.run import run_data
@@ -199,6 +199,96 @@ def test_nothing_to_train_on_says_what_there_was(tmp_path: Path, tokenizer: Path
         run(section(tmp_path, cleaning={"min_words": 5000}), tmp_path / "out", tokenizer)
 
 
+def _write_copies(folder: Path, copies: int, texts: int = 150) -> None:
+    """Texts of which each stands so many times, in an order by chance; all copies have one name."""
+    rows = []
+    for number in range(texts):
+        chance = random.Random(f"copied {number}")  # noqa: S311
+        text = " ".join(f"d{chance.randrange(3000)}" for _ in range(60))
+        rows += [{"text": text, "who": f"{number}.{copy}"} for copy in range(copies)]
+    random.Random(1).shuffle(rows)  # noqa: S311
+    (folder / "domain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("kind", ["exact", "near", "kept"])
+def test_texts_that_stand_often_are_not_drawn_to_the_test_set(
+    tmp_path: Path, tokenizer: Path, kind: str
+):
+    write_corpus(tmp_path)
+    _write_copies(tmp_path, 15)
+    rows = [json.loads(line) for line in (tmp_path / "domain.jsonl").read_text().split("\n")[:-1]]
+    if kind == "near":
+        rows = [{**row, "text": f"{row['text']} e{row['who']}"} for row in rows]
+    (tmp_path / "domain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = section(tmp_path, cleaning={"decontaminate_words": None}).model_dump()
+    values["sources"]["docs"]["id_field"] = "who"
+    values["replay_fraction"] = 0.0
+    if kind == "kept":
+        values["cleaning"] |= {"exact_duplicates": False, "near_duplicates": None}
+    run(DataSection.model_validate(values), tmp_path / "out", tokenizer)
+    found: dict[str, set[str]] = {}
+    for name, split in splits(tmp_path / "out").items():
+        if name.startswith("docs/"):
+            found.setdefault(name.removeprefix("docs/").split(".")[0], set()).add(split)
+    assert len(found) == 150
+    assert all(len(own) == 1 for own in found.values())  # copies never straddle
+    drawn = [next(iter(own)) for own in found.values()]
+    # 30 of 150 are expected in each; four standard deviations of a binomial are 20.
+    assert all(10 <= drawn.count(split) <= 50 for split in ("tuning", "test"))
+
+
+def test_what_is_for_evaluation_alone_stays_before_training_text(tmp_path: Path, tokenizer: Path):
+    write_corpus(tmp_path)
+    (tmp_path / "held.jsonl").write_text((tmp_path / "domain.jsonl").read_text())
+    values = section(tmp_path).model_dump()
+    values["sources"]["docs"]["split"] = {"train": {"share": 1.0}}
+    split = {"tuning": {"share": 0.5}, "test": {"share": 0.5}}
+    held = {"role": "domain", "files": [f"{tmp_path}/held.jsonl"], "split": split}
+    values["sources"] |= {"own": held}
+    with (tmp_path / "domain.jsonl").open("a") as file:
+        file.write(json.dumps({"text": " ".join(map(str, range(99)))}))
+    run(DataSection.model_validate(values), tmp_path / "out", tokenizer)
+    found = splits(tmp_path / "out")
+    assert sum(name.startswith("own/") for name in found) == 60
+    assert [name for name in found if name.startswith("docs/")] == ["docs/domain#000061"]
+
+
+def test_conversations_that_the_template_cannot_take_are_in_no_split(
+    tmp_path: Path, tokenizer: Path
+):
+    write_corpus(tmp_path)
+    template = tokenizer / "chat_template.jinja"
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    template.write_text(refusal + template.read_text())
+    rows = []
+    for number in range(40):
+        words = paragraph(number, 3)
+        rows.append([{"role": "user", "content": words}, {"role": "assistant", "content": words}])
+    rows[7].insert(0, {"role": "system", "content": "be brief"})
+    lines = (json.dumps({"messages": row}) + "\n" for row in rows)
+    (tmp_path / "chat.jsonl").write_text("".join(lines))
+    values = section(tmp_path).model_dump()
+    docs = values["sources"]["docs"]
+    docs |= {"files": [f"{tmp_path}/chat.jsonl"], "messages_field": "messages"}
+    values["cleaning"] |= {"near_duplicates": None, "decontaminate_words": None}
+    with pytest.raises(
+        DataError, match=r"docs/chat#000008: .*does not take it \(no system\).*skip"
+    ):
+        run(DataSection.model_validate(values), tmp_path / "out", tokenizer)
+    docs["skip_damaged"] = True
+    entry = run(DataSection.model_validate(values), tmp_path / "out", tokenizer)["sources"]["docs"]
+    assert (entry["damaged"]["documents"], entry["read"]["documents"]) == (1, 39)
+    assert "docs/chat#000008" in (tmp_path / "out/report.md").read_text()
+    assert "docs/chat#000008" not in splits(tmp_path / "out")
+    template.write_text("{% for m in messages %}{{ m.role }}{% endfor %}")
+    encode._conversations_at.cache_clear()
+    encode._full_tokenizer_at.cache_clear()
+    with pytest.raises(
+        DataError, match=r"sources\.docs: none of its 40 conversations has anything"
+    ):
+        run(DataSection.model_validate(values), tmp_path / "again", tokenizer)
+
+
 _KILLED = """
 import sys
 from pathlib import Path
@@ -246,6 +336,37 @@ def test_a_killed_stage_continues_and_ends_the_same(
     assert kept
     assert all(kept)  # what stood was not made again
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "texts/00-00001.parquet",
+        "texts/00-00001.npz",
+        "texts/00-00001.json",
+        "texts/00.json",
+        "tokens/00-00001-0.npy",
+        "tokens/00-00001-0.npz",
+        "texts/tokens-00-00001-0.json",
+    ],
+)
+def test_what_was_damaged_meanwhile_is_made_again(
+    tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    write_corpus(tmp_path)
+    monkeypatch.setattr(texts, "SHARD_BYTES", 8000)
+    monkeypatch.setenv("TOOLKIT_WORKERS", "1")
+    run(section(tmp_path), tmp_path / "whole", tokenizer)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "write_blocks", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(section(tmp_path), tmp_path / "out", tokenizer)
+    path = tmp_path / "out.partial" / name
+    data = path.read_bytes()
+    place = len(data) * 2 // 3
+    path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    run(section(tmp_path), tmp_path / "out", tokenizer)
+    assert everything(tmp_path / "out") == everything(tmp_path / "whole")
 
 
 def test_every_document_is_accounted_for(tmp_path: Path, tokenizer: Path):

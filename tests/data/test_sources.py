@@ -233,6 +233,8 @@ def test_remote_files_through_fsspec():
         ("a.csv", b"text,n\nx,1\ny\nz,2,3\n", ["x"]),
         ("a.csv", b"text,n\nx,1\ncaf\xe9,2\ny,3\n", ["x", "y"]),
         ("a.jsonl", b'{"text": "x"}\n{"text": ["y"]}\n{"text": 7}\n', ["x", "7"]),
+        ("a.jsonl", b'{"text": "x"}\n{"body": "y"}\n{"text": "z"}\n', ["x", "z"]),
+        ("a.csv", b"body\ny\n", []),
         ("a.jsonl.gz", b"", []),
         ("a.txt.zst", "zst", []),
         ("a.jsonl.xz", b"not xz", []),
@@ -381,3 +383,104 @@ def test_endless_streams_can_be_cut(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' * 9)
     given = source(files=[f"{tmp_path}/*"], max_documents=4)
     assert len(list(read_documents("s", given))) == 4
+
+
+def _rows(path: Path, values: list[Any], kind: Any = None) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": pa.array(values, kind)}), path)
+
+
+def test_values_become_text_by_what_they_are(tmp_path: Path):
+    import datetime
+    from decimal import Decimal
+
+    import pyarrow as pa
+
+    given = source(files=[str(tmp_path / "a.parquet")])
+
+    def read(values: list[Any], kind: Any = None) -> list[str]:
+        _rows(tmp_path / "a.parquet", values, kind)
+        return [d.text for d in read_documents("s", given)]
+
+    accents = ["v\u00e9lve", "\u6c34"]
+    for kind in (pa.binary(), pa.large_binary(), pa.binary_view()):
+        assert read([text.encode() for text in accents], kind) == accents
+    for kind in (pa.string(), pa.large_string(), pa.string_view()):
+        assert read(accents, kind) == accents
+    _rows(tmp_path / "a.parquet", pa.array(accents).dictionary_encode())
+    assert [d.text for d in read_documents("s", given)] == accents
+    assert read([7, None], pa.int64()) == ["7", ""]
+    assert read([0.5, float("nan")]) == ["0.5", ""]
+    assert read([datetime.date(2020, 1, 2)]) == ["2020-01-02"]
+    assert read([Decimal("1.50")]) == ["1.50"]
+    for values, found in (([b"\xff"], "bytes that are not UTF-8"), ([{"a": 1}], "a dict")):
+        _rows(tmp_path / "a.parquet", values)
+        with pytest.raises(DataError, match=rf"a\.parquet:1: field 'text' holds {found}"):
+            list(read_documents("s", given))
+
+
+@pytest.mark.parametrize("empty", [None, "", "  ", float("nan")])
+def test_rows_without_a_group_or_an_id_stand_for_themselves(tmp_path: Path, empty: Any):
+    rows = [{"text": "x", "who": empty}, {"text": "y", "who": empty}, {"text": "z", "who": "a"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [str(tmp_path / "a.jsonl")]
+    faults = Faults(skip=False)
+    found = list(read_documents("s", source(files=files, group_field="who"), faults))
+    assert [d.group for d in found] == ["a#000001", "a#000002", "a"]
+    assert faults.counts == {"note: rows have no 'who'; each stands for itself": 2}
+    found = list(read_documents("s", source(files=files, id_field="who")))
+    assert [d.id for d in found] == ["s/a#000001", "s/a#000002", "s/a"]
+
+
+def _ids(*patterns: str, **values: Any) -> list[str]:
+    return [d.id for d in read_documents("s", source(files=list(patterns), **values))]
+
+
+def test_paths_as_people_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("data [v2]/a.txt", "data [v2]/b.txt", "data v/c.txt", "home/a.txt", "t/x/a.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert _ids("data [v2]/a.txt") == ["s/a"]
+    assert _ids("data [v2]/*.txt") == ["s/a", "s/b"]
+    assert _ids("data [vw]/*.txt") == ["s/data v/c"]  # nothing is called so: a wildcard
+    assert _ids("~/a.txt") == _ids("~/*.txt") == ["s/a"]
+    for folder in ("t", "t/", "./t", str(tmp_path / "t")):
+        assert _ids(folder) == ["s/x/a"]
+    assert _ids("data [v2]") == ["s/a", "s/b"]
+    assert _ids("t/**") == _ids("t/**/*.txt") == _ids("t/**/x/*.txt") == ["s/x/a"]
+    assert _ids("**/x/*.txt") == ["s/t/x/a"]
+    with pytest.raises(DataError, match="no file below t matches"):
+        _ids("t/*.jsonl")
+    with pytest.raises(DataError, match="no such file; paths count from"):
+        _ids("u/*.jsonl")
+
+
+def test_a_file_is_read_once_whatever_leads_to_it(tmp_path: Path):
+    (tmp_path / "real/sub").mkdir(parents=True)
+    (tmp_path / "real/a.txt").write_text("a")
+    (tmp_path / "real/sub/b.txt").write_text("b")
+    given = [f"{tmp_path}/real/**/*.txt"]
+    expected = _ids(*given)
+    assert expected == ["s/a", "s/sub/b"]
+    for patterns in (given * 2, [*given, f"{tmp_path}/real/a.*"], [*given, f"{tmp_path}/**/*.txt"]):
+        assert _ids(*patterns) == expected
+        assert len(input_hashes({"s": source(files=patterns)})) == 2
+    (tmp_path / "real/back").symlink_to(tmp_path / "real")
+    (tmp_path / "real/sub/up").symlink_to(tmp_path)  # two links: 2**40 ways, for who follows them
+    (tmp_path / "real/0.txt").symlink_to(tmp_path / "real/a.txt")
+    assert _ids(*given) == expected
+    assert _ids(f"{tmp_path}/real/*/b.txt") == ["s/sub/b"]
+    (tmp_path / "linked").symlink_to(tmp_path / "real/sub")  # reached by a link alone
+    assert _ids(f"{tmp_path}/linked/*.txt") == ["s/b"]
+
+
+def test_lines_end_where_json_ends_them(tmp_path: Path):
+    text = "one\u2028two\u2029three\u0085four\x0bfive\x0csix\x1cseven"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    (tmp_path / "b.csv").write_text(f'text\n"{text}"\n', encoding="utf-8")
+    found = [d.text for d in read_documents("s", source(files=[f"{tmp_path}/*"]))]
+    assert found == [text, text]

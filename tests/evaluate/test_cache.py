@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.cache import ScoreCache, candidate_hash
+from toolkit.evaluate.cache import ScoreCache, _entry, _line, candidate_hash
 from toolkit.evaluate.sets import EvaluationSet
 
 
@@ -85,6 +85,45 @@ def test_damaged_lines_are_passed_over(tmp_path: Path):
     assert cache.known("m", items) == {0: 1.0}
     cache.score(1.0, "m", items, [1])  # after the half line that a killed process left
     assert ScoreCache(path).known("m", items) == {0: 1.0, 1: 1.1}
+
+
+DAMAGES = {
+    "another digit": lambda text: text.replace("1.5", "1.7"),
+    "not a number": lambda text: text.replace("1.5", "NaN"),
+    "infinite": lambda text: text.replace("1.5", "Infinity"),
+    "text": lambda text: text.replace("1.5", '"1.5"'),
+    "another row": lambda text: text.replace("[0,1]", "[0,2]"),
+    "half a row": lambda text: text.replace("[0,1]", "[0,0.5]"),
+    "another model": lambda text: text.replace('"m"', '"n"'),
+    "fewer losses": lambda text: text.replace("1.5,", ""),
+    "cut": lambda text: text[: len(text) // 2] + "\n",
+    "no sum": lambda text: text[: text.rindex(',"sum"')] + "}\n",
+    "deep": lambda text: "[" * 100_000 + text,
+    "a list": lambda text: text.replace(text, "[1]\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_score_is_scored_again_with_a_word(tmp_path: Path, capsys, damage: str):
+    path, asked = tmp_path / "s.jsonl", list[list[int]]()
+    items = some_set(asked)
+    ScoreCache(path).score(1.5, "m", items, [0, 1])
+    ScoreCache(path).score(1.5, "m", items, [2])
+    first, second = path.read_text().split("\n")[:2]
+    changed = DAMAGES[damage](first + "\n")
+    assert changed != first + "\n"
+    path.write_text(changed + second + "\n")
+    assert ScoreCache(path).score(1.5, "m", items, [0, 1, 2]) == [1.5, 1.6, 1.7]
+    assert asked == [[0, 1], [2], [0, 1]]
+    assert "s.jsonl: 1 damaged line is passed over" in capsys.readouterr().out
+    assert ScoreCache(path).known("n", items) == {}
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_sum_does_not_make_a_number_of_what_is_none(tmp_path: Path, loss: float):
+    row = {"model": "m", "set": "s", "rows": [0], "losses": [loss]}
+    assert _entry(_line(row)) is None
+    assert _entry(_line({**row, "losses": [0.5]})) == (("m", "s"), {0: 0.5})
 
 
 def test_a_loss_that_is_no_number_is_not_kept(tmp_path: Path):

@@ -276,7 +276,6 @@ def test_the_plan_says_what_will_be_done_and_does_nothing(
     ("changes", "words"),
     [
         ({"tokenizer": {"tokens": {"xyzzy": {"force": True}}}}, "no model has the token 'xyzzy'"),
-        ({"tokenizer_source": "base"}, "base needs a base_model"),
         ({"chat_template": "chatlm"}, "did you mean chatml"),
     ],
 )
@@ -335,7 +334,7 @@ def test_random_masks_depend_on_seed_and_name_alone(two_models: tuple[Path, Path
         ({"parameters": {"weight": []}}, "must be a value, a list over depth"),
         ({"merge_method": "linaer"}, "did you mean linear"),
         ({"merge_method": "xyz"}, "unknown method 'xyz'. Known: "),
-        ({"parameters": {"embed_slerp": True}}, "has no such parameter. Its parameters: weight"),
+        ({"parameters": {"embed_slrep": True}}, "has no such parameter. Its parameters: weight"),
         ({"parameters": {"weight": "abc"}}, "parameters.weight: must be of type float (got 'abc')"),
     ],
 )

@@ -128,6 +128,7 @@ def test_fsdp_divides_parameters_gradients_and_moments():
         # Fused in float32, on 2026-11-30.
         ({"precision": "fp32"}, 512, 3.48),
         ({"precision": "fp32", "gradient_checkpointing": "full"}, 512, 2.97),
+        ({"precision": "fp32", "micro_batch_blocks": 4, "blocks_per_step": 4}, 512, 4.70),
         ({"micro_batch_blocks": 8, "blocks_per_step": 8}, 256, 3.386),
         ({"micro_batch_blocks": 4, "blocks_per_step": 4}, 1024, 4.51),
         ({"micro_batch_blocks": 1, "blocks_per_step": 1}, 2048, 3.43),

@@ -127,21 +127,6 @@ def test_the_sampler_learns_from_the_sweep_and_from_what_failed(journal: Path):
     assert min(near) > 0.05  # of a range from 0.1 to 1.2
 
 
-def test_a_study_of_an_earlier_version_goes_on(journal: Path):
-    """There each part of an outcome was an attribute of its own."""
-    first = summary(journal)
-    lines = []
-    for line in journal.read_text().splitlines():
-        row = json.loads(line)
-        parts = row.get("user_attr", {}).get("outcome")
-        rows = [row] if parts is None else [{**row, "user_attr": {n: v}} for n, v in parts.items()]
-        lines += map(json.dumps, rows)
-    journal.write_text("".join(f"{line}\n" for line in lines))
-    bench = FakeBench()
-    assert summary(journal, bench) == first
-    assert bench.merged == []
-
-
 def test_a_study_of_another_recipe_says_which_key_differs(journal: Path):
     open_study(journal, plan())
     other = {"search": {"candidates": 12}, "seed": 7}
@@ -298,6 +283,48 @@ def test_scores_in_full_are_kept(tmp_path: Path):
     kept = Scorer(again, tmp_path / "c.json").score(outcome, wanted.objective, part="search")
     assert again.merged == []
     assert all((kept[name] == full[name]).all() for name in full)
+
+
+@pytest.mark.parametrize("damage", ["a digit", "cut", "no sum", "not JSON"])
+def test_a_damaged_journal_is_put_aside_and_scored_again(journal: Path, capsys, damage: str):
+    first = summary(journal)
+    lines = journal.read_text().split("\n")
+    place = next(n for n, line in enumerate(lines) if '"losses"' in line)
+    line = lines[place]
+    if damage == "a digit":
+        middle = line.index(":", line.index('"losses"') + 12) + 20
+        other = "A" if line[middle] != "A" else "B"
+        lines[place] = line[:middle] + other + line[middle + 1 :]
+    else:
+        cut = {"cut": line[: len(line) // 2], "no sum": line[: line.rindex(',"sum"')] + "}"}
+        lines[place] = cut.get(damage, "nonsense")
+    journal.write_text("\n".join(lines))
+    bench = FakeBench()
+    assert summary(journal, bench) == first
+    assert bench.merged  # nothing of it was believed
+    assert journal.with_name("scores.jsonl.1").is_file()
+    assert "is not as it was written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["a digit", "not a number", "text", "cut", "a list"])
+def test_damaged_scores_in_full_are_scored_again(tmp_path: Path, capsys, damage: str):
+    wanted, log = plan(), tmp_path / "c.json"
+    found = run_search(wanted, tmp_path / "j", "tiny", IDENTITY, FakeBench())
+    full = Scorer(FakeBench(), log).score(found[0], wanted.objective, part="test")
+    (known,) = json.loads(log.read_text()).values()
+    name, packed = next(iter(known.items()))
+    changed = {
+        "a digit": packed[:-3] + ("A" if packed[-3] != "A" else "B") + packed[-2:],
+        "not a number": pack(np.full(len(full[name]), np.nan)),
+        "text": "0.5, 0.6",
+    }
+    text = log.read_text().replace(packed, changed.get(damage, packed))
+    log.write_text({"cut": text[: len(text) // 2], "a list": "[1]"}.get(damage, text))
+    bench = FakeBench()
+    again = Scorer(bench, log).score(found[0], wanted.objective, part="test")
+    assert bench.merged
+    assert all((again[name] == full[name]).all() for name in full)
+    assert "scored again" in capsys.readouterr().out
 
 
 # A real server, of Debian's packages.

@@ -26,9 +26,10 @@ from toolkit.merge.config import MergeConfig
 from toolkit.progress import console
 from toolkit.search.config import SearchSection
 from toolkit.search.final import MERGE, ScoredTestSets, final_figures
-from toolkit.search.objective import Objective, named_seed
+from toolkit.search.objective import Objective
 from toolkit.search.parts import divide
 from toolkit.search.plan import Plan
+from toolkit.search.raced_set import named_seed
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, MergeSpace, load_spaces
 from toolkit.select import SelectSection
@@ -87,6 +88,7 @@ NEWS_SET = WorldSet("news", "general", "bits per byte", NEWS, 0.027, 0.5, 0.002,
 ANSWERS = WorldSet(
     "retention", "general", "nats per token", RETENTION, 0.13, 1.25, 0.010, 50, tolerance=0.1
 )
+DIVERGENCE = replace(ANSWERS, name="retention KL", role="watch", tokens=0)
 QUESTIONS = WorldSet(
     "questions", "general", "error", (0.0, *(0.02,) * 7), 0.0, 0.0, 0.005, 60, 0.01, churn=0.01
 )
@@ -143,7 +145,10 @@ WORLDS = {
     world.name: world
     for world in (
         World("finance", _finance(40)),
-        World("finance, own sizes", ((FILINGS, 36), (NEWS_SET, 20), (ANSWERS, 32))),
+        World(
+            "finance, own sizes",
+            ((FILINGS, 36), (NEWS_SET, 20), (ANSWERS, 32), (DIVERGENCE, 32)),
+        ),
         World("finance, README's scatter", _finance(40, scatter=0.2, power=1.2)),
         World("14 documents", _finance(14)),
         World("8 documents", _finance(8)),
@@ -356,7 +361,25 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-def run_study(world: World, seed: int) -> StudyFigures:
+@dataclass(frozen=True)
+class Study:
+    """One study of a world, decided.
+
+    Attributes:
+        search: with its sets.
+        outcomes: of the search.
+        verdict: of the merge stage.
+        search_tokens, tokens: scored by the search, and up to the choice.
+    """
+
+    search: Any
+    outcomes: Sequence[Any]
+    verdict: Any
+    search_tokens: int
+    tokens: int
+
+
+def decide_study(world: World, seed: int) -> Study:
     """One study of a world through the real search and decision."""
     from toolkit.stages.choosing import _decide  # needs torch
 
@@ -372,6 +395,14 @@ def run_study(world: World, seed: int) -> StudyFigures:
         outcomes = run_search(plan, Path("nowhere"), "simulated", {}, bench)
         searched = bench.tokens
         verdict = _decide(search, outcomes, Scorer(bench, Path("nowhere")))
+    return Study(search, outcomes, verdict, searched, bench.tokens)
+
+
+def run_study(world: World, seed: int) -> StudyFigures:
+    """One study, and what came of it."""
+    study = decide_study(world, seed)
+    search, outcomes, verdict = study.search, study.outcomes, study.verdict
+    section, tuning = search.recipe.search, search.tuning
     whole = search.objective(tuning)
     points = [point_of(outcome.candidate.config) for outcome in outcomes]
     fit = [p for p in points if p.alpha > 0.0 and world.is_within(p) and world.gain(p) > 0.0]
@@ -388,8 +419,8 @@ def run_study(world: World, seed: int) -> StudyFigures:
         world.is_within(chosen),
         bool(fit),
         beaten["high"] is not None and beaten["high"] < 0.0,
-        searched / (len(outcomes) * plan.objective.all_tokens),
-        bench.tokens / (section.candidates * whole.all_tokens),
+        study.search_tokens / (len(outcomes) * search.plan.objective.all_tokens),
+        study.tokens / (section.candidates * whole.all_tokens),
         _covers(search, world, chosen) if is_merge else True,
     )
 
@@ -402,7 +433,6 @@ def _covers(search: Any, world: World, chosen: Point) -> bool:
         (MERGE, chosen),
     ):
         losses[name] = {s.name: s.score(point, range(len(s))) for s in search.test}
-    change = final_figures(ScoredTestSets(search.test, {}, losses))["models"][MERGE][
-        "domain_change"
-    ]
+    figures = final_figures(ScoredTestSets(search.test, {}, losses))
+    change = figures["models"][MERGE]["domain_change"]
     return bool(change["low"] <= -world.gain(chosen) <= change["high"])

@@ -1,7 +1,8 @@
 """The state from which an interrupted training run continues, bit for bit, without pickles.
 
-`state-<step>/` holds `parameters.safetensors` (those that learn), `optimizer.safetensors` and
-`state.json`; it is written beside its place by a thread and renamed when it is whole.
+`state-<step>/` holds `parameters.safetensors` (those that learn), `optimizer.safetensors`,
+`state.json`, and the sha256 of the three in `sums.json`, which are verified before a state is used;
+it is written beside its place by a thread and renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 
 from toolkit.checkpoint.folder import load_tensors, save_tensors
 from toolkit.errors import CheckpointError
+from toolkit.file_hashes import read_hash
 
 _PREFIX = "state-"
+_SUMS = "sums.json"
 
 
 class StateWriter:
@@ -89,6 +92,8 @@ class StateWriter:
         save_tensors(parameters, temporary / "parameters.safetensors")
         save_tensors(moments, temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(extra), encoding="utf-8")
+        sums = {path.name: read_hash(path) for path in sorted(temporary.iterdir())}
+        (temporary / _SUMS).write_text(json.dumps(sums), encoding="utf-8")
         for path in temporary.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -160,6 +165,24 @@ def state_folder(folder: Path, step: int) -> Path:
     return path
 
 
+def verify_state(source: Path) -> None:
+    """Compare a state's files with the sums that were written beside them.
+
+    Raises:
+        CheckpointError: one differs or is missing, or there are no sums.
+    """
+    try:
+        sums = dict(json.loads((source / _SUMS).read_text(encoding="utf-8")))
+        damaged = [name for name, digest in sums.items() if read_hash(source / name) != digest]
+    except (OSError, ValueError, TypeError) as error:
+        damaged = [f"{_SUMS} ({error})"]
+    if damaged:
+        raise CheckpointError(
+            f"{source}: is damaged: not as it was written are {', '.join(damaged)}; remove this "
+            "folder, and the run continues from the state before it, or from the start."
+        )
+
+
 @torch.no_grad()
 def load_parameters(folder: Path, step: int, model: nn.Module) -> None:
     """Put the parameters of a saved state into a model.
@@ -168,6 +191,7 @@ def load_parameters(folder: Path, step: int, model: nn.Module) -> None:
         CheckpointError: the state is damaged or does not fit the model.
     """
     source = state_folder(folder, step)
+    verify_state(source)
     parameters = load_tensors(source / "parameters.safetensors")
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -193,8 +217,8 @@ def load_state(folder: Path, step: int, model: nn.Module, optimizer: Any) -> dic
         CheckpointError: the state is damaged or does not fit the model.
     """
     source = state_folder(folder, step)
-    extra = load_extra(source)
     load_parameters(folder, step, model)
+    extra = load_extra(source)
     inner = getattr(optimizer, "optimizer", optimizer)
     named = dict(model.named_parameters())
     for key, value in load_tensors(source / "optimizer.safetensors").items():

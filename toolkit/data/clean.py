@@ -16,6 +16,7 @@ from toolkit.data.pii import scrub
 from toolkit.data.sources import Document
 from toolkit.data.words import (
     I64,
+    count_words,
     repeated_fraction,
     run_hashes,
     spread,
@@ -103,7 +104,7 @@ def clean_documents(
             if document.messages:
                 scrubbed = scrub(document.messages, section.pii, Counter())
                 document = replace(document, messages=scrubbed)
-        num_words = len(text.split())
+        num_words = count_words(text)
         if num_words < section.min_words or not num_words:
             reason = "short"
         elif section.max_words is not None and num_words > section.max_words:

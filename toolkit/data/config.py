@@ -50,7 +50,8 @@ class CleaningSection(Section):
     """Write several spaces within a line as one. Not for code, where they align and are quoted."""
 
     min_words: Annotated[int, Field(ge=0)] = 20
-    """Shorter documents are left out."""
+    """Shorter documents are left out. Here and below, a character of Chinese or Japanese counts as
+    a word, and so does about a syllable of Thai, Lao, Khmer or Burmese: they have no spaces."""
 
     max_words: PositiveInt | None = None
     """Longer ones too."""

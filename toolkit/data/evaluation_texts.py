@@ -18,7 +18,7 @@ from toolkit.data.source_config import SPLITS, Role, SplitName
 from toolkit.data.sources import Document
 from toolkit.data.texts import TextIndex, read_texts
 from toolkit.errors import DataError
-from toolkit.manifest import write_atomically
+from toolkit.manifest import json_lines, write_atomically
 
 _MOST_BYTES_PER_TOKEN = 8
 _CHUNK = 256
@@ -144,11 +144,11 @@ def read_other_evaluations(files: tuple[str, ...]) -> list[str]:
     texts: list[str] = []
     for name in files:
         try:
-            text = Path(name).read_text(encoding="utf-8")
+            text = Path(name).expanduser().read_text(encoding="utf-8")
             if name.endswith(".json"):
                 texts += _strings(json.loads(text))
             elif name.endswith(".jsonl"):
-                texts += _strings([json.loads(line) for line in text.splitlines() if line.strip()])
+                texts += _strings([json.loads(line) for line in json_lines(text)])
             else:
                 texts.append(text)
         except (OSError, ValueError) as error:

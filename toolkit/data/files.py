@@ -23,10 +23,12 @@ from typing import IO, Any
 from toolkit.data.artefacts import fetch_artefact, open_members
 from toolkit.data.source_config import SourceSection
 from toolkit.errors import DataError
-from toolkit.manifest import hash_bytes, hash_file
+from toolkit.file_hashes import known_hash
+from toolkit.manifest import hash_bytes
 
-_WHOLE_HASH_BYTES = 256 << 20
-"""Local files up to this size are hashed whole; of larger ones 64 samples count, and the size."""
+_WHOLE_HASH_BYTES = 4 << 30
+"""Local files up to this size are hashed whole, once for each change (`known_hash`); of larger ones
+the size, the time of change and 64 samples count."""
 
 _SAMPLES = 64
 
@@ -63,42 +65,64 @@ def source_files(source: SourceSection) -> Iterator[SourceFile]:
             key = stem if stems[stem] == 1 else f"{stem}~{stems[stem]}"
             yield SourceFile(key, name, partial(_decompressed, name, stream))
     seen: set[str] = set()
-    for pattern in source.files or ():
+    local = local_paths(source)
+    for pattern in dict.fromkeys(source.files or ()):
         if "://" in pattern:
             yield from _remote_files(pattern, source, seen)
         else:
-            for path in local_paths(pattern, source):
+            for path in local[pattern]:
                 key = _unlike(_key(path, pattern), path.name, seen)
                 yield SourceFile(key, path.as_posix(), partial(_local, path))
 
 
-def local_paths(pattern: str, source: SourceSection) -> list[Path]:
-    """Files that match a local pattern, sorted.
+def local_paths(source: SourceSection) -> dict[str, list[Path]]:
+    """Files of a source that match each local pattern, sorted; each file once, however many
+    patterns or links lead to it.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none for a pattern.
     """
-    real = _expand(pattern)
-    paths = [Path(path) for path in sorted(glob.glob(real, recursive=True))]
-    root = _literal_root(real)
+    seen: set[Path] = set()
+    found: dict[str, list[Path]] = {}
+    for pattern in dict.fromkeys(source.files or ()):
+        if "://" in pattern:
+            continue
+        matched = _matching_files(pattern, source)
+        found[pattern] = []
+        for path in matched:
+            real = path.resolve()
+            if real not in seen:
+                seen.add(real)
+                found[pattern].append(path)
+        found[pattern].sort(key=str)
+    return found
+
+
+def _matching_files(pattern: str, source: SourceSection) -> list[Path]:
+    """Those reached without a link first, then those in the fewest folders."""
+    wild = _expand(pattern)
+    root = _literal_root(wild)
     files = [
-        path
-        for path in paths
-        if path.is_file() and not _is_excluded(os.path.relpath(path, root), source)
+        Path(path)
+        for path in expand_pattern(wild)
+        if Path(path).is_file() and not _is_excluded(os.path.relpath(path, root), source)
     ]
     if not files:
-        raise DataError(f"{pattern}: no such file; paths count from the folder you run in.")
-    return files
+        raise DataError(_not_there(pattern, wild))
+    return sorted(
+        files, key=lambda path: (path.resolve() != path.absolute(), len(path.parts), str(path))
+    )
+
+
+def _not_there(pattern: str, wild: str) -> str:
+    if Path(_literal_root(wild)).is_dir() and any(sign in wild for sign in "*?["):
+        return f"{pattern}: no file below {_literal_root(wild)} matches it."
+    return f"{pattern}: no such file; paths count from the folder you run in."
 
 
 def local_bytes(source: SourceSection) -> int:
     """Size of the local files of a source, as they lie there; 0 where there are none."""
-    return sum(
-        path.stat().st_size
-        for pattern in source.files or ()
-        if "://" not in pattern
-        for path in local_paths(pattern, source)
-    )
+    return sum(path.stat().st_size for paths in local_paths(source).values() for path in paths)
 
 
 def input_hashes(sources: Mapping[str, SourceSection]) -> dict[str, str]:
@@ -109,13 +133,14 @@ def input_hashes(sources: Mapping[str, SourceSection]) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for name, source in sources.items():
         seen: set[str] = set()
-        for pattern in source.files or ():
+        local = local_paths(source)
+        for pattern in dict.fromkeys(source.files or ()):
             if "://" in pattern:
                 found = _remote_marks(pattern)
             else:
                 found = {
                     _unlike(_key(path, pattern) + path.suffix, path.name, seen): _hash(path)
-                    for path in local_paths(pattern, source)
+                    for path in local[pattern]
                 }
             if len(found) <= 16:
                 hashes.update({f"{name}/{key}": value for key, value in found.items()})
@@ -128,8 +153,8 @@ def input_hashes(sources: Mapping[str, SourceSection]) -> dict[str, str]:
 def _hash(path: Path) -> str:
     size = path.stat().st_size
     if size <= _WHOLE_HASH_BYTES:
-        return hash_file(path)
-    digest = hashlib.sha256(str(size).encode())
+        return known_hash(path)
+    digest = hashlib.sha256(f"{size} {path.stat().st_mtime_ns}".encode())
     with path.open("rb") as file:
         for number in range(_SAMPLES):
             file.seek((size - (1 << 20)) * number // (_SAMPLES - 1))
@@ -138,16 +163,61 @@ def _hash(path: Path) -> str:
 
 
 def _expand(pattern: str) -> str:
-    return pattern.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
+    """A local pattern as `expand_pattern` takes it: `~` and `{stdlib}` are folders, a folder means
+    all files below it, and brackets that stand in the name of something are no wildcards."""
+    pattern = pattern.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
+    pattern = os.path.expanduser(pattern)  # noqa: PTH111  (Path's raises where it knows no user)
+    if "[" in pattern:
+        literal = pattern.replace("[", "[[]")
+        if next(iter(expand_pattern(literal)), None) is not None:
+            pattern = literal
+    if Path(pattern.replace("[[]", "[")).is_dir():
+        pattern = f"{pattern}/**"
+    return pattern
+
+
+def expand_pattern(pattern: str) -> Iterator[str]:
+    """What matches a pattern; `**` walks through every folder once, whatever links lead back to it
+    (`glob` follows a link that leads back until the system refuses)."""
+    parts = PurePosixPath(pattern).parts
+    if "**" not in parts:
+        yield from sorted(glob.iglob(pattern))
+        return
+    place = parts.index("**")
+    rest = parts[place + 1 :] or ("*",)
+    bases = sorted(glob.iglob(str(PurePosixPath(*parts[:place])))) if place else ["."]
+    for base in bases:
+        for folder in _walk_once(Path(base)):
+            yield from expand_pattern(str(PurePosixPath(glob.escape(str(folder)), *rest)))
+
+
+def _walk_once(base: Path) -> Iterator[Path]:
+    """A folder and all below it, hidden ones left out; linked ones after all that are not."""
+    waiting, linked = [base], list[Path]()
+    seen: set[tuple[int, int]] = set()
+    while waiting or linked:
+        folder = (waiting or linked).pop(0)
+        try:
+            status = folder.stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:  # no folder, a link to nothing, or not to be read: nothing matches there
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield folder
+        for entry in entries:
+            if not entry.name.startswith(".") and entry.is_dir():
+                (linked if entry.is_symlink() else waiting).append(folder / entry.name)
 
 
 def _literal_root(pattern: str) -> str:
     """The folder above the first wildcard, or the file's own folder."""
     parts = PurePosixPath(pattern).parts
     for index, part in enumerate(parts):
-        if any(sign in part for sign in "*?["):
-            return str(PurePosixPath(*parts[:index]))
-    return str(PurePosixPath(pattern).parent)
+        if any(sign in part.replace("[[]", "") for sign in "*?["):
+            return str(PurePosixPath(*parts[:index])).replace("[[]", "[")
+    return str(PurePosixPath(pattern).parent).replace("[[]", "[")
 
 
 def _key(path: Path, pattern: str) -> str:

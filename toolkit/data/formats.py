@@ -35,7 +35,11 @@ FORMATS = {
 }
 _FRONT_MATTER = re.compile(r"\A---\r?\n.*?\r?\n---\r?\n", re.DOTALL)
 _NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
-_SHOWN = 20
+SHOWN = 20
+"""Messages about damage that are kept of a source."""
+
+NOTE = "note: "
+"""Begins the names of counts that are no step of a document's way but the end of a sentence."""
 
 
 @dataclass
@@ -63,7 +67,7 @@ class Faults:
                 "such out and count them."
             ) from cause
         self.counts["damaged"] += 1
-        if len(self.shown) < _SHOWN:
+        if len(self.shown) < SHOWN:
             self.shown.append(f"{where}: {what}")
 
 

@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.blocks import write_blocks, write_pack
-from toolkit.data.config import SPLITS, DataSection
+from toolkit.data.config import DataSection
 from toolkit.data.duplicates import drop_exact, drop_near
 from toolkit.data.encode import (
     Encoder,
     TextTokenizer,
     find_fim_tokens,
     find_separator,
+    open_conversations,
     open_tokenizer,
 )
 from toolkit.data.evaluation_texts import (
@@ -37,6 +38,8 @@ from toolkit.data.files import local_bytes
 from toolkit.data.mixture import plain_counts, stage_counts, wanted_tokens
 from toolkit.data.overlap import Overlap, write_known_runs
 from toolkit.data.packing import pack
+from toolkit.data.source_config import SourceSection
+from toolkit.data.split import split_ranks
 from toolkit.data.summary import describe, summarise, write_report
 from toolkit.data.texts import SHARD_BYTES, TextIndex, load_index, read_names, write_texts
 from toolkit.data.tokens import TokenTable, tokenise
@@ -65,10 +68,13 @@ def _run(
 ) -> None:
     tokenizer = TextTokenizer(tokenizer_folder)
     separator = find_separator(section.end_of_document, tokenizer)
+    start = tokenizer.start_or(separator)
     # What can be wrong with the recipe is found before hours of reading.
     others = read_other_evaluations(section.cleaning.decontaminate_files)
     if any(source.fim for source in section.sources.values()):
         find_fim_tokens(section.fim, tokenizer.vocabulary)
+    if any(source.messages_field for source in section.sources.values()):
+        open_conversations(tokenizer_folder)
     with stage.running() as work:
         for folder in (_TEXTS, "tokens", "packs"):
             (work / folder).mkdir(exist_ok=True)
@@ -82,8 +88,10 @@ def _run(
                 section.cleaning,
                 seed=stage.seed,
                 folder=texts,
+                tokenizer=tokenizer_folder,
                 workers=workers,
             )
+            _refuse_no_targets(name, source, read[name])
             say(f"  {name}: {_kept(read[name]['counts']):,} documents of "
                 f"{read[name]['counts'].get('read', 0):,}")  # fmt: skip
         counts = {name: Counter(entry["counts"]) for name, entry in read.items()}
@@ -94,7 +102,7 @@ def _run(
 
         overlap = _overlap(section, chosen, others, texts)
         tables = _tokenise_all(
-            section, stage.seed, tokenizer_folder, tokenizer, separator,
+            section, stage.seed, tokenizer_folder, tokenizer, (separator, start),
             texts, index, usable, overlap, work / "tokens", workers,
         )  # fmt: skip
         for name, table in tables.items():
@@ -113,7 +121,7 @@ def _run(
             {
                 "seed": stage.seed,
                 "separator": separator,
-                "largest_token": max(largest, separator),
+                "largest_token": max(largest, separator, start),
                 "sources": {
                     name: {"shards": table.files, "has_targets": table.has_targets}
                     for name, table in tables.items()
@@ -132,6 +140,19 @@ def _run(
     say(describe(results))
 
 
+def _refuse_no_targets(name: str, source: SourceSection, read: dict[str, Any]) -> None:
+    """
+    Raises:
+        DataError: all conversations of a source are damaged.
+    """
+    damaged = read["counts"].get("damaged", 0)
+    if source.messages_field and damaged and not read["counts"].get("read"):
+        raise DataError(
+            f"data.sources.{name}: none of its {damaged:,} conversations has anything to learn, "
+            f"such as {read['damaged'][0]}"
+        )
+
+
 def _kept(counts: dict[str, int]) -> int:
     out = sum(counts.get(reason, 0) for reason in ("short", "long", "repetitive"))
     return counts.get("read", 0) - out
@@ -140,16 +161,19 @@ def _kept(counts: dict[str, int]) -> int:
 def _without_duplicates(
     section: DataSection, index: TextIndex, counts: list[Counter[str]]
 ) -> NDArray[np.bool_]:
-    """Of equal or nearly equal documents one stays: test before tuning before training."""
+    """Of equal or nearly equal documents one stays, where its own draw sends it: the first, but
+    what is for evaluation alone before the others (`split_ranks`)."""
     usable = index.split >= 0
     reasons = [("in no split", ~usable)]
-    rank = len(SPLITS) - index.split
+    rank = split_ranks(index.open_to)
     if section.cleaning.exact_duplicates:
         # Documents in no split must not push others out.
         repeated = np.zeros(len(usable), dtype=np.bool_)
         repeated[usable] = drop_exact(index.exact[usable], rank[usable])
         reasons.append(("repeated", repeated))
         usable = usable & ~repeated
+    else:
+        _keep_copies_together(section, index, usable)
     threshold = section.cleaning.near_duplicates
     if threshold is not None and index.signature.shape[1]:
         near = drop_near(index.signature, rank, threshold, usable)
@@ -162,6 +186,25 @@ def _without_duplicates(
                 counter[reason] += int(here.sum())
                 counter[f"{reason}, bytes"] += int(index.num_bytes[here].sum())
     return usable
+
+
+def _keep_copies_together(
+    section: DataSection, index: TextIndex, usable: NDArray[np.bool_]
+) -> None:
+    """Equal documents that all stay go to one split, where their groups are open to it."""
+    together = [source.group_together for source in section.sources.values()]
+    is_free = ~np.array(together, np.bool_)[index.source]
+    rows = np.flatnonzero(usable)
+    if not len(rows):
+        return
+    # Documents that stay with their group decide before those that can move.
+    rank = split_ranks(index.open_to[rows])
+    order = np.lexsort((rows, is_free[rows], rank, *index.exact[rows].T))
+    rows = rows[order]
+    begins = np.r_[True, (index.exact[rows[1:]] != index.exact[rows[:-1]]).any(axis=1)]
+    split = index.split[rows[begins]][np.cumsum(begins) - 1]
+    moves = is_free[rows] & (index.open_to[rows] >> split & 1).astype(np.bool_)
+    index.split[rows[moves]] = split[moves]
 
 
 def _count_unused(
@@ -207,7 +250,7 @@ def _tokenise_all(
     seed: int,
     tokenizer_folder: Path,
     tokenizer: TextTokenizer,
-    separator: int,
+    frame: tuple[int, int],
     texts: Path,
     index: TextIndex,
     usable: NDArray[np.bool_],
@@ -230,10 +273,10 @@ def _tokenise_all(
                 # A little more, since whole blocks are taken from it.
                 need = domain_tokens * share / (1.0 - share) + 2 * section.sequence_tokens
                 limits.append(int(need) if share > 0 else 0)
-            encoder = Encoder(tokenizer_folder, seed)
+            encoder = Encoder(tokenizer_folder, seed, start=frame[1])
             if source.fim:
                 ids = find_fim_tokens(section.fim, tokenizer.vocabulary)
-                encoder = Encoder(tokenizer_folder, seed, section.fim, ids)
+                encoder = Encoder(tokenizer_folder, seed, section.fim, ids, frame[1])
             pool = np.flatnonzero(usable & (index.source == number) & (index.split == 0))
             tables[name] = tokenise(
                 texts,
@@ -241,7 +284,7 @@ def _tokenise_all(
                 pool,
                 min((limit for limit in limits if limit is not None), default=None),
                 encoder=encoder,
-                separator=separator,
+                separator=frame[0], start=frame[1],
                 vocabulary=len(tokenizer),
                 overlap=overlap,
                 folder=folder,

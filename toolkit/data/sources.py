@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import string
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from toolkit.data.files import input_hashes, source_files
-from toolkit.data.formats import Faults, Row, format_of, read_rows
+from toolkit.data.formats import NOTE, Faults, Row, format_of, read_rows
 from toolkit.data.source_config import SourceSection
 from toolkit.errors import DataError, sentence_end
 
@@ -83,15 +87,34 @@ def _all(name: str, source: SourceSection, faults: Faults) -> Iterator[Document]
 def _document(
     name: str, source: SourceSection, key: str, row: Row, faults: Faults
 ) -> Document | None:
+    """The document of a row, or None where it is damaged."""
+    try:
+        return _read_document(name, source, key, row, faults)
+    except _MissingFieldError as error:
+        faults.report(row.where, str(error))
+        return None
+
+
+def _read_document(
+    name: str, source: SourceSection, key: str, row: Row, faults: Faults
+) -> Document | None:
     identity, group = f"{name}/{key}{row.place}", key
     folder = "/".join(key.split("/")[:-1][: source.group_folders]) if source.group_folders else ""
     if row.fields is None:
         return Document(identity, name, folder or group, row.text)
     group = folder or f"{key}{row.place}"
     if source.id_field is not None:
-        identity = f"{name}/{_name(_field(row, source.id_field, 'id_field'))}"
+        value = _field(row, source.id_field, "id_field")
+        if _is_missing(value):
+            faults.counts[f"{NOTE}rows have no {source.id_field!r}; their place names them"] += 1
+        else:
+            identity = f"{name}/{_name(value)}"
     if source.group_field is not None:
-        group = _name(_field(row, source.group_field, "group_field"))
+        value = _field(row, source.group_field, "group_field")
+        if _is_missing(value):
+            faults.counts[f"{NOTE}rows have no {source.group_field!r}; each stands for itself"] += 1
+        else:
+            group = _name(value)
     if source.messages_field is not None:
         return _conversation(identity, name, group, row, source.messages_field, faults)
     wanted = [("", source.text_field)]
@@ -101,11 +124,15 @@ def _document(
     setting = "text_field" if source.template is None else "template"
     text = ""
     for literal, field in wanted:
-        value = _field(row, field, setting) if field else ""
-        if isinstance(value, (list, dict)):
-            faults.report(row.where, f"field {field!r} holds a {type(value).__name__}, not text.")
+        value = _text(_field(row, field, setting)) if field else ""
+        if value is None:
+            kind = type((row.fields or {})[field]).__name__
+            what = f"field {field!r} holds a {kind}, not text."
+            if kind == "bytes":
+                what = f"field {field!r} holds bytes that are not UTF-8 text."
+            faults.report(row.where, what)
             return None
-        text += literal + ("" if value is None else str(value))
+        text += literal + value
     return Document(identity, name, group, text)
 
 
@@ -125,16 +152,43 @@ def _conversation(
     return Document(identity, name, group, text, json.dumps(messages, ensure_ascii=False))
 
 
+_PLAIN = (str, bool, int, float, Decimal, date, time, timedelta, UUID)
+"""Types whose `str` is what a reader would write; a datetime is a date."""
+
+
+def _text(value: Any) -> str | None:
+    """A field's value as text, empty where it is missing; None where it is no text."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        try:
+            return bytes(value).decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+    return str(value) if isinstance(value, _PLAIN) else None
+
+
+def _is_missing(value: Any) -> bool:
+    """Null, not a number, or the empty text that CSV has in its place."""
+    return _text(value) == "" or (isinstance(value, str) and not value.strip())
+
+
 def _name(value: Any) -> str:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value).decode("utf-8", "replace")
     return str(value).encode("utf-8", "replace").decode()  # JSON can hold half a character
+
+
+class _MissingFieldError(Exception):
+    """A row lacks a field; says what to do."""
 
 
 def _field(row: Row, field: str, setting: str) -> Any:
     fields = row.fields or {}
     if field not in fields:
         known = ", ".join(map(str, fields))
-        raise DataError(
-            f"{row.where}: has no field {field!r}{sentence_end(field, map(str, fields))} "
+        raise _MissingFieldError(
+            f"has no field {field!r}{sentence_end(field, map(str, fields))} "
             f"Fields: {known}; set `{setting}`."
         )
     return fields[field]

@@ -9,6 +9,7 @@ from typing import Any
 
 from toolkit.data.config import DataSection
 from toolkit.data.evaluation_texts import EvaluationDocument
+from toolkit.data.formats import NOTE
 from toolkit.data.texts import TextIndex
 from toolkit.data.tokens import TokenTable
 from toolkit.manifest import write_atomically
@@ -53,7 +54,7 @@ def summarise(
             for reason in _ORDER
             if counter.get(reason)
         }
-        scrubbed = {key: value for key, value in counter.items() if key.startswith("pii: ")}
+        scrubbed = {key: value for key, value in counter.items() if key.startswith(("pii: ", NOTE))}
         sources[name] = {
             "role": roles[name],
             **steps,
@@ -125,6 +126,7 @@ def describe(results: Mapping[str, Any]) -> str:
         pii = [f"{value:,} {key[5:]}" for key, value in entry.items() if key.startswith("pii: ")]
         if pii:
             lines.append(f"  {name}: replaced {', '.join(pii)}")
+        lines += [f"  {name}: {text}" for text in _notes(entry)]
     for stage in results["stages"]:
         for name, share in stage["shares"].items():
             if share["repeats"] > 1.001:
@@ -138,6 +140,14 @@ def describe(results: Mapping[str, Any]) -> str:
         f"documents; test: {test['domain_documents']} + {test['general_documents']}"
     )
     return "\n".join(lines)
+
+
+def _notes(entry: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{value:,} {key.removeprefix(NOTE)}"
+        for key, value in entry.items()
+        if key.startswith(NOTE)
+    ]
 
 
 def write_report(path: Path, results: Mapping[str, Any]) -> None:
@@ -160,7 +170,7 @@ def write_report(path: Path, results: Mapping[str, Any]) -> None:
             )
             lines.append(f"| {key} | {item['documents']:,} | {item['bytes']:,} | {tokens} |")
         pii = [f"- {key}: {value:,}" for key, value in entry.items() if key.startswith("pii: ")]
-        lines += ["", *pii, ""]
+        lines += ["", *pii, *(f"- {text}" for text in _notes(entry)), ""]
     if results.get("damaged"):
         lines += ["## Damaged", ""]
         lines += [f"- {text}" for texts in results["damaged"].values() for text in texts]

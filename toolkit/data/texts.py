@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,13 +19,17 @@ from numpy.typing import NDArray
 
 from toolkit.data.clean import clean_documents
 from toolkit.data.config import CleaningSection
+from toolkit.data.conversations import ConversationError
 from toolkit.data.duplicates import exact_keys, signatures
-from toolkit.data.formats import Faults
+from toolkit.data.encode import open_conversations
+from toolkit.data.formats import NOTE, SHOWN, Faults
 from toolkit.data.source_config import SPLITS, SourceSection
 from toolkit.data.sources import Document, read_documents
-from toolkit.data.split import assign_split, stable_unit
+from toolkit.data.split import assign_split, open_mask, stable_unit
 from toolkit.data.words import I64, spread, take_rows
 from toolkit.data.workers import Workers
+from toolkit.errors import ToolkitError
+from toolkit.file_hashes import read_hash
 from toolkit.manifest import load_json, write_atomically, write_json
 
 SHARD_BYTES = 2 << 20
@@ -38,6 +43,7 @@ class _Batch:
     cleaning: CleaningSection
     seed: int
     path: Path
+    tokenizer: Path
 
 
 def write_texts(
@@ -48,9 +54,12 @@ def write_texts(
     *,
     seed: int,
     folder: Path,
+    tokenizer: Path,
     workers: Workers,
 ) -> dict[str, Any]:
     """Read, clean and hash one source into shards.
+
+    Conversations that the chat template cannot take are damaged rows: in no split.
 
     Returns:
         `shards`: how many; `counts`: documents and bytes by what became of them; `damaged`: the
@@ -60,18 +69,19 @@ def write_texts(
         DataError: input that cannot be read.
     """
     done = folder / f"{index:02d}.json"
-    if done.is_file():
-        return dict(load_json(done))
+    if (known := _known_source(done)) is not None:
+        return known
     faults = Faults(source.skip_damaged)
     counts: Counter[str] = Counter()
     documents = read_documents(name, source, faults)
     batches = (
-        _Batch(batch, source, cleaning, seed, folder / f"{index:02d}-{number:05d}")
+        _Batch(batch, source, cleaning, seed, folder / f"{index:02d}-{number:05d}", tokenizer)
         for number, batch in enumerate(_batches(documents))
     )
     number = 0
     for part in workers.map(_write_shard, batches):
-        counts.update(part)
+        counts.update(part["counts"])
+        faults.shown += part["damaged"][: max(0, SHOWN - len(faults.shown))]
         number += 1
     counts.update(faults.counts)
     result = {"shards": number, "counts": dict(counts), "damaged": faults.shown}
@@ -92,21 +102,26 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _write_shard(batch: _Batch) -> dict[str, int]:
+def _write_shard(batch: _Batch) -> dict[str, Any]:
+    """Returns `counts` of what became of the documents, and `damaged`, messages."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    mark = batch.path.with_suffix(".json")
-    if mark.is_file():
-        return dict(load_json(mark))
+    if (known := _known_shard(batch.path)) is not None:
+        return known
     counts: Counter[str] = Counter()
-    kept, codes, offsets = clean_documents(batch.documents, batch.cleaning, counts)
+    faults = Faults(batch.source.skip_damaged, counts)
+    documents = batch.documents
+    if batch.source.messages_field is not None:
+        documents = _learnable(documents, batch.tokenizer, faults)
+    kept, codes, offsets = clean_documents(documents, batch.cleaning, counts)
     words = spread(codes)
     near = batch.cleaning.near_duplicates is not None
     columns: dict[str, Any] = {
         "exact": exact_keys(words, offsets),
         "signature": signatures(words, offsets) if near else np.zeros((len(kept), 0), np.uint32),
         "split": np.array([_split_number(d, batch.source, batch.seed) for d in kept], np.int8),
+        "open_to": np.array([open_mask(d, batch.source) for d in kept], np.int8),
         "order": np.array([stable_unit("order", batch.seed, d.id) for d in kept]),
         "num_bytes": np.array([len(d.text.encode()) for d in kept], np.int64),
         "words": codes,
@@ -124,8 +139,52 @@ def _write_shard(batch: _Batch) -> dict[str, int]:
         pq.write_table(table, file, compression="zstd", compression_level=1, use_dictionary=False)
     with write_atomically(batch.path.with_suffix(".npz"), "wb") as file:
         np.savez(file, **columns)
-    write_json(mark, dict(counts))
-    return dict(counts)
+    sums = {end: read_hash(batch.path.with_suffix(end)) for end in (".parquet", ".npz")}
+    result = {"counts": dict(counts), "damaged": faults.shown, "sums": sums}
+    write_json(batch.path.with_suffix(".json"), result)
+    return result
+
+
+def _known_source(done: Path) -> dict[str, Any] | None:
+    """What was said of a source that was read before; None where a shard of it is damaged."""
+    if not done.is_file():
+        return None
+    try:
+        result = dict(load_json(done))
+        shards = [done.with_name(f"{done.stem}-{n:05d}") for n in range(int(result["shards"]))]
+    except (ToolkitError, KeyError, TypeError, ValueError):
+        return None
+    return result if all(_known_shard(path) is not None for path in shards) else None
+
+
+def _known_shard(path: Path) -> dict[str, Any] | None:
+    """What was said of a shard; None where it is not there, or is not as it was written."""
+    mark = path.with_suffix(".json")
+    if not mark.is_file():
+        return None
+    try:
+        result = dict(load_json(mark))
+        sums = dict(result["sums"])
+        good = all(read_hash(path.with_suffix(end)) == digest for end, digest in sums.items())
+    except (ToolkitError, OSError, KeyError, TypeError, ValueError):
+        return None
+    return result if good and len(sums) == 2 else None
+
+
+def _learnable(documents: list[Document], tokenizer: Path, faults: Faults) -> list[Document]:
+    """Conversations of which the chat template shows what the assistant says."""
+    encoder = open_conversations(tokenizer)
+    kept = []
+    for document in documents:
+        try:
+            learned = encoder.encode(json.loads(document.messages or "[]"))
+        except ConversationError as error:
+            faults.report(document.id, str(error), error)
+            continue
+        kept.append(document)
+        for remark, count in learned.remarks.items():
+            faults.counts[f"{NOTE}{remark}"] += count
+    return kept
 
 
 def _split_number(document: Document, source: SourceSection, seed: int) -> int:
@@ -140,6 +199,7 @@ class TextIndex:
     Attributes:
         source, shard, row: where it stands, `[D]` each.
         split: index into `SPLITS`, or -1, `[D]`.
+        open_to: the splits that it may be in (`open_mask`), `[D]`.
         order: a hash in [0, 1) by which documents are taken, `[D]`.
         num_bytes: UTF-8 length, `[D]`.
         exact: keys of its words, `[D, 2]`.
@@ -150,17 +210,21 @@ class TextIndex:
     shard: NDArray[np.int32]
     row: NDArray[np.int32]
     split: NDArray[np.int8]
+    open_to: NDArray[np.int8]
     order: NDArray[np.float64]
     num_bytes: NDArray[np.int64]
     exact: NDArray[np.uint64]
     signature: NDArray[np.uint32]
 
 
+_COLUMNS = ("split", "open_to", "order", "num_bytes", "exact")
+
+
 def load_index(folder: Path, num_shards: list[int]) -> TextIndex:
     """Gather the shards' `.npz`; signatures go to one mapped file."""
     shards = [(source, n) for source, count in enumerate(num_shards) for n in range(count)]
     parts: dict[str, list[NDArray[Any]]] = {
-        name: [] for name in ("source", "shard", "row", "split", "order", "num_bytes", "exact")
+        name: [] for name in ("source", "shard", "row", *_COLUMNS)
     }
     file = (folder / "signatures.bin").open("wb")
     width = 0
@@ -171,7 +235,7 @@ def load_index(folder: Path, num_shards: list[int]) -> TextIndex:
                 parts["source"].append(np.full(size, source, np.int16))
                 parts["shard"].append(np.full(size, number, np.int32))
                 parts["row"].append(np.arange(size, dtype=np.int32))
-                for name in ("split", "order", "num_bytes", "exact"):
+                for name in _COLUMNS:
                     parts[name].append(columns[name])
                 signature = columns["signature"]
                 width = signature.shape[1]

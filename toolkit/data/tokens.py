@@ -1,7 +1,8 @@
 """Second half of the data stage: chosen texts -> token shards, mapped into memory when trained on.
 
-A shard is `<source>-<number>-<round>.npy`, a flat array `sep d1 sep d2 … sep`, and `.npz` with the
-documents in it, written last. Where only some tokens are targets, `.targets.npy` says which.
+A shard is `<source>-<number>-<round>.npy`, a flat array `sep d1 sep d2 … sep`, or `bos d1 sep bos
+d2 sep` where another token begins documents, and `.npz` with the documents in it, written last.
+Where only some tokens are targets, `.targets.npy` says which.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from toolkit.data.encode import Encoder
 from toolkit.data.overlap import Overlap
 from toolkit.data.texts import TextIndex, read_texts, read_words
 from toolkit.data.workers import Workers
-from toolkit.manifest import write_atomically
+from toolkit.errors import ToolkitError
+from toolkit.file_hashes import read_hash
+from toolkit.manifest import load_json, write_atomically, write_json
 
 _MARGIN = 1.1
 _FIRST_BYTES_PER_TOKEN = 5.0
@@ -33,6 +36,7 @@ class _Task:
     rows: NDArray[np.int32]
     encoder: Encoder
     separator: int
+    start: int
     dtype: str
     overlap: Overlap | None
     path: Path
@@ -45,7 +49,7 @@ class TokenTable:
     Attributes:
         index: into the `TextIndex`.
         file: number of the shard in `files`.
-        start: of the separator in front of the document, within its file.
+        start: of the token in front of the document, within its file.
         num_tokens: without separators.
         files: shards, relative to the data folder, with their lengths in tokens.
         overlapping: indices that were left out for what they share with evaluation documents.
@@ -84,6 +88,7 @@ def tokenise(
     *,
     encoder: Encoder,
     separator: int,
+    start: int,
     vocabulary: int,
     overlap: Overlap | None,
     folder: Path,
@@ -97,7 +102,8 @@ def tokenise(
         chosen: indices of the documents that may be taken, all of one source.
         limit: tokens to stop at, the document that crosses it included; None for no limit.
         encoder: text to tokens.
-        separator: token between documents.
+        separator: token behind every document.
+        start: token before every document, the separator or another one.
         vocabulary: number of token ids, which decides how wide they are stored.
         overlap: what to leave documents out for.
         folder: to write to.
@@ -117,8 +123,10 @@ def tokenise(
             wanted = before + (limit - got) * bytes_per_token * _MARGIN
             stop = max(done + 1, int(np.searchsorted(ends, wanted)) + 1)
         part = chosen[done : min(stop, len(chosen))]
-        tasks = _tasks(texts, index, part, number, encoder, separator, vocabulary, overlap, folder)
-        table = _gather(folder, list(workers.map(_write_shard, tasks)), index, part)
+        frame = (separator, start)
+        tasks = _tasks(texts, index, part, number, encoder, frame, vocabulary, overlap, folder)
+        written = list(workers.map(_write_shard, tasks))
+        table = _gather(folder, written, index, part, is_shared=start == separator)
         tables.append(table)
         total = int(table.num_tokens.sum())
         if total:
@@ -138,7 +146,7 @@ def _tasks(
     part: NDArray[np.int64],
     number: int,
     encoder: Encoder,
-    separator: int,
+    frame: tuple[int, int],
     vocabulary: int,
     overlap: Overlap | None,
     folder: Path,
@@ -149,16 +157,14 @@ def _tasks(
         rows = np.sort(index.row[part[shards == shard]])
         source = int(index.source[part[0]])
         path = folder / f"{source:02d}-{shard:05d}-{number}"
-        yield _Task(texts, source, shard, rows, encoder, separator, dtype, overlap, path)
+        yield _Task(texts, source, shard, rows, encoder, *frame, dtype, overlap, path)
 
 
 def _write_shard(task: _Task) -> tuple[str, int]:
     """Returns the shard's name and number in its source."""
     mark = task.path.with_name(task.path.name + ".npz")
-    if mark.is_file():
-        with np.load(mark) as columns:
-            if np.array_equal(columns["rows"], task.rows):
-                return task.path.name, task.shard
+    if _is_whole(task, mark):
+        return task.path.name, task.shard
     documents = read_texts(task.texts, task.source, task.shard, task.rows)
     clean = np.ones(len(documents), dtype=np.bool_)
     if task.overlap is not None and len(documents):
@@ -167,9 +173,13 @@ def _write_shard(task: _Task) -> tuple[str, int]:
     tokens, lengths, is_target = task.encoder.encode_flat(
         [document for document, good in zip(documents, clean, strict=True) if good]
     )
-    # One place further for the separator before each document.
-    places = np.arange(len(tokens)) + np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    flat = np.full(len(tokens) + len(lengths) + 1, task.separator, dtype=task.dtype)
+    # A separator ends one document and begins the next, unless another token begins documents.
+    is_shared = task.start == task.separator
+    starts, end = _places(lengths, is_shared)
+    within = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    places = np.repeat(starts + 1, lengths) + within
+    flat = np.full(end, task.separator, dtype=task.dtype)
+    flat[starts] = task.start
     flat[places] = tokens
     targets = None
     if is_target is not None:
@@ -181,11 +191,50 @@ def _write_shard(task: _Task) -> tuple[str, int]:
                 np.save(file, array)
     with write_atomically(mark, "wb") as file:
         np.savez(file, rows=task.rows, clean=clean, lengths=lengths, largest=flat.max())
+    write_json(_sums_file(task), _sums(task.path))
     return task.path.name, task.shard
 
 
+def _places(lengths: NDArray[np.int64], is_shared: bool) -> tuple[NDArray[np.int64], int]:
+    """Where the token before each document stands in a shard, and the shard's length.
+
+    >>> _places(np.array([2, 3]), True), _places(np.array([2, 3]), False)
+    ((array([0, 3]), 8), (array([0, 4]), 9))
+    """
+    strides = lengths + (1 if is_shared else 2)
+    total = int(strides.sum())
+    return np.cumsum(strides) - strides, total + int(is_shared)
+
+
+def _sums(path: Path) -> dict[str, str]:
+    """sha256 of a shard's files."""
+    names = (f"{path.name}{end}" for end in (".npy", ".targets.npy", ".npz"))
+    return {n: read_hash(path.with_name(n)) for n in names if path.with_name(n).is_file()}
+
+
+def _sums_file(task: _Task) -> Path:
+    """Beside the texts, which only serve to continue: the tokens stay, as they are read."""
+    return task.texts / f"tokens-{task.path.name}.json"
+
+
+def _is_whole(task: _Task, mark: Path) -> bool:
+    """Whether a shard stands from before, holds these rows, and is as it was written."""
+    try:
+        if load_json(_sums_file(task)) != _sums(task.path):
+            return False
+        with np.load(mark) as columns:
+            return bool(np.array_equal(columns["rows"], task.rows))
+    except (ToolkitError, OSError):
+        return False
+
+
 def _gather(
-    folder: Path, shards: list[tuple[str, int]], index: TextIndex, part: NDArray[np.int64]
+    folder: Path,
+    shards: list[tuple[str, int]],
+    index: TextIndex,
+    part: NDArray[np.int64],
+    *,
+    is_shared: bool,
 ) -> TokenTable:
     tables = []
     for name, shard in shards:
@@ -194,14 +243,14 @@ def _gather(
         with np.load(folder / f"{name}.npz") as columns:
             clean, lengths = columns["clean"], columns["lengths"]
             largest = int(columns["largest"])
-        ends = np.cumsum(lengths + 1)
+        starts, end = _places(lengths, is_shared)
         tables.append(
             TokenTable(
                 here[clean],
                 np.zeros(len(lengths), np.int32),
-                ends - lengths - 1,
+                starts,
                 lengths,
-                [(f"{folder.name}/{name}.npy", int(ends[-1]) + 1 if len(ends) else 1)],
+                [(f"{folder.name}/{name}.npy", end)],
                 here[~clean],
                 largest,
                 (folder / f"{name}.targets.npy").is_file(),

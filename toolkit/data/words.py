@@ -17,14 +17,42 @@ U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 
 _WORD = re.compile(r"\w+")
+_CHINESE_JAPANESE = (
+    "\u3005\u3007\u3021-\u3029\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f"
+    "\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f"
+    "\U0001b000-\U0001b16f\U00020000-\U0003ffff"
+)
+"""Han, Kana and Bopomofo: about half a word each, and none of them in words with spaces."""
+_SOUTHEAST_ASIAN = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\ua9e0-\ua9ff\uaa60-\uaa7f"
+"""Thai, Lao, Tibetan, Burmese, Khmer, Tai: vowel signs and tone marks, which are no letters to
+`\\w`, cut them into pieces of a syllable or so."""
+_SINGLE = re.compile(f"[{_CHINESE_JAPANESE}]")
+_UNSPACED = re.compile(f"[{_CHINESE_JAPANESE}{_SOUTHEAST_ASIAN}]")
+_UNITS = re.compile(rf"[{_CHINESE_JAPANESE}]|[^\W{_CHINESE_JAPANESE}]+")
 _ASCII_WORDS = bytes(ord(chr(n).lower()) if _WORD.match(chr(n)) else 32 for n in range(128)) * 2
 """The lower-case sign for each of ASCII that words are made of, a space for each other."""
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 _INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 1 << 64))
 
 
+def count_words(text: str) -> int:
+    """Words between spaces; of scripts written without spaces, units as `word_codes` has them.
+
+    >>> count_words("net sales rose 2 %"), count_words("水泵每天早上检查")
+    (5, 8)
+    """
+    pieces = text.split()
+    if text.isascii() or not _UNSPACED.search(text):
+        return len(pieces)
+    return sum(
+        max(1, len(_UNITS.findall(piece))) if _UNSPACED.search(piece) else 1 for piece in pieces
+    )
+
+
 def word_codes(texts: Sequence[str]) -> tuple[NDArray[np.uint32], I64]:
     """A code for every word, without regard to case and punctuation.
+
+    In Chinese and Japanese every character is a word of its own, as no space says where words end.
 
     Returns:
         Codes `[W]`, and offsets `[D + 1]`: document d has words `offsets[d]` to `offsets[d + 1]`.
@@ -35,7 +63,8 @@ def word_codes(texts: Sequence[str]) -> tuple[NDArray[np.uint32], I64]:
         if text.isascii():  # the same, several times as fast
             flat += map(crc32, text.encode().translate(_ASCII_WORDS).split())
         else:
-            flat += map(crc32, map(str.encode, _WORD.findall(text.lower())))
+            words = _UNITS if _SINGLE.search(text) else _WORD
+            flat += map(crc32, map(str.encode, words.findall(text.lower())))
         offsets.append(len(flat))
     return np.array(flat, dtype=np.uint32), np.array(offsets, dtype=np.int64)
 

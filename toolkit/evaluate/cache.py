@@ -1,7 +1,8 @@
 """Every score is kept: by model content, item set and settings, one line for a block of items.
 
-Processes append whole lines to one file under a lock, so that none is torn or lost; what a killed
-process left half-written is passed over when the file is read.
+Processes append whole lines to one file under a lock, so that none is torn or lost. A line holds
+its own sum; one that does not fit it, such as one that a killed process left half-written, is
+passed over with a word, and its items are scored again.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import fcntl
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from typing import Any
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.manifest import hash_json
+from toolkit.progress import say
 
+_SUM = "sum"
 _ARITHMETIC = 2
 """Of this version: scores that were rounded in other places are not mixed with its own, as models
 are compared by small differences. 2: log softmax in one pass."""
@@ -76,15 +80,14 @@ class ScoreCache:
             raise EvaluationError(
                 f"{items.name}: a loss is {bad}; the model's weights are damaged, or its merge is."
             )
-        line = json.dumps(
+        line = _line(
             {
                 "model": model,
                 "set": _set_key(items),
                 "name": items.name,
                 "rows": [int(row) for row in rows],
                 "losses": [float(loss) for loss in losses],
-            },
-            separators=(",", ":"),
+            }
         )
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab+") as file:
@@ -92,7 +95,7 @@ class ScoreCache:
             # A line that a killed process left unfinished must not swallow this one.
             if file.seek(0, os.SEEK_END) and not _ends_a_line(file):
                 file.write(b"\n")
-            file.write(line.encode() + b"\n")
+            file.write(line + b"\n")
             file.flush()
 
     def score(
@@ -149,10 +152,18 @@ class ScoreCache:
             file.seek(self._read_bytes)
             whole, end, _ = file.read().rpartition(b"\n")
         self._read_bytes += len(whole) + len(end)
+        damaged = 0
         for line in whole.split(b"\n"):
             if (entry := _entry(line)) is not None:
                 key, losses = entry
                 self._known.setdefault(key, {}).update(losses)
+            elif line:
+                damaged += 1
+        if damaged:
+            say(
+                f"  {self._path}: {damaged} damaged line{'s are' if damaged > 1 else ' is'} passed "
+                "over; what stood there is scored again"
+            )
 
 
 def _ends_a_line(file: Any) -> bool:
@@ -160,13 +171,25 @@ def _ends_a_line(file: Any) -> bool:
     return bool(file.read(1) == b"\n")
 
 
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps({**row, _SUM: _sum(row)}, separators=(",", ":")).encode()
+
+
+def _sum(row: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(row, sort_keys=True).encode())
+
+
 def _entry(line: bytes) -> tuple[tuple[str, str], dict[int, float]] | None:
-    """What a line says, or None where it is damaged."""
+    """What a line says, or None where it is damaged: no score is what is no finite number."""
     try:
         row = json.loads(line)
-        losses = dict(zip(map(int, row["rows"]), map(float, row["losses"]), strict=True))
+        if row.pop(_SUM) != _sum(row):
+            return None
+        losses = dict(zip(row["rows"], map(float, row["losses"]), strict=True))
+        if not all(math.isfinite(loss) for loss in losses.values()):
+            return None
         return (str(row["model"]), str(row["set"])), losses
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -23,8 +23,10 @@ import torch
 from toolkit.data.source_config import SplitName
 from toolkit.errors import EvaluationError, sentence_end
 from toolkit.evaluate.config import EvaluateSection, TaskSection
+from toolkit.evaluate.head import can_pad
 from toolkit.evaluate.questions import split_place
 from toolkit.evaluate.sets import BITS, EvaluationSet
+from toolkit.evaluate.task_scoring import scoring_hash
 from toolkit.manifest import hash_json
 
 _FEWSHOT_SEED = 1234
@@ -183,7 +185,7 @@ def wrap_model(model: Any, tokenizer: Any, batch_tokens: int) -> Any:
         return HFLM(
             pretrained=model,
             tokenizer=tokenizer,
-            batch_size=max(1, batch_tokens // 128),
+            batch_size=max(1, batch_tokens // 128) if can_pad(model) else 1,
             softmax_dtype="float32",
         )
 
@@ -272,7 +274,15 @@ def _sets(
             content_hash=hash_json([task.hashes[row] for row in kept]),
             score=lambda model, rows, name=names[metric]: score(model, rows)[name],  # type: ignore[misc]
             scale=task.metrics[metric].scale(),
-            settings_hash=hash_json({**settings, "metric": metric}),
+            settings_hash=hash_json(
+                {
+                    **settings,
+                    "metric": metric,
+                    "rising": task.metrics[metric].rising,
+                    "aggregation": task.metrics[metric].aggregation,
+                    "scoring": scoring_hash(task._task, metric),
+                }
+            ),
             item_hashes=[task.hashes[row] for row in kept],
             score_together=score if len(metrics) > 1 else None,
         )

@@ -89,6 +89,7 @@ def run_task(
     memory: dict[Any, Any] | None = None,
     device: str = "cpu",
     allow_non_finite: bool = False,
+    refuse_overflow: bool = False,
 ) -> None:
     """Merge one tensor and hand it on in blocks.
 
@@ -104,6 +105,8 @@ def run_task(
         memory: keeps what depends on the inputs alone from one call to the next.
         device: where torch computes; kernels run on the CPU.
         allow_non_finite: merge inputs with NaN or infinity, by the definition.
+        refuse_overflow: refuse results that do not fit into `dtype` where the inputs are finite,
+            in place of infinities.
 
     Raises:
         NonFiniteError: an input holds NaN or infinity.
@@ -116,7 +119,7 @@ def run_task(
         kept = {} if memory is None else memory
         job = Job(read, task.shape, task.parameters, workers, kept, seed, task.name)
         try:
-            _run_kernel(kernel, job, put, _OUT[dtype], target)
+            _run_kernel(kernel, job, put, _OUT[dtype], target, refuse_overflow)
             return
         except FloatingPointError:
             raise _overflowed(task, dtype) from None
@@ -137,7 +140,7 @@ def run_task(
     torch_dtype = getattr(torch, TORCH_NAMES[dtype])
 
     def put_finite(start: int, data: memoryview) -> None:
-        if data.nbytes and not allow_non_finite:
+        if data.nbytes and refuse_overflow and not allow_non_finite:
             block = torch.frombuffer(data, dtype=torch_dtype)
             if block.is_floating_point() and not is_finite(block):
                 raise _overflowed(task, dtype)
@@ -150,10 +153,16 @@ def run_task(
 
 
 def _run_kernel(
-    kernel: Kernel, job: Job, put: Put, kind: type[np.generic], target: NDArray[Any] | None
+    kernel: Kernel,
+    job: Job,
+    put: Put,
+    kind: type[np.generic],
+    target: NDArray[Any] | None,
+    refuse_overflow: bool,
 ) -> None:
     settings = kernel.prepare(job)
-    is_tame = _is_tame(job.parameters)
+    # Values that cannot come near the end of float32 are not looked through.
+    last_tame = _TAME_BITS if _is_tame(job.parameters) else 0
 
     def merge(start: int, stop: int) -> int:
         rows = job.read(start, stop)
@@ -161,12 +170,11 @@ def _run_kernel(
         if kind is np.float16:  # kernels write none; from float32 it is still one cast
             single = np.empty(stop - start, np.float32)
             top = kernel.apply(rows, settings, start, single)
-            with np.errstate(over="raise"):
+            with np.errstate(over="raise" if refuse_overflow else "ignore"):
                 whole[:] = single
         else:
             top = kernel.apply(rows, settings, start, whole)
-        # Values that cannot come near the end of float32 are not looked through.
-        if not (is_tame and top < _TAME_BITS) and top < NON_FINITE and not _is_finite(whole):
+        if refuse_overflow and last_tame <= top < NON_FINITE and not _is_finite(whole):
             raise FloatingPointError
         if target is None:
             put(start, memoryview(whole))

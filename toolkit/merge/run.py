@@ -168,7 +168,16 @@ def _write_task(
         writer.write(task.name, start * entry, data)
 
     try:
-        run_task(plan.method, task, models, put, dtype=dtype, workers=workers, **options)
+        run_task(
+            plan.method,
+            task,
+            models,
+            put,
+            dtype=dtype,
+            workers=workers,
+            refuse_overflow=True,
+            **options,
+        )
     except ParameterError as error:
         raise MergeError(at_fault(error, task)) from error
     except NonFiniteError:

@@ -150,7 +150,7 @@ def training_memory(
     runtime = RUNTIME_BYTES[device]
     if device == "CPU":
         if fused:
-            runtime += _unused_fused(kept, tokens * fused_layer(shape, section))
+            runtime += _unused_fused(kept, tokens * fused_layer(shape, section), low=low)
         else:
             runtime += _unused(section, kept, tokens * _whole(shape, section, sequence_tokens))
     saving = 12.0 * learns if saves and device == "CPU" else 0.0
@@ -208,10 +208,11 @@ def _unused(section: TrainSection, kept: float, layer: float) -> float:
     return 0.25 * kept + (10.0 if is_low(section) else 7.5) * layer
 
 
-def _unused_fused(kept: float, layer: float) -> float:
+def _unused_fused(kept: float, layer: float, *, low: bool) -> float:
     """The same where blocks are fused, which ask for fewer and larger pieces: fitted to
-    `selective` and `full` at 2 x 512 (LOG.md)."""
-    return 0.25 * kept + 2.5 * layer
+    `selective` and `full` at 2 x 512 (LOG.md); in float32, whose pieces are larger, the share of
+    what is kept to these and to 4 x 512."""
+    return (0.25 if low else 0.45) * kept + 2.5 * layer
 
 
 def activation_bytes(

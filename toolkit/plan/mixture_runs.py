@@ -123,7 +123,7 @@ def load_runs(path: Path, rate: float | None = None) -> list[MixtureRun]:
         ConfigError: the file cannot be read, or holds several rates and none is chosen.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
     rows: list[tuple[str, dict[str, Any]]] = []

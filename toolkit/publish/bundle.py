@@ -124,7 +124,7 @@ def parse_sums(text: str, where: str) -> dict[str, str]:
     True
     """
     sums: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
         digest, _, name = line.partition("  ")
         parts = Path(name).parts
         is_hash = len(digest) == 64 and not set(digest) - set("0123456789abcdef")

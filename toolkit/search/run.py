@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.manifest import load_json, write_json
+from toolkit.errors import ToolkitError
+from toolkit.manifest import free_name, load_json, write_json
 from toolkit.progress import Advance, progress, say
 from toolkit.search.objective import Objective
 from toolkit.search.plan import Plan
-from toolkit.search.storage import Place
-from toolkit.search.study import Study, pack, unpack
+from toolkit.search.storage import DamagedJournalError, Place
+from toolkit.search.study import DamagedScoresError, Study, pack, unpack
 from toolkit.search.worker import Merging, Outcome, Worker, score_missing
 
 
@@ -46,14 +47,7 @@ def run_search(
         What became of each candidate, in order; of equal merges only the first.
     """
     queue = plan.queue()
-    study = Study(
-        place,
-        name,
-        identity,
-        plan.sampler(),
-        begin=True,
-        stale_seconds=plan.section.stale_seconds,
-    )
+    study = _begin_study(plan, place, name, identity)
     with contextlib.closing(study):
         study.fill(queue)
         done = sum(trial.state.is_finished() for trial in study.trials()[: len(queue)])
@@ -70,6 +64,26 @@ def run_search(
         outcomes.setdefault(outcome.candidate.key, outcome)
     _speak(list(outcomes.values()), plan.objective)
     return list(outcomes.values())
+
+
+def _begin_study(plan: Plan, place: Place, name: str, identity: Mapping[str, Any]) -> Study:
+    """The study, as far as it is; a journal that is damaged is put aside and begun anew."""
+
+    def begin() -> Study:
+        stale = plan.section.stale_seconds
+        study = Study(place, name, identity, plan.sampler(), begin=True, stale_seconds=stale)
+        study.trials()  # reads all of it
+        return study
+
+    try:
+        return begin()
+    except DamagedJournalError as error:
+        if not isinstance(place, Path):
+            raise
+        aside = free_name(place)
+        place.rename(aside)
+        say(f"  {str(error).partition(';')[0]}; it is kept as {aside.name} and scored again")
+        return begin()
 
 
 @contextlib.contextmanager
@@ -122,7 +136,7 @@ class Scorer:
     def __init__(self, bench: Merging, log: Path) -> None:
         self._bench = bench
         self._log = log
-        self._known: dict[str, dict[str, str]] = load_json(log) if log.is_file() else {}
+        self._known = _known_scores(log)
 
     def score(
         self,
@@ -145,7 +159,11 @@ class Scorer:
             advance: is told of tokens scored.
         """
         key = f"{part}/{outcome.candidate.key}"
-        kept = {name: unpack(text) for name, text in self._known.get(key, {}).items()}
+        try:
+            kept = {name: unpack(text) for name, text in self._known.get(key, {}).items()}
+        except DamagedScoresError as error:
+            say(f"  {self._log}: {error}; {outcome.candidate.name} is scored again")
+            kept = {}
         losses = {name: np.asarray(values) for name, values in (known or {}).items()}
         for name, values in kept.items():
             if len(values) > len(losses.get(name, ())):
@@ -161,3 +179,17 @@ class Scorer:
         write_json(self._log, self._known)
         advance(objective.all_tokens, outcome.candidate.name)
         return losses
+
+
+def _known_scores(log: Path) -> dict[str, dict[str, str]]:
+    """What a file of scores holds; nothing where it is damaged, with a word."""
+    if not log.is_file():
+        return {}
+    try:
+        known = load_json(log)
+    except ToolkitError:
+        known = None
+    if not isinstance(known, dict) or not all(isinstance(row, dict) for row in known.values()):
+        say(f"  {log}: is damaged; what stood there is scored again")
+        return {}
+    return known

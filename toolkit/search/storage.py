@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,6 +58,42 @@ class JournalLock(BaseJournalFileLock):  # type: ignore[misc]  # optuna's types 
             file.close()
 
 
+class DamagedJournalError(ToolkitError):
+    """A journal of which a line is not as it was written."""
+
+
+class SummedJournal(JournalFileBackend):  # type: ignore[misc]  # optuna's types are not read
+    """A journal each of whose lines holds its own sum, compared when it is read again."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        super().append_logs([{**log, _SUM: _sum(log)} for log in logs])
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """
+        Raises:
+            DamagedJournalError: a line does not fit its sum.
+        """
+        number = log_number_from
+        try:
+            for log in super().read_logs(log_number_from):
+                number += 1
+                if not isinstance(log, dict) or log.pop(_SUM, None) != _sum(log):
+                    raise ValueError("it does not fit its sum")
+                yield log
+        except (ValueError, RecursionError) as error:
+            raise DamagedJournalError(
+                f"{self._file_path}:{number}: is not as it was written ({error}); move the file "
+                "away and run the same command: scores are kept beside the runs as well."
+            ) from error
+
+
+_SUM = "sum"
+
+
+def _sum(log: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(log, sort_keys=True).encode())
+
+
 def _cut_torn_line(file: IO[bytes]) -> int:
     """Cut off what follows the last line break; returns the size that is left."""
     size = end = file.seek(0, os.SEEK_END)
@@ -89,7 +127,7 @@ def open_storage(place: Place, *, begin: bool) -> Any:
             lock = JournalLock(place)
             lock.acquire()
             lock.release()
-            return optuna.storages.JournalStorage(JournalFileBackend(str(place), lock_obj=lock))
+            return optuna.storages.JournalStorage(SummedJournal(str(place), lock_obj=lock))
     url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", place)
     options: dict[str, Any] = {"pool_pre_ping": True}
     if url.startswith("postgresql"):

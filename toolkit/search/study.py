@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.manifest import changed_keys
-from toolkit.search.storage import Place, is_lost, open_storage, spoken, storage_errors
+from toolkit.search.storage import (
+    DamagedJournalError,
+    Place,
+    is_lost,
+    open_storage,
+    spoken,
+    storage_errors,
+)
 
 Result = TypeVar("Result")
 _UNCLAIMED_SECONDS = 10.0  # between taking a candidate and signing for it lie milliseconds
@@ -50,12 +58,30 @@ def is_surely_dead(worker: str) -> bool:
 
 
 def pack(losses: NDArray[np.float64]) -> str:
-    """Numbers as text that gives back every bit."""
-    return base64.b64encode(np.asarray(losses, dtype="<f8").tobytes()).decode()
+    """Numbers as text that gives back every bit, with their sum in front."""
+    data = np.asarray(losses, dtype="<f8").tobytes()
+    return f"{zlib.crc32(data):08x}:{base64.b64encode(data).decode()}"
 
 
 def unpack(text: str) -> NDArray[np.float64]:
-    return np.frombuffer(base64.b64decode(text), dtype="<f8")
+    """
+    Raises:
+        DamagedScoresError: it is not what `pack` wrote, or holds what is no finite number.
+    """
+    digits, _, packed = str(text).partition(":")
+    try:
+        data = base64.b64decode(packed, validate=True)
+        losses = np.frombuffer(data, dtype="<f8")
+        is_good = int(digits, 16) == zlib.crc32(data) and bool(np.isfinite(losses).all())
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise DamagedScoresError("a packed row of losses is damaged")
+    return losses
+
+
+class DamagedScoresError(ToolkitError):
+    """Scores that are not as they were written."""
 
 
 OUTCOME = "outcome"
@@ -93,6 +119,8 @@ def read_identity(place: Place, name: str) -> dict[str, Any] | None:
                 if study.study_name == name:
                     identity = study.user_attrs.get("identity")
                     return dict(identity) if identity is not None else None
+    except DamagedJournalError:
+        return None  # whoever opens it to work puts it aside
     finally:
         if (engine := getattr(storage, "engine", None)) is not None:
             storage.remove_session()

@@ -6,25 +6,28 @@ general model ─► data ─► cpt ─► merge        all under runs/<recipe>
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from toolkit.data.config import DataSection, identity_of_data
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.evaluate.config import identity_of_evaluation
-from toolkit.manifest import Stage, content_hash, hash_bytes, hash_file, hash_json, read_manifest
+from toolkit.evaluate.config import EvaluateSection, identity_of_evaluation
+from toolkit.file_hashes import known_hash
+from toolkit.manifest import Stage, content_hash, hash_file, hash_json, read_manifest
 from toolkit.model_config import ModelSection, ScratchSection, identity_of_model
 from toolkit.progress import say
 from toolkit.recipe import merge_folder
 from toolkit.search.config import WITHOUT_EFFECT as SEARCH_WITHOUT_EFFECT
+from toolkit.stages.model_hashes import conversation_hashes
+from toolkit.stages.model_hashes import fingerprint as fingerprint
+from toolkit.stages.model_hashes import tokenizer_hashes as tokenizer_hashes
 from toolkit.stages.opening import Run
 from toolkit.stages.opening import ensure_stage as _ensure
-from toolkit.train.config import identity_of
+from toolkit.train.config import TrainSection, identity_of, watch_decides, without_effect
 from toolkit.train.extension_config import identity_of_tokenizer
 
 __all__ = ["Run"]
@@ -156,15 +159,6 @@ def _hub_snapshot(repository: str, revision: str | None) -> Path:
         ) from error
 
 
-def tokenizer_hashes(folder: Path) -> dict[str, str]:
-    """Hashes of the files that a folder's tokenizer is made of."""
-    return {
-        file: hash_file(folder / file)
-        for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-        if (folder / file).is_file()
-    }
-
-
 def ensure_data(run: Run) -> Path:
     """The data stage: documents to packed blocks and evaluation sets."""
     return data_stage(run, "data", run.recipe.data, ensure_general(run))
@@ -175,15 +169,14 @@ def data_stage(run: Run, name: str, section: DataSection, general: Path) -> Path
     from toolkit.data.run import run_data
     from toolkit.data.sources import input_hashes
 
-    others = map(Path, section.cleaning.decontaminate_files)
+    others = [Path(name).expanduser() for name in section.cleaning.decontaminate_files]
     inputs = {
         "tokenizer": hash_json(tokenizer_hashes(general)),
         **input_hashes(section.sources),
-        **{f"decontaminate/{p.name}": hash_file(p) for p in others if p.is_file()},
+        **{f"decontaminate/{p}": known_hash(p) for p in others if p.is_file()},
     }
-    template = general / "chat_template.jinja"
-    if template.is_file() and any(s.messages_field for s in section.sources.values()):
-        inputs["chat template"] = hash_file(template)
+    if any(source.messages_field for source in section.sources.values()):
+        inputs |= conversation_hashes(general)
     stage = run.stage(name, {"data": identity_of_data(section)}, inputs)
     return _ensure(stage, name, lambda: run_data(section, stage, general, say))
 
@@ -198,19 +191,35 @@ def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
     Raises:
         ConfigError: more than the schedule was changed.
     """
+    from toolkit.merge.live_proof import note_unless_live
     from toolkit.stages.training import train_specialist
+    from toolkit.train.processes import is_first
 
     general, data = first_alone(lambda: (ensure_general(run), ensure_data(run)))
     stage = cpt_stage(run, general, data)
     if change_schedule:
         _adopt_schedule(stage)
-    return _ensure(stage, "cpt", lambda: train_specialist(run.recipe, stage, general, data))
+
+    def train() -> None:
+        note_unless_live(general, is_first())
+        train_specialist(run.recipe, stage, general, data)
+
+    return _ensure(stage, "cpt", train)
+
+
+def watch_identity(section: TrainSection, evaluate: EvaluateSection) -> dict[str, Any]:
+    """How the watch scores, for a stage's identity, where its figures decide."""
+    if not watch_decides(section):
+        return {}
+    return {"watch": evaluate.model_dump(mode="json", include={"window_tokens", "context_tokens"})}
 
 
 def cpt_stage(run: Run, general: Path, data: Path) -> Stage:
     """The cpt stage as the recipe has it, whether it was run or not."""
     inputs = {"general": fingerprint(general), "data": content_hash(data)}
-    return run.stage("cpt", {"train": identity_of(run.recipe.train)}, inputs)
+    train = run.recipe.train
+    config = {"train": identity_of(train), **watch_identity(train, run.recipe.evaluate)}
+    return run.stage("cpt", config, inputs, without_effect(train))
 
 
 def _adopt_schedule(stage: Stage) -> None:
@@ -252,9 +261,12 @@ def first_alone(act: Callable[[], Result]) -> Result:
 
 def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     """The merge stage: search, choice, test, and the merged model on disk."""
+    from toolkit.merge.live_proof import refuse_unless_live
     from toolkit.stages.finishing import ensure_specialist
 
-    general, data, specialist = ensure_general(run), ensure_data(run), ensure_specialist(run)
+    general, data = ensure_general(run), ensure_data(run)
+    refuse_unless_live(general, not cpt_stage(run, general, data).is_complete())
+    specialist = ensure_specialist(run)
     recipe, others = run.recipe, ensure_models(run)
     stage = merge_stage(run, general, data, specialist, others)
 
@@ -285,6 +297,8 @@ def merge_stage(
     run: Run, general: Path, data: Path, specialist: Path, others: Mapping[str, Path]
 ) -> Stage:
     """The merge stage of these inputs, as it would be identified."""
+    from toolkit.evaluate.input_hashes import evaluation_inputs
+
     recipe = run.recipe
     texts = {
         name: hash_file(path) if (path := merge_folder() / f"{name}.yaml").is_file() else "missing"
@@ -304,6 +318,7 @@ def merge_stage(
             "merges": hash_json(texts),
             **_prompt_hashes(recipe.evaluate.retention.files),
             **{f"models/{name}": fingerprint(folder) for name, folder in others.items()},
+            **evaluation_inputs(recipe.evaluate),
         },
     )
 
@@ -370,21 +385,3 @@ def show_outcome(folder: Path) -> None:
     from toolkit.report.table import outcome_table
 
     outcome_table(read_manifest(folder)["results"], folder)
-
-
-def fingerprint(folder: Path) -> str:
-    """Hash that tells model folders apart without reading all of a large one.
-
-    A stage's folder has its hashes in the manifest; of other folders, each file's name, size and
-    first and last megabyte count.
-    """
-    if (folder / "manifest.json").is_file():
-        return content_hash(folder)
-    parts: dict[str, str] = {}
-    for path in sorted(item for item in folder.iterdir() if item.is_file()):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(1 << 20)
-            file.seek(max(0, size - (1 << 20)), os.SEEK_SET)
-            parts[path.name] = f"{size}:{hash_bytes(head + file.read())}"
-    return hash_json(parts)

@@ -26,9 +26,10 @@ from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST
 from toolkit.search.worker import Outcome
 from toolkit.select import Choice, knee, pareto_front
-from toolkit.select.decide import Decision, Settings, decide
+from toolkit.select.decide import Decision, decide
 from toolkit.select.ladder import as_rows
 from toolkit.select.reason import sweep_verdict
+from toolkit.select.sweep_tests import Settings
 from toolkit.select.tuning_losses import TuningLosses
 from toolkit.stages.merged import named, references, write_model
 from toolkit.stages.powering import say_power

@@ -16,9 +16,10 @@ from toolkit.stages.chain import (
     ensure_merge,
     fingerprint,
     first_alone,
+    watch_identity,
 )
 from toolkit.stages.finishing import ensure_specialist
-from toolkit.train.config import identity_of
+from toolkit.train.config import identity_of, without_effect
 
 _STARTS = {"merge": ensure_merge, "specialist": ensure_specialist, "general": ensure_general}
 
@@ -45,8 +46,13 @@ def ensure_sft(run: Run) -> Path:
     start, data = first_alone(before)
     stage = run.stage(
         "sft",
-        {"train": identity_of(section.train), "start": section.start},
+        {
+            "train": identity_of(section.train),
+            "start": section.start,
+            **watch_identity(section.train, run.recipe.evaluate),
+        },
         {"start": fingerprint(start), "data": content_hash(data)},
+        without_effect(section.train),
     )
     return run.ensure(
         stage,

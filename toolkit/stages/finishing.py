@@ -17,8 +17,9 @@ from toolkit.stages.chain import (
     ensure_general,
     fingerprint,
     first_alone,
+    watch_identity,
 )
-from toolkit.train.config import TrainSection, identity_of
+from toolkit.train.config import TrainSection, identity_of, without_effect
 from toolkit.train.schedule import anneal_rates, constant_steps, learning_rate
 
 
@@ -65,9 +66,10 @@ def ensure_anneal(run: Run, *, from_step: int | None = None, steps: float | None
     name = "cpt-anneal" if from_step is None else f"cpt-anneal-{from_step}"
     anneal = section.anneal.model_dump(mode="json", exclude={"steps"})
     config = {"train": identity_of(section), "from_step": step, "steps": num_steps, **anneal}
+    config |= watch_identity(section, run.recipe.evaluate)
     state_hash = hash_json(hash_folder(states / f"state-{step:08d}"))
     inputs = {"general": fingerprint(general), "data": content_hash(data), "state": state_hash}
-    stage = run.stage(name, config, inputs)
+    stage = run.stage(name, config, inputs, without_effect(section))
 
     def act() -> None:
         from toolkit.stages.training import train_stage

@@ -15,6 +15,15 @@ from toolkit.recipe_checks import token_faults
 from toolkit.recipe_layers import split_name
 
 RUNS = Path("runs")
+WITHOUT_EFFECT = (
+    "config.model.name",
+    "config.model.license",
+    "config.data.sources.*.license",
+    "config.train.gradient_checkpointing",  # computed again, the numbers are the same
+    "config.train.max_bad_steps",  # a run that was finished did not stop for it
+)
+"""Keys of stages that say something of them, or how they are computed, and change no result."""
+
 _SEEN: set[Path] = set()
 """Stages that this process has spoken of: later stages ask for them again, silently."""
 
@@ -55,8 +64,15 @@ class Run:
         """What `open` finds this run by, from any folder."""
         return "@".join([str(self.path), *self.layers])
 
-    def stage(self, name: str, config: dict[str, Any], inputs: dict[str, str]) -> Stage:
-        return Stage(self.root / name, config, inputs, self.recipe.seed)
+    def stage(
+        self,
+        name: str,
+        config: dict[str, Any],
+        inputs: dict[str, str],
+        without_effect: tuple[str, ...] = (),
+    ) -> Stage:
+        known = (*WITHOUT_EFFECT, *without_effect)
+        return Stage(self.root / name, config, inputs, self.recipe.seed, without_effect=known)
 
     def ensure(self, stage: Stage, title: str, act: Callable[[], None]) -> Path:
         """The folder of a stage, which `act` makes where it is not up to date."""

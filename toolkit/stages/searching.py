@@ -141,7 +141,9 @@ def prepare_search(
     identity = {
         **stage.identity(),
         "precision": recipe.evaluate.precision,
-        "sets": {item.name: [item.role, item.content_hash] for item in parts.search},
+        "sets": {
+            item.name: [item.role, item.content_hash, item.settings_hash] for item in parts.search
+        },
     }
     return Search(
         tuning,

@@ -15,7 +15,7 @@ from toolkit.data.encode import Encoder
 from toolkit.data.sources import Document
 from toolkit.errors import DataError
 from toolkit.evaluate.config import EvaluateSection
-from toolkit.evaluate.likelihood import ItemSet, load_items, score_documents
+from toolkit.evaluate.likelihood import ItemSet, load_items, read_rows, score_documents
 from toolkit.evaluate.statistics import bits_per_byte
 from toolkit.manifest import Stage, read_manifest
 from toolkit.recipe import Recipe
@@ -119,7 +119,7 @@ class Answer:
 
 def load_answers(path: Path, tokenizer_folder: Path, limit: int) -> list[Answer]:
     """The first conversations of an evaluation set, up to so many tokens a role."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(path)
     talks = [row for row in rows if row.get("messages")]
     documents = [
         Document(row["id"], "", row["group"], row["text"], json.dumps(row["messages"]))

@@ -16,14 +16,20 @@ RecipeName = Annotated[
     str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
 ]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
+Verify = Annotated[
+    bool,
+    typer.Option("--verify", help="Read all files of finished stages anew."),
+]
 
 
 @sft_app.command("run")
-def sft_run(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
+def sft_run(recipe: RecipeName, runs: Runs = Path("runs"), verify: Verify = False) -> None:
     """Fine-tune a recipe's merge on conversations; runs the stages before it where needed."""
+    from toolkit.file_hashes import verify_all
     from toolkit.stages.chain import Run
     from toolkit.stages.finetuning import ensure_sft
 
+    verify_all(verify)
     ensure_sft(Run.open(recipe, runs))
 
 

@@ -253,6 +253,16 @@ class TrainSection(Section):
         return self.keep_best or self.use == "best"
 
 
+def watch_decides(section: TrainSection) -> bool:
+    """Whether figures of the watch change what is trained or kept, rather than being shown."""
+    return section.watch.gate != "warn" or section.keeps_best
+
+
+def without_effect(section: TrainSection) -> tuple[str, ...]:
+    """Keys of a stage's identity that change nothing under these settings."""
+    return () if watch_decides(section) else ("config.train.watch.tolerance",)
+
+
 WITHOUT_EFFECT = ("save_every_steps", "keep_states", "keep_when_done", "keep_best", "trackers")
 """Settings that change no number of a run, so that changing them repeats nothing."""
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from toolkit.errors import ToolkitError
+from toolkit.manifest import json_lines
 
 _PIECE_BYTES = 1 << 16
 
@@ -131,7 +132,7 @@ def read_curve(path: Path) -> list[CurvePoint]:
         ToolkitError: there is no such file.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = json_lines(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ToolkitError(f"{path}: cannot be read ({error.strerror}); train first.") from error
     names = {field.name for field in fields(CurvePoint)} - {"step", "tokens"}

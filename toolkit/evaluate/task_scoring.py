@@ -1,0 +1,93 @@
+"""What the scores of a task of lm-eval depend on beside its documents and prompts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from toolkit.file_hashes import read_hash
+from toolkit.manifest import hash_bytes, hash_json
+
+
+def scoring_hash(task: Any, metric: str) -> str:
+    """Hash of right answers, filters, settings of a metric, and code of the task's own.
+
+    Titles, descriptions for people and other metrics do not count: they change no score.
+
+    Args:
+        task: of lm-eval, with its requests built.
+        metric: name of the metric.
+    """
+    config = task.config
+    metrics = config.metric_list or []
+    return hash_json(
+        {
+            "lm_eval": metadata.version("lm_eval"),
+            "task": _stable(type(task)),
+            "requests": [
+                [request.request_type, request.repeats, _stable(request.args)]
+                for request in task.instances
+            ],
+            "targets": _targets(task),
+            "filters": _stable(config.filter_list),
+            "metric": _stable([entry for entry in metrics if _name(entry) in {metric, None}]),
+            "results": _stable(config.process_results),
+            "output_type": config.output_type,
+        }
+    )
+
+
+def _name(entry: Mapping[str, Any]) -> str | None:
+    """Of a metric that is a function, None: its name is not known beforehand."""
+    name = entry.get("metric")
+    return name if isinstance(name, str) else None
+
+
+def _targets(task: Any) -> Any:
+    """The right answer of every document, or how it is found where that cannot be asked."""
+    docs = {id(request.doc): request.doc for request in task.instances}
+    try:
+        return _stable([[task.doc_to_target(doc), _choices(task, doc)] for doc in docs.values()])
+    except Exception:  # a task's own code; some have no single right answer
+        return _stable([task.config.doc_to_target, task.config.doc_to_choice])
+
+
+def _choices(task: Any, doc: Any) -> Any:
+    return task.doc_to_choice(doc) if task.config.doc_to_choice is not None else None
+
+
+def _stable(value: Any) -> Any:
+    """A value as plain data that is the same in every process."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, Mapping):
+        return [[str(key), _stable(entry)] for key, entry in sorted(value.items(), key=str)]
+    if isinstance(value, (list, tuple)):
+        return [_stable(entry) for entry in value]
+    if isinstance(value, (bytes, bytearray)):
+        return hash_bytes(bytes(value))
+    if callable(value):
+        return _code(value)
+    text = repr(value)
+    return type(value).__qualname__ if " at 0x" in text else text
+
+
+def _code(function: Callable[..., Any]) -> list[str]:
+    """Name of a function or class, and the hashes of its file and of what stands beside it.
+
+    What a file imports is most often there; files of installed packages stand for themselves.
+    """
+    inner = getattr(function, "func", function)  # of functools.partial
+    name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', '')}"
+    try:
+        file = Path(inspect.getsourcefile(inner) or "")
+    except TypeError:
+        file = Path()
+    if not file.is_file():
+        return [name]
+    is_installed = "site-packages" in file.parts
+    files = [file] if is_installed else sorted(file.parent.glob("*.py"))
+    return [inner.__qualname__, *(read_hash(path) for path in files)]

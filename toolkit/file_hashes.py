@@ -1,0 +1,128 @@
+"""What files hold, by sha256, without reading large ones that were read before.
+
+A large file's hash is remembered with its path, size, number and time of change; where all four are
+the same it is believed. Small files are always read, and so are all under `--verify`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.machine import cache_folder
+
+ALWAYS_READ_BYTES = 16 << 20
+"""Files up to this size are read each time: a hundredth of a second."""
+
+_READ_TOGETHER_BYTES = 128 << 20
+"""So much of a folder is read each time it is asked for: a tenth of a second or so."""
+
+_SEEN: set[tuple[str, str, tuple[tuple[str, str], ...]]] = set()
+"""Folders that this process found good, as they were then."""
+
+_MOST_REMEMBERED = 4096
+_SETTLED_SECONDS = 2.0
+"""A file changed so shortly ago may change again within one tick of its clock."""
+
+_VERIFY = "TOOLKIT_VERIFY"
+
+
+def verify_all(wanted: bool) -> None:
+    """Read every file from here on, in the processes that this one starts as well, if `wanted`."""
+    if wanted:
+        os.environ[_VERIFY] = "1"
+
+
+def read_hash(path: Path) -> str:
+    """sha256 of all of a file, read now."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def known_hash(path: Path) -> str:
+    """sha256 of all of a file; a large one's is remembered until something tells of a change."""
+    if path.stat().st_size <= ALWAYS_READ_BYTES:
+        return read_hash(path)
+    key, mark = str(path.resolve()), _mark(path)
+    entry = _remembered().get(key)
+    if entry is not None and entry[:-1] == mark and not os.environ.get(_VERIFY):
+        return str(entry[-1])
+    digest = read_hash(path)
+    if _mark(path) == mark and time.time() - path.stat().st_mtime > _SETTLED_SECONDS:
+        _remember(key, [*mark, digest])
+    return digest
+
+
+def differing_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
+    """Files below a folder that do not hold the expected bytes, or are missing.
+
+    The smallest are always read, up to `_READ_TOGETHER_BYTES` in all. The others are read when one
+    of them has another size, number or time of change than when they were last found good.
+
+    Args:
+        folder: that they stand in.
+        expected: sha256 by relative path.
+    """
+    there = {name: folder / name for name in expected if (folder / name).is_file()}
+    marks = {name: _mark(path) for name, path in there.items()}
+    whole = (str(folder.resolve()), json.dumps(sorted(marks.items())), tuple(expected.items()))
+    missing = [name for name in expected if name not in there]
+    if whole in _SEEN and not missing:
+        return []
+    total, small, large = 0, list[str](), list[str]()
+    for name in sorted(there, key=lambda name: marks[name][0]):
+        total += marks[name][0]
+        (small if total <= _READ_TOGETHER_BYTES else large).append(name)
+    differing = [name for name in small if read_hash(there[name]) != expected[name]]
+    told = [[name, *marks[name], expected[name]] for name in sorted(large)]
+    entry = [hashlib.sha256(json.dumps(told).encode()).hexdigest(), len(large), 0, "good"]
+    key = f"{whole[0]}{os.sep}"
+    if large and (_remembered().get(key) != entry or os.environ.get(_VERIFY)):
+        found = [name for name in large if read_hash(there[name]) != expected[name]]
+        latest = max(there[name].stat().st_mtime for name in large)
+        if not found and time.time() - latest > _SETTLED_SECONDS:
+            _remember(key, entry)
+        differing += found
+    if not differing and not missing:
+        _SEEN.add(whole)
+    return [*missing, *differing]
+
+
+def _mark(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _file() -> Path:
+    return cache_folder() / "hashes.json"
+
+
+def _remembered() -> dict[str, list[Any]]:
+    try:
+        found = json.loads(_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # nothing yet, or damaged: files are read again
+    good = isinstance(found, dict) and all(
+        isinstance(entry, list) and len(entry) == 4 for entry in found.values()
+    )
+    return found if good else {}
+
+
+def _remember(key: str, entry: list[Any]) -> None:
+    found = _remembered()
+    found.pop(key, None)
+    entries = [*found.items(), (key, entry)][-_MOST_REMEMBERED:]
+    temporary = _file().with_name(f".hashes.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):  # it only saves time
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(dict(entries)), encoding="utf-8")
+        temporary.replace(_file())

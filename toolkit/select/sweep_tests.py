@@ -1,0 +1,160 @@
+"""Plain means tested on all tuning documents, and the best gain among those that pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from toolkit.search.contest import SHOWN_GROUPS
+from toolkit.search.objective import Losses
+from toolkit.search.outcome import cannot_be_told_apart
+from toolkit.search.space import GENERAL, SPECIALIST, endpoint, sweep_point
+from toolkit.search.worker import Outcome
+from toolkit.select.bound import gain_bound, loss_bound
+from toolkit.select.ladder import SetTest, Step
+from toolkit.select.tuning_losses import TuningLosses
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How it is decided.
+
+    Attributes:
+        alphas: of the sweep.
+        refine: halvings between the last step that passes and the first that fails.
+        finalists: merges to be confirmed, at most.
+        confidence: of every bound.
+    """
+
+    alphas: tuple[float, ...]
+    refine: int
+    finalists: int
+    confidence: float
+
+
+class SweepTests:
+    """Plain means on all tuning documents.
+
+    Args:
+        outcomes: of the search.
+        losses: scores what is asked for.
+        settings: of the decision.
+    """
+
+    def __init__(
+        self, outcomes: Sequence[Outcome], losses: TuningLosses, settings: Settings
+    ) -> None:
+        self.settings = settings
+        self.losses = losses
+        self._outcomes = list(outcomes)
+        self._by_key = {outcome.candidate.key: outcome for outcome in outcomes}
+        by_name = {outcome.candidate.name: outcome for outcome in outcomes}
+        self.general, self.specialist = by_name[GENERAL], by_name[SPECIALIST]
+        self.changes: dict[str, float] = {}
+        whole = losses.whole
+        self.domain, self.kept = list(whole.weights), list(whole.tolerances)
+        self._start = losses.on_all(self.general, [*self.domain, *self.kept])
+
+    def outcome_at(self, alpha: float) -> Outcome:
+        """The plain mean of this α, one of the search's where it was tried."""
+        candidate = endpoint(SPECIALIST) if alpha == 1.0 else sweep_point(alpha)
+        if alpha == 0.0:
+            return self.general
+        if candidate.key not in self._by_key:
+            distance = abs(alpha) * self.specialist.distance
+            order = len(self._by_key)
+            outcome = Outcome(candidate, "dropped", {}, distance, 0, 0.0, 0.0, order)
+            self._by_key[candidate.key] = outcome
+        return self._by_key[candidate.key]
+
+    def usable_alphas(self) -> list[float]:
+        """Of the sweep, the specialist among them, without those whose merge failed."""
+        alphas = [alpha for alpha in (*self.settings.alphas, 1.0) if alpha > 0.0]
+        return [alpha for alpha in alphas if self.outcome_at(alpha).status != "failed"]
+
+    def test(self, alpha: float) -> Step:
+        """Set by set, the cheapest first, up to the first that fails."""
+        outcome, objective = self.outcome_at(alpha), self.losses.whole
+        tests: list[SetTest] = []
+        for name in sorted(self.kept, key=lambda name: sum(objective.sets[name].items.costs)):
+            own, raced = self.losses.on_all(outcome, [name]), objective.sets[name]
+            bound = loss_bound(objective, name, own, self._start, self.settings.confidence)
+            loss = raced.difference(own[name], self._start[name]).estimate
+            tests.append(SetTest(name, loss, bound, objective.tolerances[name], raced.items.unit))
+            if not tests[-1].is_within:
+                break
+        return Step(alpha, outcome.candidate.name, tuple(tests))
+
+    def domain_losses(self, outcome: Outcome) -> Losses:
+        """On all tuning documents."""
+        return self.losses.on_all(outcome, self.domain)
+
+    def change(self, losses: Losses) -> float:
+        """Of the domain figure against the general model, on all tuning documents."""
+        return self.losses.whole.domain_difference(losses, self._start).estimate
+
+    def best_gain(self, passed: Sequence[Step]) -> str | None:
+        """The plain mean with the largest gain that is shown, of those that cannot be told apart
+        the one nearest to the general model.
+
+        They are looked at from the farthest towards the general model, until one is surely worse
+        than the best; bounds are corrected for all that passed (Bonferroni).
+        """
+        objective, error = self.losses.whole, 1.0 - self.settings.confidence
+        found: dict[str, Losses] = {}
+        best: str | None = None
+        for step in passed:
+            own = self.domain_losses(self.outcome_at(step.alpha))
+            self.changes[step.name] = self.change(own)
+            if gain_bound(objective, own, self._start, 1.0 - error / len(passed)) < 0.0:
+                found[step.name] = own
+                if best is None or self.changes[step.name] < self.changes[best]:
+                    best = step.name
+            if best is not None and best != step.name:
+                behind = objective.domain_change(own, found[best])
+                if behind.interval(self.settings.confidence).low > 0.0:
+                    break
+        if best is None:
+            return None
+        level, pairs = self.settings.confidence, max(len(found) - 1, 1)
+        tied = [
+            name
+            for name, own in found.items()
+            if name == best or cannot_be_told_apart(objective, own, found[best], level, pairs)
+        ]
+        distances = {step.name: abs(step.alpha) for step in passed}
+        return min(tied, key=lambda name: distances[name])
+
+    def all_outcomes(self, steps: Sequence[Step]) -> list[Outcome]:
+        """The search's outcomes with what was scored since, and the new plain means; each has a
+        domain figure, of a step that failed from a few documents."""
+        objective = self.losses.search
+        for step in steps:
+            outcome = self.outcome_at(step.alpha)
+            asked = [test.name for test in step.tests]
+            names = list(objective.sets) if step.name in self.changes else asked
+            found = dict(self.losses.on_search(outcome, names))
+            if not all(len(found.get(name, ())) for name in self.domain):
+                found = dict(self.losses.begin(outcome, self.domain, SHOWN_GROUPS))
+            new = not outcome.tokens and outcome.candidate.name not in (GENERAL, SPECIALIST)
+            self._by_key[outcome.candidate.key] = replace(
+                outcome,
+                losses=found,
+                status="complete" if objective.is_whole(found) else outcome.status,
+                tokens=objective.tokens(found) if new else outcome.tokens,
+            )
+        order = [outcome.candidate.key for outcome in self._outcomes]
+        rest = [key for key in self._by_key if key not in set(order)]
+        return [self._by_key[key] for key in (*order, *rest)]
+
+
+def is_plain(outcome: Outcome) -> bool:
+    """Whether a candidate is a plain mean of the two models, the models themselves included."""
+    candidate = outcome.candidate
+    if candidate.name in (GENERAL, SPECIALIST):
+        return True
+    alpha = candidate.parameters.get("alpha")
+    is_linear = candidate.config.merge_method == "linear" and list(candidate.parameters) == [
+        "alpha"
+    ]
+    return is_linear and isinstance(alpha, (int, float)) and 0.0 <= alpha <= 1.0
