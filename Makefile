@@ -7,13 +7,14 @@ VENV := .venv
 TOOLKIT := $(VENV)/bin/toolkit
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup plan power bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choice bench-choices bench-methods
+.PHONY: help setup plan power repeat bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choice bench-choices bench-methods
 
 help:
 	@echo "make plan DOMAIN=finance     is CPT the right tool, what will it take, which settings"
 	@echo "make power DOMAIN=finance    what the recipe's sets can see of a loss"
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
+	@echo "make repeat DOMAIN=finance SEEDS=3    the whole run over seeds"
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
 	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
 	@echo "make cpt DOMAIN=code-llama SCALE=laptop    a recipe at another scale; VARIANT=... another form"
@@ -49,6 +50,10 @@ cpt: $(STAMP)
 
 merge: $(STAMP)
 	@$(TOOLKIT) merge choose $(NAME) $(if $(SCORE_TEST_AGAIN),--score-test-again)
+
+# The whole run over seeds: what differs between them, beside what differs by items.
+repeat: $(STAMP)
+	@$(TOOLKIT) repeat $(NAME) --seeds $(or $(SEEDS),3)
 
 chat: $(STAMP)
 	@test -f runs/$(NAME)/merge/manifest.json || $(TOOLKIT) merge choose $(NAME)

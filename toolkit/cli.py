@@ -21,6 +21,7 @@ from toolkit.stages.mixing_cli import fit_app
 from toolkit.stages.planning_cli import plan
 from toolkit.stages.powering_cli import power
 from toolkit.stages.publishing_cli import app as publish_app
+from toolkit.stages.repeating_cli import repeat
 from toolkit.stages.studying_cli import app as study_app
 from toolkit.stages.training_cli import anneal, checkpoint_app, middles, sft_app
 
@@ -52,6 +53,7 @@ app.command("eval")(evaluate)
 app.command()(middles)
 app.command("plan")(plan)
 app.command()(power)
+app.command()(repeat)
 app.command()(machine)
 
 RecipeName = Annotated[

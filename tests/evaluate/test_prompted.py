@@ -57,6 +57,7 @@ def test_equal_to_each_sequence_alone(model, common: int, batch_tokens: int):
 
 
 def test_the_shared_beginning_is_computed_once(model, monkeypatch: pytest.MonkeyPatch):
+    score_continuations(model, some(20), 5000)  # what is tried once per model
     seen: list[tuple[int, int]] = []
     real = prompted.final_hidden
 

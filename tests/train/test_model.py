@@ -15,12 +15,8 @@ from transformers.utils import is_flash_attn_2_available
 
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.train.model import (
-    NextTokenLoss,
-    choose_attention,
-    segment_mask,
-    segment_positions,
-)
+from toolkit.train.layout import segment_positions
+from toolkit.train.model import NextTokenLoss, choose_attention
 
 DOCUMENTS = ([5, 9, 200, 31, 7, 8], [44, 3, 17], [100, 101, 102, 103])
 
@@ -34,12 +30,11 @@ def test_packed_logits_equal_those_of_the_document_alone(
     tokens = torch.tensor([[t for document in DOCUMENTS for t in document] + [0, 0]])
     lengths = [len(document) for document in DOCUMENTS]
     segments = torch.tensor([[n for n, k in enumerate(lengths) for _ in range(k)] + [-1, -1]])
-    dtype = torch.float32 if attention == "eager" else torch.bool
     with torch.no_grad():
         packed = model(
             input_ids=tokens,
-            attention_mask=segment_mask(segments, dtype),
             position_ids=segment_positions(segments),
+            use_cache=False,
         ).logits[0]
         start = 0
         for document in DOCUMENTS:

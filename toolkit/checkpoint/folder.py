@@ -11,13 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from toolkit.checkpoint.side_files import copy_side_files, copy_tokenizer_files
+from toolkit.checkpoint.wrapped import wrapper_of, write_with_text_side
 from toolkit.errors import CheckpointError
 
 
 def save_model(
     model: Any, folder: Path, *, dtype: torch.dtype, like: Path, only_tokenizer: bool = False
 ) -> None:
-    """Write a model with one cast to `dtype`, and the side files of the model it came from.
+    """Write a model with one cast to `dtype`, and the side files of the model it came from; what
+    was taken out of a wrapper goes back into it, in the types that it has.
 
     The same weights give the same bytes.
 
@@ -28,7 +30,10 @@ def save_model(
         like: the folder whose side files it gets.
         only_tokenizer: whether `like` is another kind of model, whose tokenizer alone is taken.
     """
-    model.to(dtype).save_pretrained(folder)
+    if wrapper_of(model) is not None:
+        write_with_text_side(model, folder, like)
+    else:
+        model.to(dtype).save_pretrained(folder)
     (copy_tokenizer_files if only_tokenizer else copy_side_files)(like, folder)
 
 

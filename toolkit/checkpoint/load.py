@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from toolkit.checkpoint.folder import stored_dtype
+from toolkit.checkpoint.wrapped import load_text_side, wrapper_class
 from toolkit.errors import CheckpointError
 from toolkit.machine import choose_scoring_precision, dtype_of
 
@@ -28,6 +29,8 @@ def load_model_config(folder: str | Path) -> Any:
             f"{folder}: has no model configuration that transformers can read "
             f"({_first_line(error)}). Give the folder or hub name of a causal language model."
         ) from error
+    if wrapper_class(config) is not None:
+        return config
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise CheckpointError(
             f"{folder}: a {config.model_type!r} model is not a causal language model; "
@@ -57,9 +60,12 @@ def load_causal_model(folder: str | Path, dtype: torch.dtype) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    load_model_config(folder)
+    config = load_model_config(folder)
     silence_libraries()
+    made = wrapper_class(config)
     try:
+        if made is not None:
+            return load_text_side(made, folder, dtype)
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(

@@ -35,6 +35,7 @@ class Backend:
         self._core.no_padding()
         self._core.encode_special_tokens = True
         settings = path.read_text(encoding="utf-8")
+        self.has_frame = self._core.post_processor is not None
         self.cuts_at_spaces = can_cut(settings)
         self.cuts_words = can_cut_words(settings)
         self.table = ChunkTable(self._encode_chunks, np.int32)
@@ -47,6 +48,10 @@ class Backend:
 
     def vocabulary(self) -> dict[str, int]:
         return dict(self._core.get_vocab())
+
+    def frame(self, text: str) -> list[int]:
+        """Tokens of a text with those that the tokenizer's own file puts around it."""
+        return list(self._core.encode(text, add_special_tokens=True).ids)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         item = self._core.encode(text, add_special_tokens=False)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from toolkit.data.backend import Backend
 from toolkit.data.config import KNOWN_FIM_TOKENS, FimSection
 from toolkit.data.conversations import ConversationEncoder, ConversationError
+from toolkit.data.document_tokens import leading_token, text_tokens
 from toolkit.data.sources import Document
 from toolkit.data.split import stable_unit
 from toolkit.errors import DataError
@@ -39,12 +40,15 @@ class Encoder:
         seed: of the recipe, for what is random in fill-in-the-middle.
         fim: settings, or None for plain text.
         fim_ids: ids of prefix, suffix and middle, where `fim` is given.
+        start: token that stands before every document anyway; a conversation whose template
+            writes it too begins with one.
     """
 
     folder: Path
     seed: int
     fim: FimSection | None = None
     fim_ids: tuple[int, int, int] | None = None
+    start: int | None = None
 
     def encode_flat(
         self, documents: Sequence[Document]
@@ -56,7 +60,7 @@ class Encoder:
             if backend is not None and backend.cuts_at_spaces:
                 ids, offsets = backend.table.lookup([document.text for document in documents])
                 return ids, np.diff(offsets), None
-        encoded = self.encode(documents)
+        encoded = [_without_start(item, self.start) for item in self.encode(documents)]
         sizes = np.array([len(item.tokens) for item in encoded], np.int64)
         rows = [np.array(item.tokens, np.int32) for item in encoded]
         tokens = np.concatenate([np.zeros(0, np.int32), *rows])
@@ -93,6 +97,12 @@ class Encoder:
         ]
 
 
+def _without_start(item: Encoded, start: int | None) -> Encoded:
+    if start is None or item.targets is None or item.tokens[:1] != [start]:
+        return item
+    return Encoded(item.tokens[1:], item.targets[1:])
+
+
 def _pieces(text: str, characters: int | None) -> list[str]:
     """
     >>> _pieces("one\\ntwo\\nthree\\n", 5)
@@ -112,7 +122,7 @@ def _plain(folder: Path, texts: list[str]) -> list[list[int]]:
     backend = _backend(folder)
     if backend is None:
         tokenizer = _full_tokenizer(folder)
-        return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        return [text_tokens(tokenizer, text) for text in texts]
     if not backend.cuts_at_spaces:
         return backend.encode(texts)
     ids, offsets = backend.table.lookup(texts)
@@ -188,6 +198,26 @@ class TextTokenizer:
                 return str(token["content"] if isinstance(token, dict) else token)
         return None
 
+    @property
+    def leading_token(self) -> int | None:
+        """The token that stands before every text (BOS), if the tokenizer puts one there.
+
+        transformers has the last word, which takes seconds to import: it is asked only where the
+        tokenizer's files leave something to decide.
+        """
+        if self._core is not None and self._core.frame("a") == self._core.encode(["a"])[0]:
+            path = self._folder / "tokenizer_config.json"
+            settings = load_json(path) if path.is_file() else {}
+            may_frame = not self._core.has_frame and settings.get("bos_token") is not None
+            if not may_frame and not settings.get("add_bos_token"):
+                return None
+        return leading_token(_full_tokenizer(self._folder))
+
+    def start_or(self, separator: int) -> int:
+        """The token that begins documents: BOS where there is one, else the separator."""
+        leading = self.leading_token
+        return separator if leading is None else leading
+
     def counts(self, texts: list[str]) -> list[int]:
         """How many tokens each text has; many at once are quicker than one by one."""
         return [len(ids) for ids in _plain(self._folder, texts)]
@@ -197,7 +227,12 @@ class TextTokenizer:
         if self._core is not None:
             return self._core.encode_with_offsets(text)
         tokenizer = _full_tokenizer(self._folder)
-        result = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        result = tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+        )
         return list(result["input_ids"]), list(result["offset_mapping"])
 
 

@@ -68,6 +68,7 @@ def _run(
 ) -> None:
     tokenizer = TextTokenizer(tokenizer_folder)
     separator = find_separator(section.end_of_document, tokenizer)
+    start = tokenizer.start_or(separator)
     # What can be wrong with the recipe is found before hours of reading.
     others = read_other_evaluations(section.cleaning.decontaminate_files)
     if any(source.fim for source in section.sources.values()):
@@ -101,7 +102,7 @@ def _run(
 
         overlap = _overlap(section, chosen, others, texts)
         tables = _tokenise_all(
-            section, stage.seed, tokenizer_folder, tokenizer, separator,
+            section, stage.seed, tokenizer_folder, tokenizer, (separator, start),
             texts, index, usable, overlap, work / "tokens", workers,
         )  # fmt: skip
         for name, table in tables.items():
@@ -120,7 +121,7 @@ def _run(
             {
                 "seed": stage.seed,
                 "separator": separator,
-                "largest_token": max(largest, separator),
+                "largest_token": max(largest, separator, start),
                 "sources": {
                     name: {"shards": table.files, "has_targets": table.has_targets}
                     for name, table in tables.items()
@@ -249,7 +250,7 @@ def _tokenise_all(
     seed: int,
     tokenizer_folder: Path,
     tokenizer: TextTokenizer,
-    separator: int,
+    frame: tuple[int, int],
     texts: Path,
     index: TextIndex,
     usable: NDArray[np.bool_],
@@ -272,10 +273,10 @@ def _tokenise_all(
                 # A little more, since whole blocks are taken from it.
                 need = domain_tokens * share / (1.0 - share) + 2 * section.sequence_tokens
                 limits.append(int(need) if share > 0 else 0)
-            encoder = Encoder(tokenizer_folder, seed)
+            encoder = Encoder(tokenizer_folder, seed, start=frame[1])
             if source.fim:
                 ids = find_fim_tokens(section.fim, tokenizer.vocabulary)
-                encoder = Encoder(tokenizer_folder, seed, section.fim, ids)
+                encoder = Encoder(tokenizer_folder, seed, section.fim, ids, frame[1])
             pool = np.flatnonzero(usable & (index.source == number) & (index.split == 0))
             tables[name] = tokenise(
                 texts,
@@ -283,7 +284,7 @@ def _tokenise_all(
                 pool,
                 min((limit for limit in limits if limit is not None), default=None),
                 encoder=encoder,
-                separator=separator,
+                separator=frame[0], start=frame[1],
                 vocabulary=len(tokenizer),
                 overlap=overlap,
                 folder=folder,

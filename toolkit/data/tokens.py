@@ -1,7 +1,8 @@
 """Second half of the data stage: chosen texts -> token shards, mapped into memory when trained on.
 
-A shard is `<source>-<number>-<round>.npy`, a flat array `sep d1 sep d2 … sep`, and `.npz` with the
-documents in it, written last. Where only some tokens are targets, `.targets.npy` says which.
+A shard is `<source>-<number>-<round>.npy`, a flat array `sep d1 sep d2 … sep`, or `bos d1 sep bos
+d2 sep` where another token begins documents, and `.npz` with the documents in it, written last.
+Where only some tokens are targets, `.targets.npy` says which.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class _Task:
     rows: NDArray[np.int32]
     encoder: Encoder
     separator: int
+    start: int
     dtype: str
     overlap: Overlap | None
     path: Path
@@ -47,7 +49,7 @@ class TokenTable:
     Attributes:
         index: into the `TextIndex`.
         file: number of the shard in `files`.
-        start: of the separator in front of the document, within its file.
+        start: of the token in front of the document, within its file.
         num_tokens: without separators.
         files: shards, relative to the data folder, with their lengths in tokens.
         overlapping: indices that were left out for what they share with evaluation documents.
@@ -86,6 +88,7 @@ def tokenise(
     *,
     encoder: Encoder,
     separator: int,
+    start: int,
     vocabulary: int,
     overlap: Overlap | None,
     folder: Path,
@@ -99,7 +102,8 @@ def tokenise(
         chosen: indices of the documents that may be taken, all of one source.
         limit: tokens to stop at, the document that crosses it included; None for no limit.
         encoder: text to tokens.
-        separator: token between documents.
+        separator: token behind every document.
+        start: token before every document, the separator or another one.
         vocabulary: number of token ids, which decides how wide they are stored.
         overlap: what to leave documents out for.
         folder: to write to.
@@ -119,8 +123,10 @@ def tokenise(
             wanted = before + (limit - got) * bytes_per_token * _MARGIN
             stop = max(done + 1, int(np.searchsorted(ends, wanted)) + 1)
         part = chosen[done : min(stop, len(chosen))]
-        tasks = _tasks(texts, index, part, number, encoder, separator, vocabulary, overlap, folder)
-        table = _gather(folder, list(workers.map(_write_shard, tasks)), index, part)
+        frame = (separator, start)
+        tasks = _tasks(texts, index, part, number, encoder, frame, vocabulary, overlap, folder)
+        written = list(workers.map(_write_shard, tasks))
+        table = _gather(folder, written, index, part, is_shared=start == separator)
         tables.append(table)
         total = int(table.num_tokens.sum())
         if total:
@@ -140,7 +146,7 @@ def _tasks(
     part: NDArray[np.int64],
     number: int,
     encoder: Encoder,
-    separator: int,
+    frame: tuple[int, int],
     vocabulary: int,
     overlap: Overlap | None,
     folder: Path,
@@ -151,7 +157,7 @@ def _tasks(
         rows = np.sort(index.row[part[shards == shard]])
         source = int(index.source[part[0]])
         path = folder / f"{source:02d}-{shard:05d}-{number}"
-        yield _Task(texts, source, shard, rows, encoder, separator, dtype, overlap, path)
+        yield _Task(texts, source, shard, rows, encoder, *frame, dtype, overlap, path)
 
 
 def _write_shard(task: _Task) -> tuple[str, int]:
@@ -167,9 +173,13 @@ def _write_shard(task: _Task) -> tuple[str, int]:
     tokens, lengths, is_target = task.encoder.encode_flat(
         [document for document, good in zip(documents, clean, strict=True) if good]
     )
-    # One place further for the separator before each document.
-    places = np.arange(len(tokens)) + np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    flat = np.full(len(tokens) + len(lengths) + 1, task.separator, dtype=task.dtype)
+    # A separator ends one document and begins the next, unless another token begins documents.
+    is_shared = task.start == task.separator
+    starts, end = _places(lengths, is_shared)
+    within = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    places = np.repeat(starts + 1, lengths) + within
+    flat = np.full(end, task.separator, dtype=task.dtype)
+    flat[starts] = task.start
     flat[places] = tokens
     targets = None
     if is_target is not None:
@@ -183,6 +193,17 @@ def _write_shard(task: _Task) -> tuple[str, int]:
         np.savez(file, rows=task.rows, clean=clean, lengths=lengths, largest=flat.max())
     write_json(_sums_file(task), _sums(task.path))
     return task.path.name, task.shard
+
+
+def _places(lengths: NDArray[np.int64], is_shared: bool) -> tuple[NDArray[np.int64], int]:
+    """Where the token before each document stands in a shard, and the shard's length.
+
+    >>> _places(np.array([2, 3]), True), _places(np.array([2, 3]), False)
+    ((array([0, 3]), 8), (array([0, 4]), 9))
+    """
+    strides = lengths + (1 if is_shared else 2)
+    total = int(strides.sum())
+    return np.cumsum(strides) - strides, total + int(is_shared)
 
 
 def _sums(path: Path) -> dict[str, str]:
@@ -208,7 +229,12 @@ def _is_whole(task: _Task, mark: Path) -> bool:
 
 
 def _gather(
-    folder: Path, shards: list[tuple[str, int]], index: TextIndex, part: NDArray[np.int64]
+    folder: Path,
+    shards: list[tuple[str, int]],
+    index: TextIndex,
+    part: NDArray[np.int64],
+    *,
+    is_shared: bool,
 ) -> TokenTable:
     tables = []
     for name, shard in shards:
@@ -217,14 +243,14 @@ def _gather(
         with np.load(folder / f"{name}.npz") as columns:
             clean, lengths = columns["clean"], columns["lengths"]
             largest = int(columns["largest"])
-        ends = np.cumsum(lengths + 1)
+        starts, end = _places(lengths, is_shared)
         tables.append(
             TokenTable(
                 here[clean],
                 np.zeros(len(lengths), np.int32),
-                ends - lengths - 1,
+                starts,
                 lengths,
-                [(f"{folder.name}/{name}.npy", int(ends[-1]) + 1 if len(ends) else 1)],
+                [(f"{folder.name}/{name}.npy", end)],
                 here[~clean],
                 largest,
                 (folder / f"{name}.targets.npy").is_file(),

@@ -17,7 +17,7 @@ from torch import Tensor
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.head import logit_chunks
 from toolkit.evaluate.prompted import answer_states
-from toolkit.generate.greedy import greedy_batch
+from toolkit.generate.greedy import greedy_answers
 from toolkit.generate.speaker import stops_of
 from toolkit.manifest import hash_json, write_atomically
 
@@ -129,7 +129,7 @@ def make_answers(
         EvaluationError: the model's probabilities are not numbers.
     """
     model.eval()
-    answers = greedy_batch(model, stops_of(model, tokenizer), prompts, answer_tokens)
+    answers = greedy_answers(model, stops_of(model, tokenizer), prompts, answer_tokens)
     tops: list[Tensor] = [torch.empty(0)] * len(prompts)
     logs: list[Tensor] = [torch.empty(0)] * len(prompts)
     rests: list[Tensor] = [torch.empty(0)] * len(prompts)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from toolkit.data.document_tokens import document_tokens
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.likelihood import ItemSet, read_rows, score_documents
@@ -21,7 +22,7 @@ def likelihood_sets(
     Args:
         path: of the file.
         tokenizer: of the model.
-        separator: token in front of each document, context only.
+        separator: token in front of each document where the tokenizer puts none, context only.
         section: windows and batches.
 
     Raises:
@@ -52,12 +53,11 @@ def _set(
             f"{name}: its documents have several roles ({', '.join(sorted(roles))}), and a source "
             "has one; run the data stage again."
         )
-    tokens = [tokenizer(row["text"], add_special_tokens=False)["input_ids"] for row in rows]
     items = ItemSet(
         ids=[row["id"] for row in rows],
         roles=[row["role"] for row in rows],
         num_bytes=[len(row["text"].encode()) for row in rows],
-        tokens=[[separator, *ids] for ids in tokens],
+        tokens=document_tokens(tokenizer, [row["text"] for row in rows], separator),
     )
     groups, note = grouping(items.ids, [str(row.get("group") or row["id"]) for row in rows])
 

@@ -23,6 +23,7 @@ import torch
 from toolkit.data.source_config import SplitName
 from toolkit.errors import EvaluationError, sentence_end
 from toolkit.evaluate.config import EvaluateSection, TaskSection
+from toolkit.evaluate.head import can_pad
 from toolkit.evaluate.questions import split_place
 from toolkit.evaluate.sets import BITS, EvaluationSet
 from toolkit.evaluate.task_scoring import scoring_hash
@@ -184,7 +185,7 @@ def wrap_model(model: Any, tokenizer: Any, batch_tokens: int) -> Any:
         return HFLM(
             pretrained=model,
             tokenizer=tokenizer,
-            batch_size=max(1, batch_tokens // 128),
+            batch_size=max(1, batch_tokens // 128) if can_pad(model) else 1,
             softmax_dtype="float32",
         )
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from toolkit.data.document_tokens import document_tokens
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.config import EvaluateSection
-from toolkit.evaluate.head import final_hidden, picked_log_probabilities
+from toolkit.evaluate.head import can_pad, final_hidden, picked_log_probabilities
 from toolkit.manifest import json_lines
 
 
@@ -27,7 +28,7 @@ class ItemSet:
         ids: of each document.
         roles: `domain` or `general`, of each.
         num_bytes: UTF-8 length of each.
-        tokens: of each, with the separator in front, which is only context.
+        tokens: of each, with BOS or the separator in front, which is only context.
     """
 
     ids: list[str]
@@ -71,12 +72,11 @@ def load_items(path: Path, tokenizer: Any, separator: int) -> ItemSet:
         EvaluationError: the file holds no documents.
     """
     rows = read_rows(path)
-    tokens = [tokenizer(row["text"], add_special_tokens=False)["input_ids"] for row in rows]
     return ItemSet(
         ids=[row["id"] for row in rows],
         roles=[row["role"] for row in rows],
         num_bytes=[len(row["text"].encode()) for row in rows],
-        tokens=[[separator, *ids] for ids in tokens],
+        tokens=document_tokens(tokenizer, [row["text"] for row in rows], separator),
     )
 
 
@@ -143,7 +143,7 @@ def score_documents(
     cut.sort(key=lambda window: -len(window.inputs))
     nats = [0.0] * len(items.tokens)
     model.eval()
-    for batch in _batches(cut, section.batch_tokens):
+    for batch in _batches(cut, section.batch_tokens if can_pad(model) else 1):
         for window, loss in zip(batch, _window_losses(model, batch), strict=True):
             nats[window.document] += loss
         if advance is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.data.config import FimSection
+from toolkit.data.document_tokens import leading_token, text_tokens
 from toolkit.data.encode import find_fim_tokens
 from toolkit.data.split import stable_unit
 from toolkit.errors import EvaluationError
@@ -100,20 +101,19 @@ def middles_sets(
             "documents (data.evaluation_document_tokens), or lower evaluate.middles.lines."
         )
 
-    def tokens(text: str) -> list[int]:
-        return list(
-            tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        )
-
+    leading = leading_token(tokenizer)
+    start = [] if leading is None else [leading]
     both: list[Prompted] = []
     alone: list[Prompted] = []
     for middle in found:
-        prefix, inner, suffix = map(tokens, (middle.prefix, middle.text, middle.suffix))
-        room = max(2, section.window_tokens - len(inner) - len(ids))
+        prefix, inner, suffix = (
+            text_tokens(tokenizer, text) for text in (middle.prefix, middle.text, middle.suffix)
+        )
+        room = max(2, section.window_tokens - len(inner) - len(ids) - len(start))
         after = suffix[: max(room // 2, room - len(prefix))]
         before = prefix[-max(1, room - len(after)) :]
-        both.append(Prompted([ids[0], *before, ids[1], *after, ids[2]], [inner]))
-        alone.append(Prompted(before, [inner]))
+        both.append(Prompted([*start, ids[0], *before, ids[1], *after, ids[2]], [inner]))
+        alone.append(Prompted([*start, *before], [inner]))
     return [
         _set(name, found, items, section, wanted)
         for name, items in ((BOTH_SIDES, both), (PREFIX_ONLY, alone))

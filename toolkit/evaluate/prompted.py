@@ -12,11 +12,14 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from toolkit.evaluate.head import final_hidden, picked_log_probabilities
+from toolkit.checkpoint.forward import agrees
+from toolkit.checkpoint.probe_documents import probe_documents
+from toolkit.evaluate.head import can_pad, final_hidden, picked_log_probabilities
 
 _SHORTEST_PREFIX = 8
 """Shorter common beginnings are not worth a pass of their own."""
@@ -28,6 +31,13 @@ padded more, and nothing is gained by them (SmolLM2: 1.80 s for two tasks at 512
 
 _CACHE_FACTOR = 8
 """A pass over continuations holds at most so many times the batch's tokens in its cache."""
+
+
+_SHARING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"""What was found of each model."""
+
+_PROBE_TOKENS = 320
+"""Of a prompt with which sharing is tried, at most; windows of old models are 256."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,33 @@ def _fits(item: Prompted, longest: int | None) -> bool:
 
 
 def can_share(model: Any) -> bool:
-    """Whether the model keeps a plain cache: windows and recurrent states count padding as text."""
+    """Whether prompts may share a cache, and go through the model together: tried once per model,
+    as some pass over the positions or masks that this takes."""
+    if model not in _SHARING:
+        try:
+            _SHARING[model] = _keeps_plain_cache(model) and _shares_rightly(model)
+        except Exception:  # whatever an architecture's own code raises
+            _SHARING[model] = False
+    return _SHARING[model]
+
+
+def _shares_rightly(model: Any) -> bool:
+    """Compare continuations behind shared prompts with each sequence alone."""
+    longest = min(_PROBE_TOKENS, (_longest_input(model) or _PROBE_TOKENS) - 8)
+    text = [int(token) for token in probe_documents(model, longest)[0]]
+    prompts = ([*text[:-8], text[0]], [*text[:-8], *text[2:6]])
+    items = [Prompted(prompt, [text[-1:], text[-3:], text[-6:]]) for prompt in prompts]
+    start = prefill(model, text[:-8])
+    shared = _score_batch(model, items, len(text) - 8, start, _CPU_TOKENS)
+    apart = [_score_apart(model, item, None, 1) for item in items]
+    return all(
+        agrees(model, torch.tensor(found), torch.tensor(expected))
+        for found, expected in zip(shared, apart, strict=True)
+    )
+
+
+def _keeps_plain_cache(model: Any) -> bool:
+    """Whether a model's cache is plain: windows and recurrent states count padding as text."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
@@ -284,6 +320,7 @@ def padded(rows: Sequence[Sequence[int]]) -> Tensor:
 def _score_apart(model: Any, item: Prompted, longest: int | None, batch_tokens: int) -> list[float]:
     """Without a shared cache: every continuation with its whole prompt, cut at the left to fit."""
     whole = [[*item.prompt, *tokens] for tokens in item.continuations]
+    batch_tokens = batch_tokens if can_pad(model) else 1
     if longest is not None:
         whole = [tokens[-(longest + 1) :] for tokens in whole]
     room = max(1, batch_tokens // max(map(len, whole)))
@@ -318,7 +355,9 @@ def answer_states(
     """
     rows = [[*prompt, *answer][:-1] for prompt, answer in zip(prompts, answers, strict=True)]
     batch_tokens = _pass_tokens(model, batch_tokens)
-    prefix = common_prefix(prompts) if can_share(model) else 0
+    is_shared = can_share(model)
+    prefix = common_prefix(prompts) if is_shared else 0
+    batch_tokens = batch_tokens if is_shared or can_pad(model) else 1
     start = prefill(model, rows[0][:prefix]) if prefix else None
     device = next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda n: (-len(rows[n]), n))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from toolkit.generate.greedy import greedy_batch
+from toolkit.generate.greedy import greedy_answers
 from toolkit.generate.speaker import Speaker, load_speaker
 from toolkit.progress import progress, say
 
@@ -46,7 +46,7 @@ def answer_batch(speaker: Speaker, prompts: Sequence[str], new_tokens: int) -> l
         return []
     asked = [speaker.encode([{"role": "user", "content": prompt}]) for prompt in prompts]
     room = speaker.most_tokens - max(map(len, asked))
-    found = greedy_batch(speaker.model, speaker.stops, asked, min(new_tokens, room))
+    found = greedy_answers(speaker.model, speaker.stops, asked, min(new_tokens, room))
     answers = []
     for tokens in found:
         is_whole = bool(tokens) and tokens[-1] in speaker.stops

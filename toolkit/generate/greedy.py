@@ -5,8 +5,72 @@ from __future__ import annotations
 import inspect
 from collections.abc import Collection, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+
+from toolkit.checkpoint.forward import log_probabilities_alone, without_cache
+from toolkit.checkpoint.probe_documents import probe_documents
+
+_TOGETHER: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"""What was found of each model."""
+
+
+def greedy_answers(
+    model: Any, stops: Collection[int], prompts: Sequence[Sequence[int]], new_tokens: int
+) -> list[list[int]]:
+    """The likeliest token again and again: together where the model answers so as it does alone.
+
+    Args:
+        model: a causal language model.
+        stops: tokens after which an answer is over.
+        prompts: tokens of each, at least one.
+        new_tokens: of an answer at most.
+    """
+    if _answers_together(model):
+        return greedy_batch(model, stops, prompts, new_tokens)
+    return [greedy_alone(model, stops, prompt, new_tokens) for prompt in prompts]
+
+
+@torch.inference_mode()
+def greedy_alone(
+    model: Any, stops: Collection[int], prompt: Sequence[int], new_tokens: int
+) -> list[int]:
+    """A greedy answer without batch, padding or cache: slow, and right for any architecture."""
+    device = next(model.parameters()).device
+    answer: list[int] = []
+    while len(answer) < new_tokens and not (answer and answer[-1] in stops):
+        inputs = torch.tensor([[*prompt, *answer]], device=device)
+        logits = model(**without_cache(model, {"input_ids": inputs})).logits
+        answer.append(int(logits[0, -1].argmax()))
+    return answer
+
+
+def _answers_together(model: Any) -> bool:
+    """Whether each token that a batch chooses is the likeliest alone too, but for rounding: some
+    architectures read padding, or take no positions. Tried once per model."""
+    if model not in _TOGETHER:
+        prompts = [text.tolist() for text in probe_documents(model, 32)]
+        is_exact = next(model.parameters()).dtype == torch.float32
+        try:
+            answers = greedy_batch(model, (), prompts, 4)
+            _TOGETHER[model] = all(
+                _shortfall(model, prompt, answer) <= (1e-3 if is_exact else 0.25)
+                for prompt, answer in zip(prompts, answers, strict=True)
+            )
+        except Exception:  # whatever an architecture's own code raises
+            _TOGETHER[model] = False
+    return _TOGETHER[model]
+
+
+@torch.inference_mode()
+def _shortfall(model: Any, prompt: list[int], answer: list[int]) -> float:
+    """By how many nats the worst token of an answer misses the likeliest one."""
+    tokens = torch.tensor([*prompt, *answer], device=next(model.parameters()).device)
+    logits = model(**without_cache(model, {"input_ids": tokens[None, :-1]})).logits[0].float()
+    best = logits.log_softmax(dim=-1).max(dim=-1).values
+    chosen = log_probabilities_alone(model, tokens)
+    return float((best - chosen)[-len(answer) :].max())
 
 
 @torch.inference_mode()

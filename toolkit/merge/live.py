@@ -10,13 +10,14 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toolkit.checkpoint.experts import with_stored_names
+from toolkit.checkpoint.stored_names import StoredTensors, parameters_by_name
 from toolkit.checkpoint.write import dtype_name
 from toolkit.errors import MergeError
 from toolkit.merge.compute import run_task
@@ -26,6 +27,8 @@ from toolkit.merge.layers import Shapes
 from toolkit.merge.models import Models
 from toolkit.merge.plan import plan_merge
 from toolkit.merge.thresholds import with_thresholds
+
+__all__ = ["LiveMerge", "parameters_by_name"]
 
 _CHUNK_ENTRIES = 1 << 16
 
@@ -47,6 +50,7 @@ class LiveMerge:
         self._workers = Workers(num_threads)
         self._memory: dict[Any, dict[Any, Any]] = {}
         self._shapes = {name: self._models.shapes(name) for name in models}
+        self._stored: WeakKeyDictionary[Any, StoredTensors] = WeakKeyDictionary()
 
     def shapes(self, name: str) -> Shapes:
         return self._shapes[name]
@@ -66,8 +70,12 @@ class LiveMerge:
         plan = with_thresholds(
             plan_merge(config, self.shapes, self._models.config), self._models, self._workers
         )
-        targets = parameters_by_name(model)
-        tasks = [task for task in plan.tasks if not task.is_copied]  # the model has its own
+        stored = StoredTensors(model, {task.name: task.shape for task in plan.tasks})
+        self._stored[model] = stored
+        targets = stored.targets
+        # The model has its own of what is copied, and loads nothing of what it passes over.
+        passed_over = {task.name for task in plan.tasks if task.is_copied} | {*stored.ignored}
+        tasks = [task for task in plan.tasks if task.name not in passed_over]
         if lacking := [task.name for task in tasks if task.name not in targets]:
             raise MergeError(f"{lacking[0]}: the loaded model has no such tensor to merge into.")
         flats = [targets[task.name].detach().view(-1) for task in tasks]
@@ -92,14 +100,20 @@ class LiveMerge:
             )
 
         self._workers.tensors([flat.numel() for flat in flats], merge)
+        stored.finish()
 
     @torch.no_grad()
     def distance(self, model: Any, name: str) -> float:
         """Root of the summed squares between a loaded model and one of those held."""
         total = 0.0
-        targets = parameters_by_name(model)
         checkpoint = self._models.checkpoint(name)
+        if model not in self._stored:
+            self._stored[model] = StoredTensors(model, self._shapes[name])
+            self._stored[model].read()
+        targets = self._stored[model].targets
         for tensor in checkpoint.names:
+            if tensor not in targets:
+                continue  # not of the model
             ours, theirs = targets[tensor].reshape(-1), checkpoint.tensor(tensor).reshape(-1)
             for start in range(0, len(ours), _CHUNK_ENTRIES):  # as much as stays in the cache
                 stop = start + _CHUNK_ENTRIES
@@ -113,10 +127,3 @@ def _array(flat: Tensor) -> NDArray[Any]:
     if flat.dtype == torch.bfloat16:
         return flat.view(torch.int16).numpy().view(np.uint16)
     return flat.numpy()
-
-
-def parameters_by_name(model: Any) -> dict[str, Tensor]:
-    """Parameters and buffers by every name a checkpoint may use for them; tied ones share one."""
-    names = with_stored_names(dict(model.named_parameters(remove_duplicate=False)))
-    names.update(model.named_buffers())
-    return names

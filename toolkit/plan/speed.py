@@ -21,6 +21,7 @@ from toolkit.train.activations import checkpoint_activations
 from toolkit.train.config import TrainSection
 from toolkit.train.fuse import fuse, may_fuse
 from toolkit.train.model import NextTokenLoss
+from toolkit.train.packing_probe import choose_packing
 from toolkit.train.parts import parameter_groups, plain_model, prepare_model
 from toolkit.train.precision import is_low, precision_on, products_dtype
 
@@ -69,6 +70,11 @@ def time_steps(
     kind = section.gradient_checkpointing  # as in the loop
     checkpoint_activations(plain_model(model), "none" if fused and kind == "selective" else kind)
     loss_module = NextTokenLoss(model.train(), dtype, fused=fused)
+    loss_module.layout = choose_packing(
+        loss_module,
+        sequence_tokens // 2,
+        lambda: torch.autocast("cpu", torch.bfloat16, enabled=low),
+    ).layout
     settings = section.optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, settings.weight_decay, settings.embedding_lr_scale),

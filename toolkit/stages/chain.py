@@ -191,13 +191,20 @@ def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
     Raises:
         ConfigError: more than the schedule was changed.
     """
+    from toolkit.merge.live_proof import note_unless_live
     from toolkit.stages.training import train_specialist
+    from toolkit.train.processes import is_first
 
     general, data = first_alone(lambda: (ensure_general(run), ensure_data(run)))
     stage = cpt_stage(run, general, data)
     if change_schedule:
         _adopt_schedule(stage)
-    return _ensure(stage, "cpt", lambda: train_specialist(run.recipe, stage, general, data))
+
+    def train() -> None:
+        note_unless_live(general, is_first())
+        train_specialist(run.recipe, stage, general, data)
+
+    return _ensure(stage, "cpt", train)
 
 
 def watch_identity(section: TrainSection, evaluate: EvaluateSection) -> dict[str, Any]:
@@ -254,9 +261,12 @@ def first_alone(act: Callable[[], Result]) -> Result:
 
 def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     """The merge stage: search, choice, test, and the merged model on disk."""
+    from toolkit.merge.live_proof import refuse_unless_live
     from toolkit.stages.finishing import ensure_specialist
 
-    general, data, specialist = ensure_general(run), ensure_data(run), ensure_specialist(run)
+    general, data = ensure_general(run), ensure_data(run)
+    refuse_unless_live(general, not cpt_stage(run, general, data).is_complete())
+    specialist = ensure_specialist(run)
     recipe, others = run.recipe, ensure_models(run)
     stage = merge_stage(run, general, data, specialist, others)
 

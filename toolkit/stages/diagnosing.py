@@ -119,6 +119,7 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     from transformers import AutoTokenizer
 
     from toolkit.checkpoint.load import load_causal_model, merge_adapter, scoring_dtype
+    from toolkit.data.document_tokens import document_tokens
     from toolkit.evaluate.likelihood import ItemSet, score_documents
     from toolkit.evaluate.statistics import bits_per_byte
 
@@ -131,20 +132,20 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     separator = next(
         (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0
     )
-    tokens = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in documents]
+    tokens = document_tokens(tokenizer, documents, separator)
     sizes = [len(part.encode()) for part in documents]
     items = ItemSet(
         ids=[f"{label}, document {number}" for number in range(1, len(documents) + 1)],
         roles=["general"] * len(documents),
         num_bytes=sizes,
-        tokens=[[separator, *ids] for ids in tokens],
+        tokens=tokens,
     )
     vocabulary_size = int(model.get_output_embeddings().weight.shape[0])
     with torch.no_grad():
         if not all(bool(p.isfinite().all()) for p in model.parameters() if p.element_size() > 1):
             raise MergeError("its weights hold NaN or infinity")
         nats = score_documents(model, items, _section(model.config))
-    bits = sum(nats) / math.log(2.0) / max(1, sum(map(len, tokens)))
+    bits = sum(nats) / math.log(2.0) / max(1, sum(len(ids) - 1 for ids in tokens))
     return Loss(label, bits_per_byte(nats, sizes), bits, vocabulary_size)
 
 

@@ -95,6 +95,8 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
     if tokenizer is not None:
         try:
             separator = find_separator(recipe.data.end_of_document, tokenizer.text)
+            leading = tokenizer.text.leading_token
+            separator = separator if leading is None else leading  # pieces begin with it
         except DataError as error:
             problems += [] if problems else [str(error)]
     say("plan: looking at the documents")

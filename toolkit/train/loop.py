@@ -29,6 +29,7 @@ from toolkit.train.config import TrainSection
 from toolkit.train.fuse import fuse, may_fuse, unfuse
 from toolkit.train.metrics import METRICS, MetricsLog, NoLog, resident_bytes
 from toolkit.train.model import NextTokenLoss, choose_attention
+from toolkit.train.packing_probe import settle_packing
 from toolkit.train.parts import parameter_groups, plain_model
 from toolkit.train.precision import is_low, products_dtype, settle_precision
 from toolkit.train.processes import add_up_in_float32, on_cpu
@@ -89,7 +90,8 @@ def train(
             f"{accelerator.num_processes} processes; raise it, or start fewer."
         )
     dtype = products_dtype(section)
-    fused = fuse(plain_model(model), dtype) if _may_fuse(section, accelerator) else False
+    fused = may_fuse(section, accelerator.device.type, sharded=bool(accelerator.is_fsdp2))
+    fused = fused and fuse(plain_model(model), dtype)
     # The parts of a fused block keep what selective checkpointing would, and no more.
     kind = section.gradient_checkpointing
     checkpoint_activations(plain_model(model), "none" if fused and kind == "selective" else kind)
@@ -111,6 +113,7 @@ def train(
     loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
     plain_loss = accelerator.unwrap_model(loss_module)
     trained = plain_loss.model
+    fused = settle_packing(loss_module, plain_loss, blocks.stages, accelerator)
 
     steps = plan_steps(blocks, section.blocks_per_step)[:num_steps]
     wanted = [section.stages.get(stage.name) for stage in blocks.stages]
@@ -361,10 +364,6 @@ def _to_device(batch: Batch, rows: range, device: torch.device) -> tuple[torch.T
 def _sync_only_at(accelerator: Accelerator, module: Any, is_last: bool) -> Any:
     """Exchange gradients between processes once a step, not once a micro-batch."""
     return contextlib.nullcontext() if is_last else accelerator.no_sync(module)
-
-
-def _may_fuse(section: TrainSection, accelerator: Accelerator) -> bool:
-    return may_fuse(section, accelerator.device.type, sharded=bool(accelerator.is_fsdp2))
 
 
 def _same_makers(

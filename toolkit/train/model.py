@@ -1,6 +1,6 @@
 """From a causal language model to a module whose forward pass is the training loss.
 
-Legend: B blocks, T tokens a block, D hidden size.
+Legend: B blocks, T tokens of a block, D hidden size.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from toolkit.checkpoint.forward import without_cache
 from toolkit.errors import ConfigError
 from toolkit.train.balance import (
     balance_coefficient,
@@ -20,10 +21,17 @@ from toolkit.train.balance import (
     experts_per_token,
     with_routers,
 )
+from toolkit.train.layout import (
+    IGNORED,
+    ForwardPass,
+    Layout,
+    even_out,
+    forward_passes,
+    takes_lengths,
+)
 from toolkit.train.loss import linear_cross_entropy
 from toolkit.train.parts import plain_model
 
-IGNORED = -100
 Look = Callable[[Any], Any]
 
 _PLAIN_HEADS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
@@ -36,6 +44,7 @@ class NextTokenLoss(nn.Module):
     One module with one forward pass, so that DDP and FSDP see all of the computation.
 
     Attributes:
+        layout: how pieces of documents are kept apart; `positions` until a probe says otherwise.
         expert_counts: of a mixture of experts in training, how often each expert was chosen since
             this was last set to None, `[L, E]`.
     """
@@ -45,6 +54,7 @@ class NextTokenLoss(nn.Module):
         self.model = model
         self.fused = fused
         self.dtype = dtype
+        self.layout: Layout = "positions"
         self.fused_head = _has_plain_head(plain_model(model))
         self.expert_counts: Tensor | None = None
         # What FSDP shards one by one, unless its configuration names other modules.
@@ -64,24 +74,26 @@ class NextTokenLoss(nn.Module):
         """
         if look is not None:
             return look(self.model)
-        model, real = plain_model(self.model), segments >= 0
-        implementation = model.config._attn_implementation
         fused = self.fused and self.training and torch.is_grad_enabled()
-        if fused or takes_lengths(implementation):
-            # One long row: attention is told where pieces begin, and no mask is ever made.
-            input_ids, labels = input_ids.reshape(1, -1), labels.reshape(1, -1)
-            segments = apart(segments).reshape(1, -1)
-            given = {"attention_mask": None, **piece_lengths(segments)}
-            if fused:  # transformers would make one for sdpa, unless it is given one
-                given["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-        else:
-            eager = implementation == "eager"
-            given = {"attention_mask": segment_mask(segments, self.dtype if eager else torch.bool)}
-        given |= {
-            "input_ids": input_ids,
-            "position_ids": segment_positions(segments),
-            "use_cache": False,
-        }
+        layout: Layout = "lengths" if fused else self.layout
+        if layout == "positions" and takes_lengths(
+            plain_model(self.model).config._attn_implementation
+        ):
+            layout = "lengths"
+        passes = forward_passes(layout, input_ids, labels, segments)
+        if fused:  # transformers would make a mask for sdpa, unless it is given one
+            passes[0].given["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        if layout in ("rows", "alone"):
+            passes = even_out(passes, input_ids)
+        loss = self._loss_of(passes[0])
+        for more in passes[1:]:
+            loss = loss + self._loss_of(more)
+        return loss
+
+    def _loss_of(self, one: ForwardPass) -> Tensor:
+        """Sum of the losses of the targets of a forward pass."""
+        model, labels = plain_model(self.model), one.labels
+        given = without_cache(model, one.given)
         targets = labels != IGNORED
         k = experts_per_token(model.config) if self.training and torch.is_grad_enabled() else 0
         if self.fused_head:
@@ -89,13 +101,13 @@ class NextTokenLoss(nn.Module):
             routers = getattr(output, "router_logits", None)
             hidden = output.last_hidden_state[targets]
             head = model.get_output_embeddings().weight
-            with torch.autocast(input_ids.device.type, enabled=False):
+            with torch.autocast(labels.device.type, enabled=False):
                 loss = linear_cross_entropy(hidden, head, labels[targets], dtype=self.dtype)
         else:
             output, routers = with_routers(model, given) if k else (model(**given), None)
             logits = output.logits[targets].float()
             loss = nn.functional.cross_entropy(logits, labels[targets], reduction="sum")
-        return self._balanced(loss, routers, targets, real, k) if k and routers else loss
+        return self._balanced(loss, routers, targets, one.is_real, k) if k and routers else loss
 
     def _balanced(
         self, loss: Tensor, routers: Any, targets: Tensor, real: Tensor, k: int
@@ -115,43 +127,6 @@ class NextTokenLoss(nn.Module):
         return loss + (extra - extra.detach())
 
 
-def takes_lengths(implementation: str) -> bool:
-    """Whether attention wants the lengths of packed pieces in place of a mask."""
-    return implementation.startswith("flash_attention")
-
-
-def apart(segments: Tensor) -> Tensor:
-    """Segments numbered so that rows can be laid end to end, `[B, T]`.
-
-    >>> apart(torch.tensor([[0, 0, 1], [0, -1, -1]])).tolist()
-    [[1, 1, 2], [4, 3, 3]]
-    """
-    rows = torch.arange(segments.shape[0], device=segments.device)[:, None]
-    return segments + 1 + rows * (int(segments.max()) + 2)
-
-
-def piece_lengths(segments: Tensor) -> dict[str, Any]:
-    """What flash-attention is told of packed pieces: `cu_seq_lens_*` `[S + 1]` int32, and the
-    longest.
-
-    Args:
-        segments: `[1, T]`.
-
-    >>> given = piece_lengths(torch.tensor([[7, 7, 7, 8, 9, 9]]))
-    >>> given["cu_seq_lens_q"].tolist(), given["max_length_q"]
-    ([0, 3, 4, 6], 3)
-    """
-    row = segments[0]
-    changes = torch.nonzero(row[1:] != row[:-1])[:, 0] + 1
-    ends = torch.tensor([len(row)], device=row.device)
-    edges = torch.cat([torch.zeros_like(ends), changes, ends]).to(torch.int32)
-    longest = int(edges.diff().max())
-    return {
-        **{f"cu_seq_lens_{side}": edges for side in "qk"},
-        **{f"max_length_{side}": longest for side in "qk"},
-    }
-
-
 @torch.no_grad()
 def answer_loss(model: Any, tokens: Sequence[int], targets: Sequence[bool]) -> float:
     """Nats of the tokens of one conversation that are targets, given all before them."""
@@ -162,6 +137,7 @@ def answer_loss(model: Any, tokens: Sequence[int], targets: Sequence[bool]) -> f
     model.eval()
     bf16 = torch.is_autocast_enabled(device.type)
     module = NextTokenLoss(model, torch.bfloat16 if bf16 else torch.float32)
+    module.layout = "alone"
     inputs = row[:-1][None]
     return float(module(inputs, labels, torch.zeros_like(inputs)))
 
@@ -195,40 +171,6 @@ def choose_attention(model: Any, wanted: str, device: str, precision: str) -> No
         ) from error
 
 
-def segment_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """Attention mask of packed blocks: causal, and never from one segment to another.
-
-    Args:
-        segments: `[B, T]`.
-        dtype: bool (True may attend), or a float type (0 may, its lowest value may not).
-
-    Returns:
-        `[B, 1, T, T]`.
-    """
-    length = segments.shape[1]
-    same = segments[:, None, :, None] == segments[:, None, None, :]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    allowed = same & causal
-    if dtype == torch.bool:
-        return allowed
-    return torch.zeros(allowed.shape, dtype=dtype, device=segments.device).masked_fill_(
-        ~allowed, torch.finfo(dtype).min
-    )
-
-
-def segment_positions(segments: Tensor) -> Tensor:
-    """Position of each token within its segment, `[B, T]` int64.
-
-    >>> segment_positions(torch.tensor([[0, 0, 1, 1, 1, -1]])).tolist()
-    [[0, 1, 0, 1, 2, 0]]
-    """
-    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
-    begins = torch.ones_like(segments, dtype=torch.bool)
-    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    starts = torch.where(begins, index, torch.zeros_like(index)).cummax(dim=1).values
-    return index - starts
-
-
 @torch.no_grad()
 def _has_plain_head(model: Any) -> bool:
     """Whether logits are just hidden states times the output embedding.
@@ -245,9 +187,13 @@ def _has_plain_head(model: Any) -> bool:
     was_training = model.training
     model.eval()
     probe = torch.arange(1, 9, device=head.weight.device)[None] % head.weight.shape[0]
-    output = model.base_model(input_ids=probe, use_cache=False)
-    logits = model(input_ids=probe, use_cache=False).logits
+    try:
+        given = without_cache(model, {"input_ids": probe})
+        states = model.base_model(**given).last_hidden_state
+        logits = model(**given).logits
+        is_plain = torch.allclose(head(states), logits, rtol=1e-3, atol=1e-3)
+    except Exception:  # its inner model is called, or answers, in another way
+        is_plain = False
     model.train(was_training)
-    is_plain = torch.allclose(head(output.last_hidden_state), logits, rtol=1e-3, atol=1e-3)
     _PLAIN_HEADS[model] = is_plain
     return is_plain

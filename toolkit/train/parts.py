@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from toolkit.checkpoint.wrapped import wrapper_of
 from toolkit.errors import ConfigError, sentence_end
 from toolkit.train.config import GrowthSection, LoraSection, TrainSection
 
@@ -106,6 +107,11 @@ def _with_adapters(model: Any, section: LoraSection) -> Any:
 @torch.no_grad()
 def _with_new_blocks(model: Any, section: GrowthSection) -> Any:
     """Put a copy behind every n-th block; its two outputs are zero, so that it adds nothing yet."""
+    if wrapper_of(model) is not None:
+        raise ConfigError(
+            "train.growth: this model is the text side of another one, and new blocks cannot be "
+            "written back into that; drop train.growth."
+        )
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise ConfigError("train.growth: new blocks are known for models with `layers` only.")

@@ -1,0 +1,57 @@
+"""Every causal language model that transformers can build small: trained, scored and merged as it
+computes, or refused in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.helpers.architectures import (
+    causal_model_types,
+    live_fault,
+    packed_error,
+    scored_error,
+    small_model,
+)
+from toolkit.errors import ConfigError
+
+NOT_BUILT: set[str] = set()
+"""Without weights of a usual size, other packages, or another model's states."""
+
+NOT_TRAINED: set[str] = set()
+NOT_LIVE: set[str] = set()
+
+
+class Architecture(NamedTuple):
+    model_type: str
+    model: Any
+
+
+@pytest.fixture(scope="module", params=sorted(set(causal_model_types()) - NOT_BUILT))
+def architecture(request: pytest.FixtureRequest) -> Architecture:
+    return Architecture(request.param, small_model(request.param))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_packed_documents_have_the_loss_of_each_alone(architecture: Architecture):
+    if architecture.model_type in NOT_TRAINED:
+        with pytest.raises(ConfigError):
+            packed_error(architecture.model)
+        return
+    _, error = packed_error(architecture.model)
+    assert error < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_scores_are_those_of_each_text_alone(architecture: Architecture):
+    if architecture.model_type not in NOT_TRAINED:
+        _, error = scored_error(architecture.model)
+        assert error < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_merge_in_memory_is_known_to_work_or_not(architecture: Architecture, tmp_path: Path):
+    why = live_fault(architecture.model, tmp_path)
+    assert bool(why) == (architecture.model_type in NOT_LIVE), why

@@ -1,0 +1,51 @@
+"""Forward passes of any causal language model, whatever arguments its architecture takes."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def without_cache(model: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a forward pass that keeps no cache, where the model has one to turn off."""
+    takes = inspect.signature(model.forward).parameters
+    takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in takes.values())
+    return {"use_cache": False, **given} if takes_any or "use_cache" in takes else given
+
+
+@torch.no_grad()
+def log_probabilities_alone(model: Any, tokens: Tensor) -> Tensor:
+    """Log probability of every token of a text but the first, as transformers computes the text
+    alone: no padding, no cache, no batch.
+
+    Args:
+        model: a causal language model.
+        tokens: of the text, `[T]`.
+
+    Returns:
+        `[T - 1]` float32.
+    """
+    inputs = tokens[:-1].to(next(model.parameters()).device)
+    logits = model(**without_cache(model, {"input_ids": inputs[None]})).logits[0].float()
+    targets = tokens[1:].to(logits.device)
+    return logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+
+
+def agrees(model: Any, found: Tensor, expected: Tensor) -> bool:
+    """Whether log probabilities are the same but for rounding, in the type that a model computes
+    in; what is no number says nothing.
+
+    Args:
+        model: whose parameters, or autocast, set the type.
+        found, expected: `[N]` each.
+    """
+    device = next(model.parameters()).device.type
+    is_exact = next(model.parameters()).dtype == torch.float32
+    is_exact = is_exact and not torch.is_autocast_enabled(device)
+    if not bool(expected.isfinite().all()):
+        return True
+    difference = float((found.to(expected.device) - expected).sum().abs())
+    return difference <= (1e-4 if is_exact else 1e-2) * float(expected.abs().sum())

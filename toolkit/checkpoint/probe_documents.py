@@ -1,0 +1,43 @@
+"""Made-up documents with which a loaded model is asked what it honors before it is relied on."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_REACH = re.compile(r"window|chunk")
+_USUAL = 24
+_REPEATED_FROM = 5
+
+
+def probe_documents(model: Any, longest: int) -> tuple[Tensor, Tensor]:
+    """Two documents of random tokens, the same in every process.
+
+    The second repeats most of the first, so that whatever leaks from one into the other is easily
+    copied, and shows. Where the configuration speaks of a window or chunk, both are longer than it
+    if they may be.
+
+    Args:
+        model: a causal language model.
+        longest: tokens of a document at most, 6 or more; both together stay within the
+            positions that the model has.
+
+    Returns:
+        Tokens of each, `[T]` int64, on the CPU; the second is up to 5 tokens shorter.
+    """
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = max(6, min(longest, positions // 2 if positions else longest))
+    reach = [
+        value
+        for name, value in config.to_dict().items()
+        if _REACH.search(name) and isinstance(value, int) and value + 8 <= longest
+    ]
+    length = min(longest, max([_USUAL, *(value + 8 for value in reach)]))
+    vocabulary = int(getattr(config, "vocab_size", 0)) or len(model.get_input_embeddings().weight)
+    generator = torch.Generator().manual_seed(20)
+    first = torch.randint(min(3, vocabulary - 1), vocabulary, (length,), generator=generator)
+    return first, first[min(_REPEATED_FROM, length // 3) :]

@@ -1,0 +1,159 @@
+"""Tensors of a loaded model under the names and in the shapes that its files have.
+
+transformers holds some tensors in another form than files do: renamed, experts in one tensor, parts
+joined or transposed. What it does when it loads a file is asked of it, tensor by tensor, rather
+than known here. Where a stored tensor is a parameter, or a piece of one, it is written in place;
+else it is written beside the model and converted into it as if it had just been read.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toolkit.checkpoint.experts import with_stored_names
+from toolkit.checkpoint.wrapped import wrapper_of
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """What becomes of some stored tensors.
+
+    Attributes:
+        key: the first parameter that they become.
+        converter: of transformers.
+        members: pattern of the converter and stored name, in the order of loading.
+    """
+
+    key: str
+    converter: Any
+    members: tuple[tuple[str, str], ...]
+
+
+class StoredTensors:
+    """The tensors of a loaded model by their names in files.
+
+    Args:
+        model: a loaded model of transformers.
+        shapes: of the tensors in its files, by name.
+
+    Attributes:
+        targets: where each stored tensor is to be written.
+        ignored: stored tensors that the model's own class passes over when it is loaded.
+        unknown: stored tensors that it has no place for.
+    """
+
+    def __init__(self, model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._model = wrapper_of(model) or model
+        known = parameters_by_name(self._model)
+        self.targets = {n: known[n] for n in shapes if n in known and _fits(known[n], shapes[n])}
+        # What a wrapper has beside its text side was not loaded.
+        self.ignored = [name for name, tensor in self.targets.items() if tensor.is_meta]
+        self.unknown: list[str] = []
+        self._conversions: list[_Conversion] = []
+        rest = [name for name in shapes if name not in self.targets]
+        self.targets = {n: tensor for n, tensor in self.targets.items() if not tensor.is_meta}
+        if rest:
+            self._convert_rest(rest, shapes, known)
+
+    @property
+    def converts(self) -> bool:
+        """Whether some stored tensors are pieces of parameters that are written beside them."""
+        return bool(self._conversions)
+
+    def _convert_rest(
+        self, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]], known: dict[str, Tensor]
+    ) -> None:
+        if not hasattr(self._model, "base_model_prefix"):
+            self.unknown = list(names)
+            return
+        groups: dict[str, list[tuple[str, str]]] = {}
+        own, converters = _renaming(self._model)
+        for name in names:
+            key, pattern = own(name)
+            if key in known and known[key].is_meta:
+                self.ignored.append(name)
+            elif pattern is not None and key in known:
+                groups.setdefault(key, []).append((pattern, name))
+            elif pattern is None and key in known and _fits(known[key], shapes[name]):
+                self.targets[name] = known[key]
+            elif _is_passed_over(self._model, name, key):
+                self.ignored.append(name)
+            else:
+                self.unknown.append(name)
+        for key, members in groups.items():
+            for _, name in members:
+                self.targets[name] = torch.empty(shapes[name], dtype=known[key].dtype)
+            converter = converters[members[0][0]]
+            self._conversions.append(_Conversion(key, converter, tuple(members)))
+
+    @torch.no_grad()
+    def read(self) -> None:
+        """Write the model's own values into the tensors beside it."""
+        if not self._conversions:
+            return
+        from transformers.core_model_loading import revert_weight_conversion
+
+        values = revert_weight_conversion(self._model, self._model.state_dict())
+        for one in self._conversions:
+            for _, name in one.members:
+                self.targets[name].copy_(values[name])
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Convert what was written beside the model into it."""
+        parameters = None
+        for one in self._conversions:
+            converter = copy.deepcopy(one.converter)
+            for pattern, name in one.members:
+                converter.add_tensor(one.key, name, pattern, self.targets[name])
+            parameters = parameters or parameters_by_name(self._model)
+            made = converter.convert(one.key, model=self._model, config=self._model.config)
+            for name, value in made.items():
+                value = value[0] if isinstance(value, list) else value
+                parameters[name].copy_(value)
+
+
+def parameters_by_name(model: Any) -> dict[str, Tensor]:
+    """Parameters and buffers by every name a checkpoint may use for them; tied ones share one."""
+    names = with_stored_names(dict(model.named_parameters(remove_duplicate=False)))
+    names.update(model.named_buffers())
+    return names
+
+
+def _fits(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    return tuple(tensor.shape) == tuple(shape) and tensor.is_contiguous()
+
+
+def _renaming(model: Any) -> tuple[Any, dict[str, Any]]:
+    """What transformers calls a stored tensor, and its converters by the patterns they take."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    every = get_model_conversion_mapping(model)
+    renamings = [one for one in every if isinstance(one, WeightRenaming)]
+    converters = [one for one in every if isinstance(one, WeightConverter)]
+    state, prefix = model.state_dict(), model.base_model_prefix
+
+    def rename(name: str) -> tuple[str, str | None]:
+        key, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if key not in state and name in state:
+            key, pattern = rename_source_key(name, [], [], prefix, state)
+        return key, pattern
+
+    return rename, {pattern: one for one in converters for pattern in one.source_patterns}
+
+
+def _is_passed_over(model: Any, *names: str) -> bool:
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(pattern, name) for pattern in patterns for name in names)

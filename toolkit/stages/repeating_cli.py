@@ -1,0 +1,22 @@
+"""The `repeat` command. Nothing slow is imported before it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def repeat(
+    recipe: Annotated[
+        str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
+    ],
+    seeds: Annotated[int, typer.Option(min=2, help="How many, the recipe's own first.")] = 3,
+    runs: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
+) -> None:
+    """Make a whole run once per seed: what differs between seeds, beside what differs by items."""
+    from toolkit.stages.opening import Run
+    from toolkit.stages.repeating import run_repeat
+
+    run_repeat(Run.open(recipe, runs), seeds)

@@ -1,0 +1,168 @@
+"""How the pieces of documents in packed blocks are handed to a model.
+
+What a model may be told depends on its architecture: attention can be kept within pieces, by their
+positions or lengths, while a recurrent state or a convolution runs on into the next piece. Then
+every piece gets a row of its own.
+
+Legend: B blocks, T tokens of a block, R rows, L tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+
+Layout = Literal["lengths", "positions", "rows", "alone"]
+"""`lengths`: one long row, attention is told where pieces begin (flash-attention's variable
+lengths). `positions`: blocks as they are, positions begin anew with every piece, from which
+transformers makes the masks of each kind of layer. `rows`: a row per piece, padded at the right.
+`alone`: a forward pass per piece."""
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """What is handed to the model at once.
+
+    Attributes:
+        given: arguments of the model's forward pass.
+        labels: `[R, L]`, -100 where there is no target.
+        is_real: `[R, L]`, false in padding.
+    """
+
+    given: dict[str, Any]
+    labels: Tensor
+    is_real: Tensor
+
+
+def forward_passes(
+    layout: Layout, input_ids: Tensor, labels: Tensor, segments: Tensor
+) -> list[ForwardPass]:
+    """Cut packed blocks into the forward passes of a layout; targets stay what they are.
+
+    Args:
+        layout: how pieces are kept apart.
+        input_ids: `[B, T]` int64.
+        labels: `[B, T]` int64.
+        segments: `[B, T]`, equal within a piece of a document, -1 in padding.
+    """
+    if layout in ("rows", "alone"):
+        return _passes_of_pieces(input_ids, labels, segments, apart=layout == "alone")
+    given: dict[str, Any] = {"attention_mask": None}
+    if layout == "lengths":
+        input_ids, labels = input_ids.reshape(1, -1), labels.reshape(1, -1)
+        segments = number_apart(segments).reshape(1, -1)
+        given |= piece_lengths(segments)
+    given |= {"input_ids": input_ids, "position_ids": segment_positions(segments)}
+    return [ForwardPass(given, labels, segments >= 0)]
+
+
+def _passes_of_pieces(
+    input_ids: Tensor, labels: Tensor, segments: Tensor, *, apart: bool
+) -> list[ForwardPass]:
+    """Longest pieces first, as many in a pass as fit into the room of the blocks."""
+    width = segments.shape[1]
+    numbers, flat = number_apart(segments).reshape(-1), segments.reshape(-1)
+    changes = torch.nonzero(numbers[1:] != numbers[:-1])[:, 0] + 1
+    edges = [0, *changes.tolist(), len(numbers)]
+    pieces = [(start, stop) for start, stop in pairwise(edges) if int(flat[start]) >= 0]
+    pieces.sort(key=lambda piece: piece[0] - piece[1])
+    room = segments.shape[0] * width
+    passes: list[ForwardPass] = []
+    while pieces:
+        longest = pieces[0][1] - pieces[0][0]
+        count = 1 if apart else max(1, room // longest)
+        batch, pieces = pieces[:count], pieces[count:]
+        rows = input_ids.new_zeros(len(batch), longest)
+        row_labels = torch.full_like(rows, IGNORED)
+        is_real = torch.zeros_like(rows, dtype=torch.bool)
+        for row, (start, stop) in enumerate(batch):
+            rows[row, : stop - start] = input_ids.reshape(-1)[start:stop]
+            row_labels[row, : stop - start] = labels.reshape(-1)[start:stop]
+            is_real[row, : stop - start] = True
+        passes.append(ForwardPass({"input_ids": rows}, row_labels, is_real))
+    return passes or [_empty_pass(input_ids)]
+
+
+def _empty_pass(input_ids: Tensor) -> ForwardPass:
+    """Takes part without a target, where other processes have more to compute."""
+    row = input_ids.reshape(-1)[:1][None]
+    return ForwardPass(
+        {"input_ids": row}, torch.full_like(row, IGNORED), torch.zeros_like(row, dtype=torch.bool)
+    )
+
+
+def even_out(passes: list[ForwardPass], input_ids: Tensor) -> list[ForwardPass]:
+    """As many passes in every process: sharded parameters are gathered in all of them at once."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return passes
+    most = torch.tensor(len(passes), device=input_ids.device)
+    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+    return passes + [_empty_pass(input_ids)] * (int(most) - len(passes))
+
+
+def takes_lengths(implementation: str) -> bool:
+    """Whether attention wants the lengths of packed pieces in place of a mask."""
+    return implementation.startswith("flash_attention")
+
+
+def number_apart(segments: Tensor) -> Tensor:
+    """Segments numbered so that rows can be laid end to end, `[B, T]`.
+
+    >>> number_apart(torch.tensor([[0, 0, 1], [0, -1, -1]])).tolist()
+    [[1, 1, 2], [4, 3, 3]]
+    """
+    rows = torch.arange(segments.shape[0], device=segments.device)[:, None]
+    return segments + 1 + rows * (int(segments.max()) + 2)
+
+
+def piece_lengths(segments: Tensor) -> dict[str, Any]:
+    """What flash-attention is told of packed pieces: `cu_seq_lens_*` `[S + 1]` int32, and the
+    longest.
+
+    Args:
+        segments: `[1, T]`.
+
+    >>> given = piece_lengths(torch.tensor([[7, 7, 7, 8, 9, 9]]))
+    >>> given["cu_seq_lens_q"].tolist(), given["max_length_q"]
+    ([0, 3, 4, 6], 3)
+    """
+    row = segments[0]
+    changes = torch.nonzero(row[1:] != row[:-1])[:, 0] + 1
+    ends = torch.tensor([len(row)], device=row.device)
+    edges = torch.cat([torch.zeros_like(ends), changes, ends]).to(torch.int32)
+    longest = int(edges.diff().max())
+    return {
+        **{f"cu_seq_lens_{side}": edges for side in "qk"},
+        **{f"max_length_{side}": longest for side in "qk"},
+    }
+
+
+def segment_positions(segments: Tensor) -> Tensor:
+    """Position of each token within its segment, `[B, T]` int64.
+
+    >>> segment_positions(torch.tensor([[0, 0, 1, 1, 1, -1]])).tolist()
+    [[0, 1, 0, 1, 2, 0]]
+    """
+    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    starts = torch.where(begins, index, torch.zeros_like(index)).cummax(dim=1).values
+    return index - starts
+
+
+def packed(documents: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Documents end to end in one block: inputs, next tokens and segments, `[1, T]` each.
+
+    >>> [x.tolist() for x in packed([torch.tensor([5, 6, 7]), torch.tensor([8, 9])])]
+    [[[5, 6, 8]], [[6, 7, 9]], [[0, 0, 1]]]
+    """
+    rows = [torch.cat([tokens[cut] for tokens in documents]) for cut in (slice(-1), slice(1, None))]
+    numbers = [torch.full((len(tokens) - 1,), n) for n, tokens in enumerate(documents)]
+    return rows[0][None], rows[1][None], torch.cat(numbers)[None]

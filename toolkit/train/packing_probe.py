@@ -1,0 +1,221 @@
+"""Which layout a model computes packed documents in as it would compute each alone: it is tried.
+
+No list of architectures can say: windows, chunks, recurrent states, convolutions and positions each
+have their own ways of passing over what they are told. Two documents are computed together and
+alone, and what does not give the same loss is not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.checkpoint.probe_documents import probe_documents
+from toolkit.errors import ConfigError
+from toolkit.progress import say
+from toolkit.train.fuse import unfuse
+from toolkit.train.layout import IGNORED, Layout, packed, takes_lengths
+from toolkit.train.model import NextTokenLoss
+from toolkit.train.parts import plain_model
+
+_TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 5e-3}
+"""Of a loss, relative, by the type of products: a leak is a hundred times as much in float32."""
+
+_LOOKS_AHEAD = 1e-2
+"""Change of a loss, relative, by tokens that only follow: more than rounding or routing gives."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What a probe found.
+
+    Attributes:
+        layout: the first that keeps documents apart.
+        fused: whether fused blocks do.
+        message: what a user should know, or nothing.
+    """
+
+    layout: Layout
+    fused: bool
+    message: str = ""
+
+
+def settle_packing(
+    loss_module: Any, plain_loss: NextTokenLoss, stages: Sequence[Any], accelerator: Any
+) -> bool:
+    """Let a probe say how packed documents are kept apart, and whether fused blocks do it.
+
+    Args:
+        loss_module: as accelerate prepared it.
+        plain_loss: the module inside.
+        stages: of the blocks.
+        accelerator: of accelerate.
+
+    Returns:
+        Whether fused blocks are used.
+    """
+    longest = min(stage.sequence_tokens for stage in stages) // 2
+
+    def probe(_model: Any) -> Any:
+        return choose_packing(plain_loss, longest, accelerator.autocast)
+
+    if hasattr(loss_module, "reshard"):
+        nothing = torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device)
+        found = loss_module(nothing, nothing, nothing, look=probe)
+        loss_module.reshard()  # else only a backward pass does
+    else:
+        found = probe(plain_loss.model)
+    if plain_loss.fused and not found.fused:
+        unfuse(plain_model(plain_loss.model))
+    plain_loss.layout, plain_loss.fused = found.layout, found.fused
+    if found.message and accelerator.is_main_process:
+        say(found.message)
+    return bool(found.fused)
+
+
+def choose_packing(module: NextTokenLoss, longest: int, autocast: Callable[[], Any]) -> Packing:
+    """Try layouts from the quickest to the surest.
+
+    Args:
+        module: of the model to train, on its device; its mode is kept.
+        longest: tokens of a document at most.
+        autocast: the context that training computes in; plain layouts are probed outside of it,
+            in float32, where a small leak is seen.
+
+    Raises:
+        ConfigError: the model computes not even a document alone, or looks at later tokens.
+    """
+    model = plain_model(module.model)
+    documents = probe_documents(model, longest)
+    by_lengths = takes_lengths(model.config._attn_implementation)
+    with _as_it_was(module):
+        fused = module.fused and _fused_agrees(module, documents, autocast)
+        context = autocast if by_lengths else contextlib.nullcontext
+        with torch.no_grad(), context():
+            return _choose(
+                module, documents, torch.bfloat16 if by_lengths else torch.float32, fused
+            )
+
+
+def _choose(
+    module: NextTokenLoss, documents: tuple[Tensor, Tensor], dtype: torch.dtype, fused: bool
+) -> Packing:
+    module.eval()
+    name = plain_model(module.model).config.model_type
+    try:
+        alone = _losses(module, "alone", documents)
+        _refuse_looking_ahead(module, documents, name)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever an architecture's own code raises
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"model.path: a {name} cannot be trained on plain text; transformers computes no loss "
+            f"of it ({type(error).__name__}: {first})."
+        ) from error
+    said = ""
+    layouts: tuple[Layout, ...] = ("positions", "rows")
+    for layout in layouts:
+        try:
+            together = _losses(module, layout, documents)
+        except Exception as error:  # it does not take what it was told
+            said = said or f"{type(error).__name__} where documents are packed"
+            continue
+        if _agree(together, alone, _TOLERANCES[dtype]):
+            return Packing(layout, fused, _message(name, layout, said))
+        worst = max(zip(together, alone, strict=True), key=lambda pair: abs(pair[0] - pair[1]))
+        said = said or f"loss {worst[0]:.5g} packed, {worst[1]:.5g} alone"
+    return Packing("alone", fused, _message(name, "alone", said))
+
+
+def _message(name: str, layout: str, said: str) -> str:
+    if not said:
+        return ""
+    where = "in a row of its own" if layout == "rows" else "by itself"
+    return f"  packing: a {name} does not keep documents apart ({said}); each is computed {where}"
+
+
+def _losses(
+    module: NextTokenLoss, layout: Layout, documents: tuple[Tensor, Tensor]
+) -> tuple[float, float]:
+    """Mean loss of each of two documents in one block, in nats per token."""
+    device = next(module.parameters()).device
+    inputs, labels, segments = (row.to(device) for row in packed(documents))
+    module.layout = layout
+    found = []
+    for number in range(2):
+        own = torch.where(segments == number, labels, IGNORED)
+        found.append(float(module(inputs, own, segments)) / int((own != IGNORED).sum()))
+    return found[0], found[1]
+
+
+def _agree(one: tuple[float, float], other: tuple[float, float], tolerance: float) -> bool:
+    """Whether losses are the same; those that are no numbers agree with nothing to be seen."""
+    return all(
+        abs(a - b) <= tolerance * max(1.0, abs(b)) or (a != a and b != b)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _refuse_looking_ahead(
+    module: NextTokenLoss, documents: tuple[Tensor, Tensor], name: str
+) -> None:
+    """The loss of a text must not change with what follows it."""
+    first, second = documents
+    device = next(module.parameters()).device
+    tokens = torch.cat([first, second]).to(device)
+    inputs, labels = tokens[:-1][None], tokens[1:][None].clone()
+    labels[:, len(first) - 1 :] = IGNORED
+    module.layout = "alone"
+    segments = torch.zeros_like(inputs)
+    continued = float(module(inputs, labels, segments))
+    short = slice(0, len(first) - 1)
+    alone = float(module(inputs[:, short], labels[:, short], segments[:, short]))
+    if abs(continued - alone) > _LOOKS_AHEAD * abs(alone):
+        raise ConfigError(
+            f"model.path: this {name} looks at the tokens behind the one it predicts (loss "
+            f"{alone:.5g} of a text, {continued:.5g} where more text follows), so it cannot learn "
+            "to continue text; where its config.json has is_decoder, that must be true."
+        )
+
+
+def _fused_agrees(
+    module: NextTokenLoss, documents: tuple[Tensor, Tensor], autocast: Callable[[], Any]
+) -> bool:
+    """Fused blocks compute in training mode only; without dropout, so that two passes compare."""
+    module.train()
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.eval()
+    device = next(module.parameters()).device
+    inputs, labels, segments = (row.to(device) for row in packed(documents))
+    together, alone = [], []
+    with autocast():
+        for number in range(2):
+            own = segments == number
+            masked = torch.where(own, labels, IGNORED)
+            together.append(float(module(inputs, masked, segments).detach()))
+            parts = (inputs[own][None], labels[own][None], segments[own][None])
+            alone.append(float(module(*parts).detach()))
+    return _agree((together[0], together[1]), (alone[0], alone[1]), _TOLERANCES[module.dtype])
+
+
+@contextlib.contextmanager
+def _as_it_was(module: NextTokenLoss) -> Any:
+    """Modes, layout and counts of experts are put back; nothing is compiled on the way."""
+    modes = {part: part.training for part in module.modules()}
+    layout, counts = module.layout, module.expert_counts
+    is_compiled = any(part._compiled_call_impl is not None for part in modes)
+    plain = torch.compiler.set_stance("force_eager") if is_compiled else contextlib.nullcontext()
+    try:
+        with plain:
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+        module.layout, module.expert_counts = layout, counts
