@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 
-MMAP_THRESHOLD_BYTES = 4 << 20
+MMAP_THRESHOLD_BYTES = 8 << 20
 """Activations of some megabytes that come and go leave gaps in a common heap, which nothing larger
 fits into. Blocks of this size and more are mapped one by one and given back at once: SmolLM2,
 4 x 512 in float32, peaks lower at the same speed (LOG.md). glibc by itself raises its threshold to
