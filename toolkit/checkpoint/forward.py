@@ -29,7 +29,7 @@ def log_probabilities_alone(model: Any, tokens: Tensor) -> Tensor:
         `[T - 1]` float32.
     """
     inputs = tokens[:-1].to(next(model.parameters()).device)
-    logits = model(**without_cache(model, {"input_ids": inputs[None]})).logits[0].float()
+    logits: Tensor = model(**without_cache(model, {"input_ids": inputs[None]})).logits[0].float()
     targets = tokens[1:].to(logits.device)
     return logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
 
