@@ -8,6 +8,7 @@ results do not depend on how entries are grouped, nor on the number of threads.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from numba.extending import intrinsic, overload
 
 from toolkit.merge.kernels.cache import kernel_folder
 from toolkit.merge.kernels.sizes import TILE
+
+_DECORATING = threading.Lock()
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -30,12 +33,13 @@ def cached_kernel(function: Callable[..., Any]) -> Any:
     folder = kernel_folder()
     if folder is None:
         return kernel(function)
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(folder)  # read while the function is decorated
-    try:
-        return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
-    finally:
-        numba.config.CACHE_DIR = before
+    with _DECORATING:  # threads of a merge import kernels side by side
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = str(folder)  # read while the function is decorated
+        try:
+            return numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+        finally:
+            numba.config.CACHE_DIR = before
 
 
 @kernel
