@@ -324,6 +324,9 @@ def test_a_killed_stage_continues_and_ends_the_same(
     assert work.is_dir(), "the stage ended before it could be killed"
     stamp = {path: path.stat().st_ino for path in (work / part).glob(marks)}
     assert len(stamp) > 3
+    if part == "tokens":  # a shard counts once its sums stand, which are written last
+        sums = work / "texts"
+        stamp = {p: n for p, n in stamp.items() if (sums / f"tokens-{p.stem}.json").is_file()}
     kept: list[bool] = []
     real = run_module.write_blocks
 

@@ -125,10 +125,11 @@ def run_merge(
                 return engine == "kernel" and not allow_non_finite
 
             fused = [task for task in plan.tasks if is_fused(task)]
+            # Settled before any is written: a kernel that fails is given up for those that follow.
+            others = [task for task in plan.tasks if not is_fused(task)]
             workers.tensors([task.size for task in fused], lambda i: write(fused[i]))
-            for task in plan.tasks:
-                if not is_fused(task):  # one at a time, as they take memory
-                    write(task)
+            for task in others:  # one at a time, as they take memory
+                write(task)
         _write_side_files(config, models, values, work, united)
     return plan
 

@@ -113,9 +113,9 @@ def train(
     loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
     plain_loss = accelerator.unwrap_model(loss_module)
     trained = plain_loss.model
-    fused = settle_packing(loss_module, plain_loss, blocks.stages, accelerator)
-
     steps = plan_steps(blocks, section.blocks_per_step)[:num_steps]
+    if (latest_step(work) or 0) < len(steps):  # else it only finishes
+        fused = settle_packing(loss_module, plain_loss, blocks.stages, accelerator)
     wanted = [section.stages.get(stage.name) for stage in blocks.stages]
     own = [stage.schedule if stage is not None else None for stage in wanted]
     lengths = [stage.sequence_tokens for stage in blocks.stages]
