@@ -123,6 +123,8 @@ def test_a_stage_killed_while_it_finishes_loses_nothing(
     def no_step(*_: object) -> None:
         raise AssertionError("it trained again")
 
+    monkeypatch.setattr(loop, "settle_packing", lambda _, plain, *__: plain.fused)
+
     monkeypatch.setattr(loop.NextTokenLoss, "forward", no_step)
     run_train(given, stage, data / "model", data / "blocks", watch=scores(4))
     assert stage.is_complete()
@@ -159,6 +161,6 @@ def test_a_state_of_blocks_that_were_not_fused_is_told_of(
     (data / "w").mkdir()
     blocks, given = Blocks.open(data / "blocks"), section(precision="bf16")
     train(fresh(data), blocks, given, seed=7, work=data / "w", watch=scores())
-    monkeypatch.setattr(loop, "_may_fuse", lambda *_: False)
+    monkeypatch.setattr(loop, "may_fuse", lambda *_, **__: False)
     train(fresh(data), blocks, given, seed=7, work=data / "w", watch=scores(4))
     assert 'blocks: "fused" -> "plain": not bit for bit' in capsys.readouterr().out
