@@ -15,7 +15,7 @@ from toolkit.checkpoint.folder import save_model
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.merge.live_proof import why_not_live
 
-WRAPPERS = ("qwen3_5", "qwen3_5_moe", "gemma3", "gemma4", "llama4", "mistral3", "llava")
+WRAPPERS = ("qwen3_5", "qwen3_5_moe", "gemma3", "gemma4", "mistral3", "llava")
 TEXT = torch.tensor([[7, 5, 9, 200, 31, 8]])
 
 

@@ -123,6 +123,8 @@ def test_a_stage_killed_while_it_finishes_loses_nothing(
     def no_step(*_: object) -> None:
         raise AssertionError("it trained again")
 
+    monkeypatch.setattr(loop, "settle_packing", lambda _, plain, *__: plain.fused)
+
     monkeypatch.setattr(loop.NextTokenLoss, "forward", no_step)
     run_train(given, stage, data / "model", data / "blocks", watch=scores(4))
     assert stage.is_complete()

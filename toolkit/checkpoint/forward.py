@@ -31,7 +31,8 @@ def log_probabilities_alone(model: Any, tokens: Tensor) -> Tensor:
     inputs = tokens[:-1].to(next(model.parameters()).device)
     logits: Tensor = model(**without_cache(model, {"input_ids": inputs[None]})).logits[0].float()
     targets = tokens[1:].to(logits.device)
-    return logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    found: Tensor = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+    return found
 
 
 def agrees(model: Any, found: Tensor, expected: Tensor) -> bool:

@@ -107,8 +107,10 @@ def _choose(
 ) -> Packing:
     module.eval()
     name = plain_model(module.model).config.model_type
+    # A short document behind a long one has most padding in a row of its own.
+    pairs = (documents, (documents[0], documents[1][:6]))
     try:
-        alone = _losses(module, "alone", documents)
+        alone = [_losses(module, "alone", pair) for pair in pairs]
         _refuse_looking_ahead(module, documents, name)
     except ConfigError:
         raise
@@ -122,13 +124,19 @@ def _choose(
     layouts: tuple[Layout, ...] = ("positions", "rows")
     for layout in layouts:
         try:
-            together = _losses(module, layout, documents)
+            together = [_losses(module, layout, pair) for pair in pairs]
         except Exception as error:  # it does not take what it was told
             said = said or f"{type(error).__name__} where documents are packed"
             continue
-        if _agree(together, alone, _TOLERANCES[dtype]):
+        tolerance = _TOLERANCES[dtype]
+        if all(_agree(*both, tolerance) for both in zip(together, alone, strict=True)):
             return Packing(layout, fused, _message(name, layout, said))
-        worst = max(zip(together, alone, strict=True), key=lambda pair: abs(pair[0] - pair[1]))
+        both_ways = [
+            values
+            for pair, other in zip(together, alone, strict=True)
+            for values in zip(pair, other, strict=True)
+        ]
+        worst = max(both_ways, key=lambda values: abs(values[0] - values[1]))
         said = said or f"loss {worst[0]:.5g} packed, {worst[1]:.5g} alone"
     return Packing("alone", fused, _message(name, "alone", said))
 
@@ -145,7 +153,11 @@ def _losses(
 ) -> tuple[float, float]:
     """Mean loss of each of two documents in one block, in nats per token."""
     device = next(module.parameters()).device
-    inputs, labels, segments = (row.to(device) for row in packed(documents))
+    # Room behind them, as blocks have it: without it rows of their own would not share a pass.
+    inputs, labels, segments = (
+        torch.cat([row, torch.full_like(row, filler)], dim=1).to(device)
+        for row, filler in zip(packed(documents), (0, IGNORED, -1), strict=True)
+    )
     module.layout = layout
     found = []
     for number in range(2):
@@ -157,7 +169,7 @@ def _losses(
 def _agree(one: tuple[float, float], other: tuple[float, float], tolerance: float) -> bool:
     """Whether losses are the same; those that are no numbers agree with nothing to be seen."""
     return all(
-        abs(a - b) <= tolerance * max(1.0, abs(b)) or (a != a and b != b)
+        a == b or abs(a - b) <= tolerance * max(1.0, abs(b)) or (a != a and b != b)
         for a, b in zip(one, other, strict=True)
     )
 
