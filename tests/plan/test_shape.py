@@ -108,7 +108,7 @@ def test_a_real_models_saved_activations_are_what_the_formula_says():
             num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
         )  # fmt: skip
         model = LlamaForCausalLM(config)
-        assert not fused or fuse(model)
+        assert not fused or fuse(model, kind)
         module = NextTokenLoss(model.train(), kind, fused=fused)
         ours = {p.untyped_storage().data_ptr() for p in module.parameters()}
         seen: dict[int, tuple[int, torch.Tensor]] = {}
