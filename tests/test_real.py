@@ -67,6 +67,7 @@ def test_finance_at_a_small_scale(tmp_path: Path, processor: str):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "packing:" not in done.stdout  # the probe finds nothing amiss with a Llama
     run = tmp_path / "runs" / "small"
     results = json.loads((run / "merge" / "report.json").read_text())
     assert results["precision"] == {"scoring": precision, "training": precision}

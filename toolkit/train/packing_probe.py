@@ -62,7 +62,9 @@ def settle_packing(
     longest = min(stage.sequence_tokens for stage in stages) // 2
 
     def probe(_model: Any) -> Any:
-        return choose_packing(plain_loss, longest, accelerator.autocast)
+        # FSDP gathers parameters in the type of the products, so there is no float32 to probe in.
+        sharded = hasattr(loss_module, "reshard")
+        return choose_packing(plain_loss, longest, accelerator.autocast, sharded=sharded)
 
     if hasattr(loss_module, "reshard"):
         nothing = torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device)
@@ -78,7 +80,9 @@ def settle_packing(
     return bool(found.fused)
 
 
-def choose_packing(module: NextTokenLoss, longest: int, autocast: Callable[[], Any]) -> Packing:
+def choose_packing(
+    module: NextTokenLoss, longest: int, autocast: Callable[[], Any], *, sharded: bool = False
+) -> Packing:
     """Try layouts from the quickest to the surest.
 
     Args:
@@ -86,6 +90,7 @@ def choose_packing(module: NextTokenLoss, longest: int, autocast: Callable[[], A
         longest: tokens of a document at most.
         autocast: the context that training computes in; plain layouts are probed outside of it,
             in float32, where a small leak is seen.
+        sharded: under FSDP, where the model computes in the type of the products in any context.
 
     Raises:
         ConfigError: the model computes not even a document alone, or looks at later tokens.
@@ -96,10 +101,13 @@ def choose_packing(module: NextTokenLoss, longest: int, autocast: Callable[[], A
     with _as_it_was(module):
         fused = module.fused and _fused_agrees(module, documents, autocast)
         context = autocast if by_lengths else contextlib.nullcontext
+        if by_lengths:
+            dtype = torch.bfloat16
+        else:  # the output head too: rounded to bfloat16, its losses differ more than a leak does
+            dtype = module.dtype if sharded else torch.float32
+            module.dtype = dtype
         with torch.no_grad(), context():
-            return _choose(
-                module, documents, torch.bfloat16 if by_lengths else torch.float32, fused
-            )
+            return _choose(module, documents, dtype, fused)
 
 
 def _choose(
@@ -219,9 +227,9 @@ def _fused_agrees(
 
 @contextlib.contextmanager
 def _as_it_was(module: NextTokenLoss) -> Any:
-    """Modes, layout and counts of experts are put back; nothing is compiled on the way."""
+    """Modes, layout, type and counts of experts are put back; nothing is compiled on the way."""
     modes = {part: part.training for part in module.modules()}
-    layout, counts = module.layout, module.expert_counts
+    layout, counts, dtype = module.layout, module.expert_counts, module.dtype
     is_compiled = any(part._compiled_call_impl is not None for part in modes)
     plain = torch.compiler.set_stance("force_eager") if is_compiled else contextlib.nullcontext()
     try:
@@ -230,4 +238,4 @@ def _as_it_was(module: NextTokenLoss) -> Any:
     finally:
         for part, mode in modes.items():
             part.training = mode
-        module.layout, module.expert_counts = layout, counts
+        module.layout, module.expert_counts, module.dtype = layout, counts, dtype
