@@ -62,9 +62,11 @@ def settle_packing(
     longest = min(stage.sequence_tokens for stage in stages) // 2
 
     def probe(_model: Any) -> Any:
+        # A module of its own: accelerate lets the other's forward pass run under autocast always.
+        module = NextTokenLoss(plain_loss.model, plain_loss.dtype, fused=plain_loss.fused)
         # FSDP gathers parameters in the type of the products, so there is no float32 to probe in.
         sharded = hasattr(loss_module, "reshard")
-        return choose_packing(plain_loss, longest, accelerator.autocast, sharded=sharded)
+        return choose_packing(module, longest, accelerator.autocast, sharded=sharded)
 
     if hasattr(loss_module, "reshard"):
         nothing = torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device)
