@@ -106,11 +106,11 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "cpt-toolkit"
 
 
-def dtype_of(precision: Precision) -> torch.dtype:
-    """The torch type of a precision."""
+def dtype_of(precision: str) -> torch.dtype:
+    """The torch type of a precision, such as a settled recipe holds."""
     import torch
 
-    return cast("torch.dtype", getattr(torch, DTYPE_NAMES[precision]))
+    return cast("torch.dtype", getattr(torch, DTYPE_NAMES[cast(Precision, precision)]))
 
 
 def precision_of(dtype: torch.dtype) -> Precision:

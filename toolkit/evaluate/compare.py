@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from toolkit.evaluate.inference import holm, mcnemar, paired_permutation
 from toolkit.evaluate.load import settle_scoring
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.evaluate.shares import share_difference, share_interval
-from toolkit.machine import Precision, cache_folder, dtype_of
+from toolkit.machine import cache_folder, dtype_of
 from toolkit.manifest import content_hash, write_json
 from toolkit.progress import progress, say
 from toolkit.statistics.interval import Interval
@@ -127,7 +127,7 @@ def _score(
     ]
     sets += [choices_set(one, tokenizer, section, None) for one in choices]
     cache, name = ScoreCache(cache_folder() / "scores.jsonl"), content_hash(folder)
-    model = load_causal_model(folder, dtype_of(cast(Precision, section.precision)))
+    model = load_causal_model(folder, dtype_of(section.precision))
     scored = []
     with progress(label, len(sets)) as advance:
         for items in sets:

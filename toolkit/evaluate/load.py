@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from toolkit.data.source_config import SplitName
 from toolkit.errors import EvaluationError
@@ -15,7 +15,7 @@ from toolkit.evaluate.documents import likelihood_sets
 from toolkit.evaluate.middles import middles_sets
 from toolkit.evaluate.retention import retention_sets, split_prompts
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.machine import DTYPE_NAMES, Precision, cache_folder, dtype_of, precision_of
+from toolkit.machine import DTYPE_NAMES, cache_folder, dtype_of, precision_of
 from toolkit.manifest import content_hash, hash_json, read_manifest
 from toolkit.progress import progress
 
@@ -97,7 +97,7 @@ def _retention(
 def _load(folder: Path, section: EvaluateSection) -> Any:
     from toolkit.checkpoint.load import load_causal_model
 
-    return load_causal_model(folder, dtype_of(cast(Precision, section.precision)))
+    return load_causal_model(folder, dtype_of(section.precision))
 
 
 def settle_scoring(section: EvaluateSection, folder: Path) -> EvaluateSection:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.machine import DTYPE_NAMES
+
 MODELS = (("general", "general model"), ("specialist", "specialist"), ("merge", "chosen merge"))
 ROLES = ("domain", "general")
 
@@ -137,13 +139,14 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-_TYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+def _name_of_type(precision: object) -> str | None:
+    return next((name for key, name in DTYPE_NAMES.items() if key == precision), None)
 
 
 def precision_line(results: Mapping[str, Any]) -> str | None:
     """In which arithmetic the figures were made; None in reports of versions that did not say."""
     used = results.get("precision") or {}
-    scoring, training = (_TYPES.get(used.get(key) or "") for key in ("scoring", "training"))
+    scoring, training = (_name_of_type(used.get(key)) for key in ("scoring", "training"))
     if scoring is None:
         return None
     trained = f"; the specialist was trained in {training}" if training else ""

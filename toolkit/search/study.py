@@ -104,13 +104,16 @@ def read_identity(place: Place, name: str) -> dict[str, Any] | None:
     """What the results of a study depend on, as it was begun; None where there is none yet.
 
     Raises:
-        ToolkitError: the storage cannot be reached.
+        ConfigError: the storage's URL cannot be used.
+        ToolkitError: the storage cannot be read.
     """
     if isinstance(place, Path) and not place.is_file():
         return None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         storage = open_storage(place, begin=False)
+    except ConfigError:
+        raise  # waiting does not mend it
     except ToolkitError:
         return None  # nothing is there; whoever opens it to work says so
     try:

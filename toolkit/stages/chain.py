@@ -366,7 +366,7 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
         say(f"merge: up to date ({stage.folder}); there is nothing to search")
         return
     place, study = recipe.search.storage or stage.work / SCORES, recipe.search.study or run.name
-    wait_seconds = wait_for_study(place, study, wait_seconds)
+    wait_for_study(place, study, wait_seconds)
     search = prepare_search(
         run.name,
         recipe,
@@ -377,7 +377,7 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
         others,
         precision=begun_precision(place, study),
     )
-    join_search(search, stage, number=number, wait_seconds=wait_seconds)
+    join_search(search, stage, number=number)
 
 
 def show_outcome(folder: Path) -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from toolkit.data.blocks import BLOCKS, Blocks
 from toolkit.data.config import DataSection, StageSection
@@ -210,7 +210,7 @@ class _Act:
         from toolkit.checkpoint.resume import state_names
         from toolkit.evaluate.likelihood import load_items, score_documents
         from toolkit.evaluate.load import settle_scoring
-        from toolkit.machine import Precision, dtype_of
+        from toolkit.machine import dtype_of
         from toolkit.train.loop import train
         from toolkit.train.parts import finished_model, prepare_model
 
@@ -225,7 +225,7 @@ class _Act:
                 tokens = int(done["num_targets"])
             model = finished_model(model).to(stored_dtype(self.general)).eval()
             evaluate = settle_scoring(self.recipe.evaluate, self.general)
-            model = model.to(dtype_of(cast(Precision, evaluate.precision)))  # as stored, exactly
+            model = model.to(dtype_of(evaluate.precision))  # as stored, exactly
             tokenizer = AutoTokenizer.from_pretrained(self.general)
             separator = read_manifest(self.data)["results"]["separator_token_id"]
             items = load_items(self.data / "tuning.jsonl", tokenizer, separator)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from toolkit.data.source_config import SplitName
 from toolkit.evaluate.load import load_sets
 from toolkit.evaluate.power import SetPower, power_of
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.machine import Precision, dtype_of
+from toolkit.machine import dtype_of
 from toolkit.progress import progress, say
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Losses, Objective
@@ -123,7 +123,7 @@ def _power_of_general(run: Run, general: Path, data: Path) -> list[SetPower]:
     recipe = with_scoring_precision(run.recipe, general)
     tuning, test = (load_sets(recipe.evaluate, data, general, split) for split in SPLITS)
     objective = build_objective(recipe, tuning, RaceSection(enabled=False))
-    dtype = dtype_of(cast(Precision, recipe.evaluate.precision))
+    dtype = dtype_of(recipe.evaluate.precision)
     model = load_causal_model(general, dtype).eval()
     start = _losses(model, objective)
     power = measure_power(objective, _losses(round_to_four_bits(model), objective), start)

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.data.source_config import SplitName
-from toolkit.errors import ConfigError, ToolkitError
+from toolkit.errors import ConfigError
 from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few
 from toolkit.evaluate.sets import EvaluationSet
@@ -88,7 +88,7 @@ class Search:
             load_causal_model(self.general, stored_dtype(self.general)),
             seed=recipe.seed,
             device=device_of(number),
-            dtype=dtype_of(cast(Precision, recipe.evaluate.precision)),
+            dtype=dtype_of(recipe.evaluate.precision),
             cache=None if cache is None else ScoreCache(cache),
             parents={
                 **{name: self.identity["inputs"][name] for name in (GENERAL, SPECIALIST)},
@@ -180,16 +180,11 @@ def begun_precision(place: Place, name: str) -> Precision | None:
     return cast("Precision | None", (read_identity(place, name) or {}).get("precision"))
 
 
-def wait_for_study(place: Place, name: str, seconds: float) -> float:
-    """Wait until a study is begun.
-
-    Returns:
-        The seconds that are left; at least one, in which opening it says what is wrong.
-    """
+def wait_for_study(place: Place, name: str, seconds: float) -> None:
+    """Wait until a study is begun, at most so long: whoever then opens it says what is wrong."""
     last = time.monotonic() + seconds
     while read_identity(place, name) is None and time.monotonic() < last:
         time.sleep(min(1.0, seconds))
-    return max(1.0, last - time.monotonic())
 
 
 def continue_precision(name: str, recipe: Recipe, work: Path, general: Path) -> Precision:
@@ -274,37 +269,26 @@ def threads_each(workers: int) -> int | None:
     return max(1, (os.cpu_count() or 1) // workers)
 
 
-def join_search(search: Search, stage: Stage, *, number: int, wait_seconds: float) -> None:
-    """Work on a study that is under way, until it is done.
+def join_search(search: Search, stage: Stage, *, number: int) -> None:
+    """Work on a study that is under way (see `wait_for_study`), until it is done.
 
     Args:
         search: the study.
         stage: the merge stage.
         number: of this worker; it decides on the GPU.
-        wait_seconds: for the study to begin.
 
     Raises:
         ToolkitError: there is none, or its storage cannot be reached.
         ConfigError: it is one of another recipe.
     """
-    last = time.monotonic() + wait_seconds
-    while True:
-        try:
-            study = Study(
-                search.place(stage.work),
-                search.name,
-                search.identity,
-                search.plan.sampler(),
-                begin=False,
-                stale_seconds=search.recipe.search.stale_seconds,
-            )
-            break
-        except ConfigError:
-            raise
-        except ToolkitError:
-            if time.monotonic() >= last:
-                raise
-            time.sleep(1.0)
+    study = Study(
+        search.place(stage.work),
+        search.name,
+        search.identity,
+        search.plan.sampler(),
+        begin=False,
+        stale_seconds=search.recipe.search.stale_seconds,
+    )
     if threads := threads_each(num_workers(search.recipe)):
         torch.set_num_threads(threads)
     with contextlib.closing(study):

@@ -114,7 +114,8 @@ def train(
     plain_loss = accelerator.unwrap_model(loss_module)
     trained = plain_loss.model
     steps = plan_steps(blocks, section.blocks_per_step)[:num_steps]
-    if (latest_step(work) or 0) < len(steps):  # else it only finishes
+    saved = latest_step(work)
+    if (saved or 0) < len(steps):  # else it only finishes
         fused = settle_packing(loss_module, plain_loss, blocks.stages, accelerator)
     wanted = [section.stages.get(stage.name) for stage in blocks.stages]
     own = [stage.schedule if stage is not None else None for stage in wanted]
@@ -124,7 +125,6 @@ def train(
     num_steps, begin = len(steps), start[1] if start is not None else 0
     state: dict[str, Any] = {"bad_steps": 0, "skipped": 0, "raises": [], "stopped": ""}
     state |= {"watch_start": None, "watch_end": None, "best": None, "num_targets": 0}
-    saved = latest_step(work)
     if saved is not None:
         state |= load_state(work, saved, trained, optimizer)
     elif start is not None:
