@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from toolkit.train.config import TrainSection
 from toolkit.train.fused import gated, project
 from toolkit.train.fused_attention import attend
-from toolkit.train.heap import limit_heap_gaps
 
 KINDS = ("llama", "mistral", "qwen2")
 """Model types whose blocks are a norm, rotary grouped attention, a norm and a gated block, each
@@ -58,7 +57,6 @@ def fuse(model: Any, dtype: torch.dtype) -> bool:
     """
     if not can_fuse(model):
         return False
-    limit_heap_gaps()
     for layer in model.base_model.layers:
         first, second = layer.input_layernorm, layer.post_attention_layernorm
         first.forward = MethodType(_norm_forward, first)
