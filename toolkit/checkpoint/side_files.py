@@ -43,9 +43,6 @@ _OF_ANOTHER = re.compile(
 )
 """What describes other weights, their training or their making: a card, logs, our own manifests."""
 
-_WRITTEN_ANEW = ("config.json", "manifest.json")
-"""Every model of ours has its own; nobody misses those of another."""
-
 _LARGEST_BYTES = 1 << 28
 
 
@@ -68,8 +65,7 @@ def copy_side_files(source: Path, target: Path, *, with_tokenizer: bool = True) 
 
     Returns:
         Names of what was left behind: weights in other formats and folders of them, a model card,
-        records of a training. Hidden files, the weights themselves, and what every model of
-        ours has anew (config, manifest) are not named.
+        records of a training. Hidden files, the config and the weights themselves are not named.
     """
     left: list[str] = []
     for path in sorted(source.iterdir()):
@@ -82,7 +78,7 @@ def copy_side_files(source: Path, target: Path, *, with_tokenizer: bool = True) 
             else:
                 left.append(f"{path.name}/")
         elif _is_wrong(path):
-            if path.suffix != ".safetensors" and path.name not in _WRITTEN_ANEW:
+            if path.suffix != ".safetensors" and path.name != "config.json":
                 left.append(path.name)
         else:
             shutil.copyfile(path, target / path.name)
