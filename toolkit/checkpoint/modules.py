@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 
 from toolkit.errors import CheckpointError
+from toolkit.library_errors import reading
+from toolkit.model_values import read_model_values
 
 Kind = Literal["linear", "turned", "embedding", "other"]
 """`turned` is a linear module whose weight is `[inputs, outputs]`, as GPT-2's are."""
@@ -53,18 +55,15 @@ def read_modules(folder: Path) -> Modules:
     import transformers
     from transformers.pytorch_utils import Conv1D
 
-    try:
+    read_model_values(folder)
+    what = "has no model configuration that transformers can build"
+    advice = "an adapter is made for a model that it knows"
+    with reading(folder, CheckpointError, what, advice):
         config = transformers.AutoConfig.from_pretrained(folder)
         named = (getattr(config, "architectures", None) or [""])[0]
         kind = getattr(transformers, named, None) or transformers.AutoModelForCausalLM
         with torch.device("meta"):
             model: Any = kind._from_config(config) if named else kind.from_config(config)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{folder}: has no model configuration that transformers can build ({first}); "
-            "an adapter is made for a model that it knows."
-        ) from error
     kinds: dict[str, Kind] = {}
     stacks: set[str] = set()
     for name, module in model.named_modules():
