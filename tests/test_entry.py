@@ -62,3 +62,32 @@ def test_a_taken_folder(tmp_path: Path):
         "config.json",
         "model.safetensors",
     ]
+
+
+def closed(shell: str, *words: object) -> int:
+    """The exit code of the command under a shell that closes its streams, as `shell` says."""
+    command = " ".join([sys.executable, "-m", "toolkit", *map(str, words)])
+    script = shell.replace("COMMAND", command)
+    return subprocess.run(["/bin/bash", "-c", script], check=False, cwd=ROOT).returncode
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        "COMMAND 2>&-",
+        "COMMAND >&-",
+        "COMMAND <&- >&- 2>&-",
+        "COMMAND | true; exit ${PIPESTATUS[0]}",
+        "COMMAND 2>&1 | true; exit ${PIPESTATUS[0]}",
+        "COMMAND 2> >(true)",
+    ],
+)
+def test_a_merge_that_nobody_listens_to(tmp_path: Path, shell: str):
+    config = configuration(tmp_path)
+    assert closed(shell, "merge", "run", config, tmp_path / "out") == 0
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written["x.0.w"].tolist() == [0.5] * 9
+
+
+def test_an_error_that_nobody_listens_to(tmp_path: Path):
+    assert closed("COMMAND 2>&-", "merge", "run", tmp_path / "gone.yml", tmp_path / "out") == 2

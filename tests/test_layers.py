@@ -10,15 +10,22 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "toolkit"
 COMMON = {"errors", "config", "manifest", "file_hashes", "plain", "progress"}
-COMMON |= {"machine", "statistics"}
+COMMON |= {"machine", "statistics", "limits", "library_errors", "bounded", "tokenizer_files"}
+COMMON |= {"model_values"}
 MAY_IMPORT = {
     "errors": set(),
-    "plain": {"errors"},
+    "limits": {"errors"},
+    "library_errors": {"errors"},
+    "streams": set(),
+    "model_values": {"errors", "plain"},
+    "bounded": {"errors", "limits", "library_errors"},
+    "plain": {"errors", "limits"},
+    "tokenizer_files": {"errors", "limits", "library_errors", "bounded", "plain"},
     "config": {"errors", "plain"},
     "file_hashes": {"machine"},
-    "manifest": {"errors", "config", "file_hashes"},
+    "manifest": {"errors", "config", "file_hashes", "plain"},
     "progress": set(),
-    "machine": {"errors", "progress"},
+    "machine": {"errors", "progress", "library_errors"},
     "statistics": {"errors"},
     "checkpoint": COMMON,
     "data": COMMON,

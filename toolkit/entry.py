@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import NoReturn
 
-from toolkit.errors import ToolkitError
+from toolkit.streams import deaf_streams
 
 INTERRUPTED = 130
 _STOPPED = (
@@ -18,10 +18,18 @@ _STOPPED = (
 
 
 def main() -> None:
-    """Run the command line; only our own bugs show a traceback."""
+    """Run the command line; only our own bugs show a traceback, and how to report them."""
     from toolkit import cli  # it takes `errors_in_one_line` from here
 
-    cli.main()
+    with deaf_streams():
+        try:
+            cli.main()
+        except SystemExit:
+            raise
+        except BaseException as error:
+            traceback.print_exception(error)
+            print(_REPORT, file=sys.stderr)
+            sys.exit(OWN_FAULT)
 
 
 def quieten() -> None:
@@ -31,29 +39,38 @@ def quieten() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
+TRACEBACK = "TOOLKIT_TRACEBACK"
+"""Environment variable: set to 1, every error shows where in the code it was raised."""
+
+OWN_FAULT = 70
+"""Exit code of an error of our own (EX_SOFTWARE of sysexits)."""
+
+_REPORT = (
+    "error: this is a fault of the toolkit, not of your files or settings. Please report it with "
+    "the lines above, the command, and what `toolkit machine` prints. Stages that are complete "
+    "stand; the same command continues."
+)
+
+
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """End the process with one line for whatever a user can meet, and let our own bugs pass."""
-    try:
-        yield
-    except ToolkitError as error:
-        stop(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        stop(_STOPPED, INTERRUPTED)
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+    with deaf_streams():
+        try:
+            yield
+        except KeyboardInterrupt:
+            stop(_STOPPED, INTERRUPTED)
+        except (SystemExit, GeneratorExit):
             raise
-        stop(_disk_full(error.filename2 or error.filename), 1)  # a copy names its source first
-    except Exception as error:
-        # Libraries wrap the system's error in their own; its text is what they have in common.
-        if "No space left on device" in str(error) or "os error 28" in str(error):
-            stop(_disk_full(None), 1)
-        raise
+        except BaseException as error:
+            from toolkit.library_errors import explain
 
-
-def _disk_full(file: object) -> str:
-    where = f"{file}: " if file else ""
-    return f"{where}the disk is full. Make room and run the same command again."
+            known = explain(error)
+            if known is None:
+                raise
+            if os.environ.get(TRACEBACK, "") not in {"", "0"}:
+                traceback.print_exception(error)
+            stop(str(known), known.exit_code)
 
 
 def stop(message: str, code: int) -> NoReturn:

@@ -109,7 +109,7 @@ def _file() -> Path:
 def _remembered() -> dict[str, list[Any]]:
     try:
         found = json.loads(_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}  # nothing yet, or damaged: files are read again
     good = isinstance(found, dict) and all(
         isinstance(entry, list) and len(entry) == 4 for entry in found.values()

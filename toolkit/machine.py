@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from toolkit.errors import ConfigError
+from toolkit.library_errors import check_writable
 from toolkit.progress import say
 
 if TYPE_CHECKING:
@@ -104,6 +105,15 @@ def cache_folder() -> Path:
         return Path(given).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "cpt-toolkit"
+
+
+def check_cache() -> None:
+    """Refuse a cache folder that cannot be written to, before hours of work need it.
+
+    Raises:
+        ToolkitError: it cannot; says how to take another.
+    """
+    check_writable(cache_folder(), "Change its rights, or set TOOLKIT_CACHE to another folder.")
 
 
 def dtype_of(precision: str) -> torch.dtype:

@@ -24,6 +24,7 @@ from typing import IO, Any
 from toolkit import __version__
 from toolkit.errors import ToolkitError
 from toolkit.file_hashes import differing_files, read_hash
+from toolkit.plain import read_json
 
 MANIFEST = "manifest.json"
 _IDENTITY = "identity.json"
@@ -80,12 +81,11 @@ def write_json(path: Path, value: object) -> None:
 
 
 def load_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ToolkitError(
-            f"{path}: cannot be read as JSON ({error}). Remove the folder and run the stage again."
-        ) from error
+    """
+    Raises:
+        ToolkitError: the file cannot be read, or is not JSON.
+    """
+    return read_json(path, ToolkitError, "remove the folder and run the stage again")
 
 
 def json_lines(text: str) -> list[str]:

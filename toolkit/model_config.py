@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +11,7 @@ from typing_extensions import Self
 from toolkit.config import PositiveInt, Section, parse_section
 from toolkit.data.source_config import ArtefactSection
 from toolkit.errors import ConfigError
+from toolkit.model_values import read_model_values
 
 
 class ShapeSection(Section):
@@ -231,6 +231,13 @@ def _shape_of_mixture(section: MoeSection) -> ShapeSection | None:
     return base.model_copy(update={**experts, **shared, **unknown})
 
 
+def _mapping(values: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    found = values.get(key) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: {key}: must hold keys and values (got {found!r:.60}).")
+    return found
+
+
 def shape_of_folder(folder: Path) -> ShapeSection:
     """Measures of a model folder, from its `config.json`.
 
@@ -238,12 +245,9 @@ def shape_of_folder(folder: Path) -> ShapeSection:
         ConfigError: it cannot be read, or lacks a measure.
     """
     path = folder / "config.json"
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}).") from error
-    values |= values.get("text_config") or {}
-    rope = values.get("rope_parameters") or {}
+    values: dict[str, Any] = dict(read_model_values(folder, ConfigError))
+    values |= _mapping(values, "text_config", path)
+    rope = _mapping(values, "rope_parameters", path)
     # What Mixtral, Qwen and DeepSeek call the same things.
     other = {
         "num_experts": ("num_local_experts", "n_routed_experts"),
@@ -255,7 +259,7 @@ def shape_of_folder(folder: Path) -> ShapeSection:
     values.setdefault("rope_theta", rope.get("rope_theta"))
     if values["num_shared_experts"] is None and values.get("shared_expert_intermediate_size"):
         width = values.get("moe_intermediate_size") or values["intermediate_size"]
-        values["num_shared_experts"] = values["shared_expert_intermediate_size"] // width
+        values["num_shared_experts"] = values["shared_expert_intermediate_size"] // max(1, width)
     known = {
         name: values[name] for name in ShapeSection.model_fields if values.get(name) is not None
     }

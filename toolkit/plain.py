@@ -1,13 +1,15 @@
-"""Plain values out of YAML files."""
+"""Plain values out of YAML and JSON files, whatever stands in them."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.limits import limit, raise_hint
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -39,27 +41,197 @@ def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict
 _UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
+def read_text(path: Path, error: type[ToolkitError] = ConfigError, size: int | None = None) -> str:
+    """A text file as a whole.
+
+    Raises:
+        error: it cannot be read, is larger than `size`, or is not UTF-8.
+    """
+    try:
+        if size is not None and path.stat().st_size > size:
+            raise error(f"{path}: has {path.stat().st_size:,} bytes; at most {size:,} are taken.")
+        return path.read_text(encoding="utf-8")
+    except OSError as cause:
+        raise error(f"{path}: cannot be read ({cause.strerror or cause}).") from cause
+    except UnicodeDecodeError as cause:
+        raise error(f"{path}: is not UTF-8 text (byte {cause.start}).") from cause
+
+
+def read_json(
+    path: Path,
+    error: type[ToolkitError] = ToolkitError,
+    advice: str = "copy or download it again",
+) -> Any:
+    """The value of a JSON file.
+
+    Args:
+        path: of the file.
+        error: kind of what is raised.
+        advice: what to do about a damaged file; ends the sentence.
+
+    Raises:
+        error: it cannot be read, is larger or deeper than the limits, or is not JSON.
+    """
+    text = read_text(path, error, limit("JSON_BYTES"))
+    return parse_json(text, str(path), error, advice)
+
+
+def parse_json(
+    text: str | bytes,
+    where: str,
+    error: type[ToolkitError] = ToolkitError,
+    advice: str = "copy or download it again",
+) -> Any:
+    """The value of a JSON text; see `read_json`."""
+    try:
+        value = json.loads(text)
+        too_deep = _is_deeper(value, limit("NESTING"))
+    except RecursionError:
+        too_deep = True
+    except ValueError as cause:
+        raise error(f"{where}: is not valid JSON ({_short(cause)}); {advice}.") from cause
+    if too_deep:
+        raise error(f"{where}: is nested too deeply; levels: {raise_hint('NESTING')}.")
+    return value
+
+
+def read_object(
+    path: Path,
+    error: type[ToolkitError] = ToolkitError,
+    advice: str = "copy or download it again",
+) -> dict[str, Any]:
+    """The keys and values of a JSON file; see `read_json`.
+
+    Raises:
+        error: as there, or it holds something else than keys and values.
+    """
+    value = read_json(path, error, advice)
+    if not isinstance(value, dict):
+        kind = type(value).__name__
+        raise error(f"{path}: must hold keys and values (got {kind}); {advice}.")
+    return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and mappings are nested more than `depth` times; without recursion."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(depth):
+        level = [
+            item
+            for outer in level
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, (dict, list))
+        ]
+        if not level:
+            return False
+    return bool(level)
+
+
+def _short(cause: object, most: int = 200) -> str:
+    words = " ".join(str(cause).split())
+    return words if len(words) <= most else words[: most - 3] + "..."
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """Load a YAML mapping.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, or is not a mapping.
+        ConfigError: the file cannot be read, is not YAML, is not a mapping, or is larger than the
+            limits, its aliases counted as what they stand for.
     """
+    return parse_yaml(read_text(path), str(path))
+
+
+def parse_yaml(
+    text: str, where: str, loader: type[yaml.SafeLoader] | None = None
+) -> dict[str, Any]:
+    """The mapping of a YAML text; see `load_yaml`.
+
+    Args:
+        text: of the file.
+        where: for messages.
+        loader: a safe loader of another dialect.
+    """
+    if len(text) > limit("YAML_BYTES"):
+        raise ConfigError(f"{where}: has {len(text):,} bytes; {raise_hint('YAML_BYTES')}.")
+    reader = None
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}).") from error
-    try:
-        # _UniqueKeyLoader is a SafeLoader: it constructs plain values only.
-        data = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506
+        # It is a SafeLoader: it constructs plain values only.
+        reader = (loader or _UniqueKeyLoader)(text)
+        reader.name = where
+        node = reader.get_single_node()
+        _refuse_growth(node, where)
+        data = reader.construct_document(node) if node is not None else None
     except yaml.composer.ComposerError as error:
+        if "single document" in str(error):
+            raise ConfigError(
+                f"{where}: holds several documents (---); give each a file of its own."
+            ) from error
+        raise ConfigError(f"{where}: is not valid YAML: {_short(error)}") from error
+    except RecursionError as error:
         raise ConfigError(
-            f"{path}: holds several documents (---); give each a file of its own."
+            f"{where}: is nested too deeply; levels: {raise_hint('NESTING')}."
         ) from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from error
+    except (
+        yaml.YAMLError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
+        # All but the first: tags whose text the library takes for granted (!!int '', 2001-99-99).
+        raise ConfigError(f"{where}: is not valid YAML: {_short(error)}") from error
+    finally:
+        if reader is not None:
+            reader.dispose()
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: must hold keys and values (got {type(data).__name__}).")
+        raise ConfigError(f"{where}: must hold keys and values (got {type(data).__name__}).")
     return data
+
+
+def _refuse_growth(root: yaml.Node | None, where: str) -> None:
+    """Refuse aliases that stand for more values than the limit, and ones that hold themselves.
+
+    Nodes are shared by their aliases, so that sizes add up from below, each node looked at once.
+
+    Raises:
+        ConfigError: there are too many values, or they are nested too deeply.
+    """
+    if root is None:
+        return
+    most, deepest = limit("YAML_NODES"), limit("NESTING")
+    sizes: dict[int, tuple[int, int]] = {}
+    open_nodes: set[int] = set()
+    stack: list[tuple[yaml.Node, bool]] = [(root, False)]
+    while stack:
+        node, is_done = stack.pop()
+        children = _children(node)
+        if is_done:
+            open_nodes.discard(id(node))
+            own = [sizes[id(child)] for child in children]
+            size = 1 + sum(size for size, _ in own)
+            depth = 1 + max((depth for _, depth in own), default=0)
+            if size > most:
+                raise ConfigError(
+                    f"{where}: its aliases stand for {size:,} values or more; "
+                    f"{raise_hint('YAML_NODES')}."
+                )
+            if depth > deepest + 1:
+                raise ConfigError(
+                    f"{where}: is nested too deeply; levels: {raise_hint('NESTING')}."
+                )
+            sizes[id(node)] = (size, depth)
+        elif id(node) in open_nodes:
+            line = node.start_mark.line + 1
+            raise ConfigError(f"{where}: line {line}: an alias stands within what it stands for.")
+        elif id(node) not in sizes:
+            open_nodes.add(id(node))
+            stack.append((node, True))
+            stack += [(child, False) for child in children]
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []

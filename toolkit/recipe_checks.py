@@ -5,15 +5,15 @@ Checked when a recipe is read, before anything is fetched; every fault at its ke
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.data.config import KNOWN_FIM_TOKENS, DataSection
 from toolkit.data.source_config import SourceSection
-from toolkit.errors import ConfigError, sentence_end
+from toolkit.errors import ConfigError, ToolkitError, sentence_end
 from toolkit.model_config import ModelSection, shape_of
+from toolkit.plain import read_object
 from toolkit.train.config import TrainSection
 
 if TYPE_CHECKING:
@@ -214,9 +214,9 @@ def token_faults(recipe: Recipe, folder: Path) -> Iterator[str]:
     if not path.is_file():
         return
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_object(path)
         known = {*table["model"]["vocab"], *(t["content"] for t in table.get("added_tokens", ()))}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ToolkitError, KeyError, TypeError):
         return  # another kind of tokenizer, or damage: whoever loads it says so
     own = recipe.tokenizer
     known |= set(own.special if own is not None else ())
@@ -261,7 +261,6 @@ def _has_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file():
         return True
     try:
-        text = (folder / "tokenizer_config.json").read_text(encoding="utf-8")
-        return bool(json.loads(text).get("chat_template"))
-    except (OSError, ValueError, AttributeError):
+        return bool(read_object(folder / "tokenizer_config.json").get("chat_template"))
+    except ToolkitError:
         return False

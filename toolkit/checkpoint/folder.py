@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from toolkit.checkpoint.side_files import copy_side_files, copy_tokenizer_files
 from toolkit.checkpoint.wrapped import wrapper_of, write_with_text_side
 from toolkit.errors import CheckpointError
+from toolkit.library_errors import reading
 
 
 def save_model(
@@ -41,7 +42,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
     """The floating-point type that most of a checkpoint's entries are stored in."""
     counts: dict[torch.dtype, int] = {}
     for path in weight_files(folder):
-        with safe_open(path, framework="pt") as file:
+        with reading(path, CheckpointError), safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (a safe_open is no mapping)
                 view = file.get_slice(name)
                 dtype = _DTYPES.get(view.get_dtype())
@@ -78,11 +79,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it is missing, cut short or damaged.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}).") from error
+    with reading(path, CheckpointError), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from toolkit.checkpoint.load import silence_libraries
 from toolkit.errors import CheckpointError
+from toolkit.library_errors import reading
 
 _CONVERSION_KEYS = ("quantization_config", "_name_or_path", "_model_name_or_path")
 """What the conversion leaves in the config: the first forbids saving, the others are only names."""
@@ -37,13 +38,13 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]
         "pretrained_model_name_or_path": path.parent,
         "gguf_file": path.name,
     }
-    try:
-        # The conversion draws a bar of its own, which no setting turns off.
-        with contextlib.redirect_stderr(io.StringIO()):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-            tokenizer: Any = AutoTokenizer.from_pretrained(**source)
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise CheckpointError(f"{path.name}: cannot be read as GGUF ({error}).") from error
+    # The conversion draws a bar of its own, which no setting turns off.
+    with (
+        reading(path.name, CheckpointError, "cannot be read as GGUF", "fetch it again"),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(**source)
     # A model loaded from GGUF refuses to be saved; one built from its cleaned config does not.
     plain = {k: v for k, v in loaded.config.to_dict().items() if k not in _CONVERSION_KEYS}
     model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(plain))

@@ -14,6 +14,7 @@ from torch import Tensor
 from toolkit.checkpoint.gguf import match_pre_tokenizer
 from toolkit.checkpoint.load import load_causal_model, silence_libraries
 from toolkit.errors import CheckpointError
+from toolkit.tokenizer_files import load_tokenizer
 
 TEXT = (
     "Net revenue was $12,345 million in 2023, 4.7% above the year before. The company doesn't "
@@ -58,11 +59,9 @@ def compare_gguf(folder: Path, path: Path) -> GgufComparison:
     Raises:
         CheckpointError: it cannot be loaded, lacks a tensor, or cuts a text into other tokens.
     """
-    from transformers import AutoTokenizer
-
     whole: Any = load_causal_model(folder, torch.float32)
     again = _load(path, whole.config)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = load_tokenizer(folder)
     _compare_tokens(path, tokenizer)
     theirs = again.state_dict()
     largest = total = norm = 0.0

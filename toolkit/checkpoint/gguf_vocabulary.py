@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import CheckpointError
+from toolkit.plain import read_object
+from toolkit.tokenizer_files import load_tokenizer
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _BYTE_TOKEN = re.compile(r"^<0x[0-9A-F]{2}>$")
@@ -58,18 +59,16 @@ def read_vocabulary(folder: Path, size: int) -> GgufVocabulary:
     Raises:
         CheckpointError: there is no tokenizer.json, or GGUF cannot say what it does.
     """
-    from transformers import AutoTokenizer
-
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: has no tokenizer.json; save the tokenizer as a fast one.")
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_object(path, CheckpointError)
     model = values["model"]
     if model.get("type") != "BPE":
         raise CheckpointError(
             f"{path}: is a {model.get('type')} tokenizer; GGUF files are written with BPE only."
         )
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = load_tokenizer(folder)
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     is_pieces = bool(model.get("byte_fallback"))
     ids = {int(number): token for token, number in model["vocab"].items()}

@@ -10,8 +10,12 @@ import torch
 
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.wrapped import load_text_side, wrapper_class
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, did_you_mean
+from toolkit.library_errors import reading
 from toolkit.machine import choose_scoring_precision, dtype_of
+from toolkit.model_values import read_model_values
+
+_CONFIG = "config.json"
 
 
 def load_model_config(folder: str | Path) -> Any:
@@ -22,13 +26,13 @@ def load_model_config(folder: str | Path) -> Any:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
+    if isinstance(folder, Path) and not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such model folder.{_beside(folder)}")
+    if (Path(folder) / _CONFIG).is_file():
+        read_model_values(Path(folder))
+    what = "has no model configuration that transformers can read"
+    with reading(folder, CheckpointError, what, "give the folder of a causal language model"):
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder}: has no model configuration that transformers can read "
-            f"({_first_line(error)}). Give the folder or hub name of a causal language model."
-        ) from error
     if wrapper_class(config) is not None:
         return config
     if type(config) not in AutoModelForCausalLM._model_mapping:
@@ -63,14 +67,10 @@ def load_causal_model(folder: str | Path, dtype: torch.dtype) -> Any:
     config = load_model_config(folder)
     silence_libraries()
     made = wrapper_class(config)
-    try:
+    with reading(folder, CheckpointError, "the weights cannot be loaded"):
         if made is not None:
             return load_text_side(made, folder, dtype)
         return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{folder}: the weights cannot be loaded ({_first_line(error)})."
-        ) from error
 
 
 def merge_adapter(model: Any, folder: Path) -> Any:
@@ -95,15 +95,13 @@ def merge_adapter(model: Any, folder: Path) -> Any:
         rows = {adapter.tensors.info(own).shape[0] for own in saved}
     if rows and rows != {model.get_input_embeddings().weight.shape[0]}:
         model.resize_token_embeddings(max(rows), mean_resizing=False)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers
-            return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder}: the adapter cannot be loaded onto the model ({_first_line(error)}); give "
-            "the model that it was trained on."
-        ) from error
+    what = "the adapter cannot be loaded onto the model"
+    with (
+        reading(folder, CheckpointError, what, "give the model that it was trained on"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers
+        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
 def scoring_dtype(folder: str | Path, wish: str = "auto") -> torch.dtype:
@@ -128,5 +126,11 @@ def _is_causal(architecture: str) -> bool:
     return architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _beside(folder: Path) -> str:
+    """The end of a sentence about a folder that is not there: what stands in its place."""
+    above = folder.parent
+    if not above.is_dir():
+        return f" {above} is not there either; paths count from the folder you run in."
+    names = sorted(path.name for path in above.iterdir() if (path / _CONFIG).is_file())
+    found = did_you_mean(folder.name, names)
+    return f" {found.removeprefix('; ').capitalize()}" if found else ""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from toolkit.checkpoint.read import Checkpoint, read_header
 from toolkit.checkpoint.usable import refuse_unusable
 from toolkit.errors import CheckpointError
+from toolkit.plain import read_object
 
 PREFIX = "base_model.model."
 """What peft puts before the model's own names."""
@@ -110,6 +110,10 @@ class AdapterFolder:
             biases=by_name(self.biases),
             memory_names={new: old for old, new in names.items()},
         )
+
+    def without_saved(self, names: Collection[str]) -> AdapterFolder:
+        """The same adapter without some of the tensors that it stores whole."""
+        return replace(self, saved={n: own for n, own in self.saved.items() if n not in names})
 
     def token_rows(self, name: str) -> list[int]:
         """Which rows of the model's tensor `rows` takes the place of."""
@@ -251,13 +255,8 @@ def _are_equal(tensors: Checkpoint, one: str, other: str) -> bool:
 
 
 def _load_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error}); give an adapter folder."
-        ) from error
-    kind = settings.get("peft_type") if isinstance(settings, dict) else None
+    settings = read_object(path, CheckpointError, "give an adapter folder")
+    kind = settings.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(f"{path}: is a {kind} adapter; only LORA (and DoRA) can be merged.")
     if given := [key for key in _UNSUPPORTED if settings.get(key)]:

@@ -106,7 +106,7 @@ def _load(file: Path) -> tuple[dict[str, Any], bool]:
             f"{file}: holds more than tensors ({_reason(error)}); refused, because loading it "
             "would run its code. Get the model as safetensors."
         ) from error
-    except (RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged pickle may raise anything
         raise CheckpointError(
             f"{file}: cannot be read ({_reason(error)}); download or copy the file again."
         ) from error

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from toolkit.checkpoint.tensor_names import is_vocabulary
 from toolkit.checkpoint.usable import refuse_unusable
 from toolkit.errors import CheckpointError
+from toolkit.plain import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -268,10 +269,9 @@ def check_index(
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as an index ({error}); {_AGAIN}.") from error
+    weight_map = read_object(path, CheckpointError, _AGAIN).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{path}: cannot be read as an index (no weight_map); {_AGAIN}.")
     for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{path}: names a file outside its folder ({name!r}); refused.")
@@ -303,7 +303,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             header = json.loads(opened.read(length), object_pairs_hook=_unique_names)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file}: its header is not sound JSON ({error}); {_AGAIN}."
         ) from error

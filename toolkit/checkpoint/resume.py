@@ -174,7 +174,7 @@ def verify_state(source: Path) -> None:
     try:
         sums = dict(json.loads((source / _SUMS).read_text(encoding="utf-8")))
         damaged = [name for name, digest in sums.items() if read_hash(source / name) != digest]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         damaged = [f"{_SUMS} ({error})"]
     if damaged:
         raise CheckpointError(
@@ -238,7 +238,7 @@ def load_extra(source: Path) -> dict[str, Any]:
     """
     try:
         return dict(json.loads((source / "state.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{source}: state.json cannot be read ({error}); remove this folder, and the run "
             "continues from the state before it, or from the start."

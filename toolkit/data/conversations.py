@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.bounded import BoundError, bounded_template
 from toolkit.errors import DataError
 from toolkit.manifest import load_json
 
@@ -109,9 +110,12 @@ class ConversationEncoder:
 
     def _encode_by_marks(self, messages: Sequence[Message]) -> LearnedConversation:
         try:
-            result = self._tokenizer.apply_chat_template(
-                list(messages), return_dict=True, return_assistant_tokens_mask=True
-            )
+            with bounded_template():
+                result = self._tokenizer.apply_chat_template(
+                    list(messages), return_dict=True, return_assistant_tokens_mask=True
+                )
+        except BoundError:
+            raise  # for the next conversation it would take as long
         except Exception as error:  # a template's own code may raise anything
             raise ConversationError(_raised(error)) from error
         is_target = [bool(value) for value in result["assistant_masks"]]
@@ -201,9 +205,12 @@ class _Rendering:
 
     def _render(self, messages: Sequence[Message], prompt: bool = False) -> str:
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=prompt
-            )
+            with bounded_template():
+                rendered = self._tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=prompt
+                )
+        except BoundError:
+            raise
         except Exception as error:  # a template's own code may raise anything
             raise ConversationError(_raised(error)) from error
         return str(rendered)

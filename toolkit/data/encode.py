@@ -20,7 +20,9 @@ from toolkit.data.document_tokens import leading_token, text_tokens
 from toolkit.data.sources import Document
 from toolkit.data.split import stable_unit
 from toolkit.errors import DataError
+from toolkit.library_errors import reading
 from toolkit.manifest import load_json
+from toolkit.tokenizer_files import check_tokenizer_file, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,9 @@ def _backend_at(folder: Path) -> Backend | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    try:
+    check_tokenizer_file(path, DataError)
+    with reading(path, DataError, "cannot be read as a tokenizer", "fetch the model's files again"):
         return Backend(path)
-    except Exception as error:  # the library raises nothing more particular
-        raise DataError(
-            f"{path}: cannot be read as a tokenizer ({error}); fetch the model's files again."
-        ) from error
 
 
 def open_tokenizer(folder: Path) -> None:
@@ -158,16 +157,7 @@ def _full_tokenizer(folder: Path) -> Any:
 
 @lru_cache(maxsize=2)
 def _full_tokenizer_at(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        first = str(error).strip().splitlines()[0].rstrip(":. ")
-        raise DataError(
-            f"{folder}: holds no tokenizer that can be read ({first}); put the model's "
-            "tokenizer.json there."
-        ) from error
+    return load_tokenizer(folder, DataError)
 
 
 class TextTokenizer:

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.bounded import bounded_template
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.head import logit_chunks
 from toolkit.evaluate.prompted import answer_states
 from toolkit.generate.greedy import greedy_answers
 from toolkit.generate.speaker import stops_of
+from toolkit.library_errors import reading
 from toolkit.manifest import hash_json, write_atomically
 
 _BLOCK = 24
@@ -46,6 +48,13 @@ class Answers:
     templated: bool
 
 
+_TEMPLATE = ("its chat template cannot be used", "mend or remove it")
+
+
+def _name(tokenizer: Any) -> str:
+    return str(getattr(tokenizer, "name_or_path", None) or "the tokenizer")
+
+
 def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[list[int]], bool]:
     """Tokens of prompts through the chat template, or as they stand where the model has none.
 
@@ -53,15 +62,16 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[list[in
         Tokens of each prompt, and whether there was a template.
     """
     if getattr(tokenizer, "chat_template", None):
-        found = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-            )["input_ids"]
-            for prompt in prompts
-        ]
+        found = []
+        for prompt in prompts:
+            with reading(_name(tokenizer), EvaluationError, *_TEMPLATE), bounded_template():
+                asked = tokenizer.apply_chat_template(
+                    [{"role": "user", "content": prompt}],
+                    add_generation_prompt=True,
+                    tokenize=True,
+                    return_dict=True,
+                )
+            found.append(asked["input_ids"])
         return [list(map(int, tokens)) for tokens in found], True
     return [list(map(int, tokenizer.encode(f"{prompt}\n"))) for prompt in prompts], False
 

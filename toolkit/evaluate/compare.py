@@ -21,10 +21,12 @@ from toolkit.evaluate.inference import holm, mcnemar, paired_permutation
 from toolkit.evaluate.load import settle_scoring
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.evaluate.shares import share_difference, share_interval
-from toolkit.machine import cache_folder, dtype_of
+from toolkit.library_errors import check_writable
+from toolkit.machine import cache_folder, check_cache, dtype_of
 from toolkit.manifest import content_hash, write_json
 from toolkit.progress import progress, say
 from toolkit.statistics.interval import Interval
+from toolkit.tokenizer_files import load_tokenizer
 
 _RESAMPLES = 10_000
 _ONE_MINUS = "1 - "
@@ -60,6 +62,9 @@ def run_evaluation(
     if not tasks and not bigbench:
         raise ConfigError("toolkit eval: name what to score with --tasks or --bigbench.")
     labels = _labels(models)
+    check_cache()  # scores are kept there
+    if out is not None:
+        check_writable(out.absolute().parent)
     for folder in models:
         load_model_config(folder)
     sections = [_task_section(task, include_path, limit) for task in tasks]
@@ -116,9 +121,7 @@ def _task_section(text: str, include_path: Path | None, limit: int | None) -> Ta
 def _score(
     folder: Path, label: str, tasks: Sequence[TaskSection], choices: Sequence[ChoicesSection]
 ) -> list[tuple[EvaluationSet, list[float]]]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     section = settle_scoring(EvaluateSection(), folder)
     sets = [
         found

@@ -58,8 +58,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """
     try:
         rows = [json.loads(line) for line in json_lines(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EvaluationError(f"{path}: cannot be read ({error}); run the data stage.") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise EvaluationError(f"{path}:{number}: is no document; run the data stage.")
     if not rows:
         raise EvaluationError(f"{path}: holds no documents; check the splits of the recipe.")
     return rows

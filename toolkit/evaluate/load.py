@@ -18,6 +18,7 @@ from toolkit.evaluate.sets import EvaluationSet
 from toolkit.machine import DTYPE_NAMES, cache_folder, dtype_of, precision_of
 from toolkit.manifest import content_hash, hash_json, read_manifest
 from toolkit.progress import progress
+from toolkit.tokenizer_files import load_tokenizer
 
 
 def load_sets(
@@ -45,10 +46,8 @@ def load_sets(
     Raises:
         EvaluationError: a set cannot be read, two have one name, or none has the role `domain`.
     """
-    from transformers import AutoTokenizer
-
     section = settle_scoring(section, general)
-    tokenizer = tokenizer or AutoTokenizer.from_pretrained(general)
+    tokenizer = tokenizer or load_tokenizer(general)
     separator = read_manifest(data)["results"]["separator_token_id"]
     sets = likelihood_sets(data / f"{split}.jsonl", tokenizer, separator, section)
     if section.retention.prompts:

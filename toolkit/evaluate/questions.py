@@ -124,7 +124,7 @@ def _file_questions(
         return
     try:
         whole = json.loads(stream.read())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EvaluationError(
             f"{name}: is not valid JSON ({error}); mend it, or name it .jsonl if each line is one."
         ) from error
@@ -242,7 +242,7 @@ def _which(answer: Any, options: Sequence[str], labels: Sequence[str], where: st
 def _from_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EvaluationError(
             f'{where}: its options are not a JSON list ({error}); write them as ["…", "…"].'
         ) from error

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.bounded import bounded_template
 from toolkit.checkpoint.load import load_causal_model, merge_adapter, scoring_dtype
 from toolkit.errors import CheckpointError
+from toolkit.library_errors import reading
 from toolkit.merge.models import Models
 from toolkit.merge.references import find_folder, parse_reference
+from toolkit.tokenizer_files import load_tokenizer
 
 Message = Mapping[str, str]
 """`role` and `content`."""
@@ -43,12 +46,14 @@ class Speaker:
         """Tokens of a chat that the model is to answer; without a template, of the last text."""
         if self.template is None:
             return list(self.tokenizer(messages[-1]["content"])["input_ids"])
-        text = self.tokenizer.apply_chat_template(
-            list(messages),
-            chat_template=self.template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
+        what = ("its chat template cannot be used", "mend it, or ask with --plain")
+        with reading(self.label, CheckpointError, *what), bounded_template(self.label):
+            text = self.tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=self.template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
         # The template has written the special tokens that belong there.
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -71,22 +76,13 @@ def load_speaker(
         CheckpointError: there is no causal language model, or no tokenizer.
         MergeError: the reference leads nowhere.
     """
-    from transformers import AutoTokenizer
-
     parsed = parse_reference(str(reference))
     folder = find_folder(parsed.model)
     model = load_causal_model(folder, scoring_dtype(folder))
     if parsed.adapter is not None:
         model = merge_adapter(model, find_folder(parsed.adapter))
     place = folder if parsed.adapter is None else Models().token_folder(str(reference))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{folder}: has no tokenizer that can be read ({first}). Copy the one of the model it "
-            "was made from into the folder."
-        ) from error
+    tokenizer = load_tokenizer(place)
     model.eval()
     own = getattr(tokenizer, "chat_template", None)
     return Speaker(

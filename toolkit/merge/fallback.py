@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from toolkit.merge.models import Models
 from toolkit.merge.plan import MergePlan
 from toolkit.merge.registry import Method, Place, all_methods
 from toolkit.merge.task import Source, TensorTask
+from toolkit.model_values import read_model_values
 
 
 def needs_mergekit(name: str) -> bool:
@@ -68,7 +68,7 @@ def merge_by_mergekit(
         yaml.safe_dump(plain, file, sort_keys=False, allow_unicode=True)
     written = open_checkpoint(work)
     shapes = {name: written.info(name).shape for name in written.names}
-    values = json.loads((work / "config.json").read_text(encoding="utf-8"))
+    values = read_model_values(work, MergeError)
     refuse_unloadable_merge(values, shapes, models, config.model_names())
     method = _method(config.merge_method)
     sources = tuple(config.model_names())

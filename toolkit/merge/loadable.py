@@ -18,6 +18,7 @@ from toolkit.checkpoint.adapted import AdaptedCheckpoint
 from toolkit.checkpoint.tensor_names import is_head, is_vocabulary
 from toolkit.errors import MergeError, warn
 from toolkit.merge.layers import Layout, Shapes, layer_counts
+from toolkit.model_values import read_model_values
 
 if TYPE_CHECKING:
     from toolkit.checkpoint.read import Checkpoint
@@ -86,8 +87,7 @@ def _origin(models: Models, name: str) -> tuple[Checkpoint, Mapping[str, Any]]:
     checkpoint = models.checkpoint(name)
     if isinstance(checkpoint, AdaptedCheckpoint):
         checkpoint = checkpoint.model
-        path = checkpoint.folder / "config.json"
-        return checkpoint, json.loads(path.read_text(encoding="utf-8"))
+        return checkpoint, read_model_values(checkpoint.folder, MergeError)
     return checkpoint, models.config(name)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from toolkit.merge.config_parts import config_parts, tie_setting, untie
 from toolkit.merge.layers import Shapes
 from toolkit.merge.references import find_folder, parse_reference
 from toolkit.merge.task import Source
+from toolkit.model_values import read_model_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,16 +120,8 @@ class Models:
             MergeError: the file is not JSON.
         """
         if name not in self._configs:
-            path = self.checkpoint(name).folder / "config.json"
-            try:
-                values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            except OSError as error:
-                raise MergeError(f"{path}: cannot be read ({error.strerror}).") from error
-            except ValueError as error:
-                raise MergeError(
-                    f"{path}: is not JSON ({error}); download or copy the file again."
-                ) from error
-            values = values if isinstance(values, dict) else {}
+            folder = self.checkpoint(name).folder
+            values = read_model_values(folder, MergeError, may_lack=True)
             if tie_setting(values) is not False and own_head(self.checkpoint(name)) is not None:
                 untie(values)  # as transformers does: tensors are believed before the config
             self._configs[name] = self._as_adapted(name, values)

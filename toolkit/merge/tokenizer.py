@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.side_files import copy_side_files, copy_tokenizer_files
-from toolkit.errors import ConfigError, note, sentence_end
+from toolkit.errors import ConfigError, MergeError, note, sentence_end
 from toolkit.manifest import write_atomically, write_json
 from toolkit.merge.models import Models
 from toolkit.merge.tokens import own_template
+from toolkit.plain import read_object
 
 if TYPE_CHECKING:
     from toolkit.merge.config import MergeConfig
@@ -72,7 +73,7 @@ def write_tokenizer(
         file.write(template)
     settings = target / "tokenizer_config.json"
     if settings.is_file():
-        values = json.loads(settings.read_text(encoding="utf-8"))
+        values = read_object(settings, MergeError)
         if values.pop("chat_template", None) is not None:  # one place for it, not two
             write_json(settings, values)
 
@@ -85,7 +86,7 @@ def _write_united(united: Mapping[str, Any], target: Path) -> None:
     settings = target / "tokenizer_config.json"
     if not settings.is_file():
         return
-    values = json.loads(settings.read_text(encoding="utf-8"))
+    values = read_object(settings, MergeError)
     listed = values.get("added_tokens_decoder")
     if isinstance(listed, dict):
         for item in united["added_tokens"]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import MergeError
+from toolkit.errors import MergeError, ToolkitError
+from toolkit.library_errors import reading
 from toolkit.manifest import hash_file
+from toolkit.plain import read_object, read_text
+from toolkit.tokenizer_files import check_tokenizer_file
 
 SENTENCEPIECE = "tokenizer.model"
 
@@ -68,7 +70,7 @@ def read_tokens(folder: Path) -> Tokens:
     found: dict[str, Any] = {}
     for name in ("vocab.json", "added_tokens.json"):
         if (folder / name).is_file():
-            found |= json.loads((folder / name).read_text(encoding="utf-8"))
+            found |= read_object(folder / name, MergeError)
     if (folder / SENTENCEPIECE).is_file():
         found[SENTENCEPIECE] = hash_file(folder / SENTENCEPIECE)
     if not found:
@@ -84,13 +86,13 @@ def _added_beside(folder: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in ("added_tokens.json", "tokenizer_config.json"):
         try:
-            values = json.loads((folder / name).read_text(encoding="utf-8"))
+            values = read_object(folder / name)
             listed = values.get("added_tokens_decoder") if name != "added_tokens.json" else None
             if name == "added_tokens.json":
                 found |= {text: {"id": int(i), "content": text} for text, i in values.items()}
             for number, item in (listed or {}).items():
                 found[item["content"]] = {**item, "id": int(number)}
-        except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        except (ToolkitError, ValueError, AttributeError, KeyError, TypeError):
             continue  # not there, or in another form: said when the tokenizer is loaded
     return found
 
@@ -101,14 +103,14 @@ def load_tokenizer(path: Path) -> dict[str, Any]:
     Raises:
         MergeError: it cannot be read as one.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+    check_tokenizer_file(path, MergeError)
+    values = read_object(path, MergeError)
+    with reading(path, MergeError, "cannot be read as a tokenizer", "download or copy it again"):
         _model_ids(values["model"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MergeError(
-            f"{path}: cannot be read as a tokenizer ({error}); download or copy it again."
-        ) from error
-    return dict(values)
+        for item in values.get("added_tokens") or ():
+            if not isinstance(item["content"], str) or not isinstance(item["id"], int):
+                raise ValueError(f"{item!r:.80} is no token with its id")
+    return values
 
 
 def _model_ids(model: Mapping[str, Any]) -> dict[str, int]:
@@ -121,11 +123,12 @@ def _model_ids(model: Mapping[str, Any]) -> dict[str, int]:
 def own_template(folder: Path) -> str | None:
     """The chat template that stands in a folder; None where there is none."""
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_text(folder / "chat_template.jinja", MergeError)
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings = read_object(folder / "tokenizer_config.json", MergeError)
     found = settings.get("chat_template")
     if isinstance(found, list):
-        found = next((item["template"] for item in found if item.get("name") == "default"), None)
+        named = [item for item in found if isinstance(item, dict)]
+        found = next((i.get("template") for i in named if i.get("name") == "default"), None)
     return found if isinstance(found, str) else None

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import ConfigError
+from toolkit.plain import read_text
 
 F64 = NDArray[np.float64]
 Role = Literal["domain", "general"]
@@ -122,15 +123,12 @@ def load_runs(path: Path, rate: float | None = None) -> list[MixtureRun]:
     Raises:
         ConfigError: the file cannot be read, or holds several rates and none is chosen.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
+    lines = read_text(path).split("\n")
     rows: list[tuple[str, dict[str, Any]]] = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # cut short by a kill
         if isinstance(row, dict):
             rows.append((f"{path}:{number}", row))

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from toolkit.errors import PublishError
+from toolkit.plain import parse_json
 from toolkit.publish.config import PublishSection
 
 _OF_THIS_MACHINE = {
@@ -121,7 +122,7 @@ def public_recipe(
 def public_json(path: Path) -> bytes:
     """A settings file without what it says of this machine; its own bytes where that is nothing."""
     data = path.read_bytes()
-    values = json.loads(data)
+    values = parse_json(data, str(path), PublishError)
     if not isinstance(values, dict) or not _OF_THIS_MACHINE & set(values):
         return data
     kept = {key: value for key, value in values.items() if key not in _OF_THIS_MACHINE}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.bounded import bounded_template
 from toolkit.checkpoint.load import (
     load_causal_model,
     load_model_config,
@@ -22,6 +23,7 @@ from toolkit.checkpoint.loadable import folder_faults
 from toolkit.checkpoint.read import Checkpoint, is_float, open_checkpoint
 from toolkit.errors import CheckpointError
 from toolkit.publish.config import Format
+from toolkit.tokenizer_files import load_tokenizer
 
 _TEXTS = (
     "Net revenue rose by 4.7% to $12,345 million in 2023.",
@@ -117,7 +119,8 @@ def tokenizer_faults(folder: Path) -> tuple[list[str], str]:
             faults.append(f"it has {len(tokenizer)} tokens, but the model has rows for {size}")
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": "Hello"}]
-        shown = tokenizer.apply_chat_template(messages, tokenize=False)
+        with bounded_template(f"{folder}: the chat template"):
+            shown = tokenizer.apply_chat_template(messages, tokenize=False)
         if "Hello" not in shown:
             faults.append("its chat template loses what a user says")
         note += "; the chat template works"
@@ -125,13 +128,7 @@ def tokenizer_faults(folder: Path) -> tuple[list[str], str]:
 
 
 def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # the tokenizers library raises nothing more special
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{folder}: its tokenizer cannot be loaded ({first}).") from error
+    return load_tokenizer(folder)
 
 
 def _shape_faults(folder: Path) -> list[str]:

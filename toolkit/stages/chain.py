@@ -17,6 +17,7 @@ from toolkit.data.config import DataSection, identity_of_data
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.evaluate.config import EvaluateSection, identity_of_evaluation
 from toolkit.file_hashes import known_hash
+from toolkit.machine import check_cache
 from toolkit.manifest import Stage, content_hash, hash_file, hash_json, read_manifest
 from toolkit.model_config import ModelSection, ScratchSection, identity_of_model
 from toolkit.progress import say
@@ -264,6 +265,7 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     from toolkit.merge.live_proof import refuse_unless_live
     from toolkit.stages.finishing import ensure_specialist
 
+    check_cache()  # answers are kept there
     general, data = ensure_general(run), ensure_data(run)
     refuse_unless_live(general, not cpt_stage(run, general, data).is_complete())
     specialist = ensure_specialist(run)

@@ -22,6 +22,7 @@ from toolkit.merge.tokens import read_tokens
 from toolkit.progress import progress, say
 from toolkit.report.diagnosis_page import write_diagnosis_page
 from toolkit.report.diagnosis_table import diagnosis_table
+from toolkit.tokenizer_files import load_tokenizer
 
 if TYPE_CHECKING:
     from toolkit.evaluate.config import EvaluateSection
@@ -116,7 +117,6 @@ def score_subjects(subjects: Subjects, documents: Sequence[str]) -> list[Loss]:
 
 def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     import torch
-    from transformers import AutoTokenizer
 
     from toolkit.checkpoint.load import load_causal_model, merge_adapter, scoring_dtype
     from toolkit.data.document_tokens import document_tokens
@@ -128,7 +128,7 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     model = load_causal_model(folder, scoring_dtype(folder))
     if reference.adapter is not None:
         model = merge_adapter(model, find_folder(reference.adapter))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     separator = next(
         (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0
     )

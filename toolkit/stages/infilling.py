@@ -12,6 +12,7 @@ from toolkit.manifest import write_json
 from toolkit.progress import progress, say
 from toolkit.stages.chain import Run, ensure_data, ensure_general
 from toolkit.stages.finishing import ensure_specialist
+from toolkit.tokenizer_files import load_tokenizer
 
 FIGURES = "middles.json"
 
@@ -25,8 +26,6 @@ def measure_middles(run: Run) -> dict[str, Any]:
     Raises:
         ConfigError: the recipe has no section `evaluate.middles`.
     """
-    from transformers import AutoTokenizer
-
     section = run.recipe.evaluate
     if section.middles is None:
         raise ConfigError(
@@ -38,7 +37,7 @@ def measure_middles(run: Run) -> dict[str, Any]:
     tuned = run.root / "sft"
     if (tuned / "manifest.json").is_file():
         models["sft"] = tuned
-    tokenizer = AutoTokenizer.from_pretrained(general)
+    tokenizer = load_tokenizer(general)
     sets = middles_sets(data / "test.jsonl", tokenizer, section, section.middles)
     losses: dict[str, dict[str, list[float]]] = {items.name: {} for items in sets}
     total = len(models) * sum(sum(items.costs) for items in sets)

@@ -5,7 +5,6 @@ general model ─► mixture/data ─► mixture/general, mixture/share-0.5, …
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from toolkit.progress import say
 from toolkit.recipe import Recipe
 from toolkit.stages.chain import data_stage, ensure_general, fingerprint
 from toolkit.stages.opening import Run, ensure_stage
+from toolkit.tokenizer_files import load_tokenizer
 from toolkit.train.config import TrainSection, identity_of
 
 FOLDER = "mixture"
@@ -203,7 +203,6 @@ class _Act:
 
     def __call__(self) -> None:
         import torch
-        from transformers import AutoTokenizer
 
         from toolkit.checkpoint.folder import stored_dtype
         from toolkit.checkpoint.load import load_causal_model
@@ -226,7 +225,7 @@ class _Act:
             model = finished_model(model).to(stored_dtype(self.general)).eval()
             evaluate = settle_scoring(self.recipe.evaluate, self.general)
             model = model.to(dtype_of(evaluate.precision))  # as stored, exactly
-            tokenizer = AutoTokenizer.from_pretrained(self.general)
+            tokenizer = load_tokenizer(self.general)
             separator = read_manifest(self.data)["results"]["separator_token_id"]
             items = load_items(self.data / "tuning.jsonl", tokenizer, separator)
             nats = score_documents(model, items, evaluate)
@@ -248,10 +247,7 @@ def _name(share: float, number: int = 1) -> str:
 
 
 def _say_losses(path: Path, baseline: Path) -> None:
-    new, old = (
-        read_run(json.loads(file.read_text(encoding="utf-8")), str(file))
-        for file in (path, baseline)
-    )
+    new, old = (read_run(load_json(file), str(file)) for file in (path, baseline))
     pairs = (("domain", new.domain, old.domain), ("general", new.general, old.general))
     parts = [f"{role} {n.loss:.4f} ({n.loss - o.loss:+.4f})" for role, n, o in pairs]
     say(f"  bits per byte: {', '.join(parts)}")
@@ -259,7 +255,7 @@ def _say_losses(path: Path, baseline: Path) -> None:
 
 def load_scores(files: Sequence[Path]) -> list[MixtureRun]:
     """The runs that `run_mixtures` made."""
-    return [read_run(json.loads(f.read_text(encoding="utf-8")), str(f)) for f in files]
+    return [read_run(load_json(f), str(f)) for f in files]
 
 
 def report_mixture(

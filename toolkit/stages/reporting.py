@@ -10,6 +10,7 @@ from typing import Any
 from toolkit.errors import ToolkitError
 from toolkit.generate.answers import answer_rows
 from toolkit.generate.prompts import GENERAL_PROMPTS
+from toolkit.library_errors import reading
 from toolkit.manifest import Stage, hash_file, json_lines, load_json, write_json
 from toolkit.progress import say
 from toolkit.recipe import Recipe
@@ -76,4 +77,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a training log; none where there is no log."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in json_lines(path.read_text(encoding="utf-8"))]
+    with reading(path, ToolkitError, advice="run its stage again"):
+        return [dict(json.loads(line)) for line in json_lines(path.read_text(encoding="utf-8"))]

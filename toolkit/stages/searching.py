@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoTokenizer
 
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.load import load_causal_model
@@ -34,6 +33,7 @@ from toolkit.search.space import GENERAL, SPECIALIST, load_spaces
 from toolkit.search.storage import Place
 from toolkit.search.study import Study, read_identity
 from toolkit.search.worker import Worker
+from toolkit.tokenizer_files import load_tokenizer
 
 SCORES = "scores.jsonl"
 """The journal of the study, in the folder that the merge stage works in."""
@@ -128,7 +128,7 @@ def prepare_search(
     _refuse_other_positions(general, specialist)
     recipe = with_scoring_precision(recipe, general, precision)
     spaces = load_spaces(recipe.search.merges, merge_folder(), recipe.models)
-    tokenizer = AutoTokenizer.from_pretrained(general)
+    tokenizer = load_tokenizer(general)
     splits: tuple[SplitName, ...] = ("tuning", "test")
     tuning, test = (
         load_sets(recipe.evaluate, data, general, split, tokenizer=tokenizer) for split in splits

@@ -30,6 +30,7 @@ from toolkit.stages.finishing import ensure_specialist
 from toolkit.stages.opening import Run
 from toolkit.study.config import STEPS, Step, StudySection, split_model
 from toolkit.study.table import claim_lines, replace_tables
+from toolkit.tokenizer_files import load_tokenizer
 
 STUDY = "study"
 FIGURES = "study.json"
@@ -249,14 +250,12 @@ def document_sets(
     run: Run, subject: Subject, documents: Path, wanted: Sequence[str]
 ) -> dict[str, list[EvaluationSet]]:
     """Test documents in a model's own tokens, by source and by role, and middles where wanted."""
-    from transformers import AutoTokenizer
-
     from toolkit.evaluate.documents import likelihood_sets
     from toolkit.evaluate.load import settle_scoring
     from toolkit.evaluate.middles import middles_sets
 
     separator = read_manifest(documents)["results"]["separator_token_id"]
-    tokenizer = AutoTokenizer.from_pretrained(subject.folder)
+    tokenizer = load_tokenizer(subject.folder)
     path = documents / "test.jsonl"
     evaluate = settle_scoring(run.recipe.evaluate, subject.folder)
     sets = likelihood_sets(path, tokenizer, separator, evaluate)

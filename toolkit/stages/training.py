@@ -19,6 +19,7 @@ from toolkit.evaluate.likelihood import ItemSet, load_items, read_rows, score_do
 from toolkit.evaluate.statistics import bits_per_byte
 from toolkit.manifest import Stage, read_manifest
 from toolkit.recipe import Recipe
+from toolkit.tokenizer_files import load_tokenizer
 from toolkit.train.config import TrainSection
 from toolkit.train.model import answer_loss
 from toolkit.train.precision import is_low, settle_precision
@@ -68,14 +69,12 @@ def make_watch(
     """
     if section.watch.evaluations == 0:
         return None
-    from transformers import AutoTokenizer
-
     limit = section.watch.tokens_per_role
     separator = read_manifest(data)["results"]["separator_token_id"]
     tuning = data / "tuning.jsonl"
     answers = load_answers(tuning, general, limit)
     talk = {answer.role for answer in answers}
-    items = load_items(tuning, AutoTokenizer.from_pretrained(general), separator)
+    items = load_items(tuning, load_tokenizer(general), separator)
     chosen = _first_tokens(items, limit, [role for role in _ROLES if role not in talk])
     for role in _ROLES:
         if role not in talk and not chosen.only(role):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from toolkit.errors import ConfigError, PublishError, ToolkitError
 from toolkit.manifest import MANIFEST
 from toolkit.merge.config import parse_merge_config
+from toolkit.plain import parse_yaml, read_object
 from toolkit.progress import progress, say
 from toolkit.publish.bundle import weight_sums
 from toolkit.publish.public import public_reference
@@ -67,7 +65,7 @@ def replay(verdict: Verdict, parents: Mapping[str, Path], runs: Path | None) -> 
             )
             return True
         folders[name] = folder
-    config = parse_merge_config(yaml.safe_load(text), where="merge.yaml")
+    config = parse_merge_config(parse_yaml(text, "merge.yaml"), where="merge.yaml")
     from toolkit.merge.run import run_merge
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -114,7 +112,7 @@ def _stages(runs: Path | None) -> Iterable[Path]:
 def _weights_of(folder: Path) -> dict[str, str]:
     """Hashes of a stage's weight files; from its manifest, so that looking costs nothing."""
     try:
-        outputs = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("outputs", {})
+        outputs = read_object(folder / MANIFEST).get("outputs", {})
         return weight_sums(folder, [n for n in outputs if n.endswith(".safetensors")])
     except (ToolkitError, OSError, ValueError):
         return {}

@@ -21,6 +21,7 @@ from toolkit.data.split import assign_split, stable_unit
 from toolkit.errors import ConfigError, DataError
 from toolkit.manifest import Stage, load_json, write_atomically, write_json
 from toolkit.progress import say
+from toolkit.tokenizer_files import load_tokenizer
 from toolkit.train.extension_config import TokenizerSection
 from toolkit.train.vocabulary import NewTokens, choose_merges, expansions
 
@@ -142,9 +143,7 @@ def with_special(table: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _check_special(folder: Path, names: Sequence[str], first: int) -> None:
-    from transformers import AutoTokenizer
-
-    new = AutoTokenizer.from_pretrained(folder)
+    new = load_tokenizer(folder)
     for number, name in enumerate(names):
         if new.convert_tokens_to_ids(name) != first + number:
             raise ConfigError(
@@ -272,9 +271,7 @@ def _words(core: Any, text: str) -> list[str]:
 
 def _check(old: Any, folder: Path, chosen: NewTokens, texts: list[str]) -> None:
     """The extended tokenizer, as transformers reads it, must read text as the old one does."""
-    from transformers import AutoTokenizer
-
-    new = AutoTokenizer.from_pretrained(folder)
+    new = load_tokenizer(folder)
     vocabulary = old.get_vocab()
     made = {
         new.convert_tokens_to_ids(token): [vocabulary[piece] for piece in pieces]

@@ -14,6 +14,7 @@ from toolkit.checkpoint.folder import save_model
 from toolkit.errors import ConfigError
 from toolkit.manifest import Stage
 from toolkit.model_config import ShapeSection
+from toolkit.tokenizer_files import load_tokenizer
 
 _SPREAD = 0.02
 """Standard deviation of the first weights, as GPT-2's and Llama's."""
@@ -31,9 +32,7 @@ def run_scratch(shape: ShapeSection, stage: Stage, tokenizer_folder: Path) -> No
         ConfigError: the tokenizer has more tokens than the shape has room for, or heads do not
             divide the width.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
     if len(tokenizer) > shape.vocab_size:
         raise ConfigError(
             f"model.scratch.shape.vocab_size: {shape.vocab_size} is too small for the tokenizer's "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from toolkit.merge.check.findings import Finding, from_message, summarise_names
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.models import Models
 from toolkit.merge.references import find_folder, parse_reference
+from toolkit.model_values import read_model_values
+from toolkit.plain import read_object
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,8 @@ def _without_adapter(name: str) -> Model | None:
         if reference.adapter is None:
             return None
         checkpoint = open_checkpoint(find_folder(reference.model))
-        text = (checkpoint.folder / "config.json").read_text(encoding="utf-8")
-        return Model(name, checkpoint, json.loads(text))
-    except (ToolkitError, OSError, ValueError):
+        return Model(name, checkpoint, read_model_values(checkpoint.folder))
+    except ToolkitError:
         return None
 
 
@@ -165,8 +165,8 @@ def check_adapters(survey: Survey) -> Iterator[Finding]:
             if reference.adapter is None:
                 continue
             path = find_folder(reference.adapter) / "adapter_config.json"
-            trained_on = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-        except (ToolkitError, OSError, ValueError, AttributeError):
+            trained_on = read_object(path).get("base_model_name_or_path")
+        except ToolkitError:
             continue  # said when it was opened
         if isinstance(trained_on, str) and _are_different(trained_on, reference.model.path):
             yield Finding(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import MergeError
+from toolkit.errors import ToolkitError
 from toolkit.merge.check.findings import Finding
 from toolkit.merge.check.survey import Model, Survey
 from toolkit.merge.tokens import read_tokens
+from toolkit.plain import read_object
 
 _EXAMPLES = 3
 """Tokens shown of those that differ."""
@@ -56,7 +56,7 @@ def check_tokens(survey: Survey) -> Iterator[Finding]:
 def _vocabulary(folder: Path) -> Mapping[str, Any] | None:
     try:
         return read_tokens(folder).ids
-    except (MergeError, OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ToolkitError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # a damaged tokenizer is as good as none
 
 
@@ -198,7 +198,7 @@ def _templates(survey: Survey) -> Iterator[Finding]:
 def _template(folder: Path) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8").strip()
+        return file.read_text(encoding="utf-8", errors="replace").strip()
     found = _json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(found, list):
         named = [item for item in found if isinstance(item, dict)]
@@ -208,7 +208,6 @@ def _template(folder: Path) -> str | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path)
+    except ToolkitError:
         return {}
-    return values if isinstance(values, dict) else {}

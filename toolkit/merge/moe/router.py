@@ -17,6 +17,7 @@ from toolkit.errors import MergeError
 from toolkit.merge.models import Models
 from toolkit.merge.moe.config import RANDOM_GATES, ExpertSection, MoeConfig
 from toolkit.merge.moe.plan import MoePlan
+from toolkit.tokenizer_files import load_tokenizer
 
 _ALIKE = 0.999
 """Cosine above which two rows of a router are said to be too alike."""
@@ -87,12 +88,10 @@ class _Reader:
     """Turns prompts into vectors by the base model."""
 
     def __init__(self, config: MoeConfig, plan: MoePlan, models: Models) -> None:
-        from transformers import AutoTokenizer
-
         self._mode, self._layers = config.gate_mode, plan.sparse_layers
         folder = models.token_folder(config.base_model)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._tokenizer = load_tokenizer(folder)
         except (OSError, ValueError, KeyError) as error:
             raise MergeError(
                 f"{folder}: has no tokenizer to read the prompts with; put it there, or give "

@@ -1,0 +1,83 @@
+"""Standard output and error that may be closed, or cut off by the reader of a pipe.
+
+A merge of hours is not lost because nobody listens any more: what would be said is dropped, and the
+work goes on. Names of files that are not UTF-8 are printed with their bytes escaped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+
+class DeafStream:
+    """A text stream that drops what it is given once nobody reads it any more."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text))
+        except UnicodeEncodeError as error:
+            escaped = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
+            return int(self._stream.write(escaped))
+        except (BrokenPipeError, ValueError) as error:  # ValueError: it was closed
+            if isinstance(error, BrokenPipeError):
+                self._give_up()
+            return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._give_up()
+        except ValueError:
+            pass
+
+    def _give_up(self) -> None:
+        """Let what is still buffered, and all that follows, run into nothing."""
+        with contextlib.suppress(OSError, ValueError):
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())
+            os.close(nothing)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def deaf_streams() -> Iterator[None]:
+    """Let the block print whether or not somebody reads."""
+    _open_standard_files()
+    output, errors = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = DeafStream(output), DeafStream(errors)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = output, errors
+
+
+def _open_standard_files() -> None:
+    """Put nothing in the place of closed ones: the next file opened would have their number, and
+    what libraries print would go into it."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            stream = open(number, "r" if number == 0 else "w", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
