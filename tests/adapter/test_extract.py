@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from tests.checkpoint.test_adapted import make_adapter
-from toolkit.adapter.extract import ExtractSettings, run_extract
+from toolkit.adapter.extract import run_extract
+from toolkit.adapter.extract_plan import ExtractSettings
 from toolkit.cli import app
 from toolkit.errors import ConfigError, MergeError
 

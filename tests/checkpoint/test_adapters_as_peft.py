@@ -26,7 +26,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from toolkit.adapter.extract import ExtractSettings, run_extract
+from toolkit.adapter.extract import run_extract
+from toolkit.adapter.extract_plan import ExtractSettings
 from toolkit.errors import CheckpointError
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.run import run_merge

@@ -33,6 +33,7 @@ LARGEST = 3_000_000
 """Parameters; a model with more was not made small."""
 
 _SIZES = {
+    1: "first_k_dense_replace",
     256: "max_position_embeddings n_positions n_ctx max_sequence_length max_seq_len seq_length "
     "context_length max_target_positions max_source_positions original_max_position_embeddings",
     VOCABULARY: "vocab_size src_vocab_size n_vocab decoder_vocab_size vocab_size_per_layer_input "
@@ -115,12 +116,27 @@ def small_values(defaults: dict[str, Any]) -> dict[str, Any]:
             small[name] = min(value, _SIZE_OF[name])
     if "is_decoder" in defaults:
         small["is_decoder"] = True
-    kinds = defaults.get("layer_types")
-    if kinds:
-        some = list(dict.fromkeys(kinds))
-        small["layer_types"] = some if len(some) > 1 else some * 2
-        small |= {name: len(small["layer_types"]) for name in small if _LAYERS.fullmatch(name)}
-    return small
+    if defaults.get("kv_lora_rank") and "num_key_value_heads" in small:
+        small["num_key_value_heads"] = small["num_attention_heads"]  # latent: no head is shared
+    return small | _small_layers(defaults, small)
+
+
+def _small_layers(defaults: dict[str, Any], small: dict[str, Any]) -> dict[str, Any]:
+    """One layer of each combination of kinds, at least two, where kinds are listed by layer."""
+    number = next((v for name, v in defaults.items() if _LAYERS.fullmatch(name)), None)
+    lists = {
+        name: value
+        for name, value in defaults.items()
+        if isinstance(value, list) and len(value) == number and name.endswith(("_types", "_type"))
+    }
+    if not lists:
+        return {}
+    kinds = list(dict.fromkeys(zip(*lists.values(), strict=True)))
+    kinds = kinds if len(kinds) > 1 else kinds * 2
+    layers: dict[str, Any] = {
+        name: list(own) for name, own in zip(lists, zip(*kinds, strict=True), strict=True)
+    }
+    return layers | {name: len(kinds) for name in small if _LAYERS.fullmatch(name)}
 
 
 def small_config(model_type: str) -> Any:

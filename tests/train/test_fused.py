@@ -84,7 +84,7 @@ def test_several_products_with_biases(dtype: torch.dtype):
 
 @TYPES
 def test_a_gated_block(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("toolkit.train.fused._CACHE_ENTRIES", 64)  # in several pieces
+    monkeypatch.setattr("toolkit.train.fused.CACHE_ENTRIES", 64)  # in several pieces
     leaves = [rand(9, 16), 1 + 0.1 * rand(16, seed=1), *(rand(24, 16, seed=s) for s in (2, 3))]
     leaves.append(rand(16, 24, seed=4))
     above = rand(9, 16, seed=5)

@@ -36,7 +36,8 @@ def extract(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Make a LoRA of a tuned model's difference to its base."""
-    from toolkit.adapter.extract import ExtractSettings, run_extract
+    from toolkit.adapter.extract import run_extract
+    from toolkit.adapter.extract_plan import ExtractSettings
     from toolkit.adapter.report import show_report
 
     settings = ExtractSettings(

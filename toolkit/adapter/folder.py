@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class AdapterWriter(AppendWriter):
         factored: the model's tensors that may get factors.
         saved: the model's tensors that may be stored whole.
         embeddings: those of `factored` that are embeddings, whose factors have other names.
+        parameters: parameters that peft reaches by their own names, by their module, in the order
+            in which it wraps them.
     """
 
     def __init__(
@@ -49,20 +52,56 @@ class AdapterWriter(AppendWriter):
         factored: Collection[str],
         saved: Collection[str] = (),
         embeddings: Collection[str] = (),
+        parameters: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.folder = folder
         self._embeddings = set(embeddings)
+        self._parameters = dict(parameters or {})
         names = [key for name in factored for key in self._keys(name)]
+        for module, own in self._parameters.items():
+            for depth in range(len(own)):
+                names += _wrapper_keys(module, depth)
         super().__init__(folder / WEIGHTS_FILE, [*names, *(PREFIX + n for n in saved)])
         self._ranks: dict[str, int] = {}
+        self._parameter_ranks: dict[str, int] = {}
+        self._pending: dict[str, Factors] = {}
         self._saved: list[str] = []
 
     def add_factors(self, name: str, factors: Factors) -> None:
         """Store the change of one of the model's tensors; its scale will be 1."""
-        key_a, key_b = self._keys(name)
-        self.append(key_a, factors.a)
-        self.append(key_b, factors.b)
+        self._write_factors(self._keys(name), factors)
         self._ranks[name.removesuffix(".weight")] = factors.rank
+
+    def add_parameter(self, name: str, factors: Factors, *, rank: int) -> None:
+        """Store the change of a parameter that peft reaches by its own name.
+
+        What stands in the file depends on which other parameters of its module are changed, so
+        those of one module are to come one after the other.
+
+        Args:
+            name: of the parameter in memory.
+            factors: of all its experts, as peft lays them out (see `stacked`).
+            rank: of the change to one expert.
+        """
+        module = name.rpartition(".")[0]
+        if any(other.rpartition(".")[0] != module for other in self._pending):
+            self._flush()
+        self._pending[name] = factors
+        self._parameter_ranks[name] = rank
+
+    def _flush(self) -> None:
+        """Write the changes of one module's parameters: the one wrapped first lies deepest."""
+        if not self._pending:
+            return
+        module = next(iter(self._pending)).rpartition(".")[0]
+        changed = [name for name in self._parameters[module] if name in self._pending]
+        for depth, name in enumerate(reversed(changed)):
+            self._write_factors(_wrapper_keys(module, depth), self._pending[name])
+        self._pending = {}
+
+    def _write_factors(self, keys: tuple[str, str], factors: Factors) -> None:
+        self.append(keys[0], factors.a)
+        self.append(keys[1], factors.b)
 
     def add_saved(self, name: str, tensor: Tensor, *, key: str | None = None) -> None:
         """Store what takes the place of one of the model's tensors.
@@ -100,13 +139,15 @@ class AdapterWriter(AppendWriter):
         Raises:
             MergeError: there is nothing in it, so that peft would refuse it.
         """
-        if not self._ranks:
+        self._flush()
+        ranks = {**self._ranks, **self._parameter_ranks}
+        if not ranks:
             raise MergeError(
                 f"{self.folder.name.strip('.').removesuffix('.partial')}: no linear weight is "
                 "changed, so there is no adapter to write; save the tensors otherwise."
             )
-        rank = max(self._ranks.values())
-        others = {name: own for name, own in self._ranks.items() if own != rank}
+        rank = max(ranks.values())
+        others = {name: own for name, own in ranks.items() if own != rank}
         saved = [name for name in dict.fromkeys(self._saved) if name not in tied]
         values: dict[str, Any] = {
             "peft_type": "LORA",
@@ -118,6 +159,7 @@ class AdapterWriter(AppendWriter):
             "rank_pattern": others,
             "alpha_pattern": others,
             "target_modules": _short_targets(list(self._ranks), everything),
+            "target_parameters": _short_parameters(self._parameter_ranks, self._parameters) or None,
             "modules_to_save": saved or None,
             "ensure_weight_tying": bool(tied),
             "fan_in_fan_out": turned,
@@ -135,6 +177,31 @@ class AdapterWriter(AppendWriter):
         if name in self._embeddings:
             return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
         return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+
+
+def _wrapper_keys(module: str, depth: int) -> tuple[str, str]:
+    """peft's names of A and B of a wrapped parameter, with so many wrappers around its own."""
+    path = PREFIX + module + ".base_layer" * depth
+    return f"{path}.lora_A.weight", f"{path}.lora_B.weight"
+
+
+def _short_parameters(names: Collection[str], everything: Mapping[str, Sequence[str]]) -> list[str]:
+    """Parameters as peft matches them: without the layer where all layers' are meant.
+
+    >>> known = {"h.0.moe": ["h.0.moe.up"], "h.1.moe": ["h.1.moe.up"]}
+    >>> _short_parameters(["h.0.moe.up", "h.1.moe.up"], known)
+    ['moe.up']
+    >>> _short_parameters(["h.0.moe.up"], known)
+    ['h.0.moe.up']
+    """
+    every = [name for own in everything.values() for name in own]
+    short: dict[str, None] = {}
+    for name in names:
+        end = re.split(r"\.\d+\.", name)[-1]
+        meant = {other for other in every if other.endswith(f".{end}")}
+        is_short = end != name and not end.endswith(".weight") and meant <= set(names)
+        short[end if is_short else name] = None
+    return list(short)
 
 
 def _short_targets(names: Sequence[str], everything: Sequence[str] | None) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.checkpoint.lora import AdapterFolder, open_adapter
-from toolkit.checkpoint.parameter_changes import ParameterChanges
+from toolkit.checkpoint.parameter_changes import ParameterChanges, SavedParameters
 from toolkit.checkpoint.read import Checkpoint, Entries
 from toolkit.checkpoint.tensor_names import is_head, is_vocabulary
 from toolkit.checkpoint.write import tensor_bytes
@@ -37,10 +37,15 @@ class AdaptedCheckpoint(Checkpoint):
             `heads` names.
         heads: heads that the model has not and that part from its embedding, which the adapter
             changes or which it replaces: names of the embedding, by the head's.
+        whole: what the adapter stores in one tensor and the model in several.
     """
 
     def __init__(
-        self, model: Checkpoint, adapter: AdapterFolder, heads: Mapping[str, str] | None = None
+        self,
+        model: Checkpoint,
+        adapter: AdapterFolder,
+        heads: Mapping[str, str] | None = None,
+        whole: SavedParameters | None = None,
     ) -> None:
         tensors = {name: model.info(name) for name in model.names}
         self.heads = dict(heads or {})
@@ -51,13 +56,15 @@ class AdaptedCheckpoint(Checkpoint):
         self.model, self._adapter = model, adapter
         self._parameters = ParameterChanges(adapter, model) if adapter.wrapped else None
         self._joined = set(self._parameters.names) if self._parameters is not None else set()
-        self._changed = set(adapter.changed) | set(self.heads) | self._joined
+        self._whole = whole
+        self._replaced = set(whole.names) if whole is not None else set()
+        self._changed = set(adapter.changed) | set(self.heads) | self._joined | self._replaced
         self._held: dict[str, Tensor] = {}
 
     @property
     def changed(self) -> list[str]:
         """Names of the tensors that the adapter changes or replaces."""
-        return [*self._adapter.changed, *sorted(self._joined)]
+        return [*self._adapter.changed, *sorted(self._joined | self._replaced)]
 
     def array(self, name: str) -> Entries | None:
         return self.model.array(name) if name not in self._changed else super().array(name)
@@ -86,6 +93,8 @@ class AdaptedCheckpoint(Checkpoint):
         stored = self.model.tensor(self.heads.get(name, name))
         if name in adapter.saved:
             stored = read(adapter.saved[name]).to(stored.dtype)
+        if self._whole is not None and name in self._replaced:
+            stored = self._whole.tensor(name).to(stored.dtype)
         if name in adapter.rows:
             places = torch.tensor(adapter.token_rows(name))
             stored = stored.index_copy(0, places, read(adapter.rows[name]).to(stored.dtype))
@@ -125,7 +134,7 @@ def open_adapted(model: Checkpoint, folder: Path) -> AdaptedCheckpoint:
         CheckpointError: it is no LoRA, is damaged, or changes tensors that the model has not.
     """
     adapter = without_tied_copies(open_adapter(folder), model)
-    adapter, heads = _in_stored_names(adapter, model)
+    adapter, heads, whole = _in_stored_names(adapter, model)
     for name in adapter.changed:
         if name not in model and name not in heads:
             raise CheckpointError(
@@ -136,14 +145,14 @@ def open_adapted(model: Checkpoint, folder: Path) -> AdaptedCheckpoint:
         check_parts(adapter, name, model, heads)
     for name in adapter.rows:
         _check_rows(adapter, name, model)
-    return AdaptedCheckpoint(model, adapter, heads)
+    return AdaptedCheckpoint(model, adapter, heads, whole)
 
 
 def _in_stored_names(
     adapter: AdapterFolder, model: Checkpoint
-) -> tuple[AdapterFolder, dict[str, str]]:
-    """The adapter by the names that the model's files have, and heads that it parts from an
-    embedding.
+) -> tuple[AdapterFolder, dict[str, str], SavedParameters | None]:
+    """The adapter by the names that the model's files have, heads that it parts from an embedding,
+    and what it stores in one tensor and the model in several.
 
     Whether a head is tied, and what tensors are called in memory, only transformers knows; it is
     asked where the names differ, and where an embedding is changed that has no head beside it.
@@ -152,11 +161,15 @@ def _in_stored_names(
     vocabulary = [name for name in changed if is_vocabulary(name)]
     has_head = any(is_head(name) for name in model.names)
     if all(name in model for name in changed) and (has_head or not vocabulary):
-        return adapter, {}
+        return adapter, {}, None
     from toolkit.checkpoint.memory_names import read_memory_names
 
     if (names := read_memory_names(model.folder, model.names)) is None:
-        return adapter, {}
+        return adapter, {}, None
+    joined = {name: own for name, own in adapter.saved.items() if name in names.joined}
+    whole = SavedParameters(adapter, joined, model) if joined else None
+    adapter = adapter.without_saved(joined)
+    changed = adapter.changed
     if own := next((name for name in changed if _is_joined(name, names)), None):
         raise CheckpointError(
             f"{adapter.file}: changes {own}, which {model.folder} stores in several tensors (the "
@@ -168,7 +181,7 @@ def _in_stored_names(
         for head, source in names.tied.items()
         if is_head(head) and head not in model and source in names.stored
     }
-    return renamed, _parted(renamed, heads)
+    return renamed, _parted(renamed, heads), whole
 
 
 def _is_joined(name: str, names: MemoryNames) -> bool:
@@ -235,8 +248,7 @@ def without_tied_copies(adapter: AdapterFolder, model: Checkpoint) -> AdapterFol
         for name, own in adapter.saved.items()
         if name not in model and any(np.array_equal(read(own), read(other)) for other in kept)
     }
-    saved = {name: own for name, own in adapter.saved.items() if name not in copies}
-    return replace(adapter, saved=saved)
+    return adapter.without_saved(copies)
 
 
 def check_parts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,10 @@ class AdapterFolder:
             biases=by_name(self.biases),
             memory_names={new: old for old, new in names.items()},
         )
+
+    def without_saved(self, names: Collection[str]) -> AdapterFolder:
+        """The same adapter without some of the tensors that it stores whole."""
+        return replace(self, saved={n: own for n, own in self.saved.items() if n not in names})
 
     def token_rows(self, name: str) -> list[int]:
         """Which rows of the model's tensor `rows` takes the place of."""

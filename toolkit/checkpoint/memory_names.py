@@ -41,25 +41,16 @@ def read_memory_names(folder: Path, names: Iterable[str]) -> MemoryNames | None:
     Returns:
         None where transformers does not know the model.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        rename_source_key,
-    )
+    from toolkit.checkpoint.stored_names import read_renaming
 
     if (model := build_on_meta(folder)) is None:
         return None
-    mapping = get_model_conversion_mapping(model) or []
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    rename, _ = read_renaming(model)
     state = model.state_dict()
     stored: dict[str, str] = {}
     joined: set[str] = set()
     for name in names:
-        found, pattern = rename_source_key(
-            name, renamings, converters, model.base_model_prefix, state
-        )
+        found, pattern = rename(name)
         if found not in state and name in state:
             found, pattern = name, None
         if pattern is None:

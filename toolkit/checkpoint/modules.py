@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,9 @@ from toolkit.model_values import read_model_values
 Kind = Literal["linear", "turned", "embedding", "other"]
 """`turned` is a linear module whose weight is `[inputs, outputs]`, as GPT-2's are."""
 
+_WEIGHT_READ = re.compile(r"self\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|data|size))")
+_NOT_COMPUTING = {"__init__", "_init_weights", "_tie_weights", "tie_weights", "reset_parameters"}
+
 
 @dataclass(frozen=True)
 class Modules:
@@ -25,11 +31,19 @@ class Modules:
         kinds: of every module by name.
         tied: names of tensors that are another one's, by the name of that one.
         is_causal: whether the model predicts the next token.
+        stacks: names of parameters with a matrix per expert, `[E, ., .]`, which are no module's own
+            weight.
+        bypassed: linear modules whose weight another module's code reads, so that what peft adds to
+            their outputs would be lost.
+        model: of transformers, on the meta device.
     """
 
     kinds: Mapping[str, Kind]
     tied: Mapping[str, str]
     is_causal: bool
+    stacks: frozenset[str]
+    bypassed: frozenset[str]
+    model: Any
 
 
 def read_modules(folder: Path) -> Modules:
@@ -51,6 +65,7 @@ def read_modules(folder: Path) -> Modules:
         with torch.device("meta"):
             model: Any = kind._from_config(config) if named else kind.from_config(config)
     kinds: dict[str, Kind] = {}
+    stacks: set[str] = set()
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             kinds[name] = "linear"
@@ -60,5 +75,41 @@ def read_modules(folder: Path) -> Modules:
             kinds[name] = "embedding"
         else:
             kinds[name] = "other"
+            stacks |= _stacks(name, module)
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    return Modules(kinds, tied, type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")))
+    is_causal = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    return Modules(kinds, tied, is_causal, frozenset(stacks), _bypassed(model), model)
+
+
+def _bypassed(model: torch.nn.Module) -> frozenset[str]:
+    """Children whose weight stands in the code of their parent's class, as of Mamba's `dt_proj`."""
+    read: dict[type, set[str]] = {}
+    found: set[str] = set()
+    for name, module in model.named_modules():
+        if type(module) not in read:
+            read[type(module)] = _weights_read_by(type(module))
+        for child in read[type(module)]:
+            if isinstance(getattr(module, child, None), torch.nn.Linear):
+                found.add(f"{name}.{child}" if name else child)
+    return frozenset(found)
+
+
+def _weights_read_by(kind: type) -> set[str]:
+    children: set[str] = set()
+    for owner in kind.__mro__:
+        if not owner.__module__.startswith("transformers."):
+            continue
+        for name, function in vars(owner).items():
+            if inspect.isfunction(function) and name not in _NOT_COMPUTING:
+                with contextlib.suppress(OSError, TypeError):
+                    children |= set(_WEIGHT_READ.findall(inspect.getsource(function)))
+    return children
+
+
+def _stacks(name: str, module: torch.nn.Module) -> set[str]:
+    """A module's own parameters that are several matrices; torch's modules (convolutions) have
+    none."""
+    if type(module).__module__.startswith("torch.nn"):
+        return set()
+    parameters = module.named_parameters(prefix=name, recurse=False)
+    return {own for own, tensor in parameters if tensor.dim() == 3 and min(tensor.shape) > 1}

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.checkpoint.loadable_adapter import read_wrappers
 from toolkit.checkpoint.lora import AdapterFolder
 from toolkit.checkpoint.memory_names import build_on_meta
 from toolkit.checkpoint.read import Checkpoint
@@ -76,24 +77,64 @@ class ParameterChanges:
             for part, holder in (("lora_A", wrapper.lora_A), ("lora_B", wrapper.lora_B)):
                 factor = self._adapter.tensors.tensor(self._adapter.wrapped[own][part]).float()
                 holder["default"].weight = torch.nn.Parameter(factor, requires_grad=False)
-            left, right, scale = wrapper.get_delta_factors("default")  # [E, ., r], [E, r, .]
-            change = (left @ right) * scale
+            change = _change(wrapper)
             whole = change.reshape(tuple(wrapper.get_param().shape))
             self._held = (parameter, self._stored(parameter, whole))
         return self._held[1][name]
 
     def _stored(self, parameter: str, tensor: Tensor) -> dict[str, Tensor]:
         """A parameter taken apart as it is stored; changes are taken apart as weights are."""
-        from transformers.core_model_loading import revert_weight_conversion
+        return take_apart(self._model, parameter, tensor)
 
-        found: dict[str, Tensor] = revert_weight_conversion(self._model, {parameter: tensor})
-        return found
+
+class SavedParameters:
+    """Parameters that an adapter stores whole and its model stores in several tensors.
+
+    Args:
+        adapter: with `modules_to_save` that hold such parameters.
+        saved: its names of them, by their names in memory.
+        model: what it was trained on.
+
+    Attributes:
+        names: parameters in memory, by the stored tensors that they take the place of.
+    """
+
+    def __init__(self, adapter: AdapterFolder, saved: Mapping[str, str], model: Checkpoint) -> None:
+        import torch
+
+        self._adapter, self._saved, self._model = adapter, saved, build_on_meta(model.folder)
+        self.names: dict[str, str] = {}
+        for parameter, own in saved.items():
+            whole = torch.empty(adapter.tensors.info(own).shape, device="meta")
+            for name, part in take_apart(self._model, parameter, whole).items():
+                if name not in model or model.info(name).shape != tuple(part.shape):
+                    raise CheckpointError(
+                        f"{adapter.file}: stores {parameter}, which {model.folder} does not store "
+                        f"as {name}; give the model that the adapter was trained on."
+                    )
+                self.names[name] = parameter
+        self._held: tuple[str, Mapping[str, Tensor]] = ("", {})
+
+    def tensor(self, name: str) -> Tensor:
+        """What takes the place of a stored tensor, in the adapter's type."""
+        parameter = self.names[name]
+        if self._held[0] != parameter:
+            whole = self._adapter.tensors.tensor(self._saved[parameter])
+            self._held = (parameter, take_apart(self._model, parameter, whole))
+        return self._held[1][name]
+
+
+def take_apart(model: Any, parameter: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A parameter of a model in the tensors that its files have, by their names."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    found: dict[str, Tensor] = revert_weight_conversion(model, {parameter: tensor})
+    return found
 
 
 def _wrappers(adapter: AdapterFolder, folder: Path) -> dict[str, Any]:
     """peft's wrapped parameters, by their modules' paths."""
     from peft import LoraConfig, get_peft_model
-    from peft.tuners.lora.layer import ParamWrapper
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -103,8 +144,18 @@ def _wrappers(adapter: AdapterFolder, folder: Path) -> dict[str, Any]:
         except (ValueError, TypeError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{adapter.file}: peft refuses it ({first}).") from error
-    modules = whole.get_base_model().named_modules()
-    return {name: module for name, module in modules if isinstance(module, ParamWrapper)}
+    return read_wrappers(whole)
+
+
+def _change(wrapper: Any) -> Tensor:
+    """What a wrapper adds to its parameter, in peft's two ways: a matrix, or one per expert."""
+    if wrapper.num_experts == 1:
+        a, b = wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight
+        matrix: Tensor = (b @ a) * wrapper.scaling["default"]
+        return matrix
+    left, right, scale = wrapper.get_delta_factors("default")  # [E, ., r], [E, r, .]
+    stacked: Tensor = (left @ right) * scale
+    return stacked
 
 
 def _parameter(path: str, wrapper: Any) -> str:

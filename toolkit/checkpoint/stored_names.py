@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,9 @@ class _Conversion:
     key: str
     converter: Any
     members: tuple[tuple[str, str], ...]
+
+
+Rename = Callable[[str], tuple[str, str | None]]
 
 
 class StoredTensors:
@@ -74,8 +77,8 @@ class StoredTensors:
             self.unknown = list(names)
             return
         groups: dict[str, list[tuple[str, str]]] = {}
-        own, converters = _renaming(self._model)
-        for name in names:
+        own, converters = read_renaming(self._model)
+        for name in in_loading_order(names):
             key, pattern = own(name)
             if key in known and known[key].is_meta:
                 self.ignored.append(name)
@@ -131,8 +134,16 @@ def _fits(tensor: Tensor, shape: tuple[int, ...]) -> bool:
     return tuple(tensor.shape) == tuple(shape) and tensor.is_contiguous()
 
 
-def _renaming(model: Any) -> tuple[Any, dict[str, Any]]:
-    """What transformers calls a stored tensor, and its converters by the patterns they take."""
+def read_renaming(model: Any) -> tuple[Rename, dict[str, Any]]:
+    """What transformers calls a stored tensor, and its converters by the patterns they take.
+
+    Args:
+        model: of transformers, which may be on the meta device.
+
+    Returns:
+        A function from the name of a stored tensor to its name in the model and the pattern of the
+        converter that makes it, which is None where it is taken as it is; and the converters.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
         WeightConverter,
@@ -152,6 +163,16 @@ def _renaming(model: Any) -> tuple[Any, dict[str, Any]]:
         return key, pattern
 
     return rename, {pattern: one for one in converters for pattern in one.source_patterns}
+
+
+def in_loading_order(names: Iterable[str]) -> list[str]:
+    """Names of stored tensors as transformers loads them: expert 2 before expert 10.
+
+    Its converters join tensors in the order in which they come.
+    """
+    from transformers.core_model_loading import dot_natural_key
+
+    return sorted(names, key=dot_natural_key)
 
 
 def _is_passed_over(model: Any, *names: str) -> bool:

@@ -213,7 +213,8 @@ def _write_model(
 
 
 def _extract(merged: Path, base: Path, out: Path, rank: int, seed: int, dtype: str) -> None:
-    from toolkit.adapter.extract import ExtractSettings, run_extract
+    from toolkit.adapter.extract import run_extract
+    from toolkit.adapter.extract_plan import ExtractSettings
     from toolkit.progress import progress
 
     settings = ExtractSettings(rank=rank, seed=seed, dtype=dtype)

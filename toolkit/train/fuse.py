@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from toolkit.train.config import TrainSection
 from toolkit.train.fused import gated, project
 from toolkit.train.fused_attention import attend
+from toolkit.train.tied import share_gradient, unshare_gradient
 
 KINDS = ("llama", "mistral", "qwen2")
 """Model types whose blocks are a norm, rotary grouped attention, a norm and a gated block, each
@@ -65,11 +66,13 @@ def fuse(model: Any, dtype: torch.dtype) -> bool:
             partial(_attention_forward, norm=first, dtype=dtype), layer.self_attn
         )
         layer.mlp.forward = MethodType(partial(_mlp_forward, norm=second, dtype=dtype), layer.mlp)
+    share_gradient(model)
     return True
 
 
 def unfuse(model: Any) -> None:
     """Undo `fuse`."""
+    unshare_gradient(model)
     for layer in getattr(model.base_model, "layers", ()):
         for name in ("input_layernorm", "post_attention_layernorm", "mlp", "self_attn"):
             vars(getattr(layer, name)).pop("forward", None)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CACHE_ENTRIES = 128 * 1024
+CACHE_ENTRIES = 128 * 1024
 """Entries of an activation that element-wise work goes through at one time."""
 
 
@@ -99,7 +99,7 @@ class _Project(torch.autograd.Function):
         start = 0
         for weight, bias in zip(weights, biases, strict=True):
             if bias is not None:
-                out[:, start : start + len(weight)] += bias
+                out[:, start : start + len(weight)].add_(bias)
             start += len(weight)
         ctx.save_for_backward(x, scale, inverse, *weights)
         return out
@@ -227,7 +227,7 @@ def _beside(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def _pieces(x: Tensor) -> Iterator[slice]:
-    size = max(1, _CACHE_ENTRIES // x.shape[-1])
+    size = max(1, CACHE_ENTRIES // x.shape[-1])
     for start in range(0, x.shape[0], size):
         yield slice(start, start + size)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from toolkit.train.fused import no_autocast
+from toolkit.train.fused import CACHE_ENTRIES, no_autocast
 
 TILE = 128
 """Queries whose scores exist at one time; keys after the last of them are never looked at."""
@@ -106,8 +106,9 @@ class _Attend(torch.autograd.Function):
         if late == 1.0:
             grad_queries.mul_(ctx.scale)
         out = torch.empty(keys.shape[1], kinds * (group + 2), entries, dtype=grad.dtype)
-        for head, part in enumerate([*grad_queries.flatten(0, 1), *grad_keys]):
-            _rotate(part, cos, -sin, out[:, head])
+        back, by_head = -sin, out.transpose(0, 1)
+        _rotate(grad_queries.flatten(0, 1), cos, back, by_head[: kinds * group])
+        _rotate(grad_keys, cos, back, by_head[kinds * group : kinds * (group + 1)])
         out[:, kinds * (group + 1) :] = grad_values.transpose(0, 1)
         return out.view(len(out), -1), None, None, None, None, None
 
@@ -119,22 +120,24 @@ def _by_head(
     kinds, group = heads
     apart = qkv.view(len(qkv), kinds * (group + 2), -1)
     turned = torch.empty(kinds * (group + 1), len(qkv), apart.shape[-1], dtype=qkv.dtype)
-    for head, out in enumerate(turned):
-        _rotate(apart[:, head], cos, sin, out)
+    _rotate(apart[:, : len(turned)].transpose(0, 1), cos, sin, turned)
     queries, keys = turned[: kinds * group], turned[kinds * group :]
     values = apart[:, kinds * (group + 1) :].transpose(0, 1).contiguous()
     return queries.view(kinds, group, *queries.shape[1:]), keys, values
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """Rotary embedding of one head, `[N, H]`, in float32 with one cast; -sin turns it back."""
+    """Rotary embedding of several heads, `[K, N, H]`, in float32 with one cast into `out`; -sin
+    turns it back."""
     half = x.shape[-1] // 2
-    x = x.float()
-    turned = torch.mul(x, cos, out=out if out.dtype == torch.float32 else None)
-    turned[:, :half].addcmul_(x[:, half:], sin[:, :half], value=-1)
-    turned[:, half:].addcmul_(x[:, :half], sin[:, half:])
-    if turned is not out:
-        out.copy_(turned)
+    size = max(1, CACHE_ENTRIES // (x.shape[0] * x.shape[-1]))
+    for start in range(0, x.shape[1], size):
+        rows = slice(start, start + size)
+        given, sines = x[:, rows].float(), sin[rows]
+        turned = given * cos[rows]
+        turned[..., :half].addcmul_(given[..., half:], sines[:, :half], value=-1)
+        turned[..., half:].addcmul_(given[..., :half], sines[:, half:])
+        out[:, rows] = turned
 
 
 def _late_scale(scale: float, dtype: torch.dtype) -> float:
@@ -193,7 +196,7 @@ def _shares(queries: Tensor, keys: Tensor, scale: float, later: Tensor) -> Tenso
     scores = _multiply(flat, keys.float().transpose(1, 2), queries.dtype)
     if scale != 1.0:
         scores.mul_(scale)
-    scores.view(kinds, group, count, -1)[..., -count:] += later[:count, :count]
+    scores.view(kinds, group, count, -1)[..., -count:].add_(later[:count, :count])
     return torch.softmax(scores, -1)
 
 

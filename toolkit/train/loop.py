@@ -27,6 +27,7 @@ from toolkit.train.activations import checkpoint_activations
 from toolkit.train.balance import balance_figures
 from toolkit.train.config import TrainSection
 from toolkit.train.fuse import fuse, may_fuse, unfuse
+from toolkit.train.heap import keep_freed_memory
 from toolkit.train.metrics import METRICS, MetricsLog, NoLog, resident_bytes
 from toolkit.train.model import NextTokenLoss, choose_attention
 from toolkit.train.packing_probe import settle_packing
@@ -161,9 +162,9 @@ def train(
     writer = StateWriter(work, keep=section.keep_states, active=main)
     if section.trackers:
         accelerator.init_trackers("toolkit", config=plain_settings(section, seed))
-    num_targets, done = 0, first_step
-    began = time.monotonic()
+    num_targets, done, began = 0, first_step, time.monotonic()
     with (
+        keep_freed_memory(),
         MetricsLog(work / METRICS, keep_steps=first_step) if main else NoLog() as metrics,
         progress("training", num_steps, done=first_step) if main else _silence() as advance,
     ):

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.train.tied import SharedGradient
+
 CHUNK_ROWS = 512
 """Positions whose logits exist at one time; bounds memory at CHUNK_ROWS x V entries."""
 
@@ -31,7 +33,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, labels: Tensor, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        labels: Tensor,
+        dtype: torch.dtype,
+        shared: SharedGradient | None,
     ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
         x, w = hidden.to(dtype), head.to(dtype)
@@ -52,18 +59,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             elif grad_head is not None:
                 for first in range(0, len(w), HEAD_ROWS):
                     part = slice(first, first + HEAD_ROWS)
-                    grad_head[part] += logits[:, part].T @ x[rows]
+                    grad_head[part].add_(logits[:, part].T @ x[rows])
         ctx.save_for_backward(grad_hidden, grad_head)
-        ctx.head_dtype = head.dtype
+        ctx.head_dtype, ctx.shared = head.dtype, shared
         return total.float()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_head = ctx.saved_tensors
         if grad_head is None:
-            return grad_hidden * grads[0], None, None, None
+            return grad_hidden * grads[0], None, None, None, None
         # In place: both are ours alone, and the larger is as large as the vocabulary.
-        return grad_hidden.mul_(grads[0]), grad_head.mul_(grads[0]).to(ctx.head_dtype), None, None
+        grad_hidden, grad_head = grad_hidden.mul_(grads[0]), grad_head.mul_(grads[0])
+        if ctx.shared is not None:
+            ctx.shared.value = grad_head
+            return grad_hidden, None, None, None, None
+        return grad_hidden, grad_head.to(ctx.head_dtype), None, None, None
 
 
 def _losses_to_gradients(logits: Tensor, labels: Tensor) -> Tensor:
@@ -84,7 +95,12 @@ def _losses_to_gradients(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def linear_cross_entropy(
-    hidden: Tensor, head: Tensor, labels: Tensor, *, dtype: torch.dtype
+    hidden: Tensor,
+    head: Tensor,
+    labels: Tensor,
+    *,
+    dtype: torch.dtype,
+    shared: SharedGradient | None = None,
 ) -> Tensor:
     """Sum over positions of `-log softmax(hidden @ head.T)[label]`.
 
@@ -93,16 +109,17 @@ def linear_cross_entropy(
         head: output embedding, `[V, D]`.
         labels: target ids, `[N]`, none ignored.
         dtype: of the matrix products; softmax and loss are float32 whatever it is.
+        shared: where the gradient of `head` is left for an embedding that is the same matrix.
 
     Returns:
         Scalar, float32, in nats; differentiable in `hidden` and `head`. On a GPU with liger-kernel
         its kernels compute it.
     """
     loss: Tensor
-    if (liger := _liger(hidden.device.type)) is not None:
+    if shared is None and (liger := _liger(hidden.device.type)) is not None:
         loss = liger(head.to(dtype), hidden.to(dtype), labels)
         return loss.float()
-    loss = _LinearCrossEntropy.apply(hidden, head, labels, dtype)  # type: ignore[no-untyped-call]
+    loss = _LinearCrossEntropy.apply(hidden, head, labels, dtype, shared)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -31,6 +31,7 @@ from toolkit.train.layout import (
 )
 from toolkit.train.loss import linear_cross_entropy
 from toolkit.train.parts import plain_model
+from toolkit.train.tied import shared_gradient
 
 Look = Callable[[Any], Any]
 
@@ -97,12 +98,15 @@ class NextTokenLoss(nn.Module):
         targets = labels != IGNORED
         k = experts_per_token(model.config) if self.training and torch.is_grad_enabled() else 0
         if self.fused_head:
-            output = model.base_model(**given, **({"output_router_logits": True} if k else {}))
+            with shared_gradient(model) as shared:
+                output = model.base_model(**given, **({"output_router_logits": True} if k else {}))
             routers = getattr(output, "router_logits", None)
             hidden = output.last_hidden_state[targets]
             head = model.get_output_embeddings().weight
             with torch.autocast(labels.device.type, enabled=False):
-                loss = linear_cross_entropy(hidden, head, labels[targets], dtype=self.dtype)
+                loss = linear_cross_entropy(
+                    hidden, head, labels[targets], dtype=self.dtype, shared=shared
+                )
         else:
             output, routers = with_routers(model, given) if k else (model(**given), None)
             logits = output.logits[targets].float()

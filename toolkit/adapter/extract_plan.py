@@ -1,0 +1,224 @@
+"""What each tensor of a tuned model gets in an adapter, decided before any is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from toolkit.adapter.folder import check_written
+from toolkit.adapter.report import by_layer
+from toolkit.checkpoint.loadable_adapter import Placement, place_adapter
+from toolkit.checkpoint.memory_tensors import MemoryTensors
+from toolkit.checkpoint.modules import Kind, Modules
+from toolkit.checkpoint.tensor_names import is_buffer
+from toolkit.errors import ConfigError, MergeError, sentence_end
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """What is extracted.
+
+    Attributes:
+        rank: most columns of the factors, at least 1.
+        energy: with it, each tensor gets the smallest rank that keeps this share of its squared
+            norm, up to `rank`; in (0, 1].
+        include: regular expressions, searched in the names of modules; all linear ones by default.
+        exclude: the same, for modules that are left out.
+        save_modules: names of modules, or their last parts, that are stored whole.
+        embeddings: give embeddings factors too.
+        seed: of the sketches; each tensor's own follows from it and its name.
+        dtype: of what is stored.
+    """
+
+    rank: int = 16
+    energy: float | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    save_modules: tuple[str, ...] = ()
+    embeddings: bool = False
+    seed: int = 0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_written(self.rank, self.energy, self.dtype)
+        for pattern in (*self.include, *self.exclude):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(
+                    f"{pattern!r}: is no regular expression ({error}); --include and --exclude "
+                    "take those, such as 'self_attn' or 'layers\\.[0-9]\\.'."
+                ) from None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tensor of the models in memory.
+
+    Attributes:
+        name: in memory.
+        shown_as: its name in the files, where they store it as it is.
+        kind: of its module; `stack` for the matrices of all experts in one parameter.
+        verdict: what it gets.
+        why: it gets no factors, where it gets none.
+        is_parameter: whether peft reaches it by its own name, not by its module's.
+    """
+
+    name: str
+    shown_as: str
+    kind: Kind | Literal["stack"]
+    verdict: Literal["factored", "saved", "left out"]
+    why: str = ""
+    is_parameter: bool = False
+
+    @property
+    def module(self) -> str:
+        """The module's name, by which peft knows it."""
+        return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class ExtractPlan:
+    """All tensors, in order of layers, and how peft adapts them."""
+
+    jobs: Sequence[Job]
+    placement: Placement
+
+
+def plan_extract(
+    references: tuple[str, str],
+    after: MemoryTensors,
+    before: MemoryTensors,
+    modules: Modules,
+    settings: ExtractSettings,
+    folder: Path,
+) -> ExtractPlan:
+    """Decide what each tensor gets, before any is read.
+
+    Args:
+        references: of the tuned model and its base, for messages.
+        after: tensors of the tuned model.
+        before: tensors of its base.
+        modules: of both.
+        settings: what is extracted.
+        folder: of the base.
+
+    Raises:
+        ConfigError: patterns or modules match nothing, or leave nothing.
+        MergeError: the models differ in names or shapes.
+    """
+    jobs: list[Job] = []
+    for name in _common_names(references, after, before, modules):
+        one, other = after.shapes[name], before.shapes[name]
+        if one != other:
+            raise MergeError(
+                f"{before.stored_name(name)}: {references[0]} is {list(one)} but {references[1]} "
+                f"is {list(other)}; an adapter cannot change shapes. Models must share an "
+                "architecture and vocabulary."
+            )
+        jobs.append(_decide(name, after, before, modules, settings))
+    _check_names(settings, jobs)
+    if settings.embeddings and (tied := [n for n in modules.tied.values() if n in after.shapes]):
+        raise MergeError(
+            f"{tied[0]}: is input embedding and head at once, and peft would add factors to it "
+            "twice when they are merged; store it whole "
+            f"(--save-modules {tied[0].removesuffix('.weight')})."
+        )
+    if not any(job.verdict == "factored" for job in jobs):
+        raise ConfigError(
+            f"{references[1]}: has no linear weight that --include and --exclude leave; change "
+            "them."
+        )
+    factored = [job for job in jobs if job.verdict == "factored"]
+    linear = [job.module for job in factored if job.kind in ("linear", "turned")]
+    stacks = [job.name for job in factored if job.kind == "stack"]
+    placement = place_adapter(folder, linear, stacks)
+    jobs = [_place(job, placement, modules) for job in jobs]
+    return ExtractPlan(sorted(jobs, key=lambda job: by_layer(job.name)), placement)
+
+
+def _place(job: Job, placement: Placement, modules: Modules) -> Job:
+    if job.verdict != "factored" or job.kind == "embedding":
+        return job
+    if (job.name if job.kind == "stack" else job.module) in placement.refused:
+        return replace(job, verdict="left out", why="peft puts no LoRA on it")
+    if job.kind != "stack" and job.module in modules.bypassed:
+        why = "the model's code reads its weight, past what peft would add"
+        return replace(job, verdict="left out", why=why)
+    return replace(job, is_parameter=job.kind == "stack" or job.module in placement.moved)
+
+
+def _decide(
+    name: str,
+    after: MemoryTensors,
+    before: MemoryTensors,
+    modules: Modules,
+    settings: ExtractSettings,
+) -> Job:
+    shown = before.stored_name(name)
+    module, _, part = name.rpartition(".")
+    kind = modules.kinds.get(module)
+    if kind is None:
+        why = "no module of the model as transformers builds it"
+        return Job(name, shown, "other", "left out", why)
+    if any(module == wanted or module.endswith(f".{wanted}") for wanted in settings.save_modules):
+        return Job(name, shown, kind, "saved", "asked for")
+    if name in modules.stacks:
+        decided, searched = Job(name, shown, "stack", "factored"), name
+    else:
+        decided, searched = Job(name, shown, kind, "factored"), module
+        is_matrix = part == "weight" and len(after.shapes[name]) == 2
+        is_wanted = kind in ("linear", "turned") or (kind == "embedding" and settings.embeddings)
+        if not (is_matrix and is_wanted):
+            words = {"linear": "biases", "turned": "biases", "embedding": "embeddings"}
+            why = words.get(kind, "neither linear nor embedding")
+            return replace(decided, verdict="left out", why=why)
+    if not after.dtypes[name].is_floating_point:
+        return replace(decided, verdict="left out", why="whole numbers")
+    if settings.include and not any(re.search(pattern, searched) for pattern in settings.include):
+        return replace(decided, verdict="left out", why="not included")
+    if any(re.search(pattern, searched) for pattern in settings.exclude):
+        return replace(decided, verdict="left out", why="excluded")
+    return decided
+
+
+def _common_names(
+    references: tuple[str, str], after: MemoryTensors, before: MemoryTensors, modules: Modules
+) -> list[str]:
+    names: list[str] = []
+    for name in dict.fromkeys((*before.shapes, *after.shapes)):
+        if name in modules.tied and modules.tied[name] in before.shapes:
+            continue  # the other one's copy, which loading does not even read
+        if name in before.shapes and name in after.shapes:
+            names.append(name)
+            continue
+        one, other = references if name in after.shapes else references[::-1]
+        owner = after if name in after.shapes else before
+        if not is_buffer(name, owner.shapes[name]):
+            raise MergeError(
+                f"{owner.stored_name(name)}: {one} has it and {other} has not; models must share "
+                "an architecture."
+            )
+    return names
+
+
+def _check_names(settings: ExtractSettings, jobs: Sequence[Job]) -> None:
+    """Refuse names and patterns that match nothing: they are mistyped."""
+    modules = [job.module for job in jobs]
+    known = {name.rpartition(".")[2] for name in modules}
+    for wanted in settings.save_modules:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in modules):
+            raise ConfigError(
+                f"--save-modules {wanted}: is no module of the model"
+                f"{sentence_end(wanted, known)} Known: {', '.join(sorted(known))}."
+            )
+    searched = [job.name if job.kind == "stack" else job.module for job in jobs]
+    for flag, patterns in (("include", settings.include), ("exclude", settings.exclude)):
+        for pattern in patterns:
+            if not any(re.search(pattern, name) for name in searched):
+                raise ConfigError(
+                    f"--{flag} {pattern}: is found in no module's name; such as {modules[0]}."
+                )

@@ -1,0 +1,35 @@
+"""How the C library gives memory to training."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Parameters of glibc's `mallopt`."""
+
+_DEFAULT_TRIM_BYTES, _DEFAULT_MMAP_MAX = 1 << 27, 1 << 16
+
+
+@contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Keep what is freed for what comes next, where the C library is glibc.
+
+    A step needs the memory that the last one freed. By default glibc gives large blocks back to the
+    system, which hands them out again page by page, each cleared first: 100,000 page faults a step
+    of SmolLM2, some 5 % of its time (LOG.md). Afterwards all is given back.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(_MMAP_MAX, 0)
+    library.mallopt(_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        library.mallopt(_MMAP_MAX, _DEFAULT_MMAP_MAX)
+        library.mallopt(_TRIM_THRESHOLD, _DEFAULT_TRIM_BYTES)
+        library.malloc_trim(0)
