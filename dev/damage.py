@@ -33,7 +33,7 @@ from typing import Any
 from dev import damage_inputs as inputs
 from dev.damage_project import FORMATS, TEMPLATE_NAME, make_project
 
-CPU_SECONDS = 60
+CPU_SECONDS = 30
 WALL_SECONDS = 600
 MORE_BYTES = 3 << 30
 """Memory that a child may take beyond what it begins with; most sound runs take a tenth."""

@@ -14,8 +14,10 @@ _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 10: "<Q", 11: "<q"}
 _STRING, _ARRAY = 8, 9
 _AGAIN = "fetch it again"
-_COUNTS = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
-_COUNTS += ("attention.head_count_kv", "expert_count", "vocab_size", "attention.key_length")
+_COUNTS = (
+    *("block_count", "embedding_length", "feed_forward_length", "attention.head_count"),
+    *("attention.head_count_kv", "expert_count", "vocab_size", "attention.key_length"),
+)
 
 
 def check_gguf(path: Path) -> None:
