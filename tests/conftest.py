@@ -39,6 +39,11 @@ def paragraph(seed: int, sentences: int = 8) -> str:
     return " ".join(sentence(chance) for _ in range(sentences))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The real model's tests take minutes: begun last, they would run beside nothing."""
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerate_state() -> None:
     """accelerate keeps one state a process; here every test is a process of its own."""
