@@ -114,11 +114,11 @@ def measure_set(part: SetChanges) -> Moments:
         _freedom(bottoms),
         part.num_groups,
         moved,
-        _unseen_skewness(bottoms),
+        hidden_skewness(bottoms),
     )
 
 
-def _unseen_skewness(sizes: Floats) -> float:
+def hidden_skewness(sizes: Floats) -> float:
     """What groups of these sizes may hide of the skewness of a figure.
 
     Reference:
