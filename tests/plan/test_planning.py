@@ -92,6 +92,34 @@ def test_amounts_are_those_of_the_data_stage(project: Path):
     assert cpt["positions"] == pytest.approx(results["num_blocks"] * 64, rel=0.06)
 
 
+def test_what_sets_can_see_is_said_before_training(project: Path):
+    from toolkit.stages.chain import ensure_data
+
+    run = run_of(project, changed(select__general_tolerance=0.01))
+    plan = make_plan(run, quick())
+    rows = [
+        json.loads(line)
+        for line in (ensure_data(run) / "tuning.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    seen = {one["name"]: one for one in plan["power"]}
+    for name in ("docs", "web"):
+        count = sum(row["id"].startswith(f"{name}/") for row in rows)
+        assert seen[name]["num_items"] == pytest.approx(count, abs=1), name
+    assert seen["docs"]["needed"] is None
+    assert seen["web"]["needed"] > seen["web"]["num_groups"]
+    assert "are needed" in seen["web"]["sentence"]
+    assert any("scatters by" in line for line in plan["assumptions"])
+
+
+def test_questions_say_how_many_a_tolerance_takes(project: Path):
+    tasks = [{"task": "piqa", "role": "general"}, {"task": "sciq", "role": "watch"}]
+    plan = make_plan(
+        run_of(project, changed(evaluate__tasks=tasks, select__general_tolerance=0.01)), quick()
+    )
+    (note,) = [line for line in plan["notes"] if "right-or-wrong" in line]
+    assert note.startswith("piqa: 268 right-or-wrong items")
+
+
 def test_files_are_written_and_the_recipe_is_ready(project: Path):
     run = run_of(project, recipe())
     plan = make_plan(run, quick())

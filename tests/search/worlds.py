@@ -33,6 +33,7 @@ from toolkit.search.raced_set import named_seed
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, MergeSpace, load_spaces
 from toolkit.select import SelectSection
+from toolkit.train.config import TrainSection
 
 Floats = NDArray[np.float64]
 ALPHAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2)
@@ -392,7 +393,9 @@ def decide_study(world: World, seed: int) -> Study:
     made = WorldSets(world, seed)
     tuning, test = made.sets("tuning"), made.sets("test")
     section = SearchSection()
-    recipe = SimpleNamespace(search=section, select=SelectSection(), seed=seed)
+    recipe = SimpleNamespace(
+        search=section, select=SelectSection(), train=TrainSection(), seed=seed
+    )
     parts = divide(tuning, section.confirm_fraction, seed)
     plan = Plan(_spaces(), section, _objective(recipe, parts.search, race=True), seed)
     search: Any = SimulatedSearch(tuning, test, parts, plan, recipe)

@@ -176,7 +176,8 @@ class EvaluateSection(Section):
     `stored`: their own type at any speed."""
 
     resamples: Annotated[int, Field(ge=100)] = 10_000
-    """Bootstrap resamples behind each interval."""
+    """Bootstrap resamples behind the intervals of a study's claims (`toolkit study`). The merge's
+    figures have intervals by formula, without resamples."""
 
     prompts: tuple[str, ...] = ()
     """Prompts of the domain, answered by all three models in the report, after a few general ones

@@ -42,6 +42,8 @@ class Sample:
         read_documents, read_bytes: read, before cleaning.
         train_documents: of them, cleaned and in the training split.
         split_bytes: cleaned text by split.
+        split_documents: its documents.
+        tuning_groups: what those of the tuning split belong to.
         duplicate_fraction: share of the kept documents' bytes that repeats another of them.
         whole: everything was read, so that amounts are counted rather than estimated.
         seen_fraction: estimated share of the source that was read; None where nothing tells.
@@ -56,6 +58,8 @@ class Sample:
     read_bytes: int = 0
     train_documents: int = 0
     split_bytes: Counter[str] = field(default_factory=Counter)
+    split_documents: Counter[str] = field(default_factory=Counter)
+    tuning_groups: set[str] = field(default_factory=set)
     duplicate_fraction: float | None = None
     whole: bool = False
     seen_fraction: float | None = None
@@ -127,6 +131,9 @@ def _read(
             split = assign_split(document, source, seed)
             num_bytes = len(document.text.encode())
             sample.split_bytes[split or "none"] += num_bytes
+            sample.split_documents[split or "none"] += 1
+            if split == "tuning":
+                sample.tuning_groups.add(document.group)
             if split != "train":
                 continue
             sample.train_documents += 1

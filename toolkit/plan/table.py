@@ -71,6 +71,10 @@ def show_plan(plan: Mapping[str, Any]) -> None:
     _table(f"{ways_words(plan)}, all stages", titles, bills)
     if (scratch := plan["from_scratch"]) is not None:
         say(scratch_words(scratch))
+    if plan.get("power"):
+        say("\n   What the tuning sets can see of a merge:")
+        for one in plan["power"]:
+            say(f"   - {one['sentence']}")
     say("\n3. Which settings?")
     settings = [
         (s["key"], _value(s["now"]), _value(s["value"]) if s["changes"] else "as it is", s["why"])

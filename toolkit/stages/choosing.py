@@ -48,6 +48,12 @@ from toolkit.stages.searching import (
 Floats = NDArray[np.float64]
 _CONFIRM, _TEST = PARTIAL_SCORES
 
+SEEN_BY_BEST = (
+    "The specialist is the best of its training's states by some of these tuning documents "
+    "(train.use: best), so what is found on them flatters it a little; test documents were not "
+    "seen."
+)
+
 
 def run_choosing(
     name: str,
@@ -168,6 +174,8 @@ def _decide(search: Search, outcomes: Sequence[Outcome], scorer: Scorer) -> _Ver
     if search.parts.note and decision.confirmations:
         remarks.append(f"Confirmed on the search's own documents: {search.parts.note}.")
     remarks += [f"{item.name}: {item.note}." for item in search.test if item.note]
+    if recipe.train.use == "best":
+        remarks.append(SEEN_BY_BEST)
     for line in remarks:
         say(f"  {line}")
     verdict = sweep_verdict(decision.choice.chosen, decision.confirmations, losses)

@@ -34,6 +34,7 @@ from toolkit.plan.outcome import (
     stage_values,
     verdict_values,
 )
+from toolkit.plan.power import SCATTER_WORDS, plan_power
 from toolkit.plan.sample import Sample, sample_source
 from toolkit.plan.settings import Setting, choose_settings, sft_advice
 from toolkit.plan.shape import count_parameters, lora_parameters
@@ -165,6 +166,15 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
                          parameters.total if parameters is not None else None, origin_tokens,
                          [ways for _, ways in memory] if fleets else [])  # fmt: skip
     cpt = sum(a.tokens for a in amounts) or None
+    power, unseen = plan_power(
+        recipe.data,
+        recipe.evaluate,
+        looked,
+        tolerance=recipe.select.general_tolerance,
+        tolerances=recipe.select.tolerances,
+        confidence=recipe.select.confidence,
+    )
+    notes += unseen
     return {
         "format": FORMAT,
         "recipe": run.name,
@@ -188,9 +198,10 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
         "memory": [memory_values(fleet, ways) for fleet, ways in memory],
         "bills": [bill_values(work, f, ways[0].fits) for f, ways in memory] if work else [],
         "from_scratch": scratch_values(origin, work, shape, wanted.pretraining_tokens),
+        "power": [one.as_json() for one in power],
         "settings": setting_values(settings),
         "fine_tuning": sft_advice(cpt),
-        "assumptions": list(ASSUMPTIONS),
+        "assumptions": [*ASSUMPTIONS, SCATTER_WORDS] if power else list(ASSUMPTIONS),
         "notes": notes,
         "problems": problems,
     }

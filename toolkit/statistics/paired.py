@@ -38,7 +38,12 @@ from numpy.typing import NDArray
 
 from toolkit.statistics.change_bound import ChangeBound, find_last_kept
 from toolkit.statistics.interval import Interval
-from toolkit.statistics.set_changes import Moments, SetChanges, measure_set
+from toolkit.statistics.set_changes import (
+    Moments,
+    SetChanges,
+    hidden_skewness,
+    measure_set,
+)
 
 Floats = NDArray[np.float64]
 
@@ -149,6 +154,18 @@ class PairedChanges:
         worse, better = only.answer_counts[used[0]]
         counts = (worse, better) if a[used[0]] > 0.0 else (better, worse)
         return (*counts, only.num_groups)
+
+
+def expected_change(scatter: float, num_groups: int) -> ChangeBound:
+    """No change, with the error that so many groups of one size have which scatter so much.
+
+    Args:
+        scatter: standard deviation of a group's own change.
+        num_groups: at least 1.
+    """
+    error = scatter / math.sqrt(num_groups)
+    unseen = hidden_skewness(np.ones(num_groups))
+    return ChangeBound(0.0, 0.0, error, max(num_groups - 1.0, 1.0), num_groups, 0.0, unseen)
 
 
 def _satterthwaite(variances: Floats, freedoms: Sequence[float]) -> float:

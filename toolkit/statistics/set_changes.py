@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 _HIDDEN = 0.75
 """Standard errors of the skewness of normal groups that may be there and not be seen: with twice
-what is seen (`ChangeBound`) it keeps one-sided bounds of 5 % at 4 to 6 % for losses as skewed as
+what is seen (`ChangeBound`) it keeps one-sided bounds of 5 % at 4 to 6.5 % for losses as skewed as
 exponential ones, from 8 groups on. More would cost what is normal its power (LOG.md)."""
 
 BOUNDED_CHANGE = (math.sqrt(0.5), -math.sqrt(0.5))
@@ -114,11 +114,11 @@ def measure_set(part: SetChanges) -> Moments:
         _freedom(bottoms),
         part.num_groups,
         moved,
-        _unseen_skewness(bottoms),
+        hidden_skewness(bottoms),
     )
 
 
-def _unseen_skewness(sizes: Floats) -> float:
+def hidden_skewness(sizes: Floats) -> float:
     """What groups of these sizes may hide of the skewness of a figure.
 
     Reference:

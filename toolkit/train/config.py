@@ -201,11 +201,14 @@ class TrainSection(Section):
 
     keep_best: bool = False
     """Keep the state whose domain figure was the best while the general one stayed within the
-    watch's tolerance, besides the latest; it stays in `cpt/states/`."""
+    watch's tolerance, besides the latest; it stays in `cpt/states/`. The watch scores the first
+    documents of the tuning sets."""
 
     use: Literal["last", "best", "anneal", "average"] = "last"
     """What the specialist is that later stages take: the model as training left it, the best state
-    (see `keep_best`), what `anneal` makes of the last constant state, or `average` of the last."""
+    (see `keep_best`), what `anneal` makes of the last constant state, or `average` of the last. The
+    best state was picked by part of the tuning documents that later choose the merge, so figures on
+    these flatter it a little; the report says so, and test documents were not seen."""
 
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """How attention is computed. `auto`: flash-attention on a GPU that has it, else PyTorch's own

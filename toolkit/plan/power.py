@@ -1,0 +1,116 @@
+"""What the sets of a recipe will be able to see, as far as it is known before anything is trained.
+
+How a merge scatters from document to document is not known yet; a scatter is assumed, and
+`toolkit power` measures it once there is a model. How many documents a set will have is counted, or
+estimated from the part of the source that was read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from toolkit.data.config import DataSection
+from toolkit.errors import ToolkitError
+from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.power import SetPower, needed_answers, power_of
+from toolkit.evaluate.retention import LOSS, split_prompts
+from toolkit.plan.evidence import Looked
+from toolkit.statistics.paired import expected_change
+
+ASSUMED_SCATTER = 0.04
+"""Standard deviation of a document's change, in bits per byte, or an answer's, in nats per token:
+of the plain mean of α 0.4 in the finance run (LOG.md)."""
+
+SCATTER_WORDS = (
+    f"what a set sees: a document's change scatters by {ASSUMED_SCATTER:g} bits per byte, an "
+    "answer's by as many nats per token; `toolkit power` measures it"
+)
+
+
+def plan_power(
+    data: DataSection,
+    evaluate: EvaluateSection,
+    looked: Looked,
+    *,
+    tolerance: float,
+    tolerances: Mapping[str, float],
+    confidence: float,
+) -> tuple[list[SetPower], list[str]]:
+    """The smallest change that each tuning set can see and the groups that its tolerance takes.
+
+    Args:
+        data, evaluate: sections of the recipe.
+        looked: what was seen of the sources.
+        tolerance: loss accepted on general sets that bring none along.
+        tolerances: of single sets by name.
+        confidence: of the one-sided bound.
+
+    Returns:
+        Sets whose size is known, and a sentence for each whose size is not.
+    """
+    found: list[SetPower] = []
+    unknown: list[str] = []
+    for name, sample in looked.samples.items():
+        limit = tolerances.get(name, tolerance) if sample.role == "general" else None
+        sizes = _tuning_sizes(name, data, looked)
+        if sizes is None:
+            unknown.append(f"{name}: how many tuning documents it has cannot be told yet")
+            continue
+        items, groups = sizes
+        change = expected_change(ASSUMED_SCATTER, groups)
+        found.append(power_of(name, sample.role, "bits per byte", items, limit, change, confidence))
+    wanted = evaluate.retention
+    if wanted.prompts and wanted.loss_role == "general":
+        try:
+            count = len(split_prompts("tuning", wanted.prompts, wanted.files))
+        except ToolkitError as error:
+            unknown.append(f"retention: {error}".rstrip("."))
+        else:
+            limit = tolerances.get(LOSS, wanted.loss_tolerance)
+            change = expected_change(ASSUMED_SCATTER, count)
+            found.append(
+                power_of(LOSS, "general", "nats per token", count, limit, change, confidence)
+            )
+    unknown += _answers(evaluate, tolerance, tolerances, confidence)
+    return found, unknown
+
+
+def _tuning_sizes(name: str, data: DataSection, looked: Looked) -> tuple[int, int] | None:
+    """Tuning items of a source, and the groups that stand alone; None where nothing tells."""
+    sample, rule = looked.samples[name], data.sources[name].split.get("tuning")
+    documents, groups = sample.split_documents["tuning"], len(sample.tuning_groups)
+    if sample.why or rule is None or not documents or sample.seen_fraction is None:
+        return None
+    tokens = sample.split_bytes["tuning"] * looked.tokens_per_byte[sample.role]
+    items, whole = float(documents), 1.0 / sample.seen_fraction
+    if data.evaluation_document_tokens is not None:
+        items = max(items, tokens / data.evaluation_document_tokens)
+    taken = min(whole, rule.max_tokens / tokens) if rule.max_tokens is not None else whole
+    items = max(items * taken, 1.0)
+    # Of one group the items themselves are drawn; of several, the groups.
+    alone = items if groups < 2 else min(items, groups * taken)
+    return max(round(items), 1), max(round(alone), 1)
+
+
+def _answers(
+    evaluate: EvaluateSection,
+    tolerance: float,
+    tolerances: Mapping[str, float],
+    confidence: float,
+) -> list[str]:
+    """Of questions and tasks only the number that a tolerance takes is known."""
+    wanted: Sequence[tuple[str, str]] = [
+        *((choices.name, choices.role) for choices in evaluate.choices),
+        *((task.task, task.role) for task in evaluate.tasks),
+    ]
+    sentences = []
+    for name, role in wanted:
+        limit = tolerances.get(name, tolerance)
+        if role == "general" and limit > 0.0 and math.isfinite(limit):
+            needed = needed_answers(limit, 0.0, confidence)
+            sentences.append(
+                f"{name}: {needed} right-or-wrong items at least are needed to show a loss under "
+                f"{limit:g}, even where no answer changes"
+            )
+    return sentences
