@@ -55,7 +55,9 @@ def load_tokenizer(
         check_tokenizer_file(path, kind)
     what = "holds no tokenizer that can be read"
     with reading(folder, kind, what, "put the model's tokenizer.json there"):
-        return AutoTokenizer.from_pretrained(folder, **settings)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **settings)
+        tokenizer("a")  # settings that are no numbers are first met here
+        return tokenizer
 
 
 def load_core(path: Path, kind: type[ToolkitError] = CheckpointError) -> Any:

@@ -52,6 +52,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path):
         ({"parameters": {"weight": [[1, 2]]}}, "not a list of lists"),
         ({"parameters": {"weight": float("nan")}}, "must be a finite number"),
         ({"parameters": {"weight": {"filter": "mlp"}}}, "needs a value"),
+        ({"parameters": {"weight": {"filter": 0.5, "value": 1}}}, "part of tensors' names"),
         ({"parameters": {"weight": {"fliter": "mlp", "value": 1}}}, "unknown key 'fliter'"),
         ({"models": [{"model": {"model": "a", "lroa": "b"}}]}, "unknown key 'lroa'"),
     ],

@@ -37,6 +37,9 @@ def _fault_of_setting(setting: object) -> str | None:
     if isinstance(setting, (bool, int, float, str)):
         return None
     if isinstance(setting, dict):
+        wanted = setting.get("filter")
+        if wanted is not None and not isinstance(wanted, str):
+            return f"a filter is a part of tensors' names (got {wanted!r:.60})"
         if unknown := set(setting) - {"filter", "value"}:
             return f"unknown key {sorted(map(str, unknown))[0]!r}; a setting has filter and value"
         if "value" not in setting:
