@@ -48,7 +48,9 @@ def main() -> None:
 HEADER = (
     "| world | general kept, a fit merge tried | mean true gain, of the best plain α | beyond "
     "tolerance | beats the sweep | gain claimed where none | 10 % worse than the best plain α | "
-    "test interval covers | tokens of the search, of all | s |\n" + "|---" * 10 + "|"
+    "test interval covers the change, kept, recovered | tokens of the search, of all | s |\n"
+    + "|---" * 10
+    + "|"
 )
 
 
@@ -66,7 +68,14 @@ def row(name: str, studies: Sequence[StudyFigures]) -> str:
         share([s.beats for s in studies]),
         share([s.is_merge and s.gain <= 0.0 for s in studies]),
         share([s.gain < 0.9 * s.best_plain for s in able]),
-        share([s.covered for s in merges]),
+        "; ".join(
+            share([bool(held) for held in column if held is not None])
+            for column in (
+                [s.covered for s in merges],
+                [s.kept_covered for s in merges],
+                [s.recovered_covered for s in merges],
+            )
+        ),
         f"{np.mean([s.search_share for s in studies]):.0%}, "
         f"{np.mean([s.token_share for s in studies]):.0%}",
     ]

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "toolkit"
 COMMON = {"errors", "config", "manifest", "file_hashes", "plain", "progress"}
 COMMON |= {"machine", "statistics", "limits", "library_errors", "bounded", "tokenizer_files"}
-COMMON |= {"model_values"}
+COMMON |= {"model_values", "leftovers"}
 MAY_IMPORT = {
     "errors": set(),
     "limits": {"errors"},
@@ -22,10 +22,11 @@ MAY_IMPORT = {
     "plain": {"errors", "limits"},
     "tokenizer_files": {"errors", "limits", "library_errors", "bounded", "plain"},
     "config": {"errors", "plain"},
-    "file_hashes": {"machine"},
-    "manifest": {"errors", "config", "file_hashes", "plain"},
+    "leftovers": set(),
+    "file_hashes": {"machine", "leftovers"},
+    "manifest": {"errors", "config", "file_hashes", "plain", "leftovers"},
     "progress": set(),
-    "machine": {"errors", "progress", "library_errors"},
+    "machine": {"errors", "progress", "library_errors", "leftovers"},
     "statistics": {"errors"},
     "checkpoint": COMMON,
     "data": COMMON,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from toolkit.errors import ConfigError
+from toolkit.leftovers import remove_leftovers
 from toolkit.library_errors import check_writable
 from toolkit.progress import say
 
@@ -113,6 +114,7 @@ def check_cache() -> None:
     Raises:
         ToolkitError: it cannot; says how to take another.
     """
+    remove_leftovers(cache_folder(), below=False)
     check_writable(cache_folder(), "Change its rights, or set TOOLKIT_CACHE to another folder.")
 
 

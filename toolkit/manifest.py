@@ -24,6 +24,7 @@ from typing import IO, Any
 from toolkit import __version__
 from toolkit.errors import ToolkitError
 from toolkit.file_hashes import differing_files, read_hash
+from toolkit.leftovers import remove_leftovers, temporary_path
 from toolkit.plain import read_json
 
 MANIFEST = "manifest.json"
@@ -63,7 +64,7 @@ def hash_folder(folder: Path, *, leave_out: tuple[str, ...] = ()) -> dict[str, s
 def write_atomically(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears at `path` whole when the block ends, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
@@ -221,6 +222,7 @@ class Stage:
             else:
                 shutil.rmtree(self.work)
         self.work.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.work)
         if not begun:
             write_json(mark, self.identity())
 
@@ -232,6 +234,7 @@ class Stage:
             drop: names in the working folder that only served to continue. They are removed once
                 the manifest stands: hashing takes long, and a stage killed meanwhile continues.
         """
+        remove_leftovers(self.work)
         leave_out = (MANIFEST, _IDENTITY, *drop)
         outputs = {
             name: {"bytes": (self.work / name).stat().st_size, "sha256": digest}

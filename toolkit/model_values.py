@@ -13,6 +13,7 @@ from toolkit.errors import CheckpointError, ToolkitError
 from toolkit.plain import read_object
 
 _MOST = 1 << 31
+_MOST_OF = dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 10_000)
 _COUNTS = frozenset(
     {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
     | {"num_key_value_heads", "head_dim", "max_position_embeddings", "num_experts", "n_layer"}
@@ -49,6 +50,35 @@ def read_model_values(
     return values
 
 
+def oversize_fault(
+    values: Mapping[str, Any], num_tensors: int, num_bytes: int | None = None
+) -> str | None:
+    """What of a config is more than the stored tensors can be, or None.
+
+    Args:
+        values: of the config.json.
+        num_tensors: how many are stored; every layer has at least one.
+        num_bytes: of all of them, where known; an entry of a matrix takes at least a bit.
+    """
+    text = values.get("text_config")
+    own = {**values, **text} if isinstance(text, Mapping) else values
+    for key in ("num_hidden_layers", "n_layer", "num_layers"):
+        layers = own.get(key)
+        if isinstance(layers, int) and layers > max(num_tensors, 1):
+            return f"{key} is {layers:,}, but its files hold {num_tensors:,} tensors"
+    if num_bytes is None:
+        return None
+    width = next((own[key] for key in ("hidden_size", "n_embd", "d_model") if own.get(key)), 1)
+    wide = ("vocab_size", "intermediate_size", "n_positions", "n_inner", "moe_intermediate_size")
+    for key in wide:
+        size = own.get(key)
+        if isinstance(size, int) and isinstance(width, int) and size * width > 8 * num_bytes:
+            return (
+                f"{key} is {size:,} at a width of {width:,}, but its files hold {num_bytes:,} bytes"
+            )
+    return None
+
+
 def model_value_faults(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Keys whose values are of another type than transformers writes, and what is wrong."""
     for key, value in values.items():
@@ -63,8 +93,8 @@ def model_value_faults(values: Mapping[str, Any], prefix: str = "") -> Iterator[
                     continue
                 if isinstance(item, bool) or not isinstance(item, int):
                     yield name, f"must be a whole number (got {item!r:.60})"
-                elif not -1 <= item < _MOST:
-                    yield name, f"must be between 0 and {_MOST:,} (got {item!r:.60})"
+                elif not -1 <= item < (most := _MOST_OF.get(key, _MOST)):
+                    yield name, f"must be between 0 and {most:,} (got {item!r:.60})"
         elif key in _NAMES and not isinstance(value, str):
             yield name, f"must be a text (got {value!r:.60})"
         elif key in _LISTS and not isinstance(value, list):

@@ -190,6 +190,24 @@ def parse_yaml(
     return data
 
 
+def refuse_hostile_yaml(path: Path) -> None:
+    """Refuse a YAML file that a library will load, if it asks for more than the limits; whatever
+    else is wrong with it, the library says itself.
+
+    Raises:
+        ConfigError: it does, or cannot be read.
+    """
+    text = read_text(path, ConfigError, limit("YAML_BYTES"))
+    try:
+        _refuse_growth(yaml.compose(text, yaml.SafeLoader), str(path))
+    except RecursionError as error:
+        raise ConfigError(
+            f"{path}: is nested too deeply; levels: {raise_hint('NESTING')}."
+        ) from error
+    except yaml.YAMLError:
+        return
+
+
 def _refuse_growth(root: yaml.Node | None, where: str) -> None:
     """Refuse aliases that stand for more values than the limit, and ones that hold themselves.
 

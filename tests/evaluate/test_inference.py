@@ -26,11 +26,6 @@ from toolkit.evaluate.inference import (
     paired_permutation,
     simultaneous_bounds,
 )
-from toolkit.evaluate.power import (
-    detectable_difference,
-    needed_groups,
-    power,
-)
 
 STUDIES = 1000
 
@@ -164,24 +159,3 @@ def test_permutations_by_hand_and_by_chance():
         for n in range(400)
     ]
     assert abs(np.mean(np.array(values) <= 0.05) - 0.05) <= band(0.05, 400)
-
-
-def test_power_is_what_studies_show():
-    # A true loss of zero against a tolerance of 0.02: how often is it seen?
-    chance = np.random.default_rng(5)
-    names = [str(n) for n in range(25)]
-    seen = 0
-    for number in range(STUDIES):
-        losses = chance.normal(0.0, 0.04, size=25)
-        found = bootstrap_figures(losses, np.ones(25), names, resamples=199, seed=number)
-        seen += non_inferior(found, 0.02)[0].holds
-    expected = power(0.02, 0.04 / 5.0, 25)
-    assert abs(seen / STUDIES - expected) <= band(expected) + 0.03  # bounds are a little wide
-
-
-def test_needed_groups_detect():
-    error, count = math.sqrt(2.0 / 3.0) / 2.0, 4  # of the mean of 1, 3, 2 and 2
-    needed = needed_groups(0.2, error, count)
-    single = error * 2.0
-    assert detectable_difference(single / math.sqrt(needed), needed) <= 0.2
-    assert detectable_difference(single / math.sqrt(needed - 1), needed - 1) > 0.2

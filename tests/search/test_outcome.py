@@ -19,11 +19,11 @@ from toolkit.search.outcome import (
     by_item,
     candidate_rows,
     cannot_be_told_apart,
-    confirmation_p_value,
     merged_parts,
     sweep_rows,
 )
 from toolkit.search.run import run_search
+from toolkit.select.bound import gain_bound, loss_bound
 
 
 def texts(name: str, role: Any, groups: str = "ab") -> EvaluationSet:
@@ -92,14 +92,16 @@ def test_several_sets_are_weighed():
     assert found.estimate == pytest.approx(BITS * (0.3 + 3 * 0.2) / 4)
 
 
-def test_few_groups_have_students_interval():
+def test_few_groups_have_students_interval_and_what_they_may_hide():
     # Four documents, losses 1, 2, 3, 4 over size 10: mean 0.25, error 0.0645, t(3) = 3.182; a
-    # sample of four is taken for one of three.
+    # sample of four is taken for one of three. They are not skewed, and may hide
+    # g = 0.75 sqrt(6 4 3 / (2 5 7)) / sqrt(4) = 0.380: z = 1.96 becomes
+    # 1.96 + g (2 z² + 1) / 6 + 5 g² z (4 z² - 1) / 72 = 2.795, 1.426 times as much.
     sets = [texts("a", "domain", "wxyz"), texts("news", "general", "wxyz")]
     losses = {"m": {"a": [1.0, 2.0, 3.0, 4.0], "news": [1.0] * 4}}
     interval = ScoredTestSets(sets, {}, losses).levels(["a"]).change().interval()
     assert interval.estimate == pytest.approx(0.25 * BITS)
-    wide = 3.1824 * 0.06455 * (4 / 3) ** 0.5
+    wide = 1.4262 * 3.1824 * 0.06455 * (4 / 3) ** 0.5
     assert interval.high == pytest.approx((0.25 + wide) * BITS, rel=1e-3)
 
 
@@ -161,13 +163,13 @@ def full(objective: Any, share: float) -> dict[str, Any]:
     }
 
 
-def test_p_values_say_whether_all_that_must_hold_holds():
+def test_the_bounds_that_decide_say_what_is_lost_and_gained():
     objective = plan(tolerance=0.015).objective
-    start = full(objective, 0.0)
-    surely = confirmation_p_value(objective, full(objective, 0.8), start)
-    assert surely == 1 / 4000  # no resample in 3,999 reaches so far
-    assert confirmation_p_value(objective, full(objective, 1.0), start) > 0.99  # loses 0.02
-    assert confirmation_p_value(objective, start, start) == 1.0  # gains nothing
+    start, fit, lossy = (full(objective, share) for share in (0.0, 0.8, 1.0))
+    assert 0.01 < loss_bound(objective, "news", fit, start, 0.999) < 0.015  # loses 0.0128
+    assert loss_bound(objective, "news", lossy, start, 0.9) > 0.015  # loses 0.02
+    assert gain_bound(objective, fit, start, 0.999) < 0.0
+    assert gain_bound(objective, start, start, 0.9) == 0.0  # gains nothing
 
 
 def test_ties():

@@ -155,7 +155,9 @@ WORLDS = {
         World("three general sets", ((FILINGS, 40), *_THREE)),
         World("skewed", _finance(40, skewed=True)),
         World("three skewed", ((FILINGS, 40), *((replace(s, skewed=True), n) for s, n in _THREE))),
+        World("16 documents", _finance(16)),
         World("between two grid points", _finance(40, tolerance=0.065)),
+        *(World(f"tolerance {t:g}", _finance(40, tolerance=t)) for t in (0.02, 0.04, 0.15, 0.25)),
         World("no loss", _finance(40, curve=FLAT)),
         World("no gain", ((replace(FILINGS, curve=FLAT), 40), (NEWS_SET, 40), (ANSWERS, 40))),
         World("ties 8 % better", _finance(40), better=0.08),
@@ -290,6 +292,8 @@ class StudyFigures:
         search_share: tokens of the search, of scoring every candidate on all of its documents.
         token_share: all tokens scored up to the choice, of every candidate on all tuning documents.
         covered: whether the test interval of the domain change holds the truth.
+        kept_covered: the same of the share of the gain that is kept; None where none is given.
+        recovered_covered: the same of the share of the loss on retention that is recovered.
     """
 
     chosen: str
@@ -303,6 +307,8 @@ class StudyFigures:
     search_share: float
     token_share: float
     covered: bool
+    kept_covered: bool | None = None
+    recovered_covered: bool | None = None
 
 
 @dataclass
@@ -421,11 +427,12 @@ def run_study(world: World, seed: int) -> StudyFigures:
         beaten["high"] is not None and beaten["high"] < 0.0,
         study.search_tokens / (len(outcomes) * search.plan.objective.all_tokens),
         study.tokens / (section.candidates * whole.all_tokens),
-        _covers(search, world, chosen) if is_merge else True,
+        *(_covers(search, world, chosen) if is_merge else (True, None, None)),
     )
 
 
-def _covers(search: Any, world: World, chosen: Point) -> bool:
+def _covers(search: Any, world: World, chosen: Point) -> tuple[bool, bool | None, bool | None]:
+    """Whether test intervals of the change, the gain kept and the loss recovered hold the truth."""
     losses = {}
     for name, point in (
         (GENERAL, Point(0.0, "linear", "")),
@@ -435,4 +442,21 @@ def _covers(search: Any, world: World, chosen: Point) -> bool:
         losses[name] = {s.name: s.score(point, range(len(s))) for s in search.test}
     figures = final_figures(ScoredTestSets(search.test, {}, losses))
     change = figures["models"][MERGE]["domain_change"]
-    return bool(change["low"] <= -world.gain(chosen) <= change["high"])
+    whole = world.gain(Point(1.0, "linear", ""))
+    kept = world.gain(chosen) / whole if whole else None
+    lossy = next((s for s, _ in world.sets if s.name == "retention"), None)
+    back = None
+    if lossy is not None and lossy.change(1.0):
+        back = 1.0 - lossy.change(chosen.alpha) / lossy.change(1.0)
+    shown = figures["sets_recovered"].get("retention")
+    return (
+        bool(change["low"] <= -world.gain(chosen) <= change["high"]),
+        _holds(figures["gain_kept"], kept),
+        _holds(shown, back),
+    )
+
+
+def _holds(interval: Mapping[str, float] | None, truth: float | None) -> bool | None:
+    if interval is None or truth is None:
+        return None
+    return interval["low"] <= truth <= interval["high"]

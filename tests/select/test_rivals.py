@@ -106,5 +106,5 @@ def test_only_what_promises_more_than_the_sweep_is_confirmed(objective: Objectiv
         merge_of(objective, "less than the best plain mean", 0.2, 0.01),
     ]
     at_least = objective.domain_difference(points[0.6], points[0.0]).estimate
-    few = shortlist(merges, sweep, objective, points[0.0], at_least, objective, 3)
+    few = shortlist(merges, sweep, objective, points[0.0], at_least, {"news": 40}, 3)
     assert [f.outcome.candidate.name for f in few] == ["better", "better, and loses less"]

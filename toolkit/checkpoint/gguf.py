@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from toolkit.checkpoint.gguf_header import check_gguf
 from toolkit.checkpoint.load import silence_libraries
 from toolkit.errors import CheckpointError
 from toolkit.library_errors import reading
@@ -34,6 +35,7 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     silence_libraries()
+    check_gguf(path)
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": path.parent,
         "gguf_file": path.name,

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from toolkit.checkpoint.folder import stored_dtype
+from toolkit.checkpoint.read import open_checkpoint
 from toolkit.checkpoint.wrapped import load_text_side, wrapper_class
 from toolkit.errors import CheckpointError, did_you_mean
 from toolkit.library_errors import reading
 from toolkit.machine import choose_scoring_precision, dtype_of
-from toolkit.model_values import read_model_values
+from toolkit.model_values import oversize_fault, read_model_values
 
 _CONFIG = "config.json"
 
@@ -66,6 +67,7 @@ def load_causal_model(folder: str | Path, dtype: torch.dtype) -> Any:
 
     config = load_model_config(folder)
     silence_libraries()
+    _refuse_oversize(Path(folder))
     made = wrapper_class(config)
     with reading(folder, CheckpointError, "the weights cannot be loaded"):
         if made is not None:
@@ -124,6 +126,17 @@ def scoring_dtype(folder: str | Path, wish: str = "auto") -> torch.dtype:
 
 def _is_causal(architecture: str) -> bool:
     return architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+
+
+def _refuse_oversize(folder: Path) -> None:
+    """Refuse a config that asks for more than the files hold, before memory is taken for it."""
+    if not (folder / _CONFIG).is_file() or not list(folder.glob("*.safetensors")):
+        return
+    opened = open_checkpoint(folder)
+    entries = sum(opened.info(name).num_bytes for name in opened.names)
+    fault = oversize_fault(read_model_values(folder), len(opened.names), entries)
+    if fault is not None:
+        raise CheckpointError(f"{folder / _CONFIG}: {fault}; download or copy the files again.")
 
 
 def _beside(folder: Path) -> str:

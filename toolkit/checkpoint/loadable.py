@@ -20,7 +20,7 @@ from typing import Any
 
 from toolkit.checkpoint.read import open_checkpoint
 from toolkit.errors import CheckpointError, warn
-from toolkit.model_values import read_model_values
+from toolkit.model_values import oversize_fault, read_model_values
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor, by its name on disk."""
@@ -99,6 +99,8 @@ def loading_faults(values: Mapping[str, Any], shapes: Shapes) -> Faults | None:
     import torch
     import transformers
 
+    if (fault := oversize_fault(values, len(shapes))) is not None:
+        return {_CONFIG: fault}
     plain = {key: value for key, value in values.items() if key != "quantization_config"}
     with tempfile.TemporaryDirectory() as name, _quiet() as log:
         (Path(name) / _CONFIG).write_text(json.dumps(plain), encoding="utf-8")

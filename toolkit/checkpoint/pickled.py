@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def open_pickled(folder: Path, name: str = "pytorch_model.bin") -> Checkpoint | 
 
 
 def _load(file: Path) -> tuple[dict[str, Any], bool]:
+    _refuse_packed(file)
     try:
         found, is_mapped = _load_tensors_only(file)
     except pickle.UnpicklingError as error:
@@ -116,6 +118,21 @@ def _load(file: Path) -> tuple[dict[str, Any], bool]:
             "state_dict."
         )
     return dict(found), is_mapped
+
+
+def _refuse_packed(file: Path) -> None:
+    """torch stores what it saves; only a stranger's file unpacks to more than it has."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return  # no archive, or a damaged one: loading it says so
+    packed = file.stat().st_size
+    if unpacked > packed + (64 << 20):
+        raise CheckpointError(
+            f"{file}: its {packed:,} bytes unpack to {unpacked:,}, as nothing that torch writes "
+            "does; refused."
+        )
 
 
 def _load_tensors_only(file: Path) -> tuple[Any, bool]:
@@ -147,6 +164,11 @@ def _describe(file: Path, name: Any, tensor: Any) -> TensorInfo:
             f"known: {', '.join(TORCH_NAMES)}."
         )
     size = tensor.numel() * tensor.element_size()
+    if size > file.stat().st_size:
+        raise CheckpointError(
+            f"{file}: {name} is {list(tensor.shape)} of {tensor.dtype}, more than the file holds; "
+            "download or copy the file again."
+        )
     return TensorInfo(file, stored, tuple(tensor.shape), 0, size)
 
 

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import fnmatch
 import io
+import lzma
+import struct
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from toolkit.data.config import ArtefactSection
+from toolkit.data.unpacked import refuse_bomb
 from toolkit.errors import DataError
+from toolkit.leftovers import scratch_folder
 from toolkit.machine import cache_folder
 from toolkit.manifest import hash_file
+
+ARCHIVE_ERRORS = (
+    *(zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError),
+    *(NotImplementedError, RuntimeError, struct.error, UnicodeError),
+)
+"""What a damaged archive makes Python's readers raise; the second row: unknown ways of packing,
+encryption, cut headers."""
 
 MAX_MEMBER_BYTES = 8 << 30
 """A member that claims more than this is refused unread: archives can lie about their size."""
@@ -39,8 +50,8 @@ def fetch_artefact(artefact: ArtefactSection) -> Path:
             return path
         path.unlink()  # damaged in the cache; the pinned original is fetched again
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as temporary:
-        fetched = _pip_download(artefact, Path(temporary))
+    with scratch_folder(folder / "download") as scratch:
+        fetched = _pip_download(artefact, scratch)
         return fetched.rename(folder / fetched.name)
 
 
@@ -101,7 +112,7 @@ def open_members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]
                     found = True
                     with _open_zip(nested, inner_name) as inside:
                         yield f"{name}//{inner_name}", inside
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except ARCHIVE_ERRORS as error:
         raise DataError(f"{archive.name}: cannot be read as an archive ({error}).") from error
     if not found:
         raise DataError(f"{archive.name}: holds nothing that matches {pattern!r}; check `member`.")
@@ -137,7 +148,7 @@ def _names(archive: Path) -> list[str]:
                 return opened.namelist()
         with tarfile.open(archive) as tar:
             return [member.name for member in tar if member.isfile()]
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+    except ARCHIVE_ERRORS as error:
         raise DataError(f"{archive.name}: cannot be read as an archive ({error}).") from error
 
 
@@ -167,7 +178,9 @@ def _matching(archive: zipfile.ZipFile, pattern: str) -> list[str]:
 
 
 def _open_zip(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    size = archive.getinfo(name).file_size
+    info = archive.getinfo(name)
+    size = info.file_size
+    refuse_bomb(f"{archive.filename}: {name}", info.compress_size, size)
     if size > MAX_MEMBER_BYTES:
         raise DataError(f"{archive.filename}: {name} claims {size} bytes; refused.")
     return archive.open(name)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import bz2
 import fnmatch
 import glob
-import gzip
 import hashlib
-import io
 import itertools
-import lzma
 import os
+import re
 import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +19,7 @@ from typing import IO, Any
 
 from toolkit.data.artefacts import fetch_artefact, open_members
 from toolkit.data.source_config import SourceSection
+from toolkit.data.unpacked import OPENERS, unpack
 from toolkit.errors import DataError
 from toolkit.file_hashes import known_hash
 from toolkit.manifest import hash_bytes
@@ -31,6 +29,7 @@ _WHOLE_HASH_BYTES = 4 << 30
 the size, the time of change and 64 samples count."""
 
 _SAMPLES = 64
+_NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
 
 
 @dataclass(frozen=True)
@@ -107,6 +106,10 @@ def _matching_files(pattern: str, source: SourceSection) -> list[Path]:
         for path in expand_pattern(wild)
         if Path(path).is_file() and not _is_excluded(os.path.relpath(path, root), source)
     ]
+    for path in files:
+        if not path.as_posix().isascii() and _NOT_UTF8.search(path.as_posix()):
+            shown = path.as_posix().encode("utf-8", "backslashreplace").decode()
+            raise DataError(f"{shown}: its name is not UTF-8; rename it, for instance with convmv.")
     if not files:
         raise DataError(_not_there(pattern, wild))
     return sorted(
@@ -242,7 +245,7 @@ def _unlike(key: str, name: str, seen: set[str]) -> str:
 
 def _without_endings(name: str) -> str:
     path = PurePosixPath(name)
-    return PurePosixPath(path.stem).stem if path.suffix.lower() in _OPENERS else path.stem
+    return PurePosixPath(path.stem).stem if path.suffix.lower() in OPENERS else path.stem
 
 
 def _is_excluded(name: str, source: SourceSection) -> bool:
@@ -262,28 +265,9 @@ def _local(path: Path) -> Iterator[IO[bytes]]:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def _zst(stream: IO[bytes]) -> IO[bytes]:
-    import pyarrow as pa  # its reader tells a file that was cut short; zstandard's does not
-
-    return io.BufferedReader(pa.input_stream(stream, compression="zstd"))
-
-
-_OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
-    ".gz": lambda stream: gzip.GzipFile(fileobj=stream),
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
-    ".zst": _zst,
-}
-
-
 @contextmanager
 def _decompressed(name: str, stream: IO[bytes]) -> Iterator[IO[bytes]]:
-    opener = _OPENERS.get(PurePosixPath(name).suffix.lower())
-    if opener is not None and stream.seekable():
-        if not stream.read(1):
-            raise EOFError("the compressed file is empty")
-        stream.seek(0)
-    yield stream if opener is None else opener(stream)
+    yield unpack(name, stream)
 
 
 def ending(name: str) -> str:
@@ -293,7 +277,7 @@ def ending(name: str) -> str:
     '.jsonl'
     """
     path = PurePosixPath(name)
-    if path.suffix.lower() in _OPENERS:
+    if path.suffix.lower() in OPENERS:
         path = PurePosixPath(path.stem)
     return path.suffix.lower()
 

@@ -6,15 +6,17 @@ import csv
 import io
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any
 
 from toolkit.data.files import ending
 from toolkit.data.filing import filing_sections, page_text
+from toolkit.data.unpacked import read_whole, refuse_bomb
 from toolkit.errors import DataError
+from toolkit.limits import limit, raise_hint
 
 _CODE = ".py .js .ts .java .c .h .cpp .go .rs .rb .php .cs .sh .sql .scala .kt .swift .jl .lua .pl"
 FORMATS = {
@@ -115,12 +117,12 @@ def read_rows(stream: IO[bytes], name: str, kind: str, faults: Faults) -> Iterat
     elif kind == "pubmed":
         yield from _pubmed(stream, name, faults)
     elif kind == "filing":
-        for number, (_, text) in enumerate(filing_sections(stream.read(), name)):
+        for number, (_, text) in enumerate(filing_sections(read_whole(stream, name), name)):
             yield Row(f"#{number:04d}", name, text=text)
     elif kind == "html":
-        yield Row("", name, text=page_text(stream.read(), name))
+        yield Row("", name, text=page_text(read_whole(stream, name), name))
     else:
-        decoded = _decode(stream.read(), name, faults)
+        decoded = _decode(read_whole(stream, name), name, faults)
         if decoded is not None:
             body = _FRONT_MATTER.sub("", decoded, count=1) if kind == "front_matter" else decoded
             yield Row("", name, text=body)
@@ -139,15 +141,22 @@ _EMPTY = "is empty, not even a blank line; perhaps it was never written to its e
 
 
 def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
-    number = 0
-    for number, line in enumerate(stream, start=1):
+    number, most = 0, limit("LINE_BYTES")
+    for number, line in enumerate(iter(partial(stream.readline, most + 1), b""), start=1):
         if not line.strip():
             continue
         where = f"{name}:{number}"
+        if len(line) > most:
+            raise DataError(
+                f"{where}: is too long for one line; bytes: {raise_hint('LINE_BYTES')}."
+            )
         try:
             fields = json.loads(line)
         except ValueError as error:
             faults.report(where, f"is not valid JSON ({error}).", error)
+            continue
+        except RecursionError as error:
+            faults.report(where, "is nested too deeply to be read.", error)
             continue
         if not isinstance(fields, dict):
             faults.report(where, f"must be an object (got {type(fields).__name__}).")
@@ -158,10 +167,18 @@ def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
 
 
 def _csv(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
-    csv.field_size_limit(sys.maxsize)
+    most = limit("LINE_BYTES")
+    csv.field_size_limit(most)
     # Bytes that are not UTF-8 stay apart as half characters, so that only their row is damaged.
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.DictReader(text, delimiter="\t" if ending(name) == ".tsv" else ",")
+
+    def lines() -> Iterator[str]:
+        while line := text.readline(most + 1):
+            if len(line) > most:
+                raise DataError(f"{name}: has a line too long; bytes: {raise_hint('LINE_BYTES')}.")
+            yield line
+
+    reader = csv.DictReader(lines(), delimiter="\t" if ending(name) == ".tsv" else ",")
     try:
         if not reader.fieldnames:
             faults.report(name, _EMPTY)
@@ -185,14 +202,26 @@ def _parquet(stream: IO[bytes], name: str) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+        is_file = stream.seekable()
+        file = pq.ParquetFile(stream if is_file else io.BytesIO(read_whole(stream, name)))
+        _refuse_parquet_bomb(file, stream, name)
         number = 0
         for batch in file.iter_batches(batch_size=1024):
             for fields in batch.to_pylist():
                 number += 1
                 yield Row(f"#{number:06d}", f"{name}:{number}", fields)
     except pa.ArrowException as error:
-        raise OSError(str(error).splitlines()[0]) from error
+        raise OSError((str(error) or type(error).__name__).splitlines()[0]) from error
+
+
+def _refuse_parquet_bomb(file: Any, stream: IO[bytes], name: str) -> None:
+    """Columns of one value take no bytes, whatever number of rows they claim."""
+    if not stream.seekable():
+        return
+    packed = stream.seek(0, io.SEEK_END)
+    metadata = file.metadata
+    sizes = (metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
+    refuse_bomb(name, packed, max(sum(sizes), metadata.num_rows))
 
 
 def _pubmed(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:

@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from toolkit.data.artefacts import ARCHIVE_ERRORS
 from toolkit.data.files import input_hashes, source_files
 from toolkit.data.formats import NOTE, Faults, Row, format_of, read_rows
 from toolkit.data.source_config import SourceSection
@@ -73,7 +74,7 @@ def _all(name: str, source: SourceSection, faults: Faults) -> Iterator[Document]
                     if document is not None:
                         number += 1
                         yield document
-        except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        except ARCHIVE_ERRORS as error:
             if isinstance(error, OSError) and error.errno is not None:
                 # The system's own (a disk, a connection, a right that is missing): not damage.
                 raise DataError(

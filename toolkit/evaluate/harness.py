@@ -27,7 +27,9 @@ from toolkit.evaluate.head import can_pad
 from toolkit.evaluate.questions import split_place
 from toolkit.evaluate.sets import BITS, EvaluationSet
 from toolkit.evaluate.task_scoring import scoring_hash
+from toolkit.library_errors import reading
 from toolkit.manifest import hash_json
+from toolkit.plain import refuse_hostile_yaml
 
 _FEWSHOT_SEED = 1234
 """What lm-eval's own command uses."""
@@ -152,7 +154,10 @@ def load_tasks(section: TaskSection) -> list[Task]:
         raise EvaluationError(
             f"{section.include_path}: is no folder with task files; give the folder of their YAML."
         )
-    with _quiet():
+    for path in sorted(Path(section.include_path).rglob("*.yaml")) if section.include_path else ():
+        refuse_hostile_yaml(path)
+    place = section.include_path or section.task
+    with reading(place, EvaluationError, "its task files cannot be read", "mend them"), _quiet():
         manager = None
         if section.include_path is not None:  # lm-eval's own thousands take seconds to list
             manager = TaskManager(include_path=section.include_path, include_defaults=False)

@@ -14,6 +14,7 @@ from toolkit.data.source_config import SourceSection
 from toolkit.evaluate.config import EvaluateSection, TaskSection
 from toolkit.file_hashes import known_hash
 from toolkit.manifest import hash_json
+from toolkit.plain import refuse_hostile_yaml
 
 
 def evaluation_inputs(section: EvaluateSection) -> dict[str, str]:
@@ -86,6 +87,7 @@ class _TaskFiles:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    refuse_hostile_yaml(path)
     values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader)
     return values if isinstance(values, dict) else {}
 

@@ -3,77 +3,63 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
-from toolkit.evaluate.student import student_chance, student_quantile
+from toolkit.evaluate.student import student_quantile
 from toolkit.statistics.change_bound import ChangeBound
 
 
-def power(difference: float, error: float, num_groups: int, confidence: float = 0.95) -> float:
-    """Chance that a one-sided bound shows a true difference of this size.
+def smallest_shown(change: ChangeBound, confidence: float = 0.95, wanted: float = 0.8) -> float:
+    """The smallest true difference that groups like these show with the wanted chance.
+
+    It must overcome the bound that decides, and what that scatters by from sample to sample.
 
     Args:
-        difference: true one, in the unit of `error`; for non-inferiority, what is left of the
-            tolerance.
-        error: standard error with so many groups.
-        num_groups: as `error` was found with.
-        confidence: of the bound.
+        change: as one candidate scatters.
+        confidence: of the one-sided bound.
+        wanted: chance to show it.
 
     Reference:
-        Cohen 1988, Statistical power analysis, chapter 2 (normal approximation to noncentral t).
+        Cohen 1988, Statistical power analysis, chapter 2; Lachin 1981, Introduction to sample size
+        determination, equation 1.
 
-    >>> round(power(0.02, 0.01, 30), 2), round(power(0.0, 0.01, 30), 2)
-    (0.62, 0.05)
+    >>> round(smallest_shown(ChangeBound(0.0, 0.0, 0.01, 29.0, 30)), 4)
+    0.0258
     """
-    if error <= 0.0:
-        return 1.0 if difference > 0.0 else 1.0 - confidence
-    limit = student_quantile(confidence, max(1, num_groups - 1))
-    return 1.0 - student_chance(limit - difference / error, max(1, num_groups - 1))
-
-
-def detectable_difference(
-    error: float, num_groups: int, confidence: float = 0.95, wanted: float = 0.8
-) -> float:
-    """The smallest true difference that is shown with the wanted chance.
-
-    >>> round(detectable_difference(0.01, 30), 4)
-    0.0255
-    """
-    freedom = max(1, num_groups - 1)
-    return error * (student_quantile(confidence, freedom) + student_quantile(wanted, freedom))
+    if change.num_groups < 2:
+        return math.inf
+    return (
+        change.upper_bound(confidence)
+        - change.estimate
+        + change.spread_of_bound(confidence) * student_quantile(wanted, change.freedom)
+    )
 
 
 def needed_groups(
-    difference: float,
-    error: float,
-    num_groups: int,
-    confidence: float = 0.95,
-    wanted: float = 0.8,
+    change: ChangeBound, difference: float, confidence: float = 0.95, wanted: float = 0.8
 ) -> int:
-    """How many groups see a difference of this size with the wanted chance.
+    """How many groups like these show a difference of this size with the wanted chance.
 
     Args:
+        change: as one candidate scatters on the set at hand, or a pilot.
         difference: to be seen, above zero.
-        error: standard error found with `num_groups` groups.
-        num_groups: of the set at hand, or of a pilot.
         confidence: of the one-sided bound.
         wanted: chance to see it.
 
-    Reference:
-        Lachin 1981, Introduction to sample size determination, equation 1; one more step for t.
-
-    >>> needed_groups(0.01, 0.01, 30), needed_groups(0.0256, 0.01, 30)
-    (187, 30)
+    >>> needed_groups(ChangeBound(0.0, 0.0, 0.01, 29.0, 30), 0.01)
+    188
     """
-    normal = NormalDist()
-    reach = normal.inv_cdf(confidence) + normal.inv_cdf(wanted)
-    one = error * math.sqrt(num_groups)  # standard error with a single group
-    count = max(2, math.ceil((reach * one / difference) ** 2))
-    while detectable_difference(one / math.sqrt(count), count, confidence, wanted) > difference:
-        count += 1
-    return count
+
+    def is_enough(count: int) -> bool:
+        return smallest_shown(change.as_of(count), confidence, wanted) <= difference
+
+    most = 2
+    while not is_enough(most):
+        most *= 2
+    return bisect_left(range(2, most), True, key=is_enough) + 2
 
 
 def needed_answers(
@@ -181,16 +167,14 @@ def power_of(
         confidence: of the one-sided bound.
     """
     groups = change.num_groups
-    smallest = math.inf
-    if groups > 1:
-        smallest = detectable_difference(change.error, groups, confidence)
+    smallest = smallest_shown(change, confidence)
     needed = None
     if tolerance and groups > 1:
         if change.answers is not None:
             worse, better, total = change.answers
             needed = needed_answers(tolerance, (worse + better) / total, confidence)
         elif change.error > 0.0:
-            needed = needed_groups(tolerance, change.error, groups, confidence)
+            needed = needed_groups(change, tolerance, confidence)
         else:
             needed = 2
     return SetPower(name, role, unit, num_items, groups, smallest, tolerance, needed)

@@ -11,6 +11,7 @@ from typing import Any
 from toolkit.data.files import ending, source_files
 from toolkit.data.formats import Faults, format_of, read_rows
 from toolkit.data.source_config import SourceSection, SplitName
+from toolkit.data.unpacked import read_whole
 from toolkit.errors import DataError, EvaluationError, sentence_end
 from toolkit.evaluate.config import BIGBENCH, ChoicesSection
 from toolkit.manifest import hash_json
@@ -123,7 +124,7 @@ def _file_questions(
             yield _row_question(section, f"{key}{row.place}", row.where, row.fields or {})
         return
     try:
-        whole = json.loads(stream.read())
+        whole = json.loads(read_whole(stream, name))
     except (ValueError, RecursionError) as error:
         raise EvaluationError(
             f"{name}: is not valid JSON ({error}); mend it, or name it .jsonl if each line is one."

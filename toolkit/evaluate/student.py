@@ -1,11 +1,11 @@
-"""Quantiles and chances of Student's t, as numbers."""
+"""Quantiles of Student's t, as numbers."""
 
 from __future__ import annotations
 
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtrit
 
 
-def student_quantile(chance: float, freedom: int) -> float:
+def student_quantile(chance: float, freedom: float) -> float:
     """The value that Student's t stays below with this chance.
 
     Args:
@@ -16,12 +16,3 @@ def student_quantile(chance: float, freedom: int) -> float:
     (2.2281, 1.8946)
     """
     return float(stdtrit(freedom, chance))
-
-
-def student_chance(value: float, freedom: int) -> float:
-    """Chance that Student's t is at most this value.
-
-    >>> round(student_chance(2.2281, 10), 4)
-    0.975
-    """
-    return float(stdtr(freedom, value))

@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from toolkit.config import PositiveInt, Section, load_yaml, parse_section
 from toolkit.errors import ConfigError, warn
+from toolkit.limits import limit, raise_hint
 
 Scalar = bool | int | float | str
 Settings = dict[str, Any]
@@ -170,6 +171,12 @@ class TokenizerSection(Section):
 
     tokens: dict[str, TokenEmbedding] | None = None
     pad_to_multiple_of: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _few_rows(self) -> Self:
+        if (self.pad_to_multiple_of or 0) > limit("PADDED_ROWS"):
+            raise ValueError(f"pad_to_multiple_of: {raise_hint('PADDED_ROWS')}")
+        return self
 
 
 class MergeConfig(Section):

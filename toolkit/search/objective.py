@@ -25,6 +25,7 @@ from toolkit.search.race import (
 from toolkit.search.raced_set import hasten_cheap_sets, order_for_race, usable_looks
 from toolkit.statistics.change_bound import ChangeBound
 from toolkit.statistics.paired import PairedChanges
+from toolkit.statistics.set_changes import SetChanges
 
 Losses = Mapping[str, NDArray[np.float64]]
 """Losses by set, each a beginning of the set's items in the order of the race."""
@@ -171,12 +172,17 @@ class Objective:
             losses: of the candidate, of all items of these sets.
             reference: of what it is compared with, likewise.
         """
+        return PairedChanges(self._parts(weights, losses, reference)).change()
+
+    def _parts(
+        self, weights: Mapping[str, float], losses: Losses, reference: Losses
+    ) -> list[SetChanges]:
         parts = []
         for name, weight in weights.items():
             raced = self.sets[name]
             moved = losses[name] - reference[name]
             parts.append(raced.items.changes([moved], raced.order.tolist(), weight=weight))
-        return PairedChanges(parts).change()
+        return parts
 
     def set_change(self, name: str, losses: Losses, reference: Losses) -> ChangeBound:
         """The same on one set."""
@@ -185,6 +191,23 @@ class Objective:
     def domain_change(self, losses: Losses, reference: Losses) -> ChangeBound:
         """The same on the domain sets, weighted."""
         return self.change(self.weights, losses, reference)
+
+    def lead(
+        self, losses: Losses, reference: Losses, matched: str | None, slope: float
+    ) -> ChangeBound:
+        """The change on the domain sets, less what the reference would change along a slope to lose
+        as much on a general set.
+
+        Args:
+            losses, reference: of all items of these sets.
+            matched: the general set; None where nothing has to be made up for.
+            slope: change of the domain figure for each unit lost on it.
+        """
+        total = sum(self.weights.values())
+        parts = self._parts({n: w / total for n, w in self.weights.items()}, losses, reference)
+        if matched is not None and slope != 0.0:
+            parts += self._parts({matched: -slope}, losses, reference)
+        return PairedChanges(parts, are_factors=True).change()
 
     def estimates(
         self, losses: Losses, references: Sequence[Losses], guide: Losses | None = None

@@ -142,30 +142,6 @@ def merged_parts(*parts: Mapping[str, Mapping[str, float]]) -> dict[str, dict[st
     return whole
 
 
-def confirmation_p_value(objective: Objective, losses: Losses, general: Losses) -> float:
-    """How surely a candidate gains on the domain and keeps every general set within its tolerance.
-
-    The largest of the single p-values: all must be refuted, so none needs a correction for the
-    others.
-
-    Reference:
-        Berger 1982, Multiparameter hypothesis testing and acceptance sampling.
-    """
-    losing = [loss_p_value(objective, name, losses, general) for name in objective.tolerances]
-    return max(gain_p_value(objective, losses, general), *losing)
-
-
-def gain_p_value(objective: Objective, losses: Losses, general: Losses) -> float:
-    """p-value of a candidate gaining nothing on the domain."""
-    return objective.domain_change(losses, general).p_value_below(0.0)
-
-
-def loss_p_value(objective: Objective, name: str, losses: Losses, general: Losses) -> float:
-    """p-value of a candidate losing more on a general set than its tolerance."""
-    limit = objective.tolerances[name]
-    return objective.set_change(name, losses, general).p_value_below(limit)
-
-
 def two_sided(difference: Difference, confidence: float) -> dict[str, float]:
     """An interval of a difference that is known in part, from its linearized error and Student's t;
     what is known in full has the interval of `Objective.change`.

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 
-from toolkit.evaluate.student import student_quantile
 from toolkit.search.objective import Losses, Objective
 
 Floats = NDArray[np.float64]
@@ -69,17 +68,13 @@ class PlainSweep:
 
     @cached_property
     def lossy_sets(self) -> tuple[str, ...]:
-        """General sets on which the specialist surely loses: the others cannot be matched."""
-        found = []
-        for name in self._objective.tolerances:
-            difference = self._objective.sets[name].difference(
-                self._points[-1][name], self._points[0][name]
-            )
-            if difference.freedom > 0:
-                reach = student_quantile(self._objective.confidence, difference.freedom)
-                if difference.estimate > reach * math.sqrt(difference.variance):
-                    found.append(name)
-        return tuple(found)
+        """General sets on which the specialist is shown to lose: the others cannot be matched."""
+        objective, general, specialist = self._objective, self._points[0], self._points[-1]
+        return tuple(
+            name
+            for name in objective.tolerances
+            if objective.set_change(name, specialist, general).lower_bound(objective.confidence) > 0
+        )
 
     def _loss_along_grid(self, name: str) -> Floats:
         raced = self._objective.sets[name]

