@@ -23,7 +23,7 @@ import yaml
 
 from toolkit import entry
 from toolkit.errors import CheckpointError, ConfigError, DataError
-from toolkit.library_errors import explain, place_of, reading
+from toolkit.library_errors import computing, explain, place_of, reading
 
 
 def system_error(number: int) -> Callable[[], Any]:
@@ -125,6 +125,13 @@ def test_reading_blames_the_place():
         raise ConfigError("own words")
     with pytest.raises(MemoryError), reading("a.json"):
         raise MemoryError
+
+
+def test_a_model_is_blamed_for_what_libraries_raise_with_it():
+    with pytest.raises(CheckpointError, match=r"^law: cannot be computed with"), computing("law"):
+        yaml.safe_load(7)  # type: ignore[arg-type]  # raised within the library
+    with pytest.raises(TypeError), computing("law"):
+        len(1)  # type: ignore[arg-type]  # raised by the caller
 
 
 def ended(act: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[Any, str]:

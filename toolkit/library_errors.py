@@ -129,6 +129,30 @@ def reading(
         raise kind(f"{place}: {what} ({first_line(error)}); {advice}.") from error
 
 
+@contextlib.contextmanager
+def computing(
+    place: object,
+    kind: type[ToolkitError] = CheckpointError,
+    what: str = "cannot be computed with",
+    advice: str = "its files contradict each other: copy or download them again",
+) -> Iterator[None]:
+    """Blame what a library raises while it computes with a model on the model.
+
+    What our own code raises in the block passes: it may be our fault. See `reading` for the rest.
+    """
+    try:
+        yield
+    except ToolkitError:
+        raise
+    except Exception as error:
+        frames = _frames(error.__traceback__)
+        is_foreign = bool(frames) and _is_foreign(frames[-1].f_code.co_filename)
+        system = isinstance(error, OSError) or is_out_of_memory(error) or _is_disk_full(error)
+        if system or not is_foreign:
+            raise
+        raise kind(f"{place}: {what} ({_words(error)}); {advice}.") from error
+
+
 def check_writable(folder: Path, advice: str = "Change its rights, or give another place.") -> None:
     """Refuse a folder in which no file can be made; it is made where it is not there.
 

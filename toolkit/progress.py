@@ -29,6 +29,12 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
+def silence() -> Iterator[Advance]:
+    """What `progress` gives, shown to nobody."""
+    yield lambda _amount, _note: None
+
+
+@contextlib.contextmanager
 def progress(title: str, total: float, *, done: float = 0.0) -> Iterator[Advance]:
     """Show a bar while the block runs.
 

@@ -15,9 +15,9 @@ BYTES = 96 << 20
 PAGES = BYTES // resource.getpagesize()
 
 
-def faults_of_a_block() -> int:
+def faults_of_a_block(size: int = BYTES) -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.empty(BYTES // 4).fill_(0)
+    torch.empty(size // 4).fill_(0)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
@@ -25,8 +25,8 @@ def faults_of_a_block() -> int:
 def test_a_block_is_used_again_and_given_back():
     with keep_freed_memory():
         faults_of_a_block()
-        faults_of_a_block()  # a first one may leave an edge that the next does not fit behind
-        assert faults_of_a_block() < PAGES / 10
+        # glibc asks for some bytes more than an aligned block has: an equal one need not fit.
+        assert faults_of_a_block(BYTES - 4096) < PAGES / 10
         kept = psutil.Process().memory_info().rss
     assert kept - psutil.Process().memory_info().rss > BYTES / 2
     assert faults_of_a_block() > 0

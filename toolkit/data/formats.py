@@ -210,7 +210,9 @@ def _parquet(stream: IO[bytes], name: str) -> Iterator[Row]:
             for fields in batch.to_pylist():
                 number += 1
                 yield Row(f"#{number:06d}", f"{name}:{number}", fields)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's own
         raise OSError((str(error) or type(error).__name__).splitlines()[0]) from error
 
 

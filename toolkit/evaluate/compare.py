@@ -21,7 +21,7 @@ from toolkit.evaluate.inference import holm, mcnemar, paired_permutation
 from toolkit.evaluate.load import settle_scoring
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.evaluate.shares import share_difference, share_interval
-from toolkit.library_errors import check_writable
+from toolkit.library_errors import check_writable, computing
 from toolkit.machine import cache_folder, check_cache, dtype_of
 from toolkit.manifest import content_hash, write_json
 from toolkit.progress import progress, say
@@ -134,7 +134,9 @@ def _score(
     scored = []
     with progress(label, len(sets)) as advance:
         for items in sets:
-            scored.append((items, cache.score(model, name, items, together=sets)))
+            with computing(folder, EvaluationError, "cannot be scored"):
+                losses = cache.score(model, name, items, together=sets)
+            scored.append((items, losses))
             advance(1, items.name)
     return scored
 

@@ -102,4 +102,10 @@ def stops_of(model: Any, tokenizer: Any) -> frozenset[int]:
         tokenizer.eos_token_id,
     ]
     flat = [item for value in named for item in (value if isinstance(value, list) else [value])]
+    for item in flat:
+        if item is not None and (isinstance(item, bool) or not isinstance(item, int)):
+            raise CheckpointError(
+                f"{model.config.name_or_path}: eos_token_id must be a token's number, or a list of "
+                f"them (got {item!r:.60}); mend config.json or generation_config.json."
+            )
     return frozenset(int(item) for item in flat if item is not None)

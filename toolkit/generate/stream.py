@@ -10,6 +10,7 @@ from torch import Tensor
 
 from toolkit.errors import ConfigError, EvaluationError
 from toolkit.generate.speaker import Message, Speaker
+from toolkit.library_errors import computing
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _tokens(speaker: Speaker, prompt: list[int], settings: Settings, most: int) 
     inputs, cache, seen = list(prompt), None, list(prompt)
     for _ in range(most):
         # Around one step only: the caller's own code between two pieces keeps its gradients.
-        with torch.inference_mode():
+        with computing(speaker.label), torch.inference_mode():
             given = torch.tensor([inputs], device=device)
             output = model(input_ids=given, past_key_values=cache, use_cache=True)
             logits = output.logits[0, -1].float().cpu()

@@ -17,6 +17,7 @@ from toolkit.errors import CheckpointError, ConfigError
 from toolkit.evaluate.config import EvaluateSection, identity_of_evaluation
 from toolkit.file_hashes import known_hash
 from toolkit.leftovers import scratch_folder
+from toolkit.library_errors import computing
 from toolkit.machine import check_cache
 from toolkit.manifest import Stage, content_hash, hash_file, hash_json, read_manifest
 from toolkit.model_config import ModelSection, ScratchSection, identity_of_model
@@ -205,7 +206,8 @@ def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
 
     def train() -> None:
         note_unless_live(general, is_first())
-        train_specialist(run.recipe, stage, general, data)
+        with computing(general, what="cannot be trained"):
+            train_specialist(run.recipe, stage, general, data)
 
     return _ensure(stage, "cpt", train)
 

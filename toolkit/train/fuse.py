@@ -13,6 +13,7 @@ from toolkit.train.config import TrainSection
 from toolkit.train.fused import gated, project
 from toolkit.train.fused_attention import attend
 from toolkit.train.tied import share_gradient, unshare_gradient
+from toolkit.train.workspace import WORKSPACE
 
 KINDS = ("llama", "mistral", "qwen2")
 """Model types whose blocks are a norm, rotary grouped attention, a norm and a gated block, each
@@ -73,6 +74,7 @@ def fuse(model: Any, dtype: torch.dtype) -> bool:
 def unfuse(model: Any) -> None:
     """Undo `fuse`."""
     unshare_gradient(model)
+    WORKSPACE.clear()
     for layer in getattr(model.base_model, "layers", ()):
         for name in ("input_layernorm", "post_attention_layernorm", "mlp", "self_attn"):
             vars(getattr(layer, name)).pop("forward", None)
@@ -136,11 +138,12 @@ def _attention_forward(
         [part.bias for part in linear],
         (norm.weight, norm.variance_epsilon),
         dtype=dtype,
+        place="heads",
     )
     heads = (self.k_proj.out_features // self.head_dim, self.num_key_value_groups)
     cos, sin = (part.reshape(-1, part.shape[-1]).float() for part in position_embeddings)
     mixed = attend(qkv, cos, sin, given["cu_seq_lens_q"].tolist(), heads, self.scaling)
-    out = project(mixed, [self.o_proj.weight], [None], dtype=dtype)
+    out = project(mixed, [self.o_proj.weight], [None], dtype=dtype, place="result")
     return out.view(hidden_states.shape), None
 
 

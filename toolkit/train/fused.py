@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from toolkit.train.workspace import WORKSPACE
+
 CACHE_ENTRIES = 128 * 1024
 """Entries of an activation that element-wise work goes through at one time."""
 
@@ -28,6 +30,7 @@ def project(
     norm: tuple[Tensor, float] | None = None,
     *,
     dtype: torch.dtype,
+    place: str | None = None,
 ) -> Tensor:
     """Products of one activation with several matrices, side by side, after a norm if one is given.
 
@@ -37,6 +40,7 @@ def project(
         biases: `[W_i]` float32, or none.
         norm: weight `[D]` and epsilon of a root-mean-square norm, whose result is not kept.
         dtype: of the products, bfloat16 or float32.
+        place: name in the workspace for a result that whatever comes next does not keep.
 
     Returns:
         `[N, W]` of `dtype`.
@@ -46,7 +50,7 @@ def project(
     """
     scale, epsilon = norm or (None, 0.0)
     with no_autocast():
-        return _Project.apply(x, scale, epsilon, dtype, len(weights), *weights, *biases)  # type: ignore[no-any-return, no-untyped-call]
+        return _Project.apply(x, scale, epsilon, dtype, place, len(weights), *weights, *biases)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def gated(
@@ -59,7 +63,8 @@ def gated(
     dtype: torch.dtype,
 ) -> Tensor:
     """A gated block: `(silu(y @ gate.T) * (y @ up.T)) @ down.T` of the normed `y`; of what lies
-    between, the first two products are kept.
+    between, the first two products are kept. The result is in the workspace, for a sum that does
+    not keep it.
 
     Args:
         x: `[N, D]` float32.
@@ -86,6 +91,7 @@ class _Project(torch.autograd.Function):
         scale: Tensor | None,
         epsilon: float,
         dtype: torch.dtype,
+        place: str | None,
         count: int,
         *given: Any,
     ) -> Tensor:
@@ -95,7 +101,8 @@ class _Project(torch.autograd.Function):
         if scale is not None:
             inverse = _inverse_rms(x, epsilon)
             y = _normed(x, inverse, scale, dtype)
-        out = y @ _beside(weights, dtype).T
+        matrix = _beside(weights, dtype)
+        out = y @ matrix.T if place is None else _multiply(place, y, matrix.T)
         start = 0
         for weight, bias in zip(weights, biases, strict=True):
             if bias is not None:
@@ -108,7 +115,7 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, inverse, *weights = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[5:]
+        wanted = ctx.needs_input_grad[6:]
         y = x if scale is None else _normed(x, inverse, scale, grad.dtype)
         grads = _matrix_gradients(grad, y, weights, wanted)
         start = 0
@@ -117,10 +124,12 @@ class _Project(torch.autograd.Function):
             learns = wanted[len(weights) + number]
             grads.append(part.sum(0, dtype=torch.float32) if learns else None)
             start += len(weight)
-        grad_x, grad_scale = grad @ _beside(weights, grad.dtype), None
-        if scale is not None:
-            grad_x, grad_scale = _norm_gradients(grad_x, x, inverse, scale)
-        return grad_x, grad_scale, None, None, None, *grads
+        matrix = _beside(weights, grad.dtype)
+        if scale is None:
+            grad_x = _multiply("gradient of results", grad, matrix)
+            return grad_x, None, None, None, None, None, *grads
+        grad_y = _multiply("gradient", grad, matrix)
+        return *_norm_gradients(grad_y, x, inverse, scale), None, None, None, None, *grads
 
 
 class _Gated(torch.autograd.Function):
@@ -136,20 +145,23 @@ class _Gated(torch.autograd.Function):
         down: Tensor,
     ) -> Tensor:
         inverse = _inverse_rms(x, epsilon)
-        both = _normed(x, inverse, scale, dtype) @ _beside((gate, up), dtype).T
+        ctx.loan = WORKSPACE.lend("gated", (len(x), len(gate) + len(up)), dtype, x.device)
+        both = ctx.loan.tensor
+        torch.mm(_normed(x, inverse, scale, dtype), _beside((gate, up), dtype).T, out=both)
         ctx.save_for_backward(x, scale, inverse, both, gate, up, down)
         opened, raised = both.chunk(2, dim=1)
-        product = torch.empty(opened.shape, dtype=dtype, device=x.device)
+        product = WORKSPACE.tensor("product", tuple(opened.shape), dtype, x.device)
         for rows in _pieces(opened):
             torch.mul(torch.nn.functional.silu(opened[rows]), raised[rows], out=product[rows])
-        return product @ down.to(dtype).T
+        return _multiply("result", product, _beside([down], dtype).T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, inverse, both, gate, up, down = ctx.saved_tensors
         opened, raised = both.chunk(2, dim=1)
-        product = grad @ down.to(grad.dtype)  # its gradient first, then itself in the same place
+        # Its gradient first, then itself in the same place.
+        product = _multiply("product", grad, _beside([down], grad.dtype))
         for rows in _pieces(opened):
             above, turned = product[rows], torch.nn.functional.silu(opened[rows])
             through, grad_raised = above * raised[rows], above * turned
@@ -160,10 +172,10 @@ class _Gated(torch.autograd.Function):
             raised[rows] = grad_raised
         *wanted, wants_down = ctx.needs_input_grad[4:]
         (grad_down,) = _matrix_gradients(grad, product, [down], [wants_down])
-        del product
         y = _normed(x, inverse, scale, grad.dtype)
         grads = _matrix_gradients(both, y, [gate, up], wanted)
-        grad_x = both @ _beside((gate, up), grad.dtype)
+        grad_x = _multiply("gradient", both, _beside((gate, up), grad.dtype))
+        WORKSPACE.give_back(ctx.loan)
         grad_x, grad_scale = _norm_gradients(grad_x, x, inverse, scale)
         return grad_x, grad_scale, None, None, *grads, grad_down
 
@@ -177,8 +189,8 @@ def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
 
 
 def _normed(x: Tensor, inverse: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """`[N, D]` float32 to `dtype`, with one cast."""
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    """`[N, D]` float32 to `dtype`, with one cast, in the workspace."""
+    out = WORKSPACE.tensor("normed", tuple(x.shape), dtype, x.device)
     for rows in _pieces(x):
         out[rows] = (x[rows] * inverse[rows]).mul_(scale)
     return out
@@ -207,23 +219,33 @@ def _matrix_gradients(
     start = 0
     for weight, learns in zip(weights, wanted[: len(weights)], strict=True):
         part = grad[:, start : start + len(weight)]
-        found.append((part.T @ x).float() if learns else None)
+        if learns and x.dtype == torch.float32:
+            found.append(part.T @ x)
+        else:
+            found.append(_multiply("matrix", part.T, x).float() if learns else None)
         start += len(weight)
     return found
 
 
 def _beside(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Matrices one below the other. A single one is not copied where it has the type; several are,
-    as one product of them all takes less time than the copy and a product of each."""
-    if len(weights) == 1:
-        return weights[0].to(dtype)
-    rows = sum(len(weight) for weight in weights)
-    out = torch.empty(rows, weights[0].shape[1], dtype=dtype, device=weights[0].device)
+    """Matrices one below the other, in the workspace. A single one is not copied where it has the
+    type; several are, as one product of them all takes less time than the copy and a product of
+    each."""
+    if len(weights) == 1 and weights[0].dtype == dtype:
+        return weights[0]
+    shape = sum(len(weight) for weight in weights), weights[0].shape[1]
+    out = WORKSPACE.tensor("matrices", shape, dtype, weights[0].device)
     start = 0
     for weight in weights:
         out[start : start + len(weight)] = weight
         start += len(weight)
     return out
+
+
+def _multiply(name: str, one: Tensor, other: Tensor) -> Tensor:
+    """A product of matrices in the workspace."""
+    shape = one.shape[0], other.shape[1]
+    return torch.mm(one, other, out=WORKSPACE.tensor(name, shape, one.dtype, one.device))
 
 
 def _pieces(x: Tensor) -> Iterator[slice]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from toolkit.train.fused import CACHE_ENTRIES, no_autocast
+from toolkit.train.workspace import WORKSPACE, Loan
 
 TILE = 128
 """Queries whose scores exist at one time; keys after the last of them are never looked at."""
@@ -63,12 +64,15 @@ class _Attend(torch.autograd.Function):
         heads: tuple[int, int],
         scale: float,
     ) -> Tensor:
-        queries, keys, values = _by_head(qkv, cos, sin, heads)
+        ctx.loan, (queries, keys, values) = _by_head(qkv, cos, sin, heads)
         late = _late_scale(scale, qkv.dtype)
         if late == 1.0:
             queries.mul_(scale)
         later = _later(queries.device)
-        out = torch.empty(qkv.shape[0], *queries.shape[:2], queries.shape[-1], dtype=qkv.dtype)
+        # What comes next keeps the result until its own backward pass, which is before this one's.
+        shape = (qkv.shape[0], *queries.shape[:2], queries.shape[-1])
+        ctx.result = WORKSPACE.lend("mixed", shape, qkv.dtype, qkv.device)
+        out = ctx.result.tensor
         with _products_of(qkv.dtype):
             for rows, seen in _tiles(edges):
                 share = _shares(queries[:, :, rows], keys[:, seen], late, later)
@@ -76,7 +80,7 @@ class _Attend(torch.autograd.Function):
                 out[rows] = part.view(*queries.shape[:2], -1, queries.shape[-1]).permute(2, 0, 1, 3)
         ctx.save_for_backward(queries, keys, values, cos, sin)
         ctx.edges, ctx.scale = edges, scale
-        return out.view(qkv.shape[0], -1)
+        return ctx.result.tensor.view(qkv.shape[0], -1)  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
@@ -105,25 +109,28 @@ class _Attend(torch.autograd.Function):
                 _add_product(grad_keys[:, seen], through.transpose(1, 2), asked)
         if late == 1.0:
             grad_queries.mul_(ctx.scale)
-        out = torch.empty(keys.shape[1], kinds * (group + 2), entries, dtype=grad.dtype)
+        shape = keys.shape[1], kinds * (group + 2), entries
+        out = WORKSPACE.tensor("gradient of heads", shape, grad.dtype, grad.device)
         back, by_head = -sin, out.transpose(0, 1)
         _rotate(grad_queries.flatten(0, 1), cos, back, by_head[: kinds * group])
         _rotate(grad_keys, cos, back, by_head[kinds * group : kinds * (group + 1)])
         out[:, kinds * (group + 1) :] = grad_values.transpose(0, 1)
+        WORKSPACE.give_back(ctx.loan)
+        WORKSPACE.give_back(ctx.result)
         return out.view(len(out), -1), None, None, None, None, None
 
 
 def _by_head(
     qkv: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated queries `[K, G, N, H]` and keys `[K, N, H]`, and values `[K, N, H]`."""
+) -> tuple[Loan, tuple[Tensor, Tensor, Tensor]]:
+    """Rotated queries `[K, G, N, H]` and keys `[K, N, H]`, and values `[K, N, H]`, all lent."""
     kinds, group = heads
-    apart = qkv.view(len(qkv), kinds * (group + 2), -1)
-    turned = torch.empty(kinds * (group + 1), len(qkv), apart.shape[-1], dtype=qkv.dtype)
-    _rotate(apart[:, : len(turned)].transpose(0, 1), cos, sin, turned)
-    queries, keys = turned[: kinds * group], turned[kinds * group :]
-    values = apart[:, kinds * (group + 1) :].transpose(0, 1).contiguous()
-    return queries.view(kinds, group, *queries.shape[1:]), keys, values
+    apart = qkv.view(len(qkv), kinds * (group + 2), -1).transpose(0, 1)
+    loan = WORKSPACE.lend("heads", tuple(apart.shape), qkv.dtype, qkv.device)
+    queries, keys, values = torch.split(loan.tensor, [kinds * group, kinds, kinds])
+    _rotate(apart[: kinds * (group + 1)], cos, sin, loan.tensor[: kinds * (group + 1)])
+    values.copy_(apart[kinds * (group + 1) :])
+    return loan, (queries.view(kinds, group, *queries.shape[1:]), keys, values)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:

@@ -7,6 +7,8 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Parameters of glibc's `mallopt`."""
 
@@ -33,3 +35,15 @@ def keep_freed_memory() -> Iterator[None]:
         library.mallopt(_MMAP_MAX, _DEFAULT_MMAP_MAX)
         library.mallopt(_TRIM_THRESHOLD, _DEFAULT_TRIM_BYTES)
         library.malloc_trim(0)
+
+
+def place_moments(optimizer: torch.optim.AdamW) -> None:
+    """Make what AdamW keeps of each parameter before the first step: made in that step, it would
+    stand between activations for good, and larger ones would not fit where they were."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }

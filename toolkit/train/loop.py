@@ -22,12 +22,12 @@ from toolkit.data.blocks import Batch, Blocks
 from toolkit.data.split import stable_unit
 from toolkit.errors import ToolkitError
 from toolkit.manifest import changed_keys
-from toolkit.progress import progress, say
+from toolkit.progress import progress, say, silence
 from toolkit.train.activations import checkpoint_activations
 from toolkit.train.balance import balance_figures
 from toolkit.train.config import TrainSection
 from toolkit.train.fuse import fuse, may_fuse, unfuse
-from toolkit.train.heap import keep_freed_memory
+from toolkit.train.heap import keep_freed_memory, place_moments
 from toolkit.train.metrics import METRICS, MetricsLog, NoLog, resident_bytes
 from toolkit.train.model import NextTokenLoss, choose_attention
 from toolkit.train.packing_probe import settle_packing
@@ -110,6 +110,8 @@ def train(
         eps=settings.epsilon,
         fused=True,
     )
+    if fused:
+        place_moments(optimizer)
     add_up_in_float32(accelerator)
     loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
     plain_loss = accelerator.unwrap_model(loss_module)
@@ -166,7 +168,7 @@ def train(
     with (
         keep_freed_memory(),
         MetricsLog(work / METRICS, keep_steps=first_step) if main else NoLog() as metrics,
-        progress("training", num_steps, done=first_step) if main else _silence() as advance,
+        progress("training", num_steps, done=first_step) if main else silence() as advance,
     ):
         if saved is None:
             look(begin, metrics)
@@ -379,11 +381,6 @@ def _same_makers(
     ):
         say(f"  the state it continues from was written with another {line}: not bit for bit")
     return now
-
-
-@contextlib.contextmanager
-def _silence() -> Any:
-    yield lambda _amount, _note: None
 
 
 def _stop(

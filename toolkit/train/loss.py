@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from toolkit.train.tied import SharedGradient
+from toolkit.train.workspace import WORKSPACE
 
 CHUNK_ROWS = 512
 """Positions whose logits exist at one time; bounds memory at CHUNK_ROWS x V entries."""
@@ -41,13 +42,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         shared: SharedGradient | None,
     ) -> Tensor:
         wanted = any(ctx.needs_input_grad)
-        x, w = hidden.to(dtype), head.to(dtype)
+        x, w = hidden.to(dtype), head
+        if head.dtype != dtype:
+            w = WORKSPACE.tensor("head", tuple(head.shape), dtype, head.device).copy_(head)
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wanted else None
         learns = ctx.needs_input_grad[1]
         grad_head = torch.zeros_like(head, dtype=torch.float32) if learns else None
-        # One place for all chunks: fresh memory would have to be cleared by the system each time.
-        place = torch.empty(min(CHUNK_ROWS, len(x)), len(w), dtype=dtype, device=x.device)
+        place = WORKSPACE.tensor("logits", (min(CHUNK_ROWS, len(x)), len(w)), dtype, x.device)
         for start in range(0, x.shape[0], CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             logits = torch.mm(x[rows], w.T, out=place[: len(x[rows])])
@@ -59,7 +61,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             elif grad_head is not None:
                 for first in range(0, len(w), HEAD_ROWS):
                     part = slice(first, first + HEAD_ROWS)
-                    grad_head[part].add_(logits[:, part].T @ x[rows])
+                    shape = len(w[part]), x.shape[1]
+                    product = WORKSPACE.tensor("matrix", shape, dtype, x.device)
+                    torch.mm(logits[:, part].T, x[rows], out=product)
+                    grad_head[part].add_(product)
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.head_dtype, ctx.shared = head.dtype, shared
         return total.float()

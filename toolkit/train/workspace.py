@@ -1,0 +1,92 @@
+"""Memory of training that is used again and again: it never goes through the heap.
+
+What comes and goes between results that stay leaves holes in a heap that nothing fits into: a fifth
+of the memory of training SmolLM2 (LOG.md). Memory that is used again is in the cache, too.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+_Key = tuple[str, torch.dtype, torch.device]
+
+
+@dataclass(frozen=True)
+class Loan:
+    """A tensor that is lent.
+
+    Attributes:
+        tensor: to be used.
+        key: what it was asked for as.
+        place: all of its memory.
+    """
+
+    tensor: Tensor
+    key: _Key
+    place: Tensor
+
+
+class Workspace(threading.local):
+    """Places by name: one that is used from call to call, or many that are lent and given back.
+
+    >>> workspace = Workspace()
+    >>> workspace.tensor("y", (2, 3), torch.float32).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[_Key, Tensor] = {}
+        self._free: dict[_Key, list[Tensor]] = {}
+
+    def tensor(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """A contiguous tensor with whatever is in it, which holds what is written to it until the
+        name is used again: for what lives within one function."""
+        key = name, dtype, torch.device(device)
+        self._places[key] = place = _large_enough(self._places.get(key), shape, dtype, device)
+        return place[: prod(shape)].view(shape)
+
+    def lend(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> Loan:
+        """A contiguous tensor that nobody else uses until it is given back. One that is not given
+        back is freed with the loan, as any tensor is."""
+        key = name, dtype, torch.device(device)
+        free = self._free.get(key)
+        place = _large_enough(free.pop() if free else None, shape, dtype, device)
+        return Loan(place[: prod(shape)].view(shape), key, place)
+
+    def give_back(self, loan: Loan) -> None:
+        """Let others use it; its tensor is not to be looked at any more."""
+        self._free.setdefault(loan.key, []).append(loan.place)
+
+    def clear(self) -> None:
+        """Free all that is not lent."""
+        self._places.clear()
+        self._free.clear()
+
+
+def _large_enough(
+    place: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    if place is None or len(place) < prod(shape):
+        return torch.empty(prod(shape), dtype=dtype, device=device)
+    return place
+
+
+WORKSPACE = Workspace()
+"""Of training, in this thread."""
