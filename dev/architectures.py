@@ -5,7 +5,8 @@
 Columns: the layout in which packed documents are trained on, and how far their loss is from that of
 each alone; how texts are scored, and how far scores are from those of transformers for each text
 alone; whether a merge of the model with itself in memory reproduces it; whether a merge on disk
-does, and loads. Errors are relative; the last lines count.
+does, and loads; and how far a merge with an adapter of rank 3, extracted from a tuned model, is
+from what peft computes with it. Errors are relative; the last lines count.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -27,14 +29,19 @@ from tests.helpers.architectures import (
     causal_model_types,
     live_fault,
     packed_error,
+    random_documents,
     scored_error,
     small_model,
 )
+from toolkit.adapter.extract import run_extract
+from toolkit.adapter.extract_plan import ExtractSettings
 from toolkit.errors import ToolkitError
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.run import run_merge
 
 TOLERANCE = 1e-5
+ADAPTER_TOLERANCE = 1e-4
+"""Of logits one by one, not of a loss: rounding of factors weighs more."""
 
 
 def attempt(act: Callable[[], Any]) -> tuple[Any, str]:
@@ -59,11 +66,33 @@ def merged_on_disk(folder: Path, out: Path) -> str:
     return "same" if all(torch.equal(one[name], other[name]) for name in one) else "DIFFERS"
 
 
+@torch.no_grad()
+def adapter_error(model: Any, folder: Path) -> float:
+    """Largest relative error of logits; the model is changed, to be the tuned one."""
+    tuned, lora, out = (folder.with_suffix(f".{name}") for name in ("tuned", "lora", "out"))
+    model.save_pretrained(folder)
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.add_(0.02 * torch.randn_like(parameter) * parameter.std().clamp(min=1e-3))
+    model.save_pretrained(tuned)
+    run_extract(str(tuned), str(folder), lora, ExtractSettings(rank=3))
+    whole = {"merge_method": "passthrough", "models": [{"model": f"{folder}+{lora}"}]}
+    run_merge(parse_merge_config(whole, where="dev"), out)
+    tokens = random_documents()[0][None]
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(lora))
+    merged = AutoModelForCausalLM.from_pretrained(out)
+    expected, found = (
+        one.float().eval()(input_ids=tokens, use_cache=False).logits for one in (adapted, merged)
+    )
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
 def cells(model_type: str, root: Path, counts: Counter[str]) -> list[str]:
     model, fault = attempt(lambda: small_model(model_type))
     if fault:
         counts["not built"] += 1
-        return [fault, "", "", ""]
+        return [fault, "", "", "", ""]
     found = []
     for name, measure in (("packed", packed_error), ("scored", scored_error)):
         result, fault = attempt(lambda measure=measure: measure(model))
@@ -81,6 +110,10 @@ def cells(model_type: str, root: Path, counts: Counter[str]) -> list[str]:
     same, fault = attempt(lambda: merged_on_disk(folder, out))
     found.append(fault or same)
     counts[f"disk: {'same' if found[-1] == 'same' else 'not'}"] += 1
+    error, fault = attempt(lambda: adapter_error(model, root / "base"))
+    found.append(fault or f"{error:.0e}" + ("" if error < ADAPTER_TOLERANCE else " WRONG"))
+    kind = "WRONG" if "WRONG" in found[-1] else fault.split(" ")[0] if fault else "same"
+    counts[f"adapter: {kind}"] += 1
     return found
 
 
@@ -91,8 +124,8 @@ def main() -> None:
     torch.set_num_threads(1)
     counts: Counter[str] = Counter()
     began = time.monotonic()
-    print("| model | packed in training | scored | merged live | merged on disk |")
-    print("|---|---|---|---|---|")
+    print("| model | packed in training | scored | merged live | merged on disk | adapter |")
+    print("|---|---|---|---|---|---|")
     for model_type in sys.argv[1:] or causal_model_types():
         with tempfile.TemporaryDirectory() as root:
             row = cells(model_type, Path(root), counts)

@@ -34,7 +34,7 @@ def make_pair(model: Any, folder: Path, changed: str = "") -> tuple[Path, Path]:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if changed in name and parameter.dim() > 1:
-                parameter.add_(0.02 * torch.randn_like(parameter) * parameter.std())
+                parameter.add_(0.02 * torch.randn_like(parameter) * parameter.std().clamp(min=1e-3))
     model.save_pretrained(folder / "tuned")
     return folder / "base", folder / "tuned"
 
@@ -151,12 +151,32 @@ def test_what_peft_cannot_adapt_is_named(tmp_path: Path):
     refused = {row.name: row.why for row in report.left_out if "_proj" in row.name}
     for number in range(2):
         mixer = f"backbone.layers.{number}.mixer"
-        assert refused[f"{mixer}.out_proj.weight"] == "peft puts no LoRA on it"
+        assert refused[f"{mixer}.out_proj.weight"] == "peft puts no LoRA on it, or does not load it"
         assert "reads its weight" in refused[f"{mixer}.dt_proj.weight"]
     assert {row.name.split(".")[-2] for row in report.layers} == {"in_proj"}
     expected = through_peft(pair[0], tmp_path / "lora")
     found = through_merge(pair[0], tmp_path / "lora", tmp_path / "out")
     assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "words"),
+    [
+        ("afmoe", set()),  # a router that peft reaches as a parameter
+        ("laguna", {"shared_expert"}),  # names in memory that peft takes for names in files
+        ("llama4_text", set()),  # a router that is a linear module and returns two things
+        ("falcon_h1", {"mamba"}),
+    ],
+)
+def test_neighbours(model_type: str, words: set[str], tmp_path: Path):
+    pair = make_pair(small_model(model_type), tmp_path)
+    report = extract(pair, tmp_path / "lora", rank=3)
+    refused = [row.name for row in report.left_out if row.why.startswith(("peft", "the model's"))]
+    assert {word for name in refused for word in name.split(".")} >= words
+    assert bool(refused) == bool(words)
+    expected = through_peft(pair[0], tmp_path / "lora")
+    found = through_merge(pair[0], tmp_path / "lora", tmp_path / "out")
+    assert (found - expected).abs().max() < 5e-6 * expected.abs().max()
 
 
 def test_experts_stored_whole(tmp_path: Path):

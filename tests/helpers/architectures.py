@@ -29,7 +29,7 @@ VOCABULARY = 320
 WINDOW = 16
 """Tokens of sliding windows and chunks: fewer than the documents of tests have."""
 
-LARGEST = 3_000_000
+LARGEST = 4_000_000
 """Parameters; a model with more was not made small."""
 
 _SIZES = {
@@ -41,18 +41,21 @@ _SIZES = {
     2: "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers depth "
     "num_decoder_layers num_encoder_layers num_experts_per_tok num_experts_per_token moe_k "
     "top_k_experts moe_topk num_key_value_heads n_kv_heads num_kv_heads linear_num_key_heads "
-    "swa_num_key_value_heads num_global_key_value_heads num_mem_blocks n_group topk_group "
+    "swa_num_key_value_heads num_global_key_value_heads num_mem_blocks n_group num_expert_group "
+    "topk_group "
     "mamba_expand expand patch_size",
-    4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads index_n_heads "
+    4: "num_attention_heads n_head n_heads num_heads decoder_attention_heads "
     "encoder_attention_heads linear_num_value_heads num_linear_heads swa_num_attention_heads "
     "num_local_experts num_experts n_routed_experts moe_num_experts zero_expert_num "
     "attention_heads",
-    8: "head_dim linear_key_head_dim linear_value_head_dim attention_hidden_size_per_head "
+    8: "head_dim linear_head_dim "
+    "linear_key_head_dim linear_value_head_dim attention_hidden_size_per_head "
     "query_pre_attn_scalar state_size mamba_d_state ssm_state_size d_state qk_nope_head_dim "
     "v_head_dim qk_rope_head_dim global_head_dim swa_head_dim swa_v_head_dim index_head_dim "
     "hidden_size_per_layer_input rotary_dim kv_lora_rank q_lora_rank o_lora_rank altup_dim "
     "laurel_rank kv_channels attention_head_size time_step_rank",
-    WINDOW: "sliding_window attention_window_size window_size local_window_size chunk_size "
+    WINDOW: "index_n_heads "
+    "sliding_window attention_window_size window_size local_window_size chunk_size "
     "attention_chunk_size index_topk mamba_chunk_size",
     32: "hidden_size d_model n_embd dim embedding_size attention_hidden_size lru_width dim_model "
     "emb_dim d_embed word_embed_proj_dim embed_dim hidden_dim num_mamba_heads_dim "
@@ -62,13 +65,24 @@ _SIZES = {
     "moe_intermediate_size shared_expert_intermediate_size block_ff_dim",
 }
 _SIZE_OF = {name: size for size, names in _SIZES.items() for name in names.split()}
+# Positions that an indexer's heads all pass over tie, and which of them are attended to is then
+# chance: with many heads none is, as in real models.
 _HYBRID = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "bamba": {**_HYBRID, "attn_layer_indices": [1]},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "cohere_compass_text": {
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE},
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy"},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
-    "dots3_note_text": {"num_key_value_heads": 4},
+    "dots3_note_text": {"num_key_value_heads": 4, "swa_head_dim": 16},
     "falcon_h1": {**_HYBRID, "mamba_d_ssm": 64},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
@@ -80,18 +94,22 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "ministral": {**_GROUPED, "layer_types": ["sliding_attention", "full_attention"]},
     "nemotron": _GROUPED,
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"is_decoder": True, "axial_pos_embds": False, "num_buckets": 2},
     "roc_bert": {"pronunciation_embed_dim": 8, "shape_embed_dim": 8, "shape_vocab_size": 64},
+    "xlstm": {"hidden_size": 64, "embedding_dim": 64, "chunk_size": 64, "qk_dim_factor": 1.0},
+    "xmod": {"default_language": "en_XX"},
     "zamba": {
-        "num_hidden_layers": 3,
-        "layers_block_type": ["mamba", "mamba", "hybrid"],
-        "use_mamba_kernels": False,
+        "num_hidden_layers": 5,
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid", "hybrid"],
+        **{"use_mamba_kernels": False, "attention_hidden_size": 64, "attention_head_dim": 16},
     },
     "zamba2": {
-        "num_hidden_layers": 3,
-        "layers_block_type": ["mamba", "mamba", "hybrid"],
-        "num_key_value_heads": 4,
-        "n_mamba_heads": 8,
+        "num_hidden_layers": 5,
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid", "hybrid"],
+        "hybrid_layer_ids": [1, 3, 4],
+        **{"attention_hidden_size": 64, "attention_head_dim": 16, "kv_channels": 8},
+        **{"num_key_value_heads": 4, "n_mamba_heads": 8, "mamba_headdim": 8},
     },
 }
 """Beyond the rules, by model type."""

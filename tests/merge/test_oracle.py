@@ -19,15 +19,17 @@ LAYERS = 3
 Make = Callable[[str], Path]
 
 
-def both(data: dict[str, Any], tmp_path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The same configuration by us and by mergekit."""
+def both(
+    data: dict[str, Any], tmp_path: Path, **more: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The same configuration by us and by mergekit, with more of its options."""
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge as mergekit_run
     from mergekit.options import MergeOptions
 
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     run_merge(parse_merge_config(data, where="test"), ours)
-    options = MergeOptions(quiet=True, write_model_card=False)
+    options = MergeOptions(quiet=True, write_model_card=False, **more)
     mergekit_run(MergeConfiguration.model_validate(data), str(theirs), options)
     return _load(ours), _load(theirs)
 

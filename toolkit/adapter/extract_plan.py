@@ -144,7 +144,8 @@ def _place(job: Job, placement: Placement, modules: Modules) -> Job:
     if job.verdict != "factored" or job.kind == "embedding":
         return job
     if (job.name if job.kind == "stack" else job.module) in placement.refused:
-        return replace(job, verdict="left out", why="peft puts no LoRA on it")
+        why = "peft puts no LoRA on it, or does not load it"
+        return replace(job, verdict="left out", why=why)
     if job.kind != "stack" and job.module in modules.bypassed:
         why = "the model's code reads its weight, past what peft would add"
         return replace(job, verdict="left out", why=why)

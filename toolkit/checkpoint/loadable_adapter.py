@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.lora import WEIGHTS_FILE
+from toolkit.checkpoint.lora import PREFIX, WEIGHTS_FILE
 from toolkit.checkpoint.memory_names import build_on_meta
 from toolkit.checkpoint.read import read_header
 from toolkit.errors import CheckpointError
@@ -50,6 +50,8 @@ def place_adapter(base: Path, modules: Sequence[str], parameters: Sequence[str])
     refused = _refused_modules(base, modules)
     left = [module for module in modules if module not in refused]
     moved = _moved_modules(base, left)
+    lost = _lost_modules(base, [module for module in left if module not in moved])
+    refused |= dict.fromkeys(lost, "peft takes its tensors for others' when it loads them")
     refused |= _refused_parameters(base, parameters)
     wanted = [name for name in parameters if name not in refused]
     wanted += [f"{module}.weight" for module in sorted(moved)]
@@ -127,6 +129,38 @@ def _moved_one_by_one(base: Path, modules: Sequence[str]) -> set[str]:
     return moved
 
 
+def _lost_modules(base: Path, modules: Sequence[str]) -> set[str]:
+    """Modules whose factors peft would not find again in a file that it wrote itself.
+
+    On loading it renames tensors as transformers renames the model's, by patterns that take some
+    names in memory for names in files.
+    """
+    if not modules or (model := build_on_meta(base)) is None:
+        return set()
+    from peft import get_peft_model_state_dict
+
+    try:
+        whole = _wrap(model, _module_config(modules))
+    except (ValueError, TypeError):
+        return set()  # said elsewhere
+    state = get_peft_model_state_dict(whole, save_embedding_layers=False)
+    lost = set(state) - set(_as_loaded(whole, state))
+    return {name.removeprefix(PREFIX).partition(".lora_")[0] for name in lost}
+
+
+def _as_loaded(whole: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    """An adapter's tensors by the names under which peft looks for them."""
+    from peft.utils.transformers_weight_conversion import (
+        convert_peft_adapter_state_dict_for_transformers,
+    )
+
+    config = whole.peft_config[_ADAPTER]
+    found: dict[str, Any] = convert_peft_adapter_state_dict_for_transformers(
+        whole, config, dict(state), _ADAPTER
+    )
+    return found
+
+
 def _refused_parameters(base: Path, parameters: Sequence[str]) -> dict[str, str]:
     """Parameters that peft cannot wrap; those of one kind in all layers are asked about at once."""
     if not parameters or build_on_meta(base) is None or not _reason(base, parameters):
@@ -167,10 +201,16 @@ def refuse_unloadable_adapter(folder: Path, base: Path) -> None:
             warnings.simplefilter("ignore")
             wrapped = _wrap(model, LoraConfig.from_pretrained(str(folder)))
             state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+            lost = set(state) - set(_as_loaded(wrapped, state))
     except (ValueError, TypeError) as error:
         raise CheckpointError(
             f"{base}: peft could not load the adapter ({_first_line(error)})."
         ) from error
+    if lost:
+        raise CheckpointError(
+            f"{base}: peft could not load the adapter: it takes {sorted(lost)[0]} for another "
+            "tensor's name. Leave the module out (--exclude)."
+        )
     wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
     found = {name: info.shape for name, info in read_header(folder / WEIGHTS_FILE).items()}
     for name in sorted({*wanted, *found}):

@@ -68,7 +68,9 @@ def read_modules(folder: Path) -> Modules:
     stacks: set[str] = set()
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
-            kinds[name] = "linear"
+            # A router that is a linear module and computes more is none to peft when it runs.
+            is_plain = type(module).forward is torch.nn.Linear.forward
+            kinds[name] = "linear" if is_plain else "other"
         elif isinstance(module, Conv1D):
             kinds[name] = "turned"
         elif isinstance(module, torch.nn.Embedding):

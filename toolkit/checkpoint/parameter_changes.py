@@ -47,8 +47,12 @@ class ParameterChanges:
                 f"{adapter.file}: changes parameters (target_parameters) of {model.folder}, a "
                 "model that transformers does not know; merge it with peft."
             )
-        self._wrappers = _wrappers(adapter, model.folder)
-        missing = sorted(set(self._wrappers) ^ set(adapter.wrapped))
+        wrappers = _wrappers(adapter, model.folder)
+        # A module that peft itself reaches as a parameter (a router) is adapted as a module here.
+        modules = {adapter.memory_names.get(name, name) for name in adapter.parts}
+        lacking = {path for path in wrappers if f"{path}.weight" not in modules}
+        missing = sorted(lacking ^ set(adapter.wrapped))
+        self._wrappers = {path: own for path, own in wrappers.items() if path in lacking}
         if missing:
             raise CheckpointError(
                 f"{adapter.file}: target_parameters and the tensors differ, at {missing[0]}; give "
