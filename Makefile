@@ -77,7 +77,7 @@ checks: $(STAMP)
 	@$(VENV)/bin/mypy
 
 test: $(STAMP)
-	@HF_HUB_OFFLINE=1 $(VENV)/bin/pytest -n auto --maxprocesses 8 --dist loadfile
+	@HF_HUB_OFFLINE=1 $(VENV)/bin/pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # The guide: reference pages and charts written anew, then site/, in which no link may be broken.
 docs: $(STAMP)
