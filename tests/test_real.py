@@ -57,7 +57,8 @@ def test_finance_at_a_small_scale(tmp_path: Path, processor: str):
     for source in sources.values():
         for split in ("tuning", "test"):
             source["split"][split]["max_tokens"] = 1000
-    values["search"] |= {"merges": ["slerp"], "sweep": [0.6, 0.3], "candidates": 6}
+    sources["filings"]["split"]["test"]["max_tokens"] = 2000
+    values["search"] |= {"merges": ["slerp"], "sweep": [0.6, 0.3], "candidates": 4}
     values["evaluate"] = {"resamples": 1000, "retention": {"prompts": 12}}
     values["train"]["watch"] = {"evaluations": 1, "tokens_per_role": 600}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))

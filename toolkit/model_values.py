@@ -88,12 +88,13 @@ def model_value_faults(values: Mapping[str, Any], prefix: str = "") -> Iterator[
         if key in _COUNTS:
             # Some classes (OpenELM, DeciLM) have a list, one for each layer.
             listed = value if isinstance(value, list) else [value]
+            most = _MOST_OF.get(key, _MOST)
             for item in listed:
                 if isinstance(item, (list, dict)) or item is None:
                     continue
                 if isinstance(item, bool) or not isinstance(item, int):
                     yield name, f"must be a whole number (got {item!r:.60})"
-                elif not -1 <= item < (most := _MOST_OF.get(key, _MOST)):
+                elif not -1 <= item < most:
                     yield name, f"must be between 0 and {most:,} (got {item!r:.60})"
         elif key in _NAMES and not isinstance(value, str):
             yield name, f"must be a text (got {value!r:.60})"

@@ -110,7 +110,7 @@ def test_a_cut_file(subject: Subject):
 
 def test_a_tokenizer_that_cannot_be_read(subject: Subject):
     (subject.folder / "tokenizer.json").write_text('{"version": "1.0"}')
-    assert "its tokenizer cannot be loaded" in faults(subject, "tokenizer")
+    assert "holds no tokenizer that can be read" in faults(subject, "tokenizer")
 
 
 def test_a_tokenizer_that_loses_text(subject: Subject):

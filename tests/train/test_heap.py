@@ -24,12 +24,13 @@ def faults_of_a_block(size: int = BYTES) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is set")
 def test_a_block_is_used_again_and_given_back():
     with keep_freed_memory():
-        faults_of_a_block()
-        # glibc asks for some bytes more than an aligned block has: an equal one need not fit.
-        assert faults_of_a_block(BYTES - 4096) < PAGES / 10
+        # glibc asks for some bytes more than an aligned block has, so that an equal one need not
+        # fit; and there may be room elsewhere that was given back before.
+        faults = [faults_of_a_block(BYTES - 4096 * number) for number in range(6)]
+        assert min(faults) < PAGES / 10
         kept = psutil.Process().memory_info().rss
     assert kept - psutil.Process().memory_info().rss > BYTES / 2
-    assert faults_of_a_block() > 0
+    assert min(faults_of_a_block(BYTES - 4096 * number) for number in range(6)) > PAGES / 2
 
 
 def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch):

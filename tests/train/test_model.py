@@ -63,7 +63,7 @@ def test_what_is_no_causal_model_is_refused(tmp_path: Path):
     BertForSequenceClassification(BertConfig(**small)).save_pretrained(tmp_path / "bert")
     with pytest.raises(CheckpointError, match="not a causal language model"):
         load_causal_model(tmp_path / "bert", torch.float32)
-    with pytest.raises(CheckpointError, match="no model configuration"):
+    with pytest.raises(CheckpointError, match="there is no such model folder"):
         load_causal_model(tmp_path / "nothing", torch.float32)
 
 

@@ -27,7 +27,7 @@ def smallest_shown(change: ChangeBound, confidence: float = 0.95, wanted: float 
         determination, equation 1.
 
     >>> round(smallest_shown(ChangeBound(0.0, 0.0, 0.01, 29.0, 30)), 4)
-    0.0258
+    0.0257
     """
     if change.num_groups < 2:
         return math.inf
