@@ -63,7 +63,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
 def project(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
     make_model(tmp_path / "model")
     (tmp_path / "docs").mkdir()
-    for number in range(16):
+    for number in range(26):
         name = f"{'train' if number < 8 else 'held'}{number}.txt"
         (tmp_path / "docs" / name).write_text(paragraph(number, sentences=20))
     rows = [{"text": f"{number} " + "a cat sat on the mat and slept. " * 6} for number in range(24)]
