@@ -102,3 +102,18 @@ def plan(
         num_candidates=wanted.candidates,
     )
     return Plan([space()] if spaces is None else spaces, wanted, objective, 7)
+
+
+def unraced_objective(
+    sets: Sequence[EvaluationSet], *, tolerance: float = 0.01, seed: int = 0
+) -> Objective:
+    """Sets that are scored in full, at equal weights."""
+    return Objective(
+        sets,
+        weights={},
+        tolerances={},
+        tolerance=tolerance,
+        confidence=0.95,
+        race=RaceSection(enabled=False),
+        seed=seed,
+    )

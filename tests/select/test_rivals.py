@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.search.fakes import made_up_set, share_of
-from toolkit.search.config import RaceSection
+from tests.search.fakes import made_up_set, share_of, unraced_objective
 from toolkit.search.objective import Objective
 from toolkit.search.plain_sweep import Match, PlainSweep
 from toolkit.search.space import Candidate, sweep_point
@@ -20,13 +19,9 @@ TOLERANCE = 0.015
 
 @pytest.fixture
 def objective() -> Objective:
-    return Objective(
+    return unraced_objective(
         [made_up_set("filings", "domain"), made_up_set("news", "general", seed=1)],
-        weights={},
-        tolerances={},
         tolerance=TOLERANCE,
-        confidence=0.95,
-        race=RaceSection(enabled=False),
         seed=3,
     )
 

@@ -8,23 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.search.fakes import made_up_set
-from toolkit.search.config import RaceSection
+from tests.search.fakes import made_up_set, unraced_objective
 from toolkit.search.objective import Losses, Objective
 from toolkit.search.parts import divide
 from toolkit.select.way import can_go_by_way, loss_by_way_of
-
-
-def objective_of(sets: Any) -> Objective:
-    return Objective(
-        sets,
-        weights={},
-        tolerances={},
-        tolerance=0.01,
-        confidence=0.95,
-        race=RaceSection(enabled=False),
-        seed=3,
-    )
 
 
 class Known:
@@ -32,8 +19,8 @@ class Known:
 
     def __init__(self) -> None:
         sets = [made_up_set("filings", "domain"), made_up_set("news", "general", seed=1, noise=0.1)]
-        self.whole = objective_of(sets)
-        self.aside: Objective | None = objective_of(divide(sets, 0.34, 0).confirm)
+        self.whole = unraced_objective(sets, seed=3)
+        self.aside: Objective | None = unraced_objective(divide(sets, 0.34, 0).confirm, seed=3)
 
     def on_all(self, share: float, _names: Any) -> Losses:
         return losses_of(self.whole, share)

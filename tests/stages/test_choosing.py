@@ -7,23 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from tests.search.fakes import made_up_set
-from toolkit.search.config import RaceSection
-from toolkit.search.objective import Objective
+from tests.search.fakes import made_up_set, unraced_objective
 from toolkit.stages.choosing import _too_small
 
 
 def notes(*, tolerance: float, scatter: float, own: float | None = None) -> list[str]:
     news = replace(made_up_set("news", "general", 10), tolerance=own)
-    objective = Objective(
-        [made_up_set("filings", "domain", 10), news],
-        weights={},
-        tolerances={},
-        tolerance=tolerance,
-        confidence=0.95,
-        race=RaceSection(enabled=False),
-        seed=0,
-    )
+    objective = unraced_objective([made_up_set("filings", "domain", 10), news], tolerance=tolerance)
     start: dict[str, Any] = {"filings": np.ones(10), "news": np.ones(10)}
     moved = {**start, "news": start["news"] + scatter * (-1.0) ** np.arange(10)}
     return _too_small(objective, moved, start, 0.95)
@@ -40,15 +30,7 @@ def test_a_set_too_small_is_said_with_the_number_needed():
 def test_answers_are_counted_as_answers():
     few = replace(made_up_set("quiz", "general", 14), unit="error", sizes=[1.0] * 14, scale=1.0)
     sets = [made_up_set("filings", "domain", 14), few]
-    objective = Objective(
-        sets,
-        weights={},
-        tolerances={},
-        tolerance=0.01,
-        confidence=0.95,
-        race=RaceSection(enabled=False),
-        seed=0,
-    )
+    objective = unraced_objective(sets, tolerance=0.01)
     start: dict[str, Any] = {"filings": np.ones(14), "quiz": np.zeros(14)}
     (note,) = _too_small(objective, start, start, 0.95)
     assert "about 268 items are needed" in note  # were none of them to change

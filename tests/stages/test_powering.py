@@ -5,21 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from tests.search.fakes import made_up_set
-from toolkit.search.config import RaceSection
+from tests.search.fakes import made_up_set, unraced_objective
 from toolkit.search.objective import Objective
 from toolkit.stages.powering import measure_power, round_to_four_bits
 
 
 def objective_of(groups: int, tolerance: float) -> Objective:
-    return Objective(
+    return unraced_objective(
         [made_up_set("filings", "domain", groups), made_up_set("news", "general", groups)],
-        weights={},
-        tolerances={},
         tolerance=tolerance,
-        confidence=0.95,
-        race=RaceSection(enabled=False),
-        seed=0,
     )
 
 
