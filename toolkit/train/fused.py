@@ -219,10 +219,12 @@ def _matrix_gradients(
     start = 0
     for weight, learns in zip(weights, wanted[: len(weights)], strict=True):
         part = grad[:, start : start + len(weight)]
-        if learns and x.dtype == torch.float32:
-            found.append(part.T @ x)
+        if not learns:
+            found.append(None)
+        elif x.dtype == torch.float32:
+            found.append(part.T @ x)  # it stays as the parameter's gradient: not in the workspace
         else:
-            found.append(_multiply("matrix", part.T, x).float() if learns else None)
+            found.append(_multiply("matrix", part.T, x).float())
         start += len(weight)
     return found
 
