@@ -35,6 +35,7 @@ LIMITS = {
     "LINE_BYTES": Limit(256 << 20, "length of one line of a data file"),
     "DOCUMENT_BYTES": Limit(1 << 30, "size of a data file that is read whole (text, HTML)"),
     "UNPACKED_RATIO": Limit(250, "how many times its packed size a file unpacks to, over 64 MiB"),
+    "XZ_BYTES": Limit(512 << 20, "memory that unpacking an xz file takes (its dictionary)"),
     "TEMPLATE_SECONDS": Limit(10, "time in which a chat template renders one conversation"),
     "TEMPLATE_BYTES": Limit(1 << 30, "memory that rendering one conversation takes"),
     "TOKENIZER_SECONDS": Limit(20, "time in which a tokenizer encodes a short text, tried once"),
