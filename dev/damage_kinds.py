@@ -178,7 +178,7 @@ def kinds(folder: Path) -> dict[str, Kind]:
             keep="jsonl/cpt",
         ),
     }
-    table |= _numbers() | _searches() | _archives()
+    table |= _numbers() | _searches() | _archives() | {"flags": _flags()}
     for ending in FORMATS:
         damage = inputs.damage_lines if ending == "jsonl" else inputs.damage_bytes
         name = ending.replace(".", "-")
@@ -273,3 +273,23 @@ def _archives() -> dict[str, Kind]:
             prepare=packed.pin_nested,
         ),
     }
+
+
+def _flags() -> Kind:
+    """Sound files, and flags that are none: every command is one input."""
+    values = ("-1", "0", "999999999999", "9" * 30, "nan", "1e400", "x", "", "(((")
+    places = (
+        *((ASK, flag) for flag in ("--new-tokens", "--seed", "--temperature", "--top-p")),
+        *(
+            (("adapter", "extract", "b", "a", "out"), flag)
+            for flag in ("--rank", "--energy", "--seed", "--include", "--dtype")
+        ),
+        *((("adapter", "merge", "adapters.yml", "out"), flag) for flag in ("--rank", "--energy")),
+        (("checkpoint", "average", "a", "b", "out"), "--weights"),
+        (("checkpoint", "average", "a", "b", "out"), "--decay"),
+        *((_run("dare"), flag) for flag in ("--seed", "--device")),
+        (("plan", "jsonl.yaml", "--no-measure"), "--devices"),
+        (("plan", "jsonl.yaml", "--no-measure"), "--utilisation"),
+    )
+    commands = tuple((*words, flag, value) for words, flag in places for value in values)
+    return Kind("linear.yml", lambda data, _: data, commands, 9.0)

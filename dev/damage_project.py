@@ -229,6 +229,11 @@ def _merges(folder: Path) -> None:
             "parameters": {"normalize": True, "lambda": 1.0},
             "tokenizer": {"source": "union", "pad_to_multiple_of": 8},
         },
+        "dare": {
+            "merge_method": "dare_ties",
+            "base_model": "a",
+            "models": [{"model": "b", "parameters": {"weight": 0.5, "density": 0.5}}],
+        },
         "slices": {
             "merge_method": "passthrough",
             "slices": [

@@ -42,7 +42,7 @@ _UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
 def read_text(path: Path, error: type[ToolkitError] = ConfigError, size: int | None = None) -> str:
-    """A text file as a whole.
+    """A text file as a whole, without the mark that Windows' editors put before it.
 
     Raises:
         error: it cannot be read, is larger than `size`, or is not UTF-8.
@@ -50,7 +50,7 @@ def read_text(path: Path, error: type[ToolkitError] = ConfigError, size: int | N
     try:
         if size is not None and path.stat().st_size > size:
             raise error(f"{path}: has {path.stat().st_size:,} bytes; at most {size:,} are taken.")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as cause:
         raise error(f"{path}: cannot be read ({cause.strerror or cause}).") from cause
     except UnicodeDecodeError as cause:
