@@ -272,6 +272,7 @@ def _merges(folder: Path) -> None:
     moe = {
         "base_model": "a",
         "gate_mode": "random",
+        "experts_per_token": 2,
         "experts": [{"source_model": "a"}, {"source_model": "b"}],
     }
     (folder / "moe.yml").write_text(yaml.safe_dump(moe, sort_keys=False))

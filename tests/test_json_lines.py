@@ -54,7 +54,7 @@ def _others(path: Path) -> object:
 
 
 @pytest.mark.parametrize("read", [read_rows, _prompts, read_metrics])
-@pytest.mark.parametrize("line", DAMAGED)
+@pytest.mark.parametrize("line", DAMAGED[:-1])  # at a file's start the mark is passed over
 def test_whoever_reads_them(tmp_path: Path, read: Callable[[Path], object], line: str):
     path = tmp_path / "a.jsonl"
     path.write_text(f"{line}\n", encoding="utf-8")

@@ -63,12 +63,12 @@ MERGES = "m0: &m0 {x: 1}\n" + "".join(
     ],
 )
 def test_yaml(text: str, words: str):
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ConfigError, match=words) as raised:
         parse_yaml(text, "m.yaml")
     assert str(raised.value).startswith("m.yaml: ")
     assert len(str(raised.value)) < 500
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
 
 
 def test_aliases_within_reason():
@@ -181,10 +181,10 @@ def test_templates(template: str, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setenv("TOOLKIT_MAX_TEMPLATE_SECONDS", "2")
     compiled = ImmutableSandboxedEnvironment().from_string(template)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(BoundError, match="TOOLKIT_MAX_TEMPLATE"), bounded_template():
         compiled.render()
-    assert time.monotonic() - began < 60
+    assert time.process_time() - began < 60
 
 
 def in_a_thread(work: Callable[[], object]) -> BaseException | None:

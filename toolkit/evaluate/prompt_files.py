@@ -38,7 +38,7 @@ def read_prompt_files(files: Sequence[str], split: SplitName) -> list[RetentionP
 
 def _read_file(path: Path) -> list[RetentionPrompt]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(
             f"evaluate.retention.files: {path} cannot be read ({error}); give a JSONL file."
