@@ -27,6 +27,9 @@ class Limit:
     meaning: str
 
 
+MOST_SEED = 2**32 - 1
+"""Of random methods: what every library takes."""
+
 PREFIX = "TOOLKIT_MAX_"
 LIMITS = {
     "YAML_BYTES": Limit(2 << 20, "size of a YAML file"),
