@@ -30,7 +30,7 @@ def _check_settings(value: object) -> object:
     if isinstance(value, dict):
         for name, setting in value.items():
             if fault := _fault_of_setting(setting):
-                raise ValueError(f"{name}: {fault} (got {setting!r})")
+                raise ValueError(f"{name}: {fault} (got {setting!r:.200})")
     return value
 
 
