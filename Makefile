@@ -59,9 +59,10 @@ cpt: $(STAMP)
 merge: $(STAMP)
 	@$(TOOLKIT) merge choose $(NAME) $(if $(SCORE_TEST_AGAIN),--score-test-again)
 
-# The whole run over seeds: what differs between them, beside what differs by items.
+# The whole run over seeds: what differs between them, beside what differs by items. With
+# DOCUMENTS=same every seed has the first one's documents.
 repeat: $(STAMP)
-	@$(TOOLKIT) repeat $(NAME) --seeds $(or $(SEEDS),3)
+	@$(TOOLKIT) repeat $(NAME) --seeds $(or $(SEEDS),3) $(if $(filter same,$(DOCUMENTS)),--same-documents)
 
 chat: $(STAMP)
 	@test -f runs/$(NAME)/merge/manifest.json || $(TOOLKIT) merge choose $(NAME)
