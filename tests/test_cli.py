@@ -43,7 +43,7 @@ def test_all_faults_of_a_recipe(monkeypatch, capsys, tmp_path: Path):
     path = tmp_path / "bad.yaml"
     path.write_text(
         text.replace("replay_fraction: 0.15", "replay_fraction: 1.5")
-        .replace("peak_lr: 2.0e-4", "peak_lrr: 2.0e-4")
+        .replace("schedule: {peak_lr:", "schedule: {peak_lrr:", 1)
         .replace("sha256: bcc8", "sha256: xyz8")
     )
     code, shown = run(monkeypatch, capsys, "cpt", "run", str(path))

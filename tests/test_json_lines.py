@@ -13,6 +13,7 @@ from toolkit.errors import EvaluationError, ToolkitError
 from toolkit.evaluate.likelihood import read_rows
 from toolkit.evaluate.prompt_files import read_prompt_files
 from toolkit.json_lines import iterate_rows, sealed, split_lines, unsealed
+from toolkit.plain import decode_json
 from toolkit.stages.reporting import read_metrics
 from toolkit.train.metrics import read_curve
 
@@ -85,6 +86,14 @@ def test_a_curve_ends_where_its_file_is_damaged(tmp_path: Path, line: str):
     path.write_text(f'{{"step": 1, "tokens": 5, "loss": 2.0}}\n{line}', encoding="utf-8")
     (point,) = read_curve(path)
     assert (point.step, point.tokens, point.loss) == (1, 5, 2.0)
+
+
+def test_half_characters_become_whole_ones(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(r'{"a": ["\ud800x", {"\udfff": 1.5}], "b": "\ud83d\ude00 \u4e2d"}')
+    assert decode_json(b'"\xed\xa0\x80x"') == "\ufffdx"  # as bytes, which json takes
+    ((_, row),) = iterate_rows(path)
+    assert row == {"a": ["\ufffdx", {"\ufffd": 1.5}], "b": "\U0001f600 \u4e2d"}
 
 
 def test_a_changed_row_does_not_fit_its_sum():
