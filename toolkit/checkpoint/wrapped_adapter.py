@@ -7,6 +7,7 @@ wrapper, whose modules have others.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from toolkit.checkpoint.lora import PREFIX, SETTINGS_FILE, WEIGHTS_FILE
 from toolkit.checkpoint.wrapped import wrapper_of
 from toolkit.errors import CheckpointError
+
+_OWN_PART = re.compile(r"\.(?=lora_|base_layer\.|weight$)")
 
 
 def place_in_wrapper(adapted: Any, folder: Path) -> None:
@@ -33,14 +36,15 @@ def place_in_wrapper(adapted: Any, folder: Path) -> None:
     names = _names_in(whole, text)
     tensors, targets = {}, set()
     for own, tensor in load_file(folder / WEIGHTS_FILE).items():
-        module, _, part = own.removeprefix(PREFIX).partition(".lora_")
+        # peft stores a head that it adapts as well (`base_layer`).
+        module, part = _OWN_PART.split(own.removeprefix(PREFIX), maxsplit=1)
         if module not in names:
             raise CheckpointError(
                 f"{folder / WEIGHTS_FILE}: {own} is of no module of a {type(whole).__name__}; "
                 "leave its module out of train.lora.modules."
             )
         targets.add(names[module])
-        tensors[f"{PREFIX}{names[module]}.lora_{part}"] = tensor
+        tensors[f"{PREFIX}{names[module]}.{part}"] = tensor
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     path = folder / SETTINGS_FILE
     settings = json.loads(path.read_text(encoding="utf-8"))
