@@ -17,7 +17,7 @@ from toolkit.adapter.extract import run_extract
 from toolkit.adapter.extract_plan import ExtractSettings
 from toolkit.adapter.merge import AdapterMergeSettings, merge_adapters
 from toolkit.adapter.report import AdapterReport
-from toolkit.errors import MergeError
+from toolkit.errors import CheckpointError, MergeError
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.methods.ties import ties
 from toolkit.merge.run import run_merge
@@ -254,3 +254,23 @@ def test_the_model_of_such_adapters_must_be_at_hand(tmp_path: Path):
     with pytest.raises(MergeError, match="must be the folder of the model"):
         merge_both(adapters, tmp_path / "sum", "linear")
     assert not (tmp_path / "sum").exists()
+
+
+@pytest.mark.parametrize("model_type", ["zamba", "zamba2"])
+def test_weights_that_blocks_share_are_left_out_and_named(model_type: str, tmp_path: Path):
+    pair = make_pair(small_model(model_type), tmp_path)
+    report = extract(pair, tmp_path / "lora", rank=3)
+    assert any("shared" in row.name and "share it" in row.why for row in report.left_out)
+    assert not any("shared_transf" in row.name for row in report.layers)
+    found = through_merge(pair[0], tmp_path / "lora", tmp_path / "out")
+    expected = through_peft(pair[0], tmp_path / "lora")
+    assert (found - expected).abs().max() < 5e-6 * expected.abs().max()
+
+
+def test_an_adapter_of_one_of_the_blocks_that_share_a_weight_is_refused(tmp_path: Path):
+    base, _ = make_pair(small_model("zamba"), tmp_path)
+    target = "layers.1.shared_transf.self_attn.q_proj"
+    config = peft.LoraConfig(r=2, target_modules=[f"model.{target}"], init_lora_weights=False)
+    peft.get_peft_model(open_model(base), config).save_pretrained(str(tmp_path / "lora"))
+    with pytest.raises(CheckpointError, match="several modules of .* share"):
+        through_merge(base, tmp_path / "lora", tmp_path / "out")
