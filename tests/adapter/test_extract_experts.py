@@ -272,5 +272,5 @@ def test_an_adapter_of_one_of_the_blocks_that_share_a_weight_is_refused(tmp_path
     target = "layers.1.shared_transf.self_attn.q_proj"
     config = peft.LoraConfig(r=2, target_modules=[f"model.{target}"], init_lora_weights=False)
     peft.get_peft_model(open_model(base), config).save_pretrained(str(tmp_path / "lora"))
-    with pytest.raises(CheckpointError, match="several modules of .* share"):
+    with pytest.raises(CheckpointError, match=r"several modules of .* share"):
         through_merge(base, tmp_path / "lora", tmp_path / "out")
