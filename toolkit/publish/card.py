@@ -267,9 +267,9 @@ def _limits(facts: CardFacts) -> str:
     ]
     sets = facts.results.get("sets", ())
     sizes = {s["name"]: s["items_test"] for s in sets} or facts.results.get("test", {})
-    groups = {s["name"]: s.get("groups_test") for s in sets}
+    groups = {s["name"]: _groups(s) for s in sets}
     small = [
-        f"{name}: {count}" + (f" in {groups[name]} groups" if groups.get(name) else "")
+        f"{name}: {count}{groups.get(name, '')}"
         for name, count in sizes.items()
         if isinstance(count, int)
     ]
@@ -293,6 +293,20 @@ def _limits(facts: CardFacts) -> str:
     base = public_reference(general.name, general.revision)
     parts.append(f"Nothing was done about its safety beyond what {base} brings.")
     return " ".join(parts)
+
+
+def _groups(row: Mapping[str, Any]) -> str:
+    """Of how many groups the items of a set are; nothing where each stands for itself.
+
+    >>> _groups({"items_test": 43, "groups_test": 43, "one_group": True})
+    ' of one group'
+    >>> _groups({"items_test": 43, "groups_test": 12}), _groups({"items_test": 9, "groups_test": 9})
+    (' in 12 groups', '')
+    """
+    if row.get("one_group"):  # its items had to be drawn alone
+        return " of one group"
+    count = row.get("groups_test") or row["items_test"]
+    return "" if count == row["items_test"] else f" in {count} groups"
 
 
 def _accepted(accepted: Mapping[str, str]) -> str:

@@ -65,7 +65,7 @@ def run_train(
         DataError: the blocks hold tokens that the model has no embedding for.
     """
     check_trackers(section.trackers)
-    blocks = blocks or Blocks.open(data, section.epochs)
+    blocks = blocks or Blocks.open(data, section.epochs, stage.seed)
     with stage.running() if is_first() else contextlib.nullcontext(stage.work) as work:
         if is_first():
             return_states(work / STATES, work)
