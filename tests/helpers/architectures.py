@@ -76,7 +76,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         **{"encoder_hash_byte_group_vocab": 64, "encoder_hash_byte_group_size": [3, 4]},
         "encoder_config": {"hidden_size_global": 64},
         "decoder_config": {"hidden_size_global": 64},
-        "global_config": {"hidden_size": 64},
+        "global_config": {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 8},
     },
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],
@@ -107,6 +107,13 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "ministral": {**_GROUPED, "layer_types": ["sliding_attention", "full_attention"]},
     "nemotron": _GROUPED,
+    "phi4_multimodal": {
+        "vision_config": {"image_size": 28, "crop_size": 28},
+        "audio_config": {
+            **{"num_blocks": 2, "nemo_conv_channels": 16, "ext_pw_out_channel": 16},
+            **{"depthwise_separable_out_channel": 32, "input_size": 16},
+        },
+    },
     "qwen4_exp_text": {
         **{"num_hidden_layers": 2, "layer_types": ["linear_attention", "indexed_attention"]},
         **{"indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": 8},

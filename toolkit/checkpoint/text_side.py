@@ -75,7 +75,7 @@ def _shapes(module: nn.Module) -> set[tuple[str, tuple[int, ...]]]:
     return {(name, tuple(tensor.shape)) for name, tensor in module.named_parameters()}
 
 
-class _DecoderWithHead(GenerationMixin):
+class _DecoderWithHead(GenerationMixin):  # type: ignore[misc]
     """Logits of a decoder and the head beside it; a base of classes made by `_with_head`."""
 
     base_model_prefix = "model"
