@@ -102,7 +102,11 @@ def _known(path: Path | None) -> dict[tuple[str, int], StudyFigures]:
     found = {}
     for line in path.read_text().splitlines() if path is not None and path.is_file() else ():
         values = json.loads(line)
-        found[values.pop("world"), values.pop("number")] = StudyFigures(**values)
+        key = (
+            values.pop("world"),
+            values.pop("number"),
+        )  # before the rest is read: assignment is last
+        found[key] = StudyFigures(**values)
     return found
 
 

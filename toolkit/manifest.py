@@ -129,6 +129,7 @@ class Stage:
         seed: the recipe's seed.
         without_effect: patterns of keys, such as `config.train.max_bad_steps`, that change no
             result of a stage that was finished.
+        runs: folder of all runs; by default the one that holds this run's.
     """
 
     folder: Path
@@ -137,6 +138,12 @@ class Stage:
     seed: int
     notes: list[str] = field(default_factory=list)
     without_effect: tuple[str, ...] = ()
+    runs: Path | None = None
+
+    @property
+    def all_runs(self) -> Path:
+        """Folder of all runs, where what they share is kept."""
+        return self.runs or self.folder.parent.parent
 
     @property
     def work(self) -> Path:

@@ -204,6 +204,19 @@ def identity_of_model(model: ModelSection) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in later}
 
 
+def depends_on_seed(model: ModelSection) -> bool:
+    """Whether what is made of a section is another model with another seed.
+
+    >>> depends_on_seed(ModelSection(hub="org/name"))
+    False
+    """
+    if model.moe is None:
+        return model.scratch is not None
+    models = (model.moe.base, *model.moe.experts)
+    is_random = model.moe.router == "random" or model.moe.noise_scale > 0.0
+    return is_random or any(depends_on_seed(one) for one in models)
+
+
 def shape_of(model: ModelSection) -> ShapeSection | None:
     """Measures of a recipe's general model, without fetching anything.
 

@@ -52,6 +52,29 @@ def test_a_score_is_kept_by_what_was_merged(two_models: tuple[Path, Path], tmp_p
     assert bench.score(sweep_point(0.9), LOGITS, [0, 1]) != first
 
 
+def test_a_model_as_it_stands_is_scored_once_for_all_seeds_and_partners(
+    two_models: tuple[Path, Path], tmp_path: Path
+):
+    folders = dict(zip(("general", "specialist"), two_models, strict=True))
+    scored: list[int] = []
+
+    def count(model: Any, rows: Sequence[int]) -> list[float]:
+        scored.append(len(rows))
+        return first_logits(model, rows)
+
+    items = replace(LOGITS, score=count)
+    for seed, specialist in ((0, "s"), (1, "s"), (1, "other")):
+        loaded = load_causal_model(two_models[0], torch.float32)
+        parents = {"general": "g", "specialist": specialist}
+        cache = ScoreCache(tmp_path / "scores.jsonl")
+        bench = Bench(folders, loaded, seed=seed, cache=cache, parents=parents)
+        for candidate in (endpoint("general"), endpoint("specialist"), sweep_point(0.3)):
+            bench.apply(candidate.config)
+            bench.score(candidate, items, [0, 1])
+    # general once, the two specialists once each, the merge for each seed and partner
+    assert len(scored) == 1 + 2 + 3
+
+
 def test_a_pass_that_gives_two_sets_is_done_once_a_merge(two_models: tuple[Path, Path]):
     passes: list[list[int]] = []
 

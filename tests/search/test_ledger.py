@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import EvaluationError
-from toolkit.search.ledger import TestLedger
+from toolkit.search.ledger import TestLedger, note_confirmation
 
 MODELS = {"general": "g", "specialist": "s"}
 
@@ -36,3 +36,13 @@ def test_other_models_are_another_study_and_other_documents_another_test(tmp_pat
     other = TestLedger(path, "others", MODELS)
     other.begin("k3", "c", again=False)
     assert other.count == 1
+
+
+def test_another_search_on_the_same_documents_set_aside_is_counted(tmp_path: Path):
+    path = tmp_path / "confirmation-ledger.json"
+    assert note_confirmation(path, "docs", "one", "ties") == 0
+    assert note_confirmation(path, "docs", "one", "ties") == 0  # interrupted, and continued
+    assert note_confirmation(path, "docs", "two", "slerp") == 1
+    assert note_confirmation(path, "others", "two", "slerp") == 0
+    assert note_confirmation(path, "docs", "three", "general") == 2
+    assert note_confirmation(path, "docs", "two", "slerp") == 1  # as when it was done

@@ -142,6 +142,12 @@ def _finance(documents: int, **changes: Any) -> tuple[tuple[WorldSet, int], ...]
 _THREE = tuple(
     (replace(ANSWERS, name=name, tokens=100), 40) for name in ("retention", "chat", "code")
 )
+_TWICE = (0.0, *(0.2,) * (len(ALPHAS) - 1))
+_JUST = (0.0, *(0.1001,) * (len(ALPHAS) - 1))
+"""Truly lost by whatever is no less than 0.2 of the specialist, where 0.1 is tolerated."""
+
+_AT_EDGE: dict[str, Any] = {"curve": _JUST, "scatter": 0.06, "power": 0.3}
+_KEEPS = {"curve": FLAT, "scatter": 0.06, "power": 0.3}
 WORLDS = {
     world.name: world
     for world in (
@@ -162,6 +168,22 @@ WORLDS = {
         World("no loss", _finance(40, curve=FLAT)),
         World("no gain", ((replace(FILINGS, curve=FLAT), 40), (NEWS_SET, 40), (ANSWERS, 40))),
         World("ties 8 % better", _finance(40), better=0.08),
+        World("twice the tolerance", _finance(40, curve=_TWICE)),
+        World(
+            "three at twice the tolerance",
+            ((FILINGS, 40), *((replace(s, curve=_TWICE), n) for s, n in _THREE)),
+        ),
+        World("just beyond", _finance(40, **_AT_EDGE)),
+        World("just beyond, skewed", _finance(40, skewed=True, **_AT_EDGE)),
+        World("just beyond, 14 documents", _finance(14, **_AT_EDGE)),
+        World(
+            "one of three just beyond",
+            (
+                (FILINGS, 40),
+                (replace(_THREE[0][0], **_AT_EDGE), 40),
+                *((replace(s, **_KEEPS), n) for s, n in _THREE[1:]),
+            ),
+        ),
         *(World(f"{n} questions", (*_finance(40), (QUESTIONS, n))) for n in (40, 100, 200)),
     )
 }

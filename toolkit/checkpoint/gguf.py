@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]
     Raises:
         CheckpointError: the file cannot be read, or its architecture is unknown to transformers.
     """
+    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     silence_libraries()
-    check_gguf(path)
+    header = check_gguf(path)
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": path.parent,
         "gguf_file": path.name,
@@ -49,10 +51,12 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]
         tokenizer: Any = AutoTokenizer.from_pretrained(**source)
     # A model loaded from GGUF refuses to be saved; one built from its cleaned config does not.
     plain = {k: v for k, v in loaded.config.to_dict().items() if k not in _CONVERSION_KEYS}
-    model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(plain))
-    model.load_state_dict(loaded.state_dict())
+    with init_empty_weights():  # random ones would only be replaced
+        model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(plain))
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
     model.to(dtype).save_pretrained(folder)
-    match_pre_tokenizer(tokenizer, path)
+    match_pre_tokenizer(tokenizer, header)
     tokenizer.save_pretrained(folder)
     return {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -61,13 +65,16 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]
     }
 
 
-def match_pre_tokenizer(tokenizer: Any, path: Path) -> None:
-    """Restore what transformers' conversion drops: SmolLM splits digits before anything else."""
-    from gguf import GGUFReader
+def match_pre_tokenizer(tokenizer: Any, header: Mapping[str, Any]) -> None:
+    """Restore what transformers' conversion drops: SmolLM splits digits before anything else.
+
+    Args:
+        tokenizer: as converted, changed.
+        header: values of the file, by name.
+    """
     from tokenizers import pre_tokenizers
 
-    field = GGUFReader(path).fields.get("tokenizer.ggml.pre")
-    if field is not None and field.contents() == "smollm":
+    if header.get("tokenizer.ggml.pre") == "smollm":
         backend = tokenizer.backend_tokenizer
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])

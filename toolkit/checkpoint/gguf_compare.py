@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit.checkpoint.gguf import match_pre_tokenizer
+from toolkit.checkpoint.gguf_header import check_gguf
 from toolkit.checkpoint.load import load_causal_model, silence_libraries
 from toolkit.errors import CheckpointError
 from toolkit.tokenizer_files import load_tokenizer
@@ -99,7 +100,7 @@ def _compare_tokens(path: Path, tokenizer: Any) -> None:
     from transformers import AutoTokenizer
 
     theirs: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    match_pre_tokenizer(theirs, path)
+    match_pre_tokenizer(theirs, check_gguf(path))
     own = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     found = theirs(TEXT, add_special_tokens=False)["input_ids"]
     if own != found:

@@ -20,8 +20,11 @@ _COUNTS = (
 )
 
 
-def check_gguf(path: Path) -> None:
+def check_gguf(path: Path) -> dict[str, Any]:
     """Refuse a file whose header claims more than its bytes can hold.
+
+    Returns:
+        Its values by name; in place of lists there is None.
 
     Raises:
         CheckpointError: it does, or is no GGUF file.
@@ -29,7 +32,7 @@ def check_gguf(path: Path) -> None:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            _check(path, file, size)
+            return _check(path, file, size)
     except OSError as error:
         raise CheckpointError(f"{path.name}: cannot be read ({error.strerror}).") from error
     except (struct.error, EOFError, UnicodeDecodeError, RecursionError) as error:
@@ -38,7 +41,7 @@ def check_gguf(path: Path) -> None:
         ) from error
 
 
-def _check(path: Path, file: IO[bytes], size: int) -> None:
+def _check(path: Path, file: IO[bytes], size: int) -> dict[str, Any]:
     magic, version = file.read(4), _number(file, "<I")
     if magic != b"GGUF" or version not in (2, 3):
         raise CheckpointError(f"{path.name}: is no GGUF file of version 2 or 3; {_AGAIN}.")
@@ -68,6 +71,7 @@ def _check(path: Path, file: IO[bytes], size: int) -> None:
                 f"{path.name}: {name} is larger than the file of {size:,} bytes; {_AGAIN}."
             )
     _check_counts(path, values, num_tensors, size)
+    return values
 
 
 def _check_counts(path: Path, values: dict[str, Any], num_tensors: int, size: int) -> None:

@@ -220,23 +220,25 @@ class Blocks:
     largest_token: int
 
     @classmethod
-    def open(cls, folder: Path, epochs: int = 1) -> Blocks:
+    def open(cls, folder: Path, epochs: int = 1, seed: int | None = None) -> Blocks:
         """Open `runs/<recipe>/data`; nothing large is read.
 
         Args:
             folder: of the data stage.
             epochs: passes over every stage.
+            seed: of the blocks' order; by default that of the data stage.
 
         Raises:
             ToolkitError: the folder holds no blocks.
         """
         table = load_json(folder / BLOCKS)
+        seed = int(table["seed"]) if seed is None else seed
         sources = {
             name: _Source(folder, [(n, int(k)) for n, k in entry["shards"]], entry["has_targets"])
             for name, entry in table["sources"].items()
         }
         stages = tuple(
-            StageBlocks(folder, table["seed"], table["separator"], sources, entry, epochs)
+            StageBlocks(folder, seed, table["separator"], sources, entry, epochs)
             for entry in table["stages"]
         )
         return cls(stages, int(table["largest_token"]))

@@ -185,6 +185,37 @@ class DataSection(Section):
         return self
 
 
+def depends_on_seed(section: DataSection) -> bool:
+    """Whether another seed would train, tune or test on other documents.
+
+    It does where a hash decides: between splits that are open to one group, which documents a limit
+    leaves, and how text is rearranged. Only groups that are named in full are known to be apart.
+
+    >>> rules = {"train": {"groups": ["a", "b"]}, "test": {"groups": ["c"]}}
+    >>> sources = {
+    ...     "own": {"role": "domain", "files": ["x.csv"], "split": rules},
+    ...     "web": {"role": "general", "files": ["y.csv"], "split": rules},
+    ... }
+    >>> depends_on_seed(DataSection.model_validate({"sources": sources}))
+    False
+    >>> rules["test"] = {"groups": ["*"]}
+    >>> depends_on_seed(DataSection.model_validate({"sources": sources}))
+    True
+    """
+    return bool(section.stages) or any(map(_is_divided_by_hash, section.sources.values()))
+
+
+def _is_divided_by_hash(source: SourceSection) -> bool:
+    rules = [rule for rule in source.split.values() if rule.share > 0.0]
+    if source.fim or any(rule.max_tokens is not None for rule in rules):
+        return True
+    groups = [name for rule in rules for name in set(rule.groups)]
+    is_apart = len(set(groups)) == len(groups) and not any(
+        set(name) & set("*?[") for name in groups
+    )
+    return len(rules) > 1 and not is_apart
+
+
 def identity_of_data(section: DataSection) -> dict[str, Any]:
     """The settings that a data stage depends on: not what is only known of a source."""
     values = section.model_dump(mode="json")

@@ -23,8 +23,11 @@ from toolkit.generate.speaker import stops_of
 from toolkit.library_errors import reading
 from toolkit.manifest import hash_json, write_atomically
 
-_BLOCK = 24
-"""Prompts that are answered together, and written together."""
+_BLOCK_TOKENS = 16384
+"""Of prompts and answers together in a block, which is answered and written at once: a step of few
+rows takes as long as one of many, and the cache of many long ones would not fit."""
+
+_LEAST_ROWS, _MOST_ROWS = 24, 96
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,10 @@ def load_answers(
     encoded, templated = encode_prompts(tokenizer, prompts)
     parts: list[Answers] = []
     model = None
-    for start in range(0, len(encoded), _BLOCK):
-        block = encoded[start : start + _BLOCK]
+    longest = max(map(len, encoded), default=0) + answer_tokens
+    rows = min(max(_BLOCK_TOKENS // longest, _LEAST_ROWS), _MOST_ROWS)
+    for start in range(0, len(encoded), rows):
+        block = encoded[start : start + rows]
         key = hash_json([general_hash, block, answer_tokens, top_tokens])
         path = folder / f"{key}.npz"
         known = _read(path, block, templated)

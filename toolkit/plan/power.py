@@ -76,6 +76,26 @@ def plan_power(
     return found, unknown
 
 
+def plan_claims(looked: Looked) -> list[str]:
+    """What sets will not be able to speak for: those whose documents are all of one group."""
+    lines = []
+    for name, sample in looked.samples.items():
+        counts = sample.split_documents
+        alone = {
+            split: next(iter(groups))
+            for split, groups in (("tuning", sample.tuning_groups), ("test", sample.test_groups))
+            if sample.whole and len(groups) == 1 and counts[split] > 1
+        }
+        if alone:
+            groups = " and ".join(dict.fromkeys(alone.values()))
+            lines.append(
+                f"{name}: the {' and '.join(alone)} documents come from one group ({groups}): "
+                "intervals will hold for more documents of it; how another group would score will "
+                "not be known"
+            )
+    return lines
+
+
 def _tuning_sizes(name: str, data: DataSection, looked: Looked) -> tuple[int, int] | None:
     """Tuning items of a source, and the groups that stand alone; None where nothing tells."""
     sample, rule = looked.samples[name], data.sources[name].split.get("tuning")

@@ -35,9 +35,9 @@ def models_section(results: Mapping[str, Any]) -> Section:
         + table(f"Test sets, {scored}; lower is better, 95 % intervals", titles, rows)
         + _sets(results)
         + paragraph(
-            "Intervals: over groups of items, the farther of Student's t and the studentized "
-            "bootstrap. Changes are paired: both models on the same items, against the general "
-            "model. What decides is bounded in the same way.",
+            "Intervals: over groups of items, Student's t, moved outwards by the skewness that "
+            "the groups show and by what so few may hide. Changes are paired: both models on the "
+            "same items, against the general model. What decides is bounded in the same way.",
             "note",
         )
     )

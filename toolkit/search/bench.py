@@ -14,7 +14,7 @@ from toolkit.evaluate.cache import ScoreCache, candidate_hash
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.live import LiveMerge
-from toolkit.search.space import GENERAL, Candidate
+from toolkit.search.space import GENERAL, Candidate, endpoint
 
 
 def device_of(number: int) -> torch.device:
@@ -103,9 +103,16 @@ class Bench:
         """
         if self._cache is None:
             return self._score(items, rows, together)
-        plain = candidate.config.model_dump(mode="json")
-        name = candidate_hash(self._parents, plain, self._seed)
+        name = self._name_for_cache(candidate)
         return self._cache.score(self._scored, name, items, rows, together=together)
+
+    def _name_for_cache(self, candidate: Candidate) -> str:
+        """By all that decides its scores: of a model as it stands neither the other models nor the
+        seed, so that the general model is scored once for all specialists."""
+        if candidate.name in self._parents and candidate.config == endpoint(candidate.name).config:
+            return candidate_hash({candidate.name: self._parents[candidate.name]}, "itself", 0)
+        plain = candidate.config.model_dump(mode="json")
+        return candidate_hash(self._parents, plain, self._seed)
 
     def _score(
         self, items: EvaluationSet, rows: Sequence[int], together: Sequence[EvaluationSet]

@@ -15,6 +15,7 @@ from toolkit.errors import EvaluationError
 from toolkit.manifest import hash_json, load_json, write_json
 
 LEDGER = "test-ledger.json"
+CONFIRMATIONS = "confirmation-ledger.json"
 
 
 class TestLedger:
@@ -85,3 +86,32 @@ class TestLedger:
             }
         )
         write_json(self._path, {"scorings": entries})
+
+
+def note_confirmation(path: Path, documents: str, search: str, name: str) -> int:
+    """Put down that a search confirmed merges on the documents that it had set aside.
+
+    Args:
+        path: of the ledger, beside the stages of a run.
+        documents: hash of the sets that were set aside.
+        search: hash of the search's identity; the same search counts once.
+        name: of what was chosen, for people.
+
+    Returns:
+        How many other searches were confirmed on these documents before.
+    """
+    entries = list(load_json(path)["confirmations"]) if path.is_file() else []
+    mine = (documents, search)
+    known = [(entry["documents"], entry["search"]) for entry in entries]
+    if mine not in known:
+        entries.append(
+            {
+                "documents": documents,
+                "search": search,
+                "name": name,
+                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            }
+        )
+        write_json(path, {"confirmations": entries})
+        known.append(mine)
+    return sum(entry[0] == documents for entry in known[: known.index(mine)])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +19,7 @@ from toolkit.leftovers import scratch_folder
 from toolkit.library_errors import computing
 from toolkit.machine import check_cache
 from toolkit.manifest import Stage, content_hash, hash_file, hash_json, read_manifest
-from toolkit.model_config import ModelSection, ScratchSection, identity_of_model
+from toolkit.model_config import ModelSection, ScratchSection, depends_on_seed, identity_of_model
 from toolkit.progress import say
 from toolkit.recipe import merge_folder
 from toolkit.search.config import WITHOUT_EFFECT as SEARCH_WITHOUT_EFFECT
@@ -47,13 +46,17 @@ def ensure_general(run: Run) -> Path:
     general, section = ensure_original(run), run.recipe.tokenizer
     if section is None:
         return general
+    learned = section.new_tokens is not None  # from the training documents
+    fixed = run.same_documents or not learned
+    if run.lender is not None and fixed and not depends_on_seed(run.recipe.model):
+        return ensure_general(run.lender)
     from toolkit.data.sources import input_hashes
     from toolkit.train.extend import run_extend
 
     data = run.recipe.data
     config = {"tokenizer": identity_of_tokenizer(section)}
     inputs = {"general": fingerprint(general)}
-    if section.new_tokens is not None:  # which are found in the documents
+    if learned:
         config["data"] = {key: identity_of_data(data)[key] for key in ("sources", "cleaning")}
         inputs |= input_hashes(data.sources)
     stage = run.stage("general-extended", config, inputs)
@@ -79,6 +82,8 @@ def ensure_model(run: Run, model: ModelSection, name: str, title: str) -> Path:
     """
     from toolkit.checkpoint.load import load_model_config
 
+    if run.lender is not None and not depends_on_seed(model):
+        return ensure_model(run.lender, model, name, title)
     if model.path is not None:
         load_model_config(model.path)
         return model.path
@@ -104,9 +109,7 @@ def ensure_models(run: Run) -> dict[str, Path]:
         DataError: an artefact cannot be fetched.
     """
     return {
-        name: ensure_model(
-            replace(run, root=run.root / "models" / name), section, "general", f"model {name}"
-        )
+        name: ensure_model(run.below("models", name), section, "general", f"model {name}")
         for name, section in run.recipe.models.items()
     }
 
@@ -165,6 +168,8 @@ def _hub_snapshot(repository: str, revision: str | None) -> Path:
 
 def ensure_data(run: Run) -> Path:
     """The data stage: documents to packed blocks and evaluation sets."""
+    if run.lender is not None and run.same_documents:
+        return ensure_data(run.lender)
     return data_stage(run, "data", run.recipe.data, ensure_general(run))
 
 

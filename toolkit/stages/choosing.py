@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.evaluate.power import power_of
 from toolkit.machine import DTYPE_NAMES
-from toolkit.manifest import MANIFEST, Stage, read_manifest
+from toolkit.manifest import MANIFEST, Stage, hash_json, read_manifest
 from toolkit.merge.run import to_yaml
 from toolkit.progress import progress, say
 from toolkit.recipe import Recipe
 from toolkit.search.final import MERGE, ScoredTestSets, document_rows, final_figures
-from toolkit.search.ledger import LEDGER, TestLedger
+from toolkit.search.ledger import CONFIRMATIONS, LEDGER, TestLedger, note_confirmation
 from toolkit.search.objective import Losses, Objective
 from toolkit.search.outcome import as_json, by_item, sweep_rows
 from toolkit.search.run import Scorer, run_search
@@ -109,12 +109,13 @@ def run_choosing(
             helper_threads=threads,
         )
         verdict = _decide(search, outcomes, Scorer(bench, work / _CONFIRM))
+        _count_confirmations(search, verdict, stage)
         chosen = verdict.chosen
         say(f"  chosen: {chosen.candidate.name}")
 
         ledger.begin(chosen.candidate.key, chosen.candidate.name, again=score_test_again)
         losses = _score_test(search, outcomes, chosen, Scorer(bench, work / _TEST))
-        names = references(search.folders, stage.folder.parent.parent)
+        names = references(search.folders, stage.all_runs)
         config = named(chosen.candidate.config, names, stored_dtype(general))
         folders = {names[name]: folder for name, folder in search.folders.items()}
         write_model(config, folders, work, recipe.seed)
@@ -180,6 +181,25 @@ def _decide(search: Search, outcomes: Sequence[Outcome], scorer: Scorer) -> _Ver
         say(f"  {line}")
     verdict = sweep_verdict(decision.choice.chosen, decision.confirmations, losses)
     return _Verdict(decision, verdict, remarks)
+
+
+def _count_confirmations(search: Search, verdict: _Verdict, stage: Stage) -> None:
+    """Say where the documents set aside had confirmed merges of another search before this one."""
+    if not (verdict.decision.confirmations and search.parts.are_separate):
+        return
+    before = note_confirmation(
+        stage.folder.with_name(CONFIRMATIONS),
+        hash_of_test(search.parts.confirm),
+        hash_json(search.identity),
+        verdict.chosen.candidate.name,
+    )
+    if before:
+        verdict.remarks.append(
+            f"Other methods were confirmed on documents that had confirmed those of {before} other "
+            f"{'search' if before == 1 else 'searches'} before ({CONFIRMATIONS}): of several such "
+            "searches one errs more often than is said of each."
+        )
+        say(f"  {verdict.remarks[-1]}")
 
 
 def _shown_losses(

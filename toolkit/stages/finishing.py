@@ -86,7 +86,7 @@ def ensure_anneal(run: Run, *, from_step: int | None = None, steps: float | None
             data,
             rates=anneal_rates(step, num_steps, rate, section.anneal),
             start=(states, step),
-            blocks=_blocks(data, section, step + num_steps),
+            blocks=_blocks(data, section, step + num_steps, stage.seed),
             num_steps=step + num_steps,
         )
 
@@ -175,15 +175,15 @@ def _planned_steps(data: Path, section: TrainSection) -> int:
     return len(plan_steps(Blocks.open(data, section.epochs), section.blocks_per_step))
 
 
-def _blocks(data: Path, section: TrainSection, num_steps: int) -> Any:
+def _blocks(data: Path, section: TrainSection, num_steps: int, seed: int) -> Any:
     """Blocks for so many steps: the recipe's, with further passes over the last stage."""
     from toolkit.data.blocks import Blocks
 
-    blocks = Blocks.open(data, section.epochs)
+    blocks = Blocks.open(data, section.epochs, seed)
     missing = num_steps - _planned_steps(data, section)
     if missing <= 0:
         return blocks
     positions = blocks.stages[-1].num_positions // section.epochs
     more = math.ceil((missing + 1) * section.blocks_per_step / positions)
-    longer = Blocks.open(data, section.epochs + more)
+    longer = Blocks.open(data, section.epochs + more, seed)
     return Blocks((*blocks.stages[:-1], longer.stages[-1]), blocks.largest_token)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,19 @@ _SEEN: set[Path] = set()
 
 @dataclass(frozen=True)
 class Run:
-    """One recipe and the folder its stages write to."""
+    """One recipe and the folder its stages write to.
+
+    Attributes:
+        name: of the recipe with its layers.
+        recipe: all of it.
+        root: folder of the stages.
+        path: of the recipe's file.
+        layers: variant and scale.
+        runs: folder of all runs.
+        lender: of a run that is repeated with another seed, the first one: what the seed does not
+            change is made there, once.
+        same_documents: whether the lender's documents, as they were split, are this run's too.
+    """
 
     name: str
     recipe: Recipe
@@ -38,6 +50,8 @@ class Run:
     path: Path | None = None
     layers: tuple[str, ...] = ()
     runs: Path = RUNS
+    lender: Run | None = None
+    same_documents: bool = False
 
     @classmethod
     def of(cls, path: Path, recipe: Recipe, runs: Path = RUNS, layers: tuple[str, ...] = ()) -> Run:
@@ -72,7 +86,19 @@ class Run:
         without_effect: tuple[str, ...] = (),
     ) -> Stage:
         known = (*WITHOUT_EFFECT, *without_effect)
-        return Stage(self.root / name, config, inputs, self.recipe.seed, without_effect=known)
+        return Stage(
+            self.root / name,
+            config,
+            inputs,
+            self.recipe.seed,
+            without_effect=known,
+            runs=self.runs,
+        )
+
+    def below(self, *names: str) -> Run:
+        """The same in a folder below its own, and the lender's below the lender's."""
+        lender = None if self.lender is None else self.lender.below(*names)
+        return replace(self, root=self.root.joinpath(*names), lender=lender)
 
     def ensure(self, stage: Stage, title: str, act: Callable[[], None]) -> Path:
         """The folder of a stage, which `act` makes where it is not up to date."""

@@ -34,7 +34,7 @@ from toolkit.plan.outcome import (
     stage_values,
     verdict_values,
 )
-from toolkit.plan.power import SCATTER_WORDS, plan_power
+from toolkit.plan.power import SCATTER_WORDS, plan_claims, plan_power
 from toolkit.plan.sample import Sample, sample_source
 from toolkit.plan.settings import Setting, choose_settings, sft_advice
 from toolkit.plan.shape import count_parameters, lora_parameters
@@ -174,7 +174,7 @@ def make_plan(run: Run, wanted: Wanted) -> dict[str, Any]:
         tolerances=recipe.select.tolerances,
         confidence=recipe.select.confidence,
     )
-    notes += unseen
+    notes += [*unseen, *plan_claims(looked)]
     return {
         "format": FORMAT,
         "recipe": run.name,

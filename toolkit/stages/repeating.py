@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
+from scipy.special import chdtri
 
+from toolkit.data.config import depends_on_seed
+from toolkit.errors import ConfigError
 from toolkit.manifest import load_json, write_json
+from toolkit.model_config import depends_on_seed as model_depends_on_seed
 from toolkit.progress import console, say
+from toolkit.recipe import Recipe
 from toolkit.stages.opening import Run
 
 _NORMAL_WIDTH = 2 * 1.959964
 """Standard errors from end to end of a 95 % interval."""
 
 
-def run_repeat(run: Run, num_seeds: int) -> dict[str, Any]:
+def run_repeat(run: Run, num_seeds: int, *, same_documents: bool = False) -> dict[str, Any]:
     """Make a recipe's merge once per seed, and compare the outcomes.
 
     The first seed is the recipe's own and uses its run as it stands; the others follow it and stand
-    in `seeds/` below it. Each is a run like any other: what is complete is not made again.
+    in `seeds/` below it. What the seed does not change is made once, in the first seed's run: the
+    general model, and the documents where their splits do not depend on it. Each is a run like any
+    other: what is complete is not made again.
 
     Args:
         run: of the recipe.
         num_seeds: 2 at least.
+        same_documents: whether all seeds train, tune and test on the first one's documents, so that
+            what differs between seeds is training and search alone.
 
     Returns:
         What is written to `seeds/repeat.json`.
     """
     from toolkit.stages.chain import ensure_merge
 
+    same = _are_documents_the_same(run.recipe, asked=same_documents)
+    say(f"documents: {_WORDS[same]}")
     results: dict[int, Mapping[str, Any]] = {}
     for number in range(num_seeds):
-        one = of_seed(run, number)
+        one = of_seed(run, number, same_documents=same)
         say(f"seed {one.recipe.seed} ({number + 1} of {num_seeds}): {one.root}")
         results[one.recipe.seed] = load_json(ensure_merge(one) / "report.json")
-    found = compare_seeds(results)
+    found = compare_seeds(results, same_documents=same)
     folder = run.root / "seeds"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "repeat.json", found)
@@ -46,7 +58,31 @@ def run_repeat(run: Run, num_seeds: int) -> dict[str, Any]:
     return found
 
 
-def of_seed(run: Run, number: int) -> Run:
+def _are_documents_the_same(recipe: Recipe, *, asked: bool) -> bool:
+    """
+    Raises:
+        ConfigError: they are asked for, and cannot be: each seed has a tokenizer of its own.
+    """
+    learned = recipe.tokenizer is not None and recipe.tokenizer.new_tokens is not None
+    if learned and model_depends_on_seed(recipe.model):
+        if asked:
+            raise ConfigError(
+                "--same-documents: tokenizer.new_tokens learns tokens for a general model that "
+                "each seed makes anew (model.scratch or model.moe), so each has documents in "
+                "tokens of its own; leave the flag out, or take a general model that stands."
+            )
+        return False
+    return asked or not depends_on_seed(recipe.data)
+
+
+_WORDS = {
+    True: "the same for every seed; what differs between seeds is training and search",
+    False: "split anew for each seed, so what differs between seeds holds what differs between "
+    "documents; --same-documents keeps the first seed's",
+}
+
+
+def of_seed(run: Run, number: int, *, same_documents: bool = False) -> Run:
     """The run of a later seed, in a folder of its own; of number 0 the run itself."""
     if number == 0:
         return run
@@ -54,20 +90,29 @@ def of_seed(run: Run, number: int) -> Run:
     # Workers beside this process would open the recipe by its name, with its own seed.
     search = run.recipe.search.model_copy(update={"workers": 1})
     recipe = run.recipe.model_copy(update={"seed": seed, "search": search})
-    runs = run.root / "seeds"
-    return replace(run, recipe=recipe, root=runs / str(seed), runs=runs)
+    return replace(
+        run,
+        recipe=recipe,
+        root=run.root / "seeds" / str(seed),
+        lender=run,
+        same_documents=same_documents,
+    )
 
 
-def compare_seeds(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def compare_seeds(
+    results: Mapping[int, Mapping[str, Any]], *, same_documents: bool
+) -> dict[str, Any]:
     """Figures of every seed, and their scatter beside that over documents.
 
     Args:
         results: of each seed's merge stage.
+        same_documents: whether all seeds have the same.
 
     Returns:
         `seeds`: chosen merge and figures by seed; `figures`: of each the mean, the standard
-        deviation between seeds and the mean standard error over documents; what not every seed has
-        is left out.
+        deviation between seeds, the mean standard error over documents, and the seed's own standard
+        deviation (where documents are split anew, what is left of the first without the second);
+        what not every seed has is left out.
     """
     seeds = {str(seed): _figures(one) for seed, one in results.items()}
     names = [
@@ -76,12 +121,14 @@ def compare_seeds(results: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         if all(name in figures for figures in seeds.values())
     ]
     return {
+        "same_documents": same_documents,
         "seeds": {
             str(seed): {"chosen": one["chosen"], "figures": seeds[str(seed)]}
             for seed, one in results.items()
         },
         "figures": {
-            name: _scatter([figures[name] for figures in seeds.values()]) for name in names
+            name: _scatter([figures[name] for figures in seeds.values()], same_documents)
+            for name in names
         },
     }
 
@@ -100,25 +147,52 @@ def _figures(results: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     return found
 
 
-def _scatter(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _scatter(figures: Sequence[Mapping[str, float]], same_documents: bool) -> dict[str, float]:
     estimates = [figure["estimate"] for figure in figures]
-    errors = [(figure["high"] - figure["low"]) / _NORMAL_WIDTH for figure in figures]
+    error = statistics.fmean((f["high"] - f["low"]) / _NORMAL_WIDTH for f in figures)
+    between = statistics.stdev(estimates)
+    own = between if same_documents else math.sqrt(max(between**2 - error**2, 0.0))
     return {
         "mean": statistics.fmean(estimates),
-        "between_seeds": statistics.stdev(estimates) if len(estimates) > 1 else 0.0,
-        "over_documents": statistics.fmean(errors),
+        "between_seeds": between,
+        "over_documents": error,
+        "of_the_seed": own,
     }
+
+
+def reach_of_deviation(num_seeds: int) -> tuple[float, float]:
+    """Between which multiples of itself the true standard deviation lies, with 95 % confidence.
+
+    >>> low, high = reach_of_deviation(3)
+    >>> f"{low:.2f} to {high:.2f}"
+    '0.52 to 6.28'
+    """
+    freedom = num_seeds - 1
+    return (
+        math.sqrt(freedom / float(chdtri(freedom, 0.025))),
+        math.sqrt(freedom / float(chdtri(freedom, 0.975))),
+    )
 
 
 def show_seeds(found: Mapping[str, Any]) -> None:
     """Print what `compare_seeds` found."""
-    seeds = found["seeds"]
+    seeds, same = found["seeds"], found["same_documents"]
     table = Table(title="one column per seed; standard deviation between seeds, error over items")
-    for title in ("", *(f"seed {seed}" for seed in seeds), "mean", "seeds", "items"):
+    titles = ("", *(f"seed {seed}" for seed in seeds), "mean", "between seeds", "over items")
+    for title in (*titles, *(() if same else ("of the seed",))):
         table.add_column(title, justify="right" if title else "left")
-    table.add_row("chosen", *(one["chosen"] for one in seeds.values()), "", "", "")
+    table.add_row("chosen", *(one["chosen"] for one in seeds.values()))
     for name, row in found["figures"].items():
         own = [f"{one['figures'][name]['estimate']:+.4f}" for one in seeds.values()]
-        scatter = (f"{row['between_seeds']:.4f}", f"{row['over_documents']:.4f}")
+        scatter = [f"{row[key]:.4f}" for key in ("between_seeds", "over_documents")]
+        scatter += [] if same else [f"{row['of_the_seed']:.4f}"]
         table.add_row(name, *own, f"{row['mean']:+.4f}", *scatter)
     console.print(table, width=max(console.width, 100))
+    low, high = reach_of_deviation(len(seeds))
+    num_choices = len({one["chosen"] for one in seeds.values()})
+    say(f"documents: {_WORDS[same]}")
+    say(
+        f"{len(seeds)} seeds chose {num_choices} different "
+        f"{'merge' if num_choices == 1 else 'merges'}; the true standard deviation between seeds "
+        f"lies within {low:.2g} to {high:.2g} times the one shown (95 %)"
+    )

@@ -13,10 +13,18 @@ def repeat(
         str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
     ],
     seeds: Annotated[int, typer.Option(min=2, help="How many, the recipe's own first.")] = 3,
+    same_documents: Annotated[
+        bool,
+        typer.Option(
+            "--same-documents",
+            help="Train, tune and test every seed on the first one's documents: what differs is "
+            "training and search alone.",
+        ),
+    ] = False,
     runs: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
 ) -> None:
     """Make a whole run once per seed: what differs between seeds, beside what differs by items."""
     from toolkit.stages.opening import Run
     from toolkit.stages.repeating import run_repeat
 
-    run_repeat(Run.open(recipe, runs), seeds)
+    run_repeat(Run.open(recipe, runs), seeds, same_documents=same_documents)

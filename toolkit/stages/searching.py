@@ -255,7 +255,7 @@ def hash_of_test(sets: Sequence[EvaluationSet]) -> str:
 
 
 def cache_file(stage: Stage) -> Path:
-    return stage.folder.parent.parent / CACHE
+    return stage.all_runs / CACHE
 
 
 def num_workers(recipe: Recipe) -> int:

@@ -18,6 +18,7 @@ from toolkit.checkpoint.resume import (
     state_names,
     whole_parameters,
 )
+from toolkit.checkpoint.wrapped_adapter import place_in_wrapper
 from toolkit.data.blocks import Blocks
 from toolkit.errors import ConfigError, DataError
 from toolkit.manifest import Stage
@@ -64,7 +65,7 @@ def run_train(
         DataError: the blocks hold tokens that the model has no embedding for.
     """
     check_trackers(section.trackers)
-    blocks = blocks or Blocks.open(data, section.epochs)
+    blocks = blocks or Blocks.open(data, section.epochs, stage.seed)
     with stage.running() if is_first() else contextlib.nullcontext(stage.work) as work:
         if is_first():
             return_states(work / STATES, work)
@@ -96,6 +97,7 @@ def run_train(
             if section.lora is not None:
                 # Without its base the adapter is small; it can be merged with others later.
                 model.save_pretrained(work / "adapter")
+                place_in_wrapper(model, work / "adapter")
                 (work / "adapter" / "README.md").unlink(missing_ok=True)
             finished = finished_model(model)
             if section.stages and results["used_step"]:
