@@ -20,16 +20,13 @@ from toolkit.errors import CheckpointError
 NOT_BUILT = {
     "blt",
     "dots3_note",
-    "dots3_note_text",
     "gemma3n",
     "gemma4_assistant",
     "gemma4_unified_assistant",
-    "got_ocr2",
     "musicgen",
     "musicgen_melody",
     "phi4_multimodal",
     "qwen4_exp",
-    "qwen4_exp_text",
 }
 """Without a small form that the rules of sizes find, or with packages that are not here."""
 

@@ -15,8 +15,11 @@ from transformers import AutoModelForCausalLM, JambaConfig, JambaForCausalLM
 from tests.helpers.architectures import small_model
 from toolkit.adapter.extract import run_extract
 from toolkit.adapter.extract_plan import ExtractSettings
+from toolkit.adapter.merge import AdapterMergeSettings, merge_adapters
 from toolkit.adapter.report import AdapterReport
+from toolkit.errors import CheckpointError, MergeError
 from toolkit.merge.config import parse_merge_config
+from toolkit.merge.methods.ties import ties
 from toolkit.merge.run import run_merge
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -185,3 +188,89 @@ def test_experts_stored_whole(tmp_path: Path):
     expected = through_peft(pair[0], tmp_path / "lora")
     found = through_merge(pair[0], tmp_path / "lora", tmp_path / "out")
     assert (found - expected).abs().max() < 5e-6 * expected.abs().max()
+
+
+def adapters_of(model_type: str, folder: Path) -> tuple[Path, list[Path]]:
+    """A base and two adapters of it, of ranks 2 and 3."""
+    base, tuned = make_pair(small_model(model_type), folder)
+    extract((base, tuned), folder / "one", rank=2)
+    model = open_model(base)
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.add_(0.02 * torch.randn_like(parameter) * parameter.std().clamp(min=1e-3))
+    model.save_pretrained(folder / "other")
+    extract((base, folder / "other"), folder / "two", rank=3)
+    return base, [folder / "one", folder / "two"]
+
+
+def merge_both(adapters: list[Path], out: Path, method: str, **more: Any) -> AdapterReport:
+    models = [{"model": str(path), "parameters": {"weight": 0.5}} for path in adapters]
+    data = {"merge_method": method, "models": models, "parameters": {"normalize": False, **more}}
+    return merge_adapters(parse_merge_config(data, where="test"), out, AdapterMergeSettings())
+
+
+@pytest.mark.parametrize("model_type", ["gpt_oss", "mixtral", "qwen2_moe"])
+def test_two_adapters_of_experts_are_merged_as_peft_adds_them(model_type: str, tmp_path: Path):
+    base, adapters = adapters_of(model_type, tmp_path)
+    report = merge_both(adapters, tmp_path / "sum", "linear")
+    assert {row.rank for row in report.layers if len(row.shape) == 3} == {5}
+    changes = []
+    plain = open_model(base).state_dict()
+    for path in (*adapters, tmp_path / "sum"):
+        whole = peft.PeftModel.from_pretrained(open_model(base), str(path)).merge_and_unload()
+        changes.append({n: t - plain[n] for n, t in whole.state_dict().items()})
+    one, two, both = changes
+    for name, found in both.items():
+        expected = 0.5 * one[name] + 0.5 * two[name]
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1e-6), name
+    assert any(change.any() for name, change in both.items() if "experts" in name)
+
+
+def test_methods_on_changes_of_experts_see_the_whole_parameter(tmp_path: Path):
+    base, adapters = adapters_of("mixtral", tmp_path)
+    merge_both(adapters, tmp_path / "ties", "ties", density=1.0)
+    whole = [
+        peft.PeftModel.from_pretrained(open_model(base), str(path)).merge_and_unload().state_dict()
+        for path in (*adapters, tmp_path / "ties")
+    ]
+    plain = open_model(base).state_dict()
+    name = next(name for name in plain if "experts.down_proj" in name)
+    one, two, found = (state[name] - plain[name] for state in whole)
+    zero = torch.zeros_like(one)
+    merged = ties([one, two], zero, weight=[0.5, 0.5], density=[1.0, 1.0], normalize=False)
+    for expert, kept in zip(merged, found, strict=True):  # the nearest of rank 3
+        u, s, vt = torch.linalg.svd(expert, full_matrices=False)
+        nearest = u[:, :3] * s[:3] @ vt[:3]
+        assert (kept - nearest).norm() < 0.02 * nearest.norm()
+
+
+def test_the_model_of_such_adapters_must_be_at_hand(tmp_path: Path):
+    _, adapters = adapters_of("mixtral", tmp_path)
+    path = adapters[0] / "adapter_config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"base_model_name_or_path": None}))
+    with pytest.raises(MergeError, match="must be the folder of the model"):
+        merge_both(adapters, tmp_path / "sum", "linear")
+    assert not (tmp_path / "sum").exists()
+
+
+@pytest.mark.parametrize("model_type", ["zamba", "zamba2"])
+def test_weights_that_blocks_share_are_left_out_and_named(model_type: str, tmp_path: Path):
+    pair = make_pair(small_model(model_type), tmp_path)
+    report = extract(pair, tmp_path / "lora", rank=3)
+    assert any("shared" in row.name and "share it" in row.why for row in report.left_out)
+    assert not any("shared_transf" in row.name for row in report.layers)
+    found = through_merge(pair[0], tmp_path / "lora", tmp_path / "out")
+    expected = through_peft(pair[0], tmp_path / "lora")
+    assert (found - expected).abs().max() < 5e-6 * expected.abs().max()
+
+
+def test_an_adapter_of_one_of_the_blocks_that_share_a_weight_is_refused(tmp_path: Path):
+    base, _ = make_pair(small_model("zamba"), tmp_path)
+    target = "layers.1.shared_transf.self_attn.q_proj"
+    config = peft.LoraConfig(r=2, target_modules=[f"model.{target}"], init_lora_weights=False)
+    peft.get_peft_model(open_model(base), config).save_pretrained(str(tmp_path / "lora"))
+    with pytest.raises(CheckpointError, match=r"several modules of .* share"):
+        through_merge(base, tmp_path / "lora", tmp_path / "out")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -72,6 +72,12 @@ _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "bamba": {**_HYBRID, "attn_layer_indices": [1]},
+    "blt": {
+        **{"encoder_hash_byte_group_vocab": 64, "encoder_hash_byte_group_size": [3, 4]},
+        "encoder_config": {"hidden_size_global": 64},
+        "decoder_config": {"hidden_size_global": 64},
+        "global_config": {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 8},
+    },
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],
         "rope_parameters": {"sliding_attention": _ROPE, "full_attention": _ROPE},
@@ -82,10 +88,17 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy"},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
-    "dots3_note_text": {"num_key_value_heads": 4, "swa_head_dim": 16},
+    "dots3_note_text": {
+        **{"num_key_value_heads": 4, "head_dim": 16, "num_hidden_layers": 2},
+        **{"layer_types": ["indexed_attention", "sliding_attention"], "swa_head_dim": 16},
+        **{"mlp_layer_types": ["dense", "sparse"], "shared_experts_intermediate_size": 64},
+        **{"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 8},
+        **{"swa_kv_lora_rank": 8, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8},
+    },
     "falcon_h1": {**_HYBRID, "mamba_d_ssm": 64},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "got_ocr2": {"vision_config": {"image_size": 32}},
     "granitemoehybrid": {**_HYBRID, "layer_types": ["mamba", "attention"]},
     "hunyuan_v1_dense": _GROUPED,
     "hunyuan_v1_moe": _GROUPED,
@@ -94,6 +107,21 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "ministral": {**_GROUPED, "layer_types": ["sliding_attention", "full_attention"]},
     "nemotron": _GROUPED,
+    "phi4_multimodal": {
+        "vision_config": {"image_size": 28, "crop_size": 28},
+        "audio_config": {
+            **{"num_blocks": 2, "nemo_conv_channels": 16, "ext_pw_out_channel": 16},
+            **{"depthwise_separable_out_channel": 32, "input_size": 16},
+        },
+    },
+    "qwen4_exp_text": {
+        **{"num_hidden_layers": 2, "layer_types": ["linear_attention", "indexed_attention"]},
+        **{"indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": 8},
+        **{"indexer_budget": 16, "indexer_compress_ratio": 4, "hc_lowrank": 8},
+        **{"ple_layer_ids": [1], "ple_embed_dim": 32, "heads_per_ngram": 2, "eos_token_id": 1},
+        **{"ngram_vocab_size_base": 64, "make_ngram_vocab_size_divisible_by": 8},
+        "split_ngram_parts": 2,
+    },
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"is_decoder": True, "axial_pos_embds": False, "num_buckets": 2},
     "roc_bert": {"pronunciation_embed_dim": 8, "shape_embed_dim": 8, "shape_vocab_size": 64},
@@ -112,7 +140,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         **{"num_key_value_heads": 4, "n_mamba_heads": 8, "mamba_headdim": 8},
     },
 }
-"""Beyond the rules, by model type."""
+"""Beyond the rules, by model type; nested configurations are joined."""
 
 _LAYERS = re.compile(r"num_hidden_layers|n_layers?|num_layers|decoder_layers")
 
@@ -126,6 +154,8 @@ def small_values(defaults: dict[str, Any]) -> dict[str, Any]:
     """Settings in place of a configuration's defaults, nested as they are."""
     small: dict[str, Any] = {}
     for name, value in defaults.items():
+        if name == "per_layer_config":
+            continue  # of layers that are not there
         if isinstance(value, dict) and name.endswith("_config"):
             small[name] = small_values(value)
         elif name.endswith("_token_id") and isinstance(value, int):
@@ -164,7 +194,16 @@ def small_config(model_type: str) -> Any:
         defaults = make().to_dict()
     except Exception:  # some have no defaults
         defaults = {}
-    return make(**{**small_values(defaults), **_SETTINGS.get(model_type, {})})
+    return make(**joined(small_values(defaults), _SETTINGS.get(model_type, {})))
+
+
+def joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others in their place; nested configurations are joined as well."""
+    out = dict(one)
+    for name, value in other.items():
+        is_nested = isinstance(value, dict) and name.endswith("_config")
+        out[name] = joined(out.get(name) or {}, value) if is_nested else value
+    return out
 
 
 def small_model(model_type: str, *, seed: int = 0, scale: float = 4.0) -> Any:
@@ -251,10 +290,3 @@ def live_fault(model: Any, folder: Path) -> str:
     """Why a model cannot be merged in memory, or nothing."""
     model.save_pretrained(folder)
     return why_not_live(folder)
-
-
-def small_wrapper(model_type: str, *, seed: int = 0) -> Any:
-    """A random vision-language model in evaluation mode, small."""
-    config = small_config(model_type)
-    torch.manual_seed(seed)
-    return AutoModelForImageTextToText.from_config(config).float().eval()

@@ -179,6 +179,9 @@ def _decide(
             return replace(decided, verdict="left out", why=why)
     if not after.dtypes[name].is_floating_point:
         return replace(decided, verdict="left out", why="whole numbers")
+    if decided.kind != "embedding" and name in modules.tied.values():
+        # peft changes a module, and the others that share its weight would compute as before.
+        return replace(decided, verdict="left out", why="several modules share it")
     if settings.include and not any(re.search(pattern, searched) for pattern in settings.include):
         return replace(decided, verdict="left out", why="not included")
     if any(re.search(pattern, searched) for pattern in settings.exclude):

@@ -1,4 +1,5 @@
-"""Adapters merged with each other: the result is an adapter again, and no model is needed.
+"""Adapters merged with each other: the result is an adapter again, and no model is needed, but for
+its config where adapters change all experts of a layer (`target_parameters`).
 
 What is merged is each adapter's whole change `scale * B A`, not its factors: factors of two
 adapters mean nothing side by side (any `B R` and `R^-1 A` make the same change), so that trimming
@@ -17,6 +18,12 @@ from torch import Tensor
 
 from toolkit.adapter.folder import AdapterWriter, check_written
 from toolkit.adapter.lowrank import Factors, Fit, fit_dense, fit_sum
+from toolkit.adapter.merge_parameters import (
+    StackedChange,
+    join_fits,
+    read_parameters,
+    stack_shape,
+)
 from toolkit.adapter.report import AdapterReport, LayerRow
 from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.lora import AdapterFolder, open_adapter
@@ -100,10 +107,28 @@ def merge_adapters(
             "dtype": settings.dtype,
         }
     )
-    layout = Layout(names)
+    parameters = read_parameters(adapters)
+    layout = Layout([*names, *parameters.names])
     embeddings = [name for name in names if _is_embedding(adapters, name)]
     with appearing(out) as work:
-        with AdapterWriter(work, names, embeddings=embeddings) as writer:
+        with AdapterWriter(
+            work, names, embeddings=embeddings, parameters=parameters.order
+        ) as writer:
+            for name in parameters.names:
+                stacks = {
+                    n: StackedChange.of(adapters[n], own[name])
+                    for n, own in enumerate(parameters.owned)
+                    if name in own
+                }
+                shape = stack_shape(name, stacks.values())
+                task = _task(config, method, inputs, name, shape, layout)
+                fit = _merge_stacks(method, task, stacks, settings)
+                if fit.factors.rank:
+                    rank = fit.factors.rank // shape[0]
+                    writer.add_parameter(name, fit.factors, rank=rank)
+                    report.layers.append(LayerRow.of(name, shape, rank, fit.norm, fit.error))
+                if advance is not None:
+                    advance(1, name)
             for name in names:
                 task = _task(config, method, inputs, name, shapes[name], layout)
                 fit = _merge(method, task, adapters, settings)
@@ -159,11 +184,6 @@ def _open(name: str) -> AdapterFolder:
                 f"{adapter.file}: is a DoRA (at {tensor}), whose change depends on the model; "
                 + again
             )
-    if adapter.wrapped:
-        raise MergeError(
-            f"{adapter.file}: changes parameters of several experts at once (target_parameters), "
-            "which cannot be merged by their factors; " + again
-        )
     if kept := [*adapter.saved, *adapter.rows, *adapter.biases]:
         tensor = kept[0]
         raise MergeError(
@@ -250,6 +270,49 @@ def _merge(
     if not bool(merged.any()):
         return fit_sum([(0.0, next(iter(known.values())))], None, dtype=dtype)
     return fit_dense(merged, rank, seed=seed, energy=settings.energy, dtype=dtype)
+
+
+def _merge_stacks(
+    method: Method,
+    task: TensorTask,
+    stacks: Mapping[int, StackedChange],
+    settings: AdapterMergeSettings,
+) -> Fit:
+    """Merge changes of all experts of a layer; each expert's is then of low rank by itself.
+
+    Args:
+        method, task: as for one matrix; the whole parameter is one tensor.
+        stacks: changes by the number of the adapter, of those that have one.
+        settings: what is written.
+    """
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    experts = range(task.shape[0])
+    if method.name in _SUMS:
+        weights = _weights(task.parameters)
+        terms = [
+            [(weights[n] * own.scale, own.factors[expert]) for n, own in stacks.items()]
+            for expert in experts
+        ]
+        fits = [fit_sum(t, settings.rank, energy=settings.energy, dtype=dtype) for t in terms]
+        return join_fits(fits)
+    zero: Tensor = torch.zeros(task.shape)
+    count = len(task.parameters["weight"])
+    changes = [stacks[n].whole() if n in stacks else zero for n in range(count)]
+    merged = compute_tensor(
+        method, task, changes, zero, seed=settings.seed, dtype=torch.float32
+    )  # fmt: skip
+    rank = settings.rank or max(own.factors[0].rank for own in stacks.values())
+    seed = stream_key(settings.seed, task.name, count)
+    fits = []
+    for expert in experts:
+        at = (seed + expert) % (1 << 63)
+        if bool(merged[expert].any()):
+            change = merged[expert].clone()
+            fits.append(fit_dense(change, rank, seed=at, energy=settings.energy, dtype=dtype))
+        else:
+            none = next(iter(stacks.values())).factors[expert]
+            fits.append(fit_sum([(0.0, none)], None, dtype=dtype))
+    return join_fits(fits)
 
 
 def _weights(parameters: Mapping[str, Any]) -> list[float]:

@@ -145,6 +145,7 @@ def open_adapted(model: Checkpoint, folder: Path) -> AdaptedCheckpoint:
         check_parts(adapter, name, model, heads)
     for name in adapter.rows:
         _check_rows(adapter, name, model)
+    _refuse_shared(adapter, model)
     return AdaptedCheckpoint(model, adapter, heads, whole)
 
 
@@ -182,6 +183,25 @@ def _in_stored_names(
         if is_head(head) and head not in model and source in names.stored
     }
     return renamed, _parted(renamed, heads), whole
+
+
+def _refuse_shared(adapter: AdapterFolder, model: Checkpoint) -> None:
+    """Refuse factors of a weight that other modules share, as the blocks of Zamba do.
+
+    peft changes one module of them, so that it computes otherwise than any merged model. Embeddings
+    and heads are parted instead.
+    """
+    from toolkit.checkpoint.memory_names import read_memory_names
+
+    inner = [name for name in adapter.parts if not is_vocabulary(name)]
+    if not inner or (names := read_memory_names(model.folder, model.names)) is None:
+        return
+    shared = {names.stored.get(n, n) for other, n in names.tied.items() if not is_head(other)}
+    if own := next((name for name in inner if name in shared), None):
+        raise CheckpointError(
+            f"{adapter.file}: changes {own}, which several modules of {model.folder} share, in one "
+            "of them alone; no merged model computes that. Leave the module out of the adapter."
+        )
 
 
 def _is_joined(name: str, names: MemoryNames) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.read import open_checkpoint
-from toolkit.checkpoint.wrapped import load_text_side, wrapper_class
+from toolkit.checkpoint.wrapped import load_text_side, wrapper_class, wrapper_of
 from toolkit.errors import CheckpointError, did_you_mean
 from toolkit.library_errors import reading
 from toolkit.machine import choose_scoring_precision, dtype_of
@@ -36,7 +36,8 @@ def load_model_config(folder: str | Path) -> Any:
         config = AutoConfig.from_pretrained(folder)
     if wrapper_class(config) is not None:
         return config
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    is_known = type(config) in AutoModelForCausalLM._model_mapping or _own_class(config) is not None
+    if not is_known or _has_several_texts(config):
         raise CheckpointError(
             f"{folder}: a {config.model_type!r} model is not a causal language model; "
             "continued pre-training needs one that predicts the next token."
@@ -72,13 +73,16 @@ def load_causal_model(folder: str | Path, dtype: torch.dtype) -> Any:
     with reading(folder, CheckpointError, "the weights cannot be loaded"):
         if made is not None:
             return load_text_side(made, folder, dtype)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        kind = _own_class(config) or AutoModelForCausalLM
+        return kind.from_pretrained(folder, dtype=dtype)
 
 
 def merge_adapter(model: Any, folder: Path) -> Any:
     """A loaded model with a peft adapter merged into it.
 
     Where the adapter brings embeddings of more (or fewer) tokens, the model's are resized first.
+    An adapter of a wrapper has the wrapper's names: its changes are written where the text side's
+    tensors come from.
 
     Raises:
         CheckpointError: the adapter is damaged, or was trained on another model.
@@ -90,6 +94,8 @@ def merge_adapter(model: Any, folder: Path) -> Any:
     from toolkit.checkpoint.lora import open_adapter
     from toolkit.checkpoint.tensor_names import is_vocabulary
 
+    if wrapper_of(model) is not None:
+        return _with_wrapper_s_adapter(model, folder)
     rows: set[int] = set()
     with contextlib.suppress(CheckpointError):  # of another kind, which peft may know
         adapter = open_adapter(folder)
@@ -104,6 +110,29 @@ def merge_adapter(model: Any, folder: Path) -> Any:
     ):
         warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+
+
+@torch.no_grad()
+def _with_wrapper_s_adapter(model: Any, folder: Path) -> Any:
+    from toolkit.checkpoint.adapted import open_adapted
+    from toolkit.checkpoint.stored_names import StoredTensors
+
+    checkpoint = open_checkpoint(Path(wrapper_of(model).config.name_or_path))
+    adapted = open_adapted(checkpoint, folder)
+    shapes = {name: adapted.info(name).shape for name in adapted.names}
+    stored = StoredTensors(model, shapes)
+    reached = [name for name in adapted.changed if name in stored.targets]
+    if adapted.heads or not reached:
+        raise CheckpointError(
+            f"{folder}: what it changes is not in the text side of {checkpoint.folder}, or of "
+            "another size; merge it with `toolkit merge run` (path+adapter) first."
+        )
+    stored.read()
+    for name in reached:
+        stored.targets[name].copy_(adapted.tensor(name))
+        adapted.give_back(name)
+    stored.finish()
+    return model
 
 
 def scoring_dtype(folder: str | Path, wish: str = "auto") -> torch.dtype:
@@ -122,6 +151,29 @@ def scoring_dtype(folder: str | Path, wish: str = "auto") -> torch.dtype:
     except CheckpointError:
         stored = torch.float32
     return dtype_of(choose_scoring_precision(wish, stored))
+
+
+def _has_several_texts(config: Any) -> bool:
+    """Whether a model writes something else than the text that it reads (music, speech)."""
+    try:
+        config.get_text_config()
+    except ValueError:
+        return True
+    return False
+
+
+def _own_class(config: Any) -> Any | None:
+    """The causal language model that a config names, where transformers' list has none for it."""
+    import transformers
+    from transformers import AutoModelForCausalLM
+
+    if type(config) in AutoModelForCausalLM._model_mapping:
+        return None
+    for name in getattr(config, "architectures", None) or ():
+        kind = getattr(transformers, name, None) if name.endswith("ForCausalLM") else None
+        if kind is not None and kind.config_class is type(config) and hasattr(kind, "generate"):
+            return kind
+    return None
 
 
 def _is_causal(architecture: str) -> bool:

@@ -52,7 +52,9 @@ def place_adapter(base: Path, modules: Sequence[str], parameters: Sequence[str])
     moved = _moved_modules(base, left)
     lost = _lost_modules(base, [module for module in left if module not in moved])
     refused |= dict.fromkeys(lost, "peft takes its tensors for others' when it loads them")
-    refused |= _refused_parameters(base, parameters)
+    around = _around_others(parameters, [*left, *(name.rpartition(".")[0] for name in parameters)])
+    refused |= dict.fromkeys(around, "peft would wrap a module around others that are adapted too")
+    refused |= _refused_parameters(base, [name for name in parameters if name not in around])
     wanted = [name for name in parameters if name not in refused]
     wanted += [f"{module}.weight" for module in sorted(moved)]
     orders: dict[str, tuple[str, ...]] = {}
@@ -159,6 +161,20 @@ def _as_loaded(whole: Any, state: Mapping[str, Any]) -> dict[str, Any]:
         whole, config, dict(state), _ADAPTER
     )
     return found
+
+
+def _around_others(parameters: Sequence[str], modules: Sequence[str]) -> list[str]:
+    """Parameters of modules that hold other adapted modules: a wrapper would rename these.
+
+    >>> _around_others(["h.0.mamba.x", "h.0.experts.up"], ["h.0.mamba.in_proj", "h.0.experts"])
+    ['h.0.mamba.x']
+    """
+    above = {
+        ".".join(parts[:end])
+        for parts in (module.split(".") for module in modules)
+        for end in range(1, len(parts))
+    }
+    return [name for name in parameters if name.rpartition(".")[0] in above]
 
 
 def _refused_parameters(base: Path, parameters: Sequence[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,17 +48,7 @@ class ParameterChanges:
                 f"{adapter.file}: changes parameters (target_parameters) of {model.folder}, a "
                 "model that transformers does not know; merge it with peft."
             )
-        wrappers = _wrappers(adapter, model.folder)
-        # A module that peft itself reaches as a parameter (a router) is adapted as a module here.
-        modules = {adapter.memory_names.get(name, name) for name in adapter.parts}
-        lacking = {path for path in wrappers if f"{path}.weight" not in modules}
-        missing = sorted(lacking ^ set(adapter.wrapped))
-        self._wrappers = {path: own for path, own in wrappers.items() if path in lacking}
-        if missing:
-            raise CheckpointError(
-                f"{adapter.file}: target_parameters and the tensors differ, at {missing[0]}; give "
-                "the model that the adapter was trained on."
-            )
+        self._wrappers = _own_wrappers(adapter, model.folder)
         self._paths = {_parameter(path, w): path for path, w in self._wrappers.items()}
         self.names: dict[str, str] = {}
         for parameter, path in self._paths.items():
@@ -89,6 +80,37 @@ class ParameterChanges:
     def _stored(self, parameter: str, tensor: Tensor) -> dict[str, Tensor]:
         """A parameter taken apart as it is stored; changes are taken apart as weights are."""
         return take_apart(self._model, parameter, tensor)
+
+
+@dataclass(frozen=True)
+class WrappedParameter:
+    """A parameter that an adapter changes by its own name.
+
+    Attributes:
+        path: peft's path of its wrapper, by which the adapter holds its factors.
+        num_experts: matrices in it.
+        scale: what `B A` of each is multiplied with.
+    """
+
+    path: str
+    num_experts: int
+    scale: float
+
+
+def wrapped_parameters(adapter: AdapterFolder, folder: Path) -> dict[str, WrappedParameter]:
+    """The parameters that an adapter changes by their own names, by these.
+
+    Args:
+        adapter: whose settings name parameters.
+        folder: of the model that it was trained on.
+
+    Raises:
+        CheckpointError: peft does not find what the adapter holds in that model.
+    """
+    return {
+        _parameter(path, own): WrappedParameter(path, own.num_experts, own.scaling["default"])
+        for path, own in _own_wrappers(adapter, folder).items()
+    }
 
 
 class SavedParameters:
@@ -134,6 +156,20 @@ def take_apart(model: Any, parameter: str, tensor: Tensor) -> dict[str, Tensor]:
 
     found: dict[str, Tensor] = revert_weight_conversion(model, {parameter: tensor})
     return found
+
+
+def _own_wrappers(adapter: AdapterFolder, folder: Path) -> dict[str, Any]:
+    """Those of peft's wrapped parameters that the adapter holds as such, by their paths."""
+    wrappers = _wrappers(adapter, folder)
+    # A module that peft itself reaches as a parameter (a router) is adapted as a module here.
+    modules = {adapter.memory_names.get(name, name) for name in adapter.parts}
+    lacking = {path for path in wrappers if f"{path}.weight" not in modules}
+    if missing := sorted(lacking ^ set(adapter.wrapped)):
+        raise CheckpointError(
+            f"{adapter.file}: target_parameters and the tensors differ, at {missing[0]}; give "
+            "the model that the adapter was trained on."
+        )
+    return {path: own for path, own in wrappers.items() if path in lacking}
 
 
 def _wrappers(adapter: AdapterFolder, folder: Path) -> dict[str, Any]:

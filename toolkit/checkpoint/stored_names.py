@@ -65,10 +65,34 @@ class StoredTensors:
         if rest:
             self._convert_rest(rest, shapes, known)
 
-    @property
-    def converts(self) -> bool:
-        """Whether some stored tensors are pieces of parameters that are written beside them."""
-        return bool(self._conversions)
+    @torch.no_grad()
+    def fault(self, parameters: Iterable[tuple[str, Tensor]]) -> str:
+        """Why some parameters cannot be written in the place of stored tensors, or nothing.
+
+        Conversions are tried both ways on tensors without memory.
+
+        Args:
+            parameters: of the model that are to be written, by any name.
+        """
+        known = parameters_by_name(self._model)
+        reached = {tensor.data_ptr() for tensor in self.targets.values()}
+        for one in self._conversions:
+            values = {name: self.targets[name].to("meta") for _, name in one.members}
+            for name, value in self._converted(one, values).items():
+                if name in known and known[name].shape == value.shape:
+                    reached.add(known[name].data_ptr())
+        for name, parameter in parameters:
+            if parameter.data_ptr() not in reached:
+                return f"its files have no tensor for {name}"
+        if self._conversions:
+            from transformers.core_model_loading import revert_weight_conversion
+
+            state = {name: value.to("meta") for name, value in self._model.state_dict().items()}
+            written = revert_weight_conversion(self._model, state)
+            for _, name in (member for one in self._conversions for member in one.members):
+                if name not in written or written[name].shape != self.targets[name].shape:
+                    return f"transformers does not make {name} of the model again"
+        return ""
 
     def _convert_rest(
         self, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]], known: dict[str, Tensor]
@@ -111,16 +135,18 @@ class StoredTensors:
     @torch.no_grad()
     def finish(self) -> None:
         """Convert what was written beside the model into it."""
-        parameters = None
+        parameters = parameters_by_name(self._model) if self._conversions else {}
         for one in self._conversions:
-            converter = copy.deepcopy(one.converter)
-            for pattern, name in one.members:
-                converter.add_tensor(one.key, name, pattern, self.targets[name])
-            parameters = parameters or parameters_by_name(self._model)
-            made = converter.convert(one.key, model=self._model, config=self._model.config)
-            for name, value in made.items():
-                value = value[0] if isinstance(value, list) else value
+            for name, value in self._converted(one, self.targets).items():
                 parameters[name].copy_(value)
+
+    def _converted(self, one: _Conversion, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters that stored tensors become, by their names in the model."""
+        converter = copy.deepcopy(one.converter)
+        for pattern, name in one.members:
+            converter.add_tensor(one.key, name, pattern, values[name])
+        made = converter.convert(one.key, model=self._model, config=self._model.config)
+        return {n: value[0] if isinstance(value, list) else value for n, value in made.items()}
 
 
 def parameters_by_name(model: Any) -> dict[str, Tensor]:

@@ -18,8 +18,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from toolkit.checkpoint.forward import without_cache
-from toolkit.checkpoint.probe_documents import probe_documents
 from toolkit.errors import CheckpointError
 
 _WRAPPERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
@@ -33,16 +31,33 @@ def wrapper_class(config: Any) -> Any:
         config: of transformers, as its folder has it.
     """
     import transformers
-    from transformers import AutoModelForCausalLM
 
-    text = config.get_text_config()
-    if text is config or type(text) not in AutoModelForCausalLM._model_mapping:
+    try:
+        text = config.get_text_config()
+    except ValueError:  # it has several (text to speech, music)
+        return None
+    if text is config or config.is_encoder_decoder or text.is_encoder_decoder:
         return None
     for name in getattr(config, "architectures", None) or ():
         made = getattr(transformers, name, None)
         if made is not None and made.config_class is type(config) and hasattr(made, "generate"):
             return made
     return None
+
+
+def opened_by(folder: Path) -> str:
+    """Name of the class of transformers with which a user opens a model folder."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError):  # said where it is loaded
+        return "AutoModelForCausalLM"
+    if (made := wrapper_class(config)) is None:
+        return "AutoModelForCausalLM"
+    mapping = AutoModelForImageTextToText._model_mapping
+    is_known = type(config) in mapping and mapping[type(config)] is made
+    return "AutoModelForImageTextToText" if is_known else str(made.__name__)
 
 
 def load_text_side(made: Any, folder: str | Path, dtype: torch.dtype) -> Any:
@@ -54,14 +69,15 @@ def load_text_side(made: Any, folder: str | Path, dtype: torch.dtype) -> Any:
         dtype: of its tensors.
 
     Raises:
-        CheckpointError: the text side is not what transformers knows as a causal language model.
+        CheckpointError: no part of it is a causal language model, or it cannot be written back.
     """
+    from toolkit.checkpoint.text_side import take_text_side
+
     full = made.from_pretrained(folder, dtype=dtype)
-    text = _text_model(full)
-    if text is None or not _same_logits(full, text):
+    if (text := take_text_side(full)) is None:
         raise CheckpointError(
-            f"{folder}: the text side of a {type(full).__name__} is not the causal language model "
-            "that transformers has for it, so it cannot be adapted by itself."
+            f"{folder}: no part of a {type(full).__name__} computes what it does of a text alone, "
+            "so there is no text side that could be adapted by itself."
         )
     _release_all_but(full, text)
     _WRAPPERS[text] = full
@@ -72,44 +88,6 @@ def load_text_side(made: Any, folder: str | Path, dtype: torch.dtype) -> Any:
 def wrapper_of(model: Any) -> Any:
     """The wrapper that a model was taken out of, or None."""
     return _WRAPPERS.get(model)
-
-
-def _text_model(full: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    config = full.config.get_text_config()
-    decoder, head = full.get_decoder(), full.get_output_embeddings()
-    with torch.device("meta"):
-        text = AutoModelForCausalLM.from_config(config)
-    kinds = {type(child): name for name, child in text.named_children()}
-    if type(decoder) is type(text):  # the causal language model itself stands in the wrapper
-        head = decoder.get_output_embeddings()
-        decoder = decoder.get_decoder()
-    inner = kinds.get(type(decoder))
-    if inner is None or head is None or _shapes(getattr(text, inner)) != _shapes(decoder):
-        return None
-    setattr(text, inner, decoder)
-    text.set_output_embeddings(head)
-    text.generation_config = full.generation_config
-    if any(parameter.is_meta for parameter in text.parameters()):
-        return None
-    return text.eval()
-
-
-def _shapes(module: nn.Module) -> set[tuple[str, tuple[int, ...]]]:
-    return {(name, tuple(tensor.shape)) for name, tensor in module.named_parameters()}
-
-
-@torch.no_grad()
-def _same_logits(full: Any, text: Any) -> bool:
-    """Whether both compute the same of a text; asked in evaluation mode."""
-    tokens = probe_documents(text, 16)[0][None]
-    one, other = (
-        model(**without_cache(model, {"input_ids": tokens})).logits.float()
-        for model in (full.eval(), text.eval())
-    )
-    tolerance = 1e-4 if next(text.parameters()).dtype == torch.float32 else 0.05
-    return torch.allclose(one, other, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def _release_all_but(full: Any, text: Any) -> None:
@@ -162,11 +140,8 @@ def _stored_of(model: Any, folder: Path) -> Any:
         with safe_open(path, framework="pt") as file:
             shapes |= {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
     stored = StoredTensors(model, shapes)
-    written = {tensor.data_ptr() for tensor in stored.targets.values()}
-    lacking = [name for name, p in model.named_parameters() if p.data_ptr() not in written]
-    if lacking and not stored.converts:
+    if fault := stored.fault(model.named_parameters()):
         raise CheckpointError(
-            f"{folder}: its files have no tensor for {lacking[0]}, so the model cannot be written "
-            "back as what it was."
+            f"{folder}: {fault}, so the text side cannot be written back into what it was."
         )
     return stored

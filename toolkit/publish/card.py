@@ -44,6 +44,7 @@ class CardFacts:
         limits: the author's own paragraph.
         merged: repository of the merged model that a GGUF file is made from.
         files: what the bundle's model files are, with their errors: a row each.
+        loaded_by: class of transformers that opens the model.
         accepted: checks that failed and were accepted, with the reason given.
     """
 
@@ -61,6 +62,7 @@ class CardFacts:
     limits: str = ""
     merged: str | None = None
     files: Sequence[Mapping[str, str]] = ()
+    loaded_by: str = "AutoModelForCausalLM"
     accepted: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -119,7 +121,7 @@ def _metadata(facts: CardFacts) -> str:
         base_model=bases,
         base_model_relation=relation,
         library_name=library[facts.format],
-        pipeline_tag="text-generation",
+        pipeline_tag=_pipeline(facts),
         tags=["merge", "mergekit", "continued-pretraining", *_format_tags(facts.format)],
         license=known if name is None else "other",
         license_name=name,
@@ -132,6 +134,11 @@ def _metadata(facts: CardFacts) -> str:
     values: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
     values.pop("model_name", None)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def _pipeline(facts: CardFacts) -> str:
+    of_images = facts.loaded_by == "AutoModelForImageTextToText" and facts.format != "gguf"
+    return "image-text-to-text" if of_images else "text-generation"
 
 
 def _format_tags(kind: Format) -> list[str]:
@@ -192,18 +199,19 @@ def _use(facts: CardFacts) -> str:
     if facts.format == "adapter":
         revision = f", revision={general.revision!r}" if general.revision else ""
         load = (
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, "
+            f"from peft import PeftModel\nfrom transformers import {facts.loaded_by}, "
             "AutoTokenizer\n\n"
             f'tokenizer = AutoTokenizer.from_pretrained("{repository}")\n'
-            f'base = AutoModelForCausalLM.from_pretrained("{general.name}"{revision})\n'
+            f'base = {facts.loaded_by}.from_pretrained("{general.name}"{revision})\n'
             f'model = PeftModel.from_pretrained(base, "{repository}")'
         )
     else:
         file = f', gguf_file="{facts.files[0]["file"]}"' if facts.format == "gguf" else ""
+        kind = "AutoModelForCausalLM" if facts.format == "gguf" else facts.loaded_by
         load = (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"from transformers import {kind}, AutoTokenizer\n\n"
             f'tokenizer = AutoTokenizer.from_pretrained("{repository}")\n'
-            f'model = AutoModelForCausalLM.from_pretrained("{repository}"{file})'
+            f'model = {kind}.from_pretrained("{repository}"{file})'
         )
     run = (
         'messages = [{"role": "user", "content": "What is a balance sheet?"}]\n'

@@ -16,11 +16,13 @@ from toolkit.bounded import bounded_template
 from toolkit.checkpoint.load import (
     load_causal_model,
     load_model_config,
+    merge_adapter,
     scoring_dtype,
     silence_libraries,
 )
 from toolkit.checkpoint.loadable import folder_faults
 from toolkit.checkpoint.read import Checkpoint, is_float, open_checkpoint
+from toolkit.checkpoint.wrapped import wrapper_of
 from toolkit.errors import CheckpointError
 from toolkit.publish.config import Format
 from toolkit.tokenizer_files import load_tokenizer
@@ -81,6 +83,9 @@ def _models(folder: Path, kind: Format, base: Path) -> Iterator[tuple[str, Any]]
         from peft import PeftModel
 
         whole = load_causal_model(base, _dtype(base))
+        if wrapper_of(whole) is not None:  # whose names the adapter has
+            yield folder.name, merge_adapter(whole, folder)
+            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers
             yield folder.name, PeftModel.from_pretrained(whole, str(folder))

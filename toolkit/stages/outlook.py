@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Literal
 
 from toolkit.errors import ConfigError, ToolkitError
+from toolkit.json_lines import iterate_rows
 from toolkit.machine import (
     Precision,
     ProductSpeeds,
@@ -178,8 +178,7 @@ def _fraction_left(root: Path) -> float:
     log = root / "cpt.partial" / "metrics.jsonl"
     try:
         data = read_manifest(root / "data")["results"]["train"]
-        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        done = sum(float(row.get("tokens", 0)) for row in rows)
+        done = sum(float(row.get("tokens", 0)) for _, row in iterate_rows(log))
         return max(0.0, 1.0 - done / float(data["domain_tokens"] + data["general_tokens"]))
     except (ToolkitError, OSError, ValueError, KeyError, TypeError):
         return 1.0

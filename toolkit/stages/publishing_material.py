@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolkit.checkpoint.wrapped import opened_by
 from toolkit.config import load_yaml
 from toolkit.manifest import MANIFEST, read_manifest
 from toolkit.model_config import ModelSection
@@ -139,6 +140,7 @@ def card_facts(
         limits=section.limits,
         merged=section.merged,
         files=[{"file": name, **row["card"]} for name, row in figures.items()],
+        loaded_by=opened_by(material.merged),
     )
 
 

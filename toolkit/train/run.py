@@ -18,6 +18,7 @@ from toolkit.checkpoint.resume import (
     state_names,
     whole_parameters,
 )
+from toolkit.checkpoint.wrapped_adapter import place_in_wrapper
 from toolkit.data.blocks import Blocks
 from toolkit.errors import ConfigError, DataError
 from toolkit.manifest import Stage
@@ -96,6 +97,7 @@ def run_train(
             if section.lora is not None:
                 # Without its base the adapter is small; it can be merged with others later.
                 model.save_pretrained(work / "adapter")
+                place_in_wrapper(model, work / "adapter")
                 (work / "adapter" / "README.md").unlink(missing_ok=True)
             finished = finished_model(model)
             if section.stages and results["used_step"]:
