@@ -23,7 +23,6 @@ from toolkit.plan.devices import CPU, Device, Fleet
 from toolkit.plan.evidence import Looked, look
 from toolkit.plan.fit import fits, misfit, ways_to_train
 from toolkit.plan.memory import Memory
-from toolkit.plan.power import SCATTER_WORDS, plan_claims, plan_power
 from toolkit.plan.sample import sample_source
 from toolkit.plan.shape import recomputed, training_flops
 from toolkit.plan.speed import this_machine
@@ -106,24 +105,7 @@ def describe_outlook(run: Run, goal: Goal) -> list[str]:
         lines += [f"  careful: {problem}"] if problem else []
     if seconds is not None and training is not None and seconds > LONG_SECONDS:
         lines.append(f"  {_shorter(training, search, amounts)}")
-    if goal == "merge" and not _is_trained(run.root):  # else it is measured before long
-        lines += _power(recipe, looked)
     return lines
-
-
-def _power(recipe: Recipe, looked: Looked) -> list[str]:
-    """What the sets will be able to see and to speak for, before hours are spent."""
-    found, unknown = plan_power(
-        recipe.data,
-        recipe.evaluate,
-        looked,
-        tolerance=recipe.select.general_tolerance,
-        tolerances=recipe.select.tolerances,
-        confidence=recipe.select.confidence,
-    )
-    told = [*(one.sentence for one in found), *(f"{line}." for line in unknown)]
-    told += [f"{line}." for line in plan_claims(looked)]
-    return [f"  {SCATTER_WORDS}:", *(f"    {line}" for line in told)] if told else []
 
 
 def _is_trained(root: Path) -> bool:
