@@ -21,7 +21,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from toolkit.manifest import json_lines, write_atomically
+from toolkit.json_lines import split_lines
+from toolkit.manifest import write_atomically
 from toolkit.progress import say
 from toolkit.recipe import find_recipe, load_recipe
 from toolkit.report.verdict import percent, signed_interval
@@ -151,7 +152,7 @@ def result(
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in json_lines(path.read_text(encoding="utf-8"))]
+    return [json.loads(line) for line in split_lines(path.read_text(encoding="utf-8"))]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -34,7 +34,8 @@ import numpy as np
 import yaml
 
 from toolkit.data.config import StageSection
-from toolkit.manifest import json_lines, read_manifest
+from toolkit.json_lines import split_lines
+from toolkit.manifest import read_manifest
 from toolkit.model_config import ModelSection
 from toolkit.report.verdict import signed_interval
 from toolkit.search.config import RaceSection
@@ -274,7 +275,7 @@ def _replay(full: Sequence[Outcome], objective: Objective) -> tuple[Outcome, flo
 
 def _texts(path: Path, ids: Sequence[Sequence[str]]) -> list[str]:
     wanted = {name for names in ids for name in names}
-    rows = map(json.loads, json_lines(path.read_text(encoding="utf-8")))
+    rows = map(json.loads, split_lines(path.read_text(encoding="utf-8")))
     return [row["text"] for row in rows if row["id"] in wanted]
 
 

@@ -30,174 +30,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dev import damage_inputs as inputs
-from dev.damage_project import FORMATS, TEMPLATE_NAME, make_project
+from dev.damage_kinds import Kind, kinds
+from dev.damage_project import make_project
 
 CPU_SECONDS = 30
 WALL_SECONDS = 600
 MORE_BYTES = 3 << 30
 """Memory that a child may take beyond what it begins with; most sound runs take a tenth."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A file that is damaged, and the commands that read it.
-
-    Attributes:
-        file: in the project; a pattern where there are several.
-        damage: a change of its bytes.
-        commands: one of them is run.
-        weight: how often it is taken.
-        bombs: contents that are tried before all changes.
-        keep: folder whose outputs must be the sound run's where the command says nothing.
-    """
-
-    file: str
-    damage: inputs.Damage
-    commands: tuple[tuple[str, ...], ...]
-    weight: float = 1.0
-    bombs: tuple[bytes, ...] = ()
-    keep: str = ""
-
-
-ASK = ("generate", "b", "--prompt", "a question", "--new-tokens", "2")
-
-
-def _run(name: str) -> tuple[str, ...]:
-    return ("merge", "run", f"{name}.yml", "out")
-
-
-def kinds(folder: Path) -> dict[str, Kind]:
-    """All that is damaged, by name."""
-    tokenizer = (folder / "b" / "tokenizer.json").read_bytes()
-    table = {
-        f"merge {name}": Kind(
-            f"{name}.yml",
-            inputs.damage_yaml,
-            (_run(name), ("merge", "check", f"{name}.yml"), ("merge", "plan", f"{name}.yml")),
-            3.0,
-            inputs.YAML_BOMBS if name == "linear" else (),
-        )
-        for name in ("linear", "ties", "slices", "slerp", "adapted")
-    }
-    table |= {
-        "moe": Kind("moe.yml", inputs.damage_yaml, (("merge", "moe", "moe.yml", "out"),), 2.0),
-        "recipe": Kind(
-            "jsonl.yaml",
-            inputs.damage_yaml,
-            (("data", "run", "jsonl.yaml"),),
-            8.0,
-            inputs.YAML_BOMBS,
-        ),
-        "config.json": Kind(
-            "b/config.json",
-            inputs.damage_json,
-            (_run("linear"), _run("ties"), ("merge", "check", "linear.yml"), ASK),
-            8.0,
-            inputs.JSON_BOMBS,
-        ),
-        "tokenizer.json": Kind(
-            "b/tokenizer.json",
-            inputs.damage_json,
-            (_run("ties"), ASK, ("merge", "check", "ties.yml")),
-            8.0,
-            (*inputs.JSON_BOMBS, *inputs.tokenizer_bombs(tokenizer)),
-        ),
-        "tokenizer_config.json": Kind(
-            "b/tokenizer_config.json", inputs.damage_json, (_run("ties"), ASK), 4.0
-        ),
-        "generation_config.json": Kind("b/generation_config.json", inputs.damage_json, (ASK,), 3.0),
-        "chat template": Kind(
-            f"b/{TEMPLATE_NAME}",
-            inputs.damage_text,
-            (ASK,),
-            2.0,
-            inputs.TEMPLATE_BOMBS,
-        ),
-        "template of talks": Kind(
-            f"a/{TEMPLATE_NAME}",
-            inputs.damage_text,
-            (("data", "run", "talks.yaml"),),
-            1.0,
-            inputs.TEMPLATE_BOMBS,
-        ),
-        "safetensors": Kind(
-            "b/model.safetensors",
-            inputs.damage_safetensors,
-            (_run("linear"), ("merge", "check", "linear.yml"), ASK),
-            8.0,
-        ),
-        "index": Kind(
-            "sharded/model.safetensors.index.json",
-            inputs.damage_json,
-            (_run("sharded"), ("merge", "check", "sharded.yml")),
-            3.0,
-        ),
-        "pytorch_model.bin": Kind(
-            "pickled/pytorch_model.bin", inputs.damage_bytes, (_run("pickled"),), 5.0
-        ),
-        "adapter_config.json": Kind(
-            "adapter/adapter_config.json",
-            inputs.damage_json,
-            (_run("adapted"), ("generate", "a+adapter", *ASK[2:])),
-            3.0,
-        ),
-        "adapter weights": Kind(
-            "adapter/adapter_model.safetensors", inputs.damage_safetensors, (_run("adapted"),), 3.0
-        ),
-        "task file": Kind(
-            "tasks/parts.yaml",
-            inputs.damage_yaml,
-            (("eval", "a", "--tasks", "parts", "--include-path", "tasks"),),
-            1.5,
-            inputs.YAML_BOMBS[:3],
-        ),
-        "rows of a task": Kind(
-            "tasks/parts.jsonl",
-            inputs.damage_lines,
-            (("eval", "a", "--tasks", "parts", "--include-path", "tasks"),),
-            1.0,
-        ),
-        "talks": Kind("talks.jsonl", inputs.damage_lines, (("data", "run", "talks.yaml"),), 2.0),
-        "finished data": Kind(
-            "runs/jsonl/data/*",
-            inputs.damage_bytes,
-            (("data", "run", "jsonl.yaml"),),
-            4.0,
-            keep="data",
-        ),
-        "finished tokens": Kind(
-            "runs/jsonl/data/tokens/*",
-            inputs.damage_bytes,
-            (("data", "run", "jsonl.yaml"),),
-            2.0,
-            keep="data",
-        ),
-        "training state": Kind(
-            "runs/jsonl/cpt.partial/state-*/*",
-            inputs.damage_bytes,
-            (("cpt", "run", "jsonl.yaml"),),
-            2.0,
-            keep="cpt",
-        ),
-        "state.json": Kind(
-            "runs/jsonl/cpt.partial/**/*.json",
-            inputs.damage_json,
-            (("cpt", "run", "jsonl.yaml"),),
-            1.5,
-            keep="cpt",
-        ),
-    }
-    for ending in FORMATS:
-        damage = inputs.damage_lines if ending == "jsonl" else inputs.damage_bytes
-        name = ending.replace(".", "-")
-        table[ending] = Kind(
-            f"docs.{ending}",
-            inputs.damage_packed if ending == "jsonl.gz" else damage,
-            (("data", "run", f"{name}.yaml"),),
-            2.0,
-        )
-    return table
 
 
 @dataclass
@@ -271,7 +110,7 @@ def _child(words: Sequence[str], folder: Path, log: Path) -> None:
 
 def outputs_of(folder: Path, stage: str) -> str:
     """Hash of what a stage's folder holds, its manifest and logs with times left out."""
-    place, digest = folder / "runs" / "jsonl" / stage, hashlib.sha256()
+    place, digest = folder / "runs" / stage, hashlib.sha256()
     for path in sorted(place.rglob("*")):
         if path.is_file() and path.suffix in {".npy", ".npz", ".safetensors", ".csv"}:
             digest.update(path.relative_to(place).as_posix().encode() + path.read_bytes())
@@ -304,6 +143,7 @@ def try_input(
         bombs = kind.bombs * len(kind.commands)
         damaged = bombs[number] if number < len(bombs) else kind.damage(data, chance)
         path.write_bytes(damaged)
+        kind.prepare(folder, path)
         base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         code, text, seconds, memory = run_command(words, folder)
         end = classify(code, text, memory, base)
@@ -339,7 +179,7 @@ def main() -> None:
     )
     parser.add_argument("--inputs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="kinds, separated by commas")
     parser.add_argument("--number", type=int, help="one input alone, with all that it says")
     parser.add_argument("--out", type=Path, help="a line of JSON for each input")
     parser.add_argument("--table", type=Path, nargs="*", help="show what such files hold, no more")
@@ -354,7 +194,9 @@ def main() -> None:
         sound.mkdir()
         make_project(sound)
         keep = _finish_stages(sound, Path(place))
-        table = {n: k for n, k in kinds(sound).items() if args.only in ("", n)}
+        table = {
+            n: k for n, k in kinds(sound).items() if not args.only or n in args.only.split(",")
+        }
         if args.number is not None:
             for name, kind in table.items():
                 print(try_input(name, kind, args.number, args.seed, sound, keep))
@@ -397,39 +239,61 @@ def _import_all() -> None:
 
 
 def _finish_stages(sound: Path, place: Path) -> dict[str, Any]:
-    """Run the stages that are damaged later: a finished data stage, and a training cut short."""
-    for words in (("data", "run", "jsonl.yaml"), ("cpt", "run", "jsonl.yaml")):
+    """Run the stages that are damaged later: finished data stages, a training and a search that
+    were cut short."""
+    for words in (("cpt", "run", "jsonl.yaml"), ("merge", "choose", "choose.yaml")):
         code, text, _, _ = run_command(words, sound)
         if code:
             sys.exit(f"the sound project fails: toolkit {' '.join(words)}: {text}")
-    keep = {stage: outputs_of(sound, stage) for stage in ("data", "cpt")}
-    whole = place / "whole"
-    shutil.copytree(sound / "runs", whole)
-    shutil.rmtree(sound / "runs" / "jsonl" / "cpt")
-    (sound / ".said").unlink(missing_ok=True)
+    keep = {stage: outputs_of(sound, stage) for stage in KEPT}
+    shutil.copytree(sound / "runs", place / "whole")
+    for stage in ("jsonl/cpt", "choose/merge"):
+        shutil.rmtree(sound / "runs" / stage)
+    (sound / "runs" / "choose" / "test-ledger.json").unlink()
     _interrupt_training(sound)
+    _interrupt_search(sound)
     return keep
+
+
+KEPT = ("jsonl/data", "jsonl/cpt", "choose/merge")
 
 
 def _interrupt_training(sound: Path) -> None:
     """Run the training again, in a process that ends itself once a second state stands."""
-    pid = os.fork()
-    if pid == 0:
-        from toolkit.checkpoint.resume import StateWriter
+    from toolkit.checkpoint.resume import StateWriter
 
-        write = StateWriter._write
+    write = StateWriter._write
 
-        def write_and_die(self: StateWriter, step: int, *parts: Any) -> None:
-            write(self, step, *parts)
-            if step >= 2:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def write_and_die(self: StateWriter, step: int, *parts: Any) -> None:
+        write(self, step, *parts)
+        if step >= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        StateWriter._write = write_and_die  # type: ignore[method-assign]
-        _child(("cpt", "run", "jsonl.yaml"), sound, sound / ".said")
-    os.waitpid(pid, 0)
-    (sound / ".said").unlink(missing_ok=True)
+    _run_changed(StateWriter, "_write", write_and_die, ("cpt", "run", "jsonl.yaml"), sound)
     if not list((sound / "runs" / "jsonl" / "cpt.partial").glob("state-*/sums.json")):
         sys.exit("the training left no state; make it longer")
+
+
+def _interrupt_search(sound: Path) -> None:
+    """Run the search again, in a process that ends itself once the test sets would be scored."""
+    from toolkit.stages import choosing
+
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    _run_changed(choosing, "_score_test", die, ("merge", "choose", "choose.yaml"), sound)
+    if not (sound / "runs" / "choose" / "merge.partial" / "scores.jsonl").is_file():
+        sys.exit("the search left no journal")
+
+
+def _run_changed(holder: Any, name: str, function: Any, words: Sequence[str], sound: Path) -> None:
+    """Run a command in a process in which one function is another."""
+    pid = os.fork()
+    if pid == 0:
+        setattr(holder, name, function)
+        _child(words, sound, sound / ".said")
+    os.waitpid(pid, 0)
+    (sound / ".said").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

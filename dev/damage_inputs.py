@@ -120,6 +120,31 @@ def damage_lines(data: bytes, chance: random.Random) -> bytes:
     return b"\n".join(lines)
 
 
+HUGE: tuple[Any, ...] = (
+    *(10**4, 10**6, 10**9, 2**31, 2**63, 10**12, 10**18, 10**30, -(10**9), 1e30, 1e308, 1e-308),
+    *(0, -1, 0.5, 2, 65, 1000),
+)
+"""Numbers that stand where small ones are meant."""
+
+
+def damage_numbers(data: bytes, chance: random.Random) -> bytes:
+    """Numbers of a YAML file put to huge ones, most often one."""
+    values = yaml.safe_load(data)
+    places: list[tuple[Any, Any]] = []
+    waiting = [values]
+    while waiting:
+        item = waiting.pop()
+        for key in item if isinstance(item, dict) else range(len(item)):
+            if isinstance(item[key], (dict, list)):
+                waiting.append(item[key])
+            elif isinstance(item[key], (int, float)) and not isinstance(item[key], bool):
+                places.append((item, key))
+    for _ in range(chance.choice((1, 1, 1, 2))):
+        holder, key = chance.choice(places)
+        holder[key] = chance.choice(HUGE)
+    return yaml.safe_dump(values, sort_keys=False).encode()
+
+
 def damage_yaml(data: bytes, chance: random.Random) -> bytes:
     """A YAML file with another value in it, or with its text damaged."""
     if chance.random() < 0.35:

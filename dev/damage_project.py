@@ -17,6 +17,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from dev.damage_packed import tar_of, zip_of
 from tests.conftest import paragraph
 
 TEMPLATE = (
@@ -74,7 +75,7 @@ def _documents(folder: Path) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     web = [{"text": paragraph(n, 3)} for n in range(100, 120)]
     (folder / "web.jsonl").write_text("".join(json.dumps(row) + "\n" for row in web))
-    packers = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}
+    packers: dict[str, Any] = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}
     (folder / "docs.jsonl").write_bytes(lines)
     for ending, pack in packers.items():
         (folder / f"docs.jsonl.{ending}").write_bytes(pack(lines))
@@ -128,6 +129,51 @@ def recipe(name: str, **changes: Any) -> dict[str, Any]:
     }
 
 
+def _choice() -> dict[str, Any]:
+    """A recipe whose search takes seconds."""
+    values = recipe("docs.jsonl")
+    split = {"train": {"share": 0.3}, "tuning": {"share": 0.35}, "test": {"share": 0.35}}
+    values["data"]["sources"]["docs"]["split"] = split
+    values["evaluate"]["retention"] = {"prompts": 4, "answer_tokens": 4}
+    search = {"merges": ["linear"], "sweep": [0.7, 0.5, 0.3], "candidates": 6, "refine": 0}
+    return {**values, "search": search}
+
+
+def _numbers() -> dict[str, Any]:
+    """A recipe in which most numbers that a recipe may have stand, small."""
+    values = _choice()
+    values["seed"] = 1
+    values["data"] |= {"max_repeats": 4.0, "evaluation_document_tokens": 64}
+    values["data"]["cleaning"] |= {"max_words": 10_000, "decontaminate_words": 13}
+    values["data"]["sources"]["docs"]["split"]["train"]["max_tokens"] = 500
+    values["train"] |= {
+        "epochs": 1,
+        "micro_batch_blocks": 1,
+        "clip_norm": 1.0,
+        "max_bad_steps": 5,
+        "keep_states": 1,
+        "watch": {"evaluations": 1, "tokens_per_role": 64, "tolerance": 0.05},
+        "stages": {"train": {"max_position_embeddings": 256}},
+        "optimizer": {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1},
+    }
+    values["train"]["schedule"] |= {"rewarm_fraction": 0.02, "final_fraction": 0.1}
+    values["evaluate"] |= {"context_tokens": 1, "batch_tokens": 64}
+    values["evaluate"]["retention"] |= {"top_tokens": 16, "loss_tolerance": 0.1}
+    values["evaluate"]["middles"] = {"per_document": 1, "lines": 1}
+    values["search"] |= {"grid_points": 4, "confirm_candidates": 1, "stale_seconds": 300.0}
+    return values
+
+
+def _packed(folder: Path) -> None:
+    """A GGUF file, and archives of documents."""
+    from toolkit.checkpoint.gguf_export import export_gguf
+
+    export_gguf(folder / "a", folder / "tiny.gguf", "Q8_0", name="tiny")
+    documents = (folder / "docs.jsonl").read_bytes()
+    (folder / "docs.tar.gz").write_bytes(gzip.compress(tar_of(documents)))
+    (folder / "docs.zip").write_bytes(zip_of(documents))
+
+
 def make_project(folder: Path) -> None:
     """All sound files of the campaign; stages are run by the caller."""
     make_model(folder / "a", 1)
@@ -145,6 +191,9 @@ def make_project(folder: Path) -> None:
         values = recipe(f"docs.{ending}")
         (folder / f"{ending.replace('.', '-')}.yaml").write_text(yaml.safe_dump(values))
     (folder / "talks.yaml").write_text(yaml.safe_dump(recipe("talks.jsonl")))
+    (folder / "choose.yaml").write_text(yaml.safe_dump(_choice()))
+    (folder / "numbers.yaml").write_text(yaml.safe_dump(_numbers()))
+    _packed(folder)
     _merges(folder)
     (folder / "tasks").mkdir()
     questions = [
@@ -180,6 +229,11 @@ def _merges(folder: Path) -> None:
             "parameters": {"normalize": True, "lambda": 1.0},
             "tokenizer": {"source": "union", "pad_to_multiple_of": 8},
         },
+        "dare": {
+            "merge_method": "dare_ties",
+            "base_model": "a",
+            "models": [{"model": "b", "parameters": {"weight": 0.5, "density": 0.5}}],
+        },
         "slices": {
             "merge_method": "passthrough",
             "slices": [
@@ -208,9 +262,17 @@ def _merges(folder: Path) -> None:
     }
     for name, values in merges.items():
         (folder / f"{name}.yml").write_text(yaml.safe_dump(values, sort_keys=False))
+    values = {
+        "merge_method": "ties",
+        "models": [
+            {"model": "adapter", "parameters": {"weight": w, "density": 0.5}} for w in (1, 2)
+        ],
+    }
+    (folder / "adapters.yml").write_text(yaml.safe_dump(values, sort_keys=False))
     moe = {
         "base_model": "a",
         "gate_mode": "random",
+        "experts_per_token": 2,
         "experts": [{"source_model": "a"}, {"source_model": "b"}],
     }
     (folder / "moe.yml").write_text(yaml.safe_dump(moe, sort_keys=False))

@@ -43,7 +43,7 @@ def test_all_faults_of_a_recipe(monkeypatch, capsys, tmp_path: Path):
     path = tmp_path / "bad.yaml"
     path.write_text(
         text.replace("replay_fraction: 0.15", "replay_fraction: 1.5")
-        .replace("peak_lr: 2.0e-4", "peak_lrr: 2.0e-4")
+        .replace("schedule: {peak_lr:", "schedule: {peak_lrr:", 1)
         .replace("sha256: bcc8", "sha256: xyz8")
     )
     code, shown = run(monkeypatch, capsys, "cpt", "run", str(path))
@@ -98,3 +98,21 @@ def test_help_answers_at_once():
     assert time.monotonic() - began < 2.0
     slow = {"torch", "transformers", "pydantic", "numpy", "numba", "datasets"}
     assert not slow & set(eval(done.stdout))  # noqa: S307  (a list that we printed ourselves)
+
+
+@pytest.mark.parametrize("seed", ["-1", "9" * 30, "4294967296", "x"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("merge", "run", "m.yml", "out"),
+        ("merge", "moe", "m.yml", "out"),
+        ("adapter", "extract", "a", "b", "out"),
+        ("adapter", "merge", "m.yml", "out"),
+        ("generate", "a", "--prompt", "x"),
+    ],
+)
+def test_seeds_that_are_none(monkeypatch, capsys, words: tuple[str, ...], seed: str):
+    code, text = run(monkeypatch, capsys, *words, "--seed", seed)
+    assert code == 2
+    assert "--seed" in text
+    assert "Traceback" not in text

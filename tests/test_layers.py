@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "toolkit"
 COMMON = {"errors", "config", "manifest", "file_hashes", "plain", "progress"}
 COMMON |= {"machine", "statistics", "limits", "library_errors", "bounded", "tokenizer_files"}
-COMMON |= {"model_values", "leftovers"}
+COMMON |= {"model_values", "leftovers", "json_lines"}
 MAY_IMPORT = {
     "errors": set(),
     "limits": {"errors"},
@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "bounded": {"errors", "limits", "library_errors"},
     "plain": {"errors", "limits"},
     "tokenizer_files": {"errors", "limits", "library_errors", "bounded", "plain"},
-    "config": {"errors", "plain"},
+    "json_lines": {"errors", "plain"},
+    "config": {"errors", "plain", "limits"},
     "leftovers": set(),
     "file_hashes": {"machine", "leftovers"},
     "manifest": {"errors", "config", "file_hashes", "plain", "leftovers"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import signal
 import threading
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def bounded_template(what: str = "the chat template") -> Iterator[None]:
 def bounded(what: str, seconds: str, size: str) -> Iterator[None]:
     """Run a block that takes no more time and memory than two limits say.
 
-    Time is bounded in the main thread, where the system's timer can interrupt; memory on Linux.
+    Time is bounded in any thread, between two steps of Python; memory on Linux.
 
     Args:
         what: is run; begins the message.
@@ -47,7 +48,7 @@ def bounded(what: str, seconds: str, size: str) -> Iterator[None]:
         BoundError: it takes more.
     """
     try:
-        with _timer(limit(seconds)), _memory(limit(size)):
+        with _timer(limit(seconds)), _memory.hold(limit(size)):
             yield
     except _TimeIsUpError:
         raise BoundError(
@@ -64,15 +65,18 @@ def bounded(what: str, seconds: str, size: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _timer(seconds: int) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread() or not hasattr(
-        signal, "setitimer"
-    ):
-        yield
-        return
-    if signal.getitimer(signal.ITIMER_REAL)[0]:  # somebody else's, such as a test's
-        yield
-        return
+    in_main = threading.current_thread() is threading.main_thread()
+    # A timer that runs is somebody else's, such as a test's.
+    if in_main and hasattr(signal, "setitimer") and not signal.getitimer(signal.ITIMER_REAL)[0]:
+        with _signal_timer(seconds):
+            yield
+    else:
+        with _thread_timer(seconds):
+            yield
 
+
+@contextlib.contextmanager
+def _signal_timer(seconds: int) -> Iterator[None]:
     def stop(_number: int, _frame: Any) -> None:
         raise _TimeIsUpError
 
@@ -86,22 +90,73 @@ def _timer(seconds: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _memory(num_bytes: int) -> Iterator[None]:
-    """Let the process grow by so much at most; what it has stays."""
+def _thread_timer(seconds: int) -> Iterator[None]:
+    """The same in any thread: another one raises the error in it, between two of its steps."""
+    thread = ctypes.c_ulong(threading.get_ident())
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    guard, over = threading.Lock(), threading.Event()
+
+    def stop() -> None:
+        with guard:
+            if not over.is_set():
+                raise_in(thread, ctypes.py_object(_TimeIsUpError))
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with guard:
+            over.set()
+            raise_in(thread, None)  # raised just now, and not felt yet
+        timer.cancel()
+
+
+class _MemoryBound:
+    """Lets the process grow by so much at most; what it has stays.
+
+    The system knows one bound for all threads, so the first that asks sets it, and the last that
+    ends lifts it.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._holders = 0
+        self._before: tuple[int, int] | None = None
+
+    @contextlib.contextmanager
+    def hold(self, num_bytes: int) -> Iterator[None]:
+        with self._guard:
+            self._holders += 1
+            if self._holders == 1:
+                self._before = _set_memory(num_bytes)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._holders -= 1
+                if self._holders == 0 and self._before is not None:
+                    import resource
+
+                    resource.setrlimit(resource.RLIMIT_AS, self._before)
+                    self._before = None
+
+
+_memory = _MemoryBound()
+
+
+def _set_memory(num_bytes: int) -> tuple[int, int] | None:
+    """Bound the process; the bound that it had, or None where a stricter one stays."""
     try:
         import resource
 
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     except (ImportError, OSError, ValueError):
-        yield
-        return
+        return None
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     wanted = pages * resource.getpagesize() + num_bytes
     if any(known != resource.RLIM_INFINITY and known < wanted for known in (soft, hard)):
-        yield  # a stricter bound holds already
-        return
+        return None
     resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    return soft, hard

@@ -15,6 +15,7 @@ from toolkit.adapter.cli import app as adapter_app
 from toolkit.entry import INTERRUPTED, errors_in_one_line, quieten
 from toolkit.evaluate.cli import evaluate
 from toolkit.generate.cli import chat, generate
+from toolkit.limits import MOST_SEED
 from toolkit.merge.moe.cli import merge_moe
 from toolkit.stages.machine_cli import machine
 from toolkit.stages.mixing_cli import fit_app
@@ -159,7 +160,7 @@ def search_worker(
 def merge_run(
     config: Annotated[Path, typer.Argument(help="A mergekit configuration.")],
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
-    seed: Annotated[int, typer.Option(help="Seed of random methods.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of random methods.")] = 0,
     allow_non_finite: Annotated[
         bool, typer.Option("--allow-non-finite", help="Merge tensors with NaN or infinity.")
     ] = False,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from toolkit.errors import ConfigError, did_you_mean
+from toolkit.limits import limit, raise_hint
 from toolkit.plain import load_yaml as load_yaml
 
 
@@ -18,6 +19,24 @@ class Section(BaseModel):
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+
+
+def at_most(name: str) -> AfterValidator:
+    """A bound of `limits` on a number that memory or time is taken in proportion to."""
+
+    def check(value: int) -> int:
+        if value > limit(name):
+            raise ValueError(f"{raise_hint(name)} (got {value:,})")
+        return value
+
+    return AfterValidator(check)
+
+
+Count = Annotated[PositiveInt, at_most("COUNT")]
+"""Of things that each take time or memory."""
+
+Length = Annotated[PositiveInt, at_most("TOKENS")]
+"""In tokens."""
 
 SectionT = TypeVar("SectionT", bound=BaseModel)
 

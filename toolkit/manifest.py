@@ -89,14 +89,6 @@ def load_json(path: Path) -> Any:
     return read_json(path, ToolkitError, "remove the folder and run the stage again")
 
 
-def json_lines(text: str) -> list[str]:
-    """Lines of a file of JSON lines that hold something.
-
-    Not `splitlines`: strings of JSON may hold U+2028, U+0085 and their like as they are.
-    """
-    return [line for line in text.split("\n") if line.strip()]
-
-
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Which keys differ, each as `key: old -> new`.
 

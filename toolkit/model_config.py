@@ -13,6 +13,8 @@ from toolkit.data.source_config import ArtefactSection
 from toolkit.errors import ConfigError
 from toolkit.model_values import read_model_values
 
+Width = Annotated[int, Field(gt=0, lt=1 << 31)]
+
 
 class ShapeSection(Section):
     """Measures of a decoder-only model, named as in transformers' `config.json`.
@@ -20,32 +22,32 @@ class ShapeSection(Section):
     They let a recipe be checked, and its cost be planned, before its model is fetched.
     """
 
-    hidden_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    intermediate_size: PositiveInt
+    hidden_size: Width
+    num_hidden_layers: Annotated[int, Field(gt=0, le=10_000)]
+    num_attention_heads: Width
+    intermediate_size: Width
     """Width of the feed-forward layer; of those layers without experts where there are some."""
 
-    vocab_size: PositiveInt
-    max_position_embeddings: PositiveInt
+    vocab_size: Width
+    max_position_embeddings: Width
     """Longest sequence the model was made for, in tokens."""
 
-    num_key_value_heads: PositiveInt | None = None
+    num_key_value_heads: Width | None = None
     """By default as many as attention heads."""
 
-    head_dim: PositiveInt | None = None
+    head_dim: Width | None = None
     """By default `hidden_size` / `num_attention_heads`."""
 
     tie_word_embeddings: bool = False
     """Whether the output head is the input embedding."""
 
-    num_experts: PositiveInt | None = None
+    num_experts: Width | None = None
     """Experts of a layer, for a mixture of experts."""
 
-    num_experts_per_tok: PositiveInt | None = None
+    num_experts_per_tok: Width | None = None
     """Experts that a token goes through."""
 
-    moe_intermediate_size: PositiveInt | None = None
+    moe_intermediate_size: Width | None = None
     """Width of one expert; by default `intermediate_size`."""
 
     num_shared_experts: Annotated[int, Field(ge=0)] = 0
@@ -80,7 +82,7 @@ class MoeSection(Section):
     base: ModelSection
     """Attention, norms and embeddings come from it, and the experts where no others are given."""
 
-    num_experts: Annotated[int, Field(ge=2)] = 4
+    num_experts: Annotated[int, Field(ge=2, le=4096)] = 4
     experts_per_token: PositiveInt = 2
     router: Literal["random", "hidden"] = "random"
     """Rows of the router: random, or hidden states of `prompts`."""

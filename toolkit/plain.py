@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ _UniqueKeyLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
 def read_text(path: Path, error: type[ToolkitError] = ConfigError, size: int | None = None) -> str:
-    """A text file as a whole.
+    """A text file as a whole, without the mark that Windows' editors put before it.
 
     Raises:
         error: it cannot be read, is larger than `size`, or is not UTF-8.
@@ -50,7 +51,7 @@ def read_text(path: Path, error: type[ToolkitError] = ConfigError, size: int | N
     try:
         if size is not None and path.stat().st_size > size:
             raise error(f"{path}: has {path.stat().st_size:,} bytes; at most {size:,} are taken.")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as cause:
         raise error(f"{path}: cannot be read ({cause.strerror or cause}).") from cause
     except UnicodeDecodeError as cause:
@@ -84,7 +85,7 @@ def parse_json(
 ) -> Any:
     """The value of a JSON text; see `read_json`."""
     try:
-        value = json.loads(text)
+        value = decode_json(text)
         too_deep = _is_deeper(value, limit("NESTING"))
     except RecursionError:
         too_deep = True
@@ -93,6 +94,27 @@ def parse_json(
     if too_deep:
         raise error(f"{where}: is nested too deeply; levels: {raise_hint('NESTING')}.")
     return value
+
+
+_HALF_WRITTEN = (
+    re.compile(r"\\u[dD][89a-fA-F]"),
+    re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]"),
+)
+_HALF = re.compile(r"[\ud800-\udfff]")
+
+
+def decode_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Half characters, which JSON may hold and neither files nor
+    tokenizers take, become U+FFFD, as in what is not UTF-8.
+
+    >>> decode_json(r'["\\ud83d\\ude00", "\\ud83d"]') == ["\U0001f600", "\ufffd"]
+    True
+    """
+    value = json.loads(text)
+    seen = _HALF_WRITTEN[0].search(text) if isinstance(text, str) else _HALF_WRITTEN[1].search(text)
+    if seen is None:  # nor where they come as pairs, which are whole
+        return value
+    return json.loads(_HALF.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
 
 
 def read_object(

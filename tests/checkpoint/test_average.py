@@ -60,7 +60,7 @@ def test_models_that_differ_are_refused_and_leave_nothing(tmp_path: Path):
         average_folders([a, a], [0.5, 0.5], name)
 
 
-@pytest.mark.parametrize("text", ["1", "1,2,3", "1,x", "1,-1", "1,inf"])
+@pytest.mark.parametrize("text", ["1", "1,2,3", "1,x", "1,-1", "1,inf", "1e308,1e308"])
 def test_weights_that_cannot_be(text: str):
     with pytest.raises(ConfigError, match="--weights"):
         parse_weights(text, 2)

@@ -69,6 +69,7 @@ def test_shards(tmp_path: Path):
         ({"a": entry(4, 12)}, b"\0" * 12, None, "begins at byte 4 where 0"),
         ({"a": entry(0, 8, dtype="Q4")}, b"\0" * 8, None, "stored as 'Q4'"),
         ({"a": {"dtype": "F32"}}, b"", None, "damaged entry"),
+        ({"a": {**entry(0, 8, (2,)), "dtype": {}}}, b"\0" * 8, None, "damaged entry"),
         ({"a": entry(0, 8, (-2,))}, b"\0" * 8, None, "damaged entry"),
     ],
 )

@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 
 from toolkit import machine
-from toolkit.data.artefacts import extract_member, fetch_artefact, read_members
+from toolkit.data.artefacts import extract_member, fetch_artefact, open_members
 from toolkit.data.config import ArtefactSection
 from toolkit.errors import DataError
 from toolkit.manifest import hash_bytes
+
+
+def read_members(archive: Path, pattern: str) -> list[tuple[str, bytes]]:
+    return [(name, stream.read()) for name, stream in open_members(archive, pattern)]
 
 
 def section(sha256: str) -> ArtefactSection:

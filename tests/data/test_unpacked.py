@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import binascii
 import bz2
 import gzip
 import io
 import json
 import lzma
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -116,3 +118,89 @@ def test_names_that_are_not_utf8(tmp_path: Path):
     path.write_text("text")
     with pytest.raises(DataError, match="its name is not UTF-8"):
         documents(tmp_path)
+
+
+def wide_xz(data: bytes) -> bytes:
+    """An xz file that asks for a dictionary of 4 GiB."""
+    packed = lzma.compress(data)
+    header = bytearray(packed[12 : 12 + 4 * (packed[12] + 1)])
+    header[4] = 40
+    header[-4:] = binascii.crc32(header[:-4]).to_bytes(4, "little")
+    return packed[:12] + bytes(header) + packed[12 + len(header) :]
+
+
+def test_a_wide_dictionary_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "docs.jsonl.xz"
+    path.write_bytes(wide_xz(b'{"text": "a"}\n'))
+    with pytest.raises(DataError, match=r"docs\.jsonl\.xz.*TOOLKIT_MAX_XZ_BYTES"):
+        documents(path)
+    monkeypatch.setenv("TOOLKIT_MAX_XZ_BYTES", "5G")
+    assert documents(path) == ["a"]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz"])
+def test_what_follows_is_read_or_refused(tmp_path: Path, ending: str):
+    first, second = (PACKERS[ending](f'{{"text": "{name}"}}\n'.encode()) for name in "ab")
+    path = tmp_path / f"docs.jsonl{ending}"
+    path.write_bytes(first + second)
+    assert documents(path) == ["a", "b"]
+    path.write_bytes(first + bytes(8))
+    assert documents(path) == ["a"]
+    path.write_bytes(first + b"x" + second[1:])  # Python's own readers lose it without a word
+    with pytest.raises(DataError, match=r"docs\.jsonl"):
+        documents(path)
+    path.write_bytes(first + second[:-6])
+    with pytest.raises(DataError, match=r"docs\.jsonl"):
+        documents(path)
+
+
+def tar(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+def test_tar_archives_have_the_bound(tmp_path: Path, ending: str):
+    path = tmp_path / f"a.tar{ending}"
+    path.write_bytes(PACKERS[ending](tar({"b": b"two", "a": b"one"})))
+    found = [(name, stream.read()) for name, stream in open_members(path, "*")]
+    assert found == [("a", b"one"), ("b", b"two")]
+    path.write_bytes(PACKERS[ending](tar({"z": bytes(80 << 20), "a": b"one"})))
+    with pytest.raises(DataError, match=r"a\.tar.*TOOLKIT_MAX_UNPACKED_RATIO"):
+        next(iter(open_members(path, "a")))
+
+
+def test_large_members_out_of_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("toolkit.data.artefacts.FREE_BYTES", 10)
+    members = {name: name.encode() * 3_000_000 for name in "dbca"}
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(tar(members), 1))
+    found = [(name, stream.read()) for name, stream in open_members(path, "*")]
+    assert found == sorted(members.items())
+
+
+def test_a_zip_file_that_lies_about_its_size(tmp_path: Path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("docs.jsonl", bytes(80 << 20))
+    data = bytearray(path.read_bytes())
+    at = data.rfind(b"PK\x01\x02")
+    data[at + 20 : at + 24] = (80 << 20).to_bytes(4, "little")  # as though it were not packed
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=r"TOOLKIT_MAX_UNPACKED_RATIO"):
+        next(iter(open_members(path, "*")))
+
+
+def test_many_members_count_together(tmp_path: Path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(4):
+            archive.writestr(f"{number}.txt", bytes(20 << 20))
+    with pytest.raises(DataError, match=r"a\.zip.*TOOLKIT_MAX_UNPACKED_RATIO"):
+        next(iter(open_members(path, "*")))
+    assert len([name for name, _ in open_members(path, "[12].txt")]) == 2

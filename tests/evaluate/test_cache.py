@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.cache import ScoreCache, _entry, _line, candidate_hash
+from toolkit.evaluate.cache import ScoreCache, _entry, candidate_hash
 from toolkit.evaluate.sets import EvaluationSet
+from toolkit.json_lines import sealed
 
 
 def some_set(asked: list[list[int]], **changes: Any) -> EvaluationSet:
@@ -122,8 +123,8 @@ def test_a_damaged_score_is_scored_again_with_a_word(tmp_path: Path, capsys, dam
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_sum_does_not_make_a_number_of_what_is_none(tmp_path: Path, loss: float):
     row = {"model": "m", "set": "s", "rows": [0], "losses": [loss]}
-    assert _entry(_line(row)) is None
-    assert _entry(_line({**row, "losses": [0.5]})) == (("m", "s"), {0: 0.5})
+    assert _entry(json.dumps(sealed(row)).encode()) is None
+    assert _entry(json.dumps(sealed({**row, "losses": [0.5]})).encode()) == (("m", "s"), {0: 0.5})
 
 
 def test_a_loss_that_is_no_number_is_not_kept(tmp_path: Path):

@@ -51,6 +51,9 @@ def test_every_fault_is_told_at_once(tmp_path: Path):
         ({"tokenizer": {"pad_to_multiple_of": 0}}, "greater than 0"),
         ({"parameters": {"weight": [[1, 2]]}}, "not a list of lists"),
         ({"parameters": {"weight": float("nan")}}, "must be a finite number"),
+        # float32 weights that sum to infinity made a merge of zeros, without a word
+        ({"parameters": {"weight": 3e38}}, "must be at most 1e+30 in size"),
+        ({"parameters": {"weight": [0.5, -(10**400)]}}, "must be at most 1e+30 in size"),
         ({"parameters": {"weight": {"filter": "mlp"}}}, "needs a value"),
         ({"parameters": {"weight": {"filter": 0.5, "value": 1}}}, "part of tensors' names"),
         ({"parameters": {"weight": {"fliter": "mlp", "value": 1}}}, "unknown key 'fliter'"),

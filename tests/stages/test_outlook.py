@@ -13,6 +13,8 @@ from tests.test_end_to_end import recipe
 from tests.tiny_runs import make_project, open_run
 from toolkit.machine import ProductSpeeds
 from toolkit.stages import outlook
+from toolkit.stages.chain import ensure_data
+from toolkit.stages.powering import say_expected
 
 FAST = ProductSpeeds("cpu", {"fp32": 2e11, "bf16": 4e11, "fp16": 3e9})
 SLOW = ProductSpeeds("cpu", {"fp32": 2e5, "bf16": 1e5, "fp16": 1e5})
@@ -29,37 +31,40 @@ def project(
 
 def test_one_line_of_time_and_memory(project: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(outlook, "product_speeds", lambda: FAST)
-    line, *_ = outlook.describe_outlook(open_run(project, {}), "merge")
+    (line,) = outlook.describe_outlook(open_run(project, {}), "merge")
     assert line.startswith("tiny: about ")
     assert " until the merge is chosen, " in line
     assert "GB of this machine's memory" in line
     assert "trains in fp32 200 GFLOP/s on the cpu" in line
 
 
-def test_before_it_starts_it_says_what_its_sets_can_see_and_speak_for(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+def test_before_it_trains_it_says_what_its_sets_can_see_and_speak_for(
+    project: Path, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(outlook, "product_speeds", lambda: FAST)
     values = recipe()
-    split = values["data"]["sources"]["web"]["split"]
-    alone = {"tuning": {"groups": ["docs/held8.txt"]}, "test": {"groups": ["docs/held9.txt"]}}
-    values["data"]["sources"]["docs"]["split"] = {"train": {"groups": ["docs/train*"]}, **alone}
     rows = [{"text": f"{n} " + paragraph(n), "owner": "one" if n % 2 else n} for n in range(48)]
     (project / "web.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values["data"]["sources"]["web"] |= {
         "group_field": "owner",
-        "split": {**split, "tuning": {"groups": ["one"]}, "train": {"groups": ["[0-9]*"]}},
+        "split": {
+            "train": {"groups": ["[0-9]*"]},
+            "tuning": {"groups": ["one"]},
+            "test": {"groups": ["[0-9]*"]},
+        },
     }
     run = open_run(project, {"data": values["data"]})
-    told = "\n".join(outlook.describe_outlook(run, "merge"))
+    data, general = ensure_data(run), project / "model"
+    capsys.readouterr()
+    say_expected(run, data, general, is_trained=True)
+    assert capsys.readouterr().out == ""
+    say_expected(run, data, general, is_trained=False)
+    told = " ".join(capsys.readouterr().out.split())
     assert "what a set sees" in told
-    assert "retention (general): 96 items see a loss of" in told
-    assert "web: the tuning" in told
-    assert "come from one group (one)" in told
-    assert "docs: the" not in told  # a document each: nothing more is claimed than one can see
-    (run.root / "cpt").mkdir(parents=True)
-    (run.root / "cpt" / "manifest.json").write_text("{}")
-    assert "what a set sees" not in "\n".join(outlook.describe_outlook(run, "merge"))
+    assert "retention (general): 96 items in 80 groups see a loss of" in told
+    assert "docs (domain): " in told
+    assert "web (general): 24 items see a loss of" in told
+    assert "web: its 24 items come from one group (one)" in told
+    assert "docs: its" not in told  # a document each: nothing more is claimed than one can see
 
 
 def test_over_an_hour_it_says_what_would_shorten_it(project: Path, monkeypatch: pytest.MonkeyPatch):

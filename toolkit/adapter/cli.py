@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from toolkit.limits import MOST_SEED
+
 app = typer.Typer(no_args_is_help=True, help="LoRA adapters: extracted, and merged together.")
 
 
@@ -32,7 +34,9 @@ def extract(
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Give embeddings factors too.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the randomised SVD.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Seed of the randomised SVD.")
+    ] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Make a LoRA of a tuned model's difference to its base."""
@@ -66,7 +70,9 @@ def merge(
         float | None,
         typer.Option(help="Smallest rank that keeps this share of a change, such as 0.95."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of random methods and of the SVD.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Seed of random methods and of the SVD.")
+    ] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Merge LoRA adapters of one model with each other, into one adapter."""

@@ -65,8 +65,8 @@ def parse_weights(text: str, count: int) -> list[float]:
     if len(raw) != count or not all(abs(weight) < float("inf") for weight in raw):
         raise ConfigError(f"--weights: give {count} numbers with commas between (got {text!r}).")
     total = sum(raw)
-    if total == 0.0:
-        raise ConfigError(f"--weights: must not sum to zero (got {text!r}).")
+    if total == 0.0 or abs(total) == float("inf"):
+        raise ConfigError(f"--weights: must not sum to zero or infinity (got {text!r}).")
     return [weight / total for weight in raw]
 
 

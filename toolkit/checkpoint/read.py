@@ -342,6 +342,7 @@ def _entry(file: Path, name: str, value: Any) -> tuple[str, tuple[int, ...], int
         stored, shape = value["dtype"], tuple(value["shape"])
         begin, stop = value["data_offsets"]
         is_sane = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, stop))
+        is_sane &= isinstance(stored, str)
     except (KeyError, TypeError, ValueError):
         is_sane = False
     if not is_sane:

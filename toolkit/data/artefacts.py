@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import glob
 import io
 import lzma
+import shutil
 import struct
 import subprocess
 import sys
@@ -16,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from toolkit.data.config import ArtefactSection
-from toolkit.data.unpacked import refuse_bomb
+from toolkit.data.unpacked import FREE_BYTES, read_whole, refuse_bomb, unpack_seekable
 from toolkit.errors import DataError
 from toolkit.leftovers import scratch_folder
 from toolkit.machine import cache_folder
@@ -107,21 +110,15 @@ def open_members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]
                 found = True
                 yield name, stream
                 continue
-            with zipfile.ZipFile(io.BytesIO(stream.read())) as nested:
-                for inner_name in _matching(nested, inner):
+            whole = read_whole(stream, f"{archive.name}: {name}")
+            with zipfile.ZipFile(io.BytesIO(whole)) as nested:
+                for inner_name, inside in _zip_members(nested, name, len(whole), inner):
                     found = True
-                    with _open_zip(nested, inner_name) as inside:
-                        yield f"{name}//{inner_name}", inside
+                    yield f"{name}//{inner_name}", inside
     except ARCHIVE_ERRORS as error:
         raise DataError(f"{archive.name}: cannot be read as an archive ({error}).") from error
     if not found:
         raise DataError(f"{archive.name}: holds nothing that matches {pattern!r}; check `member`.")
-
-
-def read_members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
-    """The same with each member read into memory."""
-    for name, stream in open_members(archive, pattern):
-        yield name, stream.read()
 
 
 def extract_member(archive: Path, pattern: str, folder: Path) -> Path:
@@ -136,8 +133,9 @@ def extract_member(archive: Path, pattern: str, folder: Path) -> Path:
             f"{archive.name}: {len(found)} members match {pattern!r}; `member` must name one file."
         )
     target = folder / PurePosixPath(found[0]).name
-    for _, data in read_members(archive, found[0]):
-        target.write_bytes(data)
+    for _, stream in open_members(archive, glob.escape(found[0])):
+        with target.open("wb") as file:
+            shutil.copyfileobj(stream, file, 1 << 20)
     return target
 
 
@@ -146,41 +144,62 @@ def _names(archive: Path) -> list[str]:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
                 return opened.namelist()
-        with tarfile.open(archive) as tar:
+        with _open_tar(archive) as tar:
             return [member.name for member in tar if member.isfile()]
     except ARCHIVE_ERRORS as error:
         raise DataError(f"{archive.name}: cannot be read as an archive ({error}).") from error
 
 
+@contextlib.contextmanager
+def _open_tar(archive: Path) -> Iterator[tarfile.TarFile]:
+    with (
+        archive.open("rb") as file,
+        tarfile.open(fileobj=unpack_seekable(archive.name, file), mode="r:") as tar,
+    ):
+        yield tar
+
+
 def _members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
-            for name in _matching(opened, pattern):
-                with _open_zip(opened, name) as stream:
-                    yield name, stream
+            yield from _zip_members(opened, archive.name, archive.stat().st_size, pattern)
         return
-    with tarfile.open(archive) as tar:
+    with _open_tar(archive) as tar:
         # Links and devices are passed over: only regular files are ever read.
         members = [m for m in tar if m.isfile() and fnmatch.fnmatchcase(m.name, pattern)]
-        for member in sorted(members, key=lambda m: m.name):
+        for member in members:
             if member.size > MAX_MEMBER_BYTES:
                 raise DataError(
                     f"{archive.name}: {member.name} claims {member.size} bytes; refused."
                 )
+        in_order = sorted(members, key=lambda m: m.name)
+        if in_order != members and sum(m.size for m in members) <= FREE_BYTES:
+            # Each step back would unpack from the start; so few bytes are held instead.
+            held = {id(member): _bytes_of(tar, member) for member in members}
+            yield from ((member.name, io.BytesIO(held[id(member)])) for member in in_order)
+            return
+        for member in in_order:
             file = tar.extractfile(member)
             if file is not None:
                 yield member.name, file
 
 
-def _matching(archive: zipfile.ZipFile, pattern: str) -> list[str]:
+def _bytes_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    return file.read() if file is not None else b""
+
+
+def _zip_members(
+    archive: zipfile.ZipFile, name: str, size: int, pattern: str
+) -> Iterator[tuple[str, IO[bytes]]]:
+    """Matching members of a zip file of so many bytes; members may share bytes, and lie."""
     names = sorted(archive.namelist())
-    return [n for n in names if fnmatch.fnmatchcase(n, pattern) and not n.endswith("/")]
-
-
-def _open_zip(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    info = archive.getinfo(name)
-    size = info.file_size
-    refuse_bomb(f"{archive.filename}: {name}", info.compress_size, size)
-    if size > MAX_MEMBER_BYTES:
-        raise DataError(f"{archive.filename}: {name} claims {size} bytes; refused.")
-    return archive.open(name)
+    wanted = [n for n in names if fnmatch.fnmatchcase(n, pattern) and not n.endswith("/")]
+    infos = [archive.getinfo(member) for member in wanted]
+    refuse_bomb(name, size, sum(info.file_size for info in infos))
+    for info in infos:
+        refuse_bomb(f"{name}: {info.filename}", min(info.compress_size, size), info.file_size)
+        if info.file_size > MAX_MEMBER_BYTES:
+            raise DataError(f"{name}: {info.filename} claims {info.file_size} bytes; refused.")
+        with archive.open(info) as stream:
+            yield info.filename, stream

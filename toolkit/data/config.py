@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from toolkit.config import Fraction, PositiveInt, Section
+from toolkit.config import Fraction, Length, PositiveInt, Section, at_most
 from toolkit.data.source_config import (
     SPLITS,
     ArtefactSection,
@@ -121,7 +121,7 @@ class StageSection(Section):
     shares: dict[str, Annotated[float, Field(ge=0.0)]]
     """Share of the tokens from each source; together they are 1."""
 
-    sequence_tokens: Annotated[int, Field(ge=8)] | None = None
+    sequence_tokens: Annotated[int, Field(ge=8), at_most("TOKENS")] | None = None
     """Length of a block; by default `data.sequence_tokens`."""
 
     @model_validator(mode="after")
@@ -137,7 +137,7 @@ class DataSection(Section):
     sources: dict[str, SourceSection]
     """Sources by name; the name appears in every document's id."""
 
-    sequence_tokens: Annotated[int, Field(ge=8)] = 512
+    sequence_tokens: Annotated[int, Field(ge=8), at_most("TOKENS")] = 512
     """Length of a training block in tokens."""
 
     replay_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
@@ -162,7 +162,7 @@ class DataSection(Section):
     cleaning: CleaningSection = CleaningSection()
     fim: FimSection = FimSection()
 
-    evaluation_document_tokens: PositiveInt | None = None
+    evaluation_document_tokens: Length | None = None
     """Cut tuning and test documents to this length, so that many fit into `max_tokens`: intervals
     shrink with the number of documents, not of tokens."""
 

@@ -18,7 +18,9 @@ from toolkit.data.source_config import SPLITS, Role, SplitName
 from toolkit.data.sources import Document
 from toolkit.data.texts import TextIndex, read_texts
 from toolkit.errors import DataError
-from toolkit.manifest import json_lines, write_atomically
+from toolkit.json_lines import split_lines
+from toolkit.manifest import write_atomically
+from toolkit.plain import parse_json
 
 _MOST_BYTES_PER_TOKEN = 8
 _CHUNK = 256
@@ -146,9 +148,9 @@ def read_other_evaluations(files: tuple[str, ...]) -> list[str]:
         try:
             text = Path(name).expanduser().read_text(encoding="utf-8")
             if name.endswith(".json"):
-                texts += _strings(json.loads(text))
+                texts += _strings(parse_json(text, name, DataError))
             elif name.endswith(".jsonl"):
-                texts += _strings([json.loads(line) for line in json_lines(text)])
+                texts += _strings([parse_json(line, name, DataError) for line in split_lines(text)])
             else:
                 texts.append(text)
         except (OSError, ValueError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from toolkit.data.filing import filing_sections, page_text
 from toolkit.data.unpacked import read_whole, refuse_bomb
 from toolkit.errors import DataError
 from toolkit.limits import limit, raise_hint
+from toolkit.plain import decode_json
 
 _CODE = ".py .js .ts .java .c .h .cpp .go .rs .rb .php .cs .sh .sql .scala .kt .swift .jl .lua .pl"
 FORMATS = {
@@ -151,7 +151,7 @@ def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
                 f"{where}: is too long for one line; bytes: {raise_hint('LINE_BYTES')}."
             )
         try:
-            fields = json.loads(line)
+            fields = decode_json(line)
         except ValueError as error:
             faults.report(where, f"is not valid JSON ({error}).", error)
             continue

@@ -23,12 +23,44 @@ def _zst(stream: IO[bytes]) -> IO[bytes]:
     return io.BufferedReader(pa.input_stream(stream, compression="zstd"))
 
 
+class _Streams:
+    """xz or bz2 streams that follow each other as one. Python's readers pass over what is no
+    stream after the first, damage included, and set no bound on the memory that xz may ask for."""
+
+    def __init__(self, stream: IO[bytes], make: Callable[[], Any]) -> None:
+        self._stream, self._make = stream, make
+        self._unpacker = make()
+
+    def read1(self, size: int) -> bytes:
+        while True:
+            if self._unpacker.eof:
+                data = self._unpacker.unused_data.lstrip(b"\0")
+                while not data and (more := self._stream.read(io.DEFAULT_BUFFER_SIZE)):
+                    data = more.lstrip(b"\0")  # streams of xz may be padded
+                if not data:
+                    return b""
+                self._unpacker = self._make()
+            else:
+                wanted = io.DEFAULT_BUFFER_SIZE if self._unpacker.needs_input else 0
+                data = self._stream.read(wanted)
+                if wanted and not data:
+                    raise EOFError("it ends before its end-of-stream marker")
+            if found := self._unpacker.decompress(data, size):
+                return bytes(found)
+
+
+def _xz(stream: IO[bytes]) -> Any:
+    most = limit("XZ_BYTES")
+    return _Streams(stream, lambda: lzma.LZMADecompressor(memlimit=most))
+
+
 OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
     ".gz": lambda stream: gzip.GzipFile(fileobj=stream),
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
+    ".bz2": lambda stream: _Streams(stream, bz2.BZ2Decompressor),
+    ".xz": _xz,
     ".zst": _zst,
 }
+_MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\0": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 
 
 def unpack(name: str, stream: IO[bytes]) -> IO[bytes]:
@@ -44,8 +76,61 @@ def unpack(name: str, stream: IO[bytes]) -> IO[bytes]:
         if not stream.read(1):
             raise EOFError("the compressed file is empty")
         stream.seek(0)
+    return io.BufferedReader(_bounded(name, stream, opener), 1 << 20)
+
+
+def unpack_seekable(name: str, file: IO[bytes]) -> IO[bytes]:
+    """What a file that can be sought in holds, to be sought in too; itself where its first bytes
+    are of no compression. Seeking backward unpacks from the start."""
+    first = file.read(8)
+    file.seek(0)
+    ending = next((ending for magic, ending in _MAGIC.items() if first.startswith(magic)), None)
+    if ending is None:
+        return file
+    return io.BufferedReader(_Seekable(name, file, OPENERS[ending]), 1 << 20)
+
+
+def _bounded(name: str, stream: IO[bytes], opener: Callable[[Any], Any]) -> _Bounded:
     packed = _Counted(stream)
-    return io.BufferedReader(_Bounded(name, packed, opener(packed)), 1 << 20)  # type: ignore[arg-type]
+    return _Bounded(name, packed, opener(packed))
+
+
+class _Seekable(io.RawIOBase):
+    """What is unpacked, with a place in it; every byte on the way counts as unpacked."""
+
+    def __init__(self, name: str, file: IO[bytes], opener: Callable[[IO[bytes]], Any]) -> None:
+        self._parts = (name, file, opener)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._stream, self._at = _bounded(*self._parts), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        taken: int = self._stream.readinto(buffer)
+        self._at += taken
+        return taken
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        target = offset + (self._at if whence == io.SEEK_CUR else 0)
+        if whence == io.SEEK_END or target < 0:
+            raise io.UnsupportedOperation("seeks from the start only")
+        if target < self._at:
+            self._parts[1].seek(0)
+            self._begin()
+        buffer = bytearray(1 << 20)
+        while self._at < target:
+            if not self.readinto(memoryview(buffer)[: target - self._at]):
+                break
+        return self._at
 
 
 class _Counted(io.RawIOBase):
@@ -76,7 +161,15 @@ class _Bounded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._stream.read1(len(buffer))  # what comes before damage is given
+        try:
+            data = self._stream.read1(len(buffer))  # what comes before damage is given
+        except lzma.LZMAError as error:
+            if "Memory usage limit" not in str(error):
+                raise
+            raise DataError(
+                f"{self._name}: asks for too much memory to be unpacked; bytes: "
+                f"{raise_hint('XZ_BYTES')}."
+            ) from error
         buffer[: len(data)] = data
         self._given += len(data)
         refuse_bomb(self._name, self._packed.taken, self._given)

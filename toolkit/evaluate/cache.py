@@ -11,17 +11,16 @@ import fcntl
 import json
 import math
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import EvaluationError
+from toolkit.errors import EvaluationError, ToolkitError
 from toolkit.evaluate.sets import EvaluationSet
+from toolkit.json_lines import parse_row, sealed, unsealed
 from toolkit.manifest import hash_json
 from toolkit.progress import say
 
-_SUM = "sum"
 _ARITHMETIC = 2
 """Of this version: scores that were rounded in other places are not mixed with its own, as models
 are compared by small differences. 2: log softmax in one pass."""
@@ -80,15 +79,14 @@ class ScoreCache:
             raise EvaluationError(
                 f"{items.name}: a loss is {bad}; the model's weights are damaged, or its merge is."
             )
-        line = _line(
-            {
-                "model": model,
-                "set": _set_key(items),
-                "name": items.name,
-                "rows": [int(row) for row in rows],
-                "losses": [float(loss) for loss in losses],
-            }
-        )
+        row = {
+            "model": model,
+            "set": _set_key(items),
+            "name": items.name,
+            "rows": [int(row) for row in rows],
+            "losses": [float(loss) for loss in losses],
+        }
+        line = json.dumps(sealed(row), separators=(",", ":")).encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -171,25 +169,17 @@ def _ends_a_line(file: Any) -> bool:
     return bool(file.read(1) == b"\n")
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps({**row, _SUM: _sum(row)}, separators=(",", ":")).encode()
-
-
-def _sum(row: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(row, sort_keys=True).encode())
-
-
 def _entry(line: bytes) -> tuple[tuple[str, str], dict[int, float]] | None:
     """What a line says, or None where it is damaged: no score is what is no finite number."""
     try:
-        row = json.loads(line)
-        if row.pop(_SUM) != _sum(row):
+        row = unsealed(parse_row(line, "scores"))
+        if row is None:
             return None
         losses = dict(zip(row["rows"], map(float, row["losses"]), strict=True))
         if not all(math.isfinite(loss) for loss in losses.values()):
             return None
         return (str(row["model"]), str(row["set"])), losses
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ToolkitError, ValueError, KeyError, TypeError):
         return None
 
 

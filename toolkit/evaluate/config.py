@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from toolkit.config import PositiveInt, Section
+from toolkit.config import Count, Length, PositiveInt, Section, at_most
 from toolkit.data.source_config import ArtefactSection, HubSection
 
 EvaluationRole = Literal["domain", "general", "watch"]
@@ -82,7 +82,7 @@ class ChoicesSection(Section):
 class RetentionSection(Section):
     """The general model's own answers to everyday prompts: what a merge must not unlearn."""
 
-    prompts: Annotated[int, Field(ge=0)] = 96
+    prompts: Annotated[int, Field(ge=0), at_most("COUNT")] = 96
     """Prompts of each split at most, tuning and test, of all kinds in turn; of ours there are 192.
     0 turns retention off. A loss counts as within the tolerance when its upper bound is: with few
     prompts the bound lies far above the loss, and less is let pass than the tolerance says."""
@@ -91,7 +91,7 @@ class RetentionSection(Section):
     """JSONL files with prompts of your own in place of ours: a `prompt` per line, with a `kind` (of
     each, half is for tuning and half for test) and a `group` (stays in one split) if you like."""
 
-    answer_tokens: PositiveInt = 24
+    answer_tokens: Length = 24
     """Answers are cut to this length."""
 
     loss_role: EvaluationRole = "general"
@@ -107,7 +107,7 @@ class RetentionSection(Section):
     kl_tolerance: Annotated[float, Field(ge=0.0)] = 0.1
     """Largest divergence accepted where its role is `general`."""
 
-    top_tokens: Annotated[int, Field(ge=1)] = 1024
+    top_tokens: Annotated[int, Field(ge=1), at_most("COUNT")] = 1024
     """Of the general model's distribution at each token so many probabilities are kept, and the sum
     of the rest. The divergence so found is never more than the true one; on finance 64 miss 8 % of
     it, 256 3 %, 1,024 1 %, 4,096 0.2 %. A thousand tokens take 8 MB."""
@@ -119,10 +119,10 @@ class MiddlesSection(Section):
     source: str | None = None
     """Name of a domain source; by default all of them."""
 
-    per_document: PositiveInt = 4
+    per_document: Count = 4
     """Middles of each document at most; a hash decides which."""
 
-    lines: PositiveInt = 2
+    lines: Count = 2
     """Whole lines in a middle."""
 
     tokens: tuple[str, str, str] | None = None
@@ -147,7 +147,7 @@ class TaskSection(Section):
     metric: str | None = None
     """Which of the task's metrics; by default its first that is a mean over items."""
 
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    num_fewshot: Annotated[int, Field(ge=0), at_most("COUNT")] | None = None
     """Examples in the prompt; by default as the task says."""
 
     tuning_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
@@ -160,14 +160,14 @@ class TaskSection(Section):
 class EvaluateSection(Section):
     """Likelihood of held-out documents in bits per byte, and whatever else is to be watched."""
 
-    window_tokens: Annotated[int, Field(ge=2)] = 512
+    window_tokens: Annotated[int, Field(ge=2), at_most("TOKENS")] = 512
     """Longer documents are scored window by window, each token once."""
 
     context_tokens: Annotated[int, Field(ge=1)] = 1
     """Tokens of the previous window that each further window sees as context. 1 is what lm-eval's
     rolling likelihood does."""
 
-    batch_tokens: PositiveInt = 4096
+    batch_tokens: Length = 4096
     """Tokens scored at once; bounds memory, changes no result beyond rounding."""
 
     precision: Literal["auto", "stored", "bf16", "fp16", "fp32"] = "auto"
@@ -175,7 +175,7 @@ class EvaluateSection(Section):
     they will be used, wherever this machine is fast in it, else float32 on the same stored numbers.
     `stored`: their own type at any speed."""
 
-    resamples: Annotated[int, Field(ge=100)] = 10_000
+    resamples: Annotated[int, Field(ge=100), at_most("COUNT")] = 10_000
     """Bootstrap resamples behind the intervals of a study's claims (`toolkit study`). The merge's
     figures have intervals by formula, without resamples."""
 

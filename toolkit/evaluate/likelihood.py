@@ -5,7 +5,6 @@ Legend: B windows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from toolkit.data.document_tokens import document_tokens
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.head import can_pad, final_hidden, picked_log_probabilities
-from toolkit.manifest import json_lines
+from toolkit.json_lines import iterate_rows
 
 
 @dataclass(frozen=True)
@@ -56,13 +55,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         EvaluationError: it is missing, holds no documents, or a line of it cannot be read.
     """
-    try:
-        rows = [json.loads(line) for line in json_lines(path.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, RecursionError) as error:
-        raise EvaluationError(f"{path}: cannot be read ({error}); run the data stage.") from error
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise EvaluationError(f"{path}:{number}: is no document; run the data stage.")
+    rows = []
+    for where, row in iterate_rows(path, EvaluationError, "run the data stage again"):
+        for key in ("id", "role", "text"):
+            if not isinstance(row.get(key), str):
+                raise EvaluationError(f"{where}: has no {key}; run the data stage again.")
+        rows.append(row)
     if not rows:
         raise EvaluationError(f"{path}: holds no documents; check the splits of the recipe.")
     return rows

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.data.source_config import SplitName
-from toolkit.errors import EvaluationError
+from toolkit.errors import EvaluationError, ToolkitError
 from toolkit.evaluate.prompts import RetentionPrompt, choose_half, take_turns
+from toolkit.json_lines import parse_row
 from toolkit.manifest import hash_json
 
 
@@ -38,7 +38,7 @@ def read_prompt_files(files: Sequence[str], split: SplitName) -> list[RetentionP
 
 def _read_file(path: Path) -> list[RetentionPrompt]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(
             f"evaluate.retention.files: {path} cannot be read ({error}); give a JSONL file."
@@ -52,10 +52,10 @@ def _read_file(path: Path) -> list[RetentionPrompt]:
 
 def _read_line(line: str, where: str) -> RetentionPrompt:
     try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    text = row.get("prompt") if isinstance(row, dict) else None
+        row = parse_row(line, where)
+    except ToolkitError:
+        row = {}
+    text = row.get("prompt")
     if not isinstance(text, str) or not text.strip():
         raise EvaluationError(
             f'{where}: holds no prompt ({line.strip()[:40]!r}); a line is {{"prompt": "…"}}.'

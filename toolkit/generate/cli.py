@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
+from toolkit.limits import MOST_SEED
+
 NewTokens = Annotated[int, typer.Option(help="Tokens of an answer at most.")]
 Temperature = Annotated[
     float, typer.Option(help="0 takes the likeliest token; more draws more freely.")
 ]
 TopP = Annotated[float, typer.Option(help="Draw among the likeliest, up to this probability.")]
-Seed = Annotated[int, typer.Option(help="Of the draws.")]
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the draws.")]
 System = Annotated[str, typer.Option(help="What the model is told before all else.")]
 
 

@@ -22,11 +22,15 @@ Settings = dict[str, Any]
 """Parameter name to setting: a scalar, a gradient (list over depth), or filtered settings."""
 
 
+_LARGEST = 1e30
+"""Of a number: weights whose sum is beyond float32 would make a merge of zeros, without a word."""
+
+
 def _check_settings(value: object) -> object:
     if isinstance(value, dict):
         for name, setting in value.items():
             if fault := _fault_of_setting(setting):
-                raise ValueError(f"{name}: {fault} (got {setting!r})")
+                raise ValueError(f"{name}: {fault} (got {setting!r:.200})")
     return value
 
 
@@ -34,6 +38,8 @@ def _fault_of_setting(setting: object) -> str | None:
     """What is wrong with a setting: a scalar, a gradient, or filtered settings; None if nothing."""
     if isinstance(setting, float) and not math.isfinite(setting):
         return "must be a finite number"
+    if isinstance(setting, (int, float)) and abs(setting) > _LARGEST:
+        return f"must be at most {_LARGEST:g} in size: sums of it would leave float32"
     if isinstance(setting, (bool, int, float, str)):
         return None
     if isinstance(setting, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.json_lines import parse_row
 from toolkit.plain import read_text
 
 F64 = NDArray[np.float64]
@@ -127,11 +127,9 @@ def load_runs(path: Path, rate: float | None = None) -> list[MixtureRun]:
     rows: list[tuple[str, dict[str, Any]]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            rows.append((f"{path}:{number}", parse_row(line, str(path))))
+        except ToolkitError:
             continue  # cut short by a kill
-        if isinstance(row, dict):
-            rows.append((f"{path}:{number}", row))
     rates = sorted({row["rate"] for _, row in rows if row.get("rate") is not None})
     if len(rates) > 1 and rate is None:
         raise ConfigError(

@@ -60,17 +60,31 @@ def plan_power(
         items, groups = sizes
         change = expected_change(ASSUMED_SCATTER, groups)
         found.append(power_of(name, sample.role, "bits per byte", items, limit, change, confidence))
+    prompted, more = expect_prompts(evaluate, tolerance, tolerances, confidence)
+    return found + prompted, unknown + more
+
+
+def expect_prompts(
+    evaluate: EvaluateSection,
+    tolerance: float,
+    tolerances: Mapping[str, float],
+    confidence: float,
+) -> tuple[list[SetPower], list[str]]:
+    """The same of sets that do not come of documents; see `plan_power`."""
+    found: list[SetPower] = []
+    unknown: list[str] = []
     wanted = evaluate.retention
     if wanted.prompts and wanted.loss_role == "general":
         try:
-            count = len(split_prompts("tuning", wanted.prompts, wanted.files))
+            prompts = split_prompts("tuning", wanted.prompts, wanted.files)
         except ToolkitError as error:
             unknown.append(f"retention: {error}".rstrip("."))
         else:
             limit = tolerances.get(LOSS, wanted.loss_tolerance)
-            change = expected_change(ASSUMED_SCATTER, count)
+            change = expected_change(ASSUMED_SCATTER, len({prompt.group for prompt in prompts}))
+            size = len(prompts)
             found.append(
-                power_of(LOSS, "general", "nats per token", count, limit, change, confidence)
+                power_of(LOSS, "general", "nats per token", size, limit, change, confidence)
             )
     unknown += _answers(evaluate, tolerance, tolerances, confidence)
     return found, unknown

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from toolkit.config import PositiveInt, Section
+from toolkit.config import Count, Section
 
 GgufType = Literal["F32", "F16", "BF16", "Q8_0"]
 Format = Literal["safetensors", "gguf", "adapter"]
@@ -78,5 +78,5 @@ class PublishSection(Section):
     gguf: tuple[GgufType, ...] = ("BF16", "Q8_0")
     """Types of the GGUF files that `--format gguf` writes."""
 
-    adapter_rank: PositiveInt = 64
+    adapter_rank: Count = 64
     """Rank of the LoRA that `--format adapter` extracts."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from toolkit.config import PositiveInt, Section
+from toolkit.config import Count, PositiveInt, Section, at_most
 
 SamplerName = Literal["quadratic", "grid", "tpe", "cmaes", "gp", "nsga2", "nsga3"]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -44,7 +44,7 @@ class SearchSection(Section):
     merges: tuple[str, ...] = ("linear", "slerp", "ties")
     """Files of `merges/`, by name; `general` and `specialist` there stand for the two models."""
 
-    candidates: Annotated[int, Field(ge=2)] = 24
+    candidates: Annotated[int, Field(ge=2), at_most("CANDIDATES")] = 24
     """How many merges are tried in all, the two models and the sweep included. The grid sampler
     tries every point of its grids and takes this as a limit."""
 
@@ -52,7 +52,7 @@ class SearchSection(Section):
     """How candidates are chosen. `quadratic` fits a parabola over few evaluations of each file;
     `grid` tries all points; the others are Optuna's, each file searched by itself."""
 
-    grid_points: Annotated[int, Field(ge=2)] = 4
+    grid_points: Annotated[int, Field(ge=2), at_most("CANDIDATES")] = 4
     """Points along each range under `grid`."""
 
     sweep: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2)
@@ -74,7 +74,7 @@ class SearchSection(Section):
     the bounds are then widened for all candidates tried. The sweep itself, whose order is fixed
     beforehand, is tested on all tuning documents."""
 
-    confirm_candidates: PositiveInt = 3
+    confirm_candidates: Count = 3
     """How many candidates that promise more than the plain sweep are confirmed."""
 
     storage: str | None = None
@@ -84,7 +84,7 @@ class SearchSection(Section):
     study: str | None = None
     """Name of the study in the storage; by default the recipe's."""
 
-    workers: PositiveInt | None = None
+    workers: Annotated[PositiveInt, at_most("WORKERS")] | None = None
     """Processes that `make merge` starts; by default one a GPU, and one without."""
 
     stale_seconds: Annotated[float, Field(gt=0.0)] = 300.0

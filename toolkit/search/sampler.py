@@ -27,6 +27,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from toolkit.errors import ConfigError
+from toolkit.limits import limit, raise_hint
 from toolkit.search.config import SearchSection
 from toolkit.search.notation import Options, Range, Unknown, Value
 from toolkit.search.raced_set import named_seed
@@ -105,6 +106,11 @@ def grid_points(space: MergeSpace, points: int) -> list[dict[str, Value]]:
         else:
             shares = np.linspace(0.0, 1.0, points)
             axes.append(list(dict.fromkeys(unknown.at(float(share)) for share in shares)))
+    if math.prod(map(len, axes)) > limit("CANDIDATES"):
+        raise ConfigError(
+            f"search.grid_points: the grid of {space.name} has {math.prod(map(len, axes)):,} "
+            f"points; {raise_hint('CANDIDATES')}."
+        )
     return [dict(zip(space.unknowns, values, strict=True)) for values in itertools.product(*axes)]
 
 

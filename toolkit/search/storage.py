@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
 
 from toolkit.errors import ConfigError, ToolkitError
+from toolkit.json_lines import sealed, unsealed
 
 Place = str | Path
 """A URL, or the path of a journal file."""
@@ -66,7 +65,7 @@ class SummedJournal(JournalFileBackend):  # type: ignore[misc]  # optuna's types
     """A journal each of whose lines holds its own sum, compared when it is read again."""
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        super().append_logs([{**log, _SUM: _sum(log)} for log in logs])
+        super().append_logs([sealed(log) for log in logs])
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """
@@ -77,21 +76,14 @@ class SummedJournal(JournalFileBackend):  # type: ignore[misc]  # optuna's types
         try:
             for log in super().read_logs(log_number_from):
                 number += 1
-                if not isinstance(log, dict) or log.pop(_SUM, None) != _sum(log):
+                if (row := unsealed(log)) is None:
                     raise ValueError("it does not fit its sum")
-                yield log
+                yield row
         except (ValueError, RecursionError) as error:
             raise DamagedJournalError(
                 f"{self._file_path}:{number}: is not as it was written ({error}); move the file "
                 "away and run the same command: scores are kept beside the runs as well."
             ) from error
-
-
-_SUM = "sum"
-
-
-def _sum(log: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(log, sort_keys=True).encode())
 
 
 def _cut_torn_line(file: IO[bytes]) -> int:

@@ -47,8 +47,7 @@ def ensure_general(run: Run) -> Path:
     if section is None:
         return general
     learned = section.new_tokens is not None  # from the training documents
-    fixed = run.same_documents or not learned
-    if run.lender is not None and fixed and not depends_on_seed(run.recipe.model):
+    if run.lender and (run.same_documents or not learned) and not depends_on_seed(run.recipe.model):
         return ensure_general(run.lender)
     from toolkit.data.sources import input_hashes
     from toolkit.train.extend import run_extend
@@ -273,10 +272,13 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     """The merge stage: search, choice, test, and the merged model on disk."""
     from toolkit.merge.live_proof import refuse_unless_live
     from toolkit.stages.finishing import ensure_specialist
+    from toolkit.stages.powering import say_expected
 
     check_cache()  # answers are kept there
     general, data = ensure_general(run), ensure_data(run)
-    refuse_unless_live(general, not cpt_stage(run, general, data).is_complete())
+    is_trained = cpt_stage(run, general, data).is_complete()
+    refuse_unless_live(general, not is_trained)
+    say_expected(run, data, general, is_trained=is_trained)
     specialist = ensure_specialist(run)
     recipe, others = run.recipe, ensure_models(run)
     stage = merge_stage(run, general, data, specialist, others)

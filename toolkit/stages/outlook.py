@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Literal
 
 from toolkit.errors import ConfigError, ToolkitError
+from toolkit.json_lines import iterate_rows
 from toolkit.machine import (
     Precision,
     ProductSpeeds,
@@ -23,7 +23,6 @@ from toolkit.plan.devices import CPU, Device, Fleet
 from toolkit.plan.evidence import Looked, look
 from toolkit.plan.fit import fits, misfit, ways_to_train
 from toolkit.plan.memory import Memory
-from toolkit.plan.power import SCATTER_WORDS, plan_claims, plan_power
 from toolkit.plan.sample import sample_source
 from toolkit.plan.shape import recomputed, training_flops
 from toolkit.plan.speed import this_machine
@@ -106,24 +105,7 @@ def describe_outlook(run: Run, goal: Goal) -> list[str]:
         lines += [f"  careful: {problem}"] if problem else []
     if seconds is not None and training is not None and seconds > LONG_SECONDS:
         lines.append(f"  {_shorter(training, search, amounts)}")
-    if goal == "merge" and not _is_trained(run.root):  # else it is measured before long
-        lines += _power(recipe, looked)
     return lines
-
-
-def _power(recipe: Recipe, looked: Looked) -> list[str]:
-    """What the sets will be able to see and to speak for, before hours are spent."""
-    found, unknown = plan_power(
-        recipe.data,
-        recipe.evaluate,
-        looked,
-        tolerance=recipe.select.general_tolerance,
-        tolerances=recipe.select.tolerances,
-        confidence=recipe.select.confidence,
-    )
-    told = [*(one.sentence for one in found), *(f"{line}." for line in unknown)]
-    told += [f"{line}." for line in plan_claims(looked)]
-    return [f"  {SCATTER_WORDS}:", *(f"    {line}" for line in told)] if told else []
 
 
 def _is_trained(root: Path) -> bool:
@@ -196,8 +178,7 @@ def _fraction_left(root: Path) -> float:
     log = root / "cpt.partial" / "metrics.jsonl"
     try:
         data = read_manifest(root / "data")["results"]["train"]
-        rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        done = sum(float(row.get("tokens", 0)) for row in rows)
+        done = sum(float(row.get("tokens", 0)) for _, row in iterate_rows(log))
         return max(0.0, 1.0 - done / float(data["domain_tokens"] + data["general_tokens"]))
     except (ToolkitError, OSError, ValueError, KeyError, TypeError):
         return 1.0

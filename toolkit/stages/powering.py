@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.data.source_config import SplitName
+from toolkit.evaluate.documents import likelihood_sets
 from toolkit.evaluate.load import load_sets
 from toolkit.evaluate.power import SetPower, power_of
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.machine import dtype_of
+from toolkit.manifest import read_manifest
+from toolkit.plan.power import ASSUMED_SCATTER, SCATTER_WORDS, expect_prompts
 from toolkit.progress import progress, say
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Losses, Objective
@@ -29,6 +32,8 @@ from toolkit.stages.searching import (
     prepare_search,
     with_scoring_precision,
 )
+from toolkit.statistics.paired import expected_change
+from toolkit.tokenizer_files import load_tokenizer
 
 SPLITS: tuple[SplitName, ...] = ("tuning", "test")
 
@@ -60,6 +65,44 @@ def say_power(search: Search, bench: Merging) -> list[SetPower]:
     for line in (*(one.sentence for one in power), *claims(search.tuning, search.test)):
         say(f"    {line}")
     return power
+
+
+def say_expected(run: Run, data: Path, general: Path, *, is_trained: bool) -> None:
+    """Say what the sets of finished data will be able to see and to speak for, before hours go into
+    a specialist; nothing where there is one, as scatter is then measured.
+
+    Args:
+        run: of the recipe.
+        data: folder of the data stage.
+        general: folder of the general model.
+        is_trained: whether there is a specialist.
+    """
+    if is_trained:
+        return
+    recipe, tokenizer = run.recipe, load_tokenizer(general)
+    separator = read_manifest(data)["results"]["separator_token_id"]
+    tuning, test = (
+        likelihood_sets(data / f"{split}.jsonl", tokenizer, separator, recipe.evaluate)
+        for split in SPLITS
+    )
+    tolerances, confidence = recipe.select.tolerances, recipe.select.confidence
+    common = recipe.select.general_tolerance
+    found = [
+        power_of(
+            one.name,
+            one.role,
+            one.unit,
+            len(one),
+            tolerances.get(one.name, common) if one.role == "general" else None,
+            expected_change(ASSUMED_SCATTER, one.num_groups),
+            confidence,
+        )
+        for one in tuning
+    ]
+    prompted, unknown = expect_prompts(recipe.evaluate, common, tolerances, confidence)
+    say(SCATTER_WORDS)
+    for line in (*(one.sentence for one in found + prompted), *unknown, *claims(tuning, test)):
+        say(f"  {line.rstrip('.')}.")
 
 
 def _score(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from toolkit.errors import ToolkitError
 from toolkit.generate.answers import answer_rows
 from toolkit.generate.prompts import GENERAL_PROMPTS
-from toolkit.library_errors import reading
-from toolkit.manifest import Stage, hash_file, json_lines, load_json, write_json
+from toolkit.json_lines import iterate_rows
+from toolkit.manifest import Stage, hash_file, load_json, write_json
 from toolkit.progress import say
 from toolkit.recipe import Recipe
 from toolkit.report.again import again_of
@@ -77,5 +76,4 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a training log; none where there is no log."""
     if not path.is_file():
         return []
-    with reading(path, ToolkitError, advice="run its stage again"):
-        return [dict(json.loads(line)) for line in json_lines(path.read_text(encoding="utf-8"))]
+    return [row for _, row in iterate_rows(path, advice="run its stage again")]

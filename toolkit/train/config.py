@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from toolkit.config import Fraction, PositiveInt, Section
+from toolkit.config import Count, Fraction, Length, PositiveInt, Section, at_most
 
 
 class ScheduleSection(Section):
@@ -64,7 +64,7 @@ class OptimizerSection(Section):
 class LoraSection(Section):
     """Low-rank adapters through peft, merged into the weights when training is done."""
 
-    rank: PositiveInt = 64
+    rank: Count = 64
     """r. Learns less and forgets less than full training (Biderman et al. 2024)."""
 
     alpha: Annotated[float, Field(gt=0.0)] | None = None
@@ -81,14 +81,14 @@ class LoraSection(Section):
 class GrowthSection(Section):
     """New blocks between the old, of which only the new learn (Wu et al. 2024, LLaMA Pro)."""
 
-    num_blocks: PositiveInt = 4
+    num_blocks: Count = 4
     """Copies of blocks, spread evenly, that change nothing until they are trained."""
 
 
 class WatchSection(Section):
     """What is forgotten while training: bits per byte of the tuning sets, as training goes."""
 
-    evaluations: Annotated[int, Field(ge=0)] = 4
+    evaluations: Annotated[int, Field(ge=0), at_most("COUNT")] = 4
     """How often in a run, besides before and after; 0 turns the watch off."""
 
     tokens_per_role: PositiveInt = 2500
@@ -119,7 +119,7 @@ class AnnealSection(Section):
 class AverageSection(Section):
     """The mean of the last states, in place of annealing: `toolkit checkpoint average`."""
 
-    last: Annotated[int, Field(ge=2)] = 4
+    last: Annotated[int, Field(ge=2), at_most("COUNT")] = 4
     """How many of the latest states; `keep_states` must keep as many."""
 
     weights: Literal["uniform", "exponential"] = "uniform"
@@ -141,7 +141,7 @@ class StageTrainingSection(Section):
     (Code Llama: 1e6). The specialist is saved with it; it cannot be merged with the general model,
     whose attention was learned at another base."""
 
-    max_position_embeddings: PositiveInt | None = None
+    max_position_embeddings: Length | None = None
     """Longest sequence the model is for, from this stage on; by default its own, and with
     `rope_theta` at least the stage's blocks."""
 
@@ -149,13 +149,13 @@ class StageTrainingSection(Section):
 class TrainSection(Section):
     """Continued pre-training."""
 
-    epochs: PositiveInt = 1
+    epochs: Count = 1
     """Passes over every stage; each has its own order."""
 
-    blocks_per_step: PositiveInt = 2
+    blocks_per_step: Count = 2
     """Blocks in one optimizer step, over all processes together."""
 
-    micro_batch_blocks: PositiveInt = 2
+    micro_batch_blocks: Count = 2
     """Blocks in one forward pass of one process; gradients accumulate up to `blocks_per_step`."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -192,7 +192,7 @@ class TrainSection(Section):
     save_every_steps: PositiveInt = 50
     """How often the state is written from which an interrupted run continues."""
 
-    keep_states: PositiveInt = 1
+    keep_states: Count = 1
     """How many of the latest states are kept while training."""
 
     keep_when_done: bool = False

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from toolkit.errors import ToolkitError
-from toolkit.manifest import json_lines
+from toolkit.json_lines import parse_row, split_lines
 
 _PIECE_BYTES = 1 << 16
 
@@ -98,8 +98,8 @@ def _lines_backwards(file: IO[bytes]) -> Iterator[bytes]:
 def _row(line: bytes) -> dict[str, Any] | None:
     """None where a killed run's last line is cut short."""
     try:
-        return dict(json.loads(line)) if line.endswith(b"\n") else None
-    except ValueError:
+        return parse_row(line, "metrics") if line.endswith(b"\n") else None
+    except ToolkitError:
         return None
 
 
@@ -132,16 +132,18 @@ def read_curve(path: Path) -> list[CurvePoint]:
         ToolkitError: there is no such file.
     """
     try:
-        lines = json_lines(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ToolkitError(f"{path}: cannot be read ({error.strerror}); train first.") from error
+        lines = split_lines(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ToolkitError(f"{path}: cannot be read ({error}); train first.") from error
     names = {field.name for field in fields(CurvePoint)} - {"step", "tokens"}
     points: dict[int, CurvePoint] = {}
     tokens = 0
     for line in lines:
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = parse_row(line, str(path))
+        except ToolkitError:
+            break
+        if not isinstance(row.get("step"), int):
             break
         tokens += row.get("tokens", 0)
         point = points.get(row["step"], CurvePoint(row["step"], tokens))

@@ -11,6 +11,7 @@ from torch import nn
 
 from toolkit.checkpoint.wrapped import wrapper_of
 from toolkit.errors import ConfigError, sentence_end
+from toolkit.limits import refuse_beyond_memory
 from toolkit.train.config import GrowthSection, LoraSection, TrainSection
 
 
@@ -98,6 +99,9 @@ def _with_adapters(model: Any, section: LoraSection) -> Any:
         target_modules=list(section.modules) if section.modules else "all-linear",
         task_type="CAUSAL_LM",
     )
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear))
+    entries = section.rank * max((sum(module.weight.shape) for module in linear), default=0)
+    refuse_beyond_memory(4 * entries, f"train.lora.rank: {section.rank:,}: an adapter of one layer")
     try:
         return get_peft_model(model, config)
     except ValueError as error:

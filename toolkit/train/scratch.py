@@ -12,6 +12,7 @@ from torch import Tensor
 
 from toolkit.checkpoint.folder import save_model
 from toolkit.errors import ConfigError
+from toolkit.limits import refuse_beyond_memory
 from toolkit.manifest import Stage
 from toolkit.model_config import ShapeSection
 from toolkit.tokenizer_files import load_tokenizer
@@ -54,7 +55,7 @@ def random_llama(shape: ShapeSection, seed: int, tokenizer: Any) -> Any:
         tokenizer: for the ids of special tokens.
 
     Raises:
-        ConfigError: heads do not divide the width.
+        ConfigError: heads do not divide the width, or memory cannot hold it.
 
     Reference:
         Radford et al. 2019, Language models are unsupervised multitask learners, section 2.3.
@@ -84,6 +85,9 @@ def random_llama(shape: ShapeSection, seed: int, tokenizer: Any) -> Any:
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=_SPREAD,
     )
+    with torch.device("meta"):
+        entries = sum(parameter.numel() for parameter in LlamaForCausalLM(config).parameters())
+    refuse_beyond_memory(4 * entries, f"model.scratch.shape: {entries:,} parameters")
     with torch.random.fork_rng(devices=[]):  # its own first weights, all replaced below
         model = LlamaForCausalLM(config)
     narrow = _SPREAD / math.sqrt(2.0 * shape.num_hidden_layers)

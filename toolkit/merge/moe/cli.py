@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from toolkit.limits import MOST_SEED
+
 
 def merge_moe(
     config: Annotated[Path, typer.Argument(help="A configuration of mergekit-moe.")],
@@ -14,7 +16,9 @@ def merge_moe(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be made, and make nothing.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of random rows and of noise.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Of random rows and of noise.")
+    ] = 0,
 ) -> None:
     """Make a mixture of experts from dense models (sparse upcycling)."""
     from toolkit.errors import ConfigError
