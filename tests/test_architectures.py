@@ -18,19 +18,17 @@ from tests.helpers.architectures import (
 from toolkit.errors import CheckpointError
 
 NOT_BUILT = {
-    "blt",
     "dots3_note",
     "gemma3n",
     "gemma4_assistant",
     "gemma4_unified_assistant",
     "musicgen",
     "musicgen_melody",
-    "phi4_multimodal",
     "qwen4_exp",
 }
 """Without a small form that the rules of sizes find, or with packages that are not here."""
 
-NOT_LIVE = {"bert-generation", "emu3", "mllama", "reformer"}
+NOT_LIVE = {"bert-generation", "reformer"}
 """Refused when they are loaded, with the reason."""
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from toolkit.checkpoint.forward import without_cache
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.head import can_pad
 from toolkit.evaluate.likelihood import ItemSet, score_documents
@@ -235,7 +236,8 @@ def random_documents(lengths: tuple[int, ...] = (40, 9, 23, 31)) -> list[torch.T
 @torch.no_grad()
 def nats_alone(model: Any, tokens: torch.Tensor, first: int = 1) -> float:
     """Loss of a text from token `first` on, by transformers alone."""
-    logits = model(input_ids=tokens[:-1][None]).logits[0].double()
+    given = without_cache(model, {"input_ids": tokens[:-1][None]})
+    logits = model(**given).logits[0].double()
     own = slice(first - 1, None)
     return float(torch.nn.functional.cross_entropy(logits[own], tokens[first:], reduction="sum"))
 

@@ -25,6 +25,7 @@ _SIZES = {
 }
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _SECTIONS = {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [2, 1, 1]}}}
+_PARTIAL = {**_ROPE, "mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5}
 _TABLE = {"<image>": 5, "<|extra_200|>": 6, **{f"IMGIMG{c}Z": 10 + n for n, c in enumerate("ABC")}}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "chameleon": {"vocabulary_map": _TABLE},
@@ -33,9 +34,9 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "emu3": {"vocabulary_map": _TABLE},
     "glm46v": _SECTIONS,
     "glm4v": _SECTIONS,
-    "glm4v_moe": _SECTIONS,
+    "glm4v_moe": {"text_config": {"rope_parameters": _PARTIAL}},
     "glm5_next": _SECTIONS,
-    "glm_ocr": _SECTIONS,
+    "glm_ocr": {"text_config": {"rope_parameters": _PARTIAL}},
     "glmga": _SECTIONS,
     "paddleocr_vl": _SECTIONS,
     "qwen2_5_omni_thinker": _SECTIONS,

@@ -75,7 +75,7 @@ def _shapes(module: nn.Module) -> set[tuple[str, tuple[int, ...]]]:
     return {(name, tuple(tensor.shape)) for name, tensor in module.named_parameters()}
 
 
-class _DecoderWithHead(GenerationMixin):  # type: ignore[misc]
+class _DecoderWithHead:
     """Logits of a decoder and the head beside it; a base of classes made by `_with_head`."""
 
     base_model_prefix = "model"
@@ -129,7 +129,7 @@ def _with_head(full: Any, decoder: Any, head: nn.Module) -> Any:
         PreTrainedModel,
     )
     own = {"__module__": type(decoder).__module__}  # transformers looks there for what it supports
-    kind = type(f"{type(decoder).__name__}WithHead", (_DecoderWithHead, base), own)
+    kind = type(f"{type(decoder).__name__}WithHead", (_DecoderWithHead, base, GenerationMixin), own)
     with torch.device("meta"):
         text: Any = kind(decoder.config)
     text.model, text.lm_head = decoder, head

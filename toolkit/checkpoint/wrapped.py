@@ -40,9 +40,17 @@ def wrapper_class(config: Any) -> Any:
         return None
     for name in getattr(config, "architectures", None) or ():
         made = getattr(transformers, name, None)
-        if made is not None and made.config_class is type(config) and hasattr(made, "generate"):
+        if made is not None and hasattr(made, "generate") and _is_of(made, config):
             return made
     return None
+
+
+def _is_of(made: Any, config: Any) -> bool:
+    from transformers import AutoModelForImageTextToText
+
+    mapping = AutoModelForImageTextToText._model_mapping
+    listed = type(config) in mapping and mapping[type(config)] is made
+    return listed or made.config_class is type(config)
 
 
 def opened_by(folder: Path) -> str:
@@ -71,9 +79,12 @@ def load_text_side(made: Any, folder: str | Path, dtype: torch.dtype) -> Any:
     Raises:
         CheckpointError: no part of it is a causal language model, or it cannot be written back.
     """
+    from transformers import AutoConfig
+
     from toolkit.checkpoint.text_side import take_text_side
 
-    full = made.from_pretrained(folder, dtype=dtype)
+    # Some classes are of several kinds of configuration.
+    full = made.from_pretrained(folder, config=AutoConfig.from_pretrained(folder), dtype=dtype)
     if (text := take_text_side(full)) is None:
         raise CheckpointError(
             f"{folder}: no part of a {type(full).__name__} computes what it does of a text alone, "
