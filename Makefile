@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (about a minute and a half)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(INSTALL) -e . > $(VENV)/setup.log 2>&1 || { tail -n 20 $(VENV)/setup.log; exit 1; }
-	@env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -c "import torch, transformers, datasets, accelerate, optuna, numba, scipy.stats, toolkit.cli" > $(VENV)/compile.log 2>&1 || true
+	@env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -c "import torch, transformers, datasets, accelerate, optuna, numba, scipy.stats, toolkit.cli.main" > $(VENV)/compile.log 2>&1 || true
 	@touch $@
 
 # What checks, tests and the guide need besides.
@@ -91,6 +91,7 @@ test: $(DEV_STAMP)
 # The guide: reference pages and charts written anew, then site/, in which no link may be broken.
 docs: $(DEV_STAMP)
 	@$(VENV)/bin/python docs/tools/reference.py
+	@$(VENV)/bin/python docs/tools/architecture.py
 	@$(VENV)/bin/python docs/tools/pictures.py
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --clean
 	@echo "site/index.html"

@@ -1,6 +1,6 @@
 """Simulated studies through the real search, race, decision and test figures.
 
-Worlds (`tests/search/worlds.py`) say what every merge truly gains and loses, and how documents
+Worlds (`tests/helpers/worlds.py`) say what every merge truly gains and loses, and how documents
 scatter; a study draws documents, and the toolkit's own code searches and chooses on them. So it is
 known of every choice whether it was right. Shares are of studies, with Wilson's 95 % interval.
 
@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.search.worlds import WORLDS, StudyFigures, run_study
+from tests.helpers.worlds import WORLDS, StudyFigures, run_study
 
 
 def main() -> None:

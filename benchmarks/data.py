@@ -74,7 +74,7 @@ def main() -> None:
 def read_abstracts(limit: int) -> Iterator[str]:
     """Titles and abstracts of the medical recipe's artefact, up to so many bytes."""
     from toolkit.data.sources import read_documents
-    from toolkit.recipe import load_recipe
+    from toolkit.recipe.load import load_recipe
 
     source = load_recipe(ROOT / "recipes/medical.yaml").data.sources["abstracts"]
     total = 0
@@ -113,7 +113,7 @@ def altered(text: str, chance: random.Random) -> str:
 def ours(model: Path, folder: Path) -> dict[str, Any]:
     from toolkit.data.config import DataSection
     from toolkit.data.run import run_data
-    from toolkit.manifest import Stage, read_manifest
+    from toolkit.stage import Stage, read_manifest
 
     began = time.perf_counter()
     limits = {"max_tokens": 100_000}

@@ -14,7 +14,7 @@ from typing import Any
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.merge.config import parse_merge_config
-from toolkit.merge.live import LiveMerge
+from toolkit.merge.in_memory import LiveMerge
 
 REPEATS = 7
 

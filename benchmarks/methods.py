@@ -22,17 +22,18 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.json_lines import split_lines
-from toolkit.manifest import write_atomically
+from toolkit.pipeline.merge_search import Search, prepare_search
+from toolkit.pipeline.run import Run
+from toolkit.pipeline.stages import merge_stage
 from toolkit.progress import say
-from toolkit.recipe import find_recipe, load_recipe
+from toolkit.recipe.load import find_recipe, load_recipe
 from toolkit.report.verdict import percent, signed_interval
-from toolkit.search.final import MERGE, ScoredTestSets, document_rows, final_figures
-from toolkit.search.outcome import Row, by_item, candidate_rows
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST
 from toolkit.search.worker import Outcome
-from toolkit.stages.chain import Run, merge_stage
-from toolkit.stages.searching import Search, prepare_search
+from toolkit.select.candidates import CandidateRow, by_item, candidate_rows
+from toolkit.select.test_figures import MERGE, ScoredTestSets, document_rows, final_figures
+from toolkit.stage import write_atomically
 
 CANDIDATES = {"linear": 0, "slerp": 6, "ties": 8, "dare_ties": 8}
 """Merges that are tried of each method, the two models aside; linear has the sweep besides."""
@@ -110,7 +111,7 @@ def measure(runs: Path, recipe: str, out: Path, methods: Sequence[str]) -> list[
     return rows
 
 
-def chosen(search: Search, outcomes: Sequence[Outcome]) -> tuple[Row, bool]:
+def chosen(search: Search, outcomes: Sequence[Outcome]) -> tuple[CandidateRow, bool]:
     """The merge with the largest domain gain within the tolerance, or the one that loses least."""
     rows = candidate_rows(outcomes, search.plan.objective)
     merges = [row for row in rows if row.name not in (GENERAL, SPECIALIST)]
@@ -131,7 +132,7 @@ def on_test(search: Search, scorer: Scorer, outcome: Outcome) -> dict[str, list[
 
 
 def result(
-    search: Search, row: Row, within: bool, losses: Mapping[str, Mapping[str, list[float]]]
+    search: Search, row: CandidateRow, within: bool, losses: Mapping[str, Mapping[str, list[float]]]
 ) -> dict[str, Any]:
     recipe = search.recipe
     figures = final_figures(ScoredTestSets(search.test, recipe.search.weights, losses))

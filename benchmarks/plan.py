@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def compare_memory(arguments: argparse.Namespace) -> None:
-    from toolkit.model_config import shape_of_folder
+    from toolkit.checkpoint.config import shape_of_folder
     from toolkit.plan.memory import training_memory
     from toolkit.train.config import TrainSection
 
@@ -124,12 +124,12 @@ def train_steps(model: Path, given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    from tests.token_blocks import make_blocks
+    from tests.helpers.token_blocks import make_blocks
     from toolkit.checkpoint.load import load_causal_model
     from toolkit.data.blocks import Blocks
     from toolkit.train.config import TrainSection
     from toolkit.train.loop import train
-    from toolkit.train.parts import prepare_model
+    from toolkit.train.trainable import prepare_model
 
     schedule = {"kind": "constant", "peak_lr": 1e-5, "rewarm_fraction": 0.0}
     section = TrainSection.model_validate(
@@ -159,8 +159,8 @@ def plan_steps(model: Path, given: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
     import torch
 
+    from toolkit.checkpoint.config import shape_of_folder
     from toolkit.checkpoint.load import load_causal_model
-    from toolkit.model_config import shape_of_folder
     from toolkit.plan.speed import time_steps
     from toolkit.train.config import TrainSection
 

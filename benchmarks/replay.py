@@ -20,10 +20,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from toolkit.data.source_config import SplitRule
-from toolkit.manifest import hash_json
-from toolkit.recipe import Recipe, find_recipe, load_recipe
-from toolkit.stages.chain import Run, ensure_data, ensure_general
+from toolkit.data.config import SplitRule
+from toolkit.pipeline.models import ensure_general
+from toolkit.pipeline.run import Run
+from toolkit.pipeline.specialist import ensure_data
+from toolkit.recipe.load import find_recipe, load_recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.stage import hash_json
 
 Row = dict[str, Any]
 
@@ -125,9 +128,9 @@ def run_cell(
     from toolkit.checkpoint.load import load_causal_model
     from toolkit.data.blocks import Blocks
     from toolkit.evaluate.likelihood import load_items, score_documents
-    from toolkit.manifest import read_manifest
+    from toolkit.stage import read_manifest
     from toolkit.train.loop import train
-    from toolkit.train.parts import finished_model, prepare_model
+    from toolkit.train.trainable import finished_model, prepare_model
 
     name = f"{root.name}-replay-{recipe.data.replay_fraction:g}"
     data = ensure_data(
@@ -161,7 +164,7 @@ def local(recipe: Recipe, folder: Path) -> Any:
 def interval(row: Row, role: str, against: Row | None = None) -> list[float]:
     """Bits per byte, or their change against another row on the same documents: estimate and the
     limits of its 95 % interval."""
-    from toolkit.evaluate.statistics import (
+    from toolkit.statistics.document_bootstrap import (
         bits_per_byte,
         bootstrap_ratios,
         percentile_interval,

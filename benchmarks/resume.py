@@ -28,12 +28,12 @@ def main() -> None:
     from accelerate.state import AcceleratorState
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tests.token_blocks import make_blocks
-    from toolkit.checkpoint.resume import StateWriter
+    from tests.helpers.token_blocks import make_blocks
+    from toolkit.checkpoint.training_state import StateWriter
     from toolkit.data.blocks import Blocks
     from toolkit.train.config import TrainSection
     from toolkit.train.loop import train
-    from toolkit.train.parts import parameter_groups
+    from toolkit.train.trainable import parameter_groups
 
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4))

@@ -35,20 +35,22 @@ import yaml
 
 from toolkit.data.config import StageSection
 from toolkit.json_lines import split_lines
-from toolkit.manifest import read_manifest
-from toolkit.model_config import ModelSection
+from toolkit.pipeline.merge_search import Search, prepare_search
+from toolkit.pipeline.merge_stage import named
+from toolkit.pipeline.run import Run
+from toolkit.pipeline.specialist import ensure_cpt
+from toolkit.pipeline.stages import merge_stage
+from toolkit.recipe.model import ModelSection
 from toolkit.report.verdict import signed_interval
 from toolkit.search.config import RaceSection
-from toolkit.search.contest import Rivals, best_of, rivals_among, run_race
 from toolkit.search.objective import Objective
-from toolkit.search.outcome import candidate_rows, cannot_be_told_apart, two_sided
-from toolkit.search.plan import Plan
+from toolkit.search.queue import SearchPlan
+from toolkit.search.race import Rivals, best_of, rivals_among, run_race
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alpha_of, sweep_point
 from toolkit.search.worker import Outcome, score_missing
-from toolkit.stages.chain import Run, ensure_cpt, merge_stage
-from toolkit.stages.merged import named
-from toolkit.stages.searching import Search, prepare_search
+from toolkit.select.candidates import candidate_rows, cannot_be_told_apart, two_sided
+from toolkit.stage import read_manifest
 
 PARTS = ("search", "race", "peers", "control")
 PEERS = 3
@@ -110,7 +112,7 @@ class Benchmark:
             f"{merging:.1f} s of it merging ({merging / self.seconds:.1%})"
         )
 
-    def _run(self, search: Search, plan: Plan, name: str) -> list[Outcome]:
+    def _run(self, search: Search, plan: SearchPlan, name: str) -> list[Outcome]:
         journal = self.folder / f"{name}.jsonl"
         return run_search(plan, journal, name, {"benchmark": name}, search.bench())
 
@@ -119,7 +121,7 @@ class Benchmark:
         raced = search.plan.objective
         whole: Objective = search.objective(search.parts.search)
         section = search.recipe.search.model_copy(update={"race": RaceSection(enabled=False)})
-        plan = Plan(search.plan.spaces, section, whole, search.plan.seed)
+        plan = SearchPlan(search.plan.spaces, section, whole, search.plan.seed)
         began = time.perf_counter()
         full = self._run(search, plan, "full")
         seconds = time.perf_counter() - began

@@ -88,7 +88,7 @@ def main() -> None:
 
 def write_blocks(folder: Path, model: Path, steps: int) -> None:
     """One long document of this repository's own text, cut into blocks."""
-    from tests.token_blocks import make_blocks
+    from tests.helpers.token_blocks import make_blocks
     from toolkit.data.encode import TextTokenizer
 
     text = "\n\n".join(
@@ -114,7 +114,7 @@ def ours(
     from toolkit.train.config import TrainSection
     from toolkit.train.loop import train
     from toolkit.train.metrics import MetricsLog
-    from toolkit.train.parts import prepare_model
+    from toolkit.train.trainable import prepare_model
 
     section = TrainSection.model_validate(
         {

@@ -37,7 +37,7 @@ from toolkit.adapter.extract import run_extract
 from toolkit.adapter.extract_plan import ExtractSettings
 from toolkit.errors import ToolkitError
 from toolkit.merge.config import parse_merge_config
-from toolkit.merge.run import run_merge
+from toolkit.merge.to_disk import run_merge
 
 TOLERANCE = 1e-5
 ADAPTER_TOLERANCE = 1e-4

@@ -95,7 +95,7 @@ def _child(words: Sequence[str], folder: Path, log: Path) -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
         sys.argv = ["toolkit", *words]
-        from toolkit.entry import main
+        from toolkit.cli.entry import main
 
         try:
             main()
@@ -260,7 +260,7 @@ KEPT = ("jsonl/data", "jsonl/cpt", "choose/merge")
 
 def _interrupt_training(sound: Path) -> None:
     """Run the training again, in a process that ends itself once a second state stands."""
-    from toolkit.checkpoint.resume import StateWriter
+    from toolkit.checkpoint.training_state import StateWriter
 
     write = StateWriter._write
 
@@ -276,12 +276,12 @@ def _interrupt_training(sound: Path) -> None:
 
 def _interrupt_search(sound: Path) -> None:
     """Run the search again, in a process that ends itself once the test sets would be scored."""
-    from toolkit.stages import choosing
+    from toolkit.pipeline import merge_stage
 
     def die(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    _run_changed(choosing, "_score_test", die, ("merge", "choose", "choose.yaml"), sound)
+    _run_changed(merge_stage, "_score_test", die, ("merge", "choose", "choose.yaml"), sound)
     if not (sound / "runs" / "choose" / "merge.partial" / "scores.jsonl").is_file():
         sys.exit("the search left no journal")
 

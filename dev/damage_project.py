@@ -166,7 +166,7 @@ def _numbers() -> dict[str, Any]:
 
 def _packed(folder: Path) -> None:
     """A GGUF file, and archives of documents."""
-    from toolkit.checkpoint.gguf_export import export_gguf
+    from toolkit.checkpoint.gguf.write import export_gguf
 
     export_gguf(folder / "a", folder / "tiny.gguf", "Q8_0", name="tiny")
     documents = (folder / "docs.jsonl").read_bytes()

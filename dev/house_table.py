@@ -29,7 +29,7 @@ from pathlib import Path
 
 NESTING = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-MERGE_STAGE = ("toolkit/pipeline/merge_stage.py", "toolkit/stages/choosing.py")
+MERGE_STAGE = ("toolkit/pipeline/merge_stage.py", "toolkit/pipeline/merge_stage.py")
 
 
 class Tree:

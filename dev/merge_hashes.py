@@ -28,7 +28,7 @@ from tokenizers import Tokenizer, models
 
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.registry import all_methods
-from toolkit.merge.run import run_merge
+from toolkit.merge.to_disk import run_merge
 
 HIDDEN, VOCABULARY = 64, 8203
 SHAPES = {
@@ -85,8 +85,8 @@ def write_models(folder: Path) -> None:
             path.mkdir()
             save_file(state, path / "model.safetensors")
             config = {
-                "model_type": "llama",
-                "architectures": ["LlamaForCausalLM"],
+                # One that no library knows: its odd tensors would not load as any other.
+                "model_type": "made_up",
                 "hidden_size": HIDDEN,
                 "num_hidden_layers": 2,
                 "vocab_size": VOCABULARY,

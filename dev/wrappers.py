@@ -33,9 +33,9 @@ from toolkit.adapter.extract_plan import ExtractSettings
 from toolkit.checkpoint.folder import save_model
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.merge.config import parse_merge_config
-from toolkit.merge.live import LiveMerge
-from toolkit.merge.live_proof import why_not_live
-from toolkit.merge.run import run_merge
+from toolkit.merge.in_memory import LiveMerge
+from toolkit.merge.in_memory_proof import why_not_live
+from toolkit.merge.to_disk import run_merge
 from toolkit.train.layout import packed
 from toolkit.train.model import NextTokenLoss
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+
+from tests.helpers.projects import recipe, write
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -119,3 +122,16 @@ def two_models(tmp_path: Path, make_model: Callable[..., Path]) -> tuple[Path, P
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (tuned / name).write_bytes((base / name).read_bytes())
     return base, tuned
+
+
+@pytest.fixture
+def project(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
+    make_model(tmp_path / "model")
+    (tmp_path / "docs").mkdir()
+    for number in range(26):
+        name = f"{'train' if number < 8 else 'held'}{number}.txt"
+        (tmp_path / "docs" / name).write_text(paragraph(number, sentences=20))
+    rows = [{"text": f"{number} " + "a cat sat on the mat and slept. " * 6} for number in range(24)]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(tmp_path, recipe())
+    return tmp_path

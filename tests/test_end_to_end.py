@@ -8,80 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import paragraph
-
-ROOT = Path(__file__).parent.parent
-
-
-def recipe(**changes: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "seed": 3,
-        "model": {"path": "model"},
-        "data": {
-            "sequence_tokens": 64,
-            "cleaning": {
-                "min_words": 5,
-                "max_repeated_line_fraction": 1.0,
-                "max_repeated_ngram_fraction": 1.0,
-                "near_duplicates": None,
-                "decontaminate_words": None,
-            },
-            "sources": {
-                "docs": {
-                    "role": "domain",
-                    "files": ["docs/*.txt"],
-                    "split": {
-                        "train": {"groups": ["train*"]},
-                        "tuning": {"groups": ["held*"], "share": 0.5},
-                        "test": {"groups": ["held*"], "share": 0.5},
-                    },
-                },
-                "web": {
-                    "role": "general",
-                    "files": ["web.jsonl"],
-                    "split": {n: {"share": 1.0} for n in ("train", "tuning", "test")},
-                },
-            },
-        },
-        "train": {"schedule": {"peak_lr": 5e-3}, "save_every_steps": 2},
-        "evaluate": {"window_tokens": 64, "resamples": 500},
-        "select": {"general_tolerance": 0.5},
-    }
-    return {**values, **changes}
-
-
-@pytest.fixture
-def project(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
-    make_model(tmp_path / "model")
-    (tmp_path / "docs").mkdir()
-    for number in range(26):
-        name = f"{'train' if number < 8 else 'held'}{number}.txt"
-        (tmp_path / "docs" / name).write_text(paragraph(number, sentences=20))
-    rows = [{"text": f"{number} " + "a cat sat on the mat and slept. " * 6} for number in range(24)]
-    (tmp_path / "web.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    write(tmp_path, recipe())
-    return tmp_path
-
-
-def write(project: Path, values: dict[str, Any]) -> None:
-    (project / "tiny.yaml").write_text(yaml.safe_dump(values))
-
-
-def toolkit(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "toolkit", *words]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command, cwd=project, capture_output=True, text=True, env=environment, check=False
-    )
+from tests.helpers.projects import ROOT, recipe, toolkit, write
 
 
 def metrics(project: Path) -> list[float]:

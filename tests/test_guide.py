@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from tests.conftest import paragraph
-from tests.guide import (
+from tests.helpers.guide import (
     DOCS,
     ROOT,
     Block,
@@ -26,15 +26,17 @@ from tests.guide import (
     blocks,
     jsonl,
     pages,
+    parse_accelerate,
     parse_toolkit,
     start_server,
     toolkit_words,
     words_of,
 )
-from toolkit.config import load_yaml, parse_section
 from toolkit.errors import ToolkitError
+from toolkit.load_yaml import load_yaml
 from toolkit.merge.moe.config import load_moe_config
-from toolkit.recipe import Recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.section import parse_section
 
 PAGES = pages()
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -226,16 +228,6 @@ def check_command(command: str, project: Project, is_run: bool) -> None:
         assert words[0] in OTHERS_PROGRAMS, f"{command}: nothing checks what is not run"
 
 
-def parse_accelerate(words: list[str]) -> None:
-    from accelerate.commands.launch import launch_command_parser
-
-    assert words[:2] == ["accelerate", "launch"]
-    values = [re.sub(r"^\$\{?\w+\}?$", "1", word) for word in words[2:]]  # variables of Slurm
-    parsed = launch_command_parser().parse_args(values)
-    if parsed.config_file:
-        assert (ROOT / parsed.config_file).is_file(), parsed.config_file
-
-
 def test_a_wrong_flag_in_the_guide_is_found(project: Project):
     check_command("toolkit merge choose finance --runs runs", project, False)
     check_command("make publish DOMAIN=finance REPO=org/name", project, False)
@@ -275,7 +267,7 @@ def test_commands_within_sentences_exist(page: Path, project: Project):
 def leaf_of(words: list[str]) -> tuple[Any, list[str]]:
     import typer
 
-    from toolkit.cli import app
+    from toolkit.cli.main import app
 
     command = typer.main.get_command(app)
     while words and hasattr(command, "commands"):
@@ -343,8 +335,9 @@ def test_figures_come_from_runs(page: Path):
     assert not unknown, f"{page.name}: not in LOG.md: {', '.join(unknown)}"
 
 
-def test_the_reference_is_up_to_date():
-    script = ROOT / "docs" / "tools" / "reference.py"
+@pytest.mark.parametrize("name", ["reference.py", "architecture.py"])
+def test_generated_pages_are_up_to_date(name: str):
+    script = ROOT / "docs" / "tools" / name
     done = subprocess.run(
         [sys.executable, str(script), "--check"],
         capture_output=True,

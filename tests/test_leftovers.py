@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.leftovers import remove_leftovers, scratch_folder, temporary_path
-from toolkit.manifest import Stage
+from toolkit.stage import Stage
 
 
 @pytest.fixture(scope="module")

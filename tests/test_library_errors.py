@@ -21,7 +21,7 @@ import safetensors
 import tokenizers
 import yaml
 
-from toolkit import entry
+from toolkit.cli import entry, process
 from toolkit.errors import CheckpointError, ConfigError, DataError
 from toolkit.library_errors import computing, explain, place_of, reading
 
@@ -135,7 +135,7 @@ def test_a_model_is_blamed_for_what_libraries_raise_with_it():
 
 
 def ended(act: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[Any, str]:
-    with pytest.raises(SystemExit) as left, entry.errors_in_one_line():
+    with pytest.raises(SystemExit) as left, process.errors_in_one_line():
         act()
     return left.value.code, capsys.readouterr().err
 
@@ -151,7 +151,7 @@ def test_a_bug_says_how_to_report_it(capsys, monkeypatch):
     def fail() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("toolkit.cli.main", fail)
+    monkeypatch.setattr("toolkit.cli.main.main", fail)
     with pytest.raises(SystemExit) as left:
         entry.main()
     text = capsys.readouterr().err

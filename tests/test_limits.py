@@ -17,22 +17,21 @@ import pytest
 import torch
 
 from toolkit.bounded import BoundError, bounded_template
-from toolkit.config import Section, parse_section
+from toolkit.checkpoint.config import ShapeSection
+from toolkit.checkpoint.model_values import model_value_faults
 from toolkit.data.config import StageSection
 from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.limits import LIMITS, limit, refuse_beyond_memory
-from toolkit.model_config import ShapeSection
-from toolkit.model_values import model_value_faults
-from toolkit.plain import load_yaml, parse_json, parse_yaml, read_json
-from toolkit.recipe import merge_folder
+from toolkit.load_yaml import load_yaml, parse_json, parse_yaml, read_json
 from toolkit.search.config import SearchSection
 from toolkit.search.sampler import grid_points
-from toolkit.search.space import load_spaces
+from toolkit.search.space import load_spaces, merge_folder
+from toolkit.section import Section, parse_section
 from toolkit.tokenizer_files import check_tokenizer_file
 from toolkit.train.config import LoraSection, TrainSection
-from toolkit.train.parts import prepare_model
 from toolkit.train.scratch import random_llama
+from toolkit.train.trainable import prepare_model
 
 NINE = ",".join
 LAUGHS = "a: &a [1,2,3,4,5,6,7,8,9]\n" + "".join(

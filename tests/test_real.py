@@ -14,10 +14,10 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.processors import AVX2_ONLY, is_fast_in_bfloat16
-from toolkit.config import load_yaml
 from toolkit.data.artefacts import fetch_artefact
 from toolkit.errors import DataError
-from toolkit.recipe import load_recipe
+from toolkit.load_yaml import load_yaml
+from toolkit.recipe.load import load_recipe
 
 ROOT = Path(__file__).parent.parent
 FINANCE = ROOT / "recipes" / "finance.yaml"

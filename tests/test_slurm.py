@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guide import BASH, ROOT, parse_toolkit, toolkit_words
-from tests.test_guide import parse_accelerate
+from tests.helpers.guide import BASH, ROOT, parse_accelerate, parse_toolkit, toolkit_words
 
 SCRIPT = ROOT / "recipes" / "slurm" / "cpt.sbatch"
 SAYS = '#!/bin/bash\necho "$(basename "$0") $*" >> calls\n'

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_recipes import RECIPES, write_small
-from toolkit.config import load_yaml
-from toolkit.recipe import load_recipe
-from toolkit.stages.opening import Run
-from toolkit.stages.studying import ensure_study
+from tests.helpers.small_recipes import COMPARISONS, RECIPES, write_small
+from toolkit.load_yaml import load_yaml
+from toolkit.pipeline.run import Run
+from toolkit.recipe.load import load_recipe
+from toolkit.study.stage import ensure_study
 
-COMPARISONS = ("ibrahim-replay", "reuse-dont-retrain", "kotha-replay", "mix-early")
 LAPTOP_TOKENS = 25_000
 
 

@@ -12,15 +12,16 @@ import pytest
 import yaml
 
 from tests.conftest import paragraph
-from tests.test_study_recipes import COMPARISONS
-from toolkit.config import load_yaml
+from tests.helpers.small_recipes import COMPARISONS
 from toolkit.data.blocks import Blocks
 from toolkit.data.config import DataSection
-from toolkit.recipe import load_recipe
-from toolkit.recipe_layers import kept_of
-from toolkit.stages.chain import Run, ensure_data, ensure_general
-from toolkit.stages.finetuning import ensure_sft
-from toolkit.stages.finishing import ensure_specialist
+from toolkit.load_yaml import load_yaml
+from toolkit.pipeline.models import ensure_general
+from toolkit.pipeline.run import Run
+from toolkit.pipeline.specialist import ensure_data, ensure_specialist
+from toolkit.pipeline.stages import ensure_sft
+from toolkit.recipe.layers import kept_of
+from toolkit.recipe.load import load_recipe
 from toolkit.train.loop import plan_steps
 from toolkit.train.schedule import rate_in_stages
 

@@ -1,5 +1,5 @@
 """`python -m toolkit`, for launchers such as `accelerate launch -m toolkit`."""
 
-from toolkit.entry import main
+from toolkit.cli.entry import main
 
 main()

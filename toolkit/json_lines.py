@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ToolkitError
-from toolkit.plain import parse_json, read_text
+from toolkit.load_yaml import parse_json, read_text
 
 _SUM = "sum"
 

@@ -17,7 +17,7 @@ from typing import Any
 from toolkit.errors import CheckpointError, ToolkitError
 from toolkit.library_errors import reading
 from toolkit.limits import limit, raise_hint
-from toolkit.plain import read_object
+from toolkit.load_yaml import read_object
 
 _MOST_STEPS = 1000
 _MOST_FRAME_TOKENS = 10_000

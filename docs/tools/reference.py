@@ -52,7 +52,7 @@ def commands_page() -> str:
     """Every command of the toolkit with its arguments and options."""
     import typer
 
-    from toolkit.cli import app
+    from toolkit.cli.main import app
 
     root = typer.main.get_command(app)
     parts = [
@@ -182,8 +182,8 @@ def shown_value(value: Any) -> str:
 
 def recipe_page() -> str:
     """Every key of a recipe: section by section, in the order of the file."""
-    from toolkit import recipe_layers
-    from toolkit.recipe import Recipe
+    from toolkit.recipe import layers
+    from toolkit.recipe.schema import Recipe
 
     parts = [
         NOTE,
@@ -204,7 +204,7 @@ def recipe_page() -> str:
             "| key | type | default | what |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
         )
     parts.append("## Layers\n")
-    parts.append(f"{paragraphs(recipe_layers.__doc__)}\n")
+    parts.append(f"{paragraphs(layers.__doc__)}\n")
     return "\n".join(parts)
 
 

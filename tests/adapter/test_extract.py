@@ -9,16 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from tests.checkpoint.test_adapted import make_adapter
+from tests.helpers.adapters import make_adapter, through_peft
 from toolkit.adapter.extract import run_extract
 from toolkit.adapter.extract_plan import ExtractSettings
-from toolkit.cli import app
+from toolkit.cli.main import app
 from toolkit.errors import ConfigError, MergeError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -35,14 +32,6 @@ def pair(tmp_path: Path, make_model: Callable[..., Path]) -> tuple[Path, Path]:
     changed = {k: v + 0.01 * torch.randn(v.shape, generator=generator) for k, v in state.items()}
     save_file(changed, tuned / "model.safetensors", metadata={"format": "pt"})
     return base, tuned
-
-
-def through_peft(base: Path, adapter: Path) -> dict[str, Tensor]:
-    model = AutoModelForCausalLM.from_pretrained(base)
-    merged: dict[str, Tensor] = (
-        PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
-    )
-    return merged
 
 
 def extract(pair: tuple[Path, Path], out: Path, **settings: Any) -> Any:

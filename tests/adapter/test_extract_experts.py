@@ -20,7 +20,7 @@ from toolkit.adapter.report import AdapterReport
 from toolkit.errors import CheckpointError, MergeError
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.methods.ties import ties
-from toolkit.merge.run import run_merge
+from toolkit.merge.to_disk import run_merge
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TOKENS = torch.arange(5, 60, 3)[None]

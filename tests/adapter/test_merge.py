@@ -13,8 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tests.adapter.test_extract import through_peft
-from tests.checkpoint.test_adapted import make_adapter
+from tests.helpers.adapters import make_adapter, through_peft
 from toolkit.adapter.merge import AdapterMergeSettings, merge_adapters
 from toolkit.checkpoint.lora import open_adapter
 from toolkit.errors import ConfigError, MergeError

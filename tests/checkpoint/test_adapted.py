@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.adapters import make_adapter
 from toolkit.checkpoint.adapted import open_adapted
-from toolkit.checkpoint.read import open_checkpoint
+from toolkit.checkpoint.open import open_checkpoint
 from toolkit.errors import CheckpointError
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -30,20 +31,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "embedding": {"target_modules": ["embed_tokens", "lm_head"]},
     "saved": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "norm"]},
 }
-
-
-def make_adapter(model: Path, folder: Path, **settings: Any) -> Path:
-    torch.manual_seed(7)
-    tuned = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(model),
-        LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **settings),
-    )
-    with torch.no_grad():
-        for parameter in tuned.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    tuned.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

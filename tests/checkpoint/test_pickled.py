@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from toolkit.checkpoint.open import open_checkpoint
 from toolkit.checkpoint.pickled import PickledCheckpoint
-from toolkit.checkpoint.read import open_checkpoint
 from toolkit.errors import CheckpointError
 
 TENSORS = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from toolkit.checkpoint.read import open_checkpoint
+from toolkit.checkpoint.open import open_checkpoint
 from toolkit.errors import CheckpointError
 
 

@@ -17,10 +17,10 @@ from toolkit.checkpoint.folder import save_model
 from toolkit.checkpoint.load import load_causal_model, merge_adapter
 from toolkit.checkpoint.wrapped_adapter import place_in_wrapper
 from toolkit.merge.config import parse_merge_config
-from toolkit.merge.live_proof import why_not_live
-from toolkit.merge.run import run_merge
+from toolkit.merge.in_memory_proof import why_not_live
+from toolkit.merge.to_disk import run_merge
 from toolkit.train.config import LoraSection, TrainSection
-from toolkit.train.parts import prepare_model
+from toolkit.train.trainable import prepare_model
 
 WRAPPERS = (
     *("qwen3_5", "qwen3_5_moe", "gemma3", "gemma4", "mistral3", "llava"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from toolkit.checkpoint.read import open_checkpoint
+from toolkit.checkpoint.open import open_checkpoint
 from toolkit.checkpoint.write import PlannedTensor, ShardWriter, dtype_name, tensor_bytes
 from toolkit.errors import CheckpointError
 

@@ -13,7 +13,7 @@ from toolkit import machine
 from toolkit.data.artefacts import extract_member, fetch_artefact, open_members
 from toolkit.data.config import ArtefactSection
 from toolkit.errors import DataError
-from toolkit.manifest import hash_bytes
+from toolkit.stage import hash_bytes
 
 
 def read_members(archive: Path, pattern: str) -> list[tuple[str, bytes]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.token_blocks import make_blocks
+from tests.helpers.token_blocks import make_blocks
 from toolkit.data.blocks import IGNORED, Blocks
 from toolkit.errors import ToolkitError
 

@@ -9,13 +9,13 @@ import pytest
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tests.data.test_run import section, write_corpus
+from tests.helpers.corpora import section, write_corpus
 from toolkit.data.blocks import Blocks
 from toolkit.data.document_tokens import document_tokens, leading_token
 from toolkit.data.encode import TextTokenizer
 from toolkit.data.run import run_data
 from toolkit.evaluate.likelihood import load_items
-from toolkit.manifest import Stage, read_manifest
+from toolkit.stage import Stage, read_manifest
 
 BOS, END = "<bos>", "<|end|>"
 

@@ -17,49 +17,20 @@ import numpy as np
 import pytest
 
 from tests.conftest import paragraph
+from tests.helpers.corpora import run, section, write_corpus
 from toolkit.data import encode, texts
 from toolkit.data import run as run_module
 from toolkit.data.blocks import Blocks
 from toolkit.data.config import DataSection
-from toolkit.data.run import run_data
 from toolkit.errors import DataError
-from toolkit.manifest import Stage, read_manifest
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-def write_corpus(folder: Path, count: int = 60) -> None:
-    for name in ("domain", "general"):
-        rows = []
-        for number in range(count):
-            chance = random.Random(f"{name}{number}")  # noqa: S311
-            words = [f"{name[0]}{chance.randrange(3000)}" for _ in range(60)]
-            rows.append(json.dumps({"text": f"{paragraph(number, 2)} {' '.join(words)}"}))
-        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
-
-
-def section(folder: Path, **changes: Any) -> DataSection:
-    split = {n: {"share": s} for n, s in (("train", 0.6), ("tuning", 0.2), ("test", 0.2))}
-    values: dict[str, Any] = {
-        "sequence_tokens": 64,
-        "sources": {
-            "docs": {"role": "domain", "files": [f"{folder}/domain.jsonl"], "split": split},
-            "web": {"role": "general", "files": [f"{folder}/general.jsonl"], "split": split},
-        },
-        "cleaning": {"max_overlap_fraction": 0.9},
-    }
-    return DataSection.model_validate({**values, **changes})
 
 
 @pytest.fixture
 def tokenizer(tmp_path: Path, tiny_tokenizer) -> Path:
     tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
     return tmp_path / "tokenizer"
-
-
-def run(data: DataSection, folder: Path, tokenizer: Path) -> dict[str, Any]:
-    run_data(data, Stage(folder, {"x": 1}, {}, 5), tokenizer, lambda _: None)
-    return dict(read_manifest(folder)["results"])
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -293,7 +264,7 @@ _KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from tests.data.test_run import run, section
+from tests.helpers.corpora import run, section
 from toolkit.data import run as run_module
 from toolkit.data import texts
 texts.SHARD_BYTES = 2000

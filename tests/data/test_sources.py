@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from toolkit.data.config import SourceSection
+from toolkit.data.files import input_hashes
 from toolkit.data.formats import Faults
-from toolkit.data.sources import input_hashes, read_documents
+from toolkit.data.sources import read_documents
 from toolkit.data.split import assign_split
 from toolkit.errors import DataError
 
@@ -290,7 +291,7 @@ def test_a_damaged_archive_in_an_artefact_is_named(tmp_path: Path, monkeypatch: 
     import io
     import tarfile
 
-    from toolkit.manifest import hash_file
+    from toolkit.stage import hash_file
 
     path = tmp_path / "a.tar.gz"
     with tarfile.open(path, "w:gz") as tar:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from toolkit.data.artefacts import open_members
-from toolkit.data.source_config import SourceSection
+from toolkit.data.config import SourceSection
 from toolkit.data.sources import read_documents
 from toolkit.data.unpacked import unpack
 from toolkit.errors import DataError

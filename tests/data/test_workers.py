@@ -7,24 +7,24 @@ from collections.abc import Iterator
 
 import pytest
 
-from toolkit.data.workers import Workers, num_workers
+from toolkit.data.workers import WorkerProcesses, num_workers
 from toolkit.errors import DataError
 
 
 @pytest.fixture
-def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
+def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerProcesses]:
     monkeypatch.setenv("TOOLKIT_WORKERS", "2")
-    with Workers() as workers:
+    with WorkerProcesses() as workers:
         yield workers
 
 
-def test_results_come_in_the_order_of_the_tasks(two: Workers):
+def test_results_come_in_the_order_of_the_tasks(two: WorkerProcesses):
     two.start()
     two.prepare(len, "loaded")
     assert list(two.map(abs, range(-9, 0))) == list(range(9, 0, -1))
 
 
-def test_a_failure_while_preparing_is_left_to_the_task_that_meets_it(two: Workers):
+def test_a_failure_while_preparing_is_left_to_the_task_that_meets_it(two: WorkerProcesses):
     two.start()
     two.prepare(int, "no number")
     assert list(two.map(int, ["1", "2", "3"])) == [1, 2, 3]
@@ -32,7 +32,7 @@ def test_a_failure_while_preparing_is_left_to_the_task_that_meets_it(two: Worker
         list(two.map(int, ["1", "no number"]))
 
 
-def test_a_killed_process_is_told_of(two: Workers):
+def test_a_killed_process_is_told_of(two: WorkerProcesses):
     with pytest.raises(DataError, match=r"a worker process was killed, .* TOOLKIT_WORKERS"):
         list(two.map(os._exit, [1, 1, 1]))
     two.prepare(len, "")  # what is broken stays so, and this is not the place to say it
@@ -41,10 +41,10 @@ def test_a_killed_process_is_told_of(two: Workers):
 
 
 def test_one_task_or_one_process_needs_no_pool(monkeypatch: pytest.MonkeyPatch):
-    with Workers() as workers:
+    with WorkerProcesses() as workers:
         assert list(workers.map(lambda number: number + 1, [1])) == [2]  # cannot be sent elsewhere
     monkeypatch.setenv("TOOLKIT_WORKERS", "1")
     assert num_workers() == 1
-    with Workers() as workers:
+    with WorkerProcesses() as workers:
         workers.start()
         assert list(workers.map(lambda number: number + 1, [1, 2])) == [2, 3]

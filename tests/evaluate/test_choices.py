@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from toolkit.config import parse_section
 from toolkit.errors import ConfigError, EvaluationError
 from toolkit.evaluate.choices import choices_set, encode_question
 from toolkit.evaluate.config import ChoicesSection, EvaluateSection
 from toolkit.evaluate.questions import Question, bigbench_questions, load_questions
+from toolkit.section import parse_section
 
 
 def section(path: Path, **more: Any) -> ChoicesSection:

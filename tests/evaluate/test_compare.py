@@ -13,8 +13,8 @@ import pytest
 
 from toolkit.errors import ConfigError
 from toolkit.evaluate.compare import figures_of, run_evaluation
-from toolkit.evaluate.inference import mcnemar
 from toolkit.evaluate.sets import EvaluationSet
+from toolkit.statistics.hypothesis import mcnemar
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.test_end_to_end import recipe
-from tests.tiny_runs import make_project, open_run
+from tests.helpers.projects import recipe
+from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.errors import DataError, EvaluationError
 from toolkit.evaluate.config import EvaluateSection, MiddlesSection
 from toolkit.evaluate.middles import BOTH_SIDES, PREFIX_ONLY, cut_middles, middles_sets
-from toolkit.stages.infilling import measure_middles
+from toolkit.pipeline.infill import measure_middles
 
 TEXT = "".join(f"the bank reported debt in {year}.\n" for year in range(2015, 2023))
 TOKENS = ("<|a|>", "<|b|>", "<|end|>")

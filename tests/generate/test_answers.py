@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.generate.talkative import TALKATIVE
+from tests.helpers.talkative import TALKATIVE
 from toolkit.generate.answers import answer_batch, answer_rows
+from toolkit.generate.chat_model import Speaker, load_speaker
 from toolkit.generate.prompts import GENERAL_PROMPTS
-from toolkit.generate.speaker import Speaker, load_speaker
-from toolkit.generate.stream import Settings, stream_answer
+from toolkit.generate.stream import SamplingSettings, stream_answer
 
 PROMPTS = ("the company", "net income increased in 2019. the bank", "debt")
 
@@ -20,7 +20,7 @@ def test_a_batch_is_each_prompt_alone(tmp_path: Path, make_model: Callable[..., 
     """Padding at the left end changes nothing: the same answers, whatever their neighbours."""
     speaker = load_speaker(make_model(tmp_path / "m", seed=3, **TALKATIVE))
     alone = [
-        "".join(stream_answer(speaker, [{"role": "user", "content": prompt}], Settings(12)))
+        "".join(stream_answer(speaker, [{"role": "user", "content": prompt}], SamplingSettings(12)))
         for prompt in PROMPTS
     ]
     assert len(set(alone)) == len(PROMPTS)

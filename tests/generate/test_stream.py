@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from tests.generate.talkative import TALKATIVE
+from tests.helpers.talkative import TALKATIVE
 from toolkit.errors import CheckpointError, ConfigError, EvaluationError
-from toolkit.generate.speaker import Speaker, load_speaker
-from toolkit.generate.stream import Settings, pick, stream_answer
+from toolkit.generate.chat_model import Speaker, load_speaker
+from toolkit.generate.stream import SamplingSettings, pick, stream_answer
 
 USER = [{"role": "user", "content": "the board expects revenue"}]
 
@@ -33,13 +33,15 @@ def test_greedy_as_transformers(speaker: Speaker):
         given, attention_mask=torch.ones_like(given), generation_config=settings
     )
     theirs = speaker.decode(whole[0, len(tokens) :].tolist())
-    assert "".join(stream_answer(speaker, USER, Settings(new_tokens=20))) == theirs
+    assert "".join(stream_answer(speaker, USER, SamplingSettings(new_tokens=20))) == theirs
     assert theirs
 
 
 def test_the_same_seed_gives_the_same_answer(speaker: Speaker):
     def answer(seed: int) -> str:
-        return "".join(stream_answer(speaker, USER, Settings(20, temperature=1.0, seed=seed)))
+        return "".join(
+            stream_answer(speaker, USER, SamplingSettings(20, temperature=1.0, seed=seed))
+        )
 
     torch.manual_seed(1)
     first = answer(1)
@@ -50,50 +52,52 @@ def test_the_same_seed_gives_the_same_answer(speaker: Speaker):
 
 def test_it_stops_where_the_model_says(speaker: Speaker):
     tokens = []
-    for _ in stream_answer(speaker, USER, Settings(new_tokens=5)):
+    for _ in stream_answer(speaker, USER, SamplingSettings(new_tokens=5)):
         tokens.append(1)
     given = torch.tensor([speaker.encode(USER)])
     first = int(speaker.model(given).logits[0, -1].argmax())
     stopping = Speaker("x", speaker.model, speaker.tokenizer, frozenset({first}), speaker.template)
     assert tokens
-    assert list(stream_answer(stopping, USER, Settings(new_tokens=5))) == []
+    assert list(stream_answer(stopping, USER, SamplingSettings(new_tokens=5))) == []
 
 
 def test_half_a_character_waits_for_the_rest(speaker: Speaker, monkeypatch: pytest.MonkeyPatch):
     euro = speaker.tokenizer("€", add_special_tokens=False)["input_ids"]
     assert len(euro) > 1
     monkeypatch.setattr("toolkit.generate.stream._tokens", lambda *_: iter([*euro, *euro]))
-    assert list(stream_answer(speaker, USER, Settings())) == ["€", "€"]
+    assert list(stream_answer(speaker, USER, SamplingSettings())) == ["€", "€"]
 
 
 def test_picking():
     logits = torch.tensor([0.6, 0.3, 0.1]).log()
     generator = torch.Generator().manual_seed(0)
-    assert pick(logits, Settings(), generator) == 0
+    assert pick(logits, SamplingSettings(), generator) == 0
 
-    def shares(settings: Settings) -> list[float]:
+    def shares(settings: SamplingSettings) -> list[float]:
         drawn = [pick(logits, settings, generator) for _ in range(2000)]
         return [drawn.count(token) / 2000 for token in range(3)]
 
     # four standard errors of 2,000 draws: at most 0.045
-    assert shares(Settings(temperature=1.0)) == pytest.approx([0.6, 0.3, 0.1], abs=0.045)
+    assert shares(SamplingSettings(temperature=1.0)) == pytest.approx([0.6, 0.3, 0.1], abs=0.045)
     # 0.6 does not reach 0.7, so the second is in and the third is not: 2/3 and 1/3
-    narrow = shares(Settings(temperature=1.0, top_p=0.7))
+    narrow = shares(SamplingSettings(temperature=1.0, top_p=0.7))
     assert narrow == pytest.approx([2 / 3, 1 / 3, 0.0], abs=0.045)
     assert narrow[2] == 0.0
     # at half the temperature chances are squared: 36, 9, 1 of 46
-    assert shares(Settings(temperature=0.5)) == pytest.approx([36 / 46, 9 / 46, 1 / 46], abs=0.045)
+    assert shares(SamplingSettings(temperature=0.5)) == pytest.approx(
+        [36 / 46, 9 / 46, 1 / 46], abs=0.045
+    )
 
 
 def test_faults(speaker: Speaker, tmp_path: Path, make_model: Callable[..., Path]):
     with pytest.raises(EvaluationError, match="damaged"):
-        pick(torch.tensor([1.0, float("nan")]), Settings(), torch.Generator())
+        pick(torch.tensor([1.0, float("nan")]), SamplingSettings(), torch.Generator())
     long = [{"role": "user", "content": "revenue " * 300}]
     with pytest.raises(ConfigError, match="256 at most; shorten it"):
-        list(stream_answer(speaker, long, Settings()))
+        list(stream_answer(speaker, long, SamplingSettings()))
     for wrong in ({"new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}):
         with pytest.raises(ConfigError, match="--"):
-            Settings(**wrong)
+            SamplingSettings(**wrong)
     with pytest.raises(CheckpointError, match="no model configuration"):
         load_speaker(tmp_path)
     bare = make_model(tmp_path / "bare")

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from toolkit import cli
+from toolkit.cli import main
 from toolkit.generate import show
 from toolkit.generate.chat import forget_oldest, run_chat
+from toolkit.generate.chat_model import load_speaker
 from toolkit.generate.show import show_answers
-from toolkit.generate.speaker import load_speaker
-from toolkit.generate.stream import Settings
+from toolkit.generate.stream import SamplingSettings
 
 USER = [{"role": "user", "content": "the board"}]
 
@@ -37,8 +37,10 @@ def test_side_by_side_in_a_terminal(two_models: tuple[Path, Path], monkeypatch: 
     written = StringIO()
     terminal = Console(file=written, force_terminal=True, width=100)
     monkeypatch.setattr(show, "console", terminal)
-    answers = show_answers(speakers, USER, Settings(new_tokens=6))
-    alone = [show_answers([speaker], USER, Settings(new_tokens=6))[0] for speaker in speakers]
+    answers = show_answers(speakers, USER, SamplingSettings(new_tokens=6))
+    alone = [
+        show_answers([speaker], USER, SamplingSettings(new_tokens=6))[0] for speaker in speakers
+    ]
     assert answers == alone
     assert "base" in written.getvalue()
     assert "tuned" in written.getvalue()
@@ -46,7 +48,7 @@ def test_side_by_side_in_a_terminal(two_models: tuple[Path, Path], monkeypatch: 
 
 def test_a_chat_remembers(two_models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
     speaker = load_speaker(two_models[0], label="mine")
-    settings = Settings(new_tokens=4)
+    settings = SamplingSettings(new_tokens=4)
     messages = run_chat(speaker, settings, system="be brief", ask=lines("debt", "", "revenue"))
     roles = [message["role"] for message in messages]
     assert roles == ["system", "user", "assistant", "user", "assistant"]
@@ -64,7 +66,7 @@ def test_an_interrupted_answer_does_not_end_the_chat(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("toolkit.generate.chat.show_answers", interrupt)
-    assert run_chat(load_speaker(two_models[0]), Settings(), ask=lines("debt")) == []
+    assert run_chat(load_speaker(two_models[0]), SamplingSettings(), ask=lines("debt")) == []
 
 
 def test_a_long_chat_forgets_its_beginning(two_models: tuple[Path, Path]):
@@ -87,7 +89,7 @@ def test_a_long_chat_forgets_its_beginning(two_models: tuple[Path, Path]):
 def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     monkeypatch.setattr("sys.argv", ["toolkit", *map(str, words)])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main.main()
     return int(stop.value.code or 0)
 
 
@@ -102,7 +104,7 @@ def test_generate(
     assert shown.count("--- ") == 4
     assert "> debt" in shown
     speaker = load_speaker(two_models[1])
-    assert show_answers([speaker], USER, Settings(new_tokens=5))[0].strip() in shown
+    assert show_answers([speaker], USER, SamplingSettings(new_tokens=5))[0].strip() in shown
     assert command(monkeypatch, "generate", two_models[0], "--prompt", "x", "--top-p", 2) == 2
 
 

@@ -21,7 +21,7 @@ from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.head import can_pad
 from toolkit.evaluate.likelihood import ItemSet, score_documents
 from toolkit.evaluate.prompted import Prompted, can_share, score_continuations
-from toolkit.merge.live_proof import why_not_live
+from toolkit.merge.in_memory_proof import why_not_live
 from toolkit.train.layout import packed
 from toolkit.train.model import NextTokenLoss
 from toolkit.train.packing_probe import choose_packing

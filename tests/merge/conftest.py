@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.merge.families import State
+from tests.helpers.families import State
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from toolkit.checkpoint.references import ModelReference, PathAndRevision, parse_reference
 from toolkit.errors import ConfigError
 from toolkit.merge.config import MergeConfig, load_merge_config, parse_merge_config
-from toolkit.merge.references import ModelReference, PathAndRevision, parse_reference
 
 MODELS = [{"model": "a"}, {"model": "b"}]
 

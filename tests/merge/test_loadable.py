@@ -22,7 +22,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from tests.merge.test_output import Models, half, merge
+from tests.helpers.half_merges import Models, half, merge
 from toolkit.checkpoint import loadable
 from toolkit.errors import CheckpointError, MergeError
 

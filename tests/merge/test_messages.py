@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.merge.test_output import Models, half, merge
-from toolkit.checkpoint.gguf_compare import compare_gguf
-from toolkit.checkpoint.gguf_export import export_gguf
+from tests.helpers.half_merges import Models, half, merge
+from toolkit.checkpoint.gguf.compare import compare_gguf
+from toolkit.checkpoint.gguf.write import export_gguf
 from toolkit.errors import ToolkitError
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.merge.families import State
-from tests.merge.test_oracle import both
+from tests.helpers.families import State
+from tests.helpers.mergekit_oracle import both
+from tests.helpers.model_cards import card
 from toolkit.errors import ConfigError
 from toolkit.merge.config import parse_merge_config
-from toolkit.merge.run import run_merge
+from toolkit.merge.to_disk import run_merge
 
 CARDS = {
     # parts of a gradient for one model, a filter for another, and mergekit's mask switch
@@ -154,19 +153,6 @@ slices:
 
 TIED_AT_THE_THRESHOLD = 0.02
 """Share of entries that may differ in TIES: float32 differences of near numbers tie often."""
-
-
-def card(text: str, folder: Path, dtype: str) -> dict[str, Any]:
-    names = {"A": str(folder / "a"), "B": str(folder / "b"), "BASE": str(folder / "base")}
-
-    def fill(node: Any) -> Any:
-        if isinstance(node, dict):
-            return {key: fill(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [fill(value) for value in node]
-        return names.get(node, node) if isinstance(node, str) else node
-
-    return {**fill(yaml.safe_load(text)), "dtype": dtype}
 
 
 @pytest.mark.parametrize("name", CARDS)

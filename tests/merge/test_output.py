@@ -21,24 +21,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from tests.helpers.half_merges import Models, half, merge
 from toolkit.errors import ConfigError, MergeError
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.describe import describe_merge
-from toolkit.merge.run import run_merge
-
-Models = tuple[Path, Path]
-
-
-def half(*folders: Path | str, **more: Any) -> dict[str, Any]:
-    models = [{"model": str(f), "parameters": {"weight": 0.5}} for f in folders]
-    return {"merge_method": "linear", "models": models, **more}
-
-
-def merge(data: dict[str, Any], out: Path, **options: Any) -> dict[str, Any]:
-    """Run a merge and read the config that it wrote."""
-    run_merge(parse_merge_config(data, where="test"), out, **options)
-    values: dict[str, Any] = json.loads((out / "config.json").read_text())
-    return values
+from toolkit.merge.to_disk import run_merge
 
 
 def change_config(folder: Path, **changes: Any) -> None:
@@ -172,7 +159,7 @@ def test_kill_leaves_nothing_that_looks_complete(two_models: Models, tmp_path: P
     config, out = tmp_path / "m.yml", tmp_path / "out"
     config.write_text(yaml.safe_dump(half(*two_models)))
     code = (
-        "import sys, time; from pathlib import Path; import toolkit.merge.run as r;"
+        "import sys, time; from pathlib import Path; import toolkit.merge.to_disk as r;"
         "from toolkit.merge.config import load_merge_config;"
         "r.write_tokenizer = lambda *_: (print('here', flush=True), time.sleep(60));"
         f"r.run_merge(load_merge_config(Path({str(config)!r})), Path({str(out)!r}))"

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from toolkit.checkpoint.models import Shapes, Source
 from toolkit.errors import ConfigError, MergeError
 from toolkit.merge.config import parse_merge_config
-from toolkit.merge.layers import Shapes
 from toolkit.merge.plan import MergePlan, plan_merge
-from toolkit.merge.task import Source, TensorTask
+from toolkit.merge.task import TensorTask
 
 
 def llama(

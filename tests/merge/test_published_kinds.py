@@ -17,12 +17,12 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.merge.families import State
-from tests.merge.test_model_cards import card
-from tests.merge.test_oracle import both
+from tests.helpers.families import State
+from tests.helpers.mergekit_oracle import both
+from tests.helpers.model_cards import card
 from toolkit.errors import ConfigError, MergeError
 from toolkit.merge.config import load_merge_config, parse_merge_config
-from toolkit.merge.run import run_merge
+from toolkit.merge.to_disk import run_merge
 
 TWO = "models: [{model: A, parameters: {weight: 0.6}}, {model: B, parameters: {weight: 0.3}}]\n"
 TASK = TWO + "base_model: BASE\n"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.plan.shapes import ROUND
+from tests.helpers.shapes import ROUND
 from toolkit.errors import ConfigError
-from toolkit.plan.amounts import StageAmount
 from toolkit.plan.cost import bill, devices_needed, find_origin, share_of_scratch, stage_work
 from toolkit.plan.devices import DEVICES, Device, Fleet, parse_fleet, with_prices
+from toolkit.plan.token_budget import StageAmount
 from toolkit.train.config import TrainSection
 
 

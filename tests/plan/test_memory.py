@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plan.shapes import LLAMA_3_70B, MIXTRAL, ROUND, SMOL
-from toolkit.model_config import ShapeSection
+from tests.helpers.shapes import LLAMA_3_70B, MIXTRAL, ROUND, SMOL
+from toolkit.checkpoint.config import ShapeSection
 from toolkit.plan.devices import DEVICES, Device, Fleet
 from toolkit.plan.fit import fits, memory_on, misfit, ways_to_train
-from toolkit.plan.fused_memory import fused_activations, is_fused
-from toolkit.plan.memory import activation_bytes, training_memory
+from toolkit.plan.memory import activation_bytes, fused_activations, is_fused, training_memory
 from toolkit.train.config import TrainSection
 
 

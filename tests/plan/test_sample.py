@@ -16,13 +16,12 @@ from tests.conftest import paragraph, tiny_config
 from toolkit.data.config import ArtefactSection, CleaningSection, SourceSection
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.plan import sample as sample_module
-from toolkit.plan.amounts import source_amount
 from toolkit.plan.evidence import look
 from toolkit.plan.sample import is_fetched, sample_source
-from toolkit.plan.settings import Setting
-from toolkit.plan.surprise import Piece, measure_surprise, shuffled_words
+from toolkit.plan.settings import Setting, recipe_text
+from toolkit.plan.surprise import TextPiece, measure_surprise, shuffled_words
+from toolkit.plan.token_budget import source_amount
 from toolkit.plan.words import word_figures
-from toolkit.plan.write_recipe import recipe_text
 
 LOOSE = CleaningSection(
     min_words=1, max_repeated_line_fraction=1.0, max_repeated_ngram_fraction=1.0
@@ -192,7 +191,7 @@ def test_a_model_that_knows_nothing_is_equally_surprised_by_all():
             parameter.zero_()
     pieces = [
         [
-            Piece(text, [0, *Bytes().encode(text)[0]])
+            TextPiece(text, [0, *Bytes().encode(text)[0]])
             for text in (paragraph(n)[:80], paragraph(n + 1)[:90])
         ]
         for n in (0, 5)

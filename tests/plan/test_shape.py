@@ -7,8 +7,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.conftest import tiny_config
-from tests.plan.shapes import LLAMA_3_70B, MIXTRAL, ROUND, SMOL
-from toolkit.model_config import ShapeSection
+from tests.helpers.shapes import LLAMA_3_70B, MIXTRAL, ROUND, SMOL
+from toolkit.checkpoint.config import ShapeSection
 from toolkit.plan.shape import (
     count_parameters,
     lora_parameters,
@@ -16,7 +16,7 @@ from toolkit.plan.shape import (
     training_flops,
 )
 from toolkit.train.config import TrainSection
-from toolkit.train.parts import prepare_model
+from toolkit.train.trainable import prepare_model
 
 
 def test_published_totals():
@@ -96,8 +96,7 @@ def test_experts_cost_what_is_active():
 
 def test_a_real_models_saved_activations_are_what_the_formula_says():
     """One layer's activations, counted by autograd's own hooks, bytes a token."""
-    from toolkit.plan.fused_memory import fused_activations
-    from toolkit.plan.memory import activation_bytes
+    from toolkit.plan.memory import activation_bytes, fused_activations
     from toolkit.train.fuse import fuse
     from toolkit.train.model import NextTokenLoss
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.plan.shapes import ROUND
+from tests.helpers.shapes import ROUND
 from toolkit.plan import speed
 from toolkit.train.config import TrainSection
 from toolkit.train.model import NextTokenLoss

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.publish.hub_server import TOKEN, Hub, running_hub
-from toolkit.config import parse_section
-from toolkit.manifest import Stage
+from tests.helpers.hub_server import TOKEN, Hub, running_hub
 from toolkit.merge.config import parse_merge_config
-from toolkit.merge.run import run_merge
-from toolkit.recipe import Recipe
-from toolkit.stages.publishing_material import Material
+from toolkit.merge.to_disk import run_merge
+from toolkit.publish.material import Material
+from toolkit.recipe.schema import Recipe
+from toolkit.section import parse_section
+from toolkit.stage import Stage
 
 RECIPE: dict[str, Any] = {
     "description": "tiny model on made-up filings",

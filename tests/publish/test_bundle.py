@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.publish.conftest import RESULTS
 from toolkit.errors import PublishError
 from toolkit.publish.bundle import SUMS, parse_sums, read_sums
-from toolkit.stages.publishing import make_bundle
-from toolkit.stages.publishing_material import Material
+from toolkit.publish.material import Material
+from toolkit.publish.stage import make_bundle
 
 REPO = "org/tiny-finance"
 
@@ -78,7 +78,7 @@ def test_what_a_killed_call_left_is_cleared_away(material: Material):
 
 
 def test_one_process_at_a_time(material: Material):
-    from toolkit.stages.publishing import _alone
+    from toolkit.publish.stage import _alone
 
     with (
         _alone(material.root / "publish/safetensors"),

@@ -14,37 +14,37 @@ from safetensors.torch import load_file, save_file
 
 from tests.publish.conftest import RESULTS
 from toolkit.errors import ConfigError, PublishError
-from toolkit.publish.agreements import find_agreements
 from toolkit.publish.checks import (
     CHECKS,
-    Finding,
-    Subject,
+    CheckedBundle,
+    CheckResult,
     parse_accepted,
     refuse_failed,
     run_checks,
     show_findings,
 )
-from toolkit.stages.publishing import make_bundle
-from toolkit.stages.publishing_material import Material, find_parents
+from toolkit.publish.license_texts import find_agreements
+from toolkit.publish.material import Material, find_parents
+from toolkit.publish.stage import make_bundle
 
 REPO = "org/tiny"
 
 
 @pytest.fixture
-def subject(material: Material) -> Subject:
+def subject(material: Material) -> CheckedBundle:
     folder = make_bundle(material, "safetensors", REPO, {})
     (folder / "SHA256SUMS").unlink()
     return of(material, folder)
 
 
-def of(material: Material, folder: Path, repository: str = REPO) -> Subject:
+def of(material: Material, folder: Path, repository: str = REPO) -> CheckedBundle:
     parents = find_parents(material.recipe, repository)
     section = material.recipe.publish
     given = {
         "general": (section.general.license_file, section.general.notice_file),
         "specialist": (section.specialist.license_file, section.specialist.notice_file),
     }
-    return Subject(
+    return CheckedBundle(
         folder=folder,
         repository=repository,
         format="safetensors",
@@ -57,27 +57,27 @@ def of(material: Material, folder: Path, repository: str = REPO) -> Subject:
     )
 
 
-def faults(subject: Subject, check: str) -> str:
+def faults(subject: CheckedBundle, check: str) -> str:
     return "\n".join(next(f.faults for f in run_checks(subject, {}) if f.check == check))
 
 
-def only(subject: Subject) -> list[str]:
+def only(subject: CheckedBundle) -> list[str]:
     return [finding.check for finding in run_checks(subject, {}) if finding.state == "failed"]
 
 
-def test_a_sound_bundle_passes_all(subject: Subject):
+def test_a_sound_bundle_passes_all(subject: CheckedBundle):
     assert only(subject) == []
     assert [f.check for f in run_checks(subject, {})] == list(CHECKS)
 
 
-def change(subject: Subject, act: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def change(subject: CheckedBundle, act: Callable[[dict[str, torch.Tensor]], None]) -> None:
     path = subject.folder / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     act(tensors)
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def test_a_number_that_is_none(subject: Subject):
+def test_a_number_that_is_none(subject: CheckedBundle):
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
 
@@ -86,7 +86,7 @@ def test_a_number_that_is_none(subject: Subject):
     assert "not finite" in faults(subject, "loads")
 
 
-def test_names_and_shapes(subject: Subject):
+def test_names_and_shapes(subject: CheckedBundle):
     def spoil(tensors: dict[str, torch.Tensor]) -> None:
         tensors["model.norm.bias"] = torch.zeros(32)
         del tensors["model.layers.0.mlp.up_proj.weight"]
@@ -101,19 +101,19 @@ def test_names_and_shapes(subject: Subject):
     ]
 
 
-def test_a_cut_file(subject: Subject):
+def test_a_cut_file(subject: CheckedBundle):
     path = subject.folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     assert "its header speaks of" in faults(subject, "weights")
     assert only(subject) == ["weights", "loads"]
 
 
-def test_a_tokenizer_that_cannot_be_read(subject: Subject):
+def test_a_tokenizer_that_cannot_be_read(subject: CheckedBundle):
     (subject.folder / "tokenizer.json").write_text('{"version": "1.0"}')
     assert "holds no tokenizer that can be read" in faults(subject, "tokenizer")
 
 
-def test_a_tokenizer_that_loses_text(subject: Subject):
+def test_a_tokenizer_that_loses_text(subject: CheckedBundle):
     path = subject.folder / "tokenizer.json"
     text = path.read_text()
     path.write_text(text.replace('"normalizer": null', '"normalizer": {"type": "Lowercase"}'))
@@ -121,7 +121,7 @@ def test_a_tokenizer_that_loses_text(subject: Subject):
     assert "comes back from its tokens as 'net revenue" in faults(subject, "tokenizer")
 
 
-def test_a_tokenizer_larger_than_the_model(subject: Subject):
+def test_a_tokenizer_larger_than_the_model(subject: CheckedBundle):
     config = subject.folder / "config.json"
     config.write_text(config.read_text().replace('"vocab_size": 320', '"vocab_size": 300'))
     assert "it has 320 tokens, but the model has rows for 300" in faults(subject, "tokenizer")
@@ -137,12 +137,12 @@ def test_a_tokenizer_larger_than_the_model(subject: Subject):
         ("modeling_tiny.py", b"import os"),
     ],
 )
-def test_pickles_and_code(subject: Subject, name: str, data: bytes):
+def test_pickles_and_code(subject: CheckedBundle, name: str, data: bytes):
     (subject.folder / name).write_bytes(data)
     assert name in faults(subject, "pickles")
 
 
-def test_test_sets_scored_twice(subject: Subject):
+def test_test_sets_scored_twice(subject: CheckedBundle):
     twice = replace(subject, results={**RESULTS, "test_scorings": {"domain": 1, "general": 2}})
     assert faults(twice, "test") == (
         "general was scored 2 times; what was chosen after the first look is biased"
@@ -177,8 +177,8 @@ def test_a_local_path_in_the_recipe(
 
 
 def make_material_again(material: Material, values: dict[str, Any]) -> Material:
-    from toolkit.config import parse_section
-    from toolkit.recipe import Recipe
+    from toolkit.recipe.schema import Recipe
+    from toolkit.section import parse_section
 
     return replace(material, recipe=parse_section(Recipe, values, where="x", what="recipe"))
 
@@ -191,7 +191,7 @@ def test_a_general_model_without_a_public_name(
         make_bundle(make_material(recipe_values), "safetensors", REPO, {})
 
 
-def test_nothing_new(subject: Subject):
+def test_nothing_new(subject: CheckedBundle):
     same = replace(subject, results={**RESULTS, "any_merge": False})
     assert "there is nothing new" in faults(same, "merge")
 
@@ -233,7 +233,7 @@ def test_terms_that_do_not_go_together(
     assert "the terms gemma and cc-by-nc-4.0 cannot both hold of one model" in shown
 
 
-def test_all_failures_are_shown_at_once(subject: Subject, capsys: pytest.CaptureFixture[str]):
+def test_all_failures_are_shown_at_once(subject: CheckedBundle, capsys: pytest.CaptureFixture[str]):
     (subject.folder / "model.bin").write_bytes(b"x")
     (subject.folder / "report.json").write_text('{"from": "/home/jane/work"}')
     worse = replace(subject, results={**RESULTS, "any_merge": False, "test_scorings": 3})
@@ -246,7 +246,7 @@ def test_all_failures_are_shown_at_once(subject: Subject, capsys: pytest.Capture
     assert "passed    weights" in shown
     with pytest.raises(PublishError, match=r"3 of 11 checks failed \(private, pickles, test\)"):
         refuse_failed(findings, Path("x"))
-    refuse_failed([Finding("test", ("f",), "", "reason")], Path("x"))
+    refuse_failed([CheckResult("test", ("f",), "", "reason")], Path("x"))
 
 
 def test_acceptance_needs_a_check_and_a_reason():
@@ -257,7 +257,7 @@ def test_acceptance_needs_a_check_and_a_reason():
         parse_accepted(["test="])
 
 
-def test_checks_do_not_change_the_bundle(subject: Subject):
+def test_checks_do_not_change_the_bundle(subject: CheckedBundle):
     before = {p.name: (p.stat().st_mtime_ns, p.stat().st_size) for p in subject.folder.iterdir()}
     run_checks(subject, {})
     after = {p.name: (p.stat().st_mtime_ns, p.stat().st_size) for p in subject.folder.iterdir()}

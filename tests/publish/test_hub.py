@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, snapshot_download
 
-from tests.publish.hub_server import TOKEN, Fault, Hub
+from tests.helpers.hub_server import TOKEN, Fault, Hub
 from toolkit.errors import PublishError
 from toolkit.publish.bundle import SUMS, write_sums
 from toolkit.publish.hub import HubTarget, check_credentials, upload_bundle

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.outcomes import AGAIN, ANSWERS, MERGE_YAML, make_results, make_training
+from tests.helpers.outcomes import AGAIN, ANSWERS, MERGE_YAML, make_results, make_training
 from toolkit.report.page import write_page
 
 CHROMIUM = next(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.outcomes import AGAIN, ANSWERS, MERGE_YAML, make_results, make_training
+from tests.helpers.outcomes import AGAIN, ANSWERS, MERGE_YAML, make_results, make_training
 from toolkit.report.again import again_of
 from toolkit.report.page import write_page
 from toolkit.report.training_section import thin

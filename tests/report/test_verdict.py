@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.outcomes import interval, make_results
+from tests.helpers.outcomes import interval, make_results
 from toolkit.report.table import outcome_table, set_rows
 from toolkit.report.verdict import kept_lines, notes, verdict
 

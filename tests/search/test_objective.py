@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.search.fakes import made_up_set
+from tests.helpers.fakes import made_up_set
 from toolkit.errors import ConfigError, EvaluationError
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.search.config import RaceSection

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.search.fakes import made_up_set
+from tests.helpers.fakes import made_up_set
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
 from toolkit.search.plain_sweep import PlainSweep

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.search.fakes import space
+from tests.helpers.fakes import space
 from toolkit.search.config import SearchSection
 from toolkit.search.sampler import Tried, grid_points, next_proposal
 from toolkit.search.space import read_space

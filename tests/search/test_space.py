@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from toolkit.errors import ConfigError
-from toolkit.search.notation import Options, Range
 from toolkit.search.space import endpoint, load_spaces, read_space, sweep_point
+from toolkit.search.unknowns import Options, Range
 
 MERGES = Path(__file__).parent.parent.parent / "merges"
 SHIPPED = (

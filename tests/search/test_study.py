@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from tests.search.fakes import FakeBench, made_up_set, plan
+from tests.helpers.fakes import FakeBench, made_up_set, plan
 from toolkit.errors import ConfigError, EvaluationError, ToolkitError
 from toolkit.search.config import RaceSection
-from toolkit.search.plan import Plan
+from toolkit.search.queue import SearchPlan
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.storage import JournalLock, spoken
 from toolkit.search.study import Study, is_surely_dead, pack, unpack, worker_identity
@@ -30,7 +30,7 @@ from toolkit.search.worker import Worker
 IDENTITY = {"search": {"candidates": 10}, "seed": 7}
 
 
-def open_study(place: Any, wanted: Plan, *, begin: bool = True, **changes: Any) -> Study:
+def open_study(place: Any, wanted: SearchPlan, *, begin: bool = True, **changes: Any) -> Study:
     identity = changes.pop("identity", IDENTITY)
     study = Study(place, "tiny", identity, wanted.sampler(), begin=begin, **changes)
     if begin:

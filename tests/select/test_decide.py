@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.search.worlds import WORLDS, StudyFigures, decide_study, run_study
+from tests.helpers.worlds import WORLDS, StudyFigures, decide_study, run_study
 
 
 def studies(world: str, count: int) -> list[StudyFigures]:

@@ -6,24 +6,24 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from toolkit.select.ladder import SetTest, Step, as_rows, climb, passed_steps
+from toolkit.select.ladder import LadderStep, SetTest, as_rows, climb, passed_steps
 
 
-def bounded_by(bound: Callable[[float], Mapping[str, float]]) -> Callable[[float], Step]:
+def bounded_by(bound: Callable[[float], Mapping[str, float]]) -> Callable[[float], LadderStep]:
     """A test of made-up bounds by set; 0.1 is tolerated."""
 
-    def test(alpha: float) -> Step:
+    def test(alpha: float) -> LadderStep:
         found = []
         for name, value in bound(alpha).items():
             found.append(SetTest(name, value - 0.01, value, 0.1, "nats"))
             if value > 0.1:
                 break
-        return Step(alpha, f"linear alpha={alpha:g}", tuple(found))
+        return LadderStep(alpha, f"linear alpha={alpha:g}", tuple(found))
 
     return test
 
 
-def alphas(steps: list[Step]) -> list[float]:
+def alphas(steps: list[LadderStep]) -> list[float]:
     return [step.alpha for step in steps]
 
 

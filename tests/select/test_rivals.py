@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.search.fakes import made_up_set, share_of, unraced_objective
+from tests.helpers.fakes import made_up_set, share_of, unraced_objective
 from toolkit.search.objective import Objective
 from toolkit.search.plain_sweep import Match, PlainSweep
 from toolkit.search.space import Candidate, sweep_point

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.search.fakes import made_up_set, unraced_objective
+from tests.helpers.fakes import made_up_set, unraced_objective
 from toolkit.search.objective import Losses, Objective
-from toolkit.search.parts import divide
+from toolkit.select.holdout import divide
 from toolkit.select.way import can_go_by_way, loss_by_way_of
 
 

@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from tests.token_blocks import make_blocks
-from toolkit.config import parse_section
+from tests.helpers.token_blocks import make_blocks
 from toolkit.data.blocks import Blocks
 from toolkit.merge.moe.config import MoeConfig
 from toolkit.merge.moe.run import run_moe
+from toolkit.section import parse_section
 from toolkit.train.balance import balancing_loss, expert_counts
 from toolkit.train.config import TrainSection
 from toolkit.train.loop import train

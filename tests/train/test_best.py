@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.token_blocks import make_blocks
-from toolkit.checkpoint import resume
+from tests.helpers.token_blocks import make_blocks
+from toolkit.checkpoint import training_state
 from toolkit.data.blocks import Blocks
 from toolkit.errors import CheckpointError
-from toolkit.manifest import Stage
+from toolkit.stage import Stage
 from toolkit.train import loop
 from toolkit.train.config import TrainSection
 from toolkit.train.loop import train
@@ -68,13 +68,13 @@ def test_the_best_state_is_kept_beside_the_latest(data: Path):
         "step": 4, "domain_bits_per_byte": 1.0, "general_bits_per_byte": 1.02
     }  # fmt: skip
     assert results["used_step"] == 8
-    assert resume.saved_steps(data / "w") == [4, 8]
+    assert training_state.saved_steps(data / "w") == [4, 8]
 
 
 def test_the_specialist_is_the_best_state_when_said(data: Path):
     stage = Stage(data / "cpt", {}, {}, 7)
     run_train(section(use="best"), stage, data / "model", data / "blocks", watch=scores())
-    assert resume.saved_steps(data / "cpt/states") == [4]
+    assert training_state.saved_steps(data / "cpt/states") == [4]
     state = load_file(data / "cpt/states/state-00000004/parameters.safetensors")
     model = load_file(data / "cpt/model.safetensors")
     assert all(model[name].equal(value) for name, value in state.items())
@@ -85,7 +85,7 @@ def test_a_killed_run_finds_the_same_best(data: Path, monkeypatch: pytest.Monkey
     whole = Stage(data / "whole", {}, {}, 7)
     run_train(section(use="best"), whole, data / "model", data / "blocks", watch=scores())
 
-    class Killed(resume.StateWriter):
+    class Killed(training_state.StateWriter):
         def save(self, step: int, *rest: object) -> None:  # type: ignore[override]
             super().save(step, *rest)  # type: ignore[arg-type]
             self.wait()
@@ -97,7 +97,7 @@ def test_a_killed_run_finds_the_same_best(data: Path, monkeypatch: pytest.Monkey
         patch.setattr(loop, "StateWriter", Killed)
         with pytest.raises(KeyboardInterrupt):
             run_train(section(use="best"), cut, data / "model", data / "blocks", watch=scores())
-    assert resume.saved_steps(data / "cut.partial") == [4, 5]
+    assert training_state.saved_steps(data / "cut.partial") == [4, 5]
     run_train(section(use="best"), cut, data / "model", data / "blocks", watch=scores(3))
     a, b = (data / name / "model.safetensors" for name in ("whole", "cut"))
     assert a.read_bytes() == b.read_bytes()
@@ -107,7 +107,7 @@ def test_a_stage_killed_while_it_finishes_loses_nothing(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Hashing a large model takes minutes: states and identity must be there until it is done."""
-    from toolkit import manifest
+    from toolkit import stage as manifest
 
     def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -128,7 +128,7 @@ def test_a_stage_killed_while_it_finishes_loses_nothing(
     monkeypatch.setattr(loop.NextTokenLoss, "forward", no_step)
     run_train(given, stage, data / "model", data / "blocks", watch=scores(4))
     assert stage.is_complete()
-    assert resume.saved_steps(data / "cpt/states") == [4, 8]
+    assert training_state.saved_steps(data / "cpt/states") == [4, 8]
     assert sorted(p.name for p in (data / "cpt").iterdir() if "state" in p.name) == ["states"]
 
 
@@ -137,7 +137,7 @@ def test_a_damaged_state_is_named(data: Path):
     blocks = Blocks.open(data / "blocks")
     given = section(keep_states=2)
     train(fresh(data), blocks, given, seed=7, work=data / "w", watch=scores())
-    last = data / "w" / f"state-{resume.saved_steps(data / 'w')[-1]:08d}"
+    last = data / "w" / f"state-{training_state.saved_steps(data / 'w')[-1]:08d}"
     (last / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"is damaged: .* state\.json; .*continues from"):
         train(fresh(data), blocks, given, seed=7, work=data / "w", watch=scores())

@@ -12,12 +12,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.test_end_to_end import recipe
-from tests.tiny_runs import make_project, open_run
+from tests.helpers.projects import recipe
+from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.data.blocks import Blocks
 from toolkit.errors import ConfigError
-from toolkit.manifest import read_manifest
-from toolkit.stages.chain import Run, ensure_cpt, ensure_data, ensure_general, ensure_merge
+from toolkit.pipeline.models import ensure_general
+from toolkit.pipeline.run import Run
+from toolkit.pipeline.specialist import ensure_cpt, ensure_data
+from toolkit.pipeline.stages import ensure_merge
+from toolkit.stage import read_manifest
 from toolkit.train.extend import extend_tokenizer
 from toolkit.train.vocabulary import NewTokens, choose_merges
 

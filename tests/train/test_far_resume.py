@@ -11,20 +11,20 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoModelForCausalLM
 
-from tests.token_blocks import make_blocks
-from toolkit.checkpoint.resume import StateWriter
+from tests.helpers.token_blocks import make_blocks
+from toolkit.checkpoint.training_state import StateWriter
 from toolkit.train.config import TrainSection
-from toolkit.train.loop import Plan, Step, train
-from toolkit.train.parts import parameter_groups
+from toolkit.train.loop import TrainPlan, TrainStep, train
+from toolkit.train.trainable import parameter_groups
 
 MILLION = 1_000_000
 
 
 def test_steps_are_worked_out_when_asked_for():
-    plan = Plan((10**15, 7), 4, range(25 * 10**13 + 2))
+    plan = TrainPlan((10**15, 7), 4, range(25 * 10**13 + 2))
     assert len(plan) == 25 * 10**13 + 2
-    assert plan[10**14] == Step(0, range(4 * 10**14, 4 * 10**14 + 4))
-    assert plan[25 * 10**13 + 1] == Step(1, range(4, 7))
+    assert plan[10**14] == TrainStep(0, range(4 * 10**14, 4 * 10**14 + 4))
+    assert plan[25 * 10**13 + 1] == TrainStep(1, range(4, 7))
     few = plan[:3]
     assert len(few) == 3
     assert [step.positions[0] for step in few] == [0, 4, 8]

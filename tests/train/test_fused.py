@@ -28,7 +28,7 @@ from toolkit.train.fuse import can_fuse, fuse, unfuse
 from toolkit.train.fused import gated, project
 from toolkit.train.fused_attention import attend
 from toolkit.train.model import NextTokenLoss
-from toolkit.train.parts import prepare_model
+from toolkit.train.trainable import prepare_model
 
 BF16, FP32 = torch.bfloat16, torch.float32
 TYPES = pytest.mark.parametrize("dtype", [BF16, FP32])

@@ -18,8 +18,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.token_blocks import make_blocks
-from toolkit.checkpoint import resume
+from tests.helpers.token_blocks import make_blocks
+from toolkit.checkpoint import training_state
 from toolkit.data.blocks import Blocks
 from toolkit.errors import ToolkitError
 from toolkit.train import loop
@@ -83,7 +83,7 @@ def test_a_killed_run_continues_to_the_same_bits(
 ):
     whole = run(fresh, blocks, tmp_path / "whole")
 
-    class Killed(resume.StateWriter):
+    class Killed(training_state.StateWriter):
         def save(self, step: int, *rest: object) -> None:  # type: ignore[override]
             super().save(step, *rest)  # type: ignore[arg-type]
             self.wait()
@@ -228,17 +228,17 @@ def test_kill_minus_nine_at_any_moment_ends_in_the_same_bits(fresh, blocks, tmp_
 def test_a_full_disk_leaves_the_former_state(
     fresh, blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real = resume.save_tensors
+    real = training_state.save_tensors
 
     def full(tensors: object, path: Path) -> None:
         if "00000006" in str(path) and path.name == "optimizer.safetensors":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         real(tensors, path)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(resume, "save_tensors", full)
+    monkeypatch.setattr(training_state, "save_tensors", full)
     with pytest.raises(OSError, match="No space left"):
         run(fresh, blocks, tmp_path / "w")
-    assert resume.saved_steps(tmp_path / "w") == [3]
+    assert training_state.saved_steps(tmp_path / "w") == [3]
     assert not list((tmp_path / "w").glob(".state*"))
     monkeypatch.undo()
     assert same(run(fresh, blocks, tmp_path / "w"), run(fresh, blocks, tmp_path / "x"))
@@ -246,7 +246,7 @@ def test_a_full_disk_leaves_the_former_state(
 
 def test_the_last_states_are_kept(fresh, blocks, tmp_path: Path):
     run(fresh, blocks, tmp_path / "w", keep_states=2)
-    assert resume.saved_steps(tmp_path / "w") == [6, 9]
+    assert training_state.saved_steps(tmp_path / "w") == [6, 9]
 
 
 def test_the_watch_looks_and_warns(fresh, blocks, tmp_path: Path):
@@ -284,7 +284,7 @@ def test_the_watch_can_raise_replay_and_a_killed_run_does_so_again(
 
     def go(work: Path) -> torch.nn.Module:
         work.mkdir(exist_ok=True)
-        watch.calls = 0 if not resume.saved_steps(work) else 1  # type: ignore[attr-defined]
+        watch.calls = 0 if not training_state.saved_steps(work) else 1  # type: ignore[attr-defined]
         made = make_blocks(tmp_path / "mix", sources, counts={"d": 28, "g": 4})
         given = section(watch={"evaluations": 1, "gate": "raise_replay"}, save_every_steps=10)
         model = fresh()
@@ -300,7 +300,7 @@ def test_the_watch_can_raise_replay_and_a_killed_run_does_so_again(
 
     whole = go(tmp_path / "a")
 
-    class Killed(resume.StateWriter):
+    class Killed(training_state.StateWriter):
         def save(self, step: int, *rest: object) -> None:  # type: ignore[override]
             super().save(step, *rest)  # type: ignore[arg-type]
             self.wait()
@@ -310,7 +310,7 @@ def test_the_watch_can_raise_replay_and_a_killed_run_does_so_again(
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "b")
     monkeypatch.undo()
-    assert resume.saved_steps(tmp_path / "b") == [10]
+    assert training_state.saved_steps(tmp_path / "b") == [10]
     assert same(weights(go(tmp_path / "b")), weights(whole))
 
 

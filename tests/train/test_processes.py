@@ -16,11 +16,11 @@ import torch
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from safetensors.torch import load_file
 
-from tests.token_blocks import make_blocks
-from toolkit.checkpoint.resume import saved_steps
-from toolkit.config import parse_section
+from tests.helpers.token_blocks import make_blocks
+from toolkit.checkpoint.training_state import saved_steps
 from toolkit.merge.moe.config import MoeConfig
 from toolkit.merge.moe.run import run_moe
+from toolkit.section import parse_section
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -34,8 +34,8 @@ import torch
 torch.set_num_threads(1)
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
-from toolkit.checkpoint.resume import latest_step
-from toolkit.manifest import Stage
+from toolkit.checkpoint.training_state import latest_step
+from toolkit.stage import Stage
 from toolkit.train import loop
 from toolkit.train.config import TrainSection
 from toolkit.train.processes import is_first, num_processes, start_processes

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.token_blocks import make_blocks
+from tests.helpers.token_blocks import make_blocks
 from toolkit.errors import ConfigError, DataError, ToolkitError
-from toolkit.manifest import Stage
-from toolkit.stages.chain import Run, ensure_cpt
+from toolkit.pipeline.run import Run
+from toolkit.pipeline.specialist import ensure_cpt
+from toolkit.stage import Stage
 from toolkit.train import processes
 from toolkit.train.config import TrainSection
 from toolkit.train.run import run_train
@@ -60,14 +61,14 @@ def test_a_recipe_changed_while_interrupted_says_which_key(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    from tests.tiny_runs import make_project, open_run
-    from toolkit.checkpoint import resume
+    from tests.helpers.tiny_runs import make_project, open_run
+    from toolkit.checkpoint import training_state
     from toolkit.train import loop
 
     monkeypatch.chdir(tmp_path)
     make_project(tmp_path, make_model)
 
-    class Killed(resume.StateWriter):
+    class Killed(training_state.StateWriter):
         def save(self, step: int, *rest: object) -> None:  # type: ignore[override]
             super().save(step, *rest)  # type: ignore[arg-type]
             self.wait()

@@ -10,11 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.tiny_runs import make_project, open_run
+from tests.helpers.tiny_runs import make_project, open_run
+from toolkit.checkpoint.config import ShapeSection
 from toolkit.errors import ConfigError
-from toolkit.manifest import content_hash
-from toolkit.model_config import ModelSection, ShapeSection, shape_of
-from toolkit.stages.chain import ensure_cpt, ensure_general
+from toolkit.pipeline.models import ensure_general
+from toolkit.pipeline.specialist import ensure_cpt
+from toolkit.recipe.model import ModelSection, shape_of
+from toolkit.stage import content_hash
 from toolkit.train.scratch import random_llama
 
 SHAPE = {

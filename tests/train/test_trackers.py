@@ -11,9 +11,9 @@ import pytest
 from accelerate import tracking
 from accelerate.utils import LoggerType
 
-from tests.token_blocks import make_blocks
+from tests.helpers.token_blocks import make_blocks
 from toolkit.errors import ConfigError
-from toolkit.manifest import Stage
+from toolkit.stage import Stage
 from toolkit.train import trackers
 from toolkit.train.config import TrainSection
 from toolkit.train.run import run_train

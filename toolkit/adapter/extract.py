@@ -10,21 +10,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from toolkit.adapter.extract_plan import ExtractSettings, Job, plan_extract
+from toolkit.adapter.extract_plan import ExtractJob, ExtractSettings, plan_extract
 from toolkit.adapter.folder import AdapterWriter
-from toolkit.adapter.lowrank import Fit, fit_dense, frobenius
+from toolkit.adapter.lowrank import LowRankFit, fit_dense, frobenius
+from toolkit.adapter.modules import read_modules
 from toolkit.adapter.report import AdapterReport, LayerRow, OtherRow
 from toolkit.adapter.stacked import fit_stack
-from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.loadable_adapter import Placement, refuse_unloadable_adapter
 from toolkit.checkpoint.lora import PREFIX
 from toolkit.checkpoint.memory_tensors import MemoryTensors
-from toolkit.checkpoint.modules import read_modules
+from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.own_head import own_head
+from toolkit.checkpoint.references import find_folder, parse_reference
 from toolkit.errors import ConfigError, MergeError
 from toolkit.merge.kernels.stream import stream_key
-from toolkit.merge.models import Models
-from toolkit.merge.references import find_folder, parse_reference
+from toolkit.stage import appearing, refuse_taken
 
 
 def run_extract(
@@ -118,7 +118,7 @@ def run_extract(
 
 
 def _run(
-    job: Job,
+    job: ExtractJob,
     tensors: tuple[MemoryTensors, MemoryTensors],
     placement: Placement,
     settings: ExtractSettings,
@@ -159,13 +159,13 @@ def _run(
 
 
 def _fit(
-    job: Job,
+    job: ExtractJob,
     after: Tensor,
     before: Tensor,
     norm: float,
     placement: Placement,
     settings: ExtractSettings,
-) -> Fit:
+) -> LowRankFit:
     dtype: torch.dtype = getattr(torch, settings.dtype)
     seed = stream_key(settings.seed, job.shown_as, 0)
     if job.kind == "stack":
@@ -198,7 +198,7 @@ def _delta(after: Tensor, before: Tensor) -> Tensor:
     return after.to(torch.float32, copy=True).sub_(before.float())
 
 
-def _orientation(jobs: Sequence[Job]) -> bool:
+def _orientation(jobs: Sequence[ExtractJob]) -> bool:
     """Whether linear weights are `[inputs, outputs]`: peft has one setting for all of them."""
     kinds = {job.kind for job in jobs} - {"embedding", "stack"}
     if len(kinds) > 1:

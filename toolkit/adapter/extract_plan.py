@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from toolkit.adapter.folder import check_written
+from toolkit.adapter.modules import Kind, Modules
 from toolkit.adapter.report import by_layer
 from toolkit.checkpoint.loadable_adapter import Placement, place_adapter
 from toolkit.checkpoint.memory_tensors import MemoryTensors
-from toolkit.checkpoint.modules import Kind, Modules
 from toolkit.checkpoint.tensor_names import is_buffer
 from toolkit.errors import ConfigError, MergeError, sentence_end
 
@@ -55,7 +55,7 @@ class ExtractSettings:
 
 
 @dataclass(frozen=True)
-class Job:
+class ExtractJob:
     """One tensor of the models in memory.
 
     Attributes:
@@ -84,7 +84,7 @@ class Job:
 class ExtractPlan:
     """All tensors, in order of layers, and how peft adapts them."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[ExtractJob]
     placement: Placement
 
 
@@ -110,7 +110,7 @@ def plan_extract(
         ConfigError: patterns or modules match nothing, or leave nothing.
         MergeError: the models differ in names or shapes.
     """
-    jobs: list[Job] = []
+    jobs: list[ExtractJob] = []
     for name in _common_names(references, after, before, modules):
         one, other = after.shapes[name], before.shapes[name]
         if one != other:
@@ -140,7 +140,7 @@ def plan_extract(
     return ExtractPlan(sorted(jobs, key=lambda job: by_layer(job.name)), placement)
 
 
-def _place(job: Job, placement: Placement, modules: Modules) -> Job:
+def _place(job: ExtractJob, placement: Placement, modules: Modules) -> ExtractJob:
     if job.verdict != "factored" or job.kind == "embedding":
         return job
     if (job.name if job.kind == "stack" else job.module) in placement.refused:
@@ -158,19 +158,19 @@ def _decide(
     before: MemoryTensors,
     modules: Modules,
     settings: ExtractSettings,
-) -> Job:
+) -> ExtractJob:
     shown = before.stored_name(name)
     module, _, part = name.rpartition(".")
     kind = modules.kinds.get(module)
     if kind is None:
         why = "no module of the model as transformers builds it"
-        return Job(name, shown, "other", "left out", why)
+        return ExtractJob(name, shown, "other", "left out", why)
     if any(module == wanted or module.endswith(f".{wanted}") for wanted in settings.save_modules):
-        return Job(name, shown, kind, "saved", "asked for")
+        return ExtractJob(name, shown, kind, "saved", "asked for")
     if name in modules.stacks:
-        decided, searched = Job(name, shown, "stack", "factored"), name
+        decided, searched = ExtractJob(name, shown, "stack", "factored"), name
     else:
-        decided, searched = Job(name, shown, kind, "factored"), module
+        decided, searched = ExtractJob(name, shown, kind, "factored"), module
         is_matrix = part == "weight" and len(after.shapes[name]) == 2
         is_wanted = kind in ("linear", "turned") or (kind == "embedding" and settings.embeddings)
         if not (is_matrix and is_wanted):
@@ -209,7 +209,7 @@ def _common_names(
     return names
 
 
-def _check_names(settings: ExtractSettings, jobs: Sequence[Job]) -> None:
+def _check_names(settings: ExtractSettings, jobs: Sequence[ExtractJob]) -> None:
     """Refuse names and patterns that match nothing: they are mistyped."""
     modules = [job.module for job in jobs]
     known = {name.rpartition(".")[2] for name in modules}

@@ -13,7 +13,7 @@ from toolkit.adapter.lowrank import Factors
 from toolkit.checkpoint.append import AppendWriter
 from toolkit.checkpoint.lora import PREFIX, SETTINGS_FILE, WEIGHTS_FILE
 from toolkit.errors import ConfigError, MergeError
-from toolkit.manifest import write_json
+from toolkit.stage import write_json
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -42,7 +42,7 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class Fit:
+class LowRankFit:
     """Factors, and how well they stand for a matrix.
 
     Attributes:
@@ -63,7 +63,7 @@ def fit_dense(
     seed: int,
     energy: float | None = None,
     dtype: torch.dtype,
-) -> Fit:
+) -> LowRankFit:
     """The nearest matrix of low rank to a dense one.
 
     Args:
@@ -81,7 +81,7 @@ def fit_dense(
     kept = rank_for_energy(s, norm, energy) if energy is not None else len(s)
     factors = split(u[:, :kept], s[:kept], vt[:kept]).to(dtype)
     matrix.addmm_(factors.b.float(), factors.a.float(), alpha=-1.0)
-    return Fit(factors, norm, frobenius(matrix))
+    return LowRankFit(factors, norm, frobenius(matrix))
 
 
 def fit_sum(
@@ -90,7 +90,7 @@ def fit_sum(
     *,
     energy: float | None = None,
     dtype: torch.dtype,
-) -> Fit:
+) -> LowRankFit:
     """A weighted sum of factored matrices, exact or truncated; no dense matrix is ever formed.
 
     The sum is `[w_1 B_1 ...] [A_1; ...]`, whose rank is at most the sum of the ranks. It is left as
@@ -110,7 +110,7 @@ def fit_sum(
     if not used:
         first = terms[0][1]
         b, a = first.b.new_zeros(first.b.shape[0], 0), first.a.new_zeros(0, first.a.shape[1])
-        return Fit(Factors(b, a).to(dtype), 0.0, 0.0)
+        return LowRankFit(Factors(b, a).to(dtype), 0.0, 0.0)
     # The root of the weight goes to each side, so that neither grows beyond a narrow type.
     roots = [math.sqrt(abs(weight)) for weight, _ in used]
     b = torch.cat(
@@ -134,7 +134,7 @@ def fit_sum(
         torch.cat([exact.b, -stored.b.double()], dim=1),
         torch.cat([exact.a, stored.a.double()], dim=0),
     )
-    return Fit(stored, norm, factored_norm(difference))
+    return LowRankFit(stored, norm, factored_norm(difference))
 
 
 def truncated_svd(matrix: Tensor, rank: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:

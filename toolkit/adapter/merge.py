@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from toolkit.adapter.folder import AdapterWriter, check_written
-from toolkit.adapter.lowrank import Factors, Fit, fit_dense, fit_sum
+from toolkit.adapter.lowrank import Factors, LowRankFit, fit_dense, fit_sum
 from toolkit.adapter.merge_parameters import (
     StackedChange,
     join_fits,
@@ -25,18 +25,18 @@ from toolkit.adapter.merge_parameters import (
     stack_shape,
 )
 from toolkit.adapter.report import AdapterReport, LayerRow
-from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.lora import AdapterFolder, open_adapter
+from toolkit.checkpoint.references import find_folder, parse_reference
 from toolkit.errors import ConfigError, MergeError
 from toolkit.merge.config import InputModel, MergeConfig
-from toolkit.merge.definition import compute_tensor
 from toolkit.merge.kernels.stream import stream_key
-from toolkit.merge.layers import Layout
+from toolkit.merge.layer_stacks import Layout
 from toolkit.merge.methods.checks import weight_total
 from toolkit.merge.parameters import check_parameters, resolve_all
-from toolkit.merge.references import find_folder, parse_reference
 from toolkit.merge.registry import Method, Place, get_method
 from toolkit.merge.task import TensorTask
+from toolkit.merge.torch_engine import compute_tensor
+from toolkit.stage import appearing, refuse_taken
 
 _SUMS = ("linear", "task_arithmetic")
 """Methods that are weighted sums, so that factors are enough and the sum is exact."""
@@ -249,7 +249,7 @@ def _merge(
     task: TensorTask,
     adapters: Sequence[AdapterFolder],
     settings: AdapterMergeSettings,
-) -> Fit:
+) -> LowRankFit:
     dtype: torch.dtype = getattr(torch, settings.dtype)
     known = {n: _factors(a, task.name) for n, a in enumerate(adapters) if task.name in a.parts}
     scales = {n: adapters[n].scale(task.name) for n in known}
@@ -277,7 +277,7 @@ def _merge_stacks(
     task: TensorTask,
     stacks: Mapping[int, StackedChange],
     settings: AdapterMergeSettings,
-) -> Fit:
+) -> LowRankFit:
     """Merge changes of all experts of a layer; each expert's is then of low rank by itself.
 
     Args:

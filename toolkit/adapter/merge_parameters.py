@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from toolkit.adapter.lowrank import Factors, Fit
+from toolkit.adapter.lowrank import Factors, LowRankFit
 from toolkit.adapter.stacked import join_experts, part_experts
 from toolkit.checkpoint.loadable_adapter import place_adapter
 from toolkit.checkpoint.lora import SETTINGS_FILE, AdapterFolder
 from toolkit.checkpoint.memory_names import build_on_meta
 from toolkit.checkpoint.parameter_changes import WrappedParameter, wrapped_parameters
+from toolkit.checkpoint.references import find_folder, parse_reference
 from toolkit.errors import MergeError, ToolkitError
-from toolkit.merge.references import find_folder, parse_reference
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def stack_shape(name: str, stacks: Iterable[StackedChange]) -> tuple[int, int, i
     return first.shape
 
 
-def join_fits(fits: Sequence[Fit]) -> Fit:
+def join_fits(fits: Sequence[LowRankFit]) -> LowRankFit:
     """Fits of all experts as one, in peft's layout; ranks are filled up with zeros to the largest.
 
     Returns:
@@ -120,7 +120,7 @@ def join_fits(fits: Sequence[Fit]) -> Fit:
         math.sqrt(math.fsum(value**2 for value in values))
         for values in zip(*((fit.norm, fit.error) for fit in fits), strict=True)
     )
-    return Fit(join_experts(factors), norm, error)
+    return LowRankFit(join_experts(factors), norm, error)
 
 
 def _filled(factors: Factors, rank: int) -> Factors:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.manifest import write_json
+from toolkit.stage import write_json
 
 REPORT_FILE = "report.json"
 

@@ -10,7 +10,14 @@ import math
 import torch
 from torch import Tensor
 
-from toolkit.adapter.lowrank import Factors, Fit, frobenius, rank_for_energy, split, truncated_svd
+from toolkit.adapter.lowrank import (
+    Factors,
+    LowRankFit,
+    frobenius,
+    rank_for_energy,
+    split,
+    truncated_svd,
+)
 
 _SEEDS = 1 << 63
 
@@ -25,7 +32,7 @@ def fit_stack(
     seed: int,
     energy: float | None = None,
     dtype: torch.dtype,
-) -> Fit:
+) -> LowRankFit:
     """The nearest change of low rank to each expert; all have the same rank, as peft has one.
 
     Args:
@@ -56,7 +63,7 @@ def fit_stack(
     for (one, other), own in zip(pairs, factors, strict=True):
         change = _change(one, other, is_swapped)
         missed.append(frobenius(change.addmm_(own.b.float(), own.a.float(), alpha=-1.0)))
-    return Fit(join_experts(factors), norm, math.sqrt(math.fsum(own**2 for own in missed)))
+    return LowRankFit(join_experts(factors), norm, math.sqrt(math.fsum(own**2 for own in missed)))
 
 
 def join_experts(factors: list[Factors]) -> Factors:

@@ -1,0 +1,1 @@
+"""Model folders: opened, read, written, and the states of training."""

@@ -17,13 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from toolkit.checkpoint.appear import appearing, refuse_taken
 from toolkit.checkpoint.loadable import refuse_unloadable
-from toolkit.checkpoint.read import TORCH_NAMES, Checkpoint, is_float, open_checkpoint, read_header
-from toolkit.checkpoint.resume import state_folder
+from toolkit.checkpoint.open import open_checkpoint
+from toolkit.checkpoint.read import TORCH_NAMES, Checkpoint, is_float, read_header
 from toolkit.checkpoint.side_files import copy_side_files
+from toolkit.checkpoint.training_state import state_folder
 from toolkit.checkpoint.write import PlannedTensor, ShardWriter, tensor_bytes
 from toolkit.errors import CheckpointError, ConfigError
+from toolkit.stage import appearing, refuse_taken
 
 
 def average_weights(count: int, decay: float | None = None) -> list[float]:

@@ -10,8 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from toolkit.checkpoint.read import weight_files
 from toolkit.checkpoint.side_files import copy_side_files, copy_tokenizer_files
-from toolkit.checkpoint.wrapped import wrapper_of, write_with_text_side
+from toolkit.checkpoint.wrapped import write_with_text_side
+from toolkit.checkpoint.wrappers import wrapper_of
 from toolkit.errors import CheckpointError
 from toolkit.library_errors import reading
 
@@ -57,20 +59,6 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, in order.
-
-    Raises:
-        CheckpointError: there are none.
-    """
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
-        raise CheckpointError(
-            f"{folder}: holds no .safetensors file; convert the model, or give another folder."
-        )
-    return paths
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from toolkit.checkpoint.folder import stored_dtype
-from toolkit.checkpoint.read import open_checkpoint
-from toolkit.checkpoint.wrapped import load_text_side, wrapper_class, wrapper_of
+from toolkit.checkpoint.model_values import oversize_fault, read_model_values
+from toolkit.checkpoint.open import open_checkpoint
+from toolkit.checkpoint.wrapped import load_text_side, wrapper_class
+from toolkit.checkpoint.wrappers import wrapper_of
 from toolkit.errors import CheckpointError, did_you_mean
 from toolkit.library_errors import reading
 from toolkit.machine import choose_scoring_precision, dtype_of
-from toolkit.model_values import oversize_fault, read_model_values
 
 _CONFIG = "config.json"
 

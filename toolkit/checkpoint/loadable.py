@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.read import open_checkpoint
+from toolkit.checkpoint.model_values import oversize_fault, read_model_values
+from toolkit.checkpoint.open import open_checkpoint
 from toolkit.errors import CheckpointError, warn
-from toolkit.model_values import oversize_fault, read_model_values
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor, by its name on disk."""

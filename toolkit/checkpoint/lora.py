@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.checkpoint.read import Checkpoint, read_header
 from toolkit.checkpoint.usable import refuse_unusable
 from toolkit.errors import CheckpointError
-from toolkit.plain import read_object
+from toolkit.load_yaml import read_object
 
 PREFIX = "base_model.model."
 """What peft puts before the model's own names."""

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.checkpoint.tensor_names import is_vocabulary
-from toolkit.checkpoint.usable import refuse_unusable
 from toolkit.errors import CheckpointError
-from toolkit.plain import read_object
+from toolkit.load_yaml import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +65,6 @@ def has_array(dtype: str) -> bool:
 
 
 _MAX_HEADER_BYTES = 100 << 20  # the format's own limit
-_INDEX = "model.safetensors.index.json"
 _AGAIN = "download or copy the file again"
 
 
@@ -183,43 +181,6 @@ class Checkpoint:
                 mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
             self._maps.setdefault(file, mapped)  # another thread may have been here too
         return self._maps[file]
-
-
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Open the weights of a model folder, sharded or not, and check every header.
-
-    Safetensors where there are any, else `pytorch_model.bin` (see `pickled`).
-
-    Raises:
-        CheckpointError: files are missing, cut short, or contradict their headers or the index, or
-            hold what nothing can be computed with (see `usable`).
-    """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such model folder.")
-    files, weight_map = list_files(folder, _INDEX, "model.safetensors", "*.safetensors")
-    files = [file for file in files if file.name != "adapter_model.safetensors"]
-    if not files:
-        from toolkit.checkpoint.pickled import open_pickled  # it needs what is defined here
-
-        if pickled := open_pickled(folder):
-            return pickled
-        if (folder / "adapter_config.json").is_file():
-            raise CheckpointError(
-                f"{folder}: is an adapter, not a model; merge adapters with each other by toolkit "
-                f"adapter merge, or write the model before it (MODEL+{folder})."
-            )
-        raise CheckpointError(
-            f"{folder}: holds neither safetensors nor pytorch_model.bin; convert the model with "
-            "save_pretrained, or give another folder."
-        )
-    tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        for name, info in read_header(file).items():
-            if name in tensors:
-                raise CheckpointError(f"{file}: {name} stands in {tensors[name].file.name} too.")
-            tensors[name] = info
-    refuse_unusable(folder, tensors)
-    return Checkpoint(folder, tensors, check_index(folder / _INDEX, weight_map, tensors))
 
 
 def list_files(
@@ -361,3 +322,17 @@ def _entry(file: Path, name: str, value: Any) -> tuple[str, tuple[int, ...], int
             f"but spans {stop - begin}; {_AGAIN}."
         )
     return stored, shape, begin, stop
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, in order.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise CheckpointError(
+            f"{folder}: holds no .safetensors file; convert the model, or give another folder."
+        )
+    return paths

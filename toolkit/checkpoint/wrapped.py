@@ -11,17 +11,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from toolkit.checkpoint.wrappers import _WRAPPERS
 from toolkit.errors import CheckpointError
-
-_WRAPPERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-"""The wrapper that a text model was taken out of; what is not text is on the meta device."""
 
 
 def wrapper_class(config: Any) -> Any:
@@ -96,11 +93,6 @@ def load_text_side(made: Any, folder: str | Path, dtype: torch.dtype) -> Any:
     return text
 
 
-def wrapper_of(model: Any) -> Any:
-    """The wrapper that a model was taken out of, or None."""
-    return _WRAPPERS.get(model)
-
-
 def _release_all_but(full: Any, text: Any) -> None:
     """Move what is not of the text side to the meta device."""
     stays = {id(tensor) for tensor in (*text.parameters(), *text.buffers())}
@@ -124,7 +116,7 @@ def write_with_text_side(model: Any, folder: Path, like: Path) -> None:
     Raises:
         CheckpointError: a tensor of the text side has no place in the files.
     """
-    from toolkit.checkpoint.folder import weight_files
+    from toolkit.checkpoint.read import weight_files
 
     stored = _stored_of(model, like)
     stored.read()
@@ -143,7 +135,7 @@ def write_with_text_side(model: Any, folder: Path, like: Path) -> None:
 
 
 def _stored_of(model: Any, folder: Path) -> Any:
-    from toolkit.checkpoint.folder import weight_files
+    from toolkit.checkpoint.read import weight_files
     from toolkit.checkpoint.stored_names import StoredTensors
 
     shapes: dict[str, tuple[int, ...]] = {}

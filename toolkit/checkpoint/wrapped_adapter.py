@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from toolkit.checkpoint.lora import PREFIX, SETTINGS_FILE, WEIGHTS_FILE
-from toolkit.checkpoint.wrapped import wrapper_of
+from toolkit.checkpoint.wrappers import wrapper_of
 from toolkit.errors import CheckpointError
 
 _OWN_PART = re.compile(r"\.(?=lora_|base_layer\.|weight$)")

@@ -23,7 +23,7 @@ from toolkit.data.unpacked import FREE_BYTES, read_whole, refuse_bomb, unpack_se
 from toolkit.errors import DataError
 from toolkit.leftovers import scratch_folder
 from toolkit.machine import cache_folder
-from toolkit.manifest import hash_file
+from toolkit.stage import hash_file
 
 ARCHIVE_ERRORS = (
     *(zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError),

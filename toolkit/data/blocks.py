@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from toolkit.data.mixture import Share, block_of, place, taken
 from toolkit.data.packing import PackTable
 from toolkit.errors import DataError
-from toolkit.manifest import load_json, write_atomically, write_json
+from toolkit.stage import load_json, write_atomically, write_json
 
 IGNORED = -100
 """Label of positions without a target; the loss passes over it."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from toolkit.bounded import BoundError, bounded_template
 from toolkit.errors import DataError
-from toolkit.manifest import load_json
+from toolkit.stage import load_json
 
 Message = Mapping[str, Any]
 

@@ -21,7 +21,7 @@ from toolkit.data.sources import Document
 from toolkit.data.split import stable_unit
 from toolkit.errors import DataError
 from toolkit.library_errors import reading
-from toolkit.manifest import load_json
+from toolkit.stage import load_json
 from toolkit.tokenizer_files import check_tokenizer_file, load_tokenizer
 
 

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.config import DataSection
+from toolkit.data.config import SPLITS, DataSection, Role, SplitName
 from toolkit.data.encode import TextTokenizer
-from toolkit.data.source_config import SPLITS, Role, SplitName
 from toolkit.data.sources import Document
 from toolkit.data.texts import TextIndex, read_texts
 from toolkit.errors import DataError
 from toolkit.json_lines import split_lines
-from toolkit.manifest import write_atomically
-from toolkit.plain import parse_json
+from toolkit.load_yaml import parse_json
+from toolkit.stage import write_atomically
 
 _MOST_BYTES_PER_TOKEN = 8
 _CHUNK = 256

@@ -18,11 +18,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from toolkit.data.artefacts import fetch_artefact, open_members
-from toolkit.data.source_config import SourceSection
+from toolkit.data.config import SourceSection
 from toolkit.data.unpacked import OPENERS, unpack
 from toolkit.errors import DataError
 from toolkit.file_hashes import known_hash
-from toolkit.manifest import hash_bytes
+from toolkit.stage import hash_bytes
 
 _WHOLE_HASH_BYTES = 4 << 30
 """Local files up to this size are hashed whole, once for each change (`known_hash`); of larger ones

@@ -16,7 +16,7 @@ from toolkit.data.filing import filing_sections, page_text
 from toolkit.data.unpacked import read_whole, refuse_bomb
 from toolkit.errors import DataError
 from toolkit.limits import limit, raise_hint
-from toolkit.plain import decode_json
+from toolkit.load_yaml import decode_json
 
 _CODE = ".py .js .ts .java .c .h .cpp .go .rs .rb .php .cs .sh .sql .scala .kt .swift .jl .lua .pl"
 FORMATS = {
@@ -74,7 +74,7 @@ class Faults:
 
 
 @dataclass(frozen=True)
-class Row:
+class DocumentRow:
     """One record of a file: `place` within it, and either fields or a whole text."""
 
     place: str
@@ -99,7 +99,7 @@ def format_of(name: str, wanted: str) -> str:
     return FORMATS[suffix]
 
 
-def read_rows(stream: IO[bytes], name: str, kind: str, faults: Faults) -> Iterator[Row]:
+def read_rows(stream: IO[bytes], name: str, kind: str, faults: Faults) -> Iterator[DocumentRow]:
     """Records of one file.
 
     Args:
@@ -118,14 +118,14 @@ def read_rows(stream: IO[bytes], name: str, kind: str, faults: Faults) -> Iterat
         yield from _pubmed(stream, name, faults)
     elif kind == "filing":
         for number, (_, text) in enumerate(filing_sections(read_whole(stream, name), name)):
-            yield Row(f"#{number:04d}", name, text=text)
+            yield DocumentRow(f"#{number:04d}", name, text=text)
     elif kind == "html":
-        yield Row("", name, text=page_text(read_whole(stream, name), name))
+        yield DocumentRow("", name, text=page_text(read_whole(stream, name), name))
     else:
         decoded = _decode(read_whole(stream, name), name, faults)
         if decoded is not None:
             body = _FRONT_MATTER.sub("", decoded, count=1) if kind == "front_matter" else decoded
-            yield Row("", name, text=body)
+            yield DocumentRow("", name, text=body)
 
 
 def _decode(data: bytes, name: str, faults: Faults) -> str | None:
@@ -140,7 +140,7 @@ def _decode(data: bytes, name: str, faults: Faults) -> str | None:
 _EMPTY = "is empty, not even a blank line; perhaps it was never written to its end."
 
 
-def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
+def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRow]:
     number, most = 0, limit("LINE_BYTES")
     for number, line in enumerate(iter(partial(stream.readline, most + 1), b""), start=1):
         if not line.strip():
@@ -161,12 +161,12 @@ def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
         if not isinstance(fields, dict):
             faults.report(where, f"must be an object (got {type(fields).__name__}).")
             continue
-        yield Row(f"#{number:06d}", where, fields)
+        yield DocumentRow(f"#{number:06d}", where, fields)
     if not number:
         faults.report(name, _EMPTY)
 
 
-def _csv(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
+def _csv(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRow]:
     most = limit("LINE_BYTES")
     csv.field_size_limit(most)
     # Bytes that are not UTF-8 stay apart as half characters, so that only their row is damaged.
@@ -190,14 +190,14 @@ def _csv(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
             elif any(not v.isascii() and _NOT_UTF8.search(v) for v in fields.values()):
                 faults.report(where, "is not UTF-8 text; convert it, for instance with iconv.")
             else:
-                yield Row(f"#{number:06d}", where, dict(fields))
+                yield DocumentRow(f"#{number:06d}", where, dict(fields))
     except csv.Error as error:
         faults.report(f"{name}:{reader.line_num}", f"is not valid CSV ({error}).", error)
     finally:
         text.detach()
 
 
-def _parquet(stream: IO[bytes], name: str) -> Iterator[Row]:
+def _parquet(stream: IO[bytes], name: str) -> Iterator[DocumentRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -209,7 +209,7 @@ def _parquet(stream: IO[bytes], name: str) -> Iterator[Row]:
         for batch in file.iter_batches(batch_size=1024):
             for fields in batch.to_pylist():
                 number += 1
-                yield Row(f"#{number:06d}", f"{name}:{number}", fields)
+                yield DocumentRow(f"#{number:06d}", f"{name}:{number}", fields)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's own
@@ -226,7 +226,7 @@ def _refuse_parquet_bomb(file: Any, stream: IO[bytes], name: str) -> None:
     refuse_bomb(name, packed, max(sum(sizes), metadata.num_rows))
 
 
-def _pubmed(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
+def _pubmed(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRow]:
     """Articles of a PubMed file: title and abstract, with the labels of its parts."""
     from lxml import etree
 
@@ -240,7 +240,7 @@ def _pubmed(stream: IO[bytes], name: str, faults: Faults) -> Iterator[Row]:
             while article.getprevious() is not None:  # lxml keeps what came before otherwise
                 del article.getparent()[0]
             pmid = fields["pmid"] or f"#{number:06d}"
-            yield Row(f"#{pmid}", f"{name}: article {pmid}", fields)
+            yield DocumentRow(f"#{pmid}", f"{name}: article {pmid}", fields)
         if not number:
             faults.report(name, "holds no PubmedArticle; only PubMed's XML can be read.")
     except etree.XMLSyntaxError as error:

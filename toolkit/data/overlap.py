@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.words import I64, U64, run_hashes, word_hashes
-from toolkit.manifest import write_atomically
+from toolkit.stage import write_atomically
 
 Floats = NDArray[np.float64]
 

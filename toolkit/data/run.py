@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.blocks import write_blocks, write_pack
-from toolkit.data.config import DataSection
+from toolkit.data.config import DataSection, SourceSection
 from toolkit.data.duplicates import drop_exact, drop_near
 from toolkit.data.encode import (
     Encoder,
@@ -38,14 +38,13 @@ from toolkit.data.files import local_bytes
 from toolkit.data.mixture import plain_counts, stage_counts, wanted_tokens
 from toolkit.data.overlap import Overlap, write_known_runs
 from toolkit.data.packing import pack
-from toolkit.data.source_config import SourceSection
 from toolkit.data.split import split_ranks
 from toolkit.data.summary import describe, summarise, write_report
 from toolkit.data.texts import SHARD_BYTES, TextIndex, load_index, read_names, write_texts
 from toolkit.data.tokens import TokenTable, tokenise
-from toolkit.data.workers import Workers
+from toolkit.data.workers import WorkerProcesses
 from toolkit.errors import DataError
-from toolkit.manifest import Stage, write_atomically
+from toolkit.stage import Stage, write_atomically
 
 Say = Callable[[str], None]
 _TEXTS = "texts"
@@ -57,14 +56,14 @@ def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Sa
     Raises:
         DataError: a split that is needed has no documents, or replay text runs out.
     """
-    with Workers() as workers:
+    with WorkerProcesses() as workers:
         if any(local_bytes(source) > 4 * SHARD_BYTES for source in section.sources.values()):
             workers.start()
         _run(section, stage, tokenizer_folder, workers, say)
 
 
 def _run(
-    section: DataSection, stage: Stage, tokenizer_folder: Path, workers: Workers, say: Say
+    section: DataSection, stage: Stage, tokenizer_folder: Path, workers: WorkerProcesses, say: Say
 ) -> None:
     tokenizer = TextTokenizer(tokenizer_folder)
     separator = find_separator(section.end_of_document, tokenizer)
@@ -256,7 +255,7 @@ def _tokenise_all(
     usable: NDArray[np.bool_],
     overlap: Overlap | None,
     folder: Path,
-    workers: Workers,
+    workers: WorkerProcesses,
 ) -> dict[str, TokenTable]:
     """Domain sources first: they say how much general text the share of replay needs."""
     tables: dict[str, TokenTable] = {}

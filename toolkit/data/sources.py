@@ -15,9 +15,9 @@ from typing import Any
 from uuid import UUID
 
 from toolkit.data.artefacts import ARCHIVE_ERRORS
+from toolkit.data.config import SourceSection
 from toolkit.data.files import input_hashes, source_files
-from toolkit.data.formats import NOTE, Faults, Row, format_of, read_rows
-from toolkit.data.source_config import SourceSection
+from toolkit.data.formats import NOTE, DocumentRow, Faults, format_of, read_rows
 from toolkit.errors import DataError, sentence_end
 
 __all__ = ["Document", "input_hashes", "read_documents"]
@@ -86,7 +86,7 @@ def _all(name: str, source: SourceSection, faults: Faults) -> Iterator[Document]
 
 
 def _document(
-    name: str, source: SourceSection, key: str, row: Row, faults: Faults
+    name: str, source: SourceSection, key: str, row: DocumentRow, faults: Faults
 ) -> Document | None:
     """The document of a row, or None where it is damaged."""
     try:
@@ -97,7 +97,7 @@ def _document(
 
 
 def _read_document(
-    name: str, source: SourceSection, key: str, row: Row, faults: Faults
+    name: str, source: SourceSection, key: str, row: DocumentRow, faults: Faults
 ) -> Document | None:
     identity, group = f"{name}/{key}{row.place}", key
     folder = "/".join(key.split("/")[:-1][: source.group_folders]) if source.group_folders else ""
@@ -138,7 +138,7 @@ def _read_document(
 
 
 def _conversation(
-    identity: str, name: str, group: str, row: Row, field: str, faults: Faults
+    identity: str, name: str, group: str, row: DocumentRow, field: str, faults: Faults
 ) -> Document | None:
     messages = _field(row, field, "messages_field")
     good = isinstance(messages, list) and all(
@@ -184,7 +184,7 @@ class _MissingFieldError(Exception):
     """A row lacks a field; says what to do."""
 
 
-def _field(row: Row, field: str, setting: str) -> Any:
+def _field(row: DocumentRow, field: str, setting: str) -> Any:
     fields = row.fields or {}
     if field not in fields:
         known = ", ".join(map(str, fields))
@@ -215,7 +215,7 @@ def _hub_documents(name: str, source: SourceSection, faults: Faults) -> Iterator
         before = number
         try:
             for fields in rows.shard(count, index):
-                row = Row(f"{number:09d}", f"{hub.dataset}:{number}", fields)
+                row = DocumentRow(f"{number:09d}", f"{hub.dataset}:{number}", fields)
                 number += 1
                 document = _document(name, source, "", row, faults)
                 if document is not None:

@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.source_config import SPLITS, SourceSection, SplitName
+from toolkit.data.config import SPLITS, SourceSection, SplitName
 from toolkit.data.sources import Document
 
 

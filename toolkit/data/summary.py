@@ -12,7 +12,7 @@ from toolkit.data.evaluation_texts import EvaluationDocument
 from toolkit.data.formats import NOTE
 from toolkit.data.texts import TextIndex
 from toolkit.data.tokens import TokenTable
-from toolkit.manifest import write_atomically
+from toolkit.stage import write_atomically
 
 _ORDER = (
     "read",

@@ -18,19 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.data.clean import clean_documents
-from toolkit.data.config import CleaningSection
+from toolkit.data.config import SPLITS, CleaningSection, SourceSection
 from toolkit.data.conversations import ConversationError
 from toolkit.data.duplicates import exact_keys, signatures
 from toolkit.data.encode import open_conversations
 from toolkit.data.formats import NOTE, SHOWN, Faults
-from toolkit.data.source_config import SPLITS, SourceSection
 from toolkit.data.sources import Document, read_documents
 from toolkit.data.split import assign_split, open_mask, stable_unit
 from toolkit.data.words import I64, spread, take_rows
-from toolkit.data.workers import Workers
+from toolkit.data.workers import WorkerProcesses
 from toolkit.errors import ToolkitError
 from toolkit.file_hashes import read_hash
-from toolkit.manifest import load_json, write_atomically, write_json
+from toolkit.stage import load_json, write_atomically, write_json
 
 SHARD_BYTES = 2 << 20
 """Text in one shard: enough for a process to be busy with, little enough to hold several."""
@@ -55,7 +54,7 @@ def write_texts(
     seed: int,
     folder: Path,
     tokenizer: Path,
-    workers: Workers,
+    workers: WorkerProcesses,
 ) -> dict[str, Any]:
     """Read, clean and hash one source into shards.
 

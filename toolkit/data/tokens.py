@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from toolkit.data.encode import Encoder
 from toolkit.data.overlap import Overlap
 from toolkit.data.texts import TextIndex, read_texts, read_words
-from toolkit.data.workers import Workers
+from toolkit.data.workers import WorkerProcesses
 from toolkit.errors import ToolkitError
 from toolkit.file_hashes import read_hash
-from toolkit.manifest import load_json, write_atomically, write_json
+from toolkit.stage import load_json, write_atomically, write_json
 
 _MARGIN = 1.1
 _FIRST_BYTES_PER_TOKEN = 5.0
@@ -92,7 +92,7 @@ def tokenise(
     vocabulary: int,
     overlap: Overlap | None,
     folder: Path,
-    workers: Workers,
+    workers: WorkerProcesses,
 ) -> TokenTable:
     """Tokenise documents of one source in the order of their hash, until `limit` tokens are there.
 

@@ -27,7 +27,7 @@ def num_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Workers:
+class WorkerProcesses:
     """A pool that starts when there is more than one task to do.
 
     Results do not depend on the number of processes: every task is a pure function that writes
@@ -37,7 +37,7 @@ class Workers:
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> WorkerProcesses:
         return self
 
     def __exit__(self, *exception: object) -> None:

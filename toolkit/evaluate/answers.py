@@ -18,10 +18,10 @@ from toolkit.bounded import bounded_template
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.head import logit_chunks
 from toolkit.evaluate.prompted import answer_states
+from toolkit.generate.chat_model import stops_of
 from toolkit.generate.greedy import greedy_answers
-from toolkit.generate.speaker import stops_of
 from toolkit.library_errors import reading
-from toolkit.manifest import hash_json, write_atomically
+from toolkit.stage import hash_json, write_atomically
 
 _BLOCK_TOKENS = 16384
 """Of prompts and answers together in a block, which is answered and written at once: a step of few

@@ -18,8 +18,8 @@ from typing import Any
 from toolkit.errors import EvaluationError, ToolkitError
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.json_lines import parse_row, sealed, unsealed
-from toolkit.manifest import hash_json
 from toolkit.progress import say
+from toolkit.stage import hash_json
 
 _ARITHMETIC = 2
 """Of this version: scores that were rounded in other places are not mixed with its own, as models

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.data.source_config import SplitName
+from toolkit.data.config import SplitName
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.config import ChoicesSection, EvaluateSection
 from toolkit.evaluate.prompted import Prompted, score_continuations
 from toolkit.evaluate.questions import Question, load_questions
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.manifest import hash_json
+from toolkit.stage import hash_json
 
 METRICS = {"acc": "error", "acc_norm": "error", "log_loss": "nats per question"}
 

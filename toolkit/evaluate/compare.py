@@ -12,20 +12,20 @@ import numpy as np
 
 from toolkit.checkpoint.load import load_causal_model, load_model_config
 from toolkit.errors import ConfigError, EvaluationError
-from toolkit.evaluate.bootstrap import bootstrap_figures, intervals
 from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.choices import choices_set
 from toolkit.evaluate.config import ChoicesSection, EvaluateSection, TaskSection
 from toolkit.evaluate.harness import task_sets
-from toolkit.evaluate.inference import holm, mcnemar, paired_permutation
 from toolkit.evaluate.load import settle_scoring
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.evaluate.shares import share_difference, share_interval
 from toolkit.library_errors import check_writable, computing
 from toolkit.machine import cache_folder, check_cache, dtype_of
-from toolkit.manifest import content_hash, write_json
 from toolkit.progress import progress, say
+from toolkit.stage import content_hash, write_json
+from toolkit.statistics.bootstrap import bootstrap_figures, intervals
+from toolkit.statistics.hypothesis import holm, mcnemar, paired_permutation
 from toolkit.statistics.interval import Interval
+from toolkit.statistics.proportions import share_difference, share_interval
 from toolkit.tokenizer_files import load_tokenizer
 
 _RESAMPLES = 10_000

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from toolkit.config import Count, Length, PositiveInt, Section, at_most
-from toolkit.data.source_config import ArtefactSection, HubSection
+from toolkit.data.config import ArtefactSection, HubSection
+from toolkit.section import Count, Length, PositiveInt, Section, at_most
 
 EvaluationRole = Literal["domain", "general", "watch"]
 """`domain` is to be gained, `general` not to be lost, `watch` is only shown."""

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 from toolkit.data.document_tokens import document_tokens
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.config import EvaluateSection, EvaluationRole
 from toolkit.evaluate.likelihood import ItemSet, read_rows, score_documents
-from toolkit.evaluate.sets import BITS, EvaluationRole, EvaluationSet
-from toolkit.manifest import hash_json
+from toolkit.evaluate.sets import BITS, EvaluationSet
+from toolkit.stage import hash_json
 
 
 def likelihood_sets(

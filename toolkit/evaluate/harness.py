@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolkit.data.source_config import SplitName
+from toolkit.data.config import SplitName
 from toolkit.errors import EvaluationError, sentence_end
 from toolkit.evaluate.config import EvaluateSection, TaskSection
 from toolkit.evaluate.head import can_pad
@@ -28,8 +28,8 @@ from toolkit.evaluate.questions import split_place
 from toolkit.evaluate.sets import BITS, EvaluationSet
 from toolkit.evaluate.task_scoring import scoring_hash
 from toolkit.library_errors import reading
-from toolkit.manifest import hash_json
-from toolkit.plain import refuse_hostile_yaml
+from toolkit.load_yaml import refuse_hostile_yaml
+from toolkit.stage import hash_json
 
 _FEWSHOT_SEED = 1234
 """What lm-eval's own command uses."""

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
+from toolkit.data.config import SourceSection
 from toolkit.data.files import input_hashes
-from toolkit.data.source_config import SourceSection
 from toolkit.evaluate.config import EvaluateSection, TaskSection
 from toolkit.file_hashes import known_hash
-from toolkit.manifest import hash_json
-from toolkit.plain import refuse_hostile_yaml
+from toolkit.load_yaml import refuse_hostile_yaml
+from toolkit.stage import hash_json
 
 
 def evaluation_inputs(section: EvaluateSection) -> dict[str, str]:

@@ -82,7 +82,7 @@ def load_items(path: Path, tokenizer: Any, separator: int) -> ItemSet:
 
 
 @dataclass(frozen=True)
-class _Window:
+class _TokenWindow:
     document: int
     inputs: list[int]
     targets: list[int]  # the last ones of the window; the rest is context
@@ -136,7 +136,7 @@ def score_documents(
         EvaluationError: a loss is not a finite number.
     """
     cut = [
-        _Window(document, *window)
+        _TokenWindow(document, *window)
         for document, tokens in enumerate(items.tokens)
         for window in windows(tokens, section.window_tokens, section.context_tokens)
     ]
@@ -155,8 +155,8 @@ def score_documents(
     return nats
 
 
-def _batches(cut: list[_Window], batch_tokens: int) -> list[list[_Window]]:
-    batches: list[list[_Window]] = []
+def _batches(cut: list[_TokenWindow], batch_tokens: int) -> list[list[_TokenWindow]]:
+    batches: list[list[_TokenWindow]] = []
     for window in cut:
         if batches and len(batches[-1][0].inputs) * (len(batches[-1]) + 1) <= batch_tokens:
             batches[-1].append(window)
@@ -165,7 +165,7 @@ def _batches(cut: list[_Window], batch_tokens: int) -> list[list[_Window]]:
     return batches
 
 
-def _window_losses(model: Any, batch: list[_Window]) -> list[float]:
+def _window_losses(model: Any, batch: list[_TokenWindow]) -> list[float]:
     """Padding stands at the right end, where causal attention never looks."""
     length = len(batch[0].inputs)
     inputs = torch.zeros(len(batch), length, dtype=torch.long)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.source_config import SplitName
+from toolkit.data.config import SplitName
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.answers import load_answers
 from toolkit.evaluate.choices import choices_set
@@ -16,8 +16,8 @@ from toolkit.evaluate.middles import middles_sets
 from toolkit.evaluate.retention import retention_sets, split_prompts
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.machine import DTYPE_NAMES, cache_folder, dtype_of, precision_of
-from toolkit.manifest import content_hash, hash_json, read_manifest
 from toolkit.progress import progress
+from toolkit.stage import content_hash, hash_json, read_manifest
 from toolkit.tokenizer_files import load_tokenizer
 
 

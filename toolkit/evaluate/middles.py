@@ -22,7 +22,7 @@ from toolkit.evaluate.documents import grouping
 from toolkit.evaluate.likelihood import read_rows
 from toolkit.evaluate.prompted import Prompted, score_continuations
 from toolkit.evaluate.sets import BITS, EvaluationSet
-from toolkit.manifest import hash_json
+from toolkit.stage import hash_json
 
 BOTH_SIDES, PREFIX_ONLY = "middles", "middles, prefix only"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.data.source_config import SplitName
+from toolkit.data.config import SplitName
 from toolkit.errors import EvaluationError, ToolkitError
 from toolkit.evaluate.prompts import RetentionPrompt, choose_half, take_turns
 from toolkit.json_lines import parse_row
-from toolkit.manifest import hash_json
+from toolkit.stage import hash_json
 
 
 def read_prompt_files(files: Sequence[str], split: SplitName) -> list[RetentionPrompt]:

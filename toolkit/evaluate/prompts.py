@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from toolkit.data.source_config import SplitName
+from toolkit.data.config import SplitName
 from toolkit.evaluate.prompt_texts import (
     AUDIENCES,
     CARE,

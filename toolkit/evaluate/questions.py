@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.data.config import SourceSection, SplitName
 from toolkit.data.files import ending, source_files
 from toolkit.data.formats import Faults, format_of, read_rows
-from toolkit.data.source_config import SourceSection, SplitName
 from toolkit.data.unpacked import read_whole
 from toolkit.errors import DataError, EvaluationError, sentence_end
 from toolkit.evaluate.config import BIGBENCH, ChoicesSection
-from toolkit.manifest import hash_json
+from toolkit.stage import hash_json
 
 
 @dataclass(frozen=True)

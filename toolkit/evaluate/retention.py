@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.data.source_config import SplitName
+from toolkit.data.config import SplitName
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.answers import Answers, rest_log
 from toolkit.evaluate.config import EvaluateSection
@@ -24,7 +24,7 @@ from toolkit.evaluate.prompt_files import read_prompt_files
 from toolkit.evaluate.prompted import answer_states
 from toolkit.evaluate.prompts import RetentionPrompt, retention_prompts
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.manifest import hash_json
+from toolkit.stage import hash_json
 
 LOSS, DIVERGENCE = "retention", "retention KL"
 """Names of the two sets."""

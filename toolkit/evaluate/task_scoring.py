@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.file_hashes import read_hash
-from toolkit.manifest import hash_bytes, hash_json
+from toolkit.stage import hash_bytes, hash_json
 
 
 def scoring_hash(task: Any, metric: str) -> str:

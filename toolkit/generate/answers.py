@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from toolkit.generate.chat_model import Speaker, load_speaker
 from toolkit.generate.greedy import greedy_answers
-from toolkit.generate.speaker import Speaker, load_speaker
 from toolkit.progress import progress, say
 
 NEW_TOKENS = 64

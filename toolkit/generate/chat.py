@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from toolkit.generate.chat_model import Message, Speaker
 from toolkit.generate.show import show_answers
-from toolkit.generate.speaker import Message, Speaker
-from toolkit.generate.stream import Settings
+from toolkit.generate.stream import SamplingSettings
 from toolkit.progress import say
 
 HELP = "An empty line does nothing; /new begins anew, /quit or Ctrl-D ends."
 
 
 def run_chat(
-    speaker: Speaker, settings: Settings, *, system: str = "", ask: Callable[[str], str] = input
+    speaker: Speaker,
+    settings: SamplingSettings,
+    *,
+    system: str = "",
+    ask: Callable[[str], str] = input,
 ) -> list[Message]:
     """Talk until the person ends it.
 

@@ -8,13 +8,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from toolkit.generate.speaker import Message, Speaker
-from toolkit.generate.stream import Settings, stream_answer
+from toolkit.generate.chat_model import Message, Speaker
+from toolkit.generate.stream import SamplingSettings, stream_answer
 from toolkit.progress import console, say
 
 
 def show_answers(
-    speakers: Sequence[Speaker], messages: Sequence[Message], settings: Settings
+    speakers: Sequence[Speaker], messages: Sequence[Message], settings: SamplingSettings
 ) -> list[str]:
     """Print the answers of all models to one chat, and return them.
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import ConfigError, EvaluationError
-from toolkit.generate.speaker import Message, Speaker
+from toolkit.generate.chat_model import Message, Speaker
 from toolkit.library_errors import computing
 
 
 @dataclass(frozen=True)
-class Settings:
+class SamplingSettings:
     """How an answer is made.
 
     Attributes:
@@ -39,7 +39,7 @@ class Settings:
 
 
 def stream_answer(
-    speaker: Speaker, messages: Sequence[Message], settings: Settings
+    speaker: Speaker, messages: Sequence[Message], settings: SamplingSettings
 ) -> Iterator[str]:
     """Pieces of the answer as they come; together they are the answer.
 
@@ -70,7 +70,9 @@ def stream_answer(
         yield rest[len(shown) :]
 
 
-def _tokens(speaker: Speaker, prompt: list[int], settings: Settings, most: int) -> Iterator[int]:
+def _tokens(
+    speaker: Speaker, prompt: list[int], settings: SamplingSettings, most: int
+) -> Iterator[int]:
     model = speaker.model
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(settings.seed)
@@ -90,7 +92,7 @@ def _tokens(speaker: Speaker, prompt: list[int], settings: Settings, most: int) 
         inputs = seen if cache is None else [token]
 
 
-def pick(logits: Tensor, settings: Settings, generator: torch.Generator) -> int:
+def pick(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> int:
     """The next token, from logits `[V]`.
 
     Raises:

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.read import TORCH_NAMES, has_array, is_float
 from toolkit.checkpoint.write import tensor_bytes
 from toolkit.errors import MergeError
-from toolkit.merge.definition import merge_by_definition
 from toolkit.merge.kernels.compiled import KernelError
 from toolkit.merge.kernels.fast import Kernel, find_kernel, forgo_kernel
 from toolkit.merge.kernels.job import Job
 from toolkit.merge.kernels.rows import RowReader
 from toolkit.merge.kernels.sizes import NON_FINITE
-from toolkit.merge.kernels.workers import Workers
-from toolkit.merge.models import Models
+from toolkit.merge.kernels.workers import WorkerThreads
 from toolkit.merge.registry import Method
 from toolkit.merge.task import TensorTask
+from toolkit.merge.torch_engine import merge_by_definition
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,7 @@ def run_task(
     *,
     seed: int,
     dtype: str,
-    workers: Workers,
+    workers: WorkerThreads,
     target: NDArray[Any] | None = None,
     memory: dict[Any, Any] | None = None,
     device: str = "cpu",

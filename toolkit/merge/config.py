@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from toolkit.config import PositiveInt, Section, load_yaml, parse_section
 from toolkit.errors import ConfigError, warn
 from toolkit.limits import limit, raise_hint
+from toolkit.load_yaml import load_yaml
+from toolkit.section import PositiveInt, Section, parse_section
 
 Scalar = bool | int | float | str
 Settings = dict[str, Any]
@@ -172,7 +173,7 @@ class TokenEmbedding(Section):
     force: bool = False
 
 
-class TokenizerSection(Section):
+class MergeTokenizerSection(Section):
     """Which vocabulary the merged model has."""
 
     source: VocabularySource = "union"
@@ -203,7 +204,7 @@ class MergeConfig(Section):
 
     out_dtype: DtypeName | None = None
     tokenizer_source: VocabularySource | None = None
-    tokenizer: TokenizerSection | None = None
+    tokenizer: MergeTokenizerSection | None = None
     chat_template: str | None = None
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import bytes_text
 from toolkit.merge.compute import engine_of
@@ -11,11 +12,10 @@ from toolkit.merge.config import MergeConfig
 from toolkit.merge.fallback import needs_mergekit
 from toolkit.merge.kernels.thinning import MASK_BYTES
 from toolkit.merge.kernels.workers import BLOCK, count_cores
-from toolkit.merge.models import Models
 from toolkit.merge.output import out_dtype
 from toolkit.merge.registry import Method
 from toolkit.merge.task import TensorTask
-from toolkit.merge.vocabulary import plan_with_vocabulary
+from toolkit.merge.vocab.vocabulary import plan_with_vocabulary
 
 _START_BYTES = 200e6
 """What the interpreter and the compiled kernels take before the first tensor."""

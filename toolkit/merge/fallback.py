@@ -8,16 +8,16 @@ from typing import Any
 
 import yaml
 
-from toolkit.checkpoint.read import open_checkpoint
+from toolkit.checkpoint.model_values import read_model_values
+from toolkit.checkpoint.models import Models, Source
+from toolkit.checkpoint.open import open_checkpoint
 from toolkit.errors import MergeError, did_you_mean
-from toolkit.manifest import write_atomically
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.loadable import refuse_unloadable_merge
-from toolkit.merge.models import Models
 from toolkit.merge.plan import MergePlan
 from toolkit.merge.registry import Method, Place, all_methods
-from toolkit.merge.task import Source, TensorTask
-from toolkit.model_values import read_model_values
+from toolkit.merge.task import TensorTask
+from toolkit.stage import write_atomically
 
 
 def needs_mergekit(name: str) -> bool:

@@ -15,14 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.adapted import AdaptedCheckpoint
+from toolkit.checkpoint.model_values import read_model_values
+from toolkit.checkpoint.models import Shapes
 from toolkit.checkpoint.tensor_names import is_head, is_vocabulary
 from toolkit.errors import MergeError, warn
-from toolkit.merge.layers import Layout, Shapes, layer_counts
-from toolkit.model_values import read_model_values
+from toolkit.merge.layer_stacks import Layout, layer_counts
 
 if TYPE_CHECKING:
+    from toolkit.checkpoint.models import Models
     from toolkit.checkpoint.read import Checkpoint
-    from toolkit.merge.models import Models
 
 _NOT_STRUCTURE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache")
 """Keys of a config that change no tensor's name or shape."""

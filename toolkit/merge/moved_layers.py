@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from toolkit.checkpoint.config_parts import config_parts
+from toolkit.checkpoint.models import Models
 from toolkit.errors import MergeError, warn
-from toolkit.merge.config_parts import config_parts
 from toolkit.merge.layer_kinds import (
     LayerKinds,
     derived_config,
@@ -17,8 +18,7 @@ from toolkit.merge.layer_kinds import (
     layer_candidates,
     read_layer_kinds,
 )
-from toolkit.merge.layers import layer_keys
-from toolkit.merge.models import Models
+from toolkit.merge.layer_stacks import layer_keys
 from toolkit.merge.plan import Origin
 
 _PER_LAYER = re.compile(r"layer|type|block|pattern")

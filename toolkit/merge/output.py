@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from toolkit.checkpoint.config_parts import config_parts, untie
+from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.read import TORCH_NAMES, is_float, item_bytes
 from toolkit.errors import MergeError
-from toolkit.merge.config_parts import config_parts, untie
-from toolkit.merge.layers import Layout, layer_counts
-from toolkit.merge.models import Models
+from toolkit.merge.layer_stacks import Layout, layer_counts
 from toolkit.merge.plan import MergePlan
 from toolkit.merge.task import TensorTask
 

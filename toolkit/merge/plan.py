@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from toolkit.checkpoint.models import Shapes
 from toolkit.checkpoint.tensor_names import is_vocabulary
-from toolkit.merge.joined import Joined
-from toolkit.merge.layers import ModelView, Shapes
+from toolkit.merge.align import Joined
+from toolkit.merge.layer_stacks import ModelView
 from toolkit.merge.parameters import check_parameters
 from toolkit.merge.registry import Method, Place, get_method
 from toolkit.merge.slices import Module, Slice, View, plan_modules

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import MergeError
-from toolkit.merge.layers import ModelView, is_before_layers
+from toolkit.merge.layer_stacks import ModelView, is_before_layers
 
 if TYPE_CHECKING:
     from toolkit.merge.config import InputModel, MergeConfig, OutputModule, OutputSlice

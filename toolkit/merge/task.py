@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.checkpoint.models import Source
 from toolkit.merge.registry import Place
-
-
-@dataclass(frozen=True)
-class Source:
-    """One tensor of one model."""
-
-    model: str
-    tensor: str
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,19 @@ from dataclasses import replace
 
 import numpy as np
 
+from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.read import is_float
 from toolkit.errors import ConfigError
 from toolkit.merge.kernels.job import Job
 from toolkit.merge.kernels.ranks import lower_counts, magnitude, place_of, upper_counts
 from toolkit.merge.kernels.rows import RowReader
 from toolkit.merge.kernels.sizes import HALVES
-from toolkit.merge.kernels.workers import Workers
-from toolkit.merge.models import Models
+from toolkit.merge.kernels.workers import WorkerThreads
 from toolkit.merge.plan import MergePlan
 from toolkit.merge.task import TensorTask
 
 
-def with_thresholds(plan: MergePlan, models: Models, workers: Workers) -> MergePlan:
+def with_thresholds(plan: MergePlan, models: Models, workers: WorkerThreads) -> MergePlan:
     """Give every task the magnitude at which each model's task vector, as a whole, is trimmed.
 
     Args:
@@ -48,7 +48,7 @@ def with_thresholds(plan: MergePlan, models: Models, workers: Workers) -> MergeP
 
 
 def _threshold(
-    tasks: Sequence[TensorTask], model: int, density: float, models: Models, workers: Workers
+    tasks: Sequence[TensorTask], model: int, density: float, models: Models, workers: WorkerThreads
 ) -> float:
     jobs = [_job(task, model, models, workers) for task in tasks]
     total = sum(job.size for job in jobs)
@@ -61,7 +61,7 @@ def _threshold(
     return magnitude(upper << 16 | place_of(np.cumsum(counts), rest)[0])
 
 
-def _job(task: TensorTask, model: int, models: Models, workers: Workers) -> Job:
+def _job(task: TensorTask, model: int, models: Models, workers: WorkerThreads) -> Job:
     assert task.base is not None  # noqa: S101  (methods with thresholds need a base)
     rows = RowReader([models.array(source) for source in (task.sources[model], task.base)])
     return Job(rows, task.shape, {}, workers, {})

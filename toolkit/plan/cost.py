@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from toolkit.model_config import ShapeSection
-from toolkit.plan.amounts import StageAmount
+from toolkit.checkpoint.config import ShapeSection
 from toolkit.plan.devices import Fleet
 from toolkit.plan.shape import count_parameters, recomputed, training_flops
+from toolkit.plan.token_budget import StageAmount
 from toolkit.train.config import TrainSection
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toolkit.config import load_yaml
 from toolkit.errors import ConfigError, sentence_end
+from toolkit.load_yaml import load_yaml
 
 PRICES_DATED = "2025, from memory of public on-demand lists: check, or give your own"
 """Where the default prices come from: clouds differ by a factor of three, and change."""

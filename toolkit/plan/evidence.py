@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toolkit.data.config import DataSection
-from toolkit.plan.amounts import ASSUMED_TOKENS_PER_BYTE, SourceAmount, source_amount
 from toolkit.plan.sample import Sample
 from toolkit.plan.surprise import Surprise
+from toolkit.plan.token_budget import ASSUMED_TOKENS_PER_BYTE, SourceAmount, source_amount
 from toolkit.plan.verdict import Evidence
 from toolkit.plan.words import FolderTokenizer, WordFigures, word_figures
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from toolkit.model_config import ShapeSection
+from toolkit.checkpoint.config import ShapeSection
 from toolkit.plan.devices import CPU, Device, Fleet
 from toolkit.plan.memory import Memory, training_memory
 from toolkit.train.config import LoraSection, TrainSection

@@ -13,14 +13,14 @@ from toolkit.plan.evidence import Looked
 from toolkit.plan.fit import Way
 from toolkit.plan.settings import Setting
 from toolkit.plan.surprise import Surprise
-from toolkit.plan.verdict import Evidence, Verdict
+from toolkit.plan.verdict import Evidence, PlanVerdict
 
 FORMAT = 1
 """Of `plan.json`; rises when a key changes its meaning."""
 
 
 def verdict_values(
-    verdict: Verdict, evidence: Evidence, surprise: Surprise | None, looked: Looked
+    verdict: PlanVerdict, evidence: Evidence, surprise: Surprise | None, looked: Looked
 ) -> dict[str, Any]:
     """The first question: is it the right tool."""
     return {

@@ -7,25 +7,14 @@ estimated from the part of the source that was read.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from toolkit.data.config import DataSection
-from toolkit.errors import ToolkitError
 from toolkit.evaluate.config import EvaluateSection
-from toolkit.evaluate.power import SetPower, needed_answers, power_of
-from toolkit.evaluate.retention import LOSS, split_prompts
+from toolkit.pipeline.set_power import ASSUMED_SCATTER, expect_prompts
 from toolkit.plan.evidence import Looked
 from toolkit.statistics.paired import expected_change
-
-ASSUMED_SCATTER = 0.04
-"""Standard deviation of a document's change, in bits per byte, or an answer's, in nats per token:
-of the plain mean of α 0.4 in the finance run (LOG.md)."""
-
-SCATTER_WORDS = (
-    f"what a set sees: a document's change scatters by {ASSUMED_SCATTER:g} bits per byte, an "
-    "answer's by as many nats per token; `toolkit power` measures it"
-)
+from toolkit.statistics.power import SetPower, power_of
 
 
 def plan_power(
@@ -64,32 +53,6 @@ def plan_power(
     return found + prompted, unknown + more
 
 
-def expect_prompts(
-    evaluate: EvaluateSection,
-    tolerance: float,
-    tolerances: Mapping[str, float],
-    confidence: float,
-) -> tuple[list[SetPower], list[str]]:
-    """The same of sets that do not come of documents; see `plan_power`."""
-    found: list[SetPower] = []
-    unknown: list[str] = []
-    wanted = evaluate.retention
-    if wanted.prompts and wanted.loss_role == "general":
-        try:
-            prompts = split_prompts("tuning", wanted.prompts, wanted.files)
-        except ToolkitError as error:
-            unknown.append(f"retention: {error}".rstrip("."))
-        else:
-            limit = tolerances.get(LOSS, wanted.loss_tolerance)
-            change = expected_change(ASSUMED_SCATTER, len({prompt.group for prompt in prompts}))
-            size = len(prompts)
-            found.append(
-                power_of(LOSS, "general", "nats per token", size, limit, change, confidence)
-            )
-    unknown += _answers(evaluate, tolerance, tolerances, confidence)
-    return found, unknown
-
-
 def plan_claims(looked: Looked) -> list[str]:
     """What sets will not be able to speak for: those whose documents are all of one group."""
     lines = []
@@ -125,26 +88,3 @@ def _tuning_sizes(name: str, data: DataSection, looked: Looked) -> tuple[int, in
     # Of one group the items themselves are drawn; of several, the groups.
     alone = items if groups < 2 else min(items, groups * taken)
     return max(round(items), 1), max(round(alone), 1)
-
-
-def _answers(
-    evaluate: EvaluateSection,
-    tolerance: float,
-    tolerances: Mapping[str, float],
-    confidence: float,
-) -> list[str]:
-    """Of questions and tasks only the number that a tolerance takes is known."""
-    wanted: Sequence[tuple[str, str]] = [
-        *((choices.name, choices.role) for choices in evaluate.choices),
-        *((task.task, task.role) for task in evaluate.tasks),
-    ]
-    sentences = []
-    for name, role in wanted:
-        limit = tolerances.get(name, tolerance)
-        if role == "general" and limit > 0.0 and math.isfinite(limit):
-            needed = needed_answers(limit, 0.0, confidence)
-            sentences.append(
-                f"{name}: {needed} right-or-wrong items at least are needed to show a loss under "
-                f"{limit:g}, even where no answer changes"
-            )
-    return sentences

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from toolkit.model_config import ShapeSection
+from toolkit.checkpoint.config import ShapeSection
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from toolkit.model_config import ShapeSection
+from toolkit.checkpoint.config import ShapeSection
 from toolkit.plan.devices import CPU, Device
 from toolkit.plan.shape import recomputed, training_flops
 from toolkit.train.activations import checkpoint_activations
@@ -22,8 +22,8 @@ from toolkit.train.config import TrainSection
 from toolkit.train.fuse import fuse, may_fuse
 from toolkit.train.model import NextTokenLoss
 from toolkit.train.packing_probe import choose_packing
-from toolkit.train.parts import parameter_groups, plain_model, prepare_model
 from toolkit.train.precision import is_low, precision_on, products_dtype
+from toolkit.train.trainable import parameter_groups, plain_model, prepare_model
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from toolkit.data.split import stable_unit
-from toolkit.evaluate.bootstrap import bootstrap_figures, intervals
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.likelihood import ItemSet, score_documents
+from toolkit.statistics.bootstrap import bootstrap_figures, intervals
 from toolkit.statistics.interval import Interval
 
 _LN2 = 0.6931471805599453
@@ -26,7 +26,7 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """A short document to score: its text and its tokens, separator in front."""
 
     text: str
@@ -77,9 +77,9 @@ def shuffled_words(text: str, seed: int, name: str) -> str:
 
 def cut_pieces(
     texts: Sequence[str], tokenizer: Any, separator: int, *, num_tokens: int, count: int
-) -> list[Piece]:
+) -> list[TextPiece]:
     """The beginnings of the first texts that are long enough, cut at a token's end."""
-    pieces: list[Piece] = []
+    pieces: list[TextPiece] = []
     for text in texts:
         if len(pieces) == count:
             break
@@ -88,14 +88,14 @@ def cut_pieces(
         if len(ids) < num_tokens // 2:
             continue
         stop = offsets[min(num_tokens, len(ids)) - 1][1]
-        pieces.append(Piece(text[:stop], [separator, *ids[:num_tokens]]))
+        pieces.append(TextPiece(text[:stop], [separator, *ids[:num_tokens]]))
     return pieces
 
 
 def measure_surprise(
     model: Any,
-    domain: Sequence[Piece],
-    general: Sequence[Piece],
+    domain: Sequence[TextPiece],
+    general: Sequence[TextPiece],
     tokenizer: Any,
     section: EvaluateSection,
     *,
@@ -106,13 +106,13 @@ def measure_surprise(
     Raises:
         EvaluationError: there are fewer than two documents of a role, or a loss is not finite.
     """
-    kinds: list[tuple[str, list[Piece]]] = []
+    kinds: list[tuple[str, list[TextPiece]]] = []
     for role, pieces in (("domain", domain), ("general", general)):
         kinds.append((role, list(pieces)))
         mixed = []
         for number, piece in enumerate(pieces):
             text = shuffled_words(piece.text, seed, f"{role} {number}")
-            mixed.append(Piece(text, [piece.tokens[0], *tokenizer.encode(text)[0]]))
+            mixed.append(TextPiece(text, [piece.tokens[0], *tokenizer.encode(text)[0]]))
         kinds.append((f"{role} shuffled", mixed))
     every = [(kind, number, piece) for kind, pieces in kinds for number, piece in enumerate(pieces)]
     items = ItemSet(

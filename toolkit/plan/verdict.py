@@ -78,7 +78,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PlanVerdict:
     """The tool, why, and what would change it.
 
     Attributes:
@@ -182,7 +182,7 @@ def measured_shift(evidence: Evidence) -> tuple[Shift, list[str]]:
     return "unclear", signs
 
 
-def judge(evidence: Evidence) -> Verdict:
+def judge(evidence: Evidence) -> PlanVerdict:
     """Choose the tool."""
     least, comfortable = needed_tokens(evidence.trained_parameters)
     shift, signs = measured_shift(evidence)
@@ -193,7 +193,9 @@ def judge(evidence: Evidence) -> Verdict:
         reasons.append("how much domain text there is could not be seen from here")
         reasons += signs
         changes.append(f"at least {words_of(least)} tokens of domain text speak for CPT")
-        return Verdict("cpt", shift, (least, comfortable), tuple(reasons), tuple(changes), False)
+        return PlanVerdict(
+            "cpt", shift, (least, comfortable), tuple(reasons), tuple(changes), False
+        )
     worth = worth_of_repeats(evidence.tokens, 4.0)
     can_tune = evidence.num_talks >= ENOUGH_TALKS
     have = f"{'at least ' if evidence.at_least else ''}{words_of(evidence.tokens)}"
@@ -254,7 +256,9 @@ def judge(evidence: Evidence) -> Verdict:
     sure = shift not in {"unclear", "not measured"} and not near and not evidence.at_least
     if tool in {"retrieval", "fine-tuning"} and not near and not evidence.at_least:
         sure = True  # whatever the shift, the amount decides
-    return Verdict(tool, shift, (least, comfortable), tuple(reasons + signs), tuple(changes), sure)
+    return PlanVerdict(
+        tool, shift, (least, comfortable), tuple(reasons + signs), tuple(changes), sure
+    )
 
 
 def _times(factor: float) -> str:

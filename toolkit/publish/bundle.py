@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import __version__
-from toolkit.checkpoint.read import open_checkpoint
+from toolkit.checkpoint.open import open_checkpoint
 from toolkit.checkpoint.side_files import SIDE_FILES
 from toolkit.errors import PublishError
-from toolkit.manifest import hash_file, load_json, write_atomically, write_json
 from toolkit.publish.config import Format
-from toolkit.publish.licences import Parent
+from toolkit.publish.licenses import Parent
 from toolkit.publish.public import public_json
+from toolkit.stage import hash_file, load_json, write_atomically, write_json
 
 SUMS = "SHA256SUMS"
 """Written last: where it stands, the bundle is whole."""

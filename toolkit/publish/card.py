@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from toolkit.publish.config import Format
-from toolkit.publish.licences import Licence, Parent, built_with
+from toolkit.publish.licenses import Licence, Parent, built_with
 from toolkit.publish.public import public_reference
 from toolkit.publish.tables import (
     figures_of,

@@ -9,11 +9,10 @@ from typing import Any
 
 from toolkit.errors import ConfigError, PublishError, ToolkitError, sentence_end
 from toolkit.progress import say
-from toolkit.publish.agreements import Agreements
 from toolkit.publish.bundle import bundle_files
 from toolkit.publish.config import Format
-from toolkit.publish.leaks import find_leaks
-from toolkit.publish.licences import (
+from toolkit.publish.license_texts import Agreements
+from toolkit.publish.licenses import (
     Parent,
     built_with,
     find_licence,
@@ -21,13 +20,14 @@ from toolkit.publish.licences import (
     name_fits,
     notices,
 )
+from toolkit.publish.privacy import find_leaks
 
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib"}
 _CODE = {".py", ".so", ".sh", ".ipynb"}
 
 
 @dataclass(frozen=True)
-class Subject:
+class CheckedBundle:
     """What is checked.
 
     Attributes:
@@ -54,7 +54,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What one check found.
 
     Attributes:
@@ -74,7 +74,7 @@ class Finding:
         return "passed" if not self.faults else "accepted" if self.reason else "failed"
 
 
-def _parents(subject: Subject) -> tuple[list[str], str]:
+def _parents(subject: CheckedBundle) -> tuple[list[str], str]:
     general = next(parent for parent in subject.parents if parent.role == "general")
     if not general.is_published:
         return [f"the general model ({general.name}) has no public name; give model.name"], ""
@@ -82,7 +82,7 @@ def _parents(subject: Subject) -> tuple[list[str], str]:
     return [], f"{general.name}: {pinned}"
 
 
-def _licences(subject: Subject) -> tuple[list[str], str]:
+def _licences(subject: CheckedBundle) -> tuple[list[str], str]:
     licence, faults = merged_licence(subject.parents)
     given, name = subject.license
     if given and licence and given != licence.id and licence.family != "permissive":
@@ -97,7 +97,7 @@ def _licences(subject: Subject) -> tuple[list[str], str]:
     return faults, f"{terms}; the merge is under {given or (licence.id if licence else '?')}"
 
 
-def _duties(subject: Subject) -> tuple[list[str], str]:
+def _duties(subject: CheckedBundle) -> tuple[list[str], str]:
     faults: list[str] = []
     card = _text(subject.folder / "README.md")
     notice = _text(subject.folder / "NOTICE")
@@ -120,12 +120,12 @@ def _duties(subject: Subject) -> tuple[list[str], str]:
     return faults, f"shipped: {', '.join(sorted(names)) or 'nothing'}"
 
 
-def _private(subject: Subject) -> tuple[list[str], str]:
+def _private(subject: CheckedBundle) -> tuple[list[str], str]:
     files = bundle_files(subject.folder)
     return list(find_leaks(files)), "no path, name, secret or address in the text files"
 
 
-def _pickles(subject: Subject) -> tuple[list[str], str]:
+def _pickles(subject: CheckedBundle) -> tuple[list[str], str]:
     faults = []
     for path in bundle_files(subject.folder):
         name = path.relative_to(subject.folder).as_posix()
@@ -145,25 +145,25 @@ def _begins_as_pickle(path: Path) -> bool:
     return head[:2] in {bytes((0x80, protocol)) for protocol in range(2, 6)} or head[:2] == b"PK"
 
 
-def _weights(subject: Subject) -> tuple[list[str], str]:
+def _weights(subject: CheckedBundle) -> tuple[list[str], str]:
     from toolkit.publish.weights import weight_faults
 
     return weight_faults(subject.folder, subject.format)
 
 
-def _loads(subject: Subject) -> tuple[list[str], str]:
+def _loads(subject: CheckedBundle) -> tuple[list[str], str]:
     from toolkit.publish.weights import generation_faults
 
     return generation_faults(subject.folder, subject.format, subject.base)
 
 
-def _tokenizer(subject: Subject) -> tuple[list[str], str]:
+def _tokenizer(subject: CheckedBundle) -> tuple[list[str], str]:
     from toolkit.publish.weights import tokenizer_faults
 
     return tokenizer_faults(subject.folder)
 
 
-def _test(subject: Subject) -> tuple[list[str], str]:
+def _test(subject: CheckedBundle) -> tuple[list[str], str]:
     told = subject.results.get("test_scorings", 1)
     counts = told if isinstance(told, Mapping) else {"test": told}
     faults = [
@@ -175,18 +175,18 @@ def _test(subject: Subject) -> tuple[list[str], str]:
     return faults, note
 
 
-def _sources(subject: Subject) -> tuple[list[str], str]:
+def _sources(subject: CheckedBundle) -> tuple[list[str], str]:
     faults = [f"{name} is marked as not for publication" for name in subject.withheld]
     return faults, "none is marked as not for publication"
 
 
-def _merge(subject: Subject) -> tuple[list[str], str]:
+def _merge(subject: CheckedBundle) -> tuple[list[str], str]:
     if subject.results.get("any_merge", True):
         return [], f"{subject.results.get('chosen')} of {len(subject.results['candidates'])}"
     return ["nothing qualified, so this is the general model itself; there is nothing new"], ""
 
 
-CHECKS: Mapping[str, Callable[[Subject], tuple[list[str], str]]] = {
+CHECKS: Mapping[str, Callable[[CheckedBundle], tuple[list[str], str]]] = {
     "parents": _parents,
     "licences": _licences,
     "duties": _duties,
@@ -202,7 +202,7 @@ CHECKS: Mapping[str, Callable[[Subject], tuple[list[str], str]]] = {
 """Every check by its name, in the order they are shown."""
 
 
-def run_checks(subject: Subject, accepted: Mapping[str, str]) -> list[Finding]:
+def run_checks(subject: CheckedBundle, accepted: Mapping[str, str]) -> list[CheckResult]:
     """Make every check; one that cannot be made has failed."""
     findings = []
     for name, check in CHECKS.items():
@@ -212,7 +212,7 @@ def run_checks(subject: Subject, accepted: Mapping[str, str]) -> list[Finding]:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             faults, note = [f"could not be made: {first}"], ""
         reason = accepted.get(name) if faults else None
-        findings.append(Finding(name, tuple(faults), note, reason))
+        findings.append(CheckResult(name, tuple(faults), note, reason))
     return findings
 
 
@@ -241,7 +241,7 @@ def parse_accepted(words: Sequence[str]) -> dict[str, str]:
     return accepted
 
 
-def show_findings(findings: Sequence[Finding]) -> None:
+def show_findings(findings: Sequence[CheckResult]) -> None:
     """One line a check, and one more for each fault."""
     say("checks:")
     for finding in findings:
@@ -251,7 +251,7 @@ def show_findings(findings: Sequence[Finding]) -> None:
             say(f"    {fault}")
 
 
-def refuse_failed(findings: Sequence[Finding], where: Path) -> None:
+def refuse_failed(findings: Sequence[CheckResult], where: Path) -> None:
     """Stop where a check failed.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from toolkit.config import Count, Section
+from toolkit.section import Count, Section
 
 GgufType = Literal["F32", "F16", "BF16", "Q8_0"]
 Format = Literal["safetensors", "gguf", "adapter"]

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.gguf_compare import compare_gguf
-from toolkit.checkpoint.gguf_export import export_gguf
+from toolkit.checkpoint.gguf.compare import compare_gguf
+from toolkit.checkpoint.gguf.write import export_gguf
 from toolkit.checkpoint.lora import SETTINGS_FILE, WEIGHTS_FILE
-from toolkit.manifest import load_json, write_json
 from toolkit.progress import progress
+from toolkit.stage import load_json, write_json
 
 ADAPTER_REPORT = "adapter.json"
 Extract = Callable[[Path, Path, Path, int, int, str], None]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from toolkit.errors import PublishError
-from toolkit.plain import parse_json
+from toolkit.load_yaml import parse_json
 from toolkit.publish.config import PublishSection
 
 _OF_THIS_MACHINE = {

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import PublishError
-from toolkit.manifest import hash_file, load_json
 from toolkit.progress import progress
 from toolkit.publish.bundle import RECORD, SUMS, parse_sums, read_sums
 from toolkit.publish.store import is_store, open_store, store_errors
+from toolkit.stage import hash_file, load_json
 
 _OF_THE_HUB = {".gitattributes", ".gitignore"}
 _BLOCK = 8 << 20
 
 
 @dataclass(frozen=True)
-class Verdict:
+class BundleVerdict:
     """What was found of a bundle's files.
 
     Attributes:
@@ -35,7 +35,7 @@ class Verdict:
     merge_yaml: str | None
 
 
-def verify_files(where: str, revision: str | None = None) -> Verdict:
+def verify_files(where: str, revision: str | None = None) -> BundleVerdict:
     """Compute every file's hash anew and compare it with `SHA256SUMS`.
 
     Args:
@@ -54,7 +54,7 @@ def verify_files(where: str, revision: str | None = None) -> Verdict:
     return _verify_folder(folder)
 
 
-def _verify_folder(folder: Path) -> Verdict:
+def _verify_folder(folder: Path) -> BundleVerdict:
     sums = read_sums(folder)
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     found = {n for n in found - {SUMS} - _OF_THE_HUB if not n.startswith((".cache/", ".git/"))}
@@ -71,7 +71,7 @@ def _verify_folder(folder: Path) -> Verdict:
     record = load_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     merge = folder / "merge.yaml"
     text = merge.read_text(encoding="utf-8") if merge.is_file() else None
-    return Verdict(sums, tuple(faults), record, text)
+    return BundleVerdict(sums, tuple(faults), record, text)
 
 
 def _megabytes(folder: Path, sums: Mapping[str, str]) -> float:
@@ -79,7 +79,7 @@ def _megabytes(folder: Path, sums: Mapping[str, str]) -> float:
     return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
 
 
-def _verify_store(address: str) -> Verdict:
+def _verify_store(address: str) -> BundleVerdict:
     import json
 
     store, root = open_store(address)
@@ -101,7 +101,7 @@ def _verify_store(address: str) -> Verdict:
     def text(name: str) -> str | None:
         return store.cat_file(f"{root}/{name}").decode("utf-8") if name in there else None
 
-    return Verdict(sums, tuple(faults), json.loads(text(RECORD) or "{}"), text("merge.yaml"))
+    return BundleVerdict(sums, tuple(faults), json.loads(text(RECORD) or "{}"), text("merge.yaml"))
 
 
 def _hash_remote(store: Any, path: str) -> str:

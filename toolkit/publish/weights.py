@@ -21,8 +21,9 @@ from toolkit.checkpoint.load import (
     silence_libraries,
 )
 from toolkit.checkpoint.loadable import folder_faults
-from toolkit.checkpoint.read import Checkpoint, is_float, open_checkpoint
-from toolkit.checkpoint.wrapped import wrapper_of
+from toolkit.checkpoint.open import open_checkpoint
+from toolkit.checkpoint.read import Checkpoint, is_float
+from toolkit.checkpoint.wrappers import wrapper_of
 from toolkit.errors import CheckpointError
 from toolkit.publish.config import Format
 from toolkit.tokenizer_files import load_tokenizer

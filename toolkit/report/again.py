@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from toolkit import __version__
-from toolkit.manifest import TRACKED_PACKAGES
-from toolkit.report.html import Section, folded, paragraph
+from toolkit.report.html import PageSection, folded, paragraph
+from toolkit.stage import TRACKED_PACKAGES
 
 
 def again_of(name: str, recipe: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _portable(value: Any) -> Any:
     return value
 
 
-def again_section(again: Mapping[str, Any] | None, merge_yaml: str) -> Section:
+def again_section(again: Mapping[str, Any] | None, merge_yaml: str) -> PageSection:
     """Commands, recipe, merge, versions and hashes."""
     body = ""
     if again:
@@ -59,4 +59,4 @@ def again_section(again: Mapping[str, Any] | None, merge_yaml: str) -> Section:
         body += folded("The recipe", again["recipe"])
         body += folded("Versions", versions)
         body += folded("sha256 of what went in and came out", hashes)
-    return Section("again", "Run it again", body)
+    return PageSection("again", "Run it again", body)

@@ -10,7 +10,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-from toolkit.manifest import write_atomically
+from toolkit.stage import write_atomically
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A part of the page with a heading; left out where it has no body."""
 
     slug: str
@@ -37,7 +37,7 @@ class Section:
     body: str
 
 
-def write_document(path: Path, title: str, opening: str, sections: Iterable[Section]) -> None:
+def write_document(path: Path, title: str, opening: str, sections: Iterable[PageSection]) -> None:
     """Write a page with its style and script inside.
 
     Args:

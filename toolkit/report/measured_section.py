@@ -7,12 +7,12 @@ from html import escape
 from typing import Any
 
 from toolkit.report.charts import Axis, Plot
-from toolkit.report.html import Cell, Section, panels, paragraph, table
+from toolkit.report.html import Cell, PageSection, panels, paragraph, table
 from toolkit.report.table import set_rows
 from toolkit.report.verdict import MODELS, ROLES, counts_of, interval, signed_interval, unit_of
 
 
-def models_section(results: Mapping[str, Any]) -> Section:
+def models_section(results: Mapping[str, Any]) -> PageSection:
     """Changes against the general model as a chart, and all figures as a table."""
     titles = [""]
     for role in ROLES:
@@ -41,7 +41,7 @@ def models_section(results: Mapping[str, Any]) -> Section:
             "note",
         )
     )
-    return Section("test", "Test sets", body)
+    return PageSection("test", "Test sets", body)
 
 
 def _figure(value: Mapping[str, float], *, signed: bool) -> Cell:
@@ -88,7 +88,7 @@ def _change_chart(results: Mapping[str, Any], role: str) -> str:
     return plot.html()
 
 
-def documents_section(results: Mapping[str, Any]) -> Section:
+def documents_section(results: Mapping[str, Any]) -> PageSection:
     """Document by document: how the merge differs from the general model and the specialist."""
     documents = results.get("documents") or ()
     parts = []
@@ -98,12 +98,14 @@ def documents_section(results: Mapping[str, Any]) -> Section:
         heading = escape(f"{name} ({rows[0]['role']})")
         parts.append(f"<h3>{heading}</h3>{panels(*charts)}")
     if not parts:
-        return Section("documents", "Document by document", "")
+        return PageSection("documents", "Document by document", "")
     note = (
         "A bar a document of the test sets, sorted; below zero the merge is better. "
         "Whether a mean rests on many documents or on a few can be seen here."
     )
-    return Section("documents", "Document by document", paragraph(note, "note") + "".join(parts))
+    return PageSection(
+        "documents", "Document by document", paragraph(note, "note") + "".join(parts)
+    )
 
 
 def _difference_chart(rows: Sequence[Mapping[str, Any]], name: str, other: str) -> str:
@@ -128,7 +130,7 @@ def _difference_chart(rows: Sequence[Mapping[str, Any]], name: str, other: str) 
     return plot.html()
 
 
-def answers_section(answers: Sequence[Mapping[str, str]], chosen: str) -> Section:
+def answers_section(answers: Sequence[Mapping[str, str]], chosen: str) -> PageSection:
     """The same prompts answered by the three models."""
     parts = []
     for row in answers:
@@ -139,9 +141,9 @@ def answers_section(answers: Sequence[Mapping[str, str]], chosen: str) -> Sectio
         )
         parts.append(f'<div class="answer"><p>{escape(row["prompt"])}</p><dl>{columns}</dl></div>')
     if not parts:
-        return Section("answers", "Side by side", "")
+        return PageSection("answers", "Side by side", "")
     note = (
         "The same prompts to all three, greedy, cut off after a few dozen tokens. Examples show "
         "what the figures are about; they prove nothing."
     )
-    return Section("answers", "Side by side", paragraph(note, "note") + "".join(parts))
+    return PageSection("answers", "Side by side", paragraph(note, "note") + "".join(parts))

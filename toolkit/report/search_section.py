@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.report.charts import SERIES_SHAPES, Axis, Plot, finite, key
-from toolkit.report.html import Cell, Section, panels, paragraph, table
+from toolkit.report.html import Cell, PageSection, panels, paragraph, table
 from toolkit.report.verdict import sets_of, unit_of
 
 Row = Mapping[str, Any]
 ENDPOINTS = ("general", "specialist")
 
 
-def front_section(results: Mapping[str, Any]) -> Section:
+def front_section(results: Mapping[str, Any]) -> PageSection:
     """Domain against general, a mark a candidate; general sets in other units by themselves."""
     start = next((row for row in results["candidates"] if row["name"] == "general"), None)
     limit = None
@@ -42,7 +42,7 @@ def front_section(results: Mapping[str, Any]) -> Section:
     if not all(row["qualified"] for row in results["candidates"]):
         note += " Hollow: loses too much, or dropped."
     legend = _legend(_looks(results["candidates"]), results["candidates"], results["chosen"])
-    return Section(
+    return PageSection(
         "front", "Domain against general", legend + "".join(charts) + paragraph(note, "note")
     )
 
@@ -102,11 +102,11 @@ def _named(results: Mapping[str, Any]) -> dict[str, str]:
     return {**names, chosen: "chosen" if chosen != knee else "chosen, knee"}
 
 
-def sweep_section(results: Mapping[str, Any]) -> Section:
+def sweep_section(results: Mapping[str, Any]) -> PageSection:
     """The plain interpolation between both models, with its intervals."""
     rows = sorted(results.get("sweep") or (), key=lambda row: float(row["alpha"]))
     if len(rows) < 2:
-        return Section("sweep", "The plain sweep", "")
+        return PageSection("sweep", "The plain sweep", "")
     charts = []
     for role in ("domain", "general"):
         what = f"{role}, {unit_of(results, role)}"
@@ -127,7 +127,7 @@ def sweep_section(results: Mapping[str, Any]) -> Section:
     body = panels(*charts) + paragraph(note, "note") + _ladder(results)
     if beaten:
         body = paragraph(beaten["sentence"]) + body
-    return Section("sweep", "The plain sweep", body)
+    return PageSection("sweep", "The plain sweep", body)
 
 
 def _ladder(results: Mapping[str, Any]) -> str:
@@ -191,7 +191,7 @@ def _sweep_plot(
     return plot.html()
 
 
-def history_section(results: Mapping[str, Any]) -> Section:
+def history_section(results: Mapping[str, Any]) -> PageSection:
     """What the search tried, in its order."""
     rows = sorted(
         (row for row in results["candidates"] if row.get("order") is not None),
@@ -199,7 +199,7 @@ def history_section(results: Mapping[str, Any]) -> Section:
     )
     known = [row for row in rows if finite([row["domain"]])]
     if not known:
-        return Section("history", "What the search tried", "")
+        return PageSection("history", "What the search tried", "")
     axis = Axis.around([row["domain"] for row in known], _title(results, "domain", "down"))
     orders = [int(row["order"]) for row in rows]
     plot = Plot(
@@ -232,7 +232,7 @@ def history_section(results: Mapping[str, Any]) -> Section:
     if counts["dropped"] or counts["failed"]:
         note += " Crosses: dropped early by the race, or failed (at the bottom)."
     legend = _legend(looks, rows)
-    return Section(
+    return PageSection(
         "history", "What the search tried", legend + plot.html() + paragraph(note, "note")
     )
 
@@ -244,7 +244,7 @@ _STATUSES = {
 }
 
 
-def candidates_section(results: Mapping[str, Any]) -> Section:
+def candidates_section(results: Mapping[str, Any]) -> PageSection:
     """Every candidate in a table."""
     rows = results["candidates"]
     sets = [row["name"] for row in results.get("sets", ()) if len(results["sets"]) > 2]
@@ -301,7 +301,7 @@ def candidates_section(results: Mapping[str, Any]) -> Section:
         ((cells(row), kind(row)) for row in ordered),
         sortable=True,
     )
-    return Section("candidates", "Every candidate", body + paragraph(note, "note"))
+    return PageSection("candidates", "Every candidate", body + paragraph(note, "note"))
 
 
 def _number(value: float | None, form: str = ".4f") -> Cell:

@@ -7,18 +7,18 @@ from statistics import fmean
 from typing import Any
 
 from toolkit.report.charts import Axis, Plot, finite
-from toolkit.report.html import Section, panels, paragraph
+from toolkit.report.html import PageSection, panels, paragraph
 
 _MOST_POINTS = 400
 """Of a line: more cannot be told apart on a screen, and a long run has a hundred thousand steps."""
 
 
-def training_section(rows: Sequence[Mapping[str, Any]]) -> Section:
+def training_section(rows: Sequence[Mapping[str, Any]]) -> PageSection:
     """Charts of the rows of `metrics.jsonl`."""
     tokens = _tokens_after(rows)
     steps = [row for row in rows if finite([row.get("loss")])]
     if len(steps) < 2:
-        return Section("training", "Training", "")
+        return PageSection("training", "Training", "")
     x_steps = [tokens[int(row["step"])] for row in steps]
     losses = thin(x_steps, [float(row["loss"]) for row in steps])
     charts = [_line_chart("loss, nats a token", losses, "training loss", smooth=True)]
@@ -39,7 +39,7 @@ def training_section(rows: Sequence[Mapping[str, Any]]) -> Section:
             "falling domain line is learning, a rising general line is forgetting.",
             "note",
         )
-    return Section("training", "Training", body)
+    return PageSection("training", "Training", body)
 
 
 def thin(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:

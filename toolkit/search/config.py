@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from toolkit.config import Count, PositiveInt, Section, at_most
+from toolkit.section import Count, PositiveInt, Section, at_most
 
 SamplerName = Literal["quadratic", "grid", "tpe", "cmaes", "gp", "nsga2", "nsga3"]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]

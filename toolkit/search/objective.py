@@ -13,19 +13,13 @@ from numpy.typing import NDArray
 
 from toolkit.errors import ConfigError, EvaluationError, sentence_end
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.evaluate.student import student_quantile
 from toolkit.search.config import RaceSection
-from toolkit.search.race import (
-    Difference,
-    combine,
-    is_out,
-    spending,
-    sure_side,
-)
 from toolkit.search.raced_set import hasten_cheap_sets, order_for_race, usable_looks
 from toolkit.statistics.change_bound import ChangeBound
 from toolkit.statistics.paired import PairedChanges
+from toolkit.statistics.sampled_differences import Difference, combine, is_out, spending, sure_side
 from toolkit.statistics.set_changes import SetChanges
+from toolkit.statistics.student import student_quantile
 
 Losses = Mapping[str, NDArray[np.float64]]
 """Losses by set, each a beginning of the set's items in the order of the race."""

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.manifest import hash_bytes
-from toolkit.search.race import MIN_GROUPS, Difference, guided_difference, paired_difference
-
-
-def named_seed(seed: int, *names: str) -> int:
-    """A seed of its own for each purpose: what else is drawn, and when, changes nothing."""
-    return int(hash_bytes("/".join([str(seed), *names]).encode())[:8], 16)
+from toolkit.statistics.sampled_differences import (
+    MIN_GROUPS,
+    Difference,
+    guided_difference,
+    paired_difference,
+)
+from toolkit.statistics.seeds import named_seed
 
 
 @dataclass(frozen=True)

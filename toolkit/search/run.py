@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import ToolkitError
-from toolkit.manifest import free_name, load_json, write_json
 from toolkit.progress import Advance, progress, say
 from toolkit.search.objective import Objective
-from toolkit.search.plan import Plan
+from toolkit.search.queue import SearchPlan
 from toolkit.search.storage import DamagedJournalError, Place
 from toolkit.search.study import DamagedScoresError, Study, pack, unpack
 from toolkit.search.worker import Merging, Outcome, Worker, score_missing
+from toolkit.stage import free_name, load_json, write_json
 
 
 def run_search(
-    plan: Plan,
+    plan: SearchPlan,
     place: Place,
     name: str,
     identity: Mapping[str, Any],
@@ -66,7 +66,7 @@ def run_search(
     return list(outcomes.values())
 
 
-def _begin_study(plan: Plan, place: Place, name: str, identity: Mapping[str, Any]) -> Study:
+def _begin_study(plan: SearchPlan, place: Place, name: str, identity: Mapping[str, Any]) -> Study:
     """The study, as far as it is; a journal that is damaged is put aside and begun anew."""
 
     def begin() -> Study:

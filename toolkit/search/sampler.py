@@ -29,10 +29,10 @@ from optuna.trial import FrozenTrial, TrialState
 from toolkit.errors import ConfigError
 from toolkit.limits import limit, raise_hint
 from toolkit.search.config import SearchSection
-from toolkit.search.notation import Options, Range, Unknown, Value
-from toolkit.search.raced_set import named_seed
 from toolkit.search.space import MergeSpace
 from toolkit.search.surrogate import PENALTY, Arm, propose
+from toolkit.search.unknowns import Options, Range, Unknown, Value
+from toolkit.statistics.seeds import named_seed
 
 MERGE = "merge"
 """Name of the study's parameter that says which file a candidate is of."""

@@ -6,16 +6,17 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from toolkit.config import load_yaml
 from toolkit.errors import ConfigError, sentence_end
-from toolkit.manifest import hash_json
+from toolkit.load_yaml import load_yaml
 from toolkit.merge.config import MergeConfig, parse_merge_config
 from toolkit.merge.parameters import check_parameters, parameter_places
 from toolkit.merge.registry import get_method
-from toolkit.search.notation import Options, Unknown, Value, complement_of, parse_unknown
+from toolkit.search.unknowns import Options, Unknown, Value, complement_of, parse_unknown
+from toolkit.stage import hash_json
 
 GENERAL, SPECIALIST = "general", "specialist"
 """What the two models are called in `merges/*.yaml`; a recipe may have further ones by name."""
@@ -236,3 +237,8 @@ def _fill(node: Any, values: Mapping[str, Value], where: str, key: str = "") -> 
 
 def _short(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def merge_folder() -> Path:
+    """Where `merges/` stands: beside the package in a checkout."""
+    return Path(str(resources.files("toolkit"))).parent / "merges"

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from toolkit.errors import ConfigError, ToolkitError
-from toolkit.manifest import changed_keys
 from toolkit.search.storage import (
     DamagedJournalError,
     Place,
@@ -30,6 +29,7 @@ from toolkit.search.storage import (
     spoken,
     storage_errors,
 )
+from toolkit.stage import changed_keys
 
 Result = TypeVar("Result")
 _UNCLAIMED_SECONDS = 10.0  # between taking a candidate and signing for it lie milliseconds

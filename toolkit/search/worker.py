@@ -17,9 +17,9 @@ from toolkit.errors import ConfigError, EvaluationError, MergeError
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.merge.config import MergeConfig
 from toolkit.progress import Advance
-from toolkit.search.contest import Rivals, rivals_among, run_race
 from toolkit.search.objective import Losses, Objective, guide_of
-from toolkit.search.plan import Plan
+from toolkit.search.queue import SearchPlan
+from toolkit.search.race import Rivals, rivals_among, run_race
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alpha_of
 from toolkit.search.study import OUTCOME, Study, attributes_of, pack, unpack
 
@@ -95,7 +95,7 @@ class Outcome:
     error: str = ""
 
 
-def read_outcome(plan: Plan, trial: FrozenTrial) -> Outcome | None:
+def read_outcome(plan: SearchPlan, trial: FrozenTrial) -> Outcome | None:
     """What became of a candidate that is done; None before."""
     candidate = plan.candidate(trial)
     if not trial.state.is_finished() or candidate is None:
@@ -141,7 +141,7 @@ class Worker:
     """
 
     def __init__(
-        self, plan: Plan, study: Study, bench: Merging, advance: Advance = lambda *_: None
+        self, plan: SearchPlan, study: Study, bench: Merging, advance: Advance = lambda *_: None
     ) -> None:
         self._plan = plan
         self._study = study

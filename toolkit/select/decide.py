@@ -6,15 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from toolkit.search.outcome import Row, candidate_rows
 from toolkit.search.plain_sweep import PlainSweep
 from toolkit.search.space import GENERAL, alpha_of
 from toolkit.search.worker import Outcome
-from toolkit.select import Candidate, Choice
-from toolkit.select.ladder import Step, climb, passed_steps
+from toolkit.select.candidates import CandidateRow, candidate_rows
+from toolkit.select.choice import Choice, ScoredCandidate
+from toolkit.select.ladder import LadderStep, climb, passed_steps
 from toolkit.select.reason import describe_step, reason_of
 from toolkit.select.rivals import Confirmation, Finalist, confirm, shortlist
-from toolkit.select.sweep_tests import Settings, SweepTests, is_plain
+from toolkit.select.sweep_tests import DecisionSettings, SweepTests, is_plain
 from toolkit.select.tuning_losses import TuningLosses
 from toolkit.select.way import can_go_by_way, loss_by_way_of
 
@@ -35,11 +35,11 @@ class Decision:
     """
 
     outcomes: list[Outcome]
-    rows: list[Row]
-    options: list[Candidate]
+    rows: list[CandidateRow]
+    options: list[ScoredCandidate]
     choice: Choice
     chosen: Outcome
-    steps: list[Step]
+    steps: list[LadderStep]
     confirmations: list[Confirmation]
     changes: dict[str, float]
 
@@ -47,7 +47,7 @@ class Decision:
 def decide(
     outcomes: Sequence[Outcome],
     losses: TuningLosses,
-    settings: Settings,
+    settings: DecisionSettings,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Decision:
     """Choose one of the merges of a search.
@@ -64,7 +64,7 @@ def decide(
     """
     sweep = SweepTests(outcomes, losses, settings)
 
-    def test(alpha: float) -> Step:
+    def test(alpha: float) -> LadderStep:
         step = sweep.test(alpha)
         tell(f"{step.name}: {describe_step(step)}")
         return step
@@ -94,19 +94,19 @@ def decide(
     )
 
 
-def _option(row: Row) -> Candidate:
-    return Candidate(
+def _option(row: CandidateRow) -> ScoredCandidate:
+    return ScoredCandidate(
         row.name, row.domain, row.general, row.general_loss_bound, row.distance, row.is_complete
     )
 
 
 def _qualified(
-    options: Sequence[Candidate], steps: Sequence[Step], tolerance: float
+    options: Sequence[ScoredCandidate], steps: Sequence[LadderStep], tolerance: float
 ) -> tuple[str, ...]:
     """Plain means as they were tested on all tuning documents, others by those of the search."""
     tested = {step.name: step.is_within for step in steps}
 
-    def is_within(option: Candidate) -> bool:
+    def is_within(option: ScoredCandidate) -> bool:
         if option.name in tested:
             return tested[option.name]
         by_search = option.is_complete and option.general_loss_bound <= tolerance
@@ -118,7 +118,7 @@ def _qualified(
 def _methods(
     outcomes: Sequence[Outcome],
     sweep: SweepTests,
-    passed: Sequence[Step],
+    passed: Sequence[LadderStep],
     plain: str | None,
     num_tried: int,
 ) -> tuple[list[Confirmation], str | None]:

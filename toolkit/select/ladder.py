@@ -49,7 +49,7 @@ class SetTest:
 
 
 @dataclass(frozen=True)
-class Step:
+class LadderStep:
     """A plain mean that was tested.
 
     Attributes:
@@ -68,7 +68,9 @@ class Step:
         return all(test.is_within for test in self.tests)
 
 
-def climb(alphas: Sequence[float], test: Callable[[float], Step], halvings: int) -> list[Step]:
+def climb(
+    alphas: Sequence[float], test: Callable[[float], LadderStep], halvings: int
+) -> list[LadderStep]:
     """Test plain means from the safest upwards, then between the last that passed and the first
     that failed.
 
@@ -85,7 +87,7 @@ def climb(alphas: Sequence[float], test: Callable[[float], Step], halvings: int)
     >>> [step.alpha for step in climb([0.8, 0.6, 0.4, 0.2], test, 2)]
     [0.2, 0.4, 0.6, 0.5, 0.45]
     """
-    steps: list[Step] = []
+    steps: list[LadderStep] = []
     last = 0.0
     for alpha in sorted(set(alphas), key=abs):
         steps.append(test(alpha))
@@ -104,12 +106,12 @@ def climb(alphas: Sequence[float], test: Callable[[float], Step], halvings: int)
     return steps
 
 
-def passed_steps(steps: Sequence[Step]) -> list[Step]:
+def passed_steps(steps: Sequence[LadderStep]) -> list[LadderStep]:
     """Those within every tolerance, the farthest from the general model first."""
     return sorted((s for s in steps if s.is_within), key=lambda s: abs(s.alpha), reverse=True)
 
 
-def as_rows(steps: Sequence[Step], changes: Mapping[str, float]) -> list[dict[str, Any]]:
+def as_rows(steps: Sequence[LadderStep], changes: Mapping[str, float]) -> list[dict[str, Any]]:
     """Steps in `report.json`, by α.
 
     Args:

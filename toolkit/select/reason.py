@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.search.objective import Objective
-from toolkit.select.ladder import Step, passed_steps
+from toolkit.select.ladder import LadderStep, passed_steps
 from toolkit.select.rivals import Confirmation
 from toolkit.select.tuning_losses import TuningLosses
 
 
 def reason_of(
     chosen: str,
-    steps: Sequence[Step],
+    steps: Sequence[LadderStep],
     changes: Mapping[str, float],
     confirmations: Sequence[Confirmation],
     losses: TuningLosses,
@@ -53,7 +53,7 @@ def reason_of(
     )
 
 
-def describe_step(step: Step) -> str:
+def describe_step(step: LadderStep) -> str:
     """What became of one step."""
     failed = next((test for test in step.tests if not test.is_within), None)
     if failed is None:
@@ -64,7 +64,7 @@ def describe_step(step: Step) -> str:
     )
 
 
-def _climbed(steps: Sequence[Step], losses: TuningLosses, level: str) -> str:
+def _climbed(steps: Sequence[LadderStep], losses: TuningLosses, level: str) -> str:
     where = f"on all general tuning items ({count_items(losses.whole, ('general',))})"
     passed = passed_steps(steps)
     failed = min((s for s in steps if not s.is_within), key=lambda s: abs(s.alpha), default=None)

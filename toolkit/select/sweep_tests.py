@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from toolkit.search.contest import SHOWN_GROUPS
 from toolkit.search.objective import Losses
-from toolkit.search.outcome import cannot_be_told_apart
+from toolkit.search.race import SHOWN_GROUPS
 from toolkit.search.space import GENERAL, SPECIALIST, endpoint, sweep_point
 from toolkit.search.worker import Outcome
 from toolkit.select.bound import gain_bound, loss_bound
-from toolkit.select.ladder import SetTest, Step
+from toolkit.select.candidates import cannot_be_told_apart
+from toolkit.select.ladder import LadderStep, SetTest
 from toolkit.select.tuning_losses import TuningLosses
 
 
 @dataclass(frozen=True)
-class Settings:
+class DecisionSettings:
     """How it is decided.
 
     Attributes:
@@ -42,7 +42,7 @@ class SweepTests:
     """
 
     def __init__(
-        self, outcomes: Sequence[Outcome], losses: TuningLosses, settings: Settings
+        self, outcomes: Sequence[Outcome], losses: TuningLosses, settings: DecisionSettings
     ) -> None:
         self.settings = settings
         self.losses = losses
@@ -72,7 +72,7 @@ class SweepTests:
         alphas = [alpha for alpha in (*self.settings.alphas, 1.0) if alpha > 0.0]
         return [alpha for alpha in alphas if self.outcome_at(alpha).status != "failed"]
 
-    def test(self, alpha: float) -> Step:
+    def test(self, alpha: float) -> LadderStep:
         """Set by set, the cheapest first, up to the first that fails."""
         outcome, objective = self.outcome_at(alpha), self.losses.whole
         tests: list[SetTest] = []
@@ -83,7 +83,7 @@ class SweepTests:
             tests.append(SetTest(name, loss, bound, objective.tolerances[name], raced.items.unit))
             if not tests[-1].is_within:
                 break
-        return Step(alpha, outcome.candidate.name, tuple(tests))
+        return LadderStep(alpha, outcome.candidate.name, tuple(tests))
 
     def domain_losses(self, outcome: Outcome) -> Losses:
         """On all tuning documents."""
@@ -93,7 +93,7 @@ class SweepTests:
         """Of the domain figure against the general model, on all tuning documents."""
         return self.losses.whole.domain_difference(losses, self._start).estimate
 
-    def best_gain(self, passed: Sequence[Step]) -> str | None:
+    def best_gain(self, passed: Sequence[LadderStep]) -> str | None:
         """The plain mean with the largest gain that is shown, of those that cannot be told apart
         the one nearest to the general model.
 
@@ -125,13 +125,13 @@ class SweepTests:
         distances = {step.name: abs(step.alpha) for step in passed}
         return min(tied, key=lambda name: distances[name])
 
-    def nearest_passed(self, passed: Sequence[Step], alpha: float) -> Outcome | None:
+    def nearest_passed(self, passed: Sequence[LadderStep], alpha: float) -> Outcome | None:
         """Of the plain means that are within every tolerance, the nearest to an α."""
         if not passed:
             return None
         return self.outcome_at(min((step.alpha for step in passed), key=lambda a: abs(a - alpha)))
 
-    def all_outcomes(self, steps: Sequence[Step]) -> list[Outcome]:
+    def all_outcomes(self, steps: Sequence[LadderStep]) -> list[Outcome]:
         """The search's outcomes with what was scored since, and the new plain means; each has a
         domain figure, of a step that failed from a few documents."""
         objective = self.losses.search

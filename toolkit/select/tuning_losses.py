@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.search.objective import Losses, Objective
-from toolkit.search.outcome import arranged, by_item, merged_parts
 from toolkit.search.run import Scorer
 from toolkit.search.worker import Outcome
+from toolkit.select.candidates import arranged, by_item, merged_parts
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import Self
 
-from toolkit.config import Fraction, Section
 from toolkit.errors import sentence_end
+from toolkit.section import Fraction, Section
 
 Step = Literal["general", "cpt", "merge", "sft"]
 STEPS: tuple[Step, ...] = get_args(Step)

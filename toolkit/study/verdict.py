@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.bootstrap import Floats, bootstrap_figures, intervals
 from toolkit.evaluate.sets import EvaluationSet
+from toolkit.statistics.bootstrap import Floats, bootstrap_figures, intervals
 from toolkit.statistics.interval import Interval
 from toolkit.study.config import MeasureSection
 
@@ -75,7 +75,7 @@ def pool(
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredClaim:
     """What was measured of a claim.
 
     Attributes:
@@ -99,7 +99,7 @@ def measure_claim(
     num_claims: int,
     resamples: int,
     seed: int,
-) -> Measured:
+) -> MeasuredClaim:
     """The figure that a measure asks for, paired by item, and what it says of the claim.
 
     Args:
@@ -134,7 +134,7 @@ def measure_claim(
         way = ratio(whole, items.sizes, items.scale)[1]
         if way.low <= 0.0 <= way.high:
             nothing = Interval(float("nan"), float("-inf"), float("inf"))
-            return Measured(
+            return MeasuredClaim(
                 nothing,
                 nothing,
                 NOT_VISIBLE,
@@ -144,7 +144,7 @@ def measure_claim(
         # Both signs turned where the way is one up: sizes of a ratio must be positive.
         sign = 1.0 if way.low > 0.0 else -1.0
         interval, together = ratio(sign * (against - of), sign * whole, 1.0)
-    return Measured(interval, together, verdict_of(together, measure.expect, _limit(measure)))
+    return MeasuredClaim(interval, together, verdict_of(together, measure.expect, _limit(measure)))
 
 
 def _side(side: str | tuple[str, str], items: Items) -> Floats:

@@ -14,15 +14,14 @@ import torch
 from toolkit.checkpoint.folder import save_model, stored_dtype
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.data.clean import clean_documents
-from toolkit.data.config import DataSection
-from toolkit.data.source_config import SourceSection
+from toolkit.data.config import DataSection, SourceSection
 from toolkit.data.sources import Document, read_documents
 from toolkit.data.split import assign_split, stable_unit
 from toolkit.errors import ConfigError, DataError
-from toolkit.manifest import Stage, load_json, write_atomically, write_json
 from toolkit.progress import say
+from toolkit.stage import Stage, load_json, write_atomically, write_json
 from toolkit.tokenizer_files import load_tokenizer
-from toolkit.train.extension_config import TokenizerSection
+from toolkit.train.config import TokenizerSection
 from toolkit.train.vocabulary import NewTokens, choose_merges, expansions
 
 _STALE = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")

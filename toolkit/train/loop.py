@@ -17,12 +17,12 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from toolkit import __version__
-from toolkit.checkpoint.resume import StateWriter, latest_step, load_parameters, load_state
+from toolkit.checkpoint.training_state import StateWriter, latest_step, load_parameters, load_state
 from toolkit.data.blocks import Batch, Blocks
 from toolkit.data.split import stable_unit
 from toolkit.errors import ToolkitError
-from toolkit.manifest import changed_keys
 from toolkit.progress import progress, say, silence
+from toolkit.stage import changed_keys
 from toolkit.train.activations import checkpoint_activations
 from toolkit.train.balance import balance_figures
 from toolkit.train.config import TrainSection
@@ -31,13 +31,13 @@ from toolkit.train.heap import keep_freed_memory, place_moments
 from toolkit.train.metrics import METRICS, MetricsLog, NoLog, resident_bytes
 from toolkit.train.model import NextTokenLoss, choose_attention
 from toolkit.train.packing_probe import settle_packing
-from toolkit.train.parts import parameter_groups, plain_model
 from toolkit.train.precision import is_low, products_dtype, settle_precision
 from toolkit.train.processes import add_up_in_float32, on_cpu
 from toolkit.train.rotary import reach_of, reaches, set_reach
 from toolkit.train.schedule import learning_rate, rate_in_stages
 from toolkit.train.trackers import plain_settings
-from toolkit.train.watch import Verdict, Watch, is_better, judge, watch_steps
+from toolkit.train.trainable import parameter_groups, plain_model
+from toolkit.train.watch import Watch, WatchVerdict, is_better, judge, watch_steps
 
 _WAIT = timedelta(hours=24)
 """Processes wait for the first one as long as its watch and its writing take."""
@@ -141,7 +141,7 @@ def train(
     looks = watch_steps(num_steps - begin, section.watch.evaluations) if watch is not None else []
     looks = {begin + step for step in looks}
 
-    def look(step: int, log: MetricsLog | NoLog) -> Verdict | None:
+    def look(step: int, log: MetricsLog | NoLog) -> WatchVerdict | None:
         """Score the tuning sets after `step` steps."""
         if watch is None or step not in looks:
             return None
@@ -290,7 +290,7 @@ def train(
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainStep:
     """Blocks of one optimizer step: a stage, and positions in it."""
 
     stage: int
@@ -298,7 +298,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainPlan:
     """Steps in their order, each worked out when it is asked for, at once however far it lies.
 
     Attributes:
@@ -320,28 +320,28 @@ class Plan:
         return [-(-count // self.blocks_per_step) for count in self.positions]
 
     @overload
-    def __getitem__(self, step: int) -> Step: ...
+    def __getitem__(self, step: int) -> TrainStep: ...
 
     @overload
-    def __getitem__(self, step: slice) -> Plan: ...
+    def __getitem__(self, step: slice) -> TrainPlan: ...
 
-    def __getitem__(self, step: int | slice) -> Step | Plan:
+    def __getitem__(self, step: int | slice) -> TrainStep | TrainPlan:
         if isinstance(step, slice):
             return replace(self, steps=self.steps[step])
         number = self.steps[step]
         for stage, count in enumerate(self.positions):
             start = number * self.blocks_per_step
             if start < count:
-                return Step(stage, range(start, min(start + self.blocks_per_step, count)))
+                return TrainStep(stage, range(start, min(start + self.blocks_per_step, count)))
             number -= -(-count // self.blocks_per_step)
         raise IndexError(step)
 
 
-def plan_steps(blocks: Blocks, blocks_per_step: int) -> Plan:
+def plan_steps(blocks: Blocks, blocks_per_step: int) -> TrainPlan:
     """Cut every stage into steps."""
     positions = tuple(stage.num_positions for stage in blocks.stages)
     total = sum(-(-count // blocks_per_step) for count in positions)
-    return Plan(positions, blocks_per_step, range(total))
+    return TrainPlan(positions, blocks_per_step, range(total))
 
 
 def _chunks(rows: range, size: int, most: int) -> list[range]:

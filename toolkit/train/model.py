@@ -30,8 +30,8 @@ from toolkit.train.layout import (
     takes_lengths,
 )
 from toolkit.train.loss import linear_cross_entropy
-from toolkit.train.parts import plain_model
 from toolkit.train.tied import shared_gradient
+from toolkit.train.trainable import plain_model
 
 Look = Callable[[Any], Any]
 

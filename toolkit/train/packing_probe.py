@@ -21,7 +21,7 @@ from toolkit.progress import say
 from toolkit.train.fuse import unfuse
 from toolkit.train.layout import IGNORED, Layout, packed, takes_lengths
 from toolkit.train.model import NextTokenLoss
-from toolkit.train.parts import plain_model
+from toolkit.train.trainable import plain_model
 
 _TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 5e-3}
 """Of a loss, relative, by the type of products: a leak is a hundred times as much in float32."""

@@ -11,7 +11,7 @@ import torch
 
 from toolkit.checkpoint.folder import save_model, stored_dtype
 from toolkit.checkpoint.load import load_causal_model
-from toolkit.checkpoint.resume import (
+from toolkit.checkpoint.training_state import (
     keep_states,
     return_states,
     saved_steps,
@@ -21,15 +21,15 @@ from toolkit.checkpoint.resume import (
 from toolkit.checkpoint.wrapped_adapter import place_in_wrapper
 from toolkit.data.blocks import Blocks
 from toolkit.errors import ConfigError, DataError
-from toolkit.manifest import Stage
 from toolkit.progress import say
+from toolkit.stage import Stage
 from toolkit.train.config import TrainSection
 from toolkit.train.loop import plan_steps, train
 from toolkit.train.metrics import METRICS, curve_line, read_curve
-from toolkit.train.parts import finished_model, prepare_model
 from toolkit.train.processes import is_first, wait_for_all
 from toolkit.train.rotary import Reach, reach_of, reaches, set_reach
 from toolkit.train.trackers import check_trackers
+from toolkit.train.trainable import finished_model, prepare_model
 from toolkit.train.watch import Watch
 
 STATES = "states"

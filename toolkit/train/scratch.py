@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.checkpoint.config import ShapeSection
 from toolkit.checkpoint.folder import save_model
 from toolkit.errors import ConfigError
 from toolkit.limits import refuse_beyond_memory
-from toolkit.manifest import Stage
-from toolkit.model_config import ShapeSection
+from toolkit.stage import Stage
 from toolkit.tokenizer_files import load_tokenizer
 
 _SPREAD = 0.02

@@ -24,7 +24,7 @@ def watch_steps(num_steps: int, evaluations: int) -> set[int]:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class WatchVerdict:
     """What one look says.
 
     Attributes:
@@ -40,7 +40,7 @@ class Verdict:
     text: str
 
 
-def judge(now: dict[str, float], start: dict[str, float], section: WatchSection) -> Verdict:
+def judge(now: dict[str, float], start: dict[str, float], section: WatchSection) -> WatchVerdict:
     """Compare a look with the first one."""
     rise = now["general"] - start["general"]
     beyond = rise > section.tolerance
@@ -50,10 +50,10 @@ def judge(now: dict[str, float], start: dict[str, float], section: WatchSection)
     )
     if beyond:
         text += f", more than the tolerance of {section.tolerance:g}"
-    return Verdict({f"{role}_bits_per_byte": v for role, v in now.items()}, rise, beyond, text)
+    return WatchVerdict({f"{role}_bits_per_byte": v for role, v in now.items()}, rise, beyond, text)
 
 
-def is_better(verdict: Verdict | None, best: dict[str, Any] | None) -> bool:
+def is_better(verdict: WatchVerdict | None, best: dict[str, Any] | None) -> bool:
     """Whether a look is the best so far: lowest on the domain, of those within the tolerance."""
     if verdict is None or verdict.beyond:
         return False

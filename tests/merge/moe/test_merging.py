@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tests.conftest import tiny_config
-from tests.merge.test_live import assert_same_bytes, candidate
+from tests.helpers.merge_candidates import assert_same_bytes, candidate
 from toolkit.checkpoint.folder import save_model
-from toolkit.config import parse_section
 from toolkit.merge.config import parse_merge_config
-from toolkit.merge.live import LiveMerge
+from toolkit.merge.in_memory import LiveMerge
 from toolkit.merge.moe.config import MoeConfig
 from toolkit.merge.moe.run import run_moe
-from toolkit.merge.run import run_merge
+from toolkit.merge.to_disk import run_merge
+from toolkit.section import parse_section
 
 
 @pytest.fixture(params=["mixtral", "qwen", "qwen3"])

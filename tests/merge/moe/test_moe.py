@@ -21,13 +21,13 @@ from transformers import (
 )
 
 from tests.conftest import tiny_config
-from toolkit.config import parse_section
+from toolkit.checkpoint.models import Models
 from toolkit.errors import ConfigError, MergeError
-from toolkit.merge.models import Models
 from toolkit.merge.moe.config import MoeConfig, load_moe_config
 from toolkit.merge.moe.plan import plan_moe
 from toolkit.merge.moe.router import router_rows
 from toolkit.merge.moe.run import describe_moe, run_moe
+from toolkit.section import parse_section
 
 TOKENS = torch.tensor([[5, 17, 200, 31, 4, 99, 310, 2]])
 

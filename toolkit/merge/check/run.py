@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.appear import is_taken
+from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import bytes_text
-from toolkit.config import load_yaml
 from toolkit.errors import ConfigError, ToolkitError
+from toolkit.load_yaml import load_yaml
 from toolkit.merge.check.configs import check_configs
 from toolkit.merge.check.findings import Finding, from_message, in_order
 from toolkit.merge.check.samples import check_samples
@@ -22,7 +22,6 @@ from toolkit.merge.check.tokens import check_tokens
 from toolkit.merge.config import MergeConfig, parse_merge_config
 from toolkit.merge.fallback import needs_mergekit
 from toolkit.merge.loadable import refuse_unloadable_merge
-from toolkit.merge.models import Models
 from toolkit.merge.output import merged_config, out_dtype
 from toolkit.merge.parameters import (
     ignored_parameters,
@@ -32,8 +31,9 @@ from toolkit.merge.parameters import (
 )
 from toolkit.merge.plan import MergePlan, plan_merge
 from toolkit.merge.registry import Method, all_methods, get_method
-from toolkit.merge.tokenizer import check_tokenizer
-from toolkit.merge.vocabulary import plan_vocabulary
+from toolkit.merge.vocab.tokenizer import check_tokenizer
+from toolkit.merge.vocab.vocabulary import plan_vocabulary
+from toolkit.stage import is_taken
 
 
 def check_merge(

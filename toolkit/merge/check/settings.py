@@ -10,11 +10,11 @@ from toolkit.checkpoint.tensor_names import contains
 from toolkit.errors import MergeError
 from toolkit.merge.check.findings import Finding, from_message
 from toolkit.merge.check.survey import Survey
-from toolkit.merge.definition import compute_tensor
 from toolkit.merge.methods.checks import ZERO_WEIGHT, ParameterError, at_fault
 from toolkit.merge.parameters import Places, setting_filters
 from toolkit.merge.plan import MergePlan
 from toolkit.merge.task import TensorTask
+from toolkit.merge.torch_engine import compute_tensor
 
 _TRIMMING = {"ties", "ties_global", "breadcrumbs", "breadcrumbs_ties"}
 _DROPPING = {"dare_linear", "dare_ties", "della", "della_linear"}

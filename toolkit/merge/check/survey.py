@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.checkpoint.lora import open_adapter
-from toolkit.checkpoint.read import Checkpoint, open_checkpoint
+from toolkit.checkpoint.model_values import read_model_values
+from toolkit.checkpoint.models import Models
+from toolkit.checkpoint.open import open_checkpoint
+from toolkit.checkpoint.read import Checkpoint
+from toolkit.checkpoint.references import find_folder, parse_reference
 from toolkit.errors import CheckpointError, ConfigError, MergeError, ToolkitError
+from toolkit.load_yaml import read_object
 from toolkit.merge.check.findings import Finding, from_message, summarise_names
 from toolkit.merge.config import MergeConfig
-from toolkit.merge.models import Models
-from toolkit.merge.references import find_folder, parse_reference
-from toolkit.model_values import read_model_values
-from toolkit.plain import read_object
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from toolkit.checkpoint.read import is_float
 from toolkit.checkpoint.tensor_names import is_buffer, is_vocabulary
 from toolkit.merge.check.findings import Finding, kind_of, summarise_names
 from toolkit.merge.check.survey import Model, Survey
-from toolkit.merge.layers import Layout, layer_counts
+from toolkit.merge.layer_stacks import Layout, layer_counts
 
 _STACK_ADVICE = "say with slices which layers to merge"
 _NAMES_ADVICE = "models must share an architecture; choose others"

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.checkpoint.tokens import read_tokens
 from toolkit.errors import ToolkitError
+from toolkit.load_yaml import read_object
 from toolkit.merge.check.findings import Finding
 from toolkit.merge.check.survey import Model, Survey
-from toolkit.merge.tokens import read_tokens
-from toolkit.plain import read_object
 
 _EXAMPLES = 3
 """Tokens shown of those that differ."""

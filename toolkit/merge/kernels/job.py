@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from toolkit.merge.kernels.rows import RowReader
 from toolkit.merge.kernels.stream import stream_key
-from toolkit.merge.kernels.workers import Workers
+from toolkit.merge.kernels.workers import WorkerThreads
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Job:
     read: RowReader
     shape: tuple[int, ...]
     parameters: Mapping[str, Any]
-    workers: Workers
+    workers: WorkerThreads
     memory: dict[Any, Any]
     seed: int = 0
     name: str = ""

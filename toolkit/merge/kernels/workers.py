@@ -25,7 +25,7 @@ def count_cores() -> int:
     return os.cpu_count() or 1
 
 
-class Workers:
+class WorkerThreads:
     """All cores, for large tensors block by block, for small ones tensor by tensor."""
 
     def __init__(self, num_threads: int | None = None) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from toolkit.config import PositiveInt, Section, load_yaml, parse_section
+from toolkit.load_yaml import load_yaml
+from toolkit.section import PositiveInt, Section, parse_section
 
 GateMode = Literal["hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random"]
 RANDOM_GATES = ("random", "uniform_random")

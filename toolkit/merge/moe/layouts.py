@@ -17,7 +17,7 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
-class Layout:
+class MoeLayout:
     """One way to lay out a mixture of experts.
 
     Attributes:
@@ -64,7 +64,7 @@ class Layout:
 
 _OUTSIDE = r"model\.(?:embed_tokens|norm)\.weight|lm_head\.weight"
 LAYOUTS = (
-    Layout(
+    MoeLayout(
         "Mixtral",
         "MixtralForCausalLM",
         ("llama", "mistral"),
@@ -72,7 +72,7 @@ LAYOUTS = (
         ("w1", "w3", "w2"),
         f"{_ATTENTION}|{_NORMS}",
     ),
-    Layout(
+    MoeLayout(
         "Qwen MoE",
         "Qwen2MoeForCausalLM",
         ("qwen2", "llama", "mistral"),
@@ -82,7 +82,7 @@ LAYOUTS = (
         shared=True,
         can_skip=True,
     ),
-    Layout(
+    MoeLayout(
         "Qwen3 MoE",
         "Qwen3MoeForCausalLM",
         ("qwen3",),
@@ -94,7 +94,7 @@ LAYOUTS = (
 )
 
 
-def choose_layout(config: MoeConfig, model_type: str) -> Layout:
+def choose_layout(config: MoeConfig, model_type: str) -> MoeLayout:
     """The layout that a configuration asks for, or that suits its base.
 
     Raises:
@@ -129,7 +129,7 @@ def _known() -> str:
 
 
 def mixture_values(
-    layout: Layout,
+    layout: MoeLayout,
     config: MoeConfig,
     base: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],

@@ -9,21 +9,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from toolkit.checkpoint.load import load_model_config
+from toolkit.checkpoint.models import Models, Source
 from toolkit.checkpoint.read import TORCH_NAMES, is_float, item_bytes
+from toolkit.checkpoint.tokens import read_tokens
 from toolkit.errors import MergeError
-from toolkit.merge.layers import ModelView
-from toolkit.merge.models import Models
+from toolkit.merge.layer_stacks import ModelView
 from toolkit.merge.moe.config import ExpertSection, MoeConfig
 from toolkit.merge.moe.layouts import (
     LAYOUTS,
     PROJECTIONS,
-    Layout,
+    MoeLayout,
     choose_layout,
     mixture_values,
 )
 from toolkit.merge.output import promote
-from toolkit.merge.task import Source
-from toolkit.merge.tokens import read_tokens
 
 _STORED = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 _FEED_FORWARD = re.compile(r"model\.layers\.\d+\.mlp\.")
@@ -69,7 +68,7 @@ class MoePlan:
         num_active: parameters that one token uses.
     """
 
-    layout: Layout
+    layout: MoeLayout
     dtype: str
     tensors: tuple[MoeTensor, ...]
     values: Mapping[str, Any] = field(repr=False)
@@ -125,7 +124,7 @@ def plan_moe(config: MoeConfig, models: Models) -> MoePlan:
 @dataclass(frozen=True)
 class _Maker:
     config: MoeConfig
-    layout: Layout
+    layout: MoeLayout
     models: Models
     views: Mapping[str, ModelView]
     sparse: tuple[int, ...]
@@ -212,7 +211,7 @@ def _widest(tensors: list[MoeTensor], models: Models) -> str:
 
 
 def _check_settings(
-    config: MoeConfig, settings: Mapping[str, Mapping[str, Any]], layout: Layout
+    config: MoeConfig, settings: Mapping[str, Mapping[str, Any]], layout: MoeLayout
 ) -> None:
     base = settings[config.base_model]
     for name, values in settings.items():

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.checkpoint.models import Models
 from toolkit.errors import MergeError
-from toolkit.merge.models import Models
 from toolkit.merge.moe.config import RANDOM_GATES, ExpertSection, MoeConfig
 from toolkit.merge.moe.plan import MoePlan
 from toolkit.tokenizer_files import load_tokenizer

@@ -10,18 +10,18 @@ import torch
 import yaml
 from torch import Tensor
 
-from toolkit.checkpoint.appear import appearing, refuse_taken
+from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.read import TORCH_NAMES, item_bytes
 from toolkit.checkpoint.side_files import copy_tokenizer_files
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter, tensor_bytes
 from toolkit.errors import MergeError
 from toolkit.merge.compute import is_finite
 from toolkit.merge.loadable import refuse_unloadable_merge
-from toolkit.merge.models import Models
 from toolkit.merge.moe.config import MoeConfig
 from toolkit.merge.moe.plan import MoePlan, MoeTensor, plan_moe
 from toolkit.merge.moe.router import alike_layers, generator_of, router_rows
 from toolkit.progress import say
+from toolkit.stage import appearing, refuse_taken
 
 _BLOCK = 1 << 22
 """Entries held in memory at one time. Noise is drawn block by block, so it depends on this."""

@@ -1,0 +1,116 @@
+"""What follows for a merge from its parents' licences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import PublishError
+from toolkit.publish.license_texts import find_agreements
+from toolkit.publish.licenses import LICENCES, Parent, find_licence, merged_licence, name_fits
+
+NONE: dict[str, tuple[Path | None, Path | None]] = {
+    "general": (None, None),
+    "specialist": (None, None),
+}
+
+
+def parents(general: str | None, specialist: str | None) -> list[Parent]:
+    return [
+        Parent("general", "org/a", None, general, True),
+        Parent("specialist", "org/b", None, specialist, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("general", "specialist", "merged"),
+    [
+        ("apache-2.0", "apache-2.0", "apache-2.0"),
+        ("mit", "Apache-2.0", "apache-2.0"),
+        ("apache-2.0", "llama3", "llama3"),
+        ("llama3.1", "llama3.1", "llama3.1"),
+        ("cc-by-nc-4.0", "mit", "cc-by-nc-4.0"),
+        ("gpl-3.0", "cc0-1.0", "gpl-3.0"),
+    ],
+)
+def test_what_a_merge_is_under(general: str, specialist: str, merged: str):
+    licence, faults = merged_licence(parents(general, specialist))
+    assert faults == []
+    assert licence is not None
+    assert licence.id == merged
+
+
+@pytest.mark.parametrize(
+    ("general", "specialist", "words"),
+    [
+        (None, "mit", "org/a has no terms given in the recipe"),
+        ("my terms", "mit", "org/a has terms 'my terms' that are not in the table"),
+        ("gpl", "mit", "'gpl'"),  # 2 or 3 are not the same
+        ("llama3", "llama3.1", "llama3 and llama3.1 cannot both hold"),
+        ("gemma", "llama3", "cannot both hold"),
+        ("cc-by-nc-nd-4.0", "mit", "forbids changed versions"),
+    ],
+)
+def test_what_stops_publishing(general: str | None, specialist: str, words: str):
+    licence, faults = merged_licence(parents(general, specialist))
+    assert licence is None
+    assert words in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [
+        ("org/Llama-3-SEC", True),
+        ("org/llama3_sec", True),
+        ("org/Llama 3 x", True),
+        ("org/Llama-2-x", False),
+        ("llama-3/x", False),
+        ("org/my-Llama-3", False),
+    ],
+)
+def test_how_a_name_begins(name: str, fits: bool):
+    assert name_fits(name, LICENCES["llama3"]) is fits
+    assert name_fits(name, LICENCES["mit"])
+
+
+def test_notices_are_those_of_the_agreements():
+    # Llama 3: facts.md; the holder's name differs between the versions.
+    assert LICENCES["llama3"].notice == (
+        "Meta Llama 3 is licensed under the Meta Llama 3 Community License, "
+        "Copyright © Meta Platforms, Inc. All Rights Reserved."
+    )
+    assert LICENCES["llama3.1"].notice.startswith("Llama 3.1 is licensed under the Llama 3.1")
+    assert LICENCES["llama3"].built_with == "Built with Meta Llama 3"
+    assert LICENCES["llama3.3"].built_with == "Built with Llama"
+    assert find_licence("CC0") is LICENCES["cc0-1.0"]
+
+
+def test_apaches_text_is_at_hand_and_mits_is_not(tmp_path: Path):
+    folders = {"general": tmp_path, "specialist": tmp_path / "no"}
+    found = find_agreements(parents("apache-2.0", "apache-2.0"), folders, NONE)
+    assert list(found.files) == ["LICENSE"]
+    assert found.licences == {"general", "specialist"}
+    assert find_agreements(parents("mit", "mit"), folders, NONE).licences == set()
+    (tmp_path / "LICENSE.txt").write_text("MIT License, Copyright Jane")
+    found = find_agreements(parents("mit", "mit"), folders, NONE)
+    assert found.files == {"LICENSE.txt": b"MIT License, Copyright Jane"}
+    assert found.licences == {"general", "specialist"}
+
+
+def test_two_parents_with_texts_of_their_own(tmp_path: Path):
+    folders = {role: tmp_path / role for role in ("general", "specialist")}
+    for role, folder in folders.items():
+        folder.mkdir()
+        (folder / "LICENSE").write_text(f"terms of {role}")
+    (folders["general"] / "NOTICE").write_text("by Jane\n")
+    found = find_agreements(parents("llama3", "mit"), folders, NONE)
+    assert found.files["LICENSE"] == b"terms of general"
+    assert found.files["LICENSE.specialist"] == b"terms of specialist"
+    assert found.files["NOTICE"].startswith(b"by Jane\nMeta Llama 3 is licensed")
+
+
+def test_a_named_file_that_is_not_there(tmp_path: Path):
+    given = {**NONE, "general": (tmp_path / "no.txt", None)}
+    with pytest.raises(PublishError, match=r"publish.general.license_file: .* cannot be read"):
+        find_agreements(parents("mit", "mit"), {}, given)

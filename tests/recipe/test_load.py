@@ -1,0 +1,38 @@
+"""Every recipe that is shipped is valid, and says what the design says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import ConfigError
+from toolkit.recipe.load import find_recipe, load_recipe
+from toolkit.recipe.schema import Recipe
+from toolkit.search.space import load_spaces, merge_folder
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(path: Path):
+    recipe = load_recipe(path)
+    assert load_spaces(recipe.search.merges, merge_folder(), recipe.models)
+
+
+def test_a_model_has_exactly_one_place():
+    with pytest.raises(ValueError, match="exactly one of artefact, path, hub, run"):
+        Recipe.model_validate({"model": {"path": "a", "hub": "b"}})
+
+
+def test_a_recipe_can_be_given_by_path(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    with pytest.raises(ConfigError, match="no such recipe file"):
+        find_recipe(str(path))
+    path.touch()
+    assert find_recipe(str(path)) == path
+
+
+def test_without_recipes_it_says_where_it_looked(tmp_path: Path):
+    with pytest.raises(ConfigError, match="holds no recipes"):
+        find_recipe("finance", tmp_path / "recipes")

@@ -1,0 +1,57 @@
+"""Strict sections: every fault at once, each at its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import ConfigError
+from toolkit.load_yaml import load_yaml
+from toolkit.section import Fraction, Section, parse_section
+
+
+class Inner(Section):
+    decay_fraction: Fraction = 0.5
+    rewarm_fraction: Fraction = 0.1
+
+
+class Outer(Section):
+    schedule: Inner = Inner()
+    epochs: int = 1
+
+
+def test_all_faults_at_once_each_at_its_key():
+    data = {"schedule": {"decay_fraction": 1.4, "rewarm_fracton": 0.1}, "epochs": "many"}
+    with pytest.raises(ConfigError) as caught:
+        parse_section(Outer, data, where="recipes/law.yaml", what="recipe")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "recipes/law.yaml is not a valid recipe:"
+    assert "  schedule.decay_fraction: must be at most 1.0 (got 1.4)" in lines
+    hint = "  schedule.rewarm_fracton: unknown key; did you mean rewarm_fraction?"
+    assert hint in lines
+    assert any(line.startswith("  epochs:") and "'many'" in line for line in lines)
+    assert caught.value.exit_code == 2
+
+
+def test_sections_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Inner().decay_fraction = 0.3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: 1\na: 2\n", "'a' stands here twice"),
+        ("a: [1\n", "not valid YAML"),
+        ("- 1\n", "must hold keys and values (got list)"),
+        ("!!python/object/apply:os.system ['true']\n", "not valid YAML"),
+    ],
+)
+def test_bad_yaml_is_one_line(tmp_path: Path, text: str, words: str):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_yaml(path)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)

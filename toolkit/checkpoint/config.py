@@ -1,0 +1,112 @@
+"""What a recipe says about the measures of a model. No torch here, and nothing slow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from toolkit.checkpoint.model_values import read_model_values
+from toolkit.errors import ConfigError
+from toolkit.section import PositiveInt, Section, parse_section
+
+Width = Annotated[int, Field(gt=0, lt=1 << 31)]
+
+
+class ShapeSection(Section):
+    """Measures of a decoder-only model, named as in transformers' `config.json`.
+
+    They let a recipe be checked, and its cost be planned, before its model is fetched.
+    """
+
+    hidden_size: Width
+    num_hidden_layers: Annotated[int, Field(gt=0, le=10_000)]
+    num_attention_heads: Width
+    intermediate_size: Width
+    """Width of the feed-forward layer; of those layers without experts where there are some."""
+
+    vocab_size: Width
+    max_position_embeddings: Width
+    """Longest sequence the model was made for, in tokens."""
+
+    num_key_value_heads: Width | None = None
+    """By default as many as attention heads."""
+
+    head_dim: Width | None = None
+    """By default `hidden_size` / `num_attention_heads`."""
+
+    tie_word_embeddings: bool = False
+    """Whether the output head is the input embedding."""
+
+    num_experts: Width | None = None
+    """Experts of a layer, for a mixture of experts."""
+
+    num_experts_per_tok: Width | None = None
+    """Experts that a token goes through."""
+
+    moe_intermediate_size: Width | None = None
+    """Width of one expert; by default `intermediate_size`."""
+
+    num_shared_experts: Annotated[int, Field(ge=0)] = 0
+    """Experts that every token goes through, besides."""
+
+    num_dense_layers: Annotated[int, Field(ge=0)] = 0
+    """First layers that have no experts."""
+
+    rope_theta: Annotated[float, Field(gt=0.0)] = 10_000.0
+    """Base of the rotary positions."""
+
+    num_parameters: PositiveInt | None = None
+    """Published total, where the measures above do not give it (attention of another kind)."""
+
+    num_active_parameters: PositiveInt | None = None
+    """Published number that one token uses, likewise."""
+
+    @model_validator(mode="after")
+    def _experts(self) -> Self:
+        if (self.num_experts is None) != (self.num_experts_per_tok is None):
+            raise ValueError("give num_experts and num_experts_per_tok together")
+        if self.num_experts is not None and (self.num_experts_per_tok or 0) > self.num_experts:
+            raise ValueError(
+                f"num_experts_per_tok: {self.num_experts_per_tok} of {self.num_experts} experts"
+            )
+        return self
+
+
+def _mapping(values: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    found = values.get(key) or {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: {key}: must hold keys and values (got {found!r:.60}).")
+    return found
+
+
+def shape_of_folder(folder: Path) -> ShapeSection:
+    """Measures of a model folder, from its `config.json`.
+
+    Raises:
+        ConfigError: it cannot be read, or lacks a measure.
+    """
+    path = folder / "config.json"
+    values: dict[str, Any] = dict(read_model_values(folder, ConfigError))
+    values |= _mapping(values, "text_config", path)
+    rope = _mapping(values, "rope_parameters", path)
+    # What Mixtral, Qwen and DeepSeek call the same things.
+    other = {
+        "num_experts": ("num_local_experts", "n_routed_experts"),
+        "num_shared_experts": ("n_shared_experts",),
+        "num_dense_layers": ("first_k_dense_replace",),
+    }
+    for name, others in other.items():
+        values.setdefault(name, next((values[o] for o in others if o in values), None))
+    values.setdefault("rope_theta", rope.get("rope_theta"))
+    if values["num_shared_experts"] is None and values.get("shared_expert_intermediate_size"):
+        width = values.get("moe_intermediate_size") or values["intermediate_size"]
+        values["num_shared_experts"] = values["shared_expert_intermediate_size"] // max(1, width)
+    known = {
+        name: values[name] for name in ShapeSection.model_fields if values.get(name) is not None
+    }
+    if "num_experts" not in known:
+        known.pop("num_experts_per_tok", None)
+    return parse_section(ShapeSection, known, where=str(path), what="model configuration")

@@ -1,0 +1,176 @@
+"""Tokenizers as GGUF files hold them: byte-level BPE as `gpt2`, SentencePiece BPE as `llama`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import CheckpointError
+from toolkit.load_yaml import read_object
+from toolkit.tokenizer_files import load_tokenizer
+
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_BYTE_TOKEN = re.compile(r"^<0x[0-9A-F]{2}>$")
+_SPLITS = ("llama-bpe", "qwen2", "gpt-4o", "tekken")
+"""Names of llama.cpp for pre-tokenizers that are one regular expression; transformers knows them
+under the same names."""
+
+
+@dataclass(frozen=True)
+class GgufVocabulary:
+    """A tokenizer in GGUF's terms.
+
+    Attributes:
+        model: `gpt2` or `llama`.
+        pre: llama.cpp's name for how text is cut before merges.
+        tokens: by id.
+        types: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+        scores: by id, higher merges first; for `llama` only.
+        merges: pairs in their order, with a space between.
+        special: ids by role: bos, eos, unk, pad, eot.
+        add_bos, add_eos: what encoding puts around a text.
+        add_space_prefix: whether a space is put before a text.
+        chat_template: Jinja.
+    """
+
+    model: str
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    scores: list[float] | None
+    merges: list[str]
+    special: Mapping[str, int]
+    add_bos: bool
+    add_eos: bool
+    add_space_prefix: bool
+    chat_template: str | None
+
+
+def read_vocabulary(folder: Path, size: int) -> GgufVocabulary:
+    """Read tokenizer.json and its settings.
+
+    Args:
+        folder: of the model.
+        size: rows of its embedding; ids without a token become unused ones.
+
+    Raises:
+        CheckpointError: there is no tokenizer.json, or GGUF cannot say what it does.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: has no tokenizer.json; save the tokenizer as a fast one.")
+    values = read_object(path, CheckpointError)
+    model = values["model"]
+    if model.get("type") != "BPE":
+        raise CheckpointError(
+            f"{path}: is a {model.get('type')} tokenizer; GGUF files are written with BPE only."
+        )
+    tokenizer: Any = load_tokenizer(folder)
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    is_pieces = bool(model.get("byte_fallback"))
+    ids = {int(number): token for token, number in model["vocab"].items()}
+    added = {int(entry["id"]): entry for entry in values.get("added_tokens", ())}
+    ids |= {number: entry["content"] for number, entry in added.items()}
+    if ids and max(ids) >= size:
+        raise CheckpointError(f"{path}: has token {max(ids)}, but the model has {size} rows.")
+    tokens = [ids.get(number, f"[PAD{number}]") for number in range(size)]
+    types = [_type(number, ids, added, is_pieces, tokenizer) for number in range(size)]
+    around: list[int] = tokenizer("")["input_ids"]
+    add_bos = bool(around) and around[0] == tokenizer.bos_token_id
+    add_eos = len(around) > add_bos and around[-1] == tokenizer.eos_token_id
+    return GgufVocabulary(
+        model="llama" if is_pieces else "gpt2",
+        pre="default" if is_pieces else _pre(values, path),
+        tokens=tokens,
+        types=types,
+        scores=_scores(tokens, types, merges) if is_pieces else None,
+        merges=[" ".join(pair) for pair in merges],
+        special=_special(tokenizer),
+        add_bos=add_bos,
+        add_eos=add_eos,
+        add_space_prefix=is_pieces and _has_space_prefix(values),
+        chat_template=_template(tokenizer),
+    )
+
+
+def _type(
+    number: int, ids: Mapping[int, str], added: Mapping[int, Any], is_pieces: bool, tokenizer: Any
+) -> int:
+    if number not in ids:
+        return _UNUSED
+    if is_pieces and _BYTE_TOKEN.match(ids[number]):
+        return _BYTE
+    if is_pieces and number == tokenizer.unk_token_id:
+        return _UNKNOWN
+    if number in added:
+        return _CONTROL if added[number].get("special") else _USER
+    return _NORMAL
+
+
+def _scores(tokens: list[str], types: list[int], merges: list[tuple[str, ...]]) -> list[float]:
+    """SentencePiece merges what scores highest: minus the first rank that makes a token."""
+    rank: dict[str, int] = {}
+    for number, (left, right) in enumerate(merges):
+        rank.setdefault(left + right, number)
+    last = len(merges)
+    return [
+        float(-rank.get(token, last)) if kind in (_NORMAL, _USER) else 0.0
+        for token, kind in zip(tokens, types, strict=True)
+    ]
+
+
+def _pre(values: Mapping[str, Any], path: Path) -> str:
+    """llama.cpp's name for a byte-level pre-tokenizer.
+
+    Raises:
+        CheckpointError: it is none that is known by name; under a wrong one, text would be cut
+            otherwise, and nothing would say so.
+    """
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    node = values.get("pre_tokenizer") or {}
+    steps = node.get("pretokenizers", [node]) if node else []
+    kinds = [step.get("type") for step in steps]
+    prefix = any(step.get("add_prefix_space") for step in steps)
+    if values.get("normalizer") is None and not prefix and kinds and kinds[-1] == "ByteLevel":
+        uses_regex = steps[-1].get("use_regex", True)
+        if kinds == ["ByteLevel"] and uses_regex:
+            return "gpt-2"
+        if kinds == ["Digits", "ByteLevel"] and uses_regex and steps[0].get("individual_digits"):
+            return "smollm"
+        if kinds == ["Split", "ByteLevel"] and not uses_regex:
+            pattern = steps[0].get("pattern", {}).get("Regex")
+            for name in _SPLITS:
+                if GGUF_PRE_TOKENIZER_SPLITS.get(name) == pattern:
+                    return name
+    shown = " then ".join(str(kind) for kind in kinds) or "none"
+    raise CheckpointError(
+        f"{path}: its pre-tokenizer ({shown}) has no name in GGUF that is known here (gpt-2, "
+        f"smollm, {', '.join(_SPLITS)}); publish the model as safetensors, or use llama.cpp's "
+        "converter."
+    )
+
+
+def _special(tokenizer: Any) -> dict[str, int]:
+    found = {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "unk", "pad")}
+    return {role: int(value) for role, value in found.items() if value is not None}
+
+
+def _template(tokenizer: Any) -> str | None:
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _has_space_prefix(values: Mapping[str, Any]) -> bool:
+    parts = [values.get("normalizer") or {}, values.get("pre_tokenizer") or {}]
+    steps = [s for p in parts for s in p.get("normalizers", p.get("pretokenizers", [p]))]
+    return any(
+        step.get("type") == "Prepend"
+        or (step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never")
+        for step in steps
+    )

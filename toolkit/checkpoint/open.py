@@ -1,0 +1,48 @@
+"""Opening a checkpoint, whatever format its weights are stored in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from toolkit.checkpoint.read import Checkpoint, TensorInfo, check_index, list_files, read_header
+from toolkit.checkpoint.usable import refuse_unusable
+from toolkit.errors import CheckpointError
+
+_INDEX = "model.safetensors.index.json"
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Open the weights of a model folder, sharded or not, and check every header.
+
+    Safetensors where there are any, else `pytorch_model.bin` (see `pickled`).
+
+    Raises:
+        CheckpointError: files are missing, cut short, or contradict their headers or the index, or
+            hold what nothing can be computed with (see `usable`).
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such model folder.")
+    files, weight_map = list_files(folder, _INDEX, "model.safetensors", "*.safetensors")
+    files = [file for file in files if file.name != "adapter_model.safetensors"]
+    if not files:
+        from toolkit.checkpoint.pickled import open_pickled  # it needs what is defined here
+
+        if pickled := open_pickled(folder):
+            return pickled
+        if (folder / "adapter_config.json").is_file():
+            raise CheckpointError(
+                f"{folder}: is an adapter, not a model; merge adapters with each other by toolkit "
+                f"adapter merge, or write the model before it (MODEL+{folder})."
+            )
+        raise CheckpointError(
+            f"{folder}: holds neither safetensors nor pytorch_model.bin; convert the model with "
+            "save_pretrained, or give another folder."
+        )
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        for name, info in read_header(file).items():
+            if name in tensors:
+                raise CheckpointError(f"{file}: {name} stands in {tensors[name].file.name} too.")
+            tensors[name] = info
+    refuse_unusable(folder, tensors)
+    return Checkpoint(folder, tensors, check_index(folder / _INDEX, weight_map, tensors))

@@ -1,0 +1,73 @@
+"""`toolkit fit mixture`. Nothing slow is imported before it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+fit_app = typer.Typer(no_args_is_help=True, help="Laws fitted to small runs.")
+
+
+@fit_app.callback()
+def _group() -> None:
+    """Laws fitted to small runs."""
+
+
+@fit_app.command("mixture")
+def fit_mixture(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe in recipes/ by name, or a .yaml file.")
+    ] = None,
+    shares: Annotated[
+        str, typer.Option(help="Domain shares of the small runs.")
+    ] = "0.5,0.65,0.8,0.9,1.0",
+    tokens: Annotated[int, typer.Option(help="Training tokens of each run.")] = 12_000,
+    repeats: Annotated[
+        int, typer.Option(help="Runs of each share, with other blocks in another order.")
+    ] = 1,
+    tolerance: Annotated[
+        float, typer.Option(help="Tolerated rise of bits per byte on general text.")
+    ] = 0.02,
+    hold_out: Annotated[
+        str, typer.Option(help="Shares that are run too, not fitted, and predicted.")
+    ] = "",
+    lines: Annotated[
+        Path | None, typer.Option("--from", help="Lines of JSON with runs made already.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate to take of --from.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for --from; else runs/RECIPE/mixture.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
+) -> None:
+    """Fit a law of mixture: the largest domain share within a tolerated general loss."""
+    from toolkit.errors import ConfigError
+    from toolkit.mixture_law.stage import (
+        FOLDER,
+        MixtureRequest,
+        check_fit,
+        load_scores,
+        parse_shares,
+        report_mixture,
+        run_mixtures,
+    )
+
+    held = parse_shares(hold_out)
+    if (recipe is None) == (lines is None):
+        raise ConfigError("give either a recipe, whose small runs are made, or --from FILE.")
+    if lines is not None:
+        from toolkit.mixture_law.runs import load_runs
+
+        report_mixture(load_runs(lines, rate), held, tolerance, out, lines.stem)
+        return
+    from toolkit.pipeline.run import Run
+
+    run = Run.open(str(recipe), runs)
+    wanted = MixtureRequest(tuple(dict.fromkeys((*parse_shares(shares), *held))), tokens, repeats)
+    check_fit(wanted, held, tolerance)
+    found = load_scores(run_mixtures(run, wanted))
+    report_mixture(found, held, tolerance, out or run.root / FOLDER, run.name)

@@ -1,0 +1,102 @@
+"""Commands about training beside `cpt run`. Nothing slow is imported before one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolkit.errors import ConfigError
+
+sft_app = typer.Typer(no_args_is_help=True, help="Fine-tuning on conversations.")
+checkpoint_app = typer.Typer(no_args_is_help=True, help="Model folders and kept states.")
+
+RecipeName = Annotated[
+    str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
+]
+Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
+Verify = Annotated[
+    bool,
+    typer.Option("--verify", help="Read all files of finished stages anew."),
+]
+
+
+@sft_app.command("run")
+def sft_run(recipe: RecipeName, runs: Runs = Path("runs"), verify: Verify = False) -> None:
+    """Fine-tune a recipe's merge on conversations; runs the stages before it where needed."""
+    from toolkit.file_hashes import verify_all
+    from toolkit.pipeline.run import Run
+    from toolkit.pipeline.stages import ensure_sft
+
+    verify_all(verify)
+    ensure_sft(Run.open(recipe, runs))
+
+
+def anneal(
+    recipe: RecipeName,
+    runs: Runs = Path("runs"),
+    from_step: Annotated[
+        int | None, typer.Option(help="A kept state of the constant phase; else the latest.")
+    ] = None,
+    steps: Annotated[
+        float | None,
+        typer.Option(min=1e-9, help="Steps, or below 1 a share; else as train.anneal says."),
+    ] = None,
+) -> None:
+    """Finish a specialist: bring the learning rate down from a state of the constant phase."""
+    from toolkit.pipeline.run import Run
+    from toolkit.pipeline.specialist import ensure_anneal
+
+    ensure_anneal(Run.open(recipe, runs), from_step=from_step, steps=steps)
+
+
+def middles(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
+    """Score how well general model and specialist fill in the middle of held-out code."""
+    from toolkit.pipeline.infill import measure_middles
+    from toolkit.pipeline.run import Run
+
+    measure_middles(Run.open(recipe, runs))
+
+
+@checkpoint_app.command("average")
+def average(
+    places: Annotated[
+        list[str], typer.Argument(help="Model folders and the one to make, or a recipe.")
+    ],
+    last: Annotated[
+        int | None, typer.Option(min=2, help="With a recipe: states to average.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="One for each folder, such as 1,2,3; else all alike.")
+    ] = None,
+    decay: Annotated[
+        float | None,
+        typer.Option(help="Each folder counts so many times as much as the one after it."),
+    ] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Average model folders into a new one, or the last states that a recipe's cpt kept."""
+    if len(places) == 1:
+        from toolkit.pipeline.run import Run
+        from toolkit.pipeline.specialist import ensure_average
+
+        if weights is not None or decay is not None:
+            raise ConfigError("--weights and --decay: of a recipe's states, train.average says it.")
+        ensure_average(Run.open(places[0], runs), last=last)
+        return
+    from toolkit.checkpoint.average import average_folders, average_weights, parse_weights
+    from toolkit.progress import say
+
+    *folders, out = map(Path, places)
+    if last is not None:
+        raise ConfigError("--last: is for a recipe's states; name the folders to average here.")
+    if weights is not None and decay is not None:
+        raise ConfigError("--weights, --decay: give one of them.")
+    chosen = (
+        parse_weights(weights, len(folders))
+        if weights is not None
+        else average_weights(len(folders), decay)
+    )
+    count = average_folders(folders, chosen, out)
+    say(f"{count} tensors of {len(folders)} models averaged in {out}")

@@ -1,0 +1,163 @@
+"""One walk over all tensors of a merge and its parents, in bounded memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.checkpoint.tensor_names import is_vocabulary
+from toolkit.diagnose.subjects import Subjects
+from toolkit.diagnose.sums import Sums, sum_tensor, zero_rows
+from toolkit.diagnose.trimming import RemovedByTrimming, trimmed_by
+from toolkit.merge.kernels.workers import WorkerThreads
+from toolkit.merge.layer_stacks import is_before_layers
+from toolkit.merge.task import TensorTask
+
+KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
+
+_NORM = re.compile(r"norm|(?:^|\.)ln_|layernorm", re.IGNORECASE)
+_ATTENTION = re.compile(r"attn|attention|(?:^|\.)[qkvo]_proj|\.attn_", re.IGNORECASE)
+_MLP = re.compile(r"mlp|feed_forward|ffn|expert|moe|(?:^|\.)fc\d|_proj\.", re.IGNORECASE)
+
+
+@dataclass
+class Group:
+    """Sums over the tensors of one layer and kind.
+
+    Attributes:
+        sums: over entries.
+        trimmed: by the label of the tuned model.
+    """
+
+    sums: Sums
+    trimmed: dict[str, RemovedByTrimming] = field(default_factory=dict)
+
+    def add(self, sums: Sums, trimmed: dict[str, RemovedByTrimming]) -> None:
+        self.sums += sums
+        for label, found in trimmed.items():
+            self.trimmed[label] = self.trimmed.get(label, RemovedByTrimming()) + found
+
+
+@dataclass
+class MeasuredMerge:
+    """What the walk found.
+
+    Attributes:
+        groups: by stack (None outside of layers), layer and kind.
+        left_out: tensors that some model lacks, has in another shape or in an 8-bit type.
+        non_finite: entries that are NaN or infinite, by model's label and tensor.
+        zero_rows: rows of the vocabulary that are all zero in the merge and not in every parent, by
+            tensor.
+        padding_rows: how many are zero in the merge and in every parent.
+    """
+
+    groups: dict[tuple[str | None, int, str], Group] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    non_finite: dict[str, dict[str, int]] = field(default_factory=dict)
+    zero_rows: dict[str, list[int]] = field(default_factory=dict)
+    padding_rows: int = 0
+
+    def total(
+        self, num_models: int, place: tuple[str, int] | None = None, kind: str | None = None
+    ) -> Group:
+        """The sums of all groups, or of those in one layer, or of one kind."""
+        whole = Group(Sums.zero(num_models))
+        for (stack, layer, own), group in self.groups.items():
+            if place in (None, (stack, layer)) and kind in (None, own):
+                whole.add(group.sums, group.trimmed)
+        return whole
+
+
+def measure(
+    subjects: Subjects, workers: WorkerThreads, advance: Callable[[float, str], None] | None = None
+) -> MeasuredMerge:
+    """Walk over every tensor of the merge.
+
+    Args:
+        subjects: what is compared.
+        workers: threads.
+        advance: told of every tensor.
+
+    Returns:
+        Sums by layer and kind; damaged tensors are counted, and kept out of the sums.
+    """
+    found = MeasuredMerge()
+    counterparts = subjects.counterparts()
+    tasks = {task.name: task for task in subjects.plan.tasks} if subjects.plan is not None else {}
+    for name in subjects.checkpoints[0].names:
+        tensors = counterparts.get(name, [name])
+        pairs = list(zip(subjects.checkpoints, tensors, strict=False))
+        arrays = [checkpoint.array(tensor) for checkpoint, tensor in pairs]
+        known = [array[:] for array in arrays if array is not None]
+        if known and len(known) == len(arrays):
+            # Alone where there is nothing to compare it with: damage is looked for all the same.
+            base = subjects.base if len(known) == len(subjects.checkpoints) else 0
+            sums = sum_tensor(known, base, workers)
+            for label, tensor, count in zip(
+                subjects.labels, tensors, sums.non_finite, strict=False
+            ):
+                if count:
+                    found.non_finite.setdefault(label, {})[tensor] = int(count)
+            if is_vocabulary(name):
+                _find_zero_rows(found, subjects, name, known, workers)
+            if len(known) == len(subjects.checkpoints) and not sums.non_finite.any():
+                stack, layer = subjects.layout.find(name) or (None, 0)
+                key = (stack, layer, kind_of(name))
+                group = found.groups.setdefault(key, Group(Sums.zero(len(known))))
+                group.add(sums, _trimmed(subjects, tasks.get(name), workers))
+        if len(known) < len(subjects.checkpoints):
+            found.left_out.append(name)
+        for checkpoint, tensor in pairs:
+            checkpoint.give_back(tensor)
+        if advance is not None:
+            advance(1, name)
+    return found
+
+
+def _trimmed(
+    subjects: Subjects, task: TensorTask | None, workers: WorkerThreads
+) -> dict[str, RemovedByTrimming]:
+    if subjects.plan is None or task is None:
+        return {}
+    removed = trimmed_by(subjects.plan, task, subjects.models, workers)
+    return {subjects.label_of(model): sums for model, sums in removed.items()}
+
+
+def _find_zero_rows(
+    found: MeasuredMerge,
+    subjects: Subjects,
+    name: str,
+    arrays: list[NDArray[Any]],
+    workers: WorkerThreads,
+) -> None:
+    shape = subjects.checkpoints[0].info(name).shape
+    empty = zero_rows(arrays[0], shape, workers)
+    if not empty.any():
+        return
+    everywhere = empty.copy() if len(arrays) > 1 else np.zeros_like(empty)
+    for array in arrays[1:]:
+        everywhere &= zero_rows(array, shape, workers)
+    found.padding_rows += int(everywhere.sum())
+    if rows := np.flatnonzero(empty & ~everywhere).tolist():
+        found.zero_rows[name] = rows
+
+
+def kind_of(name: str) -> str:
+    """What a tensor is part of, by its name.
+
+    >>> names = ("model.layers.0.self_attn.q_norm.weight", "h.0.attn.c_attn.weight",
+    ...          "model.layers.0.mlp.down_proj.weight", "lm_head.weight", "wte.weight", "a.gate")
+    >>> [kind_of(name) for name in names]
+    ['norm', 'attention', 'mlp', 'head', 'embedding', 'other']
+    """
+    if is_vocabulary(name):
+        return "embedding" if is_before_layers(name) else "head"
+    for kind, pattern in (("norm", _NORM), ("attention", _ATTENTION), ("mlp", _MLP)):
+        if pattern.search(name):
+            return kind
+    return "embedding" if is_before_layers(name) else "other"

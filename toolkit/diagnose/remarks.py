@@ -1,0 +1,285 @@
+"""Plain sentences about what is off in the figures of a merge; each threshold says why it is so."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from toolkit.diagnose.figures import Diagnosis, DiagnosisFigures
+from toolkit.diagnose.losses import Loss, Remark, remarks_on_losses
+from toolkit.diagnose.trimming import AT_RANDOM
+
+FAR_LAYER = 10.0
+"""How many times further than the median layer one layer moves to be called out. In fine-tuned
+models layers differ by a factor of two or three."""
+
+OWN_MOVE = 2.0
+"""How many times further than every parent moved there, before a kind of tensors in one layer is
+called out: a merge moves about as far as its parents, and small tensors such as norms vary much."""
+
+OPPOSITE = -0.5
+"""Cosine between task vectors below which they mostly undo each other; those of different tasks
+are near 0, of related tasks above it."""
+
+IDENTICAL = 0.01
+"""Distance from a parent, relative to that between the parents, below which the merge is it."""
+
+OUTSIDE = 1.25
+"""Distance from a parent or the base, relative to the largest distance among those, above which the
+merge is outside of what they span. A weighted mean of models is never above 1."""
+
+UNRELATED = 1.0
+"""Distance between the parents, relative to the base's norm, from which on they are no relatives:
+a cosine of 0.5 between models of one size. Fine-tuning stays below 0.3, and models trained apart
+are at 1.4."""
+
+ASIDE = 0.55
+"""Distance from the plane through the parents and the base, relative to the parents' largest
+distance, above which the merge has what no parent has. Trimming a task vector to the share `k` of
+its squared norm leads `sqrt(k - k²)` aside, at most 0.5, and so does rounding."""
+
+TRIMMED = 0.5
+"""Share of a task vector's squared norm, removed by trimming, from which on little is left of it.
+TIES at density 0.2 removes about a third."""
+
+_NAMES = 3
+"""Layers, tensors or tokens that one sentence names."""
+
+NOTHING = (
+    "Nothing is off: no NaN, no empty rows, no layer far ahead of the others, and the merge lies "
+    "between its parents."
+)
+
+
+def remarks_of(
+    diagnosis: Diagnosis,
+    losses: Sequence[Loss] = (),
+    token: Callable[[int], str | None] = lambda _: None,
+) -> list[Remark]:
+    """Everything that is off; empty where nothing is.
+
+    Args:
+        diagnosis: the figures.
+        losses: of the merge and then of its parents, where they were scored.
+        token: the token of an id, for rows of zeros.
+    """
+    remarks = [
+        *_damage(diagnosis),
+        *_zero_rows(diagnosis, token),
+        *remarks_on_losses(losses),
+        *_unrelated(diagnosis),
+        *_far_layers(diagnosis),
+        *_far_parts(diagnosis),
+        *_identical(diagnosis),
+        *_outside(diagnosis),
+        *_aside(diagnosis),
+        *_opposite(diagnosis),
+        *_trimmed(diagnosis),
+        *_left_out(diagnosis),
+    ]
+    return list(dict.fromkeys(remarks))
+
+
+def _damage(diagnosis: Diagnosis) -> Iterator[Remark]:
+    for label, found in diagnosis.measured.non_finite.items():
+        yield Remark(
+            "non_finite",
+            f"{label} holds {sum(found.values())} entries that are NaN or infinite, in "
+            f"{_some(list(found))}; a model cannot compute with them.",
+        )
+
+
+def _zero_rows(diagnosis: Diagnosis, token: Callable[[int], str | None]) -> Iterator[Remark]:
+    for name, rows in diagnosis.measured.zero_rows.items():
+        shown = [
+            f"{row} {word!r}" if (word := token(row)) is not None else f"{row}" for row in rows
+        ]
+        yield Remark(
+            "zero_rows",
+            f"{name}: {len(rows)} row{_s(rows)} of zeros that {_have(rows)} values in a parent "
+            f"(token {_some(shown)}); the merge cannot read or say {_them(rows)}.",
+        )
+
+
+def _unrelated(diagnosis: Diagnosis) -> Iterator[Remark]:
+    """By the matrices inside the layers: norms are near one in every model."""
+    found = [
+        kind.scatter
+        for kind in diagnosis.kinds
+        if kind.name in {"attention", "mlp"} and kind.scatter is not None
+    ]
+    if found and min(found) >= UNRELATED:
+        yield Remark(
+            "unrelated",
+            f"The parents' layers lie {min(found):.2f} times the base's norm apart: they do not "
+            "come from one model, and merging their weights makes gibberish.",
+        )
+
+
+def _far_layers(diagnosis: Diagnosis) -> Iterator[Remark]:
+    moved = {layer.name: layer.moved for layer in diagnosis.layers if layer.moved is not None}
+    median = statistics.median(moved.values()) if moved else 0.0
+    far = [layer for layer in diagnosis.layers if _is_far(layer.moved, median)]
+    for layer in sorted(far, key=lambda item: -(item.moved or 0.0))[:_NAMES]:
+        own = max((norm or 0.0 for norm in layer.task_norms.values()), default=0.0)
+        cause = (
+            f"no parent moved more than {own:.3g} there, so the merge did it"
+            if (layer.moved or 0.0) > OWN_MOVE * own
+            else f"a parent moved {own:.3g} there itself"
+        )
+        yield Remark(
+            "layers",
+            f"Layer {layer.name} moved {(layer.moved or 0.0) / median:.0f} times as far from the "
+            f"base as the median layer ({layer.moved:.3g} of its norm against {median:.3g}); "
+            f"{cause}.",
+        )
+    if len(far) > _NAMES:
+        yield Remark("layers", f"So did {len(far) - _NAMES} more layers.")
+
+
+def _far_parts(diagnosis: Diagnosis) -> Iterator[Remark]:
+    """Kinds within layers; a whole layer that is far says enough."""
+    by_kind: dict[str, dict[str, DiagnosisFigures]] = {}
+    for (layer, kind), figures in diagnosis.parts.items():
+        by_kind.setdefault(kind, {})[layer] = figures
+    layers = {layer.name: layer.moved for layer in diagnosis.layers}
+    median_layer = statistics.median([m for m in layers.values() if m is not None] or [0.0])
+    for kind, found in by_kind.items():
+        median = statistics.median([f.moved for f in found.values() if f.moved is not None] or [0])
+        for layer, figures in found.items():
+            own = max((norm or 0.0 for norm in figures.task_norms.values()), default=0.0)
+            is_far = _is_far(figures.moved, median) and (figures.moved or 0.0) > OWN_MOVE * own
+            if is_far and not _is_far(layers[layer], median_layer):
+                yield Remark(
+                    "layers",
+                    f"The {kind} of layer {layer} moved {(figures.moved or 0.0) / median:.0f} "
+                    f"times as far as in the median layer ({figures.moved:.3g} of its norm), and "
+                    f"no parent moved more than {own:.3g} there.",
+                )
+
+
+def _is_far(moved: float | None, median: float) -> bool:
+    return moved is not None and median > 0.0 and moved > FAR_LAYER * median
+
+
+def _identical(diagnosis: Diagnosis) -> Iterator[Remark]:
+    whole = diagnosis.whole
+    for label, distance in whole.distances.items():
+        if distance is not None and distance < IDENTICAL:
+            how = "is identical to" if distance == 0.0 else "is as good as identical to"
+            yield Remark(
+                "identical",
+                f"The merge {how} {label} (distance {distance:.2g} of that between the parents); "
+                "the others' weights do nothing.",
+            )
+    is_base_alone = whole.moved == 0.0 and diagnosis.subjects.base not in diagnosis.subjects.parents
+    if is_base_alone:
+        label = diagnosis.subjects.labels[diagnosis.subjects.base]
+        yield Remark("identical", f"The merge is identical to the base model {label}.")
+
+
+def _outside(diagnosis: Diagnosis) -> Iterator[Remark]:
+    whole = diagnosis.whole
+    distances = dict(whole.distances)
+    span = max([1.0, *(_over(n, whole.scatter) for n in whole.task_norms.values())])
+    label = diagnosis.subjects.labels[diagnosis.subjects.base]
+    distances.setdefault(label, whole.base_distance)
+    far = {name: d / span for name, d in distances.items() if d is not None}
+    worst = max(far, key=lambda name: far[name], default=None)
+    if worst is not None and far[worst] > OUTSIDE:
+        yield Remark(
+            "outside",
+            f"The merge lies outside of what its parents span: {far[worst]:.2f} times as far from "
+            f"{worst} as they lie apart. Weights may sum to more than 1, or dropping entries at "
+            "random may have blown up the rest.",
+        )
+
+
+def _aside(diagnosis: Diagnosis) -> Iterator[Remark]:
+    plan, aside = diagnosis.subjects.plan, diagnosis.whole.aside
+    if plan is not None and plan.method.name in AT_RANDOM:
+        return  # what is scaled up to make good for what was dropped leads aside, as it is meant to
+    if any(_far_layers(diagnosis)):
+        return  # that explains it, and says more
+    if aside is not None and aside > ASIDE:
+        yield Remark(
+            "aside",
+            f"The merge lies {aside:.2f} times the parents' distance aside of them: more than "
+            "trimming explains. Entries were dropped at random, or it was made from other models "
+            "than these.",
+        )
+
+
+def _over(norm: float | None, scatter: float | None) -> float:
+    return norm / scatter if norm is not None and scatter else 0.0
+
+
+def _opposite(diagnosis: Diagnosis) -> Iterator[Remark]:
+    for pair, cosine in diagnosis.whole.cosines.items():
+        layers = [
+            layer.name
+            for layer in diagnosis.layers
+            if (own := layer.cosines.get(pair)) is not None and own < OPPOSITE
+        ]
+        a, b = pair
+        if cosine is not None and cosine < OPPOSITE:
+            yield Remark(
+                "opposite",
+                f"The task vectors of {a} and {b} are nearly opposite (cosine {cosine:.2f}): what "
+                "one learnt the other unlearnt, and their merge keeps little of either.",
+            )
+        elif layers:
+            yield Remark(
+                "opposite",
+                f"The task vectors of {a} and {b} are nearly opposite in layer{_s(layers)} "
+                f"{_some(layers)} (cosine below {OPPOSITE}).",
+            )
+
+
+def _trimmed(diagnosis: Diagnosis) -> Iterator[Remark]:
+    shares: Mapping[str, tuple[float | None, float | None]] = diagnosis.whole.trimmed
+    for label, (entries, squares) in shares.items():
+        if entries is not None and squares is not None and squares > TRIMMED:
+            yield Remark(
+                "trimmed",
+                f"Trimming removed {entries:.0%} of the entries of {label}'s task vector and with "
+                f"them {squares:.0%} of its squared norm; raise its density.",
+            )
+
+
+def _left_out(diagnosis: Diagnosis) -> Iterator[Remark]:
+    left_out, total = diagnosis.measured.left_out, len(diagnosis.subjects.checkpoints[0].names)
+    if left_out:
+        yield Remark(
+            "left_out",
+            f"{len(left_out)} of the merge's {total} tensors are not compared, as a parent lacks "
+            f"them or has them in another shape or type ({_some(left_out)}).",
+        )
+
+
+def note_on_dropping(diagnosis: Diagnosis) -> str | None:
+    """What is said in place of figures where entries were dropped at random."""
+    plan = diagnosis.subjects.plan
+    if plan is None or plan.method.name not in AT_RANDOM:
+        return None
+    return (
+        f"{plan.method.name} drops entries at random: of each task vector about 1 − density of "
+        "the entries went; which ones is not worked out again here."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES
+    return ", ".join(names[:_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def _s(items: Sequence[object]) -> str:
+    return "" if len(items) == 1 else "s"
+
+
+def _have(items: Sequence[object]) -> str:
+    return "has" if len(items) == 1 else "have"
+
+
+def _them(items: Sequence[object]) -> str:
+    return "it" if len(items) == 1 else "them"

@@ -1,0 +1,180 @@
+"""The models of a diagnosis: the merge, its parents, the base; and which tensor came from which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.checkpoint.models import Models
+from toolkit.checkpoint.read import Checkpoint
+from toolkit.errors import MergeError, ToolkitError
+from toolkit.merge.config import MergeConfig, load_merge_config
+from toolkit.merge.kernels.workers import WorkerThreads
+from toolkit.merge.layer_stacks import Layout, layer_counts
+from toolkit.merge.plan import MergePlan
+from toolkit.merge.thresholds import with_thresholds
+from toolkit.merge.vocab.vocabulary import plan_with_vocabulary
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What is compared with what.
+
+    Attributes:
+        names: as references: the merge, its parents, the base where it is no parent; `[V]`.
+        labels: short and distinct names for them, `[V]`.
+        checkpoints: opened, `[V]`.
+        base: index of the model that task vectors are taken against.
+        num_parents: those of the models that are parents; they follow the merge.
+        layout: layers of the merge.
+        plan: of the merge, where its merge.yaml can still be planned.
+        models: what the plan's tensors are read from.
+        note: why there is no plan, in words.
+    """
+
+    names: list[str]
+    labels: list[str]
+    checkpoints: list[Checkpoint]
+    base: int
+    num_parents: int
+    layout: Layout
+    plan: MergePlan | None
+    models: Models
+    note: str | None = None
+
+    @property
+    def parents(self) -> range:
+        """Indices of the parents."""
+        return range(1, 1 + self.num_parents)
+
+    @property
+    def tuned(self) -> list[int]:
+        """Indices of the parents that have a task vector."""
+        return [index for index in self.parents if index != self.base]
+
+    def label_of(self, model: str) -> str:
+        """The label of a model of the plan."""
+        folder = _identity(model, self.models)
+        for name, label in zip(self.names, self.labels, strict=True):
+            if _identity(name, self.models) == folder:
+                return label
+        return Path(model).name
+
+    def counterparts(self) -> dict[str, list[str]]:
+        """The tensor of each model that stands behind each tensor of the merge, by the merge's
+        name; tensors that a model lacks, or has in another shape, are left out."""
+        sources: dict[str, dict[tuple[Path, str], str]] = {}
+        is_moved = self.plan is not None and any(
+            [layer for _, layer in origin] != list(range(self.layout.stacks.get(stack, 0)))
+            for stack, origin in self.plan.stacks.items()
+        )
+        if self.plan is not None and is_moved:
+            for task in self.plan.tasks:
+                sources[task.name] = {
+                    _identity(source.model, self.models): source.tensor for source in task.inputs
+                }
+        found: dict[str, list[str]] = {}
+        merge = self.checkpoints[0]
+        keys = [_identity(name, self.models) for name in self.names]
+        for name in merge.names:
+            own = {} if is_moved else dict.fromkeys(keys, name)
+            own |= sources.get(name, {})
+            tensors = [name, *(own.get(key, "") for key in keys[1:])]
+            pairs = list(zip(self.checkpoints, tensors, strict=True))
+            if all(t in c and c.info(t).shape == merge.info(name).shape for c, t in pairs):
+                found[name] = tensors
+        return found
+
+
+def open_subjects(
+    merge: Path, against: Sequence[str], base: str | None, workers: WorkerThreads
+) -> Subjects:
+    """Open a merge and what it is compared with.
+
+    Args:
+        merge: folder of the merged model; its merge.yaml says what is not given here.
+        against: references to its parents; those of merge.yaml where none is given.
+        base: reference to the model that task vectors are taken against; else the base model of
+            merge.yaml, else the first parent.
+        workers: threads, for thresholds over whole models.
+
+    Raises:
+        MergeError: a model is not there, or no parent is known.
+        CheckpointError: a model is damaged.
+    """
+    models = Models()
+    config, note = _load_config(merge)
+    plan: MergePlan | None = None
+    if config is not None:
+        try:
+            planned, models, _ = plan_with_vocabulary(config, models)
+            plan = with_thresholds(planned, models, workers)
+        except ToolkitError as error:
+            note = f"{merge / 'merge.yaml'} cannot be followed from this folder ({error})"
+    parents = list(dict.fromkeys(against)) or (_parents(config) if plan is not None else [])
+    if not parents and config is not None:
+        raise MergeError(
+            f"{note}; run from the folder that its paths count from, or give --against."
+        )
+    if not parents:
+        raise MergeError(f"{merge}: has no merge.yaml that says its parents; give --against.")
+    base = base or (config.base_model if config is not None and plan is not None else None)
+    names = [str(merge), *parents]
+    identities = [_identity(name, models) for name in names]
+    index = 1
+    if base is not None:
+        if (identity := _identity(base, models)) in identities[1:]:
+            index = identities.index(identity, 1)
+        else:
+            names.append(base)
+            index = len(names) - 1
+    layout = Layout(models.shapes(str(merge)), layer_counts(models.config(str(merge))))
+    return Subjects(
+        names,
+        _labels(names),
+        [models.checkpoint(name) for name in names],
+        index,
+        len(parents),
+        layout,
+        plan,
+        models,
+        note,
+    )
+
+
+def _load_config(merge: Path) -> tuple[MergeConfig | None, str | None]:
+    path = merge / "merge.yaml"
+    if not path.is_file():
+        return None, None
+    try:
+        return load_merge_config(path), None
+    except ToolkitError as error:
+        return None, str(error)
+
+
+def _parents(config: MergeConfig | None) -> list[str]:
+    return config.model_names() if config is not None else []
+
+
+def _identity(name: str, models: Models) -> tuple[Path, str]:
+    """What a reference means: two spellings of one folder are one model."""
+    _, _, adapter = name.partition("+")
+    folder = models.checkpoint(name).folder.resolve()
+    return folder, "" if Path(name).is_dir() else adapter
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """The last part of each path, with as many parts before it as tell them apart.
+
+    >>> _labels(["runs/a/merge", "runs/a/cpt", "runs/b/cpt"])
+    ['merge', 'a/cpt', 'b/cpt']
+    """
+    parts = [Path(name).parts or (name,) for name in names]
+    labels = []
+    for own in parts:
+        count = 1
+        while count < len(own) and sum(other[-count:] == own[-count:] for other in parts) > 1:
+            count += 1
+        labels.append("/".join(own[-count:]))
+    return labels

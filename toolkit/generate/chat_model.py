@@ -1,0 +1,111 @@
+"""A loaded model that can be asked: its tokenizer, its template, and where it stops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.bounded import bounded_template
+from toolkit.checkpoint.load import load_causal_model, merge_adapter, scoring_dtype
+from toolkit.checkpoint.models import Models
+from toolkit.checkpoint.references import find_folder, parse_reference
+from toolkit.errors import CheckpointError
+from toolkit.library_errors import reading
+from toolkit.tokenizer_files import load_tokenizer
+
+Message = Mapping[str, str]
+"""`role` and `content`."""
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model with its tokenizer.
+
+    Attributes:
+        label: for people.
+        model: in the type it is stored in, in evaluation mode.
+        tokenizer: its own.
+        stops: tokens after which an answer is over.
+        template: of chats; None continues plain text.
+    """
+
+    label: str
+    model: Any
+    tokenizer: Any
+    stops: frozenset[int]
+    template: str | None
+
+    @property
+    def most_tokens(self) -> int:
+        """How many tokens the model can look at together."""
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 20)
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Tokens of a chat that the model is to answer; without a template, of the last text."""
+        if self.template is None:
+            return list(self.tokenizer(messages[-1]["content"])["input_ids"])
+        what = ("its chat template cannot be used", "mend it, or ask with --plain")
+        with reading(self.label, CheckpointError, *what), bounded_template(self.label):
+            text = self.tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=self.template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        # The template has written the special tokens that belong there.
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+
+def load_speaker(
+    reference: str | Path, *, label: str = "", template: str | None = None, plain: bool = False
+) -> Speaker:
+    """Load a model to be asked.
+
+    Args:
+        reference: a folder, or `path[@revision][+adapter]`.
+        label: for people; the folder's name by default.
+        template: used where the model brings no chat template.
+        plain: continue the text, whatever template there is.
+
+    Raises:
+        CheckpointError: there is no causal language model, or no tokenizer.
+        MergeError: the reference leads nowhere.
+    """
+    parsed = parse_reference(str(reference))
+    folder = find_folder(parsed.model)
+    model = load_causal_model(folder, scoring_dtype(folder))
+    if parsed.adapter is not None:
+        model = merge_adapter(model, find_folder(parsed.adapter))
+    place = folder if parsed.adapter is None else Models().token_folder(str(reference))
+    tokenizer = load_tokenizer(place)
+    model.eval()
+    own = getattr(tokenizer, "chat_template", None)
+    return Speaker(
+        label=label or Path(str(reference)).name or str(reference),
+        model=model,
+        tokenizer=tokenizer,
+        stops=stops_of(model, tokenizer),
+        template=None if plain else own or template,
+    )
+
+
+def stops_of(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The ends that the model's own settings and its tokenizer name."""
+    named = [
+        getattr(getattr(model, "generation_config", None), "eos_token_id", None),
+        getattr(model.config, "eos_token_id", None),
+        tokenizer.eos_token_id,
+    ]
+    flat = [item for value in named for item in (value if isinstance(value, list) else [value])]
+    for item in flat:
+        if item is not None and (isinstance(item, bool) or not isinstance(item, int)):
+            raise CheckpointError(
+                f"{model.config.name_or_path}: eos_token_id must be a token's number, or a list of "
+                f"them (got {item!r:.60}); mend config.json or generation_config.json."
+            )
+    return frozenset(int(item) for item in flat if item is not None)

@@ -1,0 +1,184 @@
+"""The models of one slice side by side: which of their tensors belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from toolkit.checkpoint.models import Source
+from toolkit.checkpoint.tensor_names import is_buffer, is_vocabulary
+from toolkit.errors import ConfigError, MergeError
+from toolkit.merge.parameters import Scopes, resolve_all
+from toolkit.merge.registry import Method, Place
+from toolkit.merge.slices import Piece, Slice, View
+from toolkit.merge.task import TensorTask
+
+if TYPE_CHECKING:
+    from toolkit.merge.config import MergeConfig
+
+
+class Joined:
+    """The models of one slice side by side: the same tuned models, base and settings for all of
+    its tensors."""
+
+    def __init__(
+        self,
+        config: MergeConfig,
+        method: Method,
+        item: Slice,
+        module_parameters: Mapping[str, Any] | None,
+        num_layers: int,
+        view: View,
+    ) -> None:
+        self.method, self.num_layers, self.view = method, num_layers, view
+        self.settings = (item.parameters, module_parameters, config.parameters)
+        base = item.base_model or config.base_model if method.accepts_base else None
+        if method.needs_base and base is None:
+            raise ConfigError(
+                f"base_model: is needed by {method.name}; name the model to start from."
+            )
+        self.tuned = [piece for piece in item.pieces if piece.model != base]
+        self.base = _base_piece(item, base) if base is not None else None
+        self.is_base_alone = not self.tuned
+        if self.is_base_alone:
+            if self.base is None or not (method.needs_base and "weight" in method.parameters):
+                raise ConfigError(
+                    "models: none but the base model is given; there is nothing to merge."
+                )
+            # A sum of no task vectors: the base itself, as under mergekit, with its adapter where
+            # it has one. One task vector of zeros is the same, and every engine can add it.
+            self.tuned = [self.base]
+        self.leader = self.base or self.tuned[0]
+        others = [] if self.is_base_alone or self.base is None else [self.base]
+        self.everyone = [*self.tuned, *others]
+        self.layout = view(self.leader.model).layout
+        self.has_own_head = False
+
+    def outside(self, piece: Piece) -> list[str]:
+        """One model's tensors outside the layers."""
+        view = self.view(piece.model)
+        return [name for name in view.shapes if view.layout.find(name) is None]
+
+    def names(self, stack: str | None, wanted: Sequence[str] = ()) -> list[str]:
+        """Tensors of the slice by their names in the leading model, in file order.
+
+        Args:
+            stack: of layers; None for those `wanted` outside of layers.
+            wanted: names outside of layers.
+
+        Raises:
+            MergeError: a model lacks one, and none of its own stands for it.
+        """
+        if stack is None:
+            own = [
+                {name: name for name in wanted if name in self.view(piece.model).shapes}
+                for piece in self.everyone
+            ]
+            names = {name: name for name in wanted}
+        else:
+            own = [self._relative_names(piece, stack) for piece in self.everyone]
+            names = dict(self._relative_names(self.leader, stack))
+        for other in own:
+            names |= {key: name for key, name in other.items() if key not in names}
+        return [name for key, name in names.items() if self._is_merged(key, name, own)]
+
+    def _relative_names(self, piece: Piece, stack: str) -> dict[str, str]:
+        """Names of one model's tensors, by what they are in a slice that begins at layer 0."""
+        view = self.view(piece.model)
+        found: dict[str, str] = {}
+        for name in view.shapes:
+            place = view.layout.find(name)
+            if place is not None and place[0] == stack and piece.start <= place[1] < piece.stop:
+                found[view.layout.renumber(name, place[1] - piece.start)] = name
+        return found
+
+    def _is_merged(self, key: str, name: str, own: Sequence[Mapping[str, str]]) -> bool:
+        pairs = list(zip(self.everyone, own, strict=True))
+        owner = next((piece for piece, found in pairs if key in found), None)
+        if owner is None:
+            named = ", ".join(piece.model for piece in self.everyone)
+            raise MergeError(f"{name}: none of {named} has it; models must share an architecture.")
+        shape = self.view(owner.model).shapes[name]
+        lacking = [piece for piece, names in pairs if key not in names]
+        if not lacking:
+            return True
+        if is_buffer(name, shape):
+            return False
+        for piece in lacking:
+            if self.view(piece.model).tied_name(name, shape) is None:
+                raise MergeError(
+                    f"{name}: {owner.model} has it and {piece.model} has not"
+                    f"{self._nearest(name, owner, piece)}; models must share an architecture."
+                )
+        if all(self.view(piece.model).is_tied for piece in self.everyone):
+            return False  # what one of them stores besides is the embedding once more
+        self.has_own_head = True
+        return True
+
+    def _nearest(self, name: str, owner: Piece, piece: Piece) -> str:
+        """What `piece` has instead of a tensor, by its name: the same under another one."""
+        known = self.view(owner.model).shapes
+        others = [other for other in self.view(piece.model).shapes if other not in known]
+        # A prefix too many (_orig_mod. of torch.compile, model. of a wrapper), else a like name.
+        near = [other for other in others if other.endswith(f".{name}")][:1]
+        near = near or get_close_matches(name, others, n=1, cutoff=0.8)
+        return f", which has {near[0]} instead" if near else ""
+
+    def task(self, out: str, name: str, place: Place, t: float) -> TensorTask:
+        """The task of one tensor; `name` is its name in the leading model."""
+        sources = [self._source(piece, name) for piece in self.tuned]
+        base = self._source(self.base, name) if self.base is not None else None
+        leader = base or sources[0]
+        shape = self.view(leader.model).shapes[leader.tensor]
+        for other in sources:
+            found = self.view(other.model).shapes[other.tensor]
+            if found != shape and is_vocabulary(name) and found[1:] == shape[1:]:
+                raise MergeError(
+                    f"{out}: {leader.model} has {shape[0]} rows but {other.model} has {found[0]}; "
+                    "their vocabularies differ. Say which one the merge has: tokenizer_source: "
+                    "union (or base, or a model), or merge run --truncate-embeddings where the "
+                    "rows beyond the shorter one have no tokens."
+                )
+            if found != shape:
+                files = (self.view(item.model).file(item.tensor) for item in (leader, other))
+                raise MergeError(
+                    f"{out}: {leader.model} is {list(shape)} but {other.model} is {list(found)} "
+                    f"(in {' and '.join(files)}); models must share an architecture."
+                )
+        owners = [(p.model, self._scopes(p), self._own_name(p, name)) for p in self.tuned]
+        if self.is_base_alone:
+            own = {key: 1.0 for key, item in self.method.parameters.items() if item.required}
+            owners = [(p.model, [own, *self._scopes(p)], name) for p in self.tuned]
+        values = resolve_all(self.method, owners, self._scopes(None), out, t)
+        copied = is_buffer(name, shape)
+        return TensorTask(out, shape, tuple(sources), base, values, place, is_copied=copied)
+
+    def _own_name(self, piece: Piece, name: str) -> str:
+        place = self.layout.find(name)
+        if place is None or piece.start == self.leader.start:
+            return name
+        return self.layout.renumber(name, place[1] - self.leader.start + piece.start)
+
+    def _source(self, piece: Piece, name: str) -> Source:
+        view, own = self.view(piece.model), self._own_name(piece, name)
+        if own not in view.shapes:  # _is_merged has made sure of it
+            everyone = (self.view(other.model).shapes.get(name) for other in self.everyone)
+            own = view.tied_name(own, next(s for s in everyone if s is not None)) or own
+        return Source(piece.model, own)
+
+    def _scopes(self, piece: Piece | None) -> Scopes:
+        return [piece.parameters, *self.settings] if piece is not None else self.settings
+
+
+def _base_piece(item: Slice, base: str) -> Piece:
+    for piece in item.pieces:
+        if piece.model == base:
+            return piece
+    ranges = {(piece.start, piece.stop) for piece in item.pieces}
+    if len(ranges) > 1:
+        raise ConfigError(
+            f"base_model: {base} is not among the sources of a slice whose sources take different "
+            f"layers ({sorted(ranges)}), so its own are not known; add it to the sources."
+        )
+    return Piece(base, *ranges.pop())

@@ -1,0 +1,128 @@
+"""Merges in memory: candidates written straight into a loaded model, dozens of times.
+
+What does not depend on a candidate's numbers is kept from one to the next: a magnitude histogram a
+tensor answers any density, the angle between two tensors any `t`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from toolkit.checkpoint.models import Models, Shapes
+from toolkit.checkpoint.stored_names import StoredTensors, parameters_by_name
+from toolkit.checkpoint.write import dtype_name
+from toolkit.errors import MergeError
+from toolkit.merge.compute import run_task
+from toolkit.merge.config import MergeConfig
+from toolkit.merge.kernels.workers import WorkerThreads
+from toolkit.merge.plan import plan_merge
+from toolkit.merge.thresholds import with_thresholds
+
+__all__ = ["LiveMerge", "parameters_by_name"]
+
+_CHUNK_ENTRIES = 1 << 16
+
+
+class LiveMerge:
+    """Holds the models of a search open, and makes any merge of them on demand.
+
+    Args:
+        models: folders by the names that configurations use, such as `general` and `specialist`.
+        seed: of random methods.
+        num_threads: all cores by default; no result depends on it.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Path], *, seed: int = 0, num_threads: int | None = None
+    ) -> None:
+        self._models = Models(models)
+        self._seed = seed
+        self._workers = WorkerThreads(num_threads)
+        self._memory: dict[Any, dict[Any, Any]] = {}
+        self._shapes = {name: self._models.shapes(name) for name in models}
+        self._stored: WeakKeyDictionary[Any, StoredTensors] = WeakKeyDictionary()
+
+    def shapes(self, name: str) -> Shapes:
+        return self._shapes[name]
+
+    @torch.no_grad()
+    def apply(self, config: MergeConfig, model: Any) -> None:
+        """Write a merge into a loaded model, in the model's own type: the bytes that `run_merge`
+        would write to a file of that type.
+
+        Args:
+            config: whose models are among those held.
+            model: of the same architecture, on the CPU; its parameters are overwritten.
+
+        Raises:
+            MergeError: the model lacks a tensor of the merge.
+        """
+        plan = with_thresholds(
+            plan_merge(config, self.shapes, self._models.config), self._models, self._workers
+        )
+        stored = StoredTensors(model, {task.name: task.shape for task in plan.tasks})
+        self._stored[model] = stored
+        targets = stored.targets
+        # The model has its own of what is copied, and loads nothing of what it passes over.
+        passed_over = {task.name for task in plan.tasks if task.is_copied} | {*stored.ignored}
+        tasks = [task for task in plan.tasks if task.name not in passed_over]
+        if lacking := [task.name for task in tasks if task.name not in targets]:
+            raise MergeError(f"{lacking[0]}: the loaded model has no such tensor to merge into.")
+        flats = [targets[task.name].detach().view(-1) for task in tasks]
+
+        def merge(index: int) -> None:
+            task, flat = tasks[index], flats[index]
+
+            def put(start: int, data: memoryview) -> None:
+                block = torch.frombuffer(bytearray(data), dtype=flat.dtype)
+                flat[start : start + block.numel()] = block
+
+            run_task(
+                plan.method,
+                task,
+                self._models,
+                put,
+                seed=self._seed,
+                dtype=dtype_name(flat.dtype),
+                workers=self._workers,
+                target=_array(flat),
+                memory=self._memory.setdefault((task.sources, task.base), {}),
+            )
+
+        self._workers.tensors([flat.numel() for flat in flats], merge)
+        stored.finish()
+
+    @torch.no_grad()
+    def distance(self, model: Any, name: str) -> float:
+        """Root of the summed squares between a loaded model and one of those held."""
+        total = 0.0
+        checkpoint = self._models.checkpoint(name)
+        if model not in self._stored:
+            self._stored[model] = StoredTensors(model, self._shapes[name])
+            self._stored[model].read()
+        targets = self._stored[model].targets
+        for tensor in checkpoint.names:
+            if tensor not in targets:
+                continue  # not of the model
+            ours, theirs = targets[tensor].reshape(-1), checkpoint.tensor(tensor).reshape(-1)
+            for start in range(0, len(ours), _CHUNK_ENTRIES):  # as much as stays in the cache
+                stop = start + _CHUNK_ENTRIES
+                difference = ours[start:stop].float() - theirs[start:stop].float()
+                total += float(torch.dot(difference, difference))
+        return math.sqrt(total)
+
+
+def _array(flat: Tensor) -> NDArray[Any]:
+    """A tensor's own memory as an array; bfloat16 as its bits."""
+    if flat.dtype == torch.bfloat16:
+        return flat.view(torch.int16).numpy().view(np.uint16)
+    return flat.numpy()

@@ -1,0 +1,92 @@
+"""One tensor of a merge by the method's own definition, in torch: float32 in, one cast out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from toolkit.checkpoint.write import tensor_bytes
+from toolkit.merge.kernels.stream import EntryStream
+from toolkit.merge.kernels.workers import WorkerThreads
+from toolkit.merge.registry import Method
+from toolkit.merge.task import TensorTask
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+def merge_by_definition(
+    method: Method,
+    task: TensorTask,
+    tensors: Sequence[Tensor],
+    base: Tensor | None,
+    put: Callable[[int, memoryview], None],
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    device: str,
+    workers: WorkerThreads,
+) -> None:
+    """Merge one tensor: in blocks where each entry stands for itself, else whole.
+
+    Args:
+        method: how.
+        task: parameters and place.
+        tensors: tuned tensors in their stored type, in file order.
+        base: base tensor in its stored type, where the method takes one.
+        put: `put(start, data)` takes merged entries from entry `start` on, from any thread.
+        seed: of random methods; the tensor's name enters too, so that order cannot matter.
+        dtype: of the result.
+        device: where torch computes.
+        workers: threads for blocks.
+    """
+    reference = base if base is not None else tensors[0]
+    if not (method.elementwise and reference.is_floating_point()):
+        merged = compute_tensor(method, task, tensors, base, seed=seed, dtype=dtype, device=device)
+        put(0, tensor_bytes(merged))
+        return
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    flat_base = base.reshape(-1) if base is not None else None
+
+    def block(start: int, stop: int) -> None:
+        parts = [tensor[start:stop] for tensor in flat]
+        last = flat_base[start:stop] if flat_base is not None else None
+        merged = compute_tensor(method, task, parts, last, seed=seed, dtype=dtype, device=device)
+        put(start, tensor_bytes(merged))
+
+    workers.each(reference.numel(), block)
+
+
+def compute_tensor(
+    method: Method,
+    task: TensorTask,
+    tensors: Sequence[Tensor],
+    base: Tensor | None,
+    *,
+    seed: int,
+    dtype: torch.dtype,
+    device: str = "cpu",
+) -> Tensor:
+    """Merge one tensor whole.
+
+    Returns:
+        The merged tensor on the CPU, cast once from float32. Integers and booleans are not merged:
+        the base's (or the first model's) are kept.
+    """
+    reference = base if base is not None else tensors[0]
+    if not reference.is_floating_point():
+        return reference.clone()
+    extra: dict[str, object] = {}
+    if base is not None:
+        extra["base"] = base.to(device).float()
+    if method.is_random:
+        extra["generator"] = EntryStream(seed, task.name)
+    if method.needs_place:
+        extra["place"] = task.place
+    if task.thresholds is not None:
+        extra["thresholds"] = task.thresholds
+    merged = method.function(
+        [tensor.to(device).float() for tensor in tensors], **extra, **task.parameters
+    )
+    return merged.to(dtype).cpu()

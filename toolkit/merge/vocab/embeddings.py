@@ -1,0 +1,163 @@
+"""Tensors with a row a token, and a model as it looks with those rows in another order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from toolkit.checkpoint.config_parts import config_parts, untie
+from toolkit.checkpoint.read import Checkpoint
+from toolkit.checkpoint.tensor_names import is_vocabulary
+from toolkit.errors import MergeError
+from toolkit.merge.layer_stacks import Layout, is_before_layers
+from toolkit.merge.output import promote
+from toolkit.merge.vocab.remapped import RemappedCheckpoint, RemappedTensor, RowMap
+
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+"""Ids in a config that mean the owner's tokens once the vocabulary is the owner's."""
+
+
+class Embeddings:
+    """The input embedding of a model, and its head where it has one of its own.
+
+    Args:
+        name: of the model in the configuration.
+        checkpoint: its tensors.
+
+    Attributes:
+        names: of the tensors, the input embedding first.
+        biases: of heads that have a bias with an entry per token.
+        num_rows: of each.
+
+    Raises:
+        MergeError: there is none, or embedding and head differ in rows.
+    """
+
+    def __init__(self, name: str, checkpoint: Checkpoint) -> None:
+        layout = Layout(checkpoint.names)
+        found = [n for n in checkpoint.names if is_vocabulary(n) and layout.find(n) is None]
+        self.checkpoint = checkpoint
+        self.names = sorted(found, key=lambda n: (not is_before_layers(n), n))
+        if not self.names:
+            raise MergeError(
+                f"{name}: no tensor of it is known to be the embedding of its tokens, so "
+                "vocabularies cannot be united; leave out tokenizer_source."
+            )
+        self.num_rows = self.shape(self.names[0])[0]
+        for other in self.names[1:]:
+            if self.shape(other)[0] != self.num_rows:
+                raise MergeError(
+                    f"{name}: {self.names[0]} has {self.num_rows} rows and {other} "
+                    f"{self.shape(other)[0]}; resize the model's embeddings to one size."
+                )
+
+        self.biases = [
+            bias
+            for bias in (f"{name.removesuffix('weight')}bias" for name in self.names)
+            if bias in checkpoint and self.shape(bias) == (self.num_rows,)
+        ]
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        return self.checkpoint.info(tensor).shape
+
+    @property
+    def head(self) -> str | None:
+        """The head's tensor, where the model has one beside the embedding."""
+        return next((name for name in self.names[1:] if not is_before_layers(name)), None)
+
+    def lacks(self, seen: Checkpoint) -> bool:
+        """Whether the model as it is seen has a head that it has not."""
+        return any(name not in self.checkpoint for name in seen.names)
+
+
+def remapped_model(
+    number: int, donors: Sequence[Embeddings], num_models: int, rows: RowMap
+) -> RemappedCheckpoint | None:
+    """A model as it looks with its rows in the merged vocabulary's order.
+
+    Args:
+        number: of the model among the donors.
+        donors: every model that rows are taken from; those that are merged come first.
+        num_models: how many are merged.
+        rows: where its rows come from.
+
+    Returns:
+        None where nothing changes. A head that shares the embedding gets rows of its own where
+        other models have heads of their own.
+    """
+    own = donors[number]
+    if rows.is_whole(number, own.num_rows):
+        return None
+    tensors = {
+        name: _remapped(own, name, [donor.names[0] for donor in donors], donors, rows)
+        for name in own.names
+        if name != own.head
+    }
+    heads = [donor.head for donor in donors[:num_models] if donor.head is not None]
+    if heads:
+        names = [donor.head or donor.names[0] for donor in donors]
+        tensors[own.head or heads[0]] = _remapped(own, names[number], names, donors, rows)
+    for name in own.biases:
+        tensors[name] = _remapped(own, name, [name for _ in donors], donors, rows)
+    return RemappedCheckpoint(own.checkpoint, tensors)
+
+
+def _remapped(
+    own: Embeddings, name: str, names: Sequence[str], donors: Sequence[Embeddings], rows: RowMap
+) -> RemappedTensor:
+    used = {int(code) for code in np.unique(rows.donor) if code >= 0}
+    used |= {int(code) for code in np.nonzero((rows.averages >= 0).any(axis=0))[0]}
+    dtype = own.checkpoint.info(name).dtype
+    for code in sorted(used):
+        if names[code] in donors[code].checkpoint:
+            dtype = promote(dtype, donors[code].checkpoint.info(names[code]).dtype)
+    places = [
+        (donor.checkpoint, tensor) if tensor in donor.checkpoint else None
+        for donor, tensor in zip(donors, names, strict=True)
+    ]
+    return RemappedTensor(rows, places, dtype, (len(rows.row), *own.shape(name)[1:]))
+
+
+def remapped_config(
+    config: Mapping[str, Any],
+    *,
+    old_rows: int,
+    num_rows: int,
+    is_untied: bool,
+    owner: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """A model's config.json as it says with its rows in the merged vocabulary's order.
+
+    Args:
+        config: as it is.
+        old_rows: that it has now.
+        num_rows: that it will have.
+        is_untied: whether its head has rows of its own from now on.
+        owner: config of the model whose special tokens count; None for its own.
+    """
+    values: dict[str, Any] = json.loads(json.dumps(config))
+    parts = _language_parts(values)
+    speaking = [part for part in parts if part.get("vocab_size") == old_rows]
+    speaking = speaking or [part for part in parts if "vocab_size" in part][-1:] or parts[:1]
+    for part in speaking:
+        part["vocab_size"] = num_rows
+    if is_untied:
+        untie(values)
+    theirs = _language_parts(dict(owner)) if owner is not None else []
+    for key in _SPECIAL:
+        said = [part[key] for part in theirs if key in part]
+        for part in parts:
+            if said and key in part:
+                part[key] = said[0]
+        if said and not any(key in part for part in parts):
+            values[key] = said[0]
+    return values
+
+
+def _language_parts(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """A config, and that of its language model where it has several."""
+    wanted = ("", "text_config", "llm_config", "language_config")
+    return [part for part, path in config_parts(values) if path in wanted]

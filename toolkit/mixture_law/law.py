@@ -1,0 +1,292 @@
+"""A law of mixture: losses as a function of the domain's share, fitted to a few small runs.
+
+Legend: G points of a grid of exponents, K draws, N runs, S shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import ConfigError
+from toolkit.mixture_law.runs import F64, MixtureRun, Role
+
+Amount = Literal["all tokens", "domain tokens", "free"]
+
+SHARE_EXPONENTS = np.geomspace(0.1, 8.0, 89)
+TOKEN_EXPONENTS = np.linspace(-1.0, 1.0, 41)
+_SAME = 0.1
+"""Amounts that differ by less than this share of themselves are one amount: blocks are whole."""
+
+_EXACT = 1e-20
+"""Squares below this share of what is to be explained are rounding."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The laws that are compared, `loss = E + A * share^s * (tokens / middle)^t`, at given places.
+
+    Attributes:
+        exponents: `[G, 2]`, s and t.
+        middle: tokens that the law is centred on.
+        num_parameters: of one law.
+    """
+
+    exponents: F64
+    middle: float
+    num_parameters: int
+
+    def features(self, shares: F64, tokens: F64) -> F64:
+        """What A multiplies, `[G, S]`."""
+        with np.errstate(divide="ignore"):
+            logs = np.log(shares)
+        # share 0: 0^s is 0, and the general model's own mixture has no domain text
+        powers = np.where(shares > 0, np.exp(self.exponents[:, :1] * logs), 0.0)
+        scale: F64 = np.exp(self.exponents[:, 1:] * np.log(tokens / self.middle))
+        return np.asarray(powers * scale)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Laws that the runs leave possible: the one of least squares, then draws.
+
+    Attributes:
+        grid: of exponents.
+        chosen: `[K]`, each law's place in the grid.
+        offset, slope: `[K]`, E and A.
+        noise: `[K]`, standard deviation of a run around its law.
+    """
+
+    grid: Grid
+    chosen: NDArray[np.int64]
+    offset: F64
+    slope: F64
+    noise: F64
+
+    def at(self, shares: F64, tokens: F64) -> F64:
+        """Losses of each law, `[K, S]`."""
+        features = self.grid.features(shares, tokens)[self.chosen]
+        return np.asarray(self.offset[:, None] + self.slope[:, None] * features)
+
+    @property
+    def share_exponent(self) -> F64:
+        return np.asarray(self.grid.exponents[self.chosen, 0])
+
+    @property
+    def token_exponent(self) -> F64:
+        return np.asarray(self.grid.exponents[self.chosen, 1])
+
+
+def amount_of(runs: Sequence[MixtureRun]) -> Amount:
+    """Which amount is the same in all runs; of that the law then says nothing.
+
+    Runs of equally much domain text, with replay on top, have more tokens the smaller the share is,
+    so one curve over the share describes them; only what differs in both ways has an exponent.
+    """
+    tokens = np.array([run.tokens for run in runs], dtype=np.float64)
+    domain = tokens * np.array([run.share for run in runs], dtype=np.float64)
+    for name, values in (("all tokens", tokens), ("domain tokens", domain)):
+        if values.min() > 0 and np.ptp(values) <= _SAME * values.max():
+            return "all tokens" if name == "all tokens" else "domain tokens"
+    return "free"
+
+
+def make_grid(runs: Sequence[MixtureRun]) -> Grid:
+    """The laws that suit these runs.
+
+    Raises:
+        ConfigError: there are too few runs, or shares, for the parameters.
+    """
+    amount = amount_of(runs)
+    times = TOKEN_EXPONENTS if amount == "free" else np.zeros(1)
+    pairs = np.array([(s, t) for s in SHARE_EXPONENTS for t in times])
+    parameters = 4 if amount == "free" else 3
+    shares = sorted({float(run.share or 0.0) for run in runs})
+    if len(runs) <= parameters or len(shares) < 3:
+        raise ConfigError(
+            f"runs: {len(runs)} of {len(shares)} shares are too few for a law of {parameters} "
+            f"parameters and its uncertainty; give at least {parameters + 1} runs of 3 shares."
+        )
+    middle = float(np.exp(np.mean(np.log([run.tokens for run in runs]))))
+    return Grid(pairs, middle, parameters)
+
+
+def draw_laws(
+    grid: Grid, shares: F64, tokens: F64, losses: F64, chance: np.random.Generator
+) -> Fit:
+    """Laws in proportion to how well they explain the runs: one for each row of losses.
+
+    A few runs cannot tell an exponent: one that is fitted takes a degree of freedom and then counts
+    as known. Here it is averaged over, evenly in its logarithm. Given it, E and A are a line, and
+    the noise of a run is what the line leaves over, with N - 2 degrees of freedom; all have flat
+    priors, A as the change over the measured range, so that no exponent is favoured by its scale.
+    With an exponent that is known the intervals of such draws are Student's, and exact.
+
+    Args:
+        grid: of exponents.
+        shares: `[N]`.
+        tokens: `[N]`.
+        losses: `[K, N]`.
+        chance: of the draws.
+
+    Returns:
+        Of the first row the law of least squares, of the others a draw each.
+
+    Reference:
+        Box & Tiao 1973, Bayesian inference in statistical analysis, chapter 2.
+
+    >>> grid = Grid(np.array([[1.0, 0.0], [2.0, 0.0]]), 100.0, 3)
+    >>> shares, tokens = np.array([0.0, 0.5, 1.0]), np.array([100.0, 100.0, 100.0])
+    >>> losses = np.array([[1.0, 1.25, 2.0]])
+    >>> fit = draw_laws(grid, shares, tokens, losses, np.random.default_rng(0))
+    >>> fit.share_exponent.tolist(), fit.offset.tolist(), fit.slope.tolist()
+    ([2.0], [1.0], [1.0])
+    """
+    draws, runs = losses.shape
+    freedom = runs - 2
+    features = grid.features(shares, tokens)
+    width = np.maximum(np.ptp(features, axis=1), 1e-150)
+    means = features.mean(axis=1)
+    centred = (features - means[:, None]) / width[:, None]
+    spread = np.maximum((centred**2).sum(axis=1), 1e-300)
+    level = losses.mean(axis=1)
+    around = losses - level[:, None]
+    slopes = (around @ centred.T) / spread
+    whole = np.maximum((around**2).sum(axis=1, keepdims=True), 1e-300)
+    squares = np.maximum(whole - slopes**2 * spread, _EXACT * whole)
+    logs = -0.5 * np.log(spread) - 0.5 * freedom * np.log(squares / whole)
+    # The largest of weights with Gumbel's noise is a draw in proportion to them.
+    noisy = logs + chance.gumbel(size=logs.shape)
+    noisy[0] = -squares[0]
+    chosen = np.argmax(noisy, axis=1)
+    rows = np.arange(draws)
+    left, scale = squares[rows, chosen], np.sqrt(spread[chosen])
+    noise = np.sqrt(left / chance.chisquare(freedom, size=draws))
+    noise[0] = np.sqrt(left[0] / freedom)
+    own = chance.standard_normal((2, draws))
+    own[:, 0] = 0.0
+    slope = (slopes[rows, chosen] + noise * own[0] / scale) / width[chosen]
+    offset = level + noise * own[1] / np.sqrt(runs) - slope * means[chosen]
+    return Fit(grid, chosen, offset, slope, noise)
+
+
+@dataclass(frozen=True)
+class Law:
+    """The laws of both losses, with draws for their uncertainty.
+
+    A draw has documents resampled (the same ones in every run, and in the general model), and of
+    the laws that the runs then leave possible one. With few runs the noise of a run is known
+    badly, and the intervals are accordingly wide.
+
+    Attributes:
+        start: the general model's losses.
+        runs: what was fitted.
+        amount: what was the same in all runs.
+        domain, general: the laws.
+        start_domain, start_general: `[K]`, the general model's losses under the same documents.
+        seed: of the draws.
+    """
+
+    start: MixtureRun
+    runs: tuple[MixtureRun, ...]
+    amount: Amount
+    domain: Fit
+    general: Fit
+    start_domain: F64
+    start_general: F64
+    seed: int
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest share that was measured."""
+        shares = [float(run.share or 0.0) for run in self.runs]
+        return min(shares), max(shares)
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Fewest and most tokens of a run."""
+        amounts = [run.tokens for run in self.runs]
+        return min(amounts), max(amounts)
+
+    def check(self, share: float, tokens: float | None = None) -> None:
+        """Refuse what was not measured around.
+
+        Raises:
+            ConfigError: a plain sentence.
+        """
+        low, high = self.range
+        if not low <= share <= high:
+            raise ConfigError(
+                f"share {share:g} lies outside what was measured, {low:g} to {high:g}; a law says "
+                "nothing there. Make a run beyond it."
+            )
+        fewest, most = self.tokens
+        slack = _SAME if self.amount != "free" else 0.0
+        if tokens is not None and not fewest * (1 - slack) <= tokens <= most * (1 + slack):
+            raise ConfigError(
+                f"{tokens:g} tokens lie outside what was measured, {fewest} to {most}; a law says "
+                "nothing there. Make runs of that size."
+            )
+
+    def on_same_documents(self, role: Role) -> Fit:
+        """Laws of the loss on just these documents, which other runs are scored on as well."""
+        counts = np.ones((len(self.domain.chosen), len(self.start.losses(role).nats)))
+        return _laws(self.domain.grid, self.runs, role, counts, self.seed)
+
+
+def fit_law(
+    start: MixtureRun, runs: Sequence[MixtureRun], *, draws: int = 2000, seed: int = 0
+) -> Law:
+    """Fit the laws of domain and general loss.
+
+    A power law in the share at a fixed amount, as CMR (Gu et al. 2024) has for the general loss;
+    where amounts differ it is multiplied by a power of the tokens. D-CPT's law has seven
+    parameters, more than a few small runs can tell apart; between measured shares both bend alike.
+
+    Args:
+        start: the general model's own losses.
+        runs: small runs, all scored on the same documents.
+        draws: for intervals.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: there are too few runs for the parameters.
+
+    Reference:
+        Que et al. 2024, D-CPT Law, https://arxiv.org/abs/2406.01375; Gu et al. 2024, CMR Scaling
+        Law, https://arxiv.org/abs/2407.17467.
+    """
+    grid = make_grid(runs)
+    fits: list[tuple[Fit, F64]] = []
+    roles: tuple[Role, ...] = ("domain", "general")
+    for number, role in enumerate(roles):
+        chance = np.random.default_rng([seed, number])
+        first = start.losses(role)
+        size = len(first.nats)
+        counts = chance.multinomial(size, np.full(size, 1.0 / size), size=draws).astype(np.float64)
+        counts[0] = 1.0  # the documents as they are
+        fits.append((_laws(grid, runs, role, counts, seed), first.resampled(counts)))
+    (domain, start_domain), (general, start_general) = fits
+    return Law(
+        start,
+        tuple(runs),
+        amount_of(runs),
+        domain,
+        general,
+        start_domain,
+        start_general,
+        seed,
+    )
+
+
+def _laws(grid: Grid, runs: Sequence[MixtureRun], role: Role, counts: F64, seed: int) -> Fit:
+    """Laws of one loss, a draw for each row of how often documents count, `[K, documents]`."""
+    shares = np.array([run.share for run in runs], dtype=np.float64)
+    tokens = np.array([run.tokens for run in runs], dtype=np.float64)
+    losses = np.stack([run.losses(role).resampled(counts) for run in runs], axis=1)
+    chance = np.random.default_rng([seed, 3, int(role == "general")])
+    return draw_laws(grid, shares, tokens, losses, chance)

@@ -1,0 +1,164 @@
+"""Runs that a law of mixture is fitted to: read and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.errors import ConfigError, ToolkitError
+from toolkit.json_lines import parse_row
+from toolkit.load_yaml import read_text
+
+F64 = NDArray[np.float64]
+Role = Literal["domain", "general"]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses of the documents of one role.
+
+    Attributes:
+        nats: of each document.
+        num_bytes: UTF-8 length of each.
+    """
+
+    nats: F64
+    num_bytes: F64
+
+    @property
+    def loss(self) -> float:
+        """Bits per byte of all of them together."""
+        return float(self.nats.sum() / self.num_bytes.sum() / math.log(2.0))
+
+    def resampled(self, counts: F64) -> F64:
+        """Bits per byte under how often each document counts, `[R, N]` to `[R]`."""
+        return np.asarray((counts @ self.nats) / (counts @ self.num_bytes) / math.log(2.0))
+
+
+@dataclass(frozen=True)
+class MixtureRun:
+    """One small run.
+
+    Attributes:
+        share: of domain text in its training tokens; None for the general model itself.
+        tokens: that it was trained on.
+        domain, general: losses on tuning documents.
+        ids: of the documents, which all runs must have in common.
+    """
+
+    share: float | None
+    tokens: int
+    domain: Losses
+    general: Losses
+    ids: tuple[str, ...]
+
+    def losses(self, role: Role) -> Losses:
+        """Of the documents of one role."""
+        return self.domain if role == "domain" else self.general
+
+
+def read_run(row: Mapping[str, Any], where: str) -> MixtureRun:
+    """A run from plain values: `share` (or `replay`), `tokens`, and by document `ids`, `roles`,
+    `bytes` and `nats`.
+
+    Raises:
+        ConfigError: a value is missing, out of range or not finite.
+    """
+    try:
+        ids, roles = [str(name) for name in row["ids"]], list(row["roles"])
+        sizes, nats = (np.asarray(row[key], dtype=np.float64) for key in ("bytes", "nats"))
+        given = row["share"] if "share" in row else _other_share(row["replay"])
+        share = None if given is None else float(given)
+        domain_tokens, general_tokens = row.get("domain_tokens"), row.get("general_tokens")
+        tokens = int(row["tokens"])
+        if domain_tokens is not None and general_tokens is not None:  # as benchmarks/replay.py has
+            tokens = int(domain_tokens) + int(general_tokens)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: is no run ({type(error).__name__}: {error}); it needs share, tokens, ids, "
+            "roles, bytes and nats."
+        ) from error
+    if share is not None and not 0.0 <= share <= 1.0:
+        raise ConfigError(f"{where}: share: must be from 0 to 1 (got {share:g}).")
+    if share is not None and tokens <= 0:
+        raise ConfigError(f"{where}: tokens: must be greater than 0 (got {tokens}).")
+    if not len(ids) == len(roles) == sizes.size == nats.size:
+        raise ConfigError(
+            f"{where}: has {len(ids)} ids, {len(roles)} roles, {sizes.size} bytes and {nats.size} "
+            "nats; there must be one of each for every document."
+        )
+    for number in np.flatnonzero(~np.isfinite(nats) | ~(sizes > 0)):
+        raise ConfigError(
+            f"{where}: {ids[number]}: its loss is {nats[number]} nats for {sizes[number]:g} bytes; "
+            "the run failed, so leave it out or make it again."
+        )
+    parts = {}
+    for role in ("domain", "general"):
+        chosen = np.array([name == role for name in roles], dtype=bool)
+        if chosen.sum() < 2:
+            raise ConfigError(
+                f"{where}: has {chosen.sum()} documents of role {role}; give at least 2."
+            )
+        parts[role] = Losses(nats[chosen], sizes[chosen])
+    return MixtureRun(share, tokens, parts["domain"], parts["general"], tuple(ids))
+
+
+def _other_share(replay: float | None) -> float | None:
+    return None if replay is None else 1.0 - float(replay)
+
+
+def load_runs(path: Path, rate: float | None = None) -> list[MixtureRun]:
+    """Runs from lines of JSON, such as `benchmarks/replay.py` writes.
+
+    Args:
+        path: of the file.
+        rate: the peak learning rate to take, where lines have several.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds several rates and none is chosen.
+    """
+    lines = read_text(path).split("\n")
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append((f"{path}:{number}", parse_row(line, str(path))))
+        except ToolkitError:
+            continue  # cut short by a kill
+    rates = sorted({row["rate"] for _, row in rows if row.get("rate") is not None})
+    if len(rates) > 1 and rate is None:
+        raise ConfigError(
+            f"{path}: has runs of several learning rates ({', '.join(f'{r:g}' for r in rates)}); "
+            "choose one with --rate."
+        )
+    if rate is not None and rate not in rates:
+        raise ConfigError(f"{path}: has no run of rate {rate:g}; rates: {rates}.")
+    kept = [(w, row) for w, row in rows if row.get("rate") in {None, rate} or rate is None]
+    return [read_run(row, where) for where, row in kept]
+
+
+def split_runs(runs: Sequence[MixtureRun]) -> tuple[MixtureRun, list[MixtureRun]]:
+    """The general model's losses, and the runs by share.
+
+    Raises:
+        ConfigError: the general model is missing, or runs were scored on different documents.
+    """
+    start = next((run for run in runs if run.share is None), None)
+    if start is None:
+        raise ConfigError(
+            "runs: the general model's own losses are missing (a line with share null); what is "
+            "tolerated is a rise against them."
+        )
+    for run in runs:
+        if run.ids != start.ids:
+            raise ConfigError(
+                f"runs: share {run.share} was scored on other documents than the general model; "
+                "make its line anew."
+            )
+    trained = [run for run in runs if run.share is not None]
+    return start, sorted(trained, key=lambda run: (float(run.share or 0.0), run.tokens))

@@ -1,0 +1,1 @@
+"""The stages of a recipe in their order; it alone knows the order."""

@@ -1,0 +1,58 @@
+"""How well a run's models fill in middles: general model, specialist, and what was fine-tuned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolkit.checkpoint.load import load_causal_model, scoring_dtype
+from toolkit.errors import ConfigError
+from toolkit.evaluate.compare import figures_of, show_figures
+from toolkit.evaluate.middles import middles_sets
+from toolkit.pipeline.models import ensure_general
+from toolkit.pipeline.run import Run
+from toolkit.pipeline.specialist import ensure_data, ensure_specialist
+from toolkit.progress import progress, say
+from toolkit.stage import write_json
+from toolkit.tokenizer_files import load_tokenizer
+
+FIGURES = "middles.json"
+
+
+def measure_middles(run: Run) -> dict[str, Any]:
+    """Score the held-out middles of the test documents, and write `runs/<recipe>/middles.json`.
+
+    Returns:
+        Figures of each set under each model, and of the differences, paired by middle.
+
+    Raises:
+        ConfigError: the recipe has no section `evaluate.middles`.
+    """
+    section = run.recipe.evaluate
+    if section.middles is None:
+        raise ConfigError(
+            f"{run.name}: the recipe has no section evaluate.middles; give it (see "
+            "recipes/code-llama.yaml)."
+        )
+    general, data, specialist = ensure_general(run), ensure_data(run), ensure_specialist(run)
+    models = {"general": general, "specialist": specialist}
+    tuned = run.root / "sft"
+    if (tuned / "manifest.json").is_file():
+        models["sft"] = tuned
+    tokenizer = load_tokenizer(general)
+    sets = middles_sets(data / "test.jsonl", tokenizer, section, section.middles)
+    losses: dict[str, dict[str, list[float]]] = {items.name: {} for items in sets}
+    total = len(models) * sum(sum(items.costs) for items in sets)
+    with progress("middles, tokens", total) as advance:
+        for label, folder in models.items():
+            model = load_causal_model(folder, scoring_dtype(folder, section.precision))
+            for items in sets:
+                losses[items.name][label] = items.score(model, range(len(items)))
+                advance(sum(items.costs), label)
+    results = {
+        "models": {label: folder.name for label, folder in models.items()},
+        "tasks": {items.name: figures_of(items, losses[items.name]) for items in sets},
+    }
+    show_figures(results)
+    write_json(run.root / FIGURES, results)
+    say(f"Written to {run.root / FIGURES}.")
+    return results

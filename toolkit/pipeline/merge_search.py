@@ -1,0 +1,298 @@
+"""What `make merge` and the workers that join it have in common: the study of a recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from toolkit.checkpoint.folder import stored_dtype
+from toolkit.checkpoint.load import load_causal_model
+from toolkit.data.config import SplitName
+from toolkit.errors import ConfigError
+from toolkit.evaluate.cache import ScoreCache
+from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few
+from toolkit.evaluate.sets import EvaluationSet
+from toolkit.machine import Precision, choose_scoring_precision, dtype_of
+from toolkit.progress import say
+from toolkit.recipe.schema import Recipe
+from toolkit.search.candidate_scorer import Bench, device_of
+from toolkit.search.config import RaceSection
+from toolkit.search.objective import Objective
+from toolkit.search.queue import SearchPlan
+from toolkit.search.space import GENERAL, SPECIALIST, load_spaces, merge_folder
+from toolkit.search.storage import Place
+from toolkit.search.study import Study, read_identity
+from toolkit.search.worker import Worker
+from toolkit.select.holdout import Parts, divide
+from toolkit.stage import Stage, hash_json, load_json
+from toolkit.tokenizer_files import load_tokenizer
+
+SCORES = "scores.jsonl"
+"""The journal of the study, in the folder that the merge stage works in."""
+
+PARTIAL_SCORES = ("confirm.json", "test.json")
+"""Losses of the documents that confirm and that test, while the merge stage is at work."""
+
+CACHE = "scores-cache.jsonl"
+"""Every score, in the folder of all runs: nothing is scored twice, whatever the recipe."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The study of a recipe.
+
+    Attributes:
+        tuning, test: all sets.
+        parts: the tuning sets in two.
+        plan: what is to be tried on the first of them.
+        identity: what the study depends on.
+        name: of the study.
+    """
+
+    tuning: list[EvaluationSet]
+    test: list[EvaluationSet]
+    parts: Parts
+    plan: SearchPlan
+    identity: dict[str, Any]
+    name: str
+    recipe: Recipe
+    general: Path
+    specialist: Path
+    others: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Where the models of a merge stand, by the names that it uses."""
+        return {GENERAL: self.general, SPECIALIST: self.specialist, **self.others}
+
+    def place(self, work: Path) -> Place:
+        return self.recipe.search.storage or work / SCORES
+
+    def objective(self, sets: Sequence[EvaluationSet]) -> Objective:
+        """Sets that are scored in full."""
+        return build_objective(self.recipe, sets, RaceSection(enabled=False))
+
+    def bench(self, number: int = 0, cache: Path | None = None) -> Bench:
+        """Where the worker of this number merges and scores; scores are kept in `cache`."""
+        recipe = self.recipe
+        return Bench(
+            self.folders,
+            load_causal_model(self.general, stored_dtype(self.general)),
+            seed=recipe.seed,
+            device=device_of(number),
+            dtype=dtype_of(recipe.evaluate.precision),
+            cache=None if cache is None else ScoreCache(cache),
+            parents={
+                **{name: self.identity["inputs"][name] for name in (GENERAL, SPECIALIST)},
+                **{name: self.identity["inputs"][f"models/{name}"] for name in self.others},
+            },
+        )
+
+
+def prepare_search(
+    name: str,
+    recipe: Recipe,
+    stage: Stage,
+    general: Path,
+    specialist: Path,
+    data: Path,
+    others: Mapping[str, Path] | None = None,
+    *,
+    precision: Precision | None = None,
+) -> Search:
+    """Read the sets and the merges of a recipe.
+
+    Args:
+        name: of the recipe.
+        recipe: all of it.
+        stage: the merge stage.
+        general: folder of the general model.
+        specialist: folder of the specialist.
+        data: folder of the data stage.
+        others: folders of the recipe's further models, by name.
+        precision: of the arithmetic that scores; by default as the recipe wishes and this machine
+            is fast.
+
+    Raises:
+        EvaluationError: a document stands in tuning and in test, or a set has one document.
+        ConfigError: a merge or a setting cannot be used, or the models' rotary bases differ.
+    """
+    _refuse_other_positions(general, specialist)
+    recipe = with_scoring_precision(recipe, general, precision)
+    spaces = load_spaces(recipe.search.merges, merge_folder(), recipe.models)
+    tokenizer = load_tokenizer(general)
+    splits: tuple[SplitName, ...] = ("tuning", "test")
+    tuning, test = (
+        load_sets(recipe.evaluate, data, general, split, tokenizer=tokenizer) for split in splits
+    )
+    refuse_overlap(tuning, test)
+    refuse_too_few(tuning, test)
+    parts = divide(tuning, recipe.search.confirm_fraction, recipe.seed)
+    objective = build_objective(recipe, parts.search, recipe.search.race)
+    plan = SearchPlan(spaces, recipe.search, objective, recipe.seed)
+    identity = {
+        **stage.identity(),
+        "precision": recipe.evaluate.precision,
+        "sets": {
+            item.name: [item.role, item.content_hash, item.settings_hash] for item in parts.search
+        },
+    }
+    return Search(
+        tuning,
+        test,
+        parts,
+        plan,
+        dict(json.loads(json.dumps(identity))),
+        recipe.search.study or name,
+        recipe,
+        general,
+        specialist,
+        dict(others or {}),
+    )
+
+
+def with_scoring_precision(
+    recipe: Recipe, general: Path, precision: Precision | None = None
+) -> Recipe:
+    """The recipe with the type that models are scored in, in place of a wish such as `auto`.
+
+    Args:
+        recipe: as it was read, or settled already.
+        general: folder of the general model, in whose stored type every merge is written.
+        precision: where it is settled elsewhere.
+    """
+    wish = recipe.evaluate.precision
+    settled = precision or choose_scoring_precision(wish, stored_dtype(general), device_of(0))
+    evaluate = recipe.evaluate.model_copy(update={"precision": settled})
+    return recipe.model_copy(update={"evaluate": evaluate})
+
+
+def begun_precision(place: Place, name: str) -> Precision | None:
+    """The arithmetic of a study that was begun before, here or on another machine."""
+    return cast("Precision | None", (read_identity(place, name) or {}).get("precision"))
+
+
+def wait_for_study(place: Place, name: str, seconds: float) -> None:
+    """Wait until a study is begun, at most so long: whoever then opens it says what is wrong."""
+    last = time.monotonic() + seconds
+    while read_identity(place, name) is None and time.monotonic() < last:
+        time.sleep(min(1.0, seconds))
+
+
+def continue_precision(name: str, recipe: Recipe, work: Path, general: Path) -> Precision:
+    """The arithmetic that a search continues in: losses of two arithmetics are never compared.
+
+    Where the study lies in the stage's own folder, scores of other arithmetic are moved aside and
+    made again in the type that is fast here. One in a shared storage may have workers elsewhere:
+    its arithmetic stays.
+
+    Args:
+        name: of the recipe.
+        recipe: all of it.
+        work: folder that the merge stage works in.
+        general: folder of the general model.
+    """
+    storage, study = recipe.search.storage, recipe.search.study or name
+    wish, stored = recipe.evaluate.precision, stored_dtype(general)
+    begun = begun_precision(storage or work / SCORES, study)
+    if begun is not None and storage is not None:
+        return choose_scoring_precision(begun, stored, device_of(0), "the study's precision")
+    settled = choose_scoring_precision(wish, stored, device_of(0))
+    if begun is not None and begun != settled:
+        say(
+            f"  the search was begun on a machine of another kind, scoring in {begun}; it goes on "
+            f"in {settled}, and what was scored before is scored again ({SCORES}.{begun} keeps it)"
+        )
+        for file in (SCORES, *PARTIAL_SCORES):
+            if (work / file).is_file():
+                (work / file).replace(work / f"{file}.{begun}")
+    return settled
+
+
+def _refuse_other_positions(general: Path, specialist: Path) -> None:
+    bases = [_rotary_base(folder) for folder in (general, specialist)]
+    if None not in bases and bases[0] != bases[1]:
+        raise ConfigError(
+            f"merge: the rotary base is {bases[0]:g} in {general} and {bases[1]:g} in "
+            f"{specialist}; their attention was learned at different positions, so a mean of the "
+            "two is neither. Use the specialist as it is (`toolkit sft run`, `toolkit eval`), or "
+            "drop rope_theta from train.stages."
+        )
+
+
+def _rotary_base(folder: Path) -> float | None:
+    values = load_json(folder / "config.json")
+    values = values.get("text_config") or values
+    base = (values.get("rope_parameters") or {}).get("rope_theta", values.get("rope_theta"))
+    return base if isinstance(base, (int, float)) else None
+
+
+def build_objective(recipe: Recipe, sets: Sequence[EvaluationSet], race: RaceSection) -> Objective:
+    """Weights, tolerances and confidence of a recipe, over these sets."""
+    return Objective(
+        sets,
+        weights=recipe.search.weights,
+        tolerances=recipe.select.tolerances,
+        tolerance=recipe.select.general_tolerance,
+        confidence=recipe.select.confidence,
+        race=race,
+        seed=recipe.seed,
+        num_candidates=recipe.search.candidates,
+    )
+
+
+def hash_of_test(sets: Sequence[EvaluationSet]) -> str:
+    """Hash of the test documents, for the ledger."""
+    return hash_json([[item.name, item.content_hash] for item in sets])
+
+
+def cache_file(stage: Stage) -> Path:
+    return stage.all_runs / CACHE
+
+
+def num_workers(recipe: Recipe) -> int:
+    return recipe.search.workers or max(1, torch.cuda.device_count())
+
+
+def threads_each(workers: int) -> int | None:
+    """Threads for each of several workers that share the processor."""
+    if workers == 1 or torch.cuda.is_available():
+        return None
+    return max(1, (os.cpu_count() or 1) // workers)
+
+
+def join_search(search: Search, stage: Stage, *, number: int) -> None:
+    """Work on a study that is under way (see `wait_for_study`), until it is done.
+
+    Args:
+        search: the study.
+        stage: the merge stage.
+        number: of this worker; it decides on the GPU.
+
+    Raises:
+        ToolkitError: there is none, or its storage cannot be reached.
+        ConfigError: it is one of another recipe.
+    """
+    study = Study(
+        search.place(stage.work),
+        search.name,
+        search.identity,
+        search.plan.sampler(),
+        begin=False,
+        stale_seconds=search.recipe.search.stale_seconds,
+    )
+    if threads := threads_each(num_workers(search.recipe)):
+        torch.set_num_threads(threads)
+    with contextlib.closing(study):
+        worker = Worker(search.plan, study, search.bench(number, cache_file(stage)))
+        say(f"search: worker {number} joined {search.name!r}")
+        worker.work()
+    say(f"search: {search.name!r} is done")

@@ -1,0 +1,85 @@
+"""What the sets of a recipe can see, asked before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from toolkit.checkpoint.load import load_causal_model
+from toolkit.evaluate.load import load_sets
+from toolkit.machine import dtype_of
+from toolkit.pipeline.merge_search import (
+    build_objective,
+    cache_file,
+    prepare_search,
+    with_scoring_precision,
+)
+from toolkit.pipeline.run import Run
+from toolkit.pipeline.set_power import SPLITS, claims, measure_power, say_power
+from toolkit.progress import progress, say
+from toolkit.search.config import RaceSection
+from toolkit.search.objective import Objective
+from toolkit.statistics.power import SetPower
+
+_BLOCK, _LEVELS = 32, 7.0
+
+
+def run_power(run: Run) -> list[SetPower]:
+    """Say what a recipe's tuning sets can see: from the general model and a first merge where there
+    is a specialist, else from the general model and itself rounded to four bits. Trains nothing."""
+    from toolkit.pipeline.models import ensure_general, ensure_models
+    from toolkit.pipeline.specialist import ensure_data
+    from toolkit.pipeline.stages import merge_stage
+
+    general, data = ensure_general(run), ensure_data(run)
+    use = run.recipe.train.use
+    specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
+    if not (specialist / "manifest.json").is_file():
+        return _power_of_general(run, general, data)
+    others = ensure_models(run)
+    stage = merge_stage(run, general, data, specialist, others)
+    search = prepare_search(run.name, run.recipe, stage, general, specialist, data, others)
+    return say_power(search, search.bench(cache=cache_file(stage)))
+
+
+def _power_of_general(run: Run, general: Path, data: Path) -> list[SetPower]:
+    recipe = with_scoring_precision(run.recipe, general)
+    tuning, test = (load_sets(recipe.evaluate, data, general, split) for split in SPLITS)
+    objective = build_objective(recipe, tuning, RaceSection(enabled=False))
+    dtype = dtype_of(recipe.evaluate.precision)
+    model = load_causal_model(general, dtype).eval()
+    start = _losses(model, objective)
+    power = measure_power(objective, _losses(round_to_four_bits(model), objective), start)
+    say("  what the tuning sets can see; there is no specialist yet, so scatter is that of the")
+    say("  general model rounded to four bits, a stand-in for a merge:")
+    for line in (*(one.sentence for one in power), *claims(tuning, test)):
+        say(f"    {line}")
+    return power
+
+
+def _losses(model: Any, objective: Objective) -> Mapping[str, NDArray[np.float64]]:
+    names = [*objective.weights, *objective.tolerances]
+    with progress("scoring", len(names)) as advance:
+        losses = {}
+        for name in names:
+            raced = objective.sets[name]
+            rows = raced.order.tolist()
+            losses[name] = np.asarray(raced.items.score(model, rows), dtype=np.float64)
+            advance(1, name)
+    return losses
+
+
+@torch.no_grad()
+def round_to_four_bits(model: torch.nn.Module) -> torch.nn.Module:
+    """Round every matrix to 15 levels per 32 entries, in place: a model that lost a little."""
+    for parameter in model.parameters():
+        if parameter.ndim == 2 and parameter.numel() % _BLOCK == 0:
+            blocks = parameter.detach().float().reshape(-1, _BLOCK)
+            scale = blocks.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / _LEVELS
+            parameter.copy_((torch.round(blocks / scale) * scale).reshape(parameter.shape))
+    return model

@@ -1,0 +1,196 @@
+"""What the sets of a recipe can see, said before hours are spent on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.data.config import SplitName
+from toolkit.errors import ToolkitError
+from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.documents import likelihood_sets
+from toolkit.evaluate.retention import LOSS, split_prompts
+from toolkit.evaluate.sets import EvaluationSet
+from toolkit.pipeline.merge_search import (
+    Search,
+)
+from toolkit.pipeline.run import Run
+from toolkit.progress import say
+from toolkit.search.objective import Losses, Objective
+from toolkit.search.space import GENERAL, Candidate, endpoint, sweep_point
+from toolkit.search.worker import Merging, score_missing
+from toolkit.stage import read_manifest
+from toolkit.statistics.paired import expected_change
+from toolkit.statistics.power import SetPower, needed_answers, power_of
+from toolkit.tokenizer_files import load_tokenizer
+
+SPLITS: tuple[SplitName, ...] = ("tuning", "test")
+
+FIRST_ALPHA = 0.4
+"""The first candidate is the plain mean nearest to this: far enough to scatter, near enough to be
+chosen. It is of the sweep, so its scores are used again."""
+
+
+def say_power(search: Search, bench: Merging) -> list[SetPower]:
+    """Score the general model and a first merge on the tuning sets, and say what these can see and
+    speak for.
+
+    Args:
+        search: of the recipe.
+        bench: where merges are made; its cache keeps the scores for the search.
+    """
+    alpha = min(search.recipe.search.sweep or (FIRST_ALPHA,), key=lambda a: abs(a - FIRST_ALPHA))
+    objective = search.objective(search.tuning)
+    first = sweep_point(alpha)
+    names = [*objective.weights, *objective.tolerances]
+    found = {
+        candidate.name: _score(bench, candidate, objective, names)
+        for candidate in (endpoint(GENERAL), first)
+    }
+    power = measure_power(objective, found[first.name], found[GENERAL])
+    say(f"  what the tuning sets can see, as {first.name} scatters against the general model:")
+    for line in (*(one.sentence for one in power), *claims(search.tuning, search.test)):
+        say(f"    {line}")
+    return power
+
+
+def say_expected(run: Run, data: Path, general: Path, *, is_trained: bool) -> None:
+    """Say what the sets of finished data will be able to see and to speak for, before hours go into
+    a specialist; nothing where there is one, as scatter is then measured.
+
+    Args:
+        run: of the recipe.
+        data: folder of the data stage.
+        general: folder of the general model.
+        is_trained: whether there is a specialist.
+    """
+    if is_trained:
+        return
+    recipe, tokenizer = run.recipe, load_tokenizer(general)
+    separator = read_manifest(data)["results"]["separator_token_id"]
+    tuning, test = (
+        likelihood_sets(data / f"{split}.jsonl", tokenizer, separator, recipe.evaluate)
+        for split in SPLITS
+    )
+    tolerances, confidence = recipe.select.tolerances, recipe.select.confidence
+    common = recipe.select.general_tolerance
+    found = [
+        power_of(
+            one.name,
+            one.role,
+            one.unit,
+            len(one),
+            tolerances.get(one.name, common) if one.role == "general" else None,
+            expected_change(ASSUMED_SCATTER, one.num_groups),
+            confidence,
+        )
+        for one in tuning
+    ]
+    prompted, unknown = expect_prompts(recipe.evaluate, common, tolerances, confidence)
+    say(SCATTER_WORDS)
+    for line in (*(one.sentence for one in found + prompted), *unknown, *claims(tuning, test)):
+        say(f"  {line.rstrip('.')}.")
+
+
+def _score(
+    bench: Merging, candidate: Candidate, objective: Objective, names: Sequence[str]
+) -> dict[str, NDArray[np.float64]]:
+    losses: dict[str, NDArray[np.float64]] = {}
+    bench.apply(candidate.config)
+    counts = {name: len(objective.sets[name].order) for name in names}
+    score_missing(bench, candidate, objective, losses, counts)
+    return losses
+
+
+def measure_power(objective: Objective, losses: Losses, start: Losses) -> list[SetPower]:
+    """What each domain and general set can see, as one candidate scatters on it.
+
+    Args:
+        objective: of the sets.
+        losses: of the candidate, in full.
+        start: of the general model.
+    """
+    return [
+        power_of(
+            name,
+            objective.sets[name].items.role,
+            objective.sets[name].items.unit,
+            len(objective.sets[name].items),
+            objective.tolerances.get(name),
+            objective.set_change(name, losses, start),
+            objective.confidence,
+        )
+        for name in (*objective.weights, *objective.tolerances)
+    ]
+
+
+def claims(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> list[str]:
+    """What sets can speak for, where that is less than one would think: a sentence for each."""
+    lines = {}
+    for found in (*tuning, *test):
+        if found.note:
+            lines[found.name, found.note] = f"{found.name}: {found.note}."
+    return list(lines.values())
+
+
+ASSUMED_SCATTER = 0.04
+"""Standard deviation of a document's change, in bits per byte, or an answer's, in nats per token:
+of the plain mean of α 0.4 in the finance run (LOG.md)."""
+
+SCATTER_WORDS = (
+    f"what a set sees: a document's change scatters by {ASSUMED_SCATTER:g} bits per byte, an "
+    "answer's by as many nats per token; `toolkit power` measures it"
+)
+
+
+def expect_prompts(
+    evaluate: EvaluateSection,
+    tolerance: float,
+    tolerances: Mapping[str, float],
+    confidence: float,
+) -> tuple[list[SetPower], list[str]]:
+    """The same of sets that do not come of documents; see `plan_power`."""
+    found: list[SetPower] = []
+    unknown: list[str] = []
+    wanted = evaluate.retention
+    if wanted.prompts and wanted.loss_role == "general":
+        try:
+            prompts = split_prompts("tuning", wanted.prompts, wanted.files)
+        except ToolkitError as error:
+            unknown.append(f"retention: {error}".rstrip("."))
+        else:
+            limit = tolerances.get(LOSS, wanted.loss_tolerance)
+            change = expected_change(ASSUMED_SCATTER, len({prompt.group for prompt in prompts}))
+            size = len(prompts)
+            found.append(
+                power_of(LOSS, "general", "nats per token", size, limit, change, confidence)
+            )
+    unknown += _answers(evaluate, tolerance, tolerances, confidence)
+    return found, unknown
+
+
+def _answers(
+    evaluate: EvaluateSection,
+    tolerance: float,
+    tolerances: Mapping[str, float],
+    confidence: float,
+) -> list[str]:
+    """Of questions and tasks only the number that a tolerance takes is known."""
+    wanted: Sequence[tuple[str, str]] = [
+        *((choices.name, choices.role) for choices in evaluate.choices),
+        *((task.task, task.role) for task in evaluate.tasks),
+    ]
+    sentences = []
+    for name, role in wanted:
+        limit = tolerances.get(name, tolerance)
+        if role == "general" and limit > 0.0 and math.isfinite(limit):
+            needed = needed_answers(limit, 0.0, confidence)
+            sentences.append(
+                f"{name}: {needed} right-or-wrong items at least are needed to show a loss under "
+                f"{limit:g}, even where no answer changes"
+            )
+    return sentences

@@ -1,0 +1,209 @@
+"""The stages of a recipe in their order; each runs what it needs first, and nothing twice.
+
+general model ─► data ─► cpt ─► merge        all under runs/<recipe>/
+
+Fine-tuning put together: the article's third stage, after continued pre-training and merging.
+
+merge ─► sft-data ─► sft        under runs/<recipe>/, beside the other stages
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from toolkit.errors import ConfigError
+from toolkit.evaluate.config import identity_of_evaluation
+from toolkit.machine import check_cache
+from toolkit.pipeline.model_hashes import fingerprint
+from toolkit.pipeline.models import ensure_general, ensure_models
+from toolkit.pipeline.run import Run, first_alone
+from toolkit.pipeline.run import ensure_stage as _ensure
+from toolkit.pipeline.specialist import (
+    cpt_stage,
+    data_stage,
+    ensure_data,
+    ensure_specialist,
+    watch_identity,
+)
+from toolkit.progress import say
+from toolkit.search.config import WITHOUT_EFFECT as SEARCH_WITHOUT_EFFECT
+from toolkit.search.space import merge_folder
+from toolkit.stage import Stage, content_hash, hash_file, hash_json, read_manifest
+from toolkit.train.config import (
+    identity_of,
+    without_effect,
+)
+
+
+def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
+    """The merge stage: search, choice, test, and the merged model on disk."""
+    from toolkit.merge.in_memory_proof import refuse_unless_live
+    from toolkit.pipeline.set_power import say_expected
+    from toolkit.pipeline.specialist import ensure_specialist
+
+    check_cache()  # answers are kept there
+    general, data = ensure_general(run), ensure_data(run)
+    is_trained = cpt_stage(run, general, data).is_complete()
+    refuse_unless_live(general, not is_trained)
+    say_expected(run, data, general, is_trained=is_trained)
+    specialist = ensure_specialist(run)
+    recipe, others = run.recipe, ensure_models(run)
+    stage = merge_stage(run, general, data, specialist, others)
+
+    def merge() -> None:
+        from toolkit.pipeline.merge_search import num_workers
+        from toolkit.pipeline.merge_stage import run_choosing
+
+        command = [sys.executable, "-m", "toolkit", "search", "worker", run.asked_for]
+        run_choosing(
+            run.name,
+            recipe,
+            stage,
+            general,
+            specialist,
+            data,
+            others=others,
+            helpers=[
+                [*command, "--runs", str(run.runs), "--number", str(number)]
+                for number in range(1, num_workers(recipe))
+            ],
+            score_test_again=score_test_again,
+        )
+
+    return _ensure(stage, "merge", merge)
+
+
+def merge_stage(
+    run: Run, general: Path, data: Path, specialist: Path, others: Mapping[str, Path]
+) -> Stage:
+    """The merge stage of these inputs, as it would be identified."""
+    from toolkit.evaluate.input_hashes import evaluation_inputs
+
+    recipe = run.recipe
+    texts = {
+        name: hash_file(path) if (path := merge_folder() / f"{name}.yaml").is_file() else "missing"
+        for name in recipe.search.merges
+    }
+    return run.stage(
+        "merge",
+        {
+            "evaluate": identity_of_evaluation(recipe.evaluate),
+            "search": recipe.search.model_dump(mode="json", exclude=set(SEARCH_WITHOUT_EFFECT)),
+            "select": recipe.select.model_dump(mode="json"),
+        },
+        {
+            "general": fingerprint(general),
+            "specialist": content_hash(specialist),
+            "data": content_hash(data),
+            "merges": hash_json(texts),
+            **_prompt_hashes(recipe.evaluate.retention.files),
+            **{f"models/{name}": fingerprint(folder) for name, folder in others.items()},
+            **evaluation_inputs(recipe.evaluate),
+        },
+    )
+
+
+def _prompt_hashes(files: Sequence[str]) -> dict[str, str]:
+    """Hashes of prompts of the user's own: the stage is made again when they change."""
+    return {
+        f"prompts/{name}": hash_file(path) if (path := Path(name)).is_file() else "missing"
+        for name in files
+    }
+
+
+def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
+    """Work on the search of a merge stage that is under way, here or on another machine.
+
+    Raises:
+        ToolkitError: a stage before it is not complete, or no search is under way.
+    """
+    from toolkit.pipeline.merge_search import (
+        SCORES,
+        begun_precision,
+        join_search,
+        prepare_search,
+        wait_for_study,
+    )
+
+    recipe, data = run.recipe, run.root / "data"
+    use = recipe.train.use
+    specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
+    made = [data, specialist]
+    if recipe.tokenizer is not None:
+        made.append(run.root / "general-extended")
+    elif any((recipe.model.artefact, recipe.model.moe, recipe.model.scratch)):
+        made.append(run.root / "general")
+    made += [
+        run.root / "models" / name / "general"
+        for name, section in recipe.models.items()
+        if section.artefact is not None or section.moe is not None
+    ]
+    for folder in made:
+        read_manifest(folder)  # a worker runs no stage itself
+    general, others = ensure_general(run), ensure_models(run)
+    stage = merge_stage(run, general, data, specialist, others)
+    if stage.is_complete():
+        say(f"merge: up to date ({stage.folder}); there is nothing to search")
+        return
+    place, study = recipe.search.storage or stage.work / SCORES, recipe.search.study or run.name
+    wait_for_study(place, study, wait_seconds)
+    search = prepare_search(
+        run.name,
+        recipe,
+        stage,
+        general,
+        specialist,
+        data,
+        others,
+        precision=begun_precision(place, study),
+    )
+    join_search(search, stage, number=number)
+
+
+def show_outcome(folder: Path) -> None:
+    """Print the table of a complete merge stage."""
+    from toolkit.report.table import outcome_table
+
+    outcome_table(read_manifest(folder)["results"], folder)
+
+
+_STARTS = {"merge": ensure_merge, "specialist": ensure_specialist, "general": ensure_general}
+
+
+def ensure_sft(run: Run) -> Path:
+    """The sft stage: the model that the recipe starts from, fine-tuned on conversations.
+
+    Raises:
+        ConfigError: the recipe has no section `sft`.
+    """
+    from toolkit.pipeline.training import train_stage
+
+    section = run.recipe.sft
+    if section is None:
+        raise ConfigError(
+            f"{run.name}: the recipe has no section sft; give it `data` with conversations "
+            "(messages_field) and `train` (see recipes/finance.yaml)."
+        )
+
+    def before() -> tuple[Path, Path]:
+        start = _STARTS[section.start](run)
+        return start, data_stage(run, "sft-data", section.data, start)
+
+    start, data = first_alone(before)
+    stage = run.stage(
+        "sft",
+        {
+            "train": identity_of(section.train),
+            "start": section.start,
+            **watch_identity(section.train, run.recipe.evaluate),
+        },
+        {"start": fingerprint(start), "data": content_hash(data)},
+        without_effect(section.train),
+    )
+    return run.ensure(
+        stage,
+        "sft",
+        lambda: train_stage(section.train, section.data, run.recipe.evaluate, stage, start, data),
+    )

@@ -1,0 +1,154 @@
+"""Training stages put together: the loop, and the watch that scores while it runs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.data.config import DataSection
+from toolkit.data.encode import Encoder
+from toolkit.data.sources import Document
+from toolkit.errors import DataError
+from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.likelihood import ItemSet, load_items, read_rows, score_documents
+from toolkit.recipe.schema import Recipe
+from toolkit.stage import Stage, read_manifest
+from toolkit.statistics.document_bootstrap import bits_per_byte
+from toolkit.tokenizer_files import load_tokenizer
+from toolkit.train.config import TrainSection
+from toolkit.train.model import answer_loss
+from toolkit.train.precision import is_low, settle_precision
+from toolkit.train.run import run_train
+from toolkit.train.watch import Watch
+
+_ROLES = ("domain", "general")
+
+
+def train_specialist(recipe: Recipe, stage: Stage, general: Path, data: Path) -> None:
+    """Run the cpt stage of a recipe."""
+    train_stage(recipe.train, recipe.data, recipe.evaluate, stage, general, data)
+
+
+def train_stage(
+    section: TrainSection,
+    documents: DataSection,
+    evaluate: EvaluateSection,
+    stage: Stage,
+    model: Path,
+    data: Path,
+    **more: Any,
+) -> None:
+    """Train a model in a stage, watched on the tuning sets of its data.
+
+    Args:
+        section: how to train.
+        documents: what the data stage was made of.
+        evaluate: how documents are scored.
+        stage: where to write.
+        model: folder of the model to start from.
+        data: folder of the data stage.
+        more: further arguments of `run_train`.
+    """
+    section = settle_precision(section)
+    general_sources = tuple(n for n, s in documents.sources.items() if s.role == "general")
+    watch = make_watch(section, evaluate, model, data)
+    run_train(section, stage, model, data, watch=watch, general_sources=general_sources, **more)
+
+
+def make_watch(
+    section: TrainSection, evaluate: EvaluateSection, general: Path, data: Path
+) -> Watch | None:
+    """A function that scores the first documents of the tuning sets, or None where it is off.
+
+    Plain documents are scored whole; of conversations the assistant's words, given the rest.
+    """
+    if section.watch.evaluations == 0:
+        return None
+    limit = section.watch.tokens_per_role
+    separator = read_manifest(data)["results"]["separator_token_id"]
+    tuning = data / "tuning.jsonl"
+    answers = load_answers(tuning, general, limit)
+    talk = {answer.role for answer in answers}
+    items = load_items(tuning, load_tokenizer(general), separator)
+    chosen = _first_tokens(items, limit, [role for role in _ROLES if role not in talk])
+    for role in _ROLES:
+        if role not in talk and not chosen.only(role):
+            raise DataError(f"{tuning}: holds no document of role {role} for the watch to score.")
+
+    # Tensors made in inference mode may not be changed later, but FSDP keeps the ones it gathered.
+    score = inspect.unwrap(score_documents)
+
+    @torch.no_grad()
+    def watch(model: Any) -> dict[str, float]:
+        device = next(model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_low(section)):
+            nats = score(model, chosen, evaluate)
+            losses = {role: sum(nats[n] for n in chosen.only(role)) for role in _ROLES}
+            for answer in answers:
+                losses[answer.role] += answer_loss(model, answer.tokens, answer.targets)
+        sizes = {role: sum(chosen.num_bytes[n] for n in chosen.only(role)) for role in _ROLES}
+        for answer in answers:
+            sizes[answer.role] += answer.num_bytes
+        return {role: bits_per_byte(losses[role], sizes[role]) for role in _ROLES}
+
+    return watch
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A conversation to score.
+
+    Attributes:
+        role: of its source.
+        tokens: of all of it, through the chat template.
+        targets: which of them the assistant says.
+        num_bytes: UTF-8 length of what the assistant says.
+    """
+
+    role: str
+    tokens: list[int]
+    targets: list[bool]
+    num_bytes: int
+
+
+def load_answers(path: Path, tokenizer_folder: Path, limit: int) -> list[Answer]:
+    """The first conversations of an evaluation set, up to so many tokens a role."""
+    rows = read_rows(path)
+    talks = [row for row in rows if row.get("messages")]
+    documents = [
+        Document(row["id"], "", row["group"], row["text"], json.dumps(row["messages"]))
+        for row in talks
+    ]
+    answers: list[Answer] = []
+    totals = dict.fromkeys(_ROLES, 0)
+    for row, encoded in zip(talks, Encoder(tokenizer_folder, 0).encode(documents), strict=True):
+        if totals[row["role"]] >= limit:
+            continue
+        totals[row["role"]] += len(encoded.tokens)
+        said = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
+        num_bytes = sum(len(text.encode()) for text in said)
+        targets = encoded.targets or [True] * len(encoded.tokens)
+        answers.append(Answer(row["role"], encoded.tokens, targets, num_bytes))
+    return answers
+
+
+def _first_tokens(items: ItemSet, limit: int, roles: list[str]) -> ItemSet:
+    rows: list[int] = []
+    for role in roles:
+        total = 0
+        for index in items.only(role):
+            if total >= limit:
+                break
+            rows.append(index)
+            total += len(items.tokens[index])
+    return ItemSet(
+        [items.ids[n] for n in rows],
+        [items.roles[n] for n in rows],
+        [items.num_bytes[n] for n in rows],
+        [items.tokens[n] for n in rows],
+    )

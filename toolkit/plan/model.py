@@ -1,0 +1,294 @@
+"""The general model of a plan: where it is, what it is made of, how it reads and trains here.
+
+Weights are looked for on this machine only; of a hub model that is not here no more than its
+configuration and tokenizer is fetched, and where that fails the recipe's `shape` stands in.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.checkpoint.config import ShapeSection, shape_of_folder
+from toolkit.data.config import ArtefactSection
+from toolkit.errors import EvaluationError, ToolkitError
+from toolkit.pipeline.run import Run
+from toolkit.plan.devices import Device
+from toolkit.plan.evidence import Looked
+from toolkit.plan.shape import count_parameters
+from toolkit.plan.surprise import Surprise, cut_pieces, measure_surprise
+from toolkit.plan.words import FolderTokenizer
+from toolkit.recipe.model import ModelSection, shape_of
+from toolkit.recipe.schema import Recipe
+from toolkit.stage import load_json
+
+PIECE_TOKENS, PIECES = 96, 16
+"""Length and number of the documents of each role that the model reads, twice (shuffled too)."""
+
+LARGEST_READ, LARGEST_TIMED = 2_000_000_000, 600_000_000
+"""Parameters of models that are read with, and whose steps are timed, on this machine's CPU."""
+
+TIMED_SECONDS = 5.0
+BUSY = 0.75
+"""Share of the processors below which a measurement is noted as disturbed: waiting for each other
+takes threads a little of their own time."""
+_HUB_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A model as far as it is here.
+
+    Attributes:
+        shape: its measures, None where nothing tells them.
+        tokenizer: folder with its tokenizer.
+        weights: folder with its weights.
+        why: why something is missing, for the reader.
+        model_type: as in its `config.json`.
+    """
+
+    shape: ShapeSection | None = None
+    tokenizer: Path | None = None
+    weights: Path | None = None
+    why: str = ""
+    model_type: str | None = None
+
+    @classmethod
+    def whole(cls, folder: Path) -> Located:
+        """Everything is in one folder."""
+        return cls(shape_of_folder(folder), folder, folder, model_type=model_type_of(folder))
+
+
+def model_type_of(folder: Path) -> str | None:
+    """What transformers calls the kind of model in a folder."""
+    found = load_json(folder / "config.json").get("model_type")
+    return found if isinstance(found, str) else None
+
+
+@dataclass
+class MeasuredModel:
+    """What the model did here; None where it could not be tried."""
+
+    surprise: Surprise | None = None
+    training_tokens_per_second: float | None = None
+    reading_tokens_per_second: float | None = None
+    flops: float | None = None
+    how: str = "not measured"
+    machine: Device = field(default_factory=lambda: _machine(None))
+    notes: list[str] = field(default_factory=list)
+
+    def values(self) -> dict[str, Any]:
+        return {
+            "memory_bytes": self.machine.memory_bytes,
+            "training_tokens_per_second": self.training_tokens_per_second,
+            "reading_tokens_per_second": self.reading_tokens_per_second,
+            "flops_per_second": self.flops,
+            "how": self.how,
+        }
+
+
+def _machine(speed: Any) -> Device:
+    from toolkit.plan.speed import this_machine
+
+    return this_machine(speed)
+
+
+def locate_model(run: Run) -> Located:
+    """Find the recipe's general model without fetching anything large.
+
+    Raises:
+        ToolkitError: a local folder is no causal language model, or a package cannot be read.
+    """
+    return _locate(run, run.recipe.model, "general")
+
+
+def _locate(run: Run, model: ModelSection, name: str) -> Located:
+    if model.path is not None:
+        from toolkit.checkpoint.load import load_model_config
+
+        load_model_config(model.path)
+        return Located.whole(model.path)
+    if model.run is not None:
+        return _other_run(run, model.run)
+    if model.artefact is not None:
+        return _packaged(run, model, model.artefact, name)
+    if model.hub is not None:
+        return _on_hub(model.hub, model.revision, shape_of(model))
+    return _to_be_made(run, model, name)
+
+
+def _to_be_made(run: Run, model: ModelSection, name: str) -> Located:
+    """A mixture of experts or a model from scratch: its measures and its tokenizer are known."""
+    made = run.root / name
+    if (made / "manifest.json").is_file():
+        return Located.whole(made)
+    found = Located()
+    why = "the model is not made yet: it was not tried"
+    if model.moe is not None:
+        found = _locate(run, model.moe.base, f"{name}-base")
+    elif model.scratch is not None:
+        found = _locate(run, model.scratch.tokenizer, f"{name}-tokenizer")
+        why = "the model begins from random weights, so this is its first training and not CPT"
+    return Located(shape_of(model), found.tokenizer, None, why)
+
+
+def _other_run(run: Run, name: str) -> Located:
+    """The specialist of another recipe; before it is trained its general model stands in."""
+    other = Run.open(name, run.runs)
+    made = other.root / "cpt"
+    if (made / "manifest.json").is_file():
+        return Located.whole(made)
+    found = locate_model(other)
+    why = f"{name} is not trained yet: its general model stands in for its specialist"
+    return replace(found, why=f"{why}; {found.why}" if found.why else why)
+
+
+def _packaged(run: Run, model: ModelSection, artefact: ArtefactSection, name: str) -> Located:
+    from toolkit.pipeline.models import ensure_model
+    from toolkit.plan.sample import is_fetched
+
+    if not (run.root / name / "manifest.json").is_file() and not is_fetched(artefact, 20.0):
+        return Located(
+            model.shape,
+            why=f"{artefact.package} {artefact.version} is not in the cache and could not be "
+            "fetched in 20 s; the model was not tried",
+        )
+    return Located.whole(ensure_model(run, model, name, f"{name} model"))
+
+
+def _on_hub(name: str, revision: str | None, shape: ShapeSection | None) -> Located:
+    from huggingface_hub import snapshot_download
+
+    folder: Path | None = None
+    for offline in (True, False):
+        try:
+            found = snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=list(_HUB_FILES),
+                local_files_only=offline,
+                etag_timeout=5.0,
+            )
+        except Exception:  # noqa: S112  (whatever the hub or its client raises: it is not here)
+            continue
+        if (Path(found) / "config.json").is_file():
+            folder = Path(found)
+            break
+    if folder is None:
+        tail = "" if shape is not None else "; give its measures under model.shape"
+        return Located(
+            shape,
+            why=f"{name} is not on this machine and the hub cannot be reached: neither its "
+            f"tokenizer nor its weights were tried{tail}",
+        )
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    is_here = any(folder.glob("*.safetensors")) and not _incomplete(folder)
+    return Located(
+        shape_of_folder(folder),
+        folder if has_tokenizer else None,
+        folder if is_here else None,
+        "" if is_here else f"the weights of {name} are not on this machine: it was not tried",
+        model_type_of(folder),
+    )
+
+
+def _incomplete(folder: Path) -> bool:
+    """Whether shards that the index names are missing."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return False
+    return not all(
+        (folder / name).is_file() for name in set(load_json(index)["weight_map"].values())
+    )
+
+
+def measure_model(
+    located: Located,
+    looked: Looked,
+    tokenizer: FolderTokenizer | None,
+    separator: int,
+    recipe: Recipe,
+) -> MeasuredModel:
+    """Let the model read, and time training here.
+
+    Where the weights are not here, or the model is too large for this, matrix products of its
+    shapes are timed instead.
+    """
+    from toolkit.machine import choose_scoring_precision, dtype_of
+    from toolkit.plan.speed import this_machine, time_products, time_steps
+    from toolkit.train.precision import is_low, precision_on
+
+    found = MeasuredModel()
+    shape = located.shape
+    size = count_parameters(shape).total if shape is not None else 0
+    memory = found.machine.memory_bytes
+    speed = None
+    section = precision_on(recipe.train, "CPU")
+    length = max(
+        [recipe.data.sequence_tokens, *(s.sequence_tokens or 0 for s in recipe.data.stages)]
+    )
+    can_read = size <= LARGEST_READ and 3.0 * size < 0.5 * memory
+    if located.weights is not None and tokenizer is not None and can_read:
+        from toolkit.checkpoint.folder import stored_dtype
+        from toolkit.checkpoint.load import load_causal_model
+
+        precision = choose_scoring_precision(
+            recipe.evaluate.precision, stored_dtype(located.weights), "cpu"
+        )
+        model = load_causal_model(located.weights, dtype_of(precision))
+        _read(found, model, looked, tokenizer, separator, recipe)
+        if shape is not None and size <= LARGEST_TIMED and 20.0 * size < 0.7 * memory:
+            tokens = [
+                i for text in looked.texts("domain")[:20] for i in tokenizer.encode_many([text])[0]
+            ]
+            speed = time_steps(
+                model.float(), section, shape, tokens or [0], length, seconds=TIMED_SECONDS
+            )
+            found.training_tokens_per_second = speed.tokens_per_second
+    elif located.weights is not None:
+        found.notes.append(
+            f"{size / 1e9:.1f}B parameters are too many to be read with on this machine in a minute"
+        )
+    if speed is None and shape is not None:
+        speed = time_products(shape, 1024, seconds=2.0, low=is_low(section))
+    if speed is not None:
+        found.flops, found.how = speed.flops, speed.how
+        if speed.share < BUSY:
+            found.notes.append(
+                f"other work was running while this machine was timed ({1.0 - speed.share:.0%} of "
+                "the processors): alone it is that much faster"
+            )
+        found.machine = this_machine(speed)
+    return found
+
+
+def _read(
+    found: MeasuredModel,
+    model: Any,
+    looked: Looked,
+    tokenizer: FolderTokenizer,
+    separator: int,
+    recipe: Recipe,
+) -> None:
+    size = sum(parameter.numel() for parameter in model.parameters())
+    count = max(4, min(PIECES, round(PIECES * 2e8 / size)))
+    pieces = [
+        cut_pieces(
+            looked.texts(role), tokenizer.text, separator, num_tokens=PIECE_TOKENS, count=count
+        )
+        for role in ("domain", "general")
+    ]
+    if min(map(len, pieces)) < 2:
+        found.notes.append("too few documents to let the general model read: no bits per byte")
+        return
+    began = time.perf_counter()
+    try:
+        surprise = measure_surprise(
+            model, pieces[0], pieces[1], tokenizer.text, recipe.evaluate, seed=recipe.seed
+        )
+    except EvaluationError as error:
+        raise ToolkitError(f"the general model: {error}") from error
+    found.surprise = surprise
+    found.reading_tokens_per_second = surprise.num_tokens / (time.perf_counter() - began)

@@ -1,0 +1,148 @@
+"""What a bundle is made from: the stages of a run, and what may be said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolkit.checkpoint.wrapped import opened_by
+from toolkit.load_yaml import load_yaml
+from toolkit.publish.card import CardFacts
+from toolkit.publish.config import Format, ParentSection, PublishSection
+from toolkit.publish.licenses import Parent, merged_licence
+from toolkit.publish.public import parents_of, public_merge, public_reference, to_yaml
+from toolkit.publish.settings import source_facts, training_facts
+from toolkit.recipe.model import ModelSection
+from toolkit.recipe.schema import Recipe
+from toolkit.stage import MANIFEST, read_manifest
+
+
+@dataclass(frozen=True)
+class Material:
+    """The stages that a bundle is made from.
+
+    Attributes:
+        recipe: whose merge it is.
+        root: folder of the run.
+        general: folder of the general model.
+        specialist: folder of the cpt stage.
+        data: folder of the data stage.
+        merged: folder of the merge stage.
+        others: folders of the recipe's further models, by name.
+    """
+
+    recipe: Recipe
+    root: Path
+    general: Path
+    specialist: Path
+    data: Path
+    merged: Path
+    others: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def places(self) -> dict[str, Path]:
+        """Folders of the merge's parents, by role."""
+        first = {"general": self.general, "specialist": self.specialist}
+        if not self.others:
+            return first
+        merge = load_yaml(self.merged / "merge.yaml")
+        used = parents_of(merge, {**first, **self.others})
+        return first | {name: path for name, path in self.others.items() if name in used}
+
+
+def find_parents(
+    recipe: Recipe, repository: str, others: Collection[str] = ()
+) -> tuple[Parent, ...]:
+    """General model, specialist and the further models of a merge, as others may know them."""
+    model, section = recipe.model, recipe.publish
+    name = section.general.name or model.name or model.hub
+    general = Parent(
+        role="general",
+        name=name or (model.path.name if model.path else "general"),
+        revision=section.general.revision or model.revision,
+        license=section.general.license or model.license,
+        is_published=name is not None,
+        origin=_origin(model),
+    )
+    own = section.specialist
+    specialist = Parent(
+        role="specialist",
+        name=own.name or f"{repository}-specialist",
+        revision=own.revision,
+        license=own.license or general.license,
+        is_published=own.name is not None,
+    )
+    return (
+        general,
+        specialist,
+        *(
+            Parent(
+                role=name,
+                name=model.name or model.hub or name,
+                revision=model.revision,
+                license=model.license,
+                is_published=(model.name or model.hub) is not None,
+                origin=_origin(model),
+            )
+            for name, model in recipe.models.items()
+            if name in others
+        ),
+    )
+
+
+def _origin(model: ModelSection) -> str:
+    """A package may hold other weights than the repository of that name: quantised ones."""
+    artefact = model.artefact
+    if artefact is None:
+        return ""
+    file = artefact.member.rsplit("/", 1)[-1]
+    return f"{file} of {artefact.package} {artefact.version} on PyPI"
+
+
+def parent_section(section: PublishSection, parent: Parent) -> ParentSection:
+    """What the recipe says of a parent."""
+    known = {"general": section.general, "specialist": section.specialist}
+    return known.get(parent.role, ParentSection())
+
+
+def card_facts(
+    material: Material,
+    kind: Format,
+    repository: str,
+    parents: tuple[Parent, ...],
+    figures: Mapping[str, Mapping[str, Any]],
+) -> CardFacts:
+    """All that the card is written from.
+
+    Raises:
+        PublishError: merge.yaml names a model that is none of the run's.
+    """
+    recipe, section = material.recipe, material.recipe.publish
+    results = read_manifest(material.merged)["results"]
+    data = _manifest(material.data)
+    names = {parent.role: public_reference(parent.name, parent.revision) for parent in parents}
+    merge = public_merge(load_yaml(material.merged / "merge.yaml"), material.places, names)
+    sources = {name: source.model_dump(mode="json") for name, source in recipe.data.sources.items()}
+    return CardFacts(
+        repository=repository,
+        format=kind,
+        description=recipe.description,
+        parents=parents,
+        licence=merged_licence(parents)[0],
+        license=(section.license, section.license_name, section.license_link),
+        language=section.language,
+        sources=source_facts(sources, section, data.get("results", {}).get("sources", {})),
+        training=training_facts(data, _manifest(material.specialist)),
+        results=results,
+        merge_yaml=to_yaml(merge),
+        limits=section.limits,
+        merged=section.merged,
+        files=[{"file": name, **row["card"]} for name, row in figures.items()],
+        loaded_by=opened_by(material.merged),
+    )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return read_manifest(folder) if (folder / MANIFEST).is_file() else {}

@@ -1,0 +1,136 @@
+"""Verifying what was published: files against their checksums, and the merge made again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.errors import ConfigError, PublishError, ToolkitError
+from toolkit.leftovers import scratch_folder
+from toolkit.load_yaml import parse_yaml, read_object
+from toolkit.merge.config import parse_merge_config
+from toolkit.progress import progress, say
+from toolkit.publish.bundle import weight_sums
+from toolkit.publish.public import public_reference
+from toolkit.publish.verify import BundleVerdict, verify_files
+from toolkit.stage import MANIFEST
+
+
+def run_verify(
+    where: str, *, revision: str | None, parents: Mapping[str, Path], runs: Path | None
+) -> bool:
+    """Check a bundle and say what was found.
+
+    Args:
+        where: folder, repository or address of a store.
+        revision: of a repository.
+        parents: folders of parents, by public name or by role.
+        runs: folder in which parents are looked for by the hashes of their weights.
+
+    Returns:
+        Whether everything that could be checked holds.
+
+    Raises:
+        PublishError: there is no whole bundle there.
+    """
+    verdict = verify_files(where, revision)
+    for fault in verdict.faults:
+        say(f"  {fault}")
+    if verdict.faults:
+        say(f"{where}: {len(verdict.faults)} files are not as published")
+        return False
+    say(f"{where}: all {len(verdict.sums)} files are as published")
+    return replay(verdict, parents, runs)
+
+
+def replay(verdict: BundleVerdict, parents: Mapping[str, Path], runs: Path | None) -> bool:
+    """Make the merge again from its parents, where they are at hand, and compare the bytes.
+
+    Raises:
+        PublishError: a parent that was given is not the one that was merged.
+    """
+    record, text = verdict.record, verdict.merge_yaml
+    if not text or not record.get("parents"):
+        say("the merge was not made again: the bundle does not say of what")
+        return True
+    folders: dict[str, Path] = {}
+    for parent in record["parents"]:
+        name = public_reference(parent["name"], parent.get("revision"))
+        folder = _find(parent, name, parents, runs)
+        if folder is None:
+            say(
+                f"the merge was not made again: {name} is not at hand; give its folder with "
+                f"--parent {parent['role']}=FOLDER"
+            )
+            return True
+        folders[name] = folder
+    config = parse_merge_config(parse_yaml(text, "merge.yaml"), where="merge.yaml")
+    from toolkit.merge.to_disk import run_merge
+
+    with scratch_folder(Path(tempfile.gettempdir()) / "toolkit-verify") as scratch:
+        out = scratch / "again"
+        with progress("merging again", 1) as advance:
+            run_merge(config, out, folders=folders, seed=int(record["merge"]["seed"]))
+            advance(1, "")
+        made, wanted = weight_sums(out), record["merge"]["weights"]
+    other = sorted(n for n in {*made, *wanted} if made.get(n) != wanted.get(n))
+    if other:
+        say(f"the merge made again differs: {', '.join(other)}")
+        return False
+    same = all(verdict.sums.get(name, digest) == digest for name, digest in wanted.items())
+    if not same:
+        say("the merge made again is what the record says, but the published weights are others")
+        return False
+    here = "published weights" if set(wanted) <= set(verdict.sums) else "merge of the record"
+    say(f"the merge made again from its parents has the same bytes as the {here}")
+    return True
+
+
+def _find(
+    parent: Mapping[str, Any], name: str, given: Mapping[str, Path], runs: Path | None
+) -> Path | None:
+    wanted = parent["weights"]
+    for key in (parent["role"], name, parent["name"]):
+        if key in given:
+            if weight_sums(given[key]) != wanted:
+                raise PublishError(
+                    f"{given[key]}: is not the {parent['role']} model that was merged; its weights "
+                    "have other hashes."
+                )
+            return given[key]
+    return next((f for f in _stages(runs) if _weights_of(f) == wanted), None)
+
+
+def _stages(runs: Path | None) -> Iterable[Path]:
+    if runs is None or not runs.is_dir():
+        return
+    for path in sorted(runs.glob(f"*/*/{MANIFEST}")):
+        yield path.parent
+
+
+def _weights_of(folder: Path) -> dict[str, str]:
+    """Hashes of a stage's weight files; from its manifest, so that looking costs nothing."""
+    try:
+        outputs = read_object(folder / MANIFEST).get("outputs", {})
+        return weight_sums(folder, [n for n in outputs if n.endswith(".safetensors")])
+    except (ToolkitError, OSError, ValueError):
+        return {}
+
+
+def parse_parents(words: Iterable[str]) -> dict[str, Path]:
+    """Read `name=folder` as the command line gives it.
+
+    Raises:
+        ConfigError: it is not of that form, or the folder is not there.
+    """
+    parents: dict[str, Path] = {}
+    for word in words:
+        name, _, folder = word.rpartition("=")
+        if not name:
+            raise ConfigError(f"--parent {word}: must be NAME=FOLDER, or general=FOLDER.")
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--parent {word}: {folder} is no folder.")
+        parents[name] = Path(folder)
+    return parents

@@ -1,0 +1,302 @@
+"""The publish stage: the chosen merge as a bundle, checked, and sent where it was asked to go."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit import __version__
+from toolkit.errors import PublishError
+from toolkit.progress import say
+from toolkit.publish.bundle import (
+    BundleRecord,
+    bundle_files,
+    copy_reports,
+    copy_settings,
+    copy_weights,
+    is_made,
+    parent_record,
+    weight_sums,
+    write_sums,
+    write_texts,
+)
+from toolkit.publish.card import CardFacts, model_card
+from toolkit.publish.checks import (
+    CheckedBundle,
+    CheckResult,
+    refuse_failed,
+    run_checks,
+    show_findings,
+)
+from toolkit.publish.config import Format
+from toolkit.publish.formats import write_adapter_files, write_gguf_files
+from toolkit.publish.hub import HubTarget, check_credentials, upload_bundle
+from toolkit.publish.license_texts import Agreements, find_agreements
+from toolkit.publish.licenses import Parent, merged_licence
+from toolkit.publish.material import Material, card_facts, find_parents, parent_section
+from toolkit.publish.public import (
+    public_recipe,
+    to_yaml,
+)
+from toolkit.publish.store import upload_to_store
+from toolkit.stage import content_hash, hash_bytes, hash_json, read_manifest
+
+
+def run_publish(
+    material: Material,
+    kind: Format,
+    repository: str,
+    *,
+    accepted: Mapping[str, str],
+    target: HubTarget | str | None,
+) -> Path:
+    """Make the bundle, check it, and send it.
+
+    Args:
+        material: what it is made from.
+        kind: of bundle.
+        repository: `org/name`.
+        accepted: checks that may fail, with the reason.
+        target: a hub's repository or the address of a store; None stops after the checks.
+
+    Returns:
+        Folder of the bundle.
+
+    Raises:
+        PublishError: a check failed, or the upload did.
+    """
+    folder = make_bundle(material, kind, repository, accepted)
+    if isinstance(target, HubTarget):
+        check_credentials()
+        say(f"uploading to {target.repository}:")
+        say(f"  {upload_bundle(folder, target)}")
+    elif target is not None:
+        say(f"uploading to {target}:")
+        say(f"  {upload_to_store(folder, target)}")
+    return folder
+
+
+def make_bundle(
+    material: Material, kind: Format, repository: str, accepted: Mapping[str, str]
+) -> Path:
+    """The bundle of a run, made and checked unless it stands there already.
+
+    Raises:
+        PublishError: a check failed; what was made stands beside, as `<format>.refused`.
+    """
+    folder = material.root / "publish" / kind
+    parents = find_parents(material.recipe, repository, material.places)
+    section = material.recipe.publish
+    agreements = find_agreements(
+        parents,
+        material.places,
+        {
+            p.role: (s.license_file, s.notice_file)
+            for p in parents
+            for s in [parent_section(section, p)]
+        },
+    )
+    made_from = _made_from(material, kind, repository, accepted, agreements)
+    if is_made(folder, made_from):
+        say(f"publish: up to date ({folder})")
+        return folder
+    say("publish:")
+    with _alone(folder) as work:
+        _make(material, kind, repository, accepted, (parents, agreements, made_from), folder, work)
+    return folder
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """An empty working folder beside the bundle, for one process at a time.
+
+    Raises:
+        PublishError: another process is making this bundle.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise PublishError(
+                f"{folder}: another process is making this bundle; wait for it or stop it."
+            ) from error
+        work = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(work, ignore_errors=True)  # of a call that was killed
+        work.mkdir()
+        yield work
+
+
+def _make(
+    material: Material,
+    kind: Format,
+    repository: str,
+    accepted: Mapping[str, str],
+    known: tuple[tuple[Parent, ...], Agreements, Mapping[str, str]],
+    folder: Path,
+    work: Path,
+) -> None:
+    parents, agreements, made_from = known
+    figures = _write_model(material, kind, repository, parents, work)
+    facts = card_facts(material, kind, repository, parents, figures)
+    _write_around(material, work, agreements, facts, accepted)
+    record = _record(material, kind, repository, parents, made_from, figures)
+    record().write(work)
+    say(f"  {len(bundle_files(work))} files")
+    findings = run_checks(_subject(material, kind, repository, parents, agreements, work), accepted)
+    show_findings(findings)
+    if any(finding.state == "failed" for finding in findings):
+        refused = folder.with_name(f"{folder.name}.refused")
+        shutil.rmtree(refused, ignore_errors=True)
+        work.rename(refused)
+        refuse_failed(findings, refused)
+    used = {f.check: f.reason for f in findings if f.state == "accepted" and f.reason}
+    _write_around(material, work, agreements, facts, used)
+    record(findings).write(work)
+    write_sums(work)
+    shutil.rmtree(folder, ignore_errors=True)
+    work.rename(folder)
+    say(f"  the bundle is in {folder}")
+
+
+def _made_from(
+    material: Material,
+    kind: Format,
+    repository: str,
+    accepted: Mapping[str, str],
+    agreements: Agreements,
+) -> dict[str, str]:
+    wishes = {
+        "repository": repository,
+        "format": kind,
+        "accepted": dict(accepted),
+        "recipe": material.recipe.model_dump(mode="json"),
+        "agreements": {name: hash_bytes(text) for name, text in agreements.files.items()},
+        "toolkit": __version__,
+    }
+    return {"merge": content_hash(material.merged), "wishes": hash_json(wishes)}
+
+
+def _write_model(
+    material: Material, kind: Format, repository: str, parents: tuple[Parent, ...], work: Path
+) -> dict[str, dict[str, Any]]:
+    """The model files; returns the figures of those that are not the merged model bit for bit."""
+    section, merged = material.recipe.publish, material.merged
+    general = parents[0]
+    copy_settings(merged, work, with_config=kind == "safetensors")
+    if kind == "safetensors":
+        copy_weights(merged, work)
+        return {}
+    if kind == "adapter":
+        return write_adapter_files(
+            merged,
+            material.general,
+            work,
+            rank=section.adapter_rank,
+            seed=material.recipe.seed,
+            base=general.name,
+            revision=general.revision,
+            extract=_extract,
+        )
+    licence, _ = merged_licence(parents)
+    facts = {
+        "license": section.license or (licence.id if licence else None),
+        "languages": section.language,
+        "base_models": [parent.name for parent in parents if parent.is_published],
+    }
+    name = repository.rsplit("/", 1)[-1].removesuffix("-GGUF")
+    return write_gguf_files(merged, work, section.gguf, name, facts)
+
+
+def _extract(merged: Path, base: Path, out: Path, rank: int, seed: int, dtype: str) -> None:
+    from toolkit.adapter.extract import run_extract
+    from toolkit.adapter.extract_plan import ExtractSettings
+    from toolkit.progress import progress
+
+    settings = ExtractSettings(rank=rank, seed=seed, dtype=dtype)
+    with progress("extracting a LoRA", 1) as advance:
+        run_extract(str(merged), str(base), out, settings)
+        advance(1, "")
+
+
+def _write_around(
+    material: Material,
+    work: Path,
+    agreements: Agreements,
+    facts: CardFacts,
+    accepted: Mapping[str, str],
+) -> None:
+    """Card, merge, recipe, reports and licences."""
+    from dataclasses import replace
+
+    copy_reports(material.merged, work)
+    general = facts.parents[0]
+    recipe = public_recipe(
+        material.recipe.model_dump(mode="json", exclude_unset=True),
+        material.recipe.publish,
+        general.name,
+        general.revision,
+    )
+    write_texts(
+        work,
+        {
+            "README.md": model_card(replace(facts, accepted=accepted)),
+            "merge.yaml": facts.merge_yaml,
+            "recipe.yaml": to_yaml(recipe),
+            **agreements.files,
+        },
+    )
+
+
+def _record(
+    material: Material,
+    kind: Format,
+    repository: str,
+    parents: tuple[Parent, ...],
+    made_from: Mapping[str, str],
+    figures: Mapping[str, Mapping[str, Any]],
+) -> Any:
+    """A function of the findings, so that the files are hashed once only."""
+    known = [parent_record(p, weight_sums(material.places[p.role])) for p in parents]
+    merge = {"seed": material.recipe.seed, "weights": weight_sums(material.merged)}
+
+    def record(findings: list[CheckResult] | None = None) -> BundleRecord:
+        made = findings or []
+        return BundleRecord(
+            repository=repository,
+            format=kind,
+            parents=known,
+            merge=merge,
+            made_from=made_from,
+            files={name: row["record"] for name, row in figures.items()},
+            checks={f.check: f.state for f in made},
+            accepted={f.check: f.reason for f in made if f.state == "accepted" and f.reason},
+        )
+
+    return record
+
+
+def _subject(
+    material: Material,
+    kind: Format,
+    repository: str,
+    parents: tuple[Parent, ...],
+    agreements: Agreements,
+    work: Path,
+) -> CheckedBundle:
+    section = material.recipe.publish
+    return CheckedBundle(
+        folder=work,
+        repository=repository,
+        format=kind,
+        parents=parents,
+        agreements=agreements,
+        license=(section.license, section.license_name),
+        results=read_manifest(material.merged)["results"],
+        withheld=[name for name, source in section.sources.items() if source.not_for_publication],
+        base=material.general,
+    )

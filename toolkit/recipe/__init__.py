@@ -1,0 +1,1 @@
+"""A recipe: one YAML file, one whole run."""

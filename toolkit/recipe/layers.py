@@ -1,0 +1,345 @@
+"""Layers of a recipe: variants of it, and scales at which it runs.
+
+`variants:` and `scales:` of a recipe hold mappings by name, each laid over the rest of the file. A
+recipe is then asked for as `NAME@variant@scale`, either part left out. A variant may change
+anything; a scale changes models, documents and amounts, and keeps what the recipe is about.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from toolkit.errors import ConfigError, did_you_mean, sentence_end
+from toolkit.section import PositiveInt, Section, check_section
+
+if TYPE_CHECKING:
+    from toolkit.data.config import DataSection
+    from toolkit.recipe.schema import Recipe
+    from toolkit.train.config import ScheduleSection, TrainSection
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_SHORTEST = 8  # tokens of a block
+
+
+class AmountsSection(Section):
+    """Keys of a scale that say how much; all else in it is laid over the recipe."""
+
+    tokens: PositiveInt | None = None
+    """Training tokens of all stages together, in one epoch; each stage keeps its share of them.
+    Without stages, domain sources are cut to what replay leaves of it."""
+
+    sft_tokens: PositiveInt | None = None
+    """The same of the section `sft`."""
+
+    sequence_divisor: PositiveInt = 1
+    """By how much every length of a block is divided."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A recipe file, taken apart.
+
+    Attributes:
+        base: what stands outside the layers.
+        variants: by name.
+        scales: by name; each may hold `variants` of its own, laid over it for those variants.
+    """
+
+    base: Mapping[str, Any]
+    variants: Mapping[str, Mapping[str, Any]]
+    scales: Mapping[str, Mapping[str, Any]]
+
+    def combinations(self) -> Iterator[tuple[str | None, str | None]]:
+        """Every variant and scale, first without the one or the other."""
+        for scale in (None, *self.scales):
+            for variant in (None, *self.variants):
+                yield variant, scale
+
+    def overlaid(self, variant: str | None, scale: str | None) -> dict[str, Any]:
+        """Values of the recipe under a variant and a scale, before amounts are scaled."""
+        values = overlay(self.base, self.variants[variant]) if variant else dict(self.base)
+        if scale is None:
+            return values
+        layer = self.scales[scale]
+        own = (layer.get("variants") or {}).get(variant) or {}
+        for part in (layer, own):
+            plain = {k: v for k, v in part.items() if k not in {"variants", *_AMOUNTS}}
+            values = overlay(values, _without_removed(plain, values, self.base))
+        return values
+
+    def amounts(self, variant: str | None, scale: str) -> dict[str, Any]:
+        """What the scale says about amounts, as plain values."""
+        layer = self.scales[scale]
+        own = (layer.get("variants") or {}).get(variant) or {}
+        return {key: part[key] for part in (layer, own) for key in _AMOUNTS if key in part}
+
+    def choose(self, names: Sequence[str], where: str) -> tuple[str | None, str | None]:
+        """The variant and the scale that are asked for.
+
+        Raises:
+            ConfigError: there is no such layer, or there are two of one kind.
+        """
+        for name in names:
+            if name not in self.variants and name not in self.scales:
+                hint = sentence_end(name, [*self.variants, *self.scales])
+                raise ConfigError(
+                    f"{where}: has no variant or scale {name!r}{hint} "
+                    f"Variants: {', '.join(self.variants) or 'none'}. "
+                    f"Scales: {', '.join(self.scales) or 'none'}."
+                )
+        variants = [name for name in names if name in self.variants]
+        scales = [name for name in names if name in self.scales]
+        if len(variants) > 1 or len(scales) > 1 or [*variants, *scales] != list(names):
+            raise ConfigError(
+                f"{where}: {'@'.join(names)}: one variant and one scale may follow the name, in "
+                "this order: NAME@variant@scale."
+            )
+        return next(iter(variants), None), next(iter(scales), None)
+
+
+_AMOUNTS = tuple(AmountsSection.model_fields)
+
+
+def split_name(name: str) -> tuple[str, tuple[str, ...]]:
+    """A recipe as it is asked for: name or path, and layers.
+
+    >>> split_name("replay@none@laptop"), split_name("a@b/mine.yaml@laptop")
+    (('replay', ('none', 'laptop')), ('a@b/mine.yaml', ('laptop',)))
+    """
+    if name.endswith((".yaml", ".yml")):
+        return name, ()
+    match = re.fullmatch(r"(.*?)((?:@[^@/]*)*)", name)
+    base, layers = match.groups() if match else (name, "")
+    return base, tuple(layers.split("@")[1:])
+
+
+def read_layers(values: Mapping[str, Any]) -> tuple[Layers, list[str]]:
+    """Take a recipe file apart.
+
+    Returns:
+        The layers that can be used, and the faults of those that cannot, each at its key.
+    """
+    faults: list[str] = []
+    found: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for kind in ("variants", "scales"):
+        group = values.get(kind)
+        if group is not None and not isinstance(group, Mapping):
+            faults.append(f"{kind}: must be names with mappings (got {group!r})")
+        found[kind] = {}
+        for name, layer in group.items() if isinstance(group, Mapping) else ():
+            if not _NAME.fullmatch(str(name)):
+                faults.append(f"{kind}.{name}: a name has letters, digits, dots and dashes only")
+            elif not isinstance(layer, Mapping):
+                faults.append(f"{kind}.{name}: must be a mapping (got {layer!r})")
+            elif str(name) in found["variants"]:
+                faults.append(f"{kind}.{name}: is also a variant; a name stands for one layer")
+            else:
+                found[kind][str(name)] = layer
+    for name, layer in found["scales"].items():
+        own = layer.get("variants") or {}
+        if not isinstance(own, Mapping) or not all(isinstance(o, Mapping) for o in own.values()):
+            faults.append(f"scales.{name}.variants: must be names with mappings")
+            found["scales"][name] = {k: v for k, v in layer.items() if k != "variants"}
+            continue
+        for variant in own:
+            if variant not in found["variants"]:
+                hint = did_you_mean(str(variant), found["variants"])
+                faults.append(f"scales.{name}.variants.{variant}: there is no such variant{hint}")
+    base = {key: value for key, value in values.items() if key not in found}
+    return Layers(base, found["variants"], found["scales"]), faults
+
+
+def overlay(
+    values: Mapping[str, Any], layer: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """One mapping laid over another.
+
+    Mappings merge, all else replaces; a model and a source are replaced whole, and null takes away
+    what stood there, so that the default holds.
+
+    >>> overlay({"a": {"b": 1, "c": 2}, "model": {"path": "x"}}, {"a": {"b": None, "d": 3}})
+    {'a': {'c': 2, 'd': 3}, 'model': {'path': 'x'}}
+    >>> overlay({"model": {"hub": "org/name", "revision": "1"}}, {"model": {"path": "x"}})
+    {'model': {'path': 'x'}}
+    """
+    result = dict(values)
+    for key, value in layer.items():
+        here = (*path, str(key))
+        is_whole = here == ("model",) or (path and path[-1] in {"sources", "models"})
+        if value is None and key in result:
+            del result[key]
+        elif isinstance(value, Mapping) and isinstance(result.get(key), Mapping) and not is_whole:
+            result[key] = overlay(result[key], value, here)
+        else:
+            result[key] = value
+    return result
+
+
+def _without_removed(
+    layer: Mapping[str, Any], values: Mapping[str, Any], base: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A scale without the sources and models that the variant took out of the recipe."""
+    result = dict(layer)
+    for key, part in layer.items():
+        if not isinstance(part, Mapping):
+            continue
+        here, before = _mapping(values, key), _mapping(base, key)
+        if key in {"sources", "models"}:
+            result[key] = {n: v for n, v in part.items() if n in here or n not in before}
+        elif here:
+            result[key] = _without_removed(part, here, before)
+        elif key == "sft" and before:
+            del result[key]
+    return result
+
+
+def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = values.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def with_amounts(
+    values: Mapping[str, Any], amounts: AmountsSection, recipe: Recipe, full: Recipe
+) -> dict[str, Any]:
+    """Values with the amounts of a scale.
+
+    Args:
+        values: of the recipe under the scale, which are valid.
+        amounts: of the scale.
+        recipe: what `values` say.
+        full: the recipe without the scale, whose sources say how much they hold.
+    """
+    result = dict(values)
+    result["data"] = _scaled_data(
+        values["data"], amounts.tokens, amounts.sequence_divisor, recipe.data, full.data
+    )
+    if recipe.sft is not None and full.sft is not None:
+        data = _scaled_data(
+            values["sft"]["data"],
+            amounts.sft_tokens,
+            amounts.sequence_divisor,
+            recipe.sft.data,
+            full.sft.data,
+        )
+        result["sft"] = {**values["sft"], "data": data}
+    return result
+
+
+def _scaled_data(
+    values: Mapping[str, Any],
+    tokens: int | None,
+    divisor: int,
+    section: DataSection,
+    full: DataSection,
+) -> dict[str, Any]:
+    result: dict[str, Any] = {**values}
+    if divisor > 1:
+        result["sequence_tokens"] = max(_SHORTEST, section.sequence_tokens // divisor)
+    total = sum(stage.tokens for stage in section.stages)
+    stages = []
+    for stage, given in zip(section.stages, values.get("stages") or (), strict=True):
+        changed = dict(given)
+        if tokens is not None:
+            changed["tokens"] = max(1, round(stage.tokens * tokens / total))
+        if stage.sequence_tokens is not None:
+            changed["sequence_tokens"] = max(_SHORTEST, stage.sequence_tokens // divisor)
+        stages.append(changed)
+    if stages:
+        result["stages"] = stages
+    elif tokens is not None:
+        result["sources"] = _cut_sources(values["sources"], tokens, section, full)
+    return result
+
+
+def _cut_sources(
+    values: Mapping[str, Any], tokens: int, section: DataSection, full: DataSection
+) -> dict[str, Any]:
+    """Domain sources cut to the tokens that replay leaves, in the proportions of what the full
+    recipe says that they hold, else alike."""
+    names = [name for name, source in section.sources.items() if source.role == "domain"]
+    known = {n: s.tokens for n, s in full.sources.items() if s.tokens is not None}
+    sizes = {name: float(known[name] if {*names} <= {*known} else 1.0) for name in names}
+    seen = sum(sizes[name] * (section.sources[name].weight or 1.0) for name in names)
+    budget = tokens * (1.0 - section.replay_fraction)
+    result = dict(values)
+    for name in names:
+        split = section.sources[name].model_dump(mode="json", include={"split"})["split"]
+        most = max(1, round(budget * sizes[name] / seen))
+        if "train" in split:
+            limit = split["train"]["max_tokens"]
+            split["train"]["max_tokens"] = most if limit is None else min(most, limit)
+        result[name] = {**values[name], "split": split}
+    return result
+
+
+def parse_amounts(values: Mapping[str, Any]) -> tuple[AmountsSection, list[str]]:
+    """What a scale says about amounts, and its faults."""
+    section, faults = check_section(AmountsSection, values)
+    return section or AmountsSection(), faults
+
+
+def broken_rules(full: Recipe, scaled: Recipe) -> list[str]:
+    """What a scale changed although it must not, each at its key without the scale's own."""
+    before, after = kept_of(full), kept_of(scaled)
+    faults = []
+    for key in (*before, *(key for key in after if key not in before)):
+        if key not in after:
+            faults.append(f"{key}: a scale must keep it")
+        elif key not in before:
+            faults.append(f"{key}: a scale must not add it")
+        elif before[key] != after[key]:
+            faults.append(f"{key}: a scale must keep it ({before[key]!r} -> {after[key]!r})")
+    return faults
+
+
+def kept_of(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe is about, by key: the same at every scale."""
+    kept: dict[str, Any] = {}
+    kept.update(_kept_of_data("data.", recipe.data), **_kept_of_training("train.", recipe.train))
+    if recipe.sft is not None:
+        kept["sft.start"] = recipe.sft.start
+        kept.update(_kept_of_data("sft.data.", recipe.sft.data))
+        kept.update(_kept_of_training("sft.train.", recipe.sft.train))
+    kept["search.merges"] = list(recipe.search.merges)
+    kept["search.sweep"] = list(recipe.search.sweep)
+    if recipe.study is not None:
+        kept["study"] = recipe.study.model_dump(mode="json")
+    return kept
+
+
+def _kept_of_data(prefix: str, section: DataSection) -> Iterator[tuple[str, Any]]:
+    yield f"{prefix}replay_fraction", section.replay_fraction
+    for number, stage in enumerate(section.stages):
+        yield f"{prefix}stages.{number}.name", stage.name
+        yield f"{prefix}stages.{number}.shares", dict(stage.shares)
+    yield f"{prefix}fim.rate", section.fim.rate
+    yield f"{prefix}fim.spm_fraction", section.fim.spm_fraction
+    for name, source in section.sources.items():
+        yield f"{prefix}sources.{name}.role", source.role
+        yield f"{prefix}sources.{name}.weight", source.weight
+        yield f"{prefix}sources.{name}.fim", source.fim
+
+
+def _kept_of_training(prefix: str, section: TrainSection) -> dict[str, Any]:
+    kept = dict(_kept_of_schedule(f"{prefix}schedule.", section.schedule))
+    for name, stage in section.stages.items():
+        kept[f"{prefix}stages.{name}.rope_theta"] = stage.rope_theta
+        own = f"{prefix}stages.{name}.schedule"
+        kept[own] = "given" if stage.schedule is not None else None
+        kept.update(_kept_of_schedule(f"{own}.", stage.schedule) if stage.schedule else ())
+    kept[f"{prefix}trainable"] = list(section.trainable)
+    kept[f"{prefix}lora"] = "given" if section.lora is not None else None
+    kept[f"{prefix}growth"] = "given" if section.growth is not None else None
+    kept[f"{prefix}use"] = section.use
+    for name in ("anneal", "average"):
+        values = getattr(section, name).model_dump(mode="json")
+        kept.update({f"{prefix}{name}.{key}": value for key, value in values.items()})
+    return kept
+
+
+def _kept_of_schedule(prefix: str, section: ScheduleSection) -> Iterator[tuple[str, Any]]:
+    for key, value in section.model_dump(mode="json", exclude={"peak_lr"}).items():
+        yield f"{prefix}{key}", value

@@ -1,0 +1,155 @@
+"""What is to be tried in a study: the models, the sweep, and what the sampler has to find."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from toolkit.errors import ConfigError
+from toolkit.search.config import SearchSection
+from toolkit.search.objective import Objective
+from toolkit.search.sampler import (
+    MERGE,
+    StudySampler,
+    Tried,
+    fixed_parameters,
+    grid_points,
+    sampler_state,
+    suggested,
+    tried_values,
+)
+from toolkit.search.space import (
+    GENERAL,
+    SPECIALIST,
+    Candidate,
+    MergeSpace,
+    endpoint,
+    sweep_point,
+)
+from toolkit.search.study import attributes_of
+from toolkit.search.unknowns import Value
+
+
+@dataclass
+class SearchPlan:
+    """What is to be tried in a study.
+
+    Args:
+        spaces: files of `merges/`.
+        section: of the recipe.
+        objective: of the tuning sets.
+        seed: of the recipe.
+    """
+
+    spaces: list[MergeSpace]
+    section: SearchSection
+    objective: Objective
+    seed: int
+    fixed: dict[str, Candidate] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fixed = {name: endpoint(name) for name in (GENERAL, SPECIALIST)}
+        # From the safest upwards: each is what the next, and all others, are compared with.
+        for alpha in sorted(set(self.section.sweep), key=abs):
+            point = sweep_point(alpha)
+            if point.key not in {known.key for known in self.fixed.values()}:
+                self.fixed[point.name] = point
+
+    @property
+    def by_name(self) -> dict[str, MergeSpace]:
+        return {space.name: space for space in self.spaces}
+
+    def sampler(self) -> StudySampler:
+        """Proposes what the sweep does not try: its means are refined by the choice itself."""
+        swept = {space.name for space in self.spaces if self._is_sweep(space)}
+        left_out = swept if len(swept) < len(self.spaces) else set()
+        return StudySampler(self.spaces, self.section, self.seed, self.learn, left_out)
+
+    def _is_sweep(self, space: MergeSpace) -> bool:
+        """Whether a file says the same as points of the sweep."""
+        given = [self._as_searched(candidate) for candidate in self.fixed.values()]
+        return any(parameters[MERGE] == space.name for parameters in given if parameters)
+
+    def queue(self) -> list[dict[str, Any]]:
+        """The whole study: the two models, the sweep, and what the sampler has to find.
+
+        Raises:
+            ConfigError: the grids hold more than `search.candidates`.
+        """
+        entries: list[dict[str, Any]] = []
+        keys = {candidate.key for candidate in self.fixed.values()}
+        for name, candidate in self.fixed.items():
+            entries.append(
+                {"attributes": {"fixed": name}, "parameters": self._as_searched(candidate)}
+            )
+        if self.section.sampler != "grid":
+            rest = self.section.candidates - len(entries) if self.spaces else 0
+            return entries + [{"attributes": {}, "parameters": None}] * max(rest, 0)
+        for space in self.spaces:
+            for values in grid_points(space, self.section.grid_points):
+                candidate = space.candidate(values)
+                if candidate.key not in keys:
+                    keys.add(candidate.key)
+                    fixed = fixed_parameters(self.by_name, space.name, values)
+                    entries.append({"attributes": {}, "parameters": fixed})
+        if len(entries) > self.section.candidates:
+            raise ConfigError(
+                f"search.candidates: the grids of {', '.join(self.by_name)} and the sweep make "
+                f"{len(entries)} candidates, more than {self.section.candidates}; allow so many, "
+                "lower search.grid_points, or choose another sampler."
+            )
+        return entries
+
+    def _as_searched(self, candidate: Candidate) -> dict[str, Any] | None:
+        """A point of the sweep as one of a file that can say the same, for its sampler to know."""
+        alpha = candidate.parameters.get("alpha")
+        for space in self.spaces:
+            if alpha is not None and list(space.unknowns) == ["alpha"]:
+                try:
+                    inside = 0.0 <= space.unknowns["alpha"].share(alpha) <= 1.0
+                    same = inside and space.candidate({"alpha": alpha}).key == candidate.key
+                except (ValueError, ConfigError):  # no number of its grid
+                    continue
+                if same:
+                    return fixed_parameters(self.by_name, space.name, {"alpha": alpha})
+        return None
+
+    def candidate(self, trial: optuna.Trial | FrozenTrial) -> Candidate | None:
+        """The candidate behind a place in the queue; None where it was not chosen yet."""
+        if name := trial.user_attrs.get("fixed"):
+            return self.fixed[name]
+        if isinstance(trial, FrozenTrial):
+            known = tried_values(trial, self.by_name)
+            return None if known is None else self.by_name[known[0]].candidate(known[1])
+        name, values = suggested(trial, self.by_name)
+        return self.by_name[name].candidate(values)
+
+    def _tried(self, trial: FrozenTrial) -> tuple[str, dict[str, Value]] | None:
+        """File and values of a candidate; a point of the sweep is one of a file that says the same
+        (Optuna notes the values of those alone that it proposed)."""
+        name = trial.user_attrs.get("fixed")
+        if name is None:
+            return tried_values(trial, self.by_name)
+        given = self._as_searched(self.fixed[name])
+        if given is None:
+            return None
+        space = self.by_name[given[MERGE]]
+        return space.name, {"alpha": float(self.fixed[name].parameters["alpha"])}
+
+    def learn(self, trials: Sequence[FrozenTrial]) -> dict[str, list[Tried]]:
+        """What samplers know of a study: by file, in order."""
+        tried: dict[str, list[Tried]] = {space.name: [] for space in self.spaces}
+        for trial in trials:
+            known = self._tried(trial)
+            if known is None:
+                continue
+            figures = None  # of one that failed too: it is not to be proposed again
+            if trial.state == TrialState.COMPLETE:
+                domain, general = trial.values
+                figures = (domain, general, float(attributes_of(trial)["beyond"]))
+            tried[known[0]].append(Tried(known[1], figures, sampler_state(trial)))
+        return tried

@@ -1,0 +1,86 @@
+"""Tuning documents in two parts: what the search sees, and what its best few are confirmed on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from toolkit.evaluate.sets import EvaluationSet
+from toolkit.stage import hash_json
+from toolkit.statistics.sampled_differences import MIN_GROUPS
+from toolkit.statistics.seeds import named_seed
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Both parts; `confirm` is the same sets again where there are too few documents to divide.
+
+    Attributes:
+        search: sets that the search sees.
+        confirm: sets for the last few candidates.
+        are_separate: whether no item stands in both.
+        note: for people, where they are not.
+    """
+
+    search: list[EvaluationSet]
+    confirm: list[EvaluationSet]
+    are_separate: bool
+    note: str = ""
+
+
+def divide(sets: Sequence[EvaluationSet], fraction: float, seed: int) -> Parts:
+    """Set part of each set's groups aside, those whose names hash lowest.
+
+    The hash does not depend on the set, so that sets over the same documents are divided alike.
+
+    Args:
+        sets: the tuning sets.
+        fraction: of the groups, to be set aside.
+        seed: of the recipe.
+    """
+    if fraction == 0.0:
+        return Parts(list(sets), list(sets), False, "search.confirm_fraction is 0")
+    search, confirm = [], []
+    for items in sets:
+        names = sorted(
+            set(items.groups), key=lambda name: (named_seed(seed, "confirm", name), name)
+        )
+        count = round(fraction * len(names))
+        aside = set(names[:count])
+        if items.role != "watch" and min(count, len(names) - count) < MIN_GROUPS:
+            note = (
+                f"{items.name} has {len(names)} tuning documents, too few to set {fraction:.0%} "
+                f"aside ({MIN_GROUPS} are needed on either side)"
+            )
+            return Parts(list(sets), list(sets), False, note)
+        chosen = [index for index, group in enumerate(items.groups) if group in aside]
+        rest = [index for index, group in enumerate(items.groups) if group not in aside]
+        search.append(subset(items, rest))
+        if chosen:
+            confirm.append(subset(items, chosen))
+    return Parts(search, confirm, True)
+
+
+def subset(items: EvaluationSet, indices: Sequence[int]) -> EvaluationSet:
+    """A set of some of the items only."""
+    together = items.score_together
+
+    def score(model: Any, chosen: Sequence[int]) -> list[float]:
+        return items.score(model, [indices[index] for index in chosen])
+
+    def score_together(model: Any, chosen: Sequence[int]) -> Mapping[str, list[float]]:
+        assert together is not None  # noqa: S101  (given only where it is there)
+        return together(model, [indices[index] for index in chosen])
+
+    return replace(
+        items,
+        ids=[items.ids[index] for index in indices],
+        groups=[items.groups[index] for index in indices],
+        sizes=[items.sizes[index] for index in indices],
+        costs=[items.costs[index] for index in indices],
+        content_hash=hash_json([items.content_hash, list(indices)]),
+        item_hashes=[items.item_hashes[index] for index in indices] if items.item_hashes else (),
+        score=score,
+        score_together=score_together if together is not None else None,
+    )

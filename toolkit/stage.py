@@ -1,0 +1,406 @@
+"""Stage folders: written beside their place, moved there whole, with a manifest written last.
+
+A stage works in `<stage>.partial/`. When everything stands there, `manifest.json` is written and
+the folder is renamed to `<stage>/`; an older, differing `<stage>/` is first renamed to
+`<stage>.1/`, `<stage>.2/`, … and kept. So a folder with a manifest is complete, and one without is
+work to continue.
+
+Output folders that are complete or absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import IO, Any
+
+from toolkit import __version__
+from toolkit.errors import MergeError, ToolkitError
+from toolkit.file_hashes import differing_files, read_hash
+from toolkit.leftovers import remove_leftovers, temporary_path
+from toolkit.load_yaml import read_json
+
+MANIFEST = "manifest.json"
+_IDENTITY = "identity.json"
+_OWN_HASH = "sha256 of the above"
+TRACKED_PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy")
+
+
+def hash_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def hash_json(value: object) -> str:
+    """sha256 of a value's canonical JSON: equal values give equal hashes on every machine."""
+    return hash_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def hash_file(path: Path) -> str:
+    return read_hash(path)
+
+
+def hash_folder(folder: Path, *, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
+    """sha256 of every file below `folder`, by relative path, in sorted order.
+
+    `leave_out` names files and folders at its top.
+    """
+    return {
+        name: hash_file(folder / name)
+        for name in sorted(
+            p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()
+        )
+        if name.split("/")[0] not in leave_out
+    }
+
+
+@contextlib.contextmanager
+def write_atomically(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that appears at `path` whole when the block ends, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
+    try:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    with write_atomically(path) as file:
+        json.dump(value, file, indent=2, sort_keys=False)
+        file.write("\n")
+
+
+def load_json(path: Path) -> Any:
+    """
+    Raises:
+        ToolkitError: the file cannot be read, or is not JSON.
+    """
+    return read_json(path, ToolkitError, "remove the folder and run the stage again")
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Which keys differ, each as `key: old -> new`.
+
+    >>> changed_keys({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
+    ['b.c: 2 -> 3']
+    """
+    lines: list[str] = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += changed_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {_short(before)} -> {_short(after)}")
+    return lines
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 48 else text[:45] + "..."
+
+
+@dataclass
+class Stage:
+    """One stage of a run: its folder, and what decides whether it must run again.
+
+    Attributes:
+        folder: where the complete stage stands, such as `runs/finance/cpt`.
+        config: every setting that the result depends on, as plain values.
+        inputs: content hashes of what the stage reads, by name.
+        seed: the recipe's seed.
+        without_effect: patterns of keys, such as `config.train.max_bad_steps`, that change no
+            result of a stage that was finished.
+        runs: folder of all runs; by default the one that holds this run's.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    seed: int
+    notes: list[str] = field(default_factory=list)
+    without_effect: tuple[str, ...] = ()
+    runs: Path | None = None
+
+    @property
+    def all_runs(self) -> Path:
+        """Folder of all runs, where what they share is kept."""
+        return self.runs or self.folder.parent.parent
+
+    @property
+    def work(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.partial")
+
+    def identity(self) -> dict[str, Any]:
+        plain = {"config": self.config, "inputs": self.inputs, "seed": self.seed}
+        return dict(json.loads(json.dumps(plain)))
+
+    def is_complete(self) -> bool:
+        """Whether the folder stands, was made from the same things, and is as it was written."""
+        self._settle()
+        if not (self.folder / MANIFEST).is_file():
+            return False
+        try:
+            manifest = read_manifest(self.folder)
+        except ToolkitError as error:
+            self.notes = [str(error)]
+            return False
+        differences = self._changes(manifest)
+        for name, entry in manifest.get("outputs", {}).items():
+            path = self.folder / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != entry["bytes"]:
+                found = "is missing" if size is None else f"has {size} bytes, not {entry['bytes']}"
+                differences.append(f"{path} {found}")
+        if not differences:
+            hashes = {name: entry["sha256"] for name, entry in manifest.get("outputs", {}).items()}
+            differences = [
+                f"{self.folder / name} holds other bytes than were written"
+                for name in differing_files(self.folder, hashes)
+            ]
+        self.notes = differences
+        return not differences
+
+    def _changes(self, made_from: Mapping[str, Any]) -> list[str]:
+        """What differs between these settings and others, keys without effect left out."""
+        lines = changed_keys(
+            {key: made_from.get(key) for key in ("config", "inputs", "seed")}, self.identity()
+        )
+        return [
+            line
+            for line in lines
+            if not any(fnmatchcase(line.partition(": ")[0], key) for key in self.without_effect)
+        ]
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Path]:
+        """The working folder, locked against a second process; what was begun there is kept when
+        it belongs to this same configuration, and put aside when it does not."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock_path = self.folder.with_name(f".{self.folder.name}.lock")
+        with lock_path.open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ToolkitError(
+                    f"{self.folder}: another process is running this stage; wait for it or stop it."
+                ) from error
+            self._prepare_work()
+            yield self.work
+
+    def has_begun(self) -> bool:
+        """Whether work under these same settings was begun and interrupted."""
+        mark = self.work / _IDENTITY
+        return mark.is_file() and not self._changes(load_json(mark))
+
+    def begun_otherwise(self) -> list[str]:
+        """What differs between work that was begun and interrupted, and these settings."""
+        mark = self.work / _IDENTITY
+        return self._changes(load_json(mark)) if mark.is_file() else []
+
+    def adopt(self) -> None:
+        """Continue interrupted work under these settings, whatever it was begun with."""
+        write_json(self.work / _IDENTITY, self.identity())
+
+    def _prepare_work(self) -> None:
+        mark = self.work / _IDENTITY
+        begun = self.has_begun()
+        if not begun and self.work.exists():
+            if mark.is_file():  # begun under other settings: hours of work may lie in it
+                self.work.rename(free_name(self.work))
+            else:
+                shutil.rmtree(self.work)
+        self.work.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.work)
+        if not begun:
+            write_json(mark, self.identity())
+
+    def finish(self, results: Mapping[str, Any], *, drop: tuple[str, ...] = ()) -> None:
+        """Write the manifest and move the folder to its place.
+
+        Args:
+            results: figures worth keeping with the stage, as plain values.
+            drop: names in the working folder that only served to continue. They are removed once
+                the manifest stands: hashing takes long, and a stage killed meanwhile continues.
+        """
+        remove_leftovers(self.work)
+        leave_out = (MANIFEST, _IDENTITY, *drop)
+        outputs = {
+            name: {"bytes": (self.work / name).stat().st_size, "sha256": digest}
+            for name, digest in hash_folder(self.work, leave_out=leave_out).items()
+        }
+        from importlib import metadata  # takes long to load, and merges never ask it
+
+        manifest = {
+            "stage": self.folder.name,
+            **self.identity(),
+            "results": dict(results),
+            "outputs": outputs,
+            "toolkit": __version__,
+            "versions": {name: metadata.version(name) for name in TRACKED_PACKAGES},
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        plain = dict(json.loads(json.dumps(manifest)))
+        write_json(self.work / MANIFEST, {**plain, _OWN_HASH: hash_json(plain)})
+        self._settle()
+
+    def _settle(self) -> None:
+        """Finish a move that was cut short: a working folder with a manifest is a whole stage."""
+        if not (self.work / MANIFEST).is_file():
+            return
+        outputs = load_json(self.work / MANIFEST)["outputs"]
+        whole = {MANIFEST, *(name.split("/")[0] for name in outputs)}
+        for path in self.work.iterdir():
+            if path.name not in whole:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if self.folder.exists():
+            self.folder.rename(free_name(self.folder))
+        self.work.rename(self.folder)
+
+
+def free_name(folder: Path) -> Path:
+    """The first of `<name>.1`, `<name>.2`, … that is not there."""
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return aside
+
+
+def content_hash(folder: Path) -> str:
+    """Hash of a complete stage's outputs, or of a plain folder's files.
+
+    A folder whose files were changed since its stage wrote them is a plain one.
+    """
+    if (folder / MANIFEST).is_file():
+        outputs = read_manifest(folder).get("outputs", {})
+        hashes = {name: str(entry["sha256"]) for name, entry in sorted(outputs.items())}
+        if hashes and not differing_files(folder, hashes):
+            return hash_json(hashes)
+    return hash_json(hash_folder(folder))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a complete stage.
+
+    Raises:
+        ToolkitError: the folder has none, so the stage has not finished, or it is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ToolkitError(f"{folder}: is not complete (no {MANIFEST}); run its stage first.")
+    manifest = load_json(path)
+    own = manifest.pop(_OWN_HASH, None) if isinstance(manifest, dict) else ""
+    if own is not None and own != hash_json(manifest):
+        raise ToolkitError(
+            f"{path}: is not as it was written; move the folder away and run the stage again."
+        )
+    return dict(manifest)
+
+
+_LAST = "config.json"
+"""Without it no reader takes a folder for a model, so it is moved last."""
+
+
+def is_taken(out: Path) -> bool:
+    """Whether something is there that would be written over."""
+    if not out.exists():
+        return False
+    inner = _inside(out).name
+    return not out.is_dir() or any(path.name != inner for path in out.iterdir())
+
+
+def refuse_taken(out: Path) -> None:
+    """Refuse to write over anything.
+
+    Raises:
+        MergeError: `out` is a file, a link to nothing, or a folder that is not empty.
+    """
+    if out.is_symlink() and not out.exists():
+        raise MergeError(f"{out}: is a link to nothing; make the folder it points to.")
+    if is_taken(out):
+        raise MergeError(f"{out}: exists and is not empty; give another folder or remove it.")
+
+
+@contextlib.contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """A working folder beside `out` that takes its place when the block ends, or vanishes.
+
+    Where `out` is an empty folder that cannot be replaced (the current folder, a mounted volume, or
+    one whose parent may not be written to), the working folder is made in it, and its files are
+    moved up at the end, config.json last. A link is followed.
+
+    Raises:
+        MergeError: another process is making the same folder, or none can be made there.
+    """
+    place = out.resolve()
+    work = _inside(place) if _must_stay(place) else place.with_name(f".{place.name}.partial")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise MergeError(
+            f"{out}: cannot be made ({error.strerror}); give a folder that can be written to."
+        ) from error
+    descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise MergeError(
+                f"{out}: another process is merging into it; wait for it or stop it."
+            ) from error
+        for left in work.iterdir():  # by an earlier call that was killed
+            left.unlink() if left.is_file() else shutil.rmtree(left)
+        try:
+            yield work
+            if work.parent == place:
+                _move_up(work)
+            else:
+                work.rename(place)  # an empty folder gives way
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _inside(place: Path) -> Path:
+    return place / ".partial"
+
+
+def _must_stay(place: Path) -> bool:
+    """Whether an existing folder is one that no other can be put in the place of."""
+    if not place.is_dir():
+        return False
+    is_current = place.samefile(Path.cwd())
+    return is_current or os.path.ismount(place) or not os.access(place.parent, os.W_OK)
+
+
+def _move_up(work: Path) -> None:
+    moved: list[Path] = []
+    try:
+        for path in sorted(work.iterdir(), key=lambda path: path.name == _LAST):
+            target = work.parent / path.name
+            if target.exists():
+                raise MergeError(f"{target}: was made meanwhile by somebody else; run again.")
+            path.rename(target)
+            moved.append(target)
+        work.rmdir()
+    except BaseException:
+        for target in moved:
+            shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        raise

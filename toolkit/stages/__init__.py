@@ -1,1 +1,0 @@
-"""The stages of a run, put together from the layers below; they may import everything."""

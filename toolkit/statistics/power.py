@@ -1,0 +1,180 @@
+"""How much a set can see, and how many groups would be needed to see more."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any
+
+from toolkit.statistics.change_bound import ChangeBound
+from toolkit.statistics.student import student_quantile
+
+
+def smallest_shown(change: ChangeBound, confidence: float = 0.95, wanted: float = 0.8) -> float:
+    """The smallest true difference that groups like these show with the wanted chance.
+
+    It must overcome the bound that decides, and what that scatters by from sample to sample.
+
+    Args:
+        change: as one candidate scatters.
+        confidence: of the one-sided bound.
+        wanted: chance to show it.
+
+    Reference:
+        Cohen 1988, Statistical power analysis, chapter 2; Lachin 1981, Introduction to sample size
+        determination, equation 1.
+
+    >>> round(smallest_shown(ChangeBound(0.0, 0.0, 0.01, 29.0, 30)), 4)
+    0.0257
+    """
+    if change.num_groups < 2:
+        return math.inf
+    return (
+        change.upper_bound(confidence)
+        - change.estimate
+        + change.spread_of_bound(confidence) * student_quantile(wanted, change.freedom)
+    )
+
+
+def needed_groups(
+    change: ChangeBound, difference: float, confidence: float = 0.95, wanted: float = 0.8
+) -> int:
+    """How many groups like these show a difference of this size with the wanted chance.
+
+    Args:
+        change: as one candidate scatters on the set at hand, or a pilot.
+        difference: to be seen, above zero.
+        confidence: of the one-sided bound.
+        wanted: chance to see it.
+
+    >>> needed_groups(ChangeBound(0.0, 0.0, 0.01, 29.0, 30), 0.01)
+    188
+    """
+
+    def is_enough(count: int) -> bool:
+        return smallest_shown(change.as_of(count), confidence, wanted) <= difference
+
+    most = 2
+    while not is_enough(most):
+        most *= 2
+    return bisect_left(range(2, most), True, key=is_enough) + 2
+
+
+def needed_answers(
+    tolerance: float, changed: float, confidence: float = 0.95, wanted: float = 0.8
+) -> int:
+    """How many right-or-wrong items can show that no more than a tolerance is lost.
+
+    Args:
+        tolerance: largest share of answers that may be lost, above 0.
+        changed: share of answers that differ between the two models.
+        confidence: of the one-sided bound.
+        wanted: chance to show it of a model that loses nothing.
+
+    Reference:
+        Tango 1998 with no answer changed: n >= z^2 (1 - tolerance) / tolerance; Connor 1987, Sample
+        size for testing differences in proportions for the paired-sample design, else.
+
+    >>> needed_answers(0.01, 0.0), needed_answers(0.01, 0.1)
+    (268, 6183)
+    """
+    normal = NormalDist()
+    alone = normal.inv_cdf(confidence)
+    least = alone**2 * (1.0 - tolerance) / tolerance
+    both = (alone + normal.inv_cdf(wanted)) ** 2 * changed / tolerance**2
+    return math.ceil(max(least, both))
+
+
+@dataclass(frozen=True)
+class SetPower:
+    """What a set can see of a loss, as one candidate scatters on it.
+
+    Attributes:
+        name: of the set.
+        role: `domain` or `general`.
+        unit: of its figure.
+        num_items, num_groups: of the set.
+        smallest_change: that is shown with a chance of 80 %, in the unit.
+        tolerance: largest loss accepted; None of a domain set.
+        needed: groups (or right-or-wrong items) that the tolerance takes; None of a domain set, and
+            where none is tolerated.
+    """
+
+    name: str
+    role: str
+    unit: str
+    num_items: int
+    num_groups: int
+    smallest_change: float
+    tolerance: float | None
+    needed: int | None
+
+    @property
+    def is_enough(self) -> bool:
+        return self.needed is None or self.needed <= self.num_groups
+
+    @property
+    def sentence(self) -> str:
+        groups = "items" if self.num_groups == self.num_items else "groups"
+        size = f"{self.num_groups} {groups}"
+        if self.num_groups < self.num_items:
+            size = f"{self.num_items} items in {self.num_groups} {groups}"
+        if not math.isfinite(self.smallest_change):
+            return f"{self.name} ({self.role}): {size} see nothing."
+        word = "gain" if self.role == "domain" else "loss"
+        seen = f"{self.name} ({self.role}): {size} see a {word} of {self.smallest_change:.2g}"
+        seen = f"{seen} {self.unit} at the earliest"
+        if self.tolerance is None or self.needed is None:
+            return f"{seen}."
+        if self.is_enough:
+            return (
+                f"{seen}; {self.tolerance:g} is tolerated, about {self.needed} are needed for it."
+            )
+        return (
+            f"{seen}, the tolerance is {self.tolerance:g}: about {self.needed} {groups} are "
+            "needed, and a merge that loses nothing may well not pass."
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        finite = math.isfinite(self.smallest_change)
+        return {
+            **asdict(self),
+            "smallest_change": self.smallest_change if finite else None,
+            "sentence": self.sentence,
+        }
+
+
+def power_of(
+    name: str,
+    role: str,
+    unit: str,
+    num_items: int,
+    tolerance: float | None,
+    change: ChangeBound,
+    confidence: float = 0.95,
+) -> SetPower:
+    """What a set can see, from the scatter of one change on it.
+
+    Args:
+        name: of the set.
+        role: `domain` or `general`.
+        unit: of its figure.
+        num_items: of the set.
+        tolerance: largest loss accepted, None of a domain set.
+        change: of a first candidate against the general model.
+        confidence: of the one-sided bound.
+    """
+    groups = change.num_groups
+    smallest = smallest_shown(change, confidence)
+    needed = None
+    if tolerance and groups > 1:
+        if change.answers is not None:
+            worse, better, total = change.answers
+            needed = needed_answers(tolerance, (worse + better) / total, confidence)
+        elif change.error > 0.0:
+            needed = needed_groups(change, tolerance, confidence)
+        else:
+            needed = 2
+    return SetPower(name, role, unit, num_items, groups, smallest, tolerance, needed)

@@ -1,0 +1,287 @@
+"""The race: what may be concluded about a candidate from part of the documents.
+
+Documents come in a random order, so that those scored so far are a sample, drawn without
+replacement, of all that full scoring would use. A candidate is dropped when it is shown, at one of
+K looks, that full scoring would not call it better than the best one so far, or would not let it
+stay within the tolerance of a general set. Better means ahead by an interval that is corrected for
+all candidates (Bonferroni): less than that, the best of many is ahead by luck. Each look spends 1/K
+of the error, half of it on either question, so that over all looks a candidate that full scoring
+would call better is lost with at most that chance, whatever else is tried (it need only survive its
+own comparisons).
+
+How the specialist differs from the general model on each document is known for all documents, as
+both are scored in full, and merges of the two differ in much the same pattern. So a candidate's
+difference is regressed on it over the documents seen, and the fit says what the others hold: only
+what the pattern does not explain is still open. On finance this takes five sixths of the error.
+
+Reference:
+    Maron & Moore 1994, Hoeffding races; Birattari et al. 2002, A racing algorithm for configuring
+    metaheuristics (F-race); Lan, Simon & Halperin 1982, Stochastically curtailed tests, for the
+    question asked; Hsu 1981, Simultaneous confidence intervals for all distances from the "best",
+    for what counts as better; Bardenet & Maillard 2015, Concentration inequalities for sampling
+    without replacement, for the factor 1 - n/N; Pocock 1977 for equal spending over looks; Cochran
+    1977, Sampling techniques, chapter 7, for the regression estimate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from toolkit.statistics.student import student_quantile
+
+Floats = NDArray[np.float64]
+MIN_GROUPS = 5
+"""With fewer documents than this nothing is concluded: their spread is not known. Where a guide's
+slope is found from them too, one more is needed."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A candidate's figure minus a reference's on the same items, from part of them.
+
+    Attributes:
+        estimate: in the unit of the set.
+        variance: of the estimate, were the items drawn from an endless number of them.
+        seen: groups (documents) scored.
+        total: groups that full scoring would use.
+        unexplained: variance of what full scoring would still change, where a regression on what is
+            known of all items found it.
+        fitted: degrees of freedom that the regression took.
+    """
+
+    estimate: float
+    variance: float
+    seen: int
+    total: int
+    unexplained: float | None = None
+    fitted: int = 0
+
+    @property
+    def still_open(self) -> float:
+        """Variance of what full scoring would still change."""
+        if self.unexplained is not None:
+            return self.unexplained
+        return self.variance * (1.0 - self.seen / self.total)
+
+    @property
+    def in_the_end(self) -> float:
+        """Variance that the difference has after full scoring."""
+        if self.unexplained is not None:
+            return self.variance - self.unexplained
+        return self.variance * self.seen / self.total
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of the variance."""
+        return self.seen - 1 - self.fitted
+
+
+def paired_difference(
+    losses: ArrayLike,
+    reference: ArrayLike,
+    sizes: ArrayLike,
+    groups: NDArray[np.intp],
+    total: int,
+    scale: float = 1.0,
+) -> Difference:
+    """The difference of two ratios of sums over the same items, with its linearised variance.
+
+    Args:
+        losses: of the candidate, `[D]`.
+        reference: of what it is compared with, `[D]`.
+        sizes: `[D]`.
+        groups: number of the group of each item, counted from 0 in the order of the race, `[D]`.
+        total: groups that full scoring would use.
+        scale: from losses over sizes to the unit.
+
+    Reference:
+        Cochran 1977, Sampling techniques, chapter 6 (ratio estimates) and 9 (clusters).
+
+    >>> found = paired_difference([1.0, 3.0], [0.0, 0.0], [1.0, 1.0], np.array([0, 1]), 4)
+    >>> found.estimate, found.variance, found.seen, found.still_open
+    (2.0, 1.0, 2, 0.5)
+    """
+    size = np.asarray(sizes, dtype=np.float64)
+    change = np.asarray(losses, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
+    whole = float(size.sum())
+    ratio = float(change.sum()) / whole
+    residuals = np.bincount(groups, weights=change - ratio * size)
+    seen = len(residuals)
+    variance = math.inf
+    if seen > 1:
+        variance = seen / (seen - 1) * float(np.square(residuals).sum()) / whole**2
+    return Difference(scale * ratio, scale**2 * variance, seen, total)
+
+
+def guided_difference(
+    losses: ArrayLike,
+    reference: ArrayLike,
+    guide: ArrayLike,
+    sizes: ArrayLike,
+    groups: NDArray[np.intp],
+    scale: float = 1.0,
+    quantile: float = 0.0,
+) -> Difference:
+    """The difference that full scoring would show, by regression on a pattern known of all items.
+
+    Differences scatter more on documents that are moved more, and a slope from few of them hangs on
+    the farthest. So what is still open is the largest of three answers: the straight line's own;
+    one that takes each document's own scatter (HC3); and that with the scatter of documents not
+    seen rising with the guide. In simulations the first alone lost 13 % where 5 % was said.
+
+    Args:
+        losses: of the candidate on the first items, `[D]`.
+        reference: of what it is compared with, `[D]`.
+        guide: of all items, `[N]`: differences that are alike.
+        sizes: of all items, `[N]`.
+        groups: number of the group of each item, `[N]`; the first items are whole groups.
+        scale: from losses over sizes to the unit.
+        quantile: still open is then what full scoring would change of `estimate + quantile · its
+            error`, to the first order: a far document moves both.
+
+    Returns:
+        Its estimate is of all items. From 2 or 3 groups, which no slope can be fitted to, it is the
+        guide's total times what they are to theirs, where those are not unlike the rest. From one,
+        or where the guide does not vary, it is the plain one.
+
+    Reference:
+        Cochran 1977, Sampling techniques, chapter 7; MacKinnon & White 1985, Some
+        heteroskedasticity-consistent covariance matrix estimators.
+
+    >>> half = guided_difference([1.0, 2.0, 2.9, 4.0], [0.0] * 4, np.arange(8), [1.0] * 8,
+    ...     np.arange(8))
+    >>> round(half.estimate, 2), half.still_open < half.in_the_end  # 1 + the guide's mean, 3.5
+    (4.46, True)
+    """
+    each = np.asarray(sizes, dtype=np.float64)
+    size, known = _sums(each, groups), _sums(guide, groups)
+    change = np.asarray(losses, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
+    first = groups[: len(change)]
+    moved = _sums(change, first)
+    seen, total, whole = len(moved), len(size), float(size.sum())
+    part, rest = size[:seen], size[seen:]
+    level = float(known[:seen].sum() / part.sum())
+    spread, beyond = known[:seen] - level * part, known[seen:] - level * rest
+    square = float(spread @ spread)
+    if 1 < seen < min(4, total) and 0.5 < level * whole / (float(known.sum()) or math.inf) < 2.0:
+        return _in_proportion(moved, known, size, scale)
+    if seen == total or seen < 4 or square <= 0.0:
+        return paired_difference(losses, reference, each[: len(change)], first, total, scale)
+    ratio = float(moved.sum() / part.sum())
+    slope = float(spread @ (moved - ratio * part)) / square
+    errors = moved - ratio * part - slope * spread
+    scatter = float(errors @ errors) / (seen - 2)
+    around = slope * (known - known.sum() / whole * size)
+    end = (float(around @ around) + total * scatter) * total / (total - 1) / whole**2
+
+    # How the bound moves with each document not seen: the mean with all alike, its error with
+    # those far from the mean.
+    reach = quantile * total / (total - 1) / whole / math.sqrt(end) if end > 0.0 else 0.0
+    pull = (1.0 + reach * around[seen:]) / whole
+    of_ratio = float(pull @ rest) / float(part.sum())
+    of_slope = float(pull @ beyond) / square
+    own = (errors / (1.0 - part / part.sum() - spread**2 / square).clip(1e-9)) ** 2
+    seen_part = float(((of_ratio + of_slope * spread) ** 2 * own).sum())
+    line = scatter * (float(pull @ pull) + seen * of_ratio**2 + of_slope**2 * square)
+    rising = float((errors**2).sum() / np.square(known[:seen]).sum())
+    ahead = rising * float(np.square(pull * known[seen:]).sum())
+    unexplained = max(line, seen_part + max(scatter * float(pull @ pull), ahead))
+
+    estimate = scale * (ratio + slope * (float(known.sum()) / whole - level))
+    unexplained, end = scale**2 * unexplained, scale**2 * end
+    return Difference(estimate, unexplained + end, seen, total, unexplained, 1)
+
+
+def _sums(values: ArrayLike, groups: NDArray[np.intp]) -> Floats:
+    """Of each group, `[G]`."""
+    weights = np.asarray(values, dtype=np.float64)
+    return np.asarray(np.bincount(groups, weights=weights), dtype=np.float64)
+
+
+def _in_proportion(moved: Floats, known: Floats, size: Floats, scale: float) -> Difference:
+    """What full scoring would show of a difference that goes with the guide.
+
+    Args:
+        moved: of the first groups, 2 at least, `[S]`.
+        known: the guide, of all groups, `[G]`.
+        size: of all groups, `[G]`.
+        scale: from losses over sizes to the unit.
+
+    Reference:
+        Cochran 1977, Sampling techniques, chapter 6.
+
+    >>> found = _in_proportion(np.array([1.0, 2.0]), np.arange(1.0, 9.0), np.ones(8), 1.0)
+    >>> found.estimate, found.still_open  # the guide's own mean, and nothing that it leaves open
+    (4.5, 0.0)
+    """
+    seen, total, whole = len(moved), len(size), float(size.sum())
+    share = float(moved.sum() / known[:seen].sum())
+    errors = moved - share * known[:seen]
+    scatter = float(errors @ errors) / (seen - 1)
+    mean = float(known.sum()) / whole
+    unexplained = seen * scatter / float(known[:seen].sum()) ** 2 * mean**2 * (1.0 - seen / total)
+    around = share * (known - mean * size)
+    end = (float(around @ around) + total * scatter) * total / (total - 1) / whole**2
+    unexplained, end = scale**2 * unexplained, scale**2 * end
+    return Difference(scale * share * mean, unexplained + end, seen, total, unexplained)
+
+
+def combine(differences: Sequence[Difference], weights: Sequence[float]) -> Difference:
+    """The weighted mean of differences on several sets; the smallest set decides how sure it is."""
+    shares = np.asarray(weights, dtype=np.float64) / sum(weights)
+    if len(differences) == 1:
+        return differences[0]
+    # Each set may have been seen to another share, so both variances are added up by themselves.
+    still = sum(w * w * d.still_open for w, d in zip(shares, differences, strict=True))
+    end = sum(w * w * d.in_the_end for w, d in zip(shares, differences, strict=True))
+    fewest = min(differences, key=lambda d: d.freedom)
+    return Difference(
+        float(sum(w * d.estimate for w, d in zip(shares, differences, strict=True))),
+        float(still + end),
+        fewest.seen,
+        fewest.total,
+        float(still) if math.isfinite(still + end) else None,
+        fewest.fitted,
+    )
+
+
+def is_out(difference: Difference, limit: float, quantile: float, spend: float) -> bool:
+    """Whether full scoring would surely leave `estimate + quantile · its error` above `limit`.
+
+    Args:
+        difference: so far.
+        limit: what a bound over all items would have to stay below.
+        quantile: of the bound that full scoring would be judged by; below 0 for a lower bound.
+        spend: chance of saying so wrongly.
+
+    >>> far = Difference(0.1, 0.0001, 10, 40)
+    >>> is_out(far, 0.0, 1.96, 0.004), is_out(Difference(-0.1, 0.0001, 10, 40), 0.0, 1.96, 0.004)
+    (True, False)
+    """
+    if difference.freedom < min(MIN_GROUPS, difference.total) - 1:
+        return False
+    margin = difference.estimate + quantile * math.sqrt(difference.in_the_end) - limit
+    if difference.still_open <= 0.0:
+        return margin > 0.0 or (margin == 0.0 and difference.variance == 0.0)
+    wanted = student_quantile(1.0 - spend, difference.freedom)
+    return margin / math.sqrt(difference.still_open) > wanted
+
+
+def spending(error: float, looks: int) -> float:
+    """The chance that one question may spend at one look."""
+    return error / (2.0 * looks)
+
+
+def sure_side(confidence: float) -> float:
+    """Normal quantile of a one-sided bound.
+
+    >>> round(sure_side(0.95), 3)
+    1.645
+    """
+    return NormalDist().inv_cdf(confidence)

@@ -1,0 +1,152 @@
+"""What of a model learns: everything, chosen parameters, adapters, or new blocks."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from typing import Any
+
+import torch
+from torch import nn
+
+from toolkit.checkpoint.wrappers import wrapper_of
+from toolkit.errors import ConfigError, sentence_end
+from toolkit.limits import refuse_beyond_memory
+from toolkit.train.config import GrowthSection, LoraSection, TrainSection
+
+
+def prepare_model(model: Any, section: TrainSection) -> Any:
+    """Make a model ready to be trained as the recipe says.
+
+    Args:
+        model: a causal language model with float32 parameters.
+        section: `lora`, `growth` or `trainable`.
+
+    Returns:
+        The model to train: the same one, or one with blocks or adapters inside.
+
+    Raises:
+        ConfigError: a name in the recipe fits nothing in the model.
+    """
+    if section.lora is not None:
+        return _with_adapters(model, section.lora)
+    if section.growth is not None:
+        return _with_new_blocks(model, section.growth)
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in section.trainable:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(
+                f"train.trainable: no parameter fits {pattern!r}"
+                f"{sentence_end(pattern, names)} "
+                f"Names are like {names[min(len(names) - 1, 2)]}."
+            )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(fnmatch.fnmatchcase(name, p) for p in section.trainable))
+    if section.optimizer.embedding_lr_scale == 0.0:
+        for parameter in embeddings(model):
+            parameter.requires_grad_(False)
+    return model
+
+
+def plain_model(model: Any) -> Any:
+    """The causal language model inside, with whatever was put into it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def finished_model(model: Any) -> Any:
+    """The trained model as plain weights: adapters are merged into them."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def embeddings(model: Any) -> list[nn.Parameter]:
+    """Input and output embeddings, once where they are the same."""
+    inner = plain_model(model)
+    modules = [inner.get_input_embeddings(), inner.get_output_embeddings()]
+    found = {id(m.weight): m.weight for m in modules if m is not None}
+    return list(found.values())
+
+
+def parameter_groups(
+    model: Any, weight_decay: float, embedding_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
+    """Decay matrices and embeddings; leave vectors (norms, biases) alone.
+
+    Every group has an `lr_scale` that the schedule's rate is multiplied with.
+    """
+    special = {id(p) for p in embeddings(model)} if embedding_lr_scale != 1.0 else set()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    own = [p for p in parameters if id(p) not in special]
+    groups = [
+        {"params": [p for p in own if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in own if p.dim() < 2], "weight_decay": 0.0},
+        {
+            "params": [p for p in parameters if id(p) in special],
+            "weight_decay": weight_decay,
+            "lr_scale": embedding_lr_scale,
+        },
+    ]
+    return [{"lr_scale": 1.0, **group} for group in groups if group["params"]]
+
+
+def _with_adapters(model: Any, section: LoraSection) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha if section.alpha is not None else 2 * section.rank,
+        lora_dropout=section.dropout,
+        use_dora=section.dora,
+        target_modules=list(section.modules) if section.modules else "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    linear = (module for module in model.modules() if isinstance(module, nn.Linear))
+    entries = section.rank * max((sum(module.weight.shape) for module in linear), default=0)
+    refuse_beyond_memory(4 * entries, f"train.lora.rank: {section.rank:,}: an adapter of one layer")
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(f"train.lora.modules: {str(error).splitlines()[0]}") from error
+
+
+@torch.no_grad()
+def _with_new_blocks(model: Any, section: GrowthSection) -> Any:
+    """Put a copy behind every n-th block; its two outputs are zero, so that it adds nothing yet."""
+    if wrapper_of(model) is not None:
+        raise ConfigError(
+            "train.growth: this model is the text side of another one, and new blocks cannot be "
+            "written back into that; drop train.growth."
+        )
+    layers = getattr(model.base_model, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ConfigError("train.growth: new blocks are known for models with `layers` only.")
+    old = len(layers)
+    if section.num_blocks > old:
+        raise ConfigError(
+            f"train.growth.num_blocks: must be at most the model's {old} (got "
+            f"{section.num_blocks})."
+        )
+    after = {(index + 1) * old // section.num_blocks - 1 for index in range(section.num_blocks)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    grown: list[nn.Module] = []
+    kinds = list(getattr(model.config, "layer_types", None) or [])
+    new_kinds: list[str] = []
+    for index, layer in enumerate(layers):
+        grown.append(layer)
+        new_kinds += kinds[index : index + 1]
+        if index in after:
+            block = copy.deepcopy(layer)
+            for name in ("self_attn.o_proj", "mlp.down_proj"):
+                block.get_parameter(f"{name}.weight").zero_()
+            for parameter in block.parameters():
+                parameter.requires_grad_(True)
+            grown.append(block)
+            new_kinds += kinds[index : index + 1]
+    for index, layer in enumerate(grown):
+        if hasattr(layer, "self_attn") and hasattr(layer.self_attn, "layer_idx"):
+            layer.self_attn.layer_idx = index
+    model.base_model.layers = nn.ModuleList(grown)
+    model.config.num_hidden_layers = len(grown)
+    if kinds:
+        model.config.layer_types = new_kinds
+    return model
