@@ -1,3 +1,37 @@
-"""Adapt a language model to a domain without losing the model."""
+"""Adapt a language model to a domain without losing the model.
+
+The names below are the library's; `docs/python.md` shows them at work. Each is imported when it is
+first asked for, so that `import toolkit` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+
+_PLACES = {
+    "Run": "toolkit.pipeline.run:Run",
+    "ToolkitError": "toolkit.errors:ToolkitError",
+    "choose_merge": "toolkit.pipeline.stages:ensure_merge",
+    "load_merge_config": "toolkit.merge.config:load_merge_config",
+    "load_recipe": "toolkit.recipe.load:load_recipe",
+    "prepare_data": "toolkit.pipeline.specialist:ensure_data",
+    "read_results": "toolkit.report.results:read_results",
+    "run_merge": "toolkit.merge.to_disk:run_merge",
+    "score_models": "toolkit.evaluate.compare:run_evaluation",
+    "train_specialist": "toolkit.pipeline.specialist:ensure_specialist",
+}
+"""Each public name, and the file and name that it stands for; `__init__.pyi` says it to types."""
+
+__all__ = ["__version__", *_PLACES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
+    module, inner = _PLACES[name].split(":")
+    return getattr(import_module(module), inner)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

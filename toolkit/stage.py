@@ -5,7 +5,8 @@ the folder is renamed to `<stage>/`; an older, differing `<stage>/` is first ren
 `<stage>.1/`, `<stage>.2/`, … and kept. So a folder with a manifest is complete, and one without is
 work to continue.
 
-Output folders that are complete or absent.
+Commands that write a folder outside `runs/` use the same way (`appearing`): it is complete or
+absent.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a recipe says about documents. No torch here, and nothing slow.
-
-What a recipe says about one source of documents. No torch here, and nothing slow.
-"""
+"""What a recipe says about documents and their sources. No torch here, and nothing slow."""
 
 from __future__ import annotations
 

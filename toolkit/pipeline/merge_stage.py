@@ -1,8 +1,7 @@
 """The merge stage: search on the tuning sets, one choice, one look at the test sets, one model.
 
-The merge that was chosen, as a plain mergekit configuration, and as a model on disk.
-
-The end of the merge stage: answers of the three models, `report.json` and the page.
+The chosen merge leaves as a plain mergekit configuration and as a model on disk; answers of the
+three models, `report.json` and the page are written beside it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The models of a recipe: found, fetched, converted, mixed or made from scratch.
 
-The general model as a mixture of experts: its dense models first, then the mixture itself.
+Of a mixture of experts the dense models are made first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Specialists made of the states that continued pre-training kept: annealed, or averaged."""
+"""The specialist of a recipe: documents, continued pre-training, and what is made of its states.
+
+A specialist is the end of training, or is annealed or averaged from states that training kept."""
 
 from __future__ import annotations
 

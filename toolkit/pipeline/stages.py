@@ -2,9 +2,9 @@
 
 general model ─► data ─► cpt ─► merge        all under runs/<recipe>/
 
-Fine-tuning put together: the article's third stage, after continued pre-training and merging.
+Fine-tuning, the article's third stage, comes after:
 
-merge ─► sft-data ─► sft        under runs/<recipe>/, beside the other stages
+merge ─► sft-data ─► sft        beside the other stages
 """
 
 from __future__ import annotations
