@@ -50,6 +50,6 @@ def test_texts_of_evaluation_files(tmp_path: Path):
     files = tuple(str(tmp_path / name) for name in ("task.json", "more.jsonl", "plain.txt"))
     assert read_other_evaluations(files) == ["one", "two", "thr\u2028ee", "four", "five"]
     (tmp_path / "task.json").write_text("{")
-    for name in ("task.json", "none.json"):
-        with pytest.raises(DataError, match=rf"decontaminate_files: .*{name}: cannot be read"):
+    for name, fault in (("task.json", "is not valid JSON"), ("none.json", "cannot be read")):
+        with pytest.raises(DataError, match=rf"decontaminate_files: .*{name}: {fault}"):
             read_other_evaluations((str(tmp_path / name),))

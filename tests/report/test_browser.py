@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machin
 Open = Callable[[Path], tuple[str, list[str]]]
 
 NUM_CHARTS = 14
-NUM_COLUMNS = 9
+NUM_COLUMNS = 8
 
 
 @pytest.fixture

@@ -152,6 +152,8 @@ def read_other_evaluations(files: tuple[str, ...]) -> list[str]:
                 texts += _strings([parse_json(line, name, DataError) for line in split_lines(text)])
             else:
                 texts.append(text)
+        except DataError as error:
+            raise DataError(f"data.cleaning.decontaminate_files: {error}") from error
         except (OSError, ValueError) as error:
             raise DataError(
                 f"data.cleaning.decontaminate_files: {name}: cannot be read ({error})."

@@ -50,7 +50,7 @@ def pareto_front(candidates: Sequence[ScoredCandidate]) -> list[str]:
     """Candidates scored in full that no other one beats on both sides, best domain first.
 
     >>> points = [("a", 1, 2), ("b", 2, 1), ("c", 2, 2)]
-    >>> pareto_front([Candidate(n, d, g, 0.0, 0.5) for n, d, g in points])
+    >>> pareto_front([ScoredCandidate(n, d, g, 0.0, 0.5) for n, d, g in points])
     ['a', 'b']
     """
     front: list[str] = []
@@ -73,7 +73,7 @@ def knee(candidates: Sequence[ScoredCandidate], front: Sequence[str]) -> str | N
         Das 1999, On characterizing the "knee" of the Pareto curve.
 
     >>> points = [("a", 0.0, 1.0), ("b", 0.1, 0.2), ("c", 1.0, 0.0)]
-    >>> knee([Candidate(n, d, g, 0.0, 0.5) for n, d, g in points], ["a", "b", "c"])
+    >>> knee([ScoredCandidate(n, d, g, 0.0, 0.5) for n, d, g in points], ["a", "b", "c"])
     'b'
     """
     by_name = {c.name: c for c in candidates}

@@ -83,7 +83,7 @@ def climb(
         The steps in the order in which they were tested.
 
     >>> def test(alpha):
-    ...     return Step(alpha, "", (SetTest("news", alpha, alpha, 0.47, ""),))
+    ...     return LadderStep(alpha, "", (SetTest("news", alpha, alpha, 0.47, ""),))
     >>> [step.alpha for step in climb([0.8, 0.6, 0.4, 0.2], test, 2)]
     [0.2, 0.4, 0.6, 0.5, 0.45]
     """
