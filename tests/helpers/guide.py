@@ -148,7 +148,9 @@ class Project:
         program = f"#!{sys.executable} -IS\nSOCKET = {str(self.socket)!r}\n{client}\nask(SOCKET)\n"
         (binaries / "toolkit").write_text(program, encoding="utf-8")
         (binaries / "toolkit").chmod(0o755)
-        (binaries / "python").symlink_to(sys.executable)
+        # A link would not find the environment's packages.
+        (binaries / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', "utf-8")
+        (binaries / "python").chmod(0o755)
         (binaries / "activate").write_text(f'export PATH="{binaries}:$PATH"\n', encoding="utf-8")
 
     def run(self, script: str) -> subprocess.CompletedProcess[str]:
