@@ -148,7 +148,7 @@ _JUST = (0.0, *(0.1001,) * (len(ALPHAS) - 1))
 """Truly lost by whatever is no less than 0.2 of the specialist, where 0.1 is tolerated."""
 
 _AT_EDGE: dict[str, Any] = {"curve": _JUST, "scatter": 0.06, "power": 0.3}
-_KEEPS = {"curve": FLAT, "scatter": 0.06, "power": 0.3}
+_KEEPS: dict[str, Any] = {"curve": FLAT, "scatter": 0.06, "power": 0.3}
 WORLDS = {
     world.name: world
     for world in (
