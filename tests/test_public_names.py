@@ -30,6 +30,7 @@ def test_types_are_told_the_same_names():
         for alias in node.names
     }
     assert told == toolkit._PLACES
+    assert {"__version__", *told} == set(toolkit.__all__)
 
 
 def test_importing_loads_nothing_slow():

@@ -23,7 +23,19 @@ _PLACES = {
 }
 """Each public name, and the file and name that it stands for; `__init__.pyi` says it to types."""
 
-__all__ = ["__version__", *_PLACES]
+__all__ = [
+    "Run",
+    "ToolkitError",
+    "__version__",
+    "choose_merge",
+    "load_merge_config",
+    "load_recipe",
+    "prepare_data",
+    "read_results",
+    "run_merge",
+    "score_models",
+    "train_specialist",
+]
 
 
 def __getattr__(name: str) -> Any:
