@@ -31,7 +31,7 @@ setup: $(DEV_STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) \
 	  else "Python 3.10 to 3.13 is needed (this is %d.%d); set PYTHON=python3.11" % v)'
-	@echo "setting up $(VENV) (about a minute and a half)"
+	@echo "setting up $(VENV) (one to two minutes)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(INSTALL) -e . > $(VENV)/setup.log 2>&1 || { tail -n 20 $(VENV)/setup.log; exit 1; }
 	@env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -c "import torch, transformers, datasets, accelerate, optuna, numba, scipy.stats, toolkit.cli.main" > $(VENV)/compile.log 2>&1 || true

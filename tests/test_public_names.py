@@ -30,6 +30,8 @@ def test_types_are_told_the_same_names():
         for alias in node.names
     }
     assert told == toolkit._PLACES
+    (names,) = (n.value for n in tree.body if isinstance(n, ast.Assign))
+    assert ast.literal_eval(names) == toolkit.__all__
     assert {"__version__", *told} == set(toolkit.__all__)
 
 

@@ -193,12 +193,7 @@ class Stage:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock_path = self.folder.with_name(f".{self.folder.name}.lock")
         with lock_path.open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ToolkitError(
-                    f"{self.folder}: another process is running this stage; wait for it or stop it."
-                ) from error
+            lock_alone(lock.fileno(), self.folder, "running this stage")
             self._prepare_work()
             yield self.work
 
@@ -335,6 +330,26 @@ def refuse_taken(out: Path) -> None:
         raise MergeError(f"{out}: exists and is not empty; give another folder or remove it.")
 
 
+def lock_alone(
+    descriptor: int, folder: Path, doing: str, error: type[ToolkitError] = ToolkitError
+) -> None:
+    """Lock an open file for this process, until it is closed.
+
+    Args:
+        descriptor: of the file.
+        folder: what the lock is about, for the message.
+        doing: what another process that holds it does.
+        error: kind that is raised.
+
+    Raises:
+        error: another process holds it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as cause:
+        raise error(f"{folder}: another process is {doing}; wait for it or stop it.") from cause
+
+
 @contextlib.contextmanager
 def appearing(out: Path) -> Iterator[Path]:
     """A working folder beside `out` that takes its place when the block ends, or vanishes.
@@ -358,12 +373,7 @@ def appearing(out: Path) -> Iterator[Path]:
         ) from error
     descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise MergeError(
-                f"{out}: another process is merging into it; wait for it or stop it."
-            ) from error
+        lock_alone(descriptor, out, "merging into it", MergeError)
         for left in work.iterdir():  # by an earlier call that was killed
             left.unlink() if left.is_file() else shutil.rmtree(left)
         try:

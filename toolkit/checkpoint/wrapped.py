@@ -43,16 +43,20 @@ def wrapper_class(config: Any) -> Any:
 
 
 def _is_of(made: Any, config: Any) -> bool:
+    return _is_listed(made, config) or made.config_class is type(config)
+
+
+def _is_listed(made: Any, config: Any) -> bool:
+    """Whether `AutoModelForImageTextToText` opens folders of a configuration by this class."""
     from transformers import AutoModelForImageTextToText
 
     mapping = AutoModelForImageTextToText._model_mapping
-    listed = type(config) in mapping and mapping[type(config)] is made
-    return listed or made.config_class is type(config)
+    return type(config) in mapping and mapping[type(config)] is made
 
 
 def opened_by(folder: Path) -> str:
     """Name of the class of transformers with which a user opens a model folder."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder)
@@ -60,9 +64,7 @@ def opened_by(folder: Path) -> str:
         return "AutoModelForCausalLM"
     if (made := wrapper_class(config)) is None:
         return "AutoModelForCausalLM"
-    mapping = AutoModelForImageTextToText._model_mapping
-    is_known = type(config) in mapping and mapping[type(config)] is made
-    return "AutoModelForImageTextToText" if is_known else str(made.__name__)
+    return "AutoModelForImageTextToText" if _is_listed(made, config) else str(made.__name__)
 
 
 def load_text_side(made: Any, folder: str | Path, dtype: torch.dtype) -> Any:

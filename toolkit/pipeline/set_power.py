@@ -15,9 +15,7 @@ from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.documents import likelihood_sets
 from toolkit.evaluate.retention import LOSS, split_prompts
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.pipeline.merge_search import (
-    Search,
-)
+from toolkit.pipeline.merge_search import Search
 from toolkit.pipeline.run import Run
 from toolkit.progress import say
 from toolkit.search.objective import Losses, Objective
@@ -33,6 +31,15 @@ SPLITS: tuple[SplitName, ...] = ("tuning", "test")
 FIRST_ALPHA = 0.4
 """The first candidate is the plain mean nearest to this: far enough to scatter, near enough to be
 chosen. It is of the sweep, so its scores are used again."""
+
+ASSUMED_SCATTER = 0.04
+"""Standard deviation of a document's change, in bits per byte, or an answer's, in nats per token:
+of the plain mean of α 0.4 in the finance run (LOG.md)."""
+
+SCATTER_WORDS = (
+    f"what a set sees: a document's change scatters by {ASSUMED_SCATTER:g} bits per byte, an "
+    "answer's by as many nats per token; `toolkit power` measures it"
+)
 
 
 def say_power(search: Search, bench: Merging) -> list[SetPower]:
@@ -135,16 +142,6 @@ def claims(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> li
         if found.note:
             lines[found.name, found.note] = f"{found.name}: {found.note}."
     return list(lines.values())
-
-
-ASSUMED_SCATTER = 0.04
-"""Standard deviation of a document's change, in bits per byte, or an answer's, in nats per token:
-of the plain mean of α 0.4 in the finance run (LOG.md)."""
-
-SCATTER_WORDS = (
-    f"what a set sees: a document's change scatters by {ASSUMED_SCATTER:g} bits per byte, an "
-    "answer's by as many nats per token; `toolkit power` measures it"
-)
 
 
 def expect_prompts(

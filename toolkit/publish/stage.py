@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,7 +42,7 @@ from toolkit.publish.public import (
     to_yaml,
 )
 from toolkit.publish.store import upload_to_store
-from toolkit.stage import content_hash, hash_bytes, hash_json, read_manifest
+from toolkit.stage import content_hash, hash_bytes, hash_json, lock_alone, read_manifest
 
 
 def run_publish(
@@ -119,12 +118,7 @@ def _alone(folder: Path) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f".{folder.name}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise PublishError(
-                f"{folder}: another process is making this bundle; wait for it or stop it."
-            ) from error
+        lock_alone(lock.fileno(), folder, "making this bundle", PublishError)
         work = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(work, ignore_errors=True)  # of a call that was killed
         work.mkdir()
