@@ -329,10 +329,10 @@ def test_figures_come_from_runs(page: Path):
     # Tables that a command writes into a page, from the runs themselves.
     text = re.sub(r"(?s)<!-- [^>]*: begin -->.*?<!-- [^>]*: end -->", "", text)
     text = re.sub(r"\b\d{4}\.\d{4,5}\b", "", text)  # arXiv's numbers
-    sources = [ROOT / "LOG.md", ROOT / "README.md", *sorted((DOCS / "figures").glob("*.md"))]
+    sources = [ROOT / "dev/LOG.md", ROOT / "README.md", *sorted((DOCS / "figures").glob("*.md"))]
     known = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     unknown = [n for n in re.findall(r"(?<![\w.])\d+\.\d{3,}", text) if n not in known]
-    assert not unknown, f"{page.name}: not in LOG.md: {', '.join(unknown)}"
+    assert not unknown, f"{page.name}: not in dev/LOG.md: {', '.join(unknown)}"
 
 
 @pytest.mark.parametrize("name", ["reference.py", "architecture.py"])

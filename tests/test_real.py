@@ -76,9 +76,9 @@ def test_finance_at_a_small_scale(tmp_path: Path, processor: str):
     results = json.loads((run / "merge" / "report.json").read_text())
     assert results["precision"] == {"scoring": precision, "training": precision}
 
-    # Where SmolLM2 starts on all test documents of the recipe (LOG.md), and how much one document
-    # differs from another there; far from that the text, the tokenizer or the conversion would be
-    # wrong. Four standard errors of the few documents scored here.
+    # Where SmolLM2 starts on all test documents of the recipe (dev/LOG.md), and how much one
+    # document differs from another there; far from that the text, the tokenizer or the conversion
+    # would be wrong. Four standard errors of the few documents scored here.
     start = results["models"]["general"]
     for role, whole in (("domain", 0.9538), ("general", 1.0497)):
         error = 0.15 / results["test"][role] ** 0.5

@@ -89,7 +89,7 @@ def test_a_wrong_flag_exits_with_2(monkeypatch, capsys):
 
 
 def test_help_answers_at_once():
-    """Under 0.3 s on a quiet machine (LOG.md); here the cause is held: nothing slow is imported."""
+    """Under 0.3 s on a quiet machine (dev/LOG.md); held here is why: nothing slow is imported."""
     script = "import sys, toolkit.cli.main; print(sorted({m.split('.')[0] for m in sys.modules}))"
     began = time.monotonic()
     done = subprocess.run(

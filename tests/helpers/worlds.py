@@ -2,7 +2,7 @@
 real search, race and decision are run on them.
 
 The curves are the finance run's plain means, scored afterwards on 21 other companies; scatter of
-documents as in LOG.md. `benchmarks/choice_studies.py` prints a table of many studies.
+documents as in dev/LOG.md. `benchmarks/choice_studies.py` prints a table of many studies.
 """
 
 from __future__ import annotations

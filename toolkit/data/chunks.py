@@ -25,7 +25,8 @@ _AT_START = "\x00"
 
 MAX_KNOWN = 1 << 18
 """Words remembered at most (about 100 MB); then all are forgotten, since rare ones fill the table
-and the frequent ones are soon learned again: a limit four times as high is no faster (LOG.md)."""
+and the frequent ones are soon learned again: a limit four times as high is no faster
+(dev/LOG.md)."""
 
 
 def cut_at_spaces(text: str) -> list[str]:

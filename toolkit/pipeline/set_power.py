@@ -34,7 +34,7 @@ chosen. It is of the sweep, so its scores are used again."""
 
 ASSUMED_SCATTER = 0.04
 """Standard deviation of a document's change, in bits per byte, or an answer's, in nats per token:
-of the plain mean of α 0.4 in the finance run (LOG.md)."""
+of the plain mean of α 0.4 in the finance run (dev/LOG.md)."""
 
 SCATTER_WORDS = (
     f"what a set sees: a document's change scatters by {ASSUMED_SCATTER:g} bits per byte, an "

@@ -217,8 +217,8 @@ def _unused(section: TrainSection, kept: float, layer: float) -> float:
 
 def _unused_fused(kept: float, layer: float, *, low: bool) -> float:
     """The same where blocks are fused, which ask for fewer and larger pieces: fitted to
-    `selective` and `full` at 2 x 512 (LOG.md); in float32, whose pieces are larger, the share of
-    what is kept to these and to 4 x 512."""
+    `selective` and `full` at 2 x 512 (dev/LOG.md); in float32, whose pieces are larger, the share
+    of what is kept to these and to 4 x 512."""
     return (0.25 if low else 0.45) * kept + 2.5 * layer
 
 

@@ -42,7 +42,7 @@ READ_SECONDS = 2.0
 TRAINING_SHARE: dict[Precision, float] = {"bf16": 0.60, "fp32": 0.72}
 SCORING_SHARE: dict[Precision, float] = {"bf16": 0.80, "fp32": 0.80}
 """Of the operations that products alone reach: what training and scoring reached in the finance run
-(LOG.md; scoring in float32 is taken to be as in bfloat16). The rest is attention, norms, the
+(dev/LOG.md; scoring in float32 is taken to be as in bfloat16). The rest is attention, norms, the
 optimizer, and small batches."""
 
 SCORED_SHARE = 0.45

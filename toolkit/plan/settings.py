@@ -53,7 +53,7 @@ _REPLAY: dict[Shift, tuple[float, str]] = {
 
 _PEAKS: tuple[tuple[float, float, str], ...] = (
     # Up to so many parameters, the rate, and who used it.
-    (1e9, 2e-4, "measured on SmolLM2-135M (LOG.md, replay by learning rate: 5e-5 learns less, "
+    (1e9, 2e-4, "measured on SmolLM2-135M (dev/LOG.md, replay by learning rate: 5e-5 learns less, "
                 "8e-4 destroys)"),
     (2e10, 3e-4, "Code Llama 7B and 13B, Meditron 7B, all over tens of billions of tokens"),
     (math.inf, 1.5e-4, "Code Llama 34B and Meditron 70B"),

@@ -151,7 +151,8 @@ def time_products(shape: ShapeSection, tokens: int, *, seconds: float, low: bool
         if len(times) >= 200:
             break
     # Of what products alone reach, training with attention, norms and AdamW reached 0.58 to 0.60
-    # where blocks are fused (SmolLM2, processor seconds of one core, LOG.md); elsewhere it is less.
+    # where blocks are fused (SmolLM2, processor seconds of one core, dev/LOG.md); elsewhere
+    # it is less.
     flops = 0.5 * 4.0 * rows * h * width / statistics.median(times)
     return Speed(None, flops, "half of what matrix products of the model's shapes reach here")
 

@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 _HIDDEN = 0.75
 """Standard errors of the skewness of normal groups that may be there and not be seen: with twice
 what is seen (`ChangeBound`) it keeps one-sided bounds of 5 % at 4 to 6.5 % for losses as skewed as
-exponential ones, from 8 groups on. More would cost what is normal its power (LOG.md)."""
+exponential ones, from 8 groups on. More would cost what is normal its power (dev/LOG.md)."""
 
 BOUNDED_CHANGE = (math.sqrt(0.5), -math.sqrt(0.5))
 """Changes of the two groups added to right-or-wrong items: with items that stand alone just what

@@ -21,7 +21,7 @@ def keep_freed_memory() -> Iterator[None]:
 
     A step needs the memory that the last one freed. By default glibc gives large blocks back to the
     system, which hands them out again page by page, each cleared first: 100,000 page faults a step
-    of SmolLM2 (LOG.md). Afterwards all is given back.
+    of SmolLM2 (dev/LOG.md). Afterwards all is given back.
     """
     if platform.libc_ver()[0] != "glibc":
         yield

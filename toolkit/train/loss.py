@@ -29,7 +29,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Output projection and cross entropy in one: logits become their own gradient in place.
 
     PyTorch's own two steps keep several [N, V] float32 tensors; on 2 CPU cores they take 1.3 times
-    as long (LOG.md).
+    as long (dev/LOG.md).
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Memory of training that is used again and again: it never goes through the heap.
 
 What comes and goes between results that stay leaves holes in a heap that nothing fits into: a tenth
-of the memory of training SmolLM2 in float32 (LOG.md). What is used again is in the cache, too.
+of the memory of training SmolLM2 in float32 (dev/LOG.md). What is used again is in the cache, too.
 """
 
 from __future__ import annotations
