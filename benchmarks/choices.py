@@ -2,7 +2,7 @@
 
 python benchmarks/choices.py runs/finance/general --items 100
 
-Both sides tokenise and score; loading of model and questions is not counted. lm-eval runs with
+Both sides tokenize and score; loading of model and questions is not counted. lm-eval runs with
 the batch size that was fastest for it in a first pass over (40 of) the questions.
 """
 

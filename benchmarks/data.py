@@ -1,8 +1,8 @@
 """Preparing PubMed text: this toolkit's data stage against the `datasets.map` way.
 
 Ours reads, cleans, removes exact and near duplicates, splits, takes out of training what overlaps
-evaluation, tokenises and packs. The other side is what transformers' run_clm example does: load the
-same JSON lines, tokenise in batches with two processes, join all and cut into blocks; it cleans
+evaluation, tokenizes and packs. The other side is what transformers' run_clm example does: load the
+same JSON lines, tokenize in batches with two processes, join all and cut into blocks; it cleans
 nothing. Wall time of the whole command (and without imports), peak memory as the proportional set
 sizes of all processes together, medians and ratios.
 
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def read_abstracts(limit: int) -> Iterator[str]:
-    """Titles and abstracts of the medical recipe's artefact, up to so many bytes."""
+    """Titles and abstracts of the medical recipe's artifact, up to so many bytes."""
     from toolkit.data.sources import read_documents
     from toolkit.recipe.load import load_recipe
 
@@ -179,9 +179,9 @@ def run(side: str, folder: Path, model: Path) -> dict[str, Any]:
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     if side == "ours":
-        environment["TOKENIZERS_PARALLELISM"] = "false"  # as our command line sets it
+        environment["TOKENIZERS_PARALLELIZM"] = "false"  # as our command line sets it
     else:
-        environment.pop("TOKENIZERS_PARALLELISM", None)
+        environment.pop("TOKENIZERS_PARALLELIZM", None)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     process = subprocess.Popen(

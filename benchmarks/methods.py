@@ -40,7 +40,7 @@ CANDIDATES = {"linear": 0, "slerp": 6, "ties": 8, "dare_ties": 8}
 
 LINEAR_MORE = 2
 
-COLOURS = ("#1b6ca8", "#b8541f", "#2e7d4f", "#7a3e9d")
+COLORS = ("#1b6ca8", "#b8541f", "#2e7d4f", "#7a3e9d")
 
 
 def main() -> None:
@@ -210,21 +210,21 @@ def chart(rows: Sequence[Mapping[str, Any]]) -> str:
         parts.append(f'<text fill="#333" x="14" y="{604 - place:.1f}">{tick / 10:.0%}</text>')
     lines: list[float] = []  # of the names, so that none stands on another
     for row, kept, name, share in points:
-        colour = COLOURS[recipes.index(row["recipe"]) % len(COLOURS)]
+        color = COLORS[recipes.index(row["recipe"]) % len(COLORS)]
         x, y = at(kept["estimate"]), 600 - at(share["estimate"])
         across = f"M{at(kept['low']):.1f} {y:.1f}H{at(kept['high']):.1f}"
         upright = f"M{x:.1f} {600 - at(share['low']):.1f}V{600 - at(share['high']):.1f}"
         words = f"{row['recipe']} {row['method']}" + (
             "" if len(row["recovered"]) == 1 else f", {name}"
         )
-        parts.append(f'<path stroke="{colour}" d="{across}{upright}"/>')
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
+        parts.append(f'<path stroke="{color}" d="{across}{upright}"/>')
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>')
         line = y - 6
         while any(abs(line - other) < 12 for other in lines):
             line += 3
         lines.append(line)
         where = f'x="{x + 8:.1f}" y="{line:.1f}"'
-        parts.append(f'<text {where} fill="{colour}">{escape(words)}</text>')
+        parts.append(f'<text {where} fill="{color}">{escape(words)}</text>')
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 680 600" font-family="sans-serif" '
         'font-size="11" fill="none"><rect width="680" height="600" fill="#fff"/>'

@@ -158,7 +158,7 @@ def run_cell(
 
 def local(recipe: Recipe, folder: Path) -> Any:
     """The converted model by its path, so that it is not converted for each share."""
-    return recipe.model.model_copy(update={"artefact": None, "hub": None, "path": folder})
+    return recipe.model.model_copy(update={"artifact": None, "hub": None, "path": folder})
 
 
 def interval(row: Row, role: str, against: Row | None = None) -> list[float]:
@@ -212,7 +212,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-_COLOURS = ("#b2182b", "#ef8a62", "#4393c3", "#2166ac", "#333333", "#1b7837")
+_COLORS = ("#b2182b", "#ef8a62", "#4393c3", "#2166ac", "#333333", "#1b7837")
 
 
 def picture(rows: list[Row], title: str) -> str:
@@ -250,36 +250,36 @@ def picture(rows: list[Row], title: str) -> str:
         "domain, bits per byte</text>",
     ]
     for tick in x_ticks:
-        colour = "#999" if abs(tick) < 1e-12 else "#eee"
+        color = "#999" if abs(tick) < 1e-12 else "#eee"
         out.append(
-            f"<path d='M{x(tick):.1f} 40V{height - bottom}' stroke='{colour}'/>"
+            f"<path d='M{x(tick):.1f} 40V{height - bottom}' stroke='{color}'/>"
             f"<text x='{x(tick):.1f}' y='{height - bottom + 16}' text-anchor='middle'>{tick:.3g}"
             "</text>"
         )
     for tick in y_ticks:
-        colour = "#999" if abs(tick) < 1e-12 else "#eee"
+        color = "#999" if abs(tick) < 1e-12 else "#eee"
         out.append(
-            f"<path d='M{left} {y(tick):.1f}H{width - 20}' stroke='{colour}'/>"
+            f"<path d='M{left} {y(tick):.1f}H{width - 20}' stroke='{color}'/>"
             f"<text x='{left - 6}' y='{y(tick) + 4:.1f}' text-anchor='end'>{tick:.3g}</text>"
         )
     for number, replay in enumerate(sorted({row["replay"] for row in cells})):
         own = [row for row in cells if row["replay"] == replay]
-        colour = _COLOURS[number % len(_COLOURS)]
+        color = _COLORS[number % len(_COLORS)]
         places = [(x(points[id(r)]["general"][0]), y(points[id(r)]["domain"][0])) for r in own]
         line = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
-        out.append(f"<polyline points='{line}' fill='none' stroke='{colour}'/>")
+        out.append(f"<polyline points='{line}' fill='none' stroke='{color}'/>")
         for row, (a, b) in zip(own, places, strict=True):
             _, low, high = points[id(row)]["general"]
             _, down, up = points[id(row)]["domain"]
             out.append(
                 f"<path d='M{x(low):.1f} {b:.1f}H{x(high):.1f}M{a:.1f} {y(down):.1f}V{y(up):.1f}' "
-                f"stroke='{colour}' stroke-opacity='0.35'/>"
-                f"<circle cx='{a:.1f}' cy='{b:.1f}' r='4' fill='{colour}'>"
+                f"stroke='{color}' stroke-opacity='0.35'/>"
+                f"<circle cx='{a:.1f}' cy='{b:.1f}' r='4' fill='{color}'>"
                 f"<title>replay {replay:.0%}, rate {row['rate']:g}</title></circle>"
                 f"<text x='{a + 6:.1f}' y='{b - 5:.1f}' font-size='9'>{row['rate']:g}</text>"
             )
         out.append(
-            f"<text x='{width - 24}' y='{54 + 15 * number}' text-anchor='end' fill='{colour}'>"
+            f"<text x='{width - 24}' y='{54 + 15 * number}' text-anchor='end' fill='{color}'>"
             f"replay {replay:.0%}</text>"
         )
     return "\n".join([*out, "</svg>", ""])

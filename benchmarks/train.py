@@ -1,7 +1,7 @@
 """Training SmolLM2: this toolkit's loop against transformers' Trainer, in turn, process by process.
 
 Same model, same blocks in the same order, 2,048 tokens a step, the same precision, AdamW with the
-same settings; the Trainer is set up as transformers' own causal-language-modelling example does it.
+same settings; the Trainer is set up as transformers' own causal-language-modeling example does it.
 Prints tokens a second and peak memory of each process, ratios pair by pair, and how far the losses
 differ.
 

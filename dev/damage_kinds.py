@@ -238,7 +238,7 @@ def _searches() -> dict[str, Kind]:
 
 
 def _archives() -> dict[str, Kind]:
-    """Artefacts: a model's GGUF file, and archives of documents."""
+    """Artifacts: a model's GGUF file, and archives of documents."""
     documents = (("data", "run", "packed.yaml"),)
     return {
         "GGUF": Kind(
@@ -289,7 +289,7 @@ def _flags() -> Kind:
         (("checkpoint", "average", "a", "b", "out"), "--decay"),
         *((_run("dare"), flag) for flag in ("--seed", "--device")),
         (("plan", "jsonl.yaml", "--no-measure"), "--devices"),
-        (("plan", "jsonl.yaml", "--no-measure"), "--utilisation"),
+        (("plan", "jsonl.yaml", "--no-measure"), "--utilization"),
     )
     commands = tuple((*words, flag, value) for words, flag in places for value in values)
     return Kind("linear.yml", lambda data, _: data, commands, 9.0)

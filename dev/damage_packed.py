@@ -114,9 +114,9 @@ XZ_BOMBS = (wide_xz(lzma.compress(b'{"text": "x"}\n')), lzma.compress(bytes(_ZER
 
 
 def pin(folder: Path, archive: Path) -> str:
-    """Put an archive where artefacts are kept; its hash."""
+    """Put an archive where artifacts are kept; its hash."""
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    place = folder / "cache" / "artefacts" / digest
+    place = folder / "cache" / "artifacts" / digest
     place.mkdir(parents=True, exist_ok=True)
     (place / archive.name).write_bytes(archive.read_bytes())
     return digest
@@ -127,7 +127,7 @@ def pin_documents(folder: Path, archive: Path) -> None:
     values = yaml.safe_load((folder / "jsonl.yaml").read_text())
     source = values["data"]["sources"]["docs"]
     del source["files"]
-    source["artefact"] = _artefact(pin(folder, archive), "*/*.jsonl")
+    source["artifact"] = _artifact(pin(folder, archive), "*/*.jsonl")
     (folder / "packed.yaml").write_text(yaml.safe_dump(values))
 
 
@@ -146,9 +146,9 @@ def pin_gguf(folder: Path, file: Path) -> None:
     with zipfile.ZipFile(archive, "w") as opened:
         opened.write(file, "tiny.gguf")
     values = yaml.safe_load((folder / "jsonl.yaml").read_text())
-    values["model"] = {"artefact": _artefact(pin(folder, archive), "*.gguf")}
+    values["model"] = {"artifact": _artifact(pin(folder, archive), "*.gguf")}
     (folder / "gguf.yaml").write_text(yaml.safe_dump(values))
 
 
-def _artefact(digest: str, member: str) -> dict[str, str]:
+def _artifact(digest: str, member: str) -> dict[str, str]:
     return {"package": "tiny", "version": "1", "sha256": digest, "member": member}

@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.processors import AVX2_ONLY, is_fast_in_bfloat16
-from toolkit.data.artefacts import fetch_artefact
+from toolkit.data.artifacts import fetch_artifact
 from toolkit.errors import DataError
 from toolkit.load_yaml import load_yaml
 from toolkit.recipe.load import load_recipe
@@ -26,18 +26,18 @@ pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="module", autouse=True)
-def artefacts() -> None:
+def artifacts() -> None:
     """Fetch what is not cached; without an index there is nothing real to test (but in CI)."""
     recipe = load_recipe(FINANCE)
-    wanted = [recipe.model.artefact, *(s.artefact for s in recipe.data.sources.values())]
+    wanted = [recipe.model.artifact, *(s.artifact for s in recipe.data.sources.values())]
     try:
-        for artefact in wanted:
-            assert artefact is not None
-            fetch_artefact(artefact)
+        for artifact in wanted:
+            assert artifact is not None
+            fetch_artifact(artifact)
     except DataError as error:
         if os.environ.get("CI"):
             raise
-        pytest.skip(f"no artefacts: {error}")
+        pytest.skip(f"no artifacts: {error}")
 
 
 @pytest.mark.parametrize("processor", ["as it is", "without bfloat16"])

@@ -20,7 +20,7 @@ class ConfigError(ToolkitError):
 
 
 class DataError(ToolkitError):
-    """Documents or artefacts that are missing, corrupt or empty."""
+    """Documents or artifacts that are missing, corrupt or empty."""
 
 
 class CheckpointError(ToolkitError):

@@ -100,7 +100,7 @@ class ProductSpeeds:
 
 
 def cache_folder() -> Path:
-    """Where this user's artefacts, answers and measurements are kept: `$TOOLKIT_CACHE`, else
+    """Where this user's artifacts, answers and measurements are kept: `$TOOLKIT_CACHE`, else
     `cpt-toolkit` in the user's cache folder."""
     if given := os.environ.get("TOOLKIT_CACHE"):
         return Path(given).expanduser()

@@ -3,8 +3,8 @@
     python docs/tools/pictures.py            # writes docs/pictures/*.svg
     python docs/tools/pictures.py --check    # exits 1 where they are not what would be drawn
 
-They are put into the pages as they are, so they take the page's colours, light or dark. Marks
-differ in form as well as in colour.
+They are put into the pages as they are, so they take the page's colors, light or dark. Marks
+differ in form as well as in color.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 TEXT = "var(--md-default-fg-color)"
 FAINT = "var(--md-default-fg-color--lightest)"
 SOFT = "var(--md-default-fg-color--light)"
-COLOURS = ("#4f8fd9", "#e08a3c", "#3fa57a", "#c95fa0", "#9a7fd1")
+COLORS = ("#4f8fd9", "#e08a3c", "#3fa57a", "#c95fa0", "#9a7fd1")
 """Each at least 3 to 1 against white and against the dark page."""
 
 FORMS: tuple[Callable[[float, float], str], ...] = (
@@ -75,9 +75,9 @@ def text(x: float, y: float, words: str, anchor: str = "start", **more: str) -> 
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{extra}>{words}</text>'
 
 
-def line(path: str, colour: str, width: float = 1.0, **more: str) -> str:
+def line(path: str, color: str, width: float = 1.0, **more: str) -> str:
     extra = "".join(f' {key.replace("_", "-")}="{value}"' for key, value in more.items())
-    return f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="{width:g}"{extra}/>'
+    return f'<path d="{path}" fill="none" stroke="{color}" stroke-width="{width:g}"{extra}/>'
 
 
 def schedules() -> str:
@@ -100,7 +100,7 @@ def schedules() -> str:
         parts += [
             text(left, 20, name, font_weight="bold"),
             line(f"M{left} {top}V{top + high}H{left + wide}", SOFT),
-            line(path, COLOURS[0], 2.5),
+            line(path, COLORS[0], 2.5),
         ]
     parts.append(text(8, 146, "learning rate over the steps of a run", fill=SOFT))
     return svg(734, 152, "Five learning-rate schedules", parts)
@@ -135,7 +135,7 @@ def methods() -> str:
             top = middle - high if value > 0 else middle
             parts.append(
                 f'<rect x="{left + index * 13.4:.1f}" y="{top:.1f}" width="10" '
-                f'height="{high:.1f}" fill="{COLOURS[int(value < 0)]}"/>'
+                f'height="{high:.1f}" fill="{COLORS[int(value < 0)]}"/>'
             )
         parts.append(line(f"M{left} {middle}h{wide}", SOFT))
     return svg(734, 172, "A task vector, and what linear, TIES and DARE make of it", parts)
@@ -171,9 +171,9 @@ def outcome() -> str:
         low, high = (x(v) for v in row["filings"][1:])
         down, up = (y(v) for v in row["retention"][1:])
         parts += [
-            line(f"M{low:.1f} {py:.1f}H{high:.1f}M{px:.1f} {down:.1f}V{up:.1f}", COLOURS[number],
+            line(f"M{low:.1f} {py:.1f}H{high:.1f}M{px:.1f} {down:.1f}V{up:.1f}", COLORS[number],
                  stroke_opacity="0.6"),
-            f'<path d="{FORMS[number](px, py)}" fill="{COLOURS[number]}"/>',
+            f'<path d="{FORMS[number](px, py)}" fill="{COLORS[number]}"/>',
             text(px + 9, py - 9, name, font_weight="bold"),
         ]  # fmt: skip
     return svg(620, 300, "General model, specialist and chosen merge of the finance run", parts)
@@ -197,23 +197,23 @@ def replay_picture(name: str, figures: dict[str, Any]) -> str:
     ]  # fmt: skip
     for number, share in enumerate(sorted({cell["replay"] for cell in cells})):
         own = [cell for cell in cells if cell["replay"] == share]
-        colour, form = COLOURS[number], FORMS[number]
+        color, form = COLORS[number], FORMS[number]
         points = [(x(c["general_change"][0]), y(c["domain_change"][0])) for c in own]
-        parts.append(line("M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points), colour, 1.5))
+        parts.append(line("M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in points), color, 1.5))
         for cell, (a, b) in zip(own, points, strict=True):
             low, high = (x(v) for v in cell["general_change"][1:])
             down, up = (y(v) for v in cell["domain_change"][1:])
             words = f"replay {share:.0%}, peak rate {cell['rate']:g}"
             parts += [
-                line(f"M{low:.1f} {b:.1f}H{high:.1f}M{a:.1f} {down:.1f}V{up:.1f}", colour,
+                line(f"M{low:.1f} {b:.1f}H{high:.1f}M{a:.1f} {down:.1f}V{up:.1f}", color,
                      stroke_opacity="0.4"),
-                f'<path d="{form(a, b)}" fill="{colour}"><title>{words}</title></path>',
+                f'<path d="{form(a, b)}" fill="{color}"><title>{words}</title></path>',
             ]  # fmt: skip
             if number == 0:
                 parts.append(text(a + 8, b + 18, f"{cell['rate']:g}", font_size="12"))
         key = left + 4 + number * 125
         parts += [
-            f'<path d="{form(key, 18)}" fill="{colour}"/>',
+            f'<path d="{form(key, 18)}" fill="{color}"/>',
             text(key + 11, 22, f"replay {share:.0%}"),
         ]
     label = f"Replay by learning rate on {name}: change on the domain against change on news"

@@ -171,7 +171,7 @@ def test_what_peft_cannot_adapt_is_named(tmp_path: Path):
         ("falcon_h1", {"mamba"}),
     ],
 )
-def test_neighbours(model_type: str, words: set[str], tmp_path: Path):
+def test_neighbors(model_type: str, words: set[str], tmp_path: Path):
     pair = make_pair(small_model(model_type), tmp_path)
     report = extract(pair, tmp_path / "lora", rank=3)
     refused = [row.name for row in report.left_out if row.why.startswith(("peft", "the model's"))]

@@ -21,7 +21,7 @@ from toolkit.errors import CheckpointError
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"target_modules": ["q_proj", "down_proj"]},
-    "rank-stabilised": {"target_modules": ["q_proj"], "use_rslora": True},
+    "rank-stabilized": {"target_modules": ["q_proj"], "use_rslora": True},
     "patterns": {
         "target_modules": ["q_proj", "up_proj"],
         "alpha_pattern": {"layers.1.mlp.up_proj": 32},

@@ -50,7 +50,7 @@ def test_all_faults_of_a_recipe(monkeypatch, capsys, tmp_path: Path):
     assert code == 2
     assert "data.replay_fraction: must be less than 1.0 (got 1.5)" in shown
     assert "train.schedule.peak_lrr: unknown key; did you mean peak_lr?" in shown
-    assert "model.artefact.sha256" in shown
+    assert "model.artifact.sha256" in shown
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_a_missing_file_is_named():
 
 
 def test_a_source_has_exactly_one_place():
-    with pytest.raises(ValueError, match="exactly one of artefact, hub and files"):
+    with pytest.raises(ValueError, match="exactly one of artifact, hub and files"):
         source(files=["a"], hub={"dataset": "d"})
 
 
@@ -286,7 +286,7 @@ def test_where_damage_stands_is_said(tmp_path: Path):
         list(read_documents("s", source(files=[f"{tmp_path}/b.parquet"])))
 
 
-def test_a_damaged_archive_in_an_artefact_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_damaged_archive_in_an_artifact_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import gzip
     import io
     import tarfile
@@ -301,15 +301,15 @@ def test_a_damaged_archive_in_an_artefact_is_named(tmp_path: Path, monkeypatch: 
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     digest = hash_file(path)
-    folder = tmp_path / "cache/artefacts" / digest
+    folder = tmp_path / "cache/artifacts" / digest
     folder.mkdir(parents=True)
     path.rename(folder / path.name)
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path / "cache"))
-    artefact = {"package": "p", "version": "1", "sha256": digest, "member": "x/*"}
+    artifact = {"package": "p", "version": "1", "sha256": digest, "member": "x/*"}
     with pytest.raises(DataError, match=r"x/2\.jsonl\.gz: is damaged: reading fails after"):
-        list(read_documents("s", source(artefact=artefact)))
+        list(read_documents("s", source(artifact=artifact)))
     faults = Faults(skip=True)
-    texts = [d.text for d in read_documents("s", source(artefact=artefact), faults)]
+    texts = [d.text for d in read_documents("s", source(artifact=artifact), faults)]
     assert texts == ["row", "row", "t"]
     assert faults.counts["damaged"] == 1
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from toolkit.data.artefacts import open_members
+from toolkit.data.artifacts import open_members
 from toolkit.data.config import SourceSection
 from toolkit.data.sources import read_documents
 from toolkit.data.unpacked import unpack
@@ -176,7 +176,7 @@ def test_tar_archives_have_the_bound(tmp_path: Path, ending: str):
 
 
 def test_large_members_out_of_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("toolkit.data.artefacts.FREE_BYTES", 10)
+    monkeypatch.setattr("toolkit.data.artifacts.FREE_BYTES", 10)
     members = {name: name.encode() * 3_000_000 for name in "dbca"}
     path = tmp_path / "a.tar.gz"
     path.write_bytes(gzip.compress(tar(members), 1))

@@ -17,7 +17,7 @@ PROMPTS = ("the company", "net income increased in 2019. the bank", "debt")
 
 
 def test_a_batch_is_each_prompt_alone(tmp_path: Path, make_model: Callable[..., Path]):
-    """Padding at the left end changes nothing: the same answers, whatever their neighbours."""
+    """Padding at the left end changes nothing: the same answers, whatever their neighbors."""
     speaker = load_speaker(make_model(tmp_path / "m", seed=3, **TALKATIVE))
     alone = [
         "".join(stream_answer(speaker, [{"role": "user", "content": prompt}], SamplingSettings(12)))

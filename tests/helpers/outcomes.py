@@ -147,7 +147,7 @@ ANSWERS = [
         "specialist": "The auditor expresses an opinion on the consolidated statements.",
         "merge": "An auditor examines financial statements and gives an opinion on them.",
     },
-    {"prompt": "Name colours.", "general": "Red,\nblue.", "specialist": "", "merge": "Red."},
+    {"prompt": "Name colors.", "general": "Red,\nblue.", "specialist": "", "merge": "Red."},
 ]
 
 AGAIN = {

@@ -115,9 +115,9 @@ def test_faults_are_the_librarys(tmp_path: Path):
                     "a.weight_scale_inv": torch.ones(1, 1),
                 }
             ),
-            "is quantised",
+            "is quantized",
         ),
-        (lambda t: t.update({"a.weight": torch.ones(2, 2, dtype=torch.uint8)}), "is quantised"),
+        (lambda t: t.update({"a.weight": torch.ones(2, 2, dtype=torch.uint8)}), "is quantized"),
     ],
 )
 def test_guards_stand_where_models_are_opened(

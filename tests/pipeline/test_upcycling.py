@@ -112,7 +112,7 @@ def test_the_shape_before_and_after_it_is_made(project: Path):
         ({"router": "hidden"}, "prompts: belong to router hidden"),
         ({"router": "hidden", "prompts": [["a"], ["b"]]}, "2 lists for num_experts 3"),
         ({"num_expert": 4}, "unknown key; did you mean num_experts"),
-        ({"base": {"path": "a", "hub": "b/c"}}, "give exactly one of artefact, path"),
+        ({"base": {"path": "a", "hub": "b/c"}}, "give exactly one of artifact, path"),
         ({"base": {"moe": {"base": {"path": "a"}}}}, "not mixtures themselves"),
     ],
 )

@@ -265,7 +265,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *wo
     [
         (("--devices", "8xH10"), "did you mean H100?"),
         (("--price", "H1000=2"), "did you mean H100?"),
-        (("--utilisation", "1.5"), "--utilisation: must be above 0 and at most 1 (got 1.5)"),
+        (("--utilization", "1.5"), "--utilization: must be above 0 and at most 1 (got 1.5)"),
         (("--prices", "none.yaml"), "none.yaml: cannot be read"),
         (("--pretrained-on", "-1"), "--pretrained-on: must be tokens, above 0 (got -1)"),
         (("--write", "tiny.yaml"), "--write tiny.yaml: is there already"),
@@ -310,7 +310,7 @@ def test_the_command_ends_with_what_would_stop_it(project: Path, capsys, monkeyp
 
 def test_the_table_of_devices_is_not_changed_by_a_plan(project: Path):
     before = dict(DEVICES)
-    make_plan(run_of(project, recipe()), quick(utilisation=0.9))
+    make_plan(run_of(project, recipe()), quick(utilization=0.9))
     assert before == DEVICES
 
 
@@ -403,7 +403,7 @@ def test_a_mixture_and_a_model_from_scratch_before_they_are_made(project: Path):
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PUBLISHED = sorted(
-    path for path in RECIPES.glob("*.yaml") if load_recipe(path).model.artefact is None
+    path for path in RECIPES.glob("*.yaml") if load_recipe(path).model.artifact is None
 )
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tests.conftest import paragraph, tiny_config
-from toolkit.data.config import ArtefactSection, CleaningSection, SourceSection
+from toolkit.data.config import ArtifactSection, CleaningSection, SourceSection
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.plan import sample as sample_module
 from toolkit.plan.evidence import look
@@ -87,10 +87,10 @@ def test_what_is_kept_is_bounded_and_does_not_depend_on_the_order(tmp_path: Path
     assert [d.id for d in again.documents] == [d.id for d in found.documents]
 
 
-ARTEFACT = ArtefactSection(package="none", version="1", sha256="0" * 64, member="*")
+ARTIFACT = ArtifactSection(package="none", version="1", sha256="0" * 64, member="*")
 
 
-def test_an_artefact_that_takes_too_long_is_left(tmp_path: Path, monkeypatch):
+def test_an_artifact_that_takes_too_long_is_left(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path))
     began: list[subprocess.Popen[bytes]] = []
     real = subprocess.Popen
@@ -100,20 +100,20 @@ def test_an_artefact_that_takes_too_long_is_left(tmp_path: Path, monkeypatch):
         return began[-1]
 
     monkeypatch.setattr(sample_module.subprocess, "Popen", slow)
-    assert not is_fetched(ARTEFACT, 0.2)
+    assert not is_fetched(ARTIFACT, 0.2)
     assert began[0].poll() is not None  # it does not go on behind our back
-    section = SourceSection(role="domain", artefact=ARTEFACT)
+    section = SourceSection(role="domain", artifact=ARTIFACT)
     found = sample_source("s", section, LOOSE, seed=0, seconds=1.0, fetch_seconds=0.1)
     assert "could not be fetched" in found.why
     assert found.estimated_train_bytes is None
 
 
-def test_a_cached_artefact_is_there(tmp_path: Path, monkeypatch):
+def test_a_cached_artifact_is_there(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("TOOLKIT_CACHE", str(tmp_path))
-    folder = tmp_path / "artefacts" / ARTEFACT.sha256
+    folder = tmp_path / "artifacts" / ARTIFACT.sha256
     folder.mkdir(parents=True)
     (folder / "none-1.tar.gz").write_bytes(b"x")
-    assert is_fetched(ARTEFACT, 0.0)
+    assert is_fetched(ARTIFACT, 0.0)
 
 
 def test_amounts_by_hand():

@@ -227,7 +227,7 @@ def test_terms_that_do_not_go_together(
 ):
     recipe_values["model"]["license"] = "gemma"
     recipe_values["publish"]["specialist"] = {"license": "cc-by-nc-4.0", "name": "org/special"}
-    with pytest.raises(PublishError, match="licences"):
+    with pytest.raises(PublishError, match="licenses"):
         make_bundle(make_material(recipe_values), "safetensors", REPO, {})
     shown = capsys.readouterr().out
     assert "the terms gemma and cc-by-nc-4.0 cannot both hold of one model" in shown
@@ -251,8 +251,8 @@ def test_all_failures_are_shown_at_once(subject: CheckedBundle, capsys: pytest.C
 
 def test_acceptance_needs_a_check_and_a_reason():
     assert parse_accepted(["merge=only  to\ntry"]) == {"merge": "only to try"}
-    with pytest.raises(ConfigError, match="did you mean licences"):
-        parse_accepted(["licenses=fine"])
+    with pytest.raises(ConfigError, match="did you mean licenses"):
+        parse_accepted(["licences=fine"])
     with pytest.raises(ConfigError, match="give a reason"):
         parse_accepted(["test="])
 

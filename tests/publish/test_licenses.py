@@ -1,4 +1,4 @@
-"""What follows for a merge from its parents' licences."""
+"""What follows for a merge from its parents' licenses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from toolkit.errors import PublishError
 from toolkit.publish.license_texts import find_agreements
-from toolkit.publish.licenses import LICENCES, Parent, find_licence, merged_licence, name_fits
+from toolkit.publish.licenses import LICENSES, Parent, find_license, merged_license, name_fits
 
 NONE: dict[str, tuple[Path | None, Path | None]] = {
     "general": (None, None),
@@ -35,10 +35,10 @@ def parents(general: str | None, specialist: str | None) -> list[Parent]:
     ],
 )
 def test_what_a_merge_is_under(general: str, specialist: str, merged: str):
-    licence, faults = merged_licence(parents(general, specialist))
+    merged_terms, faults = merged_license(parents(general, specialist))
     assert faults == []
-    assert licence is not None
-    assert licence.id == merged
+    assert merged_terms is not None
+    assert merged_terms.id == merged
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_what_a_merge_is_under(general: str, specialist: str, merged: str):
     ],
 )
 def test_what_stops_publishing(general: str | None, specialist: str, words: str):
-    licence, faults = merged_licence(parents(general, specialist))
-    assert licence is None
+    merged_terms, faults = merged_license(parents(general, specialist))
+    assert merged_terms is None
     assert words in faults[0]
 
 
@@ -70,32 +70,32 @@ def test_what_stops_publishing(general: str | None, specialist: str, words: str)
     ],
 )
 def test_how_a_name_begins(name: str, fits: bool):
-    assert name_fits(name, LICENCES["llama3"]) is fits
-    assert name_fits(name, LICENCES["mit"])
+    assert name_fits(name, LICENSES["llama3"]) is fits
+    assert name_fits(name, LICENSES["mit"])
 
 
 def test_notices_are_those_of_the_agreements():
     # Llama 3: facts.md; the holder's name differs between the versions.
-    assert LICENCES["llama3"].notice == (
+    assert LICENSES["llama3"].notice == (
         "Meta Llama 3 is licensed under the Meta Llama 3 Community License, "
         "Copyright © Meta Platforms, Inc. All Rights Reserved."
     )
-    assert LICENCES["llama3.1"].notice.startswith("Llama 3.1 is licensed under the Llama 3.1")
-    assert LICENCES["llama3"].built_with == "Built with Meta Llama 3"
-    assert LICENCES["llama3.3"].built_with == "Built with Llama"
-    assert find_licence("CC0") is LICENCES["cc0-1.0"]
+    assert LICENSES["llama3.1"].notice.startswith("Llama 3.1 is licensed under the Llama 3.1")
+    assert LICENSES["llama3"].built_with == "Built with Meta Llama 3"
+    assert LICENSES["llama3.3"].built_with == "Built with Llama"
+    assert find_license("CC0") is LICENSES["cc0-1.0"]
 
 
 def test_apaches_text_is_at_hand_and_mits_is_not(tmp_path: Path):
     folders = {"general": tmp_path, "specialist": tmp_path / "no"}
     found = find_agreements(parents("apache-2.0", "apache-2.0"), folders, NONE)
     assert list(found.files) == ["LICENSE"]
-    assert found.licences == {"general", "specialist"}
-    assert find_agreements(parents("mit", "mit"), folders, NONE).licences == set()
+    assert found.licenses == {"general", "specialist"}
+    assert find_agreements(parents("mit", "mit"), folders, NONE).licenses == set()
     (tmp_path / "LICENSE.txt").write_text("MIT License, Copyright Jane")
     found = find_agreements(parents("mit", "mit"), folders, NONE)
     assert found.files == {"LICENSE.txt": b"MIT License, Copyright Jane"}
-    assert found.licences == {"general", "specialist"}
+    assert found.licenses == {"general", "specialist"}
 
 
 def test_two_parents_with_texts_of_their_own(tmp_path: Path):

@@ -21,7 +21,7 @@ def test_shipped_recipes_are_valid(path: Path):
 
 
 def test_a_model_has_exactly_one_place():
-    with pytest.raises(ValueError, match="exactly one of artefact, path, hub, run"):
+    with pytest.raises(ValueError, match="exactly one of artifact, path, hub, run"):
         Recipe.model_validate({"model": {"path": "a", "hub": "b"}})
 
 

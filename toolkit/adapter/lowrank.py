@@ -1,4 +1,4 @@
-"""Low-rank matrices: a randomised SVD of dense ones, sums and truncation of factored ones.
+"""Low-rank matrices: a randomized SVD of dense ones, sums and truncation of factored ones.
 
 Shapes: M rows (outputs), N columns (inputs), r rank. A change is `B A` with B `[M, r]` and
 A `[r, N]`, as peft has it.
@@ -138,7 +138,7 @@ def fit_sum(
 
 
 def truncated_svd(matrix: Tensor, rank: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The leading singular vectors and values, by a randomised range finder.
+    """The leading singular vectors and values, by a randomized range finder.
 
     A Gaussian sketch of the range, sharpened by power iterations with a QR decomposition after each
     product so that small singular values are not lost, then the SVD of the matrix within it.

@@ -1,7 +1,7 @@
 """What belongs to a model folder beside its weights and config.
 
 Whatever stands there is copied, as nobody can list what readers look for (pooling modules of
-sentence-transformers, further chat templates, licences, the code of a model that brings its own),
+sentence-transformers, further chat templates, licenses, the code of a model that brings its own),
 except for what is known to be wrong beside other weights.
 """
 

@@ -35,7 +35,7 @@ def refuse_unusable(where: Path, tensors: Mapping[str, TensorInfo]) -> None:
     for name, info in tensors.items():
         if is_packed(name, info, tensors):
             raise CheckpointError(
-                f"{where}: is quantised, as {name} says ({info.dtype}, {list(info.shape)}); load "
+                f"{where}: is quantized, as {name} says ({info.dtype}, {list(info.shape)}); load "
                 "it with dequantize=True, save it in bfloat16, and take that."
             )
         if info.num_bytes == 0 and info.shape != () and info.dtype.startswith(("F", "BF")):

@@ -35,7 +35,7 @@ def extract(
         bool, typer.Option("--embeddings", help="Give embeddings factors too.")
     ] = False,
     seed: Annotated[
-        int, typer.Option(min=0, max=MOST_SEED, help="Seed of the randomised SVD.")
+        int, typer.Option(min=0, max=MOST_SEED, help="Seed of the randomized SVD.")
     ] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
 ) -> None:

@@ -89,7 +89,7 @@ def main() -> None:
 
 @data_app.command("run")
 def data_run(recipe: RecipeName, runs: Runs = Path("runs"), verify: Verify = False) -> None:
-    """Fetch, clean, split, tokenise and pack a recipe's documents."""
+    """Fetch, clean, split, tokenize and pack a recipe's documents."""
     from toolkit.file_hashes import verify_all
     from toolkit.pipeline.specialist import ensure_data
 

@@ -23,7 +23,7 @@ def plan(
     prices: Annotated[
         Path | None, typer.Option(help="YAML with prices (H100: 2.5) and devices of your own.")
     ] = None,
-    utilisation: Annotated[
+    utilization: Annotated[
         float | None, typer.Option(help="Share of a GPU's peak that training reaches.")
     ] = None,
     pretrained_on: Annotated[
@@ -56,7 +56,7 @@ def plan(
     wanted = PlanRequest(
         fleets=tuple(devices or ()),
         devices=with_prices(DEVICES, price or (), prices),
-        utilisation=utilisation,
+        utilization=utilization,
         pretraining_tokens=pretrained_on,
         measure=measure,
     )

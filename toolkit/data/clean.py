@@ -34,7 +34,7 @@ _RUN_WORDS = 10
 
 
 def clean_text(text: str, collapse_spaces: bool = True) -> str:
-    """Normalise Unicode (NFC), line ends, control characters and runs of white space.
+    """Normalize Unicode (NFC), line ends, control characters and runs of white space.
 
     Indentation is kept, since code needs it; runs of spaces within a line stay if so wanted.
 

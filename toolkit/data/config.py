@@ -20,7 +20,7 @@ Format = Literal[
 ]
 
 
-class ArtefactSection(Section):
+class ArtifactSection(Section):
     """A file of a package registry, pinned by hash; it is read, never installed."""
 
     package: str
@@ -85,12 +85,12 @@ def _check_template(template: str) -> None:
 
 
 class SourceSection(Section):
-    """One source of documents: exactly one of `artefact`, `hub` and `files`."""
+    """One source of documents: exactly one of `artifact`, `hub` and `files`."""
 
     role: Role
     """`domain` is to be learned; `general` is replayed in training and watched in evaluation."""
 
-    artefact: ArtefactSection | None = None
+    artifact: ArtifactSection | None = None
     hub: HubSection | None = None
     files: tuple[str, ...] | None = None
     """Paths or globs, relative to the folder that the command runs in; remote ones as fsspec writes
@@ -154,10 +154,10 @@ class SourceSection(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        given = [name for name in ("artefact", "hub", "files") if getattr(self, name) is not None]
+        given = [name for name in ("artifact", "hub", "files") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"give exactly one of artefact, hub and files (got {', '.join(given) or 'none'})"
+                f"give exactly one of artifact, hub and files (got {', '.join(given) or 'none'})"
             )
         if sum(rule.share for rule in self.split.values()) <= 0.0:
             raise ValueError("split: the shares sum to zero, so no document has a place")
@@ -177,7 +177,7 @@ class SourceSection(Section):
 __all__ = [
     "KNOWN_FIM_TOKENS",
     "SPLITS",
-    "ArtefactSection",
+    "ArtifactSection",
     "CleaningSection",
     "DataSection",
     "FimSection",

@@ -1,4 +1,4 @@
-"""Where files are: archives of artefacts, local globs, object stores; opened one by one."""
+"""Where files are: archives of artifacts, local globs, object stores; opened one by one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from toolkit.data.artefacts import fetch_artefact, open_members
+from toolkit.data.artifacts import fetch_artifact, open_members
 from toolkit.data.config import SourceSection
 from toolkit.data.unpacked import OPENERS, unpack
 from toolkit.errors import DataError
@@ -53,10 +53,10 @@ def source_files(source: SourceSection) -> Iterator[SourceFile]:
     Raises:
         DataError: nothing is where the source says.
     """
-    if source.artefact is not None:
-        archive = fetch_artefact(source.artefact)
+    if source.artifact is not None:
+        archive = fetch_artifact(source.artifact)
         stems: Counter[str] = Counter()
-        for name, stream in open_members(archive, source.artefact.member):
+        for name, stream in open_members(archive, source.artifact.member):
             if _is_excluded(name, source):
                 continue
             stem = _without_endings(PurePosixPath(name.rpartition("//")[2]).name)
@@ -129,7 +129,7 @@ def local_bytes(source: SourceSection) -> int:
 
 
 def input_hashes(sources: Mapping[str, SourceSection]) -> dict[str, str]:
-    """What tells whether a source's files changed; artefacts and hubs are pinned in the recipe.
+    """What tells whether a source's files changed; artifacts and hubs are pinned in the recipe.
 
     Files of one pattern are hashed together where they are many, so that the manifest stays small.
     """

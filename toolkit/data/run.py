@@ -39,9 +39,9 @@ from toolkit.data.mixture import plain_counts, stage_counts, wanted_tokens
 from toolkit.data.overlap import Overlap, write_known_runs
 from toolkit.data.packing import pack
 from toolkit.data.split import split_ranks
-from toolkit.data.summary import describe, summarise, write_report
+from toolkit.data.summary import describe, summarize, write_report
 from toolkit.data.texts import SHARD_BYTES, TextIndex, load_index, read_names, write_texts
-from toolkit.data.tokens import TokenTable, tokenise
+from toolkit.data.tokens import TokenTable, tokenize
 from toolkit.data.workers import WorkerProcesses
 from toolkit.errors import DataError
 from toolkit.stage import Stage, write_atomically
@@ -51,7 +51,7 @@ _TEXTS = "texts"
 
 
 def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Say) -> None:
-    """Read, clean, split, tokenise and pack every source of the recipe.
+    """Read, clean, split, tokenize and pack every source of the recipe.
 
     Raises:
         DataError: a split that is needed has no documents, or replay text runs out.
@@ -100,7 +100,7 @@ def _run(
         chosen = choose_evaluation(section, texts, index, usable, tokenizer)
 
         overlap = _overlap(section, chosen, others, texts)
-        tables = _tokenise_all(
+        tables = _tokenize_all(
             section, stage.seed, tokenizer_folder, tokenizer, (separator, start),
             texts, index, usable, overlap, work / "tokens", workers,
         )  # fmt: skip
@@ -131,7 +131,7 @@ def _run(
         for split, items in chosen.items():
             write_documents(work / f"{split}.jsonl", items)
         _write_table(work / "documents.csv", section, texts, index, tables, chosen)
-        results = summarise(section, index, tables, stages, chosen, counts)
+        results = summarize(section, index, tables, stages, chosen, counts)
         results["separator_token_id"] = separator
         results["damaged"] = {n: entry["damaged"] for n, entry in read.items() if entry["damaged"]}
         write_report(work / "report.md", results)
@@ -244,7 +244,7 @@ def _overlap(
     )
 
 
-def _tokenise_all(
+def _tokenize_all(
     section: DataSection,
     seed: int,
     tokenizer_folder: Path,
@@ -277,7 +277,7 @@ def _tokenise_all(
                 ids = find_fim_tokens(section.fim, tokenizer.vocabulary)
                 encoder = Encoder(tokenizer_folder, seed, section.fim, ids, frame[1])
             pool = np.flatnonzero(usable & (index.source == number) & (index.split == 0))
-            tables[name] = tokenise(
+            tables[name] = tokenize(
                 texts,
                 index,
                 pool,

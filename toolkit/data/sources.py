@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from toolkit.data.artefacts import ARCHIVE_ERRORS
+from toolkit.data.artifacts import ARCHIVE_ERRORS
 from toolkit.data.config import SourceSection
 from toolkit.data.files import input_hashes, source_files
 from toolkit.data.formats import NOTE, DocumentRow, Faults, format_of, read_rows

@@ -28,7 +28,7 @@ _ORDER = (
 )
 
 
-def summarise(
+def summarize(
     section: DataSection,
     index: TextIndex,
     tables: Mapping[str, TokenTable],
@@ -153,7 +153,7 @@ def _notes(entry: Mapping[str, Any]) -> list[str]:
 def write_report(path: Path, results: Mapping[str, Any]) -> None:
     """Write a table of every source: what came in, what was left out and why, what is used.
 
-    Tokens of what was left out are reckoned from its bytes: it was never tokenised.
+    Tokens of what was left out are reckoned from its bytes: it was never tokenized.
     """
     lines = ["# Documents", ""]
     for name, entry in results["sources"].items():

@@ -44,7 +44,7 @@ class _Task:
 
 @dataclass
 class TokenTable:
-    """Documents of one source that have been tokenised; `[D]` each.
+    """Documents of one source that have been tokenized; `[D]` each.
 
     Attributes:
         index: into the `TextIndex`.
@@ -80,7 +80,7 @@ class TokenTable:
         )
 
 
-def tokenise(
+def tokenize(
     texts: Path,
     index: TextIndex,
     chosen: NDArray[np.int64],
@@ -94,7 +94,7 @@ def tokenise(
     folder: Path,
     workers: WorkerProcesses,
 ) -> TokenTable:
-    """Tokenise documents of one source in the order of their hash, until `limit` tokens are there.
+    """Tokenize documents of one source in the order of their hash, until `limit` tokens are there.
 
     Args:
         texts: folder of the text shards.

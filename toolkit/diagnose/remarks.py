@@ -226,7 +226,7 @@ def _opposite(diagnosis: Diagnosis) -> Iterator[Remark]:
             yield Remark(
                 "opposite",
                 f"The task vectors of {a} and {b} are nearly opposite (cosine {cosine:.2f}): what "
-                "one learnt the other unlearnt, and their merge keeps little of either.",
+                "one learned the other unlearned, and their merge keeps little of either.",
             )
         elif layers:
             yield Remark(

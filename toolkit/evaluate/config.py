@@ -7,13 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from toolkit.data.config import ArtefactSection, HubSection
+from toolkit.data.config import ArtifactSection, HubSection
 from toolkit.section import Count, Length, PositiveInt, Section, at_most
 
 EvaluationRole = Literal["domain", "general", "watch"]
 """`domain` is to be gained, `general` not to be lost, `watch` is only shown."""
 
-BIGBENCH = ArtefactSection(
+BIGBENCH = ArtifactSection(
     package="bigbench",
     version="1.0.0",
     sha256="1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2",
@@ -23,7 +23,7 @@ BIGBENCH = ArtefactSection(
 
 
 class ChoicesSection(Section):
-    """A set of multiple-choice questions: exactly one of `bigbench`, `files`, `artefact`, `hub`."""
+    """A set of multiple-choice questions: exactly one of `bigbench`, `files`, `artifact`, `hub`."""
 
     name: str
     """For tables and reports."""
@@ -37,7 +37,7 @@ class ChoicesSection(Section):
     files: tuple[str, ...] | None = None
     """JSON, JSONL, CSV or parquet files with a question each row, or task files of BIG-bench."""
 
-    artefact: ArtefactSection | None = None
+    artifact: ArtifactSection | None = None
     """The same inside a package."""
 
     hub: HubSection | None = None
@@ -70,7 +70,7 @@ class ChoicesSection(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        places = ("bigbench", "files", "artefact", "hub")
+        places = ("bigbench", "files", "artifact", "hub")
         given = [name for name in places if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(

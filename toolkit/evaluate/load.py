@@ -38,7 +38,7 @@ def load_sets(
         general: folder of the general model; it answers the prompts of the retention set once.
         split: `tuning` or `test`.
         tokenizer: of the general model; loaded where it is not given.
-        cache: folder for the answers; by default beside the artefacts.
+        cache: folder for the answers; by default beside the artifacts.
 
     Returns:
         Sets with distinct names; at least one has the role `domain`.

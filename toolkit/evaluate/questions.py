@@ -96,11 +96,11 @@ def _read(section: ChoicesSection) -> Iterator[Question]:
         for number, fields in enumerate(_hub_rows(section)):
             yield _row_question(section, f"{number:06d}", f"{section.name}: row {number}", fields)
         return
-    artefact = section.artefact
+    artifact = section.artifact
     if section.bigbench is not None:
         member = BIGBENCH.member.format(task=section.bigbench)
-        artefact = BIGBENCH.model_copy(update={"member": member})
-    source = SourceSection(role="general", artefact=artefact, files=section.files)
+        artifact = BIGBENCH.model_copy(update={"member": member})
+    source = SourceSection(role="general", artifact=artifact, files=section.files)
     try:
         for file in source_files(source):
             with file.open() as stream:

@@ -25,12 +25,12 @@ Deliberate deviations from mergekit 0.1.5, each held by a test in `tests/merge/`
   `tie_word_embeddings` says, as in transformers 5.
 - A merge that transformers would load with random, unread or misshapen tensors is refused before
   anything is written, and so is one whose values do not fit into the type written.
-- Quantised models, tensors without entries and integers that differ are errors.
+- Quantized models, tensors without entries and integers that differ are errors.
 - Adapters are merged as peft computes them unmerged: a saved or changed embedding leaves a head
   that was tied to it as it was, and the merge is then untied.
 - Filters match the experts of Mixtral by either of their names (`mlp`, `block_sparse_moe`).
 - `tokenizer_source: union` keeps the ids of the base (or first) model and appends what others have;
-  learnt tokens join the tokenizer's own model with their merges or scores, where mergekit makes
+  learned tokens join the tokenizer's own model with their merges or scores, where mergekit makes
   added tokens of them, which are then found within words. Rows without a token are dropped where
   vocabularies differ, and kept where all models have one vocabulary.
 - NaN and infinity in an input are errors unless they are allowed.

@@ -219,7 +219,7 @@ def _check_equal(task: TensorTask, models: Models) -> None:
             raise MergeError(
                 f"{task.name}: holds {models.dtype(source)} values that differ between "
                 f"{task.leader.model} and {source.model}; only floating-point tensors can be "
-                "merged. Is the model quantised?"
+                "merged. Is the model quantized?"
             )
 
 

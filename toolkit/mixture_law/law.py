@@ -32,7 +32,7 @@ class Grid:
 
     Attributes:
         exponents: `[G, 2]`, s and t.
-        middle: tokens that the law is centred on.
+        middle: tokens that the law is centered on.
         num_parameters: of one law.
     """
 
@@ -123,7 +123,7 @@ def draw_laws(
     A few runs cannot tell an exponent: one that is fitted takes a degree of freedom and then counts
     as known. Here it is averaged over, evenly in its logarithm. Given it, E and A are a line, and
     the noise of a run is what the line leaves over, with N - 2 degrees of freedom; all have flat
-    priors, A as the change over the measured range, so that no exponent is favoured by its scale.
+    priors, A as the change over the measured range, so that no exponent is favored by its scale.
     With an exponent that is known the intervals of such draws are Student's, and exact.
 
     Args:
@@ -151,11 +151,11 @@ def draw_laws(
     features = grid.features(shares, tokens)
     width = np.maximum(np.ptp(features, axis=1), 1e-150)
     means = features.mean(axis=1)
-    centred = (features - means[:, None]) / width[:, None]
-    spread = np.maximum((centred**2).sum(axis=1), 1e-300)
+    centered = (features - means[:, None]) / width[:, None]
+    spread = np.maximum((centered**2).sum(axis=1), 1e-300)
     level = losses.mean(axis=1)
     around = losses - level[:, None]
-    slopes = (around @ centred.T) / spread
+    slopes = (around @ centered.T) / spread
     whole = np.maximum((around**2).sum(axis=1, keepdims=True), 1e-300)
     squares = np.maximum(whole - slopes**2 * spread, _EXACT * whole)
     logs = -0.5 * np.log(spread) - 0.5 * freedom * np.log(squares / whole)

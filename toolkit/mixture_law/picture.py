@@ -13,7 +13,7 @@ from toolkit.mixture_law.runs import F64
 
 _WIDTH, _HEIGHT = 640, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 72, 16, 44, 52
-_COLOURS = {"domain": "#2166ac", "general": "#b2182b"}
+_COLORS = {"domain": "#2166ac", "general": "#b2182b"}
 
 
 def mixture_svg(law: Law, answer: MixtureAnswer | None, checks: Sequence[Check], title: str) -> str:
@@ -71,22 +71,22 @@ def mixture_svg(law: Law, answer: MixtureAnswer | None, checks: Sequence[Check],
         )
     for role, curve in curves:
         band = f"{line(curve[1])} {' '.join(reversed(line(curve[2]).split()))}"
-        out.append(f'<polygon points="{band}" fill="{_COLOURS[role]}" opacity="0.15"/>')
+        out.append(f'<polygon points="{band}" fill="{_COLORS[role]}" opacity="0.15"/>')
         out.append(
-            f'<polyline points="{line(curve[0])}" fill="none" stroke="{_COLOURS[role]}" '
+            f'<polyline points="{line(curve[0])}" fill="none" stroke="{_COLORS[role]}" '
             'stroke-width="2"/>'
         )
     for role, share, change, is_fitted in dots:
-        fill = _COLOURS[role] if is_fitted else "white"
+        fill = _COLORS[role] if is_fitted else "white"
         out.append(
             f'<circle cx="{x(share):.1f}" cy="{y(change):.1f}" r="4" fill="{fill}" '
-            f'stroke="{_COLOURS[role]}" stroke-width="2"/>'
+            f'stroke="{_COLORS[role]}" stroke-width="2"/>'
         )
     if answer is not None:
         height = y(answer.tolerance)
         out.append(
             f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{height:.1f}" y2="{height:.1f}" '
-            f'stroke="{_COLOURS["general"]}" stroke-dasharray="5 4"/>'
+            f'stroke="{_COLORS["general"]}" stroke-dasharray="5 4"/>'
         )
         if answer.safe_share is not None:
             place = x(answer.safe_share)
@@ -96,9 +96,9 @@ def mixture_svg(law: Law, answer: MixtureAnswer | None, checks: Sequence[Check],
             )
     words = "share of domain text in training; change of bits per byte against the general model:"
     out.append(f'<text x="{_LEFT}" y="{_HEIGHT - 14}">{words}</text>')
-    for number, role in enumerate(_COLOURS):
+    for number, role in enumerate(_COLORS):
         out.append(
-            f'<text x="{_WIDTH - 130 + 62 * number}" y="{_HEIGHT - 14}" fill="{_COLOURS[role]}">'
+            f'<text x="{_WIDTH - 130 + 62 * number}" y="{_HEIGHT - 14}" fill="{_COLORS[role]}">'
             f"{role}</text>"
         )
     return "\n".join([*out, "</svg>"]) + "\n"

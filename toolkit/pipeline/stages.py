@@ -133,12 +133,12 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     made = [data, specialist]
     if recipe.tokenizer is not None:
         made.append(run.root / "general-extended")
-    elif any((recipe.model.artefact, recipe.model.moe, recipe.model.scratch)):
+    elif any((recipe.model.artifact, recipe.model.moe, recipe.model.scratch)):
         made.append(run.root / "general")
     made += [
         run.root / "models" / name / "general"
         for name, section in recipe.models.items()
-        if section.artefact is not None or section.moe is not None
+        if section.artifact is not None or section.moe is not None
     ]
     for folder in made:
         read_manifest(folder)  # a worker runs no stage itself

@@ -25,8 +25,8 @@ class Device:
         flops: peak of dense bfloat16 matrix products, operations a second.
         bandwidth: of its memory, bytes a second.
         price: dollars an hour for one.
-        utilisation: share of the peak that training reaches; an assumption where not measured.
-        is_measured: `flops` is what was measured here, so that `utilisation` is 1.
+        utilization: share of the peak that training reaches; an assumption where not measured.
+        is_measured: `flops` is what was measured here, so that `utilization` is 1.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Device:
     flops: float
     bandwidth: float
     price: float
-    utilisation: float
+    utilization: float
     is_measured: bool = False
 
     @property
     def sustained(self) -> float:
         """Operations a second in training."""
-        return self.flops * self.utilisation
+        return self.flops * self.utilization
 
 
 _GB, _T = 1e9, 1e12
@@ -55,8 +55,8 @@ DEVICES: dict[str, Device] = {
         Device("L40S", 48 * _GB, 362 * _T, 0.864 * _T, 1.00, 0.35),
     )
 }
-"""utilisation: an assumption in the middle of what is reported for dense models with FSDP (0.3 to
-0.5 of the peak); `--utilisation` replaces it."""
+"""utilization: an assumption in the middle of what is reported for dense models with FSDP (0.3 to
+0.5 of the peak); `--utilization` replaces it."""
 
 CPU = "CPU"
 
@@ -114,7 +114,7 @@ def with_prices(
         known: the table.
         given: `NAME=dollars an hour`, once for each; they win over the file.
         file: YAML with `prices: {H100: 2.5}` and `devices: {NAME: {memory_gb, tflops, price,
-            bandwidth_tb, utilisation}}`, or prices alone.
+            bandwidth_tb, utilization}}`, or prices alone.
 
     Raises:
         ConfigError: a device is not known, or a number is none.
@@ -146,7 +146,7 @@ def with_prices(
     return devices
 
 
-_MEASURES = ("memory_gb", "tflops", "price", "bandwidth_tb", "utilisation")
+_MEASURES = ("memory_gb", "tflops", "price", "bandwidth_tb", "utilization")
 
 
 def _own_device(name: str, measures: object, where: str) -> Device:
@@ -160,10 +160,10 @@ def _own_device(name: str, measures: object, where: str) -> Device:
         if key not in measures:
             raise ConfigError(f"{where}.{key}: is missing.")
     numbers = {key: _number(value, f"{where}.{key}") for key, value in measures.items()}
-    utilisation = numbers.get("utilisation", 0.35)
-    if not 0.0 < utilisation <= 1.0:
+    utilization = numbers.get("utilization", 0.35)
+    if not 0.0 < utilization <= 1.0:
         raise ConfigError(
-            f"{where}.utilisation: must be above 0 and at most 1 (got {utilisation})."
+            f"{where}.utilization: must be above 0 and at most 1 (got {utilization})."
         )
     return Device(
         name,
@@ -171,7 +171,7 @@ def _own_device(name: str, measures: object, where: str) -> Device:
         numbers["tflops"] * _T,
         numbers.get("bandwidth_tb", math.nan) * _T,
         numbers.get("price", 0.0),
-        utilisation,
+        utilization,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.checkpoint.config import ShapeSection, shape_of_folder
-from toolkit.data.config import ArtefactSection
+from toolkit.data.config import ArtifactSection
 from toolkit.errors import EvaluationError, ToolkitError
 from toolkit.pipeline.run import Run
 from toolkit.plan.devices import Device
@@ -112,8 +112,8 @@ def _locate(run: Run, model: ModelSection, name: str) -> Located:
         return Located.whole(model.path)
     if model.run is not None:
         return _other_run(run, model.run)
-    if model.artefact is not None:
-        return _packaged(run, model, model.artefact, name)
+    if model.artifact is not None:
+        return _packaged(run, model, model.artifact, name)
     if model.hub is not None:
         return _on_hub(model.hub, model.revision, shape_of(model))
     return _to_be_made(run, model, name)
@@ -145,14 +145,14 @@ def _other_run(run: Run, name: str) -> Located:
     return replace(found, why=f"{why}; {found.why}" if found.why else why)
 
 
-def _packaged(run: Run, model: ModelSection, artefact: ArtefactSection, name: str) -> Located:
+def _packaged(run: Run, model: ModelSection, artifact: ArtifactSection, name: str) -> Located:
     from toolkit.pipeline.models import ensure_model
     from toolkit.plan.sample import is_fetched
 
-    if not (run.root / name / "manifest.json").is_file() and not is_fetched(artefact, 20.0):
+    if not (run.root / name / "manifest.json").is_file() and not is_fetched(artifact, 20.0):
         return Located(
             model.shape,
-            why=f"{artefact.package} {artefact.version} is not in the cache and could not be "
+            why=f"{artifact.package} {artifact.version} is not in the cache and could not be "
             "fetched in 20 s; the model was not tried",
         )
     return Located.whole(ensure_model(run, model, name, f"{name} model"))

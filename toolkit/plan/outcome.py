@@ -90,7 +90,7 @@ def bill_values(work: Sequence[Work], fleet: Fleet, fits: bool) -> dict[str, Any
         "hours": hours if is_known else None,
         "dollars": cost.dollars if is_known and device.price else None,
         "price_per_hour": device.price,
-        "utilisation": device.utilisation,
+        "utilization": device.utilization,
         "is_measured": device.is_measured,
     }
 
@@ -118,6 +118,6 @@ def setting_values(settings: Sequence[Setting]) -> list[dict[str, Any]]:
 
 ASSUMPTIONS = (
     f"prices: {PRICES_DATED}",
-    "utilisation of GPUs: assumed, not measured (--utilisation)",
+    "utilization of GPUs: assumed, not measured (--utilization)",
     "FLOPs: 6 for each parameter and token, attention over half of the sequence",
 )

@@ -60,14 +60,14 @@ class PlanRequest:
     Attributes:
         fleets: devices by name, such as `8xH100`.
         devices: the table, with the user's prices.
-        utilisation: of GPUs, in place of the table's.
+        utilization: of GPUs, in place of the table's.
         pretraining_tokens: of the general model, where the table does not know them.
         measure: score the model and time this machine.
     """
 
     fleets: tuple[str, ...] = ()
     devices: dict[str, Device] = field(default_factory=lambda: dict(DEVICES))
-    utilisation: float | None = None
+    utilization: float | None = None
     pretraining_tokens: float | None = None
     measure: bool = True
 
@@ -82,7 +82,7 @@ def make_plan(run: Run, wanted: PlanRequest) -> dict[str, Any]:
     """
     began = time.monotonic()
     recipe = run.recipe
-    known = _with_utilisation(wanted)
+    known = _with_utilization(wanted)
     if wanted.pretraining_tokens is not None and not 0.0 < wanted.pretraining_tokens < math.inf:
         raise ConfigError(
             f"--pretrained-on: must be tokens, above 0 (got {wanted.pretraining_tokens:g})."
@@ -256,14 +256,14 @@ def write_recipe(run: Run, plan: dict[str, Any], path: Path) -> None:
         file.write(text)
 
 
-def _with_utilisation(wanted: PlanRequest) -> dict[str, Device]:
-    if wanted.utilisation is None:
+def _with_utilization(wanted: PlanRequest) -> dict[str, Device]:
+    if wanted.utilization is None:
         return dict(wanted.devices)
-    if not 0.0 < wanted.utilisation <= 1.0:
+    if not 0.0 < wanted.utilization <= 1.0:
         raise ConfigError(
-            f"--utilisation: must be above 0 and at most 1 (got {wanted.utilisation:g})."
+            f"--utilization: must be above 0 and at most 1 (got {wanted.utilization:g})."
         )
-    return {n: replace(d, utilisation=wanted.utilisation) for n, d in wanted.devices.items()}
+    return {n: replace(d, utilization=wanted.utilization) for n, d in wanted.devices.items()}
 
 
 def _enough(shape: ShapeSection, run: Run, longest: int, device: Device) -> Fleet:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from toolkit.data.clean import clean_documents
-from toolkit.data.config import ArtefactSection, CleaningSection, SourceSection
+from toolkit.data.config import ArtifactSection, CleaningSection, SourceSection
 from toolkit.data.duplicates import drop_exact, drop_near, exact_keys, signatures
 from toolkit.data.sources import Document, read_documents
 from toolkit.data.split import assign_split, stable_unit
@@ -88,17 +88,17 @@ def sample_source(
 ) -> Sample:
     """Read documents of one source for so long.
 
-    A hub that cannot be reached, or an artefact that takes too long to fetch, is said in `why`;
+    A hub that cannot be reached, or an artifact that takes too long to fetch, is said in `why`;
     damage in the documents is an error here as it is in the data stage.
 
     Raises:
         DataError: local documents are missing or damaged.
     """
     sample = Sample(name, source.role, is_talk=source.messages_field is not None)
-    if source.artefact is not None and not is_fetched(source.artefact, fetch_seconds):
-        artefact = source.artefact
+    if source.artifact is not None and not is_fetched(source.artifact, fetch_seconds):
+        artifact = source.artifact
         sample.why = (
-            f"{artefact.package} {artefact.version} is not in the cache and could not be fetched "
+            f"{artifact.package} {artifact.version} is not in the cache and could not be fetched "
             f"within {fetch_seconds:.0f} s"
         )
         return sample
@@ -215,17 +215,17 @@ def duplicate_fraction(documents: list[Document], cleaning: CleaningSection) -> 
     return float(sizes[repeated].sum() / sizes.sum())
 
 
-def is_fetched(artefact: ArtefactSection, seconds: float) -> bool:
-    """Whether an artefact is in the cache, or can be brought there within so many seconds."""
-    folder = cache_folder() / "artefacts" / artefact.sha256
+def is_fetched(artifact: ArtifactSection, seconds: float) -> bool:
+    """Whether an artifact is in the cache, or can be brought there within so many seconds."""
+    folder = cache_folder() / "artifacts" / artifact.sha256
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         return True
     code = (
-        "import sys; from toolkit.data.config import ArtefactSection as A; "
-        "from toolkit.data.artefacts import fetch_artefact as f; "
+        "import sys; from toolkit.data.config import ArtifactSection as A; "
+        "from toolkit.data.artifacts import fetch_artifact as f; "
         "f(A.model_validate_json(sys.argv[1]))"
     )
-    command = [sys.executable, "-c", code, artefact.model_dump_json()]
+    command = [sys.executable, "-c", code, artifact.model_dump_json()]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, start_new_session=True, **quiet) as process:  # type: ignore[call-overload]
         try:

@@ -17,7 +17,7 @@ import yaml
 from toolkit.plan.verdict import Shift, needed_tokens, words_of, worth_of_repeats
 
 SHORT_SHARE = 1e-3
-"""A run of less than this share of the first training is short (a judgement)."""
+"""A run of less than this share of the first training is short (a judgment)."""
 
 FEW_STEPS = 50
 """A run of fewer optimizer steps has hardly a schedule."""

@@ -165,7 +165,7 @@ def bill_basis(bill: Mapping[str, Any]) -> str:
     """What hours and cost stand on."""
     if bill["is_measured"]:
         return "measured here"
-    return f"{bill['utilisation']:.0%} of peak, ${bill['price_per_hour']:.2f}/h each"
+    return f"{bill['utilization']:.0%} of peak, ${bill['price_per_hour']:.2f}/h each"
 
 
 def scratch_words(scratch: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Is continued pre-training the right tool? Rules on measured figures, and what would move them.
 
 The article's test: a domain that the general model lacks, and hundreds of millions to billions of
-tokens of it. Thresholds beyond that are judgements of ours and named as such.
+tokens of it. Thresholds beyond that are judgments of ours and named as such.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REPEATS_WORTH = 15.4
 
 STRONG_GAP = 0.25
 """Domain minus general bits per byte, as a share of the general, from which the shift is strong
-(a judgement; German under an English model lies far beyond it)."""
+(a judgment; German under an English model lies far beyond it)."""
 
 STRONG_PIECES = 1.3
 """Tokens a word, domain against general, likewise."""
@@ -38,7 +38,7 @@ ENOUGH_TALKS = 1000
 
 LESS_ORDER = 0.85
 """What order saves on the domain against what it saves on general text, below which the model does
-not know how domain texts go (a judgement)."""
+not know how domain texts go (a judgment)."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def judge(evidence: Evidence) -> PlanVerdict:
             f"{_times(least / worth)} and four epochs, would speak for CPT"
         )
         if tool == "fine-tuning":
-            reasons.append("there are conversations, from which behaviour is learned with far less")
+            reasons.append("there are conversations, from which behavior is learned with far less")
         else:
             reasons.append(
                 "facts in a collection of this size are found and quoted (retrieval) more surely "

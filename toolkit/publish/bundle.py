@@ -86,7 +86,7 @@ def copy_reports(source: Path, target: Path) -> None:
 
 
 def write_texts(target: Path, texts: Mapping[str, str | bytes]) -> None:
-    """Write small files: card, merge, recipe, licences."""
+    """Write small files: card, merge, recipe, licenses."""
     for name, text in texts.items():
         with write_atomically(target / name, "wb") as file:
             file.write(text.encode() if isinstance(text, str) else text)

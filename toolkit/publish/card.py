@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from toolkit.publish.config import Format
-from toolkit.publish.licenses import Licence, Parent, built_with
+from toolkit.publish.licenses import License, Parent, built_with
 from toolkit.publish.public import public_reference
 from toolkit.publish.tables import (
     figures_of,
@@ -34,7 +34,7 @@ class CardFacts:
         format: what kind of bundle the card belongs to.
         description: the recipe's line for people.
         parents: of the merge.
-        licence: that follows from theirs, or None.
+        merged_license: terms that follow from theirs, or None.
         license: overrides of the recipe: identifier, name, link.
         language: ISO codes.
         sources: of documents: name, role, license, dataset, and counts of the data stage.
@@ -52,7 +52,7 @@ class CardFacts:
     format: Format
     description: str
     parents: Sequence[Parent]
-    licence: Licence | None
+    merged_license: License | None
     license: tuple[str | None, str | None, str | None]
     language: Sequence[str]
     sources: Sequence[Mapping[str, Any]]
@@ -104,7 +104,8 @@ def _metadata(facts: CardFacts) -> str:
     from huggingface_hub import ModelCardData
 
     identifier, name, link = facts.license
-    known = identifier or (facts.licence.id if facts.licence else None)
+    merged = facts.merged_license
+    known = identifier or (merged.id if merged else None)
     general = next(parent for parent in facts.parents if parent.role == "general")
     found = [parent.name for parent in facts.parents if parent.is_published]
     if facts.format == "gguf" and facts.merged:
@@ -125,7 +126,7 @@ def _metadata(facts: CardFacts) -> str:
         tags=["merge", "mergekit", "continued-pretraining", *_format_tags(facts.format)],
         license=known if name is None else "other",
         license_name=name,
-        license_link=link or (facts.licence.link if facts.licence and not identifier else None),
+        license_link=link or (merged.link if merged and not identifier else None),
         datasets=datasets or None,
         language=list(facts.language) or None,
         model_name=facts.repository.rsplit("/", 1)[-1],

@@ -15,8 +15,8 @@ from toolkit.publish.license_texts import Agreements
 from toolkit.publish.licenses import (
     Parent,
     built_with,
-    find_licence,
-    merged_licence,
+    find_license,
+    merged_license,
     name_fits,
     notices,
 )
@@ -35,7 +35,7 @@ class CheckedBundle:
         repository: name it is to be published under.
         format: kind of bundle.
         parents: of the merge.
-        agreements: licence texts found for them.
+        agreements: license texts found for them.
         license: the recipe's own identifier and name for the terms.
         results: of the merge stage.
         withheld: sources that are marked as not for publication and were used.
@@ -82,19 +82,17 @@ def _parents(subject: CheckedBundle) -> tuple[list[str], str]:
     return [], f"{general.name}: {pinned}"
 
 
-def _licences(subject: CheckedBundle) -> tuple[list[str], str]:
-    licence, faults = merged_licence(subject.parents)
+def _licenses(subject: CheckedBundle) -> tuple[list[str], str]:
+    merged, faults = merged_license(subject.parents)
     given, name = subject.license
-    if given and licence and given != licence.id and licence.family != "permissive":
+    if given and merged and given != merged.id and merged.family != "permissive":
+        faults.append(f"publish.license is {given!r}, but the parents' terms ask for {merged.id!r}")
+    if given and find_license(given) is None and name is None:
         faults.append(
-            f"publish.license is {given!r}, but the parents' terms ask for {licence.id!r}"
-        )
-    if given and find_licence(given) is None and name is None:
-        faults.append(
-            f"publish.license {given!r} is not in the table of licences; give publish.license_name"
+            f"publish.license {given!r} is not in the table of licenses; give publish.license_name"
         )
     terms = ", ".join(f"{p.name}: {p.license}" for p in subject.parents if p.license)
-    return faults, f"{terms}; the merge is under {given or (licence.id if licence else '?')}"
+    return faults, f"{terms}; the merge is under {given or (merged.id if merged else '?')}"
 
 
 def _duties(subject: CheckedBundle) -> tuple[list[str], str]:
@@ -102,16 +100,16 @@ def _duties(subject: CheckedBundle) -> tuple[list[str], str]:
     card = _text(subject.folder / "README.md")
     notice = _text(subject.folder / "NOTICE")
     for parent in subject.parents:
-        licence = find_licence(parent.license)
-        if licence is None:
+        known = find_license(parent.license)
+        if known is None:
             continue
-        if parent.role not in subject.agreements.licences:
+        if parent.role not in subject.agreements.licenses:
             faults.append(
-                f"the text of {licence.id} is not at hand for {parent.name}; put it into its "
+                f"the text of {known.id} is not at hand for {parent.name}; put it into its "
                 f"folder as LICENSE or name it in publish.{parent.role}.license_file"
             )
-        if licence.name_begins and not name_fits(subject.repository, licence):
-            faults.append(f"{licence.id} asks for a name that begins with {licence.name_begins!r}")
+        if known.name_begins and not name_fits(subject.repository, known):
+            faults.append(f"{known.id} asks for a name that begins with {known.name_begins!r}")
     faults += [f"the card does not say {t!r}" for t in built_with(subject.parents) if t not in card]
     faults += [f"NOTICE does not say {t!r}" for t in notices(subject.parents) if t not in notice]
     names = [name for name in subject.agreements.files if (subject.folder / name).is_file()]
@@ -188,7 +186,7 @@ def _merge(subject: CheckedBundle) -> tuple[list[str], str]:
 
 CHECKS: Mapping[str, Callable[[CheckedBundle], tuple[list[str], str]]] = {
     "parents": _parents,
-    "licences": _licences,
+    "licenses": _licenses,
     "duties": _duties,
     "private": _private,
     "pickles": _pickles,

@@ -73,7 +73,7 @@ class PublishSection(Section):
     """A paragraph for the card: what the model must not be used for, what was seen to fail."""
 
     merged: str | None = None
-    """Repository of the merged model in safetensors, which GGUF files are a quantised form of."""
+    """Repository of the merged model in safetensors, which GGUF files are a quantized form of."""
 
     gguf: tuple[GgufType, ...] = ("BF16", "Q8_0")
     """Types of the GGUF files that `--format gguf` writes."""

@@ -1,4 +1,4 @@
-"""Licence texts and notices that go with the model: found, never made up."""
+"""License texts and notices that go with the model: found, never made up."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from importlib import metadata, resources
 from pathlib import Path
 
 from toolkit.errors import PublishError
-from toolkit.publish.licenses import Parent, find_licence, notices
+from toolkit.publish.licenses import Parent, find_license, notices
 
-_LICENCE_NAMES = ("LICENSE", "LICENCE", "COPYING", "USE_POLICY")
+_LICENSE_NAMES = ("LICENSE", "LICENCE", "COPYING", "USE_POLICY")
 _NOTICE_NAME = "NOTICE"
 
 
@@ -20,11 +20,11 @@ class Agreements:
 
     Attributes:
         files: by the name each gets.
-        licences: roles of the parents whose licence's text is among them.
+        licenses: roles of the parents whose license's text is among them.
     """
 
     files: Mapping[str, bytes]
-    licences: frozenset[str]
+    licenses: frozenset[str]
 
 
 def find_agreements(
@@ -32,7 +32,7 @@ def find_agreements(
     folders: Mapping[str, Path],
     given: Mapping[str, tuple[Path | None, Path | None]],
 ) -> Agreements:
-    """The files that licences ask to be passed on, by the name they get.
+    """The files that licenses ask to be passed on, by the name they get.
 
     A text is taken from where the recipe says, else from the parent's folder; Apache's, which is
     one for everyone, from this toolkit.
@@ -49,17 +49,17 @@ def find_agreements(
         PublishError: a file that the recipe names cannot be read.
     """
     files: dict[str, bytes] = {}
-    licences: set[str] = set()
+    licenses: set[str] = set()
     for parent in parents:
         license_file, notice_file = given[parent.role]
-        own = _texts(folders.get(parent.role), _LICENCE_NAMES)
-        licence = find_licence(parent.license)
+        own = _texts(folders.get(parent.role), _LICENSE_NAMES)
+        known = find_license(parent.license)
         if license_file is not None:
             own = {"LICENSE": _read(license_file, f"publish.{parent.role}.license_file")}
-        elif not own and licence is not None and licence.id == "apache-2.0":
+        elif not own and known is not None and known.id == "apache-2.0":
             own = {"LICENSE": apache_text()}
         if any(not name.startswith("USE_POLICY") for name in own):
-            licences.add(parent.role)
+            licenses.add(parent.role)
         if notice_file is not None:
             own[_NOTICE_NAME] = _read(notice_file, f"publish.{parent.role}.notice_file")
         else:
@@ -68,14 +68,14 @@ def find_agreements(
             if text not in files.values():
                 files[_free(name, parent.role, files)] = text
     general = next(parent for parent in parents if parent.role == "general")
-    if general.role in licences:
+    if general.role in licenses:
         same = {p.role for p in parents if p.license == general.license}
-        licences |= same
+        licenses |= same
     if lines := notices(parents):
         before = files.get(_NOTICE_NAME, b"")
         missing = [line for line in lines if line.encode() not in before]
         files[_NOTICE_NAME] = before + "".join(f"{line}\n" for line in missing).encode()
-    return Agreements(files, frozenset(licences))
+    return Agreements(files, frozenset(licenses))
 
 
 def apache_text() -> bytes:

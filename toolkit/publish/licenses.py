@@ -1,6 +1,6 @@
-"""Licences of models: what follows for a merge from its parents', and what must be done.
+"""Licenses of models: what follows for a merge from its parents', and what must be done.
 
-This is a table of what the licences ask of someone who passes a changed model on, kept small so
+This is a table of what the licenses ask of someone who passes a changed model on, kept small so
 that it can be checked; it is no legal advice. Where a rule is marked "check", it was written from
 memory and not compared with the agreement's text. What the table does not know stops publishing.
 """
@@ -18,8 +18,8 @@ Text = Literal["standard", "own"]
 
 
 @dataclass(frozen=True)
-class Licence:
-    """One licence.
+class License:
+    """One license.
 
     Attributes:
         id: as the hub writes it.
@@ -42,10 +42,10 @@ class Licence:
     notice: str = ""
 
 
-def _llama(number: str, name_begins: str, built_with: str, holder: str, link: str) -> Licence:
+def _llama(number: str, name_begins: str, built_with: str, holder: str, link: str) -> License:
     title = f"{holder} {number} Community License"
     notice = f"{holder} {number} is licensed under the {title}, Copyright © Meta Platforms, Inc."
-    return Licence(
+    return License(
         id=f"llama{number}",
         title=title,
         family="agreement",
@@ -60,38 +60,38 @@ def _llama(number: str, name_begins: str, built_with: str, holder: str, link: st
 _CC = "https://creativecommons.org/licenses"
 _META = "https://www.llama.com"
 _ALL = (
-    Licence(
+    License(
         "apache-2.0",
         "Apache License 2.0",
         "permissive",
         "https://www.apache.org/licenses/LICENSE-2.0",
     ),
-    Licence("mit", "MIT License", "permissive", "https://opensource.org/license/mit", text="own"),
-    Licence(
+    License("mit", "MIT License", "permissive", "https://opensource.org/license/mit", text="own"),
+    License(
         "bsd-2-clause",
         "BSD 2-Clause License",
         "permissive",
         "https://opensource.org/license/bsd-2-clause",
         text="own",
     ),
-    Licence(
+    License(
         "bsd-3-clause",
         "BSD 3-Clause License",
         "permissive",
         "https://opensource.org/license/bsd-3-clause",
         text="own",
     ),
-    Licence(
+    License(
         "cc0-1.0", "CC0 1.0", "permissive", "https://creativecommons.org/publicdomain/zero/1.0"
     ),
-    Licence("cc-by-4.0", "CC BY 4.0", "permissive", f"{_CC}/by/4.0"),
-    Licence("cc-by-sa-4.0", "CC BY-SA 4.0", "share-alike", f"{_CC}/by-sa/4.0"),
-    Licence("gpl-3.0", "GNU GPL 3", "share-alike", "https://www.gnu.org/licenses/gpl-3.0"),
-    Licence("agpl-3.0", "GNU AGPL 3", "share-alike", "https://www.gnu.org/licenses/agpl-3.0"),
-    Licence("cc-by-nc-4.0", "CC BY-NC 4.0", "non-commercial", f"{_CC}/by-nc/4.0"),
-    Licence("cc-by-nc-sa-4.0", "CC BY-NC-SA 4.0", "share-alike", f"{_CC}/by-nc-sa/4.0"),
-    Licence("cc-by-nd-4.0", "CC BY-ND 4.0", "no-derivatives", f"{_CC}/by-nd/4.0"),
-    Licence("cc-by-nc-nd-4.0", "CC BY-NC-ND 4.0", "no-derivatives", f"{_CC}/by-nc-nd/4.0"),
+    License("cc-by-4.0", "CC BY 4.0", "permissive", f"{_CC}/by/4.0"),
+    License("cc-by-sa-4.0", "CC BY-SA 4.0", "share-alike", f"{_CC}/by-sa/4.0"),
+    License("gpl-3.0", "GNU GPL 3", "share-alike", "https://www.gnu.org/licenses/gpl-3.0"),
+    License("agpl-3.0", "GNU AGPL 3", "share-alike", "https://www.gnu.org/licenses/agpl-3.0"),
+    License("cc-by-nc-4.0", "CC BY-NC 4.0", "non-commercial", f"{_CC}/by-nc/4.0"),
+    License("cc-by-nc-sa-4.0", "CC BY-NC-SA 4.0", "share-alike", f"{_CC}/by-nc-sa/4.0"),
+    License("cc-by-nd-4.0", "CC BY-ND 4.0", "no-derivatives", f"{_CC}/by-nd/4.0"),
+    License("cc-by-nc-nd-4.0", "CC BY-NC-ND 4.0", "no-derivatives", f"{_CC}/by-nc-nd/4.0"),
     # Llama 3: facts.md, V/M. The names and notices of 2, 3.2, 3.3 and 4: check.
     _llama("2", "", "", "Llama", f"{_META}/llama2/license"),
     _llama("3", "Llama 3", "Built with Meta Llama 3", "Meta Llama", f"{_META}/llama3/license"),
@@ -100,7 +100,7 @@ _ALL = (
     _llama("3.3", "Llama", "Built with Llama", "Llama", f"{_META}/llama3_3/license"),
     _llama("4", "Llama", "Built with Llama", "Llama", f"{_META}/llama4/license"),
     # Gemma's terms: check.
-    Licence(
+    License(
         "gemma",
         "Gemma Terms of Use",
         "agreement",
@@ -110,18 +110,18 @@ _ALL = (
         "ai.google.dev/gemma/terms",
     ),
 )
-LICENCES: Mapping[str, Licence] = {licence.id: licence for licence in _ALL}
+LICENSES: Mapping[str, License] = {one.id: one for one in _ALL}
 _OTHER_NAMES = {"apache 2.0": "apache-2.0", "apache2": "apache-2.0", "cc0": "cc0-1.0"}
 
 
-def find_licence(name: str | None) -> Licence | None:
-    """The licence of this identifier, or None.
+def find_license(name: str | None) -> License | None:
+    """The license of this identifier, or None.
 
-    >>> find_licence("Apache-2.0").title
+    >>> find_license("Apache-2.0").title
     'Apache License 2.0'
     """
     key = (name or "").strip().lower()
-    return LICENCES.get(_OTHER_NAMES.get(key, key))
+    return LICENSES.get(_OTHER_NAMES.get(key, key))
 
 
 @dataclass(frozen=True)
@@ -145,32 +145,32 @@ class Parent:
     origin: str = ""
 
 
-def merged_licence(parents: Sequence[Parent]) -> tuple[Licence | None, list[str]]:
+def merged_license(parents: Sequence[Parent]) -> tuple[License | None, list[str]]:
     """The terms of a merge, and why it has none where its parents' do not go together.
 
-    Permissive licences give way to any other one. Of the others there may be only one: whether two
+    Permissive licenses give way to any other one. Of the others there may be only one: whether two
     agreements can both hold of one model is a lawyer's question.
 
     >>> one = Parent("general", "org/a", None, "apache-2.0", True)
     >>> two = Parent("specialist", "org/b", None, "cc-by-nc-4.0", True)
-    >>> merged_licence([one, two])[0].id
+    >>> merged_license([one, two])[0].id
     'cc-by-nc-4.0'
     """
     faults: list[str] = []
-    known: dict[str, Licence] = {}
+    known: dict[str, License] = {}
     for parent in parents:
-        licence = find_licence(parent.license)
-        if licence is None:
+        terms = find_license(parent.license)
+        if terms is None:
             said = f"terms {parent.license!r} that are" if parent.license else "no terms"
-            what = "not in the table of licences" if parent.license else "given in the recipe"
+            what = "not in the table of licenses" if parent.license else "given in the recipe"
             faults.append(f"{parent.name} has {said} {what}")
-        elif licence.family == "no-derivatives":
-            faults.append(f"{parent.name} is under {licence.id}, which forbids changed versions")
+        elif terms.family == "no-derivatives":
+            faults.append(f"{parent.name} is under {terms.id}, which forbids changed versions")
         else:
-            known[licence.id] = licence
-    strict = [licence for licence in known.values() if licence.family != "permissive"]
+            known[terms.id] = terms
+    strict = [terms for terms in known.values() if terms.family != "permissive"]
     if len(strict) > 1:
-        names = " and ".join(licence.id for licence in strict)
+        names = " and ".join(terms.id for terms in strict)
         faults.append(f"the terms {names} cannot both hold of one model as far as is known here")
     if faults:
         return None, faults
@@ -178,29 +178,29 @@ def merged_licence(parents: Sequence[Parent]) -> tuple[Licence | None, list[str]
         return strict[0], []
     # Of permissive ones the one that asks most: Apache's and MIT's texts are both shipped.
     order = ["apache-2.0", "bsd-3-clause", "bsd-2-clause", "mit", "cc-by-4.0", "cc0-1.0"]
-    return min(known.values(), key=lambda licence: order.index(licence.id)), []
+    return min(known.values(), key=lambda terms: order.index(terms.id)), []
 
 
-def name_fits(repository: str, licence: Licence) -> bool:
-    """Whether the model's name begins as its parent's licence asks, whatever joins the words.
+def name_fits(repository: str, terms: License) -> bool:
+    """Whether the model's name begins as its parent's license asks, whatever joins the words.
 
-    >>> name_fits("org/Llama-3-SEC", LICENCES["llama3"]), name_fits("org/sec", LICENCES["llama3"])
+    >>> name_fits("org/Llama-3-SEC", LICENSES["llama3"]), name_fits("org/sec", LICENSES["llama3"])
     (True, False)
     """
 
     def plain(text: str) -> str:
         return re.sub(r"[^a-z0-9]", "", text.lower())
 
-    return plain(repository.rsplit("/", 1)[-1]).startswith(plain(licence.name_begins))
+    return plain(repository.rsplit("/", 1)[-1]).startswith(plain(terms.name_begins))
 
 
 def built_with(parents: Sequence[Parent]) -> list[str]:
     """Lines that must be shown, each once."""
-    found = [find_licence(parent.license) for parent in parents]
+    found = [find_license(parent.license) for parent in parents]
     return list(dict.fromkeys(item.built_with for item in found if item and item.built_with))
 
 
 def notices(parents: Sequence[Parent]) -> list[str]:
     """Lines of the file NOTICE, each once."""
-    found = [find_licence(parent.license) for parent in parents]
+    found = [find_license(parent.license) for parent in parents]
     return list(dict.fromkeys(item.notice for item in found if item and item.notice))

@@ -11,7 +11,7 @@ from toolkit.checkpoint.wrapped import opened_by
 from toolkit.load_yaml import load_yaml
 from toolkit.publish.card import CardFacts
 from toolkit.publish.config import Format, ParentSection, PublishSection
-from toolkit.publish.licenses import Parent, merged_licence
+from toolkit.publish.licenses import Parent, merged_license
 from toolkit.publish.public import parents_of, public_merge, public_reference, to_yaml
 from toolkit.publish.settings import source_facts, training_facts
 from toolkit.recipe.model import ModelSection
@@ -93,12 +93,12 @@ def find_parents(
 
 
 def _origin(model: ModelSection) -> str:
-    """A package may hold other weights than the repository of that name: quantised ones."""
-    artefact = model.artefact
-    if artefact is None:
+    """A package may hold other weights than the repository of that name: quantized ones."""
+    artifact = model.artifact
+    if artifact is None:
         return ""
-    file = artefact.member.rsplit("/", 1)[-1]
-    return f"{file} of {artefact.package} {artefact.version} on PyPI"
+    file = artifact.member.rsplit("/", 1)[-1]
+    return f"{file} of {artifact.package} {artifact.version} on PyPI"
 
 
 def parent_section(section: PublishSection, parent: Parent) -> ParentSection:
@@ -130,7 +130,7 @@ def card_facts(
         format=kind,
         description=recipe.description,
         parents=parents,
-        licence=merged_licence(parents)[0],
+        merged_license=merged_license(parents)[0],
         license=(section.license, section.license_name, section.license_link),
         language=section.language,
         sources=source_facts(sources, section, data.get("results", {}).get("sources", {})),

@@ -44,8 +44,8 @@ def _origin(source: Mapping[str, Any], dataset: str | None) -> str:
     if hub := source.get("hub"):
         revision = f"@{hub['revision']}" if hub.get("revision") else ""
         return f"{hub['dataset']}{revision}"
-    if artefact := source.get("artefact"):
-        return f"in {artefact['package']} {artefact['version']} on PyPI"
+    if artifact := source.get("artifact"):
+        return f"in {artifact['package']} {artifact['version']} on PyPI"
     return "local files"
 
 

@@ -35,7 +35,7 @@ from toolkit.publish.config import Format
 from toolkit.publish.formats import write_adapter_files, write_gguf_files
 from toolkit.publish.hub import HubTarget, check_credentials, upload_bundle
 from toolkit.publish.license_texts import Agreements, find_agreements
-from toolkit.publish.licenses import Parent, merged_licence
+from toolkit.publish.licenses import Parent, merged_license
 from toolkit.publish.material import Material, card_facts, find_parents, parent_section
 from toolkit.publish.public import (
     public_recipe,
@@ -196,9 +196,9 @@ def _write_model(
             revision=general.revision,
             extract=_extract,
         )
-    licence, _ = merged_licence(parents)
+    merged_terms, _ = merged_license(parents)
     facts = {
-        "license": section.license or (licence.id if licence else None),
+        "license": section.license or (merged_terms.id if merged_terms else None),
         "languages": section.language,
         "base_models": [parent.name for parent in parents if parent.is_published],
     }
@@ -224,7 +224,7 @@ def _write_around(
     facts: CardFacts,
     accepted: Mapping[str, str],
 ) -> None:
-    """Card, merge, recipe, reports and licences."""
+    """Card, merge, recipe, reports and licenses."""
     from dataclasses import replace
 
     copy_reports(material.merged, work)

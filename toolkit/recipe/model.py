@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from toolkit.checkpoint.config import ShapeSection, shape_of_folder
-from toolkit.data.config import ArtefactSection
+from toolkit.data.config import ArtifactSection
 from toolkit.section import PositiveInt, Section
 
 
@@ -81,10 +81,10 @@ class ScratchSection(Section):
 
 
 class ModelSection(Section):
-    """A model, such as the general one: exactly one of `artefact`, `path`, `hub`, `run`, `moe` and
+    """A model, such as the general one: exactly one of `artifact`, `path`, `hub`, `run`, `moe` and
     `scratch`."""
 
-    artefact: ArtefactSection | None = None
+    artifact: ArtifactSection | None = None
     """A GGUF file inside a package; it is converted to safetensors once."""
 
     path: Path | None = None
@@ -117,7 +117,7 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        places = ("artefact", "path", "hub", "run", "moe", "scratch")
+        places = ("artifact", "path", "hub", "run", "moe", "scratch")
         given = [name for name in places if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
@@ -136,7 +136,7 @@ def identity_of_model(model: ModelSection) -> dict[str, Any]:
     """What a fetched model depends on: not what is only said of it, nor places it is not at.
 
     >>> sorted(identity_of_model(ModelSection(hub="org/name")))
-    ['artefact', 'hub', 'license', 'name', 'path', 'revision']
+    ['artifact', 'hub', 'license', 'name', 'path', 'revision']
     """
     values = model.model_dump(mode="json", exclude={"shape"})
     later = {name for name in ("run", "moe", "scratch") if values[name] is None}

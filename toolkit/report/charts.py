@@ -24,7 +24,7 @@ SHAPES = {
     "cross": "M-4.5-4.5L4.5 4.5M-4.5 4.5L4.5-4.5",
     "ring": "M-10 0a10 10 0 1 0 20 0a10 10 0 1 0-20 0z",
 }
-"""Shapes beside colours, for those who see colours otherwise and for print."""
+"""Shapes beside colors, for those who see colors otherwise and for print."""
 
 SERIES_SHAPES = ("circle", "square", "triangle", "down", "diamond")
 
@@ -291,7 +291,7 @@ class Plot:
 
 
 def key(entries: Iterable[tuple[str, str, str]]) -> str:
-    """Which shape and colour is what: `(words, series, shape)` of each, in one line."""
+    """Which shape and color is what: `(words, series, shape)` of each, in one line."""
     items = "".join(
         f'<li><svg class="mark {series}" width="14" height="14" viewBox="-7 -7 14 14" '
         f'aria-hidden="true"><path d="{SHAPES[shape]}"/></svg> {escape(words)}</li>'

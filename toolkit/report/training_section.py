@@ -1,4 +1,4 @@
-"""What training did: loss, learning rate, and what was learnt and forgotten on the way."""
+"""What training did: loss, learning rate, and what was learned and forgotten on the way."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def training_section(rows: Sequence[Mapping[str, Any]]) -> PageSection:
 
 
 def thin(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
-    """Means of neighbours, so that at most a few hundred points are left.
+    """Means of neighbors, so that at most a few hundred points are left.
 
     >>> thin([1.0, 2.0], [3.0, 4.0])
     [(1.0, 3.0), (2.0, 4.0)]
@@ -54,7 +54,7 @@ def thin(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def running_means(values: Sequence[float], reach: int) -> list[float]:
-    """Means of each value with its neighbours up to `reach` places away.
+    """Means of each value with its neighbors up to `reach` places away.
 
     >>> running_means([1.0, 2.0, 6.0], 1)
     [1.5, 3.0, 4.0]
@@ -89,7 +89,7 @@ def _line_chart(
         nearest="x",
     )
     plot.line(xs, ys, f"{series} thin faint" if smooth else series)
-    if smooth:  # single steps are noisy: what they come to is read from their neighbours
+    if smooth:  # single steps are noisy: what they come to is read from their neighbors
         plot.line(xs, running_means(ys, max(1, len(ys) // 20)), series)
     for x, y in points:
         plot.target(x, y, f"{x:,.0f} tokens\n{label} {y:.4g}")

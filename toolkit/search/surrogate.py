@@ -152,9 +152,9 @@ def fit_quadratic(
 
 
 def _features(points: Floats, crossed: bool) -> Floats:
-    centred = points - 0.5
-    columns = [np.ones(len(points)), *centred.T, *np.square(centred).T]
+    centered = points - 0.5
+    columns = [np.ones(len(points)), *centered.T, *np.square(centered).T]
     if crossed:
         first, second = np.triu_indices(points.shape[1], 1)
-        columns += [centred[:, a] * centred[:, b] for a, b in zip(first, second, strict=True)]
+        columns += [centered[:, a] * centered[:, b] for a, b in zip(first, second, strict=True)]
     return np.stack(columns, axis=1)

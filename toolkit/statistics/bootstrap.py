@@ -1,4 +1,4 @@
-"""Bootstrap of ratios by group, studentised: figures with intervals and bounds.
+"""Bootstrap of ratios by group, studentized: figures with intervals and bounds.
 
 A figure is Σ losses / Σ sizes, a difference of two models on the same items the same with
 differences of losses. Groups (documents, companies) are resampled, never items of one group, which
@@ -28,7 +28,7 @@ _FEW_GROUPS = 8
 variation at all, and an end would be without limit; of 8 one in two million has none."""
 
 _FAR = 1e6
-"""Stands for a studentised deviation without end: a resample without any variation."""
+"""Stands for a studentized deviation without end: a resample without any variation."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Figures:
 
     Attributes:
         estimate: figures, `[K]`.
-        error: their standard errors, `[K]`, by linearisation.
+        error: their standard errors, `[K]`, by linearization.
         draws: figures of every resample, `[R, K]`, the same groups for every model.
         deviations: (draw - estimate) / its own standard error, `[R, K]`.
         num_groups: how many were resampled.
@@ -124,9 +124,9 @@ def _deviations(draws: Floats, estimate: Floats, errors: Floats, error: Floats) 
 def intervals(figures: Figures, confidence: float = 0.95) -> list[Interval]:
     """Two-sided interval of each figure, `[K]`.
 
-    Each end is the farther of the studentised bootstrap's and Student's t. In simulations of 1,000
+    Each end is the farther of the studentized bootstrap's and Student's t. In simulations of 1,000
     studies (8 to 40 groups, skewed losses) the percentile bootstrap and BCa covered 75 to 93 %
-    where 95 % was said, the studentised one 88 to 94 %; for losses with few values, such as
+    where 95 % was said, the studentized one 88 to 94 %; for losses with few values, such as
     answers right or wrong, it fell to 85 % where t covered 96 %. With fewer than 8 groups t alone.
 
     Reference:

@@ -62,7 +62,7 @@ def non_inferior(
 def max_t(differences: Figures) -> Floats:
     """Adjusted p-values of "this candidate gains", `[K]`, over all candidates at once.
 
-    The best of many candidates looks better than it is. Here each candidate's studentised gain is
+    The best of many candidates looks better than it is. Here each candidate's studentized gain is
     held against the largest of all candidates' in resamples around no gain, step down: the chance
     that any candidate without a gain is called a gain stays within the level.
 

@@ -90,7 +90,7 @@ def paired_difference(
     total: int,
     scale: float = 1.0,
 ) -> Difference:
-    """The difference of two ratios of sums over the same items, with its linearised variance.
+    """The difference of two ratios of sums over the same items, with its linearized variance.
 
     Args:
         losses: of the candidate, `[D]`.

@@ -319,7 +319,7 @@ class SftSection(Section):
 
 
 class TokenizerSection(Section):
-    """New tokens for the words of the domain, before anything is tokenised.
+    """New tokens for the words of the domain, before anything is tokenized.
 
     Worth it where domain words fall into many pieces and there is enough text to learn the new rows
     from (hundreds of occurrences each); the report says what is saved. General model and specialist

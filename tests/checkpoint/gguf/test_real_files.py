@@ -12,7 +12,7 @@ import torch
 
 from toolkit.checkpoint.gguf.read import convert_gguf
 from toolkit.checkpoint.gguf.write import export_gguf
-from toolkit.data.artefacts import extract_member, fetch_artefact
+from toolkit.data.artifacts import extract_member, fetch_artifact
 from toolkit.errors import DataError
 from toolkit.recipe.load import load_recipe
 
@@ -22,15 +22,15 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    artefact = load_recipe(ROOT / "recipes/finance.yaml").model.artefact
-    assert artefact is not None
+    artifact = load_recipe(ROOT / "recipes/finance.yaml").model.artifact
+    assert artifact is not None
     try:
-        archive = fetch_artefact(artefact)
+        archive = fetch_artifact(artifact)
     except DataError as error:
         if os.environ.get("CI"):
             raise
-        pytest.skip(f"no artefact: {error}")
-    return extract_member(archive, artefact.member, tmp_path_factory.mktemp("gguf"))
+        pytest.skip(f"no artifact: {error}")
+    return extract_member(archive, artifact.member, tmp_path_factory.mktemp("gguf"))
 
 
 def test_it_is_what_llama_cpp_wrote(original: Path, tmp_path: Path):

@@ -119,7 +119,7 @@ def test_what_the_plan_refuses_is_said_once(tmp_path: Path, make_model: Callable
         ({"hidden_act": "gelu"}, "warning", "hidden_act is gelu"),
         ({"max_position_embeddings": 512}, "note", "max_position_embeddings is 512"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "warning", "rope_scaling"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "note", "is quantised (gptq), and"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "note", "is quantized (gptq), and"),
         ({"vocab_size": 300}, "warning", "has 300 rows of embeddings, and 20 tokens beyond"),
     ],
 )

@@ -100,7 +100,7 @@ def test_a_tensor_that_no_model_changed_stays():
 
 
 def test_karcher_worked_example():
-    # On a circle the Karcher mean is the mean angle: of 0°, 30° and 90° it is 40°. (The normalised
+    # On a circle the Karcher mean is the mean angle: of 0°, 30° and 90° it is 40°. (The normalized
     # sum, where it starts, points elsewhere.) Mean length (1 + 2 + 3) / 3.
     def at(degrees: float) -> torch.Tensor:
         return torch.tensor([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])

@@ -29,7 +29,7 @@ def test_task_arithmetic_worked_example():
     # base + 2·(0.5·law + 1·med) = base + 2·[4, 2, 0, -1]
     merged = task_arithmetic([LAW, MED], BASE, weight=[0.5, 1.0], lambda_=2.0)
     assert merged.tolist() == [9.0, 5.0, 1.0, -1.0]
-    # normalised, the sum is divided by 1.5 + 0.5 = 2: base + (1.5·law + 0.5·med) / 2
+    # normalized, the sum is divided by 1.5 + 0.5 = 2: base + (1.5·law + 0.5·med) / 2
     merged = task_arithmetic([LAW, MED], BASE, weight=[1.5, 0.5], normalize=True)
     assert merged.tolist() == [4.5, 0.25, 1.0, 0.75]
 

@@ -35,7 +35,7 @@ def test_ties_worked_example_with_weights():
     # divided by the weights that agree: [(8 + 2) / 3, -4 / 2, 0, 0], times lambda 0.5
     merged = ties([LAW, MED], BASE, weight=[2.0, 1.0], density=[0.5, 0.5], lambda_=0.5)
     assert_rounded(merged, BASE + torch.tensor([5.0 / 3.0, -1.0, 0.0, 0.0]), ulps=1)
-    # not normalised: [8 + 2, -4, 0, 0] times 0.5
+    # not normalized: [8 + 2, -4, 0, 0] times 0.5
     merged = ties(
         [LAW, MED], BASE, weight=[2.0, 1.0], density=[0.5, 0.5], normalize=False, lambda_=0.5
     )

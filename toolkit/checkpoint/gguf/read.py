@@ -20,7 +20,7 @@ _CONVERSION_KEYS = ("quantization_config", "_name_or_path", "_model_name_or_path
 
 
 def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Dequantise a GGUF model and write it as safetensors with tokenizer and chat template.
+    """Dequantize a GGUF model and write it as safetensors with tokenizer and chat template.
 
     Args:
         path: the `.gguf` file.

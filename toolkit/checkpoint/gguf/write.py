@@ -1,7 +1,7 @@
 """Models of the Llama family as GGUF files, for llama.cpp and what builds on it.
 
 What is written is what llama.cpp's own converter writes: rows of the query and key projections
-permuted from halves to pairs (its rotary embedding turns neighbouring entries), one-dimensional
+permuted from halves to pairs (its rotary embedding turns neighboring entries), one-dimensional
 tensors in float32, the tokenizer in the metadata, and the scaling of long-context rotary
 frequencies as a tensor.
 """

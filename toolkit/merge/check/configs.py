@@ -90,7 +90,7 @@ def _stale_quantization(model: Model) -> Iterator[Finding]:
         yield Finding(
             "note",
             model.name,
-            f"its config.json says that it is quantised ({method}), and its weights are plain",
+            f"its config.json says that it is quantized ({method}), and its weights are plain",
             "the merge is written without quantization_config; remove it there too",
         )
 

@@ -54,14 +54,14 @@ def from_message(message: str, severity: Severity = "error") -> Finding:
     return Finding(severity, where, what.removesuffix("."))
 
 
-def summarise_names(names: Collection[str], what: str = "tensor") -> str:
+def summarize_names(names: Collection[str], what: str = "tensor") -> str:
     """Many names in few words: layers are folded into one kind.
 
-    >>> summarise_names([f"model.layers.{i}.mlp.bias" for i in range(24)])
+    >>> summarize_names([f"model.layers.{i}.mlp.bias" for i in range(24)])
     '24 tensors like model.layers.*.mlp.bias'
-    >>> summarise_names(["lm_head.weight"])
+    >>> summarize_names(["lm_head.weight"])
     'lm_head.weight'
-    >>> summarise_names([f"{kind}.{i}.w" for kind in "abcd" for i in range(2)])
+    >>> summarize_names([f"{kind}.{i}.w" for kind in "abcd" for i in range(2)])
     '8 tensors like a.*.w (2), b.*.w (2), c.*.w (2) and 1 more kind'
     """
     kinds = Counter(_NUMBER.sub("*", name) for name in names)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from toolkit.checkpoint.adapted import AdaptedCheckpoint
 from toolkit.checkpoint.read import has_array
 from toolkit.checkpoint.tensor_names import is_vocabulary
-from toolkit.merge.check.findings import Finding, summarise_names
+from toolkit.merge.check.findings import Finding, summarize_names
 from toolkit.merge.check.survey import Model, Survey
 from toolkit.merge.kernels.rows import as_float32
 
@@ -74,7 +74,7 @@ def _damage(model: Model, samples: Samples) -> Iterator[Finding]:
         yield Finding(
             "error",
             model.name,
-            f"holds NaN or infinity in {summarise_names(damaged)} (by samples)",
+            f"holds NaN or infinity in {summarize_names(damaged)} (by samples)",
             "the model is damaged; get it again, or allow them with --allow-non-finite",
         )
     empty = [
@@ -86,7 +86,7 @@ def _damage(model: Model, samples: Samples) -> Iterator[Finding]:
         yield Finding(
             "warning",
             model.name,
-            f"is zero in all samples of {summarise_names(empty)}",
+            f"is zero in all samples of {summarize_names(empty)}",
             "the model is damaged or was never trained there; look at it",
         )
 

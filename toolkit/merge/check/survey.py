@@ -15,7 +15,7 @@ from toolkit.checkpoint.read import Checkpoint
 from toolkit.checkpoint.references import find_folder, parse_reference
 from toolkit.errors import CheckpointError, ConfigError, MergeError, ToolkitError
 from toolkit.load_yaml import read_object
-from toolkit.merge.check.findings import Finding, from_message, summarise_names
+from toolkit.merge.check.findings import Finding, from_message, summarize_names
 from toolkit.merge.config import MergeConfig
 
 
@@ -125,7 +125,7 @@ def _why_not(name: str, error: ToolkitError) -> list[Finding]:
             Finding(
                 "error",
                 name,
-                f"its adapter changes {summarise_names(lacking)}, which the model has not",
+                f"its adapter changes {summarize_names(lacking)}, which the model has not",
                 "give the model that the adapter was trained on",
             )
         ]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from toolkit.checkpoint.read import is_float
 from toolkit.checkpoint.tensor_names import is_buffer, is_vocabulary
-from toolkit.merge.check.findings import Finding, kind_of, summarise_names
+from toolkit.merge.check.findings import Finding, kind_of, summarize_names
 from toolkit.merge.check.survey import Model, Survey
 from toolkit.merge.layer_stacks import Layout, layer_counts
 
@@ -83,7 +83,7 @@ def _lacking(leader: Model, model: Model, first: Shapes, own: Shapes) -> Iterato
             yield Finding(
                 "error",
                 other.name,
-                f"lacks {summarise_names(missing)}, which {owner.name} has",
+                f"lacks {summarize_names(missing)}, which {owner.name} has",
                 _NAMES_ADVICE,
                 frozenset(missing),
             )
@@ -112,7 +112,7 @@ def _shapes(
             continue  # asked for; whether it can be done, the tokenizer's own check says
         yield Finding(
             "error",
-            summarise_names(names),
+            summarize_names(names),
             f"{list(theirs)} in {leader.name}, {list(shape)} in {model.name}",
             "the vocabularies differ in size; say with tokenizer_source which one the merge has"
             if rows_only
@@ -134,7 +134,7 @@ def _packed(model: Model) -> Iterator[Finding]:
         yield Finding(
             "error",
             model.name,
-            f"stores {summarise_names(integers)} as {types}, which looks quantised",
+            f"stores {summarize_names(integers)} as {types}, which looks quantized",
             "load it with dequantize=True, save it in bfloat16, and merge that",
         )
     if eighths:
@@ -142,7 +142,7 @@ def _packed(model: Model) -> Iterator[Finding]:
         yield Finding(
             "warning",
             model.name,
-            f"stores {summarise_names(eighths)} as {types}: 8 bits a number, and scales in other "
+            f"stores {summarize_names(eighths)} as {types}: 8 bits a number, and scales in other "
             "tensors are not applied",
             "merge the bfloat16 original",
         )

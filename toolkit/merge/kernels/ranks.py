@@ -29,7 +29,7 @@ SMALL = 1 << 16
 """Tensors up to this size are partitioned whole."""
 
 _RUN, _LEAST_RUNS, _MOST_RUNS = 128, 256, 1024
-"""Of the sample: runs are short, as neighbours are alike; one for 4096 entries of the tensor, but
+"""Of the sample: runs are short, as neighbors are alike; one for 4096 entries of the tensor, but
 no fewer and no more than these."""
 
 _DEVIATIONS = 6.0
@@ -58,7 +58,7 @@ class _Window:
 def kth_smallest(job: Job, wanted: Sequence[Wanted]) -> list[float]:
     """Magnitudes of the models' task vectors at given ranks.
 
-    What is learnt stays in the job's memory: the second call with new ranks of a model makes a
+    What is learned stays in the job's memory: the second call with new ranks of a model makes a
     table that answers all later ones.
     """
     memory = job.memory

@@ -23,7 +23,7 @@ GAMMA = 0x9E3779B97F4A7C15
 FIRST_MULTIPLIER = 0xBF58476D1CE4E5B9
 SECOND_MULTIPLIER = 0x94D049BB133111EB
 STEP = 2.0**-24
-"""Distance between neighbouring numbers, as of torch's float32 uniform ones."""
+"""Distance between neighboring numbers, as of torch's float32 uniform ones."""
 
 
 class EntryStream:

@@ -23,7 +23,7 @@ def lines(
     beta: float = 1.0,
     normalize: bool = False,
 ) -> Tensor:
-    """Task arithmetic that grows with depth: early layers stay general, late ones specialise.
+    """Task arithmetic that grows with depth: early layers stay general, late ones specialize.
 
     `base + (alpha + beta * l / (L - 1)) * sum(w_m * (x_m - base))` in layer `l` of `L`, counted
     from 0; tensors outside the layers (embeddings, final norm, head) take `alpha`, as in the

@@ -33,7 +33,7 @@ def multislerp(
 
     Args:
         tensors: the models' tensors, `[...]` each, float32, in file order.
-        base: base-model tensor, the centre of the sphere, `[...]`, float32, or None.
+        base: base-model tensor, the center of the sphere, `[...]`, float32, or None.
         weight: of each model.
         normalize_weights: divide the weights by their sum.
         eps: added to each length; a `v` shorter than this has no direction.
@@ -76,7 +76,7 @@ def multislerp(
 def karcher(tensors: Sequence[Tensor], *, max_iter: int = 10, tol: float = 1e-5) -> Tensor:
     """Mean direction with the smallest sum of squared angles, at the mean length.
 
-    Starting at the normalised mean `v` of the unit tensors `u_m`, repeats: average the tangent
+    Starting at the normalized mean `v` of the unit tensors `u_m`, repeats: average the tangent
     vectors `a_m / sin(a_m) * (u_m - cos(a_m) * v)` with `a_m` the angle between `u_m` and `v`, and
     follow the average along the sphere. All models count equally; tensors shorter than `tol` have
     no direction and count in the mean length alone.

@@ -280,7 +280,7 @@ def _encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Values rounded to a stored type, as its bits; the shape stays."""
     if dtype == "BF16":
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        odd = (bits >> np.uint32(16)) & np.uint32(1)  # halves go to the even neighbour
+        odd = (bits >> np.uint32(16)) & np.uint32(1)  # halves go to the even neighbor
         rounded = ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
         return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
     if dtype in {"F64", "F32", "F16"}:

@@ -1,7 +1,7 @@
 """One tokenizer for a united vocabulary: the owner's tokenizer.json with tokens of others added.
 
 Added tokens (special ones, and those given by hand) stay what they are: found in the text before
-anything else, with their flags. Tokens that another tokenizer has learnt join the tokenizer's own
+anything else, with their flags. Tokens that another tokenizer has learned join the tokenizer's own
 model: of a BPE with the merges that build them, ranked after all of the owner's, so that text is
 cut as the owner cuts it and then joined further; of a Unigram with their scores. mergekit makes
 added tokens of them, which are then found within words (`the` in `other`), and never where they
@@ -26,7 +26,7 @@ _PLAIN = {
     "normalized": True,
     "special": False,
 }
-_LEARNT = ("BPE", "Unigram", "WordPiece", "WordLevel")
+_LEARNED = ("BPE", "Unigram", "WordPiece", "WordLevel")
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class NewToken:
         text: the token.
         id: in the united vocabulary.
         donor: a model that has it; None where none has, and the configuration invents it.
-        is_learnt: whether the donor's tokenizer has learnt it, and it is to join the model.
+        is_learned: whether the donor's tokenizer has learned it, and it is to join the model.
     """
 
     text: str
     id: int
     donor: str | None
-    is_learnt: bool
+    is_learned: bool
 
 
 def unite_tokenizers(
@@ -82,13 +82,13 @@ def unite_tokenizers(
     _drop(values, own.beyond)
     added: list[dict[str, Any]] = [_flagged(item) for item in own.added.values()]
     for token in new:
-        if not token.is_learnt:
+        if not token.is_learned:
             donor = tokens[token.donor].added if token.donor is not None else {}
             added.append({**_PLAIN, **donor.get(token.text, {}), **_named(token.text, token.id)})
     added += [{**entry, **_named(token, ids[token])} for token, entry in flags.items()]
     values["added_tokens"] = sorted(added, key=lambda item: int(item["id"]))
-    if learnt := [token for token in new if token.is_learnt]:
-        _learn(values, own, tokens, learnt, ids)
+    if learned := [token for token in new if token.is_learned]:
+        _learn(values, own, tokens, learned, ids)
     _check(values, own, ids)
     return values
 
@@ -134,20 +134,20 @@ def _learn(
     values: dict[str, Any],
     own: Tokens,
     tokens: Mapping[str, Tokens],
-    learnt: Sequence[NewToken],
+    learned: Sequence[NewToken],
     ids: Mapping[str, int],
 ) -> None:
     """Put tokens into the tokenizer's model, with what makes them found in a text."""
     model = values["model"]
     by_donor: dict[str, list[NewToken]] = {}
-    for token in learnt:
+    for token in learned:
         by_donor.setdefault(str(token.donor), []).append(token)
     scores: dict[str, float] = {}
     for donor, group in by_donor.items():
         other = load_tokenizer(tokens[donor].folder / "tokenizer.json")
-        if _family(other) != _family(values) or model["type"] not in _LEARNT:
+        if _family(other) != _family(values) or model["type"] not in _LEARNED:
             raise MergeError(
-                f"tokenizer_source: union: {tokens[donor].folder} has {len(group)} learnt tokens "
+                f"tokenizer_source: union: {tokens[donor].folder} has {len(group)} learned tokens "
                 f"that {own.folder} lacks (such as {group[0].text!r}), but the tokenizers are of "
                 f"different kinds ({_family(other)}, {_family(values)}) and cannot be united; take "
                 "one of them (tokenizer_source: base, or the model)."
@@ -163,7 +163,7 @@ def _learn(
     # Every id is said here: the tokenizers library gives added tokens that the model does not know
     # the ids that follow the model's own.
     model["vocab"] |= {token["content"]: token["id"] for token in values["added_tokens"]}
-    model["vocab"] |= {token.text: token.id for token in learnt}
+    model["vocab"] |= {token.text: token.id for token in learned}
 
 
 def _add_merges(model: dict[str, Any], other: Mapping[str, Any], wanted: set[str]) -> None:
@@ -202,10 +202,10 @@ def _scored(
 
 
 def _family(values: Mapping[str, Any]) -> str:
-    """How a tokenizer's learnt tokens are written; those of one family mean the same text."""
+    """How a tokenizer's learned tokens are written; those of one family mean the same text."""
     model = values["model"]
     kind = str(model.get("type"))
-    if kind not in _LEARNT:
+    if kind not in _LEARNED:
         return f"unknown ({kind})"
     steps = json.dumps([values.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")])
     spelling = "plain"

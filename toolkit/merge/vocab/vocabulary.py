@@ -235,16 +235,16 @@ class _VocabularyPlanner:
         ids = dict(self.tokens[self.owner].ids)
         new: list[NewToken] = []
 
-        def add(text: str, donor: str | None, *, is_learnt: bool) -> None:
+        def add(text: str, donor: str | None, *, is_learned: bool) -> None:
             number = max(ids.values(), default=-1) + 1 if not new else new[-1].id + 1
             ids[text] = number
-            new.append(NewToken(text, number, donor, is_learnt))
+            new.append(NewToken(text, number, donor, is_learned))
 
         for name in self.names if self.section.source == "union" else ():
             other = self.tokens[name]
             for text in sorted(other.ids, key=lambda text: int(other.ids[text])):
                 if text not in ids:
-                    add(text, name, is_learnt=text not in other.added)
+                    add(text, name, is_learned=text not in other.added)
         for text, entry in self.wanted.items():
             if text in ids:
                 continue
@@ -256,7 +256,7 @@ class _VocabularyPlanner:
                     f"{sentence_end(text, ids)} To make a new one, give it a source "
                     "({kind: zero}, or {kind: model_token, model: ..., token: ...})."
                 )
-            add(text, donor, is_learnt=False)
+            add(text, donor, is_learned=False)
         return new
 
     def _maps(

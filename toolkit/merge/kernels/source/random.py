@@ -1,6 +1,6 @@
 """Kernels: which entries of a task vector stay at random (dare), and the union of those that do.
 
-Numbers come from `stream.draw`, entry by entry, so a block needs nothing of its neighbours. What
+Numbers come from `stream.draw`, entry by entry, so a block needs nothing of its neighbors. What
 stays is handed on as one bit an entry.
 """
 

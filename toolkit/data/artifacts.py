@@ -1,4 +1,4 @@
-"""Package artefacts: fetched once by pinned hash, kept in a cache, read without being installed."""
+"""Package artifacts: fetched once by pinned hash, kept in a cache, read without being installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from toolkit.data.config import ArtefactSection
+from toolkit.data.config import ArtifactSection
 from toolkit.data.unpacked import FREE_BYTES, read_whole, refuse_bomb, unpack_seekable
 from toolkit.errors import DataError
 from toolkit.leftovers import scratch_folder
@@ -36,8 +36,8 @@ MAX_MEMBER_BYTES = 8 << 30
 """A member that claims more than this is refused unread: archives can lie about their size."""
 
 
-def fetch_artefact(artefact: ArtefactSection) -> Path:
-    """The cached file of an artefact, fetched through pip when it is not there.
+def fetch_artifact(artifact: ArtifactSection) -> Path:
+    """The cached file of an artifact, fetched through pip when it is not there.
 
     Returns:
         Path of a file whose sha256 is the pinned one.
@@ -45,29 +45,29 @@ def fetch_artefact(artefact: ArtefactSection) -> Path:
     Raises:
         DataError: it is not cached and cannot be fetched, or its hash differs.
     """
-    folder = cache_folder() / "artefacts" / artefact.sha256
+    folder = cache_folder() / "artifacts" / artifact.sha256
     for path in sorted(folder.glob("*")) if folder.is_dir() else []:
         if path.name.startswith("."):
             continue
-        if hash_file(path) == artefact.sha256:
+        if hash_file(path) == artifact.sha256:
             return path
         path.unlink()  # damaged in the cache; the pinned original is fetched again
     folder.mkdir(parents=True, exist_ok=True)
     with scratch_folder(folder / "download") as scratch:
-        fetched = _pip_download(artefact, scratch)
+        fetched = _pip_download(artifact, scratch)
         return fetched.rename(folder / fetched.name)
 
 
-def _pip_download(artefact: ArtefactSection, folder: Path) -> Path:
+def _pip_download(artifact: ArtifactSection, folder: Path) -> Path:
     """Let pip fetch it: pip knows the user's index, proxy and certificates, and checks the hash."""
-    pin = f"{artefact.package}=={artefact.version}"
+    pin = f"{artifact.package}=={artifact.version}"
     requirements = folder / "requirements.txt"
-    requirements.write_text(f"{pin} --hash=sha256:{artefact.sha256}\n", encoding="utf-8")
+    requirements.write_text(f"{pin} --hash=sha256:{artifact.sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet"]
     command += ["--no-deps", "--require-hashes", "-r", str(requirements), "-d", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     files = [path for path in folder.iterdir() if path != requirements]
-    if done.returncode == 0 and len(files) == 1 and hash_file(files[0]) == artefact.sha256:
+    if done.returncode == 0 and len(files) == 1 and hash_file(files[0]) == artifact.sha256:
         return files[0]
     if "DO NOT MATCH THE HASHES" in done.stderr or "hash" in done.stderr.lower():
         got = [
@@ -75,18 +75,18 @@ def _pip_download(artefact: ArtefactSection, folder: Path) -> Path:
         ]
         raise DataError(
             f"{pin}: the file on the index has sha256 {got[0] if got else '(not said)'}, "
-            f"the recipe pins {artefact.sha256}; correct the recipe, or distrust the index."
+            f"the recipe pins {artifact.sha256}; correct the recipe, or distrust the index."
         )
     reason = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
     raise DataError(
         f"{pin}: is not in the cache and pip cannot fetch it "
         f"({reason[-1].removeprefix('ERROR: ') if reason else f'exit code {done.returncode}'}). "
-        f"Connect to a package index and run again, or put the file into {_cache_name(artefact)}."
+        f"Connect to a package index and run again, or put the file into {_cache_name(artifact)}."
     )
 
 
-def _cache_name(artefact: ArtefactSection) -> str:
-    return str(cache_folder() / "artefacts" / artefact.sha256)
+def _cache_name(artifact: ArtifactSection) -> str:
+    return str(cache_folder() / "artifacts" / artifact.sha256)
 
 
 def open_members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:

@@ -1,4 +1,4 @@
-"""Artefacts: hashes are checked, archives are read and never unpacked blindly."""
+"""Artifacts: hashes are checked, archives are read and never unpacked blindly."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from toolkit import machine
-from toolkit.data.artefacts import extract_member, fetch_artefact, open_members
-from toolkit.data.config import ArtefactSection
+from toolkit.data.artifacts import extract_member, fetch_artifact, open_members
+from toolkit.data.config import ArtifactSection
 from toolkit.errors import DataError
 from toolkit.stage import hash_bytes
 
@@ -20,8 +20,8 @@ def read_members(archive: Path, pattern: str) -> list[tuple[str, bytes]]:
     return [(name, stream.read()) for name, stream in open_members(archive, pattern)]
 
 
-def section(sha256: str) -> ArtefactSection:
-    return ArtefactSection(package="none-such", version="1.0", sha256=sha256, member="*")
+def section(sha256: str) -> ArtifactSection:
+    return ArtifactSection(package="none-such", version="1.0", sha256=sha256, member="*")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put(cache: Path, content: bytes, sha256: str) -> Path:
-    folder = cache / "artefacts" / sha256
+    folder = cache / "artifacts" / sha256
     folder.mkdir(parents=True)
     (folder / "file.whl").write_bytes(content)
     return folder / "file.whl"
@@ -43,12 +43,12 @@ def put(cache: Path, content: bytes, sha256: str) -> Path:
 def test_a_cached_file_is_used_without_a_network(cache: Path):
     digest = hash_bytes(b"content")
     path = put(cache, b"content", digest)
-    assert fetch_artefact(section(digest)) == path
+    assert fetch_artifact(section(digest)) == path
 
 
 def test_without_network_and_cache_the_message_says_what_to_do(cache: Path):
     with pytest.raises(DataError) as caught:
-        fetch_artefact(section("0" * 64))
+        fetch_artifact(section("0" * 64))
     assert "none-such==1.0: is not in the cache" in str(caught.value)
     assert "put the file into" in str(caught.value)
 
@@ -56,7 +56,7 @@ def test_without_network_and_cache_the_message_says_what_to_do(cache: Path):
 def test_a_damaged_file_in_the_cache_is_not_used(cache: Path):
     path = put(cache, b"damaged", hash_bytes(b"content"))
     with pytest.raises(DataError):
-        fetch_artefact(section(hash_bytes(b"content")))
+        fetch_artifact(section(hash_bytes(b"content")))
     assert not path.exists()
 
 
@@ -69,7 +69,7 @@ def test_a_wrong_hash_on_the_index_is_refused(
         archive.writestr("none_such-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\n")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(DataError) as caught:
-        fetch_artefact(section("0" * 64))
+        fetch_artifact(section("0" * 64))
     assert hash_bytes(wheel.read_bytes()) in str(caught.value)
     assert "0" * 64 in str(caught.value)
 
