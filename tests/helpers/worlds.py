@@ -398,20 +398,20 @@ class Study:
     Attributes:
         search: with its sets.
         outcomes: of the search.
-        verdict: of the merge stage.
+        choice: candidate that the merge stage chose.
         search_tokens, tokens: scored by the search, and up to the choice.
     """
 
     search: Any
     outcomes: Sequence[Any]
-    verdict: Any
+    choice: Any
     search_tokens: int
     tokens: int
 
 
 def decide_study(world: World, seed: int) -> Study:
     """One study of a world through the real search and decision."""
-    from toolkit.pipeline.merge_stage import _decide  # needs torch
+    from toolkit.pipeline.merge_stage import choose_candidate  # needs torch
 
     made = WorldSets(world, seed)
     tuning, test = made.sets("tuning"), made.sets("test")
@@ -426,31 +426,31 @@ def decide_study(world: World, seed: int) -> Study:
     with _quietly():
         outcomes = run_search(plan, Path("nowhere"), "simulated", {}, bench)
         searched = bench.tokens
-        verdict = _decide(search, outcomes, Scorer(bench, Path("nowhere")))
-    return Study(search, outcomes, verdict, searched, bench.tokens)
+        choice = choose_candidate(search, outcomes, Scorer(bench, Path("nowhere")))
+    return Study(search, outcomes, choice, searched, bench.tokens)
 
 
 def run_study(world: World, seed: int) -> StudyFigures:
     """One study, and what came of it."""
     study = decide_study(world, seed)
-    search, outcomes, verdict = study.search, study.outcomes, study.verdict
+    search, outcomes, choice = study.search, study.outcomes, study.choice
     section, tuning = search.recipe.search, search.tuning
     whole = search.objective(tuning)
     points = [point_of(outcome.candidate.config) for outcome in outcomes]
     fit = [p for p in points if p.alpha > 0.0 and world.is_within(p) and world.gain(p) > 0.0]
     plain = [Point(a, "linear", "") for a in (*section.sweep, 1.0)]
-    chosen = point_of(verdict.chosen.candidate.config)
-    is_merge = verdict.choice.any_merge
-    beaten = verdict.beat_sweep
+    chosen = point_of(choice.candidate.config)
+    is_merge = choice.decision.choice.any_merge
+    beaten = choice.beat_sweep
     return StudyFigures(
-        verdict.chosen.candidate.name,
+        choice.candidate.name,
         chosen.alpha,
         world.gain(chosen),
         max((world.gain(p) for p in plain if world.is_within(p)), default=0.0),
         is_merge,
         world.is_within(chosen),
         bool(fit),
-        beaten["high"] is not None and beaten["high"] < 0.0,
+        beaten.high is not None and beaten.high < 0.0,
         study.search_tokens / (len(outcomes) * search.plan.objective.all_tokens),
         study.tokens / (section.candidates * whole.all_tokens),
         *(_covers(search, world, chosen) if is_merge else (True, None, None)),
