@@ -110,7 +110,7 @@ def changed(recipe: Recipe, tokens: int, replay: float | None, rate: float | Non
     if rate is not None:
         schedule = schedule.model_copy(update={"peak_lr": rate})
     train = recipe.train.model_copy(
-        update={"watch": watch, "schedule": schedule, "save_every_steps": 10**9}
+        update={"watch": watch, "schedule": schedule, "save_steps": 10**9}
     )
     return recipe.model_copy(update={"data": data, "train": train})
 

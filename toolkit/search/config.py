@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -41,6 +41,8 @@ class RaceSection(Section):
 class SearchSection(Section):
     """Which merges are tried, and how."""
 
+    former_keys: ClassVar = {"confirm_candidates": "confirm_trials"}
+
     merges: tuple[str, ...] = ("linear", "slerp", "ties")
     """Files of `merges/`, by name; `general` and `specialist` there stand for the two models."""
 
@@ -74,7 +76,7 @@ class SearchSection(Section):
     the bounds are then widened for all candidates tried. The sweep itself, whose order is fixed
     beforehand, is tested on all tuning documents."""
 
-    confirm_candidates: Count = 3
+    confirm_trials: Count = 3
     """How many candidates that promise more than the plain sweep are confirmed."""
 
     storage: str | None = None
