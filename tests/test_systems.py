@@ -16,9 +16,8 @@ from tests.helpers.small_recipes import COMPARISONS
 from toolkit.data.blocks import Blocks
 from toolkit.data.config import DataSection
 from toolkit.load_yaml import load_yaml
-from toolkit.pipeline.models import ensure_general
+from toolkit.pipeline.models import ensure_data, ensure_general, ensure_specialist
 from toolkit.pipeline.run import Run
-from toolkit.pipeline.specialist import ensure_data, ensure_specialist
 from toolkit.pipeline.stages import ensure_sft
 from toolkit.recipe.layers import kept_of
 from toolkit.recipe.load import load_recipe

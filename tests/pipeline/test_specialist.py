@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.checkpoint import training_state
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.pipeline.specialist import ensure_anneal, ensure_average, ensure_cpt, ensure_specialist
+from toolkit.pipeline.models import ensure_anneal, ensure_average, ensure_cpt, ensure_specialist
 from toolkit.stage import read_manifest
 from toolkit.train import loop
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.helpers.tiny_runs import make_project, open_run
 from tests.helpers.wrappers import small_wrapper
-from toolkit.pipeline.specialist import ensure_cpt
+from toolkit.pipeline.models import ensure_cpt
 from toolkit.pipeline.stages import ensure_merge
 
 SEARCH = {"candidates": 4, "sweep": [0.8, 0.4], "merges": ["linear"]}

@@ -80,7 +80,7 @@ def test_a_whole_plan(project: Path):
 
 
 def test_amounts_are_those_of_the_data_stage(project: Path):
-    from toolkit.pipeline.specialist import ensure_data
+    from toolkit.pipeline.models import ensure_data
     from toolkit.stage import read_manifest
 
     run = run_of(project, changed(data__packing="concatenate"))
@@ -95,7 +95,7 @@ def test_amounts_are_those_of_the_data_stage(project: Path):
 
 
 def test_what_sets_can_see_is_said_before_training(project: Path):
-    from toolkit.pipeline.specialist import ensure_data
+    from toolkit.pipeline.models import ensure_data
 
     run = run_of(project, changed(select__general_tolerance=0.01))
     plan = make_plan(run, quick())

@@ -10,8 +10,8 @@ import pytest
 
 from tests.helpers.token_blocks import make_blocks
 from toolkit.errors import ConfigError, DataError, ToolkitError
+from toolkit.pipeline.models import ensure_cpt
 from toolkit.pipeline.run import Run
-from toolkit.pipeline.specialist import ensure_cpt
 from toolkit.stage import Stage
 from toolkit.train import processes
 from toolkit.train.config import TrainSection

@@ -155,18 +155,9 @@ def _positions(
 
 
 def _models(recipe: Recipe) -> Iterator[str]:
-    from toolkit.search.space import GENERAL, SPECIALIST, load_spaces, merge_folder
-
-    for name in recipe.models:
-        if name in {GENERAL, SPECIALIST}:
-            yield f"models.{name}: is the name of a model that every recipe has; give another"
+    yield from recipe.search.find_faults(recipe.models)
     if recipe.models and recipe.tokenizer is not None:
         yield "models: have the tokenizer that the section tokenizer adds to; drop one of the two"
-    for name in dict.fromkeys(recipe.search.merges):
-        try:
-            load_spaces([name], merge_folder(), recipe.models)
-        except ConfigError as error:
-            yield str(error) if str(error).startswith("search.") else f"search.merges: {error}"
     based = [name for name, stage in recipe.train.stages.items() if stage.rope_theta is not None]
     if based and recipe.sft is not None and recipe.sft.start == "merge":
         yield (
