@@ -14,7 +14,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.checkpoint.read import TORCH_NAMES, Checkpoint, Entries, TensorInfo, item_bytes
-from toolkit.checkpoint.stored_names import in_loading_order, read_renaming
+from toolkit.checkpoint.stored_names import Conversion, in_loading_order, read_renaming
 from toolkit.checkpoint.write import dtype_name, tensor_bytes
-
-
-@dataclass(frozen=True)
-class _Conversion:
-    """What becomes of some stored tensors.
-
-    Attributes:
-        key: name in memory of the first tensor that they become.
-        converter: of transformers.
-        members: pattern of the converter and stored name, in the order of loading.
-    """
-
-    key: str
-    converter: Any
-    members: tuple[tuple[str, str], ...]
 
 
 class MemoryTensors(Checkpoint):
@@ -64,7 +49,7 @@ class MemoryTensors(Checkpoint):
         self.sources: dict[str, tuple[str, ...]] = {}
         self.tied: Mapping[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._conversions: dict[str, _Conversion] = {}
+        self._conversions: dict[str, Conversion] = {}
         self._held: tuple[str, Mapping[str, Tensor]] = ("", {})
         rename, converters = read_renaming(model)
         state = model.state_dict()
@@ -77,7 +62,7 @@ class MemoryTensors(Checkpoint):
             info = checkpoint.info(stored_name)
             self._note(key if key in state else stored_name, (stored_name,), info)
         for key, members in members_by_key.items():
-            conversion = _Conversion(key, converters[members[0][0]], tuple(members))
+            conversion = Conversion(key, converters[members[0][0]], tuple(members))
             sources = tuple(stored_name for _, stored_name in members)
             for name, tensor in self._convert(conversion, on_meta=True).items():
                 self._conversions[name] = conversion
@@ -147,7 +132,7 @@ class MemoryTensors(Checkpoint):
         self.sources[name], self.shapes[name] = sources, info.shape
         self._tensors[name] = info
 
-    def _convert(self, conversion: _Conversion, *, on_meta: bool = False) -> dict[str, Tensor]:
+    def _convert(self, conversion: Conversion, *, on_meta: bool = False) -> dict[str, Tensor]:
         converter = copy.deepcopy(conversion.converter)
         for pattern, stored_name in conversion.members:
             if on_meta:
