@@ -33,6 +33,7 @@ from toolkit.search.space import GENERAL, SPECIALIST, Candidate, MergeSpace, loa
 from toolkit.select.config import SelectSection
 from toolkit.select.holdout import divide
 from toolkit.select.test_figures import MERGE, ScoredTestSets, final_figures
+from toolkit.statistics.interval import Interval
 from toolkit.statistics.seeds import named_seed
 from toolkit.train.config import TrainSection
 
@@ -102,7 +103,7 @@ class World:
 
     Attributes:
         name: for people.
-        sets: with how many tuning documents each has.
+        sets: with how many validation documents each has.
         better: share of domain gain that `ties` has above the plain mean of the same general loss.
     """
 
@@ -314,7 +315,8 @@ class StudyFigures:
         fit_tried: whether a merge with a true gain that is within was among the candidates.
         beats: whether a method is said to beat the plain sweep.
         search_share: tokens of the search, of scoring every candidate on all of its documents.
-        token_share: all tokens scored up to the choice, of every candidate on all tuning documents.
+        token_share: all tokens scored up to the choice, of every candidate on all validation
+            documents.
         covered: whether the test interval of the domain change holds the truth.
         kept_covered: the same of the share of the gain that is kept; None where none is given.
         recovered_covered: the same of the share of the loss on retention that is recovered.
@@ -339,7 +341,7 @@ class StudyFigures:
 class SimulatedSearch:
     """A `Search` of stages whose sets are made up; see `toolkit.pipeline.merge_search`."""
 
-    tuning: list[EvaluationSet]
+    validation: list[EvaluationSet]
     test: list[EvaluationSet]
     parts: Any
     plan: SearchPlan
@@ -414,14 +416,14 @@ def decide_study(world: World, seed: int) -> Study:
     from toolkit.pipeline.merge_stage import choose_candidate  # needs torch
 
     made = WorldSets(world, seed)
-    tuning, test = made.sets("tuning"), made.sets("test")
+    validation, test = made.sets("validation"), made.sets("test")
     section = SearchSection()
     recipe = SimpleNamespace(
         search=section, select=SelectSection(), train=TrainSection(), seed=seed
     )
-    parts = divide(tuning, section.confirm_fraction, seed)
+    parts = divide(validation, section.confirm_fraction, seed)
     plan = SearchPlan(_spaces(), section, _objective(recipe, parts.search, race=True), seed)
-    search: Any = SimulatedSearch(tuning, test, parts, plan, recipe)
+    search: Any = SimulatedSearch(validation, test, parts, plan, recipe)
     bench = WorldBench()
     with _quietly():
         outcomes = run_search(plan, Path("nowhere"), "simulated", {}, bench)
@@ -434,8 +436,8 @@ def run_study(world: World, seed: int) -> StudyFigures:
     """One study, and what came of it."""
     study = decide_study(world, seed)
     search, outcomes, choice = study.search, study.outcomes, study.choice
-    section, tuning = search.recipe.search, search.tuning
-    whole = search.objective(tuning)
+    section, validation = search.recipe.search, search.validation
+    whole = search.objective(validation)
     points = [point_of(outcome.candidate.config) for outcome in outcomes]
     fit = [p for p in points if p.alpha > 0.0 and world.is_within(p) and world.gain(p) > 0.0]
     plain = [Point(a, "linear", "") for a in (*section.sweep, 1.0)]
@@ -467,22 +469,22 @@ def _covers(search: Any, world: World, chosen: Point) -> tuple[bool, bool | None
     ):
         losses[name] = {s.name: s.score(point, range(len(s))) for s in search.test}
     figures = final_figures(ScoredTestSets(search.test, {}, losses))
-    change = figures["models"][MERGE]["domain_change"]
+    change = figures.models.merge.domain_change
     whole = world.gain(Point(1.0, "linear", ""))
     kept = world.gain(chosen) / whole if whole else None
     lossy = next((s for s, _ in world.sets if s.name == "retention"), None)
     back = None
     if lossy is not None and lossy.change(1.0):
         back = 1.0 - lossy.change(chosen.alpha) / lossy.change(1.0)
-    shown = figures["sets_recovered"].get("retention")
+    shown = figures.sets_recovered.get("retention")
     return (
-        bool(change["low"] <= -world.gain(chosen) <= change["high"]),
-        _holds(figures["gain_kept"], kept),
+        change.low <= -world.gain(chosen) <= change.high,
+        _holds(figures.gain_kept, kept),
         _holds(shown, back),
     )
 
 
-def _holds(interval: Mapping[str, float] | None, truth: float | None) -> bool | None:
+def _holds(interval: Interval | None, truth: float | None) -> bool | None:
     if interval is None or truth is None:
         return None
-    return interval["low"] <= truth <= interval["high"]
+    return interval.low <= truth <= interval.high

@@ -59,7 +59,10 @@ def test_the_worse_the_test_the_harder_the_words(general: dict[str, float], word
     ("change", "words"),
     [
         (interval(0.08, 0.10), "which may be more than the 0.1 tolerated"),
-        (interval(0.15, 0.04), "surely more than the 0.1 tolerated, which the tuning sets did not"),
+        (
+            interval(0.15, 0.04),
+            "surely more than the 0.1 tolerated, which the validation sets did not",
+        ),
         (interval(0.03, 0.02), "within the 0.1 tolerated"),
     ],
 )
@@ -100,7 +103,9 @@ def test_notes():
 
 def watched() -> MergeResults:
     values = make_values()
-    values["sets"].append(set_row("social_iqa", "watch", "error", items_tuning=0, items_test=90))
+    values["sets"].append(
+        set_row("social_iqa", "watch", "error", items_validation=0, items_test=90)
+    )
     for number, model in enumerate(("general", "specialist", "merge")):
         values["models"][model]["sets"]["social_iqa"] = interval(0.5 + number / 10, 0.05)
     return parse(values)

@@ -50,15 +50,15 @@ class Search:
     Attributes:
         inputs: what the merge stage is made from; its recipe says in which arithmetic models are
             scored.
-        tuning: all tuning sets.
+        validation: all validation sets.
         test: all test sets.
-        parts: the tuning sets in two.
+        parts: the validation sets in two.
         plan: what is to be tried on the first of the two.
         identity: what the study depends on.
     """
 
     inputs: MergeInputs
-    tuning: list[EvaluationSet]
+    validation: list[EvaluationSet]
     test: list[EvaluationSet]
     parts: Parts
     plan: SearchPlan
@@ -100,7 +100,7 @@ def prepare_search(
         precision: arithmetic that scores; by default as the recipe wishes and this machine is fast.
 
     Raises:
-        EvaluationError: a document stands in tuning and in test, or a set has one document.
+        EvaluationError: a document stands in validation and in test, or a set has one document.
         ConfigError: a merge or a setting cannot be used, or the models' rotary bases differ.
     """
     general = inputs.general
@@ -108,14 +108,14 @@ def prepare_search(
     recipe = with_scoring_precision(inputs.recipe, general, precision)
     spaces = load_spaces(recipe.search.merges, merge_folder(), recipe.models)
     tokenizer = load_tokenizer(general)
-    splits: tuple[SplitName, ...] = ("tuning", "test")
-    tuning, test = (
+    splits: tuple[SplitName, ...] = ("validation", "test")
+    validation, test = (
         load_sets(recipe.evaluate, inputs.data, general, split, tokenizer=tokenizer)
         for split in splits
     )
-    refuse_overlap(tuning, test)
-    refuse_too_few(tuning, test)
-    parts = divide(tuning, recipe.search.confirm_fraction, recipe.seed)
+    refuse_overlap(validation, test)
+    refuse_too_few(validation, test)
+    parts = divide(validation, recipe.search.confirm_fraction, recipe.seed)
     objective = build_objective(recipe, parts.search, recipe.search.race)
     plan = SearchPlan(spaces, recipe.search, objective, recipe.seed)
     identity = {
@@ -126,7 +126,7 @@ def prepare_search(
         },
     }
     plain_identity = dict(json.loads(json.dumps(identity)))
-    return Search(replace(inputs, recipe=recipe), tuning, test, parts, plan, plain_identity)
+    return Search(replace(inputs, recipe=recipe), validation, test, parts, plan, plain_identity)
 
 
 def with_scoring_precision(

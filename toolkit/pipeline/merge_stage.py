@@ -1,4 +1,4 @@
-"""The merge stage: search on the tuning sets, one choice, one look at the test sets, one model.
+"""The merge stage: search on the validation sets, one choice, one look at the test sets, one model.
 
 The chosen merge leaves as a plain mergekit configuration and as a model on disk, with its report
 beside it (`merge_output`).
@@ -50,7 +50,7 @@ from toolkit.select.results import (
 )
 from toolkit.select.sweep_tests import DecisionSettings
 from toolkit.select.test_figures import MERGE, ScoredTestSets, document_figures, final_figures
-from toolkit.select.tuning_losses import TuningLosses
+from toolkit.select.validation_losses import ValidationLosses
 from toolkit.stage import MANIFEST, Stage, hash_json, read_manifest
 from toolkit.statistics.power import SetPower
 
@@ -119,7 +119,7 @@ def _run_trials(
     search: Search, bench: Bench, work: Path, helpers: Sequence[Sequence[str]]
 ) -> list[Outcome]:
     num_items = sum(len(item) for item in search.parts.search)
-    say(f"  {len(search.plan.queue())} candidates on {num_items} tuning items")
+    say(f"  {len(search.plan.queue())} candidates on {num_items} validation items")
     return run_search(
         search.plan,
         search.inputs.place(work),
@@ -155,17 +155,17 @@ class CandidateChoice:
 
 
 def choose_candidate(search: Search, trials: Sequence[Outcome], scorer: Scorer) -> CandidateChoice:
-    """Test the plain sweep on all tuning documents, what promises more on those set aside."""
+    """Test the plain sweep on all validation documents, what promises more on those set aside."""
     section, recipe = search.recipe.search, search.recipe
     objective, separate = search.plan.objective, search.parts.are_separate
-    losses = TuningLosses(
+    losses = ValidationLosses(
         objective,
         search.objective(search.parts.confirm) if separate else None,
-        search.objective(search.tuning) if separate else objective,
+        search.objective(search.validation) if separate else objective,
         scorer,
     )
     settings = DecisionSettings(
-        section.sweep, section.refine, section.confirm_candidates, recipe.select.confidence
+        section.sweep, section.refine, section.confirm_trials, recipe.select.confidence
     )
     decision = decide(trials, losses, settings, lambda line: say(f"  {line}"))
     remarks = remarks_on(
@@ -240,7 +240,7 @@ def collect_results(
         choice: the candidate that was chosen.
         losses: losses on the test sets.
         test_scorings: how often the test documents were scored.
-        power: what the tuning sets can see.
+        power: what the validation sets can see.
     """
     recipe, decision = search.recipe, choice.decision
     objective, confidence = search.plan.objective, recipe.select.confidence
@@ -266,7 +266,7 @@ def collect_results(
         remarks=choice.remarks,
         search_tokens=sum(outcome.tokens for outcome in trials),
         full_tokens=len(trials) * objective.all_tokens,
-        tuning=_count_items(search.tuning),
+        validation=_count_items(search.validation),
         test=_count_items(search.test),
         models=final.models,
         gain_kept=final.gain_kept,
@@ -283,20 +283,20 @@ def collect_results(
 
 
 def _set_results(search: Search) -> tuple[SetResult, ...]:
-    """Every set that figures are of: a source may give tuning documents only, or test documents."""
-    tuning_sets = {item.name: item for item in search.tuning}
+    """Every set that figures are of: a source may give validation documents only, or test documents."""
+    validation_sets = {item.name: item for item in search.validation}
     test_sets = {item.name: item for item in search.test}
     rows = []
-    for name, item in {**tuning_sets, **test_sets}.items():
-        tuning, test = tuning_sets.get(name), test_sets.get(name)
+    for name, item in {**validation_sets, **test_sets}.items():
+        validation, test = validation_sets.get(name), test_sets.get(name)
         rows.append(
             SetResult(
                 name=name,
                 role=item.role,
                 unit=item.unit,
-                items_tuning=0 if tuning is None else len(tuning),
+                items_validation=0 if validation is None else len(validation),
                 items_test=0 if test is None else len(test),
-                groups_tuning=0 if tuning is None else tuning.num_groups,
+                groups_validation=0 if validation is None else validation.num_groups,
                 groups_test=0 if test is None else test.num_groups,
                 one_group=test is not None and test.is_of_one_group,
                 speaks_for="" if test is None else test.note,

@@ -164,7 +164,7 @@ def anneal_specialist(
 
         say(f"  {num_steps} steps from step {step}")
         rate = learning_rate(step - 1, _planned_steps(data, section), section.schedule)
-        plain = {"use": "last", "keep_best": False, "keep_when_done": False}
+        plain = {"use": "last", "keep_best": False, "keep_checkpoints": False}
         train_stage(
             section.model_copy(update=plain),
             run.recipe.data,
@@ -187,9 +187,9 @@ def _states(run: Run, general: Path, data: Path, from_step: int | None) -> Path:
     under_way = stage.work / f"state-{from_step or 0:08d}"
     if not stage.is_complete() and stage.has_begun() and under_way.is_dir():
         return stage.work
-    if not stage.is_complete() and not run.recipe.train.keep_when_done:
+    if not stage.is_complete() and not run.recipe.train.keep_checkpoints:
         raise ConfigError(
-            "train.keep_when_done: set it to true, so that states stay to anneal from."
+            "train.keep_checkpoints: set it to true, so that states stay to anneal from."
         )
     return train_cpt(run, general, data) / "states"
 
@@ -211,8 +211,8 @@ def _chosen(states: Path, from_step: int | None, constant: range) -> int:
     what = "of the constant phase" if from_step is None else f"of step {from_step}"
     raise CheckpointError(
         f"{states}: holds no state {what} (steps {constant.start} to {constant.stop - 1}); there "
-        f"are: {', '.join(map(str, kept)) or 'none'}. Set train.keep_when_done: true and "
-        "train.keep_states, put the cpt folder aside, and train again."
+        f"are: {', '.join(map(str, kept)) or 'none'}. Set train.keep_checkpoints: true and "
+        "train.save_total_limit, put the cpt folder aside, and train again."
     )
 
 
@@ -220,7 +220,7 @@ def _planned_steps(data: Path, section: TrainSection) -> int:
     from toolkit.data.blocks import Blocks
     from toolkit.train.loop import plan_steps
 
-    return len(plan_steps(Blocks.open(data, section.epochs), section.blocks_per_step))
+    return len(plan_steps(Blocks.open(data, section.epochs), section.global_batch_size))
 
 
 def _blocks(data: Path, section: TrainSection, num_steps: int, seed: int) -> Any:
@@ -232,7 +232,7 @@ def _blocks(data: Path, section: TrainSection, num_steps: int, seed: int) -> Any
     if missing <= 0:
         return blocks
     positions = blocks.stages[-1].num_positions // section.epochs
-    more = math.ceil((missing + 1) * section.blocks_per_step / positions)
+    more = math.ceil((missing + 1) * section.global_batch_size / positions)
     longer = Blocks.open(data, section.epochs + more, seed)
     return Blocks((*blocks.stages[:-1], longer.stages[-1]), blocks.largest_token)
 
@@ -272,6 +272,7 @@ def average_specialist(run: Run, cpt: Path, *, last: int | None = None) -> Path:
 
 def _too_few(states: Path, found: int, wanted: int) -> CheckpointError:
     return CheckpointError(
-        f"{states}: holds {found} states, and {wanted} are wanted. Set train.keep_when_done: true "
-        f"and train.keep_states to at least {wanted}, put the cpt folder aside, and train again."
+        f"{states}: holds {found} states, and {wanted} are wanted. Set train.keep_checkpoints: "
+        f"true and train.save_total_limit to at least {wanted}, put the cpt folder aside, and "
+        "train again."
     )

@@ -21,7 +21,7 @@ class SourceFacts:
         dataset: public name of the dataset, None where it has none.
         origin: where the texts come from, in words.
         trained_tokens: number of training tokens; None where the data stage does not say.
-        tuning_documents: number of tuning documents.
+        validation_documents: number of validation documents.
         test_documents: number of test documents.
     """
 
@@ -31,7 +31,7 @@ class SourceFacts:
     dataset: str | None
     origin: str
     trained_tokens: int | None = None
-    tuning_documents: int | None = None
+    validation_documents: int | None = None
     test_documents: int | None = None
 
 
@@ -60,7 +60,7 @@ def source_facts(
                 dataset=dataset or (source.hub.dataset if source.hub is not None else None),
                 origin=_origin(source, dataset),
                 trained_tokens=used.get("trained on", {}).get("tokens"),
-                tuning_documents=used.get("tuning", {}).get("documents"),
+                validation_documents=used.get("validation", {}).get("documents"),
                 test_documents=used.get("test", {}).get("documents"),
             )
         )
@@ -90,8 +90,8 @@ def training_facts(data: Mapping[str, Any], cpt: Mapping[str, Any]) -> dict[str,
         "training tokens, domain": texts.get("domain_tokens"),
         "training tokens, replayed general text": texts.get("general_tokens"),
         "share of replay": None if share is None else f"{share:.1%}",
-        "tokens in a block": texts.get("sequence_tokens"),
-        "blocks in a step": train.get("blocks_per_step"),
+        "tokens in a block": texts.get("sequence_length"),
+        "blocks in a step": train.get("global_batch_size"),
         "epochs": train.get("epochs"),
         "steps": results.get("num_steps"),
         "schedule": _schedule(schedule, train.get("stages", {})),
@@ -121,9 +121,9 @@ def _schedule(schedule: Mapping[str, Any], stages: Mapping[str, Any]) -> str | N
     if not schedule:
         return None
     kind = schedule.get("kind", "")
-    parts = [f"{kind}, re-warmed over {schedule.get('rewarm_fraction', 0):.0%} of the steps"]
+    parts = [f"{kind}, re-warmed over {schedule.get('warmup_fraction', 0):.0%} of the steps"]
     if kind in ("cosine", "linear"):
-        parts.append(f"down to {schedule.get('final_fraction', 0):.0%} of the peak")
+        parts.append(f"down to {schedule.get('final_lr_fraction', 0):.0%} of the peak")
     for name, stage in stages.items():
         if own := stage.get("schedule"):
             parts.append(f"stage {name} its own, {own['kind']} with a peak of {own['peak_lr']}")

@@ -95,7 +95,7 @@ def source_rows(sources: Sequence[SourceFacts]) -> list[tuple[str, ...]]:
             source.role,
             source.license,
             "" if source.trained_tokens is None else f"{source.trained_tokens:,}",
-            _documents(source.tuning_documents),
+            _documents(source.validation_documents),
             _documents(source.test_documents),
         )
         for source in sources

@@ -115,11 +115,11 @@ def _stage_names(prefix: str, data: DataSection, train: TrainSection) -> Iterato
 def _lengths(data: DataSection) -> list[tuple[str, str, int]]:
     """Name of each stage, the key of its length, and the length."""
     if not data.stages:
-        return [("train", "sequence_tokens", data.sequence_tokens)]
+        return [("train", "sequence_length", data.sequence_length)]
     return [
-        (stage.name, f"stages.{number}.sequence_tokens", stage.sequence_tokens)
-        if stage.sequence_tokens is not None
-        else (stage.name, "sequence_tokens", data.sequence_tokens)
+        (stage.name, f"stages.{number}.sequence_length", stage.sequence_length)
+        if stage.sequence_length is not None
+        else (stage.name, "sequence_length", data.sequence_length)
         for number, stage in enumerate(data.stages)
     ]
 

@@ -35,7 +35,7 @@ def front_section(results: MergeResults) -> PageSection:
         title = f"{entry.name}, {entry.unit} (down is better)"
         charts.append(_front_plot(results, heights, title, limit, words))
     note = (
-        "Left and down is better. Figures of the tuning sets, which the search saw: the best of "
+        "Left and down is better. Figures of the validation sets, which the search saw: the best of "
         "many looks better here than it is."
     )
     if len(results.front) > 1:
@@ -74,7 +74,7 @@ def _front_plot(
     plot = Plot(
         Axis.around([x for x, _ in places.values()], _title(results, "domain", "left")),
         Axis.around([*(y for _, y in places.values()), limit], title),
-        f"{len(places)} candidates by their domain figure and {title}, on the tuning sets; "
+        f"{len(places)} candidates by their domain figure and {title}, on the validation sets; "
         f"chosen: {results.chosen}. All figures stand in the table of candidates.",
         height=420,
     )
@@ -123,7 +123,7 @@ def sweep_section(results: MergeResults) -> PageSection:
             charts.append(_sweep_plot(band, f"{entry.name}, {entry.unit}", entry.tolerance))
     note = (
         "α is the specialist's weight in a plain average with the general model: 0 is the general "
-        "model, 1 the specialist. Bands: 95 % intervals over the tuning documents."
+        "model, 1 the specialist. Bands: 95 % intervals over the validation documents."
     )
     body = paragraph(results.beat_sweep.sentence) + panels(*charts)
     return PageSection(
@@ -132,14 +132,14 @@ def sweep_section(results: MergeResults) -> PageSection:
 
 
 def _ladder(results: MergeResults) -> str:
-    """Plain means as they were tested on all tuning documents, a row a general set asked."""
+    """Plain means as they were tested on all validation documents, a row a general set asked."""
     if not results.ladder:
         return ""
     level = f"{results.confidence:.0%} bound"
     rows = [row for step in results.ladder for row in _ladder_rows(step, results.chosen)]
     titles = ["plain mean", "domain", "general set", "loss", f"loss, {level}", "tolerated", ""]
     note = (
-        "Tested from the general model upwards on all tuning documents, each at the full level "
+        "Tested from the general model upwards on all validation documents, each at the full level "
         "(the order is fixed beforehand), up to the first that is not shown to stay within a "
         "tolerance; then between that one and the last that was. Changes against the general "
         "model; the domain of those that were looked at for their gain."
@@ -246,8 +246,8 @@ _STATUSES = {
 def candidates_section(results: MergeResults) -> PageSection:
     """Every candidate in a table."""
     rows = results.candidates
-    tuning_sets = [row.name for row in results.sets if row.items_tuning]
-    set_names = tuning_sets if len(tuning_sets) > 2 else []
+    validation_sets = [row.name for row in results.sets if row.items_validation]
+    set_names = validation_sets if len(validation_sets) > 2 else []
     bounded = list(dict.fromkeys(name for row in rows for name in row.loss_bounds))
     titles = [
         "candidate",
@@ -278,7 +278,7 @@ def candidates_section(results: MergeResults) -> PageSection:
 
     ordered = sorted(rows, key=lambda row: (1e9 if row.domain is None else row.domain, row.name))
     note = (
-        "Tuning sets, which the search saw. Bound of the loss: a general set's figure is not "
+        "Validation sets, which the search saw. Bound of the loss: a general set's figure is not "
         "further above the general model's than this, in its own unit, with the stated confidence. "
         "Distance: from the general model, as a share of "
         "the specialist's own."

@@ -31,7 +31,7 @@ class TrainingRow(BaseModel):
     general_bits_per_byte: float | None = None
 
     def look(self, role: FigureRole) -> float | None:
-        """Bits per byte of a role's first tuning documents."""
+        """Bits per byte of a role's first validation documents."""
         return self.domain_bits_per_byte if role == "domain" else self.general_bits_per_byte
 
 
@@ -53,8 +53,8 @@ def training_section(rows: Sequence[TrainingRow]) -> PageSection:
     body = panels(*charts, *looks)
     if looks:
         body += paragraph(
-            "The two lower charts score the same first tuning documents while training goes on: a "
-            "falling domain line is learning, a rising general line is forgetting.",
+            "The two lower charts score the same first validation documents while training goes "
+            "on: a falling domain line is learning, a rising general line is forgetting.",
             "note",
         )
     return PageSection("training", "Training", body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -44,6 +44,8 @@ class RaceSection(Section):
 class SearchSection(Section):
     """Which merges are tried, and how."""
 
+    former_keys: ClassVar = {"confirm_candidates": "confirm_trials"}
+
     merges: tuple[str, ...] = ("linear", "slerp", "ties")
     """Files of `merges/`, by name; `general` and `specialist` there stand for the two models."""
 
@@ -72,12 +74,12 @@ class SearchSection(Section):
     that are not named."""
 
     confirm_fraction: Annotated[float, Field(ge=0.0, le=0.8)] = 0.34
-    """Share of the tuning documents that the search does not see, chosen by hash; what promises
+    """Share of the validation documents that the search does not see, chosen by hash; what promises
     more than the plain sweep is confirmed on them. 0 confirms on the search's own documents, and
     the bounds are then widened for all candidates tried. The sweep itself, whose order is fixed
-    beforehand, is tested on all tuning documents."""
+    beforehand, is tested on all validation documents."""
 
-    confirm_candidates: Count = 3
+    confirm_trials: Count = 3
     """How many candidates that promise more than the plain sweep are confirmed."""
 
     storage: str | None = None

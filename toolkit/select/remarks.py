@@ -9,11 +9,11 @@ from toolkit.search.objective import Losses, Objective
 from toolkit.search.space import GENERAL
 from toolkit.select.decide import Decision
 from toolkit.select.holdout import Parts
-from toolkit.select.tuning_losses import TuningLosses
+from toolkit.select.validation_losses import ValidationLosses
 from toolkit.statistics.power import power_of
 
 SEEN_BY_BEST = (
-    "The specialist is the best of its training's states by some of these tuning documents "
+    "The specialist is the best of its training's states by some of these validation documents "
     "(train.use: best), so what is found on them flatters it a little; test documents were not "
     "seen."
 )
@@ -21,7 +21,7 @@ SEEN_BY_BEST = (
 
 def remarks_on(
     decision: Decision,
-    losses: TuningLosses,
+    losses: ValidationLosses,
     parts: Parts,
     test: Sequence[EvaluationSet],
     *,
@@ -32,12 +32,12 @@ def remarks_on(
 
     Args:
         decision: what was chosen, and on what grounds.
-        losses: losses on the tuning documents.
-        parts: the tuning sets in two.
+        losses: losses on the validation documents.
+        parts: the validation sets in two.
         test: the test sets.
         confidence: confidence of the bounds that decide.
         is_best_state: whether the specialist was chosen among its training's states by some of the
-            tuning documents.
+            validation documents.
     """
     by_name = {outcome.candidate.name: outcome for outcome in decision.outcomes}
     # Where nothing was chosen, the safest step of the sweep shows how a merge scatters.
@@ -63,7 +63,7 @@ def describe_small_sets(
     """Sentences on general sets that cannot see their tolerance, as a merge scatters on them.
 
     Args:
-        objective: all tuning documents.
+        objective: all validation documents.
         losses: losses of the merge on them.
         start: losses of the general model on them.
         confidence: confidence of the bounds that decide.

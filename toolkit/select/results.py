@@ -1,6 +1,6 @@
 """What a merge stage found: every figure of its report, typed. `report.json` is the dump.
 
-Figures of the tuning sets are those that the choice was made by; figures of the test sets were
+Figures of the validation sets are those that the choice was made by; figures of the test sets were
 scored once, after it. Changes are against the general model, on the same items. Lower is better.
 """
 
@@ -47,12 +47,12 @@ class SetResult(ResultPart):
     unit: str
     """Unit of its figures, such as `bits per byte`."""
 
-    items_tuning: int
+    items_validation: int
 
     items_test: int
     """Number of test items; 0 where the set has none."""
 
-    groups_tuning: int
+    groups_validation: int
 
     groups_test: int
     """Number of groups that the test items come from: intervals are over groups."""
@@ -122,7 +122,7 @@ class CandidateResult(ResultPart):
 
 
 class SweepPoint(ResultPart):
-    """A plain mean of the two models, on the tuning sets. Bands are of the difference from the
+    """A plain mean of the two models, on the validation sets. Bands are of the difference from the
     general model."""
 
     alpha: float
@@ -137,7 +137,7 @@ class SweepPoint(ResultPart):
 
 
 class SetTestResult(ResultPart):
-    """A general set's answer at one step of the sweep, on all tuning documents."""
+    """A general set's answer at one step of the sweep, on all validation documents."""
 
     name: str
     loss: float
@@ -150,7 +150,7 @@ class SetTestResult(ResultPart):
 
 
 class LadderResult(ResultPart):
-    """A plain mean as it was tested on all tuning documents."""
+    """A plain mean as it was tested on all validation documents."""
 
     alpha: float
     name: str
@@ -222,7 +222,7 @@ class DocumentFigures(ResultPart):
 
 
 class PowerResult(ResultPart):
-    """What a tuning set can see, as a first merge scatters on it; see `SetPower`."""
+    """What a validation set can see, as a first merge scatters on it; see `SetPower`."""
 
     name: str
     role: EvaluationRole
@@ -288,7 +288,7 @@ class MergeResults(ResultPart):
     full_tokens: int
     """Tokens that scoring every candidate on everything would have computed."""
 
-    tuning: RoleCounts
+    validation: RoleCounts
     test: RoleCounts
     models: FiguresByModel
 
