@@ -283,7 +283,7 @@ def collect_results(
 
 
 def _set_results(search: Search) -> tuple[SetResult, ...]:
-    """Every set that figures are of: a source may give validation documents only, or test documents."""
+    """Every set that figures are of: a source may give documents to one of the two splits only."""
     validation_sets = {item.name: item for item in search.validation}
     test_sets = {item.name: item for item in search.test}
     rows = []

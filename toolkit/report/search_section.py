@@ -35,8 +35,8 @@ def front_section(results: MergeResults) -> PageSection:
         title = f"{entry.name}, {entry.unit} (down is better)"
         charts.append(_front_plot(results, heights, title, limit, words))
     note = (
-        "Left and down is better. Figures of the validation sets, which the search saw: the best of "
-        "many looks better here than it is."
+        "Left and down is better. Figures of the validation sets, which the search saw: the best "
+        "of many looks better here than it is."
     )
     if len(results.front) > 1:
         note += " Dotted: the front, where nothing is better on both."

@@ -1,9 +1,9 @@
 """The plain sweep as a ladder: tested from the safest plain mean upwards, up to the first failure.
 
-The order is fixed before any document is scored, so every step is tested on all validation documents
-at the full level, and no correction for the number of steps is due: a step that truly loses too
-much can only be passed by mistake if the first such step is, which happens with at most the chance
-of one test. (Any plain mean further up is not tested after a failure.)
+The order is fixed before any document is scored, so every step is tested on all validation
+documents at the full level, and no correction for the number of steps is due: a step that truly
+loses too much can only be passed by mistake if the first such step is, which happens with at most
+the chance of one test. (Any plain mean further up is not tested after a failure.)
 
 Between the last step that passed and the first that failed the interval is halved a few times.
 These steps are nested: what a plain mean loses rises with α, in truth and on the documents, so that
@@ -119,7 +119,8 @@ def ladder_results(
 
     Args:
         steps: steps as they were tested.
-        changes: domain change on all validation documents by name, of those looked at for their gain.
+        changes: domain change on all validation documents by name, of those looked at for their
+            gain.
     """
     return tuple(
         LadderResult(
