@@ -64,7 +64,7 @@ def plan(
     made = make_plan(run, wanted)
     show_plan(made)
     path = write_plan(run, made)
-    say(f"\n{path} and {path.with_suffix('.html').name} are written; {made['seconds']} s.")
+    say(f"\n{path} and {path.with_suffix('.html').name} are written; {made.seconds} s.")
     say(f"What its sets can see of a loss: toolkit power {recipe} (before anything is trained).")
     if write is not None:
         write_recipe(run, made, write)

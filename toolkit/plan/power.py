@@ -7,50 +7,42 @@ estimated from the part of the source that was read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from toolkit.data.config import DataSection
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.pipeline.set_power import ASSUMED_SCATTER, expect_prompts
 from toolkit.plan.evidence import Looked
+from toolkit.select.config import SelectSection
 from toolkit.statistics.paired import expected_change
 from toolkit.statistics.power import SetPower, power_of
 
 
 def plan_power(
-    data: DataSection,
-    evaluate: EvaluateSection,
-    looked: Looked,
-    *,
-    tolerance: float,
-    tolerances: Mapping[str, float],
-    confidence: float,
+    data: DataSection, evaluate: EvaluateSection, select: SelectSection, looked: Looked
 ) -> tuple[list[SetPower], list[str]]:
     """The smallest change that each tuning set can see and the groups that its tolerance takes.
-
-    Args:
-        data, evaluate: sections of the recipe.
-        looked: what was seen of the sources.
-        tolerance: loss accepted on general sets that bring none along.
-        tolerances: of single sets by name.
-        confidence: of the one-sided bound.
 
     Returns:
         Sets whose size is known, and a sentence for each whose size is not.
     """
-    found: list[SetPower] = []
-    unknown: list[str] = []
+    tolerances, confidence = select.tolerances, select.confidence
+    powers: list[SetPower] = []
+    unseen: list[str] = []
     for name, sample in looked.samples.items():
-        limit = tolerances.get(name, tolerance) if sample.role == "general" else None
         sizes = _tuning_sizes(name, data, looked)
         if sizes is None:
-            unknown.append(f"{name}: how many tuning documents it has cannot be told yet")
+            unseen.append(f"{name}: how many tuning documents it has cannot be told yet")
             continue
-        items, groups = sizes
-        change = expected_change(ASSUMED_SCATTER, groups)
-        found.append(power_of(name, sample.role, "bits per byte", items, limit, change, confidence))
-    prompted, more = expect_prompts(evaluate, tolerance, tolerances, confidence)
-    return found + prompted, unknown + more
+        num_items, num_groups = sizes
+        is_general = sample.role == "general"
+        tolerance = tolerances.get(name, select.general_tolerance) if is_general else None
+        change = expected_change(ASSUMED_SCATTER, num_groups)
+        powers.append(
+            power_of(name, sample.role, "bits per byte", num_items, tolerance, change, confidence)
+        )
+    prompted, more_unseen = expect_prompts(
+        evaluate, select.general_tolerance, tolerances, confidence
+    )
+    return powers + prompted, unseen + more_unseen
 
 
 def plan_claims(looked: Looked) -> list[str]:
@@ -76,15 +68,17 @@ def plan_claims(looked: Looked) -> list[str]:
 def _tuning_sizes(name: str, data: DataSection, looked: Looked) -> tuple[int, int] | None:
     """Tuning items of a source, and the groups that stand alone; None where nothing tells."""
     sample, rule = looked.samples[name], data.sources[name].split.get("tuning")
-    documents, groups = sample.split_documents["tuning"], len(sample.tuning_groups)
-    if sample.why or rule is None or not documents or sample.seen_fraction is None:
+    num_documents, num_groups = sample.split_documents["tuning"], len(sample.tuning_groups)
+    if sample.why or rule is None or not num_documents or sample.seen_fraction is None:
         return None
     tokens = sample.split_bytes["tuning"] * looked.tokens_per_byte[sample.role]
-    items, whole = float(documents), 1.0 / sample.seen_fraction
-    if data.evaluation_document_tokens is not None:
-        items = max(items, tokens / data.evaluation_document_tokens)
-    taken = min(whole, rule.max_tokens / tokens) if rule.max_tokens is not None else whole
-    items = max(items * taken, 1.0)
+    num_items = float(num_documents)
+    if data.evaluation_document_tokens is not None:  # long documents are cut into several items
+        num_items = max(num_items, tokens / data.evaluation_document_tokens)
+    scale = 1.0 / sample.seen_fraction
+    if rule.max_tokens is not None:
+        scale = min(scale, rule.max_tokens / tokens)
+    num_items = max(num_items * scale, 1.0)
     # Of one group the items themselves are drawn; of several, the groups.
-    alone = items if groups < 2 else min(items, groups * taken)
-    return max(round(items), 1), max(round(alone), 1)
+    num_alone = num_items if num_groups < 2 else min(num_items, num_groups * scale)
+    return max(round(num_items), 1), max(round(num_alone), 1)
