@@ -33,7 +33,7 @@ class Work:
         executed_flops: the same with what is computed twice.
         seconds: on this machine, as it was measured; None where it was not.
         domain_tokens, general_tokens: targets by role.
-        sequence_tokens: length of a block.
+        sequence_length: length of a block.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Work:
     seconds: float | None = None
     domain_tokens: float = 0.0
     general_tokens: float = 0.0
-    sequence_tokens: int = 0
+    sequence_length: int = 0
 
 
 def stage_work(
@@ -69,7 +69,7 @@ def stage_work(
     """
     lora_rank = section.lora.rank if section.lora is not None else None
     again = recomputed(section.gradient_checkpointing)
-    length, positions = amount.sequence_tokens, amount.positions
+    length, positions = amount.sequence_length, amount.positions
     seconds = None
     if tokens_per_second is not None:
         seconds = positions / tokens_per_second + more_seconds
@@ -83,7 +83,7 @@ def stage_work(
         seconds=seconds,
         domain_tokens=amount.domain_tokens,
         general_tokens=amount.general_tokens,
-        sequence_tokens=length,
+        sequence_length=length,
     )
 
 

@@ -112,7 +112,7 @@ def _amount_of(
         train_bytes=sample.estimated_train_bytes,
         tokens_per_byte=tokens_per_byte,
         sizes=sizes,
-        sequence_tokens=data.sequence_tokens,
+        sequence_length=data.sequence_length,
         packing=data.packing,
         max_tokens=rule.max_tokens if rule is not None else None,
         declared=source.tokens,

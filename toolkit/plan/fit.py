@@ -43,7 +43,7 @@ class Way:
 def ways_to_train(
     shape: ShapeSection,
     section: TrainSection,
-    sequence_tokens: int,
+    sequence_length: int,
     fleet: Fleet,
     model_type: str | None = None,
 ) -> list[Way]:
@@ -52,7 +52,7 @@ def ways_to_train(
     Args:
         shape: measures of the model.
         section: training section of the recipe.
-        sequence_tokens: length of the longest block.
+        sequence_length: length of the longest block.
         fleet: devices; several share the parameters (FSDP).
         model_type: kind of model, as in `config.json`, where it is known.
     """
@@ -60,7 +60,7 @@ def ways_to_train(
     adapters = section.lora or LoraSection(rank=DEFAULT_RANK)
     full = section.model_copy(update={"lora": None})
     lora = section.model_copy(update={"lora": adapters, "growth": None, "trainable": ("*",)})
-    spare = {"gradient_checkpointing": "full", "micro_batch_blocks": 1}
+    spare = {"gradient_checkpointing": "full", "micro_batch_size": 1}
     named_sections = [
         ("full", full),
         ("full, sparing", full.model_copy(update=spare)),
@@ -72,14 +72,14 @@ def ways_to_train(
     ways: list[Way] = []
     for name, changed in named_sections:
         if changed not in [way.section for way in ways]:
-            ways.append(_measure_way(name, shape, changed, sequence_tokens, fleet, model_type))
+            ways.append(_measure_way(name, shape, changed, sequence_length, fleet, model_type))
     return ways
 
 
 def memory_on(
     shape: ShapeSection,
     section: TrainSection,
-    sequence_tokens: int,
+    sequence_length: int,
     fleet: Fleet,
     model_type: str | None = None,
 ) -> Memory:
@@ -88,7 +88,7 @@ def memory_on(
     return training_memory(
         shape,
         section,
-        sequence_tokens,
+        sequence_length,
         processes=fleet.count,
         sharded=fleet.count > 1,
         device="CPU" if on_cpu else "GPU",
@@ -105,14 +105,14 @@ def _measure_way(
     name: str,
     shape: ShapeSection,
     section: TrainSection,
-    sequence_tokens: int,
+    sequence_length: int,
     fleet: Fleet,
     model_type: str | None,
 ) -> Way:
     device = fleet.device
 
     def memory_of(devices: Fleet) -> Memory:
-        return memory_on(shape, section, sequence_tokens, devices, model_type)
+        return memory_on(shape, section, sequence_length, devices, model_type)
 
     memory = memory_of(fleet)
     most_devices = 1 if device.name == CPU else _MOST_DEVICES
@@ -156,7 +156,7 @@ def misfit(ways: list[Way], fleet: Fleet, others: list[Device], name: str) -> st
     if not ways_out and others:
         ways_out.append(f"a device with more memory ({', '.join(d.name for d in others)})")
     nothing = "none of the devices known, however many: " + (
-        "shorter blocks (sequence_tokens) or a smaller model"
+        "shorter blocks (sequence_length) or a smaller model"
         if ways[-1].memory.largest == "activations"
         else "a smaller model"
     )
@@ -174,8 +174,8 @@ def _changed_keys(way: Way, recipe_way: Way) -> str:
     changes = []
     if recipe_way.section.gradient_checkpointing != "full":
         changes.append("gradient_checkpointing: full")
-    if recipe_way.section.micro_batch_blocks != 1:
-        changes.append("micro_batch_blocks: 1")
+    if recipe_way.section.micro_batch_size != 1:
+        changes.append("micro_batch_size: 1")
     return f" ({', '.join(changes)})" if changes else ""
 
 
@@ -203,7 +203,7 @@ def misfits(
     problems = []
     for fleet in fleets:
         for prefix, data, section in trainings:
-            longest = max([data.sequence_tokens, *(s.sequence_tokens or 0 for s in data.stages)])
+            longest = max([data.sequence_length, *(s.sequence_length or 0 for s in data.stages)])
             ways_on = partial(ways_to_train, shape, section, longest, model_type=model_type)
             larger = [d for d in known if d.memory_bytes > fleet.device.memory_bytes]
             others = [d for d in larger if _first_that_fits(ways_on(Fleet(1, d))) is not None]
@@ -214,10 +214,10 @@ def misfits(
 
 def idle_devices(recipe: Recipe, fleets: Sequence[Fleet]) -> list[str]:
     """Named devices that outnumber the blocks of a step, of which each needs one."""
-    blocks = recipe.train.blocks_per_step
+    blocks = recipe.train.global_batch_size
     return [
         f"{fleet.text}: training does not start on more devices than a step has blocks "
-        f"({blocks}); raise train.blocks_per_step to {fleet.count} or more"
+        f"({blocks}); raise train.global_batch_size to {fleet.count} or more"
         for fleet in fleets
         if fleet.count > blocks
     ]

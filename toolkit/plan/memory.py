@@ -92,7 +92,7 @@ class Memory:
 def training_memory(
     shape: ShapeSection,
     section: TrainSection,
-    sequence_tokens: int,
+    sequence_length: int,
     *,
     processes: int = 1,
     sharded: bool = False,
@@ -105,7 +105,7 @@ def training_memory(
     Args:
         shape: measures of the model.
         section: micro-batch, precision, adapters, checkpointing.
-        sequence_tokens: T.
+        sequence_length: T.
         processes: number of devices that train together.
         sharded: FSDP, which divides parameters, gradients and moments among them; else DDP.
         device: `CPU` or `GPU`.
@@ -119,13 +119,13 @@ def training_memory(
     section = precision_on(section, device)
     is_divided = sharded and processes > 1
     fused = is_fused(shape, section, device=device, sharded=is_divided, model_type=model_type)
-    setup = _Setup(shape, section, sequence_tokens, processes, is_divided, device == "CPU", fused)
+    setup = _Setup(shape, section, sequence_length, processes, is_divided, device == "CPU", fused)
     kept, working = _activations(setup)
     logits = _loss_bytes(setup)
     gradients = 4.0 * setup.num_learned / setup.num_shares
     buckets = 4.0 * setup.num_learned if processes > 1 and not sharded else 0.0  # DDP's
     # Gradients of micro-batches before this one are there already.
-    has_several = section.blocks_per_step > section.micro_batch_blocks * processes
+    has_several = section.global_batch_size > section.micro_batch_size * processes
     head_gradient = 0.0 if setup.is_partial else 4.0 * setup.num_head
     # A layer goes backward only when the logits are gone; the head's gradient waits for its turn.
     freed = logits - (head_gradient if fused else 0.0)
@@ -162,7 +162,7 @@ class _Setup:
     Attributes:
         shape: measures of the model.
         section: training section with its precision settled.
-        sequence_tokens: T.
+        sequence_length: T.
         processes: number of devices that train together.
         is_divided: whether they share parameters, gradients and moments (FSDP).
         on_cpu: whether the device is a CPU.
@@ -171,7 +171,7 @@ class _Setup:
 
     shape: ShapeSection
     section: TrainSection
-    sequence_tokens: int
+    sequence_length: int
     processes: int
     is_divided: bool
     on_cpu: bool
@@ -180,7 +180,7 @@ class _Setup:
     @property
     def tokens(self) -> int:
         """B T."""
-        return self.section.micro_batch_blocks * self.sequence_tokens
+        return self.section.micro_batch_size * self.sequence_length
 
     @property
     def low(self) -> bool:
@@ -226,10 +226,10 @@ def _activations(setup: _Setup) -> tuple[float, float]:
     num_layers = setup.shape.num_hidden_layers
     num_layers += section.growth.num_blocks if section.growth else 0
     if setup.fused:
-        per_token, working = fused_activations(setup.shape, section, tokens, setup.sequence_tokens)
+        per_token, working = fused_activations(setup.shape, section, tokens, setup.sequence_length)
     else:
         per_token, again_per_token = activation_bytes(
-            setup.shape, section, setup.sequence_tokens, masked=setup.is_masked
+            setup.shape, section, setup.sequence_length, masked=setup.is_masked
         )
         working = tokens * again_per_token
     return tokens * num_layers * per_token, working
@@ -272,7 +272,7 @@ def _weight_bytes(setup: _Setup) -> float:
 
 def _batch_bytes(setup: _Setup) -> float:
     """Four numbers of 8 bytes per token, its row of the mask, and what its position turns by."""
-    mask = setup.sequence_tokens if setup.is_masked else 0.0
+    mask = setup.sequence_length if setup.is_masked else 0.0
     batch = setup.tokens * (4 * 8.0 + mask)
     return batch + (setup.tokens * rotation_bytes(setup.shape) if setup.fused else 0.0)
 
@@ -291,19 +291,19 @@ def _runtime_bytes(setup: _Setup, kept: float) -> float:
     if setup.fused:
         one_layer = tokens * fused_layer(shape, section)
         return RUNTIME_BYTES["CPU"] + ((0.25 if setup.low else 0.45) * kept + 2.5 * one_layer)
-    one_layer = tokens * _all_of_a_layer(shape, section, setup.sequence_tokens)
+    one_layer = tokens * _all_of_a_layer(shape, section, setup.sequence_length)
     return RUNTIME_BYTES["CPU"] + (0.25 * kept + (10.0 if setup.low else 7.5) * one_layer)
 
 
 def activation_bytes(
-    shape: ShapeSection, section: TrainSection, sequence_tokens: int, *, masked: bool = True
+    shape: ShapeSection, section: TrainSection, sequence_length: int, *, masked: bool = True
 ) -> tuple[float, float]:
     """What one layer keeps of one token until the backward pass, in bytes.
 
     Args:
         shape: measures of the model.
         section: precision, checkpointing, adapters.
-        sequence_tokens: T.
+        sequence_length: T.
         masked: whether attention takes a mask; flash-attention takes none, and keys as they are.
 
     Returns:
@@ -311,7 +311,7 @@ def activation_bytes(
     """
     h, a, k = shape.hidden_size, attention_width(shape), key_width(shape)
     width, b = active_width(shape), _product_bytes(section)
-    all_of_it = _all_of_a_layer(shape, section, sequence_tokens, masked)
+    all_of_it = _all_of_a_layer(shape, section, sequence_length, masked)
     if section.gradient_checkpointing == "none":
         return all_of_it, 0.0
     if section.gradient_checkpointing == "full":
@@ -326,7 +326,7 @@ def activation_bytes(
 
 
 def _all_of_a_layer(
-    shape: ShapeSection, section: TrainSection, sequence_tokens: int, masked: bool = True
+    shape: ShapeSection, section: TrainSection, sequence_length: int, masked: bool = True
 ) -> float:
     """All that autograd keeps of one token in one layer, counted by its hooks (a test does it
     again): norms in float32; a cast for each product; queries, keys and values repeated for every
@@ -335,10 +335,10 @@ def _all_of_a_layer(
     # The normalizers of attention per head, and of the two norms.
     normalizers = 4.0 * shape.num_attention_heads + 8.0
     if is_low(section):
-        attention = 8.0 * a + 2.0 * sequence_tokens if masked else 4.0 * (a + key_width(shape))
+        attention = 8.0 * a + 2.0 * sequence_length if masked else 4.0 * (a + key_width(shape))
         kept = 26.0 * h + attention + 8.0 * width + normalizers
     else:
-        kept = 24.0 * h + 16.0 * a + 16.0 * width + 4.0 * sequence_tokens + normalizers
+        kept = 24.0 * h + 16.0 * a + 16.0 * width + 4.0 * sequence_length + normalizers
     if section.lora is not None:
         # Frozen norms keep no result; each A's product is kept.
         b = _product_bytes(section)
@@ -388,7 +388,7 @@ def _product_bytes(section: TrainSection) -> float:
 
 
 def fused_activations(
-    shape: ShapeSection, section: TrainSection, tokens: int, sequence_tokens: int
+    shape: ShapeSection, section: TrainSection, tokens: int, sequence_length: int
 ) -> tuple[float, float]:
     """What is kept for the backward pass, and what that takes for itself.
 
@@ -396,7 +396,7 @@ def fused_activations(
         shape: measures of the model.
         section: precision and checkpointing; `selective` and `none` are the same here.
         tokens: B T.
-        sequence_tokens: T.
+        sequence_length: T.
 
     Returns:
         Bytes kept of one token by every layer, and bytes that the backward pass of one layer needs
@@ -411,7 +411,7 @@ def fused_activations(
     stream = 6.0 * h if is_low(section) else 4.0 * h
     forward_part = tokens * (stream + max(b * width, 2.0 * b * h + 4.0 * h)) + 2.0 * b * width * h
     # Scores of a tile three times in float32; gradients of keys and values in float32.
-    tile = 12.0 * shape.num_attention_heads * min(TILE, sequence_tokens) * sequence_tokens
+    tile = 12.0 * shape.num_attention_heads * min(TILE, sequence_length) * sequence_length
     attention = tokens * (4.0 * h + 3.0 * b * a + (8.0 + 2.0 * b) * k) + tile
     working = max(forward_part, attention)
     if section.gradient_checkpointing == "full":

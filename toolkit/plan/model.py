@@ -272,7 +272,7 @@ def _time_training(
     from toolkit.train.precision import precision_on
 
     longest = max(
-        [recipe.data.sequence_tokens, *(s.sequence_tokens or 0 for s in recipe.data.stages)]
+        [recipe.data.sequence_length, *(s.sequence_length or 0 for s in recipe.data.stages)]
     )
     encoded = tokenizer.encode_many(looked.texts("domain")[:20])
     tokens = [token for tokens_of_text in encoded for token in tokens_of_text]

@@ -88,7 +88,7 @@ def describe_outlook(run: Run, goal: Goal) -> list[str]:
         return [f"{run.name}: {located.why or 'the model is not here'}"]
     looked = _look_briefly(recipe, located)
     amounts = stage_amounts(recipe.data, recipe.train, looked.amounts)
-    longest = max([recipe.data.sequence_tokens, *(a.sequence_tokens for a in amounts)])
+    longest = max([recipe.data.sequence_length, *(a.sequence_length for a in amounts)])
     measured = _expected_speed(recipe, located.shape, amounts, speeds, precision)
     work = training_work(recipe, amounts, looked, located.shape, measured)
     training, search = _seconds_left(run, work, goal)
@@ -123,7 +123,7 @@ def _expected_speed(
     precision: Precision,
 ) -> MeasuredModel:
     """Tokens per second of training and scoring, from products alone."""
-    length = amounts[0].sequence_tokens if amounts else recipe.data.sequence_tokens
+    length = amounts[0].sequence_length if amounts else recipe.data.sequence_length
     lora_rank = recipe.train.lora.rank if recipe.train.lora is not None else None
     again = recomputed(recipe.train.gradient_checkpointing)
     training_rate = TRAINING_SHARE[precision] * speeds.flops[precision]

@@ -306,7 +306,7 @@ def _plan_training(
         ]
     if shape is None:
         return _Training(amounts, work, [], problems)
-    longest = max([recipe.data.sequence_tokens, *(a.sequence_tokens for a in amounts)])
+    longest = max([recipe.data.sequence_length, *(a.sequence_length for a in amounts)])
     shown_fleets = fleets or [
         Fleet(1, measured.machine),
         *(_enough_devices(shape, run, longest, device) for device in devices.values()),

@@ -183,23 +183,23 @@ def _choose_rates(inputs: SettingInputs, num_steps: int) -> Iterator[_Rule]:
             source = f"within what is known to work, up to {rate:.2g}: {source}"
             rate = current_rate
         yield _Rule("train.schedule.peak_lr", float(f"{rate:.3g}"), source)
-    rewarm_fraction = inputs.now.get("train.schedule.rewarm_fraction", 0.0)
-    if not 0.005 <= rewarm_fraction <= 0.03:
-        rewarm_fraction = 0.01 if num_steps >= 1000 else 0.02
+    warmup_fraction = inputs.now.get("train.schedule.warmup_fraction", 0.0)
+    if not 0.005 <= warmup_fraction <= 0.03:
+        warmup_fraction = 0.01 if num_steps >= 1000 else 0.02
     why = "1 to 3 % of the steps; its length hardly matters (Gupta et al. 2023)"
-    yield _Rule("train.schedule.rewarm_fraction", rewarm_fraction, why)
+    yield _Rule("train.schedule.warmup_fraction", warmup_fraction, why)
 
 
 def _choose_step_size(inputs: SettingInputs, num_steps: int) -> Iterator[_Rule]:
     """Fewer blocks in a step where there would hardly be a schedule."""
-    blocks_per_step = inputs.now.get("train.blocks_per_step", 1)
-    if inputs.steps is None or not 0 < num_steps < FEW_STEPS or blocks_per_step <= 1:
+    global_batch_size = inputs.now.get("train.global_batch_size", 1)
+    if inputs.steps is None or not 0 < num_steps < FEW_STEPS or global_batch_size <= 1:
         return
-    fewer_blocks = max(1, blocks_per_step * num_steps // FEW_STEPS)
+    fewer_blocks = max(1, global_batch_size * num_steps // FEW_STEPS)
     why = f"{num_steps} steps are few; smaller steps give at least about {FEW_STEPS}"
-    yield _Rule("train.blocks_per_step", fewer_blocks, why)
-    micro_batch_blocks = min(fewer_blocks, inputs.now.get("train.micro_batch_blocks", fewer_blocks))
-    yield _Rule("train.micro_batch_blocks", micro_batch_blocks, "no more than a step has")
+    yield _Rule("train.global_batch_size", fewer_blocks, why)
+    micro_batch_size = min(fewer_blocks, inputs.now.get("train.micro_batch_size", fewer_blocks))
+    yield _Rule("train.micro_batch_size", micro_batch_size, "no more than a step has")
 
 
 def _choose_new_tokens(inputs: SettingInputs) -> Iterator[_Rule]:
@@ -218,9 +218,9 @@ def current_settings(recipe: Recipe) -> dict[str, Any]:
     values: dict[str, Any] = {
         "train.schedule.kind": train.schedule.kind,
         "train.schedule.peak_lr": train.schedule.peak_lr,
-        "train.schedule.rewarm_fraction": train.schedule.rewarm_fraction,
-        "train.blocks_per_step": train.blocks_per_step,
-        "train.micro_batch_blocks": train.micro_batch_blocks,
+        "train.schedule.warmup_fraction": train.schedule.warmup_fraction,
+        "train.global_batch_size": train.global_batch_size,
+        "train.micro_batch_size": train.micro_batch_size,
         "train.lora": train.lora.model_dump() if train.lora is not None else None,
         "tokenizer": recipe.tokenizer.model_dump() if recipe.tokenizer is not None else None,
     }

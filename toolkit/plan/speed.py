@@ -48,7 +48,7 @@ def time_steps(
     section: TrainSection,
     shape: ShapeSection,
     tokens: Sequence[int],
-    sequence_tokens: int,
+    sequence_length: int,
     *,
     seconds: float,
 ) -> Speed:
@@ -59,11 +59,11 @@ def time_steps(
         section: training section of the recipe.
         shape: measures of the model.
         tokens: any tokens; blocks are cut from them, again and again.
-        sequence_tokens: length of a block.
+        sequence_length: length of a block.
         seconds: how long to measure, after one step that is not counted.
     """
     section = precision_on(section, "CPU")
-    step = _TimedStep(model, section, tokens, sequence_tokens)
+    step = _TimedStep(model, section, tokens, sequence_length)
     step.forward_backward()
     step.update()
     pass_seconds: list[float] = []
@@ -75,13 +75,13 @@ def time_steps(
         if len(pass_seconds) >= 50:
             break
     num_busy = (time.process_time() - began_processor) / (time.perf_counter() - began)
-    micro_batches = -(-section.blocks_per_step // step.rows)
+    micro_batches = -(-section.global_batch_size // step.rows)
     step_seconds = micro_batches * statistics.median(pass_seconds)
     step_seconds += statistics.median(update_seconds)
-    tokens_per_second = micro_batches * step.rows * sequence_tokens / step_seconds
+    tokens_per_second = micro_batches * step.rows * sequence_length / step_seconds
     lora_rank = section.lora.rank if section.lora is not None else None
     again = recomputed(section.gradient_checkpointing)
-    flops = training_flops(shape, sequence_tokens, lora_rank=lora_rank, again=again)
+    flops = training_flops(shape, sequence_length, lora_rank=lora_rank, again=again)
     return Speed(
         tokens_per_second,
         tokens_per_second * flops,
@@ -97,21 +97,21 @@ class _TimedStep:
         model: causal language model with float32 parameters.
         section: training section, its precision settled.
         tokens: tokens that blocks are cut from.
-        sequence_tokens: length of a block.
+        sequence_length: length of a block.
     """
 
     def __init__(
-        self, model: Any, section: TrainSection, tokens: Sequence[int], sequence_tokens: int
+        self, model: Any, section: TrainSection, tokens: Sequence[int], sequence_length: int
     ) -> None:
         self._model = prepare_model(model, section)
-        self._clip_norm, self._low = section.clip_norm, is_low(section)
+        self._max_norm, self._low = section.max_grad_norm, is_low(section)
         dtype = products_dtype(section)
         fused = may_fuse(section, "cpu", sharded=False) and fuse(plain_model(self._model), dtype)
         kind = section.gradient_checkpointing
         kind = "none" if fused and kind == "selective" else kind  # as in the loop
         checkpoint_activations(plain_model(self._model), kind)
         self._loss = NextTokenLoss(self._model.train(), dtype, fused=fused)
-        self._loss.layout = choose_packing(self._loss, sequence_tokens // 2, self._autocast).layout
+        self._loss.layout = choose_packing(self._loss, sequence_length // 2, self._autocast).layout
         settings = section.optimizer
         self._optimizer = torch.optim.AdamW(
             parameter_groups(self._model, settings.weight_decay, settings.embedding_lr_scale),
@@ -119,13 +119,13 @@ class _TimedStep:
             betas=(settings.beta1, settings.beta2),
             fused=True,
         )
-        self.rows = min(section.micro_batch_blocks, section.blocks_per_step)
-        needed = self.rows * (sequence_tokens + 1)
+        self.rows = min(section.micro_batch_size, section.global_batch_size)
+        needed = self.rows * (sequence_length + 1)
         repeated = (list(tokens) * (needed // max(1, len(tokens)) + 1))[:needed]
-        blocks = torch.tensor(repeated).reshape(self.rows, sequence_tokens + 1)
+        blocks = torch.tensor(repeated).reshape(self.rows, sequence_length + 1)
         self._inputs, self._labels = blocks[:, :-1].contiguous(), blocks[:, 1:].contiguous()
         # Documents of a usual length, so that the mask is what it is in packed blocks.
-        segments = torch.arange(sequence_tokens) // max(1, sequence_tokens // 3)
+        segments = torch.arange(sequence_length) // max(1, sequence_length // 3)
         self._segments = segments.expand(self.rows, -1)
 
     def _autocast(self) -> Any:
@@ -142,7 +142,7 @@ class _TimedStep:
     def update(self) -> float:
         """Seconds of one update."""
         began = time.perf_counter()
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._clip_norm)
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._max_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return time.perf_counter() - began

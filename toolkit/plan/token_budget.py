@@ -45,14 +45,14 @@ class StageAmount:
 
     Attributes:
         name: name of the stage.
-        sequence_tokens: length of a block.
+        sequence_length: length of a block.
         domain_tokens, general_tokens: targets, all epochs together.
         blocks: number of blocks of all epochs.
         steps: optimizer steps.
     """
 
     name: str
-    sequence_tokens: int
+    sequence_length: int
     domain_tokens: float
     general_tokens: float
     blocks: int
@@ -65,7 +65,7 @@ class StageAmount:
     @property
     def positions(self) -> int:
         """Tokens that are computed, padding included."""
-        return self.blocks * self.sequence_tokens
+        return self.blocks * self.sequence_length
 
 
 def source_amount(
@@ -75,7 +75,7 @@ def source_amount(
     train_bytes: float | None,
     tokens_per_byte: float,
     sizes: Sequence[int],
-    sequence_tokens: int,
+    sequence_length: int,
     packing: str,
     max_tokens: int | None = None,
     declared: int | None = None,
@@ -90,7 +90,7 @@ def source_amount(
             seen.
         tokens_per_byte: ratio of its text under the tokenizer.
         sizes: tokens of sampled documents, for what packing leaves empty.
-        sequence_tokens, packing: settings of the recipe.
+        sequence_length, packing: settings of the recipe.
         max_tokens: limit of the training split.
         declared: number of tokens that the recipe says it holds.
         is_whole: whether everything was read.
@@ -110,8 +110,8 @@ def source_amount(
     fill = 1.0
     if packing == "best_fit" and len(sizes):
         targets = np.array(sizes, dtype=np.int64) + 1
-        num_blocks = len(pack(targets, sequence_tokens, packing))
-        fill = float(targets.sum() / (num_blocks * sequence_tokens))
+        num_blocks = len(pack(targets, sequence_length, packing))
+        fill = float(targets.sum() / (num_blocks * sequence_length))
     at_least = declared is None and not (is_whole or is_known_share)
     return SourceAmount(name, role, tokens, available, at_least, fill, origin)
 
@@ -149,7 +149,7 @@ def stage_amounts(
     mean_fill = sum(s.fill for s in general) / len(general) if general else 1.0
     positions += replay_tokens / mean_fill
     return [
-        _stage_amount("train", train, data.sequence_tokens, domain_tokens, replay_tokens, positions)
+        _stage_amount("train", train, data.sequence_length, domain_tokens, replay_tokens, positions)
     ]
 
 
@@ -174,7 +174,7 @@ def _curriculum_stage(
                 f"about {source.tokens:,.0f} {repeats:.1f} times; lower the share or the stage's "
                 f"tokens, add text, or raise data.max_repeats ({data.max_repeats:g})."
             )
-    length = stage.sequence_tokens or data.sequence_tokens
+    length = stage.sequence_length or data.sequence_length
     domain_tokens, general_tokens = tokens_by_role["domain"], tokens_by_role["general"]
     return _stage_amount(stage.name, train, length, domain_tokens, general_tokens, positions)
 
@@ -182,18 +182,18 @@ def _curriculum_stage(
 def _stage_amount(
     name: str,
     train: TrainSection,
-    sequence_tokens: int,
+    sequence_length: int,
     domain_tokens: float,
     general_tokens: float,
     positions: float,
 ) -> StageAmount:
     """One epoch's tokens and filled positions as a stage of all epochs."""
     epochs = train.epochs
-    num_blocks = max(1, round(positions / sequence_tokens))
-    num_steps = -(-num_blocks // train.blocks_per_step)
+    num_blocks = max(1, round(positions / sequence_length))
+    num_steps = -(-num_blocks // train.global_batch_size)
     return StageAmount(
         name,
-        sequence_tokens,
+        sequence_length,
         domain_tokens * epochs,
         general_tokens * epochs,
         num_blocks * epochs,
