@@ -69,7 +69,11 @@ def test_own_devices(tmp_path: Path):
             "devices: {X: {memory: 1}}\n",
             "devices.X.memory: unknown key; did you mean memory_gb?",
         ),
-        ([], "devices: {X: {memory_gb: 1, tflops: 1, utilization: 2}}\n", "at most 1 (got 2.0)"),
+        (
+            [],
+            "devices: {X: {memory_gb: 1, tflops: 1, utilization: 2}}\n",
+            "devices.X.utilization: must be at most 1.0 (got 2)",
+        ),
         ([], "prices: {H100: 1}\nprice: {}\n", "price: unknown key beside prices and devices"),
     ],
 )

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from toolkit.limits import MOST_SEED
+from toolkit.cli.options import Runs, seed_option
 
 NewTokens = Annotated[int, typer.Option(help="Tokens of an answer at most.")]
 Temperature = Annotated[
     float, typer.Option(help="0 takes the likeliest token; more draws more freely.")
 ]
 TopP = Annotated[float, typer.Option(help="Draw among the likeliest, up to this probability.")]
-Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the draws.")]
+Seed = Annotated[int, seed_option("Of the draws.")]
 System = Annotated[str, typer.Option(help="What the model is told before all else.")]
 
 
@@ -47,7 +47,7 @@ def generate(
 
 def chat(
     model: Annotated[str, typer.Argument(help="A recipe whose merge is done, or a model folder.")],
-    runs: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
+    runs: Runs = Path("runs"),
     new_tokens: NewTokens = 512,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,

@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolkit.cli.options import RecipeName, Runs
+
 if TYPE_CHECKING:
     from toolkit.publish.material import Material
 
 app = typer.Typer(no_args_is_help=True, help="The merged model, for others.")
 
-RecipeName = Annotated[
-    str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
-]
 Repository = Annotated[str, typer.Option(help="Name to publish under, org/name.")]
 Kind = Annotated[str, typer.Option("--format", help="safetensors, gguf or adapter.")]
 Accept = Annotated[
     list[str] | None,
     typer.Option(help='A check that may fail, CHECK="reason"; the reason is published.'),
 ]
-Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
 
 
 @app.command("run")

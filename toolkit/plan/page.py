@@ -8,16 +8,16 @@ from pathlib import Path
 from toolkit.plan.results import PlanResults, RightTool
 from toolkit.plan.table import (
     TOOLS,
-    Grid,
-    bill_grid,
+    PlanTable,
+    bill_table,
     bill_title,
-    memory_grid,
+    memory_table,
     memory_title,
     parameter_words,
     scratch_words,
-    setting_grid,
-    source_grid,
-    stage_grid,
+    setting_table,
+    source_table,
+    stage_table,
 )
 from toolkit.report.html import Cell, PageSection, paragraph, table, write_document
 
@@ -32,7 +32,7 @@ def write_plan_page(path: Path, plan: PlanResults) -> None:
         f"{parameter_words(plan.model)}."
     )
     opening += "".join(paragraph(f"Would stop it: {problem}") for problem in plan.problems)
-    settings = _grid_table("Settings", setting_grid(plan))
+    settings = _html_table("Settings", setting_table(plan))
     settings += paragraph(f"Fine-tuning afterwards: {plan.fine_tuning}.")
     assumed = [f"Assumed: {assumption}" for assumption in plan.assumptions]
     sections = [
@@ -44,8 +44,8 @@ def write_plan_page(path: Path, plan: PlanResults) -> None:
     write_document(path, title, opening, sections)
 
 
-def _grid_table(caption: str, grid: Grid) -> str:
-    return table(caption, grid.titles, ((row, "") for row in grid.rows)) if grid.rows else ""
+def _html_table(caption: str, words: PlanTable) -> str:
+    return table(caption, words.titles, ((row, "") for row in words.rows)) if words.rows else ""
 
 
 def _tool_html(plan: PlanResults) -> str:
@@ -65,7 +65,9 @@ def _tool_html(plan: PlanResults) -> str:
         for role, figures in right_tool.words.items()
     ]
     return (
-        body + _grid_table("Words", Grid(titles, rows)) + _grid_table("Sources", source_grid(plan))
+        body
+        + _html_table("Words", PlanTable(titles, rows))
+        + _html_table("Sources", source_table(plan))
     )
 
 
@@ -87,9 +89,9 @@ def _loss_table(right_tool: RightTool) -> str:
 
 
 def _cost_html(plan: PlanResults) -> str:
-    body = _grid_table("Stages", stage_grid(plan))
-    body += "".join(_grid_table(memory_title(m), memory_grid(m)) for m in plan.memory)
-    body += _grid_table(bill_title(plan), bill_grid(plan))
+    body = _html_table("Stages", stage_table(plan))
+    body += "".join(_html_table(memory_title(m), memory_table(m)) for m in plan.memory)
+    body += _html_table(bill_title(plan), bill_table(plan))
     if plan.from_scratch is not None:
         body += paragraph(scratch_words(plan.from_scratch))
     return body

@@ -23,7 +23,7 @@ _NARROWEST = 79
 
 
 @dataclass(frozen=True)
-class Grid:
+class PlanTable:
     """A table before it is drawn: its column titles, and its rows as words."""
 
     titles: tuple[str, ...]
@@ -36,7 +36,7 @@ def show_plan(plan: PlanResults) -> None:
     _show_tool(plan)
     _show_cost(plan)
     say("\n3. Which settings?")
-    _print_grid("", setting_grid(plan))
+    _print_table("", setting_table(plan))
     say(f"   Fine-tuning afterwards: {plan.fine_tuning}.")
     for note in plan.notes:
         say(f"   Note: {note}.")
@@ -55,15 +55,15 @@ def _show_tool(plan: PlanResults) -> None:
         say(f"   - {repeated:.1%} of the domain's text repeats other text of it")
     for change in right_tool.what_would_change_it:
         say(f"   What would change it: {change}")
-    _print_grid("", source_grid(plan))
+    _print_table("", source_table(plan))
 
 
 def _show_cost(plan: PlanResults) -> None:
     say(f"\n2. What will it take? {parameter_words(plan.model)}")
-    _print_grid("", stage_grid(plan))
+    _print_table("", stage_table(plan))
     for memory in plan.memory[: None if plan.devices_named else 1]:
-        _print_grid(memory_title(memory), memory_grid(memory))
-    _print_grid(bill_title(plan), bill_grid(plan))
+        _print_table(memory_title(memory), memory_table(memory))
+    _print_table(bill_title(plan), bill_table(plan))
     if plan.from_scratch is not None:
         say(f"   {scratch_words(plan.from_scratch)}")
     if plan.power:
@@ -72,7 +72,7 @@ def _show_cost(plan: PlanResults) -> None:
             say(f"   - {set_power.sentence}")
 
 
-def source_grid(plan: PlanResults) -> Grid:
+def source_table(plan: PlanResults) -> PlanTable:
     """Sources with their training tokens."""
     rows = [
         [
@@ -83,10 +83,10 @@ def source_grid(plan: PlanResults) -> Grid:
         ]
         for source in plan.sources
     ]
-    return Grid(("source", "role", "training tokens", "repeated"), rows)
+    return PlanTable(("source", "role", "training tokens", "repeated"), rows)
 
 
-def stage_grid(plan: PlanResults) -> Grid:
+def stage_table(plan: PlanResults) -> PlanTable:
     """Stages with their work."""
     rows = [
         [
@@ -98,10 +98,10 @@ def stage_grid(plan: PlanResults) -> Grid:
         ]
         for stage in plan.stages
     ]
-    return Grid(("stage", "tokens", "steps", "FLOPs", "on this machine"), rows)
+    return PlanTable(("stage", "tokens", "steps", "FLOPs", "on this machine"), rows)
 
 
-def memory_grid(memory: DeviceMemory) -> Grid:
+def memory_table(memory: DeviceMemory) -> PlanTable:
     """Memory of one device: one row per component, one column per way to train."""
     ways = memory.ways
     rows = [
@@ -112,14 +112,14 @@ def memory_grid(memory: DeviceMemory) -> Grid:
     rows.append(["all", *(gigabytes(way.total_bytes) for way in ways)])
     rows.append(["peak at", *(way.peak_at for way in ways)])
     rows.append(["fits", *(fits_words(way) for way in ways)])
-    return Grid(("at the peak", *(way.name for way in ways)), rows)
+    return PlanTable(("at the peak", *(way.name for way in ways)), rows)
 
 
 def memory_title(memory: DeviceMemory) -> str:
     return f"GB on each of {memory.devices} ({gigabytes(memory.memory_bytes)} GB)"
 
 
-def bill_grid(plan: PlanResults) -> Grid:
+def bill_table(plan: PlanResults) -> PlanTable:
     """Time and money by kind of devices, for the recipe's own way to train."""
     rows = [
         [
@@ -132,7 +132,7 @@ def bill_grid(plan: PlanResults) -> Grid:
         ]
         for bill, memory in zip(plan.bills, plan.memory, strict=False)
     ]
-    return Grid(("devices", "GB each", "fits", "time", "cost", "standing on"), rows)
+    return PlanTable(("devices", "GB each", "fits", "time", "cost", "standing on"), rows)
 
 
 def bill_title(plan: PlanResults) -> str:
@@ -140,7 +140,7 @@ def bill_title(plan: PlanResults) -> str:
     return f"{way}, all stages"
 
 
-def setting_grid(plan: PlanResults) -> Grid:
+def setting_table(plan: PlanResults) -> PlanTable:
     """Settings beside the recipe's own."""
     rows = [
         [
@@ -151,7 +151,7 @@ def setting_grid(plan: PlanResults) -> Grid:
         ]
         for setting in plan.settings
     ]
-    return Grid(("setting", "now", "better", "why"), rows)
+    return PlanTable(("setting", "now", "better", "why"), rows)
 
 
 def gigabytes(number: float) -> str:
@@ -233,13 +233,13 @@ def _value_words(value: Any) -> str:
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _print_grid(title: str, grid: Grid) -> None:
-    if not grid.rows:
+def _print_table(title: str, words: PlanTable) -> None:
+    if not words.rows:
         return
     table = Table(title=title or None, title_justify="left")
-    for number, name in enumerate(grid.titles):
+    for number, name in enumerate(words.titles):
         is_prose = number == 0 or name in {"why", "standing on"}
         table.add_column(name, justify="left" if is_prose else "right")
-    for row in grid.rows:
+    for row in words.rows:
         table.add_row(*row)
     console.print(table, width=max(console.width, _NARROWEST))
