@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,6 @@ Verify = Annotated[bool, typer.Option("--verify", help="Read all files of finish
 OutFolder = Annotated[Path, typer.Argument(help="Folder to make.")]
 
 
-def seed_option(what: str) -> typer.models.OptionInfo:
+def seed_option(what: str) -> Any:
     """A seed, with the help text that says of what."""
     return typer.Option(min=0, max=MOST_SEED, help=what)

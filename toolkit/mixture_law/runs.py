@@ -109,7 +109,8 @@ def read_run(row: Mapping[str, Any], where: str) -> MixtureRun:
                 f"{where}: has {of_role.sum()} documents of role {role}; give at least 2."
             )
         losses_by_role[role] = Losses(nats[of_role], sizes[of_role])
-    return MixtureRun(share, tokens, *losses_by_role.values(), tuple(ids))
+    domain, general = (losses_by_role[role] for role in ROLES)
+    return MixtureRun(share, tokens, domain, general, tuple(ids))
 
 
 def load_runs(path: Path, rate: float | None = None) -> list[MixtureRun]:

@@ -146,10 +146,10 @@ def with_prices(
         devices |= own_devices
         prices += [(f"{file}: {name}", name, price) for name, price in file_prices.items()]
     for text in given:
-        name, sign, price = text.partition("=")
+        name, sign, dollars = text.partition("=")
         if not sign:
             raise ConfigError(f"--price: must be like H100=2.5 (got {text!r}).")
-        prices.append(("--price", name, price))
+        prices.append(("--price", name, dollars))
     for where, name, price in prices:
         device = find_device(name, devices, where)
         devices[device.name] = replace(device, price=_number(price, f"{where}: {name}"))
