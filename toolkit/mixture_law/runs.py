@@ -49,7 +49,7 @@ class MixtureRun:
     Attributes:
         share: share of domain text in its training tokens; None for the general model itself.
         tokens: number of tokens that it was trained on.
-        domain, general: losses on tuning documents.
+        domain, general: losses on validation documents.
         ids: names of the documents, which all runs must have in common.
     """
 

@@ -157,7 +157,9 @@ def run_mixtures(run: Run, request: MixtureRequest) -> list[Path]:
 def _hash_of_used_data(data: Path, name: str | None) -> str:
     """Hash of what a run reads of the data: runs stay as they are when others are added."""
     outputs = read_manifest(data)["outputs"]
-    used_files = ("tuning.jsonl",) if name is None else ("tuning.jsonl", "tokens/", "packs/")
+    used_files = (
+        ("validation.jsonl",) if name is None else ("validation.jsonl", "tokens/", "packs/")
+    )
     hashes = {n: entry["sha256"] for n, entry in outputs.items() if n.startswith(used_files)}
     stages = load_json(data / BLOCKS)["stages"]
     return hash_json([sorted(hashes.items()), [s for s in stages if s["name"] == name]])
@@ -225,7 +227,7 @@ class _SmallRun:
             model = model.to(dtype_of(evaluate.precision))  # as stored, exactly
             tokenizer = load_tokenizer(self.general)
             separator = read_manifest(self.data)["results"]["separator_token_id"]
-            items = load_items(self.data / "tuning.jsonl", tokenizer, separator)
+            items = load_items(self.data / "validation.jsonl", tokenizer, separator)
             nats = score_documents(model, items, evaluate)
             row = {"share": self.share, "tokens": tokens, "ids": items.ids, "roles": items.roles}
             write_json(work / SCORES, {**row, "bytes": items.num_bytes, "nats": nats})

@@ -114,7 +114,7 @@ def training_work(
         for amount in amounts
     ]
     tokens = _evaluation_tokens(recipe.data, looked)
-    if tokens == 0.0:  # nothing was seen of the tuning sets
+    if tokens == 0.0:  # nothing was seen of the validation sets
         return stages
     scored_tokens = (recipe.search.candidates + 3) * tokens
     flops = scored_tokens * (training_flops(shape, recipe.evaluate.window_tokens) / 3.0)
@@ -123,13 +123,13 @@ def training_work(
 
 
 def _evaluation_tokens(data: DataSection, looked: Looked) -> float:
-    """Tokens of the tuning sets, as far as they are known."""
+    """Tokens of the validation sets, as far as they are known."""
     total = 0.0
     for name, sample in looked.samples.items():
-        rule = data.sources[name].split.get("tuning")
+        rule = data.sources[name].split.get("validation")
         if rule is None:
             continue
-        seen_tokens = sample.split_bytes["tuning"] * looked.tokens_per_byte[sample.role]
+        seen_tokens = sample.split_bytes["validation"] * looked.tokens_per_byte[sample.role]
         tokens = seen_tokens / (sample.seen_fraction or 1.0)
         total += min(tokens, rule.max_tokens or tokens)
     return total

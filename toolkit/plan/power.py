@@ -19,7 +19,7 @@ from toolkit.statistics.power import SetPower, power_of
 def plan_power(
     data: DataSection, evaluate: EvaluateSection, select: SelectSection, looked: Looked
 ) -> tuple[list[SetPower], list[str]]:
-    """The smallest change that each tuning set can see and the groups that its tolerance takes.
+    """The smallest change that each validation set can see and the groups that its tolerance takes.
 
     Returns:
         Sets whose size is known, and a sentence for each whose size is not.
@@ -28,9 +28,9 @@ def plan_power(
     powers: list[SetPower] = []
     unseen: list[str] = []
     for name, sample in looked.samples.items():
-        sizes = _tuning_sizes(name, data, looked)
+        sizes = _validation_sizes(name, data, looked)
         if sizes is None:
-            unseen.append(f"{name}: how many tuning documents it has cannot be told yet")
+            unseen.append(f"{name}: how many validation documents it has cannot be told yet")
             continue
         num_items, num_groups = sizes
         is_general = sample.role == "general"
@@ -52,7 +52,10 @@ def plan_claims(looked: Looked) -> list[str]:
         counts = sample.split_documents
         alone = {
             split: next(iter(groups))
-            for split, groups in (("tuning", sample.tuning_groups), ("test", sample.test_groups))
+            for split, groups in (
+                ("validation", sample.validation_groups),
+                ("test", sample.test_groups),
+            )
             if sample.whole and len(groups) == 1 and counts[split] > 1
         }
         if alone:
@@ -65,13 +68,13 @@ def plan_claims(looked: Looked) -> list[str]:
     return lines
 
 
-def _tuning_sizes(name: str, data: DataSection, looked: Looked) -> tuple[int, int] | None:
-    """Tuning items of a source, and the groups that stand alone; None where nothing tells."""
-    sample, rule = looked.samples[name], data.sources[name].split.get("tuning")
-    num_documents, num_groups = sample.split_documents["tuning"], len(sample.tuning_groups)
+def _validation_sizes(name: str, data: DataSection, looked: Looked) -> tuple[int, int] | None:
+    """Validation items of a source, and the groups that stand alone; None where nothing tells."""
+    sample, rule = looked.samples[name], data.sources[name].split.get("validation")
+    num_documents, num_groups = sample.split_documents["validation"], len(sample.validation_groups)
     if sample.why or rule is None or not num_documents or sample.seen_fraction is None:
         return None
-    tokens = sample.split_bytes["tuning"] * looked.tokens_per_byte[sample.role]
+    tokens = sample.split_bytes["validation"] * looked.tokens_per_byte[sample.role]
     num_items = float(num_documents)
     if data.evaluation_document_tokens is not None:  # long documents are cut into several items
         num_items = max(num_items, tokens / data.evaluation_document_tokens)

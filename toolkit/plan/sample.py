@@ -44,7 +44,7 @@ class Sample:
         train_documents: number of cleaned documents in the training split.
         split_bytes: cleaned text by split.
         split_documents: number of cleaned documents by split.
-        tuning_groups, test_groups: groups that the documents of these splits belong to.
+        validation_groups, test_groups: groups that the documents of these splits belong to.
         duplicate_fraction: share of the kept documents' bytes that repeats another of them.
         whole: whether everything was read, so that amounts are counted rather than estimated.
         seen_fraction: estimated share of the source that was read; None where nothing tells.
@@ -60,7 +60,7 @@ class Sample:
     train_documents: int = 0
     split_bytes: Counter[str] = field(default_factory=Counter)
     split_documents: Counter[str] = field(default_factory=Counter)
-    tuning_groups: set[str] = field(default_factory=set)
+    validation_groups: set[str] = field(default_factory=set)
     test_groups: set[str] = field(default_factory=set)
     duplicate_fraction: float | None = None
     whole: bool = False
@@ -73,8 +73,8 @@ class Sample:
         self.split_bytes[split or "none"] += num_bytes
         self.split_documents[split or "none"] += 1
         self.train_documents += split == "train"
-        if split == "tuning":
-            self.tuning_groups.add(document.group)
+        if split == "validation":
+            self.validation_groups.add(document.group)
         if split == "test":
             self.test_groups.add(document.group)
 

@@ -67,7 +67,7 @@ def _show_cost(plan: PlanResults) -> None:
     if plan.from_scratch is not None:
         say(f"   {scratch_words(plan.from_scratch)}")
     if plan.power:
-        say("\n   What the tuning sets can see of a merge:")
+        say("\n   What the validation sets can see of a merge:")
         for set_power in plan.power:
             say(f"   - {set_power.sentence}")
 

@@ -58,5 +58,5 @@ class StudyResults(_Frozen):
     figures: dict[str, SetFigures]
     """By what claims call the set."""
 
-    finished: str = Field("", exclude=True)
+    finished: str = Field(default="", exclude=True)
     """Time of its manifest, where it was read from a folder."""
