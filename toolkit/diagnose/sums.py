@@ -26,7 +26,7 @@ class Sums:
     """Sums over entries; those of several tensors add up.
 
     Attributes:
-        entries: how many were summed over.
+        entries: number of entries that were summed over.
         squares: squared norm of each model, `[V]`.
         gaps: squared distance between every two models, `[V, V]`.
         both: entries in which both differ from the base, for every two models, `[V, V]`.
@@ -79,15 +79,15 @@ def sum_tensor(arrays: Sequence[NDArray[Any]], base: int, workers: WorkerThreads
     read = RowReader(arrays)
 
     def act(start: int, stop: int) -> Sums:
-        found, rows = Sums.zero(len(arrays)), read(start, stop)
+        sums, rows = Sums.zero(len(arrays)), read(start, stop)
         try:
             compiled.compare_models(
-                rows, base, found.squares, found.gaps, found.both, found.same, found.non_finite
+                rows, base, sums.squares, sums.gaps, sums.both, sums.same, sums.non_finite
             )
         except compiled.KernelError as error:
             compiled.announce_fallback(str(error))
-            _compare_by_numpy(rows, base, found)
-        return replace(found, entries=stop - start)
+            _compare_by_numpy(rows, base, sums)
+        return replace(sums, entries=stop - start)
 
     total = sum(workers.each(arrays[0].size, act), Sums.zero(len(arrays)))
     for half in (total.gaps, total.both, total.same):
