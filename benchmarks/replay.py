@@ -1,9 +1,9 @@
 """How much replay, at which learning rate: a table for one recipe, a short training for each cell.
 
-Every run starts from the general model and sees the same domain text; replay comes on top. Tuning
-sets are scored in the model's stored type, with intervals by bootstrap over documents and changes
-paired with the general model. Each run's line is appended when it ends, so a sweep that was killed
-continues with what is missing; `--show` prints what there is.
+Every run starts from the general model and sees the same domain text; replay comes on top.
+Validation sets are scored in the model's stored type, with intervals by bootstrap over documents
+and changes paired with the general model. Each run's line is appended when it ends, so a sweep that
+was killed continues with what is missing; `--show` prints what there is.
 
     python benchmarks/replay.py --recipe finance --tokens 30000 --out sweeps/finance.jsonl
 """
@@ -21,9 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from toolkit.data.config import SplitRule
-from toolkit.pipeline.models import ensure_general
+from toolkit.pipeline.models import ensure_data, ensure_general
 from toolkit.pipeline.run import Run
-from toolkit.pipeline.specialist import ensure_data
 from toolkit.recipe.load import find_recipe, load_recipe
 from toolkit.recipe.schema import Recipe
 from toolkit.stage import hash_json
@@ -110,7 +109,7 @@ def changed(recipe: Recipe, tokens: int, replay: float | None, rate: float | Non
     if rate is not None:
         schedule = schedule.model_copy(update={"peak_lr": rate})
     train = recipe.train.model_copy(
-        update={"watch": watch, "schedule": schedule, "save_every_steps": 10**9}
+        update={"watch": watch, "schedule": schedule, "save_steps": 10**9}
     )
     return recipe.model_copy(update={"data": data, "train": train})
 
@@ -148,7 +147,7 @@ def run_cell(
         figures |= {key: results["train"][key] for key in ("domain_tokens", "general_tokens")}
     model = finished_model(model).to(stored_dtype(general))
     tokenizer = AutoTokenizer.from_pretrained(general)
-    items = load_items(data / "tuning.jsonl", tokenizer, results["separator_token_id"])
+    items = load_items(data / "validation.jsonl", tokenizer, results["separator_token_id"])
     nats = score_documents(model, items, recipe.evaluate)
     row: Row = {"replay": replay, "rate": rate, **figures, "ids": items.ids, "nats": nats}
     row |= {"roles": items.roles, "bytes": items.num_bytes}

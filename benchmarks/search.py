@@ -37,8 +37,8 @@ from toolkit.data.config import StageSection
 from toolkit.json_lines import split_lines
 from toolkit.pipeline.merge_search import Search, prepare_search
 from toolkit.pipeline.merge_stage import named
+from toolkit.pipeline.models import ensure_cpt
 from toolkit.pipeline.run import Run
-from toolkit.pipeline.specialist import ensure_cpt
 from toolkit.pipeline.stages import merge_stage
 from toolkit.recipe.model import ModelSection
 from toolkit.report.verdict import signed_interval
@@ -150,7 +150,7 @@ class Benchmark:
         search = self.search_of or self.prepared()
         rows = [
             {"text": text}
-            for text in _texts(self.data / "tuning.jsonl", [s.ids for s in search.parts.search])
+            for text in _texts(self.data / "validation.jsonl", [s.ids for s in search.parts.search])
         ]
         (self.folder / "documents.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         (self.folder / "task.yaml").write_text(yaml.safe_dump(_task(self.folder)))

@@ -17,15 +17,17 @@ from toolkit.pipeline.stages import ensure_sft
 from toolkit.pipeline.training import load_answers
 from toolkit.stage import read_manifest
 
-SPLIT = {name: {"share": share} for name, share in (("train", 0.6), ("tuning", 0.2), ("test", 0.2))}
+SPLIT = {
+    name: {"share": share} for name, share in (("train", 0.6), ("validation", 0.2), ("test", 0.2))
+}
 
 
 def sft(**changes: Any) -> dict[str, Any]:
-    cleaning = {"min_words": 1, "near_duplicates": None, "decontaminate_words": None}
+    cleaning = {"min_words": 1, "near_duplicate_similarity": None, "decontamination_ngram": None}
     values: dict[str, Any] = {
         "start": "general",
         "data": {
-            "sequence_tokens": 64,
+            "sequence_length": 64,
             "replay_fraction": 0.2,
             "cleaning": {**cleaning, "max_repeated_ngram_fraction": 1.0},
             "sources": {
@@ -86,7 +88,7 @@ def test_the_watch_scores_the_assistants_words_alone(project: Path):
     from toolkit.train.model import answer_loss
 
     model = AutoModelForCausalLM.from_pretrained("model")
-    answers = load_answers(Path("runs/tiny/sft-data/tuning.jsonl"), Path("model"), 1000)
+    answers = load_answers(Path("runs/tiny/sft-data/validation.jsonl"), Path("model"), 1000)
     answer = answers[0]
     said = [token for token, wanted in zip(answer.tokens, answer.targets, strict=True) if wanted]
     words = AutoTokenizer.from_pretrained("model").decode(said)
@@ -119,4 +121,4 @@ def test_annealing_belongs_to_cpt():
     from toolkit.train.config import SftSection
 
     with pytest.raises(ValueError, match=r"train\.use: anneal is for cpt"):
-        SftSection.model_validate(sft(train={"use": "anneal", "keep_when_done": True}))
+        SftSection.model_validate(sft(train={"use": "anneal", "keep_checkpoints": True}))

@@ -12,8 +12,8 @@ from tests.conftest import paragraph
 from tests.helpers.projects import recipe
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.machine import ProductSpeeds
+from toolkit.pipeline.models import ensure_data
 from toolkit.pipeline.set_power import say_expected
-from toolkit.pipeline.specialist import ensure_data
 from toolkit.plan import outlook
 
 FAST = ProductSpeeds("cpu", {"fp32": 2e11, "bf16": 4e11, "fp16": 3e9})
@@ -48,7 +48,7 @@ def test_before_it_trains_it_says_what_its_sets_can_see_and_speak_for(
         "group_field": "owner",
         "split": {
             "train": {"groups": ["[0-9]*"]},
-            "tuning": {"groups": ["one"]},
+            "validation": {"groups": ["one"]},
             "test": {"groups": ["[0-9]*"]},
         },
     }

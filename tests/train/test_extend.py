@@ -16,9 +16,8 @@ from tests.helpers.projects import recipe
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.data.blocks import Blocks
 from toolkit.errors import ConfigError
-from toolkit.pipeline.models import ensure_general
+from toolkit.pipeline.models import ensure_cpt, ensure_data, ensure_general
 from toolkit.pipeline.run import Run
-from toolkit.pipeline.specialist import ensure_cpt, ensure_data
 from toolkit.pipeline.stages import ensure_merge
 from toolkit.stage import read_manifest
 from toolkit.train.extend import extend_tokenizer
@@ -72,7 +71,7 @@ def test_the_general_model_with_new_tokens(project: Path, capsys: pytest.Capture
     assert folder == Path("runs/tiny/general-extended")
     results = read_manifest(folder)["results"]
     assert results["new_tokens"] == 24
-    for name in ("train, domain", "tuning, domain"):
+    for name in ("train, domain", "validation, domain"):
         row = results["texts"][name]
         assert row["tokens_after"] < 0.9 * row["tokens_before"]
         assert row["bytes_per_token_after"] > row["bytes_per_token_before"]

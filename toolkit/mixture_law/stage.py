@@ -79,11 +79,11 @@ def check_wanted(wanted: MixtureRequest, recipe: Recipe) -> None:
         raise ConfigError(f"--shares: {twice.removeprefix('share-')} stands there twice.")
     if wanted.repeats < 1:
         raise ConfigError(f"--repeats: must be at least 1 (got {wanted.repeats}).")
-    step = recipe.train.blocks_per_step * recipe.data.sequence_tokens
+    step = recipe.train.global_batch_size * recipe.data.sequence_length
     if wanted.tokens < _FEWEST_STEPS * step:
         raise ConfigError(
             f"--tokens: {wanted.tokens} are fewer than {_FEWEST_STEPS} steps of {step} tokens, too "
-            "few for a schedule; give more, or lower train.blocks_per_step in the recipe."
+            "few for a schedule; give more, or lower train.global_batch_size in the recipe."
         )
 
 
@@ -155,7 +155,7 @@ def run_mixtures(run: Run, wanted: MixtureRequest) -> list[Path]:
 def _read_of(data: Path, name: str | None) -> str:
     """Hash of what a run reads of the data: runs stay as they are when others are added."""
     outputs = read_manifest(data)["outputs"]
-    kinds = ("tuning.jsonl",) if name is None else ("tuning.jsonl", "tokens/", "packs/")
+    kinds = ("validation.jsonl",) if name is None else ("validation.jsonl", "tokens/", "packs/")
     parts = {n: entry["sha256"] for n, entry in outputs.items() if n.startswith(kinds)}
     stages = load_json(data / BLOCKS)["stages"]
     own = [entry for entry in stages if entry["name"] == name]
@@ -180,7 +180,7 @@ def mixture_data(section: DataSection, wanted: MixtureRequest) -> DataSection:
 def mixture_training(section: TrainSection) -> TrainSection:
     """The recipe's training without what a small run has no use for."""
     watch = section.watch.model_copy(update={"evaluations": 0})
-    plain = {"epochs": 1, "use": "last", "keep_best": False, "keep_when_done": False}
+    plain = {"epochs": 1, "use": "last", "keep_best": False, "keep_checkpoints": False}
     return section.model_copy(update={**plain, "watch": watch, "stages": {}, "trackers": ()})
 
 
@@ -227,7 +227,7 @@ class _Act:
             model = model.to(dtype_of(evaluate.precision))  # as stored, exactly
             tokenizer = load_tokenizer(self.general)
             separator = read_manifest(self.data)["results"]["separator_token_id"]
-            items = load_items(self.data / "tuning.jsonl", tokenizer, separator)
+            items = load_items(self.data / "validation.jsonl", tokenizer, separator)
             nats = score_documents(model, items, evaluate)
             row = {"share": self.share, "tokens": tokens, "ids": items.ids, "roles": items.roles}
             write_json(work / SCORES, {**row, "bytes": items.num_bytes, "nats": nats})

@@ -41,12 +41,12 @@ def training_work(
         )
         for amount in amounts
     ]
-    tuning = evaluation_tokens(recipe.data, looked)
-    read = (recipe.search.candidates + 3) * tuning
+    validation = evaluation_tokens(recipe.data, looked)
+    read = (recipe.search.candidates + 3) * validation
     forward = training_flops(shape, recipe.evaluate.window_tokens) / 3.0
     seconds = read / reading if reading else None
-    if tuning == 0.0:
-        return found  # nothing was seen of the tuning sets
+    if validation == 0.0:
+        return found  # nothing was seen of the validation sets
     found.append(
         Work("merge search, at most", 0.0, read, 0, read * forward, read * forward, seconds)
     )
@@ -54,13 +54,13 @@ def training_work(
 
 
 def evaluation_tokens(data: DataSection, looked: Looked) -> float:
-    """Tokens of the tuning sets, as far as they are known."""
+    """Tokens of the validation sets, as far as they are known."""
     total = 0.0
     for name, sample in looked.samples.items():
-        rule = data.sources[name].split.get("tuning")
+        rule = data.sources[name].split.get("validation")
         if rule is None:
             continue
-        seen = sample.split_bytes["tuning"] * looked.tokens_per_byte[sample.role]
+        seen = sample.split_bytes["validation"] * looked.tokens_per_byte[sample.role]
         tokens = seen / (sample.seen_fraction or 1.0)
         total += min(tokens, rule.max_tokens or tokens)
     return total
@@ -90,7 +90,7 @@ def misfits(
     found = []
     for fleet in fleets:
         for prefix, data, section in parts:
-            longest = max([data.sequence_tokens, *(s.sequence_tokens or 0 for s in data.stages)])
+            longest = max([data.sequence_length, *(s.sequence_length or 0 for s in data.stages)])
             ways = ways_to_train(shape, section, longest, fleet, model_type)
             others = []
             for device in (d for d in known if d.memory_bytes > fleet.device.memory_bytes):
@@ -103,10 +103,10 @@ def misfits(
 
 def idle_devices(recipe: Recipe, fleets: Sequence[Fleet]) -> list[str]:
     """Named devices that outnumber the blocks of a step, of which each needs one."""
-    blocks = recipe.train.blocks_per_step
+    blocks = recipe.train.global_batch_size
     return [
         f"{fleet.text}: training does not start on more devices than a step has blocks "
-        f"({blocks}); raise train.blocks_per_step to {fleet.count} or more"
+        f"({blocks}); raise train.global_batch_size to {fleet.count} or more"
         for fleet in fleets
         if fleet.count > blocks
     ]

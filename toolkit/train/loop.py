@@ -68,7 +68,7 @@ def train(
     """
     section = settle_precision(section)
     setup = set_up_training(model, section, work)
-    steps = plan_steps(blocks, section.blocks_per_step)
+    steps = plan_steps(blocks, section.global_batch_size)
     if continuation is not None:
         steps = steps[: continuation.num_steps]
     saved_step = latest_step(work)
@@ -100,7 +100,7 @@ def train(
             # The order matters: a step is on record before it can end the run, and what the
             # monitor decides belongs to the state that is saved after this very step.
             recorder.record(state, step.stage, outcome, time.monotonic() - step_began)
-            if state.bad_steps >= section.max_bad_steps:
+            if state.bad_steps >= section.max_nonfinite_steps:
                 raise _not_finite(state, outcome, checkpoints.wait())
             monitor.after_step(state)
             checkpoints.after_step(state)
@@ -130,9 +130,9 @@ def optimizer_step(
     # What is random in a step (dropout) depends on the step alone: nothing to save.
     torch.manual_seed(int(stable_unit(seed, step, accelerator.process_index) * 2**53))
     loss_sum = _accumulate_gradients(setup, batch, num_targets)
-    clip_norm = setup.section.clip_norm
+    max_grad_norm = setup.section.max_grad_norm
     # The two numbers that are taken from the device in a step; all else stays queued behind it.
-    norm = float(accelerator.clip_grad_norm_(setup.model.parameters(), clip_norm))
+    norm = float(accelerator.clip_grad_norm_(setup.model.parameters(), max_grad_norm))
     mean_loss = float(accelerator.reduce(loss_sum, "sum")) / num_targets
     outcome = StepOutcome(mean_loss, norm, learning_rate, num_targets)
     if outcome.is_finite:
@@ -153,7 +153,7 @@ def _accumulate_gradients(setup: TrainingSetup, batch: Batch, num_targets: int) 
     num_blocks = len(batch.input_ids)
     own_rows = range(accelerator.process_index, num_blocks, accelerator.num_processes)
     most_rows = -(-num_blocks // accelerator.num_processes)
-    micro_batches = _cut_micro_batches(own_rows, setup.section.micro_batch_blocks, most_rows)
+    micro_batches = _cut_micro_batches(own_rows, setup.section.micro_batch_size, most_rows)
     loss_sum = torch.zeros((), device=accelerator.device)
     for number, rows in enumerate(micro_batches, start=1):
         tensors = _to_device(batch, rows, accelerator.device)

@@ -62,7 +62,7 @@ def rotary_by_stage(
     for stage in stages:
         section = sections.get(stage.name, StageTrainingSection())
         if section.rope_theta is not None:
-            longest = max(stage.sequence_tokens, current.max_position_embeddings or 0)
+            longest = max(stage.sequence_length, current.max_position_embeddings or 0)
             current = RotarySettings(section.rope_theta, longest)
         if section.max_position_embeddings is not None:
             current = current._replace(max_position_embeddings=section.max_position_embeddings)

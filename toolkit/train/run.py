@@ -122,13 +122,13 @@ def _write_adapter(model: Any, folder: Path) -> None:
 
 def _rotary_after(blocks: Blocks, section: TrainSection, used_step: int) -> RotarySettings:
     """Positions of the stage that a step belongs to."""
-    last_step = plan_steps(blocks, section.blocks_per_step)[used_step - 1]
+    last_step = plan_steps(blocks, section.global_batch_size)[used_step - 1]
     return rotary_by_stage(blocks.stages, section.stages)[last_step.stage]
 
 
 def _keep_states(work: Path, section: TrainSection, summary: TrainSummary) -> None:
     """Move the states that the recipe keeps to where they stay."""
-    kept_steps = saved_steps(work) if section.keep_when_done else []
+    kept_steps = saved_steps(work) if section.keep_checkpoints else []
     if section.keeps_best and summary.best is not None and not kept_steps:
         kept_steps = [summary.best.step]
     if kept_steps:
@@ -172,8 +172,8 @@ def _refuse_misfits(model: Any, blocks: Blocks, data: Path, section: TrainSectio
     rotary_settings = rotary_by_stage(blocks.stages, section.stages)
     for stage, rotary in zip(blocks.stages, rotary_settings, strict=True):
         limit = rotary.max_position_embeddings or own_limit
-        if limit is not None and stage.sequence_tokens > limit:
+        if limit is not None and stage.sequence_length > limit:
             raise ConfigError(
-                f"data.sequence_tokens: must be at most {limit}, the positions that the model has "
-                f"(got {stage.sequence_tokens})."
+                f"data.sequence_length: must be at most {limit}, the positions that the model has "
+                f"(got {stage.sequence_length})."
             )

@@ -62,17 +62,17 @@ def learning_rate(step: int, num_steps: int, schedule: ScheduleSection) -> float
         Ibrahim et al. 2024 (cosine), Hu et al. 2024 and Hägele et al. 2024 (wsd), Singh et al. 2025
         (infinite), Parmar et al. 2024 (minimum).
 
-    >>> half = ScheduleSection(peak_lr=1.0, rewarm_fraction=0.5, final_fraction=0.0)
+    >>> half = ScheduleSection(peak_lr=1.0, warmup_fraction=0.5, final_lr_fraction=0.0)
     >>> [round(learning_rate(step, 4, half), 3) for step in range(4)]
     [0.5, 1.0, 1.0, 0.5]
     >>> wsd = ScheduleSection(
-    ...     kind="wsd", peak_lr=1.0, rewarm_fraction=0.25, decay_fraction=0.5, final_fraction=0.0
+    ...     kind="wsd", peak_lr=1.0, warmup_fraction=0.25, decay_fraction=0.5, final_lr_fraction=0.0
     ... )
     >>> [round(learning_rate(step, 8, wsd), 3) for step in range(8)]
     [0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.293, 0.134]
     """
     peak = schedule.peak_lr
-    rewarm_steps = max(1, round(num_steps * schedule.rewarm_fraction))
+    rewarm_steps = max(1, round(num_steps * schedule.warmup_fraction))
     if schedule.kind == "minimum":
         rewarm_steps = 0  # it goes on at the rate that pre-training ended with
     if step < rewarm_steps:
@@ -84,14 +84,14 @@ def learning_rate(step: int, num_steps: int, schedule: ScheduleSection) -> float
         step_of_decay = step - (num_steps - decay_steps)
         if step_of_decay < 0:
             return peak
-        return peak * annealed(step_of_decay / decay_steps, schedule.final_fraction)
+        return peak * annealed(step_of_decay / decay_steps, schedule.final_lr_fraction)
     if schedule.kind == "infinite":
         cooldown_steps = round(num_steps * schedule.cooldown_fraction)
         # After the cooldown the rate stays: any later step is a state to anneal from.
         way_down = min(1.0, (step - rewarm_steps) / max(1, cooldown_steps))
-        return peak * _cosine(way_down, schedule.constant_fraction)
+        return peak * _cosine(way_down, schedule.constant_lr_fraction)
     way_down = (step - rewarm_steps) / max(1, num_steps - rewarm_steps)
-    return peak * _cosine(way_down, schedule.final_fraction)
+    return peak * _cosine(way_down, schedule.final_lr_fraction)
 
 
 def rate_in_stages(
@@ -111,8 +111,8 @@ def rate_in_stages(
     Raises:
         IndexError: the step is beyond the last stage.
 
-    >>> rise = ScheduleSection(peak_lr=1.0, rewarm_fraction=1.0)
-    >>> last = ScheduleSection(peak_lr=9.0, rewarm_fraction=1.0)
+    >>> rise = ScheduleSection(peak_lr=1.0, warmup_fraction=1.0)
+    >>> last = ScheduleSection(peak_lr=9.0, warmup_fraction=1.0)
     >>> [rate_in_stages(step, [2, 2, 2], [None, last, None], rise) for step in range(6)]
     [0.25, 0.5, 4.5, 9.0, 0.75, 1.0]
     """
@@ -130,16 +130,16 @@ def rate_in_stages(
     raise IndexError(step)
 
 
-def annealed(way_down: float, final_fraction: float, shape: str = "sqrt") -> float:
-    """Multiplier that falls from 1 to `final_fraction` as `way_down` goes from 0 to 1.
+def annealed(way_down: float, final_lr_fraction: float, shape: str = "sqrt") -> float:
+    """Multiplier that falls from 1 to `final_lr_fraction` as `way_down` goes from 0 to 1.
 
     >>> [annealed(0.25, 0.0, shape) for shape in ("sqrt", "linear")]
     [0.5, 0.75]
     """
     if shape == "cosine":
-        return _cosine(way_down, final_fraction)
+        return _cosine(way_down, final_lr_fraction)
     fallen = math.sqrt(way_down) if shape == "sqrt" else way_down
-    return final_fraction + (1.0 - final_fraction) * (1.0 - fallen)
+    return final_lr_fraction + (1.0 - final_lr_fraction) * (1.0 - fallen)
 
 
 def constant_steps(num_steps: int, schedule: ScheduleSection) -> range:
@@ -147,11 +147,11 @@ def constant_steps(num_steps: int, schedule: ScheduleSection) -> range:
 
     Empty for schedules that have no constant.
 
-    >>> wsd = ScheduleSection(kind="wsd", rewarm_fraction=0.2, decay_fraction=0.5)
+    >>> wsd = ScheduleSection(kind="wsd", warmup_fraction=0.2, decay_fraction=0.5)
     >>> constant_steps(10, wsd)
     range(2, 6)
     """
-    rewarm_steps = max(1, round(num_steps * schedule.rewarm_fraction))
+    rewarm_steps = max(1, round(num_steps * schedule.warmup_fraction))
     if schedule.kind == "constant":
         return range(rewarm_steps, num_steps + 1)
     if schedule.kind == "wsd":
@@ -171,10 +171,13 @@ def anneal_rates(
     {7: 0.75, 8: 0.5, 9: 0.25}
     """
     return {
-        from_step + n: rate * annealed((n + 1) / (steps + 1), section.final_fraction, section.shape)
+        from_step + n: rate
+        * annealed((n + 1) / (steps + 1), section.final_lr_fraction, section.shape)
         for n in range(steps)
     }
 
 
-def _cosine(way_down: float, final_fraction: float) -> float:
-    return final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + math.cos(math.pi * way_down))
+def _cosine(way_down: float, final_lr_fraction: float) -> float:
+    return final_lr_fraction + (1.0 - final_lr_fraction) * 0.5 * (
+        1.0 + math.cos(math.pi * way_down)
+    )

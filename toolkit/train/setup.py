@@ -97,9 +97,9 @@ def _start_accelerator(section: TrainSection, work: Path) -> Accelerator:
         project_dir=str(work) if section.trackers else None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_WAIT)],
     )
-    if accelerator.num_processes > section.blocks_per_step:
+    if accelerator.num_processes > section.global_batch_size:
         raise ToolkitError(
-            f"train.blocks_per_step: {section.blocks_per_step} blocks cannot be shared by "
+            f"train.global_batch_size: {section.global_batch_size} blocks cannot be shared by "
             f"{accelerator.num_processes} processes; raise it, or start fewer."
         )
     return accelerator

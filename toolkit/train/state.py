@@ -258,15 +258,13 @@ class Checkpoints:
         # Every process takes part in gathering sharded parameters; the first one writes.
         self._writer = StateWriter(
             work,
-            keep=setup.section.keep_states,
+            keep=setup.section.save_total_limit,
             active=setup.accelerator.is_main_process,
         )
 
     def after_step(self, state: TrainState) -> None:
         """Begin to write the state if it is due."""
-        is_due = (
-            state.step < self._num_steps and state.step % self._setup.section.save_every_steps == 0
-        )
+        is_due = state.step < self._num_steps and state.step % self._setup.section.save_steps == 0
         is_best = state.best is not None and state.best.step == state.step
         # After a refused step the parameters are those of the step before it, which may be what
         # makes losses infinite: the last good state must stay.
@@ -276,7 +274,7 @@ class Checkpoints:
     def finish(self, state: TrainState) -> None:
         """Wait for what is being written, and write the last state if the recipe keeps it."""
         self._writer.wait()
-        if self._setup.section.keep_when_done and latest_step(self._work) != state.step:
+        if self._setup.section.keep_checkpoints and latest_step(self._work) != state.step:
             self._save(state)
             self._writer.wait()
 

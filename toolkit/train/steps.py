@@ -22,12 +22,12 @@ class TrainPlan:
 
     Attributes:
         positions: number of positions of each stage.
-        blocks_per_step: blocks of a step; the last step of a stage may have fewer.
+        global_batch_size: blocks of a step; the last step of a stage may have fewer.
         steps: numbers of the steps in this plan.
     """
 
     positions: tuple[int, ...]
-    blocks_per_step: int
+    global_batch_size: int
     steps: range
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ class TrainPlan:
     @property
     def steps_by_stage(self) -> list[int]:
         """Number of steps of each stage."""
-        return [-(-count // self.blocks_per_step) for count in self.positions]
+        return [-(-count // self.global_batch_size) for count in self.positions]
 
     @overload
     def __getitem__(self, step: int) -> TrainStep: ...
@@ -53,15 +53,15 @@ class TrainPlan:
             zip(self.positions, self.steps_by_stage, strict=True)
         ):
             if step_in_stage < num_steps:
-                start = step_in_stage * self.blocks_per_step
-                stop = min(start + self.blocks_per_step, num_positions)
+                start = step_in_stage * self.global_batch_size
+                stop = min(start + self.global_batch_size, num_positions)
                 return TrainStep(stage, range(start, stop))
             step_in_stage -= num_steps
         raise IndexError(step)
 
 
-def plan_steps(blocks: Blocks, blocks_per_step: int) -> TrainPlan:
+def plan_steps(blocks: Blocks, global_batch_size: int) -> TrainPlan:
     """Cut every stage into steps."""
     positions = tuple(stage.num_positions for stage in blocks.stages)
-    plan = TrainPlan(positions, blocks_per_step, range(0))
+    plan = TrainPlan(positions, global_batch_size, range(0))
     return replace(plan, steps=range(sum(plan.steps_by_stage)))
