@@ -37,9 +37,6 @@ from toolkit.train.config import TrainSection, identity_of
 
 FOLDER = "mixture"
 SCORES = "scores.json"
-_RESULTS = ("num_steps", "first_loss", "last_loss")
-"""What the manifest of a run keeps of its training."""
-
 _FEWEST_STEPS = 4
 _FEWEST_RUNS, _FEWEST_SHARES = 4, 3
 
@@ -219,9 +216,13 @@ class _SmallRun:
             if self.share is not None:
                 model = prepare_model(model, self.section)
                 blocks = _blocks_of_stage(Blocks.open(self.data), self.name)
-                trained = train(model, blocks, self.section, seed=self.stage.seed, work=work)
-                tokens = int(trained["num_targets"])
-                results = {key: trained[key] for key in _RESULTS if key in trained}
+                summary = train(model, blocks, self.section, seed=self.stage.seed, work=work)
+                tokens = summary.num_targets
+                results = {
+                    "num_steps": summary.num_steps,
+                    "first_loss": summary.first_loss,
+                    "last_loss": summary.last_loss,
+                }
             model = finished_model(model).to(stored_dtype(self.general)).eval()
             evaluate = settle_scoring(self.recipe.evaluate, self.general)
             model = model.to(dtype_of(evaluate.precision))  # as stored, exactly
