@@ -38,11 +38,11 @@ def generate(
 
     settings = SamplingSettings(new_tokens, temperature, top_p, seed)
     speakers = [load_speaker(model, label=model, plain=plain) for model in models]
-    opening = [{"role": "system", "content": system}] if system else []
+    opening_messages = [{"role": "system", "content": system}] if system else []
     for text in prompt:
         if len(prompt) > 1:
             say(f"> {text}")
-        show_answers(speakers, [*opening, {"role": "user", "content": text}], settings)
+        show_answers(speakers, [*opening_messages, {"role": "user", "content": text}], settings)
 
 
 def chat(
@@ -60,14 +60,14 @@ def chat(
     from toolkit.generate.chat_model import load_speaker
     from toolkit.generate.stream import SamplingSettings
 
-    place = model
+    model_place = model
     if "/" not in model:
-        merged = runs / model / "merge"
-        if not (merged / "manifest.json").is_file():
+        merged_model = runs / model / "merge"
+        if not (merged_model / "manifest.json").is_file():
             raise ConfigError(
-                f"{merged}: no merged model is there; run `make merge DOMAIN={model}` first, "
+                f"{merged_model}: no merged model is there; run `make merge DOMAIN={model}` first, "
                 f"or give a model's folder (one that lies here as ./{model})."
             )
-        place = str(merged)
+        model_place = str(merged_model)
     settings = SamplingSettings(new_tokens, temperature, top_p, seed)
-    run_chat(load_speaker(place, label=model), settings, system=system)
+    run_chat(load_speaker(model_place, label=model), settings, system=system)

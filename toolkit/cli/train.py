@@ -139,13 +139,13 @@ def average(
         raise ConfigError("--last: is for a recipe's states; name the folders to average here.")
     if weights is not None and decay is not None:
         raise ConfigError("--weights, --decay: give one of them.")
-    chosen = (
+    chosen_weights = (
         parse_weights(weights, len(folders))
         if weights is not None
         else average_weights(len(folders), decay)
     )
-    count = average_folders(folders, chosen, out)
-    say(f"{count} tensors of {len(folders)} models averaged in {out}")
+    num_tensors = average_folders(folders, chosen_weights, out)
+    say(f"{num_tensors} tensors of {len(folders)} models averaged in {out}")
 
 
 def repeat(

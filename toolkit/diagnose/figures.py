@@ -35,8 +35,8 @@ class DiagnosisFigures:
         moved: norm of merge minus base, relative to the base's norm.
         task_norms: the same of each parent that is not the base, by label.
         cosines: cosine between the task vectors of two parents.
-        agreement: of the entries in which two parents differ from the base, the share in which they
-            do so in the same direction.
+        agreement: share of the entries in which two parents differ from the base that differ in the
+            same direction.
         distances: distance of the merge from each parent, relative to the parents' largest
             distance.
         base_distance: the same from the base.
@@ -87,19 +87,19 @@ def diagnosis_of(subjects: Subjects, measured: MeasuredMerge) -> Diagnosis:
     places = sorted({(s, layer) for s, layer, _ in measured.groups if s is not None})
     num_stacks = len({stack for stack, _ in places})
     layers: list[DiagnosisFigures] = []
-    parts: dict[tuple[str, str], DiagnosisFigures] = {}
+    parts_by_place: dict[tuple[str, str], DiagnosisFigures] = {}
     for stack, number in places:
         name = f"{number}" if num_stacks == 1 else f"{stack}.{number}"
         layers.append(figures_of(name, measured.total(num_models, (stack, number)), subjects))
         for kind in KINDS:
-            if (part := measured.groups.get((stack, number, kind))) is not None:
-                parts[name, kind] = figures_of(f"{name} {kind}", part, subjects)
+            if (part_group := measured.groups.get((stack, number, kind))) is not None:
+                parts_by_place[name, kind] = figures_of(f"{name} {kind}", part_group, subjects)
     kinds = [
         figures_of(kind, measured.total(num_models, kind=kind), subjects)
         for kind in KINDS
         if any(key[2] == kind for key in measured.groups)
     ]
-    return Diagnosis(subjects, measured, whole, layers, kinds, parts)
+    return Diagnosis(subjects, measured, whole, layers, kinds, parts_by_place)
 
 
 def figures_of(name: str, group: Group, subjects: Subjects) -> DiagnosisFigures:
@@ -107,8 +107,8 @@ def figures_of(name: str, group: Group, subjects: Subjects) -> DiagnosisFigures:
     sums, base, labels = group.sums, subjects.base, subjects.labels
     base_norm = math.sqrt(sums.squares[base])
     # Of a single parent nothing lies between parents: it is held against the base.
-    ends = [*subjects.parents] if len(subjects.parents) > 1 else [1, base]
-    widest = _largest_distance(sums, ends)
+    outer_models = [*subjects.parents] if len(subjects.parents) > 1 else [1, base]
+    largest_distance = _largest_distance(sums, outer_models)
     pairs = list(combinations(subjects.tuned, 2))
 
     def relative_distance(model: int, other: int, unit: float) -> float | None:
@@ -124,10 +124,10 @@ def figures_of(name: str, group: Group, subjects: Subjects) -> DiagnosisFigures:
             (labels[i], labels[j]): _ratio(float(sums.same[i, j]), float(sums.both[i, j]))
             for i, j in pairs
         },
-        distances={labels[i]: relative_distance(0, i, widest) for i in subjects.parents},
-        base_distance=relative_distance(0, base, widest),
-        aside=_ratio(_distance_aside(sums, base), widest),
-        scatter=_ratio(widest, base_norm),
+        distances={labels[i]: relative_distance(0, i, largest_distance) for i in subjects.parents},
+        base_distance=relative_distance(0, base, largest_distance),
+        aside=_ratio(_distance_aside(sums, base), largest_distance),
+        scatter=_ratio(largest_distance, base_norm),
         trimmed={label: _trimmed_shares(removed) for label, removed in group.trimmed.items()},
     )
 
@@ -145,13 +145,15 @@ def _cosine(sums: Sums, base: int, i: int, j: int) -> float | None:
 
 def _distance_aside(sums: Sums, base: int) -> float:
     """What is left of merge minus base when the part along the other models is taken away."""
-    others = [index for index in range(1, len(sums.squares)) if index != base]
+    other_models = [index for index in range(1, len(sums.squares)) if index != base]
     to_base = sums.gaps[:, base]
     # Inner products of all models minus the base, again by the law of cosines.
     products = (to_base[:, None] + to_base[None, :] - sums.gaps) / 2.0
-    along = products[0, others]
-    weights = np.linalg.lstsq(products[np.ix_(others, others)], along, rcond=1e-12)[0]
-    return math.sqrt(max(0.0, float(to_base[0] - along @ weights)))
+    products_along = products[0, other_models]
+    weights = np.linalg.lstsq(
+        products[np.ix_(other_models, other_models)], products_along, rcond=1e-12
+    )[0]
+    return math.sqrt(max(0.0, float(to_base[0] - products_along @ weights)))
 
 
 def _trimmed_shares(removed: RemovedByTrimming) -> TrimmedShares:

@@ -66,11 +66,11 @@ class MeasuredMerge:
         self, num_models: int, place: tuple[str, int] | None = None, kind: str | None = None
     ) -> Group:
         """The sums of all groups, or of those in one layer, or of one kind."""
-        total = Group(Sums.zero(num_models))
+        total_group = Group(Sums.zero(num_models))
         for (stack, layer, group_kind), group in self.groups.items():
             if place in (None, (stack, layer)) and kind in (None, group_kind):
-                total.add(group.sums, group.trimmed)
-        return total
+                total_group.add(group.sums, group.trimmed)
+        return total_group
 
 
 def measure(
@@ -88,11 +88,13 @@ def measure(
     """
     measured = MeasuredMerge()
     counterparts = subjects.counterparts()
-    tasks = {task.name: task for task in subjects.plan.tasks} if subjects.plan is not None else {}
+    tasks_by_name = (
+        {task.name: task for task in subjects.plan.tasks} if subjects.plan is not None else {}
+    )
     for name in subjects.checkpoints[0].names:
         tensors = counterparts.get(name, [name])
-        pairs = list(zip(subjects.checkpoints, tensors, strict=False))
-        read_arrays = [checkpoint.array(tensor) for checkpoint, tensor in pairs]
+        model_tensors = list(zip(subjects.checkpoints, tensors, strict=False))
+        read_arrays = [checkpoint.array(tensor) for checkpoint, tensor in model_tensors]
         arrays = [array[:] for array in read_arrays if array is not None]
         is_compared = len(arrays) == len(subjects.checkpoints)
         if arrays and len(arrays) == len(read_arrays):
@@ -105,10 +107,10 @@ def measure(
                 stack, layer = subjects.layout.find(name) or (None, 0)
                 key = (stack, layer, kind_of(name))
                 group = measured.groups.setdefault(key, Group(Sums.zero(len(arrays))))
-                group.add(sums, _trimmed(subjects, tasks.get(name), workers))
+                group.add(sums, _trimmed(subjects, tasks_by_name.get(name), workers))
         if not is_compared:
             measured.left_out.append(name)
-        for checkpoint, tensor in pairs:
+        for checkpoint, tensor in model_tensors:
             checkpoint.give_back(tensor)
         if advance is not None:
             advance(1, name)

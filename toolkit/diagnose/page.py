@@ -19,13 +19,13 @@ _Line = tuple[str, Sequence[float | None]]
 def write_diagnosis_page(results: DiagnosisResults, path: Path) -> None:
     """Write the page."""
     title = f"{results.merge}: what the merge did"
-    mark = "warn" if results.remarks else "fine"
-    opening = (
+    paragraph_kind = "warn" if results.remarks else "fine"
+    opening_html = (
         f"<h1>{escape(title)}</h1>"
         + paragraph(
             f"Against {', '.join(results.parents)}; task vectors are taken against {results.base}."
         )
-        + "".join(paragraph(line, mark) for line in results.summary)
+        + "".join(paragraph(line, paragraph_kind) for line in results.summary)
         + "".join(paragraph(line, "note") for line in results.notes)
     )
     charts = _charts(results.diagnosis) if results.diagnosis.layers else ""
@@ -34,27 +34,27 @@ def write_diagnosis_page(results: DiagnosisResults, path: Path) -> None:
         PageSection("layers", "Layer by layer", charts),
         PageSection("figures", "Figures", _figure_table(results)),
     ]
-    write_document(path, title, opening, sections)
+    write_document(path, title, opening_html, sections)
 
 
 def _loss_table(losses: Sequence[Loss]) -> str:
     if not losses:
         return ""
-    rows = ((loss_cells(loss), "") for loss in losses)
+    loss_rows = ((loss_cells(loss), "") for loss in losses)
     note = "A short text tells a sound model from a broken one, and no more."
     titles = ["", "bits per byte", "bits per token"]
-    return table("Lower is better", titles, rows) + paragraph(note, "note")
+    return table("Lower is better", titles, loss_rows) + paragraph(note, "note")
 
 
 def _figure_table(results: DiagnosisResults) -> str:
     diagnosis = results.diagnosis
-    rows = [
+    figure_rows = [
         *(([f"layer {r.name}", *figure_cells(r, diagnosis)], "") for r in diagnosis.layers),
         *(([r.name, *figure_cells(r, diagnosis)], "") for r in diagnosis.kinds),
         (["all", *figure_cells(diagnosis.whole, diagnosis)], "chosen"),
     ]
     titles = ["", *column_titles(diagnosis)]
-    return table("Layers, kinds of tensors, and all", titles, rows) + paragraph(
+    return table("Layers, kinds of tensors, and all", titles, figure_rows) + paragraph(
         legend(results), "note"
     )
 
@@ -62,7 +62,7 @@ def _figure_table(results: DiagnosisResults) -> str:
 def _charts(diagnosis: Diagnosis) -> str:
     """Panels over depth: how far, how near to each parent, how alike, and where within a layer."""
     whole, layers = diagnosis.whole, diagnosis.layers
-    names = [layer.name for layer in layers]
+    layer_names = [layer.name for layer in layers]
 
     def lines_of(figure: str, words: str = "{}") -> list[_Line]:
         """One line per model or pair, of a figure that each layer has by model or pair."""
@@ -74,30 +74,33 @@ def _charts(diagnosis: Diagnosis) -> str:
             for key in getattr(whole, figure)
         ]
 
-    moved: list[_Line] = [("merge", [layer.moved for layer in layers])]
+    moved_lines: list[_Line] = [("merge", [layer.moved for layer in layers])]
     task_vectors = lines_of("task_norms", "task vector {}")
     how_far = "how far from the base (relative norm)"
     charts = [
-        _chart(how_far, names, moved + task_vectors, logarithmic=True),
-        _chart("distance from each parent", names, lines_of("distances")),
+        _chart(how_far, layer_names, moved_lines + task_vectors, logarithmic=True),
+        _chart("distance from each parent", layer_names, lines_of("distances")),
     ]
     if whole.cosines:
-        alike = lines_of("cosines", "cosine {}") + lines_of("agreement", "signs {}")
+        alike_lines = lines_of("cosines", "cosine {}") + lines_of("agreement", "signs {}")
         title = "the parents' task vectors: cosine, and share of agreeing signs"
-        charts.append(_chart(title, names, alike))
+        charts.append(_chart(title, layer_names, alike_lines))
     if whole.trimmed:
-        removed: list[_Line] = []
+        removed_lines: list[_Line] = []
         for label in whole.trimmed:
             shares = [layer.trimmed.get(label) for layer in layers]
-            removed.append((label, [share.squares if share else None for share in shares]))
-        charts.append(_chart("removed by trimming: share of squared norm", names, removed))
+            removed_lines.append((label, [share.squares if share else None for share in shares]))
+        charts.append(
+            _chart("removed by trimming: share of squared norm", layer_names, removed_lines)
+        )
     moved_by_kind: dict[str, dict[str, float | None]] = {}
     for (layer, kind), figures in diagnosis.parts.items():
         moved_by_kind.setdefault(kind, {})[layer] = figures.moved
-    kinds: list[_Line] = [
-        (kind, [by_layer.get(name) for name in names]) for kind, by_layer in moved_by_kind.items()
+    kind_lines: list[_Line] = [
+        (kind, [by_layer.get(name) for name in layer_names])
+        for kind, by_layer in moved_by_kind.items()
     ]
-    charts.append(_chart("how far, by kind of tensor", names, kinds, logarithmic=True))
+    charts.append(_chart("how far, by kind of tensor", layer_names, kind_lines, logarithmic=True))
     return "".join(charts)
 
 
@@ -111,18 +114,25 @@ def _chart(
         height=220,
         nearest="x",
     )
-    looks = [
+    line_looks = [
         (f"s{number % 6}", SERIES_SHAPES[number % len(SERIES_SHAPES)])
         for number in range(len(lines))
     ]
-    for (_, values), (series, shape) in zip(lines, looks, strict=True):
+    for (_, values), (series, shape) in zip(lines, line_looks, strict=True):
         points = [(float(at), value) for at, v in enumerate(values) for value in finite([v])]
         plot.line([at for at, _ in points], [value for _, value in points], series)
         for at, value in points:
             plot.mark(at, value, series, shape=shape)
     for number, name in enumerate(names):
-        here = [(label, value) for label, values in lines for value in finite([values[number]])]
-        if here:
-            figures = [f"{label}: {short_number(float(f'{value:.4g}'))}" for label, value in here]
-            plot.target(number, here[0][1], "\n".join([f"layer {name}", *figures]))
-    return key((label, *look) for (label, _), look in zip(lines, looks, strict=True)) + plot.html()
+        layer_values = [
+            (label, value) for label, values in lines for value in finite([values[number]])
+        ]
+        if layer_values:
+            figures = [
+                f"{label}: {short_number(float(f'{value:.4g}'))}" for label, value in layer_values
+            ]
+            plot.target(number, layer_values[0][1], "\n".join([f"layer {name}", *figures]))
+    return (
+        key((label, *look) for (label, _), look in zip(lines, line_looks, strict=True))
+        + plot.html()
+    )

@@ -89,10 +89,10 @@ def load_text(path: Path) -> tuple[str, ...]:
         ConfigError: the file cannot be read as UTF-8, or is empty.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        file_text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
-    documents = tuple(part.strip() for part in content.split("\n\n\n") if part.strip())
+    documents = tuple(part.strip() for part in file_text.split("\n\n\n") if part.strip())
     if not documents:
         raise ConfigError(f"{path}: holds no text; give a file with a few hundred words.")
     return documents
@@ -129,10 +129,10 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     if reference.adapter is not None:
         model = merge_adapter(model, find_folder(reference.adapter))
     tokenizer = load_tokenizer(folder)
-    separator = next(
+    separator_token = next(
         (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0
     )
-    tokens = document_tokens(tokenizer, documents, separator)
+    tokens = document_tokens(tokenizer, documents, separator_token)
     num_bytes = [len(part.encode()) for part in documents]
     items = ItemSet(
         ids=[f"{label}, document {number}" for number in range(1, len(documents) + 1)],
@@ -154,12 +154,12 @@ def _scoring_section(config: Any) -> EvaluateSection:
     """How texts are scored: in windows that a model with few positions can look at."""
     from toolkit.evaluate.config import EvaluateSection
 
-    default = EvaluateSection()
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(positions, int) or not 2 <= positions < default.window_tokens:
-        return default
-    context_tokens = min(default.context_tokens, positions // 2)
-    return EvaluateSection(window_tokens=positions, context_tokens=context_tokens)
+    default_section = EvaluateSection()
+    max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(max_positions, int) or not 2 <= max_positions < default_section.window_tokens:
+        return default_section
+    context_tokens = min(default_section.context_tokens, max_positions // 2)
+    return EvaluateSection(window_tokens=max_positions, context_tokens=context_tokens)
 
 
 def _token_names(folder: Path) -> Callable[[int], str | None]:

@@ -67,23 +67,23 @@ class Subjects:
     def counterparts(self) -> dict[str, list[str]]:
         """The tensor of each model that stands behind each tensor of the merge, by the merge's
         name; tensors that a model lacks, or has in another shape, are left out."""
-        keys = [_identity(name, self.models) for name in self.names]
+        model_identities = [_identity(name, self.models) for name in self.names]
         is_moved = self.plan is not None and self._has_moved_layers(self.plan)
-        sources: dict[str, dict[Identity, str]] = {}
+        sources_by_tensor: dict[str, dict[Identity, str]] = {}
         if self.plan is not None and is_moved:
             for task in self.plan.tasks:
-                sources[task.name] = {
+                sources_by_tensor[task.name] = {
                     _identity(source.model, self.models): source.tensor for source in task.inputs
                 }
         merge = self.checkpoints[0]
         counterparts: dict[str, list[str]] = {}
         for name in merge.names:
             # Where layers keep their places, a tensor has the same name in every model.
-            tensor_by_model = {} if is_moved else dict.fromkeys(keys, name)
-            tensor_by_model |= sources.get(name, {})
-            tensors = [name, *(tensor_by_model.get(key, "") for key in keys[1:])]
-            pairs = list(zip(self.checkpoints, tensors, strict=True))
-            if all(t in c and c.info(t).shape == merge.info(name).shape for c, t in pairs):
+            tensor_by_model = {} if is_moved else dict.fromkeys(model_identities, name)
+            tensor_by_model |= sources_by_tensor.get(name, {})
+            tensors = [name, *(tensor_by_model.get(key, "") for key in model_identities[1:])]
+            model_tensors = list(zip(self.checkpoints, tensors, strict=True))
+            if all(t in c and c.info(t).shape == merge.info(name).shape for c, t in model_tensors):
                 counterparts[name] = tensors
         return counterparts
 
@@ -115,13 +115,15 @@ def open_subjects(
     plan: MergePlan | None = None
     if config is not None:
         try:
-            planned, models, _ = plan_with_vocabulary(config, models)
-            plan = with_thresholds(planned, models, workers)
+            merge_plan, models, _ = plan_with_vocabulary(config, models)
+            plan = with_thresholds(merge_plan, models, workers)
         except ToolkitError as error:
             note = f"{merge / 'merge.yaml'} cannot be followed from this folder ({error})"
     # What its paths lead to is only known where the configuration can be followed.
-    followed = config if plan is not None else None
-    parents = list(dict.fromkeys(against or (followed.model_names() if followed else [])))
+    followed_config = config if plan is not None else None
+    parents = list(dict.fromkeys(against))
+    if not parents and followed_config is not None:
+        parents = followed_config.model_names()
     if not parents and config is not None:
         raise MergeError(
             f"{note}; run from the folder that its paths count from, or give --against."
@@ -129,15 +131,8 @@ def open_subjects(
     if not parents:
         raise MergeError(f"{merge}: has no merge.yaml that says its parents; give --against.")
     names = [str(merge), *parents]
-    base_index = 1
-    base = base or (followed.base_model if followed is not None else None)
-    if base is not None:
-        identities = [_identity(name, models) for name in names]
-        if (identity := _identity(base, models)) in identities[1:]:
-            base_index = identities.index(identity, 1)
-        else:
-            names.append(base)
-            base_index = len(names) - 1
+    base = base or (followed_config.base_model if followed_config is not None else None)
+    base_index = 1 if base is None else _add_base(names, base, models)
     return Subjects(
         names=names,
         labels=_labels(names),
@@ -149,6 +144,16 @@ def open_subjects(
         models=models,
         note=note,
     )
+
+
+def _add_base(names: list[str], base: str, models: Models) -> int:
+    """The place of the base among the models, at their end where it is no parent."""
+    identities = [_identity(name, models) for name in names]
+    base_identity = _identity(base, models)
+    if base_identity in identities[1:]:
+        return identities.index(base_identity, 1)
+    names.append(base)
+    return len(names) - 1
 
 
 def _load_config(merge: Path) -> tuple[MergeConfig | None, str | None]:

@@ -100,16 +100,16 @@ def _kept_magnitudes(task: TensorTask, index: int, job: Job) -> tuple[float, flo
 def _count_removed(job: Job, low: float, high: float) -> RemovedByTrimming:
     def act(start: int, stop: int) -> RemovedByTrimming:
         # bfloat16 inputs come as their bits where all are; differences are float32 as in a merge.
-        tuned, base = (as_float32(row) for row in job.read(start, stop))
-        delta = tuned - base
-        magnitude = np.abs(delta)
-        is_removed = (magnitude < low) | (magnitude > high)
-        squares = delta.astype(np.float64) ** 2
+        tuned_values, base_values = (as_float32(row) for row in job.read(start, stop))
+        delta = tuned_values - base_values
+        delta_magnitudes = np.abs(delta)
+        is_removed = (delta_magnitudes < low) | (delta_magnitudes > high)
+        delta_squares = delta.astype(np.float64) ** 2
         return RemovedByTrimming(
             stop - start,
             int(np.count_nonzero(is_removed)),
-            float(squares.sum()),
-            float(squares[is_removed].sum()),
+            float(delta_squares.sum()),
+            float(delta_squares[is_removed].sum()),
         )
 
     return sum(job.workers.each(job.size, act), RemovedByTrimming())

@@ -45,9 +45,9 @@ def answer_batch(speaker: Speaker, prompts: Sequence[str], new_tokens: int) -> l
     if not prompts:
         return []
     encoded_prompts = [speaker.encode([{"role": "user", "content": text}]) for text in prompts]
-    room = speaker.most_tokens - max(map(len, encoded_prompts))
+    token_room = speaker.most_tokens - max(map(len, encoded_prompts))
     answer_tokens = greedy_answers(
-        speaker.model, speaker.stops, encoded_prompts, min(new_tokens, room)
+        speaker.model, speaker.stops, encoded_prompts, min(new_tokens, token_room)
     )
     answers = []
     for tokens in answer_tokens:

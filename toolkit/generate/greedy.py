@@ -68,9 +68,9 @@ def _shortfall(model: Any, prompt: list[int], answer: list[int]) -> float:
     """By how many nats the worst token of an answer misses the likeliest one."""
     tokens = torch.tensor([*prompt, *answer], device=next(model.parameters()).device)
     logits = model(**without_cache(model, {"input_ids": tokens[None, :-1]})).logits[0].float()
-    best = logits.log_softmax(dim=-1).max(dim=-1).values
-    chosen = log_probabilities_alone(model, tokens)
-    return float((best - chosen)[-len(answer) :].max())
+    best_scores = logits.log_softmax(dim=-1).max(dim=-1).values
+    chosen_scores = log_probabilities_alone(model, tokens)
+    return float((best_scores - chosen_scores)[-len(answer) :].max())
 
 
 @torch.inference_mode()

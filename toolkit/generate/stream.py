@@ -47,18 +47,20 @@ def stream_answer(
         ConfigError: the prompt leaves no room for an answer.
         EvaluationError: the model gives logits that are not numbers.
     """
-    tokens = speaker.encode(messages)
-    room = speaker.most_tokens - len(tokens)
-    if room < 1:
+    prompt_tokens = speaker.encode(messages)
+    token_room = speaker.most_tokens - len(prompt_tokens)
+    if token_room < 1:
         raise ConfigError(
-            f"the prompt has {len(tokens)} tokens and {speaker.label} looks at "
+            f"the prompt has {len(prompt_tokens)} tokens and {speaker.label} looks at "
             f"{speaker.most_tokens} at most; shorten it."
         )
-    if not tokens:
+    if not prompt_tokens:
         raise ConfigError("the prompt is empty; give some text.")
     answer_tokens: list[int] = []
     num_shown = 0
-    for token in _next_tokens(speaker, tokens, settings, min(room, settings.new_tokens)):
+    for token in _next_tokens(
+        speaker, prompt_tokens, settings, min(token_room, settings.new_tokens)
+    ):
         answer_tokens.append(token)
         text = speaker.decode(answer_tokens)
         if text.endswith("\ufffd"):  # half of a character; the next token brings the rest

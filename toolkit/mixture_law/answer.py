@@ -34,12 +34,12 @@ class MixtureAnswer:
 
     Attributes:
         tolerance: rise of the general loss against the general model, bits per byte.
-        share: at which the law itself reaches it, within what was measured.
+        share: domain share at which the law itself reaches it, within what was measured.
         safe_share: up to which the one-sided 95 % bound of the rise stays within it; None where
             that holds for no measured share.
         is_at_end: whether the safe share is the largest that was measured.
-        domain_change, general_change: at the safe share (else at `share`), against the general
-            model.
+        domain_change, general_change: changes against the general model at the safe share, else at
+            `share`.
     """
 
     tolerance: float
@@ -64,30 +64,30 @@ def largest_share(law: Law, tolerance: float) -> MixtureAnswer:
         raise ConfigError(f"--tolerance: must be a finite number (got {tolerance}).")
     low, high = law.range
     shares = np.linspace(low, high, _STEPS)
-    rises = law.general.at(shares, _amounts(law, shares)) - law.start_general[:, None]
-    is_allowed, median_rise = rises <= tolerance, np.median(rises, axis=0)
+    general_rises = law.general.at(shares, _amounts(law, shares)) - law.start_general[:, None]
+    is_allowed, median_rise = general_rises <= tolerance, np.median(general_rises, axis=0)
     if not (median_rise <= tolerance).any():
-        best = int(np.argmin(median_rise))
+        least_place = int(np.argmin(median_rise))
         raise ConfigError(
             f"--tolerance: {tolerance:g} is met by no measured share; the least rise, at share "
-            f"{shares[best]:.2f}, is {_estimate(rises[:, best])} bits per byte. Measure smaller "
-            "shares, or allow more."
+            f"{shares[least_place]:.2f}, is {_estimate(general_rises[:, least_place])} bits per "
+            "byte. Measure smaller shares, or allow more."
         )
     # From the end, so that a law that falls again counts with its largest share.
     from_end = np.argmax(is_allowed[:, ::-1], axis=1)
     last_allowed = np.where(is_allowed.any(axis=1), _STEPS - 1 - from_end, 0)
-    reached = float(shares[np.flatnonzero(median_rise <= tolerance)[-1]])
-    upper_bound = np.quantile(rises, _LEVEL, axis=0)
+    reached_share = float(shares[np.flatnonzero(median_rise <= tolerance)[-1]])
+    upper_bound = np.quantile(general_rises, _LEVEL, axis=0)
     safe_places = np.flatnonzero(upper_bound <= tolerance)
     safe_share = float(shares[safe_places[-1]]) if len(safe_places) else None
-    place = np.array([safe_share if safe_share is not None else reached])
+    place = np.array([safe_share if safe_share is not None else reached_share])
     domain_change, general_change = (
         _estimate((fit.at(place, _amounts(law, place)) - start[:, None])[:, 0])
         for _, fit, start in law.parts()
     )
     return MixtureAnswer(
         tolerance=tolerance,
-        share=Estimate(reached, *_ends(shares[last_allowed])),
+        share=Estimate(reached_share, *_ends(shares[last_allowed])),
         safe_share=safe_share,
         is_at_end=safe_share == high,
         domain_change=domain_change,
@@ -133,11 +133,11 @@ def check_runs(law: Law, runs: Sequence[MixtureRun]) -> list[Check]:
     law.check(share, tokens)
     checks = []
     for number, role in enumerate(ROLES):
-        fit, start = law.on_same_documents(role), law.start.losses(role).loss
-        errors = np.random.default_rng([law.seed, 7, number]).standard_normal(len(fit.noise))
-        changes = fit.at(np.array([share]), np.array([tokens]))[:, 0] - start
-        predicted = _estimate(changes + fit.noise / math.sqrt(len(runs)) * errors)
-        measured = float(np.mean([run.losses(role).loss for run in runs])) - start
+        fit, start_loss = law.on_same_documents(role), law.start.losses(role).loss
+        normal_draws = np.random.default_rng([law.seed, 7, number]).standard_normal(len(fit.noise))
+        drawn_changes = fit.at(np.array([share]), np.array([tokens]))[:, 0] - start_loss
+        predicted = _estimate(drawn_changes + fit.noise / math.sqrt(len(runs)) * normal_draws)
+        measured = float(np.mean([run.losses(role).loss for run in runs])) - start_loss
         checks.append(Check(share, role, predicted, measured, len(runs)))
     return checks
 
@@ -154,9 +154,11 @@ def leave_out(law: Law) -> list[Check]:
         if not low < share < high:
             continue
         runs_of_share = [run for run in law.runs if float(run.share or 0.0) == share]
-        others = [run for run in law.runs if float(run.share or 0.0) != share]
+        other_runs = [run for run in law.runs if float(run.share or 0.0) != share]
         try:
-            law_of_others = fit_law(law.start, others, draws=len(law.domain.chosen), seed=law.seed)
+            law_of_others = fit_law(
+                law.start, other_runs, draws=len(law.domain.chosen), seed=law.seed
+            )
             checks += check_runs(law_of_others, runs_of_share)
         except ConfigError:
             return []
@@ -185,42 +187,46 @@ def run_noise(law: Law) -> dict[Role, Estimate]:
 def sentences(law: Law, answer: MixtureAnswer) -> list[str]:
     """The answer for people."""
     low, high = law.range
-    limit = f"a rise of {answer.tolerance:g} bits per byte on general text"
+    limit_words = f"a rise of {answer.tolerance:g} bits per byte on general text"
     share = answer.share
-    reaches = f"reaches it at {share.value:.2f} ({share.low:.2f} to {share.high:.2f})"
+    reach_words = f"reaches it at {share.value:.2f} ({share.low:.2f} to {share.high:.2f})"
     if share.value >= high:
-        reaches = f"stays below it up to the largest share that was measured, {high:g}"
+        reach_words = f"stays below it up to the largest share that was measured, {high:g}"
     if answer.safe_share is None:
         lines = [
-            f"No measured share is sure to stay within {limit} (95 % bound), though the law itself "
-            f"{reaches}. Make more runs, or score more documents."
+            f"No measured share is sure to stay within {limit_words} (95 % bound), though the law "
+            f"itself {reach_words}. Make more runs, or score more documents."
         ]
     elif answer.is_at_end:
         lines = [
-            f"The largest share that was measured, {high:g}, stays within {limit} (95 % bound); "
-            "larger ones were not measured."
+            f"The largest share that was measured, {high:g}, stays within {limit_words} (95 % "
+            "bound); larger ones were not measured."
         ]
     else:
         lines = [
-            f"Up to a domain share of {answer.safe_share:.2f} the 95 % bound stays within {limit}; "
-            f"the law itself {reaches}."
+            f"Up to a domain share of {answer.safe_share:.2f} the 95 % bound stays within "
+            f"{limit_words}; the law itself {reach_words}."
         ]
     lines.append(
         f"There the domain changes by {answer.domain_change} and general text by "
         f"{answer.general_change} bits per byte."
     )
-    noise = run_noise(law)
+    noise_by_role = run_noise(law)
     lines.append(
         "Runs of the same share differ by a standard deviation of about "
-        f"{noise['domain'].value:.4f} (domain) and {noise['general'].value:.4f} (general); more "
-        "runs, or longer ones, tell more."
+        f"{noise_by_role['domain'].value:.4f} (domain) and {noise_by_role['general'].value:.4f} "
+        "(general); more runs, or longer ones, tell more."
     )
-    fixed = {"all tokens": "as many tokens", "domain tokens": "as many domain tokens"}
-    fewest, most = law.tokens
-    size = f"{fixed[law.amount]} as these" if law.amount in fixed else f"{fewest} to {most} tokens"
+    fixed_amounts = {"all tokens": "as many tokens", "domain tokens": "as many domain tokens"}
+    fewest_tokens, most_tokens = law.tokens
+    size_words = (
+        f"{fixed_amounts[law.amount]} as these"
+        if law.amount in fixed_amounts
+        else f"{fewest_tokens} to {most_tokens} tokens"
+    )
     lines.append(
-        f"This holds for runs of {size} and shares from {low:g} to {high:g}; longer runs forget "
-        "more."
+        f"This holds for runs of {size_words} and shares from {low:g} to {high:g}; longer runs "
+        "forget more."
     )
     return lines
 
@@ -231,10 +237,12 @@ def table_rows(law: Law, checks: Sequence[Check]) -> list[tuple[str, ...]]:
     for run in law.runs:
         share = float(run.share or 0.0)
         cells = [f"{share:g}", f"{run.tokens:,}"]
-        for role, fit, start in law.parts():
+        for role, fit, start_losses in law.parts():
             change = run.losses(role).loss - law.start.losses(role).loss
-            predicted = fit.at(np.array([share]), np.array([float(run.tokens)]))[:, 0] - start
-            cells += [f"{change:+.4f}", _signed(_estimate(predicted))]
+            drawn_changes = (
+                fit.at(np.array([share]), np.array([float(run.tokens)]))[:, 0] - start_losses
+            )
+            cells += [f"{change:+.4f}", _signed(_estimate(drawn_changes))]
         rows.append(tuple(cells))
     for share in dict.fromkeys(check.share for check in checks):
         cells = [f"{share:g} held out", ""]

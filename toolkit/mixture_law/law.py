@@ -43,11 +43,11 @@ class Grid:
     def features(self, shares: F64, tokens: F64) -> F64:
         """What A multiplies, `[G, S]`."""
         with np.errstate(divide="ignore"):
-            logs = np.log(shares)
+            log_shares = np.log(shares)
         # share 0: 0^s is 0, and the general model's own mixture has no domain text
-        powers = np.where(shares > 0, np.exp(self.exponents[:, :1] * logs), 0.0)
-        scale: F64 = np.exp(self.exponents[:, 1:] * np.log(tokens / self.middle))
-        return np.asarray(powers * scale)
+        share_powers = np.where(shares > 0, np.exp(self.exponents[:, :1] * log_shares), 0.0)
+        token_powers: F64 = np.exp(self.exponents[:, 1:] * np.log(tokens / self.middle))
+        return np.asarray(share_powers * token_powers)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def make_grid(runs: Sequence[MixtureRun]) -> Grid:
     """
     is_free = amount_of(runs) == "free"
     token_exponents = TOKEN_EXPONENTS if is_free else np.zeros(1)
-    exponents = np.array([(s, t) for s in SHARE_EXPONENTS for t in token_exponents])
+    exponent_pairs = np.array([(s, t) for s in SHARE_EXPONENTS for t in token_exponents])
     num_parameters = 4 if is_free else 3
     num_shares = len({float(run.share or 0.0) for run in runs})
     if len(runs) <= num_parameters or num_shares < 3:
@@ -114,8 +114,8 @@ def make_grid(runs: Sequence[MixtureRun]) -> Grid:
             f"runs: {len(runs)} of {num_shares} shares are too few for a law of {num_parameters} "
             f"parameters and its uncertainty; give at least {num_parameters + 1} runs of 3 shares."
         )
-    middle = float(np.exp(np.mean(np.log([run.tokens for run in runs]))))
-    return Grid(exponents, middle, num_parameters)
+    middle_tokens = float(np.exp(np.mean(np.log([run.tokens for run in runs]))))
+    return Grid(exponent_pairs, middle_tokens, num_parameters)
 
 
 def draw_laws(
@@ -158,19 +158,19 @@ def draw_laws(
     # The largest of weights with Gumbel's noise is a draw in proportion to them.
     noisy_weights = log_weights + chance.gumbel(size=log_weights.shape)
     noisy_weights[0] = -lines.squares[0]
-    chosen = np.argmax(noisy_weights, axis=1)
-    draws = np.arange(num_draws)
-    squares = lines.squares[draws, chosen]
-    noise = np.sqrt(squares / chance.chisquare(freedom, size=num_draws))
-    noise[0] = np.sqrt(squares[0] / freedom)
-    errors = chance.standard_normal((2, num_draws))
-    errors[:, 0] = 0.0
+    chosen_laws = np.argmax(noisy_weights, axis=1)
+    draw_rows = np.arange(num_draws)
+    left_squares = lines.squares[draw_rows, chosen_laws]
+    noise = np.sqrt(left_squares / chance.chisquare(freedom, size=num_draws))
+    noise[0] = np.sqrt(left_squares[0] / freedom)
+    normal_draws = chance.standard_normal((2, num_draws))
+    normal_draws[:, 0] = 0.0
     # Of centered features slope and level are independent, each with its own error.
-    slope_error = noise * errors[0] / np.sqrt(lines.spread[chosen])
-    slope = (lines.slopes[draws, chosen] + slope_error) / lines.width[chosen]
-    level_error = noise * errors[1] / np.sqrt(num_runs)
-    offset = lines.level + level_error - slope * lines.means[chosen]
-    return Fit(grid, chosen, offset, slope, noise)
+    slope_error = noise * normal_draws[0] / np.sqrt(lines.spread[chosen_laws])
+    slope = (lines.slopes[draw_rows, chosen_laws] + slope_error) / lines.width[chosen_laws]
+    level_error = noise * normal_draws[1] / np.sqrt(num_runs)
+    offset = lines.level + level_error - slope * lines.means[chosen_laws]
+    return Fit(grid, chosen_laws, offset, slope, noise)
 
 
 class _Lines(NamedTuple):
@@ -197,16 +197,18 @@ class _Lines(NamedTuple):
 
 def _fit_lines(features: F64, losses: F64) -> _Lines:
     # A large exponent takes features to almost nothing: over their range they are all of one size.
-    width = np.maximum(np.ptp(features, axis=1), 1e-150)
-    means = features.mean(axis=1)
-    centered = (features - means[:, None]) / width[:, None]
-    spread = np.maximum((centered**2).sum(axis=1), 1e-300)
+    feature_widths = np.maximum(np.ptp(features, axis=1), 1e-150)
+    feature_means = features.mean(axis=1)
+    centered_features = (features - feature_means[:, None]) / feature_widths[:, None]
+    spread = np.maximum((centered_features**2).sum(axis=1), 1e-300)
     level = losses.mean(axis=1)
     centered_losses = losses - level[:, None]
-    slopes = (centered_losses @ centered.T) / spread
+    slopes = (centered_losses @ centered_features.T) / spread
     all_squares = np.maximum((centered_losses**2).sum(axis=1, keepdims=True), 1e-300)
     squares = np.maximum(all_squares - slopes**2 * spread, _EXACT * all_squares)
-    return _Lines(width, means, spread, level, slopes, squares, squares / all_squares)
+    return _Lines(
+        feature_widths, feature_means, spread, level, slopes, squares, squares / all_squares
+    )
 
 
 @dataclass(frozen=True)
@@ -259,12 +261,13 @@ class Law:
                 f"share {share:g} lies outside what was measured, {low:g} to {high:g}; a law says "
                 "nothing there. Make a run beyond it."
             )
-        fewest, most = self.tokens
-        slack = _SAME if self.amount != "free" else 0.0
-        if tokens is not None and not fewest * (1 - slack) <= tokens <= most * (1 + slack):
+        fewest_tokens, most_tokens = self.tokens
+        relative_slack = _SAME if self.amount != "free" else 0.0
+        lowest, highest = fewest_tokens * (1 - relative_slack), most_tokens * (1 + relative_slack)
+        if tokens is not None and not lowest <= tokens <= highest:
             raise ConfigError(
-                f"{tokens:g} tokens lie outside what was measured, {fewest} to {most}; a law says "
-                "nothing there. Make runs of that size."
+                f"{tokens:g} tokens lie outside what was measured, {fewest_tokens} to "
+                f"{most_tokens}; a law says nothing there. Make runs of that size."
             )
 
     def parts(self) -> list[tuple[Role, Fit, F64]]:
@@ -276,8 +279,8 @@ class Law:
 
     def on_same_documents(self, role: Role) -> Fit:
         """Laws of the loss on just these documents, which other runs are scored on as well."""
-        counts = np.ones((len(self.domain.chosen), len(self.start.losses(role).nats)))
-        return _fit_role(self.domain.grid, self.runs, role, counts, self.seed)
+        document_counts = np.ones((len(self.domain.chosen), len(self.start.losses(role).nats)))
+        return _fit_role(self.domain.grid, self.runs, role, document_counts, self.seed)
 
 
 def fit_law(
@@ -307,10 +310,12 @@ def fit_law(
     for number, role in enumerate(ROLES):
         chance = np.random.default_rng([seed, number])
         start_losses = start.losses(role)
-        size = len(start_losses.nats)
-        counts = chance.multinomial(size, np.full(size, 1.0 / size), size=draws).astype(np.float64)
-        counts[0] = 1.0  # the documents as they are
-        fits.append((_fit_role(grid, runs, role, counts, seed), start_losses.resampled(counts)))
+        num_documents = len(start_losses.nats)
+        evenly = np.full(num_documents, 1.0 / num_documents)
+        document_counts = chance.multinomial(num_documents, evenly, size=draws).astype(np.float64)
+        document_counts[0] = 1.0  # the documents as they are
+        fit = _fit_role(grid, runs, role, document_counts, seed)
+        fits.append((fit, start_losses.resampled(document_counts)))
     (domain, start_domain), (general, start_general) = fits
     return Law(
         start=start,

@@ -129,14 +129,14 @@ def load_runs(path: Path, rate: float | None = None) -> list[MixtureRun]:
             rows.append((f"{path}:{number}", parse_row(line, str(path))))
         except ToolkitError:
             continue  # cut short by a kill
-    rates = sorted({row["rate"] for _, row in rows if row.get("rate") is not None})
-    if len(rates) > 1 and rate is None:
+    peak_rates = sorted({row["rate"] for _, row in rows if row.get("rate") is not None})
+    if len(peak_rates) > 1 and rate is None:
         raise ConfigError(
-            f"{path}: has runs of several learning rates ({', '.join(f'{r:g}' for r in rates)}); "
-            "choose one with --rate."
+            f"{path}: has runs of several learning rates "
+            f"({', '.join(f'{r:g}' for r in peak_rates)}); choose one with --rate."
         )
-    if rate is not None and rate not in rates:
-        raise ConfigError(f"{path}: has no run of rate {rate:g}; rates: {rates}.")
+    if rate is not None and rate not in peak_rates:
+        raise ConfigError(f"{path}: has no run of rate {rate:g}; rates: {peak_rates}.")
     return [
         read_run(row, where)
         for where, row in rows
@@ -150,17 +150,19 @@ def split_runs(runs: Sequence[MixtureRun]) -> tuple[MixtureRun, list[MixtureRun]
     Raises:
         ConfigError: the general model is missing, or runs were scored on different documents.
     """
-    start = next((run for run in runs if run.share is None), None)
-    if start is None:
+    general_model = next((run for run in runs if run.share is None), None)
+    if general_model is None:
         raise ConfigError(
             "runs: the general model's own losses are missing (a line with share null); what is "
             "tolerated is a rise against them."
         )
     for run in runs:
-        if run.ids != start.ids:
+        if run.ids != general_model.ids:
             raise ConfigError(
                 f"runs: share {run.share} was scored on other documents than the general model; "
                 "make its line anew."
             )
-    trained = [run for run in runs if run.share is not None]
-    return start, sorted(trained, key=lambda run: (float(run.share or 0.0), run.tokens))
+    trained_runs = [run for run in runs if run.share is not None]
+    return general_model, sorted(
+        trained_runs, key=lambda run: (float(run.share or 0.0), run.tokens)
+    )

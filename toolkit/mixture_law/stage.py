@@ -74,15 +74,16 @@ def check_request(request: MixtureRequest, recipe: Recipe) -> None:
     for share in request.shares:
         if not 0.0 <= share <= 1.0:
             raise ConfigError(f"--shares: {share:g} is no share; give numbers from 0 to 1.")
-    names = [_name(share) for share in request.shares]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"--shares: {twice.removeprefix('share-')} stands there twice.")
+    run_names = [_name(share) for share in request.shares]
+    if repeated_name := next((name for name in run_names if run_names.count(name) > 1), None):
+        raise ConfigError(f"--shares: {repeated_name.removeprefix('share-')} stands there twice.")
     if request.repeats < 1:
         raise ConfigError(f"--repeats: must be at least 1 (got {request.repeats}).")
-    step = recipe.train.global_batch_size * recipe.data.sequence_length
-    if request.tokens < _FEWEST_STEPS * step:
+    step_tokens = recipe.train.global_batch_size * recipe.data.sequence_length
+    if request.tokens < _FEWEST_STEPS * step_tokens:
         raise ConfigError(
-            f"--tokens: {request.tokens} are fewer than {_FEWEST_STEPS} steps of {step} tokens, "
+            f"--tokens: {request.tokens} are fewer than {_FEWEST_STEPS} steps of {step_tokens} "
+            "tokens, "
             "too few for a schedule; give more, or lower train.global_batch_size in the recipe."
         )
 
@@ -96,19 +97,20 @@ def check_fit(request: MixtureRequest, held_out: Sequence[float], tolerance: flo
     """
     if not math.isfinite(tolerance):
         raise ConfigError(f"--tolerance: must be a finite number (got {tolerance}).")
-    fitted = [share for share in request.shares if share not in held_out]
-    num_runs = len(fitted) * request.repeats
-    if len(fitted) < _FEWEST_SHARES or num_runs < _FEWEST_RUNS:
+    fitted_shares = [share for share in request.shares if share not in held_out]
+    num_runs = len(fitted_shares) * request.repeats
+    if len(fitted_shares) < _FEWEST_SHARES or num_runs < _FEWEST_RUNS:
         raise ConfigError(
-            f"--shares: {num_runs} runs of {len(fitted)} shares are left to fit, too few for a law "
+            f"--shares: {num_runs} runs of {len(fitted_shares)} shares are left to fit, too few "
+            "for a law "
             f"and its uncertainty; give at least {_FEWEST_RUNS} runs of {_FEWEST_SHARES} shares "
             "beside those held out (or --repeats 2)."
         )
     for share in held_out:
-        if not min(fitted) <= share <= max(fitted):
+        if not min(fitted_shares) <= share <= max(fitted_shares):
             raise ConfigError(
-                f"--hold-out: {share:g} lies outside the shares that are fitted, {min(fitted):g} "
-                f"to {max(fitted):g}; a law says nothing there."
+                f"--hold-out: {share:g} lies outside the shares that are fitted, "
+                f"{min(fitted_shares):g} to {max(fitted_shares):g}; a law says nothing there."
             )
 
 
@@ -130,21 +132,21 @@ def run_mixtures(run: Run, request: MixtureRequest) -> list[Path]:
     mixture_run = replace(run, root=run.root / FOLDER)
     data = data_stage(mixture_run, "data", mixture_data(run.recipe.data, request), general)
     # Shares are compared by small differences, so each is trained and scored in one arithmetic.
-    training = settle_precision(mixture_training(run.recipe.train))
+    train_section = settle_precision(mixture_training(run.recipe.train))
     model_hash = fingerprint(general)
-    evaluate = settle_scoring(run.recipe.evaluate, general).model_dump(
+    evaluate_values = settle_scoring(run.recipe.evaluate, general).model_dump(
         mode="json", include={"window_tokens", "precision"}
     )
     score_files: list[Path] = []
     named_shares: list[tuple[float | None, str]] = [(None, "general"), *request.names]
     for share, name in named_shares:
-        config: dict[str, object] = {"evaluate": evaluate, "share": share}
+        stage_config: dict[str, object] = {"evaluate": evaluate_values, "share": share}
         if share is not None:
-            config |= {"train": identity_of(training), "tokens": request.tokens}
+            stage_config |= {"train": identity_of(train_section), "tokens": request.tokens}
         title = "general model's losses" if share is None else f"domain {name.replace('-', ' ', 1)}"
         data_hash = _hash_of_used_data(data, None if share is None else name)
-        stage = mixture_run.stage(name, config, {"general": model_hash, "data": data_hash})
-        small_run = _SmallRun(run.recipe, training, stage, general, data, share, name)
+        stage = mixture_run.stage(name, stage_config, {"general": model_hash, "data": data_hash})
+        small_run = _SmallRun(run.recipe, train_section, stage, general, data, share, name)
         score_files.append(ensure_stage(stage, title, small_run) / SCORES)
         if share is not None:
             _say_losses(score_files[-1], score_files[0])
@@ -181,8 +183,10 @@ def mixture_data(section: DataSection, request: MixtureRequest) -> DataSection:
 def mixture_training(section: TrainSection) -> TrainSection:
     """The recipe's training without what a small run has no use for."""
     no_watch = section.watch.model_copy(update={"evaluations": 0})
-    plain = {"epochs": 1, "use": "last", "keep_best": False, "keep_checkpoints": False}
-    return section.model_copy(update={**plain, "watch": no_watch, "stages": {}, "trackers": ()})
+    plain_settings = {"epochs": 1, "use": "last", "keep_best": False, "keep_checkpoints": False}
+    return section.model_copy(
+        update={**plain_settings, "watch": no_watch, "stages": {}, "trackers": ()}
+    )
 
 
 @dataclass(frozen=True)
@@ -227,11 +231,16 @@ class _SmallRun:
             evaluate = settle_scoring(self.recipe.evaluate, self.general)
             model = model.to(dtype_of(evaluate.precision))  # as stored, exactly
             tokenizer = load_tokenizer(self.general)
-            separator = read_manifest(self.data)["results"]["separator_token_id"]
-            items = load_items(self.data / "validation.jsonl", tokenizer, separator)
+            separator_token = read_manifest(self.data)["results"]["separator_token_id"]
+            items = load_items(self.data / "validation.jsonl", tokenizer, separator_token)
             nats = score_documents(model, items, evaluate)
-            row = {"share": self.share, "tokens": tokens, "ids": items.ids, "roles": items.roles}
-            write_json(work / SCORES, {**row, "bytes": items.num_bytes, "nats": nats})
+            score_row = {
+                "share": self.share,
+                "tokens": tokens,
+                "ids": items.ids,
+                "roles": items.roles,
+            }
+            write_json(work / SCORES, {**score_row, "bytes": items.num_bytes, "nats": nats})
             self.stage.finish(results, drop=state_names(work))
 
 
@@ -246,11 +255,11 @@ def _name(share: float, number: int = 1) -> str:
 
 def _say_losses(path: Path, baseline: Path) -> None:
     run, general_model = load_scores((path, baseline))
-    parts = []
+    role_words = []
     for role in ROLES:
         loss = run.losses(role).loss
-        parts.append(f"{role} {loss:.4f} ({loss - general_model.losses(role).loss:+.4f})")
-    say(f"  bits per byte: {', '.join(parts)}")
+        role_words.append(f"{role} {loss:.4f} ({loss - general_model.losses(role).loss:+.4f})")
+    say(f"  bits per byte: {', '.join(role_words)}")
 
 
 def load_scores(files: Sequence[Path]) -> list[MixtureRun]:
@@ -278,11 +287,11 @@ def report_mixture(
         ConfigError: too few runs, shares that were not measured around, or a tolerance that none
             meets.
     """
-    start, runs = split_runs(all_runs)
-    lacking = [share for share in held_out if share not in {run.share for run in runs}]
-    if lacking:
-        raise ConfigError(f"--hold-out: there is no run of share {lacking[0]:g}.")
-    law = fit_law(start, [run for run in runs if run.share not in held_out])
+    general_model, runs = split_runs(all_runs)
+    missing_shares = [share for share in held_out if share not in {run.share for run in runs}]
+    if missing_shares:
+        raise ConfigError(f"--hold-out: there is no run of share {missing_shares[0]:g}.")
+    law = fit_law(general_model, [run for run in runs if run.share not in held_out])
     checks = [
         check
         for share in sorted(set(held_out))
@@ -313,9 +322,13 @@ def _write_picture(
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    fewest, most = law.tokens
-    size = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-    title = f"{name}: law of mixture, {size} tokens a run"
+    fewest_tokens, most_tokens = law.tokens
+    size_words = (
+        f"{most_tokens:,}"
+        if fewest_tokens == most_tokens
+        else f"{fewest_tokens:,} to {most_tokens:,}"
+    )
+    title = f"{name}: law of mixture, {size_words} tokens a run"
     with write_atomically(folder / "mixture.svg") as file:
         file.write(mixture_svg(law, answer, checks, title))
 
@@ -337,19 +350,28 @@ def _say_results(results: MixtureResults) -> None:
 
 
 def _say_check(how: str, check: Check) -> None:
-    runs = f", mean of {check.num_runs} runs" if check.num_runs > 1 else ""
+    run_words = f", mean of {check.num_runs} runs" if check.num_runs > 1 else ""
     say(
-        f"{how}, share {check.share:g}, {check.role}{runs}: predicted {check.predicted}, measured "
-        f"{check.measured:.4f}, {'inside' if check.is_inside else 'OUTSIDE'}"
+        f"{how}, share {check.share:g}, {check.role}{run_words}: predicted {check.predicted}, "
+        f"measured {check.measured:.4f}, {'inside' if check.is_inside else 'OUTSIDE'}"
     )
 
 
 def _say_table(rows: Sequence[tuple[str, ...]]) -> None:
-    heads = ("share", "tokens", "domain", "by the law (95 %)", "general", "by the law (95 %)")
-    widths = [max(len(row[n]) for row in (heads, *rows)) for n in range(len(heads))]
+    column_titles = (
+        "share",
+        "tokens",
+        "domain",
+        "by the law (95 %)",
+        "general",
+        "by the law (95 %)",
+    )
+    column_widths = [
+        max(len(row[n]) for row in (column_titles, *rows)) for n in range(len(column_titles))
+    ]
     say("change of bits per byte against the general model")
-    for row in (heads, *rows):
-        say("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    for row in (column_titles, *rows):
+        say("  ".join(cell.rjust(width) for cell, width in zip(row, column_widths, strict=True)))
 
 
 def parse_shares(text: str) -> tuple[float, ...]:

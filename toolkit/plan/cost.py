@@ -102,7 +102,7 @@ def training_work(
     num_looks = watch.evaluations + 2 if watch.evaluations else 0
     watched_tokens = num_looks * 2 * watch.tokens_per_role
     watch_seconds = watched_tokens / tokens_per_second if tokens_per_second else 0.0
-    stages = [
+    training_stages = [
         stage_work(
             amount,
             shape,
@@ -113,26 +113,29 @@ def training_work(
         )
         for amount in amounts
     ]
-    tokens = _evaluation_tokens(recipe.data, looked)
-    if tokens == 0.0:  # nothing was seen of the validation sets
-        return stages
-    scored_tokens = (recipe.search.candidates + 3) * tokens
-    flops = scored_tokens * (training_flops(shape, recipe.evaluate.window_tokens) / 3.0)
-    seconds = scored_tokens / tokens_per_second if tokens_per_second else None
-    return [*stages, Work(SEARCH, 0.0, scored_tokens, 0, flops, flops, seconds)]
+    evaluation_tokens = _evaluation_tokens(recipe.data, looked)
+    if evaluation_tokens == 0.0:  # nothing was seen of the validation sets
+        return training_stages
+    scored_tokens = (recipe.search.candidates + 3) * evaluation_tokens
+    scoring_flops = scored_tokens * (training_flops(shape, recipe.evaluate.window_tokens) / 3.0)
+    scoring_seconds = scored_tokens / tokens_per_second if tokens_per_second else None
+    return [
+        *training_stages,
+        Work(SEARCH, 0.0, scored_tokens, 0, scoring_flops, scoring_flops, scoring_seconds),
+    ]
 
 
 def _evaluation_tokens(data: DataSection, looked: Looked) -> float:
     """Tokens of the validation sets, as far as they are known."""
-    total = 0.0
+    total_tokens = 0.0
     for name, sample in looked.samples.items():
         rule = data.sources[name].split.get("validation")
         if rule is None:
             continue
         seen_tokens = sample.split_bytes["validation"] * looked.tokens_per_byte[sample.role]
-        tokens = seen_tokens / (sample.seen_fraction or 1.0)
-        total += min(tokens, rule.max_tokens or tokens)
-    return total
+        source_tokens = seen_tokens / (sample.seen_fraction or 1.0)
+        total_tokens += min(source_tokens, rule.max_tokens or source_tokens)
+    return total_tokens
 
 
 @dataclass(frozen=True)
@@ -162,9 +165,9 @@ def bill(work: Sequence[Work], fleet: Fleet, *, fits: bool = True) -> Bill:
     """Time and cost: executed operations over what the devices sustain."""
     device = fleet.device
     seconds = sum(stage.executed_flops for stage in work) / (fleet.count * device.sustained)
-    timed = [stage.seconds for stage in work if stage.seconds is not None]
-    if device.name == CPU and work and len(timed) == len(work):
-        seconds = sum(timed)  # timed here, so nothing is assumed
+    timed_seconds = [stage.seconds for stage in work if stage.seconds is not None]
+    if device.name == CPU and work and len(timed_seconds) == len(work):
+        seconds = sum(timed_seconds)  # timed here, so nothing is assumed
     hours = seconds / 3600.0
     is_known = math.isfinite(hours)
     return Bill(
@@ -217,8 +220,8 @@ def find_origin(name: str | None) -> Origin | None:
     2000000000000.0
     """
     last_part = (name or "").rpartition("/")[2].lower()
-    matching = [origin for origin in ORIGINS if origin.pattern in last_part]
-    return max(matching, key=lambda origin: len(origin.pattern), default=None)
+    matching_origins = [origin for origin in ORIGINS if origin.pattern in last_part]
+    return max(matching_origins, key=lambda origin: len(origin.pattern), default=None)
 
 
 @dataclass(frozen=True)
@@ -258,5 +261,5 @@ def compare_from_scratch(
 
 def share_of_scratch(work: Sequence[Work], shape: ShapeSection, tokens: float) -> float:
     """FLOPs of the stages over those of the first training, 6 for each parameter and token."""
-    flops = sum(stage.flops for stage in work)
-    return flops / (6.0 * count_parameters(shape).multiplied * tokens)
+    stage_flops = sum(stage.flops for stage in work)
+    return stage_flops / (6.0 * count_parameters(shape).multiplied * tokens)

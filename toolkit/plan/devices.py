@@ -120,9 +120,9 @@ class OwnDevice(Section):
     utilization: Annotated[Measure, Field(gt=0.0, le=1.0)] = 0.35
 
     def as_device(self, name: str) -> Device:
-        bandwidth = math.nan if self.bandwidth_tb is None else self.bandwidth_tb * _T
-        memory, flops = self.memory_gb * _GB, self.tflops * _T
-        return Device(name, memory, flops, bandwidth, self.price, self.utilization)
+        bytes_per_second = math.nan if self.bandwidth_tb is None else self.bandwidth_tb * _T
+        memory_bytes, flops = self.memory_gb * _GB, self.tflops * _T
+        return Device(name, memory_bytes, flops, bytes_per_second, self.price, self.utilization)
 
 
 def with_prices(
@@ -140,17 +140,17 @@ def with_prices(
         ConfigError: a device is not known, or a number is none.
     """
     devices = dict(known)
-    prices: list[tuple[str, str, object]] = []
+    named_prices: list[tuple[str, str, object]] = []
     if file is not None:
         own_devices, file_prices = _read_prices(file)
         devices |= own_devices
-        prices += [(f"{file}: {name}", name, price) for name, price in file_prices.items()]
+        named_prices += [(f"{file}: {name}", name, price) for name, price in file_prices.items()]
     for text in given:
         name, sign, dollars = text.partition("=")
         if not sign:
             raise ConfigError(f"--price: must be like H100=2.5 (got {text!r}).")
-        prices.append(("--price", name, dollars))
-    for where, name, price in prices:
+        named_prices.append(("--price", name, dollars))
+    for where, name, price in named_prices:
         device = find_device(name, devices, where)
         devices[device.name] = replace(device, price=_number(price, f"{where}: {name}"))
     return devices
@@ -164,17 +164,17 @@ def _read_prices(file: Path) -> tuple[dict[str, Device], dict[str, object]]:
     if prices is None:
         prices = values
     elif values:
-        unknown = ", ".join(map(str, values))
-        raise ConfigError(f"{file}: {unknown}: unknown key beside prices and devices.")
+        unknown_keys = ", ".join(map(str, values))
+        raise ConfigError(f"{file}: {unknown_keys}: unknown key beside prices and devices.")
     if not isinstance(own_devices, dict) or not isinstance(prices, dict):
         raise ConfigError(f"{file}: prices and devices must be keys with values.")
-    devices = {}
+    own_by_name = {}
     for name, measures in own_devices.items():
         section, faults = check_section(OwnDevice, measures)
         if section is None:
             raise ConfigError("\n".join(f"{file}: devices.{name}.{fault}" for fault in faults))
-        devices[str(name)] = section.as_device(str(name))
-    return devices, {str(name): price for name, price in prices.items()}
+        own_by_name[str(name)] = section.as_device(str(name))
+    return own_by_name, {str(name): price for name, price in prices.items()}
 
 
 def _number(value: object, where: str) -> float:

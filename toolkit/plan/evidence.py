@@ -55,7 +55,9 @@ class Looked:
         ]
         all_size = sum(size for _, size in shares_and_sizes)
         return (
-            sum(share * size for share, size in shares_and_sizes) / all_size if all_size else None
+            sum(repeated_share * size for repeated_share, size in shares_and_sizes) / all_size
+            if all_size
+            else None
         )
 
 
@@ -69,19 +71,21 @@ def look(
         samples: documents that were read, by source.
         tokenizer: the model's own; None where it is not on this machine.
     """
-    texts = {role: sampled_texts(samples, role) for role in ("domain", "general")}
-    words: dict[str, WordFigures] = {}
-    tokens_per_byte = dict.fromkeys(texts, ASSUMED_TOKENS_PER_BYTE)
+    texts_by_role = {role: sampled_texts(samples, role) for role in ("domain", "general")}
+    words_by_role: dict[str, WordFigures] = {}
+    tokens_per_byte = dict.fromkeys(texts_by_role, ASSUMED_TOKENS_PER_BYTE)
     if tokenizer is not None:
         for role, other_role in (("domain", "general"), ("general", "domain")):
-            if texts[role]:
-                words[role] = word_figures(texts[role], texts[other_role] or None, tokenizer)
-                tokens_per_byte[role] = words[role].tokens_per_byte
-    amounts = {
-        name: _amount_of(name, data, sample, tokens_per_byte[sample.role], tokenizer)
-        for name, sample in samples.items()
+            if texts_by_role[role]:
+                words_by_role[role] = word_figures(
+                    texts_by_role[role], texts_by_role[other_role] or None, tokenizer
+                )
+                tokens_per_byte[role] = words_by_role[role].tokens_per_byte
+    amounts_by_source = {
+        source_name: _amount_of(source_name, data, sample, tokens_per_byte[sample.role], tokenizer)
+        for source_name, sample in samples.items()
     }
-    return Looked(samples, amounts, words, tokens_per_byte)
+    return Looked(samples, amounts_by_source, words_by_role, tokens_per_byte)
 
 
 def sampled_texts(samples: Mapping[str, Sample], role: str) -> list[str]:
@@ -99,22 +103,22 @@ def _amount_of(
 ) -> SourceAmount:
     """The amount of a source; where there is a tokenizer, by its own ratio and not the role's."""
     source = data.sources[name]
-    rule = source.split.get("train")
+    train_rule = source.split.get("train")
     texts = [document.text for document in sample.documents[:_PACKED_DOCUMENTS]]
     num_bytes = [len(text.encode()) for text in texts]
-    sizes = [max(1, round(size * tokens_per_byte)) for size in num_bytes]
+    num_tokens = [max(1, round(size * tokens_per_byte)) for size in num_bytes]
     if tokenizer is not None and texts:
-        sizes = tokenizer.count_many(texts)
-        tokens_per_byte = sum(sizes) / max(1, sum(num_bytes))
+        num_tokens = tokenizer.count_many(texts)
+        tokens_per_byte = sum(num_tokens) / max(1, sum(num_bytes))
     return source_amount(
         name,
         sample.role,
         train_bytes=sample.estimated_train_bytes,
         tokens_per_byte=tokens_per_byte,
-        sizes=sizes,
+        sizes=num_tokens,
         sequence_length=data.sequence_length,
         packing=data.packing,
-        max_tokens=rule.max_tokens if rule is not None else None,
+        max_tokens=train_rule.max_tokens if train_rule is not None else None,
         declared=source.tokens,
         is_whole=sample.whole,
         is_known_share=sample.seen_fraction is not None,
@@ -129,14 +133,14 @@ def evidence_of(
     num_talks: int,
 ) -> Evidence:
     """All figures together."""
-    domain, general = looked.words.get("domain"), looked.words.get("general")
+    domain_words, general_words = looked.words.get("domain"), looked.words.get("general")
     gap = surprise.gap if surprise is not None else None
     order_ratio = None
     if surprise is not None and surprise.general_order > 0.0:
         order_ratio = surprise.domain_order / surprise.general_order
     pieces_ratio = None
-    if domain is not None and general is not None:
-        pieces_ratio = domain.tokens_per_word / general.tokens_per_word
+    if domain_words is not None and general_words is not None:
+        pieces_ratio = domain_words.tokens_per_word / general_words.tokens_per_word
     domain_amounts = [a for a in looked.amounts.values() if a.role == "domain"]
     domain_samples = [s for s in looked.samples.values() if s.role == "domain"]
     return Evidence(
@@ -150,9 +154,11 @@ def evidence_of(
         gap_high=gap.high if gap is not None else None,
         order_ratio=order_ratio,
         pieces_ratio=pieces_ratio,
-        badly_split=domain.badly_split_fraction if domain is not None else None,
-        badly_split_general=general.badly_split_fraction if general is not None else None,
-        rare=domain.rare_fraction if domain is not None else None,
+        badly_split=domain_words.badly_split_fraction if domain_words is not None else None,
+        badly_split_general=general_words.badly_split_fraction
+        if general_words is not None
+        else None,
+        rare=domain_words.rare_fraction if domain_words is not None else None,
         num_talks=num_talks,
         is_talk=bool(domain_samples) and all(sample.is_talk for sample in domain_samples),
     )

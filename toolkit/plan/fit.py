@@ -57,22 +57,29 @@ def ways_to_train(
         model_type: kind of model, as in `config.json`, where it is known.
     """
     section = precision_on(section, fleet.device.name)
-    adapters = section.lora or LoraSection(rank=DEFAULT_RANK)
-    full = section.model_copy(update={"lora": None})
-    lora = section.model_copy(update={"lora": adapters, "growth": None, "trainable": ("*",)})
-    spare = {"gradient_checkpointing": "full", "micro_batch_size": 1}
+    lora_section = section.lora or LoraSection(rank=DEFAULT_RANK)
+    full_section = section.model_copy(update={"lora": None})
+    adapter_section = section.model_copy(
+        update={"lora": lora_section, "growth": None, "trainable": ("*",)}
+    )
+    sparing_settings = {"gradient_checkpointing": "full", "micro_batch_size": 1}
     named_sections = [
-        ("full", full),
-        ("full, sparing", full.model_copy(update=spare)),
-        (f"LoRA r={adapters.rank}", lora),
-        (f"LoRA r={adapters.rank}, sparing", lora.model_copy(update=spare)),
+        ("full", full_section),
+        ("full, sparing", full_section.model_copy(update=sparing_settings)),
+        (f"LoRA r={lora_section.rank}", adapter_section),
+        (
+            f"LoRA r={lora_section.rank}, sparing",
+            adapter_section.model_copy(update=sparing_settings),
+        ),
     ]
     if section.lora is not None:
         named_sections = [*named_sections[2:], *named_sections[:2]]
     ways: list[Way] = []
-    for name, changed in named_sections:
-        if changed not in [way.section for way in ways]:
-            ways.append(_measure_way(name, shape, changed, sequence_length, fleet, model_type))
+    for name, changed_section in named_sections:
+        if changed_section not in [way.section for way in ways]:
+            ways.append(
+                _measure_way(name, shape, changed_section, sequence_length, fleet, model_type)
+            )
     return ways
 
 
@@ -116,9 +123,11 @@ def _measure_way(
 
     memory = memory_of(fleet)
     most_devices = 1 if device.name == CPU else _MOST_DEVICES
-    counts = (2**power for power in range(most_devices.bit_length()))
-    fewest = next((n for n in counts if fits(memory_of(Fleet(n, device)), device)), None)
-    return Way(name, section, memory, fits(memory, device), fewest)
+    device_counts = (2**power for power in range(most_devices.bit_length()))
+    fewest_devices = next(
+        (n for n in device_counts if fits(memory_of(Fleet(n, device)), device)), None
+    )
+    return Way(name, section, memory, fits(memory, device), fewest_devices)
 
 
 def misfit(ways: list[Way], fleet: Fleet, others: list[Device], name: str) -> str | None:
@@ -136,13 +145,14 @@ def misfit(ways: list[Way], fleet: Fleet, others: list[Device], name: str) -> st
     recipe_way = ways[0]
     if recipe_way.fits:
         return None
-    largest = recipe_way.memory.largest
-    largest_bytes = getattr(recipe_way.memory, largest)
+    largest_part = recipe_way.memory.largest
+    largest_bytes = getattr(recipe_way.memory, largest_part)
     usable_bytes = USABLE * fleet.device.memory_bytes
     problem = (
         f"train: {name} does not fit {fleet.text}: {recipe_way.name} training needs "
         f"{recipe_way.memory.total / 1e9:,.1f} GB a device and it can give "
-        f"{usable_bytes / 1e9:,.1f}; the largest part: {largest}, {largest_bytes / 1e9:,.1f} GB."
+        f"{usable_bytes / 1e9:,.1f}; the largest part: {largest_part}, {largest_bytes / 1e9:,.1f} "
+        "GB."
     )
     ways_out = [
         f"{way.name}{_changed_keys(way, recipe_way)} on {fleet.text} "
@@ -150,17 +160,19 @@ def misfit(ways: list[Way], fleet: Fleet, others: list[Device], name: str) -> st
         for way in ways[1:]
         if way.fits
     ]
-    sharded = recipe_way if recipe_way.fewest is not None or ways_out else _first_that_fits(ways)
-    if sharded is not None and sharded.fewest is not None:
-        ways_out.append(f"{sharded.name} on {sharded.fewest}x{fleet.device.name} with FSDP")
+    sharded_way = (
+        recipe_way if recipe_way.fewest is not None or ways_out else _first_that_fits(ways)
+    )
+    if sharded_way is not None and sharded_way.fewest is not None:
+        ways_out.append(f"{sharded_way.name} on {sharded_way.fewest}x{fleet.device.name} with FSDP")
     if not ways_out and others:
         ways_out.append(f"a device with more memory ({', '.join(d.name for d in others)})")
-    nothing = "none of the devices known, however many: " + (
+    no_way_out = "none of the devices known, however many: " + (
         "shorter blocks (sequence_length) or a smaller model"
         if ways[-1].memory.largest == "activations"
         else "a smaller model"
     )
-    return f"{problem} What would fit: {'; '.join(ways_out) or nothing}."
+    return f"{problem} What would fit: {'; '.join(ways_out) or no_way_out}."
 
 
 def _first_that_fits(ways: Sequence[Way]) -> Way | None:
@@ -203,21 +215,25 @@ def misfits(
     problems = []
     for fleet in fleets:
         for prefix, data, section in trainings:
-            longest = max([data.sequence_length, *(s.sequence_length or 0 for s in data.stages)])
-            ways_on = partial(ways_to_train, shape, section, longest, model_type=model_type)
-            larger = [d for d in known if d.memory_bytes > fleet.device.memory_bytes]
-            others = [d for d in larger if _first_that_fits(ways_on(Fleet(1, d))) is not None]
-            if (problem := misfit(ways_on(fleet), fleet, others, name)) is not None:
+            longest_block = max(
+                [data.sequence_length, *(s.sequence_length or 0 for s in data.stages)]
+            )
+            ways_on = partial(ways_to_train, shape, section, longest_block, model_type=model_type)
+            larger_devices = [d for d in known if d.memory_bytes > fleet.device.memory_bytes]
+            fitting_devices = [
+                d for d in larger_devices if _first_that_fits(ways_on(Fleet(1, d))) is not None
+            ]
+            if (problem := misfit(ways_on(fleet), fleet, fitting_devices, name)) is not None:
                 problems.append(prefix + problem)
     return problems
 
 
 def idle_devices(recipe: Recipe, fleets: Sequence[Fleet]) -> list[str]:
     """Named devices that outnumber the blocks of a step, of which each needs one."""
-    blocks = recipe.train.global_batch_size
+    global_batch_size = recipe.train.global_batch_size
     return [
         f"{fleet.text}: training does not start on more devices than a step has blocks "
-        f"({blocks}); raise train.global_batch_size to {fleet.count} or more"
+        f"({global_batch_size}); raise train.global_batch_size to {fleet.count} or more"
         for fleet in fleets
-        if fleet.count > blocks
+        if fleet.count > global_batch_size
     ]

@@ -82,8 +82,8 @@ class Memory:
     @property
     def largest(self) -> str:
         """The component that takes the most."""
-        parts = self.parts()
-        return max(parts, key=lambda name: parts[name])
+        bytes_by_part = self.parts()
+        return max(bytes_by_part, key=lambda name: bytes_by_part[name])
 
     def parts(self) -> dict[str, float]:
         return {name: float(getattr(self, name)) for name in _COMPONENTS}
@@ -119,39 +119,9 @@ def training_memory(
     section = precision_on(section, device)
     is_divided = sharded and processes > 1
     fused = is_fused(shape, section, device=device, sharded=is_divided, model_type=model_type)
-    setup = _Setup(shape, section, sequence_length, processes, is_divided, device == "CPU", fused)
-    kept, working = _activations(setup)
-    logits = _loss_bytes(setup)
-    gradients = 4.0 * setup.num_learned / setup.num_shares
-    buckets = 4.0 * setup.num_learned if processes > 1 and not sharded else 0.0  # DDP's
-    # Gradients of micro-batches before this one are there already.
-    has_several = section.global_batch_size > section.micro_batch_size * processes
-    head_gradient = 0.0 if setup.is_partial else 4.0 * setup.num_head
-    # A layer goes backward only when the logits are gone; the head's gradient waits for its turn.
-    freed = logits - (head_gradient if fused else 0.0)
-    at_loss = Memory(
-        weights=_weight_bytes(setup),
-        gradients=buckets + (gradients if has_several else 0.0),
-        optimizer=8.0 * setup.num_learned / setup.num_shares,
-        activations=kept + max(0.0, working - freed),
-        logits=logits,
-        batch=_batch_bytes(setup),
-        runtime=_runtime_bytes(setup, kept),
-        saving=12.0 * setup.num_learned if saves and setup.on_cpu else 0.0,
-        moment="loss",
-    )
-    # A tied embedding gets a second gradient, from the input's side.
-    tied_gradient = head_gradient if shape.tie_word_embeddings else 0.0
-    last_layer = working if section.gradient_checkpointing != "none" else 0.0
-    if fused:  # the embedding's turn comes when the first layer is done
-        last_layer = max(0.0, working - tied_gradient)
-    at_end = replace(
-        at_loss,
-        gradients=buckets + gradients + tied_gradient,
-        activations=last_layer,
-        logits=0.0,
-        moment="backward",
-    )
+    on_cpu = device == "CPU"
+    setup = _Setup(shape, section, sequence_length, processes, is_divided, on_cpu, fused)
+    at_loss, at_end = _memory_at_peaks(setup, saves=saves and on_cpu)
     return max(at_loss, at_end, key=lambda memory: memory.total)
 
 
@@ -220,32 +190,73 @@ class _Setup:
         return float(self.shape.vocab_size * self.shape.hidden_size)
 
 
+def _memory_at_peaks(setup: _Setup, *, saves: bool) -> tuple[Memory, Memory]:
+    """Memory at the loss, and at the end of the backward pass."""
+    kept_bytes, working_bytes = _activations(setup)
+    logit_bytes = _loss_bytes(setup)
+    gradient_bytes = 4.0 * setup.num_learned / setup.num_shares
+    is_replicated = setup.processes > 1 and not setup.is_divided
+    bucket_bytes = 4.0 * setup.num_learned if is_replicated else 0.0  # DDP's
+    # Gradients of micro-batches before this one are there already.
+    step_size = setup.section.micro_batch_size * setup.processes
+    has_several = setup.section.global_batch_size > step_size
+    head_gradient = 0.0 if setup.is_partial else 4.0 * setup.num_head
+    # A layer goes backward only when the logits are gone; the head's gradient waits for its turn.
+    freed_bytes = logit_bytes - (head_gradient if setup.fused else 0.0)
+    at_loss = Memory(
+        weights=_weight_bytes(setup),
+        gradients=bucket_bytes + (gradient_bytes if has_several else 0.0),
+        optimizer=8.0 * setup.num_learned / setup.num_shares,
+        activations=kept_bytes + max(0.0, working_bytes - freed_bytes),
+        logits=logit_bytes,
+        batch=_batch_bytes(setup),
+        runtime=_runtime_bytes(setup, kept_bytes),
+        saving=12.0 * setup.num_learned if saves else 0.0,
+        moment="loss",
+    )
+    # A tied embedding gets a second gradient, from the input's side.
+    tied_gradient = head_gradient if setup.shape.tie_word_embeddings else 0.0
+    last_layer = working_bytes if setup.section.gradient_checkpointing != "none" else 0.0
+    if setup.fused:  # the embedding's turn comes when the first layer is done
+        last_layer = max(0.0, working_bytes - tied_gradient)
+    at_end = replace(
+        at_loss,
+        gradients=bucket_bytes + gradient_bytes + tied_gradient,
+        activations=last_layer,
+        logits=0.0,
+        moment="backward",
+    )
+    return at_loss, at_end
+
+
 def _activations(setup: _Setup) -> tuple[float, float]:
     """Bytes that all layers keep until the backward pass, and that one layer needs in it."""
     section, tokens = setup.section, setup.tokens
     num_layers = setup.shape.num_hidden_layers
     num_layers += section.growth.num_blocks if section.growth else 0
     if setup.fused:
-        per_token, working = fused_activations(setup.shape, section, tokens, setup.sequence_length)
+        per_token, working_bytes = fused_activations(
+            setup.shape, section, tokens, setup.sequence_length
+        )
     else:
         per_token, again_per_token = activation_bytes(
             setup.shape, section, setup.sequence_length, masked=setup.is_masked
         )
-        working = tokens * again_per_token
-    return tokens * num_layers * per_token, working
+        working_bytes = tokens * again_per_token
+    return tokens * num_layers * per_token, working_bytes
 
 
 def _loss_bytes(setup: _Setup) -> float:
     """The loss: logits of a chunk, states with their gradients, the head's copy and gradient."""
     shape, tokens, b = setup.shape, setup.tokens, _product_bytes(setup.section)
-    logits = min(CHUNK_ROWS, tokens) * shape.vocab_size * b
-    states = tokens * shape.hidden_size * (8.0 + b)
+    logit_bytes = min(CHUNK_ROWS, tokens) * shape.vocab_size * b
+    state_bytes = tokens * shape.hidden_size * (8.0 + b)
     copied_head = b * setup.num_head if setup.low else 0.0
     if setup.is_partial:
-        return logits + (states + copied_head)
+        return logit_bytes + (state_bytes + copied_head)
     # The gradient of a few rows of the head at a time, which float32 adds up in place.
     rows_gradient = b * min(HEAD_ROWS, shape.vocab_size) * shape.hidden_size if setup.low else 0.0
-    return logits + (states + copied_head) + 4.0 * setup.num_head + rows_gradient
+    return logit_bytes + (state_bytes + copied_head) + 4.0 * setup.num_head + rows_gradient
 
 
 def _weight_bytes(setup: _Setup) -> float:
@@ -256,25 +267,25 @@ def _weight_bytes(setup: _Setup) -> float:
     embedding. Fused blocks make their copies one by one.
     """
     section, parameters = setup.section, count_parameters(setup.shape)
-    stored = (parameters.total + setup.num_added) * 4.0 / setup.num_shares
+    stored_bytes = (parameters.total + setup.num_added) * 4.0 / setup.num_shares
     if setup.fused:
-        return stored
+        return stored_bytes
     if setup.is_divided:
-        gathered = 2.0 * parameters.layer + parameters.embedding
-        return stored + gathered * _product_bytes(section)
+        gathered_parameters = 2.0 * parameters.layer + parameters.embedding
+        return stored_bytes + gathered_parameters * _product_bytes(section)
     if not setup.low:
-        return stored
-    matrices = parameters.total - parameters.embedding - parameters.head
+        return stored_bytes
+    copied_parameters = parameters.total - parameters.embedding - parameters.head
     if section.lora is not None and section.gradient_checkpointing != "none":
-        matrices = parameters.layer
-    return stored + 2.0 * (matrices + setup.num_added)
+        copied_parameters = parameters.layer
+    return stored_bytes + 2.0 * (copied_parameters + setup.num_added)
 
 
 def _batch_bytes(setup: _Setup) -> float:
     """Four numbers of 8 bytes per token, its row of the mask, and what its position turns by."""
-    mask = setup.sequence_length if setup.is_masked else 0.0
-    batch = setup.tokens * (4 * 8.0 + mask)
-    return batch + (setup.tokens * rotation_bytes(setup.shape) if setup.fused else 0.0)
+    mask_bytes = setup.sequence_length if setup.is_masked else 0.0
+    batch_bytes = setup.tokens * (4 * 8.0 + mask_bytes)
+    return batch_bytes + (setup.tokens * rotation_bytes(setup.shape) if setup.fused else 0.0)
 
 
 def _runtime_bytes(setup: _Setup, kept: float) -> float:
@@ -317,12 +328,12 @@ def activation_bytes(
     if section.gradient_checkpointing == "full":
         return 4.0 * h, all_of_it
     # The layer's input; queries, keys, values; what attention and its projection give; gate and up.
-    kept = 4.0 * h + b * ((a + 2 * k) + a + h + 2 * width) + 4.0 * shape.num_attention_heads
+    kept_bytes = 4.0 * h + b * ((a + 2 * k) + a + h + 2 * width) + 4.0 * shape.num_attention_heads
     if section.lora is not None:  # what B gives in every module
-        kept += b * (a + 2 * k + 2 * h + 2 * width)
+        kept_bytes += b * (a + 2 * k + 2 * h + 2 * width)
     if shape.num_experts is not None:
-        kept += 4.0 * h * (shape.num_experts_per_tok or 1)
-    return kept, all_of_it
+        kept_bytes += 4.0 * h * (shape.num_experts_per_tok or 1)
+    return kept_bytes, all_of_it
 
 
 def _all_of_a_layer(
@@ -333,20 +344,22 @@ def _all_of_a_layer(
     head, and the result; gate, its activation, up and their product; the mask as numbers."""
     h, a, width = shape.hidden_size, attention_width(shape), active_width(shape)
     # The normalizers of attention per head, and of the two norms.
-    normalizers = 4.0 * shape.num_attention_heads + 8.0
+    normalizer_bytes = 4.0 * shape.num_attention_heads + 8.0
     if is_low(section):
-        attention = 8.0 * a + 2.0 * sequence_length if masked else 4.0 * (a + key_width(shape))
-        kept = 26.0 * h + attention + 8.0 * width + normalizers
+        attention_bytes = (
+            8.0 * a + 2.0 * sequence_length if masked else 4.0 * (a + key_width(shape))
+        )
+        kept_bytes = 26.0 * h + attention_bytes + 8.0 * width + normalizer_bytes
     else:
-        kept = 24.0 * h + 16.0 * a + 16.0 * width + 4.0 * sequence_length + normalizers
+        kept_bytes = 24.0 * h + 16.0 * a + 16.0 * width + 4.0 * sequence_length + normalizer_bytes
     if section.lora is not None:
         # Frozen norms keep no result; each A's product is kept.
         b = _product_bytes(section)
-        kept += (b - 8.0) * h + 7.0 * b * section.lora.rank
+        kept_bytes += (b - 8.0) * h + 7.0 * b * section.lora.rank
     if shape.num_experts is not None:
         # Tokens are sorted to their experts: another copy of what goes in and comes out.
-        kept += 8.0 * h * (shape.num_experts_per_tok or 1)
-    return kept
+        kept_bytes += 8.0 * h * (shape.num_experts_per_tok or 1)
+    return kept_bytes
 
 
 def is_fused(
@@ -378,8 +391,9 @@ def is_fused(
 
 def fused_layer(shape: ShapeSection, section: TrainSection) -> float:
     """Bytes that a layer keeps of one token."""
-    streams, heads = 8.0 * shape.hidden_size + 8.0, attention_width(shape) + key_width(shape)
-    return streams + 2.0 * _product_bytes(section) * (heads + shape.intermediate_size)
+    stream_bytes = 8.0 * shape.hidden_size + 8.0
+    kept_width = attention_width(shape) + key_width(shape) + shape.intermediate_size
+    return stream_bytes + 2.0 * _product_bytes(section) * kept_width
 
 
 def _product_bytes(section: TrainSection) -> float:
@@ -404,19 +418,21 @@ def fused_activations(
     """
     h, a, k = shape.hidden_size, attention_width(shape), key_width(shape)
     width = shape.intermediate_size
-    layer, b = fused_layer(shape, section), _product_bytes(section)
+    layer_bytes, b = fused_layer(shape, section), _product_bytes(section)
     # The stream's gradient (4h), and its cast where there is one; beside it the product of gate and
     # up (bI), later the normed input and the gradient that goes on (2bh + 4h); matrices in a copy.
     # The gradients of gate and up are where these were.
-    stream = 6.0 * h if is_low(section) else 4.0 * h
-    forward_part = tokens * (stream + max(b * width, 2.0 * b * h + 4.0 * h)) + 2.0 * b * width * h
+    stream_bytes = 6.0 * h if is_low(section) else 4.0 * h
+    forward_part = (
+        tokens * (stream_bytes + max(b * width, 2.0 * b * h + 4.0 * h)) + 2.0 * b * width * h
+    )
     # Scores of a tile three times in float32; gradients of keys and values in float32.
-    tile = 12.0 * shape.num_attention_heads * min(TILE, sequence_length) * sequence_length
-    attention = tokens * (4.0 * h + 3.0 * b * a + (8.0 + 2.0 * b) * k) + tile
-    working = max(forward_part, attention)
+    tile_bytes = 12.0 * shape.num_attention_heads * min(TILE, sequence_length) * sequence_length
+    attention_part = tokens * (4.0 * h + 3.0 * b * a + (8.0 + 2.0 * b) * k) + tile_bytes
+    working_bytes = max(forward_part, attention_part)
     if section.gradient_checkpointing == "full":
-        return 4.0 * h, tokens * layer + working
-    return layer, working
+        return 4.0 * h, tokens * layer_bytes + working_bytes
+    return layer_bytes, working_bytes
 
 
 def rotation_bytes(shape: ShapeSection) -> float:

@@ -153,22 +153,22 @@ def _packaged(run: Run, model: ModelSection, artifact: ArtifactSection, name: st
 
 
 def _on_hub(name: str, revision: str | None, shape: ShapeSection | None) -> Located:
-    folder = _fetch_small_files(name, revision)
-    if folder is None:
-        hint = "" if shape is not None else "; give its measures under model.shape"
+    snapshot_folder = _fetch_small_files(name, revision)
+    if snapshot_folder is None:
+        shape_hint = "" if shape is not None else "; give its measures under model.shape"
         return Located(
             shape,
             why=f"{name} is not on this machine and the hub cannot be reached: neither its "
-            f"tokenizer nor its weights were tried{hint}",
+            f"tokenizer nor its weights were tried{shape_hint}",
         )
-    has_tokenizer = (folder / "tokenizer.json").is_file()
-    is_here = any(folder.glob("*.safetensors")) and not _lacks_shards(folder)
+    has_tokenizer = (snapshot_folder / "tokenizer.json").is_file()
+    is_here = any(snapshot_folder.glob("*.safetensors")) and not _lacks_shards(snapshot_folder)
     return Located(
-        shape_of_folder(folder),
-        folder if has_tokenizer else None,
-        folder if is_here else None,
+        shape_of_folder(snapshot_folder),
+        snapshot_folder if has_tokenizer else None,
+        snapshot_folder if is_here else None,
         "" if is_here else f"the weights of {name} are not on this machine: it was not tried",
-        model_type_of(folder),
+        model_type_of(snapshot_folder),
     )
 
 
@@ -194,10 +194,10 @@ def _fetch_small_files(name: str, revision: str | None) -> Path | None:
 
 def _lacks_shards(folder: Path) -> bool:
     """Whether shards that the index names are missing."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
+    index_file = folder / "model.safetensors.index.json"
+    if not index_file.is_file():
         return False
-    shard_names = set(load_json(index)["weight_map"].values())
+    shard_names = set(load_json(index_file)["weight_map"].values())
     return not all((folder / name).is_file() for name in shard_names)
 
 
@@ -271,13 +271,15 @@ def _time_training(
     from toolkit.plan.speed import time_steps
     from toolkit.train.precision import precision_on
 
-    longest = max(
+    longest_block = max(
         [recipe.data.sequence_length, *(s.sequence_length or 0 for s in recipe.data.stages)]
     )
-    encoded = tokenizer.encode_many(looked.texts("domain")[:20])
-    tokens = [token for tokens_of_text in encoded for token in tokens_of_text]
+    encoded_texts = tokenizer.encode_many(looked.texts("domain")[:20])
+    tokens = [token for tokens_of_text in encoded_texts for token in tokens_of_text]
     section = precision_on(recipe.train, "CPU")
-    return time_steps(model.float(), section, shape, tokens or [0], longest, seconds=TIMED_SECONDS)
+    return time_steps(
+        model.float(), section, shape, tokens or [0], longest_block, seconds=TIMED_SECONDS
+    )
 
 
 def _read(
@@ -291,7 +293,7 @@ def _read(
     """Score pieces of both roles, fewer with a larger model."""
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     num_pieces = max(4, min(PIECES, round(PIECES * 2e8 / num_parameters)))
-    domain, general = (
+    domain_pieces, general_pieces = (
         cut_pieces(
             looked.texts(role),
             tokenizer.text,
@@ -301,13 +303,13 @@ def _read(
         )
         for role in ("domain", "general")
     )
-    if min(len(domain), len(general)) < 2:
+    if min(len(domain_pieces), len(general_pieces)) < 2:
         measured.notes.append("too few documents to let the general model read: no bits per byte")
         return
     began = time.perf_counter()
     try:
         surprise = measure_surprise(
-            model, domain, general, tokenizer.text, recipe.evaluate, seed=recipe.seed
+            model, domain_pieces, general_pieces, tokenizer.text, recipe.evaluate, seed=recipe.seed
         )
     except EvaluationError as error:
         raise ToolkitError(f"the general model: {error}") from error

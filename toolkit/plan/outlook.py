@@ -88,27 +88,33 @@ def describe_outlook(run: Run, goal: Goal) -> list[str]:
         return [f"{run.name}: {located.why or 'the model is not here'}"]
     looked = _look_briefly(recipe, located)
     amounts = stage_amounts(recipe.data, recipe.train, looked.amounts)
-    longest = max([recipe.data.sequence_length, *(a.sequence_length for a in amounts)])
+    longest_block = max([recipe.data.sequence_length, *(a.sequence_length for a in amounts)])
     measured = _expected_speed(recipe, located.shape, amounts, speeds, precision)
     work = training_work(recipe, amounts, looked, located.shape, measured)
-    training, search = _seconds_left(run, work, goal)
-    seconds = None if training is None else training + search + _ONCE_SECONDS
+    training_seconds, search_seconds = _seconds_left(run, work, goal)
+    total_seconds = (
+        None if training_seconds is None else training_seconds + search_seconds + _ONCE_SECONDS
+    )
     fleet = Fleet(1, _this_device(measured))
-    ways = ways_to_train(located.shape, recipe.train, longest, fleet, located.model_type)
-    expected = f"{_time_line(run, goal, seconds)}, {_memory_words(ways[0].memory, fleet.device)}"
-    lines = [f"{expected}; trains in {speeds.describe(precision)} on the {speeds.device}"]
-    name = recipe.model.name or recipe.model.hub or run.name
-    if (problem := misfit(ways, fleet, [], name)) is not None:
+    ways = ways_to_train(located.shape, recipe.train, longest_block, fleet, located.model_type)
+    expected_words = (
+        f"{_time_line(run, goal, total_seconds)}, {_memory_words(ways[0].memory, fleet.device)}"
+    )
+    lines = [f"{expected_words}; trains in {speeds.describe(precision)} on the {speeds.device}"]
+    model_name = recipe.model.name or recipe.model.hub or run.name
+    if (problem := misfit(ways, fleet, [], model_name)) is not None:
         lines.append(f"  careful: {problem}")
-    if seconds is not None and training is not None and seconds > LONG_SECONDS:
-        lines.append(f"  {_ways_to_shorten(training, search, amounts)}")
+    if total_seconds is not None and training_seconds is not None and total_seconds > LONG_SECONDS:
+        lines.append(f"  {_ways_to_shorten(training_seconds, search_seconds, amounts)}")
     return lines
 
 
 def _look_briefly(recipe: Recipe, located: Located) -> Looked:
-    seconds = READ_SECONDS / len(recipe.data.sources)
+    seconds_per_source = READ_SECONDS / len(recipe.data.sources)
     samples = {
-        name: sample_source(name, source, recipe.data.cleaning, seed=recipe.seed, seconds=seconds)
+        name: sample_source(
+            name, source, recipe.data.cleaning, seed=recipe.seed, seconds=seconds_per_source
+        )
         for name, source in recipe.data.sources.items()
     }
     tokenizer = FolderTokenizer(located.tokenizer) if located.tokenizer is not None else None
@@ -146,47 +152,55 @@ def _this_device(measured: MeasuredModel) -> Device:
     if device.type == "cpu":
         return this_machine(None)
     # An accelerator's memory, where torch can tell it.
-    module = getattr(torch, device.type, None)
-    properties = getattr(module, "get_device_properties", None)
-    memory = float(properties(device).total_memory) if properties is not None else math.inf
+    torch_module = getattr(torch, device.type, None)
+    device_properties = getattr(torch_module, "get_device_properties", None)
+    memory_bytes = (
+        float(device_properties(device).total_memory) if device_properties is not None else math.inf
+    )
     return Device(
-        device.type, memory, measured.flops or math.nan, math.nan, 0.0, 1.0, is_measured=True
+        device.type, memory_bytes, measured.flops or math.nan, math.nan, 0.0, 1.0, is_measured=True
     )
 
 
 def _seconds_left(run: Run, work: list[Work], goal: Goal) -> tuple[float | None, float]:
     """Of training and of the search; what is done already does not count."""
-    training = [stage.seconds for stage in work if stage.name != SEARCH]
-    known = [seconds for seconds in training if seconds is not None]
-    if not training or len(known) < len(training):
+    training_seconds = [stage.seconds for stage in work if stage.name != SEARCH]
+    known_seconds = [seconds for seconds in training_seconds if seconds is not None]
+    if not training_seconds or len(known_seconds) < len(training_seconds):
         return None, 0.0
-    search = sum(stage.seconds or 0.0 for stage in work if stage.name == SEARCH)
-    return sum(known) * _fraction_left(run.root), search * SCORED_SHARE if goal == "merge" else 0.0
+    search_seconds = sum(stage.seconds or 0.0 for stage in work if stage.name == SEARCH)
+    return sum(known_seconds) * _fraction_left(
+        run.root
+    ), search_seconds * SCORED_SHARE if goal == "merge" else 0.0
 
 
 def _fraction_left(root: Path) -> float:
     """Of training, where it was begun before."""
     if (root / "cpt" / "manifest.json").is_file():
         return 0.0
-    log = root / "cpt.partial" / "metrics.jsonl"
+    metrics_log = root / "cpt.partial" / "metrics.jsonl"
     try:
-        data = read_manifest(root / "data")["results"]["train"]
-        trained_tokens = sum(float(row.get("tokens", 0)) for _, row in iterate_rows(log))
-        all_tokens = float(data["domain_tokens"] + data["general_tokens"])
+        data_results = read_manifest(root / "data")["results"]["train"]
+        trained_tokens = sum(float(row.get("tokens", 0)) for _, row in iterate_rows(metrics_log))
+        all_tokens = float(data_results["domain_tokens"] + data_results["general_tokens"])
         return max(0.0, 1.0 - trained_tokens / all_tokens)
     except (ToolkitError, OSError, ValueError, KeyError, TypeError):
         return 1.0
 
 
 def _time_line(run: Run, goal: Goal, seconds: float | None) -> str:
-    end = "until the merge is chosen" if goal == "merge" else "until the specialist is trained"
-    time = "a time that cannot be told" if seconds is None else f"about {time_words(seconds)}"
-    return f"{run.name}: {time} {end}"
+    goal_words = (
+        "until the merge is chosen" if goal == "merge" else "until the specialist is trained"
+    )
+    time_left = "a time that cannot be told" if seconds is None else f"about {time_words(seconds)}"
+    return f"{run.name}: {time_left} {goal_words}"
 
 
 def _memory_words(memory: Memory, device: Device) -> str:
-    place = "this machine's memory" if device.name == CPU else f"the {device.name} device's memory"
-    return f"{memory.total / 1e9:.1f} GB of {place} ({device.memory_bytes / 1e9:.0f} GB)"
+    memory_name = (
+        "this machine's memory" if device.name == CPU else f"the {device.name} device's memory"
+    )
+    return f"{memory.total / 1e9:.1f} GB of {memory_name} ({device.memory_bytes / 1e9:.0f} GB)"
 
 
 def _ways_to_shorten(training: float, search: float, amounts: list[StageAmount]) -> str:

@@ -26,22 +26,24 @@ def write_plan_page(path: Path, plan: PlanResults) -> None:
     """Write `plan.html`."""
     right_tool = plan.is_it_the_right_tool
     title = f"Plan of {plan.recipe}"
-    opening = f"<h1>{escape(title)}</h1>{paragraph(plan.description)}"
-    opening += paragraph(
+    opening_html = f"<h1>{escape(title)}</h1>{paragraph(plan.description)}"
+    opening_html += paragraph(
         f"{TOOLS[right_tool.tool]}{'' if right_tool.is_sure else ' (not sure)'}. "
         f"{parameter_words(plan.model)}."
     )
-    opening += "".join(paragraph(f"Would stop it: {problem}") for problem in plan.problems)
-    settings = _html_table("Settings", setting_table(plan))
-    settings += paragraph(f"Fine-tuning afterwards: {plan.fine_tuning}.")
-    assumed = [f"Assumed: {assumption}" for assumption in plan.assumptions]
+    opening_html += "".join(paragraph(f"Would stop it: {problem}") for problem in plan.problems)
+    settings_html = _html_table("Settings", setting_table(plan))
+    settings_html += paragraph(f"Fine-tuning afterwards: {plan.fine_tuning}.")
+    assumption_lines = [f"Assumed: {assumption}" for assumption in plan.assumptions]
     sections = [
         PageSection("tool", "Is it the right tool?", _tool_html(plan)),
         PageSection("cost", "What will it take?", _cost_html(plan)),
-        PageSection("settings", "Which settings?", settings),
-        PageSection("notes", "What it stands on", "".join(map(paragraph, [*plan.notes, *assumed]))),
+        PageSection("settings", "Which settings?", settings_html),
+        PageSection(
+            "notes", "What it stands on", "".join(map(paragraph, [*plan.notes, *assumption_lines]))
+        ),
     ]
-    write_document(path, title, opening, sections)
+    write_document(path, title, opening_html, sections)
 
 
 def _html_table(caption: str, words: PlanTable) -> str:
@@ -50,11 +52,11 @@ def _html_table(caption: str, words: PlanTable) -> str:
 
 def _tool_html(plan: PlanResults) -> str:
     right_tool = plan.is_it_the_right_tool
-    changes = [f"What would change it: {line}" for line in right_tool.what_would_change_it]
-    body = "".join(map(paragraph, [*right_tool.reasons, *changes]))
+    change_lines = [f"What would change it: {line}" for line in right_tool.what_would_change_it]
+    body = "".join(map(paragraph, [*right_tool.reasons, *change_lines]))
     body += _loss_table(right_tool)
-    titles = ("words", "tokens a word", "in 4 pieces or more", "not in the other", "such as")
-    rows = [
+    word_titles = ("words", "tokens a word", "in 4 pieces or more", "not in the other", "such as")
+    word_rows = [
         [
             role,
             f"{figures.tokens_per_word:.2f}",
@@ -66,7 +68,7 @@ def _tool_html(plan: PlanResults) -> str:
     ]
     return (
         body
-        + _html_table("Words", PlanTable(titles, rows))
+        + _html_table("Words", PlanTable(word_titles, word_rows))
         + _html_table("Sources", source_table(plan))
     )
 
@@ -75,17 +77,17 @@ def _loss_table(right_tool: RightTool) -> str:
     surprise = right_tool.bits_per_byte
     if surprise is None:
         return ""
-    intervals = {
+    intervals_by_text = {
         "domain": surprise.domain,
         "general text": surprise.general,
         "domain, words shuffled": surprise.domain_shuffled,
         "general text, words shuffled": surprise.general_shuffled,
     }
-    rows: list[tuple[list[Cell | str], str]] = [
+    loss_rows: list[tuple[list[Cell | str], str]] = [
         ([text, Cell(f"{i.estimate:.3f}", i.estimate, f"{i.low:.3f} to {i.high:.3f}")], "")
-        for text, i in intervals.items()
+        for text, i in intervals_by_text.items()
     ]
-    return table("Bits per byte of the general model (95 %)", ["text", "bits per byte"], rows)
+    return table("Bits per byte of the general model (95 %)", ["text", "bits per byte"], loss_rows)
 
 
 def _cost_html(plan: PlanResults) -> str:

@@ -140,20 +140,12 @@ def make_plan(run: Run, request: PlanRequest) -> PlanResults:
     # The CPU was not timed yet when the devices were named.
     fleets = [Fleet(1, measured.machine) if f.device.name == CPU else f for f in named_fleets]
     training = _plan_training(run, located, documents, measured, fleets, devices)
+    work, declared_tokens = training.work, request.pretraining_tokens
     origin = find_origin(_model_name(run))
     right_tool = _judge_tool(located, documents, measured)
     settings = _choose_settings(run, request, located, looked, training, right_tool, origin, fleets)
     power, unseen = plan_power(recipe.data, recipe.evaluate, recipe.select, looked)
-    notes = (
-        *([located.why] if located.why else []),
-        *(f"{name}: {s.why}; not looked at" for name, s in looked.samples.items() if s.why),
-        *measured.notes,
-        *idle_devices(recipe, fleets),
-        *unseen,
-        *plan_claims(looked),
-    )
-    work = training.work
-    declared_tokens = request.pretraining_tokens
+    notes = [*measured.notes, *idle_devices(recipe, fleets), *unseen, *plan_claims(looked)]
     return PlanResults(
         format=FORMAT,
         recipe=run.name,
@@ -172,9 +164,16 @@ def make_plan(run: Run, request: PlanRequest) -> PlanResults:
         settings=tuple(settings),
         fine_tuning=sft_advice(sum(amount.tokens for amount in training.amounts) or None),
         assumptions=(*ASSUMPTIONS, SCATTER_WORDS) if power else ASSUMPTIONS,
-        notes=notes,
+        notes=(*_unseen_notes(located, looked), *notes),
         problems=(*documents.problems, *training.problems),
     )
+
+
+def _unseen_notes(located: Located, looked: Looked) -> list[str]:
+    """What of the model and the documents could not be seen, and why."""
+    model_notes = [located.why] if located.why else []
+    samples = looked.samples.items()
+    return model_notes + [f"{name}: {s.why}; not looked at" for name, s in samples if s.why]
 
 
 def _check_devices(request: PlanRequest) -> dict[str, Device]:
@@ -198,13 +197,15 @@ def _model_name(run: Run) -> str:
 
 
 def _planned_model(run: Run, located: Located) -> PlannedModel:
-    shape, lora = located.shape, run.recipe.train.lora
+    shape, lora_section = located.shape, run.recipe.train.lora
     parameters = count_parameters(shape) if shape is not None else None
     return PlannedModel(
         name=_model_name(run),
         parameters=parameters.total if parameters is not None else None,
         active_parameters=parameters.active if parameters is not None else None,
-        lora_parameters=lora_parameters(shape, lora.rank) if shape and lora else None,
+        lora_parameters=lora_parameters(shape, lora_section.rank)
+        if shape and lora_section
+        else None,
         shape=shape,
         is_here=located.weights is not None,
     )
@@ -219,8 +220,10 @@ def _look_at_documents(run: Run, located: Located) -> _Documents:
     if tokenizer is not None:
         try:
             separator = find_separator(recipe.data.end_of_document, tokenizer.text)
-            leading = tokenizer.text.leading_token
-            separator = separator if leading is None else leading  # pieces begin with it
+            leading_token = tokenizer.text.leading_token
+            separator = (
+                separator if leading_token is None else leading_token
+            )  # pieces begin with it
         except DataError as error:
             problems = problems or [str(error)]  # else the faults say it at its key
     say("plan: looking at the documents")
@@ -238,12 +241,14 @@ def _sample_sources(
     data: DataSection, seed: int, all_seconds: float
 ) -> tuple[dict[str, Sample], list[str]]:
     """A look at every source, and what is wrong with those that cannot be read."""
-    seconds = all_seconds / len(data.sources)
+    seconds_per_source = all_seconds / len(data.sources)
     samples: dict[str, Sample] = {}
     faults: list[str] = []
     for name, source in data.sources.items():
         try:
-            samples[name] = sample_source(name, source, data.cleaning, seed=seed, seconds=seconds)
+            samples[name] = sample_source(
+                name, source, data.cleaning, seed=seed, seconds=seconds_per_source
+            )
         except DataError as error:
             faults.append(str(error))
             samples[name] = Sample(name, source.role, why="it cannot be read, see below")
@@ -299,25 +304,27 @@ def _plan_training(
         except ConfigError as error:
             problems.append(f"sft.{error}")
             sft_amounts = []
-        speed = measured.training_tokens_per_second
+        tokens_per_second = measured.training_tokens_per_second
         work += [
-            stage_work(amount, shape, recipe.sft.train, name="sft", tokens_per_second=speed)
+            stage_work(
+                amount, shape, recipe.sft.train, name="sft", tokens_per_second=tokens_per_second
+            )
             for amount in sft_amounts
         ]
     if shape is None:
         return _Training(amounts, work, [], problems)
-    longest = max([recipe.data.sequence_length, *(a.sequence_length for a in amounts)])
+    longest_block = max([recipe.data.sequence_length, *(a.sequence_length for a in amounts)])
     shown_fleets = fleets or [
         Fleet(1, measured.machine),
-        *(_enough_devices(shape, run, longest, device) for device in devices.values()),
+        *(_enough_devices(shape, run, longest_block, device) for device in devices.values()),
     ]
-    memory = [
-        (fleet, ways_to_train(shape, recipe.train, longest, fleet, located.model_type))
+    ways_by_fleet = [
+        (fleet, ways_to_train(shape, recipe.train, longest_block, fleet, located.model_type))
         for fleet in shown_fleets
     ]
     by_memory = sorted(devices.values(), key=lambda device: device.memory_bytes)
     problems += misfits(recipe, shape, fleets, by_memory, _model_name(run), located.model_type)
-    return _Training(amounts, work, memory, problems)
+    return _Training(amounts, work, ways_by_fleet, problems)
 
 
 def _enough_devices(shape: ShapeSection, run: Run, longest: int, device: Device) -> Fleet:
@@ -347,8 +354,8 @@ def _count_conversations(conversations: Looked | None) -> int:
     """Conversations to fine-tune on, estimated from the part that was read."""
     if conversations is None:
         return 0
-    samples = (s for s in conversations.samples.values() if s.role == "domain")
-    return sum(round(s.train_documents / (s.seen_fraction or 1.0)) for s in samples)
+    domain_samples = (s for s in conversations.samples.values() if s.role == "domain")
+    return sum(round(s.train_documents / (s.seen_fraction or 1.0)) for s in domain_samples)
 
 
 def _choose_settings(
@@ -412,21 +419,21 @@ def write_recipe(run: Run, plan: PlanResults, path: Path) -> None:
     """
     check_write(path)
     assert run.path is not None  # noqa: S101  (a run that was opened by name has one)
-    opening = [
+    opening_lines = [
         f"Made by `toolkit plan {run.name}` from {run.path.name}; settings with a reason above "
         "them follow from what was measured there.",
         f"Verdict: {plan.is_it_the_right_tool.tool}. Fine-tuning: {plan.fine_tuning}.",
     ]
-    values = run.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
-    text = recipe_text(values, plan.settings, opening)
+    recipe_values = run.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    text = recipe_text(recipe_values, plan.settings, opening_lines)
     # Read before it has its name, so that what stands there is a valid recipe or nothing.
-    trial = path.with_name(f".{path.stem}.trial.yaml")
+    trial_file = path.with_name(f".{path.stem}.trial.yaml")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        trial.write_text(text, encoding="utf-8")
-        load_recipe(trial)
+        trial_file.write_text(text, encoding="utf-8")
+        load_recipe(trial_file)
     finally:
-        trial.unlink(missing_ok=True)
+        trial_file.unlink(missing_ok=True)
     with write_atomically(path) as file:
         file.write(text)
 
@@ -438,5 +445,5 @@ def finish(plan: PlanResults) -> None:
         ConfigError: with all problems.
     """
     if plan.problems:
-        lines = "\n  ".join(plan.problems)
-        raise ConfigError(f"the plan of {plan.recipe} found what would stop it:\n  {lines}")
+        problem_lines = "\n  ".join(plan.problems)
+        raise ConfigError(f"the plan of {plan.recipe} found what would stop it:\n  {problem_lines}")

@@ -209,7 +209,7 @@ def measured_machine(measured: MeasuredModel) -> MeasuredMachine:
 
 def device_memory(fleet: Fleet, ways: Sequence[Way]) -> DeviceMemory:
     """Memory on one kind of devices."""
-    moments = {"loss": "the loss", "backward": "backward's end"}
+    moment_words = {"loss": "the loss", "backward": "backward's end"}
     return DeviceMemory(
         fleet.text,
         fleet.device.memory_bytes,
@@ -219,7 +219,7 @@ def device_memory(fleet: Fleet, ways: Sequence[Way]) -> DeviceMemory:
                 fits=way.fits,
                 fewest_devices=way.fewest,
                 total_bytes=way.memory.total,
-                peak_at=moments[way.memory.moment],
+                peak_at=moment_words[way.memory.moment],
                 parts_bytes=way.memory.parts(),
             )
             for way in ways

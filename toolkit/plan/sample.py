@@ -84,8 +84,8 @@ class Sample:
         where only a part was read and nothing tells how large a part; None where none was."""
         if self.why:
             return None
-        unique = self.split_bytes["train"] * (1.0 - (self.duplicate_fraction or 0.0))
-        return unique / (self.seen_fraction or 1.0)
+        unique_bytes = self.split_bytes["train"] * (1.0 - (self.duplicate_fraction or 0.0))
+        return unique_bytes / (self.seen_fraction or 1.0)
 
 
 def sample_source(
@@ -128,14 +128,14 @@ def sample_source(
 def _read(
     sample: Sample, source: SourceSection, cleaning: CleaningSection, seed: int, seconds: float
 ) -> None:
-    stop = time.monotonic() + seconds
+    stop_time = time.monotonic() + seconds
     documents = read_documents(sample.name, source)
-    counts: Counter[str] = Counter()
+    dropped_counts: Counter[str] = Counter()
     kept_documents: list[tuple[float, Document]] = []
     kept_bytes = 0
     highest_hash = 1.0  # documents of lower hashes are kept: a choice that no order changes
     while batch := list(islice(documents, _BATCH)):
-        cleaned_documents, _, _ = clean_documents(batch, cleaning, counts)
+        cleaned_documents, _, _ = clean_documents(batch, cleaning, dropped_counts)
         sample.read_documents += len(batch)
         sample.read_bytes += sum(len(d.text.encode("utf-8", "replace")) for d in batch)
         for document in cleaned_documents:
@@ -150,7 +150,7 @@ def _read(
                 kept_bytes += num_bytes
         if kept_bytes > 2 * KEPT_BYTES:
             kept_documents, kept_bytes, highest_hash = _thin_out(kept_documents)
-        if time.monotonic() > stop:
+        if time.monotonic() > stop_time:
             break
     else:
         sample.whole = True
@@ -164,13 +164,13 @@ def _thin_out(
 ) -> tuple[list[tuple[float, Document]], int, float]:
     """The documents of lowest hash, up to the bytes that are kept, and the hash beyond them."""
     num_bytes = 0
-    lowest: list[tuple[float, Document]] = []
+    lowest_documents: list[tuple[float, Document]] = []
     for document_hash, document in sorted(hashed_documents, key=lambda pair: pair[0]):
         num_bytes += len(document.text.encode())
-        if lowest and num_bytes > KEPT_BYTES:
-            return lowest, num_bytes, document_hash
-        lowest.append((document_hash, document))
-    return lowest, num_bytes, 1.0
+        if lowest_documents and num_bytes > KEPT_BYTES:
+            return lowest_documents, num_bytes, document_hash
+        lowest_documents.append((document_hash, document))
+    return lowest_documents, num_bytes, 1.0
 
 
 def _seen_fraction(source: SourceSection, sample: Sample, last: list[Document]) -> float | None:
@@ -182,14 +182,14 @@ def _seen_fraction(source: SourceSection, sample: Sample, last: list[Document]) 
     if source.files is None or not last:
         return None
     paths = _local_files(source)
-    sizes = [path.stat().st_size for path in paths]
+    file_sizes = [path.stat().st_size for path in paths]
     # Files are read in a stable order: the one being read bounds what was seen.
     for number, path in enumerate(paths):
         if path.stem.split(".")[0] in last[-1].id:
             if number == 0 and path.suffix in {".jsonl", ".ndjson", ".csv", ".txt"}:
-                return min(1.0, sample.read_bytes / sum(sizes))
-            before = sum(sizes[:number])
-            return (before + sizes[number] / 2.0) / sum(sizes) if number else None
+                return min(1.0, sample.read_bytes / sum(file_sizes))
+            bytes_before = sum(file_sizes[:number])
+            return (bytes_before + file_sizes[number] / 2.0) / sum(file_sizes) if number else None
     return None
 
 
@@ -208,29 +208,33 @@ def duplicate_fraction(documents: list[Document], cleaning: CleaningSection) -> 
     if not documents:
         return 0.0
     codes, offsets = word_codes([document.text for document in documents])
-    words = spread(codes)
-    sizes = np.array([len(document.text.encode()) for document in documents], dtype=np.float64)
-    rank = np.zeros(len(documents))
-    repeated = drop_exact(exact_keys(words, offsets), rank)
+    word_hashes = spread(codes)
+    num_bytes = np.array([len(document.text.encode()) for document in documents], dtype=np.float64)
+    no_rank = np.zeros(len(documents))
+    is_repeated = drop_exact(exact_keys(word_hashes, offsets), no_rank)
     if cleaning.near_duplicate_similarity is not None:
-        rows = signatures(words, offsets)
-        repeated |= drop_near(rows, rank, cleaning.near_duplicate_similarity, ~repeated)
-    return float(sizes[repeated].sum() / sizes.sum())
+        signature_rows = signatures(word_hashes, offsets)
+        is_repeated |= drop_near(
+            signature_rows, no_rank, cleaning.near_duplicate_similarity, ~is_repeated
+        )
+    return float(num_bytes[is_repeated].sum() / num_bytes.sum())
 
 
 def is_fetched(artifact: ArtifactSection, seconds: float) -> bool:
     """Whether an artifact is in the cache, or can be brought there within so many seconds."""
-    folder = cache_folder() / "artifacts" / artifact.sha256
-    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    artifact_folder = cache_folder() / "artifacts" / artifact.sha256
+    if artifact_folder.is_dir() and any(
+        not path.name.startswith(".") for path in artifact_folder.iterdir()
+    ):
         return True
-    code = (
+    fetch_code = (
         "import sys; from toolkit.data.config import ArtifactSection as A; "
         "from toolkit.data.artifacts import fetch_artifact as f; "
         "f(A.model_validate_json(sys.argv[1]))"
     )
-    command = [sys.executable, "-c", code, artifact.model_dump_json()]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, start_new_session=True, **quiet) as process:  # type: ignore[call-overload]
+    command = [sys.executable, "-c", fetch_code, artifact.model_dump_json()]
+    no_output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, start_new_session=True, **no_output) as process:  # type: ignore[call-overload]
         try:
             return bool(process.wait(timeout=seconds) == 0)
         except subprocess.TimeoutExpired:

@@ -107,44 +107,50 @@ def choose_settings(inputs: SettingInputs) -> list[Setting]:
     if inputs.domain_tokens is not None:
         epochs, why = _choose_epochs(inputs.domain_tokens, inputs.parameters)
         rules.append(_Rule("train.epochs", epochs, why))
-    schedule = _choose_schedule(inputs, epochs)
-    rules.append(schedule)
+    schedule_rule = _choose_schedule(inputs, epochs)
+    rules.append(schedule_rule)
     num_steps = (inputs.steps or 0) * epochs
     # The rate of `minimum` is the first training's last one, and it has no warm-up.
-    if schedule.value != "minimum":
+    if schedule_rule.value != "minimum":
         rules += _choose_rates(inputs, num_steps)
     rules += _choose_step_size(inputs, num_steps)
     if inputs.lora_fits_only:
         why = "full training does not fit the named devices, adapters do; rank 256"
         rules.append(_Rule("train.lora", {"rank": 256}, f"{why} (Biderman et al. 2024)"))
     rules += _choose_new_tokens(inputs)
-    now = inputs.now
-    return [Setting(key, value, now[key], why) for key, value, why in rules if key in now]
+    current_values = inputs.now
+    return [
+        Setting(key, value, current_values[key], why)
+        for key, value, why in rules
+        if key in current_values
+    ]
 
 
 def _choose_epochs(tokens: float, parameters: float | None) -> tuple[int, str]:
-    least = needed_tokens(parameters).least
-    if tokens >= least:
+    least_tokens = needed_tokens(parameters).least
+    if tokens >= least_tokens:
         return 1, f"{words_of(tokens)} tokens are enough to see each once"
-    epochs = next((n for n in (2, 3, 4) if worth_of_repeats(tokens, n) >= least), 4)
-    worth = words_of(worth_of_repeats(tokens, epochs))
-    if worth_of_repeats(tokens, 4.0) < least / 10.0:
+    epochs = next((n for n in (2, 3, 4) if worth_of_repeats(tokens, n) >= least_tokens), 4)
+    worth_words = words_of(worth_of_repeats(tokens, epochs))
+    if worth_of_repeats(tokens, 4.0) < least_tokens / 10.0:
         return 1, (
             f"{words_of(tokens)} tokens are too few for repeats to make up for it (four epochs "
-            f"are worth {worth}; Muennighoff et al. 2023): see them once and forget less"
+            f"are worth {worth_words}; Muennighoff et al. 2023): see them once and forget less"
         )
     return epochs, (
-        f"{epochs} epochs are worth {worth} tokens of new text; beyond four the worth falls off "
-        "(Muennighoff et al. 2023)"
+        f"{epochs} epochs are worth {worth_words} tokens of new text; beyond four the worth falls "
+        "off (Muennighoff et al. 2023)"
     )
 
 
 def _choose_schedule(inputs: SettingInputs, epochs: int) -> _Rule:
-    key, current = "train.schedule.kind", str(inputs.now.get("train.schedule.kind", "cosine"))
-    usual = "re-warm and cosine re-decay (Ibrahim et al. 2024; Gupta et al. 2023)"
-    if current in {"infinite", "wsd", "constant"}:
+    key, current_kind = "train.schedule.kind", str(inputs.now.get("train.schedule.kind", "cosine"))
+    usual_reason = "re-warm and cosine re-decay (Ibrahim et al. 2024; Gupta et al. 2023)"
+    if current_kind in {"infinite", "wsd", "constant"}:
         return _Rule(
-            key, current, f"holds a rate from which training can go on; where it will not, {usual}"
+            key,
+            current_kind,
+            f"holds a rate from which training can go on; where it will not, {usual_reason}",
         )
     is_short = bool(
         inputs.tokens
@@ -152,37 +158,37 @@ def _choose_schedule(inputs: SettingInputs, epochs: int) -> _Rule:
         and epochs * inputs.tokens < SHORT_SHARE * inputs.origin_tokens
     )
     if not is_short:
-        return _Rule(key, "cosine", usual)
-    if current == "minimum":
+        return _Rule(key, "cosine", usual_reason)
+    if current_kind == "minimum":
         return _Rule(
             key,
-            current,
+            current_kind,
             "no warm-up, from the first training's last rate, for so short a run (Parmar et al. "
-            f"2024); the alternative is {usual}",
+            f"2024); the alternative is {usual_reason}",
         )
     return _Rule(
         key,
         "cosine",
-        f"{usual}; for so short a run `minimum`, without warm-up from the first training's last "
-        "rate, is the alternative (Parmar et al. 2024)",
+        f"{usual_reason}; for so short a run `minimum`, without warm-up from the first training's "
+        "last rate, is the alternative (Parmar et al. 2024)",
     )
 
 
 def _choose_rates(inputs: SettingInputs, num_steps: int) -> Iterator[_Rule]:
     """The peak learning rate, and how long it is warmed up to."""
     if inputs.parameters is not None:
-        rate, source = next((r, why) for most, r, why in _PEAKS if inputs.parameters <= most)
+        peak_rate, source = next((r, why) for most, r, why in _PEAKS if inputs.parameters <= most)
         if inputs.lora_fits_only or inputs.now.get("train.lora") is not None:
-            rate *= 10.0 if inputs.parameters > 1e9 else 5.0
+            peak_rate *= 10.0 if inputs.parameters > 1e9 else 5.0
             source += (
                 "; adapters take about ten times the rate (Biderman et al. 2024), here less "
                 "where the model is small"
             )
-        current_rate = inputs.now.get("train.schedule.peak_lr", rate)
-        if rate / _LEAST_SHARE <= current_rate <= rate:
-            source = f"within what is known to work, up to {rate:.2g}: {source}"
-            rate = current_rate
-        yield _Rule("train.schedule.peak_lr", float(f"{rate:.3g}"), source)
+        current_rate = inputs.now.get("train.schedule.peak_lr", peak_rate)
+        if peak_rate / _LEAST_SHARE <= current_rate <= peak_rate:
+            source = f"within what is known to work, up to {peak_rate:.2g}: {source}"
+            peak_rate = current_rate
+        yield _Rule("train.schedule.peak_lr", float(f"{peak_rate:.3g}"), source)
     warmup_fraction = inputs.now.get("train.schedule.warmup_fraction", 0.0)
     if not 0.005 <= warmup_fraction <= 0.03:
         warmup_fraction = 0.01 if num_steps >= 1000 else 0.02
@@ -203,11 +209,11 @@ def _choose_step_size(inputs: SettingInputs, num_steps: int) -> Iterator[_Rule]:
 
 
 def _choose_new_tokens(inputs: SettingInputs) -> Iterator[_Rule]:
-    ratio, tokens = inputs.pieces_ratio, inputs.domain_tokens or 0.0
-    if ratio is not None and ratio >= 1.3 and tokens >= 1e7:
+    pieces_ratio, domain_tokens = inputs.pieces_ratio, inputs.domain_tokens or 0.0
+    if pieces_ratio is not None and pieces_ratio >= 1.3 and domain_tokens >= 1e7:
         why = (
-            f"domain words fall into {ratio:.2f} times as many pieces, and there is text to learn "
-            "new ones from"
+            f"domain words fall into {pieces_ratio:.2f} times as many pieces, and there is text "
+            "to learn new ones from"
         )
         yield _Rule("tokenizer", {"new_tokens": 1000}, why)
 
@@ -232,10 +238,13 @@ def current_settings(recipe: Recipe) -> dict[str, Any]:
 
 def sft_advice(cpt_tokens: float | None) -> str:
     """How much fine-tuning, in a sentence."""
-    published = "the published optimum gave it about 2M tokens beside 30B of CPT at 7B parameters"
+    published_amount = (
+        "the published optimum gave it about 2M tokens beside 30B of CPT at 7B parameters"
+    )
     if cpt_tokens is None or cpt_tokens < 1e9:
-        return f"thousands of good conversations, up to 2M tokens: {published}; not a rule"
-    return f"about {words_of(max(2e6, cpt_tokens * 1e-4))} tokens: {published} (0.01 %); not a rule"
+        return f"thousands of good conversations, up to 2M tokens: {published_amount}; not a rule"
+    tokens = words_of(max(2e6, cpt_tokens * 1e-4))
+    return f"about {tokens} tokens: {published_amount} (0.01 %); not a rule"
 
 
 _WIDTH = 100
@@ -256,14 +265,14 @@ def recipe_text(values: dict[str, Any], settings: Sequence[Setting], opening: Se
     <BLANKLINE>
     """
     changed_values = copy.deepcopy(values)
-    reasons: dict[str, str] = {}
+    reasons_by_key: dict[str, str] = {}
     for setting in settings:
         *sections, last_key = setting.key.split(".")
         section = changed_values
         for name in sections:
             section = section.setdefault(name, {})
         section[last_key] = setting.value
-        reasons[setting.key] = setting.why
+        reasons_by_key[setting.key] = setting.why
     text = yaml.safe_dump(changed_values, sort_keys=False, allow_unicode=True, width=_WIDTH)
     lines = [line for sentence in opening for line in _comment_lines(sentence, "")]
     # YAML has no place for comments, so the keys are found again by their indentation.
@@ -277,7 +286,7 @@ def recipe_text(values: dict[str, Any], settings: Sequence[Setting], opening: Se
                 *(item for item in open_keys if item[0] < indent),
                 (indent, key.strip("'\"")),
             ]
-            why = reasons.pop(".".join(name for _, name in open_keys), None)
+            why = reasons_by_key.pop(".".join(name for _, name in open_keys), None)
             if why is not None:
                 lines += _comment_lines(why, " " * indent)
         lines.append(line)

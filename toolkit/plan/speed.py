@@ -81,10 +81,10 @@ def time_steps(
     tokens_per_second = micro_batches * step.rows * sequence_length / step_seconds
     lora_rank = section.lora.rank if section.lora is not None else None
     again = recomputed(section.gradient_checkpointing)
-    flops = training_flops(shape, sequence_length, lora_rank=lora_rank, again=again)
+    flops_per_token = training_flops(shape, sequence_length, lora_rank=lora_rank, again=again)
     return Speed(
         tokens_per_second,
-        tokens_per_second * flops,
+        tokens_per_second * flops_per_token,
         f"{len(pass_seconds)} training steps of the model were timed here",
         min(1.0, num_busy / torch.get_num_threads()),
     )
@@ -164,18 +164,18 @@ def time_products(shape: ShapeSection, tokens: int, *, seconds: float, low: bool
     x = torch.randn(rows, h, dtype=dtype)
     up, down = torch.randn(h, width, dtype=dtype), torch.randn(width, h, dtype=dtype)
     (x @ up) @ down  # the first is slower
-    times: list[float] = []
-    stop = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < stop:
+    product_seconds: list[float] = []
+    stop_time = time.perf_counter() + seconds
+    while len(product_seconds) < 3 or time.perf_counter() < stop_time:
         began = time.perf_counter()
         (x @ up) @ down
-        times.append(time.perf_counter() - began)
-        if len(times) >= 200:
+        product_seconds.append(time.perf_counter() - began)
+        if len(product_seconds) >= 200:
             break
     # Of what products alone reach, training with attention, norms and AdamW reached 0.58 to 0.60
     # where blocks are fused (SmolLM2, processor seconds of one core, dev/LOG.md); elsewhere
     # it is less.
-    flops = 0.5 * 4.0 * rows * h * width / statistics.median(times)
+    flops = 0.5 * 4.0 * rows * h * width / statistics.median(product_seconds)
     return Speed(None, flops, "half of what matrix products of the model's shapes reach here")
 
 

@@ -70,11 +70,11 @@ def shuffled_words(text: str, seed: int, name: str) -> str:
     >>> sorted(shuffled_words("a b\\nc", 0, "x").split())
     ['a', 'b', 'c']
     """
-    parts = re.split(r"(\s+)", text)
-    words = parts[::2]
+    words_and_spaces = re.split(r"(\s+)", text)
+    words = words_and_spaces[::2]
     random.Random(int(stable_unit("shuffle", seed, name) * 2**53)).shuffle(words)  # noqa: S311
-    parts[::2] = words
-    return "".join(parts)
+    words_and_spaces[::2] = words
+    return "".join(words_and_spaces)
 
 
 def cut_pieces(
@@ -86,11 +86,11 @@ def cut_pieces(
         if len(pieces) == count:
             break
         # Six characters a token are more than any text here needs.
-        ids, offsets = tokenizer.encode(text[: 12 * num_tokens])
-        if len(ids) < num_tokens // 2:
+        token_ids, offsets = tokenizer.encode(text[: 12 * num_tokens])
+        if len(token_ids) < num_tokens // 2:
             continue
-        stop = offsets[min(num_tokens, len(ids)) - 1][1]
-        pieces.append(TextPiece(text[:stop], [separator, *ids[:num_tokens]]))
+        end_of_piece = offsets[min(num_tokens, len(token_ids)) - 1][1]
+        pieces.append(TextPiece(text[:end_of_piece], [separator, *token_ids[:num_tokens]]))
     return pieces
 
 
@@ -124,10 +124,10 @@ def measure_surprise(
         tokens=[piece.tokens for _, _, piece in named_pieces],
     )
     nats = np.array(score_documents(model, items, section))
-    drawn = {kind: _draw_figures(nats, items, kind, seed) for kind in pieces_by_kind}
-    by_kind = {kind: intervals(figures)[0] for kind, figures in drawn.items()}
+    figures_by_kind = {kind: _draw_figures(nats, items, kind, seed) for kind in pieces_by_kind}
+    by_kind = {kind: intervals(figures)[0] for kind, figures in figures_by_kind.items()}
     # The roles are different documents, so they are drawn independently of each other.
-    gap_draws = drawn["domain"].draws[:, 0] - drawn["general"].draws[:, 0]
+    gap_draws = figures_by_kind["domain"].draws[:, 0] - figures_by_kind["general"].draws[:, 0]
     low, high = np.quantile(gap_draws, [0.025, 0.975])
     gap = by_kind["domain"].estimate - by_kind["general"].estimate
     return Surprise(
@@ -155,10 +155,10 @@ def _shuffle_pieces(
 def _draw_figures(nats: NDArray[np.float64], items: ItemSet, kind: str, seed: int) -> Figures:
     """Bits per byte of one kind of texts, with documents resampled."""
     rows = items.only(kind)
-    sizes = np.array(items.num_bytes, dtype=np.float64)
+    num_bytes = np.array(items.num_bytes, dtype=np.float64)
     return bootstrap_figures(
         nats[rows],
-        sizes[rows],
+        num_bytes[rows],
         [str(row) for row in rows],
         resamples=RESAMPLES,
         seed=int(stable_unit("plan", seed, kind) * 2**32),

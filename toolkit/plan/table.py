@@ -46,13 +46,13 @@ def show_plan(plan: PlanResults) -> None:
 
 def _show_tool(plan: PlanResults) -> None:
     right_tool = plan.is_it_the_right_tool
-    unsure = "" if right_tool.is_sure else " (not sure: see the reasons)"
-    say(f"\n1. Is it the right tool? {TOOLS[right_tool.tool]}{unsure}")
+    unsure_words = "" if right_tool.is_sure else " (not sure: see the reasons)"
+    say(f"\n1. Is it the right tool? {TOOLS[right_tool.tool]}{unsure_words}")
     for reason in right_tool.reasons:
         say(f"   - {reason}")
-    repeated = right_tool.duplicate_fraction or 0.0
-    if repeated >= 0.0005:
-        say(f"   - {repeated:.1%} of the domain's text repeats other text of it")
+    repeated_fraction = right_tool.duplicate_fraction or 0.0
+    if repeated_fraction >= 0.0005:
+        say(f"   - {repeated_fraction:.1%} of the domain's text repeats other text of it")
     for change in right_tool.what_would_change_it:
         say(f"   What would change it: {change}")
     _print_table("", source_table(plan))
@@ -169,21 +169,21 @@ def source_tokens(source: PlannedSource) -> str:
     """How many tokens a source has, and how it is known."""
     if source.tokens is None:
         return "not known"
-    least = "at least " if source.at_least else ""
+    least_words = "at least " if source.at_least else ""
     if source.available is not None and source.available > source.tokens:
-        available = f"{least}{words_of(source.available)} ({source.origin})"
-        return f"{words_of(source.tokens)} of {available}"
-    return f"{least}{words_of(source.tokens)} ({source.origin})"
+        available_words = f"{least_words}{words_of(source.available)} ({source.origin})"
+        return f"{words_of(source.tokens)} of {available_words}"
+    return f"{least_words}{words_of(source.tokens)} ({source.origin})"
 
 
 def parameter_words(model: PlannedModel) -> str:
     """The model's size in words."""
     if model.parameters is None:
         return f"{model.name}: its measures are not known; give model.shape"
-    text = f"{model.name}: {words_of(model.parameters)} parameters"
+    size_words = f"{model.name}: {words_of(model.parameters)} parameters"
     if model.active_parameters is not None and model.active_parameters != model.parameters:
-        text += f", {words_of(model.active_parameters)} active"
-    return text
+        size_words += f", {words_of(model.active_parameters)} active"
+    return size_words
 
 
 def time_words(seconds: float | None) -> str:
@@ -228,8 +228,8 @@ def scratch_words(scratch: FromScratch) -> str:
 
 def _value_words(value: Any) -> str:
     if isinstance(value, Mapping):
-        known = ((key, item) for key, item in value.items() if item is not None)
-        return ", ".join(f"{key}: {_value_words(item)}" for key, item in known)
+        known_items = ((key, item) for key, item in value.items() if item is not None)
+        return ", ".join(f"{key}: {_value_words(item)}" for key, item in known_items)
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -107,13 +107,13 @@ def source_amount(
     available = tokens
     if max_tokens is not None and (tokens is None or tokens >= max_tokens):
         tokens = float(max_tokens)
-    fill = 1.0
+    fill_fraction = 1.0
     if packing == "best_fit" and len(sizes):
-        targets = np.array(sizes, dtype=np.int64) + 1
-        num_blocks = len(pack(targets, sequence_length, packing))
-        fill = float(targets.sum() / (num_blocks * sequence_length))
+        num_targets = np.array(sizes, dtype=np.int64) + 1
+        num_blocks = len(pack(num_targets, sequence_length, packing))
+        fill_fraction = float(num_targets.sum() / (num_blocks * sequence_length))
     at_least = declared is None and not (is_whole or is_known_share)
-    return SourceAmount(name, role, tokens, available, at_least, fill, origin)
+    return SourceAmount(name, role, tokens, available, at_least, fill_fraction, origin)
 
 
 def stage_amounts(
@@ -127,15 +127,15 @@ def stage_amounts(
     """
     if data.stages:
         return [_curriculum_stage(data, train, sources, n) for n in range(len(data.stages))]
-    domain = [source for source in sources.values() if source.role == "domain"]
-    general = [source for source in sources.values() if source.role == "general"]
-    if any(source.tokens is None for source in domain):
+    domain_sources = [source for source in sources.values() if source.role == "domain"]
+    general_sources = [source for source in sources.values() if source.role == "general"]
+    if any(source.tokens is None for source in domain_sources):
         return []
     weights = {name: section.weight or 1.0 for name, section in data.sources.items()}
-    domain_tokens = sum((s.tokens or 0.0) * weights[s.name] for s in domain)
+    domain_tokens = sum((s.tokens or 0.0) * weights[s.name] for s in domain_sources)
     replay_tokens = domain_tokens * data.replay_fraction / (1.0 - data.replay_fraction)
-    general_supply = sum(s.tokens or 0.0 for s in general)
-    is_known = all(s.tokens is not None and not s.at_least for s in general)
+    general_supply = sum(s.tokens or 0.0 for s in general_sources)
+    is_known = all(s.tokens is not None and not s.at_least for s in general_sources)
     # A twentieth is left to the error of the estimate; the data stage has the last word.
     is_short = general_supply * data.max_repeats < 0.95 * replay_tokens
     if replay_tokens > 0.0 and is_known and is_short:
@@ -145,11 +145,15 @@ def stage_amounts(
             f"{general_supply:,.0f}, to be repeated {data.max_repeats:g} times at most; add a "
             "general source, lower the share, or raise data.max_repeats."
         )
-    positions = sum((s.tokens or 0.0) * weights[s.name] / s.fill for s in domain)
-    mean_fill = sum(s.fill for s in general) / len(general) if general else 1.0
-    positions += replay_tokens / mean_fill
+    num_positions = sum((s.tokens or 0.0) * weights[s.name] / s.fill for s in domain_sources)
+    mean_fill = (
+        sum(s.fill for s in general_sources) / len(general_sources) if general_sources else 1.0
+    )
+    num_positions += replay_tokens / mean_fill
     return [
-        _stage_amount("train", train, data.sequence_length, domain_tokens, replay_tokens, positions)
+        _stage_amount(
+            "train", train, data.sequence_length, domain_tokens, replay_tokens, num_positions
+        )
     ]
 
 
@@ -159,24 +163,26 @@ def _curriculum_stage(
     stage = data.stages[number]
     all_shares = sum(stage.shares.values())
     tokens_by_role = {"domain": 0.0, "general": 0.0}
-    positions = 0.0
+    num_positions = 0.0
     for name, share in stage.shares.items():
         source = sources[name]
         source_tokens = stage.tokens * share / all_shares
         tokens_by_role[source.role] += source_tokens
-        positions += source_tokens / source.fill
+        num_positions += source_tokens / source.fill
         if source.tokens is None or source.at_least or source_tokens == 0.0:
             continue
         if source_tokens > 1.05 * source.tokens * data.max_repeats:
-            repeats = source_tokens / max(1.0, source.tokens)
+            num_repeats = source_tokens / max(1.0, source.tokens)
             raise ConfigError(
                 f"data.stages.{number}.shares.{name}: {source_tokens:,.0f} tokens would repeat its "
-                f"about {source.tokens:,.0f} {repeats:.1f} times; lower the share or the stage's "
-                f"tokens, add text, or raise data.max_repeats ({data.max_repeats:g})."
+                f"about {source.tokens:,.0f} {num_repeats:.1f} times; lower the share or the "
+                f"stage's tokens, add text, or raise data.max_repeats ({data.max_repeats:g})."
             )
-    length = stage.sequence_length or data.sequence_length
+    sequence_length = stage.sequence_length or data.sequence_length
     domain_tokens, general_tokens = tokens_by_role["domain"], tokens_by_role["general"]
-    return _stage_amount(stage.name, train, length, domain_tokens, general_tokens, positions)
+    return _stage_amount(
+        stage.name, train, sequence_length, domain_tokens, general_tokens, num_positions
+    )
 
 
 def _stage_amount(

@@ -233,17 +233,17 @@ def _rare_words_sign(evidence: Evidence) -> _Sign | None:
 def judge(evidence: Evidence) -> PlanVerdict:
     """Choose the tool."""
     needed = needed_tokens(evidence.trained_parameters)
-    shift, signs = measured_shift(evidence)
+    shift, shift_signs = measured_shift(evidence)
     if evidence.tokens is None:
-        reasons = ["how much domain text there is could not be seen from here", *signs]
+        reasons = ["how much domain text there is could not be seen from here", *shift_signs]
         change = f"at least {words_of(needed.least)} tokens of domain text speak for CPT"
         return PlanVerdict("cpt", False, shift, needed, tuple(reasons), (change,))
     is_familiar = shift == "weak" and evidence.gap_high is not None and evidence.gap_high < 0.0
     # Four epochs: beyond them repeats are worth little (Muennighoff et al. 2023).
-    worth = worth_of_repeats(evidence.tokens, 4.0)
+    repeats_worth = worth_of_repeats(evidence.tokens, 4.0)
     if evidence.tokens >= needed.least:
         case = _case_of_enough(evidence, evidence.tokens, needed, is_familiar)
-    elif worth >= needed.least:
+    elif repeats_worth >= needed.least:
         case = _case_of_repeats(evidence, evidence.tokens, needed, is_familiar)
     else:
         case = _case_of_too_little(evidence, evidence.tokens, needed)
@@ -255,26 +255,26 @@ def judge(evidence: Evidence) -> PlanVerdict:
         is_sure=is_clear and not is_near and not evidence.at_least,
         shift=shift,
         needed_tokens=needed,
-        reasons=(*case.reasons, *signs),
+        reasons=(*case.reasons, *shift_signs),
         what_would_change_it=tuple(case.changes),
     )
 
 
 def _amount_words(evidence: Evidence, tokens: float, needed: NeededTokens) -> str:
     """How much text there is beside what is wanted."""
-    amount = (
+    amount_words = (
         f"{'at least ' if evidence.at_least else ''}{words_of(tokens)} tokens of domain text "
         f"without duplicates; CPT wants {words_of(needed.least)} at least and "
         f"{words_of(needed.comfortable)} to be comfortable"
     )
     if evidence.taken is not None and evidence.taken < 0.9 * tokens:
-        amount += f" (the recipe takes {words_of(evidence.taken)} of them)"
-    return amount
+        amount_words += f" (the recipe takes {words_of(evidence.taken)} of them)"
+    return amount_words
 
 
 def _more_text(evidence: Evidence, tokens: float, needed: NeededTokens) -> str:
-    most = "at most " if evidence.at_least else ""
-    return f"{most}{_times(needed.least / max(1.0, tokens))} the text"
+    most_words = "at most " if evidence.at_least else ""
+    return f"{most_words}{_times(needed.least / max(1.0, tokens))} the text"
 
 
 def _case_of_enough(
@@ -301,21 +301,21 @@ def _case_of_enough(
 def _case_of_repeats(
     evidence: Evidence, tokens: float, needed: NeededTokens, is_familiar: bool
 ) -> _Case:
-    worth = words_of(worth_of_repeats(tokens, 4.0))
-    amount = _amount_words(evidence, tokens, needed)
+    worth_words = words_of(worth_of_repeats(tokens, 4.0))
+    amount_words = _amount_words(evidence, tokens, needed)
     return _Case(
         "nothing" if is_familiar else "cpt",
-        [f"little text, but four epochs of it are worth {worth}: {amount}"],
+        [f"little text, but four epochs of it are worth {worth_words}: {amount_words}"],
         [f"{_more_text(evidence, tokens, needed)} would make one epoch enough"],
     )
 
 
 def _case_of_too_little(evidence: Evidence, tokens: float, needed: NeededTokens) -> _Case:
-    worth = max(1.0, worth_of_repeats(tokens, 4.0))
+    repeats_worth = max(1.0, worth_of_repeats(tokens, 4.0))
     reasons = [f"too little text: {_amount_words(evidence, tokens, needed)}"]
     changes = [
         f"{_more_text(evidence, tokens, needed)} ({words_of(needed.least)} tokens), or "
-        f"{_times(needed.least / worth)} and four epochs, would speak for CPT"
+        f"{_times(needed.least / repeats_worth)} and four epochs, would speak for CPT"
     ]
     tool: Tool = "retrieval"
     if evidence.num_talks >= ENOUGH_TALKS or evidence.is_talk:
@@ -326,10 +326,10 @@ def _case_of_too_little(evidence: Evidence, tokens: float, needed: NeededTokens)
             "facts in a collection of this size are found and quoted (retrieval) more surely "
             "than they are learned"
         )
-        few = f" ({evidence.num_talks} are there)" if evidence.num_talks else ""
+        few_words = f" ({evidence.num_talks} are there)" if evidence.num_talks else ""
         changes.append(
-            f"thousands of questions and answers{few} would speak for fine-tuning, if a way of "
-            "answering is what is missing"
+            f"thousands of questions and answers{few_words} would speak for fine-tuning, if a way "
+            "of answering is what is missing"
         )
     reasons.append(
         "CPT on less does lower the loss on such text (the finance recipe: -0.14 bits per byte "
@@ -354,7 +354,7 @@ def words_of(number: float) -> str:
     """
     for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= unit:
-            scaled = number / unit
-            digits = 0 if scaled >= 10 or letter == "k" else 1
-            return f"{scaled:.{digits}f}{letter}"
+            scaled_number = number / unit
+            num_digits = 0 if scaled_number >= 10 or letter == "k" else 1
+            return f"{scaled_number:.{num_digits}f}{letter}"
     return f"{number:.0f}"

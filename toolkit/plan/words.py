@@ -40,15 +40,15 @@ class WordFigures:
 
 def count_words(texts: Sequence[str], most: int = _MOST_WORDS) -> Counter[str]:
     """Words as they are written, up to so many."""
-    counts: Counter[str] = Counter()
+    word_counts: Counter[str] = Counter()
     num_words = 0
     for text in texts:
-        words = _WORD.findall(text)[: most - num_words]
-        counts.update(words)
-        num_words += len(words)
+        text_words = _WORD.findall(text)[: most - num_words]
+        word_counts.update(text_words)
+        num_words += len(text_words)
         if num_words >= most:
             break
-    return counts
+    return word_counts
 
 
 def word_figures(texts: Sequence[str], others: Sequence[str] | None, tokenizer: Any) -> WordFigures:
@@ -60,27 +60,27 @@ def word_figures(texts: Sequence[str], others: Sequence[str] | None, tokenizer: 
         tokenizer: anything with `count_many(texts)`, the number of tokens of each.
     """
     other_counts = count_words(others) if others is not None else None
-    most = _MOST_WORDS if other_counts is None else max(1, other_counts.total())
-    counts = count_words(texts, most)
-    num_words = counts.total() or 1
-    words = list(counts)
+    most_words = _MOST_WORDS if other_counts is None else max(1, other_counts.total())
+    word_counts = count_words(texts, most_words)
+    num_words = word_counts.total() or 1
+    words = list(word_counts)
     # With a space in front, as a word stands in running text.
     num_pieces = dict(zip(words, tokenizer.count_many([f" {w}" for w in words]), strict=True))
     badly_split = [word for word in words if num_pieces[word] >= BAD_PIECES]
     rare_fraction = None
     if other_counts is not None:
         common_words = {word.lower() for word in other_counts}
-        num_rare = sum(n for word, n in counts.items() if word.lower() not in common_words)
+        num_rare = sum(n for word, n in word_counts.items() if word.lower() not in common_words)
         rare_fraction = num_rare / num_words
     num_bytes = sum(len(text.encode()) for text in texts)
     num_tokens = sum(tokenizer.count_many(list(texts)))
     return WordFigures(
-        num_words=counts.total(),
-        tokens_per_word=sum(num_pieces[word] * n for word, n in counts.items()) / num_words,
-        badly_split_fraction=sum(counts[word] for word in badly_split) / num_words,
+        num_words=word_counts.total(),
+        tokens_per_word=sum(num_pieces[word] * n for word, n in word_counts.items()) / num_words,
+        badly_split_fraction=sum(word_counts[word] for word in badly_split) / num_words,
         tokens_per_byte=num_tokens / max(1, num_bytes),
         rare_fraction=rare_fraction,
-        examples=tuple(sorted(badly_split, key=lambda word: (-counts[word], word))[:5]),
+        examples=tuple(sorted(badly_split, key=lambda word: (-word_counts[word], word))[:5]),
     )
 
 

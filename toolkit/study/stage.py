@@ -106,12 +106,12 @@ def ensure_study(run: Run) -> Path:
 
 def make_subjects(run: Run, section: StudySection) -> list[StudySubject]:
     """The models of all claims, each made where it is not there yet, in the order of the steps."""
-    names = dict.fromkeys(name for claim in section.claims for name in claim.measure.models())
-    ordered = sorted(names, key=lambda name: STEPS.index(split_model(name)[1]))
+    model_names = dict.fromkeys(name for claim in section.claims for name in claim.measure.models())
+    ordered_names = sorted(model_names, key=lambda name: STEPS.index(split_model(name)[1]))
     subjects = []
-    for number, name in enumerate(ordered, 1):
+    for number, name in enumerate(ordered_names, 1):
         variant, step = split_model(name)
-        say(f"{run.name}: model {number} of {len(ordered)}, {name}")
+        say(f"{run.name}: model {number} of {len(ordered_names)}, {name}")
         variant_run = variant_of(run, variant)
         subjects.append(StudySubject(name, variant_run, step, _ENSURE[step](variant_run)))
     return subjects
@@ -136,15 +136,15 @@ def common_documents(subjects: Sequence[StudySubject], run: Run) -> Path:
     Raises:
         EvaluationError: two of the models' data stages hold other test documents.
     """
-    trained = [subject for subject in subjects if subject.step != "general"]
-    if not trained:
+    trained_subjects = [subject for subject in subjects if subject.step != "general"]
+    if not trained_subjects:
         return ensure_data(run)
-    not_tuned = [subject for subject in trained if subject.step != "sft"]
+    not_tuned = [subject for subject in trained_subjects if subject.step != "sft"]
     data_name = "data" if not_tuned else "sft-data"
-    folders = [subject.run.root / data_name for subject in not_tuned or trained]
-    hashes = [_hash_of_documents(folder / "test.jsonl") for folder in folders]
-    for folder, documents_hash in zip(folders, hashes, strict=True):
-        if documents_hash != hashes[0]:
+    folders = [subject.run.root / data_name for subject in not_tuned or trained_subjects]
+    document_hashes = [_hash_of_documents(folder / "test.jsonl") for folder in folders]
+    for folder, documents_hash in zip(folders, document_hashes, strict=True):
+        if documents_hash != document_hashes[0]:
             raise EvaluationError(
                 f"{folder}: its test documents are not those of {folders[0]}, so models of the two "
                 "cannot be compared; give the variants the same sources, splits and seed."
@@ -254,8 +254,8 @@ def _score_subject(
     losses_by_set: dict[str, list[float]] = {}
     for items in all_items:
         if model is None and len(cache.known(model_hash, items)) < len(items):
-            dtype = scoring_dtype(subject.folder, run.recipe.evaluate.precision)
-            model = load_causal_model(subject.folder, dtype)
+            model_dtype = scoring_dtype(subject.folder, run.recipe.evaluate.precision)
+            model = load_causal_model(subject.folder, model_dtype)
         losses_by_set[items.name] = cache.score(model, model_hash, items)
     return losses_by_set
 
@@ -268,17 +268,19 @@ def document_sets(
     from toolkit.evaluate.load import settle_scoring
     from toolkit.evaluate.middles import middles_sets
 
-    separator = read_manifest(documents)["results"]["separator_token_id"]
+    separator_token = read_manifest(documents)["results"]["separator_token_id"]
     tokenizer = load_tokenizer(subject.folder)
-    path = documents / "test.jsonl"
+    test_documents = documents / "test.jsonl"
     evaluate = settle_scoring(run.recipe.evaluate, subject.folder)
-    sets = likelihood_sets(path, tokenizer, separator, evaluate)
+    sets = likelihood_sets(test_documents, tokenizer, separator_token, evaluate)
     sets_by_name = {
         **{role: [s for s in sets if s.role == role] for role in ("domain", "general")},
         **{s.name: [s] for s in sets},
     }
     if "middles" in set_names and evaluate.middles is not None:
-        sets_by_name["middles"] = middles_sets(path, tokenizer, evaluate, evaluate.middles)[:1]
+        sets_by_name["middles"] = middles_sets(
+            test_documents, tokenizer, evaluate, evaluate.middles
+        )[:1]
     return sets_by_name
 
 
@@ -287,8 +289,12 @@ def retention_set(run: Run, documents: Path) -> list[EvaluationSet]:
     from toolkit.evaluate.load import load_sets
     from toolkit.evaluate.retention import LOSS
 
-    section = run.recipe.evaluate.model_copy(update={"choices": (), "tasks": ()})
-    return [s for s in load_sets(section, documents, ensure_general(run), "test") if s.name == LOSS]
+    retention_section = run.recipe.evaluate.model_copy(update={"choices": (), "tasks": ()})
+    return [
+        s
+        for s in load_sets(retention_section, documents, ensure_general(run), "test")
+        if s.name == LOSS
+    ]
 
 
 def _check_same_items(
@@ -319,11 +325,11 @@ def write_tables(studies: Sequence[Path], page: Path) -> None:
         )
     results = [read_results(path) for path in studies]
     try:
-        text = page.read_text(encoding="utf-8") if page.is_file() else ""
+        page_text = page.read_text(encoding="utf-8") if page.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{page}: cannot be read as UTF-8 text ({error}).") from error
     with write_atomically(page) as file:
-        file.write(replace_tables(text, results))
+        file.write(replace_tables(page_text, results))
     say(f"{len(results)} tables written to {page}")
 
 
@@ -331,5 +337,5 @@ def read_results(path: Path) -> StudyResults:
     """What a study wrote, with the date of its manifest."""
     folder = path.parent if path.name == FIGURES else path
     finished = read_manifest(folder)["finished"]
-    values = {**load_json(folder / FIGURES), "finished": finished}
-    return parse_section(StudyResults, values, where=str(folder / FIGURES), what="study")
+    result_values = {**load_json(folder / FIGURES), "finished": finished}
+    return parse_section(StudyResults, result_values, where=str(folder / FIGURES), what="study")

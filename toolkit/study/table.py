@@ -51,12 +51,15 @@ def measured_text(claim: JudgedClaim) -> str:
         _number_words(value, is_percent, signed=claim.unit != "share")
         for value in (claim.together.low, claim.together.estimate, claim.together.high)
     )
-    what, unit = f"{set_words}, {of} - {against}", claim.unit
+    compared_words, unit_words = f"{set_words}, {of} - {against}", claim.unit
     if claim.unit == "relative":
-        unit = f"of the loss of {against}"
+        unit_words = f"of the loss of {against}"
     elif claim.unit == "share":
-        what, unit = f"{set_words}, {of}", f"of the way from {against} to {measure.share_of}"
-    return f"{what}: {estimate} [{low}, {high}] {unit} ({_expected_words(measure)})"
+        compared_words, unit_words = (
+            f"{set_words}, {of}",
+            f"of the way from {against} to {measure.share_of}",
+        )
+    return f"{compared_words}: {estimate} [{low}, {high}] {unit_words} ({_expected_words(measure)})"
 
 
 def _set_words(name: str) -> str:
@@ -81,8 +84,8 @@ def _number_words(value: float, is_percent: bool, *, signed: bool) -> str:
 def _expected_words(measure: MeasureSection) -> str:
     limit = measure.threshold() if measure.within is None else measure.within
     limit_words = f"{limit:g}" if measure.unit == "difference" else f"{100.0 * limit:g} %"
-    sides = {"lower": "below", "higher": "above", "equal": "within"}
-    return f"expected {sides[measure.expect]} {limit_words}"
+    side_words = {"lower": "below", "higher": "above", "equal": "within"}
+    return f"expected {side_words[measure.expect]} {limit_words}"
 
 
 def _together_words(results: StudyResults) -> str:
@@ -102,18 +105,18 @@ def markdown_table(results: StudyResults) -> str:
         "|---|---|---|---|",
     ]
     for claim in results.claims:
-        link = f"[{claim.source}]({claim.address})" if claim.address else claim.source
-        cells = (claim.claim, _marked(claim, link), measured_text(claim))
+        source_link = f"[{claim.source}]({claim.address})" if claim.address else claim.source
+        cells = (claim.claim, _marked(claim, source_link), measured_text(claim))
         lines.append(f"| {' | '.join(map(_cell, cells))} | **{claim.verdict}** |")
     sets = results.figures
     columns = [f"{_set_words(name)}, {figures.unit}" for name, figures in sets.items()]
-    models = dict.fromkeys(name for figures in sets.values() for name in figures.models)
+    model_names = dict.fromkeys(name for figures in sets.values() for name in figures.models)
     lines += ["", f"| loss on test | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    for model in models:
-        losses = [f"{figures.models[model]:.4f}" for figures in sets.values()]
-        lines.append(f"| {model} | {' | '.join(losses)} |")
-    counts = [f"{name}: {f.num_items} in {f.num_groups} groups" for name, f in sets.items()]
-    lines += ["", f"Test items: {'; '.join(counts)}."]
+    for model in model_names:
+        loss_cells = [f"{figures.models[model]:.4f}" for figures in sets.values()]
+        lines.append(f"| {model} | {' | '.join(loss_cells)} |")
+    item_counts = [f"{name}: {f.num_items} in {f.num_groups} groups" for name, f in sets.items()]
+    lines += ["", f"Test items: {'; '.join(item_counts)}."]
     lines += [f"{name}: {note}." for name, figures in sets.items() for note in figures.notes]
     return "\n".join(lines)
 
@@ -135,17 +138,17 @@ def replace_tables(page: str, studies: Sequence[StudyResults]) -> str:
     text = page or _HEAD
     for results in studies:
         name = results.recipe
-        begin, end = f"<!-- study {name}: begin -->", f"<!-- study {name}: end -->"
-        block = f"{begin}\n{markdown_table(results)}\n{end}"
-        counts = text.count(begin), text.count(end)
-        if counts == (0, 0):
-            text = f"{text.rstrip()}\n\n## {name}\n\n{block}\n"
-        elif counts == (1, 1) and text.index(begin) < text.index(end):
-            before, rest = text.split(begin)
-            text = before + block + rest.split(end)[1]
+        begin_mark, end_mark = f"<!-- study {name}: begin -->", f"<!-- study {name}: end -->"
+        table_block = f"{begin_mark}\n{markdown_table(results)}\n{end_mark}"
+        mark_counts = text.count(begin_mark), text.count(end_mark)
+        if mark_counts == (0, 0):
+            text = f"{text.rstrip()}\n\n## {name}\n\n{table_block}\n"
+        elif mark_counts == (1, 1) and text.index(begin_mark) < text.index(end_mark):
+            before, rest = text.split(begin_mark)
+            text = before + table_block + rest.split(end_mark)[1]
         else:
             raise ConfigError(
                 f"the page: the markers of study {name} must stand once each, begin before end "
-                f"(found {counts[0]} and {counts[1]})."
+                f"(found {mark_counts[0]} and {mark_counts[1]})."
             )
     return text

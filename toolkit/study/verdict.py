@@ -56,8 +56,8 @@ def pool(
         sets: sets of the same unit and scale.
         losses: losses by model and set.
     """
-    first = sets[0]
-    if any(other.unit != first.unit for other in sets):
+    first_set = sets[0]
+    if any(other.unit != first_set.unit for other in sets):
         raise EvaluationError(
             f"{', '.join(s.name for s in sets)}: have several units; name one of them."
         )
@@ -68,8 +68,8 @@ def pool(
         },
         np.concatenate([np.asarray(s.sizes, dtype=np.float64) for s in sets]),
         [f"{s.name}/{group}" for s in sets for group in s.groups],
-        first.scale,
-        first.unit,
+        first_set.scale,
+        first_set.unit,
         tuple(s.note for s in sets if s.note),
     )
 
@@ -79,9 +79,9 @@ class MeasuredClaim:
     """What was measured of a claim.
 
     Attributes:
-        interval: the figure, by itself with the confidence asked for.
+        interval: figure by itself, with the confidence asked for.
         together: the same, wide enough to hold together with the other claims'.
-        verdict: by `together`.
+        verdict: what `together` says of the claim.
         note: why there is no verdict, where there is a reason beside the interval.
     """
 
@@ -131,25 +131,25 @@ def measure_claim(
     elif measure.unit == "relative":
         interval, together = measure_ratio(of - against, against, 1.0)
     else:
-        way = against - _losses_of_side(measure.share_of or "", items)
-        _, way_interval = measure_ratio(way, items.sizes, items.scale)
+        full_change = against - _losses_of_side(measure.share_of or "", items)
+        _, way_interval = measure_ratio(full_change, items.sizes, items.scale)
         if way_interval.low <= 0.0 <= way_interval.high:
             return _no_share(measure, way_interval, items.unit)
         # Both signs turned where the way is one up: sizes of a ratio must be positive.
         sign = 1.0 if way_interval.low > 0.0 else -1.0
-        interval, together = measure_ratio(sign * (against - of), sign * way, 1.0)
+        interval, together = measure_ratio(sign * (against - of), sign * full_change, 1.0)
     limit = measure.threshold() if measure.within is None else measure.within
     return MeasuredClaim(interval, together, verdict_of(together, measure.expect, limit))
 
 
 def _no_share(measure: MeasureSection, way: Interval, unit: str) -> MeasuredClaim:
     """No share of a way that may be none."""
-    unknown = Interval(float("nan"), float("-inf"), float("inf"))
+    unknown_interval = Interval(float("nan"), float("-inf"), float("inf"))
     note = (
         f"{measure.share_of} and {measure.against} do not differ visibly "
         f"({way.low:+.4f} to {way.high:+.4f} {unit}), so there is nothing to share"
     )
-    return MeasuredClaim(unknown, unknown, NOT_VISIBLE, note)
+    return MeasuredClaim(unknown_interval, unknown_interval, NOT_VISIBLE, note)
 
 
 def _losses_of_side(side: str | tuple[str, str], items: Items) -> Floats:
