@@ -384,11 +384,11 @@ def _chosen_rows(
     rows = [
         row
         for row, (fraction, _) in enumerate(places)
-        if split is None or (fraction < section.tuning_share) == (split == "tuning")
+        if split is None or (fraction < section.validation_fraction) == (split == "tuning")
     ]
     if not rows:
         raise EvaluationError(
-            f"{task.name}: none of its {len(places)} items falls into {split}; set tuning_share "
+            f"{task.name}: none of its {len(places)} items falls into {split}; set validation_fraction "
             "otherwise, or give more items."
         )
     if section.limit is not None and split is None:
