@@ -388,8 +388,8 @@ def _chosen_rows(
     ]
     if not rows:
         raise EvaluationError(
-            f"{task.name}: none of its {len(places)} items falls into {split}; set validation_fraction "
-            "otherwise, or give more items."
+            f"{task.name}: none of its {len(places)} items falls into {split}; set "
+            "validation_fraction otherwise, or give more items."
         )
     if section.limit is not None and split is None:
         return rows[: section.limit]
