@@ -81,10 +81,10 @@ def test_splits_and_limits_are_stable(question_file: Path, tiny_tokenizer):
         return set(items.ids)
 
     every = {question.id for question in load_questions(section(question_file))}
-    tuning, test = ids("tuning"), ids("test")
-    assert tuning | test == ids(None) == every
-    assert not tuning & test
-    assert ids("tuning", 4) < ids("tuning", 6) <= tuning
+    validation, test = ids("validation"), ids("test")
+    assert validation | test == ids(None) == every
+    assert not validation & test
+    assert ids("validation", 4) < ids("validation", 6) <= validation
 
 
 def test_one_place_is_asked_for():

@@ -384,7 +384,7 @@ def _chosen_rows(
     rows = [
         row
         for row, (fraction, _) in enumerate(places)
-        if split is None or (fraction < section.validation_fraction) == (split == "tuning")
+        if split is None or (fraction < section.validation_fraction) == (split == "validation")
     ]
     if not rows:
         raise EvaluationError(
