@@ -18,8 +18,9 @@ SplitName = Literal["train", "tuning", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "tuning", "test")
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 Format = Literal[
-    "auto", "text", "html", "filing", "csv", "jsonl", "parquet", "pubmed", "front_matter"
-]
+    "auto", "text", "html", "filing", "csv", "jsonl", "parquet", "pubmed", "front_matter",
+    "pdf", "docx", "pptx", "epub",
+]  # fmt: skip
 
 
 class ArtifactSection(Section):
@@ -186,6 +187,8 @@ class SourceSection(Section):
 
     format: Format = "auto"
     """How to read a file; `auto` goes by its ending, after `.gz`, `.zst`, `.bz2` or `.xz`.
+    A folder of PDF, Word, PowerPoint, EPUB and HTML files needs no word here (`pip install
+    'cpt-toolkit[documents]'`); each long document becomes pieces that know their page.
     `filing` is an inline-XBRL 10-K or 10-Q, `pubmed` a PubMed XML file, `front_matter` a text with
     a YAML head between lines of `---`, which is left out."""
 
