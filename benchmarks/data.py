@@ -121,7 +121,7 @@ def ours(model: Path, folder: Path) -> dict[str, Any]:
     split["test"] = split["tuning"]
     section = DataSection.model_validate(
         {
-            "sequence_tokens": BLOCK,
+            "sequence_length": BLOCK,
             "replay_fraction": 0.0,
             "end_of_document": "<|endoftext|>",
             "sources": {

@@ -30,27 +30,27 @@ CONFIGURATIONS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("none", 512, {"gradient_checkpointing": "none"}),
     ("full checkpointing", 512, {"gradient_checkpointing": "full"}),
     ("LoRA r=64", 512, {"lora": {"rank": 64}}),
-    ("4 x 1024", 1024, {"micro_batch_blocks": 4, "blocks_per_step": 4}),
+    ("4 x 1024", 1024, {"micro_batch_size": 4, "global_batch_size": 4}),
     ("fp32", 512, {"precision": "fp32"}),
     ("fp32, full", 512, {"precision": "fp32", "gradient_checkpointing": "full"}),
     (
         "fp32, 4 x 512",
         512,
-        {"precision": "fp32", "micro_batch_blocks": 4, "blocks_per_step": 4},
+        {"precision": "fp32", "micro_batch_size": 4, "global_batch_size": 4},
     ),
-    ("two micro-batches", 512, {"micro_batch_blocks": 1}),
-    ("not fitted: 8 x 256", 256, {"micro_batch_blocks": 8, "blocks_per_step": 8}),
+    ("two micro-batches", 512, {"micro_batch_size": 1}),
+    ("not fitted: 8 x 256", 256, {"micro_batch_size": 8, "global_batch_size": 8}),
     (
         "not fitted: LoRA r=16, full, 4 x 512",
         512,
         {
             "lora": {"rank": 16},
             "gradient_checkpointing": "full",
-            "micro_batch_blocks": 4,
-            "blocks_per_step": 4,
+            "micro_batch_size": 4,
+            "global_batch_size": 4,
         },
     ),
-    ("not fitted: 1 x 2048", 2048, {"micro_batch_blocks": 1, "blocks_per_step": 1}),
+    ("not fitted: 1 x 2048", 2048, {"micro_batch_size": 1, "global_batch_size": 1}),
 )
 
 
@@ -131,14 +131,14 @@ def train_steps(model: Path, given: dict[str, Any]) -> dict[str, Any]:
     from toolkit.train.loop import train
     from toolkit.train.trainable import prepare_model
 
-    schedule = {"kind": "constant", "peak_lr": 1e-5, "rewarm_fraction": 0.0}
+    schedule = {"kind": "constant", "peak_lr": 1e-5, "warmup_fraction": 0.0}
     section = TrainSection.model_validate(
-        {"schedule": schedule, "save_every_steps": 10_000, **given["train"]}
+        {"schedule": schedule, "save_steps": 10_000, **given["train"]}
     )
     length, steps = given["length"], given["steps"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        count = steps * section.blocks_per_step * length
+        count = steps * section.global_batch_size * length
         ids = np.random.default_rng(0).integers(10, 20_000, count - 1).tolist()
         make_blocks(folder, {"text": [ids]}, length)
         loaded = prepare_model(load_causal_model(model, torch.float32), section)
@@ -171,7 +171,7 @@ def plan_steps(model: Path, given: dict[str, Any]) -> dict[str, Any]:
     speed = time_steps(loaded, section, shape_of_folder(model), ids, given["length"], seconds=8.0)
     spent = cpu_seconds() - before
     passes = int(speed.how.split()[0]) + 1
-    tokens = passes * section.micro_batch_blocks * given["length"]
+    tokens = passes * section.micro_batch_size * given["length"]
     return {"tokens_per_second": speed.tokens_per_second, "tokens_per_cpu_second": tokens / spent}
 
 

@@ -21,9 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from toolkit.data.config import SplitRule
-from toolkit.pipeline.models import ensure_general
+from toolkit.pipeline.models import ensure_data, ensure_general
 from toolkit.pipeline.run import Run
-from toolkit.pipeline.specialist import ensure_data
 from toolkit.recipe.load import find_recipe, load_recipe
 from toolkit.recipe.schema import Recipe
 from toolkit.stage import hash_json
@@ -110,7 +109,7 @@ def changed(recipe: Recipe, tokens: int, replay: float | None, rate: float | Non
     if rate is not None:
         schedule = schedule.model_copy(update={"peak_lr": rate})
     train = recipe.train.model_copy(
-        update={"watch": watch, "schedule": schedule, "save_every_steps": 10**9}
+        update={"watch": watch, "schedule": schedule, "save_steps": 10**9}
     )
     return recipe.model_copy(update={"data": data, "train": train})
 

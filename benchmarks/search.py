@@ -37,8 +37,8 @@ from toolkit.data.config import StageSection
 from toolkit.json_lines import split_lines
 from toolkit.pipeline.merge_search import Search, prepare_search
 from toolkit.pipeline.merge_stage import named
+from toolkit.pipeline.models import ensure_cpt
 from toolkit.pipeline.run import Run
-from toolkit.pipeline.specialist import ensure_cpt
 from toolkit.pipeline.stages import merge_stage
 from toolkit.recipe.model import ModelSection
 from toolkit.report.verdict import signed_interval

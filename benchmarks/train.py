@@ -118,12 +118,12 @@ def ours(
 
     section = TrainSection.model_validate(
         {
-            "blocks_per_step": BLOCKS_PER_STEP,
-            "micro_batch_blocks": micro_batch,
+            "global_batch_size": BLOCKS_PER_STEP,
+            "micro_batch_size": micro_batch,
             "gradient_checkpointing": checkpointing,
             "precision": precision,
-            "schedule": {"kind": "constant", "peak_lr": LEARNING_RATE, "rewarm_fraction": 0.0},
-            "save_every_steps": 10_000,
+            "schedule": {"kind": "constant", "peak_lr": LEARNING_RATE, "warmup_fraction": 0.0},
+            "save_steps": 10_000,
         }
     )
     with tempfile.TemporaryDirectory() as work:

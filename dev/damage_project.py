@@ -108,20 +108,20 @@ def recipe(name: str, **changes: Any) -> dict[str, Any]:
     if name.startswith("talks"):
         source["messages_field"] = "messages"
     web = {"role": "general", "files": ["web.jsonl"], "split": shares}
-    cleaning = {"min_words": 0, "near_duplicates": None, "decontaminate_words": None}
+    cleaning = {"min_words": 0, "near_duplicate_similarity": None, "decontamination_ngram": None}
     return {
         "seed": 3,
         "model": {"path": "a"},
         "data": {
-            "sequence_tokens": 64,
+            "sequence_length": 64,
             "replay_fraction": 0.2,
             "cleaning": cleaning,
             "sources": {"docs": source, "web": web},
         },
         "train": {
             "schedule": {"peak_lr": 1e-3},
-            "save_every_steps": 1,
-            "blocks_per_step": 1,
+            "save_steps": 1,
+            "global_batch_size": 1,
             "watch": {"evaluations": 0},
         },
         "evaluate": {"window_tokens": 64, "resamples": 100},
@@ -134,7 +134,7 @@ def _choice() -> dict[str, Any]:
     values = recipe("docs.jsonl")
     split = {"train": {"share": 0.3}, "tuning": {"share": 0.35}, "test": {"share": 0.35}}
     values["data"]["sources"]["docs"]["split"] = split
-    values["evaluate"]["retention"] = {"prompts": 4, "answer_tokens": 4}
+    values["evaluate"]["retention"] = {"prompts": 4, "max_new_tokens": 4}
     search = {"merges": ["linear"], "sweep": [0.7, 0.5, 0.3], "candidates": 6, "refine": 0}
     return {**values, "search": search}
 
@@ -144,23 +144,23 @@ def _numbers() -> dict[str, Any]:
     values = _choice()
     values["seed"] = 1
     values["data"] |= {"max_repeats": 4.0, "evaluation_document_tokens": 64}
-    values["data"]["cleaning"] |= {"max_words": 10_000, "decontaminate_words": 13}
+    values["data"]["cleaning"] |= {"max_words": 10_000, "decontamination_ngram": 13}
     values["data"]["sources"]["docs"]["split"]["train"]["max_tokens"] = 500
     values["train"] |= {
         "epochs": 1,
-        "micro_batch_blocks": 1,
-        "clip_norm": 1.0,
-        "max_bad_steps": 5,
-        "keep_states": 1,
+        "micro_batch_size": 1,
+        "max_grad_norm": 1.0,
+        "max_nonfinite_steps": 5,
+        "save_total_limit": 1,
         "watch": {"evaluations": 1, "tokens_per_role": 64, "tolerance": 0.05},
         "stages": {"train": {"max_position_embeddings": 256}},
         "optimizer": {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1},
     }
-    values["train"]["schedule"] |= {"rewarm_fraction": 0.02, "final_fraction": 0.1}
+    values["train"]["schedule"] |= {"warmup_fraction": 0.02, "final_lr_fraction": 0.1}
     values["evaluate"] |= {"context_tokens": 1, "batch_tokens": 64}
     values["evaluate"]["retention"] |= {"top_tokens": 16, "loss_tolerance": 0.1}
     values["evaluate"]["middles"] = {"per_document": 1, "lines": 1}
-    values["search"] |= {"grid_points": 4, "confirm_candidates": 1, "stale_seconds": 300.0}
+    values["search"] |= {"grid_points": 4, "confirm_trials": 1, "stale_seconds": 300.0}
     return values
 
 

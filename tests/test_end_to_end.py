@@ -66,7 +66,7 @@ def test_from_recipe_to_merged_model(project: Path):
     # A second call does nothing and says so; the same recipe anew gives the same bits.
     again = toolkit(project, "merge", "choose", "tiny.yaml")
     assert again.stdout.count("up to date") == 3, again.stdout
-    write(project, recipe(train={"schedule": {"peak_lr": 4e-3}, "save_every_steps": 2}))
+    write(project, recipe(train={"schedule": {"peak_lr": 4e-3}, "save_steps": 2}))
     changed = toolkit(project, "cpt", "run", "tiny.yaml")
     assert "train.schedule.peak_lr: 0.005 -> 0.004" in changed.stdout
     assert (project / "runs/tiny/cpt.1/model.safetensors").is_file()
@@ -99,7 +99,7 @@ def test_when_nothing_qualifies_the_general_model_is_kept(project: Path):
 @pytest.mark.parametrize("stage", ["cpt", "merge"])
 def test_a_killed_stage_continues(project: Path, stage: str):
     """kill -9 as soon as the stage has begun; the next call finishes to the same bits."""
-    write(project, recipe(train={"epochs": 6, "save_every_steps": 2}))
+    write(project, recipe(train={"epochs": 6, "save_steps": 2}))
     words = ["cpt", "run"] if stage == "cpt" else ["merge", "choose"]
     if stage == "merge":
         assert toolkit(project, "cpt", "run", "tiny.yaml").returncode == 0

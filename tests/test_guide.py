@@ -99,8 +99,8 @@ def finance_recipe() -> dict[str, Any]:
         "min_words": 5,
         "max_repeated_line_fraction": 1.0,
         "max_repeated_ngram_fraction": 1.0,
-        "near_duplicates": None,
-        "decontaminate_words": None,
+        "near_duplicate_similarity": None,
+        "decontamination_ngram": None,
     }
     filings = {
         "role": "domain",
@@ -127,22 +127,22 @@ def finance_recipe() -> dict[str, Any]:
             "license": "apache-2.0",
         },
         "data": {
-            "sequence_tokens": 64,
+            "sequence_length": 64,
             "cleaning": cleaning,
             "sources": {"filings": filings, "news": news},
         },
         "train": {
             "epochs": 2,
             "schedule": {"kind": "constant"},
-            "save_every_steps": 2,
-            "keep_states": 4,
-            "keep_when_done": True,
+            "save_steps": 2,
+            "save_total_limit": 4,
+            "keep_checkpoints": True,
             "anneal": {"steps": 2},
         },
         "evaluate": {"window_tokens": 64, "resamples": 500},
         "sft": {
             "data": {
-                "sequence_tokens": 64,
+                "sequence_length": 64,
                 "cleaning": cleaning,
                 "sources": {"questions": questions, "news": news},
             },

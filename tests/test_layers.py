@@ -61,18 +61,6 @@ MAY_IMPORT = {
     "__main__": {"cli"},
 }
 
-EXCEPTIONS: dict[str, str] = {
-    "toolkit.recipe.checks imports toolkit.search.space": (
-        "a recipe is refused where its merges are not valid, all faults at once; what a merge may "
-        "say is to become a part of search/config.py"
-    ),
-    "circle: toolkit.pipeline.models <-> toolkit.pipeline.specialist": (
-        "a model may be the specialist of another recipe, which has a general model itself; to be "
-        "handed in with the typed inputs of stages"
-    ),
-}
-"""Offender -> why it stands for now. The list only shrinks: one that offends no more must go."""
-
 
 @dataclass(frozen=True)
 class Import:
@@ -135,11 +123,6 @@ def may_import(item: Import) -> bool:
     if item.room == room or item.room in MAY_IMPORT.get(room, set()):
         return True
     return room == "recipe" and item.module.split(".")[2:] == ["config"]
-
-
-def judged(offenders: list[str]) -> list[str]:
-    """Offenders that no exception names."""
-    return sorted(set(offenders) - set(EXCEPTIONS))
 
 
 def cycles() -> list[list[str]]:
@@ -220,7 +203,7 @@ def rule_underscores() -> list[str]:
 
 
 def test_every_room_has_a_place_in_the_table():
-    assert judged(rule_rooms()) == []
+    assert rule_rooms() == []
 
 
 def test_what_is_imported_exists():
@@ -230,23 +213,23 @@ def test_what_is_imported_exists():
 
 
 def test_imports_go_one_way():
-    assert judged(rule_imports()) == []
+    assert rule_imports() == []
 
 
 def test_files_form_no_circle():
-    assert judged(rule_circles()) == []
+    assert rule_circles() == []
 
 
 def test_only_the_command_line_imports_typer():
-    assert judged(rule_typer()) == []
+    assert rule_typer() == []
 
 
 def test_class_names_are_unique():
-    assert judged(rule_classes()) == []
+    assert rule_classes() == []
 
 
 def test_underscored_names_stay_in_their_room():
-    assert judged(rule_underscores()) == []
+    assert rule_underscores() == []
 
 
 def test_configuration_is_read_without_torch():
@@ -260,7 +243,7 @@ def test_configuration_is_read_without_torch():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             offenders += [f"{file} imports {n}" for n in names if n.split(".")[0] in slow]
-    assert judged(offenders) == []
+    assert offenders == []
 
 
 def test_no_test_module_is_imported_by_another():
@@ -275,10 +258,4 @@ def test_no_test_module_is_imported_by_another():
                     for module in modules
                     if module.split(".")[-1].startswith("test_")
                 ]
-    assert judged(offenders) == []
-
-
-def test_exceptions_are_still_needed():
-    rules = (rule_rooms, rule_imports, rule_circles, rule_typer, rule_classes, rule_underscores)
-    offenders = {offender for rule in rules for offender in rule()}
-    assert sorted(set(EXCEPTIONS) - offenders) == []
+    assert offenders == []

@@ -263,8 +263,8 @@ def test_every_limit_is_documented():
 
 COUNTS: list[tuple[type[Section], dict[str, Any], str]] = [
     (TrainSection, {"epochs": 10**9}, "epochs: at most 1,000,000 are taken; set TOOLKIT_MAX_COUNT"),
-    (TrainSection, {"blocks_per_step": 10**15}, "TOOLKIT_MAX_COUNT"),
-    (TrainSection, {"micro_batch_blocks": 10**9}, "TOOLKIT_MAX_COUNT"),
+    (TrainSection, {"global_batch_size": 10**15}, "TOOLKIT_MAX_COUNT"),
+    (TrainSection, {"micro_batch_size": 10**9}, "TOOLKIT_MAX_COUNT"),
     (TrainSection, {"lora": {"rank": 10**9}}, r"lora\.rank: .*TOOLKIT_MAX_COUNT"),
     (TrainSection, {"growth": {"num_blocks": 10**9}}, "TOOLKIT_MAX_COUNT"),
     (TrainSection, {"watch": {"evaluations": 10**9}}, "TOOLKIT_MAX_COUNT"),
@@ -272,13 +272,13 @@ COUNTS: list[tuple[type[Section], dict[str, Any], str]] = [
     (EvaluateSection, {"window_tokens": 10**9}, "TOOLKIT_MAX_TOKENS"),
     (EvaluateSection, {"batch_tokens": 10**9}, "TOOLKIT_MAX_TOKENS"),
     (EvaluateSection, {"resamples": 10**9}, "TOOLKIT_MAX_COUNT"),
-    (EvaluateSection, {"retention": {"answer_tokens": 10**9}}, "TOOLKIT_MAX_TOKENS"),
+    (EvaluateSection, {"retention": {"max_new_tokens": 10**9}}, "TOOLKIT_MAX_TOKENS"),
     (SearchSection, {"candidates": 10**9}, "TOOLKIT_MAX_CANDIDATES"),
     (SearchSection, {"grid_points": 10**9}, "TOOLKIT_MAX_CANDIDATES"),
     (SearchSection, {"workers": 10**9}, "TOOLKIT_MAX_WORKERS"),
     (
         StageSection,
-        {"name": "a", "tokens": 1, "shares": {"a": 1}, "sequence_tokens": 10**9},
+        {"name": "a", "tokens": 1, "shares": {"a": 1}, "sequence_length": 10**9},
         "TOKENS",
     ),
 ]

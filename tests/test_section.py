@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from pydantic import Field
 
 from toolkit.errors import ConfigError
 from toolkit.load_yaml import load_yaml
-from toolkit.section import Fraction, Section, parse_section
+from toolkit.section import Fraction, Section, check_section, parse_section
 
 
 class Inner(Section):
     decay_fraction: Fraction = 0.5
-    rewarm_fraction: Fraction = 0.1
+    warmup_fraction: Fraction = 0.1
 
 
 class Outer(Section):
@@ -22,16 +24,41 @@ class Outer(Section):
 
 
 def test_all_faults_at_once_each_at_its_key():
-    data = {"schedule": {"decay_fraction": 1.4, "rewarm_fracton": 0.1}, "epochs": "many"}
+    data = {"schedule": {"decay_fraction": 1.4, "warmup_fracton": 0.1}, "epochs": "many"}
     with pytest.raises(ConfigError) as caught:
         parse_section(Outer, data, where="recipes/law.yaml", what="recipe")
     lines = str(caught.value).splitlines()
     assert lines[0] == "recipes/law.yaml is not a valid recipe:"
     assert "  schedule.decay_fraction: must be at most 1.0 (got 1.4)" in lines
-    hint = "  schedule.rewarm_fracton: unknown key; did you mean rewarm_fraction?"
+    hint = "  schedule.warmup_fracton: unknown key; did you mean warmup_fraction?"
     assert hint in lines
     assert any(line.startswith("  epochs:") and "'many'" in line for line in lines)
     assert caught.value.exit_code == 2
+
+
+class Renamed(Section):
+    former_keys = {"rewarm_fraction": "warmup_fraction", "split.tuning": "validation"}  # noqa: RUF012
+
+    warmup_fraction: Fraction
+    split: dict[Literal["train", "validation"], Inner] = Field(default_factory=dict)
+
+
+class Holder(Section):
+    by_name: dict[str, Renamed] = Field(default_factory=dict)
+    in_order: tuple[Renamed | None, ...] = ()
+
+
+def test_a_former_key_is_answered_with_its_new_name():
+    old = {"rewarm_fraction": 0.1, "split": {"tuning": {}}}
+    data = {"by_name": {"split": old, "other": {"rewarm": 0.1}}, "in_order": [None, old]}
+    assert sorted(check_section(Holder, data)[1]) == [
+        "by_name.other.rewarm: unknown key; known here: warmup_fraction, split",
+        "by_name.other.warmup_fraction: is missing",
+        "by_name.split.rewarm_fraction: is called warmup_fraction now",
+        "by_name.split.split.tuning: is called validation now",
+        "in_order.1.rewarm_fraction: is called warmup_fraction now",
+        "in_order.1.split.tuning: is called validation now",
+    ]
 
 
 def test_sections_are_frozen():

@@ -16,9 +16,8 @@ from tests.helpers.small_recipes import COMPARISONS
 from toolkit.data.blocks import Blocks
 from toolkit.data.config import DataSection
 from toolkit.load_yaml import load_yaml
-from toolkit.pipeline.models import ensure_general
+from toolkit.pipeline.models import ensure_data, ensure_general, ensure_specialist
 from toolkit.pipeline.run import Run
-from toolkit.pipeline.specialist import ensure_data, ensure_specialist
 from toolkit.pipeline.stages import ensure_sft
 from toolkit.recipe.layers import kept_of
 from toolkit.recipe.load import load_recipe
@@ -78,8 +77,8 @@ def tiny_data(folder: Path, data: dict[str, Any], section: DataSection, prefix: 
         "min_words": 1,
         "max_repeated_line_fraction": 1.0,
         "max_repeated_ngram_fraction": 1.0,
-        "near_duplicates": None,
-        "decontaminate_words": None,
+        "near_duplicate_similarity": None,
+        "decontamination_ngram": None,
     }
 
 
@@ -92,7 +91,7 @@ def tiny(tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.Mo
         values = load_yaml(path)
         laptop = json.loads(json.dumps(values["scales"]["laptop"]))  # without YAML's anchors
         full, scaled = load_recipe(path).data, load_recipe(path, ["laptop"])
-        longest = max([full.sequence_tokens, *(s.sequence_tokens or 0 for s in full.stages)])
+        longest = max([full.sequence_length, *(s.sequence_length or 0 for s in full.stages)])
         laptop |= {"tokens": TOKENS, "sequence_divisor": longest // LONGEST}
         if "moe" in laptop["model"]:  # the experts are made anew, of the tiny model
             laptop["model"]["moe"]["base"] = {"path": "model"}
@@ -106,7 +105,7 @@ def tiny(tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.Mo
         laptop.setdefault("evaluate", {})["window_tokens"] = 64
         if scaled.sft is not None:
             tiny_data(tmp_path, laptop["sft"]["data"], scaled.sft.data, "sft-")
-            laptop["sft"]["data"]["sequence_tokens"] = 64 * laptop["sequence_divisor"]
+            laptop["sft"]["data"]["sequence_length"] = 64 * laptop["sequence_divisor"]
             laptop["sft"].setdefault("train", {})["watch"] = {
                 "evaluations": 1,
                 "tokens_per_role": 200,
@@ -132,14 +131,14 @@ def test_a_system_runs_at_a_tiny_scale(path: Path, tiny: Callable[[Path], Run]):
     # Stages in the recipe's order, each with its part of the tokens and its shares.
     assert [stage.name for stage in blocks.stages] == [stage.name for stage in full.data.stages]
     total = sum(stage.tokens for stage in full.data.stages)
-    counts = plan_steps(blocks, recipe.train.blocks_per_step).num_steps
+    counts = plan_steps(blocks, recipe.train.global_batch_size).num_steps
     names = [s.name for s, count in zip(blocks.stages, counts, strict=True) for _ in range(count)]
     if len(blocks.stages) > 1:
         assert [row["stage"] for row in steps] == names
     for stage, wanted in zip(blocks.stages, full.data.stages, strict=True):
-        block = stage.sequence_tokens
-        assert block == (wanted.sequence_tokens or full.data.sequence_tokens) * LONGEST // max(
-            s.sequence_tokens or full.data.sequence_tokens for s in full.data.stages
+        block = stage.sequence_length
+        assert block == (wanted.sequence_length or full.data.sequence_length) * LONGEST // max(
+            s.sequence_length or full.data.sequence_length for s in full.data.stages
         )
         planned = TOKENS * wanted.tokens / total
         for share in stage.shares:

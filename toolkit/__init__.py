@@ -15,11 +15,11 @@ _PLACES = {
     "choose_merge": "toolkit.pipeline.stages:ensure_merge",
     "load_merge_config": "toolkit.merge.config:load_merge_config",
     "load_recipe": "toolkit.recipe.load:load_recipe",
-    "prepare_data": "toolkit.pipeline.specialist:ensure_data",
+    "prepare_data": "toolkit.pipeline.models:ensure_data",
     "read_results": "toolkit.report.results:read_results",
     "run_merge": "toolkit.merge.to_disk:run_merge",
     "score_models": "toolkit.evaluate.compare:run_evaluation",
-    "train_specialist": "toolkit.pipeline.specialist:ensure_specialist",
+    "train_specialist": "toolkit.pipeline.models:ensure_specialist",
 }
 """Each public name, and the file and name that it stands for; `__init__.pyi` says it to types."""
 

@@ -2,9 +2,9 @@ from toolkit.errors import ToolkitError as ToolkitError
 from toolkit.evaluate.compare import run_evaluation as score_models
 from toolkit.merge.config import load_merge_config as load_merge_config
 from toolkit.merge.to_disk import run_merge as run_merge
+from toolkit.pipeline.models import ensure_data as prepare_data
+from toolkit.pipeline.models import ensure_specialist as train_specialist
 from toolkit.pipeline.run import Run as Run
-from toolkit.pipeline.specialist import ensure_data as prepare_data
-from toolkit.pipeline.specialist import ensure_specialist as train_specialist
 from toolkit.pipeline.stages import ensure_merge as choose_merge
 from toolkit.recipe.load import load_recipe as load_recipe
 from toolkit.report.results import read_results as read_results

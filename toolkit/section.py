@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, ClassVar, TypeGuard, TypeVar, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +16,10 @@ class Section(BaseModel):
     """One part of a recipe. Values never change after reading; unknown keys are faults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    former_keys: ClassVar[Mapping[str, str]] = {}
+    """New names of keys by the former ones, so that an older file is told what to write. A key of
+    a mapping in this section is written with its path: `split.tuning`."""
 
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -64,13 +70,43 @@ def check_section(section: type[SectionT], data: object) -> tuple[SectionT | Non
         return section.model_validate(data), []
     except ValidationError as error:
         faults = error.errors(include_url=False)
-        return None, [_fault_line(section, fault) for fault in faults]
+    renamed = {place for fault in faults if (place := _renamed_to(section, _path_of(fault)))}
+    lines = [
+        _fault_line(section, fault)
+        for fault in faults
+        if fault["type"] != "missing" or _path_of(fault) not in renamed
+    ]
+    return None, lines
+
+
+def _path_of(fault: Any) -> tuple[str | int, ...]:
+    """The keys and places that lead to a fault, without what pydantic adds about its types."""
+    return tuple(
+        part
+        for part in fault["loc"]
+        if part != "[key]" and not str(part).startswith(("function-", "tagged-"))
+    )
+
+
+def _renamed_to(
+    section: type[BaseModel], path: Sequence[str | int]
+) -> tuple[str | int, ...] | None:
+    """The path that a former key at `path` is written with now, or None where it is no such key."""
+    for start in range(len(path)):
+        owner = _model_at(section, path[:start])
+        former = ".".join(map(str, path[start:]))
+        new = getattr(owner, "former_keys", {}).get(former)
+        if new is not None:
+            return (*path[:-1], new)
+    return None
 
 
 def _fault_line(section: type[BaseModel], fault: Any) -> str:
-    path = [part for part in fault["loc"] if not str(part).startswith(("function-", "tagged-"))]
-    key = ".".join(str(part) for part in path) or "(top level)"
+    path = _path_of(fault)
+    key = ".".join(map(str, path)) or "(top level)"
     kind, context = fault["type"], fault.get("ctx", {})
+    if kind in {"extra_forbidden", "literal_error"} and (now := _renamed_to(section, path)):
+        return f"{key}: is called {now[-1]} now"
     if kind == "extra_forbidden":
         known = _known_keys(section, path[:-1])
         hint = did_you_mean(str(path[-1]), known)
@@ -100,21 +136,41 @@ def _listed(known: list[str]) -> str:
     return f"; known here: {', '.join(known)}" if known else ""
 
 
-def _known_keys(section: type[BaseModel], path: list[Any]) -> list[str]:
+def _known_keys(section: type[BaseModel], path: Sequence[str | int]) -> list[str]:
     """Field names of the section that `path` leads to, so that a wrong key gets a suggestion."""
-    current: Any = section
-    for part in path:
-        fields = getattr(current, "model_fields", None)
-        annotation = fields[part].annotation if fields and part in fields else current
-        candidates = [model for model in _models_in(annotation) if model is not current]
-        if not candidates:
-            continue
-        current = candidates[0]
-    fields = getattr(current, "model_fields", {})
+    fields = getattr(_model_at(section, path), "model_fields", {})
     return [field.alias or name for name, field in fields.items()]
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+def _model_at(section: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel] | None:
+    """The section that a path of keys, names and places leads to, or None where none stands."""
+    annotations: list[Any] = [section]
+    for part in path:
+        annotations = [inner for one in annotations for inner in _annotations_at(one, part)]
+    return next((one for one in annotations if _is_model(one)), None)
+
+
+def _annotations_at(annotation: Any, part: str | int) -> Iterator[Any]:
+    """The types that may stand under one key, name or place of a value of a type."""
+    if _is_model(annotation):
+        for name, field in annotation.model_fields.items():
+            if part in {name, field.alias}:
+                yield from _alternatives(field.annotation)
+    elif get_origin(annotation) in {dict, list, tuple}:
+        for inner in get_args(annotation):
+            yield from _alternatives(inner)
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """The types of which a value may be one, without what is said about them."""
+    if get_origin(annotation) in {Union, UnionType}:
+        for one in get_args(annotation):
+            yield from _alternatives(one)
+    elif get_origin(annotation) is Annotated:
+        yield from _alternatives(get_args(annotation)[0])
+    else:
+        yield annotation
+
+
+def _is_model(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -123,7 +123,7 @@ class Stage:
         config: every setting that the result depends on, as plain values.
         inputs: content hashes of what the stage reads, by name.
         seed: the recipe's seed.
-        without_effect: patterns of keys, such as `config.train.max_bad_steps`, that change no
+        without_effect: patterns of keys, such as `config.train.max_nonfinite_steps`, that change no
             result of a stage that was finished.
         runs: folder of all runs; by default the one that holds this run's.
     """

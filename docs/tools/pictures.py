@@ -83,11 +83,11 @@ def line(path: str, color: str, width: float = 1.0, **more: str) -> str:
 def schedules() -> str:
     """The learning rate over a run for each kind, with the fractions that show its form."""
     kinds = [
-        ("cosine", ScheduleSection(peak_lr=1.0, rewarm_fraction=0.05)),
-        ("wsd", ScheduleSection(kind="wsd", peak_lr=1.0, rewarm_fraction=0.05)),
-        ("infinite", ScheduleSection(kind="infinite", peak_lr=1.0, rewarm_fraction=0.05)),
-        ("minimum", ScheduleSection(kind="minimum", peak_lr=0.3, final_fraction=0.01)),
-        ("constant", ScheduleSection(kind="constant", peak_lr=1.0, rewarm_fraction=0.05)),
+        ("cosine", ScheduleSection(peak_lr=1.0, warmup_fraction=0.05)),
+        ("wsd", ScheduleSection(kind="wsd", peak_lr=1.0, warmup_fraction=0.05)),
+        ("infinite", ScheduleSection(kind="infinite", peak_lr=1.0, warmup_fraction=0.05)),
+        ("minimum", ScheduleSection(kind="minimum", peak_lr=0.3, final_lr_fraction=0.01)),
+        ("constant", ScheduleSection(kind="constant", peak_lr=1.0, warmup_fraction=0.05)),
     ]
     parts, wide, high = [], 132, 90
     for number, (name, schedule) in enumerate(kinds):

@@ -45,7 +45,7 @@ def test_text_that_looks_like_a_special_token_stays_text(folder: Path, tiny_toke
 
 
 def test_fill_in_the_middle_keeps_every_character(folder: Path, tiny_tokenizer):
-    section = FimSection(rate=0.7, spm_fraction=0.5)
+    section = FimSection(rate=0.7, spm_rate=0.5)
     encoder = Encoder(folder, 3, section, (900, 901, 902))
     texts = [f"def f{n}(x):\n    return x + {n}\n" for n in range(200)]
     documents = [Document(f"s/{n}", "s", "g", text) for n, text in enumerate(texts)]
@@ -75,7 +75,7 @@ def test_fill_in_the_middle_keeps_every_character(folder: Path, tiny_tokenizer):
 def test_long_documents_are_rearranged_piece_by_piece(folder: Path, tiny_tokenizer):
     """Each piece is a prefix, its suffix and its middle; their order is the document's."""
     text = "".join(f"def f{n}(x):\n    return x + {n}\n" for n in range(40))
-    section = FimSection(rate=1.0, spm_fraction=0.0, piece_characters=60)
+    section = FimSection(rate=1.0, spm_rate=0.0, piece_characters=60)
     ids = (1001, 1002, 1003)
     (encoded,) = Encoder(folder, 0, section, ids).encode([Document("a", "", "g", text)])
     starts = [n for n, token in enumerate(encoded.tokens) if token == 1001]

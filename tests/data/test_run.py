@@ -92,7 +92,9 @@ def test_figures_and_blocks(tmp_path: Path, tokenizer: Path):
 
 def test_training_text_that_overlaps_evaluation_is_left_out(tmp_path: Path, tokenizer: Path):
     write_corpus(tmp_path)
-    data = section(tmp_path, cleaning={"max_overlap_fraction": 0.1, "near_duplicates": None})
+    data = section(
+        tmp_path, cleaning={"max_overlap_fraction": 0.1, "near_duplicate_similarity": None}
+    )
     run(data, tmp_path / "first", tokenizer)
     test = json.loads((tmp_path / "first/test.jsonl").read_text().splitlines()[0])
     chance = random.Random(0)  # noqa: S311
@@ -125,11 +127,11 @@ def test_curriculum(tmp_path: Path, tokenizer: Path):
     write_corpus(tmp_path)
     stages = [
         {"name": "mixed", "tokens": 3000, "shares": {"docs": 0.5, "web": 0.5}},
-        {"name": "long", "tokens": 2000, "shares": {"docs": 1.0}, "sequence_tokens": 128},
+        {"name": "long", "tokens": 2000, "shares": {"docs": 1.0}, "sequence_length": 128},
     ]
     run(section(tmp_path, stages=stages), tmp_path / "out", tokenizer)
     first, second = Blocks.open(tmp_path / "out").stages
-    assert (first.name, first.sequence_tokens, second.sequence_tokens) == ("mixed", 64, 128)
+    assert (first.name, first.sequence_length, second.sequence_length) == ("mixed", 64, 128)
     batch = first.read(range(first.num_positions))
     assert batch.num_targets == pytest.approx(3000, rel=0.1)
     domain = sum(
@@ -155,7 +157,7 @@ def test_conversations_train_on_answers_only(tmp_path: Path, tokenizer: Path):
     (tmp_path / "chat.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     values = section(tmp_path).model_dump()
     values["sources"]["docs"] |= {"files": [f"{tmp_path}/chat.jsonl"], "messages_field": "messages"}
-    values["cleaning"] |= {"near_duplicates": None, "decontaminate_words": None}
+    values["cleaning"] |= {"near_duplicate_similarity": None, "decontamination_ngram": None}
     run(DataSection.model_validate(values), tmp_path / "out", tokenizer)
     stage = Blocks.open(tmp_path / "out").stages[0]
     chat = [p for p in range(stage.num_positions) if stage.source_at(p) == "docs"]
@@ -191,11 +193,11 @@ def test_texts_that_stand_often_are_not_drawn_to_the_test_set(
     if kind == "near":
         rows = [{**row, "text": f"{row['text']} e{row['who']}"} for row in rows]
     (tmp_path / "domain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values = section(tmp_path, cleaning={"decontaminate_words": None}).model_dump()
+    values = section(tmp_path, cleaning={"decontamination_ngram": None}).model_dump()
     values["sources"]["docs"]["id_field"] = "who"
     values["replay_fraction"] = 0.0
     if kind == "kept":
-        values["cleaning"] |= {"exact_duplicates": False, "near_duplicates": None}
+        values["cleaning"] |= {"drop_exact_duplicates": False, "near_duplicate_similarity": None}
     run(DataSection.model_validate(values), tmp_path / "out", tokenizer)
     found: dict[str, set[str]] = {}
     for name, split in splits(tmp_path / "out").items():
@@ -241,7 +243,7 @@ def test_conversations_that_the_template_cannot_take_are_in_no_split(
     values = section(tmp_path).model_dump()
     docs = values["sources"]["docs"]
     docs |= {"files": [f"{tmp_path}/chat.jsonl"], "messages_field": "messages"}
-    values["cleaning"] |= {"near_duplicates": None, "decontaminate_words": None}
+    values["cleaning"] |= {"near_duplicate_similarity": None, "decontamination_ngram": None}
     with pytest.raises(
         DataError, match=r"docs/chat#000008: .*does not take it \(no system\).*skip"
     ):
@@ -357,7 +359,7 @@ def test_every_document_is_accounted_for(tmp_path: Path, tokenizer: Path):
     values["sources"]["docs"]["split"]["test"]["max_tokens"] = 300
     values["sources"]["docs"]["skip_damaged"] = True
     values["cleaning"]["decontaminate_files"] = [str(tmp_path / "task.json")]
-    values["cleaning"]["near_duplicates"] = None
+    values["cleaning"]["near_duplicate_similarity"] = None
     entry = run(DataSection.model_validate(values), tmp_path / "out", tokenizer)["sources"]["docs"]
     assert entry["read"]["documents"] == 70
     assert entry["damaged"]["documents"] == 1

@@ -40,7 +40,7 @@ def stages(tmp_path: Path, make_model: Callable[..., Path]) -> tuple[Path, Path]
 
 def small(**more: Any) -> EvaluateSection:
     return EvaluateSection.model_validate(
-        {"window_tokens": 64, "retention": {"prompts": 3, "answer_tokens": 4}, **more}
+        {"window_tokens": 64, "retention": {"prompts": 3, "max_new_tokens": 4}, **more}
     )
 
 

@@ -37,7 +37,7 @@ def other(tmp_path: Path, make_model: Callable[..., Path]) -> torch.nn.Module:
 
 
 def answers_of(model: Any, tokenizer: Any, folder: Path, **more: Any) -> Any:
-    settings = {"answer_tokens": 6, "top_tokens": 319, **more}
+    settings = {"max_new_tokens": 6, "top_tokens": 319, **more}
     return load_answers(tokenizer, PROMPTS, lambda: model, "hash", folder, **settings)
 
 
@@ -106,7 +106,7 @@ def test_made_once_and_again_where_damaged(model, tiny_tokenizer, tmp_path: Path
     def refuse() -> Any:
         raise AssertionError("the model is not needed")
 
-    settings: dict[str, Any] = {"answer_tokens": 6, "top_tokens": 319}
+    settings: dict[str, Any] = {"max_new_tokens": 6, "top_tokens": 319}
     again = load_answers(tiny_tokenizer, PROMPTS, refuse, "hash", tmp_path, **settings)
     assert again.answers == first.answers
     assert all(torch.equal(a, b) for a, b in zip(again.top_logs, first.top_logs, strict=True))
@@ -170,7 +170,7 @@ def test_prompts_over_one_text_are_one_group(model, tiny_tokenizer, tmp_path: Pa
     assert len({p.group for p in over}) == 1
     answers = load_answers(
         tiny_tokenizer, [p.text for p in prompts], lambda: model, "hash", tmp_path,
-        answer_tokens=2, top_tokens=8,
+        max_new_tokens=2, top_tokens=8,
     )  # fmt: skip
     loss, _ = retention_sets(answers, prompts, EvaluateSection(), "hash")
     assert (len(loss), loss.num_groups) == (96, 80)

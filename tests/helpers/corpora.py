@@ -26,7 +26,7 @@ def write_corpus(folder: Path, count: int = 60) -> None:
 def section(folder: Path, **changes: Any) -> DataSection:
     split = {n: {"share": s} for n, s in (("train", 0.6), ("tuning", 0.2), ("test", 0.2))}
     values: dict[str, Any] = {
-        "sequence_tokens": 64,
+        "sequence_length": 64,
         "sources": {
             "docs": {"role": "domain", "files": [f"{folder}/domain.jsonl"], "split": split},
             "web": {"role": "general", "files": [f"{folder}/general.jsonl"], "split": split},

@@ -18,13 +18,13 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "seed": 3,
         "model": {"path": "model"},
         "data": {
-            "sequence_tokens": 64,
+            "sequence_length": 64,
             "cleaning": {
                 "min_words": 5,
                 "max_repeated_line_fraction": 1.0,
                 "max_repeated_ngram_fraction": 1.0,
-                "near_duplicates": None,
-                "decontaminate_words": None,
+                "near_duplicate_similarity": None,
+                "decontamination_ngram": None,
             },
             "sources": {
                 "docs": {
@@ -43,7 +43,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
                 },
             },
         },
-        "train": {"schedule": {"peak_lr": 5e-3}, "save_every_steps": 2},
+        "train": {"schedule": {"peak_lr": 5e-3}, "save_steps": 2},
         "evaluate": {"window_tokens": 64, "resamples": 500},
         "select": {"general_tolerance": 0.5},
     }

@@ -23,8 +23,8 @@ _CLEANING = {
     "min_words": 5,
     "max_repeated_line_fraction": 1.0,
     "max_repeated_ngram_fraction": 1.0,
-    "near_duplicates": None,
-    "decontaminate_words": None,
+    "near_duplicate_similarity": None,
+    "decontamination_ngram": None,
 }
 SHAPE = {
     "hidden_size": 32,
@@ -53,7 +53,7 @@ def write_small(
     changes: dict[str, Any] = {"model": _model(layer["model"]), "train": _training()}
     if "tokens" in layer:
         changes["tokens"] = tokens
-    changes["sequence_divisor"] = values["data"]["sequence_tokens"] // SEQUENCE
+    changes["sequence_divisor"] = values["data"]["sequence_length"] // SEQUENCE
     changes["data"] = _data(folder, layer["data"])
     if "sft" in layer:
         changes["sft"] = {"data": _data(folder, layer["sft"]["data"]), "train": _training()}
@@ -77,7 +77,7 @@ def _model(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _training() -> dict[str, Any]:
-    return {"schedule": {"peak_lr": 5e-3}, "blocks_per_step": 2, "micro_batch_blocks": 2}
+    return {"schedule": {"peak_lr": 5e-3}, "global_batch_size": 2, "micro_batch_size": 2}
 
 
 def _data(folder: Path, section: dict[str, Any]) -> dict[str, Any]:

@@ -49,6 +49,6 @@ def make_blocks(
                     "count": (counts or {}).get(name, len(packed)),
                 }
             )
-        entries.append({"name": stage, "sequence_tokens": length, "shares": rows})
+        entries.append({"name": stage, "sequence_length": length, "shares": rows})
     write_blocks(folder, {**table, "sources": shards, "stages": entries})
     return Blocks.open(folder, epochs)

@@ -21,11 +21,11 @@ SPLIT = {name: {"share": share} for name, share in (("train", 0.6), ("tuning", 0
 
 
 def sft(**changes: Any) -> dict[str, Any]:
-    cleaning = {"min_words": 1, "near_duplicates": None, "decontaminate_words": None}
+    cleaning = {"min_words": 1, "near_duplicate_similarity": None, "decontamination_ngram": None}
     values: dict[str, Any] = {
         "start": "general",
         "data": {
-            "sequence_tokens": 64,
+            "sequence_length": 64,
             "replay_fraction": 0.2,
             "cleaning": {**cleaning, "max_repeated_ngram_fraction": 1.0},
             "sources": {
@@ -119,4 +119,4 @@ def test_annealing_belongs_to_cpt():
     from toolkit.train.config import SftSection
 
     with pytest.raises(ValueError, match=r"train\.use: anneal is for cpt"):
-        SftSection.model_validate(sft(train={"use": "anneal", "keep_when_done": True}))
+        SftSection.model_validate(sft(train={"use": "anneal", "keep_checkpoints": True}))

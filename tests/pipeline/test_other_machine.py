@@ -87,7 +87,7 @@ def test_interrupted_training_goes_on_in_another_type_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ):
     from toolkit.checkpoint.training_state import StateWriter
-    from toolkit.pipeline.specialist import ensure_cpt
+    from toolkit.pipeline.models import ensure_cpt
 
     make_project(tmp_path, make_model, dtype=torch.bfloat16)
     monkeypatch.chdir(tmp_path)

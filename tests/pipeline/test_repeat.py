@@ -14,10 +14,9 @@ from tests.helpers.outcomes import interval, make_results
 from tests.helpers.projects import recipe
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.errors import ConfigError
-from toolkit.pipeline.models import ensure_general, ensure_models
+from toolkit.pipeline.models import ensure_cpt, ensure_data, ensure_general, ensure_models
 from toolkit.pipeline.repeat import compare_seeds, of_seed, run_repeat, show_seeds
 from toolkit.pipeline.run import Run
-from toolkit.pipeline.specialist import ensure_cpt, ensure_data
 from toolkit.recipe.schema import Recipe
 from toolkit.stage import Stage, content_hash, load_json
 

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.checkpoint import training_state
 from toolkit.errors import CheckpointError, ConfigError
-from toolkit.pipeline.specialist import ensure_anneal, ensure_average, ensure_cpt, ensure_specialist
+from toolkit.pipeline.models import ensure_anneal, ensure_average, ensure_cpt, ensure_specialist
 from toolkit.stage import read_manifest
 from toolkit.train import loop
 
 CONSTANT = {
-    "schedule": {"kind": "constant", "peak_lr": 5e-3, "rewarm_fraction": 0.1},
-    "keep_when_done": True,
-    "keep_states": 3,
-    "save_every_steps": 4,
+    "schedule": {"kind": "constant", "peak_lr": 5e-3, "warmup_fraction": 0.1},
+    "keep_checkpoints": True,
+    "save_total_limit": 3,
+    "save_steps": 4,
     "watch": {"evaluations": 1},
 }
 
@@ -61,7 +61,7 @@ def test_annealing_goes_on_where_the_state_stands(project: Path):
 def test_annealing_from_an_earlier_state_repeats_the_runs_own_steps(project: Path):
     """From step N at an unchanged rate, annealing is what the run itself did from there on."""
     run = open_run(
-        project, {"train": {**CONSTANT, "anneal": {"steps": 0.5, "final_fraction": 1.0}}}
+        project, {"train": {**CONSTANT, "anneal": {"steps": 0.5, "final_lr_fraction": 1.0}}}
     )
     ensure_cpt(run)
     kept = training_state.saved_steps(Path("runs/tiny/cpt/states"))
@@ -81,7 +81,7 @@ def test_annealing_from_an_earlier_state_repeats_the_runs_own_steps(project: Pat
 def test_annealing_is_up_to_date_and_continues_after_a_kill_to_the_same_bits(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    changes = {"train": {**CONSTANT, "save_every_steps": 2, "anneal": {"steps": 5}}}
+    changes = {"train": {**CONSTANT, "save_steps": 2, "anneal": {"steps": 5}}}
     run = open_run(project, changes)
     ensure_cpt(run)
 
@@ -129,8 +129,8 @@ def test_what_cannot_be_annealed_is_said(project: Path):
     run = open_run(project, {"train": {**CONSTANT, "schedule": {"peak_lr": 5e-3}}})
     with pytest.raises(ConfigError, match="cosine has no constant phase"):
         ensure_anneal(run)
-    run = open_run(project, {"train": {**CONSTANT, "keep_when_done": False}})
-    with pytest.raises(ConfigError, match="keep_when_done: set it to true"):
+    run = open_run(project, {"train": {**CONSTANT, "keep_checkpoints": False}})
+    with pytest.raises(ConfigError, match="keep_checkpoints: set it to true"):
         ensure_anneal(run)
     run = open_run(project, {"train": CONSTANT})
     ensure_cpt(run)
@@ -157,10 +157,10 @@ def test_the_average_of_the_last_states(project: Path):
 def test_a_use_that_needs_states_says_so():
     from toolkit.train.config import TrainSection
 
-    for use, words in (("anneal", "keep_when_done"), ("average", "keep_when_done")):
+    for use, words in (("anneal", "keep_checkpoints"), ("average", "keep_checkpoints")):
         with pytest.raises(ValueError, match=words):
             TrainSection.model_validate({"use": use})
-    with pytest.raises(ValueError, match="takes 4 states; set keep_states"):
-        TrainSection.model_validate({"use": "average", "keep_when_done": True})
+    with pytest.raises(ValueError, match="takes 4 states; set save_total_limit"):
+        TrainSection.model_validate({"use": "average", "keep_checkpoints": True})
     with pytest.raises(ValueError, match=r"watch\.evaluations is 0"):
         TrainSection.model_validate({"use": "best", "watch": {"evaluations": 0}})

@@ -24,7 +24,7 @@ from toolkit.train.rotary import Reach, reach_of, set_reach
 from toolkit.train.run import run_train
 from toolkit.train.schedule import learning_rate
 
-LONG = {"schedule": {"peak_lr": 4e-3, "rewarm_fraction": 0.5}, "rope_theta": 1e6}
+LONG = {"schedule": {"peak_lr": 4e-3, "warmup_fraction": 0.5}, "rope_theta": 1e6}
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def blocks(tmp_path: Path) -> Blocks:
 def section(**values: Any) -> TrainSection:
     base = {
         "precision": "fp32",
-        "schedule": {"peak_lr": 1e-2, "rewarm_fraction": 0.1},
-        "save_every_steps": 4,
-        "blocks_per_step": 4,
-        "micro_batch_blocks": 4,
+        "schedule": {"peak_lr": 1e-2, "warmup_fraction": 0.1},
+        "save_steps": 4,
+        "global_batch_size": 4,
+        "micro_batch_size": 4,
         "watch": {"evaluations": 0},
         "stages": {"long": LONG},
     }
@@ -88,8 +88,8 @@ def test_the_rotary_base_changes_with_the_stage_and_is_saved(
     counts = plan_steps(blocks, 4).num_steps
     before = counts[0] + counts[1]
     assert rows(out)[before]["stage"] == "long"
-    short = section(stages={}, keep_when_done=True, use="last")
-    with pytest.raises(ConfigError, match=r"data\.sequence_tokens: must be at most 48, .*got 64"):
+    short = section(stages={}, keep_checkpoints=True, use="last")
+    with pytest.raises(ConfigError, match=r"data\.sequence_length: must be at most 48, .*got 64"):
         run(tmp_path, "refused", short, model)
 
 
@@ -114,7 +114,7 @@ def test_a_killed_run_continues_to_the_same_bits_across_the_change(
                 raise KeyboardInterrupt
 
         name = f"cut-{save_every}"
-        given = section(save_every_steps=save_every, precision=precision)
+        given = section(save_steps=save_every, precision=precision)
         monkeypatch.setattr(loop, "StateWriter", Killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, name, given, model)
@@ -175,4 +175,4 @@ def test_settings_without_stages_have_the_identity_they_had():
 
 def test_annealing_is_for_one_schedule():
     with pytest.raises(ValueError, match="anneal is for one schedule"):
-        section(use="anneal", keep_when_done=True)
+        section(use="anneal", keep_checkpoints=True)

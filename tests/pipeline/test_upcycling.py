@@ -13,8 +13,7 @@ from safetensors.torch import load, load_file
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.checkpoint.config import ShapeSection
 from toolkit.errors import ConfigError
-from toolkit.pipeline.models import ensure_general
-from toolkit.pipeline.specialist import ensure_cpt
+from toolkit.pipeline.models import ensure_cpt, ensure_general
 from toolkit.pipeline.stages import ensure_merge
 from toolkit.recipe.model import ModelSection, shape_of
 from toolkit.section import parse_section

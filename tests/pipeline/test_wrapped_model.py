@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.helpers.tiny_runs import make_project, open_run
 from tests.helpers.wrappers import small_wrapper
-from toolkit.pipeline.specialist import ensure_cpt
+from toolkit.pipeline.models import ensure_cpt
 from toolkit.pipeline.stages import ensure_merge
 
 SEARCH = {"candidates": 4, "sweep": [0.8, 0.4], "merges": ["linear"]}
@@ -30,7 +30,7 @@ def test_a_run_changes_the_text_side_alone(
     monkeypatch.chdir(make_project(tmp_path, make_model))
     wrapper = small_wrapper(model_type, scale=1.0).bfloat16()  # as such models are released
     wrapper.save_pretrained("model")
-    run = open_run(tmp_path, {"train": {"save_every_steps": 50}, "search": SEARCH})
+    run = open_run(tmp_path, {"train": {"save_steps": 50}, "search": SEARCH})
     folders = {"specialist": ensure_cpt(run), "merge": ensure_merge(run)}
     before = load_file("model/model.safetensors")
     for name, folder in folders.items():

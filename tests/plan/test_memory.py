@@ -13,7 +13,7 @@ from toolkit.train.config import TrainSection
 
 
 def section(**values: object) -> TrainSection:
-    settled = {"micro_batch_blocks": 2, "blocks_per_step": 2, "precision": "bf16"}
+    settled = {"micro_batch_size": 2, "global_batch_size": 2, "precision": "bf16"}
     return TrainSection.model_validate({**settled, **values})
 
 
@@ -83,7 +83,7 @@ def test_which_blocks_are_fused(shape: ShapeSection, settings: dict, others: dic
 
 
 def test_gradients_are_there_at_the_loss_after_the_first_micro_batch():
-    found = training_memory(ROUND, section(gradient_checkpointing="none", micro_batch_blocks=1), 8)
+    found = training_memory(ROUND, section(gradient_checkpointing="none", micro_batch_size=1), 8)
     assert (found.moment, found.gradients) == ("loss", 4 * 4050)
 
 
@@ -127,11 +127,11 @@ def test_fsdp_divides_parameters_gradients_and_moments():
         # Fused in float32, on 2026-11-30.
         ({"precision": "fp32"}, 512, 3.48),
         ({"precision": "fp32", "gradient_checkpointing": "full"}, 512, 2.97),
-        ({"precision": "fp32", "micro_batch_blocks": 4, "blocks_per_step": 4}, 512, 4.70),
-        ({"micro_batch_blocks": 8, "blocks_per_step": 8}, 256, 3.386),
-        ({"micro_batch_blocks": 4, "blocks_per_step": 4}, 1024, 4.51),
-        ({"micro_batch_blocks": 1, "blocks_per_step": 1}, 2048, 3.43),
-        ({"micro_batch_blocks": 1}, 512, 3.08),
+        ({"precision": "fp32", "micro_batch_size": 4, "global_batch_size": 4}, 512, 4.70),
+        ({"micro_batch_size": 8, "global_batch_size": 8}, 256, 3.386),
+        ({"micro_batch_size": 4, "global_batch_size": 4}, 1024, 4.51),
+        ({"micro_batch_size": 1, "global_batch_size": 1}, 2048, 3.43),
+        ({"micro_batch_size": 1}, 512, 3.08),
     ],
 )
 def test_within_a_tenth_of_measured_peaks(settings: dict, length: int, gigabytes: float):
@@ -160,7 +160,7 @@ def test_70b_on_eight_h100_does_not_fit_in_full_and_fits_on_more():
     assert text is not None
     assert "Llama-3-70B does not fit 8xH100" in text
     assert "the largest part: activations" in text
-    assert "LoRA r=64, sparing (gradient_checkpointing: full, micro_batch_blocks: 1)" in text
+    assert "LoRA r=64, sparing (gradient_checkpointing: full, micro_batch_size: 1)" in text
 
 
 def test_what_fits_is_no_problem_and_the_fewest_is_the_fewest():
@@ -180,6 +180,6 @@ def test_a_recipe_with_adapters_is_judged_by_them():
 
 
 def test_a_recipe_that_is_sparing_already_has_no_second_column():
-    spare = section(gradient_checkpointing="full", micro_batch_blocks=1)
+    spare = section(gradient_checkpointing="full", micro_batch_size=1)
     ways = ways_to_train(SMOL, spare, 512, Fleet(1, DEVICES["L40S"]))
     assert [way.name for way in ways] == ["full", "LoRA r=64"]

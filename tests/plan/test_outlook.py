@@ -12,8 +12,8 @@ from tests.conftest import paragraph
 from tests.helpers.projects import recipe
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.machine import ProductSpeeds
+from toolkit.pipeline.models import ensure_data
 from toolkit.pipeline.set_power import say_expected
-from toolkit.pipeline.specialist import ensure_data
 from toolkit.plan import outlook
 
 FAST = ProductSpeeds("cpu", {"fp32": 2e11, "bf16": 4e11, "fp16": 3e9})

@@ -80,7 +80,7 @@ def test_a_whole_plan(project: Path):
 
 
 def test_amounts_are_those_of_the_data_stage(project: Path):
-    from toolkit.pipeline.specialist import ensure_data
+    from toolkit.pipeline.models import ensure_data
     from toolkit.stage import read_manifest
 
     run = run_of(project, changed(data__packing="concatenate"))
@@ -95,7 +95,7 @@ def test_amounts_are_those_of_the_data_stage(project: Path):
 
 
 def test_what_sets_can_see_is_said_before_training(project: Path):
-    from toolkit.pipeline.specialist import ensure_data
+    from toolkit.pipeline.models import ensure_data
 
     run = run_of(project, changed(select__general_tolerance=0.01))
     plan = make_plan(run, quick())
@@ -180,17 +180,17 @@ def test_a_model_that_does_not_fit_is_a_problem_with_a_way_out(project: Path):
 
 def test_fine_tuning_that_does_not_fit_is_told_too(project: Path):
     talks = changed()["data"]
-    values = changed(sft={"data": talks, "train": {"micro_batch_blocks": 400_000}})
+    values = changed(sft={"data": talks, "train": {"micro_batch_size": 400_000}})
     plan = make_plan(run_of(project, values), quick(fleets=("L40S",)))
     (problem,) = plan["problems"]
     assert problem.startswith("sft.train: tiny does not fit L40S")
-    assert "micro_batch_blocks: 1" in problem
+    assert "micro_batch_size: 1" in problem
 
 
 def test_more_devices_than_blocks_of_a_step_are_noted(project: Path):
     run = run_of(project, changed(train__blocks_per_step=4, train__micro_batch_blocks=1))
     plan = make_plan(run, quick(fleets=("4xH100", "8xH100")))
-    (note,) = [line for line in plan["notes"] if "blocks_per_step" in line]
+    (note,) = [line for line in plan["notes"] if "global_batch_size" in line]
     assert note.startswith("8xH100: training does not start on more devices than a step has")
 
 
@@ -340,7 +340,7 @@ def test_what_only_the_model_tells_is_found_when_it_is_located(project: Path):
     folder = project / "model"
     found = planning._late_faults(run, Located(shape_of_folder(folder), folder))
     assert [fault.partition(":")[0] for fault in found] == [
-        "data.sequence_tokens", "data.end_of_document", "data.fim.tokens"
+        "data.sequence_length", "data.end_of_document", "data.fim.tokens"
     ]  # fmt: skip
     assert planning._late_faults(run, Located()) == []
 
@@ -348,7 +348,7 @@ def test_what_only_the_model_tells_is_found_when_it_is_located(project: Path):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("data__sequence_tokens", 512, "data.sequence_tokens: must be at most 256"),
+        ("data__sequence_tokens", 512, "data.sequence_length: must be at most 256"),
         ("data__end_of_document", "<|none|>", "has no token '<|none|>'"),
         (
             "data__stages",

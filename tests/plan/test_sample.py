@@ -118,7 +118,7 @@ def test_a_cached_artifact_is_there(tmp_path: Path, monkeypatch):
 
 def test_amounts_by_hand():
     common: dict[str, Any] = {
-        "tokens_per_byte": 0.25, "sizes": [7, 3, 3], "sequence_tokens": 8, "packing": "best_fit",
+        "tokens_per_byte": 0.25, "sizes": [7, 3, 3], "sequence_length": 8, "packing": "best_fit",
     }  # fmt: skip
     # targets 8, 4, 4 fill two blocks of 8 exactly
     found = source_amount("s", "domain", train_bytes=1000.0, **common)

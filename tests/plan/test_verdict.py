@@ -82,8 +82,8 @@ def test_repeats():
 def settings_now() -> dict[str, Any]:
     return {
         "data.replay_fraction": 0.15, "train.epochs": 1, "train.schedule.kind": "cosine",
-        "train.schedule.peak_lr": 1e-4, "train.schedule.rewarm_fraction": 0.02,
-        "train.blocks_per_step": 8, "train.micro_batch_blocks": 8, "train.lora": None,
+        "train.schedule.peak_lr": 1e-4, "train.schedule.warmup_fraction": 0.02,
+        "train.global_batch_size": 8, "train.micro_batch_size": 8, "train.lora": None,
         "tokenizer": None,
     }  # fmt: skip
 
@@ -142,9 +142,9 @@ def test_adapters_take_a_higher_peak():
 
 def test_few_steps_are_made_more():
     found = settings(steps=20)
-    assert found["train.blocks_per_step"].value == 3
-    assert found["train.micro_batch_blocks"].value == 3
-    assert "train.blocks_per_step" not in settings(steps=5000)
+    assert found["train.global_batch_size"].value == 3
+    assert found["train.micro_batch_size"].value == 3
+    assert "train.global_batch_size" not in settings(steps=5000)
 
 
 def test_new_tokens_only_with_text_to_learn_them():
@@ -167,8 +167,8 @@ def test_fine_tuning_advice():
     ("own", "steps", "wanted"), [(0.008, 5000, 0.008), (0.2, 5000, 0.01), (0.0, 200, 0.02)]
 )
 def test_rewarming_within_what_is_usual_stays(own: float, steps: int, wanted: float):
-    now = {**settings_now(), "train.schedule.rewarm_fraction": own}
-    assert settings(steps=steps, now=now)["train.schedule.rewarm_fraction"].value == wanted
+    now = {**settings_now(), "train.schedule.warmup_fraction": own}
+    assert settings(steps=steps, now=now)["train.schedule.warmup_fraction"].value == wanted
 
 
 @pytest.mark.parametrize(
@@ -186,4 +186,4 @@ def test_a_schedule_with_a_purpose_stays(own: str, tokens: float, wanted: str):
     now = {**settings_now(), "train.schedule.kind": own}
     found = settings(tokens=tokens, now=now)
     assert found["train.schedule.kind"].value == wanted
-    assert ("train.schedule.rewarm_fraction" in found) == (wanted != "minimum")
+    assert ("train.schedule.warmup_fraction" in found) == (wanted != "minimum")

@@ -78,16 +78,16 @@ def test_replay_that_runs_out(tmp_path: Path):
 
 
 def test_blocks_beyond_the_positions(tmp_path: Path):
-    long = stage("long", 100, sequence_tokens=16384)
-    values = recipe(stages=[stage("a", 100), long], sequence_tokens=8192)
+    long = stage("long", 100, sequence_length=16384)
+    values = recipe(stages=[stage("a", 100), long], sequence_length=8192)
     assert faults(tmp_path, values) == [
-        "data.sequence_tokens: must be at most 4096, the positions that the model has (got 8192); "
+        "data.sequence_length: must be at most 4096, the positions that the model has (got 8192); "
         "shorten it, or give rope_theta or max_position_embeddings in train.stages.a",
-        "data.stages.1.sequence_tokens: must be at most 4096, the positions that the model has "
+        "data.stages.1.sequence_length: must be at most 4096, the positions that the model has "
         "(got 16384); shorten it, or give rope_theta or max_position_embeddings in "
         "train.stages.long",
     ]
-    values["data"]["sequence_tokens"] = 4096
+    values["data"]["sequence_length"] = 4096
     values["train"] = {"stages": {"long": {"rope_theta": 1e6}}}
     assert faults(tmp_path, values) == []
     values["train"] = {"stages": {"long": {"max_position_embeddings": 8192}}}
@@ -127,7 +127,7 @@ def test_a_tokenizer_without_the_tokens(
 ):
     monkeypatch.chdir(tmp_path)
     make_model(tmp_path / "model")
-    values = recipe(end_of_document="<|endoftext|>", sequence_tokens=64)
+    values = recipe(end_of_document="<|endoftext|>", sequence_length=64)
     values["data"]["sources"]["code"]["fim"] = True
     values["model"] = {"path": "model"}
     end = "data.end_of_document: the tokenizer of model has no token '<|endoftext|>'"
@@ -150,7 +150,7 @@ def test_a_tokenizer_without_the_tokens(
     assert faults(tmp_path, values) == []
     # Conversations need a template.
     conversations = source("domain", messages_field="messages")
-    values["sft"] = {"data": {**recipe()["data"], "sequence_tokens": 64}, "train": {}}
+    values["sft"] = {"data": {**recipe()["data"], "sequence_length": 64}, "train": {}}
     values["sft"]["data"]["sources"] = {"talks": conversations, "web": source("general")}
     assert faults(tmp_path, values) == []
     (tmp_path / "model/chat_template.jinja").unlink()

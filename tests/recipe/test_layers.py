@@ -23,7 +23,7 @@ def recipe(**more: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "model": {"hub": "org/large", "name": "Large"},
         "data": {
-            "sequence_tokens": 4096,
+            "sequence_length": 4096,
             "replay_fraction": 0.25,
             "sources": {
                 "papers": source("domain", "papers", tokens=3000, weight=2.0),
@@ -31,7 +31,7 @@ def recipe(**more: Any) -> dict[str, Any]:
                 "web": source("general", "web"),
             },
         },
-        "train": {"schedule": {"peak_lr": 3e-4, "rewarm_fraction": 0.01}},
+        "train": {"schedule": {"peak_lr": 3e-4, "warmup_fraction": 0.01}},
     }
     return {**values, **more}
 
@@ -50,7 +50,7 @@ SMALL = {
 }
 STAGES = [
     {"name": "long", "tokens": 900, "shares": {"papers": 0.7, "web": 0.3}},
-    {"name": "last", "tokens": 100, "shares": {"papers": 1.0}, "sequence_tokens": 16384},
+    {"name": "last", "tokens": 100, "shares": {"papers": 1.0}, "sequence_length": 16384},
 ]
 
 
@@ -90,9 +90,9 @@ def test_a_scale_replaces_models_and_sources_whole(tmp_path: Path):
     assert small.model.name is None
     assert small.data.sources["papers"].tokens is None
     assert small.train.schedule.peak_lr == 2e-4
-    assert small.train.schedule.rewarm_fraction == 0.01
-    assert full.data.sequence_tokens == 4096
-    assert small.data.sequence_tokens == 256
+    assert small.train.schedule.warmup_fraction == 0.01
+    assert full.data.sequence_length == 4096
+    assert small.data.sequence_length == 256
 
 
 def test_without_stages_domain_sources_are_cut(tmp_path: Path):
@@ -111,7 +111,7 @@ def test_stages_are_scaled_in_proportion(tmp_path: Path):
     values["scales"] = {"laptop": {**SMALL, "tokens": 50}}
     stages = load(tmp_path, values, "laptop").data.stages
     assert [stage.tokens for stage in stages] == [45, 5]
-    assert [stage.sequence_tokens for stage in stages] == [None, 1024]
+    assert [stage.sequence_length for stage in stages] == [None, 1024]
     assert [stage.name for stage in stages] == ["long", "last"]
 
 

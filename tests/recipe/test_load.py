@@ -36,3 +36,32 @@ def test_a_recipe_can_be_given_by_path(tmp_path: Path):
 def test_without_recipes_it_says_where_it_looked(tmp_path: Path):
     with pytest.raises(ConfigError, match="holds no recipes"):
         find_recipe("finance", tmp_path / "recipes")
+
+
+def test_former_keys_of_a_whole_recipe_are_answered_at_once(tmp_path: Path):
+    path = tmp_path / "old.yaml"
+    path.write_text(FORMER)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert sorted(str(caught.value).splitlines()[1:]) == [
+        "  data.sequence_tokens: is called sequence_length now",
+        "  data.sources.docs.artefact: is called artifact now",
+        "  train.blocks_per_step: is called global_batch_size now",
+        "  train.schedule.rewarm_fraction: is called warmup_fraction now",
+        "  variants.small.train.micro_batch_blocks: is called micro_batch_size now",
+    ]
+
+
+FORMER = """
+model: {path: here}
+data:
+  sequence_tokens: 64
+  sources:
+    docs: {role: domain, artefact: {}}
+    web: {role: general, files: ["*.txt"]}
+train:
+  blocks_per_step: 2
+  schedule: {rewarm_fraction: 0.02}
+variants:
+  small: {train: {micro_batch_blocks: 1}}
+"""

@@ -46,7 +46,7 @@ def study(folder: Path, claims: list[dict[str, Any]], **more: Any) -> Run:
             "none": {"data": {"replay_fraction": 0.0}},
             "much": {"data": {"replay_fraction": 0.4}},
         },
-        scales={"small": {"train": {"save_every_steps": 3}}},
+        scales={"small": {"train": {"save_steps": 3}}},
         **more,
     )
     values["train"]["watch"] = {"evaluations": 0}

@@ -46,8 +46,8 @@ def run(folder: Path, blocks: Blocks, work: Path, coefficient: float, **values: 
     work.mkdir()
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.config.router_aux_loss_coef = coefficient if "moe" in folder.name else None
-    settings = {"precision": "fp32", "schedule": {"peak_lr": 1e-3}, "save_every_steps": 50}
-    section = TrainSection.model_validate({**settings, "blocks_per_step": 4, **values})
+    settings = {"precision": "fp32", "schedule": {"peak_lr": 1e-3}, "save_steps": 50}
+    section = TrainSection.model_validate({**settings, "global_batch_size": 4, **values})
     train(model, blocks, section, seed=7, work=work)
     rows = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if "loss" in row], model
@@ -121,8 +121,8 @@ def test_the_loss_is_in_nats_and_the_gradient_has_both(folder: Path):
 
 
 def test_balancing_evens_out_the_experts(folder: Path, blocks: Blocks, tmp_path: Path):
-    schedule = {"peak_lr": 3e-3, "kind": "constant", "rewarm_fraction": 0.0}
-    settings = {"epochs": 4, "schedule": schedule, "blocks_per_step": 1, "micro_batch_blocks": 1}
+    schedule = {"peak_lr": 3e-3, "kind": "constant", "warmup_fraction": 0.0}
+    settings = {"epochs": 4, "schedule": schedule, "global_batch_size": 1, "micro_batch_size": 1}
     off, _ = run(folder, blocks, tmp_path / "off", 0.0, **settings)
     on, _ = run(folder, blocks, tmp_path / "on", 1.0, **settings)
 
@@ -146,8 +146,8 @@ def test_computing_activations_again_changes_no_bit(
 
 
 def test_micro_batches_only_regroup_the_sums(folder: Path, blocks: Blocks, tmp_path: Path):
-    whole, _ = run(folder, blocks, tmp_path / "whole", 0.0, micro_batch_blocks=4)
-    parts, _ = run(folder, blocks, tmp_path / "parts", 0.0, micro_batch_blocks=1)
+    whole, _ = run(folder, blocks, tmp_path / "whole", 0.0, micro_batch_size=4)
+    parts, _ = run(folder, blocks, tmp_path / "parts", 0.0, micro_batch_size=1)
     for a, b in zip(whole, parts, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
     assert whole[0]["expert_shares"] == parts[0]["expert_shares"]

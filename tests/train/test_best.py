@@ -38,7 +38,7 @@ def data(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
 
 def section(**values: Any) -> TrainSection:
     base = {
-        "precision": "fp32", "schedule": {"peak_lr": 1e-2}, "save_every_steps": 1,
+        "precision": "fp32", "schedule": {"peak_lr": 1e-2}, "save_steps": 1,
         "watch": {"evaluations": 3, "tolerance": 0.05}, "keep_best": True,
     }  # fmt: skip
     return TrainSection.model_validate({**base, **values})
@@ -60,7 +60,7 @@ def fresh(data: Path) -> torch.nn.Module:
 
 def test_the_best_state_is_kept_beside_the_latest(data: Path):
     (data / "w").mkdir()
-    given = section(keep_when_done=True)
+    given = section(keep_checkpoints=True)
     blocks = Blocks.open(data / "blocks")
     results = train(fresh(data), blocks, given, seed=7, work=data / "w", watch=scores())
     assert results["num_steps"] == 8
@@ -113,7 +113,7 @@ def test_a_stage_killed_while_it_finishes_loses_nothing(
         raise KeyboardInterrupt
 
     stage = Stage(data / "cpt", {}, {}, 7)
-    given = section(keep_when_done=True)
+    given = section(keep_checkpoints=True)
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "hash_folder", killed)
         with pytest.raises(KeyboardInterrupt):
@@ -135,7 +135,7 @@ def test_a_stage_killed_while_it_finishes_loses_nothing(
 def test_a_damaged_state_is_named(data: Path):
     (data / "w").mkdir()
     blocks = Blocks.open(data / "blocks")
-    given = section(keep_states=2)
+    given = section(save_total_limit=2)
     train(fresh(data), blocks, given, seed=7, work=data / "w", watch=scores())
     last = data / "w" / f"state-{training_state.saved_steps(data / 'w')[-1]:08d}"
     (last / "state.json").write_text("{")

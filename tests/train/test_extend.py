@@ -16,9 +16,8 @@ from tests.helpers.projects import recipe
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.data.blocks import Blocks
 from toolkit.errors import ConfigError
-from toolkit.pipeline.models import ensure_general
+from toolkit.pipeline.models import ensure_cpt, ensure_data, ensure_general
 from toolkit.pipeline.run import Run
-from toolkit.pipeline.specialist import ensure_cpt, ensure_data
 from toolkit.pipeline.stages import ensure_merge
 from toolkit.stage import read_manifest
 from toolkit.train.extend import extend_tokenizer

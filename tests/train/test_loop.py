@@ -43,7 +43,7 @@ def fresh(tmp_path: Path, make_model: Callable[..., Path]) -> Callable[[], torch
 
 
 def section(**values: object) -> TrainSection:
-    base = {"precision": "fp32", "schedule": {"peak_lr": 1e-2}, "save_every_steps": 3}
+    base = {"precision": "fp32", "schedule": {"peak_lr": 1e-2}, "save_steps": 3}
     return TrainSection.model_validate({**base, **values})
 
 
@@ -102,8 +102,8 @@ def test_a_killed_run_continues_to_the_same_bits(
 
 
 def test_accumulation_changes_the_result_only_by_rounding(fresh, blocks, tmp_path: Path):
-    one = run(fresh, blocks, tmp_path / "one", blocks_per_step=4, micro_batch_blocks=4)
-    four = run(fresh, blocks, tmp_path / "four", blocks_per_step=4, micro_batch_blocks=1)
+    one = run(fresh, blocks, tmp_path / "one", global_batch_size=4, micro_batch_size=4)
+    four = run(fresh, blocks, tmp_path / "four", global_batch_size=4, micro_batch_size=1)
     assert losses(tmp_path / "four")[0] == pytest.approx(losses(tmp_path / "one")[0], rel=1e-6)
     assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
     assert not same(one, fresh().state_dict())
@@ -143,7 +143,7 @@ def test_losses_that_are_no_numbers_are_refused_and_end_the_run(fresh, blocks, t
     before = weights(model)
     (tmp_path / "n").mkdir()
     with pytest.raises(ToolkitError, match=r"the 3\. in a row that .*peak_lr"):
-        train(model, blocks, section(max_bad_steps=3), seed=0, work=tmp_path / "n")
+        train(model, blocks, section(max_nonfinite_steps=3), seed=0, work=tmp_path / "n")
     rows = [json.loads(line) for line in (tmp_path / "n/metrics.jsonl").read_text().splitlines()]
     assert [row["skipped"] for row in rows] == [True] * 3
     assert all(
@@ -184,7 +184,7 @@ from toolkit.errors import ToolkitError
 from toolkit.train.loop import train
 folder = Path({folder!r})
 model = AutoModelForCausalLM.from_pretrained(folder / "model")
-train(model, Blocks.open(folder / "blocks", 12), section(save_every_steps=2), seed=7,
+train(model, Blocks.open(folder / "blocks", 12), section(save_steps=2), seed=7,
       work=folder / {work!r})
 model.save_pretrained(folder / {work!r} / "final")
 """
@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_the_former_state(
 
 
 def test_the_last_states_are_kept(fresh, blocks, tmp_path: Path):
-    run(fresh, blocks, tmp_path / "w", keep_states=2)
+    run(fresh, blocks, tmp_path / "w", save_total_limit=2)
     assert training_state.saved_steps(tmp_path / "w") == [6, 9]
 
 
@@ -286,7 +286,7 @@ def test_the_watch_can_raise_replay_and_a_killed_run_does_so_again(
         work.mkdir(exist_ok=True)
         watch.calls = 0 if not training_state.saved_steps(work) else 1  # type: ignore[attr-defined]
         made = make_blocks(tmp_path / "mix", sources, counts={"d": 28, "g": 4})
-        given = section(watch={"evaluations": 1, "gate": "raise_replay"}, save_every_steps=10)
+        given = section(watch={"evaluations": 1, "gate": "raise_replay"}, save_steps=10)
         model = fresh()
         result = train(model, made, given, seed=7, work=work, watch=watch, general_sources=("g",))
         assert result["replay_raised"] == 1
@@ -342,7 +342,7 @@ def test_compiling_changes_rounding_at_most(
         real(module, backend="eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", traced)
-    few = {"epochs": 1, "save_every_steps": 100}
+    few = {"epochs": 1, "save_steps": 100}
     plain = run(fresh, blocks, tmp_path / "a", **few)
     compiled = run(fresh, blocks, tmp_path / "b", compile=True, **few)
     torch._dynamo.reset()

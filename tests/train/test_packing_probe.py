@@ -31,7 +31,7 @@ def test_rounding_in_training_is_not_taken_for_a_leak(
     fused = fuse(model, torch.bfloat16)
     module = accelerator.prepare(NextTokenLoss(model.train(), torch.bfloat16, fused=fused))
     plain = accelerator.unwrap_model(module)
-    stages = [SimpleNamespace(sequence_tokens=240)]
+    stages = [SimpleNamespace(sequence_length=240)]
     assert settle_packing(module, plain, stages, accelerator)  # type: ignore[arg-type]
     assert (plain.layout, plain.fused, plain.dtype) == ("positions", True, torch.bfloat16)
     assert plain.model.training

@@ -76,8 +76,8 @@ def watch(model):
     return {"domain": nats.mean().item(), "general": nats.mean().item()}
 
 values = {
-    "precision": precision, "schedule": {"peak_lr": 1e-2}, "blocks_per_step": 5,
-    "micro_batch_blocks": 1, "save_every_steps": 2, "keep_when_done": True, "keep_states": 9,
+    "precision": precision, "schedule": {"peak_lr": 1e-2}, "global_batch_size": 5,
+    "micro_batch_size": 1, "save_steps": 2, "keep_checkpoints": True, "save_total_limit": 9,
     "watch": {"evaluations": 1},
 }
 section = TrainSection.model_validate(values)

@@ -10,8 +10,8 @@ import pytest
 
 from tests.helpers.token_blocks import make_blocks
 from toolkit.errors import ConfigError, DataError, ToolkitError
+from toolkit.pipeline.models import ensure_cpt
 from toolkit.pipeline.run import Run
-from toolkit.pipeline.specialist import ensure_cpt
 from toolkit.stage import Stage
 from toolkit.train import processes
 from toolkit.train.config import TrainSection
@@ -32,7 +32,7 @@ def test_tokens_that_the_model_does_not_have(tmp_path: Path, make_model: Callabl
 
 def test_blocks_longer_than_the_model(tmp_path: Path, make_model: Callable[..., Path]):
     make_model(tmp_path / "model", max_position_embeddings=16)
-    words = r"data\.sequence_tokens: must be at most 16, .* \(got 32\)"
+    words = r"data\.sequence_length: must be at most 16, .* \(got 32\)"
     with pytest.raises(ConfigError, match=words):
         attempt(tmp_path, [1, 2, 3])
     assert not (tmp_path / "cpt").exists()
@@ -82,14 +82,14 @@ def test_a_recipe_changed_while_interrupted_says_which_key(
 
     start(open_run(tmp_path, {}))
     capsys.readouterr()
-    start(open_run(tmp_path, {"train": {"blocks_per_step": 3}}))
+    start(open_run(tmp_path, {"train": {"global_batch_size": 3}}))
     text = capsys.readouterr().out
-    assert "train.blocks_per_step: 2 -> 3" in text
+    assert "train.global_batch_size: 2 -> 3" in text
     assert "put these back" in text
     assert list(Path("runs/tiny/cpt.partial.1").glob("state-*"))
 
     # The data: another document, so another data stage, and the key is the input's.
     (tmp_path / "docs/train99.txt").write_text("the board expects net income in 2031. " * 20)
-    start(open_run(tmp_path, {"train": {"blocks_per_step": 3}}))
+    start(open_run(tmp_path, {"train": {"global_batch_size": 3}}))
     text = capsys.readouterr().out
     assert "inputs.data: " in text

@@ -13,8 +13,7 @@ from transformers import AutoModelForCausalLM
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.checkpoint.config import ShapeSection
 from toolkit.errors import ConfigError
-from toolkit.pipeline.models import ensure_general
-from toolkit.pipeline.specialist import ensure_cpt
+from toolkit.pipeline.models import ensure_cpt, ensure_general
 from toolkit.recipe.model import ModelSection, shape_of
 from toolkit.stage import content_hash
 from toolkit.train.scratch import random_llama

@@ -91,7 +91,7 @@ def main() -> None:
 def data_run(recipe: RecipeName, runs: Runs = Path("runs"), verify: Verify = False) -> None:
     """Fetch, clean, split, tokenize and pack a recipe's documents."""
     from toolkit.file_hashes import verify_all
-    from toolkit.pipeline.specialist import ensure_data
+    from toolkit.pipeline.models import ensure_data
 
     verify_all(verify)
     ensure_data(_open(recipe, runs))
@@ -111,7 +111,7 @@ def cpt_run(
 ) -> None:
     """Train a recipe's general model into the specialist."""
     from toolkit.file_hashes import verify_all
-    from toolkit.pipeline.specialist import ensure_cpt
+    from toolkit.pipeline.models import ensure_cpt
     from toolkit.plan.outlook import say_outlook
 
     verify_all(verify)

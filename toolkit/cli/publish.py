@@ -120,9 +120,8 @@ def _checked(repository: str) -> str:
 
 
 def _material(name: str, runs: Path) -> Material:
-    from toolkit.pipeline.models import ensure_general, ensure_models
+    from toolkit.pipeline.models import ensure_cpt, ensure_data, ensure_general, ensure_models
     from toolkit.pipeline.run import Run
-    from toolkit.pipeline.specialist import ensure_cpt, ensure_data
     from toolkit.pipeline.stages import ensure_merge
     from toolkit.publish.material import Material
 

@@ -45,8 +45,8 @@ def anneal(
     ] = None,
 ) -> None:
     """Finish a specialist: bring the learning rate down from a state of the constant phase."""
+    from toolkit.pipeline.models import ensure_anneal
     from toolkit.pipeline.run import Run
-    from toolkit.pipeline.specialist import ensure_anneal
 
     ensure_anneal(Run.open(recipe, runs), from_step=from_step, steps=steps)
 
@@ -78,8 +78,8 @@ def average(
 ) -> None:
     """Average model folders into a new one, or the last states that a recipe's cpt kept."""
     if len(places) == 1:
+        from toolkit.pipeline.models import ensure_average
         from toolkit.pipeline.run import Run
-        from toolkit.pipeline.specialist import ensure_average
 
         if weights is not None or decay is not None:
             raise ConfigError("--weights and --decay: of a recipe's states, train.average says it.")

@@ -87,7 +87,7 @@ class StageBlocks:
 
     Attributes:
         name: of the stage.
-        sequence_tokens: T.
+        sequence_length: T.
         num_positions: blocks in this stage, repeats included.
         num_targets: about how many targets they have together.
         shares: sources and their counts.
@@ -103,7 +103,7 @@ class StageBlocks:
         epochs: int,
     ) -> None:
         self.name = str(entry["name"])
-        self.sequence_tokens = int(entry["sequence_tokens"])
+        self.sequence_length = int(entry["sequence_length"])
         self._seed, self._separator = seed, separator
         self._sources, self._folder = sources, folder
         rows = entry["shares"]
@@ -126,7 +126,7 @@ class StageBlocks:
         Raises:
             IndexError: a position is not in `[0, num_positions)`.
         """
-        shape = (len(positions), self.sequence_tokens)
+        shape = (len(positions), self.sequence_length)
         input_ids = np.full(shape, self._separator, dtype=np.int32)
         labels = np.full(shape, IGNORED, dtype=np.int32)
         segments = np.full(shape, -1, dtype=np.int32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import string
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 from typing_extensions import Self
@@ -172,6 +172,8 @@ def _check_template(template: str) -> None:
 class SourceSection(Section):
     """One source of documents: exactly one of `artifact`, `hub`, `edgar` and `files`."""
 
+    former_keys: ClassVar = {"artefact": "artifact"}
+
     role: Role
     """`domain` is to be learned; `general` is replayed in training and watched in evaluation."""
 
@@ -293,6 +295,12 @@ Pii = Literal["email", "phone", "iban", "us_ssn", "credit_card", "ip_address"]
 class CleaningSection(Section):
     """What is left out before anything is learned; each step is counted in the manifest."""
 
+    former_keys: ClassVar = {
+        "exact_duplicates": "drop_exact_duplicates",
+        "near_duplicates": "near_duplicate_similarity",
+        "decontaminate_words": "decontamination_ngram",
+    }
+
     collapse_spaces: bool = True
     """Write several spaces within a line as one. Not for code, where they align and are quoted."""
 
@@ -310,14 +318,14 @@ class CleaningSection(Section):
     max_repeated_ngram_fraction: Fraction = 0.5
     """The same of words that stand in runs of ten words that came before."""
 
-    exact_duplicates: bool = True
+    drop_exact_duplicates: bool = True
     """Keep one of several documents with the same words."""
 
-    near_duplicates: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.8
+    near_duplicate_similarity: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.8
     """Keep one of several documents whose sets of five-word runs are at least so alike (estimated
     Jaccard index, MinHash; Broder 1997); null turns it off."""
 
-    decontaminate_words: Annotated[int, Field(ge=5)] | None = 13
+    decontamination_ngram: Annotated[int, Field(ge=5)] | None = 13
     """Length in words of a run that a training document must not have in common with the tuning and
     test documents (Brown et al. 2020); null turns it off."""
 
@@ -340,10 +348,12 @@ class CleaningSection(Section):
 class FimSection(Section):
     """Fill-in-the-middle (Bavarian et al. 2022): prefix, suffix and then the middle."""
 
+    former_keys: ClassVar = {"spm_fraction": "spm_rate"}
+
     rate: Fraction = 0.9
     """Share of documents that are rearranged; Code Llama's figure."""
 
-    spm_fraction: Fraction = 0.5
+    spm_rate: Fraction = 0.5
     """Share of those in the order suffix, prefix, middle; the others prefix, suffix, middle."""
 
     piece_characters: PositiveInt | None = None
@@ -359,6 +369,8 @@ class FimSection(Section):
 class StageSection(Section):
     """One stage of a curriculum: its own mixture, length and amount."""
 
+    former_keys: ClassVar = {"sequence_tokens": "sequence_length"}
+
     name: str
     """For the log."""
 
@@ -368,8 +380,8 @@ class StageSection(Section):
     shares: dict[str, Annotated[float, Field(ge=0.0)]]
     """Share of the tokens from each source; together they are 1."""
 
-    sequence_tokens: Annotated[int, Field(ge=8), at_most("TOKENS")] | None = None
-    """Length of a block; by default `data.sequence_tokens`."""
+    sequence_length: Annotated[int, Field(ge=8), at_most("TOKENS")] | None = None
+    """Length of a block; by default `data.sequence_length`."""
 
     @model_validator(mode="after")
     def _some(self) -> Self:
@@ -381,10 +393,12 @@ class StageSection(Section):
 class DataSection(Section):
     """From sources to packed blocks of tokens."""
 
+    former_keys: ClassVar = {"sequence_tokens": "sequence_length"}
+
     sources: dict[str, SourceSection]
     """Sources by name; the name appears in every document's id."""
 
-    sequence_tokens: Annotated[int, Field(ge=8), at_most("TOKENS")] = 512
+    sequence_length: Annotated[int, Field(ge=8), at_most("TOKENS")] = 512
     """Length of a training block in tokens."""
 
     replay_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15

@@ -274,7 +274,7 @@ def _fim_cut(text: str, name: str, section: FimSection, seed: int) -> tuple[list
     if stable_unit("fim", seed, name) >= section.rate:
         return [text], False
     places = sorted(int(stable_unit("fim", seed, name, end) * (len(text) + 1)) for end in "ab")
-    is_spm = stable_unit("fim order", seed, name) < section.spm_fraction
+    is_spm = stable_unit("fim order", seed, name) < section.spm_rate
     return [text[: places[0]], text[places[0] : places[1]], text[places[1] :]], is_spm
 
 

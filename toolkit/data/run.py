@@ -165,7 +165,7 @@ def _without_duplicates(
     usable = index.split >= 0
     reasons = [("in no split", ~usable)]
     rank = split_ranks(index.open_to)
-    if section.cleaning.exact_duplicates:
+    if section.cleaning.drop_exact_duplicates:
         # Documents in no split must not push others out.
         repeated = np.zeros(len(usable), dtype=np.bool_)
         repeated[usable] = drop_exact(index.exact[usable], rank[usable])
@@ -173,7 +173,7 @@ def _without_duplicates(
         usable = usable & ~repeated
     else:
         _keep_copies_together(section, index, usable)
-    threshold = section.cleaning.near_duplicates
+    threshold = section.cleaning.near_duplicate_similarity
     if threshold is not None and index.signature.shape[1]:
         near = drop_near(index.signature, rank, threshold, usable)
         reasons.append(("nearly repeated", near))
@@ -232,13 +232,13 @@ def _overlap(
     texts: Path,
 ) -> Overlap | None:
     cleaning = section.cleaning
-    if cleaning.decontaminate_words is None:
+    if cleaning.decontamination_ngram is None:
         return None
     known = [item.document.text for items in chosen.values() for item in items]
-    write_known_runs(texts, known + others, cleaning.decontaminate_words)
+    write_known_runs(texts, known + others, cleaning.decontamination_ngram)
     return Overlap(
         texts,
-        cleaning.decontaminate_words,
+        cleaning.decontamination_ngram,
         cleaning.max_overlap_fraction,
         cleaning.max_contained_fraction,
     )
@@ -270,7 +270,7 @@ def _tokenize_all(
             if role == "general" and not section.stages:
                 share = section.replay_fraction
                 # A little more, since whole blocks are taken from it.
-                need = domain_tokens * share / (1.0 - share) + 2 * section.sequence_tokens
+                need = domain_tokens * share / (1.0 - share) + 2 * section.sequence_length
                 limits.append(int(need) if share > 0 else 0)
             encoder = Encoder(tokenizer_folder, seed, start=frame[1])
             if source.fim:
@@ -324,8 +324,8 @@ def _write_packs(
 ) -> dict[tuple[str, int], int]:
     """Pack every source at every length that a stage uses; returns the numbers of blocks."""
     blocks: dict[tuple[str, int], int] = {}
-    lengths = [stage.sequence_tokens or section.sequence_tokens for stage in section.stages]
-    for length in sorted({*(lengths or [section.sequence_tokens])}):
+    lengths = [stage.sequence_length or section.sequence_length for stage in section.stages]
+    for length in sorted({*(lengths or [section.sequence_length])}):
         for number, (name, table) in enumerate(tables.items()):
             bases = np.cumsum([0, *(size for _, size in table.files)])
             packed = pack(table.num_tokens + 1, length, section.packing)
@@ -355,17 +355,17 @@ def _stages(
             }
             for source, count in counts.items()
         ]
-        return {"name": name, "sequence_tokens": length, "shares": shares}
+        return {"name": name, "sequence_length": length, "shares": shares}
 
     def at(length: int) -> dict[str, int]:
         return {name: blocks[name, length] for name in tables}
 
     if not section.stages:
-        length = section.sequence_tokens
+        length = section.sequence_length
         return [entry("train", length, plain_counts(section, at(length), targets))]
     entries = []
     for number, stage in enumerate(section.stages):
-        length = stage.sequence_tokens or section.sequence_tokens
+        length = stage.sequence_length or section.sequence_length
         counts = stage_counts(section, number, at(length), targets)
         entries.append(entry(stage.name, length, counts))
     return entries

@@ -45,7 +45,7 @@ def summarize(
             used = share["count"] * share["num_targets"] / max(1, share["num_blocks"])
             tokens[roles[share["source"]]] += round(used)
             num_blocks += share["count"]
-    room = sum(s["count"] * stage["sequence_tokens"] for stage in stages for s in stage["shares"])
+    room = sum(s["count"] * stage["sequence_length"] for stage in stages for s in stage["shares"])
     sources: dict[str, Any] = {}
     for name, counter in counts.items():
         table = tables[name]
@@ -77,7 +77,7 @@ def summarize(
     return {
         "train": {
             "num_blocks": num_blocks,
-            "sequence_tokens": section.sequence_tokens,
+            "sequence_length": section.sequence_length,
             "domain_tokens": tokens["domain"],
             "general_tokens": tokens["general"],
             "replay_share": tokens["general"] / max(1, tokens["domain"] + tokens["general"]),
@@ -99,7 +99,7 @@ def summarize(
         "stages": [
             {
                 "name": stage["name"],
-                "sequence_tokens": stage["sequence_tokens"],
+                "sequence_length": stage["sequence_length"],
                 "shares": {
                     s["source"]: {
                         "blocks": s["count"],
@@ -132,7 +132,7 @@ def describe(results: Mapping[str, Any]) -> str:
             if share["repeats"] > 1.001:
                 lines.append(f"  {stage['name']}: {name} is seen {share['repeats']:.2f} times")
     lines.append(
-        f"  train: {train['num_blocks']:,} blocks of {train['sequence_tokens']}, "
+        f"  train: {train['num_blocks']:,} blocks of {train['sequence_length']}, "
         f"{train['room_used']:.1%} full: "
         f"{train['domain_tokens']:,} domain + {train['general_tokens']:,} general tokens "
         f"({train['replay_share']:.1%} replay)\n"

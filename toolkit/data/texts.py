@@ -115,7 +115,7 @@ def _write_shard(batch: _Batch) -> dict[str, Any]:
         documents = _learnable(documents, batch.tokenizer, faults)
     kept, codes, offsets = clean_documents(documents, batch.cleaning, counts)
     words = spread(codes)
-    near = batch.cleaning.near_duplicates is not None
+    near = batch.cleaning.near_duplicate_similarity is not None
     columns: dict[str, Any] = {
         "exact": exact_keys(words, offsets),
         "signature": signatures(words, offsets) if near else np.zeros((len(kept), 0), np.uint32),

@@ -86,7 +86,7 @@ def load_answers(
     general_hash: str,
     folder: Path,
     *,
-    answer_tokens: int,
+    max_new_tokens: int,
     top_tokens: int,
     advance: Callable[[float, str], None] | None = None,
 ) -> Answers:
@@ -98,23 +98,23 @@ def load_answers(
         load_general: loads the general model; called only where answers are missing.
         general_hash: of its content and of the type it is loaded in.
         folder: of the cache.
-        answer_tokens: longest answer.
+        max_new_tokens: longest answer.
         top_tokens: K.
         advance: told how many prompts are done.
     """
     encoded, templated = encode_prompts(tokenizer, prompts)
     parts: list[Answers] = []
     model = None
-    longest = max(map(len, encoded), default=0) + answer_tokens
+    longest = max(map(len, encoded), default=0) + max_new_tokens
     rows = min(max(_BLOCK_TOKENS // longest, _LEAST_ROWS), _MOST_ROWS)
     for start in range(0, len(encoded), rows):
         block = encoded[start : start + rows]
-        key = hash_json([general_hash, block, answer_tokens, top_tokens])
+        key = hash_json([general_hash, block, max_new_tokens, top_tokens])
         path = folder / f"{key}.npz"
         known = _read(path, block, templated)
         if known is None:
             model = load_general() if model is None else model
-            known = make_answers(model, tokenizer, block, answer_tokens, top_tokens, templated)
+            known = make_answers(model, tokenizer, block, max_new_tokens, top_tokens, templated)
             _write(path, known)
         parts.append(known)
         if advance is not None:
@@ -134,7 +134,7 @@ def make_answers(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[list[int]],
-    answer_tokens: int,
+    max_new_tokens: int,
     top_tokens: int,
     templated: bool,
 ) -> Answers:
@@ -144,7 +144,7 @@ def make_answers(
         EvaluationError: the model's probabilities are not numbers.
     """
     model.eval()
-    answers = greedy_answers(model, stops_of(model, tokenizer), prompts, answer_tokens)
+    answers = greedy_answers(model, stops_of(model, tokenizer), prompts, max_new_tokens)
     tops: list[Tensor] = [torch.empty(0)] * len(prompts)
     logs: list[Tensor] = [torch.empty(0)] * len(prompts)
     rests: list[Tensor] = [torch.empty(0)] * len(prompts)

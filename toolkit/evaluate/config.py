@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -24,6 +24,8 @@ BIGBENCH = ArtifactSection(
 
 class ChoicesSection(Section):
     """A set of multiple-choice questions: exactly one of `bigbench`, `files`, `artifact`, `hub`."""
+
+    former_keys: ClassVar = {"artefact": "artifact", "tuning_share": "validation_fraction"}
 
     name: str
     """For tables and reports."""
@@ -62,7 +64,7 @@ class ChoicesSection(Section):
     """`acc` takes the likeliest option, `acc_norm` the likeliest by character; `log_loss` is the
     surprise at the right option among all, in nats: it sees small changes with few questions."""
 
-    tuning_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """Share of the questions that the search sees; the others are test. A hash decides."""
 
     limit: PositiveInt | None = None
@@ -82,6 +84,8 @@ class ChoicesSection(Section):
 class RetentionSection(Section):
     """The general model's own answers to everyday prompts: what a merge must not unlearn."""
 
+    former_keys: ClassVar = {"answer_tokens": "max_new_tokens"}
+
     prompts: Annotated[int, Field(ge=0), at_most("COUNT")] = 96
     """Prompts of each split at most, tuning and test, of all kinds in turn; of ours there are 192.
     0 turns retention off. A loss counts as within the tolerance when its upper bound is: with few
@@ -91,7 +95,7 @@ class RetentionSection(Section):
     """JSONL files with prompts of your own in place of ours: a `prompt` per line, with a `kind` (of
     each, half is for tuning and half for test) and a `group` (stays in one split) if you like."""
 
-    answer_tokens: Length = 24
+    max_new_tokens: Length = 24
     """Answers are cut to this length."""
 
     loss_role: EvaluationRole = "general"
@@ -135,6 +139,8 @@ class MiddlesSection(Section):
 class TaskSection(Section):
     """A task of lm-eval."""
 
+    former_keys: ClassVar = {"tuning_share": "validation_fraction"}
+
     task: str
     """Name of a task or group."""
 
@@ -150,7 +156,7 @@ class TaskSection(Section):
     num_fewshot: Annotated[int, Field(ge=0), at_most("COUNT")] | None = None
     """Examples in the prompt; by default as the task says."""
 
-    tuning_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """Share of the items that the search sees; the others are test. A hash decides."""
 
     limit: PositiveInt | None = None

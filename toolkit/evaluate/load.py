@@ -86,7 +86,7 @@ def _retention(
             lambda: _load(general, section),
             made_by,
             cache / "answers",
-            answer_tokens=wanted.answer_tokens,
+            max_new_tokens=wanted.max_new_tokens,
             top_tokens=wanted.top_tokens,
             advance=advance,
         )

@@ -68,12 +68,12 @@ def load_questions(section: ChoicesSection, split: SplitName | None = None) -> l
     chosen = [
         question
         for question in found
-        if (places[question.id][0] < section.tuning_share) == (split == "tuning")
+        if (places[question.id][0] < section.validation_fraction) == (split == "tuning")
     ]
     if not chosen:
         raise EvaluationError(
             f"{section.name}: none of its {len(found)} questions falls into {split}; "
-            "set tuning_share otherwise, or give more questions."
+            "set validation_fraction otherwise, or give more questions."
         )
     if section.limit is not None and len(chosen) > section.limit:
         by_hash = sorted(chosen, key=lambda question: places[question.id][1])

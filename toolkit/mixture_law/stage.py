@@ -79,11 +79,11 @@ def check_wanted(wanted: MixtureRequest, recipe: Recipe) -> None:
         raise ConfigError(f"--shares: {twice.removeprefix('share-')} stands there twice.")
     if wanted.repeats < 1:
         raise ConfigError(f"--repeats: must be at least 1 (got {wanted.repeats}).")
-    step = recipe.train.blocks_per_step * recipe.data.sequence_tokens
+    step = recipe.train.global_batch_size * recipe.data.sequence_length
     if wanted.tokens < _FEWEST_STEPS * step:
         raise ConfigError(
             f"--tokens: {wanted.tokens} are fewer than {_FEWEST_STEPS} steps of {step} tokens, too "
-            "few for a schedule; give more, or lower train.blocks_per_step in the recipe."
+            "few for a schedule; give more, or lower train.global_batch_size in the recipe."
         )
 
 
@@ -180,7 +180,7 @@ def mixture_data(section: DataSection, wanted: MixtureRequest) -> DataSection:
 def mixture_training(section: TrainSection) -> TrainSection:
     """The recipe's training without what a small run has no use for."""
     watch = section.watch.model_copy(update={"evaluations": 0})
-    plain = {"epochs": 1, "use": "last", "keep_best": False, "keep_when_done": False}
+    plain = {"epochs": 1, "use": "last", "keep_best": False, "keep_checkpoints": False}
     return section.model_copy(update={**plain, "watch": watch, "stages": {}, "trackers": ()})
 
 

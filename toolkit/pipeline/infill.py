@@ -8,9 +8,8 @@ from toolkit.checkpoint.load import load_causal_model, scoring_dtype
 from toolkit.errors import ConfigError
 from toolkit.evaluate.compare import figures_of, show_figures
 from toolkit.evaluate.middles import middles_sets
-from toolkit.pipeline.models import ensure_general
+from toolkit.pipeline.models import ensure_data, ensure_general, ensure_specialist
 from toolkit.pipeline.run import Run
-from toolkit.pipeline.specialist import ensure_data, ensure_specialist
 from toolkit.progress import progress, say
 from toolkit.stage import write_json
 from toolkit.tokenizer_files import load_tokenizer

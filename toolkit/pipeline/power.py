@@ -32,8 +32,7 @@ _BLOCK, _LEVELS = 32, 7.0
 def run_power(run: Run) -> list[SetPower]:
     """Say what a recipe's tuning sets can see: from the general model and a first merge where there
     is a specialist, else from the general model and itself rounded to four bits. Trains nothing."""
-    from toolkit.pipeline.models import ensure_general, ensure_models
-    from toolkit.pipeline.specialist import ensure_data
+    from toolkit.pipeline.models import ensure_data, ensure_general, ensure_models
     from toolkit.pipeline.stages import merge_stage
 
     general, data = ensure_general(run), ensure_data(run)

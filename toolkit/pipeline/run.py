@@ -22,7 +22,7 @@ WITHOUT_EFFECT = (
     "config.model.license",
     "config.data.sources.*.license",
     "config.train.gradient_checkpointing",  # computed again, the numbers are the same
-    "config.train.max_bad_steps",  # a run that was finished did not stop for it
+    "config.train.max_nonfinite_steps",  # a run that was finished did not stop for it
 )
 """Keys of stages that say something of them, or how they are computed, and change no result."""
 

@@ -1,6 +1,8 @@
-"""The specialist of a recipe: documents, continued pre-training, and what is made of its states.
+"""The stages that make a specialist, each of folders that stand: documents, continued pre-training,
+and what is made of its states.
 
-A specialist is the end of training, or is annealed or averaged from states that training kept."""
+A specialist is the end of training, or is annealed or averaged from states that training kept.
+"""
 
 from __future__ import annotations
 
@@ -14,45 +16,131 @@ from toolkit.evaluate.config import EvaluateSection
 from toolkit.file_hashes import known_hash
 from toolkit.library_errors import computing
 from toolkit.pipeline.model_hashes import conversation_hashes, fingerprint, tokenizer_hashes
-from toolkit.pipeline.models import ensure_general
-from toolkit.pipeline.run import Run, first_alone
-from toolkit.pipeline.run import ensure_stage as _ensure
+from toolkit.pipeline.run import Run, ensure_stage
 from toolkit.progress import say
 from toolkit.stage import Stage, content_hash, hash_folder, hash_json
 from toolkit.train.config import TrainSection, identity_of, watch_decides, without_effect
 from toolkit.train.schedule import anneal_rates, constant_steps, learning_rate
 
 
-def ensure_specialist(run: Run) -> Path:
-    """The specialist that later stages take, as `train.use` says."""
-    use = run.recipe.train.use
-    if use == "anneal":
-        return ensure_anneal(run)
-    return ensure_average(run) if use == "average" else ensure_cpt(run)
+def data_stage(run: Run, name: str, section: DataSection, general: Path) -> Path:
+    """A data stage of any name: a section's documents as tokens of a model's tokenizer."""
+    from toolkit.data.files import input_hashes
+    from toolkit.data.run import run_data
+
+    others = [Path(name).expanduser() for name in section.cleaning.decontaminate_files]
+    inputs = {
+        "tokenizer": hash_json(tokenizer_hashes(general)),
+        **input_hashes(section.sources),
+        **{f"decontaminate/{p}": known_hash(p) for p in others if p.is_file()},
+    }
+    if any(source.messages_field for source in section.sources.values()):
+        inputs |= conversation_hashes(general)
+    stage = run.stage(name, {"data": identity_of_data(section)}, inputs)
+    return ensure_stage(stage, name, lambda: run_data(section, stage, general, say))
 
 
-def ensure_anneal(run: Run, *, from_step: int | None = None, steps: float | None = None) -> Path:
+def train_cpt(run: Run, general: Path, data: Path, *, change_schedule: bool = False) -> Path:
+    """The cpt stage: continued pre-training, general model to specialist.
+
+    Args:
+        run: run of the recipe.
+        general: folder of the general model.
+        data: folder of the data stage.
+        change_schedule: whether an interrupted run continues although its schedule was changed.
+
+    Raises:
+        ConfigError: more than the schedule was changed.
+    """
+    from toolkit.merge.in_memory_proof import note_unless_live
+    from toolkit.pipeline.training import train_specialist
+    from toolkit.train.processes import is_first
+
+    stage = cpt_stage(run, general, data)
+    if change_schedule:
+        _adopt_schedule(stage)
+
+    def train() -> None:
+        note_unless_live(general, is_first())
+        with computing(general, what="cannot be trained"):
+            train_specialist(run.recipe, stage, general, data)
+
+    return ensure_stage(stage, "cpt", train)
+
+
+def cpt_stage(run: Run, general: Path, data: Path) -> Stage:
+    """The cpt stage as the recipe has it, whether it was run or not."""
+    inputs = {"general": fingerprint(general), "data": content_hash(data)}
+    train = run.recipe.train
+    config = {"train": identity_of(train), **watch_identity(train, run.recipe.evaluate)}
+    return run.stage("cpt", config, inputs, without_effect(train))
+
+
+def watch_identity(section: TrainSection, evaluate: EvaluateSection) -> dict[str, Any]:
+    """How the watch scores, for a stage's identity, where its figures decide."""
+    if not watch_decides(section):
+        return {}
+    return {"watch": evaluate.model_dump(mode="json", include={"window_tokens", "context_tokens"})}
+
+
+def _adopt_schedule(stage: Stage) -> None:
+    changes = stage.begun_otherwise()
+    other = [line for line in changes if not _is_of_schedule(line)]
+    if other:
+        raise ConfigError(
+            f"{stage.work}: more than the schedule was changed since it was begun:\n  "
+            + "\n  ".join(other)
+            + "\nPut the former values back, or run without --change-schedule to begin anew."
+        )
+    for line in changes:
+        say(f"  continues with another schedule: {line.removeprefix('config.')}")
+    if changes:
+        stage.adopt()
+
+
+def _is_of_schedule(change: str) -> bool:
+    key = change.split(": ")[0]
+    is_of_stage = key.startswith("config.train.stages.") and ".schedule" in key
+    return is_of_stage or key.startswith("config.train.schedule.")
+
+
+def refuse_own_schedules(section: TrainSection) -> None:
+    """
+    Raises:
+        ConfigError: the stages have schedules of their own.
+    """
+    if section.has_own_schedules:
+        raise ConfigError(
+            "train.stages: have schedules of their own, and annealing is for one common schedule; "
+            "give the last stage a schedule that decays."
+        )
+
+
+def anneal_specialist(
+    run: Run,
+    general: Path,
+    data: Path,
+    *,
+    from_step: int | None = None,
+    steps: float | None = None,
+) -> Path:
     """Bring the learning rate down from a state of the constant phase, in a folder of its own.
 
     Training goes on where the state stands in the data; beyond the end of the data, with another
     pass over its last stage in an order of its own.
 
     Args:
-        run: the recipe's.
-        from_step: which state; by default the latest one of the constant phase.
-        steps: how long, in place of `train.anneal.steps`.
+        run: run of the recipe.
+        general: folder of the general model.
+        data: folder of the data stage.
+        from_step: step of the state; by default the latest one of the constant phase.
+        steps: number of steps or fraction of those before, in place of `train.anneal.steps`.
 
     Raises:
         ConfigError: the schedule has no constant phase, or the step is not in it.
         CheckpointError: there is no such state.
     """
     section = run.recipe.train
-    if section.has_own_schedules:
-        raise ConfigError(
-            "train.stages: have schedules of their own, and annealing is for one common schedule; "
-            "give the last stage a schedule that decays."
-        )
-    general, data = first_alone(lambda: (ensure_general(run), ensure_data(run)))
     constant = constant_steps(_planned_steps(data, section), section.schedule)
     if not constant:
         raise ConfigError(
@@ -76,7 +164,7 @@ def ensure_anneal(run: Run, *, from_step: int | None = None, steps: float | None
 
         say(f"  {num_steps} steps from step {step}")
         rate = learning_rate(step - 1, _planned_steps(data, section), section.schedule)
-        plain = {"use": "last", "keep_best": False, "keep_when_done": False}
+        plain = {"use": "last", "keep_best": False, "keep_checkpoints": False}
         train_stage(
             section.model_copy(update=plain),
             run.recipe.data,
@@ -93,12 +181,69 @@ def ensure_anneal(run: Run, *, from_step: int | None = None, steps: float | None
     return run.ensure(stage, name, act)
 
 
-def ensure_average(run: Run, *, last: int | None = None) -> Path:
+def _states(run: Run, general: Path, data: Path, from_step: int | None) -> Path:
+    """Folder of states: of the complete stage, or of one under way that has the step asked for."""
+    stage = cpt_stage(run, general, data)
+    under_way = stage.work / f"state-{from_step or 0:08d}"
+    if not stage.is_complete() and stage.has_begun() and under_way.is_dir():
+        return stage.work
+    if not stage.is_complete() and not run.recipe.train.keep_checkpoints:
+        raise ConfigError(
+            "train.keep_checkpoints: set it to true, so that states stay to anneal from."
+        )
+    return train_cpt(run, general, data) / "states"
+
+
+def _chosen(states: Path, from_step: int | None, constant: range) -> int:
+    from toolkit.checkpoint.training_state import saved_steps
+
+    kept = saved_steps(states)
+    there = [step for step in kept if step in constant]
+    if from_step is None and there:
+        return there[-1]
+    if from_step in there:
+        return int(from_step or 0)
+    if from_step in kept:
+        raise ConfigError(
+            f"--from-step: step {from_step} is not in the constant phase, steps {constant.start} "
+            f"to {constant.stop - 1}; states there: {', '.join(map(str, there)) or 'none'}."
+        )
+    what = "of the constant phase" if from_step is None else f"of step {from_step}"
+    raise CheckpointError(
+        f"{states}: holds no state {what} (steps {constant.start} to {constant.stop - 1}); there "
+        f"are: {', '.join(map(str, kept)) or 'none'}. Set train.keep_checkpoints: true and "
+        "train.save_total_limit, put the cpt folder aside, and train again."
+    )
+
+
+def _planned_steps(data: Path, section: TrainSection) -> int:
+    from toolkit.data.blocks import Blocks
+    from toolkit.train.loop import plan_steps
+
+    return len(plan_steps(Blocks.open(data, section.epochs), section.global_batch_size))
+
+
+def _blocks(data: Path, section: TrainSection, num_steps: int, seed: int) -> Any:
+    """Blocks for so many steps: the recipe's, with further passes over the last stage."""
+    from toolkit.data.blocks import Blocks
+
+    blocks = Blocks.open(data, section.epochs, seed)
+    missing = num_steps - _planned_steps(data, section)
+    if missing <= 0:
+        return blocks
+    positions = blocks.stages[-1].num_positions // section.epochs
+    more = math.ceil((missing + 1) * section.global_batch_size / positions)
+    longer = Blocks.open(data, section.epochs + more, seed)
+    return Blocks((*blocks.stages[:-1], longer.stages[-1]), blocks.largest_token)
+
+
+def average_specialist(run: Run, cpt: Path, *, last: int | None = None) -> Path:
     """The mean of the last states of the cpt stage, as a model.
 
     Args:
-        run: the recipe's.
-        last: how many states, in place of `train.average.last`.
+        run: run of the recipe.
+        cpt: folder of the cpt stage.
+        last: number of states, in place of `train.average.last`.
 
     Raises:
         CheckpointError: fewer states were kept.
@@ -107,7 +252,6 @@ def ensure_average(run: Run, *, last: int | None = None) -> Path:
     from toolkit.checkpoint.training_state import saved_steps
 
     section = run.recipe.train.average
-    cpt = ensure_cpt(run)
     wanted = section.last if last is None else last
     states = cpt / "states"
     steps = saved_steps(states)[-wanted:]
@@ -128,149 +272,7 @@ def ensure_average(run: Run, *, last: int | None = None) -> Path:
 
 def _too_few(states: Path, found: int, wanted: int) -> CheckpointError:
     return CheckpointError(
-        f"{states}: holds {found} states, and {wanted} are wanted. Set train.keep_when_done: true "
-        f"and train.keep_states to at least {wanted}, put the cpt folder aside, and train again."
+        f"{states}: holds {found} states, and {wanted} are wanted. Set train.keep_checkpoints: "
+        f"true and train.save_total_limit to at least {wanted}, put the cpt folder aside, and "
+        "train again."
     )
-
-
-def _states(run: Run, general: Path, data: Path, from_step: int | None) -> Path:
-    """Folder of states: of the complete stage, or of one under way that has the step asked for."""
-    stage = cpt_stage(run, general, data)
-    under_way = stage.work / f"state-{from_step or 0:08d}"
-    if not stage.is_complete() and stage.has_begun() and under_way.is_dir():
-        return stage.work
-    if not stage.is_complete() and not run.recipe.train.keep_when_done:
-        raise ConfigError(
-            "train.keep_when_done: set it to true, so that states stay to anneal from."
-        )
-    return ensure_cpt(run) / "states"
-
-
-def _chosen(states: Path, from_step: int | None, constant: range) -> int:
-    from toolkit.checkpoint.training_state import saved_steps
-
-    kept = saved_steps(states)
-    there = [step for step in kept if step in constant]
-    if from_step is None and there:
-        return there[-1]
-    if from_step in there:
-        return int(from_step or 0)
-    if from_step in kept:
-        raise ConfigError(
-            f"--from-step: step {from_step} is not in the constant phase, steps {constant.start} "
-            f"to {constant.stop - 1}; states there: {', '.join(map(str, there)) or 'none'}."
-        )
-    what = "of the constant phase" if from_step is None else f"of step {from_step}"
-    raise CheckpointError(
-        f"{states}: holds no state {what} (steps {constant.start} to {constant.stop - 1}); there "
-        f"are: {', '.join(map(str, kept)) or 'none'}. Set train.keep_when_done: true and "
-        "train.keep_states, put the cpt folder aside, and train again."
-    )
-
-
-def _planned_steps(data: Path, section: TrainSection) -> int:
-    from toolkit.data.blocks import Blocks
-    from toolkit.train.loop import plan_steps
-
-    return len(plan_steps(Blocks.open(data, section.epochs), section.blocks_per_step))
-
-
-def _blocks(data: Path, section: TrainSection, num_steps: int, seed: int) -> Any:
-    """Blocks for so many steps: the recipe's, with further passes over the last stage."""
-    from toolkit.data.blocks import Blocks
-
-    blocks = Blocks.open(data, section.epochs, seed)
-    missing = num_steps - _planned_steps(data, section)
-    if missing <= 0:
-        return blocks
-    positions = blocks.stages[-1].num_positions // section.epochs
-    more = math.ceil((missing + 1) * section.blocks_per_step / positions)
-    longer = Blocks.open(data, section.epochs + more, seed)
-    return Blocks((*blocks.stages[:-1], longer.stages[-1]), blocks.largest_token)
-
-
-def ensure_data(run: Run) -> Path:
-    """The data stage: documents to packed blocks and evaluation sets."""
-    if run.lender is not None and run.same_documents:
-        return ensure_data(run.lender)
-    return data_stage(run, "data", run.recipe.data, ensure_general(run))
-
-
-def data_stage(run: Run, name: str, section: DataSection, general: Path) -> Path:
-    """A data stage of any name: a section's documents as tokens of a model's tokenizer."""
-    from toolkit.data.files import input_hashes
-    from toolkit.data.run import run_data
-
-    others = [Path(name).expanduser() for name in section.cleaning.decontaminate_files]
-    inputs = {
-        "tokenizer": hash_json(tokenizer_hashes(general)),
-        **input_hashes(section.sources),
-        **{f"decontaminate/{p}": known_hash(p) for p in others if p.is_file()},
-    }
-    if any(source.messages_field for source in section.sources.values()):
-        inputs |= conversation_hashes(general)
-    stage = run.stage(name, {"data": identity_of_data(section)}, inputs)
-    return _ensure(stage, name, lambda: run_data(section, stage, general, say))
-
-
-def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
-    """The cpt stage: continued pre-training, general model to specialist.
-
-    Args:
-        run: the recipe's.
-        change_schedule: continue an interrupted run although its schedule was changed since.
-
-    Raises:
-        ConfigError: more than the schedule was changed.
-    """
-    from toolkit.merge.in_memory_proof import note_unless_live
-    from toolkit.pipeline.training import train_specialist
-    from toolkit.train.processes import is_first
-
-    general, data = first_alone(lambda: (ensure_general(run), ensure_data(run)))
-    stage = cpt_stage(run, general, data)
-    if change_schedule:
-        _adopt_schedule(stage)
-
-    def train() -> None:
-        note_unless_live(general, is_first())
-        with computing(general, what="cannot be trained"):
-            train_specialist(run.recipe, stage, general, data)
-
-    return _ensure(stage, "cpt", train)
-
-
-def watch_identity(section: TrainSection, evaluate: EvaluateSection) -> dict[str, Any]:
-    """How the watch scores, for a stage's identity, where its figures decide."""
-    if not watch_decides(section):
-        return {}
-    return {"watch": evaluate.model_dump(mode="json", include={"window_tokens", "context_tokens"})}
-
-
-def cpt_stage(run: Run, general: Path, data: Path) -> Stage:
-    """The cpt stage as the recipe has it, whether it was run or not."""
-    inputs = {"general": fingerprint(general), "data": content_hash(data)}
-    train = run.recipe.train
-    config = {"train": identity_of(train), **watch_identity(train, run.recipe.evaluate)}
-    return run.stage("cpt", config, inputs, without_effect(train))
-
-
-def _adopt_schedule(stage: Stage) -> None:
-    changes = stage.begun_otherwise()
-    other = [line for line in changes if not _is_of_schedule(line)]
-    if other:
-        raise ConfigError(
-            f"{stage.work}: more than the schedule was changed since it was begun:\n  "
-            + "\n  ".join(other)
-            + "\nPut the former values back, or run without --change-schedule to begin anew."
-        )
-    for line in changes:
-        say(f"  continues with another schedule: {line.removeprefix('config.')}")
-    if changes:
-        stage.adopt()
-
-
-def _is_of_schedule(change: str) -> bool:
-    key = change.split(": ")[0]
-    is_of_stage = key.startswith("config.train.stages.") and ".schedule" in key
-    return is_of_stage or key.startswith("config.train.schedule.")

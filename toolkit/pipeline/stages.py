@@ -17,16 +17,10 @@ from toolkit.errors import ConfigError
 from toolkit.evaluate.config import identity_of_evaluation
 from toolkit.machine import check_cache
 from toolkit.pipeline.model_hashes import fingerprint
-from toolkit.pipeline.models import ensure_general, ensure_models
+from toolkit.pipeline.models import ensure_data, ensure_general, ensure_models, ensure_specialist
 from toolkit.pipeline.run import Run, first_alone
 from toolkit.pipeline.run import ensure_stage as _ensure
-from toolkit.pipeline.specialist import (
-    cpt_stage,
-    data_stage,
-    ensure_data,
-    ensure_specialist,
-    watch_identity,
-)
+from toolkit.pipeline.specialist import cpt_stage, data_stage, watch_identity
 from toolkit.progress import say
 from toolkit.search.config import WITHOUT_EFFECT as SEARCH_WITHOUT_EFFECT
 from toolkit.search.space import merge_folder
@@ -40,8 +34,8 @@ from toolkit.train.config import (
 def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     """The merge stage: search, choice, test, and the merged model on disk."""
     from toolkit.merge.in_memory_proof import refuse_unless_live
+    from toolkit.pipeline.models import ensure_specialist
     from toolkit.pipeline.set_power import say_expected
-    from toolkit.pipeline.specialist import ensure_specialist
 
     check_cache()  # answers are kept there
     general, data = ensure_general(run), ensure_data(run)

@@ -26,7 +26,7 @@ class Work:
         executed_flops: with it.
         seconds: on this machine, as it was measured; None where it was not.
         domain_tokens, general_tokens: of the targets.
-        sequence_tokens: length of a block.
+        sequence_length: length of a block.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Work:
     seconds: float | None = None
     domain_tokens: float = 0.0
     general_tokens: float = 0.0
-    sequence_tokens: int = 0
+    sequence_length: int = 0
 
 
 def stage_work(
@@ -62,7 +62,7 @@ def stage_work(
     """
     rank = section.lora.rank if section.lora is not None else None
     again = recomputed(section.gradient_checkpointing)
-    length = amount.sequence_tokens
+    length = amount.sequence_length
     seconds = None
     if tokens_per_second is not None:
         seconds = amount.positions / tokens_per_second + more_seconds
@@ -77,7 +77,7 @@ def stage_work(
         seconds=seconds,
         domain_tokens=amount.domain_tokens,
         general_tokens=amount.general_tokens,
-        sequence_tokens=length,
+        sequence_length=length,
     )
 
 

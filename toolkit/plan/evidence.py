@@ -99,7 +99,7 @@ def look(
             train_bytes=sample.estimated_train_bytes,
             tokens_per_byte=each,
             sizes=sizes,
-            sequence_tokens=data.sequence_tokens,
+            sequence_length=data.sequence_length,
             packing=data.packing,
             max_tokens=rule.max_tokens if rule is not None else None,
             declared=source.tokens,

@@ -39,7 +39,7 @@ class Way:
 def ways_to_train(
     shape: ShapeSection,
     section: TrainSection,
-    sequence_tokens: int,
+    sequence_length: int,
     fleet: Fleet,
     model_type: str | None = None,
 ) -> list[Way]:
@@ -48,7 +48,7 @@ def ways_to_train(
     Args:
         shape: of the model.
         section: of the recipe.
-        sequence_tokens: the longest block.
+        sequence_length: the longest block.
         fleet: devices; several share the parameters (FSDP).
         model_type: as in `config.json`, where it is known.
     """
@@ -56,7 +56,7 @@ def ways_to_train(
     adapters = section.lora or LoraSection(rank=DEFAULT_RANK)
     full = section.model_copy(update={"lora": None})
     lora = section.model_copy(update={"lora": adapters, "growth": None, "trainable": ("*",)})
-    spare = {"gradient_checkpointing": "full", "micro_batch_blocks": 1}
+    spare = {"gradient_checkpointing": "full", "micro_batch_size": 1}
     rows = [
         ("full", full),
         ("full, sparing", full.model_copy(update=spare)),
@@ -67,7 +67,7 @@ def ways_to_train(
         rows = [*rows[2:], *rows[:2]]
     different = [row for n, row in enumerate(rows) if row[1] not in [r[1] for r in rows[:n]]]
     return [
-        _way(name, shape, changed, sequence_tokens, fleet, model_type)
+        _way(name, shape, changed, sequence_length, fleet, model_type)
         for name, changed in different
     ]
 
@@ -75,7 +75,7 @@ def ways_to_train(
 def memory_on(
     shape: ShapeSection,
     section: TrainSection,
-    sequence_tokens: int,
+    sequence_length: int,
     fleet: Fleet,
     model_type: str | None = None,
 ) -> Memory:
@@ -84,7 +84,7 @@ def memory_on(
     return training_memory(
         shape,
         section,
-        sequence_tokens,
+        sequence_length,
         processes=fleet.count,
         sharded=fleet.count > 1,
         device="CPU" if on_cpu else "GPU",
@@ -101,15 +101,15 @@ def _way(
     name: str,
     shape: ShapeSection,
     section: TrainSection,
-    sequence_tokens: int,
+    sequence_length: int,
     fleet: Fleet,
     model_type: str | None,
 ) -> Way:
-    memory = memory_on(shape, section, sequence_tokens, fleet, model_type)
+    memory = memory_on(shape, section, sequence_length, fleet, model_type)
     fewest = None
     count = 1
     while count <= (1 if fleet.device.name == CPU else _MOST_DEVICES):
-        one = memory_on(shape, section, sequence_tokens, Fleet(count, fleet.device), model_type)
+        one = memory_on(shape, section, sequence_length, Fleet(count, fleet.device), model_type)
         if fits(one, fleet.device):
             fewest = count
             break
@@ -154,7 +154,7 @@ def misfit(ways: list[Way], fleet: Fleet, others: list[Device], name: str) -> st
     if not would:
         would += [f"a device with more memory ({', '.join(d.name for d in others)})"] * bool(others)
     less = "none of the devices known, however many: " + (
-        "shorter blocks (sequence_tokens) or a smaller model"
+        "shorter blocks (sequence_length) or a smaller model"
         if ways[-1].memory.largest == "activations"
         else "a smaller model"
     )
@@ -167,6 +167,6 @@ def _how(way: Way, own: Way) -> str:
     changes = []
     if own.section.gradient_checkpointing != "full":
         changes.append("gradient_checkpointing: full")
-    if own.section.micro_batch_blocks != 1:
-        changes.append("micro_batch_blocks: 1")
+    if own.section.micro_batch_size != 1:
+        changes.append("micro_batch_size: 1")
     return f" ({', '.join(changes)})" if changes else ""

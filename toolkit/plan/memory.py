@@ -94,7 +94,7 @@ class Memory:
 def training_memory(
     shape: ShapeSection,
     section: TrainSection,
-    sequence_tokens: int,
+    sequence_length: int,
     *,
     processes: int = 1,
     sharded: bool = False,
@@ -107,7 +107,7 @@ def training_memory(
     Args:
         shape: of the model.
         section: micro-batch, precision, adapters, checkpointing.
-        sequence_tokens: T.
+        sequence_length: T.
         processes: devices that train together.
         sharded: FSDP: parameters, gradients and moments are divided among them; else DDP.
         device: `CPU` or `GPU`.
@@ -126,7 +126,7 @@ def training_memory(
     partly = section.lora is not None or section.growth is not None
     added = _added_parameters(shape, section)
     learns = added if partly else parameters.total
-    tokens = section.micro_batch_blocks * sequence_tokens
+    tokens = section.micro_batch_size * sequence_length
 
     fused = is_fused(
         shape, section, device=device, sharded=sharded and processes > 1, model_type=model_type
@@ -134,9 +134,9 @@ def training_memory(
     on_sdpa = device == "CPU" or not is_low(section) or section.attention in _MASKED
     masked = on_sdpa and not fused
     if fused:
-        keeps, working = fused_activations(shape, section, tokens, sequence_tokens)
+        keeps, working = fused_activations(shape, section, tokens, sequence_length)
     else:
-        keeps, once = activation_bytes(shape, section, sequence_tokens, masked=masked)
+        keeps, once = activation_bytes(shape, section, sequence_length, masked=masked)
         working = tokens * once
     kept = tokens * _layers(shape, section) * keeps
     head = float(shape.vocab_size * shape.hidden_size)
@@ -148,18 +148,18 @@ def training_memory(
         logits += bits * min(HEAD_ROWS, shape.vocab_size) * shape.hidden_size if low else 0.0
     gradients = 4.0 * learns / share
     exchange = 4.0 * learns if processes > 1 and not sharded else 0.0  # DDP's buckets
-    several = section.blocks_per_step > section.micro_batch_blocks * processes
+    several = section.global_batch_size > section.micro_batch_size * processes
     weights = (parameters.total + added) * 4.0 / share
     if not fused:
         weights += _copies(shape, section, sharded=sharded and processes > 1)
-    batch = tokens * (4 * 8.0 + (sequence_tokens if masked else 0.0))
+    batch = tokens * (4 * 8.0 + (sequence_length if masked else 0.0))
     batch += tokens * rotation_bytes(shape) if fused else 0.0
     runtime = RUNTIME_BYTES[device]
     if device == "CPU":
         if fused:
             runtime += _unused_fused(kept, tokens * fused_layer(shape, section), low=low)
         else:
-            runtime += _unused(section, kept, tokens * _whole(shape, section, sequence_tokens))
+            runtime += _unused(section, kept, tokens * _whole(shape, section, sequence_length))
     saving = 12.0 * learns if saves and device == "CPU" else 0.0
     # A layer goes backward only when the logits are gone; the head's gradient waits for its turn.
     gone = logits - (4.0 * head if fused and not partly else 0.0)
@@ -223,21 +223,21 @@ def _unused_fused(kept: float, layer: float, *, low: bool) -> float:
 
 
 def activation_bytes(
-    shape: ShapeSection, section: TrainSection, sequence_tokens: int, *, masked: bool = True
+    shape: ShapeSection, section: TrainSection, sequence_length: int, *, masked: bool = True
 ) -> tuple[float, float]:
     """What one layer keeps of one token until the backward pass, in bytes.
 
     Args:
         shape: of the model.
         section: precision, checkpointing, adapters.
-        sequence_tokens: T.
+        sequence_length: T.
         masked: attention takes a mask; flash-attention takes none, and keys as they are.
 
     Returns:
         What every layer keeps, and what one layer needs while it is computed again.
     """
     h, a, k = shape.hidden_size, attention_width(shape), key_width(shape)
-    width, whole = active_width(shape), _whole(shape, section, sequence_tokens, masked)
+    width, whole = active_width(shape), _whole(shape, section, sequence_length, masked)
     bits = 2.0 if is_low(section) else 4.0
     if section.gradient_checkpointing == "none":
         return whole, 0.0
@@ -253,7 +253,7 @@ def activation_bytes(
 
 
 def _whole(
-    shape: ShapeSection, section: TrainSection, sequence_tokens: int, masked: bool = True
+    shape: ShapeSection, section: TrainSection, sequence_length: int, masked: bool = True
 ) -> float:
     """All that autograd keeps of one token in one layer, counted by its hooks (a test does it
     again): norms in float32; a cast for each product; queries, keys and values repeated for every
@@ -261,10 +261,10 @@ def _whole(
     h, a, width = shape.hidden_size, attention_width(shape), active_width(shape)
     few = 4.0 * shape.num_attention_heads + 8.0
     if is_low(section):
-        attention = 8.0 * a + 2.0 * sequence_tokens if masked else 4.0 * (a + key_width(shape))
+        attention = 8.0 * a + 2.0 * sequence_length if masked else 4.0 * (a + key_width(shape))
         whole = 26.0 * h + attention + 8.0 * width + few
     else:
-        whole = 24.0 * h + 16.0 * a + 16.0 * width + 4.0 * sequence_tokens + few
+        whole = 24.0 * h + 16.0 * a + 16.0 * width + 4.0 * sequence_length + few
     if section.lora is not None:
         # Frozen norms keep no result; each A's product is kept.
         bits = 2.0 if is_low(section) else 4.0
@@ -311,7 +311,7 @@ def _product_bytes(section: TrainSection) -> float:
 
 
 def fused_activations(
-    shape: ShapeSection, section: TrainSection, tokens: int, sequence_tokens: int
+    shape: ShapeSection, section: TrainSection, tokens: int, sequence_length: int
 ) -> tuple[float, float]:
     """What is kept for the backward pass, and what that takes for itself.
 
@@ -319,7 +319,7 @@ def fused_activations(
         shape: of the model.
         section: its precision, and its checkpointing; `selective` and `none` are the same here.
         tokens: of a micro-batch, B T.
-        sequence_tokens: T.
+        sequence_length: T.
 
     Returns:
         Bytes kept of one token by every layer, and bytes that the backward pass of one layer needs
@@ -334,7 +334,7 @@ def fused_activations(
     stream = 6.0 * h if is_low(section) else 4.0 * h
     forward_part = tokens * (stream + max(b * width, 2.0 * b * h + 4.0 * h)) + 2.0 * b * width * h
     # Scores of a tile three times in float32; gradients of keys and values in float32.
-    tile = 12.0 * shape.num_attention_heads * min(TILE, sequence_tokens) * sequence_tokens
+    tile = 12.0 * shape.num_attention_heads * min(TILE, sequence_length) * sequence_length
     attention = tokens * (4.0 * h + 3.0 * b * a + (8.0 + 2.0 * b) * k) + tile
     working = max(forward_part, attention)
     if section.gradient_checkpointing == "full":

@@ -227,7 +227,7 @@ def measure_model(
     speed = None
     section = precision_on(recipe.train, "CPU")
     length = max(
-        [recipe.data.sequence_tokens, *(s.sequence_tokens or 0 for s in recipe.data.stages)]
+        [recipe.data.sequence_length, *(s.sequence_length or 0 for s in recipe.data.stages)]
     )
     can_read = size <= LARGEST_READ and 3.0 * size < 0.5 * memory
     if located.weights is not None and tokenizer is not None and can_read:

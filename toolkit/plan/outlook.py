@@ -93,7 +93,7 @@ def describe_outlook(run: Run, goal: Goal) -> list[str]:
     measured = _expect(recipe, located.shape, amounts, speeds, precision)
     work = training_work(recipe, amounts, looked, located.shape, measured)
     training, search = _seconds_left(run, work, goal)
-    longest = max([recipe.data.sequence_tokens, *(a.sequence_tokens for a in amounts)])
+    longest = max([recipe.data.sequence_length, *(a.sequence_length for a in amounts)])
     device = _this_device(measured)
     kind = located.model_type
     ways = ways_to_train(located.shape, recipe.train, longest, Fleet(1, device), kind)
@@ -130,7 +130,7 @@ def _expect(
     precision: Precision,
 ) -> MeasuredModel:
     """Tokens per second of training and scoring, from products alone."""
-    length = amounts[0].sequence_tokens if amounts else recipe.data.sequence_tokens
+    length = amounts[0].sequence_length if amounts else recipe.data.sequence_length
     rank = recipe.train.lora.rank if recipe.train.lora is not None else None
     again = recomputed(recipe.train.gradient_checkpointing)
     rate = TRAINING_SHARE[precision] * speeds.flops[precision]

@@ -124,7 +124,7 @@ def make_plan(run: Run, wanted: PlanRequest) -> dict[str, Any]:
     except ConfigError as error:
         problems.append(str(error))
         amounts = []
-    longest = max([recipe.data.sequence_tokens, *(a.sequence_tokens for a in amounts)])
+    longest = max([recipe.data.sequence_length, *(a.sequence_length for a in amounts)])
     work = training_work(recipe, amounts, looked, shape, measured)
     if talks is not None and shape is not None and recipe.sft is not None:
         try:
@@ -323,9 +323,9 @@ def _settings(
     now: dict[str, Any] = {
         "train.schedule.kind": train.schedule.kind,
         "train.schedule.peak_lr": train.schedule.peak_lr,
-        "train.schedule.rewarm_fraction": train.schedule.rewarm_fraction,
-        "train.blocks_per_step": train.blocks_per_step,
-        "train.micro_batch_blocks": train.micro_batch_blocks,
+        "train.schedule.warmup_fraction": train.schedule.warmup_fraction,
+        "train.global_batch_size": train.global_batch_size,
+        "train.micro_batch_size": train.micro_batch_size,
         "train.lora": train.lora.model_dump() if train.lora is not None else None,
         "tokenizer": recipe.tokenizer.model_dump() if recipe.tokenizer is not None else None,
     }

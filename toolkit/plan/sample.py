@@ -214,9 +214,9 @@ def duplicate_fraction(documents: list[Document], cleaning: CleaningSection) -> 
     sizes = np.array([len(document.text.encode()) for document in documents], dtype=np.float64)
     rank = np.zeros(len(documents))
     repeated = drop_exact(exact_keys(words, offsets), rank)
-    if cleaning.near_duplicates is not None:
+    if cleaning.near_duplicate_similarity is not None:
         rows = signatures(words, offsets)
-        repeated |= drop_near(rows, rank, cleaning.near_duplicates, ~repeated)
+        repeated |= drop_near(rows, rank, cleaning.near_duplicate_similarity, ~repeated)
     return float(sizes[repeated].sum() / sizes.sum())
 
 

@@ -118,16 +118,16 @@ def choose_settings(
             rate = own
         want("train.schedule.peak_lr", float(f"{rate:.3g}"), source)
     total = (steps or 0) * epochs
-    rewarm = now.get("train.schedule.rewarm_fraction", 0.0)
+    rewarm = now.get("train.schedule.warmup_fraction", 0.0)
     if not 0.005 <= rewarm <= 0.03:
         rewarm = 0.01 if total >= 1000 else 0.02
-    want("train.schedule.rewarm_fraction", rewarm, "1 to 3 % of the steps; its length hardly "
+    want("train.schedule.warmup_fraction", rewarm, "1 to 3 % of the steps; its length hardly "
          "matters (Gupta et al. 2023)")  # fmt: skip
-    if steps is not None and 0 < total < FEW_STEPS and now.get("train.blocks_per_step", 1) > 1:
-        fewer = max(1, now["train.blocks_per_step"] * total // FEW_STEPS)
-        want("train.blocks_per_step", fewer, f"{total} steps are few; smaller steps give at least "
-             f"about {FEW_STEPS}")  # fmt: skip
-        want("train.micro_batch_blocks", min(fewer, now.get("train.micro_batch_blocks", fewer)),
+    if steps is not None and 0 < total < FEW_STEPS and now.get("train.global_batch_size", 1) > 1:
+        fewer = max(1, now["train.global_batch_size"] * total // FEW_STEPS)
+        want("train.global_batch_size", fewer, f"{total} steps are few; smaller steps give at "
+             f"least about {FEW_STEPS}")  # fmt: skip
+        want("train.micro_batch_size", min(fewer, now.get("train.micro_batch_size", fewer)),
              "no more than a step has")  # fmt: skip
     if lora_fits_only:
         want("train.lora", {"rank": 256}, "full training does not fit the named devices, adapters "
@@ -138,7 +138,7 @@ def choose_settings(
     return found
 
 
-_RATES = ("train.schedule.peak_lr", "train.schedule.rewarm_fraction")
+_RATES = ("train.schedule.peak_lr", "train.schedule.warmup_fraction")
 
 
 def _schedule(own: str, is_short: bool) -> tuple[str, str]:

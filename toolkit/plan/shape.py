@@ -121,7 +121,7 @@ def lora_parameters(shape: ShapeSection, rank: int) -> int:
 
 
 def training_flops(
-    shape: ShapeSection, sequence_tokens: int, *, lora_rank: int | None = None, again: float = 0.0
+    shape: ShapeSection, sequence_length: int, *, lora_rank: int | None = None, again: float = 0.0
 ) -> float:
     """Floating-point operations of training on one token, forward and backward.
 
@@ -130,7 +130,7 @@ def training_flops(
 
     Args:
         shape: of the model.
-        sequence_tokens: length of a block.
+        sequence_length: length of a block.
         lora_rank: of adapters, where only they learn.
         again: share of the forward pass that is computed twice (`recomputed`).
 
@@ -140,7 +140,7 @@ def training_flops(
     """
     parameters = count_parameters(shape)
     matrices = 2.0 * parameters.multiplied
-    attention = 2.0 * shape.num_hidden_layers * attention_width(shape) * sequence_tokens
+    attention = 2.0 * shape.num_hidden_layers * attention_width(shape) * sequence_length
     forward = matrices + attention
     if lora_rank is None:
         return 3.0 * forward + again * forward

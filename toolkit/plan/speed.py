@@ -48,7 +48,7 @@ def time_steps(
     section: TrainSection,
     shape: ShapeSection,
     tokens: Sequence[int],
-    sequence_tokens: int,
+    sequence_length: int,
     *,
     seconds: float,
 ) -> Speed:
@@ -59,7 +59,7 @@ def time_steps(
         section: as in the recipe.
         shape: of the model.
         tokens: any; blocks are cut from them, again and again.
-        sequence_tokens: length of a block.
+        sequence_length: length of a block.
         seconds: how long to measure, after one step that is not counted.
     """
     section = precision_on(section, "CPU")
@@ -72,7 +72,7 @@ def time_steps(
     loss_module = NextTokenLoss(model.train(), dtype, fused=fused)
     loss_module.layout = choose_packing(
         loss_module,
-        sequence_tokens // 2,
+        sequence_length // 2,
         lambda: torch.autocast("cpu", torch.bfloat16, enabled=low),
     ).layout
     settings = section.optimizer
@@ -82,14 +82,14 @@ def time_steps(
         betas=(settings.beta1, settings.beta2),
         fused=True,
     )
-    rows = min(section.micro_batch_blocks, section.blocks_per_step)
-    micro_batches = -(-section.blocks_per_step // rows)
-    need = rows * (sequence_tokens + 1)
+    rows = min(section.micro_batch_size, section.global_batch_size)
+    micro_batches = -(-section.global_batch_size // rows)
+    need = rows * (sequence_length + 1)
     flat = torch.tensor((list(tokens) * (need // max(1, len(tokens)) + 1))[:need])
-    both = flat.reshape(rows, sequence_tokens + 1)
+    both = flat.reshape(rows, sequence_length + 1)
     inputs, labels = both[:, :-1].contiguous(), both[:, 1:].contiguous()
     # Documents of a usual length, so that the mask is what it is in packed blocks.
-    segments = (torch.arange(sequence_tokens) // max(1, sequence_tokens // 3)).expand(rows, -1)
+    segments = (torch.arange(sequence_length) // max(1, sequence_length // 3)).expand(rows, -1)
 
     def forward_backward() -> float:
         began = time.perf_counter()
@@ -100,7 +100,7 @@ def time_steps(
 
     def update() -> float:
         began = time.perf_counter()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), section.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), section.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         return time.perf_counter() - began
@@ -118,10 +118,10 @@ def time_steps(
             break
     had = (time.process_time() - began[1]) / (time.perf_counter() - began[0])
     step = micro_batches * statistics.median(passes) + statistics.median(updates)
-    positions = micro_batches * rows * sequence_tokens
+    positions = micro_batches * rows * sequence_length
     rank = section.lora.rank if section.lora is not None else None
     again = recomputed(section.gradient_checkpointing)
-    each = training_flops(shape, sequence_tokens, lora_rank=rank, again=again)
+    each = training_flops(shape, sequence_length, lora_rank=rank, again=again)
     speed = positions / step
     how = f"{len(passes)} training steps of the model were timed here"
     return Speed(speed, speed * each, how, min(1.0, had / torch.get_num_threads()))

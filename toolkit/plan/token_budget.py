@@ -45,7 +45,7 @@ class StageAmount:
 
     Attributes:
         name: of the stage.
-        sequence_tokens: length of a block.
+        sequence_length: length of a block.
         domain_tokens, general_tokens: targets, all epochs together.
         blocks: of all epochs.
         steps: optimizer steps.
@@ -53,7 +53,7 @@ class StageAmount:
     """
 
     name: str
-    sequence_tokens: int
+    sequence_length: int
     domain_tokens: float
     general_tokens: float
     blocks: int
@@ -67,7 +67,7 @@ class StageAmount:
     @property
     def positions(self) -> int:
         """Tokens that are computed, padding included."""
-        return self.blocks * self.sequence_tokens
+        return self.blocks * self.sequence_length
 
 
 def source_amount(
@@ -77,7 +77,7 @@ def source_amount(
     train_bytes: float | None,
     tokens_per_byte: float,
     sizes: Sequence[int],
-    sequence_tokens: int,
+    sequence_length: int,
     packing: str,
     max_tokens: int | None = None,
     declared: int | None = None,
@@ -91,7 +91,7 @@ def source_amount(
         train_bytes: of its training text, estimated for all of it; None where nothing was seen.
         tokens_per_byte: of its text.
         sizes: tokens of sampled documents, for what packing leaves empty.
-        sequence_tokens, packing: as in the recipe.
+        sequence_length, packing: as in the recipe.
         max_tokens: of the training split.
         declared: what the recipe says it holds.
         is_whole: everything was read.
@@ -113,7 +113,7 @@ def source_amount(
     if packing == "best_fit" and len(sizes):
         targets = np.array(sizes, dtype=np.int64) + 1
         fill = float(
-            targets.sum() / (len(pack(targets, sequence_tokens, packing)) * sequence_tokens)
+            targets.sum() / (len(pack(targets, sequence_length, packing)) * sequence_length)
         )
     return SourceAmount(name, role, tokens, available, at_least, fill, origin)
 
@@ -151,7 +151,7 @@ def stage_amounts(
         )
     blocks = sum((s.tokens or 0.0) * weights[s.name] / s.fill for s in domain)
     blocks += replayed / _mean_fill(general)
-    return [_stage("train", train, data.sequence_tokens, learned, replayed, blocks, processes)]
+    return [_stage("train", train, data.sequence_length, learned, replayed, blocks, processes)]
 
 
 def _curriculum(
@@ -179,7 +179,7 @@ def _curriculum(
                 f"share or the stage's tokens, add text, or raise data.max_repeats "
                 f"({data.max_repeats:g})."
             )
-    length = stage.sequence_tokens or data.sequence_tokens
+    length = stage.sequence_length or data.sequence_length
     return _stage(stage.name, train, length, tokens["domain"], tokens["general"], filled, processes)
 
 
@@ -193,9 +193,9 @@ def _stage(
     processes: int,
 ) -> StageAmount:
     blocks = max(1, round(filled / length))
-    steps = -(-blocks // train.blocks_per_step)
-    per_step = -(-train.blocks_per_step // processes)
-    micro = steps * -(-per_step // train.micro_batch_blocks)
+    steps = -(-blocks // train.global_batch_size)
+    per_step = -(-train.global_batch_size // processes)
+    micro = steps * -(-per_step // train.micro_batch_size)
     times = train.epochs
     return StageAmount(
         name, length, domain * times, general * times, blocks * times, steps * times, micro * times

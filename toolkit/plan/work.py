@@ -90,7 +90,7 @@ def misfits(
     found = []
     for fleet in fleets:
         for prefix, data, section in parts:
-            longest = max([data.sequence_tokens, *(s.sequence_tokens or 0 for s in data.stages)])
+            longest = max([data.sequence_length, *(s.sequence_length or 0 for s in data.stages)])
             ways = ways_to_train(shape, section, longest, fleet, model_type)
             others = []
             for device in (d for d in known if d.memory_bytes > fleet.device.memory_bytes):
@@ -103,10 +103,10 @@ def misfits(
 
 def idle_devices(recipe: Recipe, fleets: Sequence[Fleet]) -> list[str]:
     """Named devices that outnumber the blocks of a step, of which each needs one."""
-    blocks = recipe.train.blocks_per_step
+    blocks = recipe.train.global_batch_size
     return [
         f"{fleet.text}: training does not start on more devices than a step has blocks "
-        f"({blocks}); raise train.blocks_per_step to {fleet.count} or more"
+        f"({blocks}); raise train.global_batch_size to {fleet.count} or more"
         for fleet in fleets
         if fleet.count > blocks
     ]

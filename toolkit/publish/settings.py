@@ -62,8 +62,8 @@ def training_facts(data: Mapping[str, Any], cpt: Mapping[str, Any]) -> dict[str,
         "training tokens, domain": texts.get("domain_tokens"),
         "training tokens, replayed general text": texts.get("general_tokens"),
         "share of replay": None if share is None else f"{share:.1%}",
-        "tokens in a block": texts.get("sequence_tokens"),
-        "blocks in a step": train.get("blocks_per_step"),
+        "tokens in a block": texts.get("sequence_length"),
+        "blocks in a step": train.get("global_batch_size"),
         "epochs": train.get("epochs"),
         "steps": results.get("num_steps"),
         "schedule": _schedule(schedule, train.get("stages", {})),
@@ -93,9 +93,9 @@ def _schedule(schedule: Mapping[str, Any], stages: Mapping[str, Any]) -> str | N
     if not schedule:
         return None
     kind = schedule.get("kind", "")
-    parts = [f"{kind}, re-warmed over {schedule.get('rewarm_fraction', 0):.0%} of the steps"]
+    parts = [f"{kind}, re-warmed over {schedule.get('warmup_fraction', 0):.0%} of the steps"]
     if kind in ("cosine", "linear"):
-        parts.append(f"down to {schedule.get('final_fraction', 0):.0%} of the peak")
+        parts.append(f"down to {schedule.get('final_lr_fraction', 0):.0%} of the peak")
     for name, stage in stages.items():
         if own := stage.get("schedule"):
             parts.append(f"stage {name} its own, {own['kind']} with a peak of {own['peak_lr']}")

@@ -115,11 +115,11 @@ def _stage_names(prefix: str, data: DataSection, train: TrainSection) -> Iterato
 def _lengths(data: DataSection) -> list[tuple[str, str, int]]:
     """Name of each stage, the key of its length, and the length."""
     if not data.stages:
-        return [("train", "sequence_tokens", data.sequence_tokens)]
+        return [("train", "sequence_length", data.sequence_length)]
     return [
-        (stage.name, f"stages.{number}.sequence_tokens", stage.sequence_tokens)
-        if stage.sequence_tokens is not None
-        else (stage.name, "sequence_tokens", data.sequence_tokens)
+        (stage.name, f"stages.{number}.sequence_length", stage.sequence_length)
+        if stage.sequence_length is not None
+        else (stage.name, "sequence_length", data.sequence_length)
         for number, stage in enumerate(data.stages)
     ]
 
@@ -155,18 +155,9 @@ def _positions(
 
 
 def _models(recipe: Recipe) -> Iterator[str]:
-    from toolkit.search.space import GENERAL, SPECIALIST, load_spaces, merge_folder
-
-    for name in recipe.models:
-        if name in {GENERAL, SPECIALIST}:
-            yield f"models.{name}: is the name of a model that every recipe has; give another"
+    yield from recipe.search.find_faults(recipe.models)
     if recipe.models and recipe.tokenizer is not None:
         yield "models: have the tokenizer that the section tokenizer adds to; drop one of the two"
-    for name in dict.fromkeys(recipe.search.merges):
-        try:
-            load_spaces([name], merge_folder(), recipe.models)
-        except ConfigError as error:
-            yield str(error) if str(error).startswith("search.") else f"search.merges: {error}"
     based = [name for name, stage in recipe.train.stages.items() if stage.rope_theta is not None]
     if based and recipe.sft is not None and recipe.sft.start == "merge":
         yield (

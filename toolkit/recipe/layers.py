@@ -237,15 +237,15 @@ def _scaled_data(
 ) -> dict[str, Any]:
     result: dict[str, Any] = {**values}
     if divisor > 1:
-        result["sequence_tokens"] = max(_SHORTEST, section.sequence_tokens // divisor)
+        result["sequence_length"] = max(_SHORTEST, section.sequence_length // divisor)
     total = sum(stage.tokens for stage in section.stages)
     stages = []
     for stage, given in zip(section.stages, values.get("stages") or (), strict=True):
         changed = dict(given)
         if tokens is not None:
             changed["tokens"] = max(1, round(stage.tokens * tokens / total))
-        if stage.sequence_tokens is not None:
-            changed["sequence_tokens"] = max(_SHORTEST, stage.sequence_tokens // divisor)
+        if stage.sequence_length is not None:
+            changed["sequence_length"] = max(_SHORTEST, stage.sequence_length // divisor)
         stages.append(changed)
     if stages:
         result["stages"] = stages
@@ -316,7 +316,7 @@ def _kept_of_data(prefix: str, section: DataSection) -> Iterator[tuple[str, Any]
         yield f"{prefix}stages.{number}.name", stage.name
         yield f"{prefix}stages.{number}.shares", dict(stage.shares)
     yield f"{prefix}fim.rate", section.fim.rate
-    yield f"{prefix}fim.spm_fraction", section.fim.spm_fraction
+    yield f"{prefix}fim.spm_rate", section.fim.spm_rate
     for name, source in section.sources.items():
         yield f"{prefix}sources.{name}.role", source.role
         yield f"{prefix}sources.{name}.weight", source.weight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -83,6 +83,8 @@ class ScratchSection(Section):
 class ModelSection(Section):
     """A model, such as the general one: exactly one of `artifact`, `path`, `hub`, `run`, `moe` and
     `scratch`."""
+
+    former_keys: ClassVar = {"artefact": "artifact"}
 
     artifact: ArtifactSection | None = None
     """A GGUF file inside a package; it is converted to safetensors once."""

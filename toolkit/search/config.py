@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Collection, Iterator
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from toolkit.errors import ConfigError
+from toolkit.load_yaml import load_yaml
 from toolkit.section import Count, PositiveInt, Section, at_most
 
 SamplerName = Literal["quadratic", "grid", "tpe", "cmaes", "gp", "nsga2", "nsga3"]
@@ -41,6 +44,8 @@ class RaceSection(Section):
 class SearchSection(Section):
     """Which merges are tried, and how."""
 
+    former_keys: ClassVar = {"confirm_candidates": "confirm_trials"}
+
     merges: tuple[str, ...] = ("linear", "slerp", "ties")
     """Files of `merges/`, by name; `general` and `specialist` there stand for the two models."""
 
@@ -74,7 +79,7 @@ class SearchSection(Section):
     the bounds are then widened for all candidates tried. The sweep itself, whose order is fixed
     beforehand, is tested on all tuning documents."""
 
-    confirm_candidates: Count = 3
+    confirm_trials: Count = 3
     """How many candidates that promise more than the plain sweep are confirmed."""
 
     storage: str | None = None
@@ -99,3 +104,27 @@ class SearchSection(Section):
                 f"{len(set(self.sweep))} (got {self.candidates})"
             )
         return self
+
+    def find_faults(self, models: Collection[str]) -> Iterator[str]:
+        """One line for each of `merges` that cannot be searched, at the recipe's key; and for each
+        further model of the recipe whose name merges have for another.
+
+        Args:
+            models: names of the recipe's further models.
+        """
+        # The files are read by what searches them, which `--help` has no need of.
+        from toolkit.search.space import GENERAL, SPECIALIST, find_space, merge_folder, read_space
+
+        for name in models:
+            if name in {GENERAL, SPECIALIST}:
+                yield f"models.{name}: is the name of a model that every recipe has; give another"
+        for name in dict.fromkeys(self.merges):
+            try:
+                path = find_space(name, merge_folder())
+            except ConfigError as error:
+                yield str(error)
+                continue
+            try:
+                read_space(name, load_yaml(path), str(path), models)
+            except ConfigError as error:
+                yield f"search.merges: {error}"

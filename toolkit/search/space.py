@@ -141,17 +141,28 @@ def load_spaces(names: Sequence[str], folder: Path, models: Iterable[str] = ()) 
     Raises:
         ConfigError: a file is unknown, is not a merge configuration, or names other models.
     """
+    extra_models = tuple(models)
     spaces = []
     for name in dict.fromkeys(names):
-        path = folder / f"{name}.yaml"
-        if not path.is_file():
-            known = sorted(item.stem for item in folder.glob("*.yaml"))
-            raise ConfigError(
-                f"search.merges: no {name!r} in {folder}/{sentence_end(name, known)} "
-                f"There are: {', '.join(known) or 'none'}."
-            )
-        spaces.append(read_space(name, load_yaml(path), str(path), models))
+        path = find_space(name, folder)
+        spaces.append(read_space(name, load_yaml(path), str(path), extra_models))
     return spaces
+
+
+def find_space(name: str, folder: Path) -> Path:
+    """The file of a folder by its name.
+
+    Raises:
+        ConfigError: there is no such file; begins with the recipe's key.
+    """
+    path = folder / f"{name}.yaml"
+    if path.is_file():
+        return path
+    names_there = sorted(item.stem for item in folder.glob("*.yaml"))
+    raise ConfigError(
+        f"search.merges: no {name!r} in {folder}/{sentence_end(name, names_there)} "
+        f"There are: {', '.join(names_there) or 'none'}."
+    )
 
 
 def read_space(

@@ -13,9 +13,8 @@ from typing import Any
 from toolkit.errors import ConfigError, EvaluationError
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.pipeline.model_hashes import fingerprint
-from toolkit.pipeline.models import ensure_general
+from toolkit.pipeline.models import ensure_data, ensure_general, ensure_specialist
 from toolkit.pipeline.run import Run
-from toolkit.pipeline.specialist import ensure_data, ensure_specialist
 from toolkit.pipeline.stages import ensure_merge, ensure_sft
 from toolkit.progress import progress, say
 from toolkit.recipe.load import load_recipe

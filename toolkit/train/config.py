@@ -7,7 +7,7 @@ What a recipe says about new tokens and the chat template. No torch here.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -19,6 +19,12 @@ from toolkit.section import Count, Fraction, Length, PositiveInt, Section, at_mo
 class ScheduleSection(Section):
     """How the learning rate moves when pre-training resumes on a new domain."""
 
+    former_keys: ClassVar = {
+        "rewarm_fraction": "warmup_fraction",
+        "final_fraction": "final_lr_fraction",
+        "constant_fraction": "constant_lr_fraction",
+    }
+
     kind: Literal["cosine", "wsd", "infinite", "minimum", "constant"] = "cosine"
     """`cosine`: re-warm, then fall along a cosine (Ibrahim et al. 2024). `wsd`: re-warm, hold, fall
     in the last `decay_fraction` (Hu et al. 2024). `infinite`: re-warm, cool down to a constant that
@@ -29,10 +35,10 @@ class ScheduleSection(Section):
     peak_lr: Annotated[float, Field(gt=0.0)] = 2e-4
     """Learning rate reached at the end of re-warming; the knob that matters most (Gupta 2023)."""
 
-    rewarm_fraction: Fraction = 0.02
+    warmup_fraction: Fraction = 0.02
     """Share of all steps spent rising linearly to `peak_lr`; 0.01 to 0.03 is usual."""
 
-    final_fraction: Fraction = 0.1
+    final_lr_fraction: Fraction = 0.1
     """Learning rate at the end, as a share of `peak_lr`."""
 
     decay_fraction: Fraction = 0.2
@@ -41,15 +47,15 @@ class ScheduleSection(Section):
     cooldown_fraction: Fraction = 0.3
     """Share of all steps in which `infinite` comes down from the peak to its constant."""
 
-    constant_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    constant_lr_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """The constant rate of `infinite`, as a share of `peak_lr`."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         after = {"wsd": self.decay_fraction, "infinite": self.cooldown_fraction}
-        if self.rewarm_fraction + after.get(self.kind, 0.0) > 1.0:
+        if self.warmup_fraction + after.get(self.kind, 0.0) > 1.0:
             raise ValueError(
-                f"rewarm_fraction and the fraction of {self.kind} must not exceed 1 together"
+                f"warmup_fraction and the fraction of {self.kind} must not exceed 1 together"
             )
         return self
 
@@ -111,6 +117,8 @@ class WatchSection(Section):
 class AnnealSection(Section):
     """The end of training, made from a state of the constant phase: `toolkit cpt anneal`."""
 
+    former_keys: ClassVar = {"final_fraction": "final_lr_fraction"}
+
     steps: Annotated[float, Field(gt=0.0)] = 0.1
     """How long: a number of steps, or below 1 a share of the steps before it (MiniCPM and Hägele et
     al. 2024 find 0.1 to 0.2 enough)."""
@@ -118,7 +126,7 @@ class AnnealSection(Section):
     shape: Literal["sqrt", "linear", "cosine"] = "sqrt"
     """How the rate falls: `sqrt` is 1 - sqrt (Hägele et al. 2024)."""
 
-    final_fraction: Fraction = 0.0
+    final_lr_fraction: Fraction = 0.0
     """Learning rate at the end, as a share of the constant one."""
 
 
@@ -126,7 +134,7 @@ class AverageSection(Section):
     """The mean of the last states, in place of annealing: `toolkit checkpoint average`."""
 
     last: Annotated[int, Field(ge=2), at_most("COUNT")] = 4
-    """How many of the latest states; `keep_states` must keep as many."""
+    """How many of the latest states; `save_total_limit` must keep as many."""
 
     weights: Literal["uniform", "exponential"] = "uniform"
     """`exponential`: each state counts `decay` times as much as the one after it."""
@@ -155,20 +163,30 @@ class StageTrainingSection(Section):
 class TrainSection(Section):
     """Continued pre-training."""
 
+    former_keys: ClassVar = {
+        "blocks_per_step": "global_batch_size",
+        "micro_batch_blocks": "micro_batch_size",
+        "clip_norm": "max_grad_norm",
+        "max_bad_steps": "max_nonfinite_steps",
+        "save_every_steps": "save_steps",
+        "keep_states": "save_total_limit",
+        "keep_when_done": "keep_checkpoints",
+    }
+
     epochs: Count = 1
     """Passes over every stage; each has its own order."""
 
-    blocks_per_step: Count = 2
+    global_batch_size: Count = 2
     """Blocks in one optimizer step, over all processes together."""
 
-    micro_batch_blocks: Count = 2
-    """Blocks in one forward pass of one process; gradients accumulate up to `blocks_per_step`."""
+    micro_batch_size: Count = 2
+    """Blocks in one forward pass of one process; gradients accumulate up to `global_batch_size`."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`bf16`: float32 parameters, bfloat16 matrix products (autocast). `fp32`: all float32. `auto`:
     the one that this machine multiplies faster in, as `toolkit machine` measures it."""
 
-    clip_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
     """Gradients are scaled down to this norm where they exceed it."""
 
     gradient_checkpointing: Literal["none", "selective", "full"] = "selective"
@@ -191,17 +209,17 @@ class TrainSection(Section):
     """Add blocks and train those alone. The specialist is then deeper than the general model, so
     the two cannot be merged."""
 
-    max_bad_steps: PositiveInt = 5
+    max_nonfinite_steps: PositiveInt = 5
     """Steps in a row whose loss or gradient is not finite, after which training stops; each such
     update is refused."""
 
-    save_every_steps: PositiveInt = 50
+    save_steps: PositiveInt = 50
     """How often the state is written from which an interrupted run continues."""
 
-    keep_states: Count = 1
+    save_total_limit: Count = 1
     """How many of the latest states are kept while training."""
 
-    keep_when_done: bool = False
+    keep_checkpoints: bool = False
     """Keep the states, in `cpt/states/`: `toolkit cpt anneal` and `toolkit checkpoint average` need
     them."""
 
@@ -240,12 +258,12 @@ class TrainSection(Section):
             raise ValueError("trainable names parameters; lora and growth train their own")
         if (self.keep_best or self.use == "best") and self.watch.evaluations == 0:
             raise ValueError("the best state is found by the watch, and watch.evaluations is 0")
-        if self.use in {"anneal", "average"} and not self.keep_when_done:
-            raise ValueError(f"use: {self.use} is made of kept states; set keep_when_done: true")
-        if self.use == "average" and self.keep_states < self.average.last:
+        if self.use in {"anneal", "average"} and not self.keep_checkpoints:
+            raise ValueError(f"use: {self.use} is made of kept states; set keep_checkpoints: true")
+        if self.use == "average" and self.save_total_limit < self.average.last:
             raise ValueError(
-                f"use: average takes {self.average.last} states; set keep_states to as many "
-                f"(it is {self.keep_states})"
+                f"use: average takes {self.average.last} states; set save_total_limit to as many "
+                f"(it is {self.save_total_limit})"
             )
         if self.use == "anneal" and self.has_own_schedules:
             raise ValueError("use: anneal is for one schedule, and stages have their own")
@@ -272,7 +290,7 @@ def without_effect(section: TrainSection) -> tuple[str, ...]:
     return () if watch_decides(section) else ("config.train.watch.tolerance",)
 
 
-WITHOUT_EFFECT = ("save_every_steps", "keep_states", "keep_when_done", "keep_best", "trackers")
+WITHOUT_EFFECT = ("save_steps", "save_total_limit", "keep_checkpoints", "keep_best", "trackers")
 """Settings that change no number of a run, so that changing them repeats nothing."""
 
 

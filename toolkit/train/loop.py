@@ -85,9 +85,9 @@ def train(
         project_dir=str(work) if section.trackers else None,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=_WAIT)],
     )
-    if accelerator.num_processes > section.blocks_per_step:
+    if accelerator.num_processes > section.global_batch_size:
         raise ToolkitError(
-            f"train.blocks_per_step: {section.blocks_per_step} blocks cannot be shared by "
+            f"train.global_batch_size: {section.global_batch_size} blocks cannot be shared by "
             f"{accelerator.num_processes} processes; raise it, or start fewer."
         )
     dtype = products_dtype(section)
@@ -116,13 +116,13 @@ def train(
     loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
     plain_loss = accelerator.unwrap_model(loss_module)
     trained = plain_loss.model
-    steps = plan_steps(blocks, section.blocks_per_step)[:num_steps]
+    steps = plan_steps(blocks, section.global_batch_size)[:num_steps]
     saved = latest_step(work)
     if (saved or 0) < len(steps):  # else it only finishes
         fused = settle_packing(loss_module, plain_loss, blocks.stages, accelerator)
     wanted = [section.stages.get(stage.name) for stage in blocks.stages]
     own = [stage.schedule if stage is not None else None for stage in wanted]
-    lengths = [stage.sequence_tokens for stage in blocks.stages]
+    lengths = [stage.sequence_length for stage in blocks.stages]
     reach = reaches([stage.name for stage in blocks.stages], lengths, section.stages)
     given = now = reach_of(plain_model(trained))
     num_steps, begin = len(steps), start[1] if start is not None else 0
@@ -161,7 +161,7 @@ def train(
         return verdict
 
     main = accelerator.is_main_process
-    writer = StateWriter(work, keep=section.keep_states, active=main)
+    writer = StateWriter(work, keep=section.save_total_limit, active=main)
     if section.trackers:
         accelerator.init_trackers("toolkit", config=plain_settings(section, seed))
     num_targets, done, began = 0, first_step, time.monotonic()
@@ -198,7 +198,7 @@ def train(
             scale = accelerator.num_processes / step_targets
             loss_sum = torch.zeros((), device=accelerator.device)
             most = -(-len(positions) // accelerator.num_processes)
-            micro_batches = _chunks(mine, section.micro_batch_blocks, most)
+            micro_batches = _chunks(mine, section.micro_batch_size, most)
             for count, rows in enumerate(micro_batches, start=1):
                 tensors = _to_device(batch, rows, accelerator.device)
                 is_last = count == len(micro_batches)
@@ -206,7 +206,7 @@ def train(
                     loss = loss_module(*tensors)
                     accelerator.backward(loss * scale)
                 loss_sum += loss.detach()
-            norm = float(accelerator.clip_grad_norm_(trained.parameters(), section.clip_norm))
+            norm = float(accelerator.clip_grad_norm_(trained.parameters(), section.max_grad_norm))
             mean_loss = float(accelerator.reduce(loss_sum, "sum")) / step_targets
 
             finite = math.isfinite(mean_loss) and math.isfinite(norm)
@@ -240,7 +240,7 @@ def train(
                 accelerator.log(numbers, step=done)
             speed, memory = row["tokens_per_second"], resident_bytes() / 1e9
             advance(1, f"loss {mean_loss:.3f}  {speed:.0f} tokens/s  {memory:.1f} GB")
-            if state["bad_steps"] >= section.max_bad_steps:
+            if state["bad_steps"] >= section.max_nonfinite_steps:
                 _stop(state["bad_steps"], mean_loss, norm, done, rate, writer, work)
 
             verdict = look(done, metrics)
@@ -257,11 +257,11 @@ def train(
                     share = blocks.stages[change[0]].raise_share(change[1], general_sources, 2.0)
                     state["raises"].append(change)
                     metrics.write(step=done, replay_share=share)
-            is_due = done < num_steps and done % section.save_every_steps == 0
+            is_due = done < num_steps and done % section.save_steps == 0
             if (is_due or is_best) and not state["bad_steps"]:
                 writer.save(done, trained, optimizer, state)
         writer.wait()
-        if section.keep_when_done and latest_step(work) != done:
+        if section.keep_checkpoints and latest_step(work) != done:
             writer.save(done, trained, optimizer, state)
             writer.wait()
         best = state["best"]["step"] if section.use == "best" and state["best"] else done
@@ -303,12 +303,12 @@ class TrainPlan:
 
     Attributes:
         positions: of each stage.
-        blocks_per_step: a stage's last step may be smaller.
+        global_batch_size: a stage's last step may be smaller.
         steps: numbers of the steps in it.
     """
 
     positions: tuple[int, ...]
-    blocks_per_step: int
+    global_batch_size: int
     steps: range
 
     def __len__(self) -> int:
@@ -317,7 +317,7 @@ class TrainPlan:
     @property
     def num_steps(self) -> list[int]:
         """Steps of each stage."""
-        return [-(-count // self.blocks_per_step) for count in self.positions]
+        return [-(-count // self.global_batch_size) for count in self.positions]
 
     @overload
     def __getitem__(self, step: int) -> TrainStep: ...
@@ -330,18 +330,18 @@ class TrainPlan:
             return replace(self, steps=self.steps[step])
         number = self.steps[step]
         for stage, count in enumerate(self.positions):
-            start = number * self.blocks_per_step
+            start = number * self.global_batch_size
             if start < count:
-                return TrainStep(stage, range(start, min(start + self.blocks_per_step, count)))
-            number -= -(-count // self.blocks_per_step)
+                return TrainStep(stage, range(start, min(start + self.global_batch_size, count)))
+            number -= -(-count // self.global_batch_size)
         raise IndexError(step)
 
 
-def plan_steps(blocks: Blocks, blocks_per_step: int) -> TrainPlan:
+def plan_steps(blocks: Blocks, global_batch_size: int) -> TrainPlan:
     """Cut every stage into steps."""
     positions = tuple(stage.num_positions for stage in blocks.stages)
-    total = sum(-(-count // blocks_per_step) for count in positions)
-    return TrainPlan(positions, blocks_per_step, range(total))
+    total = sum(-(-count // global_batch_size) for count in positions)
+    return TrainPlan(positions, global_batch_size, range(total))
 
 
 def _chunks(rows: range, size: int, most: int) -> list[range]:

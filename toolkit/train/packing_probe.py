@@ -59,7 +59,7 @@ def settle_packing(
     Returns:
         Whether fused blocks are used.
     """
-    longest = min(stage.sequence_tokens for stage in stages) // 2
+    longest = min(stage.sequence_length for stage in stages) // 2
 
     def probe(_model: Any) -> Any:
         # A module of its own: accelerate lets the other's forward pass run under autocast always.

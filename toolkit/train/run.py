@@ -101,10 +101,10 @@ def run_train(
                 (work / "adapter" / "README.md").unlink(missing_ok=True)
             finished = finished_model(model)
             if section.stages and results["used_step"]:
-                last = plan_steps(blocks, section.blocks_per_step)[results["used_step"] - 1]
+                last = plan_steps(blocks, section.global_batch_size)[results["used_step"] - 1]
                 set_reach(finished, reach[last.stage], given)
             save_model(finished, work, dtype=stored_dtype(general), like=general)
-            stay = saved_steps(work) if section.keep_when_done else []
+            stay = saved_steps(work) if section.keep_checkpoints else []
             if section.keeps_best and results["best"] and not stay:
                 stay = [results["best"]["step"]]
             if stay:
@@ -135,7 +135,7 @@ def _words(results: dict[str, Any]) -> str:
 
 def _reach(blocks: Blocks, section: TrainSection) -> list[Reach]:
     names = [stage.name for stage in blocks.stages]
-    lengths = [stage.sequence_tokens for stage in blocks.stages]
+    lengths = [stage.sequence_length for stage in blocks.stages]
     return reaches(names, lengths, section.stages)
 
 
@@ -149,8 +149,8 @@ def _check(model: Any, blocks: Blocks, data: Path, positions: list[int | None]) 
     own = getattr(model.config, "max_position_embeddings", None)
     for stage, raised in zip(blocks.stages, positions, strict=True):
         limit = raised or own
-        if limit is not None and stage.sequence_tokens > limit:
+        if limit is not None and stage.sequence_length > limit:
             raise ConfigError(
-                f"data.sequence_tokens: must be at most {limit}, the positions that the model has "
-                f"(got {stage.sequence_tokens})."
+                f"data.sequence_length: must be at most {limit}, the positions that the model has "
+                f"(got {stage.sequence_length})."
             )

@@ -23,17 +23,17 @@ def learning_rate(step: int, num_steps: int, schedule: ScheduleSection) -> float
         Ibrahim et al. 2024 (cosine), Hu et al. 2024 and Hägele et al. 2024 (wsd), Singh et al. 2025
         (infinite), Parmar et al. 2024 (minimum).
 
-    >>> half = ScheduleSection(peak_lr=1.0, rewarm_fraction=0.5, final_fraction=0.0)
+    >>> half = ScheduleSection(peak_lr=1.0, warmup_fraction=0.5, final_lr_fraction=0.0)
     >>> [round(learning_rate(step, 4, half), 3) for step in range(4)]
     [0.5, 1.0, 1.0, 0.5]
     >>> wsd = ScheduleSection(
-    ...     kind="wsd", peak_lr=1.0, rewarm_fraction=0.25, decay_fraction=0.5, final_fraction=0.0
+    ...     kind="wsd", peak_lr=1.0, warmup_fraction=0.25, decay_fraction=0.5, final_lr_fraction=0.0
     ... )
     >>> [round(learning_rate(step, 8, wsd), 3) for step in range(8)]
     [0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.293, 0.134]
     """
     peak = schedule.peak_lr
-    rewarm = max(1, round(num_steps * schedule.rewarm_fraction))
+    rewarm = max(1, round(num_steps * schedule.warmup_fraction))
     if schedule.kind == "minimum":
         rewarm = 0
     if step < rewarm:
@@ -43,13 +43,13 @@ def learning_rate(step: int, num_steps: int, schedule: ScheduleSection) -> float
     if schedule.kind == "wsd":
         decay = round(num_steps * schedule.decay_fraction)
         begun = step - (num_steps - decay)
-        return peak if begun < 0 else peak * annealed(begun / decay, schedule.final_fraction)
+        return peak if begun < 0 else peak * annealed(begun / decay, schedule.final_lr_fraction)
     if schedule.kind == "infinite":
         cooldown = round(num_steps * schedule.cooldown_fraction)
         share = min(1.0, (step - rewarm) / max(1, cooldown))
-        return peak * _cosine(share, schedule.constant_fraction)
+        return peak * _cosine(share, schedule.constant_lr_fraction)
     share = (step - rewarm) / max(1, num_steps - rewarm)
-    return peak * _cosine(share, schedule.final_fraction)
+    return peak * _cosine(share, schedule.final_lr_fraction)
 
 
 def rate_in_stages(
@@ -69,8 +69,8 @@ def rate_in_stages(
     Raises:
         IndexError: the step is beyond the last stage.
 
-    >>> rise = ScheduleSection(peak_lr=1.0, rewarm_fraction=1.0)
-    >>> last = ScheduleSection(peak_lr=9.0, rewarm_fraction=1.0)
+    >>> rise = ScheduleSection(peak_lr=1.0, warmup_fraction=1.0)
+    >>> last = ScheduleSection(peak_lr=9.0, warmup_fraction=1.0)
     >>> [rate_in_stages(step, [2, 2, 2], [None, last, None], rise) for step in range(6)]
     [0.25, 0.5, 4.5, 9.0, 0.75, 1.0]
     """
@@ -86,16 +86,16 @@ def rate_in_stages(
     raise IndexError(step)
 
 
-def annealed(share: float, final_fraction: float, shape: str = "sqrt") -> float:
-    """Multiplier that falls from 1 to `final_fraction`, `share` of the way down.
+def annealed(share: float, final_lr_fraction: float, shape: str = "sqrt") -> float:
+    """Multiplier that falls from 1 to `final_lr_fraction`, `share` of the way down.
 
     >>> [annealed(0.25, 0.0, shape) for shape in ("sqrt", "linear")]
     [0.5, 0.75]
     """
     if shape == "cosine":
-        return _cosine(share, final_fraction)
+        return _cosine(share, final_lr_fraction)
     fallen = math.sqrt(share) if shape == "sqrt" else share
-    return final_fraction + (1.0 - final_fraction) * (1.0 - fallen)
+    return final_lr_fraction + (1.0 - final_lr_fraction) * (1.0 - fallen)
 
 
 def constant_steps(num_steps: int, schedule: ScheduleSection) -> range:
@@ -103,11 +103,11 @@ def constant_steps(num_steps: int, schedule: ScheduleSection) -> range:
 
     Empty for schedules that have no constant.
 
-    >>> wsd = ScheduleSection(kind="wsd", rewarm_fraction=0.2, decay_fraction=0.5)
+    >>> wsd = ScheduleSection(kind="wsd", warmup_fraction=0.2, decay_fraction=0.5)
     >>> constant_steps(10, wsd)
     range(2, 6)
     """
-    rewarm = max(1, round(num_steps * schedule.rewarm_fraction))
+    rewarm = max(1, round(num_steps * schedule.warmup_fraction))
     if schedule.kind == "constant":
         return range(rewarm, num_steps + 1)
     if schedule.kind == "wsd":
@@ -127,10 +127,11 @@ def anneal_rates(
     {7: 0.75, 8: 0.5, 9: 0.25}
     """
     return {
-        from_step + n: rate * annealed((n + 1) / (steps + 1), section.final_fraction, section.shape)
+        from_step + n: rate
+        * annealed((n + 1) / (steps + 1), section.final_lr_fraction, section.shape)
         for n in range(steps)
     }
 
 
-def _cosine(share: float, final_fraction: float) -> float:
-    return final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + math.cos(math.pi * share))
+def _cosine(share: float, final_lr_fraction: float) -> float:
+    return final_lr_fraction + (1.0 - final_lr_fraction) * 0.5 * (1.0 + math.cos(math.pi * share))
