@@ -1,7 +1,7 @@
 """Filings of any company, from the SEC's public archive: chosen, fetched once, and pinned.
 
 A filing has an accession number, and what was fetched under it has a hash: both stand in the list
-that a run writes (`filings.jsonl`), and a recipe that names such a list gets exactly its filings.
+that a run writes (`data/filings/`), and a recipe that names such a list gets exactly its filings.
 """
 
 from __future__ import annotations
@@ -352,8 +352,8 @@ def read_filing_list(path: Path) -> list[Filing]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"edgar.filings: {path} cannot be read ({error}); a run writes such a list to its "
-            "data folder, as filings.jsonl."
+            f"edgar.filings: {path} cannot be read ({error}); a run writes such lists to "
+            "data/filings/ in its folder."
         ) from error
     filings = []
     for place, line in enumerate(lines, start=1):

@@ -39,7 +39,7 @@ _BEGINS_ITEM = re.compile(r"(?:[•·▪◦–—*-]|\(?[a-zA-Z0-9]{1,3}[).])\s"
 
 
 @dataclass(frozen=True)
-class Piece:
+class PagedPiece:
     """Some pages of a document.
 
     Attributes:
@@ -61,7 +61,7 @@ class PagedText:
         empty_pages: how many hold no text, as scanned ones do.
     """
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[PagedPiece, ...]
     num_pages: int
     empty_pages: int
 
@@ -93,18 +93,18 @@ def read_paged(data: bytes, name: str, kind: str) -> PagedText:
     return PagedText(tuple(_pieces(kept)), len(pages), empty)
 
 
-def _pieces(blocks: Iterable[TextBlock]) -> Iterator[Piece]:
+def _pieces(blocks: Iterable[TextBlock]) -> Iterator[PagedPiece]:
     held: list[TextBlock] = []
     words = 0
     for block in blocks:
         # A table stays whole.
         if words >= PIECE_WORDS and not (block.is_row and held[-1].is_row):
-            yield Piece(held[0].page, join_blocks(held))
+            yield PagedPiece(held[0].page, join_blocks(held))
             held, words = [], 0
         held.append(block)
         words += len(block.text.split())
     if held:
-        yield Piece(held[0].page, join_blocks(held))
+        yield PagedPiece(held[0].page, join_blocks(held))
 
 
 def _read_pdf(data: bytes, name: str) -> Iterator[list[TextBlock]]:

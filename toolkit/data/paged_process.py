@@ -17,7 +17,7 @@ from toolkit.errors import ConfigError, DataError
 from toolkit.limits import limit, raise_hint
 
 
-class _Reader:
+class _ReaderProcess:
     """The process that reads, started when the first file comes."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class _Reader:
         self._process = self._pipe = None
 
 
-_reader = _Reader()
+_reader = _ReaderProcess()
 atexit.register(_reader.stop)
 
 
