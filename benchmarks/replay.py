@@ -1,9 +1,9 @@
 """How much replay, at which learning rate: a table for one recipe, a short training for each cell.
 
-Every run starts from the general model and sees the same domain text; replay comes on top. Tuning
-sets are scored in the model's stored type, with intervals by bootstrap over documents and changes
-paired with the general model. Each run's line is appended when it ends, so a sweep that was killed
-continues with what is missing; `--show` prints what there is.
+Every run starts from the general model and sees the same domain text; replay comes on top.
+Validation sets are scored in the model's stored type, with intervals by bootstrap over documents
+and changes paired with the general model. Each run's line is appended when it ends, so a sweep that
+was killed continues with what is missing; `--show` prints what there is.
 
     python benchmarks/replay.py --recipe finance --tokens 30000 --out sweeps/finance.jsonl
 """
@@ -147,7 +147,7 @@ def run_cell(
         figures |= {key: results["train"][key] for key in ("domain_tokens", "general_tokens")}
     model = finished_model(model).to(stored_dtype(general))
     tokenizer = AutoTokenizer.from_pretrained(general)
-    items = load_items(data / "tuning.jsonl", tokenizer, results["separator_token_id"])
+    items = load_items(data / "validation.jsonl", tokenizer, results["separator_token_id"])
     nats = score_documents(model, items, recipe.evaluate)
     row: Row = {"replay": replay, "rate": rate, **figures, "ids": items.ids, "nats": nats}
     row |= {"roles": items.roles, "bytes": items.num_bytes}

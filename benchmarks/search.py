@@ -150,7 +150,7 @@ class Benchmark:
         search = self.search_of or self.prepared()
         rows = [
             {"text": text}
-            for text in _texts(self.data / "tuning.jsonl", [s.ids for s in search.parts.search])
+            for text in _texts(self.data / "validation.jsonl", [s.ids for s in search.parts.search])
         ]
         (self.folder / "documents.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         (self.folder / "task.yaml").write_text(yaml.safe_dump(_task(self.folder)))

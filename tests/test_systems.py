@@ -62,7 +62,7 @@ def talks(folder: Path, name: str) -> list[str]:
 
 def tiny_data(folder: Path, data: dict[str, Any], section: DataSection, prefix: str) -> None:
     """Local documents in place of a section's sources; what a scale must keep is kept."""
-    shares = {"train": {"share": 0.6}, "tuning": {"share": 0.2}, "test": {"share": 0.2}}
+    shares = {"train": {"share": 0.6}, "validation": {"share": 0.2}, "test": {"share": 0.2}}
     for seed, (name, given) in enumerate(section.sources.items()):
         source: dict[str, Any] = {"role": given.role, "weight": given.weight, "fim": given.fim}
         if given.messages_field is not None:

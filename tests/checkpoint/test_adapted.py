@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests.helpers.adapters import make_adapter
+from tests.helpers.architectures import small_model
+from tests.helpers.wrappers import small_wrapper
 from toolkit.checkpoint.adapted import open_adapted
 from toolkit.checkpoint.open import open_checkpoint
 from toolkit.errors import CheckpointError
+from toolkit.merge.config import parse_merge_config
+from toolkit.merge.to_disk import run_merge
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {"target_modules": ["q_proj", "down_proj"]},
@@ -56,6 +60,77 @@ def test_the_same_as_peft_s_own_merge(tmp_path: Path, model: Path, kind: str):
         changed += not torch.equal(adapted.tensor(name), before[name])
         adapted.give_back(name)
     assert changed >= 2
+
+
+def in_memory(folder: Path, auto: Any = AutoModelForCausalLM) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = auto.from_pretrained(folder, dtype="auto").state_dict()
+    return state
+
+
+def write_adapted(base: Path, adapter: Path, out: Path) -> Path:
+    data = {"merge_method": "passthrough", "models": [{"model": f"{base}+{adapter}"}]}
+    run_merge(parse_merge_config(data, where="test"), out)
+    return out
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["k_proj"]},
+        {"target_modules": ["q_proj", "v_proj", "up_proj", "o_proj"], "use_rslora": True},
+        {"target_modules": ["gate_proj"], "use_dora": True},
+        {"target_modules": ["o_proj"], "modules_to_save": ["v_proj", "up_proj"]},
+    ],
+    ids=lambda settings: " ".join(settings["target_modules"]),
+)
+def test_modules_that_files_store_as_one_tensor(settings: dict[str, Any], tmp_path: Path):
+    model = small_model("hrm_text")
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    stored = load_file(tmp_path / "base" / "model.safetensors")
+    assert any("gqkv_proj" in name for name in stored)
+    assert any("q_proj" in name for name in model.state_dict())
+    adapter = make_adapter(tmp_path / "base", tmp_path / "adapter", **settings)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    expected = PeftModel.from_pretrained(plain, adapter).merge_and_unload().state_dict()
+    found = in_memory(write_adapted(tmp_path / "base", adapter, tmp_path / "out"))
+    changed = 0
+    for name, tensor in in_memory(tmp_path / "base").items():
+        # Once to the type that the model is stored in.
+        torch.testing.assert_close(found[name].float(), expected[name], rtol=2**-8, atol=1e-6)
+        changed += not torch.equal(found[name], tensor)
+    assert changed >= 4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("kimi_k25", {"target_modules": ["q_proj"], "lora_bias": True}),
+        ("qianfan_ocr", {"target_modules": ["v_proj", "down_proj"]}),
+        ("minimax_m3_vl", {"target_modules": ["gate_up_proj", "k_proj"]}),
+        ("inkling_mm_model", {"target_parameters": ["shared_experts.up_proj"]}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrappers_that_files_store_otherwise(
+    model_type: str, settings: dict[str, Any], tmp_path: Path
+):
+    auto = AutoModelForImageTextToText
+    small_wrapper(model_type).save_pretrained(tmp_path / "base")
+    torch.manual_seed(7)
+    tuned = get_peft_model(auto.from_pretrained(tmp_path / "base"), LoraConfig(r=2, **settings))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1)
+    tuned.save_pretrained(tmp_path / "adapter")
+    expected = tuned.merge_and_unload().state_dict()
+    found = in_memory(write_adapted(*(tmp_path / n for n in ("base", "adapter", "out"))), auto)
+    base = in_memory(tmp_path / "base", auto)
+    assert sum(not torch.equal(found[name], base[name]) for name in base) >= 2
+    for name in base:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
 
 
 def test_an_adapter_as_peft_wrote_it_before(model: Path, tmp_path: Path):

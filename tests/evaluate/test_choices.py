@@ -81,16 +81,16 @@ def test_bad_files(tmp_path: Path, value: Any, message: str):
 
 
 def test_splits_and_limits_are_stable(question_file: Path, tiny_tokenizer):
-    tuning, test = (load_questions(section(question_file), s) for s in ("tuning", "test"))
-    assert {q.id for q in tuning} | {q.id for q in test} == {
+    validation, test = (load_questions(section(question_file), s) for s in ("validation", "test"))
+    assert {q.id for q in validation} | {q.id for q in test} == {
         q.id for q in load_questions(section(question_file))
     }
-    assert not {q.content_hash() for q in tuning} & {q.content_hash() for q in test}
-    few = load_questions(section(question_file, limit=4), "tuning")
-    more = load_questions(section(question_file, limit=6), "tuning")
-    assert {q.id for q in few} < {q.id for q in more} <= {q.id for q in tuning}
-    found = choices_set(section(question_file), tiny_tokenizer, EvaluateSection(), "tuning")
-    assert list(found.ids) == [q.id for q in tuning]
+    assert not {q.content_hash() for q in validation} & {q.content_hash() for q in test}
+    few = load_questions(section(question_file, limit=4), "validation")
+    more = load_questions(section(question_file, limit=6), "validation")
+    assert {q.id for q in few} < {q.id for q in more} <= {q.id for q in validation}
+    found = choices_set(section(question_file), tiny_tokenizer, EvaluateSection(), "validation")
+    assert list(found.ids) == [q.id for q in validation]
 
 
 def test_one_place_is_asked_for():

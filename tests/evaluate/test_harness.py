@@ -131,15 +131,16 @@ def test_rolling_likelihood_is_lm_eval_s(
 def test_splits_share_no_item(tiny_tokenizer, question_file: Path, write_task: Callable[..., Path]):
     folder = write_task("mine", question_file, **MULTIPLE_CHOICE)
     section = TaskSection(task="mine", include_path=str(folder))
-    (tuning,), (test,) = (
-        task_sets(section, tiny_tokenizer, EvaluateSection(), split) for split in ("tuning", "test")
+    (validation,), (test,) = (
+        task_sets(section, tiny_tokenizer, EvaluateSection(), split)
+        for split in ("validation", "test")
     )
-    assert len(tuning) + len(test) == 40
-    assert not set(tuning.item_hashes) & set(test.item_hashes)
+    assert len(validation) + len(test) == 40
+    assert not set(validation.item_hashes) & set(test.item_hashes)
     limited = TaskSection(task="mine", include_path=str(folder), limit=5)
-    (few,) = task_sets(limited, tiny_tokenizer, EvaluateSection(), "tuning")
+    (few,) = task_sets(limited, tiny_tokenizer, EvaluateSection(), "validation")
     assert len(few) == 5
-    assert set(few.ids) <= set(tuning.ids)
+    assert set(few.ids) <= set(validation.ids)
 
 
 def test_randomness_of_others_is_left_alone(

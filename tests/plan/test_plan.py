@@ -101,7 +101,7 @@ def test_what_sets_can_see_is_said_before_training(project: Path):
     plan = make_plan(run, quick())
     rows = [
         json.loads(line)
-        for line in (ensure_data(run) / "tuning.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in (ensure_data(run) / "validation.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     seen = {one["name"]: one for one in plan["power"]}
     for name in ("docs", "web"):

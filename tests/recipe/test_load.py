@@ -46,6 +46,7 @@ def test_former_keys_of_a_whole_recipe_are_answered_at_once(tmp_path: Path):
     assert sorted(str(caught.value).splitlines()[1:]) == [
         "  data.sequence_tokens: is called sequence_length now",
         "  data.sources.docs.artefact: is called artifact now",
+        "  data.sources.docs.split.tuning: is called validation now",
         "  train.blocks_per_step: is called global_batch_size now",
         "  train.schedule.rewarm_fraction: is called warmup_fraction now",
         "  variants.small.train.micro_batch_blocks: is called micro_batch_size now",
@@ -57,7 +58,7 @@ model: {path: here}
 data:
   sequence_tokens: 64
   sources:
-    docs: {role: domain, artefact: {}}
+    docs: {role: domain, artefact: {}, split: {tuning: {}}}
     web: {role: general, files: ["*.txt"]}
 train:
   blocks_per_step: 2

@@ -13,6 +13,7 @@ from toolkit.adapter.modules import Kind, Modules
 from toolkit.adapter.report import by_layer
 from toolkit.checkpoint.loadable_adapter import Placement, place_adapter
 from toolkit.checkpoint.memory_tensors import MemoryTensors
+from toolkit.checkpoint.read import is_float
 from toolkit.checkpoint.tensor_names import is_buffer
 from toolkit.errors import ConfigError, MergeError, sentence_end
 
@@ -177,7 +178,7 @@ def _decide(
             words = {"linear": "biases", "turned": "biases", "embedding": "embeddings"}
             why = words.get(kind, "neither linear nor embedding")
             return replace(decided, verdict="left out", why=why)
-    if not after.dtypes[name].is_floating_point:
+    if not is_float(after.info(name).dtype):
         return replace(decided, verdict="left out", why="whole numbers")
     if decided.kind != "embedding" and name in modules.tied.values():
         # peft changes a module, and the others that share its weight would compute as before.

@@ -1,8 +1,17 @@
-"""A model with a LoRA or DoRA adapter merged into it, tensor by tensor, as they are asked for."""
+"""A model with a LoRA or DoRA adapter merged into it, tensor by tensor, as they are asked for.
+
+Adapters speak of tensors in memory. Most stand in the files as they are, under the same or another
+name, and are computed one by one. Where files store them otherwise (all experts of a layer in one
+tensor or in many, query, key and value in one), the adapter is merged in memory and the result is
+taken apart as the library stores it.
+"""
 
 from __future__ import annotations
 
 import math
+import re
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.checkpoint.lora import AdapterFolder, open_adapter
-from toolkit.checkpoint.parameter_changes import ParameterChanges, SavedParameters
-from toolkit.checkpoint.read import Checkpoint, Entries
+from toolkit.checkpoint.parameter_changes import ParameterChanges
+from toolkit.checkpoint.read import TORCH_NAMES, Checkpoint, Entries
 from toolkit.checkpoint.tensor_names import is_head, is_vocabulary
 from toolkit.checkpoint.write import tensor_bytes
 from toolkit.errors import CheckpointError
@@ -21,7 +30,7 @@ from toolkit.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from toolkit.checkpoint.memory_names import MemoryNames
+    from toolkit.checkpoint.memory_tensors import MemoryTensors
 
 
 class AdaptedCheckpoint(Checkpoint):
@@ -37,7 +46,8 @@ class AdaptedCheckpoint(Checkpoint):
             `heads` names.
         heads: heads that the model has not and that part from its embedding, which the adapter
             changes or which it replaces: names of the embedding, by the head's.
-        whole: what the adapter stores in one tensor and the model in several.
+        parameters: what is added to some of the model's tensors besides.
+        converted: tensors of the model that are changed in memory and stored otherwise.
     """
 
     def __init__(
@@ -45,7 +55,8 @@ class AdaptedCheckpoint(Checkpoint):
         model: Checkpoint,
         adapter: AdapterFolder,
         heads: Mapping[str, str] | None = None,
-        whole: SavedParameters | None = None,
+        parameters: ParameterChanges | None = None,
+        converted: ConvertedTensors | None = None,
     ) -> None:
         tensors = {name: model.info(name) for name in model.names}
         self.heads = dict(heads or {})
@@ -54,17 +65,16 @@ class AdaptedCheckpoint(Checkpoint):
             tensors[name] = replace(adapter.tensors.info(own), dtype=tensors[name].dtype)
         super().__init__(model.folder, tensors, model.unheld)
         self.model, self._adapter = model, adapter
-        self._parameters = ParameterChanges(adapter, model) if adapter.wrapped else None
-        self._joined = set(self._parameters.names) if self._parameters is not None else set()
-        self._whole = whole
-        self._replaced = set(whole.names) if whole is not None else set()
-        self._changed = set(adapter.changed) | set(self.heads) | self._joined | self._replaced
+        self._parameters, self._converted = parameters, converted
+        self._added = set(parameters.names) if parameters is not None else set()
+        self._taken_apart = set(converted.names) if converted is not None else set()
+        self._changed = {*adapter.changed, *self.heads, *self._added, *self._taken_apart}
         self._held: dict[str, Tensor] = {}
 
     @property
     def changed(self) -> list[str]:
         """Names of the tensors that the adapter changes or replaces."""
-        return [*self._adapter.changed, *sorted(self._joined | self._replaced)]
+        return [*self._adapter.changed, *sorted(self._added | self._taken_apart)]
 
     def array(self, name: str) -> Entries | None:
         return self.model.array(name) if name not in self._changed else super().array(name)
@@ -88,13 +98,13 @@ class AdaptedCheckpoint(Checkpoint):
     def _merged(self, name: str) -> Tensor:
         import torch
 
+        if self._converted is not None and name in self._taken_apart:
+            return self._converted.tensor(name)
         adapter = self._adapter
         read = adapter.tensors.tensor
         stored = self.model.tensor(self.heads.get(name, name))
         if name in adapter.saved:
             stored = read(adapter.saved[name]).to(stored.dtype)
-        if self._whole is not None and name in self._replaced:
-            stored = self._whole.tensor(name).to(stored.dtype)
         if name in adapter.rows:
             places = torch.tensor(adapter.token_rows(name))
             stored = stored.index_copy(0, places, read(adapter.rows[name]).to(stored.dtype))
@@ -102,7 +112,7 @@ class AdaptedCheckpoint(Checkpoint):
             weight = f"{name.removesuffix('.bias')}.weight"
             change = adapter.scale(weight) * read(adapter.biases[name]).float()
             stored = (stored.float() + change).to(stored.dtype)
-        if self._parameters is not None and name in self._joined:
+        if self._parameters is not None and name in self._added:
             stored = (stored.float() + self._parameters.change(name)).to(stored.dtype)
         return self._with_factors(name, stored) if name in adapter.parts else stored
 
@@ -123,6 +133,88 @@ class AdaptedCheckpoint(Checkpoint):
         return weight.to(stored.dtype).contiguous()
 
 
+_HELD_GROUPS = 4
+"""Most groups of converted tensors in memory. Tensors of one size are asked for in the order of
+files, where those of two or three groups (all gates, all down projections) alternate."""
+
+
+class ConvertedTensors:
+    """Stored tensors that a model with an adapter has, of those that memory holds otherwise.
+
+    Safe to be asked by several threads.
+
+    Args:
+        memory: the model's tensors in memory.
+        adapted: the same through the adapter.
+
+    Attributes:
+        names: stored tensors that the adapter changes.
+
+    Raises:
+        CheckpointError: files of the model are not what the library would write of it.
+    """
+
+    def __init__(self, memory: MemoryTensors, adapted: AdaptedCheckpoint) -> None:
+        self._memory, self._adapted = memory, adapted
+        self._group_of: dict[str, tuple[str, ...]] = {}
+        self._held: OrderedDict[tuple[str, ...], dict[str, Tensor]] = OrderedDict()
+        self._lock = threading.Lock()
+        proven: set[str] = set()
+        for name in adapted.changed:
+            if memory.sources[name][0] in self._group_of:
+                continue  # one with another that is changed as well
+            group = tuple(memory.made_with(name))
+            self._refuse_unless_stored(group)
+            if (kind := re.sub(r"\d+", "", name)) not in proven:  # layers are stored alike
+                proven.add(kind)
+                self._refuse_unless_same(group)
+            self._group_of |= dict.fromkeys(memory.sources[name], group)
+        self.names = list(self._group_of)
+
+    def tensor(self, name: str) -> Tensor:
+        """One stored tensor with the adapter merged in, in its stored type."""
+        group = self._group_of[name]
+        with self._lock:
+            if group not in self._held:
+                whole = {member: self._adapted.tensor(member) for member in group}
+                self._held[group] = self._memory.take_apart(whole)
+                for member in group:
+                    self._adapted.give_back(member)
+                while len(self._held) > _HELD_GROUPS:
+                    self._held.popitem(last=False)
+            self._held.move_to_end(group)
+            return self._held[group][name].contiguous()
+
+    def _refuse_unless_stored(self, group: tuple[str, ...]) -> None:
+        import torch
+
+        whole = {}
+        for name in group:
+            info = self._adapted.info(name)
+            dtype: torch.dtype = getattr(torch, TORCH_NAMES[info.dtype])
+            whole[name] = torch.empty(info.shape, dtype=dtype, device="meta")
+        shapes = {n: tuple(part.shape) for n, part in self._memory.take_apart(whole).items()}
+        stored = {n: self._memory.stored_info(n).shape for n in self._memory.sources[group[0]]}
+        if shapes != stored:
+            differing = next(n for n in (*shapes, *stored) if shapes.get(n) != stored.get(n))
+            raise CheckpointError(
+                f"{self._memory.folder}: does not store {differing} as transformers stores "
+                f"{group[0]} with the adapter; give the model that the adapter was trained on."
+            )
+
+    def _refuse_unless_same(self, group: tuple[str, ...]) -> None:
+        """Refuse where the library's conversion, there and back, is not the file."""
+        whole = {name: self._memory.tensor(name) for name in group}
+        for name, part in self._memory.take_apart(whole).items():
+            if not np.array_equal(tensor_bytes(part), self._memory.stored_bytes(name)):
+                raise CheckpointError(
+                    f"{self._memory.folder}: transformers does not make {name} of {group[0]} "
+                    "again, so an adapter of it cannot be stored; merge it with peft."
+                )
+        for name in group:
+            self._memory.give_back(name)
+
+
 def open_adapted(model: Checkpoint, folder: Path) -> AdaptedCheckpoint:
     """Open a peft adapter over a model.
 
@@ -134,78 +226,112 @@ def open_adapted(model: Checkpoint, folder: Path) -> AdaptedCheckpoint:
         CheckpointError: it is no LoRA, is damaged, or changes tensors that the model has not.
     """
     adapter = without_tied_copies(open_adapter(folder), model)
-    adapter, heads, whole = _in_stored_names(adapter, model)
-    for name in adapter.changed:
+    parameters = ParameterChanges(adapter, model.folder) if adapter.wrapped else None
+    memory = _ask_for_memory(adapter, model)
+    if memory is not None:
+        _refuse_shared(adapter, memory)
+    stored, heads, converted = adapter, dict[str, str](), None
+    if memory is not None and not _has_stored_names(adapter, model):
+        added = parameters.names if parameters is not None else []
+        _refuse_modules_in_one(adapter, memory)
+        names = {name for name in adapter.changed if memory.is_converted(name)}
+        if names or added:
+            converted = _open_converted(adapter.only(names), memory, parameters)
+        stored, heads = _in_stored_names(adapter.without(names), memory)
+    for name in stored.changed:
         if name not in model and name not in heads:
             raise CheckpointError(
-                f"{adapter.file}: changes {name} ({adapter.own_name(name)}), which {model.folder} "
+                f"{adapter.file}: changes {name} ({stored.own_name(name)}), which {model.folder} "
                 "has not; give the model that the adapter was trained on."
             )
-    for name in adapter.parts:
-        check_parts(adapter, name, model, heads)
-    for name in adapter.rows:
-        _check_rows(adapter, name, model)
-    _refuse_shared(adapter, model)
-    return AdaptedCheckpoint(model, adapter, heads, whole)
+    _check_changes(stored, model, heads)
+    return AdaptedCheckpoint(model, stored, heads, converted=converted)
+
+
+def _ask_for_memory(adapter: AdapterFolder, model: Checkpoint) -> MemoryTensors | None:
+    """The model in memory, where that matters and transformers knows it.
+
+    Whether a head is tied, what tensors are called in memory and which modules share one, only
+    transformers knows.
+    """
+    is_inner = any(not is_vocabulary(name) for name in adapter.parts)
+    if not is_inner and _has_stored_names(adapter, model):
+        return None
+    from toolkit.checkpoint.memory_tensors import MemoryTensors, build_on_meta
+
+    built = build_on_meta(model.folder)
+    return MemoryTensors(built, model) if built is not None else None
+
+
+def _has_stored_names(adapter: AdapterFolder, model: Checkpoint) -> bool:
+    """Whether an adapter speaks of the stored tensors themselves, and of no tied head."""
+    changed = adapter.changed
+    if adapter.wrapped or not all(name in model for name in changed):
+        return False
+    return any(map(is_head, model.names)) or not any(map(is_vocabulary, changed))
+
+
+def _open_converted(
+    adapter: AdapterFolder, memory: MemoryTensors, parameters: ParameterChanges | None
+) -> ConvertedTensors:
+    for name in parameters.names if parameters is not None else ():
+        if name not in memory:
+            raise CheckpointError(
+                f"{adapter.file}: changes {name}, which {memory.folder} has not; give the model "
+                "that the adapter was trained on."
+            )
+    _check_changes(adapter, memory, {})
+    return ConvertedTensors(memory, AdaptedCheckpoint(memory, adapter, parameters=parameters))
 
 
 def _in_stored_names(
-    adapter: AdapterFolder, model: Checkpoint
-) -> tuple[AdapterFolder, dict[str, str], SavedParameters | None]:
-    """The adapter by the names that the model's files have, heads that it parts from an embedding,
-    and what it stores in one tensor and the model in several.
-
-    Whether a head is tied, and what tensors are called in memory, only transformers knows; it is
-    asked where the names differ, and where an embedding is changed that has no head beside it.
-    """
-    changed = adapter.changed
-    vocabulary = [name for name in changed if is_vocabulary(name)]
-    has_head = any(is_head(name) for name in model.names)
-    if all(name in model for name in changed) and (has_head or not vocabulary):
-        return adapter, {}, None
-    from toolkit.checkpoint.memory_names import read_memory_names
-
-    if (names := read_memory_names(model.folder, model.names)) is None:
-        return adapter, {}, None
-    joined = {name: own for name, own in adapter.saved.items() if name in names.joined}
-    whole = SavedParameters(adapter, joined, model) if joined else None
-    adapter = adapter.without_saved(joined)
-    changed = adapter.changed
-    if own := next((name for name in changed if _is_joined(name, names)), None):
-        raise CheckpointError(
-            f"{adapter.file}: changes {own}, which {model.folder} stores in several tensors (the "
-            "experts of a layer); merge it with peft."
-        )
-    renamed = adapter.renamed({n: names.stored[n] for n in changed if n in names.stored})
+    adapter: AdapterFolder, memory: MemoryTensors
+) -> tuple[AdapterFolder, dict[str, str]]:
+    """The adapter by the names that the model's files have, and heads that it parts from an
+    embedding."""
+    stored = {name: own[0] for name, own in memory.sources.items() if not memory.is_converted(name)}
+    renamed = adapter.renamed({name: stored[name] for name in adapter.changed if name in stored})
     heads = {
-        head: names.stored[source]
-        for head, source in names.tied.items()
-        if is_head(head) and head not in model and source in names.stored
+        head: stored[source]
+        for head, source in memory.tied.items()
+        if is_head(head) and head not in memory.stored_names and source in stored
     }
-    return renamed, _parted(renamed, heads), whole
+    return renamed, _parted(renamed, heads)
 
 
-def _refuse_shared(adapter: AdapterFolder, model: Checkpoint) -> None:
+def _refuse_modules_in_one(adapter: AdapterFolder, memory: MemoryTensors) -> None:
+    """Refuse factors of what is several matrices in one parameter, which is no linear module."""
+    for name in adapter.changed:
+        if name not in memory and name.removesuffix(".weight") in memory:
+            raise CheckpointError(
+                f"{adapter.file}: changes {name.removesuffix('.weight')} as if it were a linear "
+                f"module, and in {memory.folder} it is a parameter (the experts of a layer); merge "
+                "it with peft."
+            )
+
+
+def _refuse_shared(adapter: AdapterFolder, memory: MemoryTensors) -> None:
     """Refuse factors of a weight that other modules share, as the blocks of Zamba do.
 
     peft changes one module of them, so that it computes otherwise than any merged model. Embeddings
     and heads are parted instead.
     """
-    from toolkit.checkpoint.memory_names import read_memory_names
-
-    inner = [name for name in adapter.parts if not is_vocabulary(name)]
-    if not inner or (names := read_memory_names(model.folder, model.names)) is None:
-        return
-    shared = {names.stored.get(n, n) for other, n in names.tied.items() if not is_head(other)}
-    if own := next((name for name in inner if name in shared), None):
-        raise CheckpointError(
-            f"{adapter.file}: changes {own}, which several modules of {model.folder} share, in one "
-            "of them alone; no merged model computes that. Leave the module out of the adapter."
-        )
+    shared = {name for other, name in memory.tied.items() if not is_head(other)}
+    shared |= {memory.stored_name(name) for name in shared if name in memory}
+    for name in adapter.parts:
+        if name in shared and not is_vocabulary(name):
+            raise CheckpointError(
+                f"{adapter.file}: changes {name}, which several modules of {memory.folder} share, "
+                "in one of them alone; no merged model computes that. Leave the module out of the "
+                "adapter."
+            )
 
 
-def _is_joined(name: str, names: MemoryNames) -> bool:
-    return name in names.joined or name.removesuffix(".weight") in names.joined
+def _check_changes(adapter: AdapterFolder, model: Checkpoint, heads: Mapping[str, str]) -> None:
+    for name in adapter.parts:
+        check_parts(adapter, name, model, heads)
+    for name in adapter.rows:
+        _check_rows(adapter, name, model)
 
 
 def _parted(adapter: AdapterFolder, heads: Mapping[str, str]) -> dict[str, str]:

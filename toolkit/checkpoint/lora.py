@@ -111,6 +111,24 @@ class AdapterFolder:
             memory_names={new: old for old, new in names.items()},
         )
 
+    def only(self, names: Collection[str]) -> AdapterFolder:
+        """The same adapter with its changes to some of the model's tensors alone."""
+
+        def given(group: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in group.items() if name in names}
+
+        return replace(
+            self,
+            parts=given(self.parts),
+            saved=given(self.saved),
+            rows=given(self.rows),
+            biases=given(self.biases),
+        )
+
+    def without(self, names: Collection[str]) -> AdapterFolder:
+        """The same adapter without its changes to some of the model's tensors."""
+        return self.only({*self.changed} - {*names})
+
     def without_saved(self, names: Collection[str]) -> AdapterFolder:
         """The same adapter without some of the tensors that it stores whole."""
         return replace(self, saved={n: own for n, own in self.saved.items() if n not in names})

@@ -1,24 +1,34 @@
 """The tensors of a checkpoint as transformers holds them in memory, one at a time.
 
-Files may name them otherwise, and store in several what memory has in one (the experts of a layer).
-The library's own conversion is asked, on a model without memory, and carried out for one tensor
-when it is asked for.
+transformers stores some models under other names than it computes with (a language model within a
+vision-language one, the router of a mixture). Files may also store in several tensors what memory
+has in one (the experts of a layer), and in one what memory has in several (query, key and value of
+HRM). Adapters speak of memory. The library's own conversion is asked, on a model without memory,
+and carried out for one tensor when it is asked for.
 """
 
 from __future__ import annotations
 
 import copy
+import json
+import math
+import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from toolkit.checkpoint.read import TORCH_NAMES, Checkpoint
-from toolkit.checkpoint.stored_names import in_loading_order, read_renaming
+from toolkit.checkpoint.read import TORCH_NAMES, Checkpoint, Entries, TensorInfo, item_bytes
+from toolkit.checkpoint.stored_names import Conversion, in_loading_order, read_renaming
+from toolkit.checkpoint.write import dtype_name, tensor_bytes
 
 
-class MemoryTensors:
+class MemoryTensors(Checkpoint):
     """A checkpoint seen by the names that its model has in memory.
 
     Args:
@@ -26,77 +36,139 @@ class MemoryTensors:
         checkpoint: with such a model's tensors.
 
     Attributes:
-        folder: of the checkpoint.
+        model: that model.
         sources: stored tensors that each tensor in memory is made of, by its name; a stored tensor
             that the model has no place for stands by its own name.
+        tied: names in memory of tensors that are another one, by the name of that one.
         shapes: of the tensors in memory.
-        dtypes: their types, by torch's own; of several stored ones that of the first.
     """
 
     def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
-        self.folder = checkpoint.folder
-        self._model, self._checkpoint = model, checkpoint
+        super().__init__(checkpoint.folder, {}, checkpoint.unheld)
+        self.model, self._checkpoint = model, checkpoint
         self.sources: dict[str, tuple[str, ...]] = {}
+        self.tied: Mapping[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, torch.dtype] = {}
-        self._conversions: dict[str, tuple[str, Any, list[tuple[str, str]]]] = {}
+        self._conversions: dict[str, Conversion] = {}
         self._held: tuple[str, Mapping[str, Tensor]] = ("", {})
         rename, converters = read_renaming(model)
         state = model.state_dict()
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for name in in_loading_order(checkpoint.names):
-            key, pattern = rename(name)
+        members_by_key: dict[str, list[tuple[str, str]]] = {}
+        for stored_name in in_loading_order(checkpoint.names):
+            key, pattern = rename(stored_name)
             if pattern is not None:
-                groups.setdefault(key, []).append((pattern, name))
-            else:
-                own = key if key in state else name
-                self._note(own, (name,), checkpoint.info(name).shape)
-        for key, members in groups.items():
-            conversion = (key, converters[members[0][0]], members)
-            for own, tensor in self._convert(conversion, on_meta=True).items():
-                self._conversions[own] = conversion
-                self._note(own, tuple(name for _, name in members), tuple(tensor.shape))
+                members_by_key.setdefault(key, []).append((pattern, stored_name))
+                continue
+            info = checkpoint.info(stored_name)
+            self._note(key if key in state else stored_name, (stored_name,), info)
+        for key, members in members_by_key.items():
+            conversion = Conversion(key, converters[members[0][0]], tuple(members))
+            sources = tuple(stored_name for _, stored_name in members)
+            for name, tensor in self._convert(conversion, on_meta=True).items():
+                self._conversions[name] = conversion
+                info = _info_of(tensor, checkpoint.info(sources[0]))
+                self._note(name, sources, info)
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor in its stored type; it must not be written to."""
+    def is_converted(self, name: str) -> bool:
+        """Whether files store a tensor otherwise than memory holds it."""
+        return name in self._conversions
+
+    def made_with(self, name: str) -> list[str]:
+        """Names of all tensors in memory that are made of the same stored ones, that one too."""
         if name not in self._conversions:
-            return self._checkpoint.tensor(self.sources[name][0])
-        key = self._conversions[name][0]
-        if self._held[0] != key:
-            self._held = (key, self._convert(self._conversions[name]))
-        return self._held[1][name]
-
-    def give_back(self, name: str) -> None:
-        """Let go of the memory of one tensor."""
-        if name in self._conversions and self._held[0] == self._conversions[name][0]:
-            self._held = ("", {})
-        for source in self.sources.get(name, ()):
-            self._checkpoint.give_back(source)
+            return [name]
+        conversion = self._conversions[name]
+        return [other for other, own in self._conversions.items() if own is conversion]
 
     def stored_name(self, name: str) -> str:
         """The name that the files have for one tensor, where they store it as it is."""
         return name if name in self._conversions else self.sources[name][0]
 
-    def _note(self, own: str, sources: tuple[str, ...], shape: tuple[int, ...]) -> None:
-        self.sources[own], self.shapes[own] = sources, shape
-        self.dtypes[own] = _dtype(self._checkpoint, sources[0])
+    @property
+    def stored_names(self) -> list[str]:
+        """Names of the stored tensors."""
+        return self._checkpoint.names
 
-    def _convert(
-        self, conversion: tuple[str, Any, list[tuple[str, str]]], *, on_meta: bool = False
-    ) -> dict[str, Tensor]:
-        key, converter, members = conversion
-        converter = copy.deepcopy(converter)
-        for pattern, name in members:
+    def stored_info(self, stored_name: str) -> TensorInfo:
+        """Where a stored tensor lies."""
+        return self._checkpoint.info(stored_name)
+
+    def stored_bytes(self, stored_name: str) -> NDArray[np.uint8]:
+        """The bytes of a stored tensor."""
+        return self._checkpoint.raw(stored_name)
+
+    def take_apart(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors in memory as the files store them, by their names there."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        parts: dict[str, Tensor] = revert_weight_conversion(self.model, dict(tensors))
+        return parts
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor in its stored type; it must not be written to."""
+        if name not in self._conversions:
+            return self._checkpoint.tensor(self.sources[name][0])
+        conversion = self._conversions[name]
+        if self._held[0] != conversion.key:
+            self._held = (conversion.key, self._convert(conversion))
+        return self._held[1][name]
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        if name not in self._conversions:
+            return self._checkpoint.raw(self.sources[name][0])
+        return np.frombuffer(tensor_bytes(self.tensor(name)), np.uint8)
+
+    def array(self, name: str) -> Entries | None:
+        is_stored = name not in self._conversions
+        return self._checkpoint.array(self.sources[name][0]) if is_stored else super().array(name)
+
+    def give_back(self, name: str) -> None:
+        if name in self._conversions and self._held[0] == self._conversions[name].key:
+            self._held = ("", {})
+        for source in self.sources.get(name, ()):
+            self._checkpoint.give_back(source)
+
+    def _note(self, name: str, sources: tuple[str, ...], info: TensorInfo) -> None:
+        self.sources[name], self.shapes[name] = sources, info.shape
+        self._tensors[name] = info
+
+    def _convert(self, conversion: Conversion, *, on_meta: bool = False) -> dict[str, Tensor]:
+        converter = copy.deepcopy(conversion.converter)
+        for pattern, stored_name in conversion.members:
             if on_meta:
-                shape, dtype = self._checkpoint.info(name).shape, _dtype(self._checkpoint, name)
-                tensor = torch.empty(shape, dtype=dtype, device="meta")
+                info = self._checkpoint.info(stored_name)
+                dtype: torch.dtype = getattr(torch, TORCH_NAMES[info.dtype])
+                tensor = torch.empty(info.shape, dtype=dtype, device="meta")
             else:
-                tensor = self._checkpoint.tensor(name)
-            converter.add_tensor(key, name, pattern, tensor)
-        made = converter.convert(key, model=self._model, config=self._model.config)
+                tensor = self._checkpoint.tensor(stored_name)
+            converter.add_tensor(conversion.key, stored_name, pattern, tensor)
+        made = converter.convert(conversion.key, model=self.model, config=self.model.config)
         return {n: value[0] if isinstance(value, list) else value for n, value in made.items()}
 
 
-def _dtype(checkpoint: Checkpoint, name: str) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, TORCH_NAMES[checkpoint.info(name).dtype])
-    return dtype
+def _info_of(tensor: Tensor, first: TensorInfo) -> TensorInfo:
+    """Of a tensor made of stored ones; messages blame the file of the first."""
+    dtype, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
+    return replace(first, dtype=dtype, shape=shape, num_bytes=math.prod(shape) * item_bytes(dtype))
+
+
+def build_on_meta(folder: Path) -> Any | None:
+    """A model of a folder's config on torch's meta device: no memory, no weights.
+
+    Returns:
+        None where transformers does not know it, or cannot build it; its own code is never run.
+    """
+    import transformers
+
+    from toolkit.checkpoint.loadable import class_of
+
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values.pop("quantization_config", None)
+        with tempfile.TemporaryDirectory() as place:
+            (Path(place) / "config.json").write_text(json.dumps(values), encoding="utf-8")
+            config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+        with torch.device("meta"):
+            return class_of(config)._from_config(config, dtype=torch.float32)
+    except Exception:  # classes check their configs in their own ways
+        return None

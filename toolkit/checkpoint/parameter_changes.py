@@ -1,22 +1,20 @@
 """Changes of an adapter to parameters that are no module's weight, such as all experts of a layer.
 
 peft (`target_parameters`) wraps the module once for each parameter, so which factors belong to
-which parameter is known only when it has wrapped the model; transformers stores such a parameter in
-several tensors. Both are asked, on a model without memory. Legend: E experts, r rank.
+which parameter is known only when it has wrapped the model, which is done on one without memory.
+Legend: E experts, r rank.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.loadable_adapter import read_wrappers
 from toolkit.checkpoint.lora import AdapterFolder
-from toolkit.checkpoint.memory_names import build_on_meta
-from toolkit.checkpoint.read import Checkpoint
+from toolkit.checkpoint.memory_tensors import build_on_meta
 from toolkit.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -24,62 +22,39 @@ if TYPE_CHECKING:
 
 
 class ParameterChanges:
-    """What an adapter adds to a model's stored tensors through `target_parameters`.
-
-    The changes of one parameter (all experts of a layer) are held at a time.
+    """What an adapter adds to parameters in memory through `target_parameters`.
 
     Args:
         adapter: whose settings name parameters.
-        model: what it was trained on.
+        folder: of the model that it was trained on.
 
     Attributes:
-        names: parameters in memory, by the stored tensors that they are made of.
+        names: of the parameters.
 
     Raises:
-        CheckpointError: transformers or peft does not know such a model, or stores it otherwise.
+        CheckpointError: transformers does not know such a model, or peft finds no such parameters.
     """
 
-    def __init__(self, adapter: AdapterFolder, model: Checkpoint) -> None:
-        import torch
-
-        self._adapter, self._model = adapter, build_on_meta(model.folder)
-        if self._model is None:
-            raise CheckpointError(
-                f"{adapter.file}: changes parameters (target_parameters) of {model.folder}, a "
-                "model that transformers does not know; merge it with peft."
-            )
-        self._wrappers = _own_wrappers(adapter, model.folder)
+    def __init__(self, adapter: AdapterFolder, folder: Path) -> None:
+        self._adapter, self._wrappers = adapter, _own_wrappers(adapter, folder)
         self._paths = {_parameter(path, w): path for path, w in self._wrappers.items()}
-        self.names: dict[str, str] = {}
-        for parameter, path in self._paths.items():
-            shape = tuple(self._wrappers[path].get_param().shape)
-            for name, part in self._stored(parameter, torch.empty(shape, device="meta")).items():
-                if name not in model or model.info(name).shape != tuple(part.shape):
-                    raise CheckpointError(
-                        f"{adapter.file}: changes {parameter}, which {model.folder} does not store "
-                        f"as {name}; give the model that the adapter was trained on."
-                    )
-                self.names[name] = parameter
-        self._held: tuple[str, Mapping[str, Tensor]] = ("", {})
+        self.names = list(self._paths)
 
     def change(self, name: str) -> Tensor:
-        """What is added to a stored tensor, float32."""
+        """What is added to a parameter, float32."""
         import torch
 
-        parameter = self.names[name]
-        if self._held[0] != parameter:
-            wrapper, own = self._wrappers[self._paths[parameter]], self._paths[parameter]
-            for part, holder in (("lora_A", wrapper.lora_A), ("lora_B", wrapper.lora_B)):
-                factor = self._adapter.tensors.tensor(self._adapter.wrapped[own][part]).float()
-                holder["default"].weight = torch.nn.Parameter(factor, requires_grad=False)
-            change = _change(wrapper)
-            whole = change.reshape(tuple(wrapper.get_param().shape))
-            self._held = (parameter, self._stored(parameter, whole))
-        return self._held[1][name]
-
-    def _stored(self, parameter: str, tensor: Tensor) -> dict[str, Tensor]:
-        """A parameter taken apart as it is stored; changes are taken apart as weights are."""
-        return take_apart(self._model, parameter, tensor)
+        path = self._paths[name]
+        wrapper = self._wrappers[path]
+        holders = {"lora_A": wrapper.lora_A["default"], "lora_B": wrapper.lora_B["default"]}
+        without_memory = {part: holder.weight for part, holder in holders.items()}
+        for part, holder in holders.items():
+            factor = self._adapter.tensors.tensor(self._adapter.wrapped[path][part]).float()
+            holder.weight = torch.nn.Parameter(factor, requires_grad=False)
+        change = _change(wrapper).reshape(tuple(wrapper.get_param().shape))
+        for part, holder in holders.items():
+            holder.weight = without_memory[part]
+        return change
 
 
 @dataclass(frozen=True)
@@ -113,51 +88,6 @@ def wrapped_parameters(adapter: AdapterFolder, folder: Path) -> dict[str, Wrappe
     }
 
 
-class SavedParameters:
-    """Parameters that an adapter stores whole and its model stores in several tensors.
-
-    Args:
-        adapter: with `modules_to_save` that hold such parameters.
-        saved: its names of them, by their names in memory.
-        model: what it was trained on.
-
-    Attributes:
-        names: parameters in memory, by the stored tensors that they take the place of.
-    """
-
-    def __init__(self, adapter: AdapterFolder, saved: Mapping[str, str], model: Checkpoint) -> None:
-        import torch
-
-        self._adapter, self._saved, self._model = adapter, saved, build_on_meta(model.folder)
-        self.names: dict[str, str] = {}
-        for parameter, own in saved.items():
-            whole = torch.empty(adapter.tensors.info(own).shape, device="meta")
-            for name, part in take_apart(self._model, parameter, whole).items():
-                if name not in model or model.info(name).shape != tuple(part.shape):
-                    raise CheckpointError(
-                        f"{adapter.file}: stores {parameter}, which {model.folder} does not store "
-                        f"as {name}; give the model that the adapter was trained on."
-                    )
-                self.names[name] = parameter
-        self._held: tuple[str, Mapping[str, Tensor]] = ("", {})
-
-    def tensor(self, name: str) -> Tensor:
-        """What takes the place of a stored tensor, in the adapter's type."""
-        parameter = self.names[name]
-        if self._held[0] != parameter:
-            whole = self._adapter.tensors.tensor(self._saved[parameter])
-            self._held = (parameter, take_apart(self._model, parameter, whole))
-        return self._held[1][name]
-
-
-def take_apart(model: Any, parameter: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A parameter of a model in the tensors that its files have, by their names."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    found: dict[str, Tensor] = revert_weight_conversion(model, {parameter: tensor})
-    return found
-
-
 def _own_wrappers(adapter: AdapterFolder, folder: Path) -> dict[str, Any]:
     """Those of peft's wrapped parameters that the adapter holds as such, by their paths."""
     wrappers = _wrappers(adapter, folder)
@@ -176,11 +106,16 @@ def _wrappers(adapter: AdapterFolder, folder: Path) -> dict[str, Any]:
     """peft's wrapped parameters, by their modules' paths."""
     from peft import LoraConfig, get_peft_model
 
+    if (model := build_on_meta(folder)) is None:
+        raise CheckpointError(
+            f"{adapter.file}: changes parameters (target_parameters) of {folder}, a model that "
+            "transformers does not know; merge it with peft."
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             config = LoraConfig.from_pretrained(str(adapter.folder))
-            whole = get_peft_model(build_on_meta(folder), config, low_cpu_mem_usage=True)
+            whole = get_peft_model(model, config, low_cpu_mem_usage=True)
         except (ValueError, TypeError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{adapter.file}: peft refuses it ({first}).") from error

@@ -2,13 +2,9 @@
 
 transformers holds some tensors in another form than files do: renamed, experts in one tensor, parts
 joined or transposed. What it does when it loads a file is asked of it, tensor by tensor, rather
-than known here. Where a stored tensor is a parameter, or a piece of one, it is written in place;
-else it is written beside the model and converted into it as if it had just been read.
-
-Experts of a loaded model under the names that its files have.
-
-transformers holds the experts of a layer in two tensors, and stores them one by one.
-Legend: E experts, I width of an expert, D hidden size.
+than known here. Where a stored tensor is a parameter, or a piece of one (an expert of a layer), it
+is written in place; else it is written beside the model and converted into it as if it had just
+been read. Legend: E experts, I width of an expert, D hidden size.
 """
 
 from __future__ import annotations
@@ -26,11 +22,11 @@ from toolkit.checkpoint.wrappers import wrapper_of
 
 
 @dataclass(frozen=True)
-class _Conversion:
+class Conversion:
     """What becomes of some stored tensors.
 
     Attributes:
-        key: the first parameter that they become.
+        key: name in memory of the first tensor that they become.
         converter: of transformers.
         members: pattern of the converter and stored name, in the order of loading.
     """
@@ -63,7 +59,7 @@ class StoredTensors:
         # What a wrapper has beside its text side was not loaded.
         self.ignored = [name for name, tensor in self.targets.items() if tensor.is_meta]
         self.unknown: list[str] = []
-        self._conversions: list[_Conversion] = []
+        self._conversions: list[Conversion] = []
         rest = [name for name in shapes if name not in self.targets]
         self.targets = {n: tensor for n, tensor in self.targets.items() if not tensor.is_meta}
         if rest:
@@ -122,7 +118,7 @@ class StoredTensors:
             for _, name in members:
                 self.targets[name] = torch.empty(shapes[name], dtype=known[key].dtype)
             converter = converters[members[0][0]]
-            self._conversions.append(_Conversion(key, converter, tuple(members)))
+            self._conversions.append(Conversion(key, converter, tuple(members)))
 
     @torch.no_grad()
     def read(self) -> None:
@@ -144,7 +140,7 @@ class StoredTensors:
             for name, value in self._converted(one, self.targets).items():
                 parameters[name].copy_(value)
 
-    def _converted(self, one: _Conversion, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _converted(self, one: Conversion, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Parameters that stored tensors become, by their names in the model."""
         converter = copy.deepcopy(one.converter)
         for pattern, name in one.members:

@@ -14,8 +14,8 @@ from toolkit.errors import ConfigError
 from toolkit.section import Fraction, Length, PositiveInt, Section, at_most
 
 Role = Literal["domain", "general"]
-SplitName = Literal["train", "tuning", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "tuning", "test")
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 Format = Literal[
     "auto", "text", "html", "filing", "csv", "jsonl", "parquet", "pubmed", "front_matter",
@@ -151,7 +151,7 @@ class SplitRule(Section):
 
 
 def _default_split() -> dict[SplitName, SplitRule]:
-    shares: dict[SplitName, float] = {"train": 0.9, "tuning": 0.05, "test": 0.05}
+    shares: dict[SplitName, float] = {"train": 0.9, "validation": 0.05, "test": 0.05}
     return {name: SplitRule(share=share) for name, share in shares.items()}
 
 
@@ -172,7 +172,7 @@ def _check_template(template: str) -> None:
 class SourceSection(Section):
     """One source of documents: exactly one of `artifact`, `hub`, `edgar` and `files`."""
 
-    former_keys: ClassVar = {"artefact": "artifact"}
+    former_keys: ClassVar = {"artefact": "artifact", "split.tuning": "validation"}
 
     role: Role
     """`domain` is to be learned; `general` is replayed in training and watched in evaluation."""
@@ -237,7 +237,7 @@ class SourceSection(Section):
     """Rearrange documents for fill-in-the-middle, as `data.fim` says. For code."""
 
     split: dict[SplitName, SplitRule] = Field(default_factory=_default_split)
-    """Which documents go to train, tuning and test; a document goes to one of them only."""
+    """Which documents go to train, validation and test; a document goes to one of them only."""
 
     license: str | None = None
     """Terms of the documents, for the manifest and the model card."""
@@ -326,12 +326,12 @@ class CleaningSection(Section):
     Jaccard index, MinHash; Broder 1997); null turns it off."""
 
     decontamination_ngram: Annotated[int, Field(ge=5)] | None = 13
-    """Length in words of a run that a training document must not have in common with the tuning and
-    test documents (Brown et al. 2020); null turns it off."""
+    """Length in words of a run that a training document must not have in common with the validation
+    and test documents (Brown et al. 2020); null turns it off."""
 
     max_overlap_fraction: Fraction = 0.1
-    """Training documents are left out when more of their runs than this are also in tuning or test:
-    a shared phrase is language, a shared page is a leak."""
+    """Training documents are left out when more of their runs than this are also in validation or
+    test: a shared phrase is language, a shared page is a leak."""
 
     max_contained_fraction: Fraction = 0.5
     """They are left out as well when they hold more than this share of any one evaluation text's
@@ -424,8 +424,8 @@ class DataSection(Section):
     fim: FimSection = FimSection()
 
     evaluation_document_tokens: Length | None = None
-    """Cut tuning and test documents to this length, so that many fit into `max_tokens`: intervals
-    shrink with the number of documents, not of tokens."""
+    """Cut validation and test documents to this length, so that many fit into `max_tokens`:
+    intervals shrink with the number of documents, not of tokens."""
 
     @model_validator(mode="after")
     def _roles(self) -> Self:

@@ -1,9 +1,9 @@
 """The data stage: recipe section in, `runs/<recipe>/data/` out.
 
 Reads top to bottom: texts cleaned in shards, duplicates, evaluation sets, tokens in shards, blocks.
-`blocks.json` with `tokens/` and `packs/` is what training reads; `tuning.jsonl` and `test.jsonl`
-are documents with their text; `documents.csv` lists every document used, `report.md` what was left
-out and why.
+`blocks.json` with `tokens/` and `packs/` is what training reads; `validation.jsonl` and
+`test.jsonl` are documents with their text; `documents.csv` lists every document used, `report.md`
+what was left out and why.
 """
 
 from __future__ import annotations

@@ -298,7 +298,7 @@ def _rows(task: Task, section: TaskSection, split: SplitName | None) -> list[int
     kept = [
         row
         for row, (share, _) in enumerate(places)
-        if split is None or (share < section.validation_fraction) == (split == "tuning")
+        if split is None or (share < section.validation_fraction) == (split == "validation")
     ]
     if not kept:
         raise EvaluationError(f"{task.name}: none of its {len(places)} items falls into {split}.")

@@ -36,7 +36,7 @@ def load_sets(
         section: the recipe's.
         data: folder of the data stage.
         general: folder of the general model; it answers the prompts of the retention set once.
-        split: `tuning` or `test`.
+        split: `validation` or `test`.
         tokenizer: of the general model; loaded where it is not given.
         cache: folder for the answers; by default beside the artifacts.
 
@@ -114,13 +114,13 @@ def settle_scoring(section: EvaluateSection, folder: Path) -> EvaluateSection:
     return section.model_copy(update={"precision": precision})
 
 
-def refuse_too_few(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:
+def refuse_too_few(validation: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:
     """Refuse sets of a single group before anything is scored: nothing could be said of them.
 
     Raises:
         EvaluationError: there are some.
     """
-    for split, sets in (("tuning", tuning), ("test", test)):
+    for split, sets in (("validation", validation), ("test", test)):
         for found in sets:
             if (count := len(set(found.groups))) < 2:
                 raise EvaluationError(
@@ -130,14 +130,14 @@ def refuse_too_few(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet
                 )
 
 
-def refuse_overlap(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:
-    """Refuse test items whose content stands in tuning too, under whatever name.
+def refuse_overlap(validation: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:
+    """Refuse test items whose content stands in validation too, under whatever name.
 
     Raises:
         EvaluationError: there are some; a choice made on them would confirm itself.
     """
     seen: dict[str, str] = {}
-    for found in tuning:
+    for found in validation:
         for name, value in zip(found.ids, found.item_hashes, strict=False):
             seen.setdefault(value, f"{found.name}: {name}")
     both = [
@@ -148,7 +148,7 @@ def refuse_overlap(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet
     ]
     if both:
         raise EvaluationError(
-            f"{len(both)} test items stand in tuning too, such as {both[0][0]} (there "
+            f"{len(both)} test items stand in validation too, such as {both[0][0]} (there "
             f"{both[0][1]}); the test would confirm what was chosen on it. Remove duplicates from "
             "the sources, or split by group."
         )

@@ -48,7 +48,7 @@ def cut_middles(row: dict[str, Any], section: MiddlesSection) -> list[Middle]:
     """Middles of a document, chosen by the hash of its id; none of a document that is too short.
 
     Args:
-        row: of `tuning.jsonl` or `test.jsonl`.
+        row: of `validation.jsonl` or `test.jsonl`.
         section: how many, and how long.
 
     >>> row = {"id": "a", "text": "def f(x):\\n    y = x + 1\\n    return y\\n"}
@@ -81,7 +81,7 @@ def middles_sets(
     """The middles of the domain's documents, behind both sides and behind the prefix alone.
 
     Args:
-        path: `tuning.jsonl` or `test.jsonl` of a data stage.
+        path: `validation.jsonl` or `test.jsonl` of a data stage.
         tokenizer: of the models that are compared.
         section: windows and batches.
         wanted: which middles.

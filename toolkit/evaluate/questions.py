@@ -68,7 +68,7 @@ def load_questions(section: ChoicesSection, split: SplitName | None = None) -> l
     chosen = [
         question
         for question in found
-        if (places[question.id][0] < section.validation_fraction) == (split == "tuning")
+        if (places[question.id][0] < section.validation_fraction) == (split == "validation")
     ]
     if not chosen:
         raise EvaluationError(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.memory_names import build_on_meta
+from toolkit.checkpoint.memory_tensors import build_on_meta
 
 Signature = Mapping[str, Any]
 """Of one layer: types, shapes and plain attributes of its modules, by their paths."""

@@ -48,7 +48,7 @@ class MixtureRun:
     Attributes:
         share: of domain text in its training tokens; None for the general model itself.
         tokens: that it was trained on.
-        domain, general: losses on tuning documents.
+        domain, general: losses on validation documents.
         ids: of the documents, which all runs must have in common.
     """
 

@@ -155,7 +155,7 @@ def run_mixtures(run: Run, wanted: MixtureRequest) -> list[Path]:
 def _read_of(data: Path, name: str | None) -> str:
     """Hash of what a run reads of the data: runs stay as they are when others are added."""
     outputs = read_manifest(data)["outputs"]
-    kinds = ("tuning.jsonl",) if name is None else ("tuning.jsonl", "tokens/", "packs/")
+    kinds = ("validation.jsonl",) if name is None else ("validation.jsonl", "tokens/", "packs/")
     parts = {n: entry["sha256"] for n, entry in outputs.items() if n.startswith(kinds)}
     stages = load_json(data / BLOCKS)["stages"]
     own = [entry for entry in stages if entry["name"] == name]
@@ -222,7 +222,7 @@ class _Act:
             model = model.to(dtype_of(evaluate.precision))  # as stored, exactly
             tokenizer = load_tokenizer(self.general)
             separator = read_manifest(self.data)["results"]["separator_token_id"]
-            items = load_items(self.data / "tuning.jsonl", tokenizer, separator)
+            items = load_items(self.data / "validation.jsonl", tokenizer, separator)
             nats = score_documents(model, items, evaluate)
             row = {"share": self.share, "tokens": tokens, "ids": items.ids, "roles": items.roles}
             write_json(work / SCORES, {**row, "bytes": items.num_bytes, "nats": nats})

@@ -50,14 +50,14 @@ class Search:
     """The study of a recipe.
 
     Attributes:
-        tuning, test: all sets.
-        parts: the tuning sets in two.
+        validation, test: all sets.
+        parts: the validation sets in two.
         plan: what is to be tried on the first of them.
         identity: what the study depends on.
         name: of the study.
     """
 
-    tuning: list[EvaluationSet]
+    validation: list[EvaluationSet]
     test: list[EvaluationSet]
     parts: Parts
     plan: SearchPlan
@@ -122,20 +122,20 @@ def prepare_search(
             is fast.
 
     Raises:
-        EvaluationError: a document stands in tuning and in test, or a set has one document.
+        EvaluationError: a document stands in validation and in test, or a set has one document.
         ConfigError: a merge or a setting cannot be used, or the models' rotary bases differ.
     """
     _refuse_other_positions(general, specialist)
     recipe = with_scoring_precision(recipe, general, precision)
     spaces = load_spaces(recipe.search.merges, merge_folder(), recipe.models)
     tokenizer = load_tokenizer(general)
-    splits: tuple[SplitName, ...] = ("tuning", "test")
-    tuning, test = (
+    splits: tuple[SplitName, ...] = ("validation", "test")
+    validation, test = (
         load_sets(recipe.evaluate, data, general, split, tokenizer=tokenizer) for split in splits
     )
-    refuse_overlap(tuning, test)
-    refuse_too_few(tuning, test)
-    parts = divide(tuning, recipe.search.confirm_fraction, recipe.seed)
+    refuse_overlap(validation, test)
+    refuse_too_few(validation, test)
+    parts = divide(validation, recipe.search.confirm_fraction, recipe.seed)
     objective = build_objective(recipe, parts.search, recipe.search.race)
     plan = SearchPlan(spaces, recipe.search, objective, recipe.seed)
     identity = {
@@ -146,7 +146,7 @@ def prepare_search(
         },
     }
     return Search(
-        tuning,
+        validation,
         test,
         parts,
         plan,

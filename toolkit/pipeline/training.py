@@ -43,7 +43,7 @@ def train_stage(
     data: Path,
     **more: Any,
 ) -> None:
-    """Train a model in a stage, watched on the tuning sets of its data.
+    """Train a model in a stage, watched on the validation sets of its data.
 
     Args:
         section: how to train.
@@ -63,7 +63,7 @@ def train_stage(
 def make_watch(
     section: TrainSection, evaluate: EvaluateSection, general: Path, data: Path
 ) -> Watch | None:
-    """A function that scores the first documents of the tuning sets, or None where it is off.
+    """A function that scores the first documents of the validation sets, or None where it is off.
 
     Plain documents are scored whole; of conversations the assistant's words, given the rest.
     """
@@ -71,14 +71,16 @@ def make_watch(
         return None
     limit = section.watch.tokens_per_role
     separator = read_manifest(data)["results"]["separator_token_id"]
-    tuning = data / "tuning.jsonl"
-    answers = load_answers(tuning, general, limit)
+    validation = data / "validation.jsonl"
+    answers = load_answers(validation, general, limit)
     talk = {answer.role for answer in answers}
-    items = load_items(tuning, load_tokenizer(general), separator)
+    items = load_items(validation, load_tokenizer(general), separator)
     chosen = _first_tokens(items, limit, [role for role in _ROLES if role not in talk])
     for role in _ROLES:
         if role not in talk and not chosen.only(role):
-            raise DataError(f"{tuning}: holds no document of role {role} for the watch to score.")
+            raise DataError(
+                f"{validation}: holds no document of role {role} for the watch to score."
+            )
 
     # Tensors made in inference mode may not be changed later, but FSDP keeps the ones it gathered.
     score = inspect.unwrap(score_documents)

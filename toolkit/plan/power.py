@@ -26,7 +26,7 @@ def plan_power(
     tolerances: Mapping[str, float],
     confidence: float,
 ) -> tuple[list[SetPower], list[str]]:
-    """The smallest change that each tuning set can see and the groups that its tolerance takes.
+    """The smallest change that each validation set can see and the groups that its tolerance takes.
 
     Args:
         data, evaluate: sections of the recipe.
@@ -42,9 +42,9 @@ def plan_power(
     unknown: list[str] = []
     for name, sample in looked.samples.items():
         limit = tolerances.get(name, tolerance) if sample.role == "general" else None
-        sizes = _tuning_sizes(name, data, looked)
+        sizes = _validation_sizes(name, data, looked)
         if sizes is None:
-            unknown.append(f"{name}: how many tuning documents it has cannot be told yet")
+            unknown.append(f"{name}: how many validation documents it has cannot be told yet")
             continue
         items, groups = sizes
         change = expected_change(ASSUMED_SCATTER, groups)
@@ -60,7 +60,10 @@ def plan_claims(looked: Looked) -> list[str]:
         counts = sample.split_documents
         alone = {
             split: next(iter(groups))
-            for split, groups in (("tuning", sample.tuning_groups), ("test", sample.test_groups))
+            for split, groups in (
+                ("validation", sample.validation_groups),
+                ("test", sample.test_groups),
+            )
             if sample.whole and len(groups) == 1 and counts[split] > 1
         }
         if alone:
@@ -73,13 +76,13 @@ def plan_claims(looked: Looked) -> list[str]:
     return lines
 
 
-def _tuning_sizes(name: str, data: DataSection, looked: Looked) -> tuple[int, int] | None:
-    """Tuning items of a source, and the groups that stand alone; None where nothing tells."""
-    sample, rule = looked.samples[name], data.sources[name].split.get("tuning")
-    documents, groups = sample.split_documents["tuning"], len(sample.tuning_groups)
+def _validation_sizes(name: str, data: DataSection, looked: Looked) -> tuple[int, int] | None:
+    """Validation items of a source, and the groups that stand alone; None where nothing tells."""
+    sample, rule = looked.samples[name], data.sources[name].split.get("validation")
+    documents, groups = sample.split_documents["validation"], len(sample.validation_groups)
     if sample.why or rule is None or not documents or sample.seen_fraction is None:
         return None
-    tokens = sample.split_bytes["tuning"] * looked.tokens_per_byte[sample.role]
+    tokens = sample.split_bytes["validation"] * looked.tokens_per_byte[sample.role]
     items, whole = float(documents), 1.0 / sample.seen_fraction
     if data.evaluation_document_tokens is not None:
         items = max(items, tokens / data.evaluation_document_tokens)

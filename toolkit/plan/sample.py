@@ -44,7 +44,7 @@ class Sample:
         train_documents: of them, cleaned and in the training split.
         split_bytes: cleaned text by split.
         split_documents: its documents.
-        tuning_groups, test_groups: what those of these splits belong to.
+        validation_groups, test_groups: what those of these splits belong to.
         duplicate_fraction: share of the kept documents' bytes that repeats another of them.
         whole: everything was read, so that amounts are counted rather than estimated.
         seen_fraction: estimated share of the source that was read; None where nothing tells.
@@ -60,7 +60,7 @@ class Sample:
     train_documents: int = 0
     split_bytes: Counter[str] = field(default_factory=Counter)
     split_documents: Counter[str] = field(default_factory=Counter)
-    tuning_groups: set[str] = field(default_factory=set)
+    validation_groups: set[str] = field(default_factory=set)
     test_groups: set[str] = field(default_factory=set)
     duplicate_fraction: float | None = None
     whole: bool = False
@@ -134,8 +134,8 @@ def _read(
             num_bytes = len(document.text.encode())
             sample.split_bytes[split or "none"] += num_bytes
             sample.split_documents[split or "none"] += 1
-            if split in {"tuning", "test"}:
-                groups = sample.tuning_groups if split == "tuning" else sample.test_groups
+            if split in {"validation", "test"}:
+                groups = sample.validation_groups if split == "validation" else sample.test_groups
                 groups.add(document.group)
             if split != "train":
                 continue

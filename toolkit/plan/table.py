@@ -72,7 +72,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
     if (scratch := plan["from_scratch"]) is not None:
         say(scratch_words(scratch))
     if plan.get("power"):
-        say("\n   What the tuning sets can see of a merge:")
+        say("\n   What the validation sets can see of a merge:")
         for one in plan["power"]:
             say(f"   - {one['sentence']}")
     say("\n3. Which settings?")

@@ -41,12 +41,12 @@ def training_work(
         )
         for amount in amounts
     ]
-    tuning = evaluation_tokens(recipe.data, looked)
-    read = (recipe.search.candidates + 3) * tuning
+    validation = evaluation_tokens(recipe.data, looked)
+    read = (recipe.search.candidates + 3) * validation
     forward = training_flops(shape, recipe.evaluate.window_tokens) / 3.0
     seconds = read / reading if reading else None
-    if tuning == 0.0:
-        return found  # nothing was seen of the tuning sets
+    if validation == 0.0:
+        return found  # nothing was seen of the validation sets
     found.append(
         Work("merge search, at most", 0.0, read, 0, read * forward, read * forward, seconds)
     )
@@ -54,13 +54,13 @@ def training_work(
 
 
 def evaluation_tokens(data: DataSection, looked: Looked) -> float:
-    """Tokens of the tuning sets, as far as they are known."""
+    """Tokens of the validation sets, as far as they are known."""
     total = 0.0
     for name, sample in looked.samples.items():
-        rule = data.sources[name].split.get("tuning")
+        rule = data.sources[name].split.get("validation")
         if rule is None:
             continue
-        seen = sample.split_bytes["tuning"] * looked.tokens_per_byte[sample.role]
+        seen = sample.split_bytes["validation"] * looked.tokens_per_byte[sample.role]
         tokens = seen / (sample.seen_fraction or 1.0)
         total += min(tokens, rule.max_tokens or tokens)
     return total

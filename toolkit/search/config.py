@@ -74,10 +74,10 @@ class SearchSection(Section):
     that are not named."""
 
     confirm_fraction: Annotated[float, Field(ge=0.0, le=0.8)] = 0.34
-    """Share of the tuning documents that the search does not see, chosen by hash; what promises
+    """Share of the validation documents that the search does not see, chosen by hash; what promises
     more than the plain sweep is confirmed on them. 0 confirms on the search's own documents, and
     the bounds are then widened for all candidates tried. The sweep itself, whose order is fixed
-    beforehand, is tested on all tuning documents."""
+    beforehand, is tested on all validation documents."""
 
     confirm_trials: Count = 3
     """How many candidates that promise more than the plain sweep are confirmed."""

@@ -77,8 +77,8 @@ class Objective:
         for role in ("domain", "general"):
             if not self.names(role):
                 raise EvaluationError(
-                    f"the tuning documents hold no {role} set; give a source of the recipe the "
-                    f"role {role} and a tuning split."
+                    f"the validation documents hold no {role} set; give a source of the recipe the "
+                    f"role {role} and a validation split."
                 )
         for key, named, role in (
             ("search.weights", weights, "domain"),

@@ -142,7 +142,7 @@ def train(
     looks = {begin + step for step in looks}
 
     def look(step: int, log: MetricsLog | NoLog) -> WatchVerdict | None:
-        """Score the tuning sets after `step` steps."""
+        """Score the validation sets after `step` steps."""
         if watch is None or step not in looks:
             return None
         if hasattr(loss_module, "reshard"):
