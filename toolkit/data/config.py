@@ -84,8 +84,8 @@ class EdgarSection(Section):
     environment's `EDGAR_IDENTITY` says. It is sent to the archive and published nowhere."""
 
     filings: str | None = None
-    """A list that a run wrote (`runs/NAME/data/filings/SOURCE.jsonl`): exactly these filings, each by its
-    accession number and hash, in place of companies, industry and years."""
+    """A list that a run wrote (`runs/NAME/data/filings/SOURCE.jsonl`): exactly these filings, each
+    by its accession number and hash, in place of companies, industry and years."""
 
     @field_validator("companies", mode="before")
     @classmethod
