@@ -20,6 +20,7 @@ import numpy as np
 from toolkit.data.clean import clean_documents
 from toolkit.data.config import ArtifactSection, CleaningSection, SourceSection
 from toolkit.data.duplicates import drop_exact, drop_near, exact_keys, signatures
+from toolkit.data.edgar import find_filings
 from toolkit.data.sources import Document, read_documents
 from toolkit.data.split import assign_split, stable_unit
 from toolkit.data.words import spread, word_codes
@@ -113,10 +114,11 @@ def sample_source(
             f"within {fetch_seconds:.0f} s"
         )
         return sample
-    if source.hub is None:
+    if source.hub is None and source.edgar is None:
         _read(sample, source, cleaning, seed, seconds)
         return sample
-    sample.why = _hub_trouble(source.hub.dataset, source.hub.revision)
+    if source.hub is not None:
+        sample.why = _hub_trouble(source.hub.dataset, source.hub.revision)
     if not sample.why:
         try:
             _read(sample, source, cleaning, seed, seconds)
@@ -179,6 +181,12 @@ def _seen_fraction(source: SourceSection, sample: Sample, last: list[Document]) 
         return None  # the recipe says how much there is
     if source.max_documents is not None:
         return min(1.0, sample.read_documents / source.max_documents)
+    if source.edgar is not None and last:
+        filings = [filing.key for filing in find_filings(source.edgar)]
+        last_filing = last[-1].id.removeprefix(f"{sample.name}/").rpartition("#")[0]
+        if last_filing not in filings:
+            return None
+        return (filings.index(last_filing) + 0.5) / len(filings)
     if source.files is None or not last:
         return None
     paths = _local_files(source)
