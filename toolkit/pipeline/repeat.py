@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rich.table import Table
-from scipy.special import chdtri
 
 from toolkit.data.config import depends_on_seed
 from toolkit.errors import ConfigError
@@ -18,9 +17,9 @@ from toolkit.recipe.model import depends_on_seed as model_depends_on_seed
 from toolkit.recipe.schema import Recipe
 from toolkit.select.results import MergeResults, ResultPart, read_results
 from toolkit.stage import write_json
-from toolkit.statistics.interval import Interval
+from toolkit.statistics.interval import Interval, deviation_interval, normal_quantile
 
-_NORMAL_WIDTH = 2 * 1.959964
+_NORMAL_WIDTH = 2.0 * normal_quantile(0.975)
 """Standard errors from end to end of a 95 % interval."""
 
 
@@ -188,20 +187,6 @@ def _scatter(figures: Sequence[Interval], same_documents: bool) -> SeedScatter:
     )
 
 
-def reach_of_deviation(num_seeds: int) -> tuple[float, float]:
-    """Between which multiples of itself the true standard deviation lies, with 95 % confidence.
-
-    >>> low, high = reach_of_deviation(3)
-    >>> f"{low:.2f} to {high:.2f}"
-    '0.52 to 6.28'
-    """
-    freedom = num_seeds - 1
-    return (
-        math.sqrt(freedom / float(chdtri(freedom, 0.025))),
-        math.sqrt(freedom / float(chdtri(freedom, 0.975))),
-    )
-
-
 def show_seeds(comparison: SeedComparison) -> None:
     """Print what `compare_seeds` found."""
     seeds, same = comparison.seeds, comparison.same_documents
@@ -217,11 +202,11 @@ def show_seeds(comparison: SeedComparison) -> None:
         cells += [] if same else [f"{scatter.of_the_seed:.4f}"]
         table.add_row(name, *cells)
     console.print(table, width=max(console.width, 100))
-    low, high = reach_of_deviation(len(seeds))
+    reach = deviation_interval(len(seeds))
     num_choices = len({outcome.chosen for outcome in seeds.values()})
     say(f"documents: {_WORDS[same]}")
     say(
         f"{len(seeds)} seeds chose {num_choices} different "
         f"{'merge' if num_choices == 1 else 'merges'}; the true standard deviation between seeds "
-        f"lies within {low:.2g} to {high:.2g} times the one shown (95 %)"
+        f"lies within {reach.low:.2g} to {reach.high:.2g} times the one shown (95 %)"
     )

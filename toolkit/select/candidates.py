@@ -15,7 +15,6 @@ from toolkit.search.worker import Outcome
 from toolkit.select.results import CandidateResult, SweepPoint
 from toolkit.statistics.interval import Interval
 from toolkit.statistics.sampled_differences import Difference, combine
-from toolkit.statistics.student import student_quantile
 
 
 @dataclass(frozen=True)
@@ -145,21 +144,6 @@ def merged_parts(*parts: Mapping[str, Mapping[str, float]]) -> dict[str, dict[st
     return whole
 
 
-def two_sided(difference: Difference, confidence: float) -> Interval:
-    """An interval of a difference that is known in part, from its linearized error and Student's t;
-    what is known in full has the interval of `Objective.change`.
-
-    >>> two_sided(Difference(1.0, 0.0, 9, 9), 0.95)
-    Interval(estimate=1.0, low=1.0, high=1.0)
-    """
-    reach = math.inf
-    if difference.freedom > 0:
-        quantile = student_quantile(0.5 + confidence / 2.0, difference.freedom)
-        reach = quantile * math.sqrt(difference.variance)
-    middle = difference.estimate
-    return Interval(middle, middle - reach, middle + reach)
-
-
 def cannot_be_told_apart(
     objective: Objective, losses: Losses, others: Losses, confidence: float, num_pairs: int = 1
 ) -> bool:
@@ -217,7 +201,7 @@ def _interval(
     """Of a candidate's difference from the general model, as far as it is known."""
     if all(objective.sets[name].is_whole(losses[name]) for name in weights):
         return objective.change(weights, losses, start).interval(confidence)
-    return two_sided(_by_way_of(objective, losses, start, whole, weights, guide), confidence)
+    return _by_way_of(objective, losses, start, whole, weights, guide).interval(confidence)
 
 
 def _by_way_of(
