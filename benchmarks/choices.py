@@ -27,7 +27,7 @@ from transformers import AutoTokenizer
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.evaluate.choices import Answered, answer_questions, encode_question
-from toolkit.evaluate.config import ChoicesSection, EvaluateSection
+from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection
 from toolkit.evaluate.questions import Question, load_questions
 
 TASKS = ("social_iqa", "general_knowledge", "misconceptions", "physics")
@@ -49,7 +49,7 @@ def main() -> None:
     model = load_causal_model(wanted.model, dtype).eval()
     print(f"{wanted.model.name}, {dtype}, {torch.get_num_threads()} threads")
     for task in wanted.tasks.split(","):
-        section = ChoicesSection(name=task, bigbench=task, limit=wanted.items)
+        section = MultipleChoiceSection(name=task, bigbench=task, limit=wanted.items)
         compare(model, tokenizer, task, load_questions(section), wanted.rounds)
 
 

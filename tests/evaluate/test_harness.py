@@ -15,7 +15,7 @@ import torch
 
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.choices import answer_questions, choices_set, encode_question
-from toolkit.evaluate.config import ChoicesSection, EvaluateSection, TaskSection
+from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection, TaskSection
 from toolkit.evaluate.harness import load_tasks, task_sets, wrap_model
 from toolkit.evaluate.questions import load_questions
 
@@ -58,7 +58,7 @@ def test_choices_are_lm_eval_s(
     theirs = samples_of_lm_eval(model, tiny_tokenizer, folder, "mine")
     evaluate = EvaluateSection(batch_tokens=300)
     for metric in ("acc", "acc_norm"):
-        section = ChoicesSection(name="mine", files=(str(question_file),), metric=metric)
+        section = MultipleChoiceSection(name="mine", files=(str(question_file),), metric=metric)
         ours = choices_set(section, tiny_tokenizer, evaluate, None)
         losses = ours.score(model, range(len(ours)))
         assert losses == [1.0 - sample[metric] for sample in theirs]

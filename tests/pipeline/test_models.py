@@ -25,7 +25,7 @@ from toolkit.publish.material import Material, find_parents
 from toolkit.search.space import load_spaces, merge_folder
 from toolkit.stage import read_manifest
 
-SEARCH = {"merges": ["llama3-sec", "llama3-sec-three"], "sweep": [0.5], "candidates": 5}
+SEARCH = {"merges": ["llama3-sec", "llama3-sec-three"], "sweep": [0.5], "num_trials": 5}
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from toolkit.cli.process import INTERRUPTED, errors_in_one_line, quieten
 from toolkit.cli.publish import app as publish_app
 from toolkit.cli.repeat import repeat
 from toolkit.cli.study import app as study_app
-from toolkit.cli.train import anneal, checkpoint_app, middles, sft_app
+from toolkit.cli.train import anneal, checkpoint_app, infilling, sft_app
 from toolkit.limits import MOST_SEED
 
 app = typer.Typer(
@@ -51,7 +51,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 cpt_app.command("anneal")(anneal)
 merge_app.command("moe")(merge_moe)
 app.command("eval")(evaluate)
-app.command()(middles)
+app.command()(infilling)
 app.command("plan")(plan)
 app.command()(power)
 app.command()(repeat)

@@ -14,7 +14,7 @@ import numpy as np
 
 from toolkit.data.config import SplitName
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.config import ChoicesSection, EvaluateSection
+from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection
 from toolkit.evaluate.prompted import Prompted, score_continuations
 from toolkit.evaluate.questions import Question, load_questions
 from toolkit.evaluate.sets import EvaluationSet
@@ -115,7 +115,10 @@ def answer_questions(
 
 
 def choices_set(
-    section: ChoicesSection, tokenizer: Any, evaluate: EvaluateSection, split: SplitName | None
+    section: MultipleChoiceSection,
+    tokenizer: Any,
+    evaluate: EvaluateSection,
+    split: SplitName | None,
 ) -> EvaluationSet:
     """A set of questions; its figure is the share answered wrongly, or the mean surprise.
 
@@ -127,8 +130,8 @@ def choices_set(
     for question, item in zip(questions, encoded, strict=True):
         if not item.prompt or not all(item.continuations):
             raise EvaluationError(
-                f"evaluate.choices, {section.name}: {question.id}: its prompt or an option has no "
-                "tokens; remove the question, or give every option a text."
+                f"evaluate.multiple_choice, {section.name}: {question.id}: its prompt or an option "
+                "has no tokens; remove the question, or give every option a text."
             )
 
     def score(model: Any, rows: Sequence[int]) -> list[float]:

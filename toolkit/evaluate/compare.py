@@ -14,7 +14,7 @@ from toolkit.checkpoint.load import load_causal_model, load_model_config
 from toolkit.errors import ConfigError, EvaluationError
 from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.choices import choices_set
-from toolkit.evaluate.config import ChoicesSection, EvaluateSection, TaskSection
+from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection, TaskSection
 from toolkit.evaluate.harness import task_sets
 from toolkit.evaluate.load import settle_scoring
 from toolkit.evaluate.sets import EvaluationSet
@@ -69,7 +69,7 @@ def run_evaluation(
         load_model_config(folder)
     sections = [_task_section(task, include_path, limit) for task in tasks]
     choices = [
-        ChoicesSection(name=f"{task} {metric}", bigbench=task, metric=metric, limit=limit)
+        MultipleChoiceSection(name=f"{task} {metric}", bigbench=task, metric=metric, limit=limit)
         for task in bigbench
         for metric in ("acc", "acc_norm")
     ]
@@ -119,7 +119,7 @@ def _task_section(text: str, include_path: Path | None, limit: int | None) -> Ta
 
 
 def _score(
-    folder: Path, label: str, tasks: Sequence[TaskSection], choices: Sequence[ChoicesSection]
+    folder: Path, label: str, tasks: Sequence[TaskSection], choices: Sequence[MultipleChoiceSection]
 ) -> list[tuple[EvaluationSet, list[float]]]:
     tokenizer = load_tokenizer(folder)
     section = settle_scoring(EvaluateSection(), folder)

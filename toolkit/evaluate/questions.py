@@ -13,7 +13,7 @@ from toolkit.data.files import ending, source_files
 from toolkit.data.formats import Faults, format_of, read_rows
 from toolkit.data.unpacked import read_whole
 from toolkit.errors import DataError, EvaluationError, sentence_end
-from toolkit.evaluate.config import BIGBENCH, ChoicesSection
+from toolkit.evaluate.config import BIGBENCH, MultipleChoiceSection
 from toolkit.stage import hash_json
 
 
@@ -42,7 +42,9 @@ class Question:
         return hash_json([" ".join(self.prompt.split()), list(self.options)])
 
 
-def load_questions(section: ChoicesSection, split: SplitName | None = None) -> list[Question]:
+def load_questions(
+    section: MultipleChoiceSection, split: SplitName | None = None
+) -> list[Question]:
     """Questions of one split, or all of them.
 
     Raises:
@@ -52,15 +54,16 @@ def load_questions(section: ChoicesSection, split: SplitName | None = None) -> l
     found = list(_read(section))
     if not found:
         raise EvaluationError(
-            f"evaluate.choices, {section.name}: holds no questions; name other files, or drop it."
+            f"evaluate.multiple_choice, {section.name}: holds no questions; name other files, or "
+            "drop it."
         )
     ids: dict[str, int] = {}
     for question in found:
         ids[question.id] = ids.get(question.id, 0) + 1
     if again := next((name for name, count in ids.items() if count > 1), None):
         raise EvaluationError(
-            f"evaluate.choices, {section.name}: the id {again!r} stands twice; two files of one "
-            "name? Give each question a name of its own."
+            f"evaluate.multiple_choice, {section.name}: the id {again!r} stands twice; two files "
+            "of one name? Give each question a name of its own."
         )
     if split is None:
         return found[: section.limit]
@@ -91,7 +94,7 @@ def split_place(content_hash: str) -> tuple[float, str]:
     return int(content_hash[:8], 16) / 2**32, content_hash[8:]
 
 
-def _read(section: ChoicesSection) -> Iterator[Question]:
+def _read(section: MultipleChoiceSection) -> Iterator[Question]:
     if section.hub is not None:
         for number, fields in enumerate(_hub_rows(section)):
             yield _row_question(section, f"{number:06d}", f"{section.name}: row {number}", fields)
@@ -116,7 +119,7 @@ def _read(section: ChoicesSection) -> Iterator[Question]:
 
 
 def _file_questions(
-    section: ChoicesSection, key: str, name: str, stream: Any
+    section: MultipleChoiceSection, key: str, name: str, stream: Any
 ) -> Iterator[Question]:
     if ending(name) != ".json":
         kind = format_of(name, "auto")
@@ -183,7 +186,7 @@ def bigbench_questions(key: str, name: str, task: Mapping[str, Any]) -> Iterator
 
 
 def _row_question(
-    section: ChoicesSection, name: str, where: str, fields: Mapping[str, Any]
+    section: MultipleChoiceSection, name: str, where: str, fields: Mapping[str, Any]
 ) -> Question:
     if not isinstance(fields, Mapping):
         raise EvaluationError(f"{where}: must be an object (got {type(fields).__name__}).")
@@ -218,7 +221,7 @@ def _row_question(
         group=group,
         prompt=section.prompt.format(**values),
         options=options,
-        delimiter=section.delimiter,
+        delimiter=section.target_delimiter,
         answers=tuple(_which(one, options, labels, where) for one in right),
     )
 
@@ -259,7 +262,7 @@ def _field(fields: Mapping[str, Any], name: str, where: str, setting: str) -> An
     return fields[name]
 
 
-def _hub_rows(section: ChoicesSection) -> Iterator[Mapping[str, Any]]:
+def _hub_rows(section: MultipleChoiceSection) -> Iterator[Mapping[str, Any]]:
     from datasets import load_dataset  # slow to import, and few recipes need it
 
     hub = section.hub

@@ -173,15 +173,17 @@ def mixture_data(section: DataSection, wanted: MixtureRequest) -> DataSection:
         for role, part in (("domain", share), ("general", 1.0 - share)):
             own = {n: s.weight or 1.0 for n, s in section.sources.items() if s.role == role}
             shares |= {n: part * w / sum(own.values()) for n, w in own.items() if part > 0.0}
-        stages.append(StageSection(name=run_name, tokens=wanted.tokens, shares=shares))
+        stages.append(StageSection(name=run_name, tokens=wanted.tokens, mixture=shares))
     return section.model_copy(update={"stages": tuple(stages)})
 
 
 def mixture_training(section: TrainSection) -> TrainSection:
     """The recipe's training without what a small run has no use for."""
-    watch = section.watch.model_copy(update={"evaluations": 0})
+    watch = section.forgetting_monitor.model_copy(update={"evaluations": 0})
     plain = {"epochs": 1, "use": "last", "keep_best": False, "keep_checkpoints": False}
-    return section.model_copy(update={**plain, "watch": watch, "stages": {}, "trackers": ()})
+    return section.model_copy(
+        update={**plain, "forgetting_monitor": watch, "stages": {}, "trackers": ()}
+    )
 
 
 @dataclass(frozen=True)

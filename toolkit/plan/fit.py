@@ -55,7 +55,9 @@ def ways_to_train(
     section = precision_on(section, "CPU" if fleet.device.name == CPU else fleet.device.name)
     adapters = section.lora or LoraSection(rank=DEFAULT_RANK)
     full = section.model_copy(update={"lora": None})
-    lora = section.model_copy(update={"lora": adapters, "growth": None, "trainable": ("*",)})
+    lora = section.model_copy(
+        update={"lora": adapters, "block_expansion": None, "trainable": ("*",)}
+    )
     spare = {"gradient_checkpointing": "full", "micro_batch_size": 1}
     rows = [
         ("full", full),

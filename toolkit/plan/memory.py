@@ -123,7 +123,7 @@ def training_memory(
     share = processes if sharded else 1
     low = is_low(section)
     bits = 2.0 if low else 4.0
-    partly = section.lora is not None or section.growth is not None
+    partly = section.lora is not None or section.block_expansion is not None
     added = _added_parameters(shape, section)
     learns = added if partly else parameters.total
     tokens = section.micro_batch_size * sequence_length
@@ -131,7 +131,7 @@ def training_memory(
     fused = is_fused(
         shape, section, device=device, sharded=sharded and processes > 1, model_type=model_type
     )
-    on_sdpa = device == "CPU" or not is_low(section) or section.attention in _MASKED
+    on_sdpa = device == "CPU" or not is_low(section) or section.attn_implementation in _MASKED
     masked = on_sdpa and not fused
     if fused:
         keeps, working = fused_activations(shape, section, tokens, sequence_length)
@@ -181,13 +181,15 @@ def training_memory(
 def _added_parameters(shape: ShapeSection, section: TrainSection) -> int:
     if section.lora is not None:
         return lora_parameters(shape, section.lora.rank)
-    if section.growth is not None:
-        return section.growth.num_blocks * count_parameters(shape).layer
+    if section.block_expansion is not None:
+        return section.block_expansion.num_blocks * count_parameters(shape).layer
     return 0
 
 
 def _layers(shape: ShapeSection, section: TrainSection) -> int:
-    return shape.num_hidden_layers + (section.growth.num_blocks if section.growth else 0)
+    return shape.num_hidden_layers + (
+        section.block_expansion.num_blocks if section.block_expansion else 0
+    )
 
 
 def _copies(shape: ShapeSection, section: TrainSection, *, sharded: bool) -> float:

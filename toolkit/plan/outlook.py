@@ -214,6 +214,6 @@ def _shorter(training: float, search: float, amounts: list[StageAmount]) -> str:
             "(train: {max_tokens: ...} in the split of the sources)"
         )
     if search > 0.25 * LONG_SECONDS:
-        ideas.append("fewer search.candidates, or smaller validation sets (max_tokens)")
+        ideas.append("fewer search.num_trials, or smaller validation sets (max_tokens)")
     ideas.append("a GPU, or a smaller model; `toolkit plan` compares devices")
     return f"to finish within an hour: {'; '.join(ideas)}"

@@ -162,10 +162,10 @@ def _curriculum(
     processes: int,
 ) -> StageAmount:
     stage = data.stages[number]
-    total = sum(stage.shares.values())
+    total = sum(stage.mixture.values())
     tokens = {"domain": 0.0, "general": 0.0}
     filled = 0.0
-    for name, share in stage.shares.items():
+    for name, share in stage.mixture.items():
         source = sources[name]
         wanted = stage.tokens * share / total
         tokens[source.role] += wanted
@@ -174,7 +174,7 @@ def _curriculum(
             continue
         if wanted > 1.05 * source.tokens * data.max_repeats:
             raise ConfigError(
-                f"data.stages.{number}.shares.{name}: {wanted:,.0f} tokens would repeat its about "
+                f"data.stages.{number}.mixture.{name}: {wanted:,.0f} tokens would repeat its about "
                 f"{source.tokens:,.0f} {wanted / max(1.0, source.tokens):.1f} times; lower the "
                 f"share or the stage's tokens, add text, or raise data.max_repeats "
                 f"({data.max_repeats:g})."

@@ -26,7 +26,7 @@ def training_work(
     """Training stages, and the search."""
     if shape is None or not amounts:
         return []
-    watch = recipe.train.watch
+    watch = recipe.train.forgetting_monitor
     reading = measured.reading_tokens_per_second
     looks = watch.evaluations + 2 if watch.evaluations else 0
     watching = looks * 2 * watch.tokens_per_role / reading if reading else 0.0
@@ -42,7 +42,7 @@ def training_work(
         for amount in amounts
     ]
     validation = evaluation_tokens(recipe.data, looked)
-    read = (recipe.search.candidates + 3) * validation
+    read = (recipe.search.num_trials + 3) * validation
     forward = training_flops(shape, recipe.evaluate.window_tokens) / 3.0
     seconds = read / reading if reading else None
     if validation == 0.0:

@@ -34,6 +34,9 @@ from toolkit.tokenizer_files import load_tokenizer
 
 STUDY = "study"
 FIGURES = "study.json"
+_SEED_NAMES = {"infilling": "middles"}
+"""What resamples of a set are seeded by where it is not the set's name, so that figures stay."""
+
 _ENSURE = {
     "general": ensure_general,
     "cpt": ensure_specialist,
@@ -82,7 +85,9 @@ def ensure_study(run: Run) -> Path:
         STUDY,
         {
             "study": section.model_dump(mode="json"),
-            "evaluate": evaluate.model_dump(mode="json", exclude={"prompts", "choices", "tasks"}),
+            "evaluate": evaluate.model_dump(
+                mode="json", exclude={"prompts", "multiple_choice", "tasks"}
+            ),
         },
         {
             "documents": hash_file(documents / "test.jsonl"),
@@ -161,14 +166,15 @@ def run_study(
     found = score_subjects(run, subjects, documents, wanted)
     claims = []
     for claim in section.claims:
-        items: Items = found[claim.measure.test_set]
+        test_set = claim.measure.test_set
+        items: Items = found[test_set]
         measured = measure_claim(
             claim.measure,
             items,
             confidence=section.confidence,
             num_claims=len(section.claims),
-            resamples=evaluate.resamples,
-            seed=named_seed(run.recipe.seed, "study", claim.measure.test_set),
+            resamples=evaluate.bootstrap_resamples,
+            seed=named_seed(run.recipe.seed, "study", _SEED_NAMES.get(test_set, test_set)),
         )
         claims.append(
             {
@@ -249,7 +255,7 @@ def score_subjects(
 def document_sets(
     run: Run, subject: StudySubject, documents: Path, wanted: Sequence[str]
 ) -> dict[str, list[EvaluationSet]]:
-    """Test documents in a model's own tokens, by source and by role, and middles where wanted."""
+    """Test documents in a model's own tokens, by source and by role, and infilling where wanted."""
     from toolkit.evaluate.documents import likelihood_sets
     from toolkit.evaluate.load import settle_scoring
     from toolkit.evaluate.middles import middles_sets
@@ -263,8 +269,8 @@ def document_sets(
         **{role: [s for s in sets if s.role == role] for role in ("domain", "general")},
         **{s.name: [s] for s in sets},
     }
-    if "middles" in wanted and evaluate.middles is not None:
-        found["middles"] = middles_sets(path, tokenizer, evaluate, evaluate.middles)[:1]
+    if "infilling" in wanted and evaluate.infilling is not None:
+        found["infilling"] = middles_sets(path, tokenizer, evaluate, evaluate.infilling)[:1]
     return found
 
 
@@ -273,7 +279,7 @@ def retention_set(run: Run, documents: Path) -> list[EvaluationSet]:
     from toolkit.evaluate.load import load_sets
     from toolkit.evaluate.retention import LOSS
 
-    section = run.recipe.evaluate.model_copy(update={"choices": (), "tasks": ()})
+    section = run.recipe.evaluate.model_copy(update={"multiple_choice": (), "tasks": ()})
     return [s for s in load_sets(section, documents, ensure_general(run), "test") if s.name == LOSS]
 
 

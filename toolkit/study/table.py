@@ -22,7 +22,7 @@ _ON = {
     "domain": "domain text",
     "general": "general text",
     "retention": "answers of the general model",
-    "middles": "middles of code",
+    "infilling": "infilling of code",
 }
 
 
@@ -43,7 +43,7 @@ def measured_text(claim: Mapping[str, Any]) -> str:
 
     >>> measured_text({
     ...     "measure": {"of": "weak", "against": "none", "test_set": "general", "expect": "lower",
-    ...                 "unit": "difference", "than": None, "within": None, "share_of": None},
+    ...                 "unit": "difference", "than": None, "within": None, "fraction_of": None},
     ...     "together": {"estimate": -0.02, "low": -0.03, "high": -0.01},
     ...     "unit": "bits per byte", "note": ""})
     'general text, weak - none: -0.0200 [-0.0300, -0.0100] bits per byte (expected below 0)'
@@ -52,18 +52,18 @@ def measured_text(claim: Mapping[str, Any]) -> str:
     if claim["note"]:
         return f"{_ON.get(measure['test_set'], measure['test_set'])}: {claim['note']}"
     of, against = _named(measure["of"]), _named(measure["against"])
-    percent = claim["unit"] in {"relative", "share"}
+    percent = claim["unit"] in {"relative", "fraction"}
     low, middle, high = (
-        _number(claim["together"][key], percent, signed=claim["unit"] != "share")
+        _number(claim["together"][key], percent, signed=claim["unit"] != "fraction")
         for key in ("low", "estimate", "high")
     )
     what = f"{_ON.get(measure['test_set'], measure['test_set'])}, {of} - {against}"
     unit = f" {claim['unit']}"
     if claim["unit"] == "relative":
         unit = f" of the loss of {against}"
-    elif claim["unit"] == "share":
+    elif claim["unit"] == "fraction":
         what = f"{_ON.get(measure['test_set'], measure['test_set'])}, {of}"
-        unit = f" of the way from {against} to {measure['share_of']}"
+        unit = f" of the way from {against} to {measure['fraction_of']}"
     return f"{what}: {middle} [{low}, {high}]{unit} ({_expected(measure)})"
 
 
@@ -86,7 +86,7 @@ def _expected(measure: Mapping[str, Any]) -> str:
     percent = measure["unit"] != "difference"
     if measure["expect"] == "equal":
         return f"expected within {_limit(measure['within'], percent)}"
-    default = 0.5 if measure["unit"] == "share" else 0.0
+    default = 0.5 if measure["unit"] == "fraction" else 0.0
     than = default if measure["than"] is None else measure["than"]
     return (
         f"expected {'below' if measure['expect'] == 'lower' else 'above'} {_limit(than, percent)}"

@@ -130,7 +130,7 @@ def measure_claim(
     elif measure.unit == "relative":
         interval, together = ratio(of - against, against, 1.0)
     else:
-        whole = against - _side(measure.share_of or "", items)
+        whole = against - _side(measure.fraction_of or "", items)
         way = ratio(whole, items.sizes, items.scale)[1]
         if way.low <= 0.0 <= way.high:
             nothing = Interval(float("nan"), float("-inf"), float("inf"))
@@ -138,7 +138,7 @@ def measure_claim(
                 nothing,
                 nothing,
                 NOT_VISIBLE,
-                f"{measure.share_of} and {measure.against} do not differ visibly "
+                f"{measure.fraction_of} and {measure.against} do not differ visibly "
                 f"({way.low:+.4f} to {way.high:+.4f} {items.unit}), so there is nothing to share",
             )
         # Both signs turned where the way is one up: sizes of a ratio must be positive.

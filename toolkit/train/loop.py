@@ -100,7 +100,7 @@ def train(
         plain_model(model).base_model.compile()
     loss_module = NextTokenLoss(model.train(), dtype, fused=fused)
     choose_attention(
-        plain_model(model), section.attention, accelerator.device.type, section.precision
+        plain_model(model), section.attn_implementation, accelerator.device.type, section.precision
     )
     settings = section.optimizer
     optimizer = torch.optim.AdamW(
@@ -138,7 +138,11 @@ def train(
     )
     for stage_number, position in state["raises"]:
         blocks.stages[stage_number].raise_share(position, general_sources, 2.0)
-    looks = watch_steps(num_steps - begin, section.watch.evaluations) if watch is not None else []
+    looks = (
+        watch_steps(num_steps - begin, section.forgetting_monitor.evaluations)
+        if watch is not None
+        else []
+    )
     looks = {begin + step for step in looks}
 
     def look(step: int, log: MetricsLog | NoLog) -> WatchVerdict | None:
@@ -155,7 +159,7 @@ def train(
         state["watch_start"] = state["watch_start"] or figures
         state["watch_end"] = figures
         log.write(step=step, **{f"{role}_bits_per_byte": v for role, v in figures.items()})
-        verdict = judge(figures, state["watch_start"], section.watch)
+        verdict = judge(figures, state["watch_start"], section.forgetting_monitor)
         if step and accelerator.is_main_process:
             say(f"  step {step}: {verdict.text}")
         return verdict
@@ -248,10 +252,10 @@ def train(
             if verdict is not None and is_best:
                 state["best"] = {"step": done, **verdict.figures}
             if verdict is not None and verdict.beyond and done < num_steps:
-                if section.watch.gate == "stop":
+                if section.forgetting_monitor.action == "stop":
                     state["stopped"] = f"step {done}: {verdict.text}"
                     break
-                if section.watch.gate == "raise_replay":
+                if section.forgetting_monitor.action == "raise_replay":
                     here = steps[step + 1]
                     change = [here.stage, here.positions[0]]
                     share = blocks.stages[change[0]].raise_share(change[1], general_sources, 2.0)

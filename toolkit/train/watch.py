@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.train.config import WatchSection
+from toolkit.train.config import ForgettingMonitorSection
 
 Watch = Callable[[Any], dict[str, float]]
 """Given the model, bits per byte by role: `domain` and `general`."""
@@ -40,7 +40,9 @@ class WatchVerdict:
     text: str
 
 
-def judge(now: dict[str, float], start: dict[str, float], section: WatchSection) -> WatchVerdict:
+def judge(
+    now: dict[str, float], start: dict[str, float], section: ForgettingMonitorSection
+) -> WatchVerdict:
     """Compare a look with the first one."""
     rise = now["general"] - start["general"]
     beyond = rise > section.tolerance
