@@ -15,7 +15,7 @@ class BuildWithRecipes(build_py):
         if self.editable_mode:
             return
         for name in ("recipes", "merges"):
-            target = Path(self.build_lib) / "toolkit" / "shipped" / name
+            target = Path(self.build_lib) / "toolkit" / "packaged" / name
             shutil.rmtree(target, ignore_errors=True)
             shutil.copytree(Path(__file__).parent / name, target)
 

@@ -13,7 +13,7 @@ ShippedKind = Literal["recipes", "merges"]
 def shipped_folder(kind: ShippedKind) -> Path:
     """Where the package's own stand: in it where it is installed, beside it in a checkout."""
     package = Path(str(resources.files("toolkit")))
-    inside = package / "shipped" / kind
+    inside = package / "packaged" / kind
     return inside if inside.is_dir() else package.parent / kind
 
 
