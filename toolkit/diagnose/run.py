@@ -121,7 +121,7 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     from toolkit.checkpoint.load import load_causal_model, merge_adapter, scoring_dtype
     from toolkit.data.document_tokens import document_tokens
     from toolkit.evaluate.likelihood import ItemSet, score_documents
-    from toolkit.statistics.document_bootstrap import bits_per_byte
+    from toolkit.statistics.ratios import bits_per_byte
 
     reference = parse_reference(name)
     folder = find_folder(reference.model)
