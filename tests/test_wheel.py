@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 MOST_BYTES = 2_000_000
+GIT = shutil.which("git") or "git"
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +24,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, so that nothing of the build is left in the checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "toolkit", "recipes", "merges",
-         "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"],
+        [
+            *(GIT, "ls-files", "-co", "--exclude-standard", "toolkit", "recipes", "merges"),
+            *("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"),
+        ],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split("\n")  # fmt: skip
     for name in filter(None, listed):
