@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ class Benchmark:
                 difference = raced.difference(losses[name], against[name])
                 print(
                     f"control, {name} ({raced.items.role}, {raced.items.unit}), {title}: "
-                    f"{signed_interval(asdict(difference.interval(0.95)))}"
+                    f"{signed_interval(difference.interval(0.95))}"
                 )
 
     def _general_alone(self) -> Run:
@@ -198,14 +198,14 @@ class Benchmark:
         shares = {name: share / sum(shares.values()) for name, share in shares.items()}
         amounts = results["train"]
         tokens = amounts["domain_tokens"] + amounts["general_tokens"]
-        stages = recipe.data.stages or (StageSection(name="train", tokens=tokens, shares=shares),)
+        stages = recipe.data.stages or (StageSection(name="train", tokens=tokens, mixture=shares),)
         control = recipe.model_copy(
             update={
                 "model": ModelSection(path=self.general),
                 "tokenizer": None,  # the general model has its new tokens already
                 "data": recipe.data.model_copy(
                     update={
-                        "stages": tuple(s.model_copy(update={"shares": shares}) for s in stages)
+                        "stages": tuple(s.model_copy(update={"mixture": shares}) for s in stages)
                     }
                 ),
             }

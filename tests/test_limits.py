@@ -26,8 +26,9 @@ from toolkit.limits import LIMITS, limit, refuse_beyond_memory
 from toolkit.load_yaml import load_yaml, parse_json, parse_yaml, read_json
 from toolkit.search.config import SearchSection
 from toolkit.search.sampler import grid_points
-from toolkit.search.space import load_spaces, merge_folder
+from toolkit.search.space import load_spaces
 from toolkit.section import Section, parse_section
+from toolkit.shipped import shipped_folder
 from toolkit.tokenizer_files import check_tokenizer_file
 from toolkit.train.config import LoraSection, TrainSection
 from toolkit.train.scratch import random_llama
@@ -266,19 +267,19 @@ COUNTS: list[tuple[type[Section], dict[str, Any], str]] = [
     (TrainSection, {"global_batch_size": 10**15}, "TOOLKIT_MAX_COUNT"),
     (TrainSection, {"micro_batch_size": 10**9}, "TOOLKIT_MAX_COUNT"),
     (TrainSection, {"lora": {"rank": 10**9}}, r"lora\.rank: .*TOOLKIT_MAX_COUNT"),
-    (TrainSection, {"growth": {"num_blocks": 10**9}}, "TOOLKIT_MAX_COUNT"),
-    (TrainSection, {"watch": {"evaluations": 10**9}}, "TOOLKIT_MAX_COUNT"),
+    (TrainSection, {"block_expansion": {"num_blocks": 10**9}}, "TOOLKIT_MAX_COUNT"),
+    (TrainSection, {"forgetting_monitor": {"evaluations": 10**9}}, "TOOLKIT_MAX_COUNT"),
     (TrainSection, {"stages": {"a": {"max_position_embeddings": 10**9}}}, "TOOLKIT_MAX_TOKENS"),
     (EvaluateSection, {"window_tokens": 10**9}, "TOOLKIT_MAX_TOKENS"),
     (EvaluateSection, {"batch_tokens": 10**9}, "TOOLKIT_MAX_TOKENS"),
-    (EvaluateSection, {"resamples": 10**9}, "TOOLKIT_MAX_COUNT"),
+    (EvaluateSection, {"bootstrap_resamples": 10**9}, "TOOLKIT_MAX_COUNT"),
     (EvaluateSection, {"retention": {"max_new_tokens": 10**9}}, "TOOLKIT_MAX_TOKENS"),
-    (SearchSection, {"candidates": 10**9}, "TOOLKIT_MAX_CANDIDATES"),
+    (SearchSection, {"num_trials": 10**9}, "TOOLKIT_MAX_CANDIDATES"),
     (SearchSection, {"grid_points": 10**9}, "TOOLKIT_MAX_CANDIDATES"),
     (SearchSection, {"workers": 10**9}, "TOOLKIT_MAX_WORKERS"),
     (
         StageSection,
-        {"name": "a", "tokens": 1, "shares": {"a": 1}, "sequence_length": 10**9},
+        {"name": "a", "tokens": 1, "mixture": {"a": 1}, "sequence_length": 10**9},
         "TOKENS",
     ),
 ]
@@ -321,7 +322,7 @@ def test_a_rank_that_memory_cannot_hold():
 
 def test_a_grid_of_too_many_points(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TOOLKIT_MAX_CANDIDATES", "20")
-    (space,) = load_spaces(["ties"], merge_folder(), {})
+    (space,) = load_spaces(["ties"], [shipped_folder("merges")], {})
     assert len(grid_points(space, 3)) <= 20
     with pytest.raises(ConfigError, match=r"search\.grid_points: the grid of ties has \d+ points"):
         grid_points(space, 10)

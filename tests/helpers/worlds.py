@@ -363,14 +363,14 @@ def _objective(recipe: Any, sets: Sequence[EvaluationSet], *, race: bool) -> Obj
         confidence=select.confidence,
         race=search.race if race else search.race.model_copy(update={"enabled": False}),
         seed=recipe.seed,
-        num_candidates=search.candidates,
+        num_candidates=search.num_trials,
     )
 
 
 @cache
 def _spaces() -> list[MergeSpace]:
     folder = Path(__file__).parents[2] / "merges"
-    return load_spaces(("linear", "slerp", "ties"), folder)
+    return load_spaces(("linear", "slerp", "ties"), [folder])
 
 
 def _storage_in_memory(*_: Any, **__: Any) -> Any:

@@ -41,7 +41,7 @@ class MergeInputs:
     @property
     def study(self) -> str:
         """Name of the study in its storage."""
-        return self.recipe.search.study or self.name
+        return self.recipe.search.study_name or self.name
 
     def place(self, work: Path) -> Path | str:
         """Where the workers of the study meet, given the folder that the stage works in."""

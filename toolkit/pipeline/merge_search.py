@@ -28,11 +28,12 @@ from toolkit.search.candidate_scorer import Bench, device_of
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
 from toolkit.search.queue import SearchPlan
-from toolkit.search.space import GENERAL, SPECIALIST, load_spaces, merge_folder
+from toolkit.search.space import GENERAL, SPECIALIST, load_spaces
 from toolkit.search.storage import Place
 from toolkit.search.study import Study, read_identity
 from toolkit.search.worker import Worker
 from toolkit.select.holdout import Parts, divide
+from toolkit.shipped import folders_of
 from toolkit.stage import Stage, hash_json, load_json
 from toolkit.tokenizer_files import load_tokenizer
 
@@ -106,7 +107,7 @@ def prepare_search(
     general = inputs.general
     _refuse_other_positions(general, inputs.specialist)
     recipe = with_scoring_precision(inputs.recipe, general, precision)
-    spaces = load_spaces(recipe.search.merges, merge_folder(), recipe.models)
+    spaces = load_spaces(recipe.search.merges, folders_of("merges"), recipe.models)
     tokenizer = load_tokenizer(general)
     splits: tuple[SplitName, ...] = ("validation", "test")
     validation, test = (
@@ -212,7 +213,7 @@ def build_objective(recipe: Recipe, sets: Sequence[EvaluationSet], race: RaceSec
         confidence=recipe.select.confidence,
         race=race,
         seed=recipe.seed,
-        num_candidates=recipe.search.candidates,
+        num_candidates=recipe.search.num_trials,
     )
 
 
