@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from toolkit.cli import main
+from toolkit.generate import terminal
 from toolkit.generate.chat_model import load_speaker
 from toolkit.generate.stream import SamplingSettings
 from toolkit.generate.terminal import forget_oldest, run_chat, show_answers
@@ -33,8 +34,8 @@ def lines(*words: str) -> Callable[[str], str]:
 def test_side_by_side_in_a_terminal(two_models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
     speakers = [load_speaker(folder) for folder in two_models]
     written = StringIO()
-    terminal = Console(file=written, force_terminal=True, width=100)
-    monkeypatch.setattr(terminal, "console", terminal)
+    screen = Console(file=written, force_terminal=True, width=100)
+    monkeypatch.setattr(terminal, "console", screen)
     answers = show_answers(speakers, USER, SamplingSettings(new_tokens=6))
     alone = [
         show_answers([speaker], USER, SamplingSettings(new_tokens=6))[0] for speaker in speakers
