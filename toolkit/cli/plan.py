@@ -14,7 +14,7 @@ Devices = Annotated[
     typer.Option(help="Devices to train on, such as 8xH100 or CPU; once for each choice."),
 ]
 Price = Annotated[
-    list[str] | None, typer.Option(help="Dollars an hour, such as H100=2.5; once for each.")
+    list[str] | None, typer.Option(help="Dollars per hour, such as H100=2.5; once for each.")
 ]
 PriceFile = Annotated[
     Path | None, typer.Option(help="YAML with prices (H100: 2.5) and devices of your own.")

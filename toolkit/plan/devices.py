@@ -128,7 +128,7 @@ def with_prices(
 
     Args:
         known: table of devices.
-        given: `NAME=dollars an hour`, once for each; they win over the file.
+        given: `NAME=dollars per hour`, once for each; they win over the file.
         file: YAML with `prices: {H100: 2.5}` and `devices: {NAME: {memory_gb, tflops, price,
             utilization}}`, or prices alone.
 

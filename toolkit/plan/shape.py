@@ -1,7 +1,7 @@
 """How many parameters a model has, and what a token costs: from its measures, nothing is fetched.
 
 Legend: h hidden size, L layers, A attention heads x head size, K key-value heads x head size,
-I feed-forward width, V vocabulary, T tokens a sequence, E experts.
+I feed-forward width, V vocabulary, T tokens per sequence, E experts.
 """
 
 from __future__ import annotations
