@@ -14,6 +14,7 @@ from toolkit import __version__
 from toolkit.machine import (
     ENVIRONMENT_PREFIXES,
     OVERRIDE,
+    Precision,
     current_device,
     overridden,
     product_speeds,
@@ -56,7 +57,7 @@ class ProcessorReport:
     cores: int | None
     logical_cores: int | None
     threads: int
-    flops: dict[str, float]
+    flops: Mapping[Precision, float]
     fast_type: str
     disturbed: bool
 
@@ -69,7 +70,7 @@ class MachineReport:
     system: str
     processor: ProcessorReport
     accelerators: list[str]
-    accelerator_flops: dict[str, float] | None
+    accelerator_flops: Mapping[Precision, float] | None
     device: str
     fast_type: str
     override: str | None
@@ -89,7 +90,7 @@ def describe_machine() -> MachineReport:
     device = current_device()
     cpu_speeds, device_speeds = product_speeds("cpu"), product_speeds(device)
     memory = psutil.virtual_memory()
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return MachineReport(
         toolkit=__version__,
         system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
@@ -100,12 +101,12 @@ def describe_machine() -> MachineReport:
             cores=psutil.cpu_count(logical=False),
             logical_cores=psutil.cpu_count(),
             threads=torch.get_num_threads(),
-            flops=dict(cpu_speeds.flops),
+            flops=cpu_speeds.flops,
             fast_type=cpu_speeds.fastest,
             disturbed=cpu_speeds.disturbed,
         ),
         accelerators=_accelerators(),
-        accelerator_flops=None if device.type == "cpu" else dict(device_speeds.flops),
+        accelerator_flops=None if device.type == "cpu" else device_speeds.flops,
         device=device.type,
         fast_type=device_speeds.fastest,
         override=overridden(),
@@ -158,7 +159,7 @@ def machine_text(report: MachineReport) -> str:
     return "\n".join(f"{title:<16} {text}" for title, text in rows)
 
 
-def _speeds(flops: Mapping[str, float]) -> str:
+def _speeds(flops: Mapping[Precision, float]) -> str:
     return ", ".join(
         f"{name} {speed / 1e9:,.0f} GFLOP/s" if speed else f"{name} cannot be done"
         for name, speed in flops.items()
