@@ -142,6 +142,8 @@ def _module(
         others = tuple(_same_models(item) for item in cut)
         divided |= {s: _whole_stack(others[0], s, view) for s in stacks if s not in sliced}
         _check_ranges(divided, view)
+        if not any(item.num_layers for item in cut):
+            raise MergeError("slices: have no layers, and a model needs some; give layer_range.")
         edges = (cut[0], cut[-1])
     else:
         named = [Piece(item.model, 0, 0, item.parameters) for item in module.models or ()]

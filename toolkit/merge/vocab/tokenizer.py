@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.side_files import copy_side_files, copy_tokenizer_files
 from toolkit.checkpoint.tokens import own_template
-from toolkit.errors import ConfigError, MergeError, note, sentence_end
+from toolkit.errors import ConfigError, MergeError, did_you_mean, note, sentence_end
 from toolkit.load_yaml import read_object
 from toolkit.stage import write_atomically, write_json
 
@@ -33,11 +33,18 @@ _SLOW_FILES = (
 
 
 def check_tokenizer(config: MergeConfig, models: Models) -> None:
-    """Refuse a template that is not known, before anything is merged.
+    """Refuse a vocabulary or a template that is not known, before anything is merged.
 
     Raises:
-        ConfigError: no template of this name is known.
+        ConfigError: no template of this name is known, or what is no model is nearly a word for
+            a vocabulary.
     """
+    source = tokenizer_source(config)
+    words = ["base", "union", *config.model_names()]
+    if source is not None and source not in words and not Path(source).is_dir():
+        key = "tokenizer_source" if config.tokenizer_source is not None else "tokenizer.source"
+        if "/" not in source and (near := did_you_mean(source, words)):
+            raise ConfigError(f"{key}: {source!r} is neither base, union nor a model{near}")
     _template(config, models)
 
 
