@@ -5,7 +5,7 @@ A merge that only kernels run never loads torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from toolkit.merge.kernels.job import Job, JobMemory
 from toolkit.merge.kernels.rows import RowReader
 from toolkit.merge.kernels.sizes import NON_FINITE
 from toolkit.merge.kernels.workers import WorkerThreads
-from toolkit.merge.registry import Method
+from toolkit.merge.registry import Method, ParameterValues
 from toolkit.merge.task import TensorTask
 from toolkit.merge.torch_engine import merge_by_definition
 
@@ -227,7 +227,7 @@ _TAME_BITS = 0x53800000
 below 2**127."""
 
 
-def _is_tame(parameters: Mapping[str, Any]) -> bool:
+def _is_tame(parameters: ParameterValues) -> bool:
     """Whether no setting of a method can carry an ordinary value beyond float32."""
     for value in parameters.values():
         for number in value if isinstance(value, (tuple, list)) else (value,):

@@ -8,10 +8,17 @@ from typing import Any
 
 from toolkit.checkpoint.tensor_names import contains
 from toolkit.errors import ConfigError, did_you_mean, sentence_end
-from toolkit.merge.registry import Method, Parameter, all_methods, get_method
+from toolkit.merge.registry import (
+    Method,
+    Parameter,
+    ParameterValues,
+    Settings,
+    all_methods,
+    get_method,
+)
 from toolkit.section import Section
 
-Scopes = Iterable[Mapping[str, Any] | None]
+Scopes = Iterable[Settings | None]
 
 
 def evaluate_setting(
@@ -102,7 +109,7 @@ def resolve_all(
     scopes: Scopes,
     tensor_name: str,
     t: float,
-) -> dict[str, Any]:
+) -> ParameterValues:
     """All parameters of a method for one tensor, as its function's keyword arguments.
 
     Args:
@@ -205,7 +212,7 @@ def _known_anywhere() -> set[str]:
     return {name for other in all_methods().values() for name in other.parameters} | {*_OF_PEERS}
 
 
-Places = Iterable[tuple[str, Mapping[str, Any]]]
+Places = Iterable[tuple[str, Settings]]
 """Groups of parameters, each with the key it stands at."""
 
 
@@ -235,7 +242,7 @@ def mistyped_parameters(places: Places, method: Method) -> Iterator[str]:
                     yield f"{where}.{error}"
 
 
-def parameter_places(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+def parameter_places(node: Any, where: str = "") -> Iterator[tuple[str, Settings]]:
     """Every group of parameters in a configuration's plain values, with the key it stands at.
 
     >>> list(parameter_places({"models": [{"model": "a", "parameters": {"weight": 1}}]}))

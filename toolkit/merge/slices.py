@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolkit.errors import MergeError
 from toolkit.merge.layer_stacks import ModelView, is_before_layers
+from toolkit.merge.registry import Settings
 
 if TYPE_CHECKING:
     from toolkit.merge.config import InputModel, MergeConfig, OutputModule, OutputSlice
 
 View = Callable[[str], ModelView]
-Settings = Mapping[str, Any]
 
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "vision_tower": ("vision_tower", "vision_model", "visual"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -14,7 +14,7 @@ from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter
 from toolkit.errors import MergeError, warn
-from toolkit.load_yaml import JsonObject
+from toolkit.load_yaml import JsonObject, JsonView
 from toolkit.merge.compute import (
     ComputeSettings,
     Destination,
@@ -85,11 +85,9 @@ def run_merge(
         seed, WorkerThreads(num_threads), device, allow_non_finite, refuse_overflow=True
     )
     with appearing(out) as work:
-        plan = with_thresholds(prepared.plan, prepared.models, settings.workers)
-        prepared = replace(prepared, plan=plan)
         _write_tensors(prepared, work, shard_bytes, settings, advance)
         _write_side_files(prepared, work)
-    return plan
+    return prepared.plan
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ class _PreparedMerge:
     models: Models
     dtypes: Mapping[str, str]
     model_values: JsonObject
-    tokenizer: JsonObject | None
+    tokenizer: JsonView | None
 
 
 def _prepare(config: MergeConfig, models: Models, *, truncate_embeddings: bool) -> _PreparedMerge:
@@ -118,7 +116,8 @@ def _prepare(config: MergeConfig, models: Models, *, truncate_embeddings: bool) 
     check_tokenizer(config, models)
     for remark in oddities(config):
         warn(remark)
-    models_on_disk, united_tokenizer = models, None
+    models_on_disk = models
+    united_tokenizer: JsonView | None = None
     # Vocabularies are joined by what takes long to import, so only where one is asked for.
     if truncate_embeddings:
         from toolkit.merge.vocab import vocabulary as vocabularies
@@ -145,7 +144,9 @@ def _write_tensors(
     settings: ComputeSettings,
     advance: Callable[[float, str], None] | None,
 ) -> None:
-    tasks, dtypes, workers = merge.plan.tasks, merge.dtypes, settings.workers
+    dtypes, workers = merge.dtypes, settings.workers
+    # Methods that trim over whole models read all of them before the first tensor is merged.
+    tasks = with_thresholds(merge.plan, merge.models, workers).tasks
     advance_lock = threading.Lock()
     planned = [PlannedTensor(task.name, dtypes[task.name], task.shape) for task in tasks]
     with ShardWriter(work, planned, shard_bytes) as writer:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import bytes_text
 from toolkit.errors import ConfigError, MergeError, ToolkitError
-from toolkit.load_yaml import load_yaml
+from toolkit.load_yaml import JsonView, load_yaml
 from toolkit.merge.check.configs import check_configs
 from toolkit.merge.check.findings import Finding, from_message, in_order
 from toolkit.merge.check.samples import check_samples
@@ -80,7 +79,7 @@ def check_merge(
     return in_order(findings)
 
 
-def _check_method(data: Mapping[str, Any], survey: Survey) -> tuple[list[Finding], Method | None]:
+def _check_method(data: JsonView, survey: Survey) -> tuple[list[Finding], Method | None]:
     """The method and its parameters, by plain values: other faults of a configuration do not hide
     these. The method is None where it is unknown or mergekit's."""
     name = data.get("merge_method")
