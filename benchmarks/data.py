@@ -117,8 +117,8 @@ def ours(model: Path, folder: Path) -> dict[str, Any]:
 
     began = time.perf_counter()
     limits = {"max_tokens": 100_000}
-    split = {"train": {"share": 0.96}, "tuning": {"share": 0.02, **limits}}
-    split["test"] = split["tuning"]
+    split = {"train": {"share": 0.96}, "validation": {"share": 0.02, **limits}}
+    split["test"] = split["validation"]
     section = DataSection.model_validate(
         {
             "sequence_length": BLOCK,

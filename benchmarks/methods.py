@@ -3,7 +3,7 @@
 python benchmarks/methods.py [--runs runs] [--recipe finance] [--out methods.jsonl]
 python benchmarks/methods.py --table finance.jsonl medical.jsonl law.jsonl [--plot methods.svg]
 
-Of a recipe whose cpt stage exists: for each method a small search of its own on the tuning
+Of a recipe whose cpt stage exists: for each method a small search of its own on the validation
 documents (with the race; scores are kept in a cache beside `--out`), then the best candidate that
 stays within what general sets may lose is scored on `test`, once. Where none stays within, the one
 that loses least. A line of the output holds one method with the figures of every test document;
@@ -159,7 +159,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: shares with 95 % intervals."""
     lines = [
-        "| recipe | method | chosen on tuning | domain gain | kept | general set | "
+        "| recipe | method | chosen on validation | domain gain | kept | general set | "
         "specialist's loss | merge's loss | recovered |",
         "|---|---|---|---|---|---|---|---|---|",
     ]

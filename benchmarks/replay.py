@@ -1,9 +1,9 @@
 """How much replay, at which learning rate: a table for one recipe, a short training for each cell.
 
-Every run starts from the general model and sees the same domain text; replay comes on top. Tuning
-sets are scored in the model's stored type, with intervals by bootstrap over documents and changes
-paired with the general model. Each run's line is appended when it ends, so a sweep that was killed
-continues with what is missing; `--show` prints what there is.
+Every run starts from the general model and sees the same domain text; replay comes on top.
+Validation sets are scored in the model's stored type, with intervals by bootstrap over documents
+and changes paired with the general model. Each run's line is appended when it ends, so a sweep that
+was killed continues with what is missing; `--show` prints what there is.
 
     python benchmarks/replay.py --recipe finance --tokens 30000 --out sweeps/finance.jsonl
 """
@@ -18,14 +18,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from toolkit.data.config import SplitRule
+from toolkit.evaluate.sets import BITS
 from toolkit.pipeline.models import ensure_data, ensure_general
 from toolkit.pipeline.run import Run
 from toolkit.recipe.load import find_recipe, load_recipe
 from toolkit.recipe.schema import Recipe
 from toolkit.stage import hash_json
+from toolkit.statistics.bootstrap import bootstrap_figures, intervals
 
 Row = dict[str, Any]
 
@@ -143,11 +147,11 @@ def run_cell(
         with tempfile.TemporaryDirectory() as work:
             blocks = Blocks.open(data, recipe.train.epochs)
             done = train(model, blocks, recipe.train, seed=recipe.seed, work=Path(work))
-        figures = {key: done[key] for key in ("num_steps", "first_loss", "last_loss")}
+        figures = {key: getattr(done, key) for key in ("num_steps", "first_loss", "last_loss")}
         figures |= {key: results["train"][key] for key in ("domain_tokens", "general_tokens")}
     model = finished_model(model).to(stored_dtype(general))
     tokenizer = AutoTokenizer.from_pretrained(general)
-    items = load_items(data / "tuning.jsonl", tokenizer, results["separator_token_id"])
+    items = load_items(data / "validation.jsonl", tokenizer, results["separator_token_id"])
     nats = score_documents(model, items, recipe.evaluate)
     row: Row = {"replay": replay, "rate": rate, **figures, "ids": items.ids, "nats": nats}
     row |= {"roles": items.roles, "bytes": items.num_bytes}
@@ -163,27 +167,15 @@ def local(recipe: Recipe, folder: Path) -> Any:
 def interval(row: Row, role: str, against: Row | None = None) -> list[float]:
     """Bits per byte, or their change against another row on the same documents: estimate and the
     limits of its 95 % interval."""
-    from toolkit.statistics.document_bootstrap import (
-        bits_per_byte,
-        bootstrap_ratios,
-        percentile_interval,
-        resample_counts,
-    )
-
     chosen = [n for n, name in enumerate(row["roles"]) if name == role]
-    counts = resample_counts(len(chosen), 10_000, 1)
-
-    def of(other: Row) -> tuple[float, Any]:
-        values = [other["nats"][n] for n in chosen], [other["bytes"][n] for n in chosen]
-        return bits_per_byte(*values), bootstrap_ratios(*values, counts)
-
-    estimate, draws = of(row)
+    nats = np.array([row["nats"][n] for n in chosen])
     if against is not None:
         if against["ids"] != row["ids"]:
             sys.exit("rows were scored on different documents; begin a new --out")
-        base, base_draws = of(against)
-        estimate, draws = estimate - base, draws - base_draws
-    found = percentile_interval(estimate, draws)
+        nats -= [against["nats"][n] for n in chosen]
+    sizes, ids = ([row[key][n] for n in chosen] for key in ("bytes", "ids"))
+    figures = bootstrap_figures(nats, sizes, ids, resamples=10_000, seed=1, scale=BITS)
+    (found,) = intervals(figures)
     return [round(value, 5) for value in (found.estimate, found.low, found.high)]
 
 

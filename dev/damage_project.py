@@ -101,7 +101,7 @@ def _documents(folder: Path) -> None:
 
 def recipe(name: str, **changes: Any) -> dict[str, Any]:
     """A recipe over one file of documents."""
-    shares = {"train": {"share": 0.5}, "tuning": {"share": 0.25}, "test": {"share": 0.25}}
+    shares = {"train": {"share": 0.5}, "validation": {"share": 0.25}, "test": {"share": 0.25}}
     source: dict[str, Any] = {"role": "domain", "files": [name], "split": shares}
     if name.startswith("docs.txt") or name.startswith("docs.html"):
         source["split"] = {"train": {"share": 1.0}}
@@ -132,7 +132,7 @@ def recipe(name: str, **changes: Any) -> dict[str, Any]:
 def _choice() -> dict[str, Any]:
     """A recipe whose search takes seconds."""
     values = recipe("docs.jsonl")
-    split = {"train": {"share": 0.3}, "tuning": {"share": 0.35}, "test": {"share": 0.35}}
+    split = {"train": {"share": 0.3}, "validation": {"share": 0.35}, "test": {"share": 0.35}}
     values["data"]["sources"]["docs"]["split"] = split
     values["evaluate"]["retention"] = {"prompts": 4, "max_new_tokens": 4}
     search = {"merges": ["linear"], "sweep": [0.7, 0.5, 0.3], "candidates": 6, "refine": 0}

@@ -93,7 +93,7 @@ def finance_recipe() -> dict[str, Any]:
         "role": "general",
         "files": ["news.jsonl"],
         "license": "none: made up",
-        "split": {name: {"share": 1.0} for name in ("train", "tuning", "test")},
+        "split": {name: {"share": 1.0} for name in ("train", "validation", "test")},
     }
     cleaning = {
         "min_words": 5,
@@ -108,7 +108,7 @@ def finance_recipe() -> dict[str, Any]:
         "license": "none: made up",
         "split": {
             "train": {"groups": ["aapl*"]},
-            "tuning": {"groups": ["tgt*"], "share": 0.5},
+            "validation": {"groups": ["tgt*"], "share": 0.5},
             "test": {"groups": ["tgt*"], "share": 0.5},
         },
     }
@@ -117,7 +117,7 @@ def finance_recipe() -> dict[str, Any]:
         "files": ["recipes/finance-questions.jsonl"],
         "messages_field": "messages",
         "id_field": "id",
-        "split": {name: {"share": 0.34} for name in ("train", "tuning", "test")},
+        "split": {name: {"share": 0.34} for name in ("train", "validation", "test")},
     }
     recipe = {
         "seed": 3,
@@ -300,7 +300,7 @@ def read_merge(path: Path) -> None:
     from toolkit.search.space import load_spaces
 
     if "search:" in path.read_text(encoding="utf-8"):
-        assert load_spaces([path.stem], path.parent)
+        assert load_spaces([path.stem], [path.parent])
     else:
         load_merge_config(path)
 

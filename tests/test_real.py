@@ -55,7 +55,7 @@ def test_finance_at_a_small_scale(tmp_path: Path, processor: str):
     sources = values["data"]["sources"]
     sources["filings"]["split"]["train"]["max_tokens"] = 4000
     for source in sources.values():
-        for split in ("tuning", "test"):
+        for split in ("validation", "test"):
             source["split"][split]["max_tokens"] = 1000
     sources["filings"]["split"]["test"]["max_tokens"] = 2000
     values["search"] |= {"merges": ["slerp"], "sweep": [0.6, 0.3], "candidates": 4}
@@ -87,9 +87,9 @@ def test_finance_at_a_small_scale(tmp_path: Path, processor: str):
 
     rows = [json.loads(line) for line in (run / "data" / "test.jsonl").read_text().splitlines()]
     assert {row["group"] for row in rows if row["role"] == "domain"} == {"tgt_2026_10k"}
-    lines = (run / "data" / "tuning.jsonl").read_text().splitlines()
-    tuning = {json.loads(line)["id"] for line in lines}
-    assert not tuning & {row["id"] for row in rows}
+    lines = (run / "data" / "validation.jsonl").read_text().splitlines()
+    validation = {json.loads(line)["id"] for line in lines}
+    assert not validation & {row["id"] for row in rows}
 
     tokenizer = AutoTokenizer.from_pretrained(run / "merge")
     assert tokenizer.tokenize(" sales 2025") == ["Ġsales", "Ġ", "2", "0", "2", "5"]

@@ -28,7 +28,9 @@ def main() -> None:
     cells = [cell_of(row, start) for row in rows if row["rate"] is not None]
     figures = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {}
     figures[name] = {
-        "tuning_documents": {role: start["roles"].count(role) for role in ("domain", "general")},
+        "validation_documents": {
+            role: start["roles"].count(role) for role in ("domain", "general")
+        },
         "domain_tokens": max(cell["domain_tokens"] for cell in cells),
         "general_model": {role: start[role] for role in ("domain", "general")},
         "cells": sorted(cells, key=lambda cell: (cell["replay"], cell["rate"])),

@@ -207,7 +207,7 @@ def test_texts_that_stand_often_are_not_drawn_to_the_test_set(
     assert all(len(own) == 1 for own in found.values())  # copies never straddle
     drawn = [next(iter(own)) for own in found.values()]
     # 30 of 150 are expected in each; four standard deviations of a binomial are 20.
-    assert all(10 <= drawn.count(split) <= 50 for split in ("tuning", "test"))
+    assert all(10 <= drawn.count(split) <= 50 for split in ("validation", "test"))
 
 
 def test_what_is_for_evaluation_alone_stays_before_training_text(tmp_path: Path, tokenizer: Path):
@@ -215,7 +215,7 @@ def test_what_is_for_evaluation_alone_stays_before_training_text(tmp_path: Path,
     (tmp_path / "held.jsonl").write_text((tmp_path / "domain.jsonl").read_text())
     values = section(tmp_path).model_dump()
     values["sources"]["docs"]["split"] = {"train": {"share": 1.0}}
-    split = {"tuning": {"share": 0.5}, "test": {"share": 0.5}}
+    split = {"validation": {"share": 0.5}, "test": {"share": 0.5}}
     held = {"role": "domain", "files": [f"{tmp_path}/held.jsonl"], "split": split}
     values["sources"] |= {"own": held}
     with (tmp_path / "domain.jsonl").open("a") as file:

@@ -12,7 +12,7 @@ SOURCE = SourceSection.model_validate(
         "files": ["x.txt"],
         "split": {
             "train": {"groups": ["aapl*"]},
-            "tuning": {"groups": ["tgt*"], "share": 0.4},
+            "validation": {"groups": ["tgt*"], "share": 0.4},
             "test": {"groups": ["tgt*"], "share": 0.6},
         },
     }
@@ -29,8 +29,8 @@ def test_a_group_open_to_one_split_goes_there_whole():
 
 def test_a_group_open_to_two_is_divided_by_share():
     splits = [assign_split(d, SOURCE, 0) for d in documents("tgt_2026", 2000)]
-    assert set(splits) == {"tuning", "test"}
-    assert abs(splits.count("tuning") / 2000 - 0.4) < 0.04
+    assert set(splits) == {"validation", "test"}
+    assert abs(splits.count("validation") / 2000 - 0.4) < 0.04
 
 
 def test_a_group_open_to_none_is_left_out():
@@ -51,6 +51,6 @@ def test_a_group_can_be_kept_together():
         splits = {assign_split(d, together, 0) for d in documents(f"tgt_{company}", 30)}
         assert len(splits) == 1
     assert {assign_split(documents(f"tgt_{n}", 1)[0], together, 0) for n in range(40)} == {
-        "tuning",
+        "validation",
         "test",
     }

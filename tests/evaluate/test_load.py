@@ -22,7 +22,7 @@ def stages(tmp_path: Path, make_model: Callable[..., Path]) -> tuple[Path, Path]
     data = tmp_path / "data"
     data.mkdir()
     (data / "manifest.json").write_text(json.dumps({"results": {"separator_token_id": 0}}))
-    for start, split in ((0, "tuning"), (20, "test")):
+    for start, split in ((0, "validation"), (20, "test")):
         rows = [
             {
                 "id": f"{source}/{n}",
@@ -65,7 +65,7 @@ def test_everything_at_once(
     )
     sets = {
         split: load_sets(section, *stages, split, cache=tmp_path / "cache")
-        for split in ("tuning", "test")
+        for split in ("validation", "test")
     }
     names = ["filings", "news", "retention", "retention KL", "asked", "mine"]
     for found in sets.values():
@@ -73,7 +73,7 @@ def test_everything_at_once(
         for one in found:
             losses = one.score(model, range(len(one)))
             assert len(losses) == len(one) == len(one.groups) == len(one.sizes) == len(one.costs)
-    refuse_overlap(sets["tuning"], sets["test"])
+    refuse_overlap(sets["validation"], sets["test"])
 
 
 def test_groups_are_the_sample_and_one_group_alone_is_said(
@@ -93,17 +93,17 @@ def test_groups_are_the_sample_and_one_group_alone_is_said(
 
 def test_overlap_by_content_is_refused(stages: tuple[Path, Path], tiny_tokenizer):
     data = stages[0]
-    rows = (data / "tuning.jsonl").read_text().splitlines()
+    rows = (data / "validation.jsonl").read_text().splitlines()
     copied = {**json.loads(rows[0]), "id": "filings/renamed"}
     copied["text"] = copied["text"].replace(" ", "  ")  # white space does not make it another text
     with (data / "test.jsonl").open("a") as file:
         file.write(json.dumps(copied) + "\n")
-    tuning, test = (
+    validation, test = (
         likelihood_sets(data / f"{split}.jsonl", tiny_tokenizer, 0, EvaluateSection())
-        for split in ("tuning", "test")
+        for split in ("validation", "test")
     )
     with pytest.raises(EvaluationError, match=r"1 test items .* filings/renamed .* filings/0"):
-        refuse_overlap(tuning, test)
+        refuse_overlap(validation, test)
 
 
 def test_a_set_of_one_document_is_refused_before_anything_is_scored(
@@ -116,7 +116,7 @@ def test_a_set_of_one_document_is_refused_before_anything_is_scored(
     (data / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     whole, one = (
         likelihood_sets(data / f"{name}.jsonl", tiny_tokenizer, 0, EvaluateSection())
-        for name in ("tuning", "one")
+        for name in ("validation", "one")
     )
     refuse_too_few(whole, whole)
     with pytest.raises(EvaluationError, match=r"filings: its test set has 1 document.* 2 at least"):

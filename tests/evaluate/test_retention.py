@@ -27,7 +27,7 @@ from toolkit.evaluate.retention import (
     split_prompts,
 )
 
-CHOSEN = retention_prompts("tuning")[:30]
+CHOSEN = retention_prompts("validation")[:30]
 PROMPTS = [prompt.text for prompt in CHOSEN]
 
 
@@ -152,11 +152,11 @@ def test_damaged_weights(model, tiny_tokenizer, tmp_path: Path):
 
 
 def test_every_kind_stands_in_both_splits_and_no_text_does():
-    tuning, test = (split_prompts(split, 192) for split in ("tuning", "test"))
-    assert len(tuning) == len(test) == 192
-    assert not {p.text for p in tuning} & {p.text for p in test}
-    assert not {p.group for p in tuning} & {p.group for p in test}
-    for prompts in (tuning, test):
+    validation, test = (split_prompts(split, 192) for split in ("validation", "test"))
+    assert len(validation) == len(test) == 192
+    assert not {p.text for p in validation} & {p.text for p in test}
+    assert not {p.group for p in validation} & {p.group for p in test}
+    for prompts in (validation, test):
         for count in (12, 96, 192):  # any beginning has all twelve kinds in like shares
             kinds = collections.Counter(prompt.kind for prompt in prompts[:count])
             assert set(kinds.values()) == {count // 12}
@@ -164,7 +164,7 @@ def test_every_kind_stands_in_both_splits_and_no_text_does():
 
 
 def test_prompts_over_one_text_are_one_group(model, tiny_tokenizer, tmp_path: Path):
-    prompts = split_prompts("tuning", 96)
+    prompts = split_prompts("validation", 96)
     over = [p for p in prompts if "The library will close early" in p.text]
     assert len({p.text for p in over}) == len(over) > 1
     assert len({p.group for p in over}) == 1
@@ -184,12 +184,12 @@ def test_own_prompts_are_split_within_kinds(tmp_path: Path):
     ]
     file = tmp_path / "own.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
-    tuning, test = (split_prompts(split, 99, [str(file)]) for split in ("tuning", "test"))
-    assert sorted(p.text for p in [*tuning, *test]) == sorted(row["prompt"] for row in rows)
-    for prompts in (tuning, test):
+    validation, test = (split_prompts(split, 99, [str(file)]) for split in ("validation", "test"))
+    assert sorted(p.text for p in [*validation, *test]) == sorted(row["prompt"] for row in rows)
+    for prompts in (validation, test):
         assert collections.Counter(p.kind for p in prompts) == {"a": 4, "b": 4}
         assert [p.kind for p in prompts[:4]] == ["a", "b", "a", "b"]
-    assert not {p.group for p in tuning} & {p.group for p in test}
+    assert not {p.group for p in validation} & {p.group for p in test}
 
 
 @pytest.mark.parametrize("line", ["[1]", '{"text": "hello"}', '{"prompt": " "}', "{"])

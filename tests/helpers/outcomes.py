@@ -76,7 +76,7 @@ def make_results(**changes: Any) -> dict[str, Any]:
             "sets": {"filings": interval(domain, 0.045), "news": interval(general, 0.05)},
         }  # fmt: skip
 
-    sizes = {"items_tuning": 30, "items_test": 40}
+    sizes = {"items_validation": 30, "items_test": 40}
     sweep = [
         {
             "alpha": alpha,
@@ -118,7 +118,7 @@ def make_results(**changes: Any) -> dict[str, Any]:
         "loss_recovered": interval(0.9, 0.2),
         "documents": documents,
         "test_scorings": 1,
-        "tuning": {"domain": 30, "general": 30},
+        "validation": {"domain": 30, "general": 30},
         "test": {"domain": 40, "general": 40},
         **changes,
     }

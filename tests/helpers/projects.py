@@ -32,14 +32,14 @@ def recipe(**changes: Any) -> dict[str, Any]:
                     "files": ["docs/*.txt"],
                     "split": {
                         "train": {"groups": ["train*"]},
-                        "tuning": {"groups": ["held*"], "share": 0.5},
+                        "validation": {"groups": ["held*"], "share": 0.5},
                         "test": {"groups": ["held*"], "share": 0.5},
                     },
                 },
                 "web": {
                     "role": "general",
                     "files": ["web.jsonl"],
-                    "split": {n: {"share": 1.0} for n in ("train", "tuning", "test")},
+                    "split": {n: {"share": 1.0} for n in ("train", "validation", "test")},
                 },
             },
         },

@@ -93,7 +93,7 @@ def _data(folder: Path, section: dict[str, Any]) -> dict[str, Any]:
         kept = {key: source[key] for key in ("role", "weight", "fim") if key in source}
         limit = source.get("split", {}).get("train", {}).get("max_tokens")
         train = {"share": 0.6} if limit is None else {"share": 0.6, "max_tokens": 600}
-        split = {"train": train, "tuning": {"share": 0.1}, "test": {"share": 0.3}}
+        split = {"train": train, "validation": {"share": 0.1}, "test": {"share": 0.3}}
         sources[name] = {**kept, "files": [path.name], "split": split}
     return {
         "sources": sources,

@@ -102,7 +102,7 @@ class World:
 
     Attributes:
         name: for people.
-        sets: with how many tuning documents each has.
+        sets: with how many validation documents each has.
         better: share of domain gain that `ties` has above the plain mean of the same general loss.
     """
 
@@ -314,7 +314,8 @@ class StudyFigures:
         fit_tried: whether a merge with a true gain that is within was among the candidates.
         beats: whether a method is said to beat the plain sweep.
         search_share: tokens of the search, of scoring every candidate on all of its documents.
-        token_share: all tokens scored up to the choice, of every candidate on all tuning documents.
+        token_share: all tokens scored up to the choice, of every candidate on all validation
+            documents.
         covered: whether the test interval of the domain change holds the truth.
         kept_covered: the same of the share of the gain that is kept; None where none is given.
         recovered_covered: the same of the share of the loss on retention that is recovered.
@@ -339,7 +340,7 @@ class StudyFigures:
 class SimulatedSearch:
     """A `Search` of stages whose sets are made up; see `toolkit.pipeline.merge_search`."""
 
-    tuning: list[EvaluationSet]
+    validation: list[EvaluationSet]
     test: list[EvaluationSet]
     parts: Any
     plan: SearchPlan
@@ -368,7 +369,7 @@ def _objective(recipe: Any, sets: Sequence[EvaluationSet], *, race: bool) -> Obj
 @cache
 def _spaces() -> list[MergeSpace]:
     folder = Path(__file__).parents[2] / "merges"
-    return load_spaces(("linear", "slerp", "ties"), folder)
+    return load_spaces(("linear", "slerp", "ties"), [folder])
 
 
 def _storage_in_memory(*_: Any, **__: Any) -> Any:
@@ -414,14 +415,14 @@ def decide_study(world: World, seed: int) -> Study:
     from toolkit.pipeline.merge_stage import _decide  # needs torch
 
     made = WorldSets(world, seed)
-    tuning, test = made.sets("tuning"), made.sets("test")
+    validation, test = made.sets("validation"), made.sets("test")
     section = SearchSection()
     recipe = SimpleNamespace(
         search=section, select=SelectSection(), train=TrainSection(), seed=seed
     )
-    parts = divide(tuning, section.confirm_fraction, seed)
+    parts = divide(validation, section.confirm_fraction, seed)
     plan = SearchPlan(_spaces(), section, _objective(recipe, parts.search, race=True), seed)
-    search: Any = SimulatedSearch(tuning, test, parts, plan, recipe)
+    search: Any = SimulatedSearch(validation, test, parts, plan, recipe)
     bench = WorldBench()
     with _quietly():
         outcomes = run_search(plan, Path("nowhere"), "simulated", {}, bench)
@@ -434,8 +435,8 @@ def run_study(world: World, seed: int) -> StudyFigures:
     """One study, and what came of it."""
     study = decide_study(world, seed)
     search, outcomes, verdict = study.search, study.outcomes, study.verdict
-    section, tuning = search.recipe.search, search.tuning
-    whole = search.objective(tuning)
+    section, validation = search.recipe.search, search.validation
+    whole = search.objective(validation)
     points = [point_of(outcome.candidate.config) for outcome in outcomes]
     fit = [p for p in points if p.alpha > 0.0 and world.is_within(p) and world.gain(p) > 0.0]
     plain = [Point(a, "linear", "") for a in (*section.sweep, 1.0)]

@@ -17,7 +17,9 @@ from toolkit.pipeline.stages import ensure_sft
 from toolkit.pipeline.training import load_answers
 from toolkit.stage import read_manifest
 
-SPLIT = {name: {"share": share} for name, share in (("train", 0.6), ("tuning", 0.2), ("test", 0.2))}
+SPLIT = {
+    name: {"share": share} for name, share in (("train", 0.6), ("validation", 0.2), ("test", 0.2))
+}
 
 
 def sft(**changes: Any) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def test_the_watch_scores_the_assistants_words_alone(project: Path):
     from toolkit.train.model import answer_loss
 
     model = AutoModelForCausalLM.from_pretrained("model")
-    answers = load_answers(Path("runs/tiny/sft-data/tuning.jsonl"), Path("model"), 1000)
+    answers = load_answers(Path("runs/tiny/sft-data/validation.jsonl"), Path("model"), 1000)
     answer = answers[0]
     said = [token for token, wanted in zip(answer.tokens, answer.targets, strict=True) if wanted]
     words = AutoTokenizer.from_pretrained("model").decode(said)

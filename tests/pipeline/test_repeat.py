@@ -102,7 +102,7 @@ def apart(values: dict[str, Any]) -> dict[str, Any]:
     docs["files"] = ["docs/*.txt"]
     docs["split"] = {
         "train": {"groups": [f"docs/train{number}.txt" for number in range(8)]},
-        "tuning": {"groups": names[:4]},
+        "validation": {"groups": names[:4]},
         "test": {"groups": names[4:]},
     }
     return values

@@ -48,7 +48,7 @@ def test_before_it_trains_it_says_what_its_sets_can_see_and_speak_for(
         "group_field": "owner",
         "split": {
             "train": {"groups": ["[0-9]*"]},
-            "tuning": {"groups": ["one"]},
+            "validation": {"groups": ["one"]},
             "test": {"groups": ["[0-9]*"]},
         },
     }

@@ -92,7 +92,7 @@ def test_the_general_model_is_kept(tmp_path: Path):
 def test_a_general_set_in_its_own_unit_has_its_front_and_its_sweep(tmp_path: Path):
     results = make_results()
     entry = {"name": "retention", "role": "general", "unit": "nats per token", "tolerance": 0.1}
-    results["sets"].append({**entry, "items_tuning": 30, "items_test": 30})
+    results["sets"].append({**entry, "items_validation": 30, "items_test": 30})
     for row in results["candidates"]:
         row["values"] = {**(row.get("values") or {}), "retention": 0.6}
     for row in results["sweep"][:3]:
@@ -106,7 +106,7 @@ def test_a_general_set_in_its_own_unit_has_its_front_and_its_sweep(tmp_path: Pat
 def test_what_fades_on_a_set_in_another_unit_is_among_the_first_figures(tmp_path: Path):
     results = make_results()
     entry = {"name": "retention", "role": "general", "unit": "nats per token", "tolerance": 0.1}
-    results["sets"].append({**entry, "items_tuning": 30, "items_test": 30})
+    results["sets"].append({**entry, "items_validation": 30, "items_test": 30})
     lost = {"estimate": 0.053, "low": 0.028, "high": 0.08}
     for row in results["models"].values():
         row["set_changes"] = {"retention": lost, "news": lost}

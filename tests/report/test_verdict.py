@@ -46,7 +46,10 @@ def test_the_worse_the_test_the_harder_the_words(general: dict[str, float], word
     ("change", "words"),
     [
         (interval(0.08, 0.10), "which may be more than the 0.1 tolerated"),
-        (interval(0.15, 0.04), "surely more than the 0.1 tolerated, which the tuning sets did not"),
+        (
+            interval(0.15, 0.04),
+            "surely more than the 0.1 tolerated, which the validation sets did not",
+        ),
         (interval(0.03, 0.02), "within the 0.1 tolerated"),
     ],
 )
@@ -93,7 +96,7 @@ def watched() -> dict[str, Any]:
             "name": "social_iqa",
             "role": "watch",
             "unit": "error",
-            "items_tuning": 0,
+            "items_validation": 0,
             "items_test": 90,
         }
     )
@@ -117,7 +120,7 @@ def fading() -> dict[str, Any]:
             "name": "retention",
             "role": "general",
             "unit": "nats per token",
-            "items_tuning": 32,
+            "items_validation": 32,
             "items_test": 32,
             "tolerance": 0.1,
         }

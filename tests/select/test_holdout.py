@@ -1,4 +1,4 @@
-"""Tuning documents in two parts."""
+"""Validation documents in two parts."""
 
 from __future__ import annotations
 
@@ -32,4 +32,4 @@ def test_too_few_to_divide_is_said():
     parts = divide(sets, 0.34, seed=0)
     assert not parts.are_separate
     assert parts.confirm == parts.search == sets
-    assert "news has 9 tuning documents, too few to set 34% aside" in parts.note
+    assert "news has 9 validation documents, too few to set 34% aside" in parts.note

@@ -71,7 +71,7 @@ def test_the_general_model_with_new_tokens(project: Path, capsys: pytest.Capture
     assert folder == Path("runs/tiny/general-extended")
     results = read_manifest(folder)["results"]
     assert results["new_tokens"] == 24
-    for name in ("train, domain", "tuning, domain"):
+    for name in ("train, domain", "validation, domain"):
         row = results["texts"][name]
         assert row["tokens_after"] < 0.9 * row["tokens_before"]
         assert row["bytes_per_token_after"] > row["bytes_per_token_before"]

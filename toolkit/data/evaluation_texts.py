@@ -1,4 +1,4 @@
-"""Tuning and test documents: chosen by hash, cut to length, and what training must not share."""
+"""Validation and test documents: chosen by hash, cut to length, kept apart from training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TOGETHER = 64
 
 @dataclass(frozen=True)
 class EvaluationDocument:
-    """A document of `tuning.jsonl` or `test.jsonl`, and its number in the index."""
+    """A document of `validation.jsonl` or `test.jsonl`, and its number in the index."""
 
     number: int
     document: Document
@@ -52,7 +52,7 @@ def choose_evaluation(
         usable: `[D]`, those that cleaning and duplicates left.
         tokenizer: counts tokens, and finds the place to cut at.
     """
-    chosen: dict[SplitName, list[EvaluationDocument]] = {"tuning": [], "test": []}
+    chosen: dict[SplitName, list[EvaluationDocument]] = {"validation": [], "test": []}
     for split in chosen:
         for number, (name, source) in enumerate(section.sources.items()):
             here = usable & (index.source == number) & (index.split == SPLITS.index(split))
@@ -120,7 +120,7 @@ def _cut(
 
 
 def write_documents(path: Path, items: list[EvaluationDocument]) -> None:
-    """Write `tuning.jsonl` or `test.jsonl`: id, role, group and text of each document, and the
+    """Write `validation.jsonl` or `test.jsonl`: id, role, group and text of each document, and the
     messages of a conversation."""
     with write_atomically(path) as file:
         for item in items:

@@ -115,7 +115,7 @@ def summarize(
 
 def describe(results: Mapping[str, Any]) -> str:
     """A few lines on what the stage made, for the terminal."""
-    train, tuning, test = results["train"], results["tuning"], results["test"]
+    train, validation, test = results["train"], results["validation"], results["test"]
     lines = []
     for name, entry in results["sources"].items():
         out = [
@@ -136,7 +136,8 @@ def describe(results: Mapping[str, Any]) -> str:
         f"{train['room_used']:.1%} full: "
         f"{train['domain_tokens']:,} domain + {train['general_tokens']:,} general tokens "
         f"({train['replay_share']:.1%} replay)\n"
-        f"  tuning: {tuning['domain_documents']} domain + {tuning['general_documents']} general "
+        f"  validation: {validation['domain_documents']} domain + "
+        f"{validation['general_documents']} general "
         f"documents; test: {test['domain_documents']} + {test['general_documents']}"
     )
     return "\n".join(lines)
@@ -157,7 +158,7 @@ def write_report(path: Path, results: Mapping[str, Any]) -> None:
     """
     lines = ["# Documents", ""]
     for name, entry in results["sources"].items():
-        used = [entry[key] for key in ("trained on", "tuning", "test")]
+        used = [entry[key] for key in ("trained on", "validation", "test")]
         num_bytes = sum(item["bytes"] for item in used)
         ratio = sum(item["tokens"] for item in used) / num_bytes if num_bytes else 0.0
         lines += [f"## {name} ({entry['role']})", "", "| step | documents | bytes | tokens |"]

@@ -87,13 +87,14 @@ class RetentionSection(Section):
     former_keys: ClassVar = {"answer_tokens": "max_new_tokens"}
 
     prompts: Annotated[int, Field(ge=0), at_most("COUNT")] = 96
-    """Prompts of each split at most, tuning and test, of all kinds in turn; of ours there are 192.
-    0 turns retention off. A loss counts as within the tolerance when its upper bound is: with few
-    prompts the bound lies far above the loss, and less is let pass than the tolerance says."""
+    """Prompts of each split at most, validation and test, of all kinds in turn; of ours there are
+    192. 0 turns retention off. A loss counts as within the tolerance when its upper bound is: with
+    few prompts the bound lies far above the loss, and less is let pass than the tolerance says."""
 
     files: tuple[str, ...] = ()
     """JSONL files with prompts of your own in place of ours: a `prompt` per line, with a `kind` (of
-    each, half is for tuning and half for test) and a `group` (stays in one split) if you like."""
+    each, half is for validation and half for test) and a `group` (stays in one split) if you
+    like."""
 
     max_new_tokens: Length = 24
     """Answers are cut to this length."""

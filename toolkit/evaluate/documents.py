@@ -17,7 +17,7 @@ from toolkit.stage import hash_json
 def likelihood_sets(
     path: Path, tokenizer: Any, separator: int, section: EvaluateSection
 ) -> list[EvaluationSet]:
-    """The documents of `tuning.jsonl` or `test.jsonl`, one set for each source, in file order.
+    """The documents of `validation.jsonl` or `test.jsonl`, one set for each source, in file order.
 
     Args:
         path: of the file.

@@ -50,7 +50,7 @@ class ItemSet:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The documents of a data stage's `tuning.jsonl` or `test.jsonl`.
+    """The documents of a data stage's `validation.jsonl` or `test.jsonl`.
 
     Raises:
         EvaluationError: it is missing, holds no documents, or a line of it cannot be read.
@@ -67,7 +67,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def load_items(path: Path, tokenizer: Any, separator: int) -> ItemSet:
-    """Read `tuning.jsonl` or `test.jsonl` of a data stage.
+    """Read `validation.jsonl` or `test.jsonl` of a data stage.
 
     Raises:
         EvaluationError: the file holds no documents.

@@ -9,7 +9,6 @@ from typing import Any
 from toolkit.data.config import SplitName
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.answers import load_answers
-from toolkit.evaluate.choices import choices_set
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.documents import likelihood_sets
 from toolkit.evaluate.middles import middles_sets
@@ -36,7 +35,7 @@ def load_sets(
         section: the recipe's.
         data: folder of the data stage.
         general: folder of the general model; it answers the prompts of the retention set once.
-        split: `tuning` or `test`.
+        split: `validation` or `test`.
         tokenizer: of the general model; loaded where it is not given.
         cache: folder for the answers; by default beside the artifacts.
 
@@ -52,21 +51,25 @@ def load_sets(
     sets = likelihood_sets(data / f"{split}.jsonl", tokenizer, separator, section)
     if section.retention.prompts:
         sets += _retention(section, general, split, tokenizer, cache or cache_folder())
-    sets += [choices_set(choices, tokenizer, section, split) for choices in section.choices]
+    if section.choices:
+        from toolkit.evaluate.tasks import question_sets  # lm-eval takes seconds to import
+
+        for choices in section.choices:
+            sets += question_sets(choices, tokenizer, section, split)
     if section.middles is not None:
         sets += middles_sets(data / f"{split}.jsonl", tokenizer, section, section.middles)
     if section.tasks:
-        from toolkit.evaluate.harness import task_sets  # lm-eval takes seconds to import
+        from toolkit.evaluate.tasks import task_sets
 
         for task in section.tasks:
             sets += task_sets(task, tokenizer, section, split)
-    names = [found.name for found in sets]
+    names = [items.name for items in sets]
     for name in names:
         if names.count(name) > 1:
             raise EvaluationError(
                 f"evaluate: two sets are called {name!r}; name sources, choices and tasks apart."
             )
-    if not any(found.role == "domain" for found in sets):
+    if not any(items.role == "domain" for items in sets):
         raise EvaluationError(
             f"evaluate: no set of the {split} split has role domain; the gain could not be seen."
         )
@@ -114,13 +117,13 @@ def settle_scoring(section: EvaluateSection, folder: Path) -> EvaluateSection:
     return section.model_copy(update={"precision": precision})
 
 
-def refuse_too_few(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:
+def refuse_too_few(validation: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:
     """Refuse sets of a single group before anything is scored: nothing could be said of them.
 
     Raises:
         EvaluationError: there are some.
     """
-    for split, sets in (("tuning", tuning), ("test", test)):
+    for split, sets in (("validation", validation), ("test", test)):
         for found in sets:
             if (count := len(set(found.groups))) < 2:
                 raise EvaluationError(
@@ -130,14 +133,14 @@ def refuse_too_few(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet
                 )
 
 
-def refuse_overlap(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:
-    """Refuse test items whose content stands in tuning too, under whatever name.
+def refuse_overlap(validation: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:
+    """Refuse test items whose content stands in validation too, under whatever name.
 
     Raises:
         EvaluationError: there are some; a choice made on them would confirm itself.
     """
     seen: dict[str, str] = {}
-    for found in tuning:
+    for found in validation:
         for name, value in zip(found.ids, found.item_hashes, strict=False):
             seen.setdefault(value, f"{found.name}: {name}")
     both = [
@@ -148,7 +151,7 @@ def refuse_overlap(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet
     ]
     if both:
         raise EvaluationError(
-            f"{len(both)} test items stand in tuning too, such as {both[0][0]} (there "
+            f"{len(both)} test items stand in validation too, such as {both[0][0]} (there "
             f"{both[0][1]}); the test would confirm what was chosen on it. Remove duplicates from "
             "the sources, or split by group."
         )

@@ -48,7 +48,7 @@ def cut_middles(row: dict[str, Any], section: MiddlesSection) -> list[Middle]:
     """Middles of a document, chosen by the hash of its id; none of a document that is too short.
 
     Args:
-        row: of `tuning.jsonl` or `test.jsonl`.
+        row: of `validation.jsonl` or `test.jsonl`.
         section: how many, and how long.
 
     >>> row = {"id": "a", "text": "def f(x):\\n    y = x + 1\\n    return y\\n"}
@@ -81,7 +81,7 @@ def middles_sets(
     """The middles of the domain's documents, behind both sides and behind the prefix alone.
 
     Args:
-        path: `tuning.jsonl` or `test.jsonl` of a data stage.
+        path: `validation.jsonl` or `test.jsonl` of a data stage.
         tokenizer: of the models that are compared.
         section: windows and batches.
         wanted: which middles.
@@ -129,7 +129,7 @@ def _set(
 ) -> EvaluationSet:
     def score(model: Any, chosen: Sequence[int]) -> list[float]:
         scores = score_continuations(model, [items[n] for n in chosen], section.batch_tokens)
-        losses = [-row[0] for row in scores]
+        losses = [-row[0].log_likelihood for row in scores]
         for n, loss in zip(chosen, losses, strict=True):
             if not loss < float("inf"):
                 raise EvaluationError(f"{middles[n].id}: the loss is {loss}; the model is damaged.")

@@ -20,7 +20,7 @@ def read_prompt_files(files: Sequence[str], split: SplitName) -> list[RetentionP
 
     Args:
         files: JSONL.
-        split: `tuning` or `test`.
+        split: `validation` or `test`.
 
     Raises:
         EvaluationError: a file cannot be read, or a line of it holds no prompt.

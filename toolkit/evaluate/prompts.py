@@ -84,19 +84,19 @@ def retention_prompts(split: SplitName) -> list[RetentionPrompt]:
     code is then seen by the search and by the test.
 
     Args:
-        split: `tuning` or `test`.
+        split: `validation` or `test`.
 
-    >>> tuning, test = retention_prompts("tuning"), retention_prompts("test")
-    >>> len(tuning), len(test), len({prompt.kind for prompt in tuning[:12]})
+    >>> validation, test = retention_prompts("validation"), retention_prompts("test")
+    >>> len(validation), len(test), len({prompt.kind for prompt in validation[:12]})
     (192, 192, 12)
-    >>> {prompt.group for prompt in tuning} & {prompt.group for prompt in test}
+    >>> {prompt.group for prompt in validation} & {prompt.group for prompt in test}
     set()
     """
     return take_turns([choose_half(prompts, split) for prompts in _prompts_by_kind()])
 
 
 def choose_half(prompts: Sequence[RetentionPrompt], split: SplitName) -> list[RetentionPrompt]:
-    """Every other group of one kind: those at even places are for tuning."""
+    """Every other group of one kind: those at even places are for validation."""
     groups = list(dict.fromkeys(prompt.group for prompt in prompts))
     chosen = set(groups[int(split == "test") :: 2])
     return [prompt for prompt in prompts if prompt.group in chosen]

@@ -35,7 +35,7 @@ NO_TEMPLATE = "the model has no chat template: prompts are plain text"
 def split_prompts(split: SplitName, count: int, files: Sequence[str] = ()) -> list[RetentionPrompt]:
     """The first prompts of one split, of all kinds in turn: ours, or those of files.
 
-    >>> [prompt.text for prompt in split_prompts("tuning", 2)]
+    >>> [prompt.text for prompt in split_prompts("validation", 2)]
     ['Why is the sky blue?', 'Explain gravity to a child.']
     >>> [prompt.text for prompt in split_prompts("test", 1)]
     ['What is the capital of Portugal?']

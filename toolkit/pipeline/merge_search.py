@@ -27,11 +27,12 @@ from toolkit.search.candidate_scorer import Bench, device_of
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
 from toolkit.search.queue import SearchPlan
-from toolkit.search.space import GENERAL, SPECIALIST, load_spaces, merge_folder
+from toolkit.search.space import GENERAL, SPECIALIST, load_spaces
 from toolkit.search.storage import Place
 from toolkit.search.study import Study, read_identity
 from toolkit.search.worker import Worker
 from toolkit.select.holdout import Parts, divide
+from toolkit.shipped import folders_of
 from toolkit.stage import Stage, hash_json, load_json
 from toolkit.tokenizer_files import load_tokenizer
 
@@ -50,14 +51,14 @@ class Search:
     """The study of a recipe.
 
     Attributes:
-        tuning, test: all sets.
-        parts: the tuning sets in two.
+        validation, test: all sets.
+        parts: the validation sets in two.
         plan: what is to be tried on the first of them.
         identity: what the study depends on.
         name: of the study.
     """
 
-    tuning: list[EvaluationSet]
+    validation: list[EvaluationSet]
     test: list[EvaluationSet]
     parts: Parts
     plan: SearchPlan
@@ -122,20 +123,20 @@ def prepare_search(
             is fast.
 
     Raises:
-        EvaluationError: a document stands in tuning and in test, or a set has one document.
+        EvaluationError: a document stands in validation and in test, or a set has one document.
         ConfigError: a merge or a setting cannot be used, or the models' rotary bases differ.
     """
     _refuse_other_positions(general, specialist)
     recipe = with_scoring_precision(recipe, general, precision)
-    spaces = load_spaces(recipe.search.merges, merge_folder(), recipe.models)
+    spaces = load_spaces(recipe.search.merges, folders_of("merges"), recipe.models)
     tokenizer = load_tokenizer(general)
-    splits: tuple[SplitName, ...] = ("tuning", "test")
-    tuning, test = (
+    splits: tuple[SplitName, ...] = ("validation", "test")
+    validation, test = (
         load_sets(recipe.evaluate, data, general, split, tokenizer=tokenizer) for split in splits
     )
-    refuse_overlap(tuning, test)
-    refuse_too_few(tuning, test)
-    parts = divide(tuning, recipe.search.confirm_fraction, recipe.seed)
+    refuse_overlap(validation, test)
+    refuse_too_few(validation, test)
+    parts = divide(validation, recipe.search.confirm_fraction, recipe.seed)
     objective = build_objective(recipe, parts.search, recipe.search.race)
     plan = SearchPlan(spaces, recipe.search, objective, recipe.seed)
     identity = {
@@ -146,7 +147,7 @@ def prepare_search(
         },
     }
     return Search(
-        tuning,
+        validation,
         test,
         parts,
         plan,

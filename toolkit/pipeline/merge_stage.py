@@ -1,4 +1,4 @@
-"""The merge stage: search on the tuning sets, one choice, one look at the test sets, one model.
+"""The merge stage: search on the validation sets, one choice, one look at the test sets, one model.
 
 The chosen merge leaves as a plain mergekit configuration and as a model on disk; answers of the
 three models, `report.json` and the page are written beside it.
@@ -52,7 +52,7 @@ from toolkit.select.ledger import CONFIRMATIONS, LEDGER, TestLedger, note_confir
 from toolkit.select.reason import sweep_verdict
 from toolkit.select.sweep_tests import DecisionSettings
 from toolkit.select.test_figures import MERGE, ScoredTestSets, document_rows, final_figures
-from toolkit.select.tuning_losses import TuningLosses
+from toolkit.select.validation_losses import ValidationLosses
 from toolkit.stage import (
     MANIFEST,
     Stage,
@@ -68,7 +68,7 @@ Floats = NDArray[np.float64]
 _CONFIRM, _TEST = PARTIAL_SCORES
 
 SEEN_BY_BEST = (
-    "The specialist is the best of its training's states by some of these tuning documents "
+    "The specialist is the best of its training's states by some of these validation documents "
     "(train.use: best), so what is found on them flatters it a little; test documents were not "
     "seen."
 )
@@ -117,7 +117,7 @@ def run_choosing(
         bench = search.bench(cache=cache_file(stage))
         power = say_power(search, bench)
         items = sum(len(item) for item in search.parts.search)
-        say(f"  {len(search.plan.queue())} candidates on {items} tuning items")
+        say(f"  {len(search.plan.queue())} candidates on {items} validation items")
         outcomes = run_search(
             search.plan,
             search.place(work),
@@ -176,13 +176,14 @@ class _Verdict:
 
 
 def _decide(search: Search, outcomes: Sequence[Outcome], scorer: Scorer) -> _Verdict:
-    """The plain sweep is tested on all tuning documents, what promises more on those set aside."""
+    """The plain sweep is tested on all validation documents, what promises more on those set
+    aside."""
     section, recipe = search.recipe.search, search.recipe
     objective, separate = search.plan.objective, search.parts.are_separate
-    losses = TuningLosses(
+    losses = ValidationLosses(
         objective,
         search.objective(search.parts.confirm) if separate else None,
-        search.objective(search.tuning) if separate else objective,
+        search.objective(search.validation) if separate else objective,
         scorer,
     )
     settings = DecisionSettings(
@@ -222,10 +223,10 @@ def _count_confirmations(search: Search, verdict: _Verdict, stage: Stage) -> Non
 
 
 def _shown_losses(
-    decision: Decision, losses: TuningLosses
+    decision: Decision, losses: ValidationLosses
 ) -> tuple[dict[str, Floats], dict[str, Floats]]:
-    """Losses of the chosen merge and of the general model on all general tuning documents; of the
-    safest step of the sweep where nothing was chosen."""
+    """Losses of the chosen merge and of the general model on all general validation documents; of
+    the safest step of the sweep where nothing was chosen."""
     by_name = {outcome.candidate.name: outcome for outcome in decision.outcomes}
     merge = decision.chosen if decision.choice.any_merge else by_name[decision.steps[0].name]
     names = list(losses.whole.tolerances)
@@ -296,15 +297,15 @@ def _results(
                 "name": item.name,
                 "role": item.role,
                 "unit": item.unit,
-                "items_tuning": len(item),
+                "items_validation": len(item),
                 "items_test": len(tested[item.name]) if item.name in tested else 0,
-                "groups_tuning": item.num_groups,
+                "groups_validation": item.num_groups,
                 "groups_test": tested[item.name].num_groups if item.name in tested else 0,
                 "one_group": bool(item.name in tested and tested[item.name].is_of_one_group),
                 "speaks_for": tested[item.name].note if item.name in tested else "",
                 "tolerance": objective.tolerances.get(item.name),
             }
-            for item in search.tuning
+            for item in search.validation
         ],
         "candidates": [
             as_json(row, row.name in decision.choice.qualified) for row in decision.rows
@@ -317,7 +318,7 @@ def _results(
         "remarks": verdict.remarks,
         "search_tokens": sum(outcome.tokens for outcome in outcomes),
         "full_tokens": len(outcomes) * objective.all_tokens,
-        "tuning": _counts(search.tuning),
+        "validation": _counts(search.validation),
         "test": _counts(search.test),
         **final_figures(ScoredTestSets(search.test, recipe.search.weights, losses)),
         "documents": document_rows(losses, search.test),

@@ -30,8 +30,9 @@ _BLOCK, _LEVELS = 32, 7.0
 
 
 def run_power(run: Run) -> list[SetPower]:
-    """Say what a recipe's tuning sets can see: from the general model and a first merge where there
-    is a specialist, else from the general model and itself rounded to four bits. Trains nothing."""
+    """Say what a recipe's validation sets can see: from the general model and a first merge where
+    there is a specialist, else from the general model and itself rounded to four bits. Trains
+    nothing."""
     from toolkit.pipeline.models import ensure_data, ensure_general, ensure_models
     from toolkit.pipeline.stages import merge_stage
 
@@ -48,15 +49,15 @@ def run_power(run: Run) -> list[SetPower]:
 
 def _power_of_general(run: Run, general: Path, data: Path) -> list[SetPower]:
     recipe = with_scoring_precision(run.recipe, general)
-    tuning, test = (load_sets(recipe.evaluate, data, general, split) for split in SPLITS)
-    objective = build_objective(recipe, tuning, RaceSection(enabled=False))
+    validation, test = (load_sets(recipe.evaluate, data, general, split) for split in SPLITS)
+    objective = build_objective(recipe, validation, RaceSection(enabled=False))
     dtype = dtype_of(recipe.evaluate.precision)
     model = load_causal_model(general, dtype).eval()
     start = _losses(model, objective)
     power = measure_power(objective, _losses(round_to_four_bits(model), objective), start)
-    say("  what the tuning sets can see; there is no specialist yet, so scatter is that of the")
+    say("  what the validation sets can see; there is no specialist yet, so scatter is that of the")
     say("  general model rounded to four bits, a stand-in for a merge:")
-    for line in (*(one.sentence for one in power), *claims(tuning, test)):
+    for line in (*(one.sentence for one in power), *claims(validation, test)):
         say(f"    {line}")
     return power
 

@@ -26,7 +26,7 @@ from toolkit.statistics.paired import expected_change
 from toolkit.statistics.power import SetPower, needed_answers, power_of
 from toolkit.tokenizer_files import load_tokenizer
 
-SPLITS: tuple[SplitName, ...] = ("tuning", "test")
+SPLITS: tuple[SplitName, ...] = ("validation", "test")
 
 FIRST_ALPHA = 0.4
 """The first candidate is the plain mean nearest to this: far enough to scatter, near enough to be
@@ -43,15 +43,15 @@ SCATTER_WORDS = (
 
 
 def say_power(search: Search, bench: Merging) -> list[SetPower]:
-    """Score the general model and a first merge on the tuning sets, and say what these can see and
-    speak for.
+    """Score the general model and a first merge on the validation sets, and say what these can see
+    and speak for.
 
     Args:
         search: of the recipe.
         bench: where merges are made; its cache keeps the scores for the search.
     """
     alpha = min(search.recipe.search.sweep or (FIRST_ALPHA,), key=lambda a: abs(a - FIRST_ALPHA))
-    objective = search.objective(search.tuning)
+    objective = search.objective(search.validation)
     first = sweep_point(alpha)
     names = [*objective.weights, *objective.tolerances]
     found = {
@@ -59,8 +59,8 @@ def say_power(search: Search, bench: Merging) -> list[SetPower]:
         for candidate in (endpoint(GENERAL), first)
     }
     power = measure_power(objective, found[first.name], found[GENERAL])
-    say(f"  what the tuning sets can see, as {first.name} scatters against the general model:")
-    for line in (*(one.sentence for one in power), *claims(search.tuning, search.test)):
+    say(f"  what the validation sets can see, as {first.name} scatters against the general model:")
+    for line in (*(one.sentence for one in power), *claims(search.validation, search.test)):
         say(f"    {line}")
     return power
 
@@ -79,7 +79,7 @@ def say_expected(run: Run, data: Path, general: Path, *, is_trained: bool) -> No
         return
     recipe, tokenizer = run.recipe, load_tokenizer(general)
     separator = read_manifest(data)["results"]["separator_token_id"]
-    tuning, test = (
+    validation, test = (
         likelihood_sets(data / f"{split}.jsonl", tokenizer, separator, recipe.evaluate)
         for split in SPLITS
     )
@@ -95,11 +95,11 @@ def say_expected(run: Run, data: Path, general: Path, *, is_trained: bool) -> No
             expected_change(ASSUMED_SCATTER, one.num_groups),
             confidence,
         )
-        for one in tuning
+        for one in validation
     ]
     prompted, unknown = expect_prompts(recipe.evaluate, common, tolerances, confidence)
     say(SCATTER_WORDS)
-    for line in (*(one.sentence for one in found + prompted), *unknown, *claims(tuning, test)):
+    for line in (*(one.sentence for one in found + prompted), *unknown, *claims(validation, test)):
         say(f"  {line.rstrip('.')}.")
 
 
@@ -135,10 +135,10 @@ def measure_power(objective: Objective, losses: Losses, start: Losses) -> list[S
     ]
 
 
-def claims(tuning: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> list[str]:
+def claims(validation: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> list[str]:
     """What sets can speak for, where that is less than one would think: a sentence for each."""
     lines = {}
-    for found in (*tuning, *test):
+    for found in (*validation, *test):
         if found.note:
             lines[found.name, found.note] = f"{found.name}: {found.note}."
     return list(lines.values())
@@ -156,7 +156,7 @@ def expect_prompts(
     wanted = evaluate.retention
     if wanted.prompts and wanted.loss_role == "general":
         try:
-            prompts = split_prompts("tuning", wanted.prompts, wanted.files)
+            prompts = split_prompts("validation", wanted.prompts, wanted.files)
         except ToolkitError as error:
             unknown.append(f"retention: {error}".rstrip("."))
         else:

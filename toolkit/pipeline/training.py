@@ -18,13 +18,14 @@ from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.likelihood import ItemSet, load_items, read_rows, score_documents
 from toolkit.recipe.schema import Recipe
 from toolkit.stage import Stage, read_manifest
-from toolkit.statistics.document_bootstrap import bits_per_byte
+from toolkit.statistics.ratios import bits_per_byte
 from toolkit.tokenizer_files import load_tokenizer
 from toolkit.train.config import TrainSection
 from toolkit.train.model import answer_loss
+from toolkit.train.monitor import ScoreRoles
 from toolkit.train.precision import is_low, settle_precision
 from toolkit.train.run import run_train
-from toolkit.train.watch import Watch
+from toolkit.train.state import Continuation
 
 _ROLES = ("domain", "general")
 
@@ -41,9 +42,9 @@ def train_stage(
     stage: Stage,
     model: Path,
     data: Path,
-    **more: Any,
+    continuation: Continuation | None = None,
 ) -> None:
-    """Train a model in a stage, watched on the tuning sets of its data.
+    """Train a model in a stage, watched on the validation sets of its data.
 
     Args:
         section: how to train.
@@ -52,18 +53,26 @@ def train_stage(
         stage: where to write.
         model: folder of the model to start from.
         data: folder of the data stage.
-        more: further arguments of `run_train`.
+        continuation: another run's state to begin from.
     """
     section = settle_precision(section)
     general_sources = tuple(n for n, s in documents.sources.items() if s.role == "general")
     watch = make_watch(section, evaluate, model, data)
-    run_train(section, stage, model, data, watch=watch, general_sources=general_sources, **more)
+    run_train(
+        section,
+        stage,
+        model,
+        data,
+        score_roles=watch,
+        general_sources=general_sources,
+        continuation=continuation,
+    )
 
 
 def make_watch(
     section: TrainSection, evaluate: EvaluateSection, general: Path, data: Path
-) -> Watch | None:
-    """A function that scores the first documents of the tuning sets, or None where it is off.
+) -> ScoreRoles | None:
+    """A function that scores the first documents of the validation sets, or None where it is off.
 
     Plain documents are scored whole; of conversations the assistant's words, given the rest.
     """
@@ -71,14 +80,16 @@ def make_watch(
         return None
     limit = section.watch.tokens_per_role
     separator = read_manifest(data)["results"]["separator_token_id"]
-    tuning = data / "tuning.jsonl"
-    answers = load_answers(tuning, general, limit)
+    validation = data / "validation.jsonl"
+    answers = load_answers(validation, general, limit)
     talk = {answer.role for answer in answers}
-    items = load_items(tuning, load_tokenizer(general), separator)
+    items = load_items(validation, load_tokenizer(general), separator)
     chosen = _first_tokens(items, limit, [role for role in _ROLES if role not in talk])
     for role in _ROLES:
         if role not in talk and not chosen.only(role):
-            raise DataError(f"{tuning}: holds no document of role {role} for the watch to score.")
+            raise DataError(
+                f"{validation}: holds no document of role {role} for the watch to score."
+            )
 
     # Tensors made in inference mode may not be changed later, but FSDP keeps the ones it gathered.
     score = inspect.unwrap(score_documents)

@@ -84,7 +84,7 @@ def model_card(facts: CardFacts) -> str:
         ),
         "## Texts",
         table(
-            ("source", "role", "terms", "training tokens", "tuning", "test"),
+            ("source", "role", "terms", "training tokens", "validation", "test"),
             source_rows(facts.sources),
         ),
         "## Training and merge",

@@ -133,7 +133,7 @@ def source_rows(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
             source["role"],
             source["license"],
             count(source, "trained on", "tokens"),
-            count(source, "tuning", "documents"),
+            count(source, "validation", "documents"),
             count(source, "test", "documents"),
         )
         for source in sources

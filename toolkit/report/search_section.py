@@ -34,8 +34,8 @@ def front_section(results: Mapping[str, Any]) -> PageSection:
                 limit, words = limit + tolerated, f"{words} + {tolerated:g} tolerated"
             charts.append(_front_plot(results, own, title, limit, words))
     note = (
-        "Left and down is better. Figures of the tuning sets, which the search saw: the best of "
-        "many looks better here than it is."
+        "Left and down is better. Figures of the validation sets, which the search saw: the best "
+        "of many looks better here than it is."
     )
     if len(results.get("front", ())) > 1:
         note += " Dotted: the front, where nothing is better on both."
@@ -61,7 +61,7 @@ def _front_plot(
     plot = Plot(
         Axis.around([row["domain"] for row in rows], _title(results, "domain", "left")),
         Axis.around([*(height[row["name"]] for row in rows), limit], title),
-        f"{len(rows)} candidates by their domain figure and {title}, on the tuning sets; "
+        f"{len(rows)} candidates by their domain figure and {title}, on the validation sets; "
         f"chosen: {results['chosen']}. All figures stand in the table of candidates.",
         height=420,
     )
@@ -122,7 +122,7 @@ def sweep_section(results: Mapping[str, Any]) -> PageSection:
     beaten = results.get("beat_sweep")
     note = (
         "α is the specialist's weight in a plain average with the general model: 0 is the general "
-        "model, 1 the specialist. Bands: 95 % intervals over the tuning documents."
+        "model, 1 the specialist. Bands: 95 % intervals over the validation documents."
     )
     body = panels(*charts) + paragraph(note, "note") + _ladder(results)
     if beaten:
@@ -131,7 +131,7 @@ def sweep_section(results: Mapping[str, Any]) -> PageSection:
 
 
 def _ladder(results: Mapping[str, Any]) -> str:
-    """Plain means as they were tested on all tuning documents, a row a general set asked."""
+    """Plain means as they were tested on all validation documents, a row a general set asked."""
     steps = results.get("ladder") or ()
     if not steps:
         return ""
@@ -153,7 +153,7 @@ def _ladder(results: Mapping[str, Any]) -> str:
             rows.append((cells, kind))
     titles = ["plain mean", "domain", "general set", "loss", f"loss, {level}", "tolerated", ""]
     note = (
-        "Tested from the general model upwards on all tuning documents, each at the full level "
+        "Tested from the general model upwards on all validation documents, each at the full level "
         "(the order is fixed beforehand), up to the first that is not shown to stay within a "
         "tolerance; then between that one and the last that was. Changes against the general "
         "model; the domain of those that were looked at for their gain."
@@ -285,7 +285,7 @@ def candidates_section(results: Mapping[str, Any]) -> PageSection:
 
     ordered = sorted(rows, key=lambda row: (finite([row["domain"]]) or [1e9], str(row["name"])))
     note = (
-        "Tuning sets, which the search saw. Bound of the loss: a general set's figure is not "
+        "Validation sets, which the search saw. Bound of the loss: a general set's figure is not "
         "further above the general model's than this, in its own unit, with the stated confidence. "
         "Distance: from the general model, as a share of "
         "the specialist's own."

@@ -35,8 +35,8 @@ def training_section(rows: Sequence[Mapping[str, Any]]) -> PageSection:
     body = panels(*charts, *looks)
     if looks:
         body += paragraph(
-            "The two lower charts score the same first tuning documents while training goes on: a "
-            "falling domain line is learning, a rising general line is forgetting.",
+            "The two lower charts score the same first validation documents while training goes "
+            "on: a falling domain line is learning, a rising general line is forgetting.",
             "note",
         )
     return PageSection("training", "Training", body)

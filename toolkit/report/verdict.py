@@ -72,8 +72,8 @@ class GeneralChange:
             "nothing is lost",
             f"within {limit}",
             f"which may be more than {limit}",
-            f"probably more than {limit}, which the tuning sets did not show",
-            f"surely more than {limit}, which the tuning sets did not show",
+            f"probably more than {limit}, which the validation sets did not show",
+            f"surely more than {limit}, which the validation sets did not show",
         )
         shown = f"{self.name} {signed_interval(self.change, 3)} {self.unit}"
         return f"{shown}, {judged[self.standing]}"

@@ -1,1 +1,1 @@
-"""Search: candidates of `merges/*.yaml`, merged in memory and scored on the tuning sets."""
+"""Search: candidates of `merges/*.yaml`, merged in memory and scored on the validation sets."""

@@ -41,7 +41,7 @@ class SearchPlan:
     Args:
         spaces: files of `merges/`.
         section: of the recipe.
-        objective: of the tuning sets.
+        objective: of the validation sets.
         seed: of the recipe.
     """
 

@@ -36,7 +36,7 @@ class Choice:
         chosen: name of the candidate.
         reason: sentences for people.
         qualified: names of all candidates within the tolerance: plain means as they were tested on
-            all tuning documents, others on the documents of the search.
+            all validation documents, others on the documents of the search.
         any_merge: whether anything but the general model itself was confirmed with a gain.
     """
 

@@ -15,7 +15,7 @@ from toolkit.select.ladder import LadderStep, climb, passed_steps
 from toolkit.select.reason import describe_step, reason_of
 from toolkit.select.rivals import Confirmation, Finalist, confirm, shortlist
 from toolkit.select.sweep_tests import DecisionSettings, SweepTests, is_plain
-from toolkit.select.tuning_losses import TuningLosses
+from toolkit.select.validation_losses import ValidationLosses
 from toolkit.select.way import can_go_by_way, loss_by_way_of
 
 
@@ -29,9 +29,9 @@ class Decision:
         options: the same, as far as a choice needs them.
         choice: what was chosen, in words too.
         chosen: what became of it.
-        steps: plain means tested on all tuning documents, in this order.
+        steps: plain means tested on all validation documents, in this order.
         confirmations: of merges that promised more.
-        changes: of the plain means that passed, by name: domain change on all tuning documents.
+        changes: of the plain means that passed, by name: domain change on all validation documents.
     """
 
     outcomes: list[Outcome]
@@ -46,15 +46,15 @@ class Decision:
 
 def decide(
     outcomes: Sequence[Outcome],
-    losses: TuningLosses,
+    losses: ValidationLosses,
     settings: DecisionSettings,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Decision:
     """Choose one of the merges of a search.
 
-    The plain sweep is climbed on all tuning documents. Merges by other methods are looked at where
-    they promise more, on the search's documents, than the plain mean of the same general loss, and
-    gain more than the best plain mean; they are confirmed on the documents set aside.
+    The plain sweep is climbed on all validation documents. Merges by other methods are looked at
+    where they promise more, on the search's documents, than the plain mean of the same general
+    loss, and gain more than the best plain mean; they are confirmed on the documents set aside.
 
     Args:
         outcomes: of the search.
@@ -103,7 +103,8 @@ def _option(row: CandidateRow) -> ScoredCandidate:
 def _qualified(
     options: Sequence[ScoredCandidate], steps: Sequence[LadderStep], tolerance: float
 ) -> tuple[str, ...]:
-    """Plain means as they were tested on all tuning documents, others by those of the search."""
+    """Plain means as they were tested on all validation documents, others by those of the
+    search."""
     tested = {step.name: step.is_within for step in steps}
 
     def is_within(option: ScoredCandidate) -> bool:

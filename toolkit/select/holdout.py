@@ -1,4 +1,4 @@
-"""Tuning documents in two parts: what the search sees, and what its best few are confirmed on."""
+"""Validation documents in two parts: for the search, and for the confirmation of its best few."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def divide(sets: Sequence[EvaluationSet], fraction: float, seed: int) -> Parts:
     The hash does not depend on the set, so that sets over the same documents are divided alike.
 
     Args:
-        sets: the tuning sets.
+        sets: the validation sets.
         fraction: of the groups, to be set aside.
         seed: of the recipe.
     """
@@ -50,8 +50,8 @@ def divide(sets: Sequence[EvaluationSet], fraction: float, seed: int) -> Parts:
         aside = set(names[:count])
         if items.role != "watch" and min(count, len(names) - count) < MIN_GROUPS:
             note = (
-                f"{items.name} has {len(names)} tuning documents, too few to set {fraction:.0%} "
-                f"aside ({MIN_GROUPS} are needed on either side)"
+                f"{items.name} has {len(names)} validation documents, too few to set "
+                f"{fraction:.0%} aside ({MIN_GROUPS} are needed on either side)"
             )
             return Parts(list(sets), list(sets), False, note)
         chosen = [index for index, group in enumerate(items.groups) if group in aside]

@@ -1,9 +1,9 @@
 """The plain sweep as a ladder: tested from the safest plain mean upwards, up to the first failure.
 
-The order is fixed before any document is scored, so every step is tested on all tuning documents
-at the full level, and no correction for the number of steps is due: a step that truly loses too
-much can only be passed by mistake if the first such step is, which happens with at most the chance
-of one test. (Any plain mean further up is not tested after a failure.)
+The order is fixed before any document is scored, so every step is tested on all validation
+documents at the full level, and no correction for the number of steps is due: a step that truly
+loses too much can only be passed by mistake if the first such step is, which happens with at most
+the chance of one test. (Any plain mean further up is not tested after a failure.)
 
 Between the last step that passed and the first that failed the interval is halved a few times.
 These steps are nested: what a plain mean loses rises with α, in truth and on the documents, so that
@@ -31,7 +31,7 @@ class SetTest:
 
     Attributes:
         name: of the set.
-        loss: estimated on all tuning documents, in the set's unit.
+        loss: estimated on all validation documents, in the set's unit.
         bound: one-sided upper bound of it.
         tolerance: largest loss accepted.
         unit: of all three.
@@ -76,7 +76,7 @@ def climb(
 
     Args:
         alphas: of the sweep, in any order; the nearest to 0, the general model, is the safest.
-        test: scores one on all tuning documents.
+        test: scores one on all validation documents.
         halvings: how often the last interval is halved.
 
     Returns:
@@ -116,7 +116,8 @@ def as_rows(steps: Sequence[LadderStep], changes: Mapping[str, float]) -> list[d
 
     Args:
         steps: as they were tested.
-        changes: domain change on all tuning documents by name, of those looked at for their gain.
+        changes: domain change on all validation documents by name, of those looked at for their
+            gain.
     """
     return [
         {

@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.search.objective import Objective
 from toolkit.select.ladder import LadderStep, passed_steps
 from toolkit.select.rivals import Confirmation
-from toolkit.select.tuning_losses import TuningLosses
+from toolkit.select.validation_losses import ValidationLosses
 
 
 def reason_of(
@@ -16,7 +16,7 @@ def reason_of(
     steps: Sequence[LadderStep],
     changes: Mapping[str, float],
     confirmations: Sequence[Confirmation],
-    losses: TuningLosses,
+    losses: ValidationLosses,
     confidence: float,
 ) -> str:
     """Why this candidate.
@@ -24,9 +24,9 @@ def reason_of(
     Args:
         chosen: its name.
         steps: plain means as they were tested.
-        changes: domain changes on all tuning documents, by name.
+        changes: domain changes on all validation documents, by name.
         confirmations: of other methods.
-        losses: of the tuning documents.
+        losses: of the validation documents.
         confidence: of the bounds.
     """
     level = f"{confidence:.0%} bound"
@@ -36,20 +36,20 @@ def reason_of(
     if mine is not None:
         return (
             f"{climbed} {chosen} stays within what general sets may lose too ({where_of(losses)}), "
-            f"gains more (domain {changes[chosen]:+.4f} on tuning items) than any "
+            f"gains more (domain {changes[chosen]:+.4f} on validation items) than any "
             "plain mean that does, and more than the plain mean of the same general loss."
         )
     if any(step.name == chosen for step in passed):
         top = passed[0].name == chosen
         which = "the farthest of them" if top else "the best of them on the domain, or tied with it"
-        gain = f"domain {changes[chosen]:+.4f} on tuning items"
+        gain = f"domain {changes[chosen]:+.4f} on validation items"
         return f"{climbed} {chosen} is {which} ({gain}) and is chosen."
     if not passed:
         return f"{climbed} The general model is kept."
     best = min((changes[step.name] for step in passed if step.name in changes), default=0.0)
     return (
         f"{climbed} None of these is shown to gain on the domain (at best {best:+.4f} on "
-        "tuning items). The general model is kept."
+        "validation items). The general model is kept."
     )
 
 
@@ -64,8 +64,8 @@ def describe_step(step: LadderStep) -> str:
     )
 
 
-def _climbed(steps: Sequence[LadderStep], losses: TuningLosses, level: str) -> str:
-    where = f"on all general tuning items ({count_items(losses.whole, ('general',))})"
+def _climbed(steps: Sequence[LadderStep], losses: ValidationLosses, level: str) -> str:
+    where = f"on all general validation items ({count_items(losses.whole, ('general',))})"
     passed = passed_steps(steps)
     failed = min((s for s in steps if not s.is_within), key=lambda s: abs(s.alpha), default=None)
     stopped = ""
@@ -82,11 +82,11 @@ def _climbed(steps: Sequence[LadderStep], losses: TuningLosses, level: str) -> s
     )
 
 
-def where_of(losses: TuningLosses) -> str:
+def where_of(losses: ValidationLosses) -> str:
     """The documents that other methods were confirmed on."""
     if losses.aside is None:
         return "on the search's own documents, corrected for all candidates"
-    return f"on tuning items that the search never saw ({count_items(losses.aside)})"
+    return f"on validation items that the search never saw ({count_items(losses.aside)})"
 
 
 def count_items(objective: Objective, roles: Sequence[str] = ("domain", "general")) -> str:
@@ -96,7 +96,7 @@ def count_items(objective: Objective, roles: Sequence[str] = ("domain", "general
 
 
 def sweep_verdict(
-    chosen: str, confirmations: Sequence[Confirmation], losses: TuningLosses
+    chosen: str, confirmations: Sequence[Confirmation], losses: ValidationLosses
 ) -> dict[str, Any]:
     """Whether another method beat the plain sweep, at the same general loss; said of the chosen
     merge alone."""

@@ -1,4 +1,4 @@
-"""Plain means tested on all tuning documents, and the best gain among those that pass."""
+"""Plain means tested on all validation documents, and the best gain among those that pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from toolkit.search.worker import Outcome
 from toolkit.select.bound import gain_bound, loss_bound
 from toolkit.select.candidates import cannot_be_told_apart
 from toolkit.select.ladder import LadderStep, SetTest
-from toolkit.select.tuning_losses import TuningLosses
+from toolkit.select.validation_losses import ValidationLosses
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class DecisionSettings:
 
 
 class SweepTests:
-    """Plain means on all tuning documents.
+    """Plain means on all validation documents.
 
     Args:
         outcomes: of the search.
@@ -42,7 +42,7 @@ class SweepTests:
     """
 
     def __init__(
-        self, outcomes: Sequence[Outcome], losses: TuningLosses, settings: DecisionSettings
+        self, outcomes: Sequence[Outcome], losses: ValidationLosses, settings: DecisionSettings
     ) -> None:
         self.settings = settings
         self.losses = losses
@@ -86,11 +86,11 @@ class SweepTests:
         return LadderStep(alpha, outcome.candidate.name, tuple(tests))
 
     def domain_losses(self, outcome: Outcome) -> Losses:
-        """On all tuning documents."""
+        """On all validation documents."""
         return self.losses.on_all(outcome, self.domain)
 
     def change(self, losses: Losses) -> float:
-        """Of the domain figure against the general model, on all tuning documents."""
+        """Of the domain figure against the general model, on all validation documents."""
         return self.losses.whole.domain_difference(losses, self._start).estimate
 
     def best_gain(self, passed: Sequence[LadderStep]) -> str | None:

@@ -1,4 +1,4 @@
-"""What a merge loses on all tuning documents, by way of a plain mean that was tested on them.
+"""What a merge loses on all validation documents, by way of a plain mean that was tested on them.
 
 A finalist was picked for what the search's documents said of it, so only those set aside may speak
 of it: a third. But a plain mean beside it was tested on all of them, in an order that was fixed
@@ -15,24 +15,24 @@ import numpy as np
 
 from toolkit.search.objective import Losses
 from toolkit.search.worker import Outcome
-from toolkit.select.tuning_losses import TuningLosses
+from toolkit.select.validation_losses import ValidationLosses
 from toolkit.statistics.change_bound import ChangeBound
 from toolkit.statistics.paired import PairedChanges
 
 
-def can_go_by_way(losses: TuningLosses, name: str) -> bool:
+def can_go_by_way(losses: ValidationLosses, name: str) -> bool:
     """Whether a set can be asked so: not where nothing was set aside, and not of right-or-wrong
     items, whose bound counts the answers themselves."""
     return losses.aside is not None and not losses.whole.sets[name].items.is_bounded
 
 
 def loss_by_way_of(
-    losses: TuningLosses, name: str, merge: Losses, step: Outcome, general: Outcome
+    losses: ValidationLosses, name: str, merge: Losses, step: Outcome, general: Outcome
 ) -> ChangeBound:
     """What a merge loses on a general set.
 
     Args:
-        losses: of the tuning documents.
+        losses: of the validation documents.
         name: of a set that `can_go_by_way`.
         merge: losses on the documents set aside.
         step: a plain mean that was tested on all.

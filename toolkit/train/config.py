@@ -98,13 +98,13 @@ class GrowthSection(Section):
 
 
 class WatchSection(Section):
-    """What is forgotten while training: bits per byte of the tuning sets, as training goes."""
+    """What is forgotten while training: bits per byte of the validation sets, as training goes."""
 
     evaluations: Annotated[int, Field(ge=0), at_most("COUNT")] = 4
     """How often in a run, besides before and after; 0 turns the watch off."""
 
     tokens_per_role: PositiveInt = 2500
-    """How much of each tuning set is scored."""
+    """How much of each validation set is scored."""
 
     tolerance: Annotated[float, Field(ge=0.0)] = 0.05
     """Rise of bits per byte on general text, against the start, that the gate allows."""
@@ -226,13 +226,13 @@ class TrainSection(Section):
     keep_best: bool = False
     """Keep the state whose domain figure was the best while the general one stayed within the
     watch's tolerance, besides the latest; it stays in `cpt/states/`. The watch scores the first
-    documents of the tuning sets."""
+    documents of the validation sets."""
 
     use: Literal["last", "best", "anneal", "average"] = "last"
     """What the specialist is that later stages take: the model as training left it, the best state
     (see `keep_best`), what `anneal` makes of the last constant state, or `average` of the last. The
-    best state was picked by part of the tuning documents that later choose the merge, so figures on
-    these flatter it a little; the report says so, and test documents were not seen."""
+    best state was picked by part of the validation documents that later choose the merge, so
+    figures on these flatter it a little; the report says so, and test documents were not seen."""
 
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """How attention is computed. `auto`: flash-attention on a GPU that has it, else PyTorch's own

@@ -69,8 +69,12 @@ def run_extend(section: TokenizerSection, data: DataSection, stage: Stage, gener
 
 
 def _texts_of(data: DataSection, section: TokenizerSection, seed: int) -> dict[str, list[str]]:
-    texts: dict[str, list[str]] = {"train, domain": [], "tuning, domain": [], "tuning, general": []}
-    limits = {"train": section.sample_characters, "tuning": section.sample_characters // 10}
+    texts: dict[str, list[str]] = {
+        "train, domain": [],
+        "validation, domain": [],
+        "validation, general": [],
+    }
+    limits = {"train": section.sample_characters, "validation": section.sample_characters // 10}
     for name, source in data.sources.items():
         for split, found in _texts(name, source, data, limits, seed).items():
             if f"{split}, {source.role}" in texts:
@@ -315,11 +319,12 @@ def _results(old: Any, new: Any, texts: dict[str, list[str]], chosen: NewTokens)
 def _sentence(results: dict[str, Any]) -> str:
     if not results["texts"]:
         return f"  new special tokens: {', '.join(results.get('special', [])) or 'none'}"
-    train, tuning = (results["texts"][f"{split}, domain"] for split in ("train", "tuning"))
+    train, validation = (results["texts"][f"{split}, domain"] for split in ("train", "validation"))
     return (
         f"  {results['new_tokens']} new tokens: {train['saved_fraction']:.1%} fewer tokens in the "
-        f"training text, {tuning['saved_fraction']:.1%} in the tuning text "
-        f"({tuning['bytes_per_token_before']} -> {tuning['bytes_per_token_after']} bytes a token)"
+        f"training text, {validation['saved_fraction']:.1%} in the validation text "
+        f"({validation['bytes_per_token_before']} -> {validation['bytes_per_token_after']} bytes a "
+        "token)"
     )
 
 
@@ -329,7 +334,7 @@ def _write_report(path: Path, results: dict[str, Any]) -> None:
         f"# {results['new_tokens'] + len(special)} new tokens",
         "",
         *([f"Special: {', '.join(f'`{name}`' for name in special)}", ""] if special else []),
-        "Chosen on the training text; the tuning text had no say.",
+        "Chosen on the training text; the validation text had no say.",
         "",
         "| text | bytes | tokens before | after | saved | bytes a token before | after |",
         "|---|---|---|---|---|---|---|",

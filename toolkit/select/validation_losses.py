@@ -1,4 +1,4 @@
-"""Losses of candidates on the tuning documents, scored set by set as the decision asks for them."""
+"""Losses of candidates on the validation documents, scored set by set as the decision asks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from toolkit.select.candidates import arranged, by_item, merged_parts
 
 
 @dataclass(frozen=True)
-class TuningLosses:
+class ValidationLosses:
     """What is known of candidates on the search's documents, on those set aside, and on all.
 
     Args:
         search: objective that the search used.
         aside: of the documents that it did not see; None where none were set aside.
-        whole: of all tuning documents.
+        whole: of all validation documents.
         scorer: scores what is missing.
     """
 
@@ -53,7 +53,7 @@ class TuningLosses:
         return self.scorer.score(outcome, self.aside, part="confirm", counts=counts)
 
     def on_all(self, outcome: Outcome, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-        """Losses of these sets on all tuning documents."""
+        """Losses of these sets on all validation documents."""
         own = self.on_search(outcome, names)
         if self.aside is None:
             return {name: np.asarray(own[name]) for name in names}
