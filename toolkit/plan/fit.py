@@ -60,7 +60,7 @@ def ways_to_train(
     lora_section = section.lora or LoraSection(rank=DEFAULT_RANK)
     full_section = section.model_copy(update={"lora": None})
     adapter_section = section.model_copy(
-        update={"lora": lora_section, "growth": None, "trainable": ("*",)}
+        update={"lora": lora_section, "block_expansion": None, "trainable": ("*",)}
     )
     sparing_settings = {"gradient_checkpointing": "full", "micro_batch_size": 1}
     named_sections = [

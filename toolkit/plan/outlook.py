@@ -215,6 +215,6 @@ def _ways_to_shorten(training: float, search: float, amounts: list[StageAmount])
             "(train: {max_tokens: ...} in the split of the sources)"
         )
     if search > 0.25 * LONG_SECONDS:
-        ideas.append("fewer search.candidates, or smaller validation sets (max_tokens)")
+        ideas.append("fewer search.num_trials, or smaller validation sets (max_tokens)")
     ideas.append("a GPU, or a smaller model; `toolkit plan` compares devices")
     return f"to finish within an hour: {'; '.join(ideas)}"
