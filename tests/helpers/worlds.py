@@ -413,7 +413,7 @@ class Study:
 
 def decide_study(world: World, seed: int) -> Study:
     """One study of a world through the real search and decision."""
-    from toolkit.pipeline.merge_stage import choose_candidate  # needs torch
+    from toolkit.pipeline.merge_choice import choose_candidate  # needs torch
 
     made = WorldSets(world, seed)
     validation, test = made.sets("validation"), made.sets("test")
@@ -454,7 +454,7 @@ def run_study(world: World, seed: int) -> StudyFigures:
         bool(fit),
         beaten.high is not None and beaten.high < 0.0,
         study.search_tokens / (len(outcomes) * search.plan.objective.all_tokens),
-        study.tokens / (section.candidates * whole.all_tokens),
+        study.tokens / (section.num_trials * whole.all_tokens),
         *(_covers(search, world, chosen) if is_merge else (True, None, None)),
     )
 
@@ -478,7 +478,7 @@ def _covers(search: Any, world: World, chosen: Point) -> tuple[bool, bool | None
         back = 1.0 - lossy.change(chosen.alpha) / lossy.change(1.0)
     shown = figures.sets_recovered.get("retention")
     return (
-        change.low <= -world.gain(chosen) <= change.high,
+        bool(change.low <= -world.gain(chosen) <= change.high),
         _holds(figures.gain_kept, kept),
         _holds(shown, back),
     )

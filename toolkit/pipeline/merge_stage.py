@@ -1,13 +1,12 @@
 """The merge stage: search on the validation sets, one choice, one look at the test sets, one model.
 
-The chosen merge leaves as a plain mergekit configuration and as a model on disk, with its report
-beside it (`merge_output`).
+What is searched stands in `merge_search`, how one of the candidates is chosen in `merge_choice`,
+and what the stage leaves in `merge_output`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +14,11 @@ import torch
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.machine import DTYPE_NAMES
 from toolkit.merge.to_disk import to_yaml
+from toolkit.pipeline.merge_choice import (
+    CandidateChoice,
+    choose_candidate,
+    count_confirmations,
+)
 from toolkit.pipeline.merge_inputs import MergeInputs
 from toolkit.pipeline.merge_output import write_merge, write_report
 from toolkit.pipeline.merge_search import (
@@ -31,27 +35,21 @@ from toolkit.pipeline.set_power import say_power
 from toolkit.progress import progress, say
 from toolkit.search.candidate_scorer import Bench
 from toolkit.search.run import Scorer, run_search
-from toolkit.search.space import GENERAL, SPECIALIST, Candidate
+from toolkit.search.space import GENERAL, SPECIALIST
 from toolkit.search.worker import Outcome
 from toolkit.select.candidates import by_item, candidate_result, sweep_points_of
 from toolkit.select.choice import knee, pareto_front
-from toolkit.select.decide import Decision, decide
 from toolkit.select.ladder import ladder_results
-from toolkit.select.ledger import CONFIRMATIONS, LEDGER, TestLedger, note_confirmation
-from toolkit.select.reason import sweep_verdict
-from toolkit.select.remarks import remarks_on
+from toolkit.select.ledger import LEDGER, TestLedger
 from toolkit.select.results import (
     MergeResults,
     PowerResult,
     PrecisionUsed,
     RoleCounts,
     SetResult,
-    SweepVerdict,
 )
-from toolkit.select.sweep_tests import DecisionSettings
 from toolkit.select.test_figures import MERGE, ScoredTestSets, document_figures, final_figures
-from toolkit.select.validation_losses import ValidationLosses
-from toolkit.stage import MANIFEST, Stage, hash_json, read_manifest
+from toolkit.stage import MANIFEST, Stage, read_manifest
 from toolkit.statistics.power import SetPower
 
 _CONFIRM, _TEST = PARTIAL_SCORES
@@ -82,7 +80,7 @@ def run_merge_stage(
         power = say_power(search, bench)
         trials = _run_trials(search, bench, work, helpers)
         choice = choose_candidate(search, trials, Scorer(bench, work / _CONFIRM))
-        choice = _count_confirmations(search, choice, stage)
+        choice = count_confirmations(search, choice, stage)
         say(f"  chosen: {choice.candidate.name}")
 
         ledger.begin(choice.candidate.key, choice.candidate.name, again=score_test_again)
@@ -129,78 +127,6 @@ def _run_trials(
         helpers=helpers,
         helper_threads=threads_each(num_workers(search.recipe)),
     )
-
-
-@dataclass(frozen=True)
-class CandidateChoice:
-    """The candidate that was chosen, and what is to be said of it.
-
-    Attributes:
-        decision: what was chosen, and on what grounds.
-        beat_sweep: whether another method beat the plain sweep.
-        remarks: what the figures cannot show.
-    """
-
-    decision: Decision
-    beat_sweep: SweepVerdict
-    remarks: tuple[str, ...]
-
-    @property
-    def outcome(self) -> Outcome:
-        return self.decision.chosen
-
-    @property
-    def candidate(self) -> Candidate:
-        return self.decision.chosen.candidate
-
-
-def choose_candidate(search: Search, trials: Sequence[Outcome], scorer: Scorer) -> CandidateChoice:
-    """Test the plain sweep on all validation documents, what promises more on those set aside."""
-    section, recipe = search.recipe.search, search.recipe
-    objective, separate = search.plan.objective, search.parts.are_separate
-    losses = ValidationLosses(
-        objective,
-        search.objective(search.parts.confirm) if separate else None,
-        search.objective(search.validation) if separate else objective,
-        scorer,
-    )
-    settings = DecisionSettings(
-        section.sweep, section.refine, section.confirm_trials, recipe.select.confidence
-    )
-    decision = decide(trials, losses, settings, lambda line: say(f"  {line}"))
-    remarks = remarks_on(
-        decision,
-        losses,
-        search.parts,
-        search.test,
-        confidence=recipe.select.confidence,
-        is_best_state=recipe.train.use == "best",
-    )
-    for line in remarks:
-        say(f"  {line}")
-    beat_sweep = sweep_verdict(decision.choice.chosen, decision.confirmations, losses)
-    return CandidateChoice(decision, beat_sweep, tuple(remarks))
-
-
-def _count_confirmations(search: Search, choice: CandidateChoice, stage: Stage) -> CandidateChoice:
-    """Remark where the documents set aside had confirmed merges of another search before."""
-    if not (choice.decision.confirmations and search.parts.are_separate):
-        return choice
-    num_before = note_confirmation(
-        stage.folder.with_name(CONFIRMATIONS),
-        hash_of_test(search.parts.confirm),
-        hash_json(search.identity),
-        choice.candidate.name,
-    )
-    if not num_before:
-        return choice
-    remark = (
-        f"Other methods were confirmed on documents that had confirmed those of {num_before} other "
-        f"{'search' if num_before == 1 else 'searches'} before ({CONFIRMATIONS}): of several such "
-        "searches one errs more often than is said of each."
-    )
-    say(f"  {remark}")
-    return replace(choice, remarks=(*choice.remarks, remark))
 
 
 def score_test_once(
