@@ -147,7 +147,7 @@ def run_cell(
         with tempfile.TemporaryDirectory() as work:
             blocks = Blocks.open(data, recipe.train.epochs)
             done = train(model, blocks, recipe.train, seed=recipe.seed, work=Path(work))
-        figures = {key: done[key] for key in ("num_steps", "first_loss", "last_loss")}
+        figures = {key: getattr(done, key) for key in ("num_steps", "first_loss", "last_loss")}
         figures |= {key: results["train"][key] for key in ("domain_tokens", "general_tokens")}
     model = finished_model(model).to(stored_dtype(general))
     tokenizer = AutoTokenizer.from_pretrained(general)

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import ToolkitError
-from toolkit.stage import MANIFEST, Stage, content_hash, read_manifest, write_atomically
+from toolkit.stage import (
+    MANIFEST,
+    Stage,
+    appearing,
+    content_hash,
+    read_manifest,
+    write_atomically,
+)
 
 
 def make(folder: Path, **config: object) -> Stage:

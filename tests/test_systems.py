@@ -21,8 +21,8 @@ from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import ensure_sft
 from toolkit.recipe.layers import kept_of
 from toolkit.recipe.load import load_recipe
-from toolkit.train.loop import plan_steps
 from toolkit.train.schedule import rate_in_stages
+from toolkit.train.steps import plan_steps
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SYSTEMS = sorted(
@@ -131,7 +131,7 @@ def test_a_system_runs_at_a_tiny_scale(path: Path, tiny: Callable[[Path], Run]):
     # Stages in the recipe's order, each with its part of the tokens and its shares.
     assert [stage.name for stage in blocks.stages] == [stage.name for stage in full.data.stages]
     total = sum(stage.tokens for stage in full.data.stages)
-    counts = plan_steps(blocks, recipe.train.global_batch_size).num_steps
+    counts = plan_steps(blocks, recipe.train.global_batch_size).steps_by_stage
     names = [s.name for s, count in zip(blocks.stages, counts, strict=True) for _ in range(count)]
     if len(blocks.stages) > 1:
         assert [row["stage"] for row in steps] == names

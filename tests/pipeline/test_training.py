@@ -17,12 +17,12 @@ from toolkit.checkpoint import training_state
 from toolkit.data.blocks import Blocks
 from toolkit.errors import ConfigError
 from toolkit.stage import Stage
-from toolkit.train import loop
+from toolkit.train import state
 from toolkit.train.config import ScheduleSection, TrainSection, identity_of
-from toolkit.train.loop import plan_steps
-from toolkit.train.rotary import Reach, reach_of, set_reach
+from toolkit.train.rotary import RotarySettings, read_rotary, set_rotary
 from toolkit.train.run import run_train
 from toolkit.train.schedule import learning_rate
+from toolkit.train.steps import plan_steps
 
 LONG = {"schedule": {"peak_lr": 4e-3, "warmup_fraction": 0.5}, "rope_theta": 1e6}
 
@@ -63,7 +63,7 @@ def test_a_stage_has_its_own_schedule_over_its_own_steps(
 ):
     given = section()
     out = run(tmp_path, "cpt", given, make_model(tmp_path / "model"))
-    counts = plan_steps(blocks, 4).num_steps
+    counts = plan_steps(blocks, 4).steps_by_stage
     shared = counts[0] + counts[1]
     expected = [learning_rate(step, shared, given.schedule) for step in range(shared)]
     last = ScheduleSection.model_validate(LONG["schedule"])
@@ -85,7 +85,7 @@ def test_the_rotary_base_changes_with_the_stage_and_is_saved(
     assert config["rope_parameters"]["rope_theta"] == 1e6
     assert config["max_position_embeddings"] == 64
     # The loss of the first long step is that of the model as it stood, at the new base.
-    counts = plan_steps(blocks, 4).num_steps
+    counts = plan_steps(blocks, 4).steps_by_stage
     before = counts[0] + counts[1]
     assert rows(out)[before]["stage"] == "long"
     short = section(stages={}, keep_checkpoints=True, use="last")
@@ -103,7 +103,7 @@ def test_a_killed_run_continues_to_the_same_bits_across_the_change(
 ):
     model = make_model(tmp_path / "model")
     whole = run(tmp_path, "whole", section(precision=precision), model)
-    counts = plan_steps(blocks, 4).num_steps
+    counts = plan_steps(blocks, 4).steps_by_stage
     first_long = counts[0] + counts[1]
     for save_every in (first_long, first_long + 1):  # just before the change, and just after it
 
@@ -115,7 +115,7 @@ def test_a_killed_run_continues_to_the_same_bits_across_the_change(
 
         name = f"cut-{save_every}"
         given = section(save_steps=save_every, precision=precision)
-        monkeypatch.setattr(loop, "StateWriter", Killed)
+        monkeypatch.setattr(state, "StateWriter", Killed)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, name, given, model)
         monkeypatch.undo()
@@ -134,7 +134,7 @@ def test_the_base_matters(
     changed = run(tmp_path, "changed", section(precision=precision), model)
     same = section(stages={"long": {"schedule": LONG["schedule"]}}, precision=precision)
     kept = run(tmp_path, "kept", same, model)
-    counts = plan_steps(blocks, 4).num_steps
+    counts = plan_steps(blocks, 4).steps_by_stage
     before = counts[0] + counts[1]
     a, b = ([row["loss"] for row in rows(folder)] for folder in (changed, kept))
     assert a[:before] == b[:before]
@@ -147,25 +147,25 @@ def test_a_changed_model_is_the_one_that_is_loaded_again(
 ):
     folder = make_model(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(folder)
-    given = reach_of(model)
-    assert given == Reach(10_000.0, 256)
+    given = read_rotary(model)
+    assert given == RotarySettings(10_000.0, 256)
     ids = torch.arange(1, 40)[None]
     start = model(input_ids=ids).logits
-    set_reach(model, Reach(1e6, 512), given)
+    set_rotary(model, RotarySettings(1e6, 512), given)
     model.save_pretrained(tmp_path / "again")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
-    assert reach_of(again) == Reach(1e6, 512)
+    assert read_rotary(again) == RotarySettings(1e6, 512)
     logits = model(input_ids=ids).logits
     assert torch.equal(again(input_ids=ids).logits, logits)
     assert not torch.allclose(logits, start)
-    set_reach(model, Reach(), given)
+    set_rotary(model, RotarySettings(), given)
     assert torch.equal(model(input_ids=ids).logits, start)
 
 
 def test_a_model_without_rotary_positions_says_so():
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=16))
     with pytest.raises(ConfigError, match=r"train\.stages: a model of type gpt2"):
-        set_reach(model, Reach(1e6, None), reach_of(model))
+        set_rotary(model, RotarySettings(1e6, None), read_rotary(model))
 
 
 def test_settings_without_stages_have_the_identity_they_had():

@@ -17,10 +17,12 @@ from toolkit.checkpoint import training_state
 from toolkit.data.blocks import Blocks
 from toolkit.errors import CheckpointError
 from toolkit.stage import Stage
-from toolkit.train import loop
+from toolkit.train import loop, setup, state
 from toolkit.train.config import TrainSection
 from toolkit.train.loop import train
+from toolkit.train.model import NextTokenLoss
 from toolkit.train.run import run_train
+from toolkit.train.state import BestState
 
 DOMAIN = [3.0, 2.0, 1.0, 1.5, 0.5]
 GENERAL = [1.0, 1.0, 1.02, 1.01, 1.2]
@@ -62,28 +64,26 @@ def test_the_best_state_is_kept_beside_the_latest(data: Path):
     (data / "w").mkdir()
     given = section(keep_checkpoints=True)
     blocks = Blocks.open(data / "blocks")
-    results = train(fresh(data), blocks, given, seed=7, work=data / "w", watch=scores())
-    assert results["num_steps"] == 8
-    assert results["best"] == {
-        "step": 4, "domain_bits_per_byte": 1.0, "general_bits_per_byte": 1.02
-    }  # fmt: skip
-    assert results["used_step"] == 8
+    results = train(fresh(data), blocks, given, seed=7, work=data / "w", score_roles=scores())
+    assert results.num_steps == 8
+    assert results.best == BestState(4, domain_bits_per_byte=1.0, general_bits_per_byte=1.02)
+    assert results.used_step == 8
     assert training_state.saved_steps(data / "w") == [4, 8]
 
 
 def test_the_specialist_is_the_best_state_when_said(data: Path):
     stage = Stage(data / "cpt", {}, {}, 7)
-    run_train(section(use="best"), stage, data / "model", data / "blocks", watch=scores())
+    run_train(section(use="best"), stage, data / "model", data / "blocks", score_roles=scores())
     assert training_state.saved_steps(data / "cpt/states") == [4]
-    state = load_file(data / "cpt/states/state-00000004/parameters.safetensors")
+    parameters = load_file(data / "cpt/states/state-00000004/parameters.safetensors")
     model = load_file(data / "cpt/model.safetensors")
-    assert all(model[name].equal(value) for name, value in state.items())
+    assert all(model[name].equal(value) for name, value in parameters.items())
     assert not list(data.glob("cpt/state-*"))
 
 
 def test_a_killed_run_finds_the_same_best(data: Path, monkeypatch: pytest.MonkeyPatch):
     whole = Stage(data / "whole", {}, {}, 7)
-    run_train(section(use="best"), whole, data / "model", data / "blocks", watch=scores())
+    run_train(section(use="best"), whole, data / "model", data / "blocks", score_roles=scores())
 
     class Killed(training_state.StateWriter):
         def save(self, step: int, *rest: object) -> None:  # type: ignore[override]
@@ -94,11 +94,13 @@ def test_a_killed_run_finds_the_same_best(data: Path, monkeypatch: pytest.Monkey
 
     cut = Stage(data / "cut", {}, {}, 7)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "StateWriter", Killed)
+        patch.setattr(state, "StateWriter", Killed)
         with pytest.raises(KeyboardInterrupt):
-            run_train(section(use="best"), cut, data / "model", data / "blocks", watch=scores())
+            run_train(
+                section(use="best"), cut, data / "model", data / "blocks", score_roles=scores()
+            )
     assert training_state.saved_steps(data / "cut.partial") == [4, 5]
-    run_train(section(use="best"), cut, data / "model", data / "blocks", watch=scores(3))
+    run_train(section(use="best"), cut, data / "model", data / "blocks", score_roles=scores(3))
     a, b = (data / name / "model.safetensors" for name in ("whole", "cut"))
     assert a.read_bytes() == b.read_bytes()
 
@@ -117,7 +119,7 @@ def test_a_stage_killed_while_it_finishes_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "hash_folder", killed)
         with pytest.raises(KeyboardInterrupt):
-            run_train(given, stage, data / "model", data / "blocks", watch=scores())
+            run_train(given, stage, data / "model", data / "blocks", score_roles=scores())
     assert stage.has_begun()
 
     def no_step(*_: object) -> None:
@@ -125,8 +127,8 @@ def test_a_stage_killed_while_it_finishes_loses_nothing(
 
     monkeypatch.setattr(loop, "settle_packing", lambda _, plain, *__: plain.fused)
 
-    monkeypatch.setattr(loop.NextTokenLoss, "forward", no_step)
-    run_train(given, stage, data / "model", data / "blocks", watch=scores(4))
+    monkeypatch.setattr(NextTokenLoss, "forward", no_step)
+    run_train(given, stage, data / "model", data / "blocks", score_roles=scores(4))
     assert stage.is_complete()
     assert training_state.saved_steps(data / "cpt/states") == [4, 8]
     assert sorted(p.name for p in (data / "cpt").iterdir() if "state" in p.name) == ["states"]
@@ -136,11 +138,11 @@ def test_a_damaged_state_is_named(data: Path):
     (data / "w").mkdir()
     blocks = Blocks.open(data / "blocks")
     given = section(save_total_limit=2)
-    train(fresh(data), blocks, given, seed=7, work=data / "w", watch=scores())
+    train(fresh(data), blocks, given, seed=7, work=data / "w", score_roles=scores())
     last = data / "w" / f"state-{training_state.saved_steps(data / 'w')[-1]:08d}"
     (last / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"is damaged: .* state\.json; .*continues from"):
-        train(fresh(data), blocks, given, seed=7, work=data / "w", watch=scores())
+        train(fresh(data), blocks, given, seed=7, work=data / "w", score_roles=scores())
 
 
 def test_a_state_of_other_versions_is_told_of(
@@ -148,10 +150,10 @@ def test_a_state_of_other_versions_is_told_of(
 ):
     (data / "w").mkdir()
     blocks = Blocks.open(data / "blocks")
-    train(fresh(data), blocks, section(), seed=7, work=data / "w", watch=scores())
+    train(fresh(data), blocks, section(), seed=7, work=data / "w", score_roles=scores())
     assert "not bit for bit" not in capsys.readouterr().out
-    monkeypatch.setattr(loop, "__version__", "9.9")
-    train(fresh(data), blocks, section(), seed=7, work=data / "w", watch=scores(4))
+    monkeypatch.setattr(state, "__version__", "9.9")
+    train(fresh(data), blocks, section(), seed=7, work=data / "w", score_roles=scores(4))
     assert '"9.9": not bit for bit' in capsys.readouterr().out
 
 
@@ -160,7 +162,7 @@ def test_a_state_of_blocks_that_were_not_fused_is_told_of(
 ):
     (data / "w").mkdir()
     blocks, given = Blocks.open(data / "blocks"), section(precision="bf16")
-    train(fresh(data), blocks, given, seed=7, work=data / "w", watch=scores())
-    monkeypatch.setattr(loop, "may_fuse", lambda *_, **__: False)
-    train(fresh(data), blocks, given, seed=7, work=data / "w", watch=scores(4))
+    train(fresh(data), blocks, given, seed=7, work=data / "w", score_roles=scores())
+    monkeypatch.setattr(setup, "may_fuse", lambda *_, **__: False)
+    train(fresh(data), blocks, given, seed=7, work=data / "w", score_roles=scores(4))
     assert 'blocks: "fused" -> "plain": not bit for bit' in capsys.readouterr().out

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from tests.helpers.token_blocks import make_blocks
 from toolkit.checkpoint.training_state import StateWriter
 from toolkit.train.config import TrainSection
-from toolkit.train.loop import TrainPlan, TrainStep, train
+from toolkit.train.loop import train
+from toolkit.train.steps import TrainPlan, TrainStep
 from toolkit.train.trainable import parameter_groups
 
 MILLION = 1_000_000
@@ -59,7 +60,7 @@ def test_position_one_million_within_two_seconds(tmp_path: Path, make_model: Cal
     began = time.process_time()
     results = train(model, blocks, section, seed=1, work=tmp_path, general_sources=("b",))
     assert time.process_time() - began - near < 1.5
-    assert results["resumed_at_step"] == MILLION
+    assert results.resumed_at_step == MILLION
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == MILLION + 1
     assert [json.loads(line)["step"] for line in lines[-2:]] == [MILLION, MILLION + 1]

@@ -22,9 +22,11 @@ from tests.helpers.token_blocks import make_blocks
 from toolkit.checkpoint import training_state
 from toolkit.data.blocks import Blocks
 from toolkit.errors import ToolkitError
-from toolkit.train import loop
+from toolkit.train import loop, setup, state
 from toolkit.train.config import TrainSection
-from toolkit.train.loop import plan_steps, train
+from toolkit.train.loop import train
+from toolkit.train.model import NextTokenLoss
+from toolkit.train.steps import plan_steps
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -90,7 +92,7 @@ def test_a_killed_run_continues_to_the_same_bits(
             if step == 6:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "StateWriter", Killed)
+    monkeypatch.setattr(state, "StateWriter", Killed)
     with pytest.raises(KeyboardInterrupt):
         run(fresh, blocks, tmp_path / "cut")
     monkeypatch.undo()
@@ -155,18 +157,18 @@ def test_one_bad_step_is_left_out_and_training_goes_on(
     fresh, blocks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     calls = {"n": 0}
-    real = loop.NextTokenLoss.forward
+    real = NextTokenLoss.forward
 
     def sometimes(self, *args):
         calls["n"] += 1
         return real(self, *args) * (float("inf") if calls["n"] == 4 else 1.0)
 
-    monkeypatch.setattr(loop.NextTokenLoss, "forward", sometimes)
+    monkeypatch.setattr(NextTokenLoss, "forward", sometimes)
     monkeypatch.setattr(loop, "settle_packing", lambda _, plain, *__: plain.fused)
     (tmp_path / "w").mkdir()
     model = fresh()
     results = train(model, blocks, section(), seed=7, work=tmp_path / "w")
-    assert results["skipped_steps"] == 1
+    assert results.skipped_steps == 1
     assert all(value.isfinite().all() for value in weights(model).values())
 
 
@@ -258,18 +260,18 @@ def test_the_watch_looks_and_warns(fresh, blocks, tmp_path: Path):
 
     (tmp_path / "w").mkdir()
     given = section(watch={"evaluations": 2, "tolerance": 0.15})
-    results = train(fresh(), blocks, given, seed=7, work=tmp_path / "w", watch=watch)
+    results = train(fresh(), blocks, given, seed=7, work=tmp_path / "w", score_roles=watch)
     rows = [json.loads(line) for line in (tmp_path / "w/metrics.jsonl").read_text().splitlines()]
     looks = [row for row in rows if "general_bits_per_byte" in row]
     assert len(looks) == 4  # before, twice, and after
     assert looks[0]["step"] == 0
-    assert looks[-1]["step"] == results["num_steps"]
+    assert looks[-1]["step"] == results.num_steps
 
     (tmp_path / "s").mkdir()
     seen.clear()
     stop = section(watch={"evaluations": 2, "tolerance": 0.15, "gate": "stop"})
-    results = train(fresh(), blocks, stop, seed=7, work=tmp_path / "s", watch=watch)
-    assert "more than the tolerance of 0.15" in results["stopped_by_watch"]
+    results = train(fresh(), blocks, stop, seed=7, work=tmp_path / "s", score_roles=watch)
+    assert "more than the tolerance of 0.15" in results.stopped_by_watch
     assert len(losses(tmp_path / "s")) == looks[2]["step"]
 
 
@@ -288,8 +290,10 @@ def test_the_watch_can_raise_replay_and_a_killed_run_does_so_again(
         made = make_blocks(tmp_path / "mix", sources, counts={"d": 28, "g": 4})
         given = section(watch={"evaluations": 1, "gate": "raise_replay"}, save_steps=10)
         model = fresh()
-        result = train(model, made, given, seed=7, work=work, watch=watch, general_sources=("g",))
-        assert result["replay_raised"] == 1
+        result = train(
+            model, made, given, seed=7, work=work, score_roles=watch, general_sources=("g",)
+        )
+        assert result.replay_raised == 1
         stage = made.stages[0]
         first = [stage.source_at(p) for p in range(16)]
         rest = [stage.source_at(p) for p in range(16, 32)]
@@ -306,7 +310,7 @@ def test_the_watch_can_raise_replay_and_a_killed_run_does_so_again(
             self.wait()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "StateWriter", Killed)
+    monkeypatch.setattr(state, "StateWriter", Killed)
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path / "b")
     monkeypatch.undo()
@@ -314,8 +318,16 @@ def test_the_watch_can_raise_replay_and_a_killed_run_does_so_again(
     assert same(weights(go(tmp_path / "b")), weights(whole))
 
 
+def test_a_state_that_is_being_written_knows_nothing_of_later_steps():
+    """It is written by a thread while training, and the monitor, go on."""
+    state_now = state.TrainState(raises=[(0, 8)])
+    written = state_now.to_json()
+    state_now.raises.append((0, 16))
+    assert written["raises"] == [(0, 8)]
+
+
 def test_more_processes_than_blocks_are_refused(fresh, blocks, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(loop.Accelerator, "num_processes", property(lambda _: 3))
+    monkeypatch.setattr(setup.Accelerator, "num_processes", property(lambda _: 3))
     with pytest.raises(ToolkitError, match="2 blocks cannot be shared by 3 processes"):
         run(fresh, blocks, tmp_path / "w")
 

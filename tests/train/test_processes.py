@@ -36,7 +36,7 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
 from toolkit.checkpoint.training_state import latest_step
 from toolkit.stage import Stage
-from toolkit.train import loop
+from toolkit.train import schedule, setup
 from toolkit.train.config import TrainSection
 from toolkit.train.processes import is_first, num_processes, start_processes
 from toolkit.train.run import run_train
@@ -54,7 +54,7 @@ class OnCpu(Accelerator):
         )
 
 if kind == "fsdp":
-    loop.Accelerator = OnCpu
+    setup.Accelerator = OnCpu
 if num_processes() > 1:
     start_processes()
 
@@ -66,9 +66,9 @@ def killed_at(step, *rest):
         os.kill(os.getpid(), signal.SIGKILL)
     return learning_rate(step, *rest)
 
-learning_rate = loop.learning_rate
+learning_rate = schedule.learning_rate
 if killed == "killed":
-    loop.learning_rate = killed_at
+    schedule.learning_rate = killed_at
 
 def watch(model):
     with torch.no_grad():
@@ -82,7 +82,7 @@ values = {
 }
 section = TrainSection.model_validate(values)
 stage = Stage(Path(folder), {}, {}, 7)
-run_train(section, stage, Path("model"), Path("blocks"), watch=watch)
+run_train(section, stage, Path("model"), Path("blocks"), score_roles=watch)
 """
 
 

@@ -13,8 +13,9 @@ from toolkit.errors import ConfigError, DataError, ToolkitError
 from toolkit.pipeline.models import ensure_cpt
 from toolkit.pipeline.run import Run
 from toolkit.stage import Stage
-from toolkit.train import processes
+from toolkit.train import loop, processes
 from toolkit.train.config import TrainSection
+from toolkit.train.model import NextTokenLoss
 from toolkit.train.run import run_train
 
 
@@ -36,6 +37,27 @@ def test_blocks_longer_than_the_model(tmp_path: Path, make_model: Callable[..., 
     with pytest.raises(ConfigError, match=words):
         attempt(tmp_path, [1, 2, 3])
     assert not (tmp_path / "cpt").exists()
+
+
+def test_a_run_whose_last_step_is_not_finite_says_so(
+    tmp_path: Path,
+    make_model: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    make_model(tmp_path / "model")
+    real, calls = NextTokenLoss.forward, [0]
+
+    def bad_at_last(self: NextTokenLoss, *tensors: Any) -> Any:
+        calls[0] += 1
+        return real(self, *tensors) * (float("inf") if calls[0] == 2 else 1.0)
+
+    monkeypatch.setattr(NextTokenLoss, "forward", bad_at_last)
+    monkeypatch.setattr(loop, "settle_packing", lambda _, plain, *__: plain.fused)
+    attempt(tmp_path, [1, 2, 3] * 40)
+    text = capsys.readouterr().out
+    assert "-> not finite" in text
+    assert "1 steps were not finite and left out" in text
 
 
 def test_processes_that_did_not_find_each_other(monkeypatch: pytest.MonkeyPatch):
@@ -63,7 +85,7 @@ def test_a_recipe_changed_while_interrupted_says_which_key(
 ):
     from tests.helpers.tiny_runs import make_project, open_run
     from toolkit.checkpoint import training_state
-    from toolkit.train import loop
+    from toolkit.train import state
 
     monkeypatch.chdir(tmp_path)
     make_project(tmp_path, make_model)
@@ -76,7 +98,7 @@ def test_a_recipe_changed_while_interrupted_says_which_key(
 
     def start(run: Run) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "StateWriter", Killed)
+            patch.setattr(state, "StateWriter", Killed)
             with pytest.raises(KeyboardInterrupt):
                 ensure_cpt(run)
 

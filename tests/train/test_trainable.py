@@ -37,7 +37,7 @@ def run(model: Any, given: TrainSection, tmp_path: Path) -> tuple[dict[str, Any]
     )
     (tmp_path / "w").mkdir()
     results = train(prepared, blocks, given, seed=1, work=tmp_path / "w")
-    assert results["last_loss"] < results["first_loss"]
+    assert results.last_loss < results.first_loss
     changed = {n: not torch.equal(p, before[n]) for n, p in prepared.named_parameters()}
     return changed, finished_model(prepared)
 

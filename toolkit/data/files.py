@@ -135,6 +135,8 @@ def input_hashes(sources: Mapping[str, SourceSection]) -> dict[str, str]:
     """
     hashes: dict[str, str] = {}
     for name, source in sources.items():
+        if source.edgar is not None and source.edgar.filings is not None:
+            hashes[f"{name}/{source.edgar.filings}"] = _hash(Path(source.edgar.filings))
         seen: set[str] = set()
         local = local_paths(source)
         for pattern in dict.fromkeys(source.files or ()):

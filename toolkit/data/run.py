@@ -20,6 +20,12 @@ from numpy.typing import NDArray
 from toolkit.data.blocks import write_blocks, write_pack
 from toolkit.data.config import DataSection, SourceSection
 from toolkit.data.duplicates import drop_exact, drop_near
+from toolkit.data.edgar import (
+    fetch_filing,
+    find_filings,
+    say_what_is_fetched,
+    write_filing_list,
+)
 from toolkit.data.encode import (
     Encoder,
     TextTokenizer,
@@ -80,6 +86,8 @@ def _run(
         texts = work / _TEXTS
         read: dict[str, dict[str, Any]] = {}
         for number, (name, source) in enumerate(section.sources.items()):
+            if source.edgar is not None:
+                say_what_is_fetched(name, find_filings(source.edgar))
             read[name] = write_texts(
                 number,
                 name,
@@ -128,6 +136,10 @@ def _run(
                 "stages": stages,
             },
         )
+        for name, source in section.sources.items():
+            if source.edgar is not None:
+                listed = [fetch_filing(f, source.edgar) for f in find_filings(source.edgar)]
+                write_filing_list(work / "filings" / f"{name}.jsonl", listed)
         for split, items in chosen.items():
             write_documents(work / f"{split}.jsonl", items)
         _write_table(work / "documents.csv", section, texts, index, tables, chosen)

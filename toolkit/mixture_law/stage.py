@@ -210,13 +210,18 @@ class _Act:
 
         with self.stage.running() as work:
             model = load_causal_model(self.general, torch.float32)
-            done: dict[str, Any] = {}
+            results: dict[str, Any] = {}
             tokens = 0
             if self.share is not None:
                 model = prepare_model(model, self.section)
                 blocks = _only(Blocks.open(self.data), self.name)
-                done = train(model, blocks, self.section, seed=self.stage.seed, work=work)
-                tokens = int(done["num_targets"])
+                summary = train(model, blocks, self.section, seed=self.stage.seed, work=work)
+                tokens = summary.num_targets
+                results = {
+                    "num_steps": summary.num_steps,
+                    "first_loss": summary.first_loss,
+                    "last_loss": summary.last_loss,
+                }
             model = finished_model(model).to(stored_dtype(self.general)).eval()
             evaluate = settle_scoring(self.recipe.evaluate, self.general)
             model = model.to(dtype_of(evaluate.precision))  # as stored, exactly
@@ -226,8 +231,6 @@ class _Act:
             nats = score_documents(model, items, evaluate)
             row = {"share": self.share, "tokens": tokens, "ids": items.ids, "roles": items.roles}
             write_json(work / SCORES, {**row, "bytes": items.num_bytes, "nats": nats})
-            keep = {"num_steps", "first_loss", "last_loss"}
-            results = {key: value for key, value in done.items() if key in keep}
             self.stage.finish(results, drop=state_names(work))
 
 

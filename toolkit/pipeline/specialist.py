@@ -161,6 +161,7 @@ def anneal_specialist(
 
     def act() -> None:
         from toolkit.pipeline.training import train_stage
+        from toolkit.train.state import Continuation
 
         say(f"  {num_steps} steps from step {step}")
         rate = learning_rate(step - 1, _planned_steps(data, section), section.schedule)
@@ -172,10 +173,13 @@ def anneal_specialist(
             stage,
             general,
             data,
-            rates=anneal_rates(step, num_steps, rate, section.anneal),
-            start=(states, step),
-            blocks=_blocks(data, section, step + num_steps, stage.seed),
-            num_steps=step + num_steps,
+            Continuation(
+                states,
+                step,
+                blocks=_blocks(data, section, step + num_steps, stage.seed),
+                rates=anneal_rates(step, num_steps, rate, section.anneal),
+                num_steps=step + num_steps,
+            ),
         )
 
     return run.ensure(stage, name, act)
@@ -218,7 +222,7 @@ def _chosen(states: Path, from_step: int | None, constant: range) -> int:
 
 def _planned_steps(data: Path, section: TrainSection) -> int:
     from toolkit.data.blocks import Blocks
-    from toolkit.train.loop import plan_steps
+    from toolkit.train.steps import plan_steps
 
     return len(plan_steps(Blocks.open(data, section.epochs), section.global_batch_size))
 

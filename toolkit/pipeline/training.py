@@ -22,9 +22,10 @@ from toolkit.statistics.ratios import bits_per_byte
 from toolkit.tokenizer_files import load_tokenizer
 from toolkit.train.config import TrainSection
 from toolkit.train.model import answer_loss
+from toolkit.train.monitor import ScoreRoles
 from toolkit.train.precision import is_low, settle_precision
 from toolkit.train.run import run_train
-from toolkit.train.watch import Watch
+from toolkit.train.state import Continuation
 
 _ROLES = ("domain", "general")
 
@@ -41,7 +42,7 @@ def train_stage(
     stage: Stage,
     model: Path,
     data: Path,
-    **more: Any,
+    continuation: Continuation | None = None,
 ) -> None:
     """Train a model in a stage, watched on the validation sets of its data.
 
@@ -52,17 +53,25 @@ def train_stage(
         stage: where to write.
         model: folder of the model to start from.
         data: folder of the data stage.
-        more: further arguments of `run_train`.
+        continuation: another run's state to begin from.
     """
     section = settle_precision(section)
     general_sources = tuple(n for n, s in documents.sources.items() if s.role == "general")
     watch = make_watch(section, evaluate, model, data)
-    run_train(section, stage, model, data, watch=watch, general_sources=general_sources, **more)
+    run_train(
+        section,
+        stage,
+        model,
+        data,
+        score_roles=watch,
+        general_sources=general_sources,
+        continuation=continuation,
+    )
 
 
 def make_watch(
     section: TrainSection, evaluate: EvaluateSection, general: Path, data: Path
-) -> Watch | None:
+) -> ScoreRoles | None:
     """A function that scores the first documents of the validation sets, or None where it is off.
 
     Plain documents are scored whole; of conversations the assistant's words, given the rest.

@@ -20,6 +20,7 @@ import numpy as np
 from toolkit.data.clean import clean_documents
 from toolkit.data.config import ArtifactSection, CleaningSection, SourceSection
 from toolkit.data.duplicates import drop_exact, drop_near, exact_keys, signatures
+from toolkit.data.edgar import find_filings
 from toolkit.data.sources import Document, read_documents
 from toolkit.data.split import assign_split, stable_unit
 from toolkit.data.words import spread
@@ -102,8 +103,8 @@ def sample_source(
             f"within {fetch_seconds:.0f} s"
         )
         return sample
-    if source.hub is not None:
-        if why := _hub_trouble(source.hub.dataset, source.hub.revision):
+    if source.hub is not None or source.edgar is not None:
+        if source.hub and (why := _hub_trouble(source.hub.dataset, source.hub.revision)):
             sample.why = why
             return sample
         try:
@@ -172,6 +173,10 @@ def _seen(source: SourceSection, sample: Sample, last: list[Document]) -> float 
         return None  # the recipe says how much there is
     if source.max_documents is not None:
         return min(1.0, sample.read_documents / source.max_documents)
+    if source.edgar is not None and last:
+        filings = [filing.key for filing in find_filings(source.edgar)]
+        read = last[-1].id.removeprefix(f"{sample.name}/").rpartition("#")[0]
+        return (filings.index(read) + 0.5) / len(filings) if read in filings else None
     if source.files is None or not last:
         return None
     paths = _local_files(source)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from toolkit.errors import ToolkitError
@@ -23,33 +22,39 @@ class MetricsLog:
     """Appends rows to a `.jsonl` file; on resume, rows after the resumed step are dropped first.
 
     Args:
-        path: the file.
+        path: the file; None in processes that write nothing.
         keep_steps: rows with a `step` up to this one stay.
 
     Attributes:
-        first_loss, last_loss: of the steps in the log; None where there are none.
+        first_loss, last_loss: losses of the first and last step in the log; None where there are
+            none, or where that step was refused.
     """
 
-    def __init__(self, path: Path, *, keep_steps: int = 0) -> None:
+    def __init__(self, path: Path | None, *, keep_steps: int = 0) -> None:
         self.first_loss: float | None = None
         self.last_loss: float | None = None
+        self._file: IO[str] | None = None
+        if path is None:
+            return
         path.touch()
         with path.open("r+b") as file:
-            size, last = _kept(file, keep_steps)
-            file.truncate(size)
+            num_bytes, last_row = _rows_to_keep(file, keep_steps)
+            file.truncate(num_bytes)
             file.seek(0)
-            rows = (_row(line) or {} for line in file)
-            first = next((row for row in rows if "loss" in row), {})
-        for row in (first, last):
-            self._see(row)
+            rows = (_parse_line(line) or {} for line in file)
+            first_row = next((row for row in rows if "loss" in row), {})
+        for row in (first_row, last_row):
+            self._note_loss(row)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, **row: Any) -> None:
-        self._see(row)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Append a row and hand it to the system, so that a killed run has it."""
+        self._note_loss(row)
+        if self._file is not None:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
 
-    def _see(self, row: dict[str, Any]) -> None:
+    def _note_loss(self, row: dict[str, Any]) -> None:
         if "loss" in row:
             self.last_loss = row["loss"]
             if self.first_loss is None:
@@ -58,44 +63,40 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._file.close()
+    def __exit__(self, *exception: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
-def _kept(file: IO[bytes], keep_steps: int) -> tuple[int, dict[str, Any]]:
+def _rows_to_keep(file: IO[bytes], keep_steps: int) -> tuple[int, dict[str, Any]]:
     """Bytes of the rows that stay, and the last of them that has a loss.
 
     Found from the end: a long run has millions of rows, of which a resumed one drops a few.
     """
-    size, dropping = file.seek(0, os.SEEK_END), True
+    num_bytes, is_dropping = file.seek(0, os.SEEK_END), True
     for line in _lines_backwards(file):
-        row = _row(line)
-        if dropping and (row is None or row["step"] > keep_steps):
-            size -= len(line)
+        row = _parse_line(line)
+        if is_dropping and (row is None or row["step"] > keep_steps):
+            num_bytes -= len(line)
             continue
-        dropping = False
+        is_dropping = False
         if row is not None and "loss" in row:
-            return size, row
-    return size, {}
+            return num_bytes, row
+    return num_bytes, {}
 
 
 def _lines_backwards(file: IO[bytes]) -> Iterator[bytes]:
-    end, rest = file.seek(0, os.SEEK_END), b""
+    end, unfinished_line = file.seek(0, os.SEEK_END), b""
     while end > 0:
         start = max(0, end - _PIECE_BYTES)
         file.seek(start)
-        lines = (file.read(end - start) + rest).splitlines(keepends=True)
-        rest = lines.pop(0) if start else b""  # it may begin before this piece
+        lines = (file.read(end - start) + unfinished_line).splitlines(keepends=True)
+        unfinished_line = lines.pop(0) if start else b""  # it may begin before this piece
         yield from reversed(lines)
         end = start
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def _parse_line(line: bytes) -> dict[str, Any] | None:
     """None where a killed run's last line is cut short."""
     try:
         return parse_row(line, "metrics") if line.endswith(b"\n") else None
@@ -110,9 +111,9 @@ class CurvePoint:
     Attributes:
         step: optimizer steps done.
         tokens: targets learned from up to here, all steps together.
-        loss: of the step, nats a token, before its update; None where the update was refused.
-        learning_rate: of the step.
-        domain_bits_per_byte, general_bits_per_byte: of the watch.
+        loss: nats per token before the step's update; None where the update was refused.
+        learning_rate: rate of the step.
+        domain_bits_per_byte, general_bits_per_byte: figures of the forgetting monitor.
     """
 
     step: int
@@ -124,7 +125,7 @@ class CurvePoint:
 
 
 def read_curve(path: Path) -> list[CurvePoint]:
-    """The curve of a run from its `metrics.jsonl`, one point a step, in their order.
+    """The curve of a run from its `metrics.jsonl`, one point per step, in their order.
 
     A last line that was cut short is left out, so a run can be read while it goes on.
 
@@ -135,9 +136,9 @@ def read_curve(path: Path) -> list[CurvePoint]:
         lines = split_lines(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ToolkitError(f"{path}: cannot be read ({error}); train first.") from error
-    names = {field.name for field in fields(CurvePoint)} - {"step", "tokens"}
+    measured_fields = {field.name for field in fields(CurvePoint)} - {"step", "tokens"}
     points: dict[int, CurvePoint] = {}
-    tokens = 0
+    tokens_so_far = 0
     for line in lines:
         try:
             row = parse_row(line, str(path))
@@ -145,10 +146,11 @@ def read_curve(path: Path) -> list[CurvePoint]:
             break
         if not isinstance(row.get("step"), int):
             break
-        tokens += row.get("tokens", 0)
-        point = points.get(row["step"], CurvePoint(row["step"], tokens))
-        known = {name: row[name] for name in names & set(row)}
-        points[row["step"]] = replace(point, tokens=tokens, **known)
+        tokens_so_far += row.get("tokens", 0)
+        # A step has a row of its own, and another where the monitor looked after it.
+        point = points.get(row["step"], CurvePoint(row["step"], tokens_so_far))
+        measured = {name: row[name] for name in measured_fields & set(row)}
+        points[row["step"]] = replace(point, tokens=tokens_so_far, **measured)
     return list(points.values())
 
 
@@ -170,21 +172,6 @@ def curve_line(values: Sequence[float], width: int = 60) -> str:
     return "".join(
         _BARS[round((mean - low) / span * (len(_BARS) - 1)) if span else 0] for mean in means
     )
-
-
-class NoLog:
-    """What the processes write that are not the first: nothing."""
-
-    first_loss = last_loss = None
-
-    def write(self, **row: Any) -> None:
-        pass
-
-    def __enter__(self) -> NoLog:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
 
 
 def resident_bytes() -> int:

@@ -6,7 +6,7 @@ Legend: B blocks, T tokens of a block, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -33,7 +33,7 @@ from toolkit.train.loss import linear_cross_entropy
 from toolkit.train.tied import shared_gradient
 from toolkit.train.trainable import plain_model
 
-Look = Callable[[Any], Any]
+Result = TypeVar("Result")
 
 _PLAIN_HEADS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 """Models that were asked already: later their attention may want what the question lacks."""
@@ -62,19 +62,22 @@ class NextTokenLoss(nn.Module):
         self._no_split_modules = getattr(plain_model(model), "_no_split_modules", None)
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor, segments: Tensor, look: Look | None = None
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        segments: Tensor,
+        call: Callable[[Any], Any] | None = None,
     ) -> Any:
-        """Sum of the losses of all targets, or whatever `look` says of the model: where processes
-        share its parameters (FSDP), they can be used only in here.
+        """Sum of the losses of all targets; see `call_on_model` for the other use.
 
         Args:
             input_ids: `[B, T]` int64.
             labels: `[B, T]` int64, the next token, or -100 where there is none.
             segments: `[B, T]`, equal within a piece of a document, -1 in padding.
-            look: given the model; the other arguments then do not matter.
+            call: function of the model to call instead; the other arguments then do not matter.
         """
-        if look is not None:
-            return look(self.model)
+        if call is not None:
+            return call(self.model)
         fused = self.fused and self.training and torch.is_grad_enabled()
         layout: Layout = "lengths" if fused else self.layout
         if layout == "positions" and takes_lengths(
@@ -129,6 +132,28 @@ class NextTokenLoss(nn.Module):
             return loss
         extra = coefficient * balancing_loss(routers, real, k) * targets.sum()
         return loss + (extra - extra.detach())
+
+
+def call_on_model(
+    function: Callable[[Any], Result], loss_module: Any, plain_loss: NextTokenLoss
+) -> Result:
+    """What a function says of the model in a module that accelerate prepared.
+
+    Where processes share the parameters (FSDP), they are whole only within the module's forward
+    pass, so the call goes through that.
+
+    Args:
+        function: given the model.
+        loss_module: module as accelerate prepared it.
+        plain_loss: the module inside.
+    """
+    if not hasattr(loss_module, "reshard"):
+        return function(plain_loss.model)
+    device = next(plain_loss.parameters()).device
+    nothing = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    result: Result = loss_module(nothing, nothing, nothing, call=function)
+    loss_module.reshard()  # else only a backward pass does
+    return result
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from toolkit.errors import ConfigError
 from toolkit.progress import say
 from toolkit.train.fuse import unfuse
 from toolkit.train.layout import IGNORED, Layout, packed, takes_lengths
-from toolkit.train.model import NextTokenLoss
+from toolkit.train.model import NextTokenLoss, call_on_model
 from toolkit.train.trainable import plain_model
 
 _TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 5e-3}
@@ -68,12 +68,7 @@ def settle_packing(
         sharded = hasattr(loss_module, "reshard")
         return choose_packing(module, longest, accelerator.autocast, sharded=sharded)
 
-    if hasattr(loss_module, "reshard"):
-        nothing = torch.zeros(1, 1, dtype=torch.int64, device=accelerator.device)
-        found = loss_module(nothing, nothing, nothing, look=probe)
-        loss_module.reshard()  # else only a backward pass does
-    else:
-        found = probe(plain_loss.model)
+    found = call_on_model(probe, loss_module, plain_loss)
     if plain_loss.fused and not found.fused:
         unfuse(plain_model(plain_loss.model))
     plain_loss.layout, plain_loss.fused = found.layout, found.fused

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from toolkit.checkpoint.folder import save_model, stored_dtype
 from toolkit.checkpoint.load import load_causal_model
@@ -24,13 +24,15 @@ from toolkit.errors import ConfigError, DataError
 from toolkit.progress import say
 from toolkit.stage import Stage
 from toolkit.train.config import TrainSection
-from toolkit.train.loop import plan_steps, train
+from toolkit.train.loop import train
 from toolkit.train.metrics import METRICS, curve_line, read_curve
+from toolkit.train.monitor import ScoreRoles
 from toolkit.train.processes import is_first, wait_for_all
-from toolkit.train.rotary import Reach, reach_of, reaches, set_reach
+from toolkit.train.rotary import RotarySettings, read_rotary, rotary_by_stage, set_rotary
+from toolkit.train.state import Continuation, TrainSummary
+from toolkit.train.steps import plan_steps
 from toolkit.train.trackers import check_trackers
 from toolkit.train.trainable import finished_model, prepare_model
-from toolkit.train.watch import Watch
 
 STATES = "states"
 
@@ -41,12 +43,9 @@ def run_train(
     general: Path,
     data: Path,
     *,
-    watch: Watch | None = None,
+    score_roles: ScoreRoles | None = None,
     general_sources: tuple[str, ...] = (),
-    rates: Mapping[int, float] | None = None,
-    start: tuple[Path, int] | None = None,
-    blocks: Blocks | None = None,
-    num_steps: int | None = None,
+    continuation: Continuation | None = None,
 ) -> None:
     """Train the general model on the data stage's blocks and write the specialist.
 
@@ -54,101 +53,125 @@ def run_train(
 
     Args:
         section: settings.
-        stage: where to write.
+        stage: stage to write to.
         general: folder of the model to start from.
         data: folder of the data stage.
-        watch, general_sources, rates, start, num_steps: see `train`.
-        blocks: in place of all that `data` holds.
+        score_roles: bits per byte of a model by role, for the forgetting monitor.
+        general_sources: sources whose share the monitor may raise.
+        continuation: state to begin from and blocks to train on, in place of a run's beginning and
+            of all that `data` holds.
 
     Raises:
         ConfigError: blocks are longer than the model's positions, or a tracker is not installed.
         DataError: the blocks hold tokens that the model has no embedding for.
     """
     check_trackers(section.trackers)
-    blocks = blocks or Blocks.open(data, section.epochs, stage.seed)
+    blocks = continuation.blocks if continuation else Blocks.open(data, section.epochs, stage.seed)
     with stage.running() if is_first() else contextlib.nullcontext(stage.work) as work:
         if is_first():
             return_states(work / STATES, work)
         wait_for_all()
         model = load_causal_model(general, torch.float32)
-        reach = _reach(blocks, section)
-        _check(model, blocks, data, [item.max_position_embeddings for item in reach])
-        given = reach_of(model)
+        _refuse_misfits(model, blocks, data, section)
+        original_rotary = read_rotary(model)
         model = prepare_model(model, section)
-        results = train(
+        summary = train(
             model,
             blocks,
             section,
             seed=stage.seed,
             work=work,
-            watch=watch,
+            score_roles=score_roles,
             general_sources=general_sources,
-            rates=rates,
-            start=start,
-            num_steps=num_steps,
+            continuation=continuation,
         )
-        whole = whole_parameters(model)
+        # Every process takes part in gathering; the first one writes.
+        gathered = whole_parameters(model)
         if is_first():
-            if whole is not None:
-                model = prepare_model(load_causal_model(general, torch.float32), section)
-                with torch.no_grad():
-                    for name, parameter in model.named_parameters():
-                        parameter.copy_(whole.pop(name))
+            if gathered is not None:
+                model = _with_parameters(general, section, gathered)
             if section.lora is not None:
-                # Without its base the adapter is small; it can be merged with others later.
-                model.save_pretrained(work / "adapter")
-                place_in_wrapper(model, work / "adapter")
-                (work / "adapter" / "README.md").unlink(missing_ok=True)
+                _write_adapter(model, work / "adapter")
             finished = finished_model(model)
-            if section.stages and results["used_step"]:
-                last = plan_steps(blocks, section.global_batch_size)[results["used_step"] - 1]
-                set_reach(finished, reach[last.stage], given)
+            if section.stages and summary.used_step:
+                rotary = _rotary_after(blocks, section, summary.used_step)
+                set_rotary(finished, rotary, original_rotary)
             save_model(finished, work, dtype=stored_dtype(general), like=general)
-            stay = saved_steps(work) if section.keep_checkpoints else []
-            if section.keeps_best and results["best"] and not stay:
-                stay = [results["best"]["step"]]
-            if stay:
-                keep_states(work, work / STATES, stay)
-            stage.finish(results, drop=state_names(work))
+            _keep_states(work, section, summary)
+            stage.finish(summary.to_json(), drop=state_names(work))
     wait_for_all()
     if is_first():
-        say(_words(results))
-        losses = [p.loss for p in read_curve(stage.folder / METRICS) if p.loss is not None]
-        say(f"  loss {curve_line(losses)}")
+        _say_summary(summary, stage.folder)
 
 
-def _words(results: dict[str, Any]) -> str:
-    lines = [
-        f"  {results['num_steps']} steps, loss {results['first_loss']:.3f} -> "
-        f"{results['last_loss']:.3f}, {results['tokens_per_second']:.0f} tokens/s"
-    ]
-    if results["skipped_steps"]:
-        lines.append(f"  {results['skipped_steps']} steps were not finite and left out")
-    if results["replay_raised"]:
-        lines.append(f"  the watch raised the share of replay {results['replay_raised']} times")
-    if results["used_step"] != results["num_steps"] and not results["stopped_by_watch"]:
-        lines.append(f"  the specialist is the best state, of step {results['used_step']}")
-    if results["stopped_by_watch"]:
-        lines.append(f"  stopped by the watch at {results['stopped_by_watch']}")
-    return "\n".join(lines)
+def _with_parameters(general: Path, section: TrainSection, gathered: dict[str, Tensor]) -> Any:
+    """A model of this process alone with the parameters that processes held parts of."""
+    model = prepare_model(load_causal_model(general, torch.float32), section)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(gathered.pop(name))
+    return model
 
 
-def _reach(blocks: Blocks, section: TrainSection) -> list[Reach]:
-    names = [stage.name for stage in blocks.stages]
-    lengths = [stage.sequence_length for stage in blocks.stages]
-    return reaches(names, lengths, section.stages)
+def _write_adapter(model: Any, folder: Path) -> None:
+    """Without its base the adapter is small; it can be merged with others later."""
+    model.save_pretrained(folder)
+    place_in_wrapper(model, folder)
+    (folder / "README.md").unlink(missing_ok=True)
 
 
-def _check(model: Any, blocks: Blocks, data: Path, positions: list[int | None]) -> None:
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    if blocks.largest_token >= vocabulary:
+def _rotary_after(blocks: Blocks, section: TrainSection, used_step: int) -> RotarySettings:
+    """Positions of the stage that a step belongs to."""
+    last_step = plan_steps(blocks, section.global_batch_size)[used_step - 1]
+    return rotary_by_stage(blocks.stages, section.stages)[last_step.stage]
+
+
+def _keep_states(work: Path, section: TrainSection, summary: TrainSummary) -> None:
+    """Move the states that the recipe keeps to where they stay."""
+    kept_steps = saved_steps(work) if section.keep_checkpoints else []
+    if section.keeps_best and summary.best is not None and not kept_steps:
+        kept_steps = [summary.best.step]
+    if kept_steps:
+        keep_states(work, work / STATES, kept_steps)
+
+
+def _say_summary(summary: TrainSummary, folder: Path) -> None:
+    first_loss, last_loss = (
+        "not finite" if loss is None else f"{loss:.3f}"
+        for loss in (summary.first_loss, summary.last_loss)
+    )
+    say(
+        f"  {summary.num_steps} steps, loss {first_loss} -> {last_loss}, "
+        f"{summary.tokens_per_second:.0f} tokens/s"
+    )
+    if summary.skipped_steps:
+        say(f"  {summary.skipped_steps} steps were not finite and left out")
+    if summary.replay_raised:
+        say(f"  the watch raised the share of replay {summary.replay_raised} times")
+    if summary.used_step != summary.num_steps and not summary.stopped_by_watch:
+        say(f"  the specialist is the best state, of step {summary.used_step}")
+    if summary.stopped_by_watch:
+        say(f"  stopped by the watch at {summary.stopped_by_watch}")
+    losses = [point.loss for point in read_curve(folder / METRICS) if point.loss is not None]
+    say(f"  loss {curve_line(losses)}")
+
+
+def _refuse_misfits(model: Any, blocks: Blocks, data: Path, section: TrainSection) -> None:
+    """
+    Raises:
+        ConfigError: blocks are longer than the positions that a stage of training has.
+        DataError: the blocks hold a token that the model has no embedding for.
+    """
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
+    if blocks.largest_token >= num_embeddings:
         raise DataError(
             f"{data}: holds token {blocks.largest_token}, but the model's vocabulary has "
-            f"{vocabulary}; its tokenizer and weights do not belong together."
+            f"{num_embeddings}; its tokenizer and weights do not belong together."
         )
-    own = getattr(model.config, "max_position_embeddings", None)
-    for stage, raised in zip(blocks.stages, positions, strict=True):
-        limit = raised or own
+    own_limit = getattr(model.config, "max_position_embeddings", None)
+    rotary_settings = rotary_by_stage(blocks.stages, section.stages)
+    for stage, rotary in zip(blocks.stages, rotary_settings, strict=True):
+        limit = rotary.max_position_embeddings or own_limit
         if limit is not None and stage.sequence_length > limit:
             raise ConfigError(
                 f"data.sequence_length: must be at most {limit}, the positions that the model has "

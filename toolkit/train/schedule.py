@@ -3,9 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from toolkit.train.config import AnnealSection, ScheduleSection
+from toolkit.train.config import AnnealSection, ScheduleSection, TrainSection
+
+if TYPE_CHECKING:  # plans and pictures ask for single rates, and load no arrays for them
+    from toolkit.data.blocks import StageBlocks
+    from toolkit.train.steps import TrainPlan
+
+
+class RunSchedule:
+    """Learning rate of every step of a run.
+
+    Args:
+        section: common schedule, and those of single stages.
+        steps: steps of the run.
+        stages: stages of the data.
+        rates: rates by step in place of any schedule, as annealing has them.
+    """
+
+    def __init__(
+        self,
+        section: TrainSection,
+        steps: TrainPlan,
+        stages: Sequence[StageBlocks],
+        rates: Mapping[int, float] | None = None,
+    ) -> None:
+        self._section, self._num_steps, self._rates = section, len(steps), rates
+        self._steps_by_stage = steps.steps_by_stage
+        training = [section.stages.get(stage.name) for stage in stages]
+        self._stage_schedules = [
+            stage.schedule if stage is not None else None for stage in training
+        ]
+
+    def rate_of(self, step: int) -> float:
+        """Learning rate of a step, from 0."""
+        if self._rates:
+            return self._rates[step]
+        common = self._section.schedule
+        if self._section.has_own_schedules:
+            return rate_in_stages(step, self._steps_by_stage, self._stage_schedules, common)
+        return learning_rate(step, self._num_steps, common)
 
 
 def learning_rate(step: int, num_steps: int, schedule: ScheduleSection) -> float:
@@ -13,8 +52,8 @@ def learning_rate(step: int, num_steps: int, schedule: ScheduleSection) -> float
 
     Args:
         step: optimizer step, from 0.
-        num_steps: of the whole run.
-        schedule: kind, peak, and shares of the steps.
+        num_steps: number of steps of the whole run.
+        schedule: kind, peak, and fractions of the steps.
 
     Returns:
         The learning rate of this step; the first step already learns.
@@ -33,38 +72,41 @@ def learning_rate(step: int, num_steps: int, schedule: ScheduleSection) -> float
     [0.5, 1.0, 1.0, 1.0, 1.0, 0.5, 0.293, 0.134]
     """
     peak = schedule.peak_lr
-    rewarm = max(1, round(num_steps * schedule.warmup_fraction))
+    rewarm_steps = max(1, round(num_steps * schedule.warmup_fraction))
     if schedule.kind == "minimum":
-        rewarm = 0
-    if step < rewarm:
-        return peak * (step + 1) / rewarm
+        rewarm_steps = 0  # it goes on at the rate that pre-training ended with
+    if step < rewarm_steps:
+        return peak * (step + 1) / rewarm_steps  # not from 0: a step at 0 would be wasted
     if schedule.kind == "constant":
         return peak
     if schedule.kind == "wsd":
-        decay = round(num_steps * schedule.decay_fraction)
-        begun = step - (num_steps - decay)
-        return peak if begun < 0 else peak * annealed(begun / decay, schedule.final_lr_fraction)
+        decay_steps = round(num_steps * schedule.decay_fraction)
+        step_of_decay = step - (num_steps - decay_steps)
+        if step_of_decay < 0:
+            return peak
+        return peak * annealed(step_of_decay / decay_steps, schedule.final_lr_fraction)
     if schedule.kind == "infinite":
-        cooldown = round(num_steps * schedule.cooldown_fraction)
-        share = min(1.0, (step - rewarm) / max(1, cooldown))
-        return peak * _cosine(share, schedule.constant_lr_fraction)
-    share = (step - rewarm) / max(1, num_steps - rewarm)
-    return peak * _cosine(share, schedule.final_lr_fraction)
+        cooldown_steps = round(num_steps * schedule.cooldown_fraction)
+        # After the cooldown the rate stays: any later step is a state to anneal from.
+        way_down = min(1.0, (step - rewarm_steps) / max(1, cooldown_steps))
+        return peak * _cosine(way_down, schedule.constant_lr_fraction)
+    way_down = (step - rewarm_steps) / max(1, num_steps - rewarm_steps)
+    return peak * _cosine(way_down, schedule.final_lr_fraction)
 
 
 def rate_in_stages(
     step: int,
-    num_steps: Sequence[int],
-    own: Sequence[ScheduleSection | None],
+    steps_by_stage: Sequence[int],
+    stage_schedules: Sequence[ScheduleSection | None],
     common: ScheduleSection,
 ) -> float:
     """The learning rate of one step where stages may have schedules of their own.
 
     Args:
         step: optimizer step, from 0.
-        num_steps: of each stage.
-        own: schedule of each stage, over its own steps.
-        common: of the other stages, over their steps together.
+        steps_by_stage: number of steps of each stage.
+        stage_schedules: schedule of each stage over its own steps; None for the common one.
+        common: schedule of the other stages, over their steps together.
 
     Raises:
         IndexError: the step is beyond the last stage.
@@ -74,27 +116,29 @@ def rate_in_stages(
     >>> [rate_in_stages(step, [2, 2, 2], [None, last, None], rise) for step in range(6)]
     [0.25, 0.5, 4.5, 9.0, 0.75, 1.0]
     """
-    shared = sum(n for n, schedule in zip(num_steps, own, strict=True) if schedule is None)
-    before, within = 0, step
-    for count, schedule in zip(num_steps, own, strict=True):
-        if within < count and schedule is not None:
-            return learning_rate(within, count, schedule)
-        if within < count:
-            return learning_rate(before + within, shared, common)
-        within -= count
-        before += count if schedule is None else 0
+    stages = list(zip(steps_by_stage, stage_schedules, strict=True))
+    common_steps = sum(num_steps for num_steps, schedule in stages if schedule is None)
+    common_step, step_in_stage = 0, step
+    for num_steps, schedule in stages:
+        if step_in_stage < num_steps and schedule is not None:
+            return learning_rate(step_in_stage, num_steps, schedule)
+        if step_in_stage < num_steps:
+            return learning_rate(common_step + step_in_stage, common_steps, common)
+        step_in_stage -= num_steps
+        # The common schedule passes over a stage with its own, as though it were not there.
+        common_step += num_steps if schedule is None else 0
     raise IndexError(step)
 
 
-def annealed(share: float, final_lr_fraction: float, shape: str = "sqrt") -> float:
-    """Multiplier that falls from 1 to `final_lr_fraction`, `share` of the way down.
+def annealed(way_down: float, final_lr_fraction: float, shape: str = "sqrt") -> float:
+    """Multiplier that falls from 1 to `final_lr_fraction` as `way_down` goes from 0 to 1.
 
     >>> [annealed(0.25, 0.0, shape) for shape in ("sqrt", "linear")]
     [0.5, 0.75]
     """
     if shape == "cosine":
-        return _cosine(share, final_lr_fraction)
-    fallen = math.sqrt(share) if shape == "sqrt" else share
+        return _cosine(way_down, final_lr_fraction)
+    fallen = math.sqrt(way_down) if shape == "sqrt" else way_down
     return final_lr_fraction + (1.0 - final_lr_fraction) * (1.0 - fallen)
 
 
@@ -107,14 +151,14 @@ def constant_steps(num_steps: int, schedule: ScheduleSection) -> range:
     >>> constant_steps(10, wsd)
     range(2, 6)
     """
-    rewarm = max(1, round(num_steps * schedule.warmup_fraction))
+    rewarm_steps = max(1, round(num_steps * schedule.warmup_fraction))
     if schedule.kind == "constant":
-        return range(rewarm, num_steps + 1)
+        return range(rewarm_steps, num_steps + 1)
     if schedule.kind == "wsd":
-        return range(rewarm, num_steps - round(num_steps * schedule.decay_fraction) + 1)
+        return range(rewarm_steps, num_steps - round(num_steps * schedule.decay_fraction) + 1)
     if schedule.kind == "infinite":
-        cooldown = round(num_steps * schedule.cooldown_fraction)
-        return range(rewarm + cooldown + 1, num_steps + 1)
+        cooldown_steps = round(num_steps * schedule.cooldown_fraction)
+        return range(rewarm_steps + cooldown_steps + 1, num_steps + 1)
     return range(0)
 
 
@@ -133,5 +177,7 @@ def anneal_rates(
     }
 
 
-def _cosine(share: float, final_lr_fraction: float) -> float:
-    return final_lr_fraction + (1.0 - final_lr_fraction) * 0.5 * (1.0 + math.cos(math.pi * share))
+def _cosine(way_down: float, final_lr_fraction: float) -> float:
+    return final_lr_fraction + (1.0 - final_lr_fraction) * 0.5 * (
+        1.0 + math.cos(math.pi * way_down)
+    )

@@ -1,0 +1,105 @@
+"""What every step of a training run computes with: model, loss, optimizer, processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+
+from toolkit.errors import ToolkitError
+from toolkit.train.activations import checkpoint_activations
+from toolkit.train.config import TrainSection
+from toolkit.train.fuse import fuse, may_fuse
+from toolkit.train.heap import place_moments
+from toolkit.train.model import NextTokenLoss, choose_attention
+from toolkit.train.precision import is_low, products_dtype
+from toolkit.train.processes import add_up_in_float32, on_cpu
+from toolkit.train.trainable import parameter_groups, plain_model
+
+_WAIT = timedelta(hours=24)
+"""Processes wait for the first one as long as its scoring and its writing take."""
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """A model ready to be trained.
+
+    Attributes:
+        section: settings, with the precision settled.
+        accelerator: device and processes.
+        loss_module: model and loss as accelerate prepared them, DDP or FSDP around them.
+        plain_loss: the same without what accelerate put around it.
+        optimizer: AdamW as accelerate prepared it.
+    """
+
+    section: TrainSection
+    accelerator: Accelerator
+    loss_module: Any
+    plain_loss: NextTokenLoss
+    optimizer: Any
+
+    @property
+    def model(self) -> Any:
+        """The model that is trained, adapters included."""
+        return self.plain_loss.model
+
+
+def set_up_training(model: Any, section: TrainSection, work: Path) -> TrainingSetup:
+    """Put a model, its loss and its optimizer on the devices of all processes.
+
+    Args:
+        model: a causal language model with float32 parameters, as from `prepare_model`.
+        section: settings, with the precision settled.
+        work: folder that trackers write to.
+
+    Raises:
+        ToolkitError: there are more processes than blocks in a step.
+        ConfigError: the attention that the recipe names is not to be had here.
+    """
+    accelerator = _start_accelerator(section, work)
+    device = accelerator.device.type
+    dtype = products_dtype(section)
+    inner_model = plain_model(model)
+    is_fused = may_fuse(section, device, sharded=bool(accelerator.is_fsdp2))
+    is_fused = is_fused and fuse(inner_model, dtype)
+    # Fused blocks already keep only what selective checkpointing would.
+    kind = section.gradient_checkpointing
+    checkpoint_activations(inner_model, "none" if is_fused and kind == "selective" else kind)
+    if section.compile:
+        inner_model.base_model.compile()
+    loss_module = NextTokenLoss(model.train(), dtype, fused=is_fused)
+    choose_attention(inner_model, section.attention, device, section.precision)
+    settings = section.optimizer
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, settings.weight_decay, settings.embedding_lr_scale),
+        lr=section.schedule.peak_lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        fused=True,
+    )
+    if is_fused:
+        place_moments(optimizer)
+    add_up_in_float32(accelerator)
+    loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
+    plain_loss = accelerator.unwrap_model(loss_module)
+    return TrainingSetup(section, accelerator, loss_module, plain_loss, optimizer)
+
+
+def _start_accelerator(section: TrainSection, work: Path) -> Accelerator:
+    accelerator = Accelerator(
+        cpu=on_cpu(),
+        mixed_precision="bf16" if is_low(section) else "no",
+        log_with=list(section.trackers) or None,
+        project_dir=str(work) if section.trackers else None,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=_WAIT)],
+    )
+    if accelerator.num_processes > section.global_batch_size:
+        raise ToolkitError(
+            f"train.global_batch_size: {section.global_batch_size} blocks cannot be shared by "
+            f"{accelerator.num_processes} processes; raise it, or start fewer."
+        )
+    return accelerator
