@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tests.helpers.corpora import run, write_corpus
+from tests.helpers.corpora import section as corpus_section
 from tests.helpers.edgar_server import Archive, Submission, made_up_archive, serve_archive
 from toolkit.data import edgar_archive
-from toolkit.data.config import EdgarSection, SourceSection
+from toolkit.data.config import DataSection, EdgarSection, SourceSection
 from toolkit.data.edgar import (
     fetch_filing,
     find_filings,
@@ -226,6 +228,30 @@ def test_a_damaged_list_names_its_line(tmp_path: Path):
         read_filing_list(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_filing_list(tmp_path / "absent.jsonl")
+
+
+def test_a_run_writes_the_list_that_pins_its_filings(
+    archive: Archive, tmp_path: Path, tiny_tokenizer: Any
+):
+    tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    write_corpus(tmp_path)
+    groups = {"train": ["ON"], "validation": ["AIR"], "test": ["AIR"]}
+    split = {name: {"groups": patterns, "share": 0.5} for name, patterns in groups.items()}
+    edgar = {"companies": ["AIR", "ON"], "years": [1999, 2023], "contact": CONTACT}
+    data = corpus_section(tmp_path).model_dump(exclude_none=True)
+    data["sources"]["docs"] = {"role": "domain", "edgar": edgar, "split": split}
+    run(DataSection.model_validate(data), tmp_path / "first", tmp_path / "tokenizer")
+
+    pinned = tmp_path / "first" / "filings" / "docs.jsonl"
+    assert [f.company for f in read_filing_list(pinned)] == ["AIR", "AIR", "AIR", "ON"]
+    assert all(filing.sha256 for filing in read_filing_list(pinned))
+    assert CONTACT not in (tmp_path / "first" / "manifest.json").read_text(encoding="utf-8")
+    asked = dict(archive.asked)
+    data["sources"]["docs"]["edgar"] = {"filings": str(pinned)}
+    run(DataSection.model_validate(data), tmp_path / "second", tmp_path / "tokenizer")
+    assert dict(archive.asked) == asked
+    for name in ("validation.jsonl", "test.jsonl", "documents.csv"):
+        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "first" / name).read_bytes()
 
 
 def test_processes_share_one_pace(archive: Archive, monkeypatch: pytest.MonkeyPatch):
