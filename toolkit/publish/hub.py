@@ -306,7 +306,7 @@ def _advice(error: BaseException | None) -> str:
 def _quiet_client() -> Iterator[None]:
     """The client warns of each retry of its own; ours are said in one line each. Its bars are for
     people who watch, not for logs."""
-    from huggingface_hub.utils import (
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public by its documentation
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
