@@ -104,6 +104,15 @@ def test_a_general_set_in_its_own_unit_has_its_front_and_its_sweep(tmp_path: Pat
     assert "from 0.6000 at α = 0 to 0.6000 at α = 0.2" in html
 
 
+def test_a_set_with_test_items_only_has_no_front(tmp_path: Path):
+    results = make_values()
+    row = set_row("answers", "general", "nats per token", items_validation=0)
+    results["sets"].append(row)
+    html = page(tmp_path, results)
+    assert ">answers, nats per token (down is better)</p>" not in html
+    assert '<th scope="col">answers</th>' not in html
+
+
 def test_what_fades_on_a_set_in_another_unit_is_among_the_first_figures(tmp_path: Path):
     results = make_values()
     results["sets"].append(set_row("retention", "general", "nats per token", tolerance=0.1))
