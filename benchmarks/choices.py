@@ -1,4 +1,4 @@
-"""Multiple-choice questions a second: ours against lm-eval's, on the same questions, in turn.
+"""Multiple-choice questions a second: our `LM` against lm-eval's, on the same questions, in turn.
 
 python benchmarks/choices.py runs/finance/general --items 100
 
@@ -26,8 +26,9 @@ from transformers import AutoTokenizer
 
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.load import load_causal_model
-from toolkit.evaluate.choices import Answered, answer_questions, encode_question
 from toolkit.evaluate.config import ChoicesSection, EvaluateSection
+from toolkit.evaluate.lm_eval_model import RequestEncoder, SharedPromptLM
+from toolkit.evaluate.question_task import QuestionTask
 from toolkit.evaluate.questions import Question, load_questions
 
 TASKS = ("social_iqa", "general_knowledge", "misconceptions", "physics")
@@ -50,7 +51,8 @@ def main() -> None:
     print(f"{wanted.model.name}, {dtype}, {torch.get_num_threads()} threads")
     for task in wanted.tasks.split(","):
         section = ChoicesSection(name=task, bigbench=task, limit=wanted.items)
-        compare(model, tokenizer, task, load_questions(section), wanted.rounds)
+        questions = load_questions(section)[: wanted.items]
+        compare(model, tokenizer, task, questions, wanted.rounds)
 
 
 def compare(
@@ -76,29 +78,31 @@ def compare(
     )
 
 
-def agreement(results: Sequence[dict[str, Any]], answered: Sequence[Answered]) -> str:
+def agreement(theirs: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]]) -> str:
     parts = []
     for metric in ("acc", "acc_norm"):
-        theirs = [float(row[metric]) for row in results]
-        mine = [getattr(row, metric) for row in answered]
-        same = sum(a == b for a, b in zip(theirs, mine, strict=True))
-        parts.append(
-            f"{metric} {statistics.mean(theirs):.3f} and {statistics.mean(mine):.3f} "
-            f"({same} of {len(mine)} the same)"
+        pairs = [(float(a[metric]), b[metric]) for a, b in zip(theirs, ours, strict=True)]
+        same = sum(a == b for a, b in pairs)
+        means = " and ".join(
+            f"{statistics.mean(column):.3f}" for column in zip(*pairs, strict=True)
         )
+        parts.append(f"{metric} {means} ({same} of {len(pairs)} the same)")
     apart = max(
         abs(a - b)
-        for row, own in zip(results, answered, strict=True)
-        for a, b in zip(row["log_likelihoods"], own.log_likelihoods, strict=True)
+        for row, other in zip(theirs, ours, strict=True)
+        for a, b in zip(row["log_likelihoods"], other["log_likelihoods"], strict=True)
     )
     return ", ".join([*parts, f"log likelihoods at most {apart:.2g} apart"])
 
 
-def ours(model: Any, tokenizer: Any, questions: Sequence[Question]) -> tuple[float, list[Answered]]:
-    began = time.perf_counter()
-    encoded = [encode_question(tokenizer, question) for question in questions]
-    found = answer_questions(model, questions, encoded, EvaluateSection().batch_tokens)
-    return time.perf_counter() - began, found
+def ours(
+    model: Any, tokenizer: Any, questions: Sequence[Question]
+) -> tuple[float, list[dict[str, Any]]]:
+    """Our model class on our task over the same questions."""
+    task = QuestionTask("questions", questions)
+    task.set_fewshot_seed(0)
+    lm = SharedPromptLM(model, RequestEncoder(tokenizer), EvaluateSection().batch_tokens)
+    return run_task(lm, task)
 
 
 def theirs(
@@ -110,6 +114,11 @@ def theirs(
     with contextlib.redirect_stderr(io.StringIO()):
         task = their_task(questions)
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        return run_task(lm, task)
+
+
+def run_task(lm: Any, task: Any) -> tuple[float, list[dict[str, Any]]]:
+    with contextlib.redirect_stderr(io.StringIO()):
         task.build_all_requests()
         began = time.perf_counter()
         responses = lm.loglikelihood(task.instances)

@@ -18,14 +18,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from toolkit.data.config import SplitRule
+from toolkit.evaluate.sets import BITS
 from toolkit.pipeline.models import ensure_data, ensure_general
 from toolkit.pipeline.run import Run
 from toolkit.recipe.load import find_recipe, load_recipe
 from toolkit.recipe.schema import Recipe
 from toolkit.stage import hash_json
+from toolkit.statistics.bootstrap import bootstrap_figures, intervals
 
 Row = dict[str, Any]
 
@@ -163,27 +167,15 @@ def local(recipe: Recipe, folder: Path) -> Any:
 def interval(row: Row, role: str, against: Row | None = None) -> list[float]:
     """Bits per byte, or their change against another row on the same documents: estimate and the
     limits of its 95 % interval."""
-    from toolkit.statistics.document_bootstrap import (
-        bits_per_byte,
-        bootstrap_ratios,
-        percentile_interval,
-        resample_counts,
-    )
-
     chosen = [n for n, name in enumerate(row["roles"]) if name == role]
-    counts = resample_counts(len(chosen), 10_000, 1)
-
-    def of(other: Row) -> tuple[float, Any]:
-        values = [other["nats"][n] for n in chosen], [other["bytes"][n] for n in chosen]
-        return bits_per_byte(*values), bootstrap_ratios(*values, counts)
-
-    estimate, draws = of(row)
+    nats = np.array([row["nats"][n] for n in chosen])
     if against is not None:
         if against["ids"] != row["ids"]:
             sys.exit("rows were scored on different documents; begin a new --out")
-        base, base_draws = of(against)
-        estimate, draws = estimate - base, draws - base_draws
-    found = percentile_interval(estimate, draws)
+        nats -= [against["nats"][n] for n in chosen]
+    sizes, ids = ([row[key][n] for n in chosen] for key in ("bytes", "ids"))
+    figures = bootstrap_figures(nats, sizes, ids, resamples=10_000, seed=1, scale=BITS)
+    (found,) = intervals(figures)
     return [round(value, 5) for value in (found.estimate, found.low, found.high)]
 
 

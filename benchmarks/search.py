@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ from toolkit.search.race import Rivals, best_of, rivals_among, run_race
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alpha_of, sweep_point
 from toolkit.search.worker import Outcome, score_missing
-from toolkit.select.candidates import candidate_rows, cannot_be_told_apart, two_sided
+from toolkit.select.candidates import candidate_rows, cannot_be_told_apart
 from toolkit.stage import read_manifest
 
 PARTS = ("search", "race", "peers", "control")
@@ -181,10 +181,10 @@ class Benchmark:
                 ("general text alone", alone.specialist, alone.general),
                 ("the first against the second", both.specialist, alone.specialist),
             ):
-                change = two_sided(raced.difference(losses[name], against[name]), 0.95)
+                difference = raced.difference(losses[name], against[name])
                 print(
                     f"control, {name} ({raced.items.role}, {raced.items.unit}), {title}: "
-                    f"{signed_interval(change)}"
+                    f"{signed_interval(asdict(difference.interval(0.95)))}"
                 )
 
     def _general_alone(self) -> Run:

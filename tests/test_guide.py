@@ -300,7 +300,7 @@ def read_merge(path: Path) -> None:
     from toolkit.search.space import load_spaces
 
     if "search:" in path.read_text(encoding="utf-8"):
-        assert load_spaces([path.stem], path.parent)
+        assert load_spaces([path.stem], [path.parent])
     else:
         load_merge_config(path)
 

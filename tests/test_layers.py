@@ -27,6 +27,7 @@ GROUND = {
     "machine",
     "progress",
     "section",
+    "shipped",
     "stage",
     "statistics",
     "tokenizer_files",

@@ -26,8 +26,9 @@ from toolkit.limits import LIMITS, limit, refuse_beyond_memory
 from toolkit.load_yaml import load_yaml, parse_json, parse_yaml, read_json
 from toolkit.search.config import SearchSection
 from toolkit.search.sampler import grid_points
-from toolkit.search.space import load_spaces, merge_folder
+from toolkit.search.space import load_spaces
 from toolkit.section import Section, parse_section
+from toolkit.shipped import shipped_folder
 from toolkit.tokenizer_files import check_tokenizer_file
 from toolkit.train.config import LoraSection, TrainSection
 from toolkit.train.scratch import random_llama
@@ -321,7 +322,7 @@ def test_a_rank_that_memory_cannot_hold():
 
 def test_a_grid_of_too_many_points(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TOOLKIT_MAX_CANDIDATES", "20")
-    (space,) = load_spaces(["ties"], merge_folder(), {})
+    (space,) = load_spaces(["ties"], [shipped_folder("merges")], {})
     assert len(grid_points(space, 3)) <= 20
     with pytest.raises(ConfigError, match=r"search\.grid_points: the grid of ties has \d+ points"):
         grid_points(space, 10)

@@ -38,6 +38,8 @@ LIMITS = {
     "JSON_BYTES": Limit(512 << 20, "size of a JSON file that is read whole, as tokenizer.json"),
     "LINE_BYTES": Limit(256 << 20, "length of one line of a data file"),
     "DOCUMENT_BYTES": Limit(1 << 30, "size of a data file that is read whole (text, HTML)"),
+    "PAGED_SECONDS": Limit(300, "time in which a PDF or Office file is read"),
+    "PAGED_BYTES": Limit(4 << 30, "memory that reading a PDF or Office file takes"),
     "UNPACKED_RATIO": Limit(250, "how many times its packed size a file unpacks to, over 64 MiB"),
     "XZ_BYTES": Limit(512 << 20, "memory that unpacking an xz file takes (its dictionary)"),
     "TEMPLATE_SECONDS": Limit(10, "time in which a chat template renders one conversation"),

@@ -67,7 +67,7 @@ def test_errors_are_one_line(monkeypatch, capsys, error: BaseException, code: in
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(main, "_open", fail)
+    monkeypatch.setattr("toolkit.pipeline.run.Run.open", fail)
     got, text = run(monkeypatch, capsys, "cpt", "run", "finance")
     assert got == code
     assert words in text
@@ -78,7 +78,7 @@ def test_our_own_bugs_show_a_traceback(monkeypatch, capsys):
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(main, "_open", fail)
+    monkeypatch.setattr("toolkit.pipeline.run.Run.open", fail)
     with pytest.raises(ZeroDivisionError):
         run(monkeypatch, capsys, "cpt", "run", "finance")
 

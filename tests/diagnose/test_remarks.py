@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.helpers.families import EMBEDDING, UP, State, diagnose, mean, texts, ties
-from toolkit.diagnose.losses import Loss, remarks_on_losses
-from toolkit.diagnose.remarks import note_on_dropping, remarks_of
+from toolkit.diagnose.remarks import note_on_dropping, remarks_of, remarks_on_losses
+from toolkit.diagnose.results import Loss
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.to_disk import run_merge
 

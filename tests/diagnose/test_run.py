@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.conftest import paragraph
 from toolkit.cli import main
+from toolkit.diagnose.results import DiagnosisResults
 from toolkit.diagnose.run import load_text, run_diagnosis
 from toolkit.diagnose.short_text import SHORT_TEXT
 from toolkit.errors import ConfigError
@@ -70,8 +71,8 @@ def broken(root: Path, out: Path, change: Callable[[dict[str, torch.Tensor]], An
     return out
 
 
-def kinds(results: dict[str, Any]) -> set[str]:
-    return {remark["kind"] for remark in results["remarks"]}
+def kinds(results: DiagnosisResults) -> set[str]:
+    return {remark.kind for remark in results.remarks}
 
 
 def test_run_and_diagnose(
@@ -131,7 +132,7 @@ def test_gibberish_and_nan(trained: Path, tmp_path: Path):
     out = broken(trained, tmp_path / "nan", lambda t: t["model.norm.weight"].fill_(float("nan")))
     results = run_diagnosis(out, parents, text=trained / "text.txt")
     assert {"non_finite", "unscored"} <= kinds(results)
-    assert "its weights hold NaN" in " ".join(results["summary"])
+    assert "its weights hold NaN" in " ".join(results.summary)
     # Scores can be left out, where models do not fit into memory.
     results = run_diagnosis(out, parents, with_losses=False)
     assert kinds(results) == {"non_finite", "identical"}
@@ -141,7 +142,7 @@ def test_zero_rows_are_named_by_token(trained: Path, tmp_path: Path):
     out = broken(trained, tmp_path / "out", lambda t: t["model.embed_tokens.weight"][0].zero_())
     parents = [str(trained / name) for name in ("general", "specialist")]
     results = run_diagnosis(out, parents, with_losses=False)
-    assert "token 0 '<|end|>'" in " ".join(results["summary"])
+    assert "token 0 '<|end|>'" in " ".join(results.summary)
 
 
 def test_texts(tmp_path: Path):

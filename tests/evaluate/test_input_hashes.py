@@ -115,7 +115,7 @@ def test_scores_of_an_edited_task_are_its_own(
     tmp_path: Path, tiny_tokenizer, kind: str, change: str
 ):
     from toolkit.evaluate.config import TaskSection
-    from toolkit.evaluate.harness import task_sets
+    from toolkit.evaluate.tasks import task_sets
 
     rows = [
         {"question": f"q{n}", "choices": ["a", "b"], "turned": ["b", "a"], "answer": 0, "other": 1}

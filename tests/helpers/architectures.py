@@ -277,7 +277,7 @@ def scored_error(model: Any) -> tuple[str, float]:
         for p, r in zip(prompts, rests, strict=True)
     ]
     for row in score_continuations(model, asked, 512):
-        found += [-value for value in row]
+        found += [-score.log_likelihood for score in row]
     for prompt, rest in zip(prompts, rests, strict=True):
         for stop in (7, 9):
             expected.append(nats_alone(model, torch.cat([prompt, rest[6:stop]]), len(prompt)))

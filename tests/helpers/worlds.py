@@ -369,7 +369,7 @@ def _objective(recipe: Any, sets: Sequence[EvaluationSet], *, race: bool) -> Obj
 @cache
 def _spaces() -> list[MergeSpace]:
     folder = Path(__file__).parents[2] / "merges"
-    return load_spaces(("linear", "slerp", "ties"), folder)
+    return load_spaces(("linear", "slerp", "ties"), [folder])
 
 
 def _storage_in_memory(*_: Any, **__: Any) -> Any:

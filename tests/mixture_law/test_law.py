@@ -13,10 +13,10 @@ import pytest
 
 from toolkit.errors import ConfigError
 from toolkit.mixture_law.answer import (
+    MixtureResults,
     check_runs,
     largest_share,
     leave_out,
-    plain_answer,
     run_noise,
     sentences,
     table_rows,
@@ -267,7 +267,7 @@ def test_what_is_shown():
     rows = table_rows(law, checks)
     assert [row[0] for row in rows] == ["0.2", "0.4", "0.6", "0.8", "1", "0.7 held out"]
     answer = largest_share(law, 0.04)
-    plain = json.loads(json.dumps(plain_answer(law, answer, checks, leave_out(law))))
+    plain = json.loads(json.dumps(MixtureResults.of(law, answer, checks, leave_out(law)).as_json()))
     assert plain["shares"] == [0.2, 1.0]
     assert len(plain["left_out"]) == 6
     assert plain["run_noise"]["domain"]["value"] > 0

@@ -54,11 +54,13 @@ def test_the_runs_are_made_once_and_their_law_is_told(
     assert found[0].share is None
     assert found[0].domain.loss > found[-1].domain.loss  # it learned
     capsys.readouterr()
-    plain = report_mixture(found, (0.6,), 5.0, root, "tiny")
+    results = report_mixture(found, (0.6,), 5.0, root, "tiny")
     shown = capsys.readouterr().out
     assert "0.6 held out" in shown
-    assert {check["share"] for check in plain["held_out"]} == {0.6}
-    assert json.loads((root / "mixture.json").read_text()) == plain
+    assert {check.share for check in results.held_out} == {0.6}
+    assert json.loads((root / "mixture.json").read_text()) == json.loads(
+        json.dumps(results.as_json())
+    )
     assert (root / "mixture.svg").read_text().startswith("<svg")
 
     with pytest.raises(ConfigError, match=r"there is no run of share 0\.9"):

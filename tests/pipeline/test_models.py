@@ -22,7 +22,8 @@ from toolkit.pipeline.models import ensure_general, ensure_models
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import ensure_merge
 from toolkit.publish.material import Material, find_parents
-from toolkit.search.space import load_spaces, merge_folder
+from toolkit.search.space import load_spaces
+from toolkit.shipped import shipped_folder
 from toolkit.stage import read_manifest
 
 SEARCH = {"merges": ["llama3-sec", "llama3-sec-three"], "sweep": [0.5], "candidates": 5}
@@ -44,7 +45,7 @@ def test_a_merge_names_a_third_model(project: Path):
     assert names["llama3-sec-three"] in {"complete", "dropped"}
 
     # What is scored in memory is what would be written: the published weights over depth.
-    spaces = load_spaces(["llama3-sec-three"], merge_folder(), ["base"])
+    spaces = load_spaces(["llama3-sec-three"], [shipped_folder("merges")], ["base"])
     config = spaces[0].candidate({}).config
     folders = {"general": Path("model"), "specialist": run.root / "cpt", "base": Path("base")}
     live = AutoModelForCausalLM.from_pretrained("model", dtype=torch.float32)
@@ -77,7 +78,7 @@ def test_a_published_merge_has_the_parents_that_it_names(project: Path):
 
 def test_without_the_model_the_merge_is_refused(project: Path):
     with pytest.raises(ConfigError, match=r"'base'; here there are only general and specialist"):
-        load_spaces(["llama3-sec-three"], merge_folder())
+        load_spaces(["llama3-sec-three"], [shipped_folder("merges")])
 
 
 def write(name: str, model: dict[str, str]) -> None:

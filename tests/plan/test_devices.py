@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.shapes import ROUND
 from toolkit.errors import ConfigError
-from toolkit.plan.cost import bill, devices_needed, find_origin, share_of_scratch, stage_work
+from toolkit.plan.cost import bill, find_origin, share_of_scratch, stage_work
 from toolkit.plan.devices import DEVICES, Device, Fleet, parse_fleet, with_prices
 from toolkit.plan.token_budget import StageAmount
 from toolkit.train.config import TrainSection
@@ -69,7 +69,11 @@ def test_own_devices(tmp_path: Path):
             "devices: {X: {memory: 1}}\n",
             "devices.X.memory: unknown key; did you mean memory_gb?",
         ),
-        ([], "devices: {X: {memory_gb: 1, tflops: 1, utilization: 2}}\n", "at most 1 (got 2.0)"),
+        (
+            [],
+            "devices: {X: {memory_gb: 1, tflops: 1, utilization: 2}}\n",
+            "devices.X.utilization: must be at most 1.0 (got 2)",
+        ),
         ([], "prices: {H100: 1}\nprice: {}\n", "price: unknown key beside prices and devices"),
     ],
 )
@@ -84,18 +88,17 @@ def test_bad_prices(tmp_path: Path, given: list[str], text: str, words: str):
 def test_a_bill_by_hand():
     # 100 blocks of 8 tokens at 19,260 operations a token = 15,408,000; two devices of 1,000 at
     # half use give 1,000 a second: 15,408 s = 4.28 h, twice that on two devices, at 3 dollars
-    amount = StageAmount("cpt", 8, 700.0, 80.0, 100, 50, 50)
+    amount = StageAmount("cpt", 8, 700.0, 80.0, 100, 50)
     work = [stage_work(amount, ROUND, TrainSection())]
     device = Device("D", 1.0, 1000.0, 1.0, 3.0, 0.5)
     found = bill(work, Fleet(2, device))
     assert found.hours == pytest.approx(4.28)
-    assert found.device_hours == pytest.approx(8.56)
     assert found.dollars == pytest.approx(25.68)
 
 
 def test_the_share_of_a_first_training():
     # all parameters that are multiplied, once over as many tokens, without attention: 1 - a little
-    amount = StageAmount("cpt", 8, 800.0, 0.0, 100, 50, 50)
+    amount = StageAmount("cpt", 8, 800.0, 0.0, 100, 50)
     work = [stage_work(amount, ROUND, TrainSection())]
     assert share_of_scratch(work, ROUND, 800.0) == pytest.approx(19260 / (6 * 3050))
 
@@ -105,8 +108,3 @@ def test_origins_are_found_by_the_longest_name():
     assert find_origin("HuggingFaceTB/SmolLM2-1.7B").tokens == 11e12  # type: ignore[union-attr]
     assert find_origin("org/mine") is None
     assert find_origin(None) is None
-
-
-def test_devices_needed():
-    assert devices_needed([100.0, 60.0, 40.0], 50.0) == 4
-    assert devices_needed([100.0, 60.0], 50.0) is None

@@ -21,10 +21,10 @@ from toolkit.pipeline.run import Run
 from toolkit.plan import model as planning_model
 from toolkit.plan import plan as planning
 from toolkit.plan.devices import DEVICES, Fleet
+from toolkit.plan.fit import misfits
 from toolkit.plan.model import Located
 from toolkit.plan.plan import PlanRequest, finish, make_plan, write_plan, write_recipe
 from toolkit.plan.shape import count_parameters
-from toolkit.plan.work import misfits
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.model import shape_of
 
@@ -58,9 +58,14 @@ def quick(**more: Any) -> PlanRequest:
     return PlanRequest(measure=False, **more)
 
 
+def planned(run: Run, request: PlanRequest) -> dict[str, Any]:
+    """The values of `plan.json`."""
+    return make_plan(run, request).as_json()
+
+
 def test_a_whole_plan(project: Path):
-    plan = make_plan(run_of(project, recipe()), PlanRequest(fleets=("8xH100", "CPU")))
-    assert plan["problems"] == []
+    plan = planned(run_of(project, recipe()), PlanRequest(fleets=("8xH100", "CPU")))
+    assert plan["problems"] == ()
     assert plan["model"]["parameters"] > 10_000
     right = plan["is_it_the_right_tool"]
     assert right["tool"] == "retrieval"  # a few hundred sentences
@@ -84,7 +89,7 @@ def test_amounts_are_those_of_the_data_stage(project: Path):
     from toolkit.stage import read_manifest
 
     run = run_of(project, changed(data__packing="concatenate"))
-    plan = make_plan(run, quick())
+    plan = planned(run, quick())
     results = read_manifest(ensure_data(run))["results"]["train"]
     (cpt, _) = plan["stages"]
     assert cpt["domain_tokens"] == pytest.approx(results["domain_tokens"], rel=0.05)
@@ -98,7 +103,7 @@ def test_what_sets_can_see_is_said_before_training(project: Path):
     from toolkit.pipeline.models import ensure_data
 
     run = run_of(project, changed(select__general_tolerance=0.01))
-    plan = make_plan(run, quick())
+    plan = planned(run, quick())
     rows = [
         json.loads(line)
         for line in (ensure_data(run) / "validation.jsonl").read_text(encoding="utf-8").splitlines()
@@ -115,7 +120,7 @@ def test_what_sets_can_see_is_said_before_training(project: Path):
 
 def test_questions_say_how_many_a_tolerance_takes(project: Path):
     tasks = [{"task": "piqa", "role": "general"}, {"task": "sciq", "role": "watch"}]
-    plan = make_plan(
+    plan = planned(
         run_of(project, changed(evaluate__tasks=tasks, select__general_tolerance=0.01)), quick()
     )
     (note,) = [line for line in plan["notes"] if "right-or-wrong" in line]
@@ -126,7 +131,7 @@ def test_files_are_written_and_the_recipe_is_ready(project: Path):
     run = run_of(project, recipe())
     plan = make_plan(run, quick())
     path = write_plan(run, plan)
-    assert json.loads(path.read_text()) == json.loads(json.dumps(plan))
+    assert json.loads(path.read_text()) == json.loads(json.dumps(plan.as_json()))
     page = path.with_suffix(".html").read_text()
     assert "Is it the right tool?" in page
     before = run.path.read_bytes()
@@ -135,7 +140,7 @@ def test_files_are_written_and_the_recipe_is_ready(project: Path):
     assert "Ibrahim et al. 2024" in text
     made = load_recipe(project / "ready.yaml")
     assert made.data.replay_fraction == next(
-        s["value"] for s in plan["settings"] if s["key"] == "data.replay_fraction"
+        setting.value for setting in plan.settings if setting.key == "data.replay_fraction"
     )
     assert made.data.sources == run.recipe.data.sources
     assert run.path.read_bytes() == before
@@ -148,7 +153,7 @@ def test_duplicates_are_counted_out(project: Path):
     text = (project / "docs" / "train0.txt").read_text()
     for number in range(8):
         (project / "docs" / f"train-copy{number}.txt").write_text(text)
-    plan = make_plan(run_of(project, recipe()), quick())
+    plan = planned(run_of(project, recipe()), quick())
     assert plan["is_it_the_right_tool"]["duplicate_fraction"] == pytest.approx(0.5, abs=0.05)
 
 
@@ -159,8 +164,8 @@ def hub_recipe(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_70b_of_the_hub_is_planned_without_it(project: Path):
-    plan = make_plan(run_of(project, hub_recipe()), quick(fleets=("64xH100",)))
-    assert plan["problems"] == []
+    plan = planned(run_of(project, hub_recipe()), quick(fleets=("64xH100",)))
+    assert plan["problems"] == ()
     assert round(plan["model"]["parameters"] / 1e9, 1) == 70.6
     assert not plan["model"]["is_here"]
     assert plan["from_scratch"]["tokens"] == 15e12
@@ -170,7 +175,7 @@ def test_a_70b_of_the_hub_is_planned_without_it(project: Path):
 
 def test_a_model_that_does_not_fit_is_a_problem_with_a_way_out(project: Path):
     plan = make_plan(run_of(project, hub_recipe()), quick(fleets=("1xH100",)))
-    (problem,) = plan["problems"]
+    (problem,) = plan.problems
     assert "does not fit H100" in problem
     assert "the largest part: optimizer" in problem
     assert "xH100 with FSDP" in problem
@@ -181,26 +186,26 @@ def test_a_model_that_does_not_fit_is_a_problem_with_a_way_out(project: Path):
 def test_fine_tuning_that_does_not_fit_is_told_too(project: Path):
     talks = changed()["data"]
     values = changed(sft={"data": talks, "train": {"micro_batch_size": 400_000}})
-    plan = make_plan(run_of(project, values), quick(fleets=("L40S",)))
+    plan = planned(run_of(project, values), quick(fleets=("L40S",)))
     (problem,) = plan["problems"]
     assert problem.startswith("sft.train: tiny does not fit L40S")
     assert "micro_batch_size: 1" in problem
 
 
 def test_more_devices_than_blocks_of_a_step_are_noted(project: Path):
-    run = run_of(project, changed(train__blocks_per_step=4, train__micro_batch_blocks=1))
-    plan = make_plan(run, quick(fleets=("4xH100", "8xH100")))
+    run = run_of(project, changed(train__global_batch_size=4, train__micro_batch_size=1))
+    plan = planned(run, quick(fleets=("4xH100", "8xH100")))
     (note,) = [line for line in plan["notes"] if "global_batch_size" in line]
     assert note.startswith("8xH100: training does not start on more devices than a step has")
 
 
 def test_adapters_are_suggested_where_only_they_fit(project: Path):
-    plan = make_plan(
-        run_of(project, hub_recipe(data__sequence_tokens=512)), quick(fleets=("8xB200",))
+    plan = planned(
+        run_of(project, hub_recipe(data__sequence_length=512)), quick(fleets=("8xB200",))
     )
     assert plan["problems"] or plan["memory"][0]["ways"][0]["fits"]
-    plan = make_plan(
-        run_of(project, hub_recipe(data__sequence_tokens=512)), quick(fleets=("8xA100",))
+    plan = planned(
+        run_of(project, hub_recipe(data__sequence_length=512)), quick(fleets=("8xA100",))
     )
     assert "LoRA" in plan["problems"][0]
     lora = [s for s in plan["settings"] if s["key"] == "train.lora"]
@@ -209,15 +214,15 @@ def test_adapters_are_suggested_where_only_they_fit(project: Path):
 
 def test_a_stage_longer_than_its_text(project: Path):
     stages = [{"name": "long", "tokens": 400_000, "shares": {"docs": 0.5, "web": 0.5}}]
-    plan = make_plan(run_of(project, changed(data__stages=stages)), quick())
+    plan = planned(run_of(project, changed(data__stages=stages)), quick())
     (problem,) = plan["problems"]
     assert problem.startswith("data.stages.0.shares.docs: 200,000 tokens would repeat its about")
-    assert plan["stages"] == []
+    assert plan["stages"] == ()
 
 
 def test_replay_that_runs_out(project: Path):
     (project / "web.jsonl").write_text('{"text": "a cat sat on the mat and slept well"}\n')
-    plan = make_plan(run_of(project, changed(data__replay_fraction=0.5)), quick())
+    plan = planned(run_of(project, changed(data__replay_fraction=0.5)), quick())
     assert any(p.startswith("data.replay_fraction: 0.5 of the") for p in plan["problems"])
 
 
@@ -225,7 +230,7 @@ def test_documents_that_cannot_be_read_do_not_hide_the_rest(project: Path):
     (project / "web.jsonl").write_text('{"text": \n')
     values = changed()
     values["data"]["sources"]["docs"]["files"] = ["none/*.txt"]
-    plan = make_plan(run_of(project, values), quick())
+    plan = planned(run_of(project, values), quick())
     missing, damaged = plan["problems"]
     assert "none/*.txt: no such file" in missing
     assert "web.jsonl" in damaged
@@ -237,14 +242,14 @@ def test_a_hub_source_that_is_out_of_reach_is_said(project: Path):
     source = values["data"]["sources"]["docs"]
     del source["files"]
     source["hub"] = {"dataset": "org/filings"}
-    plan = make_plan(run_of(project, values), quick())
+    plan = planned(run_of(project, values), quick())
     assert any("org/filings" in note for note in plan["notes"])
-    assert plan["stages"] == []
+    assert plan["stages"] == ()
     source["tokens"] = 2_000_000_000  # the recipe knows
-    plan = make_plan(run_of(project, values), quick())
+    plan = planned(run_of(project, values), quick())
     assert plan["problems"][0].startswith("data.replay_fraction")  # 24 rows cannot be its replay
     values["data"]["sources"]["web"]["tokens"] = 1_000_000_000
-    plan = make_plan(run_of(project, values), quick())
+    plan = planned(run_of(project, values), quick())
     assert plan["stages"][0]["domain_tokens"] == 2e9
     assert plan["is_it_the_right_tool"]["tool"] == "cpt"
 
@@ -317,7 +322,7 @@ def test_the_table_of_devices_is_not_changed_by_a_plan(project: Path):
 def test_the_verdict_is_on_what_there_is_and_the_cost_on_what_is_taken(project: Path):
     values = changed()
     values["data"]["sources"]["docs"]["split"]["train"]["max_tokens"] = 500
-    plan = make_plan(run_of(project, values), quick())
+    plan = planned(run_of(project, values), quick())
     (docs, _) = plan["sources"]
     assert docs["tokens"] == 500
     assert docs["available"] > 2000
@@ -335,7 +340,7 @@ def late(**changes: Any) -> dict[str, Any]:
 
 
 def test_what_only_the_model_tells_is_found_when_it_is_located(project: Path):
-    values = late(data__sequence_tokens=512, data__end_of_document="<|none|>")
+    values = late(data__sequence_length=512, data__end_of_document="<|none|>")
     run = run_of(project, values)
     folder = project / "model"
     found = planning._late_faults(run, Located(shape_of_folder(folder), folder))
@@ -348,7 +353,7 @@ def test_what_only_the_model_tells_is_found_when_it_is_located(project: Path):
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("data__sequence_tokens", 512, "data.sequence_length: must be at most 256"),
+        ("data__sequence_length", 512, "data.sequence_length: must be at most 256"),
         ("data__end_of_document", "<|none|>", "has no token '<|none|>'"),
         (
             "data__stages",
@@ -377,14 +382,14 @@ def test_a_layered_recipe_is_written_flat(project: Path):
 def test_the_specialist_of_another_recipe_before_it_is_trained(project: Path):
     run_of(project, recipe())
     (project / "next.yaml").write_text(yaml.safe_dump(changed(model={"run": "tiny.yaml"})))
-    plan = make_plan(Run.open("next.yaml", Path("runs")), quick())
+    plan = planned(Run.open("next.yaml", Path("runs")), quick())
     assert plan["model"]["is_here"]
     assert any("is not trained yet" in note for note in plan["notes"])
 
 
 def test_a_mixture_and_a_model_from_scratch_before_they_are_made(project: Path):
     mixture = {"moe": {"base": {"path": "model"}, "num_experts": 4}}
-    plan = make_plan(run_of(project, changed(model=mixture)), PlanRequest())
+    plan = planned(run_of(project, changed(model=mixture)), PlanRequest())
     dense = shape_of_folder(project / "model")
     expert = 3 * dense.hidden_size * dense.intermediate_size
     router = 4 * dense.hidden_size
@@ -396,7 +401,7 @@ def test_a_mixture_and_a_model_from_scratch_before_they_are_made(project: Path):
     assert plan["machine"]["flops_per_second"] > 0.0  # products of its shapes
     shape = dense.model_dump(exclude_none=True)
     first = {"scratch": {"shape": shape, "tokenizer": {"path": "model"}}}
-    plan = make_plan(run_of(project, changed(model=first)), quick())
+    plan = planned(run_of(project, changed(model=first)), quick())
     assert any("begins from random weights" in note for note in plan["notes"])
     assert not (project / "runs" / "tiny" / "general").exists()
 

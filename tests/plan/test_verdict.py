@@ -6,8 +6,15 @@ from typing import Any
 
 import pytest
 
-from toolkit.plan.settings import choose_settings, sft_advice
-from toolkit.plan.verdict import Evidence, judge, measured_shift, needed_tokens, worth_of_repeats
+from toolkit.plan.settings import SettingInputs, choose_settings, sft_advice
+from toolkit.plan.verdict import (
+    Evidence,
+    NeededTokens,
+    judge,
+    measured_shift,
+    needed_tokens,
+    worth_of_repeats,
+)
 
 SMALL = 135e6  # wants 100M at least
 FOREIGN: dict[str, Any] = {
@@ -44,24 +51,30 @@ def test_the_table(tokens, figures, tool, shift, is_sure):
     found = judge(Evidence(tokens=tokens, trained_parameters=SMALL, **values))
     assert (found.tool, found.shift, found.is_sure) == (tool, shift, is_sure)
     assert found.reasons
-    assert found.changes
+    assert found.what_would_change_it
 
 
 def test_what_would_change_it_says_how_much_text():
     found = judge(Evidence(tokens=1e5, at_least=False, trained_parameters=SMALL))
-    assert found.changes[0] == (
+    assert found.what_would_change_it[0] == (
         "1,000 times the text (100M tokens), or 268 times and four epochs, would speak for CPT"
     )
 
 
+def test_no_text_at_all_is_too_little():
+    found = judge(Evidence(tokens=0.0, at_least=False, trained_parameters=SMALL))
+    assert found.tool == "retrieval"
+    assert found.reasons[0].startswith("too little text: 0 tokens of domain text")
+
+
 def test_of_text_that_was_seen_in_part_it_says_at_most():
     found = judge(Evidence(tokens=1e6, at_least=True, trained_parameters=SMALL))
-    assert found.changes[0].startswith("at most 100 times the text")
+    assert found.what_would_change_it[0].startswith("at most 100 times the text")
 
 
 def test_a_larger_model_wants_more():
-    assert needed_tokens(SMALL) == (1e8, 1e9)
-    assert needed_tokens(70e9) == (1.75e10, 2.1e11)
+    assert needed_tokens(SMALL) == NeededTokens(1e8, 1e9)
+    assert needed_tokens(70e9) == NeededTokens(1.75e10, 2.1e11)
     assert judge(Evidence(5e9, False, 70e9, **FOREIGN)).tool == "cpt"  # four epochs: 18.7B
     assert judge(Evidence(2e9, False, 70e9, **FOREIGN)).tool == "retrieval"
 
@@ -94,7 +107,7 @@ def settings(**changes: Any) -> dict[str, Any]:
         "origin_tokens": 2e12, "lora_fits_only": False, "pieces_ratio": 1.0,
         "now": settings_now(),
     }  # fmt: skip
-    return {s.key: s for s in choose_settings(**{**values, **changes})}
+    return {s.key: s for s in choose_settings(SettingInputs(**{**values, **changes}))}
 
 
 @pytest.mark.parametrize(

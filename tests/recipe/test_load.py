@@ -9,7 +9,8 @@ import pytest
 from toolkit.errors import ConfigError
 from toolkit.recipe.load import find_recipe, load_recipe
 from toolkit.recipe.schema import Recipe
-from toolkit.search.space import load_spaces, merge_folder
+from toolkit.search.space import load_spaces
+from toolkit.shipped import shipped_folder
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -17,7 +18,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path: Path):
     recipe = load_recipe(path)
-    assert load_spaces(recipe.search.merges, merge_folder(), recipe.models)
+    assert load_spaces(recipe.search.merges, [shipped_folder("merges")], recipe.models)
 
 
 def test_a_model_has_exactly_one_place():
@@ -33,9 +34,16 @@ def test_a_recipe_can_be_given_by_path(tmp_path: Path):
     assert find_recipe(str(path)) == path
 
 
-def test_without_recipes_it_says_where_it_looked(tmp_path: Path):
-    with pytest.raises(ConfigError, match="holds no recipes"):
-        find_recipe("finance", tmp_path / "recipes")
+def test_own_recipes_come_before_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("finance") == shipped_folder("recipes") / "finance.yaml"
+    own = tmp_path / "recipes" / "finance.yaml"
+    own.parent.mkdir()
+    own.touch()
+    assert find_recipe("finance").samefile(own)
+    assert find_recipe("law") == shipped_folder("recipes") / "law.yaml"
+    with pytest.raises(ConfigError, match=r"no recipe 'finanz'.*did you mean finance"):
+        find_recipe("finanz")
 
 
 def test_former_keys_of_a_whole_recipe_are_answered_at_once(tmp_path: Path):

@@ -29,21 +29,21 @@ def merge(weight: object, other: object = 1.0, **changes: Any) -> dict[str, Any]
 
 def test_every_shipped_merge_is_valid_at_its_ends_and_between():
     assert sorted(path.stem for path in MERGES.glob("*.yaml")) == sorted(SHIPPED)
-    for space in load_spaces(SHIPPED, MERGES, ["base"]):
+    for space in load_spaces(SHIPPED, [MERGES], ["base"]):
         count = len(space.unknowns)
         middle = [space.candidate(space.at([share] * count)).key for share in (0.0, 0.5, 1.0)]
         assert len(set(middle)) == (3 if count else 1)
 
 
 def test_the_published_profile_stands_there():
-    (space,) = load_spaces(("llama3-sec",), MERGES)
+    (space,) = load_spaces(("llama3-sec",), [MERGES])
     settings = space.candidate({}).config.models[0].parameters
     values = {case.get("filter"): case["value"] for case in settings["weight"]}
     assert values["self_attn"] == [0.25, 0.5, 0.5, 0.0]
     assert values["mlp"] == values[None] == [0.25, 0.5, 0.5, 0.25]
     assert settings["density"] == 0.75
 
-    (three,) = load_spaces(("llama3-sec-three",), MERGES, ["base"])
+    (three,) = load_spaces(("llama3-sec-three",), [MERGES], ["base"])
     config = three.candidate({}).config
     assert (config.base_model, config.parameters) == ("base", {"normalize": True})
     profiles = {
@@ -131,7 +131,7 @@ def test_the_method_itself_and_only_its_own_parameters():
 def test_endpoints_and_the_sweep_are_one_family():
     assert sweep_point(0.0).key == endpoint("general").key
     assert sweep_point(1.0).key == endpoint("specialist").key
-    (linear,) = load_spaces(("linear",), MERGES)
+    (linear,) = load_spaces(("linear",), [MERGES])
     assert linear.candidate({"alpha": 0.6}).key == sweep_point(0.6).key
 
 
@@ -173,9 +173,9 @@ def test_a_value_that_a_method_does_not_know_is_found_when_the_file_is_read():
 
 def test_an_unknown_file_gets_a_suggestion(tmp_path: Path):
     with pytest.raises(ConfigError, match="did you mean linear"):
-        load_spaces(("liner",), MERGES)
+        load_spaces(("liner",), [MERGES])
     given = merge(1.0)
     given["models"][0]["model"] = "other"
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(given))
     with pytest.raises(ConfigError, match="names the model 'other'"):
-        load_spaces(("m",), tmp_path)
+        load_spaces(("m",), [tmp_path])

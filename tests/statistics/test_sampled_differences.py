@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from toolkit.search.config import RaceSection
+from toolkit.statistics.interval import normal_quantile, student_quantile
 from toolkit.statistics.sampled_differences import (
     Difference,
     combine,
@@ -16,9 +17,7 @@ from toolkit.statistics.sampled_differences import (
     is_out,
     paired_difference,
     spending,
-    sure_side,
 )
-from toolkit.statistics.student import student_quantile
 
 
 def test_worked_example():
@@ -71,7 +70,7 @@ def test_with_few_documents_nothing_is_concluded():
 def test_spending_is_shared_over_looks_and_questions():
     looks = RaceSection().looks
     assert 2 * len(looks) * spending(0.05, len(looks)) == pytest.approx(0.05)
-    assert sure_side(0.975) == pytest.approx(1.95996, abs=1e-4)
+    assert normal_quantile(0.975) == pytest.approx(1.95996, abs=1e-4)
 
 
 CANDIDATES, DOCUMENTS, STUDIES = 24, 80, 100
@@ -92,7 +91,7 @@ def study(seed: int, *, guided: bool) -> tuple[float, bool, bool]:
     guide = losses[0] - hard - 0.14 * 0.85**2 * moved if guided else None
     section = RaceSection()
     spend = spending(section.error, len(section.looks))
-    ahead = sure_side(1.0 - 0.025 / (CANDIDATES - 1))
+    ahead = normal_quantile(1.0 - 0.025 / (CANDIDATES - 1))
 
     best, scored = 0, 2 * DOCUMENTS  # general model and specialist are scored in full
     for candidate in range(1, CANDIDATES):
@@ -138,7 +137,7 @@ LIKENESS = [None, 0.0, 0.7, 0.97]
 def test_one_that_is_better_is_rarely_lost(rivals: int, likeness: float | None, tail: float):
     """Just as far ahead after full scoring as counts for better: it may not be lost more often than
     the error says, over all looks; also where documents are unequally moved (lognormal)."""
-    lost, ahead = 0, sure_side(1.0 - 0.025 / rivals)
+    lost, ahead = 0, normal_quantile(1.0 - 0.025 / rivals)
     section = RaceSection()
     spend = spending(section.error, len(section.looks))
     for seed in range(400):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from toolkit.errors import ConfigError
+from toolkit.study.results import JudgedClaim, StudyResults
 from toolkit.study.table import claim_lines, markdown_table, measured_text, replace_tables
 
 FIGURES: dict[str, Any] = {
@@ -50,9 +51,14 @@ FIGURES: dict[str, Any] = {
 }
 
 
-def with_measure(shown: str = "bits per byte", **changes: Any) -> dict[str, Any]:
+def results(**changes: Any) -> StudyResults:
+    return StudyResults.model_validate({**FIGURES, **changes})
+
+
+def with_measure(shown: str = "bits per byte", *, note: str = "", **changes: Any) -> JudgedClaim:
     claim = FIGURES["claims"][0]
-    return {**claim, "unit": shown, "measure": {**claim["measure"], **changes}}
+    measure = {**claim["measure"], **changes}
+    return JudgedClaim.model_validate({**claim, "unit": shown, "measure": measure, "note": note})
 
 
 def test_words_of_each_unit():
@@ -69,11 +75,11 @@ def test_words_of_each_unit():
     )
     change = with_measure(of=["a", "b"], against=["c", "d"], test_set="filings")
     assert measured_text(change).startswith("filings, (b - a) - (d - c): -0.0200 [")
-    assert measured_text({**FIGURES["claims"][0], "note": "too close"}) == "general text: too close"
+    assert measured_text(with_measure(note="too close")) == "general text: too close"
 
 
 def test_table_says_date_command_interval_and_losses():
-    text = markdown_table(FIGURES)
+    text = markdown_table(results())
     assert "`toolkit study run mine@laptop`, 2026-11-25" in text
     assert (
         "| Replay \\| prevents forgetting | [2403.08763](https://arxiv.org/abs/2403.08763), S | "
@@ -83,14 +89,14 @@ def test_table_says_date_command_interval_and_losses():
     assert "| none | 1.0200 |" in text
     assert "general: 12 in 9 groups" in text
     assert "few items" in text
-    assert any("agrees" in line for line in claim_lines(FIGURES))
+    assert any("agrees" in line for line in claim_lines(results()))
 
 
 def test_text_by_hand_stays():
-    page = replace_tables("", [FIGURES])
+    page = replace_tables("", [results()])
     page = page.replace("## mine@laptop\n", "## A heading of ours\n\nBefore.\n") + "\nAfter.\n"
-    changed = {**FIGURES, "description": "Another"}
-    again = replace_tables(page, [changed, {**FIGURES, "recipe": "other"}])
+    changed = results(description="Another")
+    again = replace_tables(page, [changed, results(recipe="other")])
     assert "## A heading of ours\n\nBefore.\n" in again
     assert "\nAfter.\n" in again
     assert "A system. " in again.split("## other")[1]
@@ -107,4 +113,4 @@ def test_text_by_hand_stays():
 )
 def test_broken_markers_are_not_guessed_at(page: str):
     with pytest.raises(ConfigError, match="must stand once each"):
-        replace_tables(page, [FIGURES])
+        replace_tables(page, [results()])

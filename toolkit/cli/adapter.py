@@ -7,21 +7,24 @@ from typing import Annotated
 
 import typer
 
-from toolkit.limits import MOST_SEED
+from toolkit.cli.options import OutFolder, seed_option
 
 app = typer.Typer(no_args_is_help=True, help="LoRA adapters: extracted, and merged together.")
+
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Energy = Annotated[
+    float | None,
+    typer.Option(help="Smallest rank that keeps this share of a change, such as 0.95."),
+]
 
 
 @app.command("extract")
 def extract(
     tuned: Annotated[str, typer.Argument(help="Tuned model: path[@revision][+adapter].")],
     base: Annotated[str, typer.Argument(help="The model it was tuned from.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    out: OutFolder,
     rank: Annotated[int, typer.Option(help="Rank of every layer, or the most with --energy.")] = 16,
-    energy: Annotated[
-        float | None,
-        typer.Option(help="Smallest rank that keeps this share of a change, such as 0.95."),
-    ] = None,
+    energy: Energy = None,
     include: Annotated[
         list[str] | None, typer.Option(help="Only modules in whose name this is found (regex).")
     ] = None,
@@ -34,10 +37,8 @@ def extract(
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Give embeddings factors too.")
     ] = False,
-    seed: Annotated[
-        int, typer.Option(min=0, max=MOST_SEED, help="Seed of the randomized SVD.")
-    ] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    seed: Annotated[int, seed_option("Seed of the randomized SVD.")] = 0,
+    dtype: Dtype = "float32",
 ) -> None:
     """Make a LoRA of a tuned model's difference to its base."""
     from toolkit.adapter.extract import run_extract
@@ -61,19 +62,14 @@ def extract(
 @app.command("merge")
 def merge(
     config: Annotated[Path, typer.Argument(help="Merge configuration; its models are adapters.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    out: OutFolder,
     rank: Annotated[
         int | None,
         typer.Option(help="Most columns; a sum is whole by default, others get the largest rank."),
     ] = None,
-    energy: Annotated[
-        float | None,
-        typer.Option(help="Smallest rank that keeps this share of a change, such as 0.95."),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=MOST_SEED, help="Seed of random methods and of the SVD.")
-    ] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    energy: Energy = None,
+    seed: Annotated[int, seed_option("Seed of random methods and of the SVD.")] = 0,
+    dtype: Dtype = "float32",
 ) -> None:
     """Merge LoRA adapters of one model with each other, into one adapter."""
     from toolkit.adapter.merge import AdapterMergeSettings, merge_adapters

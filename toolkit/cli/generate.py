@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from toolkit.limits import MOST_SEED
+from toolkit.cli.options import Runs, seed_option
 
 NewTokens = Annotated[int, typer.Option(help="Tokens of an answer at most.")]
 Temperature = Annotated[
     float, typer.Option(help="0 takes the likeliest token; more draws more freely.")
 ]
 TopP = Annotated[float, typer.Option(help="Draw among the likeliest, up to this probability.")]
-Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the draws.")]
+Seed = Annotated[int, seed_option("Of the draws.")]
 System = Annotated[str, typer.Option(help="What the model is told before all else.")]
 
 
@@ -38,16 +38,16 @@ def generate(
 
     settings = SamplingSettings(new_tokens, temperature, top_p, seed)
     speakers = [load_speaker(model, label=model, plain=plain) for model in models]
-    opening = [{"role": "system", "content": system}] if system else []
+    opening_messages = [{"role": "system", "content": system}] if system else []
     for text in prompt:
         if len(prompt) > 1:
             say(f"> {text}")
-        show_answers(speakers, [*opening, {"role": "user", "content": text}], settings)
+        show_answers(speakers, [*opening_messages, {"role": "user", "content": text}], settings)
 
 
 def chat(
     model: Annotated[str, typer.Argument(help="A recipe whose merge is done, or a model folder.")],
-    runs: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
+    runs: Runs = Path("runs"),
     new_tokens: NewTokens = 512,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -60,14 +60,14 @@ def chat(
     from toolkit.generate.chat_model import load_speaker
     from toolkit.generate.stream import SamplingSettings
 
-    place = model
+    model_place = model
     if "/" not in model:
-        merged = runs / model / "merge"
-        if not (merged / "manifest.json").is_file():
+        merged_model = runs / model / "merge"
+        if not (merged_model / "manifest.json").is_file():
             raise ConfigError(
-                f"{merged}: no merged model is there; run `make merge DOMAIN={model}` first, "
+                f"{merged_model}: no merged model is there; run `make merge DOMAIN={model}` first, "
                 f"or give a model's folder (one that lies here as ./{model})."
             )
-        place = str(merged)
+        model_place = str(merged_model)
     settings = SamplingSettings(new_tokens, temperature, top_p, seed)
-    run_chat(load_speaker(place, label=model), settings, system=system)
+    run_chat(load_speaker(model_place, label=model), settings, system=system)

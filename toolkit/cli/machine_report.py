@@ -52,7 +52,7 @@ def describe_machine() -> dict[str, Any]:
     import torch
 
     device = current_device()
-    cpu, own = product_speeds("cpu"), product_speeds(device)
+    cpu_speeds, device_speeds = product_speeds("cpu"), product_speeds(device)
     memory = psutil.virtual_memory()
     disk = shutil.disk_usage(".")
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -66,14 +66,14 @@ def describe_machine() -> dict[str, Any]:
             "cores": psutil.cpu_count(logical=False),
             "logical_cores": psutil.cpu_count(),
             "threads": torch.get_num_threads(),
-            "flops": dict(cpu.flops),
-            "fast_type": cpu.fastest,
-            "disturbed": cpu.disturbed,
+            "flops": dict(cpu_speeds.flops),
+            "fast_type": cpu_speeds.fastest,
+            "disturbed": cpu_speeds.disturbed,
         },
         "accelerators": _accelerators(),
-        "accelerator_flops": None if device.type == "cpu" else dict(own.flops),
+        "accelerator_flops": None if device.type == "cpu" else dict(device_speeds.flops),
         "device": device.type,
-        "fast_type": own.fastest,
+        "fast_type": device_speeds.fastest,
         "override": overridden(),
         "memory_bytes": memory.total,
         "free_memory_bytes": memory.available,
@@ -109,18 +109,20 @@ def machine_text(described: Mapping[str, Any]) -> str:
         rows.append(("accelerator", accelerator))
     if described["accelerator_flops"]:
         rows.append(("products", f"{_speeds(described['accelerator_flops'])} (accelerator)"))
-    chosen = f"{described['fast_type']} on the {described['device']}"
+    chosen_type = f"{described['fast_type']} on the {described['device']}"
     if described["override"]:
-        chosen = f"{described['override']}, as {OVERRIDE} says (measured: {chosen})"
-    rows.append(("precision: auto", chosen))
-    versions = described["packages"]
-    rows.append(("packages", ", ".join(f"{n} {v or 'missing'}" for n, v in versions.items())))
-    there = [title for title, is_there in described["optional"].items() if is_there]
-    lacking = [title for title, is_there in described["optional"].items() if not is_there]
-    rows.append(("optional", ", ".join(there) or "none"))
-    rows.append(("not installed", ", ".join(lacking) or "none"))
-    environment = ", ".join(f"{n}={v}" for n, v in described["environment"].items())
-    rows.append(("environment", environment or "nothing that matters here"))
+        chosen_type = f"{described['override']}, as {OVERRIDE} says (measured: {chosen_type})"
+    rows.append(("precision: auto", chosen_type))
+    package_versions = described["packages"]
+    rows.append(
+        ("packages", ", ".join(f"{n} {v or 'missing'}" for n, v in package_versions.items()))
+    )
+    installed_parts = [title for title, is_there in described["optional"].items() if is_there]
+    missing_parts = [title for title, is_there in described["optional"].items() if not is_there]
+    rows.append(("optional", ", ".join(installed_parts) or "none"))
+    rows.append(("not installed", ", ".join(missing_parts) or "none"))
+    environment_words = ", ".join(f"{n}={v}" for n, v in described["environment"].items())
+    rows.append(("environment", environment_words or "nothing that matters here"))
     if cpu["disturbed"]:
         rows.append(("careful", "other work was running: speeds are lower than this machine's own"))
     return "\n".join(f"{title:<16} {text}" for title, text in rows)
@@ -138,15 +140,19 @@ def _accelerators() -> list[str]:
 
     if not torch.accelerator.is_available():
         return []
-    kind = str(torch.accelerator.current_accelerator())
-    module = getattr(torch, kind.partition(":")[0], None)
-    found = []
+    device_kind = str(torch.accelerator.current_accelerator())
+    torch_module = getattr(torch, device_kind.partition(":")[0], None)
+    device_lines = []
     for number in range(torch.accelerator.device_count()):
-        name = getattr(module, "get_device_name", lambda _: kind)(number)
-        properties = getattr(module, "get_device_properties", None)
-        size = f", {_gb(properties(number).total_memory)}" if properties is not None else ""
-        found.append(f"{name}{size}")
-    return found
+        name = getattr(torch_module, "get_device_name", lambda _: device_kind)(number)
+        device_properties = getattr(torch_module, "get_device_properties", None)
+        memory_words = (
+            f", {_gb(device_properties(number).total_memory)}"
+            if device_properties is not None
+            else ""
+        )
+        device_lines.append(f"{name}{memory_words}")
+    return device_lines
 
 
 def _version(name: str) -> str | None:

@@ -7,6 +7,11 @@ from typing import Annotated
 
 import typer
 
+from toolkit.cli.options import Runs
+
+Lines = Annotated[Path | None, typer.Option("--from", help="Lines of JSON with runs made already.")]
+Rate = Annotated[float | None, typer.Option(help="Peak learning rate to take of --from.")]
+
 fit_app = typer.Typer(no_args_is_help=True, help="Laws fitted to small runs.")
 
 
@@ -33,16 +38,12 @@ def fit_mixture(
     hold_out: Annotated[
         str, typer.Option(help="Shares that are run too, not fitted, and predicted.")
     ] = "",
-    lines: Annotated[
-        Path | None, typer.Option("--from", help="Lines of JSON with runs made already.")
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate to take of --from.")
-    ] = None,
+    lines: Lines = None,
+    rate: Rate = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for --from; else runs/RECIPE/mixture.")
     ] = None,
-    runs: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
+    runs: Runs = Path("runs"),
 ) -> None:
     """Fit a law of mixture: the largest domain share within a tolerated general loss."""
     from toolkit.errors import ConfigError
@@ -56,18 +57,19 @@ def fit_mixture(
         run_mixtures,
     )
 
-    held = parse_shares(hold_out)
+    held_out = parse_shares(hold_out)
     if (recipe is None) == (lines is None):
         raise ConfigError("give either a recipe, whose small runs are made, or --from FILE.")
     if lines is not None:
         from toolkit.mixture_law.runs import load_runs
 
-        report_mixture(load_runs(lines, rate), held, tolerance, out, lines.stem)
+        report_mixture(load_runs(lines, rate), held_out, tolerance, out, lines.stem)
         return
     from toolkit.pipeline.run import Run
 
     run = Run.open(str(recipe), runs)
-    wanted = MixtureRequest(tuple(dict.fromkeys((*parse_shares(shares), *held))), tokens, repeats)
-    check_fit(wanted, held, tolerance)
-    found = load_scores(run_mixtures(run, wanted))
-    report_mixture(found, held, tolerance, out or run.root / FOLDER, run.name)
+    all_shares = tuple(dict.fromkeys((*parse_shares(shares), *held_out)))
+    request = MixtureRequest(all_shares, tokens, repeats)
+    check_fit(request, held_out, tolerance)
+    mixture_runs = load_scores(run_mixtures(run, request))
+    report_mixture(mixture_runs, held_out, tolerance, out or run.root / FOLDER, run.name)

@@ -1,4 +1,4 @@
-"""`toolkit plan`: what a recipe needs, before any money is spent."""
+"""`toolkit plan` and `toolkit power`: what a recipe needs, and what its sets can see."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from typing import Annotated
 
 import typer
 
+from toolkit.cli.options import RecipeName, Runs
+
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(help="Devices to train on, such as 8xH100 or CPU; once for each choice."),
+]
+Price = Annotated[
+    list[str] | None, typer.Option(help="Dollars an hour, such as H100=2.5; once for each.")
+]
+PriceFile = Annotated[
+    Path | None, typer.Option(help="YAML with prices (H100: 2.5) and devices of your own.")
+]
+
 
 def plan(
-    recipe: Annotated[
-        str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
-    ],
-    runs: Annotated[Path, typer.Option(help="Folder that holds the runs.")] = Path("runs"),
-    devices: Annotated[
-        list[str] | None,
-        typer.Option(help="Devices to train on, such as 8xH100 or CPU; once for each choice."),
-    ] = None,
-    price: Annotated[
-        list[str] | None, typer.Option(help="Dollars an hour, such as H100=2.5; once for each.")
-    ] = None,
-    prices: Annotated[
-        Path | None, typer.Option(help="YAML with prices (H100: 2.5) and devices of your own.")
-    ] = None,
+    recipe: RecipeName,
+    runs: Runs = Path("runs"),
+    devices: Devices = None,
+    price: Price = None,
+    prices: PriceFile = None,
     utilization: Annotated[
         float | None, typer.Option(help="Share of a GPU's peak that training reaches.")
     ] = None,
@@ -53,7 +57,7 @@ def plan(
 
     if write is not None:
         check_write(write)
-    wanted = PlanRequest(
+    request = PlanRequest(
         fleets=tuple(devices or ()),
         devices=with_prices(DEVICES, price or (), prices),
         utilization=utilization,
@@ -61,12 +65,23 @@ def plan(
         measure=measure,
     )
     run = Run.open(recipe, runs)
-    made = make_plan(run, wanted)
-    show_plan(made)
-    path = write_plan(run, made)
-    say(f"\n{path} and {path.with_suffix('.html').name} are written; {made['seconds']} s.")
+    results = make_plan(run, request)
+    show_plan(results)
+    path = write_plan(run, results)
+    say(f"\n{path} and {path.with_suffix('.html').name} are written; {results.seconds} s.")
     say(f"What its sets can see of a loss: toolkit power {recipe} (before anything is trained).")
     if write is not None:
-        write_recipe(run, made, write)
+        write_recipe(run, results, write)
         say(f"{write} is ready: toolkit cpt run {write}")
-    finish(made)
+    finish(results)
+
+
+def power(
+    recipe: RecipeName,
+    runs: Runs = Path("runs"),
+) -> None:
+    """What the sets of a recipe can see: the smallest loss, and how many groups it would take."""
+    from toolkit.pipeline.power import run_power
+    from toolkit.pipeline.run import Run
+
+    run_power(Run.open(recipe, runs))

@@ -41,12 +41,12 @@ def errors_in_one_line() -> Iterator[None]:
         except BaseException as error:
             from toolkit.library_errors import explain
 
-            known = explain(error)
-            if known is None:
+            known_error = explain(error)
+            if known_error is None:
                 raise
             if os.environ.get(TRACEBACK, "") not in {"", "0"}:
                 traceback.print_exception(error)
-            stop(str(known), known.exit_code)
+            stop(str(known_error), known_error.exit_code)
 
 
 def stop(message: str, code: int) -> NoReturn:

@@ -7,21 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from toolkit.cli.options import RecipeName, Runs
+
 if TYPE_CHECKING:
     from toolkit.publish.material import Material
 
 app = typer.Typer(no_args_is_help=True, help="The merged model, for others.")
 
-RecipeName = Annotated[
-    str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
-]
 Repository = Annotated[str, typer.Option(help="Name to publish under, org/name.")]
 Kind = Annotated[str, typer.Option("--format", help="safetensors, gguf or adapter.")]
 Accept = Annotated[
     list[str] | None,
     typer.Option(help='A check that may fail, CHECK="reason"; the reason is published.'),
 ]
-Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
 
 
 @app.command("run")
@@ -51,11 +49,11 @@ def run(
         raise ConfigError(f"--to {to}: is no address of a store, such as file:///srv/models/x.")
     if to is not None and (public or pr or tag):
         raise ConfigError("--public, --pr and --tag belong to the hub, not to --to.")
-    accepted = parse_accepted(accept or ())
+    accepted_checks = parse_accepted(accept or ())
     format_ = _format(kind)
-    hub = HubTarget(_checked(repo), public=public, pull_request=pr, tag=tag)
-    target = None if not upload else to or hub
-    run_publish(_material(recipe, runs), format_, repo, accepted=accepted, target=target)
+    hub_target = HubTarget(_checked(repo), public=public, pull_request=pr, tag=tag)
+    target = None if not upload else to or hub_target
+    run_publish(_material(recipe, runs), format_, repo, accepted=accepted_checks, target=target)
 
 
 @app.command("bundle")
@@ -95,9 +93,9 @@ def _format(kind: str):  # type: ignore[no-untyped-def]  # a Format; its import 
     from toolkit.errors import ConfigError, sentence_end
     from toolkit.publish.config import FORMATS
 
-    for known in FORMATS:
-        if known == kind:
-            return known
+    for known_format in FORMATS:
+        if known_format == kind:
+            return known_format
     raise ConfigError(
         f"--format {kind}: is unknown{sentence_end(kind, FORMATS)} Formats: {', '.join(FORMATS)}."
     )
@@ -126,13 +124,13 @@ def _material(name: str, runs: Path) -> Material:
     from toolkit.publish.material import Material
 
     run = Run.open(name, runs)
-    merged = ensure_merge(run)
+    merged_model = ensure_merge(run)
     return Material(
         recipe=run.recipe,
         root=run.root,
         general=ensure_general(run),
         specialist=ensure_cpt(run),
         data=ensure_data(run),
-        merged=merged,
+        merged=merged_model,
         others=ensure_models(run),
     )

@@ -23,8 +23,8 @@ class DeafStream:
         try:
             return int(self._stream.write(text))
         except UnicodeEncodeError as error:
-            escaped = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
-            return int(self._stream.write(escaped))
+            escaped_text = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
+            return int(self._stream.write(escaped_text))
         except (BrokenPipeError, ValueError) as error:  # ValueError: it was closed
             if isinstance(error, BrokenPipeError):
                 self._give_up()
@@ -45,9 +45,9 @@ class DeafStream:
     def _give_up(self) -> None:
         """Let what is still buffered, and all that follows, run into nothing."""
         with contextlib.suppress(OSError, ValueError):
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, self._stream.fileno())
-            os.close(nothing)
+            null_device = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null_device, self._stream.fileno())
+            os.close(null_device)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from toolkit.cli.options import Runs
+
 app = typer.Typer(no_args_is_help=True, help="Published claims, and what a run shows of them.")
 
 RecipeName = Annotated[str, typer.Argument(help="NAME[@scale]: of recipes/, or a .yaml file.")]
-Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
 
 
 @app.command("run")

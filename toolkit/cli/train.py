@@ -1,4 +1,5 @@
-"""Commands about training beside `cpt run`. Nothing slow is imported before one runs."""
+"""Commands that run a recipe's stages, or training beside them. Nothing slow is imported before
+one runs."""
 
 from __future__ import annotations
 
@@ -7,19 +8,63 @@ from typing import Annotated
 
 import typer
 
+from toolkit.cli.options import RecipeName, Runs, Verify
 from toolkit.errors import ConfigError
 
+data_app = typer.Typer(no_args_is_help=True, help="Documents to packed tokens.")
+cpt_app = typer.Typer(no_args_is_help=True, help="Continued pre-training.")
+search_app = typer.Typer(no_args_is_help=True, help="The search for merge weights.")
 sft_app = typer.Typer(no_args_is_help=True, help="Fine-tuning on conversations.")
 checkpoint_app = typer.Typer(no_args_is_help=True, help="Model folders and kept states.")
 
-RecipeName = Annotated[
-    str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
-]
-Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
-Verify = Annotated[
-    bool,
-    typer.Option("--verify", help="Read all files of finished stages anew."),
-]
+
+@data_app.command("run")
+def data_run(recipe: RecipeName, runs: Runs = Path("runs"), verify: Verify = False) -> None:
+    """Fetch, clean, split, tokenize and pack a recipe's documents."""
+    from toolkit.file_hashes import verify_all
+    from toolkit.pipeline.models import ensure_data
+    from toolkit.pipeline.run import Run
+
+    verify_all(verify)
+    ensure_data(Run.open(recipe, runs))
+
+
+@cpt_app.command("run")
+def cpt_run(
+    recipe: RecipeName,
+    runs: Runs = Path("runs"),
+    change_schedule: Annotated[
+        bool,
+        typer.Option(
+            "--change-schedule", help="Continue an interrupted run under a changed schedule."
+        ),
+    ] = False,
+    verify: Verify = False,
+) -> None:
+    """Train a recipe's general model into the specialist."""
+    from toolkit.file_hashes import verify_all
+    from toolkit.pipeline.models import ensure_cpt
+    from toolkit.pipeline.run import Run
+    from toolkit.plan.outlook import say_outlook
+
+    verify_all(verify)
+    run = Run.open(recipe, runs)
+    say_outlook(run, "cpt")
+    ensure_cpt(run, change_schedule=change_schedule)
+
+
+@search_app.command("worker")
+def search_worker(
+    recipe: RecipeName,
+    runs: Runs = Path("runs"),
+    number: Annotated[int, typer.Option(help="Of this worker; decides on the GPU.")] = 0,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the search to begin.")] = 60.0,
+) -> None:
+    """Join the search of a recipe that `merge choose` runs, here or on another machine."""
+    from toolkit.pipeline.run import Run
+    from toolkit.pipeline.stages import join_merge
+
+    join_merge(Run.open(recipe, runs), number=number, wait_seconds=wait)
 
 
 @sft_app.command("run")
@@ -33,6 +78,7 @@ def sft_run(recipe: RecipeName, runs: Runs = Path("runs"), verify: Verify = Fals
     ensure_sft(Run.open(recipe, runs))
 
 
+@cpt_app.command("anneal")
 def anneal(
     recipe: RecipeName,
     runs: Runs = Path("runs"),
@@ -93,10 +139,30 @@ def average(
         raise ConfigError("--last: is for a recipe's states; name the folders to average here.")
     if weights is not None and decay is not None:
         raise ConfigError("--weights, --decay: give one of them.")
-    chosen = (
+    chosen_weights = (
         parse_weights(weights, len(folders))
         if weights is not None
         else average_weights(len(folders), decay)
     )
-    count = average_folders(folders, chosen, out)
-    say(f"{count} tensors of {len(folders)} models averaged in {out}")
+    num_tensors = average_folders(folders, chosen_weights, out)
+    say(f"{num_tensors} tensors of {len(folders)} models averaged in {out}")
+
+
+def repeat(
+    recipe: RecipeName,
+    seeds: Annotated[int, typer.Option(min=2, help="How many, the recipe's own first.")] = 3,
+    same_documents: Annotated[
+        bool,
+        typer.Option(
+            "--same-documents",
+            help="Train, tune and test every seed on the first one's documents: what differs is "
+            "training and search alone.",
+        ),
+    ] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Make a whole run once per seed: what differs between seeds, beside what differs by items."""
+    from toolkit.pipeline.repeat import run_repeat
+    from toolkit.pipeline.run import Run
+
+    run_repeat(Run.open(recipe, runs), seeds, same_documents=same_documents)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import string
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 from typing_extensions import Self
 
+from toolkit.errors import ConfigError
 from toolkit.section import Fraction, Length, PositiveInt, Section, at_most
 
 Role = Literal["domain", "general"]
@@ -16,8 +18,9 @@ SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 Format = Literal[
-    "auto", "text", "html", "filing", "csv", "jsonl", "parquet", "pubmed", "front_matter"
-]
+    "auto", "text", "html", "filing", "csv", "jsonl", "parquet", "pubmed", "front_matter",
+    "pdf", "docx", "pptx", "epub",
+]  # fmt: skip
 
 
 class ArtifactSection(Section):
@@ -50,6 +53,88 @@ class HubSection(Section):
 
     revision: str | None = None
     """Commit or tag; pin it, so that a run can be repeated."""
+
+
+_FORM = Annotated[str, StringConstraints(pattern="^[A-Z0-9][A-Z0-9 /-]*$")]
+
+
+class EdgarSection(Section):
+    """Filings of the SEC's public archive (EDGAR): of companies or of an industry, by form and year
+    of filing. Each is fetched once, at a pace that keeps the archive's rules, and kept by its
+    accession number and hash. Groups are companies: their tickers, or ten-digit numbers."""
+
+    companies: tuple[str, ...] = ()
+    """Tickers or company numbers (CIK), numbers in quotes."""
+
+    sic: Annotated[int, Field(ge=100, le=9999)] | None = None
+    """Industry (Standard Industrial Classification); all its companies that filed such forms."""
+
+    max_companies: PositiveInt | None = None
+    """No more companies of the industry than these."""
+
+    forms: Annotated[tuple[_FORM, ...], Field(min_length=1)] = ("10-K",)
+    """Forms as the archive writes them. An amendment is a form of its own (`10-K/A`): without being
+    named it is left out, so that no filing stands twice."""
+
+    years: tuple[int, int] | None = None
+    """First and last year of filing."""
+
+    contact: Annotated[str | None, Field(exclude=True)] = None
+    """Who asks, as the archive's rules want it: `Name name@example.org`. By default what the
+    environment's `EDGAR_IDENTITY` says. It is sent to the archive and published nowhere."""
+
+    filings: str | None = None
+    """A list that a run wrote (`runs/NAME/data/filings/SOURCE.jsonl`): exactly these filings, each
+    by its accession number and hash, in place of companies, industry and years."""
+
+    @field_validator("companies", mode="before")
+    @classmethod
+    def _quoted(cls, companies: Any) -> Any:
+        for company in companies if isinstance(companies, list) else ():
+            if not isinstance(company, str):
+                raise ValueError(
+                    f"write {company!r} in quotes: YAML reads 0000001750 as 1000, and ON as true"
+                )
+        return companies
+
+    @model_validator(mode="after")
+    def _what(self) -> Self:
+        given = [self.filings is not None, bool(self.companies), self.sic is not None]
+        if sum(given) != 1:
+            raise ValueError("give exactly one of companies, sic and filings")
+        if self.filings is None and self.years is None:
+            raise ValueError("give years, such as [2019, 2024]: first and last year of filing")
+        if self.years is not None and not 1993 <= self.years[0] <= self.years[1] <= 2100:
+            raise ValueError(f"years: must be two years from 1993 on, in order (got {self.years})")
+        if self.contact is not None and not _is_contact(self.contact):
+            raise ValueError(_CONTACT_ADVICE)
+        return self
+
+    @property
+    def first_and_last_year(self) -> tuple[int, int]:
+        """Years of filing, both inclusive."""
+        return self.years or (1993, 2100)
+
+    def caller(self) -> str:
+        """Who asks.
+
+        Raises:
+            ConfigError: neither the recipe nor the environment says.
+        """
+        contact = self.contact or os.environ.get("EDGAR_IDENTITY", "")
+        if not _is_contact(contact):
+            raise ConfigError(f"edgar.contact: {_CONTACT_ADVICE}")
+        return contact
+
+
+_CONTACT_ADVICE = (
+    "the SEC's archive asks for a name and an address that is read: set `contact: Name "
+    "name@example.org`, or EDGAR_IDENTITY in the environment"
+)
+
+
+def _is_contact(text: str) -> bool:
+    return bool(re.fullmatch(r"[\x20-\x7e]*\S+@\S+\.\S+[\x20-\x7e]*", text))
 
 
 class SplitRule(Section):
@@ -85,7 +170,7 @@ def _check_template(template: str) -> None:
 
 
 class SourceSection(Section):
-    """One source of documents: exactly one of `artifact`, `hub` and `files`."""
+    """One source of documents: exactly one of `artifact`, `hub`, `edgar` and `files`."""
 
     former_keys: ClassVar = {"artefact": "artifact", "split.tuning": "validation"}
 
@@ -94,6 +179,7 @@ class SourceSection(Section):
 
     artifact: ArtifactSection | None = None
     hub: HubSection | None = None
+    edgar: EdgarSection | None = None
     files: tuple[str, ...] | None = None
     """Paths or globs, relative to the folder that the command runs in; remote ones as fsspec writes
     them (`s3://bucket/*.jsonl.zst`). `{stdlib}` is the running Python's standard library."""
@@ -103,6 +189,8 @@ class SourceSection(Section):
 
     format: Format = "auto"
     """How to read a file; `auto` goes by its ending, after `.gz`, `.zst`, `.bz2` or `.xz`.
+    A folder of PDF, Word, PowerPoint, EPUB and HTML files needs no word here (`pip install
+    'cpt-toolkit[documents]'`); each long document becomes pieces that know their page.
     `filing` is an inline-XBRL 10-K or 10-Q, `pubmed` a PubMed XML file, `front_matter` a text with
     a YAML head between lines of `---`, which is left out."""
 
@@ -156,10 +244,12 @@ class SourceSection(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        given = [name for name in ("artifact", "hub", "files") if getattr(self, name) is not None]
+        places = ("artifact", "hub", "edgar", "files")
+        given = [name for name in places if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"give exactly one of artifact, hub and files (got {', '.join(given) or 'none'})"
+                "give exactly one of artifact, hub, edgar and files "
+                f"(got {', '.join(given) or 'none'})"
             )
         if sum(rule.share for rule in self.split.values()) <= 0.0:
             raise ValueError("split: the shares sum to zero, so no document has a place")

@@ -22,6 +22,7 @@ from toolkit.data.config import SourceSection
 from toolkit.data.unpacked import OPENERS, unpack
 from toolkit.errors import DataError
 from toolkit.file_hashes import known_hash
+from toolkit.shipped import shipped_file
 from toolkit.stage import hash_bytes
 
 _WHOLE_HASH_BYTES = 4 << 30
@@ -135,6 +136,8 @@ def input_hashes(sources: Mapping[str, SourceSection]) -> dict[str, str]:
     """
     hashes: dict[str, str] = {}
     for name, source in sources.items():
+        if source.edgar is not None and source.edgar.filings is not None:
+            hashes[f"{name}/{source.edgar.filings}"] = _hash(Path(source.edgar.filings))
         seen: set[str] = set()
         local = local_paths(source)
         for pattern in dict.fromkeys(source.files or ()):
@@ -169,6 +172,8 @@ def _expand(pattern: str) -> str:
     """A local pattern as `expand_pattern` takes it: `~` and `{stdlib}` are folders, a folder means
     all files below it, and brackets that stand in the name of something are no wildcards."""
     pattern = pattern.replace("{stdlib}", sysconfig.get_paths()["stdlib"])
+    if not Path(pattern).exists() and (shipped := shipped_file(pattern)) is not None:
+        return glob.escape(str(shipped))
     pattern = os.path.expanduser(pattern)  # noqa: PTH111  (Path's raises where it knows no user)
     if "[" in pattern:
         literal = pattern.replace("[", "[[]")

@@ -29,11 +29,22 @@ _NOTE = re.compile(r"^(?:note\s+\d+\b|\d{1,2}\.\s+[A-Z])", re.IGNORECASE)
 
 
 @dataclass
-class _Block:
+class TextBlock:
+    """A paragraph, a row of a table, or the end of a page.
+
+    Attributes:
+        text: without line breaks.
+        bold: all of it is, as headings are.
+        is_row: of a table; cells are separated by ` | `.
+        ends_page: what comes next stands on another page.
+        page: number of the page that it stands on, where there are pages.
+    """
+
     text: str
     bold: bool = False
     is_row: bool = False
     ends_page: bool = False
+    page: int = 0
 
 
 def filing_sections(page: bytes, name: str) -> Iterator[tuple[str, str]]:
@@ -59,32 +70,32 @@ def page_text(page: bytes, name: str) -> str:
     Raises:
         DataError: no text is left.
     """
-    return _text(_clean_blocks(page, name))
+    return join_blocks(_clean_blocks(page, name))
 
 
-def _clean_blocks(page: bytes, name: str) -> list[_Block]:
+def _clean_blocks(page: bytes, name: str) -> list[TextBlock]:
     try:
         root = html.document_fromstring(page)
     except (etree.ParserError, ValueError) as error:
         raise DataError(f"{name}: cannot be read as HTML ({error}).") from error
-    blocks = _join_across_pages(_drop_furniture(list(_blocks(root))))
+    blocks = join_across_pages(drop_furniture(list(_blocks(root))))
     if not blocks:
         raise DataError(f"{name}: holds no text once hidden parts and page furniture are gone.")
     return blocks
 
 
-def _blocks(root: html.HtmlElement) -> Iterator[_Block]:
+def _blocks(root: html.HtmlElement) -> Iterator[TextBlock]:
     """Flatten the tree into paragraphs, table rows and page ends, in reading order."""
     inline: list[tuple[str, bool]] = []
 
-    def flush() -> Iterator[_Block]:
+    def flush() -> Iterator[TextBlock]:
         text = _squeeze("".join(piece for piece, _ in inline))
         if text:
             bold = all(is_bold for piece, is_bold in inline if piece.strip())
-            yield _Block(text, bold=bold)
+            yield TextBlock(text, bold=bold)
         inline.clear()
 
-    def walk(element: html.HtmlElement, bold: bool) -> Iterator[_Block]:
+    def walk(element: html.HtmlElement, bold: bool) -> Iterator[TextBlock]:
         tag = element.tag
         if not isinstance(tag, str) or tag in _SKIPPED_TAGS:  # comments have no string tag
             return
@@ -111,18 +122,18 @@ def _blocks(root: html.HtmlElement) -> Iterator[_Block]:
                 yield from flush()
         if "page-break-after:always" in style or "break-after:page" in style:
             yield from flush()
-            yield _Block("", ends_page=True)
+            yield TextBlock("", ends_page=True)
 
     yield from walk(root, False)
     yield from flush()
 
 
-def _rows(table: html.HtmlElement) -> Iterator[_Block]:
+def _rows(table: html.HtmlElement) -> Iterator[TextBlock]:
     for row in table.iter("tr"):
         cells = [_squeeze(_visible_text(cell)) for cell in row if cell.tag in {"td", "th"}]
         text = _row_text([cell for cell in cells if cell])
         if text:
-            yield _Block(text, is_row=True)
+            yield TextBlock(text, is_row=True)
 
 
 def _visible_text(element: html.HtmlElement) -> str:
@@ -165,9 +176,9 @@ def _squeeze(text: str) -> str:
     return re.sub(r"[\s\u00a0\u200b]+", " ", text).strip()
 
 
-def _drop_furniture(blocks: list[_Block]) -> list[_Block]:
+def drop_furniture(blocks: list[TextBlock]) -> list[TextBlock]:
     """Leave out running heads and page numbers: short lines that return at the edges of pages."""
-    pages: list[list[_Block]] = [[]]
+    pages: list[list[TextBlock]] = [[]]
     for block in blocks:
         pages[-1].append(block)
         if block.ends_page:
@@ -175,7 +186,7 @@ def _drop_furniture(blocks: list[_Block]) -> list[_Block]:
     counts: Counter[str] = Counter()
     for page in pages:
         counts.update({part for block in _edges(page) for part in _parts(block)})
-    kept: list[_Block] = []
+    kept: list[TextBlock] = []
     for page in pages:
         furniture = {
             id(block)
@@ -189,13 +200,13 @@ def _drop_furniture(blocks: list[_Block]) -> list[_Block]:
     return kept
 
 
-def _edges(page: list[_Block]) -> list[_Block]:
+def _edges(page: list[TextBlock]) -> list[TextBlock]:
     texts = [block for block in page if block.text]
     near = texts[:_EDGE_BLOCKS] + texts[_EDGE_BLOCKS:][-_EDGE_BLOCKS:]
     return [block for block in near if len(block.text) <= 120]
 
 
-def _parts(block: _Block) -> set[str]:
+def _parts(block: TextBlock) -> set[str]:
     """The whole line and, of a row, each cell with words in it."""
     cells = block.text.split(" | ") if block.is_row else []
     return {_shape(block.text)} | {_shape(cell) for cell in cells if len(cell) >= 8}
@@ -205,9 +216,9 @@ def _shape(text: str) -> str:
     return re.sub(r"\d+", "#", text.lower())
 
 
-def _join_across_pages(blocks: list[_Block]) -> list[_Block]:
+def join_across_pages(blocks: list[TextBlock]) -> list[TextBlock]:
     """Give back to a sentence what a page end cut off."""
-    joined: list[_Block] = []
+    joined: list[TextBlock] = []
     after_page_end = False
     for block in blocks:
         if block.ends_page:
@@ -229,8 +240,8 @@ def _join_across_pages(blocks: list[_Block]) -> list[_Block]:
     return joined
 
 
-def _sections(blocks: list[_Block]) -> Iterator[tuple[str, str]]:
-    heading, lines, words = "Front matter", list[_Block](), 0
+def _sections(blocks: list[TextBlock]) -> Iterator[tuple[str, str]]:
+    heading, lines, words = "Front matter", list[TextBlock](), 0
     for block in blocks:
         is_short = not block.is_row and len(block.text) <= 150
         opens = is_short and (
@@ -241,17 +252,17 @@ def _sections(blocks: list[_Block]) -> Iterator[tuple[str, str]]:
         if opens and words > 0:
             # A heading that follows a heading belongs to the same section.
             if words >= MIN_SECTION_WORDS // 4:
-                yield heading, _text(lines)
+                yield heading, join_blocks(lines)
                 heading, lines, words = block.text, [], 0
         elif opens:
             heading = block.text
         lines.append(block)
         words += len(block.text.split())
     if lines:
-        yield heading, _text(lines)
+        yield heading, join_blocks(lines)
 
 
-def _text(blocks: list[_Block]) -> str:
+def join_blocks(blocks: list[TextBlock]) -> str:
     """Paragraphs apart by a blank line, rows of one table by a line break."""
     out = ""
     for index, block in enumerate(blocks):

@@ -13,6 +13,8 @@ from typing import IO, Any
 
 from toolkit.data.files import ending
 from toolkit.data.filing import filing_sections, page_text
+from toolkit.data.paged import OLD_FORMATS, PAGED_FORMATS
+from toolkit.data.paged_process import read_paged_apart
 from toolkit.data.unpacked import read_whole, refuse_bomb
 from toolkit.errors import DataError
 from toolkit.limits import limit, raise_hint
@@ -33,6 +35,7 @@ FORMATS = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
     ".xml": "pubmed",
+    **PAGED_FORMATS,
     **dict.fromkeys(_CODE.split(), "text"),
 }
 _FRONT_MATTER = re.compile(r"\A---\r?\n.*?\r?\n---\r?\n", re.DOTALL)
@@ -91,6 +94,11 @@ def format_of(name: str, wanted: str) -> str:
     if wanted != "auto":
         return wanted
     suffix = ending(name)
+    if suffix in OLD_FORMATS:
+        raise DataError(
+            f"{name}: {suffix} is not read; save it as {OLD_FORMATS[suffix]} (LibreOffice: soffice "
+            f"--convert-to {OLD_FORMATS[suffix][1:]} FILE), or leave it out with `exclude`."
+        )
     if suffix not in FORMATS:
         raise DataError(
             f"{name}: format is unknown by its ending {suffix!r}; set `format` for this source or "
@@ -119,6 +127,8 @@ def read_rows(stream: IO[bytes], name: str, kind: str, faults: Faults) -> Iterat
     elif kind == "filing":
         for number, (_, text) in enumerate(filing_sections(read_whole(stream, name), name)):
             yield DocumentRow(f"#{number:04d}", name, text=text)
+    elif kind in PAGED_FORMATS.values():
+        yield from _paged(read_whole(stream, name), name, kind, faults)
     elif kind == "html":
         yield DocumentRow("", name, text=page_text(read_whole(stream, name), name))
     else:
@@ -126,6 +136,30 @@ def read_rows(stream: IO[bytes], name: str, kind: str, faults: Faults) -> Iterat
         if decoded is not None:
             body = _FRONT_MATTER.sub("", decoded, count=1) if kind == "front_matter" else decoded
             yield DocumentRow("", name, text=body)
+
+
+def _paged(data: bytes, name: str, kind: str, faults: Faults) -> Iterator[DocumentRow]:
+    """Pieces of a document, by the page that each begins on."""
+    try:
+        document = read_paged_apart(data, name, kind)
+    except DataError as error:
+        faults.report(name, str(error).removeprefix(f"{name}: "), error)
+        return
+    if not document.pieces:
+        what = "holds no text."
+        if kind == "pdf":
+            what = (
+                f"holds {document.num_pages} pages and no text: they are pictures (scanned?); "
+                "put text behind them, for instance by ocrmypdf."
+            )
+        faults.report(name, what)
+        return
+    if document.empty_pages:
+        note = f"{NOTE}pages of {kind} files hold no text (pictures or scans)"
+        faults.counts[note] += document.empty_pages
+    for piece in document.pieces:
+        place = f"#p{piece.page:04d}" if len(document.pieces) > 1 else ""
+        yield DocumentRow(place, f"{name}, page {piece.page}", text=piece.text)
 
 
 def _decode(data: bytes, name: str, faults: Faults) -> str | None:

@@ -20,6 +20,12 @@ from numpy.typing import NDArray
 from toolkit.data.blocks import BlocksTable, SourceEntry, StageEntry, write_blocks
 from toolkit.data.config import DataSection, SourceSection
 from toolkit.data.duplicates import drop_exact, drop_near, keep_copies_together
+from toolkit.data.edgar import (
+    fetch_filing,
+    find_filings,
+    say_what_is_fetched,
+    write_filing_list,
+)
 from toolkit.data.encode import (
     Encoder,
     TextTokenizer,
@@ -107,6 +113,7 @@ class _DataRun:
             num_blocks = write_packs(section, tables, work)
             stage_entries = plan_stages(section, tables, num_blocks)
             write_blocks(work, _blocks_table(stage.seed, frame, tables, stage_entries))
+            _write_filing_lists(section, work / "filings")
             for split, documents in evaluation.items():
                 write_documents(work / f"{split}.jsonl", documents)
             _write_document_list(work / "documents.csv", section, texts, index, tables, evaluation)
@@ -138,6 +145,8 @@ class _DataRun:
         """Cleaned texts of every source, in shards."""
         texts_by_source: dict[str, SourceTexts] = {}
         for number, (name, source) in enumerate(self.section.sources.items()):
+            if source.edgar is not None:
+                say_what_is_fetched(name, find_filings(source.edgar))
             found = texts_by_source[name] = write_texts(
                 number,
                 name,
@@ -358,6 +367,14 @@ def _blocks_table(
         },
         stages=stages,
     )
+
+
+def _write_filing_lists(section: DataSection, folder: Path) -> None:
+    """Which filings every source from the SEC's archive is made of."""
+    for name, source in section.sources.items():
+        if source.edgar is not None:
+            filings = [fetch_filing(filing, source.edgar) for filing in find_filings(source.edgar)]
+            write_filing_list(folder / f"{name}.jsonl", filings)
 
 
 def _write_document_list(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import lzma
 import math
@@ -16,6 +17,7 @@ from uuid import UUID
 
 from toolkit.data.artifacts import ARCHIVE_ERRORS
 from toolkit.data.config import SourceSection
+from toolkit.data.edgar import fetch_filing, find_filings, is_page, read_main_document
 from toolkit.data.files import input_hashes, source_files
 from toolkit.data.formats import NOTE, DocumentRow, Faults, format_of, read_rows
 from toolkit.errors import DataError, sentence_end
@@ -56,7 +58,8 @@ def read_documents(
         DataError: a file is missing or cannot be read in its format.
     """
     faults = faults or Faults(source.skip_damaged)
-    documents = _hub_documents(name, source, faults) if source.hub else _all(name, source, faults)
+    read = _hub_documents if source.hub else _filing_documents if source.edgar else _all
+    documents = read(name, source, faults)
     for number, document in enumerate(documents, start=1):
         yield document
         if number == source.max_documents:
@@ -193,6 +196,20 @@ def _field(row: DocumentRow, field: str, setting: str) -> Any:
             f"Fields: {known}; set `{setting}`."
         )
     return fields[field]
+
+
+def _filing_documents(name: str, source: SourceSection, faults: Faults) -> Iterator[Document]:
+    """Sections of filings, each filing fetched when it is its turn; groups are companies."""
+    assert source.edgar is not None  # noqa: S101  (the caller checked; this tells the type checker)
+    for filing in find_filings(source.edgar):
+        fetched = fetch_filing(filing, source.edgar)
+        try:
+            data = read_main_document(fetched)
+            kind = "filing" if is_page(data) else "text"
+            for row in read_rows(io.BytesIO(data), filing.key, kind, faults):
+                yield Document(f"{name}/{filing.key}{row.place}", name, filing.company, row.text)
+        except DataError as error:
+            faults.report(filing.key, str(error).removeprefix(f"{filing.key}: "), error)
 
 
 def _hub_documents(name: str, source: SourceSection, faults: Faults) -> Iterator[Document]:

@@ -30,8 +30,8 @@ class Group:
     """Sums over the tensors of one layer and kind.
 
     Attributes:
-        sums: over entries.
-        trimmed: by the label of the tuned model.
+        sums: sums over entries.
+        trimmed: what trimming removed, by the label of the tuned model.
     """
 
     sums: Sums
@@ -39,8 +39,8 @@ class Group:
 
     def add(self, sums: Sums, trimmed: dict[str, RemovedByTrimming]) -> None:
         self.sums += sums
-        for label, found in trimmed.items():
-            self.trimmed[label] = self.trimmed.get(label, RemovedByTrimming()) + found
+        for label, removed in trimmed.items():
+            self.trimmed[label] = self.trimmed.get(label, RemovedByTrimming()) + removed
 
 
 @dataclass
@@ -48,12 +48,12 @@ class MeasuredMerge:
     """What the walk found.
 
     Attributes:
-        groups: by stack (None outside of layers), layer and kind.
+        groups: sums by stack (None outside of layers), layer and kind.
         left_out: tensors that some model lacks, has in another shape or in an 8-bit type.
-        non_finite: entries that are NaN or infinite, by model's label and tensor.
+        non_finite: number of entries that are NaN or infinite, by model's label and tensor.
         zero_rows: rows of the vocabulary that are all zero in the merge and not in every parent, by
             tensor.
-        padding_rows: how many are zero in the merge and in every parent.
+        padding_rows: number of rows that are zero in the merge and in every parent.
     """
 
     groups: dict[tuple[str | None, int, str], Group] = field(default_factory=dict)
@@ -66,11 +66,11 @@ class MeasuredMerge:
         self, num_models: int, place: tuple[str, int] | None = None, kind: str | None = None
     ) -> Group:
         """The sums of all groups, or of those in one layer, or of one kind."""
-        whole = Group(Sums.zero(num_models))
-        for (stack, layer, own), group in self.groups.items():
-            if place in (None, (stack, layer)) and kind in (None, own):
-                whole.add(group.sums, group.trimmed)
-        return whole
+        total_group = Group(Sums.zero(num_models))
+        for (stack, layer, group_kind), group in self.groups.items():
+            if place in (None, (stack, layer)) and kind in (None, group_kind):
+                total_group.add(group.sums, group.trimmed)
+        return total_group
 
 
 def measure(
@@ -79,44 +79,52 @@ def measure(
     """Walk over every tensor of the merge.
 
     Args:
-        subjects: what is compared.
-        workers: threads.
-        advance: told of every tensor.
+        subjects: models that are compared.
+        workers: threads to compute with.
+        advance: is told of every tensor.
 
     Returns:
         Sums by layer and kind; damaged tensors are counted, and kept out of the sums.
     """
-    found = MeasuredMerge()
+    measured = MeasuredMerge()
     counterparts = subjects.counterparts()
-    tasks = {task.name: task for task in subjects.plan.tasks} if subjects.plan is not None else {}
+    tasks_by_name = (
+        {task.name: task for task in subjects.plan.tasks} if subjects.plan is not None else {}
+    )
     for name in subjects.checkpoints[0].names:
         tensors = counterparts.get(name, [name])
-        pairs = list(zip(subjects.checkpoints, tensors, strict=False))
-        arrays = [checkpoint.array(tensor) for checkpoint, tensor in pairs]
-        known = [array[:] for array in arrays if array is not None]
-        if known and len(known) == len(arrays):
+        model_tensors = list(zip(subjects.checkpoints, tensors, strict=False))
+        read_arrays = [checkpoint.array(tensor) for checkpoint, tensor in model_tensors]
+        arrays = [array[:] for array in read_arrays if array is not None]
+        is_compared = len(arrays) == len(subjects.checkpoints)
+        if arrays and len(arrays) == len(read_arrays):
             # Alone where there is nothing to compare it with: damage is looked for all the same.
-            base = subjects.base if len(known) == len(subjects.checkpoints) else 0
-            sums = sum_tensor(known, base, workers)
-            for label, tensor, count in zip(
-                subjects.labels, tensors, sums.non_finite, strict=False
-            ):
-                if count:
-                    found.non_finite.setdefault(label, {})[tensor] = int(count)
+            sums = sum_tensor(arrays, subjects.base if is_compared else 0, workers)
+            is_damaged = _note_damage(measured, subjects, tensors, sums)
             if is_vocabulary(name):
-                _find_zero_rows(found, subjects, name, known, workers)
-            if len(known) == len(subjects.checkpoints) and not sums.non_finite.any():
+                _find_zero_rows(measured, subjects, name, arrays, workers)
+            if is_compared and not is_damaged:
                 stack, layer = subjects.layout.find(name) or (None, 0)
                 key = (stack, layer, kind_of(name))
-                group = found.groups.setdefault(key, Group(Sums.zero(len(known))))
-                group.add(sums, _trimmed(subjects, tasks.get(name), workers))
-        if len(known) < len(subjects.checkpoints):
-            found.left_out.append(name)
-        for checkpoint, tensor in pairs:
+                group = measured.groups.setdefault(key, Group(Sums.zero(len(arrays))))
+                group.add(sums, _trimmed(subjects, tasks_by_name.get(name), workers))
+        if not is_compared:
+            measured.left_out.append(name)
+        for checkpoint, tensor in model_tensors:
             checkpoint.give_back(tensor)
         if advance is not None:
             advance(1, name)
-    return found
+    return measured
+
+
+def _note_damage(
+    measured: MeasuredMerge, subjects: Subjects, tensors: list[str], sums: Sums
+) -> bool:
+    """Note entries that are NaN or infinite; whether there are any."""
+    for label, tensor, count in zip(subjects.labels, tensors, sums.non_finite, strict=False):
+        if count:
+            measured.non_finite.setdefault(label, {})[tensor] = int(count)
+    return bool(sums.non_finite.any())
 
 
 def _trimmed(
@@ -129,22 +137,23 @@ def _trimmed(
 
 
 def _find_zero_rows(
-    found: MeasuredMerge,
+    measured: MeasuredMerge,
     subjects: Subjects,
     name: str,
     arrays: list[NDArray[Any]],
     workers: WorkerThreads,
 ) -> None:
     shape = subjects.checkpoints[0].info(name).shape
-    empty = zero_rows(arrays[0], shape, workers)
-    if not empty.any():
+    zero_in_merge = zero_rows(arrays[0], shape, workers)
+    if not zero_in_merge.any():
         return
-    everywhere = empty.copy() if len(arrays) > 1 else np.zeros_like(empty)
-    for array in arrays[1:]:
-        everywhere &= zero_rows(array, shape, workers)
-    found.padding_rows += int(everywhere.sum())
-    if rows := np.flatnonzero(empty & ~everywhere).tolist():
-        found.zero_rows[name] = rows
+    # Rows that are zero in every parent too are padding of the vocabulary.
+    is_padding = zero_in_merge.copy() if len(arrays) > 1 else np.zeros_like(zero_in_merge)
+    for parent_array in arrays[1:]:
+        is_padding &= zero_rows(parent_array, shape, workers)
+    measured.padding_rows += int(is_padding.sum())
+    if lost_rows := np.flatnonzero(zero_in_merge & ~is_padding).tolist():
+        measured.zero_rows[name] = lost_rows
 
 
 def kind_of(name: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from toolkit.diagnose.figures import Diagnosis, DiagnosisFigures
-from toolkit.diagnose.losses import Loss, Remark, remarks_on_losses
+from toolkit.diagnose.results import Loss, Remark
 from toolkit.diagnose.trimming import AT_RANDOM
 
 FAR_LAYER = 10.0
@@ -45,10 +46,13 @@ TIES at density 0.2 removes about a third."""
 _NAMES = 3
 """Layers, tensors or tokens that one sentence names."""
 
-NOTHING = (
-    "Nothing is off: no NaN, no empty rows, no layer far ahead of the others, and the merge lies "
-    "between its parents."
-)
+LOSS_MARGIN = 0.01
+"""Bits per byte by which a merge's loss must exceed every parent's to be called worse. All models
+read the same text, so a smaller difference is rounding; a recipe tolerates as much by default."""
+
+GIBBERISH = 0.75
+"""Share of `log2(vocabulary)`, the bits per token of blind guessing, from which on a model says
+nothing. Knowing no more than how frequent each token is takes English to about two thirds of it."""
 
 
 def remarks_of(
@@ -59,9 +63,9 @@ def remarks_of(
     """Everything that is off; empty where nothing is.
 
     Args:
-        diagnosis: the figures.
-        losses: of the merge and then of its parents, where they were scored.
-        token: the token of an id, for rows of zeros.
+        diagnosis: figures of the merge.
+        losses: losses of the merge and then of its parents, where they were scored.
+        token: gives the token of an id, for rows of zeros.
     """
     remarks = [
         *_damage(diagnosis),
@@ -81,60 +85,99 @@ def remarks_of(
 
 
 def _damage(diagnosis: Diagnosis) -> Iterator[Remark]:
-    for label, found in diagnosis.measured.non_finite.items():
+    for label, counts in diagnosis.measured.non_finite.items():
         yield Remark(
             "non_finite",
-            f"{label} holds {sum(found.values())} entries that are NaN or infinite, in "
-            f"{_some(list(found))}; a model cannot compute with them.",
+            f"{label} holds {sum(counts.values())} entries that are NaN or infinite, in "
+            f"{_some(list(counts))}; a model cannot compute with them.",
         )
 
 
 def _zero_rows(diagnosis: Diagnosis, token: Callable[[int], str | None]) -> Iterator[Remark]:
     for name, rows in diagnosis.measured.zero_rows.items():
-        shown = [
+        named_rows = [
             f"{row} {word!r}" if (word := token(row)) is not None else f"{row}" for row in rows
         ]
         yield Remark(
             "zero_rows",
             f"{name}: {len(rows)} row{_s(rows)} of zeros that {_have(rows)} values in a parent "
-            f"(token {_some(shown)}); the merge cannot read or say {_them(rows)}.",
+            f"(token {_some(named_rows)}); the merge cannot read or say {_them(rows)}.",
+        )
+
+
+def remarks_on_losses(losses: Sequence[Loss]) -> Iterator[Remark]:
+    """Sentences on the losses; the merge comes first, its parents after it."""
+    for loss in losses:
+        if loss.problem is not None:
+            yield Remark("unscored", f"{loss.label} could not be scored: {loss.problem}")
+    scored_losses = [loss for loss in losses if loss.bits_per_byte is not None]
+    for loss in scored_losses:
+        uniform_bits = math.log2(loss.vocabulary) if loss.vocabulary > 1 else math.inf
+        if (loss.bits_per_token or 0.0) >= GIBBERISH * uniform_bits:
+            yield Remark(
+                "gibberish",
+                f"{loss.label} speaks gibberish: {loss.bits_per_token:.1f} bits per token, and "
+                f"guessing blindly among {loss.vocabulary} tokens takes {uniform_bits:.1f}.",
+            )
+    parent_losses = [loss for loss in scored_losses if loss is not losses[0]]
+    merge_loss = losses[0].bits_per_byte if losses else None
+    if merge_loss is None or not parent_losses:
+        return
+    worst_parent = max(parent_losses, key=lambda loss: loss.bits_per_byte or 0.0)
+    if merge_loss > (worst_parent.bits_per_byte or 0.0) + LOSS_MARGIN:
+        parent_words = ", ".join(f"{loss.label} {loss.bits_per_byte:.4f}" for loss in parent_losses)
+        above_words = (
+            "all parents"
+            if len(parent_losses) > 2
+            else "both parents"
+            if len(parent_losses) == 2
+            else ""
+        )
+        yield Remark(
+            "loss",
+            f"The merge's loss is above {above_words or parent_losses[0].label}: {merge_loss:.4f} "
+            "bits per byte "
+            f"({parent_words}). Lower the weights, or look at the layers that moved furthest.",
         )
 
 
 def _unrelated(diagnosis: Diagnosis) -> Iterator[Remark]:
     """By the matrices inside the layers: norms are near one in every model."""
-    found = [
+    scatters = [
         kind.scatter
         for kind in diagnosis.kinds
         if kind.name in {"attention", "mlp"} and kind.scatter is not None
     ]
-    if found and min(found) >= UNRELATED:
+    if scatters and min(scatters) >= UNRELATED:
         yield Remark(
             "unrelated",
-            f"The parents' layers lie {min(found):.2f} times the base's norm apart: they do not "
+            f"The parents' layers lie {min(scatters):.2f} times the base's norm apart: they do not "
             "come from one model, and merging their weights makes gibberish.",
         )
 
 
 def _far_layers(diagnosis: Diagnosis) -> Iterator[Remark]:
-    moved = {layer.name: layer.moved for layer in diagnosis.layers if layer.moved is not None}
-    median = statistics.median(moved.values()) if moved else 0.0
-    far = [layer for layer in diagnosis.layers if _is_far(layer.moved, median)]
-    for layer in sorted(far, key=lambda item: -(item.moved or 0.0))[:_NAMES]:
-        own = max((norm or 0.0 for norm in layer.task_norms.values()), default=0.0)
+    moved_by_layer = {
+        layer.name: layer.moved for layer in diagnosis.layers if layer.moved is not None
+    }
+    median_move = statistics.median(moved_by_layer.values()) if moved_by_layer else 0.0
+    far_layers = [layer for layer in diagnosis.layers if _is_far(layer.moved, median_move)]
+    for layer in sorted(far_layers, key=lambda item: -(item.moved or 0.0))[:_NAMES]:
+        parent_move = _furthest_parent(layer)
         cause = (
-            f"no parent moved more than {own:.3g} there, so the merge did it"
-            if (layer.moved or 0.0) > OWN_MOVE * own
-            else f"a parent moved {own:.3g} there itself"
+            f"no parent moved more than {parent_move:.3g} there, so the merge did it"
+            if (layer.moved or 0.0) > OWN_MOVE * parent_move
+            else f"a parent moved {parent_move:.3g} there itself"
         )
         yield Remark(
             "layers",
-            f"Layer {layer.name} moved {(layer.moved or 0.0) / median:.0f} times as far from the "
-            f"base as the median layer ({layer.moved:.3g} of its norm against {median:.3g}); "
+            f"Layer {layer.name} moved {(layer.moved or 0.0) / median_move:.0f} times as far from "
+            "the "
+            f"base as the median layer ({layer.moved:.3g} of its norm against {median_move:.3g}); "
             f"{cause}.",
         )
-    if len(far) > _NAMES:
-        yield Remark("layers", f"So did {len(far) - _NAMES} more layers.")
+    if len(far_layers) > _NAMES:
+        yield Remark("layers", f"So did {len(far_layers) - _NAMES} more layers.")
 
 
 def _far_parts(diagnosis: Diagnosis) -> Iterator[Remark]:
@@ -142,20 +185,25 @@ def _far_parts(diagnosis: Diagnosis) -> Iterator[Remark]:
     by_kind: dict[str, dict[str, DiagnosisFigures]] = {}
     for (layer, kind), figures in diagnosis.parts.items():
         by_kind.setdefault(kind, {})[layer] = figures
-    layers = {layer.name: layer.moved for layer in diagnosis.layers}
-    median_layer = statistics.median([m for m in layers.values() if m is not None] or [0.0])
-    for kind, found in by_kind.items():
-        median = statistics.median([f.moved for f in found.values() if f.moved is not None] or [0])
-        for layer, figures in found.items():
-            own = max((norm or 0.0 for norm in figures.task_norms.values()), default=0.0)
-            is_far = _is_far(figures.moved, median) and (figures.moved or 0.0) > OWN_MOVE * own
-            if is_far and not _is_far(layers[layer], median_layer):
+    moved_by_layer = {layer.name: layer.moved for layer in diagnosis.layers}
+    median_layer = statistics.median([m for m in moved_by_layer.values() if m is not None] or [0.0])
+    for kind, by_layer in by_kind.items():
+        known_moves = [f.moved for f in by_layer.values() if f.moved is not None]
+        median_move = statistics.median(known_moves or [0])
+        for layer, figures in by_layer.items():
+            moved, parent_move = figures.moved or 0.0, _furthest_parent(figures)
+            is_far = _is_far(figures.moved, median_move) and moved > OWN_MOVE * parent_move
+            if is_far and not _is_far(moved_by_layer[layer], median_layer):
                 yield Remark(
                     "layers",
-                    f"The {kind} of layer {layer} moved {(figures.moved or 0.0) / median:.0f} "
-                    f"times as far as in the median layer ({figures.moved:.3g} of its norm), and "
-                    f"no parent moved more than {own:.3g} there.",
+                    f"The {kind} of layer {layer} moved {moved / median_move:.0f} times as far as "
+                    f"in the median layer ({moved:.3g} of its norm), and no parent moved more than "
+                    f"{parent_move:.3g} there.",
                 )
+
+
+def _furthest_parent(figures: DiagnosisFigures) -> float:
+    return max((norm or 0.0 for norm in figures.task_norms.values()), default=0.0)
 
 
 def _is_far(moved: float | None, median: float) -> bool:
@@ -180,18 +228,23 @@ def _identical(diagnosis: Diagnosis) -> Iterator[Remark]:
 
 def _outside(diagnosis: Diagnosis) -> Iterator[Remark]:
     whole = diagnosis.whole
-    distances = dict(whole.distances)
-    span = max([1.0, *(_over(n, whole.scatter) for n in whole.task_norms.values())])
+    model_distances = dict(whole.distances)
+    outer_span = max([1.0, *(_over(n, whole.scatter) for n in whole.task_norms.values())])
     label = diagnosis.subjects.labels[diagnosis.subjects.base]
-    distances.setdefault(label, whole.base_distance)
-    far = {name: d / span for name, d in distances.items() if d is not None}
-    worst = max(far, key=lambda name: far[name], default=None)
-    if worst is not None and far[worst] > OUTSIDE:
+    model_distances.setdefault(label, whole.base_distance)
+    relative_distances = {
+        name: d / outer_span for name, d in model_distances.items() if d is not None
+    }
+    furthest_model = max(
+        relative_distances, key=lambda name: relative_distances[name], default=None
+    )
+    if furthest_model is not None and relative_distances[furthest_model] > OUTSIDE:
         yield Remark(
             "outside",
-            f"The merge lies outside of what its parents span: {far[worst]:.2f} times as far from "
-            f"{worst} as they lie apart. Weights may sum to more than 1, or dropping entries at "
-            "random may have blown up the rest.",
+            "The merge lies outside of what its parents span: "
+            f"{relative_distances[furthest_model]:.2f} times as far from "
+            f"{furthest_model} as they lie apart. Weights may sum to more than 1, or dropping "
+            "entries at random may have blown up the rest.",
         )
 
 
@@ -216,10 +269,10 @@ def _over(norm: float | None, scatter: float | None) -> float:
 
 def _opposite(diagnosis: Diagnosis) -> Iterator[Remark]:
     for pair, cosine in diagnosis.whole.cosines.items():
-        layers = [
+        opposite_layers = [
             layer.name
             for layer in diagnosis.layers
-            if (own := layer.cosines.get(pair)) is not None and own < OPPOSITE
+            if (layer_cosine := layer.cosines.get(pair)) is not None and layer_cosine < OPPOSITE
         ]
         a, b = pair
         if cosine is not None and cosine < OPPOSITE:
@@ -228,17 +281,16 @@ def _opposite(diagnosis: Diagnosis) -> Iterator[Remark]:
                 f"The task vectors of {a} and {b} are nearly opposite (cosine {cosine:.2f}): what "
                 "one learned the other unlearned, and their merge keeps little of either.",
             )
-        elif layers:
+        elif opposite_layers:
             yield Remark(
                 "opposite",
-                f"The task vectors of {a} and {b} are nearly opposite in layer{_s(layers)} "
-                f"{_some(layers)} (cosine below {OPPOSITE}).",
+                f"The task vectors of {a} and {b} are nearly opposite in "
+                f"layer{_s(opposite_layers)} {_some(opposite_layers)} (cosine below {OPPOSITE}).",
             )
 
 
 def _trimmed(diagnosis: Diagnosis) -> Iterator[Remark]:
-    shares: Mapping[str, tuple[float | None, float | None]] = diagnosis.whole.trimmed
-    for label, (entries, squares) in shares.items():
+    for label, (entries, squares) in diagnosis.whole.trimmed.items():
         if entries is not None and squares is not None and squares > TRIMMED:
             yield Remark(
                 "trimmed",
@@ -248,12 +300,15 @@ def _trimmed(diagnosis: Diagnosis) -> Iterator[Remark]:
 
 
 def _left_out(diagnosis: Diagnosis) -> Iterator[Remark]:
-    left_out, total = diagnosis.measured.left_out, len(diagnosis.subjects.checkpoints[0].names)
+    left_out, num_tensors = (
+        diagnosis.measured.left_out,
+        len(diagnosis.subjects.checkpoints[0].names),
+    )
     if left_out:
         yield Remark(
             "left_out",
-            f"{len(left_out)} of the merge's {total} tensors are not compared, as a parent lacks "
-            f"them or has them in another shape or type ({_some(left_out)}).",
+            f"{len(left_out)} of the merge's {num_tensors} tensors are not compared, as a parent "
+            f"lacks them or has them in another shape or type ({_some(left_out)}).",
         )
 
 
@@ -269,8 +324,8 @@ def note_on_dropping(diagnosis: Diagnosis) -> str | None:
 
 
 def _some(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES
-    return ", ".join(names[:_NAMES]) + (f" and {more} more" if more > 0 else "")
+    num_more = len(names) - _NAMES
+    return ", ".join(names[:_NAMES]) + (f" and {num_more} more" if num_more > 0 else "")
 
 
 def _s(items: Sequence[object]) -> str:

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.references import find_folder, parse_reference
 from toolkit.checkpoint.tokens import read_tokens
-from toolkit.diagnose.figures import Diagnosis, DiagnosisFigures, diagnosis_of
-from toolkit.diagnose.losses import Loss
+from toolkit.diagnose.figures import diagnosis_of
 from toolkit.diagnose.measure import measure
 from toolkit.diagnose.page import write_diagnosis_page
-from toolkit.diagnose.remarks import NOTHING, note_on_dropping, remarks_of
+from toolkit.diagnose.remarks import note_on_dropping, remarks_of
+from toolkit.diagnose.results import DiagnosisResults, Loss
 from toolkit.diagnose.short_text import SHORT_TEXT
 from toolkit.diagnose.subjects import Subjects, open_subjects
-from toolkit.diagnose.table import diagnosis_table
+from toolkit.diagnose.table import show_diagnosis
 from toolkit.errors import ConfigError, MergeError, ToolkitError
+from toolkit.library_errors import first_line
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.kernels.workers import WorkerThreads
 from toolkit.progress import progress, say
@@ -36,19 +37,17 @@ def run_diagnosis(
     text: Path | None = None,
     html: Path | None = None,
     with_losses: bool = True,
-) -> dict[str, Any]:
+) -> DiagnosisResults:
     """Compare a merge with its parents, print what was found, and write it where asked.
 
     Args:
         merge: folder of the merged model.
         against: references to its parents; those of its merge.yaml where none is given.
-        base: what task vectors are taken against; else merge.yaml's base model or the first parent.
+        base: model that task vectors are taken against; else merge.yaml's base model or the first
+            parent.
         text: UTF-8 text to score; else a short one of ours. Blank lines by twos part documents.
         html: page to write; the same figures are written beside it as JSON.
         with_losses: load the models one after the other and score them.
-
-    Returns:
-        The figures, as plain values.
 
     Raises:
         ConfigError: the text cannot be read.
@@ -62,10 +61,12 @@ def run_diagnosis(
         measured = measure(subjects, workers, advance)
     diagnosis = diagnosis_of(subjects, measured)
     losses = score_subjects(subjects, documents) if with_losses else []
-    results = plain_values(diagnosis, losses)
-    diagnosis_table(results)
+    remarks = remarks_of(diagnosis, losses, _token_names(subjects.checkpoints[0].folder))
+    notes = tuple(note for note in (subjects.note, note_on_dropping(diagnosis)) if note)
+    results = DiagnosisResults(diagnosis, tuple(losses), tuple(remarks), notes)
+    show_diagnosis(results)
     if html is not None:
-        write_json(html.with_suffix(".json"), results)
+        write_json(html.with_suffix(".json"), results.as_json())
         write_diagnosis_page(results, html)
         say(f"Written to {html} and {html.with_suffix('.json')}.")
     return results
@@ -88,10 +89,10 @@ def load_text(path: Path) -> tuple[str, ...]:
         ConfigError: the file cannot be read as UTF-8, or is empty.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        file_text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}).") from error
-    documents = tuple(part.strip() for part in content.split("\n\n\n") if part.strip())
+    documents = tuple(part.strip() for part in file_text.split("\n\n\n") if part.strip())
     if not documents:
         raise ConfigError(f"{path}: holds no text; give a file with a few hundred words.")
     return documents
@@ -109,8 +110,7 @@ def score_subjects(subjects: Subjects, documents: Sequence[str]) -> list[Loss]:
             try:
                 losses.append(_score(subjects.names[index], label, documents))
             except (ToolkitError, OSError, ValueError, LookupError, RuntimeError) as error:
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
-                losses.append(Loss(label, problem=first))
+                losses.append(Loss(label, problem=first_line(error)))
             advance(1, label)
     return losses
 
@@ -121,7 +121,7 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     from toolkit.checkpoint.load import load_causal_model, merge_adapter, scoring_dtype
     from toolkit.data.document_tokens import document_tokens
     from toolkit.evaluate.likelihood import ItemSet, score_documents
-    from toolkit.statistics.document_bootstrap import bits_per_byte
+    from toolkit.statistics.ratios import bits_per_byte
 
     reference = parse_reference(name)
     folder = find_folder(reference.model)
@@ -129,80 +129,42 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     if reference.adapter is not None:
         model = merge_adapter(model, find_folder(reference.adapter))
     tokenizer = load_tokenizer(folder)
-    separator = next(
+    separator_token = next(
         (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0
     )
-    tokens = document_tokens(tokenizer, documents, separator)
-    sizes = [len(part.encode()) for part in documents]
+    tokens = document_tokens(tokenizer, documents, separator_token)
+    num_bytes = [len(part.encode()) for part in documents]
     items = ItemSet(
         ids=[f"{label}, document {number}" for number in range(1, len(documents) + 1)],
         roles=["general"] * len(documents),
-        num_bytes=sizes,
+        num_bytes=num_bytes,
         tokens=tokens,
     )
     vocabulary_size = int(model.get_output_embeddings().weight.shape[0])
     with torch.no_grad():
         if not all(bool(p.isfinite().all()) for p in model.parameters() if p.element_size() > 1):
             raise MergeError("its weights hold NaN or infinity")
-        nats = score_documents(model, items, _section(model.config))
-    bits = sum(nats) / math.log(2.0) / max(1, sum(len(ids) - 1 for ids in tokens))
-    return Loss(label, bits_per_byte(nats, sizes), bits, vocabulary_size)
+        nats = score_documents(model, items, _scoring_section(model.config))
+    num_targets = sum(len(ids) - 1 for ids in tokens)
+    bits_per_token = sum(nats) / math.log(2.0) / max(1, num_targets)
+    return Loss(label, bits_per_byte(nats, num_bytes), bits_per_token, vocabulary_size)
 
 
-def _section(config: Any) -> EvaluateSection:
+def _scoring_section(config: Any) -> EvaluateSection:
     """How texts are scored: in windows that a model with few positions can look at."""
     from toolkit.evaluate.config import EvaluateSection
 
-    usual = EvaluateSection()
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(positions, int) or not 2 <= positions < usual.window_tokens:
-        return usual
-    context = min(usual.context_tokens, positions // 2)
-    return EvaluateSection(window_tokens=positions, context_tokens=context)
+    default_section = EvaluateSection()
+    max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(max_positions, int) or not 2 <= max_positions < default_section.window_tokens:
+        return default_section
+    context_tokens = min(default_section.context_tokens, max_positions // 2)
+    return EvaluateSection(window_tokens=max_positions, context_tokens=context_tokens)
 
 
-def plain_values(diagnosis: Diagnosis, losses: Sequence[Loss]) -> dict[str, Any]:
-    """A diagnosis as plain values: what is written, printed and drawn."""
-    subjects, measured = diagnosis.subjects, diagnosis.measured
-    remarks = remarks_of(diagnosis, losses, _tokens(subjects.checkpoints[0].folder))
-    notes = [note for note in (subjects.note, note_on_dropping(diagnosis)) if note]
-    return {
-        "merge": subjects.labels[0],
-        "parents": [subjects.labels[index] for index in subjects.parents],
-        "base": subjects.labels[subjects.base],
-        "models": dict(zip(subjects.labels, subjects.names, strict=True)),
-        "remarks": [vars(remark) for remark in remarks],
-        "summary": [remark.text for remark in remarks] or [NOTHING],
-        "notes": notes,
-        "losses": [vars(loss) for loss in losses],
-        "whole": _plain(diagnosis.whole),
-        "kinds": [_plain(figures) for figures in diagnosis.kinds],
-        "layers": [_plain(figures) for figures in diagnosis.layers],
-        "parts": [
-            {"layer": layer, "kind": kind, **_plain(figures)}
-            for (layer, kind), figures in diagnosis.parts.items()
-        ],
-        "left_out": measured.left_out,
-        "non_finite": measured.non_finite,
-        "zero_rows": measured.zero_rows,
-        "padding_rows": measured.padding_rows,
-    }
-
-
-def _plain(figures: DiagnosisFigures) -> dict[str, Any]:
-    values = dict(vars(figures))
-    for key in ("cosines", "agreement"):
-        values[key] = {" · ".join(pair): value for pair, value in values[key].items()}
-    values["trimmed"] = {
-        label: {"entries": entries, "squares": squares}
-        for label, (entries, squares) in figures.trimmed.items()
-    }
-    return values
-
-
-def _tokens(folder: Path) -> Callable[[int], str | None]:
+def _token_names(folder: Path) -> Callable[[int], str | None]:
     try:
-        known = {number: token for token, number in read_tokens(folder).ids.items()}
+        names = {number: token for token, number in read_tokens(folder).ids.items()}
     except (ToolkitError, OSError, ValueError):
-        known = {}
-    return known.get
+        names = {}
+    return names.get

@@ -16,21 +16,24 @@ from toolkit.merge.plan import MergePlan
 from toolkit.merge.thresholds import with_thresholds
 from toolkit.merge.vocab.vocabulary import plan_with_vocabulary
 
+Identity = tuple[Path, str]
+"""Folder of a model, and its adapter."""
+
 
 @dataclass(frozen=True)
 class Subjects:
     """What is compared with what.
 
     Attributes:
-        names: as references: the merge, its parents, the base where it is no parent; `[V]`.
+        names: references to the merge, its parents, and the base where it is no parent; `[V]`.
         labels: short and distinct names for them, `[V]`.
-        checkpoints: opened, `[V]`.
+        checkpoints: opened models, `[V]`.
         base: index of the model that task vectors are taken against.
-        num_parents: those of the models that are parents; they follow the merge.
+        num_parents: number of parents; they follow the merge.
         layout: layers of the merge.
-        plan: of the merge, where its merge.yaml can still be planned.
-        models: what the plan's tensors are read from.
-        note: why there is no plan, in words.
+        plan: plan of the merge, where its merge.yaml can still be planned.
+        models: models that the plan's tensors are read from.
+        note: reason that there is no plan, in words.
     """
 
     names: list[str]
@@ -64,27 +67,31 @@ class Subjects:
     def counterparts(self) -> dict[str, list[str]]:
         """The tensor of each model that stands behind each tensor of the merge, by the merge's
         name; tensors that a model lacks, or has in another shape, are left out."""
-        sources: dict[str, dict[tuple[Path, str], str]] = {}
-        is_moved = self.plan is not None and any(
-            [layer for _, layer in origin] != list(range(self.layout.stacks.get(stack, 0)))
-            for stack, origin in self.plan.stacks.items()
-        )
+        model_identities = [_identity(name, self.models) for name in self.names]
+        is_moved = self.plan is not None and self._has_moved_layers(self.plan)
+        sources_by_tensor: dict[str, dict[Identity, str]] = {}
         if self.plan is not None and is_moved:
             for task in self.plan.tasks:
-                sources[task.name] = {
+                sources_by_tensor[task.name] = {
                     _identity(source.model, self.models): source.tensor for source in task.inputs
                 }
-        found: dict[str, list[str]] = {}
         merge = self.checkpoints[0]
-        keys = [_identity(name, self.models) for name in self.names]
+        counterparts: dict[str, list[str]] = {}
         for name in merge.names:
-            own = {} if is_moved else dict.fromkeys(keys, name)
-            own |= sources.get(name, {})
-            tensors = [name, *(own.get(key, "") for key in keys[1:])]
-            pairs = list(zip(self.checkpoints, tensors, strict=True))
-            if all(t in c and c.info(t).shape == merge.info(name).shape for c, t in pairs):
-                found[name] = tensors
-        return found
+            # Where layers keep their places, a tensor has the same name in every model.
+            tensor_by_model = {} if is_moved else dict.fromkeys(model_identities, name)
+            tensor_by_model |= sources_by_tensor.get(name, {})
+            tensors = [name, *(tensor_by_model.get(key, "") for key in model_identities[1:])]
+            model_tensors = list(zip(self.checkpoints, tensors, strict=True))
+            if all(t in c and c.info(t).shape == merge.info(name).shape for c, t in model_tensors):
+                counterparts[name] = tensors
+        return counterparts
+
+    def _has_moved_layers(self, plan: MergePlan) -> bool:
+        return any(
+            [layer for _, layer in origin] != list(range(self.layout.stacks.get(stack, 0)))
+            for stack, origin in plan.stacks.items()
+        )
 
 
 def open_subjects(
@@ -108,39 +115,45 @@ def open_subjects(
     plan: MergePlan | None = None
     if config is not None:
         try:
-            planned, models, _ = plan_with_vocabulary(config, models)
-            plan = with_thresholds(planned, models, workers)
+            merge_plan, models, _ = plan_with_vocabulary(config, models)
+            plan = with_thresholds(merge_plan, models, workers)
         except ToolkitError as error:
             note = f"{merge / 'merge.yaml'} cannot be followed from this folder ({error})"
-    parents = list(dict.fromkeys(against)) or (_parents(config) if plan is not None else [])
+    # What its paths lead to is only known where the configuration can be followed.
+    followed_config = config if plan is not None else None
+    parents = list(dict.fromkeys(against))
+    if not parents and followed_config is not None:
+        parents = followed_config.model_names()
     if not parents and config is not None:
         raise MergeError(
             f"{note}; run from the folder that its paths count from, or give --against."
         )
     if not parents:
         raise MergeError(f"{merge}: has no merge.yaml that says its parents; give --against.")
-    base = base or (config.base_model if config is not None and plan is not None else None)
     names = [str(merge), *parents]
-    identities = [_identity(name, models) for name in names]
-    index = 1
-    if base is not None:
-        if (identity := _identity(base, models)) in identities[1:]:
-            index = identities.index(identity, 1)
-        else:
-            names.append(base)
-            index = len(names) - 1
-    layout = Layout(models.shapes(str(merge)), layer_counts(models.config(str(merge))))
+    base = base or (followed_config.base_model if followed_config is not None else None)
+    base_index = 1 if base is None else _add_base(names, base, models)
     return Subjects(
-        names,
-        _labels(names),
-        [models.checkpoint(name) for name in names],
-        index,
-        len(parents),
-        layout,
-        plan,
-        models,
-        note,
+        names=names,
+        labels=_labels(names),
+        checkpoints=[models.checkpoint(name) for name in names],
+        base=base_index,
+        num_parents=len(parents),
+        layout=Layout(models.shapes(str(merge)), layer_counts(models.config(str(merge)))),
+        plan=plan,
+        models=models,
+        note=note,
     )
+
+
+def _add_base(names: list[str], base: str, models: Models) -> int:
+    """The place of the base among the models, at their end where it is no parent."""
+    identities = [_identity(name, models) for name in names]
+    base_identity = _identity(base, models)
+    if base_identity in identities[1:]:
+        return identities.index(base_identity, 1)
+    names.append(base)
+    return len(names) - 1
 
 
 def _load_config(merge: Path) -> tuple[MergeConfig | None, str | None]:
@@ -153,11 +166,7 @@ def _load_config(merge: Path) -> tuple[MergeConfig | None, str | None]:
         return None, str(error)
 
 
-def _parents(config: MergeConfig | None) -> list[str]:
-    return config.model_names() if config is not None else []
-
-
-def _identity(name: str, models: Models) -> tuple[Path, str]:
+def _identity(name: str, models: Models) -> Identity:
     """What a reference means: two spellings of one folder are one model."""
     _, _, adapter = name.partition("+")
     folder = models.checkpoint(name).folder.resolve()
@@ -170,11 +179,11 @@ def _labels(names: Sequence[str]) -> list[str]:
     >>> _labels(["runs/a/merge", "runs/a/cpt", "runs/b/cpt"])
     ['merge', 'a/cpt', 'b/cpt']
     """
-    parts = [Path(name).parts or (name,) for name in names]
+    all_parts = [Path(name).parts or (name,) for name in names]
     labels = []
-    for own in parts:
+    for parts in all_parts:
         count = 1
-        while count < len(own) and sum(other[-count:] == own[-count:] for other in parts) > 1:
+        while count < len(parts) and [o[-count:] for o in all_parts].count(parts[-count:]) > 1:
             count += 1
-        labels.append("/".join(own[-count:]))
+        labels.append("/".join(parts[-count:]))
     return labels

@@ -26,7 +26,7 @@ class Sums:
     """Sums over entries; those of several tensors add up.
 
     Attributes:
-        entries: how many were summed over.
+        entries: number of entries that were summed over.
         squares: squared norm of each model, `[V]`.
         gaps: squared distance between every two models, `[V, V]`.
         both: entries in which both differ from the base, for every two models, `[V, V]`.
@@ -43,13 +43,13 @@ class Sums:
 
     @staticmethod
     def zero(num_models: int) -> Sums:
-        square = (num_models, num_models)
+        pair_shape = (num_models, num_models)
         return Sums(
             0,
             np.zeros(num_models),
-            np.zeros(square),
-            np.zeros(square, np.int64),
-            np.zeros(square, np.int64),
+            np.zeros(pair_shape),
+            np.zeros(pair_shape, np.int64),
+            np.zeros(pair_shape, np.int64),
             np.zeros(num_models, np.int64),
         )
 
@@ -76,38 +76,38 @@ def sum_tensor(arrays: Sequence[NDArray[Any]], base: int, workers: WorkerThreads
         The sums, in float64 of float32 entries; where `non_finite` is not zero, the others say
         nothing.
     """
-    read = RowReader(arrays)
+    read_rows = RowReader(arrays)
 
     def act(start: int, stop: int) -> Sums:
-        found, rows = Sums.zero(len(arrays)), read(start, stop)
+        sums, rows = Sums.zero(len(arrays)), read_rows(start, stop)
         try:
             compiled.compare_models(
-                rows, base, found.squares, found.gaps, found.both, found.same, found.non_finite
+                rows, base, sums.squares, sums.gaps, sums.both, sums.same, sums.non_finite
             )
         except compiled.KernelError as error:
             compiled.announce_fallback(str(error))
-            _compare_by_numpy(rows, base, found)
-        return replace(found, entries=stop - start)
+            _compare_by_numpy(rows, base, sums)
+        return replace(sums, entries=stop - start)
 
-    total = sum(workers.each(arrays[0].size, act), Sums.zero(len(arrays)))
-    for half in (total.gaps, total.both, total.same):
+    total_sums = sum(workers.each(arrays[0].size, act), Sums.zero(len(arrays)))
+    for half in (total_sums.gaps, total_sums.both, total_sums.same):
         half += half.T  # the kernel fills the upper half
-    return total
+    return total_sums
 
 
 def _compare_by_numpy(rows: Rows, base: int, sums: Sums) -> None:
     """What `compare_models` adds to sums that are zero, for where it cannot be compiled."""
     values = [as_float32(row).astype(np.float64) for row in rows]
     with np.errstate(invalid="ignore"):
-        deltas = [value - values[base] for value in values]
-        signs = [(d > 0).astype(np.int8) - (d < 0).astype(np.int8) for d in deltas]
+        base_deltas = [value - values[base] for value in values]
+        delta_signs = [(d > 0).astype(np.int8) - (d < 0).astype(np.int8) for d in base_deltas]
         for a, value in enumerate(values):
             sums.squares[a] = value @ value
             sums.non_finite[a] = np.count_nonzero(~np.isfinite(value))
             for b in range(a + 1, len(values)):
                 gap = value - values[b]
                 sums.gaps[a, b] = gap @ gap
-                agreement = signs[a] * signs[b]  # zero where one of them is the base
+                agreement = delta_signs[a] * delta_signs[b]  # zero where one of them is the base
                 sums.both[a, b] = np.count_nonzero(agreement)
                 sums.same[a, b] = np.count_nonzero(agreement > 0)
 

@@ -28,10 +28,10 @@ class RemovedByTrimming:
     """Sums over the entries of one task vector; those of several tensors add up.
 
     Attributes:
-        entries: of the task vector.
-        removed: of them, how many trimming set to zero.
+        entries: number of entries of the task vector.
+        removed: number of those that trimming set to zero.
         squares: squared norm of the task vector.
-        removed_squares: of that, what the removed entries had.
+        removed_squares: part of it that the removed entries had.
     """
 
     entries: int = 0
@@ -54,29 +54,29 @@ def trimmed_by(
     """What trimming removed from one tensor of each tuned model, by the model's name.
 
     Args:
-        plan: of the merge, with thresholds where its method needs them.
-        task: one tensor of it.
-        models: what it is read from.
-        workers: threads.
+        plan: plan of the merge, with thresholds where its method needs them.
+        task: one tensor of the plan.
+        models: models that the tensor is read from.
+        workers: threads to compute with.
 
     Returns:
         Nothing for methods that do not trim by magnitude, and for tensors that numpy cannot hold.
     """
     if plan.method.name not in BY_MAGNITUDE or task.base is None or task.is_copied:
         return {}
-    base = models.array(task.base)
-    found: dict[str, RemovedByTrimming] = {}
+    base_array = models.array(task.base)
+    removed_by_model: dict[str, RemovedByTrimming] = {}
     for index, source in enumerate(task.sources):
         array = models.array(source)
-        if array is None or base is None or not task.size:
+        if array is None or base_array is None or not task.size:
             continue
-        job = Job(RowReader([array, base]), task.shape, {}, workers, {})
-        low, high = _kept(task, index, job)
-        found[source.model] = _removed(job, low, high)
-    return found
+        job = Job(RowReader([array, base_array]), task.shape, {}, workers, {})
+        low, high = _kept_magnitudes(task, index, job)
+        removed_by_model[source.model] = _count_removed(job, low, high)
+    return removed_by_model
 
 
-def _kept(task: TensorTask, index: int, job: Job) -> tuple[float, float]:
+def _kept_magnitudes(task: TensorTask, index: int, job: Job) -> tuple[float, float]:
     """The magnitudes between which entries are kept, both ends included."""
     density, size = float(task.parameters["density"][index]), task.size
     if density >= 1.0:
@@ -86,29 +86,30 @@ def _kept(task: TensorTask, index: int, job: Job) -> tuple[float, float]:
     if "gamma" not in task.parameters:
         if density <= 0.0:
             return math.inf, math.inf
-        kept = max(1, int(density * size))
-        return kth_smallest(job, [(0, size - kept + 1)])[0], math.inf
-    kept = int(density * size)
-    if kept == 0:
+        num_kept = max(1, int(density * size))
+        return kth_smallest(job, [(0, size - num_kept + 1)])[0], math.inf
+    num_kept = int(density * size)
+    if num_kept == 0:
         return math.inf, math.inf
-    below = max(0, size - kept - int(float(task.parameters["gamma"][index]) * size))
-    low, high = kth_smallest(job, [(0, below + 1), (0, below + kept)])
+    # Breadcrumbs drops the largest entries too: gamma of them, and then the smallest.
+    num_below = max(0, size - num_kept - int(float(task.parameters["gamma"][index]) * size))
+    low, high = kth_smallest(job, [(0, num_below + 1), (0, num_below + num_kept)])
     return low, high
 
 
-def _removed(job: Job, low: float, high: float) -> RemovedByTrimming:
+def _count_removed(job: Job, low: float, high: float) -> RemovedByTrimming:
     def act(start: int, stop: int) -> RemovedByTrimming:
         # bfloat16 inputs come as their bits where all are; differences are float32 as in a merge.
-        tuned, base = (as_float32(row) for row in job.read(start, stop))
-        delta = tuned - base
-        magnitude = np.abs(delta)
-        gone = (magnitude < low) | (magnitude > high)
-        squares = delta.astype(np.float64) ** 2
+        tuned_values, base_values = (as_float32(row) for row in job.read(start, stop))
+        delta = tuned_values - base_values
+        delta_magnitudes = np.abs(delta)
+        is_removed = (delta_magnitudes < low) | (delta_magnitudes > high)
+        delta_squares = delta.astype(np.float64) ** 2
         return RemovedByTrimming(
             stop - start,
-            int(np.count_nonzero(gone)),
-            float(squares.sum()),
-            float(squares[gone].sum()),
+            int(np.count_nonzero(is_removed)),
+            float(delta_squares.sum()),
+            float(delta_squares[is_removed].sum()),
         )
 
     return sum(job.workers.each(job.size, act), RemovedByTrimming())

@@ -13,9 +13,7 @@ import numpy as np
 from toolkit.checkpoint.load import load_causal_model, load_model_config
 from toolkit.errors import ConfigError, EvaluationError
 from toolkit.evaluate.cache import ScoreCache
-from toolkit.evaluate.choices import choices_set
 from toolkit.evaluate.config import ChoicesSection, EvaluateSection, TaskSection
-from toolkit.evaluate.harness import task_sets
 from toolkit.evaluate.load import settle_scoring
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.library_errors import check_writable, computing
@@ -68,11 +66,7 @@ def run_evaluation(
     for folder in models:
         load_model_config(folder)
     sections = [_task_section(task, include_path, limit) for task in tasks]
-    choices = [
-        ChoicesSection(name=f"{task} {metric}", bigbench=task, metric=metric, limit=limit)
-        for task in bigbench
-        for metric in ("acc", "acc_norm")
-    ]
+    choices = [ChoicesSection(name=task, bigbench=task, limit=limit) for task in bigbench]
     found: dict[str, dict[str, list[float]]] = {}
     sets: dict[str, EvaluationSet] = {}
     for label, folder in zip(labels, models, strict=True):
@@ -121,6 +115,8 @@ def _task_section(text: str, include_path: Path | None, limit: int | None) -> Ta
 def _score(
     folder: Path, label: str, tasks: Sequence[TaskSection], choices: Sequence[ChoicesSection]
 ) -> list[tuple[EvaluationSet, list[float]]]:
+    from toolkit.evaluate.tasks import question_sets, task_sets  # lm-eval takes seconds to import
+
     tokenizer = load_tokenizer(folder)
     section = settle_scoring(EvaluateSection(), folder)
     sets = [
@@ -128,7 +124,11 @@ def _score(
         for task in tasks
         for found in task_sets(task, tokenizer, section, None, all_metrics=True)
     ]
-    sets += [choices_set(one, tokenizer, section, None) for one in choices]
+    sets += [
+        items
+        for questions in choices
+        for items in question_sets(questions, tokenizer, section, None, metrics=("acc", "acc_norm"))
+    ]
     cache, name = ScoreCache(cache_folder() / "scores.jsonl"), content_hash(folder)
     model = load_causal_model(folder, dtype_of(section.precision))
     scored = []

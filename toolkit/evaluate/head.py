@@ -142,17 +142,40 @@ def picked_log_probabilities(
         targets: tokens.
         positions: which state predicts each target, ascending; by default one after the other.
     """
+    picked = [
+        logs[rows, tokens] for logs, rows, tokens in _log_chunks(model, states, targets, positions)
+    ]
+    return torch.cat(picked)
+
+
+def picked_and_greedy(
+    model: Any,
+    states: Tensor,
+    targets: Sequence[int],
+    positions: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `picked_log_probabilities`, and whether each target is the likeliest token there (of tied
+    ones the first, as in lm-eval)."""
+    picked, is_greedy = [], []
+    for logs, rows, tokens in _log_chunks(model, states, targets, positions):
+        picked.append(logs[rows, tokens])
+        is_greedy.append(logs.argmax(dim=1)[rows] == tokens)
+    return torch.cat(picked), torch.cat(is_greedy)
+
+
+def _log_chunks(
+    model: Any, states: Tensor, targets: Sequence[int], positions: Sequence[int] | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Log probabilities of a few positions `[n, V]`, then row and token of each target there."""
     device = states.device
-    wanted = torch.tensor(list(targets), device=device)
-    places = torch.arange(len(wanted)) if positions is None else torch.tensor(list(positions))
-    found = torch.empty(len(wanted), dtype=torch.float32, device=device)
+    target_tokens = torch.tensor(list(targets), device=device)
+    places = torch.arange(len(targets)) if positions is None else torch.tensor(list(positions))
     for start, logits in logit_chunks(model, states):
         first, last = torch.searchsorted(
             places, torch.tensor([start, start + len(logits)])
         ).tolist()
-        here = places[first:last].to(device) - start
-        found[first:last] = logits.log_softmax(dim=1)[here, wanted[first:last]]
-    return found
+        rows = places[first:last].to(device) - start
+        yield logits.log_softmax(dim=1), rows, target_tokens[first:last]
 
 
 def _shape_logits(model: Any, logits: Tensor) -> Tensor:

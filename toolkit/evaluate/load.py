@@ -9,7 +9,6 @@ from typing import Any
 from toolkit.data.config import SplitName
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.answers import load_answers
-from toolkit.evaluate.choices import choices_set
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.documents import likelihood_sets
 from toolkit.evaluate.middles import middles_sets
@@ -52,21 +51,25 @@ def load_sets(
     sets = likelihood_sets(data / f"{split}.jsonl", tokenizer, separator, section)
     if section.retention.prompts:
         sets += _retention(section, general, split, tokenizer, cache or cache_folder())
-    sets += [choices_set(choices, tokenizer, section, split) for choices in section.choices]
+    if section.choices:
+        from toolkit.evaluate.tasks import question_sets  # lm-eval takes seconds to import
+
+        for choices in section.choices:
+            sets += question_sets(choices, tokenizer, section, split)
     if section.middles is not None:
         sets += middles_sets(data / f"{split}.jsonl", tokenizer, section, section.middles)
     if section.tasks:
-        from toolkit.evaluate.harness import task_sets  # lm-eval takes seconds to import
+        from toolkit.evaluate.tasks import task_sets
 
         for task in section.tasks:
             sets += task_sets(task, tokenizer, section, split)
-    names = [found.name for found in sets]
+    names = [items.name for items in sets]
     for name in names:
         if names.count(name) > 1:
             raise EvaluationError(
                 f"evaluate: two sets are called {name!r}; name sources, choices and tasks apart."
             )
-    if not any(found.role == "domain" for found in sets):
+    if not any(items.role == "domain" for items in sets):
         raise EvaluationError(
             f"evaluate: no set of the {split} split has role domain; the gain could not be seen."
         )

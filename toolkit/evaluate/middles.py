@@ -129,7 +129,7 @@ def _set(
 ) -> EvaluationSet:
     def score(model: Any, chosen: Sequence[int]) -> list[float]:
         scores = score_continuations(model, [items[n] for n in chosen], section.batch_tokens)
-        losses = [-row[0] for row in scores]
+        losses = [-row[0].log_likelihood for row in scores]
         for n, loss in zip(chosen, losses, strict=True):
             if not loss < float("inf"):
                 raise EvaluationError(f"{middles[n].id}: the loss is {loss}; the model is damaged.")

@@ -9,9 +9,9 @@ Legend: B rows, T tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from toolkit.checkpoint.forward import agrees
 from toolkit.checkpoint.probe_documents import probe_documents
-from toolkit.evaluate.head import can_pad, final_hidden, picked_log_probabilities
+from toolkit.evaluate.head import can_pad, final_hidden, picked_and_greedy
 
 _SHORTEST_PREFIX = 8
 """Shorter common beginnings are not worth a pass of their own."""
@@ -34,7 +34,7 @@ _CACHE_FACTOR = 8
 
 
 _SHARING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-"""What was found of each model."""
+"""Whether each model was found to share."""
 
 _PROBE_TOKENS = 320
 """Of a prompt with which sharing is tried, at most; windows of old models are 256."""
@@ -52,46 +52,44 @@ class Prompted:
         return len(self.prompt) + sum(len(tokens) - 1 for tokens in self.continuations)
 
 
+class ContinuationScore(NamedTuple):
+    """Log likelihood of a continuation in nats, and whether greedy decoding would give it: in this
+    order lm-eval's answer to a request."""
+
+    log_likelihood: float
+    is_greedy: bool
+
+
 @torch.inference_mode()
 def score_continuations(
-    model: Any,
-    items: Sequence[Prompted],
-    batch_tokens: int,
-    *,
-    advance: Callable[[float, str], None] | None = None,
-) -> list[list[float]]:
-    """Log likelihood of every continuation of every prompt, in nats.
+    model: Any, items: Sequence[Prompted], batch_tokens: int
+) -> list[list[ContinuationScore]]:
+    """Log likelihood of every continuation of every prompt.
 
     Args:
         model: a causal language model.
         items: prompts with their continuations.
         batch_tokens: tokens computed at once.
-        advance: told how many items are done.
 
     Returns:
-        For each item the sums of the log probabilities of its continuations' tokens.
+        For each item the scores of its continuations.
     """
     model.eval()
     batch_tokens = _pass_tokens(model, batch_tokens)
-    found: list[list[float]] = [[] for _ in items]
-    longest = _longest_input(model)
+    scores: list[list[ContinuationScore]] = [[] for _ in items]
+    longest = longest_input(model)
     shared = [n for n, item in enumerate(items) if _fits(item, longest)]
     if not can_share(model):
         shared = []
     prefix = common_prefix([items[n].prompt for n in shared])
     start = prefill(model, items[shared[0]].prompt[:prefix]) if prefix else None
     for batch in _batches(items, shared, prefix, batch_tokens):
-        scores = _score_batch(model, [items[n] for n in batch], prefix, start, batch_tokens)
-        for number, score in zip(batch, scores, strict=True):
-            found[number] = score
-        if advance is not None:
-            advance(len(batch), "")
-    rest = sorted(set(range(len(items))) - set(shared))
-    for number in rest:
-        found[number] = _score_apart(model, items[number], longest, batch_tokens)
-        if advance is not None:
-            advance(1, "")
-    return found
+        batch_scores = _score_batch(model, [items[n] for n in batch], prefix, start, batch_tokens)
+        for number, item_scores in zip(batch, batch_scores, strict=True):
+            scores[number] = item_scores
+    for number in sorted(set(range(len(items))) - set(shared)):
+        scores[number] = _score_apart(model, items[number], longest, batch_tokens)
+    return scores
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
@@ -116,8 +114,9 @@ def _pass_tokens(model: Any, batch_tokens: int) -> int:
     return min(batch_tokens, _CPU_TOKENS) if on_cpu else batch_tokens
 
 
-def _longest_input(model: Any) -> int | None:
-    return getattr(model.config, "max_position_embeddings", None)
+def longest_input(model: Any) -> int | None:
+    """Tokens that a model can look at together, where its configuration says."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _fits(item: Prompted, longest: int | None) -> bool:
@@ -137,7 +136,7 @@ def can_share(model: Any) -> bool:
 
 def _shares_rightly(model: Any) -> bool:
     """Compare continuations behind shared prompts with each sequence alone."""
-    longest = min(_PROBE_TOKENS, (_longest_input(model) or _PROBE_TOKENS) - 8)
+    longest = min(_PROBE_TOKENS, (longest_input(model) or _PROBE_TOKENS) - 8)
     text = [int(token) for token in probe_documents(model, longest)[0]]
     prompts = ([*text[:-8], text[0]], [*text[:-8], *text[2:6]])
     items = [Prompted(prompt, [text[-1:], text[-3:], text[-6:]]) for prompt in prompts]
@@ -145,9 +144,13 @@ def _shares_rightly(model: Any) -> bool:
     shared = _score_batch(model, items, len(text) - 8, start, _CPU_TOKENS)
     apart = [_score_apart(model, item, None, 1) for item in items]
     return all(
-        agrees(model, torch.tensor(found), torch.tensor(expected))
-        for found, expected in zip(shared, apart, strict=True)
+        agrees(model, _log_likelihoods(behind_prefix), _log_likelihoods(alone))
+        for behind_prefix, alone in zip(shared, apart, strict=True)
     )
+
+
+def _log_likelihoods(scores: Sequence[ContinuationScore]) -> Tensor:
+    return torch.tensor([score.log_likelihood for score in scores])
 
 
 def _keeps_plain_cache(model: Any) -> bool:
@@ -218,7 +221,7 @@ def cut_batches(lengths: Sequence[int], batch_tokens: int) -> list[tuple[int, in
 
 def _score_batch(
     model: Any, batch: Sequence[Prompted], prefix: int, start: Any, batch_tokens: int
-) -> list[list[float]]:
+) -> list[list[ContinuationScore]]:
     from transformers import DynamicCache
 
     device = next(model.parameters()).device
@@ -243,14 +246,7 @@ def _score_batch(
         use_cache=cache is not None,
     )
     ends = hidden[torch.arange(len(batch)), torch.tensor(lengths) - 1]
-    firsts = [(row, tokens[0]) for row, item in enumerate(batch) for tokens in item.continuations]
-    picked = picked_log_probabilities(
-        model, ends, [token for _, token in firsts], [row for row, _ in firsts]
-    ).tolist()
-    found: list[list[float]] = []
-    for item in batch:
-        found.append(picked[: len(item.continuations)])
-        del picked[: len(item.continuations)]
+    scores = _score_first_tokens(model, ends, batch)
     long_ones.sort(key=lambda pair: -len(batch[pair[0]].continuations[pair[1]]))
     width = prefix + max(lengths)
     while long_ones:
@@ -258,10 +254,27 @@ def _score_batch(
         room = min(batch_tokens // most, _CACHE_FACTOR * batch_tokens // (width + most))
         now, long_ones = long_ones[: max(1, room)], long_ones[max(1, room) :]
         tails = [batch[row].continuations[number] for row, number in now]
-        sums = _score_tails(model, tails, [row for row, _ in now], lengths, prefix, cache)
-        for (row, number), value in zip(now, sums, strict=True):
-            found[row][number] += value
-    return found
+        tail_scores = _score_tails(model, tails, [row for row, _ in now], lengths, prefix, cache)
+        for (row, number), tail in zip(now, tail_scores, strict=True):
+            first = scores[row][number]
+            scores[row][number] = ContinuationScore(
+                first.log_likelihood + tail.log_likelihood, first.is_greedy and tail.is_greedy
+            )
+    return scores
+
+
+def _score_first_tokens(
+    model: Any, ends: Tensor, batch: Sequence[Prompted]
+) -> list[list[ContinuationScore]]:
+    """The first token of every continuation, which the end of its prompt predicts, `[B, D]`."""
+    firsts = [(row, tokens[0]) for row, item in enumerate(batch) for tokens in item.continuations]
+    logs, greedy = picked_and_greedy(
+        model, ends, [token for _, token in firsts], [row for row, _ in firsts]
+    )
+    scores: list[list[ContinuationScore]] = [[] for _ in batch]
+    for (row, _), log, is_greedy in zip(firsts, logs.tolist(), greedy.tolist(), strict=True):
+        scores[row].append(ContinuationScore(log, is_greedy))
+    return scores
 
 
 def _score_tails(
@@ -271,15 +284,16 @@ def _score_tails(
     lengths: Sequence[int],
     prefix: int,
     cache: Any,
-) -> list[float]:
-    """Log likelihoods of all but the first tokens of continuations, after their prompts' cache."""
+) -> list[ContinuationScore]:
+    """All but the first tokens of continuations, after their prompts' cache."""
     device = next(model.parameters()).device
     chosen = torch.tensor(rows, device=device)
-    own = rows_of(model, cache, chosen)
+    tail_cache = rows_of(model, cache, chosen)
     ends = torch.tensor(lengths, device=device)[chosen] + prefix
     width = prefix + max(lengths)
     inputs = padded([tail[:-1] for tail in tails])
     steps = inputs.shape[1]
+    # A row's own prompt ends before the width of the batch: what stands between is padding.
     mask = torch.ones(len(tails), width + steps, dtype=torch.long, device=device)
     mask[:, :width] = (torch.arange(width, device=device)[None] < ends[:, None]).long()
     hidden = final_hidden(
@@ -287,26 +301,28 @@ def _score_tails(
         inputs,
         attention_mask=mask,
         position_ids=ends[:, None] + torch.arange(steps, device=device)[None],
-        past_key_values=own,
+        past_key_values=tail_cache,
         use_cache=True,
     )
     states = torch.cat([hidden[n, : len(tail) - 1] for n, tail in enumerate(tails)])
-    picked = picked_log_probabilities(model, states, [t for tail in tails for t in tail[1:]])
-    sums, begin = [], 0
-    for tail in tails:
-        sums.append(float(picked[begin : begin + len(tail) - 1].double().sum()))
-        begin += len(tail) - 1
-    return sums
+    picked = picked_and_greedy(model, states, [t for tail in tails for t in tail[1:]])
+    counts = [len(tail) - 1 for tail in tails]
+    parts = zip(*(torch.split(values, counts) for values in picked), strict=True)
+    return [_sum_tokens(*part) for part in parts]
+
+
+def _sum_tokens(log_probabilities: Tensor, is_greedy: Tensor) -> ContinuationScore:
+    return ContinuationScore(float(log_probabilities.double().sum()), bool(is_greedy.all()))
 
 
 def rows_of(model: Any, cache: Any, rows: Tensor) -> Any:
     """A cache of its own that holds these rows of another, which stays as it is."""
     from transformers import DynamicCache
 
-    own = DynamicCache(config=model.config)
+    row_cache = DynamicCache(config=model.config)
     for number, layer in enumerate(cache.layers):
-        own.update(layer.keys[rows], layer.values[rows], number)
-    return own
+        row_cache.update(layer.keys[rows], layer.values[rows], number)
+    return row_cache
 
 
 def padded(rows: Sequence[Sequence[int]]) -> Tensor:
@@ -317,23 +333,24 @@ def padded(rows: Sequence[Sequence[int]]) -> Tensor:
     return inputs
 
 
-def _score_apart(model: Any, item: Prompted, longest: int | None, batch_tokens: int) -> list[float]:
+def _score_apart(
+    model: Any, item: Prompted, longest: int | None, batch_tokens: int
+) -> list[ContinuationScore]:
     """Without a shared cache: every continuation with its whole prompt, cut at the left to fit."""
-    whole = [[*item.prompt, *tokens] for tokens in item.continuations]
+    texts = [[*item.prompt, *tokens] for tokens in item.continuations]
     batch_tokens = batch_tokens if can_pad(model) else 1
     if longest is not None:
-        whole = [tokens[-(longest + 1) :] for tokens in whole]
-    room = max(1, batch_tokens // max(map(len, whole)))
-    found: list[float] = []
-    for begin in range(0, len(whole), room):
-        part = whole[begin : begin + room]
+        texts = [tokens[-(longest + 1) :] for tokens in texts]
+    room = max(1, batch_tokens // max(map(len, texts)))
+    scores: list[ContinuationScore] = []
+    for begin in range(0, len(texts), room):
+        part = texts[begin : begin + room]
         hidden = final_hidden(model, padded([tokens[:-1] for tokens in part]))
         for row, tokens in enumerate(part):
             count = min(len(item.continuations[begin + row]), len(tokens) - 1)
             states = hidden[row, len(tokens) - 1 - count : len(tokens) - 1]
-            picked = picked_log_probabilities(model, states, tokens[-count:])
-            found.append(float(picked.double().sum()))
-    return found
+            scores.append(_sum_tokens(*picked_and_greedy(model, states, tokens[-count:])))
+    return scores
 
 
 def answer_states(
@@ -376,8 +393,8 @@ def answer_states(
             }
         hidden = final_hidden(model, padded([rows[n][prefix:] for n in batch]), **more)
         stops = [len(rows[number]) - prefix for number in batch]
-        found = [
+        states = [
             hidden[row, stop - len(answers[number]) : stop]
             for row, (number, stop) in enumerate(zip(batch, stops, strict=True))
         ]
-        yield batch, torch.cat(found)
+        yield batch, torch.cat(states)

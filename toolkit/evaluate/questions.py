@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import string
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.data.config import SourceSection, SplitName
+from toolkit.data.config import SourceSection
 from toolkit.data.files import ending, source_files
 from toolkit.data.formats import Faults, format_of, read_rows
 from toolkit.data.unpacked import read_whole
@@ -42,53 +43,25 @@ class Question:
         return hash_json([" ".join(self.prompt.split()), list(self.options)])
 
 
-def load_questions(section: ChoicesSection, split: SplitName | None = None) -> list[Question]:
-    """Questions of one split, or all of them.
+def load_questions(section: ChoicesSection) -> list[Question]:
+    """All questions that a section names.
 
     Raises:
         EvaluationError: there are none, or one has no options or no answer.
         DataError: a file is missing or cannot be read.
     """
-    found = list(_read(section))
-    if not found:
+    questions = list(_read(section))
+    if not questions:
         raise EvaluationError(
             f"evaluate.choices, {section.name}: holds no questions; name other files, or drop it."
         )
-    ids: dict[str, int] = {}
-    for question in found:
-        ids[question.id] = ids.get(question.id, 0) + 1
-    if again := next((name for name, count in ids.items() if count > 1), None):
+    counts = Counter(question.id for question in questions)
+    if again := next((name for name, count in counts.items() if count > 1), None):
         raise EvaluationError(
             f"evaluate.choices, {section.name}: the id {again!r} stands twice; two files of one "
             "name? Give each question a name of its own."
         )
-    if split is None:
-        return found[: section.limit]
-    places = {question.id: split_place(question.content_hash()) for question in found}
-    chosen = [
-        question
-        for question in found
-        if (places[question.id][0] < section.validation_fraction) == (split == "validation")
-    ]
-    if not chosen:
-        raise EvaluationError(
-            f"{section.name}: none of its {len(found)} questions falls into {split}; "
-            "set validation_fraction otherwise, or give more questions."
-        )
-    if section.limit is not None and len(chosen) > section.limit:
-        by_hash = sorted(chosen, key=lambda question: places[question.id][1])
-        kept = {question.id for question in by_hash[: section.limit]}
-        chosen = [question for question in chosen if question.id in kept]
-    return chosen
-
-
-def split_place(content_hash: str) -> tuple[float, str]:
-    """A number in [0, 1) that decides the split, and what orders within it.
-
-    >>> split_place("80000000ffff")
-    (0.5, 'ffff')
-    """
-    return int(content_hash[:8], 16) / 2**32, content_hash[8:]
+    return questions
 
 
 def _read(section: ChoicesSection) -> Iterator[Question]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from toolkit.evaluate.config import EvaluationRole
-from toolkit.statistics.group_sums import group_sums
+from toolkit.statistics.ratios import group_sums
 from toolkit.statistics.set_changes import (
     BOUNDED_CHANGE,
     BOUNDED_LEVEL,

@@ -78,9 +78,12 @@ def _stable(value: Any) -> Any:
 def _code(function: Callable[..., Any]) -> list[str]:
     """Name of a function or class, and the hashes of its file and of what stands beside it.
 
-    What a file imports is most often there; files of installed packages stand for themselves.
+    What a file imports is most often there; files of installed packages stand for themselves, and
+    a task of this package for its version: what else its folder holds scores nothing.
     """
     inner = getattr(function, "func", function)  # of functools.partial
+    if str(getattr(inner, "__module__", "")).startswith("toolkit."):
+        return [inner.__qualname__, str(getattr(inner, "VERSION", ""))]
     name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', '')}"
     try:
         file = Path(inspect.getsourcefile(inner) or "")

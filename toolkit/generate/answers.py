@@ -20,8 +20,8 @@ def answer_rows(
     Args:
         models: folders by label. A model without a chat template gets the first one's; where there
             is none, the prompts are continued as plain text.
-        prompts: what each is asked.
-        new_tokens: of an answer at most.
+        prompts: questions that each model is asked.
+        new_tokens: most tokens of an answer.
 
     Returns:
         For each prompt a row: `prompt`, and an answer by label. One that was cut ends in `…`.
@@ -44,12 +44,14 @@ def answer_batch(speaker: Speaker, prompts: Sequence[str], new_tokens: int) -> l
     """Greedy answers of one model to all prompts at once; one that was cut ends in `…`."""
     if not prompts:
         return []
-    asked = [speaker.encode([{"role": "user", "content": prompt}]) for prompt in prompts]
-    room = speaker.most_tokens - max(map(len, asked))
-    found = greedy_answers(speaker.model, speaker.stops, asked, min(new_tokens, room))
+    encoded_prompts = [speaker.encode([{"role": "user", "content": text}]) for text in prompts]
+    token_room = speaker.most_tokens - max(map(len, encoded_prompts))
+    answer_tokens = greedy_answers(
+        speaker.model, speaker.stops, encoded_prompts, min(new_tokens, token_room)
+    )
     answers = []
-    for tokens in found:
-        is_whole = bool(tokens) and tokens[-1] in speaker.stops
-        text = speaker.decode(tokens[:-1] if is_whole else tokens).strip()
-        answers.append(text if is_whole else f"{text} …")
+    for tokens in answer_tokens:
+        is_complete = bool(tokens) and tokens[-1] in speaker.stops
+        text = speaker.decode(tokens[:-1] if is_complete else tokens).strip()
+        answers.append(text if is_complete else f"{text} …")
     return answers

@@ -22,8 +22,8 @@ def run_chat(
     """Talk until the person ends it.
 
     Args:
-        speaker: who answers.
-        settings: how.
+        speaker: model that answers.
+        settings: how its answers are made.
         system: what the model is told before all else; where empty, what its template says.
         ask: gives the next line, as `input` does.
 
@@ -33,8 +33,8 @@ def run_chat(
     say(f"{speaker.label}: {HELP}")
     if speaker.template is None:
         say("This model has no chat template: it continues what you type, and remembers nothing.")
-    opening: list[Message] = [{"role": "system", "content": system}] if system else []
-    messages = list(opening)
+    opening_messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    messages = list(opening_messages)
     while True:
         try:
             line = ask("> ").strip()
@@ -44,11 +44,11 @@ def run_chat(
         if line == "/quit":
             return messages
         if line == "/new":
-            messages = list(opening)
+            messages = list(opening_messages)
             say("A new chat.")
         elif line:
             messages.append({"role": "user", "content": line})
-            forget_oldest(speaker, messages, len(opening), settings.new_tokens)
+            forget_oldest(speaker, messages, len(opening_messages), settings.new_tokens)
             try:
                 answer = show_answers([speaker], messages, settings)[0]
             except KeyboardInterrupt:  # ends this answer, not the chat

@@ -24,11 +24,11 @@ class Speaker:
     """A model with its tokenizer.
 
     Attributes:
-        label: for people.
-        model: in the type it is stored in, in evaluation mode.
-        tokenizer: its own.
+        label: name for people.
+        model: causal language model in the type it is stored in, in evaluation mode.
+        tokenizer: the model's own.
         stops: tokens after which an answer is over.
-        template: of chats; None continues plain text.
+        template: chat template; None continues plain text.
     """
 
     label: str
@@ -46,8 +46,9 @@ class Speaker:
         """Tokens of a chat that the model is to answer; without a template, of the last text."""
         if self.template is None:
             return list(self.tokenizer(messages[-1]["content"])["input_ids"])
-        what = ("its chat template cannot be used", "mend it, or ask with --plain")
-        with reading(self.label, CheckpointError, *what), bounded_template(self.label):
+        problem, advice = "its chat template cannot be used", "mend it, or ask with --plain"
+        readable = reading(self.label, CheckpointError, problem, advice)
+        with readable, bounded_template(self.label):
             text = self.tokenizer.apply_chat_template(
                 list(messages),
                 chat_template=self.template,
@@ -68,8 +69,8 @@ def load_speaker(
 
     Args:
         reference: a folder, or `path[@revision][+adapter]`.
-        label: for people; the folder's name by default.
-        template: used where the model brings no chat template.
+        label: name for people; the folder's by default.
+        template: chat template where the model brings none.
         plain: continue the text, whatever template there is.
 
     Raises:
@@ -77,35 +78,40 @@ def load_speaker(
         MergeError: the reference leads nowhere.
     """
     parsed = parse_reference(str(reference))
-    folder = find_folder(parsed.model)
-    model = load_causal_model(folder, scoring_dtype(folder))
+    model_folder = token_folder = find_folder(parsed.model)
+    model = load_causal_model(model_folder, scoring_dtype(model_folder))
     if parsed.adapter is not None:
         model = merge_adapter(model, find_folder(parsed.adapter))
-    place = folder if parsed.adapter is None else Models().token_folder(str(reference))
-    tokenizer = load_tokenizer(place)
+        token_folder = Models().token_folder(str(reference))
+    tokenizer = load_tokenizer(token_folder)
     model.eval()
-    own = getattr(tokenizer, "chat_template", None)
+    chat_template = getattr(tokenizer, "chat_template", None)
     return Speaker(
         label=label or Path(str(reference)).name or str(reference),
         model=model,
         tokenizer=tokenizer,
         stops=stops_of(model, tokenizer),
-        template=None if plain else own or template,
+        template=None if plain else chat_template or template,
     )
 
 
 def stops_of(model: Any, tokenizer: Any) -> frozenset[int]:
     """The ends that the model's own settings and its tokenizer name."""
-    named = [
+    settings = [
         getattr(getattr(model, "generation_config", None), "eos_token_id", None),
         getattr(model.config, "eos_token_id", None),
         tokenizer.eos_token_id,
     ]
-    flat = [item for value in named for item in (value if isinstance(value, list) else [value])]
-    for item in flat:
-        if item is not None and (isinstance(item, bool) or not isinstance(item, int)):
-            raise CheckpointError(
-                f"{model.config.name_or_path}: eos_token_id must be a token's number, or a list of "
-                f"them (got {item!r:.60}); mend config.json or generation_config.json."
-            )
-    return frozenset(int(item) for item in flat if item is not None)
+    stop_tokens = []
+    for setting in settings:
+        for token_id in setting if isinstance(setting, list) else [setting]:
+            if token_id is None:
+                continue
+            if isinstance(token_id, bool) or not isinstance(token_id, int):
+                raise CheckpointError(
+                    f"{model.config.name_or_path}: eos_token_id must be a token's number, or a "
+                    f"list of them (got {token_id!r:.60}); mend config.json or "
+                    "generation_config.json."
+                )
+            stop_tokens.append(token_id)
+    return frozenset(stop_tokens)

@@ -13,7 +13,7 @@ from toolkit.checkpoint.forward import log_probabilities_alone, without_cache
 from toolkit.checkpoint.probe_documents import probe_documents
 
 _TOGETHER: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-"""What was found of each model."""
+"""Whether each model answers in a batch as it does alone."""
 
 
 def greedy_answers(
@@ -22,10 +22,10 @@ def greedy_answers(
     """The likeliest token again and again: together where the model answers so as it does alone.
 
     Args:
-        model: a causal language model.
+        model: causal language model.
         stops: tokens after which an answer is over.
-        prompts: tokens of each, at least one.
-        new_tokens: of an answer at most.
+        prompts: tokens of each prompt, at least one.
+        new_tokens: most tokens of an answer.
     """
     if _answers_together(model):
         return greedy_batch(model, stops, prompts, new_tokens)
@@ -68,9 +68,9 @@ def _shortfall(model: Any, prompt: list[int], answer: list[int]) -> float:
     """By how many nats the worst token of an answer misses the likeliest one."""
     tokens = torch.tensor([*prompt, *answer], device=next(model.parameters()).device)
     logits = model(**without_cache(model, {"input_ids": tokens[None, :-1]})).logits[0].float()
-    best = logits.log_softmax(dim=-1).max(dim=-1).values
-    chosen = log_probabilities_alone(model, tokens)
-    return float((best - chosen)[-len(answer) :].max())
+    best_scores = logits.log_softmax(dim=-1).max(dim=-1).values
+    chosen_scores = log_probabilities_alone(model, tokens)
+    return float((best_scores - chosen_scores)[-len(answer) :].max())
 
 
 @torch.inference_mode()
@@ -83,28 +83,23 @@ def greedy_batch(
     is masked, and positions count from each prompt's own beginning.
 
     Args:
-        model: a causal language model.
+        model: causal language model.
         stops: tokens after which an answer is over.
-        prompts: tokens of each, at least one.
-        new_tokens: of an answer at most.
+        prompts: tokens of each prompt, at least one.
+        new_tokens: most tokens of an answer.
 
     Returns:
         Tokens of each answer; the last is a stop where the model came to an end.
     """
     device = next(model.parameters()).device
-    longest = max(map(len, prompts))
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-    mask = torch.zeros_like(tokens)
-    for row, ids in enumerate(prompts):
-        tokens[row, longest - len(ids) :] = torch.tensor(list(ids), device=device)
-        mask[row, longest - len(ids) :] = 1
-    answers: list[list[int]] = [[] for _ in prompts]
-    growing = set(range(len(prompts)))
+    inputs, mask = _pad_left(prompts, device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    inputs, cache = tokens, None
+    answers: list[list[int]] = [[] for _ in prompts]
+    growing_rows = set(range(len(prompts)))
+    cache = None
     # Nearly all models can leave out the logits of the prompts, which may be gigabytes.
-    takes = inspect.signature(model.forward).parameters
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    forward_arguments = inspect.signature(model.forward).parameters
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in forward_arguments else {}
     for _ in range(new_tokens):
         output = model(
             input_ids=inputs,
@@ -115,14 +110,27 @@ def greedy_batch(
             **last_only,
         )
         cache = output.past_key_values
-        chosen = output.logits[:, -1].argmax(1)
-        for row, token in enumerate(chosen.tolist()):
-            if row in growing:
+        chosen_tokens = output.logits[:, -1].argmax(1)
+        for row, token in enumerate(chosen_tokens.tolist()):
+            if row in growing_rows:
                 answers[row].append(token)
                 if token in stops:
-                    growing.discard(row)
-        if not growing:
+                    growing_rows.discard(row)
+        if not growing_rows:
             break
-        inputs, positions = chosen[:, None], positions[:, -1:] + 1
+        inputs, positions = chosen_tokens[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
     return answers
+
+
+def _pad_left(
+    prompts: Sequence[Sequence[int]], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts side by side, zeros before the shorter ones, and the mask of what is a prompt's."""
+    longest = max(map(len, prompts))
+    tokens = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+    mask = torch.zeros_like(tokens)
+    for row, ids in enumerate(prompts):
+        tokens[row, longest - len(ids) :] = torch.tensor(list(ids), device=device)
+        mask[row, longest - len(ids) :] = 1
+    return tokens, mask

@@ -31,13 +31,13 @@ def show_answers(
             answers.append(_run(stream))
         return answers
     answers = [""] * len(speakers)
-    growing = set(range(len(speakers)))
+    growing_streams = set(range(len(speakers)))
     with Live(_columns(speakers, answers), console=console, refresh_per_second=8) as live:
-        while growing:
-            for index in sorted(growing):
+        while growing_streams:
+            for index in sorted(growing_streams):
                 piece = next(streams[index], None)
                 if piece is None:
-                    growing.discard(index)
+                    growing_streams.discard(index)
                 else:
                     answers[index] += piece
             live.update(_columns(speakers, answers))

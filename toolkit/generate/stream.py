@@ -18,10 +18,10 @@ class SamplingSettings:
     """How an answer is made.
 
     Attributes:
-        new_tokens: of an answer at most.
+        new_tokens: most tokens of an answer.
         temperature: 0 takes the likeliest token; else logits are divided by it.
-        top_p: draw among the likeliest tokens that together have this probability.
-        seed: of the draws; an answer depends on it and on the prompt, on nothing else.
+        top_p: probability of the likeliest tokens together that are drawn among.
+        seed: seed of the draws; an answer depends on it and on the prompt, on nothing else.
     """
 
     new_tokens: int = 256
@@ -47,49 +47,51 @@ def stream_answer(
         ConfigError: the prompt leaves no room for an answer.
         EvaluationError: the model gives logits that are not numbers.
     """
-    tokens = speaker.encode(messages)
-    room = speaker.most_tokens - len(tokens)
-    if room < 1:
+    prompt_tokens = speaker.encode(messages)
+    token_room = speaker.most_tokens - len(prompt_tokens)
+    if token_room < 1:
         raise ConfigError(
-            f"the prompt has {len(tokens)} tokens and {speaker.label} looks at "
+            f"the prompt has {len(prompt_tokens)} tokens and {speaker.label} looks at "
             f"{speaker.most_tokens} at most; shorten it."
         )
-    if not tokens:
+    if not prompt_tokens:
         raise ConfigError("the prompt is empty; give some text.")
-    answer: list[int] = []
-    shown = ""
-    for token in _tokens(speaker, tokens, settings, min(room, settings.new_tokens)):
-        answer.append(token)
-        text = speaker.decode(answer)
+    answer_tokens: list[int] = []
+    num_shown = 0
+    for token in _next_tokens(
+        speaker, prompt_tokens, settings, min(token_room, settings.new_tokens)
+    ):
+        answer_tokens.append(token)
+        text = speaker.decode(answer_tokens)
         if text.endswith("\ufffd"):  # half of a character; the next token brings the rest
             continue
-        if len(text) > len(shown):
-            yield text[len(shown) :]
-            shown = text
-    if len(rest := speaker.decode(answer)) > len(shown):
-        yield rest[len(shown) :]
+        if len(text) > num_shown:
+            yield text[num_shown:]
+            num_shown = len(text)
+    if len(text := speaker.decode(answer_tokens)) > num_shown:
+        yield text[num_shown:]
 
 
-def _tokens(
+def _next_tokens(
     speaker: Speaker, prompt: list[int], settings: SamplingSettings, most: int
 ) -> Iterator[int]:
     model = speaker.model
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(settings.seed)
-    inputs, cache, seen = list(prompt), None, list(prompt)
+    inputs, cache, all_tokens = list(prompt), None, list(prompt)
     for _ in range(most):
         # Around one step only: the caller's own code between two pieces keeps its gradients.
         with computing(speaker.label), torch.inference_mode():
-            given = torch.tensor([inputs], device=device)
-            output = model(input_ids=given, past_key_values=cache, use_cache=True)
+            input_ids = torch.tensor([inputs], device=device)
+            output = model(input_ids=input_ids, past_key_values=cache, use_cache=True)
             logits = output.logits[0, -1].float().cpu()
         token = pick(logits, settings, generator)
         if token in speaker.stops:
             return
         yield token
-        seen.append(token)
+        all_tokens.append(token)
         cache = getattr(output, "past_key_values", None)
-        inputs = seen if cache is None else [token]
+        inputs = all_tokens if cache is None else [token]
 
 
 def pick(logits: Tensor, settings: SamplingSettings, generator: torch.Generator) -> int:
@@ -102,7 +104,8 @@ def pick(logits: Tensor, settings: SamplingSettings, generator: torch.Generator)
         raise EvaluationError("the model's logits are not numbers; its weights are damaged.")
     if settings.temperature == 0.0:
         return int(logits.argmax())
-    chances, order = (logits / settings.temperature).softmax(0).sort(descending=True)
+    scaled_logits = logits / settings.temperature
+    probabilities, token_order = scaled_logits.softmax(0).sort(descending=True)
     # Everything before the share is reached, and the token that reaches it.
-    chances[chances.cumsum(0) - chances >= settings.top_p] = 0.0
-    return int(order[torch.multinomial(chances, 1, generator=generator)])
+    probabilities[probabilities.cumsum(0) - probabilities >= settings.top_p] = 0.0
+    return int(token_order[torch.multinomial(probabilities, 1, generator=generator)])

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from toolkit.errors import ConfigError
-from toolkit.mixture_law.law import Fit, Law, fit_law
-from toolkit.mixture_law.runs import F64, MixtureRun, Role
+from toolkit.mixture_law.law import Amount, Fit, Law, fit_law
+from toolkit.mixture_law.runs import F64, ROLES, MixtureRun, Role
 
 _STEPS = 301
 _LEVEL = 0.95
@@ -35,12 +34,12 @@ class MixtureAnswer:
 
     Attributes:
         tolerance: rise of the general loss against the general model, bits per byte.
-        share: at which the law itself reaches it, within what was measured.
+        share: domain share at which the law itself reaches it, within what was measured.
         safe_share: up to which the one-sided 95 % bound of the rise stays within it; None where
             that holds for no measured share.
         is_at_end: whether the safe share is the largest that was measured.
-        domain_change, general_change: at the safe share (else at `share`), against the general
-            model.
+        domain_change, general_change: changes against the general model at the safe share, else at
+            `share`.
     """
 
     tolerance: float
@@ -55,8 +54,8 @@ def largest_share(law: Law, tolerance: float) -> MixtureAnswer:
     """The largest domain share whose general loss stays within the tolerance.
 
     Args:
-        law: fitted.
-        tolerance: rise against the general model, bits per byte, may be 0 or below it.
+        law: laws that were fitted.
+        tolerance: rise against the general model in bits per byte, may be 0 or below it.
 
     Raises:
         ConfigError: it is no finite number, or by the law itself no measured share meets it.
@@ -65,33 +64,34 @@ def largest_share(law: Law, tolerance: float) -> MixtureAnswer:
         raise ConfigError(f"--tolerance: must be a finite number (got {tolerance}).")
     low, high = law.range
     shares = np.linspace(low, high, _STEPS)
-    rise = law.general.at(shares, _amounts(law, shares)) - law.start_general[:, None]
-    allowed, middle = rise <= tolerance, np.median(rise, axis=0)
-    if not (middle <= tolerance).any():
-        best = int(np.argmin(middle))
+    general_rises = law.general.at(shares, _amounts(law, shares)) - law.start_general[:, None]
+    is_allowed, median_rise = general_rises <= tolerance, np.median(general_rises, axis=0)
+    if not (median_rise <= tolerance).any():
+        least_place = int(np.argmin(median_rise))
         raise ConfigError(
             f"--tolerance: {tolerance:g} is met by no measured share; the least rise, at share "
-            f"{shares[best]:.2f}, is {_interval(rise[:, best])} bits per byte. Measure smaller "
-            "shares, or allow more."
+            f"{shares[least_place]:.2f}, is {_estimate(general_rises[:, least_place])} bits per "
+            "byte. Measure smaller shares, or allow more."
         )
     # From the end, so that a law that falls again counts with its largest share.
-    last = np.where(allowed.any(axis=1), _STEPS - 1 - np.argmax(allowed[:, ::-1], axis=1), 0)
-    found = shares[last]
-    reached = float(shares[np.flatnonzero(middle <= tolerance)[-1]])
-    bound = np.quantile(rise, _LEVEL, axis=0)
-    within = np.flatnonzero(bound <= tolerance)
-    safe = float(shares[within[-1]]) if len(within) else None
-    place = np.array([safe if safe is not None else reached])
-    tokens = _amounts(law, place)
+    from_end = np.argmax(is_allowed[:, ::-1], axis=1)
+    last_allowed = np.where(is_allowed.any(axis=1), _STEPS - 1 - from_end, 0)
+    reached_share = float(shares[np.flatnonzero(median_rise <= tolerance)[-1]])
+    upper_bound = np.quantile(general_rises, _LEVEL, axis=0)
+    safe_places = np.flatnonzero(upper_bound <= tolerance)
+    safe_share = float(shares[safe_places[-1]]) if len(safe_places) else None
+    place = np.array([safe_share if safe_share is not None else reached_share])
+    domain_change, general_change = (
+        _estimate((fit.at(place, _amounts(law, place)) - start[:, None])[:, 0])
+        for _, fit, start in law.parts()
+    )
     return MixtureAnswer(
         tolerance=tolerance,
-        share=Estimate(reached, *_ends(found)),
-        safe_share=safe,
-        is_at_end=safe == high,
-        domain_change=_interval((law.domain.at(place, tokens) - law.start_domain[:, None])[:, 0]),
-        general_change=_interval(
-            (law.general.at(place, tokens) - law.start_general[:, None])[:, 0]
-        ),
+        share=Estimate(reached_share, *_ends(shares[last_allowed])),
+        safe_share=safe_share,
+        is_at_end=safe_share == high,
+        domain_change=domain_change,
+        general_change=general_change,
     )
 
 
@@ -100,12 +100,12 @@ class Check:
     """Runs of one share that the law had not seen.
 
     Attributes:
-        share: of them.
-        role: of the loss.
+        share: domain share of the runs.
+        role: documents that the loss is on.
         predicted: change against the general model on the same documents, for the mean of as many
             runs at this share: with their noise.
         measured: the same of these runs.
-        num_runs: of them.
+        num_runs: number of the runs.
     """
 
     share: float
@@ -132,12 +132,12 @@ def check_runs(law: Law, runs: Sequence[MixtureRun]) -> list[Check]:
     tokens = float(np.mean([run.tokens for run in runs]))
     law.check(share, tokens)
     checks = []
-    for number, (role, _, _) in enumerate(_parts(law)):
-        fit, start = law.on_same_documents(role), law.start.losses(role).loss
-        own = np.random.default_rng([law.seed, 7, number]).standard_normal(len(fit.noise))
-        drawn = fit.at(np.array([share]), np.array([tokens]))[:, 0] - start
-        predicted = _interval(drawn + fit.noise / math.sqrt(len(runs)) * own)
-        measured = float(np.mean([run.losses(role).loss for run in runs])) - start
+    for number, role in enumerate(ROLES):
+        fit, start_loss = law.on_same_documents(role), law.start.losses(role).loss
+        normal_draws = np.random.default_rng([law.seed, 7, number]).standard_normal(len(fit.noise))
+        drawn_changes = fit.at(np.array([share]), np.array([tokens]))[:, 0] - start_loss
+        predicted = _estimate(drawn_changes + fit.noise / math.sqrt(len(runs)) * normal_draws)
+        measured = float(np.mean([run.losses(role).loss for run in runs])) - start_loss
         checks.append(Check(share, role, predicted, measured, len(runs)))
     return checks
 
@@ -149,24 +149,20 @@ def leave_out(law: Law) -> list[Check]:
     them, though not independent ones.
     """
     low, high = law.range
-    found: list[Check] = []
+    checks: list[Check] = []
     for share in sorted({float(run.share or 0.0) for run in law.runs}):
-        own = [run for run in law.runs if float(run.share or 0.0) == share]
-        if low < share < high:
-            others = [run for run in law.runs if float(run.share or 0.0) != share]
-            try:
-                rest = fit_law(law.start, others, draws=len(law.domain.chosen), seed=law.seed)
-                found += check_runs(rest, own)
-            except ConfigError:
-                return []
-    return found
-
-
-def _parts(law: Law) -> list[tuple[Role, Fit, F64]]:
-    return [
-        ("domain", law.domain, law.start_domain),
-        ("general", law.general, law.start_general),
-    ]
+        if not low < share < high:
+            continue
+        runs_of_share = [run for run in law.runs if float(run.share or 0.0) == share]
+        other_runs = [run for run in law.runs if float(run.share or 0.0) != share]
+        try:
+            law_of_others = fit_law(
+                law.start, other_runs, draws=len(law.domain.chosen), seed=law.seed
+            )
+            checks += check_runs(law_of_others, runs_of_share)
+        except ConfigError:
+            return []
+    return checks
 
 
 def _amounts(law: Law, shares: F64) -> F64:
@@ -174,7 +170,7 @@ def _amounts(law: Law, shares: F64) -> F64:
     return np.full(shares.shape, law.general.grid.middle)
 
 
-def _interval(draws: F64) -> Estimate:
+def _estimate(draws: F64) -> Estimate:
     return Estimate(float(np.median(draws)), *_ends(draws))
 
 
@@ -185,48 +181,52 @@ def _ends(draws: F64) -> tuple[float, float]:
 
 def run_noise(law: Law) -> dict[Role, Estimate]:
     """Standard deviation of one run's loss around the law, as far as these runs show it."""
-    return {role: _interval(law.on_same_documents(role).noise) for role, _, _ in _parts(law)}
+    return {role: _estimate(law.on_same_documents(role).noise) for role in ROLES}
 
 
 def sentences(law: Law, answer: MixtureAnswer) -> list[str]:
     """The answer for people."""
     low, high = law.range
-    limit = f"a rise of {answer.tolerance:g} bits per byte on general text"
+    limit_words = f"a rise of {answer.tolerance:g} bits per byte on general text"
     share = answer.share
-    reaches = f"reaches it at {share.value:.2f} ({share.low:.2f} to {share.high:.2f})"
+    reach_words = f"reaches it at {share.value:.2f} ({share.low:.2f} to {share.high:.2f})"
     if share.value >= high:
-        reaches = f"stays below it up to the largest share that was measured, {high:g}"
+        reach_words = f"stays below it up to the largest share that was measured, {high:g}"
     if answer.safe_share is None:
         lines = [
-            f"No measured share is sure to stay within {limit} (95 % bound), though the law itself "
-            f"{reaches}. Make more runs, or score more documents."
+            f"No measured share is sure to stay within {limit_words} (95 % bound), though the law "
+            f"itself {reach_words}. Make more runs, or score more documents."
         ]
     elif answer.is_at_end:
         lines = [
-            f"The largest share that was measured, {high:g}, stays within {limit} (95 % bound); "
-            "larger ones were not measured."
+            f"The largest share that was measured, {high:g}, stays within {limit_words} (95 % "
+            "bound); larger ones were not measured."
         ]
     else:
         lines = [
-            f"Up to a domain share of {answer.safe_share:.2f} the 95 % bound stays within {limit}; "
-            f"the law itself {reaches}."
+            f"Up to a domain share of {answer.safe_share:.2f} the 95 % bound stays within "
+            f"{limit_words}; the law itself {reach_words}."
         ]
     lines.append(
         f"There the domain changes by {answer.domain_change} and general text by "
         f"{answer.general_change} bits per byte."
     )
-    noise = run_noise(law)
+    noise_by_role = run_noise(law)
     lines.append(
         "Runs of the same share differ by a standard deviation of about "
-        f"{noise['domain'].value:.4f} (domain) and {noise['general'].value:.4f} (general); more "
-        "runs, or longer ones, tell more."
+        f"{noise_by_role['domain'].value:.4f} (domain) and {noise_by_role['general'].value:.4f} "
+        "(general); more runs, or longer ones, tell more."
     )
-    fixed = {"all tokens": "as many tokens", "domain tokens": "as many domain tokens"}
-    fewest, most = law.tokens
-    size = f"{fixed[law.amount]} as these" if law.amount in fixed else f"{fewest} to {most} tokens"
+    fixed_amounts = {"all tokens": "as many tokens", "domain tokens": "as many domain tokens"}
+    fewest_tokens, most_tokens = law.tokens
+    size_words = (
+        f"{fixed_amounts[law.amount]} as these"
+        if law.amount in fixed_amounts
+        else f"{fewest_tokens} to {most_tokens} tokens"
+    )
     lines.append(
-        f"This holds for runs of {size} and shares from {low:g} to {high:g}; longer runs forget "
-        "more."
+        f"This holds for runs of {size_words} and shares from {low:g} to {high:g}; longer runs "
+        "forget more."
     )
     return lines
 
@@ -237,19 +237,18 @@ def table_rows(law: Law, checks: Sequence[Check]) -> list[tuple[str, ...]]:
     for run in law.runs:
         share = float(run.share or 0.0)
         cells = [f"{share:g}", f"{run.tokens:,}"]
-        for role, fit, start in _parts(law):
+        for role, fit, start_losses in law.parts():
             change = run.losses(role).loss - law.start.losses(role).loss
-            place, tokens = np.array([share]), np.array([float(run.tokens)])
-            drawn = _interval(fit.at(place, tokens)[:, 0] - start)
-            cells += [f"{change:+.4f}", _signed(drawn)]
+            drawn_changes = (
+                fit.at(np.array([share]), np.array([float(run.tokens)]))[:, 0] - start_losses
+            )
+            cells += [f"{change:+.4f}", _signed(_estimate(drawn_changes))]
         rows.append(tuple(cells))
-    by_share: dict[float, list[Check]] = {}
-    for check in checks:
-        by_share.setdefault(check.share, []).append(check)
-    for share, pair in by_share.items():
+    for share in dict.fromkeys(check.share for check in checks):
         cells = [f"{share:g} held out", ""]
-        for check in pair:
-            cells += [f"{check.measured:+.4f}", _signed(check.predicted)]
+        for check in checks:
+            if check.share == share:
+                cells += [f"{check.measured:+.4f}", _signed(check.predicted)]
         rows.append(tuple(cells))
     return rows
 
@@ -258,39 +257,77 @@ def _signed(value: Estimate) -> str:
     return f"{value.value:+.4f} ({value.low:+.4f} to {value.high:+.4f})"
 
 
-def plain_answer(
-    law: Law, answer: MixtureAnswer, checks: Sequence[Check], left_out: Sequence[Check]
-) -> dict[str, Any]:
-    """All of it as plain values, for JSON."""
-    noise = run_noise(law)
+@dataclass(frozen=True)
+class Exponents:
+    """The law of least squares, `offset + slope * share^share_exponent * tokens^token_exponent`."""
 
-    def exponents(fit: Fit) -> dict[str, Any]:
-        return {
-            "offset": float(fit.offset[0]),
-            "slope": float(fit.slope[0]),
-            "share_exponent": float(fit.share_exponent[0]),
-            "token_exponent": float(fit.token_exponent[0]),
-        }
+    offset: float
+    slope: float
+    share_exponent: float
+    token_exponent: float
 
-    def outcomes(found: Sequence[Check]) -> list[dict[str, Any]]:
-        return [
-            {**vars(one), "predicted": vars(one.predicted), "is_inside": one.is_inside}
-            for one in found
-        ]
+    @classmethod
+    def of(cls, fit: Fit) -> Exponents:
+        fields = (fit.offset, fit.slope, fit.share_exponent, fit.token_exponent)
+        return cls(*(float(draws[0]) for draws in fields))
 
-    return {
-        "same_in_all_runs": law.amount,
-        "shares": list(law.range),
-        "tokens": list(law.tokens),
-        "domain_law": exponents(law.domain),
-        "general_law": exponents(law.general),
-        "tolerance": answer.tolerance,
-        "share": vars(answer.share),
-        "safe_share": answer.safe_share,
-        "domain_change": vars(answer.domain_change),
-        "general_change": vars(answer.general_change),
-        "run_noise": {role: vars(noise[role]) for role in noise},
-        "held_out": outcomes(checks),
-        "left_out": outcomes(left_out),
-        "sentences": sentences(law, answer),
-    }
+
+@dataclass(frozen=True)
+class MixtureResults:
+    """What `mixture.json` holds, in its order.
+
+    Attributes:
+        same_in_all_runs: which amount was the same in all runs.
+        shares, tokens: smallest and largest that were measured.
+        domain_law, general_law: laws of least squares.
+        tolerance: rise of the general loss that is accepted.
+        share, safe_share, domain_change, general_change: see `MixtureAnswer`.
+        run_noise: standard deviation of one run, by role.
+        held_out: predictions of the shares that were held out.
+        left_out: predictions of each inner share from the others.
+        sentences: the answer for people.
+    """
+
+    same_in_all_runs: Amount
+    shares: tuple[float, float]
+    tokens: tuple[int, int]
+    domain_law: Exponents
+    general_law: Exponents
+    tolerance: float
+    share: Estimate
+    safe_share: float | None
+    domain_change: Estimate
+    general_change: Estimate
+    run_noise: dict[Role, Estimate]
+    held_out: tuple[Check, ...]
+    left_out: tuple[Check, ...]
+    sentences: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, law: Law, answer: MixtureAnswer, checks: Sequence[Check], left_out: Sequence[Check]
+    ) -> MixtureResults:
+        return cls(
+            same_in_all_runs=law.amount,
+            shares=law.range,
+            tokens=law.tokens,
+            domain_law=Exponents.of(law.domain),
+            general_law=Exponents.of(law.general),
+            tolerance=answer.tolerance,
+            share=answer.share,
+            safe_share=answer.safe_share,
+            domain_change=answer.domain_change,
+            general_change=answer.general_change,
+            run_noise=run_noise(law),
+            held_out=tuple(checks),
+            left_out=tuple(left_out),
+            sentences=tuple(sentences(law, answer)),
+        )
+
+    def as_json(self) -> dict[str, object]:
+        """The values of `mixture.json`."""
+        values = asdict(self)
+        for key, checks in (("held_out", self.held_out), ("left_out", self.left_out)):
+            for check, row in zip(checks, values[key], strict=True):
+                row["is_inside"] = check.is_inside
+        return values

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.errors import ConfigError
-from toolkit.mixture_law.runs import F64, MixtureRun, Role
+from toolkit.mixture_law.runs import F64, ROLES, MixtureRun, Role
 
 Amount = Literal["all tokens", "domain tokens", "free"]
 
@@ -31,9 +31,9 @@ class Grid:
     """The laws that are compared, `loss = E + A * share^s * (tokens / middle)^t`, at given places.
 
     Attributes:
-        exponents: `[G, 2]`, s and t.
+        exponents: s and t, `[G, 2]`.
         middle: tokens that the law is centered on.
-        num_parameters: of one law.
+        num_parameters: number of parameters of one law.
     """
 
     exponents: F64
@@ -43,11 +43,11 @@ class Grid:
     def features(self, shares: F64, tokens: F64) -> F64:
         """What A multiplies, `[G, S]`."""
         with np.errstate(divide="ignore"):
-            logs = np.log(shares)
+            log_shares = np.log(shares)
         # share 0: 0^s is 0, and the general model's own mixture has no domain text
-        powers = np.where(shares > 0, np.exp(self.exponents[:, :1] * logs), 0.0)
-        scale: F64 = np.exp(self.exponents[:, 1:] * np.log(tokens / self.middle))
-        return np.asarray(powers * scale)
+        share_powers = np.where(shares > 0, np.exp(self.exponents[:, :1] * log_shares), 0.0)
+        token_powers: F64 = np.exp(self.exponents[:, 1:] * np.log(tokens / self.middle))
+        return np.asarray(share_powers * token_powers)
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Fit:
     """Laws that the runs leave possible: the one of least squares, then draws.
 
     Attributes:
-        grid: of exponents.
-        chosen: `[K]`, each law's place in the grid.
-        offset, slope: `[K]`, E and A.
-        noise: `[K]`, standard deviation of a run around its law.
+        grid: laws that were compared.
+        chosen: place of each law in the grid, `[K]`.
+        offset, slope: E and A, `[K]`.
+        noise: standard deviation of a run around its law, `[K]`.
     """
 
     grid: Grid
@@ -88,11 +88,14 @@ def amount_of(runs: Sequence[MixtureRun]) -> Amount:
     so one curve over the share describes them; only what differs in both ways has an exponent.
     """
     tokens = np.array([run.tokens for run in runs], dtype=np.float64)
-    domain = tokens * np.array([run.share for run in runs], dtype=np.float64)
-    for name, values in (("all tokens", tokens), ("domain tokens", domain)):
-        if values.min() > 0 and np.ptp(values) <= _SAME * values.max():
-            return "all tokens" if name == "all tokens" else "domain tokens"
-    return "free"
+    domain_tokens = tokens * np.array([run.share for run in runs], dtype=np.float64)
+
+    def is_same(amounts: F64) -> bool:
+        return bool(amounts.min() > 0 and np.ptp(amounts) <= _SAME * amounts.max())
+
+    if is_same(tokens):
+        return "all tokens"
+    return "domain tokens" if is_same(domain_tokens) else "free"
 
 
 def make_grid(runs: Sequence[MixtureRun]) -> Grid:
@@ -101,18 +104,18 @@ def make_grid(runs: Sequence[MixtureRun]) -> Grid:
     Raises:
         ConfigError: there are too few runs, or shares, for the parameters.
     """
-    amount = amount_of(runs)
-    times = TOKEN_EXPONENTS if amount == "free" else np.zeros(1)
-    pairs = np.array([(s, t) for s in SHARE_EXPONENTS for t in times])
-    parameters = 4 if amount == "free" else 3
-    shares = sorted({float(run.share or 0.0) for run in runs})
-    if len(runs) <= parameters or len(shares) < 3:
+    is_free = amount_of(runs) == "free"
+    token_exponents = TOKEN_EXPONENTS if is_free else np.zeros(1)
+    exponent_pairs = np.array([(s, t) for s in SHARE_EXPONENTS for t in token_exponents])
+    num_parameters = 4 if is_free else 3
+    num_shares = len({float(run.share or 0.0) for run in runs})
+    if len(runs) <= num_parameters or num_shares < 3:
         raise ConfigError(
-            f"runs: {len(runs)} of {len(shares)} shares are too few for a law of {parameters} "
-            f"parameters and its uncertainty; give at least {parameters + 1} runs of 3 shares."
+            f"runs: {len(runs)} of {num_shares} shares are too few for a law of {num_parameters} "
+            f"parameters and its uncertainty; give at least {num_parameters + 1} runs of 3 shares."
         )
-    middle = float(np.exp(np.mean(np.log([run.tokens for run in runs]))))
-    return Grid(pairs, middle, parameters)
+    middle_tokens = float(np.exp(np.mean(np.log([run.tokens for run in runs]))))
+    return Grid(exponent_pairs, middle_tokens, num_parameters)
 
 
 def draw_laws(
@@ -127,11 +130,11 @@ def draw_laws(
     With an exponent that is known the intervals of such draws are Student's, and exact.
 
     Args:
-        grid: of exponents.
-        shares: `[N]`.
-        tokens: `[N]`.
-        losses: `[K, N]`.
-        chance: of the draws.
+        grid: laws that are compared.
+        shares: domain share of each run, `[N]`.
+        tokens: tokens of each run, `[N]`.
+        losses: losses of the runs under each draw's documents, `[K, N]`.
+        chance: generator of the draws.
 
     Returns:
         Of the first row the law of least squares, of the others a draw each.
@@ -146,32 +149,66 @@ def draw_laws(
     >>> fit.share_exponent.tolist(), fit.offset.tolist(), fit.slope.tolist()
     ([2.0], [1.0], [1.0])
     """
-    draws, runs = losses.shape
-    freedom = runs - 2
+    num_draws, num_runs = losses.shape
+    freedom = num_runs - 2
     features = grid.features(shares, tokens)
-    width = np.maximum(np.ptp(features, axis=1), 1e-150)
-    means = features.mean(axis=1)
-    centered = (features - means[:, None]) / width[:, None]
-    spread = np.maximum((centered**2).sum(axis=1), 1e-300)
-    level = losses.mean(axis=1)
-    around = losses - level[:, None]
-    slopes = (around @ centered.T) / spread
-    whole = np.maximum((around**2).sum(axis=1, keepdims=True), 1e-300)
-    squares = np.maximum(whole - slopes**2 * spread, _EXACT * whole)
-    logs = -0.5 * np.log(spread) - 0.5 * freedom * np.log(squares / whole)
+    lines = _fit_lines(features, losses)
+    # Log posterior of each exponent: E and A are integrated out, and the noise with them.
+    log_weights = -0.5 * np.log(lines.spread) - 0.5 * freedom * np.log(lines.unexplained_share)
     # The largest of weights with Gumbel's noise is a draw in proportion to them.
-    noisy = logs + chance.gumbel(size=logs.shape)
-    noisy[0] = -squares[0]
-    chosen = np.argmax(noisy, axis=1)
-    rows = np.arange(draws)
-    left, scale = squares[rows, chosen], np.sqrt(spread[chosen])
-    noise = np.sqrt(left / chance.chisquare(freedom, size=draws))
-    noise[0] = np.sqrt(left[0] / freedom)
-    own = chance.standard_normal((2, draws))
-    own[:, 0] = 0.0
-    slope = (slopes[rows, chosen] + noise * own[0] / scale) / width[chosen]
-    offset = level + noise * own[1] / np.sqrt(runs) - slope * means[chosen]
-    return Fit(grid, chosen, offset, slope, noise)
+    noisy_weights = log_weights + chance.gumbel(size=log_weights.shape)
+    noisy_weights[0] = -lines.squares[0]
+    chosen_laws = np.argmax(noisy_weights, axis=1)
+    draw_rows = np.arange(num_draws)
+    left_squares = lines.squares[draw_rows, chosen_laws]
+    noise = np.sqrt(left_squares / chance.chisquare(freedom, size=num_draws))
+    noise[0] = np.sqrt(left_squares[0] / freedom)
+    normal_draws = chance.standard_normal((2, num_draws))
+    normal_draws[:, 0] = 0.0
+    # Of centered features slope and level are independent, each with its own error.
+    slope_error = noise * normal_draws[0] / np.sqrt(lines.spread[chosen_laws])
+    slope = (lines.slopes[draw_rows, chosen_laws] + slope_error) / lines.width[chosen_laws]
+    level_error = noise * normal_draws[1] / np.sqrt(num_runs)
+    offset = lines.level + level_error - slope * lines.means[chosen_laws]
+    return Fit(grid, chosen_laws, offset, slope, noise)
+
+
+class _Lines(NamedTuple):
+    """Lines of least squares through the losses of each draw, over the features of each exponent.
+
+    Attributes:
+        width: range of the features, `[G]`; slopes are of features over it.
+        means: mean of the features, `[G]`.
+        spread: sum of squares of the centered features, `[G]`.
+        level: mean loss, `[K]`.
+        slopes: `[K, G]`.
+        squares: what the line leaves over, `[K, G]`.
+        unexplained_share: the same, over the squares before a line is drawn, `[K, G]`.
+    """
+
+    width: F64
+    means: F64
+    spread: F64
+    level: F64
+    slopes: F64
+    squares: F64
+    unexplained_share: F64
+
+
+def _fit_lines(features: F64, losses: F64) -> _Lines:
+    # A large exponent takes features to almost nothing: over their range they are all of one size.
+    feature_widths = np.maximum(np.ptp(features, axis=1), 1e-150)
+    feature_means = features.mean(axis=1)
+    centered_features = (features - feature_means[:, None]) / feature_widths[:, None]
+    spread = np.maximum((centered_features**2).sum(axis=1), 1e-300)
+    level = losses.mean(axis=1)
+    centered_losses = losses - level[:, None]
+    slopes = (centered_losses @ centered_features.T) / spread
+    all_squares = np.maximum((centered_losses**2).sum(axis=1, keepdims=True), 1e-300)
+    squares = np.maximum(all_squares - slopes**2 * spread, _EXACT * all_squares)
+    return _Lines(
+        feature_widths, feature_means, spread, level, slopes, squares, squares / all_squares
+    )
 
 
 @dataclass(frozen=True)
@@ -184,11 +221,11 @@ class Law:
 
     Attributes:
         start: the general model's losses.
-        runs: what was fitted.
-        amount: what was the same in all runs.
-        domain, general: the laws.
-        start_domain, start_general: `[K]`, the general model's losses under the same documents.
-        seed: of the draws.
+        runs: runs that were fitted.
+        amount: which amount was the same in all runs.
+        domain, general: laws of either loss.
+        start_domain, start_general: the general model's losses under the same documents, `[K]`.
+        seed: seed of the draws.
     """
 
     start: MixtureRun
@@ -224,18 +261,26 @@ class Law:
                 f"share {share:g} lies outside what was measured, {low:g} to {high:g}; a law says "
                 "nothing there. Make a run beyond it."
             )
-        fewest, most = self.tokens
-        slack = _SAME if self.amount != "free" else 0.0
-        if tokens is not None and not fewest * (1 - slack) <= tokens <= most * (1 + slack):
+        fewest_tokens, most_tokens = self.tokens
+        relative_slack = _SAME if self.amount != "free" else 0.0
+        lowest, highest = fewest_tokens * (1 - relative_slack), most_tokens * (1 + relative_slack)
+        if tokens is not None and not lowest <= tokens <= highest:
             raise ConfigError(
-                f"{tokens:g} tokens lie outside what was measured, {fewest} to {most}; a law says "
-                "nothing there. Make runs of that size."
+                f"{tokens:g} tokens lie outside what was measured, {fewest_tokens} to "
+                f"{most_tokens}; a law says nothing there. Make runs of that size."
             )
+
+    def parts(self) -> list[tuple[Role, Fit, F64]]:
+        """Either loss: its role, its laws, and the general model's losses."""
+        return [
+            ("domain", self.domain, self.start_domain),
+            ("general", self.general, self.start_general),
+        ]
 
     def on_same_documents(self, role: Role) -> Fit:
         """Laws of the loss on just these documents, which other runs are scored on as well."""
-        counts = np.ones((len(self.domain.chosen), len(self.start.losses(role).nats)))
-        return _laws(self.domain.grid, self.runs, role, counts, self.seed)
+        document_counts = np.ones((len(self.domain.chosen), len(self.start.losses(role).nats)))
+        return _fit_role(self.domain.grid, self.runs, role, document_counts, self.seed)
 
 
 def fit_law(
@@ -250,8 +295,8 @@ def fit_law(
     Args:
         start: the general model's own losses.
         runs: small runs, all scored on the same documents.
-        draws: for intervals.
-        seed: of the draws.
+        draws: number of draws, for intervals.
+        seed: seed of the draws.
 
     Raises:
         ConfigError: there are too few runs for the parameters.
@@ -262,28 +307,29 @@ def fit_law(
     """
     grid = make_grid(runs)
     fits: list[tuple[Fit, F64]] = []
-    roles: tuple[Role, ...] = ("domain", "general")
-    for number, role in enumerate(roles):
+    for number, role in enumerate(ROLES):
         chance = np.random.default_rng([seed, number])
-        first = start.losses(role)
-        size = len(first.nats)
-        counts = chance.multinomial(size, np.full(size, 1.0 / size), size=draws).astype(np.float64)
-        counts[0] = 1.0  # the documents as they are
-        fits.append((_laws(grid, runs, role, counts, seed), first.resampled(counts)))
+        start_losses = start.losses(role)
+        num_documents = len(start_losses.nats)
+        evenly = np.full(num_documents, 1.0 / num_documents)
+        document_counts = chance.multinomial(num_documents, evenly, size=draws).astype(np.float64)
+        document_counts[0] = 1.0  # the documents as they are
+        fit = _fit_role(grid, runs, role, document_counts, seed)
+        fits.append((fit, start_losses.resampled(document_counts)))
     (domain, start_domain), (general, start_general) = fits
     return Law(
-        start,
-        tuple(runs),
-        amount_of(runs),
-        domain,
-        general,
-        start_domain,
-        start_general,
-        seed,
+        start=start,
+        runs=tuple(runs),
+        amount=amount_of(runs),
+        domain=domain,
+        general=general,
+        start_domain=start_domain,
+        start_general=start_general,
+        seed=seed,
     )
 
 
-def _laws(grid: Grid, runs: Sequence[MixtureRun], role: Role, counts: F64, seed: int) -> Fit:
+def _fit_role(grid: Grid, runs: Sequence[MixtureRun], role: Role, counts: F64, seed: int) -> Fit:
     """Laws of one loss, a draw for each row of how often documents count, `[K, documents]`."""
     shares = np.array([run.share for run in runs], dtype=np.float64)
     tokens = np.array([run.tokens for run in runs], dtype=np.float64)

@@ -17,6 +17,7 @@ from toolkit.load_yaml import read_text
 
 F64 = NDArray[np.float64]
 Role = Literal["domain", "general"]
+ROLES: tuple[Role, ...] = ("domain", "general")
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class Losses:
     """Losses of the documents of one role.
 
     Attributes:
-        nats: of each document.
-        num_bytes: UTF-8 length of each.
+        nats: loss of each document.
+        num_bytes: UTF-8 length of each document.
     """
 
     nats: F64
@@ -46,10 +47,10 @@ class MixtureRun:
     """One small run.
 
     Attributes:
-        share: of domain text in its training tokens; None for the general model itself.
-        tokens: that it was trained on.
+        share: share of domain text in its training tokens; None for the general model itself.
+        tokens: number of tokens that it was trained on.
         domain, general: losses on validation documents.
-        ids: of the documents, which all runs must have in common.
+        ids: names of the documents, which all runs must have in common.
     """
 
     share: float | None
@@ -73,8 +74,10 @@ def read_run(row: Mapping[str, Any], where: str) -> MixtureRun:
     try:
         ids, roles = [str(name) for name in row["ids"]], list(row["roles"])
         sizes, nats = (np.asarray(row[key], dtype=np.float64) for key in ("bytes", "nats"))
-        given = row["share"] if "share" in row else _other_share(row["replay"])
-        share = None if given is None else float(given)
+        value = row["share"] if "share" in row else row["replay"]
+        share = None if value is None else float(value)
+        if share is not None and "share" not in row:
+            share = 1.0 - share
         domain_tokens, general_tokens = row.get("domain_tokens"), row.get("general_tokens")
         tokens = int(row["tokens"])
         if domain_tokens is not None and general_tokens is not None:  # as benchmarks/replay.py has
@@ -98,48 +101,47 @@ def read_run(row: Mapping[str, Any], where: str) -> MixtureRun:
             f"{where}: {ids[number]}: its loss is {nats[number]} nats for {sizes[number]:g} bytes; "
             "the run failed, so leave it out or make it again."
         )
-    parts = {}
-    for role in ("domain", "general"):
-        chosen = np.array([name == role for name in roles], dtype=bool)
-        if chosen.sum() < 2:
+    losses_by_role = {}
+    for role in ROLES:
+        of_role = np.array([name == role for name in roles], dtype=bool)
+        if of_role.sum() < 2:
             raise ConfigError(
-                f"{where}: has {chosen.sum()} documents of role {role}; give at least 2."
+                f"{where}: has {of_role.sum()} documents of role {role}; give at least 2."
             )
-        parts[role] = Losses(nats[chosen], sizes[chosen])
-    return MixtureRun(share, tokens, parts["domain"], parts["general"], tuple(ids))
-
-
-def _other_share(replay: float | None) -> float | None:
-    return None if replay is None else 1.0 - float(replay)
+        losses_by_role[role] = Losses(nats[of_role], sizes[of_role])
+    domain, general = (losses_by_role[role] for role in ROLES)
+    return MixtureRun(share, tokens, domain, general, tuple(ids))
 
 
 def load_runs(path: Path, rate: float | None = None) -> list[MixtureRun]:
     """Runs from lines of JSON, such as `benchmarks/replay.py` writes.
 
     Args:
-        path: of the file.
-        rate: the peak learning rate to take, where lines have several.
+        path: file with one run per line.
+        rate: peak learning rate to take, where lines have several.
 
     Raises:
         ConfigError: the file cannot be read, or holds several rates and none is chosen.
     """
-    lines = read_text(path).split("\n")
-    rows: list[tuple[str, dict[str, Any]]] = []
-    for number, line in enumerate(lines, start=1):
+    rows: list[tuple[str, Mapping[str, Any]]] = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         try:
             rows.append((f"{path}:{number}", parse_row(line, str(path))))
         except ToolkitError:
             continue  # cut short by a kill
-    rates = sorted({row["rate"] for _, row in rows if row.get("rate") is not None})
-    if len(rates) > 1 and rate is None:
+    peak_rates = sorted({row["rate"] for _, row in rows if row.get("rate") is not None})
+    if len(peak_rates) > 1 and rate is None:
         raise ConfigError(
-            f"{path}: has runs of several learning rates ({', '.join(f'{r:g}' for r in rates)}); "
-            "choose one with --rate."
+            f"{path}: has runs of several learning rates "
+            f"({', '.join(f'{r:g}' for r in peak_rates)}); choose one with --rate."
         )
-    if rate is not None and rate not in rates:
-        raise ConfigError(f"{path}: has no run of rate {rate:g}; rates: {rates}.")
-    kept = [(w, row) for w, row in rows if row.get("rate") in {None, rate} or rate is None]
-    return [read_run(row, where) for where, row in kept]
+    if rate is not None and rate not in peak_rates:
+        raise ConfigError(f"{path}: has no run of rate {rate:g}; rates: {peak_rates}.")
+    return [
+        read_run(row, where)
+        for where, row in rows
+        if rate is None or row.get("rate") in {None, rate}
+    ]
 
 
 def split_runs(runs: Sequence[MixtureRun]) -> tuple[MixtureRun, list[MixtureRun]]:
@@ -148,17 +150,19 @@ def split_runs(runs: Sequence[MixtureRun]) -> tuple[MixtureRun, list[MixtureRun]
     Raises:
         ConfigError: the general model is missing, or runs were scored on different documents.
     """
-    start = next((run for run in runs if run.share is None), None)
-    if start is None:
+    general_model = next((run for run in runs if run.share is None), None)
+    if general_model is None:
         raise ConfigError(
             "runs: the general model's own losses are missing (a line with share null); what is "
             "tolerated is a rise against them."
         )
     for run in runs:
-        if run.ids != start.ids:
+        if run.ids != general_model.ids:
             raise ConfigError(
                 f"runs: share {run.share} was scored on other documents than the general model; "
                 "make its line anew."
             )
-    trained = [run for run in runs if run.share is not None]
-    return start, sorted(trained, key=lambda run: (float(run.share or 0.0), run.tokens))
+    trained_runs = [run for run in runs if run.share is not None]
+    return general_model, sorted(
+        trained_runs, key=lambda run: (float(run.share or 0.0), run.tokens)
+    )

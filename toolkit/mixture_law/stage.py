@@ -9,22 +9,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from toolkit.data.blocks import BLOCKS, Blocks
 from toolkit.data.config import DataSection, StageSection
 from toolkit.errors import ConfigError
 from toolkit.mixture_law.answer import (
     Check,
+    MixtureAnswer,
+    MixtureResults,
     check_runs,
     largest_share,
     leave_out,
-    plain_answer,
     table_rows,
 )
-from toolkit.mixture_law.law import fit_law
+from toolkit.mixture_law.law import Law, fit_law
 from toolkit.mixture_law.picture import mixture_svg
-from toolkit.mixture_law.runs import MixtureRun, read_run, split_runs
+from toolkit.mixture_law.runs import ROLES, MixtureRun, read_run, split_runs
 from toolkit.pipeline.model_hashes import fingerprint
 from toolkit.pipeline.models import ensure_general
 from toolkit.pipeline.run import Run, ensure_stage
@@ -46,9 +46,9 @@ class MixtureRequest:
     """Runs to make.
 
     Attributes:
-        shares: of domain text in the training tokens, each run's, in (0, 1].
-        tokens: to train on in each run.
-        repeats: runs of each share, with other blocks in another order.
+        shares: domain share of the training tokens of each run, in (0, 1].
+        tokens: number of tokens to train on in each run.
+        repeats: number of runs of each share, with other blocks in another order.
     """
 
     shares: tuple[float, ...]
@@ -65,29 +65,30 @@ class MixtureRequest:
         ]
 
 
-def check_wanted(wanted: MixtureRequest, recipe: Recipe) -> None:
+def check_request(request: MixtureRequest, recipe: Recipe) -> None:
     """Refuse runs that could not be made, before anything is fetched.
 
     Raises:
         ConfigError: a share is out of range or there twice, or the tokens are too few.
     """
-    for share in wanted.shares:
+    for share in request.shares:
         if not 0.0 <= share <= 1.0:
             raise ConfigError(f"--shares: {share:g} is no share; give numbers from 0 to 1.")
-    names = [_name(share) for share in wanted.shares]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"--shares: {twice.removeprefix('share-')} stands there twice.")
-    if wanted.repeats < 1:
-        raise ConfigError(f"--repeats: must be at least 1 (got {wanted.repeats}).")
-    step = recipe.train.global_batch_size * recipe.data.sequence_length
-    if wanted.tokens < _FEWEST_STEPS * step:
+    run_names = [_name(share) for share in request.shares]
+    if repeated_name := next((name for name in run_names if run_names.count(name) > 1), None):
+        raise ConfigError(f"--shares: {repeated_name.removeprefix('share-')} stands there twice.")
+    if request.repeats < 1:
+        raise ConfigError(f"--repeats: must be at least 1 (got {request.repeats}).")
+    step_tokens = recipe.train.global_batch_size * recipe.data.sequence_length
+    if request.tokens < _FEWEST_STEPS * step_tokens:
         raise ConfigError(
-            f"--tokens: {wanted.tokens} are fewer than {_FEWEST_STEPS} steps of {step} tokens, too "
-            "few for a schedule; give more, or lower train.global_batch_size in the recipe."
+            f"--tokens: {request.tokens} are fewer than {_FEWEST_STEPS} steps of {step_tokens} "
+            "tokens, "
+            "too few for a schedule; give more, or lower train.global_batch_size in the recipe."
         )
 
 
-def check_fit(wanted: MixtureRequest, held_out: Sequence[float], tolerance: float) -> None:
+def check_fit(request: MixtureRequest, held_out: Sequence[float], tolerance: float) -> None:
     """Refuse what no law could come of, before any run is made.
 
     Raises:
@@ -96,96 +97,100 @@ def check_fit(wanted: MixtureRequest, held_out: Sequence[float], tolerance: floa
     """
     if not math.isfinite(tolerance):
         raise ConfigError(f"--tolerance: must be a finite number (got {tolerance}).")
-    fitted = [share for share in wanted.shares if share not in held_out]
-    count = len(fitted) * wanted.repeats
-    if len(fitted) < _FEWEST_SHARES or count < _FEWEST_RUNS:
+    fitted_shares = [share for share in request.shares if share not in held_out]
+    num_runs = len(fitted_shares) * request.repeats
+    if len(fitted_shares) < _FEWEST_SHARES or num_runs < _FEWEST_RUNS:
         raise ConfigError(
-            f"--shares: {count} runs of {len(fitted)} shares are left to fit, too few for a law "
+            f"--shares: {num_runs} runs of {len(fitted_shares)} shares are left to fit, too few "
+            "for a law "
             f"and its uncertainty; give at least {_FEWEST_RUNS} runs of {_FEWEST_SHARES} shares "
             "beside those held out (or --repeats 2)."
         )
     for share in held_out:
-        if not min(fitted) <= share <= max(fitted):
+        if not min(fitted_shares) <= share <= max(fitted_shares):
             raise ConfigError(
-                f"--hold-out: {share:g} lies outside the shares that are fitted, {min(fitted):g} "
-                f"to {max(fitted):g}; a law says nothing there."
+                f"--hold-out: {share:g} lies outside the shares that are fitted, "
+                f"{min(fitted_shares):g} to {max(fitted_shares):g}; a law says nothing there."
             )
 
 
-def run_mixtures(run: Run, wanted: MixtureRequest) -> list[Path]:
+def run_mixtures(run: Run, request: MixtureRequest) -> list[Path]:
     """Make the runs that are not up to date.
 
     Returns:
         Files of scores, the general model's first, then by share.
 
     Raises:
-        ConfigError: see `check_wanted`.
+        ConfigError: see `check_request`.
         ToolkitError: whatever stops a stage; what is done stays done.
     """
-    check_wanted(wanted, run.recipe)
-    general = ensure_general(run)
-    inside = replace(run, root=run.root / FOLDER)
-    section = mixture_data(run.recipe.data, wanted)
-    data = data_stage(inside, "data", section, general)
     from toolkit.evaluate.load import settle_scoring
     from toolkit.train.precision import settle_precision
 
+    check_request(request, run.recipe)
+    general = ensure_general(run)
+    mixture_run = replace(run, root=run.root / FOLDER)
+    data = data_stage(mixture_run, "data", mixture_data(run.recipe.data, request), general)
     # Shares are compared by small differences, so each is trained and scored in one arithmetic.
-    training = settle_precision(mixture_training(run.recipe.train))
-    model = fingerprint(general)
-    evaluate = settle_scoring(run.recipe.evaluate, general).model_dump(
+    train_section = settle_precision(mixture_training(run.recipe.train))
+    model_hash = fingerprint(general)
+    evaluate_values = settle_scoring(run.recipe.evaluate, general).model_dump(
         mode="json", include={"window_tokens", "precision"}
     )
-    files = []
-    every: list[tuple[float | None, str]] = [(None, "general"), *wanted.names]
-    for share, name in every:
-        config: dict[str, Any] = {"evaluate": evaluate, "share": share}
+    score_files: list[Path] = []
+    named_shares: list[tuple[float | None, str]] = [(None, "general"), *request.names]
+    for share, name in named_shares:
+        stage_config: dict[str, object] = {"evaluate": evaluate_values, "share": share}
         if share is not None:
-            config |= {"train": identity_of(training), "tokens": wanted.tokens}
+            stage_config |= {"train": identity_of(train_section), "tokens": request.tokens}
         title = "general model's losses" if share is None else f"domain {name.replace('-', ' ', 1)}"
-        inputs = {"general": model, "data": _read_of(data, None if share is None else name)}
-        stage = inside.stage(name, config, inputs)
-        act = _Act(run.recipe, training, stage, general, data, share, name)
-        files.append(ensure_stage(stage, title, act) / SCORES)
+        data_hash = _hash_of_used_data(data, None if share is None else name)
+        stage = mixture_run.stage(name, stage_config, {"general": model_hash, "data": data_hash})
+        small_run = _SmallRun(run.recipe, train_section, stage, general, data, share, name)
+        score_files.append(ensure_stage(stage, title, small_run) / SCORES)
         if share is not None:
-            _say_losses(files[-1], files[0])
-    return files
+            _say_losses(score_files[-1], score_files[0])
+    return score_files
 
 
-def _read_of(data: Path, name: str | None) -> str:
+def _hash_of_used_data(data: Path, name: str | None) -> str:
     """Hash of what a run reads of the data: runs stay as they are when others are added."""
     outputs = read_manifest(data)["outputs"]
-    kinds = ("validation.jsonl",) if name is None else ("validation.jsonl", "tokens/", "packs/")
-    parts = {n: entry["sha256"] for n, entry in outputs.items() if n.startswith(kinds)}
+    used_files = (
+        ("validation.jsonl",) if name is None else ("validation.jsonl", "tokens/", "packs/")
+    )
+    hashes = {n: entry["sha256"] for n, entry in outputs.items() if n.startswith(used_files)}
     stages = load_json(data / BLOCKS)["stages"]
-    own = [entry for entry in stages if entry["name"] == name]
-    return hash_json([sorted(parts.items()), own])
+    return hash_json([sorted(hashes.items()), [s for s in stages if s["name"] == name]])
 
 
-def mixture_data(section: DataSection, wanted: MixtureRequest) -> DataSection:
+def mixture_data(section: DataSection, request: MixtureRequest) -> DataSection:
     """The recipe's data, with a stage for each share in place of its own.
 
     Sources of one role keep the proportions of their weights.
     """
     stages = []
-    for share, run_name in wanted.names:
-        shares: dict[str, float] = {}
+    for share, run_name in request.names:
+        source_shares: dict[str, float] = {}
         for role, part in (("domain", share), ("general", 1.0 - share)):
-            own = {n: s.weight or 1.0 for n, s in section.sources.items() if s.role == role}
-            shares |= {n: part * w / sum(own.values()) for n, w in own.items() if part > 0.0}
-        stages.append(StageSection(name=run_name, tokens=wanted.tokens, shares=shares))
+            weights = {n: s.weight or 1.0 for n, s in section.sources.items() if s.role == role}
+            all_weight = sum(weights.values())
+            source_shares |= {n: part * w / all_weight for n, w in weights.items() if part > 0.0}
+        stages.append(StageSection(name=run_name, tokens=request.tokens, shares=source_shares))
     return section.model_copy(update={"stages": tuple(stages)})
 
 
 def mixture_training(section: TrainSection) -> TrainSection:
     """The recipe's training without what a small run has no use for."""
-    watch = section.watch.model_copy(update={"evaluations": 0})
-    plain = {"epochs": 1, "use": "last", "keep_best": False, "keep_checkpoints": False}
-    return section.model_copy(update={**plain, "watch": watch, "stages": {}, "trackers": ()})
+    no_watch = section.watch.model_copy(update={"evaluations": 0})
+    plain_settings = {"epochs": 1, "use": "last", "keep_best": False, "keep_checkpoints": False}
+    return section.model_copy(
+        update={**plain_settings, "watch": no_watch, "stages": {}, "trackers": ()}
+    )
 
 
 @dataclass(frozen=True)
-class _Act:
+class _SmallRun:
     """One run: trained, scored, and only the scores kept."""
 
     recipe: Recipe
@@ -210,11 +215,11 @@ class _Act:
 
         with self.stage.running() as work:
             model = load_causal_model(self.general, torch.float32)
-            results: dict[str, Any] = {}
+            results: dict[str, object] = {}
             tokens = 0
             if self.share is not None:
                 model = prepare_model(model, self.section)
-                blocks = _only(Blocks.open(self.data), self.name)
+                blocks = _blocks_of_stage(Blocks.open(self.data), self.name)
                 summary = train(model, blocks, self.section, seed=self.stage.seed, work=work)
                 tokens = summary.num_targets
                 results = {
@@ -226,16 +231,20 @@ class _Act:
             evaluate = settle_scoring(self.recipe.evaluate, self.general)
             model = model.to(dtype_of(evaluate.precision))  # as stored, exactly
             tokenizer = load_tokenizer(self.general)
-            separator = read_manifest(self.data)["results"]["separator_token_id"]
-            items = load_items(self.data / "validation.jsonl", tokenizer, separator)
+            separator_token = read_manifest(self.data)["results"]["separator_token_id"]
+            items = load_items(self.data / "validation.jsonl", tokenizer, separator_token)
             nats = score_documents(model, items, evaluate)
-            row = {"share": self.share, "tokens": tokens, "ids": items.ids, "roles": items.roles}
-            write_json(work / SCORES, {**row, "bytes": items.num_bytes, "nats": nats})
+            score_row = {
+                "share": self.share,
+                "tokens": tokens,
+                "ids": items.ids,
+                "roles": items.roles,
+            }
+            write_json(work / SCORES, {**score_row, "bytes": items.num_bytes, "nats": nats})
             self.stage.finish(results, drop=state_names(work))
 
 
-def _only(blocks: Blocks, name: str) -> Blocks:
-    """The blocks of one stage."""
+def _blocks_of_stage(blocks: Blocks, name: str) -> Blocks:
     return replace(blocks, stages=tuple(s for s in blocks.stages if s.name == name))
 
 
@@ -245,10 +254,12 @@ def _name(share: float, number: int = 1) -> str:
 
 
 def _say_losses(path: Path, baseline: Path) -> None:
-    new, old = (read_run(load_json(file), str(file)) for file in (path, baseline))
-    pairs = (("domain", new.domain, old.domain), ("general", new.general, old.general))
-    parts = [f"{role} {n.loss:.4f} ({n.loss - o.loss:+.4f})" for role, n, o in pairs]
-    say(f"  bits per byte: {', '.join(parts)}")
+    run, general_model = load_scores((path, baseline))
+    role_words = []
+    for role in ROLES:
+        loss = run.losses(role).loss
+        role_words.append(f"{role} {loss:.4f} ({loss - general_model.losses(role).loss:+.4f})")
+    say(f"  bits per byte: {', '.join(role_words)}")
 
 
 def load_scores(files: Sequence[Path]) -> list[MixtureRun]:
@@ -257,31 +268,30 @@ def load_scores(files: Sequence[Path]) -> list[MixtureRun]:
 
 
 def report_mixture(
-    found: Sequence[MixtureRun],
+    all_runs: Sequence[MixtureRun],
     held_out: Sequence[float],
     tolerance: float,
     folder: Path | None,
     name: str,
-) -> dict[str, Any]:
+) -> MixtureResults:
     """Fit the law, say what it says, and write `mixture.json` and `mixture.svg`.
 
     Args:
-        found: the general model's line and the runs.
+        all_runs: the general model's line and the runs.
         held_out: shares that are predicted rather than fitted.
         tolerance: rise of the general loss, bits per byte.
-        folder: where to write; None writes nothing.
-        name: for the title.
+        folder: folder to write into; None writes nothing.
+        name: name of the recipe, for the title.
 
     Raises:
         ConfigError: too few runs, shares that were not measured around, or a tolerance that none
             meets.
     """
-    start, runs = split_runs(found)
-    fitted = [run for run in runs if run.share not in held_out]
-    missing = [share for share in held_out if share not in {run.share for run in runs}]
-    if missing:
-        raise ConfigError(f"--hold-out: there is no run of share {missing[0]:g}.")
-    law = fit_law(start, fitted)
+    general_model, runs = split_runs(all_runs)
+    missing_shares = [share for share in held_out if share not in {run.share for run in runs}]
+    if missing_shares:
+        raise ConfigError(f"--hold-out: there is no run of share {missing_shares[0]:g}.")
+    law = fit_law(general_model, [run for run in runs if run.share not in held_out])
     checks = [
         check
         for share in sorted(set(held_out))
@@ -289,50 +299,79 @@ def report_mixture(
     ]
     left_out = leave_out(law)
     _say_table(table_rows(law, checks))
-    answer, refusal = None, None
     try:
         answer = largest_share(law, tolerance)
-    except ConfigError as error:
-        refusal = error  # what was measured is kept all the same
+    except ConfigError:
+        _write_picture(folder, law, None, checks, name)  # what was measured is kept all the same
+        raise
+    _write_picture(folder, law, answer, checks, name)
+    results = MixtureResults.of(law, answer, checks, left_out)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        fewest, most = law.tokens
-        size = f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"
-        title = f"{name}: law of mixture, {size} tokens a run"
-        with write_atomically(folder / "mixture.svg") as file:
-            file.write(mixture_svg(law, answer, checks, title))
-    if refusal is not None or answer is None:
-        raise refusal or ConfigError("--tolerance: no answer.")
-    plain = plain_answer(law, answer, checks, left_out)
-    if folder is not None:
-        write_json(folder / "mixture.json", plain)
-    for line in plain["sentences"]:
-        say(line)
-    for check in checks:
+        write_json(folder / "mixture.json", results.as_json())
+    _say_results(results)
+    return results
+
+
+def _write_picture(
+    folder: Path | None,
+    law: Law,
+    answer: MixtureAnswer | None,
+    checks: Sequence[Check],
+    name: str,
+) -> None:
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    fewest_tokens, most_tokens = law.tokens
+    size_words = (
+        f"{most_tokens:,}"
+        if fewest_tokens == most_tokens
+        else f"{fewest_tokens:,} to {most_tokens:,}"
+    )
+    title = f"{name}: law of mixture, {size_words} tokens a run"
+    with write_atomically(folder / "mixture.svg") as file:
+        file.write(mixture_svg(law, answer, checks, title))
+
+
+def _say_results(results: MixtureResults) -> None:
+    for sentence in results.sentences:
+        say(sentence)
+    for check in results.held_out:
         _say_check("held out", check)
-    for check in left_out:
+    for check in results.left_out:
         if not check.is_inside:
             _say_check("left out in turn", check)
-    if left_out:
-        inside = sum(check.is_inside for check in left_out)
-        say(f"inner shares left out in turn: {inside} of {len(left_out)} predictions hold")
-    return plain
+    if results.left_out:
+        num_inside = sum(check.is_inside for check in results.left_out)
+        say(
+            f"inner shares left out in turn: {num_inside} of {len(results.left_out)} predictions "
+            "hold"
+        )
 
 
 def _say_check(how: str, check: Check) -> None:
-    runs = f", mean of {check.num_runs} runs" if check.num_runs > 1 else ""
+    run_words = f", mean of {check.num_runs} runs" if check.num_runs > 1 else ""
     say(
-        f"{how}, share {check.share:g}, {check.role}{runs}: predicted {check.predicted}, measured "
-        f"{check.measured:.4f}, {'inside' if check.is_inside else 'OUTSIDE'}"
+        f"{how}, share {check.share:g}, {check.role}{run_words}: predicted {check.predicted}, "
+        f"measured {check.measured:.4f}, {'inside' if check.is_inside else 'OUTSIDE'}"
     )
 
 
 def _say_table(rows: Sequence[tuple[str, ...]]) -> None:
-    heads = ("share", "tokens", "domain", "by the law (95 %)", "general", "by the law (95 %)")
-    widths = [max(len(row[n]) for row in (heads, *rows)) for n in range(len(heads))]
+    column_titles = (
+        "share",
+        "tokens",
+        "domain",
+        "by the law (95 %)",
+        "general",
+        "by the law (95 %)",
+    )
+    column_widths = [
+        max(len(row[n]) for row in (column_titles, *rows)) for n in range(len(column_titles))
+    ]
     say("change of bits per byte against the general model")
-    for row in (heads, *rows):
-        say("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    for row in (column_titles, *rows):
+        say("  ".join(cell.rjust(width) for cell, width in zip(row, column_widths, strict=True)))
 
 
 def parse_shares(text: str) -> tuple[float, ...]:
@@ -344,10 +383,10 @@ def parse_shares(text: str) -> tuple[float, ...]:
     >>> parse_shares("0.5, 1")
     (0.5, 1.0)
     """
-    found: list[float] = []
+    shares: list[float] = []
     for word in filter(None, map(str.strip, text.split(","))):
         try:
-            found.append(float(word))
+            shares.append(float(word))
         except ValueError:
             raise ConfigError(f"--shares: {word!r} is no number; give 0.5,0.7,1.0.") from None
-    return tuple(found)
+    return tuple(shares)

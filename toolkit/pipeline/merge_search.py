@@ -27,11 +27,12 @@ from toolkit.search.candidate_scorer import Bench, device_of
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
 from toolkit.search.queue import SearchPlan
-from toolkit.search.space import GENERAL, SPECIALIST, load_spaces, merge_folder
+from toolkit.search.space import GENERAL, SPECIALIST, load_spaces
 from toolkit.search.storage import Place
 from toolkit.search.study import Study, read_identity
 from toolkit.search.worker import Worker
 from toolkit.select.holdout import Parts, divide
+from toolkit.shipped import folders_of
 from toolkit.stage import Stage, hash_json, load_json
 from toolkit.tokenizer_files import load_tokenizer
 
@@ -127,7 +128,7 @@ def prepare_search(
     """
     _refuse_other_positions(general, specialist)
     recipe = with_scoring_precision(recipe, general, precision)
-    spaces = load_spaces(recipe.search.merges, merge_folder(), recipe.models)
+    spaces = load_spaces(recipe.search.merges, folders_of("merges"), recipe.models)
     tokenizer = load_tokenizer(general)
     splits: tuple[SplitName, ...] = ("validation", "test")
     validation, test = (

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
-from scipy.special import chdtri
 
 from toolkit.data.config import depends_on_seed
 from toolkit.errors import ConfigError
@@ -18,8 +17,9 @@ from toolkit.progress import console, say
 from toolkit.recipe.model import depends_on_seed as model_depends_on_seed
 from toolkit.recipe.schema import Recipe
 from toolkit.stage import load_json, write_json
+from toolkit.statistics.interval import deviation_interval, normal_quantile
 
-_NORMAL_WIDTH = 2 * 1.959964
+_NORMAL_WIDTH = 2.0 * normal_quantile(0.975)
 """Standard errors from end to end of a 95 % interval."""
 
 
@@ -160,20 +160,6 @@ def _scatter(figures: Sequence[Mapping[str, float]], same_documents: bool) -> di
     }
 
 
-def reach_of_deviation(num_seeds: int) -> tuple[float, float]:
-    """Between which multiples of itself the true standard deviation lies, with 95 % confidence.
-
-    >>> low, high = reach_of_deviation(3)
-    >>> f"{low:.2f} to {high:.2f}"
-    '0.52 to 6.28'
-    """
-    freedom = num_seeds - 1
-    return (
-        math.sqrt(freedom / float(chdtri(freedom, 0.025))),
-        math.sqrt(freedom / float(chdtri(freedom, 0.975))),
-    )
-
-
 def show_seeds(found: Mapping[str, Any]) -> None:
     """Print what `compare_seeds` found."""
     seeds, same = found["seeds"], found["same_documents"]
@@ -188,11 +174,11 @@ def show_seeds(found: Mapping[str, Any]) -> None:
         scatter += [] if same else [f"{row['of_the_seed']:.4f}"]
         table.add_row(name, *own, f"{row['mean']:+.4f}", *scatter)
     console.print(table, width=max(console.width, 100))
-    low, high = reach_of_deviation(len(seeds))
+    reach = deviation_interval(len(seeds))
     num_choices = len({one["chosen"] for one in seeds.values()})
     say(f"documents: {_WORDS[same]}")
     say(
         f"{len(seeds)} seeds chose {num_choices} different "
         f"{'merge' if num_choices == 1 else 'merges'}; the true standard deviation between seeds "
-        f"lies within {low:.2g} to {high:.2g} times the one shown (95 %)"
+        f"lies within {reach.low:.2g} to {reach.high:.2g} times the one shown (95 %)"
     )

@@ -23,7 +23,7 @@ from toolkit.pipeline.run import ensure_stage as _ensure
 from toolkit.pipeline.specialist import cpt_stage, data_stage, watch_identity
 from toolkit.progress import say
 from toolkit.search.config import WITHOUT_EFFECT as SEARCH_WITHOUT_EFFECT
-from toolkit.search.space import merge_folder
+from toolkit.shipped import find_in, folders_of
 from toolkit.stage import Stage, content_hash, hash_file, hash_json, read_manifest
 from toolkit.train.config import (
     identity_of,
@@ -77,7 +77,9 @@ def merge_stage(
 
     recipe = run.recipe
     texts = {
-        name: hash_file(path) if (path := merge_folder() / f"{name}.yaml").is_file() else "missing"
+        name: "missing"
+        if (path := find_in(folders_of("merges"), name)) is None
+        else hash_file(path)
         for name in recipe.search.merges
     }
     return run.stage(

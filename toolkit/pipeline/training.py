@@ -18,7 +18,7 @@ from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.likelihood import ItemSet, load_items, read_rows, score_documents
 from toolkit.recipe.schema import Recipe
 from toolkit.stage import Stage, read_manifest
-from toolkit.statistics.document_bootstrap import bits_per_byte
+from toolkit.statistics.ratios import bits_per_byte
 from toolkit.tokenizer_files import load_tokenizer
 from toolkit.train.config import TrainSection
 from toolkit.train.model import answer_loss

@@ -1,4 +1,4 @@
-"""Hours and money of a stage on devices, and what the same model cost when it was first trained."""
+"""Work of the stages (tokens, operations, seconds), and hours and money of it on devices."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toolkit.checkpoint.config import ShapeSection
-from toolkit.plan.devices import Fleet
+from toolkit.data.config import DataSection
+from toolkit.plan.devices import CPU, Fleet
+from toolkit.plan.evidence import Looked
+from toolkit.plan.model import MeasuredModel
 from toolkit.plan.shape import count_parameters, recomputed, training_flops
 from toolkit.plan.token_budget import StageAmount
+from toolkit.recipe.schema import Recipe
 from toolkit.train.config import TrainSection
+
+SEARCH = "merge search, at most"
+"""Name of the search among the stages: most candidates are dropped before they are read in full."""
 
 
 @dataclass(frozen=True)
@@ -18,14 +25,14 @@ class Work:
     """One stage's work.
 
     Attributes:
-        name: of the stage.
+        name: stage, as the table names it.
         tokens: targets it learns from.
         positions: tokens it computes, padding included.
         steps: optimizer steps.
         flops: forward and backward; what is computed twice is not counted.
-        executed_flops: with it.
+        executed_flops: the same with what is computed twice.
         seconds: on this machine, as it was measured; None where it was not.
-        domain_tokens, general_tokens: of the targets.
+        domain_tokens, general_tokens: targets by role.
         sequence_length: length of a block.
     """
 
@@ -53,27 +60,26 @@ def stage_work(
     """FLOPs of a training stage.
 
     Args:
-        amount: tokens and blocks.
-        shape: of the model.
-        section: adapters and checkpointing.
-        name: of the stage, by default the amount's.
-        tokens_per_second: positions a second, as measured here.
-        more_seconds: of what is done beside the steps (the watch).
+        amount: tokens and blocks of the stage.
+        shape: measures of the model.
+        section: adapters and checkpointing of the recipe.
+        name: name in the table, by default the amount's.
+        tokens_per_second: positions per second in training, as measured here.
+        more_seconds: time for what is done beside the steps (the watch).
     """
-    rank = section.lora.rank if section.lora is not None else None
+    lora_rank = section.lora.rank if section.lora is not None else None
     again = recomputed(section.gradient_checkpointing)
-    length = amount.sequence_length
+    length, positions = amount.sequence_length, amount.positions
     seconds = None
     if tokens_per_second is not None:
-        seconds = amount.positions / tokens_per_second + more_seconds
+        seconds = positions / tokens_per_second + more_seconds
     return Work(
         name=name or amount.name,
         tokens=amount.tokens,
-        positions=amount.positions,
+        positions=positions,
         steps=amount.steps,
-        flops=amount.positions * training_flops(shape, length, lora_rank=rank),
-        executed_flops=amount.positions
-        * training_flops(shape, length, lora_rank=rank, again=again),
+        flops=positions * training_flops(shape, length, lora_rank=lora_rank),
+        executed_flops=positions * training_flops(shape, length, lora_rank=lora_rank, again=again),
         seconds=seconds,
         domain_tokens=amount.domain_tokens,
         general_tokens=amount.general_tokens,
@@ -81,20 +87,98 @@ def stage_work(
     )
 
 
+def training_work(
+    recipe: Recipe,
+    amounts: Sequence[StageAmount],
+    looked: Looked,
+    shape: ShapeSection | None,
+    measured: MeasuredModel,
+) -> list[Work]:
+    """Training stages, and the search."""
+    if shape is None or not amounts:
+        return []
+    watch = recipe.train.watch
+    tokens_per_second = measured.reading_tokens_per_second
+    num_looks = watch.evaluations + 2 if watch.evaluations else 0
+    watched_tokens = num_looks * 2 * watch.tokens_per_role
+    watch_seconds = watched_tokens / tokens_per_second if tokens_per_second else 0.0
+    training_stages = [
+        stage_work(
+            amount,
+            shape,
+            recipe.train,
+            name=amount.name if len(amounts) > 1 else "cpt",
+            tokens_per_second=measured.training_tokens_per_second,
+            more_seconds=watch_seconds / len(amounts),
+        )
+        for amount in amounts
+    ]
+    evaluation_tokens = _evaluation_tokens(recipe.data, looked)
+    if evaluation_tokens == 0.0:  # nothing was seen of the validation sets
+        return training_stages
+    scored_tokens = (recipe.search.candidates + 3) * evaluation_tokens
+    scoring_flops = scored_tokens * (training_flops(shape, recipe.evaluate.window_tokens) / 3.0)
+    scoring_seconds = scored_tokens / tokens_per_second if tokens_per_second else None
+    return [
+        *training_stages,
+        Work(SEARCH, 0.0, scored_tokens, 0, scoring_flops, scoring_flops, scoring_seconds),
+    ]
+
+
+def _evaluation_tokens(data: DataSection, looked: Looked) -> float:
+    """Tokens of the validation sets, as far as they are known."""
+    total_tokens = 0.0
+    for name, sample in looked.samples.items():
+        rule = data.sources[name].split.get("validation")
+        if rule is None:
+            continue
+        seen_tokens = sample.split_bytes["validation"] * looked.tokens_per_byte[sample.role]
+        source_tokens = seen_tokens / (sample.seen_fraction or 1.0)
+        total_tokens += min(source_tokens, rule.max_tokens or source_tokens)
+    return total_tokens
+
+
 @dataclass(frozen=True)
 class Bill:
-    """Hours and dollars of all stages on some devices."""
+    """Time and money of all stages on some devices.
 
-    hours: float
-    device_hours: float
-    dollars: float
+    Attributes:
+        devices: devices as they are named.
+        fits: whether the recipe's own way of training fits them.
+        hours: time of all stages; None where it is not known.
+        dollars: price of that time; None where the time or the price is not known.
+        price_per_hour: dollars for one device.
+        utilization: share of the peak that training reaches.
+        is_measured: whether the speed was measured here.
+    """
+
+    devices: str
+    fits: bool
+    hours: float | None
+    dollars: float | None
+    price_per_hour: float
+    utilization: float
+    is_measured: bool
 
 
-def bill(work: Sequence[Work], fleet: Fleet) -> Bill:
+def bill(work: Sequence[Work], fleet: Fleet, *, fits: bool = True) -> Bill:
     """Time and cost: executed operations over what the devices sustain."""
-    seconds = sum(w.executed_flops for w in work) / (fleet.count * fleet.device.sustained)
+    device = fleet.device
+    seconds = sum(stage.executed_flops for stage in work) / (fleet.count * device.sustained)
+    timed_seconds = [stage.seconds for stage in work if stage.seconds is not None]
+    if device.name == CPU and work and len(timed_seconds) == len(work):
+        seconds = sum(timed_seconds)  # timed here, so nothing is assumed
     hours = seconds / 3600.0
-    return Bill(hours, hours * fleet.count, hours * fleet.count * fleet.device.price)
+    is_known = math.isfinite(hours)
+    return Bill(
+        devices=fleet.text,
+        fits=fits,
+        hours=hours if is_known else None,
+        dollars=hours * fleet.count * device.price if is_known and device.price else None,
+        price_per_hour=device.price,
+        utilization=device.utilization,
+        is_measured=device.is_measured,
+    )
 
 
 @dataclass(frozen=True)
@@ -135,26 +219,47 @@ def find_origin(name: str | None) -> Origin | None:
     >>> find_origin("HuggingFaceTB/SmolLM2-135M-Instruct").tokens
     2000000000000.0
     """
-    last = (name or "").rpartition("/")[2].lower()
-    found = [origin for origin in ORIGINS if origin.pattern in last]
-    return max(found, key=lambda origin: len(origin.pattern), default=None)
+    last_part = (name or "").rpartition("/")[2].lower()
+    matching_origins = [origin for origin in ORIGINS if origin.pattern in last_part]
+    return max(matching_origins, key=lambda origin: len(origin.pattern), default=None)
+
+
+@dataclass(frozen=True)
+class FromScratch:
+    """What all stages cost beside the model's first training.
+
+    Attributes:
+        tokens: tokens of the first training.
+        source: where that number comes from.
+        share: FLOPs of the stages over those of the first training.
+        article: share that the article on continued pre-training names.
+    """
+
+    tokens: float
+    source: str
+    share: float
+    article: str = "5 to 20 %"
+
+
+def compare_from_scratch(
+    origin: Origin | None,
+    work: Sequence[Work],
+    shape: ShapeSection | None,
+    declared_tokens: float | None,
+) -> FromScratch | None:
+    """The stages beside the first training, where its tokens are declared or known."""
+    if shape is None or not work:
+        return None
+    if declared_tokens is not None:
+        share = share_of_scratch(work, shape, declared_tokens)
+        return FromScratch(declared_tokens, "given", share)
+    if origin is None:
+        return None
+    share = share_of_scratch(work, shape, origin.tokens)
+    return FromScratch(origin.tokens, f"{origin.source}, from memory: check", share)
 
 
 def share_of_scratch(work: Sequence[Work], shape: ShapeSection, tokens: float) -> float:
-    """FLOPs of the stages over those of the first training, 6 for each parameter and token.
-
-    The article: continued pre-training costs 5 to 20 % of it.
-    """
-    return sum(w.flops for w in work) / (6.0 * count_parameters(shape).multiplied * tokens)
-
-
-def devices_needed(bytes_of: Sequence[float], memory: float) -> int | None:
-    """The fewest devices on which it fits, of figures for 1, 2, 4, 8, … devices; None for none.
-
-    >>> devices_needed([100.0, 60.0, 40.0], 64.0)
-    2
-    """
-    for power, needed in enumerate(bytes_of):
-        if needed <= memory and math.isfinite(needed):
-            return int(2**power)
-    return None
+    """FLOPs of the stages over those of the first training, 6 for each parameter and token."""
+    stage_flops = sum(stage.flops for stage in work)
+    return stage_flops / (6.0 * count_parameters(shape).multiplied * tokens)

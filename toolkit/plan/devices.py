@@ -7,9 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from toolkit.errors import ConfigError, sentence_end
 from toolkit.load_yaml import load_yaml
+from toolkit.section import Section, check_section
 
 PRICES_DATED = "2025, from memory of public on-demand lists: check, or give your own"
 """Where the default prices come from: clouds differ by a factor of three, and change."""
@@ -20,13 +24,13 @@ class Device:
     """One kind of device.
 
     Attributes:
-        name: as in `--devices 8xH100`.
-        memory_bytes: of one, as its vendor writes it.
-        flops: peak of dense bfloat16 matrix products, operations a second.
-        bandwidth: of its memory, bytes a second.
-        price: dollars an hour for one.
+        name: name in `--devices 8xH100`.
+        memory_bytes: memory of one, as its vendor writes it.
+        flops: peak of dense bfloat16 matrix products, operations per second.
+        bandwidth: speed of its memory, bytes per second.
+        price: dollars per hour for one.
         utilization: share of the peak that training reaches; an assumption where not measured.
-        is_measured: `flops` is what was measured here, so that `utilization` is 1.
+        is_measured: whether `flops` was measured here, so that `utilization` is 1.
     """
 
     name: str
@@ -60,6 +64,8 @@ DEVICES: dict[str, Device] = {
 
 CPU = "CPU"
 
+Measure = Annotated[float, Field(strict=True, ge=0.0, allow_inf_nan=False)]
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -82,11 +88,10 @@ def parse_fleet(text: str, known: Mapping[str, Device]) -> Fleet:
     >>> parse_fleet("8xh100", DEVICES).text
     '8xH100'
     """
-    found = re.fullmatch(r"\s*(?:(\d+)\s*[x*×]\s*)?([\w.-]+)\s*", text)
-    if found is None or (found[1] and int(found[1]) < 1):
+    match = re.fullmatch(r"\s*(?:(\d+)\s*[x*×]\s*)?([\w.-]+)\s*", text)
+    if match is None or (match[1] and int(match[1]) < 1):
         raise ConfigError(f"--devices: must be like 8xH100 or L40S (got {text!r}).")
-    device = find_device(found[2], known, "--devices")
-    return Fleet(int(found[1] or 1), device)
+    return Fleet(int(match[1] or 1), find_device(match[2], known, "--devices"))
 
 
 def find_device(name: str, known: Mapping[str, Device], where: str) -> Device:
@@ -105,13 +110,28 @@ def find_device(name: str, known: Mapping[str, Device], where: str) -> Device:
     return by_key[name.upper()]
 
 
+class OwnDevice(Section):
+    """A device of the user's, as a file for `--prices` describes it."""
+
+    memory_gb: Measure
+    tflops: Measure
+    price: Measure = 0.0
+    bandwidth_tb: Measure | None = None
+    utilization: Annotated[Measure, Field(gt=0.0, le=1.0)] = 0.35
+
+    def as_device(self, name: str) -> Device:
+        bytes_per_second = math.nan if self.bandwidth_tb is None else self.bandwidth_tb * _T
+        memory_bytes, flops = self.memory_gb * _GB, self.tflops * _T
+        return Device(name, memory_bytes, flops, bytes_per_second, self.price, self.utilization)
+
+
 def with_prices(
     known: Mapping[str, Device], given: Sequence[str], file: Path | None
 ) -> dict[str, Device]:
     """Devices with the user's prices, and the user's own devices.
 
     Args:
-        known: the table.
+        known: table of devices.
         given: `NAME=dollars an hour`, once for each; they win over the file.
         file: YAML with `prices: {H100: 2.5}` and `devices: {NAME: {memory_gb, tflops, price,
             bandwidth_tb, utilization}}`, or prices alone.
@@ -120,59 +140,41 @@ def with_prices(
         ConfigError: a device is not known, or a number is none.
     """
     devices = dict(known)
-    prices: dict[str, tuple[object, str]] = {}
+    named_prices: list[tuple[str, str, object]] = []
     if file is not None:
-        values = load_yaml(file)
-        own = values.pop("devices", {})
-        listed = values.pop("prices", None)
-        if listed is not None and values:
-            raise ConfigError(
-                f"{file}: {', '.join(map(str, values))}: unknown key beside prices and devices."
-            )
-        if not isinstance(own, dict) or not isinstance(values if listed is None else listed, dict):
-            raise ConfigError(f"{file}: prices and devices must be keys with values.")
-        for name, measures in own.items():
-            devices[str(name)] = _own_device(str(name), measures, f"{file}: devices.{name}")
-        for name, price in (values if listed is None else listed).items():
-            prices[str(name)] = (price, f"{file}: {name}")
+        own_devices, file_prices = _read_prices(file)
+        devices |= own_devices
+        named_prices += [(f"{file}: {name}", name, price) for name, price in file_prices.items()]
     for text in given:
-        name, sign, price = text.partition("=")
+        name, sign, dollars = text.partition("=")
         if not sign:
             raise ConfigError(f"--price: must be like H100=2.5 (got {text!r}).")
-        prices[name] = (price, "--price")
-    for name, (price, where) in prices.items():
+        named_prices.append(("--price", name, dollars))
+    for where, name, price in named_prices:
         device = find_device(name, devices, where)
         devices[device.name] = replace(device, price=_number(price, f"{where}: {name}"))
     return devices
 
 
-_MEASURES = ("memory_gb", "tflops", "price", "bandwidth_tb", "utilization")
-
-
-def _own_device(name: str, measures: object, where: str) -> Device:
-    if not isinstance(measures, dict):
-        raise ConfigError(f"{where}: must hold memory_gb, tflops and price.")
-    for key in measures:
-        if key not in _MEASURES:
-            hint = sentence_end(str(key), _MEASURES)
-            raise ConfigError(f"{where}.{key}: unknown key{hint}")
-    for key in ("memory_gb", "tflops"):
-        if key not in measures:
-            raise ConfigError(f"{where}.{key}: is missing.")
-    numbers = {key: _number(value, f"{where}.{key}") for key, value in measures.items()}
-    utilization = numbers.get("utilization", 0.35)
-    if not 0.0 < utilization <= 1.0:
-        raise ConfigError(
-            f"{where}.utilization: must be above 0 and at most 1 (got {utilization})."
-        )
-    return Device(
-        name,
-        numbers["memory_gb"] * _GB,
-        numbers["tflops"] * _T,
-        numbers.get("bandwidth_tb", math.nan) * _T,
-        numbers.get("price", 0.0),
-        utilization,
-    )
+def _read_prices(file: Path) -> tuple[dict[str, Device], dict[str, object]]:
+    """The user's own devices, and prices by device."""
+    values = load_yaml(file)
+    own_devices = values.pop("devices", {})
+    prices = values.pop("prices", None)
+    if prices is None:
+        prices = values
+    elif values:
+        unknown_keys = ", ".join(map(str, values))
+        raise ConfigError(f"{file}: {unknown_keys}: unknown key beside prices and devices.")
+    if not isinstance(own_devices, dict) or not isinstance(prices, dict):
+        raise ConfigError(f"{file}: prices and devices must be keys with values.")
+    own_by_name = {}
+    for name, measures in own_devices.items():
+        section, faults = check_section(OwnDevice, measures)
+        if section is None:
+            raise ConfigError("\n".join(f"{file}: devices.{name}.{fault}" for fault in faults))
+        own_by_name[str(name)] = section.as_device(str(name))
+    return own_by_name, {str(name): price for name, price in prices.items()}
 
 
 def _number(value: object, where: str) -> float:

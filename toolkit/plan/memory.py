@@ -3,25 +3,23 @@
 The components are those of this toolkit's trainer: float32 parameters, gradients and moments,
 bfloat16 copies for the products (autocast), a loss that keeps the logits of 512 positions. Two
 moments can be the peak: the loss, when all activations are there, and the end of the backward pass,
-when all gradients are. On a CPU blocks may be fused, which keep less (`toolkit.plan.memory`).
+when all gradients are.
+
+Fused blocks (`toolkit.train.fuse`) keep less; what they keep is counted from what their functions
+save. Of one token in one layer: its stream before attention and before the feed-forward part in
+float32 (8h) and one over their root mean squares (8); and of b bytes each rotated queries and keys,
+and values (A + 2K), what attention gives (A), and the products of gate and up (2I). Normed
+activations, scores, the product of gate and up, and copies of matrices are made again and live no
+longer than one function.
 
 Legend: h hidden size, L layers, A width of all heads, K of all key heads, I feed-forward width,
-V vocabulary, B blocks of a micro-batch, T tokens a block, N parameters.
-
-What fused blocks keep (`toolkit.train.fuse`), counted from what their functions save.
-
-Of one token in one layer: its stream before attention and before the feed-forward part in float32
-(8h) and one over their root mean squares (8); and of b bytes each, 2 in bfloat16 and 4 in float32,
-rotated queries and keys, and values (A + 2K), what attention gives (A), and the products of gate
-and up (2I). Normed activations, scores, the product of gate and up, and copies of matrices are made
-again and live no longer than one function.
-
-Legend: as in `toolkit.plan.memory`; b bytes of an entry of a product.
+V vocabulary, B blocks of a micro-batch, T tokens per block, N parameters, b bytes of an entry of a
+product: 2 in bfloat16 and 4 in float32.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from toolkit.checkpoint.config import ShapeSection
@@ -57,14 +55,14 @@ class Memory:
 
     Attributes:
         weights: parameters in float32, and their bfloat16 copies while a micro-batch lasts.
-        gradients: of what learns, float32; at the loss only where micro-batches came before.
-        optimizer: two moments of what learns, float32.
+        gradients: float32, for what learns; at the loss only where micro-batches came before.
+        optimizer: two moments for what learns, float32.
         activations: what the backward pass needs of the layers.
         logits: the loss: logits of a chunk, and the gradient of the head.
         batch: tokens, labels, positions and the attention mask.
         runtime: libraries, workspace, and (on a CPU) what the allocator cannot reuse.
         saving: on a CPU, the copy from which a state is written.
-        moment: of the peak.
+        moment: which of the two moments is the peak.
     """
 
     weights: float
@@ -84,8 +82,8 @@ class Memory:
     @property
     def largest(self) -> str:
         """The component that takes the most."""
-        parts = self.parts()
-        return max(parts, key=lambda name: parts[name])
+        bytes_by_part = self.parts()
+        return max(bytes_by_part, key=lambda name: bytes_by_part[name])
 
     def parts(self) -> dict[str, float]:
         return {name: float(getattr(self, name)) for name in _COMPONENTS}
@@ -105,121 +103,207 @@ def training_memory(
     """Peak memory of one device.
 
     Args:
-        shape: of the model.
+        shape: measures of the model.
         section: micro-batch, precision, adapters, checkpointing.
         sequence_length: T.
-        processes: devices that train together.
-        sharded: FSDP: parameters, gradients and moments are divided among them; else DDP.
+        processes: number of devices that train together.
+        sharded: FSDP, which divides parameters, gradients and moments among them; else DDP.
         device: `CPU` or `GPU`.
         saves: whether states are written while training (their copy is in host memory, so it
             counts on a CPU only).
-        model_type: as in `config.json`, where it is known.
+        model_type: kind of model, as in `config.json`, where it is known.
 
     Reference:
         Korthikanti et al. 2022 (activations by layer); Rajbhandari et al. 2020, ZeRO.
     """
     section = precision_on(section, device)
-    parameters = count_parameters(shape)
-    share = processes if sharded else 1
-    low = is_low(section)
-    bits = 2.0 if low else 4.0
-    partly = section.lora is not None or section.growth is not None
-    added = _added_parameters(shape, section)
-    learns = added if partly else parameters.total
-    tokens = section.micro_batch_size * sequence_length
-
-    fused = is_fused(
-        shape, section, device=device, sharded=sharded and processes > 1, model_type=model_type
-    )
-    on_sdpa = device == "CPU" or not is_low(section) or section.attention in _MASKED
-    masked = on_sdpa and not fused
-    if fused:
-        keeps, working = fused_activations(shape, section, tokens, sequence_length)
-    else:
-        keeps, once = activation_bytes(shape, section, sequence_length, masked=masked)
-        working = tokens * once
-    kept = tokens * _layers(shape, section) * keeps
-    head = float(shape.vocab_size * shape.hidden_size)
-    logits = min(CHUNK_ROWS, tokens) * shape.vocab_size * bits
-    logits += tokens * shape.hidden_size * (8.0 + bits) + (bits * head if low else 0.0)
-    if not partly:
-        # Its gradient; that of a few tokens of one chunk, which float32 adds up in place.
-        logits += 4.0 * head
-        logits += bits * min(HEAD_ROWS, shape.vocab_size) * shape.hidden_size if low else 0.0
-    gradients = 4.0 * learns / share
-    exchange = 4.0 * learns if processes > 1 and not sharded else 0.0  # DDP's buckets
-    several = section.global_batch_size > section.micro_batch_size * processes
-    weights = (parameters.total + added) * 4.0 / share
-    if not fused:
-        weights += _copies(shape, section, sharded=sharded and processes > 1)
-    batch = tokens * (4 * 8.0 + (sequence_length if masked else 0.0))
-    batch += tokens * rotation_bytes(shape) if fused else 0.0
-    runtime = RUNTIME_BYTES[device]
-    if device == "CPU":
-        if fused:
-            runtime += _unused_fused(kept, tokens * fused_layer(shape, section), low=low)
-        else:
-            runtime += _unused(section, kept, tokens * _whole(shape, section, sequence_length))
-    saving = 12.0 * learns if saves and device == "CPU" else 0.0
-    # A layer goes backward only when the logits are gone; the head's gradient waits for its turn.
-    gone = logits - (4.0 * head if fused and not partly else 0.0)
-    at_loss = Memory(
-        weights, exchange + (gradients if several else 0.0), 8.0 * learns / share,
-        kept + max(0.0, working - gone), logits, batch, runtime, saving, "loss",
-    )  # fmt: skip
-    tied = 4.0 * head if shape.tie_word_embeddings and not partly else 0.0
-    last = working if section.gradient_checkpointing != "none" else 0.0
-    if fused:  # the embedding's turn comes when the first layer is done
-        last = max(0.0, working - tied)
-    at_end = Memory(
-        weights, exchange + gradients + tied, 8.0 * learns / share, last,
-        0.0, batch, runtime, saving, "backward",
-    )  # fmt: skip
+    is_divided = sharded and processes > 1
+    fused = is_fused(shape, section, device=device, sharded=is_divided, model_type=model_type)
+    on_cpu = device == "CPU"
+    setup = _Setup(shape, section, sequence_length, processes, is_divided, on_cpu, fused)
+    at_loss, at_end = _memory_at_peaks(setup, saves=saves and on_cpu)
     return max(at_loss, at_end, key=lambda memory: memory.total)
 
 
-def _added_parameters(shape: ShapeSection, section: TrainSection) -> int:
-    if section.lora is not None:
-        return lora_parameters(shape, section.lora.rank)
-    if section.growth is not None:
-        return section.growth.num_blocks * count_parameters(shape).layer
-    return 0
+@dataclass(frozen=True)
+class _Setup:
+    """What one device computes in a micro-batch.
+
+    Attributes:
+        shape: measures of the model.
+        section: training section with its precision settled.
+        sequence_length: T.
+        processes: number of devices that train together.
+        is_divided: whether they share parameters, gradients and moments (FSDP).
+        on_cpu: whether the device is a CPU.
+        fused: whether blocks are fused.
+    """
+
+    shape: ShapeSection
+    section: TrainSection
+    sequence_length: int
+    processes: int
+    is_divided: bool
+    on_cpu: bool
+    fused: bool
+
+    @property
+    def tokens(self) -> int:
+        """B T."""
+        return self.section.micro_batch_size * self.sequence_length
+
+    @property
+    def low(self) -> bool:
+        return is_low(self.section)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether attention takes a mask: flash-attention and fused blocks take none."""
+        on_sdpa = self.on_cpu or not self.low or self.section.attention in _MASKED
+        return on_sdpa and not self.fused
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether only what was added to the model learns."""
+        return self.section.lora is not None or self.section.growth is not None
+
+    @property
+    def num_added(self) -> int:
+        """Parameters of adapters or of added blocks."""
+        if self.section.lora is not None:
+            return lora_parameters(self.shape, self.section.lora.rank)
+        if self.section.growth is not None:
+            return self.section.growth.num_blocks * count_parameters(self.shape).layer
+        return 0
+
+    @property
+    def num_learned(self) -> int:
+        return self.num_added if self.is_partial else count_parameters(self.shape).total
+
+    @property
+    def num_shares(self) -> int:
+        return self.processes if self.is_divided else 1
+
+    @property
+    def num_head(self) -> float:
+        """Entries of the output head."""
+        return float(self.shape.vocab_size * self.shape.hidden_size)
 
 
-def _layers(shape: ShapeSection, section: TrainSection) -> int:
-    return shape.num_hidden_layers + (section.growth.num_blocks if section.growth else 0)
+def _memory_at_peaks(setup: _Setup, *, saves: bool) -> tuple[Memory, Memory]:
+    """Memory at the loss, and at the end of the backward pass."""
+    kept_bytes, working_bytes = _activations(setup)
+    logit_bytes = _loss_bytes(setup)
+    gradient_bytes = 4.0 * setup.num_learned / setup.num_shares
+    is_replicated = setup.processes > 1 and not setup.is_divided
+    bucket_bytes = 4.0 * setup.num_learned if is_replicated else 0.0  # DDP's
+    # Gradients of micro-batches before this one are there already.
+    step_size = setup.section.micro_batch_size * setup.processes
+    has_several = setup.section.global_batch_size > step_size
+    head_gradient = 0.0 if setup.is_partial else 4.0 * setup.num_head
+    # A layer goes backward only when the logits are gone; the head's gradient waits for its turn.
+    freed_bytes = logit_bytes - (head_gradient if setup.fused else 0.0)
+    at_loss = Memory(
+        weights=_weight_bytes(setup),
+        gradients=bucket_bytes + (gradient_bytes if has_several else 0.0),
+        optimizer=8.0 * setup.num_learned / setup.num_shares,
+        activations=kept_bytes + max(0.0, working_bytes - freed_bytes),
+        logits=logit_bytes,
+        batch=_batch_bytes(setup),
+        runtime=_runtime_bytes(setup, kept_bytes),
+        saving=12.0 * setup.num_learned if saves else 0.0,
+        moment="loss",
+    )
+    # A tied embedding gets a second gradient, from the input's side.
+    tied_gradient = head_gradient if setup.shape.tie_word_embeddings else 0.0
+    last_layer = working_bytes if setup.section.gradient_checkpointing != "none" else 0.0
+    if setup.fused:  # the embedding's turn comes when the first layer is done
+        last_layer = max(0.0, working_bytes - tied_gradient)
+    at_end = replace(
+        at_loss,
+        gradients=bucket_bytes + gradient_bytes + tied_gradient,
+        activations=last_layer,
+        logits=0.0,
+        moment="backward",
+    )
+    return at_loss, at_end
 
 
-def _copies(shape: ShapeSection, section: TrainSection, *, sharded: bool) -> float:
-    """Weights in another form while a micro-batch lasts.
+def _activations(setup: _Setup) -> tuple[float, float]:
+    """Bytes that all layers keep until the backward pass, and that one layer needs in it."""
+    section, tokens = setup.section, setup.tokens
+    num_layers = setup.shape.num_hidden_layers
+    num_layers += section.growth.num_blocks if section.growth else 0
+    if setup.fused:
+        per_token, working_bytes = fused_activations(
+            setup.shape, section, tokens, setup.sequence_length
+        )
+    else:
+        per_token, again_per_token = activation_bytes(
+            setup.shape, section, setup.sequence_length, masked=setup.is_masked
+        )
+        working_bytes = tokens * again_per_token
+    return tokens * num_layers * per_token, working_bytes
+
+
+def _loss_bytes(setup: _Setup) -> float:
+    """The loss: logits of a chunk, states with their gradients, the head's copy and gradient."""
+    shape, tokens, b = setup.shape, setup.tokens, _product_bytes(setup.section)
+    logit_bytes = min(CHUNK_ROWS, tokens) * shape.vocab_size * b
+    state_bytes = tokens * shape.hidden_size * (8.0 + b)
+    copied_head = b * setup.num_head if setup.low else 0.0
+    if setup.is_partial:
+        return logit_bytes + (state_bytes + copied_head)
+    # The gradient of a few rows of the head at a time, which float32 adds up in place.
+    rows_gradient = b * min(HEAD_ROWS, shape.vocab_size) * shape.hidden_size if setup.low else 0.0
+    return logit_bytes + (state_bytes + copied_head) + 4.0 * setup.num_head + rows_gradient
+
+
+def _weight_bytes(setup: _Setup) -> float:
+    """Parameters in float32, and what is in another form while a micro-batch lasts.
 
     Autocast keeps a bfloat16 copy of every matrix that learns; of a frozen one only where the
     backward pass is promised it. FSDP gathers one layer, the next while that is computed, and the
-    embedding.
+    embedding. Fused blocks make their copies one by one.
     """
-    parameters = count_parameters(shape)
-    low = is_low(section)
-    if sharded:
-        return (2.0 * parameters.layer + parameters.embedding) * (2.0 if low else 4.0)
-    if not low:
-        return 0.0
-    matrices = parameters.total - parameters.embedding - parameters.head
-    if section.lora is None or section.gradient_checkpointing == "none":
-        return 2.0 * (matrices + _added_parameters(shape, section))
-    return 2.0 * (parameters.layer + _added_parameters(shape, section))
+    section, parameters = setup.section, count_parameters(setup.shape)
+    stored_bytes = (parameters.total + setup.num_added) * 4.0 / setup.num_shares
+    if setup.fused:
+        return stored_bytes
+    if setup.is_divided:
+        gathered_parameters = 2.0 * parameters.layer + parameters.embedding
+        return stored_bytes + gathered_parameters * _product_bytes(section)
+    if not setup.low:
+        return stored_bytes
+    copied_parameters = parameters.total - parameters.embedding - parameters.head
+    if section.lora is not None and section.gradient_checkpointing != "none":
+        copied_parameters = parameters.layer
+    return stored_bytes + 2.0 * (copied_parameters + setup.num_added)
 
 
-def _unused(section: TrainSection, kept: float, layer: float) -> float:
-    """What glibc's allocator holds and cannot reuse: blocks below 32 MB come from one heap, whose
-    gaps stay. A fit to twelve configurations measured before any block was fused, not a law."""
-    return 0.25 * kept + (10.0 if is_low(section) else 7.5) * layer
+def _batch_bytes(setup: _Setup) -> float:
+    """Four numbers of 8 bytes per token, its row of the mask, and what its position turns by."""
+    mask_bytes = setup.sequence_length if setup.is_masked else 0.0
+    batch_bytes = setup.tokens * (4 * 8.0 + mask_bytes)
+    return batch_bytes + (setup.tokens * rotation_bytes(setup.shape) if setup.fused else 0.0)
 
 
-def _unused_fused(kept: float, layer: float, *, low: bool) -> float:
-    """The same where blocks are fused, which ask for fewer and larger pieces: fitted to
+def _runtime_bytes(setup: _Setup, kept: float) -> float:
+    """Libraries, and on a CPU what glibc's allocator holds and cannot reuse.
+
+    Blocks below 32 MB come from one heap, whose gaps stay. The shares are fits, not laws: of plain
+    blocks to twelve configurations; of fused ones, which ask for fewer and larger pieces, to
     `selective` and `full` at 2 x 512 (dev/LOG.md); in float32, whose pieces are larger, the share
-    of what is kept to these and to 4 x 512."""
-    return (0.25 if low else 0.45) * kept + 2.5 * layer
+    of what is kept to these and to 4 x 512.
+    """
+    if not setup.on_cpu:
+        return RUNTIME_BYTES["GPU"]
+    section, shape, tokens = setup.section, setup.shape, setup.tokens
+    if setup.fused:
+        one_layer = tokens * fused_layer(shape, section)
+        return RUNTIME_BYTES["CPU"] + ((0.25 if setup.low else 0.45) * kept + 2.5 * one_layer)
+    one_layer = tokens * _all_of_a_layer(shape, section, setup.sequence_length)
+    return RUNTIME_BYTES["CPU"] + (0.25 * kept + (10.0 if setup.low else 7.5) * one_layer)
 
 
 def activation_bytes(
@@ -228,51 +312,54 @@ def activation_bytes(
     """What one layer keeps of one token until the backward pass, in bytes.
 
     Args:
-        shape: of the model.
+        shape: measures of the model.
         section: precision, checkpointing, adapters.
         sequence_length: T.
-        masked: attention takes a mask; flash-attention takes none, and keys as they are.
+        masked: whether attention takes a mask; flash-attention takes none, and keys as they are.
 
     Returns:
         What every layer keeps, and what one layer needs while it is computed again.
     """
     h, a, k = shape.hidden_size, attention_width(shape), key_width(shape)
-    width, whole = active_width(shape), _whole(shape, section, sequence_length, masked)
-    bits = 2.0 if is_low(section) else 4.0
+    width, b = active_width(shape), _product_bytes(section)
+    all_of_it = _all_of_a_layer(shape, section, sequence_length, masked)
     if section.gradient_checkpointing == "none":
-        return whole, 0.0
+        return all_of_it, 0.0
     if section.gradient_checkpointing == "full":
-        return 4.0 * h, whole
+        return 4.0 * h, all_of_it
     # The layer's input; queries, keys, values; what attention and its projection give; gate and up.
-    kept = 4.0 * h + bits * ((a + 2 * k) + a + h + 2 * width) + 4.0 * shape.num_attention_heads
+    kept_bytes = 4.0 * h + b * ((a + 2 * k) + a + h + 2 * width) + 4.0 * shape.num_attention_heads
     if section.lora is not None:  # what B gives in every module
-        kept += bits * (a + 2 * k + 2 * h + 2 * width)
+        kept_bytes += b * (a + 2 * k + 2 * h + 2 * width)
     if shape.num_experts is not None:
-        kept += 4.0 * h * (shape.num_experts_per_tok or 1)
-    return kept, whole
+        kept_bytes += 4.0 * h * (shape.num_experts_per_tok or 1)
+    return kept_bytes, all_of_it
 
 
-def _whole(
+def _all_of_a_layer(
     shape: ShapeSection, section: TrainSection, sequence_length: int, masked: bool = True
 ) -> float:
     """All that autograd keeps of one token in one layer, counted by its hooks (a test does it
     again): norms in float32; a cast for each product; queries, keys and values repeated for every
     head, and the result; gate, its activation, up and their product; the mask as numbers."""
     h, a, width = shape.hidden_size, attention_width(shape), active_width(shape)
-    few = 4.0 * shape.num_attention_heads + 8.0
+    # The normalizers of attention per head, and of the two norms.
+    normalizer_bytes = 4.0 * shape.num_attention_heads + 8.0
     if is_low(section):
-        attention = 8.0 * a + 2.0 * sequence_length if masked else 4.0 * (a + key_width(shape))
-        whole = 26.0 * h + attention + 8.0 * width + few
+        attention_bytes = (
+            8.0 * a + 2.0 * sequence_length if masked else 4.0 * (a + key_width(shape))
+        )
+        kept_bytes = 26.0 * h + attention_bytes + 8.0 * width + normalizer_bytes
     else:
-        whole = 24.0 * h + 16.0 * a + 16.0 * width + 4.0 * sequence_length + few
+        kept_bytes = 24.0 * h + 16.0 * a + 16.0 * width + 4.0 * sequence_length + normalizer_bytes
     if section.lora is not None:
         # Frozen norms keep no result; each A's product is kept.
-        bits = 2.0 if is_low(section) else 4.0
-        whole += (bits - 8.0) * h + 7.0 * bits * section.lora.rank
+        b = _product_bytes(section)
+        kept_bytes += (b - 8.0) * h + 7.0 * b * section.lora.rank
     if shape.num_experts is not None:
         # Tokens are sorted to their experts: another copy of what goes in and comes out.
-        whole += 8.0 * h * (shape.num_experts_per_tok or 1)
-    return whole
+        kept_bytes += 8.0 * h * (shape.num_experts_per_tok or 1)
+    return kept_bytes
 
 
 def is_fused(
@@ -288,25 +375,29 @@ def is_fused(
     Adapters stand between a block and its matrices, and experts have no fused part.
 
     Args:
-        shape: of the model.
-        section: as in the recipe.
+        shape: measures of the model.
+        section: training section of the recipe.
         device: `CPU` or `GPU`.
-        sharded: FSDP.
-        model_type: as in `config.json`; where nothing tells it, a Llama's blocks are supposed, as
-            `shape` has no room for others.
+        sharded: whether parameters are divided (FSDP).
+        model_type: kind of model, as in `config.json`; where nothing tells it, a Llama's blocks are
+            supposed, as `shape` has no room for others.
     """
-    dense = shape.num_experts is None and shape.num_parameters is None
-    known = dense and (model_type is None or model_type in KINDS) and section.lora is None
-    return known and may_fuse(section, "cpu" if device == "CPU" else "cuda", sharded=sharded)
+    is_dense = shape.num_experts is None and shape.num_parameters is None
+    is_known = model_type is None or model_type in KINDS
+    if not is_dense or not is_known or section.lora is not None:
+        return False
+    return may_fuse(section, "cpu" if device == "CPU" else "cuda", sharded=sharded)
 
 
 def fused_layer(shape: ShapeSection, section: TrainSection) -> float:
     """Bytes that a layer keeps of one token."""
-    stream, heads = 8.0 * shape.hidden_size + 8.0, attention_width(shape) + key_width(shape)
-    return stream + 2.0 * _product_bytes(section) * (heads + shape.intermediate_size)
+    stream_bytes = 8.0 * shape.hidden_size + 8.0
+    kept_width = attention_width(shape) + key_width(shape) + shape.intermediate_size
+    return stream_bytes + 2.0 * _product_bytes(section) * kept_width
 
 
 def _product_bytes(section: TrainSection) -> float:
+    """b."""
     return 2.0 if is_low(section) else 4.0
 
 
@@ -316,9 +407,9 @@ def fused_activations(
     """What is kept for the backward pass, and what that takes for itself.
 
     Args:
-        shape: of the model.
-        section: its precision, and its checkpointing; `selective` and `none` are the same here.
-        tokens: of a micro-batch, B T.
+        shape: measures of the model.
+        section: precision and checkpointing; `selective` and `none` are the same here.
+        tokens: B T.
         sequence_length: T.
 
     Returns:
@@ -327,19 +418,21 @@ def fused_activations(
     """
     h, a, k = shape.hidden_size, attention_width(shape), key_width(shape)
     width = shape.intermediate_size
-    layer, b = fused_layer(shape, section), _product_bytes(section)
+    layer_bytes, b = fused_layer(shape, section), _product_bytes(section)
     # The stream's gradient (4h), and its cast where there is one; beside it the product of gate and
     # up (bI), later the normed input and the gradient that goes on (2bh + 4h); matrices in a copy.
     # The gradients of gate and up are where these were.
-    stream = 6.0 * h if is_low(section) else 4.0 * h
-    forward_part = tokens * (stream + max(b * width, 2.0 * b * h + 4.0 * h)) + 2.0 * b * width * h
+    stream_bytes = 6.0 * h if is_low(section) else 4.0 * h
+    forward_part = (
+        tokens * (stream_bytes + max(b * width, 2.0 * b * h + 4.0 * h)) + 2.0 * b * width * h
+    )
     # Scores of a tile three times in float32; gradients of keys and values in float32.
-    tile = 12.0 * shape.num_attention_heads * min(TILE, sequence_length) * sequence_length
-    attention = tokens * (4.0 * h + 3.0 * b * a + (8.0 + 2.0 * b) * k) + tile
-    working = max(forward_part, attention)
+    tile_bytes = 12.0 * shape.num_attention_heads * min(TILE, sequence_length) * sequence_length
+    attention_part = tokens * (4.0 * h + 3.0 * b * a + (8.0 + 2.0 * b) * k) + tile_bytes
+    working_bytes = max(forward_part, attention_part)
     if section.gradient_checkpointing == "full":
-        return 4.0 * h, tokens * layer + working
-    return layer, working
+        return 4.0 * h, tokens * layer_bytes + working_bytes
+    return layer_bytes, working_bytes
 
 
 def rotation_bytes(shape: ShapeSection) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.config import ShapeSection, shape_of_folder
 from toolkit.data.config import ArtifactSection
@@ -23,6 +23,9 @@ from toolkit.plan.words import FolderTokenizer
 from toolkit.recipe.model import ModelSection, shape_of
 from toolkit.recipe.schema import Recipe
 from toolkit.stage import load_json
+
+if TYPE_CHECKING:
+    from toolkit.plan.speed import Speed
 
 PIECE_TOKENS, PIECES = 96, 16
 """Length and number of the documents of each role that the model reads, twice (shuffled too)."""
@@ -45,8 +48,8 @@ class Located:
         shape: its measures, None where nothing tells them.
         tokenizer: folder with its tokenizer.
         weights: folder with its weights.
-        why: why something is missing, for the reader.
-        model_type: as in its `config.json`.
+        why: reason that something is missing, for the reader.
+        model_type: kind of model, as in its `config.json`.
     """
 
     shape: ShapeSection | None = None
@@ -56,15 +59,21 @@ class Located:
     model_type: str | None = None
 
     @classmethod
-    def whole(cls, folder: Path) -> Located:
-        """Everything is in one folder."""
+    def in_folder(cls, folder: Path) -> Located:
+        """A model of which everything is in one folder."""
         return cls(shape_of_folder(folder), folder, folder, model_type=model_type_of(folder))
 
 
 def model_type_of(folder: Path) -> str | None:
     """What transformers calls the kind of model in a folder."""
-    found = load_json(folder / "config.json").get("model_type")
-    return found if isinstance(found, str) else None
+    model_type = load_json(folder / "config.json").get("model_type")
+    return model_type if isinstance(model_type, str) else None
+
+
+def _untimed_machine() -> Device:
+    from toolkit.plan.speed import this_machine
+
+    return this_machine(None)
 
 
 @dataclass
@@ -76,23 +85,8 @@ class MeasuredModel:
     reading_tokens_per_second: float | None = None
     flops: float | None = None
     how: str = "not measured"
-    machine: Device = field(default_factory=lambda: _machine(None))
+    machine: Device = field(default_factory=_untimed_machine)
     notes: list[str] = field(default_factory=list)
-
-    def values(self) -> dict[str, Any]:
-        return {
-            "memory_bytes": self.machine.memory_bytes,
-            "training_tokens_per_second": self.training_tokens_per_second,
-            "reading_tokens_per_second": self.reading_tokens_per_second,
-            "flops_per_second": self.flops,
-            "how": self.how,
-        }
-
-
-def _machine(speed: Any) -> Device:
-    from toolkit.plan.speed import this_machine
-
-    return this_machine(speed)
 
 
 def locate_model(run: Run) -> Located:
@@ -109,7 +103,7 @@ def _locate(run: Run, model: ModelSection, name: str) -> Located:
         from toolkit.checkpoint.load import load_model_config
 
         load_model_config(model.path)
-        return Located.whole(model.path)
+        return Located.in_folder(model.path)
     if model.run is not None:
         return _other_run(run, model.run)
     if model.artifact is not None:
@@ -121,28 +115,28 @@ def _locate(run: Run, model: ModelSection, name: str) -> Located:
 
 def _to_be_made(run: Run, model: ModelSection, name: str) -> Located:
     """A mixture of experts or a model from scratch: its measures and its tokenizer are known."""
-    made = run.root / name
-    if (made / "manifest.json").is_file():
-        return Located.whole(made)
-    found = Located()
+    made_folder = run.root / name
+    if (made_folder / "manifest.json").is_file():
+        return Located.in_folder(made_folder)
+    tokenizer_model = Located()
     why = "the model is not made yet: it was not tried"
     if model.moe is not None:
-        found = _locate(run, model.moe.base, f"{name}-base")
+        tokenizer_model = _locate(run, model.moe.base, f"{name}-base")
     elif model.scratch is not None:
-        found = _locate(run, model.scratch.tokenizer, f"{name}-tokenizer")
+        tokenizer_model = _locate(run, model.scratch.tokenizer, f"{name}-tokenizer")
         why = "the model begins from random weights, so this is its first training and not CPT"
-    return Located(shape_of(model), found.tokenizer, None, why)
+    return Located(shape_of(model), tokenizer_model.tokenizer, None, why)
 
 
 def _other_run(run: Run, name: str) -> Located:
     """The specialist of another recipe; before it is trained its general model stands in."""
-    other = Run.open(name, run.runs)
-    made = other.root / "cpt"
-    if (made / "manifest.json").is_file():
-        return Located.whole(made)
-    found = locate_model(other)
+    other_run = Run.open(name, run.runs)
+    specialist = other_run.root / "cpt"
+    if (specialist / "manifest.json").is_file():
+        return Located.in_folder(specialist)
+    general = locate_model(other_run)
     why = f"{name} is not trained yet: its general model stands in for its specialist"
-    return replace(found, why=f"{why}; {found.why}" if found.why else why)
+    return replace(general, why=f"{why}; {general.why}" if general.why else why)
 
 
 def _packaged(run: Run, model: ModelSection, artifact: ArtifactSection, name: str) -> Located:
@@ -155,16 +149,36 @@ def _packaged(run: Run, model: ModelSection, artifact: ArtifactSection, name: st
             why=f"{artifact.package} {artifact.version} is not in the cache and could not be "
             "fetched in 20 s; the model was not tried",
         )
-    return Located.whole(ensure_model(run, model, name, f"{name} model"))
+    return Located.in_folder(ensure_model(run, model, name, f"{name} model"))
 
 
 def _on_hub(name: str, revision: str | None, shape: ShapeSection | None) -> Located:
+    snapshot_folder = _fetch_small_files(name, revision)
+    if snapshot_folder is None:
+        shape_hint = "" if shape is not None else "; give its measures under model.shape"
+        return Located(
+            shape,
+            why=f"{name} is not on this machine and the hub cannot be reached: neither its "
+            f"tokenizer nor its weights were tried{shape_hint}",
+        )
+    has_tokenizer = (snapshot_folder / "tokenizer.json").is_file()
+    is_here = any(snapshot_folder.glob("*.safetensors")) and not _lacks_shards(snapshot_folder)
+    return Located(
+        shape_of_folder(snapshot_folder),
+        snapshot_folder if has_tokenizer else None,
+        snapshot_folder if is_here else None,
+        "" if is_here else f"the weights of {name} are not on this machine: it was not tried",
+        model_type_of(snapshot_folder),
+    )
+
+
+def _fetch_small_files(name: str, revision: str | None) -> Path | None:
+    """A hub model's snapshot with its configuration, from the cache or else from the hub."""
     from huggingface_hub import snapshot_download
 
-    folder: Path | None = None
     for offline in (True, False):
         try:
-            found = snapshot_download(
+            snapshot = snapshot_download(
                 name,
                 revision=revision,
                 allow_patterns=list(_HUB_FILES),
@@ -173,35 +187,18 @@ def _on_hub(name: str, revision: str | None, shape: ShapeSection | None) -> Loca
             )
         except Exception:  # noqa: S112  (whatever the hub or its client raises: it is not here)
             continue
-        if (Path(found) / "config.json").is_file():
-            folder = Path(found)
-            break
-    if folder is None:
-        tail = "" if shape is not None else "; give its measures under model.shape"
-        return Located(
-            shape,
-            why=f"{name} is not on this machine and the hub cannot be reached: neither its "
-            f"tokenizer nor its weights were tried{tail}",
-        )
-    has_tokenizer = (folder / "tokenizer.json").is_file()
-    is_here = any(folder.glob("*.safetensors")) and not _incomplete(folder)
-    return Located(
-        shape_of_folder(folder),
-        folder if has_tokenizer else None,
-        folder if is_here else None,
-        "" if is_here else f"the weights of {name} are not on this machine: it was not tried",
-        model_type_of(folder),
-    )
+        if (Path(snapshot) / "config.json").is_file():
+            return Path(snapshot)
+    return None
 
 
-def _incomplete(folder: Path) -> bool:
+def _lacks_shards(folder: Path) -> bool:
     """Whether shards that the index names are missing."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
+    index_file = folder / "model.safetensors.index.json"
+    if not index_file.is_file():
         return False
-    return not all(
-        (folder / name).is_file() for name in set(load_json(index)["weight_map"].values())
-    )
+    shard_names = set(load_json(index_file)["weight_map"].values())
+    return not all((folder / name).is_file() for name in shard_names)
 
 
 def measure_model(
@@ -216,79 +213,105 @@ def measure_model(
     Where the weights are not here, or the model is too large for this, matrix products of its
     shapes are timed instead.
     """
-    from toolkit.machine import choose_scoring_precision, dtype_of
-    from toolkit.plan.speed import this_machine, time_products, time_steps
+    from toolkit.plan.speed import this_machine, time_products
     from toolkit.train.precision import is_low, precision_on
 
-    found = MeasuredModel()
+    measured = MeasuredModel()
     shape = located.shape
-    size = count_parameters(shape).total if shape is not None else 0
-    memory = found.machine.memory_bytes
-    speed = None
-    section = precision_on(recipe.train, "CPU")
-    length = max(
-        [recipe.data.sequence_length, *(s.sequence_length or 0 for s in recipe.data.stages)]
-    )
-    can_read = size <= LARGEST_READ and 3.0 * size < 0.5 * memory
+    num_parameters = count_parameters(shape).total if shape is not None else 0
+    memory_bytes = measured.machine.memory_bytes
+    speed: Speed | None = None
+    # Read in bfloat16 it takes 2 bytes per parameter, and what is read some more.
+    can_read = num_parameters <= LARGEST_READ and 3.0 * num_parameters < 0.5 * memory_bytes
     if located.weights is not None and tokenizer is not None and can_read:
-        from toolkit.checkpoint.folder import stored_dtype
-        from toolkit.checkpoint.load import load_causal_model
-
-        precision = choose_scoring_precision(
-            recipe.evaluate.precision, stored_dtype(located.weights), "cpu"
-        )
-        model = load_causal_model(located.weights, dtype_of(precision))
-        _read(found, model, looked, tokenizer, separator, recipe)
-        if shape is not None and size <= LARGEST_TIMED and 20.0 * size < 0.7 * memory:
-            tokens = [
-                i for text in looked.texts("domain")[:20] for i in tokenizer.encode_many([text])[0]
-            ]
-            speed = time_steps(
-                model.float(), section, shape, tokens or [0], length, seconds=TIMED_SECONDS
-            )
-            found.training_tokens_per_second = speed.tokens_per_second
+        model = _load(located.weights, recipe)
+        _read(measured, model, looked, tokenizer, separator, recipe)
+        # Parameters, gradients and two moments in float32 are 16 bytes per parameter.
+        can_train = num_parameters <= LARGEST_TIMED and 20.0 * num_parameters < 0.7 * memory_bytes
+        if shape is not None and can_train:
+            speed = _time_training(model, shape, looked, tokenizer, recipe)
+            measured.training_tokens_per_second = speed.tokens_per_second
     elif located.weights is not None:
-        found.notes.append(
-            f"{size / 1e9:.1f}B parameters are too many to be read with on this machine in a minute"
+        measured.notes.append(
+            f"{num_parameters / 1e9:.1f}B parameters are too many to be read with on this machine "
+            "in a minute"
         )
     if speed is None and shape is not None:
-        speed = time_products(shape, 1024, seconds=2.0, low=is_low(section))
+        low = is_low(precision_on(recipe.train, "CPU"))
+        speed = time_products(shape, 1024, seconds=2.0, low=low)
     if speed is not None:
-        found.flops, found.how = speed.flops, speed.how
+        measured.flops, measured.how = speed.flops, speed.how
         if speed.share < BUSY:
-            found.notes.append(
+            measured.notes.append(
                 f"other work was running while this machine was timed ({1.0 - speed.share:.0%} of "
                 "the processors): alone it is that much faster"
             )
-        found.machine = this_machine(speed)
-    return found
+        measured.machine = this_machine(speed)
+    return measured
+
+
+def _load(weights: Path, recipe: Recipe) -> Any:
+    """The model as it would be scored on this machine's CPU."""
+    from toolkit.checkpoint.folder import stored_dtype
+    from toolkit.checkpoint.load import load_causal_model
+    from toolkit.machine import choose_scoring_precision, dtype_of
+
+    precision = choose_scoring_precision(recipe.evaluate.precision, stored_dtype(weights), "cpu")
+    return load_causal_model(weights, dtype_of(precision))
+
+
+def _time_training(
+    model: Any,
+    shape: ShapeSection,
+    looked: Looked,
+    tokenizer: FolderTokenizer,
+    recipe: Recipe,
+) -> Speed:
+    """Time some steps on the domain's text, in the longest blocks of the recipe."""
+    from toolkit.plan.speed import time_steps
+    from toolkit.train.precision import precision_on
+
+    longest_block = max(
+        [recipe.data.sequence_length, *(s.sequence_length or 0 for s in recipe.data.stages)]
+    )
+    encoded_texts = tokenizer.encode_many(looked.texts("domain")[:20])
+    tokens = [token for tokens_of_text in encoded_texts for token in tokens_of_text]
+    section = precision_on(recipe.train, "CPU")
+    return time_steps(
+        model.float(), section, shape, tokens or [0], longest_block, seconds=TIMED_SECONDS
+    )
 
 
 def _read(
-    found: MeasuredModel,
+    measured: MeasuredModel,
     model: Any,
     looked: Looked,
     tokenizer: FolderTokenizer,
     separator: int,
     recipe: Recipe,
 ) -> None:
-    size = sum(parameter.numel() for parameter in model.parameters())
-    count = max(4, min(PIECES, round(PIECES * 2e8 / size)))
-    pieces = [
+    """Score pieces of both roles, fewer with a larger model."""
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    num_pieces = max(4, min(PIECES, round(PIECES * 2e8 / num_parameters)))
+    domain_pieces, general_pieces = (
         cut_pieces(
-            looked.texts(role), tokenizer.text, separator, num_tokens=PIECE_TOKENS, count=count
+            looked.texts(role),
+            tokenizer.text,
+            separator,
+            num_tokens=PIECE_TOKENS,
+            count=num_pieces,
         )
         for role in ("domain", "general")
-    ]
-    if min(map(len, pieces)) < 2:
-        found.notes.append("too few documents to let the general model read: no bits per byte")
+    )
+    if min(len(domain_pieces), len(general_pieces)) < 2:
+        measured.notes.append("too few documents to let the general model read: no bits per byte")
         return
     began = time.perf_counter()
     try:
         surprise = measure_surprise(
-            model, pieces[0], pieces[1], tokenizer.text, recipe.evaluate, seed=recipe.seed
+            model, domain_pieces, general_pieces, tokenizer.text, recipe.evaluate, seed=recipe.seed
         )
     except EvaluationError as error:
         raise ToolkitError(f"the general model: {error}") from error
-    found.surprise = surprise
-    found.reading_tokens_per_second = surprise.num_tokens / (time.perf_counter() - began)
+    measured.surprise = surprise
+    measured.reading_tokens_per_second = surprise.num_tokens / (time.perf_counter() - began)

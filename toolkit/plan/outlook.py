@@ -9,6 +9,7 @@ from typing import Literal
 from toolkit.checkpoint.config import ShapeSection
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.json_lines import iterate_rows
+from toolkit.library_errors import first_line
 from toolkit.machine import (
     Precision,
     ProductSpeeds,
@@ -17,10 +18,10 @@ from toolkit.machine import (
     product_speeds,
 )
 from toolkit.pipeline.run import Run
-from toolkit.plan.cost import Work
+from toolkit.plan.cost import SEARCH, Work, training_work
 from toolkit.plan.devices import CPU, Device, Fleet
 from toolkit.plan.evidence import Looked, look
-from toolkit.plan.fit import fits, misfit, ways_to_train
+from toolkit.plan.fit import misfit, ways_to_train
 from toolkit.plan.memory import Memory
 from toolkit.plan.model import Located, MeasuredModel, locate_model
 from toolkit.plan.sample import sample_source
@@ -29,7 +30,6 @@ from toolkit.plan.speed import this_machine
 from toolkit.plan.table import time_words
 from toolkit.plan.token_budget import StageAmount, stage_amounts
 from toolkit.plan.words import FolderTokenizer
-from toolkit.plan.work import training_work
 from toolkit.progress import say
 from toolkit.recipe.schema import Recipe
 from toolkit.stage import read_manifest
@@ -41,7 +41,7 @@ READ_SECONDS = 2.0
 
 TRAINING_SHARE: dict[Precision, float] = {"bf16": 0.60, "fp32": 0.72}
 SCORING_SHARE: dict[Precision, float] = {"bf16": 0.80, "fp32": 0.80}
-"""Of the operations that products alone reach: what training and scoring reached in the finance run
+"""Share of what products alone reach that training and scoring reached in the finance run
 (dev/LOG.md; scoring in float32 is taken to be as in bfloat16). The rest is attention, norms, the
 optimizer, and small batches."""
 
@@ -65,8 +65,7 @@ def say_outlook(run: Run, goal: Goal) -> None:
     except ConfigError:
         raise  # it would stop the run too
     except (ToolkitError, OSError, ValueError, KeyError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        say(f"{run.name}: how long it will take here cannot be told ({first})")
+        say(f"{run.name}: how long it will take here cannot be told ({first_line(error)})")
         return
     for line in lines:
         say(line)
@@ -76,8 +75,8 @@ def describe_outlook(run: Run, goal: Goal) -> list[str]:
     """Lines on what a run will take, from a look at its documents and this machine's speed.
 
     Args:
-        run: the recipe's.
-        goal: the stage that ends it.
+        run: run of the recipe.
+        goal: stage that ends it.
 
     Raises:
         ToolkitError: documents or the model cannot be read.
@@ -85,44 +84,44 @@ def describe_outlook(run: Run, goal: Goal) -> list[str]:
     recipe, located = run.recipe, locate_model(run)
     speeds = product_speeds()
     precision = choose_training_precision(recipe.train.precision)
-    name = recipe.model.name or recipe.model.hub or run.name
     if located.shape is None:
         return [f"{run.name}: {located.why or 'the model is not here'}"]
-    looked = _look(recipe, located)
+    looked = _look_briefly(recipe, located)
     amounts = stage_amounts(recipe.data, recipe.train, looked.amounts)
-    measured = _expect(recipe, located.shape, amounts, speeds, precision)
+    longest_block = max([recipe.data.sequence_length, *(a.sequence_length for a in amounts)])
+    measured = _expected_speed(recipe, located.shape, amounts, speeds, precision)
     work = training_work(recipe, amounts, looked, located.shape, measured)
-    training, search = _seconds_left(run, work, goal)
-    longest = max([recipe.data.sequence_length, *(a.sequence_length for a in amounts)])
-    device = _this_device(measured)
-    kind = located.model_type
-    ways = ways_to_train(located.shape, recipe.train, longest, Fleet(1, device), kind)
-    memory = ways[0].memory
-    seconds = None if training is None else training + search + _ONCE_SECONDS
-    lines = [_line(run, goal, seconds, memory, device, speeds, precision)]
-    if not fits(memory, device):
-        problem = misfit(ways, Fleet(1, device), [], name)
-        lines += [f"  careful: {problem}"] if problem else []
-    if seconds is not None and training is not None and seconds > LONG_SECONDS:
-        lines.append(f"  {_shorter(training, search, amounts)}")
+    training_seconds, search_seconds = _seconds_left(run, work, goal)
+    total_seconds = (
+        None if training_seconds is None else training_seconds + search_seconds + _ONCE_SECONDS
+    )
+    fleet = Fleet(1, _this_device(measured))
+    ways = ways_to_train(located.shape, recipe.train, longest_block, fleet, located.model_type)
+    expected_words = (
+        f"{_time_line(run, goal, total_seconds)}, {_memory_words(ways[0].memory, fleet.device)}"
+    )
+    lines = [f"{expected_words}; trains in {speeds.describe(precision)} on the {speeds.device}"]
+    model_name = recipe.model.name or recipe.model.hub or run.name
+    if (problem := misfit(ways, fleet, [], model_name)) is not None:
+        lines.append(f"  careful: {problem}")
+    if total_seconds is not None and training_seconds is not None and total_seconds > LONG_SECONDS:
+        lines.append(f"  {_ways_to_shorten(training_seconds, search_seconds, amounts)}")
     return lines
 
 
-def _is_trained(root: Path) -> bool:
-    return (root / "cpt" / "manifest.json").is_file()
-
-
-def _look(recipe: Recipe, located: Located) -> Looked:
-    each = READ_SECONDS / len(recipe.data.sources)
+def _look_briefly(recipe: Recipe, located: Located) -> Looked:
+    seconds_per_source = READ_SECONDS / len(recipe.data.sources)
     samples = {
-        name: sample_source(name, source, recipe.data.cleaning, seed=recipe.seed, seconds=each)
+        name: sample_source(
+            name, source, recipe.data.cleaning, seed=recipe.seed, seconds=seconds_per_source
+        )
         for name, source in recipe.data.sources.items()
     }
     tokenizer = FolderTokenizer(located.tokenizer) if located.tokenizer is not None else None
     return look(recipe.data, samples, tokenizer)
 
 
-def _expect(
+def _expected_speed(
     recipe: Recipe,
     shape: ShapeSection,
     amounts: list[StageAmount],
@@ -131,86 +130,88 @@ def _expect(
 ) -> MeasuredModel:
     """Tokens per second of training and scoring, from products alone."""
     length = amounts[0].sequence_length if amounts else recipe.data.sequence_length
-    rank = recipe.train.lora.rank if recipe.train.lora is not None else None
+    lora_rank = recipe.train.lora.rank if recipe.train.lora is not None else None
     again = recomputed(recipe.train.gradient_checkpointing)
-    rate = TRAINING_SHARE[precision] * speeds.flops[precision]
+    training_rate = TRAINING_SHARE[precision] * speeds.flops[precision]
     # Models are stored in bfloat16 as a rule, and scored in the type that is fast.
-    fast: Precision = "bf16" if speeds.fastest == "bf16" else "fp32"
-    reading = SCORING_SHARE[fast] * speeds.flops[fast]
-    forward = training_flops(shape, recipe.evaluate.window_tokens) / 3.0
-    each = training_flops(shape, length, lora_rank=rank, again=again)
+    fast_type: Precision = "bf16" if speeds.fastest == "bf16" else "fp32"
+    scoring_rate = SCORING_SHARE[fast_type] * speeds.flops[fast_type]
+    training_cost = training_flops(shape, length, lora_rank=lora_rank, again=again)
+    scoring_cost = training_flops(shape, recipe.evaluate.window_tokens) / 3.0
     return MeasuredModel(
-        training_tokens_per_second=rate / each,
-        reading_tokens_per_second=reading / forward,
-        flops=rate,
+        training_tokens_per_second=training_rate / training_cost,
+        reading_tokens_per_second=scoring_rate / scoring_cost,
+        flops=training_rate,
     )
 
 
 def _this_device(measured: MeasuredModel) -> Device:
     import torch
 
-    found = current_device()
-    if found.type == "cpu":
+    device = current_device()
+    if device.type == "cpu":
         return this_machine(None)
     # An accelerator's memory, where torch can tell it.
-    module = getattr(torch, found.type, None)
-    properties = getattr(module, "get_device_properties", None)
-    total = float(properties(found).total_memory) if properties is not None else math.inf
+    torch_module = getattr(torch, device.type, None)
+    device_properties = getattr(torch_module, "get_device_properties", None)
+    memory_bytes = (
+        float(device_properties(device).total_memory) if device_properties is not None else math.inf
+    )
     return Device(
-        found.type, total, measured.flops or math.nan, math.nan, 0.0, 1.0, is_measured=True
+        device.type, memory_bytes, measured.flops or math.nan, math.nan, 0.0, 1.0, is_measured=True
     )
 
 
 def _seconds_left(run: Run, work: list[Work], goal: Goal) -> tuple[float | None, float]:
     """Of training and of the search; what is done already does not count."""
-    training = [w.seconds for w in work if not w.name.startswith("merge search")]
-    search = [w.seconds or 0.0 for w in work if w.name.startswith("merge search")]
-    if not training or None in training:
+    training_seconds = [stage.seconds for stage in work if stage.name != SEARCH]
+    known_seconds = [seconds for seconds in training_seconds if seconds is not None]
+    if not training_seconds or len(known_seconds) < len(training_seconds):
         return None, 0.0
-    left = sum(s for s in training if s is not None) * _fraction_left(run.root)
-    return left, sum(search) * SCORED_SHARE if goal == "merge" else 0.0
+    search_seconds = sum(stage.seconds or 0.0 for stage in work if stage.name == SEARCH)
+    return sum(known_seconds) * _fraction_left(
+        run.root
+    ), search_seconds * SCORED_SHARE if goal == "merge" else 0.0
 
 
 def _fraction_left(root: Path) -> float:
     """Of training, where it was begun before."""
-    if _is_trained(root):
+    if (root / "cpt" / "manifest.json").is_file():
         return 0.0
-    log = root / "cpt.partial" / "metrics.jsonl"
+    metrics_log = root / "cpt.partial" / "metrics.jsonl"
     try:
-        data = read_manifest(root / "data")["results"]["train"]
-        done = sum(float(row.get("tokens", 0)) for _, row in iterate_rows(log))
-        return max(0.0, 1.0 - done / float(data["domain_tokens"] + data["general_tokens"]))
+        data_results = read_manifest(root / "data")["results"]["train"]
+        trained_tokens = sum(float(row.get("tokens", 0)) for _, row in iterate_rows(metrics_log))
+        all_tokens = float(data_results["domain_tokens"] + data_results["general_tokens"])
+        return max(0.0, 1.0 - trained_tokens / all_tokens)
     except (ToolkitError, OSError, ValueError, KeyError, TypeError):
         return 1.0
 
 
-def _line(
-    run: Run,
-    goal: Goal,
-    seconds: float | None,
-    memory: Memory,
-    device: Device,
-    speeds: ProductSpeeds,
-    precision: Precision,
-) -> str:
-    what = "until the merge is chosen" if goal == "merge" else "until the specialist is trained"
-    took = "a time that cannot be told" if seconds is None else f"about {time_words(seconds)}"
-    where = "this machine's memory" if device.name == CPU else f"the {device.name} device's memory"
-    return (
-        f"{run.name}: {took} {what}, {memory.total / 1e9:.1f} GB of {where} "
-        f"({device.memory_bytes / 1e9:.0f} GB); trains in {speeds.describe(precision)} on the "
-        f"{speeds.device}"
+def _time_line(run: Run, goal: Goal, seconds: float | None) -> str:
+    goal_words = (
+        "until the merge is chosen" if goal == "merge" else "until the specialist is trained"
     )
+    time_left = "a time that cannot be told" if seconds is None else f"about {time_words(seconds)}"
+    return f"{run.name}: {time_left} {goal_words}"
 
 
-def _shorter(training: float, search: float, amounts: list[StageAmount]) -> str:
+def _memory_words(memory: Memory, device: Device) -> str:
+    memory_name = (
+        "this machine's memory" if device.name == CPU else f"the {device.name} device's memory"
+    )
+    return f"{memory.total / 1e9:.1f} GB of {memory_name} ({device.memory_bytes / 1e9:.0f} GB)"
+
+
+def _ways_to_shorten(training: float, search: float, amounts: list[StageAmount]) -> str:
     """What would bring a long run down to an hour."""
-    tokens = sum(a.tokens for a in amounts)
-    room = LONG_SECONDS - search - _ONCE_SECONDS
+    tokens = sum(amount.tokens for amount in amounts)
+    seconds_for_training = LONG_SECONDS - search - _ONCE_SECONDS
     ideas = []
-    if room > 60.0 and training > room:
+    if seconds_for_training > 60.0 and training > seconds_for_training:
+        fewer_tokens = int(tokens * seconds_for_training / training)
         ideas.append(
-            f"about {int(tokens * room / training):,} training tokens in place of {tokens:,.0f} "
+            f"about {fewer_tokens:,} training tokens in place of {tokens:,.0f} "
             "(train: {max_tokens: ...} in the split of the sources)"
         )
     if search > 0.25 * LONG_SECONDS:

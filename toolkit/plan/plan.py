@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from toolkit.checkpoint.config import ShapeSection
 from toolkit.data.config import DataSection
@@ -19,31 +18,44 @@ from toolkit.data.encode import find_separator
 from toolkit.errors import ConfigError, DataError
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.set_power import SCATTER_WORDS
-from toolkit.plan.cost import find_origin, stage_work
+from toolkit.plan.cost import (
+    Origin,
+    Work,
+    bill,
+    compare_from_scratch,
+    find_origin,
+    stage_work,
+    training_work,
+)
 from toolkit.plan.devices import CPU, DEVICES, Device, Fleet, parse_fleet
 from toolkit.plan.evidence import Looked, evidence_of, look
-from toolkit.plan.fit import Way, ways_to_train
+from toolkit.plan.fit import Way, idle_devices, misfits, ways_to_train
 from toolkit.plan.model import Located, MeasuredModel, locate_model, measure_model
-from toolkit.plan.outcome import (
+from toolkit.plan.power import plan_claims, plan_power
+from toolkit.plan.results import (
     ASSUMPTIONS,
     FORMAT,
-    bill_values,
-    memory_values,
-    scratch_values,
-    setting_values,
-    source_values,
-    stage_values,
-    verdict_values,
+    PlannedModel,
+    PlanResults,
+    RightTool,
+    device_memory,
+    measured_machine,
+    planned_sources,
 )
-from toolkit.plan.power import plan_claims, plan_power
 from toolkit.plan.sample import Sample, sample_source
-from toolkit.plan.settings import Setting, choose_settings, recipe_text, sft_advice
+from toolkit.plan.settings import (
+    Setting,
+    SettingInputs,
+    choose_settings,
+    current_settings,
+    recipe_text,
+    sft_advice,
+)
 from toolkit.plan.shape import count_parameters, lora_parameters
 from toolkit.plan.speed import this_machine
 from toolkit.plan.token_budget import StageAmount, stage_amounts
 from toolkit.plan.verdict import judge
 from toolkit.plan.words import FolderTokenizer
-from toolkit.plan.work import idle_devices, misfits, training_work
 from toolkit.progress import say
 from toolkit.recipe.checks import recipe_faults, token_faults
 from toolkit.recipe.load import load_recipe
@@ -59,9 +71,10 @@ class PlanRequest:
 
     Attributes:
         fleets: devices by name, such as `8xH100`.
-        devices: the table, with the user's prices.
-        utilization: of GPUs, in place of the table's.
-        pretraining_tokens: of the general model, where the table does not know them.
+        devices: table of known devices, with the user's prices.
+        utilization: share of a GPU's peak, in place of the table's.
+        pretraining_tokens: tokens of the general model's first training, where the table does not
+            know them.
         measure: score the model and time this machine.
     """
 
@@ -72,8 +85,44 @@ class PlanRequest:
     measure: bool = True
 
 
-def make_plan(run: Run, wanted: PlanRequest) -> dict[str, Any]:
-    """All figures of a recipe's plan, as plain values.
+@dataclass(frozen=True)
+class _Documents:
+    """What the documents and the tokenizer say.
+
+    Attributes:
+        looked: text for continued pre-training and its sets.
+        conversations: text for fine-tuning, where the recipe has some.
+        tokenizer: the model's own; None where it is not here.
+        separator: token that documents begin with.
+        problems: what cannot be read, or does not fit in the recipe.
+    """
+
+    looked: Looked
+    conversations: Looked | None
+    tokenizer: FolderTokenizer | None
+    separator: int
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What training takes.
+
+    Attributes:
+        amounts: tokens and steps of each stage of continued pre-training.
+        work: the same with fine-tuning and the search, as operations and seconds.
+        memory: ways to train by kind of devices, the recipe's own way first.
+        problems: what is too long for the text, or too large for the devices.
+    """
+
+    amounts: list[StageAmount]
+    work: list[Work]
+    memory: list[tuple[Fleet, list[Way]]]
+    problems: list[str]
+
+
+def make_plan(run: Run, request: PlanRequest) -> PlanResults:
+    """All figures of a recipe's plan.
 
     What is wrong with the recipe and can be known now stands under `problems`.
 
@@ -82,137 +131,270 @@ def make_plan(run: Run, wanted: PlanRequest) -> dict[str, Any]:
     """
     began = time.monotonic()
     recipe = run.recipe
-    known = _with_utilization(wanted)
-    if wanted.pretraining_tokens is not None and not 0.0 < wanted.pretraining_tokens < math.inf:
-        raise ConfigError(
-            f"--pretrained-on: must be tokens, above 0 (got {wanted.pretraining_tokens:g})."
-        )
-    named = [parse_fleet(text, {**known, CPU: this_machine(None)}) for text in wanted.fleets]
+    devices = _check_devices(request)
+    named_fleets = [parse_fleet(t, {**devices, CPU: this_machine(None)}) for t in request.fleets]
     located = locate_model(run)
-    problems, notes = [], [located.why] if located.why else []
+    documents = _look_at_documents(run, located)
+    looked = documents.looked
+    measured = _measure(run, request, located, documents)
+    # The CPU was not timed yet when the devices were named.
+    fleets = [Fleet(1, measured.machine) if f.device.name == CPU else f for f in named_fleets]
+    training = _plan_training(run, located, documents, measured, fleets, devices)
+    work, declared_tokens = training.work, request.pretraining_tokens
+    origin = find_origin(_model_name(run))
+    right_tool = _judge_tool(located, documents, measured)
+    settings = _choose_settings(run, request, located, looked, training, right_tool, origin, fleets)
+    power, unseen = plan_power(recipe.data, recipe.evaluate, recipe.select, looked)
+    notes = [*measured.notes, *idle_devices(recipe, fleets), *unseen, *plan_claims(looked)]
+    return PlanResults(
+        format=FORMAT,
+        recipe=run.name,
+        description=recipe.description,
+        seconds=round(time.monotonic() - began, 1),
+        model=_planned_model(run, located),
+        is_it_the_right_tool=right_tool,
+        sources=planned_sources(looked),
+        stages=tuple(work),
+        machine=measured_machine(measured),
+        devices_named=bool(fleets),
+        memory=tuple(device_memory(fleet, ways) for fleet, ways in training.memory),
+        bills=tuple(bill(work, f, fits=ways[0].fits) for f, ways in training.memory if work),
+        from_scratch=compare_from_scratch(origin, work, located.shape, declared_tokens),
+        power=tuple(power),
+        settings=tuple(settings),
+        fine_tuning=sft_advice(sum(amount.tokens for amount in training.amounts) or None),
+        assumptions=(*ASSUMPTIONS, SCATTER_WORDS) if power else ASSUMPTIONS,
+        notes=(*_unseen_notes(located, looked), *notes),
+        problems=(*documents.problems, *training.problems),
+    )
+
+
+def _unseen_notes(located: Located, looked: Looked) -> list[str]:
+    """What of the model and the documents could not be seen, and why."""
+    model_notes = [located.why] if located.why else []
+    samples = looked.samples.items()
+    return model_notes + [f"{name}: {s.why}; not looked at" for name, s in samples if s.why]
+
+
+def _check_devices(request: PlanRequest) -> dict[str, Device]:
+    """The table of devices under the flags.
+
+    Raises:
+        ConfigError: a flag is out of range.
+    """
+    tokens, utilization = request.pretraining_tokens, request.utilization
+    if utilization is not None and not 0.0 < utilization <= 1.0:
+        raise ConfigError(f"--utilization: must be above 0 and at most 1 (got {utilization:g}).")
+    if tokens is not None and not 0.0 < tokens < math.inf:
+        raise ConfigError(f"--pretrained-on: must be tokens, above 0 (got {tokens:g}).")
+    if utilization is None:
+        return dict(request.devices)
+    return {n: replace(d, utilization=utilization) for n, d in request.devices.items()}
+
+
+def _model_name(run: Run) -> str:
+    return run.recipe.model.name or run.recipe.model.hub or run.name
+
+
+def _planned_model(run: Run, located: Located) -> PlannedModel:
+    shape, lora_section = located.shape, run.recipe.train.lora
+    parameters = count_parameters(shape) if shape is not None else None
+    return PlannedModel(
+        name=_model_name(run),
+        parameters=parameters.total if parameters is not None else None,
+        active_parameters=parameters.active if parameters is not None else None,
+        lora_parameters=lora_parameters(shape, lora_section.rank)
+        if shape and lora_section
+        else None,
+        shape=shape,
+        is_here=located.weights is not None,
+    )
+
+
+def _look_at_documents(run: Run, located: Located) -> _Documents:
+    """Read samples of all sources, and what the tokenizer makes of them."""
+    recipe = run.recipe
     tokenizer = FolderTokenizer(located.tokenizer) if located.tokenizer is not None else None
-    problems += _late_faults(run, located)
+    problems = _late_faults(run, located)
     separator = 0
     if tokenizer is not None:
         try:
             separator = find_separator(recipe.data.end_of_document, tokenizer.text)
-            leading = tokenizer.text.leading_token
-            separator = separator if leading is None else leading  # pieces begin with it
+            leading_token = tokenizer.text.leading_token
+            separator = (
+                separator if leading_token is None else leading_token
+            )  # pieces begin with it
         except DataError as error:
-            problems += [] if problems else [str(error)]
+            problems = problems or [str(error)]  # else the faults say it at its key
     say("plan: looking at the documents")
-    samples, faults = _samples(recipe.data, recipe.seed, READ_SECONDS)
-    problems += faults
+    samples, faults = _sample_sources(recipe.data, recipe.seed, READ_SECONDS)
     looked = look(recipe.data, samples, tokenizer)
-    talks = None
+    conversations = None
     if recipe.sft is not None:
-        samples, faults = _samples(recipe.sft.data, recipe.seed, SFT_READ_SECONDS)
-        problems += [f"sft: {fault}" for fault in faults]
-        talks = look(recipe.sft.data, samples, tokenizer)
-    notes += [f"{name}: {s.why}; not looked at" for name, s in looked.samples.items() if s.why]
-    measured = MeasuredModel()
-    if wanted.measure and located.weights is not None and tokenizer is not None:
-        say("plan: the general model reads some of them, and a few steps are timed")
-        measured = measure_model(located, looked, tokenizer, separator, recipe)
-    elif wanted.measure and located.shape is not None:
-        measured = measure_model(located, looked, None, separator, recipe)
-    notes += measured.notes
+        samples, sft_faults = _sample_sources(recipe.sft.data, recipe.seed, SFT_READ_SECONDS)
+        faults += [f"sft: {fault}" for fault in sft_faults]
+        conversations = look(recipe.sft.data, samples, tokenizer)
+    return _Documents(looked, conversations, tokenizer, separator, problems + faults)
 
-    shape = located.shape
+
+def _sample_sources(
+    data: DataSection, seed: int, all_seconds: float
+) -> tuple[dict[str, Sample], list[str]]:
+    """A look at every source, and what is wrong with those that cannot be read."""
+    seconds_per_source = all_seconds / len(data.sources)
+    samples: dict[str, Sample] = {}
+    faults: list[str] = []
+    for name, source in data.sources.items():
+        try:
+            samples[name] = sample_source(
+                name, source, data.cleaning, seed=seed, seconds=seconds_per_source
+            )
+        except DataError as error:
+            faults.append(str(error))
+            samples[name] = Sample(name, source.role, why="it cannot be read, see below")
+    return samples, faults
+
+
+def _late_faults(run: Run, located: Located) -> list[str]:
+    """What does not fit in the recipe and could not be seen when it was read: the model was not
+    here then, or nothing told its measures."""
+    recipe = run.recipe
+    if located.shape is not None:
+        model = recipe.model.model_copy(update={"shape": located.shape})
+        recipe = recipe.model_copy(update={"model": model})
+    faults = recipe_faults(recipe)
+    if located.tokenizer is not None:
+        faults += token_faults(recipe, located.tokenizer)
+    return list(dict.fromkeys(faults))
+
+
+def _measure(
+    run: Run, request: PlanRequest, located: Located, documents: _Documents
+) -> MeasuredModel:
+    can_read = located.weights is not None and documents.tokenizer is not None
+    if not request.measure or not (can_read or located.shape is not None):
+        return MeasuredModel()
+    if can_read:
+        say("plan: the general model reads some of them, and a few steps are timed")
+    tokenizer = documents.tokenizer if can_read else None
+    return measure_model(located, documents.looked, tokenizer, documents.separator, run.recipe)
+
+
+def _plan_training(
+    run: Run,
+    located: Located,
+    documents: _Documents,
+    measured: MeasuredModel,
+    fleets: Sequence[Fleet],
+    devices: dict[str, Device],
+) -> _Training:
+    recipe, shape = run.recipe, located.shape
+    problems: list[str] = []
+    amounts: list[StageAmount] = []
     try:
-        amounts = stage_amounts(recipe.data, recipe.train, looked.amounts)
+        amounts = stage_amounts(recipe.data, recipe.train, documents.looked.amounts)
     except ConfigError as error:
         problems.append(str(error))
-        amounts = []
-    longest = max([recipe.data.sequence_length, *(a.sequence_length for a in amounts)])
-    work = training_work(recipe, amounts, looked, shape, measured)
-    if talks is not None and shape is not None and recipe.sft is not None:
+    work = training_work(recipe, amounts, documents.looked, shape, measured)
+    if documents.conversations is not None and shape is not None and recipe.sft is not None:
         try:
-            chats = stage_amounts(recipe.sft.data, recipe.sft.train, talks.amounts)
+            sft_amounts = stage_amounts(
+                recipe.sft.data, recipe.sft.train, documents.conversations.amounts
+            )
         except ConfigError as error:
             problems.append(f"sft.{error}")
-            chats = []
-        speed = measured.training_tokens_per_second
+            sft_amounts = []
+        tokens_per_second = measured.training_tokens_per_second
         work += [
-            stage_work(a, shape, recipe.sft.train, name="sft", tokens_per_second=speed)
-            for a in chats
+            stage_work(
+                amount, shape, recipe.sft.train, name="sft", tokens_per_second=tokens_per_second
+            )
+            for amount in sft_amounts
         ]
-    cpu = measured.machine
-    fleets = [Fleet(1, cpu) if f.device.name == CPU else f for f in named]
-    notes += idle_devices(recipe, fleets)
-    memory: list[tuple[Fleet, list[Way]]] = []
-    if shape is not None:
-        chosen = fleets or [
-            Fleet(1, cpu),
-            *(_enough(shape, run, longest, d) for d in known.values()),
-        ]
-        kind = located.model_type
-        memory = [(f, ways_to_train(shape, recipe.train, longest, f, kind)) for f in chosen]
-    name = recipe.model.name or recipe.model.hub or run.name
-    if shape is not None and fleets:
-        others = sorted(known.values(), key=lambda d: d.memory_bytes)
-        problems += misfits(recipe, shape, fleets, others, name, located.model_type)
-    parameters = count_parameters(shape) if shape is not None else None
+    if shape is None:
+        return _Training(amounts, work, [], problems)
+    longest_block = max([recipe.data.sequence_length, *(a.sequence_length for a in amounts)])
+    shown_fleets = fleets or [
+        Fleet(1, measured.machine),
+        *(_enough_devices(shape, run, longest_block, device) for device in devices.values()),
+    ]
+    ways_by_fleet = [
+        (fleet, ways_to_train(shape, recipe.train, longest_block, fleet, located.model_type))
+        for fleet in shown_fleets
+    ]
+    by_memory = sorted(devices.values(), key=lambda device: device.memory_bytes)
+    problems += misfits(recipe, shape, fleets, by_memory, _model_name(run), located.model_type)
+    return _Training(amounts, work, ways_by_fleet, problems)
+
+
+def _enough_devices(shape: ShapeSection, run: Run, longest: int, device: Device) -> Fleet:
+    """As many devices as the recipe's own way needs, one where no number is enough."""
+    ways = ways_to_train(shape, run.recipe.train, longest, Fleet(1, device))
+    return Fleet(ways[0].fewest or 1, device)
+
+
+def _judge_tool(located: Located, documents: _Documents, measured: MeasuredModel) -> RightTool:
+    looked, shape = documents.looked, located.shape
     evidence = evidence_of(
         looked,
         measured.surprise,
-        trained_parameters=parameters.active if parameters is not None else None,
-        num_talks=_num_talks(talks),
+        trained_parameters=count_parameters(shape).active if shape is not None else None,
+        num_talks=_count_conversations(documents.conversations),
     )
-    verdict = judge(evidence)
-    origin = find_origin(name)
-    origin_tokens = wanted.pretraining_tokens or (origin.tokens if origin is not None else None)
-    settings = _settings(run, looked, amounts, verdict.shift, evidence.pieces_ratio,
-                         parameters.total if parameters is not None else None, origin_tokens,
-                         [ways for _, ways in memory] if fleets else [])  # fmt: skip
-    cpt = sum(a.tokens for a in amounts) or None
-    power, unseen = plan_power(
-        recipe.data,
-        recipe.evaluate,
-        looked,
-        tolerance=recipe.select.general_tolerance,
-        tolerances=recipe.select.tolerances,
-        confidence=recipe.select.confidence,
+    return RightTool(
+        **vars(judge(evidence)),
+        evidence=evidence,
+        bits_per_byte=measured.surprise,
+        words=looked.words,
+        duplicate_fraction=looked.duplicate_fraction,
     )
-    notes += [*unseen, *plan_claims(looked)]
-    return {
-        "format": FORMAT,
-        "recipe": run.name,
-        "description": recipe.description,
-        "seconds": round(time.monotonic() - began, 1),
-        "model": {
-            "name": name,
-            "parameters": parameters.total if parameters is not None else None,
-            "active_parameters": parameters.active if parameters is not None else None,
-            "lora_parameters": lora_parameters(shape, recipe.train.lora.rank)
-            if shape is not None and recipe.train.lora is not None
-            else None,
-            "shape": shape.model_dump(exclude_none=True) if shape is not None else None,
-            "is_here": located.weights is not None,
-        },
-        "is_it_the_right_tool": verdict_values(verdict, evidence, measured.surprise, looked),
-        "sources": source_values(looked),
-        "stages": stage_values(work),
-        "machine": measured.values(),
-        "devices_named": bool(fleets),
-        "memory": [memory_values(fleet, ways) for fleet, ways in memory],
-        "bills": [bill_values(work, f, ways[0].fits) for f, ways in memory] if work else [],
-        "from_scratch": scratch_values(origin, work, shape, wanted.pretraining_tokens),
-        "power": [one.as_json() for one in power],
-        "settings": setting_values(settings),
-        "fine_tuning": sft_advice(cpt),
-        "assumptions": [*ASSUMPTIONS, SCATTER_WORDS] if power else list(ASSUMPTIONS),
-        "notes": notes,
-        "problems": problems,
-    }
 
 
-def write_plan(run: Run, plan: dict[str, Any]) -> Path:
+def _count_conversations(conversations: Looked | None) -> int:
+    """Conversations to fine-tune on, estimated from the part that was read."""
+    if conversations is None:
+        return 0
+    domain_samples = (s for s in conversations.samples.values() if s.role == "domain")
+    return sum(round(s.train_documents / (s.seen_fraction or 1.0)) for s in domain_samples)
+
+
+def _choose_settings(
+    run: Run,
+    request: PlanRequest,
+    located: Located,
+    looked: Looked,
+    training: _Training,
+    right_tool: RightTool,
+    origin: Origin | None,
+    fleets: Sequence[Fleet],
+) -> list[Setting]:
+    recipe, amounts = run.recipe, training.amounts
+    epochs = recipe.train.epochs
+    ways = [way for _, ways in training.memory for way in ways] if fleets else []
+    full_fits = any(way.fits for way in ways if way.section.lora is None)
+    lora_fits = any(way.fits for way in ways if way.section.lora is not None)
+    shape = located.shape
+    return choose_settings(
+        SettingInputs(
+            shift=right_tool.shift,
+            domain_tokens=looked.domain_tokens,
+            parameters=count_parameters(shape).total if shape is not None else None,
+            steps=sum(a.steps for a in amounts) // epochs if amounts else None,
+            tokens=sum(a.tokens for a in amounts) / epochs if amounts else None,
+            origin_tokens=request.pretraining_tokens or (origin.tokens if origin else None),
+            lora_fits_only=recipe.train.lora is None and lora_fits and not full_fits,
+            pieces_ratio=right_tool.evidence.pieces_ratio,
+            now=current_settings(recipe),
+        )
+    )
+
+
+def write_plan(run: Run, plan: PlanResults) -> Path:
     """Write `plan.json` and `plan.html` into the recipe's folder under `runs/`."""
     from toolkit.plan.page import write_plan_page
 
     run.root.mkdir(parents=True, exist_ok=True)
-    write_json(run.root / "plan.json", plan)
+    write_json(run.root / "plan.json", plan.as_json())
     write_plan_page(run.root / "plan.html", plan)
     return run.root / "plan.json"
 
@@ -229,7 +411,7 @@ def check_write(path: Path) -> None:
         raise ConfigError(f"--write {path}: must end in .yaml.")
 
 
-def write_recipe(run: Run, plan: dict[str, Any], path: Path) -> None:
+def write_recipe(run: Run, plan: PlanResults, path: Path) -> None:
     """Write a ready recipe with the plan's settings.
 
     Raises:
@@ -237,126 +419,31 @@ def write_recipe(run: Run, plan: dict[str, Any], path: Path) -> None:
     """
     check_write(path)
     assert run.path is not None  # noqa: S101  (a run that was opened by name has one)
-    settings = [Setting(s["key"], s["value"], s["now"], s["why"]) for s in plan["settings"]]
-    opening = [
+    opening_lines = [
         f"Made by `toolkit plan {run.name}` from {run.path.name}; settings with a reason above "
         "them follow from what was measured there.",
-        f"Verdict: {plan['is_it_the_right_tool']['tool']}. Fine-tuning: {plan['fine_tuning']}.",
+        f"Verdict: {plan.is_it_the_right_tool.tool}. Fine-tuning: {plan.fine_tuning}.",
     ]
-    values = run.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
-    text = recipe_text(values, settings, opening)
-    trial = path.with_name(f".{path.stem}.trial.yaml")
+    recipe_values = run.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    text = recipe_text(recipe_values, plan.settings, opening_lines)
+    # Read before it has its name, so that what stands there is a valid recipe or nothing.
+    trial_file = path.with_name(f".{path.stem}.trial.yaml")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        trial.write_text(text, encoding="utf-8")
-        load_recipe(trial)
+        trial_file.write_text(text, encoding="utf-8")
+        load_recipe(trial_file)
     finally:
-        trial.unlink(missing_ok=True)
+        trial_file.unlink(missing_ok=True)
     with write_atomically(path) as file:
         file.write(text)
 
 
-def _with_utilization(wanted: PlanRequest) -> dict[str, Device]:
-    if wanted.utilization is None:
-        return dict(wanted.devices)
-    if not 0.0 < wanted.utilization <= 1.0:
-        raise ConfigError(
-            f"--utilization: must be above 0 and at most 1 (got {wanted.utilization:g})."
-        )
-    return {n: replace(d, utilization=wanted.utilization) for n, d in wanted.devices.items()}
-
-
-def _enough(shape: ShapeSection, run: Run, longest: int, device: Device) -> Fleet:
-    """As many devices as the recipe's own way needs, one where no number is enough."""
-    ways = ways_to_train(shape, run.recipe.train, longest, Fleet(1, device))
-    return Fleet(ways[0].fewest or 1, device)
-
-
-def _samples(
-    data: DataSection, seed: int, all_seconds: float
-) -> tuple[dict[str, Sample], list[str]]:
-    """A look at every source, and what is wrong with those that cannot be read."""
-    seconds = all_seconds / len(data.sources)
-    samples: dict[str, Sample] = {}
-    faults: list[str] = []
-    for name, source in data.sources.items():
-        try:
-            samples[name] = sample_source(name, source, data.cleaning, seed=seed, seconds=seconds)
-        except DataError as error:
-            faults.append(str(error))
-            samples[name] = Sample(name, source.role, why="it cannot be read, see below")
-    return samples, faults
-
-
-def _num_talks(talks: Looked | None) -> int:
-    """Conversations to fine-tune on."""
-    if talks is None:
-        return 0
-    seen = (s for s in talks.samples.values() if s.role == "domain")
-    return sum(round(s.train_documents / (s.seen_fraction or 1.0)) for s in seen)
-
-
-def _late_faults(run: Run, located: Located) -> list[str]:
-    """What does not fit in the recipe and could not be seen when it was read: the model was not
-    here then, or nothing told its measures."""
-    recipe = run.recipe
-    if located.shape is not None:
-        model = recipe.model.model_copy(update={"shape": located.shape})
-        recipe = recipe.model_copy(update={"model": model})
-    faults = recipe_faults(recipe)
-    if located.tokenizer is not None:
-        faults += token_faults(recipe, located.tokenizer)
-    return list(dict.fromkeys(faults))
-
-
-def _settings(
-    run: Run,
-    looked: Looked,
-    amounts: Sequence[StageAmount],
-    shift: Any,
-    pieces_ratio: float | None,
-    parameters: float | None,
-    origin_tokens: float | None,
-    ways: Sequence[Sequence[Way]],
-) -> list[Setting]:
-    recipe, train = run.recipe, run.recipe.train
-    now: dict[str, Any] = {
-        "train.schedule.kind": train.schedule.kind,
-        "train.schedule.peak_lr": train.schedule.peak_lr,
-        "train.schedule.warmup_fraction": train.schedule.warmup_fraction,
-        "train.global_batch_size": train.global_batch_size,
-        "train.micro_batch_size": train.micro_batch_size,
-        "train.lora": train.lora.model_dump() if train.lora is not None else None,
-        "tokenizer": recipe.tokenizer.model_dump() if recipe.tokenizer is not None else None,
-    }
-    if not recipe.data.stages:  # a curriculum has shares and amounts of its own
-        now["data.replay_fraction"] = recipe.data.replay_fraction
-        now["train.epochs"] = train.epochs
-    lora_only = (
-        bool(ways)
-        and train.lora is None
-        and not any(way.fits for each in ways for way in each if way.section.lora is None)
-        and any(way.fits for each in ways for way in each if way.section.lora is not None)
-    )
-    return choose_settings(
-        shift=shift,
-        domain_tokens=looked.domain_tokens,
-        parameters=parameters,
-        steps=sum(a.steps for a in amounts) // train.epochs if amounts else None,
-        tokens=sum(a.tokens for a in amounts) / train.epochs if amounts else None,
-        origin_tokens=origin_tokens,
-        lora_fits_only=lora_only,
-        pieces_ratio=pieces_ratio,
-        now=now,
-    )
-
-
-def finish(plan: dict[str, Any]) -> None:
+def finish(plan: PlanResults) -> None:
     """End with what is wrong with the recipe, if anything is.
 
     Raises:
         ConfigError: with all problems.
     """
-    if plan["problems"]:
-        lines = "\n  ".join(plan["problems"])
-        raise ConfigError(f"the plan of {plan['recipe']} found what would stop it:\n  {lines}")
+    if plan.problems:
+        problem_lines = "\n  ".join(plan.problems)
+        raise ConfigError(f"the plan of {plan.recipe} found what would stop it:\n  {problem_lines}")

@@ -7,87 +7,81 @@ estimated from the part of the source that was read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from toolkit.data.config import DataSection
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.pipeline.set_power import ASSUMED_SCATTER, expect_prompts
 from toolkit.plan.evidence import Looked
+from toolkit.select.config import SelectSection
 from toolkit.statistics.paired import expected_change
 from toolkit.statistics.power import SetPower, power_of
 
 
 def plan_power(
-    data: DataSection,
-    evaluate: EvaluateSection,
-    looked: Looked,
-    *,
-    tolerance: float,
-    tolerances: Mapping[str, float],
-    confidence: float,
+    data: DataSection, evaluate: EvaluateSection, select: SelectSection, looked: Looked
 ) -> tuple[list[SetPower], list[str]]:
     """The smallest change that each validation set can see and the groups that its tolerance takes.
-
-    Args:
-        data, evaluate: sections of the recipe.
-        looked: what was seen of the sources.
-        tolerance: loss accepted on general sets that bring none along.
-        tolerances: of single sets by name.
-        confidence: of the one-sided bound.
 
     Returns:
         Sets whose size is known, and a sentence for each whose size is not.
     """
-    found: list[SetPower] = []
-    unknown: list[str] = []
+    tolerances, confidence = select.tolerances, select.confidence
+    powers: list[SetPower] = []
+    unseen_sets: list[str] = []
     for name, sample in looked.samples.items():
-        limit = tolerances.get(name, tolerance) if sample.role == "general" else None
-        sizes = _validation_sizes(name, data, looked)
-        if sizes is None:
-            unknown.append(f"{name}: how many validation documents it has cannot be told yet")
+        set_sizes = _validation_sizes(name, data, looked)
+        if set_sizes is None:
+            unseen_sets.append(f"{name}: how many validation documents it has cannot be told yet")
             continue
-        items, groups = sizes
-        change = expected_change(ASSUMED_SCATTER, groups)
-        found.append(power_of(name, sample.role, "bits per byte", items, limit, change, confidence))
-    prompted, more = expect_prompts(evaluate, tolerance, tolerances, confidence)
-    return found + prompted, unknown + more
+        num_items, num_groups = set_sizes
+        is_general = sample.role == "general"
+        tolerance = tolerances.get(name, select.general_tolerance) if is_general else None
+        expected = expected_change(ASSUMED_SCATTER, num_groups)
+        powers.append(
+            power_of(name, sample.role, "bits per byte", num_items, tolerance, expected, confidence)
+        )
+    prompted_powers, more_unseen = expect_prompts(
+        evaluate, select.general_tolerance, tolerances, confidence
+    )
+    return powers + prompted_powers, unseen_sets + more_unseen
 
 
 def plan_claims(looked: Looked) -> list[str]:
     """What sets will not be able to speak for: those whose documents are all of one group."""
-    lines = []
+    claim_lines = []
     for name, sample in looked.samples.items():
-        counts = sample.split_documents
-        alone = {
-            split: next(iter(groups))
-            for split, groups in (
+        document_counts = sample.split_documents
+        groups_by_split = {
+            split: next(iter(group_names))
+            for split, group_names in (
                 ("validation", sample.validation_groups),
                 ("test", sample.test_groups),
             )
-            if sample.whole and len(groups) == 1 and counts[split] > 1
+            if sample.whole and len(group_names) == 1 and document_counts[split] > 1
         }
-        if alone:
-            groups = " and ".join(dict.fromkeys(alone.values()))
-            lines.append(
-                f"{name}: the {' and '.join(alone)} documents come from one group ({groups}): "
+        if groups_by_split:
+            splits, groups = " and ".join(groups_by_split), dict.fromkeys(groups_by_split.values())
+            claim_lines.append(
+                f"{name}: the {splits} documents come from one group ({' and '.join(groups)}): "
                 "intervals will hold for more documents of it; how another group would score will "
                 "not be known"
             )
-    return lines
+    return claim_lines
 
 
 def _validation_sizes(name: str, data: DataSection, looked: Looked) -> tuple[int, int] | None:
     """Validation items of a source, and the groups that stand alone; None where nothing tells."""
-    sample, rule = looked.samples[name], data.sources[name].split.get("validation")
-    documents, groups = sample.split_documents["validation"], len(sample.validation_groups)
-    if sample.why or rule is None or not documents or sample.seen_fraction is None:
+    sample, split_rule = looked.samples[name], data.sources[name].split.get("validation")
+    num_documents, num_groups = sample.split_documents["validation"], len(sample.validation_groups)
+    if sample.why or split_rule is None or not num_documents or sample.seen_fraction is None:
         return None
     tokens = sample.split_bytes["validation"] * looked.tokens_per_byte[sample.role]
-    items, whole = float(documents), 1.0 / sample.seen_fraction
-    if data.evaluation_document_tokens is not None:
-        items = max(items, tokens / data.evaluation_document_tokens)
-    taken = min(whole, rule.max_tokens / tokens) if rule.max_tokens is not None else whole
-    items = max(items * taken, 1.0)
+    num_items = float(num_documents)
+    if data.evaluation_document_tokens is not None:  # long documents are cut into several items
+        num_items = max(num_items, tokens / data.evaluation_document_tokens)
+    source_scale = 1.0 / sample.seen_fraction
+    if split_rule.max_tokens is not None:
+        source_scale = min(source_scale, split_rule.max_tokens / tokens)
+    num_items = max(num_items * source_scale, 1.0)
     # Of one group the items themselves are drawn; of several, the groups.
-    alone = items if groups < 2 else min(items, groups * taken)
-    return max(round(items), 1), max(round(alone), 1)
+    num_alone = num_items if num_groups < 2 else min(num_items, num_groups * source_scale)
+    return max(round(num_items), 1), max(round(num_alone), 1)

@@ -20,10 +20,12 @@ import numpy as np
 from toolkit.data.clean import clean_documents
 from toolkit.data.config import ArtifactSection, CleaningSection, SourceSection
 from toolkit.data.duplicates import drop_exact, drop_near, exact_keys, signatures
+from toolkit.data.edgar import find_filings
 from toolkit.data.sources import Document, read_documents
 from toolkit.data.split import assign_split, stable_unit
-from toolkit.data.words import spread
+from toolkit.data.words import spread, word_codes
 from toolkit.errors import DataError
+from toolkit.library_errors import first_line
 from toolkit.machine import cache_folder
 
 KEPT_BYTES = 4 << 20
@@ -37,18 +39,18 @@ class Sample:
     """What was seen of one source.
 
     Attributes:
-        name, role: of the source.
-        documents: kept for a closer look: a choice by hash among those read.
-        read_documents, read_bytes: read, before cleaning.
-        train_documents: of them, cleaned and in the training split.
+        name, role: name and role of the source.
+        documents: documents for a closer look, chosen by hash among those read.
+        read_documents, read_bytes: what was read, before cleaning.
+        train_documents: number of cleaned documents in the training split.
         split_bytes: cleaned text by split.
-        split_documents: its documents.
-        validation_groups, test_groups: what those of these splits belong to.
+        split_documents: number of cleaned documents by split.
+        validation_groups, test_groups: groups that the documents of these splits belong to.
         duplicate_fraction: share of the kept documents' bytes that repeats another of them.
-        whole: everything was read, so that amounts are counted rather than estimated.
+        whole: whether everything was read, so that amounts are counted rather than estimated.
         seen_fraction: estimated share of the source that was read; None where nothing tells.
-        is_talk: conversations.
-        why: why nothing was read, where nothing was.
+        is_talk: whether the documents are conversations.
+        why: reason that nothing was read, where nothing was.
     """
 
     name: str
@@ -67,14 +69,24 @@ class Sample:
     is_talk: bool = False
     why: str = ""
 
+    def count(self, document: Document, split: str | None, num_bytes: int) -> None:
+        """Count a cleaned document in its split."""
+        self.split_bytes[split or "none"] += num_bytes
+        self.split_documents[split or "none"] += 1
+        self.train_documents += split == "train"
+        if split == "validation":
+            self.validation_groups.add(document.group)
+        if split == "test":
+            self.test_groups.add(document.group)
+
     @property
     def estimated_train_bytes(self) -> float | None:
         """Bytes of training text in all of the source, without repeated documents; at least that
         where only a part was read and nothing tells how large a part; None where none was."""
         if self.why:
             return None
-        unique = self.split_bytes["train"] * (1.0 - (self.duplicate_fraction or 0.0))
-        return unique / (self.seen_fraction or 1.0)
+        unique_bytes = self.split_bytes["train"] * (1.0 - (self.duplicate_fraction or 0.0))
+        return unique_bytes / (self.seen_fraction or 1.0)
 
 
 def sample_source(
@@ -102,132 +114,135 @@ def sample_source(
             f"within {fetch_seconds:.0f} s"
         )
         return sample
+    if source.hub is None and source.edgar is None:
+        _read(sample, source, cleaning, seed, seconds)
+        return sample
     if source.hub is not None:
-        if why := _hub_trouble(source.hub.dataset, source.hub.revision):
-            sample.why = why
-            return sample
+        sample.why = _hub_trouble(source.hub.dataset, source.hub.revision)
+    if not sample.why:
         try:
             _read(sample, source, cleaning, seed, seconds)
         except DataError as error:
             sample.why = str(error)
-        return sample
-    _read(sample, source, cleaning, seed, seconds)
     return sample
 
 
 def _read(
     sample: Sample, source: SourceSection, cleaning: CleaningSection, seed: int, seconds: float
 ) -> None:
-    stop = time.monotonic() + seconds
+    stop_time = time.monotonic() + seconds
     documents = read_documents(sample.name, source)
-    counts: Counter[str] = Counter()
-    kept: list[tuple[float, Document]] = []
-    size = 0
-    edge = 1.0
+    dropped_counts: Counter[str] = Counter()
+    kept_documents: list[tuple[float, Document]] = []
+    kept_bytes = 0
+    highest_hash = 1.0  # documents of lower hashes are kept: a choice that no order changes
     while batch := list(islice(documents, _BATCH)):
-        clean, _, _ = clean_documents(batch, cleaning, counts)
+        cleaned_documents, _, _ = clean_documents(batch, cleaning, dropped_counts)
         sample.read_documents += len(batch)
         sample.read_bytes += sum(len(d.text.encode("utf-8", "replace")) for d in batch)
-        for document in clean:
+        for document in cleaned_documents:
             split = assign_split(document, source, seed)
             num_bytes = len(document.text.encode())
-            sample.split_bytes[split or "none"] += num_bytes
-            sample.split_documents[split or "none"] += 1
-            if split in {"validation", "test"}:
-                groups = sample.validation_groups if split == "validation" else sample.test_groups
-                groups.add(document.group)
+            sample.count(document, split, num_bytes)
             if split != "train":
                 continue
-            sample.train_documents += 1
-            place = stable_unit("plan", seed, document.id)
-            if place < edge:
-                kept.append((place, document))
-                size += num_bytes
-        if size > 2 * KEPT_BYTES:
-            kept, size, edge = _thinned(kept)
-        if time.monotonic() > stop:
+            document_hash = stable_unit("plan", seed, document.id)
+            if document_hash < highest_hash:
+                kept_documents.append((document_hash, document))
+                kept_bytes += num_bytes
+        if kept_bytes > 2 * KEPT_BYTES:
+            kept_documents, kept_bytes, highest_hash = _thin_out(kept_documents)
+        if time.monotonic() > stop_time:
             break
     else:
         sample.whole = True
-    sample.documents = [document for _, document in sorted(kept, key=lambda pair: pair[0])]
-    sample.seen_fraction = 1.0 if sample.whole else _seen(source, sample, last=batch)
+    sample.documents = [d for _, d in sorted(kept_documents, key=lambda pair: pair[0])]
+    sample.seen_fraction = 1.0 if sample.whole else _seen_fraction(source, sample, last=batch)
     sample.duplicate_fraction = duplicate_fraction(sample.documents, cleaning)
 
 
-def _thinned(kept: list[tuple[float, Document]]) -> tuple[list[tuple[float, Document]], int, float]:
+def _thin_out(
+    hashed_documents: list[tuple[float, Document]],
+) -> tuple[list[tuple[float, Document]], int, float]:
     """The documents of lowest hash, up to the bytes that are kept, and the hash beyond them."""
-    size = 0
-    stays: list[tuple[float, Document]] = []
-    for place, document in sorted(kept, key=lambda pair: pair[0]):
-        size += len(document.text.encode())
-        if stays and size > KEPT_BYTES:
-            return stays, size, place
-        stays.append((place, document))
-    return stays, size, 1.0
+    num_bytes = 0
+    lowest_documents: list[tuple[float, Document]] = []
+    for document_hash, document in sorted(hashed_documents, key=lambda pair: pair[0]):
+        num_bytes += len(document.text.encode())
+        if lowest_documents and num_bytes > KEPT_BYTES:
+            return lowest_documents, num_bytes, document_hash
+        lowest_documents.append((document_hash, document))
+    return lowest_documents, num_bytes, 1.0
 
 
-def _seen(source: SourceSection, sample: Sample, last: list[Document]) -> float | None:
+def _seen_fraction(source: SourceSection, sample: Sample, last: list[Document]) -> float | None:
     """Estimated share of a source that was read, where it was not read to its end."""
     if source.tokens is not None:
         return None  # the recipe says how much there is
     if source.max_documents is not None:
         return min(1.0, sample.read_documents / source.max_documents)
+    if source.edgar is not None and last:
+        filings = [filing.key for filing in find_filings(source.edgar)]
+        last_filing = last[-1].id.removeprefix(f"{sample.name}/").rpartition("#")[0]
+        if last_filing not in filings:
+            return None
+        return (filings.index(last_filing) + 0.5) / len(filings)
     if source.files is None or not last:
         return None
     paths = _local_files(source)
-    if not paths:
-        return None
+    file_sizes = [path.stat().st_size for path in paths]
     # Files are read in a stable order: the one being read bounds what was seen.
-    where = last[-1].id
     for number, path in enumerate(paths):
-        if path.stem.split(".")[0] in where:
-            sizes = [p.stat().st_size for p in paths]
-            before, own = sum(sizes[:number]), sizes[number]
+        if path.stem.split(".")[0] in last[-1].id:
             if number == 0 and path.suffix in {".jsonl", ".ndjson", ".csv", ".txt"}:
-                return min(1.0, sample.read_bytes / sum(sizes))
-            return (before + own / 2.0) / sum(sizes) if number else None
+                return min(1.0, sample.read_bytes / sum(file_sizes))
+            bytes_before = sum(file_sizes[:number])
+            return (bytes_before + file_sizes[number] / 2.0) / sum(file_sizes) if number else None
     return None
 
 
 def _local_files(source: SourceSection) -> list[Path]:
-    found: set[Path] = set()
+    """Files of a source; none where one of its patterns is more than a local glob."""
+    paths: set[Path] = set()
     for pattern in source.files or ():
         if "://" in pattern or "{" in pattern:
             return []
-        found.update(path for path in Path().glob(pattern) if path.is_file())
-    return sorted(found)
+        paths.update(path for path in Path().glob(pattern) if path.is_file())
+    return sorted(paths)
 
 
 def duplicate_fraction(documents: list[Document], cleaning: CleaningSection) -> float:
     """Share of the text that stands in documents which repeat another one, or nearly."""
     if not documents:
         return 0.0
-    from toolkit.data.words import word_codes
-
     codes, offsets = word_codes([document.text for document in documents])
-    words = spread(codes)
-    sizes = np.array([len(document.text.encode()) for document in documents], dtype=np.float64)
-    rank = np.zeros(len(documents))
-    repeated = drop_exact(exact_keys(words, offsets), rank)
+    word_hashes = spread(codes)
+    num_bytes = np.array([len(document.text.encode()) for document in documents], dtype=np.float64)
+    no_rank = np.zeros(len(documents))
+    is_repeated = drop_exact(exact_keys(word_hashes, offsets), no_rank)
     if cleaning.near_duplicate_similarity is not None:
-        rows = signatures(words, offsets)
-        repeated |= drop_near(rows, rank, cleaning.near_duplicate_similarity, ~repeated)
-    return float(sizes[repeated].sum() / sizes.sum())
+        signature_rows = signatures(word_hashes, offsets)
+        is_repeated |= drop_near(
+            signature_rows, no_rank, cleaning.near_duplicate_similarity, ~is_repeated
+        )
+    return float(num_bytes[is_repeated].sum() / num_bytes.sum())
 
 
 def is_fetched(artifact: ArtifactSection, seconds: float) -> bool:
     """Whether an artifact is in the cache, or can be brought there within so many seconds."""
-    folder = cache_folder() / "artifacts" / artifact.sha256
-    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    artifact_folder = cache_folder() / "artifacts" / artifact.sha256
+    if artifact_folder.is_dir() and any(
+        not path.name.startswith(".") for path in artifact_folder.iterdir()
+    ):
         return True
-    code = (
+    fetch_code = (
         "import sys; from toolkit.data.config import ArtifactSection as A; "
         "from toolkit.data.artifacts import fetch_artifact as f; "
         "f(A.model_validate_json(sys.argv[1]))"
     )
-    command = [sys.executable, "-c", code, artifact.model_dump_json()]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, start_new_session=True, **quiet) as process:  # type: ignore[call-overload]
+    command = [sys.executable, "-c", fetch_code, artifact.model_dump_json()]
+    no_output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, start_new_session=True, **no_output) as process:  # type: ignore[call-overload]
         try:
             return bool(process.wait(timeout=seconds) == 0)
         except subprocess.TimeoutExpired:
@@ -251,6 +266,6 @@ def _hub_trouble(dataset: str, revision: str | None) -> str:
     try:
         HfApi().dataset_info(dataset, revision=revision, timeout=5.0)
     except Exception as error:  # whatever the connection, the hub or its client raises
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"{dataset}: the hub cannot be reached, or does not have it ({first})"
+        reason = first_line(error)
+        return f"{dataset}: the hub cannot be reached, or does not have it ({reason})"
     return ""

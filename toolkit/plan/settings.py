@@ -8,13 +8,14 @@ from __future__ import annotations
 import copy
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from toolkit.plan.verdict import Shift, needed_tokens, words_of, worth_of_repeats
+from toolkit.recipe.schema import Recipe
 
 SHORT_SHARE = 1e-3
 """A run of less than this share of the first training is short (a judgment)."""
@@ -28,10 +29,10 @@ class Setting:
     """One setting of a recipe.
 
     Attributes:
-        key: where it stands, with dots.
-        value: plain YAML value.
-        now: the recipe's own.
-        why: the reason with its source, one sentence.
+        key: place in the recipe, with dots.
+        value: plain YAML value that the rule wants.
+        now: the recipe's own value.
+        why: reason with its source, one sentence.
     """
 
     key: str
@@ -64,123 +65,186 @@ _LEAST_SHARE = 20.0
 billions of tokens, and an instruct model or a short run may want less."""
 
 
-def choose_settings(
-    *,
-    shift: Shift,
-    domain_tokens: float | None,
-    parameters: float | None,
-    steps: int | None,
-    tokens: float | None,
-    origin_tokens: float | None,
-    lora_fits_only: bool,
-    pieces_ratio: float | None,
-    now: dict[str, Any],
-) -> list[Setting]:
-    """Settings by rule.
+@dataclass(frozen=True)
+class SettingInputs:
+    """What the rules for settings look at; None where it is not known.
 
-    Args:
-        shift: measured.
-        domain_tokens: of domain text without duplicates; None where unknown.
-        parameters: of the model.
+    Attributes:
+        shift: measured distance of the domain from general text.
+        domain_tokens: domain text without duplicates.
+        parameters: number of parameters of the model.
         steps: optimizer steps of one epoch under the recipe as it is.
         tokens: targets of one epoch, replay included.
-        origin_tokens: of the first training.
+        origin_tokens: tokens of the model's first training.
         lora_fits_only: full training does not fit the named devices and adapters do.
-        pieces_ratio: tokens a word, domain over general.
+        pieces_ratio: tokens per word of the domain, over those of general text.
         now: the recipe's own values by key; a key that is missing is left alone.
     """
-    found: list[Setting] = []
 
-    def want(key: str, value: Any, why: str) -> None:
-        if key in now:
-            found.append(Setting(key, value, now[key], why))
+    shift: Shift
+    domain_tokens: float | None
+    parameters: float | None
+    steps: int | None
+    tokens: float | None
+    origin_tokens: float | None
+    lora_fits_only: bool
+    pieces_ratio: float | None
+    now: Mapping[str, Any]
 
-    share, why = _REPLAY[shift]
-    want("data.replay_fraction", share, why)
+
+class _Rule(NamedTuple):
+    """What one rule wants of a setting, and why."""
+
+    key: str
+    value: Any
+    why: str
+
+
+def choose_settings(inputs: SettingInputs) -> list[Setting]:
+    """Settings by rule, of those that the recipe has."""
+    rules: list[_Rule] = [_Rule("data.replay_fraction", *_REPLAY[inputs.shift])]
     epochs = 1
-    if domain_tokens is not None:
-        epochs, why = _epochs(domain_tokens, parameters)
-        want("train.epochs", epochs, why)
-    is_short = bool(tokens and origin_tokens and epochs * tokens < SHORT_SHARE * origin_tokens)
-    kind, why = _schedule(str(now.get("train.schedule.kind", "cosine")), is_short)
-    want("train.schedule.kind", kind, why)
-    if kind == "minimum":  # its rate is the first training's last one, and it has no warm-up
-        now = {k: v for k, v in now.items() if k not in _RATES}
-    if parameters is not None:
-        rate, source = next((r, s) for most, r, s in _PEAKS if parameters <= most)
-        if lora_fits_only or now.get("train.lora") is not None:
-            rate *= 10.0 if parameters > 1e9 else 5.0
-            source += "; adapters take about ten times the rate (Biderman et al. 2024), here less "
-            source += "where the model is small"
-        own = now.get("train.schedule.peak_lr", rate)
-        if rate / _LEAST_SHARE <= own <= rate:
-            source = f"within what is known to work, up to {rate:.2g}: {source}"
-            rate = own
-        want("train.schedule.peak_lr", float(f"{rate:.3g}"), source)
-    total = (steps or 0) * epochs
-    rewarm = now.get("train.schedule.warmup_fraction", 0.0)
-    if not 0.005 <= rewarm <= 0.03:
-        rewarm = 0.01 if total >= 1000 else 0.02
-    want("train.schedule.warmup_fraction", rewarm, "1 to 3 % of the steps; its length hardly "
-         "matters (Gupta et al. 2023)")  # fmt: skip
-    if steps is not None and 0 < total < FEW_STEPS and now.get("train.global_batch_size", 1) > 1:
-        fewer = max(1, now["train.global_batch_size"] * total // FEW_STEPS)
-        want("train.global_batch_size", fewer, f"{total} steps are few; smaller steps give at "
-             f"least about {FEW_STEPS}")  # fmt: skip
-        want("train.micro_batch_size", min(fewer, now.get("train.micro_batch_size", fewer)),
-             "no more than a step has")  # fmt: skip
-    if lora_fits_only:
-        want("train.lora", {"rank": 256}, "full training does not fit the named devices, adapters "
-             "do; rank 256 (Biderman et al. 2024)")  # fmt: skip
-    if pieces_ratio is not None and pieces_ratio >= 1.3 and (domain_tokens or 0.0) >= 1e7:
-        want("tokenizer", {"new_tokens": 1000}, f"domain words fall into {pieces_ratio:.2f} times "
-             "as many pieces, and there is text to learn new ones from")  # fmt: skip
-    return found
+    if inputs.domain_tokens is not None:
+        epochs, why = _choose_epochs(inputs.domain_tokens, inputs.parameters)
+        rules.append(_Rule("train.epochs", epochs, why))
+    schedule_rule = _choose_schedule(inputs, epochs)
+    rules.append(schedule_rule)
+    num_steps = (inputs.steps or 0) * epochs
+    # The rate of `minimum` is the first training's last one, and it has no warm-up.
+    if schedule_rule.value != "minimum":
+        rules += _choose_rates(inputs, num_steps)
+    rules += _choose_step_size(inputs, num_steps)
+    if inputs.lora_fits_only:
+        why = "full training does not fit the named devices, adapters do; rank 256"
+        rules.append(_Rule("train.lora", {"rank": 256}, f"{why} (Biderman et al. 2024)"))
+    rules += _choose_new_tokens(inputs)
+    current_values = inputs.now
+    return [
+        Setting(key, value, current_values[key], why)
+        for key, value, why in rules
+        if key in current_values
+    ]
 
 
-_RATES = ("train.schedule.peak_lr", "train.schedule.warmup_fraction")
-
-
-def _schedule(own: str, is_short: bool) -> tuple[str, str]:
-    known = "re-warm and cosine re-decay (Ibrahim et al. 2024; Gupta et al. 2023)"
-    if own in {"infinite", "wsd", "constant"}:
-        return own, f"holds a rate from which training can go on; where it will not, {known}"
-    if not is_short:
-        return "cosine", known
-    if own == "minimum":
-        return own, (
-            "no warm-up, from the first training's last rate, for so short a run (Parmar et al. "
-            f"2024); the alternative is {known}"
-        )
-    return "cosine", (
-        f"{known}; for so short a run `minimum`, without warm-up from the first training's last "
-        "rate, is the alternative (Parmar et al. 2024)"
-    )
-
-
-def _epochs(tokens: float, parameters: float | None) -> tuple[int, str]:
-    least, _ = needed_tokens(parameters)
-    if tokens >= least:
+def _choose_epochs(tokens: float, parameters: float | None) -> tuple[int, str]:
+    least_tokens = needed_tokens(parameters).least
+    if tokens >= least_tokens:
         return 1, f"{words_of(tokens)} tokens are enough to see each once"
-    epochs = next((n for n in (2, 3, 4) if worth_of_repeats(tokens, n) >= least), 4)
-    worth = words_of(worth_of_repeats(tokens, epochs))
-    if worth_of_repeats(tokens, 4.0) < least / 10.0:
+    epochs = next((n for n in (2, 3, 4) if worth_of_repeats(tokens, n) >= least_tokens), 4)
+    worth_words = words_of(worth_of_repeats(tokens, epochs))
+    if worth_of_repeats(tokens, 4.0) < least_tokens / 10.0:
         return 1, (
             f"{words_of(tokens)} tokens are too few for repeats to make up for it (four epochs "
-            f"are worth {worth}; Muennighoff et al. 2023): see them once and forget less"
+            f"are worth {worth_words}; Muennighoff et al. 2023): see them once and forget less"
         )
     return epochs, (
-        f"{epochs} epochs are worth {worth} tokens of new text; beyond four the worth falls off "
-        "(Muennighoff et al. 2023)"
+        f"{epochs} epochs are worth {worth_words} tokens of new text; beyond four the worth falls "
+        "off (Muennighoff et al. 2023)"
     )
+
+
+def _choose_schedule(inputs: SettingInputs, epochs: int) -> _Rule:
+    key, current_kind = "train.schedule.kind", str(inputs.now.get("train.schedule.kind", "cosine"))
+    usual_reason = "re-warm and cosine re-decay (Ibrahim et al. 2024; Gupta et al. 2023)"
+    if current_kind in {"infinite", "wsd", "constant"}:
+        return _Rule(
+            key,
+            current_kind,
+            f"holds a rate from which training can go on; where it will not, {usual_reason}",
+        )
+    is_short = bool(
+        inputs.tokens
+        and inputs.origin_tokens
+        and epochs * inputs.tokens < SHORT_SHARE * inputs.origin_tokens
+    )
+    if not is_short:
+        return _Rule(key, "cosine", usual_reason)
+    if current_kind == "minimum":
+        return _Rule(
+            key,
+            current_kind,
+            "no warm-up, from the first training's last rate, for so short a run (Parmar et al. "
+            f"2024); the alternative is {usual_reason}",
+        )
+    return _Rule(
+        key,
+        "cosine",
+        f"{usual_reason}; for so short a run `minimum`, without warm-up from the first training's "
+        "last rate, is the alternative (Parmar et al. 2024)",
+    )
+
+
+def _choose_rates(inputs: SettingInputs, num_steps: int) -> Iterator[_Rule]:
+    """The peak learning rate, and how long it is warmed up to."""
+    if inputs.parameters is not None:
+        peak_rate, source = next((r, why) for most, r, why in _PEAKS if inputs.parameters <= most)
+        if inputs.lora_fits_only or inputs.now.get("train.lora") is not None:
+            peak_rate *= 10.0 if inputs.parameters > 1e9 else 5.0
+            source += (
+                "; adapters take about ten times the rate (Biderman et al. 2024), here less "
+                "where the model is small"
+            )
+        current_rate = inputs.now.get("train.schedule.peak_lr", peak_rate)
+        if peak_rate / _LEAST_SHARE <= current_rate <= peak_rate:
+            source = f"within what is known to work, up to {peak_rate:.2g}: {source}"
+            peak_rate = current_rate
+        yield _Rule("train.schedule.peak_lr", float(f"{peak_rate:.3g}"), source)
+    warmup_fraction = inputs.now.get("train.schedule.warmup_fraction", 0.0)
+    if not 0.005 <= warmup_fraction <= 0.03:
+        warmup_fraction = 0.01 if num_steps >= 1000 else 0.02
+    why = "1 to 3 % of the steps; its length hardly matters (Gupta et al. 2023)"
+    yield _Rule("train.schedule.warmup_fraction", warmup_fraction, why)
+
+
+def _choose_step_size(inputs: SettingInputs, num_steps: int) -> Iterator[_Rule]:
+    """Fewer blocks in a step where there would hardly be a schedule."""
+    global_batch_size = inputs.now.get("train.global_batch_size", 1)
+    if inputs.steps is None or not 0 < num_steps < FEW_STEPS or global_batch_size <= 1:
+        return
+    fewer_blocks = max(1, global_batch_size * num_steps // FEW_STEPS)
+    why = f"{num_steps} steps are few; smaller steps give at least about {FEW_STEPS}"
+    yield _Rule("train.global_batch_size", fewer_blocks, why)
+    micro_batch_size = min(fewer_blocks, inputs.now.get("train.micro_batch_size", fewer_blocks))
+    yield _Rule("train.micro_batch_size", micro_batch_size, "no more than a step has")
+
+
+def _choose_new_tokens(inputs: SettingInputs) -> Iterator[_Rule]:
+    pieces_ratio, domain_tokens = inputs.pieces_ratio, inputs.domain_tokens or 0.0
+    if pieces_ratio is not None and pieces_ratio >= 1.3 and domain_tokens >= 1e7:
+        why = (
+            f"domain words fall into {pieces_ratio:.2f} times as many pieces, and there is text "
+            "to learn new ones from"
+        )
+        yield _Rule("tokenizer", {"new_tokens": 1000}, why)
+
+
+def current_settings(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's own values of the settings that there are rules for."""
+    train = recipe.train
+    values: dict[str, Any] = {
+        "train.schedule.kind": train.schedule.kind,
+        "train.schedule.peak_lr": train.schedule.peak_lr,
+        "train.schedule.warmup_fraction": train.schedule.warmup_fraction,
+        "train.global_batch_size": train.global_batch_size,
+        "train.micro_batch_size": train.micro_batch_size,
+        "train.lora": train.lora.model_dump() if train.lora is not None else None,
+        "tokenizer": recipe.tokenizer.model_dump() if recipe.tokenizer is not None else None,
+    }
+    if not recipe.data.stages:  # a curriculum has shares and amounts of its own
+        values["data.replay_fraction"] = recipe.data.replay_fraction
+        values["train.epochs"] = train.epochs
+    return values
 
 
 def sft_advice(cpt_tokens: float | None) -> str:
     """How much fine-tuning, in a sentence."""
-    known = "the published optimum gave it about 2M tokens beside 30B of CPT at 7B parameters"
+    published_amount = (
+        "the published optimum gave it about 2M tokens beside 30B of CPT at 7B parameters"
+    )
     if cpt_tokens is None or cpt_tokens < 1e9:
-        return f"thousands of good conversations, up to 2M tokens: {known}; not a rule"
-    return f"about {words_of(max(2e6, cpt_tokens * 1e-4))} tokens: {known} (0.01 %); not a rule"
+        return f"thousands of good conversations, up to 2M tokens: {published_amount}; not a rule"
+    tokens = words_of(max(2e6, cpt_tokens * 1e-4))
+    return f"about {tokens} tokens: {published_amount} (0.01 %); not a rule"
 
 
 _WIDTH = 100
@@ -191,8 +255,8 @@ def recipe_text(values: dict[str, Any], settings: Sequence[Setting], opening: Se
 
     Args:
         values: the recipe as it was read from its file.
-        settings: what to set; those that agree with it get their comment too.
-        opening: comment lines for its top.
+        settings: values to set; those that agree with the recipe get their comment too.
+        opening: comment lines for the top of the file.
 
     >>> print(recipe_text({"train": {"epochs": 1}}, [Setting("train.epochs", 2, 1, "more")], []))
     train:
@@ -200,34 +264,35 @@ def recipe_text(values: dict[str, Any], settings: Sequence[Setting], opening: Se
       epochs: 2
     <BLANKLINE>
     """
-    changed = copy.deepcopy(values)
-    reasons: dict[str, str] = {}
+    changed_values = copy.deepcopy(values)
+    reasons_by_key: dict[str, str] = {}
     for setting in settings:
-        _set(changed, setting.key.split("."), setting.value)
-        reasons[setting.key] = setting.why
-    text = yaml.safe_dump(changed, sort_keys=False, allow_unicode=True, width=_WIDTH)
-    lines = [line for words in opening for line in _comment(words, "")]
-    path: list[tuple[int, str]] = []
+        *sections, last_key = setting.key.split(".")
+        section = changed_values
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last_key] = setting.value
+        reasons_by_key[setting.key] = setting.why
+    text = yaml.safe_dump(changed_values, sort_keys=False, allow_unicode=True, width=_WIDTH)
+    lines = [line for sentence in opening for line in _comment_lines(sentence, "")]
+    # YAML has no place for comments, so the keys are found again by their indentation.
+    open_keys: list[tuple[int, str]] = []
     for line in text.splitlines():
         body = line.lstrip()
         indent = len(line) - len(body)
         key, colon, _ = body.partition(":")
         if colon and not body.startswith(("- ", "#")):
-            path = [*(item for item in path if item[0] < indent), (indent, key.strip("'\""))]
-            why = reasons.pop(".".join(name for _, name in path), None)
+            open_keys = [
+                *(item for item in open_keys if item[0] < indent),
+                (indent, key.strip("'\"")),
+            ]
+            why = reasons_by_key.pop(".".join(name for _, name in open_keys), None)
             if why is not None:
-                lines += _comment(why, " " * indent)
+                lines += _comment_lines(why, " " * indent)
         lines.append(line)
     return "\n".join(lines) + "\n"
 
 
-def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
-    for name in path[:-1]:
-        values = values.setdefault(name, {})
-    values[path[-1]] = value
-
-
-def _comment(words: str, indent: str) -> list[str]:
-    return textwrap.wrap(
-        words, _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
-    )
+def _comment_lines(sentence: str, indent: str) -> list[str]:
+    mark = f"{indent}# "
+    return textwrap.wrap(sentence, _WIDTH, initial_indent=mark, subsequent_indent=mark)

@@ -16,12 +16,12 @@ class Parameters:
     """Parameters of a model by part.
 
     Attributes:
-        total: all of them.
-        active: those that one token goes through; differs for a mixture of experts.
-        embedding: of the input embedding.
-        head: of the output projection; 0 where it is the embedding.
-        layer: of the largest layer, with all its experts.
-        is_published: totals are the published ones, not counted from the measures.
+        total: number of all parameters.
+        active: number that one token goes through; differs for a mixture of experts.
+        embedding: number in the input embedding.
+        head: number in the output projection; 0 where it is the embedding.
+        layer: number in the largest layer, with all its experts.
+        is_published: whether totals are the published ones, not counted from the measures.
     """
 
     total: int
@@ -61,8 +61,8 @@ def active_width(shape: ShapeSection) -> int:
     """Feed-forward width that one token goes through in a layer."""
     if shape.num_experts is None:
         return shape.intermediate_size
-    used = (shape.num_experts_per_tok or 1) + shape.num_shared_experts
-    return used * expert_width(shape)
+    used_experts = (shape.num_experts_per_tok or 1) + shape.num_shared_experts
+    return used_experts * expert_width(shape)
 
 
 def count_parameters(shape: ShapeSection) -> Parameters:
@@ -77,28 +77,31 @@ def count_parameters(shape: ShapeSection) -> Parameters:
     >>> count_parameters(smol).total
     134515008
     """
-    h, layers = shape.hidden_size, shape.num_hidden_layers
+    h, num_layers = shape.hidden_size, shape.num_hidden_layers
     attention = h * (2 * attention_width(shape) + 2 * key_width(shape))
-    dense = attention + 2 * h + 3 * h * shape.intermediate_size
-    layer, used = dense, dense
-    num_dense = layers
+    dense_layer = attention + 2 * h + 3 * h * shape.intermediate_size
+    sparse_layer, active_layer = dense_layer, dense_layer
+    num_dense = num_layers
     if shape.num_experts is not None:
-        one = 3 * h * expert_width(shape)
-        router = h * shape.num_experts
-        layer = attention + 2 * h + router + (shape.num_experts + shape.num_shared_experts) * one
-        used = attention + 2 * h + router + 3 * h * active_width(shape)
-        num_dense = min(shape.num_dense_layers, layers)
+        expert_parameters = 3 * h * expert_width(shape)
+        router_parameters = h * shape.num_experts
+        num_stored = shape.num_experts + shape.num_shared_experts
+        outside_experts = attention + 2 * h + router_parameters
+        sparse_layer = outside_experts + num_stored * expert_parameters
+        active_layer = outside_experts + 3 * h * active_width(shape)
+        num_dense = min(shape.num_dense_layers, num_layers)
     embedding = shape.vocab_size * h
     head = 0 if shape.tie_word_embeddings else embedding
-    rest = embedding + head + h + num_dense * dense
-    total = rest + (layers - num_dense) * layer
-    active = rest + (layers - num_dense) * used
+    shared_parameters = embedding + head + h + num_dense * dense_layer
+    total_parameters = shared_parameters + (num_layers - num_dense) * sparse_layer
+    active_parameters = shared_parameters + (num_layers - num_dense) * active_layer
     return Parameters(
-        total=shape.num_parameters or total,
-        active=shape.num_active_parameters or (shape.num_parameters or total) - (total - active),
+        total=shape.num_parameters or total_parameters,
+        active=shape.num_active_parameters
+        or (shape.num_parameters or total_parameters) - (total_parameters - active_parameters),
         embedding=embedding,
         head=head,
-        layer=max(layer, dense) if num_dense else layer,
+        layer=max(sparse_layer, dense_layer) if num_dense else sparse_layer,
         is_published=shape.num_parameters is not None,
     )
 
@@ -110,14 +113,14 @@ def lora_parameters(shape: ShapeSection, rank: int) -> int:
     One matrix of `[out, in]` gets `rank * (in + out)`.
     """
     h, a, k = shape.hidden_size, attention_width(shape), key_width(shape)
-    attention = (h + a) + 2 * (h + k) + (a + h)
-    dense = attention + 3 * (h + shape.intermediate_size)
+    attention_widths = (h + a) + 2 * (h + k) + (a + h)
+    dense_widths = attention_widths + 3 * (h + shape.intermediate_size)
     if shape.num_experts is None:
-        return rank * shape.num_hidden_layers * dense
+        return rank * shape.num_hidden_layers * dense_widths
     num_dense = min(shape.num_dense_layers, shape.num_hidden_layers)
-    shared = 3 * (h + expert_width(shape)) * shape.num_shared_experts
-    sparse = attention + shared
-    return rank * (num_dense * dense + (shape.num_hidden_layers - num_dense) * sparse)
+    shared_widths = 3 * (h + expert_width(shape)) * shape.num_shared_experts
+    sparse_widths = attention_widths + shared_widths
+    return rank * (num_dense * dense_widths + (shape.num_hidden_layers - num_dense) * sparse_widths)
 
 
 def training_flops(
@@ -129,9 +132,9 @@ def training_flops(
     With adapters the weights get no gradient, which saves 2 of the 6.
 
     Args:
-        shape: of the model.
+        shape: measures of the model.
         sequence_length: length of a block.
-        lora_rank: of adapters, where only they learn.
+        lora_rank: rank of adapters, where only they learn.
         again: share of the forward pass that is computed twice (`recomputed`).
 
     Reference:
@@ -139,13 +142,13 @@ def training_flops(
         PaLM, appendix B (attention).
     """
     parameters = count_parameters(shape)
-    matrices = 2.0 * parameters.multiplied
-    attention = 2.0 * shape.num_hidden_layers * attention_width(shape) * sequence_length
-    forward = matrices + attention
+    matrix_flops = 2.0 * parameters.multiplied
+    attention_flops = 2.0 * shape.num_hidden_layers * attention_width(shape) * sequence_length
+    forward_flops = matrix_flops + attention_flops
     if lora_rank is None:
-        return 3.0 * forward + again * forward
-    adapters = 2.0 * lora_parameters(shape, lora_rank)
-    return 2.0 * matrices + 3.0 * (attention + adapters) + again * forward
+        return 3.0 * forward_flops + again * forward_flops
+    adapter_flops = 2.0 * lora_parameters(shape, lora_rank)
+    return 2.0 * matrix_flops + 3.0 * (attention_flops + adapter_flops) + again * forward_flops
 
 
 def recomputed(gradient_checkpointing: str) -> float:

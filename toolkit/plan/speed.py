@@ -16,7 +16,7 @@ import torch
 
 from toolkit.checkpoint.config import ShapeSection
 from toolkit.plan.devices import CPU, Device
-from toolkit.plan.shape import recomputed, training_flops
+from toolkit.plan.shape import expert_width, recomputed, training_flops
 from toolkit.train.activations import checkpoint_activations
 from toolkit.train.config import TrainSection
 from toolkit.train.fuse import fuse, may_fuse
@@ -31,10 +31,10 @@ class Speed:
     """What was measured.
 
     Attributes:
-        tokens_per_second: positions in training; None where only products were timed.
-        flops: operations a second that training reaches here.
-        how: in words.
-        share: of the processors that the measurement had; the rest went to other work.
+        tokens_per_second: positions per second in training; None where only products were timed.
+        flops: operations per second that training reaches here.
+        how: what was timed, in words.
+        share: part of the processors that the measurement had; the rest went to other work.
     """
 
     tokens_per_second: float | None
@@ -55,105 +55,127 @@ def time_steps(
     """Time training steps of a model; it is changed, so give one that nobody needs.
 
     Args:
-        model: a causal language model with float32 parameters.
-        section: as in the recipe.
-        shape: of the model.
-        tokens: any; blocks are cut from them, again and again.
+        model: causal language model with float32 parameters.
+        section: training section of the recipe.
+        shape: measures of the model.
+        tokens: any tokens; blocks are cut from them, again and again.
         sequence_length: length of a block.
         seconds: how long to measure, after one step that is not counted.
     """
     section = precision_on(section, "CPU")
-    low = is_low(section)
-    model = prepare_model(model, section)
-    dtype = products_dtype(section)
-    fused = may_fuse(section, "cpu", sharded=False) and fuse(plain_model(model), dtype)
-    kind = section.gradient_checkpointing  # as in the loop
-    checkpoint_activations(plain_model(model), "none" if fused and kind == "selective" else kind)
-    loss_module = NextTokenLoss(model.train(), dtype, fused=fused)
-    loss_module.layout = choose_packing(
-        loss_module,
-        sequence_length // 2,
-        lambda: torch.autocast("cpu", torch.bfloat16, enabled=low),
-    ).layout
-    settings = section.optimizer
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, settings.weight_decay, settings.embedding_lr_scale),
-        lr=1e-6,
-        betas=(settings.beta1, settings.beta2),
-        fused=True,
-    )
-    rows = min(section.micro_batch_size, section.global_batch_size)
-    micro_batches = -(-section.global_batch_size // rows)
-    need = rows * (sequence_length + 1)
-    flat = torch.tensor((list(tokens) * (need // max(1, len(tokens)) + 1))[:need])
-    both = flat.reshape(rows, sequence_length + 1)
-    inputs, labels = both[:, :-1].contiguous(), both[:, 1:].contiguous()
-    # Documents of a usual length, so that the mask is what it is in packed blocks.
-    segments = (torch.arange(sequence_length) // max(1, sequence_length // 3)).expand(rows, -1)
-
-    def forward_backward() -> float:
-        began = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            loss = loss_module(inputs, labels, segments)
-            (loss / labels.numel()).backward()
-        return time.perf_counter() - began
-
-    def update() -> float:
-        began = time.perf_counter()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), section.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        return time.perf_counter() - began
-
-    forward_backward()
-    update()
-    passes: list[float] = []
-    updates: list[float] = []
-    began = time.perf_counter(), time.process_time()
-    stop = began[0] + seconds
-    while len(passes) < 2 or time.perf_counter() < stop:
-        passes.append(forward_backward())
-        updates.append(update())
-        if len(passes) >= 50:
+    step = _TimedStep(model, section, tokens, sequence_length)
+    step.forward_backward()
+    step.update()
+    pass_seconds: list[float] = []
+    update_seconds: list[float] = []
+    began, began_processor = time.perf_counter(), time.process_time()
+    while len(pass_seconds) < 2 or time.perf_counter() < began + seconds:
+        pass_seconds.append(step.forward_backward())
+        update_seconds.append(step.update())
+        if len(pass_seconds) >= 50:
             break
-    had = (time.process_time() - began[1]) / (time.perf_counter() - began[0])
-    step = micro_batches * statistics.median(passes) + statistics.median(updates)
-    positions = micro_batches * rows * sequence_length
-    rank = section.lora.rank if section.lora is not None else None
+    num_busy = (time.process_time() - began_processor) / (time.perf_counter() - began)
+    micro_batches = -(-section.global_batch_size // step.rows)
+    step_seconds = micro_batches * statistics.median(pass_seconds)
+    step_seconds += statistics.median(update_seconds)
+    tokens_per_second = micro_batches * step.rows * sequence_length / step_seconds
+    lora_rank = section.lora.rank if section.lora is not None else None
     again = recomputed(section.gradient_checkpointing)
-    each = training_flops(shape, sequence_length, lora_rank=rank, again=again)
-    speed = positions / step
-    how = f"{len(passes)} training steps of the model were timed here"
-    return Speed(speed, speed * each, how, min(1.0, had / torch.get_num_threads()))
+    flops_per_token = training_flops(shape, sequence_length, lora_rank=lora_rank, again=again)
+    return Speed(
+        tokens_per_second,
+        tokens_per_second * flops_per_token,
+        f"{len(pass_seconds)} training steps of the model were timed here",
+        min(1.0, num_busy / torch.get_num_threads()),
+    )
+
+
+class _TimedStep:
+    """One micro-batch of the loop's own computation, and one update of its optimizer.
+
+    Args:
+        model: causal language model with float32 parameters.
+        section: training section, its precision settled.
+        tokens: tokens that blocks are cut from.
+        sequence_length: length of a block.
+    """
+
+    def __init__(
+        self, model: Any, section: TrainSection, tokens: Sequence[int], sequence_length: int
+    ) -> None:
+        self._model = prepare_model(model, section)
+        self._max_norm, self._low = section.max_grad_norm, is_low(section)
+        dtype = products_dtype(section)
+        fused = may_fuse(section, "cpu", sharded=False) and fuse(plain_model(self._model), dtype)
+        kind = section.gradient_checkpointing
+        kind = "none" if fused and kind == "selective" else kind  # as in the loop
+        checkpoint_activations(plain_model(self._model), kind)
+        self._loss = NextTokenLoss(self._model.train(), dtype, fused=fused)
+        self._loss.layout = choose_packing(self._loss, sequence_length // 2, self._autocast).layout
+        settings = section.optimizer
+        self._optimizer = torch.optim.AdamW(
+            parameter_groups(self._model, settings.weight_decay, settings.embedding_lr_scale),
+            lr=1e-6,
+            betas=(settings.beta1, settings.beta2),
+            fused=True,
+        )
+        self.rows = min(section.micro_batch_size, section.global_batch_size)
+        needed = self.rows * (sequence_length + 1)
+        repeated = (list(tokens) * (needed // max(1, len(tokens)) + 1))[:needed]
+        blocks = torch.tensor(repeated).reshape(self.rows, sequence_length + 1)
+        self._inputs, self._labels = blocks[:, :-1].contiguous(), blocks[:, 1:].contiguous()
+        # Documents of a usual length, so that the mask is what it is in packed blocks.
+        segments = torch.arange(sequence_length) // max(1, sequence_length // 3)
+        self._segments = segments.expand(self.rows, -1)
+
+    def _autocast(self) -> Any:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self._low)
+
+    def forward_backward(self) -> float:
+        """Seconds of one micro-batch."""
+        began = time.perf_counter()
+        with self._autocast():
+            loss = self._loss(self._inputs, self._labels, self._segments)
+            (loss / self._labels.numel()).backward()
+        return time.perf_counter() - began
+
+    def update(self) -> float:
+        """Seconds of one update."""
+        began = time.perf_counter()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._max_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return time.perf_counter() - began
 
 
 def time_products(shape: ShapeSection, tokens: int, *, seconds: float, low: bool) -> Speed:
     """Time matrix products of a model's shapes, where the model itself is not here.
 
     Args:
-        shape: of the model.
-        tokens: rows of the products.
-        seconds: how long.
+        shape: measures of the model.
+        tokens: rows of the products at most.
+        seconds: how long to measure.
         low: bfloat16, else float32.
     """
-    kind = torch.bfloat16 if low else torch.float32
-    h, width = shape.hidden_size, shape.moe_intermediate_size or shape.intermediate_size
+    dtype = torch.bfloat16 if low else torch.float32
+    h, width = shape.hidden_size, expert_width(shape)
+    # No single product over a few gigaflops: the time would be up after the first.
     rows = max(1, min(tokens, int(2e9 / (2.0 * h * width)) + 1))
-    x = torch.randn(rows, h, dtype=kind)
-    up, down = torch.randn(h, width, dtype=kind), torch.randn(width, h, dtype=kind)
+    x = torch.randn(rows, h, dtype=dtype)
+    up, down = torch.randn(h, width, dtype=dtype), torch.randn(width, h, dtype=dtype)
     (x @ up) @ down  # the first is slower
-    times: list[float] = []
-    stop = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < stop:
+    product_seconds: list[float] = []
+    stop_time = time.perf_counter() + seconds
+    while len(product_seconds) < 3 or time.perf_counter() < stop_time:
         began = time.perf_counter()
         (x @ up) @ down
-        times.append(time.perf_counter() - began)
-        if len(times) >= 200:
+        product_seconds.append(time.perf_counter() - began)
+        if len(product_seconds) >= 200:
             break
     # Of what products alone reach, training with attention, norms and AdamW reached 0.58 to 0.60
     # where blocks are fused (SmolLM2, processor seconds of one core, dev/LOG.md); elsewhere
     # it is less.
-    flops = 0.5 * 4.0 * rows * h * width / statistics.median(times)
+    flops = 0.5 * 4.0 * rows * h * width / statistics.median(product_seconds)
     return Speed(None, flops, "half of what matrix products of the model's shapes reach here")
 
 

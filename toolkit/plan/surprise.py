@@ -7,6 +7,7 @@ from the domain's own order does not know how its texts go, however common their
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -14,14 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toolkit.data.split import stable_unit
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.likelihood import ItemSet, score_documents
-from toolkit.statistics.bootstrap import bootstrap_figures, intervals
+from toolkit.statistics.bootstrap import Figures, bootstrap_figures, intervals
 from toolkit.statistics.interval import Interval
 
-_LN2 = 0.6931471805599453
 RESAMPLES = 2000
 
 
@@ -38,10 +39,11 @@ class Surprise:
     """Bits per byte of the general model, with 95 % intervals over documents.
 
     Attributes:
-        domain, general: of the texts as they are.
-        domain_shuffled, general_shuffled: with the words of each in another order.
+        domain, general: texts as they are.
+        domain_shuffled, general_shuffled: texts with the words of each in another order.
         gap: domain minus general.
-        num_documents, num_tokens: that were scored, all together.
+        num_documents: number of texts of both roles.
+        num_tokens: number of tokens that were scored, all kinds together.
     """
 
     domain: Interval
@@ -68,11 +70,11 @@ def shuffled_words(text: str, seed: int, name: str) -> str:
     >>> sorted(shuffled_words("a b\\nc", 0, "x").split())
     ['a', 'b', 'c']
     """
-    parts = re.split(r"(\s+)", text)
-    words = parts[::2]
+    words_and_spaces = re.split(r"(\s+)", text)
+    words = words_and_spaces[::2]
     random.Random(int(stable_unit("shuffle", seed, name) * 2**53)).shuffle(words)  # noqa: S311
-    parts[::2] = words
-    return "".join(parts)
+    words_and_spaces[::2] = words
+    return "".join(words_and_spaces)
 
 
 def cut_pieces(
@@ -84,11 +86,11 @@ def cut_pieces(
         if len(pieces) == count:
             break
         # Six characters a token are more than any text here needs.
-        ids, offsets = tokenizer.encode(text[: 12 * num_tokens])
-        if len(ids) < num_tokens // 2:
+        token_ids, offsets = tokenizer.encode(text[: 12 * num_tokens])
+        if len(token_ids) < num_tokens // 2:
             continue
-        stop = offsets[min(num_tokens, len(ids)) - 1][1]
-        pieces.append(TextPiece(text[:stop], [separator, *ids[:num_tokens]]))
+        end_of_piece = offsets[min(num_tokens, len(token_ids)) - 1][1]
+        pieces.append(TextPiece(text[:end_of_piece], [separator, *token_ids[:num_tokens]]))
     return pieces
 
 
@@ -106,46 +108,59 @@ def measure_surprise(
     Raises:
         EvaluationError: there are fewer than two documents of a role, or a loss is not finite.
     """
-    kinds: list[tuple[str, list[TextPiece]]] = []
+    pieces_by_kind: dict[str, list[TextPiece]] = {}
     for role, pieces in (("domain", domain), ("general", general)):
-        kinds.append((role, list(pieces)))
-        mixed = []
-        for number, piece in enumerate(pieces):
-            text = shuffled_words(piece.text, seed, f"{role} {number}")
-            mixed.append(TextPiece(text, [piece.tokens[0], *tokenizer.encode(text)[0]]))
-        kinds.append((f"{role} shuffled", mixed))
-    every = [(kind, number, piece) for kind, pieces in kinds for number, piece in enumerate(pieces)]
+        pieces_by_kind[role] = list(pieces)
+        pieces_by_kind[f"{role} shuffled"] = _shuffle_pieces(pieces, role, tokenizer, seed)
+    named_pieces = [
+        (kind, f"{kind} {number}", piece)
+        for kind, pieces in pieces_by_kind.items()
+        for number, piece in enumerate(pieces)
+    ]
     items = ItemSet(
-        ids=[f"{kind} {number}" for kind, number, _ in every],
-        roles=[kind for kind, _, _ in every],
-        num_bytes=[len(piece.text.encode()) for _, _, piece in every],
-        tokens=[piece.tokens for _, _, piece in every],
+        ids=[name for _, name, _ in named_pieces],
+        roles=[kind for kind, _, _ in named_pieces],
+        num_bytes=[len(piece.text.encode()) for _, _, piece in named_pieces],
+        tokens=[piece.tokens for _, _, piece in named_pieces],
     )
     nats = np.array(score_documents(model, items, section))
-    sizes = np.array(items.num_bytes, dtype=np.float64)
-    figures = {}
-    draws = {}
-    for kind, _ in kinds:
-        rows = items.only(kind)
-        found = bootstrap_figures(
-            nats[rows],
-            sizes[rows],
-            [str(row) for row in rows],
-            resamples=RESAMPLES,
-            seed=int(stable_unit("plan", seed, kind) * 2**32),
-            scale=1.0 / _LN2,
-        )
-        figures[kind] = intervals(found)[0]
-        draws[kind] = found.draws[:, 0]
-    apart = draws["domain"] - draws["general"]  # different documents: drawn independently
-    estimate = figures["domain"].estimate - figures["general"].estimate
-    low, high = np.quantile(apart, [0.025, 0.975])
+    figures_by_kind = {kind: _draw_figures(nats, items, kind, seed) for kind in pieces_by_kind}
+    by_kind = {kind: intervals(figures)[0] for kind, figures in figures_by_kind.items()}
+    # The roles are different documents, so they are drawn independently of each other.
+    gap_draws = figures_by_kind["domain"].draws[:, 0] - figures_by_kind["general"].draws[:, 0]
+    low, high = np.quantile(gap_draws, [0.025, 0.975])
+    gap = by_kind["domain"].estimate - by_kind["general"].estimate
     return Surprise(
-        domain=figures["domain"],
-        general=figures["general"],
-        domain_shuffled=figures["domain shuffled"],
-        general_shuffled=figures["general shuffled"],
-        gap=Interval(float(estimate), float(low), float(high)),
+        domain=by_kind["domain"],
+        general=by_kind["general"],
+        domain_shuffled=by_kind["domain shuffled"],
+        general_shuffled=by_kind["general shuffled"],
+        gap=Interval(float(gap), float(low), float(high)),
         num_documents=len(domain) + len(general),
-        num_tokens=sum(len(piece.tokens) - 1 for _, _, piece in every),
+        num_tokens=sum(len(piece.tokens) - 1 for _, _, piece in named_pieces),
+    )
+
+
+def _shuffle_pieces(
+    pieces: Sequence[TextPiece], role: str, tokenizer: Any, seed: int
+) -> list[TextPiece]:
+    shuffled_pieces = []
+    for number, piece in enumerate(pieces):
+        text = shuffled_words(piece.text, seed, f"{role} {number}")
+        separator = piece.tokens[0]
+        shuffled_pieces.append(TextPiece(text, [separator, *tokenizer.encode(text)[0]]))
+    return shuffled_pieces
+
+
+def _draw_figures(nats: NDArray[np.float64], items: ItemSet, kind: str, seed: int) -> Figures:
+    """Bits per byte of one kind of texts, with documents resampled."""
+    rows = items.only(kind)
+    num_bytes = np.array(items.num_bytes, dtype=np.float64)
+    return bootstrap_figures(
+        nats[rows],
+        num_bytes[rows],
+        [str(row) for row in rows],
+        resamples=RESAMPLES,
+        seed=int(stable_unit("plan", seed, kind) * 2**32),
+        scale=1.0 / math.log(2.0),
     )

@@ -1,12 +1,15 @@
-"""The plan as a person reads it in a terminal."""
+"""The plan as a person reads it in a terminal, and the rows that its page shares with it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
+from toolkit.plan.cost import Bill, FromScratch
+from toolkit.plan.results import DeviceMemory, PlannedModel, PlannedSource, PlanResults, WayMemory
 from toolkit.plan.verdict import words_of
 from toolkit.progress import console, say
 
@@ -19,88 +22,136 @@ TOOLS = {
 _NARROWEST = 79
 
 
-def show_plan(plan: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class PlanTable:
+    """A table before it is drawn: its column titles, and its rows as words."""
+
+    titles: tuple[str, ...]
+    rows: list[list[str]]
+
+
+def show_plan(plan: PlanResults) -> None:
     """Print the answers to the three questions."""
-    model = plan["model"]
-    say(f"\nPlan of {plan['recipe']}: {plan['description'] or model['name']}")
-    right = plan["is_it_the_right_tool"]
-    sure = "" if right["is_sure"] else " (not sure: see the reasons)"
-    say(f"\n1. Is it the right tool? {TOOLS[right['tool']]}{sure}")
-    for line in right["reasons"]:
-        say(f"   - {line}")
-    if (right["duplicate_fraction"] or 0.0) >= 0.0005:
-        say(f"   - {right['duplicate_fraction']:.1%} of the domain's text repeats other text of it")
-    for line in right["what_would_change_it"]:
-        say(f"   What would change it: {line}")
-    rows = [
-        (
-            source["name"],
-            source["role"],
-            source_tokens(source),
-            "" if source["duplicate_fraction"] is None else f"{source['duplicate_fraction']:.1%}",
-        )
-        for source in plan["sources"]
-    ]
-    _table("", ("source", "role", "training tokens", "repeated"), rows)
-    say(f"\n2. What will it take? {parameter_words(model)}")
-    stages = [
-        (
-            row["name"],
-            words_of(row["tokens"] or row["positions"]),
-            f"{row['steps']:,}" if row["steps"] else "",
-            f"{row['flops']:.2g}",
-            time_words(row["seconds"]) if row["seconds"] is not None else "",
-        )
-        for row in plan["stages"]
-    ]
-    _table("", ("stage", "tokens", "steps", "FLOPs", "on this machine"), stages)
-    for row in plan["memory"][: None if plan["devices_named"] else 1]:
-        show_memory(row)
-    bills = [
-        (
-            bill["devices"],
-            gigabytes(row["ways"][0]["total_bytes"]),
-            "yes" if bill["fits"] else fewest_words(row["ways"][0]),
-            "" if bill["hours"] is None else time_words(3600.0 * bill["hours"]),
-            dollar_words(bill["dollars"]),
-            bill_basis(bill),
-        )
-        for bill, row in zip(plan["bills"], plan["memory"], strict=False)
-    ]
-    titles = ("devices", "GB each", "fits", "time", "cost", "standing on")
-    _table(f"{ways_words(plan)}, all stages", titles, bills)
-    if (scratch := plan["from_scratch"]) is not None:
-        say(scratch_words(scratch))
-    if plan.get("power"):
-        say("\n   What the validation sets can see of a merge:")
-        for one in plan["power"]:
-            say(f"   - {one['sentence']}")
+    say(f"\nPlan of {plan.recipe}: {plan.description or plan.model.name}")
+    _show_tool(plan)
+    _show_cost(plan)
     say("\n3. Which settings?")
-    settings = [
-        (s["key"], _value(s["now"]), _value(s["value"]) if s["changes"] else "as it is", s["why"])
-        for s in plan["settings"]
-    ]
-    _table("", ("setting", "now", "better", "why"), settings)
-    say(f"   Fine-tuning afterwards: {plan['fine_tuning']}.")
-    for line in plan["notes"]:
-        say(f"   Note: {line}.")
-    for line in plan["assumptions"]:
-        say(f"   Assumed: {line}.")
+    _print_table("", setting_table(plan))
+    say(f"   Fine-tuning afterwards: {plan.fine_tuning}.")
+    for note in plan.notes:
+        say(f"   Note: {note}.")
+    for assumption in plan.assumptions:
+        say(f"   Assumed: {assumption}.")
 
 
-def show_memory(row: Mapping[str, Any]) -> None:
-    """Memory of one device: a component a row, a way to train a column."""
-    ways = row["ways"]
+def _show_tool(plan: PlanResults) -> None:
+    right_tool = plan.is_it_the_right_tool
+    unsure_words = "" if right_tool.is_sure else " (not sure: see the reasons)"
+    say(f"\n1. Is it the right tool? {TOOLS[right_tool.tool]}{unsure_words}")
+    for reason in right_tool.reasons:
+        say(f"   - {reason}")
+    repeated_fraction = right_tool.duplicate_fraction or 0.0
+    if repeated_fraction >= 0.0005:
+        say(f"   - {repeated_fraction:.1%} of the domain's text repeats other text of it")
+    for change in right_tool.what_would_change_it:
+        say(f"   What would change it: {change}")
+    _print_table("", source_table(plan))
+
+
+def _show_cost(plan: PlanResults) -> None:
+    say(f"\n2. What will it take? {parameter_words(plan.model)}")
+    _print_table("", stage_table(plan))
+    for memory in plan.memory[: None if plan.devices_named else 1]:
+        _print_table(memory_title(memory), memory_table(memory))
+    _print_table(bill_title(plan), bill_table(plan))
+    if plan.from_scratch is not None:
+        say(f"   {scratch_words(plan.from_scratch)}")
+    if plan.power:
+        say("\n   What the validation sets can see of a merge:")
+        for set_power in plan.power:
+            say(f"   - {set_power.sentence}")
+
+
+def source_table(plan: PlanResults) -> PlanTable:
+    """Sources with their training tokens."""
     rows = [
-        (part, *(gigabytes(way["parts_bytes"][part]) for way in ways))
-        for part in ways[0]["parts_bytes"]
-        if any(way["parts_bytes"][part] for way in ways)
+        [
+            source.name,
+            source.role,
+            source_tokens(source),
+            "" if source.duplicate_fraction is None else f"{source.duplicate_fraction:.1%}",
+        ]
+        for source in plan.sources
     ]
-    rows.append(("all", *(gigabytes(way["total_bytes"]) for way in ways)))
-    rows.append(("peak at", *(way["peak_at"] for way in ways)))
-    rows.append(("fits", *("yes" if way["fits"] else fewest_words(way) for way in ways)))
-    title = f"GB on each of {row['devices']} ({gigabytes(row['memory_bytes'])} GB)"
-    _table(title, ("at the peak", *(way["name"] for way in ways)), rows)
+    return PlanTable(("source", "role", "training tokens", "repeated"), rows)
+
+
+def stage_table(plan: PlanResults) -> PlanTable:
+    """Stages with their work."""
+    rows = [
+        [
+            stage.name,
+            words_of(stage.tokens or stage.positions),
+            f"{stage.steps:,}" if stage.steps else "",
+            f"{stage.flops:.2g}",
+            time_words(stage.seconds),
+        ]
+        for stage in plan.stages
+    ]
+    return PlanTable(("stage", "tokens", "steps", "FLOPs", "on this machine"), rows)
+
+
+def memory_table(memory: DeviceMemory) -> PlanTable:
+    """Memory of one device: one row per component, one column per way to train."""
+    ways = memory.ways
+    rows = [
+        [part, *(gigabytes(way.parts_bytes[part]) for way in ways)]
+        for part in ways[0].parts_bytes
+        if any(way.parts_bytes[part] for way in ways)
+    ]
+    rows.append(["all", *(gigabytes(way.total_bytes) for way in ways)])
+    rows.append(["peak at", *(way.peak_at for way in ways)])
+    rows.append(["fits", *(fits_words(way) for way in ways)])
+    return PlanTable(("at the peak", *(way.name for way in ways)), rows)
+
+
+def memory_title(memory: DeviceMemory) -> str:
+    return f"GB on each of {memory.devices} ({gigabytes(memory.memory_bytes)} GB)"
+
+
+def bill_table(plan: PlanResults) -> PlanTable:
+    """Time and money by kind of devices, for the recipe's own way to train."""
+    rows = [
+        [
+            bill.devices,
+            gigabytes(memory.ways[0].total_bytes),
+            fits_words(memory.ways[0]),
+            time_words(None if bill.hours is None else 3600.0 * bill.hours),
+            dollar_words(bill.dollars),
+            bill_basis(bill),
+        ]
+        for bill, memory in zip(plan.bills, plan.memory, strict=False)
+    ]
+    return PlanTable(("devices", "GB each", "fits", "time", "cost", "standing on"), rows)
+
+
+def bill_title(plan: PlanResults) -> str:
+    way = plan.memory[0].ways[0].name if plan.memory else ""
+    return f"{way}, all stages"
+
+
+def setting_table(plan: PlanResults) -> PlanTable:
+    """Settings beside the recipe's own."""
+    rows = [
+        [
+            setting.key,
+            _value_words(setting.now),
+            _value_words(setting.value) if setting.changes else "as it is",
+            setting.why,
+        ]
+        for setting in plan.settings
+    ]
+    return PlanTable(("setting", "now", "better", "why"), rows)
 
 
 def gigabytes(number: float) -> str:
@@ -108,46 +159,45 @@ def gigabytes(number: float) -> str:
     return f"{number / 1e9:.2f}" if number < 1e10 else f"{number / 1e9:,.0f}"
 
 
-def fewest_words(way: Mapping[str, Any]) -> str:
-    return f"on {way['fewest_devices']}" if way["fewest_devices"] else "no"
+def fits_words(way: WayMemory) -> str:
+    if way.fits:
+        return "yes"
+    return f"on {way.fewest_devices}" if way.fewest_devices else "no"
 
 
-def source_tokens(source: Mapping[str, Any]) -> str:
+def source_tokens(source: PlannedSource) -> str:
     """How many tokens a source has, and how it is known."""
-    if source["tokens"] is None:
+    if source.tokens is None:
         return "not known"
-    least = "at least " if source["at_least"] else ""
-    available = source["available"]
-    if available is not None and available > source["tokens"]:
-        return f"{words_of(source['tokens'])} of {least}{words_of(available)} ({source['origin']})"
-    return f"{least}{words_of(source['tokens'])} ({source['origin']})"
+    least_words = "at least " if source.at_least else ""
+    if source.available is not None and source.available > source.tokens:
+        available_words = f"{least_words}{words_of(source.available)} ({source.origin})"
+        return f"{words_of(source.tokens)} of {available_words}"
+    return f"{least_words}{words_of(source.tokens)} ({source.origin})"
 
 
-def parameter_words(model: Mapping[str, Any]) -> str:
+def parameter_words(model: PlannedModel) -> str:
     """The model's size in words."""
-    if model["parameters"] is None:
-        return f"{model['name']}: its measures are not known; give model.shape"
-    text = f"{model['name']}: {words_of(model['parameters'])} parameters"
-    if model["active_parameters"] != model["parameters"]:
-        text += f", {words_of(model['active_parameters'])} active"
-    return text
+    if model.parameters is None:
+        return f"{model.name}: its measures are not known; give model.shape"
+    size_words = f"{model.name}: {words_of(model.parameters)} parameters"
+    if model.active_parameters is not None and model.active_parameters != model.parameters:
+        size_words += f", {words_of(model.active_parameters)} active"
+    return size_words
 
 
-def time_words(seconds: float) -> str:
-    """A duration as people say it.
+def time_words(seconds: float | None) -> str:
+    """A duration as people say it, or nothing.
 
-    >>> [time_words(n) for n in (42, 400, 7200, 400_000)]
-    ['42 s', '6.7 min', '2.0 h', '4.6 days']
+    >>> [time_words(n) for n in (None, 42, 400, 7200, 400_000)]
+    ['', '42 s', '6.7 min', '2.0 h', '4.6 days']
     """
-    for size, unit in ((86_400.0, "days"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= size * (2.0 if unit == "days" else 1.0):
-            return f"{seconds / size:,.1f} {unit}"
+    if seconds is None:
+        return ""
+    for unit_seconds, unit in ((86_400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= unit_seconds * (2.0 if unit == "days" else 1.0):
+            return f"{seconds / unit_seconds:,.1f} {unit}"
     return f"{seconds:.2g} s" if seconds < 1.0 else f"{seconds:.0f} s"
-
-
-def ways_words(plan: Mapping[str, Any]) -> str:
-    """How the recipe trains."""
-    return str(plan["memory"][0]["ways"][0]["name"]) if plan["memory"] else ""
 
 
 def dollar_words(dollars: float | None) -> str:
@@ -161,35 +211,35 @@ def dollar_words(dollars: float | None) -> str:
     return f"${dollars:,.2f}" if dollars >= 0.01 else "under $0.01"
 
 
-def bill_basis(bill: Mapping[str, Any]) -> str:
+def bill_basis(bill: Bill) -> str:
     """What hours and cost stand on."""
-    if bill["is_measured"]:
+    if bill.is_measured:
         return "measured here"
-    return f"{bill['utilization']:.0%} of peak, ${bill['price_per_hour']:.2f}/h each"
+    return f"{bill.utilization:.0%} of peak, ${bill.price_per_hour:.2f}/h each"
 
 
-def scratch_words(scratch: Mapping[str, Any]) -> str:
+def scratch_words(scratch: FromScratch) -> str:
     """The share of a first training, in words."""
     return (
-        f"   Beside training it from scratch ({words_of(scratch['tokens'])} tokens; "
-        f"{scratch['source']}): {scratch['share']:.2g} of the FLOPs "
-        f"(the article: {scratch['article']})."
+        f"Beside training it from scratch ({words_of(scratch.tokens)} tokens; {scratch.source}): "
+        f"{scratch.share:.2g} of the FLOPs (the article: {scratch.article})."
     )
 
 
-def _value(value: Any) -> str:
+def _value_words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_value(v)}" for key, v in value.items() if v is not None)
+        known_items = ((key, item) for key, item in value.items() if item is not None)
+        return ", ".join(f"{key}: {_value_words(item)}" for key, item in known_items)
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _table(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    if not rows:
+def _print_table(title: str, words: PlanTable) -> None:
+    if not words.rows:
         return
     table = Table(title=title or None, title_justify="left")
-    for number, name in enumerate(titles):
-        long = name in {"why", "standing on"}
-        table.add_column(name, justify="left" if number == 0 or long else "right")
-    for row in rows:
+    for number, name in enumerate(words.titles):
+        is_prose = number == 0 or name in {"why", "standing on"}
+        table.add_column(name, justify="left" if is_prose else "right")
+    for row in words.rows:
         table.add_row(*row)
     console.print(table, width=max(console.width, _NARROWEST))

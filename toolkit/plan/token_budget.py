@@ -21,11 +21,11 @@ class SourceAmount:
     """Training text of one source.
 
     Attributes:
-        name, role: of the source.
-        tokens: that the recipe takes of it, without repeated documents; None where nothing was
-            seen.
-        available: that it could supply without the recipe's `max_tokens`; likewise.
-        at_least: only a part was seen, and nothing tells how large a part.
+        name, role: name and role of the source.
+        tokens: tokens that the recipe takes of it, without repeated documents; None where nothing
+            was seen.
+        available: tokens that it could supply without the recipe's `max_tokens`; likewise.
+        at_least: whether only a part was seen, and nothing tells how large a part.
         fill: share of a block's positions that have a target, after packing.
         origin: `counted`, `estimated`, `declared` or `unknown`.
     """
@@ -44,12 +44,11 @@ class StageAmount:
     """One stage of training.
 
     Attributes:
-        name: of the stage.
+        name: name of the stage.
         sequence_length: length of a block.
         domain_tokens, general_tokens: targets, all epochs together.
-        blocks: of all epochs.
+        blocks: number of blocks of all epochs.
         steps: optimizer steps.
-        micro_batches: forward passes of one process.
     """
 
     name: str
@@ -58,7 +57,6 @@ class StageAmount:
     general_tokens: float
     blocks: int
     steps: int
-    micro_batches: int
 
     @property
     def tokens(self) -> float:
@@ -87,15 +85,16 @@ def source_amount(
     """The amount of one source.
 
     Args:
-        name, role: of the source.
-        train_bytes: of its training text, estimated for all of it; None where nothing was seen.
-        tokens_per_byte: of its text.
+        name, role: name and role of the source.
+        train_bytes: bytes of its training text, estimated for all of it; None where nothing was
+            seen.
+        tokens_per_byte: ratio of its text under the tokenizer.
         sizes: tokens of sampled documents, for what packing leaves empty.
-        sequence_length, packing: as in the recipe.
-        max_tokens: of the training split.
-        declared: what the recipe says it holds.
-        is_whole: everything was read.
-        is_known_share: or it is known how large a part was.
+        sequence_length, packing: settings of the recipe.
+        max_tokens: limit of the training split.
+        declared: number of tokens that the recipe says it holds.
+        is_whole: whether everything was read.
+        is_known_share: whether it is known how large a part was read.
     """
     tokens: float | None
     if declared is not None:
@@ -105,25 +104,20 @@ def source_amount(
     else:
         tokens = train_bytes * tokens_per_byte
         origin = "counted" if is_whole else "estimated"
-    at_least = declared is None and not (is_whole or is_known_share)
     available = tokens
     if max_tokens is not None and (tokens is None or tokens >= max_tokens):
         tokens = float(max_tokens)
-    fill = 1.0
+    fill_fraction = 1.0
     if packing == "best_fit" and len(sizes):
-        targets = np.array(sizes, dtype=np.int64) + 1
-        fill = float(
-            targets.sum() / (len(pack(targets, sequence_length, packing)) * sequence_length)
-        )
-    return SourceAmount(name, role, tokens, available, at_least, fill, origin)
+        num_targets = np.array(sizes, dtype=np.int64) + 1
+        num_blocks = len(pack(num_targets, sequence_length, packing))
+        fill_fraction = float(num_targets.sum() / (num_blocks * sequence_length))
+    at_least = declared is None and not (is_whole or is_known_share)
+    return SourceAmount(name, role, tokens, available, at_least, fill_fraction, origin)
 
 
 def stage_amounts(
-    data: DataSection,
-    train: TrainSection,
-    sources: Mapping[str, SourceAmount],
-    *,
-    processes: int = 1,
+    data: DataSection, train: TrainSection, sources: Mapping[str, SourceAmount]
 ) -> list[StageAmount]:
     """Tokens, blocks and steps of each stage; empty where a domain source is unknown.
 
@@ -132,75 +126,82 @@ def stage_amounts(
             repeats that the recipe allows.
     """
     if data.stages:
-        return [_curriculum(data, train, sources, n, processes) for n in range(len(data.stages))]
-    domain = [s for s in sources.values() if s.role == "domain"]
-    general = [s for s in sources.values() if s.role == "general"]
-    if any(s.tokens is None for s in domain):
+        return [_curriculum_stage(data, train, sources, n) for n in range(len(data.stages))]
+    domain_sources = [source for source in sources.values() if source.role == "domain"]
+    general_sources = [source for source in sources.values() if source.role == "general"]
+    if any(source.tokens is None for source in domain_sources):
         return []
     weights = {name: section.weight or 1.0 for name, section in data.sources.items()}
-    learned = sum((s.tokens or 0.0) * weights[s.name] for s in domain)
-    replayed = learned * data.replay_fraction / (1.0 - data.replay_fraction)
-    supply = sum(s.tokens or 0.0 for s in general)
-    is_known = all(s.tokens is not None and not s.at_least for s in general)
-    if replayed > 0.0 and is_known and supply * data.max_repeats < 0.95 * replayed:
+    domain_tokens = sum((s.tokens or 0.0) * weights[s.name] for s in domain_sources)
+    replay_tokens = domain_tokens * data.replay_fraction / (1.0 - data.replay_fraction)
+    general_supply = sum(s.tokens or 0.0 for s in general_sources)
+    is_known = all(s.tokens is not None and not s.at_least for s in general_sources)
+    # A twentieth is left to the error of the estimate; the data stage has the last word.
+    is_short = general_supply * data.max_repeats < 0.95 * replay_tokens
+    if replay_tokens > 0.0 and is_known and is_short:
         raise ConfigError(
             f"data.replay_fraction: {data.replay_fraction} of the training tokens needs about "
-            f"{replayed:,.0f} tokens of general text, but the sources hold about {supply:,.0f}, to "
-            f"be repeated {data.max_repeats:g} times at most; add a general source, lower the "
-            "share, or raise data.max_repeats."
+            f"{replay_tokens:,.0f} tokens of general text, but the sources hold about "
+            f"{general_supply:,.0f}, to be repeated {data.max_repeats:g} times at most; add a "
+            "general source, lower the share, or raise data.max_repeats."
         )
-    blocks = sum((s.tokens or 0.0) * weights[s.name] / s.fill for s in domain)
-    blocks += replayed / _mean_fill(general)
-    return [_stage("train", train, data.sequence_length, learned, replayed, blocks, processes)]
+    num_positions = sum((s.tokens or 0.0) * weights[s.name] / s.fill for s in domain_sources)
+    mean_fill = (
+        sum(s.fill for s in general_sources) / len(general_sources) if general_sources else 1.0
+    )
+    num_positions += replay_tokens / mean_fill
+    return [
+        _stage_amount(
+            "train", train, data.sequence_length, domain_tokens, replay_tokens, num_positions
+        )
+    ]
 
 
-def _curriculum(
-    data: DataSection,
-    train: TrainSection,
-    sources: Mapping[str, SourceAmount],
-    number: int,
-    processes: int,
+def _curriculum_stage(
+    data: DataSection, train: TrainSection, sources: Mapping[str, SourceAmount], number: int
 ) -> StageAmount:
     stage = data.stages[number]
-    total = sum(stage.shares.values())
-    tokens = {"domain": 0.0, "general": 0.0}
-    filled = 0.0
+    all_shares = sum(stage.shares.values())
+    tokens_by_role = {"domain": 0.0, "general": 0.0}
+    num_positions = 0.0
     for name, share in stage.shares.items():
         source = sources[name]
-        wanted = stage.tokens * share / total
-        tokens[source.role] += wanted
-        filled += wanted / source.fill
-        if source.tokens is None or source.at_least or wanted == 0.0:
+        source_tokens = stage.tokens * share / all_shares
+        tokens_by_role[source.role] += source_tokens
+        num_positions += source_tokens / source.fill
+        if source.tokens is None or source.at_least or source_tokens == 0.0:
             continue
-        if wanted > 1.05 * source.tokens * data.max_repeats:
+        if source_tokens > 1.05 * source.tokens * data.max_repeats:
+            num_repeats = source_tokens / max(1.0, source.tokens)
             raise ConfigError(
-                f"data.stages.{number}.shares.{name}: {wanted:,.0f} tokens would repeat its about "
-                f"{source.tokens:,.0f} {wanted / max(1.0, source.tokens):.1f} times; lower the "
-                f"share or the stage's tokens, add text, or raise data.max_repeats "
-                f"({data.max_repeats:g})."
+                f"data.stages.{number}.shares.{name}: {source_tokens:,.0f} tokens would repeat its "
+                f"about {source.tokens:,.0f} {num_repeats:.1f} times; lower the share or the "
+                f"stage's tokens, add text, or raise data.max_repeats ({data.max_repeats:g})."
             )
-    length = stage.sequence_length or data.sequence_length
-    return _stage(stage.name, train, length, tokens["domain"], tokens["general"], filled, processes)
-
-
-def _stage(
-    name: str,
-    train: TrainSection,
-    length: int,
-    domain: float,
-    general: float,
-    filled: float,
-    processes: int,
-) -> StageAmount:
-    blocks = max(1, round(filled / length))
-    steps = -(-blocks // train.global_batch_size)
-    per_step = -(-train.global_batch_size // processes)
-    micro = steps * -(-per_step // train.micro_batch_size)
-    times = train.epochs
-    return StageAmount(
-        name, length, domain * times, general * times, blocks * times, steps * times, micro * times
+    sequence_length = stage.sequence_length or data.sequence_length
+    domain_tokens, general_tokens = tokens_by_role["domain"], tokens_by_role["general"]
+    return _stage_amount(
+        stage.name, train, sequence_length, domain_tokens, general_tokens, num_positions
     )
 
 
-def _mean_fill(sources: Sequence[SourceAmount]) -> float:
-    return sum(s.fill for s in sources) / len(sources) if sources else 1.0
+def _stage_amount(
+    name: str,
+    train: TrainSection,
+    sequence_length: int,
+    domain_tokens: float,
+    general_tokens: float,
+    positions: float,
+) -> StageAmount:
+    """One epoch's tokens and filled positions as a stage of all epochs."""
+    epochs = train.epochs
+    num_blocks = max(1, round(positions / sequence_length))
+    num_steps = -(-num_blocks // train.global_batch_size)
+    return StageAmount(
+        name,
+        sequence_length,
+        domain_tokens * epochs,
+        general_tokens * epochs,
+        num_blocks * epochs,
+        num_steps * epochs,
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Tool = Literal["cpt", "fine-tuning", "retrieval", "nothing"]
 Shift = Literal["strong", "weak", "unclear", "not measured"]
@@ -46,18 +46,18 @@ class Evidence:
     """What the verdict stands on; None where it was not measured.
 
     Attributes:
-        tokens: of domain training text without duplicates, whatever limit the recipe sets.
-        at_least: there may be more of them than was seen.
-        trained_parameters: of the model, or those that learn.
-        domain, general: bits per byte of the general model.
+        tokens: domain training text without duplicates, whatever limit the recipe sets.
+        at_least: whether there may be more tokens than were seen.
+        trained_parameters: number of parameters that learn.
+        domain, general: bits per byte of the general model on either text.
         gap_low, gap_high: ends of the interval of domain minus general.
         order_ratio: share of bits that order saves on the domain, over the same on general text.
-        pieces_ratio: tokens a word, domain over general.
+        pieces_ratio: tokens per word of the domain, over those of general text.
         badly_split, badly_split_general: share of words in four pieces or more.
         rare: share of domain words that general text lacks.
-        num_talks: conversations that the recipe has to fine-tune on.
-        is_talk: the domain itself is conversations.
-        taken: tokens that the recipe takes of them.
+        num_talks: number of conversations that the recipe has to fine-tune on.
+        is_talk: whether the domain itself is conversations.
+        taken: those of the tokens that the recipe takes.
     """
 
     tokens: float | None
@@ -78,37 +78,65 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class NeededTokens:
+    """Tokens of domain text that CPT wants.
+
+    Attributes:
+        least: fewest with which it is worth a try.
+        comfortable: number from which more changes little.
+    """
+
+    least: float
+    comfortable: float
+
+
+@dataclass(frozen=True)
 class PlanVerdict:
     """The tool, why, and what would change it.
 
     Attributes:
         tool: what to use.
-        shift: how far the domain lies from what the model knows.
-        needed: tokens that CPT wants at least, and comfortably.
-        reasons, changes: sentences.
         is_sure: False where an important figure is missing or near a threshold.
+        shift: how far the domain lies from what the model knows.
+        needed_tokens: domain text that CPT wants of such a model.
+        reasons, what_would_change_it: sentences.
     """
 
     tool: Tool
-    shift: Shift
-    needed: tuple[float, float]
-    reasons: tuple[str, ...]
-    changes: tuple[str, ...]
     is_sure: bool
+    shift: Shift
+    needed_tokens: NeededTokens
+    reasons: tuple[str, ...]
+    what_would_change_it: tuple[str, ...]
 
 
-def needed_tokens(parameters: float | None) -> tuple[float, float]:
-    """Tokens of domain text that CPT wants: at least, and comfortably.
+class _Sign(NamedTuple):
+    """What one figure says of the shift: a sentence, and the side that it speaks for, if any."""
+
+    sentence: str
+    speaks_for: Literal["strong", "weak", ""] = ""
+
+
+class _Case(NamedTuple):
+    """A tool with its sentences, before the signs of the shift are added."""
+
+    tool: Tool
+    reasons: list[str]
+    changes: list[str]
+
+
+def needed_tokens(parameters: float | None) -> NeededTokens:
+    """Tokens of domain text that CPT wants of a model with so many parameters.
 
     >>> needed_tokens(135e6)
-    (100000000.0, 1000000000.0)
-    >>> [f"{n:.3g}" for n in needed_tokens(70e9)]
-    ['1.75e+10', '2.1e+11']
+    NeededTokens(least=100000000.0, comfortable=1000000000.0)
+    >>> f"{needed_tokens(70e9).comfortable:.3g}"
+    '2.1e+11'
     """
-    size = parameters or 0.0
-    return (
-        max(LEAST_TOKENS, LEAST_PER_PARAMETER * size),
-        max(COMFORTABLE_TOKENS, COMFORTABLE_PER_PARAMETER * size),
+    num_parameters = parameters or 0.0
+    return NeededTokens(
+        max(LEAST_TOKENS, LEAST_PER_PARAMETER * num_parameters),
+        max(COMFORTABLE_TOKENS, COMFORTABLE_PER_PARAMETER * num_parameters),
     )
 
 
@@ -126,139 +154,188 @@ def worth_of_repeats(tokens: float, epochs: float) -> float:
 
 def measured_shift(evidence: Evidence) -> tuple[Shift, list[str]]:
     """How far the domain lies from general text, and the figures that say so."""
-    signs: list[str] = []
-    found = False
-    strong = weak = 0
-    if evidence.domain is not None and evidence.general is not None:
-        found = True
-        share = (evidence.domain - evidence.general) / evidence.general
-        low, high = evidence.gap_low or 0.0, evidence.gap_high or 0.0
-        words = f"the general model takes {evidence.domain:.2f} bits per byte on the domain, "
-        words += f"{evidence.general:.2f} on general text (difference {low:+.2f} to {high:+.2f})"
-        if share >= STRONG_GAP and low > 0.0:
-            strong += 1
-            signs.append(f"{words}: the domain surprises it much more")
-        elif low > 0.0:
-            signs.append(f"{words}: the domain surprises it more")
-        elif high < 0.0:
-            weak += 1
-            signs.append(f"{words}: the domain is no harder for it than general text")
-        else:
-            signs.append(f"{words}: no difference that so few documents could show")
-    if evidence.order_ratio is not None:
-        ratio = evidence.order_ratio
-        words = (
-            f"reading words in their order instead of shuffled saves it {ratio:.2f} times as large "
-            "a share of the bits on the domain as on general text"
+    loss_sign, pieces_sign = _loss_sign(evidence), _pieces_sign(evidence)
+    signs = [
+        sign
+        for sign in (loss_sign, _order_sign(evidence), pieces_sign, _rare_words_sign(evidence))
+        if sign is not None
+    ]
+    sentences = [sign.sentence for sign in signs]
+    sides = [sign.speaks_for for sign in signs]
+    # Rare words alone are no measurement: any two texts have some.
+    if loss_sign is None and pieces_sign is None:
+        return "not measured", sentences
+    if sides.count("strong") >= 2:
+        return "strong", sentences
+    if "strong" not in sides and ("weak" in sides or evidence.domain is not None):
+        return "weak", sentences
+    return "unclear", sentences
+
+
+def _loss_sign(evidence: Evidence) -> _Sign | None:
+    if evidence.domain is None or evidence.general is None:
+        return None
+    relative_gap = (evidence.domain - evidence.general) / evidence.general
+    low, high = evidence.gap_low or 0.0, evidence.gap_high or 0.0
+    figures = (
+        f"the general model takes {evidence.domain:.2f} bits per byte on the domain, "
+        f"{evidence.general:.2f} on general text (difference {low:+.2f} to {high:+.2f})"
+    )
+    if relative_gap >= STRONG_GAP and low > 0.0:
+        return _Sign(f"{figures}: the domain surprises it much more", "strong")
+    if low > 0.0:
+        return _Sign(f"{figures}: the domain surprises it more")
+    if high < 0.0:
+        return _Sign(f"{figures}: the domain is no harder for it than general text", "weak")
+    return _Sign(f"{figures}: no difference that so few documents could show")
+
+
+def _order_sign(evidence: Evidence) -> _Sign | None:
+    if evidence.order_ratio is None:
+        return None
+    figures = (
+        f"reading words in their order instead of shuffled saves it {evidence.order_ratio:.2f} "
+        "times as large a share of the bits on the domain as on general text"
+    )
+    if evidence.order_ratio < LESS_ORDER:
+        return _Sign(
+            f"{figures}: it knows the words better than how such texts are written", "strong"
         )
-        if ratio < LESS_ORDER:
-            strong += 1
-            signs.append(f"{words}: it knows the words better than how such texts are written")
-        else:
-            signs.append(f"{words}: it knows how such texts are written")
-    if evidence.pieces_ratio is not None:
-        found = True
-        ratio = evidence.pieces_ratio
-        words = f"the tokenizer takes {ratio:.2f} times as many tokens a word as on general text"
-        if evidence.badly_split is not None and evidence.badly_split_general is not None:
-            words += f"; {evidence.badly_split:.1%} of the words fall into four pieces or more "
-            words += f"({evidence.badly_split_general:.1%} of general ones)"
-        if ratio >= STRONG_PIECES:
-            strong += 1
-            words += ": a vocabulary that the tokenizer does not have"
-        signs.append(words)
-    if evidence.rare is not None:
-        words = f"{evidence.rare:.0%} of the domain's words do not occur in as much general text"
-        if evidence.rare >= STRONG_RARE:
-            strong += 1
-            words += ": a vocabulary of its own"
-        signs.append(words)
-    if not found:
-        return "not measured", signs
-    if strong >= 2:
-        return "strong", signs
-    if strong == 0 and (weak or evidence.domain is not None):
-        return "weak", signs
-    return "unclear", signs
+    return _Sign(f"{figures}: it knows how such texts are written")
+
+
+def _pieces_sign(evidence: Evidence) -> _Sign | None:
+    if evidence.pieces_ratio is None:
+        return None
+    figures = (
+        f"the tokenizer takes {evidence.pieces_ratio:.2f} times as many tokens a word as on "
+        "general text"
+    )
+    if evidence.badly_split is not None and evidence.badly_split_general is not None:
+        figures += (
+            f"; {evidence.badly_split:.1%} of the words fall into four pieces or more "
+            f"({evidence.badly_split_general:.1%} of general ones)"
+        )
+    if evidence.pieces_ratio >= STRONG_PIECES:
+        return _Sign(f"{figures}: a vocabulary that the tokenizer does not have", "strong")
+    return _Sign(figures)
+
+
+def _rare_words_sign(evidence: Evidence) -> _Sign | None:
+    if evidence.rare is None:
+        return None
+    figures = f"{evidence.rare:.0%} of the domain's words do not occur in as much general text"
+    if evidence.rare >= STRONG_RARE:
+        return _Sign(f"{figures}: a vocabulary of its own", "strong")
+    return _Sign(figures)
 
 
 def judge(evidence: Evidence) -> PlanVerdict:
     """Choose the tool."""
-    least, comfortable = needed_tokens(evidence.trained_parameters)
-    shift, signs = measured_shift(evidence)
-    familiar = shift == "weak" and evidence.gap_high is not None and evidence.gap_high < 0.0
-    reasons: list[str] = []
-    changes: list[str] = []
+    needed = needed_tokens(evidence.trained_parameters)
+    shift, shift_signs = measured_shift(evidence)
     if evidence.tokens is None:
-        reasons.append("how much domain text there is could not be seen from here")
-        reasons += signs
-        changes.append(f"at least {words_of(least)} tokens of domain text speak for CPT")
-        return PlanVerdict(
-            "cpt", shift, (least, comfortable), tuple(reasons), tuple(changes), False
-        )
-    worth = worth_of_repeats(evidence.tokens, 4.0)
-    can_tune = evidence.num_talks >= ENOUGH_TALKS
-    have = f"{'at least ' if evidence.at_least else ''}{words_of(evidence.tokens)}"
-    times = least / max(1.0, evidence.tokens)
-    most = "at most " if evidence.at_least else ""
-    size = f"{have} tokens of domain text without duplicates; CPT wants {words_of(least)} at least"
-    size += f" and {words_of(comfortable)} to be comfortable"
-    if evidence.taken is not None and evidence.taken < 0.9 * evidence.tokens:
-        size += f" (the recipe takes {words_of(evidence.taken)} of them)"
-    if evidence.tokens >= least:
-        tool: Tool = "nothing" if familiar else "cpt"
-        reasons.append(f"enough text: {size}")
-        if familiar and can_tune:
-            tool = "fine-tuning"
-        if tool != "cpt":
-            reasons.append("the general model already handles such text well")
-            changes.append(
-                "an evaluation on the domain's own tasks in which the general model fails, though "
-                "it reads the text well, would speak for CPT: bits per byte say nothing of facts"
-            )
-        else:
-            changes.append(
-                "a general model that reads the domain as well as general text (fewer bits per "
-                "byte) would speak against CPT"
-            )
-            if evidence.tokens < comfortable:
-                changes.append(
-                    f"{_times(comfortable / evidence.tokens)} the text would make the case plain"
-                )
-    elif worth >= least:
-        tool = "nothing" if familiar else "cpt"
-        reasons.append(f"little text, but four epochs of it are worth {words_of(worth)}: {size}")
-        changes.append(f"{most}{_times(times)} the text would make one epoch enough")
+        reasons = ["how much domain text there is could not be seen from here", *shift_signs]
+        change = f"at least {words_of(needed.least)} tokens of domain text speak for CPT"
+        return PlanVerdict("cpt", False, shift, needed, tuple(reasons), (change,))
+    is_familiar = shift == "weak" and evidence.gap_high is not None and evidence.gap_high < 0.0
+    # Four epochs: beyond them repeats are worth little (Muennighoff et al. 2023).
+    repeats_worth = worth_of_repeats(evidence.tokens, 4.0)
+    if evidence.tokens >= needed.least:
+        case = _case_of_enough(evidence, evidence.tokens, needed, is_familiar)
+    elif repeats_worth >= needed.least:
+        case = _case_of_repeats(evidence, evidence.tokens, needed, is_familiar)
     else:
-        tool = "fine-tuning" if can_tune or evidence.is_talk else "retrieval"
-        reasons.append(f"too little text: {size}")
-        changes.append(
-            f"{most}{_times(times)} the text ({words_of(least)} tokens), or "
-            f"{_times(least / worth)} and four epochs, would speak for CPT"
-        )
-        if tool == "fine-tuning":
-            reasons.append("there are conversations, from which behavior is learned with far less")
-        else:
-            reasons.append(
-                "facts in a collection of this size are found and quoted (retrieval) more surely "
-                "than they are learned"
-            )
-            few = f" ({evidence.num_talks} are there)" if evidence.num_talks else ""
-            changes.append(
-                f"thousands of questions and answers{few} would speak for fine-tuning, if a way of "
-                "answering is what is missing"
-            )
-        reasons.append(
-            "CPT on less does lower the loss on such text (the finance recipe: -0.14 bits per byte "
-            "from 0.1M tokens), but what it learns is style and form more than knowledge"
-        )
-    near = 0.5 < times < 2.0
-    sure = shift not in {"unclear", "not measured"} and not near and not evidence.at_least
-    if tool in {"retrieval", "fine-tuning"} and not near and not evidence.at_least:
-        sure = True  # whatever the shift, the amount decides
+        case = _case_of_too_little(evidence, evidence.tokens, needed)
+    is_near = 0.5 < needed.least / max(1.0, evidence.tokens) < 2.0
+    # Of too little text the amount decides, whatever the shift.
+    is_clear = shift not in {"unclear", "not measured"} or case.tool in {"retrieval", "fine-tuning"}
     return PlanVerdict(
-        tool, shift, (least, comfortable), tuple(reasons + signs), tuple(changes), sure
+        tool=case.tool,
+        is_sure=is_clear and not is_near and not evidence.at_least,
+        shift=shift,
+        needed_tokens=needed,
+        reasons=(*case.reasons, *shift_signs),
+        what_would_change_it=tuple(case.changes),
     )
+
+
+def _amount_words(evidence: Evidence, tokens: float, needed: NeededTokens) -> str:
+    """How much text there is beside what is wanted."""
+    amount_words = (
+        f"{'at least ' if evidence.at_least else ''}{words_of(tokens)} tokens of domain text "
+        f"without duplicates; CPT wants {words_of(needed.least)} at least and "
+        f"{words_of(needed.comfortable)} to be comfortable"
+    )
+    if evidence.taken is not None and evidence.taken < 0.9 * tokens:
+        amount_words += f" (the recipe takes {words_of(evidence.taken)} of them)"
+    return amount_words
+
+
+def _more_text(evidence: Evidence, tokens: float, needed: NeededTokens) -> str:
+    most_words = "at most " if evidence.at_least else ""
+    return f"{most_words}{_times(needed.least / max(1.0, tokens))} the text"
+
+
+def _case_of_enough(
+    evidence: Evidence, tokens: float, needed: NeededTokens, is_familiar: bool
+) -> _Case:
+    reasons = [f"enough text: {_amount_words(evidence, tokens, needed)}"]
+    if is_familiar:
+        reasons.append("the general model already handles such text well")
+        change = (
+            "an evaluation on the domain's own tasks in which the general model fails, though "
+            "it reads the text well, would speak for CPT: bits per byte say nothing of facts"
+        )
+        can_tune = evidence.num_talks >= ENOUGH_TALKS
+        return _Case("fine-tuning" if can_tune else "nothing", reasons, [change])
+    changes = [
+        "a general model that reads the domain as well as general text (fewer bits per "
+        "byte) would speak against CPT"
+    ]
+    if tokens < needed.comfortable:
+        changes.append(f"{_times(needed.comfortable / tokens)} the text would make the case plain")
+    return _Case("cpt", reasons, changes)
+
+
+def _case_of_repeats(
+    evidence: Evidence, tokens: float, needed: NeededTokens, is_familiar: bool
+) -> _Case:
+    worth_words = words_of(worth_of_repeats(tokens, 4.0))
+    amount_words = _amount_words(evidence, tokens, needed)
+    return _Case(
+        "nothing" if is_familiar else "cpt",
+        [f"little text, but four epochs of it are worth {worth_words}: {amount_words}"],
+        [f"{_more_text(evidence, tokens, needed)} would make one epoch enough"],
+    )
+
+
+def _case_of_too_little(evidence: Evidence, tokens: float, needed: NeededTokens) -> _Case:
+    repeats_worth = max(1.0, worth_of_repeats(tokens, 4.0))
+    reasons = [f"too little text: {_amount_words(evidence, tokens, needed)}"]
+    changes = [
+        f"{_more_text(evidence, tokens, needed)} ({words_of(needed.least)} tokens), or "
+        f"{_times(needed.least / repeats_worth)} and four epochs, would speak for CPT"
+    ]
+    tool: Tool = "retrieval"
+    if evidence.num_talks >= ENOUGH_TALKS or evidence.is_talk:
+        tool = "fine-tuning"
+        reasons.append("there are conversations, from which behavior is learned with far less")
+    else:
+        reasons.append(
+            "facts in a collection of this size are found and quoted (retrieval) more surely "
+            "than they are learned"
+        )
+        few_words = f" ({evidence.num_talks} are there)" if evidence.num_talks else ""
+        changes.append(
+            f"thousands of questions and answers{few_words} would speak for fine-tuning, if a way "
+            "of answering is what is missing"
+        )
+    reasons.append(
+        "CPT on less does lower the loss on such text (the finance recipe: -0.14 bits per byte "
+        "from 0.1M tokens), but what it learns is style and form more than knowledge"
+    )
+    return _Case(tool, reasons, changes)
 
 
 def _times(factor: float) -> str:
@@ -275,8 +352,9 @@ def words_of(number: float) -> str:
     >>> [words_of(n) for n in (950, 83_682, 1.5e6, 2.4e9, 15e12)]
     ['950', '84k', '1.5M', '2.4B', '15T']
     """
-    for size, sign in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            shown = number / size
-            return f"{shown:.0f}{sign}" if shown >= 10 or sign == "k" else f"{shown:.1f}{sign}"
+    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            scaled_number = number / unit
+            num_digits = 0 if scaled_number >= 10 or letter == "k" else 1
+            return f"{scaled_number:.{num_digits}f}{letter}"
     return f"{number:.0f}"

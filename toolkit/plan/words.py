@@ -21,10 +21,10 @@ class WordFigures:
     """Words of one role's sample (letters only; numbers split in any tokenizer).
 
     Attributes:
-        num_words: looked at.
+        num_words: number of words that were looked at.
         tokens_per_word: pieces of a word as it stands in running text, mean over all words.
         badly_split_fraction: share of the words that fall into `BAD_PIECES` or more.
-        tokens_per_byte: of all the text, spaces and numbers included.
+        tokens_per_byte: ratio over all the text, spaces and numbers included.
         rare_fraction: share of the words that the other role's sample does not have; None where
             there is none.
         examples: badly split words, the most frequent first.
@@ -40,51 +40,47 @@ class WordFigures:
 
 def count_words(texts: Sequence[str], most: int = _MOST_WORDS) -> Counter[str]:
     """Words as they are written, up to so many."""
-    counts: Counter[str] = Counter()
-    total = 0
+    word_counts: Counter[str] = Counter()
+    num_words = 0
     for text in texts:
-        found = _WORD.findall(text)[: most - total]
-        counts.update(found)
-        total += len(found)
-        if total >= most:
+        text_words = _WORD.findall(text)[: most - num_words]
+        word_counts.update(text_words)
+        num_words += len(text_words)
+        if num_words >= most:
             break
-    return counts
+    return word_counts
 
 
 def word_figures(texts: Sequence[str], others: Sequence[str] | None, tokenizer: Any) -> WordFigures:
     """Figures of one role's texts.
 
     Args:
-        texts: of the role.
-        others: of the other role, for what is rare; both are looked at to the same length.
-        tokenizer: something with `count(text)`, the number of its tokens, and
-            `count_many(texts)`, the number of each.
+        texts: texts of the role.
+        others: texts of the other role, for what is rare; both are looked at to the same length.
+        tokenizer: anything with `count_many(texts)`, the number of tokens of each.
     """
-    most = _MOST_WORDS
-    if others is not None:
-        known = count_words(others)
-        most = min(most, max(1, known.total()))
-    counts = count_words(texts, most)
-    total = counts.total() or 1
-    words = list(counts)
+    other_counts = count_words(others) if others is not None else None
+    most_words = _MOST_WORDS if other_counts is None else max(1, other_counts.total())
+    word_counts = count_words(texts, most_words)
+    num_words = word_counts.total() or 1
+    words = list(word_counts)
     # With a space in front, as a word stands in running text.
-    pieces = dict(zip(words, tokenizer.count_many([f" {w}" for w in words]), strict=True))
-    bad = [word for word in words if pieces[word] >= BAD_PIECES]
-    rare = None
-    if others is not None:
-        lower = {word.lower() for word in known}
-        rare = sum(n for word, n in counts.items() if word.lower() not in lower) / total
-    num_bytes, num_tokens = 0, 0
-    for text, number in zip(texts, tokenizer.count_many(list(texts)), strict=True):
-        num_bytes += len(text.encode())
-        num_tokens += number
+    num_pieces = dict(zip(words, tokenizer.count_many([f" {w}" for w in words]), strict=True))
+    badly_split = [word for word in words if num_pieces[word] >= BAD_PIECES]
+    rare_fraction = None
+    if other_counts is not None:
+        common_words = {word.lower() for word in other_counts}
+        num_rare = sum(n for word, n in word_counts.items() if word.lower() not in common_words)
+        rare_fraction = num_rare / num_words
+    num_bytes = sum(len(text.encode()) for text in texts)
+    num_tokens = sum(tokenizer.count_many(list(texts)))
     return WordFigures(
-        num_words=counts.total(),
-        tokens_per_word=sum(pieces[word] * n for word, n in counts.items()) / total,
-        badly_split_fraction=sum(counts[word] for word in bad) / total,
+        num_words=word_counts.total(),
+        tokens_per_word=sum(num_pieces[word] * n for word, n in word_counts.items()) / num_words,
+        badly_split_fraction=sum(word_counts[word] for word in badly_split) / num_words,
         tokens_per_byte=num_tokens / max(1, num_bytes),
-        rare_fraction=rare,
-        examples=tuple(sorted(bad, key=lambda word: (-counts[word], word))[:5]),
+        rare_fraction=rare_fraction,
+        examples=tuple(sorted(badly_split, key=lambda word: (-word_counts[word], word))[:5]),
     )
 
 

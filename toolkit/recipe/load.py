@@ -11,11 +11,13 @@ from toolkit.recipe.checks import recipe_faults
 from toolkit.recipe.layers import Layers, broken_rules, parse_amounts, read_layers, with_amounts
 from toolkit.recipe.schema import Recipe
 from toolkit.section import check_section
+from toolkit.shipped import find_in, folders_of, names_in
 from toolkit.study.config import unknown_models
 
 
-def find_recipe(domain: str, folder: Path = Path("recipes")) -> Path:
-    """The file of a recipe given by name or by path.
+def find_recipe(domain: str) -> Path:
+    """The file of a recipe given by name or by path; `recipes/` where the command runs comes before
+    the package's own.
 
     Raises:
         ConfigError: there is none; the message lists those there are.
@@ -25,16 +27,14 @@ def find_recipe(domain: str, folder: Path = Path("recipes")) -> Path:
         if given.is_file():
             return given
         raise ConfigError(f"{given}: no such recipe file.")
-    path = folder / f"{domain}.yaml"
-    if path.is_file():
+    folders = folders_of("recipes")
+    if (path := find_in(folders, domain)) is not None:
         return path
-    names = sorted(item.stem for item in folder.glob("*.yaml"))
-    if not names:
-        raise ConfigError(
-            f"{folder}/: holds no recipes; run in the folder that does, or give a path to a .yaml."
-        )
+    names = names_in(folders)
     hint = sentence_end(domain, names)
-    raise ConfigError(f"no recipe {domain!r} in {folder}/{hint} Recipes: {', '.join(names)}.")
+    raise ConfigError(
+        f"no recipe {domain!r} in recipes/ or in the package{hint} Recipes: {', '.join(names)}."
+    )
 
 
 def load_recipe(path: Path, layers: Sequence[str] = ()) -> Recipe:

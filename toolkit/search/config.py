@@ -11,6 +11,7 @@ from typing_extensions import Self
 from toolkit.errors import ConfigError
 from toolkit.load_yaml import load_yaml
 from toolkit.section import Count, PositiveInt, Section, at_most
+from toolkit.shipped import folders_of
 
 SamplerName = Literal["quadratic", "grid", "tpe", "cmaes", "gp", "nsga2", "nsga3"]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -113,14 +114,14 @@ class SearchSection(Section):
             models: names of the recipe's further models.
         """
         # The files are read by what searches them, which `--help` has no need of.
-        from toolkit.search.space import GENERAL, SPECIALIST, find_space, merge_folder, read_space
+        from toolkit.search.space import GENERAL, SPECIALIST, find_space, read_space
 
         for name in models:
             if name in {GENERAL, SPECIALIST}:
                 yield f"models.{name}: is the name of a model that every recipe has; give another"
         for name in dict.fromkeys(self.merges):
             try:
-                path = find_space(name, merge_folder())
+                path = find_space(name, folders_of("merges"))
             except ConfigError as error:
                 yield str(error)
                 continue

@@ -16,10 +16,10 @@ from toolkit.evaluate.sets import EvaluationSet
 from toolkit.search.config import RaceSection
 from toolkit.search.raced_set import hasten_cheap_sets, order_for_race, usable_looks
 from toolkit.statistics.change_bound import ChangeBound
+from toolkit.statistics.interval import normal_quantile, student_quantile
 from toolkit.statistics.paired import PairedChanges
-from toolkit.statistics.sampled_differences import Difference, combine, is_out, spending, sure_side
+from toolkit.statistics.sampled_differences import Difference, combine, is_out, spending
 from toolkit.statistics.set_changes import SetChanges
-from toolkit.statistics.student import student_quantile
 
 Losses = Mapping[str, NDArray[np.float64]]
 """Losses by set, each a beginning of the set's items in the order of the race."""
@@ -285,7 +285,7 @@ class Objective:
                 bounds[name] = self.set_change(name, losses, general).upper_bound(level)
             else:
                 difference = self._difference(name, losses, general, guide)
-                bounds[name] = upper_bound(difference, level)
+                bounds[name] = difference.upper_bound(level)
         return bounds
 
     def beyond_tolerances(
@@ -324,7 +324,7 @@ class Objective:
         """
         if not self.looks:
             return False
-        ahead = sure_side(1.0 - (1.0 - self.confidence) / (2.0 * self._num_rivals))
+        ahead = normal_quantile(1.0 - (1.0 - self.confidence) / (2.0 * self._num_rivals))
         ahead = ahead if surely else 0.0
         difference = self.domain_difference(losses, best, guide, ahead)
         return is_out(difference, 0.0, ahead, spending(self._error, len(self.looks)))
@@ -344,16 +344,3 @@ class Objective:
 def same_unit(sets: Sequence[EvaluationSet]) -> list[str]:
     """Names of those in the unit of the first."""
     return [item.name for item in sets if item.unit == sets[0].unit]
-
-
-def upper_bound(difference: Difference, confidence: float) -> float:
-    """One-sided upper bound of a difference that is known in part, from its linearized error and
-    Student's t: enough to rank what was dropped. What is known in full is judged by `change`.
-
-    >>> round(upper_bound(Difference(0.0, 1.0, 11, 11), 0.95), 3)
-    1.812
-    """
-    if difference.freedom < 1:
-        return math.inf
-    quantile = student_quantile(confidence, difference.freedom)
-    return difference.estimate + quantile * math.sqrt(difference.variance)

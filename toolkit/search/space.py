@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from toolkit.merge.config import MergeConfig, parse_merge_config
 from toolkit.merge.parameters import check_parameters, parameter_places
 from toolkit.merge.registry import get_method
 from toolkit.search.unknowns import Options, Unknown, Value, complement_of, parse_unknown
+from toolkit.shipped import find_in, names_in
 from toolkit.stage import hash_json
 
 GENERAL, SPECIALIST = "general", "specialist"
@@ -130,12 +130,14 @@ def _between(alpha: float, where: str) -> MergeConfig:
     return parse_merge_config({"merge_method": "linear", "models": models}, where=where)
 
 
-def load_spaces(names: Sequence[str], folder: Path, models: Iterable[str] = ()) -> list[MergeSpace]:
-    """The named files of a folder, each checked by filling in its lowest and highest values.
+def load_spaces(
+    names: Sequence[str], folders: Sequence[Path], models: Iterable[str] = ()
+) -> list[MergeSpace]:
+    """The named merge configurations, each checked by filling in its lowest and highest values.
 
     Args:
-        names: of the files.
-        folder: that holds them.
+        names: of the files, without their ending.
+        folders: where they are looked for, in this order.
         models: names of models besides `general` and `specialist`.
 
     Raises:
@@ -144,23 +146,23 @@ def load_spaces(names: Sequence[str], folder: Path, models: Iterable[str] = ()) 
     extra_models = tuple(models)
     spaces = []
     for name in dict.fromkeys(names):
-        path = find_space(name, folder)
+        path = find_space(name, folders)
         spaces.append(read_space(name, load_yaml(path), str(path), extra_models))
     return spaces
 
 
-def find_space(name: str, folder: Path) -> Path:
-    """The file of a folder by its name.
+def find_space(name: str, folders: Sequence[Path]) -> Path:
+    """The file of a merge configuration by its name.
 
     Raises:
         ConfigError: there is no such file; begins with the recipe's key.
     """
-    path = folder / f"{name}.yaml"
-    if path.is_file():
+    if (path := find_in(folders, name)) is not None:
         return path
-    names_there = sorted(item.stem for item in folder.glob("*.yaml"))
+    names_there = names_in(folders)
+    shown = " or ".join(f"{folder}/" for folder in folders) or "merges/"
     raise ConfigError(
-        f"search.merges: no {name!r} in {folder}/{sentence_end(name, names_there)} "
+        f"search.merges: no {name!r} in {shown}{sentence_end(name, names_there)} "
         f"There are: {', '.join(names_there) or 'none'}."
     )
 
@@ -248,8 +250,3 @@ def _fill(node: Any, values: Mapping[str, Value], where: str, key: str = "") -> 
 
 def _short(value: Value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def merge_folder() -> Path:
-    """Where `merges/` stands: beside the package in a checkout."""
-    return Path(str(resources.files("toolkit"))).parent / "merges"

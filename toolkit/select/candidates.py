@@ -14,7 +14,6 @@ from toolkit.search.objective import Losses, Objective, guide_of
 from toolkit.search.space import GENERAL, SPECIALIST
 from toolkit.search.worker import Outcome
 from toolkit.statistics.sampled_differences import Difference, combine
-from toolkit.statistics.student import student_quantile
 
 
 @dataclass(frozen=True)
@@ -142,21 +141,6 @@ def merged_parts(*parts: Mapping[str, Mapping[str, float]]) -> dict[str, dict[st
     return whole
 
 
-def two_sided(difference: Difference, confidence: float) -> dict[str, float]:
-    """An interval of a difference that is known in part, from its linearized error and Student's t;
-    what is known in full has the interval of `Objective.change`.
-
-    >>> two_sided(Difference(1.0, 0.0, 9, 9), 0.95)
-    {'estimate': 1.0, 'low': 1.0, 'high': 1.0}
-    """
-    reach = math.inf
-    if difference.freedom > 0:
-        quantile = student_quantile(0.5 + confidence / 2.0, difference.freedom)
-        reach = quantile * math.sqrt(difference.variance)
-    middle = difference.estimate
-    return {"estimate": middle, "low": middle - reach, "high": middle + reach}
-
-
 def cannot_be_told_apart(
     objective: Objective, losses: Losses, others: Losses, confidence: float, num_pairs: int = 1
 ) -> bool:
@@ -214,7 +198,8 @@ def _interval(
     """Of a candidate's difference from the general model, as far as it is known."""
     if all(objective.sets[name].is_whole(losses[name]) for name in weights):
         return asdict(objective.change(weights, losses, start).interval(confidence))
-    return two_sided(_by_way_of(objective, losses, start, whole, weights, guide), confidence)
+    difference = _by_way_of(objective, losses, start, whole, weights, guide)
+    return asdict(difference.interval(confidence))
 
 
 def _by_way_of(

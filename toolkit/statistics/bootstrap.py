@@ -1,4 +1,4 @@
-"""Bootstrap of ratios by group, studentized: figures with intervals and bounds.
+"""Bootstrap of ratios by group, studentized: figures with intervals.
 
 A figure is Σ losses / Σ sizes, a difference of two models on the same items the same with
 differences of losses. Groups (documents, companies) are resampled, never items of one group, which
@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from toolkit.errors import EvaluationError
-from toolkit.statistics.group_sums import group_sums
-from toolkit.statistics.interval import Interval
-from toolkit.statistics.student import student_quantile
+from toolkit.statistics.interval import Interval, student_quantile
+from toolkit.statistics.ratios import group_sums
 
 Floats = NDArray[np.float64]
 
@@ -142,18 +141,6 @@ def intervals(figures: Figures, confidence: float = 0.95) -> list[Interval]:
         Interval(float(e), float(a), float(b))
         for e, a, b in zip(figures.estimate, low, high, strict=True)
     ]
-
-
-def upper_bounds(figures: Figures, confidence: float = 0.95) -> Floats:
-    """One-sided upper bound of each figure, `[K]`: it lies below with the given confidence.
-
-    Made as in `intervals`; simulations behind it are in the tests.
-
-    >>> found = bootstrap_figures([1.0, 3.0, 2.0], [1, 1, 1], "abc", resamples=500, seed=0)
-    >>> bool(upper_bounds(found)[0] > 2.9)
-    True
-    """
-    return _ends(figures, 1.0 - confidence)[1]
 
 
 def _ends(figures: Figures, tail: float) -> tuple[Floats, Floats]:

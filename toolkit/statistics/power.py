@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
 from typing import Any
 
 from toolkit.statistics.change_bound import ChangeBound
-from toolkit.statistics.student import student_quantile
+from toolkit.statistics.interval import normal_quantile, student_quantile
 
 
 def smallest_shown(change: ChangeBound, confidence: float = 0.95, wanted: float = 0.8) -> float:
@@ -80,10 +79,9 @@ def needed_answers(
     >>> needed_answers(0.01, 0.0), needed_answers(0.01, 0.1)
     (268, 6183)
     """
-    normal = NormalDist()
-    alone = normal.inv_cdf(confidence)
+    alone = normal_quantile(confidence)
     least = alone**2 * (1.0 - tolerance) / tolerance
-    both = (alone + normal.inv_cdf(wanted)) ** 2 * changed / tolerance**2
+    both = (alone + normal_quantile(wanted)) ** 2 * changed / tolerance**2
     return math.ceil(max(least, both))
 
 

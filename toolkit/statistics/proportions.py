@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 from scipy.special import ndtr
 
-from toolkit.statistics.interval import Interval
+from toolkit.statistics.interval import Interval, normal_quantile
 
 
 def tango_p_value(worse: int, better: int, total: int, limit: float) -> float:
@@ -63,13 +62,13 @@ def share_interval(num_right: int, total: int, confidence: float = 0.95) -> Inte
     >>> round(found.low, 4), round(found.high, 4)
     (0.584, 0.9193)
     """
-    z = NormalDist().inv_cdf(0.5 + confidence / 2.0)
+    from scipy.stats import binomtest  # takes a second to import
+
     share = num_right / total
-    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
-    inner = share * (1 - share) / total + z**2 / (4 * total**2)
-    reach = z * math.sqrt(inner) / (1 + z**2 / total)  # at 0 and 1 it ends there, but for rounding
+    ends = binomtest(num_right, total).proportion_ci(confidence, method="wilson")
+    # At 0 and 1 it ends there, but for rounding.
     return Interval(
-        share, max(0.0, min(middle - reach, share)), min(1.0, max(middle + reach, share))
+        share, max(0.0, min(float(ends.low), share)), min(1.0, max(float(ends.high), share))
     )
 
 
@@ -91,7 +90,7 @@ def share_difference(
     >>> found.estimate, round(found.low, 4), round(found.high, 4)
     (-0.05, -0.17, 0.0791)
     """
-    z = NormalDist().inv_cdf(0.5 + confidence / 2.0)
+    z = normal_quantile(0.5 + confidence / 2.0)
     pairs = list(zip(right, reference_right, strict=True))
     ahead, behind = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
     estimate, total = (ahead - behind) / len(pairs), len(pairs) + 2

@@ -87,9 +87,9 @@ class MeasureSection(Section):
 
     def models(self) -> Iterator[str]:
         """All models that are named, in order; some may stand twice."""
-        for side in (self.against, self.of, self.share_of):
-            if side is not None:
-                yield from (side,) if isinstance(side, str) else side
+        for compared_side in (self.against, self.of, self.share_of):
+            if compared_side is not None:
+                yield from (compared_side,) if isinstance(compared_side, str) else compared_side
 
     def threshold(self) -> float:
         """What the figure is expected to be lower or higher than.
@@ -149,11 +149,11 @@ def split_model(name: str) -> tuple[str | None, Step]:
     >>> split_model("merge"), split_model("weak"), split_model("weak/sft")
     ((None, 'merge'), ('weak', 'cpt'), ('weak', 'sft'))
     """
-    variant, _, step = name.rpartition("/")
+    variant, _, step_name = name.rpartition("/")
     for known in STEPS:
-        if step == known:
+        if step_name == known:
             return variant or None, known
-    return step, "cpt"
+    return step_name, "cpt"
 
 
 def unknown_models(study: StudySection | None, variants: Collection[str]) -> list[str]:
@@ -185,10 +185,10 @@ def unknown_sets(
     for number, claim in enumerate(study.claims if study is not None else ()):
         name = claim.measure.test_set
         if name not in SETS and name not in sources:
-            known = [*SETS, *sources]
+            known_sets = [*SETS, *sources]
             faults.append(
                 f"study.claims.{number}.measure.test_set: there is no test set {name!r}"
-                f"{sentence_end(name, known)} Sets: {', '.join(known)}."
+                f"{sentence_end(name, known_sets)} Sets: {', '.join(known_sets)}."
             )
         if name == "middles" and not has_middles:
             faults.append(

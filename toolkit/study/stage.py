@@ -5,19 +5,22 @@ RECIPE@variant@scale/… ─► study        under runs/RECIPE@scale/
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from toolkit.errors import ConfigError, EvaluationError
 from toolkit.evaluate.sets import EvaluationSet
+from toolkit.machine import cache_folder
 from toolkit.pipeline.model_hashes import fingerprint
 from toolkit.pipeline.models import ensure_data, ensure_general, ensure_specialist
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import ensure_merge, ensure_sft
 from toolkit.progress import progress, say
 from toolkit.recipe.load import load_recipe
+from toolkit.section import parse_section
 from toolkit.stage import (
     Stage,
     content_hash,
@@ -28,9 +31,15 @@ from toolkit.stage import (
     write_atomically,
     write_json,
 )
-from toolkit.study.config import STEPS, Step, StudySection, split_model
+from toolkit.statistics.seeds import named_seed
+from toolkit.study.config import STEPS, ClaimSection, Step, StudySection, split_model
+from toolkit.study.results import JudgedClaim, SetFigures, StudyResults
 from toolkit.study.table import claim_lines, replace_tables
+from toolkit.study.verdict import Items, measure_claim, pool
 from toolkit.tokenizer_files import load_tokenizer
+
+if TYPE_CHECKING:
+    from toolkit.evaluate.cache import ScoreCache
 
 STUDY = "study"
 FIGURES = "study.json"
@@ -47,10 +56,10 @@ class StudySubject:
     """A model that a study names.
 
     Attributes:
-        name: as the recipe names it.
-        run: of its variant.
-        step: what makes it.
-        folder: where it stands.
+        name: name that the recipe has for it.
+        run: run of its variant.
+        step: stage that makes it.
+        folder: folder that it stands in.
     """
 
     name: str
@@ -63,7 +72,7 @@ def ensure_study(run: Run) -> Path:
     """The study of a recipe: every model that its claims name, and what they show.
 
     Args:
-        run: of the recipe, at the scale wanted, without a variant.
+        run: run of the recipe at the scale wanted, without a variant.
 
     Raises:
         ConfigError: the recipe has no section `study`, or `run` is one of its variants.
@@ -90,21 +99,21 @@ def ensure_study(run: Run) -> Path:
         },
     )
     folder = run.ensure(stage, STUDY, lambda: run_study(run, section, stage, subjects, documents))
-    for line in claim_lines(load_json(folder / FIGURES)):
+    for line in claim_lines(read_results(folder)):
         say(line)
     return folder
 
 
 def make_subjects(run: Run, section: StudySection) -> list[StudySubject]:
     """The models of all claims, each made where it is not there yet, in the order of the steps."""
-    names = dict.fromkeys(name for claim in section.claims for name in claim.measure.models())
-    ordered = sorted(names, key=lambda name: STEPS.index(split_model(name)[1]))
+    model_names = dict.fromkeys(name for claim in section.claims for name in claim.measure.models())
+    ordered_names = sorted(model_names, key=lambda name: STEPS.index(split_model(name)[1]))
     subjects = []
-    for number, name in enumerate(ordered, 1):
+    for number, name in enumerate(ordered_names, 1):
         variant, step = split_model(name)
-        say(f"{run.name}: model {number} of {len(ordered)}, {name}")
-        own = variant_of(run, variant)
-        subjects.append(StudySubject(name, own, step, _ENSURE[step](own)))
+        say(f"{run.name}: model {number} of {len(ordered_names)}, {name}")
+        variant_run = variant_of(run, variant)
+        subjects.append(StudySubject(name, variant_run, step, _ENSURE[step](variant_run)))
     return subjects
 
 
@@ -127,15 +136,15 @@ def common_documents(subjects: Sequence[StudySubject], run: Run) -> Path:
     Raises:
         EvaluationError: two of the models' data stages hold other test documents.
     """
-    trained = [s for s in subjects if s.step != "general"]
-    plain = [s for s in trained if s.step != "sft"]
-    if not trained:
+    trained_subjects = [subject for subject in subjects if subject.step != "general"]
+    if not trained_subjects:
         return ensure_data(run)
-    name = "data" if plain else "sft-data"
-    folders = [s.run.root / name for s in plain or trained]
-    hashes = [_hash_of_documents(folder / "test.jsonl") for folder in folders]
-    for folder, found in zip(folders, hashes, strict=True):
-        if found != hashes[0]:
+    not_tuned = [subject for subject in trained_subjects if subject.step != "sft"]
+    data_name = "data" if not_tuned else "sft-data"
+    folders = [subject.run.root / data_name for subject in not_tuned or trained_subjects]
+    document_hashes = [_hash_of_documents(folder / "test.jsonl") for folder in folders]
+    for folder, documents_hash in zip(folders, document_hashes, strict=True):
+        if documents_hash != document_hashes[0]:
             raise EvaluationError(
                 f"{folder}: its test documents are not those of {folders[0]}, so models of the two "
                 "cannot be compared; give the variants the same sources, splits and seed."
@@ -153,119 +162,126 @@ def run_study(
     run: Run, section: StudySection, stage: Stage, subjects: Sequence[StudySubject], documents: Path
 ) -> None:
     """Score the models and write `study.json`."""
-    from toolkit.statistics.seeds import named_seed
-    from toolkit.study.verdict import Items, measure_claim
-
-    evaluate = run.recipe.evaluate
-    wanted = list(dict.fromkeys(claim.measure.test_set for claim in section.claims))
-    found = score_subjects(run, subjects, documents, wanted)
-    claims = []
-    for claim in section.claims:
-        items: Items = found[claim.measure.test_set]
-        measured = measure_claim(
-            claim.measure,
-            items,
-            confidence=section.confidence,
-            num_claims=len(section.claims),
-            resamples=evaluate.resamples,
-            seed=named_seed(run.recipe.seed, "study", claim.measure.test_set),
-        )
-        claims.append(
-            {
-                **claim.model_dump(mode="json"),
-                "address": claim.address,
-                "interval": vars(measured.interval),
-                "together": vars(measured.together),
-                "unit": items.unit if claim.measure.unit == "difference" else claim.measure.unit,
-                "verdict": measured.verdict,
-                "note": measured.note,
-            }
-        )
-    figures = {
-        on: {
-            "unit": items.unit,
-            "num_items": len(items.sizes),
-            "num_groups": len(set(items.groups)),
-            "models": {model: items.figure(model) for model in items.losses},
-            "notes": list(items.notes),
-        }
-        for on, items in found.items()
-    }
-    results = {
-        "recipe": run.name,
-        "description": run.recipe.description,
-        "command": f"toolkit study run {run.name}",
-        "confidence": section.confidence,
-        "claims": claims,
-        "figures": figures,
-    }
+    set_names = list(dict.fromkeys(claim.measure.test_set for claim in section.claims))
+    items_by_set = score_subjects(run, subjects, documents, set_names)
+    results = StudyResults(
+        recipe=run.name,
+        description=run.recipe.description,
+        command=f"toolkit study run {run.name}",
+        confidence=section.confidence,
+        claims=tuple(
+            _judge_claim(run, section, claim, items_by_set[claim.measure.test_set])
+            for claim in section.claims
+        ),
+        figures={
+            set_name: SetFigures(
+                unit=items.unit,
+                num_items=len(items.sizes),
+                num_groups=len(set(items.groups)),
+                models={model: items.figure(model) for model in items.losses},
+                notes=items.notes,
+            )
+            for set_name, items in items_by_set.items()
+        },
+    )
     with stage.running() as work:
-        write_json(work / FIGURES, results)
-        verdicts = [claim["verdict"] for claim in claims]
-        stage.finish({"verdicts": {v: verdicts.count(v) for v in dict.fromkeys(verdicts)}})
+        write_json(work / FIGURES, results.model_dump(mode="json"))
+        stage.finish({"verdicts": Counter(claim.verdict for claim in results.claims)})
+
+
+def _judge_claim(run: Run, section: StudySection, claim: ClaimSection, items: Items) -> JudgedClaim:
+    measured = measure_claim(
+        claim.measure,
+        items,
+        confidence=section.confidence,
+        num_claims=len(section.claims),
+        resamples=run.recipe.evaluate.resamples,
+        seed=named_seed(run.recipe.seed, "study", claim.measure.test_set),
+    )
+    return JudgedClaim(
+        claim=claim.claim,
+        source=claim.source,
+        mark=claim.mark,
+        measure=claim.measure,
+        address=claim.address,
+        interval=measured.interval,
+        together=measured.together,
+        unit=items.unit if claim.measure.unit == "difference" else claim.measure.unit,
+        verdict=measured.verdict,
+        note=measured.note,
+    )
 
 
 def score_subjects(
-    run: Run, subjects: Sequence[StudySubject], documents: Path, wanted: Sequence[str]
-) -> dict[str, Any]:
-    """Losses of all models on the sets wanted, pooled, by what claims call them.
+    run: Run, subjects: Sequence[StudySubject], documents: Path, set_names: Sequence[str]
+) -> dict[str, Items]:
+    """Losses of all models on these sets, pooled, by what claims call the set.
 
     Raises:
         ConfigError: a set does not exist.
         EvaluationError: a tokenizer cut the documents to other items, or a loss is not finite.
     """
-    from toolkit.checkpoint.load import load_causal_model, scoring_dtype
     from toolkit.evaluate.cache import ScoreCache
-    from toolkit.machine import cache_folder
-    from toolkit.study.verdict import pool
 
     cache = ScoreCache(cache_folder() / "scores.jsonl")
-    answers = retention_set(run, documents) if "retention" in wanted else []
-    first: dict[str, list[EvaluationSet]] = {}
-    losses: dict[str, dict[str, list[float]]] = {}
+    answers = retention_set(run, documents) if "retention" in set_names else []
+    first_sets: dict[str, list[EvaluationSet]] = {}
+    losses_by_model: dict[str, dict[str, list[float]]] = {}
     with progress("study, models", len(subjects)) as advance:
         for subject in subjects:
-            sets = {**document_sets(run, subject, documents, wanted), "retention": answers}
-            model, name = None, content_hash(subject.folder)
-            own = losses[subject.name] = {}
-            for on in wanted:
-                if not sets.get(on):
+            sets = {**document_sets(run, subject, documents, set_names), "retention": answers}
+            for set_name in set_names:
+                if not sets.get(set_name):
                     raise ConfigError(
-                        f"{run.name}: study: test_set: there is no test set {on!r}; there are "
-                        f"{', '.join(key for key in sets if sets[key])}."
+                        f"{run.name}: study: test_set: there is no test set {set_name!r}; there "
+                        f"are {', '.join(key for key in sets if sets[key])}."
                     )
-                _same_items(first.setdefault(on, sets[on]), sets[on], subject.name)
-                for items in sets[on]:
-                    if model is None and len(cache.known(name, items)) < len(items):
-                        model = load_causal_model(
-                            subject.folder,
-                            scoring_dtype(subject.folder, run.recipe.evaluate.precision),
-                        )
-                    own[items.name] = cache.score(model, name, items)
+                first = first_sets.setdefault(set_name, sets[set_name])
+                _check_same_items(first, sets[set_name], subject.name)
+            all_items = [items for set_name in set_names for items in sets[set_name]]
+            losses_by_model[subject.name] = _score_subject(run, subject, all_items, cache)
             advance(1, subject.name)
-    return {on: pool(members, losses) for on, members in first.items()}
+    return {set_name: pool(sets, losses_by_model) for set_name, sets in first_sets.items()}
+
+
+def _score_subject(
+    run: Run, subject: StudySubject, all_items: Sequence[EvaluationSet], cache: ScoreCache
+) -> dict[str, list[float]]:
+    """Losses by set; the model is loaded where one of them is not in the cache."""
+    from toolkit.checkpoint.load import load_causal_model, scoring_dtype
+
+    model, model_hash = None, content_hash(subject.folder)
+    losses_by_set: dict[str, list[float]] = {}
+    for items in all_items:
+        if model is None and len(cache.known(model_hash, items)) < len(items):
+            model_dtype = scoring_dtype(subject.folder, run.recipe.evaluate.precision)
+            model = load_causal_model(subject.folder, model_dtype)
+        losses_by_set[items.name] = cache.score(model, model_hash, items)
+    return losses_by_set
 
 
 def document_sets(
-    run: Run, subject: StudySubject, documents: Path, wanted: Sequence[str]
+    run: Run, subject: StudySubject, documents: Path, set_names: Sequence[str]
 ) -> dict[str, list[EvaluationSet]]:
-    """Test documents in a model's own tokens, by source and by role, and middles where wanted."""
+    """Test documents in a model's own tokens, by source and by role, and middles where named."""
     from toolkit.evaluate.documents import likelihood_sets
     from toolkit.evaluate.load import settle_scoring
     from toolkit.evaluate.middles import middles_sets
 
-    separator = read_manifest(documents)["results"]["separator_token_id"]
+    separator_token = read_manifest(documents)["results"]["separator_token_id"]
     tokenizer = load_tokenizer(subject.folder)
-    path = documents / "test.jsonl"
+    test_documents = documents / "test.jsonl"
     evaluate = settle_scoring(run.recipe.evaluate, subject.folder)
-    sets = likelihood_sets(path, tokenizer, separator, evaluate)
-    found = {
+    sets = likelihood_sets(test_documents, tokenizer, separator_token, evaluate)
+    sets_by_name = {
         **{role: [s for s in sets if s.role == role] for role in ("domain", "general")},
         **{s.name: [s] for s in sets},
     }
-    if "middles" in wanted and evaluate.middles is not None:
-        found["middles"] = middles_sets(path, tokenizer, evaluate, evaluate.middles)[:1]
-    return found
+    if "middles" in set_names and evaluate.middles is not None:
+        sets_by_name["middles"] = middles_sets(
+            test_documents, tokenizer, evaluate, evaluate.middles
+        )[:1]
+    return sets_by_name
 
 
 def retention_set(run: Run, documents: Path) -> list[EvaluationSet]:
@@ -273,11 +289,17 @@ def retention_set(run: Run, documents: Path) -> list[EvaluationSet]:
     from toolkit.evaluate.load import load_sets
     from toolkit.evaluate.retention import LOSS
 
-    section = run.recipe.evaluate.model_copy(update={"choices": (), "tasks": ()})
-    return [s for s in load_sets(section, documents, ensure_general(run), "test") if s.name == LOSS]
+    retention_section = run.recipe.evaluate.model_copy(update={"choices": (), "tasks": ()})
+    return [
+        s
+        for s in load_sets(retention_section, documents, ensure_general(run), "test")
+        if s.name == LOSS
+    ]
 
 
-def _same_items(first: Sequence[EvaluationSet], other: Sequence[EvaluationSet], name: str) -> None:
+def _check_same_items(
+    first: Sequence[EvaluationSet], other: Sequence[EvaluationSet], name: str
+) -> None:
     for one, two in zip(first, other, strict=True):
         if list(one.ids) != list(two.ids) or list(one.sizes) != list(two.sizes):
             raise EvaluationError(
@@ -294,25 +316,26 @@ def write_tables(studies: Sequence[Path], page: Path) -> None:
         page: Markdown file; made where it does not exist.
 
     Raises:
-        ConfigError: there is none, or the page cannot be read.
+        ConfigError: there is no study, or the page cannot be read.
         ToolkitError: a study is not complete.
     """
     if not studies:
         raise ConfigError(
             "toolkit study table: there is no study; run one, or name its study.json."
         )
-    found = [figures_of(path) for path in studies]
+    results = [read_results(path) for path in studies]
     try:
-        text = page.read_text(encoding="utf-8") if page.is_file() else ""
+        page_text = page.read_text(encoding="utf-8") if page.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{page}: cannot be read as UTF-8 text ({error}).") from error
     with write_atomically(page) as file:
-        file.write(replace_tables(text, found))
-    say(f"{len(found)} tables written to {page}")
+        file.write(replace_tables(page_text, results))
+    say(f"{len(results)} tables written to {page}")
 
 
-def figures_of(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> StudyResults:
     """What a study wrote, with the date of its manifest."""
     folder = path.parent if path.name == FIGURES else path
-    manifest = read_manifest(folder)
-    return {**load_json(folder / FIGURES), "finished": manifest["finished"]}
+    finished = read_manifest(folder)["finished"]
+    result_values = {**load_json(folder / FIGURES), "finished": finished}
+    return parse_section(StudyResults, result_values, where=str(folder / FIGURES), what="study")

@@ -6,10 +6,11 @@ stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from toolkit.errors import ConfigError
+from toolkit.study.config import MeasureSection
+from toolkit.study.results import JudgedClaim, StudyResults
 
 _HEAD = """# What the published systems claim, and what ours shows
 
@@ -18,7 +19,7 @@ Text between markers is written by `toolkit study table`; everything else is wri
 _FAR = 1e3
 """Ends of intervals from here on are without bound: too few groups for the confidence wanted."""
 
-_ON = {
+_SETS = {
     "domain": "domain text",
     "general": "general text",
     "retention": "answers of the general model",
@@ -26,107 +27,97 @@ _ON = {
 }
 
 
-def claim_lines(figures: Mapping[str, Any]) -> Iterator[str]:
+def claim_lines(results: StudyResults) -> Iterator[str]:
     """What a terminal shows of a study."""
-    yield f"{figures['recipe']}: {_together(figures)}"
-    for claim in figures["claims"]:
-        yield f"  {claim['claim']} ({_source(claim, claim['source'])})"
-        yield f"    {measured_text(claim)}: {claim['verdict']}"
-    for on, found in figures["figures"].items():
-        models = ", ".join(f"{name} {value:.4f}" for name, value in found["models"].items())
-        yield f"  {_ON.get(on, on)}, {found['unit']}: {models}"
-        yield from (f"    {note}" for note in found["notes"])
+    yield f"{results.recipe}: {_together_words(results)}"
+    for claim in results.claims:
+        yield f"  {claim.claim} ({_marked(claim, claim.source)})"
+        yield f"    {measured_text(claim)}: {claim.verdict}"
+    for set_name, figures in results.figures.items():
+        losses = ", ".join(f"{model} {loss:.4f}" for model, loss in figures.models.items())
+        yield f"  {_set_words(set_name)}, {figures.unit}: {losses}"
+        yield from (f"    {note}" for note in figures.notes)
 
 
-def measured_text(claim: Mapping[str, Any]) -> str:
-    """What was measured of a claim, in words and figures.
-
-    >>> measured_text({
-    ...     "measure": {"of": "weak", "against": "none", "test_set": "general", "expect": "lower",
-    ...                 "unit": "difference", "than": None, "within": None, "share_of": None},
-    ...     "together": {"estimate": -0.02, "low": -0.03, "high": -0.01},
-    ...     "unit": "bits per byte", "note": ""})
-    'general text, weak - none: -0.0200 [-0.0300, -0.0100] bits per byte (expected below 0)'
-    """
-    measure = claim["measure"]
-    if claim["note"]:
-        return f"{_ON.get(measure['test_set'], measure['test_set'])}: {claim['note']}"
-    of, against = _named(measure["of"]), _named(measure["against"])
-    percent = claim["unit"] in {"relative", "share"}
-    low, middle, high = (
-        _number(claim["together"][key], percent, signed=claim["unit"] != "share")
-        for key in ("low", "estimate", "high")
+def measured_text(claim: JudgedClaim) -> str:
+    """What was measured of a claim, in words and figures."""
+    measure = claim.measure
+    set_words = _set_words(measure.test_set)
+    if claim.note:
+        return f"{set_words}: {claim.note}"
+    of, against = _side_words(measure.of), _side_words(measure.against)
+    is_percent = claim.unit in {"relative", "share"}
+    low, estimate, high = (
+        _number_words(value, is_percent, signed=claim.unit != "share")
+        for value in (claim.together.low, claim.together.estimate, claim.together.high)
     )
-    what = f"{_ON.get(measure['test_set'], measure['test_set'])}, {of} - {against}"
-    unit = f" {claim['unit']}"
-    if claim["unit"] == "relative":
-        unit = f" of the loss of {against}"
-    elif claim["unit"] == "share":
-        what = f"{_ON.get(measure['test_set'], measure['test_set'])}, {of}"
-        unit = f" of the way from {against} to {measure['share_of']}"
-    return f"{what}: {middle} [{low}, {high}]{unit} ({_expected(measure)})"
+    compared_words, unit_words = f"{set_words}, {of} - {against}", claim.unit
+    if claim.unit == "relative":
+        unit_words = f"of the loss of {against}"
+    elif claim.unit == "share":
+        compared_words, unit_words = (
+            f"{set_words}, {of}",
+            f"of the way from {against} to {measure.share_of}",
+        )
+    return f"{compared_words}: {estimate} [{low}, {high}] {unit_words} ({_expected_words(measure)})"
 
 
-def _source(claim: Mapping[str, Any], place: str) -> str:
-    return place if claim["mark"] is None else f"{place}, {claim['mark']}"
+def _set_words(name: str) -> str:
+    return _SETS.get(name, name)
 
 
-def _named(side: str | Sequence[str]) -> str:
+def _marked(claim: JudgedClaim, place: str) -> str:
+    return place if claim.mark is None else f"{place}, {claim.mark}"
+
+
+def _side_words(side: str | tuple[str, str]) -> str:
     return side if isinstance(side, str) else f"({side[1]} - {side[0]})"
 
 
-def _number(value: float, percent: bool, *, signed: bool) -> str:
+def _number_words(value: float, is_percent: bool, *, signed: bool) -> str:
     if not abs(value) < _FAR:
         return "unbounded"
-    form = "+" if signed else ""
-    return f"{100.0 * value:{form}.1f} %" if percent else f"{value:{form}.4f}"
+    sign = "+" if signed else ""
+    return f"{100.0 * value:{sign}.1f} %" if is_percent else f"{value:{sign}.4f}"
 
 
-def _expected(measure: Mapping[str, Any]) -> str:
-    percent = measure["unit"] != "difference"
-    if measure["expect"] == "equal":
-        return f"expected within {_limit(measure['within'], percent)}"
-    default = 0.5 if measure["unit"] == "share" else 0.0
-    than = default if measure["than"] is None else measure["than"]
-    return (
-        f"expected {'below' if measure['expect'] == 'lower' else 'above'} {_limit(than, percent)}"
-    )
+def _expected_words(measure: MeasureSection) -> str:
+    limit = measure.threshold() if measure.within is None else measure.within
+    limit_words = f"{limit:g}" if measure.unit == "difference" else f"{100.0 * limit:g} %"
+    side_words = {"lower": "below", "higher": "above", "equal": "within"}
+    return f"expected {side_words[measure.expect]} {limit_words}"
 
 
-def _limit(value: float, percent: bool) -> str:
-    return f"{100.0 * value:g} %" if percent else f"{value:g}"
-
-
-def _together(figures: Mapping[str, Any]) -> str:
-    count, percent = len(figures["claims"]), 100.0 * figures["confidence"]
-    if count == 1:
+def _together_words(results: StudyResults) -> str:
+    num_claims, percent = len(results.claims), 100.0 * results.confidence
+    if num_claims == 1:
         return f"1 claim, {percent:g} % interval"
-    return f"{count} claims, intervals that hold together with {percent:g} % (Bonferroni)"
+    return f"{num_claims} claims, intervals that hold together with {percent:g} % (Bonferroni)"
 
 
-def markdown_table(figures: Mapping[str, Any]) -> str:
+def markdown_table(results: StudyResults) -> str:
     """The table of one study, with its date and command."""
     lines = [
-        f"{figures['description']}. `{figures['command']}`, {figures['finished'][:10]}: "
-        f"{_together(figures)}.",
+        f"{results.description}. `{results.command}`, {results.finished[:10]}: "
+        f"{_together_words(results)}.",
         "",
         "| published | source | measured here | verdict |",
         "|---|---|---|---|",
     ]
-    for claim in figures["claims"]:
-        link = f"[{claim['source']}]({claim['address']})" if claim["address"] else claim["source"]
-        cells = (claim["claim"], _source(claim, link), measured_text(claim))
-        lines.append(f"| {' | '.join(map(_cell, cells))} | **{claim['verdict']}** |")
-    sets = figures["figures"]
-    columns = [f"{_ON.get(on, on)}, {found['unit']}" for on, found in sets.items()]
-    models = dict.fromkeys(name for found in sets.values() for name in found["models"])
+    for claim in results.claims:
+        source_link = f"[{claim.source}]({claim.address})" if claim.address else claim.source
+        cells = (claim.claim, _marked(claim, source_link), measured_text(claim))
+        lines.append(f"| {' | '.join(map(_cell, cells))} | **{claim.verdict}** |")
+    sets = results.figures
+    columns = [f"{_set_words(name)}, {figures.unit}" for name, figures in sets.items()]
+    model_names = dict.fromkeys(name for figures in sets.values() for name in figures.models)
     lines += ["", f"| loss on test | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    for model in models:
-        values = [f"{found['models'][model]:.4f}" for found in sets.values()]
-        lines.append(f"| {model} | {' | '.join(values)} |")
-    counts = [f"{on}: {f['num_items']} in {f['num_groups']} groups" for on, f in sets.items()]
-    lines += ["", f"Test items: {'; '.join(counts)}."]
-    lines += [f"{on}: {note}." for on, found in sets.items() for note in found["notes"]]
+    for model in model_names:
+        loss_cells = [f"{figures.models[model]:.4f}" for figures in sets.values()]
+        lines.append(f"| {model} | {' | '.join(loss_cells)} |")
+    item_counts = [f"{name}: {f.num_items} in {f.num_groups} groups" for name, f in sets.items()]
+    lines += ["", f"Test items: {'; '.join(item_counts)}."]
+    lines += [f"{name}: {note}." for name, figures in sets.items() for note in figures.notes]
     return "\n".join(lines)
 
 
@@ -134,30 +125,30 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def replace_tables(page: str, studies: Sequence[Mapping[str, Any]]) -> str:
+def replace_tables(page: str, studies: Sequence[StudyResults]) -> str:
     """A page with the tables of these studies put between their markers, or added at its end.
 
     Args:
         page: Markdown; empty for a new one.
-        studies: figures with the date, as `study.json` and its manifest have them.
+        studies: results with the date of their manifest.
 
     Raises:
         ConfigError: a marker of the page stands alone or twice.
     """
     text = page or _HEAD
-    for figures in studies:
-        name = figures["recipe"]
-        begin, end = f"<!-- study {name}: begin -->", f"<!-- study {name}: end -->"
-        block = f"{begin}\n{markdown_table(figures)}\n{end}"
-        counts = text.count(begin), text.count(end)
-        if counts == (0, 0):
-            text = f"{text.rstrip()}\n\n## {name}\n\n{block}\n"
-        elif counts == (1, 1) and text.index(begin) < text.index(end):
-            before, rest = text.split(begin)
-            text = before + block + rest.split(end)[1]
+    for results in studies:
+        name = results.recipe
+        begin_mark, end_mark = f"<!-- study {name}: begin -->", f"<!-- study {name}: end -->"
+        table_block = f"{begin_mark}\n{markdown_table(results)}\n{end_mark}"
+        mark_counts = text.count(begin_mark), text.count(end_mark)
+        if mark_counts == (0, 0):
+            text = f"{text.rstrip()}\n\n## {name}\n\n{table_block}\n"
+        elif mark_counts == (1, 1) and text.index(begin_mark) < text.index(end_mark):
+            before, rest = text.split(begin_mark)
+            text = before + table_block + rest.split(end_mark)[1]
         else:
             raise ConfigError(
                 f"the page: the markers of study {name} must stand once each, begin before end "
-                f"(found {counts[0]} and {counts[1]})."
+                f"(found {mark_counts[0]} and {mark_counts[1]})."
             )
     return text

@@ -27,11 +27,11 @@ class Items:
     """Test items of one or several sets of one unit, with the losses of every model on them.
 
     Attributes:
-        losses: by model, `[N]` each.
+        losses: losses by model, `[N]` each.
         sizes: what losses are divided by, `[N]`.
         groups: what is resampled together, `[N]`.
-        scale: from losses over sizes to the unit.
-        unit: for people.
+        scale: factor from losses over sizes to the unit.
+        unit: unit of the figures, for people.
         notes: what a reader of the figures should know.
     """
 
@@ -53,23 +53,23 @@ def pool(
     """Sets of one unit as one; their groups stay apart.
 
     Args:
-        sets: of the same unit and scale.
-        losses: by model and set.
+        sets: sets of the same unit and scale.
+        losses: losses by model and set.
     """
-    first = sets[0]
-    if any(other.unit != first.unit for other in sets):
+    first_set = sets[0]
+    if any(other.unit != first_set.unit for other in sets):
         raise EvaluationError(
             f"{', '.join(s.name for s in sets)}: have several units; name one of them."
         )
     return Items(
         {
-            model: np.concatenate([np.asarray(own[s.name], dtype=np.float64) for s in sets])
-            for model, own in losses.items()
+            model: np.concatenate([np.asarray(by_set[s.name], dtype=np.float64) for s in sets])
+            for model, by_set in losses.items()
         },
         np.concatenate([np.asarray(s.sizes, dtype=np.float64) for s in sets]),
         [f"{s.name}/{group}" for s in sets for group in s.groups],
-        first.scale,
-        first.unit,
+        first_set.scale,
+        first_set.unit,
         tuple(s.note for s in sets if s.note),
     )
 
@@ -79,9 +79,9 @@ class MeasuredClaim:
     """What was measured of a claim.
 
     Attributes:
-        interval: the figure, by itself with the confidence asked for.
+        interval: figure by itself, with the confidence asked for.
         together: the same, wide enough to hold together with the other claims'.
-        verdict: by `together`.
+        verdict: what `together` says of the claim.
         note: why there is no verdict, where there is a reason beside the interval.
     """
 
@@ -103,12 +103,12 @@ def measure_claim(
     """The figure that a measure asks for, paired by item, and what it says of the claim.
 
     Args:
-        measure: of the claim.
-        items: with the losses of all models it names.
-        confidence: of all claims together.
-        num_claims: how many are judged together.
-        resamples: of the bootstrap.
-        seed: of the resamples.
+        measure: comparison of the claim.
+        items: test items with the losses of all models that it names.
+        confidence: confidence of all claims together.
+        num_claims: number of claims that are judged together.
+        resamples: number of resamples of the bootstrap.
+        seed: seed of the resamples.
 
     Raises:
         EvaluationError: there are fewer than two groups.
@@ -116,53 +116,55 @@ def measure_claim(
     Reference:
         Dunn 1961, Multiple comparisons among means (Bonferroni).
     """
-    alone, wide = confidence, 1.0 - (1.0 - confidence) / num_claims
+    # Bonferroni: of m claims each holds with 1 - (1 - confidence) / m by itself.
+    confidence_together = 1.0 - (1.0 - confidence) / num_claims
 
-    def ratio(tops: Floats, sizes: Floats, scale: float) -> tuple[Interval, Interval]:
-        found = bootstrap_figures(
+    def measure_ratio(tops: Floats, sizes: Floats, scale: float) -> tuple[Interval, Interval]:
+        figures = bootstrap_figures(
             tops, sizes, items.groups, resamples=resamples, seed=seed, scale=scale
         )
-        return intervals(found, alone)[0], intervals(found, wide)[0]
+        return intervals(figures, confidence)[0], intervals(figures, confidence_together)[0]
 
-    of, against = _side(measure.of, items), _side(measure.against, items)
+    of, against = _losses_of_side(measure.of, items), _losses_of_side(measure.against, items)
     if measure.unit == "difference":
-        interval, together = ratio(of - against, items.sizes, items.scale)
+        interval, together = measure_ratio(of - against, items.sizes, items.scale)
     elif measure.unit == "relative":
-        interval, together = ratio(of - against, against, 1.0)
+        interval, together = measure_ratio(of - against, against, 1.0)
     else:
-        whole = against - _side(measure.share_of or "", items)
-        way = ratio(whole, items.sizes, items.scale)[1]
-        if way.low <= 0.0 <= way.high:
-            nothing = Interval(float("nan"), float("-inf"), float("inf"))
-            return MeasuredClaim(
-                nothing,
-                nothing,
-                NOT_VISIBLE,
-                f"{measure.share_of} and {measure.against} do not differ visibly "
-                f"({way.low:+.4f} to {way.high:+.4f} {items.unit}), so there is nothing to share",
-            )
+        full_change = against - _losses_of_side(measure.share_of or "", items)
+        _, way_interval = measure_ratio(full_change, items.sizes, items.scale)
+        if way_interval.low <= 0.0 <= way_interval.high:
+            return _no_share(measure, way_interval, items.unit)
         # Both signs turned where the way is one up: sizes of a ratio must be positive.
-        sign = 1.0 if way.low > 0.0 else -1.0
-        interval, together = ratio(sign * (against - of), sign * whole, 1.0)
-    return MeasuredClaim(interval, together, verdict_of(together, measure.expect, _limit(measure)))
+        sign = 1.0 if way_interval.low > 0.0 else -1.0
+        interval, together = measure_ratio(sign * (against - of), sign * full_change, 1.0)
+    limit = measure.threshold() if measure.within is None else measure.within
+    return MeasuredClaim(interval, together, verdict_of(together, measure.expect, limit))
 
 
-def _side(side: str | tuple[str, str], items: Items) -> Floats:
+def _no_share(measure: MeasureSection, way: Interval, unit: str) -> MeasuredClaim:
+    """No share of a way that may be none."""
+    unknown_interval = Interval(float("nan"), float("-inf"), float("inf"))
+    note = (
+        f"{measure.share_of} and {measure.against} do not differ visibly "
+        f"({way.low:+.4f} to {way.high:+.4f} {unit}), so there is nothing to share"
+    )
+    return MeasuredClaim(unknown_interval, unknown_interval, NOT_VISIBLE, note)
+
+
+def _losses_of_side(side: str | tuple[str, str], items: Items) -> Floats:
+    """Losses of a model, or the change from one to another."""
     if isinstance(side, str):
         return items.losses[side]
     before, after = side
     return items.losses[after] - items.losses[before]
 
 
-def _limit(measure: MeasureSection) -> float:
-    return measure.threshold() if measure.within is None else measure.within
-
-
 def verdict_of(interval: Interval, expect: Expectation, limit: float) -> Verdict:
     """Whether an interval lies wholly on the claimed side, wholly on the other, or neither.
 
     Args:
-        interval: of the figure.
+        interval: figure that was measured.
         expect: what is claimed of it.
         limit: what it is claimed to be lower or higher than; of `equal`, how far from 0 at most.
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from toolkit.data.config import SplitName
 from toolkit.errors import ConfigError, EvaluationError
-from toolkit.evaluate.choices import choices_set, encode_question
 from toolkit.evaluate.config import ChoicesSection, EvaluateSection
-from toolkit.evaluate.questions import Question, bigbench_questions, load_questions
+from toolkit.evaluate.questions import bigbench_questions, load_questions
+from toolkit.evaluate.tasks import question_sets
 from toolkit.section import parse_section
 
 
@@ -51,15 +53,6 @@ def test_bigbench_s_own_prompt():
     assert listed.prompt == ("Say T or F.\nQ: Water is wet.\n  choice: F\n  choice: T\nA: ")
 
 
-def test_blanks_go_to_the_options(tiny_tokenizer):
-    question = Question("q", "q", "net income \n", ("in 2019", "debt"), "", (0,))
-    found = encode_question(tiny_tokenizer, question)
-    assert tiny_tokenizer.decode(found.prompt) == "net income"
-    assert [tiny_tokenizer.decode(o) for o in found.continuations] == [" \nin 2019", " \ndebt"]
-    empty = encode_question(tiny_tokenizer, Question("q", "q", "", ("in 2019", "debt"), "", (0,)))
-    assert empty.prompt == [tiny_tokenizer.eos_token_id]
-
-
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -81,16 +74,17 @@ def test_bad_files(tmp_path: Path, value: Any, message: str):
 
 
 def test_splits_and_limits_are_stable(question_file: Path, tiny_tokenizer):
-    validation, test = (load_questions(section(question_file), s) for s in ("validation", "test"))
-    assert {q.id for q in validation} | {q.id for q in test} == {
-        q.id for q in load_questions(section(question_file))
-    }
-    assert not {q.content_hash() for q in validation} & {q.content_hash() for q in test}
-    few = load_questions(section(question_file, limit=4), "validation")
-    more = load_questions(section(question_file, limit=6), "validation")
-    assert {q.id for q in few} < {q.id for q in more} <= {q.id for q in validation}
-    found = choices_set(section(question_file), tiny_tokenizer, EvaluateSection(), "validation")
-    assert list(found.ids) == [q.id for q in validation]
+    def ids(split: SplitName | None, limit: int | None = None) -> set[str]:
+        (items,) = question_sets(
+            section(question_file, limit=limit), tiny_tokenizer, EvaluateSection(), split
+        )
+        return set(items.ids)
+
+    every = {question.id for question in load_questions(section(question_file))}
+    validation, test = ids("validation"), ids("test")
+    assert validation | test == ids(None) == every
+    assert not validation & test
+    assert ids("validation", 4) < ids("validation", 6) <= validation
 
 
 def test_one_place_is_asked_for():
@@ -109,7 +103,7 @@ def test_groups_and_log_loss(model, tmp_path: Path, tiny_tokenizer):
         for n in range(6)
     ]
     path = write(tmp_path / "q.json", rows)
-    found = choices_set(
+    (found,) = question_sets(
         section(path, group_field="of", metric="log_loss"), tiny_tokenizer, EvaluateSection(), None
     )
     assert list(found.groups) == ["0", "0", "1", "1", "2", "2"]
@@ -118,10 +112,8 @@ def test_groups_and_log_loss(model, tmp_path: Path, tiny_tokenizer):
     assert a > 0.0
     assert b > 0.0
     swapped = [{**row, "answer": 1 - row["answer"]} for row in rows]
-    other = choices_set(
+    (other,) = question_sets(
         section(write(path, swapped), metric="log_loss"), tiny_tokenizer, EvaluateSection(), None
     )
     # two options share the whole probability
-    import math
-
     assert math.exp(-a) + math.exp(-other.score(model, [0])[0]) == pytest.approx(1.0)

@@ -1,7 +1,9 @@
-"""Sums by group: what is alike (a document, a company) is drawn together or not at all."""
+"""Figures are ratios of sums; their parts are summed by group, as what is alike (a document, a
+company) is drawn together or not at all."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,3 +29,13 @@ def group_sums(values: ArrayLike, groups: Sequence[str]) -> NDArray[np.float64]:
     starts = np.searchsorted(index[order], np.arange(len(numbers)))
     sums = np.add.reduceat(np.asarray(values, dtype=np.float64)[..., order], starts, axis=-1)
     return np.asarray(sums, dtype=np.float64)
+
+
+def bits_per_byte(nats: ArrayLike, num_bytes: ArrayLike) -> float:
+    """Sum of nats over sum of bytes, in bits: comparable between tokenizers.
+
+    >>> round(bits_per_byte([math.log(2.0) * 8.0], [10.0]), 6)
+    0.8
+    """
+    total = float(np.sum(np.asarray(nats, dtype=np.float64)))
+    return total / (math.log(2.0) * float(np.sum(np.asarray(num_bytes, dtype=np.float64))))

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.choices import answer_questions, choices_set, encode_question
 from toolkit.evaluate.config import ChoicesSection, EvaluateSection, TaskSection
-from toolkit.evaluate.harness import load_tasks, task_sets, wrap_model
+from toolkit.evaluate.lm_eval_model import RequestEncoder, SharedPromptLM
+from toolkit.evaluate.question_task import QuestionTask
 from toolkit.evaluate.questions import load_questions
+from toolkit.evaluate.tasks import load_tasks, question_sets, task_sets
 
 MULTIPLE_CHOICE = {
     "output_type": "multiple_choice",
@@ -34,48 +35,113 @@ ROLLING = {
 }
 
 
-def samples_of_lm_eval(model: Any, tokenizer: Any, folder: Path, name: str) -> list[dict[str, Any]]:
+LAST_WORD = {
+    "output_type": "loglikelihood",
+    "doc_to_text": "question",
+    "doc_to_target": "{{choices[answer]}}",
+    "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}],
+}
+GENERATION = {
+    "output_type": "generate_until",
+    "doc_to_text": "question",
+    "doc_to_target": "{{choices[answer]}}",
+    "generation_kwargs": {"max_gen_toks": 8, "until": ["\n"]},
+    "metric_list": [{"metric": "exact_match"}],
+}
+
+
+def samples_of_lm_eval(lm: Any, task: Any, folder: Path | None = None) -> list[dict[str, Any]]:
     """`simple_evaluate` itself, but for its list of every package on this machine (20 s)."""
     from lm_eval import evaluator
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    manager = TaskManager(include_path=folder and str(folder), include_defaults=False)
     with contextlib.redirect_stderr(io.StringIO()), pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluator, "add_env_info", lambda _: None)
-        found = evaluator.simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=7),
-            tasks=[name],
-            task_manager=TaskManager(include_path=str(folder), include_defaults=False),
-            bootstrap_iters=0,
+        results = evaluator.simple_evaluate(
+            model=lm, tasks=[task], task_manager=manager, bootstrap_iters=0
         )
-    return sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+    (samples,) = results["samples"].values()
+    return sorted(samples, key=lambda sample: sample["doc_id"])
 
 
-def test_choices_are_lm_eval_s(
+def their_model(model: Any, tokenizer: Any) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    # Its cache of logits gives windows of repetitive texts the places of others (lm-eval 0.4.13).
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=7, logits_cache=False)
+
+
+def test_question_files_are_scored_as_lm_eval_scores(
     model, tiny_tokenizer, question_file: Path, write_task: Callable[..., Path]
 ):
     folder = write_task("mine", question_file, **MULTIPLE_CHOICE)
-    theirs = samples_of_lm_eval(model, tiny_tokenizer, folder, "mine")
+    theirs = samples_of_lm_eval(their_model(model, tiny_tokenizer), "mine", folder)
     evaluate = EvaluateSection(batch_tokens=300)
     for metric in ("acc", "acc_norm"):
         section = ChoicesSection(name="mine", files=(str(question_file),), metric=metric)
-        ours = choices_set(section, tiny_tokenizer, evaluate, None)
+        (ours,) = question_sets(section, tiny_tokenizer, evaluate, None)
         losses = ours.score(model, range(len(ours)))
         assert losses == [1.0 - sample[metric] for sample in theirs]
         assert 0.0 < sum(losses) < len(losses)  # neither all right nor all wrong
 
-    questions = load_questions(section)
-    encoded = [encode_question(tiny_tokenizer, question) for question in questions]
-    for found, sample in zip(answer_questions(model, questions, encoded, 300), theirs, strict=True):
-        expected = [response[0] for response in sample["filtered_resps"]]
-        assert list(found.log_likelihoods) == pytest.approx(expected, rel=1e-5)
+
+def test_our_model_and_questions_go_through_lm_eval_s_own_evaluator(
+    model, tiny_tokenizer, question_file: Path, write_task: Callable[..., Path]
+):
+    folder = write_task("mine", question_file, **MULTIPLE_CHOICE)
+    theirs = samples_of_lm_eval(their_model(model, tiny_tokenizer), "mine", folder)
+    section = ChoicesSection(name="mine", files=(str(question_file),))
+    lm = SharedPromptLM(model, RequestEncoder(tiny_tokenizer), 300)
+    ours = samples_of_lm_eval(lm, QuestionTask("ours", load_questions(section)))
+    for mine, sample in zip(ours, theirs, strict=True):
+        assert (mine["acc"], mine["acc_norm"]) == (sample["acc"], sample["acc_norm"])
+        found, expected = (
+            [response[0] for response in one["filtered_resps"]] for one in (mine, sample)
+        )
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [MULTIPLE_CHOICE, LAST_WORD, ROLLING, GENERATION])
+def test_our_model_answers_as_lm_eval_s(
+    model, tiny_tokenizer, tmp_path: Path, write_task: Callable[..., Path], settings: dict[str, Any]
+):
+    """Likelihoods, what greedy decoding gives, and texts: the whole interface."""
+    rows = [
+        {
+            "question": f"the board reported {n} of",
+            "choices": [" revenue", " debt\n", " a retailer in 2019"],
+            "answer": n % 3,
+            "text": "the board reported revenue " * (1 + 40 * n),
+        }
+        for n in range(5)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = write_task("any", path, **settings)
+    ours, theirs = (
+        samples_of_lm_eval(lm, "any", folder)
+        for lm in (
+            SharedPromptLM(model, RequestEncoder(tiny_tokenizer), 300),
+            their_model(model, tiny_tokenizer),
+        )
+    )
+    for mine, sample in zip(ours, theirs, strict=True):
+        for answer, expected in zip(mine["filtered_resps"], sample["filtered_resps"], strict=True):
+            if isinstance(expected, str):
+                assert answer == expected
+            elif isinstance(expected, float):
+                assert answer == pytest.approx(expected, rel=1e-5)
+            else:
+                assert answer[0] == pytest.approx(expected[0], rel=1e-5)
+                assert answer[1] == expected[1]
 
 
 def test_a_task_enters_as_a_set(
     model, tiny_tokenizer, question_file: Path, write_task: Callable[..., Path]
 ):
     folder = write_task("mine", question_file, **MULTIPLE_CHOICE)
-    theirs = samples_of_lm_eval(model, tiny_tokenizer, folder, "mine")
+    theirs = samples_of_lm_eval(their_model(model, tiny_tokenizer), "mine", folder)
     section = TaskSection(task="mine", include_path=str(folder))
     both = task_sets(section, tiny_tokenizer, EvaluateSection(), None, all_metrics=True)
     assert [found.name for found in both] == ["mine acc", "mine acc_norm"]
@@ -91,10 +157,10 @@ def test_examples_in_prompts_do_not_depend_on_the_rows(
 ):
     settings = {"num_fewshot": 2, "fewshot_split": "test", **MULTIPLE_CHOICE}
     folder = write_task("shots", question_file, **settings)
-    theirs = samples_of_lm_eval(model, tiny_tokenizer, folder, "shots")
+    theirs = samples_of_lm_eval(their_model(model, tiny_tokenizer), "shots", folder)
     (task,) = load_tasks(TaskSection(task="shots", include_path=str(folder)))
     for row in (0, 11, 39):
-        (mine,) = task.run(wrap_model(model, tiny_tokenizer, 2048), [row])
+        (mine,) = task.run(SharedPromptLM(model, RequestEncoder(tiny_tokenizer), 2048), [row])
         assert mine["acc"] == theirs[row]["acc"]
         assert task.requests[row][0].args[0] == theirs[row]["arguments"][0][0]
         assert task.requests[row][0].args[0].count("?") == 3
@@ -113,7 +179,7 @@ def test_rolling_likelihood_is_lm_eval_s(
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = write_task("texts", path, **ROLLING)
-    theirs = samples_of_lm_eval(model, tiny_tokenizer, folder, "texts")
+    theirs = samples_of_lm_eval(their_model(model, tiny_tokenizer), "texts", folder)
     window = model.config.max_position_embeddings  # what lm-eval takes for its window
     (ours,) = likelihood_sets(path, tiny_tokenizer, 0, EvaluateSection(window_tokens=window))
     assert max(ours.costs) > 2 * window

@@ -1,0 +1,154 @@
+"""The `merge` commands. Nothing slow is imported before one runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from toolkit.cli.options import OutFolder, RecipeName, Runs, Verify, seed_option
+
+app = typer.Typer(no_args_is_help=True, help="Merging, and the choice of a merge.")
+
+Configuration = Annotated[Path, typer.Argument(help="A mergekit configuration.")]
+
+
+@app.command("choose")
+def merge_choose(
+    recipe: RecipeName,
+    runs: Runs = Path("runs"),
+    score_test_again: Annotated[
+        bool,
+        typer.Option(
+            "--score-test-again", help="Score the test documents for another choice; is counted."
+        ),
+    ] = False,
+    verify: Verify = False,
+) -> None:
+    """Search, choose and write a recipe's merge; runs data and cpt first where needed."""
+    from toolkit.file_hashes import verify_all
+    from toolkit.pipeline.run import Run
+    from toolkit.pipeline.stages import ensure_merge, show_outcome
+    from toolkit.plan.outlook import say_outlook
+
+    verify_all(verify)
+    run = Run.open(recipe, runs)
+    say_outlook(run, "merge")
+    show_outcome(ensure_merge(run, score_test_again=score_test_again))
+
+
+@app.command("run")
+def merge_run(
+    config: Configuration,
+    out: OutFolder,
+    seed: Annotated[int, seed_option("Seed of random methods.")] = 0,
+    allow_non_finite: Annotated[
+        bool, typer.Option("--allow-non-finite", help="Merge tensors with NaN or infinity.")
+    ] = False,
+    truncate: Annotated[
+        bool,
+        typer.Option(
+            "--truncate-embeddings",
+            help="Cut embeddings to the rows of the shortest, where the same rows are the same "
+            "tokens (mergekit: --unsafe-truncate-embeddings).",
+        ),
+    ] = False,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps, ...")] = "cpu",
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Then write OUT.diagnosis.html and .json.")
+    ] = False,
+) -> None:
+    """Run a merge configuration."""
+    from toolkit.merge.config import load_merge_config
+    from toolkit.merge.to_disk import run_merge
+
+    merge_config = load_merge_config(config)
+    plan = run_merge(
+        merge_config,
+        out,
+        seed=seed,
+        allow_non_finite=allow_non_finite,
+        truncate_embeddings=truncate,
+        device=device,
+    )
+    print(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}", flush=True)
+    if diagnose:
+        from toolkit.diagnose.run import diagnose_merge
+
+        diagnose_merge(out, merge_config)
+
+
+@app.command("plan")
+def merge_plan(
+    config: Configuration,
+    device: Annotated[str, typer.Option(help="Where it would compute: cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Say what a merge configuration would do, and do nothing."""
+    from toolkit.merge.config import load_merge_config
+    from toolkit.merge.describe import describe_merge
+
+    print(describe_merge(load_merge_config(config), device=device))
+
+
+@app.command("check")
+def merge_check(
+    config: Configuration,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that will be made, for the room on its disk.")
+    ] = None,
+) -> None:
+    """Find what is wrong or doubtful with a merge before it is run; exits 1 on errors."""
+    from toolkit.merge.check.findings import findings_text
+    from toolkit.merge.check.run import check_merge
+
+    findings = check_merge(config, out=out)
+    print(findings_text(findings))
+    raise typer.Exit(int(any(finding.severity == "error" for finding in findings)))
+
+
+@app.command("diagnose")
+def merge_diagnose(
+    model: Annotated[Path, typer.Argument(help="Folder of the merged model.")],
+    against: Annotated[
+        list[str] | None, typer.Option(help="A parent; once for each. Else as merge.yaml says.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base of task vectors; else merge.yaml's or first parent.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="Text to score; else a short one.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Page to write, and JSON beside it.")] = None,
+    losses: Annotated[bool, typer.Option(help="Load the models and score them.")] = True,
+) -> None:
+    """Say what a merge did: norms, angles, distances, losses, and what is off."""
+    from toolkit.diagnose.run import run_diagnosis
+
+    run_diagnosis(model, against or [], base=base, text=text, html=html, with_losses=losses)
+
+
+@app.command("moe")
+def merge_moe(
+    config: Annotated[Path, typer.Argument(help="A configuration of mergekit-moe.")],
+    out: Annotated[Path | None, typer.Argument(help="Folder to make.")] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would be made, and make nothing.")
+    ] = False,
+    seed: Annotated[int, seed_option("Of random rows and of noise.")] = 0,
+) -> None:
+    """Make a mixture of experts from dense models (sparse upcycling)."""
+    from toolkit.checkpoint.models import Models
+    from toolkit.errors import ConfigError
+    from toolkit.merge.moe.config import load_moe_config
+    from toolkit.merge.moe.plan import plan_moe
+    from toolkit.merge.moe.run import describe_moe, run_moe
+    from toolkit.progress import say
+
+    moe_config = load_moe_config(config)
+    if plan:
+        print(describe_moe(moe_config, plan_moe(moe_config, Models())))
+        return
+    if out is None:
+        raise ConfigError("OUT: is missing; give a folder to make, or --plan.")
+    moe_plan = run_moe(moe_config, out, seed=seed)
+    say(describe_moe(moe_config, moe_plan))
+    say(f"written to {out}")

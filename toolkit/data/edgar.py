@@ -1,0 +1,378 @@
+"""Filings of any company, from the SEC's public archive: chosen, fetched once, and pinned.
+
+A filing has an accession number, and what was fetched under it has a hash: both stand in the list
+that a run writes (`data/filings/`), and a recipe that names such a list gets exactly its filings.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from toolkit.data.config import EdgarSection
+from toolkit.data.edgar_archive import (
+    REQUESTS_PER_SECOND,
+    EdgarArchive,
+    edgar_folder,
+    open_archive,
+)
+from toolkit.errors import ConfigError, DataError, did_you_mean
+from toolkit.progress import say
+from toolkit.stage import hash_bytes, hash_file, write_atomically
+
+_LISTED_PER_PAGE = 100
+_MOST_COMPANIES = 10_000
+
+
+@dataclass(frozen=True)
+class Filing:
+    """One filing of one company.
+
+    Attributes:
+        company: the company's ticker, or its ten-digit number where it has none: the group.
+        number: the company's number at the SEC (CIK), ten digits.
+        accession: the filing's own number, `0000320193-23-000106`.
+        form: such as `10-K`.
+        filed: date of filing.
+        period: last day of what it reports on; empty where the archive does not say.
+        document: name of the main document; empty for old filings, which are one text.
+        num_bytes: of the whole submission, by the archive's own count.
+        sha256: of what was fetched, or has to be; empty where that is not known yet.
+    """
+
+    company: str
+    number: str
+    accession: str
+    form: str
+    filed: str
+    period: str
+    document: str
+    num_bytes: int
+    sha256: str = ""
+
+    @property
+    def key(self) -> str:
+        """Company and accession number: begins the ids of the filing's sections."""
+        return f"{self.company}/{self.accession}"
+
+    @property
+    def address(self) -> str:
+        """Below the archive's address."""
+        folder = f"Archives/edgar/data/{int(self.number)}/{self.accession.replace('-', '')}"
+        return f"{folder}/{self.document or self.accession + '.txt'}"
+
+    @property
+    def path(self) -> Path:
+        """Where it is kept."""
+        name = self.document.replace("/", "_") or f"{self.accession}.txt"
+        return edgar_folder() / self.number / self.accession / name
+
+
+def find_filings(source: EdgarSection) -> list[Filing]:
+    """The filings that a source asks for; none is fetched yet.
+
+    The archive's lists are kept for a day, and for good once the last year that is asked for is
+    over: a run that is continued reads the same filings, also without a connection.
+
+    Returns:
+        In a stable order: by company as the recipe names them, then by date.
+
+    Raises:
+        ConfigError: a company does not exist, or filed none of the forms in these years.
+        DataError: the archive refuses or does not answer.
+    """
+    if source.filings is not None:
+        return read_filing_list(Path(source.filings))
+    asked = hash_bytes(source.model_dump_json(exclude={"contact", "filings"}).encode())
+    kept = edgar_folder() / "lists" / f"{asked}.jsonl"
+    if kept.is_file():
+        listed = datetime.fromtimestamp(kept.stat().st_mtime)
+        if listed.year > source.first_and_last_year[1] or datetime.now() - listed < timedelta(
+            days=1
+        ):
+            return read_filing_list(kept)
+    found = _choose_filings(open_archive(source.caller()), source)
+    write_filing_list(kept, found)
+    return found
+
+
+def say_what_is_fetched(name: str, filings: Sequence[Filing]) -> None:
+    """Say what is asked for and what fetching it takes, before it is done."""
+    absent = [filing for filing in filings if not _kept_hash(filing)]
+    total = sum(filing.num_bytes for filing in absent)
+    companies = len({filing.company for filing in filings})
+    say(
+        f"  {name}: {len(filings)} filings of {companies} companies, {len(absent)} to fetch"
+        + (
+            f" (at most {total / 1e6:,.0f} MB, since the archive counts exhibits and pictures too; "
+            f"{len(absent) / REQUESTS_PER_SECOND:,.0f} s or more at the archive's pace)"
+            if absent
+            else ""
+        )
+    )
+
+
+def fetch_filing(filing: Filing, source: EdgarSection) -> Filing:
+    """The filing with the hash of its bytes, which are on this machine afterwards.
+
+    Raises:
+        DataError: the archive does not give it, or it is not what a list pins.
+    """
+    found = replace(
+        filing, sha256=_kept_hash(filing) or _fetch(open_archive(source.caller()), filing)
+    )
+    if filing.sha256 and found.sha256 != filing.sha256:
+        raise DataError(
+            f"{filing.key}: has sha256 {found.sha256}, the list pins {filing.sha256}: the "
+            "archive's document was changed since. Take the line out of the list."
+        )
+    return found
+
+
+def _choose_filings(archive: EdgarArchive, source: EdgarSection) -> list[Filing]:
+    """All that the source asks for, by the archive's lists; nothing is fetched yet."""
+    numbers = _numbers_by_ticker(archive) if source.companies else {}
+    companies = [_company_number(given, numbers) for given in source.companies]
+    if source.sic is not None:
+        companies += _companies_of_industry(archive, source)
+    chosen: dict[str, Filing] = {}
+    empty: list[str] = []
+    joint = 0
+    for number in dict.fromkeys(companies):
+        listed = list(_listed_filings(archive, number, source))
+        for filing in listed:
+            # One filing of several registrants stands in the list of each; it is one document.
+            joint += filing.accession in chosen
+            chosen.setdefault(filing.accession, filing)
+        if not listed:
+            empty.append(number)
+    first, last = source.first_and_last_year
+    asked = f"{', '.join(source.forms)} from {first} to {last}"
+    if empty and source.companies:
+        shown = {number: given for given, number in zip(source.companies, companies, strict=False)}
+        words = ", ".join(shown.get(number, number) for number in empty)
+        raise ConfigError(
+            f"edgar.companies: {words} filed no {asked}; correct companies, forms or years."
+        )
+    if not chosen:
+        raise ConfigError(f"edgar.sic: no company of industry {source.sic} filed {asked}.")
+    if joint:
+        say(f"  edgar: {joint} filings of several registrants are read once")
+    return list(chosen.values())
+
+
+def _numbers_by_ticker(archive: EdgarArchive) -> dict[str, str]:
+    listed = archive.read_json(f"{archive.site}/files/company_tickers.json")
+    rows = listed.values() if isinstance(listed, dict) else listed
+    return {str(row["ticker"]).upper(): f"{int(row['cik_str']):010d}" for row in rows}
+
+
+def _company_number(given: str, numbers: Mapping[str, str]) -> str:
+    """The ten-digit number of a company given by number or ticker.
+
+    Raises:
+        ConfigError: no company has this ticker.
+    """
+    if given.isdecimal():
+        return f"{int(given):010d}"
+    # The archive writes a class of shares with a hyphen (BRK-B), many write a point.
+    ticker = given.upper().replace(".", "-")
+    if ticker not in numbers:
+        raise ConfigError(
+            f"edgar.companies: the archive knows no ticker {given!r}"
+            f"{did_you_mean(ticker, numbers) or ''}; companies that are not listed any more have a "
+            "number only (CIK): give that, in quotes."
+        )
+    return numbers[ticker]
+
+
+def _companies_of_industry(archive: EdgarArchive, source: EdgarSection) -> list[str]:
+    """Numbers of the companies of an industry, in the archive's order."""
+    numbers: list[str] = []
+    while len(numbers) < (source.max_companies or _MOST_COMPANIES):
+        page = archive.read_bytes(
+            f"{archive.site}/cgi-bin/browse-edgar?action=getcompany&SIC={source.sic}"
+            f"&type={source.forms[0]}&owner=include&count={_LISTED_PER_PAGE}"
+            f"&start={len(numbers)}&output=atom"
+        )
+        found = _numbers_in_feed(page)
+        new = [number for number in dict.fromkeys(found) if number not in numbers]
+        numbers += new
+        if len(found) < _LISTED_PER_PAGE or not new:
+            break
+    if not numbers:
+        raise ConfigError(f"edgar.sic: the archive lists no company of industry {source.sic}.")
+    return numbers[: source.max_companies]
+
+
+def _numbers_in_feed(page: bytes) -> list[str]:
+    """Company numbers of an Atom feed; entities are refused, since they can grow without bound."""
+    if b"<!DOCTYPE" in page or b"<!ENTITY" in page:
+        raise DataError("edgar.sic: the archive's list is a page with definitions of its own.")
+    try:
+        root = ElementTree.fromstring(page)  # noqa: S314  (no definitions, see above)
+    except ElementTree.ParseError as error:
+        raise DataError(f"edgar.sic: the archive's list cannot be read ({error}).") from error
+    texts = [
+        (node.text or "").strip()
+        for node in root.iter()
+        if str(node.tag).rpartition("}")[2].lower() == "cik"
+    ]
+    return [f"{int(text):010d}" for text in texts if text.isdecimal()]
+
+
+def _listed_filings(archive: EdgarArchive, number: str, source: EdgarSection) -> Iterator[Filing]:
+    """A company's filings of the forms and years, oldest first.
+
+    Raises:
+        ConfigError: there is no such company.
+    """
+    address = f"{archive.api}/submissions/CIK{number}.json"
+    try:
+        company = archive.read_json(address)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"edgar.companies: the archive has no company with number {number}."
+        ) from error
+    tickers = [str(ticker).upper() for ticker in company.get("tickers") or ()]
+    group = tickers[0] if tickers else number
+    tables = [company["filings"]["recent"]]
+    from_year, to_year = source.first_and_last_year
+    for older in company["filings"].get("files") or ():
+        # What lies wholly outside the years is not fetched.
+        first, last = _year(older.get("filingFrom")), _year(older.get("filingTo"))
+        if (first or from_year) <= to_year and (last or to_year) >= from_year:
+            tables.append(archive.read_json(f"{archive.api}/submissions/{older['name']}"))
+    found = [filing for table in tables for filing in _filings_of(table, group, number, source)]
+    yield from sorted(found, key=lambda filing: (filing.filed, filing.accession))
+
+
+def _year(text: object) -> int | None:
+    try:
+        return date.fromisoformat(str(text)).year
+    except ValueError:
+        return None
+
+
+def _filings_of(
+    table: Mapping[str, Sequence[Any]], company: str, number: str, source: EdgarSection
+) -> Iterator[Filing]:
+    """Those of the forms and years in one of the archive's tables, which hold a list per column."""
+    columns = ("accessionNumber", "form", "filingDate", "reportDate", "primaryDocument", "size")
+    from_year, to_year = source.first_and_last_year
+    count = len(table["accessionNumber"])
+    rows = zip(*(table.get(column) or [""] * count for column in columns), strict=False)
+    for accession, form, filed, period, document, size in rows:
+        year = _year(filed)
+        if form not in source.forms or year is None:
+            continue
+        if not from_year <= year <= to_year:
+            continue
+        if not re.fullmatch(r"\d{10}-\d{2}-\d{6}", str(accession)):
+            raise DataError(f"CIK{number}: {accession!r} is no accession number.")
+        yield Filing(
+            company, number, accession, form, filed, period or "", document or "", int(size or 0)
+        )
+
+
+def _fetch(archive: EdgarArchive, filing: Filing) -> str:
+    """Fetch and keep one filing; returns its sha256."""
+    address = f"{archive.site}/{filing.address}"
+    try:
+        data = archive.read_bytes(address)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{filing.key}: the archive lists it, and has no {filing.address}."
+        ) from error
+    if not data.strip():
+        raise DataError(f"{filing.key}: {address} is empty.")
+    digest = hash_bytes(data)
+    filing.path.parent.mkdir(parents=True, exist_ok=True)
+    with write_atomically(filing.path, "wb") as file:
+        file.write(data)
+    with write_atomically(filing.path.with_name(f"{filing.path.name}.sha256")) as file:
+        file.write(digest)
+    return digest
+
+
+def _kept_hash(filing: Filing) -> str:
+    """The hash of what is kept of a filing; empty where nothing is, or not what was fetched."""
+    try:
+        said = filing.path.with_name(f"{filing.path.name}.sha256").read_text("ascii").strip()
+        return said if hash_file(filing.path) == said else ""
+    except (OSError, ValueError):
+        return ""
+
+
+def read_main_document(filing: Filing) -> bytes:
+    """A fetched filing's own text without exhibits: its main document, or for old filings, which
+    are one file, the first document in it of the filing's form.
+
+    >>> text = b"<DOCUMENT>\\n<TYPE>EX-1\\n<TEXT>no</TEXT></DOCUMENT>"
+    >>> text += b"<DOCUMENT>\\n<TYPE>10-K\\n<TEXT>yes</TEXT></DOCUMENT>"
+    >>> _document_of_form(text, "10-K")
+    b'yes'
+    """
+    data = filing.path.read_bytes()
+    if filing.document:
+        return data
+    found = _document_of_form(data, filing.form)
+    if found is None:
+        raise DataError(f"{filing.key}: the submission holds no document of form {filing.form}.")
+    return found
+
+
+def is_page(data: bytes) -> bool:
+    """Whether a filing is HTML, as all are since about 2001, whatever its name ends in."""
+    return bool(re.search(rb"(?i)<(?:html|body|table|div|p)\b", data[:65536]))
+
+
+def _document_of_form(data: bytes, form: str) -> bytes | None:
+    for part in re.findall(rb"(?s)<DOCUMENT>(.*?)</DOCUMENT>", data):
+        kind = re.search(rb"<TYPE>([^\r\n<]*)", part)
+        text = re.search(rb"(?s)<TEXT>(.*?)(?:</TEXT>|$)", part)
+        if kind and text and kind[1].strip().decode("ascii", "replace") == form:
+            return bytes(text[1])
+    return None
+
+
+def read_filing_list(path: Path) -> list[Filing]:
+    """Filings as a run's list holds them, one per line.
+
+    Raises:
+        ConfigError: the list is not there, or a line of it is no filing with a hash.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"edgar.filings: {path} cannot be read ({error}); a run writes such lists to "
+            "data/filings/ in its folder."
+        ) from error
+    filings = []
+    for place, line in enumerate(lines, start=1):
+        try:
+            filing = Filing(**json.loads(line))
+            int(filing.number)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(f"{path}:{place}: is no filing ({error}).") from error
+        parts = (filing.number, filing.accession, filing.document, filing.company)
+        if any(".." in str(part) or "\0" in str(part) for part in parts):
+            raise ConfigError(f"{path}:{place}: leads out of the archive ({filing.key}).")
+        filings.append(filing)
+    if not filings:
+        raise ConfigError(f"{path}: lists no filings.")
+    return filings
+
+
+def write_filing_list(path: Path, filings: Iterable[Filing]) -> None:
+    """Write what `edgar.filings` reads."""
+    with write_atomically(path) as file:
+        for filing in filings:
+            file.write(json.dumps(asdict(filing)) + "\n")
