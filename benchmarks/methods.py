@@ -80,7 +80,7 @@ def measure(runs: Path, recipe: str, out: Path, methods: Sequence[str]) -> list[
         wanted = section.model_copy(
             update={
                 "merges": (method,),
-                "candidates": 2 + fixed + CANDIDATES[method],
+                "num_trials": 2 + fixed + CANDIDATES[method],
                 "sweep": section.sweep if method == "linear" else (),
             }
         )

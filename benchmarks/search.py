@@ -195,14 +195,14 @@ class Benchmark:
         shares = {name: share / sum(shares.values()) for name, share in shares.items()}
         amounts = results["train"]
         tokens = amounts["domain_tokens"] + amounts["general_tokens"]
-        stages = recipe.data.stages or (StageSection(name="train", tokens=tokens, shares=shares),)
+        stages = recipe.data.stages or (StageSection(name="train", tokens=tokens, mixture=shares),)
         control = recipe.model_copy(
             update={
                 "model": ModelSection(path=self.general),
                 "tokenizer": None,  # the general model has its new tokens already
                 "data": recipe.data.model_copy(
                     update={
-                        "stages": tuple(s.model_copy(update={"shares": shares}) for s in stages)
+                        "stages": tuple(s.model_copy(update={"mixture": shares}) for s in stages)
                     }
                 ),
             }

@@ -362,7 +362,7 @@ def _objective(recipe: Any, sets: Sequence[EvaluationSet], *, race: bool) -> Obj
         confidence=select.confidence,
         race=search.race if race else search.race.model_copy(update={"enabled": False}),
         seed=recipe.seed,
-        num_candidates=search.candidates,
+        num_candidates=search.num_trials,
     )
 
 

@@ -26,7 +26,7 @@ from toolkit.search.space import load_spaces
 from toolkit.shipped import shipped_folder
 from toolkit.stage import read_manifest
 
-SEARCH = {"merges": ["llama3-sec", "llama3-sec-three"], "sweep": [0.5], "candidates": 5}
+SEARCH = {"merges": ["llama3-sec", "llama3-sec-three"], "sweep": [0.5], "num_trials": 5}
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from toolkit.pipeline import merge_stage
 from toolkit.pipeline.merge_search import SCORES, begun_precision
 from toolkit.pipeline.stages import ensure_merge, join_merge
 
-SEARCH = {"candidates": 5, "sweep": [0.8, 0.4], "merges": ["linear"]}
+SEARCH = {"num_trials": 5, "sweep": [0.8, 0.4], "merges": ["linear"]}
 
 
 class StoppedError(Exception):

@@ -161,7 +161,7 @@ def test_a_split_by_names_is_shared_without_being_asked(
     run_repeat(run, 2)
     run_repeat(run, 2, same_documents=True)
     values = apart(recipe())
-    values["data"]["sources"]["web"]["split"] = {"train": {"share": 1.0}}
+    values["data"]["sources"]["web"]["split"] = {"train": {"fraction": 1.0}}
     (project / "tiny.yaml").write_text(json.dumps(values))
     run_repeat(Run.open("tiny.yaml", Path("runs")), 2)
     assert shared == [False, False, False, True, False, True]  # the first run lends

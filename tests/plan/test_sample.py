@@ -197,7 +197,7 @@ def test_a_model_that_knows_nothing_is_equally_surprised_by_all():
         for n in (0, 5)
     ]
     found = measure_surprise(
-        model, pieces[0], pieces[1], Bytes(), EvaluateSection(resamples=100), seed=0
+        model, pieces[0], pieces[1], Bytes(), EvaluateSection(bootstrap_resamples=100), seed=0
     )
     for figure in (found.domain, found.general, found.domain_shuffled, found.general_shuffled):
         assert figure.estimate == pytest.approx(math.log2(320), rel=1e-5)

@@ -110,8 +110,8 @@ def tokens_by_source(section: DataSection) -> dict[str, int | None]:
         return dict.fromkeys(section.sources)
     most_tokens: dict[str, float] = {}
     for stage in section.stages:
-        total_share = sum(stage.shares.values())
-        for name, share in stage.shares.items():
+        total_share = sum(stage.mixture.values())
+        for name, share in stage.mixture.items():
             # Stages may see the same text again, so the largest need of a stage is enough.
             stage_tokens = stage.tokens * share / total_share
             most_tokens[name] = max(most_tokens.get(name, 0.0), stage_tokens)
@@ -167,18 +167,20 @@ def stage_counts(
         DataError: a source has no text, or would have to be repeated too often.
     """
     stage = section.stages[number]
-    total_share = sum(stage.shares.values())
+    total_share = sum(stage.mixture.values())
     counts: dict[str, int] = {}
-    for name, share in stage.shares.items():
+    for name, share in stage.mixture.items():
         if share == 0.0:
             continue
         tokens = stage.tokens * share / total_share
         if not blocks.get(name):
-            raise DataError(f"data.stages.{number}.shares.{name}: the source has no training text.")
+            raise DataError(
+                f"data.stages.{number}.mixture.{name}: the source has no training text."
+            )
         repeats = tokens / targets[name]
         if repeats > section.max_repeats * 1.001:
             raise DataError(
-                f"data.stages.{number}.shares.{name}: {tokens:,.0f} tokens would repeat its "
+                f"data.stages.{number}.mixture.{name}: {tokens:,.0f} tokens would repeat its "
                 f"{targets[name]:,} {repeats:.1f} times; lower the share, add text, or raise "
                 f"data.max_repeats ({section.max_repeats:g})."
             )

@@ -152,7 +152,7 @@ def prepare_search(
         parts,
         plan,
         dict(json.loads(json.dumps(identity))),
-        recipe.search.study or name,
+        recipe.search.study_name or name,
         recipe,
         general,
         specialist,
@@ -201,7 +201,7 @@ def continue_precision(name: str, recipe: Recipe, work: Path, general: Path) -> 
         work: folder that the merge stage works in.
         general: folder of the general model.
     """
-    storage, study = recipe.search.storage, recipe.search.study or name
+    storage, study = recipe.search.storage, recipe.search.study_name or name
     wish, stored = recipe.evaluate.precision, stored_dtype(general)
     begun = begun_precision(storage or work / SCORES, study)
     if begun is not None and storage is not None:
@@ -246,7 +246,7 @@ def build_objective(recipe: Recipe, sets: Sequence[EvaluationSet], race: RaceSec
         confidence=recipe.select.confidence,
         race=race,
         seed=recipe.seed,
-        num_candidates=recipe.search.candidates,
+        num_candidates=recipe.search.num_trials,
     )
 
 

@@ -143,7 +143,10 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     if stage.is_complete():
         say(f"merge: up to date ({stage.folder}); there is nothing to search")
         return
-    place, study = recipe.search.storage or stage.work / SCORES, recipe.search.study or run.name
+    place, study = (
+        recipe.search.storage or stage.work / SCORES,
+        recipe.search.study_name or run.name,
+    )
     wait_for_study(place, study, wait_seconds)
     search = prepare_search(
         run.name,

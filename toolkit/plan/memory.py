@@ -159,21 +159,21 @@ class _Setup:
     @property
     def is_masked(self) -> bool:
         """Whether attention takes a mask: flash-attention and fused blocks take none."""
-        on_sdpa = self.on_cpu or not self.low or self.section.attention in _MASKED
+        on_sdpa = self.on_cpu or not self.low or self.section.attn_implementation in _MASKED
         return on_sdpa and not self.fused
 
     @property
     def is_partial(self) -> bool:
         """Whether only what was added to the model learns."""
-        return self.section.lora is not None or self.section.growth is not None
+        return self.section.lora is not None or self.section.block_expansion is not None
 
     @property
     def num_added(self) -> int:
         """Parameters of adapters or of added blocks."""
         if self.section.lora is not None:
             return lora_parameters(self.shape, self.section.lora.rank)
-        if self.section.growth is not None:
-            return self.section.growth.num_blocks * count_parameters(self.shape).layer
+        if self.section.block_expansion is not None:
+            return self.section.block_expansion.num_blocks * count_parameters(self.shape).layer
         return 0
 
     @property
@@ -233,7 +233,7 @@ def _activations(setup: _Setup) -> tuple[float, float]:
     """Bytes that all layers keep until the backward pass, and that one layer needs in it."""
     section, tokens = setup.section, setup.tokens
     num_layers = setup.shape.num_hidden_layers
-    num_layers += section.growth.num_blocks if section.growth else 0
+    num_layers += section.block_expansion.num_blocks if section.block_expansion else 0
     if setup.fused:
         per_token, working_bytes = fused_activations(
             setup.shape, section, tokens, setup.sequence_length

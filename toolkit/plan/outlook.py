@@ -157,9 +157,7 @@ def _this_device(measured: MeasuredModel) -> Device:
     memory_bytes = (
         float(device_properties(device).total_memory) if device_properties is not None else math.inf
     )
-    return Device(
-        device.type, memory_bytes, measured.flops or math.nan, math.nan, 0.0, 1.0, is_measured=True
-    )
+    return Device(device.type, memory_bytes, measured.flops or math.nan, 0.0, 1.0, is_measured=True)
 
 
 def _seconds_left(run: Run, work: list[Work], goal: Goal) -> tuple[float | None, float]:
@@ -215,6 +213,6 @@ def _ways_to_shorten(training: float, search: float, amounts: list[StageAmount])
             "(train: {max_tokens: ...} in the split of the sources)"
         )
     if search > 0.25 * LONG_SECONDS:
-        ideas.append("fewer search.candidates, or smaller validation sets (max_tokens)")
+        ideas.append("fewer search.num_trials, or smaller validation sets (max_tokens)")
     ideas.append("a GPU, or a smaller model; `toolkit plan` compares devices")
     return f"to finish within an hour: {'; '.join(ideas)}"

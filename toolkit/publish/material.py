@@ -137,7 +137,7 @@ def card_facts(
         training=training_facts(data, _manifest(material.specialist)),
         results=results,
         merge_yaml=to_yaml(merge),
-        limits=section.limits,
+        limits=section.limitations,
         merged=section.merged,
         files=[{"file": name, **row["card"]} for name, row in figures.items()],
         loaded_by=opened_by(material.merged),

@@ -83,7 +83,7 @@ def training_facts(data: Mapping[str, Any], cpt: Mapping[str, Any]) -> dict[str,
 def _what_learned(train: Mapping[str, Any], lora: Mapping[str, Any]) -> str:
     if lora:
         return f"LoRA adapters of rank {lora.get('rank')}, merged into the weights"
-    if train.get("growth"):
+    if train.get("block_expansion"):
         return "blocks added between the old ones"
     patterns = list(train.get("trainable", ["*"]))
     return "all parameters" if patterns == ["*"] else f"parameters {', '.join(patterns)}"

@@ -83,9 +83,9 @@ def run_extend(section: TokenizerSection, data: DataSection, stage: Stage, gener
     if section.new_tokens is not None:
         texts_by_set = _texts_of(data, section, stage.seed)
         new_tokens = _choose(old_core, section, section.new_tokens, texts_by_set["train, domain"])
-    special_pieces = _special_pieces(old_core, section.special, general)
+    special_pieces = _special_pieces(old_core, section.special_tokens, general)
     extended_table, first_id = extend_tokenizer(
-        with_special(tokenizer_table, section.special), new_tokens
+        with_special(tokenizer_table, section.special_tokens), new_tokens
     )
     row_pieces = [*special_pieces, *_row_ids(old_core.get_vocab(), new_tokens)]
     with stage.running() as work:
@@ -100,9 +100,9 @@ def run_extend(section: TokenizerSection, data: DataSection, stage: Stage, gener
         _check(
             old_core, work, new_tokens, [text for found in texts_by_set.values() for text in found]
         )
-        _check_special(work, section.special, first_id - len(special_pieces))
+        _check_special(work, section.special_tokens, first_id - len(special_pieces))
         new_core = _core(extended_table)
-        summary = _summarize(old_core, new_core, texts_by_set, new_tokens, section.special)
+        summary = _summarize(old_core, new_core, texts_by_set, new_tokens, section.special_tokens)
         _write_report(work / "report.md", summary)
         stage.finish(summary.to_json())
     say(_sentence(summary))
@@ -149,8 +149,8 @@ def _special_pieces(core: Any, names: Sequence[str], general: Path) -> list[list
     for name in names:
         if name in core.get_vocab():
             raise ConfigError(
-                f"tokenizer.special: the tokenizer of {general} has {name!r} already; use it "
-                "without adding it."
+                f"tokenizer.special_tokens: the tokenizer of {general} has {name!r} already; use "
+                "it without adding it."
             )
     return [core.encode(name, add_special_tokens=False).ids for name in names]
 
@@ -193,7 +193,7 @@ def _check_special(folder: Path, names: Sequence[str], first: int) -> None:
     for number, name in enumerate(names):
         if new_tokenizer.convert_tokens_to_ids(name) != first + number:
             raise ConfigError(
-                f"tokenizer.special: transformers does not read {name!r} as it was written; "
+                f"tokenizer.special_tokens: transformers does not read {name!r} as it was written; "
                 "tokenizers of this kind cannot be extended."
             )
 
