@@ -172,7 +172,8 @@ def _read_prices(file: Path) -> tuple[dict[str, Device], dict[str, object]]:
     for name, measures in own_devices.items():
         section, faults = check_section(OwnDevice, measures)
         if section is None:
-            raise ConfigError("\n".join(f"{file}: devices.{name}.{fault}" for fault in faults))
+            own_faults = [fault.below(f"{file}: devices.{name}.") for fault in faults]
+            raise ConfigError("\n".join(map(str, own_faults)))
         own_by_name[str(name)] = section.as_device(str(name))
     return own_by_name, {str(name): price for name, price in prices.items()}
 

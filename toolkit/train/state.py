@@ -239,8 +239,8 @@ def _compare_makers(before: dict[str, str] | None, setup: TrainingSetup) -> dict
         "precision": setup.section.precision,
     }
     if before is not None:
-        for line in changed_keys({"blocks": "plain", "precision": "bf16", **before}, now):
-            say(f"  the state it continues from was written with another {line}: not bit for bit")
+        for change in changed_keys({"blocks": "plain", "precision": "bf16", **before}, now):
+            say(f"  the state it continues from was written with another {change}: not bit for bit")
     return now
 
 
