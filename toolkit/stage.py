@@ -340,8 +340,13 @@ def refuse_taken(out: Path) -> None:
     """
     if out.is_symlink() and not out.exists():
         raise MergeError(f"{out}: is a link to nothing; make the folder it points to.")
+    if out.exists() and not out.is_dir():
+        raise MergeError(f"{out}: is a file, where a folder is to be made; give another path.")
     if is_taken(out):
-        raise MergeError(f"{out}: exists and is not empty; give another folder or remove it.")
+        first = min(path.name for path in out.iterdir())
+        raise MergeError(
+            f"{out}: exists and is not empty (it holds {first}); give another folder or remove it."
+        )
 
 
 def lock_alone(

@@ -90,7 +90,7 @@ def test_a_bill_by_hand():
     # half use give 1,000 a second: 15,408 s = 4.28 h, twice that on two devices, at 3 dollars
     amount = StageAmount("cpt", 8, 700.0, 80.0, 100, 50)
     work = [stage_work(amount, ROUND, TrainSection())]
-    device = Device("D", 1.0, 1000.0, 1.0, 3.0, 0.5)
+    device = Device("D", 1.0, 1000.0, 3.0, 0.5)
     found = bill(work, Fleet(2, device))
     assert found.hours == pytest.approx(4.28)
     assert found.dollars == pytest.approx(25.68)

@@ -169,7 +169,7 @@ def test_what_fits_is_no_problem_and_the_fewest_is_the_fewest():
     fleet = Fleet(1, DEVICES["H100"])
     ways = ways_to_train(SMOL, section(), 512, fleet)
     assert misfit(ways, fleet, [], "SmolLM2") is None
-    small = Device("S", 3.0e9, 1e12, 1e12, 1.0, 0.4)
+    small = Device("S", 3.0e9, 1e12, 1.0, 0.4)
     (full, *_) = ways_to_train(SMOL, section(), 512, Fleet(1, small))
     assert full.fewest is not None
     assert fits(memory_on(SMOL, section(), 512, Fleet(full.fewest, small)), small)

@@ -1,4 +1,4 @@
-"""Small runs that a law of mixture is fitted to: one model, one data stage, a training a share.
+"""Small runs that a law of mixture is fitted to: one model, one data stage, one training per share.
 
 general model ─► mixture/data ─► mixture/general, mixture/share-0.5, …    under runs/<recipe>/
 """
@@ -328,7 +328,7 @@ def _write_picture(
         if fewest_tokens == most_tokens
         else f"{fewest_tokens:,} to {most_tokens:,}"
     )
-    title = f"{name}: law of mixture, {size_words} tokens a run"
+    title = f"{name}: law of mixture, {size_words} tokens per run"
     with write_atomically(folder / "mixture.svg") as file:
         file.write(mixture_svg(law, answer, checks, title))
 

@@ -157,9 +157,7 @@ def _this_device(measured: MeasuredModel) -> Device:
     memory_bytes = (
         float(device_properties(device).total_memory) if device_properties is not None else math.inf
     )
-    return Device(
-        device.type, memory_bytes, measured.flops or math.nan, math.nan, 0.0, 1.0, is_measured=True
-    )
+    return Device(device.type, memory_bytes, measured.flops or math.nan, 0.0, 1.0, is_measured=True)
 
 
 def _seconds_left(run: Run, work: list[Work], goal: Goal) -> tuple[float | None, float]:
