@@ -175,7 +175,7 @@ def _choose_laws(lines: _Lines, freedom: int, chance: np.random.Generator) -> ND
     # The largest of weights with Gumbel's noise is a draw in proportion to them.
     noisy_weights = log_weights + chance.gumbel(size=log_weights.shape)
     noisy_weights[0] = -lines.squares[0]
-    return np.argmax(noisy_weights, axis=1)
+    return np.asarray(np.argmax(noisy_weights, axis=1))
 
 
 class _Lines(NamedTuple):
