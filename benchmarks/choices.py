@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.load import load_causal_model
-from toolkit.evaluate.config import ChoicesSection, EvaluateSection
+from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection
 from toolkit.evaluate.lm_eval_model import RequestEncoder, SharedPromptLM
 from toolkit.evaluate.question_task import QuestionTask
 from toolkit.evaluate.questions import Question, load_questions
@@ -50,7 +50,7 @@ def main() -> None:
     model = load_causal_model(wanted.model, dtype).eval()
     print(f"{wanted.model.name}, {dtype}, {torch.get_num_threads()} threads")
     for task in wanted.tasks.split(","):
-        section = ChoicesSection(name=task, bigbench=task, limit=wanted.items)
+        section = MultipleChoiceSection(name=task, bigbench=task, limit=wanted.items)
         questions = load_questions(section)[: wanted.items]
         compare(model, tokenizer, task, questions, wanted.rounds)
 

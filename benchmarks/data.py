@@ -117,7 +117,7 @@ def ours(model: Path, folder: Path) -> dict[str, Any]:
 
     began = time.perf_counter()
     limits = {"max_tokens": 100_000}
-    split = {"train": {"share": 0.96}, "validation": {"share": 0.02, **limits}}
+    split = {"train": {"fraction": 0.96}, "validation": {"fraction": 0.02, **limits}}
     split["test"] = split["validation"]
     section = DataSection.model_validate(
         {

@@ -108,12 +108,12 @@ def changed(recipe: Recipe, tokens: int, replay: float | None, rate: float | Non
         sources[name] = sources[name].model_copy(update={"split": split})
     share = recipe.data.replay_fraction if replay is None else replay
     data = recipe.data.model_copy(update={"sources": sources, "replay_fraction": share})
-    watch = recipe.train.watch.model_copy(update={"evaluations": 0})
+    watch = recipe.train.forgetting_monitor.model_copy(update={"evaluations": 0})
     schedule = recipe.train.schedule
     if rate is not None:
         schedule = schedule.model_copy(update={"peak_lr": rate})
     train = recipe.train.model_copy(
-        update={"watch": watch, "schedule": schedule, "save_steps": 10**9}
+        update={"forgetting_monitor": watch, "schedule": schedule, "save_steps": 10**9}
     )
     return recipe.model_copy(update={"data": data, "train": train})
 

@@ -38,7 +38,7 @@ def main() -> None:
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4))
     section = TrainSection.model_validate(
-        {"global_batch_size": 1, "precision": "fp32", "watch": {"evaluations": 0}}
+        {"global_batch_size": 1, "precision": "fp32", "forgetting_monitor": {"evaluations": 0}}
     )
 
     def seconds(folder: Path, work: Path) -> float:

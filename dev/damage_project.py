@@ -101,10 +101,14 @@ def _documents(folder: Path) -> None:
 
 def recipe(name: str, **changes: Any) -> dict[str, Any]:
     """A recipe over one file of documents."""
-    shares = {"train": {"share": 0.5}, "validation": {"share": 0.25}, "test": {"share": 0.25}}
+    shares = {
+        "train": {"fraction": 0.5},
+        "validation": {"fraction": 0.25},
+        "test": {"fraction": 0.25},
+    }
     source: dict[str, Any] = {"role": "domain", "files": [name], "split": shares}
     if name.startswith("docs.txt") or name.startswith("docs.html"):
-        source["split"] = {"train": {"share": 1.0}}
+        source["split"] = {"train": {"fraction": 1.0}}
     if name.startswith("talks"):
         source["messages_field"] = "messages"
     web = {"role": "general", "files": ["web.jsonl"], "split": shares}
@@ -122,9 +126,9 @@ def recipe(name: str, **changes: Any) -> dict[str, Any]:
             "schedule": {"peak_lr": 1e-3},
             "save_steps": 1,
             "global_batch_size": 1,
-            "watch": {"evaluations": 0},
+            "forgetting_monitor": {"evaluations": 0},
         },
-        "evaluate": {"window_tokens": 64, "resamples": 100},
+        "evaluate": {"window_tokens": 64, "bootstrap_resamples": 100},
         **changes,
     }
 
@@ -132,10 +136,14 @@ def recipe(name: str, **changes: Any) -> dict[str, Any]:
 def _choice() -> dict[str, Any]:
     """A recipe whose search takes seconds."""
     values = recipe("docs.jsonl")
-    split = {"train": {"share": 0.3}, "validation": {"share": 0.35}, "test": {"share": 0.35}}
+    split = {
+        "train": {"fraction": 0.3},
+        "validation": {"fraction": 0.35},
+        "test": {"fraction": 0.35},
+    }
     values["data"]["sources"]["docs"]["split"] = split
-    values["evaluate"]["retention"] = {"prompts": 4, "max_new_tokens": 4}
-    search = {"merges": ["linear"], "sweep": [0.7, 0.5, 0.3], "candidates": 6, "refine": 0}
+    values["evaluate"]["retention"] = {"num_prompts": 4, "max_new_tokens": 4}
+    search = {"merges": ["linear"], "sweep": [0.7, 0.5, 0.3], "num_trials": 6, "refine": 0}
     return {**values, "search": search}
 
 
@@ -152,7 +160,7 @@ def _numbers() -> dict[str, Any]:
         "max_grad_norm": 1.0,
         "max_nonfinite_steps": 5,
         "save_total_limit": 1,
-        "watch": {"evaluations": 1, "tokens_per_role": 64, "tolerance": 0.05},
+        "forgetting_monitor": {"evaluations": 1, "tokens_per_role": 64, "tolerance": 0.05},
         "stages": {"train": {"max_position_embeddings": 256}},
         "optimizer": {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.1},
     }

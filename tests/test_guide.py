@@ -45,8 +45,8 @@ OTHERS_PROGRAMS = {"git", "hf", "cd", "source", "sbatch", "squeue", "pip", "pdft
 
 FOR_RANDOM_MODELS: dict[str, Any] = {
     "train": {"schedule": {"peak_lr": 5e-3}},
-    "evaluate": {"retention": {"prompts": 8, "loss_tolerance": 9.0}},
-    "search": {"candidates": 10},
+    "evaluate": {"retention": {"num_prompts": 8, "loss_tolerance": 9.0}},
+    "search": {"num_trials": 10},
     "select": {"general_tolerance": 9.0},
 }
 """A random model learns at other rates and retains nothing; recipes of pages get these too."""
@@ -93,7 +93,7 @@ def finance_recipe() -> dict[str, Any]:
         "role": "general",
         "files": ["news.jsonl"],
         "license": "none: made up",
-        "split": {name: {"share": 1.0} for name in ("train", "validation", "test")},
+        "split": {name: {"fraction": 1.0} for name in ("train", "validation", "test")},
     }
     cleaning = {
         "min_words": 5,
@@ -108,8 +108,8 @@ def finance_recipe() -> dict[str, Any]:
         "license": "none: made up",
         "split": {
             "train": {"groups": ["aapl*"]},
-            "validation": {"groups": ["tgt*"], "share": 0.5},
-            "test": {"groups": ["tgt*"], "share": 0.5},
+            "validation": {"groups": ["tgt*"], "fraction": 0.5},
+            "test": {"groups": ["tgt*"], "fraction": 0.5},
         },
     }
     questions = {
@@ -117,7 +117,7 @@ def finance_recipe() -> dict[str, Any]:
         "files": ["recipes/finance-questions.jsonl"],
         "messages_field": "messages",
         "id_field": "id",
-        "split": {name: {"share": 0.34} for name in ("train", "validation", "test")},
+        "split": {name: {"fraction": 0.34} for name in ("train", "validation", "test")},
     }
     recipe = {
         "seed": 3,
@@ -139,14 +139,14 @@ def finance_recipe() -> dict[str, Any]:
             "keep_checkpoints": True,
             "anneal": {"steps": 2},
         },
-        "evaluate": {"window_tokens": 64, "resamples": 500},
+        "evaluate": {"window_tokens": 64, "bootstrap_resamples": 500},
         "sft": {
             "data": {
                 "sequence_length": 64,
                 "cleaning": cleaning,
                 "sources": {"questions": questions, "news": news},
             },
-            "train": {"schedule": {"peak_lr": 1e-3}, "watch": {"evaluations": 1}},
+            "train": {"schedule": {"peak_lr": 1e-3}, "forgetting_monitor": {"evaluations": 1}},
         },
         "publish": {"language": ["en"]},
     }

@@ -58,9 +58,9 @@ def test_finance_at_a_small_scale(tmp_path: Path, processor: str):
         for split in ("validation", "test"):
             source["split"][split]["max_tokens"] = 1000
     sources["filings"]["split"]["test"]["max_tokens"] = 2000
-    values["search"] |= {"merges": ["slerp"], "sweep": [0.6, 0.3], "candidates": 4}
-    values["evaluate"] = {"resamples": 1000, "retention": {"prompts": 12}}
-    values["train"]["watch"] = {"evaluations": 1, "tokens_per_role": 600}
+    values["search"] |= {"merges": ["slerp"], "sweep": [0.6, 0.3], "num_trials": 4}
+    values["evaluate"] = {"bootstrap_resamples": 1000, "retention": {"num_prompts": 12}}
+    values["train"]["forgetting_monitor"] = {"evaluations": 1, "tokens_per_role": 600}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
     done = subprocess.run(
         [sys.executable, "-m", "toolkit", "merge", "choose", "small.yaml"],

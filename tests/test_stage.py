@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import ToolkitError
-from toolkit.stage import MANIFEST, Stage, content_hash, read_manifest, write_atomically
+from toolkit.stage import (
+    MANIFEST,
+    Stage,
+    appearing,
+    content_hash,
+    read_manifest,
+    write_atomically,
+)
 
 
 def make(folder: Path, **config: object) -> Stage:
@@ -126,3 +133,15 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path):
         raise RuntimeError
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_gives_way_only_to_a_whole_one(tmp_path: Path):
+    out = tmp_path / "out"
+    for content in ("first", "second"):
+        with appearing(out, replaces=True) as work:
+            (work / "a.txt").write_text(content)
+    with pytest.raises(KeyboardInterrupt), appearing(out, replaces=True) as work:
+        (work / "a.txt").write_text("half")
+        raise KeyboardInterrupt
+    assert (out / "a.txt").read_text() == "second"
+    assert list(tmp_path.iterdir()) == [out]

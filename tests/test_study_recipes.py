@@ -44,7 +44,7 @@ def test_comparisons_are_published_and_small_enough(name: str):
     assert shape is not None
     for variant in load_yaml(path)["variants"]:
         small = load_recipe(path, [variant, "laptop"])
-        assert small.train.watch.evaluations == 0
+        assert small.train.forgetting_monitor.evaluations == 0
         assert all(source.artifact for source in small.data.sources.values())
         total = sum(stage.tokens for stage in small.data.stages)
         if small.model.scratch is None:

@@ -62,7 +62,11 @@ def talks(folder: Path, name: str) -> list[str]:
 
 def tiny_data(folder: Path, data: dict[str, Any], section: DataSection, prefix: str) -> None:
     """Local documents in place of a section's sources; what a scale must keep is kept."""
-    shares = {"train": {"share": 0.6}, "validation": {"share": 0.2}, "test": {"share": 0.2}}
+    shares = {
+        "train": {"fraction": 0.6},
+        "validation": {"fraction": 0.2},
+        "test": {"fraction": 0.2},
+    }
     for seed, (name, given) in enumerate(section.sources.items()):
         source: dict[str, Any] = {"role": given.role, "weight": given.weight, "fim": given.fim}
         if given.messages_field is not None:
@@ -101,12 +105,12 @@ def tiny(tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.Mo
             laptop["models"][name] = {"path": "model"}
         tiny_data(tmp_path, laptop["data"], scaled.data, "")
         laptop["train"]["schedule"]["peak_lr"] = 5e-3
-        laptop["train"]["watch"] = {"evaluations": 1, "tokens_per_role": 200}
+        laptop["train"]["forgetting_monitor"] = {"evaluations": 1, "tokens_per_role": 200}
         laptop.setdefault("evaluate", {})["window_tokens"] = 64
         if scaled.sft is not None:
             tiny_data(tmp_path, laptop["sft"]["data"], scaled.sft.data, "sft-")
             laptop["sft"]["data"]["sequence_length"] = 64 * laptop["sequence_divisor"]
-            laptop["sft"].setdefault("train", {})["watch"] = {
+            laptop["sft"].setdefault("train", {})["forgetting_monitor"] = {
                 "evaluations": 1,
                 "tokens_per_role": 200,
             }
@@ -164,7 +168,7 @@ def test_a_system_runs_at_a_tiny_scale(path: Path, tiny: Callable[[Path], Run]):
     config = json.loads((specialist / "config.json").read_text())
     thetas = [s.rope_theta for s in full.train.stages.values() if s.rope_theta is not None]
     assert config["rope_parameters"]["rope_theta"] == (thetas[-1] if thetas else 10_000.0)
-    added = recipe.tokenizer.special if recipe.tokenizer is not None else ()
+    added = recipe.tokenizer.special_tokens if recipe.tokenizer is not None else ()
     assert config["vocab_size"] == 320 + len(added)
     assert (ensure_general(run).name == "general-extended") == bool(added)
     moe = recipe.model.moe

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.leftovers import temporary_path
+from toolkit.leftovers import appearing_file
 from toolkit.machine import cache_folder
 
 ALWAYS_READ_BYTES = 16 << 20
@@ -122,8 +122,7 @@ def _remember(key: str, entry: list[Any]) -> None:
     found = _remembered()
     found.pop(key, None)
     entries = [*found.items(), (key, entry)][-_MOST_REMEMBERED:]
-    temporary = temporary_path(_file())
     with contextlib.suppress(OSError):  # it only saves time
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(dict(entries)), encoding="utf-8")
-        temporary.replace(_file())
+        _file().parent.mkdir(parents=True, exist_ok=True)
+        with appearing_file(_file()) as temporary:
+            temporary.write_text(json.dumps(dict(entries)), encoding="utf-8")

@@ -21,6 +21,17 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+@contextlib.contextmanager
+def appearing_file(path: Path) -> Iterator[Path]:
+    """Where to write a file that stands at `path` whole when the block ends, or not at all."""
+    temporary = temporary_path(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def remove_leftovers(folder: Path, *, below: bool = True) -> None:
     """Remove temporary files and folders of processes that live no more.
 

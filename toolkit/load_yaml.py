@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,13 @@ import yaml
 
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.limits import limit, raise_hint
+
+JsonObject = dict[str, Any]
+"""An object of a stranger's JSON file (config.json, tokenizer.json, settings of an adapter), in
+which anything may stand; what is used of it is checked where it is used."""
+
+JsonView = Mapping[str, Any]
+"""The same where it is only looked at."""
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -12,14 +12,13 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from toolkit.errors import ConfigError
-from toolkit.leftovers import remove_leftovers
+from toolkit.leftovers import appearing_file, remove_leftovers
 from toolkit.library_errors import check_writable
 from toolkit.progress import say
 
@@ -387,6 +386,5 @@ def _keep_speeds(key: dict[str, Any], speeds: ProductSpeeds) -> None:
         path = _file_of(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"identity": key, "speeds": asdict(speeds)}, indent=1)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(text)
-        Path(file.name).replace(path)
+        with appearing_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")

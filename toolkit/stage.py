@@ -5,8 +5,8 @@ the folder is renamed to `<stage>/`; an older, differing `<stage>/` is first ren
 `<stage>.1/`, `<stage>.2/`, … and kept. So a folder with a manifest is complete, and one without is
 work to continue.
 
-Commands that write a folder outside `runs/` use the same way (`appearing`): it is complete or
-absent.
+Whatever else is a folder of this package (a merge, an adapter, a bundle, a training checkpoint)
+goes the same way (`appearing`): it is complete or absent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import IO, Any
 from toolkit import __version__
 from toolkit.errors import MergeError, ToolkitError
 from toolkit.file_hashes import differing_files, read_hash
-from toolkit.leftovers import remove_leftovers, temporary_path
+from toolkit.leftovers import appearing_file, remove_leftovers, temporary_path
 from toolkit.load_yaml import read_json
 
 MANIFEST = "manifest.json"
@@ -68,15 +68,11 @@ def hash_folder(folder: Path, *, leave_out: tuple[str, ...] = ()) -> dict[str, s
 def write_atomically(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears at `path` whole when the block ends, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
-    try:
-        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    encoding = None if "b" in mode else "utf-8"
+    with appearing_file(path) as temporary, temporary.open(mode, encoding=encoding) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: object) -> None:
@@ -326,8 +322,13 @@ def refuse_taken(out: Path) -> None:
     """
     if out.is_symlink() and not out.exists():
         raise MergeError(f"{out}: is a link to nothing; make the folder it points to.")
+    if out.exists() and not out.is_dir():
+        raise MergeError(f"{out}: is a file, where a folder is to be made; give another path.")
     if is_taken(out):
-        raise MergeError(f"{out}: exists and is not empty; give another folder or remove it.")
+        first = min(path.name for path in out.iterdir())
+        raise MergeError(
+            f"{out}: exists and is not empty (it holds {first}); give another folder or remove it."
+        )
 
 
 def lock_alone(
@@ -351,35 +352,50 @@ def lock_alone(
 
 
 @contextlib.contextmanager
-def appearing(out: Path) -> Iterator[Path]:
+def appearing(
+    out: Path,
+    *,
+    doing: str = "merging into it",
+    error: type[ToolkitError] = MergeError,
+    replaces: bool = False,
+) -> Iterator[Path]:
     """A working folder beside `out` that takes its place when the block ends, or vanishes.
 
     Where `out` is an empty folder that cannot be replaced (the current folder, a mounted volume, or
     one whose parent may not be written to), the working folder is made in it, and its files are
     moved up at the end, config.json last. A link is followed.
 
+    Args:
+        out: the folder.
+        doing: what another process is told that this one does.
+        error: kind that is raised.
+        replaces: whether a folder that stands there gives way; by default only an empty one does.
+
     Raises:
-        MergeError: another process is making the same folder, or none can be made there.
+        error: another process is making the same folder, or none can be made there.
     """
     place = out.resolve()
-    work = _inside(place) if _must_stay(place) else place.with_name(f".{place.name}.partial")
+    is_inside = not replaces and _must_stay(place)
+    work = _inside(place) if is_inside else place.with_name(f".{place.name}.partial")
     try:
         work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    except OSError as cause:
+        if cause.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        raise MergeError(
-            f"{out}: cannot be made ({error.strerror}); give a folder that can be written to."
-        ) from error
+        raise error(
+            f"{out}: cannot be made ({cause.strerror}); give a folder that can be written to."
+        ) from cause
     descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        lock_alone(descriptor, out, "merging into it", MergeError)
+        lock_alone(descriptor, out, doing, error)
         for left in work.iterdir():  # by an earlier call that was killed
             left.unlink() if left.is_file() else shutil.rmtree(left)
         try:
             yield work
-            if work.parent == place:
+            if is_inside:
                 _move_up(work)
+            elif replaces and place.exists():
+                _replace_folder(work, place)
             else:
                 work.rename(place)  # an empty folder gives way
         except BaseException:
@@ -387,6 +403,13 @@ def appearing(out: Path) -> Iterator[Path]:
             raise
     finally:
         os.close(descriptor)
+
+
+def _replace_folder(work: Path, place: Path) -> None:
+    former = temporary_path(place)  # removed by whoever comes next, should this process be killed
+    place.rename(former)
+    work.rename(place)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def _inside(place: Path) -> Path:

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, JambaConfig, JambaForCausalLM
 from tests.helpers.architectures import small_model
 from toolkit.adapter.extract import run_extract
 from toolkit.adapter.extract_plan import ExtractSettings
-from toolkit.adapter.merge import AdapterMergeSettings, merge_adapters
+from toolkit.adapter.folder import FactorSettings
+from toolkit.adapter.merge import merge_adapters
 from toolkit.adapter.report import AdapterReport
 from toolkit.errors import CheckpointError, MergeError
 from toolkit.merge.config import parse_merge_config
@@ -208,7 +209,7 @@ def adapters_of(model_type: str, folder: Path) -> tuple[Path, list[Path]]:
 def merge_both(adapters: list[Path], out: Path, method: str, **more: Any) -> AdapterReport:
     models = [{"model": str(path), "parameters": {"weight": 0.5}} for path in adapters]
     data = {"merge_method": method, "models": models, "parameters": {"normalize": False, **more}}
-    return merge_adapters(parse_merge_config(data, where="test"), out, AdapterMergeSettings())
+    return merge_adapters(parse_merge_config(data, where="test"), out, FactorSettings())
 
 
 @pytest.mark.parametrize("model_type", ["gpt_oss", "mixtral", "qwen2_moe"])

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.adapters import make_adapter, through_peft
-from toolkit.adapter.merge import AdapterMergeSettings, merge_adapters
+from toolkit.adapter.folder import FactorSettings
+from toolkit.adapter.merge import merge_adapters
 from toolkit.checkpoint.lora import open_adapter
 from toolkit.errors import ConfigError, MergeError
 from toolkit.merge.config import parse_merge_config
@@ -48,7 +49,7 @@ def change(adapter: Path, name: str) -> Tensor:
 
 
 def merge(loras: tuple[Path, Path], out: Path, method: str = "linear", **more: Any) -> Any:
-    settings = AdapterMergeSettings(**more.pop("settings", {}))
+    settings = FactorSettings(**more.pop("settings", {}))
     weights = more.pop("weights", (0.25, 0.75))
     data: dict[str, Any] = {
         "merge_method": method,
@@ -150,7 +151,7 @@ def test_what_cannot_be_is_said(
             merge_adapters(
                 parse_merge_config(config | {"parameters": more["parameters"]}, where="t"),
                 tmp_path / "out",
-                AdapterMergeSettings(),
+                FactorSettings(),
             )
     else:
         with pytest.raises(error, match=words):

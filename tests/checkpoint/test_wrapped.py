@@ -77,7 +77,7 @@ def test_an_adapter_of_the_text_side_is_one_of_the_wrapper(
 ):
     whole = tmp_path / "whole"
     small_wrapper(model_type).save_pretrained(whole)
-    section = TrainSection(lora=LoraSection(rank=2, modules=modules))
+    section = TrainSection(lora=LoraSection(rank=2, target_modules=modules))
     adapted = prepare_model(load_causal_model(whole, torch.float32), section)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():

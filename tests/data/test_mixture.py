@@ -86,18 +86,18 @@ def test_too_little_general_text_is_an_error():
 def test_stages_take_their_shares_of_tokens():
     data = section(
         stages=[
-            {"name": "one", "tokens": 1000, "shares": {"a": 3, "web": 1}},
-            {"name": "two", "tokens": 400, "shares": {"b": 1.0}},
+            {"name": "one", "tokens": 1000, "mixture": {"a": 3, "web": 1}},
+            {"name": "two", "tokens": 400, "mixture": {"b": 1.0}},
         ]
     )
     blocks, targets = {"a": 10, "b": 5, "web": 50}, {"a": 1000, "b": 500, "web": 5000}
     assert stage_counts(data, 0, blocks, targets) == {"a": 8, "web": 2}
     assert stage_counts(data, 1, blocks, targets) == {"b": 4}
     assert wanted_tokens(data) == {"a": 751, "b": 401, "web": 251}
-    with pytest.raises(DataError, match=r"stages\.1\.shares\.b: 400 tokens would repeat its 50"):
+    with pytest.raises(DataError, match=r"stages\.1\.mixture\.b: 400 tokens would repeat its 50"):
         stage_counts(data, 1, {"b": 1}, {"b": 50})
 
 
 def test_a_stage_that_names_no_source_is_refused():
     with pytest.raises(ValueError, match="there is no source 'c'"):
-        section(stages=[{"name": "one", "tokens": 10, "shares": {"c": 1}}])
+        section(stages=[{"name": "one", "tokens": 10, "mixture": {"c": 1}}])

@@ -126,8 +126,8 @@ def test_a_limit_takes_documents_by_hash(tmp_path: Path, tokenizer: Path):
 def test_curriculum(tmp_path: Path, tokenizer: Path):
     write_corpus(tmp_path)
     stages = [
-        {"name": "mixed", "tokens": 3000, "shares": {"docs": 0.5, "web": 0.5}},
-        {"name": "long", "tokens": 2000, "shares": {"docs": 1.0}, "sequence_length": 128},
+        {"name": "mixed", "tokens": 3000, "mixture": {"docs": 0.5, "web": 0.5}},
+        {"name": "long", "tokens": 2000, "mixture": {"docs": 1.0}, "sequence_length": 128},
     ]
     run(section(tmp_path, stages=stages), tmp_path / "out", tokenizer)
     first, second = Blocks.open(tmp_path / "out").stages
@@ -214,8 +214,8 @@ def test_what_is_for_evaluation_alone_stays_before_training_text(tmp_path: Path,
     write_corpus(tmp_path)
     (tmp_path / "held.jsonl").write_text((tmp_path / "domain.jsonl").read_text())
     values = section(tmp_path).model_dump()
-    values["sources"]["docs"]["split"] = {"train": {"share": 1.0}}
-    split = {"validation": {"share": 0.5}, "test": {"share": 0.5}}
+    values["sources"]["docs"]["split"] = {"train": {"fraction": 1.0}}
+    split = {"validation": {"fraction": 0.5}, "test": {"fraction": 0.5}}
     held = {"role": "domain", "files": [f"{tmp_path}/held.jsonl"], "split": split}
     values["sources"] |= {"own": held}
     with (tmp_path / "domain.jsonl").open("a") as file:

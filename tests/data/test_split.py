@@ -12,8 +12,8 @@ SOURCE = SourceSection.model_validate(
         "files": ["x.txt"],
         "split": {
             "train": {"groups": ["aapl*"]},
-            "validation": {"groups": ["tgt*"], "share": 0.4},
-            "test": {"groups": ["tgt*"], "share": 0.6},
+            "validation": {"groups": ["tgt*"], "fraction": 0.4},
+            "test": {"groups": ["tgt*"], "fraction": 0.6},
         },
     }
 )

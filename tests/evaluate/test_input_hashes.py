@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 def hashes(folder: Path, task: str) -> dict[str, str]:
     values = {
-        "choices": [{"name": "ours", "files": [str(folder / "questions.jsonl")]}],
+        "multiple_choice": [{"name": "ours", "files": [str(folder / "questions.jsonl")]}],
         "tasks": [{"task": task, "include_path": str(folder / "tasks")}],
     }
     return evaluation_inputs(EvaluateSection.model_validate(values))

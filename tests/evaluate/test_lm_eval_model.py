@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.config import ChoicesSection, EvaluateSection
+from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection
 from toolkit.evaluate.lm_eval_model import RequestEncoder
 from toolkit.evaluate.tasks import question_sets
 
@@ -30,7 +30,7 @@ def test_a_text_that_begins_already_gets_no_second_beginning(tiny_tokenizer):
 
 
 def test_damaged_weights_are_no_wrong_answers(model, tiny_tokenizer, question_file: Path):
-    section = ChoicesSection(name="mine", files=(str(question_file),))
+    section = MultipleChoiceSection(name="mine", files=(str(question_file),))
     (items,) = question_sets(section, tiny_tokenizer, EvaluateSection(), None)
     with torch.no_grad():
         model.get_input_embeddings().weight.fill_(float("nan"))
@@ -43,7 +43,7 @@ def test_an_option_longer_than_the_model_reads_is_refused(model, tiny_tokenizer,
     path.write_text(
         '[{"question": "a", "choices": ["x", "%s"], "answer": 0}]' % ("debt in 2019, " * 200)
     )
-    section = ChoicesSection(name="mine", files=(str(path),))
+    section = MultipleChoiceSection(name="mine", files=(str(path),))
     (items,) = question_sets(section, tiny_tokenizer, EvaluateSection(), None)
     with pytest.raises(EvaluationError, match="the model reads 256"):
         items.score(model, range(len(items)))

@@ -40,7 +40,7 @@ def stages(tmp_path: Path, make_model: Callable[..., Path]) -> tuple[Path, Path]
 
 def small(**more: Any) -> EvaluateSection:
     return EvaluateSection.model_validate(
-        {"window_tokens": 64, "retention": {"prompts": 3, "max_new_tokens": 4}, **more}
+        {"window_tokens": 64, "retention": {"num_prompts": 3, "max_new_tokens": 4}, **more}
     )
 
 
@@ -60,7 +60,9 @@ def test_everything_at_once(
         doc_to_target="answer",
     )
     section = small(
-        choices=[{"name": "asked", "files": [str(question_file)], "role": "watch", "limit": 5}],
+        multiple_choice=[
+            {"name": "asked", "files": [str(question_file)], "role": "watch", "limit": 5}
+        ],
         tasks=[{"task": "mine", "include_path": str(folder), "limit": 4}],
     )
     sets = {
@@ -128,7 +130,7 @@ def test_names_and_roles_are_checked(
 ):
     choices = [{"name": "news", "files": [str(question_file)]}]
     with pytest.raises(EvaluationError, match="two sets are called 'news'"):
-        load_sets(small(choices=choices), *stages, "test", cache=tmp_path / "c")
+        load_sets(small(multiple_choice=choices), *stages, "test", cache=tmp_path / "c")
     rows = (stages[0] / "test.jsonl").read_text().splitlines()
     general = [row for row in rows if json.loads(row)["role"] == "general"]
     (stages[0] / "test.jsonl").write_text("\n".join(general))

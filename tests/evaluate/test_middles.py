@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.helpers.projects import recipe
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.errors import DataError, EvaluationError
-from toolkit.evaluate.config import EvaluateSection, MiddlesSection
+from toolkit.evaluate.config import EvaluateSection, InfillingSection
 from toolkit.evaluate.middles import BOTH_SIDES, PREFIX_ONLY, cut_middles, middles_sets
-from toolkit.pipeline.infill import measure_middles
+from toolkit.pipeline.infill import measure_infilling
 
 TEXT = "".join(f"the bank reported debt in {year}.\n" for year in range(2015, 2023))
 TOKENS = ("<|a|>", "<|b|>", "<|end|>")
@@ -40,7 +40,7 @@ def tokenizer(tmp_path: Path, make_model: Callable[..., Path]) -> Any:
 
 
 def test_middles_are_whole_lines_with_something_on_both_sides():
-    wanted = MiddlesSection(per_document=3, lines=2)
+    wanted = InfillingSection(per_document=3, lines=2)
     found = cut_middles({"id": "x", "text": TEXT}, wanted)
     assert len(found) == 3
     for middle in found:
@@ -56,7 +56,7 @@ def test_middles_are_whole_lines_with_something_on_both_sides():
 def test_the_loss_is_that_of_the_middle_alone(tmp_path: Path, tokenizer: Any):
     """By hand: the tokens of the middle, after <PRE> prefix <SUF> suffix <MID>."""
     path = write(tmp_path, TEXT, "no lines here")
-    wanted = MiddlesSection(per_document=1, tokens=TOKENS)
+    wanted = InfillingSection(per_document=1, tokens=TOKENS)
     both, alone = middles_sets(path, tokenizer, EvaluateSection(window_tokens=2000), wanted)
     assert (both.name, alone.name) == (BOTH_SIDES, PREFIX_ONLY)
     (middle,) = cut_middles({"id": "docs/0", "group": "g0", "text": TEXT}, wanted)
@@ -80,7 +80,7 @@ def test_the_loss_is_that_of_the_middle_alone(tmp_path: Path, tokenizer: Any):
 
 
 def test_long_sides_are_cut_towards_the_middle(tmp_path: Path, tokenizer: Any):
-    path, wanted = write(tmp_path, TEXT), MiddlesSection(per_document=9, tokens=TOKENS)
+    path, wanted = write(tmp_path, TEXT), InfillingSection(per_document=9, tokens=TOKENS)
     for items in middles_sets(path, tokenizer, EvaluateSection(window_tokens=64), wanted):
         assert max(items.costs) <= 64
 
@@ -88,9 +88,9 @@ def test_long_sides_are_cut_towards_the_middle(tmp_path: Path, tokenizer: Any):
 def test_faults_say_what_is_missing(tmp_path: Path, tokenizer: Any):
     section = EvaluateSection()
     with pytest.raises(DataError, match=r"data\.fim: the tokenizer has none of the tokens"):
-        middles_sets(write(tmp_path, TEXT), tokenizer, section, MiddlesSection())
+        middles_sets(write(tmp_path, TEXT), tokenizer, section, InfillingSection())
     with pytest.raises(EvaluationError, match="no document has 4 lines"):
-        middles_sets(write(tmp_path, "a\nb\n"), tokenizer, section, MiddlesSection(tokens=TOKENS))
+        middles_sets(write(tmp_path, "a\nb\n"), tokenizer, section, InfillingSection(tokens=TOKENS))
 
 
 def test_training_on_rearranged_documents_fills_in_better(
@@ -104,14 +104,18 @@ def test_training_on_rearranged_documents_fills_in_better(
     data["sources"]["docs"]["fim"] = True
     data["cleaning"]["collapse_spaces"] = False
     changes = {
-        "tokenizer": {"special": names},
+        "tokenizer": {"special_tokens": names},
         "data": {**data, "fim": {"tokens": names}},
-        "evaluate": {"window_tokens": 128, "resamples": 500, "middles": {"tokens": names}},
+        "evaluate": {
+            "window_tokens": 128,
+            "bootstrap_resamples": 500,
+            "infilling": {"tokens": names},
+        },
         "train": {"epochs": 4},
     }
     run = open_run(tmp_path, changes)
-    figures = measure_middles(run)["tasks"][BOTH_SIDES]
+    figures = measure_infilling(run)["tasks"][BOTH_SIDES]
     (pair,) = figures["pairs"]
     assert (pair["from"], pair["to"]) == ("general", "specialist")
     assert pair["difference"]["high"] < 0.0
-    assert json.loads((run.root / "middles.json").read_text())["tasks"][PREFIX_ONLY]["num_items"]
+    assert json.loads((run.root / "infilling.json").read_text())["tasks"][PREFIX_ONLY]["num_items"]

@@ -11,14 +11,14 @@ import pytest
 
 from toolkit.data.config import SplitName
 from toolkit.errors import ConfigError, EvaluationError
-from toolkit.evaluate.config import ChoicesSection, EvaluateSection
+from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection
 from toolkit.evaluate.questions import bigbench_questions, load_questions
 from toolkit.evaluate.tasks import question_sets
 from toolkit.section import parse_section
 
 
-def section(path: Path, **more: Any) -> ChoicesSection:
-    return ChoicesSection(name="mine", files=(str(path),), **more)
+def section(path: Path, **more: Any) -> MultipleChoiceSection:
+    return MultipleChoiceSection(name="mine", files=(str(path),), **more)
 
 
 def write(path: Path, value: Any) -> Path:
@@ -89,7 +89,7 @@ def test_splits_and_limits_are_stable(question_file: Path, tiny_tokenizer):
 
 def test_one_place_is_asked_for():
     with pytest.raises(ConfigError, match="exactly one of bigbench, files"):
-        parse_section(ChoicesSection, {"name": "x"}, where="r", what="recipe")
+        parse_section(MultipleChoiceSection, {"name": "x"}, where="r", what="recipe")
 
 
 def test_groups_and_log_loss(model, tmp_path: Path, tiny_tokenizer):

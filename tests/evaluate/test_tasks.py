@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.config import ChoicesSection, EvaluateSection, TaskSection
+from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection, TaskSection
 from toolkit.evaluate.lm_eval_model import RequestEncoder, SharedPromptLM
 from toolkit.evaluate.question_task import QuestionTask
 from toolkit.evaluate.questions import load_questions
@@ -79,7 +79,7 @@ def test_question_files_are_scored_as_lm_eval_scores(
     theirs = samples_of_lm_eval(their_model(model, tiny_tokenizer), "mine", folder)
     evaluate = EvaluateSection(batch_tokens=300)
     for metric in ("acc", "acc_norm"):
-        section = ChoicesSection(name="mine", files=(str(question_file),), metric=metric)
+        section = MultipleChoiceSection(name="mine", files=(str(question_file),), metric=metric)
         (ours,) = question_sets(section, tiny_tokenizer, evaluate, None)
         losses = ours.score(model, range(len(ours)))
         assert losses == [1.0 - sample[metric] for sample in theirs]
@@ -91,7 +91,7 @@ def test_our_model_and_questions_go_through_lm_eval_s_own_evaluator(
 ):
     folder = write_task("mine", question_file, **MULTIPLE_CHOICE)
     theirs = samples_of_lm_eval(their_model(model, tiny_tokenizer), "mine", folder)
-    section = ChoicesSection(name="mine", files=(str(question_file),))
+    section = MultipleChoiceSection(name="mine", files=(str(question_file),))
     lm = SharedPromptLM(model, RequestEncoder(tiny_tokenizer), 300)
     ours = samples_of_lm_eval(lm, QuestionTask("ours", load_questions(section)))
     for mine, sample in zip(ours, theirs, strict=True):

@@ -64,7 +64,7 @@ def test_it_stops_where_the_model_says(speaker: Speaker):
 def test_half_a_character_waits_for_the_rest(speaker: Speaker, monkeypatch: pytest.MonkeyPatch):
     euro = speaker.tokenizer("€", add_special_tokens=False)["input_ids"]
     assert len(euro) > 1
-    monkeypatch.setattr("toolkit.generate.stream._tokens", lambda *_: iter([*euro, *euro]))
+    monkeypatch.setattr("toolkit.generate.stream._next_tokens", lambda *_: iter([*euro, *euro]))
     assert list(stream_answer(speaker, USER, SamplingSettings())) == ["€", "€"]
 
 

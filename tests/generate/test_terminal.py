@@ -11,11 +11,10 @@ import pytest
 from rich.console import Console
 
 from toolkit.cli import main
-from toolkit.generate import show
-from toolkit.generate.chat import forget_oldest, run_chat
+from toolkit.generate import terminal
 from toolkit.generate.chat_model import load_speaker
-from toolkit.generate.show import show_answers
 from toolkit.generate.stream import SamplingSettings
+from toolkit.generate.terminal import forget_oldest, run_chat, show_answers
 
 USER = [{"role": "user", "content": "the board"}]
 
@@ -35,8 +34,8 @@ def lines(*words: str) -> Callable[[str], str]:
 def test_side_by_side_in_a_terminal(two_models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
     speakers = [load_speaker(folder) for folder in two_models]
     written = StringIO()
-    terminal = Console(file=written, force_terminal=True, width=100)
-    monkeypatch.setattr(show, "console", terminal)
+    screen = Console(file=written, force_terminal=True, width=100)
+    monkeypatch.setattr(terminal, "console", screen)
     answers = show_answers(speakers, USER, SamplingSettings(new_tokens=6))
     alone = [
         show_answers([speaker], USER, SamplingSettings(new_tokens=6))[0] for speaker in speakers
@@ -65,7 +64,7 @@ def test_an_interrupted_answer_does_not_end_the_chat(
     def interrupt(*_: object) -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("toolkit.generate.chat.show_answers", interrupt)
+    monkeypatch.setattr("toolkit.generate.terminal.show_answers", interrupt)
     assert run_chat(load_speaker(two_models[0]), SamplingSettings(), ask=lines("debt")) == []
 
 

@@ -141,6 +141,12 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         **{"num_key_value_heads": 4, "n_mamba_heads": 8, "mamba_headdim": 8},
     },
 }
+_SETTINGS["dots3_note"] = {
+    "text_config": _SETTINGS["dots3_note_text"],
+    "vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32},
+    "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
+}
+_SETTINGS["qwen4_exp"] = {"text_config": _SETTINGS["qwen4_exp_text"]}
 """Beyond the rules, by model type; nested configurations are joined."""
 
 _LAYERS = re.compile(r"num_hidden_layers|n_layers?|num_layers|decoder_layers")

@@ -24,7 +24,7 @@ def write_corpus(folder: Path, count: int = 60) -> None:
 
 
 def section(folder: Path, **changes: Any) -> DataSection:
-    split = {n: {"share": s} for n, s in (("train", 0.6), ("validation", 0.2), ("test", 0.2))}
+    split = {n: {"fraction": s} for n, s in (("train", 0.6), ("validation", 0.2), ("test", 0.2))}
     values: dict[str, Any] = {
         "sequence_length": 64,
         "sources": {

@@ -90,7 +90,7 @@ def plan(
     race: RaceSection | None = None,
     **section: Any,
 ) -> SearchPlan:
-    values: dict[str, Any] = {"candidates": 10, "sweep": (0.9, 0.6, 0.3), **section}
+    values: dict[str, Any] = {"num_trials": 10, "sweep": (0.9, 0.6, 0.3), **section}
     wanted = SearchSection(**values, race=race or RaceSection())
     objective = Objective(
         sets or [made_up_set("filings", "domain"), made_up_set("news", "general", seed=1)],
@@ -100,7 +100,7 @@ def plan(
         confidence=0.95,
         race=wanted.race,
         seed=7,
-        num_candidates=wanted.candidates,
+        num_candidates=wanted.num_trials,
     )
     return SearchPlan([space()] if spaces is None else spaces, wanted, objective, 7)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from toolkit.checkpoint.models import Models, Source
 from toolkit.checkpoint.write import dtype_name
-from toolkit.merge.compute import engine_of, run_task
+from toolkit.merge.compute import ComputeSettings, Destination, engine_of, run_task
 from toolkit.merge.kernels.workers import WorkerThreads
 from toolkit.merge.registry import Place, get_method
 from toolkit.merge.task import TensorTask
@@ -86,7 +86,8 @@ def merge_both_ways(
         merged[start : start + block.numel()] = block
 
     workers = WorkerThreads(threads)
-    run_task(method, task, models, put, seed=3, dtype=dtype_name(out), workers=workers)
+    destination = Destination(dtype_name(out), put)
+    run_task(method, task, models, destination, ComputeSettings(3, workers))
     assert engine_of(task, method, models, dtype_name(out), "cpu") == "kernel"  # was not forgone
     expected = compute_tensor(method, task, tuned, base, seed=3, dtype=out)
     return merged.reshape(tuned[0].shape), expected

@@ -32,19 +32,19 @@ def recipe(**changes: Any) -> dict[str, Any]:
                     "files": ["docs/*.txt"],
                     "split": {
                         "train": {"groups": ["train*"]},
-                        "validation": {"groups": ["held*"], "share": 0.5},
-                        "test": {"groups": ["held*"], "share": 0.5},
+                        "validation": {"groups": ["held*"], "fraction": 0.5},
+                        "test": {"groups": ["held*"], "fraction": 0.5},
                     },
                 },
                 "web": {
                     "role": "general",
                     "files": ["web.jsonl"],
-                    "split": {n: {"share": 1.0} for n in ("train", "validation", "test")},
+                    "split": {n: {"fraction": 1.0} for n in ("train", "validation", "test")},
                 },
             },
         },
         "train": {"schedule": {"peak_lr": 5e-3}, "save_steps": 2},
-        "evaluate": {"window_tokens": 64, "resamples": 500},
+        "evaluate": {"window_tokens": 64, "bootstrap_resamples": 500},
         "select": {"general_tolerance": 0.5},
     }
     return {**values, **changes}

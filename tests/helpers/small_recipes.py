@@ -62,7 +62,7 @@ def write_small(
         for variant, own in layer.get("variants", {}).items()
         if "tokens" in own
     }
-    changes["evaluate"] = {"window_tokens": SEQUENCE, "resamples": 500}
+    changes["evaluate"] = {"window_tokens": SEQUENCE, "bootstrap_resamples": 500}
     values["scales"]["laptop"] = {**overlay(layer, changes), "model": changes["model"]}
     (folder / "recipes").mkdir(exist_ok=True)
     text = yaml.safe_dump(values, sort_keys=False)
@@ -92,8 +92,8 @@ def _data(folder: Path, section: dict[str, Any]) -> dict[str, Any]:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         kept = {key: source[key] for key in ("role", "weight", "fim") if key in source}
         limit = source.get("split", {}).get("train", {}).get("max_tokens")
-        train = {"share": 0.6} if limit is None else {"share": 0.6, "max_tokens": 600}
-        split = {"train": train, "validation": {"share": 0.1}, "test": {"share": 0.3}}
+        train = {"fraction": 0.6} if limit is None else {"fraction": 0.6, "max_tokens": 600}
+        split = {"train": train, "validation": {"fraction": 0.1}, "test": {"fraction": 0.3}}
         sources[name] = {**kept, "files": [path.name], "split": split}
     return {
         "sources": sources,

@@ -113,6 +113,36 @@ def test_several_merges_in_one_file(tmp_path: Path):
         load_merge_config(path)
 
 
+def test_faults_of_parameters_are_told_beside_those_of_keys(tmp_path: Path):
+    path = tmp_path / "merge.yml"
+    path.write_text(
+        "merge_method: ties\nbase_model: a\ndtyp: float32\nparameters: {normalise: true}\n"
+        "models: [{model: b, parameters: {wieght: 1, density: x}}]\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_merge_config(path)
+    lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
+    assert [line.partition(":")[0] for line in lines] == [
+        "dtyp",
+        "parameters.normalise",
+        "models.0.parameters.wieght",
+        "models.0.parameters.density",
+    ]
+    assert all("did you mean" in line for line in lines[:3])
+    path.write_text("merge_method: tise\ndtyp: float32\nmodels: [{model: b}]\n")
+    with pytest.raises(ConfigError, match=r"(?s)dtyp.*did you mean ties"):
+        load_merge_config(path)
+
+
+@pytest.mark.parametrize("layers", [[2, 0], [-1, 2], [0, 1.5], [0, 1, 2], "0-2", [True, 2], None])
+def test_a_faulty_range_of_layers_is_one_line(layers: object):
+    with pytest.raises(ConfigError) as caught:
+        parse(slices=[{"sources": [{"model": "a", "layer_range": layers}]}])
+    (line,) = str(caught.value).splitlines()[1:]
+    assert "layer_range" in line
+    assert "tuple" not in line
+
+
 def test_the_older_form_of_a_tokenizer_source():
     assert parse(tokenizer_source="model:org/name").tokenizer_source == "org/name"
     found = parse(tokenizer={"source": "model:./b"}).tokenizer

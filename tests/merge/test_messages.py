@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -54,6 +56,26 @@ def of_adapters(folders: Models, out: Path, make_model: Callable[..., Path]) -> 
     return half(lora(folders[0], out), lora(folders[0], out.with_name("other")))
 
 
+def with_no_layers(folders: Models, out: Path, make_model: Callable[..., Path]) -> dict[str, Any]:
+    del out, make_model
+    source = {"model": str(folders[0]), "layer_range": [0, 0]}
+    return {"merge_method": "passthrough", "slices": [{"sources": [source]}]}
+
+
+def with_a_word_nearly(
+    folders: Models, out: Path, make_model: Callable[..., Path]
+) -> dict[str, Any]:
+    del out, make_model
+    return half(*folders, tokenizer_source="uniom")
+
+
+def with_a_name_nearly(
+    folders: Models, out: Path, make_model: Callable[..., Path]
+) -> dict[str, Any]:
+    del out, make_model
+    return half(folders[0], folders[1].with_name(f"{folders[1].name}x"))
+
+
 def with_a_base(folders: Models, out: Path, make_model: Callable[..., Path]) -> dict[str, Any]:
     del out, make_model
     return {
@@ -71,6 +93,9 @@ def with_a_base(folders: Models, out: Path, make_model: Callable[..., Path]) -> 
         (with_a_filter_alone, "none of its filters matches"),
         (of_adapters, "toolkit adapter merge"),
         (with_a_base, "leave out base_model"),
+        (with_no_layers, "slices: have no layers"),
+        (with_a_word_nearly, "neither base, union nor a model; did you mean union"),
+        (with_a_name_nearly, "no such model folder. Did you mean"),
     ],
 )
 def test_messages(
@@ -105,3 +130,84 @@ def test_gguf_of_a_tied_config_with_its_own_head(tmp_path: Path, make_model: Cal
     save_file(tensors, path, metadata={"format": "pt"})
     export_gguf(folder, tmp_path / "x.gguf", "F32", name="x")
     assert compare_gguf(folder, tmp_path / "x.gguf").divergence < 1e-3
+
+
+def sharded(folder: Path, out: Path, listed: dict[str, str]) -> Path:
+    """A model in two files of odd names, whose index lists some tensors besides."""
+    shutil.copytree(folder, out)
+    tensors = load_file(out / "model.safetensors")
+    (out / "model.safetensors").unlink()
+    names = sorted(tensors)
+    places = {name: f"part-{number % 2}.safetensors" for number, name in enumerate(names)}
+    for file in ("part-0.safetensors", "part-1.safetensors"):
+        save_file({n: tensors[n] for n in names if places[n] == file}, out / file)
+    index = {"weight_map": {**places, **listed}}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index))
+    return out
+
+
+def test_an_index_may_list_buffers_and_tied_heads_that_no_file_holds(
+    two_models: Models, tmp_path: Path
+):
+    listed = dict.fromkeys(
+        ["lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"], "part-0.safetensors"
+    )
+    other = sharded(two_models[1], tmp_path / "other", listed)
+    merge(half(two_models[0], other), tmp_path / "out")
+    merge(half(*two_models), tmp_path / "expected")
+    found, expected = (load_file(tmp_path / n / "model.safetensors") for n in ("out", "expected"))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_an_index_that_lists_a_weight_that_no_file_holds(two_models: Models, tmp_path: Path):
+    name = "model.layers.0.mlp.extra.weight"
+    other = sharded(two_models[1], tmp_path / "other", {name: "part-0.safetensors"})
+    with pytest.raises(ToolkitError, match=rf"names {name}, which no file holds"):
+        merge(half(two_models[0], other), tmp_path / "out")
+
+
+def test_a_tensor_in_two_files(two_models: Models, tmp_path: Path):
+    other = sharded(two_models[1], tmp_path / "other", {})
+    shutil.copy(two_models[1] / "model.safetensors", other / "part-1.safetensors")
+    with pytest.raises(ToolkitError, match=r"stands in part-0\.safetensors too, .* move one"):
+        merge(half(two_models[0], other), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.touch(), "is a file, where a folder"),
+        (lambda path: (path.mkdir(), (path / ".hidden").touch()), r"not empty \(it holds \.hidden"),
+        (lambda path: path.symlink_to(path.with_name("nowhere")), "is a link to nothing"),
+    ],
+)
+def test_a_place_that_is_taken(
+    two_models: Models, tmp_path: Path, make: Callable[[Path], object], words: str
+):
+    make(tmp_path / "out")
+    with pytest.raises(ToolkitError, match=words):
+        merge(half(*two_models), tmp_path / "out")
+
+
+def test_a_place_below_a_file(two_models: Models, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ToolkitError, match="cannot be made"):
+        merge(half(*two_models), tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("place", ["link", "link/", ".", "empty/../out"])
+def test_places_that_are_followed(
+    two_models: Models, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    if place.startswith("link"):
+        Path("link").symlink_to(tmp_path / "there")
+    if place.startswith("empty"):
+        Path("empty").mkdir()
+    merge(half(*two_models), Path(place))
+    assert (Path(place) / "model.safetensors").is_file()
+    assert not list(tmp_path.rglob("*.partial"))
+    assert Path("link").is_symlink() == place.startswith("link")

@@ -331,7 +331,7 @@ def test_random_masks_depend_on_seed_and_name_alone(two_models: tuple[Path, Path
     [
         ({"merge_methd": "x"}, "did you mean merge_method"),
         ({"slices": []}, "exactly one of models, slices and modules"),
-        ({"parameters": {"normalize": True}}, "did you mean normalize"),
+        ({"parameters": {"normalise": True}}, "did you mean normalize"),
         ({"parameters": {"weight": []}}, "must be a value, a list over depth"),
         ({"merge_method": "linaer"}, "did you mean linear"),
         ({"merge_method": "xyz"}, "unknown method 'xyz'. Known: "),

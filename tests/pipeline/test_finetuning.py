@@ -18,7 +18,8 @@ from toolkit.pipeline.training import load_answers
 from toolkit.stage import read_manifest
 
 SPLIT = {
-    name: {"share": share} for name, share in (("train", 0.6), ("validation", 0.2), ("test", 0.2))
+    name: {"fraction": share}
+    for name, share in (("train", 0.6), ("validation", 0.2), ("test", 0.2))
 }
 
 
@@ -40,7 +41,11 @@ def sft(**changes: Any) -> dict[str, Any]:
                 "web": {"role": "general", "files": ["web.jsonl"], "split": SPLIT},
             },
         },
-        "train": {"epochs": 3, "schedule": {"peak_lr": 5e-3}, "watch": {"evaluations": 1}},
+        "train": {
+            "epochs": 3,
+            "schedule": {"peak_lr": 5e-3},
+            "forgetting_monitor": {"evaluations": 1},
+        },
     }
     return {**values, **changes}
 

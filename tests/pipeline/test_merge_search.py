@@ -14,7 +14,7 @@ from tests.helpers.projects import recipe, toolkit, write
 def test_workers_join_and_a_second_look_at_the_test_documents_is_counted(
     project: Path, make_model: Callable[..., Path]
 ):
-    search: dict[str, Any] = {"candidates": 6, "sweep": [0.8, 0.4], "merges": ["linear"]}
+    search: dict[str, Any] = {"num_trials": 6, "sweep": [0.8, 0.4], "merges": ["linear"]}
     write(project, recipe(search={**search, "workers": 2}))
     first = toolkit(project, "merge", "choose", "tiny.yaml")
     assert first.returncode == 0, first.stderr
@@ -41,7 +41,7 @@ def test_workers_join_and_a_second_look_at_the_test_documents_is_counted(
     entries = json.loads(ledger.read_text())
     entries["scorings"][0]["choice"] = "another"
     ledger.write_text(json.dumps(entries))
-    write(project, recipe(search={**search, "candidates": 5}))
+    write(project, recipe(search={**search, "num_trials": 5}))
     refused = toolkit(project, "merge", "choose", "tiny.yaml")
     assert refused.returncode == 1
     assert "--score-test-again" in refused.stderr

@@ -17,7 +17,7 @@ from toolkit.checkpoint.stored_names import parameters_by_name
 from toolkit.errors import ConfigError
 from toolkit.merge.in_memory import LiveMerge
 from toolkit.merge.to_disk import run_merge
-from toolkit.pipeline.merge_stage import named, references
+from toolkit.pipeline.merge_output import named, references
 from toolkit.pipeline.models import ensure_general, ensure_models
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import ensure_merge
@@ -26,7 +26,7 @@ from toolkit.search.space import load_spaces
 from toolkit.shipped import shipped_folder
 from toolkit.stage import read_manifest
 
-SEARCH = {"merges": ["llama3-sec", "llama3-sec-three"], "sweep": [0.5], "candidates": 5}
+SEARCH = {"merges": ["llama3-sec", "llama3-sec-three"], "sweep": [0.5], "num_trials": 5}
 
 
 @pytest.fixture

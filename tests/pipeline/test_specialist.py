@@ -22,7 +22,7 @@ CONSTANT = {
     "keep_checkpoints": True,
     "save_total_limit": 3,
     "save_steps": 4,
-    "watch": {"evaluations": 1},
+    "forgetting_monitor": {"evaluations": 1},
 }
 
 
@@ -162,5 +162,5 @@ def test_a_use_that_needs_states_says_so():
             TrainSection.model_validate({"use": use})
     with pytest.raises(ValueError, match="takes 4 states; set save_total_limit"):
         TrainSection.model_validate({"use": "average", "keep_checkpoints": True})
-    with pytest.raises(ValueError, match=r"watch\.evaluations is 0"):
-        TrainSection.model_validate({"use": "best", "watch": {"evaluations": 0}})
+    with pytest.raises(ValueError, match=r"forgetting_monitor\.evaluations is 0"):
+        TrainSection.model_validate({"use": "best", "forgetting_monitor": {"evaluations": 0}})

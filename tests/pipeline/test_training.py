@@ -42,7 +42,7 @@ def section(**values: Any) -> TrainSection:
         "save_steps": 4,
         "global_batch_size": 4,
         "micro_batch_size": 4,
-        "watch": {"evaluations": 0},
+        "forgetting_monitor": {"evaluations": 0},
         "stages": {"long": LONG},
     }
     return TrainSection.model_validate({**base, **values})

@@ -16,7 +16,7 @@ from tests.helpers.wrappers import small_wrapper
 from toolkit.pipeline.models import ensure_cpt
 from toolkit.pipeline.stages import ensure_merge
 
-SEARCH = {"candidates": 4, "sweep": [0.8, 0.4], "merges": ["linear"]}
+SEARCH = {"num_trials": 4, "sweep": [0.8, 0.4], "merges": ["linear"]}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -64,6 +64,12 @@ def test_own_devices(tmp_path: Path):
         (["H10=1"], "", "did you mean H100?"),
         ([], "prices: {A10: 1.0}\n", "there is no device 'A10'; did you mean A100?"),
         ([], "devices: {X: {memory_gb: 1}}\n", "devices.X.tflops: is missing"),
+        ([], "devices: {X: 80}\n", "devices.X: must hold memory_gb, tflops and price (got 80)"),
+        (
+            [],
+            "devices: {X: {memory_gb: yes, tflops: 1}}\n",
+            "devices.X.memory_gb: must be a number (got True)",
+        ),
         (
             [],
             "devices: {X: {memory: 1}}\n",
@@ -90,7 +96,7 @@ def test_a_bill_by_hand():
     # half use give 1,000 a second: 15,408 s = 4.28 h, twice that on two devices, at 3 dollars
     amount = StageAmount("cpt", 8, 700.0, 80.0, 100, 50)
     work = [stage_work(amount, ROUND, TrainSection())]
-    device = Device("D", 1.0, 1000.0, 1.0, 3.0, 0.5)
+    device = Device("D", 1.0, 1000.0, 3.0, 0.5)
     found = bill(work, Fleet(2, device))
     assert found.hours == pytest.approx(4.28)
     assert found.dollars == pytest.approx(25.68)

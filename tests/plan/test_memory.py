@@ -6,9 +6,10 @@ import pytest
 
 from tests.helpers.shapes import LLAMA_3_70B, MIXTRAL, ROUND, SMOL
 from toolkit.checkpoint.config import ShapeSection
+from toolkit.plan.activations import activation_bytes, fused_activations, is_fused
 from toolkit.plan.devices import DEVICES, Device, Fleet
 from toolkit.plan.fit import fits, memory_on, misfit, ways_to_train
-from toolkit.plan.memory import activation_bytes, fused_activations, is_fused, training_memory
+from toolkit.plan.memory import training_memory
 from toolkit.train.config import TrainSection
 
 
@@ -19,7 +20,9 @@ def section(**values: object) -> TrainSection:
 
 def test_components_by_hand():
     # 4,050 parameters; matrices without embedding and head 2,050; 2 blocks of 8 tokens
-    found = training_memory(ROUND, section(gradient_checkpointing="none", attention="sdpa"), 8)
+    found = training_memory(
+        ROUND, section(gradient_checkpointing="none", attn_implementation="sdpa"), 8
+    )
     assert found.weights == 4 * 4050 + 2 * 2050
     assert found.optimizer == 8 * 4050
     # a layer and token: 26 x 10 + 8 x 10 + 8 x 20 + mask 2 x 8 + 4 x 2 heads + 8 = 532
@@ -39,7 +42,7 @@ def test_flash_attention_takes_no_mask():
     # 26 x 10 + queries and result 4 x 10, keys and values 4 x 10 + 8 x 20 + 8 + 8 = 516
     assert activation_bytes(ROUND, kind, 8, masked=False)[0] == 516.0
     assert training_memory(ROUND, kind, 8).batch == 16 * 32
-    on_sdpa = section(gradient_checkpointing="none", attention="sdpa")
+    on_sdpa = section(gradient_checkpointing="none", attn_implementation="sdpa")
     assert training_memory(ROUND, on_sdpa, 8, device="CPU").batch == 16 * 40
 
 
@@ -72,7 +75,7 @@ def test_fused_blocks_by_hand():
         (ROUND, {}, {"device": "GPU"}, False),
         (ROUND, {}, {"sharded": True}, False),
         (ROUND, {"precision": "fp32"}, {}, True),
-        (ROUND, {"attention": "sdpa"}, {}, False),
+        (ROUND, {"attn_implementation": "sdpa"}, {}, False),
         (ROUND, {"compile": True}, {}, False),
         (ROUND, {"lora": {"rank": 3}}, {}, False),
         (MIXTRAL, {}, {}, False),
@@ -167,7 +170,7 @@ def test_what_fits_is_no_problem_and_the_fewest_is_the_fewest():
     fleet = Fleet(1, DEVICES["H100"])
     ways = ways_to_train(SMOL, section(), 512, fleet)
     assert misfit(ways, fleet, [], "SmolLM2") is None
-    small = Device("S", 3.0e9, 1e12, 1e12, 1.0, 0.4)
+    small = Device("S", 3.0e9, 1e12, 1.0, 0.4)
     (full, *_) = ways_to_train(SMOL, section(), 512, Fleet(1, small))
     assert full.fewest is not None
     assert fits(memory_on(SMOL, section(), 512, Fleet(full.fewest, small)), small)

@@ -23,7 +23,8 @@ from toolkit.plan import plan as planning
 from toolkit.plan.devices import DEVICES, Fleet
 from toolkit.plan.fit import misfits
 from toolkit.plan.model import Located
-from toolkit.plan.plan import PlanRequest, finish, make_plan, write_plan, write_recipe
+from toolkit.plan.plan import PlanRequest, finish, make_plan, write_plan
+from toolkit.plan.ready_recipe import write_recipe
 from toolkit.plan.shape import count_parameters
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.model import shape_of
@@ -213,10 +214,10 @@ def test_adapters_are_suggested_where_only_they_fit(project: Path):
 
 
 def test_a_stage_longer_than_its_text(project: Path):
-    stages = [{"name": "long", "tokens": 400_000, "shares": {"docs": 0.5, "web": 0.5}}]
+    stages = [{"name": "long", "tokens": 400_000, "mixture": {"docs": 0.5, "web": 0.5}}]
     plan = planned(run_of(project, changed(data__stages=stages)), quick())
     (problem,) = plan["problems"]
-    assert problem.startswith("data.stages.0.shares.docs: 200,000 tokens would repeat its about")
+    assert problem.startswith("data.stages.0.mixture.docs: 200,000 tokens would repeat its about")
     assert plan["stages"] == ()
 
 
@@ -357,8 +358,8 @@ def test_what_only_the_model_tells_is_found_when_it_is_located(project: Path):
         ("data__end_of_document", "<|none|>", "has no token '<|none|>'"),
         (
             "data__stages",
-            [{"name": "s", "tokens": 100, "shares": {"docs": 0.5, "web": 0.4}}],
-            "data.stages.0.shares: must add up to 1",
+            [{"name": "s", "tokens": 100, "mixture": {"docs": 0.5, "web": 0.4}}],
+            "data.stages.0.mixture: must add up to 1",
         ),
     ],
 )

@@ -17,8 +17,9 @@ from toolkit.data.config import ArtifactSection, CleaningSection, SourceSection
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.plan import sample as sample_module
 from toolkit.plan.evidence import look
+from toolkit.plan.ready_recipe import recipe_text
 from toolkit.plan.sample import is_fetched, sample_source
-from toolkit.plan.settings import Setting, recipe_text
+from toolkit.plan.settings import Setting
 from toolkit.plan.surprise import TextPiece, measure_surprise, shuffled_words
 from toolkit.plan.token_budget import source_amount
 from toolkit.plan.words import word_figures
@@ -197,7 +198,7 @@ def test_a_model_that_knows_nothing_is_equally_surprised_by_all():
         for n in (0, 5)
     ]
     found = measure_surprise(
-        model, pieces[0], pieces[1], Bytes(), EvaluateSection(resamples=100), seed=0
+        model, pieces[0], pieces[1], Bytes(), EvaluateSection(bootstrap_resamples=100), seed=0
     )
     for figure in (found.domain, found.general, found.domain_shuffled, found.general_shuffled):
         assert figure.estimate == pytest.approx(math.log2(320), rel=1e-5)

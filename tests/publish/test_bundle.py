@@ -21,6 +21,7 @@ from toolkit.errors import PublishError
 from toolkit.publish.bundle import SUMS, parse_sums, read_sums
 from toolkit.publish.material import Material
 from toolkit.publish.stage import make_bundle
+from toolkit.stage import appearing
 
 REPO = "org/tiny-finance"
 
@@ -78,10 +79,8 @@ def test_what_a_killed_call_left_is_cleared_away(material: Material):
 
 
 def test_one_process_at_a_time(material: Material):
-    from toolkit.publish.stage import _alone
-
     with (
-        _alone(material.root / "publish/safetensors"),
+        appearing(material.root / "publish/safetensors"),
         pytest.raises(PublishError, match="another process is making"),
     ):
         make(material)

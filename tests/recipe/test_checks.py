@@ -28,7 +28,7 @@ def source(role: str, tokens: int | None = None, **more: Any) -> dict[str, Any]:
 
 
 def stage(name: str, tokens: int, **more: Any) -> dict[str, Any]:
-    return {"name": name, "tokens": tokens, "shares": {"code": 0.9, "web": 0.1}, **more}
+    return {"name": name, "tokens": tokens, "mixture": {"code": 0.9, "web": 0.1}, **more}
 
 
 def recipe(**data: Any) -> dict[str, Any]:
@@ -53,13 +53,13 @@ def test_shares_add_up_and_stages_are_no_longer_than_their_data(tmp_path: Path):
     stages = [
         stage("a", 2000),  # 1800 of 1000 and 200 of 300: within two repeats
         stage("b", 2300),  # 2070 of 1000
-        stage("c", 100, shares={"code": 0.9, "web": 0.05}),
+        stage("c", 100, mixture={"code": 0.9, "web": 0.05}),
         stage("a", 100),
     ]
     assert faults(tmp_path, recipe(stages=stages)) == [
-        "data.stages.1.shares.code: 2,070 tokens would repeat its 1,000 2.1 times; lower the share "
-        "or the stage's tokens, or raise data.max_repeats (2)",
-        "data.stages.2.shares: must add up to 1 (they add up to 0.95)",
+        "data.stages.1.mixture.code: 2,070 tokens would repeat its 1,000 2.1 times; lower the "
+        "share or the stage's tokens, or raise data.max_repeats (2)",
+        "data.stages.2.mixture: must add up to 1 (they add up to 0.95)",
         "data.stages.3.name: 'a' stands twice; names of stages must differ",
     ]
 
@@ -68,7 +68,7 @@ def test_a_limit_counts_as_the_end_of_a_source(tmp_path: Path):
     values = recipe(stages=[stage("a", 1000)])
     values["data"]["sources"]["code"] = source("domain", split={"train": {"max_tokens": 400}})
     (line,) = faults(tmp_path, values)
-    assert line.startswith("data.stages.0.shares.code: 900 tokens would repeat its 400 2.2 times")
+    assert line.startswith("data.stages.0.mixture.code: 900 tokens would repeat its 400 2.2 times")
 
 
 def test_replay_that_runs_out(tmp_path: Path):
@@ -134,19 +134,19 @@ def test_a_tokenizer_without_the_tokens(
     assert faults(tmp_path, values) == [
         end,
         "data.fim.tokens: the tokenizer of model has none of the tokens that code models use for "
-        "fill-in-the-middle; name three, or add three by tokenizer.special",
+        "fill-in-the-middle; name three, or add three by tokenizer.special_tokens",
     ]
     values["data"]["fim"] = {"tokens": ["<PRE>", "<SUF>", "<|end|>"]}
     values["data"]["end_of_document"] = "<|end|>"
     assert faults(tmp_path, values) == [
         "data.fim.tokens: the tokenizer of model lacks <PRE>, <SUF>; name others, or add them by "
-        "tokenizer.special"
+        "tokenizer.special_tokens"
     ]
-    values["evaluate"] = {"middles": {"tokens": ["<PRE>", "<MID>", "<|end|>"]}}
+    values["evaluate"] = {"infilling": {"tokens": ["<PRE>", "<MID>", "<|end|>"]}}
     lines = faults(tmp_path, values)
-    assert lines[0] == "evaluate.middles.tokens: the tokenizer of model lacks <PRE>, <MID>"
+    assert lines[0] == "evaluate.infilling.tokens: the tokenizer of model lacks <PRE>, <MID>"
     del values["evaluate"]
-    values["tokenizer"] = {"special": ["<PRE>", "<SUF>"]}
+    values["tokenizer"] = {"special_tokens": ["<PRE>", "<SUF>"]}
     assert faults(tmp_path, values) == []
     # Conversations need a template.
     conversations = source("domain", messages_field="messages")

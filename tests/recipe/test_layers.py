@@ -49,8 +49,8 @@ SMALL = {
     "train": {"schedule": {"peak_lr": 2e-4}},
 }
 STAGES = [
-    {"name": "long", "tokens": 900, "shares": {"papers": 0.7, "web": 0.3}},
-    {"name": "last", "tokens": 100, "shares": {"papers": 1.0}, "sequence_length": 16384},
+    {"name": "long", "tokens": 900, "mixture": {"papers": 0.7, "web": 0.3}},
+    {"name": "last", "tokens": 100, "mixture": {"papers": 1.0}, "sequence_length": 16384},
 ]
 
 
@@ -146,7 +146,7 @@ def test_what_a_scale_must_keep_is_told_at_each_key(tmp_path: Path):
                 "papers": {"role": "general", "files": ["p/*.txt"], "weight": 2.0},
                 "more": source("domain", "more"),
             },
-            "stages": [{**STAGES[0], "shares": {"papers": 1.0}}],
+            "stages": [{**STAGES[0], "mixture": {"papers": 1.0}}],
         },
         "train": {"schedule": {"kind": "wsd", "peak_lr": 1e-4}},
         "search": {"merges": ["ties"]},
@@ -159,9 +159,9 @@ def test_what_a_scale_must_keep_is_told_at_each_key(tmp_path: Path):
         f"scales.laptop.{key}"
         for key in (
             "data.replay_fraction",
-            "data.stages.0.shares",
+            "data.stages.0.mixture",
             "data.stages.1.name",
-            "data.stages.1.shares",
+            "data.stages.1.mixture",
             "data.fim.rate",
             "data.sources.papers.role",
             "train.schedule.kind",
@@ -216,10 +216,10 @@ def test_faults_of_all_layers_are_told_at_once(tmp_path: Path):
     """Whatever else is wrong with the recipe, a scale's amounts and rules are looked at."""
     broken = {**SMALL, "sequence_divisor": 0, "train": {"schedule": {"kind": "wsd"}}}
     values = recipe(scales={"laptop": broken})
-    values["data"]["stages"] = [{**STAGES[0], "shares": {"papers": 0.5, "web": 0.3}}]
+    values["data"]["stages"] = [{**STAGES[0], "mixture": {"papers": 0.5, "web": 0.3}}]
     values["variants"] = {"long": {"train": {"stages": {"long": {}, "last": {}}}}}
     assert faults(tmp_path, values) == [
-        "data.stages.0.shares: must add up to 1 (they add up to 0.8)",
+        "data.stages.0.mixture: must add up to 1 (they add up to 0.8)",
         "variants.long.train.stages.last: there is no such stage in data.stages. Stages: long",
         "scales.laptop.sequence_divisor: must be greater than 0 (got 0)",
         "scales.laptop.train.schedule.kind: a scale must keep it ('cosine' -> 'wsd')",

@@ -25,7 +25,7 @@ def two_numbers() -> Any:
 
 
 def run(sampler: str, spaces: list[Any], landscape: Any, steps: int) -> list[Tried]:
-    section = SearchSection(sampler=sampler, sweep=(), candidates=steps + 2)
+    section = SearchSection(sampler=sampler, sweep=(), num_trials=steps + 2)
     tried: dict[str, list[Tried]] = {item.name: [] for item in spaces}
     order = []
     for _ in range(steps):
@@ -78,7 +78,7 @@ def test_the_quadratic_goes_where_it_is_best_but_looks_everywhere_first():
             return 1.0 + (values["alpha"] - 0.5) ** 2, 0.0, 0.0
         return hollow(name, values)
 
-    section = SearchSection(sampler="quadratic", sweep=(), candidates=20)
+    section = SearchSection(sampler="quadratic", sweep=(), num_trials=20)
     spaces = [space("linear"), two_numbers()]
     tried: dict[str, list[Tried]] = {"linear": [], "ties": []}
     for _ in range(16):

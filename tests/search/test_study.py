@@ -27,7 +27,7 @@ from toolkit.search.storage import JournalLock, spoken
 from toolkit.search.study import Study, is_surely_dead, pack, unpack, worker_identity
 from toolkit.search.worker import Worker
 
-IDENTITY = {"search": {"candidates": 10}, "seed": 7}
+IDENTITY = {"search": {"num_trials": 10}, "seed": 7}
 
 
 def open_study(place: Any, wanted: SearchPlan, *, begin: bool = True, **changes: Any) -> Study:
@@ -93,7 +93,7 @@ def test_the_grid_is_tried_whole_or_refused(tmp_path: Path):
         *(f"linear alpha={a}" for a in ("0.3", "0.6", "0.9", "0.1", "0.65", "1.2"))
     ]
     with pytest.raises(ConfigError, match="make 8 candidates, more than 7"):
-        summary(tmp_path / "b", sampler="grid", grid_points=3, candidates=7)
+        summary(tmp_path / "b", sampler="grid", grid_points=3, num_trials=7)
 
 
 def test_a_candidate_whose_loss_is_not_finite_fails_and_the_study_goes_on(journal: Path):
@@ -129,8 +129,8 @@ def test_the_sampler_learns_from_the_sweep_and_from_what_failed(journal: Path):
 
 def test_a_study_of_another_recipe_says_which_key_differs(journal: Path):
     open_study(journal, plan())
-    other = {"search": {"candidates": 12}, "seed": 7}
-    with pytest.raises(ConfigError, match=r"search\.candidates: 10 -> 12") as caught:
+    other = {"search": {"num_trials": 12}, "seed": 7}
+    with pytest.raises(ConfigError, match=r"search\.num_trials: 10 -> 12") as caught:
         open_study(journal, plan(), identity=other)
     assert "'tiny'" in str(caught.value)
 

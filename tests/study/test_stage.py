@@ -49,7 +49,7 @@ def study(folder: Path, claims: list[dict[str, Any]], **more: Any) -> Run:
         scales={"small": {"train": {"save_steps": 3}}},
         **more,
     )
-    values["train"]["watch"] = {"evaluations": 0}
+    values["train"]["forgetting_monitor"] = {"evaluations": 0}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
     return Run.open("tiny.yaml@small")
 
@@ -97,7 +97,7 @@ def test_from_recipe_to_table(project: Path, capsys: pytest.CaptureFixture[str])
 
 def test_merge_and_share(project: Path):
     claims = [
-        claim("merge", "general", share_of="cpt", unit="share", expect="higher", than=-5.0),
+        claim("merge", "general", fraction_of="cpt", unit="fraction", expect="higher", than=-5.0),
         claim("merge", "general"),
     ]
     more = {"search": {"merges": ["linear"], "sweep": [0.5]}}
@@ -110,14 +110,14 @@ def test_merge_and_share(project: Path):
 def test_what_cannot_be_studied(project: Path):
     with pytest.raises(ConfigError, match="there is no test set 'webs'; did you mean web"):
         study(project, [claim("none", "general", test_set="webs")])
-    with pytest.raises(ConfigError, match=r"middles need a section evaluate\.middles"):
-        study(project, [claim("none", "general", test_set="middles")])
+    with pytest.raises(ConfigError, match=r"infilling needs a section evaluate\.infilling"):
+        study(project, [claim("none", "general", test_set="infilling")])
     with pytest.raises(ConfigError, match=r"study\.claims\.0\.measure: there is no variant 'nine'"):
         study(project, [claim("nine", "general")])
     study(project, [claim("none", "much")])
     values = yaml.safe_load((project / "tiny.yaml").read_text())
     docs = values["data"]["sources"]["docs"]
-    rules = {**docs["split"], "test": {"groups": ["held*"], "share": 0.2}}
+    rules = {**docs["split"], "test": {"groups": ["held*"], "fraction": 0.2}}
     values["variants"]["much"]["data"] = {"sources": {"docs": {**docs, "split": rules}}}
     (project / "tiny.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(EvaluationError, match="its test documents are not those of"):

@@ -30,7 +30,7 @@ FIGURES: dict[str, Any] = {
                 "unit": "difference",
                 "than": None,
                 "within": None,
-                "share_of": None,
+                "fraction_of": None,
             },
             "interval": {"estimate": -0.02, "low": -0.03, "high": -0.01},
             "together": {"estimate": -0.02, "low": -0.04, "high": -0.005},
@@ -68,7 +68,7 @@ def test_words_of_each_unit():
         "general text, weak - none: -2.0 % [-4.0 %, -0.5 %] of the loss of none "
         "(expected within 5 %)"
     )
-    share = with_measure("share", unit="share", share_of="general", expect="higher")
+    share = with_measure("fraction", unit="fraction", fraction_of="general", expect="higher")
     assert measured_text(share) == (
         "general text, weak: -2.0 % [-4.0 %, -0.5 %] of the way from none to general "
         "(expected above 50 %)"

@@ -76,12 +76,12 @@ def test_relative_to_the_loss_of_the_other():
 def test_share_of_the_way():
     # general 1 loses 8 more as a specialist; the merge takes back 6 of 8 on every item
     found = items(general=[1.0, 2.0, 3.0, 4.0], cpt=[9.0, 10.0, 11.0, 12.0], merge=[3, 4, 5, 6])
-    measure = {"of": "merge", "against": "cpt", "share_of": "general", "unit": "share"}
+    measure = {"of": "merge", "against": "cpt", "fraction_of": "general", "unit": "fraction"}
     result = measured({**measure, "expect": "higher"}, found)
     assert result.interval.estimate == pytest.approx(0.75)
     assert result.verdict == "agrees"
     # Where the way goes up, the share is the same: what the merge kept of a loss.
-    back = {**measure, "against": "general", "share_of": "cpt", "expect": "lower"}
+    back = {**measure, "against": "general", "fraction_of": "cpt", "expect": "lower"}
     result = measured(back, found)
     assert result.interval.estimate == pytest.approx(0.25)
     assert result.verdict == "agrees"
@@ -89,7 +89,7 @@ def test_share_of_the_way():
 
 def test_no_share_where_there_is_no_way():
     found = items(general=[1.0, 2.0, 3.0, 4.0], cpt=[2.0, 1.0, 4.0, 3.0], merge=[1, 1, 1, 1])
-    measure = {"of": "merge", "against": "cpt", "share_of": "general", "unit": "share"}
+    measure = {"of": "merge", "against": "cpt", "fraction_of": "general", "unit": "fraction"}
     result = measured({**measure, "expect": "higher"}, found)
     assert result.verdict == NOT_VISIBLE
     assert "do not differ visibly" in result.note

@@ -41,7 +41,7 @@ def data(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
 def section(**values: Any) -> TrainSection:
     base = {
         "precision": "fp32", "schedule": {"peak_lr": 1e-2}, "save_steps": 1,
-        "watch": {"evaluations": 3, "tolerance": 0.05}, "keep_best": True,
+        "forgetting_monitor": {"evaluations": 3, "tolerance": 0.05}, "keep_best": True,
     }  # fmt: skip
     return TrainSection.model_validate({**base, **values})
 

@@ -154,7 +154,8 @@ def test_special_tokens_are_added_by_name(project: Path):
     data = recipe()["data"]
     data["sources"]["docs"]["fim"] = True
     run = open_run(
-        project, {"tokenizer": {"special": names}, "data": {**data, "fim": {"tokens": names}}}
+        project,
+        {"tokenizer": {"special_tokens": names}, "data": {**data, "fim": {"tokens": names}}},
     )
     extended = ensure_general(run)
     old, new = (AutoTokenizer.from_pretrained(folder) for folder in ("model", extended))
@@ -180,8 +181,10 @@ def test_special_tokens_are_added_by_name(project: Path):
     assert (tokens == 320).sum() == (tokens == 322).sum() > 0
     assert read_manifest(extended)["results"]["special"] == names
 
-    again = open_run(project, {"model": {"path": str(extended)}, "tokenizer": {"special": names}})
-    with pytest.raises(ConfigError, match=r"tokenizer\.special: .* has '<PRE>' already"):
+    again = open_run(
+        project, {"model": {"path": str(extended)}, "tokenizer": {"special_tokens": names}}
+    )
+    with pytest.raises(ConfigError, match=r"tokenizer\.special_tokens: .* has '<PRE>' already"):
         ensure_general(again)
 
 
@@ -207,7 +210,7 @@ def test_a_chat_template_for_a_model_that_has_none(project: Path):
     ("section", "message"),
     [
         ({"chat_template": "chatml"}, "chat_template: must be a template in Jinja"),
-        ({}, "give new_tokens, special, chat_template, or several of them"),
+        ({}, "give new_tokens, special_tokens, chat_template, or several of them"),
     ],
 )
 def test_bad_sections(project: Path, section: dict[str, Any], message: str):

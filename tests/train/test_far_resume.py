@@ -36,7 +36,7 @@ def test_position_one_million_within_two_seconds(tmp_path: Path, make_model: Cal
     assert blocks.stages[0].num_positions == MILLION + 1
     model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path / "model"))
     section = TrainSection.model_validate(
-        {"global_batch_size": 1, "precision": "fp32", "watch": {"evaluations": 0}}
+        {"global_batch_size": 1, "precision": "fp32", "forgetting_monitor": {"evaluations": 0}}
     )
     # What one step costs wherever it is, once kernels are set up: the distance comes on top.
     few = make_blocks(tmp_path / "few", {"a": [[5] * 7]}, 8)

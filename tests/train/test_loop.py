@@ -259,7 +259,7 @@ def test_the_watch_looks_and_warns(fresh, blocks, tmp_path: Path):
         return {"domain": 1.0 - 0.1 * len(seen), "general": 1.0 + 0.1 * len(seen)}
 
     (tmp_path / "w").mkdir()
-    given = section(watch={"evaluations": 2, "tolerance": 0.15})
+    given = section(forgetting_monitor={"evaluations": 2, "tolerance": 0.15})
     results = train(fresh(), blocks, given, seed=7, work=tmp_path / "w", score_roles=watch)
     rows = [json.loads(line) for line in (tmp_path / "w/metrics.jsonl").read_text().splitlines()]
     looks = [row for row in rows if "general_bits_per_byte" in row]
@@ -269,7 +269,7 @@ def test_the_watch_looks_and_warns(fresh, blocks, tmp_path: Path):
 
     (tmp_path / "s").mkdir()
     seen.clear()
-    stop = section(watch={"evaluations": 2, "tolerance": 0.15, "gate": "stop"})
+    stop = section(forgetting_monitor={"evaluations": 2, "tolerance": 0.15, "action": "stop"})
     results = train(fresh(), blocks, stop, seed=7, work=tmp_path / "s", score_roles=watch)
     assert "more than the tolerance of 0.15" in results.stopped_by_watch
     assert len(losses(tmp_path / "s")) == looks[2]["step"]
@@ -288,7 +288,9 @@ def test_the_watch_can_raise_replay_and_a_killed_run_does_so_again(
         work.mkdir(exist_ok=True)
         watch.calls = 0 if not training_state.saved_steps(work) else 1  # type: ignore[attr-defined]
         made = make_blocks(tmp_path / "mix", sources, counts={"d": 28, "g": 4})
-        given = section(watch={"evaluations": 1, "gate": "raise_replay"}, save_steps=10)
+        given = section(
+            forgetting_monitor={"evaluations": 1, "action": "raise_replay"}, save_steps=10
+        )
         model = fresh()
         result = train(
             model, made, given, seed=7, work=work, score_roles=watch, general_sources=("g",)

@@ -78,7 +78,7 @@ def watch(model):
 values = {
     "precision": precision, "schedule": {"peak_lr": 1e-2}, "global_batch_size": 5,
     "micro_batch_size": 1, "save_steps": 2, "keep_checkpoints": True, "save_total_limit": 9,
-    "watch": {"evaluations": 1},
+    "forgetting_monitor": {"evaluations": 1},
 }
 section = TrainSection.model_validate(values)
 stage = Stage(Path(folder), {}, {}, 7)

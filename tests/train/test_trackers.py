@@ -22,7 +22,11 @@ from toolkit.train.run import run_train
 def attempt(folder: Path, make_model: Callable[..., Path]) -> Path:
     make_model(folder / "model")
     make_blocks(folder / "blocks", {"a": [[1, 2, 3] * 9] * 3})
-    values = {"trackers": ["tensorboard"], "global_batch_size": 1, "watch": {"evaluations": 0}}
+    values = {
+        "trackers": ["tensorboard"],
+        "global_batch_size": 1,
+        "forgetting_monitor": {"evaluations": 0},
+    }
     stage = Stage(folder / "cpt", {}, {}, 5)
     section = TrainSection.model_validate({**values, "schedule": {"peak_lr": 1e-3}})
     run_train(section, stage, folder / "model", folder / "blocks")

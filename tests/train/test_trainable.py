@@ -63,15 +63,15 @@ def test_adapters_are_merged_into_the_weights(model: Any, tmp_path: Path, dora: 
 
 
 def test_adapters_for_modules_that_are_not_there(model: Any):
-    with pytest.raises(ConfigError, match=r"train\.lora\.modules"):
-        prepare_model(model, section(lora={"modules": ["query"]}))
+    with pytest.raises(ConfigError, match=r"train\.lora\.target_modules"):
+        prepare_model(model, section(lora={"target_modules": ["query"]}))
 
 
 def test_new_blocks_change_nothing_until_they_learn(model: Any, tmp_path: Path):
     ids = torch.arange(1, 20)[None]
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        grown = prepare_model(model, section(growth={"num_blocks": 2}))
+        grown = prepare_model(model, section(block_expansion={"num_blocks": 2}))
         assert_close(grown(input_ids=ids).logits, before, rtol=0, atol=0)
     assert grown.config.num_hidden_layers == 4
     grown.save_pretrained(tmp_path / "grown")
@@ -81,13 +81,13 @@ def test_new_blocks_change_nothing_until_they_learn(model: Any, tmp_path: Path):
 
 
 def test_only_new_blocks_learn(model: Any, tmp_path: Path):
-    changed, _ = run(model, section(growth={"num_blocks": 1}), tmp_path)
+    changed, _ = run(model, section(block_expansion={"num_blocks": 1}), tmp_path)
     assert all(value == name.startswith("model.layers.2.") for name, value in changed.items())
 
 
 def test_more_new_blocks_than_old_are_refused(model: Any):
     with pytest.raises(ConfigError, match="must be at most the model's 2"):
-        prepare_model(model, section(growth={"num_blocks": 3}))
+        prepare_model(model, section(block_expansion={"num_blocks": 3}))
 
 
 def test_embeddings_have_a_rate_of_their_own(model: Any):
@@ -105,5 +105,5 @@ def test_embeddings_can_stay_as_they_are(model: Any, tmp_path: Path):
 
 
 def test_one_way_of_training_at_a_time():
-    with pytest.raises(ValueError, match="lora or growth"):
-        section(lora={}, growth={})
+    with pytest.raises(ValueError, match="lora or block_expansion"):
+        section(lora={}, block_expansion={})

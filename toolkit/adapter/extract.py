@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from toolkit.adapter.extract_plan import ExtractJob, ExtractSettings, plan_extract
-from toolkit.adapter.folder import AdapterWriter
+from toolkit.adapter.extract_plan import ExtractJob, ExtractPlan, ExtractSettings, plan_extract
+from toolkit.adapter.folder import AdapterBase, AdapterWriter
 from toolkit.adapter.lowrank import LowRankFit, fit_dense, frobenius
-from toolkit.adapter.modules import read_modules
+from toolkit.adapter.modules import Modules, read_modules
 from toolkit.adapter.report import AdapterReport, LayerRow, OtherRow
 from toolkit.adapter.stacked import fit_stack
-from toolkit.checkpoint.loadable_adapter import Placement, refuse_unloadable_adapter
+from toolkit.checkpoint.loadable_adapter import refuse_unloadable_adapter
 from toolkit.checkpoint.lora import PREFIX
 from toolkit.checkpoint.memory_tensors import MemoryTensors
 from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.own_head import own_head
-from toolkit.checkpoint.references import find_folder, parse_reference
+from toolkit.checkpoint.references import PathAndRevision, find_folder, parse_reference
 from toolkit.errors import ConfigError, MergeError
 from toolkit.merge.kernels.stream import stream_key
 from toolkit.stage import appearing, refuse_taken
@@ -59,128 +59,175 @@ def run_extract(
         CheckpointError: a model cannot be read, or transformers does not know it.
     """
     refuse_taken(out)
-    place = parse_reference(base)
-    if place.adapter is not None:
+    extraction = _open_models(tuned, base, settings)
+    asked = {"made_by": "toolkit adapter extract", "tuned": tuned, "base": base}
+    report = AdapterReport({**asked, **settings.written()})
+    if begin is not None:
+        begin(len(extraction.plan.jobs))
+    with appearing(out) as work:
+        with extraction.open_writer(work) as writer:
+            for job in extraction.plan.jobs:
+                _run(job, extraction, writer, report)
+                if advance is not None:
+                    advance(1, job.shown_as)
+            if not (report.layers or report.saved or report.left_out):
+                raise MergeError(f"{tuned}: is equal to {base}; there is nothing to extract.")
+            extraction.finish(writer, report)
+        refuse_unloadable_adapter(work, extraction.before.folder)
+        report.sort()
+        report.write(work)
+    return report
+
+
+@dataclass(frozen=True)
+class _Extraction:
+    """Two opened models, and what each tensor of their difference gets.
+
+    Attributes:
+        place: where the base stands.
+        after: tensors of the tuned model.
+        before: tensors of the base.
+        modules: of the base.
+        plan: a job for every tensor.
+        settings: what was asked.
+    """
+
+    place: PathAndRevision
+    after: MemoryTensors
+    before: MemoryTensors
+    modules: Modules
+    plan: ExtractPlan
+    settings: ExtractSettings
+
+    @property
+    def factored(self) -> list[ExtractJob]:
+        return [job for job in self.plan.jobs if job.verdict == "factored"]
+
+    @property
+    def saved(self) -> list[str]:
+        return [job.name for job in self.plan.jobs if job.verdict == "saved"]
+
+    @property
+    def twins(self) -> dict[str, str]:
+        """Tensors that are a saved one once more, by their names; peft stores both."""
+        saved = set(self.saved)
+        return {twin: name for twin, name in self.modules.tied.items() if name in saved}
+
+    def open_writer(self, work: Path) -> AdapterWriter:
+        return AdapterWriter(
+            work,
+            factored=[job.name for job in self.factored if not job.is_parameter],
+            saved=[*self.saved, *self.twins],
+            embeddings=[job.name for job in self.factored if job.kind == "embedding"],
+            parameters=self.plan.placement.parameters,
+        )
+
+    def finish(self, writer: AdapterWriter, report: AdapterReport) -> None:
+        """Write the settings, by what differed and so was written."""
+        shown = {row.name for row in report.layers} | {row.name for row in report.saved}
+        written = {job.name for job in self.plan.jobs if job.shown_as in shown}
+        base = AdapterBase(
+            self.place.path,
+            self.place.revision,
+            is_causal=self.modules.is_causal,
+            is_turned=_orientation([job for job in self.factored if job.name in written]),
+            modules=list(self.modules.kinds),
+        )
+        tied = [twin.rpartition(".")[0] for twin, name in self.twins.items() if name in written]
+        writer.finish(base, tied=tied)
+
+
+def _open_models(tuned: str, base: str, settings: ExtractSettings) -> _Extraction:
+    reference = parse_reference(base)
+    if reference.adapter is not None:
         raise ConfigError(
             f"{base}: is a model with an adapter; an adapter belongs to a model that stands by "
             "itself. Merge it first (toolkit merge run), or give the plain model."
         )
     models = Models()
     after, before = models.checkpoint(tuned), models.checkpoint(base)
-    modules = read_modules(find_folder(place.model))
+    modules = read_modules(find_folder(reference.model))
     if own_head(after) is not None or own_head(before) is not None:
         modules = replace(modules, tied={})  # a head that is stored and differs is not tied
     tensors = MemoryTensors(modules.model, after), MemoryTensors(modules.model, before)
     plan = plan_extract((tuned, base), *tensors, modules, settings, before.folder)
-    factored = [job for job in plan.jobs if job.verdict == "factored"]
-    saved = [job.name for job in plan.jobs if job.verdict == "saved"]
-    twins = {twin: name for twin, name in modules.tied.items() if name in saved}
-    report = AdapterReport(
-        {
-            "made_by": "toolkit adapter extract",
-            "tuned": tuned,
-            "base": base,
-            "rank": settings.rank,
-            "energy": settings.energy,
-            "seed": settings.seed,
-            "dtype": settings.dtype,
-        }
-    )
-    if begin is not None:
-        begin(len(plan.jobs))
-    with appearing(out) as work:
-        embeddings = [job.name for job in factored if job.kind == "embedding"]
-        names = [job.name for job in factored if not job.is_parameter]
-        parameters = plan.placement.parameters
-        with AdapterWriter(work, names, [*saved, *twins], embeddings, parameters) as writer:
-            for job in plan.jobs:
-                _run(job, tensors, plan.placement, settings, writer, twins, report)
-                for one in tensors:
-                    one.give_back(job.name)
-                if advance is not None:
-                    advance(1, job.shown_as)
-            if not (report.layers or report.saved or report.left_out):
-                raise MergeError(f"{tuned}: is equal to {base}; there is nothing to extract.")
-            done = {row.name for row in report.layers} | {row.name for row in report.saved}
-            kept = {job.name for job in plan.jobs if job.shown_as in done}
-            writer.finish(
-                base=place.model.path,
-                revision=place.model.revision,
-                is_causal=modules.is_causal,
-                turned=_orientation([job for job in factored if job.name in kept]),
-                tied=[twin.rpartition(".")[0] for twin, name in twins.items() if name in kept],
-                everything=list(modules.kinds),
-            )
-        refuse_unloadable_adapter(work, before.folder)
-        report.sort()
-        report.write(work)
-    return report
+    return _Extraction(reference.model, *tensors, modules, plan, settings)
 
 
 def _run(
-    job: ExtractJob,
-    tensors: tuple[MemoryTensors, MemoryTensors],
-    placement: Placement,
-    settings: ExtractSettings,
-    writer: AdapterWriter,
-    twins: dict[str, str],
-    report: AdapterReport,
+    job: ExtractJob, extraction: _Extraction, writer: AdapterWriter, report: AdapterReport
 ) -> None:
-    dtype: torch.dtype = getattr(torch, settings.dtype)
-    stored, before = (one.tensor(job.name) for one in tensors)
-    shape = tuple(stored.shape)
-    norm = _norm(stored, before)
+    """Write what one tensor gets, and note it; nothing where both models are equal."""
+    tensors = extraction.after, extraction.before
+    after, before = (one.tensor(job.name) for one in tensors)
+    norm = _norm(after, before)
     if not norm < float("inf"):
         folders = " or ".join(str(one.folder) for one in tensors)
         raise MergeError(
             f"{job.shown_as}: holds NaN or infinity in {folders}; the model is damaged."
         )
-    if norm == 0.0:
-        return
-    if job.verdict == "factored":
-        fit = _fit(job, stored, before, norm, placement, settings)
-        rank = fit.factors.rank // (shape[0] if job.kind == "stack" else 1)
-        if job.is_parameter:
-            writer.add_parameter(job.name, fit.factors, rank=rank)
+    if norm > 0.0 and job.verdict == "factored":
+        _write_factors(job, extraction, norm, writer, report)
+    elif norm > 0.0:
+        length = _norm(before, None)
+        relative = norm / length if length else None
+        row = OtherRow(job.shown_as, tuple(after.shape), norm, relative, job.why)
+        if job.verdict == "saved":
+            report.saved.append(row)
+            _write_whole(job, extraction, after, writer)
         else:
-            writer.add_factors(job.name, fit.factors)
-        report.layers.append(LayerRow.of(job.shown_as, shape, rank, norm, fit.error))
-        return
-    length = _norm(before, None)
-    row = OtherRow(job.shown_as, shape, norm, norm / length if length else None, job.why)
-    if job.verdict == "left out":
-        report.left_out.append(row)
-        return
-    report.saved.append(row)
-    writer.add_saved(job.name, stored.to(dtype))
-    for twin, name in twins.items():
+            report.left_out.append(row)
+    for one in tensors:
+        one.give_back(job.name)
+
+
+def _write_factors(
+    job: ExtractJob,
+    extraction: _Extraction,
+    norm: float,
+    writer: AdapterWriter,
+    report: AdapterReport,
+) -> None:
+    after, before = extraction.after.tensor(job.name), extraction.before.tensor(job.name)
+    shape = tuple(after.shape)
+    fit = _fit(job, extraction, after, before, norm)
+    rank = fit.factors.rank // (shape[0] if job.kind == "stack" else 1)
+    if job.is_parameter:
+        writer.add_parameter(job.name, fit.factors, rank=rank)
+    else:
+        writer.add_factors(job.name, fit.factors)
+    report.layers.append(LayerRow.of(job.shown_as, shape, rank, norm, fit.error))
+
+
+def _write_whole(
+    job: ExtractJob, extraction: _Extraction, after: Tensor, writer: AdapterWriter
+) -> None:
+    stored = after.to(extraction.settings.torch_dtype)
+    writer.add_saved(job.name, stored)
+    for twin, name in extraction.twins.items():
         if name == job.name:
-            writer.add_saved(twin, stored.to(dtype), key=PREFIX + twin)
+            writer.add_saved(twin, stored, key=PREFIX + twin)
 
 
 def _fit(
-    job: ExtractJob,
-    after: Tensor,
-    before: Tensor,
-    norm: float,
-    placement: Placement,
-    settings: ExtractSettings,
+    job: ExtractJob, extraction: _Extraction, after: Tensor, before: Tensor, norm: float
 ) -> LowRankFit:
-    dtype: torch.dtype = getattr(torch, settings.dtype)
+    settings = extraction.settings
     seed = stream_key(settings.seed, job.shown_as, 0)
     if job.kind == "stack":
-        is_swapped = job.name in placement.swapped
         return fit_stack(
             *(after, before, settings.rank),
             norm=norm,
-            is_swapped=is_swapped,
+            is_swapped=job.name in extraction.plan.placement.swapped,
             seed=seed,
             energy=settings.energy,
-            dtype=dtype,
+            dtype=settings.torch_dtype,
         )
     delta = _delta(after, before)
     matrix = delta.T.contiguous() if job.kind in ("turned", "embedding") else delta
-    return fit_dense(matrix, settings.rank, seed=seed, energy=settings.energy, dtype=dtype)
+    return fit_dense(
+        matrix, settings.rank, seed=seed, energy=settings.energy, dtype=settings.torch_dtype
+    )
 
 
 def _norm(after: Tensor, before: Tensor | None) -> float:

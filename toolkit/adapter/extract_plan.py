@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from toolkit.adapter.folder import check_written
+from toolkit.adapter.folder import FactorSettings
 from toolkit.adapter.modules import Kind, Modules
 from toolkit.adapter.report import by_layer
 from toolkit.checkpoint.loadable_adapter import Placement, place_adapter
@@ -19,32 +19,25 @@ from toolkit.errors import ConfigError, MergeError, sentence_end
 
 
 @dataclass(frozen=True)
-class ExtractSettings:
-    """What is extracted.
+class ExtractSettings(FactorSettings):
+    """What is extracted, and how it is written.
 
     Attributes:
         rank: most columns of the factors, at least 1.
-        energy: with it, each tensor gets the smallest rank that keeps this share of its squared
-            norm, up to `rank`; in (0, 1].
         include: regular expressions, searched in the names of modules; all linear ones by default.
         exclude: the same, for modules that are left out.
         save_modules: names of modules, or their last parts, that are stored whole.
         embeddings: give embeddings factors too.
-        seed: of the sketches; each tensor's own follows from it and its name.
-        dtype: of what is stored.
     """
 
     rank: int = 16
-    energy: float | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     save_modules: tuple[str, ...] = ()
     embeddings: bool = False
-    seed: int = 0
-    dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        check_written(self.rank, self.energy, self.dtype)
+        super().__post_init__()
         for pattern in (*self.include, *self.exclude):
             try:
                 re.compile(pattern)

@@ -4,32 +4,95 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from toolkit.adapter.lowrank import Factors
 from toolkit.checkpoint.append import AppendWriter
 from toolkit.checkpoint.lora import PREFIX, SETTINGS_FILE, WEIGHTS_FILE
 from toolkit.errors import ConfigError, MergeError
+from toolkit.load_yaml import JsonObject
 from toolkit.stage import write_json
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def check_written(rank: int | None, energy: float | None, dtype: str) -> None:
-    """Refuse settings of what is written that cannot be.
+@dataclass(frozen=True)
+class FactorSettings:
+    """How changes are written as factors.
+
+    Attributes:
+        rank: most columns of the factors.
+        energy: with it, each tensor gets the smallest rank that keeps this share of its squared
+            norm, up to `rank`; in (0, 1].
+        seed: of random methods and sketches; each tensor's own follows from it and its name.
+        dtype: of what is stored.
 
     Raises:
         ConfigError: names the setting, its value and what it may be.
     """
-    if rank is not None and rank < 1:
-        raise ConfigError(f"rank: must be at least 1 (got {rank}).")
-    if energy is not None and not 0.0 < energy <= 1.0:
-        raise ConfigError(f"energy: must be above 0 and at most 1 (got {energy:g}).")
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype: must be one of {', '.join(DTYPES)} (got {dtype!r}).")
+
+    rank: int | None = None
+    energy: float | None = None
+    seed: int = 0
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and self.rank < 1:
+            raise ConfigError(f"rank: must be at least 1 (got {self.rank}).")
+        if self.energy is not None and not 0.0 < self.energy <= 1.0:
+            raise ConfigError(f"energy: must be above 0 and at most 1 (got {self.energy:g}).")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype: must be one of {', '.join(DTYPES)} (got {self.dtype!r}).")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type of what is stored."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    def written(self) -> JsonObject:
+        """The settings as they stand in report.json."""
+        return {
+            "rank": self.rank,
+            "energy": self.energy,
+            "seed": self.seed,
+            "dtype": self.dtype,
+        }
+
+
+_FIXED_SETTINGS = {
+    "use_rslora": False,
+    "use_dora": False,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "init_lora_weights": True,
+    "inference_mode": True,
+}
+"""Settings that say: the change is `B A` and nothing else."""
+
+
+@dataclass(frozen=True)
+class AdapterBase:
+    """The model that an adapter belongs to, as the adapter's settings describe it.
+
+    Attributes:
+        path: folder, or name on the hub.
+        revision: of it on the hub.
+        is_causal: whether it predicts the next token.
+        is_turned: whether its linear weights are `[inputs, outputs]`.
+        modules: names of all its modules; with them, targets that are all modules of one last name
+            are written by that name.
+    """
+
+    path: str | None
+    revision: str | None = None
+    is_causal: bool = True
+    is_turned: bool = False
+    modules: Sequence[str] | None = None
 
 
 class AdapterWriter(AppendWriter):
@@ -115,26 +178,12 @@ class AdapterWriter(AppendWriter):
         if key is None:
             self._saved.append(name.rpartition(".")[0])
 
-    def finish(
-        self,
-        *,
-        base: str | None,
-        revision: str | None = None,
-        is_causal: bool = True,
-        turned: bool = False,
-        tied: Collection[str] = (),
-        everything: Sequence[str] | None = None,
-    ) -> None:
+    def finish(self, base: AdapterBase, *, tied: Collection[str] = ()) -> None:
         """Write adapter_config.json.
 
         Args:
             base: the model it belongs to.
-            revision: of `base` on the hub.
-            is_causal: whether that predicts the next token.
-            turned: whether its linear weights are `[inputs, outputs]`.
             tied: saved modules that are another saved one once more.
-            everything: names of all the model's modules; with them, targets that are all modules of
-                one last name are written by that name.
 
         Raises:
             MergeError: there is nothing in it, so that peft would refuse it.
@@ -146,31 +195,27 @@ class AdapterWriter(AppendWriter):
                 f"{self.folder.name.strip('.').removesuffix('.partial')}: no linear weight is "
                 "changed, so there is no adapter to write; save the tensors otherwise."
             )
+        # Factors carry their scale, so alpha is the rank, and what has another rank is listed.
         rank = max(ranks.values())
-        others = {name: own for name, own in ranks.items() if own != rank}
+        other_ranks = {name: own_rank for name, own_rank in ranks.items() if own_rank != rank}
         saved = [name for name in dict.fromkeys(self._saved) if name not in tied]
-        values: dict[str, Any] = {
+        settings: JsonObject = {
             "peft_type": "LORA",
-            "task_type": "CAUSAL_LM" if is_causal else None,
-            "base_model_name_or_path": base,
-            "revision": revision,
+            "task_type": "CAUSAL_LM" if base.is_causal else None,
+            "base_model_name_or_path": base.path,
+            "revision": base.revision,
             "r": rank,
             "lora_alpha": rank,
-            "rank_pattern": others,
-            "alpha_pattern": others,
-            "target_modules": _short_targets(list(self._ranks), everything),
+            "rank_pattern": other_ranks,
+            "alpha_pattern": other_ranks,
+            "target_modules": _short_targets(list(self._ranks), base.modules),
             "target_parameters": _short_parameters(self._parameter_ranks, self._parameters) or None,
             "modules_to_save": saved or None,
             "ensure_weight_tying": bool(tied),
-            "fan_in_fan_out": turned,
-            "use_rslora": False,
-            "use_dora": False,
-            "lora_dropout": 0.0,
-            "bias": "none",
-            "init_lora_weights": True,
-            "inference_mode": True,
+            "fan_in_fan_out": base.is_turned,
+            **_FIXED_SETTINGS,
         }
-        write_json(self.folder / SETTINGS_FILE, values)
+        write_json(self.folder / SETTINGS_FILE, settings)
 
     def _keys(self, name: str) -> tuple[str, str]:
         module = PREFIX + name.removesuffix(".weight")

@@ -106,35 +106,47 @@ def fit_sum(
     Returns:
         The factors, and the error of what is stored. The rank is 0 where the sum has no term.
     """
-    used = [(weight, factors) for weight, factors in terms if weight != 0.0]
-    if not used:
+    weighted_terms = [(weight, factors) for weight, factors in terms if weight != 0.0]
+    if not weighted_terms:
         first = terms[0][1]
         b, a = first.b.new_zeros(first.b.shape[0], 0), first.a.new_zeros(0, first.a.shape[1])
         return LowRankFit(Factors(b, a).to(dtype), 0.0, 0.0)
-    # The root of the weight goes to each side, so that neither grows beyond a narrow type.
-    roots = [math.sqrt(abs(weight)) for weight, _ in used]
-    b = torch.cat(
-        [f.b.double() * math.copysign(r, w) for r, (w, f) in zip(roots, used, strict=True)], dim=1
-    )
-    a = torch.cat([f.a.double() * r for r, (_, f) in zip(roots, used, strict=True)], dim=0)
-    exact = Factors(b, a)
+    exact = _stack_terms(weighted_terms)
     norm = factored_norm(exact)
-    limit = min(b.shape[0], a.shape[1], b.shape[1] if rank is None else rank)
+    limit = min(exact.b.shape[0], exact.a.shape[1], exact.rank if rank is None else rank)
     if limit < exact.rank or energy is not None:
-        q, r = torch.linalg.qr(b)
-        p, s_ = torch.linalg.qr(a.T)
-        u, s, vt = torch.linalg.svd(r @ s_.T, full_matrices=False)
-        kept = min(limit, len(s))
-        if energy is not None:
-            kept = rank_for_energy(s[:kept], norm, energy)
-        stored = split(q @ u[:, :kept], s[:kept], vt[:kept] @ p.T).to(dtype)
+        stored = _truncate(exact, limit, norm, energy).to(dtype)
     else:
         stored = exact.to(dtype)
+    # `B A - B' A'` is itself a product of factors, so that its norm needs no dense matrix either.
     difference = Factors(
         torch.cat([exact.b, -stored.b.double()], dim=1),
         torch.cat([exact.a, stored.a.double()], dim=0),
     )
     return LowRankFit(stored, norm, factored_norm(difference))
+
+
+def _stack_terms(terms: Sequence[tuple[float, Factors]]) -> Factors:
+    """Factors of a weighted sum, float64, as many columns as all terms have together."""
+    # The root of the weight goes to each side, so that neither grows beyond a narrow type.
+    roots = [math.sqrt(abs(weight)) for weight, _ in terms]
+    left = [
+        factors.b.double() * math.copysign(root, weight)
+        for root, (weight, factors) in zip(roots, terms, strict=True)
+    ]
+    right = [factors.a.double() * root for root, (_, factors) in zip(roots, terms, strict=True)]
+    return Factors(torch.cat(left, dim=1), torch.cat(right, dim=0))
+
+
+def _truncate(exact: Factors, limit: int, norm: float, energy: float | None) -> Factors:
+    """The best factors of at most `limit` columns, or of as few as keep a share of the norm."""
+    q, r = torch.linalg.qr(exact.b)
+    p, right_r = torch.linalg.qr(exact.a.T)
+    u, s, vt = torch.linalg.svd(r @ right_r.T, full_matrices=False)
+    kept = min(limit, len(s))
+    if energy is not None:
+        kept = rank_for_energy(s[:kept], norm, energy)
+    return split(q @ u[:, :kept], s[:kept], vt[:kept] @ p.T)
 
 
 def truncated_svd(matrix: Tensor, rank: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from toolkit.adapter.folder import AdapterWriter, check_written
+from toolkit.adapter.folder import AdapterBase, AdapterWriter, FactorSettings
 from toolkit.adapter.lowrank import Factors, LowRankFit, fit_dense, fit_sum
 from toolkit.adapter.merge_parameters import (
+    MergedParameters,
     StackedChange,
     join_fits,
     read_parameters,
@@ -33,7 +33,7 @@ from toolkit.merge.kernels.stream import stream_key
 from toolkit.merge.layer_stacks import Layout
 from toolkit.merge.methods.checks import weight_total
 from toolkit.merge.parameters import check_parameters, resolve_all
-from toolkit.merge.registry import Method, Place, get_method
+from toolkit.merge.registry import Method, ParameterValues, Place, get_method
 from toolkit.merge.task import TensorTask
 from toolkit.merge.torch_engine import compute_tensor
 from toolkit.stage import appearing, refuse_taken
@@ -44,31 +44,10 @@ _SUMS = ("linear", "task_arithmetic")
 _FOREIGN = ("slices", "modules", "base_model", "tokenizer", "tokenizer_source", "chat_template")
 
 
-@dataclass(frozen=True)
-class AdapterMergeSettings:
-    """What is written.
-
-    Attributes:
-        rank: most columns of the factors. By default a sum is kept whole, and what another method
-            gives is cut to the largest rank among the adapters.
-        energy: with it, the smallest rank that keeps this share of a change, up to `rank`.
-        seed: of random methods and sketches.
-        dtype: of what is stored.
-    """
-
-    rank: int | None = None
-    energy: float | None = None
-    seed: int = 0
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        check_written(self.rank, self.energy, self.dtype)
-
-
 def merge_adapters(
     config: MergeConfig,
     out: Path,
-    settings: AdapterMergeSettings,
+    settings: FactorSettings,
     *,
     advance: Callable[[float, str], None] | None = None,
 ) -> AdapterReport:
@@ -79,7 +58,8 @@ def merge_adapters(
             will do; the base is zero, as an adapter is a task vector already. An adapter that does
             not change a tensor counts there with a change of zero.
         out: the folder to make; it must not exist, or be empty.
-        settings: what is written.
+        settings: how changes are written. Without a rank a sum is kept whole, and what another
+            method gives is cut to the largest rank among the adapters.
         advance: told of each tensor that is done.
 
     Returns:
@@ -91,63 +71,119 @@ def merge_adapters(
         CheckpointError: an adapter cannot be read.
     """
     refuse_taken(out)
-    method, inputs = _check(config)
-    adapters = [_open(item.model) for item in inputs]
-    names = list(dict.fromkeys(name for adapter in adapters for name in adapter.parts))
-    shapes = {name: _shape(adapters, name) for name in names}
-    bases = {str(a.settings.get("base_model_name_or_path")) for a in adapters}
-    report = AdapterReport(
-        {
-            "made_by": "toolkit adapter merge",
-            "merge": config.model_dump(mode="json", exclude_none=True),
-            "bases": sorted(bases),
-            "rank": settings.rank,
-            "energy": settings.energy,
-            "seed": settings.seed,
-            "dtype": settings.dtype,
-        }
-    )
-    parameters = read_parameters(adapters)
-    layout = Layout([*names, *parameters.names])
-    embeddings = [name for name in names if _is_embedding(adapters, name)]
+    merge = _open_all(config, settings)
+    report = merge.begin_report()
     with appearing(out) as work:
-        with AdapterWriter(
-            work, names, embeddings=embeddings, parameters=parameters.order
-        ) as writer:
-            for name in parameters.names:
-                stacks = {
-                    n: StackedChange.of(adapters[n], own[name])
-                    for n, own in enumerate(parameters.owned)
-                    if name in own
-                }
-                shape = stack_shape(name, stacks.values())
-                task = _task(config, method, inputs, name, shape, layout)
-                fit = _merge_stacks(method, task, stacks, settings)
-                if fit.factors.rank:
-                    rank = fit.factors.rank // shape[0]
-                    writer.add_parameter(name, fit.factors, rank=rank)
-                    report.layers.append(LayerRow.of(name, shape, rank, fit.norm, fit.error))
+        with merge.open_writer(work) as writer:
+            for name in merge.parameters.names:
+                merge.write_parameter(name, writer, report)
                 if advance is not None:
                     advance(1, name)
-            for name in names:
-                task = _task(config, method, inputs, name, shapes[name], layout)
-                fit = _merge(method, task, adapters, settings)
-                if fit.factors.rank:
-                    writer.add_factors(name, fit.factors)
-                    row = (name, shapes[name], fit.factors.rank, fit.norm, fit.error)
-                    report.layers.append(LayerRow.of(*row))
+            for name in merge.names:
+                merge.write_matrix(name, writer, report)
                 if advance is not None:
                     advance(1, name)
-            first = adapters[0].settings
-            writer.finish(
-                base=first.get("base_model_name_or_path"),
-                revision=first.get("revision"),
-                is_causal=first.get("task_type") == "CAUSAL_LM",
-                turned=bool(first.get("fan_in_fan_out")),
-            )
+            writer.finish(merge.base)
         report.sort()
         report.write(work)
     return report
+
+
+def _open_all(config: MergeConfig, settings: FactorSettings) -> _AdapterMerge:
+    method, models = _check(config)
+    adapters = [_open(item.model) for item in models]
+    names = list(dict.fromkeys(name for adapter in adapters for name in adapter.parts))
+    shapes = {name: _shape(adapters, name) for name in names}
+    parameters = read_parameters(adapters)
+    layout = Layout([*names, *parameters.names])
+    return _AdapterMerge(config, method, models, adapters, shapes, parameters, layout, settings)
+
+
+@dataclass(frozen=True)
+class _AdapterMerge:
+    """Opened adapters that fit each other, and how they are merged.
+
+    Attributes:
+        config: what was asked for.
+        method: how they are merged.
+        models: entries of the configuration, one per adapter.
+        adapters: the opened folders.
+        shapes: of the changes of matrices, by the model's tensor.
+        parameters: what is changed by the names of parameters.
+        layout: layers of the model, as far as the adapters change them.
+        settings: how the result is written.
+    """
+
+    config: MergeConfig
+    method: Method
+    models: Sequence[InputModel]
+    adapters: Sequence[AdapterFolder]
+    shapes: Mapping[str, tuple[int, ...]]
+    parameters: MergedParameters
+    layout: Layout
+    settings: FactorSettings
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.shapes)
+
+    @property
+    def base(self) -> AdapterBase:
+        first = self.adapters[0].settings
+        return AdapterBase(
+            first.get("base_model_name_or_path"),
+            first.get("revision"),
+            is_causal=first.get("task_type") == "CAUSAL_LM",
+            is_turned=bool(first.get("fan_in_fan_out")),
+        )
+
+    def begin_report(self) -> AdapterReport:
+        bases = {str(item.settings.get("base_model_name_or_path")) for item in self.adapters}
+        return AdapterReport(
+            {
+                "made_by": "toolkit adapter merge",
+                "merge": self.config.model_dump(mode="json", exclude_none=True),
+                "bases": sorted(bases),
+                **self.settings.written(),
+            }
+        )
+
+    def open_writer(self, work: Path) -> AdapterWriter:
+        embeddings = [name for name in self.names if _is_embedding(self.adapters, name)]
+        order = self.parameters.order
+        return AdapterWriter(work, self.names, embeddings=embeddings, parameters=order)
+
+    def write_parameter(self, name: str, writer: AdapterWriter, report: AdapterReport) -> None:
+        """Merge what adapters change of one parameter (all experts of a layer), and write it."""
+        stacks = {
+            number: StackedChange.of(self.adapters[number], wrapped[name])
+            for number, wrapped in enumerate(self.parameters.owned)
+            if name in wrapped
+        }
+        shape = stack_shape(name, stacks.values())
+        fit = _merge_stacks(self.method, self._task(name, shape), stacks, self.settings)
+        if fit.factors.rank:
+            rank = fit.factors.rank // shape[0]
+            writer.add_parameter(name, fit.factors, rank=rank)
+            report.layers.append(LayerRow.of(name, shape, rank, fit.norm, fit.error))
+
+    def write_matrix(self, name: str, writer: AdapterWriter, report: AdapterReport) -> None:
+        """Merge what adapters change of one matrix, and write it."""
+        shape = self.shapes[name]
+        fit = _merge(self.method, self._task(name, shape), self.adapters, self.settings)
+        if fit.factors.rank:
+            writer.add_factors(name, fit.factors)
+            report.layers.append(LayerRow.of(name, shape, fit.factors.rank, fit.norm, fit.error))
+
+    def _task(self, name: str, shape: tuple[int, ...]) -> TensorTask:
+        place = self.layout.find(name)
+        num_layers = self.layout.stacks[place[0]] if place is not None else 0
+        t = place[1] / (num_layers - 1) if place is not None and num_layers > 1 else 0.0
+        common = self.config.parameters
+        owners = [(item.model, [item.parameters, common], name) for item in self.models]
+        values = resolve_all(self.method, owners, [common], name, t)
+        at = Place(name, place[1] if place is not None else None, num_layers)
+        return TensorTask(name, shape, (), None, values, at)
 
 
 def _check(config: MergeConfig) -> tuple[Method, Sequence[InputModel]]:
@@ -200,24 +236,24 @@ def _factors(adapter: AdapterFolder, name: str) -> Factors:
 
 def _shape(adapters: Sequence[AdapterFolder], name: str) -> tuple[int, ...]:
     """Of the change to one tensor; all adapters must agree on it, and on how it is written."""
-    having = [adapter for adapter in adapters if name in adapter.parts]
+    changing = [adapter for adapter in adapters if name in adapter.parts]
     shapes: list[tuple[int, ...]] = []
-    for adapter in having:
+    for adapter in changing:
         a, b = (adapter.tensors.info(own).shape for own in adapter.factor_names(name))
         if len(a) != 2 or len(b) != 2:
             raise MergeError(
                 f"{adapter.file}: the change to {name} is a convolution's, which is not supported."
             )
         shapes.append((b[0], a[1]))
-    for adapter, shape in zip(having, shapes, strict=True):
+    for adapter, shape in zip(changing, shapes, strict=True):
         if shape != shapes[0]:
             raise MergeError(
-                f"{name}: {having[0].folder} changes {list(shapes[0])} and {adapter.folder} "
+                f"{name}: {changing[0].folder} changes {list(shapes[0])} and {adapter.folder} "
                 f"{list(shape)}; adapters must be of one model."
             )
-        if adapter.says_turned(name) != having[0].says_turned(name):
+        if adapter.says_turned(name) != changing[0].says_turned(name):
             raise MergeError(
-                f"{name}: {having[0].folder} and {adapter.folder} differ in fan_in_fan_out; "
+                f"{name}: {changing[0].folder} and {adapter.folder} differ in fan_in_fan_out; "
                 "adapters must be of one model."
             )
     return shapes[0]
@@ -227,48 +263,34 @@ def _is_embedding(adapters: Sequence[AdapterFolder], name: str) -> bool:
     return any("lora_embedding_A" in item.parts[name] for item in adapters if name in item.parts)
 
 
-def _task(
-    config: MergeConfig,
-    method: Method,
-    inputs: Sequence[InputModel],
-    name: str,
-    shape: tuple[int, ...],
-    layout: Layout,
-) -> TensorTask:
-    place = layout.find(name)
-    num_layers = layout.stacks[place[0]] if place is not None else 0
-    t = place[1] / (num_layers - 1) if place is not None and num_layers > 1 else 0.0
-    owners = [(item.model, [item.parameters, config.parameters], name) for item in inputs]
-    values = resolve_all(method, owners, [config.parameters], name, t)
-    at = Place(name, place[1] if place is not None else None, num_layers)
-    return TensorTask(name, shape, (), None, values, at)
-
-
 def _merge(
     method: Method,
     task: TensorTask,
     adapters: Sequence[AdapterFolder],
-    settings: AdapterMergeSettings,
+    settings: FactorSettings,
 ) -> LowRankFit:
-    dtype: torch.dtype = getattr(torch, settings.dtype)
-    known = {n: _factors(a, task.name) for n, a in enumerate(adapters) if task.name in a.parts}
-    scales = {n: adapters[n].scale(task.name) for n in known}
+    dtype = settings.torch_dtype
+    factors_by_adapter = {
+        n: _factors(adapter, task.name)
+        for n, adapter in enumerate(adapters)
+        if task.name in adapter.parts
+    }
+    scales = {n: adapters[n].scale(task.name) for n in factors_by_adapter}
     if method.name in _SUMS:
         weights = _weights(task.parameters)
-        terms = [(weights[n] * scales[n], factors) for n, factors in known.items()]
+        terms = [(weights[n] * scales[n], factors) for n, factors in factors_by_adapter.items()]
         return fit_sum(terms, settings.rank, energy=settings.energy, dtype=dtype)
-    changes = [
-        scales[n] * (known[n].b @ known[n].a) if n in known else torch.zeros(task.shape)
-        for n in range(len(adapters))
-    ]
     zero: Tensor = torch.zeros(task.shape)
+    changes = [zero] * len(adapters)
+    for n, factors in factors_by_adapter.items():
+        changes[n] = scales[n] * (factors.b @ factors.a)
     merged = compute_tensor(
         method, task, changes, zero, seed=settings.seed, dtype=torch.float32
     )  # fmt: skip
-    rank = settings.rank or max(factors.rank for factors in known.values())
+    rank = settings.rank or max(factors.rank for factors in factors_by_adapter.values())
     seed = stream_key(settings.seed, task.name, len(adapters))
-    if not bool(merged.any()):
-        return fit_sum([(0.0, next(iter(known.values())))], None, dtype=dtype)
+    if not bool(merged.any()):  # zeros have no singular vectors: factors of rank 0
+        return fit_sum([(0.0, next(iter(factors_by_adapter.values())))], None, dtype=dtype)
     return fit_dense(merged, rank, seed=seed, energy=settings.energy, dtype=dtype)
 
 
@@ -276,7 +298,7 @@ def _merge_stacks(
     method: Method,
     task: TensorTask,
     stacks: Mapping[int, StackedChange],
-    settings: AdapterMergeSettings,
+    settings: FactorSettings,
 ) -> LowRankFit:
     """Merge changes of all experts of a layer; each expert's is then of low rank by itself.
 
@@ -285,7 +307,7 @@ def _merge_stacks(
         stacks: changes by the number of the adapter, of those that have one.
         settings: what is written.
     """
-    dtype: torch.dtype = getattr(torch, settings.dtype)
+    dtype = settings.torch_dtype
     experts = range(task.shape[0])
     if method.name in _SUMS:
         weights = _weights(task.parameters)
@@ -315,7 +337,7 @@ def _merge_stacks(
     return join_fits(fits)
 
 
-def _weights(parameters: Mapping[str, Any]) -> list[float]:
+def _weights(parameters: ParameterValues) -> list[float]:
     """The factor of each adapter in a weighted sum.
 
     >>> _weights({"weight": (1.0, 3.0), "normalize": True})

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from toolkit.checkpoint.model_values import read_model_values
 from toolkit.errors import ConfigError
+from toolkit.load_yaml import JsonObject
 from toolkit.section import PositiveInt, Section, parse_section
 
 Width = Annotated[int, Field(gt=0, lt=1 << 31)]
@@ -75,7 +76,7 @@ class ShapeSection(Section):
         return self
 
 
-def _mapping(values: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+def _mapping(values: JsonObject, key: str, path: Path) -> JsonObject:
     found = values.get(key) or {}
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: {key}: must hold keys and values (got {found!r:.60}).")
@@ -89,7 +90,7 @@ def shape_of_folder(folder: Path) -> ShapeSection:
         ConfigError: it cannot be read, or lacks a measure.
     """
     path = folder / "config.json"
-    values: dict[str, Any] = dict(read_model_values(folder, ConfigError))
+    values: JsonObject = dict(read_model_values(folder, ConfigError))
     values |= _mapping(values, "text_config", path)
     rope = _mapping(values, "rope_parameters", path)
     # What Mixtral, Qwen and DeepSeek call the same things.

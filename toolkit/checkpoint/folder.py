@@ -15,6 +15,7 @@ from toolkit.checkpoint.side_files import copy_side_files, copy_tokenizer_files
 from toolkit.checkpoint.wrapped import write_with_text_side
 from toolkit.checkpoint.wrappers import wrapper_of
 from toolkit.errors import CheckpointError
+from toolkit.leftovers import appearing_file
 from toolkit.library_errors import reading
 
 
@@ -73,6 +74,5 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file that is whole or absent."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
-    temporary.replace(path)
+    with appearing_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})

@@ -11,9 +11,10 @@ import torch
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.model_values import oversize_fault, read_model_values
 from toolkit.checkpoint.open import open_checkpoint
+from toolkit.checkpoint.references import name_siblings
 from toolkit.checkpoint.wrapped import load_text_side, wrapper_class
 from toolkit.checkpoint.wrappers import wrapper_of
-from toolkit.errors import CheckpointError, did_you_mean
+from toolkit.errors import CheckpointError
 from toolkit.library_errors import reading
 from toolkit.machine import choose_scoring_precision, dtype_of
 
@@ -29,7 +30,7 @@ def load_model_config(folder: str | Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if isinstance(folder, Path) and not folder.is_dir():
-        raise CheckpointError(f"{folder}: there is no such model folder.{_beside(folder)}")
+        raise CheckpointError(f"{folder}: there is no such model folder.{name_siblings(folder)}")
     if (Path(folder) / _CONFIG).is_file():
         read_model_values(Path(folder))
     what = "has no model configuration that transformers can read"
@@ -190,13 +191,3 @@ def _refuse_oversize(folder: Path) -> None:
     fault = oversize_fault(read_model_values(folder), len(opened.names), entries)
     if fault is not None:
         raise CheckpointError(f"{folder / _CONFIG}: {fault}; download or copy the files again.")
-
-
-def _beside(folder: Path) -> str:
-    """The end of a sentence about a folder that is not there: what stands in its place."""
-    above = folder.parent
-    if not above.is_dir():
-        return f" {above} is not there either; paths count from the folder you run in."
-    names = sorted(path.name for path in above.iterdir() if (path / _CONFIG).is_file())
-    found = did_you_mean(folder.name, names)
-    return f" {found.removeprefix('; ').capitalize()}" if found else ""

@@ -21,6 +21,7 @@ from typing import Any
 from toolkit.checkpoint.model_values import oversize_fault, read_model_values
 from toolkit.checkpoint.open import open_checkpoint
 from toolkit.errors import CheckpointError, warn
+from toolkit.load_yaml import JsonView
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor, by its name on disk."""
@@ -84,7 +85,7 @@ def unloadable_message(what: str, faults: Mapping[str, str]) -> str:
     )
 
 
-def loading_faults(values: Mapping[str, Any], shapes: Shapes) -> Faults | None:
+def loading_faults(values: JsonView, shapes: Shapes) -> Faults | None:
     """What transformers would complain of on loading a model.
 
     Args:
@@ -96,46 +97,63 @@ def loading_faults(values: Mapping[str, Any], shapes: Shapes) -> Faults | None:
         model is made of; none where all is well. None where transformers does not know the model:
         code that comes with one is never run.
     """
-    import torch
-    import transformers
-
     if (fault := oversize_fault(values, len(shapes))) is not None:
         return {_CONFIG: fault}
-    plain = {key: value for key, value in values.items() if key != "quantization_config"}
-    with tempfile.TemporaryDirectory() as name, _quiet() as log:
-        (Path(name) / _CONFIG).write_text(json.dumps(plain), encoding="utf-8")
-        try:
-            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        except Exception:  # classes check their configs in their own ways
+    with _quiet() as log:
+        if (config := read_plain_config(values)) is None:
             return None
         try:
-            kind = class_of(config)
-            stored = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-            model, info = kind.from_pretrained(
-                None,
-                config=config,
-                state_dict=stored,
-                device_map={"": "meta"},
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
+            model, loading_info = _load_without_memory(config, shapes)
         except ImportError:
             return None  # a part of the model needs what is not installed here
         except Exception as error:  # classes check their configs in their own ways
             return _conversion_faults(error, log)
-    wanted_shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    faults = {
-        name: f"is missing; the config asks for {wanted_shapes.get(name, 'it')}"
-        for name in sorted(info["missing_keys"])
+    return _describe_loading(model, loading_info)
+
+
+def read_plain_config(values: JsonView) -> Any | None:
+    """transformers' configuration of some values; None where it does not know them."""
+    import transformers
+
+    plain = {key: value for key, value in values.items() if key != "quantization_config"}
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / _CONFIG).write_text(json.dumps(plain), encoding="utf-8")
+        try:
+            return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        except Exception:  # classes check their configs in their own ways
+            return None
+
+
+def _load_without_memory(config: Any, shapes: Shapes) -> tuple[Any, Mapping[str, Any]]:
+    """A model loaded with tensors that have no entries, and what transformers says of it."""
+    import torch
+
+    stored = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    loaded: tuple[Any, Mapping[str, Any]] = class_of(config).from_pretrained(
+        None,
+        config=config,
+        state_dict=stored,
+        device_map={"": "meta"},
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    return loaded
+
+
+def _describe_loading(model: Any, loading_info: Mapping[str, Any]) -> Faults:
+    model_shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = {
+        name: f"is missing; the config asks for {model_shapes.get(name, 'it')}"
+        for name in sorted(loading_info["missing_keys"])
     }
-    extra = dict.fromkeys(
-        sorted(info["unexpected_keys"]), "is no tensor of the model in config.json"
+    unread = dict.fromkeys(
+        sorted(loading_info["unexpected_keys"]), "is no tensor of the model in config.json"
     )
     mismatched = {
-        name: f"is {list(found)}, but the config asks for {list(wanted)}"
-        for name, found, wanted in sorted(info["mismatched_keys"])
+        name: f"is {list(stored)}, but the config asks for {list(asked)}"
+        for name, stored, asked in sorted(loading_info["mismatched_keys"])
     }
-    return faults | extra | mismatched
+    return missing | unread | mismatched
 
 
 def class_of(config: Any) -> Any:

@@ -7,12 +7,14 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from toolkit.checkpoint.read import Checkpoint, read_header
 from toolkit.checkpoint.usable import refuse_unusable
 from toolkit.errors import CheckpointError
-from toolkit.load_yaml import read_object
+from toolkit.load_yaml import JsonObject, JsonView, read_object
+
+NamesT = TypeVar("NamesT", str, Mapping[str, str])
 
 PREFIX = "base_model.model."
 """What peft puts before the model's own names."""
@@ -76,7 +78,7 @@ class AdapterFolder:
     """
 
     folder: Path
-    settings: Mapping[str, Any]
+    settings: JsonView
     tensors: Checkpoint
     parts: Mapping[str, Mapping[str, str]]
     saved: Mapping[str, str]
@@ -99,7 +101,7 @@ class AdapterFolder:
     def renamed(self, names: Mapping[str, str]) -> AdapterFolder:
         """The same adapter with the model's tensors by other names; those not given stay."""
 
-        def by_name(group: Mapping[str, Any]) -> dict[str, Any]:
+        def by_name(group: Mapping[str, NamesT]) -> dict[str, NamesT]:
             return {names.get(name, name): value for name, value in group.items()}
 
         return replace(
@@ -114,7 +116,7 @@ class AdapterFolder:
     def only(self, names: Collection[str]) -> AdapterFolder:
         """The same adapter with its changes to some of the model's tensors alone."""
 
-        def given(group: Mapping[str, Any]) -> dict[str, Any]:
+        def given(group: Mapping[str, NamesT]) -> dict[str, NamesT]:
             return {name: value for name, value in group.items() if name in names}
 
         return replace(
@@ -185,67 +187,114 @@ def open_adapter(folder: Path) -> AdapterFolder:
         CheckpointError: it is no LoRA, or is damaged.
     """
     settings = _load_settings(folder / SETTINGS_FILE)
+    file, tensors = _open_tensors(folder)
+    refuse_unusable(folder, {name: tensors.info(name) for name in tensors.names})
+    sorted_tensors = _SortedTensors(file, tensors, settings)
+    for own_name in tensors.names:
+        sorted_tensors.add(own_name)
+    sorted_tensors.refuse_halves()
+    return AdapterFolder(
+        folder,
+        settings,
+        tensors,
+        sorted_tensors.parts,
+        sorted_tensors.saved,
+        sorted_tensors.rows,
+        sorted_tensors.biases,
+        sorted_tensors.wrapped,
+    )
+
+
+def _open_tensors(folder: Path) -> tuple[Path, Checkpoint]:
     file = folder / WEIGHTS_FILE
     if file.is_file():
-        tensors = Checkpoint(folder, read_header(file))
-    else:
-        from toolkit.checkpoint.pickled import open_pickled
+        return file, Checkpoint(folder, read_header(file))
+    from toolkit.checkpoint.pickled import open_pickled
 
-        pickled = open_pickled(folder, PICKLED_FILE)
-        if pickled is None:
-            raise CheckpointError(f"{folder}: has neither {WEIGHTS_FILE} nor {PICKLED_FILE}.")
-        file, tensors = folder / PICKLED_FILE, pickled
-    refuse_unusable(folder, {name: tensors.info(name) for name in tensors.names})
-    parts: dict[str, dict[str, str]] = {}
-    saved: dict[str, str] = {}
-    rows: dict[str, str] = {}
-    biases: dict[str, str] = {}
-    wrapped: dict[str, dict[str, str]] = {}
-    for own in tensors.names:
-        if path := _wrapper_path(own, settings):
-            wrapped.setdefault(path, {})["lora_A" if ".lora_A." in own else "lora_B"] = own
-            continue
-        name = (
-            own.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-        )
+    if (pickled := open_pickled(folder, PICKLED_FILE)) is None:
+        raise CheckpointError(f"{folder}: has neither {WEIGHTS_FILE} nor {PICKLED_FILE}.")
+    return folder / PICKLED_FILE, pickled
+
+
+class _SortedTensors:
+    """The tensors of an adapter by what they do, which their names tell.
+
+    Attributes:
+        parts, saved, rows, biases, wrapped: as of an `AdapterFolder`.
+    """
+
+    def __init__(self, file: Path, tensors: Checkpoint, settings: JsonView) -> None:
+        self._file, self._tensors, self._settings = file, tensors, settings
+        self.parts: dict[str, dict[str, str]] = {}
+        self.saved: dict[str, str] = {}
+        self.rows: dict[str, str] = {}
+        self.biases: dict[str, str] = {}
+        self.wrapped: dict[str, dict[str, str]] = {}
+
+    def add(self, own_name: str) -> None:
+        """Sort one tensor in.
+
+        Raises:
+            CheckpointError: another one is meant for the same place, and differs.
+        """
+        if path := _wrapper_path(own_name, self._settings):
+            part = "lora_A" if ".lora_A." in own_name else "lora_B"
+            self.wrapped.setdefault(path, {})[part] = own_name
+            return
+        # peft wraps modules that it adapts or stores whole, which shows in their names.
+        name = own_name.removeprefix(PREFIX)
+        name = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
         if ".original_module." in name:
-            continue  # the model's own weights once more, which the saved ones take the place of
+            return  # the model's own weights once more, which the saved ones take the place of
         if match := _PART.match(name):
-            _put(
-                file, tensors, parts.setdefault(f"{match['module']}.weight", {}), match["part"], own
-            )
+            parts = self.parts.setdefault(f"{match['module']}.weight", {})
+            self._put(parts, match["part"], own_name)
         elif match := _ROWS.match(name):
-            _put(file, tensors, rows, f"{match['module']}.weight", own)
+            self._put(self.rows, f"{match['module']}.weight", own_name)
         elif match := _BIAS.match(name):
-            _put(file, tensors, biases, f"{match['module']}.bias", own)
+            self._put(self.biases, f"{match['module']}.bias", own_name)
         else:
-            _put(file, tensors, saved, name, own)
-    if not (parts or saved or rows or wrapped):
-        raise CheckpointError(
-            f"{file}: holds no tensor of an adapter, so it would change nothing; save it again, "
-            "under ZeRO-3 or FSDP with all its weights gathered."
-        )
-    for path, found in wrapped.items():
-        if len(found) < 2:
+            self._put(self.saved, name, own_name)
+
+    def _put(self, group: dict[str, str], name: str, own_name: str) -> None:
+        if name in group and not _are_equal(self._tensors, group[name], own_name):
             raise CheckpointError(
-                f"{file}: holds only half of the change to {path} ({sorted(found)})."
+                f"{self._file}: {group[name]} and {own_name} are both meant for {name}, and "
+                "differ; merge the adapter with peft, or save it again with the peft of today."
             )
-    for name, found in parts.items():
-        kind = "lora_embedding" if any("embedding" in part for part in found) else "lora"
-        if not {f"{kind}_A", f"{kind}_B"} <= set(found):
+        group[name] = own_name
+
+    def refuse_halves(self) -> None:
+        """Refuse an adapter that changes nothing, or holds one factor without the other.
+
+        Raises:
+            CheckpointError: names the tensor.
+        """
+        if not (self.parts or self.saved or self.rows or self.wrapped):
             raise CheckpointError(
-                f"{file}: holds only half of the change to {name} ({sorted(found)})."
+                f"{self._file}: holds no tensor of an adapter, so it would change nothing; save it "
+                "again, under ZeRO-3 or FSDP with all its weights gathered."
             )
-        a, b = (tensors.info(found[f"{kind}_{part}"]).shape for part in "AB")
-        if len(a) < 2 or len(b) < 2 or b[1] != a[0] or a[0] == 0:
+        for path, parts in self.wrapped.items():
+            self._refuse_half(path, parts, "lora")
+        for name, parts in self.parts.items():
+            kind = "lora_embedding" if any("embedding" in part for part in parts) else "lora"
+            self._refuse_half(name, parts, kind)
+            a, b = (self._tensors.info(parts[f"{kind}_{part}"]).shape for part in "AB")
+            if len(a) < 2 or len(b) < 2 or b[1] != a[0] or a[0] == 0:
+                raise CheckpointError(
+                    f"{self._file}: the parts of the change to {name} are {list(a)} and {list(b)}, "
+                    "which share no rank; download or copy the file again."
+                )
+
+    def _refuse_half(self, name: str, parts: Mapping[str, str], kind: str) -> None:
+        if not {f"{kind}_A", f"{kind}_B"} <= set(parts):
             raise CheckpointError(
-                f"{file}: the parts of the change to {name} are {list(a)} and {list(b)}, which "
-                "share no rank; download or copy the file again."
+                f"{self._file}: holds only half of the change to {name} ({sorted(parts)})."
             )
-    return AdapterFolder(folder, settings, tensors, parts, saved, rows, biases, wrapped)
 
 
-def _wrapper_path(own: str, settings: Mapping[str, Any]) -> str | None:
+def _wrapper_path(own: str, settings: JsonView) -> str | None:
     """peft's path of the wrapper of a parameter, where a tensor is one of its factors."""
     match = _FACTOR.match(own.removeprefix(PREFIX))
     if match is None:
@@ -255,16 +304,6 @@ def _wrapper_path(own: str, settings: Mapping[str, Any]) -> str | None:
     return match["path"] if any(module.endswith(f".{owner}") for owner in owners) else None
 
 
-def _put(file: Path, tensors: Checkpoint, group: dict[str, str], name: str, own: str) -> None:
-    """Note what a tensor is; a second one for the same place must be the same."""
-    if name in group and not _are_equal(tensors, group[name], own):
-        raise CheckpointError(
-            f"{file}: {group[name]} and {own} are both meant for {name}, and differ; merge the "
-            "adapter with peft, or save it again with the peft of today."
-        )
-    group[name] = own
-
-
 def _are_equal(tensors: Checkpoint, one: str, other: str) -> bool:
     a, b = tensors.info(one), tensors.info(other)
     return (a.dtype, a.shape) == (b.dtype, b.shape) and bool(
@@ -272,7 +311,7 @@ def _are_equal(tensors: Checkpoint, one: str, other: str) -> bool:
     )
 
 
-def _load_settings(path: Path) -> dict[str, Any]:
+def _load_settings(path: Path) -> JsonObject:
     settings = read_object(path, CheckpointError, "give an adapter folder")
     kind = settings.get("peft_type")
     if kind != "LORA":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -158,16 +157,10 @@ def build_on_meta(folder: Path) -> Any | None:
     Returns:
         None where transformers does not know it, or cannot build it; its own code is never run.
     """
-    import transformers
-
-    from toolkit.checkpoint.loadable import class_of
+    from toolkit.checkpoint.loadable import class_of, read_plain_config
 
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        values.pop("quantization_config", None)
-        with tempfile.TemporaryDirectory() as place:
-            (Path(place) / "config.json").write_text(json.dumps(values), encoding="utf-8")
-            config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
+        config = read_plain_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         with torch.device("meta"):
             return class_of(config)._from_config(config, dtype=torch.float32)
     except Exception:  # classes check their configs in their own ways

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from toolkit.errors import CheckpointError, ToolkitError
-from toolkit.load_yaml import read_object
+from toolkit.load_yaml import JsonObject, JsonView, read_object
 
 _MOST = 1 << 31
 _MOST_OF = dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 10_000)
@@ -30,7 +29,7 @@ _SWITCHES = frozenset({"tie_word_embeddings", "use_cache"})
 
 def read_model_values(
     folder: Path, kind: type[ToolkitError] = CheckpointError, *, may_lack: bool = False
-) -> dict[str, Any]:
+) -> JsonObject:
     """The config.json of a model folder.
 
     Args:
@@ -50,9 +49,7 @@ def read_model_values(
     return values
 
 
-def oversize_fault(
-    values: Mapping[str, Any], num_tensors: int, num_bytes: int | None = None
-) -> str | None:
+def oversize_fault(values: JsonView, num_tensors: int, num_bytes: int | None = None) -> str | None:
     """What of a config is more than the stored tensors can be, or None.
 
     Args:
@@ -79,7 +76,7 @@ def oversize_fault(
     return None
 
 
-def model_value_faults(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def model_value_faults(values: JsonView, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Keys whose values are of another type than transformers writes, and what is wrong."""
     for key, value in values.items():
         if value is None:
@@ -109,3 +106,26 @@ def model_value_faults(values: Mapping[str, Any], prefix: str = "") -> Iterator[
     names = values.get("architectures")
     if isinstance(names, list) and not all(isinstance(item, str) for item in names):
         yield f"{prefix}architectures", f"must be a list of texts (got {names!r:.60})"
+
+
+def tie_setting(config: JsonView) -> object:
+    """What a config says of its head: whether it is the embedding; None where it says nothing."""
+    text = config.get("text_config")
+    nested = text.get("tie_word_embeddings") if isinstance(text, Mapping) else None
+    return config.get("tie_word_embeddings", nested)
+
+
+def untie(values: JsonObject) -> None:
+    """Let a config say that the head has rows of its own."""
+    for part, _ in config_parts(values):
+        if "tie_word_embeddings" in part:
+            part["tie_word_embeddings"] = False
+    values["tie_word_embeddings"] = False
+
+
+def config_parts(values: JsonObject, path: str = "") -> Iterator[tuple[JsonObject, str]]:
+    """A config and the configs within it, each with the key it stands under."""
+    yield values, path
+    for key, value in list(values.items()):
+        if key.endswith("_config") and isinstance(value, dict):
+            yield from config_parts(value, f"{path}.{key}".lstrip("."))

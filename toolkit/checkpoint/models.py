@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from toolkit.checkpoint.config_parts import config_parts, tie_setting, untie
-from toolkit.checkpoint.model_values import read_model_values
+from toolkit.checkpoint.model_values import config_parts, read_model_values, tie_setting, untie
 from toolkit.checkpoint.open import open_checkpoint
 from toolkit.checkpoint.own_head import own_head
 from toolkit.checkpoint.read import Checkpoint, Entries
 from toolkit.checkpoint.references import PathAndRevision, find_folder, parse_reference
 from toolkit.checkpoint.tensor_names import is_vocabulary
 from toolkit.errors import MergeError
+from toolkit.load_yaml import JsonObject, JsonView
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ class Models:
     def __init__(self, folders: Mapping[str, Path] | None = None) -> None:
         self._folders = dict(folders or {})
         self._opened: dict[str, Checkpoint] = {}
-        self._configs: dict[str, dict[str, Any]] = {}
+        self._configs: dict[str, JsonObject] = {}
 
     def checkpoint(self, name: str) -> Checkpoint:
         """The opened checkpoint of a model, with its adapter where the reference names one.
@@ -103,7 +103,7 @@ class Models:
         return next((folder for folder in reversed(folders) if has_tokenizer(folder)), folders[0])
 
     def seen_as(
-        self, checkpoints: Mapping[str, Checkpoint], configs: Mapping[str, dict[str, Any]]
+        self, checkpoints: Mapping[str, Checkpoint], configs: Mapping[str, JsonObject]
     ) -> Models:
         """The same models, some of them seen otherwise; what is open is shared.
 
@@ -116,7 +116,7 @@ class Models:
         others._configs = {**self._configs, **configs}
         return others
 
-    def config(self, name: str) -> Mapping[str, Any]:
+    def config(self, name: str) -> JsonView:
         """The config.json of a model as plain values; none where it has no such file.
 
         Where it ties a head that is stored and differs from the embedding, it says here that they
@@ -133,7 +133,7 @@ class Models:
             self._configs[name] = self._as_adapted(name, values)
         return self._configs[name]
 
-    def _as_adapted(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
+    def _as_adapted(self, name: str, values: JsonObject) -> JsonObject:
         """A config as an adapter makes it: with as many tokens as it has embeddings of."""
         checkpoint = self.checkpoint(name)
         if (model := getattr(checkpoint, "model", None)) is None:

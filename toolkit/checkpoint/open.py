@@ -42,7 +42,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     for file in files:
         for name, info in read_header(file).items():
             if name in tensors:
-                raise CheckpointError(f"{file}: {name} stands in {tensors[name].file.name} too.")
+                raise CheckpointError(
+                    f"{file}: {name} stands in {tensors[name].file.name} too, and which of them "
+                    "is meant nothing says; move one of the files away."
+                )
             tensors[name] = info
     refuse_unusable(folder, tensors)
     return Checkpoint(folder, tensors, check_index(folder / _INDEX, weight_map, tensors))

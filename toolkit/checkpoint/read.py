@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.checkpoint.tensor_names import is_vocabulary
+from toolkit.checkpoint.tensor_names import is_buffer, is_vocabulary
 from toolkit.errors import CheckpointError
 from toolkit.load_yaml import read_object
 
@@ -212,7 +212,7 @@ def check_index(
 
     As transformers does, what a file holds counts, whatever the index says of it. Embeddings and
     heads that no file holds may be tied to another tensor; whether they are, the model's class
-    decides (see `loadable`).
+    decides (see `loadable`). Buffers that were never trained need no file.
 
     Returns:
         Those embeddings and heads.
@@ -221,12 +221,12 @@ def check_index(
         CheckpointError: another tensor is in no file.
     """
     missing = sorted(set(weight_map) - set(tensors))
-    if lost := [name for name in missing if not is_vocabulary(name)]:
-        raise CheckpointError(
-            f"{index}: names {lost[0]} and {len(lost) - 1} more tensors that no file holds; "
-            f"{_AGAIN}."
-        )
-    return frozenset(missing)
+    # Rotary frequencies and the like stand in older indexes; every model computes them itself.
+    lost = [name for name in missing if not (is_vocabulary(name) or is_buffer(name, ()))]
+    if lost:
+        more = f" and {len(lost) - 1} more tensors" if len(lost) > 1 else ""
+        raise CheckpointError(f"{index}: names {lost[0]}{more}, which no file holds; {_AGAIN}.")
+    return frozenset(filter(is_vocabulary, missing))
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.errors import ConfigError, MergeError
+from toolkit.errors import ConfigError, MergeError, did_you_mean
 
 _SIDE_PATTERNS = ["*.json", "*.jinja", "*.txt", "*.model"]
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
@@ -70,8 +70,19 @@ def find_folder(place: PathAndRevision) -> Path:
     if path.is_dir():
         return path
     if path.is_absolute() or place.path.startswith(".") or place.path.count("/") > 1:
-        raise MergeError(f"{place.path}: no such model folder.")
+        raise MergeError(f"{place.path}: no such model folder.{name_siblings(path)}")
     return _cached(place) or _fetched(place)
+
+
+def name_siblings(folder: Path) -> str:
+    """The end of a sentence about a folder that is not there: what stands in its place."""
+    above = folder.parent
+    if not above.is_dir():
+        return f" {above} is not there either; paths count from the folder you run in."
+    configs = ("config.json", "adapter_config.json")
+    names = sorted(p.name for p in above.iterdir() if any((p / name).is_file() for name in configs))
+    near = did_you_mean(folder.name, names)
+    return f" {near.removeprefix('; ').capitalize()}" if near else ""
 
 
 def _cached(place: PathAndRevision) -> Path | None:

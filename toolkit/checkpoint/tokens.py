@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from toolkit.errors import MergeError, ToolkitError
 from toolkit.library_errors import reading
-from toolkit.load_yaml import read_object, read_text
+from toolkit.load_yaml import JsonObject, JsonView, read_object, read_text
 from toolkit.stage import hash_file
 from toolkit.tokenizer_files import check_tokenizer_file
 
@@ -30,8 +29,8 @@ class Tokens:
     """
 
     folder: Path
-    ids: Mapping[str, Any]
-    added: Mapping[str, Mapping[str, Any]]
+    ids: JsonView
+    added: Mapping[str, JsonView]
     is_fast: bool
     beyond: tuple[str, ...] = ()
 
@@ -67,7 +66,7 @@ def read_tokens(folder: Path) -> Tokens:
         added = {**_added_beside(folder), **listed}
         ids = _model_ids(values["model"]) | {token: item["id"] for token, item in added.items()}
         return Tokens(folder, ids, added, is_fast=True)
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for name in ("vocab.json", "added_tokens.json"):
         if (folder / name).is_file():
             found |= read_object(folder / name, MergeError)
@@ -81,9 +80,9 @@ def read_tokens(folder: Path) -> Tokens:
     return Tokens(folder, found, {}, is_fast=False)
 
 
-def _added_beside(folder: Path) -> dict[str, dict[str, Any]]:
+def _added_beside(folder: Path) -> dict[str, JsonObject]:
     """Added tokens that stand beside tokenizer.json, where transformers looks for them too."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, JsonObject] = {}
     for name in ("added_tokens.json", "tokenizer_config.json"):
         try:
             values = read_object(folder / name)
@@ -97,7 +96,7 @@ def _added_beside(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def load_tokenizer(path: Path) -> dict[str, Any]:
+def load_tokenizer(path: Path) -> JsonObject:
     """A tokenizer.json as plain values.
 
     Raises:
@@ -113,7 +112,7 @@ def load_tokenizer(path: Path) -> dict[str, Any]:
     return values
 
 
-def _model_ids(model: Mapping[str, Any]) -> dict[str, int]:
+def _model_ids(model: JsonView) -> dict[str, int]:
     listed = model.get("vocab", {})
     if isinstance(listed, dict):
         return dict(listed)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from toolkit.checkpoint.folder import load_tensors, save_tensors
 from toolkit.errors import CheckpointError
 from toolkit.file_hashes import read_hash
+from toolkit.stage import appearing
 
 _PREFIX = "state-"
 _SUMS = "sums.json"
@@ -76,7 +77,6 @@ class StateWriter:
         try:
             self._write(step, *parts)
         except BaseException as error:  # handed to the training thread
-            shutil.rmtree(self._folder / f".{_PREFIX}{step:08d}.tmp", ignore_errors=True)
             self._error = error
 
     def _write(
@@ -86,21 +86,16 @@ class StateWriter:
         moments: dict[str, Tensor],
         extra: dict[str, Any],
     ) -> None:
-        temporary = self._folder / f".{_PREFIX}{step:08d}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_tensors(parameters, temporary / "parameters.safetensors")
-        save_tensors(moments, temporary / "optimizer.safetensors")
-        (temporary / "state.json").write_text(json.dumps(extra), encoding="utf-8")
-        sums = {path.name: read_hash(path) for path in sorted(temporary.iterdir())}
-        (temporary / _SUMS).write_text(json.dumps(sums), encoding="utf-8")
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
         target = self._folder / f"{_PREFIX}{step:08d}"
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        with appearing(target, doing="writing it", error=CheckpointError, replaces=True) as work:
+            save_tensors(parameters, work / "parameters.safetensors")
+            save_tensors(moments, work / "optimizer.safetensors")
+            (work / "state.json").write_text(json.dumps(extra), encoding="utf-8")
+            sums = {path.name: read_hash(path) for path in sorted(work.iterdir())}
+            (work / _SUMS).write_text(json.dumps(sums), encoding="utf-8")
+            for path in work.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
         best = (extra.get("best") or {}).get("step")
         for old in saved_steps(self._folder)[: -self._keep]:
             if old != best:

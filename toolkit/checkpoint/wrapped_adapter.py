@@ -41,7 +41,7 @@ def place_in_wrapper(adapted: Any, folder: Path) -> None:
         if module not in names:
             raise CheckpointError(
                 f"{folder / WEIGHTS_FILE}: {own} is of no module of a {type(whole).__name__}; "
-                "leave its module out of train.lora.modules."
+                "leave its module out of train.lora.target_modules."
             )
         targets.add(names[module])
         tensors[f"{PREFIX}{names[module]}.{part}"] = tensor

@@ -1,1 +1,1 @@
-"""The command line, one file a noun. Nobody imports it but `__main__`."""
+"""The command line, one file per noun. Nobody imports it but `__main__`."""

@@ -72,12 +72,13 @@ def merge(
     dtype: Dtype = "float32",
 ) -> None:
     """Merge LoRA adapters of one model with each other, into one adapter."""
-    from toolkit.adapter.merge import AdapterMergeSettings, merge_adapters
+    from toolkit.adapter.folder import FactorSettings
+    from toolkit.adapter.merge import merge_adapters
     from toolkit.adapter.report import show_report
     from toolkit.merge.config import load_merge_config
     from toolkit.progress import say
 
-    settings = AdapterMergeSettings(rank=rank, energy=energy, seed=seed, dtype=dtype)
+    settings = FactorSettings(rank=rank, energy=energy, seed=seed, dtype=dtype)
     report = merge_adapters(load_merge_config(config), out, settings)
     show_report(report, out)
     if len(bases := report.settings["bases"]) > 1:

@@ -32,8 +32,8 @@ def generate(
 ) -> None:
     """Answers of one or several models to the same prompts, side by side, as they come."""
     from toolkit.generate.chat_model import load_speaker
-    from toolkit.generate.show import show_answers
     from toolkit.generate.stream import SamplingSettings
+    from toolkit.generate.terminal import show_answers
     from toolkit.progress import say
 
     settings = SamplingSettings(new_tokens, temperature, top_p, seed)
@@ -56,9 +56,9 @@ def chat(
 ) -> None:
     """Talk with a recipe's merged model, or with any other."""
     from toolkit.errors import ConfigError
-    from toolkit.generate.chat import run_chat
     from toolkit.generate.chat_model import load_speaker
     from toolkit.generate.stream import SamplingSettings
+    from toolkit.generate.terminal import run_chat
 
     model_place = model
     if "/" not in model:

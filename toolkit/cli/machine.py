@@ -15,11 +15,12 @@ def machine(
 ) -> None:
     """Processor, memory, GPUs, the types that are fast here, versions and optional parts."""
     import json
+    from dataclasses import asdict
 
     from toolkit.cli.machine_report import describe_machine, machine_text
     from toolkit.machine import measure_again
 
     if again:
         measure_again()
-    described = describe_machine()
-    print(json.dumps(described, indent=2) if as_json else machine_text(described))
+    report = describe_machine()
+    print(json.dumps(asdict(report), indent=2) if as_json else machine_text(report))

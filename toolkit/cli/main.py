@@ -36,7 +36,7 @@ for name, group in {
     "checkpoint": train.checkpoint_app,
 }.items():
     app.add_typer(group, name=name)
-for command in (generate, chat, evaluate, train.middles, plan, power, train.repeat, machine):
+for command in (generate, chat, evaluate, train.infilling, plan, power, train.repeat, machine):
     app.command("eval" if command is evaluate else None)(command)
 
 

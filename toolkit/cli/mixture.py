@@ -47,29 +47,20 @@ def fit_mixture(
 ) -> None:
     """Fit a law of mixture: the largest domain share within a tolerated general loss."""
     from toolkit.errors import ConfigError
-    from toolkit.mixture_law.stage import (
-        FOLDER,
-        MixtureRequest,
-        check_fit,
-        load_scores,
-        parse_shares,
-        report_mixture,
-        run_mixtures,
-    )
+    from toolkit.mixture_law import stage
+    from toolkit.mixture_law.runs import load_runs
+    from toolkit.pipeline.run import Run
 
-    held_out = parse_shares(hold_out)
+    held_out = stage.parse_shares(hold_out)
     if (recipe is None) == (lines is None):
         raise ConfigError("give either a recipe, whose small runs are made, or --from FILE.")
     if lines is not None:
-        from toolkit.mixture_law.runs import load_runs
-
-        report_mixture(load_runs(lines, rate), held_out, tolerance, out, lines.stem)
+        stage.report_mixture(load_runs(lines, rate), held_out, tolerance, out, lines.stem)
         return
-    from toolkit.pipeline.run import Run
-
     run = Run.open(str(recipe), runs)
-    all_shares = tuple(dict.fromkeys((*parse_shares(shares), *held_out)))
-    request = MixtureRequest(all_shares, tokens, repeats)
-    check_fit(request, held_out, tolerance)
-    mixture_runs = load_scores(run_mixtures(run, request))
-    report_mixture(mixture_runs, held_out, tolerance, out or run.root / FOLDER, run.name)
+    all_shares = tuple(dict.fromkeys((*stage.parse_shares(shares), *held_out)))
+    request = stage.MixtureRequest(all_shares, tokens, repeats)
+    stage.check_fit(request, held_out, tolerance)
+    mixture_runs = stage.load_scores(stage.run_mixtures(run, request))
+    folder = out or run.root / stage.FOLDER
+    stage.report_mixture(mixture_runs, held_out, tolerance, folder, run.name)

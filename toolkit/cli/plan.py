@@ -14,7 +14,7 @@ Devices = Annotated[
     typer.Option(help="Devices to train on, such as 8xH100 or CPU; once for each choice."),
 ]
 Price = Annotated[
-    list[str] | None, typer.Option(help="Dollars an hour, such as H100=2.5; once for each.")
+    list[str] | None, typer.Option(help="Dollars per hour, such as H100=2.5; once for each.")
 ]
 PriceFile = Annotated[
     Path | None, typer.Option(help="YAML with prices (H100: 2.5) and devices of your own.")
@@ -43,21 +43,15 @@ def plan(
 ) -> None:
     """Is CPT the right tool, what will it take, which settings; trains nothing."""
     from toolkit.pipeline.run import Run
+    from toolkit.plan import plan as planning
     from toolkit.plan.devices import DEVICES, with_prices
-    from toolkit.plan.plan import (
-        PlanRequest,
-        check_write,
-        finish,
-        make_plan,
-        write_plan,
-        write_recipe,
-    )
+    from toolkit.plan.ready_recipe import check_write, write_recipe
     from toolkit.plan.table import show_plan
     from toolkit.progress import say
 
     if write is not None:
         check_write(write)
-    request = PlanRequest(
+    request = planning.PlanRequest(
         fleets=tuple(devices or ()),
         devices=with_prices(DEVICES, price or (), prices),
         utilization=utilization,
@@ -65,21 +59,18 @@ def plan(
         measure=measure,
     )
     run = Run.open(recipe, runs)
-    results = make_plan(run, request)
+    results = planning.make_plan(run, request)
     show_plan(results)
-    path = write_plan(run, results)
+    path = planning.write_plan(run, results)
     say(f"\n{path} and {path.with_suffix('.html').name} are written; {results.seconds} s.")
     say(f"What its sets can see of a loss: toolkit power {recipe} (before anything is trained).")
     if write is not None:
         write_recipe(run, results, write)
         say(f"{write} is ready: toolkit cpt run {write}")
-    finish(results)
+    planning.finish(results)
 
 
-def power(
-    recipe: RecipeName,
-    runs: Runs = Path("runs"),
-) -> None:
+def power(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
     """What the sets of a recipe can see: the smallest loss, and how many groups it would take."""
     from toolkit.pipeline.power import run_power
     from toolkit.pipeline.run import Run

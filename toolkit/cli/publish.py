@@ -104,7 +104,7 @@ def _format(kind: str):  # type: ignore[no-untyped-def]  # a Format; its import 
 def _checked(repository: str) -> str:
     """Refuse what no hub would take, before an hour of work."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented
 
     from toolkit.errors import ConfigError
 

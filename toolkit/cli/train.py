@@ -97,12 +97,12 @@ def anneal(
     ensure_anneal(Run.open(recipe, runs), from_step=from_step, steps=steps)
 
 
-def middles(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
+def infilling(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
     """Score how well general model and specialist fill in the middle of held-out code."""
-    from toolkit.pipeline.infill import measure_middles
+    from toolkit.pipeline.infill import measure_infilling
     from toolkit.pipeline.run import Run
 
-    measure_middles(Run.open(recipe, runs))
+    measure_infilling(Run.open(recipe, runs))
 
 
 @checkpoint_app.command("average")

@@ -140,19 +140,22 @@ def _is_contact(text: str) -> bool:
 class SplitRule(Section):
     """Which documents one split may take."""
 
+    former_keys: ClassVar = {"share": "fraction"}
+
     groups: tuple[str, ...] = ("*",)
     """Patterns of group names open to this split (a company, a patient, a file)."""
 
-    share: Annotated[float, Field(ge=0.0)] = 1.0
-    """Share among the splits that a document's group is open to; a hash decides."""
+    fraction: Annotated[float, Field(ge=0.0)] = 1.0
+    """Fraction of the documents that this split takes, where a group is open to several; a hash
+    decides. Fractions count relative to the sum of those that are open."""
 
     max_tokens: PositiveInt | None = None
     """Stop here; documents are taken in the order of their hash, so the choice is stable."""
 
 
 def _default_split() -> dict[SplitName, SplitRule]:
-    shares: dict[SplitName, float] = {"train": 0.9, "validation": 0.05, "test": 0.05}
-    return {name: SplitRule(share=share) for name, share in shares.items()}
+    fractions: dict[SplitName, float] = {"train": 0.9, "validation": 0.05, "test": 0.05}
+    return {name: SplitRule(fraction=fraction) for name, fraction in fractions.items()}
 
 
 def _check_template(template: str) -> None:
@@ -220,7 +223,7 @@ class SourceSection(Section):
     in between would move the later ones to other splits."""
 
     weight: Annotated[float, Field(gt=0.0)] | None = None
-    """Domain: how often its text is seen for each time the others' is. General: its share of the
+    """Domain: how often its text is seen for each time the others' is. General: its fraction of the
     replay beside other general sources; by default they share by size."""
 
     tokens: PositiveInt | None = None
@@ -251,8 +254,8 @@ class SourceSection(Section):
                 "give exactly one of artifact, hub, edgar and files "
                 f"(got {', '.join(given) or 'none'})"
             )
-        if sum(rule.share for rule in self.split.values()) <= 0.0:
-            raise ValueError("split: the shares sum to zero, so no document has a place")
+        if sum(rule.fraction for rule in self.split.values()) <= 0.0:
+            raise ValueError("split: the fractions sum to zero, so no document has a place")
         if self.template is not None and self.messages_field is not None:
             raise ValueError("give template or messages_field, not both")
         if self.template is not None:
@@ -334,7 +337,7 @@ class CleaningSection(Section):
     test: a shared phrase is language, a shared page is a leak."""
 
     max_contained_fraction: Fraction = 0.5
-    """They are left out as well when they hold more than this share of any one evaluation text's
+    """They are left out as well when they hold more than this fraction of any one evaluation text's
     runs, however long they are themselves."""
 
     decontaminate_files: tuple[str, ...] = ()
@@ -351,10 +354,10 @@ class FimSection(Section):
     former_keys: ClassVar = {"spm_fraction": "spm_rate"}
 
     rate: Fraction = 0.9
-    """Share of documents that are rearranged; Code Llama's figure."""
+    """Fraction of documents that are rearranged; Code Llama's figure."""
 
     spm_rate: Fraction = 0.5
-    """Share of those in the order suffix, prefix, middle; the others prefix, suffix, middle."""
+    """Fraction of those in the order suffix, prefix, middle; the others prefix, suffix, middle."""
 
     piece_characters: PositiveInt | None = None
     """Cut documents into pieces of at least so many characters, at the ends of lines, and rearrange
@@ -369,7 +372,7 @@ class FimSection(Section):
 class StageSection(Section):
     """One stage of a curriculum: its own mixture, length and amount."""
 
-    former_keys: ClassVar = {"sequence_tokens": "sequence_length"}
+    former_keys: ClassVar = {"sequence_tokens": "sequence_length", "shares": "mixture"}
 
     name: str
     """For the log."""
@@ -377,16 +380,16 @@ class StageSection(Section):
     tokens: PositiveInt
     """Tokens to train on in this stage."""
 
-    shares: dict[str, Annotated[float, Field(ge=0.0)]]
-    """Share of the tokens from each source; together they are 1."""
+    mixture: dict[str, Annotated[float, Field(ge=0.0)]]
+    """Fraction of the tokens from each source; together they are 1."""
 
     sequence_length: Annotated[int, Field(ge=8), at_most("TOKENS")] | None = None
     """Length of a block; by default `data.sequence_length`."""
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if sum(self.shares.values()) <= 0.0:
-            raise ValueError("shares: they sum to zero, so there is nothing to train on")
+        if sum(self.mixture.values()) <= 0.0:
+            raise ValueError("mixture: they sum to zero, so there is nothing to train on")
         return self
 
 
@@ -402,7 +405,7 @@ class DataSection(Section):
     """Length of a training block in tokens."""
 
     replay_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
-    """Share of the training tokens that are general text. 0.05 to 0.25 has been shown to work
+    """Fraction of the training tokens that are general text. 0.05 to 0.25 has been shown to work
     (Ibrahim et al. 2024), by how far the domain lies from the original data."""
 
     stages: tuple[StageSection, ...] = ()
@@ -437,10 +440,10 @@ class DataSection(Section):
                 "sources: none has role general, so forgetting could be neither prevented nor seen"
             )
         for number, stage in enumerate(self.stages):
-            for name in stage.shares:
+            for name in stage.mixture:
                 if name not in self.sources:
                     raise ValueError(
-                        f"stages.{number}.shares: there is no source {name!r}; "
+                        f"stages.{number}.mixture: there is no source {name!r}; "
                         f"sources: {', '.join(self.sources)}"
                     )
         return self
@@ -467,7 +470,7 @@ def depends_on_seed(section: DataSection) -> bool:
 
 
 def _is_divided_by_hash(source: SourceSection) -> bool:
-    rules = [rule for rule in source.split.values() if rule.share > 0.0]
+    rules = [rule for rule in source.split.values() if rule.fraction > 0.0]
     if source.fim or any(rule.max_tokens is not None for rule in rules):
         return True
     groups = [name for rule in rules for name in set(rule.groups)]

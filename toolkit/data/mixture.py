@@ -103,8 +103,8 @@ def wanted_tokens(section: DataSection) -> dict[str, int | None]:
         return dict.fromkeys(section.sources)
     wanted: dict[str, float] = {}
     for stage in section.stages:
-        total = sum(stage.shares.values())
-        for name, share in stage.shares.items():
+        total = sum(stage.mixture.values())
+        for name, share in stage.mixture.items():
             wanted[name] = max(wanted.get(name, 0.0), stage.tokens * share / total)
     return {name: int(wanted.get(name, 0.0)) + 1 for name in section.sources}
 
@@ -154,18 +154,20 @@ def stage_counts(
         DataError: a source has no text, or would have to be repeated too often.
     """
     stage = section.stages[number]
-    total = sum(stage.shares.values())
+    total = sum(stage.mixture.values())
     counts: dict[str, int] = {}
-    for name, share in stage.shares.items():
+    for name, share in stage.mixture.items():
         if share == 0.0:
             continue
         tokens = stage.tokens * share / total
         if not blocks.get(name):
-            raise DataError(f"data.stages.{number}.shares.{name}: the source has no training text.")
+            raise DataError(
+                f"data.stages.{number}.mixture.{name}: the source has no training text."
+            )
         repeats = tokens / targets[name]
         if repeats > section.max_repeats * 1.001:
             raise DataError(
-                f"data.stages.{number}.shares.{name}: {tokens:,.0f} tokens would repeat its "
+                f"data.stages.{number}.mixture.{name}: {tokens:,.0f} tokens would repeat its "
                 f"{targets[name]:,} {repeats:.1f} times; lower the share, add text, or raise "
                 f"data.max_repeats ({section.max_repeats:g})."
             )

@@ -29,7 +29,7 @@ def _is_open(patterns: tuple[str, ...], group: str) -> bool:
 def open_splits(document: Document, source: SourceSection) -> dict[SplitName, float]:
     """The splits that a document's group is open to, with their shares."""
     return {
-        name: rule.share
+        name: rule.fraction
         for name in SPLITS
         if (rule := source.split.get(name)) is not None and _is_open(rule.groups, document.group)
     }

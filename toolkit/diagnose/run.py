@@ -78,7 +78,8 @@ def diagnose_merge(out: Path, config: MergeConfig) -> None:
     Beside it, not in it: the folder stays what was merged and nothing else, so that it can be
     hashed, loaded and sent on as it is.
     """
-    html = out.with_name(f"{out.name}.diagnosis.html")
+    place = out if out.name not in {"", ".."} else out.resolve()  # `.` has no name of its own
+    html = place.with_name(f"{place.name}.diagnosis.html")
     run_diagnosis(out, config.model_names(), base=config.base_model, html=html)
 
 

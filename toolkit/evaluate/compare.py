@@ -13,7 +13,7 @@ import numpy as np
 from toolkit.checkpoint.load import load_causal_model, load_model_config
 from toolkit.errors import ConfigError, EvaluationError
 from toolkit.evaluate.cache import ScoreCache
-from toolkit.evaluate.config import ChoicesSection, EvaluateSection, TaskSection
+from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection, TaskSection
 from toolkit.evaluate.load import settle_scoring
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.library_errors import check_writable, computing
@@ -66,7 +66,7 @@ def run_evaluation(
     for folder in models:
         load_model_config(folder)
     sections = [_task_section(task, include_path, limit) for task in tasks]
-    choices = [ChoicesSection(name=task, bigbench=task, limit=limit) for task in bigbench]
+    choices = [MultipleChoiceSection(name=task, bigbench=task, limit=limit) for task in bigbench]
     found: dict[str, dict[str, list[float]]] = {}
     sets: dict[str, EvaluationSet] = {}
     for label, folder in zip(labels, models, strict=True):
@@ -113,7 +113,7 @@ def _task_section(text: str, include_path: Path | None, limit: int | None) -> Ta
 
 
 def _score(
-    folder: Path, label: str, tasks: Sequence[TaskSection], choices: Sequence[ChoicesSection]
+    folder: Path, label: str, tasks: Sequence[TaskSection], choices: Sequence[MultipleChoiceSection]
 ) -> list[tuple[EvaluationSet, list[float]]]:
     from toolkit.evaluate.tasks import question_sets, task_sets  # lm-eval takes seconds to import
 

@@ -22,10 +22,14 @@ BIGBENCH = ArtifactSection(
 """Source distribution of BIG-bench: its task files are read, it is never installed."""
 
 
-class ChoicesSection(Section):
+class MultipleChoiceSection(Section):
     """A set of multiple-choice questions: exactly one of `bigbench`, `files`, `artifact`, `hub`."""
 
-    former_keys: ClassVar = {"artefact": "artifact", "tuning_share": "validation_fraction"}
+    former_keys: ClassVar = {
+        "artefact": "artifact",
+        "tuning_share": "validation_fraction",
+        "delimiter": "target_delimiter",
+    }
 
     name: str
     """For tables and reports."""
@@ -57,15 +61,15 @@ class ChoicesSection(Section):
     group_field: str | None = None
     """Field whose value groups questions that belong together (a passage); by default none do."""
 
-    delimiter: str = " "
-    """Stands between prompt and option, as lm-eval's `target_delimiter`."""
+    target_delimiter: str = " "
+    """Stands between prompt and option, as in lm-eval."""
 
     metric: Literal["acc", "acc_norm", "log_loss"] = "acc"
     """`acc` takes the likeliest option, `acc_norm` the likeliest by character; `log_loss` is the
     surprise at the right option among all, in nats: it sees small changes with few questions."""
 
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
-    """Share of the questions that the search sees; the others are test. A hash decides."""
+    """Fraction of the questions that the search sees; the others are test. A hash decides."""
 
     limit: PositiveInt | None = None
     """Questions of each split at most; a hash decides which."""
@@ -84,9 +88,9 @@ class ChoicesSection(Section):
 class RetentionSection(Section):
     """The general model's own answers to everyday prompts: what a merge must not unlearn."""
 
-    former_keys: ClassVar = {"answer_tokens": "max_new_tokens"}
+    former_keys: ClassVar = {"answer_tokens": "max_new_tokens", "prompts": "num_prompts"}
 
-    prompts: Annotated[int, Field(ge=0), at_most("COUNT")] = 96
+    num_prompts: Annotated[int, Field(ge=0), at_most("COUNT")] = 96
     """Prompts of each split at most, validation and test, of all kinds in turn; of ours there are
     192. 0 turns retention off. A loss counts as within the tolerance when its upper bound is: with
     few prompts the bound lies far above the loss, and less is let pass than the tolerance says."""
@@ -118,7 +122,7 @@ class RetentionSection(Section):
     it, 256 3 %, 1,024 1 %, 4,096 0.2 %. A thousand tokens take 8 MB."""
 
 
-class MiddlesSection(Section):
+class InfillingSection(Section):
     """Lines of held-out documents that are to be filled in, scored by their exact loss."""
 
     source: str | None = None
@@ -158,7 +162,7 @@ class TaskSection(Section):
     """Examples in the prompt; by default as the task says."""
 
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
-    """Share of the items that the search sees; the others are test. A hash decides."""
+    """Fraction of the items that the search sees; the others are test. A hash decides."""
 
     limit: PositiveInt | None = None
     """Items of each split at most."""
@@ -166,6 +170,12 @@ class TaskSection(Section):
 
 class EvaluateSection(Section):
     """Likelihood of held-out documents in bits per byte, and whatever else is to be watched."""
+
+    former_keys: ClassVar = {
+        "resamples": "bootstrap_resamples",
+        "choices": "multiple_choice",
+        "middles": "infilling",
+    }
 
     window_tokens: Annotated[int, Field(ge=2), at_most("TOKENS")] = 512
     """Longer documents are scored window by window, each token once."""
@@ -182,7 +192,7 @@ class EvaluateSection(Section):
     they will be used, wherever this machine is fast in it, else float32 on the same stored numbers.
     `stored`: their own type at any speed."""
 
-    resamples: Annotated[int, Field(ge=100), at_most("COUNT")] = 10_000
+    bootstrap_resamples: Annotated[int, Field(ge=100), at_most("COUNT")] = 10_000
     """Bootstrap resamples behind the intervals of a study's claims (`toolkit study`). The merge's
     figures have intervals by formula, without resamples."""
 
@@ -190,14 +200,14 @@ class EvaluateSection(Section):
     """Prompts of the domain, answered by all three models in the report, after a few general ones
     of ours. They show; they choose nothing."""
     retention: RetentionSection = RetentionSection()
-    choices: tuple[ChoicesSection, ...] = ()
+    multiple_choice: tuple[MultipleChoiceSection, ...] = ()
     """Sets of multiple-choice questions."""
 
     tasks: tuple[TaskSection, ...] = ()
     """Tasks of lm-eval."""
 
-    middles: MiddlesSection | None = None
-    """Filling in the middle of code; also `toolkit middles`."""
+    infilling: InfillingSection | None = None
+    """Filling in the middle of code; also `toolkit infilling`."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -206,13 +216,15 @@ class EvaluateSection(Section):
                 f"context_tokens: must be less than window_tokens, {self.window_tokens} (got "
                 f"{self.context_tokens}); what a window sees again leaves nothing to score"
             )
-        names = [section.name for section in self.choices]
+        names = [section.name for section in self.multiple_choice]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"choices: the name {name!r} stands twice")
+                raise ValueError(f"multiple_choice: the name {name!r} stands twice")
         return self
 
 
 def identity_of_evaluation(section: EvaluateSection) -> dict[str, Any]:
     """The settings that the figures of a merge depend on."""
-    return section.model_dump(mode="json", exclude={"middles"} if section.middles is None else None)
+    return section.model_dump(
+        mode="json", exclude={"infilling"} if section.infilling is None else None
+    )

@@ -24,7 +24,7 @@ def evaluation_inputs(section: EvaluateSection) -> dict[str, str]:
         DataError: a file of questions is missing.
     """
     found: dict[str, str] = {}
-    for choices in section.choices:
+    for choices in section.multiple_choice:
         if choices.files is not None:
             source = SourceSection(role="general", files=choices.files)
             found |= input_hashes({f"evaluate/choices/{choices.name}": source})

@@ -49,15 +49,15 @@ def load_sets(
     tokenizer = tokenizer or load_tokenizer(general)
     separator = read_manifest(data)["results"]["separator_token_id"]
     sets = likelihood_sets(data / f"{split}.jsonl", tokenizer, separator, section)
-    if section.retention.prompts:
+    if section.retention.num_prompts:
         sets += _retention(section, general, split, tokenizer, cache or cache_folder())
-    if section.choices:
+    if section.multiple_choice:
         from toolkit.evaluate.tasks import question_sets  # lm-eval takes seconds to import
 
-        for choices in section.choices:
+        for choices in section.multiple_choice:
             sets += question_sets(choices, tokenizer, section, split)
-    if section.middles is not None:
-        sets += middles_sets(data / f"{split}.jsonl", tokenizer, section, section.middles)
+    if section.infilling is not None:
+        sets += middles_sets(data / f"{split}.jsonl", tokenizer, section, section.infilling)
     if section.tasks:
         from toolkit.evaluate.tasks import task_sets
 
@@ -80,7 +80,7 @@ def _retention(
     section: EvaluateSection, general: Path, split: SplitName, tokenizer: Any, cache: Path
 ) -> list[EvaluationSet]:
     wanted = section.retention
-    prompts = split_prompts(split, wanted.prompts, wanted.files)
+    prompts = split_prompts(split, wanted.num_prompts, wanted.files)
     made_by = hash_json([content_hash(general), section.precision])
     with progress(f"answers of the general model ({split})", len(prompts)) as advance:
         answers = load_answers(

@@ -17,14 +17,14 @@ from toolkit.data.document_tokens import leading_token, text_tokens
 from toolkit.data.encode import find_fim_tokens
 from toolkit.data.split import stable_unit
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.config import EvaluateSection, MiddlesSection
+from toolkit.evaluate.config import EvaluateSection, InfillingSection
 from toolkit.evaluate.documents import grouping
 from toolkit.evaluate.likelihood import read_rows
 from toolkit.evaluate.prompted import Prompted, score_continuations
 from toolkit.evaluate.sets import BITS, EvaluationSet
 from toolkit.stage import hash_json
 
-BOTH_SIDES, PREFIX_ONLY = "middles", "middles, prefix only"
+BOTH_SIDES, PREFIX_ONLY = "infilling", "infilling, prefix only"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Middle:
     suffix: str
 
 
-def cut_middles(row: dict[str, Any], section: MiddlesSection) -> list[Middle]:
+def cut_middles(row: dict[str, Any], section: InfillingSection) -> list[Middle]:
     """Middles of a document, chosen by the hash of its id; none of a document that is too short.
 
     Args:
@@ -52,7 +52,7 @@ def cut_middles(row: dict[str, Any], section: MiddlesSection) -> list[Middle]:
         section: how many, and how long.
 
     >>> row = {"id": "a", "text": "def f(x):\\n    y = x + 1\\n    return y\\n"}
-    >>> [middle.text for middle in cut_middles(row, MiddlesSection(per_document=3, lines=1))]
+    >>> [middle.text for middle in cut_middles(row, InfillingSection(per_document=3, lines=1))]
     ['    y = x + 1\\n']
     """
     lines = row["text"].splitlines(keepends=True)
@@ -76,7 +76,7 @@ def cut_middles(row: dict[str, Any], section: MiddlesSection) -> list[Middle]:
 
 
 def middles_sets(
-    path: Path, tokenizer: Any, section: EvaluateSection, wanted: MiddlesSection
+    path: Path, tokenizer: Any, section: EvaluateSection, wanted: InfillingSection
 ) -> list[EvaluationSet]:
     """The middles of the domain's documents, behind both sides and behind the prefix alone.
 
@@ -98,7 +98,7 @@ def middles_sets(
     if not found:
         raise EvaluationError(
             f"{path}: no document has {wanted.lines + 2} lines to fill a middle in; give longer "
-            "documents (data.evaluation_document_tokens), or lower evaluate.middles.lines."
+            "documents (data.evaluation_document_tokens), or lower evaluate.infilling.lines."
         )
 
     leading = leading_token(tokenizer)
@@ -125,7 +125,7 @@ def _set(
     middles: Sequence[Middle],
     items: Sequence[Prompted],
     section: EvaluateSection,
-    wanted: MiddlesSection,
+    wanted: InfillingSection,
 ) -> EvaluationSet:
     def score(model: Any, chosen: Sequence[int]) -> list[float]:
         scores = score_continuations(model, [items[n] for n in chosen], section.batch_tokens)

@@ -14,7 +14,7 @@ from toolkit.data.files import ending, source_files
 from toolkit.data.formats import Faults, format_of, read_rows
 from toolkit.data.unpacked import read_whole
 from toolkit.errors import DataError, EvaluationError, sentence_end
-from toolkit.evaluate.config import BIGBENCH, ChoicesSection
+from toolkit.evaluate.config import BIGBENCH, MultipleChoiceSection
 from toolkit.stage import hash_json
 
 
@@ -43,7 +43,7 @@ class Question:
         return hash_json([" ".join(self.prompt.split()), list(self.options)])
 
 
-def load_questions(section: ChoicesSection) -> list[Question]:
+def load_questions(section: MultipleChoiceSection) -> list[Question]:
     """All questions that a section names.
 
     Raises:
@@ -53,18 +53,19 @@ def load_questions(section: ChoicesSection) -> list[Question]:
     questions = list(_read(section))
     if not questions:
         raise EvaluationError(
-            f"evaluate.choices, {section.name}: holds no questions; name other files, or drop it."
+            f"evaluate.multiple_choice, {section.name}: holds no questions; name other files, or "
+            "drop it."
         )
     counts = Counter(question.id for question in questions)
     if again := next((name for name, count in counts.items() if count > 1), None):
         raise EvaluationError(
-            f"evaluate.choices, {section.name}: the id {again!r} stands twice; two files of one "
-            "name? Give each question a name of its own."
+            f"evaluate.multiple_choice, {section.name}: the id {again!r} stands twice; two files "
+            "of one name? Give each question a name of its own."
         )
     return questions
 
 
-def _read(section: ChoicesSection) -> Iterator[Question]:
+def _read(section: MultipleChoiceSection) -> Iterator[Question]:
     if section.hub is not None:
         for number, fields in enumerate(_hub_rows(section)):
             yield _row_question(section, f"{number:06d}", f"{section.name}: row {number}", fields)
@@ -89,7 +90,7 @@ def _read(section: ChoicesSection) -> Iterator[Question]:
 
 
 def _file_questions(
-    section: ChoicesSection, key: str, name: str, stream: Any
+    section: MultipleChoiceSection, key: str, name: str, stream: Any
 ) -> Iterator[Question]:
     if ending(name) != ".json":
         kind = format_of(name, "auto")
@@ -156,7 +157,7 @@ def bigbench_questions(key: str, name: str, task: Mapping[str, Any]) -> Iterator
 
 
 def _row_question(
-    section: ChoicesSection, name: str, where: str, fields: Mapping[str, Any]
+    section: MultipleChoiceSection, name: str, where: str, fields: Mapping[str, Any]
 ) -> Question:
     if not isinstance(fields, Mapping):
         raise EvaluationError(f"{where}: must be an object (got {type(fields).__name__}).")
@@ -191,7 +192,7 @@ def _row_question(
         group=group,
         prompt=section.prompt.format(**values),
         options=options,
-        delimiter=section.delimiter,
+        delimiter=section.target_delimiter,
         answers=tuple(_which(one, options, labels, where) for one in right),
     )
 
@@ -232,7 +233,7 @@ def _field(fields: Mapping[str, Any], name: str, where: str, setting: str) -> An
     return fields[name]
 
 
-def _hub_rows(section: ChoicesSection) -> Iterator[Mapping[str, Any]]:
+def _hub_rows(section: MultipleChoiceSection) -> Iterator[Mapping[str, Any]]:
     from datasets import load_dataset  # slow to import, and few recipes need it
 
     hub = section.hub

@@ -25,7 +25,7 @@ from lm_eval.api.task import Task
 
 from toolkit.data.config import SplitName
 from toolkit.errors import EvaluationError, sentence_end
-from toolkit.evaluate.config import ChoicesSection, EvaluateSection, TaskSection
+from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection, TaskSection
 from toolkit.evaluate.lm_eval_model import RequestEncoder, SharedPromptLM, gather_prompts
 from toolkit.evaluate.question_task import QUESTION_UNITS, QuestionTask
 from toolkit.evaluate.questions import load_questions
@@ -188,7 +188,7 @@ class QuestionFileTask(ScoredTask):
         DataError: a file is missing or cannot be read.
     """
 
-    def __init__(self, section: ChoicesSection) -> None:
+    def __init__(self, section: MultipleChoiceSection) -> None:
         questions = load_questions(section)
         with _quiet():
             task = QuestionTask(section.name, questions)
@@ -279,7 +279,7 @@ def task_sets(
 
 
 def question_sets(
-    section: ChoicesSection,
+    section: MultipleChoiceSection,
     tokenizer: Any,
     evaluate: EvaluateSection,
     split: SplitName | None,
@@ -320,7 +320,7 @@ def _chosen_metrics(task: ScoredTask, wanted: str | None) -> list[str]:
 
 def _make_sets(
     task: ScoredTask,
-    section: TaskSection | ChoicesSection,
+    section: TaskSection | MultipleChoiceSection,
     metrics: Sequence[str],
     encoder: RequestEncoder,
     evaluate: EvaluateSection,
@@ -378,7 +378,7 @@ def _settings_hash(task: ScoredTask, metric: str, evaluate: EvaluateSection) -> 
 
 
 def _chosen_rows(
-    task: ScoredTask, section: TaskSection | ChoicesSection, split: SplitName | None
+    task: ScoredTask, section: TaskSection | MultipleChoiceSection, split: SplitName | None
 ) -> list[int]:
     places = [split_place(value) for value in task.hashes]
     rows = [

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolkit.checkpoint.models import Source
 from toolkit.checkpoint.tensor_names import is_buffer, is_vocabulary
 from toolkit.errors import ConfigError, MergeError
 from toolkit.merge.parameters import Scopes, resolve_all
-from toolkit.merge.registry import Method, Place
+from toolkit.merge.registry import Method, Place, Settings
 from toolkit.merge.slices import Piece, Slice, View
 from toolkit.merge.task import TensorTask
 
@@ -27,7 +27,7 @@ class Joined:
         config: MergeConfig,
         method: Method,
         item: Slice,
-        module_parameters: Mapping[str, Any] | None,
+        module_parameters: Settings | None,
         num_layers: int,
         view: View,
     ) -> None:

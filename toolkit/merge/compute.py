@@ -5,7 +5,8 @@ A merge that only kernels run never loads torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +18,11 @@ from toolkit.checkpoint.write import tensor_bytes
 from toolkit.errors import MergeError
 from toolkit.merge.kernels.compiled import KernelError
 from toolkit.merge.kernels.fast import Kernel, find_kernel, forgo_kernel
-from toolkit.merge.kernels.job import Job
+from toolkit.merge.kernels.job import Job, JobMemory
 from toolkit.merge.kernels.rows import RowReader
 from toolkit.merge.kernels.sizes import NON_FINITE
 from toolkit.merge.kernels.workers import WorkerThreads
-from toolkit.merge.registry import Method
+from toolkit.merge.registry import Method, ParameterValues
 from toolkit.merge.task import TensorTask
 from toolkit.merge.torch_engine import merge_by_definition
 
@@ -76,20 +77,48 @@ def engine_of(task: TensorTask, method: Method, models: Models, dtype: str, devi
     return "kernel" if found is not None and fits else "torch"
 
 
+@dataclass(frozen=True)
+class ComputeSettings:
+    """How tensors are merged, whichever they are.
+
+    Attributes:
+        seed: of random methods.
+        workers: threads that compute.
+        device: where torch computes; kernels run on the CPU.
+        allow_non_finite: merge inputs with NaN or infinity, by the definition.
+        refuse_overflow: refuse results that do not fit into the type written where the inputs are
+            finite, in place of infinities.
+    """
+
+    seed: int
+    workers: WorkerThreads
+    device: str = "cpu"
+    allow_non_finite: bool = False
+    refuse_overflow: bool = False
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where the entries of one merged tensor go.
+
+    Attributes:
+        dtype: type of the result, by the format's name.
+        put: takes blocks of entries.
+        target: flat array that a kernel writes into, instead of calling `put`.
+    """
+
+    dtype: str
+    put: Put
+    target: NDArray[Any] | None = None
+
+
 def run_task(
     method: Method,
     task: TensorTask,
     models: Models,
-    put: Put,
-    *,
-    seed: int,
-    dtype: str,
-    workers: WorkerThreads,
-    target: NDArray[Any] | None = None,
-    memory: dict[Any, Any] | None = None,
-    device: str = "cpu",
-    allow_non_finite: bool = False,
-    refuse_overflow: bool = False,
+    destination: Destination,
+    settings: ComputeSettings,
+    memory: JobMemory | None = None,
 ) -> None:
     """Merge one tensor and hand it on in blocks.
 
@@ -97,88 +126,96 @@ def run_task(
         method: how.
         task: which tensors, with which parameters.
         models: what they are read from.
-        put: where merged entries go.
-        seed: of random methods.
-        dtype: type of the result, by the format's name.
-        workers: threads.
-        target: flat array that a kernel writes into, instead of calling `put`.
+        destination: where merged entries go, and in which type.
+        settings: what holds for all tensors.
         memory: keeps what depends on the inputs alone from one call to the next.
-        device: where torch computes; kernels run on the CPU.
-        allow_non_finite: merge inputs with NaN or infinity, by the definition.
-        refuse_overflow: refuse results that do not fit into `dtype` where the inputs are finite,
-            in place of infinities.
 
     Raises:
         NonFiniteError: an input holds NaN or infinity.
-        MergeError: no input does, and the result does not fit into `dtype`.
+        MergeError: no input does, and the result does not fit into its type.
     """
-    engine = engine_of(task, method, models, dtype, device)
+    engine = engine_of(task, method, models, destination.dtype, settings.device)
     kernel = find_kernel(method.name, task.parameters, task.shape)
-    if engine == "kernel" and kernel is not None and task.size and not allow_non_finite:
-        read = RowReader([models.array(source) for source in task.inputs])
+    if engine == "kernel" and kernel is not None and task.size and not settings.allow_non_finite:
+        rows = RowReader([models.array(source) for source in task.inputs])
         kept = {} if memory is None else memory
-        job = Job(read, task.shape, task.parameters, workers, kept, seed, task.name)
+        job = Job(
+            rows, task.shape, task.parameters, settings.workers, kept, settings.seed, task.name
+        )
         try:
-            _run_kernel(kernel, job, put, _OUT[dtype], target, refuse_overflow)
+            _run_kernel(kernel, job, destination, settings.refuse_overflow)
             return
         except FloatingPointError:
-            raise _overflowed(task, dtype) from None
+            raise _overflowed(task, destination.dtype) from None
         except KernelError as error:  # the definition overwrites blocks that are written already
             forgo_kernel(method.name, error)
     if engine == "copy":
         _check_equal(task, models)
-        put(0, tensor_bytes(models.read(task.leader)))
+        destination.put(0, tensor_bytes(models.read(task.leader)))
         return
+    _run_definition(method, task, models, destination, settings)
+
+
+def _run_definition(
+    method: Method,
+    task: TensorTask,
+    models: Models,
+    destination: Destination,
+    settings: ComputeSettings,
+) -> None:
     tensors = [models.read(source) for source in task.sources]
     base = models.read(task.base) if task.base is not None else None
-    everyone = tensors if base is None else [*tensors, base]
-    checked = [] if allow_non_finite else everyone
-    if not all(is_finite(tensor) for tensor in checked):
+    inputs = tensors if base is None else [*tensors, base]
+    if not settings.allow_non_finite and not all(is_finite(tensor) for tensor in inputs):
         raise NonFiniteError
     import torch
 
-    torch_dtype = getattr(torch, TORCH_NAMES[dtype])
+    dtype: torch.dtype = getattr(torch, TORCH_NAMES[destination.dtype])
+    looks_for_overflow = settings.refuse_overflow and not settings.allow_non_finite
 
     def put_finite(start: int, data: memoryview) -> None:
-        if data.nbytes and refuse_overflow and not allow_non_finite:
-            block = torch.frombuffer(data, dtype=torch_dtype)
+        if data.nbytes and looks_for_overflow:
+            block = torch.frombuffer(data, dtype=dtype)
             if block.is_floating_point() and not is_finite(block):
-                raise _overflowed(task, dtype)
-        put(start, data)
+                raise _overflowed(task, destination.dtype)
+        destination.put(start, data)
 
     merge_by_definition(
-        method, task, tensors, base, put_finite, seed=seed, dtype=torch_dtype, device=device,
-        workers=workers,
-    )  # fmt: skip
+        method,
+        task,
+        tensors,
+        base,
+        put_finite,
+        seed=settings.seed,
+        dtype=dtype,
+        device=settings.device,
+        workers=settings.workers,
+    )
 
 
-def _run_kernel(
-    kernel: Kernel,
-    job: Job,
-    put: Put,
-    kind: type[np.generic],
-    target: NDArray[Any] | None,
-    refuse_overflow: bool,
-) -> None:
-    settings = kernel.prepare(job)
-    # Values that cannot come near the end of float32 are not looked through.
+def _run_kernel(kernel: Kernel, job: Job, destination: Destination, refuse_overflow: bool) -> None:
+    prepared = kernel.prepare(job)
+    kind, target = _OUT[destination.dtype], destination.target
+    # Looking a block over for infinities costs a pass. A kernel tells the bits of the largest input
+    # of a block: where that and the settings are ordinary, the result cannot leave float32.
     last_tame = _TAME_BITS if _is_tame(job.parameters) else 0
 
     def merge(start: int, stop: int) -> int:
         rows = job.read(start, stop)
-        whole: Any = np.empty(stop - start, kind) if target is None else target[start:stop]
+        block: Any = np.empty(stop - start, kind) if target is None else target[start:stop]
         if kind is np.float16:  # kernels write none; from float32 it is still one cast
             single = np.empty(stop - start, np.float32)
-            top = kernel.apply(rows, settings, start, single)
+            largest_bits = kernel.apply(rows, prepared, start, single)
             with np.errstate(over="raise" if refuse_overflow else "ignore"):
-                whole[:] = single
+                block[:] = single
         else:
-            top = kernel.apply(rows, settings, start, whole)
-        if refuse_overflow and last_tame <= top < NON_FINITE and not _is_finite(whole):
+            largest_bits = kernel.apply(rows, prepared, start, block)
+        # Infinite inputs are named below, by the caller; here only finite ones are to blame.
+        if refuse_overflow and last_tame <= largest_bits < NON_FINITE and not _is_finite(block):
             raise FloatingPointError
         if target is None:
-            put(start, memoryview(whole))
-        return top
+            destination.put(start, memoryview(block))
+        return largest_bits
 
     if max(job.workers.each(job.size, merge, kernel.unit(job))) >= NON_FINITE:
         raise NonFiniteError
@@ -190,7 +227,7 @@ _TAME_BITS = 0x53800000
 below 2**127."""
 
 
-def _is_tame(parameters: Mapping[str, Any]) -> bool:
+def _is_tame(parameters: ParameterValues) -> bool:
     """Whether no setting of a method can carry an ordinary value beyond float32."""
     for value in parameters.values():
         for number in value if isinstance(value, (tuple, list)) else (value,):

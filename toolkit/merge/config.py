@@ -95,6 +95,16 @@ DtypeName = Annotated[
 ]
 
 
+def _check_range(value: object) -> object:
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
+    if not is_pair or any(type(layer) is not int for layer in value):  # type: ignore[attr-defined]
+        raise ValueError(f"must be [first, end], two whole numbers (got {value!r:.60})")
+    return value
+
+
+LayerRange = Annotated[tuple[Annotated[int, Field(ge=0)], int], BeforeValidator(_check_range)]
+
+
 class InputModel(Section):
     """One model of a merge."""
 
@@ -106,7 +116,7 @@ class SliceSource(Section):
     """Layers of one model in a slice."""
 
     model: ModelName
-    layer_range: tuple[Annotated[int, Field(ge=0)], int]
+    layer_range: LayerRange
     parameters: ParameterSettings | None = None
 
     @model_validator(mode="after")
@@ -120,13 +130,15 @@ class SliceSource(Section):
 class OutputSlice(Section):
     """Layers of the merged model, and what they are merged from."""
 
-    sources: Annotated[tuple[SliceSource, ...], Field(min_length=1)]
+    sources: tuple[SliceSource, ...]
     base_model: ModelName | None = None
     residual_weight: float | None = None
     parameters: ParameterSettings | None = None
 
     @model_validator(mode="after")
     def _equal_lengths(self) -> Self:
+        if not self.sources:
+            raise ValueError("sources: is empty; name at least one model")
         ranges = [source.layer_range for source in self.sources]
         if len({stop - start for start, stop in ranges}) > 1:
             raise ValueError(f"sources: must all have as many layers (got {ranges})")
@@ -279,6 +291,13 @@ def load_merge_config(path: Path) -> MergeConfig:
     """Read a merge configuration.
 
     Raises:
-        ConfigError: the file cannot be read, or has faults.
+        ConfigError: the file cannot be read, or has faults: all of them are named, those of
+            parameters too.
     """
-    return parse_merge_config(load_yaml(path), where=str(path))
+    data = load_yaml(path)
+    try:
+        return parse_merge_config(data, where=str(path))
+    except ConfigError as error:
+        from toolkit.merge.parameters import parameter_faults  # it loads the methods
+
+        raise ConfigError("\n  ".join([str(error), *parameter_faults(data)])) from error

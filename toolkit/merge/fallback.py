@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from toolkit.checkpoint.model_values import read_model_values
-from toolkit.checkpoint.models import Models, Source
+from toolkit.checkpoint.models import Models, Shapes, Source
 from toolkit.checkpoint.open import open_checkpoint
 from toolkit.errors import MergeError, did_you_mean
+from toolkit.load_yaml import JsonObject
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.loadable import refuse_unloadable_merge
 from toolkit.merge.plan import MergePlan
@@ -49,6 +50,26 @@ def merge_by_mergekit(
     Raises:
         MergeError: mergekit refuses; its reason is given.
     """
+    plain_config = config.model_dump(mode="json", exclude_none=True)
+    _run_theirs(plain_config, config, models, work, seed=seed, shard_bytes=shard_bytes)
+    with write_atomically(work / "merge.yaml") as file:
+        yaml.safe_dump(plain_config, file, sort_keys=False, allow_unicode=True)
+    written = open_checkpoint(work)
+    shapes = {name: written.info(name).shape for name in written.names}
+    values = read_model_values(work, MergeError)
+    refuse_unloadable_merge(values, shapes, models, config.model_names())
+    return _describe_written(config, shapes)
+
+
+def _run_theirs(
+    plain_config: JsonObject,
+    config: MergeConfig,
+    models: Models,
+    work: Path,
+    *,
+    seed: int,
+    shard_bytes: int,
+) -> None:
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
@@ -56,34 +77,30 @@ def merge_by_mergekit(
     options = MergeOptions(
         quiet=True, random_seed=seed, out_shard_size=shard_bytes, write_model_card=False
     )
-    plain = config.model_dump(mode="json", exclude_none=True)
     try:
-        theirs = MergeConfiguration.model_validate(_with_folders(plain, config, models))
+        theirs = MergeConfiguration.model_validate(_with_folders(plain_config, config, models))
         run_merge(theirs, str(work), options)
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         raise MergeError(
             f"{config.merge_method}: mergekit refuses this merge ({error})."
         ) from error
-    with write_atomically(work / "merge.yaml") as file:
-        yaml.safe_dump(plain, file, sort_keys=False, allow_unicode=True)
-    written = open_checkpoint(work)
-    shapes = {name: written.info(name).shape for name in written.names}
-    values = read_model_values(work, MergeError)
-    refuse_unloadable_merge(values, shapes, models, config.model_names())
-    method = _method(config.merge_method)
-    sources = tuple(config.model_names())
+
+
+def _describe_written(config: MergeConfig, shapes: Shapes) -> MergePlan:
+    """A plan with a task for every tensor that mergekit wrote; what it did to each is its own."""
+    names = config.model_names()
     tasks = tuple(
         TensorTask(
             name,
-            written.info(name).shape,
-            tuple(Source(model, name) for model in sources),
+            shape,
+            tuple(Source(model, name) for model in names),
             None,
             {},
             Place(name, None, 0),
         )
-        for name in written.names
+        for name, shape in shapes.items()
     )
-    return MergePlan(method, tasks, {})
+    return MergePlan(_method(config.merge_method), tasks, {})
 
 
 def _with_folders(node: Any, config: MergeConfig, models: Models) -> Any:

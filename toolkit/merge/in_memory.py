@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toolkit.checkpoint.models import Models, Shapes
+from toolkit.checkpoint.models import Models, Shapes, Source
 from toolkit.checkpoint.stored_names import StoredTensors, parameters_by_name
 from toolkit.checkpoint.write import dtype_name
 from toolkit.errors import MergeError
-from toolkit.merge.compute import run_task
+from toolkit.merge.compute import ComputeSettings, Destination, run_task
 from toolkit.merge.config import MergeConfig
+from toolkit.merge.kernels.job import JobMemory
 from toolkit.merge.kernels.workers import WorkerThreads
 from toolkit.merge.plan import plan_merge
 from toolkit.merge.thresholds import with_thresholds
@@ -45,9 +46,9 @@ class LiveMerge:
         self, models: Mapping[str, Path], *, seed: int = 0, num_threads: int | None = None
     ) -> None:
         self._models = Models(models)
-        self._seed = seed
         self._workers = WorkerThreads(num_threads)
-        self._memory: dict[Any, dict[Any, Any]] = {}
+        self._settings = ComputeSettings(seed, self._workers)
+        self._memory: dict[tuple[tuple[Source, ...], Source | None], JobMemory] = {}
         self._shapes = {name: self._models.shapes(name) for name in models}
         self._stored: WeakKeyDictionary[Any, StoredTensors] = WeakKeyDictionary()
 
@@ -86,17 +87,9 @@ class LiveMerge:
                 block = torch.frombuffer(bytearray(data), dtype=flat.dtype)
                 flat[start : start + block.numel()] = block
 
-            run_task(
-                plan.method,
-                task,
-                self._models,
-                put,
-                seed=self._seed,
-                dtype=dtype_name(flat.dtype),
-                workers=self._workers,
-                target=_array(flat),
-                memory=self._memory.setdefault((task.sources, task.base), {}),
-            )
+            destination = Destination(dtype_name(flat.dtype), put, _array(flat))
+            memory = self._memory.setdefault((task.sources, task.base), {})
+            run_task(plan.method, task, self._models, destination, self._settings, memory)
 
         self._workers.tensors([flat.numel() for flat in flats], merge)
         stored.finish()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.checkpoint.memory_tensors import build_on_meta
+from toolkit.load_yaml import JsonObject, JsonView
 
 Signature = Mapping[str, Any]
 """Of one layer: types, shapes and plain attributes of its modules, by their paths."""
@@ -37,7 +38,7 @@ class LayerKinds:
     varying: frozenset[str]
 
 
-def derived_config(values: Mapping[str, Any]) -> dict[str, Any] | None:
+def derived_config(values: JsonView) -> JsonObject | None:
     """A config with all that transformers derives from it, such as a type for each layer.
 
     Returns:
@@ -51,11 +52,11 @@ def derived_config(values: Mapping[str, Any]) -> dict[str, Any] | None:
             config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except Exception:  # classes check their values in their own ways
             return None
-    found: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    found: JsonObject = json.loads(config.to_json_string(use_diff=False))
     return found
 
 
-def read_layer_kinds(values: Mapping[str, Any], stack: str, num_layers: int) -> LayerKinds | None:
+def read_layer_kinds(values: JsonView, stack: str, num_layers: int) -> LayerKinds | None:
     """Build a model on the meta device and look at its layers.
 
     Args:
@@ -104,7 +105,7 @@ def differing_layers(
     return differing
 
 
-def _write(folder: str, values: Mapping[str, Any]) -> None:
+def _write(folder: str, values: JsonView) -> None:
     plain = {key: value for key, value in values.items() if key != "quantization_config"}
     (Path(folder) / "config.json").write_text(json.dumps(plain), encoding="utf-8")
 
@@ -150,8 +151,8 @@ def _is_index(path: str, signatures: Sequence[Signature]) -> bool:
 
 
 def layer_candidates(
-    part: Mapping[str, Any], origin: Sequence[int], num_layers: int
-) -> Iterator[dict[str, Any]]:
+    part: JsonView, origin: Sequence[int], num_layers: int
+) -> Iterator[JsonObject]:
     """Changes of a config that may say where its layers have gone, from likely to less so.
 
     Args:
@@ -175,8 +176,8 @@ def _are_layers(values: Sequence[Any], num_layers: int) -> bool:
 
 
 def fit_config(
-    part: dict[str, Any],
-    candidates: Sequence[Mapping[str, Any]],
+    part: JsonObject,
+    candidates: Sequence[JsonView],
     count_differing: Callable[[], int],
 ) -> int:
     """Change a config as long as it brings layers nearer to what they were.

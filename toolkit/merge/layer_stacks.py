@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
 
-from toolkit.checkpoint.config_parts import tie_setting
+from toolkit.checkpoint.model_values import tie_setting
 from toolkit.checkpoint.models import Shapes
 from toolkit.checkpoint.tensor_names import is_vocabulary
+from toolkit.load_yaml import JsonView
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
 _LAYER_KEYS = (
@@ -126,7 +126,7 @@ class ModelView:
         self,
         name: str,
         shapes: Shapes,
-        config: Mapping[str, Any],
+        config: JsonView,
         file: Callable[[str], str] | None = None,
     ) -> None:
         self.name = name
@@ -143,7 +143,7 @@ class ModelView:
         return next((n for n in fits if self.layout.find(n) is None), None)
 
 
-def layer_counts(config: Mapping[str, Any]) -> set[int]:
+def layer_counts(config: JsonView) -> set[int]:
     """Every number of layers that a config and its parts speak of.
 
     >>> sorted(layer_counts({"n_layer": 12, "vision_config": {"depth": 4}, "hidden_size": 64}))
@@ -156,7 +156,7 @@ def layer_counts(config: Mapping[str, Any]) -> set[int]:
     return counts
 
 
-def layer_keys(config: Mapping[str, Any]) -> list[str]:
+def layer_keys(config: JsonView) -> list[str]:
     """The keys of a config, without its parts, that hold a number of layers."""
     return [key for key in _LAYER_KEYS if isinstance(config.get(key), int)]
 

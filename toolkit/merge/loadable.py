@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolkit.checkpoint.adapted import AdaptedCheckpoint
 from toolkit.checkpoint.model_values import read_model_values
 from toolkit.checkpoint.models import Shapes
 from toolkit.checkpoint.tensor_names import is_head, is_vocabulary
 from toolkit.errors import MergeError, warn
+from toolkit.load_yaml import JsonObject, JsonView
 from toolkit.merge.layer_stacks import Layout, layer_counts
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _NOT_STRUCTURE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version
 
 
 def refuse_unloadable_merge(
-    values: Mapping[str, Any], shapes: Shapes, models: Models, names: Sequence[str]
+    values: JsonView, shapes: Shapes, models: Models, names: Sequence[str]
 ) -> None:
     """Refuse a merge that transformers would load with random, unread or misshapen tensors.
 
@@ -65,7 +66,7 @@ def refuse_unloadable_merge(
         raise MergeError(loadable.unloadable_message(names[0], faults))
 
 
-def is_whole(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
+def is_whole(checkpoint: Checkpoint, config: JsonView) -> bool:
     """Whether a model has the layers, rows and head that its config speaks of, by counting them."""
     shapes = _shapes(checkpoint)
     text = config.get("text_config")
@@ -83,7 +84,7 @@ def is_whole(checkpoint: Checkpoint, config: Mapping[str, Any]) -> bool:
     return not checkpoint.unheld and (has_head or not (is_untied and is_causal))
 
 
-def _origin(models: Models, name: str) -> tuple[Checkpoint, Mapping[str, Any]]:
+def _origin(models: Models, name: str) -> tuple[Checkpoint, JsonView]:
     """A model without its adapter, and its config."""
     checkpoint = models.checkpoint(name)
     if isinstance(checkpoint, AdaptedCheckpoint):
@@ -96,7 +97,7 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return {name: checkpoint.info(name).shape for name in checkpoint.names}
 
 
-def _structure(values: Mapping[str, Any]) -> dict[str, Any]:
+def _structure(values: JsonView) -> JsonObject:
     """What of a config names and shapes may depend on."""
     plain = json.loads(json.dumps(values))
     for part in _parts(plain):
@@ -105,7 +106,7 @@ def _structure(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(plain)
 
 
-def _parts(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _parts(values: JsonObject) -> Iterator[JsonObject]:
     yield values
     for value in values.values():
         if isinstance(value, dict):

@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from toolkit.checkpoint.config_parts import config_parts
+from toolkit.checkpoint.model_values import config_parts
 from toolkit.checkpoint.models import Models
 from toolkit.errors import MergeError, warn
+from toolkit.load_yaml import JsonObject, JsonView
 from toolkit.merge.layer_kinds import (
     LayerKinds,
     derived_config,
@@ -30,7 +31,7 @@ _BEYOND = re.compile(r"(?:nextn|mtp).*layers?$")
 
 
 def move_layers(
-    values: dict[str, Any], stack: str, origin: Origin, models: Models, depth: int, stored: int
+    values: JsonObject, stack: str, origin: Origin, models: Models, depth: int, stored: int
 ) -> None:
     """Let a config follow its layers.
 
@@ -70,7 +71,7 @@ def move_layers(
 
 
 def _moved_lists(
-    whole: Mapping[str, Any], path: str, keys: Sequence[str], origin: Origin, models: Models
+    whole: JsonView, path: str, keys: Sequence[str], origin: Origin, models: Models
 ) -> dict[str, list[Any]]:
     """Lists with an entry per layer, each entry that of the layer's own model."""
     derived = {
@@ -90,7 +91,7 @@ def _moved_lists(
     return found
 
 
-def _follows_depth(whole: Mapping[str, Any], path: str, keys: Sequence[str], name: str) -> bool:
+def _follows_depth(whole: JsonView, path: str, keys: Sequence[str], name: str) -> bool:
     """Whether transformers makes a list longer when there is a layer more."""
     deeper = json.loads(json.dumps(whole))
     part = next(part for part, own in config_parts(deeper) if own == path)
@@ -105,7 +106,7 @@ def _entry(entries: Any, layer: int, fallback: Sequence[Any]) -> Any:
     return known[min(layer, len(known) - 1)]
 
 
-def _part_at(config: Mapping[str, Any], path: str) -> dict[str, Any]:
+def _part_at(config: JsonView, path: str) -> JsonObject:
     part: Any = config
     for key in filter(None, path.split(".")):
         part = part.get(key, {}) if isinstance(part, Mapping) else {}
@@ -113,9 +114,9 @@ def _part_at(config: Mapping[str, Any], path: str) -> dict[str, Any]:
 
 
 def _fit_kinds(
-    values: dict[str, Any],
-    whole: Mapping[str, Any],
-    part: dict[str, Any],
+    values: JsonObject,
+    whole: JsonView,
+    part: JsonObject,
     path: str,
     stack: str,
     origin: Origin,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from toolkit.checkpoint.config_parts import config_parts, untie
+from toolkit.checkpoint.model_values import config_parts, untie
 from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.read import TORCH_NAMES, is_float, item_bytes
 from toolkit.errors import MergeError
+from toolkit.load_yaml import JsonObject
 from toolkit.merge.layer_stacks import Layout, layer_counts
 from toolkit.merge.plan import MergePlan
 from toolkit.merge.task import TensorTask
@@ -52,7 +53,7 @@ def promote(a: str, b: str) -> str:
 
 def merged_config(
     config: MergeConfig, plan: MergePlan, models: Models, dtypes: Mapping[str, str]
-) -> dict[str, Any]:
+) -> JsonObject:
     """The config.json of the merged model: the leading model's, with what the merge changed.
 
     Layers are counted anew, what is said of single layers follows them (see `moved_layers`), and
@@ -71,7 +72,7 @@ def merged_config(
     folder = models.checkpoint(leader).folder
     if not (folder / "config.json").is_file():
         raise MergeError(f"{folder}: has no config.json; give a whole model folder.")
-    values: dict[str, Any] = json.loads(json.dumps(models.config(leader)))
+    values: JsonObject = json.loads(json.dumps(models.config(leader)))
     layout = Layout(models.shapes(leader), layer_counts(values))
     for stack, origin in plan.stacks.items():
         stored = layout.stacks[stack]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from toolkit.checkpoint.tensor_names import contains
-from toolkit.errors import ConfigError, sentence_end
-from toolkit.merge.registry import Method, Parameter, all_methods
+from toolkit.errors import ConfigError, did_you_mean, sentence_end
+from toolkit.merge.registry import (
+    Method,
+    Parameter,
+    ParameterValues,
+    Settings,
+    all_methods,
+    get_method,
+)
+from toolkit.section import Section
 
-if TYPE_CHECKING:
-    from toolkit.merge.config import MergeConfig
-
-Scopes = Iterable[Mapping[str, Any] | None]
+Scopes = Iterable[Settings | None]
 
 
 def evaluate_setting(
@@ -104,7 +109,7 @@ def resolve_all(
     scopes: Scopes,
     tensor_name: str,
     t: float,
-) -> dict[str, Any]:
+) -> ParameterValues:
     """All parameters of a method for one tensor, as its function's keyword arguments.
 
     Args:
@@ -163,7 +168,22 @@ _OF_PEERS = ("int8_mask", "rescale", "embed_slerp", "nuslerp_flatten", "nuslerp_
 """Parameters that files for mergekit's older versions have, whatever their method."""
 
 
-def check_parameters(config: MergeConfig, method: Method) -> None:
+def parameter_faults(data: object) -> list[str]:
+    """A line for each method or parameter that cannot be, in plain values of a configuration that
+    is faulty elsewhere: all that has to be mended is said at once."""
+    name = data.get("merge_method") if isinstance(data, Mapping) else None
+    if not isinstance(name, str):
+        return []
+    if name not in (known := all_methods()):
+        try:  # what resembles none may be a method of mergekit's plugins
+            get_method(name)
+        except ConfigError as error:
+            return [str(error)] if did_you_mean(name, known) else []
+    places = list(parameter_places(data))
+    return [*unknown_parameters(places, known[name]), *mistyped_parameters(places, known[name])]
+
+
+def check_parameters(config: Section, method: Method) -> None:
     """Refuse parameters that no method has, wherever they stand, and values of another type.
 
     Raises:
@@ -192,7 +212,7 @@ def _known_anywhere() -> set[str]:
     return {name for other in all_methods().values() for name in other.parameters} | {*_OF_PEERS}
 
 
-Places = Iterable[tuple[str, Mapping[str, Any]]]
+Places = Iterable[tuple[str, Settings]]
 """Groups of parameters, each with the key it stands at."""
 
 
@@ -213,14 +233,16 @@ def mistyped_parameters(places: Places, method: Method) -> Iterator[str]:
     """A line for every value that is not of its parameter's type."""
     for where, settings in places:
         for name, setting in settings.items():
-            for value in setting_values(setting) if name in method.parameters else ():
+            if name not in method.parameters or setting is None:  # said by the dialect itself
+                continue
+            for value in setting_values(setting):
                 try:
                     _typed(method.parameters[name], value)
                 except ConfigError as error:
                     yield f"{where}.{error}"
 
 
-def parameter_places(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+def parameter_places(node: Any, where: str = "") -> Iterator[tuple[str, Settings]]:
     """Every group of parameters in a configuration's plain values, with the key it stands at.
 
     >>> list(parameter_places({"models": [{"model": "a", "parameters": {"weight": 1}}]}))

@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolkit.checkpoint.models import Shapes
 from toolkit.checkpoint.tensor_names import is_vocabulary
+from toolkit.load_yaml import JsonView
 from toolkit.merge.align import Joined
 from toolkit.merge.layer_stacks import ModelView
 from toolkit.merge.parameters import check_parameters
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 Origin = tuple[tuple[str, int], ...]
 """Where each layer of a merged stack comes from: the slice's leading model, and its layer there."""
 
-Configs = Callable[[str], Mapping[str, Any]]
+Configs = Callable[[str], JsonView]
 """The config.json of a model, by the model's name in the configuration."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 PerModel = Annotated[Sequence[float], "per model"]
 """A parameter with one value a tuned model, in file order (the base model has none)."""
+
+Settings = Mapping[str, Any]
+"""Parameters as they stand in YAML, by name: a scalar, a gradient (list over depth), or settings
+with filters."""
+
+ParameterValues = Mapping[str, Any]
+"""Keyword arguments of a method for one tensor, of the types in its signature; what is per model is
+a tuple."""
 
 _RESERVED = ("tensors", "base", "generator", "place", "thresholds")
 # Annotations are read as they are written: evaluating them would load torch.

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolkit.errors import MergeError
 from toolkit.merge.layer_stacks import ModelView, is_before_layers
+from toolkit.merge.registry import Settings
 
 if TYPE_CHECKING:
     from toolkit.merge.config import InputModel, MergeConfig, OutputModule, OutputSlice
 
 View = Callable[[str], ModelView]
-Settings = Mapping[str, Any]
 
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "vision_tower": ("vision_tower", "vision_model", "visual"),
@@ -142,6 +142,8 @@ def _module(
         others = tuple(_same_models(item) for item in cut)
         divided |= {s: _whole_stack(others[0], s, view) for s in stacks if s not in sliced}
         _check_ranges(divided, view)
+        if not any(item.num_layers for item in cut):
+            raise MergeError("slices: have no layers, and a model needs some; give layer_range.")
         edges = (cut[0], cut[-1])
     else:
         named = [Piece(item.model, 0, 0, item.parameters) for item in module.models or ()]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from toolkit.checkpoint.models import Source
-from toolkit.merge.registry import Place
+from toolkit.merge.registry import ParameterValues, Place
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class TensorTask:
     shape: tuple[int, ...]
     sources: tuple[Source, ...]
     base: Source | None
-    parameters: Mapping[str, Any]
+    parameters: ParameterValues
     place: Place
     thresholds: tuple[float, ...] | None = None
     is_copied: bool = False

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -14,7 +14,10 @@ from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter
 from toolkit.errors import MergeError, warn
+from toolkit.load_yaml import JsonObject, JsonView
 from toolkit.merge.compute import (
+    ComputeSettings,
+    Destination,
     NonFiniteError,
     check_device,
     engine_of,
@@ -77,61 +80,96 @@ def run_merge(
 
         with appearing(out) as work:
             return merge_by_mergekit(config, models, work, seed=seed, shard_bytes=shard_bytes)
+    prepared = _prepare(config, models, truncate_embeddings=truncate_embeddings)
+    settings = ComputeSettings(
+        seed, WorkerThreads(num_threads), device, allow_non_finite, refuse_overflow=True
+    )
+    with appearing(out) as work:
+        _write_tensors(prepared, work, shard_bytes, settings, advance)
+        _write_side_files(prepared, work)
+    return prepared.plan
+
+
+@dataclass(frozen=True)
+class _PreparedMerge:
+    """A merge that was found to be possible; nothing is written yet.
+
+    Attributes:
+        config: what was asked for.
+        plan: every tensor of the result.
+        models: as they are merged, which may be with another vocabulary than on disk.
+        dtypes: types written, by the tensor's name.
+        model_values: config.json of the result.
+        tokenizer: tokenizer.json of a united vocabulary, where one was made.
+    """
+
+    config: MergeConfig
+    plan: MergePlan
+    models: Models
+    dtypes: Mapping[str, str]
+    model_values: JsonObject
+    tokenizer: JsonView | None
+
+
+def _prepare(config: MergeConfig, models: Models, *, truncate_embeddings: bool) -> _PreparedMerge:
+    """Plan a merge and refuse what cannot come out of it as a model that loads."""
     check_tokenizer(config, models)
     for remark in oddities(config):
         warn(remark)
-    united, own = None, models
+    models_on_disk = models
+    united_tokenizer: JsonView | None = None
+    # Vocabularies are joined by what takes long to import, so only where one is asked for.
     if truncate_embeddings:
         from toolkit.merge.vocab import vocabulary as vocabularies
 
         models = vocabularies.truncate_embeddings(config, models)
-    if tokenizer_source(config) is None:  # vocabularies stay as they are, and their part unloaded
+    if tokenizer_source(config) is None:
         plan = plan_merge(config, models.shapes, models.config, models.file)
     else:
         from toolkit.merge.vocab.vocabulary import plan_with_vocabulary
 
         plan, models, vocabulary = plan_with_vocabulary(config, models)
-        united = vocabulary.tokenizer if vocabulary is not None else None
+        united_tokenizer = vocabulary.tokenizer if vocabulary is not None else None
     dtypes = {task.name: out_dtype(config, task, models) for task in plan.tasks}
-    values = merged_config(config, plan, models, dtypes)
+    model_values = merged_config(config, plan, models, dtypes)
     shapes = {task.name: task.shape for task in plan.tasks}
-    refuse_unloadable_merge(values, shapes, own, config.model_names())
-    workers = WorkerThreads(num_threads)
-    told = threading.Lock()
-    with appearing(out) as work:
-        plan = with_thresholds(plan, models, workers)
-        planned = [PlannedTensor(t.name, dtypes[t.name], t.shape) for t in plan.tasks]
-        with ShardWriter(work, planned, shard_bytes) as writer:
+    refuse_unloadable_merge(model_values, shapes, models_on_disk, config.model_names())
+    return _PreparedMerge(config, plan, models, dtypes, model_values, united_tokenizer)
 
-            def write(task: TensorTask) -> None:
-                dtype = dtypes[task.name]
-                _write_task(
-                    plan,
-                    task,
-                    models,
-                    writer,
-                    dtype,
-                    workers,
-                    seed=seed,
-                    device=device,
-                    allow_non_finite=allow_non_finite,
-                )
-                if advance is not None:
-                    with told:
-                        advance(task.size * item_bytes(dtype), task.name)
 
-            def is_fused(task: TensorTask) -> bool:
-                engine = engine_of(task, plan.method, models, dtypes[task.name], device)
-                return engine == "kernel" and not allow_non_finite
+def _write_tensors(
+    merge: _PreparedMerge,
+    work: Path,
+    shard_bytes: int,
+    settings: ComputeSettings,
+    advance: Callable[[float, str], None] | None,
+) -> None:
+    dtypes, workers = merge.dtypes, settings.workers
+    # Methods that trim over whole models read all of them before the first tensor is merged.
+    tasks = with_thresholds(merge.plan, merge.models, workers).tasks
+    advance_lock = threading.Lock()
+    planned = [PlannedTensor(task.name, dtypes[task.name], task.shape) for task in tasks]
+    with ShardWriter(work, planned, shard_bytes) as writer:
 
-            fused = [task for task in plan.tasks if is_fused(task)]
-            # Settled before any is written: a kernel that fails is given up for those that follow.
-            others = [task for task in plan.tasks if not is_fused(task)]
-            workers.tensors([task.size for task in fused], lambda i: write(fused[i]))
-            for task in others:  # one at a time, as they take memory
-                write(task)
-        _write_side_files(config, models, values, work, united)
-    return plan
+        def write(task: TensorTask) -> None:
+            _write_task(merge, task, writer, settings)
+            if advance is not None:
+                with advance_lock:
+                    advance(task.size * item_bytes(dtypes[task.name]), task.name)
+
+        def is_fused(task: TensorTask) -> bool:
+            dtype = dtypes[task.name]
+            engine = engine_of(task, merge.plan.method, merge.models, dtype, settings.device)
+            return engine == "kernel" and not settings.allow_non_finite
+
+        # Both lists are settled before any tensor is written: a kernel that fails is given up for
+        # all that follow, and a task would then be in neither list.
+        fused_tasks = [task for task in tasks if is_fused(task)]
+        other_tasks = [task for task in tasks if not is_fused(task)]
+        workers.tensors([task.size for task in fused_tasks], lambda i: write(fused_tasks[i]))
+        # Definitions hold whole float32 tensors, and torch has threads of its own: one at a time.
+        for task in other_tasks:
+            write(task)
 
 
 def _is_mergekit_s(name: str) -> bool:
@@ -140,48 +178,30 @@ def _is_mergekit_s(name: str) -> bool:
     return needs_mergekit(name)
 
 
-def _write_side_files(
-    config: MergeConfig,
-    models: Models,
-    values: Mapping[str, Any],
-    work: Path,
-    united: Mapping[str, Any] | None,
-) -> None:
+def _write_side_files(merge: _PreparedMerge, work: Path) -> None:
     # Nobody sees the folder yet, so nothing in it need be atomic; and asking for these few bytes to
     # reach the disk would wait for what others write, while the weights are left to the system.
-    (work / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    write_tokenizer(config, models, work, united)
-    (work / "merge.yaml").write_text(to_yaml(config), encoding="utf-8")
+    model_values = json.dumps(merge.model_values, indent=2) + "\n"
+    (work / "config.json").write_text(model_values, encoding="utf-8")
+    write_tokenizer(merge.config, merge.models, work, merge.tokenizer)
+    (work / "merge.yaml").write_text(to_yaml(merge.config), encoding="utf-8")
 
 
 def _write_task(
-    plan: MergePlan,
-    task: TensorTask,
-    models: Models,
-    writer: ShardWriter,
-    dtype: str,
-    workers: WorkerThreads,
-    **options: Any,
+    merge: _PreparedMerge, task: TensorTask, writer: ShardWriter, settings: ComputeSettings
 ) -> None:
-    entry = item_bytes(dtype)
+    dtype, models = merge.dtypes[task.name], merge.models
+    entry_bytes = item_bytes(dtype)
 
     def put(start: int, data: memoryview) -> None:
-        writer.write(task.name, start * entry, data)
+        writer.write(task.name, start * entry_bytes, data)
 
     try:
-        run_task(
-            plan.method,
-            task,
-            models,
-            put,
-            dtype=dtype,
-            workers=workers,
-            refuse_overflow=True,
-            **options,
-        )
+        run_task(merge.plan.method, task, models, Destination(dtype, put), settings)
     except ParameterError as error:
         raise MergeError(at_fault(error, task)) from error
     except NonFiniteError:
+        # Kernels only tell that an input is not finite; which one is worth a second look now.
         for source in task.inputs:
             if not is_finite(models.read(source)):
                 file = models.checkpoint(source.model).damaged_file(source.tensor)

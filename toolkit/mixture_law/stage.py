@@ -1,4 +1,4 @@
-"""Small runs that a law of mixture is fitted to: one model, one data stage, a training a share.
+"""Small runs that a law of mixture is fitted to: one model, one data stage, one training per share.
 
 general model ─► mixture/data ─► mixture/general, mixture/share-0.5, …    under runs/<recipe>/
 """
@@ -176,16 +176,16 @@ def mixture_data(section: DataSection, request: MixtureRequest) -> DataSection:
             weights = {n: s.weight or 1.0 for n, s in section.sources.items() if s.role == role}
             all_weight = sum(weights.values())
             source_shares |= {n: part * w / all_weight for n, w in weights.items() if part > 0.0}
-        stages.append(StageSection(name=run_name, tokens=request.tokens, shares=source_shares))
+        stages.append(StageSection(name=run_name, tokens=request.tokens, mixture=source_shares))
     return section.model_copy(update={"stages": tuple(stages)})
 
 
 def mixture_training(section: TrainSection) -> TrainSection:
     """The recipe's training without what a small run has no use for."""
-    no_watch = section.watch.model_copy(update={"evaluations": 0})
+    monitor_off = section.forgetting_monitor.model_copy(update={"evaluations": 0})
     plain_settings = {"epochs": 1, "use": "last", "keep_best": False, "keep_checkpoints": False}
     return section.model_copy(
-        update={**plain_settings, "watch": no_watch, "stages": {}, "trackers": ()}
+        update={**plain_settings, "forgetting_monitor": monitor_off, "stages": {}, "trackers": ()}
     )
 
 
@@ -328,7 +328,7 @@ def _write_picture(
         if fewest_tokens == most_tokens
         else f"{fewest_tokens:,} to {most_tokens:,}"
     )
-    title = f"{name}: law of mixture, {size_words} tokens a run"
+    title = f"{name}: law of mixture, {size_words} tokens per run"
     with write_atomically(folder / "mixture.svg") as file:
         file.write(mixture_svg(law, answer, checks, title))
 

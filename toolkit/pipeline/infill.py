@@ -14,22 +14,23 @@ from toolkit.progress import progress, say
 from toolkit.stage import write_json
 from toolkit.tokenizer_files import load_tokenizer
 
-FIGURES = "middles.json"
+FIGURES = "infilling.json"
 
 
-def measure_middles(run: Run) -> dict[str, Any]:
-    """Score the held-out middles of the test documents, and write `runs/<recipe>/middles.json`.
+def measure_infilling(run: Run) -> dict[str, Any]:
+    """Score the held-out middles of the test documents, and write
+    `runs/<recipe>/infilling.json`.
 
     Returns:
         Figures of each set under each model, and of the differences, paired by middle.
 
     Raises:
-        ConfigError: the recipe has no section `evaluate.middles`.
+        ConfigError: the recipe has no section `evaluate.infilling`.
     """
     section = run.recipe.evaluate
-    if section.middles is None:
+    if section.infilling is None:
         raise ConfigError(
-            f"{run.name}: the recipe has no section evaluate.middles; give it (see "
+            f"{run.name}: the recipe has no section evaluate.infilling; give it (see "
             "recipes/code-llama.yaml)."
         )
     general, data, specialist = ensure_general(run), ensure_data(run), ensure_specialist(run)
@@ -38,10 +39,10 @@ def measure_middles(run: Run) -> dict[str, Any]:
     if (tuned / "manifest.json").is_file():
         models["sft"] = tuned
     tokenizer = load_tokenizer(general)
-    sets = middles_sets(data / "test.jsonl", tokenizer, section, section.middles)
+    sets = middles_sets(data / "test.jsonl", tokenizer, section, section.infilling)
     losses: dict[str, dict[str, list[float]]] = {items.name: {} for items in sets}
     total = len(models) * sum(sum(items.costs) for items in sets)
-    with progress("middles, tokens", total) as advance:
+    with progress("infilling, tokens", total) as advance:
         for label, folder in models.items():
             model = load_causal_model(folder, scoring_dtype(folder, section.precision))
             for items in sets:

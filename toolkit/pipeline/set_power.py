@@ -154,9 +154,9 @@ def expect_prompts(
     found: list[SetPower] = []
     unknown: list[str] = []
     wanted = evaluate.retention
-    if wanted.prompts and wanted.loss_role == "general":
+    if wanted.num_prompts and wanted.loss_role == "general":
         try:
-            prompts = split_prompts("validation", wanted.prompts, wanted.files)
+            prompts = split_prompts("validation", wanted.num_prompts, wanted.files)
         except ToolkitError as error:
             unknown.append(f"retention: {error}".rstrip("."))
         else:
@@ -178,7 +178,7 @@ def _answers(
 ) -> list[str]:
     """Of questions and tasks only the number that a tolerance takes is known."""
     wanted: Sequence[tuple[str, str]] = [
-        *((choices.name, choices.role) for choices in evaluate.choices),
+        *((choices.name, choices.role) for choices in evaluate.multiple_choice),
         *((task.task, task.role) for task in evaluate.tasks),
     ]
     sentences = []

@@ -76,9 +76,9 @@ def make_watch(
 
     Plain documents are scored whole; of conversations the assistant's words, given the rest.
     """
-    if section.watch.evaluations == 0:
+    if section.forgetting_monitor.evaluations == 0:
         return None
-    limit = section.watch.tokens_per_role
+    limit = section.forgetting_monitor.tokens_per_role
     separator = read_manifest(data)["results"]["separator_token_id"]
     validation = data / "validation.jsonl"
     answers = load_answers(validation, general, limit)

@@ -97,7 +97,7 @@ def training_work(
     """Training stages, and the search."""
     if shape is None or not amounts:
         return []
-    watch = recipe.train.watch
+    watch = recipe.train.forgetting_monitor
     tokens_per_second = measured.reading_tokens_per_second
     num_looks = watch.evaluations + 2 if watch.evaluations else 0
     watched_tokens = num_looks * 2 * watch.tokens_per_role
@@ -116,7 +116,7 @@ def training_work(
     evaluation_tokens = _evaluation_tokens(recipe.data, looked)
     if evaluation_tokens == 0.0:  # nothing was seen of the validation sets
         return training_stages
-    scored_tokens = (recipe.search.candidates + 3) * evaluation_tokens
+    scored_tokens = (recipe.search.num_trials + 3) * evaluation_tokens
     scoring_flops = scored_tokens * (training_flops(shape, recipe.evaluate.window_tokens) / 3.0)
     scoring_seconds = scored_tokens / tokens_per_second if tokens_per_second else None
     return [

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from toolkit.errors import ConfigError, sentence_end
 from toolkit.load_yaml import load_yaml
@@ -27,7 +27,6 @@ class Device:
         name: name in `--devices 8xH100`.
         memory_bytes: memory of one, as its vendor writes it.
         flops: peak of dense bfloat16 matrix products, operations per second.
-        bandwidth: speed of its memory, bytes per second.
         price: dollars per hour for one.
         utilization: share of the peak that training reaches; an assumption where not measured.
         is_measured: whether `flops` was measured here, so that `utilization` is 1.
@@ -36,7 +35,6 @@ class Device:
     name: str
     memory_bytes: float
     flops: float
-    bandwidth: float
     price: float
     utilization: float
     is_measured: bool = False
@@ -51,12 +49,12 @@ _GB, _T = 1e9, 1e12
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        # Memory, dense bf16 peak and bandwidth as in the vendor's data sheets; prices PRICES_DATED.
-        Device("H100", 80 * _GB, 989 * _T, 3.35 * _T, 3.00, 0.40),
-        Device("H200", 141 * _GB, 989 * _T, 4.8 * _T, 3.80, 0.40),
-        Device("B200", 180 * _GB, 2250 * _T, 8.0 * _T, 5.50, 0.35),
-        Device("A100", 80 * _GB, 312 * _T, 2.04 * _T, 1.80, 0.45),
-        Device("L40S", 48 * _GB, 362 * _T, 0.864 * _T, 1.00, 0.35),
+        # Memory and dense bf16 peak as in the vendor's data sheets; prices PRICES_DATED.
+        Device("H100", 80 * _GB, 989 * _T, 3.00, 0.40),
+        Device("H200", 141 * _GB, 989 * _T, 3.80, 0.40),
+        Device("B200", 180 * _GB, 2250 * _T, 5.50, 0.35),
+        Device("A100", 80 * _GB, 312 * _T, 1.80, 0.45),
+        Device("L40S", 48 * _GB, 362 * _T, 1.00, 0.35),
     )
 }
 """utilization: an assumption in the middle of what is reported for dense models with FSDP (0.3 to
@@ -64,7 +62,15 @@ DEVICES: dict[str, Device] = {
 
 CPU = "CPU"
 
-Measure = Annotated[float, Field(strict=True, ge=0.0, allow_inf_nan=False)]
+
+def _refuse_truth(value: object) -> object:
+    """A `yes` is no number, though Python would count it as 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number (got {value})")
+    return value
+
+
+Measure = Annotated[float, BeforeValidator(_refuse_truth), Field(ge=0.0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -116,13 +122,11 @@ class OwnDevice(Section):
     memory_gb: Measure
     tflops: Measure
     price: Measure = 0.0
-    bandwidth_tb: Measure | None = None
     utilization: Annotated[Measure, Field(gt=0.0, le=1.0)] = 0.35
 
     def as_device(self, name: str) -> Device:
-        bytes_per_second = math.nan if self.bandwidth_tb is None else self.bandwidth_tb * _T
         memory_bytes, flops = self.memory_gb * _GB, self.tflops * _T
-        return Device(name, memory_bytes, flops, bytes_per_second, self.price, self.utilization)
+        return Device(name, memory_bytes, flops, self.price, self.utilization)
 
 
 def with_prices(
@@ -132,9 +136,9 @@ def with_prices(
 
     Args:
         known: table of devices.
-        given: `NAME=dollars an hour`, once for each; they win over the file.
+        given: `NAME=dollars per hour`, once for each; they win over the file.
         file: YAML with `prices: {H100: 2.5}` and `devices: {NAME: {memory_gb, tflops, price,
-            bandwidth_tb, utilization}}`, or prices alone.
+            utilization}}`, or prices alone.
 
     Raises:
         ConfigError: a device is not known, or a number is none.
@@ -170,9 +174,12 @@ def _read_prices(file: Path) -> tuple[dict[str, Device], dict[str, object]]:
         raise ConfigError(f"{file}: prices and devices must be keys with values.")
     own_by_name = {}
     for name, measures in own_devices.items():
+        where = f"{file}: devices.{name}"
+        if not isinstance(measures, dict):
+            raise ConfigError(f"{where}: must hold memory_gb, tflops and price (got {measures!r}).")
         section, faults = check_section(OwnDevice, measures)
         if section is None:
-            raise ConfigError("\n".join(f"{file}: devices.{name}.{fault}" for fault in faults))
+            raise ConfigError("\n".join(f"{where}.{fault}" for fault in faults))
         own_by_name[str(name)] = section.as_device(str(name))
     return own_by_name, {str(name): price for name, price in prices.items()}
 

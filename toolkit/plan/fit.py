@@ -60,7 +60,7 @@ def ways_to_train(
     lora_section = section.lora or LoraSection(rank=DEFAULT_RANK)
     full_section = section.model_copy(update={"lora": None})
     adapter_section = section.model_copy(
-        update={"lora": lora_section, "growth": None, "trainable": ("*",)}
+        update={"lora": lora_section, "block_expansion": None, "trainable": ("*",)}
     )
     sparing_settings = {"gradient_checkpointing": "full", "micro_batch_size": 1}
     named_sections = [
@@ -150,7 +150,7 @@ def misfit(ways: list[Way], fleet: Fleet, others: list[Device], name: str) -> st
     usable_bytes = USABLE * fleet.device.memory_bytes
     problem = (
         f"train: {name} does not fit {fleet.text}: {recipe_way.name} training needs "
-        f"{recipe_way.memory.total / 1e9:,.1f} GB a device and it can give "
+        f"{recipe_way.memory.total / 1e9:,.1f} GB per device and it can give "
         f"{usable_bytes / 1e9:,.1f}; the largest part: {largest_part}, {largest_bytes / 1e9:,.1f} "
         "GB."
     )

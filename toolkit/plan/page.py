@@ -55,7 +55,7 @@ def _tool_html(plan: PlanResults) -> str:
     change_lines = [f"What would change it: {line}" for line in right_tool.what_would_change_it]
     body = "".join(map(paragraph, [*right_tool.reasons, *change_lines]))
     body += _loss_table(right_tool)
-    word_titles = ("words", "tokens a word", "in 4 pieces or more", "not in the other", "such as")
+    word_titles = ("words", "tokens per word", "in 4 pieces or more", "not in the other", "such as")
     word_rows = [
         [
             role,

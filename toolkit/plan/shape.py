@@ -1,7 +1,7 @@
 """How many parameters a model has, and what a token costs: from its measures, nothing is fetched.
 
 Legend: h hidden size, L layers, A attention heads x head size, K key-value heads x head size,
-I feed-forward width, V vocabulary, T tokens a sequence, E experts.
+I feed-forward width, V vocabulary, T tokens per sequence, E experts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ class Parameters:
         embedding: number in the input embedding.
         head: number in the output projection; 0 where it is the embedding.
         layer: number in the largest layer, with all its experts.
-        is_published: whether totals are the published ones, not counted from the measures.
     """
 
     total: int
@@ -29,7 +28,6 @@ class Parameters:
     embedding: int
     head: int
     layer: int
-    is_published: bool = False
 
     @property
     def multiplied(self) -> int:
@@ -102,7 +100,6 @@ def count_parameters(shape: ShapeSection) -> Parameters:
         embedding=embedding,
         head=head,
         layer=max(sparse_layer, dense_layer) if num_dense else sparse_layer,
-        is_published=shape.num_parameters is not None,
     )
 
 

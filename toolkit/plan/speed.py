@@ -182,7 +182,7 @@ def time_products(shape: ShapeSection, tokens: int, *, seconds: float, low: bool
 def this_machine(speed: Speed | None) -> Device:
     """This machine's CPU as a device: its memory, and the speed that was measured."""
     flops = speed.flops if speed is not None else float("nan")
-    return Device(CPU, _memory_bytes(), flops, float("nan"), 0.0, 1.0, is_measured=True)
+    return Device(CPU, _memory_bytes(), flops, 0.0, 1.0, is_measured=True)
 
 
 def _memory_bytes() -> float:

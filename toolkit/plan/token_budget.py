@@ -161,10 +161,10 @@ def _curriculum_stage(
     data: DataSection, train: TrainSection, sources: Mapping[str, SourceAmount], number: int
 ) -> StageAmount:
     stage = data.stages[number]
-    all_shares = sum(stage.shares.values())
+    all_shares = sum(stage.mixture.values())
     tokens_by_role = {"domain": 0.0, "general": 0.0}
     num_positions = 0.0
-    for name, share in stage.shares.items():
+    for name, share in stage.mixture.items():
         source = sources[name]
         source_tokens = stage.tokens * share / all_shares
         tokens_by_role[source.role] += source_tokens
@@ -174,8 +174,8 @@ def _curriculum_stage(
         if source_tokens > 1.05 * source.tokens * data.max_repeats:
             num_repeats = source_tokens / max(1.0, source.tokens)
             raise ConfigError(
-                f"data.stages.{number}.shares.{name}: {source_tokens:,.0f} tokens would repeat its "
-                f"about {source.tokens:,.0f} {num_repeats:.1f} times; lower the share or the "
+                f"data.stages.{number}.mixture.{name}: {source_tokens:,.0f} tokens would repeat "
+                f"its about {source.tokens:,.0f} {num_repeats:.1f} times; lower the share or the "
                 f"stage's tokens, add text, or raise data.max_repeats ({data.max_repeats:g})."
             )
     sequence_length = stage.sequence_length or data.sequence_length

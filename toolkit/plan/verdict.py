@@ -208,7 +208,7 @@ def _pieces_sign(evidence: Evidence) -> _Sign | None:
     if evidence.pieces_ratio is None:
         return None
     figures = (
-        f"the tokenizer takes {evidence.pieces_ratio:.2f} times as many tokens a word as on "
+        f"the tokenizer takes {evidence.pieces_ratio:.2f} times as many tokens per word as on "
         "general text"
     )
     if evidence.badly_split is not None and evidence.badly_split_general is not None:

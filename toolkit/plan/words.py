@@ -1,4 +1,4 @@
-"""How a tokenizer and a vocabulary meet a domain: pieces a word, badly split words, rare words."""
+"""How a tokenizer and a vocabulary meet a domain: pieces per word, badly split and rare words."""
 
 from __future__ import annotations
 

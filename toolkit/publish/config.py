@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -48,6 +48,8 @@ class PublishedSource(Section):
 class PublishSection(Section):
     """The published model: what cannot be read from the run."""
 
+    former_keys: ClassVar = {"limits": "limitations"}
+
     language: tuple[str, ...] = ()
     """ISO 639 codes, for the card's metadata."""
 
@@ -69,7 +71,7 @@ class PublishSection(Section):
     sources: dict[str, PublishedSource] = Field(default_factory=dict)
     """By the names of `data.sources`."""
 
-    limits: str = ""
+    limitations: str = ""
     """A paragraph for the card: what the model must not be used for, what was seen to fail."""
 
     merged: str | None = None

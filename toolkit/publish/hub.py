@@ -8,16 +8,23 @@ stored already.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from toolkit.errors import PublishError
 from toolkit.progress import console, say
 from toolkit.publish.bundle import SUMS, parse_sums, read_sums
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
+
+Result = TypeVar("Result")
 
 _TRIES = 5
 _TEMPORARY = {408, 409, 412, 425, 429, 500, 502, 503, 504}
@@ -59,7 +66,7 @@ def check_credentials() -> str:
             "HF_TOKEN, and run the same command again."
         )
     with _plain_errors(api.endpoint):
-        _again(lambda: api.whoami(), time.sleep)
+        _again(api.whoami, time.sleep)
     return str(api.endpoint)
 
 
@@ -91,29 +98,27 @@ def upload_bundle(
             lambda: api.create_repo(target.repository, private=not target.public, exist_ok=True),
             wait,
         )
-        return str(_again(lambda: _send(api, folder, sums, target), wait))
+        return _again(lambda: _send(api, folder, sums, target), wait)
 
 
-def _send(api: Any, folder: Path, sums: Mapping[str, str], target: HubTarget) -> str:
+def _send(api: HfApi, folder: Path, sums: Mapping[str, str], target: HubTarget) -> str:
     """One try: compare, commit what differs, tag. Run again, it continues where it was cut."""
     repository = target.repository
-    sizes = {name: (folder / name).stat().st_size for name in (*sums, SUMS)}
-    if _is_there(api, repository, "main", folder, sums, sizes):
-        done = f"{api.endpoint}/{repository}"
+    if _holds_bundle(api, repository, "main", folder, sums):
         say(f"  {repository} holds exactly this already; nothing was sent")
         _tag(api, target)
-        return done
+        return f"{api.endpoint}/{repository}"
     if target.pull_request:
         for number in _open_requests(api, repository):
-            if _is_there(api, repository, f"refs/pr/{number}", folder, sums, sizes):
+            if _holds_bundle(api, repository, f"refs/pr/{number}", folder, sums):
                 say(f"  pull request {number} proposes exactly this already; nothing was sent")
                 return f"{api.endpoint}/{repository}/discussions/{number}"
-    info = api.repo_info(repository)
+    # Not `upload_folder`: it may commit large folders in parts, and half a model would be seen.
     commit = api.create_commit(
         repository,
         operations=[*_additions(folder, sums), *_deletions(api, repository, sums)],
         commit_message="Merged model with its report",
-        parent_commit=info.sha,
+        parent_commit=api.repo_info(repository).sha,
         create_pr=target.pull_request,
     )
     if target.pull_request:
@@ -122,67 +127,73 @@ def _send(api: Any, folder: Path, sums: Mapping[str, str], target: HubTarget) ->
     return str(commit.commit_url)
 
 
-def _additions(folder: Path, sums: Mapping[str, str]) -> list[Any]:
+def _additions(folder: Path, sums: Mapping[str, str]) -> list[CommitOperationAdd]:
     from huggingface_hub import CommitOperationAdd
 
     operations = []
     for name in (*sums, SUMS):
         operation = CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name)
-        if name in sums:  # hashed once already
+        if name in sums:
+            # Of the bundle, not of what the file holds now: the hub refuses what differs.
             operation.upload_info.sha256 = bytes.fromhex(sums[name])
         operations.append(operation)
     return operations
 
 
-def _deletions(api: Any, repository: str, sums: Mapping[str, str]) -> list[Any]:
+def _deletions(api: HfApi, repository: str, sums: Mapping[str, str]) -> list[CommitOperationDelete]:
     """Files of an earlier bundle that this one has no more; others' files stay."""
-    from huggingface_hub import CommitOperationDelete, hf_hub_url
-    from huggingface_hub.utils._headers import build_hf_headers
-    from huggingface_hub.utils._http import hf_raise_for_status, http_backoff
+    from huggingface_hub import CommitOperationDelete
 
-    there = {entry.path for entry in api.list_repo_tree(repository, recursive=True)}
-    if SUMS not in there:
+    present = set(_remote_files(api, repository, "main"))
+    if SUMS not in present:
         return []
-    address = hf_hub_url(repository, SUMS, endpoint=api.endpoint)
-    answer = http_backoff("GET", address, headers=build_hf_headers(), follow_redirects=True)
-    hf_raise_for_status(answer)
-    earlier = parse_sums(answer.text, f"{repository}/{SUMS}")
-    return [CommitOperationDelete(name) for name in earlier if name not in sums and name in there]
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(api.hf_hub_download(repository, SUMS, local_dir=place))
+        earlier = parse_sums(path.read_text(encoding="utf-8"), f"{repository}/{SUMS}")
+    return [CommitOperationDelete(name) for name in earlier if name not in sums and name in present]
 
 
-def _is_there(
-    api: Any,
-    repository: str,
-    revision: str,
-    folder: Path,
-    sums: Mapping[str, str],
-    sizes: Mapping[str, int],
-) -> bool:
-    """Whether a revision holds every file of the bundle, by the hashes that the hub tells."""
-    from huggingface_hub.utils.sha import git_hash
+def _remote_files(api: HfApi, repository: str, revision: str) -> dict[str, RepoFile]:
+    from huggingface_hub import RepoFile
 
     entries = api.list_repo_tree(repository, revision=revision, recursive=True)
-    found = {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
-    for name, size in sizes.items():
-        entry = found.get(name)
-        if entry is None or entry.size != size:
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+
+def _holds_bundle(
+    api: HfApi, repository: str, revision: str, folder: Path, sums: Mapping[str, str]
+) -> bool:
+    """Whether a revision holds every file of the bundle, by the hashes that the hub tells."""
+    present = _remote_files(api, repository, revision)
+    for name in (*sums, SUMS):
+        entry, path = present.get(name), folder / name
+        if entry is None or entry.size != path.stat().st_size:
             return False
         if entry.lfs is not None:
             if entry.lfs.sha256 != sums.get(name, ""):
                 return False
-        elif entry.blob_id != git_hash((folder / name).read_bytes()):
+        elif entry.blob_id != _git_blob_id(path.read_bytes()):
             return False
     return True
 
 
-def _open_requests(api: Any, repository: str) -> list[int]:
-    found = api.get_repo_discussions(
+def _git_blob_id(content: bytes) -> str:
+    """The name that git gives to a file's content.
+
+    >>> _git_blob_id(b"")
+    'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
+    """
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # noqa: S324  (git's)
+
+
+def _open_requests(api: HfApi, repository: str) -> list[int]:
+    requests = api.get_repo_discussions(
         repository, discussion_type="pull_request", discussion_status="open"
     )
-    return [item.num for item in found]
+    return [request.num for request in requests]
 
 
-def _tag(api: Any, target: HubTarget) -> None:
+def _tag(api: HfApi, target: HubTarget) -> None:
     """Name the newest commit; a name that stands for another one is refused, not moved."""
     if target.tag is None or target.pull_request:
         return
@@ -199,20 +210,24 @@ def _tag(api: Any, target: HubTarget) -> None:
     say(f"  tagged {target.tag}")
 
 
-def _again(act: Callable[[], Any], wait: Callable[[float], None]) -> Any:
+def _again(act: Callable[[], Result], wait: Callable[[float], None]) -> Result:
     """Try what may succeed later, a few times, twice as long apart each time."""
-    for number in range(_TRIES):
+    for number in range(_TRIES - 1):
         try:
             return act()
         except Exception as error:
-            # The client wraps errors of single files in a RuntimeError of its own.
-            cause = error.__cause__ if isinstance(error, RuntimeError) else error
-            if number == _TRIES - 1 or not _is_temporary(cause):
+            cause = _cause(error)
+            if not _is_temporary(cause):
                 raise
             pause = _retry_after(cause) or 0.5 * 2.0**number
             say(f"  {_words(cause)}; trying again in {pause:g} s ({number + 1} of {_TRIES - 1})")
             wait(pause)
-    raise AssertionError
+    return act()
+
+
+def _cause(error: Exception) -> BaseException | None:
+    """What went wrong: the client wraps errors of single files in a RuntimeError of its own."""
+    return error.__cause__ if isinstance(error, RuntimeError) else error
 
 
 def _is_temporary(error: BaseException | None) -> bool:
@@ -243,7 +258,7 @@ def _plain_errors(what: str) -> Iterator[None]:
     except PublishError:
         raise
     except Exception as error:
-        cause = error.__cause__ if isinstance(error, RuntimeError) else error
+        cause = _cause(error)
         if not _is_known(cause):
             raise
         raise PublishError(f"{what}: {_words(cause)}. {_advice(cause)}") from error
@@ -291,7 +306,7 @@ def _advice(error: BaseException | None) -> str:
 def _quiet_client() -> Iterator[None]:
     """The client warns of each retry of its own; ours are said in one line each. Its bars are for
     people who watch, not for logs."""
-    from huggingface_hub.utils.tqdm import (
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # public by its documentation
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,8 @@ from toolkit.publish.public import (
     to_yaml,
 )
 from toolkit.publish.store import upload_to_store
-from toolkit.stage import content_hash, hash_bytes, hash_json, lock_alone, read_manifest
+from toolkit.select.results import read_results
+from toolkit.stage import appearing, content_hash, hash_bytes, hash_json
 
 
 def run_publish(
@@ -104,25 +104,10 @@ def make_bundle(
         say(f"publish: up to date ({folder})")
         return folder
     say("publish:")
-    with _alone(folder) as work:
+    with appearing(folder, doing="making this bundle", error=PublishError, replaces=True) as work:
         _make(material, kind, repository, accepted, (parents, agreements, made_from), folder, work)
+    say(f"  the bundle is in {folder}")
     return folder
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[Path]:
-    """An empty working folder beside the bundle, for one process at a time.
-
-    Raises:
-        PublishError: another process is making this bundle.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("a") as lock:
-        lock_alone(lock.fileno(), folder, "making this bundle", PublishError)
-        work = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(work, ignore_errors=True)  # of a call that was killed
-        work.mkdir()
-        yield work
 
 
 def _make(
@@ -152,9 +137,6 @@ def _make(
     _write_around(material, work, agreements, facts, used)
     record(findings).write(work)
     write_sums(work)
-    shutil.rmtree(folder, ignore_errors=True)
-    work.rename(folder)
-    say(f"  the bundle is in {folder}")
 
 
 def _made_from(
@@ -290,7 +272,7 @@ def _subject(
         parents=parents,
         agreements=agreements,
         license=(section.license, section.license_name),
-        results=read_manifest(material.merged)["results"],
+        results=read_results(material.merged),
         withheld=[name for name, source in section.sources.items() if source.not_for_publication],
         base=material.general,
     )

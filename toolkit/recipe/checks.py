@@ -57,16 +57,16 @@ def _amounts(prefix: str, section: DataSection) -> Iterator[str]:
         key = f"{prefix}.stages.{number}"
         if names.index(stage.name) < number:
             yield f"{key}.name: {stage.name!r} stands twice; names of stages must differ"
-        total = sum(stage.shares.values())
+        total = sum(stage.mixture.values())
         if abs(total - 1.0) > _ROUNDING:
-            yield f"{key}.shares: must add up to 1 (they add up to {total:.4g})"
+            yield f"{key}.mixture: must add up to 1 (they add up to {total:.4g})"
             continue
-        for name, share in stage.shares.items():
+        for name, share in stage.mixture.items():
             held = _known_tokens(section.sources[name])
             repeats = stage.tokens * share / held if held else 0.0
             if repeats > section.max_repeats * (1.0 + _ROUNDING):
                 yield (
-                    f"{key}.shares.{name}: {stage.tokens * share:,.0f} tokens would repeat its "
+                    f"{key}.mixture.{name}: {stage.tokens * share:,.0f} tokens would repeat its "
                     f"{held:,} {repeats:.1f} times; lower the share or the stage's tokens, or "
                     f"raise data.max_repeats ({section.max_repeats:g})"
                 )
@@ -208,13 +208,17 @@ def token_faults(recipe: Recipe, folder: Path) -> Iterator[str]:
     except (ToolkitError, KeyError, TypeError):
         return  # another kind of tokenizer, or damage: whoever loads it says so
     own = recipe.tokenizer
-    known |= set(own.special if own is not None else ())
+    known |= set(own.special_tokens if own is not None else ())
     has_template = (own is not None and own.chat_template is not None) or _has_template(folder)
-    middles = recipe.evaluate.middles
-    if middles is not None and middles.tokens is not None and not known.issuperset(middles.tokens):
+    infilling = recipe.evaluate.infilling
+    if (
+        infilling is not None
+        and infilling.tokens is not None
+        and not known.issuperset(infilling.tokens)
+    ):
         yield (
-            f"evaluate.middles.tokens: the tokenizer of {folder} lacks "
-            f"{', '.join(token for token in middles.tokens if token not in known)}"
+            f"evaluate.infilling.tokens: the tokenizer of {folder} lacks "
+            f"{', '.join(token for token in infilling.tokens if token not in known)}"
         )
     sections = {"data": recipe.data}
     if recipe.sft is not None:
@@ -237,12 +241,13 @@ def token_faults(recipe: Recipe, folder: Path) -> Iterator[str]:
         if wanted is not None and (lacking := [token for token in wanted if token not in known]):
             yield (
                 f"{prefix}.fim.tokens: the tokenizer of {folder} lacks {', '.join(lacking)}; "
-                "name others, or add them by tokenizer.special"
+                "name others, or add them by tokenizer.special_tokens"
             )
         elif wanted is None and not any(known.issuperset(names) for names in KNOWN_FIM_TOKENS):
             yield (
                 f"{prefix}.fim.tokens: the tokenizer of {folder} has none of the tokens that code "
-                "models use for fill-in-the-middle; name three, or add three by tokenizer.special"
+                "models use for fill-in-the-middle; name three, or add three by "
+                "tokenizer.special_tokens"
             )
 
 

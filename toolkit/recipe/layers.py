@@ -314,7 +314,7 @@ def _kept_of_data(prefix: str, section: DataSection) -> Iterator[tuple[str, Any]
     yield f"{prefix}replay_fraction", section.replay_fraction
     for number, stage in enumerate(section.stages):
         yield f"{prefix}stages.{number}.name", stage.name
-        yield f"{prefix}stages.{number}.shares", dict(stage.shares)
+        yield f"{prefix}stages.{number}.mixture", dict(stage.mixture)
     yield f"{prefix}fim.rate", section.fim.rate
     yield f"{prefix}fim.spm_rate", section.fim.spm_rate
     for name, source in section.sources.items():
@@ -332,7 +332,7 @@ def _kept_of_training(prefix: str, section: TrainSection) -> dict[str, Any]:
         kept.update(_kept_of_schedule(f"{own}.", stage.schedule) if stage.schedule else ())
     kept[f"{prefix}trainable"] = list(section.trainable)
     kept[f"{prefix}lora"] = "given" if section.lora is not None else None
-    kept[f"{prefix}growth"] = "given" if section.growth is not None else None
+    kept[f"{prefix}block_expansion"] = "given" if section.block_expansion is not None else None
     kept[f"{prefix}use"] = section.use
     for name in ("anneal", "average"):
         values = getattr(section, name).model_dump(mode="json")

@@ -56,7 +56,7 @@ class Recipe(Section):
                     f"sources: {', '.join(self.data.sources)}"
                 )
         sources = [*self.data.sources, *(self.sft.data.sources if self.sft is not None else ())]
-        known, has_middles = list(dict.fromkeys(sources)), self.evaluate.middles is not None
-        if faults := unknown_sets(self.study, known, has_middles=has_middles):
+        known, has_infilling = list(dict.fromkeys(sources)), self.evaluate.infilling is not None
+        if faults := unknown_sets(self.study, known, has_infilling=has_infilling):
             raise ValueError("; ".join(faults))
         return self

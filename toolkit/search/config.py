@@ -16,7 +16,7 @@ from toolkit.shipped import folders_of
 SamplerName = Literal["quadratic", "grid", "tpe", "cmaes", "gp", "nsga2", "nsga3"]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
-WITHOUT_EFFECT = ("storage", "study", "workers", "stale_seconds")
+WITHOUT_EFFECT = ("storage", "study_name", "workers", "stale_seconds")
 """Keys that say where and by whom a search is done, not what it finds."""
 
 
@@ -31,7 +31,7 @@ class RaceSection(Section):
     the best one, corrected for the number of candidates."""
 
     looks: tuple[Share, ...] = (0.1, 0.22, 0.36, 0.6)
-    """Shares of the domain documents after which a candidate may be dropped, rising; those that
+    """Fractions of the domain documents after which a candidate may be dropped, rising; those that
     come to fewer than 5 documents are passed over. One set after the other is asked, and whoever is
     out for one is not scored on the others."""
 
@@ -45,12 +45,16 @@ class RaceSection(Section):
 class SearchSection(Section):
     """Which merges are tried, and how."""
 
-    former_keys: ClassVar = {"confirm_candidates": "confirm_trials"}
+    former_keys: ClassVar = {
+        "candidates": "num_trials",
+        "confirm_candidates": "confirm_trials",
+        "study": "study_name",
+    }
 
     merges: tuple[str, ...] = ("linear", "slerp", "ties")
     """Files of `merges/`, by name; `general` and `specialist` there stand for the two models."""
 
-    candidates: Annotated[int, Field(ge=2), at_most("CANDIDATES")] = 24
+    num_trials: Annotated[int, Field(ge=2), at_most("CANDIDATES")] = 24
     """How many merges are tried in all, the two models and the sweep included. The grid sampler
     tries every point of its grids and takes this as a limit."""
 
@@ -62,7 +66,8 @@ class SearchSection(Section):
     """Points along each range under `grid`."""
 
     sweep: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2)
-    """Shares of the specialist in the plain weighted mean that are always tried: the baseline."""
+    """Fractions of the specialist in the plain weighted mean that are always tried: the
+    baseline."""
 
     refine: Annotated[int, Field(ge=0, le=6)] = 3
     """How often the sweep is halved between the last plain mean that is shown to stay within the
@@ -75,10 +80,10 @@ class SearchSection(Section):
     that are not named."""
 
     confirm_fraction: Annotated[float, Field(ge=0.0, le=0.8)] = 0.34
-    """Share of the validation documents that the search does not see, chosen by hash; what promises
-    more than the plain sweep is confirmed on them. 0 confirms on the search's own documents, and
-    the bounds are then widened for all candidates tried. The sweep itself, whose order is fixed
-    beforehand, is tested on all validation documents."""
+    """Fraction of the validation documents that the search does not see, chosen by hash; what
+    promises more than the plain sweep is confirmed on them. 0 confirms on the search's own
+    documents, and the bounds are then widened for all candidates tried. The sweep itself, whose
+    order is fixed beforehand, is tested on all validation documents."""
 
     confirm_trials: Count = 3
     """How many candidates that promise more than the plain sweep are confirmed."""
@@ -87,7 +92,7 @@ class SearchSection(Section):
     """Where workers meet: an Optuna storage such as `postgresql://user@host/database`. By default a
     journal file in the stage's own folder."""
 
-    study: str | None = None
+    study_name: str | None = None
     """Name of the study in the storage; by default the recipe's."""
 
     workers: Annotated[PositiveInt, at_most("WORKERS")] | None = None
@@ -99,10 +104,10 @@ class SearchSection(Section):
     @model_validator(mode="after")
     def _room(self) -> Self:
         fixed = 2 + len(set(self.sweep))
-        if self.sampler != "grid" and self.candidates < fixed:
+        if self.sampler != "grid" and self.num_trials < fixed:
             raise ValueError(
-                f"candidates: must be at least {fixed}: the two models and the sweep of "
-                f"{len(set(self.sweep))} (got {self.candidates})"
+                f"num_trials: must be at least {fixed}: the two models and the sweep of "
+                f"{len(set(self.sweep))} (got {self.num_trials})"
             )
         return self
 

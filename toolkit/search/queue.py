@@ -78,7 +78,7 @@ class SearchPlan:
         """The whole study: the two models, the sweep, and what the sampler has to find.
 
         Raises:
-            ConfigError: the grids hold more than `search.candidates`.
+            ConfigError: the grids hold more than `search.num_trials`.
         """
         entries: list[dict[str, Any]] = []
         keys = {candidate.key for candidate in self.fixed.values()}
@@ -87,7 +87,7 @@ class SearchPlan:
                 {"attributes": {"fixed": name}, "parameters": self._as_searched(candidate)}
             )
         if self.section.sampler != "grid":
-            rest = self.section.candidates - len(entries) if self.spaces else 0
+            rest = self.section.num_trials - len(entries) if self.spaces else 0
             return entries + [{"attributes": {}, "parameters": None}] * max(rest, 0)
         for space in self.spaces:
             for values in grid_points(space, self.section.grid_points):
@@ -96,10 +96,10 @@ class SearchPlan:
                     keys.add(candidate.key)
                     fixed = fixed_parameters(self.by_name, space.name, values)
                     entries.append({"attributes": {}, "parameters": fixed})
-        if len(entries) > self.section.candidates:
+        if len(entries) > self.section.num_trials:
             raise ConfigError(
-                f"search.candidates: the grids of {', '.join(self.by_name)} and the sweep make "
-                f"{len(entries)} candidates, more than {self.section.candidates}; allow so many, "
+                f"search.num_trials: the grids of {', '.join(self.by_name)} and the sweep make "
+                f"{len(entries)} candidates, more than {self.section.num_trials}; allow so many, "
                 "lower search.grid_points, or choose another sampler."
             )
         return entries

@@ -204,7 +204,7 @@ class Study:
             raise ConfigError(
                 f"{spoken(place)}: the study {name!r} was begun under another recipe:\n  "
                 + "\n  ".join(lines)
-                + "\nPut the former values back, or give the new study a name: search.study."
+                + "\nPut the former values back, or give the new study a name: search.study_name."
             )
         return study
 

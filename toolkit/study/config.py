@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import Self
@@ -27,7 +27,7 @@ Mark = Literal["V", "S", "M"]
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[a-z]+)?")
 
 
-SETS = ("domain", "general", "retention", "middles")
+SETS = ("domain", "general", "retention", "infilling")
 """What a measure may be on, beside a source."""
 
 
@@ -39,6 +39,8 @@ class MeasureSection(Section):
     list are a change: from the first to the second.
     """
 
+    former_keys: ClassVar = {"share_of": "fraction_of"}
+
     of: str | tuple[str, str]
     """The model, or the change, that the claim is about."""
 
@@ -47,24 +49,24 @@ class MeasureSection(Section):
 
     test_set: str = "domain"
     """Test documents: of role `domain` or `general`, or a source by name. `retention`: the general
-    model's own answers. `middles`: what stands between two parts of a code file."""
+    model's own answers. `infilling`: what stands between two parts of a code file."""
 
     expect: Literal["lower", "higher", "equal"] = "lower"
     """What is claimed of `of`, as against `against`; `equal` means by `within` at most."""
 
-    unit: Literal["difference", "relative", "share"] = "difference"
+    unit: Literal["difference", "relative", "fraction"] = "difference"
     """`difference`: of the losses, in their unit. `relative`: the same over the loss of `against`.
-    `share`: how much of the way from `against` to `share_of` the model `of` has gone."""
+    `fraction`: how much of the way from `against` to `fraction_of` the model `of` has gone."""
 
     than: float | None = None
-    """What it is expected to be lower or higher than, in that unit: 0, or of a share 0.5, where
+    """What it is expected to be lower or higher than, in that unit: 0, or of a fraction 0.5, where
     nothing is said."""
 
     within: Annotated[float, Field(gt=0.0)] | None = None
     """For `equal`: the largest difference, in that unit, which still counts as none. Ours."""
 
-    share_of: str | None = None
-    """For `share`: the model that has gone all of the way."""
+    fraction_of: str | None = None
+    """For `fraction`: the model that has gone all of the way."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -72,8 +74,8 @@ class MeasureSection(Section):
             raise ValueError("within belongs to expect: equal, and that needs it")
         if self.expect == "equal" and self.than is not None:
             raise ValueError("than is for lower and higher; equal says within")
-        if (self.unit == "share") != (self.share_of is not None):
-            raise ValueError("share_of belongs to unit: share, and that needs it")
+        if (self.unit == "fraction") != (self.fraction_of is not None):
+            raise ValueError("fraction_of belongs to unit: fraction, and that needs it")
         if self.unit != "difference" and not (
             isinstance(self.of, str) and isinstance(self.against, str)
         ):
@@ -87,7 +89,7 @@ class MeasureSection(Section):
 
     def models(self) -> Iterator[str]:
         """All models that are named, in order; some may stand twice."""
-        for compared_side in (self.against, self.of, self.share_of):
+        for compared_side in (self.against, self.of, self.fraction_of):
             if compared_side is not None:
                 yield from (compared_side,) if isinstance(compared_side, str) else compared_side
 
@@ -97,7 +99,7 @@ class MeasureSection(Section):
         >>> MeasureSection(of="merge", against="cpt").threshold()
         0.0
         """
-        return self.than if self.than is not None else 0.5 if self.unit == "share" else 0.0
+        return self.than if self.than is not None else 0.5 if self.unit == "fraction" else 0.0
 
 
 class ClaimSection(Section):
@@ -172,14 +174,14 @@ def unknown_models(study: StudySection | None, variants: Collection[str]) -> lis
 
 
 def unknown_sets(
-    study: StudySection | None, sources: Collection[str], *, has_middles: bool = True
+    study: StudySection | None, sources: Collection[str], *, has_infilling: bool = True
 ) -> list[str]:
     """A line for each measure on something that the recipe does not test, at its key.
 
     Args:
         study: the recipe's.
         sources: their names.
-        has_middles: whether middles are evaluated.
+        has_infilling: whether the recipe has `evaluate.infilling`.
     """
     faults = []
     for number, claim in enumerate(study.claims if study is not None else ()):
@@ -190,9 +192,9 @@ def unknown_sets(
                 f"study.claims.{number}.measure.test_set: there is no test set {name!r}"
                 f"{sentence_end(name, known_sets)} Sets: {', '.join(known_sets)}."
             )
-        if name == "middles" and not has_middles:
+        if name == "infilling" and not has_infilling:
             faults.append(
-                f"study.claims.{number}.measure.test_set: middles need a section evaluate.middles, "
-                "and there is none"
+                f"study.claims.{number}.measure.test_set: infilling needs a section "
+                "evaluate.infilling, and there is none"
             )
     return faults

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 STUDY = "study"
 FIGURES = "study.json"
+_SEED_NAMES = {"infilling": "middles"}
+"""What resamples of a set are seeded by where it is not the set's name, so that figures stay."""
+
 _ENSURE = {
     "general": ensure_general,
     "cpt": ensure_specialist,
@@ -91,7 +94,9 @@ def ensure_study(run: Run) -> Path:
         STUDY,
         {
             "study": section.model_dump(mode="json"),
-            "evaluate": evaluate.model_dump(mode="json", exclude={"prompts", "choices", "tasks"}),
+            "evaluate": evaluate.model_dump(
+                mode="json", exclude={"prompts", "multiple_choice", "tasks"}
+            ),
         },
         {
             "documents": hash_file(documents / "test.jsonl"),
@@ -190,13 +195,14 @@ def run_study(
 
 
 def _judge_claim(run: Run, section: StudySection, claim: ClaimSection, items: Items) -> JudgedClaim:
+    test_set = claim.measure.test_set
     measured = measure_claim(
         claim.measure,
         items,
         confidence=section.confidence,
         num_claims=len(section.claims),
-        resamples=run.recipe.evaluate.resamples,
-        seed=named_seed(run.recipe.seed, "study", claim.measure.test_set),
+        resamples=run.recipe.evaluate.bootstrap_resamples,
+        seed=named_seed(run.recipe.seed, "study", _SEED_NAMES.get(test_set, test_set)),
     )
     return JudgedClaim(
         claim=claim.claim,
@@ -263,7 +269,7 @@ def _score_subject(
 def document_sets(
     run: Run, subject: StudySubject, documents: Path, set_names: Sequence[str]
 ) -> dict[str, list[EvaluationSet]]:
-    """Test documents in a model's own tokens, by source and by role, and middles where named."""
+    """Test documents in a model's own tokens, by source and by role, and infilling where named."""
     from toolkit.evaluate.documents import likelihood_sets
     from toolkit.evaluate.load import settle_scoring
     from toolkit.evaluate.middles import middles_sets
@@ -277,9 +283,9 @@ def document_sets(
         **{role: [s for s in sets if s.role == role] for role in ("domain", "general")},
         **{s.name: [s] for s in sets},
     }
-    if "middles" in set_names and evaluate.middles is not None:
-        sets_by_name["middles"] = middles_sets(
-            test_documents, tokenizer, evaluate, evaluate.middles
+    if "infilling" in set_names and evaluate.infilling is not None:
+        sets_by_name["infilling"] = middles_sets(
+            test_documents, tokenizer, evaluate, evaluate.infilling
         )[:1]
     return sets_by_name
 
@@ -289,7 +295,7 @@ def retention_set(run: Run, documents: Path) -> list[EvaluationSet]:
     from toolkit.evaluate.load import load_sets
     from toolkit.evaluate.retention import LOSS
 
-    retention_section = run.recipe.evaluate.model_copy(update={"choices": (), "tasks": ()})
+    retention_section = run.recipe.evaluate.model_copy(update={"multiple_choice": (), "tasks": ()})
     return [
         s
         for s in load_sets(retention_section, documents, ensure_general(run), "test")

@@ -23,7 +23,7 @@ _SETS = {
     "domain": "domain text",
     "general": "general text",
     "retention": "answers of the general model",
-    "middles": "middles of code",
+    "infilling": "infilling of code",
 }
 
 
@@ -46,18 +46,18 @@ def measured_text(claim: JudgedClaim) -> str:
     if claim.note:
         return f"{set_words}: {claim.note}"
     of, against = _side_words(measure.of), _side_words(measure.against)
-    is_percent = claim.unit in {"relative", "share"}
+    is_percent = claim.unit in {"relative", "fraction"}
     low, estimate, high = (
-        _number_words(value, is_percent, signed=claim.unit != "share")
+        _number_words(value, is_percent, signed=claim.unit != "fraction")
         for value in (claim.together.low, claim.together.estimate, claim.together.high)
     )
     compared_words, unit_words = f"{set_words}, {of} - {against}", claim.unit
     if claim.unit == "relative":
         unit_words = f"of the loss of {against}"
-    elif claim.unit == "share":
+    elif claim.unit == "fraction":
         compared_words, unit_words = (
             f"{set_words}, {of}",
-            f"of the way from {against} to {measure.share_of}",
+            f"of the way from {against} to {measure.fraction_of}",
         )
     return f"{compared_words}: {estimate} [{low}, {high}] {unit_words} ({_expected_words(measure)})"
 

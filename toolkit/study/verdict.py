@@ -131,7 +131,7 @@ def measure_claim(
     elif measure.unit == "relative":
         interval, together = measure_ratio(of - against, against, 1.0)
     else:
-        full_change = against - _losses_of_side(measure.share_of or "", items)
+        full_change = against - _losses_of_side(measure.fraction_of or "", items)
         _, way_interval = measure_ratio(full_change, items.sizes, items.scale)
         if way_interval.low <= 0.0 <= way_interval.high:
             return _no_share(measure, way_interval, items.unit)
@@ -146,7 +146,7 @@ def _no_share(measure: MeasureSection, way: Interval, unit: str) -> MeasuredClai
     """No share of a way that may be none."""
     unknown_interval = Interval(float("nan"), float("-inf"), float("inf"))
     note = (
-        f"{measure.share_of} and {measure.against} do not differ visibly "
+        f"{measure.fraction_of} and {measure.against} do not differ visibly "
         f"({way.low:+.4f} to {way.high:+.4f} {unit}), so there is nothing to share"
     )
     return MeasuredClaim(unknown_interval, unknown_interval, NOT_VISIBLE, note)

@@ -36,19 +36,19 @@ class ScheduleSection(Section):
     """Learning rate reached at the end of re-warming; the knob that matters most (Gupta 2023)."""
 
     warmup_fraction: Fraction = 0.02
-    """Share of all steps spent rising linearly to `peak_lr`; 0.01 to 0.03 is usual."""
+    """Fraction of all steps spent rising linearly to `peak_lr`; 0.01 to 0.03 is usual."""
 
     final_lr_fraction: Fraction = 0.1
-    """Learning rate at the end, as a share of `peak_lr`."""
+    """Learning rate at the end, as a fraction of `peak_lr`."""
 
     decay_fraction: Fraction = 0.2
-    """Share of all steps that `wsd` falls in, as 1 - sqrt (Hägele et al. 2024)."""
+    """Fraction of all steps that `wsd` falls in, as 1 - sqrt (Hägele et al. 2024)."""
 
     cooldown_fraction: Fraction = 0.3
-    """Share of all steps in which `infinite` comes down from the peak to its constant."""
+    """Fraction of all steps in which `infinite` comes down from the peak to its constant."""
 
     constant_lr_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    """The constant rate of `infinite`, as a share of `peak_lr`."""
+    """The constant rate of `infinite`, as a fraction of `peak_lr`."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -76,6 +76,8 @@ class OptimizerSection(Section):
 class LoraSection(Section):
     """Low-rank adapters through peft, merged into the weights when training is done."""
 
+    former_keys: ClassVar = {"modules": "target_modules"}
+
     rank: Count = 64
     """r. Learns less and forgets less than full training (Biderman et al. 2024)."""
 
@@ -86,32 +88,34 @@ class LoraSection(Section):
     dora: bool = False
     """Weight-decomposed adapters (Liu et al. 2024)."""
 
-    modules: tuple[str, ...] | None = None
+    target_modules: tuple[str, ...] | None = None
     """Names of linear modules that get adapters; by default all but the output head."""
 
 
-class GrowthSection(Section):
+class BlockExpansionSection(Section):
     """New blocks between the old, of which only the new learn (Wu et al. 2024, LLaMA Pro)."""
 
     num_blocks: Count = 4
     """Copies of blocks, spread evenly, that change nothing until they are trained."""
 
 
-class WatchSection(Section):
+class ForgettingMonitorSection(Section):
     """What is forgotten while training: bits per byte of the validation sets, as training goes."""
 
+    former_keys: ClassVar = {"gate": "action"}
+
     evaluations: Annotated[int, Field(ge=0), at_most("COUNT")] = 4
-    """How often in a run, besides before and after; 0 turns the watch off."""
+    """How often in a run, besides before and after; 0 turns the monitor off."""
 
     tokens_per_role: PositiveInt = 2500
     """How much of each validation set is scored."""
 
     tolerance: Annotated[float, Field(ge=0.0)] = 0.05
-    """Rise of bits per byte on general text, against the start, that the gate allows."""
+    """Rise of bits per byte on general text, against the start, up to which nothing is done."""
 
-    gate: Literal["warn", "stop", "raise_replay"] = "warn"
+    action: Literal["warn", "stop", "raise_replay"] = "warn"
     """What to do beyond it. `stop` ends training there and keeps what was learned; `raise_replay`
-    doubles the share of general text from there on, to one half at most."""
+    doubles the fraction of general text from there on, to one half at most."""
 
 
 class AnnealSection(Section):
@@ -120,14 +124,14 @@ class AnnealSection(Section):
     former_keys: ClassVar = {"final_fraction": "final_lr_fraction"}
 
     steps: Annotated[float, Field(gt=0.0)] = 0.1
-    """How long: a number of steps, or below 1 a share of the steps before it (MiniCPM and Hägele et
-    al. 2024 find 0.1 to 0.2 enough)."""
+    """How long: a number of steps, or below 1 a fraction of the steps before it (MiniCPM and Hägele
+    et al. 2024 find 0.1 to 0.2 enough)."""
 
     shape: Literal["sqrt", "linear", "cosine"] = "sqrt"
     """How the rate falls: `sqrt` is 1 - sqrt (Hägele et al. 2024)."""
 
     final_lr_fraction: Fraction = 0.0
-    """Learning rate at the end, as a share of the constant one."""
+    """Learning rate at the end, as a fraction of the constant one."""
 
 
 class AverageSection(Section):
@@ -171,6 +175,9 @@ class TrainSection(Section):
         "save_every_steps": "save_steps",
         "keep_states": "save_total_limit",
         "keep_when_done": "keep_checkpoints",
+        "watch": "forgetting_monitor",
+        "growth": "block_expansion",
+        "attention": "attn_implementation",
     }
 
     epochs: Count = 1
@@ -205,7 +212,7 @@ class TrainSection(Section):
     lora: LoraSection | None = None
     """Train adapters instead of the weights."""
 
-    growth: GrowthSection | None = None
+    block_expansion: BlockExpansionSection | None = None
     """Add blocks and train those alone. The specialist is then deeper than the general model, so
     the two cannot be merged."""
 
@@ -225,8 +232,8 @@ class TrainSection(Section):
 
     keep_best: bool = False
     """Keep the state whose domain figure was the best while the general one stayed within the
-    watch's tolerance, besides the latest; it stays in `cpt/states/`. The watch scores the first
-    documents of the validation sets."""
+    forgetting monitor's tolerance, besides the latest; it stays in `cpt/states/`. The monitor
+    scores the first documents of the validation sets."""
 
     use: Literal["last", "best", "anneal", "average"] = "last"
     """What the specialist is that later stages take: the model as training left it, the best state
@@ -234,7 +241,7 @@ class TrainSection(Section):
     best state was picked by part of the validation documents that later choose the merge, so
     figures on these flatter it a little; the report says so, and test documents were not seen."""
 
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """How attention is computed. `auto`: flash-attention on a GPU that has it, else PyTorch's own
     (sdpa). flash-attention is given where documents begin, the others a mask."""
 
@@ -246,18 +253,20 @@ class TrainSection(Section):
     """What is different in stages of `data.stages`, by their names."""
 
     optimizer: OptimizerSection = OptimizerSection()
-    watch: WatchSection = WatchSection()
+    forgetting_monitor: ForgettingMonitorSection = ForgettingMonitorSection()
     anneal: AnnealSection = AnnealSection()
     average: AverageSection = AverageSection()
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        if self.lora is not None and self.growth is not None:
-            raise ValueError("give lora or growth, not both")
-        if self.trainable != ("*",) and (self.lora or self.growth):
-            raise ValueError("trainable names parameters; lora and growth train their own")
-        if (self.keep_best or self.use == "best") and self.watch.evaluations == 0:
-            raise ValueError("the best state is found by the watch, and watch.evaluations is 0")
+        if self.lora is not None and self.block_expansion is not None:
+            raise ValueError("give lora or block_expansion, not both")
+        if self.trainable != ("*",) and (self.lora or self.block_expansion):
+            raise ValueError("trainable names parameters; lora and block_expansion train their own")
+        if (self.keep_best or self.use == "best") and self.forgetting_monitor.evaluations == 0:
+            raise ValueError(
+                "the best state is found by the monitor, and forgetting_monitor.evaluations is 0"
+            )
         if self.use in {"anneal", "average"} and not self.keep_checkpoints:
             raise ValueError(f"use: {self.use} is made of kept states; set keep_checkpoints: true")
         if self.use == "average" and self.save_total_limit < self.average.last:
@@ -281,13 +290,13 @@ class TrainSection(Section):
 
 
 def watch_decides(section: TrainSection) -> bool:
-    """Whether figures of the watch change what is trained or kept, rather than being shown."""
-    return section.watch.gate != "warn" or section.keeps_best
+    """Whether figures of the monitor change what is trained or kept, rather than being shown."""
+    return section.forgetting_monitor.action != "warn" or section.keeps_best
 
 
 def without_effect(section: TrainSection) -> tuple[str, ...]:
     """Keys of a stage's identity that change nothing under these settings."""
-    return () if watch_decides(section) else ("config.train.watch.tolerance",)
+    return () if watch_decides(section) else ("config.train.forgetting_monitor.tolerance",)
 
 
 WITHOUT_EFFECT = ("save_steps", "save_total_limit", "keep_checkpoints", "keep_best", "trackers")
@@ -304,8 +313,8 @@ def identity_of(section: TrainSection) -> dict[str, Any]:
     values = section.model_dump(mode="json", exclude={*WITHOUT_EFFECT, "anneal", "average"})
     if section.use != "best":
         del values["use"]
-    if section.attention == "auto":
-        del values["attention"]
+    if section.attn_implementation == "auto":
+        del values["attn_implementation"]
     if not section.stages:
         del values["stages"]
     return values
@@ -345,10 +354,12 @@ class TokenizerSection(Section):
     means of old ones, reads the domain somewhat worse than it did until it is trained.
     """
 
+    former_keys: ClassVar = {"special": "special_tokens"}
+
     new_tokens: PositiveInt | None = None
     """How many byte-pair merges to add at most."""
 
-    special: tuple[str, ...] = ()
+    special_tokens: tuple[str, ...] = ()
     """Tokens to add by name, such as those of fill-in-the-middle that `data.fim.tokens` uses. They
     never come out of text, and begin as the mean of the pieces of their names."""
 
@@ -365,22 +376,22 @@ class TokenizerSection(Section):
 
     @model_validator(mode="after")
     def _some(self) -> Self:
-        if self.new_tokens is None and not self.special and self.chat_template is None:
-            raise ValueError("give new_tokens, special, chat_template, or several of them")
+        if self.new_tokens is None and not self.special_tokens and self.chat_template is None:
+            raise ValueError("give new_tokens, special_tokens, chat_template, or several of them")
         if self.chat_template is not None and "{" not in self.chat_template:
             raise ValueError(
                 f"chat_template: must be a template in Jinja (got {self.chat_template!r})"
             )
-        if len(set(self.special)) < len(self.special):
-            raise ValueError("special: a token stands twice")
+        if len(set(self.special_tokens)) < len(self.special_tokens):
+            raise ValueError("special_tokens: a token stands twice")
         return self
 
 
 def identity_of_tokenizer(section: TokenizerSection) -> dict[str, Any]:
     """The settings that the extended model depends on."""
     values = section.model_dump(mode="json")
-    if not section.special:
-        del values["special"]
+    if not section.special_tokens:
+        del values["special_tokens"]
     if section.chat_template is None:
         del values["chat_template"]
     return values

@@ -46,8 +46,8 @@ def run_extend(section: TokenizerSection, data: DataSection, stage: Stage, gener
     if section.new_tokens is not None:
         texts = _texts_of(data, section, stage.seed)
         chosen = _choose(core, section, section.new_tokens, texts["train, domain"])
-    special = _special_pieces(core, section.special, general)
-    extended, first = extend_tokenizer(with_special(table, section.special), chosen)
+    special = _special_pieces(core, section.special_tokens, general)
+    extended, first = extend_tokenizer(with_special(table, section.special_tokens), chosen)
     pieces = [*special, *_row_ids(core.get_vocab(), chosen)]
     with stage.running() as work:
         model = load_causal_model(general, torch.float32)
@@ -59,10 +59,10 @@ def run_extend(section: TokenizerSection, data: DataSection, stage: Stage, gener
         if section.chat_template is not None:
             write_template(work, section.chat_template)
         _check(core, work, chosen, [text for found in texts.values() for text in found])
-        _check_special(work, section.special, first - len(special))
+        _check_special(work, section.special_tokens, first - len(special))
         results = _results(core, _core(extended), texts, chosen)
-        if section.special:
-            results["special"] = list(section.special)
+        if section.special_tokens:
+            results["special"] = list(section.special_tokens)
         _write_report(work / "report.md", results)
         stage.finish(results)
     say(_sentence(results))
@@ -106,8 +106,8 @@ def _special_pieces(core: Any, names: Sequence[str], general: Path) -> list[list
     for name in names:
         if name in core.get_vocab():
             raise ConfigError(
-                f"tokenizer.special: the tokenizer of {general} has {name!r} already; use it "
-                "without adding it."
+                f"tokenizer.special_tokens: the tokenizer of {general} has {name!r} already; use "
+                "it without adding it."
             )
     return [core.encode(name, add_special_tokens=False).ids for name in names]
 
@@ -150,7 +150,7 @@ def _check_special(folder: Path, names: Sequence[str], first: int) -> None:
     for number, name in enumerate(names):
         if new.convert_tokens_to_ids(name) != first + number:
             raise ConfigError(
-                f"tokenizer.special: transformers does not read {name!r} as it was written; "
+                f"tokenizer.special_tokens: transformers does not read {name!r} as it was written; "
                 "tokenizers of this kind cannot be extended."
             )
 

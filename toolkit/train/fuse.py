@@ -29,7 +29,7 @@ def may_fuse(section: TrainSection, device: str, *, sharded: bool) -> bool:
         device: kind of device, as torch calls it.
         sharded: FSDP.
     """
-    plain = section.attention == "auto" and not section.compile
+    plain = section.attn_implementation == "auto" and not section.compile
     return plain and device == "cpu" and not sharded
 
 

@@ -190,13 +190,15 @@ def choose_attention(model: Any, wanted: str, device: str, precision: str) -> No
             return
         wanted = "flash_attention_2"
     if takes_lengths(wanted) and precision != "bf16":
-        raise ConfigError(f"train.attention: {wanted} needs precision bf16 (got {precision}).")
+        raise ConfigError(
+            f"train.attn_implementation: {wanted} needs precision bf16 (got {precision})."
+        )
     try:
         model.set_attn_implementation(wanted)
     except (ImportError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"train.attention: {wanted} cannot be used here ({first}); give auto."
+            f"train.attn_implementation: {wanted} cannot be used here ({first}); give auto."
         ) from error
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.data.blocks import Blocks
 from toolkit.progress import say
-from toolkit.train.config import WatchSection
+from toolkit.train.config import ForgettingMonitorSection
 from toolkit.train.metrics import MetricsLog
 from toolkit.train.model import call_on_model
 from toolkit.train.setup import TrainingSetup
@@ -47,7 +47,7 @@ class MonitorVerdict:
 
 
 def judge(
-    now: dict[str, float], at_start: dict[str, float], section: WatchSection
+    now: dict[str, float], at_start: dict[str, float], section: ForgettingMonitorSection
 ) -> MonitorVerdict:
     """Compare figures by role with the first ones."""
     rise = now["general"] - at_start["general"]
@@ -94,7 +94,7 @@ class ForgettingMonitor:
         self._score_roles, self._setup, self._metrics = score_roles, setup, metrics
         self._blocks, self._steps, self._general_sources = blocks, steps, general_sources
         begin = continuation.step if continuation is not None else 0
-        after_steps = look_steps(len(steps) - begin, setup.section.watch.evaluations)
+        after_steps = look_steps(len(steps) - begin, setup.section.forgetting_monitor.evaluations)
         self._look_steps = {begin + step for step in after_steps}
 
     def look(self, state: TrainState) -> MonitorVerdict | None:
@@ -108,7 +108,7 @@ class ForgettingMonitor:
         state.last_figures = figures
         row = {f"{role}_bits_per_byte": figure for role, figure in figures.items()}
         self._metrics.write(step=state.step, **row)
-        verdict = judge(figures, state.first_figures, setup.section.watch)
+        verdict = judge(figures, state.first_figures, setup.section.forgetting_monitor)
         if state.step and setup.accelerator.is_main_process:
             say(f"  step {state.step}: {verdict.text}")
         return verdict
@@ -125,9 +125,9 @@ class ForgettingMonitor:
             )
         if not verdict.is_beyond or state.step == len(self._steps):
             return
-        if section.watch.gate == "stop":
+        if section.forgetting_monitor.action == "stop":
             state.stopped = f"step {state.step}: {verdict.text}"
-        if section.watch.gate == "raise_replay":
+        if section.forgetting_monitor.action == "raise_replay":
             following = self._steps[state.step]
             share = state.raise_replay(
                 self._blocks, following.stage, following.positions[0], self._general_sources

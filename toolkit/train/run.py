@@ -147,11 +147,11 @@ def _say_summary(summary: TrainSummary, folder: Path) -> None:
     if summary.skipped_steps:
         say(f"  {summary.skipped_steps} steps were not finite and left out")
     if summary.replay_raised:
-        say(f"  the watch raised the share of replay {summary.replay_raised} times")
+        say(f"  the forgetting monitor raised the share of replay {summary.replay_raised} times")
     if summary.used_step != summary.num_steps and not summary.stopped_by_watch:
         say(f"  the specialist is the best state, of step {summary.used_step}")
     if summary.stopped_by_watch:
-        say(f"  stopped by the watch at {summary.stopped_by_watch}")
+        say(f"  stopped by the forgetting monitor at {summary.stopped_by_watch}")
     losses = [point.loss for point in read_curve(folder / METRICS) if point.loss is not None]
     say(f"  loss {curve_line(losses)}")
 

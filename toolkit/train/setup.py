@@ -72,7 +72,7 @@ def set_up_training(model: Any, section: TrainSection, work: Path) -> TrainingSe
     if section.compile:
         inner_model.base_model.compile()
     loss_module = NextTokenLoss(model.train(), dtype, fused=is_fused)
-    choose_attention(inner_model, section.attention, device, section.precision)
+    choose_attention(inner_model, section.attn_implementation, device, section.precision)
     settings = section.optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, settings.weight_decay, settings.embedding_lr_scale),

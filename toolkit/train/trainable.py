@@ -12,7 +12,7 @@ from torch import nn
 from toolkit.checkpoint.wrappers import wrapper_of
 from toolkit.errors import ConfigError, sentence_end
 from toolkit.limits import refuse_beyond_memory
-from toolkit.train.config import GrowthSection, LoraSection, TrainSection
+from toolkit.train.config import BlockExpansionSection, LoraSection, TrainSection
 
 
 def prepare_model(model: Any, section: TrainSection) -> Any:
@@ -30,8 +30,8 @@ def prepare_model(model: Any, section: TrainSection) -> Any:
     """
     if section.lora is not None:
         return _with_adapters(model, section.lora)
-    if section.growth is not None:
-        return _with_new_blocks(model, section.growth)
+    if section.block_expansion is not None:
+        return _with_new_blocks(model, section.block_expansion)
     names = [name for name, _ in model.named_parameters()]
     for pattern in section.trainable:
         if not fnmatch.filter(names, pattern):
@@ -96,7 +96,7 @@ def _with_adapters(model: Any, section: LoraSection) -> Any:
         lora_alpha=section.alpha if section.alpha is not None else 2 * section.rank,
         lora_dropout=section.dropout,
         use_dora=section.dora,
-        target_modules=list(section.modules) if section.modules else "all-linear",
+        target_modules=list(section.target_modules) if section.target_modules else "all-linear",
         task_type="CAUSAL_LM",
     )
     linear = (module for module in model.modules() if isinstance(module, nn.Linear))
@@ -105,24 +105,26 @@ def _with_adapters(model: Any, section: LoraSection) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise ConfigError(f"train.lora.modules: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"train.lora.target_modules: {str(error).splitlines()[0]}") from error
 
 
 @torch.no_grad()
-def _with_new_blocks(model: Any, section: GrowthSection) -> Any:
+def _with_new_blocks(model: Any, section: BlockExpansionSection) -> Any:
     """Put a copy behind every n-th block; its two outputs are zero, so that it adds nothing yet."""
     if wrapper_of(model) is not None:
         raise ConfigError(
-            "train.growth: this model is the text side of another one, and new blocks cannot be "
-            "written back into that; drop train.growth."
+            "train.block_expansion: this model is the text side of another one, and new blocks "
+            "cannot be written back into that; drop train.block_expansion."
         )
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList):
-        raise ConfigError("train.growth: new blocks are known for models with `layers` only.")
+        raise ConfigError(
+            "train.block_expansion: new blocks are known for models with `layers` only."
+        )
     old = len(layers)
     if section.num_blocks > old:
         raise ConfigError(
-            f"train.growth.num_blocks: must be at most the model's {old} (got "
+            f"train.block_expansion.num_blocks: must be at most the model's {old} (got "
             f"{section.num_blocks})."
         )
     after = {(index + 1) * old // section.num_blocks - 1 for index in range(section.num_blocks)}

@@ -277,7 +277,8 @@ def test_room_for_the_output(two_models: Models, tmp_path: Path, monkeypatch: py
     (tmp_path / "out" / "file").write_text("x")
     found = check(ties(*two_models), tmp_path, out=tmp_path / "out")
     assert [f.line for f in found] == [
-        f"{tmp_path / 'out'}: exists and is not empty; give another folder or remove it."
+        f"{tmp_path / 'out'}: exists and is not empty (it holds file); give another "
+        "folder or remove it."
     ]
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))

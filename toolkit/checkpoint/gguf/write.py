@@ -21,6 +21,7 @@ from toolkit.checkpoint.open import open_checkpoint
 from toolkit.checkpoint.own_head import own_head
 from toolkit.checkpoint.read import Checkpoint
 from toolkit.errors import CheckpointError
+from toolkit.leftovers import appearing_file
 
 GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0")
 _MODEL_TYPES = ("llama", "mistral")
@@ -46,32 +47,34 @@ def export_gguf(
 
     config = _config(folder)
     vocabulary = read_vocabulary(folder, int(config.vocab_size))
-    checkpoint = open_checkpoint(folder)
-    temporary = path.with_name(f".{path.name}.partial")
-    writer = gguf.GGUFWriter(temporary, "llama")
-    _write_settings(writer, config, kind)
-    _write_facts(writer, name, facts or {})
-    _write_vocabulary(writer, vocabulary)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    factors = _rope_factors(config)
-    if factors is not None:
-        writer.add_tensor("rope_freqs.weight", factors)
-    for own in checkpoint.names:
-        if own == "lm_head.weight" and own_head(checkpoint) is None and config.tie_word_embeddings:
-            continue  # the embedding's copy: llama.cpp takes that where there is no output
-        theirs = names.get_name(own, try_suffixes=(".weight", ".bias"))
-        if theirs is None:
-            raise CheckpointError(f"{folder}: {own} has no place in a GGUF file of a Llama.")
-        data, raw = _encode(_permuted(_array(checkpoint, own), own, config), kind, own)
-        writer.add_tensor(theirs, data, raw_dtype=raw)
-    try:
+    with appearing_file(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, "llama")
+        _write_settings(writer, config, kind)
+        _write_facts(writer, name, facts or {})
+        _write_vocabulary(writer, vocabulary)
+        _add_tensors(writer, folder, config, kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _add_tensors(writer: Any, folder: Path, config: Any, kind: str) -> None:
+    import gguf
+
+    checkpoint = open_checkpoint(folder)
+    gguf_names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    factors = _rope_factors(config)
+    if factors is not None:
+        writer.add_tensor("rope_freqs.weight", factors)
+    for name in checkpoint.names:
+        if name == "lm_head.weight" and own_head(checkpoint) is None and config.tie_word_embeddings:
+            continue  # the embedding's copy: llama.cpp takes that where there is no output
+        gguf_name = gguf_names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if gguf_name is None:
+            raise CheckpointError(f"{folder}: {name} has no place in a GGUF file of a Llama.")
+        data, raw = _encode(_permuted(_array(checkpoint, name), name, config), kind, name)
+        writer.add_tensor(gguf_name, data, raw_dtype=raw)
 
 
 def _config(folder: Path) -> Any:

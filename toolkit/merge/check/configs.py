@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from toolkit.load_yaml import JsonObject, JsonView
 from toolkit.merge.check.findings import Finding, Severity
 from toolkit.merge.check.survey import Model, Survey
 
@@ -95,7 +96,7 @@ def _stale_quantization(model: Model) -> Iterator[Finding]:
         )
 
 
-def plain_values(config: Mapping[str, Any]) -> dict[str, Any]:
+def plain_values(config: JsonView) -> JsonObject:
     """A config in one form: the text model's values on top, rope settings by their old names.
 
     >>> values = plain_values({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}})

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import bytes_text
-from toolkit.errors import ConfigError, ToolkitError
-from toolkit.load_yaml import load_yaml
+from toolkit.errors import ConfigError, MergeError, ToolkitError
+from toolkit.load_yaml import JsonView, load_yaml
 from toolkit.merge.check.configs import check_configs
 from toolkit.merge.check.findings import Finding, from_message, in_order
 from toolkit.merge.check.samples import check_samples
@@ -33,7 +32,7 @@ from toolkit.merge.plan import MergePlan, plan_merge
 from toolkit.merge.registry import Method, all_methods, get_method
 from toolkit.merge.vocab.tokenizer import check_tokenizer
 from toolkit.merge.vocab.vocabulary import plan_vocabulary
-from toolkit.stage import is_taken
+from toolkit.stage import refuse_taken
 
 
 def check_merge(
@@ -80,7 +79,7 @@ def check_merge(
     return in_order(findings)
 
 
-def _check_method(data: Mapping[str, Any], survey: Survey) -> tuple[list[Finding], Method | None]:
+def _check_method(data: JsonView, survey: Survey) -> tuple[list[Finding], Method | None]:
     """The method and its parameters, by plain values: other faults of a configuration do not hide
     these. The method is None where it is unknown or mergekit's."""
     name = data.get("merge_method")
@@ -148,10 +147,11 @@ def _output(
     except ToolkitError as error:
         yield from_message(str(error))
     target = (out or Path.cwd() / "out").absolute()
-    if out is not None and is_taken(out):
-        yield Finding(
-            "error", str(out), "exists and is not empty", "give another folder or remove it"
-        )
+    if out is not None:
+        try:
+            refuse_taken(out)
+        except MergeError as error:
+            yield from_message(str(error))
     needed = sum(task.size * item_bytes(dtypes[task.name]) for task in plan.tasks)
     parent = next(folder for folder in target.parents if folder.is_dir())
     free = shutil.disk_usage(parent).free

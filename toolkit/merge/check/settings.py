@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from toolkit.checkpoint.tensor_names import contains
 from toolkit.errors import MergeError
@@ -13,6 +12,7 @@ from toolkit.merge.check.survey import Survey
 from toolkit.merge.methods.checks import ZERO_WEIGHT, ParameterError, at_fault
 from toolkit.merge.parameters import Places, setting_filters
 from toolkit.merge.plan import MergePlan
+from toolkit.merge.registry import ParameterValues
 from toolkit.merge.task import TensorTask
 from toolkit.merge.torch_engine import compute_tensor
 
@@ -172,7 +172,7 @@ def _judge_weights(name: str, task: TensorTask) -> Iterator[Finding]:
 
 
 def _judge_density(
-    name: str, density: Sequence[float], values: Mapping[str, Any]
+    name: str, density: Sequence[float], values: ParameterValues
 ) -> Iterator[Finding]:
     if all(share == 1.0 for share in density):
         yield Finding(

@@ -14,7 +14,7 @@ from toolkit.checkpoint.open import open_checkpoint
 from toolkit.checkpoint.read import Checkpoint
 from toolkit.checkpoint.references import find_folder, parse_reference
 from toolkit.errors import CheckpointError, ConfigError, MergeError, ToolkitError
-from toolkit.load_yaml import read_object
+from toolkit.load_yaml import JsonView, read_object
 from toolkit.merge.check.findings import Finding, from_message, summarize_names
 from toolkit.merge.config import MergeConfig
 
@@ -31,7 +31,7 @@ class Model:
 
     name: str
     checkpoint: Checkpoint
-    config: Mapping[str, Any]
+    config: JsonView
 
     @property
     def folder(self) -> Path:
@@ -75,7 +75,7 @@ class Survey:
 
 
 def survey_models(
-    config: MergeConfig | None, data: Mapping[str, Any], models: Models
+    config: MergeConfig | None, data: JsonView, models: Models
 ) -> tuple[Survey, list[Finding]]:
     """Open every model that a configuration names.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from toolkit.checkpoint.tokens import read_tokens
 from toolkit.errors import ToolkitError
-from toolkit.load_yaml import read_object
+from toolkit.load_yaml import JsonObject, JsonView, read_object
 from toolkit.merge.check.findings import Finding
 from toolkit.merge.check.survey import Model, Survey
 
@@ -53,14 +52,14 @@ def check_tokens(survey: Survey) -> Iterator[Finding]:
     yield from _templates(survey)
 
 
-def _vocabulary(folder: Path) -> Mapping[str, Any] | None:
+def _vocabulary(folder: Path) -> JsonView | None:
     try:
         return read_tokens(folder).ids
     except (ToolkitError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # a damaged tokenizer is as good as none
 
 
-def _rows(model: Model, found: Mapping[str, Any]) -> Iterator[Finding]:
+def _rows(model: Model, found: JsonView) -> Iterator[Finding]:
     """Tokens for which the model has no row."""
     text = model.config.get("text_config")
     size = model.config.get("vocab_size", text.get("vocab_size") if text else None)
@@ -81,8 +80,8 @@ def _rows(model: Model, found: Mapping[str, Any]) -> Iterator[Finding]:
 def _vocabularies(
     leader: Model,
     model: Model,
-    first: Mapping[str, Any],
-    own: Mapping[str, Any],
+    first: JsonView,
+    own: JsonView,
     survey: Survey,
 ) -> Iterator[Finding]:
     theirs = {number: token for token, number in first.items() if isinstance(number, int)}
@@ -206,7 +205,7 @@ def _template(folder: Path) -> str | None:
     return found.strip() if isinstance(found, str) else None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> JsonObject:
     try:
         return read_object(path)
     except ToolkitError:

@@ -7,7 +7,7 @@ a few options of those that have one, and wherever numba cannot be imported or c
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from toolkit.merge.methods.slerp import (
     INDISTINGUISHABLE_COSINE,
     slerp_factors,
 )
+from toolkit.merge.registry import ParameterValues
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,7 @@ class Kernel:
         return job.row_length if self.by_row else 1
 
 
-def find_kernel(
-    method: str, parameters: Mapping[str, Any], shape: tuple[int, ...]
-) -> Kernel | None:
+def find_kernel(method: str, parameters: ParameterValues, shape: tuple[int, ...]) -> Kernel | None:
     """The kernel for a tensor by a method with these parameters, or None."""
     kernel = _KERNELS.get(method)
     if method == "nuslerp" and not parameters["nuslerp_flatten"]:
@@ -149,7 +148,7 @@ def _pair(factors: tuple[float, float]) -> tuple[np.float32, np.float32]:
     return np.float32(factors[0]), np.float32(factors[1])
 
 
-def _divisor(parameters: Mapping[str, Any]) -> np.float32 | None:
+def _divisor(parameters: ParameterValues) -> np.float32 | None:
     """What the weighted sum is divided by, if it is."""
     if not parameters["normalize"]:
         return None
@@ -159,7 +158,7 @@ def _divisor(parameters: Mapping[str, Any]) -> np.float32 | None:
 _weight_total = functools.lru_cache(maxsize=1024)(weight_total)
 
 
-def _union(parameters: Mapping[str, Any], votes: bool) -> tuple[Any, ...]:
+def _union(parameters: ParameterValues, votes: bool) -> tuple[Any, ...]:
     """What `unite` asks: votes, divisor, scale."""
     scale = np.float32(parameters["lambda_"])
     if votes:  # the models that agree divide, whose weights may sum to zero over all of them

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from toolkit.merge.kernels.rows import RowReader
 from toolkit.merge.kernels.stream import stream_key
 from toolkit.merge.kernels.workers import WorkerThreads
+from toolkit.merge.registry import ParameterValues
+
+JobMemory = dict[Hashable, Any]
+"""What was found out about the inputs of one tensor, by what it is: a table of ranks, an angle."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,9 @@ class Job:
 
     read: RowReader
     shape: tuple[int, ...]
-    parameters: Mapping[str, Any]
+    parameters: ParameterValues
     workers: WorkerThreads
-    memory: dict[Any, Any]
+    memory: JobMemory
     seed: int = 0
     name: str = ""
 

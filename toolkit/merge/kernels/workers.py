@@ -67,13 +67,14 @@ class WorkerThreads:
     def tensors(self, sizes: Sequence[int], act: Callable[[int], None]) -> None:
         """`act(index)` for every tensor: large ones one by one, each on all cores, then the others
         side by side, each on one, the largest first."""
+        # One core with more than this would still be at work when the others have nothing left.
         share = max(BLOCK, sum(sizes) // (2 * self.num_threads))
         large = [index for index, size in enumerate(sizes) if size > share]
         for index in large:
             act(index)
 
         def on_one(index: int) -> None:
-            self._here.is_worker = True
+            self._here.is_worker = True  # so that `each` starts no threads within a thread
             try:
                 act(index)
             finally:
@@ -86,6 +87,7 @@ class WorkerThreads:
         """Results in order; the calling thread is one of those that work. Should one fail, the rest
         are not begun, and nothing runs any more when the failure is passed on: the first in order,
         of those that were met."""
+        # From the end, in turn: `pop` of a list is one step for all threads, and needs no lock.
         waiting = list(enumerate(items))[::-1]
         results: dict[int, ResultT] = {}
         failures: dict[int, BaseException] = {}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from toolkit.errors import MergeError
+from toolkit.load_yaml import JsonObject, JsonView
 from toolkit.merge.moe.config import MoeConfig
 
 _ATTENTION = r"self_attn\.(?:q|k|v|o)_proj\.weight"
@@ -131,10 +131,10 @@ def _known() -> str:
 def mixture_values(
     layout: MoeLayout,
     config: MoeConfig,
-    base: Mapping[str, Any],
+    base: JsonView,
     shapes: Mapping[str, tuple[int, ...]],
     dtype: str,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The config.json of the mixture.
 
     Args:

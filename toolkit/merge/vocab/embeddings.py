@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from toolkit.checkpoint.config_parts import config_parts, untie
+from toolkit.checkpoint.model_values import config_parts, untie
 from toolkit.checkpoint.read import Checkpoint
 from toolkit.checkpoint.tensor_names import is_vocabulary
 from toolkit.errors import MergeError
+from toolkit.load_yaml import JsonObject, JsonView
 from toolkit.merge.layer_stacks import Layout, is_before_layers
 from toolkit.merge.output import promote
 from toolkit.merge.vocab.remapped import RemappedCheckpoint, RemappedTensor, RowMap
@@ -122,13 +122,13 @@ def _remapped(
 
 
 def remapped_config(
-    config: Mapping[str, Any],
+    config: JsonView,
     *,
     old_rows: int,
     num_rows: int,
     is_untied: bool,
-    owner: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+    owner: JsonView | None,
+) -> JsonObject:
     """A model's config.json as it says with its rows in the merged vocabulary's order.
 
     Args:
@@ -138,7 +138,7 @@ def remapped_config(
         is_untied: whether its head has rows of its own from now on.
         owner: config of the model whose special tokens count; None for its own.
     """
-    values: dict[str, Any] = json.loads(json.dumps(config))
+    values: JsonObject = json.loads(json.dumps(config))
     parts = _language_parts(values)
     speaking = [part for part in parts if part.get("vocab_size") == old_rows]
     speaking = speaking or [part for part in parts if "vocab_size" in part][-1:] or parts[:1]
@@ -157,7 +157,7 @@ def remapped_config(
     return values
 
 
-def _language_parts(values: dict[str, Any]) -> list[dict[str, Any]]:
+def _language_parts(values: JsonObject) -> list[JsonObject]:
     """A config, and that of its language model where it has several."""
     wanted = ("", "text_config", "llm_config", "language_config")
     return [part for part, path in config_parts(values) if path in wanted]

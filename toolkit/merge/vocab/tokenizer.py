@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.side_files import copy_side_files, copy_tokenizer_files
 from toolkit.checkpoint.tokens import own_template
-from toolkit.errors import ConfigError, MergeError, note, sentence_end
-from toolkit.load_yaml import read_object
+from toolkit.errors import ConfigError, MergeError, did_you_mean, note, sentence_end
+from toolkit.load_yaml import JsonView, read_object
 from toolkit.stage import write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -33,11 +32,18 @@ _SLOW_FILES = (
 
 
 def check_tokenizer(config: MergeConfig, models: Models) -> None:
-    """Refuse a template that is not known, before anything is merged.
+    """Refuse a vocabulary or a template that is not known, before anything is merged.
 
     Raises:
-        ConfigError: no template of this name is known.
+        ConfigError: no template of this name is known, or what is no model is nearly a word for
+            a vocabulary.
     """
+    source = tokenizer_source(config)
+    words = ["base", "union", *config.model_names()]
+    if source is not None and source not in words and not Path(source).is_dir():
+        key = "tokenizer_source" if config.tokenizer_source is not None else "tokenizer.source"
+        if "/" not in source and (near := did_you_mean(source, words)):
+            raise ConfigError(f"{key}: {source!r} is neither base, union nor a model{near}")
     _template(config, models)
 
 
@@ -45,7 +51,7 @@ def write_tokenizer(
     config: MergeConfig,
     models: Models,
     target: Path,
-    united: Mapping[str, Any] | None = None,
+    united: JsonView | None = None,
 ) -> None:
     """Write tokenizer, chat template and what else stands beside weights into the merged folder.
 
@@ -78,7 +84,7 @@ def write_tokenizer(
             write_json(settings, values)
 
 
-def _write_united(united: Mapping[str, Any], target: Path) -> None:
+def _write_united(united: JsonView, target: Path) -> None:
     with write_atomically(target / "tokenizer.json") as file:
         json.dump(united, file, ensure_ascii=False)
     for name in _SLOW_FILES:  # they would say the vocabulary as it was before

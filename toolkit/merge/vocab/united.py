@@ -18,6 +18,7 @@ from typing import Any
 
 from toolkit.checkpoint.tokens import Tokens, load_tokenizer
 from toolkit.errors import MergeError
+from toolkit.load_yaml import JsonObject, JsonView
 
 _PLAIN = {
     "single_word": False,
@@ -53,7 +54,7 @@ def unite_tokenizers(
     new: Sequence[NewToken],
     *,
     carries_flags: bool,
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """The tokenizer.json of a united vocabulary.
 
     Args:
@@ -80,7 +81,7 @@ def unite_tokenizers(
         )
     values = copy.deepcopy(load_tokenizer(own.folder / "tokenizer.json"))
     _drop(values, own.beyond)
-    added: list[dict[str, Any]] = [_flagged(item) for item in own.added.values()]
+    added: list[JsonObject] = [_flagged(item) for item in own.added.values()]
     for token in new:
         if not token.is_learned:
             donor = tokens[token.donor].added if token.donor is not None else {}
@@ -93,12 +94,12 @@ def unite_tokenizers(
     return values
 
 
-def _flagged(item: Mapping[str, Any]) -> dict[str, Any]:
+def _flagged(item: JsonView) -> JsonObject:
     """An added token with every flag; beside tokenizer.json some have none."""
     return {**item, **{flag: value for flag, value in _PLAIN.items() if flag not in item}}
 
 
-def _drop(values: dict[str, Any], beyond: Sequence[str]) -> None:
+def _drop(values: JsonObject, beyond: Sequence[str]) -> None:
     """Take tokens without rows out of a tokenizer; they are the last ones."""
     model, lost = values["model"], set(beyond)
     if isinstance(model.get("vocab"), dict):
@@ -115,13 +116,13 @@ def _drop(values: dict[str, Any], beyond: Sequence[str]) -> None:
         ]
 
 
-def _named(text: str, number: int) -> dict[str, Any]:
+def _named(text: str, number: int) -> JsonObject:
     return {"id": number, "content": text}
 
 
-def _flags(owner: str, tokens: Mapping[str, Tokens]) -> dict[str, Mapping[str, Any]]:
+def _flags(owner: str, tokens: Mapping[str, Tokens]) -> dict[str, JsonView]:
     """Tokens that the owner has, but another model alone as an added one."""
-    found: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, JsonView] = {}
     own = tokens[owner]
     for other in tokens.values():
         for text, entry in other.added.items():
@@ -131,7 +132,7 @@ def _flags(owner: str, tokens: Mapping[str, Tokens]) -> dict[str, Mapping[str, A
 
 
 def _learn(
-    values: dict[str, Any],
+    values: JsonObject,
     own: Tokens,
     tokens: Mapping[str, Tokens],
     learned: Sequence[NewToken],
@@ -166,7 +167,7 @@ def _learn(
     model["vocab"] |= {token.text: token.id for token in learned}
 
 
-def _add_merges(model: dict[str, Any], other: Mapping[str, Any], wanted: set[str]) -> None:
+def _add_merges(model: JsonObject, other: JsonView, wanted: set[str]) -> None:
     prefix = model.get("continuing_subword_prefix") or ""
     are_pairs = not model["merges"] or not isinstance(model["merges"][0], str)
     known = {_pair(item) for item in model["merges"]}
@@ -201,7 +202,7 @@ def _scored(
     return [*map(list, listed), *([text, scores.get(text, least)] for text in rest)]
 
 
-def _family(values: Mapping[str, Any]) -> str:
+def _family(values: JsonView) -> str:
     """How a tokenizer's learned tokens are written; those of one family mean the same text."""
     model = values["model"]
     kind = str(model.get("type"))
@@ -218,7 +219,7 @@ def _family(values: Mapping[str, Any]) -> str:
     return " ".join(filter(None, [spelling, kind, *marks])) + bytes_too
 
 
-def _check(values: Mapping[str, Any], own: Tokens, ids: Mapping[str, int]) -> None:
+def _check(values: JsonView, own: Tokens, ids: Mapping[str, int]) -> None:
     """Load the tokenizer, and compare what the library makes of it."""
     from tokenizers import Tokenizer
 

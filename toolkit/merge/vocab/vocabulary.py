@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.tokens import Tokens, read_tokens
 from toolkit.errors import ConfigError, MergeError, sentence_end, warn
+from toolkit.load_yaml import JsonView
 from toolkit.merge.config import MergeConfig, MergeTokenizerSection, TokenEmbedding, TokenSource
 from toolkit.merge.plan import MergePlan, plan_merge
 from toolkit.merge.vocab.embeddings import Embeddings, remapped_config, remapped_model
@@ -51,7 +51,7 @@ class Vocabulary:
     new: tuple[NewToken, ...]
     filled: Mapping[str, int]
     num_zero: int
-    tokenizer: Mapping[str, Any] | None
+    tokenizer: JsonView | None
     models: Models
 
     def describe(self) -> list[str]:
@@ -355,7 +355,7 @@ class _VocabularyPlanner:
             )
         return self.models.seen_as(checkpoints, configs)
 
-    def _owner_config(self, name: str) -> Mapping[str, Any] | None:
+    def _owner_config(self, name: str) -> JsonView | None:
         """The config whose special tokens count in place of a model's own."""
         if name == self.owner or self.owner not in self.names:
             return None

@@ -98,6 +98,7 @@ def flag_by_rank(sizes: Any, n: int, top: Any, low: Any, spread: Any, halves: An
         stay: `[⌈n / 64⌉]`, uint64: the result, a bit an entry.
     """
     bins, numbers, owns, mine, least, most, state, doubts, counts, firsts, settled = scratch
+    # Below the chance of rank 0 an entry stays whatever its rank, above that of the last it goes.
     surely = limit_of(low)
     width = limit_of(low + spread) - surely  # a limit of 2^32 is 0, and the difference still right
     num_zeros = np.int32(0)
@@ -106,6 +107,7 @@ def flag_by_rank(sizes: Any, n: int, top: Any, low: Any, spread: Any, halves: An
         before = num_zeros
         for at in range(ZEROS, BINS, 16):
             before = running_sums(counts, firsts, at, before)
+    # Undecided entries are packed to the front: what follows takes as long as they are many.
     found = 0
     for place in range(0, n, VECTOR):
         stays, may_stay = masks(halves, place, surely, np.uint32(width))
@@ -116,7 +118,8 @@ def flag_by_rank(sizes: Any, n: int, top: Any, low: Any, spread: Any, halves: An
         pack(halves, place, may_stay, numbers, found)
         pack(sizes, place, may_stay, mine, found)
         found = pack(bins, place, may_stay, owns, found)
-    zeros = num_zeros - np.int32(1)  # twice their rank, as they tie
+    # A rank lies between those of its bin's ends. Ranks are doubled, as ties have half ones.
+    zeros = num_zeros - np.int32(1)
     for j in range(found):
         own = owns[j]
         first, held = firsts[own], counts[own]
@@ -130,6 +133,7 @@ def flag_by_rank(sizes: Any, n: int, top: Any, low: Any, spread: Any, halves: An
     for j in range(found):
         number = number_of(numbers[j])
         state[j] = np.uint8(number < low_bounds[j]) + np.uint8(number < high_bounds[j])
+    # States of both bounds are equal but for a few entries: eight are looked at in one word.
     eights = state.view(np.uint64)
     state[found : (found + 7) // 8 * 8] = np.uint8(0)
     for group in range((found + 7) // 8):
