@@ -79,8 +79,8 @@ def load_sets(
 def _retention(
     section: EvaluateSection, general: Path, split: SplitName, tokenizer: Any, cache: Path
 ) -> list[EvaluationSet]:
-    wanted = section.retention
-    prompts = split_prompts(split, wanted.num_prompts, wanted.files)
+    retention = section.retention
+    prompts = split_prompts(split, retention.num_prompts, retention.files)
     made_by = hash_json([content_hash(general), section.precision])
     with progress(f"answers of the general model ({split})", len(prompts)) as advance:
         answers = load_answers(
@@ -89,8 +89,8 @@ def _retention(
             lambda: _load(general, section),
             made_by,
             cache / "answers",
-            max_new_tokens=wanted.max_new_tokens,
-            top_tokens=wanted.top_tokens,
+            max_new_tokens=retention.max_new_tokens,
+            top_tokens=retention.top_tokens,
             advance=advance,
         )
     return retention_sets(answers, prompts, section, made_by)
@@ -124,10 +124,10 @@ def refuse_too_few(validation: Sequence[EvaluationSet], test: Sequence[Evaluatio
         EvaluationError: there are some.
     """
     for split, sets in (("validation", validation), ("test", test)):
-        for found in sets:
-            if (count := len(set(found.groups))) < 2:
+        for items in sets:
+            if (count := len(set(items.groups))) < 2:
                 raise EvaluationError(
-                    f"{found.name}: its {split} set has {count} document, and an interval needs 2 "
+                    f"{items.name}: its {split} set has {count} document, and an interval needs 2 "
                     f"at least, better 20; give {split} a larger share or max_tokens, or cut long "
                     "documents by data.evaluation_document_tokens."
                 )
@@ -140,13 +140,13 @@ def refuse_overlap(validation: Sequence[EvaluationSet], test: Sequence[Evaluatio
         EvaluationError: there are some; a choice made on them would confirm itself.
     """
     seen: dict[str, str] = {}
-    for found in validation:
-        for name, value in zip(found.ids, found.item_hashes, strict=False):
-            seen.setdefault(value, f"{found.name}: {name}")
+    for items in validation:
+        for name, value in zip(items.ids, items.item_hashes, strict=False):
+            seen.setdefault(value, f"{items.name}: {name}")
     both = [
-        (f"{found.name}: {name}", seen[value])
-        for found in test
-        for name, value in zip(found.ids, found.item_hashes, strict=False)
+        (f"{items.name}: {name}", seen[value])
+        for items in test
+        for name, value in zip(items.ids, items.item_hashes, strict=False)
         if value in seen
     ]
     if both:
