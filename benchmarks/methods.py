@@ -17,11 +17,13 @@ import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from toolkit.json_lines import split_lines
+from toolkit.pipeline.merge_inputs import MergeInputs
 from toolkit.pipeline.merge_search import Search, prepare_search
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import merge_stage
@@ -32,8 +34,9 @@ from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST
 from toolkit.search.worker import Outcome
 from toolkit.select.candidates import CandidateRow, by_item, candidate_rows
-from toolkit.select.test_figures import MERGE, ScoredTestSets, document_rows, final_figures
+from toolkit.select.test_figures import MERGE, ScoredTestSets, document_figures, final_figures
 from toolkit.stage import write_atomically
+from toolkit.statistics.interval import Interval
 
 CANDIDATES = {"linear": 0, "slerp": 6, "ties": 8, "dare_ties": 8}
 """Merges that are tried of each method, the two models aside; linear has the sweep besides."""
@@ -68,7 +71,8 @@ def measure(runs: Path, recipe: str, out: Path, methods: Sequence[str]) -> list[
     path = find_recipe(recipe)
     run = Run.of(path, load_recipe(path), runs)
     general, data, specialist = (run.root / name for name in ("general", "data", "cpt"))
-    stage = merge_stage(run, general, data, specialist, {})
+    inputs = MergeInputs(run.name, run.recipe, general, specialist, data)
+    stage = merge_stage(run, inputs)
     rows = read_lines(out) if out.is_file() else []
     out.parent.mkdir(parents=True, exist_ok=True)
     losses: dict[str, Any] = {}
@@ -85,11 +89,11 @@ def measure(runs: Path, recipe: str, out: Path, methods: Sequence[str]) -> list[
             }
         )
         changed = run.recipe.model_copy(update={"search": wanted})
-        search = prepare_search(f"{run.name}-{method}", changed, stage, general, specialist, data)
+        search = prepare_search(replace(inputs, name=f"{run.name}-{method}", recipe=changed), stage)
         bench = search.bench(cache=out.with_suffix(".scores"))
         journal = out.with_name(f"{out.stem}-{method}.study")
         say(f"{run.name}, {method}: {len(search.plan.queue())} candidates")
-        outcomes = run_search(search.plan, journal, search.name, search.identity, bench)
+        outcomes = run_search(search.plan, journal, search.inputs.study, search.identity, bench)
         row, within = chosen(search, outcomes)
         say(f"  {row.name}{'' if within else ' (none stays within the tolerance)'}")
         scorer = Scorer(bench, out.with_suffix(".test.json"))
@@ -136,19 +140,24 @@ def result(
 ) -> dict[str, Any]:
     recipe = search.recipe
     figures = final_figures(ScoredTestSets(search.test, recipe.search.weights, losses))
-    changes = {name: figures["models"][name]["set_changes"] for name in (SPECIALIST, MERGE)}
+    changes = {
+        SPECIALIST: figures.models.specialist.set_changes,
+        MERGE: figures.models.merge.set_changes,
+    }
     return {
         "chosen": row.name,
         "parameters": dict(row.outcome.candidate.parameters),
         "within_tolerance": within,
         "sets": [{"name": s.name, "role": s.role, "unit": s.unit} for s in search.test],
-        "gain_kept": figures["gain_kept"],
-        "recovered": figures["sets_recovered"],
+        "gain_kept": asdict(figures.gain_kept) if figures.gain_kept else None,
+        "recovered": {
+            name: asdict(share) if share else None for name, share in figures.sets_recovered.items()
+        },
         "changes": {
-            item.name: {model: changes[model][item.name] for model in changes}
+            item.name: {model: asdict(changes[model][item.name]) for model in changes}
             for item in search.test
         },
-        "documents": document_rows(losses, search.test),
+        "documents": [row.model_dump() for row in document_figures(losses, search.test)],
     }
 
 
@@ -169,17 +178,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             row["recipe"],
             row["method"],
             row["chosen"] + ("" if row["within_tolerance"] else " (not within)"),
-            ", ".join(signed_interval(row["changes"][name][MERGE]) for name in domain),
-            percent(row["gain_kept"]) if row["gain_kept"] else "no gain shown",
+            ", ".join(signed_interval(Interval(**row["changes"][name][MERGE])) for name in domain),
+            percent(Interval(**row["gain_kept"])) if row["gain_kept"] else "no gain shown",
         ]
         for name, share in row["recovered"].items():
             change = row["changes"][name]
             cells = [
                 *first,
                 name,
-                signed_interval(change[SPECIALIST]),
-                signed_interval(change[MERGE]),
-                percent(share) if share else "no loss to recover",
+                signed_interval(Interval(**change[SPECIALIST])),
+                signed_interval(Interval(**change[MERGE])),
+                percent(Interval(**share)) if share else "no loss to recover",
             ]
             lines.append("| " + " | ".join(cells) + " |")
             first = [""] * len(first)

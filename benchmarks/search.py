@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ import yaml
 
 from toolkit.data.config import StageSection
 from toolkit.json_lines import split_lines
+from toolkit.pipeline.merge_inputs import MergeInputs
+from toolkit.pipeline.merge_output import named
 from toolkit.pipeline.merge_search import Search, prepare_search
-from toolkit.pipeline.merge_stage import named
 from toolkit.pipeline.models import ensure_cpt
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import merge_stage
@@ -92,14 +93,16 @@ class Benchmark:
         self.general, self.data, self.specialist = (
             run.root / name for name in ("general", "data", "cpt")
         )
-        self.stage = merge_stage(run, self.general, self.data, self.specialist, {})
+        self.stage = merge_stage(run, self._inputs(self.specialist))
         self.seconds = 0.0
         self.outcomes: list[Outcome] = []
         self.search_of: Search | None = None
 
     def prepared(self) -> Search:
-        folders = (self.general, self.specialist, self.data)
-        return prepare_search(self.run.name, self.run.recipe, self.stage, *folders)
+        return prepare_search(self._inputs(self.specialist), self.stage)
+
+    def _inputs(self, specialist: Path) -> MergeInputs:
+        return MergeInputs(self.run.name, self.run.recipe, self.general, specialist, self.data)
 
     def search(self) -> None:
         search = self.search_of = self.prepared()
@@ -157,7 +160,7 @@ class Benchmark:
         candidates = _spread(self.outcomes, PEERS)
         merges, evaluations = [], []
         for number, candidate in enumerate(candidates):
-            places = {name: str(path) for name, path in search.folders.items()}
+            places = {name: str(path) for name, path in search.inputs.folders.items()}
             config = named(candidate.config, places, _bfloat16())
             plain = json.loads(config.model_dump_json(exclude_none=True))
             (self.folder / "m.yaml").write_text(yaml.safe_dump(plain))
@@ -184,7 +187,7 @@ class Benchmark:
                 difference = raced.difference(losses[name], against[name])
                 print(
                     f"control, {name} ({raced.items.role}, {raced.items.unit}), {title}: "
-                    f"{signed_interval(asdict(difference.interval(0.95)))}"
+                    f"{signed_interval(difference.interval(0.95))}"
                 )
 
     def _general_alone(self) -> Run:
@@ -213,8 +216,7 @@ class Benchmark:
 
     def _on_test(self, specialist: Path) -> OnTest:
         """Losses of the general model and of a specialist; no choice is made by them."""
-        folders = (self.general, specialist, self.data)
-        search = prepare_search(self.run.name, self.run.recipe, self.stage, *folders)
+        search = prepare_search(self._inputs(specialist), self.stage)
         objective = search.objective(search.test)
         bench, outcomes = search.bench(), [_outcome(sweep_point(share)) for share in (0.0, 1.0)]
         losses: list[dict[str, Any]] = []

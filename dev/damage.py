@@ -281,7 +281,7 @@ def _interrupt_search(sound: Path) -> None:
     def die(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    _run_changed(merge_stage, "_score_test", die, ("merge", "choose", "choose.yaml"), sound)
+    _run_changed(merge_stage, "score_test_once", die, ("merge", "choose", "choose.yaml"), sound)
     if not (sound / "runs" / "choose" / "merge.partial" / "scores.jsonl").is_file():
         sys.exit("the search left no journal")
 

@@ -14,7 +14,7 @@ from toolkit.evaluate.likelihood import read_rows
 from toolkit.evaluate.prompt_files import read_prompt_files
 from toolkit.json_lines import iterate_rows, sealed, split_lines, unsealed
 from toolkit.load_yaml import decode_json
-from toolkit.pipeline.merge_stage import read_metrics
+from toolkit.pipeline.merge_output import read_metrics
 from toolkit.train.metrics import read_curve
 
 DEEP = "[" * 100_000 + "]" * 100_000

@@ -10,13 +10,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PLACES = {
+    "MergeResults": "toolkit.select.results:MergeResults",
     "Run": "toolkit.pipeline.run:Run",
     "ToolkitError": "toolkit.errors:ToolkitError",
-    "choose_merge": "toolkit.pipeline.stages:ensure_merge",
+    "choose_merge": "toolkit.pipeline.stages:choose_merge",
     "load_merge_config": "toolkit.merge.config:load_merge_config",
     "load_recipe": "toolkit.recipe.load:load_recipe",
     "prepare_data": "toolkit.pipeline.models:ensure_data",
-    "read_results": "toolkit.report.results:read_results",
+    "read_results": "toolkit.select.results:read_results",
     "run_merge": "toolkit.merge.to_disk:run_merge",
     "score_models": "toolkit.evaluate.compare:run_evaluation",
     "train_specialist": "toolkit.pipeline.models:ensure_specialist",
@@ -24,6 +25,7 @@ _PLACES = {
 """Each public name, and the file and name that it stands for; `__init__.pyi` says it to types."""
 
 __all__ = [
+    "MergeResults",
     "Run",
     "ToolkitError",
     "__version__",

@@ -5,12 +5,14 @@ from toolkit.merge.to_disk import run_merge as run_merge
 from toolkit.pipeline.models import ensure_data as prepare_data
 from toolkit.pipeline.models import ensure_specialist as train_specialist
 from toolkit.pipeline.run import Run as Run
-from toolkit.pipeline.stages import ensure_merge as choose_merge
+from toolkit.pipeline.stages import choose_merge as choose_merge
 from toolkit.recipe.load import load_recipe as load_recipe
-from toolkit.report.results import read_results as read_results
+from toolkit.select.results import MergeResults as MergeResults
+from toolkit.select.results import read_results as read_results
 
 __version__: str
 __all__ = [
+    "MergeResults",
     "Run",
     "ToolkitError",
     "__version__",

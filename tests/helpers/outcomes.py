@@ -1,10 +1,15 @@
-"""Results of a made-up merge stage, with every key that the page knows."""
+"""Results of a made-up merge stage, as plain values to be changed and as types."""
 
 from __future__ import annotations
 
 import math
 import random
 from typing import Any
+
+from toolkit.report.again import Again
+from toolkit.report.measured_section import PromptAnswers
+from toolkit.report.training_section import TrainingRow
+from toolkit.select.results import MergeResults
 
 
 def interval(estimate: float, half: float = 0.012) -> dict[str, float]:
@@ -24,11 +29,13 @@ def candidate(order: int, name: str, share: float, **changes: Any) -> dict[str, 
         "domain": domain,
         "general": general,
         "general_loss_bound": general - 1.05 + 0.004,
+        "loss_bounds": {},
         "distance": share,
         "qualified": general - 1.05 + 0.004 <= 0.01,
         "status": "complete",
         "tokens": 16000,
         "seconds": 9.5,
+        "merge_seconds": 0.5,
         "order": order,
         **changes,
     }
@@ -46,12 +53,35 @@ def make_candidates() -> list[dict[str, Any]]:
         if number % 3 == 2:
             row |= {"status": "dropped", "qualified": False, "tokens": 4000}
         rows.append(row)
-    nothing = dict.fromkeys(("domain", "general", "general_loss_bound", "distance"))
+    nothing = dict.fromkeys(("domain", "general", "general_loss_bound"))
     rows.append(candidate(23, "slerp t=0.5", 0.5, status="failed", qualified=False) | nothing)
     return rows
 
 
-def make_results(**changes: Any) -> dict[str, Any]:
+def set_row(name: str, role: str, unit: str, **changes: Any) -> dict[str, Any]:
+    """What the results say of a set."""
+    return {
+        "name": name,
+        "role": role,
+        "unit": unit,
+        "items_validation": 30,
+        "items_test": 40,
+        "groups_validation": 30,
+        "groups_test": changes.get("items_test", 40),
+        "one_group": False,
+        "speaks_for": "",
+        "tolerance": None,
+        **changes,
+    }
+
+
+def make_results(**changes: Any) -> MergeResults:
+    """The results as types."""
+    return MergeResults.model_validate(make_values(**changes))
+
+
+def make_values(**changes: Any) -> dict[str, Any]:
+    """What `report.json` holds."""
     chance = random.Random(7)  # noqa: S311
     documents = []
     for name, role, start, gain in (
@@ -63,8 +93,8 @@ def make_results(**changes: Any) -> dict[str, Any]:
             specialist = general - gain + chance.gauss(0, 0.05)
             merge = specialist + chance.gauss(-0.005, 0.02)
             documents.append(
-                {"id": f"{name}-{number}", "set": name, "role": role, "group": "tgt_2026_10k",
-                 "general": general, "specialist": specialist, "merge": merge}
+                {"id": f"{name}-{number}", "set": name, "role": role, "general": general,
+                 "specialist": specialist, "merge": merge}
             )  # fmt: skip
 
     def figures(domain: float, general: float) -> dict[str, Any]:
@@ -74,14 +104,18 @@ def make_results(**changes: Any) -> dict[str, Any]:
             "domain_change": interval(domain - 0.95, 0.02),
             "general_change": interval(general - 1.05, 0.009),
             "sets": {"filings": interval(domain, 0.045), "news": interval(general, 0.05)},
-        }  # fmt: skip
+            "set_changes": {
+                "filings": interval(domain - 0.95, 0.02),
+                "news": interval(general - 1.05, 0.009),
+            },
+        }
 
-    sizes = {"items_validation": 30, "items_test": 40}
     sweep = [
         {
             "alpha": alpha,
             "domain": interval(candidate(0, "x", alpha)["domain"], 0.02 * alpha),
             "general": interval(candidate(0, "x", alpha)["general"], 0.01 * alpha),
+            "sets": {},
         }
         for alpha in [round(0.1 * n, 1) for n in range(11)]
     ]
@@ -94,19 +128,22 @@ def make_results(**changes: Any) -> dict[str, Any]:
         "tolerance": 0.01,
         "confidence": 0.95,
         "sets": [
-            {"name": "filings", "role": "domain", "unit": "bits per byte", **sizes},
-            {"name": "news", "role": "general", "unit": "bits per byte", **sizes},
+            set_row("filings", "domain", "bits per byte"),
+            set_row("news", "general", "bits per byte", tolerance=0.01),
         ],
         "candidates": make_candidates(),
         "front": [f"linear alpha={a:g}" for a in (0.4, 0.5, 0.6, 0.7, 0.8)],
         "knee": "linear alpha=0.5",
         "sweep": sweep,
+        "ladder": [],
         "beat_sweep": {
-            **interval(0.0003, 0.004),
             "difference": 0.0003,
+            "low": -0.0037,
+            "high": 0.0043,
             "sentence": "Nothing beats the plain sweep: the best other candidate differs from the "
             "best α by +0.0003 (-0.0037 to +0.0043).",
         },
+        "remarks": [],
         "search_tokens": 300_000,
         "full_tokens": 400_000,
         "models": {
@@ -116,10 +153,13 @@ def make_results(**changes: Any) -> dict[str, Any]:
         },
         "gain_kept": interval(0.93, 0.05),
         "loss_recovered": interval(0.9, 0.2),
+        "sets_recovered": {"news": interval(0.9, 0.2)},
         "documents": documents,
         "test_scorings": 1,
         "validation": {"domain": 30, "general": 30},
         "test": {"domain": 40, "general": 40},
+        "power": [],
+        "precision": {"scoring": "fp32", "training": None},
         **changes,
     }
 
@@ -140,21 +180,25 @@ def make_training() -> list[dict[str, Any]]:
     return rows
 
 
+def training_rows(rows: list[dict[str, Any]] | None = None) -> list[TrainingRow]:
+    return [TrainingRow.model_validate(row) for row in rows or make_training()]
+
+
 ANSWERS = [
-    {
-        "prompt": "What does an auditor do?",
-        "general": "An auditor checks a company's books.",
-        "specialist": "The auditor expresses an opinion on the consolidated statements.",
-        "merge": "An auditor examines financial statements and gives an opinion on them.",
-    },
-    {"prompt": "Name colors.", "general": "Red,\nblue.", "specialist": "", "merge": "Red."},
+    PromptAnswers(
+        prompt="What does an auditor do?",
+        general="An auditor checks a company's books.",
+        specialist="The auditor expresses an opinion on the consolidated statements.",
+        merge="An auditor examines financial statements and gives an opinion on them.",
+    ),
+    PromptAnswers(prompt="Name colors.", general="Red,\nblue.", specialist="", merge="Red."),
 ]
 
-AGAIN = {
-    "commands": ["make cpt DOMAIN=finance", "make merge DOMAIN=finance"],
-    "recipe": "description: x\nseed: 1\n",
-    "versions": {"torch": "2.13.0"},
-    "hashes": {"general model": "ab" * 32},
-}
+AGAIN = Again(
+    ("make cpt DOMAIN=finance", "make merge DOMAIN=finance"),
+    "description: x\nseed: 1\n",
+    {"torch": "2.13.0"},
+    {"general model": "ab" * 32},
+)
 
 MERGE_YAML = "merge_method: linear\nmodels: []\n"

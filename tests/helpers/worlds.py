@@ -33,6 +33,7 @@ from toolkit.search.space import GENERAL, SPECIALIST, Candidate, MergeSpace, loa
 from toolkit.select.config import SelectSection
 from toolkit.select.holdout import divide
 from toolkit.select.test_figures import MERGE, ScoredTestSets, final_figures
+from toolkit.statistics.interval import Interval
 from toolkit.statistics.seeds import named_seed
 from toolkit.train.config import TrainSection
 
@@ -399,20 +400,20 @@ class Study:
     Attributes:
         search: with its sets.
         outcomes: of the search.
-        verdict: of the merge stage.
+        choice: candidate that the merge stage chose.
         search_tokens, tokens: scored by the search, and up to the choice.
     """
 
     search: Any
     outcomes: Sequence[Any]
-    verdict: Any
+    choice: Any
     search_tokens: int
     tokens: int
 
 
 def decide_study(world: World, seed: int) -> Study:
     """One study of a world through the real search and decision."""
-    from toolkit.pipeline.merge_stage import _decide  # needs torch
+    from toolkit.pipeline.merge_choice import choose_candidate  # needs torch
 
     made = WorldSets(world, seed)
     validation, test = made.sets("validation"), made.sets("test")
@@ -427,33 +428,33 @@ def decide_study(world: World, seed: int) -> Study:
     with _quietly():
         outcomes = run_search(plan, Path("nowhere"), "simulated", {}, bench)
         searched = bench.tokens
-        verdict = _decide(search, outcomes, Scorer(bench, Path("nowhere")))
-    return Study(search, outcomes, verdict, searched, bench.tokens)
+        choice = choose_candidate(search, outcomes, Scorer(bench, Path("nowhere")))
+    return Study(search, outcomes, choice, searched, bench.tokens)
 
 
 def run_study(world: World, seed: int) -> StudyFigures:
     """One study, and what came of it."""
     study = decide_study(world, seed)
-    search, outcomes, verdict = study.search, study.outcomes, study.verdict
+    search, outcomes, choice = study.search, study.outcomes, study.choice
     section, validation = search.recipe.search, search.validation
     whole = search.objective(validation)
     points = [point_of(outcome.candidate.config) for outcome in outcomes]
     fit = [p for p in points if p.alpha > 0.0 and world.is_within(p) and world.gain(p) > 0.0]
     plain = [Point(a, "linear", "") for a in (*section.sweep, 1.0)]
-    chosen = point_of(verdict.chosen.candidate.config)
-    is_merge = verdict.choice.any_merge
-    beaten = verdict.beat_sweep
+    chosen = point_of(choice.candidate.config)
+    is_merge = choice.decision.choice.any_merge
+    beaten = choice.beat_sweep
     return StudyFigures(
-        verdict.chosen.candidate.name,
+        choice.candidate.name,
         chosen.alpha,
         world.gain(chosen),
         max((world.gain(p) for p in plain if world.is_within(p)), default=0.0),
         is_merge,
         world.is_within(chosen),
         bool(fit),
-        beaten["high"] is not None and beaten["high"] < 0.0,
+        beaten.high is not None and beaten.high < 0.0,
         study.search_tokens / (len(outcomes) * search.plan.objective.all_tokens),
-        study.tokens / (section.candidates * whole.all_tokens),
+        study.tokens / (section.num_trials * whole.all_tokens),
         *(_covers(search, world, chosen) if is_merge else (True, None, None)),
     )
 
@@ -468,22 +469,22 @@ def _covers(search: Any, world: World, chosen: Point) -> tuple[bool, bool | None
     ):
         losses[name] = {s.name: s.score(point, range(len(s))) for s in search.test}
     figures = final_figures(ScoredTestSets(search.test, {}, losses))
-    change = figures["models"][MERGE]["domain_change"]
+    change = figures.models.merge.domain_change
     whole = world.gain(Point(1.0, "linear", ""))
     kept = world.gain(chosen) / whole if whole else None
     lossy = next((s for s, _ in world.sets if s.name == "retention"), None)
     back = None
     if lossy is not None and lossy.change(1.0):
         back = 1.0 - lossy.change(chosen.alpha) / lossy.change(1.0)
-    shown = figures["sets_recovered"].get("retention")
+    shown = figures.sets_recovered.get("retention")
     return (
-        bool(change["low"] <= -world.gain(chosen) <= change["high"]),
-        _holds(figures["gain_kept"], kept),
+        bool(change.low <= -world.gain(chosen) <= change.high),
+        _holds(figures.gain_kept, kept),
         _holds(shown, back),
     )
 
 
-def _holds(interval: Mapping[str, float] | None, truth: float | None) -> bool | None:
+def _holds(interval: Interval | None, truth: float | None) -> bool | None:
     if interval is None or truth is None:
         return None
-    return interval["low"] <= truth <= interval["high"]
+    return interval.low <= truth <= interval.high

@@ -17,7 +17,7 @@ from toolkit.checkpoint.stored_names import parameters_by_name
 from toolkit.errors import ConfigError
 from toolkit.merge.in_memory import LiveMerge
 from toolkit.merge.to_disk import run_merge
-from toolkit.pipeline.merge_stage import named, references
+from toolkit.pipeline.merge_output import named, references
 from toolkit.pipeline.models import ensure_general, ensure_models
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import ensure_merge

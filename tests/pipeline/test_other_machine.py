@@ -34,7 +34,7 @@ def begun(tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(OVERRIDE, "bf16")
     with monkeypatch.context() as patch:
-        patch.setattr(merge_stage, "_score_test", stop_after_search)
+        patch.setattr(merge_stage, "score_test_once", stop_after_search)
         with pytest.raises(StoppedError):
             ensure_merge(open_run(tmp_path, {"search": SEARCH}))
     return tmp_path

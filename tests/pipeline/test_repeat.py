@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.outcomes import interval, make_results
+from tests.helpers.outcomes import interval, make_values
 from tests.helpers.projects import recipe
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.errors import ConfigError
@@ -18,29 +18,31 @@ from toolkit.pipeline.models import ensure_cpt, ensure_data, ensure_general, ens
 from toolkit.pipeline.repeat import compare_seeds, of_seed, run_repeat, show_seeds
 from toolkit.pipeline.run import Run
 from toolkit.recipe.schema import Recipe
+from toolkit.select.results import MergeResults
 from toolkit.stage import Stage, content_hash, load_json
 
 MOE = {"base": {"path": "model"}, "num_experts": 2, "experts_per_token": 1}
 
 
-def make_seeds() -> dict[int, dict[str, Any]]:
-    results = {}
+def make_seeds(**changes: Any) -> dict[int, MergeResults]:
+    """Results of three seeds; `changes` are those of the last."""
+    values = {}
     for seed, gain in ((0, -0.10), (1, -0.12), (2, -0.14)):
-        results[seed] = make_results(gain_kept=interval(0.9, 0.0196))
-        results[seed]["models"]["merge"]["domain_change"] = interval(gain, 0.0196)
-    results[2]["gain_kept"] = None  # one seed has nothing to keep: no mean of the others
-    return results
+        values[seed] = make_values(gain_kept=interval(0.9, 0.0196))
+        values[seed]["models"]["merge"]["domain_change"] = interval(gain, 0.0196)
+    values[2] |= {"gain_kept": None, **changes}  # nothing to keep: no mean of the others
+    return {seed: MergeResults.model_validate(one) for seed, one in values.items()}
 
 
 def test_scatter_between_seeds_stands_beside_that_over_items(capsys: pytest.CaptureFixture[str]):
     results = make_seeds()
     found = compare_seeds(results, same_documents=True)
-    assert found["figures"]["domain, change"] == pytest.approx(
+    assert found.figures["domain, change"].model_dump() == pytest.approx(
         {"mean": -0.12, "between_seeds": 0.02, "over_documents": 0.01, "of_the_seed": 0.02},
         rel=1e-3,
     )
-    assert "gain kept" not in found["figures"]
-    assert found["seeds"]["1"]["chosen"] == results[1]["chosen"]
+    assert "gain kept" not in found.figures
+    assert found.seeds["1"].chosen == results[1].chosen
     show_seeds(found)
     printed = " ".join(capsys.readouterr().out.split())
     assert "-0.1200" in printed
@@ -49,11 +51,10 @@ def test_scatter_between_seeds_stands_beside_that_over_items(capsys: pytest.Capt
 
 
 def test_documents_drawn_anew_are_not_taken_for_the_seed(capsys: pytest.CaptureFixture[str]):
-    results = make_seeds()
-    results[2]["chosen"] = "general"
+    results = make_seeds(chosen="general")
     found = compare_seeds(results, same_documents=False)
     # 0.02 between seeds, of which documents alone make 0.01: the root of 0.0004 - 0.0001
-    assert found["figures"]["domain, change"]["of_the_seed"] == pytest.approx(0.01732, rel=1e-3)
+    assert found.figures["domain, change"].of_the_seed == pytest.approx(0.01732, rel=1e-3)
     show_seeds(found)
     printed = " ".join(capsys.readouterr().out.split())
     assert "split anew for each seed" in printed
@@ -153,7 +154,7 @@ def test_a_split_by_names_is_shared_without_being_asked(
     def make(run: Run) -> Path:
         shared.append(run.same_documents)
         run.root.mkdir(parents=True, exist_ok=True)
-        (run.root / "report.json").write_text(json.dumps(make_results()))
+        (run.root / "report.json").write_text(json.dumps(make_values()))
         return run.root
 
     monkeypatch.setattr("toolkit.pipeline.stages.ensure_merge", make)

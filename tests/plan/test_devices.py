@@ -64,6 +64,12 @@ def test_own_devices(tmp_path: Path):
         (["H10=1"], "", "did you mean H100?"),
         ([], "prices: {A10: 1.0}\n", "there is no device 'A10'; did you mean A100?"),
         ([], "devices: {X: {memory_gb: 1}}\n", "devices.X.tflops: is missing"),
+        ([], "devices: {X: 80}\n", "devices.X: must hold memory_gb, tflops and price (got 80)"),
+        (
+            [],
+            "devices: {X: {memory_gb: yes, tflops: 1}}\n",
+            "devices.X.memory_gb: must be a number (got True)",
+        ),
         (
             [],
             "devices: {X: {memory: 1}}\n",

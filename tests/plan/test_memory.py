@@ -6,9 +6,10 @@ import pytest
 
 from tests.helpers.shapes import LLAMA_3_70B, MIXTRAL, ROUND, SMOL
 from toolkit.checkpoint.config import ShapeSection
+from toolkit.plan.activations import activation_bytes, fused_activations, is_fused
 from toolkit.plan.devices import DEVICES, Device, Fleet
 from toolkit.plan.fit import fits, memory_on, misfit, ways_to_train
-from toolkit.plan.memory import activation_bytes, fused_activations, is_fused, training_memory
+from toolkit.plan.memory import training_memory
 from toolkit.train.config import TrainSection
 
 

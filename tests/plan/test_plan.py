@@ -23,7 +23,8 @@ from toolkit.plan import plan as planning
 from toolkit.plan.devices import DEVICES, Fleet
 from toolkit.plan.fit import misfits
 from toolkit.plan.model import Located
-from toolkit.plan.plan import PlanRequest, finish, make_plan, write_plan, write_recipe
+from toolkit.plan.plan import PlanRequest, finish, make_plan, write_plan
+from toolkit.plan.ready_recipe import write_recipe
 from toolkit.plan.shape import count_parameters
 from toolkit.recipe.load import load_recipe
 from toolkit.recipe.model import shape_of

@@ -17,8 +17,9 @@ from toolkit.data.config import ArtifactSection, CleaningSection, SourceSection
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.plan import sample as sample_module
 from toolkit.plan.evidence import look
+from toolkit.plan.ready_recipe import recipe_text
 from toolkit.plan.sample import is_fetched, sample_source
-from toolkit.plan.settings import Setting, recipe_text
+from toolkit.plan.settings import Setting
 from toolkit.plan.surprise import TextPiece, measure_surprise, shuffled_words
 from toolkit.plan.token_budget import source_amount
 from toolkit.plan.words import word_figures

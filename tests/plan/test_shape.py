@@ -96,7 +96,7 @@ def test_experts_cost_what_is_active():
 
 def test_a_real_models_saved_activations_are_what_the_formula_says():
     """One layer's activations, counted by autograd's own hooks, bytes a token."""
-    from toolkit.plan.memory import activation_bytes, fused_activations
+    from toolkit.plan.activations import activation_bytes, fused_activations
     from toolkit.train.fuse import fuse
     from toolkit.train.model import NextTokenLoss
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.helpers.hub_server import TOKEN, Hub, running_hub
+from tests.helpers.outcomes import candidate, interval, make_values, set_row
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.to_disk import run_merge
 from toolkit.publish.material import Material
@@ -33,30 +34,33 @@ RECIPE: dict[str, Any] = {
 
 
 def figures(domain: float, general: float) -> dict[str, Any]:
-    def around(value: float) -> dict[str, float]:
-        return {"estimate": value, "low": value - 0.01, "high": value + 0.01}
-
+    docs, web = interval(domain, 0.01), interval(general, 0.01)
+    changes = interval(domain - 0.9, 0.01), interval(general - 1.0, 0.01)
     return {
-        "domain": around(domain),
-        "domain_change": around(domain - 0.9),
-        "general": around(general),
-        "general_change": around(general - 1.0),
+        "domain": docs,
+        "domain_change": changes[0],
+        "general": web,
+        "general_change": changes[1],
+        "sets": {"docs": docs, "web": web},
+        "set_changes": {"docs": changes[0], "web": changes[1]},
     }
 
 
-RESULTS: dict[str, Any] = {
-    "description": "tiny",
-    "chosen": "linear alpha=0.5",
-    "reason": "Because.",
-    "any_merge": True,
-    "candidates": [{}, {}, {}],
-    "test": {"domain": 4, "general": 5},
-    "models": {
+RESULTS: dict[str, Any] = make_values(
+    description="tiny",
+    chosen="linear alpha=0.5",
+    reason="Because.",
+    candidates=[candidate(n, f"linear alpha={n / 4:g}", n / 4) for n in (1, 2, 3)],
+    sets=[
+        set_row("docs", "domain", "bits per byte", items_test=4),
+        set_row("web", "general", "bits per byte", items_test=5),
+    ],
+    models={
         "general": figures(0.9, 1.0),
         "specialist": figures(0.7, 1.1),
         "merge": figures(0.75, 1.02),
     },
-}
+)
 
 
 def stage(root: Path, name: str, config: dict[str, Any]) -> Stage:
@@ -109,7 +113,7 @@ def make_material(
                 path.rename(work / path.name)
             (work / "model").rmdir()
             (work / "report.html").write_text("<html><body>tiny</body></html>")
-            (work / "report.json").write_text("{}")
+            (work / "report.json").write_text(json.dumps(results or RESULTS))
             (work / "scores.jsonl").write_text("{}")
             merge.finish(results or RESULTS)
         recipe = parse_section(Recipe, values, where="test", what="recipe")

@@ -26,6 +26,7 @@ from toolkit.publish.checks import (
 from toolkit.publish.license_texts import find_agreements
 from toolkit.publish.material import Material, find_parents
 from toolkit.publish.stage import make_bundle
+from toolkit.select.results import MergeResults
 
 REPO = "org/tiny"
 
@@ -35,6 +36,10 @@ def subject(material: Material) -> CheckedBundle:
     folder = make_bundle(material, "safetensors", REPO, {})
     (folder / "SHA256SUMS").unlink()
     return of(material, folder)
+
+
+def results_with(**changes: Any) -> MergeResults:
+    return MergeResults.model_validate({**RESULTS, **changes})
 
 
 def of(material: Material, folder: Path, repository: str = REPO) -> CheckedBundle:
@@ -51,7 +56,7 @@ def of(material: Material, folder: Path, repository: str = REPO) -> CheckedBundl
         parents=parents,
         agreements=find_agreements(parents, material.places, given),
         license=(section.license, section.license_name),
-        results=RESULTS,
+        results=results_with(),
         withheld=[],
         base=material.general,
     )
@@ -143,9 +148,9 @@ def test_pickles_and_code(subject: CheckedBundle, name: str, data: bytes):
 
 
 def test_test_sets_scored_twice(subject: CheckedBundle):
-    twice = replace(subject, results={**RESULTS, "test_scorings": {"domain": 1, "general": 2}})
+    twice = replace(subject, results=results_with(test_scorings=2))
     assert faults(twice, "test") == (
-        "general was scored 2 times; what was chosen after the first look is biased"
+        "the test sets were scored 2 times; what was chosen after the first look is biased"
     )
 
 
@@ -192,7 +197,7 @@ def test_a_general_model_without_a_public_name(
 
 
 def test_nothing_new(subject: CheckedBundle):
-    same = replace(subject, results={**RESULTS, "any_merge": False})
+    same = replace(subject, results=results_with(any_merge=False))
     assert "there is nothing new" in faults(same, "merge")
 
 
@@ -236,7 +241,7 @@ def test_terms_that_do_not_go_together(
 def test_all_failures_are_shown_at_once(subject: CheckedBundle, capsys: pytest.CaptureFixture[str]):
     (subject.folder / "model.bin").write_bytes(b"x")
     (subject.folder / "report.json").write_text('{"from": "/home/jane/work"}')
-    worse = replace(subject, results={**RESULTS, "any_merge": False, "test_scorings": 3})
+    worse = replace(subject, results=results_with(any_merge=False, test_scorings=3))
     findings = run_checks(worse, {"merge": "wanted"})
     show_findings(findings)
     shown = capsys.readouterr().out

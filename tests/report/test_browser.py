@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.outcomes import AGAIN, ANSWERS, MERGE_YAML, make_results, make_training
+from tests.helpers.outcomes import AGAIN, ANSWERS, MERGE_YAML, make_results, training_rows
 from toolkit.report.page import write_page
 
 CHROMIUM = next(
@@ -52,7 +52,7 @@ def report(tmp_path: Path) -> Path:
         make_results(),
         path,
         merge_yaml=MERGE_YAML,
-        training=make_training(),
+        training=training_rows(),
         answers=ANSWERS,
         again=AGAIN,
     )

@@ -8,20 +8,32 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.outcomes import AGAIN, ANSWERS, MERGE_YAML, make_results, make_training
-from toolkit.report.again import again_of
+from tests.helpers.outcomes import (
+    AGAIN,
+    ANSWERS,
+    MERGE_YAML,
+    make_results,
+    make_training,
+    make_values,
+    set_row,
+    training_rows,
+)
+from toolkit.report.again import Again, again_of
+from toolkit.report.measured_section import PromptAnswers
 from toolkit.report.page import write_page
-from toolkit.report.training_section import thin
+from toolkit.report.training_section import TrainingRow, thin
+from toolkit.select.results import MergeResults
 
 
-def page(folder: Path, results: dict[str, Any], **parts: Any) -> str:
+def page(folder: Path, results: MergeResults | dict[str, Any], **parts: Any) -> str:
     path = folder / "report.html"
+    results = MergeResults.model_validate(results)
     write_page(results, path, merge_yaml=MERGE_YAML, **parts)
     return path.read_text(encoding="utf-8")
 
 
-def whole(folder: Path, results: dict[str, Any]) -> str:
-    return page(folder, results, training=make_training(), answers=ANSWERS, again=AGAIN)
+def whole(folder: Path, results: MergeResults) -> str:
+    return page(folder, results, training=training_rows(), answers=ANSWERS, again=AGAIN)
 
 
 def sections(html: str) -> list[str]:
@@ -47,21 +59,11 @@ def test_nothing_comes_from_the_network(tmp_path: Path):
 
 
 def test_missing_figures_leave_their_part_out(tmp_path: Path):
-    """The results of a plain search: neither sweep, documents, order nor sets."""
-    results = make_results()
-    for name in ("sets", "front", "knee", "sweep", "beat_sweep", "documents", "test_scorings"):
-        del results[name]
-    del results["search_tokens"], results["full_tokens"]
-    results["candidates"] = [
-        {k: row[k] for k in
-         ("name", "domain", "general", "general_loss_bound", "distance", "qualified")}
-        for row in results["candidates"] if row["domain"] is not None
-    ]  # fmt: skip
-    for row in results["models"].values():
-        del row["sets"]
+    """The results of a plain search: neither sweep nor documents."""
+    results = make_results(front=[], knee=None, sweep=[], documents=[], search_tokens=0)
     html = page(tmp_path, results)
-    assert sections(html) == ["test", "front", "candidates", "again"]
-    assert "domain, bits per byte (40 documents)" in html
+    assert sections(html) == ["test", "front", "history", "candidates", "again"]
+    assert "domain, bits per byte (filings, 40 items)" in html
 
 
 def test_the_ladder_is_told_step_by_step(tmp_path: Path):
@@ -90,11 +92,10 @@ def test_the_general_model_is_kept(tmp_path: Path):
 
 
 def test_a_general_set_in_its_own_unit_has_its_front_and_its_sweep(tmp_path: Path):
-    results = make_results()
-    entry = {"name": "retention", "role": "general", "unit": "nats per token", "tolerance": 0.1}
-    results["sets"].append({**entry, "items_validation": 30, "items_test": 30})
+    results = make_values()
+    results["sets"].append(set_row("retention", "general", "nats per token", tolerance=0.1))
     for row in results["candidates"]:
-        row["values"] = {**(row.get("values") or {}), "retention": 0.6}
+        row["values"]["retention"] = 0.6
     for row in results["sweep"][:3]:
         row["sets"] = {"retention": {"estimate": 0.6, "low": 0.5, "high": 0.7}}
     html = page(tmp_path, results)
@@ -104,9 +105,8 @@ def test_a_general_set_in_its_own_unit_has_its_front_and_its_sweep(tmp_path: Pat
 
 
 def test_what_fades_on_a_set_in_another_unit_is_among_the_first_figures(tmp_path: Path):
-    results = make_results()
-    entry = {"name": "retention", "role": "general", "unit": "nats per token", "tolerance": 0.1}
-    results["sets"].append({**entry, "items_validation": 30, "items_test": 30})
+    results = make_values()
+    results["sets"].append(set_row("retention", "general", "nats per token", tolerance=0.1))
     lost = {"estimate": 0.053, "low": 0.028, "high": 0.08}
     for row in results["models"].values():
         row["set_changes"] = {"retention": lost, "news": lost}
@@ -116,7 +116,7 @@ def test_what_fades_on_a_set_in_another_unit_is_among_the_first_figures(tmp_path
 
 
 def test_a_weight_beyond_the_specialist_stands_within_the_chart(tmp_path: Path):
-    results = make_results()
+    results = make_values()
     results["sweep"].append({**results["sweep"][-1], "alpha": 1.25})
     html = page(tmp_path, results)
     section = html.partition('<section id="sweep"')[2].partition("</section>")[0]
@@ -141,24 +141,17 @@ BAD = "<script>alert('x')</script>\"'&"
 
 
 def test_everything_is_escaped(tmp_path: Path):
-    results = make_results(recipe=BAD, description=BAD, reason=BAD)
+    results = make_values(recipe=BAD, description=BAD, reason=BAD)
     row = results["candidates"][2]
     row |= {"name": f"linear {BAD}", "method": BAD, "parameters": {BAD: BAD}}
     results["chosen"] = row["name"]
     results["beat_sweep"]["sentence"] = BAD
     results["sets"][0] |= {"name": BAD, "unit": BAD}
     for document in results["documents"]:
-        document |= {"id": BAD, "set": BAD, "group": BAD}
-    parts = {
-        "answers": [dict.fromkeys(("prompt", "general", "specialist", "merge"), BAD)],
-        "again": {
-            "commands": [BAD],
-            "recipe": BAD,
-            "versions": {BAD: BAD},
-            "hashes": {BAD: BAD},
-        },
-    }
-    html = page(tmp_path, results, **parts)
+        document |= {"id": BAD, "set": BAD}
+    answers = [PromptAnswers(prompt=BAD, general=BAD, specialist=BAD, merge=BAD)]
+    again = Again((BAD,), BAD, {BAD: BAD}, {BAD: BAD})
+    html = page(tmp_path, results, answers=answers, again=again)
     assert "<script>alert" not in html
     assert html.count("<script>") == html.count("</script>") == 1
     assert not re.search(r"data-marks=\"[^\"]*<", html)
@@ -167,11 +160,11 @@ def test_everything_is_escaped(tmp_path: Path):
 def test_what_is_needed_to_run_it_again_names_no_machine():
     recipe = {"model": {"path": "/home/someone/models/mine"}, "files": ["/data/x.txt", "y/*.txt"]}
     again = again_of("mine", recipe, {"general": "ab"})
-    assert "/home" not in again["recipe"]
-    assert "path: mine" in again["recipe"]
-    assert "y/*.txt" in again["recipe"]
-    assert again["commands"][-1] == "make merge DOMAIN=mine"
-    assert {"cpt-toolkit", "torch"} <= set(again["versions"])
+    assert "/home" not in again.recipe
+    assert "path: mine" in again.recipe
+    assert "y/*.txt" in again.recipe
+    assert again.commands[-1] == "make merge DOMAIN=mine"
+    assert {"cpt-toolkit", "torch"} <= set(again.versions)
 
 
 def test_a_long_run_is_thinned():
@@ -183,11 +176,12 @@ def test_a_long_run_is_thinned():
 
 @pytest.mark.parametrize("rows", [[], [{"step": 1, "loss": 2.0, "tokens": 8}]])
 def test_a_training_too_short_to_draw(tmp_path: Path, rows: list[dict[str, Any]]):
-    assert "training" not in sections(page(tmp_path, make_results(), training=rows))
+    parts = [TrainingRow.model_validate(row) for row in rows]
+    assert "training" not in sections(page(tmp_path, make_results(), training=parts))
 
 
 def test_skipped_steps_and_losses_that_are_no_numbers(tmp_path: Path):
     rows = make_training()
     rows[5] |= {"loss": None, "skipped": True}
     rows.append({"step": 97, "replay_share": 0.3})
-    assert "training" in sections(page(tmp_path, make_results(), training=rows))
+    assert "training" in sections(page(tmp_path, make_results(), training=training_rows(rows)))

@@ -7,17 +7,31 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.outcomes import interval, make_results
+from tests.helpers.outcomes import interval, make_results, make_values, set_row
 from toolkit.report.table import outcome_table, set_rows
+from toolkit.report.verdict import interval as interval_words
 from toolkit.report.verdict import kept_lines, notes, verdict
+from toolkit.select.results import MergeResults
 
 
 def with_changes(
     domain: dict[str, float], general: dict[str, float], **more: Any
 ) -> dict[str, Any]:
-    results = make_results(**more)
-    results["models"]["merge"] |= {"domain_change": domain, "general_change": general}
-    return results
+    """Values of results in which the merge changes so, each role having one set."""
+    values = make_values(**more)
+    values["models"]["merge"] |= {
+        "domain_change": domain,
+        "general_change": general,
+        "set_changes": {"filings": domain, "news": general},
+    }
+    return values
+
+
+def parse(values: dict[str, Any]) -> MergeResults:
+    return MergeResults.model_validate(values)
+
+
+NOTHING_LOST: dict[str, Any] = {"loss_recovered": None, "sets_recovered": {"news": None}}
 
 
 @pytest.mark.parametrize(
@@ -31,8 +45,7 @@ def with_changes(
     ],
 )
 def test_the_worse_the_test_the_harder_the_words(general: dict[str, float], words: str):
-    results = with_changes(interval(-0.14), general, loss_recovered=None)
-    gain, cost = verdict(results)
+    gain, cost = verdict(parse(with_changes(interval(-0.14), general, **NOTHING_LOST)))
     assert gain == (
         "linear alpha=0.7 gains 0.140 bits per byte on the domain, 93% (88% to 98%) of what "
         "training gained."
@@ -54,9 +67,9 @@ def test_the_worse_the_test_the_harder_the_words(general: dict[str, float], word
     ],
 )
 def test_each_general_set_is_held_against_its_own_tolerance(change: Any, words: str):
-    results = fading()
-    results["models"]["merge"]["set_changes"] = {"retention": change}
-    cost = verdict(results)[1]
+    values = fading()
+    values["models"]["merge"]["set_changes"] = {"retention": change}
+    cost = verdict(parse(values))[1]
     assert words in cost
     assert "nats per token" in cost
     assert "Nothing is lost" not in cost
@@ -67,7 +80,7 @@ def test_a_loss_undone_is_told():
 
 
 def test_a_gain_that_may_be_none():
-    gain, _ = verdict(with_changes(interval(-0.01, 0.02), interval(0.0)))
+    gain, _ = verdict(parse(with_changes(interval(-0.01, 0.02), interval(0.0))))
     assert "-0.010 (-0.030 to +0.010) bits per byte, cannot be told from none" in gain
 
 
@@ -75,78 +88,64 @@ def test_nothing_qualifies():
     kept, alone = verdict(make_results(chosen="general", any_merge=False))
     assert kept.startswith("The general model is kept")
     assert "the domain by -0.150 (-0.170 to -0.130) bits per byte" in alone
-    assert "general sets by general sets +0.030" not in alone
+    assert "; news +0.030 (+0.021 to +0.039) bits per byte. Lower is better." in alone
 
 
 def test_notes():
     results = make_results(test_scorings=2)
-    beaten, tokens, scored = notes(results)
+    beaten, tokens, arithmetic, scored = notes(results)
     assert beaten.startswith("Nothing beats the plain sweep")
     assert "300,000 tokens, 75%" in tokens
+    assert arithmetic == "Every model was scored in float32 arithmetic."
     assert "scored 2 times" in scored
-    for name in ("beat_sweep", "search_tokens", "test_scorings"):
-        del results[name]
-    assert notes(results) == []
+    assert notes(make_results(search_tokens=0, remarks=["Few."])) == [beaten, "Few.", arithmetic]
 
 
-def watched() -> dict[str, Any]:
-    results = make_results()
-    results["sets"].append(
-        {
-            "name": "social_iqa",
-            "role": "watch",
-            "unit": "error",
-            "items_validation": 0,
-            "items_test": 90,
-        }
+def watched() -> MergeResults:
+    values = make_values()
+    values["sets"].append(
+        set_row("social_iqa", "watch", "error", items_validation=0, items_test=90)
     )
     for number, model in enumerate(("general", "specialist", "merge")):
-        results["models"][model]["sets"]["social_iqa"] = interval(0.5 + number / 10, 0.05)
-    return results
+        values["models"][model]["sets"]["social_iqa"] = interval(0.5 + number / 10, 0.05)
+    return parse(values)
 
 
 def test_sets_beyond_the_two_roles():
     assert set_rows(make_results()) == []  # one set a role says no more than the role
     rows = set_rows(watched())
-    assert [row[:3] for row in rows][-1] == ("social_iqa", "watch, 90 items", "error")
-    assert rows[-1][3][2] == "0.7000 (0.6500 to 0.7500)"
+    last = rows[-1]
+    assert (last.name, last.role, last.unit) == ("social_iqa", "watch, 90 items", "error")
+    assert interval_words(last.figures[2]) == "0.7000 (0.6500 to 0.7500)"
 
 
 def fading() -> dict[str, Any]:
     """News gets better by training, as raw text does; the answers of the general model fade."""
-    results = with_changes(interval(-0.14), interval(-0.02, 0.01), loss_recovered=None)
-    results["sets"].append(
-        {
-            "name": "retention",
-            "role": "general",
-            "unit": "nats per token",
-            "items_validation": 32,
-            "items_test": 32,
-            "tolerance": 0.1,
-        }
-    )
+    values = with_changes(interval(-0.14), interval(-0.02, 0.01), loss_recovered=None)
+    values["sets"].append(set_row("retention", "general", "nats per token", tolerance=0.1))
     for model, change in (("specialist", 0.24), ("merge", 0.06)):
-        results["models"][model]["set_changes"] = {"retention": interval(change, 0.05)}
-    results["sets_recovered"] = {"retention": interval(0.75, 0.1)}
-    return results
+        values["models"][model]["set_changes"] = {"retention": interval(change, 0.05)}
+    values["sets_recovered"] = {"retention": interval(0.75, 0.1)}
+    return values
 
 
 def test_a_general_set_of_another_unit_that_fades():
-    assert verdict(fading())[1] == (
+    assert verdict(parse(fading()))[1] == (
         "It is not shown on test that general sets stay within what they may lose: retention "
         "+0.060 (+0.010 to +0.110) nats per token, which may be more than the 0.1 tolerated (75% "
         "(65% to 85%) of training's loss undone)."
     )
-    assert kept_lines(fading())[1:] == [
+    assert kept_lines(parse(fading()))[1:] == [
         "The specialist lost 0.2400 (0.1900 to 0.2900) nats per token on retention; recovered 75% "
         "(65% to 85%) of it."
     ]
 
 
 def test_a_change_that_may_be_none_is_no_loss():
-    results = fading()
+    values = fading()
     for model in ("specialist", "merge"):
-        results["models"][model]["set_changes"] = {"retention": interval(0.01, 0.05)}
+        values["models"][model]["set_changes"] = {"retention": interval(0.01, 0.05)}
+    results = parse(values)
     assert "General sets stay within what they may lose" in verdict(results)[1]
     assert kept_lines(results)[1].startswith("The specialist lost nothing on general sets")
 

@@ -16,14 +16,14 @@ from toolkit.search.run import run_search
 from toolkit.select.bound import gain_bound, loss_bound
 from toolkit.select.candidates import (
     arranged,
-    as_json,
     by_item,
+    candidate_result,
     candidate_rows,
     cannot_be_told_apart,
     merged_parts,
-    sweep_rows,
+    sweep_points_of,
 )
-from toolkit.select.test_figures import ScoredTestSets, document_rows, final_figures
+from toolkit.select.test_figures import ScoredTestSets, document_figures, final_figures
 
 
 def texts(name: str, role: Any, groups: str = "ab") -> EvaluationSet:
@@ -46,27 +46,27 @@ def test_worked_example():
     # Domain: 0.8 -> 0.7, the merge 0.72: 80 % kept. General: 1.0 -> 1.1, the merge 1.02: 80 % back.
     losses = {"general": nats(0.8, 1.0), "specialist": nats(0.7, 1.1), "merge": nats(0.72, 1.02)}
     figures = final_figures(ScoredTestSets(SETS, {}, losses))
-    merge = figures["models"]["merge"]
-    assert merge["domain"]["estimate"] == pytest.approx(0.72)
-    assert merge["general_change"]["estimate"] == pytest.approx(0.02)
-    assert merge["sets"]["filings"]["high"] == pytest.approx(0.72)
-    assert merge["set_changes"]["news"]["low"] == pytest.approx(0.02)
-    for key in ("gain_kept", "loss_recovered"):
-        assert figures[key]["estimate"] == pytest.approx(0.8)
-        assert figures[key]["low"] == pytest.approx(0.8)
-    assert figures["sets_recovered"]["news"]["estimate"] == pytest.approx(0.8)
-    assert set(figures["sets_recovered"]) == {"news"}
-    rows = document_rows(losses, SETS)
-    assert [row["id"] for row in rows] == ["filings0", "filings1", "news0", "news1"]
-    assert rows[2]["specialist"] == pytest.approx(1.1)
+    merge = figures.models.merge
+    assert merge.domain.estimate == pytest.approx(0.72)
+    assert merge.general_change.estimate == pytest.approx(0.02)
+    assert merge.sets["filings"].high == pytest.approx(0.72)
+    assert merge.set_changes["news"].low == pytest.approx(0.02)
+    for share in (figures.gain_kept, figures.loss_recovered, figures.sets_recovered["news"]):
+        assert share is not None
+        assert share.estimate == pytest.approx(0.8)
+        assert share.low == pytest.approx(0.8)
+    assert set(figures.sets_recovered) == {"news"}
+    rows = document_figures(losses, SETS)
+    assert [row.id for row in rows] == ["filings0", "filings1", "news0", "news1"]
+    assert rows[2].specialist == pytest.approx(1.1)
 
 
 def test_nothing_gained_and_nothing_lost_are_said():
     losses = {"general": nats(0.8, 1.0), "specialist": nats(0.9, 0.9), "merge": nats(0.8, 1.0)}
     figures = final_figures(ScoredTestSets(SETS, {}, losses))
-    assert figures["gain_kept"] is None
-    assert figures["loss_recovered"] is None
-    assert figures["sets_recovered"] == {"news": None}
+    assert figures.gain_kept is None
+    assert figures.loss_recovered is None
+    assert figures.sets_recovered == {"news": None}
 
 
 def test_a_share_of_what_is_not_shown_is_not_given():
@@ -78,10 +78,21 @@ def test_a_share_of_what_is_not_shown_is_not_given():
         "merge": nats(0.72, 1.0),
     }
     figures = final_figures(ScoredTestSets(SETS, {}, losses))
-    assert figures["models"]["specialist"]["general_change"]["estimate"] == pytest.approx(0.05)
-    assert figures["loss_recovered"] is None
-    assert figures["sets_recovered"] == {"news": None}
-    assert figures["gain_kept"]["estimate"] == pytest.approx(0.8)
+    assert figures.models.specialist.general_change.estimate == pytest.approx(0.05)
+    assert figures.loss_recovered is None
+    assert figures.sets_recovered == {"news": None}
+    assert figures.gain_kept is not None
+    assert figures.gain_kept.estimate == pytest.approx(0.8)
+
+
+def test_a_set_may_have_a_role_s_name():
+    # Two general sets, one of them called so: its own figure is not the mean of both.
+    sets = [texts("filings", "domain"), texts("general", "general"), texts("news", "general")]
+    values = {"filings": [1.0, 1.0], "general": [2.0, 2.0], "news": [4.0, 4.0]}
+    models = dict.fromkeys(("general", "specialist", "merge"), values)
+    merge = final_figures(ScoredTestSets(sets, {}, models)).models.merge
+    assert merge.sets["general"].estimate == pytest.approx(0.2 * BITS)
+    assert merge.general.estimate == pytest.approx(0.3 * BITS)
 
 
 def test_several_sets_are_weighed():
@@ -124,22 +135,23 @@ def test_rows_compare_with_the_general_model(found: Any):
     raced = objective.sets["filings"]
     truth = np.mean(raced.items.score(share, raced.order.tolist()))
     assert dropped.domain == pytest.approx(float(truth), abs=0.001)
-    line = as_json(dropped, qualified=False)
-    assert line["status"] == "dropped"
-    assert line["method"] == "linear"
-    assert line["parameters"] == {"alpha": share}
+    result = candidate_result(dropped, qualified=False)
+    assert result.status == "dropped"
+    assert result.method == "linear"
+    assert result.parameters == {"alpha": share}
+    assert "error" not in result.model_dump()
 
 
 def test_the_sweep_goes_from_model_to_model(found: Any):
     objective, outcomes = found
-    rows = sweep_rows(outcomes, objective, 0.95)
-    alphas = [row["alpha"] for row in rows]
+    points = sweep_points_of(outcomes, objective, 0.95)
+    alphas = [point.alpha for point in points]
     assert alphas == sorted(alphas)
     assert {0.0, 0.3, 0.6, 0.9, 1.0} <= set(alphas)
-    start = rows[0]["domain"]
-    assert start["low"] == start["estimate"] == start["high"]  # against itself
-    at = next(row for row in rows if row["alpha"] == 0.6)["domain"]
-    assert at["low"] < at["estimate"] < at["high"] < start["estimate"]
+    start = points[0].domain
+    assert start.low == start.estimate == start.high  # against itself
+    at = next(point for point in points if point.alpha == 0.6).domain
+    assert at.low < at.estimate < at.high < start.estimate
 
 
 def test_a_general_set_in_another_unit_has_a_sweep_of_its_own(tmp_path: Path):
@@ -147,13 +159,13 @@ def test_a_general_set_in_another_unit_has_a_sweep_of_its_own(tmp_path: Path):
     sets = [made_up_set("filings", "domain"), made_up_set("news", "general", seed=1), answers]
     wanted = plan(sets, race=RaceSection(enabled=False))
     outcomes = run_search(wanted, tmp_path / "j", "t", {}, FakeBench())
-    rows = sweep_rows(outcomes, wanted.objective, 0.95)
-    assert all(list(row["sets"]) == ["answers"] for row in rows)
-    last = next(row for row in rows if row["alpha"] == 1.0)["sets"]["answers"]
+    points = sweep_points_of(outcomes, wanted.objective, 0.95)
+    assert all(list(point.sets) == ["answers"] for point in points)
+    last = next(point for point in points if point.alpha == 1.0).sets["answers"]
     raced = wanted.objective.sets["answers"]
     losses = next(o for o in outcomes if o.candidate.name == "specialist").losses["answers"]
-    assert last["estimate"] == pytest.approx(raced.figure(losses))
-    assert last["low"] < last["estimate"] < last["high"]
+    assert last.estimate == pytest.approx(raced.figure(losses))
+    assert last.low < last.estimate < last.high
 
 
 def full(objective: Any, share: float) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def test_a_method_that_is_better_is_found():
 
 def test_what_is_chosen_is_known_in_full_and_every_step_is_told():
     study = decide_study(WORLDS["finance, own sizes"], 7)  # one of its sets is watched only
-    decision = study.verdict.decision
+    decision = study.choice.decision
     assert decision.choice.any_merge
     assert decision.chosen.status == "complete"
     assert study.search.plan.objective.is_whole(decision.chosen.losses)

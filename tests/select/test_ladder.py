@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from toolkit.select.ladder import LadderStep, SetTest, as_rows, climb, passed_steps
+from toolkit.select.ladder import LadderStep, SetTest, climb, ladder_results, passed_steps
 
 
 def bounded_by(bound: Callable[[float], Mapping[str, float]]) -> Callable[[float], LadderStep]:
@@ -66,8 +66,8 @@ def test_every_set_must_hold_and_the_first_that_fails_is_named():
     (*_, last) = climb(SWEEP, sets, 0)
     assert [test.name for test in last.tests] == ["news", "answers"]  # code was not asked
     assert not last.is_within
-    (*_, row) = as_rows([last], {})
-    assert row["tests"][-1] == {
+    (*_, row) = ladder_results([last], {})
+    assert row.tests[-1].model_dump() == {
         "name": "answers",
         "loss": pytest.approx(0.11),
         "bound": pytest.approx(0.12),
@@ -79,8 +79,8 @@ def test_every_set_must_hold_and_the_first_that_fails_is_named():
 
 def test_rows_are_by_alpha_with_the_domain_of_those_looked_at():
     steps = climb((0.2, 0.6), bounded_by(lambda a: {"news": 0.2 * a}), 1)
-    rows = as_rows(steps, {"linear alpha=0.4": -0.09})
-    assert [(row["alpha"], row["domain_change"]) for row in rows] == [
+    rows = ladder_results(steps, {"linear alpha=0.4": -0.09})
+    assert [(row.alpha, row.domain_change) for row in rows] == [
         (0.2, None),
         (0.4, -0.09),
         (0.6, None),

@@ -46,3 +46,13 @@ def test_another_search_on_the_same_documents_set_aside_is_counted(tmp_path: Pat
     assert note_confirmation(path, "others", "two", "slerp") == 0
     assert note_confirmation(path, "docs", "three", "general") == 2
     assert note_confirmation(path, "docs", "two", "slerp") == 1  # as when it was done
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"scorings": [{"test": "docs"}]}', '{"times": 3}'])
+def test_a_damaged_ledger_is_one_line_and_counts_nothing(tmp_path: Path, text: str):
+    path = tmp_path / "test-ledger.json"
+    path.write_text(text)
+    with pytest.raises(EvaluationError, match=r"test-ledger\.json: .*restore it") as caught:
+        _ = TestLedger(path, "docs", MODELS).count
+    assert "\n" not in str(caught.value)
+    assert path.read_text() == text

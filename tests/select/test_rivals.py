@@ -55,7 +55,7 @@ def test_the_lead_is_at_the_same_general_loss(objective: Objective):
     # a sweep that gains 2.5 for each unit lost that is worth 0.0055.
     match = Match(0.5, "news", -2.5)
     found = confirmed(objective, match, losses_of(objective, 0.6), losses_of(objective, 0.5))
-    assert found.lead["estimate"] == pytest.approx(-0.005 + 2.5 * 0.0022, abs=2e-4)
+    assert found.lead.estimate == pytest.approx(-0.005 + 2.5 * 0.0022, abs=2e-4)
     assert not found.leads
     # Without the correction it would seem to lead.
     free = confirmed(
@@ -70,7 +70,7 @@ def test_all_three_must_hold(objective: Objective):
     plain = losses_of(objective, 0.5)
     found = confirmed(objective, match, good, plain)
     assert found.is_confirmed
-    assert found.lead["high"] < -0.015
+    assert found.lead.high < -0.015
     lossy = {**good, "news": good["news"] + 0.02}
     found = confirmed(objective, Match(0.5, None, 0.0), lossy, plain)
     assert (found.is_within, found.gains, found.leads) == (False, True, True)
@@ -85,8 +85,8 @@ def test_intervals_widen_with_the_number_of_finalists(objective: Objective):
     noisy["filings"] = noisy["filings"] + np.random.default_rng(0).normal(-0.01, 0.02, 40)
     match, plain = Match(0.5, "news", -2.5), losses_of(objective, 0.5)
     one, three = (confirmed(objective, match, noisy, plain, tests) for tests in (1, 3))
-    assert one.lead["estimate"] == three.lead["estimate"]
-    assert three.lead["high"] > one.lead["high"]
+    assert one.lead.estimate == three.lead.estimate
+    assert three.lead.high > one.lead.high
 
 
 def test_only_what_promises_more_than_the_sweep_is_confirmed(objective: Objective):

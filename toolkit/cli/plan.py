@@ -45,11 +45,12 @@ def plan(
     from toolkit.pipeline.run import Run
     from toolkit.plan import plan as planning
     from toolkit.plan.devices import DEVICES, with_prices
+    from toolkit.plan.ready_recipe import check_write, write_recipe
     from toolkit.plan.table import show_plan
     from toolkit.progress import say
 
     if write is not None:
-        planning.check_write(write)
+        check_write(write)
     request = planning.PlanRequest(
         fleets=tuple(devices or ()),
         devices=with_prices(DEVICES, price or (), prices),
@@ -64,7 +65,7 @@ def plan(
     say(f"\n{path} and {path.with_suffix('.html').name} are written; {results.seconds} s.")
     say(f"What its sets can see of a loss: toolkit power {recipe} (before anything is trained).")
     if write is not None:
-        planning.write_recipe(run, results, write)
+        write_recipe(run, results, write)
         say(f"{write} is ready: toolkit cpt run {write}")
     planning.finish(results)
 

@@ -6,8 +6,8 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.machine import Precision, choose_scoring_precision, dtype_of
+from toolkit.pipeline.merge_inputs import SCORES, MergeInputs
 from toolkit.progress import say
 from toolkit.recipe.schema import Recipe
 from toolkit.search.candidate_scorer import Bench, device_of
@@ -36,9 +37,6 @@ from toolkit.shipped import folders_of
 from toolkit.stage import Stage, hash_json, load_json
 from toolkit.tokenizer_files import load_tokenizer
 
-SCORES = "scores.jsonl"
-"""The journal of the study, in the folder that the merge stage works in."""
-
 PARTIAL_SCORES = ("confirm.json", "test.json")
 """Losses of the documents that confirm and that test, while the merge stage is at work."""
 
@@ -51,31 +49,25 @@ class Search:
     """The study of a recipe.
 
     Attributes:
-        validation, test: all sets.
+        inputs: what the merge stage is made from; its recipe says in which arithmetic models are
+            scored.
+        validation: all validation sets.
+        test: all test sets.
         parts: the validation sets in two.
-        plan: what is to be tried on the first of them.
+        plan: what is to be tried on the first of the two.
         identity: what the study depends on.
-        name: of the study.
     """
 
+    inputs: MergeInputs
     validation: list[EvaluationSet]
     test: list[EvaluationSet]
     parts: Parts
     plan: SearchPlan
     identity: dict[str, Any]
-    name: str
-    recipe: Recipe
-    general: Path
-    specialist: Path
-    others: Mapping[str, Path] = field(default_factory=dict)
 
     @property
-    def folders(self) -> dict[str, Path]:
-        """Where the models of a merge stand, by the names that it uses."""
-        return {GENERAL: self.general, SPECIALIST: self.specialist, **self.others}
-
-    def place(self, work: Path) -> Place:
-        return self.recipe.search.storage or work / SCORES
+    def recipe(self) -> Recipe:
+        return self.inputs.recipe
 
     def objective(self, sets: Sequence[EvaluationSet]) -> Objective:
         """Sets that are scored in full."""
@@ -83,56 +75,44 @@ class Search:
 
     def bench(self, number: int = 0, cache: Path | None = None) -> Bench:
         """Where the worker of this number merges and scores; scores are kept in `cache`."""
-        recipe = self.recipe
+        inputs, hashes = self.inputs, self.identity["inputs"]
         return Bench(
-            self.folders,
-            load_causal_model(self.general, stored_dtype(self.general)),
-            seed=recipe.seed,
+            inputs.folders,
+            load_causal_model(inputs.general, stored_dtype(inputs.general)),
+            seed=self.recipe.seed,
             device=device_of(number),
-            dtype=dtype_of(recipe.evaluate.precision),
+            dtype=dtype_of(self.recipe.evaluate.precision),
             cache=None if cache is None else ScoreCache(cache),
             parents={
-                **{name: self.identity["inputs"][name] for name in (GENERAL, SPECIALIST)},
-                **{name: self.identity["inputs"][f"models/{name}"] for name in self.others},
+                **{name: hashes[name] for name in (GENERAL, SPECIALIST)},
+                **{name: hashes[f"models/{name}"] for name in inputs.others},
             },
         )
 
 
 def prepare_search(
-    name: str,
-    recipe: Recipe,
-    stage: Stage,
-    general: Path,
-    specialist: Path,
-    data: Path,
-    others: Mapping[str, Path] | None = None,
-    *,
-    precision: Precision | None = None,
+    inputs: MergeInputs, stage: Stage, *, precision: Precision | None = None
 ) -> Search:
     """Read the sets and the merges of a recipe.
 
     Args:
-        name: of the recipe.
-        recipe: all of it.
+        inputs: what the merge stage is made from.
         stage: the merge stage.
-        general: folder of the general model.
-        specialist: folder of the specialist.
-        data: folder of the data stage.
-        others: folders of the recipe's further models, by name.
-        precision: of the arithmetic that scores; by default as the recipe wishes and this machine
-            is fast.
+        precision: arithmetic that scores; by default as the recipe wishes and this machine is fast.
 
     Raises:
         EvaluationError: a document stands in validation and in test, or a set has one document.
         ConfigError: a merge or a setting cannot be used, or the models' rotary bases differ.
     """
-    _refuse_other_positions(general, specialist)
-    recipe = with_scoring_precision(recipe, general, precision)
+    general = inputs.general
+    _refuse_other_positions(general, inputs.specialist)
+    recipe = with_scoring_precision(inputs.recipe, general, precision)
     spaces = load_spaces(recipe.search.merges, folders_of("merges"), recipe.models)
     tokenizer = load_tokenizer(general)
     splits: tuple[SplitName, ...] = ("validation", "test")
     validation, test = (
-        load_sets(recipe.evaluate, data, general, split, tokenizer=tokenizer) for split in splits
+        load_sets(recipe.evaluate, inputs.data, general, split, tokenizer=tokenizer)
+        for split in splits
     )
     refuse_overlap(validation, test)
     refuse_too_few(validation, test)
@@ -146,18 +126,8 @@ def prepare_search(
             item.name: [item.role, item.content_hash, item.settings_hash] for item in parts.search
         },
     }
-    return Search(
-        validation,
-        test,
-        parts,
-        plan,
-        dict(json.loads(json.dumps(identity))),
-        recipe.search.study_name or name,
-        recipe,
-        general,
-        specialist,
-        dict(others or {}),
-    )
+    plain_identity = dict(json.loads(json.dumps(identity)))
+    return Search(replace(inputs, recipe=recipe), validation, test, parts, plan, plain_identity)
 
 
 def with_scoring_precision(
@@ -188,7 +158,7 @@ def wait_for_study(place: Place, name: str, seconds: float) -> None:
         time.sleep(min(1.0, seconds))
 
 
-def continue_precision(name: str, recipe: Recipe, work: Path, general: Path) -> Precision:
+def continue_precision(inputs: MergeInputs, work: Path) -> Precision:
     """The arithmetic that a search continues in: losses of two arithmetics are never compared.
 
     Where the study lies in the stage's own folder, scores of other arithmetic are moved aside and
@@ -196,15 +166,12 @@ def continue_precision(name: str, recipe: Recipe, work: Path, general: Path) -> 
     its arithmetic stays.
 
     Args:
-        name: of the recipe.
-        recipe: all of it.
+        inputs: what the merge stage is made from.
         work: folder that the merge stage works in.
-        general: folder of the general model.
     """
-    storage, study = recipe.search.storage, recipe.search.study_name or name
-    wish, stored = recipe.evaluate.precision, stored_dtype(general)
-    begun = begun_precision(storage or work / SCORES, study)
-    if begun is not None and storage is not None:
+    wish, stored = inputs.recipe.evaluate.precision, stored_dtype(inputs.general)
+    begun = begun_precision(inputs.place(work), inputs.study)
+    if begun is not None and inputs.recipe.search.storage is not None:
         return choose_scoring_precision(begun, stored, device_of(0), "the study's precision")
     settled = choose_scoring_precision(wish, stored, device_of(0))
     if begun is not None and begun != settled:
@@ -276,15 +243,15 @@ def join_search(search: Search, stage: Stage, *, number: int) -> None:
     Args:
         search: the study.
         stage: the merge stage.
-        number: of this worker; it decides on the GPU.
+        number: number of this worker, which decides on the GPU.
 
     Raises:
         ToolkitError: there is none, or its storage cannot be reached.
         ConfigError: it is one of another recipe.
     """
     study = Study(
-        search.place(stage.work),
-        search.name,
+        search.inputs.place(stage.work),
+        search.inputs.study,
         search.identity,
         search.plan.sampler(),
         begin=False,
@@ -294,6 +261,6 @@ def join_search(search: Search, stage: Stage, *, number: int) -> None:
         torch.set_num_threads(threads)
     with contextlib.closing(study):
         worker = Worker(search.plan, study, search.bench(number, cache_file(stage)))
-        say(f"search: worker {number} joined {search.name!r}")
+        say(f"search: worker {number} joined {search.inputs.study!r}")
         worker.work()
-    say(f"search: {search.name!r} is done")
+    say(f"search: {search.inputs.study!r} is done")

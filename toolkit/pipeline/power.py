@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.evaluate.load import load_sets
 from toolkit.machine import dtype_of
+from toolkit.pipeline.merge_inputs import MergeInputs
 from toolkit.pipeline.merge_search import (
     build_objective,
     cache_file,
@@ -41,9 +42,8 @@ def run_power(run: Run) -> list[SetPower]:
     specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
     if not (specialist / "manifest.json").is_file():
         return _power_of_general(run, general, data)
-    others = ensure_models(run)
-    stage = merge_stage(run, general, data, specialist, others)
-    search = prepare_search(run.name, run.recipe, stage, general, specialist, data, others)
+    inputs = MergeInputs(run.name, run.recipe, general, specialist, data, ensure_models(run))
+    search = prepare_search(inputs, stage := merge_stage(run, inputs))
     return say_power(search, search.bench(cache=cache_file(stage)))
 
 

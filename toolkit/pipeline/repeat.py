@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from rich.table import Table
 
@@ -16,14 +15,51 @@ from toolkit.pipeline.run import Run
 from toolkit.progress import console, say
 from toolkit.recipe.model import depends_on_seed as model_depends_on_seed
 from toolkit.recipe.schema import Recipe
-from toolkit.stage import load_json, write_json
-from toolkit.statistics.interval import deviation_interval, normal_quantile
+from toolkit.select.results import MergeResults, ResultPart, read_results
+from toolkit.stage import write_json
+from toolkit.statistics.interval import Interval, deviation_interval, normal_quantile
 
 _NORMAL_WIDTH = 2.0 * normal_quantile(0.975)
 """Standard errors from end to end of a 95 % interval."""
 
 
-def run_repeat(run: Run, num_seeds: int, *, same_documents: bool = False) -> dict[str, Any]:
+class SeedOutcome(ResultPart):
+    """What the merge stage of one seed chose, and its figures."""
+
+    chosen: str
+    figures: dict[str, Interval]
+
+
+class SeedScatter(ResultPart):
+    """How one figure scatters between seeds."""
+
+    mean: float
+
+    between_seeds: float
+    """Standard deviation between seeds."""
+
+    over_documents: float
+    """Mean standard error over documents."""
+
+    of_the_seed: float
+    """The seed's own standard deviation: where documents are split anew, what is left of the one
+    between seeds without the error over documents."""
+
+
+class SeedComparison(ResultPart):
+    """Outcomes of several seeds, and their scatter beside that over documents: what
+    `seeds/repeat.json` holds."""
+
+    same_documents: bool
+    """Whether all seeds have the same documents."""
+
+    seeds: dict[str, SeedOutcome]
+
+    figures: dict[str, SeedScatter]
+    """Scatter by figure; what not every seed has is left out."""
+
+
+def run_repeat(run: Run, num_seeds: int, *, same_documents: bool = False) -> SeedComparison:
     """Make a recipe's merge once per seed, and compare the outcomes.
 
     The first seed is the recipe's own and uses its run as it stands; the others follow it and stand
@@ -32,30 +68,30 @@ def run_repeat(run: Run, num_seeds: int, *, same_documents: bool = False) -> dic
     other: what is complete is not made again.
 
     Args:
-        run: of the recipe.
-        num_seeds: 2 at least.
+        run: run of the recipe.
+        num_seeds: number of seeds, 2 at least.
         same_documents: whether all seeds train, tune and test on the first one's documents, so that
             what differs between seeds is training and search alone.
 
     Returns:
-        What is written to `seeds/repeat.json`.
+        The comparison that is written to `seeds/repeat.json`.
     """
     from toolkit.pipeline.stages import ensure_merge
 
     same = _are_documents_the_same(run.recipe, asked=same_documents)
     say(f"documents: {_WORDS[same]}")
-    results: dict[int, Mapping[str, Any]] = {}
+    results: dict[int, MergeResults] = {}
     for number in range(num_seeds):
         one = of_seed(run, number, same_documents=same)
         say(f"seed {one.recipe.seed} ({number + 1} of {num_seeds}): {one.root}")
-        results[one.recipe.seed] = load_json(ensure_merge(one) / "report.json")
-    found = compare_seeds(results, same_documents=same)
+        results[one.recipe.seed] = read_results(ensure_merge(one))
+    comparison = compare_seeds(results, same_documents=same)
     folder = run.root / "seeds"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "repeat.json", found)
-    show_seeds(found)
+    write_json(folder / "repeat.json", comparison.model_dump(mode="json"))
+    show_seeds(comparison)
     say(f"Written to {folder / 'repeat.json'}.")
-    return found
+    return comparison
 
 
 def _are_documents_the_same(recipe: Recipe, *, asked: bool) -> bool:
@@ -99,83 +135,75 @@ def of_seed(run: Run, number: int, *, same_documents: bool = False) -> Run:
     )
 
 
-def compare_seeds(
-    results: Mapping[int, Mapping[str, Any]], *, same_documents: bool
-) -> dict[str, Any]:
+def compare_seeds(results: Mapping[int, MergeResults], *, same_documents: bool) -> SeedComparison:
     """Figures of every seed, and their scatter beside that over documents.
 
     Args:
-        results: of each seed's merge stage.
+        results: what the merge stage of each seed found.
         same_documents: whether all seeds have the same.
-
-    Returns:
-        `seeds`: chosen merge and figures by seed; `figures`: of each the mean, the standard
-        deviation between seeds, the mean standard error over documents, and the seed's own standard
-        deviation (where documents are split anew, what is left of the first without the second);
-        what not every seed has is left out.
     """
-    seeds = {str(seed): _figures(one) for seed, one in results.items()}
+    seeds = {
+        str(seed): SeedOutcome(chosen=one.chosen, figures=_figures(one))
+        for seed, one in results.items()
+    }
     names = [
         name
-        for name in next(iter(seeds.values()))
-        if all(name in figures for figures in seeds.values())
+        for name in next(iter(seeds.values())).figures
+        if all(name in outcome.figures for outcome in seeds.values())
     ]
-    return {
-        "same_documents": same_documents,
-        "seeds": {
-            str(seed): {"chosen": one["chosen"], "figures": seeds[str(seed)]}
-            for seed, one in results.items()
-        },
-        "figures": {
-            name: _scatter([figures[name] for figures in seeds.values()], same_documents)
+    return SeedComparison(
+        same_documents=same_documents,
+        seeds=seeds,
+        figures={
+            name: _scatter([outcome.figures[name] for outcome in seeds.values()], same_documents)
             for name in names
         },
-    }
+    )
 
 
-def _figures(results: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
-    merge, specialist = (results["models"][name] for name in ("merge", "specialist"))
-    found = {"domain, change": merge["domain_change"]}
-    for title, row in (("", merge), (", specialist", specialist)):
-        for name, change in row.get("set_changes", {}).items():
-            found[f"{name}, change{title}"] = change
-    if results.get("gain_kept"):
-        found["gain kept"] = results["gain_kept"]
-    for name, share in (results.get("sets_recovered") or {}).items():
-        if share:
-            found[f"{name}, recovered"] = share
-    return found
+def _figures(results: MergeResults) -> dict[str, Interval]:
+    merge, specialist = results.models.merge, results.models.specialist
+    figures = {"domain, change": merge.domain_change}
+    for title, model in (("", merge), (", specialist", specialist)):
+        for name, change in model.set_changes.items():
+            figures[f"{name}, change{title}"] = change
+    if results.gain_kept is not None:
+        figures["gain kept"] = results.gain_kept
+    for name, share in results.sets_recovered.items():
+        if share is not None:
+            figures[f"{name}, recovered"] = share
+    return figures
 
 
-def _scatter(figures: Sequence[Mapping[str, float]], same_documents: bool) -> dict[str, float]:
-    estimates = [figure["estimate"] for figure in figures]
-    error = statistics.fmean((f["high"] - f["low"]) / _NORMAL_WIDTH for f in figures)
+def _scatter(figures: Sequence[Interval], same_documents: bool) -> SeedScatter:
+    estimates = [figure.estimate for figure in figures]
+    error = statistics.fmean((figure.high - figure.low) / _NORMAL_WIDTH for figure in figures)
     between = statistics.stdev(estimates)
-    own = between if same_documents else math.sqrt(max(between**2 - error**2, 0.0))
-    return {
-        "mean": statistics.fmean(estimates),
-        "between_seeds": between,
-        "over_documents": error,
-        "of_the_seed": own,
-    }
+    return SeedScatter(
+        mean=statistics.fmean(estimates),
+        between_seeds=between,
+        over_documents=error,
+        of_the_seed=between if same_documents else math.sqrt(max(between**2 - error**2, 0.0)),
+    )
 
 
-def show_seeds(found: Mapping[str, Any]) -> None:
+def show_seeds(comparison: SeedComparison) -> None:
     """Print what `compare_seeds` found."""
-    seeds, same = found["seeds"], found["same_documents"]
+    seeds, same = comparison.seeds, comparison.same_documents
     table = Table(title="one column per seed; standard deviation between seeds, error over items")
     titles = ("", *(f"seed {seed}" for seed in seeds), "mean", "between seeds", "over items")
     for title in (*titles, *(() if same else ("of the seed",))):
         table.add_column(title, justify="right" if title else "left")
-    table.add_row("chosen", *(one["chosen"] for one in seeds.values()))
-    for name, row in found["figures"].items():
-        own = [f"{one['figures'][name]['estimate']:+.4f}" for one in seeds.values()]
-        scatter = [f"{row[key]:.4f}" for key in ("between_seeds", "over_documents")]
-        scatter += [] if same else [f"{row['of_the_seed']:.4f}"]
-        table.add_row(name, *own, f"{row['mean']:+.4f}", *scatter)
+    table.add_row("chosen", *(outcome.chosen for outcome in seeds.values()))
+    for name, scatter in comparison.figures.items():
+        cells = [f"{outcome.figures[name].estimate:+.4f}" for outcome in seeds.values()]
+        cells += [f"{scatter.mean:+.4f}", f"{scatter.between_seeds:.4f}"]
+        cells += [f"{scatter.over_documents:.4f}"]
+        cells += [] if same else [f"{scatter.of_the_seed:.4f}"]
+        table.add_row(name, *cells)
     console.print(table, width=max(console.width, 100))
     reach = deviation_interval(len(seeds))
-    num_choices = len({one["chosen"] for one in seeds.values()})
+    num_choices = len({outcome.chosen for outcome in seeds.values()})
     say(f"documents: {_WORDS[same]}")
     say(
         f"{len(seeds)} seeds chose {num_choices} different "

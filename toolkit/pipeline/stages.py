@@ -10,12 +10,13 @@ merge ─► sft-data ─► sft        beside the other stages
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.errors import ConfigError
 from toolkit.evaluate.config import identity_of_evaluation
 from toolkit.machine import check_cache
+from toolkit.pipeline.merge_inputs import MergeInputs
 from toolkit.pipeline.model_hashes import fingerprint
 from toolkit.pipeline.models import ensure_data, ensure_general, ensure_models, ensure_specialist
 from toolkit.pipeline.run import Run, first_alone
@@ -23,18 +24,31 @@ from toolkit.pipeline.run import ensure_stage as _ensure
 from toolkit.pipeline.specialist import cpt_stage, data_stage, watch_identity
 from toolkit.progress import say
 from toolkit.search.config import WITHOUT_EFFECT as SEARCH_WITHOUT_EFFECT
+from toolkit.select.results import MergeResults, read_results
 from toolkit.shipped import find_in, folders_of
 from toolkit.stage import Stage, content_hash, hash_file, hash_json, read_manifest
-from toolkit.train.config import (
-    identity_of,
-    without_effect,
-)
+from toolkit.train.config import identity_of, without_effect
+
+
+def choose_merge(run: Run, *, score_test_again: bool = False) -> MergeResults:
+    """Choose the merge of a recipe, and write it to `run.root / "merge"`.
+
+    What it needs is made first; nothing that is up to date is made again.
+
+    Args:
+        run: run of the recipe.
+        score_test_again: whether the test documents may be scored for another choice.
+
+    Returns:
+        Every figure of the merge stage.
+    """
+    return read_results(ensure_merge(run, score_test_again=score_test_again))
 
 
 def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
-    """The merge stage: search, choice, test, and the merged model on disk."""
+    """The folder of the merge stage: search, choice, test, and the merged model on disk."""
     from toolkit.merge.in_memory_proof import refuse_unless_live
-    from toolkit.pipeline.models import ensure_specialist
+    from toolkit.pipeline.merge_search import num_workers
     from toolkit.pipeline.set_power import say_expected
 
     check_cache()  # answers are kept there
@@ -43,35 +57,23 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     refuse_unless_live(general, not is_trained)
     say_expected(run, data, general, is_trained=is_trained)
     specialist = ensure_specialist(run)
-    recipe, others = run.recipe, ensure_models(run)
-    stage = merge_stage(run, general, data, specialist, others)
+    inputs = MergeInputs(run.name, run.recipe, general, specialist, data, ensure_models(run))
+    stage = merge_stage(run, inputs)
 
     def merge() -> None:
-        from toolkit.pipeline.merge_search import num_workers
-        from toolkit.pipeline.merge_stage import run_choosing
+        from toolkit.pipeline.merge_stage import run_merge_stage
 
-        command = [sys.executable, "-m", "toolkit", "search", "worker", run.asked_for]
-        run_choosing(
-            run.name,
-            recipe,
-            stage,
-            general,
-            specialist,
-            data,
-            others=others,
-            helpers=[
-                [*command, "--runs", str(run.runs), "--number", str(number)]
-                for number in range(1, num_workers(recipe))
-            ],
-            score_test_again=score_test_again,
-        )
+        worker = [sys.executable, "-m", "toolkit", "search", "worker", run.asked_for]
+        helpers = [
+            [*worker, "--runs", str(run.runs), "--number", str(number)]
+            for number in range(1, num_workers(run.recipe))
+        ]
+        run_merge_stage(inputs, stage, helpers=helpers, score_test_again=score_test_again)
 
     return _ensure(stage, "merge", merge)
 
 
-def merge_stage(
-    run: Run, general: Path, data: Path, specialist: Path, others: Mapping[str, Path]
-) -> Stage:
+def merge_stage(run: Run, inputs: MergeInputs) -> Stage:
     """The merge stage of these inputs, as it would be identified."""
     from toolkit.evaluate.input_hashes import evaluation_inputs
 
@@ -90,12 +92,12 @@ def merge_stage(
             "select": recipe.select.model_dump(mode="json"),
         },
         {
-            "general": fingerprint(general),
-            "specialist": content_hash(specialist),
-            "data": content_hash(data),
+            "general": fingerprint(inputs.general),
+            "specialist": content_hash(inputs.specialist),
+            "data": content_hash(inputs.data),
             "merges": hash_json(texts),
             **_prompt_hashes(recipe.evaluate.retention.files),
-            **{f"models/{name}": fingerprint(folder) for name, folder in others.items()},
+            **{f"models/{name}": fingerprint(folder) for name, folder in inputs.others.items()},
             **evaluation_inputs(recipe.evaluate),
         },
     )
@@ -116,7 +118,6 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
         ToolkitError: a stage before it is not complete, or no search is under way.
     """
     from toolkit.pipeline.merge_search import (
-        SCORES,
         begun_precision,
         join_search,
         prepare_search,
@@ -138,26 +139,15 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     ]
     for folder in made:
         read_manifest(folder)  # a worker runs no stage itself
-    general, others = ensure_general(run), ensure_models(run)
-    stage = merge_stage(run, general, data, specialist, others)
+    general = ensure_general(run)
+    inputs = MergeInputs(run.name, recipe, general, specialist, data, ensure_models(run))
+    stage = merge_stage(run, inputs)
     if stage.is_complete():
         say(f"merge: up to date ({stage.folder}); there is nothing to search")
         return
-    place, study = (
-        recipe.search.storage or stage.work / SCORES,
-        recipe.search.study_name or run.name,
-    )
+    place, study = inputs.place(stage.work), inputs.study
     wait_for_study(place, study, wait_seconds)
-    search = prepare_search(
-        run.name,
-        recipe,
-        stage,
-        general,
-        specialist,
-        data,
-        others,
-        precision=begun_precision(place, study),
-    )
+    search = prepare_search(inputs, stage, precision=begun_precision(place, study))
     join_search(search, stage, number=number)
 
 
@@ -165,7 +155,7 @@ def show_outcome(folder: Path) -> None:
     """Print the table of a complete merge stage."""
     from toolkit.report.table import outcome_table
 
-    outcome_table(read_manifest(folder)["results"], folder)
+    outcome_table(read_results(folder), folder)
 
 
 _STARTS = {"merge": ensure_merge, "specialist": ensure_specialist, "general": ensure_general}

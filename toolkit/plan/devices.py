@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from toolkit.errors import ConfigError, sentence_end
 from toolkit.load_yaml import load_yaml
@@ -62,7 +62,15 @@ DEVICES: dict[str, Device] = {
 
 CPU = "CPU"
 
-Measure = Annotated[float, Field(strict=True, ge=0.0, allow_inf_nan=False)]
+
+def _refuse_truth(value: object) -> object:
+    """A `yes` is no number, though Python would count it as 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number (got {value})")
+    return value
+
+
+Measure = Annotated[float, BeforeValidator(_refuse_truth), Field(ge=0.0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -166,9 +174,12 @@ def _read_prices(file: Path) -> tuple[dict[str, Device], dict[str, object]]:
         raise ConfigError(f"{file}: prices and devices must be keys with values.")
     own_by_name = {}
     for name, measures in own_devices.items():
+        where = f"{file}: devices.{name}"
+        if not isinstance(measures, dict):
+            raise ConfigError(f"{where}: must hold memory_gb, tflops and price (got {measures!r}).")
         section, faults = check_section(OwnDevice, measures)
         if section is None:
-            raise ConfigError("\n".join(f"{file}: devices.{name}.{fault}" for fault in faults))
+            raise ConfigError("\n".join(f"{where}.{fault}" for fault in faults))
         own_by_name[str(name)] = section.as_device(str(name))
     return own_by_name, {str(name): price for name, price in prices.items()}
 

@@ -92,14 +92,13 @@ def describe_outlook(run: Run, goal: Goal) -> list[str]:
     measured = _expected_speed(recipe, located.shape, amounts, speeds, precision)
     work = training_work(recipe, amounts, looked, located.shape, measured)
     training_seconds, search_seconds = _seconds_left(run, work, goal)
-    total_seconds = (
-        None if training_seconds is None else training_seconds + search_seconds + _ONCE_SECONDS
-    )
+    total_seconds = None
+    if training_seconds is not None:
+        total_seconds = training_seconds + search_seconds + _ONCE_SECONDS
     fleet = Fleet(1, _this_device(measured))
     ways = ways_to_train(located.shape, recipe.train, longest_block, fleet, located.model_type)
-    expected_words = (
-        f"{_time_line(run, goal, total_seconds)}, {_memory_words(ways[0].memory, fleet.device)}"
-    )
+    memory_words = _memory_words(ways[0].memory, fleet.device)
+    expected_words = f"{_time_words(run, goal, total_seconds)}, {memory_words}"
     lines = [f"{expected_words}; trains in {speeds.describe(precision)} on the {speeds.device}"]
     model_name = recipe.model.name or recipe.model.hub or run.name
     if (problem := misfit(ways, fleet, [], model_name)) is not None:
@@ -166,10 +165,11 @@ def _seconds_left(run: Run, work: list[Work], goal: Goal) -> tuple[float | None,
     known_seconds = [seconds for seconds in training_seconds if seconds is not None]
     if not training_seconds or len(known_seconds) < len(training_seconds):
         return None, 0.0
+    training_left = sum(known_seconds) * _fraction_left(run.root)
+    if goal != "merge":
+        return training_left, 0.0
     search_seconds = sum(stage.seconds or 0.0 for stage in work if stage.name == SEARCH)
-    return sum(known_seconds) * _fraction_left(
-        run.root
-    ), search_seconds * SCORED_SHARE if goal == "merge" else 0.0
+    return training_left, search_seconds * SCORED_SHARE
 
 
 def _fraction_left(root: Path) -> float:
@@ -186,7 +186,7 @@ def _fraction_left(root: Path) -> float:
         return 1.0
 
 
-def _time_line(run: Run, goal: Goal, seconds: float | None) -> str:
+def _time_words(run: Run, goal: Goal, seconds: float | None) -> str:
     goal_words = (
         "until the merge is chosen" if goal == "merge" else "until the specialist is trained"
     )

@@ -48,7 +48,6 @@ from toolkit.plan.settings import (
     SettingInputs,
     choose_settings,
     current_settings,
-    recipe_text,
     sft_advice,
 )
 from toolkit.plan.shape import count_parameters, lora_parameters
@@ -58,8 +57,7 @@ from toolkit.plan.verdict import judge
 from toolkit.plan.words import FolderTokenizer
 from toolkit.progress import say
 from toolkit.recipe.checks import recipe_faults, token_faults
-from toolkit.recipe.load import load_recipe
-from toolkit.stage import write_atomically, write_json
+from toolkit.stage import write_json
 
 READ_SECONDS, SFT_READ_SECONDS = 10.0, 3.0
 """For the documents of all sources together, and for those of fine-tuning."""
@@ -397,45 +395,6 @@ def write_plan(run: Run, plan: PlanResults) -> Path:
     write_json(run.root / "plan.json", plan.as_json())
     write_plan_page(run.root / "plan.html", plan)
     return run.root / "plan.json"
-
-
-def check_write(path: Path) -> None:
-    """Refuse a place for a recipe, before anything is measured.
-
-    Raises:
-        ConfigError: there is something, or its name is not that of a recipe.
-    """
-    if path.exists():
-        raise ConfigError(f"--write {path}: is there already; give another name or remove it.")
-    if path.suffix not in {".yaml", ".yml"}:
-        raise ConfigError(f"--write {path}: must end in .yaml.")
-
-
-def write_recipe(run: Run, plan: PlanResults, path: Path) -> None:
-    """Write a ready recipe with the plan's settings.
-
-    Raises:
-        ConfigError: there is something at `path`, or what would be written is no valid recipe.
-    """
-    check_write(path)
-    assert run.path is not None  # noqa: S101  (a run that was opened by name has one)
-    opening_lines = [
-        f"Made by `toolkit plan {run.name}` from {run.path.name}; settings with a reason above "
-        "them follow from what was measured there.",
-        f"Verdict: {plan.is_it_the_right_tool.tool}. Fine-tuning: {plan.fine_tuning}.",
-    ]
-    recipe_values = run.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
-    text = recipe_text(recipe_values, plan.settings, opening_lines)
-    # Read before it has its name, so that what stands there is a valid recipe or nothing.
-    trial_file = path.with_name(f".{path.stem}.trial.yaml")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trial_file.write_text(text, encoding="utf-8")
-        load_recipe(trial_file)
-    finally:
-        trial_file.unlink(missing_ok=True)
-    with write_atomically(path) as file:
-        file.write(text)
 
 
 def finish(plan: PlanResults) -> None:

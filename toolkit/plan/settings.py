@@ -1,18 +1,11 @@
-"""Settings that follow from what was measured, each with where it comes from.
-
-A ready recipe: the old one with other settings, each with a comment that says why.
-"""
+"""Settings that follow from what was measured, each with where it comes from."""
 
 from __future__ import annotations
 
-import copy
 import math
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-
-import yaml
 
 from toolkit.plan.verdict import Shift, needed_tokens, words_of, worth_of_repeats
 from toolkit.recipe.schema import Recipe
@@ -245,54 +238,3 @@ def sft_advice(cpt_tokens: float | None) -> str:
         return f"thousands of good conversations, up to 2M tokens: {published_amount}; not a rule"
     tokens = words_of(max(2e6, cpt_tokens * 1e-4))
     return f"about {tokens} tokens: {published_amount} (0.01 %); not a rule"
-
-
-_WIDTH = 100
-
-
-def recipe_text(values: dict[str, Any], settings: Sequence[Setting], opening: Sequence[str]) -> str:
-    """YAML of a recipe under other settings.
-
-    Args:
-        values: the recipe as it was read from its file.
-        settings: values to set; those that agree with the recipe get their comment too.
-        opening: comment lines for the top of the file.
-
-    >>> print(recipe_text({"train": {"epochs": 1}}, [Setting("train.epochs", 2, 1, "more")], []))
-    train:
-      # more
-      epochs: 2
-    <BLANKLINE>
-    """
-    changed_values = copy.deepcopy(values)
-    reasons_by_key: dict[str, str] = {}
-    for setting in settings:
-        *sections, last_key = setting.key.split(".")
-        section = changed_values
-        for name in sections:
-            section = section.setdefault(name, {})
-        section[last_key] = setting.value
-        reasons_by_key[setting.key] = setting.why
-    text = yaml.safe_dump(changed_values, sort_keys=False, allow_unicode=True, width=_WIDTH)
-    lines = [line for sentence in opening for line in _comment_lines(sentence, "")]
-    # YAML has no place for comments, so the keys are found again by their indentation.
-    open_keys: list[tuple[int, str]] = []
-    for line in text.splitlines():
-        body = line.lstrip()
-        indent = len(line) - len(body)
-        key, colon, _ = body.partition(":")
-        if colon and not body.startswith(("- ", "#")):
-            open_keys = [
-                *(item for item in open_keys if item[0] < indent),
-                (indent, key.strip("'\"")),
-            ]
-            why = reasons_by_key.pop(".".join(name for _, name in open_keys), None)
-            if why is not None:
-                lines += _comment_lines(why, " " * indent)
-        lines.append(line)
-    return "\n".join(lines) + "\n"
-
-
-def _comment_lines(sentence: str, indent: str) -> list[str]:
-    mark = f"{indent}# "
-    return textwrap.wrap(sentence, _WIDTH, initial_indent=mark, subsequent_indent=mark)

@@ -8,21 +8,20 @@ from typing import Any
 
 import yaml
 
+from toolkit.evaluate.retention import LOSS
 from toolkit.publish.config import Format
 from toolkit.publish.licenses import License, Parent, built_with
 from toolkit.publish.public import public_reference
+from toolkit.publish.settings import SourceFacts
 from toolkit.publish.tables import (
-    figures_of,
-    interval,
     result_rows,
     result_titles,
     source_rows,
     table,
     training_rows,
 )
-
-_RETENTION = "retention"
-"""Name of the set of the general model's own answers."""
+from toolkit.report.verdict import percent
+from toolkit.select.results import MergeResults, SetResult
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,9 @@ class CardFacts:
         merged_license: terms that follow from theirs, or None.
         license: overrides of the recipe: identifier, name, link.
         language: ISO codes.
-        sources: of documents: name, role, license, dataset, and counts of the data stage.
-        training: settings and figures of the cpt stage.
-        results: of the merge stage.
+        sources: sources of documents.
+        training: settings and figures of the cpt stage, by their titles.
+        results: what the merge stage found.
         merge_yaml: the merge with public names.
         limits: the author's own paragraph.
         merged: repository of the merged model that a GGUF file is made from.
@@ -55,9 +54,9 @@ class CardFacts:
     merged_license: License | None
     license: tuple[str | None, str | None, str | None]
     language: Sequence[str]
-    sources: Sequence[Mapping[str, Any]]
+    sources: Sequence[SourceFacts]
     training: Mapping[str, Any]
-    results: Mapping[str, Any]
+    results: MergeResults
     merge_yaml: str
     limits: str = ""
     merged: str | None = None
@@ -75,7 +74,7 @@ def model_card(facts: CardFacts) -> str:
         _what_it_is(facts),
         "## Use",
         _use(facts),
-        "## What was measured" if facts.results.get("models") else "",
+        "## What was measured",
         _measured(facts),
         "## Parents",
         table(
@@ -116,7 +115,7 @@ def _metadata(facts: CardFacts) -> str:
         bases, relation = [general.name], "adapter"
     else:
         bases, relation = found, "merge"
-    datasets = [str(source["dataset"]) for source in facts.sources if source.get("dataset")]
+    datasets = [source.dataset for source in facts.sources if source.dataset]
     library = {"safetensors": "transformers", "gguf": "gguf", "adapter": "peft"}
     data = ModelCardData(
         base_model=bases,
@@ -150,7 +149,7 @@ def _eval_results(facts: CardFacts) -> list[Any]:
     """The merged model's figures; files that were changed since have none of their own."""
     from huggingface_hub import EvalResult
 
-    if facts.format != "safetensors" or not facts.results.get("models"):
+    if facts.format != "safetensors":
         return []
     return [
         EvalResult(
@@ -160,11 +159,11 @@ def _eval_results(facts: CardFacts) -> list[Any]:
             dataset_name=title.name,
             dataset_split="test",
             metric_type=title.metric,
-            metric_name=f"{title.unit}, 95 % interval {interval(row, bare=True)}",
-            metric_value=round(row["estimate"], 4),
+            metric_name=f"{title.unit}, 95 % interval {figure.low:.4f} to {figure.high:.4f}",
+            metric_value=round(figure.estimate, 4),
         )
         for title in result_titles(facts.results, facts.sources)
-        for row in [figures_of(facts.results["models"]["merge"])[title.key][0]]
+        for figure in [facts.results.models.merge.sets[title.key]]
     ]
 
 
@@ -186,8 +185,8 @@ def _what_it_is(facts: CardFacts) -> str:
     }[facts.format]
     chosen = (
         f"adapted to a domain by continued pre-training and merged back with itself "
-        f"(`{results['chosen']}`) so that it keeps what it could do"
-        if results.get("any_merge", True)
+        f"(`{results.chosen}`) so that it keeps what it could do"
+        if results.any_merge
         else "unchanged: no merge kept its general abilities within the limit that was set"
     )
     said = f" {facts.description.rstrip('.')}." if facts.description else ""
@@ -233,31 +232,23 @@ def _use(facts: CardFacts) -> str:
 
 def _measured(facts: CardFacts) -> str:
     results = facts.results
-    if not results.get("models"):
-        return ""
     titles = result_titles(results, facts.sources)
-    count = len(results.get("candidates", ()))
-    tuned = "compared on other documents than these"
     lines = [
         "On test items that were scored once, lower is better, with 95 % intervals over groups of "
         "items; signed figures are changes against the general model on the same items.",
         table(("", *(title.head for title in titles)), result_rows(results, titles)),
-        f"`{results['chosen']}` is one of {count} candidates that were tried, {tuned}. "
-        f"{results.get('reason', '')}{_kept(results)}".strip(),
+        f"`{results.chosen}` is one of {len(results.candidates)} candidates that were tried, "
+        f"compared on other documents than these. {results.reason}{_kept(results)}",
     ]
     if facts.format != "safetensors":
         lines.insert(1, "The figures are those of the merged model in full, not of these files.")
     return "\n\n".join(lines)
 
 
-def _kept(results: Mapping[str, Any]) -> str:
-    kept = results.get("gain_kept")
-    if not kept or "estimate" not in kept:
+def _kept(results: MergeResults) -> str:
+    if results.gain_kept is None:
         return ""
-    return (
-        f" It keeps {kept['estimate']:.0%} ({kept['low']:.0%} to {kept['high']:.0%}) of the "
-        "specialist's domain gain."
-    )
+    return f" It keeps {percent(results.gain_kept)} of the specialist's domain gain."
 
 
 def _limits(facts: CardFacts) -> str:
@@ -266,20 +257,13 @@ def _limits(facts: CardFacts) -> str:
         "answers are right: it makes things up as its parents do. It was compared with its parents "
         "and with nothing else."
     ]
-    sets = facts.results.get("sets", ())
-    sizes = {s["name"]: s["items_test"] for s in sets} or facts.results.get("test", {})
-    groups = {s["name"]: _groups(s) for s in sets}
-    small = [
-        f"{name}: {count}{groups.get(name, '')}"
-        for name, count in sizes.items()
-        if isinstance(count, int)
-    ]
-    if small:
-        parts.append(f"The test sets are small (items, {', '.join(small)}).")
-    parts += [f"{s['name']}: {s['speaks_for']}." for s in sets if s.get("speaks_for")]
-    names = [str(source["name"]) for source in facts.sources if source.get("role") == "general"]
+    sets = facts.results.sets
+    sizes = [f"{row.name}: {row.items_test}{_groups(row)}" for row in sets]
+    parts.append(f"The test sets are small (items, {', '.join(sizes)}).")
+    parts += [f"{row.name}: {row.speaks_for}." for row in sets if row.speaks_for]
+    names = [source.name for source in facts.sources if source.role == "general"]
     if names:
-        answers = any(entry["name"] == _RETENTION for entry in sets)
+        answers = any(row.name == LOSS for row in sets)
         parts.append(
             f"What counts as general here is {', '.join(names)}, which was also replayed in "
             + (
@@ -296,18 +280,11 @@ def _limits(facts: CardFacts) -> str:
     return " ".join(parts)
 
 
-def _groups(row: Mapping[str, Any]) -> str:
-    """Of how many groups the items of a set are; nothing where each stands for itself.
-
-    >>> _groups({"items_test": 43, "groups_test": 43, "one_group": True})
-    ' of one group'
-    >>> _groups({"items_test": 43, "groups_test": 12}), _groups({"items_test": 9, "groups_test": 9})
-    (' in 12 groups', '')
-    """
-    if row.get("one_group"):  # its items had to be drawn alone
+def _groups(row: SetResult) -> str:
+    """Of how many groups the items of a set are; nothing where each stands for itself."""
+    if row.one_group:  # its items had to be drawn alone
         return " of one group"
-    count = row.get("groups_test") or row["items_test"]
-    return "" if count == row["items_test"] else f" in {count} groups"
+    return "" if row.groups_test == row.items_test else f" in {row.groups_test} groups"
 
 
 def _accepted(accepted: Mapping[str, str]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from toolkit.errors import ConfigError, PublishError, ToolkitError, sentence_end
 from toolkit.progress import say
@@ -21,6 +20,7 @@ from toolkit.publish.licenses import (
     notices,
 )
 from toolkit.publish.privacy import find_leaks
+from toolkit.select.results import MergeResults
 
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib"}
 _CODE = {".py", ".so", ".sh", ".ipynb"}
@@ -37,7 +37,7 @@ class CheckedBundle:
         parents: of the merge.
         agreements: license texts found for them.
         license: the recipe's own identifier and name for the terms.
-        results: of the merge stage.
+        results: what the merge stage found.
         withheld: sources that are marked as not for publication and were used.
         base: folder of the model that an adapter belongs to.
     """
@@ -48,7 +48,7 @@ class CheckedBundle:
     parents: Sequence[Parent]
     agreements: Agreements
     license: tuple[str | None, str | None]
-    results: Mapping[str, Any]
+    results: MergeResults
     withheld: Sequence[str]
     base: Path
 
@@ -162,15 +162,12 @@ def _tokenizer(subject: CheckedBundle) -> tuple[list[str], str]:
 
 
 def _test(subject: CheckedBundle) -> tuple[list[str], str]:
-    told = subject.results.get("test_scorings", 1)
-    counts = told if isinstance(told, Mapping) else {"test": told}
-    faults = [
-        f"{name} was scored {count} times; what was chosen after the first look is biased"
-        for name, count in counts.items()
-        if count != 1
-    ]
-    note = "scored once" if "test_scorings" in subject.results else "scored once, by its stage"
-    return faults, note
+    count = subject.results.test_scorings
+    if count == 1:
+        return [], "scored once"
+    return [
+        f"the test sets were scored {count} times; what was chosen after the first look is biased"
+    ], ""
 
 
 def _sources(subject: CheckedBundle) -> tuple[list[str], str]:
@@ -179,8 +176,9 @@ def _sources(subject: CheckedBundle) -> tuple[list[str], str]:
 
 
 def _merge(subject: CheckedBundle) -> tuple[list[str], str]:
-    if subject.results.get("any_merge", True):
-        return [], f"{subject.results.get('chosen')} of {len(subject.results['candidates'])}"
+    results = subject.results
+    if results.any_merge:
+        return [], f"{results.chosen} of {len(results.candidates)}"
     return ["nothing qualified, so this is the general model itself; there is nothing new"], ""
 
 

@@ -16,6 +16,7 @@ from toolkit.publish.public import parents_of, public_merge, public_reference, t
 from toolkit.publish.settings import source_facts, training_facts
 from toolkit.recipe.model import ModelSection
 from toolkit.recipe.schema import Recipe
+from toolkit.select.results import read_results
 from toolkit.stage import MANIFEST, read_manifest
 
 
@@ -118,13 +119,12 @@ def card_facts(
 
     Raises:
         PublishError: merge.yaml names a model that is none of the run's.
+        ToolkitError: the report of the merge stage is damaged, or of another version.
     """
     recipe, section = material.recipe, material.recipe.publish
-    results = read_manifest(material.merged)["results"]
     data = _manifest(material.data)
     names = {parent.role: public_reference(parent.name, parent.revision) for parent in parents}
     merge = public_merge(load_yaml(material.merged / "merge.yaml"), material.places, names)
-    sources = {name: source.model_dump(mode="json") for name, source in recipe.data.sources.items()}
     return CardFacts(
         repository=repository,
         format=kind,
@@ -133,9 +133,11 @@ def card_facts(
         merged_license=merged_license(parents)[0],
         license=(section.license, section.license_name, section.license_link),
         language=section.language,
-        sources=source_facts(sources, section, data.get("results", {}).get("sources", {})),
+        sources=source_facts(
+            recipe.data.sources, section, data.get("results", {}).get("sources", {})
+        ),
         training=training_facts(data, _manifest(material.specialist)),
-        results=results,
+        results=read_results(material.merged),
         merge_yaml=to_yaml(merge),
         limits=section.limitations,
         merged=section.merged,

@@ -3,49 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from toolkit.data.config import SourceSection
 from toolkit.publish.config import PublishSection
 
 
+@dataclass(frozen=True)
+class SourceFacts:
+    """What a card says of a source of documents.
+
+    Attributes:
+        name: name in the recipe.
+        role: `domain` or `general`.
+        license: terms of the texts, or `not stated`.
+        dataset: public name of the dataset, None where it has none.
+        origin: where the texts come from, in words.
+        trained_tokens: number of training tokens; None where the data stage does not say.
+        validation_documents: number of validation documents.
+        test_documents: number of test documents.
+    """
+
+    name: str
+    role: str
+    license: str
+    dataset: str | None
+    origin: str
+    trained_tokens: int | None = None
+    validation_documents: int | None = None
+    test_documents: int | None = None
+
+
 def source_facts(
-    sources: Mapping[str, Mapping[str, Any]],
+    sources: Mapping[str, SourceSection],
     section: PublishSection,
     counts: Mapping[str, Mapping[str, Any]],
-) -> list[dict[str, Any]]:
+) -> list[SourceFacts]:
     """Name, role, terms, public place and counts of every source.
 
     Args:
-        sources: of the recipe, as plain values.
+        sources: sources of the recipe.
         section: what may be said of them.
-        counts: of the data stage.
+        counts: what the data stage used of each, as its manifest has it.
     """
     facts = []
     for name, source in sources.items():
         known = section.sources.get(name)
         dataset = known.dataset if known is not None else None
-        hub = source.get("hub") or {}
+        used = counts.get(name, {})
         facts.append(
-            {
-                "name": name,
-                "role": source["role"],
-                "license": source.get("license") or "not stated",
-                "dataset": dataset or hub.get("dataset"),
-                "origin": _origin(source, dataset),
-                "counts": counts.get(name, {}),
-            }
+            SourceFacts(
+                name=name,
+                role=source.role,
+                license=source.license or "not stated",
+                dataset=dataset or (source.hub.dataset if source.hub is not None else None),
+                origin=_origin(source, dataset),
+                trained_tokens=used.get("trained on", {}).get("tokens"),
+                validation_documents=used.get("validation", {}).get("documents"),
+                test_documents=used.get("test", {}).get("documents"),
+            )
         )
     return facts
 
 
-def _origin(source: Mapping[str, Any], dataset: str | None) -> str:
+def _origin(source: SourceSection, dataset: str | None) -> str:
     if dataset is not None:
         return dataset
-    if hub := source.get("hub"):
-        revision = f"@{hub['revision']}" if hub.get("revision") else ""
-        return f"{hub['dataset']}{revision}"
-    if artifact := source.get("artifact"):
-        return f"in {artifact['package']} {artifact['version']} on PyPI"
+    if (hub := source.hub) is not None:
+        return f"{hub.dataset}@{hub.revision}" if hub.revision else hub.dataset
+    if (artifact := source.artifact) is not None:
+        return f"in {artifact.package} {artifact.version} on PyPI"
     return "local files"
 
 

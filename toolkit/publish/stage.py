@@ -42,7 +42,8 @@ from toolkit.publish.public import (
     to_yaml,
 )
 from toolkit.publish.store import upload_to_store
-from toolkit.stage import appearing, content_hash, hash_bytes, hash_json, read_manifest
+from toolkit.select.results import read_results
+from toolkit.stage import appearing, content_hash, hash_bytes, hash_json
 
 
 def run_publish(
@@ -286,7 +287,7 @@ def _subject(
         parents=parents,
         agreements=agreements,
         license=(section.license, section.license_name),
-        results=read_manifest(material.merged)["results"],
+        results=read_results(material.merged),
         withheld=[name for name, source in section.sources.items() if source.not_for_publication],
         base=material.general,
     )

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MODELS = (("general", "general model"), ("specialist", "specialist"), ("merge", "this model"))
+from toolkit.publish.settings import SourceFacts
+from toolkit.report.verdict import interval, signed_interval
+from toolkit.select.results import MergeResults, ModelName
+
+MODELS: tuple[tuple[ModelName, str], ...] = (
+    ("general", "general model"),
+    ("specialist", "specialist"),
+    ("merge", "this model"),
+)
 
 
 @dataclass(frozen=True)
@@ -15,12 +23,12 @@ class ResultTitle:
     """One set of test items.
 
     Attributes:
-        key: in the results of a model.
-        name: for people.
-        slug: for the metadata: a dataset's name.
-        unit: of the figure.
-        metric: the same as an identifier.
-        head: of a table's column.
+        key: name of the set in the results.
+        name: name for people.
+        slug: name of its dataset, for the metadata.
+        unit: unit of the figures.
+        metric: the unit as an identifier.
+        head: head of its column in a table.
     """
 
     key: str
@@ -46,98 +54,56 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def interval(value: Mapping[str, Any], *, signed: bool = False, bare: bool = False) -> str:
-    """An estimate with its interval.
-
-    >>> interval({"estimate": 0.5, "low": 0.25, "high": 0.75})
-    '0.5000 (0.2500 to 0.7500)'
-    """
-    sign = "+" if signed else ""
-    low, high = (f"{value[key]:{sign}.4f}" for key in ("low", "high"))
-    return f"{low} to {high}" if bare else f"{value['estimate']:{sign}.4f} ({low} to {high})"
-
-
-def figures_of(row: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """A model's figures and their changes against the general model: by set where the results
-    have that, else by role."""
-    if row.get("sets"):
-        changes = row.get("set_changes", {})
-        return {name: (value, changes.get(name)) for name, value in row["sets"].items()}
-    return {
-        key: (value, row.get(f"{key}_change"))
-        for key, value in row.items()
-        if not key.endswith("_change") and isinstance(value, Mapping) and "estimate" in value
-    }
-
-
-def result_titles(
-    results: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]
-) -> list[ResultTitle]:
+def result_titles(results: MergeResults, sources: Sequence[SourceFacts]) -> list[ResultTitle]:
     """The sets that all models were scored on, in the order of the results."""
-    sets = {entry["name"]: entry for entry in results.get("sets", ())}
+    datasets = {source.name: source.dataset or source.name for source in sources}
     titles = []
-    for key in figures_of(results["models"]["merge"]):
-        entry = sets.get(key)
-        own = [s for s in sources if (s["name"] if entry else s["role"]) == key]
-        names = key if entry else ", ".join(str(source["name"]) for source in own) or key
-        role = str(entry["role"]) if entry else key
-        count = entry["items_test"] if entry else results.get("test", {}).get(key)
-        documents = f"{count} documents" if isinstance(count, int) else "test"
-        default = results.get("units", {}).get(key, "bits per byte")
-        unit = str(entry["unit"] if entry else default)
+    for row in results.sets:
+        if row.name not in results.models.merge.sets:
+            continue
         titles.append(
             ResultTitle(
-                key=key,
-                name=f"{names} ({role}, {documents})",
-                slug=str(own[0].get("dataset") or own[0]["name"]) if own else key,
-                unit=unit,
-                metric=re.sub(r"\W+", "_", unit),
-                head=f"{names} ({role}), {unit} ({documents})"
-                if entry
-                else f"{key}, {unit} ({documents})",
+                key=row.name,
+                name=f"{row.name} ({row.role}, {row.items_test} documents)",
+                slug=datasets.get(row.name, row.name),
+                unit=row.unit,
+                metric=re.sub(r"\W+", "_", row.unit),
+                head=f"{row.name} ({row.role}), {row.unit} ({row.items_test} documents)",
             )
         )
     return titles
 
 
-def result_rows(results: Mapping[str, Any], titles: Sequence[ResultTitle]) -> list[tuple[str, ...]]:
+def result_rows(results: MergeResults, titles: Sequence[ResultTitle]) -> list[tuple[str, ...]]:
     """A row of figures for each model, and under it what changed against the general model."""
     rows: list[tuple[str, ...]] = []
-    for key, title in MODELS:
-        row = results["models"].get(key)
-        if row is None:
-            continue
-        cells = []
-        for column in titles:
-            figure, change = figures_of(row).get(column.key, (None, None))
-            cell = interval(figure) if figure else ""
-            if key != "general" and change:
-                cell += f"<br>{interval(change, signed=True)}"
-            cells.append(cell)
+    for model, title in MODELS:
+        figures = results.models.of(model)
+        cells = [interval(figures.sets[column.key]) for column in titles]
+        if model != "general":
+            changes = [signed_interval(figures.set_changes[column.key]) for column in titles]
+            cells = [f"{cell}<br>{change}" for cell, change in zip(cells, changes, strict=True)]
         rows.append((title, *cells))
     return rows
 
 
-def source_rows(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def source_rows(sources: Sequence[SourceFacts]) -> list[tuple[str, ...]]:
     """A row for each source of documents, with what was used of it."""
-
-    def count(source: Mapping[str, Any], part: str, unit: str) -> str:
-        entry = source.get("counts", {}).get(part, {})
-        if unit not in entry:
-            return ""
-        return f"{entry[unit]:,}" if unit == "tokens" else f"{entry[unit]:,} documents"
-
     return [
         (
-            f"{source['name']} ({source['origin']})" if source.get("origin") else source["name"],
-            source["role"],
-            source["license"],
-            count(source, "trained on", "tokens"),
-            count(source, "validation", "documents"),
-            count(source, "test", "documents"),
+            f"{source.name} ({source.origin})" if source.origin else source.name,
+            source.role,
+            source.license,
+            "" if source.trained_tokens is None else f"{source.trained_tokens:,}",
+            _documents(source.validation_documents),
+            _documents(source.test_documents),
         )
         for source in sources
     ]
+
+
+def _documents(count: int | None) -> str:
+    return "" if count is None else f"{count:,} documents"
 
 
 def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from html import escape
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -15,26 +15,43 @@ from toolkit.report.html import PageSection, folded, paragraph
 from toolkit.stage import TRACKED_PACKAGES
 
 
-def again_of(name: str, recipe: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
-    """What `write_page` takes as `again`.
+@dataclass(frozen=True)
+class Again:
+    """What it takes to make the same thing again.
+
+    Attributes:
+        commands: lines for a terminal.
+        recipe: YAML of the recipe.
+        versions: versions of the packages that figures depend on.
+        hashes: sha256 of inputs and outputs, by what they are.
+    """
+
+    commands: tuple[str, ...]
+    recipe: str
+    versions: Mapping[str, str]
+    hashes: Mapping[str, str]
+
+
+def again_of(name: str, recipe: Mapping[str, object], hashes: Mapping[str, str]) -> Again:
+    """What it takes to make a merge again.
 
     Args:
-        name: of the recipe.
+        name: name of the recipe.
         recipe: its values as given, as from `model_dump(mode="json", exclude_unset=True)`.
         hashes: sha256 of inputs and outputs, by what they are.
     """
-    return {
-        "commands": [f"make cpt DOMAIN={name}", f"make merge DOMAIN={name}"],
-        "recipe": yaml.safe_dump(_portable(recipe), sort_keys=False, allow_unicode=True),
-        "versions": {
+    return Again(
+        (f"make cpt DOMAIN={name}", f"make merge DOMAIN={name}"),
+        yaml.safe_dump(_portable(recipe), sort_keys=False, allow_unicode=True),
+        {
             "cpt-toolkit": __version__,
             **{package: metadata.version(package) for package in TRACKED_PACKAGES},
         },
-        "hashes": dict(hashes),
-    }
+        dict(hashes),
+    )
 
 
-def _portable(value: Any) -> Any:
+def _portable(value: object) -> object:
     """Absolute paths by their last part: where a file lies is nobody's business."""
     if isinstance(value, Mapping):
         return {key: _portable(item) for key, item in value.items()}
@@ -45,18 +62,18 @@ def _portable(value: Any) -> Any:
     return value
 
 
-def again_section(again: Mapping[str, Any] | None, merge_yaml: str) -> PageSection:
+def again_section(again: Again | None, merge_yaml: str) -> PageSection:
     """Commands, recipe, merge, versions and hashes."""
     body = ""
     if again:
-        commands = "\n".join(again["commands"])
+        commands = "\n".join(again.commands)
         body += paragraph("With the recipe below in recipes/, and the same versions:")
         body += f"<pre>{escape(commands)}</pre>"
     body += folded("The chosen merge (merge.yaml, mergekit's dialect)", merge_yaml)
     if again:
-        versions = "\n".join(f"{name}=={version}" for name, version in again["versions"].items())
-        hashes = "\n".join(f"{digest}  {name}" for name, digest in again["hashes"].items())
-        body += folded("The recipe", again["recipe"])
+        versions = "\n".join(f"{name}=={version}" for name, version in again.versions.items())
+        hashes = "\n".join(f"{digest}  {name}" for name, digest in again.hashes.items())
+        body += folded("The recipe", again.recipe)
         body += folded("Versions", versions)
         body += folded("sha256 of what went in and came out", hashes)
     return PageSection("again", "Run it again", body)

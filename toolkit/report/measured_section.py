@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from toolkit.report.charts import Axis, Plot
 from toolkit.report.html import Cell, PageSection, panels, paragraph, table
 from toolkit.report.table import set_rows
-from toolkit.report.verdict import MODELS, ROLES, counts_of, interval, signed_interval, unit_of
+from toolkit.report.verdict import MODELS, ROLES, counts_of, signed_interval
+from toolkit.select.results import DocumentFigures, FigureRole, MergeResults, ModelName
+from toolkit.statistics.interval import Interval
 
 
-def models_section(results: Mapping[str, Any]) -> PageSection:
+class PromptAnswers(BaseModel):
+    """A prompt answered by the three models."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str
+    general: str
+    specialist: str
+    merge: str
+
+    def of(self, model: ModelName) -> str:
+        """The answer of one model."""
+        answers: dict[ModelName, str] = {
+            "general": self.general,
+            "specialist": self.specialist,
+            "merge": self.merge,
+        }
+        return answers[model]
+
+
+def models_section(results: MergeResults) -> PageSection:
     """Changes against the general model as a chart, and all figures as a table."""
     titles = [""]
     for role in ROLES:
-        titles += [f"{role}, {unit_of(results, role)} ({counts_of(results, role)})", "change"]
+        titles += [f"{role}, {results.unit_of(role)} ({counts_of(results, role)})", "change"]
     rows: list[tuple[list[Cell | str], str]] = []
     for model, title in MODELS:
-        figures = results["models"][model]
-        cells: list[Cell | str] = [
-            Cell(title, detail=results["chosen"] if model == "merge" else "")
-        ]
+        figures = results.models.of(model)
+        cells: list[Cell | str] = [Cell(title, detail=results.chosen if model == "merge" else "")]
         for role in ROLES:
-            cells.append(_figure(figures[role], signed=False))
-            change = figures[f"{role}_change"]
-            cells.append("" if model == "general" else _figure(change, signed=True))
+            cells.append(_figure(figures.figure(role)))
+            cells.append("" if model == "general" else _signed_figure(figures.change(role)))
         rows.append((cells, "chosen" if model == "merge" else ""))
-    times = results.get("test_scorings", 1)
+    times = results.test_scorings
     scored = "scored once" if times == 1 else f"scored {times} times"
     body = (
         panels(*(_change_chart(results, role) for role in ROLES))
@@ -44,33 +64,38 @@ def models_section(results: Mapping[str, Any]) -> PageSection:
     return PageSection("test", "Test sets", body)
 
 
-def _figure(value: Mapping[str, float], *, signed: bool) -> Cell:
-    words = (signed_interval if signed else interval)(value)
-    estimate, _, rest = words.partition(" ")
-    return Cell(estimate, value["estimate"], rest)
+def _figure(value: Interval) -> Cell:
+    return Cell(f"{value.estimate:.4f}", value.estimate, f"({value.low:.4f} to {value.high:.4f})")
 
 
-def _sets(results: Mapping[str, Any]) -> str:
-    shown = set_rows(results)
-    if not shown:
+def _signed_figure(change: Interval) -> Cell:
+    ends = f"({change.low:+.4f} to {change.high:+.4f})"
+    return Cell(f"{change.estimate:+.4f}", change.estimate, ends)
+
+
+def _sets(results: MergeResults) -> str:
+    rows: list[tuple[list[Cell | str], str]] = [
+        ([Cell(row.name, detail=f"{row.role}, {row.unit}"), *map(_set_figure, row.figures)], "")
+        for row in set_rows(results)
+    ]
+    if not rows:
         return ""
-    rows: list[tuple[list[Cell | str], str]] = []
-    for name, role, unit, figures in shown:
-        parts = [figure.partition(" ") for figure in figures]
-        cells = [Cell(estimate, float(estimate), rest) for estimate, _, rest in parts]
-        rows.append(([Cell(name, detail=f"{role}, {unit}"), *cells], ""))
     titles = ["", *(title for _, title in MODELS)]
     return table("Set by set; sets with the role watch take no part in the choice", titles, rows)
 
 
-def _change_chart(results: Mapping[str, Any], role: str) -> str:
+def _set_figure(value: Interval) -> Cell:
+    shown = f"{value.estimate:.4f}"
+    return Cell(shown, float(shown), f"({value.low:.4f} to {value.high:.4f})")
+
+
+def _change_chart(results: MergeResults, role: FigureRole) -> str:
     """Two models' changes against the general model, as dots with their intervals."""
-    shown = [(key, title) for key, title in MODELS if key != "general"]
-    changes = {key: results["models"][key][f"{role}_change"] for key, _ in shown}
-    ends = [change[end] for change in changes.values() for end in ("low", "high")]
-    limit = results["tolerance"] if role == "general" else 0.0
-    title = f"{role}: change in {unit_of(results, role)} (left is better)"
-    words = "; ".join(f"{model} {signed_interval(changes[key])}" for key, model in shown)
+    shown = [(title, results.models.of(model).change(role)) for model, title in MODELS[1:]]
+    ends = [end for _, change in shown for end in (change.low, change.high)]
+    limit = results.tolerance if role == "general" else 0.0
+    title = f"{role}: change in {results.unit_of(role)} (left is better)"
+    words = "; ".join(f"{model} {signed_interval(change)}" for model, change in shown)
     plot = Plot(
         Axis.around([*ends, 0.0, limit], title),
         Axis(0.0, 2.0, "", 0),
@@ -78,24 +103,25 @@ def _change_chart(results: Mapping[str, Any], role: str) -> str:
         height=110,
     )
     plot.upright(0.0)
-    for number, (key, model) in enumerate(shown):
-        change, series = changes[key], ("s2", "s1")[number]
-        y = (1.4, 0.4)[number]
-        plot.line([change["low"], change["high"]], [y, y], series)
+    for number, (model, change) in enumerate(shown):
+        series, y = ("s2", "s1")[number], (1.4, 0.4)[number]
+        plot.line([change.low, change.high], [y, y], series)
         tip = f"{model}\n{signed_interval(change)}"
-        plot.mark(change["estimate"], y, series, shape=("triangle", "circle")[number], tip=tip)
+        plot.mark(change.estimate, y, series, shape=("triangle", "circle")[number], tip=tip)
         plot.caption(y, model, series)
     return plot.html()
 
 
-def documents_section(results: Mapping[str, Any]) -> PageSection:
+def documents_section(results: MergeResults) -> PageSection:
     """Document by document: how the merge differs from the general model and the specialist."""
-    documents = results.get("documents") or ()
     parts = []
-    for name in dict.fromkeys(row["set"] for row in documents):
-        rows = [row for row in documents if row["set"] == name]
-        charts = [_difference_chart(rows, name, other) for other in ("general", "specialist")]
-        heading = escape(f"{name} ({rows[0]['role']})")
+    for name in dict.fromkeys(row.set for row in results.documents):
+        rows = [row for row in results.documents if row.set == name]
+        charts = (
+            _difference_chart(name, "general model", [(row, row.general) for row in rows]),
+            _difference_chart(name, "specialist", [(row, row.specialist) for row in rows]),
+        )
+        heading = escape(f"{name} ({rows[0].role})")
         parts.append(f"<h3>{heading}</h3>{panels(*charts)}")
     if not parts:
         return PageSection("documents", "Document by document", "")
@@ -108,11 +134,19 @@ def documents_section(results: Mapping[str, Any]) -> PageSection:
     )
 
 
-def _difference_chart(rows: Sequence[Mapping[str, Any]], name: str, other: str) -> str:
-    ordered = sorted(rows, key=lambda row: (row["merge"] - row[other], str(row["id"])))
-    values = [row["merge"] - row[other] for row in ordered]
+def _difference_chart(
+    name: str, against: str, pairs: Sequence[tuple[DocumentFigures, float]]
+) -> str:
+    """What the merge's figure of each document is above another model's, sorted.
+
+    Args:
+        name: name of the set.
+        against: name of the other model.
+        pairs: documents, each with the other model's figure.
+    """
+    ordered = sorted(pairs, key=lambda pair: (pair[0].merge - pair[1], pair[0].id))
+    values = [row.merge - other for row, other in ordered]
     better = sum(value < 0.0 for value in values)
-    against = "general model" if other == "general" else other
     plot = Plot(
         Axis(0.0, float(len(values)), "", 0),
         Axis.around([*values, 0.0], f"merge − {against}: better on {better} of {len(values)}"),
@@ -122,24 +156,22 @@ def _difference_chart(rows: Sequence[Mapping[str, Any]], name: str, other: str) 
     )
     plot.bars(values[:better], "s1")
     plot.bars(values[better:], "s2", first=float(better))
-    for number, (row, value) in enumerate(zip(ordered, values, strict=True)):
-        group = f"\n{row['group']}" if row.get("group") else ""
-        figures = f"merge {row['merge']:.4f}, {against} {row[other]:.4f}"
-        tip = f"{row['id']}{group}\n{value:+.4f}\n{figures}"
+    for number, ((row, other), value) in enumerate(zip(ordered, values, strict=True)):
+        tip = f"{row.id}\n{value:+.4f}\nmerge {row.merge:.4f}, {against} {other:.4f}"
         plot.target(number + 0.5, value, tip)
     return plot.html()
 
 
-def answers_section(answers: Sequence[Mapping[str, str]], chosen: str) -> PageSection:
+def answers_section(answers: Sequence[PromptAnswers], chosen: str) -> PageSection:
     """The same prompts answered by the three models."""
     parts = []
     for row in answers:
         columns = "".join(
-            f"<div><dt>{escape(f'{title}: {chosen}' if key == 'merge' else title)}</dt>"
-            f"<dd>{escape(row[key]) or '(nothing)'}</dd></div>"
-            for key, title in MODELS
+            f"<div><dt>{escape(f'{title}: {chosen}' if model == 'merge' else title)}</dt>"
+            f"<dd>{escape(row.of(model)) or '(nothing)'}</dd></div>"
+            for model, title in MODELS
         )
-        parts.append(f'<div class="answer"><p>{escape(row["prompt"])}</p><dl>{columns}</dl></div>')
+        parts.append(f'<div class="answer"><p>{escape(row.prompt)}</p><dl>{columns}</dl></div>')
     if not parts:
         return PageSection("answers", "Side by side", "")
     note = (

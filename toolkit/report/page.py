@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from toolkit.report.again import again_section
+from toolkit.report.again import Again, again_section
 from toolkit.report.html import paragraph, write_document
-from toolkit.report.measured_section import answers_section, documents_section, models_section
+from toolkit.report.measured_section import (
+    PromptAnswers,
+    answers_section,
+    documents_section,
+    models_section,
+)
 from toolkit.report.search_section import (
     candidates_section,
     front_section,
     history_section,
     sweep_section,
 )
-from toolkit.report.training_section import training_section
-from toolkit.report.verdict import lost_sets, notes, sets_of, unit_of, verdict
+from toolkit.report.training_section import TrainingRow, training_section
+from toolkit.report.verdict import notes, verdict
+from toolkit.select.results import MergeResults
+from toolkit.statistics.interval import Interval
 
 
 def write_page(
-    results: Mapping[str, Any],
+    results: MergeResults,
     path: Path,
     *,
     merge_yaml: str,
-    training: Sequence[Mapping[str, Any]] = (),
-    answers: Sequence[Mapping[str, str]] = (),
-    again: Mapping[str, Any] | None = None,
+    training: Sequence[TrainingRow] = (),
+    answers: Sequence[PromptAnswers] = (),
+    again: Again | None = None,
 ) -> None:
     """Write the page; a part whose figures are missing is left out. Same inputs, same bytes.
 
     Args:
-        results: of the merge stage, as in `report.json`.
-        path: of the `.html` file.
-        merge_yaml: the chosen merge.
+        results: what the merge stage found.
+        path: path of the `.html` file.
+        merge_yaml: text of the chosen merge.
         training: rows of the cpt stage's `metrics.jsonl`.
-        answers: `prompt`, `general`, `specialist` and `merge` of each prompt.
-        again: from `again_of`.
+        answers: the same prompts answered by the three models.
+        again: what it takes to make the merge again.
     """
-    title = f"{results['recipe']}: which merge, and what it keeps"
+    title = f"{results.recipe}: which merge, and what it keeps"
     sentences = " ".join(verdict(results))
     opening = (
         f"<h1>{escape(title)}</h1>"
         + paragraph(sentences, "verdict")
-        + (paragraph(results["description"], "note") if results["description"] else "")
+        + (paragraph(results.description, "note") if results.description else "")
         + _figures(results)
     )
     sections = [
@@ -54,52 +60,46 @@ def write_page(
         history_section(results),
         training_section(training),
         documents_section(results),
-        answers_section(answers, results["chosen"]),
+        answers_section(answers, results.chosen),
         candidates_section(results),
         again_section(again, merge_yaml),
     ]
     write_document(path, title, opening, sections)
 
 
-def _figures(results: Mapping[str, Any]) -> str:
+def _figures(results: MergeResults) -> str:
     """The few figures that a hurried reader takes away."""
-    merge = results["models"]["merge"]
-    kept, recovered = results["gain_kept"], results["loss_recovered"]
+    merge = results.models.merge
     rows = [
-        ("change on the domain", *_estimate(merge["domain_change"]), unit_of(results, "domain")),
-        (
-            "change on general sets",
-            *_estimate(merge["general_change"]),
-            unit_of(results, "general"),
-        ),
+        ("change on the domain", *_change(merge.domain_change), results.unit_of("domain")),
+        ("change on general sets", *_change(merge.general_change), results.unit_of("general")),
     ]
     # What fades on a set in another unit is in no mean, and must not be overlooked.
-    mixed = {row["name"] for row in sets_of(results, "general")}
     rows += [
-        (f"change on {name}", *_estimate(value), unit)
-        for name, value, unit in lost_sets(results, "merge")
-        if name not in mixed
+        (f"change on {row.name}", *_change(change), row.unit)
+        for row, change in results.lost_sets("merge")
+        if row not in results.sets_of("general")
     ]
-    if kept is not None:
-        rows.append(("of the gain kept", *_share(kept), ""))
-    if recovered is not None:
-        rows.append(("of the loss recovered", *_share(recovered), ""))
-    qualified = sum(bool(row["qualified"]) for row in results["candidates"])
+    if results.gain_kept is not None:
+        rows.append(("of the gain kept", *_fraction(results.gain_kept), ""))
+    if results.loss_recovered is not None:
+        rows.append(("of the loss recovered", *_fraction(results.loss_recovered), ""))
+    num_qualified = sum(row.qualified for row in results.candidates)
     rows.append(
-        ("candidates tried", str(len(results["candidates"])), f"{qualified} within tolerance", "")
+        ("candidates tried", str(len(results.candidates)), f"{num_qualified} within tolerance", "")
     )
     items = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(figure)}"
         f"<small>{escape(' '.join((detail, unit)).strip())}</small></dd></div>"
         for name, figure, detail, unit in rows
     )
-    lines = "".join(paragraph(line, "note") for line in (results["reason"], *notes(results)))
+    lines = "".join(paragraph(line, "note") for line in (results.reason, *notes(results)))
     return f'<dl class="figures">{items}</dl><div class="notes">{lines}</div>'
 
 
-def _estimate(change: Mapping[str, float]) -> tuple[str, str]:
-    return f"{change['estimate']:+.3f}", f"{change['low']:+.3f} to {change['high']:+.3f}"
+def _change(change: Interval) -> tuple[str, str]:
+    return f"{change.estimate:+.3f}", f"{change.low:+.3f} to {change.high:+.3f}"
 
 
-def _share(share: Mapping[str, float]) -> tuple[str, str]:
-    return f"{share['estimate']:.0%}", f"{share['low']:.0%} to {share['high']:.0%}"
+def _fraction(share: Interval) -> tuple[str, str]:
+    return f"{share.estimate:.0%}", f"{share.low:.0%} to {share.high:.0%}"

@@ -4,34 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict
 
 from toolkit.report.charts import Axis, Plot, finite
 from toolkit.report.html import PageSection, panels, paragraph
+from toolkit.report.verdict import ROLES
+from toolkit.select.results import FigureRole
 
 _MOST_POINTS = 400
 """Of a line: more cannot be told apart on a screen, and a long run has a hundred thousand steps."""
 
 
-def training_section(rows: Sequence[Mapping[str, Any]]) -> PageSection:
+class TrainingRow(BaseModel):
+    """A row of `metrics.jsonl`, as far as it is drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    step: int
+    tokens: float | None = None
+    """Tokens of the step; None of a row that only looks."""
+
+    loss: float | None = None
+    learning_rate: float | None = None
+    domain_bits_per_byte: float | None = None
+    general_bits_per_byte: float | None = None
+
+    def look(self, role: FigureRole) -> float | None:
+        """Bits per byte of a role's first validation documents."""
+        return self.domain_bits_per_byte if role == "domain" else self.general_bits_per_byte
+
+
+def training_section(rows: Sequence[TrainingRow]) -> PageSection:
     """Charts of the rows of `metrics.jsonl`."""
     tokens = _tokens_after(rows)
-    steps = [row for row in rows if finite([row.get("loss")])]
+    steps = [(row, loss) for row in rows for loss in finite([row.loss])]
     if len(steps) < 2:
         return PageSection("training", "Training", "")
-    x_steps = [tokens[int(row["step"])] for row in steps]
-    losses = thin(x_steps, [float(row["loss"]) for row in steps])
+    losses = thin([tokens[row.step] for row, _ in steps], [loss for _, loss in steps])
     charts = [_line_chart("loss, nats a token", losses, "training loss", smooth=True)]
-    rates = [(tokens[int(r["step"])], r.get("learning_rate")) for r in steps]
-    known = [(x, float(rate)) for x, rate in rates if rate is not None]
-    if len(known) > 1:
-        curve = thin([x for x, _ in known], [rate for _, rate in known])
-        charts.append(_line_chart("learning rate", curve, "learning rate", "s0"))
-    looks = [
-        chart
-        for role in ("domain", "general")
-        if (chart := _look_chart(rows, tokens, role)) is not None
+    rates = [
+        (tokens[row.step], row.learning_rate) for row, _ in steps if row.learning_rate is not None
     ]
+    if len(rates) > 1:
+        curve = thin([x for x, _ in rates], [rate for _, rate in rates])
+        charts.append(_line_chart("learning rate", curve, "learning rate", "s0"))
+    looks = [chart for role in ROLES if (chart := _look_chart(rows, tokens, role)) is not None]
     body = panels(*charts, *looks)
     if looks:
         body += paragraph(
@@ -63,13 +81,13 @@ def running_means(values: Sequence[float], reach: int) -> list[float]:
     return [fmean(values[max(0, place - reach) : place + reach + 1]) for place in places]
 
 
-def _tokens_after(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+def _tokens_after(rows: Sequence[TrainingRow]) -> dict[int, float]:
     """Tokens trained on after each step."""
-    total, after = 0.0, {0: 0.0}
+    total, tokens_by_step = 0.0, {0: 0.0}
     for row in rows:
-        total += float(row.get("tokens") or 0.0)
-        after[int(row["step"])] = total
-    return after
+        total += row.tokens or 0.0
+        tokens_by_step[row.step] = total
+    return tokens_by_step
 
 
 def _line_chart(
@@ -97,12 +115,9 @@ def _line_chart(
 
 
 def _look_chart(
-    rows: Sequence[Mapping[str, Any]], tokens: Mapping[int, float], role: str
+    rows: Sequence[TrainingRow], tokens: Mapping[int, float], role: FigureRole
 ) -> str | None:
-    name = f"{role}_bits_per_byte"
-    points = [
-        (tokens[int(row["step"])], float(row[name])) for row in rows if finite([row.get(name)])
-    ]
+    points = [(tokens[row.step], figure) for row in rows for figure in finite([row.look(role)])]
     if len(points) < 2:
         return None
     start = points[0][1]

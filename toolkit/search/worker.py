@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import optuna
@@ -24,6 +24,8 @@ from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alpha_of
 from toolkit.search.study import OUTCOME, Study, attributes_of, pack, unpack
 
 _POLL_SECONDS = 0.5
+
+OutcomeStatus = Literal["complete", "dropped", "failed"]
 
 
 class Merging(Protocol):
@@ -85,7 +87,7 @@ class Outcome:
     """
 
     candidate: Candidate
-    status: str
+    status: OutcomeStatus
     losses: Losses
     distance: float
     tokens: int
@@ -103,7 +105,7 @@ def read_outcome(plan: SearchPlan, trial: FrozenTrial) -> Outcome | None:
     kept = attributes_of(trial)
     return Outcome(
         candidate,
-        str(kept["status"]),
+        cast("OutcomeStatus", kept["status"]),
         read_losses(kept),
         float(kept.get("distance", 0.0)),
         int(kept.get("tokens", 0)),
@@ -229,7 +231,7 @@ class Worker:
 
     def _race(
         self, trial: optuna.Trial, losses: dict[str, NDArray[np.float64]], candidate: Candidate
-    ) -> tuple[str, dict[str, NDArray[np.float64]], int]:
+    ) -> tuple[OutcomeStatus, dict[str, NDArray[np.float64]], int]:
         objective = self._plan.objective
         start, told = objective.tokens(losses), 0
 

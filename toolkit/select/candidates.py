@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,8 @@ from numpy.typing import NDArray
 from toolkit.search.objective import Losses, Objective, guide_of
 from toolkit.search.space import GENERAL, SPECIALIST
 from toolkit.search.worker import Outcome
+from toolkit.select.results import CandidateResult, SweepPoint
+from toolkit.statistics.interval import Interval
 from toolkit.statistics.sampled_differences import Difference, combine
 
 
@@ -79,34 +80,36 @@ def candidate_rows(outcomes: Sequence[Outcome], objective: Objective) -> list[Ca
     return rows
 
 
-def as_json(row: CandidateRow, qualified: bool) -> dict[str, Any]:
-    """A candidate in `report.json`; what is not known is null."""
+def candidate_result(row: CandidateRow, qualified: bool) -> CandidateResult:
+    """A candidate as it stands in the results; what is not known is None.
+
+    Args:
+        row: figures of the candidate.
+        qualified: whether it is within every tolerance.
+    """
     outcome = row.outcome
-    return {
-        "name": row.name,
-        "method": outcome.candidate.config.merge_method,
-        "parameters": dict(outcome.candidate.parameters),
-        "values": row.values,
-        **{
-            key: value if math.isfinite(value) else None
-            for key, value in (
-                ("domain", row.domain),
-                ("general", row.general),
-                ("general_loss_bound", row.general_loss_bound),
-            )
-        },
-        "loss_bounds": {
-            name: bound if math.isfinite(bound) else None for name, bound in row.loss_bounds.items()
-        },
-        "distance": row.distance,
-        "qualified": qualified,
-        "status": outcome.status,
-        "tokens": outcome.tokens,
-        "seconds": outcome.merge_seconds + outcome.score_seconds,
-        "merge_seconds": outcome.merge_seconds,
-        "order": outcome.order,
-        **({"error": outcome.error} if outcome.error else {}),
-    }
+    return CandidateResult(
+        name=row.name,
+        method=outcome.candidate.config.merge_method,
+        parameters=dict(outcome.candidate.parameters),
+        values=row.values,
+        domain=_finite_or_none(row.domain),
+        general=_finite_or_none(row.general),
+        general_loss_bound=_finite_or_none(row.general_loss_bound),
+        loss_bounds={name: _finite_or_none(bound) for name, bound in row.loss_bounds.items()},
+        distance=row.distance,
+        qualified=qualified,
+        status=outcome.status,
+        tokens=outcome.tokens,
+        seconds=outcome.merge_seconds + outcome.score_seconds,
+        merge_seconds=outcome.merge_seconds,
+        order=outcome.order,
+        error=outcome.error,
+    )
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def by_item(objective: Objective, losses: Losses) -> dict[str, dict[str, float]]:
@@ -150,40 +153,40 @@ def cannot_be_told_apart(
     return interval.low <= 0.0 <= interval.high
 
 
-def sweep_rows(
+def sweep_points_of(
     outcomes: Sequence[Outcome], objective: Objective, confidence: float
-) -> list[dict[str, Any]]:
+) -> tuple[SweepPoint, ...]:
     """The α-curve, with one of its own for each general set in another unit. Its bands are of the
     difference from the general model on the same documents: what all models share (some documents
     are harder) would only hide the curve."""
-    whole = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
+    complete_losses = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
     by_name = {outcome.candidate.name: outcome.losses for outcome in outcomes}
     start = by_name[GENERAL]
     guide = guide_of(by_name[SPECIALIST], start)
-    base = objective.estimates(start, whole)
-    rows = []
-    for alpha, outcome in sweep_points(outcomes):
-        known = [name for name, values in outcome.losses.items() if len(values)]
-        if not set(objective.shown_general) <= set(known):
+    base = objective.estimates(start, complete_losses)
+    shown_general = dict.fromkeys(objective.shown_general, 1.0)
+    points = []
+    for alpha, outcome in plain_means(outcomes):
+        known_sets = {name for name, values in outcome.losses.items() if len(values)}
+        if not set(shown_general) <= known_sets:
             continue
-        general = dict.fromkeys(objective.shown_general, 1.0)
-        row: dict[str, Any] = {"alpha": alpha}
-        for role, level, weights in (
-            ("domain", objective.domain(base), objective.weights),
-            ("general", objective.general(base), general),
-        ):
-            interval = _interval(
-                objective, outcome.losses, start, whole, weights, guide, confidence
+
+        def band(level: float, weights: Mapping[str, float], losses: Losses) -> Interval:
+            change = _interval(
+                objective, losses, start, complete_losses, weights, guide, confidence
             )
-            row[role] = {key: level + value for key, value in interval.items()}
-        others = {name for name in objective.tolerances if name in known} - set(general)
-        row["sets"] = {}
-        for name in sorted(others):
-            own = {name: 1.0}
-            interval = _interval(objective, outcome.losses, start, whole, own, guide, confidence)
-            row["sets"][name] = {key: base[name] + value for key, value in interval.items()}
-        rows.append(row)
-    return rows
+            return Interval(level + change.estimate, level + change.low, level + change.high)
+
+        other_sets = sorted((set(objective.tolerances) & known_sets) - set(shown_general))
+        points.append(
+            SweepPoint(
+                alpha=alpha,
+                domain=band(objective.domain(base), objective.weights, outcome.losses),
+                general=band(objective.general(base), shown_general, outcome.losses),
+                sets={name: band(base[name], {name: 1.0}, outcome.losses) for name in other_sets},
+            )
+        )
+    return tuple(points)
 
 
 def _interval(
@@ -194,12 +197,11 @@ def _interval(
     weights: Mapping[str, float],
     guide: Losses,
     confidence: float,
-) -> dict[str, float]:
+) -> Interval:
     """Of a candidate's difference from the general model, as far as it is known."""
     if all(objective.sets[name].is_whole(losses[name]) for name in weights):
-        return asdict(objective.change(weights, losses, start).interval(confidence))
-    difference = _by_way_of(objective, losses, start, whole, weights, guide)
-    return asdict(difference.interval(confidence))
+        return objective.change(weights, losses, start).interval(confidence)
+    return _by_way_of(objective, losses, start, whole, weights, guide).interval(confidence)
 
 
 def _by_way_of(
@@ -229,7 +231,7 @@ def _by_way_of(
     return combine(parts, list(weights.values()))
 
 
-def sweep_points(outcomes: Sequence[Outcome]) -> list[tuple[float, Outcome]]:
+def plain_means(outcomes: Sequence[Outcome]) -> list[tuple[float, Outcome]]:
     """The plain weighted means among the candidates, the two models as its ends, by α."""
     points = []
     for outcome in outcomes:

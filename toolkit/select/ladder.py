@@ -22,7 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from toolkit.select.results import LadderResult, SetTestResult
 
 
 @dataclass(frozen=True)
@@ -111,21 +112,25 @@ def passed_steps(steps: Sequence[LadderStep]) -> list[LadderStep]:
     return sorted((s for s in steps if s.is_within), key=lambda s: abs(s.alpha), reverse=True)
 
 
-def as_rows(steps: Sequence[LadderStep], changes: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Steps in `report.json`, by α.
+def ladder_results(
+    steps: Sequence[LadderStep], changes: Mapping[str, float]
+) -> tuple[LadderResult, ...]:
+    """Steps as they stand in the results, by α.
 
     Args:
-        steps: as they were tested.
+        steps: steps as they were tested.
         changes: domain change on all validation documents by name, of those looked at for their
             gain.
     """
-    return [
-        {
-            "alpha": step.alpha,
-            "name": step.name,
-            "is_within": step.is_within,
-            "domain_change": changes.get(step.name),
-            "tests": [{**asdict(test), "is_within": test.is_within} for test in step.tests],
-        }
+    return tuple(
+        LadderResult(
+            alpha=step.alpha,
+            name=step.name,
+            is_within=step.is_within,
+            domain_change=changes.get(step.name),
+            tests=tuple(
+                SetTestResult(**asdict(test), is_within=test.is_within) for test in step.tests
+            ),
+        )
         for step in sorted(steps, key=lambda step: step.alpha)
-    ]
+    )

@@ -9,20 +9,72 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+from pydantic import BaseModel
 
 from toolkit.errors import EvaluationError
-from toolkit.stage import hash_json, load_json, write_json
+from toolkit.load_yaml import read_object
+from toolkit.section import check_section
+from toolkit.select.results import ResultPart
+from toolkit.stage import hash_json, write_json
 
 LEDGER = "test-ledger.json"
 CONFIRMATIONS = "confirmation-ledger.json"
+
+LedgerT = TypeVar("LedgerT", bound=BaseModel)
+
+
+class ScoringEntry(ResultPart):
+    """One scoring of test documents."""
+
+    test: str
+    """Hash of the test sets with their settings."""
+
+    study: str
+    """Hash of the two models that were compared."""
+
+    choice: str
+    """Hash of the merge that was scored."""
+
+    name: str
+    """Name of the merge, for people."""
+
+    date: str
+
+
+class ScoringEntries(ResultPart):
+    """What `test-ledger.json` holds."""
+
+    scorings: tuple[ScoringEntry, ...] = ()
+
+
+class ConfirmationEntry(ResultPart):
+    """One search that confirmed merges on documents that it had set aside."""
+
+    documents: str
+    """Hash of the sets that were set aside."""
+
+    search: str
+    """Hash of the search's identity."""
+
+    name: str
+    """Name of what was chosen, for people."""
+
+    date: str
+
+
+class ConfirmationEntries(ResultPart):
+    """What `confirmation-ledger.json` holds."""
+
+    confirmations: tuple[ConfirmationEntry, ...] = ()
 
 
 class TestLedger:
     """Scorings of one set of test documents.
 
     Args:
-        path: of the ledger, beside the stages of a run.
+        path: path of the ledger, beside the stages of a run.
         test: hash of the test sets with their settings.
         models: hashes of the general model and the specialist: with the test sets they make the
             study that is to be scored once.
@@ -35,21 +87,20 @@ class TestLedger:
         self._test = test
         self._study = hash_json(dict(models))
 
-    def _entries(self) -> list[dict[str, Any]]:
-        return list(load_json(self._path)["scorings"]) if self._path.is_file() else []
+    def _entries(self) -> tuple[ScoringEntry, ...]:
+        return _read_ledger(self._path, ScoringEntries).scorings
 
     @property
     def count(self) -> int:
         """How often these test documents were scored, whatever was chosen and trained."""
-        return sum(entry["test"] == self._test for entry in self._entries())
+        return sum(entry.test == self._test for entry in self._entries())
 
-    def earlier(self, choice: str) -> dict[str, Any] | None:
+    def earlier(self, choice: str) -> ScoringEntry | None:
         """The last scoring of this study with another choice, None where there was none."""
         others = [
             entry
             for entry in self._entries()
-            if (entry["test"], entry["study"]) == (self._test, self._study)
-            and entry["choice"] != choice
+            if (entry.test, entry.study) == (self._test, self._study) and entry.choice != choice
         ]
         return others[-1] if others else None
 
@@ -58,7 +109,7 @@ class TestLedger:
 
         Args:
             choice: hash of the chosen merge.
-            name: of it, for people.
+            name: name of the merge, for people.
             again: whether the test documents may be scored once more for this study.
 
         Raises:
@@ -66,52 +117,62 @@ class TestLedger:
         """
         entries = self._entries()
         mine = (self._test, self._study, choice)
-        if any((e["test"], e["study"], e["choice"]) == mine for e in entries):
+        if any((entry.test, entry.study, entry.choice) == mine for entry in entries):
             return
         before = self.earlier(choice)
         if before is not None and not again:
             raise EvaluationError(
                 f"{self._path}: the test documents were scored for this study on "
-                f"{before['date']}, with {before['name']}; now {name} is chosen. Figures of a "
+                f"{before.date}, with {before.name}; now {name} is chosen. Figures of a "
                 "second look are no longer free of choice: if you want them all the same, add "
                 "--score-test-again (the report says how often it was done). The search is kept."
             )
-        entries.append(
-            {
-                "test": self._test,
-                "study": self._study,
-                "choice": choice,
-                "name": name,
-                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            }
+        entry = ScoringEntry(
+            test=self._test, study=self._study, choice=choice, name=name, date=_now()
         )
-        write_json(self._path, {"scorings": entries})
+        _write_ledger(self._path, ScoringEntries(scorings=(*entries, entry)))
 
 
 def note_confirmation(path: Path, documents: str, search: str, name: str) -> int:
     """Put down that a search confirmed merges on the documents that it had set aside.
 
     Args:
-        path: of the ledger, beside the stages of a run.
+        path: path of the ledger, beside the stages of a run.
         documents: hash of the sets that were set aside.
         search: hash of the search's identity; the same search counts once.
-        name: of what was chosen, for people.
+        name: name of what was chosen, for people.
 
     Returns:
         How many other searches were confirmed on these documents before.
     """
-    entries = list(load_json(path)["confirmations"]) if path.is_file() else []
+    entries = _read_ledger(path, ConfirmationEntries).confirmations
     mine = (documents, search)
-    known = [(entry["documents"], entry["search"]) for entry in entries]
-    if mine not in known:
-        entries.append(
-            {
-                "documents": documents,
-                "search": search,
-                "name": name,
-                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            }
-        )
-        write_json(path, {"confirmations": entries})
-        known.append(mine)
-    return sum(entry[0] == documents for entry in known[: known.index(mine)])
+    searches = [(entry.documents, entry.search) for entry in entries]
+    if mine not in searches:
+        entry = ConfirmationEntry(documents=documents, search=search, name=name, date=_now())
+        _write_ledger(path, ConfirmationEntries(confirmations=(*entries, entry)))
+        searches.append(mine)
+    return sum(other == documents for other, _ in searches[: searches.index(mine)])
+
+
+def _read_ledger(path: Path, kind: type[LedgerT]) -> LedgerT:
+    """What a ledger holds; one without entries where there is no file.
+
+    Raises:
+        EvaluationError: the file is damaged; what it counted cannot be made up.
+    """
+    if not path.is_file():
+        return kind()
+    advice = "restore it from a copy, or remove it, and forget how often documents were used"
+    ledger, faults = check_section(kind, read_object(path, EvaluationError, advice))
+    if ledger is None:
+        raise EvaluationError(f"{path}: {faults[0]}; {advice}.")
+    return ledger
+
+
+def _write_ledger(path: Path, ledger: BaseModel) -> None:
+    write_json(path, ledger.model_dump(mode="json"))
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

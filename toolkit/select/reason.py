@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from toolkit.search.objective import Objective
 from toolkit.select.ladder import LadderStep, passed_steps
+from toolkit.select.results import SweepVerdict
 from toolkit.select.rivals import Confirmation
 from toolkit.select.validation_losses import ValidationLosses
 
@@ -97,23 +97,21 @@ def count_items(objective: Objective, roles: Sequence[str] = ("domain", "general
 
 def sweep_verdict(
     chosen: str, confirmations: Sequence[Confirmation], losses: ValidationLosses
-) -> dict[str, Any]:
+) -> SweepVerdict:
     """Whether another method beat the plain sweep, at the same general loss; said of the chosen
     merge alone."""
     mine = next((c for c in confirmations if c.name == chosen), None)
-    nearest = mine or min(confirmations, key=lambda c: c.lead["high"], default=None)
+    nearest = mine or min(confirmations, key=lambda c: c.lead.high, default=None)
     if nearest is None:
-        return {
-            "difference": None,
-            "low": None,
-            "high": None,
-            "sentence": "No other method promised more than the plain mean of the same general "
-            "loss and the chosen one.",
-        }
+        return SweepVerdict(
+            difference=None,
+            low=None,
+            high=None,
+            sentence="No other method promised more than the plain mean of the same general loss "
+            "and the chosen one.",
+        )
     lead = nearest.lead
-    figures = (
-        f"{lead['estimate']:+.4f} ({lead['low']:+.4f} to {lead['high']:+.4f}, {where_of(losses)})"
-    )
+    figures = f"{lead.estimate:+.4f} ({lead.low:+.4f} to {lead.high:+.4f}, {where_of(losses)})"
     if mine is not None:
         sentence = (
             f"{mine.name} beats the plain mean of the same general loss, {mine.plain}, on the "
@@ -134,12 +132,12 @@ def sweep_verdict(
             f"No method is shown to beat the plain sweep: {nearest.name} is not shown {what}; "
             f"against {nearest.plain} at the same general loss {figures}."
         )
-    return {
-        "difference": lead["estimate"],
-        "low": _finite(lead["low"]) if mine is not None else None,
-        "high": _finite(lead["high"]) if mine is not None else None,
-        "sentence": sentence,
-    }
+    return SweepVerdict(
+        difference=lead.estimate,
+        low=_finite(lead.low) if mine is not None else None,
+        high=_finite(lead.high) if mine is not None else None,
+        sentence=sentence,
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -12,7 +12,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from toolkit.search.objective import Losses, Objective
@@ -20,6 +20,7 @@ from toolkit.search.plain_sweep import Match, PlainSweep
 from toolkit.search.worker import Outcome
 from toolkit.select.bound import gain_bound, loss_bound
 from toolkit.statistics.change_bound import ChangeBound
+from toolkit.statistics.interval import Interval
 
 _APART = 0.05  # of α: reserves are that much nearer to the general model
 
@@ -56,13 +57,13 @@ class Confirmation:
 
     name: str
     plain: str
-    lead: dict[str, float]
+    lead: Interval
     is_within: bool
     gains: bool
 
     @property
     def leads(self) -> bool:
-        return self.lead["high"] < 0.0
+        return self.lead.high < 0.0
 
     @property
     def is_confirmed(self) -> bool:
@@ -156,7 +157,7 @@ def confirm(
     return Confirmation(
         finalist.outcome.candidate.name,
         plain,
-        asdict(lead.interval(1.0 - error)),
+        lead.interval(1.0 - error),
         all(bounds),
         gain_bound(aside, losses, general, 1.0 - error) < 0.0,
     )

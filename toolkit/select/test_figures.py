@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.search.objective import same_unit
 from toolkit.search.space import SPECIALIST
+from toolkit.select.results import DocumentFigures, FiguresByModel, ModelFigures, ModelName
 from toolkit.statistics.interval import Interval
 from toolkit.statistics.paired import PairedChanges
 from toolkit.statistics.set_changes import SetChanges
@@ -66,69 +66,87 @@ class ScoredTestSets:
         return self.sets[name].changes(columns, weight=self._weights[name], are_levels=are_levels)
 
 
-def final_figures(figures: ScoredTestSets) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FinalFigures:
     """Figures on the test sets.
 
-    Returns:
-        For each model and role an interval, and its difference from the general model, and an
-        interval for each set; `gain_kept`: share of the specialist's domain gain that the merge
-        has, or None where its interval does not show one; `loss_recovered`: share of the
-        specialist's general loss that the merge does not have, or None where no loss is shown (a
-        share of what may be nothing has no meaning); `sets_recovered`: the same of each general
-        set.
+    Attributes:
+        models: intervals of each model by role and by set, and of its differences from the general
+            model.
+        gain_kept: fraction of the specialist's domain gain that the merge has; None where its
+            interval does not show one.
+        loss_recovered: fraction of the specialist's general loss that the merge does not have; None
+            where no loss is shown (a fraction of what may be nothing has no meaning).
+        sets_recovered: the same by general set.
     """
-    sets = {name: [name] for name in figures.sets}
-    roles = {role: figures.names(role) for role in ROLES}
-    levels = {key: figures.levels(names) for key, names in (sets | roles).items()}
-    changes = {key: figures.changes(names) for key, names in (sets | roles).items()}
-    models: dict[str, Any] = {}
-    for column, model in enumerate(figures.models):
-        row: dict[str, Any] = {}
-        for role in ROLES:
-            row[role] = asdict(levels[role].change(column).interval())
-            row[f"{role}_change"] = asdict(changes[role].change(column).interval())
-        row["sets"] = {name: asdict(levels[name].change(column).interval()) for name in sets}
-        row["set_changes"] = {
-            name: asdict(changes[name].change(column).interval()) for name in sets
-        }
-        models[model] = row
+
+    models: FiguresByModel
+    gain_kept: Interval | None
+    loss_recovered: Interval | None
+    sets_recovered: dict[str, Interval | None]
+
+
+def final_figures(figures: ScoredTestSets) -> FinalFigures:
+    """Figures of the three models on the test sets."""
+    role_levels = {role: figures.levels(figures.names(role)) for role in ROLES}
+    role_changes = {role: figures.changes(figures.names(role)) for role in ROLES}
+    set_levels = {name: figures.levels([name]) for name in figures.sets}
+    set_changes = {name: figures.changes([name]) for name in figures.sets}
+
+    def figures_of(model: ModelName) -> ModelFigures:
+        column = figures.models.index(model)
+        return ModelFigures(
+            domain=role_levels["domain"].change(column).interval(),
+            domain_change=role_changes["domain"].change(column).interval(),
+            general=role_levels["general"].change(column).interval(),
+            general_change=role_changes["general"].change(column).interval(),
+            sets={name: level.change(column).interval() for name, level in set_levels.items()},
+            set_changes={name: one.change(column).interval() for name, one in set_changes.items()},
+        )
+
     general = [name for name, item in figures.sets.items() if item.role == "general"]
-    return {
-        "models": models,
-        "gain_kept": _share(figures, changes["domain"], -1.0),
-        "loss_recovered": _complement(_share(figures, changes["general"], 1.0)),
-        "sets_recovered": {
-            name: _complement(_share(figures, changes[name], 1.0)) for name in general
-        },
-    }
+    return FinalFigures(
+        FiguresByModel(
+            general=figures_of("general"),
+            specialist=figures_of("specialist"),
+            merge=figures_of("merge"),
+        ),
+        _share(figures, role_changes["domain"], -1.0),
+        _complement(_share(figures, role_changes["general"], 1.0)),
+        {name: _complement(_share(figures, set_changes[name], 1.0)) for name in general},
+    )
 
 
-def _share(figures: ScoredTestSets, changes: PairedChanges, sign: float) -> dict[str, float] | None:
-    """The merge's change as a share of the specialist's; None where the specialist's is not shown
-    to have this sign."""
+def _share(figures: ScoredTestSets, changes: PairedChanges, sign: float) -> Interval | None:
+    """The merge's change as a fraction of the specialist's; None where the specialist's is not
+    shown to have this sign."""
     part, whole = figures.models.index(MERGE), figures.models.index(SPECIALIST)
     if sign * changes.change(whole).estimate <= 0.0:
         return None
-    share = changes.ratio(part, whole)
-    return None if share is None else asdict(share)
+    return changes.ratio(part, whole)
 
 
-def _complement(share: dict[str, float] | None) -> dict[str, float] | None:
+def _complement(share: Interval | None) -> Interval | None:
     if share is None:
         return None
-    return asdict(Interval(1.0 - share["estimate"], 1.0 - share["high"], 1.0 - share["low"]))
+    return Interval(1.0 - share.estimate, 1.0 - share.high, 1.0 - share.low)
 
 
-def document_rows(
+def document_figures(
     losses: Mapping[str, Mapping[str, Sequence[float]]], sets: Sequence[EvaluationSet]
-) -> list[dict[str, Any]]:
-    """The figure of every item under every model."""
+) -> tuple[DocumentFigures, ...]:
+    """The figure of every item under every model.
+
+    Args:
+        losses: losses by model and set, in the order of items.
+        sets: the test sets.
+    """
     rows = []
     for item in sets:
         for index, name in enumerate(item.ids):
             figures = {
-                model: item.scale * float(own[item.name][index]) / float(item.sizes[index])
-                for model, own in losses.items()
+                model: item.scale * float(set_losses[item.name][index]) / float(item.sizes[index])
+                for model, set_losses in losses.items()
             }
-            rows.append({"id": name, "set": item.name, "role": item.role, **figures})
-    return rows
+            rows.append(DocumentFigures(id=name, set=item.name, role=item.role, **figures))
+    return tuple(rows)

@@ -1,4 +1,4 @@
-"""The merge stage: what is said of sets that cannot see their tolerance."""
+"""What is said of sets that cannot see their tolerance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests.helpers.fakes import made_up_set, unraced_objective
-from toolkit.pipeline.merge_stage import _too_small
+from toolkit.select.remarks import describe_small_sets
 
 
 def notes(*, tolerance: float, scatter: float, own: float | None = None) -> list[str]:
@@ -16,7 +16,7 @@ def notes(*, tolerance: float, scatter: float, own: float | None = None) -> list
     objective = unraced_objective([made_up_set("filings", "domain", 10), news], tolerance=tolerance)
     start: dict[str, Any] = {"filings": np.ones(10), "news": np.ones(10)}
     moved = {**start, "news": start["news"] + scatter * (-1.0) ** np.arange(10)}
-    return _too_small(objective, moved, start, 0.95)
+    return describe_small_sets(objective, moved, start, 0.95)
 
 
 def test_a_set_too_small_is_said_with_the_number_needed():
@@ -32,5 +32,5 @@ def test_answers_are_counted_as_answers():
     sets = [made_up_set("filings", "domain", 14), few]
     objective = unraced_objective(sets, tolerance=0.01)
     start: dict[str, Any] = {"filings": np.ones(14), "quiz": np.zeros(14)}
-    (note,) = _too_small(objective, start, start, 0.95)
+    (note,) = describe_small_sets(objective, start, start, 0.95)
     assert "about 268 items are needed" in note  # were none of them to change

@@ -1,0 +1,107 @@
+"""A ready recipe: the old one with a plan's settings, each with a comment that says why."""
+
+from __future__ import annotations
+
+import copy
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.errors import ConfigError
+from toolkit.pipeline.run import Run
+from toolkit.plan.results import PlanResults
+from toolkit.plan.settings import Setting
+from toolkit.recipe.load import load_recipe
+from toolkit.stage import write_atomically
+
+_WIDTH = 100
+
+
+def check_write(path: Path) -> None:
+    """Refuse a place for a recipe, before anything is measured.
+
+    Raises:
+        ConfigError: there is something, or its name is not that of a recipe.
+    """
+    if path.exists():
+        raise ConfigError(f"--write {path}: is there already; give another name or remove it.")
+    if path.suffix not in {".yaml", ".yml"}:
+        raise ConfigError(f"--write {path}: must end in .yaml.")
+
+
+def write_recipe(run: Run, plan: PlanResults, path: Path) -> None:
+    """Write a ready recipe with the plan's settings.
+
+    Raises:
+        ConfigError: there is something at `path`, or what would be written is no valid recipe.
+    """
+    check_write(path)
+    assert run.path is not None  # noqa: S101  (a run that was opened by name has one)
+    opening_lines = [
+        f"Made by `toolkit plan {run.name}` from {run.path.name}; settings with a reason above "
+        "them follow from what was measured there.",
+        f"Verdict: {plan.is_it_the_right_tool.tool}. Fine-tuning: {plan.fine_tuning}.",
+    ]
+    recipe_values = run.recipe.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    text = recipe_text(recipe_values, plan.settings, opening_lines)
+    # Read before it has its name, so that what stands there is a valid recipe or nothing.
+    trial_file = path.with_name(f".{path.stem}.trial.yaml")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trial_file.write_text(text, encoding="utf-8")
+        load_recipe(trial_file)
+    finally:
+        trial_file.unlink(missing_ok=True)
+    with write_atomically(path) as file:
+        file.write(text)
+
+
+def recipe_text(values: dict[str, Any], settings: Sequence[Setting], opening: Sequence[str]) -> str:
+    """YAML of a recipe under other settings.
+
+    Args:
+        values: the recipe as it was read from its file.
+        settings: values to set; those that agree with the recipe get their comment too.
+        opening: comment lines for the top of the file.
+
+    >>> print(recipe_text({"train": {"epochs": 1}}, [Setting("train.epochs", 2, 1, "more")], []))
+    train:
+      # more
+      epochs: 2
+    <BLANKLINE>
+    """
+    changed_values = copy.deepcopy(values)
+    reasons_by_key: dict[str, str] = {}
+    for setting in settings:
+        *sections, last_key = setting.key.split(".")
+        section = changed_values
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last_key] = setting.value
+        reasons_by_key[setting.key] = setting.why
+    text = yaml.safe_dump(changed_values, sort_keys=False, allow_unicode=True, width=_WIDTH)
+    lines = [line for sentence in opening for line in _comment_lines(sentence, "")]
+    # YAML has no place for comments, so the keys are found again by their indentation.
+    open_keys: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        body = line.lstrip()
+        indent = len(line) - len(body)
+        key, colon, _ = body.partition(":")
+        if colon and not body.startswith(("- ", "#")):
+            open_keys = [
+                *(item for item in open_keys if item[0] < indent),
+                (indent, key.strip("'\"")),
+            ]
+            why = reasons_by_key.pop(".".join(name for _, name in open_keys), None)
+            if why is not None:
+                lines += _comment_lines(why, " " * indent)
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _comment_lines(sentence: str, indent: str) -> list[str]:
+    mark = f"{indent}# "
+    return textwrap.wrap(sentence, _WIDTH, initial_indent=mark, subsequent_indent=mark)

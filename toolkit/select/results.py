@@ -1,0 +1,368 @@
+"""What a merge stage found: every figure of its report, typed. `report.json` is the dump.
+
+Figures of the validation sets are those that the choice was made by; figures of the test sets were
+scored once, after it. Changes are against the general model, on the same items. Lower is better.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+
+from toolkit import __version__
+from toolkit.errors import ToolkitError
+from toolkit.evaluate.config import EvaluationRole
+from toolkit.load_yaml import read_object
+from toolkit.search.unknowns import Value
+from toolkit.section import check_section
+from toolkit.stage import MANIFEST, hash_file, read_manifest
+from toolkit.statistics.interval import Interval
+
+REPORT = "report.json"
+
+ModelName = Literal["general", "specialist", "merge"]
+"""The three models that the test sets are scored with."""
+
+FigureRole = Literal["domain", "general"]
+"""Roles that have a figure over their sets; sets that are only watched have none."""
+
+
+class ResultPart(BaseModel):
+    """A part of the results. Values never change; keys of another version are faults."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants"
+    )
+
+
+class SetResult(ResultPart):
+    """One evaluation set: what it is, how large, and what may be lost on it."""
+
+    name: str
+
+    role: EvaluationRole
+
+    unit: str
+    """Unit of its figures, such as `bits per byte`."""
+
+    items_validation: int
+
+    items_test: int
+    """Number of test items; 0 where the set has none."""
+
+    groups_validation: int
+
+    groups_test: int
+    """Number of groups that the test items come from: intervals are over groups."""
+
+    one_group: bool
+    """Whether all test items come from one group, so that items were drawn in its place."""
+
+    speaks_for: str
+    """What the test figures can speak for, where that is less than one would think."""
+
+    tolerance: float | None
+    """Largest loss accepted, in the unit; None of sets that are not general."""
+
+
+class CandidateResult(ResultPart):
+    """A merge that was tried, with its figures on the documents of the search."""
+
+    name: str
+
+    method: str
+
+    parameters: dict[str, Value]
+
+    values: dict[str, float | None]
+    """Figure by set; of a dropped candidate an estimate, None where nothing is known."""
+
+    domain: float | None
+    """Weighted mean over the domain sets; None of a failed candidate."""
+
+    general: float | None
+    """Mean over the general sets that are in the unit of the first."""
+
+    general_loss_bound: float | None
+    """One-sided upper bound; at most the tolerance where every general set is within its own."""
+
+    loss_bounds: dict[str, float | None]
+    """One-sided upper bound of the loss by general set, in its unit."""
+
+    distance: float
+    """Distance from the general model, as a fraction of the specialist's own."""
+
+    qualified: bool
+    """Whether it is within every tolerance."""
+
+    status: Literal["complete", "dropped", "failed"]
+
+    tokens: int
+    """Tokens that it was scored on."""
+
+    seconds: float
+    """Seconds of merging and scoring."""
+
+    merge_seconds: float
+
+    order: int
+    """Place in the order of trying."""
+
+    error: str = ""
+    """Why it failed; left out of the dump where it did not."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_error(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if not self.error:
+            del values["error"]
+        return values
+
+
+class SweepPoint(ResultPart):
+    """A plain mean of the two models, on the validation sets. Bands are of the difference from the
+    general model."""
+
+    alpha: float
+    """Weight of the specialist."""
+
+    domain: Interval
+
+    general: Interval
+
+    sets: dict[str, Interval]
+    """General sets in units of their own."""
+
+
+class SetTestResult(ResultPart):
+    """A general set's answer at one step of the sweep, on all validation documents."""
+
+    name: str
+    loss: float
+    bound: float
+    """One-sided upper bound of the loss."""
+
+    tolerance: float
+    unit: str
+    is_within: bool
+
+
+class LadderResult(ResultPart):
+    """A plain mean as it was tested on all validation documents."""
+
+    alpha: float
+    name: str
+    is_within: bool
+    domain_change: float | None
+    """Change of the domain figure; None where it was not looked at for its gain."""
+
+    tests: tuple[SetTestResult, ...]
+
+
+class SweepVerdict(ResultPart):
+    """Whether another method beat the plain sweep, at the same general loss."""
+
+    difference: float | None
+    """Domain figure minus that of the plain mean of the same general loss."""
+
+    low: float | None
+    high: float | None
+    sentence: str
+
+
+class RoleCounts(ResultPart):
+    """Number of items by role."""
+
+    domain: int
+    general: int
+
+    def of(self, role: FigureRole) -> int:
+        return self.domain if role == "domain" else self.general
+
+
+class ModelFigures(ResultPart):
+    """A model's figures on the test sets, and their changes against the general model."""
+
+    domain: Interval
+    domain_change: Interval
+    general: Interval
+    general_change: Interval
+    sets: dict[str, Interval]
+    set_changes: dict[str, Interval]
+
+    def figure(self, role: FigureRole) -> Interval:
+        return self.domain if role == "domain" else self.general
+
+    def change(self, role: FigureRole) -> Interval:
+        return self.domain_change if role == "domain" else self.general_change
+
+
+class FiguresByModel(ResultPart):
+    """Figures of the three models on the test sets."""
+
+    general: ModelFigures
+    specialist: ModelFigures
+    merge: ModelFigures
+
+    def of(self, model: ModelName) -> ModelFigures:
+        return {"general": self.general, "specialist": self.specialist, "merge": self.merge}[model]
+
+
+class DocumentFigures(ResultPart):
+    """A test item's figure under each model."""
+
+    id: str
+    set: str
+    role: EvaluationRole
+    general: float
+    specialist: float
+    merge: float
+
+
+class PowerResult(ResultPart):
+    """What a validation set can see, as a first merge scatters on it; see `SetPower`."""
+
+    name: str
+    role: EvaluationRole
+    unit: str
+    num_items: int
+    num_groups: int
+    smallest_change: float | None
+    """Smallest change that is shown with a chance of 80 %; None where nothing is."""
+
+    tolerance: float | None
+    needed: int | None
+    sentence: str
+
+
+class PrecisionUsed(ResultPart):
+    """In which arithmetic the figures were made."""
+
+    scoring: str
+    training: str | None
+    """Arithmetic of the specialist's training; None where its stage does not say."""
+
+
+class MergeResults(ResultPart):
+    """Every figure of a merge stage."""
+
+    recipe: str
+    description: str
+
+    chosen: str
+    """Name of the chosen candidate; `general` where the general model is kept."""
+
+    reason: str
+    """Why this candidate, in sentences."""
+
+    any_merge: bool
+    """Whether a merge was chosen; False where the general model is kept."""
+
+    tolerance: float
+    """Loss accepted on general sets that have no tolerance of their own."""
+
+    confidence: float
+    """Confidence of the bounds that decide."""
+
+    sets: tuple[SetResult, ...]
+    candidates: tuple[CandidateResult, ...]
+
+    front: tuple[str, ...]
+    """Candidates that no other one beats on both roles, best domain first."""
+
+    knee: str | None
+    """Point of the front where more of one role begins to cost most of the other."""
+
+    sweep: tuple[SweepPoint, ...]
+    ladder: tuple[LadderResult, ...]
+    beat_sweep: SweepVerdict
+
+    remarks: tuple[str, ...]
+    """What the figures cannot show, in sentences."""
+
+    search_tokens: int
+    """Tokens that the search computed."""
+
+    full_tokens: int
+    """Tokens that scoring every candidate on everything would have computed."""
+
+    validation: RoleCounts
+    test: RoleCounts
+    models: FiguresByModel
+
+    gain_kept: Interval | None
+    """Fraction of the specialist's domain gain that the merge has; None where none is shown."""
+
+    loss_recovered: Interval | None
+    """Fraction of the specialist's general loss that the merge does not have; None where no loss
+    is shown."""
+
+    sets_recovered: dict[str, Interval | None]
+    """The same by general set."""
+
+    documents: tuple[DocumentFigures, ...]
+
+    test_scorings: int
+    """How often the test documents were scored, this time included."""
+
+    power: tuple[PowerResult, ...]
+    precision: PrecisionUsed
+
+    def as_json(self) -> dict[str, Any]:
+        """The values of `report.json`."""
+        return self.model_dump(mode="json")
+
+    def sets_of(self, role: FigureRole) -> tuple[SetResult, ...]:
+        """The sets that a role's figure is made of: of general sets those in the first one's
+        unit."""
+        rows = [row for row in self.sets if row.role == role]
+        return tuple(row for row in rows if role == "domain" or row.unit == rows[0].unit)
+
+    def unit_of(self, role: FigureRole) -> str:
+        """The unit of a role's figures: that of its sets, or a plain word where they differ."""
+        units = {row.unit for row in self.sets_of(role)}
+        return units.pop() if len(units) == 1 else "mean loss"
+
+    def lost_sets(self, model: ModelName) -> list[tuple[SetResult, Interval]]:
+        """General sets on which a model has surely lost, with the change."""
+        changes = self.models.of(model).set_changes
+        return [
+            (row, changes[row.name])
+            for row in self.sets
+            if row.role == "general" and row.name in changes and changes[row.name].low > 0.0
+        ]
+
+
+def read_results(folder: Path) -> MergeResults:
+    """Every figure of a merge stage, read back from its `report.json`.
+
+    Args:
+        folder: folder of a complete merge stage, such as `runs/finance/merge`, or of a bundle.
+
+    Raises:
+        ToolkitError: there is no report, it was changed since, or another version wrote it.
+    """
+    path = folder / REPORT
+    if not path.is_file():
+        raise ToolkitError(
+            f"{folder}: holds no {REPORT}; give the folder of a complete merge stage, such as "
+            "runs/finance/merge."
+        )
+    values = read_object(path, ToolkitError, "run the merge stage again")
+    if (folder / MANIFEST).is_file():
+        written = read_manifest(folder).get("outputs", {}).get(REPORT, {})
+        if hash_file(path) != written.get("sha256"):
+            raise ToolkitError(
+                f"{path}: is not as its stage wrote it; move the folder away and run the merge "
+                "stage again."
+            )
+    results, faults = check_section(MergeResults, values)
+    if results is None:
+        others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise ToolkitError(
+            f"{path}: is no report of this version, {__version__}: {faults[0]}{others}. Run the "
+            "merge stage again, or read the report with the version that wrote it."
+        )
+    return results
