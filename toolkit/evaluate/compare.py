@@ -108,19 +108,10 @@ def run_evaluation(
         load_model_config(folder)
     sections = [_task_section(task, include_path, limit) for task in tasks]
     choices = [MultipleChoiceSection(name=task, bigbench=task, limit=limit) for task in bigbench]
-    losses_by_set: dict[str, dict[str, list[float]]] = {}
-    sets: dict[str, EvaluationSet] = {}
-    for label, folder in zip(labels, models, strict=True):
-        for items, losses in _score(folder, label, sections, choices):
-            first = sets.setdefault(items.name, items)
-            if list(first.item_hashes) != list(items.item_hashes):
-                raise EvaluationError(
-                    f"{items.name}: {label} was given other items than the models before it, so "
-                    "they cannot be compared in pairs; score it by itself."
-                )
-            losses_by_set.setdefault(items.name, {})[label] = losses
+    folders = dict(zip(labels, models, strict=True))
+    sets, losses_by_set = _score_models(folders, sections, choices)
     results: ComparisonFigures = {
-        "models": {label: str(folder) for label, folder in zip(labels, models, strict=True)},
+        "models": {label: str(folder) for label, folder in folders.items()},
         "tasks": {name: figures_of(sets[name], losses_by_set[name]) for name in sets},
     }
     show_figures(results["tasks"])
@@ -132,6 +123,30 @@ def run_evaluation(
         write_json(out, results)
         say(f"Written to {out}.")
     return results
+
+
+def _score_models(
+    folders: Mapping[str, Path],
+    tasks: Sequence[TaskSection],
+    choices: Sequence[MultipleChoiceSection],
+) -> tuple[dict[str, EvaluationSet], dict[str, dict[str, list[float]]]]:
+    """Sets by name, and their losses under each model.
+
+    Raises:
+        EvaluationError: models were given different items.
+    """
+    losses_by_set: dict[str, dict[str, list[float]]] = {}
+    sets: dict[str, EvaluationSet] = {}
+    for label, folder in folders.items():
+        for items, losses in _score(folder, label, tasks, choices):
+            first = sets.setdefault(items.name, items)
+            if list(first.item_hashes) != list(items.item_hashes):
+                raise EvaluationError(
+                    f"{items.name}: {label} was given other items than the models before it, so "
+                    "they cannot be compared in pairs; score it by itself."
+                )
+            losses_by_set.setdefault(items.name, {})[label] = losses
+    return sets, losses_by_set
 
 
 def _labels(models: Sequence[Path]) -> list[str]:

@@ -63,6 +63,16 @@ def load_sets(
 
         for task in section.tasks:
             sets += task_sets(task, tokenizer, section, split)
+    _check_sets(sets, split)
+    return sets
+
+
+def _check_sets(sets: Sequence[EvaluationSet], split: SplitName) -> None:
+    """Refuse sets that share a name, or none of which is of the domain.
+
+    Raises:
+        EvaluationError: they are such.
+    """
     names = [items.name for items in sets]
     for name in names:
         if names.count(name) > 1:
@@ -73,7 +83,6 @@ def load_sets(
         raise EvaluationError(
             f"evaluate: no set of the {split} split has role domain; the gain could not be seen."
         )
-    return sets
 
 
 def _retention(
