@@ -2,6 +2,7 @@
 
     python dev/house_table.py                 # of this checkout
     python dev/house_table.py --tree a b      # of others, side by side
+    python dev/house_table.py --rooms train data   # of some rooms alone
 
 What is counted, over `toolkit/` where nothing else is said:
 
@@ -24,7 +25,7 @@ import argparse
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 NESTING = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
@@ -35,11 +36,13 @@ MERGE_STAGE = ("toolkit/pipeline/merge_stage.py", "toolkit/pipeline/merge_stage.
 class Tree:
     """The package of one checkout, parsed."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, rooms: Sequence[str] = ()) -> None:
         self.root = root
+        paths = sorted((root / "toolkit").rglob("*.py"))
         self.texts = {
             path.relative_to(root).as_posix(): path.read_text(encoding="utf-8")
-            for path in sorted((root / "toolkit").rglob("*.py"))
+            for path in paths
+            if not rooms or path.relative_to(root).parts[1] in rooms
         }
         self.trees = {name: ast.parse(text) for name, text in self.texts.items()}
 
@@ -98,6 +101,8 @@ def within(graph: dict[str, set[str]], start: str, steps: int) -> set[str]:
 
 
 def public_names(tree: Tree) -> list[str]:
+    if "toolkit/__init__.py" not in tree.trees:
+        return []
     body = tree.trees["toolkit/__init__.py"].body
     for node in body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
@@ -117,8 +122,8 @@ def words(name: str) -> int:
     return len([part for part in name.strip("_").split("_") if part])
 
 
-def measure(root: Path) -> dict[str, str]:
-    tree = Tree(root)
+def measure(root: Path, rooms: Sequence[str] = ()) -> dict[str, str]:
+    tree = Tree(root, rooms)
     functions = list(tree.functions())
     lengths = [(node.end_lineno or node.lineno) - node.lineno + 1 for node in functions]
     names = [
@@ -176,9 +181,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     here = Path(__file__).parent.parent
     parser.add_argument("--tree", type=Path, nargs="+", default=[here], help="checkouts")
+    parser.add_argument("--rooms", nargs="+", default=[], help="folders of toolkit/, else all")
     parser.add_argument("--circles", action="store_true", help="list the circles of files")
     arguments = parser.parse_args()
-    columns = [measure(root.resolve()) for root in arguments.tree]
+    columns = [measure(root.resolve(), arguments.rooms) for root in arguments.tree]
     heads = [root.resolve().name for root in arguments.tree]
     print(f"| | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}")
     for row in columns[0]:

@@ -133,6 +133,23 @@ def test_wrappers_that_files_store_otherwise(
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_files_that_the_library_cannot_convert(tmp_path: Path):
+    base = tmp_path / "base"
+    small_model("hrm_text").save_pretrained(base)
+    adapter = make_adapter(base, tmp_path / "adapter", target_modules=["q_proj"])
+    plain = make_adapter(base, tmp_path / "plain", target_modules=["down_proj"])
+    tensors = load_file(base / "model.safetensors")
+    name = next(name for name in tensors if "gqkv_proj" in name)
+    tensors[name] = tensors[name][0, 0].clone()  # a number has no rows to part
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"cannot make .*gate_proj\.weight of .*gqkv_proj"):
+        open_adapted(open_checkpoint(base), adapter)
+    changed = open_adapted(open_checkpoint(base), plain).changed
+    assert changed
+    assert all("down_proj" in name for name in changed)
+
+
 def test_an_adapter_as_peft_wrote_it_before(model: Path, tmp_path: Path):
     folder = make_adapter(model, tmp_path / "adapter", **KINDS["lora"])
     expected = open_adapted(open_checkpoint(model), folder)

@@ -16,7 +16,7 @@ from toolkit.data.mixture import (
     plain_counts,
     stage_counts,
     taken,
-    wanted_tokens,
+    tokens_by_source,
 )
 from toolkit.errors import DataError
 
@@ -93,7 +93,7 @@ def test_stages_take_their_shares_of_tokens():
     blocks, targets = {"a": 10, "b": 5, "web": 50}, {"a": 1000, "b": 500, "web": 5000}
     assert stage_counts(data, 0, blocks, targets) == {"a": 8, "web": 2}
     assert stage_counts(data, 1, blocks, targets) == {"b": 4}
-    assert wanted_tokens(data) == {"a": 751, "b": 401, "web": 251}
+    assert tokens_by_source(data) == {"a": 751, "b": 401, "web": 251}
     with pytest.raises(DataError, match=r"stages\.1\.mixture\.b: 400 tokens would repeat its 50"):
         stage_counts(data, 1, {"b": 1}, {"b": 50})
 

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit.data.blocks import Blocks, write_blocks, write_pack
+from toolkit.data.blocks import (
+    Blocks,
+    BlocksTable,
+    ShareEntry,
+    SourceEntry,
+    StageEntry,
+    write_blocks,
+    write_pack,
+)
 from toolkit.data.packing import pack
 
 
@@ -25,30 +33,25 @@ def make_blocks(
     """Write and open blocks; each source is one shard, 0 the separator."""
     (folder / "tokens").mkdir(parents=True, exist_ok=True)
     (folder / "packs").mkdir(exist_ok=True)
-    table: dict[str, object] = {"seed": seed, "separator": 0, "largest_token": 0}
-    shards, entries = {}, []
+    entries: dict[str, SourceEntry] = {}
     for name, documents in sources.items():
         flat = [0]
         for document in documents:
             flat += [*document, 0]
         np.save(folder / f"tokens/{name}.npy", np.array(flat, dtype=np.uint16))
-        shards[name] = {"shards": [(f"tokens/{name}.npy", len(flat))], "has_targets": False}
-        table["largest_token"] = max(int(max(flat)), int(str(table["largest_token"])))
+        entries[name] = SourceEntry([(f"tokens/{name}.npy", len(flat))], has_targets=False)
+    stage_entries = []
     for stage, length in stages or (("train", block_tokens),):
-        rows = []
+        shares = []
         for name, documents in sources.items():
             sizes = np.array([len(document) + 1 for document in documents], dtype=np.int64)
             packed = pack(sizes, length, method)
-            write_pack(folder, f"packs/{name}-{length}", packed, np.cumsum(sizes) - sizes)
-            rows.append(
-                {
-                    "source": name,
-                    "pack": f"packs/{name}-{length}",
-                    "num_blocks": len(packed),
-                    "num_targets": int(sizes.sum()),
-                    "count": (counts or {}).get(name, len(packed)),
-                }
-            )
-        entries.append({"name": stage, "sequence_length": length, "shares": rows})
-    write_blocks(folder, {**table, "sources": shards, "stages": entries})
+            pack_name = f"packs/{name}-{length}"
+            write_pack(folder, pack_name, packed, np.cumsum(sizes) - sizes)
+            count = (counts or {}).get(name, len(packed))
+            shares.append(ShareEntry(name, pack_name, len(packed), int(sizes.sum()), count))
+        stage_entries.append(StageEntry(stage, length, shares))
+    every_document = (document for documents in sources.values() for document in documents)
+    largest = max((token for document in every_document for token in document), default=0)
+    write_blocks(folder, BlocksTable(seed, 0, int(largest), entries, stage_entries))
     return Blocks.open(folder, epochs)

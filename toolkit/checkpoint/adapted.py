@@ -259,8 +259,14 @@ def _ask_for_memory(adapter: AdapterFolder, model: Checkpoint) -> MemoryTensors 
         return None
     from toolkit.checkpoint.memory_tensors import MemoryTensors, build_on_meta
 
-    built = build_on_meta(model.folder)
-    return MemoryTensors(built, model) if built is not None else None
+    if (built := build_on_meta(model.folder)) is None:
+        return None
+    try:
+        return MemoryTensors(built, model)
+    except CheckpointError:
+        if _has_stored_names(adapter, model):
+            return None  # what cannot be converted is nothing that the adapter speaks of
+        raise
 
 
 def _has_stored_names(adapter: AdapterFolder, model: Checkpoint) -> bool:

@@ -9,7 +9,6 @@ and carried out for one tensor when it is asked for.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Mapping
@@ -23,8 +22,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.checkpoint.read import TORCH_NAMES, Checkpoint, Entries, TensorInfo, item_bytes
-from toolkit.checkpoint.stored_names import Conversion, in_loading_order, read_renaming
+from toolkit.checkpoint.stored_names import (
+    Conversion,
+    convert_stored,
+    in_loading_order,
+    read_renaming,
+)
 from toolkit.checkpoint.write import dtype_name, tensor_bytes
+from toolkit.errors import CheckpointError
+from toolkit.library_errors import first_line
 
 
 class MemoryTensors(Checkpoint):
@@ -40,6 +46,9 @@ class MemoryTensors(Checkpoint):
             that the model has no place for stands by its own name.
         tied: names in memory of tensors that are another one, by the name of that one.
         shapes: of the tensors in memory.
+
+    Raises:
+        CheckpointError: the files do not hold what the library would make the model of.
     """
 
     def __init__(self, model: Any, checkpoint: Checkpoint) -> None:
@@ -63,7 +72,14 @@ class MemoryTensors(Checkpoint):
         for key, members in members_by_key.items():
             conversion = Conversion(key, converters[members[0][0]], tuple(members))
             sources = tuple(stored_name for _, stored_name in members)
-            for name, tensor in self._convert(conversion, on_meta=True).items():
+            try:
+                converted = self._convert(conversion, on_meta=True)
+            except Exception as error:  # whatever a converter of transformers raises
+                raise CheckpointError(
+                    f"{self.folder}: transformers cannot make {key} of {sources[0]} and what goes "
+                    f"with it ({first_line(error)}); give a whole model."
+                ) from error
+            for name, tensor in converted.items():
                 self._conversions[name] = conversion
                 info = _info_of(tensor, checkpoint.info(sources[0]))
                 self._note(name, sources, info)
@@ -132,17 +148,13 @@ class MemoryTensors(Checkpoint):
         self._tensors[name] = info
 
     def _convert(self, conversion: Conversion, *, on_meta: bool = False) -> dict[str, Tensor]:
-        converter = copy.deepcopy(conversion.converter)
-        for pattern, stored_name in conversion.members:
-            if on_meta:
-                info = self._checkpoint.info(stored_name)
-                dtype: torch.dtype = getattr(torch, TORCH_NAMES[info.dtype])
-                tensor = torch.empty(info.shape, dtype=dtype, device="meta")
-            else:
-                tensor = self._checkpoint.tensor(stored_name)
-            converter.add_tensor(conversion.key, stored_name, pattern, tensor)
-        made = converter.convert(conversion.key, model=self.model, config=self.model.config)
-        return {n: value[0] if isinstance(value, list) else value for n, value in made.items()}
+        def without_memory(stored_name: str) -> Tensor:
+            info = self._checkpoint.info(stored_name)
+            dtype: torch.dtype = getattr(torch, TORCH_NAMES[info.dtype])
+            return torch.empty(info.shape, dtype=dtype, device="meta")
+
+        read = without_memory if on_meta else self._checkpoint.tensor
+        return convert_stored(conversion, self.model, read)
 
 
 def _info_of(tensor: Tensor, first: TensorInfo) -> TensorInfo:

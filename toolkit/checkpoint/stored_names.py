@@ -54,16 +54,19 @@ class StoredTensors:
 
     def __init__(self, model: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._model = wrapper_of(model) or model
-        known = parameters_by_name(self._model)
-        self.targets = {n: known[n] for n in shapes if n in known and _fits(known[n], shapes[n])}
-        # What a wrapper has beside its text side was not loaded.
-        self.ignored = [name for name, tensor in self.targets.items() if tensor.is_meta]
+        parameters = parameters_by_name(self._model)
+        in_place = {
+            name: parameters[name]
+            for name, shape in shapes.items()
+            if name in parameters and _fits(parameters[name], shape)
+        }
+        # What a wrapper has beside its text side was not loaded, and is on the meta device.
+        self.ignored = [name for name, tensor in in_place.items() if tensor.is_meta]
+        self.targets = {name: tensor for name, tensor in in_place.items() if not tensor.is_meta}
         self.unknown: list[str] = []
         self._conversions: list[Conversion] = []
-        rest = [name for name in shapes if name not in self.targets]
-        self.targets = {n: tensor for n, tensor in self.targets.items() if not tensor.is_meta}
-        if rest:
-            self._convert_rest(rest, shapes, known)
+        if other_names := [name for name in shapes if name not in in_place]:
+            self._convert_others(other_names, shapes, parameters)
 
     @torch.no_grad()
     def fault(self, parameters: Iterable[tuple[str, Tensor]]) -> str:
@@ -74,49 +77,56 @@ class StoredTensors:
         Args:
             parameters: of the model that are to be written, by any name.
         """
-        known = parameters_by_name(self._model)
-        reached = {tensor.data_ptr() for tensor in self.targets.values()}
-        for one in self._conversions:
-            values = {name: self.targets[name].to("meta") for _, name in one.members}
-            for name, value in self._converted(one, values).items():
-                if name in known and known[name].shape == value.shape:
-                    reached.add(known[name].data_ptr())
+        model_parameters = parameters_by_name(self._model)
+        # Tied parameters and views of one have the same memory under other names.
+        written_pointers = {tensor.data_ptr() for tensor in self.targets.values()}
+        for conversion in self._conversions:
+            values = {name: self.targets[name].to("meta") for _, name in conversion.members}
+            for name, value in self._converted(conversion, values).items():
+                parameter = model_parameters.get(name)
+                if parameter is not None and parameter.shape == value.shape:
+                    written_pointers.add(parameter.data_ptr())
         for name, parameter in parameters:
-            if parameter.data_ptr() not in reached:
+            if parameter.data_ptr() not in written_pointers:
                 return f"its files have no tensor for {name}"
         if self._conversions:
             from transformers.core_model_loading import revert_weight_conversion
 
             state = {name: value.to("meta") for name, value in self._model.state_dict().items()}
-            written = revert_weight_conversion(self._model, state)
-            for _, name in (member for one in self._conversions for member in one.members):
-                if name not in written or written[name].shape != self.targets[name].shape:
+            reverted = revert_weight_conversion(self._model, state)
+            members = [member for conversion in self._conversions for member in conversion.members]
+            for _, name in members:
+                if name not in reverted or reverted[name].shape != self.targets[name].shape:
                     return f"transformers does not make {name} of the model again"
         return ""
 
-    def _convert_rest(
-        self, names: Iterable[str], shapes: Mapping[str, tuple[int, ...]], known: dict[str, Tensor]
+    def _convert_others(
+        self,
+        names: Iterable[str],
+        shapes: Mapping[str, tuple[int, ...]],
+        parameters: Mapping[str, Tensor],
     ) -> None:
+        """Find the places of stored tensors that are no parameter by name and shape."""
         if not hasattr(self._model, "base_model_prefix"):
             self.unknown = list(names)
             return
-        groups: dict[str, list[tuple[str, str]]] = {}
-        own, converters = read_renaming(self._model)
+        members_by_key: dict[str, list[tuple[str, str]]] = {}
+        rename, converters = read_renaming(self._model)
         for name in in_loading_order(names):
-            key, pattern = own(name)
-            if key in known and known[key].is_meta:
+            key, pattern = rename(name)
+            if key in parameters and parameters[key].is_meta:
                 self.ignored.append(name)
-            elif pattern is not None and key in known:
-                groups.setdefault(key, []).append((pattern, name))
-            elif pattern is None and key in known and _fits(known[key], shapes[name]):
-                self.targets[name] = known[key]
+            elif pattern is not None and key in parameters:
+                members_by_key.setdefault(key, []).append((pattern, name))
+            elif pattern is None and key in parameters and _fits(parameters[key], shapes[name]):
+                self.targets[name] = parameters[key]
             elif _is_passed_over(self._model, name, key):
                 self.ignored.append(name)
             else:
                 self.unknown.append(name)
-        for key, members in groups.items():
+        for key, members in members_by_key.items():
             for _, name in members:
-                self.targets[name] = torch.empty(shapes[name], dtype=known[key].dtype)
+                self.targets[name] = torch.empty(shapes[name], dtype=parameters[key].dtype)
             converter = converters[members[0][0]]
             self._conversions.append(Conversion(key, converter, tuple(members)))
 
@@ -128,25 +138,37 @@ class StoredTensors:
         from transformers.core_model_loading import revert_weight_conversion
 
         values = revert_weight_conversion(self._model, self._model.state_dict())
-        for one in self._conversions:
-            for _, name in one.members:
+        for conversion in self._conversions:
+            for _, name in conversion.members:
                 self.targets[name].copy_(values[name])
 
     @torch.no_grad()
     def finish(self) -> None:
         """Convert what was written beside the model into it."""
         parameters = parameters_by_name(self._model) if self._conversions else {}
-        for one in self._conversions:
-            for name, value in self._converted(one, self.targets).items():
+        for conversion in self._conversions:
+            for name, value in self._converted(conversion, self.targets).items():
                 parameters[name].copy_(value)
 
-    def _converted(self, one: Conversion, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters that stored tensors become, by their names in the model."""
-        converter = copy.deepcopy(one.converter)
-        for pattern, name in one.members:
-            converter.add_tensor(one.key, name, pattern, values[name])
-        made = converter.convert(one.key, model=self._model, config=self._model.config)
-        return {n: value[0] if isinstance(value, list) else value for n, value in made.items()}
+    def _converted(self, conversion: Conversion, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return convert_stored(conversion, self._model, values.__getitem__)
+
+
+def convert_stored(
+    conversion: Conversion, model: Any, read: Callable[[str], Tensor]
+) -> dict[str, Tensor]:
+    """Parameters that stored tensors become, by their names in the model.
+
+    Args:
+        conversion: which stored tensors, and how.
+        model: of transformers.
+        read: gives a stored tensor by its name.
+    """
+    converter = copy.deepcopy(conversion.converter)  # it collects what it is given
+    for pattern, name in conversion.members:
+        converter.add_tensor(conversion.key, name, pattern, read(name))
+    made = converter.convert(conversion.key, model=model, config=model.config)
+    return {n: value[0] if isinstance(value, list) else value for n, value in made.items()}
 
 
 def parameters_by_name(model: Any) -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,25 +46,86 @@ class Batch:
         return int((self.labels != IGNORED).sum())
 
 
-class _Source:
-    """The shards of one source and its pieces, opened when first read."""
+@dataclass(frozen=True)
+class SourceEntry:
+    """What `blocks.json` says of a source.
 
-    def __init__(self, folder: Path, shards: list[tuple[str, int]], has_targets: bool) -> None:
+    Attributes:
+        shards: token files relative to the data folder, with their lengths in tokens.
+        has_targets: whether only some of its tokens are targets.
+    """
+
+    shards: list[tuple[str, int]]
+    has_targets: bool
+
+
+@dataclass(frozen=True)
+class ShareEntry:
+    """What `blocks.json` says of a source in a stage.
+
+    Attributes:
+        source: name of the source.
+        pack: its pieces at the stage's length, such as `packs/00-512`.
+        num_blocks: different blocks that it has.
+        num_targets: targets of all these blocks.
+        count: positions of the stage that go to it in one epoch, repeats included.
+    """
+
+    source: str
+    pack: str
+    num_blocks: int
+    num_targets: int
+    count: int
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """What `blocks.json` says of a stage of training."""
+
+    name: str
+    sequence_length: int
+    shares: list[ShareEntry]
+
+
+@dataclass(frozen=True)
+class BlocksTable:
+    """The contents of `blocks.json`.
+
+    Attributes:
+        seed: seed of the data stage, which decides the order of blocks.
+        separator: token between documents.
+        largest_token: largest token that any block holds.
+        sources: shards by name of the source.
+        stages: stages of training, in their order.
+    """
+
+    seed: int
+    separator: int
+    largest_token: int
+    sources: dict[str, SourceEntry]
+    stages: list[StageEntry]
+
+
+class _SourceTokens:
+    """The token shards of one source, opened when first read."""
+
+    def __init__(self, folder: Path, entry: SourceEntry) -> None:
         self._folder = folder
-        self._names = [name for name, _ in shards]
-        self._bases = [0, *np.cumsum([length for _, length in shards]).tolist()]
-        self._has_targets = has_targets
+        self._names = [name for name, _ in entry.shards]
+        self._shard_starts = [0, *np.cumsum([length for _, length in entry.shards]).tolist()]
+        self._has_targets = entry.has_targets
         self._open: dict[str, NDArray[Any]] = {}
 
-    def piece(self, start: int, length: int) -> tuple[I32, I32]:
+    def read_piece(self, start: int, length: int) -> tuple[I32, I32]:
         """Inputs and labels, `[length]` each, from a place in the row of all shards."""
-        number = bisect.bisect_right(self._bases, start) - 1
-        inner = start - self._bases[number]
-        tokens = self._array(self._names[number])[inner : inner + length + 1].astype(np.int32)
+        shard = bisect.bisect_right(self._shard_starts, start) - 1
+        first = start - self._shard_starts[shard]
+        # One token more than inputs: each label is the token that follows its input.
+        tokens = self._array(self._names[shard])[first : first + length + 1].astype(np.int32)
         labels = tokens[1:]
         if self._has_targets:
-            name = self._names[number].removesuffix(".npy") + ".targets.npy"
-            is_target = self._array(name)[inner + 1 : inner + length + 1]
+            targets_name = self._names[shard].removesuffix(".npy") + ".targets.npy"
+            is_target = self._array(targets_name)[first + 1 : first + length + 1]
             labels = np.where(is_target, labels, np.int32(IGNORED))
         return tokens[:-1], labels
 
@@ -82,15 +143,45 @@ class _Source:
         return self._open[name]
 
 
+class _Mixture(NamedTuple):
+    """Counts of the sources of a stage from a position on.
+
+    Attributes:
+        start: first position that it holds for.
+        used: blocks of each source before that.
+        counts: blocks of each source from there to the end of the stage.
+    """
+
+    start: int
+    used: list[int]
+    counts: list[int]
+
+
+def _divide(total: int, weights: Sequence[int]) -> list[int]:
+    """A total in whole parts, in proportion to weights.
+
+    >>> _divide(5, [1, 2]), _divide(3, [0, 0])
+    ([2, 3], [0, 0])
+    """
+    parts: list[int] = []
+    weight_left = sum(weights)
+    for weight in weights:
+        part = min(round(total * weight / weight_left) if weight_left else 0, total)
+        parts.append(part)
+        total -= part
+        weight_left -= weight
+    return parts
+
+
 class StageBlocks:
     """One stage of training: positions from 0 to `num_positions`, each a block.
 
     Attributes:
-        name: of the stage.
+        name: name of the stage.
         sequence_length: T.
         num_positions: blocks in this stage, repeats included.
         num_targets: about how many targets they have together.
-        shares: sources and their counts.
+        shares: sources and their counts over all epochs.
     """
 
     def __init__(
@@ -98,27 +189,27 @@ class StageBlocks:
         folder: Path,
         seed: int,
         separator: int,
-        sources: dict[str, _Source],
-        entry: dict[str, Any],
+        sources: dict[str, _SourceTokens],
+        entry: StageEntry,
         epochs: int,
     ) -> None:
-        self.name = str(entry["name"])
-        self.sequence_length = int(entry["sequence_length"])
+        self.name = entry.name
+        self.sequence_length = entry.sequence_length
         self._seed, self._separator = seed, separator
         self._sources, self._folder = sources, folder
-        rows = entry["shares"]
-        self.shares = [Share(r["source"], r["num_blocks"], r["count"] * epochs) for r in rows]
-        self._counts = [share.count for share in self.shares]
-        self._turns: list[tuple[int, list[int], list[int]]] = [(0, [0] * len(rows), self._counts)]
-        self._packs = [str(row["pack"]) for row in rows]
+        self.shares = [
+            Share(share.source, share.num_blocks, share.count * epochs) for share in entry.shares
+        ]
+        counts = [share.count for share in self.shares]
+        self._mixtures = [_Mixture(0, [0] * len(counts), counts)]
+        self._packs = [share.pack for share in entry.shares]
         self._tables: dict[str, tuple[NDArray[Any], ...]] = {}
-        self.num_positions = sum(self._counts)
-        self.num_targets = round(
-            sum(
-                s.count * r["num_targets"] / s.num_blocks
-                for s, r in zip(self.shares, rows, strict=True)
-            )
+        self.num_positions = sum(counts)
+        targets_of_shares = (
+            count * share.num_targets / share.num_blocks
+            for count, share in zip(counts, entry.shares, strict=True)
         )
+        self.num_targets = round(sum(targets_of_shares))
 
     def read(self, positions: Sequence[int]) -> Batch:
         """Blocks at the given positions, found in constant time each.
@@ -131,13 +222,13 @@ class StageBlocks:
         labels = np.full(shape, IGNORED, dtype=np.int32)
         segments = np.full(shape, -1, dtype=np.int32)
         for row, position in enumerate(positions):
-            source, pieces = self._pieces(int(position))
+            tokens, pieces = self._pieces_at(int(position))
             start = 0
-            for number, (begin, length) in enumerate(pieces):
-                stop = start + length
-                input_ids[row, start:stop], labels[row, start:stop] = source.piece(begin, length)
-                segments[row, start:stop] = number
-                start = stop
+            for number, (piece_start, length) in enumerate(pieces):
+                place = row, slice(start, start + length)
+                input_ids[place], labels[place] = tokens.read_piece(piece_start, length)
+                segments[place] = number
+                start += length
         return Batch(input_ids, labels, segments)
 
     def source_at(self, position: int) -> str:
@@ -151,51 +242,51 @@ class StageBlocks:
         still a pure function, of the changes as well.
 
         Args:
-            position: the first one to change.
-            sources: names of those to see more of.
-            factor: of their share of the rest; at most half of the rest becomes theirs.
+            position: first position that changes.
+            sources: names of the sources to see more of.
+            factor: how many times their share of the rest; at most half of the rest becomes theirs.
 
         Returns:
             Their new share of the positions that are left.
         """
-        start, used, counts = self._turns[-1]
-        if not start <= position < self.num_positions:
+        current = self._mixtures[-1]
+        if not current.start <= position < self.num_positions:
             return 0.0
-        here = taken(position - start, counts)
-        used = [before + more for before, more in zip(used, here, strict=True)]
+        used_here = taken(position - current.start, current.counts)
+        used = [before + here for before, here in zip(current.used, used_here, strict=True)]
         left = self.num_positions - position
-        chosen = [share.source in sources for share in self.shares]
-        rest = [share.count - taken for share, taken in zip(self.shares, used, strict=True)]
-        rest = [max(count, 0) for count in rest]
-        old = sum(count for count, mine in zip(rest, chosen, strict=True) if mine)
-        wanted = min(round(old * factor), max(old, left // 2))
-        new = [0] * len(rest)
-        for group, total in ((True, wanted), (False, left - wanted)):
-            members = [n for n, mine in enumerate(chosen) if mine is group]
-            weight = sum(rest[n] for n in members)
-            for n in members:
-                share = round(total * rest[n] / weight) if weight else 0
-                new[n] = min(share, total)
-                total -= new[n]
-                weight -= rest[n]
-        if sum(new) == left and wanted:
-            self._turns.append((position, used, new))
+        is_raised = [share.source in sources for share in self.shares]
+        # What was to come of each source; one that was raised before may have had its count.
+        rest = [max(s.count - count, 0) for s, count in zip(self.shares, used, strict=True)]
+        rest_of_raised = sum(count for count, raised in zip(rest, is_raised, strict=True) if raised)
+        wanted = min(round(rest_of_raised * factor), max(rest_of_raised, left // 2))
+        counts = [0] * len(rest)
+        for raised, total in ((True, wanted), (False, left - wanted)):
+            members = [number for number, flag in enumerate(is_raised) if flag is raised]
+            for number, count in zip(
+                members, _divide(total, [rest[m] for m in members]), strict=True
+            ):
+                counts[number] = count
+        if sum(counts) == left and wanted:
+            self._mixtures.append(_Mixture(position, used, counts))
         return wanted / left
 
     def _place(self, position: int) -> tuple[int, int]:
-        start, used, counts = next(turn for turn in reversed(self._turns) if turn[0] <= position)
-        number, earlier = place(position - start, counts)
-        return number, used[number] + earlier
+        """Number of the source at a position, and how many of its blocks came before."""
+        mixture = next(m for m in reversed(self._mixtures) if m.start <= position)
+        source_number, earlier = place(position - mixture.start, mixture.counts)
+        return source_number, mixture.used[source_number] + earlier
 
-    def _pieces(self, position: int) -> tuple[_Source, list[tuple[int, int]]]:
+    def _pieces_at(self, position: int) -> tuple[_SourceTokens, list[tuple[int, int]]]:
+        """Tokens of the source at a position, and start and length of every piece of its block."""
         if not 0 <= position < self.num_positions:
             raise IndexError(f"{self.name}: position {position} of {self.num_positions}")
-        number, earlier = self._place(position)
-        share = self.shares[number]
+        source_number, earlier = self._place(position)
+        share = self.shares[source_number]
         block = block_of(self._seed, self.name, share, earlier)
-        starts, lengths, first = self._table(self._packs[number])
-        part = slice(int(first[block]), int(first[block + 1]))
-        pairs = zip(starts[part].tolist(), lengths[part].tolist(), strict=True)
+        starts, lengths, first_pieces = self._table(self._packs[source_number])
+        pieces = slice(int(first_pieces[block]), int(first_pieces[block + 1]))
+        pairs = zip(starts[pieces].tolist(), lengths[pieces].tolist(), strict=True)
         return self._sources[share.source], list(pairs)
 
     def _table(self, pack: str) -> tuple[NDArray[Any], ...]:
@@ -212,8 +303,8 @@ class Blocks:
     """All stages of a data folder.
 
     Attributes:
-        stages: in their order, at least one.
-        largest_token: that any block holds.
+        stages: stages of training in their order, at least one.
+        largest_token: largest token that any block holds.
     """
 
     stages: tuple[StageBlocks, ...]
@@ -224,34 +315,31 @@ class Blocks:
         """Open `runs/<recipe>/data`; nothing large is read.
 
         Args:
-            folder: of the data stage.
+            folder: folder of the data stage.
             epochs: passes over every stage.
-            seed: of the blocks' order; by default that of the data stage.
+            seed: seed of the blocks' order; by default that of the data stage.
 
         Raises:
             ToolkitError: the folder holds no blocks.
         """
-        table = load_json(folder / BLOCKS)
-        seed = int(table["seed"]) if seed is None else seed
-        sources = {
-            name: _Source(folder, [(n, int(k)) for n, k in entry["shards"]], entry["has_targets"])
-            for name, entry in table["sources"].items()
-        }
+        table = read_blocks_table(folder)
+        seed = table.seed if seed is None else seed
+        sources = {name: _SourceTokens(folder, entry) for name, entry in table.sources.items()}
         stages = tuple(
-            StageBlocks(folder, seed, table["separator"], sources, entry, epochs)
-            for entry in table["stages"]
+            StageBlocks(folder, seed, table.separator, sources, entry, epochs)
+            for entry in table.stages
         )
-        return cls(stages, int(table["largest_token"]))
+        return cls(stages, table.largest_token)
 
 
 def write_pack(folder: Path, name: str, table: PackTable, document_starts: NDArray[Any]) -> None:
     """Write the pieces of a source's blocks.
 
     Args:
-        folder: of the data stage.
-        name: such as `packs/news-512`.
-        table: from packing.
-        document_starts: of each document in the row of all shards of its source.
+        folder: folder of the data stage.
+        name: name of the pack, such as `packs/00-512`.
+        table: pieces and blocks, from packing.
+        document_starts: place of each document in the row of all shards of its source.
     """
     columns: dict[str, NDArray[Any]] = {
         "start": (document_starts[table.document] + table.start).astype(np.int64),
@@ -263,6 +351,32 @@ def write_pack(folder: Path, name: str, table: PackTable, document_starts: NDArr
             np.save(file, values)
 
 
-def write_blocks(folder: Path, table: dict[str, Any]) -> None:
+def write_blocks(folder: Path, table: BlocksTable) -> None:
     """Write the list of sources and stages that `Blocks.open` reads."""
-    write_json(folder / BLOCKS, table)
+    write_json(folder / BLOCKS, asdict(table))
+
+
+def read_blocks_table(folder: Path) -> BlocksTable:
+    """Read the list of sources and stages of a data folder.
+
+    Raises:
+        ToolkitError: the folder holds no blocks.
+    """
+    values = load_json(folder / BLOCKS)
+    sources = {
+        name: SourceEntry(
+            [(file, int(size)) for file, size in entry["shards"]], entry["has_targets"]
+        )
+        for name, entry in values["sources"].items()
+    }
+    stages = [
+        StageEntry(
+            stage["name"],
+            int(stage["sequence_length"]),
+            [ShareEntry(**share) for share in stage["shares"]],
+        )
+        for stage in values["stages"]
+    ]
+    return BlocksTable(
+        int(values["seed"]), values["separator"], int(values["largest_token"]), sources, stages
+    )

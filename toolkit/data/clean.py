@@ -6,7 +6,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +78,7 @@ def clean_documents(
     Conversations are measured but not changed: their template gives spaces a meaning.
 
     Args:
-        documents: as read.
+        documents: documents as read.
         section: which filters, and how strict.
         counts: gains `read`, `short`, `long` and `repetitive`, each of documents and (`…, bytes`)
             of their size, and `pii: …` for each replacement.
@@ -87,64 +86,70 @@ def clean_documents(
     Returns:
         Documents that stay, and the codes of their words with offsets (`word_codes`).
     """
-    kept: list[Document] = []
+    remaining: list[Document] = []
     for document in documents:
-        counts["read"] += 1
-        counts["read, bytes"] += len(document.text.encode("utf-8", "replace"))
-        text = (
-            document.text
-            if document.messages
-            else clean_text(document.text, section.collapse_spaces)
-        )
-        if document.messages:
-            text = _SURROGATE.sub("\ufffd", text)
-            document = replace(document, messages=_SURROGATE.sub("\ufffd", document.messages))
-        if section.pii:
-            text = scrub(text, section.pii, counts)
-            if document.messages:
-                scrubbed = scrub(document.messages, section.pii, Counter())
-                document = replace(document, messages=scrubbed)
-        num_words = count_words(text)
-        if num_words < section.min_words or not num_words:
-            reason = "short"
-        elif section.max_words is not None and num_words > section.max_words:
-            reason = "long"
-        elif _repeated_lines(text) > section.max_repeated_line_fraction:
-            reason = "repetitive"
-        else:
-            # Several times as fast as `replace`.
-            kept.append(
-                Document(document.id, document.source, document.group, text, document.messages)
-            )
+        _count(counts, "read", document.text)
+        text, messages = _clean_fields(document, section, counts)
+        reason = _reason_to_leave_out(text, section)
+        if reason is not None:
+            _count(counts, reason, text)
             continue
-        _leave_out(counts, reason, text)
-    words, offsets = word_codes([document.text for document in kept])
-    runs, run_offsets = run_hashes(spread(words), offsets, _RUN_WORDS)
-    repeats = repeated_fraction(runs, run_offsets) > section.max_repeated_ngram_fraction
-    if repeats.any():
-        for document, bad in zip(kept, repeats, strict=True):
-            if bad:
-                _leave_out(counts, "repetitive", document.text)
-        kept = [document for document, bad in zip(kept, repeats, strict=True) if not bad]
-        words, offsets = take_rows(words, offsets, np.flatnonzero(~repeats))
-    return kept, words, offsets
+        # Several times as fast as `replace`.
+        remaining.append(Document(document.id, document.source, document.group, text, messages))
+    # Runs of words are found for all documents at once, so this filter is the last.
+    codes, offsets = word_codes([document.text for document in remaining])
+    runs, run_offsets = run_hashes(spread(codes), offsets, _RUN_WORDS)
+    is_repetitive = repeated_fraction(runs, run_offsets) > section.max_repeated_ngram_fraction
+    if is_repetitive.any():
+        for number in np.flatnonzero(is_repetitive):
+            _count(counts, "repetitive", remaining[number].text)
+        rest = np.flatnonzero(~is_repetitive)
+        remaining = [remaining[number] for number in rest]
+        codes, offsets = take_rows(codes, offsets, rest)
+    return remaining, codes, offsets
 
 
-def _leave_out(counts: Counter[str], reason: str, text: str) -> None:
-    counts[reason] += 1
-    counts[f"{reason}, bytes"] += len(text.encode("utf-8", "replace"))
+def _clean_fields(
+    document: Document, section: CleaningSection, counts: Counter[str]
+) -> tuple[str, str | None]:
+    """Text and messages of a document as they go on."""
+    text, messages = document.text, document.messages
+    if messages:
+        text, messages = (_SURROGATE.sub("\ufffd", value) for value in (text, messages))
+    else:
+        text = clean_text(text, section.collapse_spaces)
+    if section.pii:
+        text = scrub(text, section.pii, counts)
+        # The messages hold the same words, which are counted once.
+        messages = scrub(messages, section.pii, Counter()) if messages else messages
+    return text, messages
+
+
+def _reason_to_leave_out(text: str, section: CleaningSection) -> str | None:
+    num_words = count_words(text)
+    if num_words < section.min_words or not num_words:
+        return "short"
+    if section.max_words is not None and num_words > section.max_words:
+        return "long"
+    if _repeated_lines(text) > section.max_repeated_line_fraction:
+        return "repetitive"
+    return None
+
+
+def _count(counts: Counter[str], step: str, text: str) -> None:
+    counts[step] += 1
+    counts[f"{step}, bytes"] += len(text.encode("utf-8", "replace"))
 
 
 def _repeated_lines(text: str) -> float:
     """Share of the characters that stand in lines which came before."""
     lines = [line for line in map(str.strip, text.split("\n")) if line]
-    if len(lines) < 4:
+    if len(lines) < 4:  # a title that returns once is no repetition
         return 0.0
-    seen: set[str] = set()
-    total = repeated = 0
+    seen_lines: set[str] = set()
+    num_repeated = 0
     for line in lines:
-        total += len(line)
-        if line in seen:
-            repeated += len(line)
-        seen.add(line)
-    return repeated / max(total, 1)
+        if line in seen_lines:
+            num_repeated += len(line)
+        seen_lines.add(line)
+    return num_repeated / max(sum(map(len, lines)), 1)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.data.split import split_ranks
 from toolkit.data.words import I64, U64, run_hashes
 
 SIGNATURE_HASHES = 120
@@ -43,14 +44,18 @@ def signatures(words: U64, offsets: I64) -> NDArray[np.uint32]:
 def exact_keys(words: U64, offsets: I64) -> NDArray[np.uint64]:
     """Two hashes of all words of each document, `[D, 2]`: equal words, equal keys."""
     keys = np.zeros((len(offsets) - 1, 2), dtype=np.uint64)
-    starts = np.repeat(offsets[:-1], np.diff(offsets))
-    place = (np.arange(len(words), dtype=np.int64) - starts).astype(np.uint64)
-    for column, odd in enumerate((_ODD, _OTHER_ODD)):
-        mixed = (words ^ (place * odd + _ODD)) * odd
-        mixed = (mixed ^ (mixed >> np.uint64(32))) * _ODD
-        mixed ^= mixed >> np.uint64(29)
-        sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(mixed, dtype=np.uint64)])
-        keys[:, column] = sums[offsets[1:]] - sums[offsets[:-1]]
+    word_starts = np.repeat(offsets[:-1], np.diff(offsets))
+    word_places = (np.arange(len(words), dtype=np.int64) - word_starts).astype(np.uint64)
+    for column, odd_number in enumerate((_ODD, _OTHER_ODD)):
+        # A word is mixed with its place, so that the sum tells texts of the same words in another
+        # order apart; sums of all documents are differences of one running sum.
+        mixed_words = (words ^ (word_places * odd_number + _ODD)) * odd_number
+        mixed_words = (mixed_words ^ (mixed_words >> np.uint64(32))) * _ODD
+        mixed_words ^= mixed_words >> np.uint64(29)
+        running_sums = np.concatenate(
+            [np.zeros(1, dtype=np.uint64), np.cumsum(mixed_words, dtype=np.uint64)]
+        )
+        keys[:, column] = running_sums[offsets[1:]] - running_sums[offsets[:-1]]
     return keys
 
 
@@ -58,14 +63,41 @@ def drop_exact(keys: NDArray[np.uint64], rank: NDArray[Any]) -> NDArray[np.bool_
     """Which documents are a repetition of a better-ranked one, `[D]`.
 
     Args:
-        keys: `[D, 2]` of `exact_keys`.
+        keys: `[D, 2]`, as from `exact_keys`.
         rank: `[D]`; of equal documents the one with the lowest rank stays, then the first.
     """
     order = np.lexsort((np.arange(len(keys)), rank, keys[:, 1], keys[:, 0]))
-    repeated = np.zeros(len(keys), dtype=np.bool_)
-    same = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
-    repeated[order[1:]] = same
-    return repeated
+    is_repeated = np.zeros(len(keys), dtype=np.bool_)
+    is_repeated[order[1:]] = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
+    return is_repeated
+
+
+def keep_copies_together(
+    keys: NDArray[np.uint64],
+    split: NDArray[np.int8],
+    open_to: NDArray[np.int8],
+    can_move: NDArray[np.bool_],
+    usable: NDArray[np.bool_],
+) -> None:
+    """Equal documents that all stay go to one split, where their groups are open to it.
+
+    Args:
+        keys: `[D, 2]`, as from `exact_keys`.
+        split: `[D]`, changed in place.
+        open_to: `[D]`, the splits that each document may be in, a bit each.
+        can_move: `[D]`, false where a document stays with its group.
+        usable: `[D]`, documents to look at.
+    """
+    rows = np.flatnonzero(usable)
+    if not len(rows):
+        return
+    # Documents that stay with their group decide before those that can move.
+    rank = split_ranks(open_to[rows])
+    rows = rows[np.lexsort((rows, can_move[rows], rank, *keys[rows].T))]
+    is_first = np.r_[True, (keys[rows[1:]] != keys[rows[:-1]]).any(axis=1)]
+    split_of_first = split[rows[is_first]][np.cumsum(is_first) - 1]
+    moves = can_move[rows] & (open_to[rows] >> split_of_first & 1).astype(np.bool_)
+    split[rows[moves]] = split_of_first[moves]
 
 
 def drop_near(
@@ -73,42 +105,45 @@ def drop_near(
 ) -> NDArray[np.bool_]:
     """Which documents are nearly one of better rank, `[D]`.
 
-    Bands are sorted one at a time, so that memory holds a few numbers a document, and signatures
+    Bands are sorted one at a time, so that memory holds a few numbers per document, and signatures
     may lie on disk.
 
     Args:
         rows: signatures `[D, P]`, in memory or mapped.
         rank: `[D]`, as in `drop_exact`.
-        threshold: of the estimated Jaccard index, in (0, 1].
+        threshold: least estimated Jaccard index of near duplicates, in (0, 1].
         among: `[D]`, documents to look at.
     """
-    parent = np.arange(len(rows), dtype=np.int64)
+    parent = np.arange(len(rows), dtype=np.int64)  # of a forest; each tree is a family
     candidates = np.flatnonzero(among)
     candidates = candidates[np.lexsort((candidates, rank[candidates]))]  # best first
-    width = SIGNATURE_HASHES // _BANDS
+    band_width = SIGNATURE_HASHES // _BANDS
     for band in range(_BANDS):
-        keys = _band_keys(rows, candidates, slice(band * width, (band + 1) * width))
+        # Documents that share all hashes of a band stand side by side once its keys are sorted.
+        keys = _band_keys(rows, candidates, slice(band * band_width, (band + 1) * band_width))
         order = np.argsort(keys, kind="stable")
         sorted_keys = keys[order]
-        new_run = np.concatenate([[True], sorted_keys[1:] != sorted_keys[:-1]])
-        first = np.maximum.accumulate(np.where(new_run, np.arange(len(order)), 0))
-        others = np.flatnonzero(~new_run)
+        is_first = np.concatenate([[True], sorted_keys[1:] != sorted_keys[:-1]])
+        first_of_run = np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))
+        others = np.flatnonzero(~is_first)
         # To the first of its run, and to the one before it: long runs hold several families.
-        for partner in (first[others], others - 1):
+        for partner in (first_of_run[others], others - 1):
             _join(parent, rows, candidates[order[others]], candidates[order[partner]], threshold)
     roots = _roots(parent)
-    dropped = np.zeros(len(rows), dtype=np.bool_)
-    best: dict[int, int] = {}
+    is_dropped = np.zeros(len(rows), dtype=np.bool_)
+    best_of_family: dict[int, int] = {}
+    # Most documents are a family of one, which needs no look.
     members = candidates[roots[candidates] != candidates]
-    involved = set(roots[members].tolist())
+    large_families = set(roots[members].tolist())
     for index in candidates.tolist():  # best first, so the first seen of a family stays
         root = int(roots[index])
-        if root in involved:
-            dropped[index] = best.setdefault(root, index) != index
-    return dropped
+        if root in large_families:
+            is_dropped[index] = best_of_family.setdefault(root, index) != index
+    return is_dropped
 
 
 def _band_keys(rows: NDArray[np.uint32], candidates: I64, band: slice) -> U64:
+    """One hash of each candidate's entries of a band, `[candidates]`."""
     keys = np.zeros(len(candidates), dtype=np.uint64)
     for start in range(0, len(candidates), 1 << 16):
         part = slice(start, start + (1 << 16))
@@ -121,32 +156,36 @@ def _band_keys(rows: NDArray[np.uint32], candidates: I64, band: slice) -> U64:
 
 def _give_back(rows: NDArray[np.uint32]) -> None:
     """Let go of the pages of a mapped file, so that they do not add up to all of it."""
-    mapped = getattr(rows, "_mmap", None)
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
+    mapped_file = getattr(rows, "_mmap", None)
+    if mapped_file is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped_file.madvise(mmap.MADV_DONTNEED)
 
 
-def _join(parent: I64, rows: NDArray[np.uint32], a: I64, b: I64, threshold: float) -> None:
-    for start in range(0, len(a), 1 << 14):
+def _join(parent: I64, rows: NDArray[np.uint32], ones: I64, others: I64, threshold: float) -> None:
+    """Join the families of those pairs whose signatures agree in enough places."""
+    for start in range(0, len(ones), 1 << 14):
         part = slice(start, start + (1 << 14))
-        alike = (rows[a[part]] == rows[b[part]]).mean(axis=1) >= threshold
-        for x, y in zip(a[part][alike].tolist(), b[part][alike].tolist(), strict=True):
-            root_x, root_y = _root(parent, x), _root(parent, y)
-            parent[max(root_x, root_y)] = min(root_x, root_y)
+        is_alike = (rows[ones[part]] == rows[others[part]]).mean(axis=1) >= threshold
+        for one, other in zip(
+            ones[part][is_alike].tolist(), others[part][is_alike].tolist(), strict=True
+        ):
+            one_root, other_root = _find_root(parent, one), _find_root(parent, other)
+            parent[max(one_root, other_root)] = min(one_root, other_root)
         _give_back(rows)
 
 
-def _root(parent: I64, index: int) -> int:
+def _find_root(parent: I64, index: int) -> int:
     while parent[index] != index:
-        parent[index] = parent[parent[index]]
+        parent[index] = parent[parent[index]]  # shorter paths for the next search
         index = int(parent[index])
     return index
 
 
 def _roots(parent: I64) -> I64:
+    """The root of every document; paths are halved until all are one step long."""
     roots = parent
     while True:
-        further = roots[roots]
-        if (further == roots).all():
+        roots_of_roots = roots[roots]
+        if (roots_of_roots == roots).all():
             return roots
-        roots = further
+        roots = roots_of_roots

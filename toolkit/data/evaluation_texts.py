@@ -22,8 +22,10 @@ from toolkit.load_yaml import parse_json
 from toolkit.stage import write_atomically
 
 _MOST_BYTES_PER_TOKEN = 8
-_CHUNK = 256
-_TOGETHER = 64
+"""More than text has on average, so that a limit of tokens is seldom missed at first."""
+
+_COUNTED_DOCUMENTS = 64
+"""Documents whose tokens are counted at one time."""
 
 
 @dataclass(frozen=True)
@@ -36,71 +38,90 @@ class EvaluationDocument:
     num_tokens: int
 
 
+EvaluationSets = dict[SplitName, list[EvaluationDocument]]
+"""Documents of the validation and the test split."""
+
+
 def choose_evaluation(
     section: DataSection,
     texts: Path,
     index: TextIndex,
     usable: NDArray[np.bool_],
     tokenizer: TextTokenizer,
-) -> dict[SplitName, list[EvaluationDocument]]:
+) -> EvaluationSets:
     """Documents of both evaluation splits, in the order of sources and hashes.
 
     Args:
         section: sources with their splits.
         texts: folder of the text shards.
-        index: of all documents.
+        index: all documents.
         usable: `[D]`, those that cleaning and duplicates left.
         tokenizer: counts tokens, and finds the place to cut at.
     """
-    chosen: dict[SplitName, list[EvaluationDocument]] = {"validation": [], "test": []}
-    for split in chosen:
+    chosen: EvaluationSets = {"validation": [], "test": []}
+    for split, items in chosen.items():
         for number, (name, source) in enumerate(section.sources.items()):
-            here = usable & (index.source == number) & (index.split == SPLITS.index(split))
-            pool = np.flatnonzero(here)
+            is_open = usable & (index.source == number) & (index.split == SPLITS.index(split))
+            pool = np.flatnonzero(is_open)
             pool = pool[np.argsort(index.order[pool], kind="stable")]
             limit = source.split[split].max_tokens if split in source.split else None
-            total = 0
-            documents = _in_order(texts, index, pool, limit, section)
-            cut_to = section.evaluation_document_tokens
-            while limit is None or total < limit:
-                some = list(islice(documents, _TOGETHER))
-                if not some:
-                    break
-                counts = tokenizer.counts([document.text for _, document in some])
-                for (place, document), count in zip(some, counts, strict=True):
-                    if limit is not None and total >= limit:
-                        break
-                    own = replace(document, source=name)
-                    item = _cut(place, own, source.role, tokenizer, count, cut_to)
-                    chosen[split].append(item)
-                    total += item.num_tokens
+            documents = (
+                (place, replace(document, source=name))
+                for place, document in _read_in_order(texts, index, pool, limit, section)
+            )
+            items += _take_up_to(documents, limit, source.role, tokenizer, section)
     return chosen
 
 
-def _in_order(
+def _take_up_to(
+    documents: Iterator[tuple[int, Document]],
+    limit: int | None,
+    role: Role,
+    tokenizer: TextTokenizer,
+    section: DataSection,
+) -> list[EvaluationDocument]:
+    """Documents cut to length, up to the one that crosses a limit of tokens."""
+    items: list[EvaluationDocument] = []
+    total_tokens = 0
+    while limit is None or total_tokens < limit:
+        some = list(islice(documents, _COUNTED_DOCUMENTS))
+        if not some:
+            break
+        counts = tokenizer.counts([document.text for _, document in some])
+        for (place, document), num_tokens in zip(some, counts, strict=True):
+            if limit is not None and total_tokens >= limit:
+                break
+            cut_to = section.evaluation_document_tokens
+            items.append(_cut(place, document, role, tokenizer, num_tokens, cut_to))
+            total_tokens += items[-1].num_tokens
+    return items
+
+
+def _read_in_order(
     texts: Path, index: TextIndex, pool: NDArray[Any], limit: int | None, section: DataSection
 ) -> Iterator[tuple[int, Document]]:
     """Numbers and texts of a pool in its order, read from as few shards as a limit allows."""
     start = 0
-    cut = section.evaluation_document_tokens
+    cut_to = section.evaluation_document_tokens
     while start < len(pool):
         stop = len(pool)
         if limit is not None:
-            sizes = index.num_bytes[pool[start:]]
-            if cut is not None:
-                sizes = np.minimum(sizes, cut * _MOST_BYTES_PER_TOKEN)
-            wanted = limit * _MOST_BYTES_PER_TOKEN
-            stop = start + int(np.searchsorted(np.cumsum(sizes), wanted)) + 1
-            stop = min(max(stop, start + 1), start + max(_CHUNK, stop - start), len(pool))
+            # So many documents as should hold the limit; what is missing then is read later.
+            num_bytes = index.num_bytes[pool[start:]]
+            if cut_to is not None:
+                num_bytes = np.minimum(num_bytes, cut_to * _MOST_BYTES_PER_TOKEN)
+            enough_bytes = limit * _MOST_BYTES_PER_TOKEN
+            count = int(np.searchsorted(np.cumsum(num_bytes), enough_bytes)) + 1
+            stop = min(start + count, len(pool))
         part = pool[start:stop]
-        found: dict[int, Document] = {}
+        documents_by_number: dict[int, Document] = {}
         for shard in np.unique(index.shard[part]).tolist():
             members = part[index.shard[part] == shard]
             source = int(index.source[members[0]])
             documents = read_texts(texts, source, shard, index.row[members])
-            found.update(zip(members.tolist(), documents, strict=True))
+            documents_by_number.update(zip(members.tolist(), documents, strict=True))
         for number in part.tolist():
-            yield number, found.pop(number)
+            yield number, documents_by_number.pop(number)
         start = stop
 
 

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from toolkit.data.config import DataSection
 from toolkit.errors import DataError
 
+_UINT64 = (1 << 64) - 1
+
 
 @dataclass(frozen=True)
 class Share:
     """One source in one stage.
 
     Attributes:
-        source: its name.
+        source: name of the source.
         num_blocks: different blocks it has.
         count: positions of the stage that go to it, repeats included.
     """
@@ -37,13 +39,14 @@ def place(position: int, counts: Sequence[int]) -> tuple[int, int]:
     >>> [place(p, [2, 4]) for p in range(6)]
     [(1, 0), (0, 0), (1, 1), (1, 2), (0, 1), (1, 3)]
     """
-    left = sum(counts)
-    for number, count in enumerate(counts):
-        before = _before(position, count, left)
-        if _before(position + 1, count, left) > before:
-            return number, before
-        position -= before
-        left -= count
+    positions_left = sum(counts)
+    for source_number, count in enumerate(counts):
+        blocks_before = _blocks_before(position, count, positions_left)
+        if _blocks_before(position + 1, count, positions_left) > blocks_before:
+            return source_number, blocks_before
+        # It is another source's: those that are left share the positions that are left.
+        position -= blocks_before
+        positions_left -= count
     raise IndexError(f"position is beyond the stage's {sum(counts)}")
 
 
@@ -53,22 +56,24 @@ def taken(position: int, counts: Sequence[int]) -> list[int]:
     >>> [taken(p, [2, 4]) for p in (0, 2, 6)]
     [[0, 0], [1, 1], [2, 4]]
     """
-    left, used = sum(counts), []
+    positions_left, taken_blocks = sum(counts), []
     for count in counts:
-        used.append(_before(position, count, left) if left else 0)
-        position -= used[-1]
-        left -= count
-    return used
+        taken_here = _blocks_before(position, count, positions_left) if positions_left else 0
+        taken_blocks.append(taken_here)
+        position -= taken_here
+        positions_left -= count
+    return taken_blocks
 
 
-def _before(position: int, count: int, total: int) -> int:
+def _blocks_before(position: int, count: int, total: int) -> int:
+    """How many of a source's blocks stand before a position: its share of it, rounded."""
     return (position * count + total // 2) // total
 
 
 def block_of(seed: int, stage: str, share: Share, number: int) -> int:
     """The `number`-th block that a stage takes from a source; each pass has an order of its own."""
-    epoch, rest = divmod(number, share.num_blocks)
-    return permuted(rest, share.num_blocks, (seed, stage, share.source, epoch))
+    epoch, number_in_epoch = divmod(number, share.num_blocks)
+    return permuted(number_in_epoch, share.num_blocks, (seed, stage, share.source, epoch))
 
 
 def permuted(index: int, size: int, key: object) -> int:
@@ -83,30 +88,34 @@ def permuted(index: int, size: int, key: object) -> int:
     True
     """
     digest = hashlib.sha256(repr(key).encode()).digest()
-    keys = [int.from_bytes(digest[i : i + 8], "big") for i in (0, 8, 16, 24)]
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
+    round_keys = [int.from_bytes(digest[i : i + 8], "big") for i in (0, 8, 16, 24)]
+    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    half_mask = (1 << half_bits) - 1
     while True:
-        left, right = index >> half, index & mask
-        for number in keys:
-            mixed = ((right + number) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-            mixed = ((mixed ^ (mixed >> 32)) * 0xD6E8FEB86659FD93) & 0xFFFFFFFFFFFFFFFF
-            left, right = right, left ^ ((mixed >> 32) & mask)
-        index = left << half | right
+        left_half, right_half = index >> half_bits, index & half_mask
+        # A round can be undone whatever it mixes, so all rounds together are a permutation.
+        for round_key in round_keys:
+            mixed = ((right_half + round_key) * 0x9E3779B97F4A7C15) & _UINT64
+            mixed = ((mixed ^ (mixed >> 32)) * 0xD6E8FEB86659FD93) & _UINT64
+            left_half, right_half = right_half, left_half ^ ((mixed >> 32) & half_mask)
+        index = left_half << half_bits | right_half
+        # The walk leaves the range for a while and comes back: at most one start leads to each end.
         if index < size:
             return index
 
 
-def wanted_tokens(section: DataSection) -> dict[str, int | None]:
+def tokens_by_source(section: DataSection) -> dict[str, int | None]:
     """Tokens that each source must supply, where the recipe says so; None for all it has."""
     if not section.stages:
         return dict.fromkeys(section.sources)
-    wanted: dict[str, float] = {}
+    most_tokens: dict[str, float] = {}
     for stage in section.stages:
-        total = sum(stage.mixture.values())
+        total_share = sum(stage.mixture.values())
         for name, share in stage.mixture.items():
-            wanted[name] = max(wanted.get(name, 0.0), stage.tokens * share / total)
-    return {name: int(wanted.get(name, 0.0)) + 1 for name in section.sources}
+            # Stages may see the same text again, so the largest need of a stage is enough.
+            stage_tokens = stage.tokens * share / total_share
+            most_tokens[name] = max(most_tokens.get(name, 0.0), stage_tokens)
+    return {name: int(most_tokens.get(name, 0.0)) + 1 for name in section.sources}
 
 
 def plain_counts(
@@ -115,9 +124,9 @@ def plain_counts(
     """Positions of each source in one epoch without a curriculum.
 
     Args:
-        section: with sources and `replay_fraction`.
-        blocks: of each source.
-        targets: of each source.
+        section: sources and `replay_fraction`.
+        blocks: number of blocks of each source.
+        targets: number of targets of each source.
 
     Raises:
         DataError: general text would have to be repeated too often.
@@ -128,19 +137,23 @@ def plain_counts(
         if source.role == "domain" and blocks.get(name):
             counts[name] = max(1, round(blocks[name] * (source.weight or 1.0)))
             domain_tokens += counts[name] * targets[name] / blocks[name]
-    need = domain_tokens * section.replay_fraction / (1.0 - section.replay_fraction)
-    general = {n: s for n, s in section.sources.items() if s.role == "general" and blocks.get(n)}
-    weights = {name: float(source.weight or targets[name]) for name, source in general.items()}
+    # The share of replay is one of all tokens, the domain's included.
+    replay_tokens = domain_tokens * section.replay_fraction / (1.0 - section.replay_fraction)
+    weights = {
+        name: float(source.weight or targets[name])
+        for name, source in section.sources.items()
+        if source.role == "general" and blocks.get(name)
+    }
     for name, weight in weights.items():
-        tokens = need * weight / sum(weights.values())
-        counts[name] = round(tokens * blocks[name] / targets[name])
-    available = sum(targets[name] for name in general)
-    if need > 0 and available * section.max_repeats < need * 0.999:
+        source_tokens = replay_tokens * weight / sum(weights.values())
+        counts[name] = round(source_tokens * blocks[name] / targets[name])
+    available_tokens = sum(targets[name] for name in weights)
+    if replay_tokens > 0 and available_tokens * section.max_repeats < replay_tokens * 0.999:
         raise DataError(
             f"data.replay_fraction: {section.replay_fraction} of the training tokens needs "
-            f"{need:,.0f} tokens of general text, but the sources hold {available:,}, to be "
-            f"repeated {section.max_repeats:g} times at most; add a general source, lower the "
-            "share, or raise data.max_repeats."
+            f"{replay_tokens:,.0f} tokens of general text, but the sources hold "
+            f"{available_tokens:,}, to be repeated {section.max_repeats:g} times at most; add a "
+            "general source, lower the share, or raise data.max_repeats."
         )
     return {name: count for name, count in counts.items() if count}
 
@@ -154,12 +167,12 @@ def stage_counts(
         DataError: a source has no text, or would have to be repeated too often.
     """
     stage = section.stages[number]
-    total = sum(stage.mixture.values())
+    total_share = sum(stage.mixture.values())
     counts: dict[str, int] = {}
     for name, share in stage.mixture.items():
         if share == 0.0:
             continue
-        tokens = stage.tokens * share / total
+        tokens = stage.tokens * share / total_share
         if not blocks.get(name):
             raise DataError(
                 f"data.stages.{number}.mixture.{name}: the source has no training text."

@@ -11,15 +11,15 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.data.blocks import write_blocks, write_pack
+from toolkit.data.blocks import BlocksTable, SourceEntry, StageEntry, write_blocks
 from toolkit.data.config import DataSection, SourceSection
-from toolkit.data.duplicates import drop_exact, drop_near
+from toolkit.data.duplicates import drop_exact, drop_near, keep_copies_together
 from toolkit.data.edgar import (
     fetch_filing,
     find_filings,
@@ -35,19 +35,26 @@ from toolkit.data.encode import (
     open_tokenizer,
 )
 from toolkit.data.evaluation_texts import (
-    EvaluationDocument,
+    EvaluationSets,
     choose_evaluation,
     read_other_evaluations,
     write_documents,
 )
 from toolkit.data.files import local_bytes
-from toolkit.data.mixture import plain_counts, stage_counts, wanted_tokens
+from toolkit.data.mixture import tokens_by_source
 from toolkit.data.overlap import Overlap, write_known_runs
-from toolkit.data.packing import pack
 from toolkit.data.split import split_ranks
-from toolkit.data.summary import describe, summarize, write_report
-from toolkit.data.texts import SHARD_BYTES, TextIndex, load_index, read_names, write_texts
-from toolkit.data.tokens import TokenTable, tokenize
+from toolkit.data.stage_blocks import plan_stages, write_packs
+from toolkit.data.summary import DataSummary, SourceCounts, describe, summarize, write_report
+from toolkit.data.texts import (
+    SHARD_BYTES,
+    SourceTexts,
+    TextIndex,
+    load_index,
+    read_names,
+    write_texts,
+)
+from toolkit.data.tokens import Frame, TokenTable, tokenize
 from toolkit.data.workers import WorkerProcesses
 from toolkit.errors import DataError
 from toolkit.stage import Stage, write_atomically
@@ -65,346 +72,334 @@ def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Sa
     with WorkerProcesses() as workers:
         if any(local_bytes(source) > 4 * SHARD_BYTES for source in section.sources.values()):
             workers.start()
-        _run(section, stage, tokenizer_folder, workers, say)
+        summary = _DataRun(section, stage, tokenizer_folder, workers, say).act()
+    say(describe(summary))
 
 
-def _run(
-    section: DataSection, stage: Stage, tokenizer_folder: Path, workers: WorkerProcesses, say: Say
-) -> None:
-    tokenizer = TextTokenizer(tokenizer_folder)
-    separator = find_separator(section.end_of_document, tokenizer)
-    start = tokenizer.start_or(separator)
-    # What can be wrong with the recipe is found before hours of reading.
-    others = read_other_evaluations(section.cleaning.decontaminate_files)
-    if any(source.fim for source in section.sources.values()):
-        find_fim_tokens(section.fim, tokenizer.vocabulary)
-    if any(source.messages_field for source in section.sources.values()):
-        open_conversations(tokenizer_folder)
-    with stage.running() as work:
-        for folder in (_TEXTS, "tokens", "packs"):
-            (work / folder).mkdir(exist_ok=True)
-        texts = work / _TEXTS
-        read: dict[str, dict[str, Any]] = {}
-        for number, (name, source) in enumerate(section.sources.items()):
+@dataclass(frozen=True)
+class _DataRun:
+    """One run of the stage: what all of its parts need."""
+
+    section: DataSection
+    stage: Stage
+    tokenizer_folder: Path
+    workers: WorkerProcesses
+    say: Say
+
+    def act(self) -> DataSummary:
+        section, stage = self.section, self.stage
+        tokenizer = TextTokenizer(self.tokenizer_folder)
+        frame = self._find_frame(tokenizer)
+        # What can be wrong with the recipe is found before hours of reading.
+        other_evaluations = read_other_evaluations(section.cleaning.decontaminate_files)
+        self._refuse_unreadable(tokenizer)
+        with stage.running() as work:
+            for folder in (_TEXTS, "tokens", "packs"):
+                (work / folder).mkdir(exist_ok=True)
+            texts = work / _TEXTS
+            texts_by_source = self._read_sources(texts)
+            counts = {name: Counter(found.counts) for name, found in texts_by_source.items()}
+            index = load_index(texts, [found.shards for found in texts_by_source.values()])
+            self.workers.prepare(open_tokenizer, self.tokenizer_folder)
+            # Duplicates go first: a text that stands in two splits would make the test too easy.
+            usable = _drop_duplicates(section, index, list(counts.values()))
+            evaluation = choose_evaluation(section, texts, index, usable, tokenizer)
+            overlap = self._find_overlap(evaluation, other_evaluations, texts)
+            tables = self._tokenize(tokenizer, frame, texts, index, usable, overlap, work)
+            _count_overlaps(index, tables, counts)
+            _count_unused(index, usable, tables, evaluation, counts)
+            _refuse_empty(section, tables, evaluation, counts)
+
+            num_blocks = write_packs(section, tables, work)
+            stage_entries = plan_stages(section, tables, num_blocks)
+            write_blocks(work, _blocks_table(stage.seed, frame, tables, stage_entries))
+            _write_filing_lists(section, work / "filings")
+            for split, documents in evaluation.items():
+                write_documents(work / f"{split}.jsonl", documents)
+            _write_document_list(work / "documents.csv", section, texts, index, tables, evaluation)
+            damaged = {n: found.damaged for n, found in texts_by_source.items() if found.damaged}
+            summary = summarize(
+                section, index, tables, stage_entries, evaluation, counts, frame, damaged
+            )
+            write_report(work / "report.md", summary)
+            stage.finish(summary.to_json(), drop=(_TEXTS,))
+        return summary
+
+    def _find_frame(self, tokenizer: TextTokenizer) -> Frame:
+        separator = find_separator(self.section.end_of_document, tokenizer)
+        return Frame(separator, tokenizer.start_or(separator))
+
+    def _refuse_unreadable(self, tokenizer: TextTokenizer) -> None:
+        """
+        Raises:
+            DataError: the tokenizer lacks what a source needs: tokens of fill-in-the-middle, or a
+                chat template.
+        """
+        sources = self.section.sources.values()
+        if any(source.fim for source in sources):
+            find_fim_tokens(self.section.fim, tokenizer.vocabulary)
+        if any(source.messages_field for source in sources):
+            open_conversations(self.tokenizer_folder)
+
+    def _read_sources(self, texts: Path) -> dict[str, SourceTexts]:
+        """Cleaned texts of every source, in shards."""
+        texts_by_source: dict[str, SourceTexts] = {}
+        for number, (name, source) in enumerate(self.section.sources.items()):
             if source.edgar is not None:
                 say_what_is_fetched(name, find_filings(source.edgar))
-            read[name] = write_texts(
+            found = texts_by_source[name] = write_texts(
                 number,
                 name,
                 source,
-                section.cleaning,
-                seed=stage.seed,
+                self.section.cleaning,
+                seed=self.stage.seed,
                 folder=texts,
-                tokenizer=tokenizer_folder,
-                workers=workers,
+                tokenizer=self.tokenizer_folder,
+                workers=self.workers,
             )
-            _refuse_no_targets(name, source, read[name])
-            say(f"  {name}: {_kept(read[name]['counts']):,} documents of "
-                f"{read[name]['counts'].get('read', 0):,}")  # fmt: skip
-        counts = {name: Counter(entry["counts"]) for name, entry in read.items()}
-        index = load_index(texts, [entry["shards"] for entry in read.values()])
-        workers.prepare(open_tokenizer, tokenizer_folder)
-        usable = _without_duplicates(section, index, list(counts.values()))
-        chosen = choose_evaluation(section, texts, index, usable, tokenizer)
+            _refuse_no_targets(name, source, found)
+            num_read = found.counts.get("read", 0)
+            self.say(f"  {name}: {_num_kept(found.counts):,} documents of {num_read:,}")
+        return texts_by_source
 
-        overlap = _overlap(section, chosen, others, texts)
-        tables = _tokenize_all(
-            section, stage.seed, tokenizer_folder, tokenizer, (separator, start),
-            texts, index, usable, overlap, work / "tokens", workers,
-        )  # fmt: skip
-        for name, table in tables.items():
-            counts[name]["overlaps evaluation"] = len(table.overlapping)
-            counts[name]["overlaps evaluation, bytes"] = int(
-                index.num_bytes[table.overlapping].sum()
-            )
-        _count_unused(index, usable, tables, chosen, counts)
-        _check(section, tables, chosen, counts)
-
-        blocks = _write_packs(section, tables, work)
-        stages = _stages(section, tables, blocks)
-        largest = max((table.largest for table in tables.values()), default=0)
-        write_blocks(
-            work,
-            {
-                "seed": stage.seed,
-                "separator": separator,
-                "largest_token": max(largest, separator, start),
-                "sources": {
-                    name: {"shards": table.files, "has_targets": table.has_targets}
-                    for name, table in tables.items()
-                },
-                "stages": stages,
-            },
+    def _find_overlap(
+        self, evaluation: EvaluationSets, other_evaluations: list[str], texts: Path
+    ) -> Overlap | None:
+        """What training text must not share with evaluation texts; None where it may."""
+        cleaning = self.section.cleaning
+        if cleaning.decontamination_ngram is None:
+            return None
+        own_texts = [item.document.text for items in evaluation.values() for item in items]
+        write_known_runs(texts, own_texts + other_evaluations, cleaning.decontamination_ngram)
+        return Overlap(
+            texts,
+            cleaning.decontamination_ngram,
+            cleaning.max_overlap_fraction,
+            cleaning.max_contained_fraction,
         )
-        for name, source in section.sources.items():
-            if source.edgar is not None:
-                listed = [fetch_filing(f, source.edgar) for f in find_filings(source.edgar)]
-                write_filing_list(work / "filings" / f"{name}.jsonl", listed)
-        for split, items in chosen.items():
-            write_documents(work / f"{split}.jsonl", items)
-        _write_table(work / "documents.csv", section, texts, index, tables, chosen)
-        results = summarize(section, index, tables, stages, chosen, counts)
-        results["separator_token_id"] = separator
-        results["damaged"] = {n: entry["damaged"] for n, entry in read.items() if entry["damaged"]}
-        write_report(work / "report.md", results)
-        stage.finish(results, drop=(_TEXTS,))
-    say(describe(results))
+
+    def _tokenize(
+        self,
+        tokenizer: TextTokenizer,
+        frame: Frame,
+        texts: Path,
+        index: TextIndex,
+        usable: NDArray[np.bool_],
+        overlap: Overlap | None,
+        work: Path,
+    ) -> dict[str, TokenTable]:
+        """Domain sources first: they say how much general text the share of replay needs."""
+        section = self.section
+        tables: dict[str, TokenTable] = {}
+        needed_tokens = tokens_by_source(section)
+        domain_tokens = 0.0
+        in_order = sorted(section.sources.items(), key=lambda item: item[1].role != "domain")
+        numbers = {name: number for number, name in enumerate(section.sources)}
+        for name, source in in_order:
+            split_rule = source.split.get("train")
+            limits = [split_rule.max_tokens if split_rule else None, needed_tokens[name]]
+            if source.role == "general" and not section.stages:
+                limits.append(_replay_tokens(section, domain_tokens))
+            encoder = Encoder(self.tokenizer_folder, self.stage.seed, start=frame.start)
+            if source.fim:
+                fim_ids = find_fim_tokens(section.fim, tokenizer.vocabulary)
+                encoder = Encoder(
+                    self.tokenizer_folder, self.stage.seed, section.fim, fim_ids, frame.start
+                )
+            training_split = usable & (index.source == numbers[name]) & (index.split == 0)
+            table = tables[name] = tokenize(
+                texts,
+                index,
+                np.flatnonzero(training_split),
+                min((limit for limit in limits if limit is not None), default=None),
+                encoder=encoder,
+                frame=frame,
+                vocabulary=len(tokenizer),
+                overlap=overlap,
+                folder=work / "tokens",
+                workers=self.workers,
+            )
+            if source.role == "domain":
+                domain_tokens += table.num_targets * (source.weight or 1.0)
+        return {name: tables[name] for name in section.sources}
 
 
-def _refuse_no_targets(name: str, source: SourceSection, read: dict[str, Any]) -> None:
+def _replay_tokens(section: DataSection, domain_tokens: float) -> int:
+    """Tokens of general text that the share of replay needs."""
+    fraction = section.replay_fraction
+    if fraction <= 0:
+        return 0
+    # A little more, since whole blocks are taken from it.
+    return int(domain_tokens * fraction / (1.0 - fraction) + 2 * section.sequence_length)
+
+
+def _refuse_no_targets(name: str, source: SourceSection, found: SourceTexts) -> None:
     """
     Raises:
         DataError: all conversations of a source are damaged.
     """
-    damaged = read["counts"].get("damaged", 0)
-    if source.messages_field and damaged and not read["counts"].get("read"):
+    num_damaged = found.counts.get("damaged", 0)
+    if source.messages_field and num_damaged and not found.counts.get("read"):
         raise DataError(
-            f"data.sources.{name}: none of its {damaged:,} conversations has anything to learn, "
-            f"such as {read['damaged'][0]}"
+            f"data.sources.{name}: none of its {num_damaged:,} conversations has anything to "
+            f"learn, such as {found.damaged[0]}"
         )
 
 
-def _kept(counts: dict[str, int]) -> int:
-    out = sum(counts.get(reason, 0) for reason in ("short", "long", "repetitive"))
-    return counts.get("read", 0) - out
+def _num_kept(counts: dict[str, int]) -> int:
+    num_left_out = sum(counts.get(reason, 0) for reason in ("short", "long", "repetitive"))
+    return counts.get("read", 0) - num_left_out
 
 
-def _without_duplicates(
+def _drop_duplicates(
     section: DataSection, index: TextIndex, counts: list[Counter[str]]
 ) -> NDArray[np.bool_]:
     """Of equal or nearly equal documents one stays, where its own draw sends it: the first, but
-    what is for evaluation alone before the others (`split_ranks`)."""
+    what is for evaluation alone before the others (`split_ranks`).
+
+    Args:
+        section: how strict to be.
+        index: all documents; of equal ones that all stay, the split may change.
+        counts: what became of the documents of each source; gains those that are left out.
+
+    Returns:
+        Which documents stay, `[D]`.
+    """
     usable = index.split >= 0
     reasons = [("in no split", ~usable)]
     rank = split_ranks(index.open_to)
     if section.cleaning.drop_exact_duplicates:
         # Documents in no split must not push others out.
-        repeated = np.zeros(len(usable), dtype=np.bool_)
-        repeated[usable] = drop_exact(index.exact[usable], rank[usable])
-        reasons.append(("repeated", repeated))
-        usable = usable & ~repeated
+        is_repeated = np.zeros(len(usable), dtype=np.bool_)
+        is_repeated[usable] = drop_exact(index.exact[usable], rank[usable])
+        reasons.append(("repeated", is_repeated))
+        usable = usable & ~is_repeated
     else:
-        _keep_copies_together(section, index, usable)
+        stays_with_group = [source.group_together for source in section.sources.values()]
+        can_move = ~np.array(stays_with_group, np.bool_)[index.source]
+        keep_copies_together(index.exact, index.split, index.open_to, can_move, usable)
     threshold = section.cleaning.near_duplicate_similarity
     if threshold is not None and index.signature.shape[1]:
-        near = drop_near(index.signature, rank, threshold, usable)
-        reasons.append(("nearly repeated", near))
-        usable = usable & ~near
-    for reason, which in reasons:
+        is_near = drop_near(index.signature, rank, threshold, usable)
+        reasons.append(("nearly repeated", is_near))
+        usable = usable & ~is_near
+    for reason, left_out in reasons:
         for number, counter in enumerate(counts):
-            here = which & (index.source == number)
-            if here.any():
-                counter[reason] += int(here.sum())
-                counter[f"{reason}, bytes"] += int(index.num_bytes[here].sum())
+            of_source = left_out & (index.source == number)
+            if of_source.any():
+                _count_documents(counter, reason, index, of_source)
     return usable
 
 
-def _keep_copies_together(
-    section: DataSection, index: TextIndex, usable: NDArray[np.bool_]
+def _count_documents(
+    counter: Counter[str], reason: str, index: TextIndex, documents: NDArray[np.bool_]
 ) -> None:
-    """Equal documents that all stay go to one split, where their groups are open to it."""
-    together = [source.group_together for source in section.sources.values()]
-    is_free = ~np.array(together, np.bool_)[index.source]
-    rows = np.flatnonzero(usable)
-    if not len(rows):
-        return
-    # Documents that stay with their group decide before those that can move.
-    rank = split_ranks(index.open_to[rows])
-    order = np.lexsort((rows, is_free[rows], rank, *index.exact[rows].T))
-    rows = rows[order]
-    begins = np.r_[True, (index.exact[rows[1:]] != index.exact[rows[:-1]]).any(axis=1)]
-    split = index.split[rows[begins]][np.cumsum(begins) - 1]
-    moves = is_free[rows] & (index.open_to[rows] >> split & 1).astype(np.bool_)
-    index.split[rows[moves]] = split[moves]
+    counter[reason] += int(documents.sum())
+    counter[f"{reason}, bytes"] += int(index.num_bytes[documents].sum())
+
+
+def _count_overlaps(index: TextIndex, tables: dict[str, TokenTable], counts: SourceCounts) -> None:
+    for name, table in tables.items():
+        counts[name]["overlaps evaluation"] = len(table.overlapping)
+        num_bytes = int(index.num_bytes[table.overlapping].sum())
+        counts[name]["overlaps evaluation, bytes"] = num_bytes
 
 
 def _count_unused(
     index: TextIndex,
     usable: NDArray[np.bool_],
     tables: dict[str, TokenTable],
-    chosen: dict[Any, list[EvaluationDocument]],
-    counts: dict[str, Counter[str]],
+    evaluation: EvaluationSets,
+    counts: SourceCounts,
 ) -> None:
     """Documents that nothing is wrong with, beyond what the recipe asks for."""
-    unused = usable.copy()
+    is_unused = usable.copy()
     for table in tables.values():
-        unused[table.index] = unused[table.overlapping] = False
-    for items in chosen.values():
-        unused[[item.number for item in items]] = False
+        is_unused[table.index] = is_unused[table.overlapping] = False
+    for items in evaluation.values():
+        is_unused[[item.number for item in items]] = False
     for number, counter in enumerate(counts.values()):
-        here = unused & (index.source == number)
-        counter["not needed"] = int(here.sum())
-        counter["not needed, bytes"] = int(index.num_bytes[here].sum())
+        counter["not needed"] = counter["not needed, bytes"] = 0
+        _count_documents(counter, "not needed", index, is_unused & (index.source == number))
 
 
-def _overlap(
-    section: DataSection,
-    chosen: dict[Any, list[EvaluationDocument]],
-    others: list[str],
-    texts: Path,
-) -> Overlap | None:
-    cleaning = section.cleaning
-    if cleaning.decontamination_ngram is None:
-        return None
-    known = [item.document.text for items in chosen.values() for item in items]
-    write_known_runs(texts, known + others, cleaning.decontamination_ngram)
-    return Overlap(
-        texts,
-        cleaning.decontamination_ngram,
-        cleaning.max_overlap_fraction,
-        cleaning.max_contained_fraction,
-    )
-
-
-def _tokenize_all(
-    section: DataSection,
-    seed: int,
-    tokenizer_folder: Path,
-    tokenizer: TextTokenizer,
-    frame: tuple[int, int],
-    texts: Path,
-    index: TextIndex,
-    usable: NDArray[np.bool_],
-    overlap: Overlap | None,
-    folder: Path,
-    workers: WorkerProcesses,
-) -> dict[str, TokenTable]:
-    """Domain sources first: they say how much general text the share of replay needs."""
-    tables: dict[str, TokenTable] = {}
-    wanted = wanted_tokens(section)
-    domain_tokens = 0.0
-    for role in ("domain", "general"):
-        for number, (name, source) in enumerate(section.sources.items()):
-            if source.role != role:
-                continue
-            rule = source.split.get("train")
-            limits = [rule.max_tokens if rule else None, wanted[name]]
-            if role == "general" and not section.stages:
-                share = section.replay_fraction
-                # A little more, since whole blocks are taken from it.
-                need = domain_tokens * share / (1.0 - share) + 2 * section.sequence_length
-                limits.append(int(need) if share > 0 else 0)
-            encoder = Encoder(tokenizer_folder, seed, start=frame[1])
-            if source.fim:
-                ids = find_fim_tokens(section.fim, tokenizer.vocabulary)
-                encoder = Encoder(tokenizer_folder, seed, section.fim, ids, frame[1])
-            pool = np.flatnonzero(usable & (index.source == number) & (index.split == 0))
-            tables[name] = tokenize(
-                texts,
-                index,
-                pool,
-                min((limit for limit in limits if limit is not None), default=None),
-                encoder=encoder,
-                separator=frame[0], start=frame[1],
-                vocabulary=len(tokenizer),
-                overlap=overlap,
-                folder=folder,
-                workers=workers,
-            )  # fmt: skip
-            if role == "domain":
-                tokens = int(tables[name].num_tokens.sum()) + len(tables[name].num_tokens)
-                domain_tokens += tokens * (source.weight or 1.0)
-    return {name: tables[name] for name in section.sources}
-
-
-def _check(
+def _refuse_empty(
     section: DataSection,
     tables: dict[str, TokenTable],
-    chosen: dict[Any, list[EvaluationDocument]],
-    counts: dict[str, Counter[str]],
+    evaluation: EvaluationSets,
+    counts: SourceCounts,
 ) -> None:
-    trained = sum(len(tables[n].index) for n, s in section.sources.items() if s.role == "domain")
-    sizes = {"training documents of the domain": trained}
-    for split, items in chosen.items():
+    """
+    Raises:
+        DataError: there is nothing to train on, or nothing of a role to evaluate on.
+    """
+    num_trained = sum(
+        len(tables[name].index) for name, s in section.sources.items() if s.role == "domain"
+    )
+    sizes = {"training documents of the domain": num_trained}
+    for split, items in evaluation.items():
         for role in ("domain", "general"):
-            sizes[f"{split} documents of role {role}"] = sum(i.role == role for i in items)
-    missing = [name for name, count in sizes.items() if count == 0]
+            sizes[f"{split} documents of role {role}"] = sum(item.role == role for item in items)
+    missing = [name for name, size in sizes.items() if size == 0]
     if missing:
-        found = "; ".join(
-            f"{name}: " + ", ".join(f"{k} {v}" for k, v in c.items() if not k.endswith("bytes"))
+        counts_text = "; ".join(
+            f"{name}: "
+            + ", ".join(f"{key} {count}" for key, count in c.items() if not key.endswith("bytes"))
             for name, c in counts.items()
         )
         raise DataError(
-            f"data: there are no {', no '.join(missing)}. Documents by source: {found}. "
+            f"data: there are no {', no '.join(missing)}. Documents by source: {counts_text}. "
             "Check the sources' files, their `split`, and data.cleaning (min_words is "
             f"{section.cleaning.min_words})."
         )
 
 
-def _write_packs(
-    section: DataSection, tables: dict[str, TokenTable], work: Path
-) -> dict[tuple[str, int], int]:
-    """Pack every source at every length that a stage uses; returns the numbers of blocks."""
-    blocks: dict[tuple[str, int], int] = {}
-    lengths = [stage.sequence_length or section.sequence_length for stage in section.stages]
-    for length in sorted({*(lengths or [section.sequence_length])}):
-        for number, (name, table) in enumerate(tables.items()):
-            bases = np.cumsum([0, *(size for _, size in table.files)])
-            packed = pack(table.num_tokens + 1, length, section.packing)
-            write_pack(work, _pack_name(number, length), packed, bases[table.file] + table.start)
-            blocks[name, length] = len(packed)
-    return blocks
+def _blocks_table(
+    seed: int, frame: Frame, tables: dict[str, TokenTable], stages: list[StageEntry]
+) -> BlocksTable:
+    largest_token = max((table.largest for table in tables.values()), default=0)
+    return BlocksTable(
+        seed=seed,
+        separator=frame.separator,
+        largest_token=max(largest_token, frame.separator, frame.start),
+        sources={
+            name: SourceEntry(table.files, table.has_targets) for name, table in tables.items()
+        },
+        stages=stages,
+    )
 
 
-def _pack_name(number: int, length: int) -> str:
-    return f"packs/{number:02d}-{length}"
+def _write_filing_lists(section: DataSection, folder: Path) -> None:
+    """Which filings every source from the SEC's archive is made of."""
+    for name, source in section.sources.items():
+        if source.edgar is not None:
+            filings = [fetch_filing(filing, source.edgar) for filing in find_filings(source.edgar)]
+            write_filing_list(folder / f"{name}.jsonl", filings)
 
 
-def _stages(
-    section: DataSection, tables: dict[str, TokenTable], blocks: dict[tuple[str, int], int]
-) -> list[dict[str, Any]]:
-    targets = {name: int((table.num_tokens + 1).sum()) for name, table in tables.items()}
-    numbers = {name: number for number, name in enumerate(tables)}
-
-    def entry(name: str, length: int, counts: dict[str, int]) -> dict[str, Any]:
-        shares = [
-            {
-                "source": source,
-                "pack": _pack_name(numbers[source], length),
-                "num_blocks": blocks[source, length],
-                "num_targets": targets[source],
-                "count": count,
-            }
-            for source, count in counts.items()
-        ]
-        return {"name": name, "sequence_length": length, "shares": shares}
-
-    def at(length: int) -> dict[str, int]:
-        return {name: blocks[name, length] for name in tables}
-
-    if not section.stages:
-        length = section.sequence_length
-        return [entry("train", length, plain_counts(section, at(length), targets))]
-    entries = []
-    for number, stage in enumerate(section.stages):
-        length = stage.sequence_length or section.sequence_length
-        counts = stage_counts(section, number, at(length), targets)
-        entries.append(entry(stage.name, length, counts))
-    return entries
-
-
-def _write_table(
+def _write_document_list(
     path: Path,
     section: DataSection,
     texts: Path,
     index: TextIndex,
     tables: dict[str, TokenTable],
-    chosen: dict[Any, list[EvaluationDocument]],
+    evaluation: EvaluationSets,
 ) -> None:
+    """Every document that is used, one per line: where it stands, how large it is."""
     with write_atomically(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "role", "group", "split", "tokens", "bytes"])
         for number, (name, table) in enumerate(tables.items()):
             role = section.sources[name].role
-            sizes = dict(zip(table.index.tolist(), table.num_tokens.tolist(), strict=True))
+            num_tokens = dict(zip(table.index.tolist(), table.num_tokens.tolist(), strict=True))
             shards = index.shard[table.index]
             for shard in np.unique(shards).tolist():
                 members = table.index[shards == shard]
                 names = read_names(texts, number, shard, index.row[members])
                 for place, (identity, group) in zip(members.tolist(), names, strict=True):
-                    row = [identity, role, group, "train", sizes[place]]
+                    row = [identity, role, group, "train", num_tokens[place]]
                     writer.writerow([*row, int(index.num_bytes[place])])
-        for split, items in chosen.items():
+        for split, items in evaluation.items():
             for item in items:
                 document = item.document
                 row = [document.id, item.role, document.group, split, item.num_tokens]

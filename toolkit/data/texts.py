@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,33 @@ SHARD_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
+class SourceTexts:
+    """What reading a source came to.
+
+    Attributes:
+        shards: number of its shards.
+        counts: documents and (`…, bytes`) their size by what became of them.
+        damaged: first messages about damage.
+    """
+
+    shards: int
+    counts: dict[str, int]
+    damaged: list[str]
+
+
+@dataclass(frozen=True)
+class _ShardTexts:
+    """What cleaning a shard came to: as of a source, and sha256 of its files by their endings."""
+
+    counts: dict[str, int]
+    damaged: list[str]
+    sums: dict[str, str]
+
+
+@dataclass(frozen=True)
 class _Batch:
+    """Documents to be cleaned and written as the shard at `path`."""
+
     documents: list[Document]
     source: SourceSection
     cleaning: CleaningSection
@@ -55,21 +81,17 @@ def write_texts(
     folder: Path,
     tokenizer: Path,
     workers: WorkerProcesses,
-) -> dict[str, Any]:
+) -> SourceTexts:
     """Read, clean and hash one source into shards.
 
     Conversations that the chat template cannot take are damaged rows: in no split.
 
-    Returns:
-        `shards`: how many; `counts`: documents and bytes by what became of them; `damaged`: the
-        first messages about damage.
-
     Raises:
         DataError: input that cannot be read.
     """
-    done = folder / f"{index:02d}.json"
-    if (known := _known_source(done)) is not None:
-        return known
+    mark = folder / f"{index:02d}.json"
+    if (known_source := _known_source(mark)) is not None:
+        return known_source
     faults = Faults(source.skip_damaged)
     counts: Counter[str] = Counter()
     documents = read_documents(name, source, faults)
@@ -77,113 +99,127 @@ def write_texts(
         _Batch(batch, source, cleaning, seed, folder / f"{index:02d}-{number:05d}", tokenizer)
         for number, batch in enumerate(_batches(documents))
     )
-    number = 0
-    for part in workers.map(_write_shard, batches):
-        counts.update(part["counts"])
-        faults.shown += part["damaged"][: max(0, SHOWN - len(faults.shown))]
-        number += 1
+    num_shards = 0
+    for shard in workers.map(_write_shard, batches):
+        counts.update(shard.counts)
+        faults.shown += shard.damaged[: max(0, SHOWN - len(faults.shown))]
+        num_shards += 1
     counts.update(faults.counts)
-    result = {"shards": number, "counts": dict(counts), "damaged": faults.shown}
-    write_json(done, result)
+    result = SourceTexts(num_shards, dict(counts), faults.shown)
+    write_json(mark, asdict(result))
     return result
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     batch: list[Document] = []
-    size = 0
+    num_characters = 0
     for document in documents:
         batch.append(document)
-        size += len(document.text)
-        if size >= SHARD_BYTES:
+        num_characters += len(document.text)
+        if num_characters >= SHARD_BYTES:
             yield batch
-            batch, size = [], 0
+            batch, num_characters = [], 0
     if batch:
         yield batch
 
 
-def _write_shard(batch: _Batch) -> dict[str, Any]:
-    """Returns `counts` of what became of the documents, and `damaged`, messages."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if (known := _known_shard(batch.path)) is not None:
-        return known
+def _write_shard(batch: _Batch) -> _ShardTexts:
+    if (known_shard := _known_shard(batch.path)) is not None:
+        return known_shard
     counts: Counter[str] = Counter()
     faults = Faults(batch.source.skip_damaged, counts)
     documents = batch.documents
     if batch.source.messages_field is not None:
         documents = _learnable(documents, batch.tokenizer, faults)
-    kept, codes, offsets = clean_documents(documents, batch.cleaning, counts)
-    words = spread(codes)
-    near = batch.cleaning.near_duplicate_similarity is not None
-    columns: dict[str, Any] = {
-        "exact": exact_keys(words, offsets),
-        "signature": signatures(words, offsets) if near else np.zeros((len(kept), 0), np.uint32),
-        "split": np.array([_split_number(d, batch.source, batch.seed) for d in kept], np.int8),
-        "open_to": np.array([open_mask(d, batch.source) for d in kept], np.int8),
-        "order": np.array([stable_unit("order", batch.seed, d.id) for d in kept]),
-        "num_bytes": np.array([len(d.text.encode()) for d in kept], np.int64),
-        "words": codes,
-        "word_offsets": offsets,
-    }
-    table = pa.table(
-        {
-            "id": [d.id for d in kept],
-            "group": [d.group for d in kept],
-            "text": pa.array([d.text for d in kept], pa.large_string()),
-            "messages": pa.array([d.messages for d in kept], pa.large_string()),
-        }
-    )
-    with write_atomically(batch.path.with_suffix(".parquet"), "wb") as file:
-        pq.write_table(table, file, compression="zstd", compression_level=1, use_dictionary=False)
+    cleaned, codes, offsets = clean_documents(documents, batch.cleaning, counts)
+    _write_documents(batch.path.with_suffix(".parquet"), cleaned)
     with write_atomically(batch.path.with_suffix(".npz"), "wb") as file:
-        np.savez(file, **columns)
-    sums = {end: read_hash(batch.path.with_suffix(end)) for end in (".parquet", ".npz")}
-    result = {"counts": dict(counts), "damaged": faults.shown, "sums": sums}
-    write_json(batch.path.with_suffix(".json"), result)
+        np.savez(file, **_columns_of(batch, cleaned, codes, offsets))
+    sums = {ending: read_hash(batch.path.with_suffix(ending)) for ending in (".parquet", ".npz")}
+    result = _ShardTexts(dict(counts), faults.shown, sums)
+    write_json(batch.path.with_suffix(".json"), asdict(result))
     return result
 
 
-def _known_source(done: Path) -> dict[str, Any] | None:
+def _columns_of(
+    batch: _Batch, cleaned: list[Document], codes: NDArray[np.uint32], offsets: I64
+) -> dict[str, Any]:
+    """What is known of each document without its text, by the names of `TextIndex`, and the codes
+    of all words."""
+    words = spread(codes)
+    needs_signatures = batch.cleaning.near_duplicate_similarity is not None
+    no_signatures = np.zeros((len(cleaned), 0), np.uint32)
+    splits = [_split_number(document, batch.source, batch.seed) for document in cleaned]
+    order = [stable_unit("order", batch.seed, document.id) for document in cleaned]
+    return {
+        "exact": exact_keys(words, offsets),
+        "signature": signatures(words, offsets) if needs_signatures else no_signatures,
+        "split": np.array(splits, np.int8),
+        "open_to": np.array([open_mask(document, batch.source) for document in cleaned], np.int8),
+        "order": np.array(order),
+        "num_bytes": np.array([len(document.text.encode()) for document in cleaned], np.int64),
+        "words": codes,
+        "word_offsets": offsets,
+    }
+
+
+def _write_documents(path: Path, documents: list[Document]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "id": [document.id for document in documents],
+            "group": [document.group for document in documents],
+            "text": pa.array([document.text for document in documents], pa.large_string()),
+            "messages": pa.array([document.messages for document in documents], pa.large_string()),
+        }
+    )
+    with write_atomically(path, "wb") as file:
+        pq.write_table(table, file, compression="zstd", compression_level=1, use_dictionary=False)
+
+
+def _known_source(mark: Path) -> SourceTexts | None:
     """What was said of a source that was read before; None where a shard of it is damaged."""
-    if not done.is_file():
+    if not mark.is_file():
         return None
     try:
-        result = dict(load_json(done))
-        shards = [done.with_name(f"{done.stem}-{n:05d}") for n in range(int(result["shards"]))]
-    except (ToolkitError, KeyError, TypeError, ValueError):
+        result = SourceTexts(**load_json(mark))
+        shards = [mark.with_name(f"{mark.stem}-{n:05d}") for n in range(int(result.shards))]
+    except (ToolkitError, TypeError, ValueError):
         return None
     return result if all(_known_shard(path) is not None for path in shards) else None
 
 
-def _known_shard(path: Path) -> dict[str, Any] | None:
+def _known_shard(path: Path) -> _ShardTexts | None:
     """What was said of a shard; None where it is not there, or is not as it was written."""
     mark = path.with_suffix(".json")
     if not mark.is_file():
         return None
     try:
-        result = dict(load_json(mark))
-        sums = dict(result["sums"])
-        good = all(read_hash(path.with_suffix(end)) == digest for end, digest in sums.items())
-    except (ToolkitError, OSError, KeyError, TypeError, ValueError):
+        result = _ShardTexts(**load_json(mark))
+        is_whole = all(
+            read_hash(path.with_suffix(ending)) == digest for ending, digest in result.sums.items()
+        )
+    except (ToolkitError, OSError, AttributeError, TypeError, ValueError):
         return None
-    return result if good and len(sums) == 2 else None
+    return result if is_whole and len(result.sums) == 2 else None
 
 
 def _learnable(documents: list[Document], tokenizer: Path, faults: Faults) -> list[Document]:
     """Conversations of which the chat template shows what the assistant says."""
     encoder = open_conversations(tokenizer)
-    kept = []
+    learnable = []
     for document in documents:
         try:
             learned = encoder.encode(json.loads(document.messages or "[]"))
         except ConversationError as error:
             faults.report(document.id, str(error), error)
             continue
-        kept.append(document)
+        learnable.append(document)
         for remark, count in learned.remarks.items():
             faults.counts[f"{NOTE}{remark}"] += count
-    return kept
+    return learnable
 
 
 def _split_number(document: Document, source: SourceSection, seed: int) -> int:
@@ -196,12 +232,12 @@ class TextIndex:
     """What is known of every cleaned document, without its text.
 
     Attributes:
-        source, shard, row: where it stands, `[D]` each.
+        source, shard, row: where each document stands, `[D]`.
         split: index into `SPLITS`, or -1, `[D]`.
-        open_to: the splits that it may be in (`open_mask`), `[D]`.
-        order: a hash in [0, 1) by which documents are taken, `[D]`.
+        open_to: splits that each may be in (`open_mask`), `[D]`.
+        order: hash in [0, 1) by which documents are taken, `[D]`.
         num_bytes: UTF-8 length, `[D]`.
-        exact: keys of its words, `[D, 2]`.
+        exact: keys of the words, `[D, 2]`.
         signature: MinHash, `[D, P]`, mapped from disk.
     """
 
@@ -220,31 +256,29 @@ _COLUMNS = ("split", "open_to", "order", "num_bytes", "exact")
 
 
 def load_index(folder: Path, num_shards: list[int]) -> TextIndex:
-    """Gather the shards' `.npz`; signatures go to one mapped file."""
-    shards = [(source, n) for source, count in enumerate(num_shards) for n in range(count)]
+    """Gather the shards' `.npz`; signatures, most of the bytes, go to one mapped file."""
     parts: dict[str, list[NDArray[Any]]] = {
         name: [] for name in ("source", "shard", "row", *_COLUMNS)
     }
-    file = (folder / "signatures.bin").open("wb")
-    width = 0
-    with file:
-        for source, number in shards:
-            with np.load(folder / f"{source:02d}-{number:05d}.npz") as columns:
-                size = len(columns["split"])
-                parts["source"].append(np.full(size, source, np.int16))
-                parts["shard"].append(np.full(size, number, np.int32))
-                parts["row"].append(np.arange(size, dtype=np.int32))
+    num_hashes = 0
+    with (folder / "signatures.bin").open("wb") as signatures_file:
+        for source, shard in ((s, n) for s, count in enumerate(num_shards) for n in range(count)):
+            with np.load(folder / f"{source:02d}-{shard:05d}.npz") as columns:
+                num_documents = len(columns["split"])
+                parts["source"].append(np.full(num_documents, source, np.int16))
+                parts["shard"].append(np.full(num_documents, shard, np.int32))
+                parts["row"].append(np.arange(num_documents, dtype=np.int32))
                 for name in _COLUMNS:
                     parts[name].append(columns[name])
                 signature = columns["signature"]
-                width = signature.shape[1]
-                signature.tofile(file)
+                num_hashes = signature.shape[1]
+                signature.tofile(signatures_file)
     arrays = {name: np.concatenate(values) for name, values in parts.items()}
-    total = len(arrays["split"])
+    shape = len(arrays["split"]), num_hashes
     signature = (
-        np.memmap(folder / "signatures.bin", np.uint32, "r", shape=(total, width))
-        if total * width
-        else np.zeros((total, width), np.uint32)
+        np.memmap(folder / "signatures.bin", np.uint32, "r", shape=shape)
+        if shape[0] * shape[1]
+        else np.zeros(shape, np.uint32)
     )
     return TextIndex(**arrays, signature=signature)
 
@@ -254,9 +288,12 @@ def read_texts(folder: Path, source: int, shard: int, rows: NDArray[Any]) -> lis
     import pyarrow.parquet as pq
 
     table = pq.read_table(folder / f"{source:02d}-{shard:05d}.parquet", memory_map=False)
-    taken = table.take(rows).to_pydict()
-    columns = (taken["id"], taken["group"], taken["text"], taken["messages"])
-    return [Document(i, "", g, t, m) for i, g, t, m in zip(*columns, strict=True)]
+    columns = table.take(rows).to_pydict()
+    fields = (columns[name] for name in ("id", "group", "text", "messages"))
+    return [
+        Document(identity, "", group, text, messages)
+        for identity, group, text, messages in zip(*fields, strict=True)
+    ]
 
 
 def read_names(folder: Path, source: int, shard: int, rows: NDArray[Any]) -> list[tuple[str, str]]:
@@ -264,8 +301,9 @@ def read_names(folder: Path, source: int, shard: int, rows: NDArray[Any]) -> lis
     import pyarrow.parquet as pq
 
     path = folder / f"{source:02d}-{shard:05d}.parquet"
-    taken = pq.read_table(path, columns=["id", "group"], memory_map=False).take(rows).to_pydict()
-    return list(zip(taken["id"], taken["group"], strict=True))
+    table = pq.read_table(path, columns=["id", "group"], memory_map=False)
+    columns = table.take(rows).to_pydict()
+    return list(zip(columns["id"], columns["group"], strict=True))
 
 
 def read_words(

@@ -8,9 +8,9 @@ Where only some tokens are targets, `.targets.npy` says which.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,18 +28,45 @@ _FIRST_BYTES_PER_TOKEN = 5.0
 """A guess for the first round, where a limit is given in tokens; the second round knows better."""
 
 
+class Frame(NamedTuple):
+    """Tokens around documents.
+
+    Attributes:
+        separator: token behind every document.
+        start: token before every document: the separator too, or another one (BOS).
+    """
+
+    separator: int
+    start: int
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether a separator ends one document and begins the next."""
+        return self.start == self.separator
+
+
 @dataclass(frozen=True)
-class _Task:
+class _ShardTask:
+    """Some documents of one text shard, to be written as a token shard at `path`."""
+
     texts: Path
     source: int
     shard: int
     rows: NDArray[np.int32]
     encoder: Encoder
-    separator: int
-    start: int
+    frame: Frame
     dtype: str
     overlap: Overlap | None
     path: Path
+
+    def file(self, ending: str) -> Path:
+        """One of the shard's files: `.npy`, `.targets.npy` or `.npz`."""
+        return self.path.with_name(self.path.name + ending)
+
+    @property
+    def sums_file(self) -> Path:
+        """Beside the texts, which only serve to continue: the tokens stay, as they are read."""
+        return self.texts / f"tokens-{self.path.name}.json"
 
 
 @dataclass
@@ -47,13 +74,13 @@ class TokenTable:
     """Documents of one source that have been tokenized; `[D]` each.
 
     Attributes:
-        index: into the `TextIndex`.
-        file: number of the shard in `files`.
-        start: of the token in front of the document, within its file.
-        num_tokens: without separators.
+        index: places of the documents in the `TextIndex`.
+        file: number of each document's shard in `files`.
+        start: place of the token in front of each document, within its file.
+        num_tokens: tokens of each document, without those around it.
         files: shards, relative to the data folder, with their lengths in tokens.
-        overlapping: indices that were left out for what they share with evaluation documents.
-        largest: token id.
+        overlapping: documents that were left out for what they share with evaluation documents.
+        largest: largest token.
         has_targets: whether there are `.targets.npy` files.
     """
 
@@ -66,17 +93,19 @@ class TokenTable:
     largest: int = 0
     has_targets: bool = False
 
+    @property
+    def num_targets(self) -> int:
+        """Targets of all documents: their tokens, and the separator behind each."""
+        return int((self.num_tokens + 1).sum())
+
     def take(self, which: NDArray[Any]) -> TokenTable:
         """The same with some of the documents only."""
-        return TokenTable(
-            self.index[which],
-            self.file[which],
-            self.start[which],
-            self.num_tokens[which],
-            self.files,
-            self.overlapping,
-            self.largest,
-            self.has_targets,
+        return replace(
+            self,
+            index=self.index[which],
+            file=self.file[which],
+            start=self.start[which],
+            num_tokens=self.num_tokens[which],
         )
 
 
@@ -87,8 +116,7 @@ def tokenize(
     limit: int | None,
     *,
     encoder: Encoder,
-    separator: int,
-    start: int,
+    frame: Frame,
     vocabulary: int,
     overlap: Overlap | None,
     folder: Path,
@@ -98,101 +126,101 @@ def tokenize(
 
     Args:
         texts: folder of the text shards.
-        index: of all documents.
-        chosen: indices of the documents that may be taken, all of one source.
+        index: all documents.
+        chosen: places of the documents that may be taken, all of one source.
         limit: tokens to stop at, the document that crosses it included; None for no limit.
         encoder: text to tokens.
-        separator: token behind every document.
-        start: token before every document, the separator or another one.
+        frame: tokens around every document.
         vocabulary: number of token ids, which decides how wide they are stored.
         overlap: what to leave documents out for.
-        folder: to write to.
+        folder: folder of the token shards.
         workers: processes.
     """
     chosen = chosen[np.argsort(index.order[chosen], kind="stable")]
-    ends = np.cumsum(index.num_bytes[chosen])
-    done, bytes_per_token, number = 0, _FIRST_BYTES_PER_TOKEN, 0
+    byte_ends = np.cumsum(index.num_bytes[chosen])
+    dtype = "uint16" if vocabulary <= 1 << 16 else "uint32"
     tables: list[TokenTable] = []
-    while done < len(chosen):
+    num_done, bytes_per_token = 0, _FIRST_BYTES_PER_TOKEN
+    while num_done < len(chosen):
         stop = len(chosen)
         if limit is not None:
-            got = sum(int((t.num_tokens).sum()) for t in tables)
-            if got >= limit:
+            # Tokens are known only once a text was tokenized: each round takes as many bytes as
+            # the missing tokens should have, a little more, and measures anew.
+            tokens_so_far = sum(int(table.num_tokens.sum()) for table in tables)
+            if tokens_so_far >= limit:
                 break
-            before = int(ends[done - 1]) if done else 0
-            wanted = before + (limit - got) * bytes_per_token * _MARGIN
-            stop = max(done + 1, int(np.searchsorted(ends, wanted)) + 1)
-        part = chosen[done : min(stop, len(chosen))]
-        frame = (separator, start)
-        tasks = _tasks(texts, index, part, number, encoder, frame, vocabulary, overlap, folder)
+            bytes_done = int(byte_ends[num_done - 1]) if num_done else 0
+            wanted_bytes = bytes_done + (limit - tokens_so_far) * bytes_per_token * _MARGIN
+            stop = max(num_done + 1, int(np.searchsorted(byte_ends, wanted_bytes)) + 1)
+            stop = min(stop, len(chosen))
+        part = chosen[num_done:stop]
+        tasks = (
+            _ShardTask(texts, source, shard, rows, encoder, frame, dtype, overlap, folder / name)
+            for source, shard, rows, name in _shards_of(index, part, round_number=len(tables))
+        )
         written = list(workers.map(_write_shard, tasks))
-        table = _gather(folder, written, index, part, is_shared=start == separator)
+        table = _gather(folder, written, index, part, frame)
         tables.append(table)
-        total = int(table.num_tokens.sum())
-        if total:
-            bytes_per_token = float(index.num_bytes[table.index].sum()) / total
-        done, number = min(stop, len(chosen)), number + 1
-    table = _joined(tables)
+        num_tokens = int(table.num_tokens.sum())
+        if num_tokens:
+            bytes_per_token = float(index.num_bytes[table.index].sum()) / num_tokens
+        num_done = stop
+    return _up_to_limit(_joined(tables), index, limit)
+
+
+def _up_to_limit(table: TokenTable, index: TextIndex, limit: int | None) -> TokenTable:
+    """Documents in the order of their hash, up to the one that crosses the limit."""
     order = np.argsort(index.order[table.index], kind="stable")
     if limit is not None:
-        before_each = np.cumsum(table.num_tokens[order]) - table.num_tokens[order]
-        order = order[before_each < limit]
+        tokens_before = np.cumsum(table.num_tokens[order]) - table.num_tokens[order]
+        order = order[tokens_before < limit]
     return table.take(order)
 
 
-def _tasks(
-    texts: Path,
-    index: TextIndex,
-    part: NDArray[np.int64],
-    number: int,
-    encoder: Encoder,
-    frame: tuple[int, int],
-    vocabulary: int,
-    overlap: Overlap | None,
-    folder: Path,
-) -> Iterator[_Task]:
-    dtype = "uint16" if vocabulary <= 1 << 16 else "uint32"
-    shards = index.shard[part]
+def _shards_of(
+    index: TextIndex, documents: NDArray[np.int64], round_number: int
+) -> Iterator[tuple[int, int, NDArray[np.int32], str]]:
+    """Source, shard and rows of documents of one source, and the name of their token shard."""
+    shards = index.shard[documents]
     for shard in np.unique(shards).tolist():
-        rows = np.sort(index.row[part[shards == shard]])
-        source = int(index.source[part[0]])
-        path = folder / f"{source:02d}-{shard:05d}-{number}"
-        yield _Task(texts, source, shard, rows, encoder, *frame, dtype, overlap, path)
+        rows = np.sort(index.row[documents[shards == shard]])
+        source = int(index.source[documents[0]])
+        yield source, shard, rows, f"{source:02d}-{shard:05d}-{round_number}"
 
 
-def _write_shard(task: _Task) -> tuple[str, int]:
+def _write_shard(task: _ShardTask) -> tuple[str, int]:
     """Returns the shard's name and number in its source."""
-    mark = task.path.with_name(task.path.name + ".npz")
-    if _is_whole(task, mark):
+    if _is_whole(task):
         return task.path.name, task.shard
     documents = read_texts(task.texts, task.source, task.shard, task.rows)
-    clean = np.ones(len(documents), dtype=np.bool_)
+    is_clean = np.ones(len(documents), dtype=np.bool_)
     if task.overlap is not None and len(documents):
         words = read_words(task.texts, task.source, task.shard, task.rows)
-        clean = task.overlap.is_clean(*words)
+        is_clean = task.overlap.is_clean(*words)
     tokens, lengths, is_target = task.encoder.encode_flat(
-        [document for document, good in zip(documents, clean, strict=True) if good]
+        [document for document, clean in zip(documents, is_clean, strict=True) if clean]
     )
-    # A separator ends one document and begins the next, unless another token begins documents.
-    is_shared = task.start == task.separator
-    starts, end = _places(lengths, is_shared)
-    within = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    places = np.repeat(starts + 1, lengths) + within
-    flat = np.full(end, task.separator, dtype=task.dtype)
-    flat[starts] = task.start
+    starts, end = _places(lengths, task.frame.is_shared)
+    # Where each token stands: behind the token that begins its document.
+    place_in_document = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    places = np.repeat(starts + 1, lengths) + place_in_document
+    flat = np.full(end, task.frame.separator, dtype=task.dtype)
+    flat[starts] = task.frame.start
     flat[places] = tokens
-    targets = None
+    _save_array(task.file(".npy"), flat)
     if is_target is not None:
         targets = np.zeros(len(flat), dtype=np.bool_)
         targets[places] = is_target
-    for ending, array in ((".npy", flat), (".targets.npy", targets)):
-        if array is not None:
-            with write_atomically(task.path.with_name(task.path.name + ending), "wb") as file:
-                np.save(file, array)
-    with write_atomically(mark, "wb") as file:
-        np.savez(file, rows=task.rows, clean=clean, lengths=lengths, largest=flat.max())
-    write_json(_sums_file(task), _sums(task.path))
+        _save_array(task.file(".targets.npy"), targets)
+    with write_atomically(task.file(".npz"), "wb") as file:
+        np.savez(file, rows=task.rows, clean=is_clean, lengths=lengths, largest=flat.max())
+    write_json(task.sums_file, _hash_files(task))
     return task.path.name, task.shard
+
+
+def _save_array(path: Path, array: NDArray[Any]) -> None:
+    with write_atomically(path, "wb") as file:
+        np.save(file, array)
 
 
 def _places(lengths: NDArray[np.int64], is_shared: bool) -> tuple[NDArray[np.int64], int]:
@@ -202,27 +230,21 @@ def _places(lengths: NDArray[np.int64], is_shared: bool) -> tuple[NDArray[np.int
     ((array([0, 3]), 8), (array([0, 4]), 9))
     """
     strides = lengths + (1 if is_shared else 2)
-    total = int(strides.sum())
-    return np.cumsum(strides) - strides, total + int(is_shared)
+    return np.cumsum(strides) - strides, int(strides.sum()) + int(is_shared)
 
 
-def _sums(path: Path) -> dict[str, str]:
-    """sha256 of a shard's files."""
-    names = (f"{path.name}{end}" for end in (".npy", ".targets.npy", ".npz"))
-    return {n: read_hash(path.with_name(n)) for n in names if path.with_name(n).is_file()}
+def _hash_files(task: _ShardTask) -> dict[str, str]:
+    """sha256 of a shard's files, by their names."""
+    paths = [task.file(ending) for ending in (".npy", ".targets.npy", ".npz")]
+    return {path.name: read_hash(path) for path in paths if path.is_file()}
 
 
-def _sums_file(task: _Task) -> Path:
-    """Beside the texts, which only serve to continue: the tokens stay, as they are read."""
-    return task.texts / f"tokens-{task.path.name}.json"
-
-
-def _is_whole(task: _Task, mark: Path) -> bool:
+def _is_whole(task: _ShardTask) -> bool:
     """Whether a shard stands from before, holds these rows, and is as it was written."""
     try:
-        if load_json(_sums_file(task)) != _sums(task.path):
+        if load_json(task.sums_file) != _hash_files(task):
             return False
-        with np.load(mark) as columns:
+        with np.load(task.file(".npz")) as columns:
             return bool(np.array_equal(columns["rows"], task.rows))
     except (ToolkitError, OSError):
         return False
@@ -232,34 +254,35 @@ def _gather(
     folder: Path,
     shards: list[tuple[str, int]],
     index: TextIndex,
-    part: NDArray[np.int64],
-    *,
-    is_shared: bool,
+    documents: NDArray[np.int64],
+    frame: Frame,
 ) -> TokenTable:
+    """The table of shards that were written, from what stands beside their tokens."""
     tables = []
     for name, shard in shards:
-        here = part[index.shard[part] == shard]
-        here = here[np.argsort(index.row[here])]
+        of_shard = documents[index.shard[documents] == shard]
+        of_shard = of_shard[np.argsort(index.row[of_shard])]
         with np.load(folder / f"{name}.npz") as columns:
-            clean, lengths = columns["clean"], columns["lengths"]
-            largest = int(columns["largest"])
-        starts, end = _places(lengths, is_shared)
+            is_clean, lengths = columns["clean"], columns["lengths"]
+            largest_token = int(columns["largest"])
+        starts, end = _places(lengths, frame.is_shared)
         tables.append(
             TokenTable(
-                here[clean],
-                np.zeros(len(lengths), np.int32),
-                starts,
-                lengths,
-                [(f"{folder.name}/{name}.npy", end)],
-                here[~clean],
-                largest,
-                (folder / f"{name}.targets.npy").is_file(),
+                index=of_shard[is_clean],
+                file=np.zeros(len(lengths), np.int32),
+                start=starts,
+                num_tokens=lengths,
+                files=[(f"{folder.name}/{name}.npy", end)],
+                overlapping=of_shard[~is_clean],
+                largest=largest_token,
+                has_targets=(folder / f"{name}.targets.npy").is_file(),
             )
         )
     return _joined(tables)
 
 
 def _joined(tables: list[TokenTable]) -> TokenTable:
+    """Tables of one source below each other, their shards numbered through."""
     empty = np.zeros(0, np.int64)
     files: list[tuple[str, int]] = []
     file_numbers = []
@@ -271,12 +294,12 @@ def _joined(tables: list[TokenTable]) -> TokenTable:
         return np.concatenate([empty, *(getattr(table, name) for table in tables)])
 
     return TokenTable(
-        column("index"),
-        np.concatenate([empty, *file_numbers]).astype(np.int32),
-        column("start"),
-        column("num_tokens"),
-        files,
-        column("overlapping"),
-        max((table.largest for table in tables), default=0),
-        any(table.has_targets for table in tables),
+        index=column("index"),
+        file=np.concatenate([empty, *file_numbers]).astype(np.int32),
+        start=column("start"),
+        num_tokens=column("num_tokens"),
+        files=files,
+        overlapping=column("overlapping"),
+        largest=max((table.largest for table in tables), default=0),
+        has_targets=any(table.has_targets for table in tables),
     )

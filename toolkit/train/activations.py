@@ -8,7 +8,7 @@ import torch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 _ATEN = torch.ops.aten
-_DEAR = {
+_KEPT_OPERATIONS = {
     _ATEN.mm.default,
     _ATEN.addmm.default,
     _ATEN.bmm.default,
@@ -35,12 +35,12 @@ def checkpoint_activations(model: Any, kind: str) -> None:
     """
     if kind == "none" or not getattr(model, "supports_gradient_checkpointing", False):
         return
-    settings: dict[str, Any] = {"use_reentrant": False}
+    checkpoint_settings: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":
-        settings["context_fn"] = _contexts
+        checkpoint_settings["context_fn"] = _contexts
     # Named anew in transformers 5; the old name warns.
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    (enable or model.gradient_checkpointing_enable)(settings)
+    enable_checkpointing = getattr(model, "activation_checkpointing_enable", None)
+    (enable_checkpointing or model.gradient_checkpointing_enable)(checkpoint_settings)
 
 
 def _contexts() -> Any:
@@ -48,7 +48,7 @@ def _contexts() -> Any:
 
 
 def _policy(_context: Any, operation: Any, *arguments: Any, **_: Any) -> CheckpointPolicy:
-    if operation not in _DEAR:
+    if operation not in _KEPT_OPERATIONS:
         return CheckpointPolicy.PREFER_RECOMPUTE
     if operation is _ATEN.mm.default and arguments[0].shape[1] > arguments[1].shape[1]:
         # A product that makes vectors shorter ends a block, and nothing after it needs its result.

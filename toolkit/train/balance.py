@@ -30,20 +30,20 @@ def with_routers(model: Any, given: dict[str, Any]) -> tuple[Any, Any]:
     Asked for them itself, it would compute its own balancing loss, for which masks of packed blocks
     have the wrong shape.
     """
-    kept: list[Any] = []
+    base_outputs: list[Any] = []
     hooks = [
         model.base_model.register_forward_pre_hook(
             lambda _, arguments, named: (arguments, {**named, "output_router_logits": True}),
             with_kwargs=True,
         ),
-        model.base_model.register_forward_hook(lambda *seen: kept.append(seen[2])),
+        model.base_model.register_forward_hook(lambda *seen: base_outputs.append(seen[2])),
     ]
     try:
         output = model(**given)
     finally:
         for hook in hooks:
             hook.remove()
-    return output, getattr(kept[0], "router_logits", None)
+    return output, getattr(base_outputs[0], "router_logits", None)
 
 
 def balancing_loss(router_logits: Sequence[Tensor], is_real: Tensor, k: int) -> Tensor:
@@ -71,21 +71,21 @@ def balancing_loss(router_logits: Sequence[Tensor], is_real: Tensor, k: int) -> 
     >>> round(float(balancing_loss([alike[[0, 0]]], real, 1)), 2)
     1.91
     """
-    losses = []
+    layer_losses = []
     for logits in router_logits:
         probabilities = logits[is_real].float().softmax(dim=-1)
-        shares = _one_hot(probabilities, k).mean(dim=0)
-        losses.append(logits.shape[-1] * (shares * probabilities.mean(dim=0)).sum())
-    return torch.stack(losses).mean()
+        expert_shares = _one_hot(probabilities, k).mean(dim=0)
+        layer_losses.append(logits.shape[-1] * (expert_shares * probabilities.mean(dim=0)).sum())
+    return torch.stack(layer_losses).mean()
 
 
 @torch.no_grad()
 def expert_counts(router_logits: Sequence[Tensor], is_real: Tensor, k: int) -> Tensor:
     """How often each expert was chosen, `[L, E]` float64."""
-    rows = [
+    layer_counts = [
         _one_hot(logits[is_real], k).sum(dim=0, dtype=torch.float64) for logits in router_logits
     ]
-    return torch.stack(rows)
+    return torch.stack(layer_counts)
 
 
 def _one_hot(scores: Tensor, k: int) -> Tensor:
@@ -102,9 +102,9 @@ def balance_figures(counts: Tensor) -> dict[str, Any]:
     >>> balance_figures(torch.tensor([[3.0, 1.0], [1.0, 3.0]]))
     {'expert_shares': [0.5, 0.5], 'least_expert_share': 0.25}
     """
-    shares = counts.sum(dim=0) / counts.sum().clamp(min=1)
-    least = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).min()
+    expert_shares = counts.sum(dim=0) / counts.sum().clamp(min=1)
+    least_share = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).min()
     return {
-        "expert_shares": [round(float(share), 4) for share in shares],
-        "least_expert_share": round(float(least), 4),
+        "expert_shares": [round(float(share), 4) for share in expert_shares],
+        "least_expert_share": round(float(least_share), 4),
     }

@@ -6,6 +6,7 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,42 @@ _SHOWN = 30
 _CHECKED = 200
 
 
+@dataclass(frozen=True)
+class TextFigures:
+    """What new tokens save in a set of texts."""
+
+    bytes: int
+    tokens_before: int
+    tokens_after: int
+    saved_fraction: float
+    bytes_per_token_before: float
+    bytes_per_token_after: float
+
+
+@dataclass(frozen=True)
+class ExtendSummary:
+    """Figures of the stage, as its manifest has them.
+
+    Attributes:
+        new_tokens: number of new tokens that come out of text.
+        texts: figures by set of texts, such as `train, domain`.
+        most_useful: tokens that save the most in the training text, and how many each saves.
+        special: names of new special tokens.
+    """
+
+    new_tokens: int
+    texts: dict[str, TextFigures]
+    most_useful: list[tuple[str, int]]
+    special: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the manifest."""
+        values = asdict(self)
+        if not self.special:
+            del values["special"]
+        return values
+
+
 def run_extend(section: TokenizerSection, data: DataSection, stage: Stage, general: Path) -> None:
     """Choose new tokens on the training split, and write the general model with them.
 
@@ -39,60 +76,66 @@ def run_extend(section: TokenizerSection, data: DataSection, stage: Stage, gener
         ConfigError: the tokenizer is of a kind that cannot be extended, or nothing is worth adding.
         DataError: the domain sources have no training text.
     """
-    table = _read_tokenizer(general, with_merges=section.new_tokens is not None)
-    core = _core(table)
-    texts: dict[str, list[str]] = {}
-    chosen = NewTokens([], [])
+    tokenizer_table = _read_tokenizer(general, with_merges=section.new_tokens is not None)
+    old_core = _core(tokenizer_table)
+    texts_by_set: dict[str, list[str]] = {}
+    new_tokens = NewTokens([], [])
     if section.new_tokens is not None:
-        texts = _texts_of(data, section, stage.seed)
-        chosen = _choose(core, section, section.new_tokens, texts["train, domain"])
-    special = _special_pieces(core, section.special_tokens, general)
-    extended, first = extend_tokenizer(with_special(table, section.special_tokens), chosen)
-    pieces = [*special, *_row_ids(core.get_vocab(), chosen)]
+        texts_by_set = _texts_of(data, section, stage.seed)
+        new_tokens = _choose(old_core, section, section.new_tokens, texts_by_set["train, domain"])
+    special_pieces = _special_pieces(old_core, section.special_tokens, general)
+    extended_table, first_id = extend_tokenizer(
+        with_special(tokenizer_table, section.special_tokens), new_tokens
+    )
+    row_pieces = [*special_pieces, *_row_ids(old_core.get_vocab(), new_tokens)]
     with stage.running() as work:
         model = load_causal_model(general, torch.float32)
-        add_rows(model, first - len(special), pieces, general)
+        add_rows(model, first_id - len(special_pieces), row_pieces, general)
         save_model(model, work, dtype=stored_dtype(general), like=general)
         for name in _STALE:
             (work / name).unlink(missing_ok=True)
-        write_json(work / "tokenizer.json", extended)
+        write_json(work / "tokenizer.json", extended_table)
         if section.chat_template is not None:
             write_template(work, section.chat_template)
-        _check(core, work, chosen, [text for found in texts.values() for text in found])
-        _check_special(work, section.special_tokens, first - len(special))
-        results = _results(core, _core(extended), texts, chosen)
-        if section.special_tokens:
-            results["special"] = list(section.special_tokens)
-        _write_report(work / "report.md", results)
-        stage.finish(results)
-    say(_sentence(results))
+        _check(
+            old_core, work, new_tokens, [text for found in texts_by_set.values() for text in found]
+        )
+        _check_special(work, section.special_tokens, first_id - len(special_pieces))
+        new_core = _core(extended_table)
+        summary = _summarize(old_core, new_core, texts_by_set, new_tokens, section.special_tokens)
+        _write_report(work / "report.md", summary)
+        stage.finish(summary.to_json())
+    say(_sentence(summary))
 
 
 def _texts_of(data: DataSection, section: TokenizerSection, seed: int) -> dict[str, list[str]]:
-    texts: dict[str, list[str]] = {
+    texts_by_set: dict[str, list[str]] = {
         "train, domain": [],
         "validation, domain": [],
         "validation, general": [],
     }
-    limits = {"train": section.sample_characters, "validation": section.sample_characters // 10}
+    character_limits = {
+        "train": section.sample_characters,
+        "validation": section.sample_characters // 10,
+    }
     for name, source in data.sources.items():
-        for split, found in _texts(name, source, data, limits, seed).items():
-            if f"{split}, {source.role}" in texts:
-                texts[f"{split}, {source.role}"] += found
-    return texts
+        for split, found_texts in _texts(name, source, data, character_limits, seed).items():
+            if f"{split}, {source.role}" in texts_by_set:
+                texts_by_set[f"{split}, {source.role}"] += found_texts
+    return texts_by_set
 
 
 def _choose(core: Any, section: TokenizerSection, most: int, texts: list[str]) -> NewTokens:
-    words: Counter[str] = Counter()
+    word_counts: Counter[str] = Counter()
     for text in texts:
-        words.update(_words(core, text))
-    if not words:
+        word_counts.update(_words(core, text))
+    if not word_counts:
         raise DataError("tokenizer: the domain sources have no training text to find tokens in.")
-    pieces = {
+    counts_by_pieces = {
         tuple(token.value for token in core.model.tokenize(word)): count
-        for word, count in sorted(words.items())
+        for word, count in sorted(word_counts.items())
     }
-    chosen = choose_merges(pieces, set(core.get_vocab()), most, section.min_count)
+    chosen = choose_merges(counts_by_pieces, set(core.get_vocab()), most, section.min_count)
     if not chosen.merges:
         raise ConfigError(
             f"tokenizer.min_count: no new token would save {section.min_count} tokens in "
@@ -125,30 +168,30 @@ def write_template(folder: Path, template: str) -> None:
         ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
     except TemplateSyntaxError as error:
         raise ConfigError(f"tokenizer.chat_template: is no template ({error}).") from error
-    settings = folder / "tokenizer_config.json"
-    if settings.is_file():
-        values = load_json(settings)
-        if values.pop("chat_template", None) is not None:  # one place for it, not two
-            write_json(settings, values)
+    config_file = folder / "tokenizer_config.json"
+    if config_file.is_file():
+        config_values = load_json(config_file)
+        if config_values.pop("chat_template", None) is not None:  # one place for it, not two
+            write_json(config_file, config_values)
     with write_atomically(folder / "chat_template.jinja") as file:
         file.write(template)
 
 
 def with_special(table: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """The contents of a `tokenizer.json` with special tokens added behind all others."""
-    taken = [*table["model"]["vocab"].values(), *(t["id"] for t in table["added_tokens"])]
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    new = [
-        {"id": max(taken) + 1 + number, "content": name, **flags, "special": True}
+    taken_ids = [*table["model"]["vocab"].values(), *(t["id"] for t in table["added_tokens"])]
+    token_flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    new_entries = [
+        {"id": max(taken_ids) + 1 + number, "content": name, **token_flags, "special": True}
         for number, name in enumerate(names)
     ]
-    return {**table, "added_tokens": [*table["added_tokens"], *new]}
+    return {**table, "added_tokens": [*table["added_tokens"], *new_entries]}
 
 
 def _check_special(folder: Path, names: Sequence[str], first: int) -> None:
-    new = load_tokenizer(folder)
+    new_tokenizer = load_tokenizer(folder)
     for number, name in enumerate(names):
-        if new.convert_tokens_to_ids(name) != first + number:
+        if new_tokenizer.convert_tokens_to_ids(name) != first + number:
             raise ConfigError(
                 f"tokenizer.special_tokens: transformers does not read {name!r} as it was written; "
                 "tokenizers of this kind cannot be extended."
@@ -162,17 +205,17 @@ def extend_tokenizer(table: dict[str, Any], chosen: NewTokens) -> tuple[dict[str
     are not would be numbered anew behind it.
     """
     model = table["model"]
-    special = {token["content"]: token["id"] for token in table["added_tokens"]}
-    vocabulary = {**model["vocab"], **special}
-    first = max(vocabulary.values()) + 1
+    special_ids = {token["content"]: token["id"] for token in table["added_tokens"]}
+    vocabulary = {**model["vocab"], **special_ids}
+    first_id = max(vocabulary.values()) + 1
     for number, token in enumerate(chosen.tokens):
-        vocabulary[token] = first + number
-    as_text = bool(model["merges"]) and isinstance(model["merges"][0], str)
-    added = [" ".join(pair) if as_text else list(pair) for pair in chosen.merges]
+        vocabulary[token] = first_id + number
+    merges_as_text = bool(model["merges"]) and isinstance(model["merges"][0], str)
+    added_merges = [" ".join(pair) if merges_as_text else list(pair) for pair in chosen.merges]
     return {
         **table,
-        "model": {**model, "vocab": vocabulary, "merges": [*model["merges"], *added]},
-    }, first
+        "model": {**model, "vocab": vocabulary, "merges": [*model["merges"], *added_merges]},
+    }, first_id
 
 
 @torch.no_grad()
@@ -188,26 +231,26 @@ def add_rows(model: Any, first: int, pieces: list[list[int]], general: Path) -> 
     Raises:
         DataError: the model has fewer rows than the tokenizer has tokens.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
-    if rows < first:
+    num_rows = model.get_input_embeddings().weight.shape[0]
+    if num_rows < first:
         raise DataError(
-            f"{general}: the tokenizer has {first} tokens, but the model's vocabulary {rows}; "
+            f"{general}: the tokenizer has {first} tokens, but the model's vocabulary {num_rows}; "
             "its tokenizer and weights do not belong together."
         )
-    if rows < first + len(pieces):
+    if num_rows < first + len(pieces):
         model.resize_token_embeddings(first + len(pieces), mean_resizing=False)
-    output = model.get_output_embeddings()
-    tensors = {id(t): t for t in (model.get_input_embeddings().weight, output.weight)}
-    if getattr(output, "bias", None) is not None:
-        tensors[id(output.bias)] = output.bias
+    output_head = model.get_output_embeddings()
+    tensors = {id(t): t for t in (model.get_input_embeddings().weight, output_head.weight)}
+    if getattr(output_head, "bias", None) is not None:
+        tensors[id(output_head.bias)] = output_head.bias
     for tensor in tensors.values():
         for number, ids in enumerate(pieces):
             tensor[first + number] = tensor[ids].float().mean(dim=0)
 
 
 def _row_ids(vocabulary: dict[str, int], chosen: NewTokens) -> list[list[int]]:
-    made = expansions(chosen.merges)
-    return [[vocabulary[piece] for piece in made[token]] for token in chosen.tokens]
+    pieces_by_token = expansions(chosen.merges)
+    return [[vocabulary[piece] for piece in pieces_by_token[token]] for token in chosen.tokens]
 
 
 def _read_tokenizer(general: Path, *, with_merges: bool) -> dict[str, Any]:
@@ -216,9 +259,9 @@ def _read_tokenizer(general: Path, *, with_merges: bool) -> dict[str, Any]:
         raise ConfigError(f"tokenizer: {general} has no tokenizer.json, so none can be extended.")
     table: dict[str, Any] = load_json(path)
     model = table.get("model", {})
-    affixes = (model.get("continuing_subword_prefix"), model.get("end_of_word_suffix"))
-    cuts = not any(affixes) and table.get("pre_tokenizer") is not None
-    if model.get("type") != "BPE" or (with_merges and not cuts):
+    word_affixes = (model.get("continuing_subword_prefix"), model.get("end_of_word_suffix"))
+    cuts_words = not any(word_affixes) and table.get("pre_tokenizer") is not None
+    if model.get("type") != "BPE" or (with_merges and not cuts_words):
         raise ConfigError(
             f"tokenizer: {general} has a tokenizer of type {model.get('type')}"
             f"{' without a pre-tokenizer' if table.get('pre_tokenizer') is None else ''}; only "
@@ -245,107 +288,105 @@ def _texts(
     Those with the lowest hashes, which the data stage takes first too: they come from all over the
     source, where its first documents may be of one kind.
     """
-    heaps: dict[str, list[tuple[float, int, Document]]] = {split: [] for split in limits}
-    sizes = dict.fromkeys(limits, 0)
+    heaps_by_split: dict[str, list[tuple[float, int, Document]]] = {split: [] for split in limits}
+    characters_by_split = dict.fromkeys(limits, 0)
     for number, document in enumerate(read_documents(name, source)):
         split = assign_split(document, source, seed)
-        if split is None or split not in heaps:
+        if split is None or split not in heaps_by_split:
             continue
-        heap = heaps[split]
-        heapq.heappush(heap, (-stable_unit("order", seed, document.id), number, document))
-        sizes[split] += len(document.text)
-        while sizes[split] - len(heap[0][2].text) >= limits[split]:
-            sizes[split] -= len(heapq.heappop(heap)[2].text)
-    found: dict[str, list[str]] = {}
-    for name_of_split, heap in heaps.items():
-        documents = [document for _, _, document in sorted(heap, key=lambda item: -item[0])]
-        found[name_of_split] = []
+        lowest_hashes = heaps_by_split[split]
+        heapq.heappush(lowest_hashes, (-stable_unit("order", seed, document.id), number, document))
+        characters_by_split[split] += len(document.text)
+        while characters_by_split[split] - len(lowest_hashes[0][2].text) >= limits[split]:
+            characters_by_split[split] -= len(heapq.heappop(lowest_hashes)[2].text)
+    texts_by_split: dict[str, list[str]] = {}
+    for name_of_split, lowest_hashes in heaps_by_split.items():
+        documents = [
+            document for _, _, document in sorted(lowest_hashes, key=lambda item: -item[0])
+        ]
+        texts_by_split[name_of_split] = []
         for start in range(0, len(documents), _TOGETHER):
-            part = documents[start : start + _TOGETHER]
-            kept, _, _ = clean_documents(part, data.cleaning, Counter())
-            found[name_of_split] += [document.text for document in kept]
-    return found
+            document_batch = documents[start : start + _TOGETHER]
+            cleaned_documents, _, _ = clean_documents(document_batch, data.cleaning, Counter())
+            texts_by_split[name_of_split] += [document.text for document in cleaned_documents]
+    return texts_by_split
 
 
 def _words(core: Any, text: str) -> list[str]:
-    normal = core.normalizer.normalize_str(text) if core.normalizer is not None else text
-    return [word for word, _ in core.pre_tokenizer.pre_tokenize_str(normal)]
+    normal_text = core.normalizer.normalize_str(text) if core.normalizer is not None else text
+    return [word for word, _ in core.pre_tokenizer.pre_tokenize_str(normal_text)]
 
 
 def _check(old: Any, folder: Path, chosen: NewTokens, texts: list[str]) -> None:
     """The extended tokenizer, as transformers reads it, must read text as the old one does."""
     new = load_tokenizer(folder)
     vocabulary = old.get_vocab()
-    made = {
+    pieces_by_id = {
         new.convert_tokens_to_ids(token): [vocabulary[piece] for piece in pieces]
         for token, pieces in expansions(chosen.merges).items()
     }
     for text in texts[:: max(1, len(texts) // _CHECKED)]:
-        ids = new(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        opened = [piece for token in ids for piece in made.get(token, [token])]
-        if opened != old.encode(text, add_special_tokens=False).ids:
+        new_ids = new(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        old_ids = [piece for token in new_ids for piece in pieces_by_id.get(token, [token])]
+        if old_ids != old.encode(text, add_special_tokens=False).ids:
             raise ConfigError(
                 f"tokenizer: transformers reads the extended tokenizer otherwise than it was "
                 f"written, as in {text[:40]!r}; tokenizers of this kind cannot be extended."
             )
 
 
-def _results(old: Any, new: Any, texts: dict[str, list[str]], chosen: NewTokens) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
-    for name, found in texts.items():
-        counts = [
-            sum(len(item.ids) for item in core.encode_batch_fast(found, add_special_tokens=False))
+def _summarize(
+    old: Any, new: Any, texts: dict[str, list[str]], chosen: NewTokens, special: Sequence[str]
+) -> ExtendSummary:
+    figures_by_set: dict[str, TextFigures] = {}
+    for name, set_texts in texts.items():
+        tokens_before, tokens_after = (
+            sum(len(row.ids) for row in core.encode_batch_fast(set_texts, add_special_tokens=False))
             for core in (old, new)
-        ]
-        size = sum(len(text.encode()) for text in found)
-        figures[name] = {
-            "bytes": size,
-            "tokens_before": counts[0],
-            "tokens_after": counts[1],
-            "saved_fraction": round(1.0 - counts[1] / max(1, counts[0]), 4),
-            "bytes_per_token_before": round(size / max(1, counts[0]), 3),
-            "bytes_per_token_after": round(size / max(1, counts[1]), 3),
-        }
-    best = sorted(
-        zip(chosen.saved, chosen.tokens, strict=True), key=lambda item: (-item[0], item[1])
-    )
-    return {
-        "new_tokens": len(chosen.merges),
-        "texts": figures,
-        "most_useful": [[token, saved] for saved, token in best[:_SHOWN]],
-    }
+        )
+        num_bytes = sum(len(text.encode()) for text in set_texts)
+        figures_by_set[name] = TextFigures(
+            bytes=num_bytes,
+            tokens_before=tokens_before,
+            tokens_after=tokens_after,
+            saved_fraction=round(1.0 - tokens_after / max(1, tokens_before), 4),
+            bytes_per_token_before=round(num_bytes / max(1, tokens_before), 3),
+            bytes_per_token_after=round(num_bytes / max(1, tokens_after), 3),
+        )
+    saved_tokens = zip(chosen.tokens, chosen.saved, strict=True)
+    most_useful = sorted(saved_tokens, key=lambda item: (-item[1], item[0]))[:_SHOWN]
+    return ExtendSummary(len(chosen.merges), figures_by_set, most_useful, list(special))
 
 
-def _sentence(results: dict[str, Any]) -> str:
-    if not results["texts"]:
-        return f"  new special tokens: {', '.join(results.get('special', [])) or 'none'}"
-    train, validation = (results["texts"][f"{split}, domain"] for split in ("train", "validation"))
+def _sentence(summary: ExtendSummary) -> str:
+    if not summary.texts:
+        return f"  new special tokens: {', '.join(summary.special) or 'none'}"
+    train, validation = (summary.texts[f"{split}, domain"] for split in ("train", "validation"))
     return (
-        f"  {results['new_tokens']} new tokens: {train['saved_fraction']:.1%} fewer tokens in the "
-        f"training text, {validation['saved_fraction']:.1%} in the validation text "
-        f"({validation['bytes_per_token_before']} -> {validation['bytes_per_token_after']} bytes a "
-        "token)"
+        f"  {summary.new_tokens} new tokens: {train.saved_fraction:.1%} fewer tokens in the "
+        f"training text, {validation.saved_fraction:.1%} in the validation text "
+        f"({validation.bytes_per_token_before} -> {validation.bytes_per_token_after} bytes a token)"
     )
 
 
-def _write_report(path: Path, results: dict[str, Any]) -> None:
-    special = results.get("special", [])
+def _write_report(path: Path, summary: ExtendSummary) -> None:
+    special_names = ", ".join(f"`{name}`" for name in summary.special)
     lines = [
-        f"# {results['new_tokens'] + len(special)} new tokens",
+        f"# {summary.new_tokens + len(summary.special)} new tokens",
         "",
-        *([f"Special: {', '.join(f'`{name}`' for name in special)}", ""] if special else []),
+        *([f"Special: {special_names}", ""] if special_names else []),
         "Chosen on the training text; the validation text had no say.",
         "",
         "| text | bytes | tokens before | after | saved | bytes a token before | after |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in results["texts"].items():
+    for name, figures in summary.texts.items():
         lines.append(
-            f"| {name} | {row['bytes']:,} | {row['tokens_before']:,} | {row['tokens_after']:,} | "
-            f"{row['saved_fraction']:.1%} | {row['bytes_per_token_before']} | "
-            f"{row['bytes_per_token_after']} |"
+            f"| {name} | {figures.bytes:,} | {figures.tokens_before:,} | "
+            f"{figures.tokens_after:,} | {figures.saved_fraction:.1%} | "
+            f"{figures.bytes_per_token_before} | {figures.bytes_per_token_after} |"
         )
     lines += ["", "The most useful, with the tokens that each saves in the training text:", ""]
-    lines += [f"- `{token}` {saved:,}" for token, saved in results["most_useful"]]
+    lines += [f"- `{token}` {saved:,}" for token, saved in summary.most_useful]
     with write_atomically(path) as file:
         file.write("\n".join(lines) + "\n")

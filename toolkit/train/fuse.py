@@ -29,8 +29,8 @@ def may_fuse(section: TrainSection, device: str, *, sharded: bool) -> bool:
         device: kind of device, as torch calls it.
         sharded: FSDP.
     """
-    plain = section.attn_implementation == "auto" and not section.compile
-    return plain and device == "cpu" and not sharded
+    is_plain = section.attn_implementation == "auto" and not section.compile
+    return is_plain and device == "cpu" and not sharded
 
 
 def can_fuse(model: Any) -> bool:
@@ -60,13 +60,15 @@ def fuse(model: Any, dtype: torch.dtype) -> bool:
     if not can_fuse(model):
         return False
     for layer in model.base_model.layers:
-        first, second = layer.input_layernorm, layer.post_attention_layernorm
-        first.forward = MethodType(_norm_forward, first)
-        second.forward = MethodType(_norm_forward, second)
+        first_norm, second_norm = layer.input_layernorm, layer.post_attention_layernorm
+        first_norm.forward = MethodType(_norm_forward, first_norm)
+        second_norm.forward = MethodType(_norm_forward, second_norm)
         layer.self_attn.forward = MethodType(
-            partial(_attention_forward, norm=first, dtype=dtype), layer.self_attn
+            partial(_attention_forward, norm=first_norm, dtype=dtype), layer.self_attn
         )
-        layer.mlp.forward = MethodType(partial(_mlp_forward, norm=second, dtype=dtype), layer.mlp)
+        layer.mlp.forward = MethodType(
+            partial(_mlp_forward, norm=second_norm, dtype=dtype), layer.mlp
+        )
     share_gradient(model)
     return True
 
@@ -76,27 +78,29 @@ def unfuse(model: Any) -> None:
     unshare_gradient(model)
     WORKSPACE.clear()
     for layer in getattr(model.base_model, "layers", ()):
-        for name in ("input_layernorm", "post_attention_layernorm", "mlp", "self_attn"):
-            vars(getattr(layer, name)).pop("forward", None)
+        for part_name in ("input_layernorm", "post_attention_layernorm", "mlp", "self_attn"):
+            vars(getattr(layer, part_name)).pop("forward", None)
 
 
 def _slides(config: Any) -> bool:
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        return any(kind != "full_attention" for kind in kinds)
+    layer_kinds = getattr(config, "layer_types", None)
+    if layer_kinds:
+        return any(kind != "full_attention" for kind in layer_kinds)
     return getattr(config, "sliding_window", None) is not None
 
 
 def _is_plain(layer: Any) -> bool:
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
-    linear: list[Any] = [getattr(attention, f"{name}_proj", None) for name in ("q", "k", "v", "o")]
-    linear += [getattr(mlp, f"{name}_proj", None) for name in ("gate", "up", "down")]
-    if any(type(module) is not nn.Linear for module in linear):
+    linear_modules: list[Any] = [
+        getattr(attention, f"{name}_proj", None) for name in ("q", "k", "v", "o")
+    ]
+    linear_modules += [getattr(mlp, f"{name}_proj", None) for name in ("gate", "up", "down")]
+    if any(type(module) is not nn.Linear for module in linear_modules):
         return False
-    if any(module.bias is not None for module in linear[3:]):
+    if any(module.bias is not None for module in linear_modules[3:]):
         return False
-    norms = (layer.input_layernorm, layer.post_attention_layernorm)
-    return all(hasattr(part, "variance_epsilon") for part in norms)
+    block_norms = (layer.input_layernorm, layer.post_attention_layernorm)
+    return all(hasattr(part, "variance_epsilon") for part in block_norms)
 
 
 def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
@@ -109,10 +113,12 @@ def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
 def _mlp_forward(self: Any, x: Tensor, *, norm: Any, dtype: torch.dtype) -> Tensor:
     if not _learns(self):
         return type(self).forward(self, x)  # type: ignore[no-any-return]
-    matrices = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
-    flat = x.reshape(-1, x.shape[-1])
-    out = gated(flat, (norm.weight, norm.variance_epsilon), *matrices, dtype=dtype)
-    return out.view(x.shape)
+    mlp_weights = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+    flat_states = x.reshape(-1, x.shape[-1])
+    flat_result = gated(
+        flat_states, (norm.weight, norm.variance_epsilon), *mlp_weights, dtype=dtype
+    )
+    return flat_result.view(x.shape)
 
 
 def _attention_forward(
@@ -130,21 +136,21 @@ def _attention_forward(
         return type(self).forward(  # type: ignore[no-any-return]
             self, hidden_states, position_embeddings, attention_mask, past_key_values, **given
         )
-    flat = hidden_states.reshape(-1, hidden_states.shape[-1])
-    linear = (self.q_proj, self.k_proj, self.v_proj)
+    flat_states = hidden_states.reshape(-1, hidden_states.shape[-1])
+    input_modules = (self.q_proj, self.k_proj, self.v_proj)
     qkv = project(
-        flat,
-        [part.weight for part in linear],
-        [part.bias for part in linear],
+        flat_states,
+        [part.weight for part in input_modules],
+        [part.bias for part in input_modules],
         (norm.weight, norm.variance_epsilon),
         dtype=dtype,
         place="heads",
     )
-    heads = (self.k_proj.out_features // self.head_dim, self.num_key_value_groups)
+    head_counts = (self.k_proj.out_features // self.head_dim, self.num_key_value_groups)
     cos, sin = (part.reshape(-1, part.shape[-1]).float() for part in position_embeddings)
-    mixed = attend(qkv, cos, sin, given["cu_seq_lens_q"].tolist(), heads, self.scaling)
-    out = project(mixed, [self.o_proj.weight], [None], dtype=dtype, place="result")
-    return out.view(hidden_states.shape), None
+    mixed_heads = attend(qkv, cos, sin, given["cu_seq_lens_q"].tolist(), head_counts, self.scaling)
+    flat_result = project(mixed_heads, [self.o_proj.weight], [None], dtype=dtype, place="result")
+    return flat_result.view(hidden_states.shape), None
 
 
 def _learns(module: nn.Module) -> bool:

@@ -96,40 +96,41 @@ class _Project(torch.autograd.Function):
         *given: Any,
     ) -> Tensor:
         weights, biases = given[:count], given[count:]
-        inverse = None
+        inverse_rms = None
         y = x
         if scale is not None:
-            inverse = _inverse_rms(x, epsilon)
-            y = _normed(x, inverse, scale, dtype)
-        matrix = _beside(weights, dtype)
-        out = y @ matrix.T if place is None else _multiply(place, y, matrix.T)
-        start = 0
+            inverse_rms = _inverse_rms(x, epsilon)
+            y = _normed(x, inverse_rms, scale, dtype)
+        stacked_weights = _beside(weights, dtype)
+        out = y @ stacked_weights.T if place is None else _multiply(place, y, stacked_weights.T)
+        first_column = 0
         for weight, bias in zip(weights, biases, strict=True):
             if bias is not None:
-                out[:, start : start + len(weight)].add_(bias)
-            start += len(weight)
-        ctx.save_for_backward(x, scale, inverse, *weights)
+                out[:, first_column : first_column + len(weight)].add_(bias)
+            first_column += len(weight)
+        ctx.save_for_backward(x, scale, inverse_rms, *weights)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, inverse, *weights = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[6:]
-        y = x if scale is None else _normed(x, inverse, scale, grad.dtype)
-        grads = _matrix_gradients(grad, y, weights, wanted)
-        start = 0
+        x, scale, inverse_rms, *weights = ctx.saved_tensors
+        needs_gradient = ctx.needs_input_grad[6:]
+        y = x if scale is None else _normed(x, inverse_rms, scale, grad.dtype)
+        weight_grads = _matrix_gradients(grad, y, weights, needs_gradient)
+        first_column = 0
         for number, weight in enumerate(weights):
-            part = grad[:, start : start + len(weight)]
-            learns = wanted[len(weights) + number]
-            grads.append(part.sum(0, dtype=torch.float32) if learns else None)
-            start += len(weight)
-        matrix = _beside(weights, grad.dtype)
+            grad_columns = grad[:, first_column : first_column + len(weight)]
+            bias_learns = needs_gradient[len(weights) + number]
+            weight_grads.append(grad_columns.sum(0, dtype=torch.float32) if bias_learns else None)
+            first_column += len(weight)
+        stacked_weights = _beside(weights, grad.dtype)
         if scale is None:
-            grad_x = _multiply("gradient of results", grad, matrix)
-            return grad_x, None, None, None, None, None, *grads
-        grad_y = _multiply("gradient", grad, matrix)
-        return *_norm_gradients(grad_y, x, inverse, scale), None, None, None, None, *grads
+            grad_x = _multiply("gradient of results", grad, stacked_weights)
+            return grad_x, None, None, None, None, None, *weight_grads
+        grad_y = _multiply("gradient", grad, stacked_weights)
+        grad_x, grad_scale = _norm_gradients(grad_y, x, inverse_rms, scale)
+        return grad_x, grad_scale, None, None, None, None, *weight_grads
 
 
 class _Gated(torch.autograd.Function):
@@ -144,89 +145,96 @@ class _Gated(torch.autograd.Function):
         up: Tensor,
         down: Tensor,
     ) -> Tensor:
-        inverse = _inverse_rms(x, epsilon)
+        inverse_rms = _inverse_rms(x, epsilon)
         ctx.loan = WORKSPACE.lend("gated", (len(x), len(gate) + len(up)), dtype, x.device)
-        both = ctx.loan.tensor
-        torch.mm(_normed(x, inverse, scale, dtype), _beside((gate, up), dtype).T, out=both)
-        ctx.save_for_backward(x, scale, inverse, both, gate, up, down)
-        opened, raised = both.chunk(2, dim=1)
-        product = WORKSPACE.tensor("product", tuple(opened.shape), dtype, x.device)
-        for rows in _pieces(opened):
-            torch.mul(torch.nn.functional.silu(opened[rows]), raised[rows], out=product[rows])
+        both_products = ctx.loan.tensor
+        torch.mm(
+            _normed(x, inverse_rms, scale, dtype), _beside((gate, up), dtype).T, out=both_products
+        )
+        ctx.save_for_backward(x, scale, inverse_rms, both_products, gate, up, down)
+        gate_product, up_product = both_products.chunk(2, dim=1)
+        product = WORKSPACE.tensor("product", tuple(gate_product.shape), dtype, x.device)
+        for rows in _pieces(gate_product):
+            torch.mul(
+                torch.nn.functional.silu(gate_product[rows]), up_product[rows], out=product[rows]
+            )
         return _multiply("result", product, _beside([down], dtype).T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, inverse, both, gate, up, down = ctx.saved_tensors
-        opened, raised = both.chunk(2, dim=1)
+        x, scale, inverse_rms, both_products, gate, up, down = ctx.saved_tensors
+        gate_product, up_product = both_products.chunk(2, dim=1)
         # Its gradient first, then itself in the same place.
         product = _multiply("product", grad, _beside([down], grad.dtype))
-        for rows in _pieces(opened):
-            above, turned = product[rows], torch.nn.functional.silu(opened[rows])
-            through, grad_raised = above * raised[rows], above * turned
-            torch.mul(turned, raised[rows], out=above)
+        for rows in _pieces(gate_product):
+            grad_rows, gate_rows = product[rows], torch.nn.functional.silu(gate_product[rows])
+            grad_gate, grad_raised = grad_rows * up_product[rows], grad_rows * gate_rows
+            torch.mul(gate_rows, up_product[rows], out=grad_rows)
             # Gradients take the place of what they are gradients of: less goes through memory, and
             # autograd refuses a second backward pass, as it sees that what it kept has changed.
-            torch.ops.aten.silu_backward(through, opened[rows], grad_input=opened[rows])
-            raised[rows] = grad_raised
-        *wanted, wants_down = ctx.needs_input_grad[4:]
+            torch.ops.aten.silu_backward(
+                grad_gate, gate_product[rows], grad_input=gate_product[rows]
+            )
+            up_product[rows] = grad_raised
+        *needs_gradient, wants_down = ctx.needs_input_grad[4:]
         (grad_down,) = _matrix_gradients(grad, product, [down], [wants_down])
-        y = _normed(x, inverse, scale, grad.dtype)
-        grads = _matrix_gradients(both, y, [gate, up], wanted)
-        grad_x = _multiply("gradient", both, _beside((gate, up), grad.dtype))
+        y = _normed(x, inverse_rms, scale, grad.dtype)
+        weight_grads = _matrix_gradients(both_products, y, [gate, up], needs_gradient)
+        grad_x = _multiply("gradient", both_products, _beside((gate, up), grad.dtype))
         WORKSPACE.give_back(ctx.loan)
-        grad_x, grad_scale = _norm_gradients(grad_x, x, inverse, scale)
-        return grad_x, grad_scale, None, None, *grads, grad_down
+        grad_x, grad_scale = _norm_gradients(grad_x, x, inverse_rms, scale)
+        return grad_x, grad_scale, None, None, *weight_grads, grad_down
 
 
 def _inverse_rms(x: Tensor, epsilon: float) -> Tensor:
     """One over the root mean square of each row, `[N, 1]`."""
-    out = torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)
+    inverse_rms = torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)
     for rows in _pieces(x):
-        out[rows] = torch.rsqrt(x[rows].pow(2).mean(-1, keepdim=True) + epsilon)
-    return out
+        inverse_rms[rows] = torch.rsqrt(x[rows].pow(2).mean(-1, keepdim=True) + epsilon)
+    return inverse_rms
 
 
 def _normed(x: Tensor, inverse: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """`[N, D]` float32 to `dtype`, with one cast, in the workspace."""
-    out = WORKSPACE.tensor("normed", tuple(x.shape), dtype, x.device)
+    normed_rows = WORKSPACE.tensor("normed", tuple(x.shape), dtype, x.device)
     for rows in _pieces(x):
-        out[rows] = (x[rows] * inverse[rows]).mul_(scale)
-    return out
+        normed_rows[rows] = (x[rows] * inverse[rows]).mul_(scale)
+    return normed_rows
 
 
 def _norm_gradients(
     grad: Tensor, x: Tensor, inverse: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Of `x`, `[N, D]`, and of the norm's weight, `[D]`, both float32."""
-    out = torch.empty_like(x)
+    grad_x = torch.empty_like(x)
     grad_scale = torch.zeros_like(scale)
     for rows in _pieces(x):
-        above, unit = grad[rows].float(), x[rows] * inverse[rows]
-        grad_scale += (above * unit).sum(0)
-        above.mul_(scale)
-        unit.mul_((above * unit).mean(-1, keepdim=True))
-        torch.mul(above.sub_(unit), inverse[rows], out=out[rows])
-    return out, grad_scale
+        grad_rows, unit_rows = grad[rows].float(), x[rows] * inverse[rows]
+        grad_scale += (grad_rows * unit_rows).sum(0)
+        grad_rows.mul_(scale)
+        unit_rows.mul_((grad_rows * unit_rows).mean(-1, keepdim=True))
+        torch.mul(grad_rows.sub_(unit_rows), inverse[rows], out=grad_x[rows])
+    return grad_x, grad_scale
 
 
 def _matrix_gradients(
     grad: Tensor, x: Tensor, weights: Sequence[Tensor], wanted: Sequence[bool]
 ) -> list[Tensor | None]:
     """Of matrices whose products stand side by side: of the products' type, as autocast has it."""
-    found: list[Tensor | None] = []
-    start = 0
+    weight_grads: list[Tensor | None] = []
+    first_column = 0
     for weight, learns in zip(weights, wanted[: len(weights)], strict=True):
-        part = grad[:, start : start + len(weight)]
+        grad_columns = grad[:, first_column : first_column + len(weight)]
         if not learns:
-            found.append(None)
+            weight_grads.append(None)
         elif x.dtype == torch.float32:
-            found.append(part.T @ x)  # it stays as the parameter's gradient: not in the workspace
+            # It stays as the parameter's gradient, so it is not in the workspace.
+            weight_grads.append(grad_columns.T @ x)
         else:
-            found.append(_multiply("matrix", part.T, x).float())
-        start += len(weight)
-    return found
+            weight_grads.append(_multiply("matrix", grad_columns.T, x).float())
+        first_column += len(weight)
+    return weight_grads
 
 
 def _beside(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -236,12 +244,12 @@ def _beside(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     if len(weights) == 1 and weights[0].dtype == dtype:
         return weights[0]
     shape = sum(len(weight) for weight in weights), weights[0].shape[1]
-    out = WORKSPACE.tensor("matrices", shape, dtype, weights[0].device)
-    start = 0
+    stacked_weights = WORKSPACE.tensor("matrices", shape, dtype, weights[0].device)
+    first_row = 0
     for weight in weights:
-        out[start : start + len(weight)] = weight
-        start += len(weight)
-    return out
+        stacked_weights[first_row : first_row + len(weight)] = weight
+        first_row += len(weight)
+    return stacked_weights
 
 
 def _multiply(name: str, one: Tensor, other: Tensor) -> Tensor:
@@ -251,9 +259,9 @@ def _multiply(name: str, one: Tensor, other: Tensor) -> Tensor:
 
 
 def _pieces(x: Tensor) -> Iterator[slice]:
-    size = max(1, CACHE_ENTRIES // x.shape[-1])
-    for start in range(0, x.shape[0], size):
-        yield slice(start, start + size)
+    piece_rows = max(1, CACHE_ENTRIES // x.shape[-1])
+    for first_row in range(0, x.shape[0], piece_rows):
+        yield slice(first_row, first_row + piece_rows)
 
 
 def no_autocast() -> Any:

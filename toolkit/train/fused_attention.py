@@ -65,19 +65,23 @@ class _Attend(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         ctx.loan, (queries, keys, values) = _by_head(qkv, cos, sin, heads)
-        late = _late_scale(scale, qkv.dtype)
-        if late == 1.0:
+        late_scale = _late_scale(scale, qkv.dtype)
+        if late_scale == 1.0:
             queries.mul_(scale)
-        later = _later(queries.device)
+        causal_mask = _later(queries.device)
         # What comes next keeps the result until its own backward pass, which is before this one's.
-        shape = (qkv.shape[0], *queries.shape[:2], queries.shape[-1])
-        ctx.result = WORKSPACE.lend("mixed", shape, qkv.dtype, qkv.device)
-        out = ctx.result.tensor
+        result_shape = (qkv.shape[0], *queries.shape[:2], queries.shape[-1])
+        ctx.result = WORKSPACE.lend("mixed", result_shape, qkv.dtype, qkv.device)
+        mixed_heads = ctx.result.tensor
         with _products_of(qkv.dtype):
             for rows, seen in _tiles(edges):
-                share = _shares(queries[:, :, rows], keys[:, seen], late, later)
-                part = _multiply(share.to(qkv.dtype), values[:, seen], qkv.dtype)
-                out[rows] = part.view(*queries.shape[:2], -1, queries.shape[-1]).permute(2, 0, 1, 3)
+                attention_shares = _shares(
+                    queries[:, :, rows], keys[:, seen], late_scale, causal_mask
+                )
+                mixed_values = _multiply(attention_shares.to(qkv.dtype), values[:, seen], qkv.dtype)
+                mixed_heads[rows] = mixed_values.view(
+                    *queries.shape[:2], -1, queries.shape[-1]
+                ).permute(2, 0, 1, 3)
         ctx.save_for_backward(queries, keys, values, cos, sin)
         ctx.edges, ctx.scale = edges, scale
         return ctx.result.tensor.view(qkv.shape[0], -1)  # type: ignore[no-any-return]
@@ -86,65 +90,85 @@ class _Attend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, cos, sin = ctx.saved_tensors
-        kinds, group, _, entries = queries.shape
-        grad = grad.view(-1, kinds, group, entries).permute(1, 2, 0, 3)
+        kv_heads, group_size, _, head_dim = queries.shape
+        grad = grad.view(-1, kv_heads, group_size, head_dim).permute(1, 2, 0, 3)
         grad_queries = torch.empty_like(queries)
         grad_keys = torch.zeros(keys.shape, dtype=torch.float32)
         grad_values = torch.zeros(keys.shape, dtype=torch.float32)
-        late, later = _late_scale(ctx.scale, grad.dtype), _later(queries.device)
+        late_scale, causal_mask = _late_scale(ctx.scale, grad.dtype), _later(queries.device)
         with _products_of(grad.dtype):
             for rows, seen in _tiles(ctx.edges):
-                share = _shares(queries[:, :, rows], keys[:, seen], late, later)
-                above = grad[:, :, rows].reshape(kinds, -1, entries)
-                _add_product(grad_values[:, seen], share.to(grad.dtype).transpose(1, 2), above)
-                across = values[:, seen].float().transpose(1, 2)
-                through = _multiply(above.float(), across, grad.dtype)
-                through = torch.ops.aten._softmax_backward_data(through, share, -1, torch.float32)
-                if late != 1.0:
-                    through.mul_(late)
-                through = through.to(grad.dtype)
-                part = _multiply(through, keys[:, seen], grad.dtype)
-                grad_queries[:, :, rows] = part.view(kinds, group, -1, entries)
-                asked = queries[:, :, rows].reshape(kinds, -1, entries)
-                _add_product(grad_keys[:, seen], through.transpose(1, 2), asked)
-        if late == 1.0:
+                attention_shares = _shares(
+                    queries[:, :, rows], keys[:, seen], late_scale, causal_mask
+                )
+                grad_rows = grad[:, :, rows].reshape(kv_heads, -1, head_dim)
+                _add_product(
+                    grad_values[:, seen], attention_shares.to(grad.dtype).transpose(1, 2), grad_rows
+                )
+                values_across = values[:, seen].float().transpose(1, 2)
+                grad_scores = _multiply(grad_rows.float(), values_across, grad.dtype)
+                grad_scores = torch.ops.aten._softmax_backward_data(
+                    grad_scores, attention_shares, -1, torch.float32
+                )
+                if late_scale != 1.0:
+                    grad_scores.mul_(late_scale)
+                grad_scores = grad_scores.to(grad.dtype)
+                grad_part = _multiply(grad_scores, keys[:, seen], grad.dtype)
+                grad_queries[:, :, rows] = grad_part.view(kv_heads, group_size, -1, head_dim)
+                query_rows = queries[:, :, rows].reshape(kv_heads, -1, head_dim)
+                _add_product(grad_keys[:, seen], grad_scores.transpose(1, 2), query_rows)
+        if late_scale == 1.0:
             grad_queries.mul_(ctx.scale)
-        shape = keys.shape[1], kinds * (group + 2), entries
-        out = WORKSPACE.tensor("gradient of heads", shape, grad.dtype, grad.device)
-        back, by_head = -sin, out.transpose(0, 1)
-        _rotate(grad_queries.flatten(0, 1), cos, back, by_head[: kinds * group])
-        _rotate(grad_keys, cos, back, by_head[kinds * group : kinds * (group + 1)])
-        out[:, kinds * (group + 1) :] = grad_values.transpose(0, 1)
+        grad_shape = keys.shape[1], kv_heads * (group_size + 2), head_dim
+        grad_qkv = WORKSPACE.tensor("gradient of heads", grad_shape, grad.dtype, grad.device)
+        negative_sin, grad_by_head = -sin, grad_qkv.transpose(0, 1)
+        _rotate(
+            grad_queries.flatten(0, 1), cos, negative_sin, grad_by_head[: kv_heads * group_size]
+        )
+        _rotate(
+            grad_keys,
+            cos,
+            negative_sin,
+            grad_by_head[kv_heads * group_size : kv_heads * (group_size + 1)],
+        )
+        grad_qkv[:, kv_heads * (group_size + 1) :] = grad_values.transpose(0, 1)
         WORKSPACE.give_back(ctx.loan)
         WORKSPACE.give_back(ctx.result)
-        return out.view(len(out), -1), None, None, None, None, None
+        return grad_qkv.view(len(grad_qkv), -1), None, None, None, None, None
 
 
 def _by_head(
     qkv: Tensor, cos: Tensor, sin: Tensor, heads: tuple[int, int]
 ) -> tuple[Loan, tuple[Tensor, Tensor, Tensor]]:
     """Rotated queries `[K, G, N, H]` and keys `[K, N, H]`, and values `[K, N, H]`, all lent."""
-    kinds, group = heads
-    apart = qkv.view(len(qkv), kinds * (group + 2), -1).transpose(0, 1)
-    loan = WORKSPACE.lend("heads", tuple(apart.shape), qkv.dtype, qkv.device)
-    queries, keys, values = torch.split(loan.tensor, [kinds * group, kinds, kinds])
-    _rotate(apart[: kinds * (group + 1)], cos, sin, loan.tensor[: kinds * (group + 1)])
-    values.copy_(apart[kinds * (group + 1) :])
-    return loan, (queries.view(kinds, group, *queries.shape[1:]), keys, values)
+    kv_heads, group_size = heads
+    heads_apart = qkv.view(len(qkv), kv_heads * (group_size + 2), -1).transpose(0, 1)
+    loan = WORKSPACE.lend("heads", tuple(heads_apart.shape), qkv.dtype, qkv.device)
+    queries, keys, values = torch.split(loan.tensor, [kv_heads * group_size, kv_heads, kv_heads])
+    _rotate(
+        heads_apart[: kv_heads * (group_size + 1)],
+        cos,
+        sin,
+        loan.tensor[: kv_heads * (group_size + 1)],
+    )
+    values.copy_(heads_apart[kv_heads * (group_size + 1) :])
+    return loan, (queries.view(kv_heads, group_size, *queries.shape[1:]), keys, values)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     """Rotary embedding of several heads, `[K, N, H]`, in float32 with one cast into `out`; -sin
     turns it back."""
-    half = x.shape[-1] // 2
-    size = max(1, CACHE_ENTRIES // (x.shape[0] * x.shape[-1]))
-    for start in range(0, x.shape[1], size):
-        rows = slice(start, start + size)
-        given, sines = x[:, rows].float(), sin[rows]
-        turned = given * cos[rows]
-        turned[..., :half].addcmul_(given[..., half:], sines[:, :half], value=-1)
-        turned[..., half:].addcmul_(given[..., :half], sines[:, half:])
-        out[:, rows] = turned
+    half_dim = x.shape[-1] // 2
+    piece_rows = max(1, CACHE_ENTRIES // (x.shape[0] * x.shape[-1]))
+    for first_row in range(0, x.shape[1], piece_rows):
+        rows = slice(first_row, first_row + piece_rows)
+        float_rows, sin_rows = x[:, rows].float(), sin[rows]
+        rotated_rows = float_rows * cos[rows]
+        rotated_rows[..., :half_dim].addcmul_(
+            float_rows[..., half_dim:], sin_rows[:, :half_dim], value=-1
+        )
+        rotated_rows[..., half_dim:].addcmul_(float_rows[..., :half_dim], sin_rows[:, half_dim:])
+        out[:, rows] = rotated_rows
 
 
 def _late_scale(scale: float, dtype: torch.dtype) -> float:
@@ -186,7 +210,7 @@ def _add_product(out: Tensor, one: Tensor, other: Tensor) -> None:
         place.addmm_(left, right)
 
 
-def _shares(queries: Tensor, keys: Tensor, scale: float, later: Tensor) -> Tensor:
+def _shares(queries: Tensor, keys: Tensor, scale: float, causal_mask: Tensor) -> Tensor:
     """How much each query takes from each key, float32.
 
     Args:
@@ -198,12 +222,14 @@ def _shares(queries: Tensor, keys: Tensor, scale: float, later: Tensor) -> Tenso
     Returns:
         `[K, G R, S]`; every row adds up to 1.
     """
-    kinds, group, count, entries = queries.shape
-    flat = queries.reshape(kinds, -1, entries).float()
-    scores = _multiply(flat, keys.float().transpose(1, 2), queries.dtype)
+    kv_heads, group_size, num_queries, head_dim = queries.shape
+    flat_queries = queries.reshape(kv_heads, -1, head_dim).float()
+    scores = _multiply(flat_queries, keys.float().transpose(1, 2), queries.dtype)
     if scale != 1.0:
         scores.mul_(scale)
-    scores.view(kinds, group, count, -1)[..., -count:].add_(later[:count, :count])
+    scores.view(kv_heads, group_size, num_queries, -1)[..., -num_queries:].add_(
+        causal_mask[:num_queries, :num_queries]
+    )
     return torch.softmax(scores, -1)
 
 
@@ -214,10 +240,10 @@ def _tiles(edges: Sequence[int]) -> Iterator[tuple[slice, slice]]:
     [(slice(0, 3, None), slice(0, 3, None)), (slice(3, 131, None), slice(3, 131, None)), \
 (slice(131, 200, None), slice(3, 200, None))]
     """
-    for first, end in pairwise(edges):
-        for start in range(first, end, TILE):
-            stop = min(start + TILE, end)
-            yield slice(start, stop), slice(first, stop)
+    for piece_start, piece_end in pairwise(edges):
+        for tile_start in range(piece_start, piece_end, TILE):
+            tile_stop = min(tile_start + TILE, piece_end)
+            yield slice(tile_start, tile_stop), slice(piece_start, tile_stop)
 
 
 @contextmanager
@@ -228,11 +254,11 @@ def _products_of(dtype: torch.dtype) -> Iterator[None]:
         with no_autocast():
             yield
         return
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16"
+    matmul_settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    precision_before = matmul_settings.fp32_precision
+    matmul_settings.fp32_precision = "bf16"
     try:
         with no_autocast():
             yield
     finally:
-        settings.fp32_precision = before
+        matmul_settings.fp32_precision = precision_before

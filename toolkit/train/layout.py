@@ -54,47 +54,51 @@ def forward_passes(
     """
     if layout in ("rows", "alone"):
         return _passes_of_pieces(input_ids, labels, segments, apart=layout == "alone")
-    given: dict[str, Any] = {"attention_mask": None}
+    model_arguments: dict[str, Any] = {"attention_mask": None}
     if layout == "lengths":
         input_ids, labels = input_ids.reshape(1, -1), labels.reshape(1, -1)
         segments = number_apart(segments).reshape(1, -1)
-        given |= piece_lengths(segments)
-    given |= {"input_ids": input_ids, "position_ids": segment_positions(segments)}
-    return [ForwardPass(given, labels, segments >= 0)]
+        model_arguments |= piece_lengths(segments)
+    model_arguments |= {"input_ids": input_ids, "position_ids": segment_positions(segments)}
+    return [ForwardPass(model_arguments, labels, segments >= 0)]
 
 
 def _passes_of_pieces(
     input_ids: Tensor, labels: Tensor, segments: Tensor, *, apart: bool
 ) -> list[ForwardPass]:
     """Longest pieces first, as many in a pass as fit into the room of the blocks."""
-    width = segments.shape[1]
-    numbers, flat = number_apart(segments).reshape(-1), segments.reshape(-1)
-    changes = torch.nonzero(numbers[1:] != numbers[:-1])[:, 0] + 1
-    edges = [0, *changes.tolist(), len(numbers)]
-    pieces = [(start, stop) for start, stop in pairwise(edges) if int(flat[start]) >= 0]
-    pieces.sort(key=lambda piece: piece[0] - piece[1])
-    room = segments.shape[0] * width
+    block_tokens = segments.shape[1]
+    piece_numbers, flat_segments = number_apart(segments).reshape(-1), segments.reshape(-1)
+    piece_starts = torch.nonzero(piece_numbers[1:] != piece_numbers[:-1])[:, 0] + 1
+    piece_edges = [0, *piece_starts.tolist(), len(piece_numbers)]
+    pieces = [
+        (start, stop) for start, stop in pairwise(piece_edges) if int(flat_segments[start]) >= 0
+    ]
+    pieces.sort(key=lambda piece: piece[0] - piece[1])  # like lengths share a pass: little padding
+    room_tokens = segments.shape[0] * block_tokens
     passes: list[ForwardPass] = []
     while pieces:
-        longest = pieces[0][1] - pieces[0][0]
-        count = 1 if apart else max(1, room // longest)
-        batch, pieces = pieces[:count], pieces[count:]
-        rows = input_ids.new_zeros(len(batch), longest)
-        row_labels = torch.full_like(rows, IGNORED)
-        is_real = torch.zeros_like(rows, dtype=torch.bool)
-        for row, (start, stop) in enumerate(batch):
-            rows[row, : stop - start] = input_ids.reshape(-1)[start:stop]
+        longest_piece = pieces[0][1] - pieces[0][0]
+        num_rows = 1 if apart else max(1, room_tokens // longest_piece)
+        pass_pieces, pieces = pieces[:num_rows], pieces[num_rows:]
+        input_rows = input_ids.new_zeros(len(pass_pieces), longest_piece)
+        row_labels = torch.full_like(input_rows, IGNORED)
+        is_real = torch.zeros_like(input_rows, dtype=torch.bool)
+        for row, (start, stop) in enumerate(pass_pieces):
+            input_rows[row, : stop - start] = input_ids.reshape(-1)[start:stop]
             row_labels[row, : stop - start] = labels.reshape(-1)[start:stop]
             is_real[row, : stop - start] = True
-        passes.append(ForwardPass({"input_ids": rows}, row_labels, is_real))
+        passes.append(ForwardPass({"input_ids": input_rows}, row_labels, is_real))
     return passes or [_empty_pass(input_ids)]
 
 
 def _empty_pass(input_ids: Tensor) -> ForwardPass:
     """Takes part without a target, where other processes have more to compute."""
-    row = input_ids.reshape(-1)[:1][None]
+    token_row = input_ids.reshape(-1)[:1][None]
     return ForwardPass(
-        {"input_ids": row}, torch.full_like(row, IGNORED), torch.zeros_like(row, dtype=torch.bool)
+        {"input_ids": token_row},
+        torch.full_like(token_row, IGNORED),
+        torch.zeros_like(token_row, dtype=torch.bool),
     )
 
 
@@ -102,9 +106,9 @@ def even_out(passes: list[ForwardPass], input_ids: Tensor) -> list[ForwardPass]:
     """As many passes in every process: sharded parameters are gathered in all of them at once."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return passes
-    most = torch.tensor(len(passes), device=input_ids.device)
-    torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
-    return passes + [_empty_pass(input_ids)] * (int(most) - len(passes))
+    most_passes = torch.tensor(len(passes), device=input_ids.device)
+    torch.distributed.all_reduce(most_passes, op=torch.distributed.ReduceOp.MAX)
+    return passes + [_empty_pass(input_ids)] * (int(most_passes) - len(passes))
 
 
 def takes_lengths(implementation: str) -> bool:
@@ -118,8 +122,8 @@ def number_apart(segments: Tensor) -> Tensor:
     >>> number_apart(torch.tensor([[0, 0, 1], [0, -1, -1]])).tolist()
     [[1, 1, 2], [4, 3, 3]]
     """
-    rows = torch.arange(segments.shape[0], device=segments.device)[:, None]
-    return segments + 1 + rows * (int(segments.max()) + 2)
+    row_numbers = torch.arange(segments.shape[0], device=segments.device)[:, None]
+    return segments + 1 + row_numbers * (int(segments.max()) + 2)
 
 
 def piece_lengths(segments: Tensor) -> dict[str, Any]:
@@ -133,14 +137,14 @@ def piece_lengths(segments: Tensor) -> dict[str, Any]:
     >>> given["cu_seq_lens_q"].tolist(), given["max_length_q"]
     ([0, 3, 4, 6], 3)
     """
-    row = segments[0]
-    changes = torch.nonzero(row[1:] != row[:-1])[:, 0] + 1
-    ends = torch.tensor([len(row)], device=row.device)
-    edges = torch.cat([torch.zeros_like(ends), changes, ends]).to(torch.int32)
-    longest = int(edges.diff().max())
+    segment_row = segments[0]
+    piece_starts = torch.nonzero(segment_row[1:] != segment_row[:-1])[:, 0] + 1
+    row_end = torch.tensor([len(segment_row)], device=segment_row.device)
+    piece_edges = torch.cat([torch.zeros_like(row_end), piece_starts, row_end]).to(torch.int32)
+    longest_piece = int(piece_edges.diff().max())
     return {
-        **{f"cu_seq_lens_{side}": edges for side in "qk"},
-        **{f"max_length_{side}": longest for side in "qk"},
+        **{f"cu_seq_lens_{side}": piece_edges for side in "qk"},
+        **{f"max_length_{side}": longest_piece for side in "qk"},
     }
 
 
@@ -150,11 +154,12 @@ def segment_positions(segments: Tensor) -> Tensor:
     >>> segment_positions(torch.tensor([[0, 0, 1, 1, 1, -1]])).tolist()
     [[0, 1, 0, 1, 2, 0]]
     """
-    index = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
-    begins = torch.ones_like(segments, dtype=torch.bool)
-    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    starts = torch.where(begins, index, torch.zeros_like(index)).cummax(dim=1).values
-    return index - starts
+    places_in_row = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    is_first = torch.ones_like(segments, dtype=torch.bool)
+    is_first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    # The place of the last start so far is where a token's segment begins.
+    starts_so_far = torch.where(is_first, places_in_row, torch.zeros_like(places_in_row))
+    return places_in_row - starts_so_far.cummax(dim=1).values
 
 
 def packed(documents: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,6 +168,8 @@ def packed(documents: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     >>> [x.tolist() for x in packed([torch.tensor([5, 6, 7]), torch.tensor([8, 9])])]
     [[[5, 6, 8]], [[6, 7, 9]], [[0, 0, 1]]]
     """
-    rows = [torch.cat([tokens[cut] for tokens in documents]) for cut in (slice(-1), slice(1, None))]
-    numbers = [torch.full((len(tokens) - 1,), n) for n, tokens in enumerate(documents)]
-    return rows[0][None], rows[1][None], torch.cat(numbers)[None]
+    token_rows = [
+        torch.cat([tokens[cut] for tokens in documents]) for cut in (slice(-1), slice(1, None))
+    ]
+    segment_numbers = [torch.full((len(tokens) - 1,), n) for n, tokens in enumerate(documents)]
+    return token_rows[0][None], token_rows[1][None], torch.cat(segment_numbers)[None]

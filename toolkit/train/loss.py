@@ -41,33 +41,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         shared: SharedGradient | None,
     ) -> Tensor:
-        wanted = any(ctx.needs_input_grad)
-        x, w = hidden.to(dtype), head
+        needs_gradient = any(ctx.needs_input_grad)
+        rounded_hidden, rounded_head = hidden.to(dtype), head
         if head.dtype != dtype:
-            w = WORKSPACE.tensor("head", tuple(head.shape), dtype, head.device).copy_(head)
-        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if wanted else None
-        learns = ctx.needs_input_grad[1]
-        grad_head = torch.zeros_like(head, dtype=torch.float32) if learns else None
-        place = WORKSPACE.tensor("logits", (min(CHUNK_ROWS, len(x)), len(w)), dtype, x.device)
-        for start in range(0, x.shape[0], CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            logits = torch.mm(x[rows], w.T, out=place[: len(x[rows])])
-            total += _losses_to_gradients(logits, labels[rows]).sum(dtype=torch.float64)
+            head_place = WORKSPACE.tensor("head", tuple(head.shape), dtype, head.device)
+            rounded_head = head_place.copy_(head)
+        total_loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if needs_gradient else None
+        head_learns = ctx.needs_input_grad[1]
+        grad_head = torch.zeros_like(head, dtype=torch.float32) if head_learns else None
+        logits_shape = min(CHUNK_ROWS, len(rounded_hidden)), len(rounded_head)
+        logits_place = WORKSPACE.tensor("logits", logits_shape, dtype, hidden.device)
+        for first_row in range(0, rounded_hidden.shape[0], CHUNK_ROWS):
+            rows = slice(first_row, first_row + CHUNK_ROWS)
+            chunk = rounded_hidden[rows]
+            logits = torch.mm(chunk, rounded_head.T, out=logits_place[: len(chunk)])
+            # From here on `logits` holds their gradient: nothing as large is ever made beside it.
+            total_loss += _losses_to_gradients(logits, labels[rows]).sum(dtype=torch.float64)
             if grad_hidden is not None:
-                grad_hidden[rows] = (logits @ w).to(hidden.dtype)
+                grad_hidden[rows] = (logits @ rounded_head).to(hidden.dtype)
             if grad_head is not None and dtype == grad_head.dtype:
-                grad_head.addmm_(logits.T, x[rows])
+                grad_head.addmm_(logits.T, chunk)
             elif grad_head is not None:
-                for first in range(0, len(w), HEAD_ROWS):
-                    part = slice(first, first + HEAD_ROWS)
-                    shape = len(w[part]), x.shape[1]
-                    product = WORKSPACE.tensor("matrix", shape, dtype, x.device)
-                    torch.mm(logits[:, part].T, x[rows], out=product)
-                    grad_head[part].add_(product)
+                # Products are of `dtype`, their sum over chunks is float32: so it goes in pieces.
+                for first_token in range(0, len(rounded_head), HEAD_ROWS):
+                    token_range = slice(first_token, first_token + HEAD_ROWS)
+                    product_shape = len(rounded_head[token_range]), hidden.shape[1]
+                    product = WORKSPACE.tensor("matrix", product_shape, dtype, hidden.device)
+                    torch.mm(logits[:, token_range].T, chunk, out=product)
+                    grad_head[token_range].add_(product)
         ctx.save_for_backward(grad_hidden, grad_head)
         ctx.head_dtype, ctx.shared = head.dtype, shared
-        return total.float()
+        return total_loss.float()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -85,15 +90,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _losses_to_gradients(logits: Tensor, labels: Tensor) -> Tensor:
     """Losses `[N]` in float32; `logits` `[N, V]` are overwritten by softmax minus one-hot."""
     losses = torch.empty(labels.shape, dtype=torch.float32, device=logits.device)
-    rows = _CACHE_ROWS if logits.device.type == "cpu" else max(1, logits.shape[0])
-    for start in range(0, logits.shape[0], rows):
-        part = slice(start, start + rows)
+    chunk_rows = _CACHE_ROWS if logits.device.type == "cpu" else max(1, logits.shape[0])
+    for first_row in range(0, logits.shape[0], chunk_rows):
+        part = slice(first_row, first_row + chunk_rows)
         z, y = logits[part].float(), labels[part, None]
-        top = z.amax(dim=1, keepdim=True)
-        target = z.gather(1, y)
-        total = z.sub_(top).exp_().sum(dim=1, keepdim=True)
-        losses[part] = (total.log() + top - target)[:, 0]
-        z.div_(total).scatter_add_(1, y, torch.full_like(target, -1.0))
+        top_logits = z.amax(dim=1, keepdim=True)
+        target_logits = z.gather(1, y)
+        exp_sums = z.sub_(top_logits).exp_().sum(dim=1, keepdim=True)
+        losses[part] = (exp_sums.log() + top_logits - target_logits)[:, 0]
+        z.div_(exp_sums).scatter_add_(1, y, torch.full_like(target_logits, -1.0))
         if logits.dtype != z.dtype:  # else it is that very place
             logits[part] = z
     return losses

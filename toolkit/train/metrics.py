@@ -166,18 +166,19 @@ def curve_line(values: Sequence[float], width: int = 60) -> str:
     if not values:
         return ""
     width = min(width, len(values))
-    edges = [round(number * len(values) / width) for number in range(width + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, span = min(means), max(means) - min(means)
+    stretch_edges = [round(number * len(values) / width) for number in range(width + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(stretch_edges)]
+    lowest_mean, mean_span = min(means), max(means) - min(means)
     return "".join(
-        _BARS[round((mean - low) / span * (len(_BARS) - 1)) if span else 0] for mean in means
+        _BARS[round((mean - lowest_mean) / mean_span * (len(_BARS) - 1)) if mean_span else 0]
+        for mean in means
     )
 
 
 def resident_bytes() -> int:
     """Memory of this process that is in use now; 0 where the system does not say."""
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        num_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return num_pages * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0

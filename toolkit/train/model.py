@@ -90,48 +90,55 @@ class NextTokenLoss(nn.Module):
         if layout in ("rows", "alone"):
             passes = even_out(passes, input_ids)
         loss = self._loss_of(passes[0])
-        for more in passes[1:]:
-            loss = loss + self._loss_of(more)
+        for further_pass in passes[1:]:
+            loss = loss + self._loss_of(further_pass)
         return loss
 
-    def _loss_of(self, one: ForwardPass) -> Tensor:
+    def _loss_of(self, forward_pass: ForwardPass) -> Tensor:
         """Sum of the losses of the targets of a forward pass."""
-        model, labels = plain_model(self.model), one.labels
-        given = without_cache(model, one.given)
-        targets = labels != IGNORED
+        model, labels = plain_model(self.model), forward_pass.labels
+        model_arguments = without_cache(model, forward_pass.given)
+        is_target = labels != IGNORED
         k = experts_per_token(model.config) if self.training and torch.is_grad_enabled() else 0
         if self.fused_head:
             with shared_gradient(model) as shared:
-                output = model.base_model(**given, **({"output_router_logits": True} if k else {}))
-            routers = getattr(output, "router_logits", None)
-            hidden = output.last_hidden_state[targets]
-            head = model.get_output_embeddings().weight
+                output = model.base_model(
+                    **model_arguments, **({"output_router_logits": True} if k else {})
+                )
+            router_logits = getattr(output, "router_logits", None)
+            hidden_states = output.last_hidden_state[is_target]
+            head_weight = model.get_output_embeddings().weight
             with torch.autocast(labels.device.type, enabled=False):
                 loss = linear_cross_entropy(
-                    hidden, head, labels[targets], dtype=self.dtype, shared=shared
+                    hidden_states, head_weight, labels[is_target], dtype=self.dtype, shared=shared
                 )
         else:
-            output, routers = with_routers(model, given) if k else (model(**given), None)
-            logits = output.logits[targets].float()
-            loss = nn.functional.cross_entropy(logits, labels[targets], reduction="sum")
-        return self._balanced(loss, routers, targets, one.is_real, k) if k and routers else loss
+            if k:
+                output, router_logits = with_routers(model, model_arguments)
+            else:
+                output, router_logits = model(**model_arguments), None
+            logits = output.logits[is_target].float()
+            loss = nn.functional.cross_entropy(logits, labels[is_target], reduction="sum")
+        if not k or not router_logits:
+            return loss
+        return self._balanced(loss, router_logits, is_target, forward_pass.is_real, k)
 
     def _balanced(
-        self, loss: Tensor, routers: Any, targets: Tensor, real: Tensor, k: int
+        self, loss: Tensor, routers: Any, targets: Tensor, is_real: Tensor, k: int
     ) -> Tensor:
         """The same loss, with the gradient of the routers' balancing loss as well.
 
         That counts once for every target, so that over micro-batches and processes it is divided as
         the loss is, by the targets of the step; what is reported stays nats.
         """
-        real = real.reshape(-1) & targets.any()  # a process without blocks only takes part
-        counts = expert_counts(routers, real, k)
-        self.expert_counts = counts + (0 if self.expert_counts is None else self.expert_counts)
+        is_real = is_real.reshape(-1) & targets.any()  # a process without blocks only takes part
+        step_counts = expert_counts(routers, is_real, k)
+        self.expert_counts = step_counts + (0 if self.expert_counts is None else self.expert_counts)
         coefficient = balance_coefficient(plain_model(self.model).config)
-        if not coefficient or not bool(real.any()):
+        if not coefficient or not bool(is_real.any()):
             return loss
-        extra = coefficient * balancing_loss(routers, real, k) * targets.sum()
-        return loss + (extra - extra.detach())
+        balance_loss = coefficient * balancing_loss(routers, is_real, k) * targets.sum()
+        return loss + (balance_loss - balance_loss.detach())
 
 
 def call_on_model(
@@ -160,15 +167,15 @@ def call_on_model(
 def answer_loss(model: Any, tokens: Sequence[int], targets: Sequence[bool]) -> float:
     """Nats of the tokens of one conversation that are targets, given all before them."""
     device = next(model.parameters()).device
-    row = torch.tensor(tokens, device=device)
-    wanted = torch.tensor(targets, device=device)
-    labels = torch.where(wanted, row, IGNORED)[1:][None]
+    token_row = torch.tensor(tokens, device=device)
+    is_target = torch.tensor(targets, device=device)
+    labels = torch.where(is_target, token_row, IGNORED)[1:][None]
     model.eval()
-    bf16 = torch.is_autocast_enabled(device.type)
-    module = NextTokenLoss(model, torch.bfloat16 if bf16 else torch.float32)
-    module.layout = "alone"
-    inputs = row[:-1][None]
-    return float(module(inputs, labels, torch.zeros_like(inputs)))
+    is_bf16 = torch.is_autocast_enabled(device.type)
+    loss_module = NextTokenLoss(model, torch.bfloat16 if is_bf16 else torch.float32)
+    loss_module.layout = "alone"
+    inputs = token_row[:-1][None]
+    return float(loss_module(inputs, labels, torch.zeros_like(inputs)))
 
 
 def choose_attention(model: Any, wanted: str, device: str, precision: str) -> None:
@@ -196,9 +203,9 @@ def choose_attention(model: Any, wanted: str, device: str, precision: str) -> No
     try:
         model.set_attn_implementation(wanted)
     except (ImportError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        first_line = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"train.attn_implementation: {wanted} cannot be used here ({first}); give auto."
+            f"train.attn_implementation: {wanted} cannot be used here ({first_line}); give auto."
         ) from error
 
 
@@ -208,21 +215,27 @@ def _has_plain_head(model: Any) -> bool:
 
     Some models scale or cap their logits; asking the model itself is safer than a list of them.
     """
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or head.bias is not None or not hasattr(model, "base_model"):
+    output_head = model.get_output_embeddings()
+    if (
+        not isinstance(output_head, nn.Linear)
+        or output_head.bias is not None
+        or not hasattr(model, "base_model")
+    ):
         return False
-    if head.weight.is_meta:
+    if output_head.weight.is_meta:
         return True
     if model in _PLAIN_HEADS:
         return _PLAIN_HEADS[model]
     was_training = model.training
     model.eval()
-    probe = torch.arange(1, 9, device=head.weight.device)[None] % head.weight.shape[0]
+    probe_tokens = (
+        torch.arange(1, 9, device=output_head.weight.device)[None] % output_head.weight.shape[0]
+    )
     try:
-        given = without_cache(model, {"input_ids": probe})
-        states = model.base_model(**given).last_hidden_state
-        logits = model(**given).logits
-        is_plain = torch.allclose(head(states), logits, rtol=1e-3, atol=1e-3)
+        model_arguments = without_cache(model, {"input_ids": probe_tokens})
+        hidden_states = model.base_model(**model_arguments).last_hidden_state
+        logits = model(**model_arguments).logits
+        is_plain = torch.allclose(output_head(hidden_states), logits, rtol=1e-3, atol=1e-3)
     except Exception:  # its inner model is called, or answers, in another way
         is_plain = False
     model.train(was_training)

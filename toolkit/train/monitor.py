@@ -50,15 +50,15 @@ def judge(
     now: dict[str, float], at_start: dict[str, float], section: ForgettingMonitorSection
 ) -> MonitorVerdict:
     """Compare figures by role with the first ones."""
-    rise = now["general"] - at_start["general"]
-    is_beyond = rise > section.tolerance
-    text = (
+    general_rise = now["general"] - at_start["general"]
+    is_beyond = general_rise > section.tolerance
+    verdict_text = (
         f"bits per byte: domain {now['domain']:.4f} ({now['domain'] - at_start['domain']:+.4f}), "
-        f"general {now['general']:.4f} ({rise:+.4f})"
+        f"general {now['general']:.4f} ({general_rise:+.4f})"
     )
     if is_beyond:
-        text += f", more than the tolerance of {section.tolerance:g}"
-    return MonitorVerdict(now["domain"], now["general"], is_beyond, text)
+        verdict_text += f", more than the tolerance of {section.tolerance:g}"
+    return MonitorVerdict(now["domain"], now["general"], is_beyond, verdict_text)
 
 
 def is_better(verdict: MonitorVerdict, best: BestState | None) -> bool:
@@ -106,15 +106,15 @@ class ForgettingMonitor:
         setup.model.train()
         state.first_figures = state.first_figures or figures
         state.last_figures = figures
-        row = {f"{role}_bits_per_byte": figure for role, figure in figures.items()}
-        self._metrics.write(step=state.step, **row)
+        metrics_row = {f"{role}_bits_per_byte": figure for role, figure in figures.items()}
+        self._metrics.write(step=state.step, **metrics_row)
         verdict = judge(figures, state.first_figures, setup.section.forgetting_monitor)
         if state.step and setup.accelerator.is_main_process:
             say(f"  step {state.step}: {verdict.text}")
         return verdict
 
     def after_step(self, state: TrainState) -> None:
-        """Score if due; then stop the run or raise the share of general text, as the gate says."""
+        """Score if due; then stop the run or raise the share of general text, if so wanted."""
         verdict = self.look(state)
         if verdict is None:
             return
@@ -128,8 +128,8 @@ class ForgettingMonitor:
         if section.forgetting_monitor.action == "stop":
             state.stopped = f"step {state.step}: {verdict.text}"
         if section.forgetting_monitor.action == "raise_replay":
-            following = self._steps[state.step]
-            share = state.raise_replay(
-                self._blocks, following.stage, following.positions[0], self._general_sources
+            next_step = self._steps[state.step]
+            new_share = state.raise_replay(
+                self._blocks, next_step.stage, next_step.positions[0], self._general_sources
             )
-            self._metrics.write(step=state.step, replay_share=share)
+            self._metrics.write(step=state.step, replay_share=new_share)

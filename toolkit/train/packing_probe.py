@@ -59,22 +59,22 @@ def settle_packing(
     Returns:
         Whether fused blocks are used.
     """
-    longest = min(stage.sequence_length for stage in stages) // 2
+    longest_document = min(stage.sequence_length for stage in stages) // 2
 
     def probe(_model: Any) -> Any:
         # A module of its own: accelerate lets the other's forward pass run under autocast always.
         module = NextTokenLoss(plain_loss.model, plain_loss.dtype, fused=plain_loss.fused)
         # FSDP gathers parameters in the type of the products, so there is no float32 to probe in.
         sharded = hasattr(loss_module, "reshard")
-        return choose_packing(module, longest, accelerator.autocast, sharded=sharded)
+        return choose_packing(module, longest_document, accelerator.autocast, sharded=sharded)
 
-    found = call_on_model(probe, loss_module, plain_loss)
-    if plain_loss.fused and not found.fused:
+    packing = call_on_model(probe, loss_module, plain_loss)
+    if plain_loss.fused and not packing.fused:
         unfuse(plain_model(plain_loss.model))
-    plain_loss.layout, plain_loss.fused = found.layout, found.fused
-    if found.message and accelerator.is_main_process:
-        say(found.message)
-    return bool(found.fused)
+    plain_loss.layout, plain_loss.fused = packing.layout, packing.fused
+    if packing.message and accelerator.is_main_process:
+        say(packing.message)
+    return bool(packing.fused)
 
 
 def choose_packing(
@@ -94,63 +94,68 @@ def choose_packing(
     """
     model = plain_model(module.model)
     documents = probe_documents(model, longest)
-    by_lengths = takes_lengths(model.config._attn_implementation)
+    uses_lengths = takes_lengths(model.config._attn_implementation)
     with _as_it_was(module):
-        fused = module.fused and _fused_agrees(module, documents, autocast)
-        context = autocast if by_lengths else contextlib.nullcontext
-        if by_lengths:
+        fused_agrees = module.fused and _fused_agrees(module, documents, autocast)
+        context = autocast if uses_lengths else contextlib.nullcontext
+        if uses_lengths:
             dtype = torch.bfloat16
         else:  # the output head too: rounded to bfloat16, its losses differ more than a leak does
             dtype = module.dtype if sharded else torch.float32
             module.dtype = dtype
         with torch.no_grad(), context():
-            return _choose(module, documents, dtype, fused)
+            return _choose(module, documents, dtype, fused_agrees)
 
 
 def _choose(
     module: NextTokenLoss, documents: tuple[Tensor, Tensor], dtype: torch.dtype, fused: bool
 ) -> Packing:
     module.eval()
-    name = plain_model(module.model).config.model_type
+    model_type = plain_model(module.model).config.model_type
     # A short document behind a long one has most padding in a row of its own.
-    pairs = (documents, (documents[0], documents[1][:6]))
+    document_pairs = (documents, (documents[0], documents[1][:6]))
     try:
-        alone = [_losses(module, "alone", pair) for pair in pairs]
-        _refuse_looking_ahead(module, documents, name)
+        losses_alone = [_losses(module, "alone", pair) for pair in document_pairs]
+        _refuse_looking_ahead(module, documents, model_type)
     except ConfigError:
         raise
     except Exception as error:  # whatever an architecture's own code raises
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"model.path: a {name} cannot be trained on plain text; transformers computes no loss "
-            f"of it ({type(error).__name__}: {first})."
+            f"model.path: a {model_type} cannot be trained on plain text; transformers computes no "
+            f"loss of it ({type(error).__name__}: {first_line})."
         ) from error
-    said = ""
+    first_reason = ""
     layouts: tuple[Layout, ...] = ("positions", "rows")
     for layout in layouts:
         try:
-            together = [_losses(module, layout, pair) for pair in pairs]
+            losses_together = [_losses(module, layout, pair) for pair in document_pairs]
         except Exception as error:  # it does not take what it was told
-            said = said or f"{type(error).__name__} where documents are packed"
+            first_reason = first_reason or f"{type(error).__name__} where documents are packed"
             continue
         tolerance = _TOLERANCES[dtype]
-        if all(_agree(*both, tolerance) for both in zip(together, alone, strict=True)):
-            return Packing(layout, fused, _message(name, layout, said))
-        both_ways = [
+        if all(
+            _agree(*both, tolerance) for both in zip(losses_together, losses_alone, strict=True)
+        ):
+            return Packing(layout, fused, _message(model_type, layout, first_reason))
+        loss_pairs = [
             values
-            for pair, other in zip(together, alone, strict=True)
+            for pair, other in zip(losses_together, losses_alone, strict=True)
             for values in zip(pair, other, strict=True)
         ]
-        worst = max(both_ways, key=lambda values: abs(values[0] - values[1]))
-        said = said or f"loss {worst[0]:.5g} packed, {worst[1]:.5g} alone"
-    return Packing("alone", fused, _message(name, "alone", said))
+        worst_pair = max(loss_pairs, key=lambda values: abs(values[0] - values[1]))
+        first_reason = first_reason or f"loss {worst_pair[0]:.5g} packed, {worst_pair[1]:.5g} alone"
+    return Packing("alone", fused, _message(model_type, "alone", first_reason))
 
 
-def _message(name: str, layout: str, said: str) -> str:
-    if not said:
+def _message(model_type: str, layout: str, reason: str) -> str:
+    if not reason:
         return ""
-    where = "in a row of its own" if layout == "rows" else "by itself"
-    return f"  packing: a {name} does not keep documents apart ({said}); each is computed {where}"
+    where_computed = "in a row of its own" if layout == "rows" else "by itself"
+    return (
+        f"  packing: a {model_type} does not keep documents apart ({reason}); each is computed "
+        f"{where_computed}"
+    )
 
 
 def _losses(
@@ -164,11 +169,13 @@ def _losses(
         for row, filler in zip(packed(documents), (0, IGNORED, -1), strict=True)
     )
     module.layout = layout
-    found = []
+    mean_losses = []
     for number in range(2):
-        own = torch.where(segments == number, labels, IGNORED)
-        found.append(float(module(inputs, own, segments)) / int((own != IGNORED).sum()))
-    return found[0], found[1]
+        own_labels = torch.where(segments == number, labels, IGNORED)
+        mean_losses.append(
+            float(module(inputs, own_labels, segments)) / int((own_labels != IGNORED).sum())
+        )
+    return mean_losses[0], mean_losses[1]
 
 
 def _agree(one: tuple[float, float], other: tuple[float, float], tolerance: float) -> bool:
@@ -183,21 +190,24 @@ def _refuse_looking_ahead(
     module: NextTokenLoss, documents: tuple[Tensor, Tensor], name: str
 ) -> None:
     """The loss of a text must not change with what follows it."""
-    first, second = documents
+    first_document, second_document = documents
     device = next(module.parameters()).device
-    tokens = torch.cat([first, second]).to(device)
+    tokens = torch.cat([first_document, second_document]).to(device)
     inputs, labels = tokens[:-1][None], tokens[1:][None].clone()
-    labels[:, len(first) - 1 :] = IGNORED
+    labels[:, len(first_document) - 1 :] = IGNORED
     module.layout = "alone"
     segments = torch.zeros_like(inputs)
-    continued = float(module(inputs, labels, segments))
-    short = slice(0, len(first) - 1)
-    alone = float(module(inputs[:, short], labels[:, short], segments[:, short]))
-    if abs(continued - alone) > _LOOKS_AHEAD * abs(alone):
+    loss_continued = float(module(inputs, labels, segments))
+    first_positions = slice(0, len(first_document) - 1)
+    loss_alone = float(
+        module(inputs[:, first_positions], labels[:, first_positions], segments[:, first_positions])
+    )
+    if abs(loss_continued - loss_alone) > _LOOKS_AHEAD * abs(loss_alone):
         raise ConfigError(
             f"model.path: this {name} looks at the tokens behind the one it predicts (loss "
-            f"{alone:.5g} of a text, {continued:.5g} where more text follows), so it cannot learn "
-            "to continue text; where its config.json has is_decoder, that must be true."
+            f"{loss_alone:.5g} of a text, {loss_continued:.5g} where more text follows), so it "
+            "cannot learn to continue text; where its config.json has is_decoder, that must be "
+            "true."
         )
 
 
@@ -211,28 +221,34 @@ def _fused_agrees(
             part.eval()
     device = next(module.parameters()).device
     inputs, labels, segments = (row.to(device) for row in packed(documents))
-    together, alone = [], []
+    losses_together, losses_alone = [], []
     with autocast():
         for number in range(2):
-            own = segments == number
-            masked = torch.where(own, labels, IGNORED)
-            together.append(float(module(inputs, masked, segments).detach()))
-            parts = (inputs[own][None], labels[own][None], segments[own][None])
-            alone.append(float(module(*parts).detach()))
-    return _agree((together[0], together[1]), (alone[0], alone[1]), _TOLERANCES[module.dtype])
+            is_own = segments == number
+            own_labels = torch.where(is_own, labels, IGNORED)
+            losses_together.append(float(module(inputs, own_labels, segments).detach()))
+            own_parts = (inputs[is_own][None], labels[is_own][None], segments[is_own][None])
+            losses_alone.append(float(module(*own_parts).detach()))
+    return _agree(
+        (losses_together[0], losses_together[1]),
+        (losses_alone[0], losses_alone[1]),
+        _TOLERANCES[module.dtype],
+    )
 
 
 @contextlib.contextmanager
 def _as_it_was(module: NextTokenLoss) -> Any:
     """Modes, layout, type and counts of experts are put back; nothing is compiled on the way."""
-    modes = {part: part.training for part in module.modules()}
+    modes_before = {part: part.training for part in module.modules()}
     layout, counts, dtype = module.layout, module.expert_counts, module.dtype
-    is_compiled = any(part._compiled_call_impl is not None for part in modes)
-    plain = torch.compiler.set_stance("force_eager") if is_compiled else contextlib.nullcontext()
+    is_compiled = any(part._compiled_call_impl is not None for part in modes_before)
+    without_compiling = (
+        torch.compiler.set_stance("force_eager") if is_compiled else contextlib.nullcontext()
+    )
     try:
-        with plain:
+        with without_compiling:
             yield
     finally:
-        for part, mode in modes.items():
+        for part, mode in modes_before.items():
             part.training = mode
         module.layout, module.expert_counts, module.dtype = layout, counts, dtype

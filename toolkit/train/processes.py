@@ -24,11 +24,11 @@ def start_processes() -> None:
 
     from accelerate import PartialState
 
-    found = PartialState(cpu=on_cpu(), timeout=timedelta(hours=24)).num_processes
-    if found != num_processes():
+    processes_found = PartialState(cpu=on_cpu(), timeout=timedelta(hours=24)).num_processes
+    if processes_found != num_processes():
         raise ToolkitError(
-            f"WORLD_SIZE is {num_processes()}, but {found} processes found each other; start them "
-            "with `accelerate launch` or torchrun."
+            f"WORLD_SIZE is {num_processes()}, but {processes_found} processes found each other; "
+            "start them with `accelerate launch` or torchrun."
         )
 
 

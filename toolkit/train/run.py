@@ -171,9 +171,9 @@ def _refuse_misfits(model: Any, blocks: Blocks, data: Path, section: TrainSectio
     own_limit = getattr(model.config, "max_position_embeddings", None)
     rotary_settings = rotary_by_stage(blocks.stages, section.stages)
     for stage, rotary in zip(blocks.stages, rotary_settings, strict=True):
-        limit = rotary.max_position_embeddings or own_limit
-        if limit is not None and stage.sequence_length > limit:
+        most_positions = rotary.max_position_embeddings or own_limit
+        if most_positions is not None and stage.sequence_length > most_positions:
             raise ConfigError(
-                f"data.sequence_length: must be at most {limit}, the positions that the model has "
-                f"(got {stage.sequence_length})."
+                f"data.sequence_length: must be at most {most_positions}, the positions that the "
+                f"model has (got {stage.sequence_length})."
             )

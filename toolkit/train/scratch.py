@@ -62,21 +62,21 @@ def random_llama(shape: ShapeSection, seed: int, tokenizer: Any) -> Any:
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    heads = shape.num_attention_heads
-    groups = shape.num_key_value_heads or heads
-    if (shape.head_dim is None and shape.hidden_size % heads) or heads % groups:
+    num_heads = shape.num_attention_heads
+    num_groups = shape.num_key_value_heads or num_heads
+    if (shape.head_dim is None and shape.hidden_size % num_heads) or num_heads % num_groups:
         raise ConfigError(
-            f"model.scratch.shape: {heads} heads with {groups} of keys and values do not divide a "
-            f"width of {shape.hidden_size}."
+            f"model.scratch.shape: {num_heads} heads with {num_groups} of keys and values do not "
+            f"divide a width of {shape.hidden_size}."
         )
     config = LlamaConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
         num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        head_dim=shape.head_dim or shape.hidden_size // heads,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_groups,
+        head_dim=shape.head_dim or shape.hidden_size // num_heads,
         max_position_embeddings=shape.max_position_embeddings,
         tie_word_embeddings=shape.tie_word_embeddings,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
@@ -86,18 +86,21 @@ def random_llama(shape: ShapeSection, seed: int, tokenizer: Any) -> Any:
         initializer_range=_SPREAD,
     )
     with torch.device("meta"):
-        entries = sum(parameter.numel() for parameter in LlamaForCausalLM(config).parameters())
-    refuse_beyond_memory(4 * entries, f"model.scratch.shape: {entries:,} parameters")
+        num_entries = sum(parameter.numel() for parameter in LlamaForCausalLM(config).parameters())
+    refuse_beyond_memory(4 * num_entries, f"model.scratch.shape: {num_entries:,} parameters")
     with torch.random.fork_rng(devices=[]):  # its own first weights, all replaced below
         model = LlamaForCausalLM(config)
-    narrow = _SPREAD / math.sqrt(2.0 * shape.num_hidden_layers)
+    residual_spread = _SPREAD / math.sqrt(2.0 * shape.num_hidden_layers)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(1.0)
                 continue
-            writes = name.endswith(("o_proj.weight", "down_proj.weight"))
-            parameter.copy_(_normal(parameter.shape, seed, name) * (narrow if writes else _SPREAD))
+            writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            parameter.copy_(
+                _normal(parameter.shape, seed, name)
+                * (residual_spread if writes_residual else _SPREAD)
+            )
     return model
 
 

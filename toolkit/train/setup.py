@@ -61,18 +61,20 @@ def set_up_training(model: Any, section: TrainSection, work: Path) -> TrainingSe
         ConfigError: the attention that the recipe names is not to be had here.
     """
     accelerator = _start_accelerator(section, work)
-    device = accelerator.device.type
+    device_kind = accelerator.device.type
     dtype = products_dtype(section)
     inner_model = plain_model(model)
-    is_fused = may_fuse(section, device, sharded=bool(accelerator.is_fsdp2))
+    is_fused = may_fuse(section, device_kind, sharded=bool(accelerator.is_fsdp2))
     is_fused = is_fused and fuse(inner_model, dtype)
     # Fused blocks already keep only what selective checkpointing would.
-    kind = section.gradient_checkpointing
-    checkpoint_activations(inner_model, "none" if is_fused and kind == "selective" else kind)
+    checkpointing = section.gradient_checkpointing
+    checkpoint_activations(
+        inner_model, "none" if is_fused and checkpointing == "selective" else checkpointing
+    )
     if section.compile:
         inner_model.base_model.compile()
     loss_module = NextTokenLoss(model.train(), dtype, fused=is_fused)
-    choose_attention(inner_model, section.attn_implementation, device, section.precision)
+    choose_attention(inner_model, section.attn_implementation, device_kind, section.precision)
     settings = section.optimizer
     optimizer = torch.optim.AdamW(
         parameter_groups(model, settings.weight_decay, settings.embedding_lr_scale),

@@ -217,11 +217,13 @@ def load_train_state(
         The loaded state; a fresh one where there is nothing to load.
     """
     if saved_step is not None:
-        values = load_state(work, saved_step, setup.model, setup.optimizer)
-        state = TrainState.from_json(values, saved_step)
+        saved_values = load_state(work, saved_step, setup.model, setup.optimizer)
+        state = TrainState.from_json(saved_values, saved_step)
     elif continuation is not None:
-        values = load_state(continuation.states, continuation.step, setup.model, setup.optimizer)
-        state = TrainState.from_json(values, continuation.step)
+        saved_values = load_state(
+            continuation.states, continuation.step, setup.model, setup.optimizer
+        )
+        state = TrainState.from_json(saved_values, continuation.step)
         # What the run before it decided at its end does not bind this one.
         state.stopped, state.best = "", None
     else:
@@ -232,16 +234,21 @@ def load_train_state(
 
 def _compare_makers(before: dict[str, str] | None, setup: TrainingSetup) -> dict[str, str]:
     """What the bits of a state depend on besides settings and data; says what has changed since."""
-    now = {name: metadata.version(name) for name in ("torch", "transformers")}
-    now |= {"toolkit": __version__, "processes": str(setup.accelerator.num_processes)}
-    now |= {
+    made_now = {name: metadata.version(name) for name in ("torch", "transformers")}
+    made_now |= {"toolkit": __version__, "processes": str(setup.accelerator.num_processes)}
+    made_now |= {
         "blocks": "fused" if setup.plain_loss.fused else "plain",
         "precision": setup.section.precision,
     }
     if before is not None:
-        for line in changed_keys({"blocks": "plain", "precision": "bf16", **before}, now):
-            say(f"  the state it continues from was written with another {line}: not bit for bit")
-    return now
+        for changed_line in changed_keys(
+            {"blocks": "plain", "precision": "bf16", **before}, made_now
+        ):
+            say(
+                "  the state it continues from was written with another "
+                f"{changed_line}: not bit for bit"
+            )
+    return made_now
 
 
 class Checkpoints:

@@ -36,8 +36,10 @@ def share_gradient(model: Any) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if type(embedding) is not nn.Embedding or head is None or head.weight is not embedding.weight:
         return
-    plain = embedding.max_norm is None and not embedding.scale_grad_by_freq and not embedding.sparse
-    if plain and embedding.weight.requires_grad and embedding.weight.dtype == torch.float32:
+    is_plain = (
+        embedding.max_norm is None and not embedding.scale_grad_by_freq and not embedding.sparse
+    )
+    if is_plain and embedding.weight.requires_grad and embedding.weight.dtype == torch.float32:
         vars(embedding)["forward"] = MethodType(_embedding_forward, embedding)
 
 
@@ -85,15 +87,17 @@ class _Embed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (tokens,) = ctx.saved_tensors
-        out, ctx.shared.value = ctx.shared.value, None
-        if out is None:  # no target in the whole batch, or an output that went another way
-            out = torch.zeros(ctx.size, dtype=grad.dtype, device=grad.device)
-        flat, grad = tokens.reshape(-1), grad.reshape(-1, grad.shape[-1])
+        head_grad, ctx.shared.value = ctx.shared.value, None
+        if head_grad is None:  # no target in the whole batch, or an output that went another way
+            head_grad = torch.zeros(ctx.size, dtype=grad.dtype, device=grad.device)
+        flat_tokens, grad = tokens.reshape(-1), grad.reshape(-1, grad.shape[-1])
         if ctx.padding is not None:
-            learns = flat != ctx.padding
-            flat, grad = flat[learns], grad[learns]
+            is_learned = flat_tokens != ctx.padding
+            flat_tokens, grad = flat_tokens[is_learned], grad[is_learned]
         # A token's rows are added up first, as a gradient of their own would have them.
-        rows, places = flat.unique(return_inverse=True)
-        sums = torch.zeros(len(rows), grad.shape[-1], dtype=grad.dtype, device=grad.device)
-        out.index_add_(0, rows, sums.index_add_(0, places, grad))
-        return None, out, None, None
+        used_tokens, row_of_token = flat_tokens.unique(return_inverse=True)
+        token_sums = torch.zeros(
+            len(used_tokens), grad.shape[-1], dtype=grad.dtype, device=grad.device
+        )
+        head_grad.index_add_(0, used_tokens, token_sums.index_add_(0, row_of_token, grad))
+        return None, head_grad, None, None

@@ -95,17 +95,17 @@ class StepRecorder:
             outcome: what it came to.
             seconds: how long it took.
         """
-        speed = round(outcome.num_targets / seconds, 1)
+        tokens_per_second = round(outcome.num_targets / seconds, 1)
         memory_bytes = resident_bytes()
         # JSON has no number for what is not finite: such a norm is written as text.
-        norm = outcome.gradient_norm
+        gradient_norm = outcome.gradient_norm
         row: dict[str, object] = {
             "step": state.step,
             "loss": outcome.loss if outcome.is_finite else None,
             "learning_rate": outcome.learning_rate,
-            "gradient_norm": norm if outcome.is_finite else str(norm),
+            "gradient_norm": gradient_norm if outcome.is_finite else str(gradient_norm),
             "tokens": outcome.num_targets,
-            "tokens_per_second": speed,
+            "tokens_per_second": tokens_per_second,
             "memory_bytes": memory_bytes,
         }
         if len(self._stage_names) > 1:
@@ -113,13 +113,15 @@ class StepRecorder:
         if outcome.expert_counts is not None:
             row |= balance_figures(outcome.expert_counts)
         if self._setup.section.trackers:
-            numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
-            self._setup.accelerator.log(numbers, step=state.step)
+            numeric_figures = {
+                key: value for key, value in row.items() if isinstance(value, (int, float))
+            }
+            self._setup.accelerator.log(numeric_figures, step=state.step)
         if not outcome.is_finite:
             row["skipped"] = True
         self.metrics.write(**row)
-        note = f"loss {outcome.loss:.3f}  {speed:.0f} tokens/s  {memory_bytes / 1e9:.1f} GB"
-        self._advance(1, note)
+        speed, memory = f"{tokens_per_second:.0f} tokens/s", f"{memory_bytes / 1e9:.1f} GB"
+        self._advance(1, f"loss {outcome.loss:.3f}  {speed}  {memory}")
 
     def summarize(self, state: TrainState, used_step: int) -> TrainSummary:
         """Figures of the run, now that it has ended.
@@ -170,9 +172,9 @@ def record_steps(
     if has_trackers:
         settings = plain_settings(setup.section, seed)
         setup.accelerator.init_trackers("toolkit", config=settings)
-    shown = progress("training", num_steps, done=state.step) if is_main else silence()
-    path = work / METRICS if is_main else None
-    with MetricsLog(path, keep_steps=state.step) as metrics, shown as advance:
+    progress_bar = progress("training", num_steps, done=state.step) if is_main else silence()
+    metrics_path = work / METRICS if is_main else None
+    with MetricsLog(metrics_path, keep_steps=state.step) as metrics, progress_bar as advance:
         stage_names = [stage.name for stage in stages]
         yield StepRecorder(setup, state, metrics, advance, stage_names, num_steps)
     if has_trackers:

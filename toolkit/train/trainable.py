@@ -60,10 +60,10 @@ def finished_model(model: Any) -> Any:
 
 def embeddings(model: Any) -> list[nn.Parameter]:
     """Input and output embeddings, once where they are the same."""
-    inner = plain_model(model)
-    modules = [inner.get_input_embeddings(), inner.get_output_embeddings()]
-    found = {id(m.weight): m.weight for m in modules if m is not None}
-    return list(found.values())
+    inner_model = plain_model(model)
+    modules = [inner_model.get_input_embeddings(), inner_model.get_output_embeddings()]
+    weights_by_id = {id(m.weight): m.weight for m in modules if m is not None}
+    return list(weights_by_id.values())
 
 
 def parameter_groups(
@@ -73,14 +73,14 @@ def parameter_groups(
 
     Every group has an `lr_scale` that the schedule's rate is multiplied with.
     """
-    special = {id(p) for p in embeddings(model)} if embedding_lr_scale != 1.0 else set()
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    own = [p for p in parameters if id(p) not in special]
+    embedding_ids = {id(p) for p in embeddings(model)} if embedding_lr_scale != 1.0 else set()
+    learned_parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    other_parameters = [p for p in learned_parameters if id(p) not in embedding_ids]
     groups = [
-        {"params": [p for p in own if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in own if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in other_parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in other_parameters if p.dim() < 2], "weight_decay": 0.0},
         {
-            "params": [p for p in parameters if id(p) in special],
+            "params": [p for p in learned_parameters if id(p) in embedding_ids],
             "weight_decay": weight_decay,
             "lr_scale": embedding_lr_scale,
         },
@@ -99,9 +99,13 @@ def _with_adapters(model: Any, section: LoraSection) -> Any:
         target_modules=list(section.target_modules) if section.target_modules else "all-linear",
         task_type="CAUSAL_LM",
     )
-    linear = (module for module in model.modules() if isinstance(module, nn.Linear))
-    entries = section.rank * max((sum(module.weight.shape) for module in linear), default=0)
-    refuse_beyond_memory(4 * entries, f"train.lora.rank: {section.rank:,}: an adapter of one layer")
+    linear_modules = (module for module in model.modules() if isinstance(module, nn.Linear))
+    adapter_entries = section.rank * max(
+        (sum(module.weight.shape) for module in linear_modules), default=0
+    )
+    refuse_beyond_memory(
+        4 * adapter_entries, f"train.lora.rank: {section.rank:,}: an adapter of one layer"
+    )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
@@ -121,34 +125,37 @@ def _with_new_blocks(model: Any, section: BlockExpansionSection) -> Any:
         raise ConfigError(
             "train.block_expansion: new blocks are known for models with `layers` only."
         )
-    old = len(layers)
-    if section.num_blocks > old:
+    num_layers = len(layers)
+    if section.num_blocks > num_layers:
         raise ConfigError(
-            f"train.block_expansion.num_blocks: must be at most the model's {old} (got "
+            f"train.block_expansion.num_blocks: must be at most the model's {num_layers} (got "
             f"{section.num_blocks})."
         )
-    after = {(index + 1) * old // section.num_blocks - 1 for index in range(section.num_blocks)}
+    copied_layers = {
+        (layer_index + 1) * num_layers // section.num_blocks - 1
+        for layer_index in range(section.num_blocks)
+    }
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    grown: list[nn.Module] = []
-    kinds = list(getattr(model.config, "layer_types", None) or [])
+    grown_layers: list[nn.Module] = []
+    layer_kinds = list(getattr(model.config, "layer_types", None) or [])
     new_kinds: list[str] = []
-    for index, layer in enumerate(layers):
-        grown.append(layer)
-        new_kinds += kinds[index : index + 1]
-        if index in after:
-            block = copy.deepcopy(layer)
-            for name in ("self_attn.o_proj", "mlp.down_proj"):
-                block.get_parameter(f"{name}.weight").zero_()
-            for parameter in block.parameters():
+    for layer_index, layer in enumerate(layers):
+        grown_layers.append(layer)
+        new_kinds += layer_kinds[layer_index : layer_index + 1]
+        if layer_index in copied_layers:
+            new_block = copy.deepcopy(layer)
+            for output_name in ("self_attn.o_proj", "mlp.down_proj"):
+                new_block.get_parameter(f"{output_name}.weight").zero_()
+            for parameter in new_block.parameters():
                 parameter.requires_grad_(True)
-            grown.append(block)
-            new_kinds += kinds[index : index + 1]
-    for index, layer in enumerate(grown):
+            grown_layers.append(new_block)
+            new_kinds += layer_kinds[layer_index : layer_index + 1]
+    for layer_index, layer in enumerate(grown_layers):
         if hasattr(layer, "self_attn") and hasattr(layer.self_attn, "layer_idx"):
-            layer.self_attn.layer_idx = index
-    model.base_model.layers = nn.ModuleList(grown)
-    model.config.num_hidden_layers = len(grown)
-    if kinds:
+            layer.self_attn.layer_idx = layer_index
+    model.base_model.layers = nn.ModuleList(grown_layers)
+    model.config.num_hidden_layers = len(grown_layers)
+    if layer_kinds:
         model.config.layer_types = new_kinds
     return model

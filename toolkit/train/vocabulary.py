@@ -58,47 +58,53 @@ def choose_merges(
     >>> chosen.tokens, chosen.saved
     (['venue', 'revenue'], [7, 5])
     """
-    rows = [list(word) for word in words]
-    counts = list(words.values())
-    totals: Counter[Pair] = Counter()
-    places: defaultdict[Pair, set[int]] = defaultdict(set)
-    for number, row in enumerate(rows):
+    pieces_of_words = [list(word) for word in words]
+    word_counts = list(words.values())
+    pair_totals: Counter[Pair] = Counter()
+    words_with_pair: defaultdict[Pair, set[int]] = defaultdict(set)
+    for word_number, row in enumerate(pieces_of_words):
         for pair in pairwise(row):
-            totals[pair] += counts[number]
-            places[pair].add(number)
-    queue = [(-total, pair) for pair, total in totals.items()]
-    heapq.heapify(queue)
-    taken, merges, saved = set(known), list[Pair](), list[int]()
-    while queue and len(merges) < num_tokens:
-        minus, pair = heapq.heappop(queue)
-        if totals[pair] != -minus:  # an old entry; the pair was put in again with its new total
-            if totals[pair] >= min_count:
-                heapq.heappush(queue, (-totals[pair], pair))
+            pair_totals[pair] += word_counts[word_number]
+            words_with_pair[pair].add(word_number)
+    pair_queue = [(-total, pair) for pair, total in pair_totals.items()]
+    heapq.heapify(pair_queue)
+    known_tokens, merges, saved = set(known), list[Pair](), list[int]()
+    while pair_queue and len(merges) < num_tokens:
+        negative_total, pair = heapq.heappop(pair_queue)
+        if (
+            pair_totals[pair] != -negative_total
+        ):  # an old entry; the pair was put in again with its new total
+            if pair_totals[pair] >= min_count:
+                heapq.heappush(pair_queue, (-pair_totals[pair], pair))
             continue
-        if -minus < min_count:
+        if -negative_total < min_count:
             break
-        joined = pair[0] + pair[1]
-        if joined in taken or _BYTE.fullmatch(pair[0]) or _BYTE.fullmatch(pair[1]):
+        new_token = pair[0] + pair[1]
+        if new_token in known_tokens or _BYTE.fullmatch(pair[0]) or _BYTE.fullmatch(pair[1]):
             continue
-        taken.add(joined)
+        # Only words with the pair change, and with them the totals of the pairs around it.
+        known_tokens.add(new_token)
         merges.append(pair)
-        changed: set[Pair] = set()
-        gain = 0
-        for number in sorted(places.pop(pair)):
-            before, after = rows[number], join(rows[number], pair)
-            if len(before) == len(after):
+        changed_pairs: set[Pair] = set()
+        saved_here = 0
+        for word_number in sorted(words_with_pair.pop(pair)):
+            pieces_before, pieces_after = (
+                pieces_of_words[word_number],
+                join(pieces_of_words[word_number], pair),
+            )
+            if len(pieces_before) == len(pieces_after):
                 continue
-            gain += counts[number] * (len(before) - len(after))
-            for old in pairwise(before):
-                totals[old] -= counts[number]
-            for new in pairwise(after):
-                totals[new] += counts[number]
-                places[new].add(number)
-                changed.add(new)
-            rows[number] = after
-        saved.append(gain)
-        for new in sorted(changed):
-            heapq.heappush(queue, (-totals[new], new))
+            saved_here += word_counts[word_number] * (len(pieces_before) - len(pieces_after))
+            for old_pair in pairwise(pieces_before):
+                pair_totals[old_pair] -= word_counts[word_number]
+            for new_pair in pairwise(pieces_after):
+                pair_totals[new_pair] += word_counts[word_number]
+                words_with_pair[new_pair].add(word_number)
+                changed_pairs.add(new_pair)
+            pieces_of_words[word_number] = pieces_after
+        saved.append(saved_here)
+        for new_pair in sorted(changed_pairs):
+            heapq.heappush(pair_queue, (-pair_totals[new_pair], new_pair))
     return NewTokens(merges, saved)
 
 
@@ -108,16 +114,16 @@ def join(pieces: Sequence[str], pair: Pair) -> list[str]:
     >>> join(["a", "a", "a", "b"], ("a", "a"))
     ['aa', 'a', 'b']
     """
-    joined: list[str] = []
+    joined_pieces: list[str] = []
     place = 0
     while place < len(pieces):
         if tuple(pieces[place : place + 2]) == pair:
-            joined.append(pieces[place] + pieces[place + 1])
+            joined_pieces.append(pieces[place] + pieces[place + 1])
             place += 2
         else:
-            joined.append(pieces[place])
+            joined_pieces.append(pieces[place])
             place += 1
-    return joined
+    return joined_pieces
 
 
 def expansions(merges: Sequence[Pair]) -> dict[str, list[str]]:
@@ -126,7 +132,10 @@ def expansions(merges: Sequence[Pair]) -> dict[str, list[str]]:
     >>> expansions([("ven", "ue"), ("re", "venue")])["revenue"]
     ['re', 'ven', 'ue']
     """
-    made: dict[str, list[str]] = {}
+    pieces_by_token: dict[str, list[str]] = {}
     for left, right in merges:
-        made[left + right] = [*made.get(left, [left]), *made.get(right, [right])]
-    return made
+        pieces_by_token[left + right] = [
+            *pieces_by_token.get(left, [left]),
+            *pieces_by_token.get(right, [right]),
+        ]
+    return pieces_by_token

@@ -52,8 +52,10 @@ class Workspace(threading.local):
     ) -> Tensor:
         """A contiguous tensor with whatever is in it, which holds what is written to it until the
         name is used again: for what lives within one function."""
-        key = name, dtype, torch.device(device)
-        self._places[key] = place = _large_enough(self._places.get(key), shape, dtype, device)
+        place_key = name, dtype, torch.device(device)
+        self._places[place_key] = place = _large_enough(
+            self._places.get(place_key), shape, dtype, device
+        )
         return place[: prod(shape)].view(shape)
 
     def lend(
@@ -65,10 +67,10 @@ class Workspace(threading.local):
     ) -> Loan:
         """A contiguous tensor that nobody else uses until it is given back. One that is not given
         back is freed with the loan, as any tensor is."""
-        key = name, dtype, torch.device(device)
-        free = self._free.get(key)
-        place = _large_enough(free.pop() if free else None, shape, dtype, device)
-        return Loan(place[: prod(shape)].view(shape), key, place)
+        place_key = name, dtype, torch.device(device)
+        free_places = self._free.get(place_key)
+        place = _large_enough(free_places.pop() if free_places else None, shape, dtype, device)
+        return Loan(place[: prod(shape)].view(shape), place_key, place)
 
     def give_back(self, loan: Loan) -> None:
         """Let others use it; its tensor is not to be looked at any more."""
