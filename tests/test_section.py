@@ -51,7 +51,7 @@ class Holder(Section):
 def test_a_former_key_is_answered_with_its_new_name():
     old = {"rewarm_fraction": 0.1, "split": {"tuning": {}}}
     data = {"by_name": {"split": old, "other": {"rewarm": 0.1}}, "in_order": [None, old]}
-    assert sorted(check_section(Holder, data)[1]) == [
+    assert sorted(map(str, check_section(Holder, data)[1])) == [
         "by_name.other.rewarm: unknown key; known here: warmup_fraction, split",
         "by_name.other.warmup_fraction: is missing",
         "by_name.split.rewarm_fraction: is called warmup_fraction now",

@@ -4,13 +4,71 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from typing_extensions import Self
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong, or that a person should know.
+
+    Attributes:
+        where: key, file or tensor.
+        what: what is so, with its value.
+        advice: what to do; may be empty.
+        severity: `error` refuses, `warning` may give a bad result, `note` is good to know.
+    """
+
+    where: str
+    what: str
+    advice: str = ""
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        """
+        >>> str(Fault("train.epochs", "must be at least 1 (got 0)", "raise it"))
+        'train.epochs: must be at least 1 (got 0); raise it'
+        """
+        return f"{self.where}: {self.what}" + (f"; {self.advice}" if self.advice else "")
+
+    def below(self, prefix: str) -> Fault:
+        """The same fault, its key seen from farther out: `prefix` ends in a dot or is empty."""
+        return replace(self, where=f"{prefix}{self.where}")
+
+    def without(self, prefix: str) -> Fault:
+        """The same fault, its key seen from within `prefix`, where it begins with that."""
+        return replace(self, where=self.where.removeprefix(prefix))
 
 
 class ToolkitError(Exception):
-    """A fault outside our own code; the command line prints its message and exits `exit_code`."""
+    """A fault outside our own code; the command line prints its message and exits `exit_code`.
+
+    Attributes:
+        faults: what is wrong, each at its place, where the message lists several or code is to
+            look at them; else empty.
+    """
 
     exit_code = 1
+    faults: tuple[Fault, ...] = ()
+
+    @classmethod
+    def of(cls, fault: Fault) -> Self:
+        """An error of one fault."""
+        error = cls(str(fault))
+        error.faults = (fault,)
+        return error
+
+    @classmethod
+    def listing(cls, heading: str, faults: Sequence[Fault]) -> Self:
+        """An error of a line for each fault below a heading."""
+        error = cls("\n  ".join([heading, *map(str, faults)]))
+        error.faults = tuple(faults)
+        return error
 
 
 class ConfigError(ToolkitError):

@@ -7,8 +7,9 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, TypeGuard, TypeVar, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
-from toolkit.errors import ConfigError, did_you_mean
+from toolkit.errors import ConfigError, Fault, did_you_mean
 from toolkit.limits import limit, raise_hint
 
 
@@ -58,32 +59,32 @@ def parse_section(section: type[SectionT], data: object, *, where: str, what: st
     Raises:
         ConfigError: one line for each fault, each at its key.
     """
-    found, faults = check_section(section, data)
-    if found is None:
-        raise ConfigError("\n  ".join([f"{where} is not a valid {what}:", *faults]))
-    return found
+    checked, faults = check_section(section, data)
+    if checked is None:
+        raise ConfigError.listing(f"{where} is not a valid {what}:", faults)
+    return checked
 
 
-def check_section(section: type[SectionT], data: object) -> tuple[SectionT | None, list[str]]:
-    """The section that `data` makes, or None and a line for each fault, each at its key."""
+def check_section(section: type[SectionT], data: object) -> tuple[SectionT | None, list[Fault]]:
+    """The section that `data` makes, or None and what is wrong, each at its key."""
     try:
         return section.model_validate(data), []
     except ValidationError as error:
-        faults = error.errors(include_url=False)
-    renamed = {place for fault in faults if (place := _renamed_to(section, _path_of(fault)))}
-    lines = [
-        _fault_line(section, fault)
-        for fault in faults
-        if fault["type"] != "missing" or _path_of(fault) not in renamed
+        details = error.errors(include_url=False)
+    # A key that must be given and stands there under its former name is not missing as well.
+    renamed = {place for detail in details if (place := _renamed_to(section, _path_of(detail)))}
+    return None, [
+        _fault_of(section, detail)
+        for detail in details
+        if detail["type"] != "missing" or _path_of(detail) not in renamed
     ]
-    return None, lines
 
 
-def _path_of(fault: Any) -> tuple[str | int, ...]:
+def _path_of(detail: ErrorDetails) -> tuple[str | int, ...]:
     """The keys and places that lead to a fault, without what pydantic adds about its types."""
     return tuple(
         part
-        for part in fault["loc"]
+        for part in detail["loc"]
         if part != "[key]" and not str(part).startswith(("function-", "tagged-"))
     )
 
@@ -101,20 +102,24 @@ def _renamed_to(
     return None
 
 
-def _fault_line(section: type[BaseModel], fault: Any) -> str:
-    path = _path_of(fault)
-    key = ".".join(map(str, path)) or "(top level)"
-    kind, context = fault["type"], fault.get("ctx", {})
+def _fault_of(section: type[BaseModel], detail: ErrorDetails) -> Fault:
+    path = _path_of(detail)
+    return Fault(".".join(map(str, path)) or "(top level)", _what_is_wrong(section, path, detail))
+
+
+def _what_is_wrong(
+    section: type[BaseModel], path: tuple[str | int, ...], detail: ErrorDetails
+) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
     if kind in {"extra_forbidden", "literal_error"} and (now := _renamed_to(section, path)):
-        return f"{key}: is called {now[-1]} now"
+        return f"is called {now[-1]} now"
     if kind == "extra_forbidden":
-        known = _known_keys(section, path[:-1])
-        hint = did_you_mean(str(path[-1]), known)
-        return f"{key}: unknown key{hint or _listed(known)}"
+        known_keys = _known_keys(section, path[:-1])
+        return f"unknown key{did_you_mean(str(path[-1]), known_keys) or _listed(known_keys)}"
     if kind == "missing":
-        return f"{key}: is missing"
+        return "is missing"
     if "error" in context:  # our own validators already speak to the user
-        return f"{key}: {context['error']}"
+        return str(context["error"])
     words = {
         "greater_than": "must be greater than {gt}",
         "greater_than_equal": "must be at least {ge}",
@@ -126,14 +131,14 @@ def _fault_line(section: type[BaseModel], fault: Any) -> str:
     message = (
         words[kind].format(**context)
         if kind in words
-        else fault["msg"][0].lower() + fault["msg"][1:]
+        else detail["msg"][0].lower() + detail["msg"][1:]
     )
-    value = repr(fault["input"])
-    return f"{key}: {message} (got {value if len(value) <= 80 else value[:77] + '...'})"
+    value = repr(detail["input"])
+    return f"{message} (got {value if len(value) <= 80 else value[:77] + '...'})"
 
 
-def _listed(known: list[str]) -> str:
-    return f"; known here: {', '.join(known)}" if known else ""
+def _listed(known_keys: list[str]) -> str:
+    return f"; known here: {', '.join(known_keys)}" if known_keys else ""
 
 
 def _known_keys(section: type[BaseModel], path: Sequence[str | int]) -> list[str]:

@@ -89,20 +89,34 @@ def load_json(path: Path) -> Any:
     return read_json(path, ToolkitError, "remove the folder and run the stage again")
 
 
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Which keys differ, each as `key: old -> new`.
+@dataclass(frozen=True)
+class ChangedKey:
+    """A setting that differs: its path of keys, and both values."""
 
-    >>> changed_keys({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})
+    key: str
+    before: object
+    after: object
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_short(self.before)} -> {_short(self.after)}"
+
+
+def changed_keys(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
+) -> list[ChangedKey]:
+    """Which keys differ.
+
+    >>> [str(change) for change in changed_keys({"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}})]
     ['b.c: 2 -> 3']
     """
-    lines: list[str] = []
+    changes: list[ChangedKey] = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            lines += changed_keys(before, after, f"{prefix}{key}.")
+            changes += changed_keys(before, after, f"{prefix}{key}.")
         elif before != after:
-            lines.append(f"{prefix}{key}: {_short(before)} -> {_short(after)}")
-    return lines
+            changes.append(ChangedKey(f"{prefix}{key}", before, after))
+    return changes
 
 
 def _short(value: object) -> str:
@@ -155,7 +169,7 @@ class Stage:
         except ToolkitError as error:
             self.notes = [str(error)]
             return False
-        differences = self._changes(manifest)
+        differences = list(map(str, self._changes(manifest)))
         for name, entry in manifest.get("outputs", {}).items():
             path = self.folder / name
             size = path.stat().st_size if path.is_file() else None
@@ -171,15 +185,15 @@ class Stage:
         self.notes = differences
         return not differences
 
-    def _changes(self, made_from: Mapping[str, Any]) -> list[str]:
+    def _changes(self, made_from: Mapping[str, Any]) -> list[ChangedKey]:
         """What differs between these settings and others, keys without effect left out."""
-        lines = changed_keys(
+        changes = changed_keys(
             {key: made_from.get(key) for key in ("config", "inputs", "seed")}, self.identity()
         )
         return [
-            line
-            for line in lines
-            if not any(fnmatchcase(line.partition(": ")[0], key) for key in self.without_effect)
+            change
+            for change in changes
+            if not any(fnmatchcase(change.key, pattern) for pattern in self.without_effect)
         ]
 
     @contextlib.contextmanager
@@ -198,7 +212,7 @@ class Stage:
         mark = self.work / _IDENTITY
         return mark.is_file() and not self._changes(load_json(mark))
 
-    def begun_otherwise(self) -> list[str]:
+    def begun_otherwise(self) -> list[ChangedKey]:
         """What differs between work that was begun and interrupted, and these settings."""
         mark = self.work / _IDENTITY
         return self._changes(load_json(mark)) if mark.is_file() else []

@@ -15,7 +15,7 @@ from toolkit.checkpoint import training_state
 from toolkit.errors import CheckpointError, ConfigError
 from toolkit.pipeline.models import ensure_anneal, ensure_average, ensure_cpt, ensure_specialist
 from toolkit.stage import read_manifest
-from toolkit.train import loop
+from toolkit.train import state
 
 CONSTANT = {
     "schedule": {"kind": "constant", "peak_lr": 5e-3, "warmup_fraction": 0.1},
@@ -92,7 +92,7 @@ def test_annealing_is_up_to_date_and_continues_after_a_kill_to_the_same_bits(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "StateWriter", Killed)
+        patch.setattr(state, "StateWriter", Killed)
         with pytest.raises(KeyboardInterrupt):
             ensure_anneal(run)
     folder = ensure_anneal(run)
@@ -117,7 +117,7 @@ def test_a_run_under_way_can_be_annealed(project: Path, monkeypatch: pytest.Monk
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "StateWriter", Killed)
+        patch.setattr(state, "StateWriter", Killed)
         with pytest.raises(KeyboardInterrupt):
             ensure_cpt(run)
     folder = ensure_anneal(run, from_step=4)

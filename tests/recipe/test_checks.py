@@ -58,7 +58,7 @@ def test_shares_add_up_and_stages_are_no_longer_than_their_data(tmp_path: Path):
     ]
     assert faults(tmp_path, recipe(stages=stages)) == [
         "data.stages.1.mixture.code: 2,070 tokens would repeat its 1,000 2.1 times; lower the "
-        "share or the stage's tokens, or raise data.max_repeats (2)",
+        "fraction or the stage's tokens, or raise data.max_repeats (2)",
         "data.stages.2.mixture: must add up to 1 (they add up to 0.95)",
         "data.stages.3.name: 'a' stands twice; names of stages must differ",
     ]

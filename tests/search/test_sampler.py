@@ -120,7 +120,7 @@ def test_grids_are_every_combination():
 def test_the_first_look_is_spread_out():
     arm = Arm(np.zeros((0, 2)), np.zeros(0), np.zeros(0))
     points = []
-    for _ in range(arm.wanted):
+    for _ in range(arm.num_first_points):
         _, point = propose([arm], 0)
         points.append(point)
         arm = Arm(np.array(points), *np.full((2, len(points)), np.nan))

@@ -85,6 +85,6 @@ def test_models_of_a_measure():
 def test_variants_that_a_recipe_lacks_are_named():
     study = StudySection.model_validate({"claims": [claim(), claim(of="waek", against="general")]})
     (fault,) = unknown_models(study, ["weak", "none"])
-    assert fault.startswith("study.claims.1.measure: there is no variant 'waek'")
-    assert "did you mean weak" in fault
+    assert str(fault).startswith("study.claims.1.measure: there is no variant 'waek'")
+    assert "did you mean weak" in fault.what
     assert unknown_models(None, []) == []

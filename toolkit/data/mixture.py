@@ -181,7 +181,7 @@ def stage_counts(
         if repeats > section.max_repeats * 1.001:
             raise DataError(
                 f"data.stages.{number}.mixture.{name}: {tokens:,.0f} tokens would repeat its "
-                f"{targets[name]:,} {repeats:.1f} times; lower the share, add text, or raise "
+                f"{targets[name]:,} {repeats:.1f} times; lower the fraction, add text, or raise "
                 f"data.max_repeats ({section.max_repeats:g})."
             )
         counts[name] = max(1, round(tokens * blocks[name] / targets[name]))

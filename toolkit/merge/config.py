@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from typing_extensions import Self
 from toolkit.errors import ConfigError, warn
 from toolkit.limits import limit, raise_hint
 from toolkit.load_yaml import load_yaml
-from toolkit.section import PositiveInt, Section, parse_section
+from toolkit.section import PositiveInt, Section, check_section
 
 Scalar = bool | int | float | str
 Settings = dict[str, Any]
@@ -275,16 +276,11 @@ def parse_merge_config(data: object, *, where: str) -> MergeConfig:
         for key in [key for key in _PASSED_OVER if key in data]:
             warn(f"{where}: {key}: {_PASSED_OVER[key]}.")
         data = {key: value for key, value in data.items() if key not in _PASSED_OVER}
-    try:
-        return parse_section(MergeConfig, data, where=where, what="merge configuration")
-    except ConfigError as error:
-        raise ConfigError("\n".join(map(_hinted, str(error).splitlines()))) from error
-
-
-def _hinted(line: str) -> str:
-    key, _, fault = line.strip().partition(": ")
-    is_known = key in _OF_OTHERS and fault.startswith("unknown key")
-    return f"  {key}: {_OF_OTHERS[key]}" if is_known else line
+    config, faults = check_section(MergeConfig, data)
+    if config is None:
+        hinted = [replace(fault, what=_OF_OTHERS.get(fault.where, fault.what)) for fault in faults]
+        raise ConfigError.listing(f"{where} is not a valid merge configuration:", hinted)
+    return config
 
 
 def load_merge_config(path: Path) -> MergeConfig:

@@ -153,12 +153,7 @@ def draw_laws(
     freedom = num_runs - 2
     features = grid.features(shares, tokens)
     lines = _fit_lines(features, losses)
-    # Log posterior of each exponent: E and A are integrated out, and the noise with them.
-    log_weights = -0.5 * np.log(lines.spread) - 0.5 * freedom * np.log(lines.unexplained_share)
-    # The largest of weights with Gumbel's noise is a draw in proportion to them.
-    noisy_weights = log_weights + chance.gumbel(size=log_weights.shape)
-    noisy_weights[0] = -lines.squares[0]
-    chosen_laws = np.argmax(noisy_weights, axis=1)
+    chosen_laws = _choose_laws(lines, freedom, chance)
     draw_rows = np.arange(num_draws)
     left_squares = lines.squares[draw_rows, chosen_laws]
     noise = np.sqrt(left_squares / chance.chisquare(freedom, size=num_draws))
@@ -171,6 +166,16 @@ def draw_laws(
     level_error = noise * normal_draws[1] / np.sqrt(num_runs)
     offset = lines.level + level_error - slope * lines.means[chosen_laws]
     return Fit(grid, chosen_laws, offset, slope, noise)
+
+
+def _choose_laws(lines: _Lines, freedom: int, chance: np.random.Generator) -> NDArray[np.int64]:
+    """The likeliest exponents for the first row of losses, for the others a draw each."""
+    # Log posterior of each exponent: E and A are integrated out, and the noise with them.
+    log_weights = -0.5 * np.log(lines.spread) - 0.5 * freedom * np.log(lines.unexplained_share)
+    # The largest of weights with Gumbel's noise is a draw in proportion to them.
+    noisy_weights = log_weights + chance.gumbel(size=log_weights.shape)
+    noisy_weights[0] = -lines.squares[0]
+    return np.asarray(np.argmax(noisy_weights, axis=1))
 
 
 class _Lines(NamedTuple):

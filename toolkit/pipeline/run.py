@@ -71,7 +71,7 @@ class Run:
         path = find_recipe(base)
         run = cls.of(path, load_recipe(path, layers), runs, layers)
         if faults := list(token_faults(run.recipe, run.root / "general")):
-            raise ConfigError("\n  ".join([f"{run.asked_for} is not a valid recipe:", *faults]))
+            raise ConfigError.listing(f"{run.asked_for} is not a valid recipe:", faults)
         _refuse_loops(run, (run.asked_for,))
         return run
 
@@ -153,8 +153,8 @@ def ensure_stage(stage: Stage, title: str, act: Callable[[], None]) -> Path:
         say(f"  continues in {stage.work}")
     elif changes := stage.begun_otherwise():
         say("  was begun under other settings; that work is put aside beside the stage:")
-        for line in changes:
-            say(f"    {line.removeprefix('config.')}")
+        for change in changes:
+            say(f"    {str(change).removeprefix('config.')}")
         say("  to continue it instead, put these back and rename its folder to what it was")
     act()
     if not stage.is_complete():

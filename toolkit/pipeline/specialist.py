@@ -85,23 +85,28 @@ def watch_identity(section: TrainSection, evaluate: EvaluateSection) -> dict[str
 
 def _adopt_schedule(stage: Stage) -> None:
     changes = stage.begun_otherwise()
-    other = [line for line in changes if not _is_of_schedule(line)]
-    if other:
+    other_changes = [change for change in changes if not _is_of_schedule(change.key)]
+    if other_changes:
         raise ConfigError(
             f"{stage.work}: more than the schedule was changed since it was begun:\n  "
-            + "\n  ".join(other)
+            + "\n  ".join(map(str, other_changes))
             + "\nPut the former values back, or run without --change-schedule to begin anew."
         )
-    for line in changes:
-        say(f"  continues with another schedule: {line.removeprefix('config.')}")
+    for change in changes:
+        say(f"  continues with another schedule: {str(change).removeprefix('config.')}")
     if changes:
         stage.adopt()
 
 
-def _is_of_schedule(change: str) -> bool:
-    key = change.split(": ")[0]
-    is_of_stage = key.startswith("config.train.stages.") and ".schedule" in key
-    return is_of_stage or key.startswith("config.train.schedule.")
+def _is_of_schedule(key: str) -> bool:
+    """Whether a key belongs to the common schedule or to that of one stage."""
+    match key.split("."):
+        case ["config", "train", "schedule", *_]:
+            return True
+        case ["config", "train", "stages", *below]:  # the name of a stage may hold dots
+            return "schedule" in below[1:]
+        case _:
+            return False
 
 
 def refuse_own_schedules(section: TrainSection) -> None:

@@ -263,7 +263,7 @@ def _late_faults(run: Run, located: Located) -> list[str]:
     faults = recipe_faults(recipe)
     if located.tokenizer is not None:
         faults += token_faults(recipe, located.tokenizer)
-    return list(dict.fromkeys(faults))
+    return list(dict.fromkeys(map(str, faults)))
 
 
 def _measure(

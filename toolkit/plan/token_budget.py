@@ -175,8 +175,8 @@ def _curriculum_stage(
             num_repeats = source_tokens / max(1.0, source.tokens)
             raise ConfigError(
                 f"data.stages.{number}.mixture.{name}: {source_tokens:,.0f} tokens would repeat "
-                f"its about {source.tokens:,.0f} {num_repeats:.1f} times; lower the share or the "
-                f"stage's tokens, add text, or raise data.max_repeats ({data.max_repeats:g})."
+                f"its about {source.tokens:,.0f} {num_repeats:.1f} times; lower the fraction or "
+                f"the stage's tokens, add text, or raise data.max_repeats ({data.max_repeats:g})."
             )
     sequence_length = stage.sequence_length or data.sequence_length
     domain_tokens, general_tokens = tokens_by_role["domain"], tokens_by_role["general"]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.data.config import KNOWN_FIM_TOKENS, DataSection, SourceSection
-from toolkit.errors import ConfigError, ToolkitError, sentence_end
+from toolkit.data.config import KNOWN_FIM_TOKENS, DataSection, FimSection, SourceSection
+from toolkit.errors import ConfigError, Fault, ToolkitError, sentence_end
 from toolkit.load_yaml import read_object
 from toolkit.recipe.model import ModelSection, shape_of
 from toolkit.train.config import TrainSection
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 _ROUNDING = 0.001
 
 
-def recipe_faults(recipe: Recipe) -> list[str]:
-    """One line for each fault, each at its key."""
+def recipe_faults(recipe: Recipe) -> list[Fault]:
+    """What does not fit together in a recipe, each at its key."""
     return list(_faults(recipe))
 
 
-def _faults(recipe: Recipe) -> Iterator[str]:
+def _faults(recipe: Recipe) -> Iterator[Fault]:
     limit = None
     try:
         shape = shape_of(recipe.model)
         limit = shape.max_position_embeddings if shape is not None else None
     except ConfigError as error:
-        yield f"model.path: {error}"
+        yield Fault("model.path", str(error))
     yield from _experts("model.moe", recipe.model)
     for name, model in recipe.models.items():
         yield from _experts(f"models.{name}.moe", model)
@@ -51,47 +51,51 @@ def _faults(recipe: Recipe) -> Iterator[str]:
         yield from token_faults(recipe, recipe.model.path)
 
 
-def _amounts(prefix: str, section: DataSection) -> Iterator[str]:
+def _amounts(prefix: str, section: DataSection) -> Iterator[Fault]:
     names = [stage.name for stage in section.stages]
     for number, stage in enumerate(section.stages):
         key = f"{prefix}.stages.{number}"
         if names.index(stage.name) < number:
-            yield f"{key}.name: {stage.name!r} stands twice; names of stages must differ"
+            yield Fault(
+                f"{key}.name", f"{stage.name!r} stands twice", "names of stages must differ"
+            )
         total = sum(stage.mixture.values())
         if abs(total - 1.0) > _ROUNDING:
-            yield f"{key}.mixture: must add up to 1 (they add up to {total:.4g})"
+            yield Fault(f"{key}.mixture", f"must add up to 1 (they add up to {total:.4g})")
             continue
-        for name, share in stage.mixture.items():
-            held = _known_tokens(section.sources[name])
-            repeats = stage.tokens * share / held if held else 0.0
+        for name, fraction in stage.mixture.items():
+            source_tokens = _known_tokens(section.sources[name])
+            repeats = stage.tokens * fraction / source_tokens if source_tokens else 0.0
             if repeats > section.max_repeats * (1.0 + _ROUNDING):
-                yield (
-                    f"{key}.mixture.{name}: {stage.tokens * share:,.0f} tokens would repeat its "
-                    f"{held:,} {repeats:.1f} times; lower the share or the stage's tokens, or "
-                    f"raise data.max_repeats ({section.max_repeats:g})"
+                yield Fault(
+                    f"{key}.mixture.{name}",
+                    f"{stage.tokens * fraction:,.0f} tokens would repeat its {source_tokens:,} "
+                    f"{repeats:.1f} times",
+                    "lower the fraction or the stage's tokens, or raise data.max_repeats "
+                    f"({section.max_repeats:g})",
                 )
     if not section.stages:
         yield from _replay(prefix, section)
 
 
-def _replay(prefix: str, section: DataSection) -> Iterator[str]:
-    held: dict[str, list[float | None]] = {"domain": [], "general": []}
+def _replay(prefix: str, section: DataSection) -> Iterator[Fault]:
+    tokens_by_role: dict[str, float] = {"domain": 0.0, "general": 0.0}
     for source in section.sources.values():
-        known = _known_tokens(source)
-        if source.role == "domain":  # a limit alone does not say that there is as much
-            known = None if source.tokens is None else known
+        known_tokens = _known_tokens(source)
+        # A limit alone does not say that a source holds as much, so how much replay would have to
+        # be is not known.
+        if known_tokens is None or (source.role == "domain" and source.tokens is None):
+            return
         weight = (source.weight or 1.0) if source.role == "domain" else 1.0
-        held[source.role].append(None if known is None else known * weight)
-    domain, general = ([n for n in held[role] if n is not None] for role in ("domain", "general"))
-    if len(domain) < len(held["domain"]) or len(general) < len(held["general"]):
-        return
-    share = section.replay_fraction
-    need, there = sum(domain) * share / (1.0 - share), sum(general)
+        tokens_by_role[source.role] += known_tokens * weight
+    fraction, there = section.replay_fraction, tokens_by_role["general"]
+    need = tokens_by_role["domain"] * fraction / (1.0 - fraction)
     if need > there * section.max_repeats * (1.0 + _ROUNDING):
-        yield (
-            f"{prefix}.replay_fraction: {share:g} of the training tokens needs {need:,.0f} tokens "
-            f"of general text, but the sources hold {there:,.0f}, to be repeated "
-            f"{section.max_repeats:g} times at most; lower it, or raise data.max_repeats"
+        yield Fault(
+            f"{prefix}.replay_fraction",
+            f"{fraction:g} of the training tokens needs {need:,.0f} tokens of general text, but "
+            f"the sources hold {there:,.0f}, to be repeated {section.max_repeats:g} times at most",
+            "lower it, or raise data.max_repeats",
         )
 
 
@@ -102,13 +106,14 @@ def _known_tokens(source: SourceSection) -> int | None:
     return min((n for n in limits if n is not None), default=None)
 
 
-def _stage_names(prefix: str, data: DataSection, train: TrainSection) -> Iterator[str]:
+def _stage_names(prefix: str, data: DataSection, train: TrainSection) -> Iterator[Fault]:
     names = [stage.name for stage in data.stages] or ["train"]
     for name in train.stages:
         if name not in names:
-            yield (
-                f"{prefix}train.stages.{name}: there is no such stage in {prefix}data.stages"
-                f"{sentence_end(name, names)} Stages: {', '.join(names)}"
+            yield Fault(
+                f"{prefix}train.stages.{name}",
+                f"there is no such stage in {prefix}data.stages{sentence_end(name, names)} "
+                f"Stages: {', '.join(names)}",
             )
 
 
@@ -126,43 +131,48 @@ def _lengths(data: DataSection) -> list[tuple[str, str, int]]:
 
 def _reach(data: DataSection, train: TrainSection, limit: int) -> list[int]:
     """Positions that the model has in each stage."""
-    found = []
+    limits = []
     for name, _, length in _lengths(data):
-        own = train.stages.get(name)
-        if own is not None and own.rope_theta is not None:
+        stage = train.stages.get(name)
+        if stage is not None and stage.rope_theta is not None:
             limit = max(limit, length)
-        if own is not None and own.max_position_embeddings is not None:
-            limit = max(limit, own.max_position_embeddings)
-        found.append(limit)
-    return found
+        if stage is not None and stage.max_position_embeddings is not None:
+            limit = max(limit, stage.max_position_embeddings)
+        limits.append(limit)
+    return limits
 
 
 def _positions(
     prefix: str, data: DataSection, train: TrainSection, limit: int | None
-) -> Iterator[str]:
+) -> Iterator[Fault]:
     if limit is None:
         return
-    told = set()
+    faulty_keys = set()  # stages without a length of their own share one key, told once
     reach = _reach(data, train, limit)
     for (name, key, length), positions in zip(_lengths(data), reach, strict=True):
-        if length > positions and key not in told:
-            told.add(key)
-            yield (
-                f"{prefix}data.{key}: must be at most {positions}, the positions that the model "
-                f"has (got {length}); shorten it, or give rope_theta or max_position_embeddings "
-                f"in {prefix}train.stages.{name}"
+        if length > positions and key not in faulty_keys:
+            faulty_keys.add(key)
+            yield Fault(
+                f"{prefix}data.{key}",
+                f"must be at most {positions}, the positions that the model has (got {length})",
+                "shorten it, or give rope_theta or max_position_embeddings in "
+                f"{prefix}train.stages.{name}",
             )
 
 
-def _models(recipe: Recipe) -> Iterator[str]:
+def _models(recipe: Recipe) -> Iterator[Fault]:
     yield from recipe.search.find_faults(recipe.models)
     if recipe.models and recipe.tokenizer is not None:
-        yield "models: have the tokenizer that the section tokenizer adds to; drop one of the two"
+        yield Fault(
+            "models", "have the tokenizer that the section tokenizer adds to", "drop one of the two"
+        )
     based = [name for name, stage in recipe.train.stages.items() if stage.rope_theta is not None]
     if based and recipe.sft is not None and recipe.sft.start == "merge":
-        yield (
-            f"sft.start: there is no merge to start from, as train.stages.{based[0]}.rope_theta "
-            "sets the specialist's positions apart from the general model's; give specialist"
+        yield Fault(
+            "sft.start",
+            f"there is no merge to start from, as train.stages.{based[0]}.rope_theta sets the "
+            "specialist's positions apart from the general model's",
+            "give specialist",
         )
 
 
@@ -170,7 +180,7 @@ _ALIKE = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
 """What experts must have in common with the model that they are put into."""
 
 
-def _experts(key: str, model: ModelSection) -> Iterator[str]:
+def _experts(key: str, model: ModelSection) -> Iterator[Fault]:
     """Experts of differing shapes, as far as the measures of both are known without fetching."""
     if model.moe is None:
         return
@@ -178,21 +188,22 @@ def _experts(key: str, model: ModelSection) -> Iterator[str]:
         base = shape_of(model.moe.base)
         shapes = [shape_of(expert) for expert in model.moe.experts]
     except ConfigError as error:
-        yield f"{key}: {error}"
+        yield Fault(key, str(error))
         return
     for number, shape in enumerate(shapes):
         if base is None or shape is None:
             continue
         for measure in _ALIKE:
-            own, wanted = getattr(shape, measure), getattr(base, measure)
-            if own != wanted:
-                yield (
-                    f"{key}.experts.{number}: its {measure} is {own}, that of the base {wanted}; "
-                    "experts must have the base's shapes"
+            expert_size, base_size = getattr(shape, measure), getattr(base, measure)
+            if expert_size != base_size:
+                yield Fault(
+                    f"{key}.experts.{number}",
+                    f"its {measure} is {expert_size}, that of the base {base_size}",
+                    "experts must have the base's shapes",
                 )
 
 
-def token_faults(recipe: Recipe, folder: Path) -> Iterator[str]:
+def token_faults(recipe: Recipe, folder: Path) -> Iterator[Fault]:
     """What the recipe needs and a tokenizer lacks, where the tokenizer is at hand.
 
     Args:
@@ -204,51 +215,62 @@ def token_faults(recipe: Recipe, folder: Path) -> Iterator[str]:
         return
     try:
         table = read_object(path)
-        known = {*table["model"]["vocab"], *(t["content"] for t in table.get("added_tokens", ()))}
+        added_tokens = (token["content"] for token in table.get("added_tokens", ()))
+        known_tokens = {*table["model"]["vocab"], *added_tokens}
     except (ToolkitError, KeyError, TypeError):
         return  # another kind of tokenizer, or damage: whoever loads it says so
-    own = recipe.tokenizer
-    known |= set(own.special_tokens if own is not None else ())
-    has_template = (own is not None and own.chat_template is not None) or _has_template(folder)
+    extension = recipe.tokenizer
+    known_tokens |= set(extension.special_tokens if extension is not None else ())
+    has_own_template = extension is not None and extension.chat_template is not None
     infilling = recipe.evaluate.infilling
-    if (
-        infilling is not None
-        and infilling.tokens is not None
-        and not known.issuperset(infilling.tokens)
-    ):
-        yield (
-            f"evaluate.infilling.tokens: the tokenizer of {folder} lacks "
-            f"{', '.join(token for token in infilling.tokens if token not in known)}"
-        )
+    infilling_tokens = (infilling.tokens if infilling is not None else None) or ()
+    if lacking := [token for token in infilling_tokens if token not in known_tokens]:
+        what = f"the tokenizer of {folder} lacks {', '.join(lacking)}"
+        yield Fault("evaluate.infilling.tokens", what)
     sections = {"data": recipe.data}
     if recipe.sft is not None:
         sections["sft.data"] = recipe.sft.data
     for prefix, section in sections.items():
-        if not has_template:
-            for name, source in section.sources.items():
-                if source.messages_field is not None:
-                    yield (
-                        f"{prefix}.sources.{name}.messages_field: the tokenizer of {folder} has no "
-                        "chat template to write conversations with; give one in "
-                        "tokenizer.chat_template, or as chat_template.jinja beside the tokenizer"
-                    )
+        if not has_own_template and not _has_template(folder):
+            yield from _template_faults(prefix, section, folder)
         end = section.end_of_document
-        if end is not None and end not in known:
-            yield f"{prefix}.end_of_document: the tokenizer of {folder} has no token {end!r}"
-        if not any(source.fim for source in section.sources.values()):
-            continue
-        wanted = section.fim.tokens
-        if wanted is not None and (lacking := [token for token in wanted if token not in known]):
-            yield (
-                f"{prefix}.fim.tokens: the tokenizer of {folder} lacks {', '.join(lacking)}; "
-                "name others, or add them by tokenizer.special_tokens"
+        if end is not None and end not in known_tokens:
+            yield Fault(
+                f"{prefix}.end_of_document", f"the tokenizer of {folder} has no token {end!r}"
             )
-        elif wanted is None and not any(known.issuperset(names) for names in KNOWN_FIM_TOKENS):
-            yield (
-                f"{prefix}.fim.tokens: the tokenizer of {folder} has none of the tokens that code "
-                "models use for fill-in-the-middle; name three, or add three by "
-                "tokenizer.special_tokens"
+        if any(source.fim for source in section.sources.values()):
+            yield from _fim_faults(prefix, section.fim, known_tokens, folder)
+
+
+def _template_faults(prefix: str, section: DataSection, folder: Path) -> Iterator[Fault]:
+    for name, source in section.sources.items():
+        if source.messages_field is not None:
+            yield Fault(
+                f"{prefix}.sources.{name}.messages_field",
+                f"the tokenizer of {folder} has no chat template to write conversations with",
+                "give one in tokenizer.chat_template, or as chat_template.jinja beside the "
+                "tokenizer",
             )
+
+
+def _fim_faults(
+    prefix: str, section: FimSection, known_tokens: set[str], folder: Path
+) -> Iterator[Fault]:
+    key = f"{prefix}.fim.tokens"
+    if section.tokens is not None:
+        if lacking := [token for token in section.tokens if token not in known_tokens]:
+            yield Fault(
+                key,
+                f"the tokenizer of {folder} lacks {', '.join(lacking)}",
+                "name others, or add them by tokenizer.special_tokens",
+            )
+    elif not any(known_tokens.issuperset(names) for names in KNOWN_FIM_TOKENS):
+        yield Fault(
+            key,
+            f"the tokenizer of {folder} has none of the tokens that code models use for "
+            "fill-in-the-middle",
+            "name three, or add three by tokenizer.special_tokens",
+        )
 
 
 def _has_template(folder: Path) -> bool:

@@ -8,11 +8,11 @@ anything; a scale changes models, documents and amounts, and keeps what the reci
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from toolkit.errors import ConfigError, did_you_mean, sentence_end
+from toolkit.errors import ConfigError, Fault, did_you_mean, sentence_end
 from toolkit.section import PositiveInt, Section, check_section
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SHORTEST = 8  # tokens of a block
+
+PlainValues: TypeAlias = dict[str, Any]
+"""What stands under the keys of a recipe file, as YAML gives it; checked as a `Recipe` once all
+layers lie on one another."""
 
 
 class AmountsSection(Section):
@@ -48,9 +52,9 @@ class Layers:
         scales: by name; each may hold `variants` of its own, laid over it for those variants.
     """
 
-    base: Mapping[str, Any]
-    variants: Mapping[str, Mapping[str, Any]]
-    scales: Mapping[str, Mapping[str, Any]]
+    base: PlainValues
+    variants: dict[str, PlainValues]
+    scales: dict[str, PlainValues]
 
     def combinations(self) -> Iterator[tuple[str | None, str | None]]:
         """Every variant and scale, first without the one or the other."""
@@ -58,23 +62,23 @@ class Layers:
             for variant in (None, *self.variants):
                 yield variant, scale
 
-    def overlaid(self, variant: str | None, scale: str | None) -> dict[str, Any]:
+    def overlaid(self, variant: str | None, scale: str | None) -> PlainValues:
         """Values of the recipe under a variant and a scale, before amounts are scaled."""
         values = overlay(self.base, self.variants[variant]) if variant else dict(self.base)
         if scale is None:
             return values
         layer = self.scales[scale]
-        own = (layer.get("variants") or {}).get(variant) or {}
-        for part in (layer, own):
+        layer_of_variant = (layer.get("variants") or {}).get(variant) or {}
+        for part in (layer, layer_of_variant):
             plain = {k: v for k, v in part.items() if k not in {"variants", *_AMOUNTS}}
             values = overlay(values, _without_removed(plain, values, self.base))
         return values
 
-    def amounts(self, variant: str | None, scale: str) -> dict[str, Any]:
+    def amounts(self, variant: str | None, scale: str) -> PlainValues:
         """What the scale says about amounts, as plain values."""
         layer = self.scales[scale]
-        own = (layer.get("variants") or {}).get(variant) or {}
-        return {key: part[key] for part in (layer, own) for key in _AMOUNTS if key in part}
+        parts = (layer, (layer.get("variants") or {}).get(variant) or {})
+        return {key: part[key] for part in parts for key in _AMOUNTS if key in part}
 
     def choose(self, names: Sequence[str], where: str) -> tuple[str | None, str | None]:
         """The variant and the scale that are asked for.
@@ -116,45 +120,53 @@ def split_name(name: str) -> tuple[str, tuple[str, ...]]:
     return base, tuple(layers.split("@")[1:])
 
 
-def read_layers(values: Mapping[str, Any]) -> tuple[Layers, list[str]]:
+def read_layers(values: PlainValues) -> tuple[Layers, list[Fault]]:
     """Take a recipe file apart.
 
     Returns:
         The layers that can be used, and the faults of those that cannot, each at its key.
     """
-    faults: list[str] = []
-    found: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for kind in ("variants", "scales"):
-        group = values.get(kind)
-        if group is not None and not isinstance(group, Mapping):
-            faults.append(f"{kind}: must be names with mappings (got {group!r})")
-        found[kind] = {}
-        for name, layer in group.items() if isinstance(group, Mapping) else ():
-            if not _NAME.fullmatch(str(name)):
-                faults.append(f"{kind}.{name}: a name has letters, digits, dots and dashes only")
-            elif not isinstance(layer, Mapping):
-                faults.append(f"{kind}.{name}: must be a mapping (got {layer!r})")
-            elif str(name) in found["variants"]:
-                faults.append(f"{kind}.{name}: is also a variant; a name stands for one layer")
-            else:
-                found[kind][str(name)] = layer
-    for name, layer in found["scales"].items():
-        own = layer.get("variants") or {}
-        if not isinstance(own, Mapping) or not all(isinstance(o, Mapping) for o in own.values()):
-            faults.append(f"scales.{name}.variants: must be names with mappings")
-            found["scales"][name] = {k: v for k, v in layer.items() if k != "variants"}
+    faults: list[Fault] = []
+    variants = _named_layers("variants", values.get("variants"), (), faults)
+    scales = _named_layers("scales", values.get("scales"), variants, faults)
+    for name, layer in scales.items():
+        own_variants = layer.get("variants") or {}
+        key = f"scales.{name}.variants"
+        if not isinstance(own_variants, dict) or not all(
+            isinstance(own_layer, dict) for own_layer in own_variants.values()
+        ):
+            faults.append(Fault(key, "must be names with mappings"))
+            scales[name] = {k: v for k, v in layer.items() if k != "variants"}
             continue
-        for variant in own:
-            if variant not in found["variants"]:
-                hint = did_you_mean(str(variant), found["variants"])
-                faults.append(f"scales.{name}.variants.{variant}: there is no such variant{hint}")
-    base = {key: value for key, value in values.items() if key not in found}
-    return Layers(base, found["variants"], found["scales"]), faults
+        for variant in own_variants:
+            if variant not in variants:
+                hint = did_you_mean(str(variant), variants)
+                faults.append(Fault(f"{key}.{variant}", f"there is no such variant{hint}"))
+    base = {key: value for key, value in values.items() if key not in {"variants", "scales"}}
+    return Layers(base, variants, scales), faults
 
 
-def overlay(
-    values: Mapping[str, Any], layer: Mapping[str, Any], path: tuple[str, ...] = ()
-) -> dict[str, Any]:
+def _named_layers(
+    kind: str, group: object, taken_names: Collection[str], faults: list[Fault]
+) -> dict[str, PlainValues]:
+    """The layers of one kind that can be used; what is wrong with others is added to `faults`."""
+    if group is not None and not isinstance(group, dict):
+        faults.append(Fault(kind, f"must be names with mappings (got {group!r})"))
+    layers: dict[str, PlainValues] = {}
+    for name, layer in group.items() if isinstance(group, dict) else ():
+        key = f"{kind}.{name}"
+        if not _NAME.fullmatch(str(name)):
+            faults.append(Fault(key, "a name has letters, digits, dots and dashes only"))
+        elif not isinstance(layer, dict):
+            faults.append(Fault(key, f"must be a mapping (got {layer!r})"))
+        elif str(name) in taken_names:
+            faults.append(Fault(key, "is also a variant", "a name stands for one layer"))
+        else:
+            layers[str(name)] = layer
+    return layers
+
+
+def overlay(values: PlainValues, layer: PlainValues, path: tuple[str, ...] = ()) -> PlainValues:
     """One mapping laid over another.
 
     Mappings merge, all else replaces; a model and a source are replaced whole, and null takes away
@@ -171,20 +183,18 @@ def overlay(
         is_whole = here == ("model",) or (path and path[-1] in {"sources", "models"})
         if value is None and key in result:
             del result[key]
-        elif isinstance(value, Mapping) and isinstance(result.get(key), Mapping) and not is_whole:
+        elif isinstance(value, dict) and isinstance(result.get(key), dict) and not is_whole:
             result[key] = overlay(result[key], value, here)
         else:
             result[key] = value
     return result
 
 
-def _without_removed(
-    layer: Mapping[str, Any], values: Mapping[str, Any], base: Mapping[str, Any]
-) -> dict[str, Any]:
+def _without_removed(layer: PlainValues, values: PlainValues, base: PlainValues) -> PlainValues:
     """A scale without the sources and models that the variant took out of the recipe."""
     result = dict(layer)
     for key, part in layer.items():
-        if not isinstance(part, Mapping):
+        if not isinstance(part, dict):
             continue
         here, before = _mapping(values, key), _mapping(base, key)
         if key in {"sources", "models"}:
@@ -196,14 +206,14 @@ def _without_removed(
     return result
 
 
-def _mapping(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = values.get(key)
-    return found if isinstance(found, Mapping) else {}
+def _mapping(values: PlainValues, key: str) -> PlainValues:
+    inner = values.get(key)
+    return inner if isinstance(inner, dict) else {}
 
 
 def with_amounts(
-    values: Mapping[str, Any], amounts: AmountsSection, recipe: Recipe, full: Recipe
-) -> dict[str, Any]:
+    values: PlainValues, amounts: AmountsSection, recipe: Recipe, full: Recipe
+) -> PlainValues:
     """Values with the amounts of a scale.
 
     Args:
@@ -229,13 +239,13 @@ def with_amounts(
 
 
 def _scaled_data(
-    values: Mapping[str, Any],
+    values: PlainValues,
     tokens: int | None,
     divisor: int,
     section: DataSection,
     full: DataSection,
-) -> dict[str, Any]:
-    result: dict[str, Any] = {**values}
+) -> PlainValues:
+    result: PlainValues = {**values}
     if divisor > 1:
         result["sequence_length"] = max(_SHORTEST, section.sequence_length // divisor)
     total = sum(stage.tokens for stage in section.stages)
@@ -255,49 +265,53 @@ def _scaled_data(
 
 
 def _cut_sources(
-    values: Mapping[str, Any], tokens: int, section: DataSection, full: DataSection
-) -> dict[str, Any]:
+    values: PlainValues, tokens: int, section: DataSection, full: DataSection
+) -> PlainValues:
     """Domain sources cut to the tokens that replay leaves, in the proportions of what the full
     recipe says that they hold, else alike."""
     names = [name for name, source in section.sources.items() if source.role == "domain"]
-    known = {n: s.tokens for n, s in full.sources.items() if s.tokens is not None}
-    sizes = {name: float(known[name] if {*names} <= {*known} else 1.0) for name in names}
+    known_tokens = {n: s.tokens for n, s in full.sources.items() if s.tokens is not None}
+    are_known = all(name in known_tokens for name in names)
+    sizes = {name: float(known_tokens[name]) if are_known else 1.0 for name in names}
+    # A source of weight 2 is seen twice, so it takes twice its size from the budget.
     seen = sum(sizes[name] * (section.sources[name].weight or 1.0) for name in names)
     budget = tokens * (1.0 - section.replay_fraction)
     result = dict(values)
     for name in names:
         split = section.sources[name].model_dump(mode="json", include={"split"})["split"]
-        most = max(1, round(budget * sizes[name] / seen))
+        source_tokens = max(1, round(budget * sizes[name] / seen))
         if "train" in split:
             limit = split["train"]["max_tokens"]
-            split["train"]["max_tokens"] = most if limit is None else min(most, limit)
+            limits = [source_tokens] if limit is None else [source_tokens, limit]
+            split["train"]["max_tokens"] = min(limits)
         result[name] = {**values[name], "split": split}
     return result
 
 
-def parse_amounts(values: Mapping[str, Any]) -> tuple[AmountsSection, list[str]]:
+def parse_amounts(values: PlainValues) -> tuple[AmountsSection, list[Fault]]:
     """What a scale says about amounts, and its faults."""
     section, faults = check_section(AmountsSection, values)
     return section or AmountsSection(), faults
 
 
-def broken_rules(full: Recipe, scaled: Recipe) -> list[str]:
+def broken_rules(full: Recipe, scaled: Recipe) -> list[Fault]:
     """What a scale changed although it must not, each at its key without the scale's own."""
     before, after = kept_of(full), kept_of(scaled)
     faults = []
     for key in (*before, *(key for key in after if key not in before)):
         if key not in after:
-            faults.append(f"{key}: a scale must keep it")
+            faults.append(Fault(key, "a scale must keep it"))
         elif key not in before:
-            faults.append(f"{key}: a scale must not add it")
+            faults.append(Fault(key, "a scale must not add it"))
         elif before[key] != after[key]:
-            faults.append(f"{key}: a scale must keep it ({before[key]!r} -> {after[key]!r})")
+            change = f"{before[key]!r} -> {after[key]!r}"
+            faults.append(Fault(key, f"a scale must keep it ({change})"))
     return faults
 
 
-def kept_of(recipe: Recipe) -> dict[str, Any]:
+def kept_of(recipe: Recipe) -> dict[str, object]:
     """What a recipe is about, by key: the same at every scale."""
-    kept: dict[str, Any] = {}
+    kept: dict[str, object] = {}
     kept.update(_kept_of_data("data.", recipe.data), **_kept_of_training("train.", recipe.train))
     if recipe.sft is not None:
         kept["sft.start"] = recipe.sft.start
@@ -310,7 +324,7 @@ def kept_of(recipe: Recipe) -> dict[str, Any]:
     return kept
 
 
-def _kept_of_data(prefix: str, section: DataSection) -> Iterator[tuple[str, Any]]:
+def _kept_of_data(prefix: str, section: DataSection) -> Iterator[tuple[str, object]]:
     yield f"{prefix}replay_fraction", section.replay_fraction
     for number, stage in enumerate(section.stages):
         yield f"{prefix}stages.{number}.name", stage.name
@@ -323,13 +337,13 @@ def _kept_of_data(prefix: str, section: DataSection) -> Iterator[tuple[str, Any]
         yield f"{prefix}sources.{name}.fim", source.fim
 
 
-def _kept_of_training(prefix: str, section: TrainSection) -> dict[str, Any]:
-    kept = dict(_kept_of_schedule(f"{prefix}schedule.", section.schedule))
+def _kept_of_training(prefix: str, section: TrainSection) -> dict[str, object]:
+    kept: dict[str, object] = dict(_kept_of_schedule(f"{prefix}schedule.", section.schedule))
     for name, stage in section.stages.items():
         kept[f"{prefix}stages.{name}.rope_theta"] = stage.rope_theta
-        own = f"{prefix}stages.{name}.schedule"
-        kept[own] = "given" if stage.schedule is not None else None
-        kept.update(_kept_of_schedule(f"{own}.", stage.schedule) if stage.schedule else ())
+        schedule_key = f"{prefix}stages.{name}.schedule"
+        kept[schedule_key] = "given" if stage.schedule is not None else None
+        kept.update(_kept_of_schedule(f"{schedule_key}.", stage.schedule) if stage.schedule else ())
     kept[f"{prefix}trainable"] = list(section.trainable)
     kept[f"{prefix}lora"] = "given" if section.lora is not None else None
     kept[f"{prefix}block_expansion"] = "given" if section.block_expansion is not None else None
@@ -340,6 +354,6 @@ def _kept_of_training(prefix: str, section: TrainSection) -> dict[str, Any]:
     return kept
 
 
-def _kept_of_schedule(prefix: str, section: ScheduleSection) -> Iterator[tuple[str, Any]]:
+def _kept_of_schedule(prefix: str, section: ScheduleSection) -> Iterator[tuple[str, object]]:
     for key, value in section.model_dump(mode="json", exclude={"peak_lr"}).items():
         yield f"{prefix}{key}", value

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from toolkit.errors import ConfigError, sentence_end
+from toolkit.errors import ConfigError, Fault, sentence_end
 from toolkit.load_yaml import load_yaml
 from toolkit.recipe.checks import recipe_faults
 from toolkit.recipe.layers import Layers, broken_rules, parse_amounts, read_layers, with_amounts
@@ -50,25 +51,36 @@ def load_recipe(path: Path, layers: Sequence[str] = ()) -> Recipe:
     table, faults = read_layers(load_yaml(path))
     recipes: dict[tuple[str | None, str | None], Recipe] = {}
     for variant, scale in table.combinations():
-        recipe, found = _parse_layers(table, variant, scale, recipes.get((variant, None)))
+        recipe, new_faults = _parse_layers(table, variant, scale, recipes.get((variant, None)))
         if recipe is not None:
             recipes[variant, scale] = recipe
         if variant is None and scale is None:
-            faults[:0] = found
-        key = f"scales.{scale}." if scale else f"variants.{variant}." if variant else ""
-        note = f" (with variant {variant})" if scale and variant else ""
-        told = {line.removeprefix(f"variants.{variant}.").removeprefix(key) for line in faults}
-        faults += [f"{key}{line}{note}" for line in found if line not in told]
+            faults[:0] = new_faults
+        # What is wrong with the recipe is wrong under every layer: it is told once, at the
+        # outermost place where it stands.
+        prefix = f"scales.{scale}." if scale else f"variants.{variant}." if variant else ""
+        told_faults = {fault.without(f"variants.{variant}.").without(prefix) for fault in faults}
+        for fault in new_faults:
+            if fault not in told_faults:
+                below = fault.below(prefix)
+                faults.append(_under_variant(below, variant) if scale and variant else below)
     if (base := recipes.get((None, None))) is not None:
         faults += unknown_models(base.study, table.variants)
     if faults:
-        raise ConfigError("\n  ".join([f"{path} is not a valid recipe:", *faults]))
+        raise ConfigError.listing(f"{path} is not a valid recipe:", faults)
     return recipes[table.choose(layers, str(path))]
+
+
+def _under_variant(fault: Fault, variant: str) -> Fault:
+    note = f" (with variant {variant})"
+    if fault.advice:
+        return replace(fault, advice=fault.advice + note)
+    return replace(fault, what=fault.what + note)
 
 
 def _parse_layers(
     table: Layers, variant: str | None, scale: str | None, full: Recipe | None
-) -> tuple[Recipe | None, list[str]]:
+) -> tuple[Recipe | None, list[Fault]]:
     """The recipe under a variant and a scale, where its sections are valid, and its faults.
 
     Args:

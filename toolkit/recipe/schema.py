@@ -58,5 +58,5 @@ class Recipe(Section):
         sources = [*self.data.sources, *(self.sft.data.sources if self.sft is not None else ())]
         known, has_infilling = list(dict.fromkeys(sources)), self.evaluate.infilling is not None
         if faults := unknown_sets(self.study, known, has_infilling=has_infilling):
-            raise ValueError("; ".join(faults))
+            raise ValueError("; ".join(map(str, faults)))
         return self

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, Fault
 from toolkit.load_yaml import load_yaml
 from toolkit.section import Count, PositiveInt, Section, at_most
 from toolkit.shipped import folders_of
@@ -111,9 +111,9 @@ class SearchSection(Section):
             )
         return self
 
-    def find_faults(self, models: Collection[str]) -> Iterator[str]:
-        """One line for each of `merges` that cannot be searched, at the recipe's key; and for each
-        further model of the recipe whose name merges have for another.
+    def find_faults(self, models: Collection[str]) -> Iterator[Fault]:
+        """What is wrong with `merges` that cannot be searched, at the recipe's key, and with
+        further models of the recipe whose name merges have for another.
 
         Args:
             models: names of the recipe's further models.
@@ -123,14 +123,16 @@ class SearchSection(Section):
 
         for name in models:
             if name in {GENERAL, SPECIALIST}:
-                yield f"models.{name}: is the name of a model that every recipe has; give another"
+                yield Fault(
+                    f"models.{name}", "is the name of a model that every recipe has", "give another"
+                )
         for name in dict.fromkeys(self.merges):
             try:
                 path = find_space(name, folders_of("merges"))
             except ConfigError as error:
-                yield str(error)
+                yield from error.faults
                 continue
             try:
                 read_space(name, load_yaml(path), str(path), models)
             except ConfigError as error:
-                yield f"search.merges: {error}"
+                yield Fault("search.merges", str(error))

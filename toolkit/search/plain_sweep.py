@@ -58,12 +58,14 @@ class PlainSweep:
 
     def _weights(self, alphas: Floats) -> Floats:
         """What each point counts at places along α, `[G, P]`."""
-        kind = "not-a-knot" if len(self._alphas) > 2 else "natural"
-        spline = CubicSpline(self._alphas, np.eye(len(self._alphas)), bc_type=kind)
+        # A spline is linear in what it goes through: that through the unit vectors gives each
+        # point's weight, which then serves every set, document by document.
+        ends = "not-a-knot" if len(self._alphas) > 2 else "natural"
+        spline = CubicSpline(self._alphas, np.eye(len(self._alphas)), bc_type=ends)
         return np.asarray(spline(alphas), dtype=np.float64)
 
     @cached_property
-    def _along_grid(self) -> Floats:
+    def _weights_along_grid(self) -> Floats:
         return self._weights(_GRID)
 
     @cached_property
@@ -79,7 +81,7 @@ class PlainSweep:
     def _loss_along_grid(self, name: str) -> Floats:
         raced = self._objective.sets[name]
         figures = np.array([raced.figure(losses[name]) for losses in self._points])
-        return np.asarray(self._along_grid @ (figures - figures[0]))
+        return np.asarray(self._weights_along_grid @ (figures - figures[0]))
 
     @cached_property
     def _domain_along_grid(self) -> Floats:
@@ -87,14 +89,17 @@ class PlainSweep:
             self._objective.domain(self._objective.estimates(losses, [self._points[0]]))
             for losses in self._points
         ]
-        return np.asarray(self._along_grid @ np.array(figures))
+        return np.asarray(self._weights_along_grid @ np.array(figures))
 
     def losses_at(self, alpha: float) -> dict[str, Floats]:
         """Losses of all items that the plain mean of this α would have."""
         (weights,) = self._weights(np.array([alpha]))
         return {
             name: np.asarray(
-                sum(w * losses[name] for w, losses in zip(weights, self._points, strict=True))
+                sum(
+                    weight * losses[name]
+                    for weight, losses in zip(weights, self._points, strict=True)
+                )
             )
             for name in self._objective.sets
             if all(len(losses.get(name, ())) for losses in self._points)
@@ -118,36 +123,42 @@ class PlainSweep:
         if not self.lossy_sets:
             place = int(np.argmin(self._domain_along_grid))
             return Match(float(_GRID[place]), None, 0.0)
-        places = {}
+        alpha_by_set = {}
         for name in self.lossy_sets:
             if not len(losses.get(name, ())):
                 return None
-            raced, known = self._objective.sets[name], (guide or {}).get(name)
-            found = raced.difference(losses[name], general[name], known)
-            least = found.estimate - _SURE * math.sqrt(max(found.still_open, 0.0))
-            places[name] = _last_place(self._loss_along_grid(name), least)
-        name = max(places, key=lambda key: places[key])
-        return Match(places[name], name, self._slope(places[name], name))
+            raced, set_guide = self._objective.sets[name], (guide or {}).get(name)
+            difference = raced.difference(losses[name], general[name], set_guide)
+            # From the lower end of what the documents allow: a merge that looks worse than it is
+            # would be held against a plain mean that has lost, and so gained, more.
+            least_loss = difference.estimate - _SURE * math.sqrt(max(difference.still_open, 0.0))
+            alpha_by_set[name] = _last_alpha(self._loss_along_grid(name), least_loss)
+        bound_set = max(alpha_by_set, key=lambda name: alpha_by_set[name])
+        alpha = alpha_by_set[bound_set]
+        return Match(alpha, bound_set, self._slope(alpha, bound_set))
 
     def _slope(self, alpha: float, name: str) -> float:
         place, reach = round(alpha * (len(_GRID) - 1)), round(_SLOPE_REACH * (len(_GRID) - 1))
         low, high = max(place - reach, 0), min(place + reach, len(_GRID) - 1)
+        # Over a stretch, as the spline wiggles between neighbors; where the loss does not rise
+        # along it nothing is gained by losing, and no slope is to be made up for.
         domain, loss = self._domain_along_grid, self._loss_along_grid(name)
-        lost = float(loss[high] - loss[low])
-        return float(domain[high] - domain[low]) / lost if lost > 0.0 else 0.0
+        loss_rise = float(loss[high] - loss[low])
+        return float(domain[high] - domain[low]) / loss_rise if loss_rise > 0.0 else 0.0
 
 
-def _last_place(along_grid: Floats, level: float) -> float:
+def _last_alpha(along_grid: Floats, level: float) -> float:
     """The farthest α at which what is given along the grid is at most a level; 0 where it never is.
 
-    >>> round(_last_place(_GRID**2, 0.3025), 3), _last_place(_GRID, 2.0), _last_place(_GRID, -1.0)
+    >>> round(_last_alpha(_GRID**2, 0.3025), 3), _last_alpha(_GRID, 2.0), _last_alpha(_GRID, -1.0)
     (0.55, 1.0, 0.0)
     """
-    within = np.flatnonzero(along_grid <= level)
-    if not len(within):
+    places_within = np.flatnonzero(along_grid <= level)
+    if not len(places_within):
         return 0.0
-    last = int(within[-1])
+    last = int(places_within[-1])
     if last == len(_GRID) - 1:
         return 1.0
+    # The next place is beyond the level, so the crossing lies between the two: on their line.
     part = (level - along_grid[last]) / (along_grid[last + 1] - along_grid[last])
     return float(_GRID[last] + part * (_GRID[last + 1] - _GRID[last]))

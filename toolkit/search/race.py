@@ -32,17 +32,17 @@ class Rivals:
     sweep: PlainSweep | None
 
 
-def best_of(whole: Sequence[Losses], general: Losses, objective: Objective) -> Losses:
+def best_of(full_losses: Sequence[Losses], general: Losses, objective: Objective) -> Losses:
     """Of candidates scored in full and within the tolerance, the one with the lowest domain figure;
     the general model where none gains."""
-    best, level = general, 0.0
-    for losses in whole:
+    best_losses, best_change = general, 0.0
+    for losses in full_losses:
         if objective.general_loss_bound(losses, general) > objective.tolerance:
             continue
         change = objective.domain_difference(losses, general).estimate
-        if change < level:
-            best, level = losses, change
-    return best
+        if change < best_change:
+            best_losses, best_change = losses, change
+    return best_losses
 
 
 def rivals_among(points: Mapping[float, Losses], objective: Objective) -> Rivals:
@@ -94,10 +94,11 @@ def run_race(
         Whether it stayed to the end.
     """
     for look in range(objective.num_looks - 1):
+        # Rivals are asked for anew each time: other workers may have scored a better one meanwhile.
         for counts in _questions(objective, look, rivals()):
             score(counts)
-            asked = may_drop and not (is_shown and objective.weights.keys() & counts)
-            if asked and _is_out(objective, list(counts), losses, rivals()):
+            is_asked = may_drop and not (is_shown and objective.weights.keys() & counts)
+            if is_asked and _is_out(objective, list(counts), losses, rivals()):
                 for name in (*objective.weights, *(objective.shown_general if is_shown else ())):
                     if not len(losses.get(name, ())):
                         raced = objective.sets[name]
@@ -122,9 +123,11 @@ def _questions(objective: Objective, look: int, rivals: Rivals) -> list[dict[str
     general = sorted(objective.tolerances, key=lambda name: cost(at_look(name)))
     lossy = rivals.sweep.lossy_sets if rivals.sweep is not None else ()
     first = [at_look(name) for name in general if name in lossy]
-    # Where all of them cost no more than the domain's part, it is certain what they say for little.
-    whole = [{name: len(objective.sets[name].order)} for name in general if name in lossy]
-    first += [counts for counts in whole if cost(counts) <= cost(domain) and counts not in first]
+    # Where a set costs no more in full than the domain's part, what it says is certain for little.
+    full_sets = [{name: len(objective.sets[name].order)} for name in general if name in lossy]
+    first += [
+        counts for counts in full_sets if cost(counts) <= cost(domain) and counts not in first
+    ]
     return [*first, domain, *(at_look(name) for name in general if name not in lossy)]
 
 
@@ -138,6 +141,9 @@ def _is_out(objective: Objective, names: Sequence[str], losses: Losses, rivals: 
         return False
     if objective.is_behind(losses, rivals.best, guide):
         return True
+    # Whatever goes farther towards the specialist gains more, so that a candidate must also beat
+    # the plain mean that loses as much: surely, as that one is never scored itself but lies on a
+    # curve, which a figure alone would follow by chance.
     match = rivals.sweep.match(losses, guide)
     if match is None:
         return False

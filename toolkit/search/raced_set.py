@@ -85,16 +85,16 @@ class RacedSet:
 
 def order_for_race(items: EvaluationSet, looks: Sequence[float], seed: int) -> RacedSet:
     # By hash of the group's name: sets over the same documents then come in the same order.
-    names = sorted(set(items.groups), key=lambda name: (named_seed(seed, "race", name), name))
-    position = {name: place for place, name in enumerate(names)}
-    places = np.array([position[group] for group in items.groups], dtype=np.intp)
-    order = np.argsort(places, kind="stable").astype(np.intp)
-    groups = places[order]
+    group_names = sorted(set(items.groups), key=lambda name: (named_seed(seed, "race", name), name))
+    number_by_group = {name: number for number, name in enumerate(group_names)}
+    item_groups = np.array([number_by_group[group] for group in items.groups], dtype=np.intp)
+    order = np.argsort(item_groups, kind="stable").astype(np.intp)
+    groups = item_groups[order]
     if items.role == "watch":
         looks = [0.0] * len(looks)
     # Fewer documents than anything can be concluded from would be scored for nothing; one more is
     # needed for the guide's slope.
-    counts = [math.ceil(round(look * len(names), 9)) for look in looks]
+    counts = [math.ceil(round(look * len(group_names), 9)) for look in looks]
     counts = [max(count, MIN_GROUPS + 1) if count >= MIN_GROUPS else 0 for count in counts]
     cuts = [int(np.searchsorted(groups, count)) for count in counts]
     return RacedSet(items, order, groups, (*cuts, len(order)))

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ConfigError, sentence_end
+from toolkit.errors import ConfigError, Fault, sentence_end
 from toolkit.load_yaml import load_yaml
 from toolkit.merge.config import MergeConfig, parse_merge_config
 from toolkit.merge.parameters import check_parameters, parameter_places
@@ -155,16 +155,18 @@ def find_space(name: str, folders: Sequence[Path]) -> Path:
     """The file of a merge configuration by its name.
 
     Raises:
-        ConfigError: there is no such file; begins with the recipe's key.
+        ConfigError: there is no such file; its one fault is at the recipe's key.
     """
     if (path := find_in(folders, name)) is not None:
         return path
     names_there = names_in(folders)
     shown = " or ".join(f"{folder}/" for folder in folders) or "merges/"
-    raise ConfigError(
-        f"search.merges: no {name!r} in {shown}{sentence_end(name, names_there)} "
-        f"There are: {', '.join(names_there) or 'none'}."
+    fault = Fault(
+        "search.merges",
+        f"no {name!r} in {shown}{sentence_end(name, names_there)} "
+        f"There are: {', '.join(names_there) or 'none'}.",
     )
+    raise ConfigError.of(fault)
 
 
 def read_space(

@@ -200,10 +200,10 @@ class Study:
                     )
                 study.set_user_attr("identity", identity)
                 known = identity
-        if lines := changed_keys(known, identity):
+        if changes := changed_keys(known, identity):
             raise ConfigError(
                 f"{spoken(place)}: the study {name!r} was begun under another recipe:\n  "
-                + "\n  ".join(lines)
+                + "\n  ".join(map(str, changes))
                 + "\nPut the former values back, or give the new study a name: search.study_name."
             )
         return study

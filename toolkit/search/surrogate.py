@@ -52,7 +52,7 @@ class Arm:
         return int(self.points.shape[1])
 
     @property
-    def wanted(self) -> int:
+    def num_first_points(self) -> int:
         """Points of a first look around: one, and two for each direction."""
         return 1 + 2 * self.dimensions if self.dimensions else 1
 
@@ -67,9 +67,9 @@ def propose(arms: Sequence[Arm], seed: int) -> tuple[int, Floats]:
         arms: all that may be tried.
         seed: of the points looked at.
     """
-    shares = [len(arm.points) / arm.wanted for arm in arms]
-    if min(shares) < 1.0:
-        number = int(np.argmin(shares))
+    first_fractions = [len(arm.points) / arm.num_first_points for arm in arms]
+    if min(first_fractions) < 1.0:
+        number = int(np.argmin(first_fractions))
         return number, _spread_point(arms[number], seed)
     promises = [_best_point(arm, seed + number) for number, arm in enumerate(arms)]
     # An arm without numbers to find has been tried and promises nothing.
@@ -90,20 +90,22 @@ def _best_point(arm: Arm, seed: int) -> tuple[float, Floats]:
     generator = np.random.default_rng(seed)
     if arm.dimensions == 0:
         return np.inf, np.zeros(0)
-    known = np.isfinite(arm.scores)
+    has_score = np.isfinite(arm.scores)
     cube = generator.random((_POINTS, arm.dimensions))
-    if known.any():  # and as many around the best one
-        best = arm.points[known][int(np.argmin(arm.lowered[known]))]
-        near = best + generator.normal(0.0, 0.15, (_POINTS, arm.dimensions))
-        cube = np.concatenate([cube, np.clip(near, 0.0, 1.0)])
+    if has_score.any():  # and as many around the best one
+        best_point = arm.points[has_score][int(np.argmin(arm.lowered[has_score]))]
+        near_points = best_point + generator.normal(0.0, 0.15, (_POINTS, arm.dimensions))
+        cube = np.concatenate([cube, np.clip(near_points, 0.0, 1.0)])
     cube = cube[_apart(cube, arm.points) >= MIN_APART]
     if len(cube) == 0:
         return np.inf, np.full(arm.dimensions, 0.5)
-    if not known.any():
+    if not has_score.any():
         return np.inf, np.asarray(cube[0])
-    near_best = arm.lowered[known]
-    domain = fit_quadratic(arm.points[known], arm.scores[known], cube, near_best)
-    beyond = fit_quadratic(arm.points[known], arm.beyond[known], cube, near_best)
+    # Both smooth figures have a parabola of their own; the kink at the tolerance is made of them
+    # afterwards, as one parabola through what is lowered would round it off.
+    lowered, points = arm.lowered[has_score], arm.points[has_score]
+    domain = fit_quadratic(points, arm.scores[has_score], cube, lowered)
+    beyond = fit_quadratic(points, arm.beyond[has_score], cube, lowered)
     promise = domain + PENALTY * np.maximum(beyond, 0.0)
     number = int(np.argmin(promise))
     return float(promise[number]), np.asarray(cube[number])
@@ -136,19 +138,22 @@ def fit_quadratic(
     """
     dimensions = points.shape[1]
     crossed = len(points) >= (dimensions + 1) * (dimensions + 2) // 2
+    # On [0, 1], so that one ridge suits bits per byte as well as nats.
     spread = float(np.ptp(scores)) or 1.0
     level = float(scores.min())
     heights = (scores - level) / spread
-    worse = scores if lowered is None else lowered
-    worse = (worse - worse.min()) / (float(np.ptp(worse)) or 1.0)
-    weight = 1.0 / (1.0 + 4.0 * worse)
+    badness = scores if lowered is None else lowered
+    badness = (badness - badness.min()) / (float(np.ptp(badness)) or 1.0)
+    weight = 1.0 / (1.0 + 4.0 * badness)
     features = _features(points, crossed) * weight[:, None]
+    # The ridge as rows of the least squares, not of the normal equations, which would square the
+    # condition of nearby points. The constant is free: shrinking it would pull the level to 0.
     ridge = np.sqrt(_RIDGE) * np.eye(features.shape[1])
     ridge[0, 0] = 0.0
     left = np.concatenate([features, ridge])
     right = np.concatenate([heights * weight, np.zeros(features.shape[1])])
-    solution = np.linalg.lstsq(left, right, rcond=None)[0]
-    return np.asarray(_features(at, crossed) @ solution * spread + level)
+    coefficients = np.linalg.lstsq(left, right, rcond=None)[0]
+    return np.asarray(_features(at, crossed) @ coefficients * spread + level)
 
 
 def _features(points: Floats, crossed: bool) -> Floats:

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import Field, StringConstraints, model_validator
 from typing_extensions import Self
 
-from toolkit.errors import sentence_end
+from toolkit.errors import Fault, sentence_end
 from toolkit.section import Fraction, Section
 
 Step = Literal["general", "cpt", "merge", "sft"]
@@ -158,8 +158,8 @@ def split_model(name: str) -> tuple[str | None, Step]:
     return step_name, "cpt"
 
 
-def unknown_models(study: StudySection | None, variants: Collection[str]) -> list[str]:
-    """A line for each model of a study whose variant the recipe does not have, at its key."""
+def unknown_models(study: StudySection | None, variants: Collection[str]) -> list[Fault]:
+    """A fault for each model of a study whose variant the recipe does not have, at its key."""
     faults = []
     for number, claim in enumerate(study.claims if study is not None else ()):
         for name in dict.fromkeys(claim.measure.models()):
@@ -167,16 +167,19 @@ def unknown_models(study: StudySection | None, variants: Collection[str]) -> lis
             if variant is not None and variant not in variants:
                 hint = sentence_end(variant, sorted(variants))
                 faults.append(
-                    f"study.claims.{number}.measure: there is no variant {variant!r}{hint} "
-                    f"Variants: {', '.join(sorted(variants)) or 'none'}."
+                    Fault(
+                        f"study.claims.{number}.measure",
+                        f"there is no variant {variant!r}{hint} "
+                        f"Variants: {', '.join(sorted(variants)) or 'none'}.",
+                    )
                 )
     return faults
 
 
 def unknown_sets(
     study: StudySection | None, sources: Collection[str], *, has_infilling: bool = True
-) -> list[str]:
-    """A line for each measure on something that the recipe does not test, at its key.
+) -> list[Fault]:
+    """A fault for each measure on something that the recipe does not test, at its key.
 
     Args:
         study: the recipe's.
@@ -185,16 +188,13 @@ def unknown_sets(
     """
     faults = []
     for number, claim in enumerate(study.claims if study is not None else ()):
-        name = claim.measure.test_set
+        key, name = f"study.claims.{number}.measure.test_set", claim.measure.test_set
         if name not in SETS and name not in sources:
             known_sets = [*SETS, *sources]
-            faults.append(
-                f"study.claims.{number}.measure.test_set: there is no test set {name!r}"
-                f"{sentence_end(name, known_sets)} Sets: {', '.join(known_sets)}."
-            )
+            hint = sentence_end(name, known_sets)
+            what = f"there is no test set {name!r}{hint} Sets: {', '.join(known_sets)}."
+            faults.append(Fault(key, what))
         if name == "infilling" and not has_infilling:
-            faults.append(
-                f"study.claims.{number}.measure.test_set: infilling needs a section "
-                "evaluate.infilling, and there is none"
-            )
+            what = "infilling needs a section evaluate.infilling, and there is none"
+            faults.append(Fault(key, what))
     return faults

@@ -241,13 +241,8 @@ def _compare_makers(before: dict[str, str] | None, setup: TrainingSetup) -> dict
         "precision": setup.section.precision,
     }
     if before is not None:
-        for changed_line in changed_keys(
-            {"blocks": "plain", "precision": "bf16", **before}, made_now
-        ):
-            say(
-                "  the state it continues from was written with another "
-                f"{changed_line}: not bit for bit"
-            )
+        for change in changed_keys({"blocks": "plain", "precision": "bf16", **before}, made_now):
+            say(f"  the state it continues from was written with another {change}: not bit for bit")
     return made_now
 
 
