@@ -33,7 +33,7 @@ from tests.helpers.guide import (
     words_of,
 )
 from toolkit.errors import ToolkitError
-from toolkit.load_yaml import load_yaml
+from toolkit.load_yaml import load_yaml, load_yaml_documents
 from toolkit.merge.moe.config import load_moe_config
 from toolkit.recipe.schema import Recipe
 from toolkit.section import parse_section
@@ -282,7 +282,7 @@ def leaf_of(words: list[str]) -> tuple[Any, list[str]]:
 def test_yaml_is_what_the_toolkit_reads(block: Block, tmp_path: Path):
     path = tmp_path / "block.yaml"
     path.write_text(block.text, encoding="utf-8")
-    values = load_yaml(path)
+    values, *_ = load_yaml_documents(path)
     if "merge_method" in values:
         read_merge(path)
     elif "experts" in values:
@@ -296,13 +296,13 @@ def test_yaml_is_what_the_toolkit_reads(block: Block, tmp_path: Path):
 
 def read_merge(path: Path) -> None:
     """A merge as the toolkit runs it, or one with numbers to be found."""
-    from toolkit.merge.config import load_merge_config
+    from toolkit.merge.graph import load_merge_graph
     from toolkit.search.space import load_spaces
 
     if "search:" in path.read_text(encoding="utf-8"):
         assert load_spaces([path.stem], [path.parent])
     else:
-        load_merge_config(path)
+        load_merge_graph(path)
 
 
 def put_into(whole: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:

@@ -182,6 +182,25 @@ def parse_yaml(
         where: for messages.
         loader: a safe loader of another dialect.
     """
+    documents = _parse_documents(text, where, loader)
+    if len(documents) > 1:
+        raise ConfigError(f"{where}: holds several documents (---); give each a file of its own.")
+    return documents[0]
+
+
+def load_yaml_documents(path: Path) -> list[dict[str, Any]]:
+    """The mappings of a YAML file of one or several documents, under the rules of `load_yaml`.
+
+    Raises:
+        ConfigError: as there, with the number of the document.
+    """
+    return _parse_documents(read_text(path), str(path))
+
+
+def _parse_documents(
+    text: str, where: str, loader: type[yaml.SafeLoader] | None = None
+) -> list[dict[str, Any]]:
+    """At least one; empty ones, as behind a last `---`, are passed over."""
     if len(text) > limit("YAML_BYTES"):
         raise ConfigError(f"{where}: has {len(text):,} bytes; {raise_hint('YAML_BYTES')}.")
     reader = None
@@ -189,15 +208,13 @@ def parse_yaml(
         # It is a SafeLoader: it constructs plain values only.
         reader = (loader or _UniqueKeyLoader)(text)
         reader.name = where
-        node = reader.get_single_node()
-        _refuse_growth(node, where)
-        data = reader.construct_document(node) if node is not None else None
-    except yaml.composer.ComposerError as error:
-        if "single document" in str(error):
-            raise ConfigError(
-                f"{where}: holds several documents (---); give each a file of its own."
-            ) from error
-        raise ConfigError(f"{where}: is not valid YAML: {_short(error)}") from error
+        documents = []
+        while reader.check_node():
+            node = reader.get_node()
+            _refuse_growth(node, where)
+            data = reader.construct_document(node)
+            if data is not None:
+                documents.append(data)
     except RecursionError as error:
         raise ConfigError(
             f"{where}: is nested too deeply; levels: {raise_hint('NESTING')}."
@@ -215,9 +232,11 @@ def parse_yaml(
     finally:
         if reader is not None:
             reader.dispose()
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where}: must hold keys and values (got {type(data).__name__}).")
-    return data
+    for number, data in enumerate(documents or [None], start=1):
+        if not isinstance(data, dict):
+            place = f"{where}, document {number}" if len(documents) > 1 else where
+            raise ConfigError(f"{place}: must hold keys and values (got {type(data).__name__}).")
+    return documents
 
 
 def refuse_hostile_yaml(path: Path) -> None:

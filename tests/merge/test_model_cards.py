@@ -199,7 +199,7 @@ def test_all_unknown_words_are_named_at_once(family: dict[str, State], tmp_path:
     del family
     data = card(CARDS["linear"], tmp_path, "float32")
     data["models"][0]["parameters"]["wieght"] = 1.0
-    data["parameters"] = {"nonsense": 1, "normalize": True}
+    data["parameters"] = {"nonsense": 1, "normalise": True}
     with pytest.raises(ConfigError) as caught:
         run_merge(parse_merge_config(data, where="t"), tmp_path / "out")
     lines = str(caught.value).splitlines()

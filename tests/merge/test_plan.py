@@ -294,7 +294,7 @@ def test_layers_beyond_the_last_are_refused():
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (linear(1.0, 1.0, parameters={"normalize": 1}), "parameters.normalize: linear has no such"),
+        (linear(1.0, 1.0, parameters={"normalise": 1}), "parameters.normalise: linear has no such"),
         (
             {"merge_method": "linear", "modules": {"x": module(1.0, parameters={"wieght": 1})}},
             "modules.x.parameters.wieght: .*did you mean weight",

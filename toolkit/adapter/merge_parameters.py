@@ -16,9 +16,9 @@ from torch import Tensor
 
 from toolkit.adapter.lowrank import Factors, LowRankFit
 from toolkit.adapter.stacked import join_experts, part_experts
+from toolkit.checkpoint.loadable import build_on_meta
 from toolkit.checkpoint.loadable_adapter import place_adapter
 from toolkit.checkpoint.lora import SETTINGS_FILE, AdapterFolder
-from toolkit.checkpoint.memory_tensors import build_on_meta
 from toolkit.checkpoint.parameter_changes import WrappedParameter, wrapped_parameters
 from toolkit.checkpoint.references import find_folder, parse_reference
 from toolkit.errors import MergeError, ToolkitError

@@ -257,7 +257,8 @@ def _ask_for_memory(adapter: AdapterFolder, model: Checkpoint) -> MemoryTensors 
     is_inner = any(not is_vocabulary(name) for name in adapter.parts)
     if not is_inner and _has_stored_names(adapter, model):
         return None
-    from toolkit.checkpoint.memory_tensors import MemoryTensors, build_on_meta
+    from toolkit.checkpoint.loadable import build_on_meta
+    from toolkit.checkpoint.memory_tensors import MemoryTensors
 
     if (built := build_on_meta(model.folder)) is None:
         return None

@@ -156,6 +156,22 @@ def _describe_loading(model: Any, loading_info: Mapping[str, Any]) -> Faults:
     return missing | unread | mismatched
 
 
+def build_on_meta(folder: Path) -> Any | None:
+    """A model of a folder's config on torch's meta device: no memory, no weights.
+
+    Returns:
+        None where transformers does not know it, or cannot build it; its own code is never run.
+    """
+    import torch
+
+    try:
+        config = read_plain_config(json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
+        with torch.device("meta"):
+            return class_of(config)._from_config(config, dtype=torch.float32)
+    except Exception:  # classes check their configs in their own ways
+        return None
+
+
 def class_of(config: Any) -> Any:
     """The class that a config names, else the one for language models, else the plain one."""
     import torch

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.checkpoint.loadable import build_on_meta
 from toolkit.checkpoint.lora import PREFIX, WEIGHTS_FILE
-from toolkit.checkpoint.memory_tensors import build_on_meta
 from toolkit.checkpoint.read import read_header
 from toolkit.errors import CheckpointError
 

@@ -9,11 +9,9 @@ and carried out for one tensor when it is asked for.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,19 +159,3 @@ def _info_of(tensor: Tensor, first: TensorInfo) -> TensorInfo:
     """Of a tensor made of stored ones; messages blame the file of the first."""
     dtype, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
     return replace(first, dtype=dtype, shape=shape, num_bytes=math.prod(shape) * item_bytes(dtype))
-
-
-def build_on_meta(folder: Path) -> Any | None:
-    """A model of a folder's config on torch's meta device: no memory, no weights.
-
-    Returns:
-        None where transformers does not know it, or cannot build it; its own code is never run.
-    """
-    from toolkit.checkpoint.loadable import class_of, read_plain_config
-
-    try:
-        config = read_plain_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        with torch.device("meta"):
-            return class_of(config)._from_config(config, dtype=torch.float32)
-    except Exception:  # classes check their configs in their own ways
-        return None

@@ -11,7 +11,7 @@ from toolkit.checkpoint.model_values import config_parts, read_model_values, tie
 from toolkit.checkpoint.open import open_checkpoint
 from toolkit.checkpoint.own_head import own_head
 from toolkit.checkpoint.read import Checkpoint, Entries
-from toolkit.checkpoint.references import find_folder, parse_reference
+from toolkit.checkpoint.references import PathAndRevision, find_folder, parse_reference
 from toolkit.checkpoint.tensor_names import is_vocabulary
 from toolkit.errors import MergeError
 from toolkit.load_yaml import JsonObject, JsonView
@@ -55,12 +55,18 @@ class Models:
         if name in self._folders:
             return open_checkpoint(self._folders[name])
         reference = parse_reference(name)
-        model = open_checkpoint(find_folder(reference.model))
+        model = open_checkpoint(self._folder_of(reference.model))
         if reference.adapter is None:
             return model
         from toolkit.checkpoint.adapted import open_adapted
 
         return open_adapted(model, find_folder(reference.adapter))
+
+    def _folder_of(self, model: PathAndRevision) -> Path:
+        """Where a model of a reference stands; also one of `folders` that has an adapter here."""
+        if model.revision is None and model.path in self._folders:
+            return self._folders[model.path]
+        return find_folder(model)
 
     def tokenizer_folders(self, name: str) -> list[Path]:
         """Folders whose files make a model's tokenizer, later ones over earlier ones.
@@ -74,7 +80,7 @@ class Models:
         if name in self._folders:
             return [self._folders[name]]
         reference = parse_reference(name)
-        model = find_folder(reference.model)
+        model = self._folder_of(reference.model)
         adapter = find_folder(reference.adapter) if reference.adapter is not None else model
         if adapter == model:
             return [model]

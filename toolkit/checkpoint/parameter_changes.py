@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.checkpoint.loadable import build_on_meta
 from toolkit.checkpoint.loadable_adapter import read_wrappers
 from toolkit.checkpoint.lora import AdapterFolder
-from toolkit.checkpoint.memory_tensors import build_on_meta
 from toolkit.errors import CheckpointError
 
 if TYPE_CHECKING:

@@ -59,13 +59,18 @@ def merge_run(
         bool, typer.Option("--diagnose", help="Then write OUT.diagnosis.html and .json.")
     ] = False,
 ) -> None:
-    """Run a merge configuration."""
-    from toolkit.merge.config import load_merge_config
-    from toolkit.merge.to_disk import run_merge
+    """Run a merge configuration, or several in one file that build on each other."""
+    from toolkit.errors import ConfigError
+    from toolkit.merge.graph import load_merge_graph, run_merge_graph
 
-    merge_config = load_merge_config(config)
-    plan = run_merge(
-        merge_config,
+    graph = load_merge_graph(config)
+    if diagnose and len(graph.steps) > 1:
+        raise ConfigError(
+            f"{config}: holds several merges, whose intermediate models are gone afterwards; run "
+            "them from files of their own to have each diagnosed."
+        )
+    plan = run_merge_graph(
+        graph,
         out,
         seed=seed,
         allow_non_finite=allow_non_finite,
@@ -76,7 +81,7 @@ def merge_run(
     if diagnose:
         from toolkit.diagnose.run import diagnose_merge
 
-        diagnose_merge(out, merge_config)
+        diagnose_merge(out, graph.result)
 
 
 @app.command("plan")
@@ -85,10 +90,17 @@ def merge_plan(
     device: Annotated[str, typer.Option(help="Where it would compute: cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Say what a merge configuration would do, and do nothing."""
-    from toolkit.merge.config import load_merge_config
     from toolkit.merge.describe import describe_merge
+    from toolkit.merge.graph import load_merge_graph
 
-    print(describe_merge(load_merge_config(config), device=device))
+    graph = load_merge_graph(config)
+    for step in graph.steps:
+        if len(graph.steps) > 1:
+            print(f"{step.name or 'the result'}:")
+        if step.needs:
+            print(f"takes {', '.join(sorted(step.needs))}, made before; planned when it is there")
+        else:
+            print(describe_merge(step.config, device=device))
 
 
 @app.command("check")

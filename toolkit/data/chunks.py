@@ -56,9 +56,9 @@ def pieces_of_word(chunk: str) -> list[str]:
     """
     if not _PLAIN.fullmatch(chunk):
         return []
-    pieces = _PIECE.findall(chunk, 1)
-    pieces[0] = " " + pieces[0]
-    return pieces
+    word_pieces = _PIECE.findall(chunk, 1)
+    word_pieces[0] = " " + word_pieces[0]
+    return word_pieces
 
 
 def chunk_text(key: str) -> str:
@@ -92,16 +92,18 @@ class Table:
         """Numbers of all keys in a row, and how many each has."""
         if len(self._place) > MAX_KNOWN:
             self._forget()
-        known = len(self._place)
-        places = np.fromiter(map(self._place.__getitem__, keys), np.int64, len(keys))
-        new = list(itertools.islice(self._place, known, None))
-        if new:
-            self._learn(new)
-        sizes = np.diff(self._starts)[places]
-        stops = np.cumsum(sizes)
-        total = int(stops[-1]) if len(stops) else 0
-        index = np.arange(total) + np.repeat(self._starts[places] - (stops - sizes), sizes)
-        return self._values[index], sizes
+        num_known = len(self._place)
+        key_places = np.fromiter(map(self._place.__getitem__, keys), np.int64, len(keys))
+        new_keys = list(itertools.islice(self._place, num_known, None))
+        if new_keys:
+            self._learn(new_keys)
+        key_sizes = np.diff(self._starts)[key_places]
+        value_stops = np.cumsum(key_sizes)
+        num_values = int(value_stops[-1]) if len(value_stops) else 0
+        value_index = np.arange(num_values) + np.repeat(
+            self._starts[key_places] - (value_stops - key_sizes), key_sizes
+        )
+        return self._values[value_index], key_sizes
 
     def _learn(self, keys: list[str]) -> None:
         try:
@@ -127,13 +129,13 @@ class ChunkTable:
     def lookup(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Numbers of all texts in a row, and offsets `[D + 1]` at which each text's begin."""
         keys: list[str] = []
-        ends = [0]
+        text_ends = [0]
         for text in texts:
             keys += cut_at_spaces(text)
-            ends.append(len(keys))
-        values, sizes = self._table.rows(keys)
-        stops = np.concatenate([[0], np.cumsum(sizes)])
-        return values, stops[np.array(ends)].astype(np.int64)
+            text_ends.append(len(keys))
+        flat_values, chunk_sizes = self._table.rows(keys)
+        value_stops = np.concatenate([[0], np.cumsum(chunk_sizes)])
+        return flat_values, value_stops[np.array(text_ends)].astype(np.int64)
 
 
 def can_cut(tokenizer_json: str) -> bool:
@@ -145,27 +147,29 @@ def can_cut(tokenizer_json: str) -> bool:
     Args:
         tokenizer_json: as in `tokenizer.json`.
     """
-    table = json.loads(tokenizer_json)
-    if table.get("model", {}).get("type") != "BPE" or table["model"].get("dropout"):
+    tokenizer_table = json.loads(tokenizer_json)
+    if tokenizer_table.get("model", {}).get("type") != "BPE" or tokenizer_table["model"].get(
+        "dropout"
+    ):
         return False
-    if (table.get("normalizer") or {"type": "NFC"})["type"] != "NFC":
+    if (tokenizer_table.get("normalizer") or {"type": "NFC"})["type"] != "NFC":
         return False
-    for token in table.get("added_tokens", ()):
+    for token in tokenizer_table.get("added_tokens", ()):
         if not token["special"] and (
             token["lstrip"] or token["rstrip"] or any(sign.isspace() for sign in token["content"])
         ):
             return False
-    first = table.get("pre_tokenizer") or {}
-    steps = first.get("pretokenizers", [first])
+    pre_tokenizer = tokenizer_table.get("pre_tokenizer") or {}
+    pre_tokenizers = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     splits_words = False
-    for step in steps:
+    for step in pre_tokenizers:
         if step.get("type") == "ByteLevel":
             if step.get("add_prefix_space"):
                 return False
             splits_words = splits_words or step.get("use_regex", True)
         elif step.get("type") == "Split":
-            pattern = step.get("pattern", {}).get("Regex", "")
-            if _is_word_pattern(pattern) and step.get("behavior") == "Isolated":
+            split_pattern = step.get("pattern", {}).get("Regex", "")
+            if _is_word_pattern(split_pattern) and step.get("behavior") == "Isolated":
                 splits_words = True
         elif step.get("type") != "Digits":
             return False
@@ -174,9 +178,9 @@ def can_cut(tokenizer_json: str) -> bool:
 
 def _is_word_pattern(pattern: str) -> bool:
     """Patterns of GPT-2, cl100k, o200k, Llama 3 and Qwen end alike; spaces are taken in front."""
-    parts = pattern.replace(r"\s+(?!\S)", "").replace(r"\s*[\r\n]+", "")
-    parts = parts.replace(r"[^\s\p{L}\p{N}]", "").replace(r"\s+", "")
-    return pattern.endswith((r"\s+(?!\S)|\s+", r"\s+(?!\S)")) and r"\s" not in parts
+    pattern_rest = pattern.replace(r"\s+(?!\S)", "").replace(r"\s*[\r\n]+", "")
+    pattern_rest = pattern_rest.replace(r"[^\s\p{L}\p{N}]", "").replace(r"\s+", "")
+    return pattern.endswith((r"\s+(?!\S)|\s+", r"\s+(?!\S)")) and r"\s" not in pattern_rest
 
 
 _CUTS_WORDS = (
@@ -199,10 +203,16 @@ def can_cut_words(tokenizer_json: str) -> bool:
     """
     if not can_cut(tokenizer_json):
         return False
-    table = json.loads(tokenizer_json)
+    tokenizer_table = json.loads(tokenizer_json)
     # Tokens found in the text before it is cut could reach across.
-    own = [token["content"] for token in table.get("added_tokens", ()) if not token["special"]]
-    if any(len(_PIECE.findall(text)) > 1 for text in own):
+    own_tokens = [
+        token["content"]
+        for token in tokenizer_table.get("added_tokens", ())
+        if not token["special"]
+    ]
+    if any(len(_PIECE.findall(text)) > 1 for text in own_tokens):
         return False
-    steps = table["pre_tokenizer"].get("pretokenizers", [table["pre_tokenizer"]])
-    return all(s["type"] != "Split" or s["pattern"]["Regex"] in _CUTS_WORDS for s in steps)
+    pre_tokenizers = tokenizer_table["pre_tokenizer"].get(
+        "pretokenizers", [tokenizer_table["pre_tokenizer"]]
+    )
+    return all(s["type"] != "Split" or s["pattern"]["Regex"] in _CUTS_WORDS for s in pre_tokenizers)

@@ -82,15 +82,21 @@ class ConversationEncoder:
                 "tokenizer."
             ) from error
         self._has_marks = bool(_GENERATION_MARK.search(template))
-        added = {
+        added_tokens = {
             number: str(token)
             for number, token in tokenizer.added_tokens_decoder.items()
             if str(token).strip()  # blanks of their own are text
         }
-        signs = sorted(added.values(), key=len, reverse=True)
-        self._sign = re.compile(rf"\s*(?:{'|'.join(map(re.escape, signs))})") if signs else None
-        self._sign_ids = set(added)
-        self._end_signs = {added[n] for n in _end_ids(tokenizer, folder) if n in added}
+        longest_first = sorted(added_tokens.values(), key=len, reverse=True)
+        self._sign = (
+            re.compile(rf"\s*(?:{'|'.join(map(re.escape, longest_first))})")
+            if longest_first
+            else None
+        )
+        self._sign_ids = set(added_tokens)
+        self._end_signs = {
+            added_tokens[n] for n in _end_ids(tokenizer, folder) if n in added_tokens
+        }
 
     def encode(self, messages: Sequence[Message]) -> LearnedConversation:
         """
@@ -111,33 +117,36 @@ class ConversationEncoder:
     def _encode_by_marks(self, messages: Sequence[Message]) -> LearnedConversation:
         try:
             with bounded_template():
-                result = self._tokenizer.apply_chat_template(
+                rendered_tokens = self._tokenizer.apply_chat_template(
                     list(messages), return_dict=True, return_assistant_tokens_mask=True
                 )
         except BoundError:
             raise  # for the next conversation it would take as long
         except Exception as error:  # a template's own code may raise anything
             raise ConversationError(_raised(error)) from error
-        is_target = [bool(value) for value in result["assistant_masks"]]
-        return LearnedConversation(list(result["input_ids"]), is_target, Counter())
+        is_target = [bool(value) for value in rendered_tokens["assistant_masks"]]
+        return LearnedConversation(list(rendered_tokens["input_ids"]), is_target, Counter())
 
     def _encode_by_rendering(self, messages: Sequence[Message]) -> LearnedConversation:
         rendering = _Rendering(self._tokenizer, messages)
-        remarks: Counter[str] = Counter()
-        spans: list[_Span] = []
+        answer_remarks: Counter[str] = Counter()
+        answer_spans: list[_Span] = []
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             region = rendering.region(number)
             if region is None:
-                remarks[LEFT_OUT] += 1
+                answer_remarks[LEFT_OUT] += 1
                 continue
-            after = spans[-1].end if spans else 0
-            spans.append(self._span(rendering, number, *region, after=after))
-            if str(message["content"]).strip() not in rendering.whole[after : spans[-1].stop]:
-                remarks[CHANGED] += 1
+            last_end = answer_spans[-1].end if answer_spans else 0
+            answer_spans.append(self._span(rendering, number, *region, after=last_end))
+            if (
+                str(message["content"]).strip()
+                not in rendering.whole[last_end : answer_spans[-1].stop]
+            ):
+                answer_remarks[CHANGED] += 1
         try:
-            result = self._tokenizer(
+            encoded = self._tokenizer(
                 rendering.whole, add_special_tokens=False, return_offsets_mapping=True
             )
         except NotImplementedError as error:
@@ -145,40 +154,42 @@ class ConversationEncoder:
                 "the tokenizer does not say where in a text its tokens stand; it needs a "
                 "tokenizer.json, or a chat template with {% generation %} markers."
             ) from error
-        tokens, offsets = list(result["input_ids"]), list(result["offset_mapping"])
+        tokens, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
         is_target = [False] * len(tokens)
-        place = 0
-        for span in spans:
+        token_number = 0
+        for span in answer_spans:
             has_end = False
-            while place < len(tokens) and offsets[place][1] <= span.start:
-                place += 1
-            while place < len(tokens) and offsets[place][0] < span.end:
-                begin, end = offsets[place]
-                is_target[place] = _is_said(begin, end, span, rendering.whole)
-                is_end = tokens[place] in self._sign_ids and begin >= span.stop
-                has_end |= is_end and is_target[place]
-                place += 1
-            remarks[WITHOUT_END] += not has_end
-        return LearnedConversation(tokens, is_target, +remarks)
+            while token_number < len(tokens) and offsets[token_number][1] <= span.start:
+                token_number += 1
+            while token_number < len(tokens) and offsets[token_number][0] < span.end:
+                token_start, token_end = offsets[token_number]
+                is_target[token_number] = _is_said(token_start, token_end, span, rendering.whole)
+                is_end = tokens[token_number] in self._sign_ids and token_start >= span.stop
+                has_end |= is_end and is_target[token_number]
+                token_number += 1
+            answer_remarks[WITHOUT_END] += not has_end
+        return LearnedConversation(tokens, is_target, +answer_remarks)
 
     def _span(
         self, rendering: _Rendering, number: int, start: int, stop: int, *, after: int
     ) -> _Span:
         """From where the prompt for the answer ends to where its turn does."""
-        prompt = rendering.prompt_end(number, start)
-        if prompt is not None and after <= prompt <= stop:
-            start = prompt
+        prompt_end = rendering.prompt_end(number, start)
+        if prompt_end is not None and after <= prompt_end <= stop:
+            start = prompt_end
         else:
             start = max(after, rendering.extended_start(number, start))
-        rest = rendering.whole[stop:]
-        end = rendering.common_tail(number, rest)
-        sign = self._sign.match(rest) if self._sign is not None else None
-        if sign is not None and end < sign.end():
+        text_behind = rendering.whole[stop:]
+        end = rendering.common_tail(number, text_behind)
+        sign_match = self._sign.match(text_behind) if self._sign is not None else None
+        if sign_match is not None and end < sign_match.end():
             # The whole has another sign here than the beginning alone has at its end.
-            if sign.group().strip() in self._end_signs:
-                end = sign.end()
-            elif (common := rendering.common_tail_of_others(number, rest)) >= sign.end():
-                end = common
+            if sign_match.group().strip() in self._end_signs:
+                end = sign_match.end()
+            elif (
+                common_end := rendering.common_tail_of_others(number, text_behind)
+            ) >= sign_match.end():
+                end = common_end
         return _Span(start, stop, stop + end)
 
 
@@ -198,10 +209,10 @@ class _Rendering:
         self._beginnings: dict[tuple[int, bool], str | None] = {}
         self.whole = self._render(messages)
         # They differ in their first and last letters, so that no text shares these with both.
-        number = 0
-        while f"Q{number}z" in self.whole or f"w{number}K" in self.whole:
-            number += 1
-        self._marks = (f"Q{number}z", f"w{number}K")
+        mark_number = 0
+        while f"Q{mark_number}z" in self.whole or f"w{mark_number}K" in self.whole:
+            mark_number += 1
+        self._marks = (f"Q{mark_number}z", f"w{mark_number}K")
 
     def _render(self, messages: Sequence[Message], prompt: bool = False) -> str:
         try:
@@ -224,11 +235,11 @@ class _Rendering:
 
     def _before(self, number: int, prompt: bool = False) -> str | None:
         """What comes before a message, rendered alone."""
-        key = (number, prompt)
-        if key not in self._beginnings:
-            rendered = self._render_if_possible(self._messages[:number], prompt)
-            self._beginnings[key] = rendered
-        return self._beginnings[key]
+        beginning_key = (number, prompt)
+        if beginning_key not in self._beginnings:
+            rendered_beginning = self._render_if_possible(self._messages[:number], prompt)
+            self._beginnings[beginning_key] = rendered_beginning
+        return self._beginnings[beginning_key]
 
     def _marked(self, number: int, mark: str, field: str = "content") -> list[Message]:
         messages = list(self._messages)
@@ -241,34 +252,36 @@ class _Rendering:
         Raises:
             ConversationError: they cannot be told from what others say.
         """
-        starts, stops = [], []
+        change_starts, change_stops = [], []
         for mark in self._marks:
-            other = self._render(self._marked(number, mark, field))
-            if other == self.whole:
+            marked_rendering = self._render(self._marked(number, mark, field))
+            if marked_rendering == self.whole:
                 continue
-            if other.count(mark) > 1:
+            if (num_written := marked_rendering.count(mark)) > 1:
                 raise ConversationError(
-                    f"the chat template writes message {number + 1} {other.count(mark)} times, so "
+                    f"the chat template writes message {number + 1} {num_written} times, so "
                     "that what the assistant says cannot be told from the prompt; take a template "
                     "with {% generation %} markers."
                 )
-            start = _common_prefix(self.whole, other)
-            starts.append(start)
-            room = min(len(self.whole), len(other)) - start
-            stops.append(len(self.whole) - min(room, _common_suffix(self.whole, other)))
-        if not starts:
+            start = _common_prefix(self.whole, marked_rendering)
+            change_starts.append(start)
+            characters_left = min(len(self.whole), len(marked_rendering)) - start
+            change_stops.append(
+                len(self.whole) - min(characters_left, _common_suffix(self.whole, marked_rendering))
+            )
+        if not change_starts:
             return None
-        start, stop = min(starts), max(stops)
+        start, stop = min(change_starts), max(change_stops)
         self._refuse_foreign(number, self.whole[start:stop])
         return start, stop
 
     def _refuse_foreign(self, number: int, said: str) -> None:
-        own = " ".join(str(value) for value in self._messages[number].values())
+        own_text = " ".join(str(value) for value in self._messages[number].values())
         texts = [str(message["content"]).strip() for message in self._messages]
-        foreign = [text for text in texts if len(text) >= _TELLING_CHARACTERS]
+        foreign_texts = [text for text in texts if len(text) >= _TELLING_CHARACTERS]
         if header := self._header(number).strip():
-            foreign.append(header)
-        if any(text in said and text not in own for text in foreign):
+            foreign_texts.append(header)
+        if any(text in said and text not in own_text for text in foreign_texts):
             raise ConversationError(
                 f"the chat template changes more than message {number + 1} when its text changes, "
                 "so that what the assistant says cannot be told from the prompt; take a template "
@@ -277,10 +290,10 @@ class _Rendering:
 
     def _header(self, number: int) -> str:
         """What is added to ask for an answer; empty where nothing is."""
-        asked, plain = self._before(number, prompt=True), self._before(number)
-        if asked is None or plain is None:
+        with_prompt, without_prompt = self._before(number, prompt=True), self._before(number)
+        if with_prompt is None or without_prompt is None:
             return ""
-        return asked[_common_prefix(asked, plain) :]
+        return with_prompt[_common_prefix(with_prompt, without_prompt) :]
 
     def prompt_end(self, number: int, start: int) -> int | None:
         """Where the prompt for an answer ends in the whole, if the whole begins with it.
@@ -288,12 +301,12 @@ class _Rendering:
         Where nothing is added to ask for an answer, what comes before is the prompt, if no more
         than blanks lie between it and the answer, at `start`.
         """
-        asked = self._before(number, prompt=True)
-        if asked is None or not self.whole.startswith(asked):
+        with_prompt = self._before(number, prompt=True)
+        if with_prompt is None or not self.whole.startswith(with_prompt):
             return None
-        if not self._header(number) and self.whole[len(asked) : start].strip():
+        if not self._header(number) and self.whole[len(with_prompt) : start].strip():
             return None
-        return len(asked)
+        return len(with_prompt)
 
     def extended_start(self, number: int, start: int) -> int:
         """The start of an answer moved back over its other fields (thinking), and over its own
@@ -301,14 +314,16 @@ class _Rendering:
         message = self._messages[number]
         for field, value in message.items():
             if field not in {"role", "content", "name"} and isinstance(value, str) and value:
-                found = self.region(number, field)
-                if found is not None:
-                    start = min(start, found[0])
-        content = str(message["content"]).strip()
-        longest = min(len(content), start, 64)
-        for size in range(longest, 2, -1):  # a letter or two may be alike by chance
-            if self.whole[start - size : start] == content[:size]:
-                return start - size
+                field_region = self.region(number, field)
+                if field_region is not None:
+                    start = min(start, field_region[0])
+        answer_text = str(message["content"]).strip()
+        most_characters = min(len(answer_text), start, 64)
+        for num_characters in range(
+            most_characters, 2, -1
+        ):  # a letter or two may be alike by chance
+            if self.whole[start - num_characters : start] == answer_text[:num_characters]:
+                return start - num_characters
         return start
 
     def common_tail(self, number: int, rest: str) -> int:
@@ -325,28 +340,34 @@ class _Rendering:
 
     def _tail(self, number: int) -> str | None:
         """What follows a message where the conversation ends with it."""
-        first, second = (
+        first_rendering, second_rendering = (
             self._render_if_possible(self._marked(number, mark)[: number + 1])
             for mark in self._marks
         )
-        if first is None or second is None or first == second:
+        if (
+            first_rendering is None
+            or second_rendering is None
+            or first_rendering == second_rendering
+        ):
             return None
-        return first[len(first) - _common_suffix(first, second) :]
+        return first_rendering[
+            len(first_rendering) - _common_suffix(first_rendering, second_rendering) :
+        ]
 
 
 def _end_ids(tokenizer: Any, folder: Path | None) -> set[int]:
     """Ids that end a generation, by the tokenizer's settings and the model's."""
-    ids = {tokenizer.eos_token_id}
-    path = folder / "generation_config.json" if folder is not None else None
-    if path is not None and path.is_file():
-        named = load_json(path).get("eos_token_id")
-        ids |= set(named) if isinstance(named, list) else {named}
-    return {number for number in ids if isinstance(number, int)}
+    end_ids = {tokenizer.eos_token_id}
+    config_path = folder / "generation_config.json" if folder is not None else None
+    if config_path is not None and config_path.is_file():
+        named_ids = load_json(config_path).get("eos_token_id")
+        end_ids |= set(named_ids) if isinstance(named_ids, list) else {named_ids}
+    return {number for number in end_ids if isinstance(number, int)}
 
 
 def _raised(error: Exception) -> str:
-    first = (str(error).strip() or type(error).__name__).split("\n")[0]
-    return f"the chat template does not take it ({first})."
+    first_line = (str(error).strip() or type(error).__name__).split("\n")[0]
+    return f"the chat template does not take it ({first_line})."
 
 
 def _common_prefix(one: str, other: str) -> int:

@@ -13,9 +13,9 @@ from typing import Any
 
 def leading_token(tokenizer: Any) -> int | None:
     """The token that a tokenizer of transformers puts before every text, or None."""
-    framed = list(tokenizer("a")["input_ids"])
-    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    return leading_of(framed, plain)
+    framed_ids = list(tokenizer("a")["input_ids"])
+    plain_ids = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    return leading_of(framed_ids, plain_ids)
 
 
 def leading_of(framed: Sequence[int], plain: Sequence[int]) -> int | None:
@@ -31,8 +31,8 @@ def leading_of(framed: Sequence[int], plain: Sequence[int]) -> int | None:
 
 def text_tokens(tokenizer: Any, text: str) -> list[int]:
     """Tokens of a text alone; what looks like a special token is text."""
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [int(token) for token in ids]
+    token_ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return [int(token) for token in token_ids]
 
 
 def document_tokens(tokenizer: Any, texts: Sequence[str], separator: int) -> list[list[int]]:
@@ -43,6 +43,6 @@ def document_tokens(tokenizer: Any, texts: Sequence[str], separator: int) -> lis
         texts: of the documents.
         separator: token between documents, in front where the tokenizer puts no other there.
     """
-    leading = leading_token(tokenizer)
-    start = separator if leading is None else leading
-    return [[start, *text_tokens(tokenizer, text)] for text in texts]
+    leading_id = leading_token(tokenizer)
+    start_token = separator if leading_id is None else leading_id
+    return [[start_token, *text_tokens(tokenizer, text)] for text in texts]

@@ -32,13 +32,13 @@ def signatures(words: U64, offsets: I64) -> NDArray[np.uint32]:
     """
     from rensa import RMinHash
 
-    hashes, run_offsets = run_hashes(words, offsets, _SHINGLE_WORDS)
+    run_hash_values, run_offsets = run_hashes(words, offsets, _SHINGLE_WORDS)
     if len(run_offsets) == 1:
         return np.zeros((0, SIGNATURE_HASHES), dtype=np.uint32)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-        hashes.tolist(), run_offsets.tolist(), SIGNATURE_HASHES, 1
+    signature_matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+        run_hash_values.tolist(), run_offsets.tolist(), SIGNATURE_HASHES, 1
     )
-    return np.array(matrix.to_rows(), dtype=np.uint32)
+    return np.array(signature_matrix.to_rows(), dtype=np.uint32)
 
 
 def exact_keys(words: U64, offsets: I64) -> NDArray[np.uint64]:

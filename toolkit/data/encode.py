@@ -60,42 +60,54 @@ class Encoder:
         if self.fim is None and not any(document.messages for document in documents):
             backend = _backend(self.folder)
             if backend is not None and backend.cuts_at_spaces:
-                ids, offsets = backend.table.lookup([document.text for document in documents])
-                return ids, np.diff(offsets), None
+                token_ids, offsets = backend.table.lookup([document.text for document in documents])
+                return token_ids, np.diff(offsets), None
         encoded = [_without_start(item, self.start) for item in self.encode(documents)]
-        sizes = np.array([len(item.tokens) for item in encoded], np.int64)
-        rows = [np.array(item.tokens, np.int32) for item in encoded]
-        tokens = np.concatenate([np.zeros(0, np.int32), *rows])
+        num_tokens = np.array([len(item.tokens) for item in encoded], np.int64)
+        token_rows = [np.array(item.tokens, np.int32) for item in encoded]
+        tokens = np.concatenate([np.zeros(0, np.int32), *token_rows])
         if all(item.targets is None for item in encoded):
-            return tokens, sizes, None
-        targets = [np.array(item.targets, np.bool_) for item in encoded]
-        return tokens, sizes, np.concatenate(targets)
+            return tokens, num_tokens, None
+        target_rows = [np.array(item.targets, np.bool_) for item in encoded]
+        return tokens, num_tokens, np.concatenate(target_rows)
 
     def encode(self, documents: Sequence[Document]) -> list[Encoded]:
         """Tokens of each document; text that looks like a special token stays text."""
         if any(document.messages for document in documents):
             return [_conversation(self.folder, document) for document in documents]
         if self.fim is None or self.fim_ids is None:
-            return [Encoded(ids) for ids in _plain(self.folder, [d.text for d in documents])]
+            return [
+                Encoded(next_ids) for next_ids in _plain(self.folder, [d.text for d in documents])
+            ]
         fim, fim_ids = self.fim, self.fim_ids
-        texts = [_pieces(d.text, fim.piece_characters) for d in documents]
-        cuts = [
+        document_pieces = [_pieces(d.text, fim.piece_characters) for d in documents]
+        cuts_of_documents = [
             [
                 _fim_cut(text, f"{d.id}#{n}" if n else d.id, fim, self.seed)
                 for n, text in enumerate(parts)
             ]
-            for d, parts in zip(documents, texts, strict=True)
+            for d, parts in zip(documents, document_pieces, strict=True)
         ]
-        ids = iter(_plain(self.folder, [part for own in cuts for cut, _ in own for part in cut]))
+        next_ids = iter(
+            _plain(
+                self.folder,
+                [
+                    part
+                    for document_cuts in cuts_of_documents
+                    for cut, _ in document_cuts
+                    for part in cut
+                ],
+            )
+        )
         return [
             Encoded(
                 [
                     token
-                    for cut, is_spm in own
-                    for token in _rearranged([next(ids) for _ in cut], is_spm, fim_ids)
+                    for cut, is_spm in document_cuts
+                    for token in _rearranged([next(next_ids) for _ in cut], is_spm, fim_ids)
                 ]
             )
-            for own in cuts
+            for document_cuts in cuts_of_documents
         ]
 
 
@@ -127,9 +139,9 @@ def _plain(folder: Path, texts: list[str]) -> list[list[int]]:
         return [text_tokens(tokenizer, text) for text in texts]
     if not backend.cuts_at_spaces:
         return backend.encode(texts)
-    ids, offsets = backend.table.lookup(texts)
-    flat, ends = ids.tolist(), offsets.tolist()
-    return [flat[start:stop] for start, stop in pairwise(ends)]
+    token_ids, offsets = backend.table.lookup(texts)
+    flat_tokens, text_edges = token_ids.tolist(), offsets.tolist()
+    return [flat_tokens[start:stop] for start, stop in pairwise(text_edges)]
 
 
 def _backend(folder: Path) -> Backend | None:
@@ -182,10 +194,12 @@ class TextTokenizer:
     def end_of_sequence(self) -> str | None:
         """The token that the tokenizer's own settings name."""
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            path = self._folder / name
-            token = load_json(path).get("eos_token") if path.is_file() else None
-            if token is not None:
-                return str(token["content"] if isinstance(token, dict) else token)
+            settings_file = self._folder / name
+            end_token = (
+                load_json(settings_file).get("eos_token") if settings_file.is_file() else None
+            )
+            if end_token is not None:
+                return str(end_token["content"] if isinstance(end_token, dict) else end_token)
         return None
 
     @property
@@ -196,10 +210,10 @@ class TextTokenizer:
         tokenizer's files leave something to decide.
         """
         if self._core is not None and self._core.frame("a") == self._core.encode(["a"])[0]:
-            path = self._folder / "tokenizer_config.json"
-            settings = load_json(path) if path.is_file() else {}
-            may_frame = not self._core.has_frame and settings.get("bos_token") is not None
-            if not may_frame and not settings.get("add_bos_token"):
+            config_file = self._folder / "tokenizer_config.json"
+            tokenizer_settings = load_json(config_file) if config_file.is_file() else {}
+            may_frame = not self._core.has_frame and tokenizer_settings.get("bos_token") is not None
+            if not may_frame and not tokenizer_settings.get("add_bos_token"):
                 return None
         return leading_token(_full_tokenizer(self._folder))
 
@@ -217,13 +231,13 @@ class TextTokenizer:
         if self._core is not None:
             return self._core.encode_with_offsets(text)
         tokenizer = _full_tokenizer(self._folder)
-        result = tokenizer(
+        encoded = tokenizer(
             text,
             add_special_tokens=False,
             split_special_tokens=True,
             return_offsets_mapping=True,
         )
-        return list(result["input_ids"]), list(result["offset_mapping"])
+        return list(encoded["input_ids"]), list(encoded["offset_mapping"])
 
 
 def find_separator(name: str | None, tokenizer: TextTokenizer) -> int:
@@ -236,19 +250,19 @@ def find_separator(name: str | None, tokenizer: TextTokenizer) -> int:
     Raises:
         DataError: the tokenizer does not have it.
     """
-    end = tokenizer.end_of_sequence
-    if name is None and end is None:
+    end_token = tokenizer.end_of_sequence
+    if name is None and end_token is None:
         raise DataError(
             "data.end_of_document: the tokenizer has no end-of-sequence token; name the token "
             "that should stand between documents."
         )
-    token = tokenizer.vocabulary.get(str(name or end))
-    if token is None:
+    separator_id = tokenizer.vocabulary.get(str(name or end_token))
+    if separator_id is None:
         raise DataError(
-            f"data.end_of_document: the tokenizer has no token {name or end!r}; "
-            f"its end-of-sequence token is {end!r}."
+            f"data.end_of_document: the tokenizer has no token {name or end_token!r}; "
+            f"its end-of-sequence token is {end_token!r}."
         )
-    return token
+    return separator_id
 
 
 def find_fim_tokens(section: FimSection, vocabulary: dict[str, int]) -> tuple[int, int, int]:
@@ -273,9 +287,13 @@ def _fim_cut(text: str, name: str, section: FimSection, seed: int) -> tuple[list
     """A text in three parts by two random places, or whole; and whether suffix goes first."""
     if stable_unit("fim", seed, name) >= section.rate:
         return [text], False
-    places = sorted(int(stable_unit("fim", seed, name, end) * (len(text) + 1)) for end in "ab")
+    cut_places = sorted(int(stable_unit("fim", seed, name, end) * (len(text) + 1)) for end in "ab")
     is_spm = stable_unit("fim order", seed, name) < section.spm_rate
-    return [text[: places[0]], text[places[0] : places[1]], text[places[1] :]], is_spm
+    return [
+        text[: cut_places[0]],
+        text[cut_places[0] : cut_places[1]],
+        text[cut_places[1] :],
+    ], is_spm
 
 
 def _rearranged(parts: list[list[int]], is_spm: bool, ids: tuple[int, int, int]) -> list[int]:
@@ -287,11 +305,11 @@ def _rearranged(parts: list[list[int]], is_spm: bool, ids: tuple[int, int, int])
     """
     if len(parts) == 1:
         return parts[0]
-    first, middle, last = parts
+    prefix_part, middle_part, suffix_part = parts
     prefix_id, suffix_id, middle_id = ids
     if is_spm:
-        return [prefix_id, suffix_id, *last, middle_id, *first, *middle]
-    return [prefix_id, *first, suffix_id, *last, middle_id, *middle]
+        return [prefix_id, suffix_id, *suffix_part, middle_id, *prefix_part, *middle_part]
+    return [prefix_id, *prefix_part, suffix_id, *suffix_part, middle_id, *middle_part]
 
 
 def open_conversations(folder: Path) -> ConversationEncoder:
@@ -311,7 +329,7 @@ def _conversations_at(folder: Path) -> ConversationEncoder:
 def _conversation(folder: Path, document: Document) -> Encoded:
     messages = json.loads(document.messages or "[]")
     try:
-        learned = open_conversations(folder).encode(messages)
+        learned_conversation = open_conversations(folder).encode(messages)
     except ConversationError as error:
         raise DataError(f"{document.id}: {error}") from error
-    return Encoded(learned.tokens, learned.is_target)
+    return Encoded(learned_conversation.tokens, learned_conversation.is_target)

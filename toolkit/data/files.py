@@ -56,22 +56,28 @@ def source_files(source: SourceSection) -> Iterator[SourceFile]:
     """
     if source.artifact is not None:
         archive = fetch_artifact(source.artifact)
-        stems: Counter[str] = Counter()
+        stem_counts: Counter[str] = Counter()
         for name, stream in open_members(archive, source.artifact.member):
             if _is_excluded(name, source):
                 continue
-            stem = _without_endings(PurePosixPath(name.rpartition("//")[2]).name)
-            stems[stem] += 1  # the archive is pinned, so counting is as stable as the name
-            key = stem if stems[stem] == 1 else f"{stem}~{stems[stem]}"
+            file_stem = _without_endings(PurePosixPath(name.rpartition("//")[2]).name)
+            stem_counts[file_stem] += (
+                1  # the archive is pinned, so counting is as stable as the name
+            )
+            key = (
+                file_stem
+                if stem_counts[file_stem] == 1
+                else f"{file_stem}~{stem_counts[file_stem]}"
+            )
             yield SourceFile(key, name, partial(_decompressed, name, stream))
-    seen: set[str] = set()
-    local = local_paths(source)
+    seen_keys: set[str] = set()
+    paths_by_pattern = local_paths(source)
     for pattern in dict.fromkeys(source.files or ()):
         if "://" in pattern:
-            yield from _remote_files(pattern, source, seen)
+            yield from _remote_files(pattern, source, seen_keys)
         else:
-            for path in local[pattern]:
-                key = _unlike(_key(path, pattern), path.name, seen)
+            for path in paths_by_pattern[pattern]:
+                key = _unlike(_key(path, pattern), path.name, seen_keys)
                 yield SourceFile(key, path.as_posix(), partial(_local, path))
 
 
@@ -82,39 +88,42 @@ def local_paths(source: SourceSection) -> dict[str, list[Path]]:
     Raises:
         DataError: there are none for a pattern.
     """
-    seen: set[Path] = set()
-    found: dict[str, list[Path]] = {}
+    seen_paths: set[Path] = set()
+    paths_by_pattern: dict[str, list[Path]] = {}
     for pattern in dict.fromkeys(source.files or ()):
         if "://" in pattern:
             continue
-        matched = _matching_files(pattern, source)
-        found[pattern] = []
-        for path in matched:
-            real = path.resolve()
-            if real not in seen:
-                seen.add(real)
-                found[pattern].append(path)
-        found[pattern].sort(key=str)
-    return found
+        matching_paths = _matching_files(pattern, source)
+        paths_by_pattern[pattern] = []
+        for path in matching_paths:
+            resolved_path = path.resolve()
+            if resolved_path not in seen_paths:
+                seen_paths.add(resolved_path)
+                paths_by_pattern[pattern].append(path)
+        paths_by_pattern[pattern].sort(key=str)
+    return paths_by_pattern
 
 
 def _matching_files(pattern: str, source: SourceSection) -> list[Path]:
     """Those reached without a link first, then those in the fewest folders."""
-    wild = _expand(pattern)
-    root = _literal_root(wild)
-    files = [
+    wild_pattern = _expand(pattern)
+    literal_root = _literal_root(wild_pattern)
+    matching_paths = [
         Path(path)
-        for path in expand_pattern(wild)
-        if Path(path).is_file() and not _is_excluded(os.path.relpath(path, root), source)
+        for path in expand_pattern(wild_pattern)
+        if Path(path).is_file() and not _is_excluded(os.path.relpath(path, literal_root), source)
     ]
-    for path in files:
+    for path in matching_paths:
         if not path.as_posix().isascii() and _NOT_UTF8.search(path.as_posix()):
-            shown = path.as_posix().encode("utf-8", "backslashreplace").decode()
-            raise DataError(f"{shown}: its name is not UTF-8; rename it, for instance with convmv.")
-    if not files:
-        raise DataError(_not_there(pattern, wild))
+            shown_name = path.as_posix().encode("utf-8", "backslashreplace").decode()
+            raise DataError(
+                f"{shown_name}: its name is not UTF-8; rename it, for instance with convmv."
+            )
+    if not matching_paths:
+        raise DataError(_not_there(pattern, wild_pattern))
     return sorted(
-        files, key=lambda path: (path.resolve() != path.absolute(), len(path.parts), str(path))
+        matching_paths,
+        key=lambda path: (path.resolve() != path.absolute(), len(path.parts), str(path)),
     )
 
 
@@ -138,32 +147,36 @@ def input_hashes(sources: Mapping[str, SourceSection]) -> dict[str, str]:
     for name, source in sources.items():
         if source.edgar is not None and source.edgar.filings is not None:
             hashes[f"{name}/{source.edgar.filings}"] = _hash(Path(source.edgar.filings))
-        seen: set[str] = set()
-        local = local_paths(source)
+        seen_keys: set[str] = set()
+        paths_by_pattern = local_paths(source)
         for pattern in dict.fromkeys(source.files or ()):
             if "://" in pattern:
-                found = _remote_marks(pattern)
+                hashes_by_key = _remote_marks(pattern)
             else:
-                found = {
-                    _unlike(_key(path, pattern) + path.suffix, path.name, seen): _hash(path)
-                    for path in local[pattern]
+                hashes_by_key = {
+                    _unlike(_key(path, pattern) + path.suffix, path.name, seen_keys): _hash(path)
+                    for path in paths_by_pattern[pattern]
                 }
-            if len(found) <= 16:
-                hashes.update({f"{name}/{key}": value for key, value in found.items()})
+            if len(hashes_by_key) <= 16:
+                hashes.update({f"{name}/{key}": value for key, value in hashes_by_key.items()})
             else:
-                lines = "\n".join(f"{key} {value}" for key, value in sorted(found.items()))
-                hashes[f"{name}/{pattern} ({len(found)} files)"] = hash_bytes(lines.encode())
+                hash_lines = "\n".join(
+                    f"{key} {value}" for key, value in sorted(hashes_by_key.items())
+                )
+                hashes[f"{name}/{pattern} ({len(hashes_by_key)} files)"] = hash_bytes(
+                    hash_lines.encode()
+                )
     return hashes
 
 
 def _hash(path: Path) -> str:
-    size = path.stat().st_size
-    if size <= _WHOLE_HASH_BYTES:
+    num_bytes = path.stat().st_size
+    if num_bytes <= _WHOLE_HASH_BYTES:
         return known_hash(path)
-    digest = hashlib.sha256(f"{size} {path.stat().st_mtime_ns}".encode())
+    digest = hashlib.sha256(f"{num_bytes} {path.stat().st_mtime_ns}".encode())
     with path.open("rb") as file:
         for number in range(_SAMPLES):
-            file.seek((size - (1 << 20)) * number // (_SAMPLES - 1))
+            file.seek((num_bytes - (1 << 20)) * number // (_SAMPLES - 1))
             digest.update(file.read(1 << 20))
     return "sampled:" + digest.hexdigest()
 
@@ -176,9 +189,9 @@ def _expand(pattern: str) -> str:
         return glob.escape(str(shipped))
     pattern = os.path.expanduser(pattern)  # noqa: PTH111  (Path's raises where it knows no user)
     if "[" in pattern:
-        literal = pattern.replace("[", "[[]")
-        if next(iter(expand_pattern(literal)), None) is not None:
-            pattern = literal
+        literal_pattern = pattern.replace("[", "[[]")
+        if next(iter(expand_pattern(literal_pattern)), None) is not None:
+            pattern = literal_pattern
     if Path(pattern.replace("[[]", "[")).is_dir():
         pattern = f"{pattern}/**"
     return pattern
@@ -191,32 +204,36 @@ def expand_pattern(pattern: str) -> Iterator[str]:
     if "**" not in parts:
         yield from sorted(glob.iglob(pattern))
         return
-    place = parts.index("**")
-    rest = parts[place + 1 :] or ("*",)
-    bases = sorted(glob.iglob(str(PurePosixPath(*parts[:place])))) if place else ["."]
-    for base in bases:
+    wild_place = parts.index("**")
+    later_parts = parts[wild_place + 1 :] or ("*",)
+    base_folders = (
+        sorted(glob.iglob(str(PurePosixPath(*parts[:wild_place])))) if wild_place else ["."]
+    )
+    for base in base_folders:
         for folder in _walk_once(Path(base)):
-            yield from expand_pattern(str(PurePosixPath(glob.escape(str(folder)), *rest)))
+            yield from expand_pattern(str(PurePosixPath(glob.escape(str(folder)), *later_parts)))
 
 
 def _walk_once(base: Path) -> Iterator[Path]:
     """A folder and all below it, hidden ones left out; linked ones after all that are not."""
-    waiting, linked = [base], list[Path]()
-    seen: set[tuple[int, int]] = set()
-    while waiting or linked:
-        folder = (waiting or linked).pop(0)
+    waiting_folders, linked_folders = [base], list[Path]()
+    seen_inodes: set[tuple[int, int]] = set()
+    while waiting_folders or linked_folders:
+        folder = (waiting_folders or linked_folders).pop(0)
         try:
-            status = folder.stat()
+            folder_status = folder.stat()
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:  # no folder, a link to nothing, or not to be read: nothing matches there
             continue
-        if (status.st_dev, status.st_ino) in seen:
+        if (folder_status.st_dev, folder_status.st_ino) in seen_inodes:
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen_inodes.add((folder_status.st_dev, folder_status.st_ino))
         yield folder
         for entry in entries:
             if not entry.name.startswith(".") and entry.is_dir():
-                (linked if entry.is_symlink() else waiting).append(folder / entry.name)
+                (linked_folders if entry.is_symlink() else waiting_folders).append(
+                    folder / entry.name
+                )
 
 
 def _literal_root(pattern: str) -> str:
@@ -241,9 +258,11 @@ def _unlike(key: str, name: str, seen: set[str]) -> str:
     >>> [_unlike("src/a", name, seen) for name in ("a.c", "a.h", "a.h")]
     ['src/a', 'src/a.h', 'src/a.h~2']
     """
-    whole = key.rpartition("/")[0] + "/" + name if "/" in key else name
-    numbered = (f"{whole}~{number}" for number in itertools.count(2))
-    key = next(text for text in itertools.chain((key, whole), numbered) if text not in seen)
+    whole_key = key.rpartition("/")[0] + "/" + name if "/" in key else name
+    numbered_keys = (f"{whole_key}~{number}" for number in itertools.count(2))
+    key = next(
+        text for text in itertools.chain((key, whole_key), numbered_keys) if text not in seen
+    )
     seen.add(key)
     return key
 
@@ -254,9 +273,9 @@ def _without_endings(name: str) -> str:
 
 
 def _is_excluded(name: str, source: SourceSection) -> bool:
-    base = name.rpartition("/")[2]
+    base_name = name.rpartition("/")[2]
     return any(
-        fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(base, pattern)
+        fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(base_name, pattern)
         for pattern in source.exclude
     )
 
@@ -291,32 +310,34 @@ def _filesystem(pattern: str) -> tuple[Any, list[str]]:
     import fsspec
 
     try:
-        system, path = fsspec.core.url_to_fs(pattern)
-        names = sorted(system.glob(path)) if any(sign in path for sign in "*?[") else [path]
-        found = bool(names) and system.exists(names[0])
+        file_system, path = fsspec.core.url_to_fs(pattern)
+        file_names = (
+            sorted(file_system.glob(path)) if any(sign in path for sign in "*?[") else [path]
+        )
+        is_there = bool(file_names) and file_system.exists(file_names[0])
     except Exception as error:  # each store has errors of its own
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{pattern}: cannot be reached ({first}); check the address and your login."
+            f"{pattern}: cannot be reached ({first_line}); check the address and your login."
         ) from error
-    if not found:
+    if not is_there:
         raise DataError(f"{pattern}: no such file.")
-    return system, names
+    return file_system, file_names
 
 
 def _remote_files(pattern: str, source: SourceSection, seen: set[str]) -> Iterator[SourceFile]:
-    system, names = _filesystem(pattern)
-    root = _literal_root(system._strip_protocol(pattern))
-    for name in names:
-        relative = PurePosixPath(os.path.relpath(name, root))
-        if _is_excluded(relative.as_posix(), source):
+    file_system, file_names = _filesystem(pattern)
+    literal_root = _literal_root(file_system._strip_protocol(pattern))
+    for name in file_names:
+        relative_path = PurePosixPath(os.path.relpath(name, literal_root))
+        if _is_excluded(relative_path.as_posix(), source):
             continue
-        key = (relative.parent / _without_endings(relative.name)).as_posix()
-        key = _unlike(key, relative.name, seen)
+        key = (relative_path.parent / _without_endings(relative_path.name)).as_posix()
+        key = _unlike(key, relative_path.name, seen)
 
         @contextmanager
         def opened(name: str = name) -> Iterator[IO[bytes]]:
-            with system.open(name, "rb") as raw, _decompressed(name, raw) as stream:
+            with file_system.open(name, "rb") as raw, _decompressed(name, raw) as stream:
                 yield stream
 
         yield SourceFile(key, name, opened)
@@ -324,11 +345,11 @@ def _remote_files(pattern: str, source: SourceSection, seen: set[str]) -> Iterat
 
 def _remote_marks(pattern: str) -> dict[str, str]:
     """Stores give a size and often a version; reading everything to hash it would be too dear."""
-    system, names = _filesystem(pattern)
-    marks = {}
-    for name in names:
-        info = system.info(name)
-        known = ("size", "ETag", "etag", "LastModified", "mtime", "md5Hash", "version_id")
-        text = " ".join(f"{key}={info[key]}" for key in known if key in info)
-        marks[name] = hash_bytes(text.encode())
-    return marks
+    file_system, file_names = _filesystem(pattern)
+    marks_by_name = {}
+    for name in file_names:
+        file_info = file_system.info(name)
+        version_keys = ("size", "ETag", "etag", "LastModified", "mtime", "md5Hash", "version_id")
+        mark_text = " ".join(f"{key}={file_info[key]}" for key in version_keys if key in file_info)
+        marks_by_name[name] = hash_bytes(mark_text.encode())
+    return marks_by_name

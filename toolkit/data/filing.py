@@ -155,21 +155,21 @@ def _row_text(cells: list[str]) -> str:
     >>> _row_text(["•", "Competition is intense."])
     '• Competition is intense.'
     """
-    joined: list[str] = []
-    opening = ""
+    joined_cells: list[str] = []
+    opening_signs = ""
     for cell in cells:
         if cell in {"$", "€", "£", "¥", "(", "$("}:
-            opening += cell
-        elif joined and re.fullmatch(r"[)%]+|pts?\.?", cell):
-            joined[-1] += cell
+            opening_signs += cell
+        elif joined_cells and re.fullmatch(r"[)%]+|pts?\.?", cell):
+            joined_cells[-1] += cell
         else:
-            joined.append(opening + cell)
-            opening = ""
-    if opening:
-        joined.append(opening)
-    if len(joined) == 2 and _MARKER.match(joined[0]):
-        return " ".join(joined)
-    return " | ".join(joined)
+            joined_cells.append(opening_signs + cell)
+            opening_signs = ""
+    if opening_signs:
+        joined_cells.append(opening_signs)
+    if len(joined_cells) == 2 and _MARKER.match(joined_cells[0]):
+        return " ".join(joined_cells)
+    return " | ".join(joined_cells)
 
 
 def _squeeze(text: str) -> str:

@@ -93,18 +93,19 @@ def format_of(name: str, wanted: str) -> str:
     """
     if wanted != "auto":
         return wanted
-    suffix = ending(name)
-    if suffix in OLD_FORMATS:
+    name_ending = ending(name)
+    if name_ending in OLD_FORMATS:
         raise DataError(
-            f"{name}: {suffix} is not read; save it as {OLD_FORMATS[suffix]} (LibreOffice: soffice "
-            f"--convert-to {OLD_FORMATS[suffix][1:]} FILE), or leave it out with `exclude`."
+            f"{name}: {name_ending} is not read; save it as {OLD_FORMATS[name_ending]} "
+            f"(LibreOffice: soffice --convert-to {OLD_FORMATS[name_ending][1:]} FILE), or leave it "
+            "out with `exclude`."
         )
-    if suffix not in FORMATS:
+    if name_ending not in FORMATS:
         raise DataError(
-            f"{name}: format is unknown by its ending {suffix!r}; set `format` for this source or "
-            f"use one of {', '.join(sorted(FORMATS))}."
+            f"{name}: format is unknown by its ending {name_ending!r}; set `format` for this "
+            f"source or use one of {', '.join(sorted(FORMATS))}."
         )
-    return FORMATS[suffix]
+    return FORMATS[name_ending]
 
 
 def read_rows(stream: IO[bytes], name: str, kind: str, faults: Faults) -> Iterator[DocumentRow]:
@@ -166,8 +167,10 @@ def _decode(data: bytes, name: str, faults: Faults) -> str | None:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        what = f"is not UTF-8 text (byte {error.start}); convert it, for instance with iconv."
-        faults.report(name, what, error)
+        damage_text = (
+            f"is not UTF-8 text (byte {error.start}); convert it, for instance with iconv."
+        )
+        faults.report(name, damage_text, error)
         return None
 
 
@@ -175,12 +178,14 @@ _EMPTY = "is empty, not even a blank line; perhaps it was never written to its e
 
 
 def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRow]:
-    number, most = 0, limit("LINE_BYTES")
-    for number, line in enumerate(iter(partial(stream.readline, most + 1), b""), start=1):
+    line_number, most_bytes = 0, limit("LINE_BYTES")
+    for line_number, line in enumerate(
+        iter(partial(stream.readline, most_bytes + 1), b""), start=1
+    ):
         if not line.strip():
             continue
-        where = f"{name}:{number}"
-        if len(line) > most:
+        where = f"{name}:{line_number}"
+        if len(line) > most_bytes:
             raise DataError(
                 f"{where}: is too long for one line; bytes: {raise_hint('LINE_BYTES')}."
             )
@@ -195,20 +200,22 @@ def _jsonl(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRow
         if not isinstance(fields, dict):
             faults.report(where, f"must be an object (got {type(fields).__name__}).")
             continue
-        yield DocumentRow(f"#{number:06d}", where, fields)
-    if not number:
+        yield DocumentRow(f"#{line_number:06d}", where, fields)
+    if not line_number:
         faults.report(name, _EMPTY)
 
 
 def _csv(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRow]:
-    most = limit("LINE_BYTES")
-    csv.field_size_limit(most)
+    most_bytes = limit("LINE_BYTES")
+    csv.field_size_limit(most_bytes)
     # Bytes that are not UTF-8 stay apart as half characters, so that only their row is damaged.
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    text_stream = io.TextIOWrapper(
+        stream, encoding="utf-8-sig", errors="surrogateescape", newline=""
+    )
 
     def lines() -> Iterator[str]:
-        while line := text.readline(most + 1):
-            if len(line) > most:
+        while line := text_stream.readline(most_bytes + 1):
+            if len(line) > most_bytes:
                 raise DataError(f"{name}: has a line too long; bytes: {raise_hint('LINE_BYTES')}.")
             yield line
 
@@ -216,19 +223,19 @@ def _csv(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRow]:
     try:
         if not reader.fieldnames:
             faults.report(name, _EMPTY)
-        for number, fields in enumerate(reader, start=1):
+        for row_number, fields in enumerate(reader, start=1):
             where = f"{name}:{reader.line_num}"
             if None in fields or None in fields.values():
-                count = len(reader.fieldnames or ())
-                faults.report(where, f"has another number of fields than the head ({count}).")
+                num_fields = len(reader.fieldnames or ())
+                faults.report(where, f"has another number of fields than the head ({num_fields}).")
             elif any(not v.isascii() and _NOT_UTF8.search(v) for v in fields.values()):
                 faults.report(where, "is not UTF-8 text; convert it, for instance with iconv.")
             else:
-                yield DocumentRow(f"#{number:06d}", where, dict(fields))
+                yield DocumentRow(f"#{row_number:06d}", where, dict(fields))
     except csv.Error as error:
         faults.report(f"{name}:{reader.line_num}", f"is not valid CSV ({error}).", error)
     finally:
-        text.detach()
+        text_stream.detach()
 
 
 def _parquet(stream: IO[bytes], name: str) -> Iterator[DocumentRow]:
@@ -254,46 +261,48 @@ def _refuse_parquet_bomb(file: Any, stream: IO[bytes], name: str) -> None:
     """Columns of one value take no bytes, whatever number of rows they claim."""
     if not stream.seekable():
         return
-    packed = stream.seek(0, io.SEEK_END)
+    packed_bytes = stream.seek(0, io.SEEK_END)
     metadata = file.metadata
-    sizes = (metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
-    refuse_bomb(name, packed, max(sum(sizes), metadata.num_rows))
+    group_sizes = (metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
+    refuse_bomb(name, packed_bytes, max(sum(group_sizes), metadata.num_rows))
 
 
 def _pubmed(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRow]:
     """Articles of a PubMed file: title and abstract, with the labels of its parts."""
     from lxml import etree
 
-    settings = {"resolve_entities": False, "no_network": True, "load_dtd": False}
-    articles = etree.iterparse(stream, tag="PubmedArticle", huge_tree=True, **settings)
-    number = 0
+    parser_settings = {"resolve_entities": False, "no_network": True, "load_dtd": False}
+    articles = etree.iterparse(stream, tag="PubmedArticle", huge_tree=True, **parser_settings)
+    article_number = 0
     try:
-        for number, (_, article) in enumerate(articles, start=1):
+        for article_number, (_, article) in enumerate(articles, start=1):
             fields = _article(article)
             article.clear()
             while article.getprevious() is not None:  # lxml keeps what came before otherwise
                 del article.getparent()[0]
-            pmid = fields["pmid"] or f"#{number:06d}"
+            pmid = fields["pmid"] or f"#{article_number:06d}"
             yield DocumentRow(f"#{pmid}", f"{name}: article {pmid}", fields)
-        if not number:
+        if not article_number:
             faults.report(name, "holds no PubmedArticle; only PubMed's XML can be read.")
     except etree.XMLSyntaxError as error:
-        faults.report(f"{name}: after article {number}", f"is not valid XML ({error}).", error)
+        faults.report(
+            f"{name}: after article {article_number}", f"is not valid XML ({error}).", error
+        )
 
 
 def _article(article: Any) -> dict[str, Any]:
-    title = article.find(".//ArticleTitle")
-    parts = []
-    for part in article.iterfind(".//Abstract/AbstractText"):
-        text = "".join(part.itertext()).strip()
-        label = part.get("Label")
+    title_element = article.find(".//ArticleTitle")
+    abstract_parts = []
+    for abstract_part in article.iterfind(".//Abstract/AbstractText"):
+        text = "".join(abstract_part.itertext()).strip()
+        label = abstract_part.get("Label")
         if text:
-            parts.append(f"{label.capitalize()}: {text}" if label else text)
-    heading = "".join(title.itertext()).strip() if title is not None else ""
-    abstract = "\n".join(parts)
+            abstract_parts.append(f"{label.capitalize()}: {text}" if label else text)
+    title_text = "".join(title_element.itertext()).strip() if title_element is not None else ""
+    abstract = "\n".join(abstract_parts)
     return {
         "pmid": article.findtext(".//PMID") or "",
-        "title": heading,
+        "title": title_text,
         "abstract": abstract,
-        "text": f"{heading}\n\n{abstract}" if abstract else "",
+        "text": f"{title_text}\n\n{abstract}" if abstract else "",
     }

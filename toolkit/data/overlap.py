@@ -42,26 +42,26 @@ class Overlap:
             words: hashes of the words of all documents (`word_hashes`).
             offsets: of each document in them, `[D + 1]`.
         """
-        known, owner, sizes = (
+        known_runs, owner_texts, text_sizes = (
             np.load(self.folder / f"known.{part}.npy", mmap_mode="r")
             for part in ("runs", "owner", "sizes")
         )
         runs = run_hashes(words, offsets, self.words)
-        share, contained = shares(*runs, known, owner, sizes)
-        return (share <= self.max_fraction) & (contained <= self.max_contained)
+        known_shares, contained_shares = shares(*runs, known_runs, owner_texts, text_sizes)
+        return (known_shares <= self.max_fraction) & (contained_shares <= self.max_contained)
 
 
 def write_known_runs(folder: Path, texts: Sequence[str], words: int) -> None:
     """Write the hashes of all runs of words in evaluation texts, sorted, for `Overlap`."""
     hashes, offsets = run_hashes(*word_hashes(texts), words)
-    known, first = np.unique(hashes, return_index=True)
-    owner = (np.searchsorted(offsets, first, side="right") - 1).astype(np.int32)
-    arrays: dict[str, NDArray[Any]] = {
-        "runs": known,
-        "owner": owner,
-        "sizes": np.bincount(owner, minlength=len(texts)),
+    known_runs, first_places = np.unique(hashes, return_index=True)
+    owner_texts = (np.searchsorted(offsets, first_places, side="right") - 1).astype(np.int32)
+    arrays_by_part: dict[str, NDArray[Any]] = {
+        "runs": known_runs,
+        "owner": owner_texts,
+        "sizes": np.bincount(owner_texts, minlength=len(texts)),
     }
-    for part, array in arrays.items():
+    for part, array in arrays_by_part.items():
         with write_atomically(folder / f"known.{part}.npy", "wb") as file:
             np.save(file, array)
 
@@ -85,26 +85,31 @@ def shares(
         Share of each document's runs that are known, and the largest share of one text's runs that
         are in the document, `[D]` each.
     """
-    counts = np.diff(offsets)
-    none = np.zeros(len(counts))
+    num_runs = np.diff(offsets)
+    no_shares = np.zeros(len(num_runs))
     if len(known) == 0:
-        return none, none
-    chance = _may_be_in(known, hashes)
-    place = np.minimum(np.searchsorted(known, hashes[chance]), len(known) - 1)
-    hit = known[place] == hashes[chance]
-    documents = np.repeat(np.arange(len(counts)), counts)[chance][hit]
-    share = np.bincount(documents, minlength=len(counts)) / np.maximum(counts, 1)
-    documents, runs = np.divmod(np.unique(documents * len(known) + place[hit]), len(known))
-    pairs, together = np.unique(documents * len(sizes) + owner[runs], return_counts=True)
-    documents, texts = np.divmod(pairs, len(sizes))
-    contained = none.copy()
-    np.maximum.at(contained, documents, together / sizes[texts])
-    return share, contained
+        return no_shares, no_shares
+    # Few runs are known: those that cannot be are passed over before the search.
+    likely_places = _may_be_in(known, hashes)
+    known_places = np.minimum(np.searchsorted(known, hashes[likely_places]), len(known) - 1)
+    is_known = known[known_places] == hashes[likely_places]
+    documents = np.repeat(np.arange(len(num_runs)), num_runs)[likely_places][is_known]
+    known_shares = np.bincount(documents, minlength=len(num_runs)) / np.maximum(num_runs, 1)
+    documents, run_numbers = np.divmod(
+        np.unique(documents * len(known) + known_places[is_known]), len(known)
+    )
+    document_texts, common_runs = np.unique(
+        documents * len(sizes) + owner[run_numbers], return_counts=True
+    )
+    documents, text_numbers = np.divmod(document_texts, len(sizes))
+    contained_shares = no_shares.copy()
+    np.maximum.at(contained_shares, documents, common_runs / sizes[text_numbers])
+    return known_shares, contained_shares
 
 
 def _may_be_in(known: U64, hashes: U64) -> I64:
     """Places of hashes whose last bits some known one has too: few, and quicker than searching."""
-    mask = np.uint64((1 << max(10, min(26, (16 * len(known)).bit_length()))) - 1)
-    table = np.zeros(int(mask) + 1, np.bool_)
-    table[known & mask] = True
-    return np.flatnonzero(table[hashes & mask])
+    low_bits = np.uint64((1 << max(10, min(26, (16 * len(known)).bit_length()))) - 1)
+    low_bits_known = np.zeros(int(low_bits) + 1, np.bool_)
+    low_bits_known[known & low_bits] = True
+    return np.flatnonzero(low_bits_known[hashes & low_bits])

@@ -24,18 +24,21 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
 
 
 def _luhn(text: str) -> bool:
-    digits = [int(sign) for sign in text if sign.isdigit()][::-1]
-    total = sum(
+    reversed_digits = [int(sign) for sign in text if sign.isdigit()][::-1]
+    luhn_sum = sum(
         digit if place % 2 == 0 else digit * 2 - 9 * (digit > 4)
-        for place, digit in enumerate(digits)
+        for place, digit in enumerate(reversed_digits)
     )
-    return total % 10 == 0 and len(set(digits)) > 1
+    return luhn_sum % 10 == 0 and len(set(reversed_digits)) > 1
 
 
 def _iban(text: str) -> bool:
-    plain = text.replace(" ", "")
-    turned = plain[4:] + plain[:4]
-    return 15 <= len(plain) <= 34 and int("".join(str(int(sign, 36)) for sign in turned)) % 97 == 1
+    plain_text = text.replace(" ", "")
+    turned_text = plain_text[4:] + plain_text[:4]
+    return (
+        15 <= len(plain_text) <= 34
+        and int("".join(str(int(sign, 36)) for sign in turned_text)) % 97 == 1
+    )
 
 
 def _ip(text: str) -> bool:
@@ -61,12 +64,12 @@ def scrub(text: str, kinds: Sequence[str], counts: Counter[str]) -> str:
     'Mail <EMAIL> or call <PHONE>.'
     """
     for kind in [name for name in _PATTERNS if name in kinds]:
-        check = _CHECKS.get(kind)
+        is_real = _CHECKS.get(kind)
 
         def replace(
-            match: re.Match[str], kind: str = kind, check: Callable[[str], bool] | None = check
+            match: re.Match[str], kind: str = kind, is_real: Callable[[str], bool] | None = is_real
         ) -> str:
-            if check is not None and not check(match.group()):
+            if is_real is not None and not is_real(match.group()):
                 return match.group()
             counts[f"pii: {kind}"] += 1
             return f"<{kind.upper()}>"

@@ -390,14 +390,14 @@ def _write_document_list(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["id", "role", "group", "split", "tokens", "bytes"])
         for number, (name, table) in enumerate(tables.items()):
-            role = section.sources[name].role
+            source_role = section.sources[name].role
             num_tokens = dict(zip(table.index.tolist(), table.num_tokens.tolist(), strict=True))
             shards = index.shard[table.index]
             for shard in np.unique(shards).tolist():
                 members = table.index[shards == shard]
-                names = read_names(texts, number, shard, index.row[members])
-                for place, (identity, group) in zip(members.tolist(), names, strict=True):
-                    row = [identity, role, group, "train", num_tokens[place]]
+                member_names = read_names(texts, number, shard, index.row[members])
+                for place, (identity, group) in zip(members.tolist(), member_names, strict=True):
+                    row = [identity, source_role, group, "train", num_tokens[place]]
                     writer.writerow([*row, int(index.num_bytes[place])])
         for split, items in evaluation.items():
             for item in items:

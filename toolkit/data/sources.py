@@ -68,24 +68,24 @@ def read_documents(
 
 def _all(name: str, source: SourceSection, faults: Faults) -> Iterator[Document]:
     for file in source_files(source):
-        kind = format_of(file.name, source.format)
-        number = 0
+        file_format = format_of(file.name, source.format)
+        num_documents = 0
         try:
             with file.open() as stream:
-                for row in read_rows(stream, file.name, kind, faults):
+                for row in read_rows(stream, file.name, file_format, faults):
                     document = _document(name, source, file.key, row, faults)
                     if document is not None:
-                        number += 1
+                        num_documents += 1
                         yield document
         except ARCHIVE_ERRORS as error:
             if isinstance(error, OSError) and error.errno is not None:
                 # The system's own (a disk, a connection, a right that is missing): not damage.
                 raise DataError(
-                    f"{file.name}: reading fails after {number} documents ({error.strerror}); "
-                    "run again when it can be read."
+                    f"{file.name}: reading fails after {num_documents} documents "
+                    f"({error.strerror}); run again when it can be read."
                 ) from error
-            what = f"is damaged: reading fails after {number} documents ({error})."
-            faults.report(file.name, what, error)
+            damage_text = f"is damaged: reading fails after {num_documents} documents ({error})."
+            faults.report(file.name, damage_text, error)
 
 
 def _document(
@@ -102,17 +102,19 @@ def _document(
 def _read_document(
     name: str, source: SourceSection, key: str, row: DocumentRow, faults: Faults
 ) -> Document | None:
-    identity, group = f"{name}/{key}{row.place}", key
-    folder = "/".join(key.split("/")[:-1][: source.group_folders]) if source.group_folders else ""
+    document_id, group = f"{name}/{key}{row.place}", key
+    group_folder = (
+        "/".join(key.split("/")[:-1][: source.group_folders]) if source.group_folders else ""
+    )
     if row.fields is None:
-        return Document(identity, name, folder or group, row.text)
-    group = folder or f"{key}{row.place}"
+        return Document(document_id, name, group_folder or group, row.text)
+    group = group_folder or f"{key}{row.place}"
     if source.id_field is not None:
         value = _field(row, source.id_field, "id_field")
         if _is_missing(value):
             faults.counts[f"{NOTE}rows have no {source.id_field!r}; their place names them"] += 1
         else:
-            identity = f"{name}/{_name(value)}"
+            document_id = f"{name}/{_name(value)}"
     if source.group_field is not None:
         value = _field(row, source.group_field, "group_field")
         if _is_missing(value):
@@ -120,37 +122,39 @@ def _read_document(
         else:
             group = _name(value)
     if source.messages_field is not None:
-        return _conversation(identity, name, group, row, source.messages_field, faults)
-    wanted = [("", source.text_field)]
+        return _conversation(document_id, name, group, row, source.messages_field, faults)
+    template_parts = [("", source.text_field)]
     if source.template is not None:
-        parts = string.Formatter().parse(source.template)
-        wanted = [(literal, field or "") for literal, field, _, _ in parts]
-    setting = "text_field" if source.template is None else "template"
+        parsed_template = string.Formatter().parse(source.template)
+        template_parts = [(literal, field or "") for literal, field, _, _ in parsed_template]
+    setting_name = "text_field" if source.template is None else "template"
     text = ""
-    for literal, field in wanted:
-        value = _text(_field(row, field, setting)) if field else ""
+    for literal, field in template_parts:
+        value = _text(_field(row, field, setting_name)) if field else ""
         if value is None:
-            kind = type((row.fields or {})[field]).__name__
-            what = f"field {field!r} holds a {kind}, not text."
-            if kind == "bytes":
-                what = f"field {field!r} holds bytes that are not UTF-8 text."
-            faults.report(row.where, what)
+            value_type = type((row.fields or {})[field]).__name__
+            damage_text = f"field {field!r} holds a {value_type}, not text."
+            if value_type == "bytes":
+                damage_text = f"field {field!r} holds bytes that are not UTF-8 text."
+            faults.report(row.where, damage_text)
             return None
         text += literal + value
-    return Document(identity, name, group, text)
+    return Document(document_id, name, group, text)
 
 
 def _conversation(
     identity: str, name: str, group: str, row: DocumentRow, field: str, faults: Faults
 ) -> Document | None:
     messages = _field(row, field, "messages_field")
-    good = isinstance(messages, list) and all(
+    is_conversation = isinstance(messages, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
         for m in messages
     )
-    if not good or not any(m["role"] == "assistant" for m in messages):
-        what = f"{field} must be a list of role and content with an assistant's answer in it."
-        faults.report(row.where, what)
+    if not is_conversation or not any(m["role"] == "assistant" for m in messages):
+        damage_text = (
+            f"{field} must be a list of role and content with an assistant's answer in it."
+        )
+        faults.report(row.where, damage_text)
         return None
     text = "\n".join(message["content"] for message in messages)
     return Document(identity, name, group, text, json.dumps(messages, ensure_ascii=False))
@@ -190,10 +194,10 @@ class _MissingFieldError(Exception):
 def _field(row: DocumentRow, field: str, setting: str) -> Any:
     fields = row.fields or {}
     if field not in fields:
-        known = ", ".join(map(str, fields))
+        known_fields = ", ".join(map(str, fields))
         raise _MissingFieldError(
             f"has no field {field!r}{sentence_end(field, map(str, fields))} "
-            f"Fields: {known}; set `{setting}`."
+            f"Fields: {known_fields}; set `{setting}`."
         )
     return fields[field]
 
@@ -223,26 +227,28 @@ def _hub_documents(name: str, source: SourceSection, faults: Faults) -> Iterator
         )
         if rows.features:
             rows = rows.decode(False)  # pictures and sounds beside the text are not looked at
-        count = max(1, rows.num_shards)
+        num_shards = max(1, rows.num_shards)
     except (OSError, ValueError) as error:
         raise _unreachable(hub.dataset, error) from error
-    number = 0
-    for index in range(count):
+    num_rows = 0
+    for shard_number in range(num_shards):
         # File by file: `datasets` cannot go on within one after an error, but with the next.
-        before = number
+        rows_before = num_rows
         try:
-            for fields in rows.shard(count, index):
-                row = DocumentRow(f"{number:09d}", f"{hub.dataset}:{number}", fields)
-                number += 1
+            for fields in rows.shard(num_shards, shard_number):
+                row = DocumentRow(f"{num_rows:09d}", f"{hub.dataset}:{num_rows}", fields)
+                num_rows += 1
                 document = _document(name, source, "", row, faults)
                 if document is not None:
                     yield document
         except OSError as error:
             raise _unreachable(hub.dataset, error) from error
         except (ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
-            place = f"{hub.dataset}: file {index + 1} of {count}"
-            what = f"is damaged: reading fails after {number - before} rows ({_first(error)})."
-            faults.report(place, what, error)
+            place = f"{hub.dataset}: file {shard_number + 1} of {num_shards}"
+            damage_text = (
+                f"is damaged: reading fails after {num_rows - rows_before} rows ({_first(error)})."
+            )
+            faults.report(place, damage_text, error)
 
 
 def _unreachable(dataset: str, error: Exception) -> DataError:

@@ -18,8 +18,8 @@ def stable_unit(*names: object) -> float:
     >>> stable_unit("finance", 1) == stable_unit("finance", 1)
     True
     """
-    digest = hashlib.sha256("\0".join(map(str, names)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2.0**64
+    name_digest = hashlib.sha256("\0".join(map(str, names)).encode()).digest()
+    return int.from_bytes(name_digest[:8], "big") / 2.0**64
 
 
 def _is_open(patterns: tuple[str, ...], group: str) -> bool:
@@ -37,8 +37,8 @@ def open_splits(document: Document, source: SourceSection) -> dict[SplitName, fl
 
 def open_mask(document: Document, source: SourceSection) -> int:
     """The splits that a document may go to, a bit each: bit n for `SPLITS[n]`."""
-    shares = open_splits(document, source)
-    return sum(1 << SPLITS.index(name) for name, share in shares.items() if share > 0.0)
+    shares_by_split = open_splits(document, source)
+    return sum(1 << SPLITS.index(name) for name, share in shares_by_split.items() if share > 0.0)
 
 
 def split_ranks(masks: NDArray[np.int8]) -> NDArray[np.int8]:
@@ -57,8 +57,8 @@ def split_ranks(masks: NDArray[np.int8]) -> NDArray[np.int8]:
     >>> split_ranks(np.array([0b100, 0b110, 0b010, 0b111, 0b001], np.int8)).tolist()
     [0, 1, 1, 2, 2]
     """
-    train, test = (1 << SPLITS.index(name) for name in ("train", "test"))
-    return np.where(masks == test, 0, np.where(masks & train, 2, 1)).astype(np.int8)
+    train_bit, test_bit = (1 << SPLITS.index(name) for name in ("train", "test"))
+    return np.where(masks == test_bit, 0, np.where(masks & train_bit, 2, 1)).astype(np.int8)
 
 
 def assign_split(document: Document, source: SourceSection, seed: int) -> SplitName | None:
@@ -68,13 +68,13 @@ def assign_split(document: Document, source: SourceSection, seed: int) -> SplitN
     own id, or with `group_together` of the group's name; a group open to one goes there whole.
     """
     open_to = open_splits(document, source)
-    total = sum(open_to.values())
-    if total <= 0.0:
+    total_share = sum(open_to.values())
+    if total_share <= 0.0:
         return None
     name_to_hash = document.group if source.group_together else document.id
-    point, edge = stable_unit("split", seed, name_to_hash) * total, 0.0
+    hash_point, upper_edge = stable_unit("split", seed, name_to_hash) * total_share, 0.0
     for name, share in open_to.items():
-        edge += share
-        if point < edge:
+        upper_edge += share
+        if hash_point < upper_edge:
             return name
     return next(reversed(open_to))

@@ -34,24 +34,24 @@ class _Streams:
     def read1(self, size: int) -> bytes:
         while True:
             if self._unpacker.eof:
-                data = self._unpacker.unused_data.lstrip(b"\0")
-                while not data and (more := self._stream.read(io.DEFAULT_BUFFER_SIZE)):
-                    data = more.lstrip(b"\0")  # streams of xz may be padded
-                if not data:
+                packed_data = self._unpacker.unused_data.lstrip(b"\0")
+                while not packed_data and (more := self._stream.read(io.DEFAULT_BUFFER_SIZE)):
+                    packed_data = more.lstrip(b"\0")  # streams of xz may be padded
+                if not packed_data:
                     return b""
                 self._unpacker = self._make()
             else:
-                wanted = io.DEFAULT_BUFFER_SIZE if self._unpacker.needs_input else 0
-                data = self._stream.read(wanted)
-                if wanted and not data:
+                wanted_bytes = io.DEFAULT_BUFFER_SIZE if self._unpacker.needs_input else 0
+                packed_data = self._stream.read(wanted_bytes)
+                if wanted_bytes and not packed_data:
                     raise EOFError("it ends before its end-of-stream marker")
-            if found := self._unpacker.decompress(data, size):
-                return bytes(found)
+            if unpacked_data := self._unpacker.decompress(packed_data, size):
+                return bytes(unpacked_data)
 
 
 def _xz(stream: IO[bytes]) -> Any:
-    most = limit("XZ_BYTES")
-    return _Streams(stream, lambda: lzma.LZMADecompressor(memlimit=most))
+    most_memory = limit("XZ_BYTES")
+    return _Streams(stream, lambda: lzma.LZMADecompressor(memlimit=most_memory))
 
 
 OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
@@ -82,17 +82,24 @@ def unpack(name: str, stream: IO[bytes]) -> IO[bytes]:
 def unpack_seekable(name: str, file: IO[bytes]) -> IO[bytes]:
     """What a file that can be sought in holds, to be sought in too; itself where its first bytes
     are of no compression. Seeking backward unpacks from the start."""
-    first = file.read(8)
+    first_bytes = file.read(8)
     file.seek(0)
-    ending = next((ending for magic, ending in _MAGIC.items() if first.startswith(magic)), None)
-    if ending is None:
+    compressed_ending = next(
+        (
+            compressed_ending
+            for magic, compressed_ending in _MAGIC.items()
+            if first_bytes.startswith(magic)
+        ),
+        None,
+    )
+    if compressed_ending is None:
         return file
-    return io.BufferedReader(_Seekable(name, file, OPENERS[ending]), 1 << 20)
+    return io.BufferedReader(_Seekable(name, file, OPENERS[compressed_ending]), 1 << 20)
 
 
 def _bounded(name: str, stream: IO[bytes], opener: Callable[[Any], Any]) -> _Bounded:
-    packed = _Counted(stream)
-    return _Bounded(name, packed, opener(packed))
+    counted_stream = _Counted(stream)
+    return _Bounded(name, counted_stream, opener(counted_stream))
 
 
 class _Seekable(io.RawIOBase):
@@ -182,8 +189,8 @@ def refuse_bomb(name: str, packed: int, unpacked: int) -> None:
     Raises:
         DataError: they do.
     """
-    ratio = limit("UNPACKED_RATIO")
-    if unpacked > FREE_BYTES and unpacked > ratio * packed:
+    most_ratio = limit("UNPACKED_RATIO")
+    if unpacked > FREE_BYTES and unpacked > most_ratio * packed:
         raise DataError(
             f"{name}: {size_words(packed)} of it unpack to more than {size_words(unpacked)}; times "
             f"its size: {raise_hint('UNPACKED_RATIO')}."
@@ -196,8 +203,8 @@ def read_whole(stream: IO[bytes], name: str) -> bytes:
     Raises:
         DataError: it is larger than the limit.
     """
-    most = limit("DOCUMENT_BYTES")
-    data = stream.read(most + 1)
-    if len(data) > most:
+    most_bytes = limit("DOCUMENT_BYTES")
+    document_bytes = stream.read(most_bytes + 1)
+    if len(document_bytes) > most_bytes:
         raise DataError(f"{name}: is too large a document; bytes: {raise_hint('DOCUMENT_BYTES')}.")
-    return data
+    return document_bytes

@@ -41,11 +41,12 @@ def count_words(text: str) -> int:
     >>> count_words("net sales rose 2 %"), count_words("水泵每天早上检查")
     (5, 8)
     """
-    pieces = text.split()
+    spaced_pieces = text.split()
     if text.isascii() or not _UNSPACED.search(text):
-        return len(pieces)
+        return len(spaced_pieces)
     return sum(
-        max(1, len(_UNITS.findall(piece))) if _UNSPACED.search(piece) else 1 for piece in pieces
+        max(1, len(_UNITS.findall(piece))) if _UNSPACED.search(piece) else 1
+        for piece in spaced_pieces
     )
 
 
@@ -57,22 +58,22 @@ def word_codes(texts: Sequence[str]) -> tuple[NDArray[np.uint32], I64]:
     Returns:
         Codes `[W]`, and offsets `[D + 1]`: document d has words `offsets[d]` to `offsets[d + 1]`.
     """
-    flat: list[int] = []
+    flat_codes: list[int] = []
     offsets = [0]
     for text in texts:
         if text.isascii():  # the same, several times as fast
-            flat += map(crc32, text.encode().translate(_ASCII_WORDS).split())
+            flat_codes += map(crc32, text.encode().translate(_ASCII_WORDS).split())
         else:
             words = _UNITS if _SINGLE.search(text) else _WORD
-            flat += map(crc32, map(str.encode, words.findall(text.lower())))
-        offsets.append(len(flat))
-    return np.array(flat, dtype=np.uint32), np.array(offsets, dtype=np.int64)
+            flat_codes += map(crc32, map(str.encode, words.findall(text.lower())))
+        offsets.append(len(flat_codes))
+    return np.array(flat_codes, dtype=np.uint32), np.array(offsets, dtype=np.int64)
 
 
 def spread(codes: NDArray[np.uint32]) -> U64:
     """Codes as 64-bit hashes, `[W]`, so that sums and products of them rarely meet."""
-    mixed = codes.astype(np.uint64) * _ODD
-    return mixed ^ (mixed >> np.uint64(29))
+    mixed_codes = codes.astype(np.uint64) * _ODD
+    return mixed_codes ^ (mixed_codes >> np.uint64(29))
 
 
 def word_hashes(texts: Sequence[str]) -> tuple[U64, I64]:
@@ -87,11 +88,13 @@ def take_rows(flat: NDArray[Any], offsets: I64, rows: NDArray[Any]) -> tuple[NDA
     >>> take_rows(np.array([1, 2, 3, 4]), np.array([0, 1, 3, 4]), np.array([1, 2]))
     (array([2, 3, 4]), array([0, 2, 3]))
     """
-    sizes = np.diff(offsets)[rows]
-    stops = np.cumsum(sizes)
-    total = int(stops[-1]) if len(stops) else 0
-    index = np.arange(total) + np.repeat(offsets[rows] - (stops - sizes), sizes)
-    return flat[index], np.concatenate([[0], stops]).astype(np.int64)
+    row_sizes = np.diff(offsets)[rows]
+    row_stops = np.cumsum(row_sizes)
+    num_values = int(row_stops[-1]) if len(row_stops) else 0
+    value_index = np.arange(num_values) + np.repeat(
+        offsets[rows] - (row_stops - row_sizes), row_sizes
+    )
+    return flat[value_index], np.concatenate([[0], row_stops]).astype(np.int64)
 
 
 def run_hashes(words: U64, offsets: I64, length: int) -> tuple[U64, I64]:
@@ -102,38 +105,42 @@ def run_hashes(words: U64, offsets: I64, length: int) -> tuple[U64, I64]:
     Returns:
         Hashes `[R]`, and offsets `[D + 1]`.
     """
-    sizes = np.diff(offsets)
-    num_runs = np.where(sizes > 0, np.maximum(sizes - length + 1, 1), 0)
+    document_sizes = np.diff(offsets)
+    num_runs = np.where(document_sizes > 0, np.maximum(document_sizes - length + 1, 1), 0)
     run_offsets = np.concatenate([[0], np.cumsum(num_runs)]).astype(np.int64)
-    starts = np.arange(run_offsets[-1]) - np.repeat(run_offsets[:-1] - offsets[:-1], num_runs)
-    if len(starts) == 0:
+    run_starts = np.arange(run_offsets[-1]) - np.repeat(run_offsets[:-1] - offsets[:-1], num_runs)
+    if len(run_starts) == 0:
         return np.zeros(0, dtype=np.uint64), run_offsets
-    ends = np.minimum(starts + length, np.repeat(offsets[1:], num_runs))
+    run_ends = np.minimum(run_starts + length, np.repeat(offsets[1:], num_runs))
     # Differences of the sums of words times powers of an odd number, modulo 2**64: two look-ups a
     # run, however long it is. Divided by the power it starts at, a run is the same everywhere.
-    powers, inverses = (_powers(number, len(words)) for number in (_ODD, _INVERSE))
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(words * powers, dtype=np.uint64)])
-    hashes = (sums[ends] - sums[starts]) * inverses[starts]
-    hashes ^= hashes >> np.uint64(31)
-    hashes *= _ODD
-    hashes ^= hashes >> np.uint64(29)
-    return hashes, run_offsets
+    odd_powers, inverse_powers = (_powers(number, len(words)) for number in (_ODD, _INVERSE))
+    running_sums = np.concatenate(
+        [np.zeros(1, np.uint64), np.cumsum(words * odd_powers, dtype=np.uint64)]
+    )
+    run_hash_values = (running_sums[run_ends] - running_sums[run_starts]) * inverse_powers[
+        run_starts
+    ]
+    run_hash_values ^= run_hash_values >> np.uint64(31)
+    run_hash_values *= _ODD
+    run_hash_values ^= run_hash_values >> np.uint64(29)
+    return run_hash_values, run_offsets
 
 
 def _powers(number: np.uint64, count: int) -> U64:
     """`number` to the powers 0 to count - 1, modulo 2**64."""
-    factors = np.full(count, number, np.uint64)
-    factors[:1] = 1
-    return np.multiply.accumulate(factors)
+    power_factors = np.full(count, number, np.uint64)
+    power_factors[:1] = 1
+    return np.multiply.accumulate(power_factors)
 
 
 def repeated_fraction(hashes: U64, offsets: I64) -> NDArray[np.float64]:
     """Share of each document's runs that came before in the same document, `[D]`."""
-    counts = np.diff(offsets)
+    run_counts = np.diff(offsets)
     # Forty bits of a hash are enough within one document; the others name the document, so that
     # one sort serves all.
-    documents = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
-    keys = np.sort((documents << np.uint64(40)) | (hashes >> np.uint64(24)))
-    again = keys[1:][keys[1:] == keys[:-1]] >> np.uint64(40)
-    repeated = np.bincount(again.astype(np.int64), minlength=len(counts))
-    return repeated / np.maximum(counts, 1)
+    document_numbers = np.repeat(np.arange(len(run_counts), dtype=np.uint64), run_counts)
+    sorted_keys = np.sort((document_numbers << np.uint64(40)) | (hashes >> np.uint64(24)))
+    repeated_documents = sorted_keys[1:][sorted_keys[1:] == sorted_keys[:-1]] >> np.uint64(40)
+    num_repeated = np.bincount(repeated_documents.astype(np.int64), minlength=len(run_counts))
+    return num_repeated / np.maximum(run_counts, 1)

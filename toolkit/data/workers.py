@@ -21,9 +21,9 @@ Result = TypeVar("Result")
 
 def num_workers() -> int:
     """`$TOOLKIT_WORKERS`, else the processors that this process may use."""
-    given = os.environ.get("TOOLKIT_WORKERS", "")
-    if given.isdigit() and int(given) > 0:
-        return int(given)
+    given_number = os.environ.get("TOOLKIT_WORKERS", "")
+    if given_number.isdigit() and int(given_number) > 0:
+        return int(given_number)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -76,21 +76,21 @@ class WorkerProcesses:
         Raises:
             DataError: a process was killed.
         """
-        stream = iter(tasks)
-        head = list(itertools.islice(stream, 2))
-        if len(head) < 2 or num_workers() == 1:
-            yield from map(act, itertools.chain(head, stream))
+        task_stream = iter(tasks)
+        first_tasks = list(itertools.islice(task_stream, 2))
+        if len(first_tasks) < 2 or num_workers() == 1:
+            yield from map(act, itertools.chain(first_tasks, task_stream))
             return
-        waiting: deque[Future[Result]] = deque()
+        waiting_results: deque[Future[Result]] = deque()
         try:
-            pool = self._started()
-            for task in itertools.chain(head, stream):
-                waiting.append(pool.submit(act, task))
+            started_pool = self._started()
+            for task in itertools.chain(first_tasks, task_stream):
+                waiting_results.append(started_pool.submit(act, task))
                 del task
-                if len(waiting) >= 2 * num_workers():
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                if len(waiting_results) >= 2 * num_workers():
+                    yield waiting_results.popleft().result()
+            while waiting_results:
+                yield waiting_results.popleft().result()
         except BrokenProcessPool as error:
             raise DataError(
                 "data: a worker process was killed, most likely for want of memory; set "

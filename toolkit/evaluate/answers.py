@@ -65,17 +65,17 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[list[in
         Tokens of each prompt, and whether there was a template.
     """
     if getattr(tokenizer, "chat_template", None):
-        found = []
+        encoded = []
         for prompt in prompts:
             with reading(_name(tokenizer), EvaluationError, *_TEMPLATE), bounded_template():
-                asked = tokenizer.apply_chat_template(
+                chat = tokenizer.apply_chat_template(
                     [{"role": "user", "content": prompt}],
                     add_generation_prompt=True,
                     tokenize=True,
                     return_dict=True,
                 )
-            found.append(asked["input_ids"])
-        return [list(map(int, tokens)) for tokens in found], True
+            encoded.append(chat["input_ids"])
+        return [list(map(int, tokens)) for tokens in encoded], True
     return [list(map(int, tokenizer.encode(f"{prompt}\n"))) for prompt in prompts], False
 
 
@@ -111,12 +111,12 @@ def load_answers(
         block = encoded[start : start + rows]
         key = hash_json([general_hash, block, max_new_tokens, top_tokens])
         path = folder / f"{key}.npz"
-        known = _read(path, block, templated)
-        if known is None:
+        answers = _read(path, block, templated)
+        if answers is None:
             model = load_general() if model is None else model
-            known = make_answers(model, tokenizer, block, max_new_tokens, top_tokens, templated)
-            _write(path, known)
-        parts.append(known)
+            answers = make_answers(model, tokenizer, block, max_new_tokens, top_tokens, templated)
+            _write(path, answers)
+        parts.append(answers)
         if advance is not None:
             advance(len(block), "")
     return Answers(
@@ -148,36 +148,44 @@ def make_answers(
     tops: list[Tensor] = [torch.empty(0)] * len(prompts)
     logs: list[Tensor] = [torch.empty(0)] * len(prompts)
     rests: list[Tensor] = [torch.empty(0)] * len(prompts)
-    for batch, found in answer_states(model, prompts, answers, batch_tokens=2048):
-        ids, values, rest = [], [], []
-        for _, logits in logit_chunks(model, found):
-            likeliest = logits.topk(min(top_tokens, logits.shape[1] - 1), dim=1)
-            total = logits.logsumexp(dim=1)
-            ids.append(likeliest.indices)
-            values.append(likeliest.values - total[:, None])
-            rest.append(rest_log(logits, likeliest.indices, total))
+    for batch, states in answer_states(model, prompts, answers, batch_tokens=2048):
         sizes = [len(answers[number]) for number in batch]
-        parts = (torch.cat(ids).int(), torch.cat(values), torch.cat(rest))
+        parts = _top_of_distributions(model, states, top_tokens)
         if not bool(parts[1].isfinite().all()):
             raise EvaluationError(
                 "retention: the general model's probabilities are not numbers; its weights are "
                 "damaged."
             )
-        for whole, part in zip((tops, logs, rests), parts, strict=True):
-            for number, own in zip(batch, torch.split(part.cpu(), sizes), strict=True):
-                whole[number] = own
+        for by_answer, part in zip((tops, logs, rests), parts, strict=True):
+            for number, values in zip(batch, torch.split(part.cpu(), sizes), strict=True):
+                by_answer[number] = values
     return Answers(list(prompts), answers, tops, logs, rests, templated)
 
 
-def rest_log(logits: Tensor, kept: Tensor, whole: Tensor) -> Tensor:
+def _top_of_distributions(
+    model: Any, states: Tensor, top_tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Likeliest tokens, their log probabilities, and that of all others: `[T, K]` twice, `[T]`."""
+    tokens, logs, rests = [], [], []
+    for _, logits in logit_chunks(model, states):
+        likeliest = logits.topk(min(top_tokens, logits.shape[1] - 1), dim=1)
+        total = logits.logsumexp(dim=1)
+        tokens.append(likeliest.indices)
+        logs.append(likeliest.values - total[:, None])
+        # This overwrites the logits, so it comes last.
+        rests.append(rest_log(logits, likeliest.indices, total))
+    return torch.cat(tokens).int(), torch.cat(logs), torch.cat(rests)
+
+
+def rest_log(logits: Tensor, left_out: Tensor, total: Tensor) -> Tensor:
     """Log probability of all tokens but some, `[N]`; -inf where they underflow.
 
     Args:
         logits: `[N, V]`, changed.
-        kept: indices of those left out, `[N, K]`.
-        whole: logsumexp of all, `[N]`.
+        left_out: indices of those left out, `[N, K]`.
+        total: logsumexp of all, `[N]`.
     """
-    return logits.scatter_(1, kept, -torch.inf).logsumexp(dim=1) - whole
+    return logits.scatter_(1, left_out, -torch.inf).logsumexp(dim=1) - total
 
 
 def _write(path: Path, answers: Answers) -> None:

@@ -120,20 +120,20 @@ class ScoreCache:
         Raises:
             EvaluationError: a loss is not finite.
         """
-        wanted = list(range(len(items))) if rows is None else list(rows)
-        known = self.known(model_hash, items)
-        missing = [row for row in dict.fromkeys(wanted) if row not in known]
+        asked_rows = list(range(len(items))) if rows is None else list(rows)
+        losses_by_row = self.known(model_hash, items)
+        missing = [row for row in dict.fromkeys(asked_rows) if row not in losses_by_row]
         if missing:
             by_name = {other.name: other for other in (items, *together)}
             if items.score_together is not None:
-                found = items.score_together(model, missing)
+                losses_by_set = items.score_together(model, missing)
             else:
-                found = {items.name: items.score(model, missing)}
-            for name, losses in found.items():
+                losses_by_set = {items.name: items.score(model, missing)}
+            for name, losses in losses_by_set.items():
                 if name in by_name:
                     self.add(model_hash, by_name[name], missing, losses)
-            known.update(zip(missing, found[items.name], strict=True))
-        return [known[row] for row in wanted]
+            losses_by_row.update(zip(missing, losses_by_set[items.name], strict=True))
+        return [losses_by_row[row] for row in asked_rows]
 
     def _read(self) -> None:
         """Take in what was appended since the last time, by this process or another."""

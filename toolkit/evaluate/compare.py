@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import asdict
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+from typing_extensions import NotRequired
 
 from toolkit.checkpoint.load import load_causal_model, load_model_config
 from toolkit.errors import ConfigError, EvaluationError
@@ -20,7 +21,7 @@ from toolkit.library_errors import check_writable, computing
 from toolkit.machine import cache_folder, check_cache, dtype_of
 from toolkit.progress import progress, say
 from toolkit.stage import content_hash, write_json
-from toolkit.statistics.bootstrap import bootstrap_figures, intervals
+from toolkit.statistics.bootstrap import Floats, bootstrap_figures, intervals
 from toolkit.statistics.hypothesis import holm, mcnemar, paired_permutation
 from toolkit.statistics.interval import Interval
 from toolkit.statistics.proportions import share_difference, share_interval
@@ -28,6 +29,46 @@ from toolkit.tokenizer_files import load_tokenizer
 
 _RESAMPLES = 10_000
 _ONE_MINUS = "1 - "
+
+
+class IntervalFigures(TypedDict):
+    """An estimate with its 95 % interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+PairFigures = TypedDict(
+    "PairFigures",
+    {"from": str, "to": str, "difference": IntervalFigures, "p": float, "holm": float},
+)
+"""Two models on the same items: `to` minus `from`, its p-value, and that adjusted for all pairs."""
+
+
+class TaskFigures(TypedDict):
+    """Figures of a set under each model, and between each two."""
+
+    unit: str
+    higher_is_better: bool
+    num_items: int
+    models: dict[str, IntervalFigures]
+    pairs: list[PairFigures]
+
+
+class ItemLosses(TypedDict):
+    """Losses of a set's items under each model."""
+
+    ids: list[str]
+    losses: dict[str, list[float]]
+
+
+class ComparisonFigures(TypedDict):
+    """What `toolkit eval` finds: folders by model, figures and item losses by set."""
+
+    models: dict[str, str]
+    tasks: dict[str, TaskFigures]
+    items: NotRequired[dict[str, ItemLosses]]
 
 
 def run_evaluation(
@@ -38,7 +79,7 @@ def run_evaluation(
     bigbench: Sequence[str] = (),
     limit: int | None = None,
     out: Path | None = None,
-) -> dict[str, Any]:
+) -> ComparisonFigures:
     """Score models on the same items, print a table, and write the figures where asked.
 
     Args:
@@ -67,29 +108,45 @@ def run_evaluation(
         load_model_config(folder)
     sections = [_task_section(task, include_path, limit) for task in tasks]
     choices = [MultipleChoiceSection(name=task, bigbench=task, limit=limit) for task in bigbench]
-    found: dict[str, dict[str, list[float]]] = {}
+    folders = dict(zip(labels, models, strict=True))
+    sets, losses_by_set = _score_models(folders, sections, choices)
+    results: ComparisonFigures = {
+        "models": {label: str(folder) for label, folder in folders.items()},
+        "tasks": {name: figures_of(sets[name], losses_by_set[name]) for name in sets},
+    }
+    show_figures(results["tasks"])
+    if out is not None:
+        results["items"] = {
+            name: {"ids": list(items.ids), "losses": losses_by_set[name]}
+            for name, items in sets.items()
+        }
+        write_json(out, results)
+        say(f"Written to {out}.")
+    return results
+
+
+def _score_models(
+    folders: Mapping[str, Path],
+    tasks: Sequence[TaskSection],
+    choices: Sequence[MultipleChoiceSection],
+) -> tuple[dict[str, EvaluationSet], dict[str, dict[str, list[float]]]]:
+    """Sets by name, and their losses under each model.
+
+    Raises:
+        EvaluationError: models were given different items.
+    """
+    losses_by_set: dict[str, dict[str, list[float]]] = {}
     sets: dict[str, EvaluationSet] = {}
-    for label, folder in zip(labels, models, strict=True):
-        for items, losses in _score(folder, label, sections, choices):
+    for label, folder in folders.items():
+        for items, losses in _score(folder, label, tasks, choices):
             first = sets.setdefault(items.name, items)
             if list(first.item_hashes) != list(items.item_hashes):
                 raise EvaluationError(
                     f"{items.name}: {label} was given other items than the models before it, so "
                     "they cannot be compared in pairs; score it by itself."
                 )
-            found.setdefault(items.name, {})[label] = losses
-    results: dict[str, Any] = {
-        "models": {label: str(folder) for label, folder in zip(labels, models, strict=True)},
-        "tasks": {name: figures_of(sets[name], found[name]) for name in sets},
-    }
-    show_figures(results)
-    if out is not None:
-        results["items"] = {
-            name: {"ids": list(sets[name].ids), "losses": found[name]} for name in sets
-        }
-        write_json(out, results)
-        say(f"Written to {out}.")
-    return results
+            losses_by_set.setdefault(items.name, {})[label] = losses
+    return sets, losses_by_set
 
 
 def _labels(models: Sequence[Path]) -> list[str]:
@@ -120,9 +177,9 @@ def _score(
     tokenizer = load_tokenizer(folder)
     section = settle_scoring(EvaluateSection(), folder)
     sets = [
-        found
+        items
         for task in tasks
-        for found in task_sets(task, tokenizer, section, None, all_metrics=True)
+        for items in task_sets(task, tokenizer, section, None, all_metrics=True)
     ]
     sets += [
         items
@@ -141,86 +198,94 @@ def _score(
     return scored
 
 
-def figures_of(items: EvaluationSet, losses: dict[str, list[float]]) -> dict[str, Any]:
+def figures_of(items: EvaluationSet, losses: Mapping[str, Sequence[float]]) -> TaskFigures:
     """Figures of a set under each model and between each two, as plain values.
 
     Where the loss is one minus a metric, the metric itself is given: more is better again. A
-    p-value is McNemar's where items are right or wrong, else of a permutation by groups; `holm`
-    adjusts it for the number of pairs.
+    p-value is McNemar's where items are right or wrong, else of a permutation by groups.
+
+    Args:
+        items: the set.
+        losses: of its items under each model, by the model's label.
     """
-    rising = items.unit.startswith(_ONE_MINUS) or items.unit == "error"
-    unit = items.unit.removeprefix(_ONE_MINUS) if items.unit != "error" else "accuracy"
+    is_rising = items.unit.startswith(_ONE_MINUS) or items.unit == "error"
     values = np.array(list(losses.values()))
-    if rising:
+    if is_rising:
         values = 1.0 - values
     labels = list(losses)
-    result: dict[str, Any] = {
-        "unit": unit,
-        "higher_is_better": rising,
+    pairs = list(itertools.combinations(range(len(labels)), 2))
+    return {
+        "unit": items.unit.removeprefix(_ONE_MINUS) if items.unit != "error" else "accuracy",
+        "higher_is_better": is_rising,
         "num_items": len(items),
         "models": dict(zip(labels, _levels(values, items), strict=True)),
-        "pairs": [],
+        "pairs": _pair_figures(values, labels, pairs, items) if pairs else [],
     }
-    pairs = list(itertools.combinations(range(len(labels)), 2))
-    if not pairs:
-        return result
-    chances = [_chance(values[a], values[b], items) for a, b in pairs]
-    rows = zip(pairs, _differences(values, pairs, items), chances, holm(chances), strict=True)
-    result["pairs"] = [
+
+
+def _pair_figures(
+    values: Floats, labels: Sequence[str], pairs: Sequence[tuple[int, int]], items: EvaluationSet
+) -> list[PairFigures]:
+    p_values = [_p_value(values[a], values[b], items) for a, b in pairs]
+    rows = zip(pairs, _differences(values, pairs, items), p_values, holm(p_values), strict=True)
+    return [
         {
             "from": labels[a],
             "to": labels[b],
             "difference": interval,
-            "p": chance,
+            "p": p_value,
             "holm": float(adjusted),
         }
-        for (a, b), interval, chance, adjusted in rows
+        for (a, b), interval, p_value, adjusted in rows
     ]
-    return result
 
 
 def _differences(
-    values: Any, pairs: Sequence[tuple[int, int]], items: EvaluationSet
-) -> list[dict[str, float]]:
+    values: Floats, pairs: Sequence[tuple[int, int]], items: EvaluationSet
+) -> list[IntervalFigures]:
     if _is_binary(values, items):
-        right = (values > 0.5).tolist()
-        return [asdict(share_difference(right[b], right[a])) for a, b in pairs]
+        is_right = (values > 0.5).tolist()
+        return [_plain(share_difference(is_right[b], is_right[a])) for a, b in pairs]
     return _intervals(np.array([values[b] - values[a] for a, b in pairs]), items)
 
 
-def _is_binary(values: Any, items: EvaluationSet) -> bool:
+def _is_binary(values: Floats, items: EvaluationSet) -> bool:
     """Whether items are right or wrong, and each stands for itself."""
-    plain = items.scale == 1.0 and set(items.sizes) == {1} and len(items) > 1
-    alone = len(set(items.groups)) == len(items)
-    return plain and alone and set(np.unique(values).tolist()) <= {0.0, 1.0}
+    is_plain = items.scale == 1.0 and set(items.sizes) == {1} and len(items) > 1
+    stands_alone = len(set(items.groups)) == len(items)
+    return is_plain and stands_alone and set(np.unique(values).tolist()) <= {0.0, 1.0}
 
 
-def _levels(values: Any, items: EvaluationSet) -> list[dict[str, float]]:
+def _levels(values: Floats, items: EvaluationSet) -> list[IntervalFigures]:
     if _is_binary(values, items):
-        rights = (values > 0.5).sum(axis=1).tolist()
-        return [asdict(share_interval(right, len(items))) for right in rights]
+        num_right = (values > 0.5).sum(axis=1).tolist()
+        return [_plain(share_interval(count, len(items))) for count in num_right]
     return _intervals(values, items)
 
 
-def _intervals(values: Any, items: EvaluationSet) -> list[dict[str, float]]:
-    if len(set(items.groups)) < 2:
+def _intervals(values: Floats, items: EvaluationSet) -> list[IntervalFigures]:
+    if len(set(items.groups)) < 2:  # what another group would show is not known
         estimates = items.scale * values.sum(axis=1) / np.sum(items.sizes)
-        return [asdict(Interval(float(e), float("-inf"), float("inf"))) for e in estimates]
-    found = bootstrap_figures(
+        return [_plain(Interval(float(e), -math.inf, math.inf)) for e in estimates]
+    figures = bootstrap_figures(
         values, items.sizes, items.groups, resamples=_RESAMPLES, seed=0, scale=items.scale
     )
-    return [asdict(interval) for interval in intervals(found)]
+    return [_plain(interval) for interval in intervals(figures)]
 
 
-def _chance(first: Any, second: Any, items: EvaluationSet) -> float:
+def _plain(interval: Interval) -> IntervalFigures:
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+
+
+def _p_value(first: Floats, second: Floats, items: EvaluationSet) -> float:
     if _is_binary(np.array([first, second]), items):
         return mcnemar(list(second > 0.5), list(first > 0.5))
     return paired_permutation(second, first, items.groups)
 
 
-def show_figures(results: dict[str, Any]) -> None:
-    """Print the figures of sets (`tasks`) under each model, and between each two."""
-    for name, task in results["tasks"].items():
+def show_figures(tasks: Mapping[str, TaskFigures]) -> None:
+    """Print the figures of sets under each model, and between each two."""
+    for name, task in tasks.items():
         better = "higher" if task["higher_is_better"] else "lower"
         say(f"\n {name}: {task['unit']}, {better} is better, {task['num_items']} items")
         width = max(len(label) for label in task["models"])
@@ -233,6 +298,6 @@ def show_figures(results: dict[str, Any]) -> None:
             )
 
 
-def _shown(interval: dict[str, float], sign: str = "") -> str:
-    estimate, low, high = (interval[key] for key in ("estimate", "low", "high"))
+def _shown(interval: IntervalFigures, sign: str = "") -> str:
+    estimate, low, high = interval["estimate"], interval["low"], interval["high"]
     return f"{estimate:{sign}.4f} ({low:{sign}.4f} to {high:{sign}.4f})"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from toolkit.data.document_tokens import document_tokens
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.config import EvaluateSection, EvaluationRole
-from toolkit.evaluate.likelihood import ItemSet, read_rows, score_documents
+from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.likelihood import EvaluationRow, ItemSet, read_rows, score_documents
 from toolkit.evaluate.sets import BITS, EvaluationSet
 from toolkit.stage import hash_json
 
@@ -29,20 +29,20 @@ def likelihood_sets(
         EvaluationError: the file holds no documents, or a line of it cannot be read.
     """
     rows = read_rows(path)
-    sources: dict[str, list[dict[str, Any]]] = {}
+    sources: dict[str, list[EvaluationRow]] = {}
     for row in rows:
         sources.setdefault(_source(row), []).append(row)
     return [_set(name, members, tokenizer, separator, section) for name, members in sources.items()]
 
 
-def _source(row: dict[str, Any]) -> str:
+def _source(row: EvaluationRow) -> str:
     """The source a document came from: its id begins with it."""
     return str(row.get("source") or row["id"].partition("/")[0])
 
 
 def _set(
     name: str,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[EvaluationRow],
     tokenizer: Any,
     separator: int,
     section: EvaluateSection,
@@ -66,7 +66,7 @@ def _set(
 
     return EvaluationSet(
         name=name,
-        role=cast(EvaluationRole, roles.pop()),
+        role=roles.pop(),
         unit="bits per byte",
         ids=items.ids,
         groups=groups,

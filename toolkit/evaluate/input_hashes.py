@@ -23,15 +23,15 @@ def evaluation_inputs(section: EvaluateSection) -> dict[str, str]:
     Raises:
         DataError: a file of questions is missing.
     """
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for choices in section.multiple_choice:
         if choices.files is not None:
             source = SourceSection(role="general", files=choices.files)
-            found |= input_hashes({f"evaluate/choices/{choices.name}": source})
+            hashes |= input_hashes({f"evaluate/choices/{choices.name}": source})
     for task in section.tasks:
         if task.include_path is not None and Path(task.include_path).is_dir():
-            found[f"evaluate/tasks/{task.task}"] = hash_json(_task_hashes(task))
-    return found
+            hashes[f"evaluate/tasks/{task.task}"] = hash_json(_task_hashes(task))
+    return hashes
 
 
 def _task_hashes(section: TaskSection) -> dict[str, str]:
@@ -112,21 +112,21 @@ def _beside(path: Path, values: Mapping[str, Any]) -> list[Path]:
     """What a task file names: files it includes, code beside it, and local data."""
     included = values.get("include") or ()
     names = [included] if isinstance(included, str) else list(included)
-    found = [file for name in names if (file := path.parent / name).is_file()]
+    files = [file for name in names if (file := path.parent / name).is_file()]
     if _has_code(values):
-        found += path.parent.glob("*.py")
+        files += path.parent.glob("*.py")
     settings = values.get("dataset_kwargs")
     places = [values.get("dataset_path")]
     if isinstance(settings, Mapping):
         places += [*_strings(settings.get("data_files")), settings.get("data_dir")]
     for place in places:
         if isinstance(place, str):
-            found += _local_files(place)
+            files += _local_files(place)
     entries = values.get("task")
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, Mapping):
-            found += _beside(path, entry)
-    return found
+            files += _beside(path, entry)
+    return files
 
 
 def _has_code(value: Any) -> bool:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import torch
+from typing_extensions import NotRequired
 
 from toolkit.data.document_tokens import document_tokens
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.config import EvaluateSection, EvaluationRole
 from toolkit.evaluate.head import can_pad, final_hidden, picked_log_probabilities
 from toolkit.json_lines import iterate_rows
 
@@ -49,7 +50,18 @@ class ItemSet:
         )
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+class EvaluationRow(TypedDict):
+    """A line of a data stage's `validation.jsonl` or `test.jsonl`, as evaluation reads it."""
+
+    id: str
+    role: EvaluationRole
+    text: str
+    source: NotRequired[str]
+    group: NotRequired[str]
+    messages: NotRequired[list[dict[str, str]]]
+
+
+def read_rows(path: Path) -> list[EvaluationRow]:
     """The documents of a data stage's `validation.jsonl` or `test.jsonl`.
 
     Raises:
@@ -60,7 +72,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         for key in ("id", "role", "text"):
             if not isinstance(row.get(key), str):
                 raise EvaluationError(f"{where}: has no {key}; run the data stage again.")
-        rows.append(row)
+        rows.append(cast(EvaluationRow, row))
     if not rows:
         raise EvaluationError(f"{path}: holds no documents; check the splits of the recipe.")
     return rows
@@ -105,15 +117,15 @@ def windows(tokens: Sequence[int], length: int, context: int) -> list[tuple[list
     >>> windows([9, 1, 2, 3, 4, 5, 6], 3, 1)
     [([9, 1, 2], [1, 2, 3]), ([3, 4, 5], [4, 5, 6])]
     """
-    cut: list[tuple[list[int], list[int]]] = []
+    parts: list[tuple[list[int], list[int]]] = []
     scored = 1
     while scored < len(tokens):
         begin = 0 if scored == 1 else scored - context
         stop = min(begin + length, len(tokens) - 1)
         begin = max(0, stop - length)
-        cut.append((list(tokens[begin:stop]), list(tokens[scored : stop + 1])))
+        parts.append((list(tokens[begin:stop]), list(tokens[scored : stop + 1])))
         scored = stop + 1
-    return cut
+    return parts
 
 
 @torch.inference_mode()
@@ -135,16 +147,16 @@ def score_documents(
     Raises:
         EvaluationError: a loss is not a finite number.
     """
-    cut = [
+    token_windows = [
         _TokenWindow(document, *window)
         for document, tokens in enumerate(items.tokens)
         for window in windows(tokens, section.window_tokens, section.context_tokens)
     ]
     # Longest first: like lengths share a batch, and what does not fit into memory fails at once.
-    cut.sort(key=lambda window: -len(window.inputs))
+    token_windows.sort(key=lambda window: -len(window.inputs))
     nats = [0.0] * len(items.tokens)
     model.eval()
-    for batch in _batches(cut, section.batch_tokens if can_pad(model) else 1):
+    for batch in _batches(token_windows, section.batch_tokens if can_pad(model) else 1):
         for window, loss in zip(batch, _window_losses(model, batch), strict=True):
             nats[window.document] += loss
         if advance is not None:
@@ -155,9 +167,9 @@ def score_documents(
     return nats
 
 
-def _batches(cut: list[_TokenWindow], batch_tokens: int) -> list[list[_TokenWindow]]:
+def _batches(token_windows: list[_TokenWindow], batch_tokens: int) -> list[list[_TokenWindow]]:
     batches: list[list[_TokenWindow]] = []
-    for window in cut:
+    for window in token_windows:
         if batches and len(batches[-1][0].inputs) * (len(batches[-1]) + 1) <= batch_tokens:
             batches[-1].append(window)
         else:

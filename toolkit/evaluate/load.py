@@ -63,6 +63,16 @@ def load_sets(
 
         for task in section.tasks:
             sets += task_sets(task, tokenizer, section, split)
+    _check_sets(sets, split)
+    return sets
+
+
+def _check_sets(sets: Sequence[EvaluationSet], split: SplitName) -> None:
+    """Refuse sets that share a name, or none of which is of the domain.
+
+    Raises:
+        EvaluationError: they are such.
+    """
     names = [items.name for items in sets]
     for name in names:
         if names.count(name) > 1:
@@ -73,14 +83,13 @@ def load_sets(
         raise EvaluationError(
             f"evaluate: no set of the {split} split has role domain; the gain could not be seen."
         )
-    return sets
 
 
 def _retention(
     section: EvaluateSection, general: Path, split: SplitName, tokenizer: Any, cache: Path
 ) -> list[EvaluationSet]:
-    wanted = section.retention
-    prompts = split_prompts(split, wanted.num_prompts, wanted.files)
+    retention = section.retention
+    prompts = split_prompts(split, retention.num_prompts, retention.files)
     made_by = hash_json([content_hash(general), section.precision])
     with progress(f"answers of the general model ({split})", len(prompts)) as advance:
         answers = load_answers(
@@ -89,8 +98,8 @@ def _retention(
             lambda: _load(general, section),
             made_by,
             cache / "answers",
-            max_new_tokens=wanted.max_new_tokens,
-            top_tokens=wanted.top_tokens,
+            max_new_tokens=retention.max_new_tokens,
+            top_tokens=retention.top_tokens,
             advance=advance,
         )
     return retention_sets(answers, prompts, section, made_by)
@@ -124,10 +133,10 @@ def refuse_too_few(validation: Sequence[EvaluationSet], test: Sequence[Evaluatio
         EvaluationError: there are some.
     """
     for split, sets in (("validation", validation), ("test", test)):
-        for found in sets:
-            if (count := len(set(found.groups))) < 2:
+        for items in sets:
+            if (count := len(set(items.groups))) < 2:
                 raise EvaluationError(
-                    f"{found.name}: its {split} set has {count} document, and an interval needs 2 "
+                    f"{items.name}: its {split} set has {count} document, and an interval needs 2 "
                     f"at least, better 20; give {split} a larger share or max_tokens, or cut long "
                     "documents by data.evaluation_document_tokens."
                 )
@@ -140,13 +149,13 @@ def refuse_overlap(validation: Sequence[EvaluationSet], test: Sequence[Evaluatio
         EvaluationError: there are some; a choice made on them would confirm itself.
     """
     seen: dict[str, str] = {}
-    for found in validation:
-        for name, value in zip(found.ids, found.item_hashes, strict=False):
-            seen.setdefault(value, f"{found.name}: {name}")
+    for items in validation:
+        for name, value in zip(items.ids, items.item_hashes, strict=False):
+            seen.setdefault(value, f"{items.name}: {name}")
     both = [
-        (f"{found.name}: {name}", seen[value])
-        for found in test
-        for name, value in zip(found.ids, found.item_hashes, strict=False)
+        (f"{items.name}: {name}", seen[value])
+        for items in test
+        for name, value in zip(items.ids, items.item_hashes, strict=False)
         if value in seen
     ]
     if both:

@@ -19,7 +19,7 @@ from toolkit.data.split import stable_unit
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.config import EvaluateSection, InfillingSection
 from toolkit.evaluate.documents import grouping
-from toolkit.evaluate.likelihood import read_rows
+from toolkit.evaluate.likelihood import EvaluationRow, read_rows
 from toolkit.evaluate.prompted import Prompted, score_continuations
 from toolkit.evaluate.sets import BITS, EvaluationSet
 from toolkit.stage import hash_json
@@ -44,14 +44,14 @@ class Middle:
     suffix: str
 
 
-def cut_middles(row: dict[str, Any], section: InfillingSection) -> list[Middle]:
+def cut_middles(row: EvaluationRow, section: InfillingSection) -> list[Middle]:
     """Middles of a document, chosen by the hash of its id; none of a document that is too short.
 
     Args:
         row: of `validation.jsonl` or `test.jsonl`.
         section: how many, and how long.
 
-    >>> row = {"id": "a", "text": "def f(x):\\n    y = x + 1\\n    return y\\n"}
+    >>> row = {"id": "a", "role": "domain", "text": "def f(x):\\n    y = x + 1\\n    return y\\n"}
     >>> [middle.text for middle in cut_middles(row, InfillingSection(per_document=3, lines=1))]
     ['    y = x + 1\\n']
     """
@@ -76,7 +76,7 @@ def cut_middles(row: dict[str, Any], section: InfillingSection) -> list[Middle]:
 
 
 def middles_sets(
-    path: Path, tokenizer: Any, section: EvaluateSection, wanted: InfillingSection
+    path: Path, tokenizer: Any, section: EvaluateSection, infilling: InfillingSection
 ) -> list[EvaluationSet]:
     """The middles of the domain's documents, behind both sides and behind the prefix alone.
 
@@ -84,39 +84,39 @@ def middles_sets(
         path: `validation.jsonl` or `test.jsonl` of a data stage.
         tokenizer: of the models that are compared.
         section: windows and batches.
-        wanted: which middles.
+        infilling: which middles.
 
     Raises:
         DataError: the tokenizer lacks the tokens of fill-in-the-middle.
         EvaluationError: no document has enough lines.
     """
-    ids = find_fim_tokens(FimSection(tokens=wanted.tokens), tokenizer.get_vocab())
+    ids = find_fim_tokens(FimSection(tokens=infilling.tokens), tokenizer.get_vocab())
     rows = [row for row in read_rows(path) if row["role"] == "domain" and not row.get("messages")]
-    if wanted.source is not None:
-        rows = [row for row in rows if row["id"].partition("/")[0] == wanted.source]
-    found = [middle for row in rows for middle in cut_middles(row, wanted)]
-    if not found:
+    if infilling.source is not None:
+        rows = [row for row in rows if row["id"].partition("/")[0] == infilling.source]
+    middles = [middle for row in rows for middle in cut_middles(row, infilling)]
+    if not middles:
         raise EvaluationError(
-            f"{path}: no document has {wanted.lines + 2} lines to fill a middle in; give longer "
-            "documents (data.evaluation_document_tokens), or lower evaluate.infilling.lines."
+            f"{path}: no document has {infilling.lines + 2} lines to fill a middle in; give "
+            "longer documents (data.evaluation_document_tokens), or lower evaluate.infilling.lines."
         )
 
     leading = leading_token(tokenizer)
     start = [] if leading is None else [leading]
-    both: list[Prompted] = []
-    alone: list[Prompted] = []
-    for middle in found:
+    behind_both: list[Prompted] = []
+    behind_prefix: list[Prompted] = []
+    for middle in middles:
         prefix, inner, suffix = (
             text_tokens(tokenizer, text) for text in (middle.prefix, middle.text, middle.suffix)
         )
         room = max(2, section.window_tokens - len(inner) - len(ids) - len(start))
         after = suffix[: max(room // 2, room - len(prefix))]
         before = prefix[-max(1, room - len(after)) :]
-        both.append(Prompted([*start, ids[0], *before, ids[1], *after, ids[2]], [inner]))
-        alone.append(Prompted([*start, *before], [inner]))
+        behind_both.append(Prompted([*start, ids[0], *before, ids[1], *after, ids[2]], [inner]))
+        behind_prefix.append(Prompted([*start, *before], [inner]))
     return [
-        _set(name, found, items, section, wanted)
-        for name, items in ((BOTH_SIDES, both), (PREFIX_ONLY, alone))
+        _set(name, middles, items, section, infilling)
+        for name, items in ((BOTH_SIDES, behind_both), (PREFIX_ONLY, behind_prefix))
     ]
 
 
@@ -125,7 +125,7 @@ def _set(
     middles: Sequence[Middle],
     items: Sequence[Prompted],
     section: EvaluateSection,
-    wanted: InfillingSection,
+    infilling: InfillingSection,
 ) -> EvaluationSet:
     def score(model: Any, chosen: Sequence[int]) -> list[float]:
         scores = score_continuations(model, [items[n] for n in chosen], section.batch_tokens)
@@ -139,7 +139,7 @@ def _set(
     groups, note = grouping(ids, [middle.group for middle in middles])
     return EvaluationSet(
         name=name,
-        role=wanted.role if name == BOTH_SIDES else "watch",
+        role=infilling.role if name == BOTH_SIDES else "watch",
         unit="bits per byte",
         ids=ids,
         groups=groups,

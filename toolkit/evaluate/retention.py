@@ -44,7 +44,9 @@ def split_prompts(split: SplitName, count: int, files: Sequence[str] = ()) -> li
     return prompts[:count]
 
 
-def divergence(top_logs: Tensor, rest_logs: Tensor, own_logs: Tensor, own_rest: Tensor) -> Tensor:
+def divergence(
+    top_logs: Tensor, rest_logs: Tensor, model_logs: Tensor, model_rest: Tensor
+) -> Tensor:
     """Kullback-Leibler divergence over the kept tokens and all others as one, in nats, `[T]`.
 
     Lumping the others together can only lessen it (the data-processing inequality), by what they
@@ -53,8 +55,8 @@ def divergence(top_logs: Tensor, rest_logs: Tensor, own_logs: Tensor, own_rest: 
     Args:
         top_logs: log probabilities under the general model, `[T, K]`.
         rest_logs: of all others together, `[T]`.
-        own_logs: of the same tokens under the other model, `[T, K]`.
-        own_rest: of all others, `[T]`.
+        model_logs: log probabilities of the same tokens under the other model, `[T, K]`.
+        model_rest: of all others together under it, `[T]`.
 
     Reference:
         Cover & Thomas 2006, Elements of information theory, theorem 2.7.1.
@@ -65,9 +67,9 @@ def divergence(top_logs: Tensor, rest_logs: Tensor, own_logs: Tensor, own_rest: 
     >>> round(float(divergence(logs, rest, other, rest)), 4)  # 0.5 ln 2 - 0.25 ln 2
     0.1733
     """
-    kept = (top_logs.exp() * (top_logs - own_logs)).sum(dim=1)
-    others = rest_logs.exp() * (rest_logs - own_rest)
-    return kept + torch.where(rest_logs == -torch.inf, 0.0, others)
+    of_top_tokens = (top_logs.exp() * (top_logs - model_logs)).sum(dim=1)
+    of_others = rest_logs.exp() * (rest_logs - model_rest)
+    return of_top_tokens + torch.where(rest_logs == -torch.inf, 0.0, of_others)
 
 
 @torch.inference_mode()
@@ -80,35 +82,45 @@ def score_answers(
         EvaluationError: one is not a finite number.
     """
     model.eval()
-    losses, moved = [0.0] * len(rows), [0.0] * len(rows)
+    losses, divergences = [0.0] * len(rows), [0.0] * len(rows)
     prompts = [answers.prompts[row] for row in rows]
-    chosen = [answers.answers[row] for row in rows]
-    for batch, states in answer_states(model, prompts, chosen, batch_tokens):
-        own = [rows[place] for place in batch]
-        targets = torch.tensor([token for row in own for token in answers.answers[row]])
-        kept = torch.cat([answers.top_tokens[row] for row in own]).long()
-        theirs = torch.cat([answers.top_logs[row] for row in own])
-        rest = torch.cat([answers.rest_logs[row] for row in own])
-        targets, kept, theirs, rest = (x.to(states.device) for x in (targets, kept, theirs, rest))
-        lost, parted = torch.empty_like(rest), torch.empty_like(rest)
-        for start, logits in logit_chunks(model, states):
-            part = slice(start, start + len(logits))
-            whole = logits.logsumexp(dim=1)
-            lost[part] = whole - logits.gather(1, targets[part, None])[:, 0]
-            own_logs = logits.gather(1, kept[part]) - whole[:, None]
-            own_rest = rest_log(logits, kept[part], whole)
-            parted[part] = divergence(theirs[part], rest[part], own_logs, own_rest)
-        sizes = [len(answers.answers[row]) for row in own]
-        for found, figures in ((losses, lost), (moved, parted)):
-            for place, tokens in zip(batch, torch.split(figures, sizes), strict=True):
-                found[place] = float(tokens.sum(dtype=torch.float64))
-    for value in (*losses, *moved):
+    answer_tokens = [answers.answers[row] for row in rows]
+    for batch, states in answer_states(model, prompts, answer_tokens, batch_tokens):
+        token_losses, token_divergences = _score_tokens(
+            model, answers, [rows[place] for place in batch], states
+        )
+        sizes = [len(answer_tokens[place]) for place in batch]
+        for sums, values in ((losses, token_losses), (divergences, token_divergences)):
+            for place, tokens in zip(batch, torch.split(values, sizes), strict=True):
+                sums[place] = float(tokens.sum(dtype=torch.float64))
+    for value in (*losses, *divergences):
         if not math.isfinite(value):
             raise EvaluationError(
                 f"{LOSS}: a loss is {value}; the model's weights are damaged, or it gives no "
                 "chance to what the general model says."
             )
-    return losses, moved
+    return losses, divergences
+
+
+def _score_tokens(
+    model: Any, answers: Answers, rows: Sequence[int], states: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss and divergence at each token of some answers, one behind the other, `[T]` each."""
+    device = states.device
+    targets = torch.tensor([token for row in rows for token in answers.answers[row]], device=device)
+    top_tokens = torch.cat([answers.top_tokens[row] for row in rows]).long().to(device)
+    top_logs = torch.cat([answers.top_logs[row] for row in rows]).to(device)
+    rest_logs = torch.cat([answers.rest_logs[row] for row in rows]).to(device)
+    losses, divergences = torch.empty_like(rest_logs), torch.empty_like(rest_logs)
+    for start, logits in logit_chunks(model, states):
+        part = slice(start, start + len(logits))
+        total = logits.logsumexp(dim=1)
+        losses[part] = total - logits.gather(1, targets[part, None])[:, 0]
+        model_logs = logits.gather(1, top_tokens[part]) - total[:, None]
+        # This overwrites the logits, so it comes last.
+        model_rest = rest_log(logits, top_tokens[part], total)
+        divergences[part] = divergence(top_logs[part], rest_logs[part], model_logs, model_rest)
+    return losses, divergences
 
 
 def retention_sets(
@@ -125,19 +137,19 @@ def retention_sets(
     section = evaluate.retention
 
     def together(model: Any, rows: Sequence[int]) -> Mapping[str, list[float]]:
-        losses, moved = score_answers(model, answers, list(rows), evaluate.batch_tokens)
-        return {LOSS: losses, DIVERGENCE: moved}
+        losses, divergences = score_answers(model, answers, list(rows), evaluate.batch_tokens)
+        return {LOSS: losses, DIVERGENCE: divergences}
 
     # The pass of one gives the other, so its tokens are counted once: where they are needed first.
     bearer = DIVERGENCE if section.loss_role == "watch" != section.kl_role else LOSS
-    found = []
+    sets = []
     content = hash_json([answers.prompts, answers.answers, made_by])
     for name, role, tolerance in (
         (LOSS, section.loss_role, section.loss_tolerance),
         (DIVERGENCE, section.kl_role, section.kl_tolerance),
     ):
         settings = {"kind": name, "top": section.top_tokens, "precision": evaluate.precision}
-        found.append(
+        sets.append(
             EvaluationSet(
                 name=name,
                 role=role,
@@ -158,4 +170,4 @@ def retention_sets(
                 note="" if answers.templated else NO_TEMPLATE,
             )
         )
-    return found
+    return sets

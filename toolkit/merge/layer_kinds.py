@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.memory_tensors import build_on_meta
+from toolkit.checkpoint.loadable import build_on_meta
 from toolkit.load_yaml import JsonObject, JsonView
 
 Signature = Mapping[str, Any]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from toolkit.checkpoint.load import load_causal_model, scoring_dtype
 from toolkit.errors import ConfigError
-from toolkit.evaluate.compare import figures_of, show_figures
+from toolkit.evaluate.compare import ComparisonFigures, figures_of, show_figures
 from toolkit.evaluate.middles import middles_sets
 from toolkit.pipeline.models import ensure_data, ensure_general, ensure_specialist
 from toolkit.pipeline.run import Run
@@ -17,7 +15,7 @@ from toolkit.tokenizer_files import load_tokenizer
 FIGURES = "infilling.json"
 
 
-def measure_infilling(run: Run) -> dict[str, Any]:
+def measure_infilling(run: Run) -> ComparisonFigures:
     """Score the held-out middles of the test documents, and write
     `runs/<recipe>/infilling.json`.
 
@@ -48,11 +46,11 @@ def measure_infilling(run: Run) -> dict[str, Any]:
             for items in sets:
                 losses[items.name][label] = items.score(model, range(len(items)))
                 advance(sum(items.costs), label)
-    results = {
+    results: ComparisonFigures = {
         "models": {label: folder.name for label, folder in models.items()},
         "tasks": {items.name: figures_of(items, losses[items.name]) for items in sets},
     }
-    show_figures(results)
+    show_figures(results["tasks"])
     write_json(run.root / FIGURES, results)
     say(f"Written to {run.root / FIGURES}.")
     return results

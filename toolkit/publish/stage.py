@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,25 @@ def make_bundle(
         return folder
     say("publish:")
     with appearing(folder, doing="making this bundle", error=PublishError, replaces=True) as work:
-        _make(material, kind, repository, accepted, (parents, agreements, made_from), folder, work)
+        origin = _Origin(parents, agreements, made_from)
+        _make(material, kind, repository, accepted, origin, folder, work)
     say(f"  the bundle is in {folder}")
     return folder
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a bundle comes from.
+
+    Attributes:
+        parents: of the merge.
+        agreements: license texts found for them.
+        made_from: hashes of the merge and of what was asked for.
+    """
+
+    parents: tuple[Parent, ...]
+    agreements: Agreements
+    made_from: Mapping[str, str]
 
 
 def _make(
@@ -115,15 +132,15 @@ def _make(
     kind: Format,
     repository: str,
     accepted: Mapping[str, str],
-    known: tuple[tuple[Parent, ...], Agreements, Mapping[str, str]],
+    origin: _Origin,
     folder: Path,
     work: Path,
 ) -> None:
-    parents, agreements, made_from = known
+    parents, agreements = origin.parents, origin.agreements
     figures = _write_model(material, kind, repository, parents, work)
     facts = card_facts(material, kind, repository, parents, figures)
     _write_around(material, work, agreements, facts, accepted)
-    record = _record(material, kind, repository, parents, made_from, figures)
+    record = _record(material, kind, repository, parents, origin.made_from, figures)
     record().write(work)
     say(f"  {len(bundle_files(work))} files")
     findings = run_checks(_subject(material, kind, repository, parents, agreements, work), accepted)
@@ -207,8 +224,6 @@ def _write_around(
     accepted: Mapping[str, str],
 ) -> None:
     """Card, merge, recipe, reports and licenses."""
-    from dataclasses import replace
-
     copy_reports(material.merged, work)
     general = facts.parents[0]
     recipe = public_recipe(
@@ -237,7 +252,7 @@ def _record(
     figures: Mapping[str, Mapping[str, Any]],
 ) -> Any:
     """A function of the findings, so that the files are hashed once only."""
-    known = [parent_record(p, weight_sums(material.places[p.role])) for p in parents]
+    parent_records = [parent_record(p, weight_sums(material.places[p.role])) for p in parents]
     merge = {"seed": material.recipe.seed, "weights": weight_sums(material.merged)}
 
     def record(findings: list[CheckResult] | None = None) -> BundleRecord:
@@ -245,7 +260,7 @@ def _record(
         return BundleRecord(
             repository=repository,
             format=kind,
-            parents=known,
+            parents=parent_records,
             merge=merge,
             made_from=made_from,
             files={name: row["record"] for name, row in figures.items()},

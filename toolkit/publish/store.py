@@ -55,13 +55,13 @@ def upload_to_store(folder: Path, address: str) -> str:
             say(f"  {address} holds exactly this already; nothing was sent")
             return address
         # Without the marker the folder is known to be in the making.
-        done = _noted(store, root, address)
+        stored_sums = _read_sums(store, f"{root}/{_PARTIAL}", f"{address}/{_PARTIAL}") or {}
         if earlier is not None:
-            done |= earlier
-            _put_text(store, f"{root}/{_PARTIAL}", sums_text(done))
+            stored_sums |= earlier
+            _put_text(store, f"{root}/{_PARTIAL}", sums_text(stored_sums))
             store.rm_file(f"{root}/{SUMS}")
-        _send_files(store, root, folder, sums, done)
-        for name in sorted(set(done) - set(sums)):
+        _send_files(store, root, folder, sums, stored_sums)
+        for name in sorted(set(stored_sums) - set(sums)):
             if store.exists(f"{root}/{name}"):
                 store.rm_file(f"{root}/{name}")
         _put_text(store, f"{root}/{SUMS}", sums_text(sums))
@@ -71,21 +71,22 @@ def upload_to_store(folder: Path, address: str) -> str:
 
 
 def _send_files(
-    store: Any, root: str, folder: Path, sums: Mapping[str, str], done: dict[str, str]
+    store: Any, root: str, folder: Path, sums: Mapping[str, str], stored_sums: dict[str, str]
 ) -> None:
-    todo = [
+    missing_names = [
         name
         for name, digest in sums.items()
-        if done.get(name) != digest
+        if stored_sums.get(name) != digest
         or _size(store, f"{root}/{name}") != (folder / name).stat().st_size
     ]
-    total = sum((folder / name).stat().st_size for name in todo)
+    total = sum((folder / name).stat().st_size for name in missing_names)
     with progress("uploading, MB", total / 1e6) as advance:
-        for name in todo:
-            done.pop(name, None)
+        for name in missing_names:
+            stored_sums.pop(name, None)
             _put(store, folder / name, f"{root}/{name}")
-            done[name] = sums[name]
-            _put_text(store, f"{root}/{_PARTIAL}", sums_text(done))
+            # Noted file by file: from here an upload that was cut continues.
+            stored_sums[name] = sums[name]
+            _put_text(store, f"{root}/{_PARTIAL}", sums_text(stored_sums))
             advance((folder / name).stat().st_size / 1e6, name)
 
 
@@ -114,10 +115,6 @@ def open_store(address: str) -> tuple[Any, str]:
 def read_remote_sums(store: Any, root: str, address: str) -> dict[str, str] | None:
     """The checksums of the whole bundle that stands there, or None."""
     return _read_sums(store, f"{root}/{SUMS}", f"{address}/{SUMS}")
-
-
-def _noted(store: Any, root: str, address: str) -> dict[str, str]:
-    return _read_sums(store, f"{root}/{_PARTIAL}", f"{address}/{_PARTIAL}") or {}
 
 
 def _read_sums(store: Any, path: str, where: str) -> dict[str, str] | None:
@@ -150,9 +147,9 @@ def is_local(store: Any) -> bool:
 
 
 def _copy(store: Any, source: Path, path: str) -> None:
-    with source.open("rb") as here, store.open(path, "wb", block_size=_BLOCK) as there:
-        while block := here.read(_BLOCK):
-            there.write(block)
+    with source.open("rb") as file, store.open(path, "wb", block_size=_BLOCK) as remote_file:
+        while block := file.read(_BLOCK):
+            remote_file.write(block)
 
 
 def _put_text(store: Any, path: str, text: str) -> None:

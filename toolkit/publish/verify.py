@@ -56,18 +56,18 @@ def verify_files(where: str, revision: str | None = None) -> BundleVerdict:
 
 def _verify_folder(folder: Path) -> BundleVerdict:
     sums = read_sums(folder)
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    found = {n for n in found - {SUMS} - _OF_THE_HUB if not n.startswith((".cache/", ".git/"))}
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    names = {n for n in names - {SUMS} - _OF_THE_HUB if not n.startswith((".cache/", ".git/"))}
     faults = []
     with progress("hashing, MB", _megabytes(folder, sums)) as advance:
         for name, digest in sums.items():
-            if name not in found:
+            if name not in names:
                 faults.append(f"{name}: is missing")
                 continue
             if hash_file(folder / name) != digest:
                 faults.append(f"{name}: is not the file that was published")
             advance((folder / name).stat().st_size / 1e6, name)
-    faults += [f"{name}: is not named in {SUMS}" for name in sorted(found - set(sums))]
+    faults += [f"{name}: is not named in {SUMS}" for name in sorted(names - set(sums))]
     record = load_json(folder / RECORD) if (folder / RECORD).is_file() else {}
     merge = folder / "merge.yaml"
     text = merge.read_text(encoding="utf-8") if merge.is_file() else None
@@ -89,17 +89,19 @@ def _verify_store(address: str) -> BundleVerdict:
     faults = []
     for name, digest in sums.items():
         try:
-            found = _hash_remote(store, f"{root}/{name}")
+            remote_digest = _hash_remote(store, f"{root}/{name}")
         except FileNotFoundError:
             faults.append(f"{name}: is missing")
             continue
-        if found != digest:
+        if remote_digest != digest:
             faults.append(f"{name}: is not the file that was published")
-    there = {str(path)[len(root) + 1 :] for path in store.find(root)}
-    faults += [f"{name}: is not named in {SUMS}" for name in sorted(there - set(sums) - {SUMS})]
+    remote_names = {str(path)[len(root) + 1 :] for path in store.find(root)}
+    faults += [
+        f"{name}: is not named in {SUMS}" for name in sorted(remote_names - set(sums) - {SUMS})
+    ]
 
     def text(name: str) -> str | None:
-        return store.cat_file(f"{root}/{name}").decode("utf-8") if name in there else None
+        return store.cat_file(f"{root}/{name}").decode("utf-8") if name in remote_names else None
 
     return BundleVerdict(sums, tuple(faults), json.loads(text(RECORD) or "{}"), text("merge.yaml"))
 

@@ -81,7 +81,7 @@ def bootstrap_figures(
     """
     tops = scale * group_sums(np.atleast_2d(np.asarray(losses, dtype=np.float64)), groups)  # [K, G]
     bottoms = group_sums(sizes, groups)  # [G]
-    num_models, num_groups = tops.shape
+    num_groups = len(bottoms)
     if num_groups < 2:
         raise EvaluationError(
             f"an interval needs at least 2 groups (got {num_groups}); give more documents, or "
@@ -92,6 +92,22 @@ def bootstrap_figures(
     residuals = tops - estimate[:, None] * bottoms
     error = np.sqrt(correction * (residuals**2).sum(axis=1)) / bottoms.sum()
 
+    draws, errors = _resample(tops, bottoms, resamples, seed)
+    return Figures(estimate, error, draws, _deviations(draws, estimate, errors, error), num_groups)
+
+
+def _resample(tops: Floats, bottoms: Floats, resamples: int, seed: int) -> tuple[Floats, Floats]:
+    """Figures of every resample and their standard errors, `[R, K]` each.
+
+    Args:
+        tops: sums of losses by group, `[K, G]`.
+        bottoms: sums of sizes by group, `[G]`.
+        resamples: R.
+        seed: of the resamples.
+    """
+    num_models, num_groups = tops.shape
+    correction = num_groups / (num_groups - 1)
+    # With these sums of a resample its residuals need not be formed one by one.
     columns = np.concatenate(
         [tops, tops**2, tops * bottoms, bottoms[None], bottoms[None] ** 2]
     ).T  # [G, 3K + 2]
@@ -110,7 +126,7 @@ def bootstrap_figures(
         spread = np.maximum(square - 2.0 * ratio * cross + ratio**2 * bottom_square, 0.0)
         draws[start : start + count] = ratio
         errors[start : start + count] = np.sqrt(correction * spread) / bottom
-    return Figures(estimate, error, draws, _deviations(draws, estimate, errors, error), num_groups)
+    return draws, errors
 
 
 def _deviations(draws: Floats, estimate: Floats, errors: Floats, error: Floats) -> Floats:

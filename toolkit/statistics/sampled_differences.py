@@ -181,41 +181,62 @@ def guided_difference(
     >>> round(half.estimate, 2), half.still_open < half.in_the_end  # 1 + the guide's mean, 3.5
     (4.46, True)
     """
-    each = np.asarray(sizes, dtype=np.float64)
-    size, known = _sums(each, groups), _sums(guide, groups)
+    item_sizes = np.asarray(sizes, dtype=np.float64)
+    size, guide_sums = _sums(item_sizes, groups), _sums(guide, groups)
     change = np.asarray(losses, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
     first = groups[: len(change)]
     moved = _sums(change, first)
-    seen, total, whole = len(moved), len(size), float(size.sum())
+    seen, total, all_sizes = len(moved), len(size), float(size.sum())
+    level = float(guide_sums[:seen].sum() / size[:seen].sum())
+    spread = guide_sums[:seen] - level * size[:seen]
+    seen_share = level * all_sizes / (float(guide_sums.sum()) or math.inf)
+    if 1 < seen < min(4, total) and 0.5 < seen_share < 2.0:
+        return _in_proportion(moved, guide_sums, size, scale)
+    if seen == total or seen < 4 or float(spread @ spread) <= 0.0:
+        return paired_difference(losses, reference, item_sizes[: len(change)], first, total, scale)
+    return _regressed(moved, guide_sums, size, scale, quantile)
+
+
+def _regressed(
+    moved: Floats, guide_sums: Floats, size: Floats, scale: float, quantile: float
+) -> Difference:
+    """The straight line through the groups seen, and what it leaves open of the others.
+
+    Args:
+        moved: of the first groups, 4 at least, `[S]`.
+        guide_sums: the guide, of all groups, `[G]`.
+        size: of all groups, `[G]`.
+        scale: from losses over sizes to the unit.
+        quantile: as in `guided_difference`.
+    """
+    seen, total, all_sizes = len(moved), len(size), float(size.sum())
     part, rest = size[:seen], size[seen:]
-    level = float(known[:seen].sum() / part.sum())
-    spread, beyond = known[:seen] - level * part, known[seen:] - level * rest
+    level = float(guide_sums[:seen].sum() / part.sum())
+    spread, beyond = guide_sums[:seen] - level * part, guide_sums[seen:] - level * rest
     square = float(spread @ spread)
-    if 1 < seen < min(4, total) and 0.5 < level * whole / (float(known.sum()) or math.inf) < 2.0:
-        return _in_proportion(moved, known, size, scale)
-    if seen == total or seen < 4 or square <= 0.0:
-        return paired_difference(losses, reference, each[: len(change)], first, total, scale)
     ratio = float(moved.sum() / part.sum())
     slope = float(spread @ (moved - ratio * part)) / square
     errors = moved - ratio * part - slope * spread
     scatter = float(errors @ errors) / (seen - 2)
-    around = slope * (known - known.sum() / whole * size)
-    end = (float(around @ around) + total * scatter) * total / (total - 1) / whole**2
+    around = slope * (guide_sums - guide_sums.sum() / all_sizes * size)
+    end = (float(around @ around) + total * scatter) * total / (total - 1) / all_sizes**2
 
     # How the bound moves with each document not seen: the mean with all alike, its error with
     # those far from the mean.
-    reach = quantile * total / (total - 1) / whole / math.sqrt(end) if end > 0.0 else 0.0
-    pull = (1.0 + reach * around[seen:]) / whole
+    reach = quantile * total / (total - 1) / all_sizes / math.sqrt(end) if end > 0.0 else 0.0
+    pull = (1.0 + reach * around[seen:]) / all_sizes
     of_ratio = float(pull @ rest) / float(part.sum())
     of_slope = float(pull @ beyond) / square
-    own = (errors / (1.0 - part / part.sum() - spread**2 / square).clip(1e-9)) ** 2
-    seen_part = float(((of_ratio + of_slope * spread) ** 2 * own).sum())
+    # HC3: a document that draws the line to itself leaves too small an error there.
+    unshrunk = errors / (1.0 - part / part.sum() - spread**2 / square).clip(1e-9)
+    squared_errors = unshrunk**2
+    seen_part = float(((of_ratio + of_slope * spread) ** 2 * squared_errors).sum())
     line = scatter * (float(pull @ pull) + seen * of_ratio**2 + of_slope**2 * square)
-    rising = float((errors**2).sum() / np.square(known[:seen]).sum())
-    ahead = rising * float(np.square(pull * known[seen:]).sum())
+    rising = float((errors**2).sum() / np.square(guide_sums[:seen]).sum())
+    ahead = rising * float(np.square(pull * guide_sums[seen:]).sum())
     unexplained = max(line, seen_part + max(scatter * float(pull @ pull), ahead))
 
-    estimate = scale * (ratio + slope * (float(known.sum()) / whole - level))
+    estimate = scale * (ratio + slope * (float(guide_sums.sum()) / all_sizes - level))
     unexplained, end = scale**2 * unexplained, scale**2 * end
     return Difference(estimate, unexplained + end, seen, total, unexplained, 1)
 
