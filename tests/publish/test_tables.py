@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.helpers.outcomes import interval, make_values, set_row
-from toolkit.publish.settings import SourceFacts
+from toolkit.data.config import SourceSection
+from toolkit.publish.config import PublishSection
+from toolkit.publish.settings import SourceFacts, source_facts
 from toolkit.publish.tables import result_rows, result_titles
 from toolkit.select.results import MergeResults
 
@@ -45,3 +49,21 @@ def test_each_set_has_its_own_unit_and_count():
         "this model",
         "0.8100 (0.7650 to 0.8550)<br>-0.1400 (-0.1600 to -0.1200)",
     )
+
+
+@pytest.mark.parametrize(
+    ("place", "origin"),
+    [
+        ({"files": ["a.txt"]}, "local files"),
+        ({"hub": {"dataset": "org/d", "revision": "12ab"}}, "org/d@12ab"),
+        (
+            {"edgar": {"companies": ["AIR"], "forms": ["10-K", "20-F"], "years": [2019, 2020]}},
+            "the SEC's archive (EDGAR): 10-K, 20-F filed 2019 to 2020",
+        ),
+        ({"edgar": {"filings": "list.jsonl"}}, "the SEC's archive (EDGAR) by a list of filings"),
+    ],
+)
+def test_where_documents_come_from(place: dict[str, object], origin: str):
+    source = SourceSection.model_validate({"role": "domain", **place})
+    (facts,) = source_facts({"docs": source}, PublishSection(), {})
+    assert facts.origin == origin

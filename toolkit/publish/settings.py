@@ -74,6 +74,12 @@ def _origin(source: SourceSection, dataset: str | None) -> str:
         return f"{hub.dataset}@{hub.revision}" if hub.revision else hub.dataset
     if (artifact := source.artifact) is not None:
         return f"in {artifact.package} {artifact.version} on PyPI"
+    if (edgar := source.edgar) is not None:
+        return "the SEC's archive (EDGAR)" + (
+            " by a list of filings"
+            if edgar.years is None
+            else f": {', '.join(edgar.forms)} filed {edgar.years[0]} to {edgar.years[1]}"
+        )
     return "local files"
 
 
