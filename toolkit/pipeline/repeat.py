@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from rich.table import Table
-
 from toolkit.data.config import depends_on_seed
 from toolkit.errors import ConfigError
 from toolkit.pipeline.run import Run
@@ -190,18 +188,21 @@ def _scatter(figures: Sequence[Interval], same_documents: bool) -> SeedScatter:
 def show_seeds(comparison: SeedComparison) -> None:
     """Print what `compare_seeds` found."""
     seeds, same = comparison.seeds, comparison.same_documents
-    table = Table(title="one column per seed; standard deviation between seeds, error over items")
-    titles = ("", *(f"seed {seed}" for seed in seeds), "mean", "between seeds", "over items")
-    for title in (*titles, *(() if same else ("of the seed",))):
-        table.add_column(title, justify="right" if title else "left")
-    table.add_row("chosen", *(outcome.chosen for outcome in seeds.values()))
+    for number, (seed, outcome) in enumerate(seeds.items(), start=1):
+        say(f"{number}: seed {seed}, chosen: {outcome.chosen}")
+    rows = [["", *map(str, range(1, len(seeds) + 1)), "mean", "seeds", "items"]]
+    rows[0] += [] if same else ["seed's own"]
     for name, scatter in comparison.figures.items():
-        cells = [f"{outcome.figures[name].estimate:+.4f}" for outcome in seeds.values()]
-        cells += [f"{scatter.mean:+.4f}", f"{scatter.between_seeds:.4f}"]
-        cells += [f"{scatter.over_documents:.4f}"]
-        cells += [] if same else [f"{scatter.of_the_seed:.4f}"]
-        table.add_row(name, *cells)
-    console.print(table, width=max(console.width, 100))
+        row = [name, *(f"{one.figures[name].estimate:+.4f}" for one in seeds.values())]
+        row += [f"{scatter.mean:+.4f}", f"{scatter.between_seeds:.4f}"]
+        row += [f"{scatter.over_documents:.4f}"]
+        rows.append(row if same else [*row, f"{scatter.of_the_seed:.4f}"])
+    say("a column per seed; standard deviation between seeds, standard error over items")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        # Plain lines: a table would cut names to the width of the terminal, or of a log.
+        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        console.print("  ".join([row[0].ljust(widths[0]), *cells]), soft_wrap=True, highlight=False)
     reach = deviation_interval(len(seeds))
     num_choices = len({outcome.chosen for outcome in seeds.values()})
     say(f"documents: {_WORDS[same]}")
