@@ -65,13 +65,13 @@ def test_flags_that_cannot_be(monkeypatch, capsys, models, tmp_path: Path, flags
 
 def test_one_folder_alone_is_taken_for_a_recipe(monkeypatch, capsys, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
-    code, text = run(monkeypatch, capsys, "checkpoint", "average", "finance", "--last", "2")
+    code, text = run(monkeypatch, capsys, "checkpoint", "average", "finanz", "--last", "2")
     assert code == 2
-    assert "holds no recipes" in text
+    assert "no recipe 'finanz'" in text
 
 
 @pytest.mark.parametrize("words", [("sft", "run"), ("cpt", "anneal")])
 def test_an_unknown_recipe(monkeypatch, capsys, tmp_path: Path, words: tuple[str, str]):
     monkeypatch.chdir(tmp_path)
-    code, text = run(monkeypatch, capsys, *words, "finance")
+    code, text = run(monkeypatch, capsys, *words, "finanz")
     assert (code, len(text.strip().splitlines())) == (2, 1), text

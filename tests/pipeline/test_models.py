@@ -102,7 +102,7 @@ def test_runs_that_lead_in_a_circle_are_refused(project: Path):
     ):
         Run.open("second.yaml")
     write("first", {"run": "nowhere"})
-    with pytest.raises(ConfigError, match=r"first\.yaml: model\.run: .*nowhere|holds no recipes"):
+    with pytest.raises(ConfigError, match=r"first\.yaml: model\.run: .*nowhere|no recipe"):
         Run.open("first.yaml")
 
 
