@@ -1,6 +1,6 @@
 """PDF, Word, PowerPoint and EPUB files to clean text, each piece with the page that it begins on.
 
-Chosen by trial on real files (dev/LOG.md): pypdfium2 reads a PDF 7 to 28 times faster than pypdf
+Chosen by trial on real files (dev/LOG.md): pypdfium2 reads a PDF 8 to 31 times faster than pypdf
 and pdfminer.six, resolves ligatures, and says which hyphens were put in at the ends of lines. What
 the libraries return is lines; paragraphs are put together again here, and running heads and page
 numbers are left out as in filings.
