@@ -236,7 +236,7 @@ def test_a_run_writes_the_list_that_pins_its_filings(
     tiny_tokenizer.save_pretrained(tmp_path / "tokenizer")
     write_corpus(tmp_path)
     groups = {"train": ["ON"], "validation": ["AIR"], "test": ["AIR"]}
-    split = {name: {"groups": patterns, "share": 0.5} for name, patterns in groups.items()}
+    split = {name: {"groups": patterns, "fraction": 0.5} for name, patterns in groups.items()}
     edgar = {"companies": ["AIR", "ON"], "years": [1999, 2023], "contact": CONTACT}
     data = corpus_section(tmp_path).model_dump(exclude_none=True)
     data["sources"]["docs"] = {"role": "domain", "edgar": edgar, "split": split}

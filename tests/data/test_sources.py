@@ -75,7 +75,7 @@ def test_groups_come_from_folders(tmp_path: Path):
         ("a.jsonl", b'{"texts": "x"}\n', "did you mean texts?"),
         ("a.csv", b"body\nx\n", "has no field 'text'"),
         ("a.txt", b"\xff\xfe\x00x", "is not UTF-8"),
-        ("a.pdf", b"%PDF", "format is unknown"),
+        ("a.xyz", b"%XYZ", "format is unknown"),
         ("a.jsonl", b"", "a.jsonl: is empty, not even a blank line"),
         ("a.csv", b"", "a.csv: is empty, not even a blank line"),
         ("a.parquet", b"", "a.parquet: is damaged: reading fails after 0 documents"),
@@ -94,7 +94,7 @@ def test_a_missing_file_is_named():
 
 
 def test_a_source_has_exactly_one_place():
-    with pytest.raises(ValueError, match="exactly one of artifact, hub and files"):
+    with pytest.raises(ValueError, match="exactly one of artifact, hub, edgar and files"):
         source(files=["a"], hub={"dataset": "d"})
 
 
