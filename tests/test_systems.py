@@ -146,7 +146,7 @@ def test_a_system_runs_at_a_tiny_scale(path: Path, tiny: Callable[[Path], Run]):
         )
         planned = TOKENS * wanted.tokens / total
         for share in stage.shares:
-            tokens = planned * wanted.shares[share.source]
+            tokens = planned * wanted.mixture[share.source]
             assert abs(share.count * block - tokens) <= 0.25 * tokens + block, share
         seen = [stage.source_at(position) for position in range(stage.num_positions)]
         assert {share.source: share.count for share in stage.shares} == {
