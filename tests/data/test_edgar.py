@@ -16,6 +16,7 @@ from toolkit.data.config import DataSection, EdgarSection, SourceSection
 from toolkit.data.edgar import (
     fetch_filing,
     find_filings,
+    pin_filings,
     read_filing_list,
     write_filing_list,
 )
@@ -219,6 +220,31 @@ def test_who_asks_comes_from_the_environment_too(monkeypatch: pytest.MonkeyPatch
 
 def test_the_contact_is_written_nowhere():
     assert CONTACT not in section(companies=["AIR"]).model_dump_json()
+
+
+def test_what_is_begun_goes_on_with_its_list(archive: Archive, tmp_path: Path):
+    edgar = section(companies=["AIR"], years=[2022, 2100])
+    pinned = pin_filings(edgar, tmp_path / "list.jsonl")
+    first = find_filings(pinned)
+    (kept,) = (tmp_path / "cache" / "edgar" / "lists").glob("*.jsonl")
+    os.utime(kept, (kept.stat().st_mtime - 100_000,) * 2)
+    archive.companies[0].recent.insert(
+        0, Submission("0000001750-23-000007", "10-K", "2023-12-01", "new.htm", b"<p>new</p>")
+    )
+    assert find_filings(pin_filings(edgar, tmp_path / "list.jsonl")) == first
+    assert len(find_filings(edgar)) == len(first) + 1
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{}", b'{"0": {"ticker": "AIR"}}', b"<html>", b"[3]"])
+def test_answers_of_another_form_are_one_line(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, body: bytes
+):
+    monkeypatch.setattr(archive, "answer", lambda *_: body)
+    with pytest.raises((ConfigError, DataError), match=r"archive"):
+        find_filings(section(companies=["AIR"]))
+    monkeypatch.setattr(archive, "answer", lambda *_: None)
+    with pytest.raises(DataError, match="the archive has no"):
+        find_filings(section(companies=["AIR"]))
 
 
 def test_a_damaged_list_names_its_line(tmp_path: Path):

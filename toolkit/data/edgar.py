@@ -23,11 +23,15 @@ from toolkit.data.edgar_archive import (
     open_archive,
 )
 from toolkit.errors import ConfigError, DataError, did_you_mean
+from toolkit.file_hashes import known_hash
+from toolkit.json_lines import iterate_rows
+from toolkit.library_errors import first_line
 from toolkit.progress import say
-from toolkit.stage import hash_bytes, hash_file, write_atomically
+from toolkit.stage import hash_bytes, write_atomically
 
 _LISTED_PER_PAGE = 100
 _MOST_COMPANIES = 10_000
+_LISTS_HOLD = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,28 @@ def find_filings(source: EdgarSection) -> list[Filing]:
     kept = edgar_folder() / "lists" / f"{asked}.jsonl"
     if kept.is_file():
         listed = datetime.fromtimestamp(kept.stat().st_mtime)
-        if listed.year > source.first_and_last_year[1] or datetime.now() - listed < timedelta(
-            days=1
-        ):
+        is_final = listed.year > source.first_and_last_year[1]
+        if is_final or datetime.now() - listed < _LISTS_HOLD:
             return read_filing_list(kept)
-    found = _choose_filings(open_archive(source.caller()), source)
+    archive = open_archive(source.caller())
+    try:
+        found = _choose_filings(archive, source)
+    except FileNotFoundError as error:
+        raise DataError(f"edgar: the archive has no {error}; is {archive.site} one?") from error
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"edgar: what {archive.site} sends is not in the archive's form ({first_line(error)})."
+        ) from error
     write_filing_list(kept, found)
     return found
+
+
+def pin_filings(source: EdgarSection, path: Path) -> EdgarSection:
+    """The source by the list at a path, which is written where it is not there yet: what is begun
+    with one list goes on with it, whatever the archive lists by then."""
+    if not path.is_file():
+        write_filing_list(path, find_filings(source))
+    return source.model_copy(update={"filings": str(path)})
 
 
 def say_what_is_fetched(name: str, filings: Sequence[Filing]) -> None:
@@ -293,7 +312,6 @@ def _fetch(archive: EdgarArchive, filing: Filing) -> str:
     if not data.strip():
         raise DataError(f"{filing.key}: {address} is empty.")
     digest = hash_bytes(data)
-    filing.path.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(filing.path, "wb") as file:
         file.write(data)
     with write_atomically(filing.path.with_name(f"{filing.path.name}.sha256")) as file:
@@ -305,7 +323,7 @@ def _kept_hash(filing: Filing) -> str:
     """The hash of what is kept of a filing; empty where nothing is, or not what was fetched."""
     try:
         said = filing.path.with_name(f"{filing.path.name}.sha256").read_text("ascii").strip()
-        return said if hash_file(filing.path) == said else ""
+        return said if known_hash(filing.path) == said else ""
     except (OSError, ValueError):
         return ""
 
@@ -348,23 +366,23 @@ def read_filing_list(path: Path) -> list[Filing]:
     Raises:
         ConfigError: the list is not there, or a line of it is no filing with a hash.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    if not path.is_file():
         raise ConfigError(
-            f"edgar.filings: {path} cannot be read ({error}); a run writes such lists to "
+            f"edgar.filings: {path} cannot be read: no such file; a run writes such lists to "
             "data/filings/ in its folder."
-        ) from error
+        )
     filings = []
-    for place, line in enumerate(lines, start=1):
+    for place, row in iterate_rows(path, ConfigError, "take the list that a run wrote"):
         try:
-            filing = Filing(**json.loads(line))
+            filing = Filing(**row)
             int(filing.number)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise ConfigError(f"{path}:{place}: is no filing ({error}).") from error
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{place}: is no filing ({first_line(error)}).") from error
         parts = (filing.number, filing.accession, filing.document, filing.company)
-        if any(".." in str(part) or "\0" in str(part) for part in parts):
-            raise ConfigError(f"{path}:{place}: leads out of the archive ({filing.key}).")
+        if not all(
+            isinstance(part, str) and ".." not in part and "\0" not in part for part in parts
+        ):
+            raise ConfigError(f"{place}: leads out of the archive ({filing.key}).")
         filings.append(filing)
     if not filings:
         raise ConfigError(f"{path}: lists no filings.")

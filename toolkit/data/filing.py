@@ -89,7 +89,7 @@ def _blocks(root: html.HtmlElement) -> Iterator[TextBlock]:
     inline: list[tuple[str, bool]] = []
 
     def flush() -> Iterator[TextBlock]:
-        text = _squeeze("".join(piece for piece, _ in inline))
+        text = squeeze("".join(piece for piece, _ in inline))
         if text:
             bold = all(is_bold for piece, is_bold in inline if piece.strip())
             yield TextBlock(text, bold=bold)
@@ -130,7 +130,7 @@ def _blocks(root: html.HtmlElement) -> Iterator[TextBlock]:
 
 def _rows(table: html.HtmlElement) -> Iterator[TextBlock]:
     for row in table.iter("tr"):
-        cells = [_squeeze(_visible_text(cell)) for cell in row if cell.tag in {"td", "th"}]
+        cells = [squeeze(_visible_text(cell)) for cell in row if cell.tag in {"td", "th"}]
         text = _row_text([cell for cell in cells if cell])
         if text:
             yield TextBlock(text, is_row=True)
@@ -172,7 +172,7 @@ def _row_text(cells: list[str]) -> str:
     return " | ".join(joined_cells)
 
 
-def _squeeze(text: str) -> str:
+def squeeze(text: str) -> str:
     return re.sub(r"[\s\u00a0\u200b]+", " ", text).strip()
 
 

@@ -18,9 +18,17 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from toolkit.data.filing import TextBlock, drop_furniture, join_across_pages, join_blocks, page_text
+from toolkit.data.filing import (
+    TextBlock,
+    drop_furniture,
+    join_across_pages,
+    join_blocks,
+    page_text,
+    squeeze,
+)
 from toolkit.data.unpacked import refuse_bomb
 from toolkit.errors import DataError
+from toolkit.library_errors import first_line
 
 PAGED_FORMATS = {".pdf": "pdf", ".docx": "docx", ".pptx": "pptx", ".epub": "epub"}
 OLD_FORMATS = {".doc": ".docx", ".ppt": ".pptx", ".rtf": ".docx", ".odt": ".docx", ".odp": ".pptx"}
@@ -191,16 +199,18 @@ def _read_docx(data: bytes, name: str) -> Iterator[list[TextBlock]]:
                 for row in item.rows:
                     # A cell that spans columns is returned once for each.
                     cells = [cell.text.strip() for cell, _ in itertools.groupby(row.cells)]
-                    yield TextBlock(_squeeze(" | ".join(c for c in cells if c)), is_row=True)
+                    yield TextBlock(squeeze(" | ".join(c for c in cells if c)), is_row=True)
             else:
                 heading = item.style is not None and str(item.style.name).startswith("Heading")
-                yield TextBlock(_squeeze(item.text), bold=heading)
+                yield TextBlock(squeeze(item.text), bold=heading)
 
     try:
         document = docx.Document(io.BytesIO(data))
         yield [block for block in blocks(document) if block.text]
     except Exception as error:  # python-docx raises what its parts do
-        raise DataError(f"{name}: is damaged, or no Word document ({_first(error)}).") from error
+        raise DataError(
+            f"{name}: is damaged, or no Word document ({first_line(error)})."
+        ) from error
 
 
 def _read_pptx(data: bytes, name: str) -> Iterator[list[TextBlock]]:
@@ -211,10 +221,10 @@ def _read_pptx(data: bytes, name: str) -> Iterator[list[TextBlock]]:
         for shape in sorted(shapes, key=lambda shape: (shape.top or 0, shape.left or 0)):
             if shape.has_text_frame:
                 for paragraph in shape.text_frame.paragraphs:
-                    yield TextBlock(_squeeze("".join(run.text for run in paragraph.runs)))
+                    yield TextBlock(squeeze("".join(run.text for run in paragraph.runs)))
             elif getattr(shape, "has_table", False):
                 for row in shape.table.rows:
-                    cells = [_squeeze(cell.text) for cell in row.cells]
+                    cells = [squeeze(cell.text) for cell in row.cells]
                     yield TextBlock(" | ".join(c for c in cells if c), is_row=True)
             elif hasattr(shape, "shapes"):  # a group
                 yield from texts(shape.shapes)
@@ -224,10 +234,10 @@ def _read_pptx(data: bytes, name: str) -> Iterator[list[TextBlock]]:
             blocks = list(texts(slide.shapes))
             if slide.has_notes_slide and slide.notes_slide.notes_text_frame is not None:
                 notes = slide.notes_slide.notes_text_frame.text
-                blocks += [TextBlock(_squeeze(line)) for line in notes.splitlines()]
+                blocks += [TextBlock(squeeze(line)) for line in notes.splitlines()]
             yield [block for block in blocks if block.text]
     except Exception as error:  # python-pptx raises what its parts do
-        raise DataError(f"{name}: is damaged, or no presentation ({_first(error)}).") from error
+        raise DataError(f"{name}: is damaged, or no presentation ({first_line(error)}).") from error
 
 
 def _read_epub(data: bytes, name: str) -> Iterator[list[TextBlock]]:
@@ -255,12 +265,4 @@ def _read_epub(data: bytes, name: str) -> Iterator[list[TextBlock]]:
                     text = ""
                 yield [TextBlock(part) for part in text.split("\n\n") if part]
     except (KeyError, etree.XMLSyntaxError, zipfile.BadZipFile, AttributeError) as error:
-        raise DataError(f"{name}: is damaged, or no EPUB ({_first(error)}).") from error
-
-
-def _squeeze(text: str) -> str:
-    return re.sub(r"[\s\u00a0\u200b]+", " ", text).strip()
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{name}: is damaged, or no EPUB ({first_line(error)}).") from error

@@ -14,6 +14,7 @@ from typing import Any
 
 from toolkit.data.paged import PagedText, read_paged
 from toolkit.errors import ConfigError, DataError
+from toolkit.library_errors import first_line
 from toolkit.limits import limit, raise_hint
 
 
@@ -105,6 +106,5 @@ def _serve(pipe: Connection, num_bytes: int) -> None:
             except MemoryError:
                 return
             except Exception as error:  # what a library raises about a stranger's file
-                first = (str(error).strip() or type(error).__name__).splitlines()[0]
-                answer = ("fault", f"{name}: cannot be read ({type(error).__name__}: {first}).")
+                answer = ("fault", f"{name}: cannot be read ({first_line(error)}).")
             pipe.send(answer)

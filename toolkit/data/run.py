@@ -23,6 +23,8 @@ from toolkit.data.duplicates import drop_exact, drop_near, keep_copies_together
 from toolkit.data.edgar import (
     fetch_filing,
     find_filings,
+    pin_filings,
+    read_filing_list,
     say_what_is_fetched,
     write_filing_list,
 )
@@ -113,7 +115,7 @@ class _DataRun:
             num_blocks = write_packs(section, tables, work)
             stage_entries = plan_stages(section, tables, num_blocks)
             write_blocks(work, _blocks_table(stage.seed, frame, tables, stage_entries))
-            _write_filing_lists(section, work / "filings")
+            _complete_filing_lists(section, work)
             for split, documents in evaluation.items():
                 write_documents(work / f"{split}.jsonl", documents)
             _write_document_list(work / "documents.csv", section, texts, index, tables, evaluation)
@@ -146,7 +148,9 @@ class _DataRun:
         texts_by_source: dict[str, SourceTexts] = {}
         for number, (name, source) in enumerate(self.section.sources.items()):
             if source.edgar is not None:
-                say_what_is_fetched(name, find_filings(source.edgar))
+                pinned = pin_filings(source.edgar, _filing_list(texts.parent, name))
+                source = source.model_copy(update={"edgar": pinned})
+                say_what_is_fetched(name, find_filings(pinned))
             found = texts_by_source[name] = write_texts(
                 number,
                 name,
@@ -369,12 +373,16 @@ def _blocks_table(
     )
 
 
-def _write_filing_lists(section: DataSection, folder: Path) -> None:
-    """Which filings every source from the SEC's archive is made of."""
+def _filing_list(work: Path, name: str) -> Path:
+    return work / "filings" / f"{name}.jsonl"
+
+
+def _complete_filing_lists(section: DataSection, work: Path) -> None:
+    """Give the lists that the sources were read by the hashes of what was read."""
     for name, source in section.sources.items():
         if source.edgar is not None:
-            filings = [fetch_filing(filing, source.edgar) for filing in find_filings(source.edgar)]
-            write_filing_list(folder / f"{name}.jsonl", filings)
+            path = _filing_list(work, name)
+            write_filing_list(path, [fetch_filing(f, source.edgar) for f in read_filing_list(path)])
 
 
 def _write_document_list(

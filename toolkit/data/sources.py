@@ -21,6 +21,7 @@ from toolkit.data.edgar import fetch_filing, find_filings, is_page, read_main_do
 from toolkit.data.files import input_hashes, source_files
 from toolkit.data.formats import NOTE, DocumentRow, Faults, format_of, read_rows
 from toolkit.errors import DataError, sentence_end
+from toolkit.library_errors import first_line
 
 __all__ = ["Document", "input_hashes", "read_documents"]
 
@@ -213,6 +214,8 @@ def _filing_documents(name: str, source: SourceSection, faults: Faults) -> Itera
             for row in read_rows(io.BytesIO(data), filing.key, kind, faults):
                 yield Document(f"{name}/{filing.key}{row.place}", name, filing.company, row.text)
         except DataError as error:
+            if not faults.skip:
+                raise
             faults.report(filing.key, str(error).removeprefix(f"{filing.key}: "), error)
 
 
@@ -245,18 +248,13 @@ def _hub_documents(name: str, source: SourceSection, faults: Faults) -> Iterator
             raise _unreachable(hub.dataset, error) from error
         except (ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
             place = f"{hub.dataset}: file {shard_number + 1} of {num_shards}"
-            damage_text = (
-                f"is damaged: reading fails after {num_rows - rows_before} rows ({_first(error)})."
-            )
+            num_read = num_rows - rows_before
+            damage_text = f"is damaged: reading fails after {num_read} rows ({first_line(error)})."
             faults.report(place, damage_text, error)
 
 
 def _unreachable(dataset: str, error: Exception) -> DataError:
     return DataError(
-        f"{dataset}: cannot be read from the hub ({_first(error)}). Check name and connection; if "
-        "a file of it is damaged, download the good ones and give them as `files`."
+        f"{dataset}: cannot be read from the hub ({first_line(error)}). Check name and connection; "
+        "if a file of it is damaged, download the good ones and give them as `files`."
     )
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
