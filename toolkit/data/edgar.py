@@ -27,6 +27,7 @@ from toolkit.file_hashes import known_hash
 from toolkit.json_lines import iterate_rows
 from toolkit.library_errors import first_line
 from toolkit.progress import say
+from toolkit.section import replace_values
 from toolkit.stage import hash_bytes, write_atomically
 
 _LISTED_PER_PAGE = 100
@@ -118,7 +119,7 @@ def pin_filings(source: EdgarSection, path: Path) -> EdgarSection:
     with one list goes on with it, whatever the archive lists by then."""
     if not path.is_file():
         write_filing_list(path, find_filings(source))
-    return source.model_copy(update={"filings": str(path)})
+    return replace_values(source, filings=str(path))
 
 
 def say_what_is_fetched(name: str, filings: Sequence[Filing]) -> None:

@@ -13,6 +13,7 @@ from toolkit.pipeline.run import Run
 from toolkit.progress import console, say
 from toolkit.recipe.model import depends_on_seed as model_depends_on_seed
 from toolkit.recipe.schema import Recipe
+from toolkit.section import replace_values
 from toolkit.select.results import MergeResults, ResultPart, read_results
 from toolkit.stage import write_json
 from toolkit.statistics.interval import Interval, deviation_interval, normal_quantile
@@ -122,8 +123,8 @@ def of_seed(run: Run, number: int, *, same_documents: bool = False) -> Run:
         return run
     seed = run.recipe.seed + number
     # Workers beside this process would open the recipe by its name, with its own seed.
-    search = run.recipe.search.model_copy(update={"workers": 1})
-    recipe = run.recipe.model_copy(update={"seed": seed, "search": search})
+    search = replace_values(run.recipe.search, workers=1)
+    recipe = replace_values(run.recipe, seed=seed, search=search)
     return replace(
         run,
         recipe=recipe,

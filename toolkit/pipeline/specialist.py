@@ -18,6 +18,7 @@ from toolkit.library_errors import computing
 from toolkit.pipeline.model_hashes import conversation_hashes, fingerprint, tokenizer_hashes
 from toolkit.pipeline.run import Run, ensure_stage
 from toolkit.progress import say
+from toolkit.section import replace_values
 from toolkit.stage import Stage, content_hash, hash_folder, hash_json
 from toolkit.train.config import TrainSection, identity_of, watch_decides, without_effect
 from toolkit.train.schedule import anneal_rates, constant_steps, learning_rate
@@ -172,7 +173,7 @@ def anneal_specialist(
         rate = learning_rate(step - 1, _planned_steps(data, section), section.schedule)
         plain = {"use": "last", "keep_best": False, "keep_checkpoints": False}
         train_stage(
-            section.model_copy(update=plain),
+            replace_values(section, **plain),
             run.recipe.data,
             run.recipe.evaluate,
             stage,

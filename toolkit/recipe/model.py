@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from toolkit.checkpoint.config import ShapeSection, shape_of_folder
 from toolkit.data.config import ArtifactSection
-from toolkit.section import PositiveInt, Section
+from toolkit.section import PositiveInt, Section, replace_values
 
 
 class MoeSection(Section):
@@ -182,4 +182,4 @@ def _shape_of_mixture(section: MoeSection) -> ShapeSection | None:
     experts = {"num_experts": section.num_experts, "num_experts_per_tok": section.experts_per_token}
     shared = {"num_shared_experts": int(section.architecture == "qwen")}
     unknown = {"num_parameters": None, "num_active_parameters": None}
-    return base.model_copy(update={**experts, **shared, **unknown})
+    return replace_values(base, **experts, **shared, **unknown)

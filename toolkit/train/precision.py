@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from toolkit.machine import Precision, choose_training_precision
+from toolkit.section import replace_values
 from toolkit.train.config import TrainSection
 from toolkit.train.processes import is_first, num_processes, start_processes
 
@@ -30,7 +31,7 @@ def settle_precision(section: TrainSection) -> TrainSection:
 
         start_processes()
         precision = broadcast_object_list([precision], from_process=0)[0]
-    return section.model_copy(update={"precision": precision})
+    return replace_values(section, precision=precision)
 
 
 def is_low(section: TrainSection) -> bool:
@@ -56,4 +57,4 @@ def precision_on(section: TrainSection, device: str) -> TrainSection:
     if section.precision != "auto":
         return section
     precision = choose_training_precision("auto", "cpu") if device == "CPU" else "bf16"
-    return section.model_copy(update={"precision": precision})
+    return replace_values(section, precision=precision)
