@@ -244,6 +244,7 @@ def _parquet(stream: IO[bytes], name: str) -> Iterator[DocumentRow]:
 
     try:
         is_file = stream.seekable()
+        # Parquet is read from its end; a stream that cannot step back is read whole.
         file = pq.ParquetFile(stream if is_file else io.BytesIO(read_whole(stream, name)))
         _refuse_parquet_bomb(file, stream, name)
         number = 0
