@@ -39,6 +39,8 @@ def with_routers(model: Any, given: dict[str, Any]) -> tuple[Any, Any]:
         model.base_model.register_forward_hook(lambda *seen: base_outputs.append(seen[2])),
     ]
     try:
+        # The hook on the inner model alone asks for logits of routers; the outer one never learns
+        # of it.
         output = model(**given)
     finally:
         for hook in hooks:
@@ -101,6 +103,7 @@ def balance_figures(counts: Tensor) -> dict[str, Any]:
 
     >>> balance_figures(torch.tensor([[3.0, 1.0], [1.0, 3.0]]))
     {'expert_shares': [0.5, 0.5], 'least_expert_share': 0.25}
+    # Plain values: JSON has no tensors, and four digits tell experts that starve.
     """
     expert_shares = counts.sum(dim=0) / counts.sum().clamp(min=1)
     least_share = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).min()

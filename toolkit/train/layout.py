@@ -122,6 +122,8 @@ def number_apart(segments: Tensor) -> Tensor:
     >>> number_apart(torch.tensor([[0, 0, 1], [0, -1, -1]])).tolist()
     [[1, 1, 2], [4, 3, 3]]
     """
+    # Padding of one row and the next would else be one piece; numbers of rows lie apart by more
+    # than any segment.
     row_numbers = torch.arange(segments.shape[0], device=segments.device)[:, None]
     return segments + 1 + row_numbers * (int(segments.max()) + 2)
 

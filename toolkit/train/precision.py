@@ -25,6 +25,7 @@ def settle_precision(section: TrainSection) -> TrainSection:
     if section.precision != "auto":
         choose_training_precision(section.precision)  # granted with a line where it is slow
         return section
+    # The others only need a type until they are told; a measurement of theirs would be thrown away.
     precision: Precision = choose_training_precision("auto") if is_first() else "fp32"
     if num_processes() > 1:
         from accelerate.utils import broadcast_object_list
