@@ -164,7 +164,7 @@ def _positions(
 
 
 def _nothing_general(recipe: Recipe) -> Iterator[Fault]:
-    """No set that a merge must not lose on, so that the specialist itself would always be chosen."""
+    """No set that a merge must not lose on: the specialist itself would always be chosen."""
     section, retention = recipe.evaluate, recipe.evaluate.retention
     roles = [item.role for item in (*section.multiple_choice, *section.tasks)]
     if retention.num_prompts:
