@@ -81,7 +81,7 @@ def test_without_general_text_nothing_is_replayed_and_something_is_watched(tmp_p
     values = recipe()
     del values["data"]["sources"]["web"]
     (line,) = faults(tmp_path, values)
-    assert line.startswith("data: sources: none has role general, so there is nothing to replay")
+    assert line.startswith("data.replay_fraction: no source has role general, so there is nothing")
     values["data"]["replay_fraction"] = 0
     assert faults(tmp_path, values) == []
     values["evaluate"] = {"retention": {"num_prompts": 0}}

@@ -439,14 +439,8 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _roles(self) -> Self:
-        roles = self.roles
-        if "domain" not in roles:
+        if "domain" not in self.roles:
             raise ValueError("sources: none has role domain, so there is nothing to learn")
-        if "general" not in roles and self.replay_fraction > 0.0 and not self.stages:
-            raise ValueError(
-                "sources: none has role general, so there is nothing to replay; add general text, "
-                "or set replay_fraction: 0 and see what fades by evaluate.retention alone"
-            )
         for number, stage in enumerate(self.stages):
             for name in stage.mixture:
                 if name not in self.sources:

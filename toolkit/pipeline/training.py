@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from toolkit.data.config import ROLES, DataSection, Role
+from toolkit.data.config import DataSection
 from toolkit.data.encode import Encoder
 from toolkit.data.sources import Document
 from toolkit.errors import DataError
@@ -70,7 +71,7 @@ def train_stage(
 
 def make_watch(
     section: TrainSection,
-    roles: Sequence[Role],
+    roles: Sequence[str],
     evaluate: EvaluateSection,
     general: Path,
     data: Path,
@@ -139,7 +140,7 @@ def load_answers(path: Path, tokenizer_folder: Path, limit: int) -> list[Answer]
         for row in talks
     ]
     answers: list[Answer] = []
-    totals = dict.fromkeys(ROLES, 0)
+    totals: Counter[str] = Counter()
     for row, encoded in zip(talks, Encoder(tokenizer_folder, 0).encode(documents), strict=True):
         if totals[row["role"]] >= limit:
             continue

@@ -82,6 +82,14 @@ def _amounts(prefix: str, section: DataSection) -> Iterator[Fault]:
 
 
 def _replay(prefix: str, section: DataSection) -> Iterator[Fault]:
+    if "general" not in section.roles and section.replay_fraction > 0.0:
+        yield Fault(
+            f"{prefix}.replay_fraction",
+            f"no source has role general, so there is nothing to replay (got "
+            f"{section.replay_fraction:g})",
+            "add general text, or set it to 0: what fades then shows in evaluate.retention alone",
+        )
+        return
     tokens_by_role: dict[str, float] = {"domain": 0.0, "general": 0.0}
     for source in section.sources.values():
         known_tokens = _known_tokens(source)
@@ -166,7 +174,8 @@ def _positions(
 def _nothing_general(recipe: Recipe) -> Iterator[Fault]:
     """No set that a merge must not lose on: the specialist itself would always be chosen."""
     section, retention = recipe.evaluate, recipe.evaluate.retention
-    roles = [item.role for item in (*section.multiple_choice, *section.tasks)]
+    roles: list[str] = [choices.role for choices in section.multiple_choice]
+    roles += [task.role for task in section.tasks]
     if retention.num_prompts:
         roles += [retention.loss_role, retention.kl_role]
     if "general" not in (*recipe.data.roles, *roles):
