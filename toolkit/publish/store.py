@@ -29,6 +29,24 @@ def is_store(address: str) -> bool:
     return "://" in address
 
 
+def store_address(place: str) -> str:
+    """The address of a store: a folder of this machine is one too.
+
+    Args:
+        place: a URL, or the path of a folder, which need not be there yet.
+
+    Raises:
+        PublishError: it is the path of a file.
+    """
+    if is_store(place):
+        return place
+    folder = Path(place).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise PublishError(f"--to {place}: is a file; name a folder, or a store such as s3://….")
+    # Not `as_uri()`, whose escapes fsspec's local file system takes literally.
+    return f"file://{folder}"
+
+
 def upload_to_store(folder: Path, address: str) -> str:
     """Bring a folder of a store to what the bundle holds; what is there is not sent again.
 
