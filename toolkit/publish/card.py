@@ -275,6 +275,11 @@ def _limits(facts: CardFacts) -> str:
                 "measured by it."
             )
         )
+    else:
+        parts.append(
+            "No general text was replayed in training or watched; what was forgotten was measured "
+            "by the general model's own answers to prompts and by questions alone."
+        )
     general = next(parent for parent in facts.parents if parent.role == "general")
     base = public_reference(general.name, general.revision)
     parts.append(f"Nothing was done about its safety beyond what {base} brings.")
