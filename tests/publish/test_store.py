@@ -14,7 +14,7 @@ from urllib.request import urlopen
 import fsspec
 import pytest
 
-from toolkit.errors import PublishError
+from toolkit.errors import ConfigError, PublishError
 from toolkit.publish import store as module
 from toolkit.publish.bundle import SUMS, write_sums
 from toolkit.publish.store import open_store, store_address, upload_to_store
@@ -210,6 +210,6 @@ def test_a_folder_is_a_store(name: str, tmp_path: Path, bundle: Path, monkeypatc
 
 def test_a_file_is_no_store(tmp_path: Path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(PublishError, match=r"taken: is a file; name a folder"):
+    with pytest.raises(ConfigError, match=r"taken: is a file; name a folder"):
         store_address(str(tmp_path / "taken"))
     assert store_address("s3://bucket/x") == "s3://bucket/x"

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import PublishError
+from toolkit.errors import ConfigError, PublishError
 from toolkit.progress import progress, say
 from toolkit.publish.bundle import SUMS, parse_sums, read_sums, sums_text
 
@@ -36,13 +36,13 @@ def store_address(place: str) -> str:
         place: a URL, or the path of a folder, which need not be there yet.
 
     Raises:
-        PublishError: it is the path of a file.
+        ConfigError: it is the path of a file.
     """
     if is_store(place):
         return place
     folder = Path(place).expanduser().absolute()
     if folder.exists() and not folder.is_dir():
-        raise PublishError(f"--to {place}: is a file; name a folder, or a store such as s3://….")
+        raise ConfigError(f"--to {place}: is a file; name a folder, or a store such as s3://….")
     # Not `as_uri()`, whose escapes fsspec's local file system takes literally.
     return f"file://{folder}"
 
