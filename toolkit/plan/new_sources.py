@@ -113,9 +113,9 @@ def draft_sources(
 def _drafts_of(pattern: str, role: Role, taken_names: Collection[str]) -> Iterator[DraftSource]:
     """A source for each kind of rows among the files of a pattern."""
     if "://" in pattern:
-        values = {"role": role, "files": [pattern]}
+        remote: dict[str, Any] = {"role": role, "files": [pattern]}
         why = "it is on another machine: nothing of it was looked at"
-        yield DraftSource(_name_of(pattern, role, taken_names), values, {"files": why})
+        yield DraftSource(_name_of(pattern, role, taken_names), remote, {"files": why})
         return
     paths, notes = _readable(pattern, role)
     files = _files_of(pattern, paths, is_all=not notes)
