@@ -342,7 +342,7 @@ def _refuse_empty(
     )
     sizes = {"training documents of the domain": num_trained}
     for split, items in evaluation.items():
-        for role in ("domain", "general"):
+        for role in section.roles:
             sizes[f"{split} documents of role {role}"] = sum(item.role == role for item in items)
     missing = [name for name, size in sizes.items() if size == 0]
     if missing:

@@ -304,7 +304,8 @@ def _read(
         for role in ("domain", "general")
     )
     if min(len(domain_pieces), len(general_pieces)) < 2:
-        measured.notes.append("too few documents to let the general model read: no bits per byte")
+        few = "no general text" if "general" not in recipe.data.roles else "too few documents"
+        measured.notes.append(f"{few} to compare the domain with: no bits per byte")
         return
     began = time.perf_counter()
     try:

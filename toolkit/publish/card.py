@@ -184,7 +184,7 @@ def _what_it_is(facts: CardFacts) -> str:
         "its error below.",
     }[facts.format]
     chosen = (
-        f"adapted to a domain by continued pre-training and merged back with itself "
+        f"adapted to a domain by continued pre-training and merged back with the original "
         f"(`{results.chosen}`) so that it keeps what it could do"
         if results.any_merge
         else "unchanged: no merge kept its general abilities within the limit that was set"
@@ -255,7 +255,8 @@ def _limits(facts: CardFacts) -> str:
     parts = [
         "Likelihood of text says how well a model knows a domain's language, not whether its "
         "answers are right: it makes things up as its parents do. It was compared with its parents "
-        "and with nothing else."
+        "and with nothing else. The intervals are of other items, not of other runs: with another "
+        "seed, another merge may be chosen."
     ]
     sets = facts.results.sets
     sizes = [f"{row.name}: {row.items_test}{_groups(row)}" for row in sets]
@@ -273,6 +274,11 @@ def _limits(facts: CardFacts) -> str:
                 else "training; forgetting elsewhere, in conversation and other languages, was not "
                 "measured by it."
             )
+        )
+    else:
+        parts.append(
+            "No general text was replayed in training or watched; what was forgotten was measured "
+            "by the general model's own answers to prompts and by questions alone."
         )
     general = next(parent for parent in facts.parents if parent.role == "general")
     base = public_reference(general.name, general.revision)

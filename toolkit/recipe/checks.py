@@ -39,6 +39,8 @@ def _faults(recipe: Recipe) -> Iterator[Fault]:
     yield from _amounts("data", recipe.data)
     yield from _stage_names("", recipe.data, recipe.train)
     yield from _positions("", recipe.data, recipe.train, limit)
+    yield from _nothing_general(recipe)
+    yield from _nothing_to_monitor("", recipe.data, recipe.train)
     if recipe.sft is not None:
         sft = recipe.sft
         yield from _amounts("sft.data", sft.data)
@@ -46,6 +48,7 @@ def _faults(recipe: Recipe) -> Iterator[Fault]:
         if limit is not None and sft.start != "general":
             limit = max(limit, _reach(recipe.data, recipe.train, limit)[-1])
         yield from _positions("sft.", sft.data, sft.train, limit)
+        yield from _nothing_to_monitor("sft.", sft.data, sft.train)
     yield from _models(recipe)
     if recipe.model.path is not None:
         yield from token_faults(recipe, recipe.model.path)
@@ -79,6 +82,14 @@ def _amounts(prefix: str, section: DataSection) -> Iterator[Fault]:
 
 
 def _replay(prefix: str, section: DataSection) -> Iterator[Fault]:
+    if "general" not in section.roles and section.replay_fraction > 0.0:
+        yield Fault(
+            f"{prefix}.replay_fraction",
+            f"no source has role general, so there is nothing to replay (got "
+            f"{section.replay_fraction:g})",
+            "add general text, or set it to 0: what fades then shows in evaluate.retention alone",
+        )
+        return
     tokens_by_role: dict[str, float] = {"domain": 0.0, "general": 0.0}
     for source in section.sources.values():
         known_tokens = _known_tokens(source)
@@ -158,6 +169,31 @@ def _positions(
                 "shorten it, or give rope_theta or max_position_embeddings in "
                 f"{prefix}train.stages.{name}",
             )
+
+
+def _nothing_general(recipe: Recipe) -> Iterator[Fault]:
+    """No set that a merge must not lose on: the specialist itself would always be chosen."""
+    section, retention = recipe.evaluate, recipe.evaluate.retention
+    roles: list[str] = [choices.role for choices in section.multiple_choice]
+    roles += [task.role for task in section.tasks]
+    if retention.num_prompts:
+        roles += [retention.loss_role, retention.kl_role]
+    if "general" not in (*recipe.data.roles, *roles):
+        yield Fault(
+            "evaluate.retention",
+            "no set has the role general, so nothing could show what a merge forgets",
+            "turn retention on (num_prompts, loss_role: general), or give a general source",
+        )
+
+
+def _nothing_to_monitor(prefix: str, data: DataSection, train: TrainSection) -> Iterator[Fault]:
+    action = train.forgetting_monitor.action
+    if "general" not in data.roles and action != "warn":
+        yield Fault(
+            f"{prefix}train.forgetting_monitor.action",
+            f"{action} acts on a loss on general text, and no source has role general",
+            "add general text, or give warn",
+        )
 
 
 def _models(recipe: Recipe) -> Iterator[Fault]:
