@@ -184,7 +184,8 @@ def _run_definition(
 
     def put_finite(start: int, data: memoryview) -> None:
         if data.nbytes and rounding is not None:
-            data = memoryview(rounding(np.frombuffer(data, np.float32), start))
+            rounded: Any = rounding(np.frombuffer(data, np.float32), start)
+            data = memoryview(rounded)
         if data.nbytes and looks_for_overflow:
             block = torch.frombuffer(data, dtype=dtype)
             if block.is_floating_point() and not is_finite(block):

@@ -65,7 +65,7 @@ def _to_f16(bits: Any, half: Any) -> Any:
         return np.uint16(sign | np.uint32(rounded - np.uint32(0x1C000)))
     # A step of a denormal half is 2^-24, whatever the number's own exponent.
     fraction = np.uint64((size & np.uint32(0x7FFFFF)) | np.uint32(0x800000 if exponent else 0))
-    shift = min(126 - exponent, 56)
+    shift: Any = min(126 - exponent, 56)
     draw = np.uint64(half)
     draw = draw << np.uint64(shift - 32) if shift >= 32 else draw >> np.uint64(32 - shift)
     return np.uint16(sign | np.uint32((fraction + draw) >> np.uint64(shift)))
