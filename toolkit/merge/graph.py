@@ -182,11 +182,12 @@ def run_merge_graph(graph: MergeGraph, out: Path, **settings: Any) -> MergePlan:
             assert step.name is not None  # noqa: S101  (only the last has none)
             step_folder = scratch / str(step_number)
             say(f"{step.name} ({step_number + 1} of {len(graph.steps)})")
-            run_merge(step.config, step_folder, folders=dict(made_folders), **settings)
+            run_merge(
+                step.config, step_folder, folders=dict(made_folders), step=step.name, **settings
+            )
             made_folders[step.name] = step_folder
             later = frozenset[str]().union(*(s.needs for s in graph.steps[step_number + 1 :]))
-            # As soon as nothing later needs it: intermediate models of a large graph would not all
-            # fit.
+            # As soon as nothing later needs it: a large graph's models would not all fit.
             for made_name in [made_name for made_name in made_folders if made_name not in later]:
                 shutil.rmtree(made_folders.pop(made_name))
         last_plan = run_merge(graph.result, out, folders=dict(made_folders), **settings)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,6 +27,7 @@ from toolkit.merge.config import MergeConfig
 from toolkit.merge.kernels.job import JobMemory
 from toolkit.merge.kernels.workers import WorkerThreads
 from toolkit.merge.plan import plan_merge
+from toolkit.merge.rounding import StochasticRounding
 from toolkit.merge.thresholds import with_thresholds
 
 __all__ = ["LiveMerge", "parameters_by_name"]
@@ -78,6 +80,9 @@ class LiveMerge:
         merged_tasks = [task for task in plan.tasks if task.name not in passed_over]
         if lacking := [task.name for task in merged_tasks if task.name not in merge_targets]:
             raise MergeError(f"{lacking[0]}: the loaded model has no such tensor to merge into.")
+        is_random = config.rounding == "stochastic"
+        rounding = StochasticRounding(self._settings.seed) if is_random else None
+        settings = replace(self._settings, rounding=rounding)
         flat_targets = [merge_targets[task.name].detach().view(-1) for task in merged_tasks]
 
         def merge(index: int) -> None:
@@ -92,7 +97,7 @@ class LiveMerge:
             # By sources alone: what is kept of a tensor serves every candidate that merges the same
             # ones.
             memory = self._memory.setdefault((task.sources, task.base), {})
-            run_task(plan.method, task, self._models, destination, self._settings, memory)
+            run_task(plan.method, task, self._models, destination, settings, memory)
 
         self._workers.tensors([flat.numel() for flat in flat_targets], merge)
         stored.finish()
