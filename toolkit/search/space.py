@@ -15,6 +15,7 @@ from toolkit.merge.config import MergeConfig, Rounding, parse_merge_config
 from toolkit.merge.parameters import check_parameters, parameter_places
 from toolkit.merge.registry import get_method
 from toolkit.search.unknowns import Options, Unknown, Value, complement_of, parse_unknown
+from toolkit.section import replace_values
 from toolkit.shipped import find_in, names_in
 from toolkit.stage import hash_json
 
@@ -118,7 +119,7 @@ def with_rounding(config: MergeConfig, rounding: Rounding) -> MergeConfig:
     merge does that says nothing; it stays unsaid, so that one merge has one key."""
     if config.rounding is not None or rounding == "nearest":
         return config
-    return config.model_copy(update={"rounding": rounding})
+    return replace_values(config, rounding=rounding)
 
 
 def alpha_of(candidate: Candidate) -> float:
