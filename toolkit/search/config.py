@@ -109,10 +109,10 @@ class SearchSection(Section):
 
     @model_validator(mode="after")
     def _room(self) -> Self:
-        fixed = 2 + len(set(self.sweep))
-        if self.sampler != "grid" and self.num_trials < fixed:
+        num_fixed = 2 + len(set(self.sweep))
+        if self.sampler != "grid" and self.num_trials < num_fixed:
             raise ValueError(
-                f"num_trials: must be at least {fixed}: the two models and the sweep of "
+                f"num_trials: must be at least {num_fixed}: the two models and the sweep of "
                 f"{len(set(self.sweep))} (got {self.num_trials})"
             )
         return self
