@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def without_cache(model: Any, given: dict[str, Any]) -> dict[str, Any]:
+def without_cache(model: Any, given: dict[str, object]) -> dict[str, object]:
     """Arguments of a forward pass that keeps no cache, where the model has one to turn off."""
     takes = inspect.signature(model.forward).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())

@@ -295,7 +295,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, object]:
     pairs_by_name = dict(pairs)
     if len(pairs_by_name) < len(pairs):
         names = [name for name, _ in pairs]

@@ -182,7 +182,7 @@ def _fits(tensor: Tensor, shape: tuple[int, ...]) -> bool:
     return tuple(tensor.shape) == tuple(shape) and tensor.is_contiguous()
 
 
-def read_renaming(model: Any) -> tuple[Rename, dict[str, Any]]:
+def read_renaming(model: Any) -> tuple[Rename, dict[str, object]]:
     """What transformers calls a stored tensor, and its converters by the patterns they take.
 
     Args:

@@ -20,7 +20,7 @@ from toolkit.bounded import BoundError, bounded_template
 from toolkit.errors import DataError
 from toolkit.stage import load_json
 
-Message = Mapping[str, Any]
+Message = Mapping[str, object]
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TELLING_CHARACTERS = 16

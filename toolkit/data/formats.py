@@ -82,7 +82,7 @@ class DocumentRow:
 
     place: str
     where: str
-    fields: dict[str, Any] | None = None
+    fields: dict[str, object] | None = None
     text: str = ""
 
 
@@ -291,7 +291,7 @@ def _pubmed(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRo
         )
 
 
-def _article(article: Any) -> dict[str, Any]:
+def _article(article: Any) -> dict[str, object]:
     title_element = article.find(".//ArticleTitle")
     abstract_parts = []
     for abstract_part in article.iterfind(".//Abstract/AbstractText"):

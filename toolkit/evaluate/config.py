@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -224,7 +224,7 @@ class EvaluateSection(Section):
         return self
 
 
-def identity_of_evaluation(section: EvaluateSection) -> dict[str, Any]:
+def identity_of_evaluation(section: EvaluateSection) -> dict[str, object]:
     """The settings that the figures of a merge depend on."""
     return section.model_dump(
         mode="json", exclude={"infilling"} if section.infilling is None else None

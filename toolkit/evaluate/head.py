@@ -86,7 +86,7 @@ def _logits_are_shaped_here(model: Any) -> bool:
     return _SHAPED_HERE[model]
 
 
-def _caught(model: Any, inputs: Tensor, more: dict[str, Any]) -> Tensor:
+def _caught(model: Any, inputs: Tensor, more: dict[str, object]) -> Tensor:
     caught_states: list[Tensor] = []
 
     def catch(_module: Any, args: tuple[Tensor, ...]) -> Any:

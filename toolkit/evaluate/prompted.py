@@ -386,7 +386,7 @@ def answer_states(
         row_length = len(token_rows[falling_order[0]]) - prefix_length
         batch_room = max(1, batch_tokens // row_length)
         batch, falling_order = falling_order[:batch_room], falling_order[batch_room:]
-        cache_arguments: dict[str, Any] = {}
+        cache_arguments: dict[str, object] = {}
         if prefix_cache is not None:
             first_rows = torch.zeros(len(batch), dtype=torch.long, device=device)
             token_places = torch.arange(row_length, device=device)[None] + prefix_length

@@ -40,7 +40,7 @@ def scoring_hash(task: Any, metric: str) -> str:
     )
 
 
-def _name(entry: Mapping[str, Any]) -> str | None:
+def _name(entry: Mapping[str, object]) -> str | None:
     """Of a metric that is a function, None: its name is not known beforehand."""
     metric_name = entry.get("metric")
     return metric_name if isinstance(metric_name, str) else None

@@ -111,7 +111,7 @@ class ScoredTask:
         count_units = self.task.count_words if metric.startswith("word") else self.task.count_bytes
         return [float(count_units(self.task.doc_to_target(doc))) for doc in self.docs]
 
-    def run(self, lm: LM, rows: Sequence[int]) -> list[dict[str, Any]]:
+    def run(self, lm: LM, rows: Sequence[int]) -> list[dict[str, object]]:
         """lm-eval's metrics of the items at these indices, in this order."""
         chosen_requests = [request for row in rows for request in self.requests[row]]
         requests_by_kind: dict[str, list[Instance]] = {}
@@ -127,7 +127,7 @@ class ScoredTask:
                     request.resps.append(response)
             return self._results(chosen_requests, rows)
 
-    def losses(self, metric: str, results: Sequence[Mapping[str, Any]]) -> list[float]:
+    def losses(self, metric: str, results: Sequence[Mapping[str, object]]) -> list[float]:
         """What a metric's values are as losses.
 
         Raises:
@@ -140,7 +140,7 @@ class ScoredTask:
             )
         return metric_losses
 
-    def _results(self, chosen: list[Instance], rows: Sequence[int]) -> list[dict[str, Any]]:
+    def _results(self, chosen: list[Instance], rows: Sequence[int]) -> list[dict[str, object]]:
         # Filters go over a task's instances, which for now are those that have answers.
         every_instance, self.task._instances = self.task._instances, chosen
         try:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -26,7 +26,7 @@ from toolkit.load_yaml import load_yaml
 from toolkit.section import PositiveInt, Section, check_section
 
 Scalar = bool | int | float | str
-Settings = dict[str, Any]
+Settings = dict[str, object]
 """Parameter name to setting: a scalar, a gradient (list over depth), or filtered settings."""
 
 
@@ -249,8 +249,8 @@ class MergeConfig(Section):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_unsaid_rounding(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = dump(self)
+    def _without_unsaid_rounding(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        values: dict[str, object] = dump(self)
         if self.rounding is None:  # so that hashes of merges from before there was the key hold
             values.pop("rounding", None)
         return values

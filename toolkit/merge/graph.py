@@ -99,7 +99,7 @@ def load_merge_graph(path: Path) -> MergeGraph:
     return MergeGraph(tuple(merge_steps[number] for number in merge_order), file_text)
 
 
-def _name_of(document: Mapping[str, Any], where: str) -> str | None:
+def _name_of(document: Mapping[str, object], where: str) -> str | None:
     name = document.get("name")
     if name is None:
         return None

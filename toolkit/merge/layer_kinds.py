@@ -19,7 +19,7 @@ from typing import Any
 from toolkit.checkpoint.loadable import build_on_meta
 from toolkit.load_yaml import JsonObject, JsonView
 
-Signature = Mapping[str, Any]
+Signature = Mapping[str, object]
 """Of one layer: types, shapes and plain attributes of its modules, by their paths."""
 
 _INDEX = re.compile(r"layer_?(?:idx|id|index|number)$|^(?:idx|index)$")

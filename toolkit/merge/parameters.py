@@ -125,7 +125,7 @@ def resolve_all(
     Raises:
         ConfigError: as `resolve`.
     """
-    values_by_keyword: dict[str, Any] = {}
+    values_by_keyword: dict[str, object] = {}
     for key, parameter in method.parameters.items():
         keyword_name = "lambda_" if key == "lambda" else key
         if parameter.per_model:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PerModel = Annotated[Sequence[float], "per model"]
 """A parameter with one value a tuned model, in file order (the base model has none)."""
 
-Settings = Mapping[str, Any]
+Settings = Mapping[str, object]
 """Parameters as they stand in YAML, by name: a scalar, a gradient (list over depth), or settings
 with filters."""
 

@@ -77,7 +77,7 @@ def cpt_stage(run: Run, general: Path, data: Path) -> Stage:
     return run.stage("cpt", config, inputs, without_effect(train))
 
 
-def watch_identity(section: TrainSection, evaluate: EvaluateSection) -> dict[str, Any]:
+def watch_identity(section: TrainSection, evaluate: EvaluateSection) -> dict[str, object]:
     """How the watch scores, for a stage's identity, where its figures decide."""
     if not watch_decides(section):
         return {}
@@ -268,7 +268,7 @@ def average_specialist(run: Run, cpt: Path, *, last: int | None = None) -> Path:
     if len(steps) < wanted:
         raise _too_few(states, len(steps), wanted)
     weights = average_weights(len(steps), section.decay if section.weights != "uniform" else None)
-    config: dict[str, Any] = {"steps": steps, "weights": weights}
+    config: dict[str, object] = {"steps": steps, "weights": weights}
     stage = run.stage("cpt-average", config, {"cpt": content_hash(cpt)})
 
     def act() -> None:

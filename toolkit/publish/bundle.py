@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from toolkit import __version__
 from toolkit.checkpoint.open import open_checkpoint
@@ -42,10 +41,10 @@ class BundleRecord:
 
     repository: str
     format: Format
-    parents: Sequence[Mapping[str, Any]]
-    merge: Mapping[str, Any]
+    parents: Sequence[Mapping[str, object]]
+    merge: Mapping[str, object]
     made_from: Mapping[str, str]
-    files: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, object] = field(default_factory=dict)
     checks: Mapping[str, str] = field(default_factory=dict)
     accepted: Mapping[str, str] = field(default_factory=dict)
 
@@ -53,7 +52,7 @@ class BundleRecord:
         write_json(folder / RECORD, {"toolkit": __version__, **asdict(self)})
 
 
-def parent_record(parent: Parent, weights: Mapping[str, str]) -> dict[str, Any]:
+def parent_record(parent: Parent, weights: Mapping[str, str]) -> dict[str, object]:
     return {**asdict(parent), "weights": dict(weights)}
 
 

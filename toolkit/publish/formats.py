@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from toolkit.checkpoint.gguf.compare import compare_gguf
 from toolkit.checkpoint.gguf.write import export_gguf
@@ -21,8 +20,8 @@ Extract = Callable[[Path, Path, Path, int, int, str], None]
 
 
 def write_gguf_files(
-    merged: Path, work: Path, types: Sequence[str], name: str, facts: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
+    merged: Path, work: Path, types: Sequence[str], name: str, facts: Mapping[str, object]
+) -> dict[str, dict[str, object]]:
     """Write a file for each type, load it again and compare it with the model.
 
     Returns:
@@ -31,7 +30,7 @@ def write_gguf_files(
     Raises:
         CheckpointError: the model is not of the Llama family, or a file is not what it should be.
     """
-    figures_by_file: dict[str, dict[str, Any]] = {}
+    figures_by_file: dict[str, dict[str, object]] = {}
     with progress("GGUF files", len(types)) as advance:
         for gguf_type in types:
             gguf_path = work / f"{name}-{gguf_type}.gguf"
@@ -60,7 +59,7 @@ def write_adapter_files(
     base: str,
     revision: str | None,
     extract: Extract,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, object]]:
     """Extract a LoRA of the merged model against the general one.
 
     Args:

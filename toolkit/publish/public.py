@@ -29,8 +29,8 @@ def public_reference(name: str, revision: str | None) -> str:
 
 
 def public_merge(
-    config: Mapping[str, Any], places: Mapping[str, Path], names: Mapping[str, str]
-) -> dict[str, Any]:
+    config: Mapping[str, object], places: Mapping[str, Path], names: Mapping[str, str]
+) -> dict[str, object]:
     """A merge configuration with public names in place of folders.
 
     Args:
@@ -60,7 +60,7 @@ def public_merge(
     return dict(rename(dict(config)))
 
 
-def parents_of(config: Mapping[str, Any], places: Mapping[str, Path]) -> set[str]:
+def parents_of(config: Mapping[str, object], places: Mapping[str, Path]) -> set[str]:
     """Roles of the models that a merge configuration refers to."""
     found_roles = (_role_of(text, places) for text in set(_references(config)))
     return {role for role in found_roles if role is not None}
@@ -90,8 +90,8 @@ def _references(node: Any) -> Iterator[str]:
 
 
 def public_recipe(
-    recipe: Mapping[str, Any], section: PublishSection, general: str, revision: str | None
-) -> dict[str, Any]:
+    recipe: Mapping[str, object], section: PublishSection, general: str, revision: str | None
+) -> dict[str, object]:
     """The recipe as others may have it.
 
     A local general model becomes its public name. The files of a source that has a public name
@@ -132,5 +132,5 @@ def public_json(path: Path) -> bytes:
     return (json.dumps(public_values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def to_yaml(values: Mapping[str, Any]) -> str:
+def to_yaml(values: Mapping[str, object]) -> str:
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)

@@ -179,7 +179,7 @@ def _made_from(
 
 def _write_model(
     material: Material, kind: Format, repository: str, parents: tuple[Parent, ...], work: Path
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, object]]:
     """The model files; returns the figures of those that are not the merged model bit for bit."""
     section, merged = material.recipe.publish, material.merged
     general_parent = parents[0]
@@ -252,7 +252,7 @@ def _record(
     repository: str,
     parents: tuple[Parent, ...],
     made_from: Mapping[str, str],
-    figures: Mapping[str, Mapping[str, Any]],
+    figures: Mapping[str, Mapping[str, object]],
 ) -> Any:
     """A function of the findings, so that the files are hashed once only."""
     parent_records = [parent_record(p, weight_sums(material.places[p.role])) for p in parents]

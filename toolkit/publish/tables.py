@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from toolkit.publish.settings import SourceFacts
 from toolkit.report.verdict import interval, signed_interval
@@ -108,7 +107,7 @@ def _documents(count: int | None) -> str:
     return "" if count is None else f"{count:,} documents"
 
 
-def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
+def training_rows(training: Mapping[str, object]) -> list[tuple[str, str]]:
     """Settings and figures of continued pre-training, those that are there."""
     shown_rows = []
     for title, value in training.items():

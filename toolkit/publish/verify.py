@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import PublishError
+from toolkit.load_yaml import JsonView
 from toolkit.progress import progress
 from toolkit.publish.bundle import RECORD, SUMS, parse_sums, read_sums
 from toolkit.publish.store import is_store, open_store, store_errors
@@ -31,7 +32,7 @@ class BundleVerdict:
 
     sums: Mapping[str, str]
     faults: tuple[str, ...]
-    record: Mapping[str, Any]
+    record: JsonView
     merge_yaml: str | None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -134,7 +134,7 @@ MoeSection.model_rebuild()  # they and ModelSection hold each other
 ScratchSection.model_rebuild()
 
 
-def identity_of_model(model: ModelSection) -> dict[str, Any]:
+def identity_of_model(model: ModelSection) -> dict[str, object]:
     """What a fetched model depends on: not what is only said of it, nor places it is not at.
 
     >>> sorted(identity_of_model(ModelSection(hub="org/name")))

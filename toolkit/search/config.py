@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -117,7 +117,7 @@ class SearchSection(Section):
             )
         return self
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What the merges that are found depend on."""
         # Stages from before there was a choice of rounding stay up to date.
         is_nearest = {"rounding"} if self.rounding == "nearest" else set()

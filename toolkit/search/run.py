@@ -7,7 +7,6 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ def run_search(
     plan: SearchPlan,
     place: Place,
     name: str,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, object],
     bench: Merging,
     *,
     helpers: Sequence[Sequence[str]] = (),
@@ -66,7 +65,9 @@ def run_search(
     return list(outcome_by_key.values())
 
 
-def _begin_study(plan: SearchPlan, place: Place, name: str, identity: Mapping[str, Any]) -> Study:
+def _begin_study(
+    plan: SearchPlan, place: Place, name: str, identity: Mapping[str, object]
+) -> Study:
     """The study, as far as it is; a journal that is damaged is put aside and begun anew."""
 
     def begin() -> Study:

@@ -53,7 +53,7 @@ class Tried:
 
     values: Mapping[str, Value]
     figures: tuple[float, float, float] | None
-    state: Mapping[str, Any]
+    state: Mapping[str, object]
 
     @property
     def score(self) -> float:
@@ -69,7 +69,7 @@ class Proposal:
 
     space: str
     values: dict[str, Value]
-    state: Mapping[str, Any]
+    state: Mapping[str, object]
 
 
 def next_proposal(
@@ -267,7 +267,7 @@ class StudySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # its ty
         study: optuna.Study,
         trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],  # noqa: ARG002
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         proposal = self._proposal
         assert proposal is not None  # noqa: S101  (Optuna asks for the space first)
         study._storage.set_trial_user_attr(trial._trial_id, _STATE, dict(proposal.state))
@@ -310,7 +310,7 @@ def suggested(
 
 def fixed_parameters(
     spaces: Mapping[str, MergeSpace], name: str, values: Mapping[str, Value]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Values as the study's parameters, for a candidate that is not to be proposed."""
     own_unknowns = spaces[name].unknowns
     return {MERGE: name, **{f"{name}.{k}": _encode(own_unknowns[k], v) for k, v in values.items()}}
@@ -327,5 +327,5 @@ def tried_values(
     return name, {k: _decode(u, trial.params[f"{name}.{k}"]) for k, u in unknowns.items()}
 
 
-def sampler_state(trial: FrozenTrial) -> dict[str, Any]:
+def sampler_state(trial: FrozenTrial) -> dict[str, object]:
     return dict(trial.user_attrs.get(_STATE, {}))

@@ -60,7 +60,7 @@ class MergeSpace:
 
     name: str
     where: str
-    template: Mapping[str, Any]
+    template: Mapping[str, object]
     unknowns: Mapping[str, Unknown]
     models: tuple[str, ...] = (GENERAL, SPECIALIST)
     rounding: Rounding = "nearest"
@@ -73,7 +73,7 @@ class MergeSpace:
         Raises:
             ConfigError: the merge that results is not valid.
         """
-        used_template: Mapping[str, Any] = self.template
+        used_template: Mapping[str, object] = self.template
         method = used_template.get("merge_method")
         if isinstance(method, Mapping):
             chosen = _fill(method, values, self.where, "merge_method")
@@ -186,7 +186,7 @@ def find_space(name: str, folders: Sequence[Path]) -> Path:
 
 def read_space(
     name: str,
-    template: Mapping[str, Any],
+    template: Mapping[str, object],
     where: str,
     models: Iterable[str] = (),
     rounding: Rounding = "nearest",
@@ -207,7 +207,7 @@ def read_space(
     return space
 
 
-def _searches(node: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _searches(node: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, object]]]:
     """Every `{search: …}` with the key it stands at."""
     if isinstance(node, Mapping):
         if "search" in node:
@@ -234,7 +234,7 @@ def _collect(node: Any, where: str, key: str, unknowns: dict[str, Unknown]) -> N
         unknowns[name] = unknown
 
 
-def _without_unknown(template: Mapping[str, Any], method: str) -> Mapping[str, Any]:
+def _without_unknown(template: Mapping[str, object], method: str) -> Mapping[str, Any]:
     """The template without the parameters that a method does not have."""
     known = get_method(method).parameters
     # By identity: a mapping of parameters is known by where it stands, not by its keys.

@@ -64,10 +64,10 @@ class DamagedJournalError(ToolkitError):
 class SummedJournal(JournalFileBackend):  # type: ignore[misc]  # optuna's types are not read
     """A journal each of whose lines holds its own sum, compared when it is read again."""
 
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+    def append_logs(self, logs: list[dict[str, object]]) -> None:
         super().append_logs([sealed(log) for log in logs])
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, object]]:
         """
         Raises:
             DamagedJournalError: a line does not fit its sum.
@@ -121,7 +121,7 @@ def open_storage(place: Place, *, begin: bool) -> Any:
             lock.release()
             return optuna.storages.JournalStorage(SummedJournal(str(place), lock_obj=lock))
     url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", place)
-    options: dict[str, Any] = {"pool_pre_ping": True}
+    options: dict[str, object] = {"pool_pre_ping": True}
     if url.startswith("postgresql"):
         options["connect_args"] = {"connect_timeout": 10}
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from toolkit.statistics.change_bound import ChangeBound
 from toolkit.statistics.interval import normal_quantile, student_quantile
@@ -139,7 +138,7 @@ class SetPower:
             "are needed, and a merge that loses nothing may well not pass."
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         is_finite = math.isfinite(self.smallest_change)
         return {
             **asdict(self),

@@ -24,7 +24,7 @@ def balance_coefficient(config: Any) -> float:
     return float(getattr(config, "router_aux_loss_coef", None) or 0.0)
 
 
-def with_routers(model: Any, given: dict[str, Any]) -> tuple[Any, Any]:
+def with_routers(model: Any, given: dict[str, object]) -> tuple[Any, Any]:
     """Run a whole model and keep its routers' logits: `(output, router logits)`.
 
     Asked for them itself, it would compute its own balancing loss, for which masks of packed blocks
@@ -95,7 +95,7 @@ def _one_hot(scores: Tensor, k: int) -> Tensor:
     return torch.zeros_like(scores).scatter_(1, scores.detach().topk(k, dim=-1).indices, 1.0)
 
 
-def balance_figures(counts: Tensor) -> dict[str, Any]:
+def balance_figures(counts: Tensor) -> dict[str, object]:
     """What the metrics say of it: shares by expert over all layers, and the least of any layer.
 
     Args:

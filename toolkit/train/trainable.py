@@ -68,7 +68,7 @@ def embeddings(model: Any) -> list[nn.Parameter]:
 
 def parameter_groups(
     model: Any, weight_decay: float, embedding_lr_scale: float = 1.0
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Decay matrices and embeddings; leave vectors (norms, biases) alone: decay would pull a norm
     to zero, not to one.
 

@@ -20,7 +20,7 @@ _COUNTS = (
 )
 
 
-def check_gguf(path: Path) -> dict[str, Any]:
+def check_gguf(path: Path) -> dict[str, object]:
     """Refuse a file whose header claims more than its bytes can hold.
 
     Returns:
@@ -41,7 +41,7 @@ def check_gguf(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _check(path: Path, file: IO[bytes], size: int) -> dict[str, Any]:
+def _check(path: Path, file: IO[bytes], size: int) -> dict[str, object]:
     magic_bytes, version = file.read(4), _number(file, "<I")
     if magic_bytes != b"GGUF" or version not in (2, 3):
         raise CheckpointError(f"{path.name}: is no GGUF file of version 2 or 3; {_AGAIN}.")
@@ -74,7 +74,7 @@ def _check(path: Path, file: IO[bytes], size: int) -> dict[str, Any]:
     return values
 
 
-def _check_counts(path: Path, values: dict[str, Any], num_tensors: int, size: int) -> None:
+def _check_counts(path: Path, values: dict[str, object], num_tensors: int, size: int) -> None:
     architecture_name = values.get("general.architecture")
     for count_key in _COUNTS:
         value_name = f"{architecture_name}.{count_key}"

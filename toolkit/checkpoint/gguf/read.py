@@ -19,7 +19,7 @@ _CONVERSION_KEYS = ("quantization_config", "_name_or_path", "_model_name_or_path
 """What the conversion leaves in the config: the first forbids saving, the others are only names."""
 
 
-def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, object]:
     """Dequantize a GGUF model and write it as safetensors with tokenizer and chat template.
 
     Args:
@@ -38,7 +38,7 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]
 
     silence_libraries()
     header = check_gguf(path)
-    gguf_source: dict[str, Any] = {
+    gguf_source: dict[str, object] = {
         "pretrained_model_name_or_path": path.parent,
         "gguf_file": path.name,
     }
@@ -65,7 +65,7 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]
     }
 
 
-def match_pre_tokenizer(tokenizer: Any, header: Mapping[str, Any]) -> None:
+def match_pre_tokenizer(tokenizer: Any, header: Mapping[str, object]) -> None:
     """Restore what transformers' conversion drops: SmolLM splits digits before anything else.
 
     Args:

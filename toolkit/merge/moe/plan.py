@@ -215,7 +215,7 @@ def _widest(tensors: list[MoeTensor], models: Models) -> str:
 
 
 def _check_settings(
-    config: MoeConfig, settings: Mapping[str, Mapping[str, Any]], layout: MoeLayout
+    config: MoeConfig, settings: Mapping[str, Mapping[str, object]], layout: MoeLayout
 ) -> None:
     base_values = settings[config.base_model]
     for model_name, values in settings.items():
@@ -233,7 +233,7 @@ def _check_settings(
 
 
 def _check_tokens(config: MoeConfig, models: Models) -> None:
-    ids_by_model: dict[str, Mapping[str, Any]] = {}
+    ids_by_model: dict[str, Mapping[str, object]] = {}
     for model_name in config.models:
         folder = models.token_folder(model_name)
         if any((folder / f).is_file() for f in ("tokenizer.json", "vocab.json", "tokenizer.model")):
