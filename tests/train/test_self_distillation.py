@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.own_conversations import VOCABULARY, conversations, teacher_of
 from tests.helpers.token_blocks import make_blocks
 from toolkit.errors import DataError
 from toolkit.train.config import SelfDistillationSection, TrainSection, identity_of
@@ -22,20 +23,10 @@ from toolkit.train.loop import train
 from toolkit.train.loss import TeacherDistributions, divergence_of_logits, linear_divergence
 from toolkit.train.model import NextTokenLoss
 from toolkit.train.self_distillation import (
-    Conversation,
     SelfDistillation,
     load_conversations,
     save_conversations,
 )
-
-VOCABULARY = 300
-
-
-def teacher_of(logits: torch.Tensor, kept: int) -> TeacherDistributions:
-    logs = logits.double().log_softmax(dim=1)
-    top = logs.topk(kept, dim=1)
-    rest = logs.scatter(1, top.indices, -torch.inf).logsumexp(dim=1)
-    return TeacherDistributions(top.indices, top.values.float(), rest.float())
 
 
 def dense(teacher: TeacherDistributions, logits: torch.Tensor) -> torch.Tensor:
@@ -92,16 +83,6 @@ def test_a_teacher_that_leaves_nothing_to_others():
     divergence.backward()
     assert_close(divergence, torch.tensor(2.0).log())
     assert_close(logits.grad, torch.tensor([[-0.25, -0.25, 0.25, 0.25]]))
-
-
-def conversations(count: int = 12, longest: int = 30, seed: int = 0) -> list[Conversation]:
-    chance, torch_chance = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    found = []
-    for _ in range(count):
-        tokens = chance.integers(1, VOCABULARY, int(chance.integers(8, longest))).tolist()
-        logits = torch.randn(len(tokens) - 3, VOCABULARY, generator=torch_chance) * 2
-        found.append(Conversation(tokens, 3, teacher_of(logits, 5)))
-    return found
 
 
 def settings(**values: object) -> SelfDistillationSection:
