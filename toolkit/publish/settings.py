@@ -129,7 +129,7 @@ def _stayed_near(settings: Mapping[str, Any] | None) -> str | None:
         return None
     return (
         f"the general model on {settings['num_tokens']:,} tokens that it wrote itself "
-        f"({settings['weight']:g} times the divergence, {settings['tokens_per_step']} tokens a step)"
+        f"({settings['weight']:g} times the divergence, {settings['tokens_per_step']} a step)"
     )
 
 
