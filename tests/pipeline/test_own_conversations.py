@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.errors import ConfigError, EvaluationError
-from toolkit.generate.greedy import drawn_answers
+from toolkit.generate.greedy import drawn_answers, grow_together
 from toolkit.pipeline import own_conversations as module
 from toolkit.pipeline.models import ensure_cpt, ensure_general
 from toolkit.pipeline.own_conversations import ensure_conversations
@@ -175,3 +175,24 @@ def test_draws_follow_the_distribution(project: Path):
     found = torch.tensor([counts[n] / number for n in range(len(expected))], dtype=torch.float64)
     spread = (expected * (1 - expected) / number).sqrt()
     assert float(((found - expected).abs() / spread.clamp_min(1e-4)).max()) < 5.0
+
+
+def test_answers_that_ended_leave_the_batch(project: Path):
+    model = AutoModelForCausalLM.from_pretrained(project / "model").eval()
+    prompts = [[5, 6], [7, 8, 9], [3], [4, 4, 4, 4]]
+    stops = set(range(0, 300, 7))
+
+    def likeliest(logits: torch.Tensor, rows: Any, place: int) -> torch.Tensor:
+        # Another token for every prompt and place, so that answers end at different places.
+        return (logits.argmax(1) + torch.tensor([13 * row + place for row in rows])) % 300
+
+    sizes: list[int] = []
+
+    def watched(logits: torch.Tensor, rows: Any, place: int) -> torch.Tensor:
+        sizes.append(len(rows))
+        return likeliest(logits, rows, place)
+
+    whole = grow_together(model, stops, prompts, 40, likeliest)
+    assert grow_together(model, stops, prompts, 40, watched, drop_ended=True) == whole
+    assert len({len(answer) for answer in whole}) > 1
+    assert min(sizes) < len(prompts)

@@ -65,7 +65,7 @@ def drawn_answers(
         chosen = torch.searchsorted(edges, draws[:, None] * edges[:, -1:], right=True)[:, 0]
         return chosen.clamp(max=logits.shape[1] - 1).to(logits.device)
 
-    return grow_answers(model, stops, prompts, new_tokens, choose)
+    return grow_answers(model, stops, prompts, new_tokens, choose, drop_ended=True)
 
 
 def grow_answers(
@@ -74,10 +74,12 @@ def grow_answers(
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     choose: TokenChoice,
+    *,
+    drop_ended: bool = False,
 ) -> list[list[int]]:
     """Answers by any choice of tokens: together where the model answers so as it does alone."""
     if _answers_together(model):
-        return grow_together(model, stops, prompts, new_tokens, choose)
+        return grow_together(model, stops, prompts, new_tokens, choose, drop_ended=drop_ended)
     return [
         _grow_alone(model, stops, prompt, new_tokens, _choice_for(choose, row))
         for row, prompt in enumerate(prompts)
@@ -155,6 +157,8 @@ def grow_together(
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     choose: TokenChoice,
+    *,
+    drop_ended: bool = False,
 ) -> list[list[int]]:
     """Answers that grow side by side, whatever the model's generation settings say.
 
@@ -167,6 +171,8 @@ def grow_together(
         prompts: tokens of each prompt, at least one.
         new_tokens: most tokens of an answer.
         choose: the next token of each.
+        drop_ended: whether answers that are over leave the batch, which may change the last bits of
+            the others' logits.
 
     Returns:
         Tokens of each answer; the last is a stop where the model came to an end.
@@ -175,7 +181,8 @@ def grow_together(
     inputs, mask = _pad_left(prompts, device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     answers: list[list[int]] = [[] for _ in prompts]
-    growing_rows = set(range(len(prompts)))
+    batch_rows = list(range(len(prompts)))
+    growing_rows = set(batch_rows)
     cache = None
     # Nearly all models can leave out the logits of the prompts, which may be gigabytes.
     forward_arguments = inspect.signature(model.forward).parameters
@@ -190,8 +197,8 @@ def grow_together(
             **last_only,
         )
         cache = output.past_key_values
-        chosen_tokens = choose(output.logits[:, -1], range(len(prompts)), place)
-        for row, token in enumerate(chosen_tokens.tolist()):
+        chosen_tokens = choose(output.logits[:, -1], batch_rows, place)
+        for row, token in zip(batch_rows, chosen_tokens.tolist(), strict=True):
             if row in growing_rows:
                 answers[row].append(token)
                 if token in stops:
@@ -200,7 +207,22 @@ def grow_together(
             break
         inputs, positions = chosen_tokens[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        # Copying the cache costs a step or so, hence not for each answer that ends.
+        if drop_ended and 2 * len(growing_rows) <= len(batch_rows) and _is_plain(cache):
+            kept = torch.tensor([n for n, row in enumerate(batch_rows) if row in growing_rows])
+            kept = kept.to(device)
+            cache.batch_select_indices(kept)
+            inputs, positions, mask = inputs[kept], positions[kept], mask[kept]
+            batch_rows = [row for row in batch_rows if row in growing_rows]
     return answers
+
+
+def _is_plain(cache: Any) -> bool:
+    """Whether rows can be taken out of a cache: others may keep what belongs to the batch."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    return type(cache) is DynamicCache and all(type(one) is DynamicLayer for one in cache.layers)
 
 
 def _pad_left(

@@ -107,7 +107,7 @@ def training_work(
     num_looks = watch.evaluations + 2 if watch.evaluations else 0
     watched_tokens = num_looks * 2 * watch.tokens_per_role
     if (own := recipe.train.self_distillation) is not None:
-        watched_tokens += _READINGS_PER_WRITING * own.num_tokens
+        watched_tokens += round(_READINGS_PER_WRITING * own.num_tokens)
     more_seconds = watched_tokens / tokens_per_second if tokens_per_second else 0.0
     training_stages = [
         stage_work(
