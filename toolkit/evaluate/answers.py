@@ -149,6 +149,24 @@ def make_answers(
     """
     model.eval()
     answers = greedy_answers(model, stops_of(model, tokenizer), prompts, max_new_tokens)
+    return Answers(
+        list(prompts), answers, *top_distributions(model, prompts, answers, top_tokens), templated
+    )
+
+
+@torch.inference_mode()
+def top_distributions(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    top_tokens: int,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """A model's distribution at each token of answers: the likeliest tokens, their log
+    probabilities, and that of all others together; of each answer `[T, K]` twice, and `[T]`.
+
+    Raises:
+        EvaluationError: the model's probabilities are not numbers.
+    """
     top_by_answer: list[Tensor] = [torch.empty(0)] * len(prompts)
     logs_by_answer: list[Tensor] = [torch.empty(0)] * len(prompts)
     rests: list[Tensor] = [torch.empty(0)] * len(prompts)
@@ -163,7 +181,7 @@ def make_answers(
         for by_answer, part in zip((top_by_answer, logs_by_answer, rests), parts, strict=True):
             for number, values in zip(batch, torch.split(part.cpu(), answer_sizes), strict=True):
                 by_answer[number] = values
-    return Answers(list(prompts), answers, top_by_answer, logs_by_answer, rests, templated)
+    return top_by_answer, logs_by_answer, rests
 
 
 def _top_of_distributions(
