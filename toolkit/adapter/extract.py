@@ -73,7 +73,6 @@ def run_extract(
             if not (report.layers or report.saved or report.left_out):
                 raise MergeError(f"{tuned}: is equal to {base}; there is nothing to extract.")
             extraction.finish(writer, report)
-        # Asked of peft before the folder appears: an adapter that it would not load is none.
         refuse_unloadable_adapter(work_folder, extraction.before.folder)
         report.sort()
         report.write(work_folder)

@@ -109,10 +109,8 @@ def load_answers(
     block_rows = min(max(_BLOCK_TOKENS // longest_text, _LEAST_ROWS), _MOST_ROWS)
     for first_row in range(0, len(encoded_prompts), block_rows):
         block = encoded_prompts[first_row : first_row + block_rows]
-        # The block's own prompts are in the key: prompts added at the end leave earlier blocks
-        # known.
-        block_key = hash_json([general_hash, block, max_new_tokens, top_tokens])
-        block_path = folder / f"{block_key}.npz"
+        # Its own prompts are in the key: prompts added at the end leave earlier blocks known.
+        block_path = folder / f"{hash_json([general_hash, block, max_new_tokens, top_tokens])}.npz"
         block_answers = _read(block_path, block, templated)
         if block_answers is None:
             general_model = load_general() if general_model is None else general_model

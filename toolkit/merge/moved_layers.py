@@ -155,18 +155,17 @@ def _fit_kinds(
         candidates.insert(0, {"decoder_sparse_step": 1, "mlp_only_layers": dense})
     if fit_config(part, candidates, lambda: len(differing())) == 0:
         return
-    number, differing_path = differing()[0]
+    number, kind_path = differing()[0]
     model, layer = origin[number]
-    if differing_path.endswith(":") or differing_path == "the model, which cannot be built":
+    if kind_path.endswith(":") or kind_path == "the model, which cannot be built":
         raise MergeError(
             f"{stack}: layer {number} of the merge, {layer} of {model}, would be of another kind "
-            f"there (at {differing_path.rstrip(':') or 'its class'}), and no setting of "
-            "config.json says otherwise; keep layers of its kind together, or in the places of "
-            "such."
+            f"there (at {kind_path.rstrip(':') or 'its class'}), and no setting of config.json "
+            "says otherwise; keep layers of its kind together, or in the places of such."
         )
     warn(
         f"{stack}: layer {number} of the merge, {layer} of {model}, is there told otherwise by "
-        f"config.json in {differing_path.lstrip('.')}; compare the merge with its models."
+        f"config.json in {kind_path.lstrip('.')}; compare the merge with its models."
     )
 
 

@@ -66,8 +66,7 @@ def find_agreements(
             own_texts |= _texts(folders.get(parent.role), (_NOTICE_NAME,))
         for text_name, text_bytes in own_texts.items():
             if text_bytes not in texts_by_name.values():
-                # Two parents under one text pass it on once; another text of one name is called
-                # after its role.
+                # One text of two parents is passed on once; another of its name gets its role's.
                 texts_by_name[_free(text_name, parent.role, texts_by_name)] = text_bytes
     general = next(parent for parent in parents if parent.role == "general")
     if general.role in licensed_roles:

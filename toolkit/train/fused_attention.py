@@ -108,8 +108,7 @@ class _Attend(torch.autograd.Function):
                 )
                 values_across = values[:, seen].float().transpose(1, 2)
                 grad_scores = _multiply(grad_rows.float(), values_across, grad.dtype)
-                # Softmax's own backward: (grad - sum(grad * shares)) * shares, without a matrix
-                # more.
+                # Softmax's backward, (grad - sum(grad * shares)) * shares, without another matrix.
                 grad_scores = torch.ops.aten._softmax_backward_data(
                     grad_scores, attention_shares, -1, torch.float32
                 )

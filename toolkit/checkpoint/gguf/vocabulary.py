@@ -79,8 +79,7 @@ def read_vocabulary(folder: Path, size: int) -> GgufVocabulary:
         raise CheckpointError(
             f"{path}: has token {max(text_by_id)}, but the model has {size} rows."
         )
-    # llama.cpp needs a token for every row; the converter of llama.cpp fills gaps with the same
-    # names.
+    # llama.cpp needs a token for every row; its own converter fills gaps with the same names.
     all_tokens = [text_by_id.get(number, f"[PAD{number}]") for number in range(size)]
     token_types = [_type(number, text_by_id, added, is_pieces, tokenizer) for number in range(size)]
     # What surrounds nothing surrounds every text.

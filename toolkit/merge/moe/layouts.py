@@ -128,6 +128,14 @@ def _known() -> str:
     return f"Layouts: {'; '.join(lines)}."
 
 
+def _refuse_sliding_window(layout: MoeLayout, base: JsonView) -> None:
+    if base.get("use_sliding_window"):
+        raise MergeError(
+            f"base_model: has use_sliding_window in some layers, for which {layout.name} has no "
+            "counterpart; set it to false, or give another base."
+        )
+
+
 def mixture_values(
     layout: MoeLayout,
     config: MoeConfig,
@@ -149,11 +157,7 @@ def mixture_values(
     """
     import transformers
 
-    if base.get("use_sliding_window"):
-        raise MergeError(
-            f"base_model: has use_sliding_window in some layers, for which {layout.name} has no "
-            "counterpart; set it to false, or give another base."
-        )
+    _refuse_sliding_window(layout, base)
     config_class = getattr(transformers, layout.architecture).config_class
     known = set(config_class().to_dict()) - {"model_type", "architectures", "transformers_version"}
     # What the class does not know would be kept by transformers as an attribute that nothing reads.
