@@ -23,7 +23,7 @@ from toolkit.progress import progress, say
 from toolkit.stage import content_hash, write_json
 from toolkit.statistics.bootstrap import Floats, bootstrap_figures, intervals
 from toolkit.statistics.hypothesis import holm, mcnemar, paired_permutation
-from toolkit.statistics.interval import Interval
+from toolkit.statistics.interval import Interval, Sign
 from toolkit.statistics.proportions import share_difference, share_interval
 from toolkit.tokenizer_files import load_tokenizer
 
@@ -301,6 +301,5 @@ def show_figures(tasks: Mapping[str, TaskFigures]) -> None:
             )
 
 
-def _shown(interval: IntervalFigures, sign: str = "") -> str:
-    estimate, low, high = interval["estimate"], interval["low"], interval["high"]
-    return f"{estimate:{sign}.4f} ({low:{sign}.4f} to {high:{sign}.4f})"
+def _shown(interval: IntervalFigures, sign: Sign = "") -> str:
+    return Interval(interval["estimate"], interval["low"], interval["high"]).words(sign=sign)

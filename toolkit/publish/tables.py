@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from toolkit.publish.settings import SourceFacts
-from toolkit.report.verdict import interval, signed_interval
 from toolkit.select.results import MergeResults, ModelName
 
 MODELS: tuple[tuple[ModelName, str], ...] = (
@@ -78,9 +77,9 @@ def result_rows(results: MergeResults, titles: Sequence[ResultTitle]) -> list[tu
     table_rows: list[tuple[str, ...]] = []
     for model, model_title in MODELS:
         model_figures = results.models.of(model)
-        figure_cells = [interval(model_figures.sets[column.key]) for column in titles]
+        figure_cells = [model_figures.sets[column.key].words() for column in titles]
         if model != "general":
-            changes = [signed_interval(model_figures.set_changes[column.key]) for column in titles]
+            changes = [model_figures.set_changes[column.key].words(sign="+") for column in titles]
             figure_cells = [
                 f"{cell}<br>{change}" for cell, change in zip(figure_cells, changes, strict=True)
             ]

@@ -9,6 +9,7 @@ from toolkit.select.ladder import LadderStep, passed_steps
 from toolkit.select.results import SweepVerdict
 from toolkit.select.rivals import Confirmation
 from toolkit.select.validation_losses import ValidationLosses
+from toolkit.statistics.interval import decimals
 
 
 def reason_of(
@@ -111,7 +112,8 @@ def sweep_verdict(
             "and the chosen one.",
         )
     lead = nearest.lead
-    figures = f"{lead.estimate:+.4f} ({lead.low:+.4f} to {lead.high:+.4f}, {where_of(losses)})"
+    lead_estimate, lead_ends = decimals(lead.estimate, sign="+"), lead.ends(sign="+")
+    figures = f"{lead_estimate} ({lead_ends}, {where_of(losses)})"
     if mine is not None:
         sentence = (
             f"{mine.name} beats the plain mean of the same general loss, {mine.plain}, on the "
