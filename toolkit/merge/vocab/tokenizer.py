@@ -12,6 +12,7 @@ from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.side_files import copy_side_files, copy_tokenizer_files
 from toolkit.checkpoint.tokens import own_template
 from toolkit.errors import ConfigError, MergeError, did_you_mean, note, sentence_end
+from toolkit.library_errors import missing_library
 from toolkit.load_yaml import JsonView, read_object
 from toolkit.stage import write_atomically, write_json
 
@@ -113,6 +114,9 @@ def _template(config: MergeConfig, models: Models) -> str | None:
         template_counts = Counter(text.strip() for text in model_templates if text)
         return template_counts.most_common(1)[0][0] if template_counts else None
     named_templates = _named_templates()
+    missing = None if wanted_template in named_templates else missing_library("mergekit")
+    if missing is not None:
+        raise ConfigError(f"chat_template: a template by name, {wanted_template!r}, {missing}.")
     if wanted_template not in named_templates:
         raise ConfigError(
             f"chat_template: {wanted_template!r} is neither auto, nor a template (Jinja), nor the "
