@@ -60,19 +60,6 @@ def load_tokenizer(
         return tokenizer
 
 
-def load_core(path: Path, kind: type[ToolkitError] = CheckpointError) -> Any:
-    """The core of a tokenizer from its tokenizer.json, without transformers.
-
-    Raises:
-        kind: as for `load_tokenizer`.
-    """
-    from tokenizers import Tokenizer
-
-    check_tokenizer_file(path, kind)
-    with reading(path, kind, "cannot be read as a tokenizer", "fetch the model's files again"):
-        return Tokenizer.from_file(str(path))
-
-
 def check_tokenizer_file(path: Path, kind: type[ToolkitError] = CheckpointError) -> None:
     """Refuse a tokenizer.json that asks for more than the limits, before a library reads it.
 

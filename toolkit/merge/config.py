@@ -25,7 +25,6 @@ from toolkit.limits import limit, raise_hint
 from toolkit.load_yaml import load_yaml
 from toolkit.section import PositiveInt, Section, check_section
 
-Scalar = bool | int | float | str
 Settings = dict[str, object]
 """Parameter name to setting: a scalar, a gradient (list over depth), or filtered settings."""
 

@@ -53,11 +53,14 @@ class ChangeBound:
 
         `p_value_below(limit) <= 1 - confidence` just where `upper_bound(confidence) <= limit`.
         """
-        return self._p_value(limit, 1.0)
-
-    def p_value_above(self, limit: float) -> float:
-        """Chance of such figures, were the true change at the limit or below it."""
-        return self._p_value(limit, -1.0)
+        if self.num_groups < 2:
+            return 1.0
+        if self.error == 0.0:
+            return 0.0 if self.estimate < limit else 1.0
+        chance_beyond = self._chance_beyond((limit - self.center) / self.error, 1.0)
+        if self.answers is not None:
+            chance_beyond = max(chance_beyond, tango_p_value(*self.answers, limit))
+        return chance_beyond
 
     def upper_bound(self, confidence: float) -> float:
         """The true change lies below with this confidence."""
@@ -120,18 +123,6 @@ class ChangeBound:
         if self.error == 0.0:
             return float(room_left >= 0.0)
         return float(stdtr(self.freedom, room_left / self.spread_of_bound(confidence)))
-
-    def _p_value(self, limit: float, sign: float) -> float:
-        if self.num_groups < 2:
-            return 1.0
-        if self.error == 0.0:
-            return 0.0 if sign * self.estimate < sign * limit else 1.0
-        chance_beyond = self._chance_beyond(sign * (limit - self.center) / self.error, sign)
-        if self.answers is not None:
-            num_worse, num_better, total = self.answers
-            signed_answers = (num_worse, num_better) if sign > 0.0 else (num_better, num_worse)
-            chance_beyond = max(chance_beyond, tango_p_value(*signed_answers, total, sign * limit))
-        return chance_beyond
 
     def _end(self, confidence: float, sign: float) -> float:
         if self.num_groups < 2:

@@ -23,7 +23,6 @@ from toolkit.checkpoint.read import Checkpoint
 from toolkit.errors import CheckpointError
 from toolkit.leftovers import appearing_file
 
-GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0")
 _MODEL_TYPES = ("llama", "mistral")
 _ROPE = ("default", "linear", "llama3")
 
