@@ -88,7 +88,7 @@ def merge_run(
     if diagnose:
         from toolkit.diagnose.run import diagnose_merge
 
-        diagnose_merge(out, graph.result)
+        diagnose_merge(out, graph.result, seed)
 
 
 @app.command("plan")

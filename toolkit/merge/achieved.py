@@ -76,6 +76,15 @@ class AchievedFractions:
     layers: Mapping[int | None, FractionsByModel]
     is_sampled: bool
 
+    def rows(self) -> Iterator[tuple[str, str, Fractions]]:
+        """Where, of which model, and how much: over all tensors, then layer by layer."""
+        for model, fractions in self.whole.items():
+            yield "all", model, fractions
+        for layer, by_model in self.layers.items():
+            where = "outside the layers" if layer is None else f"layer {layer}"
+            for model, fractions in by_model.items():
+                yield where, model, fractions
+
     def sentences(self) -> list[str]:
         """A line for each tuned model: what was asked, what is stored, and where much is missing
         what to do."""
@@ -234,7 +243,12 @@ def tuned_of(task: TensorTask) -> tuple[Source, ...]:
 
 
 def measure_achieved(
-    plan: MergePlan, merged: Checkpoint, models: Models, settings: ComputeSettings
+    plan: MergePlan,
+    merged: Checkpoint,
+    models: Models,
+    settings: ComputeSettings,
+    *,
+    with_computed: bool = True,
 ) -> AchievedFractions | None:
     """Compare a merge on disk, and the same computed in float32, with the models it is made of.
 
@@ -243,6 +257,7 @@ def measure_achieved(
         merged: the merged model.
         models: models that the plan reads.
         settings: seed and threads of the merge.
+        with_computed: whether to compute it; random methods need the seed of the merge for that.
 
     Returns:
         Fractions over all entries; None where no tensor can be compared, or an input is damaged.
@@ -252,7 +267,7 @@ def measure_achieved(
         is_there = task.name in merged and merged.info(task.name).shape == task.shape
         if is_there and _is_compared(task, models):
             try:
-                _measure_task(plan, task, merged, models, settings, sums)
+                _measure_task(plan, task, merged, models, settings, sums, with_computed)
             except NonFiniteError:
                 return None
     return sums.result()
@@ -265,6 +280,7 @@ def _measure_task(
     models: Models,
     settings: ComputeSettings,
     sums: AchievedSums,
+    with_computed: bool,
 ) -> None:
     dtype, array = merged.info(task.name).dtype, merged.array(task.name)
     if array is None:
@@ -278,7 +294,8 @@ def _measure_task(
         sums.add(task, start, data, "F32", "computed")
 
     settings.workers.each(task.size, compare_stored)
-    run_task(plan.method, task, models, Destination("F32", compare_computed), settings)
+    if with_computed:
+        run_task(plan.method, task, models, Destination("F32", compare_computed), settings)
     for source in task.inputs:
         models.checkpoint(source.model).give_back(source.tensor)
     merged.give_back(task.name)
