@@ -45,50 +45,50 @@ class Material:
     @property
     def places(self) -> dict[str, Path]:
         """Folders of the merge's parents, by role."""
-        first = {"general": self.general, "specialist": self.specialist}
+        main_parents = {"general": self.general, "specialist": self.specialist}
         if not self.others:
-            return first
-        merge = load_yaml(self.merged / "merge.yaml")
-        used = parents_of(merge, {**first, **self.others})
-        return first | {name: path for name, path in self.others.items() if name in used}
+            return main_parents
+        merge_config = load_yaml(self.merged / "merge.yaml")
+        used = parents_of(merge_config, {**main_parents, **self.others})
+        return main_parents | {name: folder for name, folder in self.others.items() if name in used}
 
 
 def find_parents(
     recipe: Recipe, repository: str, others: Collection[str] = ()
 ) -> tuple[Parent, ...]:
     """General model, specialist and the further models of a merge, as others may know them."""
-    model, section = recipe.model, recipe.publish
-    name = section.general.name or model.name or model.hub
-    general = Parent(
+    other_model, section = recipe.model, recipe.publish
+    public_name = section.general.name or other_model.name or other_model.hub
+    general_parent = Parent(
         role="general",
-        name=name or (model.path.name if model.path else "general"),
-        revision=section.general.revision or model.revision,
-        license=section.general.license or model.license,
-        is_published=name is not None,
-        origin=_origin(model),
+        name=public_name or (other_model.path.name if other_model.path else "general"),
+        revision=section.general.revision or other_model.revision,
+        license=section.general.license or other_model.license,
+        is_published=public_name is not None,
+        origin=_origin(other_model),
     )
-    own = section.specialist
-    specialist = Parent(
+    own_section = section.specialist
+    specialist_parent = Parent(
         role="specialist",
-        name=own.name or f"{repository}-specialist",
-        revision=own.revision,
-        license=own.license or general.license,
-        is_published=own.name is not None,
+        name=own_section.name or f"{repository}-specialist",
+        revision=own_section.revision,
+        license=own_section.license or general_parent.license,
+        is_published=own_section.name is not None,
     )
     return (
-        general,
-        specialist,
+        general_parent,
+        specialist_parent,
         *(
             Parent(
-                role=name,
-                name=model.name or model.hub or name,
-                revision=model.revision,
-                license=model.license,
-                is_published=(model.name or model.hub) is not None,
-                origin=_origin(model),
+                role=public_name,
+                name=other_model.name or other_model.hub or public_name,
+                revision=other_model.revision,
+                license=other_model.license,
+                is_published=(other_model.name or other_model.hub) is not None,
+                origin=_origin(other_model),
             )
-            for name, model in recipe.models.items()
-            if name in others
+            for public_name, other_model in recipe.models.items()
+            if public_name in others
         ),
     )
 
@@ -98,14 +98,14 @@ def _origin(model: ModelSection) -> str:
     artifact = model.artifact
     if artifact is None:
         return ""
-    file = artifact.member.rsplit("/", 1)[-1]
-    return f"{file} of {artifact.package} {artifact.version} on PyPI"
+    file_name = artifact.member.rsplit("/", 1)[-1]
+    return f"{file_name} of {artifact.package} {artifact.version} on PyPI"
 
 
 def parent_section(section: PublishSection, parent: Parent) -> ParentSection:
     """What the recipe says of a parent."""
-    known = {"general": section.general, "specialist": section.specialist}
-    return known.get(parent.role, ParentSection())
+    known_sections = {"general": section.general, "specialist": section.specialist}
+    return known_sections.get(parent.role, ParentSection())
 
 
 def card_facts(
@@ -122,9 +122,9 @@ def card_facts(
         ToolkitError: the report of the merge stage is damaged, or of another version.
     """
     recipe, section = material.recipe, material.recipe.publish
-    data = _manifest(material.data)
+    data_manifest = _manifest(material.data)
     names = {parent.role: public_reference(parent.name, parent.revision) for parent in parents}
-    merge = public_merge(load_yaml(material.merged / "merge.yaml"), material.places, names)
+    merge_config = public_merge(load_yaml(material.merged / "merge.yaml"), material.places, names)
     return CardFacts(
         repository=repository,
         format=kind,
@@ -134,14 +134,14 @@ def card_facts(
         license=(section.license, section.license_name, section.license_link),
         language=section.language,
         sources=source_facts(
-            recipe.data.sources, section, data.get("results", {}).get("sources", {})
+            recipe.data.sources, section, data_manifest.get("results", {}).get("sources", {})
         ),
-        training=training_facts(data, _manifest(material.specialist)),
+        training=training_facts(data_manifest, _manifest(material.specialist)),
         results=read_results(material.merged),
-        merge_yaml=to_yaml(merge),
+        merge_yaml=to_yaml(merge_config),
         limits=section.limitations,
         merged=section.merged,
-        files=[{"file": name, **row["card"]} for name, row in figures.items()],
+        files=[{"file": file_name, **row["card"]} for file_name, row in figures.items()],
         loaded_by=opened_by(material.merged),
     )
 
