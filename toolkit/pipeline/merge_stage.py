@@ -85,8 +85,9 @@ def run_merge_stage(
 
         ledger.begin(choice.candidate.key, choice.candidate.name, again=score_test_again)
         losses = score_test_once(search, trials, choice.outcome, Scorer(bench, work / _TEST))
-        merge = write_merge(choice.candidate.config, inputs, stage)
+        merge, achieved = write_merge(choice.candidate.config, inputs, stage)
         results = collect_results(search, trials, choice, losses, ledger.count, power)
+        results = results.model_copy(update={"achieved": achieved})
         write_report(results, inputs, stage, to_yaml(merge))
         # Scores of another arithmetic, which `continue_precision` moved aside.
         leftovers = [path.name for path in work.glob("*.json.*") if path.suffix[1:] in DTYPE_NAMES]

@@ -11,7 +11,7 @@ from toolkit.report.charts import Axis, Plot
 from toolkit.report.html import Cell, PageSection, panels, paragraph, table
 from toolkit.report.table import set_rows
 from toolkit.report.verdict import MODELS, ROLES, counts_of
-from toolkit.select.results import DocumentFigures, FigureRole, MergeResults, ModelName
+from toolkit.select.results import AchievedRow, DocumentFigures, FigureRole, MergeResults, ModelName
 from toolkit.statistics.interval import Interval, decimals
 
 
@@ -33,6 +33,29 @@ class PromptAnswers(BaseModel):
             "merge": self.merge,
         }
         return answers[model]
+
+
+def achieved_section(rows: Sequence[AchievedRow]) -> PageSection:
+    """What the merge asks of each tuned model's change, and what is stored of it."""
+    cells = [
+        (
+            [
+                row.where,
+                row.model,
+                *("" if v is None else f"{v:.4f}" for v in (row.asked, row.computed, row.stored)),
+            ],
+            "chosen" if row.where == "all" else "",
+        )
+        for row in rows
+    ]
+    titles = ["", "change of", "asked", "in float32", "stored"]
+    body = table("Fraction of the change that is in the merge", titles, cells) + paragraph(
+        "The projection of merge − base on the model's own change, over all entries; of several "
+        "models, the fractions that fit together best. Methods that thin out or turn a change ask "
+        "for no fraction: there the merge in float32 says what was meant.",
+        "note",
+    )
+    return PageSection("achieved", "Asked and stored", body if rows else "")
 
 
 def models_section(results: MergeResults) -> PageSection:

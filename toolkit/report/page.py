@@ -10,6 +10,7 @@ from toolkit.report.again import Again, again_section
 from toolkit.report.html import paragraph, write_document
 from toolkit.report.measured_section import (
     PromptAnswers,
+    achieved_section,
     answers_section,
     documents_section,
     models_section,
@@ -61,6 +62,7 @@ def write_page(
         training_section(training),
         documents_section(results),
         answers_section(answers, results.chosen),
+        achieved_section(results.achieved),
         candidates_section(results),
         again_section(again, merge_yaml),
     ]

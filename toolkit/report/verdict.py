@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toolkit.machine import DTYPE_NAMES
-from toolkit.select.results import FigureRole, MergeResults, ModelName, SetResult
+from toolkit.select.results import AchievedRow, FigureRole, MergeResults, ModelName, SetResult
 from toolkit.statistics.interval import Interval
 
 MODELS: tuple[tuple[ModelName, str], ...] = (
@@ -133,11 +133,30 @@ def notes(results: MergeResults) -> list[str]:
         )
     if (line := precision_line(results)) is not None:
         lines.append(line)
+    lines += achieved_lines(results.achieved)
     if results.test_scorings > 1:
         lines.append(
             f"The test sets were scored {results.test_scorings} times; figures that were looked at "
             "before a change are no longer independent of it."
         )
+    return lines
+
+
+def achieved_lines(rows: Sequence[AchievedRow]) -> list[str]:
+    """Of whose change clearly less, or more, is stored than the merge was meant to have."""
+    lines = []
+    for row in rows:
+        if row.where == "all" and row.is_lost and row.stored is not None:
+            meant = (
+                f"asks for {row.asked:.4g}"
+                if row.asked is not None
+                else f"has {row.computed or 0.0:.4g} in float32"
+            )
+            lines.append(
+                f"Of the change of {row.model} the merge {meant}, and {row.stored:.4g} is stored: "
+                "the change is only a few steps of the stored type large, and rounding to the "
+                "nearest loses or adds a part. `search.rounding: stochastic` stores what is asked."
+            )
     return lines
 
 
