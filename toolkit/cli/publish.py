@@ -118,7 +118,12 @@ def _checked(repository: str) -> str:
 
 
 def _material(name: str, runs: Path) -> Material:
-    from toolkit.pipeline.models import ensure_cpt, ensure_data, ensure_general, ensure_models
+    from toolkit.pipeline.models import (
+        ensure_data,
+        ensure_general,
+        ensure_models,
+        ensure_specialist,
+    )
     from toolkit.pipeline.run import Run
     from toolkit.pipeline.stages import ensure_merge
     from toolkit.publish.material import Material
@@ -129,7 +134,7 @@ def _material(name: str, runs: Path) -> Material:
         recipe=run.recipe,
         root=run.root,
         general=ensure_general(run),
-        specialist=ensure_cpt(run),
+        specialist=ensure_specialist(run),
         data=ensure_data(run),
         merged=merged_model,
         others=ensure_models(run),

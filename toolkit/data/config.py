@@ -435,10 +435,6 @@ class DataSection(Section):
         roles = {source.role for source in self.sources.values()}
         if "domain" not in roles:
             raise ValueError("sources: none has role domain, so there is nothing to learn")
-        if "general" not in roles:
-            raise ValueError(
-                "sources: none has role general, so forgetting could be neither prevented nor seen"
-            )
         for number, stage in enumerate(self.stages):
             for name in stage.mixture:
                 if name not in self.sources:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from toolkit.pipeline.finished import training_remarks
 from toolkit.pipeline.merge_search import Search, hash_of_test
 from toolkit.progress import say
 from toolkit.search.run import Scorer
@@ -63,8 +64,9 @@ def choose_candidate(search: Search, trials: Sequence[Outcome], scorer: Scorer) 
         search.parts,
         search.test,
         confidence=recipe.select.confidence,
-        is_best_state=recipe.train.use == "best",
+        is_best_state=recipe.trains and recipe.train.use == "best",
     )
+    remarks += training_remarks(recipe)
     for line in remarks:
         say(f"  {line}")
     beat_sweep = sweep_verdict(decision.choice.chosen, decision.confirmations, losses)

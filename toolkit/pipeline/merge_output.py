@@ -26,7 +26,7 @@ from toolkit.report.page import write_page
 from toolkit.report.training_section import TrainingRow
 from toolkit.section import check_section
 from toolkit.select.results import REPORT, MergeResults
-from toolkit.stage import Stage, hash_file, load_json, write_json
+from toolkit.stage import MANIFEST, Stage, hash_file, load_json, write_json
 
 ANSWERS = "answers.json"
 
@@ -129,6 +129,8 @@ def write_report(results: MergeResults, inputs: MergeInputs, stage: Stage, merge
     """
     work, recipe = stage.work, inputs.recipe
     answers = _ask_models(inputs, work)
+    # Of a model that no stage of ours made a file of this name is something else.
+    is_trained_here = (inputs.specialist / MANIFEST).is_file()
     hashes = {
         **stage.inputs,
         **{path.name: hash_file(path) for path in sorted(work.glob("*.safetensors"))},
@@ -139,9 +141,9 @@ def write_report(results: MergeResults, inputs: MergeInputs, stage: Stage, merge
         results,
         work / "report.html",
         merge_yaml=merge_yaml,
-        training=read_metrics(inputs.specialist / "metrics.jsonl"),
+        training=read_metrics(inputs.specialist / "metrics.jsonl") if is_trained_here else (),
         answers=answers,
-        again=again_of(results.recipe, values, hashes),
+        again=again_of(results.recipe, values, hashes, trains=recipe.trains),
     )
 
 

@@ -242,5 +242,5 @@ def _count_items(sets: Sequence[EvaluationSet]) -> RoleCounts:
 def _training_precision(specialist: Path) -> str | None:
     if not (specialist / MANIFEST).is_file():
         return None
-    precision: str | None = read_manifest(specialist)["results"].get("precision")
-    return precision
+    precision = read_manifest(specialist)["results"].get("precision")
+    return precision if isinstance(precision, str) else None

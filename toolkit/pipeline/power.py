@@ -34,14 +34,22 @@ def run_power(run: Run) -> list[SetPower]:
     """Say what a recipe's validation sets can see: from the general model and a first merge where
     there is a specialist, else from the general model and itself rounded to four bits. Trains
     nothing."""
-    from toolkit.pipeline.models import ensure_data, ensure_general, ensure_models
+    from toolkit.pipeline.models import (
+        ensure_data,
+        ensure_general,
+        ensure_models,
+        ensure_specialist,
+    )
     from toolkit.pipeline.stages import merge_stage
 
     general, data = ensure_general(run), ensure_data(run)
-    use = run.recipe.train.use
-    specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
-    if not (specialist / "manifest.json").is_file():
-        return _power_of_general(run, general, data)
+    if run.recipe.trains:
+        use = run.recipe.train.use
+        specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
+        if not (specialist / "manifest.json").is_file():
+            return _power_of_general(run, general, data)
+    else:
+        specialist = ensure_specialist(run)
     inputs = MergeInputs(run.name, run.recipe, general, specialist, data, ensure_models(run))
     search = prepare_search(inputs, stage := merge_stage(run, inputs))
     return say_power(search, search.bench(cache=cache_file(stage)))

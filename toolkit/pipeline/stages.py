@@ -16,6 +16,7 @@ from pathlib import Path
 from toolkit.errors import ConfigError
 from toolkit.evaluate.config import identity_of_evaluation
 from toolkit.machine import check_cache
+from toolkit.pipeline.finished import refuse_unfit
 from toolkit.pipeline.merge_inputs import MergeInputs
 from toolkit.pipeline.model_hashes import fingerprint
 from toolkit.pipeline.models import ensure_data, ensure_general, ensure_models, ensure_specialist
@@ -52,8 +53,11 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     from toolkit.pipeline.set_power import say_expected
 
     check_cache()  # answers are kept there
-    general, data = ensure_general(run), ensure_data(run)
-    is_trained = cpt_stage(run, general, data).is_complete()
+    general = ensure_general(run)
+    if not run.recipe.trains:  # known before documents are read
+        refuse_unfit(run, general, {"specialist": ensure_specialist(run)})
+    data = ensure_data(run)
+    is_trained = not run.recipe.trains or cpt_stage(run, general, data).is_complete()
     refuse_unless_live(general, not is_trained)
     say_expected(run, data, general, is_trained=is_trained)
     specialist = ensure_specialist(run)
@@ -93,7 +97,7 @@ def merge_stage(run: Run, inputs: MergeInputs) -> Stage:
         },
         {
             "general": fingerprint(inputs.general),
-            "specialist": content_hash(inputs.specialist),
+            "specialist": fingerprint(inputs.specialist),
             "data": content_hash(inputs.data),
             "merges": hash_json(texts),
             **_prompt_hashes(recipe.evaluate.retention.files),
@@ -125,9 +129,13 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     )
 
     recipe, data = run.recipe, run.root / "data"
-    use = recipe.train.use
-    specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
-    made = [data, specialist]
+    made = [data]
+    if (named := recipe.specialist) is None:
+        use = recipe.train.use
+        specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
+        made.append(specialist)
+    elif named.adapter is not None or named.artifact is not None:
+        made.append(run.root / "specialist")
     if recipe.tokenizer is not None:
         made.append(run.root / "general-extended")
     elif any((recipe.model.artifact, recipe.model.moe, recipe.model.scratch)):
@@ -140,6 +148,8 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     for folder in made:
         read_manifest(folder)  # a worker runs no stage itself
     general = ensure_general(run)
+    if not recipe.trains:
+        specialist = ensure_specialist(run)
     inputs = MergeInputs(run.name, recipe, general, specialist, data, ensure_models(run))
     stage = merge_stage(run, inputs)
     if stage.is_complete():

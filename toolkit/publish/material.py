@@ -14,7 +14,7 @@ from toolkit.publish.config import Format, ParentSection, PublishSection
 from toolkit.publish.licenses import Parent, merged_license
 from toolkit.publish.public import parents_of, public_merge, public_reference, to_yaml
 from toolkit.publish.settings import source_facts, training_facts
-from toolkit.recipe.model import ModelSection
+from toolkit.recipe.model import ModelSection, SpecialistSection
 from toolkit.recipe.schema import Recipe
 from toolkit.select.results import read_results
 from toolkit.stage import MANIFEST, read_manifest
@@ -28,7 +28,7 @@ class Material:
         recipe: whose merge it is.
         root: folder of the run.
         general: folder of the general model.
-        specialist: folder of the cpt stage.
+        specialist: folder of the specialist.
         data: folder of the data stage.
         merged: folder of the merge stage.
         others: folders of the recipe's further models, by name.
@@ -75,6 +75,8 @@ def find_parents(
         license=own.license or general.license,
         is_published=own.name is not None,
     )
+    if recipe.specialist is not None:
+        specialist = _finished_parent(recipe.specialist, own, repository, general)
     return (
         general,
         specialist,
@@ -90,6 +92,33 @@ def find_parents(
             for name, model in recipe.models.items()
             if name in others
         ),
+    )
+
+
+def _finished_parent(
+    section: SpecialistSection, own: ParentSection, repository: str, general: Parent
+) -> Parent:
+    """A specialist that the recipe names: its terms are its own, and are not guessed."""
+    name = own.name or section.name or section.hub
+    origin = ""
+    if section.adapter is not None:
+        at = public_reference(section.adapter, section.revision)
+        at = "an adapter" if Path(section.adapter).exists() else at
+        times = "" if section.strength == 1.0 else f", {section.strength:g} times"
+        origin = f"{general.name} with {at} merged into it{times}"
+    elif section.run is not None:
+        origin = f"trained by the recipe {Path(section.run).name}"
+    elif section.artifact is not None:
+        origin = _origin(section.as_model())
+    own_license = own.license or section.license
+    return Parent(
+        role="specialist",
+        name=name or f"{repository}-specialist",
+        revision=own.revision or (section.revision if section.hub is not None else None),
+        # What a recipe of ours trained is under the general model's terms.
+        license=own_license or (general.license if section.run is not None else None),
+        is_published=name is not None,
+        origin=origin,
     )
 
 
@@ -136,14 +165,22 @@ def card_facts(
         sources=source_facts(
             recipe.data.sources, section, data.get("results", {}).get("sources", {})
         ),
-        training=training_facts(data, _manifest(material.specialist)),
+        training=training_facts(data, _training_manifest(material)) if recipe.trains else {},
         results=read_results(material.merged),
         merge_yaml=to_yaml(merge),
         limits=section.limitations,
         merged=section.merged,
         files=[{"file": name, **row["card"]} for name, row in figures.items()],
         loaded_by=opened_by(material.merged),
+        trains=recipe.trains,
     )
+
+
+def _training_manifest(material: Material) -> dict[str, Any]:
+    """Of the stage that trained: a mean of its states has no settings of training itself."""
+    manifest = _manifest(material.specialist)
+    is_trained = "train" in manifest.get("config", {})
+    return manifest if is_trained else _manifest(material.root / "cpt")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

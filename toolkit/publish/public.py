@@ -93,8 +93,9 @@ def public_recipe(
 ) -> dict[str, Any]:
     """The recipe as others may have it.
 
-    A local general model becomes its public name. The files of a source that has a public name
-    become that name; other paths stay, and absolute ones are what the check for leaks refuses.
+    A local general model becomes its public name, a local specialist the name of its folder. The
+    files of a source that has a public name become that name; other paths stay, and absolute ones
+    are what the check for leaks refuses.
 
     Args:
         recipe: plain values that its author set.
@@ -109,6 +110,10 @@ def public_recipe(
         model["hub"] = general
         if revision is not None:
             model["revision"] = revision
+    specialist = plain.get("specialist") or {}
+    for key in ("path", "adapter"):
+        if key in specialist and Path(str(specialist[key])).exists():
+            specialist[key] = PurePosixPath(specialist[key]).name
     for name, source in plain["data"]["sources"].items():
         known = section.sources.get(name)
         if known is not None and known.dataset is not None and "files" in source:

@@ -36,11 +36,16 @@ def _faults(recipe: Recipe) -> Iterator[Fault]:
     yield from _experts("model.moe", recipe.model)
     for name, model in recipe.models.items():
         yield from _experts(f"models.{name}.moe", model)
-    yield from _amounts("data", recipe.data)
-    yield from _stage_names("", recipe.data, recipe.train)
-    yield from _positions("", recipe.data, recipe.train, limit)
+    if recipe.trains:
+        yield from _roles("data", recipe.data)
+        yield from _amounts("data", recipe.data)
+        yield from _stage_names("", recipe.data, recipe.train)
+        yield from _positions("", recipe.data, recipe.train, limit)
+    else:
+        yield from _finished(recipe)
     if recipe.sft is not None:
         sft = recipe.sft
+        yield from _roles("sft.data", sft.data)
         yield from _amounts("sft.data", sft.data)
         yield from _stage_names("sft.", sft.data, sft.train)
         if limit is not None and sft.start != "general":
@@ -49,6 +54,39 @@ def _faults(recipe: Recipe) -> Iterator[Fault]:
     yield from _models(recipe)
     if recipe.model.path is not None:
         yield from token_faults(recipe, recipe.model.path)
+
+
+def _roles(prefix: str, section: DataSection) -> Iterator[Fault]:
+    if all(source.role != "general" for source in section.sources.values()):
+        yield Fault(
+            f"{prefix}.sources",
+            "none has role general, so forgetting could be neither prevented nor seen",
+        )
+
+
+def _finished(recipe: Recipe) -> Iterator[Fault]:
+    """What has no effect, or is missing, where the recipe names a finished specialist."""
+    advice = "leave it out (in a variant, null takes away what stands outside)"
+    if "train" in recipe.model_fields_set:
+        yield Fault("train", "has no effect beside specialist, which is trained already", advice)
+    if recipe.tokenizer is not None:
+        yield Fault(
+            "tokenizer", "adds tokens to be trained, and the specialist is trained already", advice
+        )
+    if recipe.data.stages:
+        yield Fault("data.stages", "has no effect where nothing is trained", advice)
+    evaluate = recipe.evaluate
+    answers = evaluate.retention
+    roles: set[str] = {source.role for source in recipe.data.sources.values()}
+    roles |= {choices.role for choices in evaluate.multiple_choice}
+    roles |= {task.role for task in evaluate.tasks}
+    roles |= {answers.loss_role, answers.kl_role} if answers.num_prompts else set()
+    if "general" not in roles:
+        yield Fault(
+            "data.sources",
+            "none has role general, nor has any other set, so forgetting could not be seen",
+            "add a general source, or turn evaluate.retention on",
+        )
 
 
 def _amounts(prefix: str, section: DataSection) -> Iterator[Fault]:

@@ -180,7 +180,9 @@ def overlay(values: PlainValues, layer: PlainValues, path: tuple[str, ...] = ())
     result = dict(values)
     for key, value in layer.items():
         here = (*path, str(key))
-        is_whole = here == ("model",) or (path and path[-1] in {"sources", "models"})
+        is_whole = here in {("model",), ("specialist",)} or (
+            path and path[-1] in {"sources", "models"}
+        )
         if value is None and key in result:
             del result[key]
         elif isinstance(value, dict) and isinstance(result.get(key), dict) and not is_whole:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -10,7 +10,7 @@ from typing_extensions import Self
 from toolkit.data.config import DataSection
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.publish.config import PublishSection
-from toolkit.recipe.model import ModelSection
+from toolkit.recipe.model import ModelSection, SpecialistSection
 from toolkit.search.config import SearchSection
 from toolkit.section import Section
 from toolkit.select.config import SelectSection
@@ -32,6 +32,10 @@ class Recipe(Section):
     """Further models that merges may name beside `general` and `specialist`, such as the
     pre-trained model under an instruct one."""
 
+    specialist: SpecialistSection | None = None
+    """A finished specialist to choose a merge of. Nothing is trained then: `train` is left out, and
+    `data` makes evaluation sets only."""
+
     tokenizer: TokenizerSection | None = None
     """New tokens for the domain, before anything else."""
 
@@ -46,6 +50,30 @@ class Recipe(Section):
     publish: PublishSection = PublishSection()
     study: StudySection | None = None
     """Published claims, and what of them this recipe measures: `toolkit study run`."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether the specialist is trained here, and not named."""
+        return self.specialist is None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_for_evaluation(cls, values: Any) -> Any:
+        """Where nothing is trained, sources that say nothing else are halves of two sets."""
+        if not isinstance(values, dict) or not values.get("specialist"):
+            return values
+        data = values.get("data")
+        sources = data.get("sources") if isinstance(data, dict) else None
+        if not isinstance(data, dict) or not isinstance(sources, dict):
+            return values
+        halves = {"split": {"validation": {"fraction": 0.5}, "test": {"fraction": 0.5}}}
+        split_sources = {
+            name: {**source, **halves}
+            if isinstance(source, dict) and source.get("split") is None
+            else source
+            for name, source in sources.items()
+        }
+        return {**values, "data": {**data, "sources": split_sources}}
 
     @model_validator(mode="after")
     def _known_sources(self) -> Self:

@@ -63,11 +63,7 @@ def check_merge(
     models = Models(folders)
     survey, missing = survey_models(config, data, models)
     findings += missing
-    findings += check_adapters(survey)
-    findings += check_configs(survey)
-    findings += check_tensors(survey)
-    findings += check_tokens(survey)
-    findings += check_samples(survey)
+    findings += _compare(survey)
     faults, method = _check_method(data, survey)
     findings += faults
     if config is not None and len(survey.models) == len(survey.names):
@@ -77,6 +73,20 @@ def check_merge(
         if is_plannable:
             findings += _check_plan(config, seen, models, findings, out)
     return in_order(findings)
+
+
+def compare_models(config: MergeConfig, models: Models) -> list[Finding]:
+    """Find what keeps the models of a configuration from being merged, whatever the method."""
+    survey, missing = survey_models(config, {}, models)
+    return in_order([*missing, *_compare(survey)])
+
+
+def _compare(survey: Survey) -> Iterator[Finding]:
+    yield from check_adapters(survey)
+    yield from check_configs(survey)
+    yield from check_tensors(survey)
+    yield from check_tokens(survey)
+    yield from check_samples(survey)
 
 
 def _check_method(data: JsonView, survey: Survey) -> tuple[list[Finding], Method | None]:
