@@ -96,6 +96,28 @@ def test_when_nothing_qualifies_the_general_model_is_kept(project: Path):
     assert all((merged[name] == general[name]).all() for name in merged)
 
 
+def test_without_general_text_the_models_own_answers_decide(project: Path):
+    values = recipe()
+    del values["data"]["sources"]["web"]
+    values["data"]["replay_fraction"] = 0
+    values["evaluate"]["retention"] = {"num_prompts": 8, "loss_tolerance": 9.0}
+    values["search"] = {"num_trials": 10}
+    write(project, values)
+    done = toolkit(project, "merge", "choose", "tiny.yaml")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((project / "runs/tiny/merge/report.json").read_text())
+    assert [row["name"] for row in results["sets"] if row["role"] == "general"] == ["retention"]
+    assert (project / "runs/tiny/merge/report.html").is_file()
+    assert {"domain_bits_per_byte"} == {
+        key
+        for line in (project / "runs/tiny/cpt/metrics.jsonl").read_text().splitlines()
+        for key in json.loads(line)
+        if key.endswith("bits_per_byte")
+    }
+    planned = toolkit(project, "plan", "tiny.yaml", "--no-measure")
+    assert planned.returncode == 0, planned.stderr
+
+
 @pytest.mark.parametrize("stage", ["cpt", "merge"])
 def test_a_killed_stage_continues(project: Path, stage: str):
     """kill -9 as soon as the stage has begun; the next call finishes to the same bits."""

@@ -10,10 +10,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PLACES = {
+    "InitRequest": "toolkit.plan.new_recipe:InitRequest",
     "MergeResults": "toolkit.select.results:MergeResults",
     "Run": "toolkit.pipeline.run:Run",
     "ToolkitError": "toolkit.errors:ToolkitError",
     "choose_merge": "toolkit.pipeline.stages:choose_merge",
+    "init_recipe": "toolkit.plan.new_recipe:init_recipe",
     "load_merge_config": "toolkit.merge.config:load_merge_config",
     "load_recipe": "toolkit.recipe.load:load_recipe",
     "prepare_data": "toolkit.pipeline.models:ensure_data",
@@ -25,11 +27,13 @@ _PLACES = {
 """Each public name, and the file and name that it stands for; `__init__.pyi` says it to types."""
 
 __all__ = [
+    "InitRequest",
     "MergeResults",
     "Run",
     "ToolkitError",
     "__version__",
     "choose_merge",
+    "init_recipe",
     "load_merge_config",
     "load_recipe",
     "prepare_data",

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from tests.helpers.merge_candidates import assert_same_bytes
 from tests.helpers.outcomes import MERGE_YAML, make_results, make_training, make_values
 from toolkit.errors import ToolkitError
 from toolkit.merge.config import parse_merge_config
@@ -23,6 +26,8 @@ from toolkit.pipeline.merge_output import (
     write_report,
 )
 from toolkit.recipe.schema import Recipe
+from toolkit.search.candidate_scorer import Bench
+from toolkit.search.space import sweep_point
 from toolkit.stage import Stage, hash_file
 
 QUESTION = "What is <debt>?"
@@ -176,3 +181,24 @@ def test_a_merge_of_models_elsewhere_is_written_without_their_places(
     assert (tmp_path / "work/model.safetensors").is_file()
     for path in (tmp_path / "work").glob("*.json"):
         assert str(tmp_path) not in path.read_text()
+
+
+def test_a_candidate_is_scored_as_it_will_be_stored(two_models: tuple[Path, Path], tmp_path: Path):
+    folders = dict(zip(("general", "specialist"), two_models, strict=True))
+    names = references(folders, Path("runs"))
+    loaded = AutoModelForCausalLM.from_pretrained(two_models[0], dtype=torch.bfloat16)
+    found = {}
+    for rounding in ("nearest", "stochastic"):
+        candidate = sweep_point(0.3, rounding).config
+        bench = Bench(folders, loaded, seed=7)
+        bench.apply(candidate)
+        work = tmp_path / rounding
+        work.mkdir()
+        config = named(candidate, names, torch.bfloat16)
+        write_model(config, {names[n]: folder for n, folder in folders.items()}, work, 7)
+        found[rounding] = load_file(work / "model.safetensors")
+        assert_same_bytes(loaded, found[rounding])
+    first, second = found.values()
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert "rounding: stochastic" in (tmp_path / "stochastic/merge.yaml").read_text()
+    assert "rounding" not in (tmp_path / "nearest/merge.yaml").read_text()

@@ -160,7 +160,7 @@ def test_from_recipe_to_a_model_that_others_load(
         (("--repo", "tiny"), "must be org/name"),
         (("--repo", "a b/c"), "--repo a b/c"),
         (("--repo", REPO, "--format", "gguff"), "did you mean gguf"),
-        (("--repo", REPO, "--to", "here"), "no address of a store"),
+        (("--repo", REPO, "--to", "/dev/null"), "is a file"),
         (("--repo", REPO, "--accept", "x=y"), "there is no check 'x'"),
         (("--repo", REPO, "--to", "file:///x", "--pr"), "belong to the hub"),
     ],

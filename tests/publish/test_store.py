@@ -14,10 +14,10 @@ from urllib.request import urlopen
 import fsspec
 import pytest
 
-from toolkit.errors import PublishError
+from toolkit.errors import ConfigError, PublishError
 from toolkit.publish import store as module
 from toolkit.publish.bundle import SUMS, write_sums
-from toolkit.publish.store import open_store, upload_to_store
+from toolkit.publish.store import open_store, store_address, upload_to_store
 from toolkit.publish.verify import verify_files
 
 SERVER = """
@@ -196,3 +196,20 @@ def test_places_that_are_none(
         upload_to_store(bundle, address)
     assert len(str(caught.value).splitlines()) == 1
     assert "s" * 20 not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["plain", "with space", "50%20off", "a#b?c=d", "größe"])
+def test_a_folder_is_a_store(name: str, tmp_path: Path, bundle: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    upload_to_store(bundle, store_address(name))
+    assert not verify_files(name).faults
+    assert {path.name for path in (tmp_path / name).iterdir()} == {
+        path.name for path in bundle.iterdir()
+    }
+
+
+def test_a_file_is_no_store(tmp_path: Path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ConfigError, match=r"taken: is a file; name a folder"):
+        store_address(str(tmp_path / "taken"))
+    assert store_address("s3://bucket/x") == "s3://bucket/x"

@@ -77,6 +77,20 @@ def test_replay_that_runs_out(tmp_path: Path):
     assert line.startswith("data.replay_fraction: 0.4 of the training tokens needs 667 tokens")
 
 
+def test_without_general_text_nothing_is_replayed_and_something_is_watched(tmp_path: Path):
+    values = recipe()
+    del values["data"]["sources"]["web"]
+    (line,) = faults(tmp_path, values)
+    assert line.startswith("data.replay_fraction: no source has role general, so there is nothing")
+    values["data"]["replay_fraction"] = 0
+    assert faults(tmp_path, values) == []
+    values["evaluate"] = {"retention": {"num_prompts": 0}}
+    values["train"] = {"forgetting_monitor": {"action": "stop"}}
+    nothing_general, nothing_to_monitor = faults(tmp_path, values)
+    assert nothing_general.startswith("evaluate.retention: no set has the role general")
+    assert nothing_to_monitor.startswith("train.forgetting_monitor.action: stop acts on a loss on")
+
+
 def test_blocks_beyond_the_positions(tmp_path: Path):
     long = stage("long", 100, sequence_length=16384)
     values = recipe(stages=[stage("a", 100), long], sequence_length=8192)

@@ -179,3 +179,16 @@ def test_an_unknown_file_gets_a_suggestion(tmp_path: Path):
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(given))
     with pytest.raises(ConfigError, match="names the model 'other'"):
         load_spaces(("m",), [tmp_path])
+
+
+def test_the_recipe_s_rounding_is_that_of_every_merge_that_has_none():
+    (linear,) = load_spaces(("linear",), [MERGES], rounding="stochastic")
+    found, plain = linear.candidate({"alpha": 0.6}), sweep_point(0.6, "stochastic")
+    assert found.config.rounding == plain.config.rounding == "stochastic"
+    assert found.key == plain.key != sweep_point(0.6).key
+    own = read_space(
+        "m", {**merge({"search": [0, 1]}), "rounding": "nearest"}, "m.yaml", (), "stochastic"
+    )
+    assert own.candidate({"alpha": 0.6, "weight": 0.6}).config.rounding == "nearest"
+    # Keys and caches from before there was the word hold.
+    assert "rounding" not in sweep_point(0.6).config.model_dump(mode="json")

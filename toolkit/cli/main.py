@@ -12,6 +12,7 @@ import typer
 from toolkit.cli import adapter, merge, publish, study, train
 from toolkit.cli.evaluate import evaluate
 from toolkit.cli.generate import chat, generate
+from toolkit.cli.init import init
 from toolkit.cli.machine import machine
 from toolkit.cli.mixture import fit_app
 from toolkit.cli.plan import plan, power
@@ -36,7 +37,8 @@ for name, group in {
     "checkpoint": train.checkpoint_app,
 }.items():
     app.add_typer(group, name=name)
-for command in (generate, chat, evaluate, train.infilling, plan, power, train.repeat, machine):
+commands = (init, plan, power, generate, chat, evaluate, train.infilling, train.repeat, machine)
+for command in commands:
     app.command("eval" if command is evaluate else None)(command)
 
 

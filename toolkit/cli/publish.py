@@ -28,7 +28,7 @@ def run(
     repo: Repository,
     to: Annotated[
         str | None,
-        typer.Option(help="A folder or object store, file:///… or s3://…; else the hub."),
+        typer.Option(help="A folder or an object store such as s3://…; else the hub."),
     ] = None,
     kind: Kind = "safetensors",
     runs: Runs = Path("runs"),
@@ -43,10 +43,9 @@ def run(
     from toolkit.publish.checks import parse_accepted
     from toolkit.publish.hub import HubTarget
     from toolkit.publish.stage import run_publish
-    from toolkit.publish.store import is_store
+    from toolkit.publish.store import store_address
 
-    if to is not None and not is_store(to):
-        raise ConfigError(f"--to {to}: is no address of a store, such as file:///srv/models/x.")
+    to = None if to is None else store_address(to)
     if to is not None and (public or pr or tag):
         raise ConfigError("--public, --pr and --tag belong to the hub, not to --to.")
     accepted_checks = parse_accepted(accept or ())

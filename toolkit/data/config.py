@@ -14,6 +14,7 @@ from toolkit.errors import ConfigError
 from toolkit.section import Fraction, Length, PositiveInt, Section, at_most
 
 Role = Literal["domain", "general"]
+ROLES: tuple[Role, ...] = ("domain", "general")
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
@@ -430,10 +431,15 @@ class DataSection(Section):
     """Cut validation and test documents to this length, so that many fit into `max_tokens`:
     intervals shrink with the number of documents, not of tokens."""
 
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """Roles that its sources have, `domain` first."""
+        roles = {source.role for source in self.sources.values()}
+        return tuple(role for role in ROLES if role in roles)
+
     @model_validator(mode="after")
     def _roles(self) -> Self:
-        roles = {source.role for source in self.sources.values()}
-        if "domain" not in roles:
+        if "domain" not in self.roles:
             raise ValueError("sources: none has role domain, so there is nothing to learn")
         for number, stage in enumerate(self.stages):
             for name in stage.mixture:

@@ -364,15 +364,12 @@ def _refuse_empty(
         DataError: there is nothing to train on, or nothing of a role to evaluate on.
     """
     sizes: dict[str, int] = {}
-    roles: set[str] = {"domain", "general"}
     if tables is not None:
         sizes["training documents of the domain"] = sum(
             len(tables[name].index) for name, s in section.sources.items() if s.role == "domain"
         )
-    else:  # general sets may then come from elsewhere than from documents
-        roles = {source.role for source in section.sources.values()}
     for split, items in evaluation.items():
-        for role in sorted(roles):
+        for role in section.roles:
             sizes[f"{split} documents of role {role}"] = sum(item.role == role for item in items)
     missing = [name for name, size in sizes.items() if size == 0]
     if missing:

@@ -6,6 +6,9 @@ Deliberate deviations from mergekit 0.1.5, each held by a test in `tests/merge/`
   them. Parameters of other methods, `name` and `random_seed` are passed over with a warning.
 - Arithmetic is float32 whatever `dtype` says, and the result is cast once; mergekit 0.1.5 does so
   for linear and slerp, and computes other methods in `dtype`.
+- `rounding: stochastic` rounds the result to one of its two neighbors in the 16-bit type, so that
+  the mean of what is stored is what was computed; mergekit does not know the key. Without it, and
+  with `nearest`, the bytes are those of rounding to the nearest, as mergekit's.
 - Random masks are seeded by (seed, tensor name, number of the model); mergekit's depend on the
   order of visiting.
 - Models are taken in file order, and the first is the leading one where there is no base model.

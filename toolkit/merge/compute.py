@@ -23,6 +23,7 @@ from toolkit.merge.kernels.rows import RowReader
 from toolkit.merge.kernels.sizes import NON_FINITE
 from toolkit.merge.kernels.workers import WorkerThreads
 from toolkit.merge.registry import Method, ParameterValues
+from toolkit.merge.rounding import StochasticRounding, TensorRounding
 from toolkit.merge.task import TensorTask
 from toolkit.merge.torch_engine import merge_by_definition
 
@@ -88,6 +89,7 @@ class ComputeSettings:
         allow_non_finite: merge inputs with NaN or infinity, by the definition.
         refuse_overflow: refuse results that do not fit into the type written where the inputs are
             finite, in place of infinities.
+        rounding: how float32 becomes a 16-bit type; None rounds to the nearest.
     """
 
     seed: int
@@ -95,6 +97,11 @@ class ComputeSettings:
     device: str = "cpu"
     allow_non_finite: bool = False
     refuse_overflow: bool = False
+    rounding: StochasticRounding | None = None
+
+    def rounding_of(self, task: TensorTask, dtype: str) -> TensorRounding | None:
+        """The rounding of a tensor written in a type; None where it is to the nearest."""
+        return None if self.rounding is None else self.rounding.of_tensor(task.name, dtype)
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,8 @@ def run_task(
             rows, task.shape, task.parameters, settings.workers, kept, settings.seed, task.name
         )
         try:
-            _run_kernel(kernel, job, destination, settings.refuse_overflow)
+            rounding = settings.rounding_of(task, destination.dtype)
+            _run_kernel(kernel, job, destination, settings.refuse_overflow, rounding)
             return
         except FloatingPointError:
             raise _overflowed(task, destination.dtype) from None
@@ -171,9 +179,13 @@ def _run_definition(
     import torch
 
     dtype: torch.dtype = getattr(torch, TORCH_NAMES[destination.dtype])
+    rounding = settings.rounding_of(task, destination.dtype)
     looks_for_overflow = settings.refuse_overflow and not settings.allow_non_finite
 
     def put_finite(start: int, data: memoryview) -> None:
+        if data.nbytes and rounding is not None:
+            rounded: Any = rounding(np.frombuffer(data, np.float32), start)
+            data = memoryview(rounded)
         if data.nbytes and looks_for_overflow:
             block = torch.frombuffer(data, dtype=dtype)
             if block.is_floating_point() and not is_finite(block):
@@ -187,13 +199,19 @@ def _run_definition(
         base,
         put_finite,
         seed=settings.seed,
-        dtype=dtype,
+        dtype=dtype if rounding is None else torch.float32,
         device=settings.device,
         workers=settings.workers,
     )
 
 
-def _run_kernel(kernel: Kernel, job: Job, destination: Destination, refuse_overflow: bool) -> None:
+def _run_kernel(
+    kernel: Kernel,
+    job: Job,
+    destination: Destination,
+    refuse_overflow: bool,
+    rounding: TensorRounding | None,
+) -> None:
     prepared = kernel.prepare(job)
     kind, target = _OUT[destination.dtype], destination.target
     # Looking a block over for infinities costs a pass. A kernel tells the bits of the largest input
@@ -203,15 +221,21 @@ def _run_kernel(kernel: Kernel, job: Job, destination: Destination, refuse_overf
     def merge(start: int, stop: int) -> int:
         rows = job.read(start, stop)
         block: Any = np.empty(stop - start, kind) if target is None else target[start:stop]
-        if kind is np.float16:  # kernels write none; from float32 it is still one cast
+        least_wild = last_tame
+        if rounding is not None or kind is np.float16:
+            # Kernels write neither; from float32 it is still one cast.
             single = np.empty(stop - start, np.float32)
             largest_bits = kernel.apply(rows, prepared, start, single)
-            with np.errstate(over="raise" if refuse_overflow else "ignore"):
-                block[:] = single
+            if rounding is not None:
+                block.view(np.uint16)[:] = rounding(single, start)
+                least_wild = 0 if kind is np.float16 else last_tame
+            else:
+                with np.errstate(over="raise" if refuse_overflow else "ignore"):
+                    block[:] = single
         else:
             largest_bits = kernel.apply(rows, prepared, start, block)
         # Infinite inputs are named below, by the caller; here only finite ones are to blame.
-        if refuse_overflow and last_tame <= largest_bits < NON_FINITE and not _is_finite(block):
+        if refuse_overflow and least_wild <= largest_bits < NON_FINITE and not _is_finite(block):
             raise FloatingPointError
         if target is None:
             destination.put(start, memoryview(block))

@@ -11,7 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from typing_extensions import Self
 
 from toolkit.errors import ConfigError, warn
@@ -94,6 +100,9 @@ DtypeName = Annotated[
     Literal["float32", "float16", "bfloat16", "float64"],
     BeforeValidator(lambda name: name.removeprefix("torch.") if isinstance(name, str) else name),
 ]
+
+
+Rounding = Literal["nearest", "stochastic"]
 
 
 def _check_range(value: object) -> object:
@@ -216,6 +225,11 @@ class MergeConfig(Section):
     unless `out_dtype` says another."""
 
     out_dtype: DtypeName | None = None
+    rounding: Rounding | None = None
+    """How float32 becomes a 16-bit type: to the `nearest` number, as everywhere, or to one of the
+    two neighbors at random (`stochastic`), so that what is asked is stored on average. mergekit
+    does not know the key; without it the bytes are mergekit's."""
+
     tokenizer_source: VocabularySource | None = None
     tokenizer: MergeTokenizerSection | None = None
     chat_template: str | None = None
@@ -232,6 +246,13 @@ class MergeConfig(Section):
         if self.tokenizer_source is not None and self.tokenizer is not None:
             raise ValueError("give tokenizer_source or tokenizer, not both")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unsaid_rounding(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.rounding is None:  # so that hashes of merges from before there was the key hold
+            values.pop("rounding", None)
+        return values
 
     def model_names(self) -> list[str]:
         """Every model that is named, in file order, the base model last where only named there."""

@@ -180,7 +180,7 @@ def run_merge_graph(graph: MergeGraph, out: Path, **settings: Any) -> MergePlan:
             assert step.name is not None  # noqa: S101  (only the last has none)
             target = scratch / str(place)
             say(f"{step.name} ({place + 1} of {len(graph.steps)})")
-            run_merge(step.config, target, folders=dict(made), **settings)
+            run_merge(step.config, target, folders=dict(made), step=step.name, **settings)
             made[step.name] = target
             later = frozenset[str]().union(*(s.needs for s in graph.steps[place + 1 :]))
             for name in [name for name in made if name not in later]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,6 +27,7 @@ from toolkit.merge.config import MergeConfig
 from toolkit.merge.kernels.job import JobMemory
 from toolkit.merge.kernels.workers import WorkerThreads
 from toolkit.merge.plan import plan_merge
+from toolkit.merge.rounding import StochasticRounding
 from toolkit.merge.thresholds import with_thresholds
 
 __all__ = ["LiveMerge", "parameters_by_name"]
@@ -78,6 +80,9 @@ class LiveMerge:
         tasks = [task for task in plan.tasks if task.name not in passed_over]
         if lacking := [task.name for task in tasks if task.name not in targets]:
             raise MergeError(f"{lacking[0]}: the loaded model has no such tensor to merge into.")
+        is_random = config.rounding == "stochastic"
+        rounding = StochasticRounding(self._settings.seed) if is_random else None
+        settings = replace(self._settings, rounding=rounding)
         flats = [targets[task.name].detach().view(-1) for task in tasks]
 
         def merge(index: int) -> None:
@@ -89,7 +94,7 @@ class LiveMerge:
 
             destination = Destination(dtype_name(flat.dtype), put, _array(flat))
             memory = self._memory.setdefault((task.sources, task.base), {})
-            run_task(plan.method, task, self._models, destination, self._settings, memory)
+            run_task(plan.method, task, self._models, destination, settings, memory)
 
         self._workers.tensors([flat.numel() for flat in flats], merge)
         stored.finish()

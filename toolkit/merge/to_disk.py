@@ -32,6 +32,7 @@ from toolkit.merge.oddities import oddities
 from toolkit.merge.output import merged_config, out_dtype
 from toolkit.merge.plan import MergePlan, plan_merge
 from toolkit.merge.registry import all_methods
+from toolkit.merge.rounding import StochasticRounding, warn_of_no_effect
 from toolkit.merge.task import TensorTask
 from toolkit.merge.thresholds import with_thresholds
 from toolkit.merge.vocab.tokenizer import check_tokenizer, tokenizer_source, write_tokenizer
@@ -49,6 +50,7 @@ def run_merge(
     truncate_embeddings: bool = False,
     device: str = "cpu",
     num_threads: int | None = None,
+    step: str = "",
     advance: Callable[[float, str], None] | None = None,
 ) -> MergePlan:
     """Merge models on disk into a new folder.
@@ -63,6 +65,7 @@ def run_merge(
         truncate_embeddings: cut embeddings to the rows of the shortest; see `vocabulary`.
         device: where the torch definitions compute; on the CPU kernels take their place.
         num_threads: of the kernels; all cores by default. No result depends on it.
+        step: name of an intermediate merge, for draws of its own in stochastic rounding.
         advance: told how many bytes are written.
 
     Returns:
@@ -78,11 +81,21 @@ def run_merge(
     if config.merge_method not in all_methods() and _is_mergekit_s(config.merge_method):
         from toolkit.merge.fallback import merge_by_mergekit
 
+        if config.rounding == "stochastic":
+            raise MergeError(
+                f"rounding: {config.merge_method} is merged by mergekit's own engine, which rounds "
+                "to the nearest; leave the key out."
+            )
         with appearing(out) as work:
             return merge_by_mergekit(config, models, work, seed=seed, shard_bytes=shard_bytes)
     prepared = _prepare(config, models, truncate_embeddings=truncate_embeddings)
     settings = ComputeSettings(
-        seed, WorkerThreads(num_threads), device, allow_non_finite, refuse_overflow=True
+        seed,
+        WorkerThreads(num_threads),
+        device,
+        allow_non_finite,
+        refuse_overflow=True,
+        rounding=StochasticRounding(seed, step) if config.rounding == "stochastic" else None,
     )
     with appearing(out) as work:
         _write_tensors(prepared, work, shard_bytes, settings, advance)
@@ -131,6 +144,8 @@ def _prepare(config: MergeConfig, models: Models, *, truncate_embeddings: bool) 
         plan, models, vocabulary = plan_with_vocabulary(config, models)
         united_tokenizer = vocabulary.tokenizer if vocabulary is not None else None
     dtypes = {task.name: out_dtype(config, task, models) for task in plan.tasks}
+    if config.rounding == "stochastic":
+        warn_of_no_effect({dtypes[task.name] for task in plan.tasks if not task.is_copied})
     model_values = merged_config(config, plan, models, dtypes)
     shapes = {task.name: task.shape for task in plan.tasks}
     refuse_unloadable_merge(model_values, shapes, models_on_disk, config.model_names())

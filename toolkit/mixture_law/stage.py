@@ -69,8 +69,13 @@ def check_request(request: MixtureRequest, recipe: Recipe) -> None:
     """Refuse runs that could not be made, before anything is fetched.
 
     Raises:
-        ConfigError: a share is out of range or there twice, or the tokens are too few.
+        ConfigError: a share is out of range or there twice, the tokens are too few, or there is no
+            general text.
     """
+    if "general" not in recipe.data.roles:
+        raise ConfigError(
+            "data.sources: none has role general, and the law is about shares of it; give one."
+        )
     for share in request.shares:
         if not 0.0 <= share <= 1.0:
             raise ConfigError(f"--shares: {share:g} is no share; give numbers from 0 to 1.")

@@ -55,7 +55,11 @@ def choose_candidate(search: Search, trials: Sequence[Outcome], scorer: Scorer) 
         scorer,
     )
     settings = DecisionSettings(
-        section.sweep, section.refine, section.confirm_trials, recipe.select.confidence
+        section.sweep,
+        section.refine,
+        section.confirm_trials,
+        recipe.select.confidence,
+        search.plan.plain_mean,
     )
     decision = decide(trials, losses, settings, lambda line: say(f"  {line}"))
     remarks = remarks_on(

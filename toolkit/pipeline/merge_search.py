@@ -15,12 +15,14 @@ import torch
 
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.load import load_causal_model
+from toolkit.checkpoint.write import dtype_name
 from toolkit.data.config import SplitName
 from toolkit.errors import ConfigError
 from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.machine import Precision, choose_scoring_precision, dtype_of
+from toolkit.merge.rounding import warn_of_no_effect
 from toolkit.pipeline.merge_inputs import SCORES, MergeInputs
 from toolkit.progress import say
 from toolkit.recipe.schema import Recipe
@@ -107,7 +109,11 @@ def prepare_search(
     general = inputs.general
     _refuse_other_positions(general, inputs.specialist)
     recipe = with_scoring_precision(inputs.recipe, general, precision)
-    spaces = load_spaces(recipe.search.merges, folders_of("merges"), recipe.models)
+    spaces = load_spaces(
+        recipe.search.merges, folders_of("merges"), recipe.models, recipe.search.rounding
+    )
+    if recipe.search.rounding == "stochastic":
+        warn_of_no_effect({dtype_name(stored_dtype(general))})
     tokenizer = load_tokenizer(general)
     splits: tuple[SplitName, ...] = ("validation", "test")
     validation, test = (

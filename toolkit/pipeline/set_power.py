@@ -19,7 +19,7 @@ from toolkit.pipeline.merge_search import Search
 from toolkit.pipeline.run import Run
 from toolkit.progress import say
 from toolkit.search.objective import Losses, Objective
-from toolkit.search.space import GENERAL, Candidate, endpoint, sweep_point
+from toolkit.search.space import GENERAL, Candidate, endpoint
 from toolkit.search.worker import Merging, score_missing
 from toolkit.stage import read_manifest
 from toolkit.statistics.paired import expected_change
@@ -52,7 +52,7 @@ def say_power(search: Search, bench: Merging) -> list[SetPower]:
     """
     alpha = min(search.recipe.search.sweep or (FIRST_ALPHA,), key=lambda a: abs(a - FIRST_ALPHA))
     objective = search.objective(search.validation)
-    first = sweep_point(alpha)
+    first = search.plan.plain_mean(alpha)
     names = [*objective.weights, *objective.tolerances]
     found = {
         candidate.name: _score(bench, candidate, objective, names)

@@ -24,7 +24,6 @@ from toolkit.pipeline.run import Run, first_alone
 from toolkit.pipeline.run import ensure_stage as _ensure
 from toolkit.pipeline.specialist import cpt_stage, data_stage, watch_identity
 from toolkit.progress import say
-from toolkit.search.config import WITHOUT_EFFECT as SEARCH_WITHOUT_EFFECT
 from toolkit.select.results import MergeResults, read_results
 from toolkit.shipped import find_in, folders_of
 from toolkit.stage import Stage, content_hash, hash_file, hash_json, read_manifest
@@ -92,7 +91,7 @@ def merge_stage(run: Run, inputs: MergeInputs) -> Stage:
         "merge",
         {
             "evaluate": identity_of_evaluation(recipe.evaluate),
-            "search": recipe.search.model_dump(mode="json", exclude=set(SEARCH_WITHOUT_EFFECT)),
+            "search": recipe.search.identity(),
             "select": recipe.select.model_dump(mode="json"),
         },
         {

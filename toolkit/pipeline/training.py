@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,6 @@ from toolkit.train.monitor import ScoreRoles
 from toolkit.train.precision import is_low, settle_precision
 from toolkit.train.run import run_train
 from toolkit.train.state import Continuation
-
-_ROLES = ("domain", "general")
 
 
 def train_specialist(recipe: Recipe, stage: Stage, general: Path, data: Path) -> None:
@@ -57,7 +57,7 @@ def train_stage(
     """
     section = settle_precision(section)
     general_sources = tuple(n for n, s in documents.sources.items() if s.role == "general")
-    watch = make_watch(section, evaluate, model, data)
+    watch = make_watch(section, documents.roles, evaluate, model, data)
     run_train(
         section,
         stage,
@@ -70,7 +70,11 @@ def train_stage(
 
 
 def make_watch(
-    section: TrainSection, evaluate: EvaluateSection, general: Path, data: Path
+    section: TrainSection,
+    roles: Sequence[str],
+    evaluate: EvaluateSection,
+    general: Path,
+    data: Path,
 ) -> ScoreRoles | None:
     """A function that scores the first documents of the validation sets, or None where it is off.
 
@@ -84,8 +88,8 @@ def make_watch(
     answers = load_answers(validation, general, limit)
     talk = {answer.role for answer in answers}
     items = load_items(validation, load_tokenizer(general), separator)
-    chosen = _first_tokens(items, limit, [role for role in _ROLES if role not in talk])
-    for role in _ROLES:
+    chosen = _first_tokens(items, limit, [role for role in roles if role not in talk])
+    for role in roles:
         if role not in talk and not chosen.only(role):
             raise DataError(
                 f"{validation}: holds no document of role {role} for the watch to score."
@@ -99,13 +103,13 @@ def make_watch(
         device = next(model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=is_low(section)):
             nats = score(model, chosen, evaluate)
-            losses = {role: sum(nats[n] for n in chosen.only(role)) for role in _ROLES}
+            losses = {role: sum(nats[n] for n in chosen.only(role)) for role in roles}
             for answer in answers:
                 losses[answer.role] += answer_loss(model, answer.tokens, answer.targets)
-        sizes = {role: sum(chosen.num_bytes[n] for n in chosen.only(role)) for role in _ROLES}
+        sizes = {role: sum(chosen.num_bytes[n] for n in chosen.only(role)) for role in roles}
         for answer in answers:
             sizes[answer.role] += answer.num_bytes
-        return {role: bits_per_byte(losses[role], sizes[role]) for role in _ROLES}
+        return {role: bits_per_byte(losses[role], sizes[role]) for role in roles}
 
     return watch
 
@@ -136,7 +140,7 @@ def load_answers(path: Path, tokenizer_folder: Path, limit: int) -> list[Answer]
         for row in talks
     ]
     answers: list[Answer] = []
-    totals = dict.fromkeys(_ROLES, 0)
+    totals: Counter[str] = Counter()
     for row, encoded in zip(talks, Encoder(tokenizer_folder, 0).encode(documents), strict=True):
         if totals[row["role"]] >= limit:
             continue

@@ -37,7 +37,10 @@ TIMED_SECONDS = 5.0
 BUSY = 0.75
 """Share of the processors below which a measurement is noted as disturbed: waiting for each other
 takes threads a little of their own time."""
-_HUB_FILES = ("config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt")
+_HUB_FILES = (
+    "config.json", "tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt",
+    "chat_template*", "README.md", "LICENSE*",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def _packaged(run: Run, model: ModelSection, artifact: ArtifactSection, name: st
 
 
 def _on_hub(name: str, revision: str | None, shape: ShapeSection | None) -> Located:
-    snapshot_folder = _fetch_small_files(name, revision)
+    snapshot_folder = fetch_small_files(name, revision)
     if snapshot_folder is None:
         shape_hint = "" if shape is not None else "; give its measures under model.shape"
         return Located(
@@ -162,7 +165,7 @@ def _on_hub(name: str, revision: str | None, shape: ShapeSection | None) -> Loca
             f"tokenizer nor its weights were tried{shape_hint}",
         )
     has_tokenizer = (snapshot_folder / "tokenizer.json").is_file()
-    is_here = any(snapshot_folder.glob("*.safetensors")) and not _lacks_shards(snapshot_folder)
+    is_here = any(snapshot_folder.glob("*.safetensors")) and not lacks_shards(snapshot_folder)
     return Located(
         shape_of_folder(snapshot_folder),
         snapshot_folder if has_tokenizer else None,
@@ -172,7 +175,7 @@ def _on_hub(name: str, revision: str | None, shape: ShapeSection | None) -> Loca
     )
 
 
-def _fetch_small_files(name: str, revision: str | None) -> Path | None:
+def fetch_small_files(name: str, revision: str | None) -> Path | None:
     """A hub model's snapshot with its configuration, from the cache or else from the hub."""
     from huggingface_hub import snapshot_download
 
@@ -192,7 +195,7 @@ def _fetch_small_files(name: str, revision: str | None) -> Path | None:
     return None
 
 
-def _lacks_shards(folder: Path) -> bool:
+def lacks_shards(folder: Path) -> bool:
     """Whether shards that the index names are missing."""
     index_file = folder / "model.safetensors.index.json"
     if not index_file.is_file():
@@ -304,7 +307,8 @@ def _read(
         for role in ("domain", "general")
     )
     if min(len(domain_pieces), len(general_pieces)) < 2:
-        measured.notes.append("too few documents to let the general model read: no bits per byte")
+        few = "no general text" if "general" not in recipe.data.roles else "too few documents"
+        measured.notes.append(f"{few} to compare the domain with: no bits per byte")
         return
     began = time.perf_counter()
     try:

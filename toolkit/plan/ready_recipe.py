@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from toolkit.recipe.load import load_recipe
 from toolkit.stage import write_atomically
 
 _WIDTH = 100
+_ONE_LINE_KEYS = 3
+_MAP, _SEQUENCE = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
 
 
 def check_write(path: Path) -> None:
@@ -87,7 +89,13 @@ def recipe_text(values: dict[str, Any], settings: Sequence[Setting], opening: Se
             section = section.setdefault(name, {})
         section[last_key] = setting.value
         reasons_by_key[setting.key] = setting.why
-    text = yaml.safe_dump(changed_values, sort_keys=False, allow_unicode=True, width=_WIDTH)
+    text = yaml.dump(
+        _in_lines(changed_values, "", reasons_by_key),
+        Dumper=_RecipeDumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=_WIDTH,
+    )
     lines = [line for sentence in opening for line in _comment_lines(sentence, "")]
     # YAML has no place for comments, so the keys are found again by their indentation.
     open_keys: list[tuple[int, str]] = []
@@ -105,6 +113,39 @@ def recipe_text(values: dict[str, Any], settings: Sequence[Setting], opening: Se
                 lines += _comment_lines(why, " " * indent)
         lines.append(line)
     return "\n".join(lines) + "\n"
+
+
+class _OneLine(dict[str, Any]):
+    """A mapping that is written in one line."""
+
+
+class _RecipeDumper(yaml.SafeDumper):
+    """Writes lists of plain values, and mappings that are marked, in one line."""
+
+
+_RecipeDumper.add_representer(
+    _OneLine, lambda dumper, values: dumper.represent_mapping(_MAP, values, flow_style=True)
+)
+_RecipeDumper.add_representer(
+    list,
+    lambda dumper, values: dumper.represent_sequence(
+        _SEQUENCE, values, flow_style=not any(isinstance(v, (dict, list)) for v in values)
+    ),
+)
+
+
+def _in_lines(value: Any, key: str, reasons: Mapping[str, str]) -> Any:
+    """The value with its small mappings marked, but for those that a comment stands within."""
+    if not isinstance(value, dict):
+        return value
+    inner = {
+        name: _in_lines(part, f"{key}.{name}" if key else str(name), reasons)
+        for name, part in value.items()
+    }
+    is_plain = not any(isinstance(part, (dict, list)) for part in inner.values())
+    has_comment = any(reason.startswith(f"{key}.") for reason in reasons)
+    is_small = bool(key) and len(inner) <= _ONE_LINE_KEYS
+    return _OneLine(inner) if is_plain and is_small and not has_comment else inner
 
 
 def _comment_lines(sentence: str, indent: str) -> list[str]:

@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from toolkit.data.clean import clean_documents
 from toolkit.data.config import ArtifactSection, CleaningSection, SourceSection
 from toolkit.data.duplicates import drop_exact, drop_near, exact_keys, signatures
 from toolkit.data.edgar import find_filings
+from toolkit.data.files import local_paths
+from toolkit.data.formats import Faults
 from toolkit.data.sources import Document, read_documents
 from toolkit.data.split import assign_split, stable_unit
 from toolkit.data.words import spread, word_codes
@@ -34,6 +37,14 @@ KEPT_BYTES = 4 << 20
 _BATCH = 64
 
 
+class DocumentSize(NamedTuple):
+    """A cleaned document, for whoever divides documents: its id, its group and its bytes."""
+
+    id: str
+    group: str
+    num_bytes: int
+
+
 @dataclass
 class Sample:
     """What was seen of one source.
@@ -42,6 +53,9 @@ class Sample:
         name, role: name and role of the source.
         documents: documents for a closer look, chosen by hash among those read.
         read_documents, read_bytes: what was read, before cleaning.
+        sizes: every cleaned document that was read.
+        dropped: number of documents that cleaning left out, by reason.
+        damage: what was damaged, where the source leaves such out.
         train_documents: number of cleaned documents in the training split.
         split_bytes: cleaned text by split.
         split_documents: number of cleaned documents by split.
@@ -58,6 +72,9 @@ class Sample:
     documents: list[Document] = field(default_factory=list)
     read_documents: int = 0
     read_bytes: int = 0
+    sizes: list[DocumentSize] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    damage: Faults | None = None
     train_documents: int = 0
     split_bytes: Counter[str] = field(default_factory=Counter)
     split_documents: Counter[str] = field(default_factory=Counter)
@@ -71,6 +88,7 @@ class Sample:
 
     def count(self, document: Document, split: str | None, num_bytes: int) -> None:
         """Count a cleaned document in its split."""
+        self.sizes.append(DocumentSize(document.id, document.group, num_bytes))
         self.split_bytes[split or "none"] += num_bytes
         self.split_documents[split or "none"] += 1
         self.train_documents += split == "train"
@@ -131,13 +149,13 @@ def _read(
     sample: Sample, source: SourceSection, cleaning: CleaningSection, seed: int, seconds: float
 ) -> None:
     stop_time = time.monotonic() + seconds
-    documents = read_documents(sample.name, source)
-    dropped_counts: Counter[str] = Counter()
+    sample.damage = Faults(source.skip_damaged)
+    documents = read_documents(sample.name, source, sample.damage)
     kept_documents: list[tuple[float, Document]] = []
     kept_bytes = 0
     highest_hash = 1.0  # documents of lower hashes are kept: a choice that no order changes
     while batch := list(islice(documents, _BATCH)):
-        cleaned_documents, _, _ = clean_documents(batch, cleaning, dropped_counts)
+        cleaned_documents, _, _ = clean_documents(batch, cleaning, sample.dropped)
         sample.read_documents += len(batch)
         sample.read_bytes += sum(len(d.text.encode("utf-8", "replace")) for d in batch)
         for document in cleaned_documents:
@@ -191,24 +209,24 @@ def _seen_fraction(source: SourceSection, sample: Sample, last: list[Document]) 
         return None
     paths = _local_files(source)
     file_sizes = [path.stat().st_size for path in paths]
-    # Files are read in a stable order: the one being read bounds what was seen.
-    for number, path in enumerate(paths):
-        if path.stem.split(".")[0] in last[-1].id:
-            if number == 0 and path.suffix in {".jsonl", ".ndjson", ".csv", ".txt"}:
-                return min(1.0, sample.read_bytes / sum(file_sizes))
-            bytes_before = sum(file_sizes[:number])
-            return (bytes_before + file_sizes[number] / 2.0) / sum(file_sizes) if number else None
-    return None
+    # Files are read in a stable order: the one being read bounds what was seen. Its name is the
+    # longest in the document's id: `letter-1` stands in `letter-10` too.
+    stems = [path.stem.split(".")[0] for path in paths]
+    named = [n for n, stem in enumerate(stems) if stem in last[-1].id]
+    if not named:
+        return None
+    number = max(named, key=lambda n: len(stems[n]))
+    if number == 0 and paths[0].suffix in {".jsonl", ".ndjson", ".csv", ".txt"}:
+        return min(1.0, sample.read_bytes / sum(file_sizes))
+    bytes_before = sum(file_sizes[:number])
+    return (bytes_before + file_sizes[number] / 2.0) / sum(file_sizes) if number else None
 
 
 def _local_files(source: SourceSection) -> list[Path]:
-    """Files of a source; none where one of its patterns is more than a local glob."""
-    paths: set[Path] = set()
-    for pattern in source.files or ():
-        if "://" in pattern or "{" in pattern:
-            return []
-        paths.update(path for path in Path().glob(pattern) if path.is_file())
-    return sorted(paths)
+    """Files of a source in their order; none where one of its patterns is not local."""
+    if any("://" in pattern for pattern in source.files or ()):
+        return []
+    return [path for paths in local_paths(source).values() for path in paths]
 
 
 def duplicate_fraction(documents: list[Document], cleaning: CleaningSection) -> float:

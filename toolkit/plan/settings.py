@@ -224,8 +224,9 @@ def current_settings(recipe: Recipe) -> dict[str, Any]:
         "tokenizer": recipe.tokenizer.model_dump() if recipe.tokenizer is not None else None,
     }
     if not recipe.data.stages:  # a curriculum has shares and amounts of its own
-        values["data.replay_fraction"] = recipe.data.replay_fraction
         values["train.epochs"] = train.epochs
+        if "general" in recipe.data.roles:
+            values["data.replay_fraction"] = recipe.data.replay_fraction
     return values
 
 

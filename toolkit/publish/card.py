@@ -191,7 +191,7 @@ def _what_it_is(facts: CardFacts) -> str:
         "its error below.",
     }[facts.format]
     way = (
-        "adapted to a domain by continued pre-training and merged back with itself"
+        "adapted to a domain by continued pre-training and merged back with the original"
         if facts.trains
         else "merged with a model that was tuned elsewhere for a domain"
     )
@@ -266,7 +266,8 @@ def _limits(facts: CardFacts) -> str:
     parts = [
         "Likelihood of text says how well a model knows a domain's language, not whether its "
         "answers are right: it makes things up as its parents do. It was compared with its parents "
-        "and with nothing else."
+        "and with nothing else. The intervals are of other items, not of other runs: with another "
+        "seed, another merge may be chosen."
     ]
     sets = facts.results.sets
     sizes = [f"{row.name}: {row.items_test}{_groups(row)}" for row in sets]
@@ -285,6 +286,11 @@ def _limits(facts: CardFacts) -> str:
                 else "; forgetting elsewhere, in conversation and other languages, was not "
                 "measured by it."
             )
+        )
+    elif facts.trains:
+        parts.append(
+            "No general text was replayed in training or watched; what was forgotten was measured "
+            "by the general model's own answers to prompts and by questions alone."
         )
     if not facts.trains:
         parts.append(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import PublishError
+from toolkit.errors import ConfigError, PublishError
 from toolkit.progress import progress, say
 from toolkit.publish.bundle import SUMS, parse_sums, read_sums, sums_text
 
@@ -27,6 +27,24 @@ def is_store(address: str) -> bool:
     (True, False)
     """
     return "://" in address
+
+
+def store_address(place: str) -> str:
+    """The address of a store: a folder of this machine is one too.
+
+    Args:
+        place: a URL, or the path of a folder, which need not be there yet.
+
+    Raises:
+        ConfigError: it is the path of a file.
+    """
+    if is_store(place):
+        return place
+    folder = Path(place).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--to {place}: is a file; name a folder, or a store such as s3://….")
+    # Not `as_uri()`, whose escapes fsspec's local file system takes literally.
+    return f"file://{folder}"
 
 
 def upload_to_store(folder: Path, address: str) -> str:

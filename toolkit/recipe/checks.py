@@ -36,32 +36,25 @@ def _faults(recipe: Recipe) -> Iterator[Fault]:
     yield from _experts("model.moe", recipe.model)
     for name, model in recipe.models.items():
         yield from _experts(f"models.{name}.moe", model)
+    yield from _nothing_general(recipe)
     if recipe.trains:
-        yield from _roles("data", recipe.data)
         yield from _amounts("data", recipe.data)
         yield from _stage_names("", recipe.data, recipe.train)
         yield from _positions("", recipe.data, recipe.train, limit)
+        yield from _nothing_to_monitor("", recipe.data, recipe.train)
     else:
         yield from _finished(recipe)
     if recipe.sft is not None:
         sft = recipe.sft
-        yield from _roles("sft.data", sft.data)
         yield from _amounts("sft.data", sft.data)
         yield from _stage_names("sft.", sft.data, sft.train)
         if limit is not None and sft.start != "general":
             limit = max(limit, _reach(recipe.data, recipe.train, limit)[-1])
         yield from _positions("sft.", sft.data, sft.train, limit)
+        yield from _nothing_to_monitor("sft.", sft.data, sft.train)
     yield from _models(recipe)
     if recipe.model.path is not None:
         yield from token_faults(recipe, recipe.model.path)
-
-
-def _roles(prefix: str, section: DataSection) -> Iterator[Fault]:
-    if all(source.role != "general" for source in section.sources.values()):
-        yield Fault(
-            f"{prefix}.sources",
-            "none has role general, so forgetting could be neither prevented nor seen",
-        )
 
 
 def _finished(recipe: Recipe) -> Iterator[Fault]:
@@ -75,18 +68,6 @@ def _finished(recipe: Recipe) -> Iterator[Fault]:
         )
     if recipe.data.stages:
         yield Fault("data.stages", "has no effect where nothing is trained", advice)
-    evaluate = recipe.evaluate
-    answers = evaluate.retention
-    roles: set[str] = {source.role for source in recipe.data.sources.values()}
-    roles |= {choices.role for choices in evaluate.multiple_choice}
-    roles |= {task.role for task in evaluate.tasks}
-    roles |= {answers.loss_role, answers.kl_role} if answers.num_prompts else set()
-    if "general" not in roles:
-        yield Fault(
-            "data.sources",
-            "none has role general, nor has any other set, so forgetting could not be seen",
-            "add a general source, or turn evaluate.retention on",
-        )
 
 
 def _amounts(prefix: str, section: DataSection) -> Iterator[Fault]:
@@ -117,6 +98,14 @@ def _amounts(prefix: str, section: DataSection) -> Iterator[Fault]:
 
 
 def _replay(prefix: str, section: DataSection) -> Iterator[Fault]:
+    if "general" not in section.roles and section.replay_fraction > 0.0:
+        yield Fault(
+            f"{prefix}.replay_fraction",
+            f"no source has role general, so there is nothing to replay (got "
+            f"{section.replay_fraction:g})",
+            "add general text, or set it to 0: what fades then shows in evaluate.retention alone",
+        )
+        return
     tokens_by_role: dict[str, float] = {"domain": 0.0, "general": 0.0}
     for source in section.sources.values():
         known_tokens = _known_tokens(source)
@@ -196,6 +185,31 @@ def _positions(
                 "shorten it, or give rope_theta or max_position_embeddings in "
                 f"{prefix}train.stages.{name}",
             )
+
+
+def _nothing_general(recipe: Recipe) -> Iterator[Fault]:
+    """No set that a merge must not lose on: the specialist itself would always be chosen."""
+    section, retention = recipe.evaluate, recipe.evaluate.retention
+    roles: list[str] = [choices.role for choices in section.multiple_choice]
+    roles += [task.role for task in section.tasks]
+    if retention.num_prompts:
+        roles += [retention.loss_role, retention.kl_role]
+    if "general" not in (*recipe.data.roles, *roles):
+        yield Fault(
+            "evaluate.retention",
+            "no set has the role general, so nothing could show what a merge forgets",
+            "turn retention on (num_prompts, loss_role: general), or give a general source",
+        )
+
+
+def _nothing_to_monitor(prefix: str, data: DataSection, train: TrainSection) -> Iterator[Fault]:
+    action = train.forgetting_monitor.action
+    if "general" not in data.roles and action != "warn":
+        yield Fault(
+            f"{prefix}train.forgetting_monitor.action",
+            f"{action} acts on a loss on general text, and no source has role general",
+            "add general text, or give warn",
+        )
 
 
 def _models(recipe: Recipe) -> Iterator[Fault]:

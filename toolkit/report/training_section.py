@@ -53,8 +53,8 @@ def training_section(rows: Sequence[TrainingRow]) -> PageSection:
     body = panels(*charts, *looks)
     if looks:
         body += paragraph(
-            "The two lower charts score the same first validation documents while training goes "
-            "on: a falling domain line is learning, a rising general line is forgetting.",
+            "The lower charts score the same first validation documents while training goes on: "
+            "a falling domain line is learning, a rising general line is forgetting.",
             "note",
         )
     return PageSection("training", "Training", body)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from toolkit.errors import ConfigError, Fault
 from toolkit.load_yaml import load_yaml
+from toolkit.merge.config import Rounding
 from toolkit.section import Count, PositiveInt, Section, at_most
 from toolkit.shipped import folders_of
 
@@ -73,6 +74,11 @@ class SearchSection(Section):
     """How often the sweep is halved between the last plain mean that is shown to stay within the
     tolerance and the first that is not."""
 
+    rounding: Rounding = "nearest"
+    """How merges become 16-bit weights, in the search and on disk. `stochastic` stores on average
+    what is asked, where `nearest` swallows changes under half a step; a file of `merges/` that says
+    its own `rounding` keeps it."""
+
     race: RaceSection = RaceSection()
 
     weights: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
@@ -110,6 +116,12 @@ class SearchSection(Section):
                 f"{len(set(self.sweep))} (got {self.num_trials})"
             )
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """What the merges that are found depend on."""
+        # Stages from before there was a choice of rounding stay up to date.
+        is_nearest = {"rounding"} if self.rounding == "nearest" else set()
+        return self.model_dump(mode="json", exclude={*WITHOUT_EFFECT, *is_nearest})
 
     def find_faults(self, models: Collection[str]) -> Iterator[Fault]:
         """What is wrong with `merges` that cannot be searched, at the recipe's key, and with

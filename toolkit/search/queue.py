@@ -55,13 +55,17 @@ class SearchPlan:
         self.fixed = {name: endpoint(name) for name in (GENERAL, SPECIALIST)}
         # From the safest upwards: each is what the next, and all others, are compared with.
         for alpha in sorted(set(self.section.sweep), key=abs):
-            point = sweep_point(alpha)
+            point = self.plain_mean(alpha)
             if point.key not in {known.key for known in self.fixed.values()}:
                 self.fixed[point.name] = point
 
     @property
     def by_name(self) -> dict[str, MergeSpace]:
         return {space.name: space for space in self.spaces}
+
+    def plain_mean(self, alpha: float) -> Candidate:
+        """The point of the sweep at an α."""
+        return sweep_point(alpha, self.section.rounding)
 
     def sampler(self) -> StudySampler:
         """Proposes what the sweep does not try: its means are refined by the choice itself."""

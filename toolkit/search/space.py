@@ -11,7 +11,7 @@ from typing import Any
 
 from toolkit.errors import ConfigError, Fault, sentence_end
 from toolkit.load_yaml import load_yaml
-from toolkit.merge.config import MergeConfig, parse_merge_config
+from toolkit.merge.config import MergeConfig, Rounding, parse_merge_config
 from toolkit.merge.parameters import check_parameters, parameter_places
 from toolkit.merge.registry import get_method
 from toolkit.search.unknowns import Options, Unknown, Value, complement_of, parse_unknown
@@ -54,6 +54,7 @@ class MergeSpace:
         template: its plain values, with `{search: …}` in them.
         unknowns: what is to be found, by name.
         models: that it may name.
+        rounding: rounding of its merges, where the file does not say its own.
     """
 
     name: str
@@ -61,6 +62,7 @@ class MergeSpace:
     template: Mapping[str, Any]
     unknowns: Mapping[str, Unknown]
     models: tuple[str, ...] = (GENERAL, SPECIALIST)
+    rounding: Rounding = "nearest"
 
     def candidate(self, values: Mapping[str, Value]) -> Candidate:
         """The merge with these values.
@@ -87,7 +89,8 @@ class MergeSpace:
                 "`models`)."
             )
         words = [f"{name}={_short(value)}" for name, value in sorted(kept.items())]
-        return Candidate(" ".join([self.name, *words]), config, kept)
+        rounded = with_rounding(config, self.rounding)
+        return Candidate(" ".join([self.name, *words]), rounded, kept)
 
     def at(self, shares: Sequence[float]) -> dict[str, Value]:
         """Values at a point of the unit cube, one coordinate an unknown in the order of names."""
@@ -104,11 +107,18 @@ def endpoint(name: str) -> Candidate:
     return Candidate(name, _between(1.0 if name == SPECIALIST else 0.0, name))
 
 
-def sweep_point(alpha: float) -> Candidate:
+def sweep_point(alpha: float, rounding: Rounding = "nearest") -> Candidate:
     """The weighted mean of the two models; the plain sweep that everything else must beat."""
-    return Candidate(
-        f"linear alpha={alpha:g}", _between(alpha, "search.sweep"), {"alpha": float(alpha)}
-    )
+    config = with_rounding(_between(alpha, "search.sweep"), rounding)
+    return Candidate(f"linear alpha={alpha:g}", config, {"alpha": float(alpha)})
+
+
+def with_rounding(config: MergeConfig, rounding: Rounding) -> MergeConfig:
+    """A merge with the recipe's rounding, where it has none of its own. To the nearest is what a
+    merge does that says nothing; it stays unsaid, so that one merge has one key."""
+    if config.rounding is not None or rounding == "nearest":
+        return config
+    return config.model_copy(update={"rounding": rounding})
 
 
 def alpha_of(candidate: Candidate) -> float:
@@ -131,7 +141,10 @@ def _between(alpha: float, where: str) -> MergeConfig:
 
 
 def load_spaces(
-    names: Sequence[str], folders: Sequence[Path], models: Iterable[str] = ()
+    names: Sequence[str],
+    folders: Sequence[Path],
+    models: Iterable[str] = (),
+    rounding: Rounding = "nearest",
 ) -> list[MergeSpace]:
     """The named merge configurations, each checked by filling in its lowest and highest values.
 
@@ -139,6 +152,7 @@ def load_spaces(
         names: of the files, without their ending.
         folders: where they are looked for, in this order.
         models: names of models besides `general` and `specialist`.
+        rounding: rounding of merges that do not say their own.
 
     Raises:
         ConfigError: a file is unknown, is not a merge configuration, or names other models.
@@ -147,7 +161,7 @@ def load_spaces(
     spaces = []
     for name in dict.fromkeys(names):
         path = find_space(name, folders)
-        spaces.append(read_space(name, load_yaml(path), str(path), extra_models))
+        spaces.append(read_space(name, load_yaml(path), str(path), extra_models, rounding))
     return spaces
 
 
@@ -170,12 +184,17 @@ def find_space(name: str, folders: Sequence[Path]) -> Path:
 
 
 def read_space(
-    name: str, template: Mapping[str, Any], where: str, models: Iterable[str] = ()
+    name: str,
+    template: Mapping[str, Any],
+    where: str,
+    models: Iterable[str] = (),
+    rounding: Rounding = "nearest",
 ) -> MergeSpace:
     """One file's values as a space; see `load_spaces`."""
     unknowns: dict[str, Unknown] = {}
     _collect(template, where, "", unknowns)
-    space = MergeSpace(name, where, template, unknowns, (GENERAL, SPECIALIST, *models))
+    known_models = (GENERAL, SPECIALIST, *models)
+    space = MergeSpace(name, where, template, unknowns, known_models, rounding)
     choices = [
         [(name, value) for value in unknown.values]
         for name, unknown in unknowns.items()

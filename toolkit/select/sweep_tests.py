@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from toolkit.search.objective import Losses
 from toolkit.search.race import SHOWN_GROUPS
-from toolkit.search.space import GENERAL, SPECIALIST, endpoint, sweep_point
+from toolkit.search.space import GENERAL, SPECIALIST, Candidate, endpoint, sweep_point
 from toolkit.search.worker import Outcome
 from toolkit.select.bound import gain_bound, loss_bound
 from toolkit.select.candidates import cannot_be_told_apart
@@ -24,12 +24,14 @@ class DecisionSettings:
         refine: halvings between the last step that passes and the first that fails.
         finalists: merges to be confirmed, at most.
         confidence: of every bound.
+        plain_mean: the candidate of an α.
     """
 
     alphas: tuple[float, ...]
     refine: int
     finalists: int
     confidence: float
+    plain_mean: Callable[[float], Candidate] = sweep_point
 
 
 class SweepTests:
@@ -57,7 +59,7 @@ class SweepTests:
 
     def outcome_at(self, alpha: float) -> Outcome:
         """The plain mean of this α, one of the search's where it was tried."""
-        candidate = endpoint(SPECIALIST) if alpha == 1.0 else sweep_point(alpha)
+        candidate = endpoint(SPECIALIST) if alpha == 1.0 else self.settings.plain_mean(alpha)
         if alpha == 0.0:
             return self.general
         if candidate.key not in self._by_key:

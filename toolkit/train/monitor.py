@@ -16,7 +16,7 @@ from toolkit.train.state import BestState, Continuation, TrainState
 from toolkit.train.steps import TrainPlan
 
 ScoreRoles = Callable[[Any], dict[str, float]]
-"""Given the model, bits per byte by role: `domain` and `general`."""
+"""Given the model, bits per byte by role: `domain`, and `general` where there is such text."""
 
 
 def look_steps(num_steps: int, evaluations: int) -> set[int]:
@@ -35,13 +35,14 @@ class MonitorVerdict:
     """What one scoring says.
 
     Attributes:
-        domain_bits_per_byte, general_bits_per_byte: figures of the model as it is now.
+        domain_bits_per_byte, general_bits_per_byte: figures of the model as it is now; None where
+            the recipe has no general text.
         is_beyond: whether general text got worse by more than the tolerance.
         text: sentence for the terminal.
     """
 
     domain_bits_per_byte: float
-    general_bits_per_byte: float
+    general_bits_per_byte: float | None
     is_beyond: bool
     text: str
 
@@ -50,15 +51,13 @@ def judge(
     now: dict[str, float], at_start: dict[str, float], section: ForgettingMonitorSection
 ) -> MonitorVerdict:
     """Compare figures by role with the first ones."""
-    general_rise = now["general"] - at_start["general"]
-    is_beyond = general_rise > section.tolerance
-    verdict_text = (
-        f"bits per byte: domain {now['domain']:.4f} ({now['domain'] - at_start['domain']:+.4f}), "
-        f"general {now['general']:.4f} ({general_rise:+.4f})"
-    )
+    rises = {role: now[role] - at_start[role] for role in now}
+    is_beyond = rises.get("general", 0.0) > section.tolerance
+    figures = ", ".join(f"{role} {now[role]:.4f} ({rises[role]:+.4f})" for role in now)
+    verdict_text = f"bits per byte: {figures}"
     if is_beyond:
         verdict_text += f", more than the tolerance of {section.tolerance:g}"
-    return MonitorVerdict(now["domain"], now["general"], is_beyond, verdict_text)
+    return MonitorVerdict(now["domain"], now.get("general"), is_beyond, verdict_text)
 
 
 def is_better(verdict: MonitorVerdict, best: BestState | None) -> bool:

@@ -71,7 +71,7 @@ class BestState:
 
     step: int
     domain_bits_per_byte: float
-    general_bits_per_byte: float
+    general_bits_per_byte: float | None
 
 
 @dataclass

@@ -60,11 +60,16 @@ def draw(key: int, start: int, stop: int) -> NDArray[np.float32]:
     >>> draw(0, 0, 4).tolist()[2:] == draw(0, 2, 4).tolist()
     True
     """
+    return (draw_halves(key, start, stop) >> np.uint32(8)).astype(np.float32) * np.float32(STEP)
+
+
+def draw_halves(key: int, start: int, stop: int) -> NDArray[np.uint32]:
+    """The same numbers as all 32 bits of their halves."""
     first = start // 2
     place = np.arange(first + 1, (stop + 1) // 2 + 1, dtype=np.uint64)
     z = np.uint64(key) + place * np.uint64(GAMMA)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(FIRST_MULTIPLIER)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(SECOND_MULTIPLIER)
     z = z ^ (z >> np.uint64(31))
-    halves = z.astype("<u8").view("<u4")[start - 2 * first : stop - 2 * first]
-    return (halves >> np.uint32(8)).astype(np.float32) * np.float32(STEP)
+    halves: NDArray[np.uint32] = z.astype("<u8").view("<u4")
+    return halves[start - 2 * first : stop - 2 * first]
