@@ -254,7 +254,7 @@ def test_the_card_says_what_is_not_known(project: Path):
     model = {"path": "model", "name": "org/general", "license": "apache-2.0"}
     run = open_finished({"path": "tuned", "name": "org/tuned"}, model=model)
     merged = ensure_merge(run)
-    folders = (Path("model"), Path("tuned"), run.root / "data", merged)
+    folders = (Path("model"), {"specialist": Path("tuned")}, run.root / "data", merged)
     material = Material(run.recipe, run.root, *folders)
     parents = find_parents(run.recipe, "org/out", material.places)
     assert [(p.role, p.name, p.license) for p in parents] == [

@@ -121,7 +121,7 @@ def _material(name: str, runs: Path) -> Material:
         ensure_data,
         ensure_general,
         ensure_models,
-        ensure_specialist,
+        ensure_specialists,
     )
     from toolkit.pipeline.run import Run
     from toolkit.pipeline.stages import ensure_merge
@@ -133,7 +133,7 @@ def _material(name: str, runs: Path) -> Material:
         recipe=run.recipe,
         root=run.root,
         general=ensure_general(run),
-        specialist=ensure_specialist(run),
+        specialists=ensure_specialists(run),
         data=ensure_data(run),
         merged=merged_model,
         others=ensure_models(run),

@@ -37,6 +37,9 @@ class MultipleChoiceSection(Section):
     role: EvaluationRole = "general"
     """What the set is for."""
 
+    specialist: str | None = None
+    """Whose domain it is where a recipe has several `specialists`."""
+
     bigbench: str | None = None
     """A task of BIG-bench by its folder, such as `social_iqa`."""
 
@@ -152,6 +155,9 @@ class TaskSection(Section):
     role: EvaluationRole = "watch"
     """What its items are for."""
 
+    specialist: str | None = None
+    """Whose domain it is where a recipe has several `specialists`."""
+
     include_path: str | None = None
     """Folder with YAML task files of your own."""
 
@@ -224,7 +230,9 @@ class EvaluateSection(Section):
 
 
 def identity_of_evaluation(section: EvaluateSection) -> dict[str, Any]:
-    """The settings that the figures of a merge depend on."""
-    return section.model_dump(
-        mode="json", exclude={"infilling"} if section.infilling is None else None
-    )
+    """The settings that the figures of a merge depend on, but for whose domain a set is."""
+    of_each = {"__all__": {"specialist"}}
+    left_out: dict[str, Any] = {"multiple_choice": of_each, "tasks": of_each}
+    if section.infilling is None:
+        left_out["infilling"] = True
+    return section.model_dump(mode="json", exclude=left_out)

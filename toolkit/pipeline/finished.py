@@ -22,7 +22,7 @@ from toolkit.pipeline.run import Run, ensure_stage
 from toolkit.progress import say
 from toolkit.recipe.model import ModelSection, SpecialistSection
 from toolkit.recipe.schema import Recipe
-from toolkit.search.space import GENERAL
+from toolkit.search.space import GENERAL, SPECIALIST, SPECIALISTS
 from toolkit.stage import MANIFEST, Stage, read_manifest
 
 
@@ -153,7 +153,11 @@ def _were_merged(folder: Path, folders: Mapping[str, Path]) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
     inputs = read_manifest(folder)["inputs"]
-    return all(inputs.get(name) == fingerprint(model) for name, model in folders.items())
+    own_keys = {GENERAL, SPECIALIST}
+    return all(
+        inputs.get(name if name in own_keys else f"{SPECIALISTS}/{name}") == fingerprint(model)
+        for name, model in folders.items()
+    )
 
 
 def are_same_tensors(one: Path, other: Path) -> bool:
@@ -174,20 +178,32 @@ def are_same_tensors(one: Path, other: Path) -> bool:
 
 
 def training_remarks(recipe: Recipe) -> list[str]:
-    """What has to be said of figures where the specialist was trained elsewhere."""
-    section = recipe.specialist
-    if section is None:
-        return []
-    if section.run is not None:
-        return [
-            f"The specialist is that of the recipe {section.run}; its training documents were not "
-            "compared with these evaluation documents, and what it has seen of them flatters it."
-        ]
-    remarks = [
-        "The specialist was trained elsewhere, and what it was trained on is not known here: "
-        "evaluation documents that it has seen flatter it."
-    ]
-    if section.adapter is not None:
+    """What has to be said of figures where specialists were trained elsewhere."""
+    sections = dict(recipe.specialists)
+    if recipe.specialist is not None:
+        sections["the specialist"] = recipe.specialist
+    remarks = []
+    unknown = [name for name, section in sections.items() if section.run is None]
+    for name, section in sections.items():
+        if section.run is not None:
+            remarks.append(
+                f"{name.capitalize() if name not in recipe.specialists else name} is that of the "
+                f"recipe {section.run}; its training documents were not compared with these "
+                "evaluation documents, and what it has seen of them flatters it."
+            )
+    if recipe.specialist is not None and unknown:
+        remarks.append(
+            "The specialist was trained elsewhere, and what it was trained on is not known here: "
+            "evaluation documents that it has seen flatter it."
+        )
+    elif unknown:
+        remarks.append(
+            f"The specialists {', '.join(unknown)} were trained elsewhere, and what they were "
+            "trained on is not known here: evaluation documents that they have seen flatter them."
+        )
+    for section in sections.values():
+        if section.adapter is None:
+            continue
         adapter = find_folder(PathAndRevision(section.adapter, section.revision))
         if (trained_on := foreign_base(adapter, recipe.model)) is not None:
             remarks.append(f"{_of_another(section.adapter, trained_on)}.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from toolkit.data.config import identity_of_data
+from toolkit.errors import ConfigError
 from toolkit.pipeline.finished import merge_adapter, refuse_training
 from toolkit.pipeline.model_hashes import fingerprint, tokenizer_hashes
 from toolkit.pipeline.model_sources import (
@@ -36,6 +37,7 @@ from toolkit.recipe.model import (
     depends_on_seed,
     identity_of_model,
 )
+from toolkit.search.space import SPECIALIST
 from toolkit.stage import hash_json
 from toolkit.train.config import identity_of_tokenizer
 
@@ -211,23 +213,47 @@ def ensure_average(run: Run, *, last: int | None = None) -> Path:
 def ensure_specialist(run: Run) -> Path:
     """The specialist that later stages take: the one that the recipe names, or trains as
     `train.use` says."""
-    if run.recipe.specialist is not None:
-        return ensure_finished(run, run.recipe.specialist, "specialist", "specialist")
+    recipe = run.recipe
+    if recipe.specialists:
+        raise ConfigError(
+            f"{run.name}: names several specialists ({', '.join(recipe.specialists)}), and one is "
+            "asked for; take their merge, or a recipe with one."
+        )
+    if recipe.specialist is not None:
+        return ensure_finished(run, run, recipe.specialist, "specialist")
     use = run.recipe.train.use
     if use == "anneal":
         return ensure_anneal(run)
     return ensure_average(run) if use == "average" else ensure_cpt(run)
 
 
-def ensure_finished(run: Run, section: SpecialistSection, name: str, title: str) -> Path:
-    """The folder of a finished specialist; what has to be made is a stage of this name.
+def ensure_specialists(run: Run) -> dict[str, Path]:
+    """Folders of all specialists by name; a recipe's one specialist is called `specialist`."""
+    sections = run.recipe.specialists
+    if not sections:
+        return {SPECIALIST: ensure_specialist(run)}
+    return {
+        name: ensure_finished(run, run.below("specialists", name), section, f"specialist {name}")
+        for name, section in sections.items()
+    }
+
+
+def ensure_finished(run: Run, place: Run, section: SpecialistSection, title: str) -> Path:
+    """The folder of a finished specialist; what has to be made is the stage `specialist` of a
+    place.
+
+    Args:
+        run: run of the recipe.
+        place: the same, or below it where there are several specialists.
+        section: which one it is.
+        title: title of the stage, for people.
 
     Raises:
         CheckpointError: there is no usable model where the recipe says.
         MergeError: an adapter does not fit the general model.
     """
     if section.adapter is None:
-        return ensure_model(run, section.as_model(), name, title)
-    if run.lender is not None:
-        return ensure_finished(run.lender, section, name, title)
-    return merge_adapter(run, section, ensure_general(run), name, title)
+        return ensure_model(place, section.as_model(), "specialist", title)
+    if run.lender is not None and place.lender is not None:
+        return ensure_finished(run.lender, place.lender, section, title)
+    return merge_adapter(place, section, ensure_general(run), "specialist", title)

@@ -122,6 +122,7 @@ def _refuse_loops(run: Run, within: tuple[str, ...]) -> None:
     named_runs = {key: section.run for key, section in sections.items()}
     if (specialist := run.recipe.specialist) is not None:
         named_runs["specialist"] = specialist.run
+    named_runs |= {f"specialists.{n}": one.run for n, one in run.recipe.specialists.items()}
     for key, name in named_runs.items():
         if name is None:
             continue

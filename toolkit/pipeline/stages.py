@@ -19,11 +19,19 @@ from toolkit.machine import check_cache
 from toolkit.pipeline.finished import refuse_unfit
 from toolkit.pipeline.merge_inputs import MergeInputs
 from toolkit.pipeline.model_hashes import fingerprint
-from toolkit.pipeline.models import ensure_data, ensure_general, ensure_models, ensure_specialist
+from toolkit.pipeline.models import (
+    ensure_data,
+    ensure_general,
+    ensure_models,
+    ensure_specialist,
+    ensure_specialists,
+)
 from toolkit.pipeline.run import Run, first_alone
 from toolkit.pipeline.run import ensure_stage as _ensure
 from toolkit.pipeline.specialist import cpt_stage, data_stage, watch_identity
 from toolkit.progress import say
+from toolkit.search.space import SPECIALIST
+from toolkit.select.config import identity_of_selection
 from toolkit.select.results import MergeResults, read_results
 from toolkit.shipped import find_in, folders_of
 from toolkit.stage import Stage, content_hash, hash_file, hash_json, read_manifest
@@ -54,13 +62,13 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     check_cache()  # answers are kept there
     general = ensure_general(run)
     if not run.recipe.trains:  # known before documents are read
-        refuse_unfit(run, general, {"specialist": ensure_specialist(run)})
+        refuse_unfit(run, general, ensure_specialists(run))
     data = ensure_data(run)
     is_trained = not run.recipe.trains or cpt_stage(run, general, data).is_complete()
     refuse_unless_live(general, not is_trained)
     say_expected(run, data, general, is_trained=is_trained)
-    specialist = ensure_specialist(run)
-    inputs = MergeInputs(run.name, run.recipe, general, specialist, data, ensure_models(run))
+    specialists = ensure_specialists(run)
+    inputs = MergeInputs(run.name, run.recipe, general, specialists, data, ensure_models(run))
     stage = merge_stage(run, inputs)
 
     def merge() -> None:
@@ -92,11 +100,12 @@ def merge_stage(run: Run, inputs: MergeInputs) -> Stage:
         {
             "evaluate": identity_of_evaluation(recipe.evaluate),
             "search": recipe.search.identity(),
-            "select": recipe.select.model_dump(mode="json"),
+            "select": identity_of_selection(recipe.select),
+            **({"owners": recipe.owners()} if recipe.specialists else {}),
         },
         {
             "general": fingerprint(inputs.general),
-            "specialist": fingerprint(inputs.specialist),
+            **{inputs.hash_key(n): fingerprint(f) for n, f in inputs.specialists.items()},
             "data": content_hash(inputs.data),
             "merges": hash_json(texts),
             **_prompt_hashes(recipe.evaluate.retention.files),
@@ -129,12 +138,18 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
 
     recipe, data = run.recipe, run.root / "data"
     made = [data]
-    if (named := recipe.specialist) is None:
+    if recipe.trains:
         use = recipe.train.use
         specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
         made.append(specialist)
-    elif named.adapter is not None or named.artifact is not None:
-        made.append(run.root / "specialist")
+    named = {run.root: recipe.specialist} | {
+        run.root / "specialists" / name: section for name, section in recipe.specialists.items()
+    }
+    made += [
+        place / "specialist"
+        for place, section in named.items()
+        if section is not None and (section.adapter is not None or section.artifact is not None)
+    ]
     if recipe.tokenizer is not None:
         made.append(run.root / "general-extended")
     elif any((recipe.model.artifact, recipe.model.moe, recipe.model.scratch)):
@@ -147,9 +162,8 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     for folder in made:
         read_manifest(folder)  # a worker runs no stage itself
     general = ensure_general(run)
-    if not recipe.trains:
-        specialist = ensure_specialist(run)
-    inputs = MergeInputs(run.name, recipe, general, specialist, data, ensure_models(run))
+    specialists = {SPECIALIST: specialist} if recipe.trains else ensure_specialists(run)
+    inputs = MergeInputs(run.name, recipe, general, specialists, data, ensure_models(run))
     stage = merge_stage(run, inputs)
     if stage.is_complete():
         say(f"merge: up to date ({stage.folder}); there is nothing to search")

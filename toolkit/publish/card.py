@@ -20,7 +20,7 @@ from toolkit.publish.tables import (
     table,
     training_rows,
 )
-from toolkit.report.verdict import percent
+from toolkit.report.verdict import percent, several_lines
 from toolkit.select.results import MergeResults, SetResult
 
 
@@ -194,6 +194,8 @@ def _what_it_is(facts: CardFacts) -> str:
         "adapted to a domain by continued pre-training and merged back with the original"
         if facts.trains
         else "merged with a model that was tuned elsewhere for a domain"
+        if results.several is None
+        else f"merged with {len(results.several.specialists)} models that were tuned elsewhere"
     )
     chosen = (
         f"{way} (`{results.chosen}`) so that it keeps what it could do"
@@ -257,6 +259,8 @@ def _measured(facts: CardFacts) -> str:
 
 
 def _kept(results: MergeResults) -> str:
+    if results.several is not None:
+        return " " + " ".join(several_lines(results, results.several))
     if results.gain_kept is None:
         return ""
     return f" It keeps {percent(results.gain_kept)} of the specialist's domain gain."
@@ -296,6 +300,9 @@ def _limits(facts: CardFacts) -> str:
         parts.append(
             "What the specialist was trained on is not known here: test documents that it has seen "
             "flatter it."
+            if facts.results.several is None
+            else "What the specialists were trained on is not known here: test documents that they "
+            "have seen flatter them."
         )
     general = next(parent for parent in facts.parents if parent.role == "general")
     base = public_reference(general.name, general.revision)

@@ -28,7 +28,7 @@ class Material:
         recipe: whose merge it is.
         root: folder of the run.
         general: folder of the general model.
-        specialist: folder of the specialist.
+        specialists: folders of the specialists by name; one is called `specialist`.
         data: folder of the data stage.
         merged: folder of the merge stage.
         others: folders of the recipe's further models, by name.
@@ -37,7 +37,7 @@ class Material:
     recipe: Recipe
     root: Path
     general: Path
-    specialist: Path
+    specialists: Mapping[str, Path]
     data: Path
     merged: Path
     others: Mapping[str, Path] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Material:
     @property
     def places(self) -> dict[str, Path]:
         """Folders of the merge's parents, by role."""
-        first = {"general": self.general, "specialist": self.specialist}
+        first = {"general": self.general, **self.specialists}
         if not self.others:
             return first
         merge = load_yaml(self.merged / "merge.yaml")
@@ -76,10 +76,14 @@ def find_parents(
         is_published=own.name is not None,
     )
     if recipe.specialist is not None:
-        specialist = _finished_parent(recipe.specialist, own, repository, general)
+        specialist = _finished_parent("specialist", recipe.specialist, own, repository, general)
+    several = [
+        _finished_parent(name, section, ParentSection(), repository, general)
+        for name, section in recipe.specialists.items()
+    ]
     return (
         general,
-        specialist,
+        *(several or [specialist]),
         *(
             Parent(
                 role=name,
@@ -96,7 +100,7 @@ def find_parents(
 
 
 def _finished_parent(
-    section: SpecialistSection, own: ParentSection, repository: str, general: Parent
+    role: str, section: SpecialistSection, own: ParentSection, repository: str, general: Parent
 ) -> Parent:
     """A specialist that the recipe names: its terms are its own, and are not guessed."""
     name = own.name or section.name or section.hub
@@ -112,8 +116,8 @@ def _finished_parent(
         origin = _origin(section.as_model())
     own_license = own.license or section.license
     return Parent(
-        role="specialist",
-        name=name or f"{repository}-specialist",
+        role=role,
+        name=name or f"{repository}-{role}",
         revision=own.revision or (section.revision if section.hub is not None else None),
         # What a recipe of ours trained is under the general model's terms.
         license=own_license or (general.license if section.run is not None else None),
@@ -178,7 +182,7 @@ def card_facts(
 
 def _training_manifest(material: Material) -> dict[str, Any]:
     """Of the stage that trained: a mean of its states has no settings of training itself."""
-    manifest = _manifest(material.specialist)
+    manifest = _manifest(material.specialists["specialist"])
     is_trained = "train" in manifest.get("config", {})
     return manifest if is_trained else _manifest(material.root / "cpt")
 

@@ -110,10 +110,10 @@ def public_recipe(
         model["hub"] = general
         if revision is not None:
             model["revision"] = revision
-    specialist = plain.get("specialist") or {}
-    for key in ("path", "adapter"):
-        if key in specialist and Path(str(specialist[key])).exists():
-            specialist[key] = PurePosixPath(specialist[key]).name
+    for specialist in (plain.get("specialist") or {}, *plain.get("specialists", {}).values()):
+        for key in ("path", "adapter"):
+            if key in specialist and Path(str(specialist[key])).exists():
+                specialist[key] = PurePosixPath(specialist[key]).name
     for name, source in plain["data"]["sources"].items():
         known = section.sources.get(name)
         if known is not None and known.dataset is not None and "files" in source:

@@ -8,14 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.publish.settings import SourceFacts
-from toolkit.report.verdict import interval, signed_interval
-from toolkit.select.results import MergeResults, ModelName
-
-MODELS: tuple[tuple[ModelName, str], ...] = (
-    ("general", "general model"),
-    ("specialist", "specialist"),
-    ("merge", "this model"),
-)
+from toolkit.report.verdict import interval, model_columns, signed_interval
+from toolkit.select.results import MergeResults
 
 
 @dataclass(frozen=True)
@@ -77,8 +71,9 @@ def result_titles(results: MergeResults, sources: Sequence[SourceFacts]) -> list
 def result_rows(results: MergeResults, titles: Sequence[ResultTitle]) -> list[tuple[str, ...]]:
     """A row of figures for each model, and under it what changed against the general model."""
     rows: list[tuple[str, ...]] = []
-    for model, title in MODELS:
-        figures = results.models.of(model)
+    for shown in model_columns(results):
+        figures, model = shown.figures, shown.kind
+        title = "this model" if model == "merge" else shown.title
         cells = [interval(figures.sets[column.key]) for column in titles]
         if model != "general":
             changes = [signed_interval(figures.set_changes[column.key]) for column in titles]

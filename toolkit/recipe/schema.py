@@ -11,7 +11,7 @@ from toolkit.data.config import DataSection
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.publish.config import PublishSection
 from toolkit.recipe.model import ModelSection, SpecialistSection
-from toolkit.search.config import SearchSection
+from toolkit.search.config import MERGES_OF_SEVERAL, SearchSection
 from toolkit.section import Section
 from toolkit.select.config import SelectSection
 from toolkit.study.config import StudySection, unknown_sets
@@ -36,6 +36,11 @@ class Recipe(Section):
     """A finished specialist to choose a merge of. Nothing is trained then: `train` is left out, and
     `data` makes evaluation sets only."""
 
+    specialists: dict[str, SpecialistSection] = Field(default_factory=dict)
+    """Several finished specialists by name, in place of one: merges are over all of them. Each has
+    domain sets of its own: a source, choices or a task says whose it is by `specialist`, or by its
+    name."""
+
     tokenizer: TokenizerSection | None = None
     """New tokens for the domain, before anything else."""
 
@@ -54,13 +59,35 @@ class Recipe(Section):
     @property
     def trains(self) -> bool:
         """Whether the specialist is trained here, and not named."""
-        return self.specialist is None
+        return self.specialist is None and not self.specialists
+
+    def owners(self) -> dict[str, str | None]:
+        """Which of several specialists each domain set is of, by the name of its source, choices or
+        task; None where none is."""
+        named: dict[str, tuple[str, str | None]] = {
+            name: (source.role, source.specialist) for name, source in self.data.sources.items()
+        }
+        evaluate = self.evaluate
+        named |= {one.name: (one.role, one.specialist) for one in evaluate.multiple_choice}
+        named |= {one.task: (one.role, one.specialist) for one in evaluate.tasks}
+        return {
+            name: owner or (name if name in self.specialists else None)
+            for name, (role, owner) in named.items()
+            if role == "domain"
+        }
 
     @model_validator(mode="before")
     @classmethod
-    def _split_for_evaluation(cls, values: Any) -> Any:
-        """Where nothing is trained, sources that say nothing else are halves of two sets."""
-        if not isinstance(values, dict) or not values.get("specialist"):
+    def _fill_finished(cls, values: Any) -> Any:
+        """Where nothing is trained, sources that say nothing else are halves of two sets; merges of
+        several specialists are others than those of one."""
+        if not isinstance(values, dict):
+            return values
+        if values.get("specialists"):
+            search = values.get("search") or {}
+            if isinstance(search, dict) and search.get("merges") is None:
+                values = {**values, "search": {**search, "merges": list(MERGES_OF_SEVERAL)}}
+        elif not values.get("specialist"):
             return values
         data = values.get("data")
         sources = data.get("sources") if isinstance(data, dict) else None
