@@ -48,6 +48,12 @@ def _faults(recipe: Recipe) -> Iterator[Fault]:
         sft = recipe.sft
         yield from _amounts("sft.data", sft.data)
         yield from _stage_names("sft.", sft.data, sft.train)
+        if sft.train.self_distillation is not None:
+            yield Fault(
+                "sft.train.self_distillation",
+                "is for continued pre-training, whose text shows no answers; conversations do",
+                "drop it, or replay general text by sft.data.replay_fraction",
+            )
         if limit is not None and sft.start != "general":
             limit = max(limit, _reach(recipe.data, recipe.train, limit)[-1])
         yield from _positions("sft.", sft.data, sft.train, limit)
