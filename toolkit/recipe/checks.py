@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.data.config import KNOWN_FIM_TOKENS, DataSection, FimSection, SourceSection
 from toolkit.errors import ConfigError, Fault, ToolkitError, sentence_end
+from toolkit.library_errors import missing_library
 from toolkit.load_yaml import read_object
 from toolkit.recipe.model import ModelSection, shape_of
 from toolkit.train.config import TrainSection
@@ -232,6 +233,15 @@ def _models(recipe: Recipe) -> Iterator[Fault]:
             "specialist's positions apart from the general model's",
             "give specialist",
         )
+
+
+def library_faults(recipe: Recipe) -> Iterator[Fault]:
+    """What the recipe needs and the package was installed without: it would stop hours later."""
+    section = recipe.evaluate
+    missing = missing_library("lm_eval") if section.tasks or section.multiple_choice else None
+    if missing is not None:
+        what, _, advice = missing.partition("; ")
+        yield Fault(f"evaluate.{'tasks' if section.tasks else 'multiple_choice'}", what, advice)
 
 
 _ALIKE = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
