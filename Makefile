@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  else "Python 3.10 to 3.13 is needed (this is %d.%d); set PYTHON=python3.11" % v)'
 	@echo "setting up $(VENV) (one to two minutes)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(INSTALL) -e . > $(VENV)/setup.log 2>&1 || { tail -n 20 $(VENV)/setup.log; exit 1; }
+	@$(INSTALL) -e '.[documents,mergekit,tasks]' > $(VENV)/setup.log 2>&1 || { tail -n 20 $(VENV)/setup.log; exit 1; }
 	@env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -c "import torch, transformers, datasets, accelerate, optuna, numba, scipy.stats, toolkit.cli.main" > $(VENV)/compile.log 2>&1 || true
 	@touch $@
 

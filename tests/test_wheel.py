@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,10 +10,18 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Callable
+from email import message_from_bytes
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.conftest import paragraph
+from tests.helpers.paged_files import make_pdf
 
 ROOT = Path(__file__).parent.parent
 MOST_BYTES = 2_000_000
@@ -44,17 +53,51 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `toolkit` command of an environment that holds the wheel, and this one's libraries."""
+    """The `toolkit` command of an environment that holds the wheel, and what it asks for by itself:
+    of this environment's libraries those that no extra brings."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=True)
     packages = next(folder.glob("lib/python*/site-packages"))
-    # Its own packages come before these; an editable installation here is not followed from a path.
-    (packages / "libraries.pth").write_text(sysconfig.get_paths()["purelib"], encoding="utf-8")
     install = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
     install += ["install", "-q", "--no-deps", "--no-index", "--force-reinstall", str(wheel)]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    for place in places_of(default_libraries(wheel)):
+        if not (packages / place.name).exists():
+            (packages / place.name).symlink_to(place)
     return folder / "bin" / "toolkit"
+
+
+def default_libraries(wheel: Path) -> list[Distribution]:
+    """What `pip install` of the wheel brings, without extras."""
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        metadata = message_from_bytes(archive.read(name))
+    there = {canonicalize_name(d.metadata["Name"]): d for d in distributions() if d.metadata}
+    wanted = [Requirement(text) for text in metadata.get_all("Requires-Dist", [])]
+    wanted = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    seen: dict[tuple[str, frozenset[str]], Distribution] = {}
+    while wanted:
+        one = wanted.pop()
+        key = (canonicalize_name(one.name), frozenset(one.extras))
+        if key in seen or key[0] not in there:  # CUDA's packages are not in a build without it
+            continue
+        seen[key] = there[key[0]]
+        for text in seen[key].requires or ():
+            further = Requirement(text)
+            extras = ("", *one.extras)
+            if further.marker is None or any(
+                further.marker.evaluate({"extra": extra}) for extra in extras
+            ):
+                wanted.append(further)
+    return list({key[0]: found for key, found in seen.items()}.values())
+
+
+def places_of(libraries: list[Distribution]) -> set[Path]:
+    """Their files and folders in this environment's packages."""
+    root = Path(sysconfig.get_paths()["purelib"])
+    names = {file.parts[0] for one in libraries for file in one.files or ()}
+    return {root / name for name in names if name not in {"..", "__pycache__"}}
 
 
 def run(installed: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -114,3 +157,81 @@ def test_models_are_merged_in_an_empty_folder(
     done = run(installed, folder, "merge", "run", "mine.yaml", "out")
     assert done.returncode == 0, done.stderr
     assert (folder / "out" / "model.safetensors").is_file()
+    # Kernels serve it, so nothing of torch is needed, to be imported or to compute.
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv[1:] = ['merge', 'run', 'mine.yaml', "
+        "'again']; from toolkit.cli.main import main; main()"
+    )
+    python = str(installed.with_name("python"))
+    alone = subprocess.run(
+        [python, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert alone.returncode == 0, alone.stderr
+    files = (folder / name / "model.safetensors" for name in ("out", "again"))
+    assert len({path.read_bytes() for path in files}) == 1
+
+
+@pytest.fixture
+def brought(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
+    """What somebody brings to an empty folder: a model, letters and general text."""
+    folder = tmp_path / "brought"
+    make_model(folder / "model")
+    for number in range(60):
+        path = folder / "letters" / f"client-{number // 3:02d}" / f"{number}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(paragraph(number, 12))
+    rows = [{"text": paragraph(5000 + n, 12)} for n in range(40)]
+    (folder / "web.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_from_init_to_a_chosen_merge_in_an_empty_folder(installed: Path, brought: Path):
+    words = ("--model", "model", "--documents", "letters", "--general", "web.jsonl")
+    for command in (("init", "mine", *words), ("plan", "mine"), ("merge", "choose", "mine")):
+        done = run(installed, brought, *command)
+        assert done.returncode == 0, (command, done.stderr)
+    assert (brought / "runs" / "mine" / "merge" / "model.safetensors").is_file()
+    copied = run(installed, brought, "init", "copy", "--from", "finance")
+    assert copied.returncode == 0, copied.stderr
+    assert "SmolLM2-135M-Instruct" in (brought / "recipes" / "copy.yaml").read_text()
+
+
+@pytest.mark.real
+def test_the_shipped_recipe_is_planned_and_its_documents_are_read(installed: Path, tmp_path: Path):
+    planned = run(installed, tmp_path, "plan", "finance", "--no-measure")
+    assert planned.returncode == 0, planned.stderr
+    assert "filings" in planned.stdout
+    made = run(installed, tmp_path, "data", "run", "finance")
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "runs" / "finance" / "data" / "manifest.json").is_file()
+
+
+def test_what_is_not_installed_is_named_by_its_extra(installed: Path, brought: Path):
+    scored = run(installed, brought, "eval", "model", "--tasks", "arc_easy")
+    assert scored.returncode == 2
+    assert "pip install 'cpt-toolkit[tasks]'" in scored.stderr
+    (brought / "pdfs").mkdir()
+    (brought / "pdfs" / "a.pdf").write_bytes(make_pdf([["Net sales rose."]]))
+    written = run(installed, brought, "init", "x", "--model", "model", "--documents", "pdfs")
+    assert written.returncode == 2
+    assert "pip install 'cpt-toolkit[documents]'" in written.stderr
+    assert run(installed, brought, "init", "mine", "--model", "model", "--documents", "letters",
+               "--general", "web.jsonl").returncode == 0  # fmt: skip
+    path = brought / "recipes" / "mine.yaml"
+    values = yaml.safe_load(path.read_text())
+    values.setdefault("evaluate", {})["tasks"] = [{"task": "arc_easy"}]
+    path.write_text(yaml.safe_dump(values))
+    refused = run(installed, brought, "merge", "choose", "mine")  # before anything is trained
+    assert refused.returncode == 2
+    assert "evaluate.tasks: " in refused.stderr
+    assert "pip install 'cpt-toolkit[tasks]'" in refused.stderr
+    assert not (brought / "runs").exists()
+    merge = {
+        "merge_method": "linear",
+        "models": [{"model": "model", "parameters": {"weight": 1.0}}],
+        "chat_template": "chatml",
+    }
+    (brought / "merge.yaml").write_text(yaml.safe_dump(merge))
+    merged = run(installed, brought, "merge", "run", "merge.yaml", "out")
+    assert merged.returncode == 2
+    assert "pip install 'cpt-toolkit[mergekit]'" in merged.stderr

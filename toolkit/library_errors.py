@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import os
 import re
 import sysconfig
@@ -71,6 +72,22 @@ _WRONG_CALLS = (TypeError, AttributeError, NameError, AssertionError, LookupErro
 
 _MEMORY = ("can't allocate memory", "out of memory", "not enough memory", "Cannot allocate memory")
 _DISK = ("No space left on device", "os error 28")
+
+
+_EXTRAS = {"lm_eval": "tasks", "mergekit": "mergekit"}
+"""Libraries that only one stage needs, and the extra of the package that brings each."""
+
+
+def missing_library(module: str) -> str | None:
+    """What is missing, and how to install it; None where the library is there.
+
+    Args:
+        module: name that one of `_EXTRAS` is imported by.
+    """
+    if importlib.util.find_spec(module) is not None:
+        return None
+    name = module.replace("_", "-")
+    return f"needs {name}, which is not installed; pip install 'cpt-toolkit[{_EXTRAS[module]}]'"
 
 
 def first_line(error: BaseException, most: int = 240) -> str:

@@ -19,9 +19,10 @@ from tests.helpers.projects import toolkit
 from toolkit.cli import main
 from toolkit.errors import ConfigError
 from toolkit.pipeline.run import Run
-from toolkit.plan import new_recipe
+from toolkit.plan import new_data
 from toolkit.plan.new_recipe import InitRequest, init_recipe
 from toolkit.plan.plan import PlanRequest, finish, make_plan
+from toolkit.recipe.load import load_recipe
 from toolkit.recipe.schema import Recipe
 
 
@@ -79,7 +80,7 @@ def test_a_folder_of_folders_and_general_rows(place: Path):
     assert (recipe.data.sequence_length, recipe.evaluate.window_tokens) == (256, 256)
     assert recipe.data.replay_fraction == 0.15
     assert "# letters: 36 documents in 12 groups (by folder), about" in text
-    assert "# Note: letters: files ending in .png are left out (1)" in text
+    assert "# Note: letters: files that nothing reads are left out (1 *.png)." in text
     assert "  # as its model card says\n  license: apache-2.0\n" in text
     assert "takes about 1" in text  # how much general text the tolerance takes
 
@@ -243,7 +244,7 @@ def test_an_instruct_model_ends_turns_with_another_token(
 
 def test_a_slow_machine_begins_with_part_of_the_text(place: Path, monkeypatch: pytest.MonkeyPatch):
     letters(place / "letters", clients=40)
-    monkeypatch.setattr(new_recipe, "_training_budget", lambda *_: (2000.0, "about 15 minutes"))
+    monkeypatch.setattr(new_data, "_training_budget", lambda *_: (2000.0, "about 15 minutes"))
     recipe, text = made(documents=("letters",), general=("web.jsonl",))
     assert recipe.data.sources["letters"].split["train"].max_tokens == 2000
     told = "about 15 minutes of training on this machine; remove it to train on all"
@@ -265,6 +266,14 @@ def test_from_another_recipe(place: Path):
     assert "# Left out, as it speaks of what was replaced: sft, evaluate.prompts." in text
 
 
+def test_from_another_recipe_with_another_model(place: Path):
+    recipe = load_recipe(init_recipe(InitRequest("mine", "model", start_from="finance")))
+    assert set(recipe.data.sources) == {"filings", "news"}
+    assert recipe.data.sequence_length == 256  # the model's positions
+    assert (recipe.model.path, recipe.data.end_of_document) == (Path("model"), None)
+    assert recipe.search.num_trials == 16
+
+
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
@@ -275,7 +284,7 @@ def test_from_another_recipe(place: Path):
             r"pictures: holds nothing that can be read \(1 files: \.png",
         ),
         ({"documents": ("letters/*.doc",)}, r"no file below letters matches it"),
-        ({"documents": ("one.txt",)}, r"--documents one\.txt: holds 1 document, and three sets"),
+        ({"documents": ("one.txt",)}, r"--documents one\.txt: holds 1 document, and 3 sets"),
         ({"documents": ("numbers.csv",)}, r"numbers\.csv: no field of its rows holds text"),
         ({"documents": ("blank.txt",)}, r"--documents: blank\.txt: holds no text to learn from"),
         ({"documents": ("broken.jsonl",)}, r"--documents"),

@@ -16,11 +16,13 @@ import torch
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from safetensors.torch import load_file
 
+from tests.helpers.own_conversations import conversations
 from tests.helpers.token_blocks import make_blocks
 from toolkit.checkpoint.training_state import saved_steps
 from toolkit.merge.moe.config import MoeConfig
 from toolkit.merge.moe.run import run_moe
 from toolkit.section import parse_section
+from toolkit.train.self_distillation import CONVERSATIONS, save_conversations
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -80,9 +82,12 @@ values = {
     "micro_batch_size": 1, "save_steps": 2, "keep_checkpoints": True, "save_total_limit": 9,
     "forgetting_monitor": {"evaluations": 1},
 }
+own = Path("own") if Path("own").is_dir() else None
+if own is not None:
+    values["self_distillation"] = {"tokens_per_step": 64}
 section = TrainSection.model_validate(values)
 stage = Stage(Path(folder), {}, {}, 7)
-run_train(section, stage, Path("model"), Path("blocks"), score_roles=watch)
+run_train(section, stage, Path("model"), Path("blocks"), score_roles=watch, conversations=own)
 """
 
 
@@ -138,6 +143,20 @@ def test_two_processes_give_the_losses_of_one(project: Path):
         close(load_file(project / "one" / state), load_file(project / kind / state), 1e-5)
     losses = rows(project / "one", "loss")
     assert losses[-1] < losses[0]
+
+
+def test_two_processes_stay_as_near_to_conversations(project: Path):
+    """Shared out among processes, or none for one of them: the divergence of all is the same."""
+    (project / "own").mkdir()
+    for own in (conversations(), conversations(1)):
+        save_conversations(project / "own" / CONVERSATIONS, own)
+        for kind in ("one", "ddp", "fsdp"):
+            run(project, kind, "fp32", f"{kind}{len(own)}")
+        for kind in ("ddp", "fsdp"):
+            for key in ("divergence", "loss", "gradient_norm"):
+                assert rows(project / f"{kind}{len(own)}", key) == pytest.approx(
+                    rows(project / f"one{len(own)}", key), rel=1e-4, abs=1e-5
+                ), (kind, key)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

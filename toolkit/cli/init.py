@@ -15,11 +15,18 @@ Paths = list[str] | None
 
 
 def init(
+    context: typer.Context,
     name: Annotated[
         str | None, typer.Argument(help="Of the recipe; it goes to recipes/NAME.yaml.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="General model: a folder, or org/name on the hub.")
+    ] = None,
+    specialist: Annotated[
+        str | None,
+        typer.Option(
+            help="Finished specialist: a folder, org/name, or an adapter; none is trained."
+        ),
     ] = None,
     documents: Annotated[
         Paths, typer.Option(help="Text of your domain: a file, folder or glob; repeatable.")
@@ -38,6 +45,11 @@ def init(
     from toolkit.plan.new_recipe import InitRequest, init_recipe
     from toolkit.progress import say
 
+    if context.args:
+        raise ConfigError(
+            f"toolkit init: {context.args[0]!r} is one name too many; quote a glob, so that the "
+            "shell leaves it to the toolkit: --documents 'texts/*.txt'."
+        )
     can_ask = sys.stdin.isatty() and sys.stdout.isatty()
     if name is None:
         if not can_ask:
@@ -48,6 +60,7 @@ def init(
         model=model,
         documents=tuple(documents or ()),
         general=tuple(general or ()),
+        specialist=specialist,
         start_from=start_from,
         force=force,
     )

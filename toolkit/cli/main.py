@@ -37,7 +37,8 @@ for name, group in {
     "checkpoint": train.checkpoint_app,
 }.items():
     app.add_typer(group, name=name)
-commands = (init, plan, power, generate, chat, evaluate, train.infilling, train.repeat, machine)
+app.command(context_settings={"allow_extra_args": True})(init)
+commands = (plan, power, generate, chat, evaluate, train.infilling, train.repeat, machine)
 for command in commands:
     app.command("eval" if command is evaluate else None)(command)
 

@@ -315,6 +315,11 @@ def _filesystem(pattern: str) -> tuple[Any, list[str]]:
             sorted(file_system.glob(path)) if any(sign in path for sign in "*?[") else [path]
         )
         is_there = bool(file_names) and file_system.exists(file_names[0])
+    except ImportError as error:
+        raise DataError(
+            f"{pattern}: needs a package that is not installed ({error.name or error}); for s3:// "
+            "pip install 'cpt-toolkit[s3]', for gs:// gcsfs, for az:// adlfs."
+        ) from error
     except Exception as error:  # each store has errors of its own
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(

@@ -145,6 +145,24 @@ def make_answers(
     """
     model.eval()
     answers = greedy_answers(model, stops_of(model, tokenizer), prompts, max_new_tokens)
+    return Answers(
+        list(prompts), answers, *top_distributions(model, prompts, answers, top_tokens), templated
+    )
+
+
+@torch.inference_mode()
+def top_distributions(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    top_tokens: int,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """A model's distribution at each token of answers: the likeliest tokens, their log
+    probabilities, and that of all others together; of each answer `[T, K]` twice, and `[T]`.
+
+    Raises:
+        EvaluationError: the model's probabilities are not numbers.
+    """
     tops: list[Tensor] = [torch.empty(0)] * len(prompts)
     logs: list[Tensor] = [torch.empty(0)] * len(prompts)
     rests: list[Tensor] = [torch.empty(0)] * len(prompts)
@@ -159,7 +177,7 @@ def make_answers(
         for by_answer, part in zip((tops, logs, rests), parts, strict=True):
             for number, values in zip(batch, torch.split(part.cpu(), sizes), strict=True):
                 by_answer[number] = values
-    return Answers(list(prompts), answers, tops, logs, rests, templated)
+    return tops, logs, rests
 
 
 def _top_of_distributions(

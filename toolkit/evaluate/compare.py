@@ -17,7 +17,7 @@ from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection, TaskSection
 from toolkit.evaluate.load import settle_scoring
 from toolkit.evaluate.sets import EvaluationSet
-from toolkit.library_errors import check_writable, computing
+from toolkit.library_errors import check_writable, computing, missing_library
 from toolkit.machine import cache_folder, check_cache, dtype_of
 from toolkit.progress import progress, say
 from toolkit.stage import content_hash, write_json
@@ -100,6 +100,8 @@ def run_evaluation(
     """
     if not tasks and not bigbench:
         raise ConfigError("toolkit eval: name what to score with --tasks or --bigbench.")
+    if (missing := missing_library("lm_eval")) is not None:
+        raise ConfigError(f"toolkit eval: {missing}.")
     labels = _labels(models)
     check_cache()  # scores are kept there
     if out is not None:

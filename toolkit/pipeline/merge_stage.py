@@ -18,6 +18,7 @@ from toolkit.pipeline.merge_choice import (
     CandidateChoice,
     choose_candidate,
     count_confirmations,
+    remark_training,
 )
 from toolkit.pipeline.merge_inputs import MergeInputs
 from toolkit.pipeline.merge_output import write_merge, write_report
@@ -90,6 +91,7 @@ def run_merge_stage(
         trials = _run_trials(search, bench, work, helpers)
         choice = choose_candidate(search, trials, Scorer(bench, work / _CONFIRM))
         choice = count_confirmations(search, choice, stage)
+        choice = remark_training(search.recipe, choice)
         say(f"  chosen: {choice.candidate.name}")
 
         ledger.begin(choice.candidate.key, choice.candidate.name, again=score_test_again)

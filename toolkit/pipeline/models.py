@@ -25,6 +25,7 @@ from toolkit.pipeline.specialist import (
     anneal_specialist,
     average_specialist,
     data_stage,
+    own_conversations,
     refuse_own_schedules,
     train_cpt,
 )
@@ -179,7 +180,12 @@ def ensure_data(run: Run) -> Path:
 
 
 def _general_and_data(run: Run) -> tuple[Path, Path]:
-    return first_alone(lambda: (ensure_general(run), ensure_data(run)))
+    def make() -> tuple[Path, Path]:
+        general, data = ensure_general(run), ensure_data(run)
+        own_conversations(run, general)  # the first process writes them for all
+        return general, data
+
+    return first_alone(make)
 
 
 def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.progress import say
-from toolkit.recipe.checks import token_faults
+from toolkit.recipe.checks import library_faults, token_faults
 from toolkit.recipe.layers import split_name
 from toolkit.recipe.load import find_recipe, load_recipe
 from toolkit.recipe.schema import Recipe
@@ -70,7 +70,8 @@ class Run:
         base, layers = split_name(name)
         path = find_recipe(base)
         run = cls.of(path, load_recipe(path, layers), runs, layers)
-        if faults := list(token_faults(run.recipe, run.root / "general")):
+        faults = [*library_faults(run.recipe), *token_faults(run.recipe, run.root / "general")]
+        if faults:
             raise ConfigError.listing(f"{run.asked_for} is not a valid recipe:", faults)
         _refuse_loops(run, (run.asked_for,))
         return run

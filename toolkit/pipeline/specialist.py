@@ -69,17 +69,30 @@ def train_cpt(run: Run, general: Path, data: Path, *, change_schedule: bool = Fa
     def train() -> None:
         note_unless_live(general, is_first())
         with computing(general, what="cannot be trained"):
-            train_specialist(run.recipe, stage, general, data)
+            train_specialist(run.recipe, stage, general, data, own_conversations(run, general))
 
     return ensure_stage(stage, "cpt", train)
 
 
 def cpt_stage(run: Run, general: Path, data: Path) -> Stage:
-    """The cpt stage as the recipe has it, whether it was run or not."""
+    """The cpt stage as the recipe has it, whether it was run or not; the conversations that it
+    depends on are written first."""
     inputs = {"general": fingerprint(general), "data": content_hash(data)}
     train = run.recipe.train
+    if (conversations := own_conversations(run, general)) is not None:
+        inputs["conversations"] = content_hash(conversations)
     config = {"train": identity_of(train), **watch_identity(train, run.recipe.evaluate)}
     return run.stage("cpt", config, inputs, without_effect(train))
+
+
+def own_conversations(run: Run, general: Path) -> Path | None:
+    """The folder of conversations that training stays near to; None where it stays near none."""
+    section = run.recipe.train.self_distillation
+    if section is None:
+        return None
+    from toolkit.pipeline.own_conversations import ensure_conversations
+
+    return ensure_conversations(run, general, section)
 
 
 def watch_identity(section: TrainSection, evaluate: EvaluateSection) -> dict[str, Any]:
@@ -191,6 +204,7 @@ def anneal_specialist(
                 rates=anneal_rates(step, num_steps, rate, section.anneal),
                 num_steps=step + num_steps,
             ),
+            conversations=own_conversations(run, general),
         )
 
     return run.ensure(stage, name, act)

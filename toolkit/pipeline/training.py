@@ -30,9 +30,19 @@ from toolkit.train.run import run_train
 from toolkit.train.state import Continuation
 
 
-def train_specialist(recipe: Recipe, stage: Stage, general: Path, data: Path) -> None:
+def train_specialist(
+    recipe: Recipe, stage: Stage, general: Path, data: Path, conversations: Path | None = None
+) -> None:
     """Run the cpt stage of a recipe."""
-    train_stage(recipe.train, recipe.data, recipe.evaluate, stage, general, data)
+    train_stage(
+        recipe.train,
+        recipe.data,
+        recipe.evaluate,
+        stage,
+        general,
+        data,
+        conversations=conversations,
+    )
 
 
 def train_stage(
@@ -43,6 +53,8 @@ def train_stage(
     model: Path,
     data: Path,
     continuation: Continuation | None = None,
+    *,
+    conversations: Path | None = None,
 ) -> None:
     """Train a model in a stage, watched on the validation sets of its data.
 
@@ -54,6 +66,7 @@ def train_stage(
         model: folder of the model to start from.
         data: folder of the data stage.
         continuation: another run's state to begin from.
+        conversations: folder of those that training stays near to.
     """
     section = settle_precision(section)
     general_sources = tuple(n for n, s in documents.sources.items() if s.role == "general")
@@ -66,6 +79,7 @@ def train_stage(
         score_roles=watch,
         general_sources=general_sources,
         continuation=continuation,
+        conversations=conversations,
     )
 
 

@@ -16,6 +16,9 @@ from toolkit.plan.token_budget import StageAmount
 from toolkit.recipe.schema import Recipe
 from toolkit.train.config import TrainSection
 
+_READINGS_PER_WRITING = 8.0
+"""Tokens that are read in the time in which one is written, several conversations side by side."""
+
 SEARCH = "merge search, at most"
 """Name of the search among the stages: most candidates are dropped before they are read in full."""
 
@@ -65,18 +68,20 @@ def stage_work(
         section: adapters and checkpointing of the recipe.
         name: name in the table, by default the amount's.
         tokens_per_second: positions per second in training, as measured here.
-        more_seconds: time for what is done beside the steps (the watch).
+        more_seconds: time for what is done beside the steps (the watch, conversations written).
     """
     lora_rank = section.lora.rank if section.lora is not None else None
     again = recomputed(section.gradient_checkpointing)
     length, positions = amount.sequence_length, amount.positions
+    if section.self_distillation is not None:  # conversations beside the blocks of every step
+        positions += amount.steps * section.self_distillation.tokens_per_step
     seconds = None
     if tokens_per_second is not None:
         seconds = positions / tokens_per_second + more_seconds
     return Work(
         name=name or amount.name,
         tokens=amount.tokens,
-        positions=positions,
+        positions=amount.positions,
         steps=amount.steps,
         flops=positions * training_flops(shape, length, lora_rank=lora_rank),
         executed_flops=positions * training_flops(shape, length, lora_rank=lora_rank, again=again),
@@ -105,7 +110,9 @@ def training_work(
     tokens_per_second = measured.reading_tokens_per_second
     num_looks = watch.evaluations + 2 if watch.evaluations else 0
     watched_tokens = num_looks * 2 * watch.tokens_per_role
-    watch_seconds = watched_tokens / tokens_per_second if tokens_per_second else 0.0
+    if (own := recipe.train.self_distillation) is not None:
+        watched_tokens += round(_READINGS_PER_WRITING * own.num_tokens)
+    more_seconds = watched_tokens / tokens_per_second if tokens_per_second else 0.0
     training_stages = [
         stage_work(
             amount,
@@ -113,7 +120,7 @@ def training_work(
             recipe.train,
             name=amount.name if len(amounts) > 1 else "cpt",
             tokens_per_second=measured.training_tokens_per_second,
-            more_seconds=watch_seconds / len(amounts),
+            more_seconds=more_seconds / len(amounts),
         )
         for amount in amounts
     ]

@@ -66,7 +66,8 @@ class DraftModel:
     @property
     def name(self) -> str:
         """What it is called in descriptions."""
-        return str(self.values.get("hub") or Path(str(self.values.get("path"))).resolve().name)
+        place = self.values.get("path") or self.values.get("adapter")
+        return str(self.values.get("hub") or Path(str(place)).resolve().name)
 
 
 def draft_model(given: str, option: str = "--model") -> DraftModel:
@@ -87,6 +88,58 @@ def draft_model(given: str, option: str = "--model") -> DraftModel:
         )
     if draft.located.tokenizer is not None:
         _look_at_tokenizer(draft, draft.located.tokenizer, option)
+    return draft
+
+
+def draft_specialist(given: str, model: DraftModel | None) -> DraftModel:
+    """Look at a finished specialist: a folder, a repository of the hub, or an adapter's folder.
+
+    Args:
+        given: as on the command line.
+        model: the general model, where it is named anew.
+
+    Raises:
+        ConfigError: there is no such folder, or it is of another model.
+    """
+    option = "--specialist"
+    folder = Path(given).expanduser()
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return _adapter(given, folder, model)
+    draft = draft_model(given, option)
+    draft.end_of_document = None
+    general = model.located if model is not None else Located()
+    places = (draft.located.weights, general.weights)
+    if None not in places and len({place.resolve() for place in places if place}) == 1:
+        raise ConfigError(f"{option} {given}: is the general model itself.")
+    if (ours := draft.located.shape) is not None and (theirs := general.shape) is not None:
+        for measure in ("num_hidden_layers", "hidden_size", "intermediate_size"):
+            one, other = getattr(ours, measure), getattr(theirs, measure)
+            if one != other:
+                raise ConfigError(
+                    f"{option} {given}: its {measure} is {one}, that of the general model {other}; "
+                    "models that are merged have one architecture."
+                )
+    return draft
+
+
+def _adapter(given: str, folder: Path, model: DraftModel | None) -> DraftModel:
+    if not any((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
+        raise ConfigError(f"--specialist {given}: holds no weights of the adapter.")
+    try:
+        settings = read_object(folder / "adapter_config.json")
+    except ToolkitError as error:
+        raise ConfigError(f"--specialist {error}") from error
+    draft = DraftModel({"adapter": given})
+    kind = "DoRA" if settings.get("use_dora") else "LoRA"
+    draft.reasons["adapter"] = (
+        f"a {kind} of rank {settings.get('r')}, merged into the general model"
+    )
+    _look_at_license(draft, folder)
+    base = settings.get("base_model_name_or_path")
+    if isinstance(base, str) and model is not None and Path(base).name != Path(model.name).name:
+        draft.notes.append(
+            f"{given}: says that it was trained on {base}; the general model must be that one"
+        )
     return draft
 
 
@@ -196,7 +249,7 @@ def _look_at_license(draft: DraftModel, folder: Path) -> None:
     named = card.get("license_name")
     said = f" but {named!r}, which is none of the known ones," if isinstance(named, str) else ""
     draft.notes.append(
-        f"{draft.name}: no license{said} was found beside it; publishing asks for model.license"
+        f"{draft.name}: no license{said} was found beside it; publishing asks for `license`"
     )
 
 

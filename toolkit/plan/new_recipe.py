@@ -6,67 +6,29 @@ is read as any other before it has its name.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from toolkit.checkpoint.config import ShapeSection
-from toolkit.data.config import SourceSection
-from toolkit.data.sources import Document
-from toolkit.data.split import assign_split
 from toolkit.errors import ConfigError
 from toolkit.load_yaml import load_yaml, read_text
 from toolkit.pipeline.run import Run
-from toolkit.pipeline.set_power import ASSUMED_SCATTER
-from toolkit.plan.new_model import DraftModel, draft_model
-from toolkit.plan.new_sources import DraftSource, describe, draft_sources
+from toolkit.plan.new_data import RecipeDraft, set_data
+from toolkit.plan.new_model import DraftModel, draft_model, draft_specialist
+from toolkit.plan.new_sources import describe, draft_sources
 from toolkit.plan.ready_recipe import recipe_text
-from toolkit.plan.settings import Setting, SettingInputs, choose_settings
-from toolkit.plan.shape import count_parameters, training_flops
-from toolkit.plan.token_budget import ASSUMED_TOKENS_PER_BYTE
+from toolkit.plan.settings import Setting
+from toolkit.plan.shape import count_parameters
 from toolkit.plan.verdict import words_of
-from toolkit.plan.words import FolderTokenizer
 from toolkit.progress import say
 from toolkit.recipe.load import find_recipe, load_recipe
-from toolkit.select.config import SelectSection
 from toolkit.stage import write_atomically
-from toolkit.statistics.paired import expected_change
-from toolkit.statistics.power import needed_groups
-from toolkit.train.config import TrainSection
 
 READ_SECONDS = 20.0
 """For the documents of all sources together."""
-
-DOCUMENT_TOKENS = 256
-"""Length that documents of evaluation are cut to: many short ones see more than few long ones."""
-
-_DOMAIN_ITEMS = 60
-"""Domain documents, or groups, of each evaluation set: the domain has no tolerance to show."""
-
-_FEWEST_GROUPS = 5
-"""With fewer groups none can be held out, and each is divided."""
-
-_MOST_HELD_OUT = {"domain": 0.2, "general": 0.3}
-"""Largest fraction of a source for each evaluation set; general text is mostly for evaluation."""
-
-_SEEDS, _COUNTED_UNITS = 300, 400
-"""Seeds that are tried for the splits of a source with so few documents or groups."""
-
-_NEARLY = 0.8
-"""Share of its fraction that a set must have at least."""
-
-_CPU_LENGTH, _GPU_LENGTH = 512, 2048
-_CPU_SECONDS, _GPU_SECONDS = 15 * 60.0, 60 * 60.0
-"""How long training may take at first: enough to see what comes of it."""
-
-_REACHED = {"cpu": 0.5, "gpu": 0.4}
-"""Share of the speed of matrix products that training reaches; see `plan.speed` and `devices`."""
-
-_SAMPLED_TEXTS = 200
 
 
 @dataclass(frozen=True)
@@ -76,6 +38,8 @@ class InitRequest:
     Attributes:
         name: of the recipe, or a path that ends in .yaml.
         model: folder or hub name of the general model.
+        specialist: the same of a finished specialist, or an adapter's folder; without one, the
+            recipe trains it.
         documents: files, folders and globs of the domain.
         general: the same of general text.
         start_from: another recipe, whose other settings are kept.
@@ -86,26 +50,9 @@ class InitRequest:
     model: str | None = None
     documents: tuple[str, ...] = ()
     general: tuple[str, ...] = ()
+    specialist: str | None = None
     start_from: str | None = None
     force: bool = False
-
-
-@dataclass
-class _Draft:
-    """The recipe as it grows: its values, and settings with why by key."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def set(self, key: str, value: Any, why: str = "") -> None:
-        """Set a value at a key with dots; without a reason it has no comment."""
-        *sections, last = key.split(".")
-        part = self.values
-        for name in sections:
-            part = part.setdefault(name, {})
-        part[last] = value
-        if why:
-            self.reasons[key] = why
 
 
 def recipe_path(name: str) -> Path:
@@ -137,7 +84,7 @@ def init_recipe(request: InitRequest) -> Path:
     if path.exists() and not request.force:
         raise ConfigError(f"{path}: is there already; give another name, or --force to replace it.")
     check_request(request)
-    if not (request.model or request.documents or request.general):
+    if not (request.model or request.specialist or request.documents or request.general):
         text = _copied_text(str(request.start_from), path)
     else:
         text = _drafted_text(request, path)
@@ -183,32 +130,33 @@ def _copied_text(name: str, path: Path) -> str:
 
 
 def _drafted_text(request: InitRequest, path: Path) -> str:
-    draft = _Draft()
+    draft = RecipeDraft()
     opening = [f"{path.stem}: written by `toolkit init`, {date.today().isoformat()}."]
     model: DraftModel | None = None
+    specialist: DraftModel | None = None
     if request.model is not None:
         say("init: looking at the model")
         model = draft_model(request.model)
-    if request.documents or request.general:
-        say("init: looking at the documents")
-    domain = draft_sources(request.documents, "domain", (), seconds=READ_SECONDS / 2)
-    names = [source.name for source in domain]
-    general = draft_sources(request.general, "general", names, seconds=READ_SECONDS / 2)
+    if request.specialist is not None:
+        specialist = draft_specialist(request.specialist, model)
     if request.start_from is not None:
         opening += _start_from(draft, request, model)
-        names_left = draft.values["data"]["sources"]
-        for source in (*domain, *general):
-            if source.name in names_left:
-                source.name = next(
-                    name for n in range(2, 1000) if (name := f"{source.name}_{n}") not in names_left
-                )
+    if request.documents or request.general:
+        say("init: looking at the documents")
+    names = list(draft.values.get("data", {}).get("sources", {}))
+    domain = draft_sources(request.documents, "domain", names, seconds=READ_SECONDS / 2)
+    names += [source.name for source in domain]
+    general = draft_sources(request.general, "general", names, seconds=READ_SECONDS / 2)
     _set_model(draft, model, [source.name for source in domain])
+    if specialist is not None:
+        _set_specialist(draft, specialist)
     sources = [*domain, *general]
-    if sources:
-        _set_data(draft, model, domain, general, is_new=request.start_from is None)
+    set_data(draft, model, domain, general, is_new=request.start_from is None)
     opening += [describe(source) for source in sources]
-    for note in [*(model.notes if model else ()), *(n for s in sources for n in s.notes)]:
-        opening.append(f"Note: {note}.")
+    notes = [
+        note for part in (model, specialist, *sources) if part is not None for note in part.notes
+    ]
+    opening += [f"Note: {note}." for note in notes]
     for line in opening[1:]:
         say(f"  {line}")
     settings = [
@@ -237,7 +185,7 @@ def _spaced(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _start_from(draft: _Draft, request: InitRequest, model: DraftModel | None) -> list[str]:
+def _start_from(draft: RecipeDraft, request: InitRequest, model: DraftModel | None) -> list[str]:
     """Take over another recipe, without what speaks of its documents or model where these are
     replaced; returns what was left out, in words."""
     source = find_recipe(str(request.start_from))
@@ -285,7 +233,7 @@ def _start_from(draft: _Draft, request: InitRequest, model: DraftModel | None) -
     return lines
 
 
-def _set_model(draft: _Draft, model: DraftModel | None, names: Sequence[str]) -> None:
+def _set_model(draft: RecipeDraft, model: DraftModel | None, names: Sequence[str]) -> None:
     if model is None:
         return
     if names:
@@ -302,284 +250,13 @@ def _set_model(draft: _Draft, model: DraftModel | None, names: Sequence[str]) ->
         )
 
 
-def _set_data(
-    draft: _Draft,
-    model: DraftModel | None,
-    domain: Sequence[DraftSource],
-    general: Sequence[DraftSource],
-    *,
-    is_new: bool,
-) -> None:
-    shape = model.located.shape if model is not None else None
-    tokenizer = model.located.tokenizer if model is not None else None
-    data = draft.values.setdefault("data", {})
-    old_sources = data.pop("sources", {})
-    length = data.get("sequence_length", _CPU_LENGTH)
-    if is_new or (shape is not None and length > shape.max_position_embeddings):
-        _set_lengths(draft, shape)
-    if model is not None and model.end_of_document is not None:
-        draft.set("data.end_of_document", *model.end_of_document)
-    if is_new or "evaluation_document_tokens" not in data:
-        length = min(DOCUMENT_TOKENS, data.get("sequence_length", DOCUMENT_TOKENS))
-        why = "evaluation sets see more in many short documents than in few long ones"
-        draft.set("data.evaluation_document_tokens", length, why)
-    data.setdefault("replay_fraction", 0.15)  # it stands before the sources
-    cleaning = {k: v for s in (*domain, *general) for k, v in s.cleaning.items()}
-    for key, (value, why) in cleaning.items():
-        draft.set(f"data.cleaning.{key}", value, why)
-    data["sources"] = old_sources
-    for source in (*domain, *general):
-        source.tokens_per_byte = _tokens_per_byte(source, tokenizer)
-        _set_source(draft, source)
-    _choose_seed(draft, [*domain, *general])
-    if domain:
-        _set_amounts(draft, shape, domain, general, is_new=is_new)
-
-
-def _set_lengths(draft: _Draft, shape: ShapeSection | None) -> None:
-    usual = _GPU_LENGTH if _has_accelerator() else _CPU_LENGTH
-    limit = shape.max_position_embeddings if shape is not None else usual
-    why = f"the model has {limit:,} positions" if limit < usual else ""
-    draft.set("data.sequence_length", min(usual, limit), why)
-    if limit < 512:
-        draft.set("evaluate.window_tokens", limit, why)
-
-
-def _has_accelerator() -> bool:
-    from toolkit.machine import current_device
-
-    return current_device().type != "cpu"
-
-
-def _tokens_per_byte(source: DraftSource, tokenizer: Path | None) -> float:
-    texts = [document.text for document in source.sample.documents[:_SAMPLED_TEXTS]]
-    if tokenizer is None or not texts:
-        return ASSUMED_TOKENS_PER_BYTE
-    num_tokens = sum(FolderTokenizer(tokenizer).count_many(texts))
-    return num_tokens / max(1, sum(len(text.encode()) for text in texts))
-
-
-def _set_source(draft: _Draft, source: DraftSource) -> None:
-    """The source with the splits that its documents can bear."""
-    key = f"data.sources.{source.name}"
-    draft.set(key, dict(source.values))
-    for name, why in source.reasons.items():
-        draft.reasons[f"{key}.{name}"] = why
-    if source.sample.why:
-        return
-    if source.num_documents < 3:
-        option = "--documents" if source.role == "domain" else "--general"
-        raise ConfigError(
-            f"{option} {', '.join(source.values['files'])}: holds {source.num_documents} "
-            f"document{'s' if source.num_documents > 1 else ''}, and three sets are made of it "
-            "(training, validation, test); cut it into parts, such as a file for each chapter, or "
-            "rows of JSONL."
-        )
-    has_groups = 1 < source.num_groups < source.num_documents
-    if has_groups and source.num_groups >= _FEWEST_GROUPS:
-        what = "documents of one group go to one set: those held out are new to the model"
-        draft.set(f"{key}.group_together", True, what)
-    elif source.num_groups < min(source.num_documents, _FEWEST_GROUPS):
-        source.notes.append(
-            f"{source.name}: its documents come from {source.num_groups} groups, too few to hold "
-            "some out; each is divided, and figures hold for more text of these groups"
-        )
-    num_units = _num_units(draft, source)
-    wanted = _wanted_units(source, num_units)
-    fraction = min(_MOST_HELD_OUT[source.role], max(0.01, wanted / num_units, 1.0 / num_units))
-    fraction = math.ceil(100.0 * fraction - 1e-9) / 100.0
-    held_out: dict[str, Any] = {"fraction": fraction}
-    evaluation_bytes = fraction * source.all_bytes
-    if evaluation_bytes > 8 * 2 * wanted * DOCUMENT_TOKENS:
-        held_out["max_tokens"] = 1000 * math.ceil(2 * wanted * DOCUMENT_TOKENS / 1000)
-    train = {"fraction": round(1.0 - 2.0 * fraction, 2)}
-    split = {"train": train, "validation": held_out, "test": dict(held_out)}
-    kind = "groups" if num_units < source.num_documents else "documents"
-    seen = f"about {max(1, round(fraction * num_units)):,} {kind} in each evaluation set"
-    draft.set(f"{key}.split", split, _why_so_large(source, wanted, fraction * num_units, seen))
-
-
-def _why_so_large(source: DraftSource, wanted: int, expected: float, seen: str) -> str:
-    if source.role == "domain":
-        few = "; more of them would narrow the intervals" if expected < 0.5 * wanted else ""
-        return f"{seen}{few}"
-    tolerance = SelectSection().general_tolerance
-    if expected < 0.9 * wanted:
-        return (
-            f"{seen}; to show that no more than {tolerance:g} bits per byte are lost takes about "
-            f"{wanted}: more general text would show smaller losses"
-        )
-    return f"{seen}: enough to show that no more than {tolerance:g} bits per byte are lost"
-
-
-def _num_units(draft: _Draft, source: DraftSource) -> int:
-    """Of what a hash divides: groups, or documents."""
-    together = draft.values["data"]["sources"][source.name].get("group_together", False)
-    return source.num_groups if together else source.num_documents
-
-
-def _wanted_units(source: DraftSource, num_units: int) -> int:
-    if source.role == "domain":
-        return _DOMAIN_ITEMS
-    change = expected_change(ASSUMED_SCATTER, max(num_units, 2))
-    return needed_groups(change, SelectSection().general_tolerance)
-
-
-def _choose_seed(draft: _Draft, drafts: Sequence[DraftSource]) -> None:
-    """A seed that gives every set of few documents or groups its share, where 0 does not."""
-    few = [s for s in drafts if not s.sample.why and _num_units(draft, s) <= _COUNTED_UNITS]
-    if not few:
-        return
-    missing_by_seed: dict[int, int] = {}
-    for seed in range(_SEEDS):
-        missing_by_seed[seed] = sum(_missing_units(draft, source, seed) for source in few)
-        if missing_by_seed[seed] == 0:
-            break
-    seed = min(missing_by_seed, key=lambda s: (missing_by_seed[s], s))
-    draft.values["seed"] = seed
-    if seed:
-        why = "a hash divides documents; with this seed every set has its share of the few"
-        draft.reasons["seed"] = why
-
-
-def _missing_units(draft: _Draft, source: DraftSource, seed: int) -> int:
-    """By how many documents or groups the sets of a source fall short of their fractions."""
-    section = SourceSection.model_validate(draft.values["data"]["sources"][source.name])
-    units = {
-        (size.group if section.group_together else size.id): size for size in source.sample.sizes
-    }
-    counts = dict.fromkeys(section.split, 0)
-    for size in units.values():
-        name = assign_split(Document(size.id, source.name, size.group, ""), section, seed)
-        if name is not None:
-            counts[name] += 1
-    return sum(
-        max(0, max(1, math.floor(_NEARLY * rule.fraction * len(units))) - counts[name])
-        for name, rule in section.split.items()
-    )
-
-
-def _set_amounts(
-    draft: _Draft,
-    shape: ShapeSection | None,
-    domain: Sequence[DraftSource],
-    general: Sequence[DraftSource],
-    *,
-    is_new: bool,
-) -> None:
-    """How much is trained on, at what rate, and how much is replayed."""
-    tokens = {source.name: _train_tokens(draft, source) for source in (*domain, *general)}
-    domain_tokens = sum(tokens[source.name] for source in domain)
-    taken_tokens = domain_tokens
-    sequence_length = draft.values["data"].get("sequence_length", 512)
-    if is_new and shape is not None and domain_tokens:
-        budget, how_long = _training_budget(shape, sequence_length)
-        if budget and domain_tokens > 1.2 * budget:
-            taken_tokens = budget
-            for source in domain:
-                limit = _rounded(budget * tokens[source.name] / domain_tokens)
-                why = (
-                    f"of about {words_of(tokens[source.name])} tokens: {how_long} of training on "
-                    "this machine; remove it to train on all"
-                )
-                draft.set(f"data.sources.{source.name}.split.train.max_tokens", limit, why)
-    general_tokens = sum(tokens[source.name] for source in general)
-    if is_new:
-        _set_training(draft, shape, domain_tokens, taken_tokens, sequence_length)
-    _set_replay(draft, taken_tokens, general_tokens)
-
-
-def _train_tokens(draft: _Draft, source: DraftSource) -> float:
-    """Estimated tokens of the training split."""
-    if source.sample.why:
-        return 0.0
-    split = draft.values["data"]["sources"][source.name]["split"]
-    return float(split["train"]["fraction"]) * source.all_bytes * source.tokens_per_byte
-
-
-def _rounded(number: float) -> int:
-    """To two digits.
-
-    >>> _rounded(83_682.0)
-    84000
-    """
-    return int(float(f"{number:.2g}"))
-
-
-def _training_budget(shape: ShapeSection, sequence_length: int) -> tuple[float, str]:
-    """Tokens that this machine trains on in the time of a first try, and that time in words."""
-    from toolkit.machine import current_device, product_speeds
-
-    kind = "cpu" if current_device().type == "cpu" else "gpu"
-    speeds = product_speeds()
-    seconds = _CPU_SECONDS if kind == "cpu" else _GPU_SECONDS
-    flops = speeds.flops[speeds.fastest] * _REACHED[kind]
-    budget = seconds * flops / training_flops(shape, sequence_length)
-    return budget, f"about {seconds / 60.0:.0f} minutes"
-
-
-def _set_training(
-    draft: _Draft,
-    shape: ShapeSection | None,
-    domain_tokens: float,
-    taken_tokens: float,
-    sequence_length: int,
-) -> None:
-    train = TrainSection()
-    batch = 16 if _has_accelerator() else train.global_batch_size
-    now = {
-        "train.epochs": train.epochs,
-        "train.schedule.peak_lr": train.schedule.peak_lr,
-        "train.global_batch_size": batch,
-        "train.micro_batch_size": train.micro_batch_size,
-    }
-    settings = choose_settings(
-        SettingInputs(
-            shift="not measured",
-            domain_tokens=domain_tokens or None,
-            parameters=count_parameters(shape).total if shape is not None else None,
-            steps=math.ceil(taken_tokens / (sequence_length * batch)) if taken_tokens else None,
-            tokens=taken_tokens or None,
-            origin_tokens=None,
-            lora_fits_only=False,
-            pieces_ratio=None,
-            now=now,
-        )
-    )
-    for setting in settings:
-        default = {**now, "train.global_batch_size": train.global_batch_size}[setting.key]
-        always = setting.key in {"train.epochs", "train.schedule.peak_lr"}
-        if always or setting.value != default:
-            draft.set(setting.key, setting.value, setting.why)
-
-
-def _set_replay(draft: _Draft, domain_tokens: float, general_tokens: float) -> None:
-    data = draft.values["data"]
-    roles = {section["role"] for section in data["sources"].values()}
-    key = "data.replay_fraction"
-    if "general" not in roles:
-        draft.set(
-            key,
-            0.0,
-            "no general text was given (--general): nothing is replayed, and what fades shows in "
-            "the model's own answers alone (evaluate.retention)",
-        )
-        return
-    wanted = data["replay_fraction"]
-    if not general_tokens:
-        return
-    # A tenth is left to the error of the estimate: the data stage refuses what runs out.
-    supply = 0.9 * general_tokens * data.get("max_repeats", 4.0)
-    most = supply / (supply + max(domain_tokens, 1.0))
-    if most < wanted:
-        least = math.floor(100.0 * most) / 100.0
-        why = (
-            f"as much as about {words_of(general_tokens)} tokens of general text allow, repeated "
-            "four times; 0.15 with more of it"
-        )
-        draft.set(key, least, why)
-    else:
-        why = (
-            "0.05 to 0.25 has been shown to work, by how far the domain lies (Ibrahim et al. 2024)"
-        )
-        draft.set(key, wanted, why)
+def _set_specialist(draft: RecipeDraft, specialist: DraftModel) -> None:
+    """Name a finished specialist, and leave out what would train one."""
+    for key in ("train", "tokenizer"):
+        draft.values.pop(key, None)
+    data = draft.values.get("data", {})
+    for key in ("stages", "replay_fraction"):
+        data.pop(key, None)
+    draft.values["specialist"] = specialist.values
+    draft.reasons["specialist"] = "nothing is trained: the merge is chosen with this model"
+    draft.reasons |= {f"specialist.{key}": why for key, why in specialist.reasons.items()}

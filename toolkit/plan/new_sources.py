@@ -33,7 +33,7 @@ _DEEPEST = 3
 _MOST_SHORT = 0.3
 """Share of documents dropped as too short, beyond which `min_words` is what is wrong."""
 
-_LISTED_FILES = 50
+_LISTED_FILES, _SHOWN_KINDS = 50, 5
 
 
 @dataclass
@@ -69,6 +69,11 @@ class DraftSource:
     @property
     def num_groups(self) -> int:
         return len({size.group for size in self.sample.sizes})
+
+    @property
+    def has_own_groups(self) -> bool:
+        """Whether fields or folders tell the groups, rather than files."""
+        return bool(self.values.get("group_field") or self.values.get("group_folders"))
 
     @property
     def all_bytes(self) -> float:
@@ -150,11 +155,7 @@ def _readable(pattern: str, role: Role) -> tuple[list[Path], list[str]]:
     paths = local_paths(SourceSection(role=role, files=(pattern,)))[pattern]
     readable = [path for path in paths if _ending(path) in FORMATS]
     left_out = Counter(_ending(path) for path in paths if _ending(path) not in FORMATS)
-    notes = []
-    for ending, count in left_out.most_common():
-        old = f"; save as {OLD_FORMATS[ending]} to have them" if ending in OLD_FORMATS else ""
-        kind = f"ending in {ending}" if ending else "without an ending"
-        notes.append(f"{pattern}: files {kind} are left out ({count}), which nothing reads{old}")
+    notes = [_left_out_note(pattern, left_out)] if left_out else []
     if not readable:
         raise DataError(
             f"{pattern}: holds nothing that can be read ({len(paths)} files: "
@@ -162,6 +163,18 @@ def _readable(pattern: str, role: Role) -> tuple[list[Path], list[str]]:
             f"Readable are {', '.join(sorted(FORMATS))}."
         )
     return readable, notes
+
+
+def _left_out_note(pattern: str, left_out: Counter[str]) -> str:
+    kinds = [
+        f"{count:,} {f'*{ending}' if ending else 'without an ending'}"
+        for ending, count in left_out.most_common(_SHOWN_KINDS)
+    ]
+    if (num_more := len(left_out) - len(kinds)) > 0:
+        kinds.append(f"{num_more:,} more kinds")
+    advice = [f"{old} as {new}" for old, new in OLD_FORMATS.items() if left_out[old]]
+    save = f"; to have them, save {', '.join(advice)}" if advice else ""
+    return f"{pattern}: files that nothing reads are left out ({', '.join(kinds)}){save}"
 
 
 def _ending(path: Path) -> str:
@@ -327,13 +340,21 @@ def describe(draft: DraftSource) -> str:
     if sample.why:
         return f"{draft.name}: {sample.why}"
     at_least = "" if sample.whole else "more than "
-    seen = f"{at_least}{draft.num_documents:,} documents"
+    seen = f"{at_least}{counted(draft.num_documents, 'document')}"
     if draft.num_groups < draft.num_documents:
         what = draft.values.get("group_field") or (
             "folder" if "group_folders" in draft.values else "file"
         )
-        seen += f" in {draft.num_groups:,} groups (by {what})"
+        seen += f" in {counted(draft.num_groups, 'group')} (by {what})"
     tokens = words_of(draft.all_bytes * draft.tokens_per_byte)
     kinds = Counter(_ending(path).removeprefix(".") for path in _local(draft))
     kind = ", ".join(f"{count:,} {name}" for name, count in kinds.most_common(4))
     return f"{draft.name}: {seen}, about {tokens} tokens (files: {kind})"
+
+
+def counted(number: int, noun: str) -> str:
+    """
+    >>> counted(1, "group"), counted(1200, "file")
+    ('1 group', '1,200 files')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -102,6 +102,7 @@ def training_facts(data: Mapping[str, Any], cpt: Mapping[str, Any]) -> dict[str,
         "steps": results.get("num_steps"),
         "schedule": _schedule(schedule, train.get("stages", {})),
         "peak learning rate": schedule.get("peak_lr"),
+        "stayed near": _stayed_near(train.get("self_distillation")),
         "optimizer": _optimizer(optimizer),
         "precision": results.get("precision", train.get("precision")),
         "training loss, first and last step": None
@@ -121,6 +122,15 @@ def _what_learned(train: Mapping[str, Any], lora: Mapping[str, Any]) -> str:
         return "blocks added between the old ones"
     patterns = list(train.get("trainable", ["*"]))
     return "all parameters" if patterns == ["*"] else f"parameters {', '.join(patterns)}"
+
+
+def _stayed_near(settings: Mapping[str, Any] | None) -> str | None:
+    if not settings:
+        return None
+    return (
+        f"the general model on {settings['num_tokens']:,} tokens that it wrote itself "
+        f"({settings['weight']:g} times the divergence, {settings['tokens_per_step']} a step)"
+    )
 
 
 def _schedule(schedule: Mapping[str, Any], stages: Mapping[str, Any]) -> str | None:

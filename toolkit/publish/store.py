@@ -123,7 +123,7 @@ def open_store(address: str) -> tuple[Any, str]:
     except ImportError as error:
         raise PublishError(
             f"{address}: needs a package that is not installed ({error.name or error}); for s3:// "
-            "install s3fs, for gs:// gcsfs, for az:// adlfs."
+            "pip install 'cpt-toolkit[s3]', for gs:// gcsfs, for az:// adlfs."
         ) from error
     except ValueError as error:
         raise PublishError(f"{address}: is no address of a store ({error}).") from error

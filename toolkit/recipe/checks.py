@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.data.config import KNOWN_FIM_TOKENS, DataSection, FimSection, SourceSection
 from toolkit.errors import ConfigError, Fault, ToolkitError, sentence_end
+from toolkit.library_errors import missing_library
 from toolkit.load_yaml import read_object
 from toolkit.recipe.model import ModelSection, shape_of
 from toolkit.train.config import TrainSection
@@ -50,6 +51,12 @@ def _faults(recipe: Recipe) -> Iterator[Fault]:
         sft = recipe.sft
         yield from _amounts("sft.data", sft.data)
         yield from _stage_names("sft.", sft.data, sft.train)
+        if sft.train.self_distillation is not None:
+            yield Fault(
+                "sft.train.self_distillation",
+                "is for continued pre-training, whose text shows no answers; conversations do",
+                "drop it, or replay general text by sft.data.replay_fraction",
+            )
         if limit is not None and sft.start != "general":
             limit = max(limit, _reach(recipe.data, recipe.train, limit)[-1])
         yield from _positions("sft.", sft.data, sft.train, limit)
@@ -284,6 +291,15 @@ def _models(recipe: Recipe) -> Iterator[Fault]:
             "specialist's positions apart from the general model's",
             "give specialist",
         )
+
+
+def library_faults(recipe: Recipe) -> Iterator[Fault]:
+    """What the recipe needs and the package was installed without: it would stop hours later."""
+    section = recipe.evaluate
+    missing = missing_library("lm_eval") if section.tasks or section.multiple_choice else None
+    if missing is not None:
+        what, _, advice = missing.partition("; ")
+        yield Fault(f"evaluate.{'tasks' if section.tasks else 'multiple_choice'}", what, advice)
 
 
 _ALIKE = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")

@@ -118,6 +118,31 @@ class ForgettingMonitorSection(Section):
     doubles the fraction of general text from there on, to one half at most."""
 
 
+class SelfDistillationSection(Section):
+    """Keep the general model by its own words: before training it writes conversations, and every
+    step adds how far the model in training has moved from it at each of their tokens."""
+
+    weight: Annotated[float, Field(gt=0.0)] = 3.0
+    """Of the divergence KL(general model || model in training), in nats per token, beside the mean
+    loss of the step."""
+
+    num_tokens: Annotated[PositiveInt, at_most("TOKENS")] = 30_000
+    """Tokens that the general model writes, its users' turns included."""
+
+    tokens_per_step: Annotated[Length, Field(ge=16)] = 256
+    """Tokens of conversations beside each step's blocks; a longer conversation is cut to it."""
+
+    temperature: Annotated[float, Field(gt=0.0, le=2.0)] = 1.0
+    """At which they are drawn. 1 draws from the very distribution that is to be kept."""
+
+    max_new_tokens: Length = 160
+    """Longest turn; a user's turn that does not end within it is left out, an answer is cut."""
+
+    top_tokens: Annotated[int, Field(ge=1), at_most("COUNT")] = 64
+    """Of the general model's distribution at each token so many probabilities are kept, and the sum
+    of the rest."""
+
+
 class AnnealSection(Section):
     """The end of training, made from a state of the constant phase: `toolkit cpt anneal`."""
 
@@ -254,6 +279,9 @@ class TrainSection(Section):
 
     optimizer: OptimizerSection = OptimizerSection()
     forgetting_monitor: ForgettingMonitorSection = ForgettingMonitorSection()
+    self_distillation: SelfDistillationSection | None = None
+    """Stay near the general model on conversations of its own; `null`, the default, does not."""
+
     anneal: AnnealSection = AnnealSection()
     average: AverageSection = AverageSection()
 
@@ -317,6 +345,8 @@ def identity_of(section: TrainSection) -> dict[str, Any]:
         del values["attn_implementation"]
     if not section.stages:
         del values["stages"]
+    if section.self_distillation is None:
+        del values["self_distillation"]
     return values
 
 

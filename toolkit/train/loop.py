@@ -25,6 +25,7 @@ from toolkit.train.packing_probe import settle_packing
 from toolkit.train.precision import settle_precision
 from toolkit.train.rotary import RotaryByStage
 from toolkit.train.schedule import RunSchedule
+from toolkit.train.self_distillation import SelfDistillation
 from toolkit.train.setup import TrainingSetup, set_up_training
 from toolkit.train.state import (
     Checkpoints,
@@ -49,6 +50,7 @@ def train(
     score_roles: ScoreRoles | None = None,
     general_sources: tuple[str, ...] = (),
     continuation: Continuation | None = None,
+    distillation: SelfDistillation | None = None,
 ) -> TrainSummary:
     """Train what learns of `model` in place.
 
@@ -61,6 +63,7 @@ def train(
         score_roles: bits per byte of the model by role, for the forgetting monitor.
         general_sources: sources whose share the monitor may raise.
         continuation: another run's state to begin from, when `work` has none of its own.
+        distillation: conversations of the general model's own that every step stays near to.
 
     Raises:
         ToolkitError: losses or gradients were not finite for several steps in a row, or there are
@@ -95,7 +98,9 @@ def train(
             rotary.enter_stage(step.stage)
             batch = blocks.stages[step.stage].read(step.positions)
             rate = schedule.rate_of(state.step)
-            outcome = optimizer_step(setup, batch, rate, seed=seed, step=state.step)
+            outcome = optimizer_step(
+                setup, batch, rate, seed=seed, step=state.step, distillation=distillation
+            )
             state.count_step(outcome)
             # The order matters: a step is on record before it can end the run, and what the
             # monitor decides belongs to the state that is saved after this very step.
@@ -112,7 +117,13 @@ def train(
 
 
 def optimizer_step(
-    setup: TrainingSetup, batch: Batch, learning_rate: float, *, seed: int, step: int
+    setup: TrainingSetup,
+    batch: Batch,
+    learning_rate: float,
+    *,
+    seed: int,
+    step: int,
+    distillation: SelfDistillation | None = None,
 ) -> StepOutcome:
     """One update of the parameters; it is refused where loss or gradient is not finite.
 
@@ -122,6 +133,7 @@ def optimizer_step(
         learning_rate: rate of the step, before the scale of each group of parameters.
         seed: seed of the run.
         step: number of the step, from 0.
+        distillation: conversations that the model stays near to.
     """
     accelerator, optimizer = setup.accelerator, setup.optimizer
     num_targets = max(1, batch.num_targets)
@@ -129,12 +141,19 @@ def optimizer_step(
         group["lr"] = learning_rate * group["lr_scale"]
     # What is random in a step (dropout) depends on the step alone: nothing to save.
     torch.manual_seed(int(stable_unit(seed, step, accelerator.process_index) * 2**53))
+    divergence_sum = None
+    if distillation is not None:  # before the blocks, whose last pass exchanges all gradients
+        divergence_sum = _accumulate_divergence(setup, distillation, step)
     loss_sum = _accumulate_gradients(setup, batch, num_targets)
     max_grad_norm = setup.section.max_grad_norm
     # The two numbers that are taken from the device in a step; all else stays queued behind it.
     norm = float(accelerator.clip_grad_norm_(setup.model.parameters(), max_grad_norm))
     mean_loss = float(accelerator.reduce(loss_sum, "sum")) / num_targets
-    outcome = StepOutcome(mean_loss, norm, learning_rate, num_targets)
+    divergence = None
+    if distillation is not None and divergence_sum is not None:
+        num_kept = max(1, distillation.num_targets(step))
+        divergence = float(accelerator.reduce(divergence_sum, "sum")) / num_kept
+    outcome = StepOutcome(mean_loss, norm, learning_rate, num_targets, divergence=divergence)
     if outcome.is_finite:
         optimizer.step()
     optimizer.zero_grad()
@@ -165,6 +184,27 @@ def _accumulate_gradients(setup: TrainingSetup, batch: Batch, num_targets: int) 
             accelerator.backward(loss * scale)
         loss_sum += loss.detach()
     return loss_sum
+
+
+def _accumulate_divergence(
+    setup: TrainingSetup, distillation: SelfDistillation, step: int
+) -> Tensor:
+    """Forward and backward pass of this process over the step's conversations; returns the sum of
+    its divergences, in nats."""
+    accelerator, loss_module = setup.accelerator, setup.loss_module
+    num_processes = accelerator.num_processes
+    row = distillation.row(step, accelerator.process_index, num_processes)
+    tensors = tuple(
+        torch.from_numpy(array).to(accelerator.device)
+        for array in (row.input_ids, row.labels, row.segments)
+    )
+    teacher = row.teacher.to(accelerator.device)
+    scale = distillation.section.weight * num_processes / max(1, distillation.num_targets(step))
+    with accelerator.no_sync(loss_module), accelerator.autocast():
+        divergence = loss_module(*tensors, teacher=teacher)
+        accelerator.backward(divergence * scale)
+    divergence_sum: Tensor = divergence.detach()
+    return divergence_sum
 
 
 def _cut_micro_batches(rows: range, size: int, most_rows: int) -> list[range]:

@@ -1,11 +1,13 @@
-"""Next-token loss over a large vocabulary, with its gradient, without keeping the logits.
+"""Losses over a large vocabulary, with their gradients, without keeping the logits.
 
-Legend: N positions, D hidden size, V vocabulary.
+Legend: N positions, D hidden size, V vocabulary, K tokens kept of a distribution.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,8 +27,40 @@ _CACHE_ROWS = 32
 """Positions whose float32 softmax is computed at one time, so that it stays in the cache."""
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Output projection and cross entropy in one: logits become their own gradient in place.
+LossRule = Callable[[Tensor, slice], Tensor]
+"""Given logits `[n, V]` of some positions, which it overwrites by their gradient, and which
+positions these are; returns their losses, `[n]` float32."""
+
+
+@dataclass(frozen=True)
+class TeacherDistributions:
+    """What another model thinks of the next token, at some positions.
+
+    Attributes:
+        top_tokens: its likeliest tokens, `[N, K]` int64.
+        top_logs: their log probabilities, `[N, K]` float32.
+        rest_logs: log probability of all others together, `[N]` float32.
+    """
+
+    top_tokens: Tensor
+    top_logs: Tensor
+    rest_logs: Tensor
+
+    def at(self, positions: Tensor | slice) -> TeacherDistributions:
+        """Those of some positions."""
+        return TeacherDistributions(
+            self.top_tokens[positions], self.top_logs[positions], self.rest_logs[positions]
+        )
+
+    def to(self, device: torch.device) -> TeacherDistributions:
+        """The same on a device."""
+        return TeacherDistributions(
+            self.top_tokens.to(device), self.top_logs.to(device), self.rest_logs.to(device)
+        )
+
+
+class _LinearLoss(torch.autograd.Function):
+    """Output projection and a loss in one: logits become their own gradient in place.
 
     PyTorch's own two steps keep several [N, V] float32 tensors; on 2 CPU cores they take 1.3 times
     as long (dev/LOG.md).
@@ -37,7 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         head: Tensor,
-        labels: Tensor,
+        rule: LossRule,
         dtype: torch.dtype,
         shared: SharedGradient | None,
     ) -> Tensor:
@@ -57,7 +91,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             chunk = rounded_hidden[rows]
             logits = torch.mm(chunk, rounded_head.T, out=logits_place[: len(chunk)])
             # From here on `logits` holds their gradient: nothing as large is ever made beside it.
-            total_loss += _losses_to_gradients(logits, labels[rows]).sum(dtype=torch.float64)
+            total_loss += rule(logits, rows).sum(dtype=torch.float64)
             if grad_hidden is not None:
                 grad_hidden[rows] = (logits @ rounded_head).to(hidden.dtype)
             if grad_head is not None and dtype == grad_head.dtype:
@@ -87,8 +121,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_head.to(ctx.head_dtype), None, None, None
 
 
-def _losses_to_gradients(logits: Tensor, labels: Tensor) -> Tensor:
+def _losses_to_gradients(labels: Tensor, logits: Tensor, rows: slice) -> Tensor:
     """Losses `[N]` in float32; `logits` `[N, V]` are overwritten by softmax minus one-hot."""
+    labels = labels[rows]
     losses = torch.empty(labels.shape, dtype=torch.float32, device=logits.device)
     chunk_rows = _CACHE_ROWS if logits.device.type == "cpu" else max(1, logits.shape[0])
     for first_row in range(0, logits.shape[0], chunk_rows):
@@ -102,6 +137,73 @@ def _losses_to_gradients(logits: Tensor, labels: Tensor) -> Tensor:
         if logits.dtype != z.dtype:  # else it is that very place
             logits[part] = z
     return losses
+
+
+def _divergences_to_gradients(teacher: TeacherDistributions, logits: Tensor, rows: slice) -> Tensor:
+    """Divergences from the teacher `[N]` in nats, float32; `logits` `[N, V]` are overwritten.
+
+    All tokens but the teacher's K likeliest count as one. So the gradient of a kept token is q - p,
+    and the others share the gradient of their sum in proportion to what the model gives each.
+    """
+    teacher = teacher.at(rows)
+    losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    chunk_rows = _CACHE_ROWS if logits.device.type == "cpu" else max(1, logits.shape[0])
+    for first_row in range(0, logits.shape[0], chunk_rows):
+        part = slice(first_row, first_row + chunk_rows)
+        z, top_tokens = logits[part].float(), teacher.top_tokens[part]
+        top_logs, rest_logs = teacher.top_logs[part], teacher.rest_logs[part, None]
+        log_total = z.logsumexp(dim=1, keepdim=True)
+        model_logs = z.gather(1, top_tokens) - log_total
+        # Exact where the others' share is tiny, which 1 minus the sum of the kept would not be.
+        rest_total = z.scatter(1, top_tokens, -torch.inf).logsumexp(dim=1, keepdim=True)
+        model_rest = rest_total - log_total
+        top_part = top_logs.exp() * (top_logs - model_logs)
+        rest_part = torch.where(
+            rest_logs == -torch.inf, 0.0, rest_logs.exp() * (rest_logs - model_rest)
+        )
+        losses[part] = (top_part.sum(dim=1, keepdim=True) + rest_part)[:, 0]
+        z.sub_(log_total).exp_().mul_(1.0 - (rest_logs - model_rest).exp())
+        z.scatter_(1, top_tokens, model_logs.exp() - top_logs.exp())
+        logits[part] = z
+    return losses
+
+
+def linear_divergence(
+    hidden: Tensor,
+    head: Tensor,
+    teacher: TeacherDistributions,
+    *,
+    dtype: torch.dtype,
+    shared: SharedGradient | None = None,
+) -> Tensor:
+    """Sum over positions of the Kullback-Leibler divergence from a teacher, in nats.
+
+    Args:
+        hidden: final hidden states, `[N, D]`.
+        head: output embedding, `[V, D]`.
+        teacher: what is to be kept, at the same positions.
+        dtype: of the matrix products; the divergence is float32 whatever it is.
+        shared: as of `linear_cross_entropy`.
+
+    Returns:
+        Scalar, float32; differentiable in `hidden` and `head`.
+
+    Reference:
+        Hinton et al. 2015, https://arxiv.org/abs/1503.02531; with the tokens beyond the K likeliest
+        as one.
+    """
+    rule = partial(_divergences_to_gradients, teacher)
+    divergence: Tensor = _LinearLoss.apply(hidden, head, rule, dtype, shared)  # type: ignore[no-untyped-call]
+    return divergence
+
+
+def divergence_of_logits(logits: Tensor, teacher: TeacherDistributions) -> Tensor:
+    """The same from logits `[N, V]` in float32, for models that do more to them than a product."""
+    logs = logits.log_softmax(dim=1)
+    model_rest = logs.scatter(1, teacher.top_tokens, -torch.inf).logsumexp(dim=1)
+    top_part = teacher.top_logs.exp() * (teacher.top_logs - logs.gather(1, teacher.top_tokens))
+    rest_part = teacher.rest_logs.exp() * (teacher.rest_logs - model_rest)
+    return top_part.sum() + torch.where(teacher.rest_logs == -torch.inf, 0.0, rest_part).sum()
 
 
 def linear_cross_entropy(
@@ -129,7 +231,8 @@ def linear_cross_entropy(
     if shared is None and (liger := _liger(hidden.device.type)) is not None:
         loss = liger(head.to(dtype), hidden.to(dtype), labels)
         return loss.float()
-    loss = _LinearCrossEntropy.apply(hidden, head, labels, dtype, shared)  # type: ignore[no-untyped-call]
+    rule = partial(_losses_to_gradients, labels)
+    loss = _LinearLoss.apply(hidden, head, rule, dtype, shared)  # type: ignore[no-untyped-call]
     return loss
 
 

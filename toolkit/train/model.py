@@ -29,7 +29,12 @@ from toolkit.train.layout import (
     forward_passes,
     takes_lengths,
 )
-from toolkit.train.loss import linear_cross_entropy
+from toolkit.train.loss import (
+    TeacherDistributions,
+    divergence_of_logits,
+    linear_cross_entropy,
+    linear_divergence,
+)
 from toolkit.train.tied import shared_gradient
 from toolkit.train.trainable import plain_model
 
@@ -67,6 +72,7 @@ class NextTokenLoss(nn.Module):
         labels: Tensor,
         segments: Tensor,
         call: Callable[[Any], Any] | None = None,
+        teacher: TeacherDistributions | None = None,
     ) -> Any:
         """Sum of the losses of all targets; see `call_on_model` for the other use.
 
@@ -75,6 +81,9 @@ class NextTokenLoss(nn.Module):
             labels: `[B, T]` int64, the next token, or -100 where there is none.
             segments: `[B, T]`, equal within a piece of a document, -1 in padding.
             call: function of the model to call instead; the other arguments then do not matter.
+            teacher: distributions that the model is to keep. The loss is then the divergence from
+                them, and `labels` say which of them stands at each position: so they go with their
+                tokens whatever the layout.
         """
         if call is not None:
             return call(self.model)
@@ -89,17 +98,18 @@ class NextTokenLoss(nn.Module):
             passes[0].given["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         if layout in ("rows", "alone"):
             passes = even_out(passes, input_ids)
-        loss = self._loss_of(passes[0])
+        loss = self._loss_of(passes[0], teacher)
         for further_pass in passes[1:]:
-            loss = loss + self._loss_of(further_pass)
+            loss = loss + self._loss_of(further_pass, teacher)
         return loss
 
-    def _loss_of(self, forward_pass: ForwardPass) -> Tensor:
+    def _loss_of(self, forward_pass: ForwardPass, teacher: TeacherDistributions | None) -> Tensor:
         """Sum of the losses of the targets of a forward pass."""
         model, labels = plain_model(self.model), forward_pass.labels
         model_arguments = without_cache(model, forward_pass.given)
         is_target = labels != IGNORED
-        k = experts_per_token(model.config) if self.training and torch.is_grad_enabled() else 0
+        is_balanced = self.training and torch.is_grad_enabled() and teacher is None
+        k = experts_per_token(model.config) if is_balanced else 0
         if self.fused_head:
             with shared_gradient(model) as shared:
                 output = model.base_model(
@@ -109,15 +119,30 @@ class NextTokenLoss(nn.Module):
             hidden_states = output.last_hidden_state[is_target]
             head_weight = model.get_output_embeddings().weight
             with torch.autocast(labels.device.type, enabled=False):
-                loss = linear_cross_entropy(
-                    hidden_states, head_weight, labels[is_target], dtype=self.dtype, shared=shared
-                )
+                if teacher is not None:
+                    loss = linear_divergence(
+                        hidden_states,
+                        head_weight,
+                        teacher.at(labels[is_target]),
+                        dtype=self.dtype,
+                        shared=shared,
+                    )
+                else:
+                    loss = linear_cross_entropy(
+                        hidden_states,
+                        head_weight,
+                        labels[is_target],
+                        dtype=self.dtype,
+                        shared=shared,
+                    )
         else:
             if k:
                 output, router_logits = with_routers(model, model_arguments)
             else:
                 output, router_logits = model(**model_arguments), None
             logits = output.logits[is_target].float()
+            if teacher is not None:
+                return divergence_of_logits(logits, teacher.at(labels[is_target]))
             loss = nn.functional.cross_entropy(logits, labels[is_target], reduction="sum")
         if not k or not router_logits:
             return loss

@@ -29,6 +29,11 @@ from toolkit.train.metrics import METRICS, curve_line, read_curve
 from toolkit.train.monitor import ScoreRoles
 from toolkit.train.processes import is_first, wait_for_all
 from toolkit.train.rotary import RotarySettings, read_rotary, rotary_by_stage, set_rotary
+from toolkit.train.self_distillation import (
+    CONVERSATIONS,
+    SelfDistillation,
+    load_conversations,
+)
 from toolkit.train.state import Continuation, TrainSummary
 from toolkit.train.steps import plan_steps
 from toolkit.train.trackers import check_trackers
@@ -46,6 +51,7 @@ def run_train(
     score_roles: ScoreRoles | None = None,
     general_sources: tuple[str, ...] = (),
     continuation: Continuation | None = None,
+    conversations: Path | None = None,
 ) -> None:
     """Train the general model on the data stage's blocks and write the specialist.
 
@@ -60,12 +66,14 @@ def run_train(
         general_sources: sources whose share the monitor may raise.
         continuation: state to begin from and blocks to train on, in place of a run's beginning and
             of all that `data` holds.
+        conversations: folder of those that training stays near to, where the section asks for it.
 
     Raises:
         ConfigError: blocks are longer than the model's positions, or a tracker is not installed.
         DataError: the blocks hold tokens that the model has no embedding for.
     """
     check_trackers(section.trackers)
+    distillation = _open_conversations(section, conversations, stage.seed)
     blocks = continuation.blocks if continuation else Blocks.open(data, section.epochs, stage.seed)
     with stage.running() if is_first() else contextlib.nullcontext(stage.work) as work:
         if is_first():
@@ -84,6 +92,7 @@ def run_train(
             score_roles=score_roles,
             general_sources=general_sources,
             continuation=continuation,
+            distillation=distillation,
         )
         # Every process takes part in gathering; the first one writes.
         gathered = whole_parameters(model)
@@ -102,6 +111,21 @@ def run_train(
     wait_for_all()
     if is_first():
         _say_summary(summary, stage.folder)
+
+
+def _open_conversations(
+    section: TrainSection, folder: Path | None, seed: int
+) -> SelfDistillation | None:
+    """
+    Raises:
+        ConfigError: the section asks for conversations, and this kind of run has none.
+    """
+    if section.self_distillation is None:
+        return None
+    if folder is None:
+        raise ConfigError("train.self_distillation: is for continued pre-training; drop it here.")
+    conversations = load_conversations(folder / CONVERSATIONS)
+    return SelfDistillation(section.self_distillation, conversations, seed)
 
 
 def _with_parameters(general: Path, section: TrainSection, gathered: dict[str, Tensor]) -> Any:

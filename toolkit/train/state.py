@@ -51,6 +51,7 @@ class StepOutcome:
         learning_rate: rate of the step.
         num_targets: targets of the step, over all processes.
         expert_counts: how often each expert of a mixture was chosen, `[L, E]`; None without one.
+        divergence: mean over the tokens of the step's conversations, in nats; None without any.
     """
 
     loss: float
@@ -58,11 +59,13 @@ class StepOutcome:
     learning_rate: float
     num_targets: int
     expert_counts: Tensor | None = None
+    divergence: float | None = None
 
     @property
     def is_finite(self) -> bool:
         """Whether the update was made; one that is not finite is refused."""
-        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+        figures = (self.loss, self.gradient_norm, self.divergence or 0.0)
+        return all(map(math.isfinite, figures))
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,8 @@ class StepRecorder:
         }
         if len(self._stage_names) > 1:
             row["stage"] = self._stage_names[stage]
+        if outcome.divergence is not None:
+            row["divergence"] = outcome.divergence if outcome.is_finite else str(outcome.divergence)
         if outcome.expert_counts is not None:
             row |= balance_figures(outcome.expert_counts)
         if self._setup.section.trackers:
@@ -121,7 +123,10 @@ class StepRecorder:
             row["skipped"] = True
         self.metrics.write(**row)
         speed, memory = f"{tokens_per_second:.0f} tokens/s", f"{memory_bytes / 1e9:.1f} GB"
-        self._advance(1, f"loss {outcome.loss:.3f}  {speed}  {memory}")
+        loss = f"loss {outcome.loss:.3f}"
+        if outcome.divergence is not None:
+            loss += f"  divergence {outcome.divergence:.3f}"
+        self._advance(1, f"{loss}  {speed}  {memory}")
 
     def summarize(self, state: TrainState, used_step: int) -> TrainSummary:
         """Figures of the run, now that it has ended.

@@ -12,6 +12,7 @@ from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.side_files import copy_side_files, copy_tokenizer_files
 from toolkit.checkpoint.tokens import own_template
 from toolkit.errors import ConfigError, MergeError, did_you_mean, note, sentence_end
+from toolkit.library_errors import missing_library
 from toolkit.load_yaml import JsonView, read_object
 from toolkit.stage import write_atomically, write_json
 
@@ -111,6 +112,9 @@ def _template(config: MergeConfig, models: Models) -> str | None:
         common = Counter(text.strip() for text in found if text).most_common(1)
         return common[0][0] if common else None
     known = _named_templates()
+    missing = None if wanted in known else missing_library("mergekit")
+    if missing is not None:
+        raise ConfigError(f"chat_template: a template by name, {wanted!r}, {missing}.")
     if wanted not in known:
         raise ConfigError(
             f"chat_template: {wanted!r} is neither auto, nor a template (Jinja), nor the name of "

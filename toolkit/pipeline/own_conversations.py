@@ -1,0 +1,309 @@
+"""Conversations that the general model writes itself, for training to stay near to.
+
+From the chat template, left open where the user speaks, the model first writes what a user may ask,
+then its own answer; a model without a template continues its own first token. What resembles a
+prompt of the retention set is left out: what is measured there was then not trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from toolkit.data.split import stable_unit
+from toolkit.data.words import run_hashes, word_hashes
+from toolkit.errors import EvaluationError
+from toolkit.evaluate.answers import top_distributions
+from toolkit.evaluate.retention import split_prompts
+from toolkit.generate.chat_model import Speaker, load_speaker
+from toolkit.generate.greedy import drawn_answers
+from toolkit.pipeline.model_hashes import fingerprint
+from toolkit.pipeline.run import Run, ensure_stage
+from toolkit.progress import progress, say
+from toolkit.stage import Stage, write_atomically
+from toolkit.train.config import SelfDistillationSection
+from toolkit.train.loss import TeacherDistributions
+from toolkit.train.self_distillation import (
+    CONVERSATIONS,
+    Conversation,
+    load_conversations,
+    save_conversations,
+)
+
+TEXTS = "conversations.jsonl"
+_ROWS = 32
+"""Conversations that grow side by side, and are written at once."""
+
+_OPEN_TURN = "THE-USER-SPEAKS-HERE"
+_RUN_WORDS = 3
+_SHARED_RUNS = 0.5
+"""A text that holds so many of a prompt's runs of three words resembles it."""
+
+_MOST_BLOCKS_PER_TURN = 4.0
+"""Blocks are given up once they come to so many times those that the tokens should have taken."""
+
+
+@dataclass
+class Written:
+    """What was written so far.
+
+    Attributes:
+        conversations: those that are kept.
+        texts: what was asked and answered.
+        left_out: how many were not kept, by reason.
+    """
+
+    conversations: list[Conversation] = field(default_factory=list)
+    texts: list[dict[str, str]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model wrote itself."""
+        return sum(len(one.teacher.rest_logs) for one in self.conversations)
+
+
+def ensure_conversations(
+    run: Run, general: Path, section: SelfDistillationSection, name: str = "conversations"
+) -> Path:
+    """The folder of conversations that the general model writes, made where it is not up to date.
+
+    Args:
+        run: run of the recipe.
+        general: folder of the general model.
+        section: how much it writes, and how.
+        name: of the stage.
+
+    Raises:
+        EvaluationError: next to nothing that it writes can be used.
+    """
+    retention = run.recipe.evaluate.retention
+    prompts = [
+        prompt.text
+        for split in ("validation", "test")
+        for prompt in split_prompts(split, retention.num_prompts, retention.files)
+    ]
+    writing = section.model_dump(mode="json", exclude={"weight", "tokens_per_step"})
+    config = {"self_distillation": writing, "leave_out": sorted(prompts)}
+    stage = run.stage(name, config, {"general": fingerprint(general)})
+    return ensure_stage(
+        stage,
+        "conversations of the general model",
+        lambda: _write(section, stage, general, prompts),
+    )
+
+
+def _write(
+    section: SelfDistillationSection, stage: Stage, general: Path, prompts: Sequence[str]
+) -> None:
+    with stage.running() as work:
+        written = Written()
+        with progress("writing, tokens", section.num_tokens) as advance:
+            for block in _blocks(section, stage, work, general, prompts):
+                advance(min(block.num_tokens, section.num_tokens - written.num_tokens), "")
+                written.conversations += block.conversations
+                written.texts += block.texts
+                written.left_out += block.left_out
+                if written.num_tokens >= section.num_tokens:
+                    break
+        save_conversations(work / CONVERSATIONS, written.conversations)
+        with write_atomically(work / TEXTS) as file:
+            file.writelines(json.dumps(text, ensure_ascii=False) + "\n" for text in written.texts)
+        left_out = ", ".join(f"{count} {reason}" for reason, count in written.left_out.items())
+        say(f"  {len(written.conversations)} conversations; left out {left_out or 'none'}")
+        figures = {
+            "num_conversations": len(written.conversations),
+            "num_tokens": written.num_tokens,
+            "left_out": dict(written.left_out),
+        }
+        parts = tuple(path.name for path in work.glob("part-*"))
+        stage.finish(figures, drop=parts)
+
+
+def _blocks(
+    section: SelfDistillationSection,
+    stage: Stage,
+    work: Path,
+    general: Path,
+    prompts: Sequence[str],
+) -> Iterator[Written]:
+    """Conversations block by block, without end; those of a run that was killed are read again."""
+    speaker: Speaker | None = None
+    so_far = Written()
+    seen: set[str] = set()
+    prompt_runs = _word_runs(prompts)
+    number = 0
+    while True:
+        tensors, texts = work / f"part-{number:05d}.safetensors", work / f"part-{number:05d}.json"
+        if texts.is_file():
+            record = json.loads(texts.read_text(encoding="utf-8"))
+            conversations = load_conversations(tensors) if record["texts"] else []
+            block = Written(conversations, record["texts"], Counter(record["left_out"]))
+        else:
+            speaker = speaker or load_speaker(general)
+            block = _write_block(section, speaker, stage.seed, number, seen, prompt_runs)
+            if block.conversations:
+                save_conversations(tensors, block.conversations)
+            with write_atomically(texts) as file:
+                json.dump({"texts": block.texts, "left_out": dict(block.left_out)}, file)
+        seen |= {text["user"] for text in block.texts}
+        so_far.conversations += block.conversations
+        yield block
+        number += 1
+        _refuse_silence(section, so_far.num_tokens, number, general)
+
+
+def _refuse_silence(
+    section: SelfDistillationSection, num_tokens: int, num_blocks: int, general: Path
+) -> None:
+    # A turn of a tenth of the longest would be short; four times the blocks that such turns take.
+    expected = num_blocks * _ROWS * section.max_new_tokens / 10 / _MOST_BLOCKS_PER_TURN
+    if num_blocks >= 8 and num_tokens < expected:
+        raise EvaluationError(
+            f"train.self_distillation: of {num_blocks * _ROWS} conversations that {general} wrote "
+            f"only {num_tokens} tokens can be used; raise max_new_tokens, lower temperature, or "
+            "leave the section out."
+        )
+
+
+def _write_block(
+    section: SelfDistillationSection,
+    speaker: Speaker,
+    seed: int,
+    number: int,
+    seen: set[str],
+    prompt_runs: Sequence[set[int]],
+) -> Written:
+    """Some conversations: each depends on its number alone, and on what stands before it."""
+    first = number * _ROWS
+    prefix = _open_prefix(speaker)
+    most = min(section.max_new_tokens, (speaker.most_tokens - len(prefix)) // 2)
+    if most < 1:
+        raise EvaluationError(f"{speaker.label}: its template leaves no room for a conversation.")
+
+    def draw(turn: str, starts: Sequence[Sequence[int]]) -> list[list[int]]:
+        return drawn_answers(
+            speaker.model,
+            speaker.stops,
+            starts,
+            most,
+            temperature=section.temperature,
+            units=lambda row, place: stable_unit(
+                seed, "self-distillation", turn, number, rows[row], place
+            ),
+        )
+
+    rows = list(range(first, first + _ROWS))
+    block = Written()
+    openings = draw("user", [prefix] * _ROWS)
+    if speaker.template is None:
+        for tokens in openings:
+            block.texts.append({"user": "", "assistant": speaker.decode(tokens)})
+        starts, answers = [prefix] * _ROWS, openings
+    else:
+        asked = _usable(speaker, openings, seen, prompt_runs, block.left_out)
+        rows = [first + place for place in asked]
+        starts = [speaker.encode([{"role": "user", "content": text}]) for text in asked.values()]
+        answers = draw("assistant", starts) if starts else []
+        for text, tokens in zip(asked.values(), answers, strict=True):
+            block.texts.append({"user": text, "assistant": speaker.decode(tokens)})
+    sequences = [[*start, *answer] for start, answer in zip(starts, answers, strict=True)]
+    block.conversations = _with_distributions(speaker, prefix, sequences, section.top_tokens)
+    return block
+
+
+def _open_prefix(speaker: Speaker) -> list[int]:
+    """Tokens up to where a user speaks; of a model without a template, its first token."""
+    if speaker.template is None:
+        tokenizer = speaker.tokenizer
+        for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+            if token is not None:
+                return [int(token)]
+        raise EvaluationError(
+            f"{speaker.label}: has neither a chat template nor a token that texts begin or end "
+            "with, so it cannot write by itself; leave train.self_distillation out."
+        )
+    text = speaker.tokenizer.apply_chat_template(
+        [{"role": "user", "content": _OPEN_TURN}], chat_template=speaker.template, tokenize=False
+    )
+    before, mark, _ = str(text).partition(_OPEN_TURN)
+    tokens = list(speaker.tokenizer(before, add_special_tokens=False)["input_ids"])
+    if not mark or not tokens:
+        raise EvaluationError(
+            f"{speaker.label}: its chat template does not show where a user speaks; leave "
+            "train.self_distillation out."
+        )
+    return tokens
+
+
+def _usable(
+    speaker: Speaker,
+    openings: Sequence[Sequence[int]],
+    seen: set[str],
+    prompt_runs: Sequence[set[int]],
+    left_out: Counter[str],
+) -> dict[int, str]:
+    """What users may ask, by its place in the block: each turn that ended, once."""
+    asked: dict[int, str] = {}
+    for place, tokens in enumerate(openings):
+        text = speaker.decode(tokens).strip()
+        if not tokens or tokens[-1] not in speaker.stops or not text:
+            left_out["unfinished"] += 1
+        elif text in seen or text in asked.values():
+            left_out["repeated"] += 1
+        elif _resembles(text, prompt_runs):
+            left_out["like a retention prompt"] += 1
+        else:
+            asked[place] = text
+    return asked
+
+
+def _word_runs(texts: Sequence[str]) -> list[set[int]]:
+    hashes, offsets = run_hashes(*word_hashes(texts), _RUN_WORDS)
+    return [set(part.tolist()) for part in np.split(hashes, offsets[1:-1])]
+
+
+def _resembles(text: str, prompt_runs: Sequence[set[int]]) -> bool:
+    """Whether a text holds half of what a prompt says, in runs of three words.
+
+    >>> prompt_runs = _word_runs(["Why is the sky blue?"])
+    >>> _resembles("Tell me why is the sky so blue", prompt_runs), _resembles("Hi!", prompt_runs)
+    (True, False)
+    """
+    (own_runs,) = _word_runs([text])
+    return any(runs and len(runs & own_runs) >= _SHARED_RUNS * len(runs) for runs in prompt_runs)
+
+
+def _with_distributions(
+    speaker: Speaker, prefix: Sequence[int], sequences: Sequence[list[int]], top_tokens: int
+) -> list[Conversation]:
+    if not sequences:
+        return []
+    firsts = [_shared_beginning(prefix, tokens) for tokens in sequences]
+    parts = top_distributions(
+        speaker.model,
+        [tokens[:first] for tokens, first in zip(sequences, firsts, strict=True)],
+        [tokens[first:] for tokens, first in zip(sequences, firsts, strict=True)],
+        top_tokens,
+    )
+    return [
+        Conversation(tokens, first, TeacherDistributions(top.long(), logs, rest))
+        for tokens, first, top, logs, rest in zip(sequences, firsts, *parts, strict=True)
+    ]
+
+
+def _shared_beginning(prefix: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many tokens of the open template stand at the beginning of a conversation, 1 at least.
+
+    >>> _shared_beginning([1, 2, 3], [1, 2, 9, 9])
+    2
+    """
+    same = next(
+        (n for n, pair in enumerate(zip(prefix, tokens, strict=False)) if pair[0] != pair[1]), None
+    )
+    return max(1, len(prefix) if same is None else same)
