@@ -132,7 +132,7 @@ def write_report(results: MergeResults, inputs: MergeInputs, stage: Stage, merge
     answers = _ask_models(inputs, work)
     # Of a model that no stage of ours made a file of this name is something else.
     specialist = inputs.specialist
-    is_ours = specialist is not None and (specialist / MANIFEST).is_file()
+    is_ours = recipe.trains or (specialist is not None and (specialist / MANIFEST).is_file())
     hashes = {
         **stage.inputs,
         **{path.name: hash_file(path) for path in sorted(work.glob("*.safetensors"))},
