@@ -130,7 +130,7 @@ def write_report(results: MergeResults, inputs: MergeInputs, stage: Stage, merge
     work, recipe = stage.work, inputs.recipe
     answers = _ask_models(inputs, work)
     # Of a model that no stage of ours made a file of this name is something else.
-    is_trained_here = (inputs.specialist / MANIFEST).is_file()
+    is_trained_here = recipe.trains or (inputs.specialist / MANIFEST).is_file()
     hashes = {
         **stage.inputs,
         **{path.name: hash_file(path) for path in sorted(work.glob("*.safetensors"))},
