@@ -14,10 +14,8 @@ from toolkit.report.verdict import (
     ROLES,
     count_of,
     counts_of,
-    interval,
     kept_lines,
     notes,
-    signed_interval,
 )
 from toolkit.select.results import MergeResults, SetResult
 from toolkit.statistics.interval import Interval
@@ -37,9 +35,9 @@ def outcome_table(results: MergeResults, folder: Path) -> None:
         table.add_column(f"{role} ({counts_of(results, role)}{role_unit})", justify="right")
     for model, title in MODELS:
         figures = results.models.of(model)
-        cells = [interval(figures.figure(role)) for role in ROLES]
+        cells = [figures.figure(role).words() for role in ROLES]
         if model != "general":
-            changes = [signed_interval(figures.change(role)) for role in ROLES]
+            changes = [figures.change(role).words(sign="+") for role in ROLES]
             cells = [f"{cell}\n{change}" for cell, change in zip(cells, changes, strict=True)]
         table.add_row(title, *cells, end_section=True)
     console.print(table, width=max(console.width, _NARROWEST))
@@ -97,6 +95,6 @@ def _set_table(rows: Sequence[SetRow]) -> None:
         table.add_column(title, justify="right")
     for row in rows:
         # An estimate a line, its interval below it: three models fit an ordinary terminal.
-        cells = [interval(figure).replace(" (", "\n(") for figure in row.figures]
+        cells = [figure.words().replace(" (", "\n(") for figure in row.figures]
         table.add_row(f"{row.name}, {row.unit}\n{row.role}", *cells, end_section=True)
     console.print(table, width=max(console.width, _NARROWEST))

@@ -120,15 +120,15 @@ def _questions(objective: Objective, look: int, rivals: Rivals) -> list[dict[str
         return {name: objective.sets[name].cuts[look] for name in names}
 
     domain = at_look(*objective.weights)
-    general = sorted(objective.tolerances, key=lambda name: cost(at_look(name)))
+    general_names = sorted(objective.tolerances, key=lambda name: cost(at_look(name)))
     lossy = rivals.sweep.lossy_sets if rivals.sweep is not None else ()
-    first = [at_look(name) for name in general if name in lossy]
+    first = [at_look(name) for name in general_names if name in lossy]
     # Where a set costs no more in full than the domain's part, what it says is certain for little.
-    full_sets = [{name: len(objective.sets[name].order)} for name in general if name in lossy]
+    full_sets = [{name: len(objective.sets[name].order)} for name in general_names if name in lossy]
     first += [
         counts for counts in full_sets if cost(counts) <= cost(domain) and counts not in first
     ]
-    return [*first, domain, *(at_look(name) for name in general if name not in lossy)]
+    return [*first, domain, *(at_look(name) for name in general_names if name not in lossy)]
 
 
 def _is_out(objective: Objective, names: Sequence[str], losses: Losses, rivals: Rivals) -> bool:

@@ -120,10 +120,10 @@ def final_figures(figures: ScoredTestSets) -> FinalFigures:
 def _share(figures: ScoredTestSets, changes: PairedChanges, sign: float) -> Interval | None:
     """The merge's change as a fraction of the specialist's; None where the specialist's is not
     shown to have this sign."""
-    part, whole = figures.models.index(MERGE), figures.models.index(SPECIALIST)
-    if sign * changes.change(whole).estimate <= 0.0:
+    merge_column, specialist_column = figures.models.index(MERGE), figures.models.index(SPECIALIST)
+    if sign * changes.change(specialist_column).estimate <= 0.0:
         return None
-    return changes.ratio(part, whole)
+    return changes.ratio(merge_column, specialist_column)
 
 
 def _complement(share: Interval | None) -> Interval | None:
