@@ -29,7 +29,7 @@ from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import merge_stage
 from toolkit.progress import say
 from toolkit.recipe.load import find_recipe, load_recipe
-from toolkit.report.verdict import percent, signed_interval
+from toolkit.report.verdict import percent
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST
 from toolkit.search.worker import Outcome
@@ -178,7 +178,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             row["recipe"],
             row["method"],
             row["chosen"] + ("" if row["within_tolerance"] else " (not within)"),
-            ", ".join(signed_interval(Interval(**row["changes"][name][MERGE])) for name in domain),
+            ", ".join(Interval(**row["changes"][name][MERGE]).words(sign="+") for name in domain),
             percent(Interval(**row["gain_kept"])) if row["gain_kept"] else "no gain shown",
         ]
         for name, share in row["recovered"].items():
@@ -186,8 +186,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             cells = [
                 *first,
                 name,
-                signed_interval(Interval(**change[SPECIALIST])),
-                signed_interval(Interval(**change[MERGE])),
+                Interval(**change[SPECIALIST]).words(sign="+"),
+                Interval(**change[MERGE]).words(sign="+"),
                 percent(Interval(**share)) if share else "no loss to recover",
             ]
             lines.append("| " + " | ".join(cells) + " |")

@@ -42,7 +42,6 @@ from toolkit.pipeline.models import ensure_cpt
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import merge_stage
 from toolkit.recipe.model import ModelSection
-from toolkit.report.verdict import signed_interval
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
 from toolkit.search.queue import SearchPlan
@@ -189,7 +188,7 @@ class Benchmark:
                 difference = raced.difference(losses[name], against[name])
                 print(
                     f"control, {name} ({raced.items.role}, {raced.items.unit}), {title}: "
-                    f"{signed_interval(difference.interval(0.95))}"
+                    f"{difference.interval(0.95).words(sign='+')}"
                 )
 
     def _general_alone(self) -> Run:

@@ -8,7 +8,7 @@ import os
 from tests.helpers.projects import recipe, write
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELIZM"] = "false"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Models here are so small that a second thread costs more than it brings, and where the machine is
 # busy, threads that wait for each other take a hundred times as long. Commands inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"

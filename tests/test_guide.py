@@ -40,7 +40,7 @@ from toolkit.section import parse_section
 
 PAGES = pages()
 BLOCKS = [block for page in PAGES for block in blocks(page)]
-OTHERS_PROGRAMS = {"git", "hf", "cd", "source", "sbatch", "squeue", "pip", "pdftotext", "createdb"}
+OTHERS_PROGRAMS = {"git", "hf", "cd", "source", "sbatch", "squeue", "pip", "python", "createdb"}
 """What a block that is not run may call besides the toolkit, make and accelerate."""
 
 FOR_RANDOM_MODELS: dict[str, Any] = {

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from toolkit.errors import ConfigError
 from toolkit.load_yaml import load_yaml
-from toolkit.section import Fraction, Section, check_section, parse_section
+from toolkit.section import Fraction, Section, check_section, parse_section, replace_values
 
 
 class Inner(Section):
@@ -34,6 +34,19 @@ def test_all_faults_at_once_each_at_its_key():
     assert hint in lines
     assert any(line.startswith("  epochs:") and "'many'" in line for line in lines)
     assert caught.value.exit_code == 2
+
+
+def test_values_are_replaced_under_known_keys_alone():
+    outer = replace_values(Outer(epochs=2), schedule=Inner(decay_fraction=0.2))
+    assert (outer.epochs, outer.schedule.decay_fraction) == (2, 0.2)
+    with pytest.raises(TypeError, match="Outer has no epoch"):
+        replace_values(Outer(), epoch=3)
+
+
+def test_sections_are_copied_through_the_helper_that_checks_keys():
+    toolkit = Path(__file__).parents[1] / "toolkit"
+    texts = {path.name: path.read_text(encoding="utf-8") for path in toolkit.rglob("*.py")}
+    assert [name for name, text in texts.items() if ".model_copy(" in text] == ["section.py"]
 
 
 class Renamed(Section):

@@ -47,8 +47,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'toolkit' has no attribute {name!r}")
-    module, inner = _PLACES[name].split(":")
-    return getattr(import_module(module), inner)
+    module_name, inner_name = _PLACES[name].split(":")
+    return getattr(import_module(module_name), inner_name)
 
 
 def __dir__() -> list[str]:

@@ -80,26 +80,27 @@ def _signal_timer(seconds: int) -> Iterator[None]:
     def stop(_number: int, _frame: Any) -> None:
         raise _TimeIsUpError
 
-    before = signal.signal(signal.SIGALRM, stop)
+    former_handler = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, former_handler)
 
 
 @contextlib.contextmanager
 def _thread_timer(seconds: int) -> Iterator[None]:
     """The same in any thread: another one raises the error in it, between two of its steps."""
-    thread = ctypes.c_ulong(threading.get_ident())
-    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    thread_id = ctypes.c_ulong(threading.get_ident())
+    raise_in_thread = ctypes.pythonapi.PyThreadState_SetAsyncExc
     guard, over = threading.Lock(), threading.Event()
 
     def stop() -> None:
+        # Not after the block has ended: the error would then hit whatever runs next in this thread.
         with guard:
             if not over.is_set():
-                raise_in(thread, ctypes.py_object(_TimeIsUpError))
+                raise_in_thread(thread_id, ctypes.py_object(_TimeIsUpError))
 
     timer = threading.Timer(seconds, stop)
     timer.daemon = True
@@ -109,7 +110,7 @@ def _thread_timer(seconds: int) -> Iterator[None]:
     finally:
         with guard:
             over.set()
-            raise_in(thread, None)  # raised just now, and not felt yet
+            raise_in_thread(thread_id, None)  # raised just now, and not felt yet
         timer.cancel()
 
 
@@ -151,12 +152,12 @@ def _set_memory(num_bytes: int) -> tuple[int, int] | None:
     try:
         import resource
 
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        pages_used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     except (ImportError, OSError, ValueError):
         return None
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = pages * resource.getpagesize() + num_bytes
-    if any(known != resource.RLIM_INFINITY and known < wanted for known in (soft, hard)):
+    soft_limit, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = pages_used * resource.getpagesize() + num_bytes
+    if any(known != resource.RLIM_INFINITY and known < wanted for known in (soft_limit, hard)):
         return None
     resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
-    return soft, hard
+    return soft_limit, hard

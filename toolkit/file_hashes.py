@@ -73,24 +73,24 @@ def differing_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
         folder: that they stand in.
         expected: sha256 by relative path.
     """
-    there = {name: folder / name for name in expected if (folder / name).is_file()}
-    marks = {name: _mark(path) for name, path in there.items()}
+    paths_there = {name: folder / name for name in expected if (folder / name).is_file()}
+    marks = {name: _mark(path) for name, path in paths_there.items()}
     whole = (str(folder.resolve()), json.dumps(sorted(marks.items())), tuple(expected.items()))
-    missing = [name for name in expected if name not in there]
+    missing = [name for name in expected if name not in paths_there]
     if whole in _SEEN and not missing:
         return []
-    total, small, large = 0, list[str](), list[str]()
-    for name in sorted(there, key=lambda name: marks[name][0]):
-        total += marks[name][0]
-        (small if total <= _READ_TOGETHER_BYTES else large).append(name)
-    differing = [name for name in small if read_hash(there[name]) != expected[name]]
-    told = [[name, *marks[name], expected[name]] for name in sorted(large)]
-    entry = [hashlib.sha256(json.dumps(told).encode()).hexdigest(), len(large), 0, "good"]
+    bytes_so_far, small_names, large_names = 0, list[str](), list[str]()
+    for name in sorted(paths_there, key=lambda name: marks[name][0]):
+        bytes_so_far += marks[name][0]
+        (small_names if bytes_so_far <= _READ_TOGETHER_BYTES else large_names).append(name)
+    differing = [name for name in small_names if read_hash(paths_there[name]) != expected[name]]
+    told = [[name, *marks[name], expected[name]] for name in sorted(large_names)]
+    entry = [hashlib.sha256(json.dumps(told).encode()).hexdigest(), len(large_names), 0, "good"]
     key = f"{whole[0]}{os.sep}"
-    if large and (_remembered().get(key) != entry or os.environ.get(_VERIFY)):
-        found = [name for name in large if read_hash(there[name]) != expected[name]]
-        latest = max(there[name].stat().st_mtime for name in large)
-        if not found and time.time() - latest > _SETTLED_SECONDS:
+    if large_names and (_remembered().get(key) != entry or os.environ.get(_VERIFY)):
+        found = [name for name in large_names if read_hash(paths_there[name]) != expected[name]]
+        latest_change = max(paths_there[name].stat().st_mtime for name in large_names)
+        if not found and time.time() - latest_change > _SETTLED_SECONDS:
             _remember(key, entry)
         differing += found
     if not differing and not missing:
@@ -109,19 +109,19 @@ def _file() -> Path:
 
 def _remembered() -> dict[str, list[Any]]:
     try:
-        found = json.loads(_file().read_text(encoding="utf-8"))
+        entries_by_key = json.loads(_file().read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}  # nothing yet, or damaged: files are read again
-    good = isinstance(found, dict) and all(
-        isinstance(entry, list) and len(entry) == 4 for entry in found.values()
+    well_formed = isinstance(entries_by_key, dict) and all(
+        isinstance(entry, list) and len(entry) == 4 for entry in entries_by_key.values()
     )
-    return found if good else {}
+    return entries_by_key if well_formed else {}
 
 
 def _remember(key: str, entry: list[Any]) -> None:
-    found = _remembered()
-    found.pop(key, None)
-    entries = [*found.items(), (key, entry)][-_MOST_REMEMBERED:]
+    entries_by_key = _remembered()
+    entries_by_key.pop(key, None)
+    entries = [*entries_by_key.items(), (key, entry)][-_MOST_REMEMBERED:]
     with contextlib.suppress(OSError):  # it only saves time
         _file().parent.mkdir(parents=True, exist_ok=True)
         with appearing_file(_file()) as temporary:

@@ -59,7 +59,7 @@ def parse_row(
     return row
 
 
-def sealed(row: Mapping[str, Any]) -> dict[str, Any]:
+def sealed(row: Mapping[str, object]) -> dict[str, object]:
     """A row with its own sum, so that it is told from a damaged one when it is read again."""
     return {**row, _SUM: _sum(row)}
 
@@ -74,5 +74,5 @@ def unsealed(row: Any) -> dict[str, Any] | None:
     return plain if plain.pop(_SUM, None) == _sum(plain) else None
 
 
-def _sum(row: Mapping[str, Any]) -> int:
+def _sum(row: Mapping[str, object]) -> int:
     return zlib.crc32(json.dumps(row, sort_keys=True).encode())

@@ -24,7 +24,7 @@ from toolkit.errors import CheckpointError, ConfigError, ToolkitError
 _PACKAGE = str(Path(__file__).parent)
 _STANDARD = sysconfig.get_paths()["stdlib"]
 _PLACES = ("path", "file", "folder", "place", "source", "directory", "reference")
-"""Names under which our functions hold what they read or write."""
+"""Names under which our functions hold what they read or write, or the last words of such names."""
 
 _ADVICE = {
     errno.EACCES: ("permission is denied", "Change its rights, or give another place."),
@@ -162,8 +162,8 @@ def computing(
     except ToolkitError:
         raise
     except Exception as error:
-        frames = _frames(error.__traceback__)
-        is_foreign = bool(frames) and _is_foreign(frames[-1].f_code.co_filename)
+        trace_frames = _frames(error.__traceback__)
+        is_foreign = bool(trace_frames) and _is_foreign(trace_frames[-1].f_code.co_filename)
         system = isinstance(error, OSError) or is_out_of_memory(error) or _is_disk_full(error)
         if system or not is_foreign:
             raise
@@ -199,26 +199,26 @@ def explain(error: BaseException) -> ToolkitError | None:
     """The system's or a library's error as one of ours; None for what may be our own fault."""
     if isinstance(error, ToolkitError):
         return error
-    place = place_of(error)
-    where = f"{place}: " if place else ""
+    blamed_place = place_of(error)
+    where = f"{blamed_place}: " if blamed_place else ""
     if is_out_of_memory(error):
         return ToolkitError(
             f"{where}memory is exhausted ({first_line(error)}). Run it on a machine with more, or "
             "with smaller settings; see `toolkit plan`."
         )
     if isinstance(error, RecursionError):
-        if not place:
+        if not blamed_place:
             return None
         return ToolkitError(f"{where}is nested too deeply to be read. Check what stands there.")
     if isinstance(error, OSError) and error.errno is not None:
-        return ToolkitError(_system_words(error, place))
+        return ToolkitError(_system_words(error, blamed_place))
     if _is_disk_full(error):
         return ToolkitError(f"{where}the disk is full. Make room and run the same command again.")
-    library = _library_of(error)
-    if library is None:
+    library_name = _library_of(error)
+    if library_name is None:
         return None
-    kind = ConfigError if library == "yaml" else ToolkitError
-    return kind(f"{where}{first_line(error)} (says {library}). Check what stands there.")
+    kind = ConfigError if library_name == "yaml" else ToolkitError
+    return kind(f"{where}{first_line(error)} (says {library_name}). Check what stands there.")
 
 
 def _is_disk_full(error: BaseException) -> bool:
@@ -247,10 +247,10 @@ def _library_of(error: BaseException) -> str | None:
         return module.partition(".")[0]
     text = _text_of_worker(error)
     if text is not None:  # it came from another process, with its traceback as text
-        files = re.findall(r'File "([^"]+)", line', text)
-        if not files or not _is_foreign(files[-1]):
+        source_files = re.findall(r'File "([^"]+)", line', text)
+        if not source_files or not _is_foreign(source_files[-1]):
             return None
-        return None if isinstance(error, _WRONG_CALLS) else _name_of(files[-1])
+        return None if isinstance(error, _WRONG_CALLS) else _name_of(source_files[-1])
     frames = _frames(error.__traceback__)
     if not frames or not _is_foreign(frames[-1].f_code.co_filename):
         return None
@@ -301,9 +301,10 @@ def place_of(error: BaseException) -> str:
     for frame in reversed(_frames(error.__traceback__)):
         if not frame.f_code.co_filename.startswith(_PACKAGE):
             continue
-        held = frame.f_locals
-        for name in _PLACES:
-            value = held.get(name)
+        local_values = frame.f_locals
+        compound_names = (name for name in local_values if name.rpartition("_")[2] in _PLACES)
+        for name in (*_PLACES, *compound_names):
+            value = local_values.get(name)
             if isinstance(value, Path) or (isinstance(value, str) and _stands(value)):
                 return str(value)
     return ""

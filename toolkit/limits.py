@@ -61,11 +61,11 @@ def refuse_beyond_memory(num_bytes: float, what: str) -> None:
     Raises:
         ConfigError: it is more than the whole memory.
     """
-    whole = _memory_bytes()
-    if num_bytes > whole:
+    memory_bytes = _memory_bytes()
+    if num_bytes > memory_bytes:
         raise ConfigError(
             f"{what} would take {size_words(num_bytes)} of memory, and this machine has "
-            f"{size_words(whole)}. Make it smaller, or run it on a machine with more."
+            f"{size_words(memory_bytes)}. Make it smaller, or run it on a machine with more."
         )
 
 
@@ -92,12 +92,12 @@ def limit(name: str) -> int:
     text = os.environ.get(PREFIX + name)
     if not text:
         return LIMITS[name].default
-    number = re.fullmatch(r"(\d{1,15})\s*([kmgt]?)(?:i?b)?", text.strip().lower())
-    if number is None or not int(number[1]):
+    number_match = re.fullmatch(r"(\d{1,15})\s*([kmgt]?)(?:i?b)?", text.strip().lower())
+    if number_match is None or not int(number_match[1]):
         raise ConfigError(
             f"{PREFIX}{name}: must be a positive whole number, such as 500000 or 2G (got {text!r})."
         )
-    return int(number[1]) * _UNITS[number[2]]
+    return int(number_match[1]) * _UNITS[number_match[2]]
 
 
 def raise_hint(name: str) -> str:

@@ -144,17 +144,17 @@ def read_object(
 
 def _is_deeper(value: Any, depth: int) -> bool:
     """Whether lists and mappings are nested more than `depth` times; without recursion."""
-    level = [value] if isinstance(value, (dict, list)) else []
+    nested_values = [value] if isinstance(value, (dict, list)) else []
     for _ in range(depth):
-        level = [
+        nested_values = [
             item
-            for outer in level
+            for outer in nested_values
             for item in (outer.values() if isinstance(outer, dict) else outer)
             if isinstance(item, (dict, list))
         ]
-        if not level:
+        if not nested_values:
             return False
-    return bool(level)
+    return bool(nested_values)
 
 
 def _short(cause: object, most: int = 200) -> str:
@@ -203,16 +203,16 @@ def _parse_documents(
     """At least one; empty ones, as behind a last `---`, are passed over."""
     if len(text) > limit("YAML_BYTES"):
         raise ConfigError(f"{where}: has {len(text):,} bytes; {raise_hint('YAML_BYTES')}.")
-    reader = None
+    yaml_reader = None
     try:
         # It is a SafeLoader: it constructs plain values only.
-        reader = (loader or _UniqueKeyLoader)(text)
-        reader.name = where
+        yaml_reader = (loader or _UniqueKeyLoader)(text)
+        yaml_reader.name = where
         documents = []
-        while reader.check_node():
-            node = reader.get_node()
+        while yaml_reader.check_node():
+            node = yaml_reader.get_node()
             _refuse_growth(node, where)
-            data = reader.construct_document(node)
+            data = yaml_reader.construct_document(node)
             if data is not None:
                 documents.append(data)
     except RecursionError as error:
@@ -230,8 +230,8 @@ def _parse_documents(
         # All but the first: tags whose text the library takes for granted (!!int '', 2001-99-99).
         raise ConfigError(f"{where}: is not valid YAML: {_short(error)}") from error
     finally:
-        if reader is not None:
-            reader.dispose()
+        if yaml_reader is not None:
+            yaml_reader.dispose()
     for number, data in enumerate(documents or [None], start=1):
         if not isinstance(data, dict):
             place = f"{where}, document {number}" if len(documents) > 1 else where
@@ -267,7 +267,7 @@ def _refuse_growth(root: yaml.Node | None, where: str) -> None:
     """
     if root is None:
         return
-    most, deepest = limit("YAML_NODES"), limit("NESTING")
+    most_nodes, deepest_nesting = limit("YAML_NODES"), limit("NESTING")
     sizes: dict[int, tuple[int, int]] = {}
     open_nodes: set[int] = set()
     stack: list[tuple[yaml.Node, bool]] = [(root, False)]
@@ -276,15 +276,15 @@ def _refuse_growth(root: yaml.Node | None, where: str) -> None:
         children = _children(node)
         if is_done:
             open_nodes.discard(id(node))
-            own = [sizes[id(child)] for child in children]
-            size = 1 + sum(size for size, _ in own)
-            depth = 1 + max((depth for _, depth in own), default=0)
-            if size > most:
+            child_sizes = [sizes[id(child)] for child in children]
+            size = 1 + sum(size for size, _ in child_sizes)
+            depth = 1 + max((depth for _, depth in child_sizes), default=0)
+            if size > most_nodes:
                 raise ConfigError(
                     f"{where}: its aliases stand for {size:,} values or more; "
                     f"{raise_hint('YAML_NODES')}."
                 )
-            if depth > deepest + 1:
+            if depth > deepest_nesting + 1:
                 raise ConfigError(
                     f"{where}: is nested too deeply; levels: {raise_hint('NESTING')}."
                 )

@@ -84,13 +84,11 @@ class ProductSpeeds:
         >>> ProductSpeeds("cpu", {"fp32": 1e11, "bf16": 2e9, "fp16": 2e10}).fastest
         'fp32'
         """
-        narrow: tuple[Precision, ...] = ("bf16", "fp16")
-        best = max(narrow, key=lambda precision: self.flops.get(precision, 0.0))
-        bf16 = self.flops.get("bf16", 0.0)
-        if bf16 >= MARGIN * self.flops["fp32"]:
-            best = (
-                "bf16"  # wherever bfloat16 gains too, its range is worth more than float16's bits
-            )
+        narrow_types: tuple[Precision, ...] = ("bf16", "fp16")
+        best = max(narrow_types, key=lambda precision: self.flops.get(precision, 0.0))
+        if self.flops.get("bf16", 0.0) >= MARGIN * self.flops["fp32"]:
+            # Wherever bfloat16 gains too, its range is worth more than float16's bits.
+            best = "bf16"
         return best if self.flops.get(best, 0.0) >= MARGIN * self.flops["fp32"] else "fp32"
 
     def describe(self, precision: Precision) -> str:
@@ -101,10 +99,10 @@ class ProductSpeeds:
 def cache_folder() -> Path:
     """Where this user's artifacts, answers and measurements are kept: `$TOOLKIT_CACHE`, else
     `cpt-toolkit` in the user's cache folder."""
-    if given := os.environ.get("TOOLKIT_CACHE"):
-        return Path(given).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "cpt-toolkit"
+    if cache_setting := os.environ.get("TOOLKIT_CACHE"):
+        return Path(cache_setting).expanduser()
+    user_cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user_cache) if user_cache else Path.home() / ".cache") / "cpt-toolkit"
 
 
 def check_cache() -> None:
@@ -184,11 +182,11 @@ def choose_scoring_precision(
     speeds = product_speeds(device)
     own = precision_of(stored)
     if wish == "auto":
-        wide = speeds.flops.get("fp32", 0.0)
-        as_stored: Precision = own if speeds.flops.get(own, 0.0) >= wide / MARGIN else "fp32"
-        chosen = overridden() or as_stored
+        fp32_speed = speeds.flops.get("fp32", 0.0)
+        as_stored: Precision = own if speeds.flops.get(own, 0.0) >= fp32_speed / MARGIN else "fp32"
+        wanted_precision = overridden() or as_stored
         # Widening is exact, narrowing is not: an override may not round what is scored.
-        return own if own == "fp32" else chosen
+        return own if own == "fp32" else wanted_precision
     return _grant(own if wish == "stored" else cast(Precision, wish), speeds, where)
 
 
@@ -198,10 +196,10 @@ def overridden() -> Precision | None:
     Raises:
         ConfigError: it names no type.
     """
-    given = os.environ.get(OVERRIDE, "").strip() or None
-    if given is not None and given not in ("bf16", "fp32"):
-        raise ConfigError(f"{OVERRIDE}: must be bf16 or fp32 (got {given!r}).")
-    return cast("Precision | None", given)
+    environment_value = os.environ.get(OVERRIDE, "").strip() or None
+    if environment_value is not None and environment_value not in ("bf16", "fp32"):
+        raise ConfigError(f"{OVERRIDE}: must be bf16 or fp32 (got {environment_value!r}).")
+    return cast("Precision | None", environment_value)
 
 
 _SAID: set[tuple[str, str]] = set()
@@ -215,12 +213,12 @@ def _grant(wish: Precision, speeds: ProductSpeeds, where: str) -> Precision:
         )
     if wish == overridden():
         return wish  # it is known to be wanted
-    best = speeds.fastest
-    if speeds.flops[wish] * 1.5 < speeds.flops[best] and (where, wish) not in _SAID:
+    fast_type = speeds.fastest
+    if speeds.flops[wish] * 1.5 < speeds.flops[fast_type] and (where, wish) not in _SAID:
         _SAID.add((where, wish))
         say(
-            f"{where}: {wish} as asked, at {speeds.describe(wish)}; {speeds.describe(best)} would "
-            "be the fast type here (auto takes it)"
+            f"{where}: {wish} as asked, at {speeds.describe(wish)}; {speeds.describe(fast_type)} "
+            "would be the fast type here (auto takes it)"
         )
     return wish
 
@@ -233,10 +231,10 @@ def measure_again() -> None:
     import torch
 
     for device in {str(current_device()), "cpu"}:
-        wanted = torch.device(device)
-        speeds = measure_product_speeds(wanted)
-        _keep_speeds(_identity(wanted), speeds)
-        _KNOWN[_name_of(wanted)] = speeds
+        torch_device = torch.device(device)
+        speeds = measure_product_speeds(torch_device)
+        _keep_speeds(_identity(torch_device), speeds)
+        _KNOWN[_name_of(torch_device)] = speeds
 
 
 def product_speeds(device: torch.device | str | None = None) -> ProductSpeeds:
@@ -247,17 +245,17 @@ def product_speeds(device: torch.device | str | None = None) -> ProductSpeeds:
     """
     import torch
 
-    wanted = current_device() if device is None else torch.device(device)
-    name = _name_of(wanted)
-    if name not in _KNOWN:
-        key = _identity(wanted)
-        kept = _read_speeds(key)
-        if kept is None:
-            kept = measure_product_speeds(wanted)
-            if not kept.disturbed:
-                _keep_speeds(key, kept)
-        _KNOWN[name] = kept
-    return _KNOWN[name]
+    torch_device = current_device() if device is None else torch.device(device)
+    device_name = _name_of(torch_device)
+    if device_name not in _KNOWN:
+        machine_identity = _identity(torch_device)
+        kept_speeds = _read_speeds(machine_identity)
+        if kept_speeds is None:
+            kept_speeds = measure_product_speeds(torch_device)
+            if not kept_speeds.disturbed:
+                _keep_speeds(machine_identity, kept_speeds)
+        _KNOWN[device_name] = kept_speeds
+    return _KNOWN[device_name]
 
 
 def _name_of(device: torch.device) -> str:
@@ -272,27 +270,27 @@ def measure_product_speeds(device: torch.device) -> ProductSpeeds:
     that other work on the machine disturbs less.
     """
     rows, width, columns = _CPU_PRODUCT if device.type == "cpu" else _GPU_PRODUCT
-    kinds: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+    all_precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
     times: dict[Precision, float] = {}
-    for kind in kinds:  # a few rows, twice: the first call of a product also prepares it
+    for kind in all_precisions:  # a few rows, twice: the first call of a product also prepares it
         found = [_time_products(device, kind, _WARM_UP_ROWS, width, columns) for _ in range(2)]
         if (best := min((t for t in found if t is not None), default=None)) is not None:
             times[kind] = best * rows / _WARM_UP_ROWS
     fair = [kind for kind in times if times[kind] <= _HOPELESS * times.get("fp32", times[kind])]
     best_of_whole: dict[Precision, float] = {}
-    began = time.perf_counter(), time.process_time()
+    clocks_at_start = time.perf_counter(), time.process_time()
     for round_number in range(2 * _ROUNDS):
         for kind in fair:
             seconds = _time_products(device, kind, rows, width, columns)
             if seconds is not None:
                 best_of_whole[kind] = min(best_of_whole.get(kind, seconds), seconds)
-        late = time.perf_counter() - began[0] > _SECONDS
-        if late or (round_number + 1 >= _ROUNDS and not _was_disturbed(device, began)):
+        is_late = time.perf_counter() - clocks_at_start[0] > _SECONDS
+        if is_late or (round_number + 1 >= _ROUNDS and not _was_disturbed(device, clocks_at_start)):
             break  # otherwise other work was in the way, and it is measured again
     times |= best_of_whole
     work = 3 * 2.0 * rows * width * columns
-    speeds = {kind: work / times[kind] if kind in times else 0.0 for kind in kinds}
-    return ProductSpeeds(device.type, speeds, _was_disturbed(device, began))
+    speeds = {kind: work / times[kind] if kind in times else 0.0 for kind in all_precisions}
+    return ProductSpeeds(device.type, speeds, _was_disturbed(device, clocks_at_start))
 
 
 def _was_disturbed(device: torch.device, began: tuple[float, float]) -> bool:
@@ -300,8 +298,8 @@ def _was_disturbed(device: torch.device, began: tuple[float, float]) -> bool:
         return False
     import torch
 
-    used = (time.process_time() - began[1]) / max(time.perf_counter() - began[0], 1e-9)
-    return used < UNDISTURBED * torch.get_num_threads()
+    processor_share = (time.process_time() - began[1]) / max(time.perf_counter() - began[0], 1e-9)
+    return processor_share < UNDISTURBED * torch.get_num_threads()
 
 
 def _time_products(
@@ -347,17 +345,17 @@ def _identity(device: torch.device) -> dict[str, Any]:
         },
     }
     if device.type == "cpu":
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        cpu_capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         identity |= {
             "machine": platform.machine(),
             "capability": torch.backends.cpu.get_cpu_capability(),
-            "capabilities": {key: str(value) for key, value in sorted(capabilities.items())},
+            "capabilities": {key: str(value) for key, value in sorted(cpu_capabilities.items())},
             "processor": platform.processor(),
             "threads": torch.get_num_threads(),
         }
     else:
-        module = getattr(torch, device.type, None)
-        get_name = getattr(module, "get_device_name", None)
+        device_module = getattr(torch, device.type, None)
+        get_name = getattr(device_module, "get_device_name", None)
         identity["name"] = get_name(device) if get_name is not None else device.type
     return identity
 
@@ -370,10 +368,10 @@ def _file_of(key: dict[str, Any]) -> Path:
 def _read_speeds(key: dict[str, Any]) -> ProductSpeeds | None:
     """What was kept for exactly this machine; None where nothing usable was."""
     try:
-        values = json.loads(_file_of(key).read_text(encoding="utf-8"))
-        if values["identity"] != key:
+        kept_values = json.loads(_file_of(key).read_text(encoding="utf-8"))
+        if kept_values["identity"] != key:
             return None
-        flops = {name: float(values["speeds"]["flops"][name]) for name in DTYPE_NAMES}
+        flops = {name: float(kept_values["speeds"]["flops"][name]) for name in DTYPE_NAMES}
         if not 0.0 < flops["fp32"] < float("inf") or min(flops.values()) < 0.0:
             return None
         return ProductSpeeds(key["device"], flops)

@@ -57,17 +57,17 @@ def progress(title: str, total: float, *, done: float = 0.0) -> Iterator[Advance
             task = bar.add_task(title, total=total, completed=int(done), note="")
             yield lambda amount, note: bar.update(task, advance=amount, note=note)
         return
-    began = last = time.monotonic()
-    so_far = done
+    start_time = last_line_time = time.monotonic()
+    done_so_far = done
 
     def advance(amount: float, note: str) -> None:
-        nonlocal last, so_far
-        so_far += amount
+        nonlocal last_line_time, done_so_far
+        done_so_far += amount
         now = time.monotonic()
-        if so_far < total and now - last >= LINE_SECONDS:
-            last = now
-            left = (now - began) / max(so_far - done, 1e-9) * (total - so_far)
-            say(f"  {title}: {so_far:g}/{total:g}, {left:.0f} s left {note}")
+        if done_so_far < total and now - last_line_time >= LINE_SECONDS:
+            last_line_time = now
+            left = (now - start_time) / max(done_so_far - done, 1e-9) * (total - done_so_far)
+            say(f"  {title}: {done_so_far:g}/{total:g}, {left:.0f} s left {note}")
 
     yield advance
-    say(f"  {title}: {so_far:g} done in {time.monotonic() - began:.0f} s")
+    say(f"  {title}: {done_so_far:g} done in {time.monotonic() - start_time:.0f} s")

@@ -65,6 +65,20 @@ def parse_section(section: type[SectionT], data: object, *, where: str, what: st
     return checked
 
 
+def replace_values(section: SectionT, **values: object) -> SectionT:
+    """A section with other values under some keys.
+
+    pydantic's `model_copy(update=…)` takes any key and keeps a misspelled one without a word; it
+    checks no value either, so the values must come from sections or from code.
+
+    Raises:
+        TypeError: the section has no such key.
+    """
+    if unknown_keys := values.keys() - type(section).model_fields.keys():
+        raise TypeError(f"{type(section).__name__} has no {', '.join(sorted(unknown_keys))}")
+    return section.model_copy(update=values)
+
+
 def check_section(section: type[SectionT], data: object) -> tuple[SectionT | None, list[Fault]]:
     """The section that `data` makes, or None and what is wrong, each at its key."""
     try:

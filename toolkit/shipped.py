@@ -13,16 +13,16 @@ ShippedKind = Literal["recipes", "merges"]
 def shipped_folder(kind: ShippedKind) -> Path:
     """Where the package's own stand: in it where it is installed, beside it in a checkout."""
     package = Path(str(resources.files("toolkit")))
-    inside = package / "packaged" / kind
-    return inside if inside.is_dir() else package.parent / kind
+    installed_folder = package / "packaged" / kind
+    return installed_folder if installed_folder.is_dir() else package.parent / kind
 
 
 def folders_of(kind: ShippedKind) -> list[Path]:
     """Folders to look in, in this order: that of the folder the command runs in, the package's."""
-    own, shipped = Path(kind), shipped_folder(kind)
-    if own.is_dir() and shipped.is_dir() and own.samefile(shipped):
-        return [own]
-    return [folder for folder in (own, shipped) if folder.is_dir()]
+    own_folder, shipped = Path(kind), shipped_folder(kind)
+    if own_folder.is_dir() and shipped.is_dir() and own_folder.samefile(shipped):
+        return [own_folder]
+    return [folder for folder in (own_folder, shipped) if folder.is_dir()]
 
 
 def find_in(folders: Sequence[Path], name: str) -> Path | None:
@@ -42,5 +42,5 @@ def shipped_file(path: str) -> Path | None:
     kind, _, rest = path.partition("/")
     if kind not in ("recipes", "merges") or not rest or ".." in rest.split("/"):
         return None
-    found = shipped_folder(kind) / rest  # type: ignore[arg-type]
-    return found if found.exists() else None
+    shipped_path = shipped_folder(kind) / rest  # type: ignore[arg-type]
+    return shipped_path if shipped_path.exists() else None

@@ -71,6 +71,8 @@ def write_atomically(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     encoding = None if "b" in mode else "utf-8"
     with appearing_file(path) as temporary, temporary.open(mode, encoding=encoding) as file:
         yield file
+        # On the disk before it is renamed: after a power cut the name may otherwise stand for
+        # nothing.
         file.flush()
         os.fsync(file.fileno())
 
@@ -156,8 +158,8 @@ class Stage:
         return self.folder.with_name(f"{self.folder.name}.partial")
 
     def identity(self) -> dict[str, Any]:
-        plain = {"config": self.config, "inputs": self.inputs, "seed": self.seed}
-        return dict(json.loads(json.dumps(plain)))
+        identity_values = {"config": self.config, "inputs": self.inputs, "seed": self.seed}
+        return dict(json.loads(json.dumps(identity_values)))
 
     def is_complete(self) -> bool:
         """Whether the folder stands, was made from the same things, and is as it was written."""
@@ -202,37 +204,37 @@ class Stage:
         it belongs to this same configuration, and put aside when it does not."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock_path = self.folder.with_name(f".{self.folder.name}.lock")
-        with lock_path.open("a+") as lock:
-            lock_alone(lock.fileno(), self.folder, "running this stage")
+        with lock_path.open("a+") as lock_file:
+            lock_alone(lock_file.fileno(), self.folder, "running this stage")
             self._prepare_work()
             yield self.work
 
     def has_begun(self) -> bool:
         """Whether work under these same settings was begun and interrupted."""
-        mark = self.work / _IDENTITY
-        return mark.is_file() and not self._changes(load_json(mark))
+        identity_path = self.work / _IDENTITY
+        return identity_path.is_file() and not self._changes(load_json(identity_path))
 
     def begun_otherwise(self) -> list[ChangedKey]:
         """What differs between work that was begun and interrupted, and these settings."""
-        mark = self.work / _IDENTITY
-        return self._changes(load_json(mark)) if mark.is_file() else []
+        identity_path = self.work / _IDENTITY
+        return self._changes(load_json(identity_path)) if identity_path.is_file() else []
 
     def adopt(self) -> None:
         """Continue interrupted work under these settings, whatever it was begun with."""
         write_json(self.work / _IDENTITY, self.identity())
 
     def _prepare_work(self) -> None:
-        mark = self.work / _IDENTITY
-        begun = self.has_begun()
-        if not begun and self.work.exists():
-            if mark.is_file():  # begun under other settings: hours of work may lie in it
+        identity_path = self.work / _IDENTITY
+        was_begun = self.has_begun()
+        if not was_begun and self.work.exists():
+            if identity_path.is_file():  # begun under other settings: hours of work may lie in it
                 self.work.rename(free_name(self.work))
             else:
                 shutil.rmtree(self.work)
         self.work.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.work)
-        if not begun:
-            write_json(mark, self.identity())
+        if not was_begun:
+            write_json(identity_path, self.identity())
 
     def finish(self, results: Mapping[str, Any], *, drop: tuple[str, ...] = ()) -> None:
         """Write the manifest and move the folder to its place.
@@ -259,18 +261,20 @@ class Stage:
             "versions": {name: metadata.version(name) for name in TRACKED_PACKAGES},
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-        plain = dict(json.loads(json.dumps(manifest)))
-        write_json(self.work / MANIFEST, {**plain, _OWN_HASH: hash_json(plain)})
+        # Through JSON first, as a reader will get it back (lists for tuples): the hash is of that.
+        plain_values = dict(json.loads(json.dumps(manifest)))
+        write_json(self.work / MANIFEST, {**plain_values, _OWN_HASH: hash_json(plain_values)})
         self._settle()
 
     def _settle(self) -> None:
         """Finish a move that was cut short: a working folder with a manifest is a whole stage."""
+        # The outputs alone are the stage; what else lies here only served to continue it.
         if not (self.work / MANIFEST).is_file():
             return
         outputs = load_json(self.work / MANIFEST)["outputs"]
-        whole = {MANIFEST, *(name.split("/")[0] for name in outputs)}
+        kept_names = {MANIFEST, *(name.split("/")[0] for name in outputs)}
         for path in self.work.iterdir():
-            if path.name not in whole:
+            if path.name not in kept_names:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         if self.folder.exists():
             self.folder.rename(free_name(self.folder))
@@ -308,8 +312,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ToolkitError(f"{folder}: is not complete (no {MANIFEST}); run its stage first.")
     manifest = load_json(path)
-    own = manifest.pop(_OWN_HASH, None) if isinstance(manifest, dict) else ""
-    if own is not None and own != hash_json(manifest):
+    own_hash = manifest.pop(_OWN_HASH, None) if isinstance(manifest, dict) else ""
+    if own_hash is not None and own_hash != hash_json(manifest):
         raise ToolkitError(
             f"{path}: is not as it was written; move the folder away and run the stage again."
         )
@@ -324,8 +328,8 @@ def is_taken(out: Path) -> bool:
     """Whether something is there that would be written over."""
     if not out.exists():
         return False
-    inner = _inside(out).name
-    return not out.is_dir() or any(path.name != inner for path in out.iterdir())
+    partial_name = _inside(out).name
+    return not out.is_dir() or any(path.name != partial_name for path in out.iterdir())
 
 
 def refuse_taken(out: Path) -> None:
@@ -339,9 +343,10 @@ def refuse_taken(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise MergeError(f"{out}: is a file, where a folder is to be made; give another path.")
     if is_taken(out):
-        first = min(path.name for path in out.iterdir())
+        first_name = min(path.name for path in out.iterdir())
         raise MergeError(
-            f"{out}: exists and is not empty (it holds {first}); give another folder or remove it."
+            f"{out}: exists and is not empty (it holds {first_name}); give another folder or "
+            "remove it."
         )
 
 
@@ -399,11 +404,12 @@ def appearing(
         raise error(
             f"{out}: cannot be made ({cause.strerror}); give a folder that can be written to."
         ) from cause
+    # The folder itself is locked: a lock file in it would have to be taken out before the move.
     descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
     try:
         lock_alone(descriptor, out, doing, error)
-        for left in work.iterdir():  # by an earlier call that was killed
-            left.unlink() if left.is_file() else shutil.rmtree(left)
+        for leftover_path in work.iterdir():  # by an earlier call that was killed
+            leftover_path.unlink() if leftover_path.is_file() else shutil.rmtree(leftover_path)
         try:
             yield work
             if is_inside:

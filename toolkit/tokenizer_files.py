@@ -60,19 +60,6 @@ def load_tokenizer(
         return tokenizer
 
 
-def load_core(path: Path, kind: type[ToolkitError] = CheckpointError) -> Any:
-    """The core of a tokenizer from its tokenizer.json, without transformers.
-
-    Raises:
-        kind: as for `load_tokenizer`.
-    """
-    from tokenizers import Tokenizer
-
-    check_tokenizer_file(path, kind)
-    with reading(path, kind, "cannot be read as a tokenizer", "fetch the model's files again"):
-        return Tokenizer.from_file(str(path))
-
-
 def check_tokenizer_file(path: Path, kind: type[ToolkitError] = CheckpointError) -> None:
     """Refuse a tokenizer.json that asks for more than the limits, before a library reads it.
 
@@ -80,8 +67,8 @@ def check_tokenizer_file(path: Path, kind: type[ToolkitError] = CheckpointError)
         kind: it does, or is not JSON.
     """
     with reading(path, kind, "cannot be read as a tokenizer", "fetch the model's files again"):
-        status = path.stat()
-    fault = _fault_of(path.absolute(), status.st_size, status.st_mtime_ns)
+        file_status = path.stat()
+    fault = _fault_of(path.absolute(), file_status.st_size, file_status.st_mtime_ns)
     if fault:
         raise kind(f"{path}: cannot be read as a tokenizer: {fault}")
 
@@ -122,9 +109,9 @@ def _find_fault(values: Mapping[str, Any]) -> str:
             return f"puts {size:,} tokens around a text; at most {_MOST_FRAME_TOKENS:,} are taken."
     padding = values.get("padding")
     if isinstance(padding, Mapping):
-        fixed = padding.get("strategy")
+        fixed_lengths = padding.get("strategy")
         lengths: list[Any] = [padding.get("pad_to_multiple_of")]
-        lengths += list(fixed.values()) if isinstance(fixed, Mapping) else []
+        lengths += list(fixed_lengths.values()) if isinstance(fixed_lengths, Mapping) else []
         for length in lengths:
             if isinstance(length, int) and length > max(1 << 20, limit("PADDED_ROWS")):
                 return f"pads a text to {length:,} tokens; {raise_hint('PADDED_ROWS')}."
@@ -132,28 +119,32 @@ def _find_fault(values: Mapping[str, Any]) -> str:
 
 
 def _fault_of_ids(values: Mapping[str, Any]) -> str:
-    listed = values["model"].get("vocab") or {}
-    count = len(listed) + len(values.get("added_tokens") or ())
-    ids = list(listed.values()) if isinstance(listed, dict) else []
-    ids += [item["id"] for item in values.get("added_tokens") or ()]
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in ids):
-        wrong = next(n for n in ids if isinstance(n, bool) or not isinstance(n, int) or n < 0)
+    vocabulary = values["model"].get("vocab") or {}
+    token_count = len(vocabulary) + len(values.get("added_tokens") or ())
+    # A list of pieces has no ids of its own: they are the places in it.
+    token_ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    token_ids += [item["id"] for item in values.get("added_tokens") or ()]
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in token_ids):
+        wrong = next(n for n in token_ids if isinstance(n, bool) or not isinstance(n, int) or n < 0)
         return f"a token has the id {wrong!r}, which is no whole number; fetch the file again."
-    if ids and max(ids) > 4 * count + 1_000_000:
-        return f"a token has the id {max(ids):,} where there are {count:,} tokens; fetch it again."
+    if token_ids and max(token_ids) > 4 * token_count + 1_000_000:
+        return (
+            f"a token has the id {max(token_ids):,} where there are {token_count:,} tokens; fetch "
+            "it again."
+        )
     return ""
 
 
 def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
     """The steps of a normalizer or its like, those of sequences one by one."""
-    waiting = [part]
-    while waiting:
-        item = waiting.pop()
+    waiting_parts = [part]
+    while waiting_parts:
+        item = waiting_parts.pop()
         if not isinstance(item, Mapping):
             continue
         for key in ("normalizers", "pretokenizers", "decoders", "processors"):
             if isinstance(item.get(key), list):
-                waiting += item[key]
+                waiting_parts += item[key]
         yield item
 
 
@@ -177,16 +168,18 @@ def _matches_empty(expression: str) -> bool:
 
 
 def _frame_size(step: Mapping[str, Any]) -> int:
-    special = step.get("special_tokens")
-    special = special if isinstance(special, Mapping) else {}
-    most = 0
+    special_tokens = step.get("special_tokens")
+    special_tokens = special_tokens if isinstance(special_tokens, Mapping) else {}
+    largest_frame = 0
     for key in ("single", "pair"):
-        size = 0
+        frame_tokens = 0
         for piece in step.get(key) or ():
             name = piece.get("SpecialToken", {}).get("id") if isinstance(piece, Mapping) else None
-            size += len(special.get(name, {}).get("ids", ())) if name is not None else 0
-        most = max(most, size)
-    return most
+            frame_tokens += (
+                len(special_tokens.get(name, {}).get("ids", ())) if name is not None else 0
+            )
+        largest_frame = max(largest_frame, frame_tokens)
+    return largest_frame
 
 
 def _expressions(values: Mapping[str, Any]) -> Iterator[str]:

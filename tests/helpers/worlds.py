@@ -269,7 +269,7 @@ class WorldSets:
 def point_of(config: MergeConfig) -> Point:
     """Every method is the plain mean by another name."""
     own = next(item for item in config.models or () if item.model == SPECIALIST)
-    values = {**(config.parameters or {}), **(own.parameters or {})}
+    values: dict[str, Any] = {**(config.parameters or {}), **(own.parameters or {})}
     if config.merge_method == "slerp":
         alpha = float(values["t"])
     elif config.merge_method == "ties":

@@ -100,10 +100,12 @@ def test_amounts_are_those_of_the_data_stage(project: Path):
     assert cpt["positions"] == pytest.approx(results["num_blocks"] * 64, rel=0.06)
 
 
-def test_what_sets_can_see_is_said_before_training(project: Path):
+@pytest.mark.parametrize("cut_to", [None, 16])
+def test_what_sets_can_see_is_said_before_training(project: Path, cut_to: int | None):
     from toolkit.pipeline.models import ensure_data
 
-    run = run_of(project, changed(select__general_tolerance=0.01))
+    cut = {"data__evaluation_document_tokens": cut_to} if cut_to is not None else {}
+    run = run_of(project, changed(select__general_tolerance=0.01, **cut))
     plan = planned(run, quick())
     rows = [
         json.loads(line)

@@ -9,7 +9,6 @@ import pytest
 
 from tests.helpers.outcomes import interval, make_results, make_values, set_row
 from toolkit.report.table import outcome_table, set_rows
-from toolkit.report.verdict import interval as interval_words
 from toolkit.report.verdict import kept_lines, notes, verdict
 from toolkit.select.results import MergeResults
 
@@ -116,7 +115,7 @@ def test_sets_beyond_the_two_roles():
     rows = set_rows(watched())
     last = rows[-1]
     assert (last.name, last.role, last.unit) == ("social_iqa", "watch, 90 items", "error")
-    assert interval_words(last.figures[2]) == "0.7000 (0.6500 to 0.7500)"
+    assert last.figures[2].words() == "0.7000 (0.6500 to 0.7500)"
 
 
 def fading() -> dict[str, Any]:

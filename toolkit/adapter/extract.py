@@ -60,12 +60,12 @@ def run_extract(
     """
     refuse_taken(out)
     extraction = _open_models(tuned, base, settings)
-    asked = {"made_by": "toolkit adapter extract", "tuned": tuned, "base": base}
-    report = AdapterReport({**asked, **settings.written()})
+    request_values = {"made_by": "toolkit adapter extract", "tuned": tuned, "base": base}
+    report = AdapterReport({**request_values, **settings.written()})
     if begin is not None:
         begin(len(extraction.plan.jobs))
-    with appearing(out) as work:
-        with extraction.open_writer(work) as writer:
+    with appearing(out) as work_folder:
+        with extraction.open_writer(work_folder) as writer:
             for job in extraction.plan.jobs:
                 _run(job, extraction, writer, report)
                 if advance is not None:
@@ -73,9 +73,9 @@ def run_extract(
             if not (report.layers or report.saved or report.left_out):
                 raise MergeError(f"{tuned}: is equal to {base}; there is nothing to extract.")
             extraction.finish(writer, report)
-        refuse_unloadable_adapter(work, extraction.before.folder)
+        refuse_unloadable_adapter(work_folder, extraction.before.folder)
         report.sort()
-        report.write(work)
+        report.write(work_folder)
     return report
 
 
@@ -110,8 +110,8 @@ class _Extraction:
     @property
     def twins(self) -> dict[str, str]:
         """Tensors that are a saved one once more, by their names; peft stores both."""
-        saved = set(self.saved)
-        return {twin: name for twin, name in self.modules.tied.items() if name in saved}
+        saved_names = set(self.saved)
+        return {twin: name for twin, name in self.modules.tied.items() if name in saved_names}
 
     def open_writer(self, work: Path) -> AdapterWriter:
         return AdapterWriter(
@@ -124,9 +124,9 @@ class _Extraction:
 
     def finish(self, writer: AdapterWriter, report: AdapterReport) -> None:
         """Write the settings, by what differed and so was written."""
-        shown = {row.name for row in report.layers} | {row.name for row in report.saved}
-        written = {job.name for job in self.plan.jobs if job.shown_as in shown}
-        base = AdapterBase(
+        shown_names = {row.name for row in report.layers} | {row.name for row in report.saved}
+        written = {job.name for job in self.plan.jobs if job.shown_as in shown_names}
+        adapter_base = AdapterBase(
             self.place.path,
             self.place.revision,
             is_causal=self.modules.is_causal,
@@ -134,7 +134,7 @@ class _Extraction:
             modules=list(self.modules.kinds),
         )
         tied = [twin.rpartition(".")[0] for twin, name in self.twins.items() if name in written]
-        writer.finish(base, tied=tied)
+        writer.finish(adapter_base, tied=tied)
 
 
 def _open_models(tuned: str, base: str, settings: ExtractSettings) -> _Extraction:
@@ -145,40 +145,41 @@ def _open_models(tuned: str, base: str, settings: ExtractSettings) -> _Extractio
             "itself. Merge it first (toolkit merge run), or give the plain model."
         )
     models = Models()
-    after, before = models.checkpoint(tuned), models.checkpoint(base)
+    tuned_model, base_model = models.checkpoint(tuned), models.checkpoint(base)
     modules = read_modules(find_folder(reference.model))
-    if own_head(after) is not None or own_head(before) is not None:
+    if own_head(tuned_model) is not None or own_head(base_model) is not None:
         modules = replace(modules, tied={})  # a head that is stored and differs is not tied
-    tensors = MemoryTensors(modules.model, after), MemoryTensors(modules.model, before)
-    plan = plan_extract((tuned, base), *tensors, modules, settings, before.folder)
-    return _Extraction(reference.model, *tensors, modules, plan, settings)
+    tensors = MemoryTensors(modules.model, tuned_model), MemoryTensors(modules.model, base_model)
+    extract_plan = plan_extract((tuned, base), *tensors, modules, settings, base_model.folder)
+    return _Extraction(reference.model, *tensors, modules, extract_plan, settings)
 
 
 def _run(
     job: ExtractJob, extraction: _Extraction, writer: AdapterWriter, report: AdapterReport
 ) -> None:
     """Write what one tensor gets, and note it; nothing where both models are equal."""
-    tensors = extraction.after, extraction.before
-    after, before = (one.tensor(job.name) for one in tensors)
-    norm = _norm(after, before)
-    if not norm < float("inf"):
-        folders = " or ".join(str(one.folder) for one in tensors)
+    both_tensors = extraction.after, extraction.before
+    after, before = (memory.tensor(job.name) for memory in both_tensors)
+    change_norm = _norm(after, before)
+    # NaN compares as neither; `not <` catches it with infinity.
+    if not change_norm < float("inf"):
+        folder_names = " or ".join(str(memory.folder) for memory in both_tensors)
         raise MergeError(
-            f"{job.shown_as}: holds NaN or infinity in {folders}; the model is damaged."
+            f"{job.shown_as}: holds NaN or infinity in {folder_names}; the model is damaged."
         )
-    if norm > 0.0 and job.verdict == "factored":
-        _write_factors(job, extraction, norm, writer, report)
-    elif norm > 0.0:
-        length = _norm(before, None)
-        relative = norm / length if length else None
-        row = OtherRow(job.shown_as, tuple(after.shape), norm, relative, job.why)
+    if change_norm > 0.0 and job.verdict == "factored":
+        _write_factors(job, extraction, change_norm, writer, report)
+    elif change_norm > 0.0:
+        base_norm = _norm(before, None)
+        relative_change = change_norm / base_norm if base_norm else None
+        row = OtherRow(job.shown_as, tuple(after.shape), change_norm, relative_change, job.why)
         if job.verdict == "saved":
             report.saved.append(row)
             _write_whole(job, extraction, after, writer)
         else:
             report.left_out.append(row)
-    for one in tensors:
-        one.give_back(job.name)
+    for memory in both_tensors:
+        memory.give_back(job.name)
 
 
 def _write_factors(
@@ -190,52 +191,55 @@ def _write_factors(
 ) -> None:
     after, before = extraction.after.tensor(job.name), extraction.before.tensor(job.name)
     shape = tuple(after.shape)
-    fit = _fit(job, extraction, after, before, norm)
-    rank = fit.factors.rank // (shape[0] if job.kind == "stack" else 1)
+    low_rank = _fit(job, extraction, after, before, norm)
+    # A stack's factors lie side by side: the rank of one expert is what peft calls the rank.
+    own_rank = low_rank.factors.rank // (shape[0] if job.kind == "stack" else 1)
     if job.is_parameter:
-        writer.add_parameter(job.name, fit.factors, rank=rank)
+        writer.add_parameter(job.name, low_rank.factors, rank=own_rank)
     else:
-        writer.add_factors(job.name, fit.factors)
-    report.layers.append(LayerRow.of(job.shown_as, shape, rank, norm, fit.error))
+        writer.add_factors(job.name, low_rank.factors)
+    report.layers.append(LayerRow.of(job.shown_as, shape, own_rank, norm, low_rank.error))
 
 
 def _write_whole(
     job: ExtractJob, extraction: _Extraction, after: Tensor, writer: AdapterWriter
 ) -> None:
-    stored = after.to(extraction.settings.torch_dtype)
-    writer.add_saved(job.name, stored)
-    for twin, name in extraction.twins.items():
-        if name == job.name:
-            writer.add_saved(twin, stored, key=PREFIX + twin)
+    stored_tensor = after.to(extraction.settings.torch_dtype)
+    writer.add_saved(job.name, stored_tensor)
+    for twin, original_name in extraction.twins.items():
+        if original_name == job.name:
+            writer.add_saved(twin, stored_tensor, key=PREFIX + twin)
 
 
 def _fit(
     job: ExtractJob, extraction: _Extraction, after: Tensor, before: Tensor, norm: float
 ) -> LowRankFit:
     settings = extraction.settings
-    seed = stream_key(settings.seed, job.shown_as, 0)
+    # By name: what else is extracted, and in which order, changes no adapter.
+    tensor_seed = stream_key(settings.seed, job.shown_as, 0)
     if job.kind == "stack":
         return fit_stack(
             *(after, before, settings.rank),
             norm=norm,
             is_swapped=job.name in extraction.plan.placement.swapped,
-            seed=seed,
+            seed=tensor_seed,
             energy=settings.energy,
             dtype=settings.torch_dtype,
         )
     delta = _delta(after, before)
+    # peft computes `x A^T B^T`; where the weight is stored turned, so is its change.
     matrix = delta.T.contiguous() if job.kind in ("turned", "embedding") else delta
     return fit_dense(
-        matrix, settings.rank, seed=seed, energy=settings.energy, dtype=settings.torch_dtype
+        matrix, settings.rank, seed=tensor_seed, energy=settings.energy, dtype=settings.torch_dtype
     )
 
 
 def _norm(after: Tensor, before: Tensor | None) -> float:
     """Frobenius norm of a change, or of a tensor; of several matrices one at a time is computed."""
     if after.dim() > 2:
-        parts = range(len(after))
-        norms = [_norm(after[n], before[n] if before is not None else None) for n in parts]
-        return math.sqrt(math.fsum(own**2 for own in norms))
+        part_numbers = range(len(after))
+        norms = [_norm(after[n], before[n] if before is not None else None) for n in part_numbers]
+        return math.sqrt(math.fsum(part_norm**2 for part_norm in norms))
     matrix = after.float() if before is None else _delta(after, before)
     return frobenius(matrix if matrix.dim() == 2 else matrix.reshape(1, -1))
 
@@ -247,12 +251,12 @@ def _delta(after: Tensor, before: Tensor) -> Tensor:
 
 def _orientation(jobs: Sequence[ExtractJob]) -> bool:
     """Whether linear weights are `[inputs, outputs]`: peft has one setting for all of them."""
-    kinds = {job.kind for job in jobs} - {"embedding", "stack"}
-    if len(kinds) > 1:
-        odd = next(job for job in jobs if job.kind == "linear")
+    linear_kinds = {job.kind for job in jobs} - {"embedding", "stack"}
+    if len(linear_kinds) > 1:
+        odd_job = next(job for job in jobs if job.kind == "linear")
         raise MergeError(
-            f"{odd.shown_as}: is [outputs, inputs] and others are [inputs, outputs], which one "
-            f"adapter cannot say; leave it out (--exclude {odd.module}) or store it whole "
-            f"(--save-modules {odd.module})."
+            f"{odd_job.shown_as}: is [outputs, inputs] and others are [inputs, outputs], which one "
+            f"adapter cannot say; leave it out (--exclude {odd_job.module}) or store it whole "
+            f"(--save-modules {odd_job.module})."
         )
-    return kinds == {"turned"}
+    return linear_kinds == {"turned"}

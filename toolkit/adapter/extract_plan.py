@@ -105,15 +105,15 @@ def plan_extract(
         MergeError: the models differ in names or shapes.
     """
     jobs: list[ExtractJob] = []
-    for name in _common_names(references, after, before, modules):
-        one, other = after.shapes[name], before.shapes[name]
-        if one != other:
+    for tensor_name in _common_names(references, after, before, modules):
+        tuned_shape, base_shape = after.shapes[tensor_name], before.shapes[tensor_name]
+        if tuned_shape != base_shape:
             raise MergeError(
-                f"{before.stored_name(name)}: {references[0]} is {list(one)} but {references[1]} "
-                f"is {list(other)}; an adapter cannot change shapes. Models must share an "
-                "architecture and vocabulary."
+                f"{before.stored_name(tensor_name)}: {references[0]} is {list(tuned_shape)} but "
+                f"{references[1]} is {list(base_shape)}; an adapter cannot change shapes. Models "
+                "must share an architecture and vocabulary."
             )
-        jobs.append(_decide(name, after, before, modules, settings))
+        jobs.append(_decide(tensor_name, after, before, modules, settings))
     _check_names(settings, jobs)
     if settings.embeddings and (tied := [n for n in modules.tied.values() if n in after.shapes]):
         raise MergeError(
@@ -126,10 +126,10 @@ def plan_extract(
             f"{references[1]}: has no linear weight that --include and --exclude leave; change "
             "them."
         )
-    factored = [job for job in jobs if job.verdict == "factored"]
-    linear = [job.module for job in factored if job.kind in ("linear", "turned")]
-    stacks = [job.name for job in factored if job.kind == "stack"]
-    placement = place_adapter(folder, linear, stacks)
+    factored_jobs = [job for job in jobs if job.verdict == "factored"]
+    linear_modules = [job.module for job in factored_jobs if job.kind in ("linear", "turned")]
+    stack_names = [job.name for job in factored_jobs if job.kind == "stack"]
+    placement = place_adapter(folder, linear_modules, stack_names)
     jobs = [_place(job, placement, modules) for job in jobs]
     return ExtractPlan(sorted(jobs, key=lambda job: by_layer(job.name)), placement)
 
@@ -153,70 +153,73 @@ def _decide(
     modules: Modules,
     settings: ExtractSettings,
 ) -> ExtractJob:
-    shown = before.stored_name(name)
-    module, _, part = name.rpartition(".")
+    shown_name = before.stored_name(name)
+    module, _, last_part = name.rpartition(".")
     kind = modules.kinds.get(module)
     if kind is None:
         why = "no module of the model as transformers builds it"
-        return ExtractJob(name, shown, "other", "left out", why)
+        return ExtractJob(name, shown_name, "other", "left out", why)
     if any(module == wanted or module.endswith(f".{wanted}") for wanted in settings.save_modules):
-        return ExtractJob(name, shown, kind, "saved", "asked for")
+        return ExtractJob(name, shown_name, kind, "saved", "asked for")
     if name in modules.stacks:
-        decided, searched = ExtractJob(name, shown, "stack", "factored"), name
+        decided_job, searched_name = ExtractJob(name, shown_name, "stack", "factored"), name
     else:
-        decided, searched = ExtractJob(name, shown, kind, "factored"), module
-        is_matrix = part == "weight" and len(after.shapes[name]) == 2
+        decided_job, searched_name = ExtractJob(name, shown_name, kind, "factored"), module
+        is_matrix = last_part == "weight" and len(after.shapes[name]) == 2
         is_wanted = kind in ("linear", "turned") or (kind == "embedding" and settings.embeddings)
         if not (is_matrix and is_wanted):
-            words = {"linear": "biases", "turned": "biases", "embedding": "embeddings"}
-            why = words.get(kind, "neither linear nor embedding")
-            return replace(decided, verdict="left out", why=why)
+            reason_by_kind = {"linear": "biases", "turned": "biases", "embedding": "embeddings"}
+            why = reason_by_kind.get(kind, "neither linear nor embedding")
+            return replace(decided_job, verdict="left out", why=why)
     if not is_float(after.info(name).dtype):
-        return replace(decided, verdict="left out", why="whole numbers")
-    if decided.kind != "embedding" and name in modules.tied.values():
+        return replace(decided_job, verdict="left out", why="whole numbers")
+    if decided_job.kind != "embedding" and name in modules.tied.values():
         # peft changes a module, and the others that share its weight would compute as before.
-        return replace(decided, verdict="left out", why="several modules share it")
-    if settings.include and not any(re.search(pattern, searched) for pattern in settings.include):
-        return replace(decided, verdict="left out", why="not included")
-    if any(re.search(pattern, searched) for pattern in settings.exclude):
-        return replace(decided, verdict="left out", why="excluded")
-    return decided
+        return replace(decided_job, verdict="left out", why="several modules share it")
+    if settings.include and not any(
+        re.search(pattern, searched_name) for pattern in settings.include
+    ):
+        return replace(decided_job, verdict="left out", why="not included")
+    if any(re.search(pattern, searched_name) for pattern in settings.exclude):
+        return replace(decided_job, verdict="left out", why="excluded")
+    return decided_job
 
 
 def _common_names(
     references: tuple[str, str], after: MemoryTensors, before: MemoryTensors, modules: Modules
 ) -> list[str]:
-    names: list[str] = []
-    for name in dict.fromkeys((*before.shapes, *after.shapes)):
-        if name in modules.tied and modules.tied[name] in before.shapes:
+    common_names: list[str] = []
+    for tensor_name in dict.fromkeys((*before.shapes, *after.shapes)):
+        if tensor_name in modules.tied and modules.tied[tensor_name] in before.shapes:
             continue  # the other one's copy, which loading does not even read
-        if name in before.shapes and name in after.shapes:
-            names.append(name)
+        if tensor_name in before.shapes and tensor_name in after.shapes:
+            common_names.append(tensor_name)
             continue
-        one, other = references if name in after.shapes else references[::-1]
-        owner = after if name in after.shapes else before
-        if not is_buffer(name, owner.shapes[name]):
+        having, lacking = references if tensor_name in after.shapes else references[::-1]
+        owner_tensors = after if tensor_name in after.shapes else before
+        if not is_buffer(tensor_name, owner_tensors.shapes[tensor_name]):
             raise MergeError(
-                f"{owner.stored_name(name)}: {one} has it and {other} has not; models must share "
-                "an architecture."
+                f"{owner_tensors.stored_name(tensor_name)}: {having} has it and {lacking} has not; "
+                "models must share an architecture."
             )
-    return names
+    return common_names
 
 
 def _check_names(settings: ExtractSettings, jobs: Sequence[ExtractJob]) -> None:
     """Refuse names and patterns that match nothing: they are mistyped."""
-    modules = [job.module for job in jobs]
-    known = {name.rpartition(".")[2] for name in modules}
+    module_names = [job.module for job in jobs]
+    last_names = {name.rpartition(".")[2] for name in module_names}
     for wanted in settings.save_modules:
-        if not any(name == wanted or name.endswith(f".{wanted}") for name in modules):
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in module_names):
             raise ConfigError(
                 f"--save-modules {wanted}: is no module of the model"
-                f"{sentence_end(wanted, known)} Known: {', '.join(sorted(known))}."
+                f"{sentence_end(wanted, last_names)} Known: {', '.join(sorted(last_names))}."
             )
-    searched = [job.name if job.kind == "stack" else job.module for job in jobs]
-    for flag, patterns in (("include", settings.include), ("exclude", settings.exclude)):
+    searched_names = [job.name if job.kind == "stack" else job.module for job in jobs]
+    for flag_name, patterns in (("include", settings.include), ("exclude", settings.exclude)):
         for pattern in patterns:
-            if not any(re.search(pattern, name) for name in searched):
+            if not any(re.search(pattern, name) for name in searched_names):
                 raise ConfigError(
-                    f"--{flag} {pattern}: is found in no module's name; such as {modules[0]}."
+                    f"--{flag_name} {pattern}: is found in no module's name; such as "
+                    f"{module_names[0]}."
                 )

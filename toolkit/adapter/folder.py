@@ -120,11 +120,11 @@ class AdapterWriter(AppendWriter):
         self.folder = folder
         self._embeddings = set(embeddings)
         self._parameters = dict(parameters or {})
-        names = [key for name in factored for key in self._keys(name)]
-        for module, own in self._parameters.items():
-            for depth in range(len(own)):
-                names += _wrapper_keys(module, depth)
-        super().__init__(folder / WEIGHTS_FILE, [*names, *(PREFIX + n for n in saved)])
+        tensor_keys = [key for name in factored for key in self._keys(name)]
+        for module, own_parameters in self._parameters.items():
+            for depth in range(len(own_parameters)):
+                tensor_keys += _wrapper_keys(module, depth)
+        super().__init__(folder / WEIGHTS_FILE, [*tensor_keys, *(PREFIX + n for n in saved)])
         self._ranks: dict[str, int] = {}
         self._parameter_ranks: dict[str, int] = {}
         self._pending: dict[str, Factors] = {}
@@ -146,8 +146,8 @@ class AdapterWriter(AppendWriter):
             factors: of all its experts, as peft lays them out (see `stacked`).
             rank: of the change to one expert.
         """
-        module = name.rpartition(".")[0]
-        if any(other.rpartition(".")[0] != module for other in self._pending):
+        module_name = name.rpartition(".")[0]
+        if any(other.rpartition(".")[0] != module_name for other in self._pending):
             self._flush()
         self._pending[name] = factors
         self._parameter_ranks[name] = rank
@@ -156,10 +156,10 @@ class AdapterWriter(AppendWriter):
         """Write the changes of one module's parameters: the one wrapped first lies deepest."""
         if not self._pending:
             return
-        module = next(iter(self._pending)).rpartition(".")[0]
-        changed = [name for name in self._parameters[module] if name in self._pending]
-        for depth, name in enumerate(reversed(changed)):
-            self._write_factors(_wrapper_keys(module, depth), self._pending[name])
+        module_name = next(iter(self._pending)).rpartition(".")[0]
+        changed_names = [name for name in self._parameters[module_name] if name in self._pending]
+        for depth, name in enumerate(reversed(changed_names)):
+            self._write_factors(_wrapper_keys(module_name, depth), self._pending[name])
         self._pending = {}
 
     def _write_factors(self, keys: tuple[str, str], factors: Factors) -> None:
@@ -198,8 +198,8 @@ class AdapterWriter(AppendWriter):
         # Factors carry their scale, so alpha is the rank, and what has another rank is listed.
         rank = max(ranks.values())
         other_ranks = {name: own_rank for name, own_rank in ranks.items() if own_rank != rank}
-        saved = [name for name in dict.fromkeys(self._saved) if name not in tied]
-        settings: JsonObject = {
+        saved_modules = [name for name in dict.fromkeys(self._saved) if name not in tied]
+        adapter_settings: JsonObject = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM" if base.is_causal else None,
             "base_model_name_or_path": base.path,
@@ -210,24 +210,24 @@ class AdapterWriter(AppendWriter):
             "alpha_pattern": other_ranks,
             "target_modules": _short_targets(list(self._ranks), base.modules),
             "target_parameters": _short_parameters(self._parameter_ranks, self._parameters) or None,
-            "modules_to_save": saved or None,
+            "modules_to_save": saved_modules or None,
             "ensure_weight_tying": bool(tied),
             "fan_in_fan_out": base.is_turned,
             **_FIXED_SETTINGS,
         }
-        write_json(self.folder / SETTINGS_FILE, settings)
+        write_json(self.folder / SETTINGS_FILE, adapter_settings)
 
     def _keys(self, name: str) -> tuple[str, str]:
-        module = PREFIX + name.removesuffix(".weight")
+        module_name = PREFIX + name.removesuffix(".weight")
         if name in self._embeddings:
-            return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
-        return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+            return f"{module_name}.lora_embedding_A", f"{module_name}.lora_embedding_B"
+        return f"{module_name}.lora_A.weight", f"{module_name}.lora_B.weight"
 
 
 def _wrapper_keys(module: str, depth: int) -> tuple[str, str]:
     """peft's names of A and B of a wrapped parameter, with so many wrappers around its own."""
-    path = PREFIX + module + ".base_layer" * depth
-    return f"{path}.lora_A.weight", f"{path}.lora_B.weight"
+    wrapper_path = PREFIX + module + ".base_layer" * depth
+    return f"{wrapper_path}.lora_A.weight", f"{wrapper_path}.lora_B.weight"
 
 
 def _short_parameters(names: Collection[str], everything: Mapping[str, Sequence[str]]) -> list[str]:
@@ -239,14 +239,14 @@ def _short_parameters(names: Collection[str], everything: Mapping[str, Sequence[
     >>> _short_parameters(["h.0.moe.up"], known)
     ['h.0.moe.up']
     """
-    every = [name for own in everything.values() for name in own]
-    short: dict[str, None] = {}
+    all_names = [name for own in everything.values() for name in own]
+    short_names: dict[str, None] = {}
     for name in names:
-        end = re.split(r"\.\d+\.", name)[-1]
-        meant = {other for other in every if other.endswith(f".{end}")}
-        is_short = end != name and not end.endswith(".weight") and meant <= set(names)
-        short[end if is_short else name] = None
-    return list(short)
+        name_end = re.split(r"\.\d+\.", name)[-1]
+        meant = {other for other in all_names if other.endswith(f".{name_end}")}
+        is_short = name_end != name and not name_end.endswith(".weight") and meant <= set(names)
+        short_names[name_end if is_short else name] = None
+    return list(short_names)
 
 
 def _short_targets(names: Sequence[str], everything: Sequence[str] | None) -> list[str]:
@@ -255,9 +255,9 @@ def _short_targets(names: Sequence[str], everything: Sequence[str] | None) -> li
     >>> _short_targets(["h.0.q", "h.1.q", "h.0.k"], ["h", "h.0.q", "h.1.q", "h.0.k", "h.1.k"])
     ['q', 'h.0.k']
     """
-    short: dict[str, None] = {}
+    short_names: dict[str, None] = {}
     for name in names:
-        last = name.rpartition(".")[2]
-        meant = {other for other in everything or () if other.rpartition(".")[2] == last}
-        short[last if meant and meant <= set(names) else name] = None
-    return list(short)
+        last_name = name.rpartition(".")[2]
+        meant_names = {other for other in everything or () if other.rpartition(".")[2] == last_name}
+        short_names[last_name if meant_names and meant_names <= set(names) else name] = None
+    return list(short_names)

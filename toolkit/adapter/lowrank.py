@@ -76,12 +76,13 @@ def fit_dense(
     Returns:
         The factors, and the error measured by subtracting their product.
     """
-    norm = frobenius(matrix)
+    matrix_norm = frobenius(matrix)
     u, s, vt = truncated_svd(matrix, rank, seed=seed)
-    kept = rank_for_energy(s, norm, energy) if energy is not None else len(s)
-    factors = split(u[:, :kept], s[:kept], vt[:kept]).to(dtype)
+    kept_rank = rank_for_energy(s, matrix_norm, energy) if energy is not None else len(s)
+    factors = split(u[:, :kept_rank], s[:kept_rank], vt[:kept_rank]).to(dtype)
+    # In place: a second dense matrix of this size might not fit beside the first.
     matrix.addmm_(factors.b.float(), factors.a.float(), alpha=-1.0)
-    return LowRankFit(factors, norm, frobenius(matrix))
+    return LowRankFit(factors, matrix_norm, frobenius(matrix))
 
 
 def fit_sum(
@@ -112,30 +113,30 @@ def fit_sum(
         b, a = first.b.new_zeros(first.b.shape[0], 0), first.a.new_zeros(0, first.a.shape[1])
         return LowRankFit(Factors(b, a).to(dtype), 0.0, 0.0)
     exact = _stack_terms(weighted_terms)
-    norm = factored_norm(exact)
-    limit = min(exact.b.shape[0], exact.a.shape[1], exact.rank if rank is None else rank)
-    if limit < exact.rank or energy is not None:
-        stored = _truncate(exact, limit, norm, energy).to(dtype)
+    exact_norm = factored_norm(exact)
+    rank_limit = min(exact.b.shape[0], exact.a.shape[1], exact.rank if rank is None else rank)
+    if rank_limit < exact.rank or energy is not None:
+        stored_factors = _truncate(exact, rank_limit, exact_norm, energy).to(dtype)
     else:
-        stored = exact.to(dtype)
+        stored_factors = exact.to(dtype)
     # `B A - B' A'` is itself a product of factors, so that its norm needs no dense matrix either.
     difference = Factors(
-        torch.cat([exact.b, -stored.b.double()], dim=1),
-        torch.cat([exact.a, stored.a.double()], dim=0),
+        torch.cat([exact.b, -stored_factors.b.double()], dim=1),
+        torch.cat([exact.a, stored_factors.a.double()], dim=0),
     )
-    return LowRankFit(stored, norm, factored_norm(difference))
+    return LowRankFit(stored_factors, exact_norm, factored_norm(difference))
 
 
 def _stack_terms(terms: Sequence[tuple[float, Factors]]) -> Factors:
     """Factors of a weighted sum, float64, as many columns as all terms have together."""
     # The root of the weight goes to each side, so that neither grows beyond a narrow type.
     roots = [math.sqrt(abs(weight)) for weight, _ in terms]
-    left = [
+    left_columns = [
         factors.b.double() * math.copysign(root, weight)
         for root, (weight, factors) in zip(roots, terms, strict=True)
     ]
     right = [factors.a.double() * root for root, (_, factors) in zip(roots, terms, strict=True)]
-    return Factors(torch.cat(left, dim=1), torch.cat(right, dim=0))
+    return Factors(torch.cat(left_columns, dim=1), torch.cat(right, dim=0))
 
 
 def _truncate(exact: Factors, limit: int, norm: float, energy: float | None) -> Factors:
@@ -143,10 +144,10 @@ def _truncate(exact: Factors, limit: int, norm: float, energy: float | None) -> 
     q, r = torch.linalg.qr(exact.b)
     p, right_r = torch.linalg.qr(exact.a.T)
     u, s, vt = torch.linalg.svd(r @ right_r.T, full_matrices=False)
-    kept = min(limit, len(s))
+    kept_rank = min(limit, len(s))
     if energy is not None:
-        kept = rank_for_energy(s[:kept], norm, energy)
-    return split(q @ u[:, :kept], s[:kept], vt[:kept] @ p.T)
+        kept_rank = rank_for_energy(s[:kept_rank], norm, energy)
+    return split(q @ u[:, :kept_rank], s[:kept_rank], vt[:kept_rank] @ p.T)
 
 
 def truncated_svd(matrix: Tensor, rank: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,15 +168,16 @@ def truncated_svd(matrix: Tensor, rank: int, *, seed: int) -> tuple[Tensor, Tens
     Reference:
         Halko, Martinsson and Tropp 2011, Finding structure with randomness, algorithms 4.4 and 5.1.
     """
-    rows, columns = matrix.shape
-    rank = min(rank, rows, columns)
-    width = rank + OVERSAMPLING
-    if width >= min(rows, columns):
+    num_rows, num_columns = matrix.shape
+    rank = min(rank, num_rows, num_columns)
+    sketch_width = rank + OVERSAMPLING
+    if sketch_width >= min(num_rows, num_columns):
         u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
         return u[:, :rank], s[:rank], vt[:rank]
     generator = torch.Generator().manual_seed(seed)
-    q = _basis(matrix @ torch.randn(columns, width, generator=generator))
+    q = _basis(matrix @ torch.randn(num_columns, sketch_width, generator=generator))
     for _ in range(POWER_ITERATIONS):
+        # Two products with a QR after each: without it all columns turn into the largest vector.
         q = _basis(matrix @ _basis(matrix.T @ q))
     u, s, vt = torch.linalg.svd(q.T @ matrix, full_matrices=False)
     return q @ u[:, :rank], s[:rank], vt[:rank]
@@ -198,14 +200,15 @@ def rank_for_energy(s: Tensor, norm: float, energy: float) -> int:
     >>> rank_for_energy(torch.tensor([3.0, 2.0, 1.0]), norm=14**0.5, energy=0.9)
     2
     """
-    kept = s.double().square().cumsum(0)
-    return min(int((kept < energy * norm**2 * (1 - 1e-12)).sum()) + 1, len(s))
+    kept_energy = s.double().square().cumsum(0)
+    # A hair below the share: rounding must not cost a rank where the sum meets it exactly.
+    return min(int((kept_energy < energy * norm**2 * (1 - 1e-12)).sum()) + 1, len(s))
 
 
 def frobenius(matrix: Tensor) -> float:
     """Frobenius norm of a float32 matrix; the sum over rows is in float64."""
-    rows = torch.linalg.vector_norm(matrix, dim=1)
-    return float(torch.linalg.vector_norm(rows.double()))
+    row_norms = torch.linalg.vector_norm(matrix, dim=1)
+    return float(torch.linalg.vector_norm(row_norms.double()))
 
 
 def factored_norm(factors: Factors) -> float:

@@ -71,31 +71,31 @@ def merge_adapters(
         CheckpointError: an adapter cannot be read.
     """
     refuse_taken(out)
-    merge = _open_all(config, settings)
-    report = merge.begin_report()
+    adapter_merge = _open_all(config, settings)
+    adapter_report = adapter_merge.begin_report()
     with appearing(out) as work:
-        with merge.open_writer(work) as writer:
-            for name in merge.parameters.names:
-                merge.write_parameter(name, writer, report)
+        with adapter_merge.open_writer(work) as writer:
+            for tensor_name in adapter_merge.parameters.names:
+                adapter_merge.write_parameter(tensor_name, writer, adapter_report)
                 if advance is not None:
-                    advance(1, name)
-            for name in merge.names:
-                merge.write_matrix(name, writer, report)
+                    advance(1, tensor_name)
+            for tensor_name in adapter_merge.names:
+                adapter_merge.write_matrix(tensor_name, writer, adapter_report)
                 if advance is not None:
-                    advance(1, name)
-            writer.finish(merge.base)
-        report.sort()
-        report.write(work)
-    return report
+                    advance(1, tensor_name)
+            writer.finish(adapter_merge.base)
+        adapter_report.sort()
+        adapter_report.write(work)
+    return adapter_report
 
 
 def _open_all(config: MergeConfig, settings: FactorSettings) -> _AdapterMerge:
     method, models = _check(config)
     adapters = [_open(item.model) for item in models]
-    names = list(dict.fromkeys(name for adapter in adapters for name in adapter.parts))
-    shapes = {name: _shape(adapters, name) for name in names}
+    tensor_names = list(dict.fromkeys(name for adapter in adapters for name in adapter.parts))
+    shapes = {name: _shape(adapters, name) for name in tensor_names}
     parameters = read_parameters(adapters)
-    layout = Layout([*names, *parameters.names])
+    layout = Layout([*tensor_names, *parameters.names])
     return _AdapterMerge(config, method, models, adapters, shapes, parameters, layout, settings)
 
 
@@ -129,43 +129,43 @@ class _AdapterMerge:
 
     @property
     def base(self) -> AdapterBase:
-        first = self.adapters[0].settings
+        first_settings = self.adapters[0].settings
         return AdapterBase(
-            first.get("base_model_name_or_path"),
-            first.get("revision"),
-            is_causal=first.get("task_type") == "CAUSAL_LM",
-            is_turned=bool(first.get("fan_in_fan_out")),
+            first_settings.get("base_model_name_or_path"),
+            first_settings.get("revision"),
+            is_causal=first_settings.get("task_type") == "CAUSAL_LM",
+            is_turned=bool(first_settings.get("fan_in_fan_out")),
         )
 
     def begin_report(self) -> AdapterReport:
-        bases = {str(item.settings.get("base_model_name_or_path")) for item in self.adapters}
+        base_names = {str(item.settings.get("base_model_name_or_path")) for item in self.adapters}
         return AdapterReport(
             {
                 "made_by": "toolkit adapter merge",
                 "merge": self.config.model_dump(mode="json", exclude_none=True),
-                "bases": sorted(bases),
+                "bases": sorted(base_names),
                 **self.settings.written(),
             }
         )
 
     def open_writer(self, work: Path) -> AdapterWriter:
-        embeddings = [name for name in self.names if _is_embedding(self.adapters, name)]
+        embedding_names = [name for name in self.names if _is_embedding(self.adapters, name)]
         order = self.parameters.order
-        return AdapterWriter(work, self.names, embeddings=embeddings, parameters=order)
+        return AdapterWriter(work, self.names, embeddings=embedding_names, parameters=order)
 
     def write_parameter(self, name: str, writer: AdapterWriter, report: AdapterReport) -> None:
         """Merge what adapters change of one parameter (all experts of a layer), and write it."""
-        stacks = {
-            number: StackedChange.of(self.adapters[number], wrapped[name])
-            for number, wrapped in enumerate(self.parameters.owned)
+        stacks_by_adapter = {
+            adapter_index: StackedChange.of(self.adapters[adapter_index], wrapped[name])
+            for adapter_index, wrapped in enumerate(self.parameters.owned)
             if name in wrapped
         }
-        shape = stack_shape(name, stacks.values())
-        fit = _merge_stacks(self.method, self._task(name, shape), stacks, self.settings)
+        shape = stack_shape(name, stacks_by_adapter.values())
+        fit = _merge_stacks(self.method, self._task(name, shape), stacks_by_adapter, self.settings)
         if fit.factors.rank:
-            rank = fit.factors.rank // shape[0]
-            writer.add_parameter(name, fit.factors, rank=rank)
-            report.layers.append(LayerRow.of(name, shape, rank, fit.norm, fit.error))
+            expert_rank = fit.factors.rank // shape[0]
+            writer.add_parameter(name, fit.factors, rank=expert_rank)
+            report.layers.append(LayerRow.of(name, shape, expert_rank, fit.norm, fit.error))
 
     def write_matrix(self, name: str, writer: AdapterWriter, report: AdapterReport) -> None:
         """Merge what adapters change of one matrix, and write it."""
@@ -176,20 +176,20 @@ class _AdapterMerge:
             report.layers.append(LayerRow.of(name, shape, fit.factors.rank, fit.norm, fit.error))
 
     def _task(self, name: str, shape: tuple[int, ...]) -> TensorTask:
-        place = self.layout.find(name)
-        num_layers = self.layout.stacks[place[0]] if place is not None else 0
-        t = place[1] / (num_layers - 1) if place is not None and num_layers > 1 else 0.0
-        common = self.config.parameters
-        owners = [(item.model, [item.parameters, common], name) for item in self.models]
-        values = resolve_all(self.method, owners, [common], name, t)
-        at = Place(name, place[1] if place is not None else None, num_layers)
-        return TensorTask(name, shape, (), None, values, at)
+        stack_place = self.layout.find(name)
+        num_layers = self.layout.stacks[stack_place[0]] if stack_place is not None else 0
+        t = stack_place[1] / (num_layers - 1) if stack_place is not None and num_layers > 1 else 0.0
+        common_settings = self.config.parameters
+        owners = [(item.model, [item.parameters, common_settings], name) for item in self.models]
+        parameter_values = resolve_all(self.method, owners, [common_settings], name, t)
+        tensor_place = Place(name, stack_place[1] if stack_place is not None else None, num_layers)
+        return TensorTask(name, shape, (), None, parameter_values, tensor_place)
 
 
 def _check(config: MergeConfig) -> tuple[Method, Sequence[InputModel]]:
-    for key in _FOREIGN:
-        if getattr(config, key):
-            raise ConfigError(f"{key}: adapters have none; leave it out.")
+    for foreign_key in _FOREIGN:
+        if getattr(config, foreign_key):
+            raise ConfigError(f"{foreign_key}: adapters have none; leave it out.")
     method = get_method(config.merge_method)
     check_parameters(config, method)
     if method.name not in _SUMS and not (method.needs_base and "weight" in method.parameters):
@@ -210,20 +210,21 @@ def _check(config: MergeConfig) -> tuple[Method, Sequence[InputModel]]:
 def _open(name: str) -> AdapterFolder:
     folder = find_folder(parse_reference(name).model)
     adapter = open_adapter(folder)
-    again = (
+    advice_text = (
         "merge it into its model (toolkit merge run, path+adapter) and extract an adapter from "
         "the result."
     )
-    for tensor, found in adapter.parts.items():
-        if "lora_magnitude_vector" in found:
+    for tensor_name, own_parts in adapter.parts.items():
+        if "lora_magnitude_vector" in own_parts:
             raise MergeError(
-                f"{adapter.file}: is a DoRA (at {tensor}), whose change depends on the model; "
-                + again
+                f"{adapter.file}: is a DoRA (at {tensor_name}), whose change depends on the model; "
+                + advice_text
             )
-    if kept := [*adapter.saved, *adapter.rows, *adapter.biases]:
-        tensor = kept[0]
+    if kept_names := [*adapter.saved, *adapter.rows, *adapter.biases]:
+        tensor_name = kept_names[0]
         raise MergeError(
-            f"{adapter.file}: stores {tensor} whole, which is no change to merge; " + again
+            f"{adapter.file}: stores {tensor_name} whole, which is no change to merge; "
+            + advice_text
         )
     return adapter
 
@@ -236,25 +237,25 @@ def _factors(adapter: AdapterFolder, name: str) -> Factors:
 
 def _shape(adapters: Sequence[AdapterFolder], name: str) -> tuple[int, ...]:
     """Of the change to one tensor; all adapters must agree on it, and on how it is written."""
-    changing = [adapter for adapter in adapters if name in adapter.parts]
+    changing_adapters = [adapter for adapter in adapters if name in adapter.parts]
     shapes: list[tuple[int, ...]] = []
-    for adapter in changing:
+    for adapter in changing_adapters:
         a, b = (adapter.tensors.info(own).shape for own in adapter.factor_names(name))
         if len(a) != 2 or len(b) != 2:
             raise MergeError(
                 f"{adapter.file}: the change to {name} is a convolution's, which is not supported."
             )
         shapes.append((b[0], a[1]))
-    for adapter, shape in zip(changing, shapes, strict=True):
+    for adapter, shape in zip(changing_adapters, shapes, strict=True):
         if shape != shapes[0]:
             raise MergeError(
-                f"{name}: {changing[0].folder} changes {list(shapes[0])} and {adapter.folder} "
-                f"{list(shape)}; adapters must be of one model."
+                f"{name}: {changing_adapters[0].folder} changes {list(shapes[0])} and "
+                f"{adapter.folder} {list(shape)}; adapters must be of one model."
             )
-        if adapter.says_turned(name) != changing[0].says_turned(name):
+        if adapter.says_turned(name) != changing_adapters[0].says_turned(name):
             raise MergeError(
-                f"{name}: {changing[0].folder} and {adapter.folder} differ in fan_in_fan_out; "
-                "adapters must be of one model."
+                f"{name}: {changing_adapters[0].folder} and {adapter.folder} differ in "
+                "fan_in_fan_out; adapters must be of one model."
             )
     return shapes[0]
 
@@ -269,7 +270,7 @@ def _merge(
     adapters: Sequence[AdapterFolder],
     settings: FactorSettings,
 ) -> LowRankFit:
-    dtype = settings.torch_dtype
+    stored_dtype = settings.torch_dtype
     factors_by_adapter = {
         n: _factors(adapter, task.name)
         for n, adapter in enumerate(adapters)
@@ -279,19 +280,19 @@ def _merge(
     if method.name in _SUMS:
         weights = _weights(task.parameters)
         terms = [(weights[n] * scales[n], factors) for n, factors in factors_by_adapter.items()]
-        return fit_sum(terms, settings.rank, energy=settings.energy, dtype=dtype)
-    zero: Tensor = torch.zeros(task.shape)
-    changes = [zero] * len(adapters)
+        return fit_sum(terms, settings.rank, energy=settings.energy, dtype=stored_dtype)
+    zero_change: Tensor = torch.zeros(task.shape)
+    dense_changes = [zero_change] * len(adapters)
     for n, factors in factors_by_adapter.items():
-        changes[n] = scales[n] * (factors.b @ factors.a)
+        dense_changes[n] = scales[n] * (factors.b @ factors.a)
     merged = compute_tensor(
-        method, task, changes, zero, seed=settings.seed, dtype=torch.float32
+        method, task, dense_changes, zero_change, seed=settings.seed, dtype=torch.float32
     )  # fmt: skip
-    rank = settings.rank or max(factors.rank for factors in factors_by_adapter.values())
+    wanted_rank = settings.rank or max(factors.rank for factors in factors_by_adapter.values())
     seed = stream_key(settings.seed, task.name, len(adapters))
     if not bool(merged.any()):  # zeros have no singular vectors: factors of rank 0
-        return fit_sum([(0.0, next(iter(factors_by_adapter.values())))], None, dtype=dtype)
-    return fit_dense(merged, rank, seed=seed, energy=settings.energy, dtype=dtype)
+        return fit_sum([(0.0, next(iter(factors_by_adapter.values())))], None, dtype=stored_dtype)
+    return fit_dense(merged, wanted_rank, seed=seed, energy=settings.energy, dtype=stored_dtype)
 
 
 def _merge_stacks(
@@ -308,32 +309,32 @@ def _merge_stacks(
         settings: what is written.
     """
     dtype = settings.torch_dtype
-    experts = range(task.shape[0])
+    expert_numbers = range(task.shape[0])
     if method.name in _SUMS:
-        weights = _weights(task.parameters)
+        weight_by_adapter = _weights(task.parameters)
         terms = [
-            [(weights[n] * own.scale, own.factors[expert]) for n, own in stacks.items()]
-            for expert in experts
+            [(weight_by_adapter[n] * own.scale, own.factors[expert]) for n, own in stacks.items()]
+            for expert in expert_numbers
         ]
         fits = [fit_sum(t, settings.rank, energy=settings.energy, dtype=dtype) for t in terms]
         return join_fits(fits)
-    zero: Tensor = torch.zeros(task.shape)
-    count = len(task.parameters["weight"])
-    changes = [stacks[n].whole() if n in stacks else zero for n in range(count)]
-    merged = compute_tensor(
-        method, task, changes, zero, seed=settings.seed, dtype=torch.float32
+    zero_change: Tensor = torch.zeros(task.shape)
+    num_adapters = len(task.parameters["weight"])
+    dense_changes = [stacks[n].whole() if n in stacks else zero_change for n in range(num_adapters)]
+    merged_changes = compute_tensor(
+        method, task, dense_changes, zero_change, seed=settings.seed, dtype=torch.float32
     )  # fmt: skip
     rank = settings.rank or max(own.factors[0].rank for own in stacks.values())
-    seed = stream_key(settings.seed, task.name, count)
+    sketch_seed = stream_key(settings.seed, task.name, num_adapters)
     fits = []
-    for expert in experts:
-        at = (seed + expert) % (1 << 63)
-        if bool(merged[expert].any()):
-            change = merged[expert].clone()
+    for expert in expert_numbers:
+        at = (sketch_seed + expert) % (1 << 63)
+        if bool(merged_changes[expert].any()):
+            change = merged_changes[expert].clone()
             fits.append(fit_dense(change, rank, seed=at, energy=settings.energy, dtype=dtype))
         else:
-            none = next(iter(stacks.values())).factors[expert]
-            fits.append(fit_sum([(0.0, none)], None, dtype=dtype))
+            unchanged = next(iter(stacks.values())).factors[expert]
+            fits.append(fit_sum([(0.0, unchanged)], None, dtype=dtype))
     return join_fits(fits)
 
 
@@ -343,6 +344,6 @@ def _weights(parameters: ParameterValues) -> list[float]:
     >>> _weights({"weight": (1.0, 3.0), "normalize": True})
     [0.25, 0.75]
     """
-    weight = [float(value) for value in parameters["weight"]]
-    total = weight_total(weight) if parameters.get("normalize") else 1.0
-    return [float(parameters.get("lambda_", 1.0)) * value / total for value in weight]
+    weights = [float(value) for value in parameters["weight"]]
+    weight_sum = weight_total(weights) if parameters.get("normalize") else 1.0
+    return [float(parameters.get("lambda_", 1.0)) * value / weight_sum for value in weights]

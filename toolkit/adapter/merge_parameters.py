@@ -48,15 +48,17 @@ def read_parameters(adapters: Sequence[AdapterFolder]) -> MergedParameters:
     if not any(adapter.wrapped for adapter in adapters):
         return MergedParameters({}, [{} for _ in adapters], ())
     base = _base_of(adapters)
-    owned = [wrapped_parameters(one, base) if one.wrapped else {} for one in adapters]
-    found = dict.fromkeys(name for own in owned for name in own)
-    placement = place_adapter(base, (), list(found))
+    owned_parameters = [wrapped_parameters(one, base) if one.wrapped else {} for one in adapters]
+    found_names = dict.fromkeys(name for wrapped in owned_parameters for name in wrapped)
+    placement = place_adapter(base, (), list(found_names))
     if placement.refused:
         name, why = next(iter(placement.refused.items()))
         raise MergeError(f"{base}: peft cannot adapt {name} ({why}); leave it out of the adapters.")
     # Parameters of one module stand in the file as peft wraps them, one after the other.
-    names = [name for own in placement.parameters.values() for name in own if name in found]
-    return MergedParameters(placement.parameters, owned, tuple(names))
+    names = [
+        name for wrapped in placement.parameters.values() for name in wrapped if name in found_names
+    ]
+    return MergedParameters(placement.parameters, owned_parameters, tuple(names))
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,16 @@ class StackedChange:
     @classmethod
     def of(cls, adapter: AdapterFolder, own: WrappedParameter) -> StackedChange:
         """Read one out of an adapter."""
-        parts = adapter.wrapped[own.path]
-        a, b = (adapter.tensors.tensor(parts[f"lora_{part}"]).float() for part in "AB")
-        factors = part_experts(Factors(b, a), own.num_experts)
-        return cls(adapter.folder, factors, own.scale)
+        own_parts = adapter.wrapped[own.path]
+        a, b = (adapter.tensors.tensor(own_parts[f"lora_{part}"]).float() for part in "AB")
+        expert_factors = part_experts(Factors(b, a), own.num_experts)
+        return cls(adapter.folder, expert_factors, own.scale)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """`[E, M, N]`."""
-        first = self.factors[0]
-        return len(self.factors), first.b.shape[0], first.a.shape[1]
+        first_factors = self.factors[0]
+        return len(self.factors), first_factors.b.shape[0], first_factors.a.shape[1]
 
     def whole(self) -> Tensor:
         """The change itself, `[E, M, N]`."""
@@ -98,14 +100,14 @@ def stack_shape(name: str, stacks: Iterable[StackedChange]) -> tuple[int, int, i
     Raises:
         MergeError: they do not.
     """
-    first, *rest = stacks
-    for other in rest:
-        if other.shape != first.shape:
+    first_stack, *other_stacks = stacks
+    for other_stack in other_stacks:
+        if other_stack.shape != first_stack.shape:
             raise MergeError(
-                f"{name}: {first.folder} changes {list(first.shape)} and {other.folder} "
-                f"{list(other.shape)}; adapters must be of one model."
+                f"{name}: {first_stack.folder} changes {list(first_stack.shape)} and "
+                f"{other_stack.folder} {list(other_stack.shape)}; adapters must be of one model."
             )
-    return first.shape
+    return first_stack.shape
 
 
 def join_fits(fits: Sequence[LowRankFit]) -> LowRankFit:
@@ -114,37 +116,37 @@ def join_fits(fits: Sequence[LowRankFit]) -> LowRankFit:
     Returns:
         Factors of rank 0 where no expert is changed.
     """
-    rank = max(fit.factors.rank for fit in fits)
-    factors = [_filled(fit.factors, rank) for fit in fits]
+    largest_rank = max(fit.factors.rank for fit in fits)
+    filled_factors = [_filled(fit.factors, largest_rank) for fit in fits]
     norm, error = (
-        math.sqrt(math.fsum(value**2 for value in values))
+        math.sqrt(math.fsum(figure**2 for figure in values))
         for values in zip(*((fit.norm, fit.error) for fit in fits), strict=True)
     )
-    return LowRankFit(join_experts(factors), norm, error)
+    return LowRankFit(join_experts(filled_factors), norm, error)
 
 
 def _filled(factors: Factors, rank: int) -> Factors:
-    more = rank - factors.rank
-    b = torch.nn.functional.pad(factors.b, (0, more))
-    return Factors(b, torch.nn.functional.pad(factors.a, (0, 0, 0, more)))
+    missing_rank = rank - factors.rank
+    filled_b = torch.nn.functional.pad(factors.b, (0, missing_rank))
+    return Factors(filled_b, torch.nn.functional.pad(factors.a, (0, 0, 0, missing_rank)))
 
 
 def _base_of(adapters: Sequence[AdapterFolder]) -> Path:
-    having = next(adapter for adapter in adapters if adapter.wrapped)
-    name = having.settings.get("base_model_name_or_path")
-    why = "names no model"
-    if name:
+    wrapped_adapter = next(adapter for adapter in adapters if adapter.wrapped)
+    base_name = wrapped_adapter.settings.get("base_model_name_or_path")
+    problem = "names no model"
+    if base_name:
         try:
-            folder = find_folder(parse_reference(str(name)).model)
+            folder = find_folder(parse_reference(str(base_name)).model)
         except ToolkitError as error:
-            why = str(error)
+            problem = str(error)
         else:
             if build_on_meta(folder) is not None:
                 return folder
-            why = f"transformers does not know {folder}"
+            problem = f"transformers does not know {folder}"
     raise MergeError(
-        f"{having.folder / SETTINGS_FILE}: changes parameters of several experts at once "
+        f"{wrapped_adapter.folder / SETTINGS_FILE}: changes parameters of several experts at once "
         "(target_parameters), for which base_model_name_or_path must be the folder of the model "
-        f"({why}); set it to that, or merge the adapter into its model (toolkit merge run, "
+        f"({problem}); set it to that, or merge the adapter into its model (toolkit merge run, "
         "path+adapter)."
     )

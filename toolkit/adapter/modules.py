@@ -56,56 +56,56 @@ def read_modules(folder: Path) -> Modules:
     from transformers.pytorch_utils import Conv1D
 
     read_model_values(folder)
-    what = "has no model configuration that transformers can build"
+    problem = "has no model configuration that transformers can build"
     advice = "an adapter is made for a model that it knows"
-    with reading(folder, CheckpointError, what, advice):
+    with reading(folder, CheckpointError, problem, advice):
         config = transformers.AutoConfig.from_pretrained(folder)
-        named = (getattr(config, "architectures", None) or [""])[0]
-        kind = getattr(transformers, named, None) or transformers.AutoModelForCausalLM
+        class_name = (getattr(config, "architectures", None) or [""])[0]
+        kind = getattr(transformers, class_name, None) or transformers.AutoModelForCausalLM
         with torch.device("meta"):
-            model: Any = kind._from_config(config) if named else kind.from_config(config)
-    kinds: dict[str, Kind] = {}
-    stacks: set[str] = set()
-    for name, module in model.named_modules():
+            model: Any = kind._from_config(config) if class_name else kind.from_config(config)
+    kind_by_module: dict[str, Kind] = {}
+    stack_names: set[str] = set()
+    for module_name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             # A router that is a linear module and computes more is none to peft when it runs.
             is_plain = type(module).forward is torch.nn.Linear.forward
-            kinds[name] = "linear" if is_plain else "other"
+            kind_by_module[module_name] = "linear" if is_plain else "other"
         elif isinstance(module, Conv1D):
-            kinds[name] = "turned"
+            kind_by_module[module_name] = "turned"
         elif isinstance(module, torch.nn.Embedding):
-            kinds[name] = "embedding"
+            kind_by_module[module_name] = "embedding"
         else:
-            kinds[name] = "other"
-            stacks |= _stacks(name, module)
+            kind_by_module[module_name] = "other"
+            stack_names |= _stacks(module_name, module)
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     is_causal = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
-    return Modules(kinds, tied, is_causal, frozenset(stacks), _bypassed(model), model)
+    return Modules(kind_by_module, tied, is_causal, frozenset(stack_names), _bypassed(model), model)
 
 
 def _bypassed(model: torch.nn.Module) -> frozenset[str]:
     """Children whose weight stands in the code of their parent's class, as of Mamba's `dt_proj`."""
-    read: dict[type, set[str]] = {}
-    found: set[str] = set()
-    for name, module in model.named_modules():
-        if type(module) not in read:
-            read[type(module)] = _weights_read_by(type(module))
-        for child in read[type(module)]:
-            if isinstance(getattr(module, child, None), torch.nn.Linear):
-                found.add(f"{name}.{child}" if name else child)
-    return frozenset(found)
+    read_by_class: dict[type, set[str]] = {}
+    bypassed_names: set[str] = set()
+    for module_name, module in model.named_modules():
+        if type(module) not in read_by_class:
+            read_by_class[type(module)] = _weights_read_by(type(module))
+        for child_name in read_by_class[type(module)]:
+            if isinstance(getattr(module, child_name, None), torch.nn.Linear):
+                bypassed_names.add(f"{module_name}.{child_name}" if module_name else child_name)
+    return frozenset(bypassed_names)
 
 
 def _weights_read_by(kind: type) -> set[str]:
-    children: set[str] = set()
+    child_names: set[str] = set()
     for owner in kind.__mro__:
         if not owner.__module__.startswith("transformers."):
             continue
-        for name, function in vars(owner).items():
-            if inspect.isfunction(function) and name not in _NOT_COMPUTING:
+        for function_name, function in vars(owner).items():
+            if inspect.isfunction(function) and function_name not in _NOT_COMPUTING:
                 with contextlib.suppress(OSError, TypeError):
-                    children |= set(_WEIGHT_READ.findall(inspect.getsource(function)))
-    return children
+                    child_names |= set(_WEIGHT_READ.findall(inspect.getsource(function)))
+    return child_names
 
 
 def _stacks(name: str, module: torch.nn.Module) -> set[str]:
@@ -113,5 +113,5 @@ def _stacks(name: str, module: torch.nn.Module) -> set[str]:
     none."""
     if type(module).__module__.startswith("torch.nn"):
         return set()
-    parameters = module.named_parameters(prefix=name, recurse=False)
-    return {own for own, tensor in parameters if tensor.dim() == 3 and min(tensor.shape) > 1}
+    own_parameters = module.named_parameters(prefix=name, recurse=False)
+    return {own for own, tensor in own_parameters if tensor.dim() == 3 and min(tensor.shape) > 1}

@@ -78,29 +78,29 @@ class AdapterReport:
     def sort(self) -> None:
         """Put layer 2 before layer 10."""
         self.layers.sort(key=lambda row: by_layer(row.name))
-        for rows in (self.saved, self.left_out):
-            rows.sort(key=lambda row: by_layer(row.name))
+        for other_rows in (self.saved, self.left_out):
+            other_rows.sort(key=lambda row: by_layer(row.name))
 
     @property
     def error(self) -> float:
         """Relative error over all tensors stored by factors."""
-        total = math.fsum(row.norm**2 for row in self.layers)
-        missed = math.fsum((row.norm * row.error) ** 2 for row in self.layers)
-        return math.sqrt(missed / total) if total else 0.0
+        squared_norm = math.fsum(row.norm**2 for row in self.layers)
+        squared_error = math.fsum((row.norm * row.error) ** 2 for row in self.layers)
+        return math.sqrt(squared_error / squared_norm) if squared_norm else 0.0
 
     @property
     def energy_kept(self) -> float:
         """Share of the squared norm of the whole change that the adapter keeps, of what it leaves
         out too."""
-        whole = math.fsum(row.norm**2 for row in self.layers)
-        whole += math.fsum(row.norm**2 for row in (*self.saved, *self.left_out))
-        kept = math.fsum(row.energy_kept * row.norm**2 for row in self.layers)
-        kept += math.fsum(row.norm**2 for row in self.saved)
-        return kept / whole if whole else 1.0
+        squared_norm = math.fsum(row.norm**2 for row in self.layers)
+        squared_norm += math.fsum(row.norm**2 for row in (*self.saved, *self.left_out))
+        kept_energy = math.fsum(row.energy_kept * row.norm**2 for row in self.layers)
+        kept_energy += math.fsum(row.norm**2 for row in self.saved)
+        return kept_energy / squared_norm if squared_norm else 1.0
 
     def write(self, folder: Path) -> None:
         """Write report.json."""
-        values = {
+        report_values = {
             **self.settings,
             "relative_error": self.error,
             "energy_kept": self.energy_kept,
@@ -108,7 +108,7 @@ class AdapterReport:
             "saved": [asdict(row) for row in self.saved],
             "left_out": [asdict(row) for row in self.left_out],
         }
-        write_json(folder / REPORT_FILE, values)
+        write_json(folder / REPORT_FILE, report_values)
 
 
 def by_layer(name: str) -> list[tuple[bool, int, str]]:
@@ -117,8 +117,8 @@ def by_layer(name: str) -> list[tuple[bool, int, str]]:
     >>> sorted(["h.10.a", "h.2.b", "head"], key=by_layer)
     ['h.2.b', 'h.10.a', 'head']
     """
-    parts = re.split(r"(\d+)", name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    name_parts = re.split(r"(\d+)", name)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name_parts]
 
 
 def show_report(report: AdapterReport, out: Path) -> None:
@@ -127,30 +127,30 @@ def show_report(report: AdapterReport, out: Path) -> None:
 
     from toolkit.progress import console, say
 
-    table = Table(title="what the factors keep of each change")
-    table.add_column("tensor", no_wrap=True)
-    for title in ("shape", "rank", "relative error", "energy kept"):
-        table.add_column(title, justify="right", no_wrap=True)
+    layer_table = Table(title="what the factors keep of each change")
+    layer_table.add_column("tensor", no_wrap=True)
+    for column_title in ("shape", "rank", "relative error", "energy kept"):
+        layer_table.add_column(column_title, justify="right", no_wrap=True)
     for row in report.layers:
-        shape = " × ".join(map(str, row.shape))
-        table.add_row(
-            row.name, shape, str(row.rank), f"{row.error:.3g}", f"{_percent(row.energy_kept)}"
+        shape_text = " × ".join(map(str, row.shape))
+        layer_table.add_row(
+            row.name, shape_text, str(row.rank), f"{row.error:.3g}", f"{_percent(row.energy_kept)}"
         )
     # No narrower than its figures, whatever the terminal says: a cut number cannot be read.
-    longest = max((len(row.name) for row in report.layers), default=0)
-    table.width = max(console.width, longest + 56)
-    console.print(table, crop=False, soft_wrap=True)
-    for rows, words in ((report.saved, "stored whole"), (report.left_out, "left out")):
-        for group in dict.fromkeys(row.why for row in rows):
-            named = [row for row in rows if row.why == group]
+    longest_name = max((len(row.name) for row in report.layers), default=0)
+    layer_table.width = max(console.width, longest_name + 56)
+    console.print(layer_table, crop=False, soft_wrap=True)
+    for other_rows, words in ((report.saved, "stored whole"), (report.left_out, "left out")):
+        for reason in dict.fromkeys(row.why for row in other_rows):
+            named = [row for row in other_rows if row.why == reason]
             change = max(row.relative_change or 0.0 for row in named)
             first = named[0].name if len(named) == 1 else f"{len(named)} such as {named[0].name}"
-            say(f"{words} ({group}): {first}; changed by up to {change:.2g} of the base's norm")
+            say(f"{words} ({reason}): {first}; changed by up to {change:.2g} of the base's norm")
     ranks = sorted({row.rank for row in report.layers})
-    span = f"rank {ranks[0]}" if len(ranks) == 1 else f"rank {ranks[0]} to {ranks[-1]}"
+    rank_text = f"rank {ranks[0]}" if len(ranks) == 1 else f"rank {ranks[0]} to {ranks[-1]}"
     say(
-        f"{len(report.layers)} tensors, {span}, relative error {report.error:.3g}; of the whole "
-        f"change {_percent(report.energy_kept)} is kept. Written to {out}."
+        f"{len(report.layers)} tensors, {rank_text}, relative error {report.error:.3g}; of the "
+        f"whole change {_percent(report.energy_kept)} is kept. Written to {out}."
     )
 
 

@@ -49,18 +49,22 @@ def fit_stack(
         Factors that peft reads: A `[E r, N]`, expert by expert, and B `[M, r E]`, in which the
         experts of one column stand together; norm and error are those of the whole change.
     """
-    pairs = list(zip(after, before, strict=True))
-    experts = [
-        truncated_svd(_change(one, other, is_swapped), rank, seed=(seed + number) % _SEEDS)
-        for number, (one, other) in enumerate(pairs)
+    expert_pairs = list(zip(after, before, strict=True))
+    expert_svds = [
+        truncated_svd(_change(one, other, is_swapped), rank, seed=(seed + expert_number) % _SEEDS)
+        for expert_number, (one, other) in enumerate(expert_pairs)
     ]
-    kept = len(experts[0][1])
+    kept_rank = len(expert_svds[0][1])
+    # One rank for all: chosen where the experts' squared singular values, place by place, keep the
+    # share together.
     if energy is not None:
-        squares = torch.stack([s.double().square() for _, s, _ in experts]).sum(0)
-        kept = rank_for_energy(squares.sqrt(), norm, energy)
-    factors = [split(u[:, :kept], s[:kept], vt[:kept]).to(dtype) for u, s, vt in experts]
+        squared_values = torch.stack([s.double().square() for _, s, _ in expert_svds]).sum(0)
+        kept_rank = rank_for_energy(squared_values.sqrt(), norm, energy)
+    factors = [
+        split(u[:, :kept_rank], s[:kept_rank], vt[:kept_rank]).to(dtype) for u, s, vt in expert_svds
+    ]
     missed: list[float] = []
-    for (one, other), own in zip(pairs, factors, strict=True):
+    for (one, other), own in zip(expert_pairs, factors, strict=True):
         change = _change(one, other, is_swapped)
         missed.append(frobenius(change.addmm_(own.b.float(), own.a.float(), alpha=-1.0)))
     return LowRankFit(join_experts(factors), norm, math.sqrt(math.fsum(own**2 for own in missed)))
@@ -85,13 +89,13 @@ def part_experts(joined: Factors, num_experts: int) -> list[Factors]:
     >>> [own.b[0].tolist() for own in part_experts(joined, 2)]
     [[0.0, 2.0], [1.0, 3.0]]
     """
-    rank = joined.rank // num_experts
-    b = joined.b.reshape(joined.b.shape[0], rank, num_experts)
-    a = joined.a.reshape(num_experts, rank, joined.a.shape[1])
+    expert_rank = joined.rank // num_experts
+    b = joined.b.reshape(joined.b.shape[0], expert_rank, num_experts)
+    a = joined.a.reshape(num_experts, expert_rank, joined.a.shape[1])
     return [Factors(b[:, :, number], a[number]) for number in range(num_experts)]
 
 
 def _change(after: Tensor, before: Tensor, is_swapped: bool) -> Tensor:
     """One expert's change as `[M, N]`, in new memory, float32."""
-    change = after.to(torch.float32, copy=True).sub_(before.float())
-    return change if is_swapped else change.T.contiguous()
+    expert_change = after.to(torch.float32, copy=True).sub_(before.float())
+    return expert_change if is_swapped else expert_change.T.contiguous()

@@ -41,7 +41,7 @@ class AdaptedCheckpoint(Checkpoint):
     given back.
 
     Args:
-        model: the model's own checkpoint.
+        model: checkpoint of the model itself.
         adapter: what changes it; every tensor that it names is one of the model's or a head that
             `heads` names.
         heads: heads that the model has not and that part from its embedding, which the adapter
@@ -58,12 +58,14 @@ class AdaptedCheckpoint(Checkpoint):
         parameters: ParameterChanges | None = None,
         converted: ConvertedTensors | None = None,
     ) -> None:
-        tensors = {name: model.info(name) for name in model.names}
+        infos_by_name = {name: model.info(name) for name in model.names}
         self.heads = dict(heads or {})
-        tensors |= {head: tensors[name] for head, name in self.heads.items()}
-        for name, own in adapter.saved.items():
-            tensors[name] = replace(adapter.tensors.info(own), dtype=tensors[name].dtype)
-        super().__init__(model.folder, tensors, model.unheld)
+        infos_by_name |= {head: infos_by_name[name] for head, name in self.heads.items()}
+        for model_name, saved_name in adapter.saved.items():
+            infos_by_name[model_name] = replace(
+                adapter.tensors.info(saved_name), dtype=infos_by_name[model_name].dtype
+            )
+        super().__init__(model.folder, infos_by_name, model.unheld)
         self.model, self._adapter = model, adapter
         self._parameters, self._converted = parameters, converted
         self._added = set(parameters.names) if parameters is not None else set()
@@ -101,36 +103,40 @@ class AdaptedCheckpoint(Checkpoint):
         if self._converted is not None and name in self._taken_apart:
             return self._converted.tensor(name)
         adapter = self._adapter
-        read = adapter.tensors.tensor
+        read_own = adapter.tensors.tensor
         stored = self.model.tensor(self.heads.get(name, name))
+        # Saved first, then rows, bias and factors: the order in which peft would have trained and
+        # adds them.
         if name in adapter.saved:
-            stored = read(adapter.saved[name]).to(stored.dtype)
+            stored = read_own(adapter.saved[name]).to(stored.dtype)
         if name in adapter.rows:
             places = torch.tensor(adapter.token_rows(name))
-            stored = stored.index_copy(0, places, read(adapter.rows[name]).to(stored.dtype))
+            stored = stored.index_copy(0, places, read_own(adapter.rows[name]).to(stored.dtype))
         if name in adapter.biases:
-            weight = f"{name.removesuffix('.bias')}.weight"
-            change = adapter.scale(weight) * read(adapter.biases[name]).float()
-            stored = (stored.float() + change).to(stored.dtype)
+            weight_name = f"{name.removesuffix('.bias')}.weight"
+            bias_change = adapter.scale(weight_name) * read_own(adapter.biases[name]).float()
+            stored = (stored.float() + bias_change).to(stored.dtype)
         if self._parameters is not None and name in self._added:
             stored = (stored.float() + self._parameters.change(name)).to(stored.dtype)
         return self._with_factors(name, stored) if name in adapter.parts else stored
 
     def _with_factors(self, name: str, stored: Tensor) -> Tensor:
-        read = self._adapter.tensors.tensor
-        a, b = (read(own).float() for own in self._adapter.factor_names(name))
-        weight = stored.float()
-        change = b.flatten(1) @ a.flatten(1)
+        read_own = self._adapter.tensors.tensor
+        a, b = (read_own(own).float() for own in self._adapter.factor_names(name))
+        full_weight = stored.float()
+        factor_change = b.flatten(1) @ a.flatten(1)
         turned = is_turned(self._adapter, name, self.model)
-        change = (change.T if turned else change).reshape(weight.shape)
-        weight = weight + self._adapter.scale(name) * change
+        factor_change = (factor_change.T if turned else factor_change).reshape(full_weight.shape)
+        full_weight = full_weight + self._adapter.scale(name) * factor_change
+        # DoRA: each row takes the length that was trained, after the change has given it a
+        # direction.
         if (own := self._adapter.parts[name].get("lora_magnitude_vector")) is not None:
-            rows = weight.T if turned else weight
+            rows = full_weight.T if turned else full_weight
             import torch
 
-            rows = rows * (read(own).float() / torch.linalg.norm(rows, dim=1))[:, None]
-            weight = rows.T if turned else rows
-        return weight.to(stored.dtype).contiguous()
+            rows = rows * (read_own(own).float() / torch.linalg.norm(rows, dim=1))[:, None]
+            full_weight = rows.T if turned else rows
+        return full_weight.to(stored.dtype).contiguous()
 
 
 _HELD_GROUPS = 4
@@ -159,16 +165,16 @@ class ConvertedTensors:
         self._group_of: dict[str, tuple[str, ...]] = {}
         self._held: OrderedDict[tuple[str, ...], dict[str, Tensor]] = OrderedDict()
         self._lock = threading.Lock()
-        proven: set[str] = set()
+        proven_kinds: set[str] = set()
         for name in adapted.changed:
             if memory.sources[name][0] in self._group_of:
                 continue  # one with another that is changed as well
-            group = tuple(memory.made_with(name))
-            self._refuse_unless_stored(group)
-            if (kind := re.sub(r"\d+", "", name)) not in proven:  # layers are stored alike
-                proven.add(kind)
-                self._refuse_unless_same(group)
-            self._group_of |= dict.fromkeys(memory.sources[name], group)
+            group_names = tuple(memory.made_with(name))
+            self._refuse_unless_stored(group_names)
+            if (kind := re.sub(r"\d+", "", name)) not in proven_kinds:  # layers are stored alike
+                proven_kinds.add(kind)
+                self._refuse_unless_same(group_names)
+            self._group_of |= dict.fromkeys(memory.sources[name], group_names)
         self.names = list(self._group_of)
 
     def tensor(self, name: str) -> Tensor:
@@ -176,8 +182,9 @@ class ConvertedTensors:
         group = self._group_of[name]
         with self._lock:
             if group not in self._held:
-                whole = {member: self._adapted.tensor(member) for member in group}
-                self._held[group] = self._memory.take_apart(whole)
+                members_by_name = {member: self._adapted.tensor(member) for member in group}
+                self._held[group] = self._memory.take_apart(members_by_name)
+                # Given back at once: the group's parts hold all that the members did.
                 for member in group:
                     self._adapted.give_back(member)
                 while len(self._held) > _HELD_GROUPS:
@@ -188,12 +195,12 @@ class ConvertedTensors:
     def _refuse_unless_stored(self, group: tuple[str, ...]) -> None:
         import torch
 
-        whole = {}
-        for name in group:
-            info = self._adapted.info(name)
+        meta_tensors = {}
+        for member_name in group:
+            info = self._adapted.info(member_name)
             dtype: torch.dtype = getattr(torch, TORCH_NAMES[info.dtype])
-            whole[name] = torch.empty(info.shape, dtype=dtype, device="meta")
-        shapes = {n: tuple(part.shape) for n, part in self._memory.take_apart(whole).items()}
+            meta_tensors[member_name] = torch.empty(info.shape, dtype=dtype, device="meta")
+        shapes = {n: tuple(part.shape) for n, part in self._memory.take_apart(meta_tensors).items()}
         stored = {n: self._memory.stored_info(n).shape for n in self._memory.sources[group[0]]}
         if shapes != stored:
             differing = next(n for n in (*shapes, *stored) if shapes.get(n) != stored.get(n))
@@ -204,48 +211,48 @@ class ConvertedTensors:
 
     def _refuse_unless_same(self, group: tuple[str, ...]) -> None:
         """Refuse where the library's conversion, there and back, is not the file."""
-        whole = {name: self._memory.tensor(name) for name in group}
-        for name, part in self._memory.take_apart(whole).items():
-            if not np.array_equal(tensor_bytes(part), self._memory.stored_bytes(name)):
+        group_tensors = {name: self._memory.tensor(name) for name in group}
+        for name, stored_part in self._memory.take_apart(group_tensors).items():
+            if not np.array_equal(tensor_bytes(stored_part), self._memory.stored_bytes(name)):
                 raise CheckpointError(
                     f"{self._memory.folder}: transformers does not make {name} of {group[0]} "
                     "again, so an adapter of it cannot be stored; merge it with peft."
                 )
-        for name in group:
-            self._memory.give_back(name)
+        for member_name in group:
+            self._memory.give_back(member_name)
 
 
 def open_adapted(model: Checkpoint, folder: Path) -> AdaptedCheckpoint:
     """Open a peft adapter over a model.
 
     Args:
-        model: what it was trained on.
-        folder: of the adapter, with adapter_config.json and adapter_model.safetensors.
+        model: checkpoint of the model that it was trained on.
+        folder: adapter folder, with adapter_config.json and adapter_model.safetensors.
 
     Raises:
         CheckpointError: it is no LoRA, is damaged, or changes tensors that the model has not.
     """
     adapter = without_tied_copies(open_adapter(folder), model)
-    parameters = ParameterChanges(adapter, model.folder) if adapter.wrapped else None
-    memory = _ask_for_memory(adapter, model)
-    if memory is not None:
-        _refuse_shared(adapter, memory)
-    stored, heads, converted = adapter, dict[str, str](), None
-    if memory is not None and not _has_stored_names(adapter, model):
-        added = parameters.names if parameters is not None else []
-        _refuse_modules_in_one(adapter, memory)
-        names = {name for name in adapter.changed if memory.is_converted(name)}
-        if names or added:
-            converted = _open_converted(adapter.only(names), memory, parameters)
-        stored, heads = _in_stored_names(adapter.without(names), memory)
-    for name in stored.changed:
-        if name not in model and name not in heads:
+    parameter_changes = ParameterChanges(adapter, model.folder) if adapter.wrapped else None
+    memory_tensors = _ask_for_memory(adapter, model)
+    if memory_tensors is not None:
+        _refuse_shared(adapter, memory_tensors)
+    stored_adapter, heads, converted = adapter, dict[str, str](), None
+    if memory_tensors is not None and not _has_stored_names(adapter, model):
+        added_names = parameter_changes.names if parameter_changes is not None else []
+        _refuse_modules_in_one(adapter, memory_tensors)
+        names = {name for name in adapter.changed if memory_tensors.is_converted(name)}
+        if names or added_names:
+            converted = _open_converted(adapter.only(names), memory_tensors, parameter_changes)
+        stored_adapter, heads = _in_stored_names(adapter.without(names), memory_tensors)
+    for tensor_name in stored_adapter.changed:
+        if tensor_name not in model and tensor_name not in heads:
             raise CheckpointError(
-                f"{adapter.file}: changes {name} ({stored.own_name(name)}), which {model.folder} "
-                "has not; give the model that the adapter was trained on."
+                f"{adapter.file}: changes {tensor_name} ({stored_adapter.own_name(tensor_name)}), "
+                f"which {model.folder} has not; give the model that the adapter was trained on."
             )
-    _check_changes(stored, model, heads)
-    return AdaptedCheckpoint(model, stored, heads, converted=converted)
+    _check_changes(stored_adapter, model, heads)
+    return AdaptedCheckpoint(model, stored_adapter, heads, converted=converted)
 
 
 def _ask_for_memory(adapter: AdapterFolder, model: Checkpoint) -> MemoryTensors | None:
@@ -260,10 +267,10 @@ def _ask_for_memory(adapter: AdapterFolder, model: Checkpoint) -> MemoryTensors 
     from toolkit.checkpoint.loadable import build_on_meta
     from toolkit.checkpoint.memory_tensors import MemoryTensors
 
-    if (built := build_on_meta(model.folder)) is None:
+    if (meta_model := build_on_meta(model.folder)) is None:
         return None
     try:
-        return MemoryTensors(built, model)
+        return MemoryTensors(meta_model, model)
     except CheckpointError:
         if _has_stored_names(adapter, model):
             return None  # what cannot be converted is nothing that the adapter speaks of
@@ -272,20 +279,20 @@ def _ask_for_memory(adapter: AdapterFolder, model: Checkpoint) -> MemoryTensors 
 
 def _has_stored_names(adapter: AdapterFolder, model: Checkpoint) -> bool:
     """Whether an adapter speaks of the stored tensors themselves, and of no tied head."""
-    changed = adapter.changed
-    if adapter.wrapped or not all(name in model for name in changed):
+    changed_names = adapter.changed
+    if adapter.wrapped or not all(name in model for name in changed_names):
         return False
-    return any(map(is_head, model.names)) or not any(map(is_vocabulary, changed))
+    return any(map(is_head, model.names)) or not any(map(is_vocabulary, changed_names))
 
 
 def _open_converted(
     adapter: AdapterFolder, memory: MemoryTensors, parameters: ParameterChanges | None
 ) -> ConvertedTensors:
-    for name in parameters.names if parameters is not None else ():
-        if name not in memory:
+    for parameter_name in parameters.names if parameters is not None else ():
+        if parameter_name not in memory:
             raise CheckpointError(
-                f"{adapter.file}: changes {name}, which {memory.folder} has not; give the model "
-                "that the adapter was trained on."
+                f"{adapter.file}: changes {parameter_name}, which {memory.folder} has not; give "
+                "the model that the adapter was trained on."
             )
     _check_changes(adapter, memory, {})
     return ConvertedTensors(memory, AdaptedCheckpoint(memory, adapter, parameters=parameters))
@@ -296,24 +303,30 @@ def _in_stored_names(
 ) -> tuple[AdapterFolder, dict[str, str]]:
     """The adapter by the names that the model's files have, and heads that it parts from an
     embedding."""
-    stored = {name: own[0] for name, own in memory.sources.items() if not memory.is_converted(name)}
-    renamed = adapter.renamed({name: stored[name] for name in adapter.changed if name in stored})
-    heads = {
-        head: stored[source]
-        for head, source in memory.tied.items()
-        if is_head(head) and head not in memory.stored_names and source in stored
+    stored_names = {
+        name: sources[0]
+        for name, sources in memory.sources.items()
+        if not memory.is_converted(name)
     }
-    return renamed, _parted(renamed, heads)
+    new_names = {name: stored_names[name] for name in adapter.changed if name in stored_names}
+    # A head that stands in the files by itself is parted already, whatever the config says.
+    tied_heads = {
+        head: stored_names[source]
+        for head, source in memory.tied.items()
+        if is_head(head) and head not in memory.stored_names and source in stored_names
+    }
+    renamed_adapter = adapter.renamed(new_names)
+    return renamed_adapter, _parted(renamed_adapter, tied_heads)
 
 
 def _refuse_modules_in_one(adapter: AdapterFolder, memory: MemoryTensors) -> None:
     """Refuse factors of what is several matrices in one parameter, which is no linear module."""
-    for name in adapter.changed:
-        if name not in memory and name.removesuffix(".weight") in memory:
+    for changed_name in adapter.changed:
+        if changed_name not in memory and changed_name.removesuffix(".weight") in memory:
             raise CheckpointError(
-                f"{adapter.file}: changes {name.removesuffix('.weight')} as if it were a linear "
-                f"module, and in {memory.folder} it is a parameter (the experts of a layer); merge "
-                "it with peft."
+                f"{adapter.file}: changes {changed_name.removesuffix('.weight')} as if it were a "
+                f"linear module, and in {memory.folder} it is a parameter (the experts of a "
+                "layer); merge it with peft."
             )
 
 
@@ -323,14 +336,16 @@ def _refuse_shared(adapter: AdapterFolder, memory: MemoryTensors) -> None:
     peft changes one module of them, so that it computes otherwise than any merged model. Embeddings
     and heads are parted instead.
     """
-    shared = {name for other, name in memory.tied.items() if not is_head(other)}
-    shared |= {memory.stored_name(name) for name in shared if name in memory}
-    for name in adapter.parts:
-        if name in shared and not is_vocabulary(name):
+    shared_names = {factor_name for other, factor_name in memory.tied.items() if not is_head(other)}
+    shared_names |= {
+        memory.stored_name(factor_name) for factor_name in shared_names if factor_name in memory
+    }
+    for factor_name in adapter.parts:
+        if factor_name in shared_names and not is_vocabulary(factor_name):
             raise CheckpointError(
-                f"{adapter.file}: changes {name}, which several modules of {memory.folder} share, "
-                "in one of them alone; no merged model computes that. Leave the module out of the "
-                "adapter."
+                f"{adapter.file}: changes {factor_name}, which several modules of {memory.folder} "
+                "share, in one of them alone; no merged model computes that. Leave the module out "
+                "of the adapter."
             )
 
 
@@ -349,8 +364,8 @@ def _parted(adapter: AdapterFolder, heads: Mapping[str, str]) -> dict[str, str]:
     """
     if adapter.settings.get("ensure_weight_tying"):
         return {}
-    changed = {*adapter.parts, *adapter.saved}
-    return {head: name for head, name in heads.items() if {head, name} & changed}
+    changed_names = {*adapter.parts, *adapter.saved}
+    return {head: name for head, name in heads.items() if {head, name} & changed_names}
 
 
 def is_turned(adapter: AdapterFolder, name: str, model: Checkpoint) -> bool:
@@ -377,13 +392,13 @@ def is_turned(adapter: AdapterFolder, name: str, model: Checkpoint) -> bool:
 
 
 def _check_rows(adapter: AdapterFolder, name: str, model: Checkpoint) -> None:
-    rows, shape = adapter.token_rows(name), model.info(name).shape
-    found = adapter.tensors.info(adapter.rows[name]).shape
-    if found != (len(rows), *shape[1:]) or max(rows, default=0) >= shape[0]:
+    token_rows, shape = adapter.token_rows(name), model.info(name).shape
+    row_shape = adapter.tensors.info(adapter.rows[name]).shape
+    if row_shape != (len(token_rows), *shape[1:]) or max(token_rows, default=0) >= shape[0]:
         raise CheckpointError(
-            f"{adapter.file}: {adapter.rows[name]} is {list(found)}, but {len(rows)} rows of "
-            f"{name} ({list(shape)} in {model.folder}) are meant; give the model that the adapter "
-            "was trained on."
+            f"{adapter.file}: {adapter.rows[name]} is {list(row_shape)}, but {len(token_rows)} "
+            f"rows of {name} ({list(shape)} in {model.folder}) are meant; give the model that the "
+            "adapter was trained on."
         )
 
 
@@ -394,14 +409,15 @@ def without_tied_copies(adapter: AdapterFolder, model: Checkpoint) -> AdapterFol
     """
     if not adapter.settings.get("ensure_weight_tying"):
         return adapter
-    read = adapter.tensors.raw
-    kept = [own for name, own in adapter.saved.items() if name in model]
-    copies = {
+    read_bytes = adapter.tensors.raw
+    kept_names = [own for name, own in adapter.saved.items() if name in model]
+    copied_heads = {
         name
         for name, own in adapter.saved.items()
-        if name not in model and any(np.array_equal(read(own), read(other)) for other in kept)
+        if name not in model
+        and any(np.array_equal(read_bytes(own), read_bytes(other)) for other in kept_names)
     }
-    return adapter.without_saved(copies)
+    return adapter.without_saved(copied_heads)
 
 
 def check_parts(
@@ -412,20 +428,22 @@ def check_parts(
     Raises:
         CheckpointError: names the tensor and all shapes.
     """
-    a, b = (adapter.tensors.info(own).shape for own in adapter.factor_names(name))
-    found = adapter.parts[name]
-    saved = adapter.saved.get(name)
+    a_shape, b = (adapter.tensors.info(own).shape for own in adapter.factor_names(name))
+    own_parts = adapter.parts[name]
+    saved_name = adapter.saved.get(name)
     shape = (
-        adapter.tensors.info(saved).shape
-        if saved is not None
+        adapter.tensors.info(saved_name).shape
+        if saved_name is not None
         else model.info(heads.get(name, name)).shape
     )
-    if math.prod(shape) != b[0] * math.prod(a[1:]) or not {b[0], a[1]} <= set(shape):
+    if math.prod(shape) != b[0] * math.prod(a_shape[1:]) or not {b[0], a_shape[1]} <= set(shape):
         raise CheckpointError(
             f"{adapter.file}: {name} is {list(shape)} in {model.folder}, but the adapter's parts "
-            f"are {list(a)} and {list(b)}; give the model that the adapter was trained on."
+            f"are {list(a_shape)} and {list(b)}; give the model that the adapter was trained on."
         )
-    if "lora_magnitude_vector" in found and ("lora_embedding_A" in found or len(shape) != 2):
+    if "lora_magnitude_vector" in own_parts and (
+        "lora_embedding_A" in own_parts or len(shape) != 2
+    ):
         raise CheckpointError(
             f"{adapter.file}: DoRA of {name} is not supported; merge it with peft."
         )

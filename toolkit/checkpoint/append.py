@@ -40,14 +40,14 @@ class AppendWriter:
         """Write one tensor in its own type."""
         if name not in self._allowed or name in self._header:
             raise ValueError(f"{name}: was not announced, or is there already")
-        data = tensor_bytes(tensor)
+        tensor_data = tensor_bytes(tensor)
         self._header[name] = {
             "dtype": dtype_name(tensor.dtype),
             "shape": list(tensor.shape),
-            "data_offsets": [self._end, self._end + len(data)],
+            "data_offsets": [self._end, self._end + len(tensor_data)],
         }
-        self._file.write(data)
-        self._end += len(data)
+        self._file.write(tensor_data)
+        self._end += len(tensor_data)
 
     def __enter__(self) -> Self:
         return self

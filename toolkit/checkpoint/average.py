@@ -46,8 +46,8 @@ def average_weights(count: int, decay: float | None = None) -> list[float]:
         raise ConfigError(f"an average needs two models at least (got {count}).")
     if decay is not None and not 0.0 < decay <= 1.0:
         raise ConfigError(f"--decay: must be greater than 0 and at most 1 (got {decay:g}).")
-    raw = [(decay or 1.0) ** (count - 1 - number) for number in range(count)]
-    return [weight / sum(raw) for weight in raw]
+    raw_weights = [(decay or 1.0) ** (count - 1 - model_number) for model_number in range(count)]
+    return [weight / sum(raw_weights) for weight in raw_weights]
 
 
 def parse_weights(text: str, count: int) -> list[float]:
@@ -60,22 +60,24 @@ def parse_weights(text: str, count: int) -> list[float]:
     [0.25, 0.75]
     """
     try:
-        raw = [float(part) for part in text.split(",")]
+        raw_weights = [float(part) for part in text.split(",")]
     except ValueError:
-        raw = []
-    if len(raw) != count or not all(abs(weight) < float("inf") for weight in raw):
+        raw_weights = []
+    if len(raw_weights) != count or not all(
+        abs(raw_weight) < float("inf") for raw_weight in raw_weights
+    ):
         raise ConfigError(f"--weights: give {count} numbers with commas between (got {text!r}).")
-    total = sum(raw)
-    if total == 0.0 or abs(total) == float("inf"):
+    weight_sum = sum(raw_weights)
+    if weight_sum == 0.0 or abs(weight_sum) == float("inf"):
         raise ConfigError(f"--weights: must not sum to zero or infinity (got {text!r}).")
-    return [weight / total for weight in raw]
+    return [raw_weight / weight_sum for raw_weight in raw_weights]
 
 
 def average_folders(folders: Sequence[Path], weights: Sequence[float], out: Path) -> int:
     """Average model folders into a new one; types and side files are those of the last.
 
     Returns:
-        How many tensors were averaged.
+        Number of tensors that were averaged.
 
     Raises:
         CheckpointError: the models have other tensors or shapes.
@@ -83,16 +85,18 @@ def average_folders(folders: Sequence[Path], weights: Sequence[float], out: Path
     """
     refuse_taken(out)
     models = [open_checkpoint(folder) for folder in folders]
-    like = models[-1]
+    last_model = models[-1]
     for model in models[:-1]:
-        for name in sorted({*like.names} ^ {*model.names}):
-            have, lack = (like, model) if name in like else (model, like)
+        for tensor_name in sorted({*last_model.names} ^ {*model.names}):
+            model_with, model_without = (
+                (last_model, model) if tensor_name in last_model else (model, last_model)
+            )
             raise CheckpointError(
-                f"{name}: {have.folder} has it and {lack.folder} does not; only models of the same "
-                "architecture can be averaged."
+                f"{tensor_name}: {model_with.folder} has it and {model_without.folder} does not; "
+                "only models of the same architecture can be averaged."
             )
     with appearing(out) as work:
-        return _write_average(models, weights, like, work)
+        return _write_average(models, weights, last_model, work)
 
 
 def average_states(
@@ -110,46 +114,49 @@ def average_states(
     Raises:
         CheckpointError: a state is missing or damaged, or holds adapters.
     """
-    opened = []
+    opened_states = []
     for step in steps:
-        file = state_folder(states, step) / "parameters.safetensors"
-        opened.append(Checkpoint(file.parent, read_header(file)))
-    model = open_checkpoint(like)
-    for name in opened[0].names:
-        if name not in model:
+        state_file = state_folder(states, step) / "parameters.safetensors"
+        opened_states.append(Checkpoint(state_file.parent, read_header(state_file)))
+    finished_model = open_checkpoint(like)
+    for tensor_name in opened_states[0].names:
+        if tensor_name not in finished_model:
             raise CheckpointError(
-                f"{opened[0].folder}: {name} is no tensor of the model: the mean of adapters' "
-                "factors is not the mean of adapters. Average finished models instead."
+                f"{opened_states[0].folder}: {tensor_name} is no tensor of the model: the mean of "
+                "adapters' factors is not the mean of adapters. Average finished models instead."
             )
-    for path in work.glob("model*.safetensors*"):  # by an earlier call that was killed
-        path.unlink()
-    return _write_average(opened, weights, model, work)
+    for model_file in work.glob("model*.safetensors*"):  # by an earlier call that was killed
+        model_file.unlink()
+    return _write_average(opened_states, weights, finished_model, work)
 
 
 def _write_average(
     models: Sequence[Checkpoint], weights: Sequence[float], like: Checkpoint, work: Path
 ) -> int:
-    count = 0
-    plan = [PlannedTensor(n, like.info(n).dtype, like.info(n).shape) for n in like.names]
-    with ShardWriter(work, plan) as writer:
-        for tensor in plan:
-            found = [model for model in models if tensor.name in model]
-            if not found:
-                mean = like.tensor(tensor.name)
-            elif len(found) < len(models):
-                lack = next(model for model in models if tensor.name not in model)
-                raise CheckpointError(f"{lack.folder}: has no tensor {tensor.name}, others have.")
+    num_averaged = 0
+    planned_tensors = [PlannedTensor(n, like.info(n).dtype, like.info(n).shape) for n in like.names]
+    with ShardWriter(work, planned_tensors) as writer:
+        for tensor in planned_tensors:
+            models_with = [model for model in models if tensor.name in model]
+            # What did not learn (frozen parts, buffers) stands in no state.
+            if not models_with:
+                mean_tensor = like.tensor(tensor.name)
+            elif len(models_with) < len(models):
+                model_without = next(model for model in models if tensor.name not in model)
+                raise CheckpointError(
+                    f"{model_without.folder}: has no tensor {tensor.name}, others have."
+                )
             else:
-                mean = _mean(tensor, models, weights)
-                count += 1
-            writer.write(tensor.name, 0, tensor_bytes(mean))
+                mean_tensor = _mean(tensor, models, weights)
+                num_averaged += 1
+            writer.write(tensor.name, 0, tensor_bytes(mean_tensor))
             for model in (*models, like):
                 if tensor.name in model:
                     model.give_back(tensor.name)
     shutil.copyfile(like.folder / "config.json", work / "config.json")
     copy_side_files(like.folder, work)
     refuse_unloadable(work, like.folder)
-    return count
+    return num_averaged
 
 
 def _mean(tensor: PlannedTensor, models: Sequence[Checkpoint], weights: Sequence[float]) -> Tensor:
@@ -162,11 +169,11 @@ def _mean(tensor: PlannedTensor, models: Sequence[Checkpoint], weights: Sequence
                 f"{list(tensor.shape)}; only models of the same architecture can be averaged."
             )
     if not is_float(tensor.dtype):
-        first = models[0].tensor(tensor.name)
-        if not all(torch.equal(first, model.tensor(tensor.name)) for model in models[1:]):
+        first_tensor = models[0].tensor(tensor.name)
+        if not all(torch.equal(first_tensor, model.tensor(tensor.name)) for model in models[1:]):
             raise CheckpointError(f"{tensor.name}: holds integers that differ between the models.")
-        return first
-    total = torch.zeros(tensor.shape, dtype=torch.float32)
+        return first_tensor
+    weighted_sum = torch.zeros(tensor.shape, dtype=torch.float32)
     for model, weight in zip(models, weights, strict=True):
-        total.add_(model.tensor(tensor.name).float(), alpha=weight)
-    return total.to(getattr(torch, TORCH_NAMES[tensor.dtype]))
+        weighted_sum.add_(model.tensor(tensor.name).float(), alpha=weight)
+    return weighted_sum.to(getattr(torch, TORCH_NAMES[tensor.dtype]))

@@ -77,10 +77,10 @@ class ShapeSection(Section):
 
 
 def _mapping(values: JsonObject, key: str, path: Path) -> JsonObject:
-    found = values.get(key) or {}
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: {key}: must hold keys and values (got {found!r:.60}).")
-    return found
+    mapping_value = values.get(key) or {}
+    if not isinstance(mapping_value, dict):
+        raise ConfigError(f"{path}: {key}: must hold keys and values (got {mapping_value!r:.60}).")
+    return mapping_value
 
 
 def shape_of_folder(folder: Path) -> ShapeSection:
@@ -89,25 +89,28 @@ def shape_of_folder(folder: Path) -> ShapeSection:
     Raises:
         ConfigError: it cannot be read, or lacks a measure.
     """
-    path = folder / "config.json"
+    config_path = folder / "config.json"
     values: JsonObject = dict(read_model_values(folder, ConfigError))
-    values |= _mapping(values, "text_config", path)
-    rope = _mapping(values, "rope_parameters", path)
+    values |= _mapping(values, "text_config", config_path)
+    rope_values = _mapping(values, "rope_parameters", config_path)
     # What Mixtral, Qwen and DeepSeek call the same things.
-    other = {
+    names_elsewhere = {
         "num_experts": ("num_local_experts", "n_routed_experts"),
         "num_shared_experts": ("n_shared_experts",),
         "num_dense_layers": ("first_k_dense_replace",),
     }
-    for name, others in other.items():
-        values.setdefault(name, next((values[o] for o in others if o in values), None))
-    values.setdefault("rope_theta", rope.get("rope_theta"))
+    for own_name, other_names in names_elsewhere.items():
+        values.setdefault(own_name, next((values[o] for o in other_names if o in values), None))
+    values.setdefault("rope_theta", rope_values.get("rope_theta"))
+    # Qwen2-MoE says the width of its shared experts together, not how many there are.
     if values["num_shared_experts"] is None and values.get("shared_expert_intermediate_size"):
         width = values.get("moe_intermediate_size") or values["intermediate_size"]
         values["num_shared_experts"] = values["shared_expert_intermediate_size"] // max(1, width)
     known = {
-        name: values[name] for name in ShapeSection.model_fields if values.get(name) is not None
+        own_name: values[own_name]
+        for own_name in ShapeSection.model_fields
+        if values.get(own_name) is not None
     }
     if "num_experts" not in known:
         known.pop("num_experts_per_tok", None)
-    return parse_section(ShapeSection, known, where=str(path), what="model configuration")
+    return parse_section(ShapeSection, known, where=str(config_path), what="model configuration")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,18 @@ def save_model(
 
 def stored_dtype(folder: Path) -> torch.dtype:
     """The floating-point type that most of a checkpoint's entries are stored in."""
-    counts: dict[torch.dtype, int] = {}
-    for path in weight_files(folder):
-        with reading(path, CheckpointError), safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (a safe_open is no mapping)
-                view = file.get_slice(name)
-                dtype = _DTYPES.get(view.get_dtype())
+    entries_by_dtype: dict[torch.dtype, int] = {}
+    for weight_file in weight_files(folder):
+        with reading(weight_file, CheckpointError), safe_open(weight_file, framework="pt") as file:
+            for tensor_name in file.keys():  # noqa: SIM118  (a safe_open is no mapping)
+                tensor_slice = file.get_slice(tensor_name)
+                dtype = _DTYPES.get(tensor_slice.get_dtype())
                 if dtype is not None:
-                    entries = 1
-                    for size in view.get_shape():
-                        entries *= size
-                    counts[dtype] = counts.get(dtype, 0) + entries
-    if not counts:
+                    num_entries = math.prod(tensor_slice.get_shape())
+                    entries_by_dtype[dtype] = entries_by_dtype.get(dtype, 0) + num_entries
+    if not entries_by_dtype:
         raise CheckpointError(f"{folder}: its weights are in no floating-point type known here.")
-    return max(counts, key=lambda dtype: counts[dtype])
+    return max(entries_by_dtype, key=lambda dtype: entries_by_dtype[dtype])
 
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

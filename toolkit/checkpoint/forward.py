@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 
-def without_cache(model: Any, given: dict[str, Any]) -> dict[str, Any]:
+def without_cache(model: Any, given: dict[str, object]) -> dict[str, object]:
     """Arguments of a forward pass that keeps no cache, where the model has one to turn off."""
     takes = inspect.signature(model.forward).parameters
-    takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in takes.values())
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
     return {"use_cache": False, **given} if takes_any or "use_cache" in takes else given
 
 
@@ -30,9 +30,9 @@ def log_probabilities_alone(model: Any, tokens: Tensor) -> Tensor:
     """
     inputs = tokens[:-1].to(next(model.parameters()).device)
     logits: Tensor = model(**without_cache(model, {"input_ids": inputs[None]})).logits[0].float()
-    targets = tokens[1:].to(logits.device)
-    found: Tensor = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
-    return found
+    target_tokens = tokens[1:].to(logits.device)
+    log_probabilities: Tensor = logits.log_softmax(dim=-1).gather(1, target_tokens[:, None])[:, 0]
+    return log_probabilities
 
 
 def agrees(model: Any, found: Tensor, expected: Tensor) -> bool:

@@ -38,6 +38,7 @@ def load_model_config(folder: str | Path) -> Any:
         config = AutoConfig.from_pretrained(folder)
     if wrapper_class(config) is not None:
         return config
+    # _model_mapping: transformers has no public way to ask whether a config has a causal model.
     is_known = type(config) in AutoModelForCausalLM._model_mapping or _own_class(config) is not None
     if not is_known or _has_several_texts(config):
         raise CheckpointError(
@@ -71,12 +72,12 @@ def load_causal_model(folder: str | Path, dtype: torch.dtype) -> Any:
     config = load_model_config(folder)
     silence_libraries()
     _refuse_oversize(Path(folder))
-    made = wrapper_class(config)
+    text_class = wrapper_class(config)
     with reading(folder, CheckpointError, "the weights cannot be loaded"):
-        if made is not None:
-            return load_text_side(made, folder, dtype)
-        kind = _own_class(config) or AutoModelForCausalLM
-        return kind.from_pretrained(folder, dtype=dtype)
+        if text_class is not None:
+            return load_text_side(text_class, folder, dtype)
+        model_class = _own_class(config) or AutoModelForCausalLM
+        return model_class.from_pretrained(folder, dtype=dtype)
 
 
 def merge_adapter(model: Any, folder: Path) -> Any:
@@ -98,18 +99,19 @@ def merge_adapter(model: Any, folder: Path) -> Any:
 
     if wrapper_of(model) is not None:
         return _with_wrapper_s_adapter(model, folder)
-    rows: set[int] = set()
+    row_counts: set[int] = set()
     with contextlib.suppress(CheckpointError):  # of another kind, which peft may know
         adapter = open_adapter(folder)
-        saved = (own for name, own in adapter.saved.items() if is_vocabulary(name))
-        rows = {adapter.tensors.info(own).shape[0] for own in saved}
-    if rows and rows != {model.get_input_embeddings().weight.shape[0]}:
-        model.resize_token_embeddings(max(rows), mean_resizing=False)
-    what = "the adapter cannot be loaded onto the model"
+        saved_names = (own_name for name, own_name in adapter.saved.items() if is_vocabulary(name))
+        row_counts = {adapter.tensors.info(own_name).shape[0] for own_name in saved_names}
+    if row_counts and row_counts != {model.get_input_embeddings().weight.shape[0]}:
+        model.resize_token_embeddings(max(row_counts), mean_resizing=False)
+    problem_text = "the adapter cannot be loaded onto the model"
     with (
-        reading(folder, CheckpointError, what, "give the model that it was trained on"),
+        reading(folder, CheckpointError, problem_text, "give the model that it was trained on"),
         warnings.catch_warnings(),
     ):
+        # peft resizes nothing by itself, and would refuse embeddings of another height.
         warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
@@ -121,19 +123,21 @@ def _with_wrapper_s_adapter(model: Any, folder: Path) -> Any:
 
     checkpoint = open_checkpoint(Path(wrapper_of(model).config.name_or_path))
     adapted = open_adapted(checkpoint, folder)
-    shapes = {name: adapted.info(name).shape for name in adapted.names}
-    stored = StoredTensors(model, shapes)
-    reached = [name for name in adapted.changed if name in stored.targets]
-    if adapted.heads or not reached:
+    shapes_by_name = {tensor_name: adapted.info(tensor_name).shape for tensor_name in adapted.names}
+    stored_tensors = StoredTensors(model, shapes_by_name)
+    reached_names = [
+        tensor_name for tensor_name in adapted.changed if tensor_name in stored_tensors.targets
+    ]
+    if adapted.heads or not reached_names:
         raise CheckpointError(
             f"{folder}: what it changes is not in the text side of {checkpoint.folder}, or of "
             "another size; merge it with `toolkit merge run` (path+adapter) first."
         )
-    stored.read()
-    for name in reached:
-        stored.targets[name].copy_(adapted.tensor(name))
-        adapted.give_back(name)
-    stored.finish()
+    stored_tensors.read()
+    for tensor_name in reached_names:
+        stored_tensors.targets[tensor_name].copy_(adapted.tensor(tensor_name))
+        adapted.give_back(tensor_name)
+    stored_tensors.finish()
     return model
 
 
@@ -149,10 +153,10 @@ def scoring_dtype(folder: str | Path, wish: str = "auto") -> torch.dtype:
         its files do not tell (`pytorch_model.bin`).
     """
     try:
-        stored = stored_dtype(Path(folder))
+        stored_type = stored_dtype(Path(folder))
     except CheckpointError:
-        stored = torch.float32
-    return dtype_of(choose_scoring_precision(wish, stored))
+        stored_type = torch.float32
+    return dtype_of(choose_scoring_precision(wish, stored_type))
 
 
 def _has_several_texts(config: Any) -> bool:
@@ -186,8 +190,8 @@ def _refuse_oversize(folder: Path) -> None:
     """Refuse a config that asks for more than the files hold, before memory is taken for it."""
     if not (folder / _CONFIG).is_file() or not list(folder.glob("*.safetensors")):
         return
-    opened = open_checkpoint(folder)
-    entries = sum(opened.info(name).num_bytes for name in opened.names)
-    fault = oversize_fault(read_model_values(folder), len(opened.names), entries)
+    checkpoint = open_checkpoint(folder)
+    num_bytes = sum(checkpoint.info(name).num_bytes for name in checkpoint.names)
+    fault = oversize_fault(read_model_values(folder), len(checkpoint.names), num_bytes)
     if fault is not None:
         raise CheckpointError(f"{folder / _CONFIG}: {fault}; download or copy the files again.")

@@ -53,34 +53,34 @@ def refuse_unloadable(folder: Path, like: Path) -> None:
     Raises:
         CheckpointError: names the first such tensor.
     """
-    if not (found := folder_faults(folder)):
+    if not (found_faults := folder_faults(folder)):
         return
-    new, shared = split_faults(found, folder_faults(like) or {})
-    if shared:
-        warn(shared_message(str(like), shared))
-    if new:
-        raise CheckpointError(unloadable_message(str(like), new))
+    new_faults, shared_faults = split_faults(found_faults, folder_faults(like) or {})
+    if shared_faults:
+        warn(shared_message(str(like), shared_faults))
+    if new_faults:
+        raise CheckpointError(unloadable_message(str(like), new_faults))
 
 
 def split_faults(found: Faults, known: Mapping[str, str]) -> tuple[Faults, Faults]:
     """Faults that are new, and those that a model it was made of has too."""
-    shared = {name: words for name, words in found.items() if name in known}
-    return {name: words for name, words in found.items() if name not in known}, shared
+    shared_faults = {name: words for name, words in found.items() if name in known}
+    return {name: words for name, words in found.items() if name not in known}, shared_faults
 
 
 def shared_message(what: str, faults: Mapping[str, str]) -> str:
     """One line on what a model lacks, or has too much, and the result with it."""
     name, words = next(iter(faults.items()))
-    rest = f", and {len(faults) - 1} more tensors" if len(faults) > 1 else ""
-    return f"{what}: {name} {words}{rest}; so it is in the result."
+    rest_text = f", and {len(faults) - 1} more tensors" if len(faults) > 1 else ""
+    return f"{what}: {name} {words}{rest_text}; so it is in the result."
 
 
 def unloadable_message(what: str, faults: Mapping[str, str]) -> str:
     """One line on what keeps a model from being loaded."""
     name, words = next(iter(faults.items()))
-    rest = f", and {len(faults) - 1} more tensors" if len(faults) > 1 else ""
+    rest_text = f", and {len(faults) - 1} more tensors" if len(faults) > 1 else ""
     return (
-        f"{what}: the result would not load as its config.json says: {name} {words}{rest}. "
+        f"{what}: the result would not load as its config.json says: {name} {words}{rest_text}. "
         "Nothing is written; make sure that the models are of one architecture and whole."
     )
 
@@ -97,9 +97,9 @@ def loading_faults(values: JsonView, shapes: Shapes) -> Faults | None:
         model is made of; none where all is well. None where transformers does not know the model:
         code that comes with one is never run.
     """
-    if (fault := oversize_fault(values, len(shapes))) is not None:
-        return {_CONFIG: fault}
-    with _quiet() as log:
+    if (size_fault := oversize_fault(values, len(shapes))) is not None:
+        return {_CONFIG: size_fault}
+    with _quiet() as log_lines:
         if (config := read_plain_config(values)) is None:
             return None
         try:
@@ -107,7 +107,7 @@ def loading_faults(values: JsonView, shapes: Shapes) -> Faults | None:
         except ImportError:
             return None  # a part of the model needs what is not installed here
         except Exception as error:  # classes check their configs in their own ways
-            return _conversion_faults(error, log)
+            return _conversion_faults(error, log_lines)
     return _describe_loading(model, loading_info)
 
 
@@ -115,11 +115,11 @@ def read_plain_config(values: JsonView) -> Any | None:
     """transformers' configuration of some values; None where it does not know them."""
     import transformers
 
-    plain = {key: value for key, value in values.items() if key != "quantization_config"}
-    with tempfile.TemporaryDirectory() as name:
-        (Path(name) / _CONFIG).write_text(json.dumps(plain), encoding="utf-8")
+    plain_values = {key: value for key, value in values.items() if key != "quantization_config"}
+    with tempfile.TemporaryDirectory() as config_folder:
+        (Path(config_folder) / _CONFIG).write_text(json.dumps(plain_values), encoding="utf-8")
         try:
-            return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+            return transformers.AutoConfig.from_pretrained(config_folder, trust_remote_code=False)
         except Exception:  # classes check their configs in their own ways
             return None
 
@@ -128,11 +128,11 @@ def _load_without_memory(config: Any, shapes: Shapes) -> tuple[Any, Mapping[str,
     """A model loaded with tensors that have no entries, and what transformers says of it."""
     import torch
 
-    stored = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    meta_tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     loaded: tuple[Any, Mapping[str, Any]] = class_of(config).from_pretrained(
         None,
         config=config,
-        state_dict=stored,
+        state_dict=meta_tensors,
         device_map={"": "meta"},
         output_loading_info=True,
         ignore_mismatched_sizes=True,
@@ -142,18 +142,18 @@ def _load_without_memory(config: Any, shapes: Shapes) -> tuple[Any, Mapping[str,
 
 def _describe_loading(model: Any, loading_info: Mapping[str, Any]) -> Faults:
     model_shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing = {
+    missing_keys = {
         name: f"is missing; the config asks for {model_shapes.get(name, 'it')}"
         for name in sorted(loading_info["missing_keys"])
     }
-    unread = dict.fromkeys(
+    unread_keys = dict.fromkeys(
         sorted(loading_info["unexpected_keys"]), "is no tensor of the model in config.json"
     )
-    mismatched = {
+    mismatched_keys = {
         name: f"is {list(stored)}, but the config asks for {list(asked)}"
         for name, stored, asked in sorted(loading_info["mismatched_keys"])
     }
-    return missing | unread | mismatched
+    return missing_keys | unread_keys | mismatched_keys
 
 
 def build_on_meta(folder: Path) -> Any | None:
@@ -177,22 +177,22 @@ def class_of(config: Any) -> Any:
     import torch
     import transformers
 
-    for name in getattr(config, "architectures", None) or ():
-        if (kind := getattr(transformers, name, None)) is not None:
-            return kind
-    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
+    for class_name in getattr(config, "architectures", None) or ():
+        if (model_class := getattr(transformers, class_name, None)) is not None:
+            return model_class
+    for auto_class in (transformers.AutoModelForCausalLM, transformers.AutoModel):
         with contextlib.suppress(ValueError), torch.device("meta"):
-            return type(auto.from_config(config))
+            return type(auto_class.from_config(config))
     raise ImportError(config.model_type)
 
 
 def _conversion_faults(error: Exception, log: list[str]) -> Faults:
     """What could not be joined is in the library's log alone; else the model cannot be built."""
-    joined = re.search(r"tensors destined for (\S+?)\.?\s", "\n".join(log))
-    if joined:
-        return {joined[1]: "cannot be made of what is stored"}
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return {_CONFIG: f"describes no model that can be built ({first})"}
+    joined_match = re.search(r"tensors destined for (\S+?)\.?\s", "\n".join(log))
+    if joined_match:
+        return {joined_match[1]: "cannot be made of what is stored"}
+    first_words = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return {_CONFIG: f"describes no model that can be built ({first_words})"}
 
 
 @contextlib.contextmanager
@@ -200,9 +200,9 @@ def _quiet() -> Iterator[list[str]]:
     """Keep transformers' report on loading off the terminal; what it says is collected."""
     from transformers.utils import logging as theirs
 
-    lines: list[str] = []
+    log_lines: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: log_lines.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("transformers")
     handlers, level, shown = logger.handlers[:], logger.level, theirs.is_progress_bar_enabled()
     propagates = logger.propagate
@@ -210,7 +210,7 @@ def _quiet() -> Iterator[list[str]]:
     logger.setLevel(logging.WARNING)
     theirs.disable_progress_bar()
     try:
-        yield lines
+        yield log_lines
     finally:
         logger.handlers, logger.propagate = handlers, propagates
         logger.setLevel(level)

@@ -49,51 +49,57 @@ def place_adapter(base: Path, modules: Sequence[str], parameters: Sequence[str])
     """
     refused = _refused_modules(base, modules)
     left = [module for module in modules if module not in refused]
-    moved = _moved_modules(base, left)
-    lost = _lost_modules(base, [module for module in left if module not in moved])
-    refused |= dict.fromkeys(lost, "peft takes its tensors for others' when it loads them")
+    moved_modules = _moved_modules(base, left)
+    lost_modules = _lost_modules(base, [module for module in left if module not in moved_modules])
+    refused |= dict.fromkeys(lost_modules, "peft takes its tensors for others' when it loads them")
     around = _around_others(parameters, [*left, *(name.rpartition(".")[0] for name in parameters)])
     refused |= dict.fromkeys(around, "peft would wrap a module around others that are adapted too")
+    # Parameters last: whether peft wraps one depends on the modules that remain.
     refused |= _refused_parameters(base, [name for name in parameters if name not in around])
-    wanted = [name for name in parameters if name not in refused]
-    wanted += [f"{module}.weight" for module in sorted(moved)]
+    wanted_parameters = [name for name in parameters if name not in refused]
+    wanted_parameters += [f"{module}.weight" for module in sorted(moved_modules)]
     orders: dict[str, tuple[str, ...]] = {}
-    swapped: set[str] = set()
-    if wanted and (model := build_on_meta(base)) is not None:
-        for path, wrapper in read_wrappers(_wrap(model, _parameter_config(wanted))).items():
-            module = ".".join(part for part in path.split(".") if part != "base_layer")
+    swapped_names: set[str] = set()
+    if wanted_parameters and (model := build_on_meta(base)) is not None:
+        for wrapper_path, wrapper in read_wrappers(
+            _wrap(model, _parameter_config(wanted_parameters))
+        ).items():
+            module = ".".join(part for part in wrapper_path.split(".") if part != "base_layer")
             name = f"{module}.{wrapper.parameter_name}"
             orders[module] = (name, *orders.get(module, ()))  # the outermost comes first
             if wrapper._did_swap_in_out_features or wrapper.num_experts == 1:
-                swapped.add(name)
-    return Placement(refused, frozenset(moved), orders, frozenset(swapped))
+                swapped_names.add(name)
+    return Placement(refused, frozenset(moved_modules), orders, frozenset(swapped_names))
 
 
 def read_wrappers(adapted: Any) -> dict[str, Any]:
     """The parameters that a model of peft has wrapped, by their modules' paths."""
     from peft.tuners.lora.layer import ParamWrapper
 
-    modules = adapted.get_base_model().named_modules()
-    return {name: module for name, module in modules if isinstance(module, ParamWrapper)}
+    named_modules = adapted.get_base_model().named_modules()
+    return {name: module for name, module in named_modules if isinstance(module, ParamWrapper)}
 
 
 def _refused_modules(base: Path, modules: Sequence[str]) -> dict[str, str]:
     """Modules that peft puts no LoRA on, such as those whose weight is read by a kernel."""
-    refused: dict[str, str] = {}
-    left = list(modules)
-    while left and (model := build_on_meta(base)) is not None:
+    refusal_reasons: dict[str, str] = {}
+    left_modules = list(modules)
+    while left_modules and (model := build_on_meta(base)) is not None:
         try:
-            _wrap(model, _module_config(left))
+            _wrap(model, _module_config(left_modules))
             break
         except ValueError as error:
-            words = _first_line(error)
-            named = re.search(r"[Mm]odule '?([\w.]+)'?", words)
-            lost = [m for m in left if named and (m == named[1] or m.endswith(f".{named[1]}"))]
-            if not lost:
+            error_text = _first_line(error)
+            # peft names one module per error, by its last words or whole; ask again without it.
+            named = re.search(r"[Mm]odule '?([\w.]+)'?", error_text)
+            lost_modules = [
+                m for m in left_modules if named and (m == named[1] or m.endswith(f".{named[1]}"))
+            ]
+            if not lost_modules:
                 break  # of another kind; the comparison at the end will say so
-            refused |= dict.fromkeys(lost, words)
-            left = [module for module in left if module not in refused]
-    return refused
+            refusal_reasons |= dict.fromkeys(lost_modules, error_text)
+            left_modules = [module for module in left_modules if module not in refusal_reasons]
+    return refusal_reasons
 
 
 def _moved_modules(base: Path, modules: Sequence[str]) -> set[str]:
@@ -118,17 +124,17 @@ def _moved_modules(base: Path, modules: Sequence[str]) -> set[str]:
 def _moved_one_by_one(base: Path, modules: Sequence[str]) -> set[str]:
     from peft.tuners.lora.layer import LoraLayer
 
-    moved: set[str] = set()
-    for last in sorted({module.rpartition(".")[2] for module in modules}):
-        named = [module for module in modules if module.rpartition(".")[2] == last]
+    moved_modules: set[str] = set()
+    for last_word in sorted({module.rpartition(".")[2] for module in modules}):
+        named_modules = [module for module in modules if module.rpartition(".")[2] == last_word]
         try:
-            whole = _wrap(build_on_meta(base), _module_config(named)).get_base_model()
+            whole = _wrap(build_on_meta(base), _module_config(named_modules)).get_base_model()
         except (ValueError, TypeError):
-            moved |= set(named)
+            moved_modules |= set(named_modules)
             continue
         adapted = {name for name, module in whole.named_modules() if isinstance(module, LoraLayer)}
-        moved |= set(named) - adapted
-    return moved
+        moved_modules |= set(named_modules) - adapted
+    return moved_modules
 
 
 def _lost_modules(base: Path, modules: Sequence[str]) -> set[str]:
@@ -142,12 +148,12 @@ def _lost_modules(base: Path, modules: Sequence[str]) -> set[str]:
     from peft import get_peft_model_state_dict
 
     try:
-        whole = _wrap(model, _module_config(modules))
+        adapted_model = _wrap(model, _module_config(modules))
     except (ValueError, TypeError):
         return set()  # said elsewhere
-    state = get_peft_model_state_dict(whole, save_embedding_layers=False)
-    lost = set(state) - set(_as_loaded(whole, state))
-    return {name.removeprefix(PREFIX).partition(".lora_")[0] for name in lost}
+    adapter_state = get_peft_model_state_dict(adapted_model, save_embedding_layers=False)
+    lost_names = set(adapter_state) - set(_as_loaded(adapted_model, adapter_state))
+    return {name.removeprefix(PREFIX).partition(".lora_")[0] for name in lost_names}
 
 
 def _as_loaded(whole: Any, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,11 +162,11 @@ def _as_loaded(whole: Any, state: Mapping[str, Any]) -> dict[str, Any]:
         convert_peft_adapter_state_dict_for_transformers,
     )
 
-    config = whole.peft_config[_ADAPTER]
-    found: dict[str, Any] = convert_peft_adapter_state_dict_for_transformers(
-        whole, config, dict(state), _ADAPTER
+    adapter_config = whole.peft_config[_ADAPTER]
+    loaded_state: dict[str, Any] = convert_peft_adapter_state_dict_for_transformers(
+        whole, adapter_config, dict(state), _ADAPTER
     )
-    return found
+    return loaded_state
 
 
 def _around_others(parameters: Sequence[str], modules: Sequence[str]) -> list[str]:
@@ -169,23 +175,23 @@ def _around_others(parameters: Sequence[str], modules: Sequence[str]) -> list[st
     >>> _around_others(["h.0.mamba.x", "h.0.experts.up"], ["h.0.mamba.in_proj", "h.0.experts"])
     ['h.0.mamba.x']
     """
-    above = {
-        ".".join(parts[:end])
+    outer_modules = {
+        ".".join(parts[:num_words])
         for parts in (module.split(".") for module in modules)
-        for end in range(1, len(parts))
+        for num_words in range(1, len(parts))
     }
-    return [name for name in parameters if name.rpartition(".")[0] in above]
+    return [name for name in parameters if name.rpartition(".")[0] in outer_modules]
 
 
 def _refused_parameters(base: Path, parameters: Sequence[str]) -> dict[str, str]:
     """Parameters that peft cannot wrap; those of one kind in all layers are asked about at once."""
     if not parameters or build_on_meta(base) is None or not _reason(base, parameters):
         return {}
-    kinds: dict[str, list[str]] = {}
+    names_by_kind: dict[str, list[str]] = {}
     for name in parameters:
-        kinds.setdefault(re.sub(r"\d+", "", name), []).append(name)
-    reasons = {kind: _reason(base, names) for kind, names in kinds.items()}
-    return {name: why for kind, why in reasons.items() if why for name in kinds[kind]}
+        names_by_kind.setdefault(re.sub(r"\d+", "", name), []).append(name)
+    reasons = {kind: _reason(base, names) for kind, names in names_by_kind.items()}
+    return {name: why for kind, why in reasons.items() if why for name in names_by_kind[kind]}
 
 
 def _reason(base: Path, parameters: Sequence[str]) -> str:
@@ -215,27 +221,28 @@ def refuse_unloadable_adapter(folder: Path, base: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            wrapped = _wrap(model, LoraConfig.from_pretrained(str(folder)))
-            state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-            lost = set(state) - set(_as_loaded(wrapped, state))
+            wrapped_model = _wrap(model, LoraConfig.from_pretrained(str(folder)))
+            adapter_state = get_peft_model_state_dict(wrapped_model, save_embedding_layers=False)
+            lost_names = set(adapter_state) - set(_as_loaded(wrapped_model, adapter_state))
     except (ValueError, TypeError) as error:
         raise CheckpointError(
             f"{base}: peft could not load the adapter ({_first_line(error)})."
         ) from error
-    if lost:
+    if lost_names:
         raise CheckpointError(
-            f"{base}: peft could not load the adapter: it takes {sorted(lost)[0]} for another "
-            "tensor's name. Leave the module out (--exclude)."
+            f"{base}: peft could not load the adapter: it takes {sorted(lost_names)[0]} for "
+            "another tensor's name. Leave the module out (--exclude)."
         )
-    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    found = {name: info.shape for name, info in read_header(folder / WEIGHTS_FILE).items()}
-    for name in sorted({*wanted, *found}):
-        if wanted.get(name) != found.get(name):
+    wanted_shapes = {name: tuple(tensor.shape) for name, tensor in adapter_state.items()}
+    stored_shapes = {name: info.shape for name, info in read_header(folder / WEIGHTS_FILE).items()}
+    for name in sorted({*wanted_shapes, *stored_shapes}):
+        if wanted_shapes.get(name) != stored_shapes.get(name):
             raise CheckpointError(
                 f"{base}: peft could not load the adapter: {name} is "
-                f"{list(found[name]) if name in found else 'missing'}, and its settings ask for "
-                f"{list(wanted[name]) if name in wanted else 'no such tensor'}. Leave the module "
-                "out (--exclude)."
+                f"{list(stored_shapes[name]) if name in stored_shapes else 'missing'}, and its "
+                "settings ask for "
+                f"{list(wanted_shapes[name]) if name in wanted_shapes else 'no such tensor'}. "
+                "Leave the module out (--exclude)."
             )
 
 

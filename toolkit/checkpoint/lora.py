@@ -137,22 +137,24 @@ class AdapterFolder:
 
     def token_rows(self, name: str) -> list[int]:
         """Which rows of the model's tensor `rows` takes the place of."""
-        given = self.settings.get("trainable_token_indices")
-        if isinstance(given, Mapping):
+        token_indices = self.settings.get("trainable_token_indices")
+        if isinstance(token_indices, Mapping):
             module = self.memory_names.get(name, name).removesuffix(".weight")
-            given = next((v for k, v in given.items() if f".{module}".endswith(f".{k}")), None)
-        if not isinstance(given, list):
+            token_indices = next(
+                (v for k, v in token_indices.items() if f".{module}".endswith(f".{k}")), None
+            )
+        if not isinstance(token_indices, list):
             raise CheckpointError(
                 f"{self.folder / SETTINGS_FILE}: trainable_token_indices does not say which rows "
                 f"of {name} are meant; download or copy the file again."
             )
-        return [int(number) for number in given]
+        return [int(number) for number in token_indices]
 
     @property
     def file(self) -> Path:
         """The file of its tensors."""
-        safe = self.folder / WEIGHTS_FILE
-        return safe if safe.is_file() else self.folder / PICKLED_FILE
+        safe_file = self.folder / WEIGHTS_FILE
+        return safe_file if safe_file.is_file() else self.folder / PICKLED_FILE
 
     def says_turned(self, name: str) -> bool:
         """Whether the model's tensor is the transpose of `B A` by the settings: embeddings, and
@@ -161,18 +163,20 @@ class AdapterFolder:
 
     def factor_names(self, name: str) -> tuple[str, str]:
         """The adapter's names of A and B for one of the model's tensors."""
-        found = self.parts[name]
-        kind = "lora_embedding" if "lora_embedding_A" in found else "lora"
-        return found[f"{kind}_A"], found[f"{kind}_B"]
+        own_parts = self.parts[name]
+        factor_kind = "lora_embedding" if "lora_embedding_A" in own_parts else "lora"
+        return own_parts[f"{factor_kind}_A"], own_parts[f"{factor_kind}_B"]
 
     def scale(self, name: str) -> float:
         """What `B A` is multiplied with for one of the model's tensors."""
         rank = self.tensors.info(self.factor_names(name)[0]).shape[0]
-        module = self.memory_names.get(name, name).removesuffix(".weight")
+        module_name = self.memory_names.get(name, name).removesuffix(".weight")
         alpha = float(self.settings.get("lora_alpha", rank))
-        for pattern, value in (self.settings.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                alpha = float(value)
+        # As in peft: a pattern is matched against the end of the module's name, and the first one
+        # counts.
+        for pattern, pattern_alpha in (self.settings.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", module_name):
+                alpha = float(pattern_alpha)
                 break
         return alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
 
@@ -187,16 +191,16 @@ def open_adapter(folder: Path) -> AdapterFolder:
         CheckpointError: it is no LoRA, or is damaged.
     """
     settings = _load_settings(folder / SETTINGS_FILE)
-    file, tensors = _open_tensors(folder)
-    refuse_unusable(folder, {name: tensors.info(name) for name in tensors.names})
-    sorted_tensors = _SortedTensors(file, tensors, settings)
-    for own_name in tensors.names:
+    weights_file, adapter_tensors = _open_tensors(folder)
+    refuse_unusable(folder, {name: adapter_tensors.info(name) for name in adapter_tensors.names})
+    sorted_tensors = _SortedTensors(weights_file, adapter_tensors, settings)
+    for own_name in adapter_tensors.names:
         sorted_tensors.add(own_name)
     sorted_tensors.refuse_halves()
     return AdapterFolder(
         folder,
         settings,
-        tensors,
+        adapter_tensors,
         sorted_tensors.parts,
         sorted_tensors.saved,
         sorted_tensors.rows,
@@ -206,14 +210,14 @@ def open_adapter(folder: Path) -> AdapterFolder:
 
 
 def _open_tensors(folder: Path) -> tuple[Path, Checkpoint]:
-    file = folder / WEIGHTS_FILE
-    if file.is_file():
-        return file, Checkpoint(folder, read_header(file))
+    weights_file = folder / WEIGHTS_FILE
+    if weights_file.is_file():
+        return weights_file, Checkpoint(folder, read_header(weights_file))
     from toolkit.checkpoint.pickled import open_pickled
 
-    if (pickled := open_pickled(folder, PICKLED_FILE)) is None:
+    if (pickled_tensors := open_pickled(folder, PICKLED_FILE)) is None:
         raise CheckpointError(f"{folder}: has neither {WEIGHTS_FILE} nor {PICKLED_FILE}.")
-    return folder / PICKLED_FILE, pickled
+    return folder / PICKLED_FILE, pickled_tensors
 
 
 class _SortedTensors:
@@ -242,19 +246,19 @@ class _SortedTensors:
             self.wrapped.setdefault(path, {})[part] = own_name
             return
         # peft wraps modules that it adapts or stores whole, which shows in their names.
-        name = own_name.removeprefix(PREFIX)
-        name = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
-        if ".original_module." in name:
+        model_name = own_name.removeprefix(PREFIX)
+        model_name = model_name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+        if ".original_module." in model_name:
             return  # the model's own weights once more, which the saved ones take the place of
-        if match := _PART.match(name):
-            parts = self.parts.setdefault(f"{match['module']}.weight", {})
-            self._put(parts, match["part"], own_name)
-        elif match := _ROWS.match(name):
-            self._put(self.rows, f"{match['module']}.weight", own_name)
-        elif match := _BIAS.match(name):
-            self._put(self.biases, f"{match['module']}.bias", own_name)
+        if name_match := _PART.match(model_name):
+            own_parts = self.parts.setdefault(f"{name_match['module']}.weight", {})
+            self._put(own_parts, name_match["part"], own_name)
+        elif name_match := _ROWS.match(model_name):
+            self._put(self.rows, f"{name_match['module']}.weight", own_name)
+        elif name_match := _BIAS.match(model_name):
+            self._put(self.biases, f"{name_match['module']}.bias", own_name)
         else:
-            self._put(self.saved, name, own_name)
+            self._put(self.saved, model_name, own_name)
 
     def _put(self, group: dict[str, str], name: str, own_name: str) -> None:
         if name in group and not _are_equal(self._tensors, group[name], own_name):
@@ -275,16 +279,16 @@ class _SortedTensors:
                 f"{self._file}: holds no tensor of an adapter, so it would change nothing; save it "
                 "again, under ZeRO-3 or FSDP with all its weights gathered."
             )
-        for path, parts in self.wrapped.items():
-            self._refuse_half(path, parts, "lora")
+        for wrapper_path, parts in self.wrapped.items():
+            self._refuse_half(wrapper_path, parts, "lora")
         for name, parts in self.parts.items():
-            kind = "lora_embedding" if any("embedding" in part for part in parts) else "lora"
-            self._refuse_half(name, parts, kind)
-            a, b = (self._tensors.info(parts[f"{kind}_{part}"]).shape for part in "AB")
-            if len(a) < 2 or len(b) < 2 or b[1] != a[0] or a[0] == 0:
+            factor_kind = "lora_embedding" if any("embedding" in part for part in parts) else "lora"
+            self._refuse_half(name, parts, factor_kind)
+            a_shape, b = (self._tensors.info(parts[f"{factor_kind}_{part}"]).shape for part in "AB")
+            if len(a_shape) < 2 or len(b) < 2 or b[1] != a_shape[0] or a_shape[0] == 0:
                 raise CheckpointError(
-                    f"{self._file}: the parts of the change to {name} are {list(a)} and {list(b)}, "
-                    "which share no rank; download or copy the file again."
+                    f"{self._file}: the parts of the change to {name} are {list(a_shape)} and "
+                    f"{list(b)}, which share no rank; download or copy the file again."
                 )
 
     def _refuse_half(self, name: str, parts: Mapping[str, str], kind: str) -> None:
@@ -296,19 +300,18 @@ class _SortedTensors:
 
 def _wrapper_path(own: str, settings: JsonView) -> str | None:
     """peft's path of the wrapper of a parameter, where a tensor is one of its factors."""
-    match = _FACTOR.match(own.removeprefix(PREFIX))
-    if match is None:
+    factor_match = _FACTOR.match(own.removeprefix(PREFIX))
+    if factor_match is None:
         return None
-    module = "." + match["path"].replace(".base_layer", "")
+    module = "." + factor_match["path"].replace(".base_layer", "")
     owners = (str(name).rpartition(".")[0] for name in settings.get("target_parameters") or ())
-    return match["path"] if any(module.endswith(f".{owner}") for owner in owners) else None
+    return factor_match["path"] if any(module.endswith(f".{owner}") for owner in owners) else None
 
 
 def _are_equal(tensors: Checkpoint, one: str, other: str) -> bool:
     a, b = tensors.info(one), tensors.info(other)
-    return (a.dtype, a.shape) == (b.dtype, b.shape) and bool(
-        (tensors.raw(one) == tensors.raw(other)).all()
-    )
+    is_alike = (a.dtype, a.shape) == (b.dtype, b.shape)
+    return is_alike and bool((tensors.raw(one) == tensors.raw(other)).all())
 
 
 def _load_settings(path: Path) -> JsonObject:
@@ -318,15 +321,16 @@ def _load_settings(path: Path) -> JsonObject:
         raise CheckpointError(f"{path}: is a {kind} adapter; only LORA (and DoRA) can be merged.")
     if given := [key for key in _UNSUPPORTED if settings.get(key)]:
         raise CheckpointError(f"{path}: {given[0]} is not supported; merge it with peft.")
-    if unknown := [key for key, value in settings.items() if key not in _KNOWN and value]:
+    if unknown_keys := [key for key, value in settings.items() if key not in _KNOWN and value]:
         raise CheckpointError(
-            f"{path}: {unknown[0]} is no setting known here, and may change what the adapter does; "
-            "merge it with peft, or set it to null if it means nothing."
+            f"{path}: {unknown_keys[0]} is no setting known here, and may change what the adapter "
+            "does; merge it with peft, or set it to null if it means nothing."
         )
-    begun = settings.get("init_lora_weights")
-    if isinstance(begun, str) and begun.lower().startswith(_CHANGED_BASE):
+    initialization = settings.get("init_lora_weights")
+    if isinstance(initialization, str) and initialization.lower().startswith(_CHANGED_BASE):
         raise CheckpointError(
-            f"{path}: init_lora_weights is {begun!r}, which changed the model's own weights too; "
-            "convert it with peft (path_initial_model_for_weight_conversion) to a plain LoRA."
+            f"{path}: init_lora_weights is {initialization!r}, which changed the model's own "
+            "weights too; convert it with peft (path_initial_model_for_weight_conversion) to a "
+            "plain LoRA."
         )
     return dict(settings)

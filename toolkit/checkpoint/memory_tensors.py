@@ -58,29 +58,34 @@ class MemoryTensors(Checkpoint):
         self._conversions: dict[str, Conversion] = {}
         self._held: tuple[str, Mapping[str, Tensor]] = ("", {})
         rename, converters = read_renaming(model)
-        state = model.state_dict()
+        model_state = model.state_dict()
         members_by_key: dict[str, list[tuple[str, str]]] = {}
         for stored_name in in_loading_order(checkpoint.names):
-            key, pattern = rename(stored_name)
+            memory_key, pattern = rename(stored_name)
             if pattern is not None:
-                members_by_key.setdefault(key, []).append((pattern, stored_name))
+                members_by_key.setdefault(memory_key, []).append((pattern, stored_name))
                 continue
-            info = checkpoint.info(stored_name)
-            self._note(key if key in state else stored_name, (stored_name,), info)
-        for key, members in members_by_key.items():
-            conversion = Conversion(key, converters[members[0][0]], tuple(members))
-            sources = tuple(stored_name for _, stored_name in members)
+            stored_info = checkpoint.info(stored_name)
+            self._note(
+                memory_key if memory_key in model_state else stored_name,
+                (stored_name,),
+                stored_info,
+            )
+        for memory_key, key_members in members_by_key.items():
+            conversion = Conversion(memory_key, converters[key_members[0][0]], tuple(key_members))
+            source_names = tuple(stored_name for _, stored_name in key_members)
             try:
                 converted = self._convert(conversion, on_meta=True)
             except Exception as error:  # whatever a converter of transformers raises
                 raise CheckpointError(
-                    f"{self.folder}: transformers cannot make {key} of {sources[0]} and what goes "
-                    f"with it ({first_line(error)}); give a whole model."
+                    f"{self.folder}: transformers cannot make {memory_key} of {source_names[0]} "
+                    f"and what goes with it ({first_line(error)}); give a whole model."
                 ) from error
-            for name, tensor in converted.items():
-                self._conversions[name] = conversion
-                info = _info_of(tensor, checkpoint.info(sources[0]))
-                self._note(name, sources, info)
+            for memory_name, tensor in converted.items():
+                self._conversions[memory_name] = conversion
+                # On the meta device: only shapes and types are wanted until a tensor is asked for.
+                stored_info = _info_of(tensor, checkpoint.info(source_names[0]))
+                self._note(memory_name, source_names, stored_info)
 
     def is_converted(self, name: str) -> bool:
         """Whether files store a tensor otherwise than memory holds it."""
@@ -114,8 +119,8 @@ class MemoryTensors(Checkpoint):
         """Tensors in memory as the files store them, by their names there."""
         from transformers.core_model_loading import revert_weight_conversion
 
-        parts: dict[str, Tensor] = revert_weight_conversion(self.model, dict(tensors))
-        return parts
+        stored_parts: dict[str, Tensor] = revert_weight_conversion(self.model, dict(tensors))
+        return stored_parts
 
     def tensor(self, name: str) -> Tensor:
         """One tensor in its stored type; it must not be written to."""
@@ -147,12 +152,12 @@ class MemoryTensors(Checkpoint):
 
     def _convert(self, conversion: Conversion, *, on_meta: bool = False) -> dict[str, Tensor]:
         def without_memory(stored_name: str) -> Tensor:
-            info = self._checkpoint.info(stored_name)
-            dtype: torch.dtype = getattr(torch, TORCH_NAMES[info.dtype])
-            return torch.empty(info.shape, dtype=dtype, device="meta")
+            stored_info = self._checkpoint.info(stored_name)
+            dtype: torch.dtype = getattr(torch, TORCH_NAMES[stored_info.dtype])
+            return torch.empty(stored_info.shape, dtype=dtype, device="meta")
 
-        read = without_memory if on_meta else self._checkpoint.tensor
-        return convert_stored(conversion, self.model, read)
+        read_stored = without_memory if on_meta else self._checkpoint.tensor
+        return convert_stored(conversion, self.model, read_stored)
 
 
 def _info_of(tensor: Tensor, first: TensorInfo) -> TensorInfo:

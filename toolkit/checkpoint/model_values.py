@@ -40,12 +40,12 @@ def read_model_values(
     Raises:
         kind: it cannot be read, or a value that is computed with is of another type.
     """
-    path = folder / "config.json"
-    if may_lack and not path.is_file():
+    config_path = folder / "config.json"
+    if may_lack and not config_path.is_file():
         return {}
-    values = read_object(path, kind, "download or copy the file again")
-    for key, fault in model_value_faults(values):
-        raise kind(f"{path}: {key} {fault}; download or copy the file again.")
+    values = read_object(config_path, kind, "download or copy the file again")
+    for key, value_fault in model_value_faults(values):
+        raise kind(f"{config_path}: {key} {value_fault}; download or copy the file again.")
     return values
 
 
@@ -57,18 +57,20 @@ def oversize_fault(values: JsonView, num_tensors: int, num_bytes: int | None = N
         num_tensors: how many are stored; every layer has at least one.
         num_bytes: of all of them, where known; an entry of a matrix takes at least a bit.
     """
-    text = values.get("text_config")
-    own = {**values, **text} if isinstance(text, Mapping) else values
+    text_part = values.get("text_config")
+    own = {**values, **text_part} if isinstance(text_part, Mapping) else values
     for key in ("num_hidden_layers", "n_layer", "num_layers"):
-        layers = own.get(key)
-        if isinstance(layers, int) and layers > max(num_tensors, 1):
-            return f"{key} is {layers:,}, but its files hold {num_tensors:,} tensors"
+        num_layers = own.get(key)
+        if isinstance(num_layers, int) and num_layers > max(num_tensors, 1):
+            return f"{key} is {num_layers:,}, but its files hold {num_tensors:,} tensors"
     if num_bytes is None:
         return None
     width = next((own[key] for key in ("hidden_size", "n_embd", "d_model") if own.get(key)), 1)
     wide = ("vocab_size", "intermediate_size", "n_positions", "n_inner", "moe_intermediate_size")
     for key in wide:
         size = own.get(key)
+        # A matrix of that many rows at one bit an entry (the densest packing there is) must fit
+        # into the files.
         if isinstance(size, int) and isinstance(width, int) and size * width > 8 * num_bytes:
             return (
                 f"{key} is {size:,} at a width of {width:,}, but its files hold {num_bytes:,} bytes"
@@ -81,38 +83,38 @@ def model_value_faults(values: JsonView, prefix: str = "") -> Iterator[tuple[str
     for key, value in values.items():
         if value is None:
             continue
-        name = f"{prefix}{key}"
+        key_path = f"{prefix}{key}"
         if key in _COUNTS:
             # Some classes (OpenELM, DeciLM) have a list, one for each layer.
-            listed = value if isinstance(value, list) else [value]
-            most = _MOST_OF.get(key, _MOST)
-            for item in listed:
+            value_items = value if isinstance(value, list) else [value]
+            upper_bound = _MOST_OF.get(key, _MOST)
+            for item in value_items:
                 if isinstance(item, (list, dict)) or item is None:
                     continue
                 if isinstance(item, bool) or not isinstance(item, int):
-                    yield name, f"must be a whole number (got {item!r:.60})"
-                elif not -1 <= item < most:
-                    yield name, f"must be between 0 and {most:,} (got {item!r:.60})"
+                    yield key_path, f"must be a whole number (got {item!r:.60})"
+                elif not -1 <= item < upper_bound:
+                    yield key_path, f"must be between 0 and {upper_bound:,} (got {item!r:.60})"
         elif key in _NAMES and not isinstance(value, str):
-            yield name, f"must be a text (got {value!r:.60})"
+            yield key_path, f"must be a text (got {value!r:.60})"
         elif key in _LISTS and not isinstance(value, list):
-            yield name, f"must be a list (got {value!r:.60})"
+            yield key_path, f"must be a list (got {value!r:.60})"
         elif key in _MAPPINGS and not isinstance(value, dict):
-            yield name, f"must hold keys and values (got {value!r:.60})"
+            yield key_path, f"must hold keys and values (got {value!r:.60})"
         elif key in _SWITCHES and not isinstance(value, bool):
-            yield name, f"must be true or false (got {value!r:.60})"
+            yield key_path, f"must be true or false (got {value!r:.60})"
         elif key.endswith("_config") and isinstance(value, dict):
-            yield from model_value_faults(value, f"{name}.")
-    names = values.get("architectures")
-    if isinstance(names, list) and not all(isinstance(item, str) for item in names):
-        yield f"{prefix}architectures", f"must be a list of texts (got {names!r:.60})"
+            yield from model_value_faults(value, f"{key_path}.")
+    class_names = values.get("architectures")
+    if isinstance(class_names, list) and not all(isinstance(item, str) for item in class_names):
+        yield f"{prefix}architectures", f"must be a list of texts (got {class_names!r:.60})"
 
 
 def tie_setting(config: JsonView) -> object:
     """What a config says of its head: whether it is the embedding; None where it says nothing."""
-    text = config.get("text_config")
-    nested = text.get("tie_word_embeddings") if isinstance(text, Mapping) else None
-    return config.get("tie_word_embeddings", nested)
+    text_part = config.get("text_config")
+    nested_value = text_part.get("tie_word_embeddings") if isinstance(text_part, Mapping) else None
+    return config.get("tie_word_embeddings", nested_value)
 
 
 def untie(values: JsonObject) -> None:

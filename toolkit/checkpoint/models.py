@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a tokenizer's files stand in a folder."""
-    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return any((folder / file_name).is_file() for file_name in _TOKENIZER_FILES)
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -90,6 +90,8 @@ class Models:
             return [model, adapter]
         if not (adapter / "tokenizer.json").is_file():
             return [model]
+        # An adapter's folder that repeats the model's tokenizer changes nothing, and is not read
+        # twice.
         is_own = not has_tokenizer(model) or read_tokens(adapter).ids != read_tokens(model).ids
         return [model, adapter] if is_own else [model]
 
@@ -111,10 +113,10 @@ class Models:
             checkpoints: in place of the models' own, by name.
             configs: in place of what their config.json say, by name.
         """
-        others = Models(self._folders)
-        others._opened = {**self._opened, **checkpoints}
-        others._configs = {**self._configs, **configs}
-        return others
+        other_view = Models(self._folders)
+        other_view._opened = {**self._opened, **checkpoints}
+        other_view._configs = {**self._configs, **configs}
+        return other_view
 
     def config(self, name: str) -> JsonView:
         """The config.json of a model as plain values; none where it has no such file.
@@ -138,17 +140,17 @@ class Models:
         checkpoint = self.checkpoint(name)
         if (model := getattr(checkpoint, "model", None)) is None:
             return values
-        for tensor in filter(is_vocabulary, model.names):
-            old, new = model.info(tensor).shape[0], checkpoint.info(tensor).shape[0]
-            for part, _ in config_parts(values) if old != new else ():
-                if part.get("vocab_size") == old:
+        for tensor_name in filter(is_vocabulary, model.names):
+            old_rows, new = model.info(tensor_name).shape[0], checkpoint.info(tensor_name).shape[0]
+            for part, _ in config_parts(values) if old_rows != new else ():
+                if part.get("vocab_size") == old_rows:
                     part["vocab_size"] = new
         return values
 
     def shapes(self, name: str) -> Shapes:
         """Shape of every tensor of a model."""
         checkpoint = self.checkpoint(name)
-        return {tensor: checkpoint.info(tensor).shape for tensor in checkpoint.names}
+        return {tensor_name: checkpoint.info(tensor_name).shape for tensor_name in checkpoint.names}
 
     def file(self, name: str, tensor: str) -> str:
         """The file that holds a tensor of a model."""

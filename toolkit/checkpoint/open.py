@@ -23,12 +23,15 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder.")
     files, weight_map = list_files(folder, _INDEX, "model.safetensors", "*.safetensors")
-    files = [file for file in files if file.name != "adapter_model.safetensors"]
+    # Both may stand in one folder: trainers save an adapter beside the model it was trained on.
+    files = [
+        weight_file for weight_file in files if weight_file.name != "adapter_model.safetensors"
+    ]
     if not files:
         from toolkit.checkpoint.pickled import open_pickled  # it needs what is defined here
 
-        if pickled := open_pickled(folder):
-            return pickled
+        if pickled_model := open_pickled(folder):
+            return pickled_model
         if (folder / "adapter_config.json").is_file():
             raise CheckpointError(
                 f"{folder}: is an adapter, not a model; merge adapters with each other by toolkit "
@@ -39,13 +42,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             "save_pretrained, or give another folder."
         )
     tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        for name, info in read_header(file).items():
-            if name in tensors:
+    for weight_file in files:
+        for tensor_name, info in read_header(weight_file).items():
+            if tensor_name in tensors:
                 raise CheckpointError(
-                    f"{file}: {name} stands in {tensors[name].file.name} too, and which of them "
-                    "is meant nothing says; move one of the files away."
+                    f"{weight_file}: {tensor_name} stands in {tensors[tensor_name].file.name} too, "
+                    "and which of them is meant nothing says; move one of the files away."
                 )
-            tensors[name] = info
+            tensors[tensor_name] = info
     refuse_unusable(folder, tensors)
     return Checkpoint(folder, tensors, check_index(folder / _INDEX, weight_map, tensors))

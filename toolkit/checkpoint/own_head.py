@@ -20,16 +20,15 @@ def own_head(checkpoint: Checkpoint) -> str | None:
     Reads as much of both as is equal. Of heads in other shapes than the embedding's nothing is
     said: they can be no copies, and no config can tie them.
     """
-    names = [name for name in checkpoint.names if is_vocabulary(name)]
-    for head in (name for name in names if is_head(name)):
-        info = checkpoint.info(head)
-        for other in names:
-            if is_head(other) or checkpoint.info(other).shape != info.shape:
+    vocabulary_names = [name for name in checkpoint.names if is_vocabulary(name)]
+    for head_name in (name for name in vocabulary_names if is_head(name)):
+        head_info = checkpoint.info(head_name)
+        for other_name in vocabulary_names:
+            if is_head(other_name) or checkpoint.info(other_name).shape != head_info.shape:
                 continue
-            if checkpoint.info(other).dtype != info.dtype or not _are_equal(
-                checkpoint, head, other
-            ):
-                return head
+            is_same_type = checkpoint.info(other_name).dtype == head_info.dtype
+            if not (is_same_type and _are_equal(checkpoint, head_name, other_name)):
+                return head_name
     return None
 
 

@@ -37,24 +37,26 @@ class ParameterChanges:
 
     def __init__(self, adapter: AdapterFolder, folder: Path) -> None:
         self._adapter, self._wrappers = adapter, _own_wrappers(adapter, folder)
-        self._paths = {_parameter(path, w): path for path, w in self._wrappers.items()}
+        self._paths = {_parameter(path, wrapper): path for path, wrapper in self._wrappers.items()}
         self.names = list(self._paths)
 
     def change(self, name: str) -> Tensor:
         """What is added to a parameter, float32."""
         import torch
 
-        path = self._paths[name]
-        wrapper = self._wrappers[path]
-        holders = {"lora_A": wrapper.lora_A["default"], "lora_B": wrapper.lora_B["default"]}
-        without_memory = {part: holder.weight for part, holder in holders.items()}
-        for part, holder in holders.items():
-            factor = self._adapter.tensors.tensor(self._adapter.wrapped[path][part]).float()
+        wrapper_path = self._paths[name]
+        wrapper = self._wrappers[wrapper_path]
+        factor_holders = {"lora_A": wrapper.lora_A["default"], "lora_B": wrapper.lora_B["default"]}
+        meta_weights = {part: holder.weight for part, holder in factor_holders.items()}
+        # peft computes the change from the module itself, so the factors are lent to it for a
+        # moment.
+        for part, holder in factor_holders.items():
+            factor = self._adapter.tensors.tensor(self._adapter.wrapped[wrapper_path][part]).float()
             holder.weight = torch.nn.Parameter(factor, requires_grad=False)
-        change = _change(wrapper).reshape(tuple(wrapper.get_param().shape))
-        for part, holder in holders.items():
-            holder.weight = without_memory[part]
-        return change
+        parameter_change = _change(wrapper).reshape(tuple(wrapper.get_param().shape))
+        for part, holder in factor_holders.items():
+            holder.weight = meta_weights[part]
+        return parameter_change
 
 
 @dataclass(frozen=True)
@@ -90,23 +92,23 @@ def wrapped_parameters(adapter: AdapterFolder, folder: Path) -> dict[str, Wrappe
 
 def _own_wrappers(adapter: AdapterFolder, folder: Path) -> dict[str, Any]:
     """Those of peft's wrapped parameters that the adapter holds as such, by their paths."""
-    wrappers = _wrappers(adapter, folder)
+    all_wrappers = _wrappers(adapter, folder)
     # A module that peft itself reaches as a parameter (a router) is adapted as a module here.
-    modules = {adapter.memory_names.get(name, name) for name in adapter.parts}
-    lacking = {path for path in wrappers if f"{path}.weight" not in modules}
-    if missing := sorted(lacking ^ set(adapter.wrapped)):
+    module_names = {adapter.memory_names.get(name, name) for name in adapter.parts}
+    parameter_paths = {path for path in all_wrappers if f"{path}.weight" not in module_names}
+    if missing_paths := sorted(parameter_paths ^ set(adapter.wrapped)):
         raise CheckpointError(
-            f"{adapter.file}: target_parameters and the tensors differ, at {missing[0]}; give "
-            "the model that the adapter was trained on."
+            f"{adapter.file}: target_parameters and the tensors differ, at {missing_paths[0]}; "
+            "give the model that the adapter was trained on."
         )
-    return {path: own for path, own in wrappers.items() if path in lacking}
+    return {path: wrapper for path, wrapper in all_wrappers.items() if path in parameter_paths}
 
 
 def _wrappers(adapter: AdapterFolder, folder: Path) -> dict[str, Any]:
     """peft's wrapped parameters, by their modules' paths."""
     from peft import LoraConfig, get_peft_model
 
-    if (model := build_on_meta(folder)) is None:
+    if (meta_model := build_on_meta(folder)) is None:
         raise CheckpointError(
             f"{adapter.file}: changes parameters (target_parameters) of {folder}, a model that "
             "transformers does not know; merge it with peft."
@@ -114,25 +116,25 @@ def _wrappers(adapter: AdapterFolder, folder: Path) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            config = LoraConfig.from_pretrained(str(adapter.folder))
-            whole = get_peft_model(model, config, low_cpu_mem_usage=True)
+            adapter_config = LoraConfig.from_pretrained(str(adapter.folder))
+            adapted_model = get_peft_model(meta_model, adapter_config, low_cpu_mem_usage=True)
         except (ValueError, TypeError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{adapter.file}: peft refuses it ({first}).") from error
-    return read_wrappers(whole)
+            first_words = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{adapter.file}: peft refuses it ({first_words}).") from error
+    return read_wrappers(adapted_model)
 
 
 def _change(wrapper: Any) -> Tensor:
     """What a wrapper adds to its parameter, in peft's two ways: a matrix, or one per expert."""
     if wrapper.num_experts == 1:
-        a, b = wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight
-        matrix: Tensor = (b @ a) * wrapper.scaling["default"]
+        factor_a, factor_b = wrapper.lora_A["default"].weight, wrapper.lora_B["default"].weight
+        matrix: Tensor = (factor_b @ factor_a) * wrapper.scaling["default"]
         return matrix
-    left, right, scale = wrapper.get_delta_factors("default")  # [E, ., r], [E, r, .]
-    stacked: Tensor = (left @ right) * scale
-    return stacked
+    left_factors, right, expert_scale = wrapper.get_delta_factors("default")  # [E, ., r], [E, r, .]
+    expert_changes: Tensor = (left_factors @ right) * expert_scale
+    return expert_changes
 
 
 def _parameter(path: str, wrapper: Any) -> str:
-    module = ".".join(part for part in path.split(".") if part != "base_layer")
-    return f"{module}.{wrapper.parameter_name}"
+    module_name = ".".join(part for part in path.split(".") if part != "base_layer")
+    return f"{module_name}.{wrapper.parameter_name}"

@@ -31,9 +31,9 @@ class PickledCheckpoint(Checkpoint):
     """A folder of `.bin` files, opened: torch maps them into memory and nothing is copied.
 
     Args:
-        folder: of the model.
-        tensors: what there is.
-        loaded: the same, as torch sees it.
+        folder: model folder.
+        tensors: headers of all tensors, by name.
+        loaded: the same tensors, as torch sees them.
         mapped: files whose pages may be given back; the others are held in memory.
         unheld: see `Checkpoint`.
     """
@@ -55,11 +55,11 @@ class PickledCheckpoint(Checkpoint):
         return self._loaded[name]
 
     def raw(self, name: str) -> NDArray[np.uint8]:
-        flat = self.tensor(name).reshape(-1)
-        if not flat.numel():
+        flat_tensor = self.tensor(name).reshape(-1)
+        if not flat_tensor.numel():
             return np.empty(0, np.uint8)
-        array: NDArray[np.uint8] = flat.view(torch.uint8).numpy()
-        return array
+        byte_view: NDArray[np.uint8] = flat_tensor.view(torch.uint8).numpy()
+        return byte_view
 
     def give_back(self, name: str) -> None:
         info, tensor = self.info(name), self._loaded[name]
@@ -78,31 +78,31 @@ def open_pickled(folder: Path, name: str = "pytorch_model.bin") -> Checkpoint | 
     Raises:
         CheckpointError: a file holds code or anything else but tensors, or is damaged.
     """
-    index, pattern = f"{name}.index.json", f"{name.removesuffix('.bin')}*.bin"
-    files, weight_map = list_files(folder, index, name, pattern)
+    index_name, shard_pattern = f"{name}.index.json", f"{name.removesuffix('.bin')}*.bin"
+    files, weight_map = list_files(folder, index_name, name, shard_pattern)
     tensors: dict[str, TensorInfo] = {}
-    loaded: dict[str, Tensor] = {}
-    mapped: set[Path] = set()
+    loaded_tensors: dict[str, Tensor] = {}
+    mapped_files: set[Path] = set()
     for file in files:
-        found, is_mapped = _load(file)
+        file_tensors, is_mapped = _load(file)
         if is_mapped:
-            mapped.add(file)
-        for name, tensor in found.items():
+            mapped_files.add(file)
+        for name, tensor in file_tensors.items():
             if name in tensors:
                 raise CheckpointError(f"{file}: {name} stands in {tensors[name].file.name} too.")
             tensors[name] = _describe(file, name, tensor)
-            loaded[name] = tensor.detach()
+            loaded_tensors[name] = tensor.detach()
     if not files:
         return None
     refuse_unusable(folder, tensors)
-    unheld = check_index(folder / index, weight_map, tensors)
-    return PickledCheckpoint(folder, tensors, loaded, frozenset(mapped), unheld)
+    unheld = check_index(folder / index_name, weight_map, tensors)
+    return PickledCheckpoint(folder, tensors, loaded_tensors, frozenset(mapped_files), unheld)
 
 
 def _load(file: Path) -> tuple[dict[str, Any], bool]:
     _refuse_packed(file)
     try:
-        found, is_mapped = _load_tensors_only(file)
+        loaded_object, is_mapped = _load_tensors_only(file)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file}: holds more than tensors ({_reason(error)}); refused, because loading it "
@@ -112,26 +112,26 @@ def _load(file: Path) -> tuple[dict[str, Any], bool]:
         raise CheckpointError(
             f"{file}: cannot be read ({_reason(error)}); download or copy the file again."
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(loaded_object, dict):
         raise CheckpointError(
-            f"{file}: holds a {type(found).__name__}, not tensors by name; save the model's "
-            "state_dict."
+            f"{file}: holds a {type(loaded_object).__name__}, not tensors by name; save the "
+            "model's state_dict."
         )
-    return dict(found), is_mapped
+    return dict(loaded_object), is_mapped
 
 
 def _refuse_packed(file: Path) -> None:
     """torch stores what it saves; only a stranger's file unpacks to more than it has."""
     try:
         with zipfile.ZipFile(file) as archive:
-            unpacked = sum(info.file_size for info in archive.infolist())
+            unpacked_bytes = sum(info.file_size for info in archive.infolist())
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return  # no archive, or a damaged one: loading it says so
-    packed = file.stat().st_size
-    if unpacked > packed + (64 << 20):
+    packed_bytes = file.stat().st_size
+    if unpacked_bytes > packed_bytes + (64 << 20):
         raise CheckpointError(
-            f"{file}: its {packed:,} bytes unpack to {unpacked:,}, as nothing that torch writes "
-            "does; refused."
+            f"{file}: its {packed_bytes:,} bytes unpack to {unpacked_bytes:,}, as nothing that "
+            "torch writes does; refused."
         )
 
 
@@ -146,9 +146,9 @@ def _load_tensors_only(file: Path) -> tuple[Any, bool]:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), "")
-    return (told or (lines[0] if lines else type(error).__name__))[:160]
+    error_lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = next((line for line in error_lines if "GLOBAL" in line or "Unsupported" in line), "")
+    return (told or (error_lines[0] if error_lines else type(error).__name__))[:160]
 
 
 def _describe(file: Path, name: Any, tensor: Any) -> TensorInfo:
@@ -157,25 +157,27 @@ def _describe(file: Path, name: Any, tensor: Any) -> TensorInfo:
             f"{file}: {name!r} is a {type(tensor).__name__}, not a tensor; save the model's "
             "state_dict alone."
         )
-    stored = _STORED.get(str(tensor.dtype))
-    if stored is None or tensor.layout != torch.strided:
+    stored_type = _STORED.get(str(tensor.dtype))
+    if stored_type is None or tensor.layout != torch.strided:
         raise CheckpointError(
             f"{file}: {name} is stored as {tensor.dtype}, {tensor.layout}, which is not supported; "
             f"known: {', '.join(TORCH_NAMES)}."
         )
-    size = tensor.numel() * tensor.element_size()
-    if size > file.stat().st_size:
+    num_bytes = tensor.numel() * tensor.element_size()
+    # Expanded views share entries: a shape may say more than the bytes that were read.
+    if num_bytes > file.stat().st_size:
         raise CheckpointError(
             f"{file}: {name} is {list(tensor.shape)} of {tensor.dtype}, more than the file holds; "
             "download or copy the file again."
         )
-    return TensorInfo(file, stored, tuple(tensor.shape), 0, size)
+    return TensorInfo(file, stored_type, tuple(tensor.shape), 0, num_bytes)
 
 
 def _give_back(address: int, num_bytes: int) -> None:
     """Let the system drop mapped pages that lie whole within these bytes."""
-    page = mmap.PAGESIZE
-    start = -(-address // page) * page
-    length = (address + num_bytes - start) // page * page
-    if length > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), 4)
+    page_bytes = mmap.PAGESIZE
+    first_page = -(-address // page_bytes) * page_bytes
+    pages_bytes = (address + num_bytes - first_page) // page_bytes * page_bytes
+    # 4 is MADV_DONTNEED; numpy gives an address, which the mmap module's own madvise does not take.
+    if pages_bytes > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first_page), ctypes.c_size_t(pages_bytes), 4)

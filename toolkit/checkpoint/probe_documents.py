@@ -29,15 +29,16 @@ def probe_documents(model: Any, longest: int) -> tuple[Tensor, Tensor]:
         Tokens of each, `[T]` int64, on the CPU; the second is up to 5 tokens shorter.
     """
     config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    longest = max(6, min(longest, positions // 2 if positions else longest))
-    reach = [
+    num_positions = getattr(config, "max_position_embeddings", None)
+    longest = max(6, min(longest, num_positions // 2 if num_positions else longest))
+    reach_values = [
         value
         for name, value in config.to_dict().items()
         if _REACH.search(name) and isinstance(value, int) and value + 8 <= longest
     ]
-    length = min(longest, max([_USUAL, *(value + 8 for value in reach)]))
+    num_tokens = min(longest, max([_USUAL, *(value + 8 for value in reach_values)]))
     vocabulary = int(getattr(config, "vocab_size", 0)) or len(model.get_input_embeddings().weight)
     generator = torch.Generator().manual_seed(20)
-    first = torch.randint(min(3, vocabulary - 1), vocabulary, (length,), generator=generator)
-    return first, first[min(_REPEATED_FROM, length // 3) :]
+    # From 3 on: the first ids are special ones in most vocabularies.
+    first = torch.randint(min(3, vocabulary - 1), vocabulary, (num_tokens,), generator=generator)
+    return first, first[min(_REPEATED_FROM, num_tokens // 3) :]

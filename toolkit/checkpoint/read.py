@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import re
 import struct
@@ -50,8 +51,8 @@ def item_bytes(dtype: str) -> int:
     >>> item_bytes("BF16"), item_bytes("F8_E4M3"), item_bytes("BOOL")
     (2, 1, 1)
     """
-    digits = re.match(r"B?[FIU](\d+)", dtype)
-    return int(digits[1]) // 8 if digits else 1
+    bits_match = re.match(r"B?[FIU](\d+)", dtype)
+    return int(bits_match[1]) // 8 if bits_match else 1
 
 
 def is_float(dtype: str) -> bool:
@@ -144,8 +145,8 @@ class Checkpoint:
 
         None for types that numpy cannot hold; `tensor` serves them.
         """
-        kind = _NUMPY.get(self.info(name).dtype)
-        return None if kind is None else self.raw(name).view(kind)
+        numpy_type = _NUMPY.get(self.info(name).dtype)
+        return None if numpy_type is None else self.raw(name).view(numpy_type)
 
     def tensor(self, name: str) -> Tensor:
         """A tensor in its stored type; its memory is the mapped file, so it must not be written."""
@@ -156,9 +157,9 @@ class Checkpoint:
         if info.num_bytes == 0:
             return torch.empty(info.shape, dtype=dtype)
         # from_numpy would warn of the read-only view; frombuffer of the map takes no copy either.
-        count = info.num_bytes // dtype.itemsize
-        mapped = self._map(info.file)
-        flat = torch.frombuffer(mapped, dtype=dtype, count=count, offset=info.start)
+        num_entries = info.num_bytes // dtype.itemsize
+        mapped_file = self._map(info.file)
+        flat = torch.frombuffer(mapped_file, dtype=dtype, count=num_entries, offset=info.start)
         return flat.view(info.shape)
 
     def damaged_file(self, name: str) -> Path:
@@ -168,18 +169,19 @@ class Checkpoint:
     def give_back(self, name: str) -> None:
         """Let the system drop a tensor's pages: they are in the file, should they be needed."""
         info = self.info(name)
-        page = mmap.PAGESIZE
-        start = -(-info.start // page) * page
-        length = (info.start + info.num_bytes - start) // page * page
-        if length > 0:
-            self._map(info.file).madvise(mmap.MADV_DONTNEED, start, length)
+        page_bytes = mmap.PAGESIZE
+        # Whole pages of this tensor alone: those at its ends belong to its neighbors too.
+        first_page = -(-info.start // page_bytes) * page_bytes
+        pages_bytes = (info.start + info.num_bytes - first_page) // page_bytes * page_bytes
+        if pages_bytes > 0:
+            self._map(info.file).madvise(mmap.MADV_DONTNEED, first_page, pages_bytes)
 
     def _map(self, file: Path) -> mmap.mmap:
         if file not in self._maps:
-            with file.open("rb") as opened:
+            with file.open("rb") as open_file:
                 # Private and writable in name only: torch warns of memory it may not write to.
-                mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-            self._maps.setdefault(file, mapped)  # another thread may have been here too
+                new_map = mmap.mmap(open_file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._maps.setdefault(file, new_map)  # another thread may have been here too
         return self._maps[file]
 
 
@@ -199,7 +201,7 @@ def list_files(
     """
     if (folder / index).is_file():
         weight_map = _read_index(folder / index)
-        return [folder / name for name in sorted(set(weight_map.values()))], weight_map
+        return [folder / file_name for file_name in sorted(set(weight_map.values()))], weight_map
     if (folder / single).is_file():
         return [folder / single], {}
     return sorted(folder.glob(pattern)), {}
@@ -220,13 +222,13 @@ def check_index(
     Raises:
         CheckpointError: another tensor is in no file.
     """
-    missing = sorted(set(weight_map) - set(tensors))
+    missing_names = sorted(set(weight_map) - set(tensors))
     # Rotary frequencies and the like stand in older indexes; every model computes them itself.
-    lost = [name for name in missing if not (is_vocabulary(name) or is_buffer(name, ()))]
+    lost = [name for name in missing_names if not (is_vocabulary(name) or is_buffer(name, ()))]
     if lost:
         more = f" and {len(lost) - 1} more tensors" if len(lost) > 1 else ""
         raise CheckpointError(f"{index}: names {lost[0]}{more}, which no file holds; {_AGAIN}.")
-    return frozenset(filter(is_vocabulary, missing))
+    return frozenset(filter(is_vocabulary, missing_names))
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -252,16 +254,17 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     """
     try:
         size = file.stat().st_size
-        with file.open("rb") as opened:
-            first = opened.read(8)
-            if len(first) < 8:
+        with file.open("rb") as open_file:
+            length_field = open_file.read(8)
+            if len(length_field) < 8:
                 raise CheckpointError(f"{file}: has {size} bytes, not even a header; {_AGAIN}.")
-            (length,) = struct.unpack("<Q", first)
-            if length > min(size - 8, _MAX_HEADER_BYTES):
+            (header_bytes,) = struct.unpack("<Q", length_field)
+            if header_bytes > min(size - 8, _MAX_HEADER_BYTES):
                 raise CheckpointError(
-                    f"{file}: claims a header of {length} bytes in a file of {size}; {_AGAIN}."
+                    f"{file}: claims a header of {header_bytes} bytes in a file of {size}; "
+                    f"{_AGAIN}."
                 )
-            header = json.loads(opened.read(length), object_pairs_hook=_unique_names)
+            header = json.loads(open_file.read(header_bytes), object_pairs_hook=_unique_names)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
@@ -271,57 +274,58 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: its header is not a mapping; {_AGAIN}.")
     header.pop("__metadata__", None)
-    entries = [(name, *_entry(file, name, value)) for name, value in header.items()]
-    entries.sort(key=lambda entry: (entry[3], entry[4]))
+    sorted_entries = [(name, *_entry(file, name, value)) for name, value in header.items()]
+    sorted_entries.sort(key=lambda entry: (entry[3], entry[4]))
+    # Without gaps and overlaps, as the format has it: a file that hides bytes, or shows some twice,
+    # was not written by its library.
     tensors: dict[str, TensorInfo] = {}
-    end = 0
-    for name, dtype, shape, begin, stop in entries:
-        if begin != end:
+    due_byte = 0
+    for name, dtype, shape, begin, end_byte in sorted_entries:
+        if begin != due_byte:
             raise CheckpointError(
-                f"{file}: {name} begins at byte {begin} where {end} is due; {_AGAIN}."
+                f"{file}: {name} begins at byte {begin} where {due_byte} is due; {_AGAIN}."
             )
-        tensors[name] = TensorInfo(file, dtype, shape, 8 + length + begin, stop - begin)
-        end = stop
-    if 8 + length + end != size:
+        tensors[name] = TensorInfo(file, dtype, shape, 8 + header_bytes + begin, end_byte - begin)
+        due_byte = end_byte
+    if 8 + header_bytes + due_byte != size:
         raise CheckpointError(
-            f"{file}: has {size} bytes, its header speaks of {8 + length + end}; {_AGAIN}."
+            f"{file}: has {size} bytes, its header speaks of {8 + header_bytes + due_byte}; "
+            f"{_AGAIN}."
         )
     return tensors
 
 
-def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, object]:
+    pairs_by_name = dict(pairs)
+    if len(pairs_by_name) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands in it twice")
-    return found
+        twice_name = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice_name!r} stands in it twice")
+    return pairs_by_name
 
 
 def _entry(file: Path, name: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:
     try:
-        stored, shape = value["dtype"], tuple(value["shape"])
-        begin, stop = value["data_offsets"]
-        is_sane = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, stop))
-        is_sane &= isinstance(stored, str)
+        stored_type, shape = value["dtype"], tuple(value["shape"])
+        first_byte, end_byte = value["data_offsets"]
+        is_sane = all(isinstance(n, int) and n >= 0 for n in (*shape, first_byte, end_byte))
+        is_sane &= isinstance(stored_type, str)
     except (KeyError, TypeError, ValueError):
         is_sane = False
     if not is_sane:
         raise CheckpointError(f"{file}: {name} has a damaged entry in the header; {_AGAIN}.")
-    if stored not in TORCH_NAMES:
+    if stored_type not in TORCH_NAMES:
         raise CheckpointError(
-            f"{file}: {name} is stored as {stored!r}, which is not supported; known: "
+            f"{file}: {name} is stored as {stored_type!r}, which is not supported; known: "
             f"{', '.join(TORCH_NAMES)}."
         )
-    entries = 1
-    for length in shape:
-        entries *= length
-    if stop - begin != entries * item_bytes(stored):
+    num_bytes = math.prod(shape) * item_bytes(stored_type)
+    if end_byte - first_byte != num_bytes:
         raise CheckpointError(
-            f"{file}: {name} is {list(shape)} of {stored}, {entries * item_bytes(stored)} bytes, "
-            f"but spans {stop - begin}; {_AGAIN}."
+            f"{file}: {name} is {list(shape)} of {stored_type}, {num_bytes} bytes, "
+            f"but spans {end_byte - first_byte}; {_AGAIN}."
         )
-    return stored, shape, begin, stop
+    return stored_type, shape, first_byte, end_byte
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -330,9 +334,9 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: there are none.
     """
-    paths = sorted(folder.glob("*.safetensors"))
-    if not paths:
+    weight_paths = sorted(folder.glob("*.safetensors"))
+    if not weight_paths:
         raise CheckpointError(
             f"{folder}: holds no .safetensors file; convert the model, or give another folder."
         )
-    return paths
+    return weight_paths

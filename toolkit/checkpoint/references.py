@@ -41,23 +41,24 @@ def parse_reference(text: str) -> ModelReference:
     if Path(text).is_dir():
         return ModelReference(PathAndRevision(text))
     parts = text.split("+")
-    for count in range(len(parts) - 1, 0, -1):
-        if (model := "+".join(parts[:count])) and Path(model).is_dir():
-            parts = [model, "+".join(parts[count:])]
+    # A folder's own name may hold a +: the longest beginning that is a folder is the model.
+    for num_words in range(len(parts) - 1, 0, -1):
+        if (model_name := "+".join(parts[:num_words])) and Path(model_name).is_dir():
+            parts = [model_name, "+".join(parts[num_words:])]
             break
     if len(parts) > 2:
         raise ConfigError(f"{text}: has more than one +; a reference is path@revision+adapter.")
-    named = [_path_and_revision(part, text) for part in parts]
-    return ModelReference(named[0], named[1] if len(named) > 1 else None)
+    named_parts = [_path_and_revision(part, text) for part in parts]
+    return ModelReference(named_parts[0], named_parts[1] if len(named_parts) > 1 else None)
 
 
 def _path_and_revision(part: str, whole: str) -> PathAndRevision:
     if part and Path(part).is_dir():
         return PathAndRevision(part)
-    path, *revisions = part.split("@")
-    if not path or len(revisions) > 1 or not all(revisions):
+    model_path, *revisions = part.split("@")
+    if not model_path or len(revisions) > 1 or not all(revisions):
         raise ConfigError(f"{whole}: cannot be read; a reference is path@revision+adapter.")
-    return PathAndRevision(path, revisions[0] if revisions else None)
+    return PathAndRevision(model_path, revisions[0] if revisions else None)
 
 
 def find_folder(place: PathAndRevision) -> Path:
@@ -66,11 +67,11 @@ def find_folder(place: PathAndRevision) -> Path:
     Raises:
         MergeError: there is none.
     """
-    path = Path(place.path)
-    if path.is_dir():
-        return path
-    if path.is_absolute() or place.path.startswith(".") or place.path.count("/") > 1:
-        raise MergeError(f"{place.path}: no such model folder.{name_siblings(path)}")
+    local_path = Path(place.path)
+    if local_path.is_dir():
+        return local_path
+    if local_path.is_absolute() or place.path.startswith(".") or place.path.count("/") > 1:
+        raise MergeError(f"{place.path}: no such model folder.{name_siblings(local_path)}")
     return _cached(place) or _fetched(place)
 
 
@@ -81,8 +82,8 @@ def name_siblings(folder: Path) -> str:
         return f" {above} is not there either; paths count from the folder you run in."
     configs = ("config.json", "adapter_config.json")
     names = sorted(p.name for p in above.iterdir() if any((p / name).is_file() for name in configs))
-    near = did_you_mean(folder.name, names)
-    return f" {near.removeprefix('; ').capitalize()}" if near else ""
+    nearest_name = did_you_mean(folder.name, names)
+    return f" {nearest_name.removeprefix('; ').capitalize()}" if nearest_name else ""
 
 
 def _cached(place: PathAndRevision) -> Path | None:
@@ -102,6 +103,8 @@ def _fetched(place: PathAndRevision) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
+        # Safetensors first; a repository that has them often has the same weights as .bin, twice
+        # the bytes.
         for pattern in _WEIGHT_PATTERNS:
             wanted = [*_SIDE_PATTERNS, pattern]
             folder = Path(
@@ -110,8 +113,8 @@ def _fetched(place: PathAndRevision) -> Path:
             if any(folder.glob(pattern)):
                 break
     except Exception as error:  # the client's errors have no common base
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first_words = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MergeError(
-            f"{place.path}: is neither a folder nor a model that the hub gives ({first})."
+            f"{place.path}: is neither a folder nor a model that the hub gives ({first_words})."
         ) from error
     return folder

@@ -43,6 +43,9 @@ _OF_ANOTHER = re.compile(
 )
 """What describes other weights, their training or their making: a card, logs, our own manifests."""
 
+_NOT_NAMED = ("config.json", "manifest.json")
+"""Left behind without a word: the merge and every stage write their own."""
+
 _LARGEST_BYTES = 1 << 28
 
 
@@ -65,9 +68,10 @@ def copy_side_files(source: Path, target: Path, *, with_tokenizer: bool = True) 
 
     Returns:
         Names of what was left behind: weights in other formats and folders of them, a model card,
-        records of a training. Hidden files, the config and the weights themselves are not named.
+        records of a training. Hidden files, the config, the weights themselves and the manifest of
+        a stage of ours are not named.
     """
-    left: list[str] = []
+    left_names: list[str] = []
     for path in sorted(source.iterdir()):
         if path.name.startswith(".") or (is_tokenizer_file(path.name) and not with_tokenizer):
             continue
@@ -76,13 +80,13 @@ def copy_side_files(source: Path, target: Path, *, with_tokenizer: bool = True) 
             if re.fullmatch(r"\d+_\w+", path.name) or _is_beside(path):
                 shutil.copytree(path, target / path.name, dirs_exist_ok=True)
             else:
-                left.append(f"{path.name}/")
+                left_names.append(f"{path.name}/")
         elif _is_wrong(path):
-            if path.suffix != ".safetensors" and path.name != "config.json":
-                left.append(path.name)
+            if path.suffix != ".safetensors" and path.name not in _NOT_NAMED:
+                left_names.append(path.name)
         else:
             shutil.copyfile(path, target / path.name)
-    return [name for name in left if not name.endswith(".index.json")]
+    return [name for name in left_names if not name.endswith(".index.json")]
 
 
 def copy_tokenizer_files(source: Path, target: Path) -> None:
@@ -105,10 +109,10 @@ def _is_beside(folder: Path) -> bool:
     """Whether a folder holds neither weights, nor records of a training, nor much of anything."""
     if re.match(r"checkpoint|runs$|logs?$|wandb$|__pycache__$", folder.name):
         return False
-    total = 0
+    total_bytes = 0
     for path in folder.rglob("*"):
         if path.is_file():
-            total += path.stat().st_size
-            if _WEIGHTS.search(path.name) or total > _LARGEST_BYTES:
+            total_bytes += path.stat().st_size
+            if _WEIGHTS.search(path.name) or total_bytes > _LARGEST_BYTES:
                 return False
     return True

@@ -56,9 +56,9 @@ class StoredTensors:
         self._model = wrapper_of(model) or model
         parameters = parameters_by_name(self._model)
         in_place = {
-            name: parameters[name]
-            for name, shape in shapes.items()
-            if name in parameters and _fits(parameters[name], shape)
+            stored_name: parameters[stored_name]
+            for stored_name, shape in shapes.items()
+            if stored_name in parameters and _fits(parameters[stored_name], shape)
         }
         # What a wrapper has beside its text side was not loaded, and is on the meta device.
         self.ignored = [name for name, tensor in in_place.items() if tensor.is_meta]
@@ -81,8 +81,8 @@ class StoredTensors:
         # Tied parameters and views of one have the same memory under other names.
         written_pointers = {tensor.data_ptr() for tensor in self.targets.values()}
         for conversion in self._conversions:
-            values = {name: self.targets[name].to("meta") for _, name in conversion.members}
-            for name, value in self._converted(conversion, values).items():
+            member_values = {name: self.targets[name].to("meta") for _, name in conversion.members}
+            for name, value in self._converted(conversion, member_values).items():
                 parameter = model_parameters.get(name)
                 if parameter is not None and parameter.shape == value.shape:
                     written_pointers.add(parameter.data_ptr())
@@ -137,18 +137,18 @@ class StoredTensors:
             return
         from transformers.core_model_loading import revert_weight_conversion
 
-        values = revert_weight_conversion(self._model, self._model.state_dict())
+        stored_values = revert_weight_conversion(self._model, self._model.state_dict())
         for conversion in self._conversions:
-            for _, name in conversion.members:
-                self.targets[name].copy_(values[name])
+            for _, stored_name in conversion.members:
+                self.targets[stored_name].copy_(stored_values[stored_name])
 
     @torch.no_grad()
     def finish(self) -> None:
         """Convert what was written beside the model into it."""
         parameters = parameters_by_name(self._model) if self._conversions else {}
         for conversion in self._conversions:
-            for name, value in self._converted(conversion, self.targets).items():
-                parameters[name].copy_(value)
+            for parameter_name, converted in self._converted(conversion, self.targets).items():
+                parameters[parameter_name].copy_(converted)
 
     def _converted(self, conversion: Conversion, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return convert_stored(conversion, self._model, values.__getitem__)
@@ -165,24 +165,24 @@ def convert_stored(
         read: gives a stored tensor by its name.
     """
     converter = copy.deepcopy(conversion.converter)  # it collects what it is given
-    for pattern, name in conversion.members:
-        converter.add_tensor(conversion.key, name, pattern, read(name))
-    made = converter.convert(conversion.key, model=model, config=model.config)
-    return {n: value[0] if isinstance(value, list) else value for n, value in made.items()}
+    for pattern, stored_name in conversion.members:
+        converter.add_tensor(conversion.key, stored_name, pattern, read(stored_name))
+    made_tensors = converter.convert(conversion.key, model=model, config=model.config)
+    return {n: value[0] if isinstance(value, list) else value for n, value in made_tensors.items()}
 
 
 def parameters_by_name(model: Any) -> dict[str, Tensor]:
     """Parameters and buffers by every name a checkpoint may use for them; tied ones share one."""
-    names = with_stored_names(dict(model.named_parameters(remove_duplicate=False)))
-    names.update(model.named_buffers())
-    return names
+    tensors_by_name = with_stored_names(dict(model.named_parameters(remove_duplicate=False)))
+    tensors_by_name.update(model.named_buffers())
+    return tensors_by_name
 
 
 def _fits(tensor: Tensor, shape: tuple[int, ...]) -> bool:
     return tuple(tensor.shape) == tuple(shape) and tensor.is_contiguous()
 
 
-def read_renaming(model: Any) -> tuple[Rename, dict[str, Any]]:
+def read_renaming(model: Any) -> tuple[Rename, dict[str, object]]:
     """What transformers calls a stored tensor, and its converters by the patterns they take.
 
     Args:
@@ -199,18 +199,22 @@ def read_renaming(model: Any) -> tuple[Rename, dict[str, Any]]:
         rename_source_key,
     )
 
-    every = get_model_conversion_mapping(model)
-    renamings = [one for one in every if isinstance(one, WeightRenaming)]
-    converters = [one for one in every if isinstance(one, WeightConverter)]
-    state, prefix = model.state_dict(), model.base_model_prefix
+    all_mappings = get_model_conversion_mapping(model)
+    renamings = [mapping for mapping in all_mappings if isinstance(mapping, WeightRenaming)]
+    converters = [mapping for mapping in all_mappings if isinstance(mapping, WeightConverter)]
+    model_state, prefix = model.state_dict(), model.base_model_prefix
 
     def rename(name: str) -> tuple[str, str | None]:
-        key, pattern = rename_source_key(name, renamings, converters, prefix, state)
-        if key not in state and name in state:
-            key, pattern = rename_source_key(name, [], [], prefix, state)
-        return key, pattern
+        memory_key, pattern = rename_source_key(name, renamings, converters, prefix, model_state)
+        # Renamings are for names in files; one that is in memory as it stands must not be renamed
+        # twice.
+        if memory_key not in model_state and name in model_state:
+            memory_key, pattern = rename_source_key(name, [], [], prefix, model_state)
+        return memory_key, pattern
 
-    return rename, {pattern: one for one in converters for pattern in one.source_patterns}
+    return rename, {
+        pattern: mapping for mapping in converters for pattern in mapping.source_patterns
+    }
 
 
 def in_loading_order(names: Iterable[str]) -> list[str]:
@@ -243,21 +247,21 @@ def with_stored_names(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         parameters: of a loaded model, by name; experts are `[E, 2 I, D]` (gate, then up) and
             `[E, D, I]`. Other mixtures, and dense models, come back as they are.
     """
-    names = dict(parameters)
+    tensors_by_name = dict(parameters)
     for name, tensor in parameters.items():
         block = next((name.removesuffix(end) for end in (_IN, _OUT) if name.endswith(end)), None)
         if block is None or tensor.dim() != 3 or not block.endswith(".mlp"):
             continue
-        is_in = name.endswith(_IN)
-        for stored, (gate, up, down) in _NAMES.items():
-            prefix = f"{block.removesuffix('.mlp')}{stored}.experts"
+        is_gate_up = name.endswith(_IN)
+        for stored_block, (gate, up, down) in _NAMES.items():
+            prefix = f"{block.removesuffix('.mlp')}{stored_block}.experts"
             for number, expert in enumerate(tensor):
-                if is_in:
-                    width = expert.shape[0] // 2
-                    names[f"{prefix}.{number}.{gate}.weight"] = expert[:width]
-                    names[f"{prefix}.{number}.{up}.weight"] = expert[width:]
+                if is_gate_up:
+                    expert_width = expert.shape[0] // 2
+                    tensors_by_name[f"{prefix}.{number}.{gate}.weight"] = expert[:expert_width]
+                    tensors_by_name[f"{prefix}.{number}.{up}.weight"] = expert[expert_width:]
                 else:
-                    names[f"{prefix}.{number}.{down}.weight"] = expert
+                    tensors_by_name[f"{prefix}.{number}.{down}.weight"] = expert
         if (router := parameters.get(f"{block}.gate.weight")) is not None:
-            names[f"{block.removesuffix('.mlp')}.block_sparse_moe.gate.weight"] = router
-    return names
+            tensors_by_name[f"{block.removesuffix('.mlp')}.block_sparse_moe.gate.weight"] = router
+    return tensors_by_name

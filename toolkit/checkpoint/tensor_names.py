@@ -71,6 +71,6 @@ _PROJECTIONS = {".w1.": ".gate_proj.", ".w3.": ".up_proj.", ".w2.": ".down_proj.
 
 def _other_name(name: str) -> str:
     name = name.replace(_MIXTURE, ".mlp.")
-    for own, other in _PROJECTIONS.items():
-        name = name.replace(own, other)
+    for own_word, other_word in _PROJECTIONS.items():
+        name = name.replace(own_word, other_word)
     return name

@@ -30,9 +30,9 @@ def take_text_side(full: Any) -> Any | None:
         A model in evaluation mode; None where no part of the wrapper computes what it does of a
         text.
     """
-    for text in _candidates(full):
-        if _same_logits(full, text):
-            return text
+    for text_model in _candidates(full):
+        if _same_logits(full, text_model):
+            return text_model
     return None
 
 
@@ -40,35 +40,37 @@ def _candidates(full: Any) -> Iterator[Any]:
     decoder, head = full.get_decoder(), full.get_output_embeddings()
     if decoder is None or decoder is full:
         return
-    has_head = getattr(decoder, "get_output_embeddings", lambda: None)() is not None
-    if has_head and hasattr(decoder, "generate"):
+    has_own_head = getattr(decoder, "get_output_embeddings", lambda: None)() is not None
+    if has_own_head and hasattr(decoder, "generate"):
         decoder.generation_config = full.generation_config
         yield decoder.eval()  # a causal language model as it is (Llama 4, BLIP-2)
         return
     if head is None:
         return
-    if (text := _own_class(full, decoder, head)) is not None:
-        yield text
+    if (text_model := _own_class(full, decoder, head)) is not None:
+        yield text_model
     yield _with_head(full, decoder, head)
 
 
 def _own_class(full: Any, decoder: Any, head: nn.Module) -> Any | None:
     """The causal language model that transformers has for the text side, of the wrapper's parts."""
-    config = full.config.get_text_config()
-    if type(config) not in AutoModelForCausalLM._model_mapping:
+    text_config = full.config.get_text_config()
+    if type(text_config) not in AutoModelForCausalLM._model_mapping:
         return None
     with torch.device("meta"):
-        text = AutoModelForCausalLM.from_config(config)
-    kinds = {type(child): name for name, child in text.named_children()}
-    inner = kinds.get(type(decoder))
-    if inner is None or _shapes(getattr(text, inner)) != _shapes(decoder):
+        text_model = AutoModelForCausalLM.from_config(text_config)
+    name_of_class = {type(child): name for name, child in text_model.named_children()}
+    decoder_name = name_of_class.get(type(decoder))
+    if decoder_name is None or _shapes(getattr(text_model, decoder_name)) != _shapes(decoder):
         return None
-    setattr(text, inner, decoder)
-    text.set_output_embeddings(head)
-    text.generation_config = full.generation_config
-    if any(parameter.is_meta for parameter in text.parameters()):
+    setattr(text_model, decoder_name, decoder)
+    text_model.set_output_embeddings(head)
+    text_model.generation_config = full.generation_config
+    # The class holds more than decoder and head: what is still without memory is made up, not
+    # loaded.
+    if any(parameter.is_meta for parameter in text_model.parameters()):
         return None
-    return text.eval()
+    return text_model.eval()
 
 
 def _shapes(module: nn.Module) -> set[tuple[str, tuple[int, ...]]]:
@@ -103,10 +105,10 @@ class _DecoderWithHead:
             use_cache=use_cache,
             **more,
         )
-        states = output.last_hidden_state
+        hidden_states = output.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return CausalLMOutputWithPast(
-            logits=self.lm_head(states[:, kept, :]),
+            logits=self.lm_head(hidden_states[:, kept, :]),
             past_key_values=output.get("past_key_values"),
             hidden_states=output.get("hidden_states"),
             attentions=output.get("attentions"),
@@ -131,26 +133,26 @@ def _with_head(full: Any, decoder: Any, head: nn.Module) -> Any:
     own = {"__module__": type(decoder).__module__}  # transformers looks there for what it supports
     kind = type(f"{type(decoder).__name__}WithHead", (_DecoderWithHead, base, GenerationMixin), own)
     with torch.device("meta"):
-        text: Any = kind(decoder.config)
-    text.model, text.lm_head = decoder, head
-    text.post_init()
-    text.generation_config = full.generation_config
-    return text.eval()
+        text_model: Any = kind(decoder.config)
+    text_model.model, text_model.lm_head = decoder, head
+    text_model.post_init()
+    text_model.generation_config = full.generation_config
+    return text_model.eval()
 
 
 @torch.no_grad()
 def _same_logits(full: Any, text: Any) -> bool:
     """Whether both compute the same of a text; asked in evaluation mode."""
-    tokens = probe_documents(text, 16)[0][None]
+    probe_tokens = probe_documents(text, 16)[0][None]
     try:
-        one, other = (
-            model(**without_cache(model, {"input_ids": tokens})).logits.float()
+        full_logits, text_logits = (
+            model(**without_cache(model, {"input_ids": probe_tokens})).logits.float()
             for model in (full.eval(), text.eval())
         )
     except Exception:  # a wrapper that takes no text alone, or a decoder that is no whole one
         return False
-    if one.shape != other.shape:
+    if full_logits.shape != text_logits.shape:
         return False
     tolerance = 1e-4 if next(text.parameters()).dtype == torch.float32 else 0.05
-    allowed = tolerance * float(one.nan_to_num().abs().max())
-    return torch.allclose(one, other, rtol=tolerance, atol=allowed, equal_nan=True)
+    allowed = tolerance * float(full_logits.nan_to_num().abs().max())
+    return torch.allclose(full_logits, text_logits, rtol=tolerance, atol=allowed, equal_nan=True)

@@ -39,12 +39,12 @@ class Tokens:
         beyond are no tokens of it."""
         if not self.are_listed or all(int(number) < num_rows for number in self.ids.values()):
             return self
-        beyond = tuple(text for text, number in self.ids.items() if int(number) >= num_rows)
+        texts_beyond = tuple(text for text, number in self.ids.items() if int(number) >= num_rows)
         return replace(
             self,
             ids={text: number for text, number in self.ids.items() if int(number) < num_rows},
-            added={text: item for text, item in self.added.items() if text not in beyond},
-            beyond=beyond,
+            added={text: item for text, item in self.added.items() if text not in texts_beyond},
+            beyond=texts_beyond,
         )
 
     @property
@@ -59,41 +59,44 @@ def read_tokens(folder: Path) -> Tokens:
     Raises:
         MergeError: the folder has no tokenizer, or a damaged one.
     """
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        values = load_tokenizer(path)
-        listed = {item["content"]: item for item in values.get("added_tokens") or ()}
-        added = {**_added_beside(folder), **listed}
-        ids = _model_ids(values["model"]) | {token: item["id"] for token, item in added.items()}
-        return Tokens(folder, ids, added, is_fast=True)
-    found: JsonObject = {}
-    for name in ("vocab.json", "added_tokens.json"):
-        if (folder / name).is_file():
-            found |= read_object(folder / name, MergeError)
+    tokenizer_path = folder / "tokenizer.json"
+    if tokenizer_path.is_file():
+        values = load_tokenizer(tokenizer_path)
+        listed_tokens = {item["content"]: item for item in values.get("added_tokens") or ()}
+        # What tokenizer.json lists itself goes before what stands beside it.
+        added = {**_added_beside(folder), **listed_tokens}
+        all_ids = _model_ids(values["model"]) | {token: item["id"] for token, item in added.items()}
+        return Tokens(folder, all_ids, added, is_fast=True)
+    found_ids: JsonObject = {}
+    for file_name in ("vocab.json", "added_tokens.json"):
+        if (folder / file_name).is_file():
+            found_ids |= read_object(folder / file_name, MergeError)
     if (folder / SENTENCEPIECE).is_file():
-        found[SENTENCEPIECE] = hash_file(folder / SENTENCEPIECE)
-    if not found:
+        found_ids[SENTENCEPIECE] = hash_file(folder / SENTENCEPIECE)
+    if not found_ids:
         raise MergeError(
             f"{folder}: has no tokenizer to compare with the others'; put it there, or leave out "
             "tokenizer_source."
         )
-    return Tokens(folder, found, {}, is_fast=False)
+    return Tokens(folder, found_ids, {}, is_fast=False)
 
 
 def _added_beside(folder: Path) -> dict[str, JsonObject]:
     """Added tokens that stand beside tokenizer.json, where transformers looks for them too."""
-    found: dict[str, JsonObject] = {}
+    added_tokens: dict[str, JsonObject] = {}
     for name in ("added_tokens.json", "tokenizer_config.json"):
         try:
             values = read_object(folder / name)
             listed = values.get("added_tokens_decoder") if name != "added_tokens.json" else None
             if name == "added_tokens.json":
-                found |= {text: {"id": int(i), "content": text} for text, i in values.items()}
-            for number, item in (listed or {}).items():
-                found[item["content"]] = {**item, "id": int(number)}
+                added_tokens |= {
+                    text: {"id": int(i), "content": text} for text, i in values.items()
+                }
+            for token_id, token_entry in (listed or {}).items():
+                added_tokens[token_entry["content"]] = {**token_entry, "id": int(token_id)}
         except (ToolkitError, ValueError, AttributeError, KeyError, TypeError):
             continue  # not there, or in another form: said when the tokenizer is loaded
-    return found
+    return added_tokens
 
 
 def load_tokenizer(path: Path) -> JsonObject:
@@ -103,20 +106,20 @@ def load_tokenizer(path: Path) -> JsonObject:
         MergeError: it cannot be read as one.
     """
     check_tokenizer_file(path, MergeError)
-    values = read_object(path, MergeError)
+    tokenizer_json = read_object(path, MergeError)
     with reading(path, MergeError, "cannot be read as a tokenizer", "download or copy it again"):
-        _model_ids(values["model"])
-        for item in values.get("added_tokens") or ():
+        _model_ids(tokenizer_json["model"])
+        for item in tokenizer_json.get("added_tokens") or ():
             if not isinstance(item["content"], str) or not isinstance(item["id"], int):
                 raise ValueError(f"{item!r:.80} is no token with its id")
-    return values
+    return tokenizer_json
 
 
 def _model_ids(model: JsonView) -> dict[str, int]:
-    listed = model.get("vocab", {})
-    if isinstance(listed, dict):
-        return dict(listed)
-    return {token: number for number, (token, *_) in enumerate(listed)}
+    listed_tokens = model.get("vocab", {})
+    if isinstance(listed_tokens, dict):
+        return dict(listed_tokens)
+    return {token: number for number, (token, *_) in enumerate(listed_tokens)}
 
 
 def own_template(folder: Path) -> str | None:
@@ -125,9 +128,11 @@ def own_template(folder: Path) -> str | None:
         return read_text(folder / "chat_template.jinja", MergeError)
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    settings = read_object(folder / "tokenizer_config.json", MergeError)
-    found = settings.get("chat_template")
-    if isinstance(found, list):
-        named = [item for item in found if isinstance(item, dict)]
-        found = next((i.get("template") for i in named if i.get("name") == "default"), None)
-    return found if isinstance(found, str) else None
+    tokenizer_settings = read_object(folder / "tokenizer_config.json", MergeError)
+    template_value = tokenizer_settings.get("chat_template")
+    if isinstance(template_value, list):
+        named_templates = [item for item in template_value if isinstance(item, dict)]
+        template_value = next(
+            (i.get("template") for i in named_templates if i.get("name") == "default"), None
+        )
+    return template_value if isinstance(template_value, str) else None

@@ -52,12 +52,14 @@ class StateWriter:
         Raises:
             OSError: the one before could not be written; it left no trace.
         """
+        # One writer at a time: two would hold two copies of the state, and might finish in another
+        # order.
         self.wait()
-        parameters, moments = _copies(model, optimizer)
+        parameters, optimizer_moments = _copies(model, optimizer)
         if not self._active:
             return
-        arguments = (step, parameters, moments, {**extra, "step": step})
-        self._thread = threading.Thread(target=self._write_or_remember, args=arguments)
+        write_arguments = (step, parameters, optimizer_moments, {**extra, "step": step})
+        self._thread = threading.Thread(target=self._write_or_remember, args=write_arguments)
         self._thread.start()
 
     def wait(self) -> None:
@@ -70,8 +72,8 @@ class StateWriter:
             self._thread.join()
             self._thread = None
         if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+            write_error, self._error = self._error, None
+            raise write_error
 
     def _write_or_remember(self, step: int, *parts: Any) -> None:
         try:
@@ -91,15 +93,19 @@ class StateWriter:
             save_tensors(parameters, work / "parameters.safetensors")
             save_tensors(moments, work / "optimizer.safetensors")
             (work / "state.json").write_text(json.dumps(extra), encoding="utf-8")
-            sums = {path.name: read_hash(path) for path in sorted(work.iterdir())}
-            (work / _SUMS).write_text(json.dumps(sums), encoding="utf-8")
-            for path in work.iterdir():
-                with path.open("rb") as file:
+            file_hashes = {
+                state_file.name: read_hash(state_file) for state_file in sorted(work.iterdir())
+            }
+            # The sums come last, and all of it reaches the disk before the folder takes its name:
+            # after a loss of power a state with its name is a whole one.
+            (work / _SUMS).write_text(json.dumps(file_hashes), encoding="utf-8")
+            for state_file in work.iterdir():
+                with state_file.open("rb") as file:
                     os.fsync(file.fileno())
-        best = (extra.get("best") or {}).get("step")
-        for old in saved_steps(self._folder)[: -self._keep]:
-            if old != best:
-                shutil.rmtree(self._folder / f"{_PREFIX}{old:08d}")
+        best_step = (extra.get("best") or {}).get("step")
+        for old_step in saved_steps(self._folder)[: -self._keep]:
+            if old_step != best_step:
+                shutil.rmtree(self._folder / f"{_PREFIX}{old_step:08d}")
 
 
 def _names(model: nn.Module) -> dict[int, str]:
@@ -110,20 +116,20 @@ def _copies(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     parameters = {n: _whole(p.detach()) for n, p in model.named_parameters() if p.requires_grad}
-    names = _names(model)
+    parameter_names = _names(model)
     moments: dict[str, Tensor] = {}
-    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-    for parameter, values in inner.state.items():
+    inner_optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    for parameter, values in inner_optimizer.state.items():
         for key, value in values.items():
-            moments[f"{names[id(parameter)]}:{key}"] = _whole(torch.as_tensor(value))
+            moments[f"{parameter_names[id(parameter)]}:{key}"] = _whole(torch.as_tensor(value))
     return parameters, moments
 
 
 def _whole(tensor: Tensor) -> Tensor:
     """A copy in memory of all of a tensor, gathered where processes hold parts of it."""
     if hasattr(tensor, "full_tensor"):
-        whole: Tensor = tensor.full_tensor()
-        return whole.cpu().contiguous()
+        full_tensor: Tensor = tensor.full_tensor()
+        return full_tensor.cpu().contiguous()
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
@@ -139,8 +145,8 @@ def whole_parameters(model: nn.Module) -> dict[str, Tensor] | None:
 
 def saved_steps(folder: Path) -> list[int]:
     """Steps of all whole states, ascending."""
-    names = (path.name for path in folder.glob(f"{_PREFIX}*"))
-    return sorted(int(name.removeprefix(_PREFIX)) for name in names)
+    folder_names = (path.name for path in folder.glob(f"{_PREFIX}*"))
+    return sorted(int(name.removeprefix(_PREFIX)) for name in folder_names)
 
 
 def latest_step(folder: Path) -> int | None:
@@ -153,11 +159,11 @@ def state_folder(folder: Path, step: int) -> Path:
     Raises:
         CheckpointError: there is no such state.
     """
-    path = folder / f"{_PREFIX}{step:08d}"
-    if not path.is_dir():
-        steps = ", ".join(map(str, saved_steps(folder))) or "none"
-        raise CheckpointError(f"{folder}: holds no state of step {step}; there are: {steps}.")
-    return path
+    state_path = folder / f"{_PREFIX}{step:08d}"
+    if not state_path.is_dir():
+        steps_text = ", ".join(map(str, saved_steps(folder))) or "none"
+        raise CheckpointError(f"{folder}: holds no state of step {step}; there are: {steps_text}.")
+    return state_path
 
 
 def verify_state(source: Path) -> None:
@@ -168,13 +174,15 @@ def verify_state(source: Path) -> None:
     """
     try:
         sums = dict(json.loads((source / _SUMS).read_text(encoding="utf-8")))
-        damaged = [name for name, digest in sums.items() if read_hash(source / name) != digest]
+        damaged_names = [
+            name for name, file_hash in sums.items() if read_hash(source / name) != file_hash
+        ]
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        damaged = [f"{_SUMS} ({error})"]
-    if damaged:
+        damaged_names = [f"{_SUMS} ({error})"]
+    if damaged_names:
         raise CheckpointError(
-            f"{source}: is damaged: not as it was written are {', '.join(damaged)}; remove this "
-            "folder, and the run continues from the state before it, or from the start."
+            f"{source}: is damaged: not as it was written are {', '.join(damaged_names)}; remove "
+            "this folder, and the run continues from the state before it, or from the start."
         )
 
 
@@ -185,20 +193,20 @@ def load_parameters(folder: Path, step: int, model: nn.Module) -> None:
     Raises:
         CheckpointError: the state is damaged or does not fit the model.
     """
-    source = state_folder(folder, step)
-    verify_state(source)
-    parameters = load_tensors(source / "parameters.safetensors")
+    source_folder = state_folder(folder, step)
+    verify_state(source_folder)
+    saved_tensors = load_tensors(source_folder / "parameters.safetensors")
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        saved = parameters.get(name)
-        if saved is None or saved.shape != parameter.shape:
-            found = "nothing" if saved is None else list(saved.shape)
+        saved_tensor = saved_tensors.get(name)
+        if saved_tensor is None or saved_tensor.shape != parameter.shape:
+            found_text = "nothing" if saved_tensor is None else list(saved_tensor.shape)
             raise CheckpointError(
-                f"{source}: {name} is {list(parameter.shape)} in the model, the state has {found}; "
-                "remove the folder to train from the start."
+                f"{source_folder}: {name} is {list(parameter.shape)} in the model, the state has "
+                f"{found_text}; remove the folder to train from the start."
             )
-        parameter.copy_(_like(saved, parameter))
+        parameter.copy_(_like(saved_tensor, parameter))
 
 
 @torch.no_grad()
@@ -211,18 +219,18 @@ def load_state(folder: Path, step: int, model: nn.Module, optimizer: Any) -> dic
     Raises:
         CheckpointError: the state is damaged or does not fit the model.
     """
-    source = state_folder(folder, step)
+    source_folder = state_folder(folder, step)
     load_parameters(folder, step, model)
-    extra = load_extra(source)
-    inner = getattr(optimizer, "optimizer", optimizer)
-    named = dict(model.named_parameters())
-    for key, value in load_tensors(source / "optimizer.safetensors").items():
-        name, _, moment = key.rpartition(":")
-        parameter = named[name]
+    saved_extra = load_extra(source_folder)
+    inner_optimizer = getattr(optimizer, "optimizer", optimizer)
+    parameters_by_name = dict(model.named_parameters())
+    for moment_key, value in load_tensors(source_folder / "optimizer.safetensors").items():
+        name, _, moment = moment_key.rpartition(":")
+        parameter = parameters_by_name[name]
         # Moments are cut like the parameter; the count of steps is one number everywhere.
         value = value.to(parameter.device) if value.dim() == 0 else _like(value, parameter)
-        inner.state.setdefault(parameter, {})[moment] = value
-    return extra
+        inner_optimizer.state.setdefault(parameter, {})[moment] = value
+    return saved_extra
 
 
 def load_extra(source: Path) -> dict[str, Any]:
@@ -245,27 +253,27 @@ def _like(value: Tensor, parameter: Tensor) -> Tensor:
     if hasattr(parameter, "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
 
-        mesh, places = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-        return distribute_tensor(value.to(parameter.device), mesh, places)
+        device_mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+        return distribute_tensor(value.to(parameter.device), device_mesh, placements)
     return value.to(parameter.device)
 
 
 def state_names(folder: Path) -> tuple[str, ...]:
     """Names of what only serves to continue: states, whole and half-written."""
-    found = (*folder.glob(f"{_PREFIX}*"), *folder.glob(f".{_PREFIX}*"))
-    return tuple(sorted(path.name for path in found))
+    state_paths = (*folder.glob(f"{_PREFIX}*"), *folder.glob(f".{_PREFIX}*"))
+    return tuple(sorted(path.name for path in state_paths))
 
 
 def keep_states(folder: Path, into: Path, steps: Collection[int]) -> None:
     """Move the states of these steps to where they stay."""
     into.mkdir(exist_ok=True)
     for step in steps:
-        path = state_folder(folder, step)
-        path.rename(into / path.name)
+        state_path = state_folder(folder, step)
+        state_path.rename(into / state_path.name)
 
 
 def return_states(kept: Path, folder: Path) -> None:
     """Move kept states back, for a run that was stopped while it finished."""
     for step in saved_steps(kept):
-        path = state_folder(kept, step)
-        path.rename(folder / path.name)
+        state_path = state_folder(kept, step)
+        state_path.rename(folder / state_path.name)

@@ -32,16 +32,17 @@ def refuse_unusable(where: Path, tensors: Mapping[str, TensorInfo]) -> None:
     Raises:
         CheckpointError: names the first such tensor.
     """
-    for name, info in tensors.items():
-        if is_packed(name, info, tensors):
+    for tensor_name, info in tensors.items():
+        if is_packed(tensor_name, info, tensors):
             raise CheckpointError(
-                f"{where}: is quantized, as {name} says ({info.dtype}, {list(info.shape)}); load "
-                "it with dequantize=True, save it in bfloat16, and take that."
+                f"{where}: is quantized, as {tensor_name} says ({info.dtype}, {list(info.shape)}); "
+                "load it with dequantize=True, save it in bfloat16, and take that."
             )
         if info.num_bytes == 0 and info.shape != () and info.dtype.startswith(("F", "BF")):
             raise CheckpointError(
-                f"{where}: {name} has no entries (shape {list(info.shape)}), as in a model that "
-                "ZeRO-3 or FSDP saved without gathering it; save it again with all its weights."
+                f"{where}: {tensor_name} has no entries (shape {list(info.shape)}), as in a model "
+                "that ZeRO-3 or FSDP saved without gathering it; save it again with all its "
+                "weights."
             )
 
 

@@ -30,13 +30,13 @@ def wrapper_class(config: Any) -> Any:
     import transformers
 
     try:
-        text = config.get_text_config()
+        text_config = config.get_text_config()
     except ValueError:  # it has several (text to speech, music)
         return None
-    if text is config or config.is_encoder_decoder or text.is_encoder_decoder:
+    if text_config is config or config.is_encoder_decoder or text_config.is_encoder_decoder:
         return None
-    for name in getattr(config, "architectures", None) or ():
-        made = getattr(transformers, name, None)
+    for class_name in getattr(config, "architectures", None) or ():
+        made = getattr(transformers, class_name, None)
         if made is not None and hasattr(made, "generate") and _is_of(made, config):
             return made
     return None
@@ -50,8 +50,8 @@ def _is_listed(made: Any, config: Any) -> bool:
     """Whether `AutoModelForImageTextToText` opens folders of a configuration by this class."""
     from transformers import AutoModelForImageTextToText
 
-    mapping = AutoModelForImageTextToText._model_mapping
-    return type(config) in mapping and mapping[type(config)] is made
+    class_mapping = AutoModelForImageTextToText._model_mapping
+    return type(config) in class_mapping and class_mapping[type(config)] is made
 
 
 def opened_by(folder: Path) -> str:
@@ -89,6 +89,7 @@ def load_text_side(made: Any, folder: str | Path, dtype: torch.dtype) -> Any:
             f"{folder}: no part of a {type(full).__name__} computes what it does of a text alone, "
             "so there is no text side that could be adapted by itself."
         )
+    # Towers may be larger than the text side; training that reads text alone has no use for them.
     _release_all_but(full, text)
     _WRAPPERS[text] = full
     _stored_of(text, Path(folder))  # what cannot be written back is known before it is trained
@@ -97,14 +98,14 @@ def load_text_side(made: Any, folder: str | Path, dtype: torch.dtype) -> Any:
 
 def _release_all_but(full: Any, text: Any) -> None:
     """Move what is not of the text side to the meta device."""
-    stays = {id(tensor) for tensor in (*text.parameters(), *text.buffers())}
+    kept_ids = {id(tensor) for tensor in (*text.parameters(), *text.buffers())}
     for module in full.modules():
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
-                if tensor is not None and id(tensor) not in stays:
+                if tensor is not None and id(tensor) not in kept_ids:
                     gone = tensor.detach().to("meta")
-                    own = isinstance(tensor, nn.Parameter)
-                    table[name] = nn.Parameter(gone, requires_grad=False) if own else gone
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    table[name] = nn.Parameter(gone, requires_grad=False) if is_parameter else gone
 
 
 def write_with_text_side(model: Any, folder: Path, like: Path) -> None:
@@ -120,33 +121,33 @@ def write_with_text_side(model: Any, folder: Path, like: Path) -> None:
     """
     from toolkit.checkpoint.read import weight_files
 
-    stored = _stored_of(model, like)
-    stored.read()
-    for path in weight_files(like):
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    stored_tensors = _stored_of(model, like)
+    stored_tensors.read()
+    for weight_path in weight_files(like):
+        with safe_open(weight_path, framework="pt") as file:
+            file_tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
-        for name, tensor in tensors.items():
-            if name in stored.targets:
-                own = stored.targets[name].detach().to("cpu", tensor.dtype)
-                tensors[name] = own.contiguous().clone()
-        save_file(tensors, folder / path.name, metadata=metadata or {"format": "pt"})
-    for name in ("config.json", "generation_config.json", "model.safetensors.index.json"):
-        if (like / name).is_file():
-            shutil.copyfile(like / name, folder / name)
+        for tensor_name, tensor in file_tensors.items():
+            if tensor_name in stored_tensors.targets:
+                text_tensor = stored_tensors.targets[tensor_name].detach().to("cpu", tensor.dtype)
+                file_tensors[tensor_name] = text_tensor.contiguous().clone()
+        save_file(file_tensors, folder / weight_path.name, metadata=metadata or {"format": "pt"})
+    for tensor_name in ("config.json", "generation_config.json", "model.safetensors.index.json"):
+        if (like / tensor_name).is_file():
+            shutil.copyfile(like / tensor_name, folder / tensor_name)
 
 
 def _stored_of(model: Any, folder: Path) -> Any:
     from toolkit.checkpoint.read import weight_files
     from toolkit.checkpoint.stored_names import StoredTensors
 
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in weight_files(folder):
-        with safe_open(path, framework="pt") as file:
-            shapes |= {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
-    stored = StoredTensors(model, shapes)
-    if fault := stored.fault(model.named_parameters()):
+    shapes_by_name: dict[str, tuple[int, ...]] = {}
+    for weight_path in weight_files(folder):
+        with safe_open(weight_path, framework="pt") as file:
+            shapes_by_name |= {n: tuple(file.get_slice(n).get_shape()) for n in file.keys()}  # noqa: SIM118
+    stored_tensors = StoredTensors(model, shapes_by_name)
+    if stored_fault := stored_tensors.fault(model.named_parameters()):
         raise CheckpointError(
-            f"{folder}: {fault}, so the text side cannot be written back into what it was."
+            f"{folder}: {stored_fault}, so the text side cannot be written back into what it was."
         )
-    return stored
+    return stored_tensors

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import math
 import os
 import shutil
 import struct
@@ -41,10 +42,7 @@ class PlannedTensor:
 
     @property
     def num_bytes(self) -> int:
-        entries = 1
-        for length in self.shape:
-            entries *= length
-        return entries * item_bytes(self.dtype)
+        return math.prod(self.shape) * item_bytes(self.dtype)
 
 
 @dataclass
@@ -81,11 +79,11 @@ class ShardWriter:
     ) -> None:
         self.folder = folder
         self.total_bytes = sum(tensor.num_bytes for tensor in tensors)
-        free = shutil.disk_usage(folder).free
-        if free < self.total_bytes:
+        free_bytes = shutil.disk_usage(folder).free
+        if free_bytes < self.total_bytes:
             raise CheckpointError(
                 f"{folder}: needs {bytes_text(self.total_bytes)}, but the disk has "
-                f"{bytes_text(free)} free; make room and run again."
+                f"{bytes_text(free_bytes)} free; make room and run again."
             )
         self._places: dict[str, _Place] = {}
         self._descriptors: list[int] = []
@@ -100,45 +98,46 @@ class ShardWriter:
 
     def _lay_out(self, tensors: list[PlannedTensor], shard_bytes: int) -> None:
         shards: list[list[PlannedTensor]] = [[]]
-        filled = 0
+        filled_bytes = 0
         for tensor in tensors:
-            if shards[-1] and filled + tensor.num_bytes > shard_bytes:
+            if shards[-1] and filled_bytes + tensor.num_bytes > shard_bytes:
                 shards.append([])
-                filled = 0
+                filled_bytes = 0
             shards[-1].append(tensor)
-            filled += tensor.num_bytes
+            filled_bytes += tensor.num_bytes
         weight_map: dict[str, str] = {}
-        for number, shard in enumerate(shards, start=1):
-            name = "model.safetensors"
+        for number, shard_tensors in enumerate(shards, start=1):
+            file_name = "model.safetensors"
             if len(shards) > 1:
-                name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            weight_map.update({tensor.name: name for tensor in shard})
-            self._begin_file(self.folder / name, shard)
+                file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            weight_map.update({tensor.name: file_name for tensor in shard_tensors})
+            self._begin_file(self.folder / file_name, shard_tensors)
         if len(shards) > 1:
             index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
-            path = self.folder / "model.safetensors.index.json"
-            path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            index_path = self.folder / "model.safetensors.index.json"
+            index_path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _begin_file(self, path: Path, shard: list[PlannedTensor]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        offset = 0
+        next_offset = 0
         for tensor in shard:
             header[tensor.name] = {
                 "dtype": tensor.dtype,
                 "shape": list(tensor.shape),
-                "data_offsets": [offset, offset + tensor.num_bytes],
+                "data_offsets": [next_offset, next_offset + tensor.num_bytes],
             }
-            offset += tensor.num_bytes
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+            next_offset += tensor.num_bytes
+        header_json = json.dumps(header, separators=(",", ":")).encode()
+        header_json += b" " * (-len(header_json) % 8)  # tensors begin at a multiple of eight bytes
+        # O_EXCL: a file that stands there already is somebody's, and is not written over.
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         self._descriptors.append(descriptor)
-        os.write(descriptor, struct.pack("<Q", len(text)) + text)
-        _reserve(descriptor, 8 + len(text) + offset)
-        start = 8 + len(text)
+        os.write(descriptor, struct.pack("<Q", len(header_json)) + header_json)
+        _reserve(descriptor, 8 + len(header_json) + next_offset)
+        next_start = 8 + len(header_json)
         for tensor in shard:
-            self._places[tensor.name] = _Place(descriptor, start, tensor.num_bytes)
-            start += tensor.num_bytes
+            self._places[tensor.name] = _Place(descriptor, next_start, tensor.num_bytes)
+            next_start += tensor.num_bytes
 
     def write(self, name: str, offset: int, data: memoryview | bytes) -> None:
         """Put bytes of a tensor into their place.
@@ -154,28 +153,29 @@ class ShardWriter:
         view = memoryview(data).cast("B")
         if offset + len(view) > place.num_bytes:
             raise ValueError(f"{name}: {offset + len(view)} bytes, but {place.num_bytes} planned")
-        piece = _Piece(place, offset, view)
+        next_piece = _Piece(place, offset, view)
         with self._lock:
             if self._is_writing and len(self._waiting) < _MOST_WAITING:
-                self._waiting.append(piece)
+                self._waiting.append(next_piece)
                 return
             is_first, self._is_writing = not self._is_writing, True
-        self._put(piece)
+        self._put(next_piece)
         while is_first:
             with self._lock:
                 if not self._waiting:
                     self._is_writing = False
                     return
-                piece = self._waiting.pop(0)
-            self._put(piece)
+                next_piece = self._waiting.pop(0)
+            self._put(next_piece)
 
     def _put(self, piece: _Piece) -> None:
-        place, done = piece.place, 0
-        while done < len(piece.view):
-            begin = place.start + piece.offset + done
-            done += os.pwrite(place.descriptor, piece.view[done:], begin)
+        piece_place, num_written = piece.place, 0
+        while num_written < len(piece.view):
+            first_byte = piece_place.start + piece.offset + num_written
+            # A system may write less than it is asked to, on signals and at most 2 GiB at once.
+            num_written += os.pwrite(piece_place.descriptor, piece.view[num_written:], first_byte)
         with self._lock:
-            place.written += len(piece.view)
+            piece_place.written += len(piece.view)
 
     def close(self) -> None:
         """Check that every byte was written.
@@ -217,11 +217,11 @@ def _reserve(descriptor: int, size: int) -> None:
     time. The system's own call is used, as Python's would write zeros where there is none.
     """
     os.ftruncate(descriptor, size)
-    call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
-    if call is None or size == 0:
+    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    if fallocate is None or size == 0:
         return
     number = ctypes.c_int64
-    if call(descriptor, 0, number(0), number(size)) and ctypes.get_errno() in _NO_ROOM:
+    if fallocate(descriptor, 0, number(0), number(size)) and ctypes.get_errno() in _NO_ROOM:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
@@ -231,24 +231,24 @@ def bytes_text(count: float) -> str:
     >>> bytes_text(1_234_000_000), bytes_text(68_456_000), bytes_text(512)
     ('1.23 GB', '68.5 MB', '0.5 kB')
     """
-    for size, unit, digits in ((1e9, "GB", 2), (1e6, "MB", 1)):
-        if count >= size:
-            return f"{count / size:.{digits}f} {unit}"
+    for unit_bytes, unit_name, num_digits in ((1e9, "GB", 2), (1e6, "MB", 1)):
+        if count >= unit_bytes:
+            return f"{count / unit_bytes:.{num_digits}f} {unit_name}"
     return f"{count / 1e3:.1f} kB"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     """The format's name of a torch type, such as `BF16`."""
-    wanted = str(dtype).removeprefix("torch.")
-    return next(name for name, torch_name in TORCH_NAMES.items() if torch_name == wanted)
+    torch_word = str(dtype).removeprefix("torch.")
+    return next(name for name, torch_name in TORCH_NAMES.items() if torch_name == torch_word)
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor of any type, without a copy."""
     import torch
 
-    flat = tensor.detach().contiguous().view(-1)
-    if not flat.numel():
+    flat_tensor = tensor.detach().contiguous().view(-1)
+    if not flat_tensor.numel():
         return memoryview(b"")
-    array: Any = flat.view(torch.uint8).numpy()
-    return memoryview(array)
+    byte_array: Any = flat_tensor.view(torch.uint8).numpy()
+    return memoryview(byte_array)

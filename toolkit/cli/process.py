@@ -19,7 +19,7 @@ _STOPPED = (
 
 def quieten() -> None:
     """Keep libraries from talking, to the user or to anyone."""
-    os.environ.setdefault("TOKENIZERS_PARALLELIZM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

@@ -75,6 +75,8 @@ def _pip_download(artifact: ArtifactSection, folder: Path) -> Path:
         and len(fetched_files) == 1
         and hash_file(fetched_files[0]) == artifact.sha256
     ):
+        # pip's own check, made again: an index that serves another file under a pinned hash would
+        # be caught here.
         return fetched_files[0]
     if "DO NOT MATCH THE HASHES" in pip_result.stderr or "hash" in pip_result.stderr.lower():
         lines = map(str.strip, pip_result.stderr.splitlines())
@@ -113,12 +115,12 @@ def open_members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]
     outer_pattern, _, inner_pattern = pattern.partition("//")
     has_match = False
     try:
-        for name, stream in _members(archive, outer_pattern):
+        for name, member_stream in _members(archive, outer_pattern):
             if not inner_pattern:
                 has_match = True
-                yield name, stream
+                yield name, member_stream
                 continue
-            nested_bytes = read_whole(stream, f"{archive.name}: {name}")
+            nested_bytes = read_whole(member_stream, f"{archive.name}: {name}")
             with zipfile.ZipFile(io.BytesIO(nested_bytes)) as nested_archive:
                 for inner_name, inside in _zip_members(
                     nested_archive, name, len(nested_bytes), inner_pattern
@@ -176,6 +178,7 @@ def _members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
             yield from _zip_members(opened, archive.name, archive.stat().st_size, pattern)
         return
     with _open_tar(archive) as tar:
+        # Sorted by name, as documents get their ids from the order; a tar file has any.
         # Links and devices are passed over: only regular files are ever read.
         matching_members = [m for m in tar if m.isfile() and fnmatch.fnmatchcase(m.name, pattern)]
         for member in matching_members:

@@ -68,6 +68,8 @@ class Backend:
         piece_counts: list[int] = []
         cut_numbers: list[int] = []
         whole_numbers: list[int] = []
+        # Numbers say where each chunk stood: pieces and whole words are worked out apart, and put
+        # back.
         for number, chunk in enumerate(chunks):
             own_pieces = pieces_of_word(chunk)
             if own_pieces:
@@ -76,13 +78,13 @@ class Backend:
                 cut_numbers.append(number)
             else:
                 whole_numbers.append(number)
-        values, sizes = self._pieces.rows(word_pieces)
+        piece_values, piece_sizes = self._pieces.rows(word_pieces)
         first_pieces = np.cumsum([0, *piece_counts])[:-1]
-        sizes = np.add.reduceat(sizes, first_pieces) if cut_numbers else sizes
+        piece_sizes = np.add.reduceat(piece_sizes, first_pieces) if cut_numbers else piece_sizes
         whole_values, other_sizes = self._encode_words([chunks[n] for n in whole_numbers])
         return _in_order(
-            np.concatenate([values, whole_values]),
-            np.concatenate([sizes, other_sizes]),
+            np.concatenate([piece_values, whole_values]),
+            np.concatenate([piece_sizes, other_sizes]),
             cut_numbers + whole_numbers,
         )
 
@@ -92,6 +94,7 @@ class Backend:
         numbers_by_kind: tuple[list[int], ...] = ([], [], [])
         for number, piece in enumerate(pieces):
             numbers_by_kind[0 if piece[0] == " " else 1 if piece[0].isdigit() else 2].append(number)
+        # A sign in front, which no token joins with what follows: it is encoded and left out again.
         learned_rows = [self._encode_words([pieces[n] for n in numbers_by_kind[0]])]
         for kind_numbers, sign in zip(numbers_by_kind[1:], "a0", strict=True):
             joined_pieces = chain.from_iterable((sign, pieces[n]) for n in kind_numbers)
@@ -139,6 +142,8 @@ class Backend:
             word_stops = np.cumsum(np.fromiter(word_bytes, np.int64, len(group)))
             token_values = np.array(ids, np.int32)
             token_stops = np.cumsum(self._num_bytes[token_values])
+            # A token that ends within a word, or reaches across two, has no stop where the word has
+            # one.
             token_ends = np.searchsorted(token_stops, word_stops) + 1
             if (
                 token_stops[-1] != word_stops[-1]

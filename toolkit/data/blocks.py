@@ -121,13 +121,13 @@ class _SourceTokens:
         shard = bisect.bisect_right(self._shard_starts, start) - 1
         first = start - self._shard_starts[shard]
         # One token more than inputs: each label is the token that follows its input.
-        tokens = self._array(self._names[shard])[first : first + length + 1].astype(np.int32)
-        labels = tokens[1:]
+        shard_tokens = self._array(self._names[shard])[first : first + length + 1].astype(np.int32)
+        token_labels = shard_tokens[1:]
         if self._has_targets:
             targets_name = self._names[shard].removesuffix(".npy") + ".targets.npy"
             is_target = self._array(targets_name)[first + 1 : first + length + 1]
-            labels = np.where(is_target, labels, np.int32(IGNORED))
-        return tokens[:-1], labels
+            token_labels = np.where(is_target, token_labels, np.int32(IGNORED))
+        return shard_tokens[:-1], token_labels
 
     def _array(self, name: str) -> NDArray[Any]:
         if name not in self._open:
@@ -200,14 +200,14 @@ class StageBlocks:
         self.shares = [
             Share(share.source, share.num_blocks, share.count * epochs) for share in entry.shares
         ]
-        counts = [share.count for share in self.shares]
-        self._mixtures = [_Mixture(0, [0] * len(counts), counts)]
+        source_counts = [share.count for share in self.shares]
+        self._mixtures = [_Mixture(0, [0] * len(source_counts), source_counts)]
         self._packs = [share.pack for share in entry.shares]
         self._tables: dict[str, tuple[NDArray[Any], ...]] = {}
-        self.num_positions = sum(counts)
+        self.num_positions = sum(source_counts)
         targets_of_shares = (
             count * share.num_targets / share.num_blocks
-            for count, share in zip(counts, entry.shares, strict=True)
+            for count, share in zip(source_counts, entry.shares, strict=True)
         )
         self.num_targets = round(sum(targets_of_shares))
 
@@ -217,18 +217,18 @@ class StageBlocks:
         Raises:
             IndexError: a position is not in `[0, num_positions)`.
         """
-        shape = (len(positions), self.sequence_length)
-        input_ids = np.full(shape, self._separator, dtype=np.int32)
-        labels = np.full(shape, IGNORED, dtype=np.int32)
-        segments = np.full(shape, -1, dtype=np.int32)
-        for row, position in enumerate(positions):
+        batch_shape = (len(positions), self.sequence_length)
+        input_ids = np.full(batch_shape, self._separator, dtype=np.int32)
+        labels = np.full(batch_shape, IGNORED, dtype=np.int32)
+        segments = np.full(batch_shape, -1, dtype=np.int32)
+        for row_index, position in enumerate(positions):
             tokens, pieces = self._pieces_at(int(position))
-            start = 0
-            for number, (piece_start, length) in enumerate(pieces):
-                place = row, slice(start, start + length)
-                input_ids[place], labels[place] = tokens.read_piece(piece_start, length)
-                segments[place] = number
-                start += length
+            row_start = 0
+            for piece_number, (piece_start, length) in enumerate(pieces):
+                row_place = row_index, slice(row_start, row_start + length)
+                input_ids[row_place], labels[row_place] = tokens.read_piece(piece_start, length)
+                segments[row_place] = piece_number
+                row_start += length
         return Batch(input_ids, labels, segments)
 
     def source_at(self, position: int) -> str:
@@ -249,27 +249,28 @@ class StageBlocks:
         Returns:
             Their new share of the positions that are left.
         """
-        current = self._mixtures[-1]
-        if not current.start <= position < self.num_positions:
+        last_mixture = self._mixtures[-1]
+        if not last_mixture.start <= position < self.num_positions:
             return 0.0
-        used_here = taken(position - current.start, current.counts)
-        used = [before + here for before, here in zip(current.used, used_here, strict=True)]
-        left = self.num_positions - position
+        used_here = taken(position - last_mixture.start, last_mixture.counts)
+        used = [before + here for before, here in zip(last_mixture.used, used_here, strict=True)]
+        positions_left = self.num_positions - position
         is_raised = [share.source in sources for share in self.shares]
         # What was to come of each source; one that was raised before may have had its count.
         rest = [max(s.count - count, 0) for s, count in zip(self.shares, used, strict=True)]
         rest_of_raised = sum(count for count, raised in zip(rest, is_raised, strict=True) if raised)
-        wanted = min(round(rest_of_raised * factor), max(rest_of_raised, left // 2))
-        counts = [0] * len(rest)
-        for raised, total in ((True, wanted), (False, left - wanted)):
+        # Never less than was to come anyway, and no more than half: the others are not crowded out.
+        wanted = min(round(rest_of_raised * factor), max(rest_of_raised, positions_left // 2))
+        new_counts = [0] * len(rest)
+        for raised, part_total in ((True, wanted), (False, positions_left - wanted)):
             members = [number for number, flag in enumerate(is_raised) if flag is raised]
             for number, count in zip(
-                members, _divide(total, [rest[m] for m in members]), strict=True
+                members, _divide(part_total, [rest[m] for m in members]), strict=True
             ):
-                counts[number] = count
-        if sum(counts) == left and wanted:
-            self._mixtures.append(_Mixture(position, used, counts))
-        return wanted / left
+                new_counts[number] = count
+        if sum(new_counts) == positions_left and wanted:
+            self._mixtures.append(_Mixture(position, used, new_counts))
+        return wanted / positions_left
 
     def _place(self, position: int) -> tuple[int, int]:
         """Number of the source at a position, and how many of its blocks came before."""
@@ -284,9 +285,9 @@ class StageBlocks:
         source_number, earlier = self._place(position)
         share = self.shares[source_number]
         block = block_of(self._seed, self.name, share, earlier)
-        starts, lengths, first_pieces = self._table(self._packs[source_number])
+        piece_starts, piece_lengths, first_pieces = self._table(self._packs[source_number])
         pieces = slice(int(first_pieces[block]), int(first_pieces[block + 1]))
-        pairs = zip(starts[pieces].tolist(), lengths[pieces].tolist(), strict=True)
+        pairs = zip(piece_starts[pieces].tolist(), piece_lengths[pieces].tolist(), strict=True)
         return self._sources[share.source], list(pairs)
 
     def _table(self, pack: str) -> tuple[NDArray[Any], ...]:
@@ -341,14 +342,14 @@ def write_pack(folder: Path, name: str, table: PackTable, document_starts: NDArr
         table: pieces and blocks, from packing.
         document_starts: place of each document in the row of all shards of its source.
     """
-    columns: dict[str, NDArray[Any]] = {
+    column_values: dict[str, NDArray[Any]] = {
         "start": (document_starts[table.document] + table.start).astype(np.int64),
         "length": table.length.astype(np.int32),
         "first": table.first,
     }
-    for column, values in columns.items():
-        with write_atomically(folder / f"{name}.{column}.npy", "wb") as file:
-            np.save(file, values)
+    for column_name, column_array in column_values.items():
+        with write_atomically(folder / f"{name}.{column_name}.npy", "wb") as file:
+            np.save(file, column_array)
 
 
 def write_blocks(folder: Path, table: BlocksTable) -> None:

@@ -41,6 +41,8 @@ def cut_at_spaces(text: str) -> list[str]:
     else:
         keys = text.split(" ")
         # Other scripts have white space of their own; where there is any, these two differ.
+        # Keys are split without the space in front: it is in nearly all, and would be stored with
+        # each.
         if text.isascii() or text.replace("\n", "-").split() == text.replace("\n", "-").split(" "):
             keys[0] = _AT_START + keys[0]
             return keys
@@ -93,6 +95,8 @@ class Table:
         if len(self._place) > MAX_KNOWN:
             self._forget()
         num_known = len(self._place)
+        # One pass in C gives known keys their places and new ones the next; the new ones are the
+        # dict's last.
         key_places = np.fromiter(map(self._place.__getitem__, keys), np.int64, len(keys))
         new_keys = list(itertools.islice(self._place, num_known, None))
         if new_keys:
@@ -100,6 +104,8 @@ class Table:
         key_sizes = np.diff(self._starts)[key_places]
         value_stops = np.cumsum(key_sizes)
         num_values = int(value_stops[-1]) if len(value_stops) else 0
+        # A gather of all rows at once: within each row places count up from where its numbers
+        # begin.
         value_index = np.arange(num_values) + np.repeat(
             self._starts[key_places] - (value_stops - key_sizes), key_sizes
         )
@@ -107,12 +113,12 @@ class Table:
 
     def _learn(self, keys: list[str]) -> None:
         try:
-            values, sizes = self._compute(keys)
+            new_values, new_sizes = self._compute(keys)
         except BaseException:
             self._forget()  # places without numbers
             raise
-        self._values = np.concatenate([self._values, values.astype(self._dtype)])
-        self._starts = np.concatenate([self._starts, self._starts[-1] + np.cumsum(sizes)])
+        self._values = np.concatenate([self._values, new_values.astype(self._dtype)])
+        self._starts = np.concatenate([self._starts, self._starts[-1] + np.cumsum(new_sizes)])
 
 
 class ChunkTable:
@@ -154,6 +160,8 @@ def can_cut(tokenizer_json: str) -> bool:
         return False
     if (tokenizer_table.get("normalizer") or {"type": "NFC"})["type"] != "NFC":
         return False
+    # Tokens of the vocabulary beside the model's are found before text is cut; one with a space
+    # would reach across.
     for token in tokenizer_table.get("added_tokens", ()):
         if not token["special"] and (
             token["lstrip"] or token["rstrip"] or any(sign.isspace() for sign in token["content"])

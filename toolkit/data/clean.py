@@ -90,39 +90,42 @@ def clean_documents(
     for document in documents:
         _count(counts, "read", document.text)
         text, messages = _clean_fields(document, section, counts)
-        reason = _reason_to_leave_out(text, section)
-        if reason is not None:
-            _count(counts, reason, text)
+        # Cheap tests first: the runs of words below cost more than all the rest.
+        left_out_reason = _reason_to_leave_out(text, section)
+        if left_out_reason is not None:
+            _count(counts, left_out_reason, text)
             continue
         # Several times as fast as `replace`.
         remaining.append(Document(document.id, document.source, document.group, text, messages))
     # Runs of words are found for all documents at once, so this filter is the last.
-    codes, offsets = word_codes([document.text for document in remaining])
-    runs, run_offsets = run_hashes(spread(codes), offsets, _RUN_WORDS)
+    codes, word_offsets = word_codes([document.text for document in remaining])
+    runs, run_offsets = run_hashes(spread(codes), word_offsets, _RUN_WORDS)
     is_repetitive = repeated_fraction(runs, run_offsets) > section.max_repeated_ngram_fraction
     if is_repetitive.any():
         for number in np.flatnonzero(is_repetitive):
             _count(counts, "repetitive", remaining[number].text)
         rest = np.flatnonzero(~is_repetitive)
         remaining = [remaining[number] for number in rest]
-        codes, offsets = take_rows(codes, offsets, rest)
-    return remaining, codes, offsets
+        codes, word_offsets = take_rows(codes, word_offsets, rest)
+    return remaining, codes, word_offsets
 
 
 def _clean_fields(
     document: Document, section: CleaningSection, counts: Counter[str]
 ) -> tuple[str, str | None]:
     """Text and messages of a document as they go on."""
-    text, messages = document.text, document.messages
+    document_text, messages = document.text, document.messages
     if messages:
-        text, messages = (_SURROGATE.sub("\ufffd", value) for value in (text, messages))
+        document_text, messages = (
+            _SURROGATE.sub("\ufffd", value) for value in (document_text, messages)
+        )
     else:
-        text = clean_text(text, section.collapse_spaces)
+        document_text = clean_text(document_text, section.collapse_spaces)
     if section.pii:
-        text = scrub(text, section.pii, counts)
+        document_text = scrub(document_text, section.pii, counts)
         # The messages hold the same words, which are counted once.
         messages = scrub(messages, section.pii, Counter()) if messages else messages
-    return text, messages
+    return document_text, messages
 
 
 def _reason_to_leave_out(text: str, section: CleaningSection) -> str | None:
@@ -143,13 +146,13 @@ def _count(counts: Counter[str], step: str, text: str) -> None:
 
 def _repeated_lines(text: str) -> float:
     """Share of the characters that stand in lines which came before."""
-    lines = [line for line in map(str.strip, text.split("\n")) if line]
-    if len(lines) < 4:  # a title that returns once is no repetition
+    text_lines = [line for line in map(str.strip, text.split("\n")) if line]
+    if len(text_lines) < 4:  # a title that returns once is no repetition
         return 0.0
     seen_lines: set[str] = set()
     num_repeated = 0
-    for line in lines:
+    for line in text_lines:
         if line in seen_lines:
             num_repeated += len(line)
         seen_lines.add(line)
-    return num_repeated / max(sum(map(len, lines)), 1)
+    return num_repeated / max(sum(map(len, text_lines)), 1)

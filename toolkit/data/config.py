@@ -486,7 +486,7 @@ def _is_divided_by_hash(source: SourceSection) -> bool:
     return len(rules) > 1 and not is_apart
 
 
-def identity_of_data(section: DataSection) -> dict[str, Any]:
+def identity_of_data(section: DataSection) -> dict[str, object]:
     """The settings that a data stage depends on: not what is only known of a source."""
     values = section.model_dump(mode="json")
     for source in values["sources"].values():

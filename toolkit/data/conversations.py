@@ -20,7 +20,7 @@ from toolkit.bounded import BoundError, bounded_template
 from toolkit.errors import DataError
 from toolkit.stage import load_json
 
-Message = Mapping[str, Any]
+Message = Mapping[str, object]
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TELLING_CHARACTERS = 16
@@ -87,6 +87,7 @@ class ConversationEncoder:
             for number, token in tokenizer.added_tokens_decoder.items()
             if str(token).strip()  # blanks of their own are text
         }
+        # Longest first, as an alternation takes the first that fits: <|im_end|> before <|im|>.
         longest_first = sorted(added_tokens.values(), key=len, reverse=True)
         self._sign = (
             re.compile(rf"\s*(?:{'|'.join(map(re.escape, longest_first))})")
@@ -157,6 +158,7 @@ class ConversationEncoder:
         tokens, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
         is_target = [False] * len(tokens)
         token_number = 0
+        # Answers and tokens are both in order, so one walk over the tokens serves all answers.
         for span in answer_spans:
             has_end = False
             while token_number < len(tokens) and offsets[token_number][1] <= span.start:
@@ -180,17 +182,17 @@ class ConversationEncoder:
         else:
             start = max(after, rendering.extended_start(number, start))
         text_behind = rendering.whole[stop:]
-        end = rendering.common_tail(number, text_behind)
+        turn_end = rendering.common_tail(number, text_behind)
         sign_match = self._sign.match(text_behind) if self._sign is not None else None
-        if sign_match is not None and end < sign_match.end():
+        if sign_match is not None and turn_end < sign_match.end():
             # The whole has another sign here than the beginning alone has at its end.
             if sign_match.group().strip() in self._end_signs:
-                end = sign_match.end()
+                turn_end = sign_match.end()
             elif (
                 common_end := rendering.common_tail_of_others(number, text_behind)
             ) >= sign_match.end():
-                end = common_end
-        return _Span(start, stop, stop + end)
+                turn_end = common_end
+        return _Span(start, stop, stop + turn_end)
 
 
 def _is_said(begin: int, end: int, span: _Span, text: str) -> bool:
@@ -209,6 +211,7 @@ class _Rendering:
         self._beginnings: dict[tuple[int, bool], str | None] = {}
         self.whole = self._render(messages)
         # They differ in their first and last letters, so that no text shares these with both.
+        # Two marks: what differs between the whole and one of them may by chance agree at its ends.
         mark_number = 0
         while f"Q{mark_number}z" in self.whole or f"w{mark_number}K" in self.whole:
             mark_number += 1
@@ -267,6 +270,8 @@ class _Rendering:
             change_starts.append(start)
             characters_left = min(len(self.whole), len(marked_rendering)) - start
             change_stops.append(
+                # At most what is left behind the start: where the texts share a middle, it would
+                # count twice.
                 len(self.whole) - min(characters_left, _common_suffix(self.whole, marked_rendering))
             )
         if not change_starts:
@@ -317,13 +322,11 @@ class _Rendering:
                 field_region = self.region(number, field)
                 if field_region is not None:
                     start = min(start, field_region[0])
+        # A letter or two may be alike by chance; beyond 64 the start would have been found before.
         answer_text = str(message["content"]).strip()
-        most_characters = min(len(answer_text), start, 64)
-        for num_characters in range(
-            most_characters, 2, -1
-        ):  # a letter or two may be alike by chance
-            if self.whole[start - num_characters : start] == answer_text[:num_characters]:
-                return start - num_characters
+        for length in range(min(len(answer_text), start, 64), 2, -1):
+            if self.whole[start - length : start] == answer_text[:length]:
+                return start - length
         return start
 
     def common_tail(self, number: int, rest: str) -> int:
@@ -340,19 +343,13 @@ class _Rendering:
 
     def _tail(self, number: int) -> str | None:
         """What follows a message where the conversation ends with it."""
-        first_rendering, second_rendering = (
+        first_tail, second_tail = (
             self._render_if_possible(self._marked(number, mark)[: number + 1])
             for mark in self._marks
         )
-        if (
-            first_rendering is None
-            or second_rendering is None
-            or first_rendering == second_rendering
-        ):
+        if first_tail is None or second_tail is None or first_tail == second_tail:
             return None
-        return first_rendering[
-            len(first_rendering) - _common_suffix(first_rendering, second_rendering) :
-        ]
+        return first_tail[len(first_tail) - _common_suffix(first_tail, second_tail) :]
 
 
 def _end_ids(tokenizer: Any, folder: Path | None) -> set[int]:
@@ -375,14 +372,15 @@ def _common_prefix(one: str, other: str) -> int:
     >>> _common_prefix("abcd", "abx")
     2
     """
-    low, high = 0, min(len(one), len(other))
-    while low < high:  # comparing slices is far quicker than walking through characters
-        middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
+    known_equal, most_equal = 0, min(len(one), len(other))
+    # Comparing slices is far quicker than walking through characters.
+    while known_equal < most_equal:
+        tried_length = (known_equal + most_equal + 1) // 2
+        if one[known_equal:tried_length] == other[known_equal:tried_length]:
+            known_equal = tried_length
         else:
-            high = middle - 1
-    return low
+            most_equal = tried_length - 1
+    return known_equal
 
 
 def _common_suffix(one: str, other: str) -> int:

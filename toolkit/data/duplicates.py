@@ -66,9 +66,11 @@ def drop_exact(keys: NDArray[np.uint64], rank: NDArray[Any]) -> NDArray[np.bool_
         keys: `[D, 2]`, as from `exact_keys`.
         rank: `[D]`; of equal documents the one with the lowest rank stays, then the first.
     """
-    order = np.lexsort((np.arange(len(keys)), rank, keys[:, 1], keys[:, 0]))
+    # Last key first: by both hashes, then rank, then place; each run of equal keys begins with the
+    # one that stays.
+    rank_order = np.lexsort((np.arange(len(keys)), rank, keys[:, 1], keys[:, 0]))
     is_repeated = np.zeros(len(keys), dtype=np.bool_)
-    is_repeated[order[1:]] = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
+    is_repeated[rank_order[1:]] = (keys[rank_order[1:]] == keys[rank_order[:-1]]).all(axis=1)
     return is_repeated
 
 
@@ -88,16 +90,18 @@ def keep_copies_together(
         can_move: `[D]`, false where a document stays with its group.
         usable: `[D]`, documents to look at.
     """
-    rows = np.flatnonzero(usable)
-    if not len(rows):
+    usable_rows = np.flatnonzero(usable)
+    if not len(usable_rows):
         return
     # Documents that stay with their group decide before those that can move.
-    rank = split_ranks(open_to[rows])
-    rows = rows[np.lexsort((rows, can_move[rows], rank, *keys[rows].T))]
-    is_first = np.r_[True, (keys[rows[1:]] != keys[rows[:-1]]).any(axis=1)]
-    split_of_first = split[rows[is_first]][np.cumsum(is_first) - 1]
-    moves = can_move[rows] & (open_to[rows] >> split_of_first & 1).astype(np.bool_)
-    split[rows[moves]] = split_of_first[moves]
+    ranks = split_ranks(open_to[usable_rows])
+    usable_rows = usable_rows[
+        np.lexsort((usable_rows, can_move[usable_rows], ranks, *keys[usable_rows].T))
+    ]
+    is_first = np.r_[True, (keys[usable_rows[1:]] != keys[usable_rows[:-1]]).any(axis=1)]
+    split_of_first = split[usable_rows[is_first]][np.cumsum(is_first) - 1]
+    moves = can_move[usable_rows] & (open_to[usable_rows] >> split_of_first & 1).astype(np.bool_)
+    split[usable_rows[moves]] = split_of_first[moves]
 
 
 def drop_near(
@@ -120,9 +124,9 @@ def drop_near(
     band_width = SIGNATURE_HASHES // _BANDS
     for band in range(_BANDS):
         # Documents that share all hashes of a band stand side by side once its keys are sorted.
-        keys = _band_keys(rows, candidates, slice(band * band_width, (band + 1) * band_width))
-        order = np.argsort(keys, kind="stable")
-        sorted_keys = keys[order]
+        band_keys = _band_keys(rows, candidates, slice(band * band_width, (band + 1) * band_width))
+        order = np.argsort(band_keys, kind="stable")
+        sorted_keys = band_keys[order]
         is_first = np.concatenate([[True], sorted_keys[1:] != sorted_keys[:-1]])
         first_of_run = np.maximum.accumulate(np.where(is_first, np.arange(len(order)), 0))
         others = np.flatnonzero(~is_first)
@@ -144,14 +148,14 @@ def drop_near(
 
 def _band_keys(rows: NDArray[np.uint32], candidates: I64, band: slice) -> U64:
     """One hash of each candidate's entries of a band, `[candidates]`."""
-    keys = np.zeros(len(candidates), dtype=np.uint64)
+    hash_keys = np.zeros(len(candidates), dtype=np.uint64)
     for start in range(0, len(candidates), 1 << 16):
-        part = slice(start, start + (1 << 16))
-        for column in rows[candidates[part], band].T.astype(np.uint64):
-            keys[part] = (keys[part] ^ column) * _ODD
-            keys[part] ^= keys[part] >> np.uint64(29)
+        chunk = slice(start, start + (1 << 16))
+        for column in rows[candidates[chunk], band].T.astype(np.uint64):
+            hash_keys[chunk] = (hash_keys[chunk] ^ column) * _ODD
+            hash_keys[chunk] ^= hash_keys[chunk] >> np.uint64(29)
         _give_back(rows)
-    return keys
+    return hash_keys
 
 
 def _give_back(rows: NDArray[np.uint32]) -> None:
@@ -164,12 +168,13 @@ def _give_back(rows: NDArray[np.uint32]) -> None:
 def _join(parent: I64, rows: NDArray[np.uint32], ones: I64, others: I64, threshold: float) -> None:
     """Join the families of those pairs whose signatures agree in enough places."""
     for start in range(0, len(ones), 1 << 14):
-        part = slice(start, start + (1 << 14))
-        is_alike = (rows[ones[part]] == rows[others[part]]).mean(axis=1) >= threshold
+        chunk = slice(start, start + (1 << 14))
+        is_alike = (rows[ones[chunk]] == rows[others[chunk]]).mean(axis=1) >= threshold
         for one, other in zip(
-            ones[part][is_alike].tolist(), others[part][is_alike].tolist(), strict=True
+            ones[chunk][is_alike].tolist(), others[chunk][is_alike].tolist(), strict=True
         ):
             one_root, other_root = _find_root(parent, one), _find_root(parent, other)
+            # The lower number becomes the root, so that no order of pairs changes the families.
             parent[max(one_root, other_root)] = min(one_root, other_root)
         _give_back(rows)
 

@@ -27,6 +27,7 @@ from toolkit.file_hashes import known_hash
 from toolkit.json_lines import iterate_rows
 from toolkit.library_errors import first_line
 from toolkit.progress import say
+from toolkit.section import replace_values
 from toolkit.stage import hash_bytes, write_atomically
 
 _LISTED_PER_PAGE = 100
@@ -68,14 +69,14 @@ class Filing:
     @property
     def address(self) -> str:
         """Below the archive's address."""
-        folder = f"Archives/edgar/data/{int(self.number)}/{self.accession.replace('-', '')}"
-        return f"{folder}/{self.document or self.accession + '.txt'}"
+        archive_folder = f"Archives/edgar/data/{int(self.number)}/{self.accession.replace('-', '')}"
+        return f"{archive_folder}/{self.document or self.accession + '.txt'}"
 
     @property
     def path(self) -> Path:
         """Where it is kept."""
-        name = self.document.replace("/", "_") or f"{self.accession}.txt"
-        return edgar_folder() / self.number / self.accession / name
+        file_name = self.document.replace("/", "_") or f"{self.accession}.txt"
+        return edgar_folder() / self.number / self.accession / file_name
 
 
 def find_filings(source: EdgarSection) -> list[Filing]:
@@ -93,24 +94,26 @@ def find_filings(source: EdgarSection) -> list[Filing]:
     """
     if source.filings is not None:
         return read_filing_list(Path(source.filings))
-    asked = hash_bytes(source.model_dump_json(exclude={"contact", "filings"}).encode())
-    kept = edgar_folder() / "lists" / f"{asked}.jsonl"
-    if kept.is_file():
-        listed = datetime.fromtimestamp(kept.stat().st_mtime)
-        is_final = listed.year > source.first_and_last_year[1]
-        if is_final or datetime.now() - listed < _LISTS_HOLD:
-            return read_filing_list(kept)
+    asked_hash = hash_bytes(source.model_dump_json(exclude={"contact", "filings"}).encode())
+    kept_list = edgar_folder() / "lists" / f"{asked_hash}.jsonl"
+    if kept_list.is_file():
+        # A year that is over gains no filings but amendments of other forms; until then lists hold
+        # a day.
+        listed_at = datetime.fromtimestamp(kept_list.stat().st_mtime)
+        is_final = listed_at.year > source.first_and_last_year[1]
+        if is_final or datetime.now() - listed_at < _LISTS_HOLD:
+            return read_filing_list(kept_list)
     archive = open_archive(source.caller())
     try:
-        found = _choose_filings(archive, source)
+        found_filings = _choose_filings(archive, source)
     except FileNotFoundError as error:
         raise DataError(f"edgar: the archive has no {error}; is {archive.site} one?") from error
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"edgar: what {archive.site} sends is not in the archive's form ({first_line(error)})."
         ) from error
-    write_filing_list(kept, found)
-    return found
+    write_filing_list(kept_list, found_filings)
+    return found_filings
 
 
 def pin_filings(source: EdgarSection, path: Path) -> EdgarSection:
@@ -118,20 +121,22 @@ def pin_filings(source: EdgarSection, path: Path) -> EdgarSection:
     with one list goes on with it, whatever the archive lists by then."""
     if not path.is_file():
         write_filing_list(path, find_filings(source))
-    return source.model_copy(update={"filings": str(path)})
+    return replace_values(source, filings=str(path))
 
 
 def say_what_is_fetched(name: str, filings: Sequence[Filing]) -> None:
     """Say what is asked for and what fetching it takes, before it is done."""
-    absent = [filing for filing in filings if not _kept_hash(filing)]
-    total = sum(filing.num_bytes for filing in absent)
-    companies = len({filing.company for filing in filings})
+    absent_filings = [filing for filing in filings if not _kept_hash(filing)]
+    total_bytes = sum(filing.num_bytes for filing in absent_filings)
+    num_companies = len({filing.company for filing in filings})
     say(
-        f"  {name}: {len(filings)} filings of {companies} companies, {len(absent)} to fetch"
+        f"  {name}: {len(filings)} filings of {num_companies} companies, {len(absent_filings)} to "
+        "fetch"
         + (
-            f" (at most {total / 1e6:,.0f} MB, since the archive counts exhibits and pictures too; "
-            f"{len(absent) / REQUESTS_PER_SECOND:,.0f} s or more at the archive's pace)"
-            if absent
+            f" (at most {total_bytes / 1e6:,.0f} MB, since the archive counts exhibits and "
+            f"pictures too; {len(absent_filings) / REQUESTS_PER_SECOND:,.0f} s or more at the "
+            "archive's pace)"
+            if absent_filings
             else ""
         )
     )
@@ -143,52 +148,55 @@ def fetch_filing(filing: Filing, source: EdgarSection) -> Filing:
     Raises:
         DataError: the archive does not give it, or it is not what a list pins.
     """
-    found = replace(
+    fetched_filing = replace(
         filing, sha256=_kept_hash(filing) or _fetch(open_archive(source.caller()), filing)
     )
-    if filing.sha256 and found.sha256 != filing.sha256:
+    if filing.sha256 and fetched_filing.sha256 != filing.sha256:
         raise DataError(
-            f"{filing.key}: has sha256 {found.sha256}, the list pins {filing.sha256}: the "
+            f"{filing.key}: has sha256 {fetched_filing.sha256}, the list pins {filing.sha256}: the "
             "archive's document was changed since. Take the line out of the list."
         )
-    return found
+    return fetched_filing
 
 
 def _choose_filings(archive: EdgarArchive, source: EdgarSection) -> list[Filing]:
     """All that the source asks for, by the archive's lists; nothing is fetched yet."""
-    numbers = _numbers_by_ticker(archive) if source.companies else {}
-    companies = [_company_number(given, numbers) for given in source.companies]
+    number_by_ticker = _numbers_by_ticker(archive) if source.companies else {}
+    company_numbers = [_company_number(given, number_by_ticker) for given in source.companies]
     if source.sic is not None:
-        companies += _companies_of_industry(archive, source)
-    chosen: dict[str, Filing] = {}
-    empty: list[str] = []
-    joint = 0
-    for number in dict.fromkeys(companies):
-        listed = list(_listed_filings(archive, number, source))
-        for filing in listed:
+        company_numbers += _companies_of_industry(archive, source)
+    chosen_filings: dict[str, Filing] = {}
+    empty_companies: list[str] = []
+    num_joint = 0
+    for number in dict.fromkeys(company_numbers):
+        listed_filings = list(_listed_filings(archive, number, source))
+        for filing in listed_filings:
             # One filing of several registrants stands in the list of each; it is one document.
-            joint += filing.accession in chosen
-            chosen.setdefault(filing.accession, filing)
-        if not listed:
-            empty.append(number)
-    first, last = source.first_and_last_year
-    asked = f"{', '.join(source.forms)} from {first} to {last}"
-    if empty and source.companies:
-        shown = {number: given for given, number in zip(source.companies, companies, strict=False)}
-        words = ", ".join(shown.get(number, number) for number in empty)
+            num_joint += filing.accession in chosen_filings
+            chosen_filings.setdefault(filing.accession, filing)
+        if not listed_filings:
+            empty_companies.append(number)
+    first_year, last_year = source.first_and_last_year
+    asked_text = f"{', '.join(source.forms)} from {first_year} to {last_year}"
+    if empty_companies and source.companies:
+        given_names = {
+            number: given for given, number in zip(source.companies, company_numbers, strict=False)
+        }
+        company_words = ", ".join(given_names.get(number, number) for number in empty_companies)
         raise ConfigError(
-            f"edgar.companies: {words} filed no {asked}; correct companies, forms or years."
+            f"edgar.companies: {company_words} filed no {asked_text}; correct companies, forms or "
+            "years."
         )
-    if not chosen:
-        raise ConfigError(f"edgar.sic: no company of industry {source.sic} filed {asked}.")
-    if joint:
-        say(f"  edgar: {joint} filings of several registrants are read once")
-    return list(chosen.values())
+    if not chosen_filings:
+        raise ConfigError(f"edgar.sic: no company of industry {source.sic} filed {asked_text}.")
+    if num_joint:
+        say(f"  edgar: {num_joint} filings of several registrants are read once")
+    return list(chosen_filings.values())
 
 
 def _numbers_by_ticker(archive: EdgarArchive) -> dict[str, str]:
-    listed = archive.read_json(f"{archive.site}/files/company_tickers.json")
-    rows = listed.values() if isinstance(listed, dict) else listed
+    listed_companies = archive.read_json(f"{archive.site}/files/company_tickers.json")
+    rows = listed_companies.values() if isinstance(listed_companies, dict) else listed_companies
     return {str(row["ticker"]).upper(): f"{int(row['cik_str']):010d}" for row in rows}
 
 
@@ -213,21 +221,22 @@ def _company_number(given: str, numbers: Mapping[str, str]) -> str:
 
 def _companies_of_industry(archive: EdgarArchive, source: EdgarSection) -> list[str]:
     """Numbers of the companies of an industry, in the archive's order."""
-    numbers: list[str] = []
-    while len(numbers) < (source.max_companies or _MOST_COMPANIES):
-        page = archive.read_bytes(
+    company_numbers: list[str] = []
+    while len(company_numbers) < (source.max_companies or _MOST_COMPANIES):
+        feed_page = archive.read_bytes(
             f"{archive.site}/cgi-bin/browse-edgar?action=getcompany&SIC={source.sic}"
             f"&type={source.forms[0]}&owner=include&count={_LISTED_PER_PAGE}"
-            f"&start={len(numbers)}&output=atom"
+            f"&start={len(company_numbers)}&output=atom"
         )
-        found = _numbers_in_feed(page)
-        new = [number for number in dict.fromkeys(found) if number not in numbers]
-        numbers += new
-        if len(found) < _LISTED_PER_PAGE or not new:
+        found_numbers = _numbers_in_feed(feed_page)
+        new = [number for number in dict.fromkeys(found_numbers) if number not in company_numbers]
+        company_numbers += new
+        # A page that brings nothing new ends the list too: some mirrors repeat their last page.
+        if len(found_numbers) < _LISTED_PER_PAGE or not new:
             break
-    if not numbers:
+    if not company_numbers:
         raise ConfigError(f"edgar.sic: the archive lists no company of industry {source.sic}.")
-    return numbers[: source.max_companies]
+    return company_numbers[: source.max_companies]
 
 
 def _numbers_in_feed(page: bytes) -> list[str]:
@@ -238,12 +247,12 @@ def _numbers_in_feed(page: bytes) -> list[str]:
         root = ElementTree.fromstring(page)  # noqa: S314  (no definitions, see above)
     except ElementTree.ParseError as error:
         raise DataError(f"edgar.sic: the archive's list cannot be read ({error}).") from error
-    texts = [
+    number_texts = [
         (node.text or "").strip()
         for node in root.iter()
         if str(node.tag).rpartition("}")[2].lower() == "cik"
     ]
-    return [f"{int(text):010d}" for text in texts if text.isdecimal()]
+    return [f"{int(text):010d}" for text in number_texts if text.isdecimal()]
 
 
 def _listed_filings(archive: EdgarArchive, number: str, source: EdgarSection) -> Iterator[Filing]:
@@ -265,8 +274,8 @@ def _listed_filings(archive: EdgarArchive, number: str, source: EdgarSection) ->
     from_year, to_year = source.first_and_last_year
     for older in company["filings"].get("files") or ():
         # What lies wholly outside the years is not fetched.
-        first, last = _year(older.get("filingFrom")), _year(older.get("filingTo"))
-        if (first or from_year) <= to_year and (last or to_year) >= from_year:
+        first_year, last_year = _year(older.get("filingFrom")), _year(older.get("filingTo"))
+        if (first_year or from_year) <= to_year and (last_year or to_year) >= from_year:
             tables.append(archive.read_json(f"{archive.api}/submissions/{older['name']}"))
     found = [filing for table in tables for filing in _filings_of(table, group, number, source)]
     yield from sorted(found, key=lambda filing: (filing.filed, filing.accession))
@@ -285,13 +294,13 @@ def _filings_of(
     """Those of the forms and years in one of the archive's tables, which hold a list per column."""
     columns = ("accessionNumber", "form", "filingDate", "reportDate", "primaryDocument", "size")
     from_year, to_year = source.first_and_last_year
-    count = len(table["accessionNumber"])
-    rows = zip(*(table.get(column) or [""] * count for column in columns), strict=False)
+    num_filings = len(table["accessionNumber"])
+    rows = zip(*(table.get(column) or [""] * num_filings for column in columns), strict=False)
     for accession, form, filed, period, document, size in rows:
-        year = _year(filed)
-        if form not in source.forms or year is None:
+        filing_year = _year(filed)
+        if form not in source.forms or filing_year is None:
             continue
-        if not from_year <= year <= to_year:
+        if not from_year <= filing_year <= to_year:
             continue
         if not re.fullmatch(r"\d{10}-\d{2}-\d{6}", str(accession)):
             raise DataError(f"CIK{number}: {accession!r} is no accession number.")
@@ -304,19 +313,20 @@ def _fetch(archive: EdgarArchive, filing: Filing) -> str:
     """Fetch and keep one filing; returns its sha256."""
     address = f"{archive.site}/{filing.address}"
     try:
-        data = archive.read_bytes(address)
+        filing_bytes = archive.read_bytes(address)
     except FileNotFoundError as error:
         raise DataError(
             f"{filing.key}: the archive lists it, and has no {filing.address}."
         ) from error
-    if not data.strip():
+    if not filing_bytes.strip():
         raise DataError(f"{filing.key}: {address} is empty.")
-    digest = hash_bytes(data)
+    filing_hash = hash_bytes(filing_bytes)
     with write_atomically(filing.path, "wb") as file:
-        file.write(data)
+        file.write(filing_bytes)
+    # The hash after the document: a document without one, cut off by a kill, is fetched again.
     with write_atomically(filing.path.with_name(f"{filing.path.name}.sha256")) as file:
-        file.write(digest)
-    return digest
+        file.write(filing_hash)
+    return filing_hash
 
 
 def _kept_hash(filing: Filing) -> str:
@@ -337,13 +347,13 @@ def read_main_document(filing: Filing) -> bytes:
     >>> _document_of_form(text, "10-K")
     b'yes'
     """
-    data = filing.path.read_bytes()
+    filing_bytes = filing.path.read_bytes()
     if filing.document:
-        return data
-    found = _document_of_form(data, filing.form)
-    if found is None:
+        return filing_bytes
+    main_document = _document_of_form(filing_bytes, filing.form)
+    if main_document is None:
         raise DataError(f"{filing.key}: the submission holds no document of form {filing.form}.")
-    return found
+    return main_document
 
 
 def is_page(data: bytes) -> bool:
@@ -353,9 +363,9 @@ def is_page(data: bytes) -> bool:
 
 def _document_of_form(data: bytes, form: str) -> bytes | None:
     for part in re.findall(rb"(?s)<DOCUMENT>(.*?)</DOCUMENT>", data):
-        kind = re.search(rb"<TYPE>([^\r\n<]*)", part)
+        document_type = re.search(rb"<TYPE>([^\r\n<]*)", part)
         text = re.search(rb"(?s)<TEXT>(.*?)(?:</TEXT>|$)", part)
-        if kind and text and kind[1].strip().decode("ascii", "replace") == form:
+        if document_type and text and document_type[1].strip().decode("ascii", "replace") == form:
             return bytes(text[1])
     return None
 
@@ -372,17 +382,18 @@ def read_filing_list(path: Path) -> list[Filing]:
             "data/filings/ in its folder."
         )
     filings = []
-    for place, row in iterate_rows(path, ConfigError, "take the list that a run wrote"):
+    for line_place, row in iterate_rows(path, ConfigError, "take the list that a run wrote"):
         try:
             filing = Filing(**row)
             int(filing.number)
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{place}: is no filing ({first_line(error)}).") from error
-        parts = (filing.number, filing.accession, filing.document, filing.company)
+            raise ConfigError(f"{line_place}: is no filing ({first_line(error)}).") from error
+        path_parts = (filing.number, filing.accession, filing.document, filing.company)
         if not all(
-            isinstance(part, str) and ".." not in part and "\0" not in part for part in parts
+            isinstance(part, str) and ".." not in part and "\0" not in part for part in path_parts
         ):
-            raise ConfigError(f"{place}: leads out of the archive ({filing.key}).")
+            # These become a path below the cache; a list is a stranger's file.
+            raise ConfigError(f"{line_place}: leads out of the archive ({filing.key}).")
         filings.append(filing)
     if not filings:
         raise ConfigError(f"{path}: lists no filings.")

@@ -53,9 +53,9 @@ class EdgarArchive:
     def __init__(self, contact: str) -> None:
         import requests  # slow to import, and few recipes need it
 
-        mirror = os.environ.get(_MIRROR, "").rstrip("/")
-        self.site = mirror or "https://www.sec.gov"
-        self.api = mirror or "https://data.sec.gov"
+        mirror_address = os.environ.get(_MIRROR, "").rstrip("/")
+        self.site = mirror_address or "https://www.sec.gov"
+        self.api = mirror_address or "https://data.sec.gov"
         # A session knows the user's proxy and certificates from the environment.
         self._session = requests.Session()
         self._session.headers["User-Agent"] = contact
@@ -87,36 +87,36 @@ class EdgarArchive:
         """Ask again where that helps: after a cut connection, a busy server, too many requests."""
         import requests
 
-        pause, trouble = _FIRST_PAUSE, ""
+        pause_seconds, last_trouble = _FIRST_PAUSE, ""
         for attempt in range(_TRIES):
             if attempt:
-                time.sleep(pause)
-                pause = min(2.0 * pause, _LONGEST_PAUSE)
+                time.sleep(pause_seconds)
+                pause_seconds = min(2.0 * pause_seconds, _LONGEST_PAUSE)
             try:
                 _wait_for_turn()
                 with self._session.get(address, stream=True, timeout=_TIMEOUT_SECONDS) as answer:
                     if answer.status_code == requests.codes.ok:
                         return _read_body(answer, address)
-                    body = answer.content[:4096].decode("utf-8", "replace")
+                    answer_body = answer.content[:4096].decode("utf-8", "replace")
             except (requests.RequestException, OSError) as error:
-                trouble = str(error) or type(error).__name__
+                last_trouble = str(error) or type(error).__name__
                 continue
-            status = answer.status_code
-            if status == requests.codes.not_found:
+            status_code = answer.status_code
+            if status_code == requests.codes.not_found:
                 raise FileNotFoundError(address)
             # Too many requests are answered by 429, or by 403 and a page that says so.
-            if status == requests.codes.forbidden and "threshold" not in body.lower():
+            if status_code == requests.codes.forbidden and "threshold" not in answer_body.lower():
                 raise ArchiveRefusedError(
                     f"{address}: the archive refuses (403). Its rules ask for a contact line with "
                     "a name and an address that is read: set `contact: Name name@example.org`."
                 )
-            if status < 500 and status not in {403, 408, 425, 429}:
-                raise DataError(f"{address}: the archive answers {status}.")
-            trouble = f"the archive answers {status}"
-            pause = max(pause, _asked_pause(answer.headers.get("Retry-After")))
+            if status_code < 500 and status_code not in {403, 408, 425, 429}:
+                raise DataError(f"{address}: the archive answers {status_code}.")
+            last_trouble = f"the archive answers {status_code}"
+            pause_seconds = max(pause_seconds, _asked_pause(answer.headers.get("Retry-After")))
         raise DataError(
-            f"{address}: no answer after {_TRIES} tries ({trouble}). What was fetched is kept: "
-            "run the same command again later."
+            f"{address}: no answer after {_TRIES} tries ({last_trouble}). What was fetched is "
+            "kept: run the same command again later."
         )
 
 
@@ -146,14 +146,15 @@ def _asked_pause(header: str | None) -> float:
 
 def _wait_for_turn() -> None:
     """Keep the pace for all processes of this user: a lock, whose file's time is the last start."""
-    path = edgar_folder() / ".pace"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    pace_file = edgar_folder() / ".pace"
+    pace_file.parent.mkdir(parents=True, exist_ok=True)
+    with pace_file.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        wait = path.stat().st_mtime + 1.0 / REQUESTS_PER_SECOND - time.time()
-        if 0.0 < wait <= 1.0:
-            time.sleep(wait)
-        os.utime(path)
+        wait_seconds = pace_file.stat().st_mtime + 1.0 / REQUESTS_PER_SECOND - time.time()
+        # More than one pause in the future is a clock that was set back, not another process.
+        if 0.0 < wait_seconds <= 1.0:
+            time.sleep(wait_seconds)
+        os.utime(pace_file)
 
 
 def edgar_folder() -> Path:

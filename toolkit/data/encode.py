@@ -60,6 +60,8 @@ class Encoder:
         if self.fim is None and not any(document.messages for document in documents):
             backend = _backend(self.folder)
             if backend is not None and backend.cuts_at_spaces:
+                # A kind of documents at a time: where all are plain, their words are looked up
+                # without a list of tokens for each.
                 token_ids, offsets = backend.table.lookup([document.text for document in documents])
                 return token_ids, np.diff(offsets), None
         encoded = [_without_start(item, self.start) for item in self.encode(documents)]
@@ -80,6 +82,7 @@ class Encoder:
                 Encoded(next_ids) for next_ids in _plain(self.folder, [d.text for d in documents])
             ]
         fim, fim_ids = self.fim, self.fim_ids
+        # All parts of all documents are encoded in one call and dealt out again in order.
         document_pieces = [_pieces(d.text, fim.piece_characters) for d in documents]
         cuts_of_documents = [
             [
@@ -92,10 +95,10 @@ class Encoder:
             _plain(
                 self.folder,
                 [
-                    part
+                    cut_part
                     for document_cuts in cuts_of_documents
                     for cut, _ in document_cuts
-                    for part in cut
+                    for cut_part in cut
                 ],
             )
         )

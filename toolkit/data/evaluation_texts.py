@@ -62,12 +62,12 @@ def choose_evaluation(
     for split, items in chosen.items():
         for number, (name, source) in enumerate(section.sources.items()):
             is_open = usable & (index.source == number) & (index.split == SPLITS.index(split))
-            pool = np.flatnonzero(is_open)
-            pool = pool[np.argsort(index.order[pool], kind="stable")]
+            split_numbers = np.flatnonzero(is_open)
+            split_numbers = split_numbers[np.argsort(index.order[split_numbers], kind="stable")]
             limit = source.split[split].max_tokens if split in source.split else None
             documents = (
                 (place, replace(document, source=name))
-                for place, document in _read_in_order(texts, index, pool, limit, section)
+                for place, document in _read_in_order(texts, index, split_numbers, limit, section)
             )
             items += _take_up_to(documents, limit, source.role, tokenizer, section)
     return chosen
@@ -84,15 +84,15 @@ def _take_up_to(
     items: list[EvaluationDocument] = []
     total_tokens = 0
     while limit is None or total_tokens < limit:
-        some = list(islice(documents, _COUNTED_DOCUMENTS))
-        if not some:
+        next_documents = list(islice(documents, _COUNTED_DOCUMENTS))
+        if not next_documents:
             break
-        counts = tokenizer.counts([document.text for _, document in some])
-        for (place, document), num_tokens in zip(some, counts, strict=True):
+        token_counts = tokenizer.counts([document.text for _, document in next_documents])
+        for (place, document), num_tokens in zip(next_documents, token_counts, strict=True):
             if limit is not None and total_tokens >= limit:
                 break
-            cut_to = section.evaluation_document_tokens
-            items.append(_cut(place, document, role, tokenizer, num_tokens, cut_to))
+            most_tokens = section.evaluation_document_tokens
+            items.append(_cut(place, document, role, tokenizer, num_tokens, most_tokens))
             total_tokens += items[-1].num_tokens
     return items
 
@@ -101,28 +101,28 @@ def _read_in_order(
     texts: Path, index: TextIndex, pool: NDArray[Any], limit: int | None, section: DataSection
 ) -> Iterator[tuple[int, Document]]:
     """Numbers and texts of a pool in its order, read from as few shards as a limit allows."""
-    start = 0
-    cut_to = section.evaluation_document_tokens
-    while start < len(pool):
-        stop = len(pool)
+    pool_start = 0
+    most_tokens = section.evaluation_document_tokens
+    while pool_start < len(pool):
+        pool_stop = len(pool)
         if limit is not None:
             # So many documents as should hold the limit; what is missing then is read later.
-            num_bytes = index.num_bytes[pool[start:]]
-            if cut_to is not None:
-                num_bytes = np.minimum(num_bytes, cut_to * _MOST_BYTES_PER_TOKEN)
+            num_bytes = index.num_bytes[pool[pool_start:]]
+            if most_tokens is not None:
+                num_bytes = np.minimum(num_bytes, most_tokens * _MOST_BYTES_PER_TOKEN)
             enough_bytes = limit * _MOST_BYTES_PER_TOKEN
-            count = int(np.searchsorted(np.cumsum(num_bytes), enough_bytes)) + 1
-            stop = min(start + count, len(pool))
-        part = pool[start:stop]
+            num_documents = int(np.searchsorted(np.cumsum(num_bytes), enough_bytes)) + 1
+            pool_stop = min(pool_start + num_documents, len(pool))
+        pool_part = pool[pool_start:pool_stop]
         documents_by_number: dict[int, Document] = {}
-        for shard in np.unique(index.shard[part]).tolist():
-            members = part[index.shard[part] == shard]
-            source = int(index.source[members[0]])
-            documents = read_texts(texts, source, shard, index.row[members])
-            documents_by_number.update(zip(members.tolist(), documents, strict=True))
-        for number in part.tolist():
+        for shard in np.unique(index.shard[pool_part]).tolist():
+            shard_members = pool_part[index.shard[pool_part] == shard]
+            source_number = int(index.source[shard_members[0]])
+            documents = read_texts(texts, source_number, shard, index.row[shard_members])
+            documents_by_number.update(zip(shard_members.tolist(), documents, strict=True))
+        for number in pool_part.tolist():
             yield number, documents_by_number.pop(number)
-        start = stop
+        pool_start = pool_stop
 
 
 def _cut(
@@ -134,6 +134,7 @@ def _cut(
     cut_to: int | None,
 ) -> EvaluationDocument:
     if cut_to is not None and num_tokens > cut_to:
+        # Cut by characters and counted again: the text's own tokens at the cut may join otherwise.
         _, offsets = tokenizer.encode(document.text)
         document = replace(document, text=document.text[: offsets[cut_to - 1][1]])
         num_tokens = tokenizer.counts([document.text])[0]
@@ -146,15 +147,15 @@ def write_documents(path: Path, items: list[EvaluationDocument]) -> None:
     with write_atomically(path) as file:
         for item in items:
             document = item.document
-            row = {
+            document_row = {
                 "id": document.id,
                 "role": item.role,
                 "group": document.group,
                 "text": document.text,
             }
             if document.messages:
-                row["messages"] = json.loads(document.messages)
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                document_row["messages"] = json.loads(document.messages)
+            file.write(json.dumps(document_row, ensure_ascii=False) + "\n")
 
 
 def read_other_evaluations(files: tuple[str, ...]) -> list[str]:
@@ -163,23 +164,25 @@ def read_other_evaluations(files: tuple[str, ...]) -> list[str]:
     Raises:
         DataError: a file cannot be read.
     """
-    texts: list[str] = []
+    all_texts: list[str] = []
     for name in files:
         try:
-            text = Path(name).expanduser().read_text(encoding="utf-8")
+            file_text = Path(name).expanduser().read_text(encoding="utf-8")
             if name.endswith(".json"):
-                texts += _strings(parse_json(text, name, DataError))
+                all_texts += _strings(parse_json(file_text, name, DataError))
             elif name.endswith(".jsonl"):
-                texts += _strings([parse_json(line, name, DataError) for line in split_lines(text)])
+                all_texts += _strings(
+                    [parse_json(line, name, DataError) for line in split_lines(file_text)]
+                )
             else:
-                texts.append(text)
+                all_texts.append(file_text)
         except DataError as error:
             raise DataError(f"data.cleaning.decontaminate_files: {error}") from error
         except (OSError, ValueError) as error:
             raise DataError(
                 f"data.cleaning.decontaminate_files: {name}: cannot be read ({error})."
             ) from error
-    return texts
+    return all_texts
 
 
 def _strings(value: Any) -> list[str]:

@@ -61,14 +61,10 @@ def source_files(source: SourceSection) -> Iterator[SourceFile]:
             if _is_excluded(name, source):
                 continue
             file_stem = _without_endings(PurePosixPath(name.rpartition("//")[2]).name)
-            stem_counts[file_stem] += (
-                1  # the archive is pinned, so counting is as stable as the name
-            )
-            key = (
-                file_stem
-                if stem_counts[file_stem] == 1
-                else f"{file_stem}~{stem_counts[file_stem]}"
-            )
+            # The archive is pinned, so counting is as stable as the name.
+            stem_counts[file_stem] += 1
+            count = stem_counts[file_stem]
+            key = file_stem if count == 1 else f"{file_stem}~{count}"
             yield SourceFile(key, name, partial(_decompressed, name, stream))
     seen_keys: set[str] = set()
     paths_by_pattern = local_paths(source)
@@ -173,6 +169,7 @@ def _hash(path: Path) -> str:
     num_bytes = path.stat().st_size
     if num_bytes <= _WHOLE_HASH_BYTES:
         return known_hash(path)
+    # The time of change as well: 64 samples of a file this large miss most changes.
     digest = hashlib.sha256(f"{num_bytes} {path.stat().st_mtime_ns}".encode())
     with path.open("rb") as file:
         for number in range(_SAMPLES):
@@ -200,14 +197,14 @@ def _expand(pattern: str) -> str:
 def expand_pattern(pattern: str) -> Iterator[str]:
     """What matches a pattern; `**` walks through every folder once, whatever links lead back to it
     (`glob` follows a link that leads back until the system refuses)."""
-    parts = PurePosixPath(pattern).parts
-    if "**" not in parts:
+    path_parts = PurePosixPath(pattern).parts
+    if "**" not in path_parts:
         yield from sorted(glob.iglob(pattern))
         return
-    wild_place = parts.index("**")
-    later_parts = parts[wild_place + 1 :] or ("*",)
+    wild_place = path_parts.index("**")
+    later_parts = path_parts[wild_place + 1 :] or ("*",)
     base_folders = (
-        sorted(glob.iglob(str(PurePosixPath(*parts[:wild_place])))) if wild_place else ["."]
+        sorted(glob.iglob(str(PurePosixPath(*path_parts[:wild_place])))) if wild_place else ["."]
     )
     for base in base_folders:
         for folder in _walk_once(Path(base)):
@@ -225,6 +222,7 @@ def _walk_once(base: Path) -> Iterator[Path]:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError:  # no folder, a link to nothing, or not to be read: nothing matches there
             continue
+        # By inode, as paths of linked folders never end.
         if (folder_status.st_dev, folder_status.st_ino) in seen_inodes:
             continue
         seen_inodes.add((folder_status.st_dev, folder_status.st_ino))

@@ -78,22 +78,22 @@ def _clean_blocks(page: bytes, name: str) -> list[TextBlock]:
         root = html.document_fromstring(page)
     except (etree.ParserError, ValueError) as error:
         raise DataError(f"{name}: cannot be read as HTML ({error}).") from error
-    blocks = join_across_pages(drop_furniture(list(_blocks(root))))
-    if not blocks:
+    text_blocks = join_across_pages(drop_furniture(list(_blocks(root))))
+    if not text_blocks:
         raise DataError(f"{name}: holds no text once hidden parts and page furniture are gone.")
-    return blocks
+    return text_blocks
 
 
 def _blocks(root: html.HtmlElement) -> Iterator[TextBlock]:
     """Flatten the tree into paragraphs, table rows and page ends, in reading order."""
-    inline: list[tuple[str, bool]] = []
+    inline_pieces: list[tuple[str, bool]] = []
 
     def flush() -> Iterator[TextBlock]:
-        text = squeeze("".join(piece for piece, _ in inline))
+        text = squeeze("".join(piece for piece, _ in inline_pieces))
         if text:
-            bold = all(is_bold for piece, is_bold in inline if piece.strip())
+            bold = all(is_bold for piece, is_bold in inline_pieces if piece.strip())
             yield TextBlock(text, bold=bold)
-        inline.clear()
+        inline_pieces.clear()
 
     def walk(element: html.HtmlElement, bold: bool) -> Iterator[TextBlock]:
         tag = element.tag
@@ -113,11 +113,11 @@ def _blocks(root: html.HtmlElement) -> Iterator[TextBlock]:
             if is_block:
                 yield from flush()
             if tag == "br":
-                inline.append((" ", bold))
-            inline.append((element.text or "", bold))
+                inline_pieces.append((" ", bold))
+            inline_pieces.append((element.text or "", bold))
             for child in element:
                 yield from walk(child, bold)
-                inline.append((child.tail or "", bold))
+                inline_pieces.append((child.tail or "", bold))
             if is_block:
                 yield from flush()
         if "page-break-after:always" in style or "break-after:page" in style:
@@ -130,10 +130,10 @@ def _blocks(root: html.HtmlElement) -> Iterator[TextBlock]:
 
 def _rows(table: html.HtmlElement) -> Iterator[TextBlock]:
     for row in table.iter("tr"):
-        cells = [squeeze(_visible_text(cell)) for cell in row if cell.tag in {"td", "th"}]
-        text = _row_text([cell for cell in cells if cell])
-        if text:
-            yield TextBlock(text, is_row=True)
+        row_cells = [squeeze(_visible_text(cell)) for cell in row if cell.tag in {"td", "th"}]
+        row_text = _row_text([cell for cell in row_cells if cell])
+        if row_text:
+            yield TextBlock(row_text, is_row=True)
 
 
 def _visible_text(element: html.HtmlElement) -> str:
@@ -142,9 +142,9 @@ def _visible_text(element: html.HtmlElement) -> str:
         return ""
     if element.tag == "br":
         return " "
-    inner = "".join(_visible_text(child) + (child.tail or "") for child in element)
-    gap = " " if element.tag in _BLOCK_TAGS else ""
-    return gap + (element.text or "") + inner + gap
+    inner_text = "".join(_visible_text(child) + (child.tail or "") for child in element)
+    block_gap = " " if element.tag in _BLOCK_TAGS else ""
+    return block_gap + (element.text or "") + inner_text + block_gap
 
 
 def _row_text(cells: list[str]) -> str:
@@ -183,27 +183,28 @@ def drop_furniture(blocks: list[TextBlock]) -> list[TextBlock]:
         pages[-1].append(block)
         if block.ends_page:
             pages.append([])
-    counts: Counter[str] = Counter()
+    # Digits are one sign in a shape, so that "Page 7" and "Page 8" are one line that returns.
+    shape_counts: Counter[str] = Counter()
     for page in pages:
-        counts.update({part for block in _edges(page) for part in _parts(block)})
-    kept: list[TextBlock] = []
+        shape_counts.update({part for block in _edges(page) for part in _parts(block)})
+    kept_blocks: list[TextBlock] = []
     for page in pages:
-        furniture = {
+        furniture_ids = {
             id(block)
             for block in _edges(page)
             if block.text.isdigit()
-            or counts[_shape(block.text)] >= _REPEATS
+            or shape_counts[_shape(block.text)] >= _REPEATS
             # "LEGAL PROCEEDINGS | Table of Contents": the chapter changes, the link stays
-            or any(counts[part] >= _OFTEN for part in _parts(block))
+            or any(shape_counts[part] >= _OFTEN for part in _parts(block))
         }
-        kept += [block for block in page if id(block) not in furniture]
-    return kept
+        kept_blocks += [block for block in page if id(block) not in furniture_ids]
+    return kept_blocks
 
 
 def _edges(page: list[TextBlock]) -> list[TextBlock]:
-    texts = [block for block in page if block.text]
-    near = texts[:_EDGE_BLOCKS] + texts[_EDGE_BLOCKS:][-_EDGE_BLOCKS:]
-    return [block for block in near if len(block.text) <= 120]
+    text_blocks = [block for block in page if block.text]
+    edge_blocks = text_blocks[:_EDGE_BLOCKS] + text_blocks[_EDGE_BLOCKS:][-_EDGE_BLOCKS:]
+    return [block for block in edge_blocks if len(block.text) <= 120]
 
 
 def _parts(block: TextBlock) -> set[str]:
@@ -218,55 +219,55 @@ def _shape(text: str) -> str:
 
 def join_across_pages(blocks: list[TextBlock]) -> list[TextBlock]:
     """Give back to a sentence what a page end cut off."""
-    joined: list[TextBlock] = []
+    joined_blocks: list[TextBlock] = []
     after_page_end = False
     for block in blocks:
         if block.ends_page:
             after_page_end = True
             continue
-        before = joined[-1] if joined else None
+        last_block = joined_blocks[-1] if joined_blocks else None
         if (
             after_page_end
-            and before is not None
-            and not before.is_row
+            and last_block is not None
+            and not last_block.is_row
             and not block.is_row
-            and not before.text.endswith((".", "!", "?", ":", ";", "”", ")"))
+            and not last_block.text.endswith((".", "!", "?", ":", ";", "”", ")"))
             and block.text[:1].islower()
         ):
-            before.text += " " + block.text
+            last_block.text += " " + block.text
         else:
-            joined.append(block)
+            joined_blocks.append(block)
         after_page_end = False
-    return joined
+    return joined_blocks
 
 
 def _sections(blocks: list[TextBlock]) -> Iterator[tuple[str, str]]:
-    heading, lines, words = "Front matter", list[TextBlock](), 0
+    heading, section_blocks, num_words = "Front matter", list[TextBlock](), 0
     for block in blocks:
         is_short = not block.is_row and len(block.text) <= 150
-        opens = is_short and (
-            (bool(_ITEM.match(block.text)) and (block.bold or words >= MIN_SECTION_WORDS))
+        opens_section = is_short and (
+            (bool(_ITEM.match(block.text)) and (block.bold or num_words >= MIN_SECTION_WORDS))
             or (block.bold and bool(_NOTE.match(block.text)))
-            or (block.bold and words >= MIN_SECTION_WORDS and not block.text.endswith("."))
+            or (block.bold and num_words >= MIN_SECTION_WORDS and not block.text.endswith("."))
         )
-        if opens and words > 0:
+        if opens_section and num_words > 0:
             # A heading that follows a heading belongs to the same section.
-            if words >= MIN_SECTION_WORDS // 4:
-                yield heading, join_blocks(lines)
-                heading, lines, words = block.text, [], 0
-        elif opens:
+            if num_words >= MIN_SECTION_WORDS // 4:
+                yield heading, join_blocks(section_blocks)
+                heading, section_blocks, num_words = block.text, [], 0
+        elif opens_section:
             heading = block.text
-        lines.append(block)
-        words += len(block.text.split())
-    if lines:
-        yield heading, join_blocks(lines)
+        section_blocks.append(block)
+        num_words += len(block.text.split())
+    if section_blocks:
+        yield heading, join_blocks(section_blocks)
 
 
 def join_blocks(blocks: list[TextBlock]) -> str:
     """Paragraphs apart by a blank line, rows of one table by a line break."""
-    out = ""
+    joined_text = ""
     for index, block in enumerate(blocks):
         if index:
-            out += "\n" if block.is_row and blocks[index - 1].is_row else "\n\n"
-        out += block.text
-    return out
+            joined_text += "\n" if block.is_row and blocks[index - 1].is_row else "\n\n"
+        joined_text += block.text
+    return joined_text

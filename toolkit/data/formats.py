@@ -82,7 +82,7 @@ class DocumentRow:
 
     place: str
     where: str
-    fields: dict[str, Any] | None = None
+    fields: dict[str, object] | None = None
     text: str = ""
 
 
@@ -244,6 +244,7 @@ def _parquet(stream: IO[bytes], name: str) -> Iterator[DocumentRow]:
 
     try:
         is_file = stream.seekable()
+        # Parquet is read from its end; a stream that cannot step back is read whole.
         file = pq.ParquetFile(stream if is_file else io.BytesIO(read_whole(stream, name)))
         _refuse_parquet_bomb(file, stream, name)
         number = 0
@@ -290,7 +291,7 @@ def _pubmed(stream: IO[bytes], name: str, faults: Faults) -> Iterator[DocumentRo
         )
 
 
-def _article(article: Any) -> dict[str, Any]:
+def _article(article: Any) -> dict[str, object]:
     title_element = article.find(".//ArticleTitle")
     abstract_parts = []
     for abstract_part in article.iterfind(".//Abstract/AbstractText"):

@@ -102,17 +102,17 @@ def read_paged(data: bytes, name: str, kind: str) -> PagedText:
 
 
 def _pieces(blocks: Iterable[TextBlock]) -> Iterator[PagedPiece]:
-    held: list[TextBlock] = []
-    words = 0
+    held_blocks: list[TextBlock] = []
+    word_count = 0
     for block in blocks:
         # A table stays whole.
-        if words >= PIECE_WORDS and not (block.is_row and held[-1].is_row):
-            yield PagedPiece(held[0].page, join_blocks(held))
-            held, words = [], 0
-        held.append(block)
-        words += len(block.text.split())
-    if held:
-        yield PagedPiece(held[0].page, join_blocks(held))
+        if word_count >= PIECE_WORDS and not (block.is_row and held_blocks[-1].is_row):
+            yield PagedPiece(held_blocks[0].page, join_blocks(held_blocks))
+            held_blocks, word_count = [], 0
+        held_blocks.append(block)
+        word_count += len(block.text.split())
+    if held_blocks:
+        yield PagedPiece(held_blocks[0].page, join_blocks(held_blocks))
 
 
 def _read_pdf(data: bytes, name: str) -> Iterator[list[TextBlock]]:
@@ -151,11 +151,11 @@ def join_lines(page: str) -> list[str]:
     ['A sentence that is broken, and goes on.', '• An item']
     """
     lines = [line.strip() for line in _LINE_HYPHEN.sub("", page).splitlines()]
-    lengths = sorted(len(line) for line in lines if line)
-    if not lengths:
+    line_lengths = sorted(len(line) for line in lines if line)
+    if not line_lengths:
         return []
     # The upper quarter: headings and last lines are short, full lines are alike.
-    usual = statistics.median(lengths[-max(1, len(lengths) // 4) :])
+    usual_length = statistics.median(line_lengths[-max(1, len(line_lengths) // 4) :])
     paragraphs: list[str] = []
     is_open = False
     for line in lines:
@@ -167,7 +167,7 @@ def join_lines(page: str) -> list[str]:
         else:
             paragraphs.append(line)
         ends_sentence = bool(_ENDS_SENTENCE.search(line))
-        is_open = len(line) >= usual * (_FULL_LINE if ends_sentence else _SHORT_LINE)
+        is_open = len(line) >= usual_length * (_FULL_LINE if ends_sentence else _SHORT_LINE)
     return [re.sub(r"\s+", " ", paragraph) for paragraph in paragraphs]
 
 
@@ -180,11 +180,11 @@ def _check_archive(data: bytes, name: str) -> None:
         )
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            infos = archive.infolist()
+            zip_entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise DataError(f"{name}: is damaged: no zip archive ({error}).") from error
-    refuse_bomb(name, len(data), sum(info.file_size for info in infos))
-    if any(info.flag_bits & 1 for info in infos):
+    refuse_bomb(name, len(data), sum(info.file_size for info in zip_entries))
+    if any(info.flag_bits & 1 for info in zip_entries):
         raise DataError(f"{name}: is encrypted; save a copy without a password.")
 
 
@@ -245,22 +245,23 @@ def _read_epub(data: bytes, name: str) -> Iterator[list[TextBlock]]:
     the library for it is under the AGPL, so the dozen lines that are needed stand here."""
     from lxml import etree
 
+    # Entities and the network are how a stranger's XML has files read and addresses asked.
     parser = etree.XMLParser(resolve_entities=False, no_network=True, recover=True)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             container = etree.fromstring(archive.read("META-INF/container.xml"), parser)
-            root = container.find(".//{*}rootfile")
-            opf = "" if root is None else str(root.get("full-path"))
-            package = etree.fromstring(archive.read(opf), parser)
-            places = {
+            root_file = container.find(".//{*}rootfile")
+            package_path = "" if root_file is None else str(root_file.get("full-path"))
+            package = etree.fromstring(archive.read(package_path), parser)
+            paths_by_id = {
                 str(item.get("id")): str(item.get("href"))
                 for item in package.iterfind("{*}manifest/{*}item")
             }
             for item in package.iterfind("{*}spine/{*}itemref"):
-                href = places.get(str(item.get("idref")), "").partition("#")[0]
-                chapter = (PurePosixPath(opf).parent / href).as_posix()
+                item_path = paths_by_id.get(str(item.get("idref")), "").partition("#")[0]
+                chapter_path = (PurePosixPath(package_path).parent / item_path).as_posix()
                 try:
-                    text = page_text(archive.read(chapter), f"{name}: {chapter}")
+                    text = page_text(archive.read(chapter_path), f"{name}: {chapter_path}")
                 except DataError:  # a cover without text
                     text = ""
                 yield [TextBlock(part) for part in text.split("\n\n") if part]

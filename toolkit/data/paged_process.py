@@ -58,12 +58,12 @@ class _ReaderProcess:
     def _start(self) -> None:
         # Not forked: this process may hold threads of torch and a tokenizer.
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        self._pipe, their_end = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, limit("PAGED_BYTES")), daemon=True
+            target=_serve, args=(their_end, limit("PAGED_BYTES")), daemon=True
         )
         self._process.start()
-        theirs.close()
+        their_end.close()
 
     def stop(self) -> None:
         """End the process, whatever it does."""

@@ -59,6 +59,7 @@ from toolkit.data.texts import (
 from toolkit.data.tokens import Frame, TokenTable, tokenize
 from toolkit.data.workers import WorkerProcesses
 from toolkit.errors import DataError
+from toolkit.section import replace_values
 from toolkit.stage import Stage, write_atomically
 
 Say = Callable[[str], None]
@@ -169,7 +170,7 @@ class _DataRun:
         for number, (name, source) in enumerate(self.section.sources.items()):
             if source.edgar is not None:
                 pinned = pin_filings(source.edgar, _filing_list(texts.parent, name))
-                source = source.model_copy(update={"edgar": pinned})
+                source = replace_values(source, edgar=pinned)
                 say_what_is_fetched(name, find_filings(pinned))
             found = texts_by_source[name] = write_texts(
                 number,

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from toolkit.data.blocks import StageEntry
 from toolkit.data.config import DataSection, Role, SplitName
@@ -81,7 +80,7 @@ class SourceSummary:
             if key.startswith(_PII)
         }
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain values for the manifest."""
         steps, used = (
             {key: amount.to_json() for key, amount in amounts.items()}
@@ -157,7 +156,7 @@ class DataSummary:
     separator_token_id: int
     damaged: dict[str, list[str]]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Plain values for the manifest."""
         return {
             **({} if self.train is None else {"train": asdict(self.train)}),

@@ -100,4 +100,4 @@ class WorkerProcesses:
 
 def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process says what happened, once
-    os.environ["TOKENIZERS_PARALLELIZM"] = "false"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -65,17 +65,17 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> tuple[list[list[in
         Tokens of each prompt, and whether there was a template.
     """
     if getattr(tokenizer, "chat_template", None):
-        encoded = []
+        encoded_prompts = []
         for prompt in prompts:
             with reading(_name(tokenizer), EvaluationError, *_TEMPLATE), bounded_template():
-                chat = tokenizer.apply_chat_template(
+                chat_tokens = tokenizer.apply_chat_template(
                     [{"role": "user", "content": prompt}],
                     add_generation_prompt=True,
                     tokenize=True,
                     return_dict=True,
                 )
-            encoded.append(chat["input_ids"])
-        return [list(map(int, tokens)) for tokens in encoded], True
+            encoded_prompts.append(chat_tokens["input_ids"])
+        return [list(map(int, prompt_tokens)) for prompt_tokens in encoded_prompts], True
     return [list(map(int, tokenizer.encode(f"{prompt}\n"))) for prompt in prompts], False
 
 
@@ -93,38 +93,40 @@ def load_answers(
     """The answers from their cache; what is missing there is made, block by block.
 
     Args:
-        tokenizer: of the general model.
-        prompts: texts.
+        tokenizer: tokenizer of the general model.
+        prompts: texts of the prompts.
         load_general: loads the general model; called only where answers are missing.
-        general_hash: of its content and of the type it is loaded in.
-        folder: of the cache.
+        general_hash: hash of its content and of the type it is loaded in.
+        folder: folder of the cache.
         max_new_tokens: longest answer.
         top_tokens: K.
         advance: told how many prompts are done.
     """
-    encoded, templated = encode_prompts(tokenizer, prompts)
-    parts: list[Answers] = []
-    model = None
-    longest = max(map(len, encoded), default=0) + max_new_tokens
-    rows = min(max(_BLOCK_TOKENS // longest, _LEAST_ROWS), _MOST_ROWS)
-    for start in range(0, len(encoded), rows):
-        block = encoded[start : start + rows]
-        key = hash_json([general_hash, block, max_new_tokens, top_tokens])
-        path = folder / f"{key}.npz"
-        answers = _read(path, block, templated)
-        if answers is None:
-            model = load_general() if model is None else model
-            answers = make_answers(model, tokenizer, block, max_new_tokens, top_tokens, templated)
-            _write(path, answers)
-        parts.append(answers)
+    encoded_prompts, templated = encode_prompts(tokenizer, prompts)
+    answer_blocks: list[Answers] = []
+    general_model = None
+    longest_text = max(map(len, encoded_prompts), default=0) + max_new_tokens
+    block_rows = min(max(_BLOCK_TOKENS // longest_text, _LEAST_ROWS), _MOST_ROWS)
+    for first_row in range(0, len(encoded_prompts), block_rows):
+        block = encoded_prompts[first_row : first_row + block_rows]
+        # Its own prompts are in the key: prompts added at the end leave earlier blocks known.
+        block_path = folder / f"{hash_json([general_hash, block, max_new_tokens, top_tokens])}.npz"
+        block_answers = _read(block_path, block, templated)
+        if block_answers is None:
+            general_model = load_general() if general_model is None else general_model
+            block_answers = make_answers(
+                general_model, tokenizer, block, max_new_tokens, top_tokens, templated
+            )
+            _write(block_path, block_answers)
+        answer_blocks.append(block_answers)
         if advance is not None:
             advance(len(block), "")
     return Answers(
-        prompts=[tokens for part in parts for tokens in part.prompts],
-        answers=[tokens for part in parts for tokens in part.answers],
-        top_tokens=[values for part in parts for values in part.top_tokens],
-        top_logs=[values for part in parts for values in part.top_logs],
-        rest_logs=[values for part in parts for values in part.rest_logs],
+        prompts=[tokens for answer_block in answer_blocks for tokens in answer_block.prompts],
+        answers=[tokens for answer_block in answer_blocks for tokens in answer_block.answers],
+        top_tokens=[values for answer_block in answer_blocks for values in answer_block.top_tokens],
+        top_logs=[values for answer_block in answer_blocks for values in answer_block.top_logs],
+        rest_logs=[values for answer_block in answer_blocks for values in answer_block.rest_logs],
         templated=templated,
     )
 
@@ -163,36 +165,36 @@ def top_distributions(
     Raises:
         EvaluationError: the model's probabilities are not numbers.
     """
-    tops: list[Tensor] = [torch.empty(0)] * len(prompts)
-    logs: list[Tensor] = [torch.empty(0)] * len(prompts)
+    top_by_answer: list[Tensor] = [torch.empty(0)] * len(prompts)
+    logs_by_answer: list[Tensor] = [torch.empty(0)] * len(prompts)
     rests: list[Tensor] = [torch.empty(0)] * len(prompts)
     for batch, states in answer_states(model, prompts, answers, batch_tokens=2048):
-        sizes = [len(answers[number]) for number in batch]
+        answer_sizes = [len(answers[number]) for number in batch]
         parts = _top_of_distributions(model, states, top_tokens)
         if not bool(parts[1].isfinite().all()):
             raise EvaluationError(
                 "retention: the general model's probabilities are not numbers; its weights are "
                 "damaged."
             )
-        for by_answer, part in zip((tops, logs, rests), parts, strict=True):
-            for number, values in zip(batch, torch.split(part.cpu(), sizes), strict=True):
+        for by_answer, part in zip((top_by_answer, logs_by_answer, rests), parts, strict=True):
+            for number, values in zip(batch, torch.split(part.cpu(), answer_sizes), strict=True):
                 by_answer[number] = values
-    return tops, logs, rests
+    return top_by_answer, logs_by_answer, rests
 
 
 def _top_of_distributions(
     model: Any, states: Tensor, top_tokens: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Likeliest tokens, their log probabilities, and that of all others: `[T, K]` twice, `[T]`."""
-    tokens, logs, rests = [], [], []
+    token_chunks, log_chunks, rest_chunks = [], [], []
     for _, logits in logit_chunks(model, states):
         likeliest = logits.topk(min(top_tokens, logits.shape[1] - 1), dim=1)
         total = logits.logsumexp(dim=1)
-        tokens.append(likeliest.indices)
-        logs.append(likeliest.values - total[:, None])
+        token_chunks.append(likeliest.indices)
+        log_chunks.append(likeliest.values - total[:, None])
         # This overwrites the logits, so it comes last.
-        rests.append(rest_log(logits, likeliest.indices, total))
-    return torch.cat(tokens).int(), torch.cat(logs), torch.cat(rests)
+        rest_chunks.append(rest_log(logits, likeliest.indices, total))
+    return torch.cat(token_chunks).int(), torch.cat(log_chunks), torch.cat(rest_chunks)
 
 
 def rest_log(logits: Tensor, left_out: Tensor, total: Tensor) -> Tensor:
@@ -220,18 +222,19 @@ def _write(path: Path, answers: Answers) -> None:
 
 def _read(path: Path, prompts: list[list[int]], templated: bool) -> Answers | None:
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            values = {name: file[name] for name in file.files}
-        ends = np.cumsum(values["lengths"]).tolist()
-        spans = list(zip([0, *ends[:-1]], ends, strict=True))
+        with path.open("rb") as raw_file, np.load(raw_file, allow_pickle=False) as file:
+            stored_arrays = {array_name: file[array_name] for array_name in file.files}
+        answer_ends = np.cumsum(stored_arrays["lengths"]).tolist()
+        # The hash in the name covers the prompts; a count that differs is a damaged file.
+        spans = list(zip([0, *answer_ends[:-1]], answer_ends, strict=True))
         if len(spans) != len(prompts):
             return None
         return Answers(
             prompts=prompts,
-            answers=[values["answers"][a:b].tolist() for a, b in spans],
-            top_tokens=[torch.from_numpy(values["top_tokens"][a:b]) for a, b in spans],
-            top_logs=[torch.from_numpy(values["top_logs"][a:b]) for a, b in spans],
-            rest_logs=[torch.from_numpy(values["rest_logs"][a:b]) for a, b in spans],
+            answers=[stored_arrays["answers"][a:b].tolist() for a, b in spans],
+            top_tokens=[torch.from_numpy(stored_arrays["top_tokens"][a:b]) for a, b in spans],
+            top_logs=[torch.from_numpy(stored_arrays["top_logs"][a:b]) for a, b in spans],
+            rest_logs=[torch.from_numpy(stored_arrays["rest_logs"][a:b]) for a, b in spans],
             templated=templated,
         )
     except Exception:  # absent, or damaged in one of the ways that an archive can be

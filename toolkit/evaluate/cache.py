@@ -75,25 +75,27 @@ class ScoreCache:
         Raises:
             EvaluationError: a loss is not a finite number.
         """
-        if bad := next((v for v in losses if not math.isfinite(v)), None):
+        if bad_loss := next((v for v in losses if not math.isfinite(v)), None):
             raise EvaluationError(
-                f"{items.name}: a loss is {bad}; the model's weights are damaged, or its merge is."
+                f"{items.name}: a loss is {bad_loss}; the model's weights are damaged, or its "
+                "merge is."
             )
-        row = {
+        score_row = {
             "model": model,
             "set": _set_key(items),
             "name": items.name,
-            "rows": [int(row) for row in rows],
+            "rows": [int(score_row) for score_row in rows],
             "losses": [float(loss) for loss in losses],
         }
-        line = json.dumps(sealed(row), separators=(",", ":")).encode()
+        row_bytes = json.dumps(sealed(score_row), separators=(",", ":")).encode()
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        # a+ appends at the end whatever another process has written since it was opened.
         with self._path.open("ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # A line that a killed process left unfinished must not swallow this one.
             if file.seek(0, os.SEEK_END) and not _ends_a_line(file):
                 file.write(b"\n")
-            file.write(line + b"\n")
+            file.write(row_bytes + b"\n")
             file.flush()
 
     def score(
@@ -129,38 +131,40 @@ class ScoreCache:
                 losses_by_set = items.score_together(model, missing)
             else:
                 losses_by_set = {items.name: items.score(model, missing)}
-            for name, losses in losses_by_set.items():
-                if name in by_name:
-                    self.add(model_hash, by_name[name], missing, losses)
+            for set_name, losses in losses_by_set.items():
+                if set_name in by_name:
+                    self.add(model_hash, by_name[set_name], missing, losses)
             losses_by_row.update(zip(missing, losses_by_set[items.name], strict=True))
         return [losses_by_row[row] for row in asked_rows]
 
     def _read(self) -> None:
         """Take in what was appended since the last time, by this process or another."""
         try:
-            file = self._path.open("rb")
+            cache_file = self._path.open("rb")
         except FileNotFoundError:
             self._known, self._read_bytes = {}, 0
             return
-        with file:
-            status = os.fstat(file.fileno())
-            if status.st_ino != self._file_number or status.st_size < self._read_bytes:
+        with cache_file:
+            file_status = os.fstat(cache_file.fileno())
+            if file_status.st_ino != self._file_number or file_status.st_size < self._read_bytes:
                 self._known, self._read_bytes = {}, 0  # another file took its place
-            self._file_number = status.st_ino
-            file.seek(self._read_bytes)
-            whole, end, _ = file.read().rpartition(b"\n")
-        self._read_bytes += len(whole) + len(end)
-        damaged = 0
-        for line in whole.split(b"\n"):
-            if (entry := _entry(line)) is not None:
-                key, losses = entry
-                self._known.setdefault(key, {}).update(losses)
-            elif line:
-                damaged += 1
-        if damaged:
+            self._file_number = file_status.st_ino
+            cache_file.seek(self._read_bytes)
+            # A line that is being written has no end yet, and is read the next time.
+            whole_lines, line_end, _ = cache_file.read().rpartition(b"\n")
+        self._read_bytes += len(whole_lines) + len(line_end)
+        num_damaged = 0
+        for row_line in whole_lines.split(b"\n"):
+            if (row_entry := _entry(row_line)) is not None:
+                score_key, losses = row_entry
+                self._known.setdefault(score_key, {}).update(losses)
+            elif row_line:
+                num_damaged += 1
+        if num_damaged:
             say(
-                f"  {self._path}: {damaged} damaged line{'s are' if damaged > 1 else ' is'} passed "
-                "over; what stood there is scored again"
+                f"  {self._path}: {num_damaged} damaged "
+                f"line{'s are' if num_damaged > 1 else ' is'} passed over; what stood there is "
+                "scored again"
             )
 
 
@@ -172,13 +176,13 @@ def _ends_a_line(file: Any) -> bool:
 def _entry(line: bytes) -> tuple[tuple[str, str], dict[int, float]] | None:
     """What a line says, or None where it is damaged: no score is what is no finite number."""
     try:
-        row = unsealed(parse_row(line, "scores"))
-        if row is None:
+        score_row = unsealed(parse_row(line, "scores"))
+        if score_row is None:
             return None
-        losses = dict(zip(row["rows"], map(float, row["losses"]), strict=True))
-        if not all(math.isfinite(loss) for loss in losses.values()):
+        losses_by_item = dict(zip(score_row["rows"], map(float, score_row["losses"]), strict=True))
+        if not all(math.isfinite(loss) for loss in losses_by_item.values()):
             return None
-        return (str(row["model"]), str(row["set"])), losses
+        return (str(score_row["model"]), str(score_row["set"])), losses_by_item
     except (ToolkitError, ValueError, KeyError, TypeError):
         return None
 

@@ -23,7 +23,7 @@ from toolkit.progress import progress, say
 from toolkit.stage import content_hash, write_json
 from toolkit.statistics.bootstrap import Floats, bootstrap_figures, intervals
 from toolkit.statistics.hypothesis import holm, mcnemar, paired_permutation
-from toolkit.statistics.interval import Interval
+from toolkit.statistics.interval import Interval, Sign
 from toolkit.statistics.proportions import share_difference, share_interval
 from toolkit.tokenizer_files import load_tokenizer
 
@@ -102,25 +102,27 @@ def run_evaluation(
         raise ConfigError("toolkit eval: name what to score with --tasks or --bigbench.")
     if (missing := missing_library("lm_eval")) is not None:
         raise ConfigError(f"toolkit eval: {missing}.")
-    labels = _labels(models)
+    model_labels = _labels(models)
     check_cache()  # scores are kept there
     if out is not None:
         check_writable(out.absolute().parent)
     for folder in models:
         load_model_config(folder)
-    sections = [_task_section(task, include_path, limit) for task in tasks]
+    task_sections = [_task_section(task, include_path, limit) for task in tasks]
     choices = [MultipleChoiceSection(name=task, bigbench=task, limit=limit) for task in bigbench]
-    folders = dict(zip(labels, models, strict=True))
-    sets, losses_by_set = _score_models(folders, sections, choices)
+    folders_by_label = dict(zip(model_labels, models, strict=True))
+    sets, losses_by_set = _score_models(folders_by_label, task_sections, choices)
     results: ComparisonFigures = {
-        "models": {label: str(folder) for label, folder in folders.items()},
-        "tasks": {name: figures_of(sets[name], losses_by_set[name]) for name in sets},
+        "models": {label: str(folder) for label, folder in folders_by_label.items()},
+        "tasks": {
+            set_name: figures_of(sets[set_name], losses_by_set[set_name]) for set_name in sets
+        },
     }
     show_figures(results["tasks"])
     if out is not None:
         results["items"] = {
-            name: {"ids": list(items.ids), "losses": losses_by_set[name]}
-            for name, items in sets.items()
+            set_name: {"ids": list(items.ids), "losses": losses_by_set[set_name]}
+            for set_name, items in sets.items()
         }
         write_json(out, results)
         say(f"Written to {out}.")
@@ -138,17 +140,17 @@ def _score_models(
         EvaluationError: models were given different items.
     """
     losses_by_set: dict[str, dict[str, list[float]]] = {}
-    sets: dict[str, EvaluationSet] = {}
+    sets_by_name: dict[str, EvaluationSet] = {}
     for label, folder in folders.items():
         for items, losses in _score(folder, label, tasks, choices):
-            first = sets.setdefault(items.name, items)
-            if list(first.item_hashes) != list(items.item_hashes):
+            first_items = sets_by_name.setdefault(items.name, items)
+            if list(first_items.item_hashes) != list(items.item_hashes):
                 raise EvaluationError(
                     f"{items.name}: {label} was given other items than the models before it, so "
                     "they cannot be compared in pairs; score it by itself."
                 )
             losses_by_set.setdefault(items.name, {})[label] = losses
-    return sets, losses_by_set
+    return sets_by_name, losses_by_set
 
 
 def _labels(models: Sequence[Path]) -> list[str]:
@@ -160,13 +162,13 @@ def _labels(models: Sequence[Path]) -> list[str]:
 
 
 def _task_section(text: str, include_path: Path | None, limit: int | None) -> TaskSection:
-    name, _, shots = text.partition("+")
-    if shots and not shots.isdecimal():
+    task_name, _, num_shots = text.partition("+")
+    if num_shots and not num_shots.isdecimal():
         raise ConfigError(f"--tasks {text}: after the + must stand a number of examples.")
     return TaskSection(
-        task=name,
+        task=task_name,
         include_path=None if include_path is None else str(include_path),
-        num_fewshot=int(shots) if shots else None,
+        num_fewshot=int(num_shots) if num_shots else None,
         limit=limit,
     )
 
@@ -178,26 +180,26 @@ def _score(
 
     tokenizer = load_tokenizer(folder)
     section = settle_scoring(EvaluateSection(), folder)
-    sets = [
+    task_items = [
         items
         for task in tasks
         for items in task_sets(task, tokenizer, section, None, all_metrics=True)
     ]
-    sets += [
+    task_items += [
         items
         for questions in choices
         for items in question_sets(questions, tokenizer, section, None, metrics=("acc", "acc_norm"))
     ]
-    cache, name = ScoreCache(cache_folder() / "scores.jsonl"), content_hash(folder)
-    model = load_causal_model(folder, dtype_of(section.precision))
-    scored = []
-    with progress(label, len(sets)) as advance:
-        for items in sets:
+    score_cache, name = ScoreCache(cache_folder() / "scores.jsonl"), content_hash(folder)
+    loaded_model = load_causal_model(folder, dtype_of(section.precision))
+    scored_sets = []
+    with progress(label, len(task_items)) as advance:
+        for items in task_items:
             with computing(folder, EvaluationError, "cannot be scored"):
-                losses = cache.score(model, name, items, together=sets)
-            scored.append((items, losses))
+                item_losses = score_cache.score(loaded_model, name, items, together=task_items)
+            scored_sets.append((items, item_losses))
             advance(1, items.name)
-    return scored
+    return scored_sets
 
 
 def figures_of(items: EvaluationSet, losses: Mapping[str, Sequence[float]]) -> TaskFigures:
@@ -211,17 +213,17 @@ def figures_of(items: EvaluationSet, losses: Mapping[str, Sequence[float]]) -> T
         losses: of its items under each model, by the model's label.
     """
     is_rising = items.unit.startswith(_ONE_MINUS) or items.unit == "error"
-    values = np.array(list(losses.values()))
+    item_values = np.array(list(losses.values()))
     if is_rising:
-        values = 1.0 - values
-    labels = list(losses)
-    pairs = list(itertools.combinations(range(len(labels)), 2))
+        item_values = 1.0 - item_values
+    model_labels = list(losses)
+    pairs = list(itertools.combinations(range(len(model_labels)), 2))
     return {
         "unit": items.unit.removeprefix(_ONE_MINUS) if items.unit != "error" else "accuracy",
         "higher_is_better": is_rising,
         "num_items": len(items),
-        "models": dict(zip(labels, _levels(values, items), strict=True)),
-        "pairs": _pair_figures(values, labels, pairs, items) if pairs else [],
+        "models": dict(zip(model_labels, _levels(item_values, items), strict=True)),
+        "pairs": _pair_figures(item_values, model_labels, pairs, items) if pairs else [],
     }
 
 
@@ -236,9 +238,9 @@ def _pair_figures(
             "to": labels[b],
             "difference": interval,
             "p": p_value,
-            "holm": float(adjusted),
+            "holm": float(holm_value),
         }
-        for (a, b), interval, p_value, adjusted in rows
+        for (a, b), interval, p_value, holm_value in rows
     ]
 
 
@@ -267,12 +269,12 @@ def _levels(values: Floats, items: EvaluationSet) -> list[IntervalFigures]:
 
 def _intervals(values: Floats, items: EvaluationSet) -> list[IntervalFigures]:
     if len(set(items.groups)) < 2:  # what another group would show is not known
-        estimates = items.scale * values.sum(axis=1) / np.sum(items.sizes)
-        return [_plain(Interval(float(e), -math.inf, math.inf)) for e in estimates]
-    figures = bootstrap_figures(
+        scaled_means = items.scale * values.sum(axis=1) / np.sum(items.sizes)
+        return [_plain(Interval(float(e), -math.inf, math.inf)) for e in scaled_means]
+    bootstrapped = bootstrap_figures(
         values, items.sizes, items.groups, resamples=_RESAMPLES, seed=0, scale=items.scale
     )
-    return [_plain(interval) for interval in intervals(figures)]
+    return [_plain(interval) for interval in intervals(bootstrapped)]
 
 
 def _plain(interval: Interval) -> IntervalFigures:
@@ -287,19 +289,19 @@ def _p_value(first: Floats, second: Floats, items: EvaluationSet) -> float:
 
 def show_figures(tasks: Mapping[str, TaskFigures]) -> None:
     """Print the figures of sets under each model, and between each two."""
-    for name, task in tasks.items():
-        better = "higher" if task["higher_is_better"] else "lower"
-        say(f"\n {name}: {task['unit']}, {better} is better, {task['num_items']} items")
-        width = max(len(label) for label in task["models"])
+    for set_name, task in tasks.items():
+        better_side = "higher" if task["higher_is_better"] else "lower"
+        say(f"\n {set_name}: {task['unit']}, {better_side} is better, {task['num_items']} items")
+        label_width = max(len(label) for label in task["models"])
         for label, interval in task["models"].items():
-            say(f"   {label:{width}s}  {_shown(interval)}")
-        for pair in task["pairs"]:
+            say(f"   {label:{label_width}s}  {_shown(interval)}")
+        for pair_figures in task["pairs"]:
             say(
-                f"   {pair['to']} - {pair['from']}: {_shown(pair['difference'], '+')}, "
-                f"p {pair['p']:.2g} (Holm {pair['holm']:.2g})"
+                f"   {pair_figures['to']} - {pair_figures['from']}: "
+                f"{_shown(pair_figures['difference'], '+')}, p {pair_figures['p']:.2g} (Holm "
+                f"{pair_figures['holm']:.2g})"
             )
 
 
-def _shown(interval: IntervalFigures, sign: str = "") -> str:
-    estimate, low, high = interval["estimate"], interval["low"], interval["high"]
-    return f"{estimate:{sign}.4f} ({low:{sign}.4f} to {high:{sign}.4f})"
+def _shown(interval: IntervalFigures, sign: Sign = "") -> str:
+    return Interval(interval["estimate"], interval["low"], interval["high"]).words(sign=sign)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -79,11 +79,12 @@ class MultipleChoiceSection(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        places = ("bigbench", "files", "artifact", "hub")
-        given = [name for name in places if getattr(self, name) is not None]
-        if len(given) != 1:
+        place_keys = ("bigbench", "files", "artifact", "hub")
+        given_keys = [name for name in place_keys if getattr(self, name) is not None]
+        if len(given_keys) != 1:
             raise ValueError(
-                f"give exactly one of {', '.join(places)} (got {', '.join(given) or 'none'})"
+                f"give exactly one of {', '.join(place_keys)} (got "
+                f"{', '.join(given_keys) or 'none'})"
             )
         return self
 
@@ -222,17 +223,22 @@ class EvaluateSection(Section):
                 f"context_tokens: must be less than window_tokens, {self.window_tokens} (got "
                 f"{self.context_tokens}); what a window sees again leaves nothing to score"
             )
-        names = [section.name for section in self.multiple_choice]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"multiple_choice: the name {name!r} stands twice")
+        choice_names = [section.name for section in self.multiple_choice]
+        for choice_name in choice_names:
+            if choice_names.count(choice_name) > 1:
+                raise ValueError(f"multiple_choice: the name {choice_name!r} stands twice")
         return self
 
 
-def identity_of_evaluation(section: EvaluateSection) -> dict[str, Any]:
+def identity_of_evaluation(section: EvaluateSection) -> dict[str, object]:
     """The settings that the figures of a merge depend on, but for whose domain a set is."""
-    of_each = {"__all__": {"specialist"}}
-    left_out: dict[str, Any] = {"multiple_choice": of_each, "tasks": of_each}
+    values: dict[str, object] = section.model_dump(
+        mode="json",
+        exclude={
+            "multiple_choice": {"__all__": {"specialist"}},
+            "tasks": {"__all__": {"specialist"}},
+        },
+    )
     if section.infilling is None:
-        left_out["infilling"] = True
-    return section.model_dump(mode="json", exclude=left_out)
+        del values["infilling"]
+    return values

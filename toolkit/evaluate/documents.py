@@ -28,10 +28,10 @@ def likelihood_sets(
     Raises:
         EvaluationError: the file holds no documents, or a line of it cannot be read.
     """
-    rows = read_rows(path)
+    document_rows = read_rows(path)
     sources: dict[str, list[EvaluationRow]] = {}
-    for row in rows:
-        sources.setdefault(_source(row), []).append(row)
+    for document_row in document_rows:
+        sources.setdefault(_source(document_row), []).append(document_row)
     return [_set(name, members, tokenizer, separator, section) for name, members in sources.items()]
 
 
@@ -47,11 +47,11 @@ def _set(
     separator: int,
     section: EvaluateSection,
 ) -> EvaluationSet:
-    roles = {row["role"] for row in rows}
-    if len(roles) > 1:
+    source_roles = {row["role"] for row in rows}
+    if len(source_roles) > 1:
         raise EvaluationError(
-            f"{name}: its documents have several roles ({', '.join(sorted(roles))}), and a source "
-            "has one; run the data stage again."
+            f"{name}: its documents have several roles ({', '.join(sorted(source_roles))}), and a "
+            "source has one; run the data stage again."
         )
     items = ItemSet(
         ids=[row["id"] for row in rows],
@@ -59,14 +59,14 @@ def _set(
         num_bytes=[len(row["text"].encode()) for row in rows],
         tokens=document_tokens(tokenizer, [row["text"] for row in rows], separator),
     )
-    groups, note = grouping(items.ids, [str(row.get("group") or row["id"]) for row in rows])
+    groups, group_note = grouping(items.ids, [str(row.get("group") or row["id"]) for row in rows])
 
     def score(model: Any, chosen: Sequence[int]) -> list[float]:
         return score_documents(model, items.at(chosen), section)
 
     return EvaluationSet(
         name=name,
-        role=roles.pop(),
+        role=source_roles.pop(),
         unit="bits per byte",
         ids=items.ids,
         groups=groups,
@@ -84,8 +84,8 @@ def _set(
             }
         ),
         item_hashes=[hash_json(" ".join(row["text"].split())) for row in rows],
-        note=note,
-        is_of_one_group=bool(note),
+        note=group_note,
+        is_of_one_group=bool(group_note),
     )
 
 

@@ -44,8 +44,8 @@ def final_hidden(model: Any, inputs: Tensor, **more: Any) -> Tensor:
     if _logits_are_shaped_here(model):
         return _caught(model, inputs, more)
     inputs = inputs.to(next(model.parameters()).device)
-    logits: Tensor = model(**without_cache(model, {"input_ids": inputs, **more})).logits
-    return logits
+    model_logits: Tensor = model(**without_cache(model, {"input_ids": inputs, **more})).logits
+    return model_logits
 
 
 @torch.no_grad()
@@ -53,16 +53,16 @@ def can_pad(model: Any) -> bool:
     """Whether texts of unequal lengths can be computed together, padded at the right: tried once
     per model, as some architectures read what follows, or spread it."""
     if model not in _PADDED:
-        first, second = probe_documents(model, 64)
-        rows = torch.zeros(2, len(first) - 1, dtype=torch.long)
-        rows[0], rows[1, : len(second) - 1] = first[:-1], second[:-1]
+        first_probe, second = probe_documents(model, 64)
+        padded_rows = torch.zeros(2, len(first_probe) - 1, dtype=torch.long)
+        padded_rows[0], padded_rows[1, : len(second) - 1] = first_probe[:-1], second[:-1]
         try:
-            states = final_hidden(model, rows)
+            hidden_states = final_hidden(model, padded_rows)
             found = [
-                picked_log_probabilities(model, own[: len(text) - 1], text[1:].tolist())
-                for own, text in zip(states, (first, second), strict=True)
+                picked_log_probabilities(model, row_states[: len(text) - 1], text[1:].tolist())
+                for row_states, text in zip(hidden_states, (first_probe, second), strict=True)
             ]
-            expected = [log_probabilities_alone(model, text) for text in (first, second)]
+            expected = [log_probabilities_alone(model, text) for text in (first_probe, second)]
             _PADDED[model] = all(agrees(model, *pair) for pair in zip(found, expected, strict=True))
         except Exception:  # whatever an architecture's own code raises
             _PADDED[model] = False
@@ -73,23 +73,25 @@ def can_pad(model: Any) -> bool:
 def _logits_are_shaped_here(model: Any) -> bool:
     """Whether the head's product, scaled and capped as the configuration says, is the logits."""
     if model not in _SHAPED_HERE:
+        # Without a recursion: what is asked below asks this very question again.
         _SHAPED_HERE[model] = True  # for what is asked on the way
-        text, _ = probe_documents(model, 64)
+        probe_text, _ = probe_documents(model, 64)
         try:
-            states = _caught(model, text[None, :-1], {})[0]
-            found = picked_log_probabilities(model, states, text[1:].tolist())
-            is_known = agrees(model, found, log_probabilities_alone(model, text))
+            hidden_states = _caught(model, probe_text[None, :-1], {})[0]
+            head_logs = picked_log_probabilities(model, hidden_states, probe_text[1:].tolist())
+            agrees_here = agrees(model, head_logs, log_probabilities_alone(model, probe_text))
         except Exception:  # no head, or one that is called in another way
-            is_known = False
-        _SHAPED_HERE[model] = is_known
+            agrees_here = False
+        _SHAPED_HERE[model] = agrees_here
     return _SHAPED_HERE[model]
 
 
-def _caught(model: Any, inputs: Tensor, more: dict[str, Any]) -> Tensor:
-    caught: list[Tensor] = []
+def _caught(model: Any, inputs: Tensor, more: dict[str, object]) -> Tensor:
+    caught_states: list[Tensor] = []
 
     def catch(_module: Any, args: tuple[Tensor, ...]) -> Any:
-        caught.append(args[0])
+        caught_states.append(args[0])
+        # A slice of no positions: the model's own logits, which may not fit, are never made.
         return (args[0][:, :0],)  # the head itself has nothing to do
 
     device = next(model.parameters()).device
@@ -98,7 +100,7 @@ def _caught(model: Any, inputs: Tensor, more: dict[str, Any]) -> Tensor:
         model(**without_cache(model, {"input_ids": inputs.to(device), **more}))
     finally:
         handle.remove()
-    return caught[0]
+    return caught_states[0]
 
 
 def logit_chunks(
@@ -118,14 +120,14 @@ def logit_chunks(
         for start in range(0, len(states), rows or _ROWS):
             yield start, states[start : start + (rows or _ROWS)].float()
         return
-    head = model.get_output_embeddings()
+    output_head = model.get_output_embeddings()
     on_cpu = states.device.type == "cpu"
-    step = rows or (_ROWS if on_cpu else 4096)
-    at_once = max(step, _PRODUCT_ROWS) if on_cpu else step
-    for first in range(0, len(states), at_once):
-        product = head(states[first : first + at_once])
-        for start in range(0, len(product), step):
-            yield first + start, _shape_logits(model, product[start : start + step]).float()
+    step_rows = rows or (_ROWS if on_cpu else 4096)
+    product_rows = max(step_rows, _PRODUCT_ROWS) if on_cpu else step_rows
+    for first in range(0, len(states), product_rows):
+        product = output_head(states[first : first + product_rows])
+        for start in range(0, len(product), step_rows):
+            yield first + start, _shape_logits(model, product[start : start + step_rows]).float()
 
 
 def picked_log_probabilities(
@@ -142,10 +144,10 @@ def picked_log_probabilities(
         targets: tokens.
         positions: which state predicts each target, ascending; by default one after the other.
     """
-    picked = [
+    picked_chunks = [
         logs[rows, tokens] for logs, rows, tokens in _log_chunks(model, states, targets, positions)
     ]
-    return torch.cat(picked)
+    return torch.cat(picked_chunks)
 
 
 def picked_and_greedy(
@@ -156,35 +158,35 @@ def picked_and_greedy(
 ) -> tuple[Tensor, Tensor]:
     """As `picked_log_probabilities`, and whether each target is the likeliest token there (of tied
     ones the first, as in lm-eval)."""
-    picked, is_greedy = [], []
+    picked_chunks, greedy_chunks = [], []
     for logs, rows, tokens in _log_chunks(model, states, targets, positions):
-        picked.append(logs[rows, tokens])
-        is_greedy.append(logs.argmax(dim=1)[rows] == tokens)
-    return torch.cat(picked), torch.cat(is_greedy)
+        picked_chunks.append(logs[rows, tokens])
+        greedy_chunks.append(logs.argmax(dim=1)[rows] == tokens)
+    return torch.cat(picked_chunks), torch.cat(greedy_chunks)
 
 
 def _log_chunks(
     model: Any, states: Tensor, targets: Sequence[int], positions: Sequence[int] | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Log probabilities of a few positions `[n, V]`, then row and token of each target there."""
-    device = states.device
-    target_tokens = torch.tensor(list(targets), device=device)
-    places = torch.arange(len(targets)) if positions is None else torch.tensor(list(positions))
+    states_device = states.device
+    target_tokens = torch.tensor(list(targets), device=states_device)
+    target_rows = torch.arange(len(targets)) if positions is None else torch.tensor(list(positions))
     for start, logits in logit_chunks(model, states):
-        first, last = torch.searchsorted(
-            places, torch.tensor([start, start + len(logits)])
+        first_target, end_target = torch.searchsorted(
+            target_rows, torch.tensor([start, start + len(logits)])
         ).tolist()
-        rows = places[first:last].to(device) - start
-        yield logits.log_softmax(dim=1), rows, target_tokens[first:last]
+        chunk_rows = target_rows[first_target:end_target].to(states_device) - start
+        yield logits.log_softmax(dim=1), chunk_rows, target_tokens[first_target:end_target]
 
 
 def _shape_logits(model: Any, logits: Tensor) -> Tensor:
     """What some models do between the output head and the loss: scale, or cap softly."""
-    config = model.config.get_text_config()
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / divisor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
+    text_config = model.config.get_text_config()
+    if (logit_scale := getattr(text_config, "logit_scale", None)) is not None:
+        logits = logits * logit_scale
+    if (logit_divisor := getattr(text_config, "logits_scaling", None)) is not None:
+        logits = logits / logit_divisor
+    if (soft_cap := getattr(text_config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / soft_cap) * soft_cap
     return logits

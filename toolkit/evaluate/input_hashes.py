@@ -23,26 +23,27 @@ def evaluation_inputs(section: EvaluateSection) -> dict[str, str]:
     Raises:
         DataError: a file of questions is missing.
     """
-    hashes: dict[str, str] = {}
-    for choices in section.multiple_choice:
-        if choices.files is not None:
-            source = SourceSection(role="general", files=choices.files)
-            hashes |= input_hashes({f"evaluate/choices/{choices.name}": source})
+    hashes_by_name: dict[str, str] = {}
+    for choice_section in section.multiple_choice:
+        if choice_section.files is not None:
+            source = SourceSection(role="general", files=choice_section.files)
+            hashes_by_name |= input_hashes({f"evaluate/choices/{choice_section.name}": source})
     for task in section.tasks:
         if task.include_path is not None and Path(task.include_path).is_dir():
-            hashes[f"evaluate/tasks/{task.task}"] = hash_json(_task_hashes(task))
-    return hashes
+            hashes_by_name[f"evaluate/tasks/{task.task}"] = hash_json(_task_hashes(task))
+    return hashes_by_name
 
 
 def _task_hashes(section: TaskSection) -> dict[str, str]:
     """Of the YAML files of a task or group, what they include, their code and their data; of all of
     the folder where one of its files cannot be followed."""
-    folder = Path(section.include_path or ".")
+    task_folder = Path(section.include_path or ".")
     try:
-        files = set(_TaskFiles(folder).of(section.task))
+        task_files = set(_TaskFiles(task_folder).of(section.task))
+    # Hashing too much costs a cache entry; hashing too little would take old figures for new ones.
     except (yaml.YAMLError, OSError, ValueError, RecursionError):
-        files = {path for path in folder.rglob("*") if path.is_file()}
-    return {path.as_posix(): known_hash(path) for path in sorted(files)}
+        task_files = {path for path in task_folder.rglob("*") if path.is_file()}
+    return {path.as_posix(): known_hash(path) for path in sorted(task_files)}
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,31 +71,37 @@ class _TaskFiles:
 
     def of(self, name: str) -> Iterator[Path]:
         """All files that a task, group or tag is made of."""
-        seen: set[Path] = set()
-        waiting = [path for path, values in self._read.items() if _defines(values, name)]
-        while waiting:
-            path = waiting.pop()
-            if path in seen:
+        seen_paths: set[Path] = set()
+        waiting_paths = [
+            task_path
+            for task_path, task_values in self._read.items()
+            if _defines(task_values, name)
+        ]
+        while waiting_paths:
+            task_path = waiting_paths.pop()
+            if task_path in seen_paths:
                 continue
-            seen.add(path)
-            yield path
-            if path.suffix != ".yaml":
+            seen_paths.add(task_path)
+            yield task_path
+            if task_path.suffix != ".yaml":
                 continue
-            values = self._read.get(path) or _load(path)
-            for other in _names(values.get("task")):
-                waiting += [p for p, v in self._read.items() if p != path and _defines(v, other)]
-            waiting += _beside(path, values)
+            task_values = self._read.get(task_path) or _load(task_path)
+            for task_name in _names(task_values.get("task")):
+                waiting_paths += [
+                    p for p, v in self._read.items() if p != task_path and _defines(v, task_name)
+                ]
+            waiting_paths += _beside(task_path, task_values)
 
 
 def _load(path: Path) -> dict[str, Any]:
     refuse_hostile_yaml(path)
-    values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader)
-    return values if isinstance(values, dict) else {}
+    yaml_values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    return yaml_values if isinstance(yaml_values, dict) else {}
 
 
 def _defines(values: Mapping[str, Any], name: str) -> bool:
-    tags = values.get("tag") or ()
-    return name in (values.get("task"), values.get("group")) or name in _names(tags)
+    task_tags = values.get("tag") or ()
+    return name in (values.get("task"), values.get("group")) or name in _names(task_tags)
 
 
 def _names(value: Any) -> Iterator[str]:
@@ -110,23 +117,23 @@ def _names(value: Any) -> Iterator[str]:
 
 def _beside(path: Path, values: Mapping[str, Any]) -> list[Path]:
     """What a task file names: files it includes, code beside it, and local data."""
-    included = values.get("include") or ()
-    names = [included] if isinstance(included, str) else list(included)
-    files = [file for name in names if (file := path.parent / name).is_file()]
+    included_files = values.get("include") or ()
+    included_names = [included_files] if isinstance(included_files, str) else list(included_files)
+    named_files = [file for name in included_names if (file := path.parent / name).is_file()]
     if _has_code(values):
-        files += path.parent.glob("*.py")
-    settings = values.get("dataset_kwargs")
-    places = [values.get("dataset_path")]
-    if isinstance(settings, Mapping):
-        places += [*_strings(settings.get("data_files")), settings.get("data_dir")]
-    for place in places:
-        if isinstance(place, str):
-            files += _local_files(place)
-    entries = values.get("task")
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, Mapping):
-            files += _beside(path, entry)
-    return files
+        named_files += path.parent.glob("*.py")
+    data_settings = values.get("dataset_kwargs")
+    data_places = [values.get("dataset_path")]
+    if isinstance(data_settings, Mapping):
+        data_places += [*_strings(data_settings.get("data_files")), data_settings.get("data_dir")]
+    for data_place in data_places:
+        if isinstance(data_place, str):
+            named_files += _local_files(data_place)
+    task_entries = values.get("task")
+    for task_entry in task_entries if isinstance(task_entries, list) else ():
+        if isinstance(task_entry, Mapping):
+            named_files += _beside(path, task_entry)
+    return named_files
 
 
 def _has_code(value: Any) -> bool:
@@ -148,9 +155,9 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _local_files(place: str) -> list[Path]:
     """Files at a path or pattern, of a folder all below it; none where it is no local one."""
-    path = Path(place)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        return [file for file in path.rglob("*") if file.is_file()]
+    local_path = Path(place)
+    if local_path.is_file():
+        return [local_path]
+    if local_path.is_dir():
+        return [file for file in local_path.rglob("*") if file.is_file()]
     return [Path(name) for name in glob.glob(place) if Path(name).is_file()]

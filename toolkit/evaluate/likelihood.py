@@ -67,15 +67,15 @@ def read_rows(path: Path) -> list[EvaluationRow]:
     Raises:
         EvaluationError: it is missing, holds no documents, or a line of it cannot be read.
     """
-    rows = []
-    for where, row in iterate_rows(path, EvaluationError, "run the data stage again"):
-        for key in ("id", "role", "text"):
-            if not isinstance(row.get(key), str):
-                raise EvaluationError(f"{where}: has no {key}; run the data stage again.")
-        rows.append(cast(EvaluationRow, row))
-    if not rows:
+    document_rows = []
+    for line_place, row in iterate_rows(path, EvaluationError, "run the data stage again"):
+        for row_key in ("id", "role", "text"):
+            if not isinstance(row.get(row_key), str):
+                raise EvaluationError(f"{line_place}: has no {row_key}; run the data stage again.")
+        document_rows.append(cast(EvaluationRow, row))
+    if not document_rows:
         raise EvaluationError(f"{path}: holds no documents; check the splits of the recipe.")
-    return rows
+    return document_rows
 
 
 def load_items(path: Path, tokenizer: Any, separator: int) -> ItemSet:
@@ -84,12 +84,12 @@ def load_items(path: Path, tokenizer: Any, separator: int) -> ItemSet:
     Raises:
         EvaluationError: the file holds no documents.
     """
-    rows = read_rows(path)
+    document_rows = read_rows(path)
     return ItemSet(
-        ids=[row["id"] for row in rows],
-        roles=[row["role"] for row in rows],
-        num_bytes=[len(row["text"].encode()) for row in rows],
-        tokens=document_tokens(tokenizer, [row["text"] for row in rows], separator),
+        ids=[row["id"] for row in document_rows],
+        roles=[row["role"] for row in document_rows],
+        num_bytes=[len(row["text"].encode()) for row in document_rows],
+        tokens=document_tokens(tokenizer, [row["text"] for row in document_rows], separator),
     )
 
 
@@ -117,15 +117,17 @@ def windows(tokens: Sequence[int], length: int, context: int) -> list[tuple[list
     >>> windows([9, 1, 2, 3, 4, 5, 6], 3, 1)
     [([9, 1, 2], [1, 2, 3]), ([3, 4, 5], [4, 5, 6])]
     """
-    parts: list[tuple[list[int], list[int]]] = []
-    scored = 1
-    while scored < len(tokens):
-        begin = 0 if scored == 1 else scored - context
-        stop = min(begin + length, len(tokens) - 1)
-        begin = max(0, stop - length)
-        parts.append((list(tokens[begin:stop]), list(tokens[scored : stop + 1])))
-        scored = stop + 1
-    return parts
+    token_windows: list[tuple[list[int], list[int]]] = []
+    num_scored = 1
+    while num_scored < len(tokens):
+        first_input = 0 if num_scored == 1 else num_scored - context
+        stop = min(first_input + length, len(tokens) - 1)
+        # The last window is moved back to full length: its first tokens see more, and none is
+        # scored twice.
+        first_input = max(0, stop - length)
+        token_windows.append((list(tokens[first_input:stop]), list(tokens[num_scored : stop + 1])))
+        num_scored = stop + 1
+    return token_windows
 
 
 @torch.inference_mode()
@@ -154,17 +156,17 @@ def score_documents(
     ]
     # Longest first: like lengths share a batch, and what does not fit into memory fails at once.
     token_windows.sort(key=lambda window: -len(window.inputs))
-    nats = [0.0] * len(items.tokens)
+    nats_by_document = [0.0] * len(items.tokens)
     model.eval()
     for batch in _batches(token_windows, section.batch_tokens if can_pad(model) else 1):
         for window, loss in zip(batch, _window_losses(model, batch), strict=True):
-            nats[window.document] += loss
+            nats_by_document[window.document] += loss
         if advance is not None:
             advance(sum(len(window.inputs) for window in batch), "")
-    for name, loss in zip(items.ids, nats, strict=True):
+    for name, loss in zip(items.ids, nats_by_document, strict=True):
         if not loss < float("inf"):
             raise EvaluationError(f"{name}: the loss is {loss}; the model's weights are damaged.")
-    return nats
+    return nats_by_document
 
 
 def _batches(token_windows: list[_TokenWindow], batch_tokens: int) -> list[list[_TokenWindow]]:
@@ -179,14 +181,15 @@ def _batches(token_windows: list[_TokenWindow], batch_tokens: int) -> list[list[
 
 def _window_losses(model: Any, batch: list[_TokenWindow]) -> list[float]:
     """Padding stands at the right end, where causal attention never looks."""
-    length = len(batch[0].inputs)
-    inputs = torch.zeros(len(batch), length, dtype=torch.long)
+    longest_window = len(batch[0].inputs)
+    inputs = torch.zeros(len(batch), longest_window, dtype=torch.long)
     for row, window in enumerate(batch):
         inputs[row, : len(window.inputs)] = torch.tensor(window.inputs)
     hidden = final_hidden(model, inputs)
-    ends = [(len(window.inputs), len(window.targets)) for window in batch]
-    states = [hidden[row, stop - count : stop] for row, (stop, count) in enumerate(ends)]
-    targets = [token for window in batch for token in window.targets]
-    picked = picked_log_probabilities(model, torch.cat(states), targets)
-    parts = torch.split(picked, [count for _, count in ends])
-    return [-float(part.sum(dtype=torch.float64)) for part in parts]
+    window_ends = [(len(window.inputs), len(window.targets)) for window in batch]
+    states = [hidden[row, stop - count : stop] for row, (stop, count) in enumerate(window_ends)]
+    all_targets = [token for window in batch for token in window.targets]
+    log_probabilities = picked_log_probabilities(model, torch.cat(states), all_targets)
+    window_parts = torch.split(log_probabilities, [count for _, count in window_ends])
+    # In float64: thousands of tokens of a long document would lose digits in float32.
+    return [-float(part.sum(dtype=torch.float64)) for part in window_parts]

@@ -23,6 +23,7 @@ from toolkit.evaluate.prompted import (
     longest_input,
     score_continuations,
 )
+from toolkit.section import replace_values
 
 _UNKNOWN_LENGTH = 2048
 """Window of rolling likelihood where neither model nor tokenizer names one, as lm-eval's own."""
@@ -43,8 +44,8 @@ class RequestEncoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        beginnings = (tokenizer.bos_token_id, tokenizer.eos_token_id)
-        self.start_token = next((int(token) for token in beginnings if token is not None), 0)
+        start_ids = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        self.start_token = next((int(token) for token in start_ids if token is not None), 0)
         self._start_text = tokenizer.decode([self.start_token])
         self._texts: dict[str, list[int]] = {}
         self._pairs: dict[tuple[str, str], TokenPair] = {}
@@ -61,21 +62,23 @@ class RequestEncoder:
         Blanks at the end of the context go to the continuation, whose tokens are what the context's
         leave of both together, since a tokenizer may join them.
         """
-        key = context, continuation
-        if key not in self._pairs:
-            self._pairs[key] = self._cut_pair(context, continuation)
-        return self._pairs[key]
+        pair_key = context, continuation
+        if pair_key not in self._pairs:
+            self._pairs[pair_key] = self._cut_pair(context, continuation)
+        return self._pairs[pair_key]
 
     def _cut_pair(self, context: str, continuation: str) -> TokenPair:
         if not context:
+            # As lm-eval does: an empty context is the token that begins a text, which is not
+            # scored.
             tokens = list(self.tokenizer.encode(continuation, add_special_tokens=False))
             return [self.start_token], tokens[1:] if tokens[:1] == [self.start_token] else tokens
-        first = self.encode_text(context.rstrip())
-        return first, self._encode(context + continuation)[len(first) :]
+        context_tokens = self.encode_text(context.rstrip())
+        return context_tokens, self._encode(context + continuation)[len(context_tokens) :]
 
     def _encode(self, text: str) -> list[int]:
-        settings = {"add_special_tokens": False} if text.startswith(self._start_text) else {}
-        return list(self.tokenizer.encode(text, **settings))
+        encode_settings = {"add_special_tokens": False} if text.startswith(self._start_text) else {}
+        return list(self.tokenizer.encode(text, **encode_settings))
 
 
 def gather_prompts(pairs: Iterable[TokenPair]) -> tuple[list[Prompted], list[tuple[int, int]]]:
@@ -87,16 +90,16 @@ def gather_prompts(pairs: Iterable[TokenPair]) -> tuple[list[Prompted], list[tup
     >>> gather_prompts([([1, 2], [3]), ([1, 2], [4])])
     ([Prompted(prompt=[1, 2], continuations=[[3], [4]])], [(0, 0), (0, 1)])
     """
-    numbers: dict[tuple[int, ...], int] = {}
+    prompt_numbers: dict[tuple[int, ...], int] = {}
     prompts: list[Prompted] = []
-    places = []
+    pair_places = []
     for context, continuation in pairs:
-        number = numbers.setdefault(tuple(context), len(prompts))
-        if number == len(prompts):
+        prompt_number = prompt_numbers.setdefault(tuple(context), len(prompts))
+        if prompt_number == len(prompts):
             prompts.append(Prompted(context, []))
-        places.append((number, len(prompts[number].continuations)))
-        prompts[number].continuations.append(continuation)
-    return prompts, places
+        pair_places.append((prompt_number, len(prompts[prompt_number].continuations)))
+        prompts[prompt_number].continuations.append(continuation)
+    return prompts, pair_places
 
 
 class SharedPromptLM(LM):  # type: ignore[misc]  # lm-eval has no types
@@ -121,17 +124,17 @@ class SharedPromptLM(LM):  # type: ignore[misc]  # lm-eval has no types
         Raises:
             EvaluationError: one is no finite number, or a continuation does not fit the model.
         """
-        pairs = [self._encoder.encode_pair(*request.args[:2]) for request in requests]
-        longest = longest_input(self._model)
-        for request, (_, continuation) in zip(requests, pairs, strict=True):
-            if longest is not None and len(continuation) > longest:
+        token_pairs = [self._encoder.encode_pair(*request.args[:2]) for request in requests]
+        longest_tokens = longest_input(self._model)
+        for request, (_, continuation) in zip(requests, token_pairs, strict=True):
+            if longest_tokens is not None and len(continuation) > longest_tokens:
                 raise EvaluationError(
                     f"{_name(request)}: what is to be scored has {len(continuation)} tokens, and "
-                    f"the model reads {longest}; remove the item."
+                    f"the model reads {longest_tokens}; remove the item."
                 )
-        prompts, places = gather_prompts(pairs)
-        by_prompt = score_continuations(self._model, prompts, self._batch_tokens)
-        scores = [by_prompt[number][place] for number, place in places]
+        prompts, pair_places = gather_prompts(token_pairs)
+        scores_by_prompt = score_continuations(self._model, prompts, self._batch_tokens)
+        scores = [scores_by_prompt[number][pair_place] for number, pair_place in pair_places]
         for request, score in zip(requests, scores, strict=True):
             if not math.isfinite(score.log_likelihood):
                 raise EvaluationError(
@@ -146,16 +149,16 @@ class SharedPromptLM(LM):  # type: ignore[misc]  # lm-eval has no types
         Raises:
             EvaluationError: one is no finite number.
         """
-        texts = [request.args[0] for request in requests]
-        start = self._encoder.start_token
+        whole_texts = [request.args[0] for request in requests]
+        start_token = self._encoder.start_token
         items = ItemSet(
             ids=[_name(request) for request in requests],
-            roles=["watch"] * len(texts),
-            num_bytes=[len(text.encode()) for text in texts],
-            tokens=[[start, *self._encoder.encode_text(text)] for text in texts],
+            roles=["watch"] * len(whole_texts),
+            num_bytes=[len(text.encode()) for text in whole_texts],
+            tokens=[[start_token, *self._encoder.encode_text(text)] for text in whole_texts],
         )
         section = EvaluateSection(batch_tokens=self._batch_tokens, context_tokens=1)
-        section = section.model_copy(update={"window_tokens": self._window_tokens})
+        section = replace_values(section, window_tokens=self._window_tokens)
         return [-loss for loss in score_documents(self._model, items, section)]
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
@@ -164,12 +167,12 @@ class SharedPromptLM(LM):  # type: ignore[misc]  # lm-eval has no types
 
     @property
     def _window_tokens(self) -> int:
-        longest = longest_input(self._model)
-        if longest is None:
+        longest_tokens = longest_input(self._model)
+        if longest_tokens is None:
             named = int(getattr(self._encoder.tokenizer, "model_max_length", _UNKNOWN_LENGTH))
             # Tokenizers without a length name an enormous one.
-            longest = named if named < _ENDLESS else _UNKNOWN_LENGTH
-        return longest
+            longest_tokens = named if named < _ENDLESS else _UNKNOWN_LENGTH
+        return longest_tokens
 
     @cached_property
     def _generator(self) -> Any:

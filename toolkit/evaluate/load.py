@@ -16,6 +16,7 @@ from toolkit.evaluate.retention import retention_sets, split_prompts
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.machine import DTYPE_NAMES, cache_folder, dtype_of, precision_of
 from toolkit.progress import progress
+from toolkit.section import replace_values
 from toolkit.stage import content_hash, hash_json, read_manifest
 from toolkit.tokenizer_files import load_tokenizer
 
@@ -47,24 +48,26 @@ def load_sets(
     """
     section = settle_scoring(section, general)
     tokenizer = tokenizer or load_tokenizer(general)
-    separator = read_manifest(data)["results"]["separator_token_id"]
-    sets = likelihood_sets(data / f"{split}.jsonl", tokenizer, separator, section)
+    separator_token = read_manifest(data)["results"]["separator_token_id"]
+    evaluation_sets = likelihood_sets(data / f"{split}.jsonl", tokenizer, separator_token, section)
     if section.retention.num_prompts:
-        sets += _retention(section, general, split, tokenizer, cache or cache_folder())
+        evaluation_sets += _retention(section, general, split, tokenizer, cache or cache_folder())
     if section.multiple_choice:
         from toolkit.evaluate.tasks import question_sets  # lm-eval takes seconds to import
 
-        for choices in section.multiple_choice:
-            sets += question_sets(choices, tokenizer, section, split)
+        for choice_section in section.multiple_choice:
+            evaluation_sets += question_sets(choice_section, tokenizer, section, split)
     if section.infilling is not None:
-        sets += middles_sets(data / f"{split}.jsonl", tokenizer, section, section.infilling)
+        evaluation_sets += middles_sets(
+            data / f"{split}.jsonl", tokenizer, section, section.infilling
+        )
     if section.tasks:
         from toolkit.evaluate.tasks import task_sets
 
         for task in section.tasks:
-            sets += task_sets(task, tokenizer, section, split)
-    _check_sets(sets, split)
-    return sets
+            evaluation_sets += task_sets(task, tokenizer, section, split)
+    _check_sets(evaluation_sets, split)
+    return evaluation_sets
 
 
 def _check_sets(sets: Sequence[EvaluationSet], split: SplitName) -> None:
@@ -73,11 +76,12 @@ def _check_sets(sets: Sequence[EvaluationSet], split: SplitName) -> None:
     Raises:
         EvaluationError: they are such.
     """
-    names = [items.name for items in sets]
-    for name in names:
-        if names.count(name) > 1:
+    set_names = [items.name for items in sets]
+    for set_name in set_names:
+        if set_names.count(set_name) > 1:
             raise EvaluationError(
-                f"evaluate: two sets are called {name!r}; name sources, choices and tasks apart."
+                f"evaluate: two sets are called {set_name!r}; name sources, choices and tasks "
+                "apart."
             )
     if not any(items.role == "domain" for items in sets):
         raise EvaluationError(
@@ -90,19 +94,19 @@ def _retention(
 ) -> list[EvaluationSet]:
     retention = section.retention
     prompts = split_prompts(split, retention.num_prompts, retention.files)
-    made_by = hash_json([content_hash(general), section.precision])
+    answers_hash = hash_json([content_hash(general), section.precision])
     with progress(f"answers of the general model ({split})", len(prompts)) as advance:
         answers = load_answers(
             tokenizer,
             [prompt.text for prompt in prompts],
             lambda: _load(general, section),
-            made_by,
+            answers_hash,
             cache / "answers",
             max_new_tokens=retention.max_new_tokens,
             top_tokens=retention.top_tokens,
             advance=advance,
         )
-    return retention_sets(answers, prompts, section, made_by)
+    return retention_sets(answers, prompts, section, answers_hash)
 
 
 def _load(folder: Path, section: EvaluateSection) -> Any:
@@ -122,8 +126,8 @@ def settle_scoring(section: EvaluateSection, folder: Path) -> EvaluateSection:
         return section
     from toolkit.checkpoint.load import scoring_dtype
 
-    precision = precision_of(scoring_dtype(folder, section.precision))
-    return section.model_copy(update={"precision": precision})
+    settled_precision = precision_of(scoring_dtype(folder, section.precision))
+    return replace_values(section, precision=settled_precision)
 
 
 def refuse_too_few(validation: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> None:
@@ -132,13 +136,13 @@ def refuse_too_few(validation: Sequence[EvaluationSet], test: Sequence[Evaluatio
     Raises:
         EvaluationError: there are some.
     """
-    for split, sets in (("validation", validation), ("test", test)):
-        for items in sets:
-            if (count := len(set(items.groups))) < 2:
+    for split, split_sets in (("validation", validation), ("test", test)):
+        for items in split_sets:
+            if (num_groups := len(set(items.groups))) < 2:
                 raise EvaluationError(
-                    f"{items.name}: its {split} set has {count} document, and an interval needs 2 "
-                    f"at least, better 20; give {split} a larger share or max_tokens, or cut long "
-                    "documents by data.evaluation_document_tokens."
+                    f"{items.name}: its {split} set has {num_groups} document, and an interval "
+                    f"needs 2 at least, better 20; give {split} a larger share or max_tokens, or "
+                    "cut long documents by data.evaluation_document_tokens."
                 )
 
 
@@ -148,19 +152,19 @@ def refuse_overlap(validation: Sequence[EvaluationSet], test: Sequence[Evaluatio
     Raises:
         EvaluationError: there are some; a choice made on them would confirm itself.
     """
-    seen: dict[str, str] = {}
+    validation_places: dict[str, str] = {}
     for items in validation:
-        for name, value in zip(items.ids, items.item_hashes, strict=False):
-            seen.setdefault(value, f"{items.name}: {name}")
-    both = [
-        (f"{items.name}: {name}", seen[value])
+        for item_id, item_hash in zip(items.ids, items.item_hashes, strict=False):
+            validation_places.setdefault(item_hash, f"{items.name}: {item_id}")
+    shared_items = [
+        (f"{items.name}: {item_id}", validation_places[item_hash])
         for items in test
-        for name, value in zip(items.ids, items.item_hashes, strict=False)
-        if value in seen
+        for item_id, item_hash in zip(items.ids, items.item_hashes, strict=False)
+        if item_hash in validation_places
     ]
-    if both:
+    if shared_items:
         raise EvaluationError(
-            f"{len(both)} test items stand in validation too, such as {both[0][0]} (there "
-            f"{both[0][1]}); the test would confirm what was chosen on it. Remove duplicates from "
-            "the sources, or split by group."
+            f"{len(shared_items)} test items stand in validation too, such as {shared_items[0][0]} "
+            f"(there {shared_items[0][1]}); the test would confirm what was chosen on it. Remove "
+            "duplicates from the sources, or split by group."
         )

@@ -55,23 +55,24 @@ def cut_middles(row: EvaluationRow, section: InfillingSection) -> list[Middle]:
     >>> [middle.text for middle in cut_middles(row, InfillingSection(per_document=3, lines=1))]
     ['    y = x + 1\\n']
     """
-    lines = row["text"].splitlines(keepends=True)
+    text_lines = row["text"].splitlines(keepends=True)
     # Something must stand before and after, and a middle of white space says nothing.
-    places = [
+    line_starts = [
         start
-        for start in range(1, len(lines) - section.lines)
-        if "".join(lines[start : start + section.lines]).strip()
+        for start in range(1, len(text_lines) - section.lines)
+        if "".join(text_lines[start : start + section.lines]).strip()
     ]
-    places.sort(key=lambda start: stable_unit("middle", row["id"], start))
+    # By a hash of the document and the line: the same middles whatever else is evaluated.
+    line_starts.sort(key=lambda start: stable_unit("middle", row["id"], start))
     return [
         Middle(
             f"{row['id']}#{start}",
             str(row.get("group") or row["id"]),
-            "".join(lines[:start]),
-            "".join(lines[start : start + section.lines]),
-            "".join(lines[start + section.lines :]),
+            "".join(text_lines[:start]),
+            "".join(text_lines[start : start + section.lines]),
+            "".join(text_lines[start + section.lines :]),
         )
-        for start in sorted(places[: section.per_document])
+        for start in sorted(line_starts[: section.per_document])
     ]
 
 
@@ -101,17 +102,19 @@ def middles_sets(
             "longer documents (data.evaluation_document_tokens), or lower evaluate.infilling.lines."
         )
 
-    leading = leading_token(tokenizer)
-    start = [] if leading is None else [leading]
+    leading_id = leading_token(tokenizer)
+    start = [] if leading_id is None else [leading_id]
     behind_both: list[Prompted] = []
     behind_prefix: list[Prompted] = []
     for middle in middles:
-        prefix, inner, suffix = (
+        prefix_tokens, inner, suffix_tokens = (
             text_tokens(tokenizer, text) for text in (middle.prefix, middle.text, middle.suffix)
         )
-        room = max(2, section.window_tokens - len(inner) - len(ids) - len(start))
-        after = suffix[: max(room // 2, room - len(prefix))]
-        before = prefix[-max(1, room - len(after)) :]
+        # The suffix gets half of the room, or more where the prefix is short; the rest is the
+        # prefix's end.
+        room_tokens = max(2, section.window_tokens - len(inner) - len(ids) - len(start))
+        after = suffix_tokens[: max(room_tokens // 2, room_tokens - len(prefix_tokens))]
+        before = prefix_tokens[-max(1, room_tokens - len(after)) :]
         behind_both.append(Prompted([*start, ids[0], *before, ids[1], *after, ids[2]], [inner]))
         behind_prefix.append(Prompted([*start, *before], [inner]))
     return [
@@ -129,19 +132,19 @@ def _set(
 ) -> EvaluationSet:
     def score(model: Any, chosen: Sequence[int]) -> list[float]:
         scores = score_continuations(model, [items[n] for n in chosen], section.batch_tokens)
-        losses = [-row[0].log_likelihood for row in scores]
-        for n, loss in zip(chosen, losses, strict=True):
+        item_losses = [-row[0].log_likelihood for row in scores]
+        for n, loss in zip(chosen, item_losses, strict=True):
             if not loss < float("inf"):
                 raise EvaluationError(f"{middles[n].id}: the loss is {loss}; the model is damaged.")
-        return losses
+        return item_losses
 
-    ids = [middle.id for middle in middles]
-    groups, note = grouping(ids, [middle.group for middle in middles])
+    middle_ids = [middle.id for middle in middles]
+    groups, group_note = grouping(middle_ids, [middle.group for middle in middles])
     return EvaluationSet(
         name=name,
         role=infilling.role if name == BOTH_SIDES else "watch",
         unit="bits per byte",
-        ids=ids,
+        ids=middle_ids,
         groups=groups,
         sizes=[len(middle.text.encode()) for middle in middles],
         costs=[item.cost() for item in items],
@@ -150,5 +153,5 @@ def _set(
         scale=BITS,
         settings_hash=hash_json({"kind": "middles", "precision": section.precision}),
         item_hashes=[hash_json([m.prefix, m.text, m.suffix]) for m in middles],
-        note=note,
+        note=group_note,
     )

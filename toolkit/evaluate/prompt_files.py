@@ -26,8 +26,8 @@ def read_prompt_files(files: Sequence[str], split: SplitName) -> list[RetentionP
         EvaluationError: a file cannot be read, or a line of it holds no prompt.
     """
     by_text: dict[str, RetentionPrompt] = {}
-    for name in files:
-        for prompt in _read_file(Path(name)):
+    for file_name in files:
+        for prompt in _read_file(Path(file_name)):
             by_text.setdefault(prompt.text, prompt)
     kinds: dict[str, list[RetentionPrompt]] = {}
     # By hash, so that the order of lines decides nothing.
@@ -38,26 +38,28 @@ def read_prompt_files(files: Sequence[str], split: SplitName) -> list[RetentionP
 
 def _read_file(path: Path) -> list[RetentionPrompt]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        file_lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(
             f"evaluate.retention.files: {path} cannot be read ({error}); give a JSONL file."
         ) from error
     return [
         _read_line(line, f"{path}:{number}")
-        for number, line in enumerate(lines, start=1)
+        for number, line in enumerate(file_lines, start=1)
         if line.strip()
     ]
 
 
 def _read_line(line: str, where: str) -> RetentionPrompt:
     try:
-        row = parse_row(line, where)
+        prompt_row = parse_row(line, where)
     except ToolkitError:
-        row = {}
-    text = row.get("prompt")
-    if not isinstance(text, str) or not text.strip():
+        prompt_row = {}
+    prompt_text = prompt_row.get("prompt")
+    if not isinstance(prompt_text, str) or not prompt_text.strip():
         raise EvaluationError(
             f'{where}: holds no prompt ({line.strip()[:40]!r}); a line is {{"prompt": "…"}}.'
         )
-    return RetentionPrompt(text, str(row.get("kind") or ""), str(row.get("group") or text))
+    return RetentionPrompt(
+        prompt_text, str(prompt_row.get("kind") or ""), str(prompt_row.get("group") or prompt_text)
+    )

@@ -77,18 +77,18 @@ def score_continuations(
     model.eval()
     batch_tokens = _pass_tokens(model, batch_tokens)
     scores: list[list[ContinuationScore]] = [[] for _ in items]
-    longest = longest_input(model)
-    shared = [n for n, item in enumerate(items) if _fits(item, longest)]
+    longest_tokens = longest_input(model)
+    shared_items = [n for n, item in enumerate(items) if _fits(item, longest_tokens)]
     if not can_share(model):
-        shared = []
-    prefix = common_prefix([items[n].prompt for n in shared])
-    start = prefill(model, items[shared[0]].prompt[:prefix]) if prefix else None
-    for batch in _batches(items, shared, prefix, batch_tokens):
+        shared_items = []
+    prefix = common_prefix([items[n].prompt for n in shared_items])
+    start = prefill(model, items[shared_items[0]].prompt[:prefix]) if prefix else None
+    for batch in _batches(items, shared_items, prefix, batch_tokens):
         batch_scores = _score_batch(model, [items[n] for n in batch], prefix, start, batch_tokens)
         for number, item_scores in zip(batch, batch_scores, strict=True):
             scores[number] = item_scores
-    for number in sorted(set(range(len(items))) - set(shared)):
-        scores[number] = _score_apart(model, items[number], longest, batch_tokens)
+    for number in sorted(set(range(len(items))) - set(shared_items)):
+        scores[number] = _score_apart(model, items[number], longest_tokens, batch_tokens)
     return scores
 
 
@@ -102,11 +102,11 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """
     if len(prompts) < 2:
         return 0
-    low, high = min(map(list, prompts)), max(map(list, prompts))  # all lie between these two
-    ends = min(len(low), len(high))
-    same = next((n for n in range(ends) if low[n] != high[n]), ends)
-    same = min(same, min(map(len, prompts)) - 1)
-    return same if same >= _SHORTEST_PREFIX else 0
+    low, last_sorted = min(map(list, prompts)), max(map(list, prompts))  # all lie between these two
+    shorter_length = min(len(low), len(last_sorted))
+    num_same = next((n for n in range(shorter_length) if low[n] != last_sorted[n]), shorter_length)
+    num_same = min(num_same, min(map(len, prompts)) - 1)
+    return num_same if num_same >= _SHORTEST_PREFIX else 0
 
 
 def _pass_tokens(model: Any, batch_tokens: int) -> int:
@@ -136,16 +136,17 @@ def can_share(model: Any) -> bool:
 
 def _shares_rightly(model: Any) -> bool:
     """Compare continuations behind shared prompts with each sequence alone."""
-    longest = min(_PROBE_TOKENS, (longest_input(model) or _PROBE_TOKENS) - 8)
-    text = [int(token) for token in probe_documents(model, longest)[0]]
+    probe_length = min(_PROBE_TOKENS, (longest_input(model) or _PROBE_TOKENS) - 8)
+    text = [int(token) for token in probe_documents(model, probe_length)[0]]
+    # One ends where the shared tokens do plus one, the other four later: rows are padded unequally.
     prompts = ([*text[:-8], text[0]], [*text[:-8], *text[2:6]])
     items = [Prompted(prompt, [text[-1:], text[-3:], text[-6:]]) for prompt in prompts]
-    start = prefill(model, text[:-8])
-    shared = _score_batch(model, items, len(text) - 8, start, _CPU_TOKENS)
-    apart = [_score_apart(model, item, None, 1) for item in items]
+    prefix_cache = prefill(model, text[:-8])
+    shared_scores = _score_batch(model, items, len(text) - 8, prefix_cache, _CPU_TOKENS)
+    scores_apart = [_score_apart(model, item, None, 1) for item in items]
     return all(
         agrees(model, _log_likelihoods(behind_prefix), _log_likelihoods(alone))
-        for behind_prefix, alone in zip(shared, apart, strict=True)
+        for behind_prefix, alone in zip(shared_scores, scores_apart, strict=True)
     )
 
 
@@ -161,19 +162,19 @@ def _keeps_plain_cache(model: Any) -> bool:
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return False
     try:
-        cache = DynamicCache(config=model.config)
+        new_cache = DynamicCache(config=model.config)
     except (TypeError, ValueError, KeyError):
         return False
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    return all(type(layer) is DynamicLayer for layer in new_cache.layers)
 
 
 def prefill(model: Any, tokens: Sequence[int]) -> Any:
     """The key-value cache of tokens that everything begins with."""
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=model.config)
-    final_hidden(model, torch.tensor([list(tokens)]), past_key_values=cache, use_cache=True)
-    return cache
+    prefix_cache = DynamicCache(config=model.config)
+    final_hidden(model, torch.tensor([list(tokens)]), past_key_values=prefix_cache, use_cache=True)
+    return prefix_cache
 
 
 def _batches(
@@ -202,21 +203,22 @@ def cut_batches(lengths: Sequence[int], batch_tokens: int) -> list[tuple[int, in
     >>> cut_batches([100, 90, 80], 400)
     [(0, 3)]
     """
-    costs, starts = [0.0], [0]
+    # Dynamic programming over the ends of batches: the cheapest cut of the first `stop` items.
+    least_costs, best_starts = [0.0], [0]
     for stop in range(1, len(lengths) + 1):
-        best = (float("inf"), 0)
+        best_cut = (float("inf"), 0)
         for start in range(stop - 1, -1, -1):
-            tokens = lengths[start] * (stop - start)
-            if tokens > batch_tokens and stop - start > 1:
+            padded_tokens = lengths[start] * (stop - start)
+            if padded_tokens > batch_tokens and stop - start > 1:
                 break
-            best = min(best, (costs[start] + tokens + batch_tokens / 8, start))
-        costs.append(best[0])
-        starts.append(best[1])
-    cuts, stop = [], len(lengths)
+            best_cut = min(best_cut, (least_costs[start] + padded_tokens + batch_tokens / 8, start))
+        least_costs.append(best_cut[0])
+        best_starts.append(best_cut[1])
+    batch_cuts, stop = [], len(lengths)
     while stop:
-        cuts.append((starts[stop], stop))
-        stop = starts[stop]
-    return cuts[::-1]
+        batch_cuts.append((best_starts[stop], stop))
+        stop = best_starts[stop]
+    return batch_cuts[::-1]
 
 
 def _score_batch(
@@ -225,40 +227,42 @@ def _score_batch(
     from transformers import DynamicCache
 
     device = next(model.parameters()).device
-    rests = [item.prompt[prefix:] for item in batch]
-    lengths = [len(rest) for rest in rests]
+    prompt_rests = [item.prompt[prefix:] for item in batch]
+    lengths = [len(rest) for rest in prompt_rests]
+    # Continuations of one token are done by the end state alone; only longer ones need the cache.
     long_ones = [
-        (row, number)
+        (row, continuation_number)
         for row, item in enumerate(batch)
-        for number, tokens in enumerate(item.continuations)
-        if len(tokens) > 1
+        for continuation_number, continuation in enumerate(item.continuations)
+        if len(continuation) > 1
     ]
     if start is not None:
         cache = rows_of(model, start, torch.zeros(len(batch), dtype=torch.long, device=device))
     else:
         cache = DynamicCache(config=model.config) if long_ones else None
-    places = torch.arange(max(lengths), device=device)[None] + prefix
-    hidden = final_hidden(
+    token_places = torch.arange(max(lengths), device=device)[None] + prefix
+    hidden_states = final_hidden(
         model,
-        padded(rests),
-        position_ids=places.expand(len(batch), -1),
+        padded(prompt_rests),
+        position_ids=token_places.expand(len(batch), -1),
         past_key_values=cache,
         use_cache=cache is not None,
     )
-    ends = hidden[torch.arange(len(batch)), torch.tensor(lengths) - 1]
-    scores = _score_first_tokens(model, ends, batch)
+    end_states = hidden_states[torch.arange(len(batch)), torch.tensor(lengths) - 1]
+    scores = _score_first_tokens(model, end_states, batch)
     long_ones.sort(key=lambda pair: -len(batch[pair[0]].continuations[pair[1]]))
-    width = prefix + max(lengths)
+    cache_width = prefix + max(lengths)
     while long_ones:
         most = len(batch[long_ones[0][0]].continuations[long_ones[0][1]]) - 1
-        room = min(batch_tokens // most, _CACHE_FACTOR * batch_tokens // (width + most))
-        now, long_ones = long_ones[: max(1, room)], long_ones[max(1, room) :]
-        tails = [batch[row].continuations[number] for row, number in now]
+        batch_room = min(batch_tokens // most, _CACHE_FACTOR * batch_tokens // (cache_width + most))
+        now, long_ones = long_ones[: max(1, batch_room)], long_ones[max(1, batch_room) :]
+        tails = [batch[row].continuations[continuation_number] for row, continuation_number in now]
         tail_scores = _score_tails(model, tails, [row for row, _ in now], lengths, prefix, cache)
-        for (row, number), tail in zip(now, tail_scores, strict=True):
-            first = scores[row][number]
-            scores[row][number] = ContinuationScore(
-                first.log_likelihood + tail.log_likelihood, first.is_greedy and tail.is_greedy
+        for (row, continuation_number), tail_score in zip(now, tail_scores, strict=True):
+            first_score = scores[row][continuation_number]
+            scores[row][continuation_number] = ContinuationScore(
+                first_score.log_likelihood + tail_score.log_likelihood,
+                first_score.is_greedy and tail_score.is_greedy,
             )
     return scores
 
@@ -268,11 +272,11 @@ def _score_first_tokens(
 ) -> list[list[ContinuationScore]]:
     """The first token of every continuation, which the end of its prompt predicts, `[B, D]`."""
     firsts = [(row, tokens[0]) for row, item in enumerate(batch) for tokens in item.continuations]
-    logs, greedy = picked_and_greedy(
+    first_logs, greedy = picked_and_greedy(
         model, ends, [token for _, token in firsts], [row for row, _ in firsts]
     )
     scores: list[list[ContinuationScore]] = [[] for _ in batch]
-    for (row, _), log, is_greedy in zip(firsts, logs.tolist(), greedy.tolist(), strict=True):
+    for (row, _), log, is_greedy in zip(firsts, first_logs.tolist(), greedy.tolist(), strict=True):
         scores[row].append(ContinuationScore(log, is_greedy))
     return scores
 
@@ -287,28 +291,28 @@ def _score_tails(
 ) -> list[ContinuationScore]:
     """All but the first tokens of continuations, after their prompts' cache."""
     device = next(model.parameters()).device
-    chosen = torch.tensor(rows, device=device)
-    tail_cache = rows_of(model, cache, chosen)
-    ends = torch.tensor(lengths, device=device)[chosen] + prefix
+    chosen_rows = torch.tensor(rows, device=device)
+    tail_cache = rows_of(model, cache, chosen_rows)
+    prompt_ends = torch.tensor(lengths, device=device)[chosen_rows] + prefix
     width = prefix + max(lengths)
-    inputs = padded([tail[:-1] for tail in tails])
-    steps = inputs.shape[1]
+    tail_inputs = padded([tail[:-1] for tail in tails])
+    num_steps = tail_inputs.shape[1]
     # A row's own prompt ends before the width of the batch: what stands between is padding.
-    mask = torch.ones(len(tails), width + steps, dtype=torch.long, device=device)
-    mask[:, :width] = (torch.arange(width, device=device)[None] < ends[:, None]).long()
-    hidden = final_hidden(
+    mask = torch.ones(len(tails), width + num_steps, dtype=torch.long, device=device)
+    mask[:, :width] = (torch.arange(width, device=device)[None] < prompt_ends[:, None]).long()
+    hidden_states = final_hidden(
         model,
-        inputs,
+        tail_inputs,
         attention_mask=mask,
-        position_ids=ends[:, None] + torch.arange(steps, device=device)[None],
+        position_ids=prompt_ends[:, None] + torch.arange(num_steps, device=device)[None],
         past_key_values=tail_cache,
         use_cache=True,
     )
-    states = torch.cat([hidden[n, : len(tail) - 1] for n, tail in enumerate(tails)])
-    picked = picked_and_greedy(model, states, [t for tail in tails for t in tail[1:]])
-    counts = [len(tail) - 1 for tail in tails]
-    parts = zip(*(torch.split(values, counts) for values in picked), strict=True)
-    return [_sum_tokens(*part) for part in parts]
+    tail_states = torch.cat([hidden_states[n, : len(tail) - 1] for n, tail in enumerate(tails)])
+    picked_parts = picked_and_greedy(model, tail_states, [t for tail in tails for t in tail[1:]])
+    tail_counts = [len(tail) - 1 for tail in tails]
+    score_parts = zip(*(torch.split(values, tail_counts) for values in picked_parts), strict=True)
+    return [_sum_tokens(*part) for part in score_parts]
 
 
 def _sum_tokens(log_probabilities: Tensor, is_greedy: Tensor) -> ContinuationScore:
@@ -320,36 +324,36 @@ def rows_of(model: Any, cache: Any, rows: Tensor) -> Any:
     from transformers import DynamicCache
 
     row_cache = DynamicCache(config=model.config)
-    for number, layer in enumerate(cache.layers):
-        row_cache.update(layer.keys[rows], layer.values[rows], number)
+    for layer_index, layer in enumerate(cache.layers):
+        row_cache.update(layer.keys[rows], layer.values[rows], layer_index)
     return row_cache
 
 
 def padded(rows: Sequence[Sequence[int]]) -> Tensor:
     """`[B, T]`, zeros at the right."""
-    inputs = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for number, row in enumerate(rows):
-        inputs[number, : len(row)] = torch.tensor(list(row))
-    return inputs
+    padded_inputs = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for row_index, row in enumerate(rows):
+        padded_inputs[row_index, : len(row)] = torch.tensor(list(row))
+    return padded_inputs
 
 
 def _score_apart(
     model: Any, item: Prompted, longest: int | None, batch_tokens: int
 ) -> list[ContinuationScore]:
     """Without a shared cache: every continuation with its whole prompt, cut at the left to fit."""
-    texts = [[*item.prompt, *tokens] for tokens in item.continuations]
+    whole_texts = [[*item.prompt, *tokens] for tokens in item.continuations]
     batch_tokens = batch_tokens if can_pad(model) else 1
     if longest is not None:
-        texts = [tokens[-(longest + 1) :] for tokens in texts]
-    room = max(1, batch_tokens // max(map(len, texts)))
+        whole_texts = [tokens[-(longest + 1) :] for tokens in whole_texts]
+    batch_room = max(1, batch_tokens // max(map(len, whole_texts)))
     scores: list[ContinuationScore] = []
-    for begin in range(0, len(texts), room):
-        part = texts[begin : begin + room]
-        hidden = final_hidden(model, padded([tokens[:-1] for tokens in part]))
-        for row, tokens in enumerate(part):
-            count = min(len(item.continuations[begin + row]), len(tokens) - 1)
-            states = hidden[row, len(tokens) - 1 - count : len(tokens) - 1]
-            scores.append(_sum_tokens(*picked_and_greedy(model, states, tokens[-count:])))
+    for first_text in range(0, len(whole_texts), batch_room):
+        text_batch = whole_texts[first_text : first_text + batch_room]
+        hidden_states = final_hidden(model, padded([tokens[:-1] for tokens in text_batch]))
+        for row, tokens in enumerate(text_batch):
+            num_scored = min(len(item.continuations[first_text + row]), len(tokens) - 1)
+            states = hidden_states[row, len(tokens) - 1 - num_scored : len(tokens) - 1]
+            scores.append(_sum_tokens(*picked_and_greedy(model, states, tokens[-num_scored:])))
     return scores
 
 
@@ -370,31 +374,33 @@ def answer_states(
     Yields:
         Indices of some answers, and their states one behind the other, `[T, D]`.
     """
-    rows = [[*prompt, *answer][:-1] for prompt, answer in zip(prompts, answers, strict=True)]
+    token_rows = [[*prompt, *answer][:-1] for prompt, answer in zip(prompts, answers, strict=True)]
     batch_tokens = _pass_tokens(model, batch_tokens)
     is_shared = can_share(model)
-    prefix = common_prefix(prompts) if is_shared else 0
+    prefix_length = common_prefix(prompts) if is_shared else 0
     batch_tokens = batch_tokens if is_shared or can_pad(model) else 1
-    start = prefill(model, rows[0][:prefix]) if prefix else None
+    prefix_cache = prefill(model, token_rows[0][:prefix_length]) if prefix_length else None
     device = next(model.parameters()).device
-    order = sorted(range(len(rows)), key=lambda n: (-len(rows[n]), n))
-    while order:
-        length = len(rows[order[0]]) - prefix
-        room = max(1, batch_tokens // length)
-        batch, order = order[:room], order[room:]
-        more: dict[str, Any] = {}
-        if start is not None:
-            first = torch.zeros(len(batch), dtype=torch.long, device=device)
-            places = torch.arange(length, device=device)[None] + prefix
-            more = {
-                "past_key_values": rows_of(model, start, first),
+    falling_order = sorted(range(len(token_rows)), key=lambda n: (-len(token_rows[n]), n))
+    while falling_order:
+        row_length = len(token_rows[falling_order[0]]) - prefix_length
+        batch_room = max(1, batch_tokens // row_length)
+        batch, falling_order = falling_order[:batch_room], falling_order[batch_room:]
+        cache_arguments: dict[str, object] = {}
+        if prefix_cache is not None:
+            first_rows = torch.zeros(len(batch), dtype=torch.long, device=device)
+            token_places = torch.arange(row_length, device=device)[None] + prefix_length
+            cache_arguments = {
+                "past_key_values": rows_of(model, prefix_cache, first_rows),
                 "use_cache": True,
-                "position_ids": places.expand(len(batch), -1),
+                "position_ids": token_places.expand(len(batch), -1),
             }
-        hidden = final_hidden(model, padded([rows[n][prefix:] for n in batch]), **more)
-        stops = [len(rows[number]) - prefix for number in batch]
-        states = [
-            hidden[row, stop - len(answers[number]) : stop]
-            for row, (number, stop) in enumerate(zip(batch, stops, strict=True))
+        hidden_states = final_hidden(
+            model, padded([token_rows[n][prefix_length:] for n in batch]), **cache_arguments
+        )
+        row_ends = [len(token_rows[number]) - prefix_length for number in batch]
+        answer_rows = [
+            hidden_states[row, row_end - len(answers[number]) : row_end]
+            for row, (number, row_end) in enumerate(zip(batch, row_ends, strict=True))
         ]
-        yield batch, torch.cat(states)
+        yield batch, torch.cat(answer_rows)

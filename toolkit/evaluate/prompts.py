@@ -97,12 +97,12 @@ def retention_prompts(split: SplitName) -> list[RetentionPrompt]:
 
 def choose_half(prompts: Sequence[RetentionPrompt], split: SplitName) -> list[RetentionPrompt]:
     """Every other group of one kind: those at even places are for validation."""
-    groups = list(dict.fromkeys(prompt.group for prompt in prompts))
-    chosen = set(groups[int(split == "test") :: 2])
-    return [prompt for prompt in prompts if prompt.group in chosen]
+    group_names = list(dict.fromkeys(prompt.group for prompt in prompts))
+    chosen_groups = set(group_names[int(split == "test") :: 2])
+    return [prompt for prompt in prompts if prompt.group in chosen_groups]
 
 
 def take_turns(kinds: Sequence[Sequence[RetentionPrompt]]) -> list[RetentionPrompt]:
     """One of each kind after the other, as long as there are some."""
-    rows = itertools.zip_longest(*kinds)
-    return [prompt for row in rows for prompt in row if prompt is not None]
+    kind_rows = itertools.zip_longest(*kinds)
+    return [prompt for row in kind_rows for prompt in row if prompt is not None]

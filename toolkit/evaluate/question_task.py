@@ -34,13 +34,13 @@ class QuestionTask(MultipleChoiceTask):  # type: ignore[misc]  # lm-eval has no 
     def __init__(self, name: str, questions: Sequence[Question]) -> None:
         self._questions = list(questions)
         super().__init__()
-        for key, value in (
+        for config_key, config_value in (
             ("task", name),
             ("output_type", "multiple_choice"),
             ("num_fewshot", 0),
             ("doc_to_choice", "options"),
         ):
-            self.set_config(key, value)
+            self.set_config(config_key, config_value)
 
     def download(self, *_args: Any, **_settings: Any) -> None:
         """The questions are there already."""
@@ -103,17 +103,18 @@ def score_question(question: Question, log_likelihoods: Sequence[float]) -> dict
     >>> {name: round(value, 4) for name, value in score_question(question, [-3.0, -4.5]).items()}
     {'acc': 0.0, 'acc_norm': 1.0, 'log_loss': 1.7014}
     """
-    values = np.asarray(log_likelihoods, dtype=np.float64)
-    lengths = np.array([float(len(option)) for option in question.options])
-    right = set(question.answers)
+    log_values = np.asarray(log_likelihoods, dtype=np.float64)
+    # Characters of the text, not tokens: lm-eval's acc_norm, which no tokenizer changes.
+    option_lengths = np.array([float(len(option)) for option in question.options])
+    right_options = set(question.answers)
     return {
-        "acc": float(int(np.argmax(values)) in right),
-        "acc_norm": float(int(np.argmax(values / lengths)) in right),
-        "log_loss": _log_of_sum(values) - _log_of_sum(values[sorted(right)]),
+        "acc": float(int(np.argmax(log_values)) in right_options),
+        "acc_norm": float(int(np.argmax(log_values / option_lengths)) in right_options),
+        "log_loss": _log_of_sum(log_values) - _log_of_sum(log_values[sorted(right_options)]),
     }
 
 
 def _log_of_sum(logs: np.ndarray[Any, np.dtype[np.float64]]) -> float:
     """Of what they are the logarithms of."""
-    highest = float(logs.max())
-    return highest + math.log(float(np.exp(logs - highest).sum()))
+    highest_log = float(logs.max())
+    return highest_log + math.log(float(np.exp(logs - highest_log).sum()))

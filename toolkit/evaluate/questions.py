@@ -15,6 +15,7 @@ from toolkit.data.formats import Faults, format_of, read_rows
 from toolkit.data.unpacked import read_whole
 from toolkit.errors import DataError, EvaluationError, sentence_end
 from toolkit.evaluate.config import BIGBENCH, MultipleChoiceSection
+from toolkit.section import replace_values
 from toolkit.stage import hash_json
 
 
@@ -56,11 +57,11 @@ def load_questions(section: MultipleChoiceSection) -> list[Question]:
             f"evaluate.multiple_choice, {section.name}: holds no questions; name other files, or "
             "drop it."
         )
-    counts = Counter(question.id for question in questions)
-    if again := next((name for name, count in counts.items() if count > 1), None):
+    id_counts = Counter(question.id for question in questions)
+    if repeated_id := next((name for name, count in id_counts.items() if count > 1), None):
         raise EvaluationError(
-            f"evaluate.multiple_choice, {section.name}: the id {again!r} stands twice; two files "
-            "of one name? Give each question a name of its own."
+            f"evaluate.multiple_choice, {section.name}: the id {repeated_id!r} stands twice; two "
+            "files of one name? Give each question a name of its own."
         )
     return questions
 
@@ -70,15 +71,15 @@ def _read(section: MultipleChoiceSection) -> Iterator[Question]:
         for number, fields in enumerate(_hub_rows(section)):
             yield _row_question(section, f"{number:06d}", f"{section.name}: row {number}", fields)
         return
-    artifact = section.artifact
+    source_artifact = section.artifact
     if section.bigbench is not None:
-        member = BIGBENCH.member.format(task=section.bigbench)
-        artifact = BIGBENCH.model_copy(update={"member": member})
-    source = SourceSection(role="general", artifact=artifact, files=section.files)
+        task_member = BIGBENCH.member.format(task=section.bigbench)
+        source_artifact = replace_values(BIGBENCH, member=task_member)
+    question_source = SourceSection(role="general", artifact=source_artifact, files=section.files)
     try:
-        for file in source_files(source):
-            with file.open() as stream:
-                yield from _file_questions(section, file.key, file.name, stream)
+        for source_file in source_files(question_source):
+            with source_file.open() as stream:
+                yield from _file_questions(section, source_file.key, source_file.name, stream)
     except DataError as error:
         if section.bigbench is None or "holds nothing that matches" not in str(error):
             raise
@@ -93,25 +94,25 @@ def _file_questions(
     section: MultipleChoiceSection, key: str, name: str, stream: Any
 ) -> Iterator[Question]:
     if ending(name) != ".json":
-        kind = format_of(name, "auto")
-        for row in read_rows(stream, name, kind, Faults(skip=False)):
+        row_format = format_of(name, "auto")
+        for row in read_rows(stream, name, row_format, Faults(skip=False)):
             yield _row_question(section, f"{key}{row.place}", row.where, row.fields or {})
         return
     try:
-        whole = json.loads(read_whole(stream, name))
+        file_values = json.loads(read_whole(stream, name))
     except (ValueError, RecursionError) as error:
         raise EvaluationError(
             f"{name}: is not valid JSON ({error}); mend it, or name it .jsonl if each line is one."
         ) from error
-    if isinstance(whole, dict) and "examples" in whole:
-        yield from bigbench_questions(section.bigbench or key, name, whole)
+    if isinstance(file_values, dict) and "examples" in file_values:
+        yield from bigbench_questions(section.bigbench or key, name, file_values)
         return
-    if not isinstance(whole, list):
+    if not isinstance(file_values, list):
         raise EvaluationError(
             f"{name}: must be a list of questions, or a task file of BIG-bench with `examples`."
         )
-    for number, fields in enumerate(whole):
-        yield _row_question(section, f"{key}#{number:06d}", f"{name}: row {number}", fields)
+    for row_number, fields in enumerate(file_values):
+        yield _row_question(section, f"{key}#{row_number:06d}", f"{name}: row {row_number}", fields)
 
 
 def bigbench_questions(key: str, name: str, task: Mapping[str, Any]) -> Iterator[Question]:
@@ -126,33 +127,36 @@ def bigbench_questions(key: str, name: str, task: Mapping[str, Any]) -> Iterator
     Reference:
         Srivastava et al. 2022, Beyond the imitation game.
     """
-    before = task.get("example_input_prefix", "\nQ: ")
-    after = task.get("example_output_prefix", "\nA: ")
-    listed = task.get("choice_prefix", task.get("example_choice_prefix", "\n  choice: "))
-    for number, example in enumerate(task["examples"]):
-        where = f"{name}: example {number}"
+    input_prefix = task.get("example_input_prefix", "\nQ: ")
+    output_prefix = task.get("example_output_prefix", "\nA: ")
+    choice_prefix = task.get("choice_prefix", task.get("example_choice_prefix", "\n  choice: "))
+    for example_number, example in enumerate(task["examples"]):
+        example_place = f"{name}: example {example_number}"
         scores = example.get("target_scores")
         if not isinstance(scores, dict) or len(scores) < 2:
             raise EvaluationError(
-                f"{where}: has no `target_scores` with several options; tasks that are answered in "
-                "words cannot be multiple choice."
+                f"{example_place}: has no `target_scores` with several options; tasks that are "
+                "answered in words cannot be multiple choice."
             )
-        best = max(scores.values())
-        if not best > 0:
+        best_score = max(scores.values())
+        if not best_score > 0:
             raise EvaluationError(
-                f"{where}: none of its options is scored as right (got {best:g} at most); remove "
-                "the question, or take a file with answers."
+                f"{example_place}: none of its options is scored as right (got {best_score:g} at "
+                "most); remove the question, or take a file with answers."
             )
         options = tuple(scores)
-        choices = "".join(f"{listed}{option}" for option in options)
-        shown = choices if task.get("append_choices_to_input", True) else ""
+        listed_choices = "".join(f"{choice_prefix}{option}" for option in options)
+        shown_choices = listed_choices if task.get("append_choices_to_input", True) else ""
+        question_text = f"{input_prefix}{example['input']}{shown_choices}{output_prefix}"
         yield Question(
-            id=f"{key}#{number:05d}",
-            group=f"{key}#{number:05d}",
-            prompt=f"{task.get('task_prefix', '')}{before}{example['input']}{shown}{after}",
+            id=f"{key}#{example_number:05d}",
+            group=f"{key}#{example_number:05d}",
+            prompt=f"{task.get('task_prefix', '')}{question_text}",
             options=options,
-            delimiter="" if after[-1:].isspace() else " ",
-            answers=tuple(n for n, option in enumerate(options) if scores[option] == best),
+            # As BIG-bench's own scoring does: a blank where the prompt does not end with one
+            # already.
+            delimiter="" if output_prefix[-1:].isspace() else " ",
+            answers=tuple(n for n, option in enumerate(options) if scores[option] == best_score),
         )
 
 
@@ -161,14 +165,14 @@ def _row_question(
 ) -> Question:
     if not isinstance(fields, Mapping):
         raise EvaluationError(f"{where}: must be an object (got {type(fields).__name__}).")
-    parts = [part for _, part, _, _ in string.Formatter().parse(section.prompt) if part]
-    values = {part: _field(fields, part, where, "prompt") for part in parts}
+    field_names = [part for _, part, _, _ in string.Formatter().parse(section.prompt) if part]
+    prompt_values = {part: _field(fields, part, where, "prompt") for part in field_names}
     raw = _field(fields, section.options_field, where, "options_field")
     if isinstance(raw, str):  # as csv files hold lists
         raw = _from_json(raw, where)
-    labels: list[str] = []
+    option_labels: list[str] = []
     if isinstance(raw, Mapping):
-        labels = [str(label) for label in raw.get("label", ())]
+        option_labels = [str(label) for label in raw.get("label", ())]
         raw = raw.get("text")
     if not isinstance(raw, Sequence) or len(raw) < 2 or not all(str(o) for o in raw):
         raise EvaluationError(
@@ -181,25 +185,27 @@ def _row_question(
             f"{where}: has no answer in {section.answer_field!r}; set `answer_field`, or take a "
             "file with answers: without them nothing can be scored."
         )
-    right = answer if isinstance(answer, list) else [answer]
-    group = (
+    right_answers = answer if isinstance(answer, list) else [answer]
+    # Without a group every question stands for itself, and is resampled alone.
+    group_name = (
         name
         if section.group_field is None
         else str(_field(fields, section.group_field, where, "group_field"))
     )
     return Question(
         id=name,
-        group=group,
-        prompt=section.prompt.format(**values),
+        group=group_name,
+        prompt=section.prompt.format(**prompt_values),
         options=options,
         delimiter=section.target_delimiter,
-        answers=tuple(_which(one, options, labels, where) for one in right),
+        answers=tuple(_which(one, options, option_labels, where) for one in right_answers),
     )
 
 
 def _which(answer: Any, options: Sequence[str], labels: Sequence[str], where: str) -> int:
     """Index of an answer that is given as label, text, letter or index, in this order."""
     text = str(answer)
+    # Labels before indices: files with labels 1 to 4 mean those, not places from 0.
     if text in labels:
         return labels.index(text)
     if not isinstance(answer, int) and text in options:
@@ -225,10 +231,10 @@ def _from_json(text: str, where: str) -> Any:
 
 def _field(fields: Mapping[str, Any], name: str, where: str, setting: str) -> Any:
     if name not in fields:
-        known = [str(field) for field in fields]
+        known_fields = [str(field) for field in fields]
         raise EvaluationError(
-            f"{where}: has no field {name!r}{sentence_end(name, known)} "
-            f"Fields: {', '.join(known)}; set `{setting}`."
+            f"{where}: has no field {name!r}{sentence_end(name, known_fields)} "
+            f"Fields: {', '.join(known_fields)}; set `{setting}`."
         )
     return fields[name]
 

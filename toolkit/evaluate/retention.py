@@ -40,8 +40,8 @@ def split_prompts(split: SplitName, count: int, files: Sequence[str] = ()) -> li
     >>> [prompt.text for prompt in split_prompts("test", 1)]
     ['What is the capital of Portugal?']
     """
-    prompts = read_prompt_files(files, split) if files else retention_prompts(split)
-    return prompts[:count]
+    all_prompts = read_prompt_files(files, split) if files else retention_prompts(split)
+    return all_prompts[:count]
 
 
 def divergence(
@@ -68,8 +68,9 @@ def divergence(
     0.1733
     """
     of_top_tokens = (top_logs.exp() * (top_logs - model_logs)).sum(dim=1)
-    of_others = rest_logs.exp() * (rest_logs - model_rest)
-    return of_top_tokens + torch.where(rest_logs == -torch.inf, 0.0, of_others)
+    of_other_tokens = rest_logs.exp() * (rest_logs - model_rest)
+    # Where the others underflow, 0 times infinity would be NaN; their part goes to 0 with them.
+    return of_top_tokens + torch.where(rest_logs == -torch.inf, 0.0, of_other_tokens)
 
 
 @torch.inference_mode()
@@ -83,21 +84,22 @@ def score_answers(
     """
     model.eval()
     losses, divergences = [0.0] * len(rows), [0.0] * len(rows)
-    prompts = [answers.prompts[row] for row in rows]
-    answer_tokens = [answers.answers[row] for row in rows]
-    for batch, states in answer_states(model, prompts, answer_tokens, batch_tokens):
+    prompt_tokens = [answers.prompts[answer_index] for answer_index in rows]
+    answer_tokens = [answers.answers[answer_index] for answer_index in rows]
+    for batch, states in answer_states(model, prompt_tokens, answer_tokens, batch_tokens):
         token_losses, token_divergences = _score_tokens(
-            model, answers, [rows[place] for place in batch], states
+            model, answers, [rows[batch_place] for batch_place in batch], states
         )
-        sizes = [len(answer_tokens[place]) for place in batch]
-        for sums, values in ((losses, token_losses), (divergences, token_divergences)):
-            for place, tokens in zip(batch, torch.split(values, sizes), strict=True):
-                sums[place] = float(tokens.sum(dtype=torch.float64))
-    for value in (*losses, *divergences):
-        if not math.isfinite(value):
+        answer_sizes = [len(answer_tokens[batch_place]) for batch_place in batch]
+        for sums_by_answer, values in ((losses, token_losses), (divergences, token_divergences)):
+            for batch_place, tokens in zip(batch, torch.split(values, answer_sizes), strict=True):
+                # In float64, so that the order in which a batch adds them does not show.
+                sums_by_answer[batch_place] = float(tokens.sum(dtype=torch.float64))
+    for answer_figure in (*losses, *divergences):
+        if not math.isfinite(answer_figure):
             raise EvaluationError(
-                f"{LOSS}: a loss is {value}; the model's weights are damaged, or it gives no "
-                "chance to what the general model says."
+                f"{LOSS}: a loss is {answer_figure}; the model's weights are damaged, or it gives "
+                "no chance to what the general model says."
             )
     return losses, divergences
 
@@ -112,13 +114,13 @@ def _score_tokens(
     top_logs = torch.cat([answers.top_logs[row] for row in rows]).to(device)
     rest_logs = torch.cat([answers.rest_logs[row] for row in rows]).to(device)
     losses, divergences = torch.empty_like(rest_logs), torch.empty_like(rest_logs)
-    for start, logits in logit_chunks(model, states):
-        part = slice(start, start + len(logits))
-        total = logits.logsumexp(dim=1)
-        losses[part] = total - logits.gather(1, targets[part, None])[:, 0]
-        model_logs = logits.gather(1, top_tokens[part]) - total[:, None]
+    for first_position, logits in logit_chunks(model, states):
+        part = slice(first_position, first_position + len(logits))
+        log_sum = logits.logsumexp(dim=1)
+        losses[part] = log_sum - logits.gather(1, targets[part, None])[:, 0]
+        model_logs = logits.gather(1, top_tokens[part]) - log_sum[:, None]
         # This overwrites the logits, so it comes last.
-        model_rest = rest_log(logits, top_tokens[part], total)
+        model_rest = rest_log(logits, top_tokens[part], log_sum)
         divergences[part] = divergence(top_logs[part], rest_logs[part], model_logs, model_rest)
     return losses, divergences
 
@@ -141,33 +143,33 @@ def retention_sets(
         return {LOSS: losses, DIVERGENCE: divergences}
 
     # The pass of one gives the other, so its tokens are counted once: where they are needed first.
-    bearer = DIVERGENCE if section.loss_role == "watch" != section.kl_role else LOSS
-    sets = []
-    content = hash_json([answers.prompts, answers.answers, made_by])
-    for name, role, tolerance in (
+    bearing_set = DIVERGENCE if section.loss_role == "watch" != section.kl_role else LOSS
+    both_sets = []
+    pass_hash = hash_json([answers.prompts, answers.answers, made_by])
+    for name, set_role, tolerance in (
         (LOSS, section.loss_role, section.loss_tolerance),
         (DIVERGENCE, section.kl_role, section.kl_tolerance),
     ):
-        settings = {"kind": name, "top": section.top_tokens, "precision": evaluate.precision}
-        sets.append(
+        set_settings = {"kind": name, "top": section.top_tokens, "precision": evaluate.precision}
+        both_sets.append(
             EvaluationSet(
                 name=name,
-                role=role,
+                role=set_role,
                 unit="nats per token",
                 ids=[f"prompt/{hash_json(prompt.text)[:12]}" for prompt in prompts],
                 groups=[f"prompt/{prompt.group}" for prompt in prompts],
                 sizes=[len(tokens) for tokens in answers.answers],
                 costs=[
-                    len(prompt) + len(answer) - 1 if name == bearer else 0
+                    len(prompt) + len(answer) - 1 if name == bearing_set else 0
                     for prompt, answer in zip(answers.prompts, answers.answers, strict=True)
                 ],
-                content_hash=content,
+                content_hash=pass_hash,
                 score=lambda model, rows, name=name: together(model, rows)[name],  # type: ignore[misc]
-                settings_hash=hash_json(settings),
+                settings_hash=hash_json(set_settings),
                 item_hashes=[hash_json(prompt.text) for prompt in prompts],
                 score_together=together,
                 tolerance=tolerance,
                 note="" if answers.templated else NO_TEMPLATE,
             )
         )
-    return sets
+    return both_sets

@@ -102,20 +102,22 @@ class EvaluationSet:
             weight: of the set among others.
             are_levels: whether they are losses themselves.
         """
-        values = np.atleast_2d(np.asarray(columns, dtype=np.float64))
-        index = list(range(len(self)) if rows is None else rows)
-        sizes = np.asarray(self.sizes, dtype=np.float64)[index]
-        groups = [self.groups[place] for place in index]
-        added: tuple[float, ...] = ()
-        counts: tuple[tuple[int, int], ...] = ()
+        value_columns = np.atleast_2d(np.asarray(columns, dtype=np.float64))
+        item_indices = list(range(len(self)) if rows is None else rows)
+        sizes = np.asarray(self.sizes, dtype=np.float64)[item_indices]
+        item_groups = [self.groups[place] for place in item_indices]
+        added_tails: tuple[float, ...] = ()
+        answer_counts: tuple[tuple[int, int], ...] = ()
         if self.is_bounded:
-            added = BOUNDED_LEVEL if are_levels else BOUNDED_CHANGE
-            alone = len(set(groups)) == len(groups) and set(sizes.tolist()) == {1.0}
-            whole = set(np.unique(values).tolist()) <= {-1.0, 0.0, 1.0}
-            if alone and whole and not are_levels:
-                counts = tuple(count_answers(row) for row in values)
-        tops = self.scale * group_sums(values, groups)
-        return SetChanges(tops, group_sums(sizes, groups), weight, added, counts)
+            # Losses between 0 and 1 could all have been the worst in items not drawn: bounds allow
+            # for a few such.
+            added_tails = BOUNDED_LEVEL if are_levels else BOUNDED_CHANGE
+            alone = len(set(item_groups)) == len(item_groups) and set(sizes.tolist()) == {1.0}
+            is_counted = set(np.unique(value_columns).tolist()) <= {-1.0, 0.0, 1.0}
+            if alone and is_counted and not are_levels:
+                answer_counts = tuple(count_answers(row) for row in value_columns)
+        tops = self.scale * group_sums(value_columns, item_groups)
+        return SetChanges(tops, group_sums(sizes, item_groups), weight, added_tails, answer_counts)
 
     def figure(self, losses: ArrayLike, rows: Sequence[int] | None = None) -> float:
         """The set's figure from the losses of the items at `rows` (all of them by default).
@@ -126,7 +128,7 @@ class EvaluationSet:
         >>> two.figure([2.0, 4.0])
         3.0
         """
-        sizes = np.asarray(self.sizes, dtype=np.float64)
-        chosen = sizes if rows is None else sizes[list(rows)]
-        total = float(np.sum(np.asarray(losses, dtype=np.float64)))
-        return self.scale * total / float(np.sum(chosen))
+        item_sizes = np.asarray(self.sizes, dtype=np.float64)
+        chosen_sizes = item_sizes if rows is None else item_sizes[list(rows)]
+        loss_sum = float(np.sum(np.asarray(losses, dtype=np.float64)))
+        return self.scale * loss_sum / float(np.sum(chosen_sizes))

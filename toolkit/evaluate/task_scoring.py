@@ -21,8 +21,8 @@ def scoring_hash(task: Any, metric: str) -> str:
         task: of lm-eval, with its requests built.
         metric: name of the metric.
     """
-    config = task.config
-    metrics = config.metric_list or []
+    task_config = task.config
+    metrics = task_config.metric_list or []
     return hash_json(
         {
             "lm_eval": metadata.version("lm_eval"),
@@ -32,22 +32,23 @@ def scoring_hash(task: Any, metric: str) -> str:
                 for request in task.instances
             ],
             "targets": _targets(task),
-            "filters": _stable(config.filter_list),
+            "filters": _stable(task_config.filter_list),
             "metric": _stable([entry for entry in metrics if _name(entry) in {metric, None}]),
-            "results": _stable(config.process_results),
-            "output_type": config.output_type,
+            "results": _stable(task_config.process_results),
+            "output_type": task_config.output_type,
         }
     )
 
 
-def _name(entry: Mapping[str, Any]) -> str | None:
+def _name(entry: Mapping[str, object]) -> str | None:
     """Of a metric that is a function, None: its name is not known beforehand."""
-    name = entry.get("metric")
-    return name if isinstance(name, str) else None
+    metric_name = entry.get("metric")
+    return metric_name if isinstance(metric_name, str) else None
 
 
 def _targets(task: Any) -> Any:
     """The right answer of every document, or how it is found where that cannot be asked."""
+    # By identity: documents are dicts of any content, which do not hash.
     docs = {id(request.doc): request.doc for request in task.instances}
     try:
         return _stable([[task.doc_to_target(doc), _choices(task, doc)] for doc in docs.values()])
@@ -71,8 +72,8 @@ def _stable(value: Any) -> Any:
         return hash_bytes(bytes(value))
     if callable(value):
         return _code(value)
-    text = repr(value)
-    return type(value).__qualname__ if " at 0x" in text else text
+    value_text = repr(value)
+    return type(value).__qualname__ if " at 0x" in value_text else value_text
 
 
 def _code(function: Callable[..., Any]) -> list[str]:
@@ -84,13 +85,14 @@ def _code(function: Callable[..., Any]) -> list[str]:
     inner = getattr(function, "func", function)  # of functools.partial
     if str(getattr(inner, "__module__", "")).startswith("toolkit."):
         return [inner.__qualname__, str(getattr(inner, "VERSION", ""))]
-    name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', '')}"
+    full_name = f"{getattr(inner, '__module__', '')}.{getattr(inner, '__qualname__', '')}"
     try:
-        file = Path(inspect.getsourcefile(inner) or "")
+        source_file = Path(inspect.getsourcefile(inner) or "")
     except TypeError:
-        file = Path()
-    if not file.is_file():
-        return [name]
-    is_installed = "site-packages" in file.parts
-    files = [file] if is_installed else sorted(file.parent.glob("*.py"))
-    return [inner.__qualname__, *(read_hash(path) for path in files)]
+        source_file = Path()
+    if not source_file.is_file():
+        return [full_name]
+    # Versions of installed packages are pinned by lm-eval's own, which stands in the hash.
+    is_installed = "site-packages" in source_file.parts
+    code_files = [source_file] if is_installed else sorted(source_file.parent.glob("*.py"))
+    return [inner.__qualname__, *(read_hash(path) for path in code_files)]

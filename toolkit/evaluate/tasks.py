@@ -108,73 +108,75 @@ class ScoredTask:
         """What each item's loss is divided by."""
         if self.metrics[metric].aggregation not in _OVER_SIZES:
             return [1.0] * len(self.docs)
-        count = self.task.count_words if metric.startswith("word") else self.task.count_bytes
-        return [float(count(self.task.doc_to_target(doc))) for doc in self.docs]
+        count_units = self.task.count_words if metric.startswith("word") else self.task.count_bytes
+        return [float(count_units(self.task.doc_to_target(doc))) for doc in self.docs]
 
-    def run(self, lm: LM, rows: Sequence[int]) -> list[dict[str, Any]]:
+    def run(self, lm: LM, rows: Sequence[int]) -> list[dict[str, object]]:
         """lm-eval's metrics of the items at these indices, in this order."""
-        chosen = [request for row in rows for request in self.requests[row]]
-        kinds: dict[str, list[Instance]] = {}
-        for request in chosen:
+        chosen_requests = [request for row in rows for request in self.requests[row]]
+        requests_by_kind: dict[str, list[Instance]] = {}
+        for request in chosen_requests:
+            # Responses of an earlier model lie in the requests still: lm-eval appends, and never
+            # clears.
             request.resps, request.filtered_resps = [], {}
-            kinds.setdefault(request.request_type, []).append(request)
+            requests_by_kind.setdefault(request.request_type, []).append(request)
         with _quiet(), _seeded_generators():
-            for kind, requests in kinds.items():
+            for kind, requests in requests_by_kind.items():
                 repeated = [request for request in requests for _ in range(request.repeats)]
                 for response, request in zip(getattr(lm, kind)(repeated), repeated, strict=True):
                     request.resps.append(response)
-            return self._results(chosen, rows)
+            return self._results(chosen_requests, rows)
 
-    def losses(self, metric: str, results: Sequence[Mapping[str, Any]]) -> list[float]:
+    def losses(self, metric: str, results: Sequence[Mapping[str, object]]) -> list[float]:
         """What a metric's values are as losses.
 
         Raises:
             EvaluationError: one is not a finite number.
         """
-        values = [self.metrics[metric].loss(result[metric]) for result in results]
-        if not all(math.isfinite(value) for value in values):
+        metric_losses = [self.metrics[metric].loss(result[metric]) for result in results]
+        if not all(math.isfinite(value) for value in metric_losses):
             raise EvaluationError(
                 f"{self.name}: {metric} is not finite; the model's weights are damaged."
             )
-        return values
+        return metric_losses
 
-    def _results(self, chosen: list[Instance], rows: Sequence[int]) -> list[dict[str, Any]]:
+    def _results(self, chosen: list[Instance], rows: Sequence[int]) -> list[dict[str, object]]:
         # Filters go over a task's instances, which for now are those that have answers.
         every_instance, self.task._instances = self.task._instances, chosen
         try:
             self.task.apply_filters()
         finally:
             self.task._instances = every_instance
-        results = []
+        item_results = []
         for row in rows:
-            requests = sorted(self.requests[row], key=lambda request: request.idx)
-            filter_name = next(iter(requests[0].filtered_resps))
-            answers = [request.filtered_resps[filter_name] for request in requests]
-            results.append(dict(self.task.process_results(self.docs[row], answers)))
-        return results
+            row_requests = sorted(self.requests[row], key=lambda request: request.idx)
+            filter_name = next(iter(row_requests[0].filtered_resps))
+            answers = [request.filtered_resps[filter_name] for request in row_requests]
+            item_results.append(dict(self.task.process_results(self.docs[row], answers)))
+        return item_results
 
 
 def _item_hash(requests: Sequence[Instance]) -> str:
-    content = [requests[0].doc, [_plain(request.args) for request in requests]]
-    return hash_json(json.loads(json.dumps(content, default=str)))
+    item_content = [requests[0].doc, [_plain(request.args) for request in requests]]
+    return hash_json(json.loads(json.dumps(item_content, default=str)))
 
 
 def _mean_metrics(task: Task) -> Iterator[tuple[str, TaskMetric]]:
     """Metrics that are means over items; others cannot be compared item by item."""
-    is_rising = task.higher_is_better()
+    rising_by_metric = task.higher_is_better()
     for metric, function in task.aggregation().items():
         kind = function if isinstance(function, str) else getattr(function, "__name__", "")
         if kind not in {"mean", "perplexity", *_OVER_SIZES}:
             continue
-        rising = bool(is_rising.get(metric, True))
-        unit = f"1 - {metric}" if rising else metric
+        rises = bool(rising_by_metric.get(metric, True))
+        unit = f"1 - {metric}" if rises else metric
         if kind == "perplexity":
             unit = "nats per item"
         elif kind == "weighted_perplexity":
             unit = f"nats per {metric.partition('_')[0]}"
         elif kind == "bits_per_byte":
             unit = "bits per byte"
-        yield metric, TaskMetric(unit, kind, rising)
+        yield metric, TaskMetric(unit, kind, rises)
 
 
 class QuestionFileTask(ScoredTask):
@@ -191,8 +193,8 @@ class QuestionFileTask(ScoredTask):
     def __init__(self, section: MultipleChoiceSection) -> None:
         questions = load_questions(section)
         with _quiet():
-            task = QuestionTask(section.name, questions)
-        super().__init__(section.name, task)
+            question_task = QuestionTask(section.name, questions)
+        super().__init__(section.name, question_task)
         self.ids = [question.id for question in questions]
         self.groups = [question.group for question in questions]
         self.hashes = [question.content_hash() for question in questions]
@@ -218,27 +220,27 @@ def load_tasks(section: TaskSection) -> list[ScoredTask]:
         refuse_hostile_yaml(path)
     place = section.include_path or section.task
     with reading(place, EvaluationError, "its task files cannot be read", "mend them"), _quiet():
-        manager = None
+        task_manager = None
         if section.include_path is not None:  # lm-eval's own thousands take seconds to list
-            manager = TaskManager(include_path=section.include_path, include_defaults=False)
-        if manager is None or section.task not in manager.all_tasks:
-            manager = TaskManager(include_path=section.include_path)
-    if section.task not in manager.all_tasks:
+            task_manager = TaskManager(include_path=section.include_path, include_defaults=False)
+        if task_manager is None or section.task not in task_manager.all_tasks:
+            task_manager = TaskManager(include_path=section.include_path)
+    if section.task not in task_manager.all_tasks:
         raise EvaluationError(
             f"{section.task}: lm-eval knows no such task or group"
-            f"{sentence_end(section.task, manager.all_tasks)} For tasks of your own give "
+            f"{sentence_end(section.task, task_manager.all_tasks)} For tasks of your own give "
             "the folder of their YAML files."
         )
     try:
         with _quiet():
-            loaded = manager.load([section.task])["tasks"]
-        tasks = [ScoredTask(name, task, section.num_fewshot) for name, task in loaded.items()]
+            loaded_tasks = task_manager.load([section.task])["tasks"]
+        tasks = [ScoredTask(name, task, section.num_fewshot) for name, task in loaded_tasks.items()]
     except Exception as error:  # whatever a task's own code and its data may raise
-        lines = [line for line in str(error).splitlines() if line.strip()]
+        error_lines = [line for line in str(error).splitlines() if line.strip()]
         raise EvaluationError(
-            f"{section.task}: cannot be loaded ({lines[0] if lines else type(error).__name__}). "
-            "Most tasks read their data from a hub; without one, give a folder with YAML files "
-            "over local data."
+            f"{section.task}: cannot be loaded "
+            f"({error_lines[0] if error_lines else type(error).__name__}). Most tasks read their "
+            "data from a hub; without one, give a folder with YAML files over local data."
         ) from error
     for task in tasks:
         if getattr(task.task, "MULTIMODAL", False):
@@ -269,13 +271,15 @@ def task_sets(
     Raises:
         EvaluationError: the task cannot be loaded, or has no such metric.
     """
-    encoder = RequestEncoder(tokenizer)
-    sets = []
-    for task in load_tasks(section):
-        metrics = _chosen_metrics(task, section.metric)
-        metrics = metrics if all_metrics else metrics[:1]
-        sets += _make_sets(task, section, metrics, encoder, evaluate, split)
-    return sets
+    request_encoder = RequestEncoder(tokenizer)
+    task_items = []
+    for scored_task in load_tasks(section):
+        task_metrics = _chosen_metrics(scored_task, section.metric)
+        task_metrics = task_metrics if all_metrics else task_metrics[:1]
+        task_items += _make_sets(
+            scored_task, section, task_metrics, request_encoder, evaluate, split
+        )
+    return task_items
 
 
 def question_sets(
@@ -298,9 +302,9 @@ def question_sets(
     Raises:
         EvaluationError: there are no questions, or one has no options or no answer.
     """
-    task = QuestionFileTask(section)
+    question_task = QuestionFileTask(section)
     chosen = list(metrics) or [section.metric]
-    return _make_sets(task, section, chosen, RequestEncoder(tokenizer), evaluate, split)
+    return _make_sets(question_task, section, chosen, RequestEncoder(tokenizer), evaluate, split)
 
 
 def _chosen_metrics(task: ScoredTask, wanted: str | None) -> list[str]:
@@ -328,38 +332,38 @@ def _make_sets(
 ) -> list[EvaluationSet]:
     """A set for each metric; one pass through the model scores them all."""
     set_names = {m: task.name if len(metrics) == 1 else f"{task.name} {m}" for m in metrics}
-    rows = _chosen_rows(task, section, split)
-    tokens = [_item_tokens(task, row, encoder) for row in rows]
+    chosen_rows = _chosen_rows(task, section, split)
+    tokens = [_item_tokens(task, row, encoder) for row in chosen_rows]
 
     def score(model: Any, places: Sequence[int]) -> Mapping[str, list[float]]:
         lm = SharedPromptLM(model, encoder, evaluate.batch_tokens)
-        results = task.run(lm, [rows[place] for place in places])
-        return {name: task.losses(metric, results) for metric, name in set_names.items()}
+        item_results = task.run(lm, [chosen_rows[place] for place in places])
+        return {name: task.losses(metric, item_results) for metric, name in set_names.items()}
 
     content_hash = hash_json(
-        [[task.hashes[row], item.hash] for row, item in zip(rows, tokens, strict=True)]
+        [[task.hashes[row], item.hash] for row, item in zip(chosen_rows, tokens, strict=True)]
     )
-    sets = []
+    metric_sets = []
     for metric in metrics:
-        sizes = task.sizes(metric)
-        sets.append(
+        item_sizes = task.sizes(metric)
+        metric_sets.append(
             EvaluationSet(
                 name=set_names[metric],
                 role=section.role,
                 unit=task.metrics[metric].unit,
-                ids=[task.ids[row] for row in rows],
-                groups=[task.groups[row] for row in rows],
-                sizes=[sizes[row] for row in rows],
+                ids=[task.ids[row] for row in chosen_rows],
+                groups=[task.groups[row] for row in chosen_rows],
+                sizes=[item_sizes[row] for row in chosen_rows],
                 costs=[item.cost for item in tokens],
                 content_hash=content_hash,
                 score=lambda model, places, name=set_names[metric]: score(model, places)[name],  # type: ignore[misc]
                 scale=task.metrics[metric].scale(),
                 settings_hash=_settings_hash(task, metric, evaluate),
-                item_hashes=[task.hashes[row] for row in rows],
+                item_hashes=[task.hashes[row] for row in chosen_rows],
                 score_together=score if len(metrics) > 1 else None,
             )
         )
-    return sets
+    return metric_sets
 
 
 def _settings_hash(task: ScoredTask, metric: str, evaluate: EvaluateSection) -> str:
@@ -380,22 +384,26 @@ def _settings_hash(task: ScoredTask, metric: str, evaluate: EvaluateSection) -> 
 def _chosen_rows(
     task: ScoredTask, section: TaskSection | MultipleChoiceSection, split: SplitName | None
 ) -> list[int]:
-    places = [split_place(value) for value in task.hashes]
-    rows = [
+    split_places = [split_place(value) for value in task.hashes]
+    chosen_rows = [
         row
-        for row, (fraction, _) in enumerate(places)
+        for row, (fraction, _) in enumerate(split_places)
         if split is None or (fraction < section.validation_fraction) == (split == "validation")
     ]
-    if not rows:
+    if not chosen_rows:
         raise EvaluationError(
-            f"{task.name}: none of its {len(places)} items falls into {split}; set "
+            f"{task.name}: none of its {len(split_places)} items falls into {split}; set "
             "validation_fraction otherwise, or give more items."
         )
     if section.limit is not None and split is None:
-        return rows[: section.limit]
+        return chosen_rows[: section.limit]
     if section.limit is not None:
-        rows = sorted(sorted(rows, key=lambda row: places[row][1])[: section.limit])
-    return rows
+        # Chosen by what is left of the hash, then in the task's order again: a prefix of the file
+        # would be one of its topics.
+        chosen_rows = sorted(
+            sorted(chosen_rows, key=lambda row: split_places[row][1])[: section.limit]
+        )
+    return chosen_rows
 
 
 def split_place(content_hash: str) -> tuple[float, str]:
@@ -424,11 +432,11 @@ def _item_tokens(task: ScoredTask, row: int, encoder: RequestEncoder) -> _ItemTo
                 f"{task.name}: {task.ids[row]}: its prompt or an option has no tokens; remove the "
                 "item, or give every option a text."
             )
-        read = [[prompt.prompt, prompt.continuations] for prompt in prompts]
-        return _ItemTokens(sum(prompt.cost() for prompt in prompts), hash_json(read))
-    texts = [str(part) for request in requests for part in _plain(request.args)]
-    tokens = [encoder.encode_text(text) for text in texts]
-    return _ItemTokens(max(1, sum(map(len, tokens))), hash_json(tokens))
+        read_tokens = [[prompt.prompt, prompt.continuations] for prompt in prompts]
+        return _ItemTokens(sum(prompt.cost() for prompt in prompts), hash_json(read_tokens))
+    request_texts = [str(part) for request in requests for part in _plain(request.args)]
+    text_tokens = [encoder.encode_text(text) for text in request_texts]
+    return _ItemTokens(max(1, sum(map(len, text_tokens))), hash_json(text_tokens))
 
 
 def _plain(args: Sequence[Any]) -> list[Any]:
@@ -438,25 +446,25 @@ def _plain(args: Sequence[Any]) -> list[Any]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """lm-eval's bars and notes would bury ours; its errors are raised all the same."""
-    level = logging.root.manager.disable
+    disabled_level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        logging.disable(level)
+        logging.disable(disabled_level)
 
 
 @contextlib.contextmanager
 def _seeded_generators() -> Iterator[None]:
     """Tasks may draw from the global generators: seeded as lm-eval does, then put back."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    saved_states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(0)
     np.random.seed(_FEWSHOT_SEED)
     torch.manual_seed(_FEWSHOT_SEED)
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        random.setstate(saved_states[0])
+        np.random.set_state(saved_states[1])
+        torch.set_rng_state(saved_states[2])

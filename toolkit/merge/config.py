@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -25,8 +25,7 @@ from toolkit.limits import limit, raise_hint
 from toolkit.load_yaml import load_yaml
 from toolkit.section import PositiveInt, Section, check_section
 
-Scalar = bool | int | float | str
-Settings = dict[str, Any]
+Settings = dict[str, object]
 """Parameter name to setting: a scalar, a gradient (list over depth), or filtered settings."""
 
 
@@ -36,9 +35,9 @@ _LARGEST = 1e30
 
 def _check_settings(value: object) -> object:
     if isinstance(value, dict):
-        for name, setting in value.items():
-            if fault := _fault_of_setting(setting):
-                raise ValueError(f"{name}: {fault} (got {setting!r:.200})")
+        for setting_name, setting in value.items():
+            if setting_fault := _fault_of_setting(setting):
+                raise ValueError(f"{setting_name}: {setting_fault} (got {setting!r:.200})")
     return value
 
 
@@ -51,22 +50,22 @@ def _fault_of_setting(setting: object) -> str | None:
     if isinstance(setting, (bool, int, float, str)):
         return None
     if isinstance(setting, dict):
-        wanted = setting.get("filter")
-        if wanted is not None and not isinstance(wanted, str):
-            return f"a filter is a part of tensors' names (got {wanted!r:.60})"
+        filter_text = setting.get("filter")
+        if filter_text is not None and not isinstance(filter_text, str):
+            return f"a filter is a part of tensors' names (got {filter_text!r:.60})"
         if unknown := set(setting) - {"filter", "value"}:
             return f"unknown key {sorted(map(str, unknown))[0]!r}; a setting has filter and value"
         if "value" not in setting:
             return "a filtered setting needs a value"
         return _fault_of_setting(setting["value"])
     if isinstance(setting, list) and setting:
-        faults = (_fault_of_setting(item) for item in setting)
+        item_faults = (_fault_of_setting(item) for item in setting)
         if any(isinstance(item, list) for item in setting):
             return "must be a list over depth, not a list of lists"
-        kinds = {isinstance(item, dict) for item in setting}
-        if len(kinds) > 1:
+        item_kinds = {isinstance(item, dict) for item in setting}
+        if len(item_kinds) > 1:
             return "mixes numbers and filters"
-        return next((fault for fault in faults if fault), None)
+        return next((fault for fault in item_faults if fault), None)
     return "must be a value, a list over depth, or a list of {filter, value}"
 
 
@@ -77,10 +76,10 @@ def _reference(value: object) -> object:
     """A model reference is `path[@revision][+adapter]`; the long form is written as the short."""
     if not isinstance(value, dict):
         return value
-    if unknown := set(value) - {"model", "lora", "override_architecture"}:
-        raise ValueError(f"unknown key {sorted(map(str, unknown))[0]!r} in a model reference")
-    text = _path_and_revision(value.get("model"))
-    return f"{text}+{_path_and_revision(value['lora'])}" if value.get("lora") else text
+    if unknown_keys := set(value) - {"model", "lora", "override_architecture"}:
+        raise ValueError(f"unknown key {sorted(map(str, unknown_keys))[0]!r} in a model reference")
+    path_text = _path_and_revision(value.get("model"))
+    return f"{path_text}+{_path_and_revision(value['lora'])}" if value.get("lora") else path_text
 
 
 def _path_and_revision(value: object) -> str:
@@ -149,9 +148,9 @@ class OutputSlice(Section):
     def _equal_lengths(self) -> Self:
         if not self.sources:
             raise ValueError("sources: is empty; name at least one model")
-        ranges = [source.layer_range for source in self.sources]
-        if len({stop - start for start, stop in ranges}) > 1:
-            raise ValueError(f"sources: must all have as many layers (got {ranges})")
+        layer_ranges = [source.layer_range for source in self.sources]
+        if len({stop - start for start, stop in layer_ranges}) > 1:
+            raise ValueError(f"sources: must all have as many layers (got {layer_ranges})")
         return self
 
 
@@ -236,20 +235,21 @@ class MergeConfig(Section):
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
-        given = [n for n in ("models", "slices", "modules") if getattr(self, n) is not None]
-        if len(given) != 1:
+        given_forms = [n for n in ("models", "slices", "modules") if getattr(self, n) is not None]
+        if len(given_forms) != 1:
             raise ValueError(
-                f"give exactly one of models, slices and modules (got {', '.join(given) or 'none'})"
+                "give exactly one of models, slices and modules (got "
+                f"{', '.join(given_forms) or 'none'})"
             )
-        if not getattr(self, given[0]):
-            raise ValueError(f"{given[0]} is empty; name at least one model")
+        if not getattr(self, given_forms[0]):
+            raise ValueError(f"{given_forms[0]} is empty; name at least one model")
         if self.tokenizer_source is not None and self.tokenizer is not None:
             raise ValueError("give tokenizer_source or tokenizer, not both")
         return self
 
     @model_serializer(mode="wrap")
-    def _without_unsaid_rounding(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = dump(self)
+    def _without_unsaid_rounding(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        values: dict[str, object] = dump(self)
         if self.rounding is None:  # so that hashes of merges from before there was the key hold
             values.pop("rounding", None)
         return values
@@ -263,8 +263,8 @@ class MergeConfig(Section):
         return self.base_model or self.model_names()[0]
 
     def _all_names(self) -> Iterator[str]:
-        groups: list[MergeConfig | OutputModule] = [self, *(self.modules or {}).values()]
-        for group in groups:
+        model_groups: list[MergeConfig | OutputModule] = [self, *(self.modules or {}).values()]
+        for group in model_groups:
             yield from (item.model for item in group.models or ())
             for item in group.slices or ():
                 yield from (source.model for source in item.sources)

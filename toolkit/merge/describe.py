@@ -37,33 +37,34 @@ def describe_merge(config: MergeConfig, *, device: str = "cpu") -> str:
             f"{', '.join(config.model_names())}"
         )
     plan, models, vocabulary = plan_with_vocabulary(config, Models())
-    read = written = 0
+    read_bytes = written_bytes = 0
     largest: dict[str, int] = {}
     engines: Counter[str] = Counter()
-    settings: Counter[str] = Counter()
+    setting_counts: Counter[str] = Counter()
     for task in plan.tasks:
         dtype = out_dtype(config, task, models)
         engine = engine_of(task, plan.method, models, dtype, device)
         engines[engine] += 1
-        read += sum(task.size * item_bytes(models.dtype(source)) for source in task.inputs)
-        written += task.size * item_bytes(dtype)
+        read_bytes += sum(task.size * item_bytes(models.dtype(source)) for source in task.inputs)
+        written_bytes += task.size * item_bytes(dtype)
         largest[engine] = max(largest.get(engine, 0), _working_bytes(task, plan.method, engine))
-        settings[_settings(task)] += 1
-    threads = count_cores()
+        setting_counts[_settings(task)] += 1
+    num_threads = count_cores()
     start = _START_BYTES if set(largest) <= {"kernel"} else _TORCH_START_BYTES
-    peak = start + max(largest.get("torch", 0), largest.get("kernel", 0) + threads * 4 * BLOCK)
+    # Tensors by a definition are computed one at a time, those by kernels in blocks on all cores.
+    peak = start + max(largest.get("torch", 0), largest.get("kernel", 0) + num_threads * 4 * BLOCK)
     lines = [
         f"{plan.method.name}: {len(plan.tasks)} tensors, {plan.num_layers} layers, "
         f"from {', '.join(config.model_names())}",
-        f"  read {bytes_text(read)}, write {bytes_text(written)}, "
+        f"  read {bytes_text(read_bytes)}, write {bytes_text(written_bytes)}, "
         f"peak private memory about {peak / 1e6:.0f} MB",
         *(f"  {count:5d} tensors by {_ENGINES[name]}" for name, count in sorted(engines.items())),
         *(f"  {line}" for line in (vocabulary.describe() if vocabulary is not None else ())),
         "  parameters:",
-        *(f"  {count:5d} tensors: {text}" for text, count in settings.most_common(12)),
+        *(f"  {count:5d} tensors: {text}" for text, count in setting_counts.most_common(12)),
     ]
-    if len(settings) > 12:
-        lines.append(f"        and {len(settings) - 12} more combinations")
+    if len(setting_counts) > 12:
+        lines.append(f"        and {len(setting_counts) - 12} more combinations")
     return "\n".join(lines)
 
 
@@ -84,9 +85,9 @@ def _working_bytes(task: TensorTask, method: Method, engine: str) -> int:
 
 
 def _settings(task: TensorTask) -> str:
-    shown = []
+    shown_settings = []
     for name, value in task.parameters.items():
         numbers = value if isinstance(value, tuple) else (value,)
         text = " ".join(f"{n:.4g}" if isinstance(n, float) else str(n).lower() for n in numbers)
-        shown.append(f"{name.rstrip('_')} {text}")
-    return ", ".join(shown) or "none"
+        shown_settings.append(f"{name.rstrip('_')} {text}")
+    return ", ".join(shown_settings) or "none"

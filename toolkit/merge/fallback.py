@@ -54,10 +54,10 @@ def merge_by_mergekit(
     _run_theirs(plain_config, config, models, work, seed=seed, shard_bytes=shard_bytes)
     with write_atomically(work / "merge.yaml") as file:
         yaml.safe_dump(plain_config, file, sort_keys=False, allow_unicode=True)
-    written = open_checkpoint(work)
-    shapes = {name: written.info(name).shape for name in written.names}
-    values = read_model_values(work, MergeError)
-    refuse_unloadable_merge(values, shapes, models, config.model_names())
+    written_checkpoint = open_checkpoint(work)
+    shapes = {name: written_checkpoint.info(name).shape for name in written_checkpoint.names}
+    model_values = read_model_values(work, MergeError)
+    refuse_unloadable_merge(model_values, shapes, models, config.model_names())
     return _describe_written(config, shapes)
 
 
@@ -74,12 +74,12 @@ def _run_theirs(
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
 
-    options = MergeOptions(
+    merge_options = MergeOptions(
         quiet=True, random_seed=seed, out_shard_size=shard_bytes, write_model_card=False
     )
     try:
         theirs = MergeConfiguration.model_validate(_with_folders(plain_config, config, models))
-        run_merge(theirs, str(work), options)
+        run_merge(theirs, str(work), merge_options)
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         raise MergeError(
             f"{config.merge_method}: mergekit refuses this merge ({error})."
@@ -88,12 +88,12 @@ def _run_theirs(
 
 def _describe_written(config: MergeConfig, shapes: Shapes) -> MergePlan:
     """A plan with a task for every tensor that mergekit wrote; what it did to each is its own."""
-    names = config.model_names()
+    model_names = config.model_names()
     tasks = tuple(
         TensorTask(
             name,
             shape,
-            tuple(Source(model, name) for model in names),
+            tuple(Source(model, name) for model in model_names),
             None,
             {},
             Place(name, None, 0),
@@ -105,7 +105,7 @@ def _describe_written(config: MergeConfig, shapes: Shapes) -> MergePlan:
 
 def _with_folders(node: Any, config: MergeConfig, models: Models) -> Any:
     """The configuration with every model by its folder: names may be ours alone."""
-    folders = {
+    folders_by_name = {
         name: str(models.checkpoint(name).folder)
         for name in config.model_names()
         if "+" not in name
@@ -117,7 +117,7 @@ def _with_folders(node: Any, config: MergeConfig, models: Models) -> Any:
         if isinstance(value, list):
             return [fill(item, key) for item in value]
         is_model = key in {"model", "base_model", "tokenizer_source"}
-        return folders.get(value, value) if is_model else value
+        return folders_by_name.get(value, value) if is_model else value
 
     return fill(node, "")
 

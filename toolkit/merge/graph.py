@@ -66,38 +66,40 @@ def load_merge_graph(path: Path) -> MergeGraph:
             several documents have none, or merges need each other in a circle.
     """
     documents = load_yaml_documents(path)
-    where = [str(path)] if len(documents) == 1 else [
+    places = [str(path)] if len(documents) == 1 else [
         f"{path}, document {number}" for number in range(1, len(documents) + 1)
     ]  # fmt: skip
-    names = [_name_of(document, place) for document, place in zip(documents, where, strict=True)]
+    document_names = [
+        _name_of(document, place) for document, place in zip(documents, places, strict=True)
+    ]
     if len(documents) == 1:
-        names = [None]
+        document_names = [None]
     faults: list[str] = []
-    configs: list[MergeConfig] = []
-    for document, place in zip(documents, where, strict=True):
+    merge_configs: list[MergeConfig] = []
+    for document, place in zip(documents, places, strict=True):
         try:
-            plain = {key: value for key, value in document.items() if key != "name"}
-            configs.append(parse_merge_config(plain, where=place))
+            plain_values = {key: value for key, value in document.items() if key != "name"}
+            merge_configs.append(parse_merge_config(plain_values, where=place))
         except ConfigError as error:
             faults.append(str(error))
     if faults:
         raise ConfigError("\n".join(faults))
-    last = _last_of(names, path)
-    known = {name: number for number, name in enumerate(names) if name is not None}
-    _refuse_repeated(names, path)
-    steps = [
-        MergeStep(None if number == last else name, config, _needs(config, known))
-        for number, (name, config) in enumerate(zip(names, configs, strict=True))
+    last_number = _last_of(document_names, path)
+    known = {name: number for number, name in enumerate(document_names) if name is not None}
+    _refuse_repeated(document_names, path)
+    merge_steps = [
+        MergeStep(None if number == last_number else name, config, _needs(config, known))
+        for number, (name, config) in enumerate(zip(document_names, merge_configs, strict=True))
     ]
-    order = list(_ordered(last, steps, known, path, ()))
-    for number, name in enumerate(names):
-        if number not in order:
+    merge_order = list(_ordered(last_number, merge_steps, known, path, ()))
+    for number, name in enumerate(document_names):
+        if number not in merge_order:
             warn(f"{path}: {name}: nothing takes it, so it is not made.")
-    text = path.read_text(encoding="utf-8")
-    return MergeGraph(tuple(steps[number] for number in order), text)
+    file_text = path.read_text(encoding="utf-8")
+    return MergeGraph(tuple(merge_steps[number] for number in merge_order), file_text)
 
 
-def _name_of(document: Mapping[str, Any], where: str) -> str | None:
+def _name_of(document: Mapping[str, object], where: str) -> str | None:
     name = document.get("name")
     if name is None:
         return None
@@ -107,26 +109,26 @@ def _name_of(document: Mapping[str, Any], where: str) -> str | None:
 
 
 def _last_of(names: Sequence[str | None], path: Path) -> int:
-    unnamed = [number for number, name in enumerate(names) if name is None]
-    if len(unnamed) > 1:
-        places = ", ".join(str(number + 1) for number in unnamed)
+    unnamed_numbers = [number for number, name in enumerate(names) if name is None]
+    if len(unnamed_numbers) > 1:
+        unnamed_places = ", ".join(str(number + 1) for number in unnamed_numbers)
         raise ConfigError(
-            f"{path}: documents {places} have no name; one may have none, the result's. Give the "
-            "others a `name:`, by which later ones take them."
+            f"{path}: documents {unnamed_places} have no name; one may have none, the result's. "
+            "Give the others a `name:`, by which later ones take them."
         )
-    return unnamed[0] if unnamed else len(names) - 1
+    return unnamed_numbers[0] if unnamed_numbers else len(names) - 1
 
 
 def _refuse_repeated(names: Sequence[str | None], path: Path) -> None:
-    given = [name for name in names if name is not None]
-    if repeated := sorted({name for name in given if given.count(name) > 1}):
+    given_names = [name for name in names if name is not None]
+    if repeated := sorted({name for name in given_names if given_names.count(name) > 1}):
         raise ConfigError(f"{path}: name: {', '.join(repeated)} stands twice; each needs its own.")
 
 
 def _needs(config: MergeConfig, known: Mapping[str, int]) -> frozenset[str]:
     """Intermediate models among those that a merge names, with an adapter or without."""
-    paths = {parse_reference(text).model.path for text in config.model_names()}
-    return frozenset(paths & set(known))
+    model_paths = {parse_reference(text).model.path for text in config.model_names()}
+    return frozenset(model_paths & set(known))
 
 
 def _ordered(
@@ -138,17 +140,17 @@ def _ordered(
 ) -> Iterator[int]:
     """Numbers of the merges that one needs, each once and before what needs it, and its own."""
     if number in above:
-        circle = " -> ".join(
-            next((name for name, n in known.items() if n == one), "the result")
-            for one in (*above[above.index(number) :], number)
+        circle_text = " -> ".join(
+            next((name for name, n in known.items() if n == member), "the result")
+            for member in (*above[above.index(number) :], number)
         )
-        raise ConfigError(f"{path}: merges need each other in a circle: {circle}.")
-    done: list[int] = []
+        raise ConfigError(f"{path}: merges need each other in a circle: {circle_text}.")
+    earlier_merges: list[int] = []
     for name in sorted(steps[number].needs, key=lambda name: known[name]):
-        for one in _ordered(known[name], steps, known, path, (*above, number)):
-            if one not in done:
-                done.append(one)
-    yield from done
+        for earlier in _ordered(known[name], steps, known, path, (*above, number)):
+            if earlier not in earlier_merges:
+                earlier_merges.append(earlier)
+    yield from earlier_merges
     yield number
 
 
@@ -175,18 +177,21 @@ def run_merge_graph(graph: MergeGraph, out: Path, **settings: Any) -> MergePlan:
             if parse_reference(text).model.path not in step.needs:
                 Models().checkpoint(text)
     with scratch_folder(out) as scratch:
-        made: dict[str, Path] = {}
-        for place, step in enumerate(graph.steps[:-1]):
+        made_folders: dict[str, Path] = {}
+        for step_number, step in enumerate(graph.steps[:-1]):
             assert step.name is not None  # noqa: S101  (only the last has none)
-            target = scratch / str(place)
-            say(f"{step.name} ({place + 1} of {len(graph.steps)})")
-            run_merge(step.config, target, folders=dict(made), step=step.name, **settings)
-            made[step.name] = target
-            later = frozenset[str]().union(*(s.needs for s in graph.steps[place + 1 :]))
-            for name in [name for name in made if name not in later]:
-                shutil.rmtree(made.pop(name))
-        plan = run_merge(graph.result, out, folders=dict(made), **settings)
+            step_folder = scratch / str(step_number)
+            say(f"{step.name} ({step_number + 1} of {len(graph.steps)})")
+            run_merge(
+                step.config, step_folder, folders=dict(made_folders), step=step.name, **settings
+            )
+            made_folders[step.name] = step_folder
+            later = frozenset[str]().union(*(s.needs for s in graph.steps[step_number + 1 :]))
+            # As soon as nothing later needs it: a large graph's models would not all fit.
+            for made_name in [made_name for made_name in made_folders if made_name not in later]:
+                shutil.rmtree(made_folders.pop(made_name))
+        last_plan = run_merge(graph.result, out, folders=dict(made_folders), **settings)
         # The result's own configuration names models that are gone: the whole file is kept.
         with write_atomically(out / "mergekit_config.yml") as file:
             file.write(graph.text)
-    return plan
+    return last_plan

@@ -74,49 +74,52 @@ class LiveMerge:
         )
         stored = StoredTensors(model, {task.name: task.shape for task in plan.tasks})
         self._stored[model] = stored
-        targets = stored.targets
+        merge_targets = stored.targets
         # The model has its own of what is copied, and loads nothing of what it passes over.
         passed_over = {task.name for task in plan.tasks if task.is_copied} | {*stored.ignored}
-        tasks = [task for task in plan.tasks if task.name not in passed_over]
-        if lacking := [task.name for task in tasks if task.name not in targets]:
+        merged_tasks = [task for task in plan.tasks if task.name not in passed_over]
+        if lacking := [task.name for task in merged_tasks if task.name not in merge_targets]:
             raise MergeError(f"{lacking[0]}: the loaded model has no such tensor to merge into.")
         is_random = config.rounding == "stochastic"
         rounding = StochasticRounding(self._settings.seed) if is_random else None
         settings = replace(self._settings, rounding=rounding)
-        flats = [targets[task.name].detach().view(-1) for task in tasks]
+        flat_targets = [merge_targets[task.name].detach().view(-1) for task in merged_tasks]
 
         def merge(index: int) -> None:
-            task, flat = tasks[index], flats[index]
+            task, flat_target = merged_tasks[index], flat_targets[index]
 
             def put(start: int, data: memoryview) -> None:
-                block = torch.frombuffer(bytearray(data), dtype=flat.dtype)
-                flat[start : start + block.numel()] = block
+                # A copy: the kernel may hand out a piece of a buffer that it fills again.
+                block = torch.frombuffer(bytearray(data), dtype=flat_target.dtype)
+                flat_target[start : start + block.numel()] = block
 
-            destination = Destination(dtype_name(flat.dtype), put, _array(flat))
+            destination = Destination(dtype_name(flat_target.dtype), put, _array(flat_target))
+            # By sources alone: what is kept of a tensor serves every candidate that merges the same
+            # ones.
             memory = self._memory.setdefault((task.sources, task.base), {})
             run_task(plan.method, task, self._models, destination, settings, memory)
 
-        self._workers.tensors([flat.numel() for flat in flats], merge)
+        self._workers.tensors([flat.numel() for flat in flat_targets], merge)
         stored.finish()
 
     @torch.no_grad()
     def distance(self, model: Any, name: str) -> float:
         """Root of the summed squares between a loaded model and one of those held."""
-        total = 0.0
+        total_square = 0.0
         checkpoint = self._models.checkpoint(name)
         if model not in self._stored:
             self._stored[model] = StoredTensors(model, self._shapes[name])
             self._stored[model].read()
-        targets = self._stored[model].targets
+        stored_targets = self._stored[model].targets
         for tensor in checkpoint.names:
-            if tensor not in targets:
+            if tensor not in stored_targets:
                 continue  # not of the model
-            ours, theirs = targets[tensor].reshape(-1), checkpoint.tensor(tensor).reshape(-1)
-            for start in range(0, len(ours), _CHUNK_ENTRIES):  # as much as stays in the cache
-                stop = start + _CHUNK_ENTRIES
-                difference = ours[start:stop].float() - theirs[start:stop].float()
-                total += float(torch.dot(difference, difference))
-        return math.sqrt(total)
+            ours, theirs = stored_targets[tensor].reshape(-1), checkpoint.tensor(tensor).reshape(-1)
+            for chunk_start in range(0, len(ours), _CHUNK_ENTRIES):  # as much as stays in the cache
+                stop = chunk_start + _CHUNK_ENTRIES
+                difference = ours[chunk_start:stop].float() - theirs[chunk_start:stop].float()
+                total_square += float(torch.dot(difference, difference))
+        return math.sqrt(total_square)
 
 
 def _array(flat: Tensor) -> NDArray[Any]:

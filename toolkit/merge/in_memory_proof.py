@@ -59,21 +59,23 @@ def why_not_live(folder: Path) -> str:
     model = load_causal_model(folder, stored_dtype(folder))
     before = {name: _digest(tensor) for name, tensor in model.named_parameters()}
     for parameter in model.parameters():
+        # NaN in every parameter first: a parameter that the merge does not reach stays NaN, and is
+        # seen.
         parameter.zero_() if not parameter.is_floating_point() else parameter.fill_(torch.nan)
     halves = [{"model": name, "parameters": {"weight": 0.5}} for name in ("general", "specialist")]
-    config = parse_merge_config({"merge_method": "linear", "models": halves}, where="proof")
+    half_config = parse_merge_config({"merge_method": "linear", "models": halves}, where="proof")
     try:
-        LiveMerge({"general": folder, "specialist": folder}).apply(config, model)
+        LiveMerge({"general": folder, "specialist": folder}).apply(half_config, model)
     except ToolkitError as error:
         return str(error)
     except Exception as error:  # whatever a converter of transformers raises
-        first = (str(error).strip().splitlines() or [""])[0]
-        return f"{type(error).__name__}: {first}"
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        return f"{type(error).__name__}: {first_line}"
     wrong = [name for name, tensor in model.named_parameters() if _digest(tensor) != before[name]]
     if not wrong:
         return ""
-    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    return f"{wrong[0]}{more}: a merge of the model with itself does not reproduce it"
+    more_text = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return f"{wrong[0]}{more_text}: a merge of the model with itself does not reproduce it"
 
 
 def _digest(tensor: Tensor) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from toolkit.checkpoint.loadable import build_on_meta
 from toolkit.load_yaml import JsonObject, JsonView
 
-Signature = Mapping[str, Any]
+Signature = Mapping[str, object]
 """Of one layer: types, shapes and plain attributes of its modules, by their paths."""
 
 _INDEX = re.compile(r"layer_?(?:idx|id|index|number)$|^(?:idx|index)$")
@@ -46,14 +46,14 @@ def derived_config(values: JsonView) -> JsonObject | None:
     """
     import transformers
 
-    with tempfile.TemporaryDirectory() as folder:
-        _write(folder, values)
+    with tempfile.TemporaryDirectory() as config_folder:
+        _write(config_folder, values)
         try:
-            config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            config = transformers.AutoConfig.from_pretrained(config_folder, trust_remote_code=False)
         except Exception:  # classes check their values in their own ways
             return None
-    found: JsonObject = json.loads(config.to_json_string(use_diff=False))
-    return found
+    config_json: JsonObject = json.loads(config.to_json_string(use_diff=False))
+    return config_json
 
 
 def read_layer_kinds(values: JsonView, stack: str, num_layers: int) -> LayerKinds | None:
@@ -67,15 +67,16 @@ def read_layer_kinds(values: JsonView, stack: str, num_layers: int) -> LayerKind
     Returns:
         None where transformers does not know the model, or the stack cannot be told from others.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        _write(folder, values)
-        model = build_on_meta(Path(folder))
-    if model is None or (layers := _find_stack(model, stack, num_layers)) is None:
+    with tempfile.TemporaryDirectory() as config_folder:
+        _write(config_folder, values)
+        model = build_on_meta(Path(config_folder))
+    if model is None or (stack_layers := _find_stack(model, stack, num_layers)) is None:
         return None
-    signatures = [dict(_signature(layer)) for layer in layers]
-    indices = {path for path in signatures[0] if _is_index(path, signatures)}
+    signatures = [dict(_signature(layer)) for layer in stack_layers]
+    # A layer's own number differs everywhere and says nothing of its kind.
+    index_paths = {path for path in signatures[0] if _is_index(path, signatures)}
     for signature in signatures:
-        for path in indices:
+        for path in index_paths:
             signature.pop(path, None)
     paths = {path for signature in signatures for path in signature}
     varying = {path for path in paths if len({repr(s.get(path, "-")) for s in signatures}) > 1}
@@ -95,59 +96,62 @@ def differing_layers(
         Number of each such layer, and the path of the first difference. What is the same for all
         layers of every model is no kind of layer, and is passed over.
     """
-    varying = set(found.varying).union(*(kinds.varying for kinds, _ in wanted))
-    differing: list[tuple[int, str]] = []
-    for number, ((kinds, layer), own) in enumerate(zip(wanted, found.layers, strict=True)):
+    varying_paths = set(found.varying).union(*(kinds.varying for kinds, _ in wanted))
+    differing_numbers: list[tuple[int, str]] = []
+    for layer_number, ((kinds, layer), own) in enumerate(zip(wanted, found.layers, strict=True)):
         was = kinds.layers[layer]
-        path = next((p for p in sorted(varying) if was.get(p, "-") != own.get(p, "-")), None)
+        path = next((p for p in sorted(varying_paths) if was.get(p, "-") != own.get(p, "-")), None)
         if path is not None:
-            differing.append((number, path))
-    return differing
+            differing_numbers.append((layer_number, path))
+    return differing_numbers
 
 
 def _write(folder: str, values: JsonView) -> None:
-    plain = {key: value for key, value in values.items() if key != "quantization_config"}
-    (Path(folder) / "config.json").write_text(json.dumps(plain), encoding="utf-8")
+    # Quantized configs ask for packages that need not be there; shapes on the meta device do not.
+    plain_values = {key: value for key, value in values.items() if key != "quantization_config"}
+    (Path(folder) / "config.json").write_text(json.dumps(plain_values), encoding="utf-8")
 
 
 def _find_stack(model: Any, stack: str, num_layers: int) -> Any | None:
     """The list of layers whose name in memory ends most like the stack's in the files."""
     import torch
 
-    lists = {
+    module_lists = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers
     }
-    last = stack.rpartition(".")[2]
-    lists = {n: m for n, m in lists.items() if n.rpartition(".")[2] == last} or lists
-    if stack in lists:
-        return lists[stack]
-    common = {name: len(set(name.split(".")) & set(stack.split("."))) for name in lists}
-    best = [name for name in lists if common[name] == max(common.values())]
-    return lists[best[0]] if len(best) == 1 else None
+    last_word = stack.rpartition(".")[2]
+    module_lists = {
+        n: m for n, m in module_lists.items() if n.rpartition(".")[2] == last_word
+    } or module_lists
+    if stack in module_lists:
+        return module_lists[stack]
+    common = {name: len(set(name.split(".")) & set(stack.split("."))) for name in module_lists}
+    best_names = [name for name in module_lists if common[name] == max(common.values())]
+    return module_lists[best_names[0]] if len(best_names) == 1 else None
 
 
 def _signature(layer: Any) -> Iterator[tuple[str, Any]]:
     for path, module in layer.named_modules():
         yield f"{path}:", type(module).__name__
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            yield f"{path}.{name}", None if tensor is None else tuple(tensor.shape)
-        for name, value in vars(module).items():
+        for tensor_name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            yield f"{path}.{tensor_name}", None if tensor is None else tuple(tensor.shape)
+        for attribute, value in vars(module).items():
             is_plain = value is None or isinstance(value, (bool, int, float, str))
-            if is_plain and not name.startswith("_") and name != "training":
-                yield f"{path}.{name}", value
+            if is_plain and not attribute.startswith("_") and attribute != "training":
+                yield f"{path}.{attribute}", value
 
 
 def _is_index(path: str, signatures: Sequence[Signature]) -> bool:
     """Whether an attribute is the layer's own number."""
     if _INDEX.search(path.rpartition(".")[2]):
         return True
-    values = [signature.get(path) for signature in signatures]
-    numbers = [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
-    if len(values) < 2 or len(numbers) < len(values):
+    values_by_layer = [signature.get(path) for signature in signatures]
+    integer_values = [v for v in values_by_layer if isinstance(v, int) and not isinstance(v, bool)]
+    if len(values_by_layer) < 2 or len(integer_values) < len(values_by_layer):
         return False
-    return all(value - number == numbers[0] for number, value in enumerate(numbers))
+    return all(value - number == integer_values[0] for number, value in enumerate(integer_values))
 
 
 def layer_candidates(
@@ -165,9 +169,11 @@ def layer_candidates(
             yield {key: [new for new, old in enumerate(origin) if old in value]}
     for key, value in part.items():
         if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= num_layers:
-            first = sum(old < value for old in origin)
-            last = sum(old >= num_layers - value for old in origin)
-            yield from ({key: number} for number in dict.fromkeys((first, last)))
+            # The number may count from the front (first k dense) or from the back (windowed ones
+            # last).
+            first_layers = sum(old < value for old in origin)
+            last_layers = sum(old >= num_layers - value for old in origin)
+            yield from ({key: number} for number in dict.fromkeys((first_layers, last_layers)))
 
 
 def _are_layers(values: Sequence[Any], num_layers: int) -> bool:
@@ -190,16 +196,17 @@ def fit_config(
     Returns:
         How many differ in the end.
     """
-    left = count_differing()
+    num_differing = count_differing()
     for change in candidates:
-        if left == 0:
+        if num_differing == 0:
             break
-        before = {key: part[key] for key in change if key in part}
+        old_values = {key: part[key] for key in change if key in part}
         part.update(change)
-        if (count := count_differing()) < left:
-            left = count
+        if (new_count := count_differing()) < num_differing:
+            num_differing = new_count
             continue
+        # No nearer: what the change brought goes, keys that were not there too.
         for key in change:
             part.pop(key)
-        part.update(before)
-    return left
+        part.update(old_values)
+    return num_differing

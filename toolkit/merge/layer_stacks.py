@@ -52,27 +52,30 @@ class Layout:
     """
 
     def __init__(self, names: Iterable[str], counts: Collection[int] = ()) -> None:
-        found: dict[str, set[int]] = {}
-        numbers = {name: list(_NUMBER.finditer(name)) for name in names}
-        for name, matches in numbers.items():
+        layers_by_prefix: dict[str, set[int]] = {}
+        matches_by_name = {name: list(_NUMBER.finditer(name)) for name in names}
+        for tensor_name, matches in matches_by_name.items():
             for match in matches:
-                found.setdefault(name[: match.start()], set()).add(int(match[1]))
-        whole = {prefix for prefix, seen in found.items() if max(seen) == len(seen) - 1}
-        expected = _expected(whole, found, counts)
+                layers_by_prefix.setdefault(tensor_name[: match.start()], set()).add(int(match[1]))
+        # From 0 without a gap: a set of n numbers whose largest is n - 1.
+        whole = {prefix for prefix, seen in layers_by_prefix.items() if max(seen) == len(seen) - 1}
+        expected_prefixes = _expected(whole, layers_by_prefix, counts)
         self._matches: dict[str, re.Match[str]] = {}
-        for name, matches in numbers.items():
-            chosen = [m for m in matches if name[: m.start()] in expected]
-            chosen += [m for m in matches[:1] if name[: m.start()] in whole]
-            if chosen:
-                self._matches[name] = chosen[0]
+        for tensor_name, matches in matches_by_name.items():
+            # The stack that the config speaks of, before one that stands farther out: experts
+            # within layers are not layers.
+            stack_matches = [m for m in matches if tensor_name[: m.start()] in expected_prefixes]
+            stack_matches += [m for m in matches[:1] if tensor_name[: m.start()] in whole]
+            if stack_matches:
+                self._matches[tensor_name] = stack_matches[0]
         self._places = {name: (name[: m.start()], int(m[1])) for name, m in self._matches.items()}
         prefixes = dict.fromkeys(prefix for prefix, _ in self._places.values())
-        self.stacks = {prefix: len(found[prefix]) for prefix in prefixes}
+        self.stacks = {prefix: len(layers_by_prefix[prefix]) for prefix in prefixes}
         self.depths = {
-            prefix: _depth(depth, counts) if prefix in expected else depth
+            prefix: _depth(depth, counts) if prefix in expected_prefixes else depth
             for prefix, depth in self.stacks.items()
         }
-        self.main = [prefix for prefix in prefixes if prefix in expected] or list(prefixes)
+        self.main = [prefix for prefix in prefixes if prefix in expected_prefixes] or list(prefixes)
 
     def find(self, name: str) -> tuple[str, int] | None:
         """Stack and layer that a tensor belongs to, or None where it belongs to none."""
@@ -97,9 +100,9 @@ def _expected(
     those with as many layers as the config says, else those with a few more.
     """
     outer = [prefix for prefix in whole if not re.search(r"(?:^|\.)\d+\.", prefix)]
-    exact = {prefix for prefix in outer if len(found[prefix]) in counts}
+    exact_prefixes = {prefix for prefix in outer if len(found[prefix]) in counts}
     near = {prefix for prefix in outer if _depth(len(found[prefix]), counts) < len(found[prefix])}
-    return exact or near or {prefix for prefix in whole if len(found[prefix]) in counts}
+    return exact_prefixes or near or {prefix for prefix in whole if len(found[prefix]) in counts}
 
 
 def _depth(stored: int, counts: Collection[int]) -> int:
@@ -108,8 +111,8 @@ def _depth(stored: int, counts: Collection[int]) -> int:
     >>> _depth(47, {46}), _depth(46, {46, 2}), _depth(27, {46})
     (46, 46, 27)
     """
-    below = (count for count in counts if 0 < stored - count <= _MOST_BEYOND)
-    return stored if stored in counts else max(below, default=stored)
+    depths_below = (count for count in counts if 0 < stored - count <= _MOST_BEYOND)
+    return stored if stored in counts else max(depths_below, default=stored)
 
 
 class ModelView:
@@ -139,8 +142,8 @@ class ModelView:
         """The tensor that stands for a missing head or embedding, or None where none does."""
         if not self.is_tied or not is_vocabulary(name):
             return None
-        fits = (n for n in self.shapes if is_vocabulary(n) and self.shapes[n] == shape)
-        return next((n for n in fits if self.layout.find(n) is None), None)
+        fitting_names = (n for n in self.shapes if is_vocabulary(n) and self.shapes[n] == shape)
+        return next((n for n in fitting_names if self.layout.find(n) is None), None)
 
 
 def layer_counts(config: JsonView) -> set[int]:
@@ -149,11 +152,11 @@ def layer_counts(config: JsonView) -> set[int]:
     >>> sorted(layer_counts({"n_layer": 12, "vision_config": {"depth": 4}, "hidden_size": 64}))
     [4, 12]
     """
-    counts = {config[key] for key in _LAYER_KEYS if isinstance(config.get(key), int)}
+    numbers_of_layers = {config[key] for key in _LAYER_KEYS if isinstance(config.get(key), int)}
     for value in config.values():
         if isinstance(value, Mapping):
-            counts |= layer_counts(value)
-    return counts
+            numbers_of_layers |= layer_counts(value)
+    return numbers_of_layers
 
 
 def layer_keys(config: JsonView) -> list[str]:

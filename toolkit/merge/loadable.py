@@ -47,21 +47,22 @@ def refuse_unloadable_merge(
     Raises:
         MergeError: names the first tensor.
     """
-    structure = _structure(values)
-    origins = [(name, *_origin(models, name)) for name in names]
-    for _, checkpoint, config in origins:
-        is_equal = shapes == _shapes(checkpoint) and structure == _structure(config)
+    own_structure = _structure(values)
+    model_origins = [(name, *_origin(models, name)) for name in names]
+    for _, checkpoint, config in model_origins:
+        # The cheap answer first: importing transformers takes seconds, more than a small merge.
+        is_equal = shapes == _shapes(checkpoint) and own_structure == _structure(config)
         if is_equal and is_whole(checkpoint, config):
             return
     from toolkit.checkpoint import loadable
 
     if not (faults := loadable.loading_faults(values, shapes)):
         return
-    for name, checkpoint, config in origins:
-        known = loadable.loading_faults(config, _shapes(checkpoint)) or {}
-        faults, shared = loadable.split_faults(faults, known)
-        if shared:
-            warn(loadable.shared_message(name, shared))
+    for name, checkpoint, config in model_origins:
+        known_faults = loadable.loading_faults(config, _shapes(checkpoint)) or {}
+        faults, shared_faults = loadable.split_faults(faults, known_faults)
+        if shared_faults:
+            warn(loadable.shared_message(name, shared_faults))
     if faults:
         raise MergeError(loadable.unloadable_message(names[0], faults))
 
@@ -69,16 +70,16 @@ def refuse_unloadable_merge(
 def is_whole(checkpoint: Checkpoint, config: JsonView) -> bool:
     """Whether a model has the layers, rows and head that its config speaks of, by counting them."""
     shapes = _shapes(checkpoint)
-    text = config.get("text_config")
-    own = {**config, **text} if isinstance(text, Mapping) else config
-    counts = layer_counts(config)
-    layout = Layout(shapes, counts)
-    if counts and not set(layout.stacks.values()) & counts:
+    text_part = config.get("text_config")
+    text_values = {**config, **text_part} if isinstance(text_part, Mapping) else config
+    numbers_of_layers = layer_counts(config)
+    layout = Layout(shapes, numbers_of_layers)
+    if numbers_of_layers and not set(layout.stacks.values()) & numbers_of_layers:
         return False
     rows = {shapes[name][0] for name in shapes if is_vocabulary(name) and not layout.find(name)}
-    if rows and "vocab_size" in own and own["vocab_size"] not in rows:
+    if rows and "vocab_size" in text_values and text_values["vocab_size"] not in rows:
         return False
-    is_untied = own.get("tie_word_embeddings", config.get("tie_word_embeddings")) is False
+    is_untied = text_values.get("tie_word_embeddings", config.get("tie_word_embeddings")) is False
     is_causal = any("CausalLM" in str(name) for name in config.get("architectures") or ())
     has_head = any(is_head(name) for name in shapes)
     return not checkpoint.unheld and (has_head or not (is_untied and is_causal))
@@ -99,11 +100,11 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 
 def _structure(values: JsonView) -> JsonObject:
     """What of a config names and shapes may depend on."""
-    plain = json.loads(json.dumps(values))
-    for part in _parts(plain):
+    plain_values = json.loads(json.dumps(values))
+    for part in _parts(plain_values):
         for key in (*_NOT_STRUCTURE, "quantization_config"):
             part.pop(key, None)
-    return dict(plain)
+    return dict(plain_values)
 
 
 def _parts(values: JsonObject) -> Iterator[JsonObject]:

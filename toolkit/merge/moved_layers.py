@@ -48,21 +48,24 @@ def move_layers(
     """
     if [layer for _, layer in origin] == list(range(stored)):
         return  # every layer is where it was
-    whole = json.loads(json.dumps(values))
+    old_config = json.loads(json.dumps(values))
     for part, path in config_parts(values):
-        keys = [
+        depth_keys = [
             k for k in layer_keys(part) if part[k] == depth and _speaks_of(f"{path}.{k}", stack)
         ]
-        if not keys:
+        if not depth_keys:
             continue
-        lists = _moved_lists(whole, path, keys, origin, models)
-        part.update(dict.fromkeys(keys, len(origin)))
-        part.update({name: entries for name, entries in lists.items() if name in part})
+        moved_lists = _moved_lists(old_config, path, depth_keys, origin, models)
+        part.update(dict.fromkeys(depth_keys, len(origin)))
+        part.update({name: entries for name, entries in moved_lists.items() if name in part})
         if stored > depth:
             part.update({key: 0 for key in part if _BEYOND.search(key) and part[key]})
-        implied = _part_at(derived_config(values) or {}, path)
-        part.update({n: entries for n, entries in lists.items() if implied.get(n) != entries})
-        _fit_kinds(values, whole, part, path, stack, origin, models, depth)
+        implied_part = _part_at(derived_config(values) or {}, path)
+        # After the depth is set: only lists that transformers does not derive by itself are added.
+        part.update(
+            {n: entries for n, entries in moved_lists.items() if implied_part.get(n) != entries}
+        )
+        _fit_kinds(values, old_config, part, path, stack, origin, models, depth)
     if stored > depth:
         warn(
             f"{stack}: {stored - depth} layers beyond the {depth} of the config (multi-token "
@@ -74,36 +77,37 @@ def _moved_lists(
     whole: JsonView, path: str, keys: Sequence[str], origin: Origin, models: Models
 ) -> dict[str, list[Any]]:
     """Lists with an entry per layer, each entry that of the layer's own model."""
-    derived = {
+    derived_parts = {
         model: _part_at(derived_config(models.config(model)) or models.config(model), path)
         for model in dict.fromkeys(model for model, _ in origin)
     }
     part = _part_at(whole, path)
-    leading = {**_part_at(derived_config(whole) or {}, path), **part}
-    found: dict[str, list[Any]] = {}
-    for name, entries in leading.items():
+    leading_part = {**_part_at(derived_config(whole) or {}, path), **part}
+    moved_lists: dict[str, list[Any]] = {}
+    for list_name, entries in leading_part.items():
         if not isinstance(entries, list) or len(entries) != part[keys[0]]:
             continue
-        if _PER_LAYER.search(name) or _follows_depth(whole, path, keys, name):
-            found[name] = [
-                _entry(derived[model].get(name), layer, entries) for model, layer in origin
+        if _PER_LAYER.search(list_name) or _follows_depth(whole, path, keys, list_name):
+            moved_lists[list_name] = [
+                _entry(derived_parts[model].get(list_name), layer, entries)
+                for model, layer in origin
             ]
-    return found
+    return moved_lists
 
 
 def _follows_depth(whole: JsonView, path: str, keys: Sequence[str], name: str) -> bool:
     """Whether transformers makes a list longer when there is a layer more."""
-    deeper = json.loads(json.dumps(whole))
-    part = next(part for part, own in config_parts(deeper) if own == path)
+    deeper_config = json.loads(json.dumps(whole))
+    part = next(part for part, part_path in config_parts(deeper_config) if part_path == path)
     part.pop(name, None)
     part.update({key: part[key] + 1 for key in keys})
-    made = _part_at(derived_config(deeper) or {}, path).get(name)
-    return isinstance(made, list) and len(made) == part[keys[0]]
+    derived_list = _part_at(derived_config(deeper_config) or {}, path).get(name)
+    return isinstance(derived_list, list) and len(derived_list) == part[keys[0]]
 
 
 def _entry(entries: Any, layer: int, fallback: Sequence[Any]) -> Any:
-    known = entries if isinstance(entries, list) and layer < len(entries) else fallback
-    return known[min(layer, len(known) - 1)]
+    own_entries = entries if isinstance(entries, list) and layer < len(entries) else fallback
+    return own_entries[min(layer, len(own_entries) - 1)]
 
 
 def _part_at(config: JsonView, path: str) -> JsonObject:
@@ -124,44 +128,44 @@ def _fit_kinds(
     depth: int,
 ) -> None:
     """Change thresholds and lists of layers until every layer is what it was."""
-    kinds: dict[str, LayerKinds] = {}
+    kinds_by_model: dict[str, LayerKinds] = {}
     for model in dict.fromkeys(model for model, _ in origin):
         config = models.config(model)
         layers = next((_part_at(config, path).get(key) for key in layer_keys(part)), depth)
         found = read_layer_kinds(config, stack, layers if isinstance(layers, int) else depth)
         if found is None or any(n >= len(found.layers) for m, n in origin if m == model):
             return  # transformers does not know it
-        kinds[model] = found
-    wanted = [(kinds[model], layer) for model, layer in origin]
+        kinds_by_model[model] = found
+    wanted_kinds = [(kinds_by_model[model], layer) for model, layer in origin]
 
     def differing() -> list[tuple[int, str]]:
-        found = read_layer_kinds(values, stack, len(origin))
+        merge_kinds = read_layer_kinds(values, stack, len(origin))
         every = [(number, "the model, which cannot be built") for number in range(len(origin))]
-        return every if found is None else differing_layers(wanted, found)
+        return every if merge_kinds is None else differing_layers(wanted_kinds, merge_kinds)
 
     if not differing():
         return
     old = _part_at(derived_config(whole) or whole, path)
-    numbers = [layer for _, layer in origin]
-    candidates = list(layer_candidates(old, numbers, depth))
+    old_layers = [layer for _, layer in origin]
+    candidates = list(layer_candidates(old, old_layers, depth))
     if "mlp_only_layers" in part or "mlp_only_layers" in old:
         # Qwen's mixtures: every so many layers are sparse but for those listed; a list says both.
-        listed, step = old.get("mlp_only_layers") or [], old.get("decoder_sparse_step") or 1
-        dense = [n for n, own in enumerate(numbers) if own in listed or (own + 1) % step]
+        listed_layers, step = old.get("mlp_only_layers") or [], old.get("decoder_sparse_step") or 1
+        dense = [n for n, own in enumerate(old_layers) if own in listed_layers or (own + 1) % step]
         candidates.insert(0, {"decoder_sparse_step": 1, "mlp_only_layers": dense})
     if fit_config(part, candidates, lambda: len(differing())) == 0:
         return
-    number, where = differing()[0]
+    number, kind_path = differing()[0]
     model, layer = origin[number]
-    if where.endswith(":") or where == "the model, which cannot be built":
+    if kind_path.endswith(":") or kind_path == "the model, which cannot be built":
         raise MergeError(
             f"{stack}: layer {number} of the merge, {layer} of {model}, would be of another kind "
-            f"there (at {where.rstrip(':') or 'its class'}), and no setting of config.json says "
-            "otherwise; keep layers of its kind together, or in the places of such."
+            f"there (at {kind_path.rstrip(':') or 'its class'}), and no setting of config.json "
+            "says otherwise; keep layers of its kind together, or in the places of such."
         )
     warn(
         f"{stack}: layer {number} of the merge, {layer} of {model}, is there told otherwise by "
-        f"config.json in {where.lstrip('.')}; compare the merge with its models."
+        f"config.json in {kind_path.lstrip('.')}; compare the merge with its models."
     )
 
 

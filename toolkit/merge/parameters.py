@@ -49,18 +49,21 @@ def evaluate_setting(
         return None
     if isinstance(setting[0], Mapping):
         for case in setting:
-            wanted = case.get("filter")
-            if wanted is None or wanted == "*" or contains(tensor_name, wanted):
+            filter_text = case.get("filter")
+            if filter_text is None or filter_text == "*" or contains(tensor_name, filter_text):
                 return evaluate_setting(case["value"], tensor_name, t, convert)
         return None
-    values = [convert(value) for value in setting]
-    scaled = t * (len(values) - 1)
-    left = int(scaled)
-    if any(isinstance(value, (bool, str)) for value in values):
-        return values[left]
-    right = min(len(values) - 1, left + 1)
-    share = scaled - left
-    return convert((1 - share) * values[left] + share * values[right])
+    list_values = [convert(value) for value in setting]
+    # As mergekit: the first value at the first layer, the last at the last, those between spread
+    # evenly.
+    scaled_depth = t * (len(list_values) - 1)
+    left_index = int(scaled_depth)
+    # Words and switches have nothing between them.
+    if any(isinstance(value, (bool, str)) for value in list_values):
+        return list_values[left_index]
+    right_index = min(len(list_values) - 1, left_index + 1)
+    share = scaled_depth - left_index
+    return convert((1 - share) * list_values[left_index] + share * list_values[right_index])
 
 
 def resolve(
@@ -89,18 +92,18 @@ def resolve(
             if value is not None:
                 return value
     if parameter.required:
-        owner = f" of {model}" if model is not None else ""
+        owner_text = f" of {model}" if model is not None else ""
         if any(scope is not None and parameter.name in scope for scope in scopes):
             raise ConfigError(
-                f"{parameter.name}: none of its filters matches {tensor_name}{owner}; end the list "
-                "with a value without a filter, such as {value: 1.0}."
+                f"{parameter.name}: none of its filters matches {tensor_name}{owner_text}; end the "
+                "list with a value without a filter, such as {value: 1.0}."
             )
         raise ConfigError(
-            f"{parameter.name}: is needed for {tensor_name}{owner}, but is neither given for the "
-            "model nor under parameters."
+            f"{parameter.name}: is needed for {tensor_name}{owner_text}, but is neither given for "
+            "the model nor under parameters."
         )
-    default = parameter.default
-    return default[0] if parameter.per_model else default
+    default_value = parameter.default
+    return default_value[0] if parameter.per_model else default_value
 
 
 def resolve_all(
@@ -122,38 +125,39 @@ def resolve_all(
     Raises:
         ConfigError: as `resolve`.
     """
-    values: dict[str, Any] = {}
+    values_by_keyword: dict[str, object] = {}
     for key, parameter in method.parameters.items():
-        keyword = "lambda_" if key == "lambda" else key
+        keyword_name = "lambda_" if key == "lambda" else key
         if parameter.per_model:
-            values[keyword] = tuple(
-                resolve(parameter, own, own_name, t, model) for model, own, own_name in models
+            values_by_keyword[keyword_name] = tuple(
+                resolve(parameter, own_scopes, own_name, t, model)
+                for model, own_scopes, own_name in models
             )
         else:
-            values[keyword] = resolve(parameter, scopes, tensor_name, t)
-    return values
+            values_by_keyword[keyword_name] = resolve(parameter, scopes, tensor_name, t)
+    return values_by_keyword
 
 
 def _typed(parameter: Parameter, value: Any) -> Any:
-    kind = parameter.type
+    parameter_type = parameter.type
     try:
-        if kind is float:
+        if parameter_type is float:
             if isinstance(value, bool) or not math.isfinite(float(value)):
                 raise ValueError
             return float(value)
-        if kind is bool:
+        if parameter_type is bool:
             if isinstance(value, str):  # a switch in quotes
                 return _SWITCHES[value.strip().lower()]
             if value in (0, 1):  # true and false are among them
                 return bool(value)
             raise ValueError
-        if kind is int:
+        if parameter_type is int:
             if int(value) != float(value):
                 raise ValueError
             return int(value)
     except (KeyError, TypeError, ValueError):
         raise ConfigError(
-            f"{parameter.name}: must be of type {kind.__name__} (got {value!r})."
+            f"{parameter.name}: must be of type {parameter_type.__name__} (got {value!r})."
         ) from None
     return value
 
@@ -197,14 +201,14 @@ def check_parameters(config: Section, method: Method) -> None:
 def ignored_parameters(places: Places, method: Method) -> Iterator[str]:
     """A line for every parameter that other methods have and this one has not: it changes nothing,
     here as under mergekit."""
-    known = ", ".join(method.parameters) or "none"
-    elsewhere = _known_anywhere()
+    own_names = ", ".join(method.parameters) or "none"
+    known_elsewhere = _known_anywhere()
     for where, settings in places:
-        for name in settings:
-            if name not in method.parameters and name in elsewhere:
+        for setting_name in settings:
+            if setting_name not in method.parameters and setting_name in known_elsewhere:
                 yield (
-                    f"{where}.{name}: means nothing to {method.name}, whose parameters are: "
-                    f"{known}; it is passed over."
+                    f"{where}.{setting_name}: means nothing to {method.name}, whose parameters "
+                    f"are: {own_names}; it is passed over."
                 )
 
 
@@ -218,14 +222,14 @@ Places = Iterable[tuple[str, Settings]]
 
 def unknown_parameters(places: Places, method: Method) -> Iterator[str]:
     """A line for every parameter that neither this method has nor any other."""
-    known = ", ".join(method.parameters) or "none"
-    elsewhere = _known_anywhere()
+    own_names = ", ".join(method.parameters) or "none"
+    known_elsewhere = _known_anywhere()
     for where, settings in places:
-        for name in settings:
-            if name not in method.parameters and name not in elsewhere:
+        for setting_name in settings:
+            if setting_name not in method.parameters and setting_name not in known_elsewhere:
                 yield (
-                    f"{where}.{name}: {method.name} has no such parameter"
-                    f"{sentence_end(name, method.parameters)} Its parameters: {known}."
+                    f"{where}.{setting_name}: {method.name} has no such parameter"
+                    f"{sentence_end(setting_name, method.parameters)} Its parameters: {own_names}."
                 )
 
 

@@ -76,12 +76,12 @@ def plan_merge(
     view = functools.cache(
         lambda name: ModelView(name, shapes(name), configs(name), functools.partial(files, name))
     )
-    leader = view(config.leader())
+    lead_view = view(config.leader())
     planner = _Planner(config, method, view)
-    modules = plan_modules(config, view, leader, adds_base=not method.accepts_base)
-    tasks = [task for module in modules for task in planner.plan(module)]
-    tasks += planner.plan_rest(modules)
-    return MergePlan(method, tuple(tasks), planner.stacks, planner.has_own_head)
+    merged_modules = plan_modules(config, view, lead_view, adds_base=not method.accepts_base)
+    all_tasks = [task for module in merged_modules for task in planner.plan(module)]
+    all_tasks += planner.plan_rest(merged_modules)
+    return MergePlan(method, tuple(all_tasks), planner.stacks, planner.has_own_head)
 
 
 class _Planner:
@@ -93,19 +93,19 @@ class _Planner:
         self.has_own_head = False
 
     def plan(self, module: Module) -> Iterator[TensorTask]:
-        first, last = (self._join(edge, module) for edge in module.edges)
-        yield from self._outside(first, module.before)
+        first_joined, last_joined = (self._join(edge, module) for edge in module.edges)
+        yield from self._outside(first_joined, module.before)
         for stack, slices in module.stacks.items():
             yield from self._stack(stack, slices, module)
-        yield from self._outside(last, module.after)
+        yield from self._outside(last_joined, module.after)
 
     def plan_rest(self, modules: Sequence[Module]) -> Iterator[TensorTask]:
         """What other models have outside the layers and the leading one has not, such as a head."""
-        known = [name for module in modules for name in module.outside]
+        known_names = [name for module in modules for name in module.outside]
         owner = next((m for m in modules if any(map(is_vocabulary, m.outside))), modules[-1])
         last = self._join(owner.edges[1], owner)
         others = dict.fromkeys(name for piece in last.everyone for name in last.outside(piece))
-        yield from self._outside(last, [name for name in others if name not in set(known)])
+        yield from self._outside(last, [name for name in others if name not in set(known_names)])
 
     def _outside(self, joined: Joined, names: Sequence[str]) -> Iterator[TensorTask]:
         for name in joined.names(None, names):
@@ -113,25 +113,27 @@ class _Planner:
         self.has_own_head |= joined.has_own_head
 
     def _stack(self, stack: str, slices: Sequence[Slice], module: Module) -> Iterator[TensorTask]:
-        total = sum(item.num_layers for item in slices)
-        origin: list[tuple[str, int]] = []
+        num_layers = sum(item.num_layers for item in slices)
+        layer_origin: list[tuple[str, int]] = []
         for item in slices:
-            joined = self._join(item, module, total)
-            by_layer: dict[int, list[str]] = {}
+            joined = self._join(item, module, num_layers)
+            names_by_layer: dict[int, list[str]] = {}
             for name in joined.names(stack):
-                found = joined.layout.find(name)
-                by_layer.setdefault(found[1] if found else 0, []).append(name)
+                stack_place = joined.layout.find(name)
+                names_by_layer.setdefault(stack_place[1] if stack_place else 0, []).append(name)
             for offset in range(item.num_layers):
+                # Depth counts within the slice, and a slice of one layer is at its end, as in
+                # mergekit.
                 t = offset / (item.num_layers - 1) if item.num_layers > 1 else 1.0
                 layer = joined.leader.start + offset
-                for name in by_layer.get(layer, ()):
-                    out = joined.layout.renumber(name, len(origin))
-                    yield joined.task(out, name, Place(out, len(origin), total), t)
-                origin.append((joined.leader.model, layer))
-        self.stacks[stack] = tuple(origin)
+                for name in names_by_layer.get(layer, ()):
+                    out = joined.layout.renumber(name, len(layer_origin))
+                    yield joined.task(out, name, Place(out, len(layer_origin), num_layers), t)
+                layer_origin.append((joined.leader.model, layer))
+        self.stacks[stack] = tuple(layer_origin)
 
     def _join(self, item: Slice, module: Module, num_layers: int | None = None) -> Joined:
         if num_layers is None:
-            depths = (sum(part.num_layers for part in cut) for cut in module.stacks.values())
-            num_layers = max(depths, default=0)
+            stack_depths = (sum(part.num_layers for part in cut) for cut in module.stacks.values())
+            num_layers = max(stack_depths, default=0)
         return Joined(self.config, self.method, item, module.parameters, num_layers, self.view)

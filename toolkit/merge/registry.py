@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PerModel = Annotated[Sequence[float], "per model"]
 """A parameter with one value a tuned model, in file order (the base model has none)."""
 
-Settings = Mapping[str, Any]
+Settings = Mapping[str, object]
 """Parameters as they stand in YAML, by name: a scalar, a gradient (list over depth), or settings
 with filters."""
 
@@ -92,24 +92,25 @@ def merge_method(
             raise ValueError(f"merge method {name!r} is registered twice")
         signature = inspect.signature(function)
         parameters = {
-            key.rstrip("_"): Parameter(
-                name=key.rstrip("_"),
+            parameter_name.rstrip("_"): Parameter(
+                name=parameter_name.rstrip("_"),
                 per_model=item.annotation == "PerModel",
                 type=_TYPES[item.annotation],
                 default=None if item.default is inspect.Parameter.empty else item.default,
                 required=item.default is inspect.Parameter.empty,
             )
-            for key, item in signature.parameters.items()
-            if key not in _RESERVED
+            for parameter_name, item in signature.parameters.items()
+            if parameter_name not in _RESERVED
         }
-        base = signature.parameters.get("base")
+        base_parameter = signature.parameters.get("base")
         _METHODS[name] = Method(
             name=name,
             function=function,
             reference=reference,
             parameters=parameters,
-            needs_base=base is not None and base.default is inspect.Parameter.empty,
-            accepts_base=base is not None,
+            needs_base=base_parameter is not None
+            and base_parameter.default is inspect.Parameter.empty,
+            accepts_base=base_parameter is not None,
             is_random="generator" in signature.parameters,
             needs_place="place" in signature.parameters,
             needs_thresholds="thresholds" in signature.parameters,

@@ -105,18 +105,18 @@ def plan_modules(
     if config.modules is None:
         whole = _Whole(config.models, config.slices)
         return [_module(config, whole, list(leader.layout.stacks), loose, view, leader, adds_base)]
-    owners = _owners([*leader.layout.stacks, *loose], list(config.modules))
+    owner_modules = _owners([*leader.layout.stacks, *loose], list(config.modules))
     return [
         _module(
             config,
             module,
-            [stack for stack in leader.layout.stacks if owners[stack] == name],
-            [tensor for tensor in loose if owners[tensor] == name],
+            [stack for stack in leader.layout.stacks if owner_modules[stack] == module_name],
+            [tensor for tensor in loose if owner_modules[tensor] == module_name],
             view,
             leader,
             adds_base,
         )
-        for name, module in config.modules.items()
+        for module_name, module in config.modules.items()
     ]
 
 
@@ -137,22 +137,24 @@ def _module(
                 f"slices: {leader.name} has {several} here; give models, or say with modules which "
                 "part is meant."
             )
-        cut = tuple(_slice(item) for item in module.slices)
-        divided = dict.fromkeys(sliced, cut)
-        others = tuple(_same_models(item) for item in cut)
-        divided |= {s: _whole_stack(others[0], s, view) for s in stacks if s not in sliced}
-        _check_ranges(divided, view)
-        if not any(item.num_layers for item in cut):
+        cut_slices = tuple(_slice(item) for item in module.slices)
+        slices_by_stack = dict.fromkeys(sliced, cut_slices)
+        edge_slice = _same_models(cut_slices[0])
+        slices_by_stack |= {
+            stack: _whole_stack(edge_slice, stack, view) for stack in stacks if stack not in sliced
+        }
+        _check_ranges(slices_by_stack, view)
+        if not any(item.num_layers for item in cut_slices):
             raise MergeError("slices: have no layers, and a model needs some; give layer_range.")
-        edges = (cut[0], cut[-1])
+        edges = (cut_slices[0], cut_slices[-1])
     else:
-        named = [Piece(item.model, 0, 0, item.parameters) for item in module.models or ()]
-        edge = Slice((*named, *_added_base(config, named, adds_base)))
-        divided = {stack: _whole_stack(edge, stack, view) for stack in stacks}
-        edges = (edge, edge)
-    before = tuple(name for name in loose if is_before_layers(name))
-    after = tuple(name for name in loose if not is_before_layers(name))
-    return Module(divided, before, after, edges, module.parameters)
+        named_pieces = [Piece(item.model, 0, 0, item.parameters) for item in module.models or ()]
+        edge_slice = Slice((*named_pieces, *_added_base(config, named_pieces, adds_base)))
+        slices_by_stack = {stack: _whole_stack(edge_slice, stack, view) for stack in stacks}
+        edges = (edge_slice, edge_slice)
+    before_layers = tuple(name for name in loose if is_before_layers(name))
+    after_layers = tuple(name for name in loose if not is_before_layers(name))
+    return Module(slices_by_stack, before_layers, after_layers, edges, module.parameters)
 
 
 def _slice(item: OutputSlice) -> Slice:
@@ -166,15 +168,15 @@ def _same_models(item: Slice) -> Slice:
 
 
 def _added_base(config: MergeConfig, named: Sequence[Piece], adds_base: bool) -> list[Piece]:
-    known = {piece.model for piece in named}
-    if not adds_base or config.base_model is None or config.base_model in known:
+    named_models = {piece.model for piece in named}
+    if not adds_base or config.base_model is None or config.base_model in named_models:
         return []
     return [Piece(config.base_model, 0, 0)]
 
 
 def _whole_stack(edge: Slice, stack: str, view: View) -> tuple[Slice, ...]:
     counts = {piece.model: view(piece.model).layout.stacks.get(stack, 0) for piece in edge.pieces}
-    for model in (model for model, count in counts.items() if count == 0):
+    for model in (name for name, count in counts.items() if count == 0):
         if like := next((s for s in view(model).layout.stacks if s.endswith(f".{stack}")), None):
             raise MergeError(
                 f"{stack}: {model} has {like} instead; save it again under the names that the "
@@ -194,30 +196,32 @@ def _whole_stack(edge: Slice, stack: str, view: View) -> tuple[Slice, ...]:
 def _check_ranges(divided: Mapping[str, Sequence[Slice]], view: View) -> None:
     for stack, slices in divided.items():
         for piece in (piece for item in slices for piece in item.pieces):
-            layers = view(piece.model).layout.depths.get(stack, 0)
-            if piece.stop > layers:
+            num_layers = view(piece.model).layout.depths.get(stack, 0)
+            if piece.stop > num_layers:
                 raise MergeError(
                     f"layer_range: [{piece.start}, {piece.stop}] goes beyond {piece.model}, which "
-                    f"has {layers} layers in {stack}."
+                    f"has {num_layers} layers in {stack}."
                 )
 
 
 def _owners(items: Sequence[str], modules: Sequence[str]) -> dict[str, str]:
     """Which module each stack, and each tensor outside the stacks, belongs to."""
-    owners: dict[str, str] = {}
+    owner_modules: dict[str, str] = {}
     for item in items:
-        best = 0
+        best_length = 0
         for module in modules:
-            for words in _WORDS.get(module, (module,)):
-                if f".{words}." in f".{item}." and len(words) > best:
-                    owners[item], best = module, len(words)
-    idle = [module for module in modules if module not in owners.values()]
-    rest = "default" if "default" in modules else idle[0] if len(idle) == 1 else None
+            for module_words in _WORDS.get(module, (module,)):
+                # The longest name wins: visual.merger goes before visual, whatever their order in
+                # the file.
+                if f".{module_words}." in f".{item}." and len(module_words) > best_length:
+                    owner_modules[item], best_length = module, len(module_words)
+    idle = [module for module in modules if module not in owner_modules.values()]
+    rest_module = "default" if "default" in modules else idle[0] if len(idle) == 1 else None
     for item in items:
-        if item not in owners and rest is None:
+        if item not in owner_modules and rest_module is None:
             raise MergeError(
                 f"modules: {item} belongs to none of {', '.join(modules)}; add a module `default` "
                 "for what no other has."
             )
-        owners.setdefault(item, rest or "")
-    return owners
+        owner_modules.setdefault(item, rest_module or "")
+    return owner_modules

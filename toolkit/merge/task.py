@@ -35,10 +35,10 @@ class TensorTask:
 
     def owner(self, parameter: str, value: object) -> str | None:
         """The model whose parameter has this value; None where it is no model's."""
-        values = self.parameters.get(parameter)
-        if not isinstance(values, tuple) or value not in values:
+        own_values = self.parameters.get(parameter)
+        if not isinstance(own_values, tuple) or value not in own_values:
             return None
-        return self.sources[values.index(value)].model
+        return self.sources[own_values.index(value)].model
 
     @property
     def inputs(self) -> tuple[Source, ...]:

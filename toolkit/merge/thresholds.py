@@ -32,17 +32,17 @@ def with_thresholds(plan: MergePlan, models: Models, workers: WorkerThreads) -> 
     """
     if not plan.method.needs_thresholds:
         return plan
-    densities = {task.parameters["density"] for task in plan.tasks}
-    if len(densities) > 1:
+    model_densities = {task.parameters["density"] for task in plan.tasks}
+    if len(model_densities) > 1:
         raise ConfigError(
             f"density: {plan.method.name} trims each model as a whole, so it must be one number a "
             "model, without filters and gradients."
         )
-    merged = (task for task in plan.tasks if not task.is_copied)
-    tasks = [task for task in merged if is_float(models.dtype(task.sources[0]))]
+    merged_tasks = (task for task in plan.tasks if not task.is_copied)
+    float_tasks = [task for task in merged_tasks if is_float(models.dtype(task.sources[0]))]
     found = tuple(
-        _threshold(tasks, model, density, models, workers)
-        for model, density in enumerate(next(iter(densities)))
+        _threshold(float_tasks, model_number, density, models, workers)
+        for model_number, density in enumerate(next(iter(model_densities)))
     )
     return replace(plan, tasks=tuple(replace(task, thresholds=found) for task in plan.tasks))
 
@@ -51,14 +51,16 @@ def _threshold(
     tasks: Sequence[TensorTask], model: int, density: float, models: Models, workers: WorkerThreads
 ) -> float:
     jobs = [_job(task, model, models, workers) for task in tasks]
-    total = sum(job.size for job in jobs)
+    num_entries = sum(job.size for job in jobs)
     if density >= 1.0 or density <= 0.0:
         return 0.0  # nothing is trimmed, or all of it, whatever the magnitude
-    rank = total - max(1, int(density * total)) + 1
+    # The magnitude of this rank is found exactly from two histograms, of the upper 16 bits and then
+    # of the lower 16 within the bin: nothing as large as the model is sorted or held.
+    rank = num_entries - max(1, int(density * num_entries)) + 1
     zeros = np.zeros(HALVES, np.int64)
-    upper, rest = place_of(np.cumsum(sum((upper_counts(job, 0) for job in jobs), zeros)), rank)
-    counts = sum((lower_counts(job, 0, upper) for job in jobs), zeros)
-    return magnitude(upper << 16 | place_of(np.cumsum(counts), rest)[0])
+    upper_half, rest = place_of(np.cumsum(sum((upper_counts(job, 0) for job in jobs), zeros)), rank)
+    half_counts = sum((lower_counts(job, 0, upper_half) for job in jobs), zeros)
+    return magnitude(upper_half << 16 | place_of(np.cumsum(half_counts), rest)[0])
 
 
 def _job(task: TensorTask, model: int, models: Models, workers: WorkerThreads) -> Job:

@@ -143,13 +143,13 @@ def _prepare(config: MergeConfig, models: Models, *, truncate_embeddings: bool) 
 
         plan, models, vocabulary = plan_with_vocabulary(config, models)
         united_tokenizer = vocabulary.tokenizer if vocabulary is not None else None
-    dtypes = {task.name: out_dtype(config, task, models) for task in plan.tasks}
+    dtypes_by_name = {task.name: out_dtype(config, task, models) for task in plan.tasks}
     if config.rounding == "stochastic":
-        warn_of_no_effect({dtypes[task.name] for task in plan.tasks if not task.is_copied})
-    model_values = merged_config(config, plan, models, dtypes)
-    shapes = {task.name: task.shape for task in plan.tasks}
-    refuse_unloadable_merge(model_values, shapes, models_on_disk, config.model_names())
-    return _PreparedMerge(config, plan, models, dtypes, model_values, united_tokenizer)
+        warn_of_no_effect({dtypes_by_name[task.name] for task in plan.tasks if not task.is_copied})
+    model_values = merged_config(config, plan, models, dtypes_by_name)
+    shapes_by_name = {task.name: task.shape for task in plan.tasks}
+    refuse_unloadable_merge(model_values, shapes_by_name, models_on_disk, config.model_names())
+    return _PreparedMerge(config, plan, models, dtypes_by_name, model_values, united_tokenizer)
 
 
 def _write_tensors(

@@ -41,21 +41,21 @@ def merge_by_definition(
         device: where torch computes.
         workers: threads for blocks.
     """
-    reference = base if base is not None else tensors[0]
-    if not (method.elementwise and reference.is_floating_point()):
+    shown_tensor = base if base is not None else tensors[0]
+    if not (method.elementwise and shown_tensor.is_floating_point()):
         merged = compute_tensor(method, task, tensors, base, seed=seed, dtype=dtype, device=device)
         put(0, tensor_bytes(merged))
         return
-    flat = [tensor.reshape(-1) for tensor in tensors]
+    flat_tensors = [tensor.reshape(-1) for tensor in tensors]
     flat_base = base.reshape(-1) if base is not None else None
 
     def block(start: int, stop: int) -> None:
-        parts = [tensor[start:stop] for tensor in flat]
+        parts = [tensor[start:stop] for tensor in flat_tensors]
         last = flat_base[start:stop] if flat_base is not None else None
         merged = compute_tensor(method, task, parts, last, seed=seed, dtype=dtype, device=device)
         put(start, tensor_bytes(merged))
 
-    workers.each(reference.numel(), block)
+    workers.each(shown_tensor.numel(), block)
 
 
 def compute_tensor(
@@ -74,19 +74,19 @@ def compute_tensor(
         The merged tensor on the CPU, cast once from float32. Integers and booleans are not merged:
         the base's (or the first model's) are kept.
     """
-    reference = base if base is not None else tensors[0]
-    if not reference.is_floating_point():
-        return reference.clone()
-    extra: dict[str, object] = {}
+    typed_tensor = base if base is not None else tensors[0]
+    if not typed_tensor.is_floating_point():
+        return typed_tensor.clone()
+    extra_arguments: dict[str, object] = {}
     if base is not None:
-        extra["base"] = base.to(device).float()
+        extra_arguments["base"] = base.to(device).float()
     if method.is_random:
-        extra["generator"] = EntryStream(seed, task.name)
+        extra_arguments["generator"] = EntryStream(seed, task.name)
     if method.needs_place:
-        extra["place"] = task.place
+        extra_arguments["place"] = task.place
     if task.thresholds is not None:
-        extra["thresholds"] = task.thresholds
+        extra_arguments["thresholds"] = task.thresholds
     merged = method.function(
-        [tensor.to(device).float() for tensor in tensors], **extra, **task.parameters
+        [tensor.to(device).float() for tensor in tensors], **extra_arguments, **task.parameters
     )
     return merged.to(dtype).cpu()

@@ -11,6 +11,7 @@ import numpy as np
 from toolkit.errors import ConfigError
 from toolkit.mixture_law.law import Amount, Fit, Law, fit_law
 from toolkit.mixture_law.runs import F64, ROLES, MixtureRun, Role
+from toolkit.statistics.interval import Interval, Sign
 
 _STEPS = 301
 _LEVEL = 0.95
@@ -24,8 +25,11 @@ class Estimate:
     low: float
     high: float
 
+    def words(self, sign: Sign = "") -> str:
+        return Interval(self.value, self.low, self.high).words(sign=sign)
+
     def __str__(self) -> str:
-        return f"{self.value:.4f} ({self.low:.4f} to {self.high:.4f})"
+        return self.words()
 
 
 @dataclass(frozen=True)
@@ -242,19 +246,15 @@ def table_rows(law: Law, checks: Sequence[Check]) -> list[tuple[str, ...]]:
             drawn_changes = (
                 fit.at(np.array([share]), np.array([float(run.tokens)]))[:, 0] - start_losses
             )
-            cells += [f"{change:+.4f}", _signed(_estimate(drawn_changes))]
+            cells += [f"{change:+.4f}", _estimate(drawn_changes).words("+")]
         rows.append(tuple(cells))
     for share in dict.fromkeys(check.share for check in checks):
         cells = [f"{share:g} held out", ""]
         for check in checks:
             if check.share == share:
-                cells += [f"{check.measured:+.4f}", _signed(check.predicted)]
+                cells += [f"{check.measured:+.4f}", check.predicted.words("+")]
         rows.append(tuple(cells))
     return rows
-
-
-def _signed(value: Estimate) -> str:
-    return f"{value.value:+.4f} ({value.low:+.4f} to {value.high:+.4f})"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from toolkit.pipeline.run import Run, ensure_stage
 from toolkit.pipeline.specialist import data_stage
 from toolkit.progress import say
 from toolkit.recipe.schema import Recipe
+from toolkit.section import replace_values
 from toolkit.stage import Stage, hash_json, load_json, read_manifest, write_atomically, write_json
 from toolkit.tokenizer_files import load_tokenizer
 from toolkit.train.config import TrainSection, identity_of
@@ -182,15 +183,15 @@ def mixture_data(section: DataSection, request: MixtureRequest) -> DataSection:
             all_weight = sum(weights.values())
             source_shares |= {n: part * w / all_weight for n, w in weights.items() if part > 0.0}
         stages.append(StageSection(name=run_name, tokens=request.tokens, mixture=source_shares))
-    return section.model_copy(update={"stages": tuple(stages)})
+    return replace_values(section, stages=tuple(stages))
 
 
 def mixture_training(section: TrainSection) -> TrainSection:
     """The recipe's training without what a small run has no use for."""
-    monitor_off = section.forgetting_monitor.model_copy(update={"evaluations": 0})
+    monitor_off = replace_values(section.forgetting_monitor, evaluations=0)
     plain_settings = {"epochs": 1, "use": "last", "keep_best": False, "keep_checkpoints": False}
-    return section.model_copy(
-        update={**plain_settings, "forgetting_monitor": monitor_off, "stages": {}, "trackers": ()}
+    return replace_values(
+        section, **plain_settings, forgetting_monitor=monitor_off, stages={}, trackers=()
     )
 
 

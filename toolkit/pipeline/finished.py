@@ -11,9 +11,9 @@ import torch
 from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.references import PathAndRevision, find_folder
-from toolkit.errors import ConfigError, MergeError, ToolkitError
+from toolkit.errors import ConfigError, Fault, MergeError, ToolkitError
 from toolkit.load_yaml import read_object
-from toolkit.merge.check.findings import Finding
+from toolkit.merge.check.findings import as_sentence
 from toolkit.merge.check.run import compare_models
 from toolkit.merge.config import parse_merge_config
 from toolkit.pipeline.merge_output import write_model
@@ -139,13 +139,13 @@ def refuse_unfit(run: Run, general: Path, specialists: Mapping[str, Path]) -> No
             )
 
 
-def _refuse_errors(opening: str, findings: Sequence[Finding]) -> None:
-    errors = [finding.line for finding in findings if finding.severity == "error"]
+def _refuse_errors(opening: str, findings: Sequence[Fault]) -> None:
+    errors = [as_sentence(finding) for finding in findings if finding.severity == "error"]
     if errors:
         raise MergeError("\n  ".join([opening, *errors]))
     for finding in findings:
         if finding.severity == "warning":
-            say(f"  careful: {finding.line}")
+            say(f"  careful: {as_sentence(finding)}")
 
 
 def _were_merged(folder: Path, folders: Mapping[str, Path]) -> bool:

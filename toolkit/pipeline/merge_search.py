@@ -34,6 +34,7 @@ from toolkit.search.space import GENERAL, load_spaces
 from toolkit.search.storage import Place
 from toolkit.search.study import Study, read_identity
 from toolkit.search.worker import Worker
+from toolkit.section import replace_values
 from toolkit.select.holdout import Parts, divide
 from toolkit.shipped import folders_of
 from toolkit.stage import Stage, hash_json, load_json
@@ -155,8 +156,8 @@ def with_scoring_precision(
     """
     wish = recipe.evaluate.precision
     settled = precision or choose_scoring_precision(wish, stored_dtype(general), device_of(0))
-    evaluate = recipe.evaluate.model_copy(update={"precision": settled})
-    return recipe.model_copy(update={"evaluate": evaluate})
+    evaluate = replace_values(recipe.evaluate, precision=settled)
+    return replace_values(recipe, evaluate=evaluate)
 
 
 def begun_precision(place: Place, name: str) -> Precision | None:

@@ -219,7 +219,7 @@ def collect_results(
         sets_recovered=final.sets_recovered,
         documents=document_figures(losses, search.test),
         test_scorings=test_scorings,
-        power=tuple(PowerResult(**one.as_json()) for one in power),
+        power=tuple(PowerResult.model_validate(one.as_json()) for one in power),
         precision=PrecisionUsed(
             scoring=recipe.evaluate.precision,
             training=_training_precision(search.inputs.specialist),

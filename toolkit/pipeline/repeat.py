@@ -13,9 +13,15 @@ from toolkit.pipeline.run import Run
 from toolkit.progress import console, say
 from toolkit.recipe.model import depends_on_seed as model_depends_on_seed
 from toolkit.recipe.schema import Recipe
+from toolkit.section import replace_values
 from toolkit.select.results import MergeResults, ResultPart, read_results
 from toolkit.stage import write_json
-from toolkit.statistics.interval import Interval, deviation_interval, normal_quantile
+from toolkit.statistics.interval import (
+    Interval,
+    decimals,
+    deviation_interval,
+    normal_quantile,
+)
 
 _NORMAL_WIDTH = 2.0 * normal_quantile(0.975)
 """Standard errors from end to end of a 95 % interval."""
@@ -126,8 +132,8 @@ def of_seed(run: Run, number: int, *, same_documents: bool = False) -> Run:
         return run
     seed = run.recipe.seed + number
     # Workers beside this process would open the recipe by its name, with its own seed.
-    search = run.recipe.search.model_copy(update={"workers": 1})
-    recipe = run.recipe.model_copy(update={"seed": seed, "search": search})
+    search = replace_values(run.recipe.search, workers=1)
+    recipe = replace_values(run.recipe, seed=seed, search=search)
     return replace(
         run,
         recipe=recipe,
@@ -197,8 +203,9 @@ def show_seeds(comparison: SeedComparison, *, trains: bool = True) -> None:
     rows = [["", *map(str, range(1, len(seeds) + 1)), "mean", "seeds", "items"]]
     rows[0] += [] if same else ["seed's own"]
     for name, scatter in comparison.figures.items():
-        row = [name, *(f"{one.figures[name].estimate:+.4f}" for one in seeds.values())]
-        row += [f"{scatter.mean:+.4f}", f"{scatter.between_seeds:.4f}"]
+        changes = [*(one.figures[name].estimate for one in seeds.values()), scatter.mean]
+        row = [name, *(decimals(change, sign="+") for change in changes)]
+        row += [f"{scatter.between_seeds:.4f}"]
         row += [f"{scatter.over_documents:.4f}"]
         rows.append(row if same else [*row, f"{scatter.of_the_seed:.4f}"])
     say("a column per seed; standard deviation between seeds, standard error over items")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from toolkit.errors import ConfigError, ToolkitError
 from toolkit.progress import say
@@ -84,7 +84,7 @@ class Run:
     def stage(
         self,
         name: str,
-        config: dict[str, Any],
+        config: Mapping[str, object],
         inputs: dict[str, str],
         without_effect: tuple[str, ...] = (),
     ) -> Stage:

@@ -18,6 +18,7 @@ from toolkit.library_errors import computing
 from toolkit.pipeline.model_hashes import conversation_hashes, fingerprint, tokenizer_hashes
 from toolkit.pipeline.run import Run, ensure_stage
 from toolkit.progress import say
+from toolkit.section import replace_values
 from toolkit.stage import Stage, content_hash, hash_folder, hash_json
 from toolkit.train.config import TrainSection, identity_of, watch_decides, without_effect
 from toolkit.train.schedule import anneal_rates, constant_steps, learning_rate
@@ -95,7 +96,7 @@ def own_conversations(run: Run, general: Path) -> Path | None:
     return ensure_conversations(run, general, section)
 
 
-def watch_identity(section: TrainSection, evaluate: EvaluateSection) -> dict[str, Any]:
+def watch_identity(section: TrainSection, evaluate: EvaluateSection) -> dict[str, object]:
     """How the watch scores, for a stage's identity, where its figures decide."""
     if not watch_decides(section):
         return {}
@@ -191,7 +192,7 @@ def anneal_specialist(
         rate = learning_rate(step - 1, _planned_steps(data, section), section.schedule)
         plain = {"use": "last", "keep_best": False, "keep_checkpoints": False}
         train_stage(
-            section.model_copy(update=plain),
+            replace_values(section, **plain),
             run.recipe.data,
             run.recipe.evaluate,
             stage,
@@ -287,7 +288,7 @@ def average_specialist(run: Run, cpt: Path, *, last: int | None = None) -> Path:
     if len(steps) < wanted:
         raise _too_few(states, len(steps), wanted)
     weights = average_weights(len(steps), section.decay if section.weights != "uniform" else None)
-    config: dict[str, Any] = {"steps": steps, "weights": weights}
+    config: dict[str, object] = {"steps": steps, "weights": weights}
     stage = run.stage("cpt-average", config, {"cpt": content_hash(cpt)})
 
     def act() -> None:

@@ -10,6 +10,7 @@ from toolkit.checkpoint.config import ShapeSection
 from toolkit.plan.devices import CPU, Device, Fleet
 from toolkit.plan.memory import Memory, training_memory
 from toolkit.recipe.schema import Recipe
+from toolkit.section import replace_values
 from toolkit.train.config import LoraSection, TrainSection
 from toolkit.train.precision import precision_on
 
@@ -58,18 +59,18 @@ def ways_to_train(
     """
     section = precision_on(section, fleet.device.name)
     lora_section = section.lora or LoraSection(rank=DEFAULT_RANK)
-    full_section = section.model_copy(update={"lora": None})
-    adapter_section = section.model_copy(
-        update={"lora": lora_section, "block_expansion": None, "trainable": ("*",)}
+    full_section = replace_values(section, lora=None)
+    adapter_section = replace_values(
+        section, lora=lora_section, block_expansion=None, trainable=("*",)
     )
     sparing_settings = {"gradient_checkpointing": "full", "micro_batch_size": 1}
     named_sections = [
         ("full", full_section),
-        ("full, sparing", full_section.model_copy(update=sparing_settings)),
+        ("full, sparing", replace_values(full_section, **sparing_settings)),
         (f"LoRA r={lora_section.rank}", adapter_section),
         (
             f"LoRA r={lora_section.rank}, sparing",
-            adapter_section.model_copy(update=sparing_settings),
+            replace_values(adapter_section, **sparing_settings),
         ),
     ]
     if section.lora is not None:

@@ -181,8 +181,8 @@ def _set_source(draft: RecipeDraft, source: DraftSource) -> None:
         fraction = min(most, max(0.01, wanted / num_units, 1.0 / num_units))
     fraction = math.ceil(100.0 * fraction - 1e-9) / 100.0
     held_out: dict[str, Any] = {"fraction": fraction}
-    evaluation_bytes = fraction * source.all_bytes
-    if evaluation_bytes > 8 * 2 * wanted * DOCUMENT_TOKENS:
+    num_documents = source.num_documents / (source.sample.seen_fraction or 1.0)
+    if fraction * num_documents > 2 * wanted:  # more would take time and tell little
         held_out["max_tokens"] = 1000 * math.ceil(2 * wanted * DOCUMENT_TOKENS / 1000)
     split = {"validation": held_out, "test": dict(held_out)}
     if draft.trains:

@@ -49,7 +49,7 @@ class RowFields:
         return tuple(sorted(self.settings.items()))
 
 
-def choose_fields(rows: Sequence[dict[str, Any]], where: str) -> RowFields:
+def choose_fields(rows: Sequence[dict[str, object]], where: str) -> RowFields:
     """Look for text, conversation, id and group in the first rows of a file.
 
     Args:
@@ -83,7 +83,7 @@ def choose_fields(rows: Sequence[dict[str, Any]], where: str) -> RowFields:
 
 
 def _choose_text(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, object]],
     names: Sequence[str],
     where: str,
     settings: dict[str, str],
@@ -116,7 +116,7 @@ def _choose_text(
         reasons["template"] = f"title and {text} are read as one text"
 
 
-def _begins(text: str, rows: Sequence[dict[str, Any]]) -> bool:
+def _begins(text: str, rows: Sequence[dict[str, object]]) -> bool:
     """Whether the text of the first row begins with its title anyway."""
     return str(rows[0].get(text)).lstrip().startswith(str(rows[0].get("title")).strip())
 
@@ -127,14 +127,14 @@ def _first(wanted: Sequence[str], names: Sequence[str], fits: Any) -> str | None
     return next((known[w] for w in wanted if w in known and fits(known[w])), None)
 
 
-def _mean_length(name: str, rows: Sequence[dict[str, Any]]) -> float:
+def _mean_length(name: str, rows: Sequence[dict[str, object]]) -> float:
     """Mean length of a field's text; 0 where most rows have none."""
     values = [row.get(name) for row in rows]
     texts = [value for value in values if isinstance(value, str) and value.strip()]
     return sum(map(len, texts)) / len(texts) if len(texts) >= _MOSTLY * len(rows) else 0.0
 
 
-def _is_conversation(name: str, rows: Sequence[dict[str, Any]]) -> bool:
+def _is_conversation(name: str, rows: Sequence[dict[str, object]]) -> bool:
     if name.lower() not in _MESSAGES:
         return False
     value = rows[0].get(name)
@@ -145,12 +145,12 @@ def _is_conversation(name: str, rows: Sequence[dict[str, Any]]) -> bool:
     )
 
 
-def _is_unique(name: str, rows: Sequence[dict[str, Any]]) -> bool:
+def _is_unique(name: str, rows: Sequence[dict[str, object]]) -> bool:
     values = [row.get(name) for row in rows]
     return None not in values and "" not in values and len(set(map(str, values))) == len(rows) > 1
 
 
-def _repeats(name: str, rows: Sequence[dict[str, Any]]) -> bool:
+def _repeats(name: str, rows: Sequence[dict[str, object]]) -> bool:
     """Whether several rows share a value, and most rows have one."""
     values = [str(value) for row in rows if (value := row.get(name)) not in (None, "")]
     return len(values) > 0.5 * len(rows) and len(set(values)) < len(values)

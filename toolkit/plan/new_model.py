@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -56,7 +55,7 @@ class DraftModel:
         notes: what is worth knowing and is no setting.
     """
 
-    values: dict[str, Any]
+    values: dict[str, object]
     reasons: dict[str, str] = field(default_factory=dict)
     located: Located = field(default_factory=Located)
     end_of_document: tuple[str, str] | None = None
@@ -253,7 +252,7 @@ def _look_at_license(draft: DraftModel, folder: Path) -> None:
     )
 
 
-def _model_card(path: Path) -> dict[str, Any]:
+def _model_card(path: Path) -> dict[str, object]:
     """The values at the head of a model card; empty where there is none that can be read."""
     try:
         found = re.match(r"\A---\r?\n(.*?)\r?\n---\r?\n", read_text(path, size=1 << 22), re.DOTALL)

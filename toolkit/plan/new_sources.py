@@ -33,6 +33,13 @@ _DEEPEST = 3
 _MOST_SHORT = 0.3
 """Share of documents dropped as too short, beyond which `min_words` is what is wrong."""
 
+_ADVICE = {
+    ".zip": "unpack the archives",
+    ".json": "write lists as .jsonl (jq -c '.[]' a.json > a.jsonl)",
+    **{old: f"save {old} as {new}" for old, new in OLD_FORMATS.items()},
+}
+"""What to do with files of these endings, which are documents but are not read."""
+
 _LISTED_FILES, _SHOWN_KINDS = 50, 5
 
 
@@ -159,7 +166,8 @@ def _readable(pattern: str, role: Role) -> tuple[list[Path], list[str]]:
     if not readable:
         raise DataError(
             f"{pattern}: holds nothing that can be read ({len(paths)} files: "
-            f"{', '.join(ending or 'no ending' for ending in left_out)}). "
+            f"{', '.join(ending or 'no ending' for ending in left_out)})"
+            f"{''.join(f'; {text}' for ending, text in _ADVICE.items() if left_out[ending])}. "
             f"Readable are {', '.join(sorted(FORMATS))}."
         )
     return readable, notes
@@ -172,9 +180,9 @@ def _left_out_note(pattern: str, left_out: Counter[str]) -> str:
     ]
     if (num_more := len(left_out) - len(kinds)) > 0:
         kinds.append(f"{num_more:,} more kinds")
-    advice = [f"{old} as {new}" for old, new in OLD_FORMATS.items() if left_out[old]]
-    save = f"; to have them, save {', '.join(advice)}" if advice else ""
-    return f"{pattern}: files that nothing reads are left out ({', '.join(kinds)}){save}"
+    advice = [text for ending, text in _ADVICE.items() if left_out[ending]]
+    to_have_them = f"; to have them, {', '.join(advice)}" if advice else ""
+    return f"{pattern}: files that nothing reads are left out ({', '.join(kinds)}){to_have_them}"
 
 
 def _ending(path: Path) -> str:

@@ -57,6 +57,7 @@ from toolkit.plan.verdict import judge
 from toolkit.plan.words import FolderTokenizer
 from toolkit.progress import say
 from toolkit.recipe.checks import recipe_faults, token_faults
+from toolkit.section import replace_values
 from toolkit.stage import write_json
 
 READ_SECONDS, SFT_READ_SECONDS = 10.0, 3.0
@@ -267,8 +268,8 @@ def _late_faults(run: Run, located: Located) -> list[str]:
     here then, or nothing told its measures."""
     recipe = run.recipe
     if located.shape is not None:
-        model = recipe.model.model_copy(update={"shape": located.shape})
-        recipe = recipe.model_copy(update={"model": model})
+        model = replace_values(recipe.model, shape=located.shape)
+        recipe = replace_values(recipe, model=model)
     faults = recipe_faults(recipe)
     if located.tokenizer is not None:
         faults += token_faults(recipe, located.tokenizer)

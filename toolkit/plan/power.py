@@ -75,13 +75,12 @@ def _validation_sizes(name: str, data: DataSection, looked: Looked) -> tuple[int
     if sample.why or split_rule is None or not num_documents or sample.seen_fraction is None:
         return None
     tokens = sample.split_bytes["validation"] * looked.tokens_per_byte[sample.role]
-    num_items = float(num_documents)
-    if data.evaluation_document_tokens is not None:  # long documents are cut into several items
-        num_items = max(num_items, tokens / data.evaluation_document_tokens)
+    if data.evaluation_document_tokens is not None:  # of a longer document the rest is left out
+        tokens = min(tokens, float(num_documents * data.evaluation_document_tokens))
     source_scale = 1.0 / sample.seen_fraction
     if split_rule.max_tokens is not None:
         source_scale = min(source_scale, split_rule.max_tokens / tokens)
-    num_items = max(num_items * source_scale, 1.0)
+    num_items = max(num_documents * source_scale, 1.0)
     # Of one group the items themselves are drawn; of several, the groups.
     num_alone = num_items if num_groups < 2 else min(num_items, num_groups * source_scale)
     return max(round(num_items), 1), max(round(num_alone), 1)

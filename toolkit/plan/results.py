@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from toolkit.checkpoint.config import ShapeSection
 from toolkit.plan.cost import Bill, FromScratch, Work
@@ -170,7 +169,7 @@ class PlanResults:
     notes: tuple[str, ...]
     problems: tuple[str, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """The values of `plan.json`."""
         values = asdict(self)
         shape = self.model.shape

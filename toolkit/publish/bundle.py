@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from toolkit import __version__
 from toolkit.checkpoint.open import open_checkpoint
@@ -42,10 +41,10 @@ class BundleRecord:
 
     repository: str
     format: Format
-    parents: Sequence[Mapping[str, Any]]
-    merge: Mapping[str, Any]
+    parents: Sequence[Mapping[str, object]]
+    merge: Mapping[str, object]
     made_from: Mapping[str, str]
-    files: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, object] = field(default_factory=dict)
     checks: Mapping[str, str] = field(default_factory=dict)
     accepted: Mapping[str, str] = field(default_factory=dict)
 
@@ -53,15 +52,15 @@ class BundleRecord:
         write_json(folder / RECORD, {"toolkit": __version__, **asdict(self)})
 
 
-def parent_record(parent: Parent, weights: Mapping[str, str]) -> dict[str, Any]:
+def parent_record(parent: Parent, weights: Mapping[str, str]) -> dict[str, object]:
     return {**asdict(parent), "weights": dict(weights)}
 
 
 def copy_weights(source: Path, target: Path) -> None:
     """Copy a model's weight files and their index."""
     checkpoint = open_checkpoint(source)
-    for path in sorted({checkpoint.info(name).file for name in checkpoint.names}):
-        shutil.copyfile(path, target / path.name)
+    for weight_path in sorted({checkpoint.info(name).file for name in checkpoint.names}):
+        shutil.copyfile(weight_path, target / weight_path.name)
     if (source / INDEX).is_file():
         shutil.copyfile(source / INDEX, target / INDEX)
 
@@ -69,33 +68,33 @@ def copy_weights(source: Path, target: Path) -> None:
 def copy_settings(source: Path, target: Path, *, with_config: bool = True) -> None:
     """Copy config, generation settings, tokenizer and chat template, without what they say of this
     machine."""
-    for name in ("config.json", *SIDE_FILES) if with_config else SIDE_FILES:
-        path = source / name
-        if not path.is_file():
+    for file_name in ("config.json", *SIDE_FILES) if with_config else SIDE_FILES:
+        source_path = source / file_name
+        if not source_path.is_file():
             continue
-        if path.suffix == ".json" and name not in ("tokenizer.json", "vocab.json"):
-            (target / name).write_bytes(public_json(path))
+        if source_path.suffix == ".json" and file_name not in ("tokenizer.json", "vocab.json"):
+            (target / file_name).write_bytes(public_json(source_path))
         else:
-            shutil.copyfile(path, target / name)
+            shutil.copyfile(source_path, target / file_name)
 
 
 def copy_reports(source: Path, target: Path) -> None:
-    for name in _REPORTS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    for report_name in _REPORTS:
+        if (source / report_name).is_file():
+            shutil.copyfile(source / report_name, target / report_name)
 
 
 def write_texts(target: Path, texts: Mapping[str, str | bytes]) -> None:
     """Write small files: card, merge, recipe, licenses."""
-    for name, text in texts.items():
-        with write_atomically(target / name, "wb") as file:
-            file.write(text.encode() if isinstance(text, str) else text)
+    for file_name, file_text in texts.items():
+        with write_atomically(target / file_name, "wb") as file:
+            file.write(file_text.encode() if isinstance(file_text, str) else file_text)
 
 
 def bundle_files(folder: Path) -> list[Path]:
     """The files of a bundle but for its checksums, sorted by name."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in found if path.relative_to(folder).as_posix() != SUMS)
+    all_paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in all_paths if path.relative_to(folder).as_posix() != SUMS)
 
 
 def write_sums(folder: Path) -> dict[str, str]:
@@ -123,15 +122,17 @@ def parse_sums(text: str, where: str) -> dict[str, str]:
     >>> parse_sums("ab" * 32 + "  a/b.json\\n", "x") == {"a/b.json": "ab" * 32}
     True
     """
-    sums: dict[str, str] = {}
+    hashes_by_name: dict[str, str] = {}
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
-        digest, _, name = line.partition("  ")
-        parts = Path(name).parts
-        is_hash = len(digest) == 64 and not set(digest) - set("0123456789abcdef")
-        if not is_hash or not name or Path(name).is_absolute() or ".." in parts:
+        file_hash, _, file_name = line.partition("  ")
+        # Names with a parent or an absolute path would let a bundle speak of files outside its
+        # folder.
+        path_parts = Path(file_name).parts
+        is_hash = len(file_hash) == 64 and not set(file_hash) - set("0123456789abcdef")
+        if not is_hash or not file_name or Path(file_name).is_absolute() or ".." in path_parts:
             raise PublishError(f"{where}, line {number}: is no checksum and name ({line[:80]!r}).")
-        sums[name] = digest
-    return sums
+        hashes_by_name[file_name] = file_hash
+    return hashes_by_name
 
 
 def read_sums(folder: Path) -> dict[str, str]:
@@ -140,10 +141,10 @@ def read_sums(folder: Path) -> dict[str, str]:
     Raises:
         PublishError: there are none, so it is not whole.
     """
-    path = folder / SUMS
-    if not path.is_file():
+    sums_path = folder / SUMS
+    if not sums_path.is_file():
         raise PublishError(f"{folder}: holds no {SUMS}, so it is no whole bundle; make it again.")
-    return parse_sums(path.read_text(encoding="utf-8"), str(path))
+    return parse_sums(sums_path.read_text(encoding="utf-8"), str(sums_path))
 
 
 def is_made(folder: Path, made_from: Mapping[str, str]) -> bool:
@@ -153,14 +154,15 @@ def is_made(folder: Path, made_from: Mapping[str, str]) -> bool:
     if load_json(folder / RECORD).get("made_from") != dict(made_from):
         return False
     sums = read_sums(folder)
-    found = {path.relative_to(folder).as_posix() for path in bundle_files(folder)}
-    return found == set(sums) and all(hash_file(folder / n) == d for n, d in sums.items())
+    file_names = {path.relative_to(folder).as_posix() for path in bundle_files(folder)}
+    # Hashed anew: a bundle in which somebody changed a file is made again, not sent.
+    return file_names == set(sums) and all(hash_file(folder / n) == d for n, d in sums.items())
 
 
 def weight_sums(folder: Path, files: Iterable[str] | None = None) -> dict[str, str]:
     """sha256 of a model's weight files by name; from the stage's manifest where it has one."""
     checkpoint = open_checkpoint(folder)
-    used = files or sorted({checkpoint.info(name).file.name for name in checkpoint.names})
-    manifest = folder / "manifest.json"
-    known = load_json(manifest).get("outputs", {}) if manifest.is_file() else {}
-    return {n: known[n]["sha256"] if n in known else hash_file(folder / n) for n in used}
+    file_names = files or sorted({checkpoint.info(name).file.name for name in checkpoint.names})
+    manifest_path = folder / "manifest.json"
+    known = load_json(manifest_path).get("outputs", {}) if manifest_path.is_file() else {}
+    return {n: known[n]["sha256"] if n in known else hash_file(folder / n) for n in file_names}

@@ -56,7 +56,7 @@ class CardFacts:
     license: tuple[str | None, str | None, str | None]
     language: Sequence[str]
     sources: Sequence[SourceFacts]
-    training: Mapping[str, Any]
+    training: Mapping[str, object]
     results: MergeResults
     merge_yaml: str
     limits: str = ""
@@ -133,7 +133,7 @@ def _metadata(facts: CardFacts) -> str:
         model_name=facts.repository.rsplit("/", 1)[-1],
         eval_results=_eval_results(facts) or None,
     )
-    values: dict[str, Any] = data.to_dict()  # type: ignore[no-untyped-call]
+    values: dict[str, object] = data.to_dict()  # type: ignore[no-untyped-call]
     values.pop("model_name", None)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 

@@ -78,21 +78,21 @@ def _parents(subject: CheckedBundle) -> tuple[list[str], str]:
     general = next(parent for parent in subject.parents if parent.role == "general")
     if not general.is_published:
         return [f"the general model ({general.name}) has no public name; give model.name"], ""
-    pinned = general.revision or general.origin or "its revision is not pinned"
-    return [], f"{general.name}: {pinned}"
+    pinned_text = general.revision or general.origin or "its revision is not pinned"
+    return [], f"{general.name}: {pinned_text}"
 
 
 def _licenses(subject: CheckedBundle) -> tuple[list[str], str]:
     merged, faults = merged_license(subject.parents)
-    given, name = subject.license
+    given, given_name = subject.license
     if given and merged and given != merged.id and merged.family != "permissive":
         faults.append(f"publish.license is {given!r}, but the parents' terms ask for {merged.id!r}")
-    if given and find_license(given) is None and name is None:
+    if given and find_license(given) is None and given_name is None:
         faults.append(
             f"publish.license {given!r} is not in the table of licenses; give publish.license_name"
         )
-    terms = ", ".join(f"{p.name}: {p.license}" for p in subject.parents if p.license)
-    return faults, f"{terms}; the merge is under {given or (merged.id if merged else '?')}"
+    parent_terms = ", ".join(f"{p.name}: {p.license}" for p in subject.parents if p.license)
+    return faults, f"{parent_terms}; the merge is under {given or (merged.id if merged else '?')}"
 
 
 def _duties(subject: CheckedBundle) -> tuple[list[str], str]:
@@ -112,27 +112,27 @@ def _duties(subject: CheckedBundle) -> tuple[list[str], str]:
             faults.append(f"{known.id} asks for a name that begins with {known.name_begins!r}")
     faults += [f"the card does not say {t!r}" for t in built_with(subject.parents) if t not in card]
     faults += [f"NOTICE does not say {t!r}" for t in notices(subject.parents) if t not in notice]
-    names = [name for name in subject.agreements.files if (subject.folder / name).is_file()]
-    missing = set(subject.agreements.files) - set(names)
-    faults += [f"{name} is not in the bundle" for name in sorted(missing)]
-    return faults, f"shipped: {', '.join(sorted(names)) or 'nothing'}"
+    shipped_names = [name for name in subject.agreements.files if (subject.folder / name).is_file()]
+    missing_names = set(subject.agreements.files) - set(shipped_names)
+    faults += [f"{name} is not in the bundle" for name in sorted(missing_names)]
+    return faults, f"shipped: {', '.join(sorted(shipped_names)) or 'nothing'}"
 
 
 def _private(subject: CheckedBundle) -> tuple[list[str], str]:
-    files = bundle_files(subject.folder)
-    return list(find_leaks(files)), "no path, name, secret or address in the text files"
+    text_files = bundle_files(subject.folder)
+    return list(find_leaks(text_files)), "no path, name, secret or address in the text files"
 
 
 def _pickles(subject: CheckedBundle) -> tuple[list[str], str]:
     faults = []
-    for path in bundle_files(subject.folder):
-        name = path.relative_to(subject.folder).as_posix()
-        if path.suffix in _PICKLES:
-            faults.append(f"{name}: is or may be a pickle, which can carry code")
-        elif path.suffix in _CODE:
-            faults.append(f"{name}: is code, and a model needs none")
-        elif _begins_as_pickle(path):
-            faults.append(f"{name}: begins as a pickle does, whatever it is called")
+    for bundle_path in bundle_files(subject.folder):
+        file_name = bundle_path.relative_to(subject.folder).as_posix()
+        if bundle_path.suffix in _PICKLES:
+            faults.append(f"{file_name}: is or may be a pickle, which can carry code")
+        elif bundle_path.suffix in _CODE:
+            faults.append(f"{file_name}: is code, and a model needs none")
+        elif _begins_as_pickle(bundle_path):
+            faults.append(f"{file_name}: begins as a pickle does, whatever it is called")
     return faults, "neither pickles nor code"
 
 
@@ -162,17 +162,18 @@ def _tokenizer(subject: CheckedBundle) -> tuple[list[str], str]:
 
 
 def _test(subject: CheckedBundle) -> tuple[list[str], str]:
-    count = subject.results.test_scorings
-    if count == 1:
+    num_scorings = subject.results.test_scorings
+    if num_scorings == 1:
         return [], "scored once"
     return [
-        f"the test sets were scored {count} times; what was chosen after the first look is biased"
+        f"the test sets were scored {num_scorings} times; what was chosen after the first look is "
+        "biased"
     ], ""
 
 
 def _sources(subject: CheckedBundle) -> tuple[list[str], str]:
-    faults = [f"{name} is marked as not for publication" for name in subject.withheld]
-    return faults, "none is marked as not for publication"
+    source_faults = [f"{name} is marked as not for publication" for name in subject.withheld]
+    return source_faults, "none is marked as not for publication"
 
 
 def _merge(subject: CheckedBundle) -> tuple[list[str], str]:
@@ -201,14 +202,14 @@ CHECKS: Mapping[str, Callable[[CheckedBundle], tuple[list[str], str]]] = {
 def run_checks(subject: CheckedBundle, accepted: Mapping[str, str]) -> list[CheckResult]:
     """Make every check; one that cannot be made has failed."""
     findings = []
-    for name, check in CHECKS.items():
+    for check_name, check in CHECKS.items():
         try:
             faults, note = check(subject)
         except (ToolkitError, OSError, ValueError, RuntimeError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            faults, note = [f"could not be made: {first}"], ""
-        reason = accepted.get(name) if faults else None
-        findings.append(CheckResult(name, tuple(faults), note, reason))
+            first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            faults, note = [f"could not be made: {first_line}"], ""
+        accepted_reason = accepted.get(check_name) if faults else None
+        findings.append(CheckResult(check_name, tuple(faults), note, accepted_reason))
     return findings
 
 
@@ -223,17 +224,18 @@ def parse_accepted(words: Sequence[str]) -> dict[str, str]:
     """
     accepted: dict[str, str] = {}
     for word in words:
-        name, _, reason = word.partition("=")
-        if name not in CHECKS:
-            hint = sentence_end(name, CHECKS)
+        check_name, _, reason = word.partition("=")
+        if check_name not in CHECKS:
+            name_hint = sentence_end(check_name, CHECKS)
             raise ConfigError(
-                f"--accept {word}: there is no check {name!r}{hint} Checks: {', '.join(CHECKS)}."
+                f"--accept {word}: there is no check {check_name!r}{name_hint} Checks: "
+                f"{', '.join(CHECKS)}."
             )
         if not reason.strip():
             raise ConfigError(
-                f'--accept {word}: give a reason, as in --accept {name}="…"; it is published.'
+                f'--accept {word}: give a reason, as in --accept {check_name}="…"; it is published.'
             )
-        accepted[name] = " ".join(reason.split())
+        accepted[check_name] = " ".join(reason.split())
     return accepted
 
 
@@ -241,8 +243,8 @@ def show_findings(findings: Sequence[CheckResult]) -> None:
     """One line a check, and one more for each fault."""
     say("checks:")
     for finding in findings:
-        what = finding.note if not finding.faults else finding.reason or ""
-        say(f"  {finding.state:<8}  {finding.check:<9}  {what}".rstrip())
+        shown_note = finding.note if not finding.faults else finding.reason or ""
+        say(f"  {finding.state:<8}  {finding.check:<9}  {shown_note}".rstrip())
         for fault in finding.faults:
             say(f"    {fault}")
 
@@ -253,12 +255,12 @@ def refuse_failed(findings: Sequence[CheckResult], where: Path) -> None:
     Raises:
         PublishError: names the checks, and what can be done.
     """
-    failed = [finding.check for finding in findings if finding.state == "failed"]
-    if failed:
+    failed_checks = [finding.check for finding in findings if finding.state == "failed"]
+    if failed_checks:
         raise PublishError(
-            f"{len(failed)} of {len(findings)} checks failed ({', '.join(failed)}); nothing was "
-            f"sent. What was made is in {where}. Mend it, or accept a check with its reason on "
-            f'record: --accept {failed[0]}="…".'
+            f"{len(failed_checks)} of {len(findings)} checks failed ({', '.join(failed_checks)}); "
+            f"nothing was sent. What was made is in {where}. Mend it, or accept a check with its "
+            f'reason on record: --accept {failed_checks[0]}="…".'
         )
 
 

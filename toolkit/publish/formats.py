@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from toolkit.checkpoint.gguf.compare import compare_gguf
 from toolkit.checkpoint.gguf.write import export_gguf
@@ -21,8 +20,8 @@ Extract = Callable[[Path, Path, Path, int, int, str], None]
 
 
 def write_gguf_files(
-    merged: Path, work: Path, types: Sequence[str], name: str, facts: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
+    merged: Path, work: Path, types: Sequence[str], name: str, facts: Mapping[str, object]
+) -> dict[str, dict[str, object]]:
     """Write a file for each type, load it again and compare it with the model.
 
     Returns:
@@ -31,23 +30,23 @@ def write_gguf_files(
     Raises:
         CheckpointError: the model is not of the Llama family, or a file is not what it should be.
     """
-    figures: dict[str, dict[str, Any]] = {}
+    figures_by_file: dict[str, dict[str, object]] = {}
     with progress("GGUF files", len(types)) as advance:
-        for kind in types:
-            path = work / f"{name}-{kind}.gguf"
-            export_gguf(merged, path, kind, name=name, facts=facts)
-            found = compare_gguf(merged, path)
-            figures[path.name] = {
-                "record": asdict(found),
+        for gguf_type in types:
+            gguf_path = work / f"{name}-{gguf_type}.gguf"
+            export_gguf(merged, gguf_path, gguf_type, name=name, facts=facts)
+            comparison = compare_gguf(merged, gguf_path)
+            figures_by_file[gguf_path.name] = {
+                "record": asdict(comparison),
                 "card": {
-                    "size": f"{path.stat().st_size / 1e6:,.1f} MB",
-                    "relative error": f"{found.relative:.2g}",
-                    "divergence, nats a token": f"{found.divergence:.2g}",
-                    "same likeliest token": f"{found.same_tokens:.0%}",
+                    "size": f"{gguf_path.stat().st_size / 1e6:,.1f} MB",
+                    "relative error": f"{comparison.relative:.2g}",
+                    "divergence, nats a token": f"{comparison.divergence:.2g}",
+                    "same likeliest token": f"{comparison.same_tokens:.0%}",
                 },
             }
-            advance(1, kind)
-    return figures
+            advance(1, gguf_type)
+    return figures_by_file
 
 
 def write_adapter_files(
@@ -60,7 +59,7 @@ def write_adapter_files(
     base: str,
     revision: str | None,
     extract: Extract,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, object]]:
     """Extract a LoRA of the merged model against the general one.
 
     Args:
@@ -81,20 +80,21 @@ def write_adapter_files(
     """
     from toolkit.checkpoint.folder import stored_dtype
 
-    out = work / "adapter"
-    dtype = str(stored_dtype(merged)).removeprefix("torch.")
-    extract(merged, general, out, rank, seed, dtype)
-    report = load_json(out / "report.json")
-    settings = load_json(out / SETTINGS_FILE)
-    settings |= {"base_model_name_or_path": base, "revision": revision}
-    write_json(work / SETTINGS_FILE, settings)
-    (out / WEIGHTS_FILE).rename(work / WEIGHTS_FILE)
-    shutil.rmtree(out)
+    adapter_folder = work / "adapter"
+    stored_type = str(stored_dtype(merged)).removeprefix("torch.")
+    extract(merged, general, adapter_folder, rank, seed, stored_type)
+    report = load_json(adapter_folder / "report.json")
+    adapter_settings = load_json(adapter_folder / SETTINGS_FILE)
+    # The extraction names local folders; what is published names the public model.
+    adapter_settings |= {"base_model_name_or_path": base, "revision": revision}
+    write_json(work / SETTINGS_FILE, adapter_settings)
+    (adapter_folder / WEIGHTS_FILE).rename(work / WEIGHTS_FILE)
+    shutil.rmtree(adapter_folder)
     write_json(work / ADAPTER_REPORT, report | {"tuned": "the merged model", "base": base})
-    record = {key: report[key] for key in ("rank", "relative_error", "energy_kept", "dtype")}
-    card = {
+    kept_figures = {key: report[key] for key in ("rank", "relative_error", "energy_kept", "dtype")}
+    card_figures = {
         "rank": str(rank),
         "relative error of the changed matrices": f"{report['relative_error']:.3f}",
         "kept of the whole change (squared norm)": f"{report['energy_kept']:.1%}",
     }
-    return {WEIGHTS_FILE: {"record": json.loads(json.dumps(record)), "card": card}}
+    return {WEIGHTS_FILE: {"record": json.loads(json.dumps(kept_figures)), "card": card_figures}}

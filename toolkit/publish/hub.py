@@ -92,13 +92,13 @@ def upload_bundle(
     from huggingface_hub import HfApi
 
     api = HfApi()
-    sums = read_sums(folder)
+    hashes_by_name = read_sums(folder)
     with _plain_errors(target.repository), _quiet_client():
         _again(
             lambda: api.create_repo(target.repository, private=not target.public, exist_ok=True),
             wait,
         )
-        return _again(lambda: _send(api, folder, sums, target), wait)
+        return _again(lambda: _send(api, folder, hashes_by_name, target), wait)
 
 
 def _send(api: HfApi, folder: Path, sums: Mapping[str, str], target: HubTarget) -> str:
@@ -131,11 +131,11 @@ def _additions(folder: Path, sums: Mapping[str, str]) -> list[CommitOperationAdd
     from huggingface_hub import CommitOperationAdd
 
     operations = []
-    for name in (*sums, SUMS):
-        operation = CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name)
-        if name in sums:
+    for file_name in (*sums, SUMS):
+        operation = CommitOperationAdd(path_in_repo=file_name, path_or_fileobj=folder / file_name)
+        if file_name in sums:
             # Of the bundle, not of what the file holds now: the hub refuses what differs.
-            operation.upload_info.sha256 = bytes.fromhex(sums[name])
+            operation.upload_info.sha256 = bytes.fromhex(sums[file_name])
         operations.append(operation)
     return operations
 
@@ -147,32 +147,33 @@ def _deletions(api: HfApi, repository: str, sums: Mapping[str, str]) -> list[Com
     present = set(_remote_files(api, repository, "main"))
     if SUMS not in present:
         return []
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(api.hf_hub_download(repository, SUMS, local_dir=place))
-        earlier = parse_sums(path.read_text(encoding="utf-8"), f"{repository}/{SUMS}")
+    with tempfile.TemporaryDirectory() as download_folder:
+        sums_path = Path(api.hf_hub_download(repository, SUMS, local_dir=download_folder))
+        earlier = parse_sums(sums_path.read_text(encoding="utf-8"), f"{repository}/{SUMS}")
     return [CommitOperationDelete(name) for name in earlier if name not in sums and name in present]
 
 
 def _remote_files(api: HfApi, repository: str, revision: str) -> dict[str, RepoFile]:
     from huggingface_hub import RepoFile
 
-    entries = api.list_repo_tree(repository, revision=revision, recursive=True)
-    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    tree_entries = api.list_repo_tree(repository, revision=revision, recursive=True)
+    return {entry.path: entry for entry in tree_entries if isinstance(entry, RepoFile)}
 
 
 def _holds_bundle(
     api: HfApi, repository: str, revision: str, folder: Path, sums: Mapping[str, str]
 ) -> bool:
     """Whether a revision holds every file of the bundle, by the hashes that the hub tells."""
-    present = _remote_files(api, repository, revision)
-    for name in (*sums, SUMS):
-        entry, path = present.get(name), folder / name
-        if entry is None or entry.size != path.stat().st_size:
+    present_files = _remote_files(api, repository, revision)
+    for file_name in (*sums, SUMS):
+        remote_entry, local_path = present_files.get(file_name), folder / file_name
+        if remote_entry is None or remote_entry.size != local_path.stat().st_size:
             return False
-        if entry.lfs is not None:
-            if entry.lfs.sha256 != sums.get(name, ""):
+        if remote_entry.lfs is not None:
+            if remote_entry.lfs.sha256 != sums.get(file_name, ""):
                 return False
-        elif entry.blob_id != _git_blob_id(path.read_bytes()):
+        # The hub tells sha256 of large files alone; of small ones the hash that git names them by.
+        elif remote_entry.blob_id != _git_blob_id(local_path.read_bytes()):
             return False
     return True
 
@@ -187,26 +188,26 @@ def _git_blob_id(content: bytes) -> str:
 
 
 def _open_requests(api: HfApi, repository: str) -> list[int]:
-    requests = api.get_repo_discussions(
+    open_requests = api.get_repo_discussions(
         repository, discussion_type="pull_request", discussion_status="open"
     )
-    return [request.num for request in requests]
+    return [request.num for request in open_requests]
 
 
 def _tag(api: HfApi, target: HubTarget) -> None:
     """Name the newest commit; a name that stands for another one is refused, not moved."""
     if target.tag is None or target.pull_request:
         return
-    commit = api.repo_info(target.repository).sha
+    newest_commit = api.repo_info(target.repository).sha
     for tag in api.list_repo_refs(target.repository).tags:
         if tag.name == target.tag:
-            if tag.target_commit == commit:
+            if tag.target_commit == newest_commit:
                 return
             raise PublishError(
                 f"{target.repository}: the tag {target.tag} stands for {tag.target_commit[:7]}; "
                 "the files are uploaded, give another tag for them."
             )
-    api.create_tag(target.repository, tag=target.tag, revision=commit)
+    api.create_tag(target.repository, tag=target.tag, revision=newest_commit)
     say(f"  tagged {target.tag}")
 
 
@@ -235,7 +236,7 @@ def _is_temporary(error: BaseException | None) -> bool:
     if status is not None:
         return status in _TEMPORARY
     # The client's network errors come from the HTTP library it uses, by that library's names.
-    names = {kind.__name__ for kind in type(error).__mro__}
+    names = {base_class.__name__ for base_class in type(error).__mro__}
     return bool(names & {"TransportError", "TimeoutException", "NetworkError", "ConnectionError"})
 
 
@@ -246,8 +247,8 @@ def _status(error: BaseException | None) -> int | None:
 
 def _retry_after(error: BaseException | None) -> float | None:
     response = getattr(error, "response", None)
-    value = getattr(response, "headers", {}).get("Retry-After", "")
-    return min(float(value), 300.0) if value.isdigit() else None
+    header_value = getattr(response, "headers", {}).get("Retry-After", "")
+    return min(float(header_value), 300.0) if header_value.isdigit() else None
 
 
 @contextlib.contextmanager
@@ -258,37 +259,37 @@ def _plain_errors(what: str) -> Iterator[None]:
     except PublishError:
         raise
     except Exception as error:
-        cause = _cause(error)
-        if not _is_known(cause):
+        root_cause = _cause(error)
+        if not _is_known(root_cause):
             raise
-        raise PublishError(f"{what}: {_words(cause)}. {_advice(cause)}") from error
+        raise PublishError(f"{what}: {_words(root_cause)}. {_advice(root_cause)}") from error
 
 
 def _is_known(error: BaseException | None) -> bool:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    known = (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError)
-    return isinstance(error, known) or _is_temporary(error) or isinstance(error, ValueError)
+    known_errors = (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError)
+    return isinstance(error, known_errors) or _is_temporary(error) or isinstance(error, ValueError)
 
 
 def _words(error: BaseException | None) -> str:
     status = _status(error)
-    titles = {
+    status_words = {
         401: "the hub does not accept the credentials (401)",
         403: "the credentials may not write there (403)",
         404: "the hub knows no such repository, or does not show it (404)",
         413: "the hub finds the upload too large (413)",
         429: "the hub asks to come more slowly (429)",
     }
-    if status in titles:
-        return titles[status]
+    if status in status_words:
+        return status_words[status]
     if status is not None:
         message = getattr(error, "server_message", None) or ""
         return f"the hub answered {status}{f' ({message})' if message else ''}"
     if _is_temporary(error):
         return f"the connection broke ({type(error).__name__})"
-    text = " ".join(str(error).split())
-    return text[:200].rstrip(".") or type(error).__name__
+    error_text = " ".join(str(error).split())
+    return error_text[:200].rstrip(".") or type(error).__name__
 
 
 def _advice(error: BaseException | None) -> str:
@@ -312,15 +313,15 @@ def _quiet_client() -> Iterator[None]:
         enable_progress_bars,
     )
 
-    hide = not console.is_terminal and not are_progress_bars_disabled()
-    if hide:
+    hides_bars = not console.is_terminal and not are_progress_bars_disabled()
+    if hides_bars:
         disable_progress_bars()
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    hub_logger = logging.getLogger("huggingface_hub")
+    log_level = hub_logger.level
+    hub_logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
-        if hide:
+        hub_logger.setLevel(log_level)
+        if hides_bars:
             enable_progress_bars()

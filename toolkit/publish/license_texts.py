@@ -48,52 +48,53 @@ def find_agreements(
     Raises:
         PublishError: a file that the recipe names cannot be read.
     """
-    files: dict[str, bytes] = {}
-    licenses: set[str] = set()
+    texts_by_name: dict[str, bytes] = {}
+    licensed_roles: set[str] = set()
     for parent in parents:
         license_file, notice_file = given[parent.role]
-        own = _texts(folders.get(parent.role), _LICENSE_NAMES)
-        known = find_license(parent.license)
+        own_texts = _texts(folders.get(parent.role), _LICENSE_NAMES)
+        parent_license = find_license(parent.license)
         if license_file is not None:
-            own = {"LICENSE": _read(license_file, f"publish.{parent.role}.license_file")}
-        elif not own and known is not None and known.id == "apache-2.0":
-            own = {"LICENSE": apache_text()}
-        if any(not name.startswith("USE_POLICY") for name in own):
-            licenses.add(parent.role)
+            own_texts = {"LICENSE": _read(license_file, f"publish.{parent.role}.license_file")}
+        elif not own_texts and parent_license is not None and parent_license.id == "apache-2.0":
+            own_texts = {"LICENSE": apache_text()}
+        if any(not name.startswith("USE_POLICY") for name in own_texts):
+            licensed_roles.add(parent.role)
         if notice_file is not None:
-            own[_NOTICE_NAME] = _read(notice_file, f"publish.{parent.role}.notice_file")
+            own_texts[_NOTICE_NAME] = _read(notice_file, f"publish.{parent.role}.notice_file")
         else:
-            own |= _texts(folders.get(parent.role), (_NOTICE_NAME,))
-        for name, text in own.items():
-            if text not in files.values():
-                files[_free(name, parent.role, files)] = text
+            own_texts |= _texts(folders.get(parent.role), (_NOTICE_NAME,))
+        for text_name, text_bytes in own_texts.items():
+            if text_bytes not in texts_by_name.values():
+                # One text of two parents is passed on once; another of its name gets its role's.
+                texts_by_name[_free(text_name, parent.role, texts_by_name)] = text_bytes
     general = next(parent for parent in parents if parent.role == "general")
-    if general.role in licenses:
-        same = {p.role for p in parents if p.license == general.license}
-        licenses |= same
+    if general.role in licensed_roles:
+        same_roles = {p.role for p in parents if p.license == general.license}
+        licensed_roles |= same_roles
     if lines := notices(parents):
-        before = files.get(_NOTICE_NAME, b"")
+        before = texts_by_name.get(_NOTICE_NAME, b"")
         missing = [line for line in lines if line.encode() not in before]
-        files[_NOTICE_NAME] = before + "".join(f"{line}\n" for line in missing).encode()
-    return Agreements(files, frozenset(licenses))
+        texts_by_name[_NOTICE_NAME] = before + "".join(f"{line}\n" for line in missing).encode()
+    return Agreements(texts_by_name, frozenset(licensed_roles))
 
 
 def apache_text() -> bytes:
     """The text of Apache-2.0, as this toolkit itself ships it."""
-    beside = Path(str(resources.files("toolkit"))).parent / "LICENSE"
-    if beside.is_file():
-        return beside.read_bytes()
-    for path in metadata.files("cpt-toolkit") or ():
-        if path.name == "LICENSE":
-            return path.read_binary()
+    license_beside = Path(str(resources.files("toolkit"))).parent / "LICENSE"
+    if license_beside.is_file():
+        return license_beside.read_bytes()
+    for package_file in metadata.files("cpt-toolkit") or ():
+        if package_file.name == "LICENSE":
+            return package_file.read_binary()
     raise PublishError("this toolkit's own LICENSE is not installed with it; install it again.")
 
 
 def _texts(folder: Path | None, names: Sequence[str]) -> dict[str, bytes]:
     if folder is None or not folder.is_dir():
         return {}
-    found = (p for p in sorted(folder.iterdir()) if p.is_file())
-    return {p.name: p.read_bytes() for p in found if p.name.upper().split(".")[0] in names}
+    folder_files = (p for p in sorted(folder.iterdir()) if p.is_file())
+    return {p.name: p.read_bytes() for p in folder_files if p.name.upper().split(".")[0] in names}
 
 
 def _read(path: Path, key: str) -> bytes:

@@ -120,8 +120,8 @@ def find_license(name: str | None) -> License | None:
     >>> find_license("Apache-2.0").title
     'Apache License 2.0'
     """
-    key = (name or "").strip().lower()
-    return LICENSES.get(_OTHER_NAMES.get(key, key))
+    license_key = (name or "").strip().lower()
+    return LICENSES.get(_OTHER_NAMES.get(license_key, license_key))
 
 
 @dataclass(frozen=True)
@@ -157,28 +157,28 @@ def merged_license(parents: Sequence[Parent]) -> tuple[License | None, list[str]
     'cc-by-nc-4.0'
     """
     faults: list[str] = []
-    known: dict[str, License] = {}
+    known_terms: dict[str, License] = {}
     for parent in parents:
         terms = find_license(parent.license)
         if terms is None:
-            said = f"terms {parent.license!r} that are" if parent.license else "no terms"
-            what = "not in the table of licenses" if parent.license else "given in the recipe"
-            faults.append(f"{parent.name} has {said} {what}")
+            stated_terms = f"terms {parent.license!r} that are" if parent.license else "no terms"
+            what_lacks = "not in the table of licenses" if parent.license else "given in the recipe"
+            faults.append(f"{parent.name} has {stated_terms} {what_lacks}")
         elif terms.family == "no-derivatives":
             faults.append(f"{parent.name} is under {terms.id}, which forbids changed versions")
         else:
-            known[terms.id] = terms
-    strict = [terms for terms in known.values() if terms.family != "permissive"]
-    if len(strict) > 1:
-        names = " and ".join(terms.id for terms in strict)
+            known_terms[terms.id] = terms
+    strict_terms = [terms for terms in known_terms.values() if terms.family != "permissive"]
+    if len(strict_terms) > 1:
+        names = " and ".join(terms.id for terms in strict_terms)
         faults.append(f"the terms {names} cannot both hold of one model as far as is known here")
     if faults:
         return None, faults
-    if strict:
-        return strict[0], []
+    if strict_terms:
+        return strict_terms[0], []
     # Of permissive ones the one that asks most: Apache's and MIT's texts are both shipped.
-    order = ["apache-2.0", "bsd-3-clause", "bsd-2-clause", "mit", "cc-by-4.0", "cc0-1.0"]
-    return min(known.values(), key=lambda terms: order.index(terms.id)), []
+    asking_order = ["apache-2.0", "bsd-3-clause", "bsd-2-clause", "mit", "cc-by-4.0", "cc0-1.0"]
+    return min(known_terms.values(), key=lambda terms: asking_order.index(terms.id)), []
 
 
 def name_fits(repository: str, terms: License) -> bool:
@@ -202,5 +202,5 @@ def built_with(parents: Sequence[Parent]) -> list[str]:
 
 def notices(parents: Sequence[Parent]) -> list[str]:
     """Lines of the file NOTICE, each once."""
-    found = [find_license(parent.license) for parent in parents]
-    return list(dict.fromkeys(item.notice for item in found if item and item.notice))
+    parent_licenses = [find_license(parent.license) for parent in parents]
+    return list(dict.fromkeys(item.notice for item in parent_licenses if item and item.notice))

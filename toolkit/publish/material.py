@@ -45,12 +45,12 @@ class Material:
     @property
     def places(self) -> dict[str, Path]:
         """Folders of the merge's parents, by role."""
-        first = {"general": self.general, **self.specialists}
+        main_parents = {"general": self.general, **self.specialists}
         if not self.others:
-            return first
-        merge = load_yaml(self.merged / "merge.yaml")
-        used = parents_of(merge, {**first, **self.others})
-        return first | {name: path for name, path in self.others.items() if name in used}
+            return main_parents
+        merge_config = load_yaml(self.merged / "merge.yaml")
+        used = parents_of(merge_config, {**main_parents, **self.others})
+        return main_parents | {name: folder for name, folder in self.others.items() if name in used}
 
 
 def find_parents(
@@ -131,14 +131,14 @@ def _origin(model: ModelSection) -> str:
     artifact = model.artifact
     if artifact is None:
         return ""
-    file = artifact.member.rsplit("/", 1)[-1]
-    return f"{file} of {artifact.package} {artifact.version} on PyPI"
+    file_name = artifact.member.rsplit("/", 1)[-1]
+    return f"{file_name} of {artifact.package} {artifact.version} on PyPI"
 
 
 def parent_section(section: PublishSection, parent: Parent) -> ParentSection:
     """What the recipe says of a parent."""
-    known = {"general": section.general, "specialist": section.specialist}
-    return known.get(parent.role, ParentSection())
+    known_sections = {"general": section.general, "specialist": section.specialist}
+    return known_sections.get(parent.role, ParentSection())
 
 
 def card_facts(
@@ -155,9 +155,9 @@ def card_facts(
         ToolkitError: the report of the merge stage is damaged, or of another version.
     """
     recipe, section = material.recipe, material.recipe.publish
-    data = _manifest(material.data)
+    data_manifest = _manifest(material.data)
     names = {parent.role: public_reference(parent.name, parent.revision) for parent in parents}
-    merge = public_merge(load_yaml(material.merged / "merge.yaml"), material.places, names)
+    merge_config = public_merge(load_yaml(material.merged / "merge.yaml"), material.places, names)
     return CardFacts(
         repository=repository,
         format=kind,
@@ -167,14 +167,16 @@ def card_facts(
         license=(section.license, section.license_name, section.license_link),
         language=section.language,
         sources=source_facts(
-            recipe.data.sources, section, data.get("results", {}).get("sources", {})
+            recipe.data.sources, section, data_manifest.get("results", {}).get("sources", {})
         ),
-        training=training_facts(data, _training_manifest(material)) if recipe.trains else {},
+        training=training_facts(data_manifest, _training_manifest(material))
+        if recipe.trains
+        else {},
         results=read_results(material.merged),
-        merge_yaml=to_yaml(merge),
+        merge_yaml=to_yaml(merge_config),
         limits=section.limitations,
         merged=section.merged,
-        files=[{"file": name, **row["card"]} for name, row in figures.items()],
+        files=[{"file": file_name, **row["card"]} for file_name, row in figures.items()],
         loaded_by=opened_by(material.merged),
         trains=recipe.trains,
     )

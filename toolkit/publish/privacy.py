@@ -39,35 +39,43 @@ def find_leaks(files: Iterable[Path]) -> Iterator[str]:
     >>> list(find_leaks([]))
     []
     """
-    names, places, secrets = _own_names(), _own_places(), _own_secrets()
-    for path in files:
-        if path.suffix in _BINARY:
+    own_names, own_places, own_secrets = _own_names(), _own_places(), _own_secrets()
+    for text_path in files:
+        if text_path.suffix in _BINARY:
             continue
         try:
-            text = path.read_text(encoding="utf-8")
+            text = text_path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            yield f"{path.name}: is not UTF-8 text, so it cannot be looked through"
+            yield f"{text_path.name}: is not UTF-8 text, so it cannot be looked through"
             continue
-        is_prose = path.name not in _VOCABULARY
+        is_prose = text_path.name not in _VOCABULARY
         for match in _SECRET.finditer(text):
-            yield f"{_where(path, text, match.start())}: what looks like a secret ({match[0][:4]}…)"
-        for secret in secrets:
-            if (at := text.find(secret)) >= 0:
-                yield f"{_where(path, text, at)}: a secret of this machine's environment"
-        for place in places:
-            if (at := text.find(place)) >= 0:
-                yield f"{_where(path, text, at)}: a path of this machine ({place})"
+            yield (
+                f"{_where(text_path, text, match.start())}: what looks like a secret "
+                f"({match[0][:4]}…)"
+            )
+        for secret in own_secrets:
+            if (text_place := text.find(secret)) >= 0:
+                yield (
+                    f"{_where(text_path, text, text_place)}: a secret of this machine's environment"
+                )
+        for place in own_places:
+            if (text_place := text.find(place)) >= 0:
+                yield f"{_where(text_path, text, text_place)}: a path of this machine ({place})"
         if not is_prose:
             continue
         for match in _PATH.finditer(text):
-            yield f"{_where(path, text, match.start())}: a local path ({match[0]})"
-        for name in names:
-            if found := re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text):
-                at = found.start()
-                yield f"{_where(path, text, at)}: the name of this machine or its user ({name})"
-        if not path.name.startswith(_AGREEMENTS):
+            yield f"{_where(text_path, text, match.start())}: a local path ({match[0]})"
+        for name in own_names:
+            if name_match := re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text):
+                text_place = name_match.start()
+                yield (
+                    f"{_where(text_path, text, text_place)}: the name of this machine or its user "
+                    f"({name})"
+                )
+        if not text_path.name.startswith(_AGREEMENTS):
             for match in _EMAIL.finditer(text):
-                yield f"{_where(path, text, match.start())}: an e-mail address ({match[0]})"
+                yield f"{_where(text_path, text, match.start())}: an e-mail address ({match[0]})"
 
 
 def _where(path: Path, text: str, at: int) -> str:
@@ -75,20 +83,20 @@ def _where(path: Path, text: str, at: int) -> str:
 
 
 def _own_names() -> list[str]:
-    found: list[str] = []
-    for ask in (getpass.getuser, socket.gethostname):
+    found_names: list[str] = []
+    for ask_system in (getpass.getuser, socket.gethostname):
         try:
-            found.append(ask())
+            found_names.append(ask_system())
         except (KeyError, OSError):
             continue
     # Names of three letters and fewer are parts of ordinary text.
-    return [name for name in found if len(name) > 3 and name.lower() not in _ORDINARY]
+    return [name for name in found_names if len(name) > 3 and name.lower() not in _ORDINARY]
 
 
 def _own_places() -> list[str]:
     """This machine's folders; one that is a single name such as /root is left to the pattern."""
-    places = {str(Path.home()), str(Path.cwd())}
-    return sorted(place for place in places if place.count("/") > 1 or "\\" in place)
+    own_folders = {str(Path.home()), str(Path.cwd())}
+    return sorted(place for place in own_folders if place.count("/") > 1 or "\\" in place)
 
 
 def _own_secrets() -> list[str]:

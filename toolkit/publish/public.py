@@ -29,8 +29,8 @@ def public_reference(name: str, revision: str | None) -> str:
 
 
 def public_merge(
-    config: Mapping[str, Any], places: Mapping[str, Path], names: Mapping[str, str]
-) -> dict[str, Any]:
+    config: Mapping[str, object], places: Mapping[str, Path], names: Mapping[str, str]
+) -> dict[str, object]:
     """A merge configuration with public names in place of folders.
 
     Args:
@@ -60,10 +60,10 @@ def public_merge(
     return dict(rename(dict(config)))
 
 
-def parents_of(config: Mapping[str, Any], places: Mapping[str, Path]) -> set[str]:
+def parents_of(config: Mapping[str, object], places: Mapping[str, Path]) -> set[str]:
     """Roles of the models that a merge configuration refers to."""
-    roles = (_role_of(text, places) for text in set(_references(config)))
-    return {role for role in roles if role is not None}
+    found_roles = (_role_of(text, places) for text in set(_references(config)))
+    return {role for role in found_roles if role is not None}
 
 
 def _role_of(text: str, places: Mapping[str, Path]) -> str | None:
@@ -71,9 +71,10 @@ def _role_of(text: str, places: Mapping[str, Path]) -> str | None:
     for role, path in places.items():
         if Path(text).resolve() == path.resolve():
             return role
-    last = PurePosixPath(text).name
-    found = [role for role, path in places.items() if path.name == last]
-    return found[0] if len(found) == 1 else None
+    folder_name = PurePosixPath(text).name
+    # Two roles of one folder name: a guess might publish the wrong name, so there is none.
+    roles_named = [role for role, path in places.items() if path.name == folder_name]
+    return roles_named[0] if len(roles_named) == 1 else None
 
 
 def _references(node: Any) -> Iterator[str]:
@@ -89,8 +90,8 @@ def _references(node: Any) -> Iterator[str]:
 
 
 def public_recipe(
-    recipe: Mapping[str, Any], section: PublishSection, general: str, revision: str | None
-) -> dict[str, Any]:
+    recipe: Mapping[str, object], section: PublishSection, general: str, revision: str | None
+) -> dict[str, object]:
     """The recipe as others may have it.
 
     A local general model becomes its public name, a local specialist the name of its folder. The
@@ -103,36 +104,39 @@ def public_recipe(
         general: public name of the general model.
         revision: of that.
     """
-    plain = json.loads(json.dumps(recipe))
-    model = plain["model"]
-    if "path" in model:
-        del model["path"]
-        model["hub"] = general
+    plain_recipe = json.loads(json.dumps(recipe))
+    model_values = plain_recipe["model"]
+    if "path" in model_values:
+        del model_values["path"]
+        model_values["hub"] = general
         if revision is not None:
-            model["revision"] = revision
-    for specialist in (plain.get("specialist") or {}, *plain.get("specialists", {}).values()):
+            model_values["revision"] = revision
+    named = (plain_recipe.get("specialist") or {}, *plain_recipe.get("specialists", {}).values())
+    for specialist_values in named:
         for key in ("path", "adapter"):
-            if key in specialist and Path(str(specialist[key])).exists():
-                specialist[key] = PurePosixPath(specialist[key]).name
-    for name, source in plain["data"]["sources"].items():
-        known = section.sources.get(name)
+            if key in specialist_values and Path(str(specialist_values[key])).exists():
+                specialist_values[key] = PurePosixPath(specialist_values[key]).name
+    for source_name, source in plain_recipe["data"]["sources"].items():
+        known = section.sources.get(source_name)
         if known is not None and known.dataset is not None and "files" in source:
             source["files"] = [known.dataset]
     for role in ("general", "specialist"):
-        for key in ("license_file", "notice_file"):
-            plain.get("publish", {}).get(role, {}).pop(key, None)
-    return dict(plain)
+        for file_key in ("license_file", "notice_file"):
+            plain_recipe.get("publish", {}).get(role, {}).pop(file_key, None)
+    return dict(plain_recipe)
 
 
 def public_json(path: Path) -> bytes:
     """A settings file without what it says of this machine; its own bytes where that is nothing."""
-    data = path.read_bytes()
-    values = parse_json(data, str(path), PublishError)
+    file_bytes = path.read_bytes()
+    # The file's own bytes where nothing is left out: a round trip through JSON would change its
+    # hash.
+    values = parse_json(file_bytes, str(path), PublishError)
     if not isinstance(values, dict) or not _OF_THIS_MACHINE & set(values):
-        return data
-    kept = {key: value for key, value in values.items() if key not in _OF_THIS_MACHINE}
-    return (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
+        return file_bytes
+    public_values = {key: value for key, value in values.items() if key not in _OF_THIS_MACHINE}
+    return (json.dumps(public_values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def to_yaml(values: Mapping[str, Any]) -> str:
+def to_yaml(values: Mapping[str, object]) -> str:
     return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)

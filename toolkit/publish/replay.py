@@ -51,39 +51,42 @@ def replay(verdict: BundleVerdict, parents: Mapping[str, Path], runs: Path | Non
     Raises:
         PublishError: a parent that was given is not the one that was merged.
     """
-    record, text = verdict.record, verdict.merge_yaml
-    if not text or not record.get("parents"):
+    bundle_record, merge_text = verdict.record, verdict.merge_yaml
+    if not merge_text or not bundle_record.get("parents"):
         say("the merge was not made again: the bundle does not say of what")
         return True
     folders: dict[str, Path] = {}
-    for parent in record["parents"]:
-        name = public_reference(parent["name"], parent.get("revision"))
-        folder = _find(parent, name, parents, runs)
-        if folder is None:
+    for parent in bundle_record["parents"]:
+        parent_name = public_reference(parent["name"], parent.get("revision"))
+        parent_folder = _find(parent, parent_name, parents, runs)
+        if parent_folder is None:
             say(
-                f"the merge was not made again: {name} is not at hand; give its folder with "
+                f"the merge was not made again: {parent_name} is not at hand; give its folder with "
                 f"--parent {parent['role']}=FOLDER"
             )
             return True
-        folders[name] = folder
-    config = parse_merge_config(parse_yaml(text, "merge.yaml"), where="merge.yaml")
+        folders[parent_name] = parent_folder
+    merge_config = parse_merge_config(parse_yaml(merge_text, "merge.yaml"), where="merge.yaml")
     from toolkit.merge.to_disk import run_merge
 
     with scratch_folder(Path(tempfile.gettempdir()) / "toolkit-verify") as scratch:
         out = scratch / "again"
         with progress("merging again", 1) as advance:
-            run_merge(config, out, folders=folders, seed=int(record["merge"]["seed"]))
+            run_merge(merge_config, out, folders=folders, seed=int(bundle_record["merge"]["seed"]))
             advance(1, "")
-        made, wanted = weight_sums(out), record["merge"]["weights"]
-    other = sorted(n for n in {*made, *wanted} if made.get(n) != wanted.get(n))
+        made_sums, wanted_sums = weight_sums(out), bundle_record["merge"]["weights"]
+    other = sorted(n for n in {*made_sums, *wanted_sums} if made_sums.get(n) != wanted_sums.get(n))
     if other:
         say(f"the merge made again differs: {', '.join(other)}")
         return False
-    same = all(verdict.sums.get(name, digest) == digest for name, digest in wanted.items())
-    if not same:
+    is_published = all(
+        verdict.sums.get(parent_name, digest) == digest
+        for parent_name, digest in wanted_sums.items()
+    )
+    if not is_published:
         say("the merge made again is what the record says, but the published weights are others")
         return False
-    here = "published weights" if set(wanted) <= set(verdict.sums) else "merge of the record"
+    here = "published weights" if set(wanted_sums) <= set(verdict.sums) else "merge of the record"
     say(f"the merge made again from its parents has the same bytes as the {here}")
     return True
 
@@ -91,23 +94,23 @@ def replay(verdict: BundleVerdict, parents: Mapping[str, Path], runs: Path | Non
 def _find(
     parent: Mapping[str, Any], name: str, given: Mapping[str, Path], runs: Path | None
 ) -> Path | None:
-    wanted = parent["weights"]
-    for key in (parent["role"], name, parent["name"]):
-        if key in given:
-            if weight_sums(given[key]) != wanted:
+    wanted_weights = parent["weights"]
+    for parent_key in (parent["role"], name, parent["name"]):
+        if parent_key in given:
+            if weight_sums(given[parent_key]) != wanted_weights:
                 raise PublishError(
-                    f"{given[key]}: is not the {parent['role']} model that was merged; its weights "
-                    "have other hashes."
+                    f"{given[parent_key]}: is not the {parent['role']} model that was merged; its "
+                    "weights have other hashes."
                 )
-            return given[key]
-    return next((f for f in _stages(runs) if _weights_of(f) == wanted), None)
+            return given[parent_key]
+    return next((f for f in _stages(runs) if _weights_of(f) == wanted_weights), None)
 
 
 def _stages(runs: Path | None) -> Iterable[Path]:
     if runs is None or not runs.is_dir():
         return
-    for path in sorted(runs.glob(f"*/*/{MANIFEST}")):
-        yield path.parent
+    for manifest_path in sorted(runs.glob(f"*/*/{MANIFEST}")):
+        yield manifest_path.parent
 
 
 def _weights_of(folder: Path) -> dict[str, str]:
@@ -127,10 +130,10 @@ def parse_parents(words: Iterable[str]) -> dict[str, Path]:
     """
     parents: dict[str, Path] = {}
     for word in words:
-        name, _, folder = word.rpartition("=")
-        if not name:
+        parent_name, _, folder = word.rpartition("=")
+        if not parent_name:
             raise ConfigError(f"--parent {word}: must be NAME=FOLDER, or general=FOLDER.")
         if not Path(folder).is_dir():
             raise ConfigError(f"--parent {word}: {folder} is no folder.")
-        parents[name] = Path(folder)
+        parents[parent_name] = Path(folder)
     return parents

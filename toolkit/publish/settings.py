@@ -49,9 +49,9 @@ def source_facts(
     """
     facts = []
     for name, source in sources.items():
-        known = section.sources.get(name)
-        dataset = known.dataset if known is not None else None
-        used = counts.get(name, {})
+        published_source = section.sources.get(name)
+        dataset = published_source.dataset if published_source is not None else None
+        used_counts = counts.get(name, {})
         facts.append(
             SourceFacts(
                 name=name,
@@ -59,9 +59,9 @@ def source_facts(
                 license=source.license or "not stated",
                 dataset=dataset or (source.hub.dataset if source.hub is not None else None),
                 origin=_origin(source, dataset),
-                trained_tokens=used.get("trained on", {}).get("tokens"),
-                validation_documents=used.get("validation", {}).get("documents"),
-                test_documents=used.get("test", {}).get("documents"),
+                trained_tokens=used_counts.get("trained on", {}).get("tokens"),
+                validation_documents=used_counts.get("validation", {}).get("documents"),
+                test_documents=used_counts.get("test", {}).get("documents"),
             )
         )
     return facts
@@ -85,29 +85,29 @@ def _origin(source: SourceSection, dataset: str | None) -> str:
 
 def training_facts(data: Mapping[str, Any], cpt: Mapping[str, Any]) -> dict[str, Any]:
     """Settings and figures of continued pre-training by their titles; None for what is unknown."""
-    train = cpt.get("config", {}).get("train", {})
-    schedule, optimizer = train.get("schedule", {}), train.get("optimizer", {})
-    results, texts = cpt.get("results", {}), data.get("results", {}).get("train", {})
-    lora, versions = train.get("lora") or {}, cpt.get("versions", {})
-    share = texts.get("replay_share")
-    losses = [results.get(key) for key in ("first_loss", "last_loss")]
+    train_config = cpt.get("config", {}).get("train", {})
+    schedule_config, optimizer = train_config.get("schedule", {}), train_config.get("optimizer", {})
+    train_results, text_figures = cpt.get("results", {}), data.get("results", {}).get("train", {})
+    lora_config, versions = train_config.get("lora") or {}, cpt.get("versions", {})
+    replay_share = text_figures.get("replay_share")
+    end_losses = [train_results.get(key) for key in ("first_loss", "last_loss")]
     return {
-        "what learned": _what_learned(train, lora) if train else None,
-        "training tokens, domain": texts.get("domain_tokens"),
-        "training tokens, replayed general text": texts.get("general_tokens"),
-        "share of replay": None if share is None else f"{share:.1%}",
-        "tokens in a block": texts.get("sequence_length"),
-        "blocks in a step": train.get("global_batch_size"),
-        "epochs": train.get("epochs"),
-        "steps": results.get("num_steps"),
-        "schedule": _schedule(schedule, train.get("stages", {})),
-        "peak learning rate": schedule.get("peak_lr"),
-        "stayed near": _stayed_near(train.get("self_distillation")),
+        "what learned": _what_learned(train_config, lora_config) if train_config else None,
+        "training tokens, domain": text_figures.get("domain_tokens"),
+        "training tokens, replayed general text": text_figures.get("general_tokens"),
+        "share of replay": None if replay_share is None else f"{replay_share:.1%}",
+        "tokens in a block": text_figures.get("sequence_length"),
+        "blocks in a step": train_config.get("global_batch_size"),
+        "epochs": train_config.get("epochs"),
+        "steps": train_results.get("num_steps"),
+        "schedule": _schedule(schedule_config, train_config.get("stages", {})),
+        "peak learning rate": schedule_config.get("peak_lr"),
+        "stayed near": _stayed_near(train_config.get("self_distillation")),
         "optimizer": _optimizer(optimizer),
-        "precision": results.get("precision", train.get("precision")),
+        "precision": train_results.get("precision", train_config.get("precision")),
         "training loss, first and last step": None
-        if None in losses
-        else f"{losses[0]:.3f}, {losses[1]:.3f} nats a token",
+        if None in end_losses
+        else f"{end_losses[0]:.3f}, {end_losses[1]:.3f} nats a token",
         "seed": str(cpt.get("seed", "")),
         "software": ", ".join(
             f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions
@@ -143,8 +143,8 @@ def _schedule(schedule: Mapping[str, Any], stages: Mapping[str, Any]) -> str | N
     for name, stage in stages.items():
         if own := stage.get("schedule"):
             parts.append(f"stage {name} its own, {own['kind']} with a peak of {own['peak_lr']}")
-        if theta := stage.get("rope_theta"):
-            parts.append(f"rotary base {theta:g} from stage {name} on")
+        if rope_theta := stage.get("rope_theta"):
+            parts.append(f"rotary base {rope_theta:g} from stage {name} on")
     return ", ".join(parts)
 
 

@@ -137,22 +137,25 @@ def _make(
     work: Path,
 ) -> None:
     parents, agreements = origin.parents, origin.agreements
-    figures = _write_model(material, kind, repository, parents, work)
-    facts = card_facts(material, kind, repository, parents, figures)
+    model_figures = _write_model(material, kind, repository, parents, work)
+    facts = card_facts(material, kind, repository, parents, model_figures)
+    # Written twice: the checks look at what is written, and the reasons that were needed go into
+    # the card after them.
     _write_around(material, work, agreements, facts, accepted)
-    record = _record(material, kind, repository, parents, origin.made_from, figures)
-    record().write(work)
+    make_record = _record(material, kind, repository, parents, origin.made_from, model_figures)
+    make_record().write(work)
     say(f"  {len(bundle_files(work))} files")
     findings = run_checks(_subject(material, kind, repository, parents, agreements, work), accepted)
     show_findings(findings)
     if any(finding.state == "failed" for finding in findings):
-        refused = folder.with_name(f"{folder.name}.refused")
-        shutil.rmtree(refused, ignore_errors=True)
-        work.rename(refused)
-        refuse_failed(findings, refused)
-    used = {f.check: f.reason for f in findings if f.state == "accepted" and f.reason}
-    _write_around(material, work, agreements, facts, used)
-    record(findings).write(work)
+        refused_folder = folder.with_name(f"{folder.name}.refused")
+        shutil.rmtree(refused_folder, ignore_errors=True)
+        # Kept for people to look at, under a name that no later command takes for a bundle.
+        work.rename(refused_folder)
+        refuse_failed(findings, refused_folder)
+    used_reasons = {f.check: f.reason for f in findings if f.state == "accepted" and f.reason}
+    _write_around(material, work, agreements, facts, used_reasons)
+    make_record(findings).write(work)
     write_sums(work)
 
 
@@ -163,7 +166,7 @@ def _made_from(
     accepted: Mapping[str, str],
     agreements: Agreements,
 ) -> dict[str, str]:
-    wishes = {
+    asked_values = {
         "repository": repository,
         "format": kind,
         "accepted": dict(accepted),
@@ -171,15 +174,15 @@ def _made_from(
         "agreements": {name: hash_bytes(text) for name, text in agreements.files.items()},
         "toolkit": __version__,
     }
-    return {"merge": content_hash(material.merged), "wishes": hash_json(wishes)}
+    return {"merge": content_hash(material.merged), "wishes": hash_json(asked_values)}
 
 
 def _write_model(
     material: Material, kind: Format, repository: str, parents: tuple[Parent, ...], work: Path
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[str, object]]:
     """The model files; returns the figures of those that are not the merged model bit for bit."""
     section, merged = material.recipe.publish, material.merged
-    general = parents[0]
+    general_parent = parents[0]
     copy_settings(merged, work, with_config=kind == "safetensors")
     if kind == "safetensors":
         copy_weights(merged, work)
@@ -191,18 +194,18 @@ def _write_model(
             work,
             rank=section.adapter_rank,
             seed=material.recipe.seed,
-            base=general.name,
-            revision=general.revision,
+            base=general_parent.name,
+            revision=general_parent.revision,
             extract=_extract,
         )
     merged_terms, _ = merged_license(parents)
-    facts = {
+    gguf_facts = {
         "license": section.license or (merged_terms.id if merged_terms else None),
         "languages": section.language,
         "base_models": [parent.name for parent in parents if parent.is_published],
     }
-    name = repository.rsplit("/", 1)[-1].removesuffix("-GGUF")
-    return write_gguf_files(merged, work, section.gguf, name, facts)
+    file_stem = repository.rsplit("/", 1)[-1].removesuffix("-GGUF")
+    return write_gguf_files(merged, work, section.gguf, file_stem, gguf_facts)
 
 
 def _extract(merged: Path, base: Path, out: Path, rank: int, seed: int, dtype: str) -> None:
@@ -210,9 +213,9 @@ def _extract(merged: Path, base: Path, out: Path, rank: int, seed: int, dtype: s
     from toolkit.adapter.extract_plan import ExtractSettings
     from toolkit.progress import progress
 
-    settings = ExtractSettings(rank=rank, seed=seed, dtype=dtype)
+    extract_settings = ExtractSettings(rank=rank, seed=seed, dtype=dtype)
     with progress("extracting a LoRA", 1) as advance:
-        run_extract(str(merged), str(base), out, settings)
+        run_extract(str(merged), str(base), out, extract_settings)
         advance(1, "")
 
 
@@ -225,19 +228,19 @@ def _write_around(
 ) -> None:
     """Card, merge, recipe, reports and licenses."""
     copy_reports(material.merged, work)
-    general = facts.parents[0]
-    recipe = public_recipe(
+    general_parent = facts.parents[0]
+    recipe_values = public_recipe(
         material.recipe.model_dump(mode="json", exclude_unset=True),
         material.recipe.publish,
-        general.name,
-        general.revision,
+        general_parent.name,
+        general_parent.revision,
     )
     write_texts(
         work,
         {
             "README.md": model_card(replace(facts, accepted=accepted)),
             "merge.yaml": facts.merge_yaml,
-            "recipe.yaml": to_yaml(recipe),
+            "recipe.yaml": to_yaml(recipe_values),
             **agreements.files,
         },
     )
@@ -249,23 +252,23 @@ def _record(
     repository: str,
     parents: tuple[Parent, ...],
     made_from: Mapping[str, str],
-    figures: Mapping[str, Mapping[str, Any]],
+    figures: Mapping[str, Mapping[str, object]],
 ) -> Any:
     """A function of the findings, so that the files are hashed once only."""
     parent_records = [parent_record(p, weight_sums(material.places[p.role])) for p in parents]
-    merge = {"seed": material.recipe.seed, "weights": weight_sums(material.merged)}
+    merge_record = {"seed": material.recipe.seed, "weights": weight_sums(material.merged)}
 
     def record(findings: list[CheckResult] | None = None) -> BundleRecord:
-        made = findings or []
+        made_checks = findings or []
         return BundleRecord(
             repository=repository,
             format=kind,
             parents=parent_records,
-            merge=merge,
+            merge=merge_record,
             made_from=made_from,
             files={name: row["record"] for name, row in figures.items()},
-            checks={f.check: f.state for f in made},
-            accepted={f.check: f.reason for f in made if f.state == "accepted" and f.reason},
+            checks={f.check: f.state for f in made_checks},
+            accepted={f.check: f.reason for f in made_checks if f.state == "accepted" and f.reason},
         )
 
     return record

@@ -63,26 +63,28 @@ def upload_to_store(folder: Path, address: str) -> str:
     Raises:
         PublishError: the store refuses or cannot be reached; what is there is marked as not whole.
     """
-    sums = read_sums(folder)
+    hashes_by_name = read_sums(folder)
     with store_errors(address):
         store, root = open_store(address)
-        earlier = read_remote_sums(store, root, address)
-        if earlier == sums and all(
-            _size(store, f"{root}/{name}") == (folder / name).stat().st_size for name in sums
+        earlier_sums = read_remote_sums(store, root, address)
+        # Sizes as well: a store may have lost or cut a file since its sums were written.
+        if earlier_sums == hashes_by_name and all(
+            _size(store, f"{root}/{file_name}") == (folder / file_name).stat().st_size
+            for file_name in hashes_by_name
         ):
             say(f"  {address} holds exactly this already; nothing was sent")
             return address
         # Without the marker the folder is known to be in the making.
         stored_sums = _read_sums(store, f"{root}/{_PARTIAL}", f"{address}/{_PARTIAL}") or {}
-        if earlier is not None:
-            stored_sums |= earlier
+        if earlier_sums is not None:
+            stored_sums |= earlier_sums
             _put_text(store, f"{root}/{_PARTIAL}", sums_text(stored_sums))
             store.rm_file(f"{root}/{SUMS}")
-        _send_files(store, root, folder, sums, stored_sums)
-        for name in sorted(set(stored_sums) - set(sums)):
-            if store.exists(f"{root}/{name}"):
-                store.rm_file(f"{root}/{name}")
-        _put_text(store, f"{root}/{SUMS}", sums_text(sums))
+        _send_files(store, root, folder, hashes_by_name, stored_sums)
+        for file_name in sorted(set(stored_sums) - set(hashes_by_name)):
+            if store.exists(f"{root}/{file_name}"):
+                store.rm_file(f"{root}/{file_name}")
+        _put_text(store, f"{root}/{SUMS}", sums_text(hashes_by_name))
         if store.exists(f"{root}/{_PARTIAL}"):
             store.rm_file(f"{root}/{_PARTIAL}")
     return address
@@ -97,15 +99,15 @@ def _send_files(
         if stored_sums.get(name) != digest
         or _size(store, f"{root}/{name}") != (folder / name).stat().st_size
     ]
-    total = sum((folder / name).stat().st_size for name in missing_names)
-    with progress("uploading, MB", total / 1e6) as advance:
-        for name in missing_names:
-            stored_sums.pop(name, None)
-            _put(store, folder / name, f"{root}/{name}")
+    total_bytes = sum((folder / name).stat().st_size for name in missing_names)
+    with progress("uploading, MB", total_bytes / 1e6) as advance:
+        for file_name in missing_names:
+            stored_sums.pop(file_name, None)
+            _put(store, folder / file_name, f"{root}/{file_name}")
             # Noted file by file: from here an upload that was cut continues.
-            stored_sums[name] = sums[name]
+            stored_sums[file_name] = sums[file_name]
             _put_text(store, f"{root}/{_PARTIAL}", sums_text(stored_sums))
-            advance((folder / name).stat().st_size / 1e6, name)
+            advance((folder / file_name).stat().st_size / 1e6, file_name)
 
 
 def open_store(address: str) -> tuple[Any, str]:
@@ -153,9 +155,9 @@ def _put(store: Any, source: Path, path: str) -> None:
     """Write a file that appears whole: under another name first where the store shows parts."""
     if is_local(store):
         store.makedirs(path.rpartition("/")[0], exist_ok=True)
-        temporary = f"{path}.partial"
-        _copy(store, source, temporary)
-        store.mv(temporary, path)
+        temporary_path = f"{path}.partial"
+        _copy(store, source, temporary_path)
+        store.mv(temporary_path, path)
         return
     _copy(store, source, path)
 
@@ -173,9 +175,9 @@ def _copy(store: Any, source: Path, path: str) -> None:
 def _put_text(store: Any, path: str, text: str) -> None:
     if is_local(store):
         store.makedirs(path.rpartition("/")[0], exist_ok=True)
-        temporary = f"{path}.new"
-        store.pipe_file(temporary, text.encode())
-        store.mv(temporary, path)
+        temporary_path = f"{path}.new"
+        store.pipe_file(temporary_path, text.encode())
+        store.mv(temporary_path, path)
         return
     store.pipe_file(path, text.encode())
 
@@ -189,12 +191,12 @@ def store_errors(address: str) -> Iterator[None]:
         raise
     except Exception as error:
         # Stores raise errors of their own libraries; they have no common base but Exception.
-        module = type(error).__module__.split(".")[0]
-        if not isinstance(error, OSError) and module not in _STORE_MODULES:
+        error_module = type(error).__module__.split(".")[0]
+        if not isinstance(error, OSError) and error_module not in _STORE_MODULES:
             raise
-        text = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+        error_text = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         raise PublishError(
-            f"{address}: the store refused or broke off ({text}). Check the address and the "
+            f"{address}: the store refused or broke off ({error_text}). Check the address and the "
             "credentials in their standard places, and run again; what is there is not sent twice."
         ) from error
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from toolkit.publish.settings import SourceFacts
-from toolkit.report.verdict import interval, model_columns, signed_interval
+from toolkit.report.verdict import model_columns
 from toolkit.select.results import MergeResults
 
 
@@ -50,7 +49,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def result_titles(results: MergeResults, sources: Sequence[SourceFacts]) -> list[ResultTitle]:
     """The sets that all models were scored on, in the order of the results."""
-    datasets = {source.name: source.dataset or source.name for source in sources}
+    dataset_names = {source.name: source.dataset or source.name for source in sources}
     titles = []
     for row in results.sets:
         if row.name not in results.models.merge.sets:
@@ -59,7 +58,7 @@ def result_titles(results: MergeResults, sources: Sequence[SourceFacts]) -> list
             ResultTitle(
                 key=row.name,
                 name=f"{row.name} ({row.role}, {row.items_test} documents)",
-                slug=datasets.get(row.name, row.name),
+                slug=dataset_names.get(row.name, row.name),
                 unit=row.unit,
                 metric=re.sub(r"\W+", "_", row.unit),
                 head=f"{row.name} ({row.role}), {row.unit} ({row.items_test} documents)",
@@ -70,16 +69,18 @@ def result_titles(results: MergeResults, sources: Sequence[SourceFacts]) -> list
 
 def result_rows(results: MergeResults, titles: Sequence[ResultTitle]) -> list[tuple[str, ...]]:
     """A row of figures for each model, and under it what changed against the general model."""
-    rows: list[tuple[str, ...]] = []
+    table_rows: list[tuple[str, ...]] = []
     for shown in model_columns(results):
-        figures, model = shown.figures, shown.kind
-        title = "this model" if model == "merge" else shown.title
-        cells = [interval(figures.sets[column.key]) for column in titles]
+        model, model_figures = shown.kind, shown.figures
+        model_title = "this model" if model == "merge" else shown.title
+        figure_cells = [model_figures.sets[column.key].words() for column in titles]
         if model != "general":
-            changes = [signed_interval(figures.set_changes[column.key]) for column in titles]
-            cells = [f"{cell}<br>{change}" for cell, change in zip(cells, changes, strict=True)]
-        rows.append((title, *cells))
-    return rows
+            changes = [model_figures.set_changes[column.key].words(sign="+") for column in titles]
+            figure_cells = [
+                f"{cell}<br>{change}" for cell, change in zip(figure_cells, changes, strict=True)
+            ]
+        table_rows.append((model_title, *figure_cells))
+    return table_rows
 
 
 def source_rows(sources: Sequence[SourceFacts]) -> list[tuple[str, ...]]:
@@ -101,12 +102,12 @@ def _documents(count: int | None) -> str:
     return "" if count is None else f"{count:,} documents"
 
 
-def training_rows(training: Mapping[str, Any]) -> list[tuple[str, str]]:
+def training_rows(training: Mapping[str, object]) -> list[tuple[str, str]]:
     """Settings and figures of continued pre-training, those that are there."""
-    rows = []
+    shown_rows = []
     for title, value in training.items():
         if value is None or value == "":
             continue
         text = f"{value:,}" if isinstance(value, int) else value
-        rows.append((title, f"{text:.4g}" if isinstance(text, float) else str(text)))
-    return rows
+        shown_rows.append((title, f"{text:.4g}" if isinstance(text, float) else str(text)))
+    return shown_rows

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import PublishError
+from toolkit.load_yaml import JsonView
 from toolkit.progress import progress
 from toolkit.publish.bundle import RECORD, SUMS, parse_sums, read_sums
 from toolkit.publish.store import is_store, open_store, store_errors
@@ -31,7 +32,7 @@ class BundleVerdict:
 
     sums: Mapping[str, str]
     faults: tuple[str, ...]
-    record: Mapping[str, Any]
+    record: JsonView
     merge_yaml: str | None
 
 
@@ -55,28 +56,28 @@ def verify_files(where: str, revision: str | None = None) -> BundleVerdict:
 
 
 def _verify_folder(folder: Path) -> BundleVerdict:
-    sums = read_sums(folder)
+    hashes_by_name = read_sums(folder)
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     names = {n for n in names - {SUMS} - _OF_THE_HUB if not n.startswith((".cache/", ".git/"))}
     faults = []
-    with progress("hashing, MB", _megabytes(folder, sums)) as advance:
-        for name, digest in sums.items():
-            if name not in names:
-                faults.append(f"{name}: is missing")
+    with progress("hashing, MB", _megabytes(folder, hashes_by_name)) as advance:
+        for file_name, file_hash in hashes_by_name.items():
+            if file_name not in names:
+                faults.append(f"{file_name}: is missing")
                 continue
-            if hash_file(folder / name) != digest:
-                faults.append(f"{name}: is not the file that was published")
-            advance((folder / name).stat().st_size / 1e6, name)
-    faults += [f"{name}: is not named in {SUMS}" for name in sorted(names - set(sums))]
-    record = load_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-    merge = folder / "merge.yaml"
-    text = merge.read_text(encoding="utf-8") if merge.is_file() else None
-    return BundleVerdict(sums, tuple(faults), record, text)
+            if hash_file(folder / file_name) != file_hash:
+                faults.append(f"{file_name}: is not the file that was published")
+            advance((folder / file_name).stat().st_size / 1e6, file_name)
+    faults += [f"{name}: is not named in {SUMS}" for name in sorted(names - set(hashes_by_name))]
+    bundle_record = load_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    merge_path = folder / "merge.yaml"
+    merge_text = merge_path.read_text(encoding="utf-8") if merge_path.is_file() else None
+    return BundleVerdict(hashes_by_name, tuple(faults), bundle_record, merge_text)
 
 
 def _megabytes(folder: Path, sums: Mapping[str, str]) -> float:
-    paths = (folder / name for name in sums)
-    return sum(path.stat().st_size for path in paths if path.is_file()) / 1e6
+    bundle_paths = (folder / name for name in sums)
+    return sum(path.stat().st_size for path in bundle_paths if path.is_file()) / 1e6
 
 
 def _verify_store(address: str) -> BundleVerdict:
@@ -87,14 +88,14 @@ def _verify_store(address: str) -> BundleVerdict:
         raise PublishError(f"{address}: holds no {SUMS}, so it is no whole bundle.")
     sums = parse_sums(store.cat_file(f"{root}/{SUMS}").decode("utf-8"), f"{address}/{SUMS}")
     faults = []
-    for name, digest in sums.items():
+    for file_name, file_hash in sums.items():
         try:
-            remote_digest = _hash_remote(store, f"{root}/{name}")
+            remote_digest = _hash_remote(store, f"{root}/{file_name}")
         except FileNotFoundError:
-            faults.append(f"{name}: is missing")
+            faults.append(f"{file_name}: is missing")
             continue
-        if remote_digest != digest:
-            faults.append(f"{name}: is not the file that was published")
+        if remote_digest != file_hash:
+            faults.append(f"{file_name}: is not the file that was published")
     remote_names = {str(path)[len(root) + 1 :] for path in store.find(root)}
     faults += [
         f"{name}: is not named in {SUMS}" for name in sorted(remote_names - set(sums) - {SUMS})
@@ -107,11 +108,11 @@ def _verify_store(address: str) -> BundleVerdict:
 
 
 def _hash_remote(store: Any, path: str) -> str:
-    digest = hashlib.sha256()
+    running_hash = hashlib.sha256()
     with store.open(path, "rb") as file:
         while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+            running_hash.update(block)
+    return running_hash.hexdigest()
 
 
 def _snapshot(repository: str, revision: str | None) -> Path:
@@ -121,7 +122,7 @@ def _snapshot(repository: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PublishError(
-            f"{repository}: is neither a folder nor a repository that the hub gives ({first})."
+            f"{repository}: is neither a folder nor a repository that the hub gives ({first_line})."
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,28 +53,28 @@ def weight_faults(folder: Path, kind: Format) -> tuple[list[str], str]:
         return list(_not_finite(checkpoint)), f"{len(checkpoint.names)} tensors, finite"
     checkpoint = open_checkpoint(folder)
     faults = [*_shape_faults(folder), *_not_finite(checkpoint)]
-    entries = sum(_entries(checkpoint, name) for name in checkpoint.names)
-    words = f"{len(checkpoint.names)} tensors, {entries:,} entries, finite, as config.json says"
-    return faults, words
+    entries = sum(math.prod(checkpoint.info(name).shape) for name in checkpoint.names)
+    seen_text = f"{len(checkpoint.names)} tensors, {entries:,} entries, finite, as config.json says"
+    return faults, seen_text
 
 
 def generation_faults(folder: Path, kind: Format, base: Path) -> tuple[list[str], str]:
     """Load what is published as its user will, and let it write a few tokens."""
     silence_libraries()
-    tokenizer = _load_tokenizer(folder)
-    tokens = tokenizer(_PROMPT, return_tensors="pt")["input_ids"]
-    notes, faults = [], []
-    for name, model in _models(folder, kind, base):
-        made = model.generate(tokens, max_new_tokens=_NEW_TOKENS, do_sample=False)
+    tokenizer = load_tokenizer(folder)
+    prompt_ids = tokenizer(_PROMPT, return_tensors="pt")["input_ids"]
+    shown_texts, faults = [], []
+    for model_name, model in _models(folder, kind, base):
+        generated_ids = model.generate(prompt_ids, max_new_tokens=_NEW_TOKENS, do_sample=False)
         with torch.no_grad():
-            finite = bool(torch.isfinite(model(made).logits).all())
-        if not finite:
-            faults.append(f"{name}: its output for a short text is not finite")
-        new = made[0, tokens.shape[1] :].tolist()
-        if not new or max(new) >= model.config.get_text_config().vocab_size:
-            faults.append(f"{name}: it generates nothing that its vocabulary has")
-        notes.append(repr(tokenizer.decode(new, skip_special_tokens=True)))
-    return faults, f"{_PROMPT!r} goes on {' and '.join(notes)}"
+            is_finite = bool(torch.isfinite(model(generated_ids).logits).all())
+        if not is_finite:
+            faults.append(f"{model_name}: its output for a short text is not finite")
+        new_ids = generated_ids[0, prompt_ids.shape[1] :].tolist()
+        if not new_ids or max(new_ids) >= model.config.get_text_config().vocab_size:
+            faults.append(f"{model_name}: it generates nothing that its vocabulary has")
+        shown_texts.append(repr(tokenizer.decode(new_ids, skip_special_tokens=True)))
+    return faults, f"{_PROMPT!r} goes on {' and '.join(shown_texts)}"
 
 
 def _models(folder: Path, kind: Format, base: Path) -> Iterator[tuple[str, Any]]:
@@ -83,22 +84,22 @@ def _models(folder: Path, kind: Format, base: Path) -> Iterator[tuple[str, Any]]
     if kind == "adapter":
         from peft import PeftModel
 
-        whole = load_causal_model(base, _dtype(base))
-        if wrapper_of(whole) is not None:  # whose names the adapter has
-            yield folder.name, merge_adapter(whole, folder)
+        base_model = load_causal_model(base, _dtype(base))
+        if wrapper_of(base_model) is not None:  # whose names the adapter has
+            yield folder.name, merge_adapter(base_model, folder)
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers
-            yield folder.name, PeftModel.from_pretrained(whole, str(folder))
+            yield folder.name, PeftModel.from_pretrained(base_model, str(folder))
         return
     from transformers import AutoModelForCausalLM
 
-    for path in sorted(folder.glob("*.gguf")):
+    for gguf_path in sorted(folder.glob("*.gguf")):
         with contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting turns off
             model = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=path.name, dtype=torch.float32
+                folder, gguf_file=gguf_path.name, dtype=torch.float32
             )
-        yield path.name, model
+        yield gguf_path.name, model
 
 
 def _dtype(folder: Path) -> Any:
@@ -111,30 +112,26 @@ def _dtype(folder: Path) -> Any:
 
 def tokenizer_faults(folder: Path) -> tuple[list[str], str]:
     """Texts must come back from their tokens, and every token must have a row in the embedding."""
-    tokenizer = _load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
     faults = []
     for text in _TEXTS:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        back = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        if back != text:
-            faults.append(f"{text!r} comes back from its tokens as {back!r}")
-    note = f"{len(_TEXTS)} texts come back from their tokens"
+        token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        decoded_text = tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
+        if decoded_text != text:
+            faults.append(f"{text!r} comes back from its tokens as {decoded_text!r}")
+    seen_text = f"{len(_TEXTS)} texts come back from their tokens"
     if (folder / "config.json").is_file():
-        size = int(load_model_config(folder).get_text_config().vocab_size)
-        if len(tokenizer) > size:
-            faults.append(f"it has {len(tokenizer)} tokens, but the model has rows for {size}")
+        num_rows = int(load_model_config(folder).get_text_config().vocab_size)
+        if len(tokenizer) > num_rows:
+            faults.append(f"it has {len(tokenizer)} tokens, but the model has rows for {num_rows}")
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": "Hello"}]
         with bounded_template(f"{folder}: the chat template"):
-            shown = tokenizer.apply_chat_template(messages, tokenize=False)
-        if "Hello" not in shown:
+            templated_text = tokenizer.apply_chat_template(messages, tokenize=False)
+        if "Hello" not in templated_text:
             faults.append("its chat template loses what a user says")
-        note += "; the chat template works"
-    return faults, note
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    return load_tokenizer(folder)
+        seen_text += "; the chat template works"
+    return faults, seen_text
 
 
 def _shape_faults(folder: Path) -> list[str]:
@@ -144,32 +141,25 @@ def _shape_faults(folder: Path) -> list[str]:
 
 
 def _not_finite(checkpoint: Checkpoint) -> Iterator[str]:
-    for name in checkpoint.names:
-        if not is_float(checkpoint.info(name).dtype):
+    for tensor_name in checkpoint.names:
+        if not is_float(checkpoint.info(tensor_name).dtype):
             continue
-        flat: Tensor = checkpoint.tensor(name).reshape(-1)
-        for start in range(0, flat.numel(), _BLOCK):
-            if not bool(torch.isfinite(flat[start : start + _BLOCK].float()).all()):
-                yield f"{name}: holds NaN or infinity"
+        flat_tensor: Tensor = checkpoint.tensor(tensor_name).reshape(-1)
+        for start in range(0, flat_tensor.numel(), _BLOCK):
+            if not bool(torch.isfinite(flat_tensor[start : start + _BLOCK].float()).all()):
+                yield f"{tensor_name}: holds NaN or infinity"
                 break
-        checkpoint.give_back(name)
-
-
-def _entries(checkpoint: Checkpoint, name: str) -> int:
-    count = 1
-    for size in checkpoint.info(name).shape:
-        count *= size
-    return count
+        checkpoint.give_back(tensor_name)
 
 
 def _adapter_tensors(folder: Path) -> Any:
     from toolkit.checkpoint.lora import WEIGHTS_FILE
     from toolkit.checkpoint.read import read_header
 
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
+    weights_path = folder / WEIGHTS_FILE
+    if not weights_path.is_file():
         raise CheckpointError(f"{folder}: holds no {WEIGHTS_FILE}.")
-    return read_header(path)
+    return read_header(weights_path)
 
 
 def _gguf_faults(folder: Path) -> tuple[list[str], str]:
@@ -177,14 +167,14 @@ def _gguf_faults(folder: Path) -> tuple[list[str], str]:
     import gguf
     import numpy as np
 
-    faults, count = [], 0
-    paths = sorted(folder.glob("*.gguf"))
-    for path in paths:
-        for tensor in gguf.GGUFReader(path).tensors:
-            count += 1
-            values = gguf.dequantize(tensor.data, tensor.tensor_type)
-            if not np.isfinite(values).all():
-                faults.append(f"{path.name}: {tensor.name} holds NaN or infinity")
-    if not paths:
+    faults, num_tensors = [], 0
+    gguf_paths = sorted(folder.glob("*.gguf"))
+    for gguf_path in gguf_paths:
+        for tensor in gguf.GGUFReader(gguf_path).tensors:
+            num_tensors += 1
+            tensor_values = gguf.dequantize(tensor.data, tensor.tensor_type)
+            if not np.isfinite(tensor_values).all():
+                faults.append(f"{gguf_path.name}: {tensor.name} holds NaN or infinity")
+    if not gguf_paths:
         faults.append("there is no .gguf file")
-    return faults, f"{count} tensors in {len(paths)} files, finite"
+    return faults, f"{num_tensors} tensors in {len(gguf_paths)} files, finite"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from toolkit.checkpoint.config import ShapeSection, shape_of_folder
 from toolkit.data.config import ArtifactSection
-from toolkit.section import PositiveInt, Section
+from toolkit.section import PositiveInt, Section, replace_values
 
 
 class MoeSection(Section):
@@ -190,7 +190,7 @@ MoeSection.model_rebuild()  # they and ModelSection hold each other
 ScratchSection.model_rebuild()
 
 
-def identity_of_model(model: ModelSection) -> dict[str, Any]:
+def identity_of_model(model: ModelSection) -> dict[str, object]:
     """What a fetched model depends on: not what is only said of it, nor places it is not at.
 
     >>> sorted(identity_of_model(ModelSection(hub="org/name")))
@@ -238,4 +238,4 @@ def _shape_of_mixture(section: MoeSection) -> ShapeSection | None:
     experts = {"num_experts": section.num_experts, "num_experts_per_tok": section.experts_per_token}
     shared = {"num_shared_experts": int(section.architecture == "qwen")}
     unknown = {"num_parameters": None, "num_active_parameters": None}
-    return base.model_copy(update={**experts, **shared, **unknown})
+    return replace_values(base, **experts, **shared, **unknown)

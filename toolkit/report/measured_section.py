@@ -10,16 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from toolkit.report.charts import Axis, Plot
 from toolkit.report.html import Cell, PageSection, panels, paragraph, table
 from toolkit.report.table import set_rows
-from toolkit.report.verdict import (
-    MODELS,
-    ROLES,
-    counts_of,
-    mean_title,
-    model_columns,
-    signed_interval,
-)
+from toolkit.report.verdict import MODELS, ROLES, counts_of, mean_title, model_columns
 from toolkit.select.results import DocumentFigures, FigureRole, MergeResults
-from toolkit.statistics.interval import Interval
+from toolkit.statistics.interval import Interval, decimals
 
 
 class PromptAnswers(BaseModel):
@@ -76,12 +69,11 @@ def models_section(results: MergeResults) -> PageSection:
 
 
 def _figure(value: Interval) -> Cell:
-    return Cell(f"{value.estimate:.4f}", value.estimate, f"({value.low:.4f} to {value.high:.4f})")
+    return Cell(decimals(value.estimate), value.estimate, f"({value.ends()})")
 
 
 def _signed_figure(change: Interval) -> Cell:
-    ends = f"({change.low:+.4f} to {change.high:+.4f})"
-    return Cell(f"{change.estimate:+.4f}", change.estimate, ends)
+    return Cell(decimals(change.estimate, sign="+"), change.estimate, f"({change.ends(sign='+')})")
 
 
 def _sets(results: MergeResults) -> str:
@@ -123,8 +115,8 @@ def _costs(results: MergeResults) -> str:
 
 
 def _set_figure(value: Interval) -> Cell:
-    shown = f"{value.estimate:.4f}"
-    return Cell(shown, float(shown), f"({value.low:.4f} to {value.high:.4f})")
+    shown_figure = decimals(value.estimate)
+    return Cell(shown_figure, float(shown_figure), f"({value.ends()})")
 
 
 def _change_chart(results: MergeResults, role: FigureRole) -> str:
@@ -133,7 +125,7 @@ def _change_chart(results: MergeResults, role: FigureRole) -> str:
     ends = [end for _, change in shown for end in (change.low, change.high)]
     limit = results.tolerance if role == "general" else 0.0
     title = f"{role}: change in {results.unit_of(role)} (left is better)"
-    words = "; ".join(f"{model} {signed_interval(change)}" for model, change in shown)
+    words = "; ".join(f"{model} {change.words(sign='+')}" for model, change in shown)
     plot = Plot(
         Axis.around([*ends, 0.0, limit], title),
         Axis(0.0, 2.0, "", 0),
@@ -144,7 +136,7 @@ def _change_chart(results: MergeResults, role: FigureRole) -> str:
     for number, (model, change) in enumerate(shown):
         series, y = ("s2", "s1")[number], (1.4, 0.4)[number]
         plot.line([change.low, change.high], [y, y], series)
-        tip = f"{model}\n{signed_interval(change)}"
+        tip = f"{model}\n{change.words(sign='+')}"
         plot.mark(change.estimate, y, series, shape=("triangle", "circle")[number], tip=tip)
         plot.caption(y, model, series)
     return plot.html()
@@ -196,7 +188,7 @@ def _difference_chart(
     plot.bars(values[:better], "s1")
     plot.bars(values[better:], "s2", first=float(better))
     for number, ((row, other), value) in enumerate(zip(ordered, values, strict=True)):
-        tip = f"{row.id}\n{value:+.4f}\nmerge {row.merge:.4f}, {against} {other:.4f}"
+        tip = f"{row.id}\n{decimals(value, sign='+')}\nmerge {row.merge:.4f}, {against} {other:.4f}"
         plot.target(number + 0.5, value, tip)
     return plot.html()
 

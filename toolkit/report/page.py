@@ -23,7 +23,7 @@ from toolkit.report.search_section import (
 from toolkit.report.training_section import TrainingRow, training_section
 from toolkit.report.verdict import notes, verdict
 from toolkit.select.results import MergeResults
-from toolkit.statistics.interval import Interval
+from toolkit.statistics.interval import Interval, decimals
 
 
 def write_page(
@@ -98,7 +98,7 @@ def _figures(results: MergeResults) -> str:
 
 
 def _change(change: Interval) -> tuple[str, str]:
-    return f"{change.estimate:+.3f}", f"{change.low:+.3f} to {change.high:+.3f}"
+    return decimals(change.estimate, 3, "+"), change.ends(3, "+")
 
 
 def _fraction(share: Interval) -> tuple[str, str]:

@@ -191,7 +191,7 @@ def _sweep_plot(
     if limit is not None:
         plot.rule(limit, "tolerated")
     for alpha, figure in points:
-        tip = f"α = {alpha:g}\n{figure.estimate:.4f} ({figure.low:.4f} to {figure.high:.4f})"
+        tip = f"α = {alpha:g}\n{figure.words()}"
         plot.mark(alpha, figure.estimate, series, tip=tip)
     return plot.html()
 

@@ -14,11 +14,9 @@ from toolkit.report.verdict import (
     ROLES,
     count_of,
     counts_of,
-    interval,
     kept_lines,
     model_columns,
     notes,
-    signed_interval,
 )
 from toolkit.select.results import MergeResults, SetResult, SeveralResults
 from toolkit.statistics.interval import Interval
@@ -37,9 +35,9 @@ def outcome_table(results: MergeResults, folder: Path) -> None:
         role_unit = f", {results.unit_of(role)}" if units else ""
         table.add_column(f"{role} ({counts_of(results, role)}{role_unit})", justify="right")
     for column in model_columns(results):
-        cells = [interval(column.figures.figure(role)) for role in ROLES]
+        cells = [column.figures.figure(role).words() for role in ROLES]
         if column.kind != "general":
-            changes = [signed_interval(column.figures.change(role)) for role in ROLES]
+            changes = [column.figures.change(role).words(sign="+") for role in ROLES]
             cells = [f"{cell}\n{change}" for cell, change in zip(cells, changes, strict=True)]
         table.add_row(column.title, *cells, end_section=True)
     console.print(table, width=max(console.width, _NARROWEST))
@@ -100,7 +98,7 @@ def _set_table(rows: Sequence[SetRow]) -> None:
         table.add_column(title, justify="right")
     for row in rows:
         # An estimate a line, its interval below it: three models fit an ordinary terminal.
-        cells = [interval(figure).replace(" (", "\n(") for figure in row.figures]
+        cells = [figure.words().replace(" (", "\n(") for figure in row.figures]
         table.add_row(f"{row.name}, {row.unit}\n{row.role}", *cells, end_section=True)
     console.print(table, width=max(console.width, _NARROWEST))
 
@@ -133,7 +131,7 @@ def _cost_table(several: SeveralResults) -> None:
         table.add_column(title, justify="right" if title else "left")
     for one in several.specialists:
         cells = [
-            signed_interval(one.figures.set_changes[name], 3).replace(" (", "\n(")
+            one.figures.set_changes[name].words(3, "+").replace(" (", "\n(")
             + (" *" if name in one.sets else "")
             for name in names
         ]

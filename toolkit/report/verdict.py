@@ -66,7 +66,7 @@ def verdict(results: MergeResults) -> tuple[str, str]:
             "The general model is kept: no candidate is shown to gain on the domain while general "
             "sets surely stay within what they may lose.",
             f"On the test sets {what} changes the domain by "
-            f"{signed_interval(alone.domain_change, 3)} {unit}; "
+            f"{alone.domain_change.words(3, '+')} {unit}; "
             f"{_listed(general_changes(results, 'specialist'))}. Lower is better.",
         )
     change, name, kept = results.models.merge.domain_change, results.chosen, results.gain_kept
@@ -75,7 +75,7 @@ def verdict(results: MergeResults) -> tuple[str, str]:
     if change.high >= 0.0:
         first = (
             f"{name} was chosen, but its change on the domain's test sets, "
-            f"{signed_interval(change, 3)} {unit}, cannot be told from none."
+            f"{change.words(3, '+')} {unit}, cannot be told from none."
         )
     return first, _cost(results)
 
@@ -118,7 +118,7 @@ class GeneralChange:
             f"probably more than {limit}, which the validation sets did not show",
             f"surely more than {limit}, which the validation sets did not show",
         )
-        shown = f"{self.name} {signed_interval(self.change, 3)} {self.unit}"
+        shown = f"{self.name} {self.change.words(3, '+')} {self.unit}"
         return f"{shown}, {judged[self.standing]}"
 
 
@@ -138,7 +138,7 @@ def general_changes(results: MergeResults, model: ModelName) -> list[GeneralChan
 
 
 def _listed(changes: Sequence[GeneralChange]) -> str:
-    return ", ".join(f"{c.name} {signed_interval(c.change, 3)} {c.unit}" for c in changes)
+    return ", ".join(f"{c.name} {c.change.words(3, '+')} {c.unit}" for c in changes)
 
 
 def _cost(results: MergeResults) -> str:
@@ -208,7 +208,7 @@ def kept_lines(results: MergeResults) -> list[str]:
     for row, change in lost:
         share = results.sets_recovered.get(row.name)
         undone = f"; recovered {percent(share)} of it" if share else ""
-        lines.append(f"The specialist lost {interval(change)} {row.unit} on {row.name}{undone}.")
+        lines.append(f"The specialist lost {change.words()} {row.unit} on {row.name}{undone}.")
     if recovered is not None and not lost:
         lines.append(f"Recovered {percent(recovered)} of the specialist's general loss.")
     if recovered is None and not lost:
@@ -228,12 +228,12 @@ def several_lines(results: MergeResults, several: SeveralResults) -> list[str]:
             else f"kept {percent(one.gain_kept)} of {one.name}'s gain on its own sets"
         )
         lines.append(
-            f"{', '.join(one.sets)}: {kept} (the merge {signed_interval(one.merge_change)})."
+            f"{', '.join(one.sets)}: {kept} (the merge {one.merge_change.words(sign='+')})."
         )
     weights = ", ".join(f"{name} {weight:.3g}" for name, weight in several.weights.items())
     lines.append(f"The domain figure is the mean of absolute figures, weighted: {weights}.")
     lines += [
-        f"The merge lost {interval(change)} {row.unit} on {row.name}, a domain set."
+        f"The merge lost {change.words()} {row.unit} on {row.name}, a domain set."
         for row, change in lost_domain_sets(results)
     ]
     if several.domain_tolerance is None:
@@ -265,26 +265,6 @@ def count_of(row: SetResult) -> str:
     if row.one_group:
         return f"{items} of one group"
     return items if row.groups_test == row.items_test else f"{items} in {row.groups_test:,} groups"
-
-
-def interval(value: Interval, decimals: int = 4) -> str:
-    """An estimate with its interval.
-
-    >>> interval(Interval(0.5, 0.25, 0.75), 2)
-    '0.50 (0.25 to 0.75)'
-    """
-    low, high = f"{value.low:.{decimals}f}", f"{value.high:.{decimals}f}"
-    return f"{value.estimate:.{decimals}f} ({low} to {high})"
-
-
-def signed_interval(value: Interval, decimals: int = 4) -> str:
-    """A change with its interval.
-
-    >>> signed_interval(Interval(0.5, -0.25, 1.25), 2)
-    '+0.50 (-0.25 to +1.25)'
-    """
-    low, high = f"{value.low:+.{decimals}f}", f"{value.high:+.{decimals}f}"
-    return f"{value.estimate:+.{decimals}f} ({low} to {high})"
 
 
 def percent(value: Interval) -> str:

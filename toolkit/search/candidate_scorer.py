@@ -19,8 +19,8 @@ from toolkit.search.space import GENERAL, Candidate, endpoint
 
 def device_of(number: int) -> torch.device:
     """The processor of the worker of this number: one GPU each, in turn, where there are any."""
-    count = torch.cuda.device_count()
-    return torch.device("cuda", number % count) if count else torch.device("cpu")
+    num_gpus = torch.cuda.device_count()
+    return torch.device("cuda", number % num_gpus) if num_gpus else torch.device("cpu")
 
 
 class Bench:
@@ -71,17 +71,19 @@ class Bench:
         Raises:
             MergeError: the merge cannot be made.
         """
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         self._beside.clear()
         self._live.apply(config, self._made)
         if self._scored is not self._made:
             # Parameters that stand under two names are one tensor in either model.
-            pairs = zip(self._scored.parameters(), self._made.parameters(), strict=True)
-            for there, here in pairs:
-                there.copy_(here)
-            for there, here in zip(self._scored.buffers(), self._made.buffers(), strict=True):
-                there.copy_(here)
-        self.merge_seconds += time.perf_counter() - began
+            parameter_pairs = zip(self._scored.parameters(), self._made.parameters(), strict=True)
+            for scored_tensor, made_tensor in parameter_pairs:
+                scored_tensor.copy_(made_tensor)
+            for scored_tensor, made_tensor in zip(
+                self._scored.buffers(), self._made.buffers(), strict=True
+            ):
+                scored_tensor.copy_(made_tensor)
+        self.merge_seconds += time.perf_counter() - start_time
 
     def score(
         self,
@@ -111,23 +113,24 @@ class Bench:
         seed, so that the general model is scored once for all specialists."""
         if candidate.name in self._parents and candidate.config == endpoint(candidate.name).config:
             return candidate_hash({candidate.name: self._parents[candidate.name]}, "itself", 0)
-        plain = candidate.config.model_dump(mode="json")
-        return candidate_hash(self._parents, plain, self._seed)
+        plain_config = candidate.config.model_dump(mode="json")
+        return candidate_hash(self._parents, plain_config, self._seed)
 
     def _score(
         self, items: EvaluationSet, rows: Sequence[int], together: Sequence[EvaluationSet]
     ) -> list[float]:
         """Without a cache: what a pass finds for other sets beside is kept until the next merge."""
-        known = self._beside
-        missing = [row for row in rows if (items.name, items.content_hash, row) not in known]
+        known_losses = self._beside
+        missing = [row for row in rows if (items.name, items.content_hash, row) not in known_losses]
+        # One pass scores what hangs on the same texts, so what it finds for other sets is kept.
         if missing and items.score_together is not None:
-            found = items.score_together(self._scored, missing)
+            found_by_set = items.score_together(self._scored, missing)
         else:
-            found = {items.name: items.score(self._scored, missing) if missing else []}
-        for one in (items, *together):
-            for row, loss in zip(missing, found.get(one.name, ()), strict=False):
-                known[one.name, one.content_hash, row] = loss
-        return [known[items.name, items.content_hash, row] for row in rows]
+            found_by_set = {items.name: items.score(self._scored, missing) if missing else []}
+        for scored_set in (items, *together):
+            for row, loss in zip(missing, found_by_set.get(scored_set.name, ()), strict=False):
+                known_losses[scored_set.name, scored_set.content_hash, row] = loss
+        return [known_losses[items.name, items.content_hash, row] for row in rows]
 
     def distance(self) -> float:
         """Euclidean distance of the last merge from the general model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -114,15 +114,15 @@ class SearchSection(Section):
 
     @model_validator(mode="after")
     def _room(self) -> Self:
-        fixed = 2 + len(set(self.sweep))
-        if self.sampler != "grid" and self.num_trials < fixed:
+        num_fixed = 2 + len(set(self.sweep))
+        if self.sampler != "grid" and self.num_trials < num_fixed:
             raise ValueError(
-                f"num_trials: must be at least {fixed}: the two models and the sweep of "
+                f"num_trials: must be at least {num_fixed}: the two models and the sweep of "
                 f"{len(set(self.sweep))} (got {self.num_trials})"
             )
         return self
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """What the merges that are found depend on."""
         # Stages from before there was a choice of rounding stay up to date.
         is_nearest = {"rounding"} if self.rounding == "nearest" else set()

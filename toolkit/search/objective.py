@@ -83,11 +83,11 @@ class Objective:
                     f"role {role} and a validation split."
                 )
         bounded = self.names("domain") if domain_tolerance is not None else []
-        for key, named, role, names in (
+        for key, named_sets, role, names in (
             ("search.weights", weights, "domain", self.names("domain")),
             ("select.tolerances", tolerances, "general", [*self.names("general"), *bounded]),
         ):
-            for name in named:
+            for name in named_sets:
                 if name not in names:
                     raise ConfigError(
                         f"{key}.{name}: there is no {role} set of this name"
@@ -97,9 +97,9 @@ class Objective:
         self.weights = {name: weights.get(name, 1.0) for name in self.names("domain")}
         self.tolerance = tolerance
         self.tolerances = {
-            name: tolerances.get(name, tolerance if own is None else own)
+            name: tolerances.get(name, tolerance if set_tolerance is None else set_tolerance)
             for name in self.names("general")
-            for own in (self.sets[name].items.tolerance,)
+            for set_tolerance in (self.sets[name].items.tolerance,)
         }
         if domain_tolerance is not None:
             self.tolerances |= {name: tolerances.get(name, domain_tolerance) for name in bounded}
@@ -144,10 +144,10 @@ class Objective:
         quantile: float = 0.0,
     ) -> Difference:
         """The weighted domain figure minus a reference's, on what both know."""
-        parts = [
+        set_differences = [
             self._difference(name, losses, reference, guide, quantile) for name in self.weights
         ]
-        return combine(parts, list(self.weights.values()))
+        return combine(set_differences, list(self.weights.values()))
 
     def _difference(
         self,
@@ -176,12 +176,12 @@ class Objective:
     def _parts(
         self, weights: Mapping[str, float], losses: Losses, reference: Losses
     ) -> list[SetChanges]:
-        parts = []
+        set_changes = []
         for name, weight in weights.items():
             raced = self.sets[name]
             moved = losses[name] - reference[name]
-            parts.append(raced.items.changes([moved], raced.order.tolist(), weight=weight))
-        return parts
+            set_changes.append(raced.items.changes([moved], raced.order.tolist(), weight=weight))
+        return set_changes
 
     def set_change(self, name: str, losses: Losses, reference: Losses) -> ChangeBound:
         """The same on one set."""
@@ -202,11 +202,13 @@ class Objective:
             matched: the general set; None where nothing has to be made up for.
             slope: change of the domain figure for each unit lost on it.
         """
-        total = sum(self.weights.values())
-        parts = self._parts({n: w / total for n, w in self.weights.items()}, losses, reference)
+        weight_sum = sum(self.weights.values())
+        set_changes = self._parts(
+            {n: w / weight_sum for n, w in self.weights.items()}, losses, reference
+        )
         if matched is not None and slope != 0.0:
-            parts += self._parts({matched: -slope}, losses, reference)
-        return PairedChanges(parts, are_factors=True).change()
+            set_changes += self._parts({matched: -slope}, losses, reference)
+        return PairedChanges(set_changes, are_factors=True).change()
 
     def estimates(
         self, losses: Losses, references: Sequence[Losses], guide: Losses | None = None
@@ -222,30 +224,30 @@ class Objective:
             references: of candidates scored in full, one at least.
             guide: see `guide_of`.
         """
-        found: dict[str, float] = {}
+        figures_found: dict[str, float] = {}
         for name, raced in self.sets.items():
-            own = losses.get(name, np.zeros(0))
-            if len(own) == len(raced.order):
-                found[name] = raced.figure(own)
-            elif len(own):
-                pairs = [
+            own_losses = losses.get(name, np.zeros(0))
+            if len(own_losses) == len(raced.order):
+                figures_found[name] = raced.figure(own_losses)
+            elif len(own_losses):
+                reference_pairs = [
                     (self._difference(name, losses, other, guide), other) for other in references
                 ]
-                difference, nearest = min(pairs, key=lambda pair: pair[0].still_open)
-                found[name] = raced.figure(nearest[name]) + difference.estimate
-        return found
+                difference, nearest = min(reference_pairs, key=lambda pair: pair[0].still_open)
+                figures_found[name] = raced.figure(nearest[name]) + difference.estimate
+        return figures_found
 
     def domain(self, figures: Mapping[str, float]) -> float:
         """The weighted mean of the domain sets' figures."""
-        total = sum(self.weights.values())
-        return sum(weight * figures[name] for name, weight in self.weights.items()) / total
+        weight_sum = sum(self.weights.values())
+        return sum(weight * figures[name] for name, weight in self.weights.items()) / weight_sum
 
     def general(self, figures: Mapping[str, float]) -> float:
         """The plain mean of the figures of `shown_general`; NaN where one is not known."""
-        names = self.shown_general
-        if any(name not in figures for name in names):
+        general_names = self.shown_general
+        if any(name not in figures for name in general_names):
             return math.nan
-        return sum(figures[name] for name in names) / len(names)
+        return sum(figures[name] for name in general_names) / len(general_names)
 
     def general_loss_bound(
         self,
@@ -269,9 +271,9 @@ class Objective:
         Reference:
             Berger 1982, Multiparameter hypothesis testing and acceptance sampling.
         """
-        bounds = self.loss_bounds(losses, general, num_tests, guide)
-        beyond = [bound - self.tolerances[name] for name, bound in bounds.items()]
-        return max(beyond, default=math.inf) + self.tolerance
+        loss_bounds = self.loss_bounds(losses, general, num_tests, guide)
+        beyond_tolerances = [bound - self.tolerances[name] for name, bound in loss_bounds.items()]
+        return max(beyond_tolerances, default=math.inf) + self.tolerance
 
     def loss_bounds(
         self,
@@ -281,34 +283,34 @@ class Objective:
         guide: Losses | None = None,
     ) -> dict[str, float]:
         """Upper bound of the loss on each general set of which something is known, in its unit."""
-        bounds = {}
+        bound_by_set = {}
         for name in self.tolerances:
             if len(losses.get(name, ())) == 0:
                 continue
             level = 1.0 - (1.0 - self.confidence) / num_tests
             if self.sets[name].is_whole(losses[name]) and self.sets[name].is_whole(general[name]):
-                bounds[name] = self.set_change(name, losses, general).upper_bound(level)
+                bound_by_set[name] = self.set_change(name, losses, general).upper_bound(level)
             else:
                 difference = self._difference(name, losses, general, guide)
-                bounds[name] = difference.upper_bound(level)
-        return bounds
+                bound_by_set[name] = difference.upper_bound(level)
+        return bound_by_set
 
     def beyond_tolerances(
         self, losses: Losses, general: Losses, guide: Losses | None = None
     ) -> dict[str, float]:
         """How far beyond its tolerance each general set's bound is expected after full scoring,
         below 0 within; sets of which nothing is known are left out."""
-        found = {}
+        beyond_by_set = {}
         for name, limit in self.tolerances.items():
             if self.sets[name].is_whole(losses.get(name, np.zeros(0))):
                 change = self.set_change(name, losses, general)
-                found[name] = change.upper_bound(self.confidence) - limit
+                beyond_by_set[name] = change.upper_bound(self.confidence) - limit
             elif len(losses.get(name, ())):
                 difference = self._difference(name, losses, general, guide)
                 quantile = student_quantile(self.confidence, max(difference.total - 1, 1))
                 reach = quantile * math.sqrt(difference.in_the_end) if difference.seen > 1 else 0.0
-                found[name] = difference.estimate + reach - limit
-        return found
+                beyond_by_set[name] = difference.estimate + reach - limit
+        return beyond_by_set
 
     def beyond_tolerance(
         self, losses: Losses, general: Losses, guide: Losses | None = None
@@ -329,10 +331,10 @@ class Objective:
         """
         if not self.looks:
             return False
-        ahead = normal_quantile(1.0 - (1.0 - self.confidence) / (2.0 * self._num_rivals))
-        ahead = ahead if surely else 0.0
-        difference = self.domain_difference(losses, best, guide, ahead)
-        return is_out(difference, 0.0, ahead, spending(self._error, len(self.looks)))
+        needed_lead = normal_quantile(1.0 - (1.0 - self.confidence) / (2.0 * self._num_rivals))
+        needed_lead = needed_lead if surely else 0.0
+        difference = self.domain_difference(losses, best, guide, needed_lead)
+        return is_out(difference, 0.0, needed_lead, spending(self._error, len(self.looks)))
 
     def loses_too_much(
         self, name: str, losses: Losses, general: Losses, guide: Losses | None = None
@@ -340,10 +342,10 @@ class Objective:
         """Whether full scoring would surely not let a candidate stay within a set's tolerance."""
         if not self.looks or len(losses.get(name, ())) == 0:
             return False
-        spend = spending(self._error, len(self.looks)) / len(self.tolerances)
+        error_spent = spending(self._error, len(self.looks)) / len(self.tolerances)
         quantile = student_quantile(self.confidence, max(self.sets[name].num_groups - 1, 1))
         difference = self._difference(name, losses, general, guide, quantile)
-        return is_out(difference, self.tolerances[name], quantile, spend)
+        return is_out(difference, self.tolerances[name], quantile, error_spent)
 
 
 def same_unit(sets: Sequence[EvaluationSet]) -> list[str]:

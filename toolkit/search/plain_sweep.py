@@ -60,8 +60,8 @@ class PlainSweep:
         """What each point counts at places along α, `[G, P]`."""
         # A spline is linear in what it goes through: that through the unit vectors gives each
         # point's weight, which then serves every set, document by document.
-        ends = "not-a-knot" if len(self._alphas) > 2 else "natural"
-        spline = CubicSpline(self._alphas, np.eye(len(self._alphas)), bc_type=ends)
+        end_condition = "not-a-knot" if len(self._alphas) > 2 else "natural"
+        spline = CubicSpline(self._alphas, np.eye(len(self._alphas)), bc_type=end_condition)
         return np.asarray(spline(alphas), dtype=np.float64)
 
     @cached_property
@@ -93,12 +93,12 @@ class PlainSweep:
 
     def losses_at(self, alpha: float) -> dict[str, Floats]:
         """Losses of all items that the plain mean of this α would have."""
-        (weights,) = self._weights(np.array([alpha]))
+        (point_weights,) = self._weights(np.array([alpha]))
         return {
             name: np.asarray(
                 sum(
                     weight * losses[name]
-                    for weight, losses in zip(weights, self._points, strict=True)
+                    for weight, losses in zip(point_weights, self._points, strict=True)
                 )
             )
             for name in self._objective.sets
@@ -138,8 +138,8 @@ class PlainSweep:
         return Match(alpha, bound_set, self._slope(alpha, bound_set))
 
     def _slope(self, alpha: float, name: str) -> float:
-        place, reach = round(alpha * (len(_GRID) - 1)), round(_SLOPE_REACH * (len(_GRID) - 1))
-        low, high = max(place - reach, 0), min(place + reach, len(_GRID) - 1)
+        grid_place, reach = round(alpha * (len(_GRID) - 1)), round(_SLOPE_REACH * (len(_GRID) - 1))
+        low, high = max(grid_place - reach, 0), min(grid_place + reach, len(_GRID) - 1)
         # Over a stretch, as the spline wiggles between neighbors; where the loss does not rise
         # along it nothing is gained by losing, and no slope is to be made up for.
         domain, loss = self._domain_along_grid, self._loss_along_grid(name)
@@ -156,9 +156,9 @@ def _last_alpha(along_grid: Floats, level: float) -> float:
     places_within = np.flatnonzero(along_grid <= level)
     if not len(places_within):
         return 0.0
-    last = int(places_within[-1])
-    if last == len(_GRID) - 1:
+    last_place = int(places_within[-1])
+    if last_place == len(_GRID) - 1:
         return 1.0
     # The next place is beyond the level, so the crossing lies between the two: on their line.
-    part = (level - along_grid[last]) / (along_grid[last + 1] - along_grid[last])
-    return float(_GRID[last] + part * (_GRID[last + 1] - _GRID[last]))
+    part = (level - along_grid[last_place]) / (along_grid[last_place + 1] - along_grid[last_place])
+    return float(_GRID[last_place] + part * (_GRID[last_place + 1] - _GRID[last_place]))

@@ -61,9 +61,9 @@ class SearchPlan:
         self.fixed = {name: endpoint(name, self.specialists) for name in (GENERAL, top)}
         # From the safest upwards: each is what the next, and all others, are compared with.
         for alpha in sorted(set(self.section.sweep), key=abs):
-            point = self.plain_mean(alpha)
-            if point.key not in {known.key for known in self.fixed.values()}:
-                self.fixed[point.name] = point
+            swept_mean = self.plain_mean(alpha)
+            if swept_mean.key not in {known.key for known in self.fixed.values()}:
+                self.fixed[swept_mean.name] = swept_mean
         if top == UNIFORM_MEAN:
             self.fixed |= {name: alone(name) for name in self.specialists}
 
@@ -77,14 +77,14 @@ class SearchPlan:
 
     def sampler(self) -> StudySampler:
         """Proposes what the sweep does not try: its means are refined by the choice itself."""
-        swept = {space.name for space in self.spaces if self._is_sweep(space)}
-        left_out = swept if len(swept) < len(self.spaces) else set()
+        swept_spaces = {space.name for space in self.spaces if self._is_sweep(space)}
+        left_out = swept_spaces if len(swept_spaces) < len(self.spaces) else set()
         return StudySampler(self.spaces, self.section, self.seed, self.learn, left_out)
 
     def _is_sweep(self, space: MergeSpace) -> bool:
         """Whether a file says the same as points of the sweep."""
-        given = [self._as_searched(candidate) for candidate in self.fixed.values()]
-        return any(parameters[MERGE] == space.name for parameters in given if parameters)
+        searched_forms = [self._as_searched(candidate) for candidate in self.fixed.values()]
+        return any(parameters[MERGE] == space.name for parameters in searched_forms if parameters)
 
     def queue(self) -> list[dict[str, Any]]:
         """The whole study: the two models, the sweep, and what the sampler has to find.
@@ -99,15 +99,15 @@ class SearchPlan:
                 {"attributes": {"fixed": name}, "parameters": self._as_searched(candidate)}
             )
         if self.section.sampler != "grid":
-            rest = self.section.num_trials - len(entries) if self.spaces else 0
-            return entries + [{"attributes": {}, "parameters": None}] * max(rest, 0)
+            num_left = self.section.num_trials - len(entries) if self.spaces else 0
+            return entries + [{"attributes": {}, "parameters": None}] * max(num_left, 0)
         for space in self.spaces:
             for values in grid_points(space, self.section.grid_points):
                 candidate = space.candidate(values)
                 if candidate.key not in keys:
                     keys.add(candidate.key)
-                    fixed = fixed_parameters(self.by_name, space.name, values)
-                    entries.append({"attributes": {}, "parameters": fixed})
+                    fixed_values = fixed_parameters(self.by_name, space.name, values)
+                    entries.append({"attributes": {}, "parameters": fixed_values})
         if len(entries) > self.section.num_trials:
             raise ConfigError(
                 f"search.num_trials: the grids of {', '.join(self.by_name)} and the sweep make "
@@ -122,8 +122,8 @@ class SearchPlan:
         for space in self.spaces:
             if alpha is not None and list(space.unknowns) == ["alpha"]:
                 try:
-                    inside = 0.0 <= space.unknowns["alpha"].share(alpha) <= 1.0
-                    same = inside and space.candidate({"alpha": alpha}).key == candidate.key
+                    is_inside = 0.0 <= space.unknowns["alpha"].share(alpha) <= 1.0
+                    same = is_inside and space.candidate({"alpha": alpha}).key == candidate.key
                 except (ValueError, ConfigError):  # no number of its grid
                     continue
                 if same:
@@ -146,22 +146,22 @@ class SearchPlan:
         name = trial.user_attrs.get("fixed")
         if name is None:
             return tried_values(trial, self.by_name)
-        given = self._as_searched(self.fixed[name])
-        if given is None:
+        searched_form = self._as_searched(self.fixed[name])
+        if searched_form is None:
             return None
-        space = self.by_name[given[MERGE]]
+        space = self.by_name[searched_form[MERGE]]
         return space.name, {"alpha": float(self.fixed[name].parameters["alpha"])}
 
     def learn(self, trials: Sequence[FrozenTrial]) -> dict[str, list[Tried]]:
         """What samplers know of a study: by file, in order."""
         tried: dict[str, list[Tried]] = {space.name: [] for space in self.spaces}
         for trial in trials:
-            known = self._tried(trial)
-            if known is None:
+            known_values = self._tried(trial)
+            if known_values is None:
                 continue
             figures = None  # of one that failed too: it is not to be proposed again
             if trial.state == TrialState.COMPLETE:
                 domain, general = trial.values
                 figures = (domain, general, float(attributes_of(trial)["beyond"]))
-            tried[known[0]].append(Tried(known[1], figures, sampler_state(trial)))
+            tried[known_values[0]].append(Tried(known_values[1], figures, sampler_state(trial)))
         return tried

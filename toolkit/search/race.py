@@ -121,16 +121,16 @@ def _questions(objective: Objective, look: int, rivals: Rivals) -> list[dict[str
 
     domain = at_look(*objective.weights)
     # What may be lost on a domain set is asked of those alone that are scored in full.
-    kept = [name for name in objective.tolerances if name not in objective.weights]
-    general = sorted(kept, key=lambda name: cost(at_look(name)))
+    kept_names = [name for name in objective.tolerances if name not in objective.weights]
+    general_names = sorted(kept_names, key=lambda name: cost(at_look(name)))
     lossy = rivals.sweep.lossy_sets if rivals.sweep is not None else ()
-    first = [at_look(name) for name in general if name in lossy]
+    first = [at_look(name) for name in general_names if name in lossy]
     # Where a set costs no more in full than the domain's part, what it says is certain for little.
-    full_sets = [{name: len(objective.sets[name].order)} for name in general if name in lossy]
+    full_sets = [{name: len(objective.sets[name].order)} for name in general_names if name in lossy]
     first += [
         counts for counts in full_sets if cost(counts) <= cost(domain) and counts not in first
     ]
-    return [*first, domain, *(at_look(name) for name in general if name not in lossy)]
+    return [*first, domain, *(at_look(name) for name in general_names if name not in lossy)]
 
 
 def _is_out(objective: Objective, names: Sequence[str], losses: Losses, rivals: Rivals) -> bool:

@@ -89,15 +89,17 @@ def order_for_race(items: EvaluationSet, looks: Sequence[float], seed: int) -> R
     number_by_group = {name: number for number, name in enumerate(group_names)}
     item_groups = np.array([number_by_group[group] for group in items.groups], dtype=np.intp)
     order = np.argsort(item_groups, kind="stable").astype(np.intp)
-    groups = item_groups[order]
+    group_of_item = item_groups[order]
     if items.role == "watch":
         looks = [0.0] * len(looks)
     # Fewer documents than anything can be concluded from would be scored for nothing; one more is
     # needed for the guide's slope.
-    counts = [math.ceil(round(look * len(group_names), 9)) for look in looks]
-    counts = [max(count, MIN_GROUPS + 1) if count >= MIN_GROUPS else 0 for count in counts]
-    cuts = [int(np.searchsorted(groups, count)) for count in counts]
-    return RacedSet(items, order, groups, (*cuts, len(order)))
+    group_counts = [math.ceil(round(look * len(group_names), 9)) for look in looks]
+    group_counts = [
+        max(count, MIN_GROUPS + 1) if count >= MIN_GROUPS else 0 for count in group_counts
+    ]
+    cuts = [int(np.searchsorted(group_of_item, count)) for count in group_counts]
+    return RacedSet(items, order, group_of_item, (*cuts, len(order)))
 
 
 def hasten_cheap_sets(sets: dict[str, RacedSet]) -> dict[str, RacedSet]:
@@ -105,9 +107,9 @@ def hasten_cheap_sets(sets: dict[str, RacedSet]) -> dict[str, RacedSet]:
     domain has cost so far: then it is certain what they say, for little."""
     looks = range(1, max(len(raced.cuts) for raced in sets.values()) - 1)
     for look in looks:
-        spent = sum(r.cost(r.cuts[look]) for r in sets.values() if r.items.role == "domain")
+        domain_cost = sum(r.cost(r.cuts[look]) for r in sets.values() if r.items.role == "domain")
         for name, raced in sets.items():
-            if raced.items.role == "general" and raced.cost(len(raced.order)) <= spent:
+            if raced.items.role == "general" and raced.cost(len(raced.order)) <= domain_cost:
                 cuts = (*raced.cuts[:look], *[len(raced.order)] * (len(raced.cuts) - look))
                 sets[name] = replace(raced, cuts=cuts)
     return sets
@@ -115,5 +117,5 @@ def hasten_cheap_sets(sets: dict[str, RacedSet]) -> dict[str, RacedSet]:
 
 def usable_looks(sets: Sequence[EvaluationSet], looks: Sequence[float]) -> tuple[float, ...]:
     """Looks at which enough documents of each domain set are known to conclude anything."""
-    fewest = min((len(set(s.groups)) for s in sets if s.role == "domain"), default=0)
-    return tuple(look for look in looks if math.ceil(round(look * fewest, 9)) >= MIN_GROUPS)
+    fewest_groups = min((len(set(s.groups)) for s in sets if s.role == "domain"), default=0)
+    return tuple(look for look in looks if math.ceil(round(look * fewest_groups, 9)) >= MIN_GROUPS)

@@ -7,7 +7,6 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ def run_search(
     plan: SearchPlan,
     place: Place,
     name: str,
-    identity: Mapping[str, Any],
+    identity: Mapping[str, object],
     bench: Merging,
     *,
     helpers: Sequence[Sequence[str]] = (),
@@ -50,23 +49,25 @@ def run_search(
     study = _begin_study(plan, place, name, identity)
     with contextlib.closing(study):
         study.fill(queue)
-        done = sum(trial.state.is_finished() for trial in study.trials()[: len(queue)])
+        num_done = sum(trial.state.is_finished() for trial in study.trials()[: len(queue)])
         total = len(queue) * plan.objective.all_tokens
         with (
             _helpers(helpers, helper_threads),
-            progress("search, tokens", total, done=done * plan.objective.all_tokens) as advance,
+            progress("search, tokens", total, done=num_done * plan.objective.all_tokens) as advance,
         ):
             worker = Worker(plan, study, bench, advance)
             worker.work()
-        found = worker.outcomes()
-    outcomes: dict[str, Outcome] = {}
-    for _, outcome in sorted(found.items()):
-        outcomes.setdefault(outcome.candidate.key, outcome)
-    _speak(list(outcomes.values()), plan.objective)
-    return list(outcomes.values())
+        outcome_by_number = worker.outcomes()
+    outcome_by_key: dict[str, Outcome] = {}
+    for _, outcome in sorted(outcome_by_number.items()):
+        outcome_by_key.setdefault(outcome.candidate.key, outcome)
+    _speak(list(outcome_by_key.values()), plan.objective)
+    return list(outcome_by_key.values())
 
 
-def _begin_study(plan: SearchPlan, place: Place, name: str, identity: Mapping[str, Any]) -> Study:
+def _begin_study(
+    plan: SearchPlan, place: Place, name: str, identity: Mapping[str, object]
+) -> Study:
     """The study, as far as it is; a journal that is damaged is put aside and begun anew."""
 
     def begin() -> Study:
@@ -80,9 +81,9 @@ def _begin_study(plan: SearchPlan, place: Place, name: str, identity: Mapping[st
     except DamagedJournalError as error:
         if not isinstance(place, Path):
             raise
-        aside = free_name(place)
-        place.rename(aside)
-        say(f"  {str(error).partition(';')[0]}; it is kept as {aside.name} and scored again")
+        kept_path = free_name(place)
+        place.rename(kept_path)
+        say(f"  {str(error).partition(';')[0]}; it is kept as {kept_path.name} and scored again")
         return begin()
 
 
@@ -91,7 +92,7 @@ def _helpers(commands: Sequence[Sequence[str]], threads: int | None) -> Iterator
     environment = dict(os.environ)
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
-    started = [
+    helper_processes = [
         subprocess.Popen(list(command), env=environment, stdout=subprocess.DEVNULL)
         for command in commands
     ]
@@ -99,7 +100,7 @@ def _helpers(commands: Sequence[Sequence[str]], threads: int | None) -> Iterator
         yield
     finally:
         # The queue is empty: they end by themselves, and are ended where this one failed.
-        for process in started:
+        for process in helper_processes:
             try:
                 process.wait(timeout=10.0)
             except subprocess.TimeoutExpired:
@@ -108,19 +109,20 @@ def _helpers(commands: Sequence[Sequence[str]], threads: int | None) -> Iterator
 
 
 def _speak(outcomes: Sequence[Outcome], objective: Objective) -> None:
-    tokens = sum(outcome.tokens for outcome in outcomes)
-    whole = len(outcomes) * objective.all_tokens
-    merging = sum(outcome.merge_seconds for outcome in outcomes)
-    seconds = merging + sum(outcome.score_seconds for outcome in outcomes)
-    count = {
+    scored_tokens = sum(outcome.tokens for outcome in outcomes)
+    all_tokens = len(outcomes) * objective.all_tokens
+    merge_seconds = sum(outcome.merge_seconds for outcome in outcomes)
+    total_seconds = merge_seconds + sum(outcome.score_seconds for outcome in outcomes)
+    num_by_status = {
         status: sum(outcome.status == status for outcome in outcomes)
         for status in ("complete", "dropped", "failed")
     }
-    failed = f", {count['failed']} failed" if count["failed"] else ""
+    failed_words = f", {num_by_status['failed']} failed" if num_by_status["failed"] else ""
     say(
-        f"  {len(outcomes)} candidates: {count['complete']} scored in full, {count['dropped']} "
-        f"dropped early{failed}; {tokens:,} of {whole:,} tokens ({tokens / max(whole, 1):.0%}), "
-        f"{seconds:.0f} s, {merging / max(seconds, 1e-9):.1%} of it merging"
+        f"  {len(outcomes)} candidates: {num_by_status['complete']} scored in full, "
+        f"{num_by_status['dropped']} dropped early{failed_words}; {scored_tokens:,} of "
+        f"{all_tokens:,} tokens ({scored_tokens / max(all_tokens, 1):.0%}), {total_seconds:.0f} s, "
+        f"{merge_seconds / max(total_seconds, 1e-9):.1%} of it merging"
     )
 
 
@@ -158,24 +160,26 @@ class Scorer:
             counts: items that are to be known, by set; by default all of all sets.
             advance: is told of tokens scored.
         """
-        key = f"{part}/{outcome.candidate.key}"
+        score_key = f"{part}/{outcome.candidate.key}"
         try:
-            kept = {name: unpack(text) for name, text in self._known.get(key, {}).items()}
+            kept_losses = {
+                name: unpack(text) for name, text in self._known.get(score_key, {}).items()
+            }
         except DamagedScoresError as error:
             say(f"  {self._log}: {error}; {outcome.candidate.name} is scored again")
-            kept = {}
+            kept_losses = {}
         losses = {name: np.asarray(values) for name, values in (known or {}).items()}
-        for name, values in kept.items():
+        for name, values in kept_losses.items():
             if len(values) > len(losses.get(name, ())):
                 losses[name] = values
-        wanted = {name: len(r.order) for name, r in objective.sets.items()}
-        wanted = wanted if counts is None else dict(counts)
-        if all(len(losses.get(name, ())) >= count for name, count in wanted.items()):
+        wanted_counts = {name: len(r.order) for name, r in objective.sets.items()}
+        wanted_counts = wanted_counts if counts is None else dict(counts)
+        if all(len(losses.get(name, ())) >= count for name, count in wanted_counts.items()):
             advance(objective.all_tokens, "")
             return losses
         self._bench.apply(outcome.candidate.config)
-        score_missing(self._bench, outcome.candidate, objective, losses, wanted)
-        self._known[key] = {name: pack(values) for name, values in losses.items()}
+        score_missing(self._bench, outcome.candidate, objective, losses, wanted_counts)
+        self._known[score_key] = {name: pack(values) for name, values in losses.items()}
         write_json(self._log, self._known)
         advance(objective.all_tokens, outcome.candidate.name)
         return losses
@@ -186,10 +190,12 @@ def _known_scores(log: Path) -> dict[str, dict[str, str]]:
     if not log.is_file():
         return {}
     try:
-        known = load_json(log)
+        known_scores = load_json(log)
     except ToolkitError:
-        known = None
-    if not isinstance(known, dict) or not all(isinstance(row, dict) for row in known.values()):
+        known_scores = None
+    if not isinstance(known_scores, dict) or not all(
+        isinstance(row, dict) for row in known_scores.values()
+    ):
         say(f"  {log}: is damaged; what stood there is scored again")
         return {}
-    return known
+    return known_scores

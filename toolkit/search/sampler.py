@@ -53,7 +53,7 @@ class Tried:
 
     values: Mapping[str, Value]
     figures: tuple[float, float, float] | None
-    state: Mapping[str, Any]
+    state: Mapping[str, object]
 
     @property
     def score(self) -> float:
@@ -69,7 +69,7 @@ class Proposal:
 
     space: str
     values: dict[str, Value]
-    state: Mapping[str, Any]
+    state: Mapping[str, object]
 
 
 def next_proposal(
@@ -89,8 +89,8 @@ def next_proposal(
     if section.sampler == "quadratic":
         return _quadratic(spaces, tried, seed)
     # The file that was tried least, for how much there is to be found in it.
-    needs = [len(tried[space.name]) / (1 + len(space.unknowns)) for space in spaces]
-    space = spaces[int(np.argmin(needs))]
+    tries_per_unknown = [len(tried[space.name]) / (1 + len(space.unknowns)) for space in spaces]
+    space = spaces[int(np.argmin(tries_per_unknown))]
     own = tried[space.name]
     if not space.unknowns:
         return Proposal(space.name, {}, {})
@@ -117,43 +117,45 @@ def grid_points(space: MergeSpace, points: int) -> list[dict[str, Value]]:
 def _quadratic(
     spaces: Sequence[MergeSpace], tried: Mapping[str, Sequence[Tried]], seed: int
 ) -> Proposal:
-    arms, keys = [], []
+    # An arm is a file with its choices made: a parabola has no direction for a choice.
+    arms, arm_origins = [], []
     for space in spaces:
-        choices = {
+        option_values = {
             name: unknown.values
             for name, unknown in space.unknowns.items()
             if isinstance(unknown, Options) and not unknown.ordered
         }
-        numbers = {n: u for n, u in space.unknowns.items() if n not in choices}
-        for combination in itertools.product(*choices.values()):
-            chosen = dict(zip(choices, combination, strict=True))
+        number_unknowns = {n: u for n, u in space.unknowns.items() if n not in option_values}
+        for combination in itertools.product(*option_values.values()):
+            chosen_options = dict(zip(option_values, combination, strict=True))
             own = [
                 item
                 for item in tried[space.name]
-                if all(item.values.get(n) == v for n, v in chosen.items())
+                if all(item.values.get(n) == v for n, v in chosen_options.items())
             ]
-            points = [[u.share(item.values[n]) for n, u in numbers.items()] for item in own]
+            points = [[u.share(item.values[n]) for n, u in number_unknowns.items()] for item in own]
             arms.append(
                 Arm(
-                    np.array(points, dtype=np.float64).reshape(len(own), len(numbers)),
+                    np.array(points, dtype=np.float64).reshape(len(own), len(number_unknowns)),
                     *_figures(own),
                 )
             )
-            keys.append((space, chosen, numbers))
-    count = sum(len(arm.points) for arm in arms)
-    number, point = propose(arms, named_seed(seed, "quadratic", str(count)))
-    space, chosen, numbers = keys[number]
+            arm_origins.append((space, chosen_options, number_unknowns))
+    num_tried = sum(len(arm.points) for arm in arms)
+    arm_number, arm_point = propose(arms, named_seed(seed, "quadratic", str(num_tried)))
+    space, chosen_options, number_unknowns = arm_origins[arm_number]
     found = {
-        name: u.at(float(share)) for (name, u), share in zip(numbers.items(), point, strict=True)
+        name: u.at(float(share))
+        for (name, u), share in zip(number_unknowns.items(), arm_point, strict=True)
     }
-    return Proposal(space.name, {n: {**chosen, **found}[n] for n in space.unknowns}, {})
+    return Proposal(space.name, {n: {**chosen_options, **found}[n] for n in space.unknowns}, {})
 
 
 def _figures(own: Sequence[Tried]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Domain figures, and how far beyond the tolerance; NaN where they are not known."""
-    rows = [item.figures or (math.nan, math.nan, math.nan) for item in own]
-    table = np.array(rows, dtype=np.float64).reshape(len(own), 3)
-    return table[:, 0], table[:, 2]
+    figure_rows = [item.figures or (math.nan, math.nan, math.nan) for item in own]
+    figure_table = np.array(figure_rows, dtype=np.float64).reshape(len(own), 3)
+    return figure_table[:, 0], figure_table[:, 2]
 
 
 def distribution(unknown: Unknown) -> BaseDistribution:
@@ -180,32 +182,32 @@ def _decode(unknown: Unknown, value: Any) -> Value:
 
 
 def _by_optuna(space: MergeSpace, own: Sequence[Tried], name: str, seed: int) -> Proposal:
-    several = name in {"nsga2", "nsga3"}
-    box = {key: distribution(unknown) for key, unknown in space.unknowns.items()}
+    has_two_aims = name in {"nsga2", "nsga3"}
+    parameter_box = {key: distribution(unknown) for key, unknown in space.unknowns.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(
-            directions=["minimize"] * (2 if several else 1), sampler=_sampler(name, seed)
+            directions=["minimize"] * (2 if has_two_aims else 1), sampler=_sampler(name, seed)
         )
         for item in own:
             if item.figures is None:
                 continue
-            values = list(item.figures[:2]) if several else [item.score]
-            if several:  # beyond the tolerance both are worse, so that the front stays within
+            values = list(item.figures[:2]) if has_two_aims else [item.score]
+            if has_two_aims:  # beyond the tolerance both are worse, so that the front stays within
                 values = [value + PENALTY * max(item.figures[2], 0.0) for value in values]
             study.add_trial(
                 optuna.create_trial(
                     state=TrialState.COMPLETE,
                     values=values,
                     params={k: _encode(u, item.values[k]) for k, u in space.unknowns.items()},
-                    distributions=box,
+                    distributions=parameter_box,
                     system_attrs=dict(item.state),
                 )
             )
-        trial = study.ask(box)
-    found = {key: _decode(u, trial.params[key]) for key, u in space.unknowns.items()}
-    state = study.get_trials(deepcopy=False)[-1].system_attrs
-    return Proposal(space.name, found, dict(state))
+        trial = study.ask(parameter_box)
+    found_values = {key: _decode(u, trial.params[key]) for key, u in space.unknowns.items()}
+    sampler_attributes = study.get_trials(deepcopy=False)[-1].system_attrs
+    return Proposal(space.name, found_values, dict(sampler_attributes))
 
 
 def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
@@ -252,11 +254,11 @@ class StudySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # its ty
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        others = [
+        other_trials = [
             other for other in study.get_trials(deepcopy=False) if other.number != trial.number
         ]
         self._proposal = next_proposal(
-            self._proposing, self._learn(others), self._section, self._seed
+            self._proposing, self._learn(other_trials), self._section, self._seed
         )
         return parameter_box(self._spaces, self._proposal.space)
 
@@ -265,16 +267,16 @@ class StudySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # its ty
         study: optuna.Study,
         trial: FrozenTrial,
         search_space: dict[str, BaseDistribution],  # noqa: ARG002
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         proposal = self._proposal
         assert proposal is not None  # noqa: S101  (Optuna asks for the space first)
         study._storage.set_trial_user_attr(trial._trial_id, _STATE, dict(proposal.state))
         unknowns = self._spaces[proposal.space].unknowns
-        found = {
+        study_values = {
             f"{proposal.space}.{name}": _encode(unknowns[name], value)
             for name, value in proposal.values.items()
         }
-        return {MERGE: proposal.space, **found}
+        return {MERGE: proposal.space, **study_values}
 
     def sample_independent(
         self,
@@ -291,8 +293,8 @@ class StudySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # its ty
 
 def parameter_box(spaces: Mapping[str, MergeSpace], name: str) -> dict[str, BaseDistribution]:
     """The study's parameters of a candidate of one file."""
-    own = {f"{name}.{key}": distribution(u) for key, u in spaces[name].unknowns.items()}
-    return {MERGE: CategoricalDistribution(tuple(spaces)), **own}
+    own_box = {f"{name}.{key}": distribution(u) for key, u in spaces[name].unknowns.items()}
+    return {MERGE: CategoricalDistribution(tuple(spaces)), **own_box}
 
 
 def suggested(
@@ -308,10 +310,10 @@ def suggested(
 
 def fixed_parameters(
     spaces: Mapping[str, MergeSpace], name: str, values: Mapping[str, Value]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Values as the study's parameters, for a candidate that is not to be proposed."""
-    own = spaces[name].unknowns
-    return {MERGE: name, **{f"{name}.{k}": _encode(own[k], v) for k, v in values.items()}}
+    own_unknowns = spaces[name].unknowns
+    return {MERGE: name, **{f"{name}.{k}": _encode(own_unknowns[k], v) for k, v in values.items()}}
 
 
 def tried_values(
@@ -325,5 +327,5 @@ def tried_values(
     return name, {k: _decode(u, trial.params[f"{name}.{k}"]) for k, u in unknowns.items()}
 
 
-def sampler_state(trial: FrozenTrial) -> dict[str, Any]:
+def sampler_state(trial: FrozenTrial) -> dict[str, object]:
     return dict(trial.user_attrs.get(_STATE, {}))

@@ -24,6 +24,7 @@ from toolkit.search.unknowns import (
     default_name,
     parse_unknown,
 )
+from toolkit.section import replace_values
 from toolkit.shipped import find_in, names_in
 from toolkit.stage import hash_json
 
@@ -83,7 +84,7 @@ class MergeSpace:
 
     name: str
     where: str
-    template: Mapping[str, Any]
+    template: Mapping[str, object]
     unknowns: Mapping[str, Unknown]
     models: tuple[str, ...] = (GENERAL, SPECIALIST)
     rounding: Rounding = "nearest"
@@ -96,15 +97,15 @@ class MergeSpace:
         Raises:
             ConfigError: the merge that results is not valid.
         """
-        template: Mapping[str, Any] = self.template
-        method = template.get("merge_method")
+        used_template: Mapping[str, object] = self.template
+        method = used_template.get("merge_method")
         if isinstance(method, Mapping):
             chosen = _fill(method, values, self.where, "merge_method")
-            template = _without_unknown({**template, "merge_method": chosen}, str(chosen))
-        named: dict[str, Unknown] = {}
-        _collect({**template, "merge_method": method}, self.where, "", named)
-        kept = {name: values[name] for name in self.unknowns if name in named}
-        config = parse_merge_config(_fill(template, values, self.where), where=self.where)
+            used_template = _without_unknown({**used_template, "merge_method": chosen}, str(chosen))
+        named_unknowns: dict[str, Unknown] = {}
+        _collect({**used_template, "merge_method": method}, self.where, "", named_unknowns)
+        kept_values = {name: values[name] for name in self.unknowns if name in named_unknowns}
+        config = parse_merge_config(_fill(used_template, values, self.where), where=self.where)
         check_parameters(config, get_method(config.merge_method))
         if unknown := set(config.model_names()) - set(self.models):
             raise ConfigError(
@@ -112,9 +113,9 @@ class MergeSpace:
                 f"{', '.join(self.models[:-1])} and {self.models[-1]} (more under the recipe's "
                 "`models`)."
             )
-        words = [f"{name}={_short(value)}" for name, value in sorted(kept.items())]
-        rounded = with_rounding(config, self.rounding)
-        return Candidate(" ".join([self.name, *words]), rounded, kept)
+        value_words = [f"{name}={_short(value)}" for name, value in sorted(kept_values.items())]
+        rounded_config = with_rounding(config, self.rounding)
+        return Candidate(" ".join([self.name, *value_words]), rounded_config, kept_values)
 
     def at(self, shares: Sequence[float]) -> dict[str, Value]:
         """Values at a point of the unit cube, one coordinate an unknown in the order of names."""
@@ -165,7 +166,7 @@ def with_rounding(config: MergeConfig, rounding: Rounding) -> MergeConfig:
     merge does that says nothing; it stays unsaid, so that one merge has one key."""
     if config.rounding is not None or rounding == "nearest":
         return config
-    return config.model_copy(update={"rounding": rounding})
+    return replace_values(config, rounding=rounding)
 
 
 def alpha_of(candidate: Candidate) -> float:
@@ -182,10 +183,10 @@ def alpha_of(candidate: Candidate) -> float:
 def _between(alpha: float, where: str, specialists: Sequence[str] = ONE) -> MergeConfig:
     share = float(alpha) if len(specialists) == 1 else round(alpha / len(specialists), 12)
     weights = {GENERAL: round(1.0 - alpha, 12), **dict.fromkeys(specialists, share)}
-    models = [
+    model_entries = [
         {"model": model, "parameters": {"weight": weight}} for model, weight in weights.items()
     ]
-    return parse_merge_config({"merge_method": "linear", "models": models}, where=where)
+    return parse_merge_config({"merge_method": "linear", "models": model_entries}, where=where)
 
 
 def load_spaces(
@@ -225,10 +226,10 @@ def find_space(name: str, folders: Sequence[Path]) -> Path:
     if (path := find_in(folders, name)) is not None:
         return path
     names_there = names_in(folders)
-    shown = " or ".join(f"{folder}/" for folder in folders) or "merges/"
+    folder_words = " or ".join(f"{folder}/" for folder in folders) or "merges/"
     fault = Fault(
         "search.merges",
-        f"no {name!r} in {shown}{sentence_end(name, names_there)} "
+        f"no {name!r} in {folder_words}{sentence_end(name, names_there)} "
         f"There are: {', '.join(names_there) or 'none'}.",
     )
     raise ConfigError.of(fault)
@@ -236,7 +237,7 @@ def find_space(name: str, folders: Sequence[Path]) -> Path:
 
 def read_space(
     name: str,
-    template: Mapping[str, Any],
+    template: Mapping[str, object],
     where: str,
     models: Iterable[str] = (),
     rounding: Rounding = "nearest",
@@ -346,7 +347,7 @@ def _simplex_of(wanted: Any) -> tuple[list[str], int] | None:
     return None
 
 
-def _searches(node: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _searches(node: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, object]]]:
     """Every `{search: …}` with the key it stands at."""
     if isinstance(node, Mapping):
         if "search" in node:
@@ -376,14 +377,15 @@ def _collect(node: Any, where: str, key: str, unknowns: dict[str, Unknown]) -> N
         unknowns[name] = unknown
 
 
-def _without_unknown(template: Mapping[str, Any], method: str) -> Mapping[str, Any]:
+def _without_unknown(template: Mapping[str, object], method: str) -> Mapping[str, Any]:
     """The template without the parameters that a method does not have."""
     known = get_method(method).parameters
-    places = {id(settings) for _, settings in parameter_places(template)}
+    # By identity: a mapping of parameters is known by where it stands, not by its keys.
+    parameter_nodes = {id(settings) for _, settings in parameter_places(template)}
 
     def copy(node: Any) -> Any:
         if isinstance(node, Mapping):
-            drop = id(node) in places
+            drop = id(node) in parameter_nodes
             return {
                 key: copy(value) for key, value in node.items() if not drop or str(key) in known
             }
@@ -399,17 +401,17 @@ def _fill(node: Any, values: Mapping[str, Value], where: str, key: str = "") -> 
         if (simplex := _simplex_of(node["search"])) is not None:
             parts = [float(values[name]) for name in simplex[0]]
             return simplex_weights(parts)[simplex[1]]
-        other = complement_of(node["search"])
-        if other is None:
+        other_name = complement_of(node["search"])
+        if other_name is None:
             return values[parse_unknown(node["search"], where, key)[0]]
-        if other not in values:
+        if other_name not in values:
             raise ConfigError(
-                f"{where}: {key}.search: speaks of {other!r}, which is not searched"
-                f"{sentence_end(other, values)}"
+                f"{where}: {key}.search: speaks of {other_name!r}, which is not searched"
+                f"{sentence_end(other_name, values)}"
             )
-        if isinstance(values[other], (bool, str)):
-            raise ConfigError(f"{where}: {key}.search: {other!r} is no number to subtract.")
-        return round(1.0 - float(values[other]), 12)
+        if isinstance(values[other_name], (bool, str)):
+            raise ConfigError(f"{where}: {key}.search: {other_name!r} is no number to subtract.")
+        return round(1.0 - float(values[other_name]), 12)
     if isinstance(node, list):
         return [_fill(value, values, where, f"{key}.{n}") for n, value in enumerate(node)]
     return node

@@ -39,11 +39,11 @@ class JournalLock(BaseJournalFileLock):  # type: ignore[misc]  # optuna's types 
         file = self._path.open("r+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            size = _cut_torn_line(file)
-            there = self._path.stat()
-            if there.st_ino != os.fstat(file.fileno()).st_ino or size < self._size:
+            kept_size = _cut_torn_line(file)
+            path_status = self._path.stat()
+            if path_status.st_ino != os.fstat(file.fileno()).st_ino or kept_size < self._size:
                 raise FileNotFoundError(f"{self._path} was replaced")
-            self._size = size
+            self._size = kept_size
         except BaseException:
             file.close()
             raise
@@ -64,42 +64,42 @@ class DamagedJournalError(ToolkitError):
 class SummedJournal(JournalFileBackend):  # type: ignore[misc]  # optuna's types are not read
     """A journal each of whose lines holds its own sum, compared when it is read again."""
 
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+    def append_logs(self, logs: list[dict[str, object]]) -> None:
         super().append_logs([sealed(log) for log in logs])
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, object]]:
         """
         Raises:
             DamagedJournalError: a line does not fit its sum.
         """
-        number = log_number_from
+        line_number = log_number_from
         try:
             for log in super().read_logs(log_number_from):
-                number += 1
+                line_number += 1
                 if (row := unsealed(log)) is None:
                     raise ValueError("it does not fit its sum")
                 yield row
         except (ValueError, RecursionError) as error:
             raise DamagedJournalError(
-                f"{self._file_path}:{number}: is not as it was written ({error}); move the file "
-                "away and run the same command: scores are kept beside the runs as well."
+                f"{self._file_path}:{line_number}: is not as it was written ({error}); move the "
+                "file away and run the same command: scores are kept beside the runs as well."
             ) from error
 
 
 def _cut_torn_line(file: IO[bytes]) -> int:
     """Cut off what follows the last line break; returns the size that is left."""
-    size = end = file.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - (1 << 16))
+    old_size = kept_end = file.seek(0, os.SEEK_END)
+    while kept_end:
+        start = max(0, kept_end - (1 << 16))
         file.seek(start)
-        found = file.read(end - start).rfind(b"\n")
-        if found >= 0:
-            end = start + found + 1
+        line_break = file.read(kept_end - start).rfind(b"\n")
+        if line_break >= 0:
+            kept_end = start + line_break + 1
             break
-        end = start
-    if end < size:
-        file.truncate(end)
-    return end
+        kept_end = start
+    if kept_end < old_size:
+        file.truncate(kept_end)
+    return kept_end
 
 
 def open_storage(place: Place, *, begin: bool) -> Any:
@@ -121,7 +121,7 @@ def open_storage(place: Place, *, begin: bool) -> Any:
             lock.release()
             return optuna.storages.JournalStorage(SummedJournal(str(place), lock_obj=lock))
     url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", place)
-    options: dict[str, Any] = {"pool_pre_ping": True}
+    options: dict[str, object] = {"pool_pre_ping": True}
     if url.startswith("postgresql"):
         options["connect_args"] = {"connect_timeout": 10}
     try:
@@ -172,19 +172,19 @@ def is_lost(error: BaseException) -> bool:
     """Whether an error means that the storage cannot be reached, however it is wrapped."""
     from sqlalchemy import exc
 
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, (exc.OperationalError, exc.InterfaceError, OSError)):
+    cause_seen: BaseException | None = error
+    while cause_seen is not None:
+        if isinstance(cause_seen, (exc.OperationalError, exc.InterfaceError, OSError)):
             return True
-        if isinstance(seen, exc.DBAPIError) and seen.connection_invalidated:
+        if isinstance(cause_seen, exc.DBAPIError) and cause_seen.connection_invalidated:
             return True
-        seen = seen.__cause__ or seen.__context__
+        cause_seen = cause_seen.__cause__ or cause_seen.__context__
     return False
 
 
 def _first_line(error: BaseException) -> str:
-    inner = error
-    while inner.__cause__ is not None:
-        inner = inner.__cause__
-    text = str(inner).strip() or str(error).strip() or type(error).__name__
+    root_cause = error
+    while root_cause.__cause__ is not None:
+        root_cause = root_cause.__cause__
+    text = str(root_cause).strip() or str(error).strip() or type(error).__name__
     return spoken(text.splitlines()[0])

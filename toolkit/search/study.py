@@ -38,21 +38,22 @@ _PATIENCE_SECONDS = 20.0  # a database that is restarted is waited for
 
 def worker_identity() -> str:
     """Names this process among all of all machines; a number given again does not repeat it."""
-    space = "/proc/self/ns/pid"
-    inside = str(Path(space).readlink()) if Path(space).exists() else ""
-    began = psutil.Process().create_time()
-    return f"{socket.gethostname()}|{inside}|{os.getpid()}|{began:.2f}"
+    namespace_link = "/proc/self/ns/pid"
+    # Containers may give two processes one number on one host: the namespace tells them apart.
+    inside = str(Path(namespace_link).readlink()) if Path(namespace_link).exists() else ""
+    start_time = psutil.Process().create_time()
+    return f"{socket.gethostname()}|{inside}|{os.getpid()}|{start_time:.2f}"
 
 
 def is_surely_dead(worker: str) -> bool:
     """Whether a worker was a process of this machine that has ended."""
-    here, there = worker_identity().split("|"), worker.split("|")
-    if len(there) != 4 or there[:2] != here[:2]:
+    own_parts, worker_parts = worker_identity().split("|"), worker.split("|")
+    if len(worker_parts) != 4 or worker_parts[:2] != own_parts[:2]:
         return False
     try:
-        process = psutil.Process(int(there[2]))
-        alive = f"{process.create_time():.2f}" == there[3]
-        return not alive or process.status() == psutil.STATUS_ZOMBIE
+        other_process = psutil.Process(int(worker_parts[2]))
+        is_same_process = f"{other_process.create_time():.2f}" == worker_parts[3]
+        return not is_same_process or other_process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
@@ -179,8 +180,8 @@ class Study:
     ) -> optuna.Study:
         place, storage = self.place, self._opened
         with storage_errors(place, "cannot be opened"):
-            names = [known.study_name for known in storage.get_all_studies()]
-            if name not in names and not begin:
+            study_names = [other.study_name for other in storage.get_all_studies()]
+            if name not in study_names and not begin:
                 raise ToolkitError(
                     f"{spoken(place)}: holds no study {name!r} yet; `toolkit merge choose` begins "
                     "it, and workers join it while that runs."
@@ -192,15 +193,15 @@ class Study:
                 directions=["minimize", "minimize"],
                 load_if_exists=True,
             )
-            known = study.user_attrs.get("identity")
-            if known is None:
+            known_identity = study.user_attrs.get("identity")
+            if known_identity is None:
                 if not begin:
                     raise ToolkitError(
                         f"{spoken(place)}: the study {name!r} is only being begun; try again."
                     )
                 study.set_user_attr("identity", identity)
-                known = identity
-        if changes := changed_keys(known, identity):
+                known_identity = identity
+        if changes := changed_keys(known_identity, identity):
             raise ConfigError(
                 f"{spoken(place)}: the study {name!r} was begun under another recipe:\n  "
                 + "\n  ".join(map(str, changes))
@@ -219,8 +220,8 @@ class Study:
         there from before are not queued twice."""
 
         def act() -> None:
-            have = len(self.trials())
-            for entry in queue[have:]:
+            num_queued = len(self.trials())
+            for entry in queue[num_queued:]:
                 self._study.add_trial(
                     optuna.create_trial(
                         state=TrialState.WAITING,
@@ -252,8 +253,8 @@ class Study:
             return None
 
         def act() -> optuna.Trial | None:
-            waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-            if not waiting:
+            waiting_trials = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            if not waiting_trials:
                 return None
             trial = self._study.ask()
             if trial.number >= size:  # another worker was quicker, so Optuna made one up
@@ -288,8 +289,8 @@ class Study:
 
     def is_finished(self) -> bool:
         size = self.size
-        done = sum(trial.state.is_finished() for trial in self.trials()[:size])
-        return size is not None and done >= size
+        num_done = sum(trial.state.is_finished() for trial in self.trials()[:size])
+        return size is not None and num_done >= size
 
     def requeue_lost(self) -> list[int]:
         """Give candidates of dead workers back to the queue, under their own numbers.
@@ -297,25 +298,25 @@ class Study:
         A process of this machine is looked up; of another one the sign of life that it renews
         must have stood still for long, by this machine's clock alone.
         """
-        returned = []
+        returned_numbers = []
         for trial in self.trials():
             if trial.state != TrialState.RUNNING or trial._trial_id == self._current:
                 self._watched.pop(trial._trial_id, None)
                 continue
             if self._is_lost(trial):
                 self._put_back(trial)
-                returned.append(trial.number)
-        return returned
+                returned_numbers.append(trial.number)
+        return returned_numbers
 
     def _is_lost(self, trial: FrozenTrial) -> bool:
         worker = trial.user_attrs.get("worker", "")
         if worker == self.me or (worker and is_surely_dead(worker)):
             return True
-        beat = (worker, trial.user_attrs.get("beat"))
+        life_sign = (worker, trial.user_attrs.get("beat"))
         now = time.monotonic()
-        watch = self._watched.setdefault(trial._trial_id, _Watch(beat, now))
-        if watch.beat != beat:
-            watch.beat, watch.since = beat, now
+        watch = self._watched.setdefault(trial._trial_id, _Watch(life_sign, now))
+        if watch.beat != life_sign:
+            watch.beat, watch.since = life_sign, now
         wait = self._stale_seconds if worker else min(_UNCLAIMED_SECONDS, self._stale_seconds)
         return now - watch.since > wait
 
@@ -331,25 +332,26 @@ class Study:
 
     @contextlib.contextmanager
     def alive(self, trial: optuna.Trial) -> Iterator[None]:
+        # From a thread, as scoring one set may take longer than a silence that counts as death.
         """Renew a candidate's sign of life from beside while the block runs."""
-        ended = threading.Event()
+        has_ended = threading.Event()
 
         def beat() -> None:
             number = 0
-            while not ended.wait(self._stale_seconds / 5.0):
+            while not has_ended.wait(self._stale_seconds / 5.0):
                 number += 1
                 # What is wrong with the storage is said where its answer is needed.
                 with contextlib.suppress(Exception):
                     storage = self._study._storage
                     storage.set_trial_user_attr(trial._trial_id, "beat", number)
 
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
+        beat_thread = threading.Thread(target=beat, daemon=True)
+        beat_thread.start()
         try:
             yield
         finally:
-            ended.set()
-            thread.join()
+            has_ended.set()
+            beat_thread.join()
 
     def patiently(self, act: Callable[[], Result]) -> Result:
         """Do something with the storage, waiting a while for one that is away."""
@@ -359,7 +361,7 @@ class Study:
                 with storage_errors(self.place):
                     return act()
             except ToolkitError as error:
-                lost = error.__cause__ is not None and is_lost(error.__cause__)
-                if not lost or time.monotonic() >= last:
+                is_storage_lost = error.__cause__ is not None and is_lost(error.__cause__)
+                if not is_storage_lost or time.monotonic() >= last:
                     raise
                 time.sleep(1.0)

@@ -81,34 +81,34 @@ def _spread_point(arm: Arm, seed: int) -> Floats:
     """Of many random points the one farthest from all tried; the first is the middle."""
     if len(arm.points) == 0:
         return np.full(arm.dimensions, 0.5)
-    generator = np.random.default_rng(seed)
-    cube = 0.1 + 0.8 * generator.random((_POINTS, arm.dimensions))
-    return np.asarray(cube[int(np.argmax(_apart(cube, arm.points)))])
+    random_generator = np.random.default_rng(seed)
+    cube_points = 0.1 + 0.8 * random_generator.random((_POINTS, arm.dimensions))
+    return np.asarray(cube_points[int(np.argmax(_apart(cube_points, arm.points)))])
 
 
 def _best_point(arm: Arm, seed: int) -> tuple[float, Floats]:
-    generator = np.random.default_rng(seed)
+    random_generator = np.random.default_rng(seed)
     if arm.dimensions == 0:
         return np.inf, np.zeros(0)
     has_score = np.isfinite(arm.scores)
-    cube = generator.random((_POINTS, arm.dimensions))
+    cube_points = random_generator.random((_POINTS, arm.dimensions))
     if has_score.any():  # and as many around the best one
         best_point = arm.points[has_score][int(np.argmin(arm.lowered[has_score]))]
-        near_points = best_point + generator.normal(0.0, 0.15, (_POINTS, arm.dimensions))
-        cube = np.concatenate([cube, np.clip(near_points, 0.0, 1.0)])
-    cube = cube[_apart(cube, arm.points) >= MIN_APART]
-    if len(cube) == 0:
+        near_points = best_point + random_generator.normal(0.0, 0.15, (_POINTS, arm.dimensions))
+        cube_points = np.concatenate([cube_points, np.clip(near_points, 0.0, 1.0)])
+    cube_points = cube_points[_apart(cube_points, arm.points) >= MIN_APART]
+    if len(cube_points) == 0:
         return np.inf, np.full(arm.dimensions, 0.5)
     if not has_score.any():
-        return np.inf, np.asarray(cube[0])
+        return np.inf, np.asarray(cube_points[0])
     # Both smooth figures have a parabola of their own; the kink at the tolerance is made of them
     # afterwards, as one parabola through what is lowered would round it off.
     lowered, points = arm.lowered[has_score], arm.points[has_score]
-    domain = fit_quadratic(points, arm.scores[has_score], cube, lowered)
-    beyond = fit_quadratic(points, arm.beyond[has_score], cube, lowered)
+    domain = fit_quadratic(points, arm.scores[has_score], cube_points, lowered)
+    beyond = fit_quadratic(points, arm.beyond[has_score], cube_points, lowered)
     promise = domain + PENALTY * np.maximum(beyond, 0.0)
-    number = int(np.argmin(promise))
-    return float(promise[number]), np.asarray(cube[number])
+    best_place = int(np.argmin(promise))
+    return float(promise[best_place]), np.asarray(cube_points[best_place])
 
 
 def _apart(cube: Floats, points: Floats) -> Floats:
@@ -137,23 +137,23 @@ def fit_quadratic(
     [0.0, 0.25]
     """
     dimensions = points.shape[1]
-    crossed = len(points) >= (dimensions + 1) * (dimensions + 2) // 2
+    with_products = len(points) >= (dimensions + 1) * (dimensions + 2) // 2
     # On [0, 1], so that one ridge suits bits per byte as well as nats.
-    spread = float(np.ptp(scores)) or 1.0
-    level = float(scores.min())
-    heights = (scores - level) / spread
+    score_spread = float(np.ptp(scores)) or 1.0
+    lowest_score = float(scores.min())
+    scaled_scores = (scores - lowest_score) / score_spread
     badness = scores if lowered is None else lowered
     badness = (badness - badness.min()) / (float(np.ptp(badness)) or 1.0)
-    weight = 1.0 / (1.0 + 4.0 * badness)
-    features = _features(points, crossed) * weight[:, None]
+    point_weights = 1.0 / (1.0 + 4.0 * badness)
+    features = _features(points, with_products) * point_weights[:, None]
     # The ridge as rows of the least squares, not of the normal equations, which would square the
     # condition of nearby points. The constant is free: shrinking it would pull the level to 0.
-    ridge = np.sqrt(_RIDGE) * np.eye(features.shape[1])
-    ridge[0, 0] = 0.0
-    left = np.concatenate([features, ridge])
-    right = np.concatenate([heights * weight, np.zeros(features.shape[1])])
-    coefficients = np.linalg.lstsq(left, right, rcond=None)[0]
-    return np.asarray(_features(at, crossed) @ coefficients * spread + level)
+    ridge_rows = np.sqrt(_RIDGE) * np.eye(features.shape[1])
+    ridge_rows[0, 0] = 0.0
+    left_side = np.concatenate([features, ridge_rows])
+    right_side = np.concatenate([scaled_scores * point_weights, np.zeros(features.shape[1])])
+    coefficients = np.linalg.lstsq(left_side, right_side, rcond=None)[0]
+    return np.asarray(_features(at, with_products) @ coefficients * score_spread + lowest_score)
 
 
 def _features(points: Floats, crossed: bool) -> Floats:

@@ -113,33 +113,35 @@ def parse_unknown(wanted: Any, where: str, key: str) -> tuple[str, Unknown]:
 
     if isinstance(wanted, list):
         wanted = {"range": wanted}
-    kinds = [kind for kind in _KINDS if isinstance(wanted, Mapping) and kind in wanted]
-    if len(kinds) != 1:
+    given_kinds = [
+        given_kind for given_kind in _KINDS if isinstance(wanted, Mapping) and given_kind in wanted
+    ]
+    if len(given_kinds) != 1:
         raise fault(
             "",
             "must be [low, high], {range: [low, high]}, {grid: […]}, {choice: […]} (with name: … "
             "where two would be called alike), or `1 - NAME`",
             wanted,
         )
-    kind = kinds[0]
-    known = {kind, "name"} | ({"log", "integer"} if kind == "range" else set())
+    given_kind = given_kinds[0]
+    known_keys = {given_kind, "name"} | ({"log", "integer"} if given_kind == "range" else set())
     for other in wanted:
-        if other not in known:
+        if other not in known_keys:
             raise ConfigError(
                 f"{where}: {key}.search.{other}: unknown key"
-                f"{sentence_end(str(other), known)} "
-                f"Known beside {kind}: {', '.join(sorted(known - {kind}))}."
+                f"{sentence_end(str(other), known_keys)} "
+                f"Known beside {given_kind}: {', '.join(sorted(known_keys - {given_kind}))}."
             )
     name = str(wanted.get("name", default_name(key)))
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
         raise fault(".name", "must be a word of letters, digits and _", name)
-    values = wanted[kind]
-    if kind == "range":
+    values = wanted[given_kind]
+    if given_kind == "range":
         return name, _range(wanted, fault)
     if not isinstance(values, list) or not values:
-        what = "list of numbers" if kind == "grid" else "list of values"
-        raise fault(f".{kind}", f"must be a {what}, with one at least", values)
-    if kind == "grid":
+        what = "list of numbers" if given_kind == "grid" else "list of values"
+        raise fault(f".{given_kind}", f"must be a {what}, with one at least", values)
+    if given_kind == "grid":
         if not all(map(_is_number, values)):
             raise fault(".grid", "must be a list of numbers", values)
         return name, Options(tuple(sorted({float(value) for value in values})), ordered=True)

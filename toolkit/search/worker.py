@@ -64,11 +64,11 @@ def score_missing(
     """
     all_sets = [raced.items for raced in objective.sets.values()]
     for name, raced in objective.sets.items():
-        have = losses.get(name, np.zeros(0))
-        wanted = len(raced.order) if counts is None else counts.get(name, 0)
-        if rows := raced.order[len(have) : wanted].tolist():
-            found = bench.score(candidate, raced.items, rows, all_sets)
-            losses[name] = np.concatenate([have, np.asarray(found, dtype=np.float64)])
+        losses_so_far = losses.get(name, np.zeros(0))
+        wanted_count = len(raced.order) if counts is None else counts.get(name, 0)
+        if rows := raced.order[len(losses_so_far) : wanted_count].tolist():
+            new_losses = bench.score(candidate, raced.items, rows, all_sets)
+            losses[name] = np.concatenate([losses_so_far, np.asarray(new_losses, dtype=np.float64)])
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,17 @@ def read_outcome(plan: SearchPlan, trial: FrozenTrial) -> Outcome | None:
     candidate = plan.candidate(trial)
     if not trial.state.is_finished() or candidate is None:
         return None
-    kept = attributes_of(trial)
+    kept_attributes = attributes_of(trial)
     return Outcome(
         candidate,
-        cast("OutcomeStatus", kept["status"]),
-        read_losses(kept),
-        float(kept.get("distance", 0.0)),
-        int(kept.get("tokens", 0)),
-        float(kept.get("merge_seconds", 0.0)),
-        float(kept.get("score_seconds", 0.0)),
+        cast("OutcomeStatus", kept_attributes["status"]),
+        read_losses(kept_attributes),
+        float(kept_attributes.get("distance", 0.0)),
+        int(kept_attributes.get("tokens", 0)),
+        float(kept_attributes.get("merge_seconds", 0.0)),
+        float(kept_attributes.get("score_seconds", 0.0)),
         trial.number,
-        str(kept.get("error", "")),
+        str(kept_attributes.get("error", "")),
     )
 
 
@@ -124,13 +124,13 @@ def plain_points(
     outcomes: Sequence[Outcome], fixed: Mapping[str, Candidate]
 ) -> dict[float, Losses]:
     """Losses of the sweep's points that were scored in full, by α, the two models among them."""
-    found: dict[float, Losses] = {}
+    points_by_alpha: dict[float, Losses] = {}
     for outcome in outcomes:
         name = outcome.candidate.name
         is_point = is_endpoint(name) or "alpha" in outcome.candidate.parameters
         if name in fixed and is_point and outcome.status == "complete":
-            found[alpha_of(outcome.candidate)] = outcome.losses
-    return found
+            points_by_alpha[alpha_of(outcome.candidate)] = outcome.losses
+    return points_by_alpha
 
 
 class Worker:
@@ -189,15 +189,15 @@ class Worker:
         twin = next(
             (o for o in outcomes.values() if o.candidate.key == candidate.key and o.distance), None
         )
-        merged_before, began = self._bench.merge_seconds, time.perf_counter()
-        known = self._study.patiently(lambda: read_losses(trial.user_attrs))
+        merged_before, start_time = self._bench.merge_seconds, time.perf_counter()
+        known_losses = self._study.patiently(lambda: read_losses(trial.user_attrs))
         tokens = 0
         try:
             if twin is not None:
                 status, losses, distance = twin.status, dict(twin.losses), twin.distance
             else:
                 self._bench.apply(candidate.config)
-                status, losses, tokens = self._race(trial, known, candidate)
+                status, losses, tokens = self._race(trial, known_losses, candidate)
                 distance = self._bench.distance()
         except (EvaluationError, MergeError, ConfigError) as error:
             if is_endpoint(candidate.name):
@@ -217,7 +217,7 @@ class Worker:
             "distance": distance,
             "tokens": tokens,
             "merge_seconds": merge_seconds,
-            "score_seconds": time.perf_counter() - began - merge_seconds,
+            "score_seconds": time.perf_counter() - start_time - merge_seconds,
             "losses": {name: pack(values) for name, values in losses.items()},
             "beyond": objective.beyond_tolerance(losses, general, guide),
         }
@@ -234,22 +234,22 @@ class Worker:
         self, trial: optuna.Trial, losses: dict[str, NDArray[np.float64]], candidate: Candidate
     ) -> tuple[OutcomeStatus, dict[str, NDArray[np.float64]], int]:
         objective = self._plan.objective
-        start, told = objective.tokens(losses), 0
+        tokens_before, tokens_told = objective.tokens(losses), 0
 
         def scored() -> int:
-            return objective.tokens(losses) - start
+            return objective.tokens(losses) - tokens_before
 
         def tell() -> None:
-            nonlocal told
-            self._advance(scored() - told, candidate.name)
-            told = scored()
+            nonlocal tokens_told
+            self._advance(scored() - tokens_told, candidate.name)
+            tokens_told = scored()
 
         def keep() -> None:  # so that a killed worker's candidate need not begin anew
             tell()
             packed = {name: pack(values) for name, values in losses.items()}
             self._study.note(trial, losses=packed)
 
-        stayed = run_race(
+        stayed_in = run_race(
             objective,
             losses,
             lambda counts: score_missing(self._bench, candidate, objective, losses, counts),
@@ -259,7 +259,7 @@ class Worker:
             after_look=keep,
         )
         tell()
-        return "complete" if stayed else "dropped", losses, scored()
+        return "complete" if stayed_in else "dropped", losses, scored()
 
     def _rivals(self) -> Rivals:
         """Made anew when there are more points of the sweep."""

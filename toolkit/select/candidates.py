@@ -50,22 +50,22 @@ class CandidateRow:
 def candidate_rows(outcomes: Sequence[Outcome], objective: Objective) -> list[CandidateRow]:
     """Figures of every candidate, each compared with the general model on the same documents."""
     by_name = {outcome.candidate.name: outcome for outcome in outcomes}
-    start = by_name[GENERAL].losses
+    general_losses = by_name[GENERAL].losses
     top = find_top(by_name)
-    guide = guide_of(top.losses, start)
-    whole = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
+    guide = guide_of(top.losses, general_losses)
+    complete_losses = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
     whole_way = top.distance or 1.0
     rows = []
     for outcome in outcomes:
         values: dict[str, float | None] = dict.fromkeys(objective.sets)
         domain = general = bound = math.nan
-        bounds: dict[str, float] = {}
+        loss_bounds: dict[str, float] = {}
         if outcome.status != "failed":
-            found = objective.estimates(outcome.losses, whole, guide)
-            values.update(found)
-            domain, general = objective.domain(found), objective.general(found)
-            bounds = objective.loss_bounds(outcome.losses, start, guide=guide)
-            bound = objective.general_loss_bound(outcome.losses, start, guide=guide)
+            known_figures = objective.estimates(outcome.losses, complete_losses, guide)
+            values.update(known_figures)
+            domain, general = objective.domain(known_figures), objective.general(known_figures)
+            loss_bounds = objective.loss_bounds(outcome.losses, general_losses, guide=guide)
+            bound = objective.general_loss_bound(outcome.losses, general_losses, guide=guide)
         rows.append(
             CandidateRow(
                 outcome.candidate.name,
@@ -75,7 +75,7 @@ def candidate_rows(outcomes: Sequence[Outcome], objective: Objective) -> list[Ca
                 general,
                 bound,
                 outcome.distance / whole_way,
-                bounds,
+                loss_bounds,
             )
         )
     return rows
@@ -138,11 +138,11 @@ def arranged(
 
 def merged_parts(*parts: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Losses of different documents of the same sets, put together."""
-    whole: dict[str, dict[str, float]] = {}
+    losses_by_set: dict[str, dict[str, float]] = {}
     for part in parts:
         for name, losses in part.items():
-            whole.setdefault(name, {}).update(losses)
-    return whole
+            losses_by_set.setdefault(name, {}).update(losses)
+    return losses_by_set
 
 
 def cannot_be_told_apart(
@@ -150,8 +150,8 @@ def cannot_be_told_apart(
 ) -> bool:
     """Whether the interval of two candidates' domain difference holds zero."""
     level = 1.0 - (1.0 - confidence) / max(num_pairs, 1)
-    interval = objective.domain_change(losses, others).interval(level)
-    return interval.low <= 0.0 <= interval.high
+    domain_interval = objective.domain_change(losses, others).interval(level)
+    return domain_interval.low <= 0.0 <= domain_interval.high
 
 
 def sweep_points_of(
@@ -162,11 +162,11 @@ def sweep_points_of(
     are harder) would only hide the curve."""
     complete_losses = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
     by_name = {outcome.candidate.name: outcome.losses for outcome in outcomes}
-    start = by_name[GENERAL]
-    guide = guide_of(find_top(by_name), start)
-    base = objective.estimates(start, complete_losses)
+    general_losses = by_name[GENERAL]
+    guide = guide_of(find_top(by_name), general_losses)
+    base = objective.estimates(general_losses, complete_losses)
     shown_general = dict.fromkeys(objective.shown_general, 1.0)
-    points = []
+    sweep_points = []
     for alpha, outcome in plain_means(outcomes):
         known_sets = {name for name, values in outcome.losses.items() if len(values)}
         if not set(shown_general) <= known_sets:
@@ -174,12 +174,12 @@ def sweep_points_of(
 
         def band(level: float, weights: Mapping[str, float], losses: Losses) -> Interval:
             change = _interval(
-                objective, losses, start, complete_losses, weights, guide, confidence
+                objective, losses, general_losses, complete_losses, weights, guide, confidence
             )
             return Interval(level + change.estimate, level + change.low, level + change.high)
 
         other_sets = sorted((set(objective.tolerances) & known_sets) - set(shown_general))
-        points.append(
+        sweep_points.append(
             SweepPoint(
                 alpha=alpha,
                 domain=band(objective.domain(base), objective.weights, outcome.losses),
@@ -187,7 +187,7 @@ def sweep_points_of(
                 sets={name: band(base[name], {name: 1.0}, outcome.losses) for name in other_sets},
             )
         )
-    return tuple(points)
+    return tuple(sweep_points)
 
 
 def _interval(
@@ -216,29 +216,29 @@ def _by_way_of(
     """A candidate's difference from the general model; where only part of it is known, by the
     specialist's pattern, or by way of the candidate scored in full that is most alike: from it to
     that one on the part, from that one to the general model on all."""
-    parts = []
+    set_differences = []
     for name in weights:
         raced = objective.sets[name]
-        best = raced.difference(losses[name], start[name], guide.get(name))
+        best_difference = raced.difference(losses[name], start[name], guide.get(name))
         if len(losses[name]) < len(raced.order):
             for other in whole:
-                near = raced.difference(losses[name], other[name], guide.get(name))
-                far = raced.difference(other[name], start[name])
-                variance = near.variance + far.variance
-                if variance < best.variance:
-                    estimate = near.estimate + far.estimate
-                    best = Difference(estimate, variance, near.seen, near.total)
-        parts.append(best)
-    return combine(parts, list(weights.values()))
+                to_other = raced.difference(losses[name], other[name], guide.get(name))
+                from_other = raced.difference(other[name], start[name])
+                variance = to_other.variance + from_other.variance
+                if variance < best_difference.variance:
+                    estimate = to_other.estimate + from_other.estimate
+                    best_difference = Difference(estimate, variance, to_other.seen, to_other.total)
+        set_differences.append(best_difference)
+    return combine(set_differences, list(weights.values()))
 
 
 def plain_means(outcomes: Sequence[Outcome]) -> list[tuple[float, Outcome]]:
     """The plain weighted means among the candidates, the two models as its ends, by α."""
-    points = []
+    points_by_alpha = []
     for outcome in outcomes:
         candidate = outcome.candidate
         if is_endpoint(candidate.name):
-            points.append((float(candidate.name != GENERAL), outcome))
+            points_by_alpha.append((float(candidate.name != GENERAL), outcome))
         elif candidate.config.merge_method == "linear" and list(candidate.parameters) == ["alpha"]:
-            points.append((float(candidate.parameters["alpha"]), outcome))
-    return sorted(points, key=lambda point: (point[0], point[1].order))
+            points_by_alpha.append((float(candidate.parameters["alpha"]), outcome))
+    return sorted(points_by_alpha, key=lambda point: (point[0], point[1].order))

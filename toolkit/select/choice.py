@@ -53,14 +53,15 @@ def pareto_front(candidates: Sequence[ScoredCandidate]) -> list[str]:
     >>> pareto_front([ScoredCandidate(n, d, g, 0.0, 0.5) for n, d, g in points])
     ['a', 'b']
     """
-    front: list[str] = []
-    lowest = float("inf")
+    front_names: list[str] = []
+    # Best domain first: whoever does not lower the general figure is beaten by one before it.
+    lowest_general = float("inf")
     whole = (c for c in candidates if c.is_complete)
     for candidate in sorted(whole, key=lambda c: (c.domain, c.general, c.distance)):
-        if candidate.general < lowest:
-            front.append(candidate.name)
-            lowest = candidate.general
-    return front
+        if candidate.general < lowest_general:
+            front_names.append(candidate.name)
+            lowest_general = candidate.general
+    return front_names
 
 
 def knee(candidates: Sequence[ScoredCandidate], front: Sequence[str]) -> str | None:
@@ -77,14 +78,15 @@ def knee(candidates: Sequence[ScoredCandidate], front: Sequence[str]) -> str | N
     'b'
     """
     by_name = {c.name: c for c in candidates}
-    points = [by_name[name] for name in front]
-    if len(points) < 3:
+    front_points = [by_name[name] for name in front]
+    if len(front_points) < 3:
         return None
-    first, last = points[0], points[-1]
-    width, height = last.domain - first.domain, first.general - last.general
+    domain_end, last = front_points[0], front_points[-1]
+    width, height = last.domain - domain_end.domain, domain_end.general - last.general
 
+    # 0 on the line between the ends, more inside it.
     def inside(c: ScoredCandidate) -> float:
-        return 1.0 - (c.domain - first.domain) / width - (c.general - last.general) / height
+        return 1.0 - (c.domain - domain_end.domain) / width - (c.general - last.general) / height
 
-    best = max(points, key=inside)
-    return best.name if inside(best) > 0.0 else None
+    knee_point = max(front_points, key=inside)
+    return knee_point.name if inside(knee_point) > 0.0 else None

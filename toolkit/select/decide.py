@@ -83,8 +83,8 @@ def decide(
     steps = climb(sweep.usable_alphas(), test, settings.refine)
     plain = sweep.best_gain(passed_steps(steps))
     everything = sweep.all_outcomes(steps)
-    passed = passed_steps(steps)
-    confirmations, better = _methods(everything, sweep, passed, plain, len(outcomes) - 1)
+    steps_passed = passed_steps(steps)
+    confirmations, better = _methods(everything, sweep, steps_passed, plain, len(outcomes) - 1)
 
     chosen = better or plain or GENERAL
     rows = candidate_rows(everything, losses.search)
@@ -116,13 +116,13 @@ def _qualified(
 ) -> tuple[str, ...]:
     """Plain means as they were tested on all validation documents, others by those of the
     search."""
-    tested = {step.name: step.is_within for step in steps}
+    tested_within = {step.name: step.is_within for step in steps}
 
     def is_within(option: ScoredCandidate) -> bool:
-        if option.name in tested:
-            return tested[option.name]
-        by_search = option.is_complete and option.general_loss_bound <= tolerance
-        return by_search or option.name == GENERAL
+        if option.name in tested_within:
+            return tested_within[option.name]
+        within_by_search = option.is_complete and option.general_loss_bound <= tolerance
+        return within_by_search or option.name == GENERAL
 
     return tuple(option.name for option in options if is_within(option))
 
@@ -146,45 +146,45 @@ def _methods(
     """
     losses, aside = sweep.losses, sweep.losses.aside or sweep.losses.search
     by_name = {outcome.candidate.name: outcome for outcome in outcomes}
-    speaking = {
+    speaking_sets = {
         name: (losses.whole if passed and can_go_by_way(losses, name) else aside).sets[name]
         for name in sweep.kept
     }
-    groups = {name: raced.num_groups for name, raced in speaking.items()}
-    few = _finalists(outcomes, sweep, None if plain is None else by_name[plain], groups)
-    num_tests = len(few) if losses.aside is not None else num_tried
+    groups = {name: raced.num_groups for name, raced in speaking_sets.items()}
+    finalists = _finalists(outcomes, sweep, None if plain is None else by_name[plain], groups)
+    num_tests = len(finalists) if losses.aside is not None else num_tried
     names = [*sweep.domain, *sweep.kept]
     confirmations = []
-    for finalist in few:
+    for finalist in finalists:
         twin = sweep.outcome_at(round(finalist.match.alpha, 2))
         bound_set = [finalist.match.bound_set] if finalist.match.bound_set else []
-        found = (
+        losses_aside = (
             losses.on_aside(finalist.outcome, names),
             losses.on_aside(twin, [*sweep.domain, *bound_set]),
             losses.on_aside(sweep.general, names),
         )
         step = sweep.nearest_passed(passed, finalist.match.alpha)
-        known = (
+        known_changes = (
             {}
             if step is None
             else {
-                name: loss_by_way_of(losses, name, found[0], step, sweep.general)
+                name: loss_by_way_of(losses, name, losses_aside[0], step, sweep.general)
                 for name in sweep.kept
                 if can_go_by_way(losses, name)
             }
         )
         confirmations.append(
-            confirm(finalist, twin.candidate.name, aside, *found, num_tests, known)
+            confirm(finalist, twin.candidate.name, aside, *losses_aside, num_tests, known_changes)
         )
-    changes = {
+    change_by_name = {
         item.name: sweep.change(sweep.domain_losses(by_name[item.name]))
         for item in confirmations
         if item.is_confirmed
     }
-    level = sweep.changes[plain] if plain is not None else 0.0
-    better = [name for name, change in changes.items() if change < level]
-    sweep.changes.update(changes)
-    return confirmations, min(better, key=lambda name: changes[name], default=None)
+    plain_change = sweep.changes[plain] if plain is not None else 0.0
+    better_names = [name for name, change in change_by_name.items() if change < plain_change]
+    sweep.changes.update(change_by_name)
+    return confirmations, min(better_names, key=lambda name: change_by_name[name], default=None)
 
 
 def _finalists(
@@ -196,15 +196,15 @@ def _finalists(
     """Merges by other methods that promise more than the sweep on the search's documents."""
     losses, start = sweep.losses, sweep.general.losses
     objective = losses.search
-    known = [o for o in outcomes if o.status == "complete"]
-    points = {alpha_of(o.candidate): o.losses for o in known if is_plain(o)}
+    complete_outcomes = [o for o in outcomes if o.status == "complete"]
+    losses_by_alpha = {alpha_of(o.candidate): o.losses for o in complete_outcomes if is_plain(o)}
     at_least = 0.0
     if plain is not None:
-        own = losses.on_search(plain, sweep.domain)
-        at_least = objective.domain_difference(own, start).estimate
+        plain_losses = losses.on_search(plain, sweep.domain)
+        at_least = objective.domain_difference(plain_losses, start).estimate
     return shortlist(
-        [o for o in known if not is_plain(o)],
-        PlainSweep(objective, points),
+        [o for o in complete_outcomes if not is_plain(o)],
+        PlainSweep(objective, losses_by_alpha),
         objective,
         start,
         at_least,

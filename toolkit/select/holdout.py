@@ -43,35 +43,36 @@ def divide(sets: Sequence[EvaluationSet], fraction: float, seed: int) -> Parts:
         return Parts(list(sets), list(sets), False, "search.confirm_fraction is 0")
     search, confirm = [], []
     for items in sets:
-        names = sorted(
+        group_names = sorted(
             set(items.groups), key=lambda name: (named_seed(seed, "confirm", name), name)
         )
-        count = round(fraction * len(names))
-        aside = set(names[:count])
-        if items.role != "watch" and min(count, len(names) - count) < MIN_GROUPS:
+        num_aside = round(fraction * len(group_names))
+        groups_aside = set(group_names[:num_aside])
+        if items.role != "watch" and min(num_aside, len(group_names) - num_aside) < MIN_GROUPS:
             note = (
-                f"{items.name} has {len(names)} validation documents, too few to set "
+                f"{items.name} has {len(group_names)} validation documents, too few to set "
                 f"{fraction:.0%} aside ({MIN_GROUPS} are needed on either side)"
             )
             return Parts(list(sets), list(sets), False, note)
-        chosen = [index for index, group in enumerate(items.groups) if group in aside]
-        rest = [index for index, group in enumerate(items.groups) if group not in aside]
+        indices_aside = [index for index, group in enumerate(items.groups) if group in groups_aside]
+        rest = [index for index, group in enumerate(items.groups) if group not in groups_aside]
         search.append(subset(items, rest))
-        if chosen:
-            confirm.append(subset(items, chosen))
+        if indices_aside:
+            confirm.append(subset(items, indices_aside))
     return Parts(search, confirm, True)
 
 
 def subset(items: EvaluationSet, indices: Sequence[int]) -> EvaluationSet:
     """A set of some of the items only."""
-    together = items.score_together
+    # Asked for by places in the whole set, as the set's own functions know no part of it.
+    score_all = items.score_together
 
     def score(model: Any, chosen: Sequence[int]) -> list[float]:
         return items.score(model, [indices[index] for index in chosen])
 
     def score_together(model: Any, chosen: Sequence[int]) -> Mapping[str, list[float]]:
-        assert together is not None  # noqa: S101  (given only where it is there)
-        return together(model, [indices[index] for index in chosen])
+        assert score_all is not None  # noqa: S101  (given only where it is there)
+        return score_all(model, [indices[index] for index in chosen])
 
     return replace(
         items,
@@ -82,5 +83,5 @@ def subset(items: EvaluationSet, indices: Sequence[int]) -> EvaluationSet:
         content_hash=hash_json([items.content_hash, list(indices)]),
         item_hashes=[items.item_hashes[index] for index in indices] if items.item_hashes else (),
         score=score,
-        score_together=score_together if together is not None else None,
+        score_together=score_together if score_all is not None else None,
     )

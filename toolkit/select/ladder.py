@@ -89,21 +89,21 @@ def climb(
     [0.2, 0.4, 0.6, 0.5, 0.45]
     """
     steps: list[LadderStep] = []
-    last = 0.0
+    last_passed = 0.0
     for alpha in sorted(set(alphas), key=abs):
         steps.append(test(alpha))
         if not steps[-1].is_within:
             break
-        last = alpha
+        last_passed = alpha
     else:
         return steps
-    failed = steps[-1].alpha
+    failed_alpha = steps[-1].alpha
     for _ in range(halvings):
-        steps.append(test(round((last + failed) / 2.0, 6)))
+        steps.append(test(round((last_passed + failed_alpha) / 2.0, 6)))
         if steps[-1].is_within:
-            last = steps[-1].alpha
+            last_passed = steps[-1].alpha
         else:
-            failed = steps[-1].alpha
+            failed_alpha = steps[-1].alpha
     return steps
 
 

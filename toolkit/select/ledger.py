@@ -116,16 +116,17 @@ class TestLedger:
             EvaluationError: they were scored for another choice, and `again` is False.
         """
         entries = self._entries()
-        mine = (self._test, self._study, choice)
-        if any((entry.test, entry.study, entry.choice) == mine for entry in entries):
+        this_scoring = (self._test, self._study, choice)
+        if any((entry.test, entry.study, entry.choice) == this_scoring for entry in entries):
             return
-        before = self.earlier(choice)
-        if before is not None and not again:
+        earlier_scoring = self.earlier(choice)
+        if earlier_scoring is not None and not again:
             raise EvaluationError(
                 f"{self._path}: the test documents were scored for this study on "
-                f"{before.date}, with {before.name}; now {name} is chosen. Figures of a "
-                "second look are no longer free of choice: if you want them all the same, add "
-                "--score-test-again (the report says how often it was done). The search is kept."
+                f"{earlier_scoring.date}, with {earlier_scoring.name}; now {name} is chosen. "
+                "Figures of a second look are no longer free of choice: if you want them all the "
+                "same, add --score-test-again (the report says how often it was done). The search "
+                "is kept."
             )
         entry = ScoringEntry(
             test=self._test, study=self._study, choice=choice, name=name, date=_now()
@@ -146,13 +147,13 @@ def note_confirmation(path: Path, documents: str, search: str, name: str) -> int
         How many other searches were confirmed on these documents before.
     """
     entries = _read_ledger(path, ConfirmationEntries).confirmations
-    mine = (documents, search)
+    this_search = (documents, search)
     searches = [(entry.documents, entry.search) for entry in entries]
-    if mine not in searches:
+    if this_search not in searches:
         entry = ConfirmationEntry(documents=documents, search=search, name=name, date=_now())
         _write_ledger(path, ConfirmationEntries(confirmations=(*entries, entry)))
-        searches.append(mine)
-    return sum(other == documents for other, _ in searches[: searches.index(mine)])
+        searches.append(this_search)
+    return sum(other == documents for other, _ in searches[: searches.index(this_search)])
 
 
 def _read_ledger(path: Path, kind: type[LedgerT]) -> LedgerT:

@@ -9,6 +9,7 @@ from toolkit.select.ladder import LadderStep, passed_steps
 from toolkit.select.results import SweepVerdict
 from toolkit.select.rivals import Confirmation
 from toolkit.select.validation_losses import ValidationLosses
+from toolkit.statistics.interval import decimals
 
 
 def reason_of(
@@ -29,24 +30,24 @@ def reason_of(
         losses: of the validation documents.
         confidence: of the bounds.
     """
-    level = f"{confidence:.0%} bound"
-    passed = passed_steps(steps)
-    climbed = _climbed(steps, losses, level)
-    mine = next((c for c in confirmations if c.name == chosen), None)
-    if mine is not None:
+    bound_words = f"{confidence:.0%} bound"
+    steps_passed = passed_steps(steps)
+    climbed = _climbed(steps, losses, bound_words)
+    own_confirmation = next((c for c in confirmations if c.name == chosen), None)
+    if own_confirmation is not None:
         return (
             f"{climbed} {chosen} stays within what general sets may lose too ({where_of(losses)}), "
             f"gains more (domain {changes[chosen]:+.4f} on validation items) than any "
             "plain mean that does, and more than the plain mean of the same general loss."
         )
-    if any(step.name == chosen for step in passed):
-        top = passed[0].name == chosen
+    if any(step.name == chosen for step in steps_passed):
+        top = steps_passed[0].name == chosen
         which = "the farthest of them" if top else "the best of them on the domain, or tied with it"
-        gain = f"domain {changes[chosen]:+.4f} on validation items"
-        return f"{climbed} {chosen} is {which} ({gain}) and is chosen."
-    if not passed:
+        gain_words = f"domain {changes[chosen]:+.4f} on validation items"
+        return f"{climbed} {chosen} is {which} ({gain_words}) and is chosen."
+    if not steps_passed:
         return f"{climbed} The general model is kept."
-    best = min((changes[step.name] for step in passed if step.name in changes), default=0.0)
+    best = min((changes[step.name] for step in steps_passed if step.name in changes), default=0.0)
     return (
         f"{climbed} None of these is shown to gain on the domain (at best {best:+.4f} on "
         "validation items). The general model is kept."
@@ -55,30 +56,31 @@ def reason_of(
 
 def describe_step(step: LadderStep) -> str:
     """What became of one step."""
-    failed = next((test for test in step.tests if not test.is_within), None)
-    if failed is None:
+    failed_test = next((test for test in step.tests if not test.is_within), None)
+    if failed_test is None:
         return "stays within what general sets may lose"
     return (
-        f"{failed.name} may lose {failed.bound:.3g} {failed.unit}, {failed.tolerance:g} is "
-        "tolerated"
+        f"{failed_test.name} may lose {failed_test.bound:.3g} {failed_test.unit}, "
+        f"{failed_test.tolerance:g} is tolerated"
     )
 
 
 def _climbed(steps: Sequence[LadderStep], losses: ValidationLosses, level: str) -> str:
-    where = f"on all general validation items ({count_items(losses.whole, ('general',))})"
-    passed = passed_steps(steps)
+    where_words = f"on all general validation items ({count_items(losses.whole, ('general',))})"
+    steps_passed = passed_steps(steps)
     failed = min((s for s in steps if not s.is_within), key=lambda s: abs(s.alpha), default=None)
-    stopped = ""
+    stop_words = ""
     if failed is not None:
-        stopped = f"{failed.name} is not: {describe_step(failed)} ({level})"
-    if not passed:
+        stop_words = f"{failed.name} is not: {describe_step(failed)} ({level})"
+    if not steps_passed:
         return (
             "The plain mean was tested from the general model upwards: no step is shown to stay "
-            f"within what general sets may lose {where}; {stopped}."
+            f"within what general sets may lose {where_words}; {stop_words}."
         )
     return (
-        f"The plain mean was tested from the general model upwards: {passed[0].name} is shown to "
-        f"stay within what general sets may lose {where}{'; ' if stopped else ''}{stopped}."
+        f"The plain mean was tested from the general model upwards: {steps_passed[0].name} is "
+        "shown to stay within what general sets may lose "
+        f"{where_words}{'; ' if stop_words else ''}{stop_words}."
     )
 
 
@@ -91,8 +93,8 @@ def where_of(losses: ValidationLosses) -> str:
 
 def count_items(objective: Objective, roles: Sequence[str] = ("domain", "general")) -> str:
     """Items by set: sets that are only watched decide nothing and are not counted."""
-    sets = [raced.items for raced in objective.sets.values() if raced.items.role in roles]
-    return ", ".join(f"{items.name} {len(items)}" for items in sets)
+    role_sets = [raced.items for raced in objective.sets.values() if raced.items.role in roles]
+    return ", ".join(f"{items.name} {len(items)}" for items in role_sets)
 
 
 def sweep_verdict(
@@ -100,8 +102,8 @@ def sweep_verdict(
 ) -> SweepVerdict:
     """Whether another method beat the plain sweep, at the same general loss; said of the chosen
     merge alone."""
-    mine = next((c for c in confirmations if c.name == chosen), None)
-    nearest = mine or min(confirmations, key=lambda c: c.lead.high, default=None)
+    own_confirmation = next((c for c in confirmations if c.name == chosen), None)
+    nearest = own_confirmation or min(confirmations, key=lambda c: c.lead.high, default=None)
     if nearest is None:
         return SweepVerdict(
             difference=None,
@@ -111,14 +113,15 @@ def sweep_verdict(
             "and the chosen one.",
         )
     lead = nearest.lead
-    figures = f"{lead.estimate:+.4f} ({lead.low:+.4f} to {lead.high:+.4f}, {where_of(losses)})"
-    if mine is not None:
+    lead_estimate, lead_ends = decimals(lead.estimate, sign="+"), lead.ends(sign="+")
+    figure_words = f"{lead_estimate} ({lead_ends}, {where_of(losses)})"
+    if own_confirmation is not None:
         sentence = (
-            f"{mine.name} beats the plain mean of the same general loss, {mine.plain}, on the "
-            f"domain: {figures}."
+            f"{own_confirmation.name} beats the plain mean of the same general loss, "
+            f"{own_confirmation.plain}, on the domain: {figure_words}."
         )
     else:
-        failed = [
+        failed_words = [
             word
             for word, held in (
                 ("to do better than the plain mean of the same general loss", nearest.leads),
@@ -127,15 +130,15 @@ def sweep_verdict(
             )
             if not held
         ]
-        what = " or ".join(failed) or "to gain more than the chosen merge"
+        failure_words = " or ".join(failed_words) or "to gain more than the chosen merge"
         sentence = (
-            f"No method is shown to beat the plain sweep: {nearest.name} is not shown {what}; "
-            f"against {nearest.plain} at the same general loss {figures}."
+            f"No method is shown to beat the plain sweep: {nearest.name} is not shown "
+            f"{failure_words}; against {nearest.plain} at the same general loss {figure_words}."
         )
     return SweepVerdict(
         difference=lead.estimate,
-        low=_finite(lead.low) if mine is not None else None,
-        high=_finite(lead.high) if mine is not None else None,
+        low=_finite(lead.low) if own_confirmation is not None else None,
+        high=_finite(lead.high) if own_confirmation is not None else None,
         sentence=sentence,
     )
 

@@ -68,7 +68,7 @@ def describe_small_sets(
         start: losses of the general model on them.
         confidence: confidence of the bounds that decide.
     """
-    powers = [
+    set_powers = [
         power_of(
             name,
             "general",
@@ -80,4 +80,4 @@ def describe_small_sets(
         )
         for name, limit in objective.tolerances.items()
     ]
-    return [power.sentence for power in powers if not power.is_enough]
+    return [power.sentence for power in set_powers if not power.is_enough]

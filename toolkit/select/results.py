@@ -382,13 +382,13 @@ class MergeResults(ResultPart):
     def sets_of(self, role: FigureRole) -> tuple[SetResult, ...]:
         """The sets that a role's figure is made of: of general sets those in the first one's
         unit."""
-        rows = [row for row in self.sets if row.role == role]
-        return tuple(row for row in rows if role == "domain" or row.unit == rows[0].unit)
+        role_rows = [row for row in self.sets if row.role == role]
+        return tuple(row for row in role_rows if role == "domain" or row.unit == role_rows[0].unit)
 
     def unit_of(self, role: FigureRole) -> str:
         """The unit of a role's figures: that of its sets, or a plain word where they differ."""
-        units = {row.unit for row in self.sets_of(role)}
-        return units.pop() if len(units) == 1 else "mean loss"
+        role_units = {row.unit for row in self.sets_of(role)}
+        return role_units.pop() if len(role_units) == 1 else "mean loss"
 
     def lost_sets(self, model: ModelName) -> list[tuple[SetResult, Interval]]:
         """General sets on which a model has surely lost, with the change."""
@@ -417,17 +417,17 @@ def read_results(folder: Path) -> MergeResults:
         )
     values = read_object(path, ToolkitError, "run the merge stage again")
     if (folder / MANIFEST).is_file():
-        written = read_manifest(folder).get("outputs", {}).get(REPORT, {})
-        if hash_file(path) != written.get("sha256"):
+        written_output = read_manifest(folder).get("outputs", {}).get(REPORT, {})
+        if hash_file(path) != written_output.get("sha256"):
             raise ToolkitError(
                 f"{path}: is not as its stage wrote it; move the folder away and run the merge "
                 "stage again."
             )
     results, faults = check_section(MergeResults, values)
     if results is None:
-        others = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        others_words = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise ToolkitError(
-            f"{path}: is no report of this version, {__version__}: {faults[0]}{others}. Run the "
-            "merge stage again, or read the report with the version that wrote it."
+            f"{path}: is no report of this version, {__version__}: {faults[0]}{others_words}. Run "
+            "the merge stage again, or read the report with the version that wrote it."
         )
     return results

@@ -90,7 +90,7 @@ def shortlist(
         speaking: groups of each general set that will say whether a merge stays within it.
         count: how many at most.
     """
-    found = []
+    promising_merges = []
     for outcome in outcomes:
         match = sweep.match(outcome.losses)
         change = objective.domain_difference(outcome.losses, general).estimate
@@ -100,14 +100,14 @@ def shortlist(
         lead = objective.domain_difference(outcome.losses, reference).estimate
         if lead < 0.0:
             chance = _chance_to_stay(objective, outcome.losses, general, speaking)
-            found.append(Finalist(outcome, match, lead, -change * chance))
-    found.sort(key=lambda f: (-f.promise, f.outcome.distance, f.outcome.candidate.name))
-    chosen: list[Finalist] = []
-    for finalist in found:
-        nearer = all(finalist.match.alpha <= other.match.alpha - _APART for other in chosen)
-        if finalist.promise > 0.0 and nearer and len(chosen) < count:
-            chosen.append(finalist)
-    return chosen
+            promising_merges.append(Finalist(outcome, match, lead, -change * chance))
+    promising_merges.sort(key=lambda f: (-f.promise, f.outcome.distance, f.outcome.candidate.name))
+    finalists: list[Finalist] = []
+    for finalist in promising_merges:
+        is_apart = all(finalist.match.alpha <= other.match.alpha - _APART for other in finalists)
+        if finalist.promise > 0.0 and is_apart and len(finalists) < count:
+            finalists.append(finalist)
+    return finalists
 
 
 def _chance_to_stay(
@@ -145,11 +145,11 @@ def confirm(
         num_tests: what bounds are corrected for.
         known: what the finalist loses on general sets of which more is known than these say.
     """
-    error = (1.0 - aside.confidence) / num_tests
-    bounds = [
-        known[name].upper_bound(1.0 - error) <= limit
+    error_each = (1.0 - aside.confidence) / num_tests
+    within_by_set = [
+        known[name].upper_bound(1.0 - error_each) <= limit
         if name in known
-        else loss_bound(aside, name, losses, general, 1.0 - error) <= limit
+        else loss_bound(aside, name, losses, general, 1.0 - error_each) <= limit
         for name, limit in aside.tolerances.items()
     ]
     match = finalist.match
@@ -157,7 +157,7 @@ def confirm(
     return Confirmation(
         finalist.outcome.candidate.name,
         plain,
-        lead.interval(1.0 - error),
-        all(bounds),
-        gain_bound(aside, losses, general, 1.0 - error) < 0.0,
+        lead.interval(1.0 - error_each),
+        all(within_by_set),
+        gain_bound(aside, losses, general, 1.0 - error_each) < 0.0,
     )

@@ -79,9 +79,9 @@ class SweepTests:
         outcome, objective = self.outcome_at(alpha), self.losses.whole
         tests: list[SetTest] = []
         for name in sorted(self.kept, key=lambda name: sum(objective.sets[name].items.costs)):
-            own, raced = self.losses.on_all(outcome, [name]), objective.sets[name]
-            bound = loss_bound(objective, name, own, self._start, self.settings.confidence)
-            loss = raced.difference(own[name], self._start[name]).estimate
+            set_losses, raced = self.losses.on_all(outcome, [name]), objective.sets[name]
+            bound = loss_bound(objective, name, set_losses, self._start, self.settings.confidence)
+            loss = raced.difference(set_losses[name], self._start[name]).estimate
             tests.append(SetTest(name, loss, bound, objective.tolerances[name], raced.items.unit))
             if not tests[-1].is_within:
                 break
@@ -103,29 +103,30 @@ class SweepTests:
         than the best; bounds are corrected for all that passed (Bonferroni).
         """
         objective, error = self.losses.whole, 1.0 - self.settings.confidence
-        found: dict[str, Losses] = {}
-        best: str | None = None
+        losses_by_name: dict[str, Losses] = {}
+        best_name: str | None = None
         for step in passed:
-            own = self.domain_losses(self.outcome_at(step.alpha))
-            self.changes[step.name] = self.change(own)
-            if gain_bound(objective, own, self._start, 1.0 - error / len(passed)) < 0.0:
-                found[step.name] = own
-                if best is None or self.changes[step.name] < self.changes[best]:
-                    best = step.name
-            if best is not None and best != step.name:
-                behind = objective.domain_change(own, found[best])
-                if behind.interval(self.settings.confidence).low > 0.0:
+            step_losses = self.domain_losses(self.outcome_at(step.alpha))
+            self.changes[step.name] = self.change(step_losses)
+            if gain_bound(objective, step_losses, self._start, 1.0 - error / len(passed)) < 0.0:
+                losses_by_name[step.name] = step_losses
+                if best_name is None or self.changes[step.name] < self.changes[best_name]:
+                    best_name = step.name
+            if best_name is not None and best_name != step.name:
+                change_to_best = objective.domain_change(step_losses, losses_by_name[best_name])
+                if change_to_best.interval(self.settings.confidence).low > 0.0:
                     break
-        if best is None:
+        if best_name is None:
             return None
-        level, pairs = self.settings.confidence, max(len(found) - 1, 1)
-        tied = [
+        level, pairs = self.settings.confidence, max(len(losses_by_name) - 1, 1)
+        tied_names = [
             name
-            for name, own in found.items()
-            if name == best or cannot_be_told_apart(objective, own, found[best], level, pairs)
+            for name, step_losses in losses_by_name.items()
+            if name == best_name
+            or cannot_be_told_apart(objective, step_losses, losses_by_name[best_name], level, pairs)
         ]
         distances = {step.name: abs(step.alpha) for step in passed}
-        return min(tied, key=lambda name: distances[name])
+        return min(tied_names, key=lambda name: distances[name])
 
     def nearest_passed(self, passed: Sequence[LadderStep], alpha: float) -> Outcome | None:
         """Of the plain means that are within every tolerance, the nearest to an α."""
@@ -139,21 +140,21 @@ class SweepTests:
         objective = self.losses.search
         for step in steps:
             outcome = self.outcome_at(step.alpha)
-            asked = [test.name for test in step.tests]
-            names = list(objective.sets) if step.name in self.changes else asked
-            found = dict(self.losses.on_search(outcome, names))
-            if not all(len(found.get(name, ())) for name in self.domain):
-                found = dict(self.losses.begin(outcome, self.domain, SHOWN_GROUPS))
-            new = not outcome.tokens and not is_endpoint(outcome.candidate.name)
+            asked_names = [test.name for test in step.tests]
+            names = list(objective.sets) if step.name in self.changes else asked_names
+            known_losses = dict(self.losses.on_search(outcome, names))
+            if not all(len(known_losses.get(name, ())) for name in self.domain):
+                known_losses = dict(self.losses.begin(outcome, self.domain, SHOWN_GROUPS))
+            is_new = not outcome.tokens and not is_endpoint(outcome.candidate.name)
             self._by_key[outcome.candidate.key] = replace(
                 outcome,
-                losses=found,
-                status="complete" if objective.is_whole(found) else outcome.status,
-                tokens=objective.tokens(found) if new else outcome.tokens,
+                losses=known_losses,
+                status="complete" if objective.is_whole(known_losses) else outcome.status,
+                tokens=objective.tokens(known_losses) if is_new else outcome.tokens,
             )
-        order = [outcome.candidate.key for outcome in self._outcomes]
-        rest = [key for key in self._by_key if key not in set(order)]
-        return [self._by_key[key] for key in (*order, *rest)]
+        keys_searched = [outcome.candidate.key for outcome in self._outcomes]
+        keys_added = [key for key in self._by_key if key not in set(keys_searched)]
+        return [self._by_key[key] for key in (*keys_searched, *keys_added)]
 
 
 def is_plain(outcome: Outcome) -> bool:

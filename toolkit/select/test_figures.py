@@ -160,10 +160,10 @@ def _share(
 ) -> Interval | None:
     """The merge's change as a fraction of a specialist's; None where the specialist's is not
     shown to have this sign."""
-    part, whole = figures.models.index(MERGE), figures.models.index(of)
-    if sign * changes.change(whole).estimate <= 0.0:
+    merge_column, specialist_column = figures.models.index(MERGE), figures.models.index(of)
+    if sign * changes.change(specialist_column).estimate <= 0.0:
         return None
-    return changes.ratio(part, whole)
+    return changes.ratio(merge_column, specialist_column)
 
 
 def _complement(share: Interval | None) -> Interval | None:

@@ -54,13 +54,13 @@ class ValidationLosses:
 
     def on_all(self, outcome: Outcome, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
         """Losses of these sets on all validation documents."""
-        own = self.on_search(outcome, names)
+        search_losses = self.on_search(outcome, names)
         if self.aside is None:
-            return {name: np.asarray(own[name]) for name in names}
-        parts = merged_parts(
-            by_item(self.search, own), by_item(self.aside, self.on_aside(outcome, names))
+            return {name: np.asarray(search_losses[name]) for name in names}
+        losses_by_item = merged_parts(
+            by_item(self.search, search_losses), by_item(self.aside, self.on_aside(outcome, names))
         )
-        return arranged(self.whole, {name: parts[name] for name in names})
+        return arranged(self.whole, {name: losses_by_item[name] for name in names})
 
 
 def _sizes_of(objective: Objective, names: Sequence[str]) -> dict[str, int]:

@@ -38,14 +38,14 @@ def loss_by_way_of(
         step: a plain mean that was tested on all.
         general: the general model.
     """
-    aside, whole = losses.aside, losses.whole.sets[name]
-    assert aside is not None  # noqa: S101  (see `can_go_by_way`)
-    plain = losses.on_all(step, [name])[name] - losses.on_all(general, [name])[name]
-    part = aside.sets[name]
-    beyond = merge[name] - losses.on_aside(step, [name])[name]
-    place = {whole.items.ids[index]: spot for spot, index in enumerate(whole.order)}
-    spots = [place[part.items.ids[index]] for index in part.order]
+    aside_objective, whole_set = losses.aside, losses.whole.sets[name]
+    assert aside_objective is not None  # noqa: S101  (see `can_go_by_way`)
+    plain_changes = losses.on_all(step, [name])[name] - losses.on_all(general, [name])[name]
+    part_aside = aside_objective.sets[name]
+    beyond_plain = merge[name] - losses.on_aside(step, [name])[name]
+    spot_by_item = {whole_set.items.ids[index]: spot for spot, index in enumerate(whole_set.order)}
+    spots = [spot_by_item[part_aside.items.ids[index]] for index in part_aside.order]
     # Each document set aside speaks for as many as its part stands for.
-    moved = np.array(plain)
-    moved[spots] += beyond * (sum(whole.items.sizes) / sum(part.items.sizes))
-    return PairedChanges([whole.items.changes([moved], whole.order.tolist())]).change()
+    moved = np.array(plain_changes)
+    moved[spots] += beyond_plain * (sum(whole_set.items.sizes) / sum(part_aside.items.sizes))
+    return PairedChanges([whole_set.items.changes([moved], whole_set.order.tolist())]).change()

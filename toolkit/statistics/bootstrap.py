@@ -80,19 +80,19 @@ def bootstrap_figures(
     (2.0, [1.0, 2.0, 3.0])
     """
     tops = scale * group_sums(np.atleast_2d(np.asarray(losses, dtype=np.float64)), groups)  # [K, G]
-    bottoms = group_sums(sizes, groups)  # [G]
-    num_groups = len(bottoms)
+    group_sizes = group_sums(sizes, groups)  # [G]
+    num_groups = len(group_sizes)
     if num_groups < 2:
         raise EvaluationError(
             f"an interval needs at least 2 groups (got {num_groups}); give more documents, or "
             "group them more finely."
         )
-    estimate = tops.sum(axis=1) / bottoms.sum()
-    correction = num_groups / (num_groups - 1)
-    residuals = tops - estimate[:, None] * bottoms
-    error = np.sqrt(correction * (residuals**2).sum(axis=1)) / bottoms.sum()
+    estimate = tops.sum(axis=1) / group_sizes.sum()
+    small_sample = num_groups / (num_groups - 1)
+    group_residuals = tops - estimate[:, None] * group_sizes
+    error = np.sqrt(small_sample * (group_residuals**2).sum(axis=1)) / group_sizes.sum()
 
-    draws, errors = _resample(tops, bottoms, resamples, seed)
+    draws, errors = _resample(tops, group_sizes, resamples, seed)
     return Figures(estimate, error, draws, _deviations(draws, estimate, errors, error), num_groups)
 
 
@@ -106,34 +106,38 @@ def _resample(tops: Floats, bottoms: Floats, resamples: int, seed: int) -> tuple
         seed: of the resamples.
     """
     num_models, num_groups = tops.shape
-    correction = num_groups / (num_groups - 1)
+    small_sample = num_groups / (num_groups - 1)
     # With these sums of a resample its residuals need not be formed one by one.
-    columns = np.concatenate(
+    summed_columns = np.concatenate(
         [tops, tops**2, tops * bottoms, bottoms[None], bottoms[None] ** 2]
     ).T  # [G, 3K + 2]
     generator = np.random.default_rng(seed)
-    chances = np.full(num_groups, 1.0 / num_groups)
-    draws = np.empty((resamples, num_models))
-    errors = np.empty((resamples, num_models))
-    step = max(1, _CHUNK_ENTRIES // num_groups)
-    for start in range(0, resamples, step):
-        count = min(step, resamples - start)
-        counts = generator.multinomial(num_groups, chances, size=count).astype(np.float64)
-        sums = counts @ columns
+    equal_chances = np.full(num_groups, 1.0 / num_groups)
+    drawn_figures = np.empty((resamples, num_models))
+    drawn_errors = np.empty((resamples, num_models))
+    chunk_resamples = max(1, _CHUNK_ENTRIES // num_groups)
+    for start in range(0, resamples, chunk_resamples):
+        count = min(chunk_resamples, resamples - start)
+        # A resample is how often each group was drawn: counts times sums give all resamples in one
+        # product.
+        counts = generator.multinomial(num_groups, equal_chances, size=count).astype(np.float64)
+        sums = counts @ summed_columns
         top, square, cross = (sums[:, n * num_models : (n + 1) * num_models] for n in range(3))
-        bottom, bottom_square = sums[:, -2:-1], sums[:, -1:]
-        ratio = top / bottom
-        spread = np.maximum(square - 2.0 * ratio * cross + ratio**2 * bottom_square, 0.0)
-        draws[start : start + count] = ratio
-        errors[start : start + count] = np.sqrt(correction * spread) / bottom
-    return draws, errors
+        size_sums, size_squares = sums[:, -2:-1], sums[:, -1:]
+        ratio = top / size_sums
+        # A sum of squares, expanded; rounding may leave it a hair below zero.
+        spread = np.maximum(square - 2.0 * ratio * cross + ratio**2 * size_squares, 0.0)
+        drawn_figures[start : start + count] = ratio
+        drawn_errors[start : start + count] = np.sqrt(small_sample * spread) / size_sums
+    return drawn_figures, drawn_errors
 
 
 def _deviations(draws: Floats, estimate: Floats, errors: Floats, error: Floats) -> Floats:
     moved = draws - estimate
-    varies = errors > 1e-9 * np.maximum(error, 1e-300)
+    # A resample that drew one group many times over has no error to divide by.
+    is_varying = errors > 1e-9 * np.maximum(error, 1e-300)
     far = np.where(np.abs(moved) <= 1e-12 * (np.abs(estimate) + error), 0.0, np.sign(moved) * _FAR)
-    return np.where(varies, moved / np.where(varies, errors, 1.0), far)
+    return np.where(is_varying, moved / np.where(is_varying, errors, 1.0), far)
 
 
 def intervals(figures: Figures, confidence: float = 0.95) -> list[Interval]:
@@ -152,19 +156,20 @@ def intervals(figures: Figures, confidence: float = 0.95) -> list[Interval]:
     [Interval(estimate=2.0, low=2.0, high=2.0)]
     """
     tail = (1.0 - confidence) / 2.0
-    low, high = _ends(figures, tail)
+    low_ends, high_ends = _ends(figures, tail)
     return [
         Interval(float(e), float(a), float(b))
-        for e, a, b in zip(figures.estimate, low, high, strict=True)
+        for e, a, b in zip(figures.estimate, low_ends, high_ends, strict=True)
     ]
 
 
 def _ends(figures: Figures, tail: float) -> tuple[Floats, Floats]:
-    student = student_quantile(1.0 - tail, figures.num_groups - 1)
+    student_value = student_quantile(1.0 - tail, figures.num_groups - 1)
     if figures.num_groups < _FEW_GROUPS:
-        reach = student * figures.error
-        return figures.estimate - reach, figures.estimate + reach
-    below, above = np.quantile(figures.deviations, [tail, 1.0 - tail], axis=0)
-    low = figures.estimate - np.maximum(above, student) * figures.error
-    high = figures.estimate - np.minimum(below, -student) * figures.error
-    return low, high
+        student_reach = student_value * figures.error
+        return figures.estimate - student_reach, figures.estimate + student_reach
+    low_quantiles, high_quantiles = np.quantile(figures.deviations, [tail, 1.0 - tail], axis=0)
+    # The ends swap: draws that lie too high say that the estimate may, so the true value is lower.
+    low_ends = figures.estimate - np.maximum(high_quantiles, student_value) * figures.error
+    high_ends = figures.estimate - np.minimum(low_quantiles, -student_value) * figures.error
+    return low_ends, high_ends

@@ -53,11 +53,14 @@ class ChangeBound:
 
         `p_value_below(limit) <= 1 - confidence` just where `upper_bound(confidence) <= limit`.
         """
-        return self._p_value(limit, 1.0)
-
-    def p_value_above(self, limit: float) -> float:
-        """Chance of such figures, were the true change at the limit or below it."""
-        return self._p_value(limit, -1.0)
+        if self.num_groups < 2:
+            return 1.0
+        if self.error == 0.0:
+            return 0.0 if self.estimate < limit else 1.0
+        chance_beyond = self._chance_beyond((limit - self.center) / self.error, 1.0)
+        if self.answers is not None:
+            chance_beyond = max(chance_beyond, tango_p_value(*self.answers, limit))
+        return chance_beyond
 
     def upper_bound(self, confidence: float) -> float:
         """The true change lies below with this confidence."""
@@ -69,8 +72,8 @@ class ChangeBound:
 
     def interval(self, confidence: float = 0.95) -> Interval:
         """Both ends, each with half of what is left."""
-        side = 0.5 + confidence / 2.0
-        return Interval(self.estimate, self.lower_bound(side), self.upper_bound(side))
+        one_sided = 0.5 + confidence / 2.0
+        return Interval(self.estimate, self.lower_bound(one_sided), self.upper_bound(one_sided))
 
     def as_of(self, num_groups: int) -> ChangeBound:
         """What so many groups like these would show, were their mean the same.
@@ -79,10 +82,10 @@ class ChangeBound:
             num_groups: at least 2.
         """
         ratio = num_groups / self.num_groups
-        answers = self.answers
-        if answers is not None:
-            worse, better, total = answers
-            answers = round(worse * ratio), round(better * ratio), round(total * ratio)
+        scaled_answers = self.answers
+        if scaled_answers is not None:
+            worse, better, total = scaled_answers
+            scaled_answers = round(worse * ratio), round(better * ratio), round(total * ratio)
         return replace(
             self,
             error=self.error / math.sqrt(ratio),
@@ -90,7 +93,7 @@ class ChangeBound:
             num_groups=num_groups,
             skewness=self.skewness / math.sqrt(ratio),
             unseen_skewness=self.unseen_skewness / ratio,
-            answers=answers,
+            answers=scaled_answers,
         )
 
     def spread_of_bound(self, confidence: float) -> float:
@@ -103,9 +106,9 @@ class ChangeBound:
         """
         if self.error == 0.0:
             return 0.0
-        reach = (self.upper_bound(confidence) - self.estimate) / self.error
-        together = reach * max(_MISSED * self.skewness, 0.0)
-        return self.error * math.sqrt(1.0 + together + reach**2 / (2.0 * self.freedom))
+        bound_reach = (self.upper_bound(confidence) - self.estimate) / self.error
+        joint_movement = bound_reach * max(_MISSED * self.skewness, 0.0)
+        return self.error * math.sqrt(1.0 + joint_movement + bound_reach**2 / (2.0 * self.freedom))
 
     def chance_to_show_below(self, limit: float, confidence: float) -> float:
         """Chance that other groups like these put their upper bound at a limit or below it, were
@@ -116,34 +119,22 @@ class ChangeBound:
         """
         if self.num_groups < 2:
             return 0.0
-        left = limit - self.upper_bound(confidence)
+        room_left = limit - self.upper_bound(confidence)
         if self.error == 0.0:
-            return float(left >= 0.0)
-        return float(stdtr(self.freedom, left / self.spread_of_bound(confidence)))
-
-    def _p_value(self, limit: float, sign: float) -> float:
-        if self.num_groups < 2:
-            return 1.0
-        if self.error == 0.0:
-            return 0.0 if sign * self.estimate < sign * limit else 1.0
-        chance = self._chance_beyond(sign * (limit - self.center) / self.error, sign)
-        if self.answers is not None:
-            worse, better, total = self.answers
-            pair = (worse, better) if sign > 0.0 else (better, worse)
-            chance = max(chance, tango_p_value(*pair, total, sign * limit))
-        return chance
+            return float(room_left >= 0.0)
+        return float(stdtr(self.freedom, room_left / self.spread_of_bound(confidence)))
 
     def _end(self, confidence: float, sign: float) -> float:
         if self.num_groups < 2:
             return sign * math.inf
         if self.error == 0.0:
             return self.estimate
-        reach = self._reach(float(ndtri(confidence)), sign)
-        end = self.center + sign * reach * self.error
+        end_reach = self._reach(float(ndtri(confidence)), sign)
+        bound_end = self.center + sign * end_reach * self.error
         if self.answers is not None:
-            end = self._tango_end(1.0 - confidence, sign, end)
-            return max(min(end, 1.0), -1.0)
-        return sign * max(sign * end, sign * self.estimate)
+            bound_end = self._tango_end(1.0 - confidence, sign, bound_end)
+            return max(min(bound_end, 1.0), -1.0)
+        return sign * max(sign * bound_end, sign * self.estimate)
 
     def _reach(self, z: float, sign: float) -> float:
         """Errors from the center to an end: Student's t, and what a long tail on that side adds.
@@ -160,13 +151,13 @@ class ChangeBound:
             Johnson 1978, Modified t tests and confidence intervals for asymmetrical populations;
             Hall 1992, The bootstrap and Edgeworth expansion, sections 2.5 and 3.10.
         """
-        student = -float(stdtrit(self.freedom, ndtr(-z)))
+        student_value = -float(stdtrit(self.freedom, ndtr(-z)))
         skewness = max(_MISSED * sign * self.skewness + self.unseen_skewness, 0.0)
         if skewness == 0.0 or z <= 0.0:
-            return student
-        first = skewness * (2.0 * z * z + 1.0) / 6.0
-        second = skewness**2 * 5.0 * z * max(4.0 * z * z - 1.0, 0.0) / 72.0
-        return student * min(1.0 + (first + second) / z, _WIDEST)
+            return student_value
+        first_order = skewness * (2.0 * z * z + 1.0) / 6.0
+        second_order = skewness**2 * 5.0 * z * max(4.0 * z * z - 1.0, 0.0) / 72.0
+        return student_value * min(1.0 + (first_order + second_order) / z, _WIDEST)
 
     def _chance_beyond(self, errors: float, sign: float) -> float:
         """The chance whose end lies so many errors from the center."""
@@ -180,27 +171,29 @@ class ChangeBound:
     def _tango_end(self, tail: float, sign: float, end: float) -> float:
         """The farther of an end and that of the score test."""
         assert self.answers is not None  # noqa: S101  (asked for only where it is there)
-        worse, better, total = self.answers
-        pair = (worse, better) if sign > 0.0 else (better, worse)
-        own = find_last_kept(
+        num_worse, num_better, total = self.answers
+        pair = (num_worse, num_better) if sign > 0.0 else (num_better, num_worse)
+        tango_end = find_last_kept(
             lambda limit: tango_p_value(*pair, total, sign * limit) > tail, self.estimate, sign, 1.0
         )
-        return sign * max(sign * end, sign * own)
+        return sign * max(sign * end, sign * tango_end)
 
 
 def find_last_kept(
     is_kept: Callable[[float], bool], start: float, sign: float, limit: float = 1e6
 ) -> float:
     """The last value in one direction that is not refuted, by doubling and halving."""
-    inside, step = start, 1e-3
+    last_kept, step_size = start, 1e-3
     while True:
-        outside = sign * min(sign * start + step, limit)
-        if not is_kept(outside):
+        first_refuted = sign * min(sign * start + step_size, limit)
+        if not is_kept(first_refuted):
             break
-        if outside == sign * limit:
-            return outside if limit == 1.0 else sign * math.inf
-        inside, step = outside, 2.0 * step
-    while abs(outside - inside) > 1e-9 * max(abs(outside), 1e-3):
-        middle = (inside + outside) / 2.0
-        inside, outside = (middle, outside) if is_kept(middle) else (inside, middle)
-    return inside
+        if first_refuted == sign * limit:
+            return first_refuted if limit == 1.0 else sign * math.inf
+        last_kept, step_size = first_refuted, 2.0 * step_size
+    while abs(first_refuted - last_kept) > 1e-9 * max(abs(first_refuted), 1e-3):
+        middle_value = (last_kept + first_refuted) / 2.0
+        last_kept, first_refuted = (
+            (middle_value, first_refuted) if is_kept(middle_value) else (last_kept, middle_value)
+        )
+    return last_kept

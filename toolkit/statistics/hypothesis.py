@@ -23,12 +23,13 @@ def holm(p_values: ArrayLike) -> Floats:
     >>> holm([0.01, 0.04, 0.03])
     array([0.03, 0.06, 0.06])
     """
-    values = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(values, kind="stable")
-    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(stepped, 1.0)
-    return adjusted
+    raw_values = np.asarray(p_values, dtype=np.float64)
+    rising_order = np.argsort(raw_values, kind="stable")
+    # The smallest times K, the next times K - 1; none may be surer than a smaller one before it.
+    stepped = np.maximum.accumulate(raw_values[rising_order] * np.arange(len(raw_values), 0, -1))
+    adjusted_values = np.empty_like(raw_values)
+    adjusted_values[rising_order] = np.minimum(stepped, 1.0)
+    return adjusted_values
 
 
 def mcnemar(right: Sequence[bool], reference_right: Sequence[bool]) -> float:
@@ -46,9 +47,9 @@ def mcnemar(right: Sequence[bool], reference_right: Sequence[bool]) -> float:
     """
     from scipy.stats import binomtest  # takes a second to import
 
-    ahead = sum(a and not b for a, b in zip(right, reference_right, strict=True))
+    num_ahead = sum(a and not b for a, b in zip(right, reference_right, strict=True))
     behind = sum(b and not a for a, b in zip(right, reference_right, strict=True))
-    return float(binomtest(ahead, ahead + behind).pvalue) if ahead + behind else 1.0
+    return float(binomtest(num_ahead, num_ahead + behind).pvalue) if num_ahead + behind else 1.0
 
 
 def paired_permutation(
@@ -74,16 +75,17 @@ def paired_permutation(
     >>> paired_permutation([1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], "abcd")
     0.125
     """
-    moved = np.asarray(losses, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
-    sums = group_sums(moved, groups)
-    seen = abs(float(sums.sum())) * (1.0 - 1e-12)
-    if 2 ** len(sums) <= permutations:
-        bits = np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1
-        return float((np.abs((2.0 * bits - 1.0) @ sums) >= seen).mean())
+    item_changes = np.asarray(losses, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
+    change_sums = group_sums(item_changes, groups)
+    # A hair less, so that the permutation that is the sample itself counts as extreme.
+    seen_change = abs(float(change_sums.sum())) * (1.0 - 1e-12)
+    if 2 ** len(change_sums) <= permutations:
+        sign_bits = np.arange(2 ** len(change_sums))[:, None] >> np.arange(len(change_sums)) & 1
+        return float((np.abs((2.0 * sign_bits - 1.0) @ change_sums) >= seen_change).mean())
     generator = np.random.default_rng(seed)
-    extreme, step = 0, max(1, (1 << 22) // len(sums))
-    for start in range(0, permutations, step):
-        count = min(step, permutations - start)
-        signs = generator.integers(0, 2, size=(count, len(sums))) * 2.0 - 1.0
-        extreme += int((np.abs(signs @ sums) >= seen).sum())
-    return (1.0 + extreme) / (1.0 + permutations)
+    num_extreme, chunk_size = 0, max(1, (1 << 22) // len(change_sums))
+    for first_permutation in range(0, permutations, chunk_size):
+        num_permutations = min(chunk_size, permutations - first_permutation)
+        signs = generator.integers(0, 2, size=(num_permutations, len(change_sums))) * 2.0 - 1.0
+        num_extreme += int((np.abs(signs @ change_sums) >= seen_change).sum())
+    return (1.0 + num_extreme) / (1.0 + permutations)

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 # scipy.special, as scipy.stats takes a second to import and fifty times as long for one value.
 from scipy.special import chdtri, ndtri, stdtrit
+
+Sign = Literal["", "+"]
+"""Of a figure in words: `+` before what is not below zero, or nothing."""
+
+
+def decimals(value: float, places: int = 4, sign: Sign = "") -> str:
+    """A figure as text; what rounds to zero is zero, not minus zero.
+
+    >>> decimals(-0.00001), decimals(-0.00001, 2, "+"), decimals(-0.5, 1)
+    ('0.0000', '+0.00', '-0.5')
+    """
+    text = f"{value:{sign}.{places}f}"
+    return text if float(text) else text.replace("-", sign)
 
 
 @dataclass(frozen=True)
@@ -16,6 +30,18 @@ class Interval:
     estimate: float
     low: float
     high: float
+
+    def ends(self, places: int = 4, sign: Sign = "") -> str:
+        """Such as `-0.25 to +1.25`."""
+        return f"{decimals(self.low, places, sign)} to {decimals(self.high, places, sign)}"
+
+    def words(self, places: int = 4, sign: Sign = "") -> str:
+        """The estimate with its interval.
+
+        >>> Interval(0.5, -0.25, 1.25).words(2, "+")
+        '+0.50 (-0.25 to +1.25)'
+        """
+        return f"{decimals(self.estimate, places, sign)} ({self.ends(places, sign)})"
 
 
 def normal_quantile(chance: float) -> float:
@@ -55,5 +81,5 @@ def deviation_interval(num_values: int, confidence: float = 0.95) -> Interval:
     '0.52 to 6.28'
     """
     freedom, tail = num_values - 1, (1.0 - confidence) / 2.0
-    low, high = (math.sqrt(freedom / float(chdtri(freedom, t))) for t in (tail, 1.0 - tail))
-    return Interval(1.0, low, high)
+    low_factor, high = (math.sqrt(freedom / float(chdtri(freedom, t))) for t in (tail, 1.0 - tail))
+    return Interval(1.0, low_factor, high)

@@ -64,9 +64,9 @@ class PairedChanges:
     _moments: list[Moments] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        weights = np.array([part.weight for part in self.sets], dtype=np.float64)
-        total = 1.0 if self.are_factors else weights.sum()
-        object.__setattr__(self, "_weights", weights / total)
+        set_weights = np.array([part.weight for part in self.sets], dtype=np.float64)
+        weight_sum = 1.0 if self.are_factors else set_weights.sum()
+        object.__setattr__(self, "_weights", set_weights / weight_sum)
         object.__setattr__(self, "_moments", [measure_set(part) for part in self.sets])
 
     @property
@@ -82,22 +82,22 @@ class PairedChanges:
         estimate = float(w @ [m.plain @ a for m in self._moments])
         center = float(w @ [m.center @ a for m in self._moments])
         variances = w**2 * [max(float(a @ m.covariance @ a), 0.0) for m in self._moments]
-        variance = float(variances.sum())
+        total_variance = float(variances.sum())
         freedom = _satterthwaite(variances, [m.freedom for m in self._moments])
-        skewness = unseen = 0.0
-        if answers is None and 0.0 < variance < math.inf:  # answers have a test of their own
-            thirds = w**3 * [m.third_cumulant(a) for m in self._moments]
-            skewness = float(thirds.sum()) / variance**1.5
-            hidden = variances**1.5 * [m.unseen_skewness for m in self._moments]
-            unseen = float(hidden.sum()) / variance**1.5
+        skewness = unseen_skewness = 0.0
+        if answers is None and 0.0 < total_variance < math.inf:  # answers have a test of their own
+            third_cumulants = w**3 * [m.third_cumulant(a) for m in self._moments]
+            skewness = float(third_cumulants.sum()) / total_variance**1.5
+            hidden_cumulants = variances**1.5 * [m.unseen_skewness for m in self._moments]
+            unseen_skewness = float(hidden_cumulants.sum()) / total_variance**1.5
         return ChangeBound(
             estimate,
             center,
-            math.sqrt(variance),
+            math.sqrt(total_variance),
             freedom,
             self.num_groups,
             skewness,
-            unseen,
+            unseen_skewness,
             answers,
         )
 
@@ -117,43 +117,43 @@ class PairedChanges:
             None where the change below the line is not shown to differ from none: a share of what
             may be nothing has no meaning.
         """
-        below = self.change(whole).interval(confidence)
-        if below.low <= 0.0 <= below.high:
+        whole_interval = self.change(whole).interval(confidence)
+        if whole_interval.low <= 0.0 <= whole_interval.high:
             return None
-        sign = 1.0 if below.estimate > 0.0 else -1.0
+        whole_sign = 1.0 if whole_interval.estimate > 0.0 else -1.0
         factors = np.zeros(len(self.sets[0].changes))
 
         def contrast(share: float) -> ChangeBound:
             factors[:] = 0.0
-            factors[part] += sign
-            factors[whole] -= sign * share
+            factors[part] += whole_sign
+            factors[whole] -= whole_sign * share
             return self.combination(factors.tolist())
 
         def may_be_higher(share: float) -> bool:
-            return contrast(share).upper_bound(side) > 0.0
+            return contrast(share).upper_bound(one_sided) > 0.0
 
         def may_be_lower(share: float) -> bool:
-            return contrast(share).lower_bound(side) < 0.0
+            return contrast(share).lower_bound(one_sided) < 0.0
 
-        side = 0.5 + confidence / 2.0
+        one_sided = 0.5 + confidence / 2.0
         estimate = self.change(part).estimate / self.change(whole).estimate
         low, high = (
-            find_last_kept(is_kept, estimate, way)
-            for is_kept, way in ((may_be_lower, -1.0), (may_be_higher, 1.0))
+            find_last_kept(is_kept, estimate, direction)
+            for is_kept, direction in ((may_be_lower, -1.0), (may_be_higher, 1.0))
         )
         return Interval(estimate, low, high)
 
     def _answers(self, a: Floats) -> tuple[int, int, int] | None:
         """Items that became wrong, that became right, and all: of one set and one change alone."""
-        used = np.flatnonzero(a)
-        if len(self.sets) > 1 or len(used) != 1 or abs(a[used[0]]) != 1.0:
+        used_columns = np.flatnonzero(a)
+        if len(self.sets) > 1 or len(used_columns) != 1 or abs(a[used_columns[0]]) != 1.0:
             return None
-        only = self.sets[0]
-        if not only.answer_counts or self._weights[0] != 1.0:
+        only_set = self.sets[0]
+        if not only_set.answer_counts or self._weights[0] != 1.0:
             return None
-        worse, better = only.answer_counts[used[0]]
-        counts = (worse, better) if a[used[0]] > 0.0 else (better, worse)
-        return (*counts, only.num_groups)
+        num_worse, better = only_set.answer_counts[used_columns[0]]
+        signed_counts = (num_worse, better) if a[used_columns[0]] > 0.0 else (better, num_worse)
+        return (*signed_counts, only_set.num_groups)
 
 
 def expected_change(scatter: float, num_groups: int) -> ChangeBound:
@@ -169,7 +169,7 @@ def expected_change(scatter: float, num_groups: int) -> ChangeBound:
 
 
 def _satterthwaite(variances: Floats, freedoms: Sequence[float]) -> float:
-    total = float(variances.sum())
-    if not 0.0 < total < math.inf:
+    total_variance = float(variances.sum())
+    if not 0.0 < total_variance < math.inf:
         return min(freedoms)
-    return total**2 / float((variances**2 / np.asarray(freedoms)).sum())
+    return total_variance**2 / float((variances**2 / np.asarray(freedoms)).sum())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from toolkit.statistics.change_bound import ChangeBound
 from toolkit.statistics.interval import normal_quantile, student_quantile
@@ -55,10 +54,10 @@ def needed_groups(
     def is_enough(count: int) -> bool:
         return smallest_shown(change.as_of(count), confidence, wanted) <= difference
 
-    most = 2
-    while not is_enough(most):
-        most *= 2
-    return bisect_left(range(2, most), True, key=is_enough) + 2
+    enough_groups = 2
+    while not is_enough(enough_groups):
+        enough_groups *= 2
+    return bisect_left(range(2, enough_groups), True, key=is_enough) + 2
 
 
 def needed_answers(
@@ -79,10 +78,10 @@ def needed_answers(
     >>> needed_answers(0.01, 0.0), needed_answers(0.01, 0.1)
     (268, 6183)
     """
-    alone = normal_quantile(confidence)
-    least = alone**2 * (1.0 - tolerance) / tolerance
-    both = (alone + normal_quantile(wanted)) ** 2 * changed / tolerance**2
-    return math.ceil(max(least, both))
+    bound_quantile = normal_quantile(confidence)
+    least_items = bound_quantile**2 * (1.0 - tolerance) / tolerance
+    items_with_changes = (bound_quantile + normal_quantile(wanted)) ** 2 * changed / tolerance**2
+    return math.ceil(max(least_items, items_with_changes))
 
 
 @dataclass(frozen=True)
@@ -115,31 +114,35 @@ class SetPower:
 
     @property
     def sentence(self) -> str:
-        groups = "items" if self.num_groups == self.num_items else "groups"
-        size = f"{self.num_groups} {groups}"
+        group_word = "items" if self.num_groups == self.num_items else "groups"
+        size_text = f"{self.num_groups} {group_word}"
         if self.num_groups < self.num_items:
-            size = f"{self.num_items} items in {self.num_groups} {groups}"
+            size_text = f"{self.num_items} items in {self.num_groups} {group_word}"
         if not math.isfinite(self.smallest_change):
-            return f"{self.name} ({self.role}): {size} see nothing."
-        word = "gain" if self.role == "domain" else "loss"
-        seen = f"{self.name} ({self.role}): {size} see a {word} of {self.smallest_change:.2g}"
-        seen = f"{seen} {self.unit} at the earliest"
+            return f"{self.name} ({self.role}): {size_text} see nothing."
+        change_word = "gain" if self.role == "domain" else "loss"
+        seen_text = (
+            f"{self.name} ({self.role}): {size_text} see a {change_word} of "
+            f"{self.smallest_change:.2g}"
+        )
+        seen_text = f"{seen_text} {self.unit} at the earliest"
         if self.tolerance is None or self.needed is None:
-            return f"{seen}."
+            return f"{seen_text}."
         if self.is_enough:
             return (
-                f"{seen}; {self.tolerance:g} is tolerated, about {self.needed} are needed for it."
+                f"{seen_text}; {self.tolerance:g} is tolerated, about {self.needed} are needed for "
+                "it."
             )
         return (
-            f"{seen}, the tolerance is {self.tolerance:g}: about {self.needed} {groups} are "
-            "needed, and a merge that loses nothing may well not pass."
+            f"{seen_text}, the tolerance is {self.tolerance:g}: about {self.needed} {group_word} "
+            "are needed, and a merge that loses nothing may well not pass."
         )
 
-    def as_json(self) -> dict[str, Any]:
-        finite = math.isfinite(self.smallest_change)
+    def as_json(self) -> dict[str, object]:
+        is_finite = math.isfinite(self.smallest_change)
         return {
             **asdict(self),
-            "smallest_change": self.smallest_change if finite else None,
+            "smallest_change": self.smallest_change if is_finite else None,
             "sentence": self.sentence,
         }
 
@@ -164,15 +167,15 @@ def power_of(
         change: of a first candidate against the general model.
         confidence: of the one-sided bound.
     """
-    groups = change.num_groups
-    smallest = smallest_shown(change, confidence)
+    num_groups = change.num_groups
+    smallest_change = smallest_shown(change, confidence)
     needed = None
-    if tolerance and groups > 1:
+    if tolerance and num_groups > 1:
         if change.answers is not None:
-            worse, better, total = change.answers
-            needed = needed_answers(tolerance, (worse + better) / total, confidence)
+            num_worse, num_better, total = change.answers
+            needed = needed_answers(tolerance, (num_worse + num_better) / total, confidence)
         elif change.error > 0.0:
             needed = needed_groups(change, tolerance, confidence)
         else:
             needed = 2
-    return SetPower(name, role, unit, num_items, groups, smallest, tolerance, needed)
+    return SetPower(name, role, unit, num_items, num_groups, smallest_change, tolerance, needed)

@@ -38,12 +38,12 @@ def tango_p_value(worse: int, better: int, total: int, limit: float) -> float:
     a = 2.0 * total
     b = -worse - better + (2.0 * total - worse + better) * limit
     c = -better * limit * (1.0 - limit)
-    root = (math.sqrt(max(b * b - 4.0 * a * c, 0.0)) - b) / (2.0 * a)
-    variance = total * (2.0 * root + limit * (1.0 - limit))
-    moved = worse - better - total * limit
+    likely_gain = (math.sqrt(max(b * b - 4.0 * a * c, 0.0)) - b) / (2.0 * a)
+    variance = total * (2.0 * likely_gain + limit * (1.0 - limit))
+    shown_loss = worse - better - total * limit
     if variance <= 0.0:
-        return 1.0 if moved >= 0.0 else 0.0
-    return float(ndtr(moved / math.sqrt(variance)))
+        return 1.0 if shown_loss >= 0.0 else 0.0
+    return float(ndtr(shown_loss / math.sqrt(variance)))
 
 
 def share_interval(num_right: int, total: int, confidence: float = 0.95) -> Interval:
@@ -92,9 +92,9 @@ def share_difference(
     """
     z = normal_quantile(0.5 + confidence / 2.0)
     pairs = list(zip(right, reference_right, strict=True))
-    ahead, behind = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    estimate, total = (ahead - behind) / len(pairs), len(pairs) + 2
-    differing, moved = ahead + behind + 1, ahead - behind
-    reach = z * math.sqrt(differing - moved**2 / total) / total
-    low, high = moved / total - reach, moved / total + reach
+    num_ahead, num_behind = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    estimate, enlarged_total = (num_ahead - num_behind) / len(pairs), len(pairs) + 2
+    num_differing, net_change = num_ahead + num_behind + 1, num_ahead - num_behind
+    wald_reach = z * math.sqrt(num_differing - net_change**2 / enlarged_total) / enlarged_total
+    low, high = net_change / enlarged_total - wald_reach, net_change / enlarged_total + wald_reach
     return Interval(estimate, max(-1.0, min(low, estimate)), min(1.0, max(high, estimate)))

@@ -25,9 +25,11 @@ def group_sums(values: ArrayLike, groups: Sequence[str]) -> NDArray[np.float64]:
     """
     numbers: dict[str, int] = {}
     index = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
-    order = np.argsort(index, kind="stable")
-    starts = np.searchsorted(index[order], np.arange(len(numbers)))
-    sums = np.add.reduceat(np.asarray(values, dtype=np.float64)[..., order], starts, axis=-1)
+    # Sorted by group, stably: each group's items are added in their own order, in every process
+    # alike.
+    group_order = np.argsort(index, kind="stable")
+    starts = np.searchsorted(index[group_order], np.arange(len(numbers)))
+    sums = np.add.reduceat(np.asarray(values, dtype=np.float64)[..., group_order], starts, axis=-1)
     return np.asarray(sums, dtype=np.float64)
 
 
@@ -37,5 +39,5 @@ def bits_per_byte(nats: ArrayLike, num_bytes: ArrayLike) -> float:
     >>> round(bits_per_byte([math.log(2.0) * 8.0], [10.0]), 6)
     0.8
     """
-    total = float(np.sum(np.asarray(nats, dtype=np.float64)))
-    return total / (math.log(2.0) * float(np.sum(np.asarray(num_bytes, dtype=np.float64))))
+    nat_sum = float(np.sum(np.asarray(nats, dtype=np.float64)))
+    return nat_sum / (math.log(2.0) * float(np.sum(np.asarray(num_bytes, dtype=np.float64))))

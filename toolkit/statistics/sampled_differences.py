@@ -129,16 +129,18 @@ def paired_difference(
     >>> found.estimate, found.variance, found.seen, found.still_open
     (2.0, 1.0, 2, 0.5)
     """
-    size = np.asarray(sizes, dtype=np.float64)
-    change = np.asarray(losses, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
-    whole = float(size.sum())
-    ratio = float(change.sum()) / whole
-    residuals = np.bincount(groups, weights=change - ratio * size)
-    seen = len(residuals)
-    variance = math.inf
-    if seen > 1:
-        variance = seen / (seen - 1) * float(np.square(residuals).sum()) / whole**2
-    return Difference(scale * ratio, scale**2 * variance, seen, total)
+    item_sizes = np.asarray(sizes, dtype=np.float64)
+    item_changes = np.asarray(losses, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
+    size_sum = float(item_sizes.sum())
+    change_ratio = float(item_changes.sum()) / size_sum
+    group_residuals = np.bincount(groups, weights=item_changes - change_ratio * item_sizes)
+    num_seen = len(group_residuals)
+    ratio_variance = math.inf
+    if num_seen > 1:
+        ratio_variance = (
+            num_seen / (num_seen - 1) * float(np.square(group_residuals).sum()) / size_sum**2
+        )
+    return Difference(scale * change_ratio, scale**2 * ratio_variance, num_seen, total)
 
 
 def guided_difference(
@@ -182,19 +184,21 @@ def guided_difference(
     (4.46, True)
     """
     item_sizes = np.asarray(sizes, dtype=np.float64)
-    size, guide_sums = _sums(item_sizes, groups), _sums(guide, groups)
+    group_sizes, guide_sums = _sums(item_sizes, groups), _sums(guide, groups)
     change = np.asarray(losses, dtype=np.float64) - np.asarray(reference, dtype=np.float64)
     first = groups[: len(change)]
-    moved = _sums(change, first)
-    seen, total, all_sizes = len(moved), len(size), float(size.sum())
-    level = float(guide_sums[:seen].sum() / size[:seen].sum())
-    spread = guide_sums[:seen] - level * size[:seen]
-    seen_share = level * all_sizes / (float(guide_sums.sum()) or math.inf)
-    if 1 < seen < min(4, total) and 0.5 < seen_share < 2.0:
-        return _in_proportion(moved, guide_sums, size, scale)
-    if seen == total or seen < 4 or float(spread @ spread) <= 0.0:
+    group_changes = _sums(change, first)
+    num_seen, total, all_sizes = len(group_changes), len(group_sizes), float(group_sizes.sum())
+    guide_level = float(guide_sums[:num_seen].sum() / group_sizes[:num_seen].sum())
+    guide_spread = guide_sums[:num_seen] - guide_level * group_sizes[:num_seen]
+    seen_share = guide_level * all_sizes / (float(guide_sums.sum()) or math.inf)
+    # Where the guide says of the groups seen about what it says of all; else they are unlike the
+    # rest.
+    if 1 < num_seen < min(4, total) and 0.5 < seen_share < 2.0:
+        return _in_proportion(group_changes, guide_sums, group_sizes, scale)
+    if num_seen == total or num_seen < 4 or float(guide_spread @ guide_spread) <= 0.0:
         return paired_difference(losses, reference, item_sizes[: len(change)], first, total, scale)
-    return _regressed(moved, guide_sums, size, scale, quantile)
+    return _regressed(group_changes, guide_sums, group_sizes, scale, quantile)
 
 
 def _regressed(
@@ -209,36 +213,36 @@ def _regressed(
         scale: from losses over sizes to the unit.
         quantile: as in `guided_difference`.
     """
-    seen, total, all_sizes = len(moved), len(size), float(size.sum())
-    part, rest = size[:seen], size[seen:]
-    level = float(guide_sums[:seen].sum() / part.sum())
-    spread, beyond = guide_sums[:seen] - level * part, guide_sums[seen:] - level * rest
-    square = float(spread @ spread)
-    ratio = float(moved.sum() / part.sum())
-    slope = float(spread @ (moved - ratio * part)) / square
-    errors = moved - ratio * part - slope * spread
-    scatter = float(errors @ errors) / (seen - 2)
+    num_seen, total, all_sizes = len(moved), len(size), float(size.sum())
+    part, rest = size[:num_seen], size[num_seen:]
+    level = float(guide_sums[:num_seen].sum() / part.sum())
+    seen_spread, beyond = guide_sums[:num_seen] - level * part, guide_sums[num_seen:] - level * rest
+    spread_square = float(seen_spread @ seen_spread)
+    seen_ratio = float(moved.sum() / part.sum())
+    slope = float(seen_spread @ (moved - seen_ratio * part)) / spread_square
+    line_errors = moved - seen_ratio * part - slope * seen_spread
+    scatter = float(line_errors @ line_errors) / (num_seen - 2)
     around = slope * (guide_sums - guide_sums.sum() / all_sizes * size)
     end = (float(around @ around) + total * scatter) * total / (total - 1) / all_sizes**2
 
     # How the bound moves with each document not seen: the mean with all alike, its error with
     # those far from the mean.
-    reach = quantile * total / (total - 1) / all_sizes / math.sqrt(end) if end > 0.0 else 0.0
-    pull = (1.0 + reach * around[seen:]) / all_sizes
+    bound_reach = quantile * total / (total - 1) / all_sizes / math.sqrt(end) if end > 0.0 else 0.0
+    pull = (1.0 + bound_reach * around[num_seen:]) / all_sizes
     of_ratio = float(pull @ rest) / float(part.sum())
-    of_slope = float(pull @ beyond) / square
+    of_slope = float(pull @ beyond) / spread_square
     # HC3: a document that draws the line to itself leaves too small an error there.
-    unshrunk = errors / (1.0 - part / part.sum() - spread**2 / square).clip(1e-9)
+    unshrunk = line_errors / (1.0 - part / part.sum() - seen_spread**2 / spread_square).clip(1e-9)
     squared_errors = unshrunk**2
-    seen_part = float(((of_ratio + of_slope * spread) ** 2 * squared_errors).sum())
-    line = scatter * (float(pull @ pull) + seen * of_ratio**2 + of_slope**2 * square)
-    rising = float((errors**2).sum() / np.square(guide_sums[:seen]).sum())
-    ahead = rising * float(np.square(pull * guide_sums[seen:]).sum())
-    unexplained = max(line, seen_part + max(scatter * float(pull @ pull), ahead))
+    seen_part = float(((of_ratio + of_slope * seen_spread) ** 2 * squared_errors).sum())
+    line = scatter * (float(pull @ pull) + num_seen * of_ratio**2 + of_slope**2 * spread_square)
+    rising_scatter = float((line_errors**2).sum() / np.square(guide_sums[:num_seen]).sum())
+    open_variance = rising_scatter * float(np.square(pull * guide_sums[num_seen:]).sum())
+    unexplained = max(line, seen_part + max(scatter * float(pull @ pull), open_variance))
 
-    estimate = scale * (ratio + slope * (float(guide_sums.sum()) / all_sizes - level))
+    estimate = scale * (seen_ratio + slope * (float(guide_sums.sum()) / all_sizes - level))
     unexplained, end = scale**2 * unexplained, scale**2 * end
-    return Difference(estimate, unexplained + end, seen, total, unexplained, 1)
+    return Difference(estimate, unexplained + end, num_seen, total, unexplained, 1)
 
 
 def _sums(values: ArrayLike, groups: NDArray[np.intp]) -> Floats:
@@ -263,34 +267,36 @@ def _in_proportion(moved: Floats, known: Floats, size: Floats, scale: float) -> 
     >>> found.estimate, found.still_open  # the guide's own mean, and nothing that it leaves open
     (4.5, 0.0)
     """
-    seen, total, whole = len(moved), len(size), float(size.sum())
-    share = float(moved.sum() / known[:seen].sum())
-    errors = moved - share * known[:seen]
-    scatter = float(errors @ errors) / (seen - 1)
-    mean = float(known.sum()) / whole
+    seen, total, size_sum = len(moved), len(size), float(size.sum())
+    guide_share = float(moved.sum() / known[:seen].sum())
+    share_errors = moved - guide_share * known[:seen]
+    scatter = float(share_errors @ share_errors) / (seen - 1)
+    mean = float(known.sum()) / size_sum
     unexplained = seen * scatter / float(known[:seen].sum()) ** 2 * mean**2 * (1.0 - seen / total)
-    around = share * (known - mean * size)
-    end = (float(around @ around) + total * scatter) * total / (total - 1) / whole**2
-    unexplained, end = scale**2 * unexplained, scale**2 * end
-    return Difference(scale * share * mean, unexplained + end, seen, total, unexplained)
+    around = guide_share * (known - mean * size)
+    end_variance = (float(around @ around) + total * scatter) * total / (total - 1) / size_sum**2
+    unexplained, end_variance = scale**2 * unexplained, scale**2 * end_variance
+    return Difference(
+        scale * guide_share * mean, unexplained + end_variance, seen, total, unexplained
+    )
 
 
 def combine(differences: Sequence[Difference], weights: Sequence[float]) -> Difference:
     """The weighted mean of differences on several sets; the smallest set decides how sure it is."""
-    shares = np.asarray(weights, dtype=np.float64) / sum(weights)
+    weight_shares = np.asarray(weights, dtype=np.float64) / sum(weights)
     if len(differences) == 1:
         return differences[0]
     # Each set may have been seen to another share, so both variances are added up by themselves.
-    still = sum(w * w * d.still_open for w, d in zip(shares, differences, strict=True))
-    end = sum(w * w * d.in_the_end for w, d in zip(shares, differences, strict=True))
-    fewest = min(differences, key=lambda d: d.freedom)
+    still = sum(w * w * d.still_open for w, d in zip(weight_shares, differences, strict=True))
+    end = sum(w * w * d.in_the_end for w, d in zip(weight_shares, differences, strict=True))
+    least_free = min(differences, key=lambda d: d.freedom)
     return Difference(
-        float(sum(w * d.estimate for w, d in zip(shares, differences, strict=True))),
+        float(sum(w * d.estimate for w, d in zip(weight_shares, differences, strict=True))),
         float(still + end),
-        fewest.seen,
-        fewest.total,
+        least_free.seen,
+        least_free.total,
         float(still) if math.isfinite(still + end) else None,
-        fewest.fitted,
+        least_free.fitted,
     )
 
 
@@ -309,11 +315,11 @@ def is_out(difference: Difference, limit: float, quantile: float, spend: float) 
     """
     if difference.freedom < min(MIN_GROUPS, difference.total) - 1:
         return False
-    margin = difference.estimate + quantile * math.sqrt(difference.in_the_end) - limit
+    bound_margin = difference.estimate + quantile * math.sqrt(difference.in_the_end) - limit
     if difference.still_open <= 0.0:
-        return margin > 0.0 or (margin == 0.0 and difference.variance == 0.0)
-    wanted = student_quantile(1.0 - spend, difference.freedom)
-    return margin / math.sqrt(difference.still_open) > wanted
+        return bound_margin > 0.0 or (bound_margin == 0.0 and difference.variance == 0.0)
+    wanted_quantile = student_quantile(1.0 - spend, difference.freedom)
+    return bound_margin / math.sqrt(difference.still_open) > wanted_quantile
 
 
 def spending(error: float, looks: int) -> float:

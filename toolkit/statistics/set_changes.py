@@ -57,8 +57,8 @@ def count_answers(changes: ArrayLike) -> tuple[int, int]:
     >>> count_answers([1.0, 0.0, -1.0, 1.0])
     (2, 1)
     """
-    values = np.asarray(changes, dtype=np.float64)
-    return int((values > 0.5).sum()), int((values < -0.5).sum())
+    change_values = np.asarray(changes, dtype=np.float64)
+    return int((change_values > 0.5).sum()), int((change_values < -0.5).sum())
 
 
 @dataclass(frozen=True)
@@ -87,33 +87,33 @@ class Moments:
         """Of a combination of the figures, corrected for the number of groups."""
         if self.num_groups < 3:
             return 0.0
-        count = self.num_groups
-        corrected = math.sqrt(count * (count - 1)) / (count - 2)
-        return corrected * float(((a @ self.moved) ** 3).sum())
+        group_count = self.num_groups
+        correction = math.sqrt(group_count * (group_count - 1)) / (group_count - 2)
+        return correction * float(((a @ self.moved) ** 3).sum())
 
 
 def measure_set(part: SetChanges) -> Moments:
-    tops, bottoms = np.atleast_2d(part.changes), part.sizes
+    group_changes, bottoms = np.atleast_2d(part.changes), part.sizes
     added_bottoms = np.full(len(part.added_groups), float(bottoms.mean()))
-    added_tops = np.tile(np.array(part.added_groups) * added_bottoms, (len(tops), 1))
-    top, bottom = np.hstack([tops, added_tops]), np.concatenate([bottoms, added_bottoms])
-    total, count = float(bottom.sum()), len(bottom)
-    center = top.sum(axis=1) / total
+    added_tops = np.tile(np.array(part.added_groups) * added_bottoms, (len(group_changes), 1))
+    top, bottom = np.hstack([group_changes, added_tops]), np.concatenate([bottoms, added_bottoms])
+    size_sum, num_all = float(bottom.sum()), len(bottom)
+    center = top.sum(axis=1) / size_sum
     covariance = np.full((len(top), len(top)), math.inf)
-    moved = np.zeros_like(top)
+    moved_figures = np.zeros_like(top)
     if part.num_groups > 1:
         # Jackknife: how the ratio moves as each group is left out.
-        moved = (top - center[:, None] * bottom) / (total - bottom)
-        moved -= moved.mean(axis=1, keepdims=True)
-        few = part.num_groups / (part.num_groups - 1)
-        covariance = few * (count - 1) / count * (moved @ moved.T)
+        moved_figures = (top - center[:, None] * bottom) / (size_sum - bottom)
+        moved_figures -= moved_figures.mean(axis=1, keepdims=True)
+        small_sample = part.num_groups / (part.num_groups - 1)
+        covariance = small_sample * (num_all - 1) / num_all * (moved_figures @ moved_figures.T)
     return Moments(
-        tops.sum(axis=1) / float(bottoms.sum()),
+        group_changes.sum(axis=1) / float(bottoms.sum()),
         center,
         covariance,
         _freedom(bottoms),
         part.num_groups,
-        moved,
+        moved_figures,
         hidden_skewness(bottoms),
     )
 
@@ -129,8 +129,8 @@ def hidden_skewness(sizes: Floats) -> float:
     if count < 3:
         return 0.0
     error = math.sqrt(6.0 * count * (count - 1) / ((count - 2) * (count + 1) * (count + 3)))
-    effective = float(sizes.sum() ** 2 / (sizes**2).sum())
-    return _HIDDEN * error / math.sqrt(effective)
+    effective_groups = float(sizes.sum() ** 2 / (sizes**2).sum())
+    return _HIDDEN * error / math.sqrt(effective_groups)
 
 
 def _freedom(sizes: Floats) -> float:
@@ -140,6 +140,6 @@ def _freedom(sizes: Floats) -> float:
     >>> float(_freedom(np.ones(8))), round(float(_freedom(np.array([8.0, 1.0, 1.0, 1.0]))), 2)
     (7.0, 1.0)
     """
-    squares = sizes**2
-    effective = float(squares.sum() ** 2 / (squares**2).sum())
-    return max(effective * (len(sizes) - 1) / len(sizes), 1.0)
+    squared_sizes = sizes**2
+    effective_groups = float(squared_sizes.sum() ** 2 / (squared_sizes**2).sum())
+    return max(effective_groups * (len(sizes) - 1) / len(sizes), 1.0)

@@ -20,7 +20,7 @@ from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import ensure_merge, ensure_sft
 from toolkit.progress import progress, say
 from toolkit.recipe.load import load_recipe
-from toolkit.section import parse_section
+from toolkit.section import parse_section, replace_values
 from toolkit.stage import (
     Stage,
     content_hash,
@@ -298,7 +298,7 @@ def retention_set(run: Run, documents: Path) -> list[EvaluationSet]:
     from toolkit.evaluate.load import load_sets
     from toolkit.evaluate.retention import LOSS
 
-    retention_section = run.recipe.evaluate.model_copy(update={"multiple_choice": (), "tasks": ()})
+    retention_section = replace_values(run.recipe.evaluate, multiple_choice=(), tasks=())
     return [
         s
         for s in load_sets(retention_section, documents, ensure_general(run), "test")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from toolkit.errors import ConfigError
+from toolkit.statistics.interval import Sign, decimals
 from toolkit.study.config import MeasureSection
 from toolkit.study.results import JudgedClaim, StudyResults
 
@@ -77,8 +78,8 @@ def _side_words(side: str | tuple[str, str]) -> str:
 def _number_words(value: float, is_percent: bool, *, signed: bool) -> str:
     if not abs(value) < _FAR:
         return "unbounded"
-    sign = "+" if signed else ""
-    return f"{100.0 * value:{sign}.1f} %" if is_percent else f"{value:{sign}.4f}"
+    sign: Sign = "+" if signed else ""
+    return f"{decimals(100.0 * value, 1, sign)} %" if is_percent else decimals(value, sign=sign)
 
 
 def _expected_words(measure: MeasureSection) -> str:

@@ -147,7 +147,7 @@ def _no_share(measure: MeasureSection, way: Interval, unit: str) -> MeasuredClai
     unknown_interval = Interval(float("nan"), float("-inf"), float("inf"))
     note = (
         f"{measure.fraction_of} and {measure.against} do not differ visibly "
-        f"({way.low:+.4f} to {way.high:+.4f} {unit}), so there is nothing to share"
+        f"({way.ends(sign='+')} {unit}), so there is nothing to share"
     )
     return MeasuredClaim(unknown_interval, unknown_interval, NOT_VISIBLE, note)
 

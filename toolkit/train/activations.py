@@ -35,7 +35,7 @@ def checkpoint_activations(model: Any, kind: str) -> None:
     """
     if kind == "none" or not getattr(model, "supports_gradient_checkpointing", False):
         return
-    checkpoint_settings: dict[str, Any] = {"use_reentrant": False}
+    checkpoint_settings: dict[str, object] = {"use_reentrant": False}
     if kind == "selective":
         checkpoint_settings["context_fn"] = _contexts
     # Named anew in transformers 5; the old name warns.

@@ -24,7 +24,7 @@ def balance_coefficient(config: Any) -> float:
     return float(getattr(config, "router_aux_loss_coef", None) or 0.0)
 
 
-def with_routers(model: Any, given: dict[str, Any]) -> tuple[Any, Any]:
+def with_routers(model: Any, given: dict[str, object]) -> tuple[Any, Any]:
     """Run a whole model and keep its routers' logits: `(output, router logits)`.
 
     Asked for them itself, it would compute its own balancing loss, for which masks of packed blocks
@@ -39,6 +39,8 @@ def with_routers(model: Any, given: dict[str, Any]) -> tuple[Any, Any]:
         model.base_model.register_forward_hook(lambda *seen: base_outputs.append(seen[2])),
     ]
     try:
+        # The hook on the inner model alone asks for logits of routers; the outer one never learns
+        # of it.
         output = model(**given)
     finally:
         for hook in hooks:
@@ -93,7 +95,7 @@ def _one_hot(scores: Tensor, k: int) -> Tensor:
     return torch.zeros_like(scores).scatter_(1, scores.detach().topk(k, dim=-1).indices, 1.0)
 
 
-def balance_figures(counts: Tensor) -> dict[str, Any]:
+def balance_figures(counts: Tensor) -> dict[str, object]:
     """What the metrics say of it: shares by expert over all layers, and the least of any layer.
 
     Args:
@@ -101,6 +103,7 @@ def balance_figures(counts: Tensor) -> dict[str, Any]:
 
     >>> balance_figures(torch.tensor([[3.0, 1.0], [1.0, 3.0]]))
     {'expert_shares': [0.5, 0.5], 'least_expert_share': 0.25}
+    # Plain values: JSON has no tensors, and four digits tell experts that starve.
     """
     expert_shares = counts.sum(dim=0) / counts.sum().clamp(min=1)
     least_share = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).min()

@@ -7,7 +7,7 @@ What a recipe says about new tokens and the chat template. No torch here.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -331,7 +331,7 @@ WITHOUT_EFFECT = ("save_steps", "save_total_limit", "keep_checkpoints", "keep_be
 """Settings that change no number of a run, so that changing them repeats nothing."""
 
 
-def identity_of(section: TrainSection) -> dict[str, Any]:
+def identity_of(section: TrainSection) -> dict[str, object]:
     """The settings that the numbers of the loop depend on: what is made of its states afterwards
     is a stage of its own.
 
@@ -417,7 +417,7 @@ class TokenizerSection(Section):
         return self
 
 
-def identity_of_tokenizer(section: TokenizerSection) -> dict[str, Any]:
+def identity_of_tokenizer(section: TokenizerSection) -> dict[str, object]:
     """The settings that the extended model depends on."""
     values = section.model_dump(mode="json")
     if not section.special_tokens:

@@ -87,6 +87,7 @@ def run_extend(section: TokenizerSection, data: DataSection, stage: Stage, gener
     extended_table, first_id = extend_tokenizer(
         with_special(tokenizer_table, section.special_tokens), new_tokens
     )
+    # In float32, whatever is stored: means of rows are rounded once, when the model is saved.
     row_pieces = [*special_pieces, *_row_ids(old_core.get_vocab(), new_tokens)]
     with stage.running() as work:
         model = load_causal_model(general, torch.float32)
@@ -133,6 +134,7 @@ def _choose(core: Any, section: TokenizerSection, most: int, texts: list[str]) -
         raise DataError("tokenizer: the domain sources have no training text to find tokens in.")
     counts_by_pieces = {
         tuple(token.value for token in core.model.tokenize(word)): count
+        # Sorted, so that ties are broken alike in every process and on every machine.
         for word, count in sorted(word_counts.items())
     }
     chosen = choose_merges(counts_by_pieces, set(core.get_vocab()), most, section.min_count)
@@ -239,6 +241,7 @@ def add_rows(model: Any, first: int, pieces: list[list[int]], general: Path) -> 
         )
     if num_rows < first + len(pieces):
         model.resize_token_embeddings(first + len(pieces), mean_resizing=False)
+    # By identity: a head that is tied is the embedding, and its rows must not be averaged twice.
     output_head = model.get_output_embeddings()
     tensors = {id(t): t for t in (model.get_input_embeddings().weight, output_head.weight)}
     if getattr(output_head, "bias", None) is not None:
@@ -297,6 +300,7 @@ def _texts(
         lowest_hashes = heaps_by_split[split]
         heapq.heappush(lowest_hashes, (-stable_unit("order", seed, document.id), number, document))
         characters_by_split[split] += len(document.text)
+        # A heap with the highest hash on top: what no longer fits is thrown away at once.
         while characters_by_split[split] - len(lowest_hashes[0][2].text) >= limits[split]:
             characters_by_split[split] -= len(heapq.heappop(lowest_hashes)[2].text)
     texts_by_split: dict[str, list[str]] = {}
@@ -327,6 +331,7 @@ def _check(old: Any, folder: Path, chosen: NewTokens, texts: list[str]) -> None:
     }
     for text in texts[:: max(1, len(texts) // _CHECKED)]:
         new_ids = new(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        # New tokens put back into their pieces must give the old reading, piece by piece.
         old_ids = [piece for token in new_ids for piece in pieces_by_id.get(token, [token])]
         if old_ids != old.encode(text, add_special_tokens=False).ids:
             raise ConfigError(

@@ -59,6 +59,7 @@ def fuse(model: Any, dtype: torch.dtype) -> bool:
     """
     if not can_fuse(model):
         return False
+    # The norms' own forward does nothing from here on: it is part of the product that follows.
     for layer in model.base_model.layers:
         first_norm, second_norm = layer.input_layernorm, layer.post_attention_layernorm
         first_norm.forward = MethodType(_norm_forward, first_norm)

@@ -115,6 +115,8 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, inverse_rms, *weights = ctx.saved_tensors
+        # Computed again from what was kept of it, one number a row: the normed rows themselves are
+        # as large as x.
         needs_gradient = ctx.needs_input_grad[6:]
         y = x if scale is None else _normed(x, inverse_rms, scale, grad.dtype)
         weight_grads = _matrix_gradients(grad, y, weights, needs_gradient)
@@ -166,6 +168,8 @@ class _Gated(torch.autograd.Function):
         x, scale, inverse_rms, both_products, gate, up, down = ctx.saved_tensors
         gate_product, up_product = both_products.chunk(2, dim=1)
         # Its gradient first, then itself in the same place.
+        # Products reuse one place in the workspace: what is in it now was the forward pass's, and
+        # is done with.
         product = _multiply("product", grad, _beside([down], grad.dtype))
         for rows in _pieces(gate_product):
             grad_rows, gate_rows = product[rows], torch.nn.functional.silu(gate_product[rows])
@@ -212,6 +216,7 @@ def _norm_gradients(
     for rows in _pieces(x):
         grad_rows, unit_rows = grad[rows].float(), x[rows] * inverse[rows]
         grad_scale += (grad_rows * unit_rows).sum(0)
+        # The gradient through x / rms(x): what goes along with x itself cannot change a normed row.
         grad_rows.mul_(scale)
         unit_rows.mul_((grad_rows * unit_rows).mean(-1, keepdim=True))
         torch.mul(grad_rows.sub_(unit_rows), inverse[rows], out=grad_x[rows])
@@ -230,6 +235,8 @@ def _matrix_gradients(
             weight_grads.append(None)
         elif x.dtype == torch.float32:
             # It stays as the parameter's gradient, so it is not in the workspace.
+            # One product for each matrix, not one for all: the result of each is kept by its own
+            # parameter.
             weight_grads.append(grad_columns.T @ x)
         else:
             weight_grads.append(_multiply("matrix", grad_columns.T, x).float())

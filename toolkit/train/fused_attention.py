@@ -66,6 +66,7 @@ class _Attend(torch.autograd.Function):
     ) -> Tensor:
         ctx.loan, (queries, keys, values) = _by_head(qkv, cos, sin, heads)
         late_scale = _late_scale(scale, qkv.dtype)
+        # Queries are scaled once where that is exact; scores are many times as many.
         if late_scale == 1.0:
             queries.mul_(scale)
         causal_mask = _later(queries.device)
@@ -107,12 +108,15 @@ class _Attend(torch.autograd.Function):
                 )
                 values_across = values[:, seen].float().transpose(1, 2)
                 grad_scores = _multiply(grad_rows.float(), values_across, grad.dtype)
+                # Softmax's backward, (grad - sum(grad * shares)) * shares, without another matrix.
                 grad_scores = torch.ops.aten._softmax_backward_data(
                     grad_scores, attention_shares, -1, torch.float32
                 )
                 if late_scale != 1.0:
                     grad_scores.mul_(late_scale)
                 grad_scores = grad_scores.to(grad.dtype)
+                # Sums over queries of several tiles are float32: rounded to bfloat16 each time,
+                # they would lose small ones.
                 grad_part = _multiply(grad_scores, keys[:, seen], grad.dtype)
                 grad_queries[:, :, rows] = grad_part.view(kv_heads, group_size, -1, head_dim)
                 query_rows = queries[:, :, rows].reshape(kv_heads, -1, head_dim)
@@ -217,7 +221,7 @@ def _shares(queries: Tensor, keys: Tensor, scale: float, causal_mask: Tensor) ->
         queries: `[K, G, R, H]`.
         keys: `[K, S, H]`, of which the last R belong to the queries.
         scale: of the scores.
-        later: as from `_later`.
+        causal_mask: mask from `_later`.
 
     Returns:
         `[K, G R, S]`; every row adds up to 1.

@@ -26,6 +26,7 @@ def keep_freed_memory() -> Iterator[None]:
     if platform.libc_ver()[0] != "glibc":
         yield
         return
+    # Set by number: mallopt has no names outside of C, and no way to ask for what was set before.
     library = ctypes.CDLL(None)
     library.mallopt(_MMAP_MAX, 0)
     library.mallopt(_TRIM_THRESHOLD, -1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class ForwardPass:
         is_real: `[R, L]`, false in padding.
     """
 
-    given: dict[str, Any]
+    given: dict[str, object]
     labels: Tensor
     is_real: Tensor
 
@@ -54,7 +54,7 @@ def forward_passes(
     """
     if layout in ("rows", "alone"):
         return _passes_of_pieces(input_ids, labels, segments, apart=layout == "alone")
-    model_arguments: dict[str, Any] = {"attention_mask": None}
+    model_arguments: dict[str, object] = {"attention_mask": None}
     if layout == "lengths":
         input_ids, labels = input_ids.reshape(1, -1), labels.reshape(1, -1)
         segments = number_apart(segments).reshape(1, -1)
@@ -122,11 +122,13 @@ def number_apart(segments: Tensor) -> Tensor:
     >>> number_apart(torch.tensor([[0, 0, 1], [0, -1, -1]])).tolist()
     [[1, 1, 2], [4, 3, 3]]
     """
+    # Padding of one row and the next would else be one piece; numbers of rows lie apart by more
+    # than any segment.
     row_numbers = torch.arange(segments.shape[0], device=segments.device)[:, None]
     return segments + 1 + row_numbers * (int(segments.max()) + 2)
 
 
-def piece_lengths(segments: Tensor) -> dict[str, Any]:
+def piece_lengths(segments: Tensor) -> dict[str, object]:
     """What flash-attention is told of packed pieces: `cu_seq_lens_*` `[S + 1]` int32, and the
     longest.
 

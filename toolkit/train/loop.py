@@ -75,6 +75,7 @@ def train(
     if continuation is not None:
         steps = steps[: continuation.num_steps]
     saved_step = latest_step(work)
+    # A continuation counts its steps from the beginning of the run before it.
     if (saved_step or 0) < len(steps):  # else it only finishes
         settle_packing(setup.loss_module, setup.plain_loss, blocks.stages, setup.accelerator)
     rotary = RotaryByStage(plain_model(setup.model), blocks.stages, section.stages)
@@ -90,6 +91,7 @@ def train(
         monitor = ForgettingMonitor(
             score_roles, setup, blocks, steps, general_sources, continuation, recorder.metrics
         )
+        # Before the first step, so that all later figures have something to be compared with.
         if saved_step is None:
             monitor.look(state)
         while state.step < len(steps) and not state.stopped:
@@ -172,6 +174,8 @@ def _accumulate_gradients(setup: TrainingSetup, batch: Batch, num_targets: int) 
     num_blocks = len(batch.input_ids)
     own_rows = range(accelerator.process_index, num_blocks, accelerator.num_processes)
     most_rows = -(-num_blocks // accelerator.num_processes)
+    # Every process goes round as often as the one with the most blocks: gradients are exchanged by
+    # all or none.
     micro_batches = _cut_micro_batches(own_rows, setup.section.micro_batch_size, most_rows)
     loss_sum = torch.zeros((), device=accelerator.device)
     for number, rows in enumerate(micro_batches, start=1):

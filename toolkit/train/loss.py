@@ -80,6 +80,7 @@ class _LinearLoss(torch.autograd.Function):
         if head.dtype != dtype:
             head_place = WORKSPACE.tensor("head", tuple(head.shape), dtype, head.device)
             rounded_head = head_place.copy_(head)
+        # In float64: a step sums the losses of a hundred thousand targets.
         total_loss = torch.zeros((), dtype=torch.float64, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_gradient else None
         head_learns = ctx.needs_input_grad[1]
@@ -129,10 +130,13 @@ def _losses_to_gradients(labels: Tensor, logits: Tensor, rows: slice) -> Tensor:
     for first_row in range(0, logits.shape[0], chunk_rows):
         part = slice(first_row, first_row + chunk_rows)
         z, y = logits[part].float(), labels[part, None]
+        # Subtracting the largest logit first, so that exp never overflows; it is added again in the
+        # loss.
         top_logits = z.amax(dim=1, keepdim=True)
         target_logits = z.gather(1, y)
         exp_sums = z.sub_(top_logits).exp_().sum(dim=1, keepdim=True)
         losses[part] = (exp_sums.log() + top_logits - target_logits)[:, 0]
+        # softmax - one-hot, in the place of the logits.
         z.div_(exp_sums).scatter_add_(1, y, torch.full_like(target_logits, -1.0))
         if logits.dtype != z.dtype:  # else it is that very place
             logits[part] = z

@@ -90,8 +90,9 @@ def _lines_backwards(file: IO[bytes]) -> Iterator[bytes]:
     while end > 0:
         start = max(0, end - _PIECE_BYTES)
         file.seek(start)
+        # The first line of a piece may begin in the piece before it; it waits until that is read.
         lines = (file.read(end - start) + unfinished_line).splitlines(keepends=True)
-        unfinished_line = lines.pop(0) if start else b""  # it may begin before this piece
+        unfinished_line = lines.pop(0) if start else b""
         yield from reversed(lines)
         end = start
 
@@ -167,6 +168,7 @@ def curve_line(values: Sequence[float], width: int = 60) -> str:
         return ""
     width = min(width, len(values))
     stretch_edges = [round(number * len(values) / width) for number in range(width + 1)]
+    # By edges, not by a step: stretches differ by one value at most, and none is left over.
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(stretch_edges)]
     lowest_mean, mean_span = min(means), max(means) - min(means)
     return "".join(

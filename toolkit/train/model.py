@@ -162,6 +162,7 @@ class NextTokenLoss(nn.Module):
         coefficient = balance_coefficient(plain_model(self.model).config)
         if not coefficient or not bool(is_real.any()):
             return loss
+        # The value is taken away again: the gradient stays, and what is reported is nats.
         balance_loss = coefficient * balancing_loss(routers, is_real, k) * targets.sum()
         return loss + (balance_loss - balance_loss.detach())
 
@@ -251,6 +252,7 @@ def _has_plain_head(model: Any) -> bool:
         return True
     if model in _PLAIN_HEADS:
         return _PLAIN_HEADS[model]
+    # Dropout would make the two answers differ.
     was_training = model.training
     model.eval()
     probe_tokens = (

@@ -103,6 +103,8 @@ class ForgettingMonitor:
         setup = self._setup
         figures = call_on_model(self._score_roles, setup.loss_module, setup.plain_loss)
         setup.model.train()
+        # Kept with the state, so that a continued run judges by the first figures of the run it
+        # continues.
         state.first_figures = state.first_figures or figures
         state.last_figures = figures
         metrics_row = {f"{role}_bits_per_byte": figure for role, figure in figures.items()}

@@ -128,6 +128,8 @@ def _choose(
     first_reason = ""
     layouts: tuple[Layout, ...] = ("positions", "rows")
     for layout in layouts:
+        # Two ways to say the same: by positions, which costs nothing, then by rows, which costs
+        # padding.
         try:
             losses_together = [_losses(module, layout, pair) for pair in document_pairs]
         except Exception as error:  # it does not take what it was told
@@ -138,6 +140,7 @@ def _choose(
             _agree(*both, tolerance) for both in zip(losses_together, losses_alone, strict=True)
         ):
             return Packing(layout, fused, _message(model_type, layout, first_reason))
+        # Of all that differ, the farthest is told: it shows whether it is a leak or rounding.
         loss_pairs = [
             values
             for pair, other in zip(losses_together, losses_alone, strict=True)
@@ -223,6 +226,8 @@ def _fused_agrees(
     inputs, labels, segments = (row.to(device) for row in packed(documents))
     losses_together, losses_alone = [], []
     with autocast():
+        # The loss of each document alone is compared, as a leak from one may hide in the sum of
+        # both.
         for number in range(2):
             is_own = segments == number
             own_labels = torch.where(is_own, labels, IGNORED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from toolkit.machine import Precision, choose_training_precision
+from toolkit.section import replace_values
 from toolkit.train.config import TrainSection
 from toolkit.train.processes import is_first, num_processes, start_processes
 
@@ -24,13 +25,14 @@ def settle_precision(section: TrainSection) -> TrainSection:
     if section.precision != "auto":
         choose_training_precision(section.precision)  # granted with a line where it is slow
         return section
+    # The others only need a type until they are told; a measurement of theirs would be thrown away.
     precision: Precision = choose_training_precision("auto") if is_first() else "fp32"
     if num_processes() > 1:
         from accelerate.utils import broadcast_object_list
 
         start_processes()
         precision = broadcast_object_list([precision], from_process=0)[0]
-    return section.model_copy(update={"precision": precision})
+    return replace_values(section, precision=precision)
 
 
 def is_low(section: TrainSection) -> bool:
@@ -56,4 +58,4 @@ def precision_on(section: TrainSection, device: str) -> TrainSection:
     if section.precision != "auto":
         return section
     precision = choose_training_precision("auto", "cpu") if device == "CPU" else "bf16"
-    return section.model_copy(update={"precision": precision})
+    return replace_values(section, precision=precision)

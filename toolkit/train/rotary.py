@@ -58,6 +58,7 @@ def rotary_by_stage(
         stages: stages of the data, in their order.
         sections: `train.stages`.
     """
+    # What a stage says holds for those after it, until one says otherwise.
     settings_by_stage, current = [], RotarySettings()
     for stage in stages:
         section = sections.get(stage.name, StageTrainingSection())

@@ -75,6 +75,7 @@ def run_train(
     check_trackers(section.trackers)
     distillation = _open_conversations(section, conversations, stage.seed)
     blocks = continuation.blocks if continuation else Blocks.open(data, section.epochs, stage.seed)
+    # Only the first process may hold the stage's lock; the others write nothing.
     with stage.running() if is_first() else contextlib.nullcontext(stage.work) as work:
         if is_first():
             return_states(work / STATES, work)
@@ -96,6 +97,8 @@ def run_train(
         )
         # Every process takes part in gathering; the first one writes.
         gathered = whole_parameters(model)
+        # Sharded parameters are gathered into a model of one process, which saves as any other
+        # does.
         if is_first():
             if gathered is not None:
                 model = _with_parameters(general, section, gathered)

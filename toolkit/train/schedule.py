@@ -117,6 +117,7 @@ def rate_in_stages(
     [0.25, 0.5, 4.5, 9.0, 0.75, 1.0]
     """
     stages = list(zip(steps_by_stage, stage_schedules, strict=True))
+    # The common schedule runs over its own stages alone, as though they followed one another.
     common_steps = sum(num_steps for num_steps, schedule in stages if schedule is None)
     common_step, step_in_stage = 0, step
     for num_steps, schedule in stages:

@@ -85,11 +85,15 @@ def random_llama(shape: ShapeSection, seed: int, tokenizer: Any) -> Any:
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=_SPREAD,
     )
+    # Counted without memory first: a wrong digit in a shape would be found by the machine running
+    # out of it.
     with torch.device("meta"):
         num_entries = sum(parameter.numel() for parameter in LlamaForCausalLM(config).parameters())
     refuse_beyond_memory(4 * num_entries, f"model.scratch.shape: {num_entries:,} parameters")
     with torch.random.fork_rng(devices=[]):  # its own first weights, all replaced below
         model = LlamaForCausalLM(config)
+    # Two matrices in each block write to the residual stream, so its variance grows with twice the
+    # depth.
     residual_spread = _SPREAD / math.sqrt(2.0 * shape.num_hidden_layers)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

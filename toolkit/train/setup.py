@@ -65,6 +65,7 @@ def set_up_training(model: Any, section: TrainSection, work: Path) -> TrainingSe
     dtype = products_dtype(section)
     inner_model = plain_model(model)
     is_fused = may_fuse(section, device_kind, sharded=bool(accelerator.is_fsdp2))
+    # Fused before the loss is wrapped: DDP and FSDP must see the forward pass that is used.
     is_fused = is_fused and fuse(inner_model, dtype)
     # Fused blocks already keep only what selective checkpointing would.
     checkpointing = section.gradient_checkpointing
@@ -83,6 +84,7 @@ def set_up_training(model: Any, section: TrainSection, work: Path) -> TrainingSe
         eps=settings.epsilon,
         fused=True,
     )
+    # After the parameters have their place and before any activation does.
     if is_fused:
         place_moments(optimizer)
     add_up_in_float32(accelerator)

@@ -243,6 +243,7 @@ def _compare_makers(before: dict[str, str] | None, setup: TrainingSetup) -> dict
         "blocks": "fused" if setup.plain_loss.fused else "plain",
         "precision": setup.section.precision,
     }
+    # Older states do not say; they were written by plain blocks in bfloat16.
     if before is not None:
         for change in changed_keys({"blocks": "plain", "precision": "bf16", **before}, made_now):
             say(f"  the state it continues from was written with another {change}: not bit for bit")

@@ -44,6 +44,7 @@ class TrainPlan:
     @overload
     def __getitem__(self, step: slice) -> TrainPlan: ...
 
+    # Slices of a plan are plans, as a continued run takes the beginning of one.
     def __getitem__(self, step: int | slice) -> TrainStep | TrainPlan:
         if isinstance(step, slice):
             return replace(self, steps=self.steps[step])

@@ -92,6 +92,7 @@ class _Embed(torch.autograd.Function):
             head_grad = torch.zeros(ctx.size, dtype=grad.dtype, device=grad.device)
         flat_tokens, grad = tokens.reshape(-1), grad.reshape(-1, grad.shape[-1])
         if ctx.padding is not None:
+            # The padding token's row learns nothing, as in nn.Embedding itself.
             is_learned = flat_tokens != ctx.padding
             flat_tokens, grad = flat_tokens[is_learned], grad[is_learned]
         # A token's rows are added up first, as a gradient of their own would have them.

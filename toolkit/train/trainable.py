@@ -68,8 +68,9 @@ def embeddings(model: Any) -> list[nn.Parameter]:
 
 def parameter_groups(
     model: Any, weight_decay: float, embedding_lr_scale: float = 1.0
-) -> list[dict[str, Any]]:
-    """Decay matrices and embeddings; leave vectors (norms, biases) alone.
+) -> list[dict[str, object]]:
+    """Decay matrices and embeddings; leave vectors (norms, biases) alone: decay would pull a norm
+    to zero, not to one.
 
     Every group has an `lr_scale` that the schedule's rate is multiplied with.
     """
@@ -100,6 +101,8 @@ def _with_adapters(model: Any, section: LoraSection) -> Any:
         task_type="CAUSAL_LM",
     )
     linear_modules = (module for module in model.modules() if isinstance(module, nn.Linear))
+    # peft makes adapters one by one; a rank that cannot even be held for one layer is a slip of the
+    # pen.
     adapter_entries = section.rank * max(
         (sum(module.weight.shape) for module in linear_modules), default=0
     )
@@ -145,12 +148,15 @@ def _with_new_blocks(model: Any, section: BlockExpansionSection) -> Any:
         new_kinds += layer_kinds[layer_index : layer_index + 1]
         if layer_index in copied_layers:
             new_block = copy.deepcopy(layer)
+            # With these at zero the block adds nothing to the residual stream: training begins from
+            # the model as it was.
             for output_name in ("self_attn.o_proj", "mlp.down_proj"):
                 new_block.get_parameter(f"{output_name}.weight").zero_()
             for parameter in new_block.parameters():
                 parameter.requires_grad_(True)
             grown_layers.append(new_block)
             new_kinds += layer_kinds[layer_index : layer_index + 1]
+    # Layers find their keys and values in a cache by these numbers.
     for layer_index, layer in enumerate(grown_layers):
         if hasattr(layer, "self_attn") and hasattr(layer.self_attn, "layer_idx"):
             layer.self_attn.layer_idx = layer_index

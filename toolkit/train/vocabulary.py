@@ -71,15 +71,15 @@ def choose_merges(
     known_tokens, merges, saved = set(known), list[Pair](), list[int]()
     while pair_queue and len(merges) < num_tokens:
         negative_total, pair = heapq.heappop(pair_queue)
-        if (
-            pair_totals[pair] != -negative_total
-        ):  # an old entry; the pair was put in again with its new total
+        # An old entry: the pair was put in again with its new total, or is now.
+        if pair_totals[pair] != -negative_total:
             if pair_totals[pair] >= min_count:
                 heapq.heappush(pair_queue, (-pair_totals[pair], pair))
             continue
         if -negative_total < min_count:
             break
         new_token = pair[0] + pair[1]
+        # Bytes by themselves stay single: a token with half a sign in it could not be written out.
         if new_token in known_tokens or _BYTE.fullmatch(pair[0]) or _BYTE.fullmatch(pair[1]):
             continue
         # Only words with the pair change, and with them the totals of the pairs around it.
@@ -88,10 +88,8 @@ def choose_merges(
         changed_pairs: set[Pair] = set()
         saved_here = 0
         for word_number in sorted(words_with_pair.pop(pair)):
-            pieces_before, pieces_after = (
-                pieces_of_words[word_number],
-                join(pieces_of_words[word_number], pair),
-            )
+            pieces_before = pieces_of_words[word_number]
+            pieces_after = join(pieces_before, pair)
             if len(pieces_before) == len(pieces_after):
                 continue
             saved_here += word_counts[word_number] * (len(pieces_before) - len(pieces_after))

@@ -69,6 +69,7 @@ class Workspace(threading.local):
         back is freed with the loan, as any tensor is."""
         place_key = name, dtype, torch.device(device)
         free_places = self._free.get(place_key)
+        # The last one given back is the warmest in the cache.
         place = _large_enough(free_places.pop() if free_places else None, shape, dtype, device)
         return Loan(place[: prod(shape)].view(shape), place_key, place)
 

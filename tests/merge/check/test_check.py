@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from toolkit.cli import main
-from toolkit.merge.check.findings import Finding, findings_text
+from toolkit.errors import Fault
+from toolkit.merge.check.findings import as_sentence, findings_text
 from toolkit.merge.check.run import check_merge
 
 Models = tuple[Path, Path]
@@ -39,15 +40,17 @@ def ties(base: Path, *tuned: Path | str, **parameters: Any) -> dict[str, Any]:
     return {"merge_method": "ties", "base_model": str(base), "models": models}
 
 
-def check(data: dict[str, Any], tmp_path: Path, **options: Any) -> list[Finding]:
+def check(data: dict[str, Any], tmp_path: Path, **options: Any) -> list[Fault]:
     path = tmp_path / "merge.yml"
     path.write_text(yaml.safe_dump(data))
     return check_merge(path, **options)
 
 
-def has(findings: list[Finding], severity: str, where: str, *words: str) -> bool:
+def has(findings: list[Fault], severity: str, where: str, *words: str) -> bool:
     return any(
-        f.severity == severity and f.where.endswith(where) and all(w in f.line for w in words)
+        f.severity == severity
+        and f.where.endswith(where)
+        and all(w in as_sentence(f) for w in words)
         for f in findings
     )
 
@@ -100,12 +103,12 @@ def test_what_the_plan_refuses_is_said_once(tmp_path: Path, make_model: Callable
     base = make_model(tmp_path / "base", seed=1)
     deep = make_model(tmp_path / "deep", seed=1, num_hidden_layers=3)
     found = check(ties(base, deep), tmp_path)
-    errors = [f.line for f in found if f.severity == "error"]
+    errors = [as_sentence(f) for f in found if f.severity == "error"]
     assert len(errors) == 1
     assert "has 3 layers in model.layers" in errors[0]
     biased = make_model(tmp_path / "biased", seed=1, attention_bias=True)
     found = check(ties(base, biased), tmp_path)
-    errors = [f.line for f in found if f.severity == "error"]
+    errors = [as_sentence(f) for f in found if f.severity == "error"]
     assert len(errors) == 1
     assert "lacks 8 tensors like model.layers.*.self_attn.k_proj.bias (2), " in errors[0]
     assert "1 more kind" in errors[0]
@@ -276,7 +279,7 @@ def test_room_for_the_output(two_models: Models, tmp_path: Path, monkeypatch: py
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").write_text("x")
     found = check(ties(*two_models), tmp_path, out=tmp_path / "out")
-    assert [f.line for f in found] == [
+    assert [as_sentence(f) for f in found] == [
         f"{tmp_path / 'out'}: exists and is not empty (it holds file); give another "
         "folder or remove it."
     ]

@@ -60,24 +60,27 @@ def compare_gguf(folder: Path, path: Path) -> GgufComparison:
     Raises:
         CheckpointError: it cannot be loaded, lacks a tensor, or cuts a text into other tokens.
     """
-    whole: Any = load_causal_model(folder, torch.float32)
-    again = _load(path, whole.config)
+    original: Any = load_causal_model(folder, torch.float32)
+    reloaded = _load(path, original.config)
     tokenizer: Any = load_tokenizer(folder)
     _compare_tokens(path, tokenizer)
-    theirs = again.state_dict()
-    largest = total = norm = 0.0
-    worst = (0.0, "")
-    for name, own in whole.state_dict().items():
-        if name not in theirs or theirs[name].shape != own.shape:
+    reloaded_state = reloaded.state_dict()
+    largest_error = squared_total = squared_norm = 0.0
+    worst_tensor = (0.0, "")
+    for name, own in original.state_dict().items():
+        if name not in reloaded_state or reloaded_state[name].shape != own.shape:
             raise CheckpointError(f"{path.name}: {name} is not in it as the model has it.")
-        difference = (theirs[name] - own).double()
-        squared, size = float(difference.square().sum()), float(own.double().square().sum())
-        largest = max(largest, float(difference.abs().max()))
-        total, norm = total + squared, norm + size
-        worst = max(worst, ((squared / size) ** 0.5 if size else 0.0, name))
-    divergence, same = _compare_logits(whole, again, tokenizer)
-    relative = (total / norm) ** 0.5 if norm else 0.0
-    return GgufComparison(largest, relative, worst[1], worst[0], divergence, same)
+        # Double: sums of squares over hundreds of millions of entries lose digits in float32.
+        difference = (reloaded_state[name] - own).double()
+        squared_error, size = float(difference.square().sum()), float(own.double().square().sum())
+        largest_error = max(largest_error, float(difference.abs().max()))
+        squared_total, squared_norm = squared_total + squared_error, squared_norm + size
+        worst_tensor = max(worst_tensor, ((squared_error / size) ** 0.5 if size else 0.0, name))
+    divergence, same = _compare_logits(original, reloaded, tokenizer)
+    relative_error = (squared_total / squared_norm) ** 0.5 if squared_norm else 0.0
+    return GgufComparison(
+        largest_error, relative_error, worst_tensor[1], worst_tensor[0], divergence, same
+    )
 
 
 def _load(path: Path, config: Any) -> Any:
@@ -85,8 +88,8 @@ def _load(path: Path, config: Any) -> Any:
 
     silence_libraries()
     # transformers reads no scaling of rotary frequencies out of a GGUF file; llama.cpp does.
-    rope = dict(getattr(config, "rope_parameters", None) or {})
-    own = {} if rope.get("rope_type", "default") == "default" else {"config": config}
+    rope_values = dict(getattr(config, "rope_parameters", None) or {})
+    own = {} if rope_values.get("rope_type", "default") == "default" else {"config": config}
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             return AutoModelForCausalLM.from_pretrained(
@@ -99,26 +102,27 @@ def _load(path: Path, config: Any) -> Any:
 def _compare_tokens(path: Path, tokenizer: Any) -> None:
     from transformers import AutoTokenizer
 
-    theirs: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    match_pre_tokenizer(theirs, check_gguf(path))
-    own = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    found = theirs(TEXT, add_special_tokens=False)["input_ids"]
-    if own != found:
-        at = next(
-            n for n, (a, b) in enumerate(zip([*own, -1], [*found, -2], strict=False)) if a != b
+    gguf_tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    match_pre_tokenizer(gguf_tokenizer, check_gguf(path))
+    own_ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    found = gguf_tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    if own_ids != found:
+        first_other = next(
+            n for n, (a, b) in enumerate(zip([*own_ids, -1], [*found, -2], strict=False)) if a != b
         )
         raise CheckpointError(
-            f"{path.name}: its tokenizer cuts a text otherwise than the model's, from token {at} "
-            f"on ({tokenizer.convert_ids_to_tokens(own[at : at + 3])} became "
-            f"{theirs.convert_ids_to_tokens(found[at : at + 3])})."
+            f"{path.name}: its tokenizer cuts a text otherwise than the model's, from token "
+            f"{first_other} on "
+            f"({tokenizer.convert_ids_to_tokens(own_ids[first_other : first_other + 3])} became "
+            f"{gguf_tokenizer.convert_ids_to_tokens(found[first_other : first_other + 3])})."
         )
 
 
 def _compare_logits(whole: Any, again: Any, tokenizer: Any) -> tuple[float, float]:
-    tokens: Tensor = torch.tensor([tokenizer(TEXT)["input_ids"]])
+    token_ids: Tensor = torch.tensor([tokenizer(TEXT)["input_ids"]])
     with torch.no_grad():
-        one = whole(tokens).logits[0].float().log_softmax(-1)
-        two = again(tokens).logits[0].float().log_softmax(-1)
-    divergence = float((one.exp() * (one - two)).sum(-1).mean())
-    same = float((one.argmax(-1) == two.argmax(-1)).float().mean())
-    return max(divergence, 0.0), same
+        own_logits = whole(token_ids).logits[0].float().log_softmax(-1)
+        gguf_logits = again(token_ids).logits[0].float().log_softmax(-1)
+    divergence = float((own_logits.exp() * (own_logits - gguf_logits)).sum(-1).mean())
+    same_share = float((own_logits.argmax(-1) == gguf_logits.argmax(-1)).float().mean())
+    return max(divergence, 0.0), same_share

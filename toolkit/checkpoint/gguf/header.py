@@ -20,7 +20,7 @@ _COUNTS = (
 )
 
 
-def check_gguf(path: Path) -> dict[str, Any]:
+def check_gguf(path: Path) -> dict[str, object]:
     """Refuse a file whose header claims more than its bytes can hold.
 
     Returns:
@@ -30,9 +30,9 @@ def check_gguf(path: Path) -> dict[str, Any]:
         CheckpointError: it does, or is no GGUF file.
     """
     try:
-        size = path.stat().st_size
+        file_bytes = path.stat().st_size
         with path.open("rb") as file:
-            return _check(path, file, size)
+            return _check(path, file, file_bytes)
     except OSError as error:
         raise CheckpointError(f"{path.name}: cannot be read ({error.strerror}).") from error
     except (struct.error, EOFError, UnicodeDecodeError, RecursionError) as error:
@@ -41,9 +41,9 @@ def check_gguf(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _check(path: Path, file: IO[bytes], size: int) -> dict[str, Any]:
-    magic, version = file.read(4), _number(file, "<I")
-    if magic != b"GGUF" or version not in (2, 3):
+def _check(path: Path, file: IO[bytes], size: int) -> dict[str, object]:
+    magic_bytes, version = file.read(4), _number(file, "<I")
+    if magic_bytes != b"GGUF" or version not in (2, 3):
         raise CheckpointError(f"{path.name}: is no GGUF file of version 2 or 3; {_AGAIN}.")
     num_tensors, num_values = _number(file, "<Q"), _number(file, "<Q")
     # A tensor's entry takes at least 28 bytes, a value's 13.
@@ -54,19 +54,19 @@ def _check(path: Path, file: IO[bytes], size: int) -> dict[str, Any]:
         )
     values = {}
     for _ in range(num_values):
-        name = _text(file, size)
-        values[name] = _value(file, _number(file, "<I"), size, 0)
+        value_name = _text(file, size)
+        values[value_name] = _value(file, _number(file, "<I"), size, 0)
     for _ in range(num_tensors):
         name = _text(file, size)
-        dimensions = _number(file, "<I")
-        if dimensions > 8:
-            raise CheckpointError(f"{path.name}: {name} has {dimensions} dimensions; {_AGAIN}.")
-        entries = 1
-        for _ in range(dimensions):
-            entries *= _number(file, "<Q")
+        num_dimensions = _number(file, "<I")
+        if num_dimensions > 8:
+            raise CheckpointError(f"{path.name}: {name} has {num_dimensions} dimensions; {_AGAIN}.")
+        num_entries = 1
+        for _ in range(num_dimensions):
+            num_entries *= _number(file, "<Q")
         _number(file, "<I")
         # One bit an entry is less than any kind takes.
-        if entries > 8 * size or _number(file, "<Q") > size:
+        if num_entries > 8 * size or _number(file, "<Q") > size:
             raise CheckpointError(
                 f"{path.name}: {name} is larger than the file of {size:,} bytes; {_AGAIN}."
             )
@@ -74,29 +74,30 @@ def _check(path: Path, file: IO[bytes], size: int) -> dict[str, Any]:
     return values
 
 
-def _check_counts(path: Path, values: dict[str, Any], num_tensors: int, size: int) -> None:
-    kind = values.get("general.architecture")
-    for count in _COUNTS:
-        name = f"{kind}.{count}"
-        value = values.get(name)
-        most = num_tensors if count == "block_count" else 8 * size
-        if isinstance(value, int) and not 0 <= value <= most:
+def _check_counts(path: Path, values: dict[str, object], num_tensors: int, size: int) -> None:
+    architecture_name = values.get("general.architecture")
+    for count_key in _COUNTS:
+        value_name = f"{architecture_name}.{count_key}"
+        claimed_count = values.get(value_name)
+        upper_bound = num_tensors if count_key == "block_count" else 8 * size
+        if isinstance(claimed_count, int) and not 0 <= claimed_count <= upper_bound:
             raise CheckpointError(
-                f"{path.name}: {name} is {value:,}, more than its {num_tensors:,} tensors of "
-                f"{size:,} bytes can have; {_AGAIN}."
+                f"{path.name}: {value_name} is {claimed_count:,}, more than its {num_tensors:,} "
+                f"tensors of {size:,} bytes can have; {_AGAIN}."
             )
 
 
 def _number(file: IO[bytes], code: str) -> int:
-    data = file.read(struct.calcsize(code))
-    return int(struct.unpack(code, data)[0])
+    number_bytes = file.read(struct.calcsize(code))
+    return int(struct.unpack(code, number_bytes)[0])
 
 
 def _text(file: IO[bytes], size: int) -> str:
-    length = _number(file, "<Q")
-    if length > size - file.tell():
-        raise EOFError(f"a text of {length:,} bytes")
-    return file.read(length).decode("utf-8", "replace")
+    num_bytes = _number(file, "<Q")
+    # Asked before reading: a claim of terabytes would be allocated first.
+    if num_bytes > size - file.tell():
+        raise EOFError(f"a text of {num_bytes:,} bytes")
+    return file.read(num_bytes).decode("utf-8", "replace")
 
 
 def _value(file: IO[bytes], kind: int, size: int, depth: int) -> Any:
@@ -106,16 +107,17 @@ def _value(file: IO[bytes], kind: int, size: int, depth: int) -> Any:
     if kind != _ARRAY:
         if kind not in _SIZES:
             raise EOFError(f"a value of kind {kind}")
-        data = file.read(_SIZES[kind])
-        if len(data) < _SIZES[kind]:
+        value_bytes = file.read(_SIZES[kind])
+        if len(value_bytes) < _SIZES[kind]:
             raise EOFError("a value")
-        return struct.unpack(_FORMATS[kind], data)[0] if kind in _FORMATS else None
-    inner, count = _number(file, "<I"), _number(file, "<Q")
-    if depth > 3 or count * _SIZES.get(inner, 8) > size - file.tell():
-        raise EOFError(f"a list of {count:,} values")
-    if inner in _SIZES:
-        file.seek(count * _SIZES[inner], 1)
+        return struct.unpack(_FORMATS[kind], value_bytes)[0] if kind in _FORMATS else None
+    inner_kind, num_values = _number(file, "<I"), _number(file, "<Q")
+    # Lists within lists are allowed; deeper than llama.cpp ever writes is an attack on the stack.
+    if depth > 3 or num_values * _SIZES.get(inner_kind, 8) > size - file.tell():
+        raise EOFError(f"a list of {num_values:,} values")
+    if inner_kind in _SIZES:
+        file.seek(num_values * _SIZES[inner_kind], 1)
         return None
-    for _ in range(count):
-        _value(file, inner, size, depth + 1)
+    for _ in range(num_values):
+        _value(file, inner_kind, size, depth + 1)
     return None

@@ -19,7 +19,7 @@ _CONVERSION_KEYS = ("quantization_config", "_name_or_path", "_model_name_or_path
 """What the conversion leaves in the config: the first forbids saving, the others are only names."""
 
 
-def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, object]:
     """Dequantize a GGUF model and write it as safetensors with tokenizer and chat template.
 
     Args:
@@ -38,7 +38,7 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]
 
     silence_libraries()
     header = check_gguf(path)
-    source: dict[str, Any] = {
+    gguf_source: dict[str, object] = {
         "pretrained_model_name_or_path": path.parent,
         "gguf_file": path.name,
     }
@@ -47,12 +47,12 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]
         reading(path.name, CheckpointError, "cannot be read as GGUF", "fetch it again"),
         contextlib.redirect_stderr(io.StringIO()),
     ):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        tokenizer: Any = AutoTokenizer.from_pretrained(**source)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**gguf_source, dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(**gguf_source)
     # A model loaded from GGUF refuses to be saved; one built from its cleaned config does not.
-    plain = {k: v for k, v in loaded.config.to_dict().items() if k not in _CONVERSION_KEYS}
+    config_values = {k: v for k, v in loaded.config.to_dict().items() if k not in _CONVERSION_KEYS}
     with init_empty_weights():  # random ones would only be replaced
-        model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(plain))
+        model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(config_values))
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
     model.to(dtype).save_pretrained(folder)
@@ -65,7 +65,7 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, Any]
     }
 
 
-def match_pre_tokenizer(tokenizer: Any, header: Mapping[str, Any]) -> None:
+def match_pre_tokenizer(tokenizer: Any, header: Mapping[str, object]) -> None:
     """Restore what transformers' conversion drops: SmolLM splits digits before anything else.
 
     Args:
@@ -76,5 +76,5 @@ def match_pre_tokenizer(tokenizer: Any, header: Mapping[str, Any]) -> None:
 
     if header.get("tokenizer.ggml.pre") == "smollm":
         backend = tokenizer.backend_tokenizer
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+        digit_splitter = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digit_splitter, backend.pre_tokenizer])

@@ -62,36 +62,41 @@ def read_vocabulary(folder: Path, size: int) -> GgufVocabulary:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: has no tokenizer.json; save the tokenizer as a fast one.")
-    values = read_object(path, CheckpointError)
-    model = values["model"]
-    if model.get("type") != "BPE":
+    tokenizer_json = read_object(path, CheckpointError)
+    model_json = tokenizer_json["model"]
+    if model_json.get("type") != "BPE":
         raise CheckpointError(
-            f"{path}: is a {model.get('type')} tokenizer; GGUF files are written with BPE only."
+            f"{path}: is a {model_json.get('type')} tokenizer; GGUF files are written with BPE "
+            "only."
         )
     tokenizer: Any = load_tokenizer(folder)
-    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-    is_pieces = bool(model.get("byte_fallback"))
-    ids = {int(number): token for token, number in model["vocab"].items()}
-    added = {int(entry["id"]): entry for entry in values.get("added_tokens", ())}
-    ids |= {number: entry["content"] for number, entry in added.items()}
-    if ids and max(ids) >= size:
-        raise CheckpointError(f"{path}: has token {max(ids)}, but the model has {size} rows.")
-    tokens = [ids.get(number, f"[PAD{number}]") for number in range(size)]
-    types = [_type(number, ids, added, is_pieces, tokenizer) for number in range(size)]
-    around: list[int] = tokenizer("")["input_ids"]
-    add_bos = bool(around) and around[0] == tokenizer.bos_token_id
-    add_eos = len(around) > add_bos and around[-1] == tokenizer.eos_token_id
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model_json["merges"]]
+    is_pieces = bool(model_json.get("byte_fallback"))
+    text_by_id = {int(number): token for token, number in model_json["vocab"].items()}
+    added = {int(entry["id"]): entry for entry in tokenizer_json.get("added_tokens", ())}
+    text_by_id |= {number: entry["content"] for number, entry in added.items()}
+    if text_by_id and max(text_by_id) >= size:
+        raise CheckpointError(
+            f"{path}: has token {max(text_by_id)}, but the model has {size} rows."
+        )
+    # llama.cpp needs a token for every row; its own converter fills gaps with the same names.
+    all_tokens = [text_by_id.get(number, f"[PAD{number}]") for number in range(size)]
+    token_types = [_type(number, text_by_id, added, is_pieces, tokenizer) for number in range(size)]
+    # What surrounds nothing surrounds every text.
+    empty_ids: list[int] = tokenizer("")["input_ids"]
+    add_bos = bool(empty_ids) and empty_ids[0] == tokenizer.bos_token_id
+    add_eos = len(empty_ids) > add_bos and empty_ids[-1] == tokenizer.eos_token_id
     return GgufVocabulary(
         model="llama" if is_pieces else "gpt2",
-        pre="default" if is_pieces else _pre(values, path),
-        tokens=tokens,
-        types=types,
-        scores=_scores(tokens, types, merges) if is_pieces else None,
+        pre="default" if is_pieces else _pre(tokenizer_json, path),
+        tokens=all_tokens,
+        types=token_types,
+        scores=_scores(all_tokens, token_types, merges) if is_pieces else None,
         merges=[" ".join(pair) for pair in merges],
         special=_special(tokenizer),
         add_bos=add_bos,
         add_eos=add_eos,
-        add_space_prefix=is_pieces and _has_space_prefix(values),
+        add_space_prefix=is_pieces and _has_space_prefix(tokenizer_json),
         chat_template=_template(tokenizer),
     )
 
@@ -112,12 +117,12 @@ def _type(
 
 def _scores(tokens: list[str], types: list[int], merges: list[tuple[str, ...]]) -> list[float]:
     """SentencePiece merges what scores highest: minus the first rank that makes a token."""
-    rank: dict[str, int] = {}
-    for number, (left, right) in enumerate(merges):
-        rank.setdefault(left + right, number)
-    last = len(merges)
+    merge_ranks: dict[str, int] = {}
+    for merge_rank, (left, right) in enumerate(merges):
+        merge_ranks.setdefault(left + right, merge_rank)
+    last_rank = len(merges)
     return [
-        float(-rank.get(token, last)) if kind in (_NORMAL, _USER) else 0.0
+        float(-merge_ranks.get(token, last_rank)) if kind in (_NORMAL, _USER) else 0.0
         for token, kind in zip(tokens, types, strict=True)
     ]
 
@@ -131,24 +136,24 @@ def _pre(values: Mapping[str, Any], path: Path) -> str:
     """
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-    node = values.get("pre_tokenizer") or {}
-    steps = node.get("pretokenizers", [node]) if node else []
+    pre_tokenizer = values.get("pre_tokenizer") or {}
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if pre_tokenizer else []
     kinds = [step.get("type") for step in steps]
-    prefix = any(step.get("add_prefix_space") for step in steps)
-    if values.get("normalizer") is None and not prefix and kinds and kinds[-1] == "ByteLevel":
+    adds_prefix = any(step.get("add_prefix_space") for step in steps)
+    if values.get("normalizer") is None and not adds_prefix and kinds and kinds[-1] == "ByteLevel":
         uses_regex = steps[-1].get("use_regex", True)
         if kinds == ["ByteLevel"] and uses_regex:
             return "gpt-2"
         if kinds == ["Digits", "ByteLevel"] and uses_regex and steps[0].get("individual_digits"):
             return "smollm"
         if kinds == ["Split", "ByteLevel"] and not uses_regex:
-            pattern = steps[0].get("pattern", {}).get("Regex")
-            for name in _SPLITS:
-                if GGUF_PRE_TOKENIZER_SPLITS.get(name) == pattern:
-                    return name
-    shown = " then ".join(str(kind) for kind in kinds) or "none"
+            split_pattern = steps[0].get("pattern", {}).get("Regex")
+            for split_name in _SPLITS:
+                if GGUF_PRE_TOKENIZER_SPLITS.get(split_name) == split_pattern:
+                    return split_name
+    shown_kinds = " then ".join(str(kind) for kind in kinds) or "none"
     raise CheckpointError(
-        f"{path}: its pre-tokenizer ({shown}) has no name in GGUF that is known here (gpt-2, "
+        f"{path}: its pre-tokenizer ({shown_kinds}) has no name in GGUF that is known here (gpt-2, "
         f"smollm, {', '.join(_SPLITS)}); publish the model as safetensors, or use llama.cpp's "
         "converter."
     )
@@ -167,8 +172,8 @@ def _template(tokenizer: Any) -> str | None:
 
 
 def _has_space_prefix(values: Mapping[str, Any]) -> bool:
-    parts = [values.get("normalizer") or {}, values.get("pre_tokenizer") or {}]
-    steps = [s for p in parts for s in p.get("normalizers", p.get("pretokenizers", [p]))]
+    tokenizer_parts = [values.get("normalizer") or {}, values.get("pre_tokenizer") or {}]
+    steps = [s for p in tokenizer_parts for s in p.get("normalizers", p.get("pretokenizers", [p]))]
     return any(
         step.get("type") == "Prepend"
         or (step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never")

@@ -23,7 +23,6 @@ from toolkit.checkpoint.read import Checkpoint
 from toolkit.errors import CheckpointError
 from toolkit.leftovers import appearing_file
 
-GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0")
 _MODEL_TYPES = ("llama", "mistral")
 _ROPE = ("default", "linear", "llama3")
 
@@ -64,17 +63,17 @@ def _add_tensors(writer: Any, folder: Path, config: Any, kind: str) -> None:
 
     checkpoint = open_checkpoint(folder)
     gguf_names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    factors = _rope_factors(config)
-    if factors is not None:
-        writer.add_tensor("rope_freqs.weight", factors)
+    frequency_factors = _rope_factors(config)
+    if frequency_factors is not None:
+        writer.add_tensor("rope_freqs.weight", frequency_factors)
     for name in checkpoint.names:
         if name == "lm_head.weight" and own_head(checkpoint) is None and config.tie_word_embeddings:
             continue  # the embedding's copy: llama.cpp takes that where there is no output
         gguf_name = gguf_names.get_name(name, try_suffixes=(".weight", ".bias"))
         if gguf_name is None:
             raise CheckpointError(f"{folder}: {name} has no place in a GGUF file of a Llama.")
-        data, raw = _encode(_permuted(_array(checkpoint, name), name, config), kind, name)
-        writer.add_tensor(gguf_name, data, raw_dtype=raw)
+        data, raw_type = _encode(_permuted(_array(checkpoint, name), name, config), kind, name)
+        writer.add_tensor(gguf_name, data, raw_dtype=raw_type)
 
 
 def _config(folder: Path) -> Any:
@@ -87,16 +86,16 @@ def _config(folder: Path) -> Any:
             f"{folder}: is a {config.model_type!r} model; GGUF files are written of the Llama "
             f"family ({', '.join(_MODEL_TYPES)}) only. llama.cpp's own converter knows others."
         )
-    for key in ("attention_bias", "mlp_bias", "sliding_window"):
-        if value := getattr(config, key, None):
+    for config_key in ("attention_bias", "mlp_bias", "sliding_window"):
+        if config_value := getattr(config, config_key, None):
             raise CheckpointError(
-                f"{folder}: config.json has {key}: {value}, which would be lost in a GGUF file; "
-                "publish the model as safetensors."
+                f"{folder}: config.json has {config_key}: {config_value}, which would be lost in a "
+                "GGUF file; publish the model as safetensors."
             )
-    kind = _rope(config).get("rope_type", "default")
-    if kind not in _ROPE:
+    rope_type = _rope(config).get("rope_type", "default")
+    if rope_type not in _ROPE:
         raise CheckpointError(
-            f"{folder}: its rotary embedding is {kind!r}; GGUF files are written with "
+            f"{folder}: its rotary embedding is {rope_type!r}; GGUF files are written with "
             f"{', '.join(_ROPE)} only. Publish the model as safetensors."
         )
     return config
@@ -108,14 +107,14 @@ def _rope(config: Any) -> dict[str, Any]:
 
 def head_dim(config: Any) -> int:
     """Entries of one attention head."""
-    own = getattr(config, "head_dim", None)
-    return int(own or config.hidden_size // config.num_attention_heads)
+    own_dim = getattr(config, "head_dim", None)
+    return int(own_dim or config.hidden_size // config.num_attention_heads)
 
 
 def _write_settings(writer: Any, config: Any, kind: str) -> None:
     import gguf
 
-    rope = _rope(config)
+    rope_values = _rope(config)
     writer.add_type("model")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -123,15 +122,15 @@ def _write_settings(writer: Any, config: Any, kind: str) -> None:
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_freq_base(float(rope.get("rope_theta", 10000.0)))
+    writer.add_rope_freq_base(float(rope_values.get("rope_theta", 10000.0)))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_rope_dimension_count(head_dim(config))
     writer.add_key_length(head_dim(config))
     writer.add_value_length(head_dim(config))
-    if rope.get("rope_type") == "linear":
+    if rope_values.get("rope_type") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-        writer.add_rope_scaling_factor(float(rope["factor"]))
+        writer.add_rope_scaling_factor(float(rope_values["factor"]))
     types = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
     writer.add_file_type(int(gguf.LlamaFileType[types[kind]]))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -145,13 +144,13 @@ def _write_facts(writer: Any, name: str, facts: Mapping[str, Any]) -> None:
         writer.add_license_link(facts["license_link"])
     if facts.get("languages"):
         writer.add_languages(list(facts["languages"]))
-    bases: Sequence[str] = facts.get("base_models", ())
-    if bases:
-        writer.add_base_model_count(len(bases))
-    for number, base in enumerate(bases):
-        writer.add_base_model_name(number, base.rsplit("/", 1)[-1])
-        if "/" in base:
-            writer.add_base_model_organization(number, base.split("/")[0])
+    base_models: Sequence[str] = facts.get("base_models", ())
+    if base_models:
+        writer.add_base_model_count(len(base_models))
+    for number, base_name in enumerate(base_models):
+        writer.add_base_model_name(number, base_name.rsplit("/", 1)[-1])
+        if "/" in base_name:
+            writer.add_base_model_organization(number, base_name.split("/")[0])
 
 
 def _write_vocabulary(writer: Any, vocabulary: GgufVocabulary) -> None:
@@ -173,16 +172,16 @@ def _write_vocabulary(writer: Any, vocabulary: GgufVocabulary) -> None:
 
 
 def _array(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = checkpoint.tensor(name).to(torch.float32).numpy()
-    return array
+    float_array: NDArray[np.float32] = checkpoint.tensor(name).to(torch.float32).numpy()
+    return float_array
 
 
 def _permuted(array: NDArray[np.float32], name: str, config: Any) -> NDArray[np.float32]:
     """Query and key rows from transformers' order (halves) to ggml's (pairs)."""
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for part, count in heads.items():
-        if f".{part}." in name:
-            return permute_rows(array, count)
+    head_counts = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for projection_name, num_heads in head_counts.items():
+        if f".{projection_name}." in name:
+            return permute_rows(array, num_heads)
     return array
 
 
@@ -192,9 +191,9 @@ def permute_rows(array: NDArray[np.float32], num_heads: int) -> NDArray[np.float
     >>> permute_rows(np.arange(4, dtype=np.float32).reshape(4, 1), 1).ravel().tolist()
     [0.0, 2.0, 1.0, 3.0]
     """
-    half = array.shape[0] // num_heads // 2
-    split = array.reshape(num_heads, 2, half, *array.shape[1:])
-    return np.ascontiguousarray(split.swapaxes(1, 2).reshape(array.shape))
+    half_rows = array.shape[0] // num_heads // 2
+    split_heads = array.reshape(num_heads, 2, half_rows, *array.shape[1:])
+    return np.ascontiguousarray(split_heads.swapaxes(1, 2).reshape(array.shape))
 
 
 def _encode(array: NDArray[np.float32], kind: str, name: str) -> tuple[NDArray[Any], Any]:
@@ -204,8 +203,8 @@ def _encode(array: NDArray[np.float32], kind: str, name: str) -> tuple[NDArray[A
     if array.ndim == 1 or kind == "F32":
         return array, None
     wanted = gguf.GGMLQuantizationType[kind]
-    block = gguf.GGML_QUANT_SIZES[wanted][0]
-    if array.shape[-1] % block:
+    block_size = gguf.GGML_QUANT_SIZES[wanted][0]
+    if array.shape[-1] % block_size:
         # llama.cpp falls back to F16 where a row is no whole number of blocks.
         wanted = gguf.GGMLQuantizationType.F16
     if wanted == gguf.GGMLQuantizationType.F16 and np.abs(array).max() > np.finfo(np.float16).max:
@@ -219,9 +218,10 @@ def _rope_factors(config: Any) -> NDArray[np.float32] | None:
         return None
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    scaled_frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     size = head_dim(config)
-    theta = float(_rope(config)["rope_theta"])
-    plain = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
-    factors: NDArray[np.float32] = (plain / scaled.float()).numpy().astype(np.float32)
+    rope_theta = float(_rope(config)["rope_theta"])
+    # As transformers computes them, in float32: the quotient must not differ in its last bit.
+    plain = 1.0 / rope_theta ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
+    factors: NDArray[np.float32] = (plain / scaled_frequencies.float()).numpy().astype(np.float32)
     return factors

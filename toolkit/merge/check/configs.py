@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from toolkit.errors import Fault, Severity
 from toolkit.load_yaml import JsonObject, JsonView
-from toolkit.merge.check.findings import Finding, Severity
 from toolkit.merge.check.survey import Model, Survey
 
 _KEYS: Mapping[str, tuple[Severity, str]] = {
@@ -54,15 +54,15 @@ _SAME_EPS = 1e-3
 """Relative difference below which two numbers are one: configs print float32 in many ways."""
 
 
-def check_configs(survey: Survey) -> Iterator[Finding]:
+def check_configs(survey: Survey) -> Iterator[Fault]:
     """Compare every model's config with that of the leading one."""
     for model in survey.models:
         if not model.config:
-            yield Finding(
-                "error" if model is survey.leader else "warning",
+            yield Fault(
                 model.name,
                 "has no config.json",
                 "give a whole model folder",
+                "error" if model is survey.leader else "warning",
             )
         yield from _stale_quantization(model)
     leader = survey.leader
@@ -72,27 +72,30 @@ def check_configs(survey: Survey) -> Iterator[Finding]:
     for model in survey.others:
         if not (model.config and leader.config):
             continue
-        own, first = plain_values(model.config), plain_values(leader.config)
-        for key, (severity, advice) in _KEYS.items():
-            if key == "num_hidden_layers" and is_sliced:
+        own_values, leader_values = plain_values(model.config), plain_values(leader.config)
+        for config_key, (severity, advice) in _KEYS.items():
+            if config_key == "num_hidden_layers" and is_sliced:
                 continue
-            a, b = first.get(key), own.get(key)
-            is_known = key in _DEFAULTS or (a is not None and b is not None)
-            if is_known and not _equal(a, b):
-                what = f"{key} is {_short(b)}, in {leader.name} {_short(a)}"
-                yield Finding(severity, model.name, what, advice)
+            leader_value, own_value = leader_values.get(config_key), own_values.get(config_key)
+            # A key that one config leaves out says nothing, unless its default is known.
+            is_known = config_key in _DEFAULTS or None not in (leader_value, own_value)
+            if is_known and not _equal(leader_value, own_value):
+                what = (
+                    f"{config_key} is {_short(own_value)}, in {leader.name} {_short(leader_value)}"
+                )
+                yield Fault(model.name, what, advice, severity)
 
 
-def _stale_quantization(model: Model) -> Iterator[Finding]:
+def _stale_quantization(model: Model) -> Iterator[Fault]:
     """Packed weights do not open, so a model that did has plain ones, whatever its config says."""
-    settings = model.config.get("quantization_config")
-    if settings:
-        method = settings.get("quant_method") if isinstance(settings, Mapping) else None
-        yield Finding(
-            "note",
+    quantization = model.config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else None
+        yield Fault(
             model.name,
             f"its config.json says that it is quantized ({method}), and its weights are plain",
             "the merge is written without quantization_config; remove it there too",
+            "note",
         )
 
 
@@ -108,20 +111,20 @@ def plain_values(config: JsonView) -> JsonObject:
     if isinstance(text, Mapping):
         # The whole model's class and type stay: they say more than the text part's.
         values = {**text, **{k: v for k, v in config.items() if k not in text or k in _WHOLE}}
-    rope = values.get("rope_parameters") or values.get("rope_scaling")
-    theta = values.get("rope_theta")
-    if isinstance(rope, Mapping):
-        theta = rope.get("rope_theta", theta)
-        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        values["rope_scaling"] = None if kind in (None, "default") else scaling
-    values["rope_theta"] = _DEFAULTS["rope_theta"] if theta is None else theta
-    hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
-    if isinstance(hidden, int) and isinstance(heads, int) and heads:
+    rope_part = values.get("rope_parameters") or values.get("rope_scaling")
+    rope_theta = values.get("rope_theta")
+    if isinstance(rope_part, Mapping):
+        rope_theta = rope_part.get("rope_theta", rope_theta)
+        scaling_values = {key: value for key, value in rope_part.items() if key != "rope_theta"}
+        rope_type = scaling_values.get("rope_type", scaling_values.get("type", "default"))
+        values["rope_scaling"] = None if rope_type in (None, "default") else scaling_values
+    values["rope_theta"] = _DEFAULTS["rope_theta"] if rope_theta is None else rope_theta
+    hidden_size, num_heads = values.get("hidden_size"), values.get("num_attention_heads")
+    if isinstance(hidden_size, int) and isinstance(num_heads, int) and num_heads:
         if values.get("head_dim") is None:
-            values["head_dim"] = hidden // heads
+            values["head_dim"] = hidden_size // num_heads
         if values.get("num_key_value_heads") is None:
-            values["num_key_value_heads"] = heads
+            values["num_key_value_heads"] = num_heads
     return values
 
 
@@ -129,8 +132,8 @@ _WHOLE = {"model_type", "architectures"}
 
 
 def _equal(a: Any, b: Any) -> bool:
-    numbers = isinstance(a, (int, float)) and isinstance(b, (int, float))
-    if numbers and float in (type(a), type(b)):
+    are_numbers = isinstance(a, (int, float)) and isinstance(b, (int, float))
+    if are_numbers and float in (type(a), type(b)):
         return math.isclose(a, b, rel_tol=_SAME_EPS)
     return bool(a == b)
 

@@ -6,9 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-Severity = Literal["error", "warning", "note"]
+from toolkit.errors import Fault, Severity, ToolkitError
+
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -17,33 +17,19 @@ _PATTERNS = 3
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that a person should know before the merge.
+class StructuralFault(Fault):
+    """Models whose tensors do not lie side by side.
 
     Attributes:
-        severity: `error`, the merge is refused or its result cannot work; `warning`, it runs and
-            the result may be bad; `note`, it is as it is and good to know.
-        where: model, tensor or key of the configuration.
-        what: is so, with its values.
-        advice: what to do.
         covers: tensors or stacks that it speaks of: what the plan would refuse about them first is
             said by it already.
     """
 
-    severity: Severity
-    where: str
-    what: str
-    advice: str = ""
     covers: frozenset[str] = frozenset()
 
-    @property
-    def line(self) -> str:
-        text = f"{self.where}: {self.what}{'; ' if self.advice else ''}{self.advice}"
-        return text if text.endswith("?") else f"{text}."
 
-
-def from_message(message: str, severity: Severity = "error") -> Finding:
-    """A finding from an error's text, `where: what. what to do.`
+def from_message(message: str, severity: Severity = "error") -> Fault:
+    """A fault from an error's text, `where: what. what to do.`
 
     >>> from_message("density: must be from 0 to 1 (got 2).").where
     'density'
@@ -51,7 +37,12 @@ def from_message(message: str, severity: Severity = "error") -> Finding:
     where, _, what = message.partition(": ")
     if not what:
         where, what = "merge", message
-    return Finding(severity, where, what.removesuffix("."))
+    return Fault(where, what.removesuffix("."), severity=severity)
+
+
+def faults_of(error: ToolkitError) -> Sequence[Fault]:
+    """What an error lists, or the one fault that its text says."""
+    return error.faults or (from_message(str(error)),)
 
 
 def summarize_names(names: Collection[str], what: str = "tensor") -> str:
@@ -64,14 +55,16 @@ def summarize_names(names: Collection[str], what: str = "tensor") -> str:
     >>> summarize_names([f"{kind}.{i}.w" for kind in "abcd" for i in range(2)])
     '8 tensors like a.*.w (2), b.*.w (2), c.*.w (2) and 1 more kind'
     """
-    kinds = Counter(_NUMBER.sub("*", name) for name in names)
     if len(names) == 1:
         return next(iter(names))
-    counts = len(kinds) > 1
-    shown = [f"{k} ({n})" if counts else k for k, n in list(kinds.items())[:_PATTERNS]]
-    more = len(kinds) - len(shown)
-    tail = f" and {more} more kind{'s' if more > 1 else ''}" if more else ""
-    return f"{len(names)} {what}s like {', '.join(shown)}{tail}"
+    kind_counts = Counter(map(kind_of, names))
+    shown_kinds = [
+        f"{kind} ({count})" if len(kind_counts) > 1 else kind
+        for kind, count in list(kind_counts.items())[:_PATTERNS]
+    ]
+    num_more = len(kind_counts) - len(shown_kinds)
+    more_text = f" and {num_more} more kind{'s' if num_more > 1 else ''}" if num_more else ""
+    return f"{len(names)} {what}s like {', '.join(shown_kinds)}{more_text}"
 
 
 def kind_of(name: str) -> str:
@@ -83,22 +76,28 @@ def kind_of(name: str) -> str:
     return _NUMBER.sub("*", name)
 
 
-def in_order(findings: Iterable[Finding]) -> list[Finding]:
+def as_sentence(fault: Fault) -> str:
+    """A fault as its line in the list: a question keeps its mark, all else has a full stop."""
+    text = str(fault)
+    return text if text.endswith("?") else f"{text}."
+
+
+def in_order(findings: Iterable[Fault]) -> list[Fault]:
     """Errors, warnings, notes, each said once; else as they were found."""
-    unique = list(dict.fromkeys(findings))
-    return sorted(unique, key=lambda finding: SEVERITIES.index(finding.severity))
+    unique_findings = list(dict.fromkeys(findings))
+    return sorted(unique_findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def findings_text(findings: Sequence[Finding]) -> str:
+def findings_text(findings: Sequence[Fault]) -> str:
     """All findings under their severities, one line each, and a last line that counts them."""
     lines: list[str] = []
     for severity in SEVERITIES:
-        own = [finding for finding in findings if finding.severity == severity]
-        if own:
-            lines.append(f"{severity}s ({len(own)})")
-            lines += [f"  {finding.line}" for finding in own]
+        own_findings = [finding for finding in findings if finding.severity == severity]
+        if own_findings:
+            lines.append(f"{severity}s ({len(own_findings)})")
+            lines += [f"  {as_sentence(finding)}" for finding in own_findings]
     if not findings:
         return "Nothing found: models, tokenizers and parameters fit each other."
-    counts = Counter(finding.severity for finding in findings)
-    said = [f"{counts[s]} {s}{'' if counts[s] == 1 else 's'}" for s in SEVERITIES]
+    severity_counts = Counter(finding.severity for finding in findings)
+    said = [f"{severity_counts[s]} {s}{'' if severity_counts[s] == 1 else 's'}" for s in SEVERITIES]
     return "\n".join([*lines, ", ".join(said)])

@@ -9,10 +9,10 @@ from pathlib import Path
 from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import bytes_text
-from toolkit.errors import ConfigError, MergeError, ToolkitError
+from toolkit.errors import ConfigError, Fault, MergeError, ToolkitError
 from toolkit.load_yaml import JsonView, load_yaml
 from toolkit.merge.check.configs import check_configs
-from toolkit.merge.check.findings import Finding, from_message, in_order
+from toolkit.merge.check.findings import StructuralFault, faults_of, from_message, in_order
 from toolkit.merge.check.samples import check_samples
 from toolkit.merge.check.settings import check_filters, check_settings
 from toolkit.merge.check.survey import Survey, check_adapters, survey_models
@@ -37,7 +37,7 @@ from toolkit.stage import refuse_taken
 
 def check_merge(
     path: Path, *, out: Path | None = None, folders: Mapping[str, Path] | None = None
-) -> list[Finding]:
+) -> list[Fault]:
     """Find everything that is wrong or doubtful with a merge, without running it.
 
     Headers, configs and tokenizers are read, and a few thousand entries of every tensor.
@@ -54,34 +54,36 @@ def check_merge(
         ConfigError: the file cannot be read, or is not YAML.
     """
     data = load_yaml(path)
-    findings: list[Finding] = []
+    findings: list[Fault] = []
     config: MergeConfig | None = None
     try:
         config = parse_merge_config(data, where=str(path))
     except ConfigError as error:
-        findings += [from_message(line.strip()) for line in str(error).splitlines()[1:]]
+        findings += faults_of(error)
     models = Models(folders)
     survey, missing = survey_models(config, data, models)
     findings += missing
     findings += _compare(survey)
-    faults, method = _check_method(data, survey)
-    findings += faults
+    # Plain values and headers are checked whatever the configuration's faults; what follows needs
+    # a configuration, all of its models, and at last a method that takes its parameters.
+    method_findings, method = _check_method(data, survey)
+    findings += method_findings
     if config is not None and len(survey.models) == len(survey.names):
-        faults_of_tokens, seen = _check_tokenizer(config, models)
-        findings += faults_of_tokens
-        is_plannable = method is not None and all(f.severity != "error" for f in faults)
+        token_findings, seen_models = _check_tokenizer(config, models)
+        findings += token_findings
+        is_plannable = method is not None and all(f.severity != "error" for f in method_findings)
         if is_plannable:
-            findings += _check_plan(config, seen, models, findings, out)
+            findings += _check_plan(config, seen_models, models, findings, out)
     return in_order(findings)
 
 
-def compare_models(config: MergeConfig, models: Models) -> list[Finding]:
+def compare_models(config: MergeConfig, models: Models) -> list[Fault]:
     """Find what keeps the models of a configuration from being merged, whatever the method."""
     survey, missing = survey_models(config, {}, models)
     return in_order([*missing, *_compare(survey)])
 
 
-def _compare(survey: Survey) -> Iterator[Finding]:
+def _compare(survey: Survey) -> Iterator[Fault]:
     yield from check_adapters(survey)
     yield from check_configs(survey)
     yield from check_tensors(survey)
@@ -89,34 +91,34 @@ def _compare(survey: Survey) -> Iterator[Finding]:
     yield from check_samples(survey)
 
 
-def _check_method(data: JsonView, survey: Survey) -> tuple[list[Finding], Method | None]:
+def _check_method(data: JsonView, survey: Survey) -> tuple[list[Fault], Method | None]:
     """The method and its parameters, by plain values: other faults of a configuration do not hide
     these. The method is None where it is unknown or mergekit's."""
-    name = data.get("merge_method")
+    method_name = data.get("merge_method")
     places = list(parameter_places(data))
     findings = list(check_filters(places, survey))
-    if not isinstance(name, str):
+    if not isinstance(method_name, str):
         return findings, None  # said when the configuration was parsed
-    if needs_mergekit(name):
-        known = f"known here: {', '.join(sorted(all_methods()))}"
-        what = f"{name} is mergekit's, whose own engine will check its parameters"
-        return [*findings, Finding("note", "merge_method", what, known)], None
+    if needs_mergekit(method_name):
+        known_methods = f"known here: {', '.join(sorted(all_methods()))}"
+        what = f"{method_name} is mergekit's, whose own engine will check its parameters"
+        return [*findings, Fault("merge_method", what, known_methods, "note")], None
     try:
-        method = get_method(name)
+        method = get_method(method_name)
     except ConfigError as error:
-        return [*findings, from_message(str(error))], None
-    faults = [*unknown_parameters(places, method), *mistyped_parameters(places, method)]
+        return [*findings, *faults_of(error)], None
+    parameter_faults = [*unknown_parameters(places, method), *mistyped_parameters(places, method)]
     findings += [from_message(line, "warning") for line in ignored_parameters(places, method)]
-    return [*findings, *map(from_message, faults)], method
+    return [*findings, *map(from_message, parameter_faults)], method
 
 
-def _check_tokenizer(config: MergeConfig, models: Models) -> tuple[list[Finding], Models]:
+def _check_tokenizer(config: MergeConfig, models: Models) -> tuple[list[Fault], Models]:
     """Faults of the vocabulary, and the models as they look with their rows in its order."""
     try:
         check_tokenizer(config, models)
         vocabulary = plan_vocabulary(config, models)
     except ToolkitError as error:
-        return [from_message(str(error))], models
+        return [*faults_of(error)], models
     return [], vocabulary.models if vocabulary is not None else models
 
 
@@ -124,51 +126,51 @@ def _check_plan(
     config: MergeConfig,
     models: Models,
     stored: Models,
-    known: Sequence[Finding],
+    known: Sequence[Fault],
     out: Path | None,
-) -> Iterator[Finding]:
+) -> Iterator[Fault]:
     try:
         plan = plan_merge(config, models.shapes, models.config, models.file)
     except ToolkitError as error:
         if not _is_said(str(error), known):
-            yield from_message(str(error))
+            yield from faults_of(error)
         return
     yield from check_settings(plan)
     yield from _output(config, plan, models, stored, out)
 
 
-def _is_said(message: str, known: Sequence[Finding]) -> bool:
+def _is_said(message: str, known: Sequence[Fault]) -> bool:
     return any(
         message.startswith(f"{text}:")
         for finding in known
-        if finding.severity == "error"
+        if isinstance(finding, StructuralFault) and finding.severity == "error"
         for text in finding.covers
     )
 
 
 def _output(
     config: MergeConfig, plan: MergePlan, models: Models, stored: Models, out: Path | None
-) -> Iterator[Finding]:
-    dtypes = {task.name: out_dtype(config, task, models) for task in plan.tasks}
+) -> Iterator[Fault]:
+    dtypes_by_name = {task.name: out_dtype(config, task, models) for task in plan.tasks}
     try:
-        values = merged_config(config, plan, models, dtypes)
-        shapes = {task.name: task.shape for task in plan.tasks}
-        refuse_unloadable_merge(values, shapes, stored, config.model_names())
+        config_values = merged_config(config, plan, models, dtypes_by_name)
+        shapes_by_name = {task.name: task.shape for task in plan.tasks}
+        refuse_unloadable_merge(config_values, shapes_by_name, stored, config.model_names())
     except ToolkitError as error:
-        yield from_message(str(error))
-    target = (out or Path.cwd() / "out").absolute()
+        yield from faults_of(error)
+    target_folder = (out or Path.cwd() / "out").absolute()
     if out is not None:
         try:
             refuse_taken(out)
         except MergeError as error:
-            yield from_message(str(error))
-    needed = sum(task.size * item_bytes(dtypes[task.name]) for task in plan.tasks)
-    parent = next(folder for folder in target.parents if folder.is_dir())
-    free = shutil.disk_usage(parent).free
-    if free < needed:
-        yield Finding(
-            "error",
-            str(parent),
-            f"the merge takes {bytes_text(needed)}, and the disk has {bytes_text(free)} free",
+            yield from faults_of(error)
+    needed_bytes = sum(task.size * item_bytes(dtypes_by_name[task.name]) for task in plan.tasks)
+    existing_parent = next(folder for folder in target_folder.parents if folder.is_dir())
+    free_bytes = shutil.disk_usage(existing_parent).free
+    if free_bytes < needed_bytes:
+        yield Fault(
+            str(existing_parent),
+            f"the merge takes {bytes_text(needed_bytes)}, and the disk has "
+            f"{bytes_text(free_bytes)} free",
             "make room, or write to another disk (--out)",
         )

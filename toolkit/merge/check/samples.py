@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from toolkit.checkpoint.adapted import AdaptedCheckpoint
 from toolkit.checkpoint.read import has_array
 from toolkit.checkpoint.tensor_names import is_vocabulary
-from toolkit.merge.check.findings import Finding, summarize_names
+from toolkit.errors import Fault
+from toolkit.merge.check.findings import summarize_names
 from toolkit.merge.check.survey import Model, Survey
 from toolkit.merge.kernels.rows import as_float32
 
@@ -33,102 +34,99 @@ are at 0 to within the sample's noise."""
 Samples = Mapping[str, NDArray[np.float32]]
 
 
-def check_samples(survey: Survey) -> Iterator[Finding]:
+def check_samples(survey: Survey) -> Iterator[Fault]:
     """Sample every model, and compare the samples."""
-    samples = {model.name: sample_model(model) for model in survey.models}
+    samples_by_model = {model.name: sample_model(model) for model in survey.models}
     for model in survey.models:
-        yield from _damage(model, samples[model.name])
-    twins = _twins(survey, samples)
+        yield from _damage(model, samples_by_model[model.name])
+    twins = _twins(survey, samples_by_model)
     yield from twins.values()
     if survey.config is None or survey.config.merge_method != "passthrough":
-        yield from _strangers(survey, samples, {name for pair in twins for name in pair})
+        yield from _strangers(survey, samples_by_model, {name for pair in twins for name in pair})
 
 
 def sample_model(model: Model) -> dict[str, NDArray[np.float32]]:
     """A few entries of each floating-point tensor, by name."""
     checkpoint = model.checkpoint
-    names = [name for name in checkpoint.names if has_array(checkpoint.info(name).dtype)]
+    array_names = [name for name in checkpoint.names if has_array(checkpoint.info(name).dtype)]
     if isinstance(checkpoint, AdaptedCheckpoint):
-        changed = [name for name in names if name in set(checkpoint.changed)]
-        names = changed[:: max(1, -(-len(changed) // _COMPUTED))]
-    found: dict[str, NDArray[np.float32]] = {}
-    for name in names:
+        changed_names = [name for name in array_names if name in set(checkpoint.changed)]
+        array_names = changed_names[:: max(1, -(-len(changed_names) // _COMPUTED))]
+    samples_by_name: dict[str, NDArray[np.float32]] = {}
+    for name in array_names:
         array = checkpoint.array(name)
         if array is not None and array.size:
-            found[name] = _sample(array[:])
+            samples_by_name[name] = _sample(array[:])
         checkpoint.give_back(name)
-    return found
+    return samples_by_name
 
 
 def _sample(array: NDArray[Any]) -> NDArray[np.float32]:
     if array.size <= _RUNS * _RUN:
         return as_float32(array)
-    starts = np.linspace(0, array.size - _RUN, _RUNS).astype(np.int64)
+    run_starts = np.linspace(0, array.size - _RUN, _RUNS).astype(np.int64)
     with np.errstate(over="ignore"):  # float64 beyond float32 is infinite there, too
-        return as_float32(np.concatenate([array[s : s + _RUN] for s in starts]))
+        return as_float32(np.concatenate([array[s : s + _RUN] for s in run_starts]))
 
 
-def _damage(model: Model, samples: Samples) -> Iterator[Finding]:
-    damaged = [name for name, entries in samples.items() if not np.isfinite(entries).all()]
-    if damaged:
-        yield Finding(
-            "error",
+def _damage(model: Model, samples: Samples) -> Iterator[Fault]:
+    damaged_names = [name for name, entries in samples.items() if not np.isfinite(entries).all()]
+    if damaged_names:
+        yield Fault(
             model.name,
-            f"holds NaN or infinity in {summarize_names(damaged)} (by samples)",
+            f"holds NaN or infinity in {summarize_names(damaged_names)} (by samples)",
             "the model is damaged; get it again, or allow them with --allow-non-finite",
         )
-    empty = [
+    zero_names = [
         name
         for name, entries in samples.items()
         if len(model.shape(name)) > 1 and not entries.any()
     ]
-    if empty:
-        yield Finding(
-            "warning",
+    if zero_names:
+        yield Fault(
             model.name,
-            f"is zero in all samples of {summarize_names(empty)}",
+            f"is zero in all samples of {summarize_names(zero_names)}",
             "the model is damaged or was never trained there; look at it",
+            "warning",
         )
 
 
-def _twins(survey: Survey, samples: Mapping[str, Samples]) -> dict[tuple[str, str], Finding]:
+def _twins(survey: Survey, samples: Mapping[str, Samples]) -> dict[tuple[str, str], Fault]:
     """Pairs of models that no sample tells apart."""
-    found: dict[tuple[str, str], Finding] = {}
+    twin_findings: dict[tuple[str, str], Fault] = {}
     for a, b in combinations(survey.models, 2):
-        common = samples[a.name].keys() & samples[b.name].keys()
-        pairs = [(samples[a.name][name], samples[b.name][name]) for name in common]
-        if pairs and all(np.array_equal(x, y, equal_nan=True) for x, y in pairs):
+        common_names = samples[a.name].keys() & samples[b.name].keys()
+        sample_pairs = [(samples[a.name][name], samples[b.name][name]) for name in common_names]
+        if sample_pairs and all(np.array_equal(x, y, equal_nan=True) for x, y in sample_pairs):
             has_base = survey.base in (a.name, b.name)
-            tuned = a.name if b.name == survey.base else b.name
-            found[a.name, b.name] = Finding(
-                "warning",
-                tuned,
+            tuned_name = a.name if b.name == survey.base else b.name
+            twin_findings[a.name, b.name] = Fault(
+                tuned_name,
                 f"is identical to {survey.base if has_base else a.name} in all samples"
                 + (" (its task vector is zero)" if has_base else ""),
                 "it adds nothing; check that the right folder is given",
+                "warning",
             )
-    return found
+    return twin_findings
 
 
-def _strangers(
-    survey: Survey, samples: Mapping[str, Samples], known: set[str]
-) -> Iterator[Finding]:
+def _strangers(survey: Survey, samples: Mapping[str, Samples], known: set[str]) -> Iterator[Fault]:
     leader = survey.leader
     for model in survey.others:
         if leader is None or model.name in known:
             continue
-        cosine = median_cosine(samples[model.name], samples[leader.name], model)
-        if cosine is not None and cosine < _UNRELATED:
+        sampled_cosine = median_cosine(samples[model.name], samples[leader.name], model)
+        if sampled_cosine is not None and sampled_cosine < _UNRELATED:
             with_base = leader.name == survey.base
-            yield Finding(
-                "warning",
+            yield Fault(
                 model.name,
-                f"seems unrelated to {leader.name} (median cosine of sampled tensors {cosine:.2f}, "
-                "of a fine-tuned model over 0.9)",
+                f"seems unrelated to {leader.name} (median cosine of sampled tensors "
+                f"{sampled_cosine:.2f}, of a fine-tuned model over 0.9)",
                 "task vectors of unrelated models; merging by task vectors makes gibberish; give "
                 "the model that it was tuned from as base_model"
                 if with_base
                 else "averages of unrelated models are gibberish; merge models of one origin",
+                "warning",
             )
 
 
@@ -139,11 +137,13 @@ def median_cosine(a: Samples, b: Samples, model: Model) -> float | None:
     may stand for other tokens.
     """
     cosines: list[float] = []
-    for name in a.keys() & b.keys():
-        x, y = a[name].astype(np.float64), b[name].astype(np.float64)
-        if len(model.shape(name)) < 2 or is_vocabulary(name) or x.shape != y.shape:
+    for tensor_name in a.keys() & b.keys():
+        # float64: the squares of a few thousand bfloat16 entries overflow float32 in a damaged
+        # model.
+        x, y = a[tensor_name].astype(np.float64), b[tensor_name].astype(np.float64)
+        if len(model.shape(tensor_name)) < 2 or is_vocabulary(tensor_name) or x.shape != y.shape:
             continue
-        norms = float(np.sqrt((x @ x) * (y @ y)))
-        if norms > 0.0 and np.isfinite(norms):
-            cosines.append(float(x @ y) / norms)
+        norm_product = float(np.sqrt((x @ x) * (y @ y)))
+        if norm_product > 0.0 and np.isfinite(norm_product):
+            cosines.append(float(x @ y) / norm_product)
     return float(np.median(cosines)) if cosines else None

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from toolkit.checkpoint.tensor_names import contains
-from toolkit.errors import MergeError
-from toolkit.merge.check.findings import Finding, from_message
+from toolkit.errors import Fault, MergeError
+from toolkit.merge.check.findings import from_message
 from toolkit.merge.check.survey import Survey
 from toolkit.merge.methods.checks import ZERO_WEIGHT, ParameterError, at_fault
 from toolkit.merge.parameters import Places, setting_filters
@@ -36,7 +36,7 @@ _REHEARSALS = 512
 """Settings tried out; gradients over depth make as many as there are layers."""
 
 
-def check_filters(places: Places, survey: Survey) -> Iterator[Finding]:
+def check_filters(places: Places, survey: Survey) -> Iterator[Fault]:
     """Filters that are contained in no tensor's name, so that they never apply."""
     names = [name for model in survey.models for name in model.checkpoint.names]
     for where, settings in places:
@@ -45,40 +45,41 @@ def check_filters(places: Places, survey: Survey) -> Iterator[Finding]:
                 continue
             for wanted in dict.fromkeys(setting_filters(setting)):
                 if names and wanted != "*" and not any(contains(name, wanted) for name in names):
-                    yield Finding(
-                        "warning",
+                    yield Fault(
                         f"{where}.{parameter}",
                         f"no tensor's name contains the filter {wanted!r}",
                         f"names look like {names[len(names) // 2]}",
+                        "warning",
                     )
 
 
-def check_settings(plan: MergePlan) -> Iterator[Finding]:
+def check_settings(plan: MergePlan) -> Iterator[Fault]:
     """Try every setting of a plan out on a tiny tensor, and judge those that work.
 
     Args:
         plan: of the merge.
     """
-    distinct: dict[str, list[TensorTask]] = {}
+    # Tasks of equal parameters are judged once; a merge of thousands of tensors has few settings.
+    tasks_by_setting: dict[str, list[TensorTask]] = {}
     for task in plan.tasks:
         if not task.is_copied:
-            key = repr((task.parameters, [source.model for source in task.sources]))
-            distinct.setdefault(key, []).append(task)
-    refused: dict[str, Finding] = {}
-    for tasks in list(distinct.values())[:_REHEARSALS]:
-        if (message := _rehearse(plan, tasks[0])) is not None:
+            setting_key = repr((task.parameters, [source.model for source in task.sources]))
+            tasks_by_setting.setdefault(setting_key, []).append(task)
+    refused_findings: dict[str, Fault] = {}
+    for same_tasks in list(tasks_by_setting.values())[:_REHEARSALS]:
+        if (message := _rehearse(plan, same_tasks[0])) is not None:
             finding = from_message(message)
-            refused.setdefault(finding.where, finding)
-    yield from refused.values()
-    counts: dict[tuple[str, str], tuple[Finding, int]] = {}
-    for tasks in distinct.values():
-        for finding in _judge(plan, tasks[0]):
-            first, count = counts.get((finding.where, finding.advice), (finding, 0))
-            counts[finding.where, finding.advice] = (first, count + len(tasks))
-    total = sum(map(len, distinct.values()))
-    for finding, count in counts.values():
-        many = f" in {count} of {total} tensors" if count < total else ""
-        yield replace(finding, what=finding.what + many)
+            refused_findings.setdefault(finding.where, finding)
+    yield from refused_findings.values()
+    counted_findings: dict[tuple[str, str], tuple[Fault, int]] = {}
+    for same_tasks in tasks_by_setting.values():
+        for finding in _judge(plan, same_tasks[0]):
+            first, count = counted_findings.get((finding.where, finding.advice), (finding, 0))
+            counted_findings[finding.where, finding.advice] = (first, count + len(same_tasks))
+    num_tasks = sum(map(len, tasks_by_setting.values()))
+    for finding, count in counted_findings.values():
+        share_text = f" in {count} of {num_tasks} tensors" if count < num_tasks else ""
+        yield replace(finding, what=finding.what + share_text)
     yield from _idle(plan)
 
 
@@ -86,15 +87,15 @@ def _rehearse(plan: MergePlan, task: TensorTask) -> str | None:
     """What the method would refuse about a task's parameters, found on 16 entries."""
     import torch
 
-    tiny = replace(task, shape=(4, 4))
+    tiny_task = replace(task, shape=(4, 4))
     if plan.method.needs_thresholds:
-        tiny = replace(tiny, thresholds=tuple(0.0 for _ in task.sources))
+        tiny_task = replace(tiny_task, thresholds=tuple(0.0 for _ in task.sources))
     base = torch.eye(4)
     tensors = [base + torch.arange(16.0).reshape(4, 4) * (n + 1) for n in range(len(task.sources))]
     try:
         compute_tensor(
             plan.method,
-            tiny,
+            tiny_task,
             tensors,
             base if task.base is not None else None,
             seed=0,
@@ -107,117 +108,115 @@ def _rehearse(plan: MergePlan, task: TensorTask) -> str | None:
     return None
 
 
-def _judge(plan: MergePlan, task: TensorTask) -> Iterator[Finding]:
-    name, values = plan.method.name, task.parameters
-    yield from _judge_weights(name, task)
-    density = values.get("density")
-    if name in _TRIMMING | _DROPPING and density is not None:
-        yield from _judge_density(name, density, values)
-    if name == "task_arithmetic" and density is not None and any(d != 1.0 for d in density):
-        yield Finding(
-            "note",
+def _judge(plan: MergePlan, task: TensorTask) -> Iterator[Fault]:
+    method_name, task_values = plan.method.name, task.parameters
+    yield from _judge_weights(method_name, task)
+    density = task_values.get("density")
+    if method_name in _TRIMMING | _DROPPING and density is not None:
+        yield from _judge_density(method_name, density, task_values)
+    if method_name == "task_arithmetic" and density is not None and any(d != 1.0 for d in density):
+        yield Fault(
             "density",
             f"{_shown(density)} has no effect in task_arithmetic",
             "leave it out, or use a method that trims, such as ties",
+            "note",
         )
-    if name == "slerp" and not 0.0 <= values["t"] <= 1.0:
-        yield Finding(
-            "warning",
+    if method_name == "slerp" and not 0.0 <= task_values["t"] <= 1.0:
+        yield Fault(
             "t",
-            f"is {values['t']:g}, outside 0 (base_model) to 1 (the other)",
+            f"is {task_values['t']:g}, outside 0 (base_model) to 1 (the other)",
             "slerp then goes beyond the models; keep it within",
+            "warning",
         )
 
 
-def _judge_weights(name: str, task: TensorTask) -> Iterator[Finding]:
-    values = task.parameters
-    weight = values.get("weight")
+def _judge_weights(name: str, task: TensorTask) -> Iterator[Fault]:
+    task_values = task.parameters
+    weight = task_values.get("weight")
     if weight is None or "nuslerp" in name or "multislerp" in name:
         return
-    total = sum(weight)
-    scale = float(values.get("lambda_", 1.0))
-    is_mean = bool(values.get("normalize", False))
-    if task.base is None and not is_mean and abs(total - 1.0) > _MEAN:
-        yield Finding(
-            "warning",
+    weight_sum = sum(weight)
+    lambda_scale = float(task_values.get("lambda_", 1.0))
+    is_mean = bool(task_values.get("normalize", False))
+    if task.base is None and not is_mean and abs(weight_sum - 1.0) > _MEAN:
+        yield Fault(
             "weight",
-            f"{_shown(weight)} sum to {total:g} without normalize",
+            f"{_shown(weight)} sum to {weight_sum:g} without normalize",
             "every tensor is scaled by that; set normalize: true, or weights that sum to 1",
-        )
-    elif task.base is not None and not is_mean and total * scale > _SUM:
-        times = f", times lambda {scale:g}" if scale != 1.0 else ""
-        yield Finding(
             "warning",
+        )
+    elif task.base is not None and not is_mean and weight_sum * lambda_scale > _SUM:
+        lambda_text = f", times lambda {lambda_scale:g}" if lambda_scale != 1.0 else ""
+        yield Fault(
             "weight",
-            f"{_shown(weight)} sum to {total:g}{times} without normalize",
-            f"what the models share is added {total * scale:g} times; set normalize: true, lower "
-            "the weights, or lower lambda",
-        )
-    elif task.base is not None and is_mean and scale > _SUM:
-        yield Finding(
+            f"{_shown(weight)} sum to {weight_sum:g}{lambda_text} without normalize",
+            f"what the models share is added {weight_sum * lambda_scale:g} times; set normalize: "
+            "true, lower the weights, or lower lambda",
             "warning",
-            "lambda",
-            f"is {scale:g}",
-            f"the mean task vector is added {scale:g} times; lower it",
         )
-    if task.base is not None and abs(scale) < ZERO_WEIGHT:
-        yield Finding("warning", "lambda", "is 0", "the merge is the base model; raise it")
+    elif task.base is not None and is_mean and lambda_scale > _SUM:
+        yield Fault(
+            "lambda",
+            f"is {lambda_scale:g}",
+            f"the mean task vector is added {lambda_scale:g} times; lower it",
+            "warning",
+        )
+    if task.base is not None and abs(lambda_scale) < ZERO_WEIGHT:
+        yield Fault("lambda", "is 0", "the merge is the base model; raise it", "warning")
     if any(factor < 0.0 for factor in weight):
-        yield Finding(
-            "note",
+        yield Fault(
             "weight",
             f"{_shown(weight)} has a negative one",
             "that model's task vector is taken away; make sure that it is meant",
+            "note",
         )
 
 
-def _judge_density(
-    name: str, density: Sequence[float], values: ParameterValues
-) -> Iterator[Finding]:
-    if all(share == 1.0 for share in density):
-        yield Finding(
-            "note",
+def _judge_density(name: str, density: Sequence[float], values: ParameterValues) -> Iterator[Fault]:
+    if all(least_density == 1.0 for least_density in density):
+        yield Fault(
             "density",
             f"is 1 for all models: {name} trims nothing",
             "set 0.2 to 0.8 to trim, as the method is meant",
+            "note",
         )
-    if any(0.0 < share < _FEW for share in density):
-        yield Finding(
-            "warning",
+    if any(0.0 < least_density < _FEW for least_density in density):
+        yield Fault(
             "density",
             f"{_shown(density)}: less than {_FEW:g} of a task vector's entries are kept",
             "merges are known to suffer there; raise it to 0.2 or more",
+            "warning",
         )
     if name in _DROPPING and not values.get("rescale", True):
-        share = min(density)
-        if share < 1.0 - _FEW:
-            yield Finding(
-                "warning",
+        least_density = min(density)
+        if least_density < 1.0 - _FEW:
+            yield Fault(
                 "rescale",
-                f"is false at density {share:g}",
-                f"task vectors shrink to {share:.0%} on average; set rescale: true, as in the "
-                "paper",
+                f"is false at density {least_density:g}",
+                f"task vectors shrink to {least_density:.0%} on average; set rescale: true, as in "
+                "the paper",
+                "warning",
             )
 
 
-def _idle(plan: MergePlan) -> Iterator[Finding]:
+def _idle(plan: MergePlan) -> Iterator[Fault]:
     """Models that take no part in any tensor: weight or density of zero throughout."""
     shares: dict[tuple[str, str], bool] = {}
     for task in plan.tasks:
         for key in ("weight", "density"):
-            found = task.parameters.get(key)
-            if found is None or task.is_copied:
+            task_values = task.parameters.get(key)
+            if task_values is None or task.is_copied:
                 continue
-            for source, value in zip(task.sources, found, strict=True):
+            for source, value in zip(task.sources, task_values, strict=True):
                 is_zero = abs(value) < ZERO_WEIGHT
                 shares[source.model, key] = shares.get((source.model, key), True) and is_zero
     for (model, key), is_idle in shares.items():
         if is_idle:
-            yield Finding(
-                "warning",
+            yield Fault(
                 model,
                 f"has {key} 0 in every tensor, so it takes no part",
                 f"raise its {key}, or leave it out",
+                "warning",
             )
 
 

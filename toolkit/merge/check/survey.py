@@ -13,9 +13,9 @@ from toolkit.checkpoint.models import Models
 from toolkit.checkpoint.open import open_checkpoint
 from toolkit.checkpoint.read import Checkpoint
 from toolkit.checkpoint.references import find_folder, parse_reference
-from toolkit.errors import CheckpointError, ConfigError, MergeError, ToolkitError
+from toolkit.errors import CheckpointError, ConfigError, Fault, MergeError, ToolkitError
 from toolkit.load_yaml import JsonView, read_object
-from toolkit.merge.check.findings import Finding, from_message, summarize_names
+from toolkit.merge.check.findings import from_message, summarize_names
 from toolkit.merge.config import MergeConfig
 
 
@@ -76,7 +76,7 @@ class Survey:
 
 def survey_models(
     config: MergeConfig | None, data: JsonView, models: Models
-) -> tuple[Survey, list[Finding]]:
+) -> tuple[Survey, list[Fault]]:
     """Open every model that a configuration names.
 
     Args:
@@ -87,20 +87,20 @@ def survey_models(
     Returns:
         The models, and a finding for each that is missing or damaged.
     """
-    names = list(dict.fromkeys(_names_in(data))) if config is None else config.model_names()
+    model_names = list(dict.fromkeys(_names_in(data))) if config is None else config.model_names()
     base = data.get("base_model") if config is None else config.base_model
-    leader = config.leader() if config is not None else base
+    leader_name = config.leader() if config is not None else base
     opened: list[Model] = []
-    findings: list[Finding] = []
-    for name in names:
+    findings: list[Fault] = []
+    for name in model_names:
         try:
             opened.append(Model(name, models.checkpoint(name), models.config(name)))
         except ToolkitError as error:
             findings += _why_not(name, error)
             if (stand_in := _without_adapter(name)) is not None:
                 opened.append(stand_in)
-    first = next((m for m in opened if m.name == leader), opened[0] if opened else None)
-    return Survey(config, names, str(base) if base else None, opened, first), findings
+    lead_model = next((m for m in opened if m.name == leader_name), opened[0] if opened else None)
+    return Survey(config, model_names, str(base) if base else None, opened, lead_model), findings
 
 
 def _names_in(node: Any) -> Iterator[str]:
@@ -118,19 +118,18 @@ def _names_in(node: Any) -> Iterator[str]:
             yield node["base_model"]
 
 
-def _why_not(name: str, error: ToolkitError) -> list[Finding]:
+def _why_not(name: str, error: ToolkitError) -> list[Fault]:
     message = str(error)
-    if lacking := _lacking_targets(name):
+    if lacking_names := _lacking_targets(name):
         return [
-            Finding(
-                "error",
+            Fault(
                 name,
-                f"its adapter changes {summarize_names(lacking)}, which the model has not",
+                f"its adapter changes {summarize_names(lacking_names)}, which the model has not",
                 "give the model that the adapter was trained on",
             )
         ]
-    where = "" if message.startswith(name) else f"{name}: "
-    return [from_message(where + message)]
+    name_prefix = "" if message.startswith(name) else f"{name}: "
+    return [from_message(name_prefix + message)]
 
 
 def _without_adapter(name: str) -> Model | None:
@@ -158,23 +157,23 @@ def _lacking_targets(name: str) -> list[str]:
     return [tensor for tensor in adapter.changed if tensor not in model]
 
 
-def check_adapters(survey: Survey) -> Iterator[Finding]:
+def check_adapters(survey: Survey) -> Iterator[Fault]:
     """Adapters that say they were trained on another model than the one they stand behind."""
     for name in survey.names:
         try:
             reference = parse_reference(name)
             if reference.adapter is None:
                 continue
-            path = find_folder(reference.adapter) / "adapter_config.json"
-            trained_on = read_object(path).get("base_model_name_or_path")
+            config_path = find_folder(reference.adapter) / "adapter_config.json"
+            trained_on = read_object(config_path).get("base_model_name_or_path")
         except ToolkitError:
             continue  # said when it was opened
         if isinstance(trained_on, str) and _are_different(trained_on, reference.model.path):
-            yield Finding(
-                "warning",
+            yield Fault(
                 name,
                 f"its adapter was trained on {trained_on}, not on {reference.model.path}",
                 "put that model before the +, or make sure that they are the same",
+                "warning",
             )
 
 

@@ -108,7 +108,7 @@ def _thinned(
     check_density(density)
     check_between("gamma", gamma, 0.0, 1.0, "it is the fraction of largest entries to drop.")
     thinned = []
-    for delta, kept, top in zip(task_vectors(tensors, base), density, gamma, strict=True):
-        rest = trim_with_outliers(delta, kept, top)
+    for delta, kept_share, top in zip(task_vectors(tensors, base), density, gamma, strict=True):
+        rest = trim_with_outliers(delta, kept_share, top)
         thinned.append(restore_l1(rest, delta) if rescale else rest)
     return thinned

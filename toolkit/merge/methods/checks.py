@@ -69,11 +69,11 @@ def check_models(
     method: str, tensors: Sequence[Tensor], minimum: int, maximum: int | None, advice: str
 ) -> None:
     """Refuse too few or too many models, the base model not counted."""
-    number = len(tensors)
-    if number < minimum or (maximum is not None and number > maximum):
+    model_count = len(tensors)
+    if model_count < minimum or (maximum is not None and model_count > maximum):
         wanted = f"exactly {minimum}" if minimum == maximum else f"at least {minimum}"
         raise MergeError(
-            f"models: {method} takes {wanted} besides base_model (got {number}); {advice}"
+            f"models: {method} takes {wanted} besides base_model (got {model_count}); {advice}"
         )
 
 
@@ -83,14 +83,14 @@ def weight_total(weight: Sequence[float], switch: str = "normalize") -> float:
     Raises:
         ParameterError: it is zero.
     """
-    total = float(np.sum(np.asarray(weight, dtype=np.float32)))
-    if not abs(sum(weight)) >= ZERO_WEIGHT or total == 0.0:
+    weight_sum = float(np.sum(np.asarray(weight, dtype=np.float32)))
+    if not abs(sum(weight)) >= ZERO_WEIGHT or weight_sum == 0.0:
         raise ParameterError(
             f"weight: {list(weight)} sum to zero, and {switch} divides by the sum; "
             f"change the weights or set {switch}: false.",
             weight,
         )
-    return total
+    return weight_sum
 
 
 def at_fault(error: ParameterError, task: TensorTask) -> str:

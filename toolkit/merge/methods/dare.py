@@ -108,6 +108,6 @@ def _thinned(
 ) -> list[Tensor]:
     check_density(density)
     return [
-        drop_at_random(delta, kept, generator, rescale=rescale)
-        for delta, kept in zip(task_vectors(tensors, base), density, strict=True)
+        drop_at_random(delta, keep_probability, generator, rescale=rescale)
+        for delta, keep_probability in zip(task_vectors(tensors, base), density, strict=True)
     ]

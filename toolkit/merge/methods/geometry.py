@@ -36,13 +36,13 @@ def inner_products(tensors: Sequence[Tensor], base: Tensor | None = None) -> Ten
     import torch
 
     flat = [tensor.flatten() for tensor in tensors]
-    origin = base.flatten() if base is not None else None
+    flat_base = base.flatten() if base is not None else None
     gram = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
     for start in range(0, flat[0].numel(), BLOCK):
-        rows = torch.stack([vector[start : start + BLOCK].double() for vector in flat])
-        if origin is not None:
-            rows -= origin[start : start + BLOCK].double()
-        gram += rows @ rows.T
+        block_rows = torch.stack([vector[start : start + BLOCK].double() for vector in flat])
+        if flat_base is not None:
+            block_rows -= flat_base[start : start + BLOCK].double()
+        gram += block_rows @ block_rows.T
     return gram.cpu()
 
 
@@ -61,5 +61,5 @@ def combination(
 def cosine(a: Tensor, b: Tensor) -> float:
     """Cosine of the angle between two tensors; 1 where either is zero and has no direction."""
     gram = inner_products([a, b])
-    norms = float(gram[0, 0].sqrt()) * float(gram[1, 1].sqrt())
-    return max(-1.0, min(1.0, float(gram[0, 1]) / norms)) if norms > 0.0 else 1.0
+    norm_product = float(gram[0, 0].sqrt()) * float(gram[1, 1].sqrt())
+    return max(-1.0, min(1.0, float(gram[0, 1]) / norm_product)) if norm_product > 0.0 else 1.0

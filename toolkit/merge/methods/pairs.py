@@ -50,9 +50,9 @@ def nearswap(tensors: Sequence[Tensor], base: Tensor, *, t: float) -> Tensor:
     check_models("nearswap", tensors, 1, 1, "leave out the others or choose another method.")
     check_between("t", t, 0.0, math.inf, "it is the furthest that an entry may move.")
     other = tensors[0]
-    distance = (base - other).abs_().clamp_(min=SMALLEST_DIFFERENCE)
-    share = torch.full_like(distance, t).div_(distance).clamp_(max=1.0)
-    return share * other + (1.0 - share) * base
+    entry_distance = (base - other).abs_().clamp_(min=SMALLEST_DIFFERENCE)
+    other_share = torch.full_like(entry_distance, t).div_(entry_distance).clamp_(max=1.0)
+    return other_share * other + (1.0 - other_share) * base
 
 
 @merge_method("arcee_fusion", reference="https://arcee.ai")
@@ -101,11 +101,11 @@ def _divergence(other: Tensor, base: Tensor) -> Tensor:
 
     width = base.shape[-1] if base.dim() > 0 else 1
     x, y = other.reshape(-1, width), base.reshape(-1, width)
-    rows = max(1, BLOCK // width)
-    parts = []
-    for start in range(0, len(x), rows):
-        p = x[start : start + rows].double().softmax(dim=-1).add_(SMALLEST_PROBABILITY)
-        q = y[start : start + rows].double().softmax(dim=-1).add_(SMALLEST_PROBABILITY)
-        parts.append((p * (p / q).log()).sum(dim=-1))
-    shape = (*base.shape[:-1], 1) if base.dim() > 0 else ()
-    return torch.cat(parts).reshape(shape).to(base.dtype)
+    rows_per_block = max(1, BLOCK // width)
+    row_divergences = []
+    for start in range(0, len(x), rows_per_block):
+        p = x[start : start + rows_per_block].double().softmax(dim=-1).add_(SMALLEST_PROBABILITY)
+        q = y[start : start + rows_per_block].double().softmax(dim=-1).add_(SMALLEST_PROBABILITY)
+        row_divergences.append((p * (p / q).log()).sum(dim=-1))
+    row_shape = (*base.shape[:-1], 1) if base.dim() > 0 else ()
+    return torch.cat(row_divergences).reshape(row_shape).to(base.dtype)

@@ -34,8 +34,8 @@ def ram(tensors: Sequence[Tensor], base: Tensor, *, epsilon: float = 1e-5) -> Te
     Reference:
         Reinforced Agent Merging, 2026.
     """
-    changes, number = _changes(tensors, base, epsilon)
-    return _join(base, changes, number, [1.0] * len(changes))
+    changes, changer_count = _changes(tensors, base, epsilon)
+    return _join(base, changes, changer_count, [1.0] * len(changes))
 
 
 @merge_method("ramplus_tl", reference="https://arxiv.org/abs/2601.13572")
@@ -69,24 +69,24 @@ def ramplus_tl(
         Reinforced Agent Merging, 2026 (RAM+, tensor-local).
     """
     check_between("alpha", alpha, 0.0, math.inf, "it is the largest ratio that counts.")
-    changes, number = _changes(tensors, base, epsilon)
-    scales = []
+    changes, changer_count = _changes(tensors, base, epsilon)
+    model_scales = []
     for change in changes:
-        shared = int(((change != 0) & (number > 1)).sum())
-        unique = int(((change != 0) & (number == 1)).sum())
-        scales.append(1.0 + r * min(shared / unique, alpha) if unique > 0 else 1.0)
-    return _join(base, changes, number, scales)
+        shared_entries = int(((change != 0) & (changer_count > 1)).sum())
+        unique = int(((change != 0) & (changer_count == 1)).sum())
+        model_scales.append(1.0 + r * min(shared_entries / unique, alpha) if unique > 0 else 1.0)
+    return _join(base, changes, changer_count, model_scales)
 
 
 def _join(
-    base: Tensor, changes: Sequence[Tensor], number: Tensor, scales: Sequence[float]
+    base: Tensor, changes: Sequence[Tensor], changer_count: Tensor, scales: Sequence[float]
 ) -> Tensor:
     """Base plus changes: those made alone times the model's scale, those shared averaged."""
     import torch
 
     merged = torch.zeros_like(base)
     for change, scale in zip(changes, scales, strict=True):
-        merged.add_(torch.where(number > 1, change / number, change * scale))
+        merged.add_(torch.where(changer_count > 1, change / changer_count, change * scale))
     return merged.add_(base)
 
 
@@ -100,5 +100,5 @@ def _changes(
     changes = [
         torch.where(delta.abs() > epsilon, delta, 0.0) for delta in task_vectors(tensors, base)
     ]
-    number = torch.stack([change != 0 for change in changes]).sum(dim=0)
-    return changes, number
+    changer_count = torch.stack([change != 0 for change in changes]).sum(dim=0)
+    return changes, changer_count

@@ -63,17 +63,18 @@ def sce(
     if select_topk < 1.0:
         selected = _most_varied(deltas, select_topk)
         deltas = [torch.where(selected, delta, 0.0) for delta in deltas]
-    sizes = [float(delta.square().mean(dtype=torch.float64)) for delta in deltas]
-    whole = sum(sizes)
-    equal = whole < equal_below or whole == 0.0
-    shares = [1.0 / len(sizes) if equal else size / whole for size in sizes]
-    positive = torch.stack(deltas).sum(dim=0) >= 0
-    merged, agreed = torch.zeros_like(base), torch.zeros_like(base)
+    # In float64: squares of changes of 1e-4 and less are lost in a float32 sum over millions.
+    mean_squares = [float(delta.square().mean(dtype=torch.float64)) for delta in deltas]
+    square_sum = sum(mean_squares)
+    equal = square_sum < equal_below or square_sum == 0.0
+    shares = [1.0 / len(mean_squares) if equal else size / square_sum for size in mean_squares]
+    elected_positive = torch.stack(deltas).sum(dim=0) >= 0
+    merged, agreed_share = torch.zeros_like(base), torch.zeros_like(base)
     for delta, share in zip(deltas, shares, strict=True):
-        agrees = (delta != 0) & ((delta > 0) == positive)
+        agrees = (delta != 0) & ((delta > 0) == elected_positive)
         merged.add_(torch.where(agrees, delta * share, 0.0))
-        agreed.add_(agrees.to(base.dtype), alpha=share)
-    return merged.div_(agreed.clamp_(min=SMALLEST_SHARE)).add_(base)
+        agreed_share.add_(agrees.to(base.dtype), alpha=share)
+    return merged.div_(agreed_share.clamp_(min=SMALLEST_SHARE)).add_(base)
 
 
 def _most_varied(deltas: Sequence[Tensor], share: float) -> Tensor:
@@ -81,7 +82,7 @@ def _most_varied(deltas: Sequence[Tensor], share: float) -> Tensor:
     import torch
 
     variance = torch.stack(list(deltas)).var(dim=0, correction=0)
-    kept = int(int(variance.count_nonzero()) * share)
-    if kept == 0:
+    kept_count = int(int(variance.count_nonzero()) * share)
+    if kept_count == 0:
         return torch.zeros_like(variance, dtype=torch.bool)
-    return variance >= kth_smallest(variance, variance.numel() - kept + 1)
+    return variance >= kth_smallest(variance, variance.numel() - kept_count + 1)

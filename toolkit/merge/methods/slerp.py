@@ -50,8 +50,8 @@ def slerp(tensors: Sequence[Tensor], base: Tensor, *, t: float) -> Tensor:
             "use multislerp for more."
         )
     other = tensors[0]
-    start, end = slerp_factors(cosine(base, other), t)
-    return (base * start).add_(other, alpha=end)
+    base_factor, other_factor = slerp_factors(cosine(base, other), t)
+    return (base * base_factor).add_(other, alpha=other_factor)
 
 
 @merge_method("nuslerp", reference="https://github.com/arcee-ai/mergekit")
@@ -90,8 +90,8 @@ def nuslerp(
             f"nuslerp joins two models besides base_model (got {len(tensors)}); "
             "use multislerp for more."
         )
-    total = sum(weight)
-    t = weight[1] / total if abs(total) > ZERO_WEIGHT else 0.5
+    weight_sum = sum(weight)
+    t = weight[1] / weight_sum if abs(weight_sum) > ZERO_WEIGHT else 0.5
     first, second = tensors if base is None else [tensor - base for tensor in tensors]
     if nuslerp_flatten:
         factors = slerp_factors(cosine(first, second), t, INDISTINGUISHABLE_COSINE)
@@ -126,6 +126,7 @@ def _factors_along(a: Tensor, b: Tensor, t: float, dim: int) -> tuple[Tensor, Te
     norms = (dot(a, a) * dot(b, b)).sqrt()
     cos = torch.where(norms > 0.0, dot(a, b) / norms, 1.0).clamp(-1.0, 1.0)
     flat = cos.abs() > INDISTINGUISHABLE_COSINE
+    # Any angle with a sine serves where it is not used: both branches of `where` are computed.
     angle = torch.where(flat, 0.5 * math.pi, cos.acos())
     start = torch.where(flat, 1.0 - t, ((1.0 - t) * angle).sin() / angle.sin())
     end = torch.where(flat, t, (t * angle).sin() / angle.sin())

@@ -35,8 +35,8 @@ def trim(delta: Tensor, density: float) -> Tensor:
     if density <= 0.0:
         return torch.zeros_like(delta)
     magnitude = delta.abs()
-    count = max(1, int(density * delta.numel()))
-    return cut(delta, kth_smallest(magnitude, delta.numel() - count + 1))
+    kept_count = max(1, int(density * delta.numel()))
+    return cut(delta, kth_smallest(magnitude, delta.numel() - kept_count + 1))
 
 
 def cut(delta: Tensor, threshold: float) -> Tensor:
@@ -60,23 +60,24 @@ def trim_with_outliers(delta: Tensor, density: float, gamma: float) -> Tensor:
 
     if density >= 1.0:
         return delta
-    total = delta.numel()
-    kept = int(density * total)
-    if kept == 0:
+    entry_count = delta.numel()
+    kept_count = int(density * entry_count)
+    if kept_count == 0:
         return torch.zeros_like(delta)
-    below = max(0, total - kept - int(gamma * total))
+    dropped_below = max(0, entry_count - kept_count - int(gamma * entry_count))
     magnitude = delta.abs()
-    low = kth_smallest(magnitude, below + 1)
-    high = kth_smallest(magnitude, below + kept)
-    return torch.where((magnitude >= low) & (magnitude <= high), delta, 0.0)
+    low_threshold = kth_smallest(magnitude, dropped_below + 1)
+    high_threshold = kth_smallest(magnitude, dropped_below + kept_count)
+    return torch.where((magnitude >= low_threshold) & (magnitude <= high_threshold), delta, 0.0)
 
 
 def drop_at_random(
     delta: Tensor, density: float, generator: torch.Generator | EntryStream, *, rescale: bool
 ) -> Tensor:
     """Keep each entry with probability `density`; with `rescale`, restore the sum of magnitudes."""
-    mask = uniform(delta, generator) < density
-    return delta if density >= 1.0 else masked(delta, mask, rescale=rescale)
+    # Drawn before density is looked at, as in `drop_by_rank`.
+    keep_mask = uniform(delta, generator) < density
+    return delta if density >= 1.0 else masked(delta, keep_mask, rescale=rescale)
 
 
 def drop_by_rank(
@@ -95,13 +96,14 @@ def drop_by_rank(
     """
     import torch
 
-    draw = uniform(delta, generator)
+    # Drawn even where density makes it needless: the next model's mask must not depend on it.
+    drawn_numbers = uniform(delta, generator)
     if density >= 1.0 or delta.numel() == 0:
         return delta
     if density <= 0.0:
         return torch.zeros_like(delta)
-    probability = density - epsilon + 2.0 * epsilon * relative_rank(delta.abs())
-    return masked(delta, draw < probability, rescale=rescale)
+    keep_probability = density - epsilon + 2.0 * epsilon * relative_rank(delta.abs())
+    return masked(delta, drawn_numbers < keep_probability, rescale=rescale)
 
 
 def relative_rank(magnitude: Tensor) -> Tensor:
@@ -115,6 +117,7 @@ def relative_rank(magnitude: Tensor) -> Tensor:
 
     if magnitude.dim() < 2:
         return relative_rank(magnitude.reshape(1, -1)).reshape(magnitude.shape)
+    # searchsorted copies, with a warning, what does not lie row by row.
     rows = magnitude.movedim(1, -1).contiguous()
     if rows.shape[-1] == 1:
         return torch.full_like(magnitude, 0.5)
@@ -130,8 +133,8 @@ def masked(delta: Tensor, mask: Tensor, *, rescale: bool) -> Tensor:
     sum to what they did before."""
     import torch
 
-    kept = torch.where(mask, delta, 0.0)
-    return restore_l1(kept, delta) if rescale else kept
+    kept_entries = torch.where(mask, delta, 0.0)
+    return restore_l1(kept_entries, delta) if rescale else kept_entries
 
 
 def restore_l1(kept: Tensor, delta: Tensor) -> Tensor:
@@ -143,11 +146,11 @@ def restore_l1(kept: Tensor, delta: Tensor) -> Tensor:
     """
     import torch
 
-    before = float(delta.abs().sum(dtype=torch.float64))
-    after = float(kept.abs().sum(dtype=torch.float64))
-    if before < VANISHING_L1 or after < VANISHING_L1:
+    l1_before = float(delta.abs().sum(dtype=torch.float64))
+    l1_after = float(kept.abs().sum(dtype=torch.float64))
+    if l1_before < VANISHING_L1 or l1_after < VANISHING_L1:
         return kept
-    return kept.mul_(before / after)
+    return kept.mul_(l1_before / l1_after)
 
 
 def kth_smallest(magnitude: Tensor, k: int) -> float:

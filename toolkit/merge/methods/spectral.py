@@ -104,11 +104,11 @@ def _merge(
 def _tsv_matrix(matrices: Sequence[Tensor]) -> Tensor:
     import torch
 
-    share = max(1, min(matrices[0].shape) // len(matrices))
-    parts = [_singular(matrix) for matrix in matrices]
-    u = torch.cat([u[:, :share] for u, _, _ in parts], dim=1)
-    s = torch.cat([s[:share] for _, s, _ in parts])
-    vt = torch.cat([vt[:share] for _, _, vt in parts])
+    directions_kept = max(1, min(matrices[0].shape) // len(matrices))
+    decompositions = [_singular(matrix) for matrix in matrices]
+    u = torch.cat([u[:, :directions_kept] for u, _, _ in decompositions], dim=1)
+    s = torch.cat([s[:directions_kept] for _, s, _ in decompositions])
+    vt = torch.cat([vt[:directions_kept] for _, _, vt in decompositions])
     return (_nearest_orthogonal(u) * s) @ _nearest_orthogonal(vt)
 
 

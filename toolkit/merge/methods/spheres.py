@@ -54,13 +54,13 @@ def multislerp(
     check_between("eps", eps, 0.0, math.inf, "it keeps lengths from being divided by zero.")
     if len(tensors) == 1:
         return tensors[0].clone()
-    total = weight_total(weight, "normalize_weights") if normalize_weights else 1.0
-    shares = torch.tensor(list(weight), dtype=torch.float64) / total
+    weight_sum = weight_total(weight, "normalize_weights") if normalize_weights else 1.0
+    shares = torch.tensor(list(weight), dtype=torch.float64) / weight_sum
     gram = inner_products(tensors, base)
     norms = gram.diagonal().sqrt()
     per_unit = shares / (norms + eps)
-    length = float((per_unit @ gram @ per_unit).clamp(min=0.0).sqrt())
-    if not length > eps:
+    mean_direction_length = float((per_unit @ gram @ per_unit).clamp(min=0.0).sqrt())
+    if not mean_direction_length > eps:
         if len(tensors) > 2 and float(norms.max()) > 0.0:
             raise MergeError(
                 f"weight: with {list(weight)} the models' directions cancel out, so there is no "
@@ -68,7 +68,7 @@ def multislerp(
             )
         coefficients = shares
     else:
-        coefficients = per_unit * float(shares @ norms) / length
+        coefficients = per_unit * float(shares @ norms) / mean_direction_length
     return combination(tensors, coefficients.tolist(), base)
 
 
@@ -127,12 +127,12 @@ def _karcher_coefficients(units: Tensor, max_iter: int, tol: float) -> Tensor:
     """
     import torch
 
-    number = len(units)
+    vector_count = len(units)
 
     def length(coefficients: Tensor) -> float:
         return float((coefficients @ units @ coefficients).clamp(min=0.0).sqrt())
 
-    mean = torch.full((number,), 1.0 / number, dtype=units.dtype)
+    mean = torch.full((vector_count,), 1.0 / vector_count, dtype=units.dtype)
     if length(mean) < tol:  # opposite directions: start at the first
         mean = torch.zeros_like(mean)
         mean[0] = 1.0
@@ -142,7 +142,7 @@ def _karcher_coefficients(units: Tensor, max_iter: int, tol: float) -> Tensor:
         angle = cos.acos()
         # A vector at the mean does not pull; one opposite to it pulls in no particular direction.
         pulls = (angle >= tol) & (angle <= math.pi - tol)
-        pull = torch.where(pulls, angle / angle.sin(), 0.0) / number
+        pull = torch.where(pulls, angle / angle.sin(), 0.0) / vector_count
         tangent = pull - (pull @ cos) * mean
         step = length(tangent)
         if step < tol:

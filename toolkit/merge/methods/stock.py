@@ -43,14 +43,15 @@ def model_stock(tensors: Sequence[Tensor], base: Tensor, *, filter_wise: bool = 
     import torch
 
     check_models("model_stock", tensors, 2, None, "its angle is that between two of them.")
-    number = len(tensors)
+    model_count = len(tensors)
     cos = _row_cosines(tensors, base) if filter_wise else _whole_cosine(tensors, base)
-    denominator = 1.0 + (number - 1) * cos
-    pole = denominator.abs() < 1e-6
-    ratio = torch.where(pole, 0.0, number * cos / torch.where(pole, 1.0, denominator))
-    share = ratio.to(device=base.device, dtype=base.dtype)
-    average = combination(tensors, [1.0] * number).div_(number)
-    return share * average + (1.0 - share) * base
+    denominator = 1.0 + (model_count - 1) * cos
+    # Both branches of `where` are computed, so the divisor has to be replaced as well.
+    at_pole = denominator.abs() < 1e-6
+    ratio = torch.where(at_pole, 0.0, model_count * cos / torch.where(at_pole, 1.0, denominator))
+    average_share = ratio.to(device=base.device, dtype=base.dtype)
+    average = combination(tensors, [1.0] * model_count).div_(model_count)
+    return average_share * average + (1.0 - average_share) * base
 
 
 def _whole_cosine(tensors: Sequence[Tensor], base: Tensor) -> Tensor:

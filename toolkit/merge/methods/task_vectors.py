@@ -50,11 +50,11 @@ def weighted_sum(deltas: Sequence[Tensor], weight: Sequence[float], *, normalize
     """
     import torch
 
-    total = weight_total(weight) if normalize else 1.0
+    weight_sum = weight_total(weight) if normalize else 1.0
     merged = torch.zeros_like(deltas[0])
     for delta, factor in zip(deltas, weight, strict=True):
         merged.add_(delta * factor)
-    return merged.div_(total) if normalize else merged
+    return merged.div_(weight_sum) if normalize else merged
 
 
 def elect_and_average(
@@ -69,15 +69,15 @@ def elect_and_average(
     import torch
 
     weighted = [delta * factor for delta, factor in zip(deltas, weight, strict=True)]
-    total = torch.zeros_like(deltas[0])
+    weighted_total = torch.zeros_like(deltas[0])
     for item in weighted:
-        total.add_(item)
-    positive = total >= 0
-    merged, shares = torch.zeros_like(total), torch.zeros_like(total)
+        weighted_total.add_(item)
+    elected_positive = weighted_total >= 0
+    merged, agreed_weight = torch.zeros_like(weighted_total), torch.zeros_like(weighted_total)
     for item, factor in zip(weighted, weight, strict=True):
-        agrees = (item != 0) & ((item > 0) == positive)
+        agrees = (item != 0) & ((item > 0) == elected_positive)
         merged.add_(torch.where(agrees, item, 0.0))
-        shares.add_(agrees.to(shares.dtype), alpha=factor)
+        agreed_weight.add_(agrees.to(agreed_weight.dtype), alpha=factor)
     if normalize:
-        merged.div_(torch.where(shares.abs() < ZERO_WEIGHT, 1.0, shares))
+        merged.div_(torch.where(agreed_weight.abs() < ZERO_WEIGHT, 1.0, agreed_weight))
     return merged

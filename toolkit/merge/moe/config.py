@@ -87,8 +87,8 @@ class MoeConfig(Section):
                     f"experts.{number}.positive_prompts: gate_mode {self.gate_mode} needs at least "
                     "one prompt for each expert; give some, or gate_mode: random"
                 )
-        prompts = {(e.positive_prompts, e.negative_prompts) for e in self.experts}
-        if len(self.experts) > 1 and len(prompts) == 1:
+        prompt_pairs = {(e.positive_prompts, e.negative_prompts) for e in self.experts}
+        if len(self.experts) > 1 and len(prompt_pairs) == 1:
             raise ValueError(
                 "experts: all have the same prompts, so the router could not tell them apart; give "
                 "each its own, or gate_mode: random"
@@ -98,8 +98,8 @@ class MoeConfig(Section):
     @property
     def models(self) -> tuple[str, ...]:
         """Every model once, the base first."""
-        experts = (*self.experts, *self.shared_experts)
-        return tuple(dict.fromkeys([self.base_model, *(e.source_model for e in experts)]))
+        all_experts = (*self.experts, *self.shared_experts)
+        return tuple(dict.fromkeys([self.base_model, *(e.source_model for e in all_experts)]))
 
 
 def load_moe_config(path: Path) -> MoeConfig:

@@ -21,9 +21,9 @@ class MoeLayout:
     """One way to lay out a mixture of experts.
 
     Attributes:
-        name: as mergekit calls it.
+        name: mergekit's name of the layout.
         architecture: class in transformers.
-        bases: model types it can be made of.
+        bases: model types that it can be made of.
         block: what stands in place of `mlp`.
         projections: names of an expert's tensors, in the order of `PROJECTIONS`.
         in_layer: pattern of what a layer has besides.
@@ -42,8 +42,8 @@ class MoeLayout:
 
     def expert(self, layer: int, number: int, projection: str) -> str:
         """Name of one tensor of one expert."""
-        own = self.projections[PROJECTIONS.index(projection)]
-        return f"model.layers.{layer}.{self.block}.experts.{number}.{own}.weight"
+        own_name = self.projections[PROJECTIONS.index(projection)]
+        return f"model.layers.{layer}.{self.block}.experts.{number}.{own_name}.weight"
 
     def router(self, layer: int) -> str:
         """Name of a layer's router, `[experts, hidden size]`."""
@@ -100,32 +100,40 @@ def choose_layout(config: MoeConfig, model_type: str) -> MoeLayout:
     Raises:
         MergeError: there is none; the message lists those there are.
     """
-    wanted = (config.architecture or "").lower()
-    named = [layout for layout in LAYOUTS if layout.name.lower().startswith(wanted)]
-    if not named:
+    wanted_name = (config.architecture or "").lower()
+    named_layouts = [layout for layout in LAYOUTS if layout.name.lower().startswith(wanted_name)]
+    if not named_layouts:
         raise MergeError(f"architecture: {config.architecture!r} is not made. {_known()}")
-    fitting = [layout for layout in named if model_type in layout.bases]
+    fitting_layouts = [layout for layout in named_layouts if model_type in layout.bases]
     if config.shared_experts or config.sparse_step > 1:
         key = "shared_experts" if config.shared_experts else "sparse_step"
-        able = [o for o in fitting if (o.shared if config.shared_experts else o.can_skip)]
-        if fitting and not able:
-            raise MergeError(f"{key}: {fitting[0].name} has no place for it. {_known()}")
-        fitting = able
-    if not fitting:
+        able = [o for o in fitting_layouts if (o.shared if config.shared_experts else o.can_skip)]
+        if fitting_layouts and not able:
+            raise MergeError(f"{key}: {fitting_layouts[0].name} has no place for it. {_known()}")
+        fitting_layouts = able
+    if not fitting_layouts:
         raise MergeError(
             f"base_model: a {model_type!r} model has no counterpart"
-            f"{f' in {named[0].name}' if wanted else ''}. {_known()}"
+            f"{f' in {named_layouts[0].name}' if wanted_name else ''}. {_known()}"
         )
     if len(config.shared_experts) > 1:
         raise MergeError(
-            f"shared_experts: {fitting[0].name} has one (got {len(config.shared_experts)})."
+            f"shared_experts: {fitting_layouts[0].name} has one (got {len(config.shared_experts)})."
         )
-    return fitting[0]
+    return fitting_layouts[0]
 
 
 def _known() -> str:
     lines = (f"{layout.name} of {', '.join(layout.bases)}" for layout in LAYOUTS)
     return f"Layouts: {'; '.join(lines)}."
+
+
+def _refuse_sliding_window(layout: MoeLayout, base: JsonView) -> None:
+    if base.get("use_sliding_window"):
+        raise MergeError(
+            f"base_model: has use_sliding_window in some layers, for which {layout.name} has no "
+            "counterpart; set it to false, or give another base."
+        )
 
 
 def mixture_values(
@@ -149,32 +157,30 @@ def mixture_values(
     """
     import transformers
 
-    if base.get("use_sliding_window"):
-        raise MergeError(
-            f"base_model: has use_sliding_window in some layers, for which {layout.name} has no "
-            "counterpart; set it to false, or give another base."
-        )
-    kind = getattr(transformers, layout.architecture).config_class
-    known = set(kind().to_dict()) - {"model_type", "architectures", "transformers_version"}
-    values = {key: value for key, value in base.items() if key in known}
-    width = int(shapes["model.layers.0.mlp.gate_proj.weight"][0])
+    _refuse_sliding_window(layout, base)
+    config_class = getattr(transformers, layout.architecture).config_class
+    known = set(config_class().to_dict()) - {"model_type", "architectures", "transformers_version"}
+    # What the class does not know would be kept by transformers as an attribute that nothing reads.
+    config_values = {key: value for key, value in base.items() if key in known}
+    expert_width = int(shapes["model.layers.0.mlp.gate_proj.weight"][0])
     heads = int(base["num_attention_heads"])
-    values["head_dim"] = int(shapes["model.layers.0.self_attn.q_proj.weight"][0]) // heads
-    values["sliding_window"] = base.get("sliding_window")
-    values["num_experts_per_tok"] = config.experts_per_token
+    # Said outright: the class would derive it from hidden_size, which some bases do not hold to.
+    config_values["head_dim"] = int(shapes["model.layers.0.self_attn.q_proj.weight"][0]) // heads
+    config_values["sliding_window"] = base.get("sliding_window")
+    config_values["num_experts_per_tok"] = config.experts_per_token
     if layout.name == "Mixtral":
-        values["num_local_experts"] = len(config.experts)
+        config_values["num_local_experts"] = len(config.experts)
     else:
-        values |= {
+        config_values |= {
             "num_experts": len(config.experts),
-            "moe_intermediate_size": width,
+            "moe_intermediate_size": expert_width,
             "decoder_sparse_step": config.sparse_step,
             "norm_topk_prob": True,
             "use_sliding_window": False,
         }
     if layout.shared:
-        values["shared_expert_intermediate_size"] = width
-        values["qkv_bias"] = "model.layers.0.self_attn.q_proj.bias" in shapes
-    made = kind(**values).to_dict()
-    made.pop("_name_or_path", None)
-    return {**made, "architectures": [layout.architecture], "dtype": dtype}
+        config_values["shared_expert_intermediate_size"] = expert_width
+        config_values["qkv_bias"] = "model.layers.0.self_attn.q_proj.bias" in shapes
+    config_json = config_class(**config_values).to_dict()
+    config_json.pop("_name_or_path", None)
+    return {**config_json, "architectures": [layout.architecture], "dtype": dtype}

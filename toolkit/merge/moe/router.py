@@ -25,8 +25,9 @@ _ALIKE = 0.999
 
 def generator_of(seed: int, name: str) -> torch.Generator:
     """A generator that depends on the seed and the tensor's name alone."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    name_digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    # A shift, as manual_seed takes 63 bits as a positive number.
+    return torch.Generator().manual_seed(int.from_bytes(name_digest[:8], "little") >> 1)
 
 
 def router_rows(
@@ -39,25 +40,25 @@ def router_rows(
     Raises:
         MergeError: the base has no tokenizer, or its hidden states are not finite.
     """
-    tensors = [tensor for tensor in plan.tensors if tensor.source is None]
+    router_tensors = [tensor for tensor in plan.tensors if tensor.source is None]
     if config.gate_mode in RANDOM_GATES:
         rows: dict[str, Tensor] = {}
-        for tensor in tensors:
+        for tensor in router_tensors:
             generator = generator_of(seed, tensor.name)
             if config.gate_mode == "random":
                 rows[tensor.name] = torch.randn(tensor.shape, generator=generator)
             else:
-                bound = math.sqrt(1.0 / tensor.shape[1])
-                drawn = torch.rand(tensor.shape, generator=generator)
-                rows[tensor.name] = drawn * (2 * bound) - bound
+                uniform_bound = math.sqrt(1.0 / tensor.shape[1])
+                uniform_draws = torch.rand(tensor.shape, generator=generator)
+                rows[tensor.name] = uniform_draws * (2 * uniform_bound) - uniform_bound
         return _without_prompts(config, plan, rows)
-    reader = _Reader(config, plan, models)
-    experts = torch.stack([reader.rows(expert) for expert in config.experts], dim=1)
+    prompt_reader = _Reader(config, plan, models)
+    expert_rows = torch.stack([prompt_reader.rows(expert) for expert in config.experts], dim=1)
     place = {layer: number for number, layer in enumerate(plan.sparse_layers)}
-    rows = {t.name: experts[place[t.layer]] for t in tensors if not t.is_shared}
+    rows = {t.name: expert_rows[place[t.layer]] for t in router_tensors if not t.is_shared}
     if config.shared_experts and config.shared_experts[0].positive_prompts:
-        shared = reader.rows(config.shared_experts[0])
-        rows |= {t.name: shared[place[t.layer]][None] for t in tensors if t.is_shared}
+        shared_rows = prompt_reader.rows(config.shared_experts[0])
+        rows |= {t.name: shared_rows[place[t.layer]][None] for t in router_tensors if t.is_shared}
     return _without_prompts(config, plan, rows)
 
 
@@ -67,21 +68,21 @@ def _without_prompts(
     """A shared expert without prompts has a gate of zeros: half of it is let through."""
     if config.shared_experts and config.shared_experts[0].positive_prompts:
         return rows
-    gates = [t for t in plan.tensors if t.source is None and t.is_shared]
-    return {**rows, **{t.name: torch.zeros(t.shape) for t in gates}}
+    shared_gates = [t for t in plan.tensors if t.source is None and t.is_shared]
+    return {**rows, **{t.name: torch.zeros(t.shape) for t in shared_gates}}
 
 
 def alike_layers(plan: MoePlan, rows: dict[str, Tensor]) -> list[int]:
     """Layers in which two experts have nearly the same row, so that one of them will starve."""
-    found = []
+    alike_numbers = []
     for tensor in plan.tensors:
         if tensor.source is not None or tensor.is_shared or tensor.shape[0] < 2:
             continue
-        unit = torch.nn.functional.normalize(rows[tensor.name], dim=1)
-        cosine = (unit @ unit.T).fill_diagonal_(-1.0)
-        if float(cosine.max()) > _ALIKE:
-            found.append(tensor.layer)
-    return found
+        unit_rows = torch.nn.functional.normalize(rows[tensor.name], dim=1)
+        row_cosines = (unit_rows @ unit_rows.T).fill_diagonal_(-1.0)
+        if float(row_cosines.max()) > _ALIKE:
+            alike_numbers.append(tensor.layer)
+    return alike_numbers
 
 
 class _Reader:
@@ -89,13 +90,13 @@ class _Reader:
 
     def __init__(self, config: MoeConfig, plan: MoePlan, models: Models) -> None:
         self._mode, self._layers = config.gate_mode, plan.sparse_layers
-        folder = models.token_folder(config.base_model)
+        tokenizer_folder = models.token_folder(config.base_model)
         try:
-            self._tokenizer = load_tokenizer(folder)
+            self._tokenizer = load_tokenizer(tokenizer_folder)
         except (OSError, ValueError, KeyError) as error:
             raise MergeError(
-                f"{folder}: has no tokenizer to read the prompts with; put it there, or give "
-                "gate_mode: random."
+                f"{tokenizer_folder}: has no tokenizer to read the prompts with; put it there, or "
+                "give gate_mode: random."
             ) from error
         self._model: Any = None
         self._embedding: Tensor | None = None
@@ -108,19 +109,20 @@ class _Reader:
 
         self._model = load_causal_model(checkpoint.folder, torch.float32).eval()
         if isinstance(checkpoint, AdaptedCheckpoint):
-            own = self._model.state_dict()
-            for name in checkpoint.names:
-                own[name].copy_(checkpoint.tensor(name))
+            # The folder holds the model under the adapter; what the adapter changes is put in here.
+            model_tensors = self._model.state_dict()
+            for tensor_name in checkpoint.names:
+                model_tensors[tensor_name].copy_(checkpoint.tensor(tensor_name))
 
     def rows(self, expert: ExpertSection) -> Tensor:
         """`[L, D]`, each row of unit length."""
-        rows = self._mean(expert.positive_prompts)
+        prompt_rows = self._mean(expert.positive_prompts)
         if expert.negative_prompts:
-            rows = rows - self._mean(expert.negative_prompts)
-        if not bool(torch.isfinite(rows).all()):
+            prompt_rows = prompt_rows - self._mean(expert.negative_prompts)
+        if not bool(torch.isfinite(prompt_rows).all()):
             raise MergeError("base_model: its hidden states for the prompts are not finite.")
-        unit: Tensor = rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-8)
-        return unit
+        unit_rows: Tensor = prompt_rows / prompt_rows.norm(dim=-1, keepdim=True).clamp(min=1e-8)
+        return unit_rows
 
     def _mean(self, prompts: Sequence[str]) -> Tensor:
         return torch.stack([self._states(prompt) for prompt in prompts]).mean(dim=0)
@@ -132,8 +134,8 @@ class _Reader:
         if tokens.numel() == 0:
             raise MergeError(f"positive_prompts: {prompt!r} has no tokens.")
         if self._embedding is not None:
-            vector: Tensor = self._embedding[tokens[0]].float().mean(dim=0)
-            return vector.expand(len(self._layers), -1)
+            mean_embedding: Tensor = self._embedding[tokens[0]].float().mean(dim=0)
+            return mean_embedding.expand(len(self._layers), -1)
         seen: dict[int, Tensor] = {}
 
         def keep(layer: int) -> Any:
@@ -143,12 +145,12 @@ class _Reader:
 
             return hook
 
-        layers = self._model.base_model.layers
-        hooks = [layers[n].mlp.register_forward_pre_hook(keep(n)) for n in self._layers]
+        model_layers = self._model.base_model.layers
+        layer_hooks = [model_layers[n].mlp.register_forward_pre_hook(keep(n)) for n in self._layers]
         try:
             with torch.no_grad():
                 self._model.base_model(input_ids=tokens, use_cache=False)
         finally:
-            for hook in hooks:
+            for hook in layer_hooks:
                 hook.remove()
         return torch.stack([seen[layer] for layer in self._layers])

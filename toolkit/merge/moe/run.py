@@ -63,13 +63,13 @@ def run_moe(
     models = Models(folders)
     plan = plan_moe(config, models)
     with appearing(out) as work:
-        alike = write_moe(
+        alike_numbers = write_moe(
             config, plan, models, work, seed=seed, shard_bytes=shard_bytes, advance=advance
         )
-        if alike:
+        if alike_numbers:
             say(
-                f"  routers of {len(alike)} of {len(plan.sparse_layers)} layers have nearly the "
-                "same row for two experts: their prompts are too similar"
+                f"  routers of {len(alike_numbers)} of {len(plan.sparse_layers)} layers have "
+                "nearly the same row for two experts: their prompts are too similar"
             )
         (work / "merge-moe.yaml").write_text(_to_yaml(config), encoding="utf-8")
     return plan
@@ -90,13 +90,13 @@ def write_moe(
     Returns:
         Layers in whose router two experts have nearly the same row.
     """
-    shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
-    refuse_unloadable_merge(plan.values, shapes, models, [config.base_model])
-    rows = router_rows(config, plan, models, seed=seed)
-    planned = [PlannedTensor(t.name, plan.dtype, t.shape) for t in plan.tensors]
-    with ShardWriter(work, planned, shard_bytes) as writer:
+    shapes_by_name = {tensor.name: tensor.shape for tensor in plan.tensors}
+    refuse_unloadable_merge(plan.values, shapes_by_name, models, [config.base_model])
+    rows_by_name = router_rows(config, plan, models, seed=seed)
+    planned_tensors = [PlannedTensor(t.name, plan.dtype, t.shape) for t in plan.tensors]
+    with ShardWriter(work, planned_tensors, shard_bytes) as writer:
         for tensor in plan.tensors:
-            _write(tensor, plan, models, writer, rows.get(tensor.name), seed)
+            _write(tensor, plan, models, writer, rows_by_name.get(tensor.name), seed)
             if advance is not None:
                 advance(tensor.size * item_bytes(plan.dtype), tensor.name)
     (work / "config.json").write_text(
@@ -104,7 +104,7 @@ def write_moe(
     )
     for folder in models.tokenizer_folders(config.base_model):
         copy_tokenizer_files(folder, work)
-    return alike_layers(plan, rows)
+    return alike_layers(plan, rows_by_name)
 
 
 def _write(
@@ -116,55 +116,59 @@ def _write(
     seed: int,
 ) -> None:
     dtype: torch.dtype = getattr(torch, TORCH_NAMES[plan.dtype])
-    entry = item_bytes(plan.dtype)
+    entry_bytes = item_bytes(plan.dtype)
     if tensor.source is None:
         assert rows is not None  # noqa: S101  (a plan's routers all have rows)
         writer.write(tensor.name, 0, tensor_bytes(rows.to(dtype)))
         return
-    flat = models.read(tensor.source).reshape(-1)
+    flat_source = models.read(tensor.source).reshape(-1)
     generator = generator_of(seed, tensor.name) if tensor.noise_scale else None
-    for start in range(0, tensor.size, _BLOCK):
-        block = flat[start : start + _BLOCK]
-        changed = block
+    for first_entry in range(0, tensor.size, _BLOCK):
+        source_block = flat_source[first_entry : first_entry + _BLOCK]
+        changed_block = source_block
         if generator is not None:
-            noise = torch.randn(block.shape, generator=generator)
-            changed = block.float() + noise * tensor.noise_scale
+            noise_block = torch.randn(source_block.shape, generator=generator)
+            changed_block = source_block.float() + noise_block * tensor.noise_scale
         if tensor.scale != 1.0:
-            changed = changed.float() * tensor.scale
-        changed = changed.to(dtype)
-        if not is_finite(block):
+            changed_block = changed_block.float() * tensor.scale
+        changed_block = changed_block.to(dtype)
+        # The source is checked by itself: infinity times a scale of 0 would look like a fault of
+        # ours.
+        if not is_finite(source_block):
             file = models.checkpoint(tensor.source.model).damaged_file(tensor.source.tensor)
             raise MergeError(
                 f"{tensor.source.tensor}: holds NaN or infinity in {file}; the model is damaged."
             )
-        if not is_finite(changed):
+        if not is_finite(changed_block):
             raise MergeError(
                 f"{tensor.name}: does not fit into {TORCH_NAMES[plan.dtype]}; give a wider dtype."
             )
         # The writer may keep it for another thread, and `block` may be the mapped file itself.
-        writer.write(tensor.name, start * entry, tensor_bytes(changed))
+        writer.write(tensor.name, first_entry * entry_bytes, tensor_bytes(changed_block))
     models.checkpoint(tensor.source.model).give_back(tensor.source.tensor)
 
 
 def _to_yaml(config: MoeConfig) -> str:
-    plain = config.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    plain["gate_mode"] = config.gate_mode
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    config_values = config.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    # Said even where it is the default: mergekit has none.
+    config_values["gate_mode"] = config.gate_mode
+    return yaml.safe_dump(config_values, sort_keys=False, allow_unicode=True)
 
 
 def describe_moe(config: MoeConfig, plan: MoePlan) -> str:
     """A plan in words."""
-    active = plan.num_active / plan.num_parameters
-    layers = int(plan.values["num_hidden_layers"])
-    names = [expert.source_model for expert in config.experts]
+    active_fraction = plan.num_active / plan.num_parameters
+    num_layers = int(plan.values["num_hidden_layers"])
+    expert_names = [expert.source_model for expert in config.experts]
     lines = [
-        f"{plan.layout.architecture}: {len(names)} experts, {config.experts_per_token} a token, in "
-        f"{len(plan.sparse_layers)} of {layers} layers; router {config.gate_mode}",
-        f"  {plan.num_parameters:,} parameters, {plan.num_active:,} active ({active:.0%}); "
-        f"{len(plan.tensors)} tensors, {plan.num_bytes / 1e9:.3f} GB of {TORCH_NAMES[plan.dtype]}",
+        f"{plan.layout.architecture}: {len(expert_names)} experts, {config.experts_per_token} a "
+        f"token, in {len(plan.sparse_layers)} of {num_layers} layers; router {config.gate_mode}",
+        f"  {plan.num_parameters:,} parameters, {plan.num_active:,} active "
+        f"({active_fraction:.0%}); {len(plan.tensors)} tensors, {plan.num_bytes / 1e9:.3f} GB of "
+        f"{TORCH_NAMES[plan.dtype]}",
         f"  attention, norms, embeddings: {config.base_model}",
     ]
-    lines += [f"  expert {number}: {name}" for number, name in enumerate(names)]
+    lines += [f"  expert {number}: {name}" for number, name in enumerate(expert_names)]
     lines += [f"  shared expert: {expert.source_model}" for expert in config.shared_experts]
     if plan.layout.shared and not config.shared_experts:
         lines.append("  shared expert: adds nothing until it is trained")
@@ -173,8 +177,8 @@ def describe_moe(config: MoeConfig, plan: MoePlan) -> str:
             "  one expert a token has weight 1 whatever the router says, so the router learns from "
             "its balancing loss alone"
         )
-    copies = {(e.source_model, e.noise_scale or 0.0) for e in config.experts}
-    if len(copies) == 1 and not config.experts[0].noise_scale and len(names) > 1:
+    distinct_experts = {(e.source_model, e.noise_scale or 0.0) for e in config.experts}
+    if len(distinct_experts) == 1 and not config.experts[0].noise_scale and len(expert_names) > 1:
         lines.append(
             "  all experts are the same: it computes what they do until it is trained, and the "
             "router alone makes them diverge (or give noise_scale)"

@@ -23,8 +23,8 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 class Embeddings:
     """The input embedding of a model, and its head where it has one of its own.
 
-    Args:
-        name: of the model in the configuration.
+        name: model name in the configuration.
+        checkpoint: tensors of the model.
         checkpoint: its tensors.
 
     Attributes:
@@ -47,16 +47,16 @@ class Embeddings:
                 "vocabularies cannot be united; leave out tokenizer_source."
             )
         self.num_rows = self.shape(self.names[0])[0]
-        for other in self.names[1:]:
-            if self.shape(other)[0] != self.num_rows:
+        for tensor_name in self.names[1:]:
+            if self.shape(tensor_name)[0] != self.num_rows:
                 raise MergeError(
-                    f"{name}: {self.names[0]} has {self.num_rows} rows and {other} "
-                    f"{self.shape(other)[0]}; resize the model's embeddings to one size."
+                    f"{name}: {self.names[0]} has {self.num_rows} rows and {tensor_name} "
+                    f"{self.shape(tensor_name)[0]}; resize the model's embeddings to one size."
                 )
 
         self.biases = [
             bias
-            for bias in (f"{name.removesuffix('weight')}bias" for name in self.names)
+            for bias in (f"{tensor_name.removesuffix('weight')}bias" for tensor_name in self.names)
             if bias in checkpoint and self.shape(bias) == (self.num_rows,)
         ]
 
@@ -70,7 +70,7 @@ class Embeddings:
 
     def lacks(self, seen: Checkpoint) -> bool:
         """Whether the model as it is seen has a head that it has not."""
-        return any(name not in self.checkpoint for name in seen.names)
+        return any(tensor_name not in self.checkpoint for tensor_name in seen.names)
 
 
 def remapped_model(
@@ -92,33 +92,34 @@ def remapped_model(
     if rows.is_whole(number, own.num_rows):
         return None
     tensors = {
-        name: _remapped(own, name, [donor.names[0] for donor in donors], donors, rows)
-        for name in own.names
-        if name != own.head
+        tensor_name: _remapped(own, tensor_name, [donor.names[0] for donor in donors], donors, rows)
+        for tensor_name in own.names
+        if tensor_name != own.head
     }
-    heads = [donor.head for donor in donors[:num_models] if donor.head is not None]
-    if heads:
+    # One model with a head of its own makes heads of them all: what was shared is written twice.
+    head_names = [donor.head for donor in donors[:num_models] if donor.head is not None]
+    if head_names:
         names = [donor.head or donor.names[0] for donor in donors]
-        tensors[own.head or heads[0]] = _remapped(own, names[number], names, donors, rows)
-    for name in own.biases:
-        tensors[name] = _remapped(own, name, [name for _ in donors], donors, rows)
+        tensors[own.head or head_names[0]] = _remapped(own, names[number], names, donors, rows)
+    for bias_name in own.biases:
+        tensors[bias_name] = _remapped(own, bias_name, [bias_name for _ in donors], donors, rows)
     return RemappedCheckpoint(own.checkpoint, tensors)
 
 
 def _remapped(
     own: Embeddings, name: str, names: Sequence[str], donors: Sequence[Embeddings], rows: RowMap
 ) -> RemappedTensor:
-    used = {int(code) for code in np.unique(rows.donor) if code >= 0}
-    used |= {int(code) for code in np.nonzero((rows.averages >= 0).any(axis=0))[0]}
+    donor_numbers = {int(number) for number in np.unique(rows.donor) if number >= 0}
+    donor_numbers |= {int(number) for number in np.nonzero((rows.averages >= 0).any(axis=0))[0]}
     dtype = own.checkpoint.info(name).dtype
-    for code in sorted(used):
-        if names[code] in donors[code].checkpoint:
-            dtype = promote(dtype, donors[code].checkpoint.info(names[code]).dtype)
-    places = [
-        (donor.checkpoint, tensor) if tensor in donor.checkpoint else None
-        for donor, tensor in zip(donors, names, strict=True)
+    for donor_number in sorted(donor_numbers):
+        if names[donor_number] in donors[donor_number].checkpoint:
+            dtype = promote(dtype, donors[donor_number].checkpoint.info(names[donor_number]).dtype)
+    tensors_by_donor = [
+        (donor.checkpoint, tensor_name) if tensor_name in donor.checkpoint else None
+        for donor, tensor_name in zip(donors, names, strict=True)
     ]
-    return RemappedTensor(rows, places, dtype, (len(rows.row), *own.shape(name)[1:]))
+    return RemappedTensor(rows, tensors_by_donor, dtype, (len(rows.row), *own.shape(name)[1:]))
 
 
 def remapped_config(
@@ -140,24 +141,26 @@ def remapped_config(
     """
     values: JsonObject = json.loads(json.dumps(config))
     parts = _language_parts(values)
+    # Wrapped models repeat vocab_size in several parts; those that say the embedding's rows are
+    # meant, else the innermost that says any.
     speaking = [part for part in parts if part.get("vocab_size") == old_rows]
     speaking = speaking or [part for part in parts if "vocab_size" in part][-1:] or parts[:1]
     for part in speaking:
         part["vocab_size"] = num_rows
     if is_untied:
         untie(values)
-    theirs = _language_parts(dict(owner)) if owner is not None else []
-    for key in _SPECIAL:
-        said = [part[key] for part in theirs if key in part]
+    owner_parts = _language_parts(dict(owner)) if owner is not None else []
+    for id_key in _SPECIAL:
+        owner_ids = [part[id_key] for part in owner_parts if id_key in part]
         for part in parts:
-            if said and key in part:
-                part[key] = said[0]
-        if said and not any(key in part for part in parts):
-            values[key] = said[0]
+            if owner_ids and id_key in part:
+                part[id_key] = owner_ids[0]
+        if owner_ids and not any(id_key in part for part in parts):
+            values[id_key] = owner_ids[0]
     return values
 
 
 def _language_parts(values: JsonObject) -> list[JsonObject]:
     """A config, and that of its language model where it has several."""
-    wanted = ("", "text_config", "llm_config", "language_config")
-    return [part for part, path in config_parts(values) if path in wanted]
+    language_paths = ("", "text_config", "llm_config", "language_config")
+    return [part for part, part_path in config_parts(values) if part_path in language_paths]

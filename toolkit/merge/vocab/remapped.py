@@ -92,11 +92,15 @@ class RemappedCheckpoint(Checkpoint):
 
     def __init__(self, model: Checkpoint, tensors: Mapping[str, RemappedTensor]) -> None:
         infos = {name: model.info(name) for name in model.names}
-        for name, new in tensors.items():
-            file = next(owner.info(own).file for owner, own in filter(None, new.donors))
-            file = infos[name].file if name in infos else file
-            num_bytes = math.prod(new.shape) * item_bytes(new.dtype)
-            infos[name] = TensorInfo(file, new.dtype, new.shape, 0, num_bytes)
+        for tensor_name, remapped in tensors.items():
+            # A head that only the merge has is reported under the file of the first donor's.
+            donor_file = next(
+                checkpoint.info(donor_name).file
+                for checkpoint, donor_name in filter(None, remapped.donors)
+            )
+            file = infos[tensor_name].file if tensor_name in infos else donor_file
+            num_bytes = math.prod(remapped.shape) * item_bytes(remapped.dtype)
+            infos[tensor_name] = TensorInfo(file, remapped.dtype, remapped.shape, 0, num_bytes)
         super().__init__(model.folder, infos, model.unheld)
         self._model, self._remapped = model, tensors
         self._gathered: dict[str, GatheredRows] = {}
@@ -109,8 +113,8 @@ class RemappedCheckpoint(Checkpoint):
     def raw(self, name: str) -> NDArray[np.uint8]:
         if name not in self._remapped:
             return self._model.raw(name)
-        rows = self._rows(name)
-        return np.ascontiguousarray(rows[0 : rows.size]).view(np.uint8)
+        gathered_rows = self._rows(name)
+        return np.ascontiguousarray(gathered_rows[0 : gathered_rows.size]).view(np.uint8)
 
     def tensor(self, name: str) -> Tensor:
         if name not in self._remapped:
@@ -128,8 +132,8 @@ class RemappedCheckpoint(Checkpoint):
             self._model.give_back(name)
             return
         self._gathered.pop(name, None)
-        for checkpoint, own in filter(None, self._remapped[name].donors):
-            checkpoint.give_back(own)
+        for checkpoint, donor_name in filter(None, self._remapped[name].donors):
+            checkpoint.give_back(donor_name)
 
     def damaged_file(self, name: str) -> Path:
         if name not in self._remapped:
@@ -137,9 +141,9 @@ class RemappedCheckpoint(Checkpoint):
         import torch
 
         donors = list(filter(None, self._remapped[name].donors))
-        for checkpoint, own in donors:
-            if not bool(torch.isfinite(checkpoint.tensor(own).float()).all()):
-                return checkpoint.damaged_file(own)
+        for checkpoint, donor_name in donors:
+            if not bool(torch.isfinite(checkpoint.tensor(donor_name).float()).all()):
+                return checkpoint.damaged_file(donor_name)
         return self.info(name).file
 
     def _rows(self, name: str) -> GatheredRows:
@@ -160,16 +164,18 @@ class GatheredRows:
         self._width = math.prod(tensor.shape[1:])
         self.size = math.prod(tensor.shape)
         self.dtype = _kind(tensor.dtype)
-        wanted = set(np.unique(self._map.donor).tolist())
-        wanted |= set(np.nonzero((self._map.averages >= 0).any(axis=0))[0].tolist())
+        donor_codes = set(np.unique(self._map.donor).tolist())
+        donor_codes |= set(np.nonzero((self._map.averages >= 0).any(axis=0))[0].tolist())
         self._tables = {
-            number: _table(name, tensor.donors[number], tensor.dtype, self._width)
-            for number in sorted(wanted)
-            if number >= 0
+            donor_number: _table(name, tensor.donors[donor_number], tensor.dtype, self._width)
+            for donor_number in sorted(donor_codes)
+            if donor_number >= 0
         }
-        moves = (np.diff(self._map.row) != 1) | (np.diff(self._map.donor) != 0)
-        self._starts = np.concatenate([[0], np.nonzero(moves)[0] + 1, [len(self._map.row)]])
-        if PADDING in wanted:
+        # A run is a stretch of rows that follow one another in one donor; reads within one need no
+        # copy.
+        run_begins = (np.diff(self._map.row) != 1) | (np.diff(self._map.donor) != 0)
+        self._starts = np.concatenate([[0], np.nonzero(run_begins)[0] + 1, [len(self._map.row)]])
+        if PADDING in donor_codes:
             self._padding = self._mean()  # here, before threads come
 
     def __getitem__(self, key: slice, /) -> NDArray[Any]:
@@ -178,45 +184,49 @@ class GatheredRows:
             return np.empty(0, self.dtype)
         width = self._width
         first, last = start // width, -(-stop // width)
-        run = int(np.searchsorted(self._starts, first, "right"))
-        table = self._tables.get(int(self._map.donor[first]))
-        if self._starts[run] >= last and table is not None and table.is_ready:
-            shift = (int(self._map.row[first]) - first) * width
-            return table.rows.reshape(-1)[start + shift : stop + shift]
+        next_run = int(np.searchsorted(self._starts, first, "right"))
+        donor_table = self._tables.get(int(self._map.donor[first]))
+        # All within one run and stored in the wanted type: a view of the donor's file serves.
+        if self._starts[next_run] >= last and donor_table is not None and donor_table.is_ready:
+            row_shift = (int(self._map.row[first]) - first) * width
+            return donor_table.rows.reshape(-1)[start + row_shift : stop + row_shift]
         return self._gather(first, last).reshape(-1)[start - first * width : stop - first * width]
 
     def _gather(self, first: int, last: int) -> NDArray[Any]:
-        donor, row = self._map.donor[first:last], self._map.row[first:last]
-        out = np.zeros((last - first, self._width), self.dtype)
-        for code in np.unique(donor).tolist():
-            chosen = donor == code
-            if code >= 0:
-                out[chosen] = self._tables[code].stored(row[chosen])
-            elif code == AVERAGE:
-                out[chosen] = self._averaged(row[chosen])
-            elif code == PADDING:
-                out[chosen] = self._padding
-        return out
+        donor_codes, donor_rows = self._map.donor[first:last], self._map.row[first:last]
+        gathered_rows = np.zeros((last - first, self._width), self.dtype)
+        for donor_code in np.unique(donor_codes).tolist():
+            is_chosen = donor_codes == donor_code
+            if donor_code >= 0:
+                gathered_rows[is_chosen] = self._tables[donor_code].stored(donor_rows[is_chosen])
+            elif donor_code == AVERAGE:
+                gathered_rows[is_chosen] = self._averaged(donor_rows[is_chosen])
+            elif donor_code == PADDING:
+                gathered_rows[is_chosen] = self._padding
+        return gathered_rows
 
     def _averaged(self, which: NDArray[np.int64]) -> NDArray[Any]:
-        sources = self._map.averages[which]
-        exact = np.float64 if self._kind == "F64" else np.float32
-        total = np.zeros((len(which), self._width), exact)
-        for number, table in self._tables.items():
-            has = sources[:, number] >= 0
-            if has.any():
-                total[has] += table.decoded(sources[has, number])
-        counts = (sources >= 0).sum(axis=1).astype(exact)
-        return _encode(total / counts[:, None], self._kind)
+        source_rows = self._map.averages[which]
+        exact_dtype = np.float64 if self._kind == "F64" else np.float32
+        row_sums = np.zeros((len(which), self._width), exact_dtype)
+        # Donors are added in their order, whatever the rows, so that a sum is the same in every
+        # block.
+        for donor_number, donor_table in self._tables.items():
+            has_row = source_rows[:, donor_number] >= 0
+            if has_row.any():
+                row_sums[has_row] += donor_table.decoded(source_rows[has_row, donor_number])
+        num_sources = (source_rows >= 0).sum(axis=1).astype(exact_dtype)
+        return _encode(row_sums / num_sources[:, None], self._kind)
 
     def _mean(self) -> NDArray[Any]:
         num_tokens = self._map.num_tokens
-        total = np.zeros(self._width, np.float64)
-        for first in range(0, num_tokens, _STEP):
-            rows = self._gather(first, min(first + _STEP, num_tokens))
-            total += _decode(rows, self._kind).sum(axis=0, dtype=np.float64)
-        mean = total / max(num_tokens, 1)
-        return _encode(mean if self._kind == "F64" else mean.astype(np.float32), self._kind)
+        # float64: the sum of a hundred thousand rows in float32 would lose what tells rows apart.
+        row_sum = np.zeros(self._width, np.float64)
+        for first_row in range(0, num_tokens, _STEP):
+            rows = self._gather(first_row, min(first_row + _STEP, num_tokens))
+            row_sum += _decode(rows, self._kind).sum(axis=0, dtype=np.float64)
+        mean_row = row_sum / max(num_tokens, 1)
+        return _encode(mean_row if self._kind == "F64" else mean_row.astype(np.float32), self._kind)
 
 
 @dataclass(frozen=True)
@@ -245,15 +255,15 @@ def _table(name: str, donor: tuple[Checkpoint, str] | None, wanted: str, width: 
             f"{name}: a model that tokens are taken from has no such tensor; models must share an "
             "architecture."
         )
-    checkpoint, own = donor
-    info = checkpoint.info(own)
+    checkpoint, donor_name = donor
+    info = checkpoint.info(donor_name)
     if math.prod(info.shape[1:]) != width:
         raise CheckpointError(
-            f"{checkpoint.folder}: {own} is {list(info.shape)}, but the tokens' rows are wanted "
-            f"{width} wide; models must share an architecture."
+            f"{checkpoint.folder}: {donor_name} is {list(info.shape)}, but the tokens' rows are "
+            f"wanted {width} wide; models must share an architecture."
         )
-    rows = checkpoint.raw(own).view(_kind(info.dtype)).reshape(info.shape[0], width)
-    return _Table(rows, info.dtype, wanted)
+    stored_rows = checkpoint.raw(donor_name).view(_kind(info.dtype)).reshape(info.shape[0], width)
+    return _Table(stored_rows, info.dtype, wanted)
 
 
 def _kind(dtype: str) -> np.dtype[Any]:
@@ -280,9 +290,11 @@ def _encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Values rounded to a stored type, as its bits; the shape stays."""
     if dtype == "BF16":
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-        odd = (bits >> np.uint32(16)) & np.uint32(1)  # halves go to the even neighbor
-        rounded = ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype(np.uint16)
-        return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+        is_odd = (bits >> np.uint32(16)) & np.uint32(1)  # halves go to the even neighbor
+        # 0x7FFF plus the lowest kept bit carries into it exactly where the rest is above half, or
+        # half and the bit odd. A NaN whose bits would carry into the sign gets the plain one.
+        rounded_bits = ((bits + np.uint32(0x7FFF) + is_odd) >> np.uint32(16)).astype(np.uint16)
+        return np.where(np.isnan(values), np.uint16(0x7FC0), rounded_bits)
     if dtype in {"F64", "F32", "F16"}:
         return values.astype(_kind(dtype))
     import torch

@@ -40,11 +40,11 @@ def check_tokenizer(config: MergeConfig, models: Models) -> None:
             a vocabulary.
     """
     source = tokenizer_source(config)
-    words = ["base", "union", *config.model_names()]
-    if source is not None and source not in words and not Path(source).is_dir():
+    known_words = ["base", "union", *config.model_names()]
+    if source is not None and source not in known_words and not Path(source).is_dir():
         key = "tokenizer_source" if config.tokenizer_source is not None else "tokenizer.source"
-        if "/" not in source and (near := did_you_mean(source, words)):
-            raise ConfigError(f"{key}: {source!r} is neither base, union nor a model{near}")
+        if "/" not in source and (likely_word := did_you_mean(source, known_words)):
+            raise ConfigError(f"{key}: {source!r} is neither base, union nor a model{likely_word}")
     _template(config, models)
 
 
@@ -62,71 +62,75 @@ def write_tokenizer(
         target: the merged folder.
         united: tokenizer.json with tokens added; None where the tokenizer is copied as it is.
     """
-    leader, owner = config.leader(), tokenizer_owner(config)
-    beside = models.checkpoint(leader).folder
-    if left := copy_side_files(beside, target, with_tokenizer=owner == leader):
-        note(f"left in {beside}, as it is of other weights: {', '.join(left)}")
-    for folder in models.tokenizer_folders(owner):
-        if folder != beside:
-            copy_tokenizer_files(folder, target)
-            if own_template(folder) and not (folder / _TEMPLATE).is_file():
+    leader_name, owner_name = config.leader(), tokenizer_owner(config)
+    leader_folder = models.checkpoint(leader_name).folder
+    if left := copy_side_files(leader_folder, target, with_tokenizer=owner_name == leader_name):
+        note(f"left in {leader_folder}, as it is of other weights: {', '.join(left)}")
+    for tokenizer_folder in models.tokenizer_folders(owner_name):
+        if tokenizer_folder != leader_folder:
+            copy_tokenizer_files(tokenizer_folder, target)
+            if own_template(tokenizer_folder) and not (tokenizer_folder / _TEMPLATE).is_file():
                 (target / _TEMPLATE).unlink(missing_ok=True)  # it would go before the other
     if united is not None:
         _write_united(united, target)
-    template = _template(config, models)
-    if template is None:
+    chat_template = _template(config, models)
+    if chat_template is None:
         return
     with write_atomically(target / _TEMPLATE) as file:
-        file.write(template)
-    settings = target / "tokenizer_config.json"
-    if settings.is_file():
-        values = read_object(settings, MergeError)
+        file.write(chat_template)
+    settings_path = target / "tokenizer_config.json"
+    if settings_path.is_file():
+        values = read_object(settings_path, MergeError)
         if values.pop("chat_template", None) is not None:  # one place for it, not two
-            write_json(settings, values)
+            write_json(settings_path, values)
 
 
 def _write_united(united: JsonView, target: Path) -> None:
     with write_atomically(target / "tokenizer.json") as file:
         json.dump(united, file, ensure_ascii=False)
-    for name in _SLOW_FILES:  # they would say the vocabulary as it was before
-        (target / name).unlink(missing_ok=True)
-    settings = target / "tokenizer_config.json"
-    if not settings.is_file():
+    for file_name in _SLOW_FILES:  # they would say the vocabulary as it was before
+        (target / file_name).unlink(missing_ok=True)
+    settings_path = target / "tokenizer_config.json"
+    if not settings_path.is_file():
         return
-    values = read_object(settings, MergeError)
-    listed = values.get("added_tokens_decoder")
-    if isinstance(listed, dict):
-        for item in united["added_tokens"]:
-            flags = {key: value for key, value in item.items() if key != "id"}
-            listed.setdefault(str(item["id"]), flags)
-        write_json(settings, values)
+    values = read_object(settings_path, MergeError)
+    # transformers reads this table before tokenizer.json; a token missing from it loses its flags.
+    added_by_id = values.get("added_tokens_decoder")
+    if isinstance(added_by_id, dict):
+        for added_token in united["added_tokens"]:
+            flags = {key: value for key, value in added_token.items() if key != "id"}
+            added_by_id.setdefault(str(added_token["id"]), flags)
+        write_json(settings_path, values)
 
 
 def _template(config: MergeConfig, models: Models) -> str | None:
     """The template that the configuration asks for; None leaves the tokenizer's own."""
-    wanted = config.chat_template
-    if not wanted or "{" in wanted:
-        return wanted or None
-    if wanted == "auto":
-        found = (_template_of(name, models) for name in config.model_names())
-        common = Counter(text.strip() for text in found if text).most_common(1)
-        return common[0][0] if common else None
-    known = _named_templates()
-    missing = None if wanted in known else missing_library("mergekit")
+    wanted_template = config.chat_template
+    if not wanted_template or "{" in wanted_template:
+        return wanted_template or None
+    if wanted_template == "auto":
+        # The one that most models have, whitespace at its ends aside; of equals the first.
+        model_templates = (_template_of(name, models) for name in config.model_names())
+        template_counts = Counter(text.strip() for text in model_templates if text)
+        return template_counts.most_common(1)[0][0] if template_counts else None
+    named_templates = _named_templates()
+    missing = None if wanted_template in named_templates else missing_library("mergekit")
     if missing is not None:
-        raise ConfigError(f"chat_template: a template by name, {wanted!r}, {missing}.")
-    if wanted not in known:
+        raise ConfigError(f"chat_template: a template by name, {wanted_template!r}, {missing}.")
+    if wanted_template not in named_templates:
         raise ConfigError(
-            f"chat_template: {wanted!r} is neither auto, nor a template (Jinja), nor the name of "
-            f"one{sentence_end(wanted, known)} Known: {', '.join(sorted(known)) or 'none'}."
+            f"chat_template: {wanted_template!r} is neither auto, nor a template (Jinja), nor the "
+            f"name of one{sentence_end(wanted_template, named_templates)} "
+            f"Known: {', '.join(sorted(named_templates)) or 'none'}."
         )
-    return known[wanted].read_text(encoding="utf-8")
+    return named_templates[wanted_template].read_text(encoding="utf-8")
 
 
 def _template_of(name: str, models: Models) -> str | None:
     """A model's template: its adapter's, where that has one."""
-    found = map(own_template, reversed(models.tokenizer_folders(name)))
-    return next((template for template in found if template), None)
+    # An adapter's folder comes last and goes first: what was tuned with a template needs that one.
+    own_templates = map(own_template, reversed(models.tokenizer_folders(name)))
+    return next(filter(None, own_templates), None)
 
 
 def _named_templates() -> dict[str, Path]:

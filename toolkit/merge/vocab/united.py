@@ -70,28 +70,29 @@ def unite_tokenizers(
     Raises:
         MergeError: the tokenizers are of kinds that cannot be united.
     """
-    flags = _flags(owner, tokens) if carries_flags else {}
-    own = tokens[owner]
-    if not new and not flags and not own.beyond:
+    flags_by_text = _flags(owner, tokens) if carries_flags else {}
+    owner_tokens = tokens[owner]
+    if not new and not flags_by_text and not owner_tokens.beyond:
         return None
-    if not own.is_fast:
+    if not owner_tokens.is_fast:
         raise MergeError(
-            f"{own.folder}: has no tokenizer.json, so no tokens can be added to its tokenizer; "
-            "load it with transformers and save it again, or take the tokenizer of another model."
+            f"{owner_tokens.folder}: has no tokenizer.json, so no tokens can be added to its "
+            "tokenizer; load it with transformers and save it again, or take the tokenizer of "
+            "another model."
         )
-    values = copy.deepcopy(load_tokenizer(own.folder / "tokenizer.json"))
-    _drop(values, own.beyond)
-    added: list[JsonObject] = [_flagged(item) for item in own.added.values()]
+    tokenizer_json = copy.deepcopy(load_tokenizer(owner_tokens.folder / "tokenizer.json"))
+    _drop(tokenizer_json, owner_tokens.beyond)
+    added: list[JsonObject] = [_flagged(item) for item in owner_tokens.added.values()]
     for token in new:
         if not token.is_learned:
             donor = tokens[token.donor].added if token.donor is not None else {}
             added.append({**_PLAIN, **donor.get(token.text, {}), **_named(token.text, token.id)})
-    added += [{**entry, **_named(token, ids[token])} for token, entry in flags.items()]
-    values["added_tokens"] = sorted(added, key=lambda item: int(item["id"]))
-    if learned := [token for token in new if token.is_learned]:
-        _learn(values, own, tokens, learned, ids)
-    _check(values, own, ids)
-    return values
+    added += [{**entry, **_named(text, ids[text])} for text, entry in flags_by_text.items()]
+    tokenizer_json["added_tokens"] = sorted(added, key=lambda item: int(item["id"]))
+    if learned_tokens := [token for token in new if token.is_learned]:
+        _learn(tokenizer_json, owner_tokens, tokens, learned_tokens, ids)
+    _check(tokenizer_json, owner_tokens, ids)
+    return tokenizer_json
 
 
 def _flagged(item: JsonView) -> JsonObject:
@@ -101,18 +102,19 @@ def _flagged(item: JsonView) -> JsonObject:
 
 def _drop(values: JsonObject, beyond: Sequence[str]) -> None:
     """Take tokens without rows out of a tokenizer; they are the last ones."""
-    model, lost = values["model"], set(beyond)
+    model, lost_texts = values["model"], set(beyond)
     if isinstance(model.get("vocab"), dict):
-        model["vocab"] = {text: n for text, n in model["vocab"].items() if text not in lost}
+        model["vocab"] = {text: n for text, n in model["vocab"].items() if text not in lost_texts}
     elif isinstance(model.get("vocab"), list):
-        model["vocab"] = [item for item in model["vocab"] if item[0] not in lost]
+        model["vocab"] = [item for item in model["vocab"] if item[0] not in lost_texts]
+    # A merge of a token that is gone, or into one, would be refused by the tokenizers library.
     if model.get("merges"):
         prefix = model.get("continuing_subword_prefix") or ""
-        pairs = ((item, *_pair(item)) for item in model["merges"])
+        merge_pairs = ((item, *_pair(item)) for item in model["merges"])
         model["merges"] = [
             item
-            for item, left, right in pairs
-            if not {left, right, left + right.removeprefix(prefix)} & lost
+            for item, left, right in merge_pairs
+            if not {left, right, left + right.removeprefix(prefix)} & lost_texts
         ]
 
 
@@ -122,13 +124,13 @@ def _named(text: str, number: int) -> JsonObject:
 
 def _flags(owner: str, tokens: Mapping[str, Tokens]) -> dict[str, JsonView]:
     """Tokens that the owner has, but another model alone as an added one."""
-    found: dict[str, JsonView] = {}
+    flags_by_text: dict[str, JsonView] = {}
     own = tokens[owner]
     for other in tokens.values():
         for text, entry in other.added.items():
             if text in own.ids and text not in own.added and own.is_fast:
-                found.setdefault(text, entry)
-    return found
+                flags_by_text.setdefault(text, entry)
+    return flags_by_text
 
 
 def _learn(
@@ -141,25 +143,26 @@ def _learn(
     """Put tokens into the tokenizer's model, with what makes them found in a text."""
     model = values["model"]
     by_donor: dict[str, list[NewToken]] = {}
-    for token in learned:
-        by_donor.setdefault(str(token.donor), []).append(token)
-    scores: dict[str, float] = {}
-    for donor, group in by_donor.items():
-        other = load_tokenizer(tokens[donor].folder / "tokenizer.json")
-        if _family(other) != _family(values) or model["type"] not in _LEARNED:
+    for new_token in learned:
+        by_donor.setdefault(str(new_token.donor), []).append(new_token)
+    learned_scores: dict[str, float] = {}
+    for donor, new_tokens in by_donor.items():
+        donor_json = load_tokenizer(tokens[donor].folder / "tokenizer.json")
+        if _family(donor_json) != _family(values) or model["type"] not in _LEARNED:
             raise MergeError(
-                f"tokenizer_source: union: {tokens[donor].folder} has {len(group)} learned tokens "
-                f"that {own.folder} lacks (such as {group[0].text!r}), but the tokenizers are of "
-                f"different kinds ({_family(other)}, {_family(values)}) and cannot be united; take "
-                "one of them (tokenizer_source: base, or the model)."
+                f"tokenizer_source: union: {tokens[donor].folder} has {len(new_tokens)} learned "
+                f"tokens that {own.folder} lacks (such as {new_tokens[0].text!r}), but the "
+                f"tokenizers are of different kinds ({_family(donor_json)}, {_family(values)}) and "
+                "cannot be united; take one of them (tokenizer_source: base, or the model)."
             )
-        wanted = {token.text for token in group}
+        wanted_texts = {token.text for token in new_tokens}
         if model["type"] == "BPE":
-            _add_merges(model, other["model"], wanted)
+            _add_merges(model, donor_json["model"], wanted_texts)
         elif model["type"] == "Unigram":
-            scores |= {text: score for text, score in other["model"]["vocab"] if text in wanted}
+            scored_texts = donor_json["model"]["vocab"]
+            learned_scores |= {text: score for text, score in scored_texts if text in wanted_texts}
     if model["type"] == "Unigram":
-        model["vocab"] = _scored(model["vocab"], scores, own, ids)
+        model["vocab"] = _scored(model["vocab"], learned_scores, own, ids)
         return
     # Every id is said here: the tokenizers library gives added tokens that the model does not know
     # the ids that follow the model's own.
@@ -170,11 +173,11 @@ def _learn(
 def _add_merges(model: JsonObject, other: JsonView, wanted: set[str]) -> None:
     prefix = model.get("continuing_subword_prefix") or ""
     are_pairs = not model["merges"] or not isinstance(model["merges"][0], str)
-    known = {_pair(item) for item in model["merges"]}
+    known_pairs = {_pair(item) for item in model["merges"]}
     for item in other["merges"]:
         left, right = pair = _pair(item)
         # Only merges that make a new token: the owner's tokens stay as the owner makes them.
-        if left + right.removeprefix(prefix) in wanted and pair not in known:
+        if left + right.removeprefix(prefix) in wanted and pair not in known_pairs:
             model["merges"].append([left, right] if are_pairs else f"{left} {right}")
 
 
@@ -190,16 +193,16 @@ def _scored(
     ids: Mapping[str, int],
 ) -> list[list[Any]]:
     """A Unigram's list, whose places are ids: the added tokens stand in it too, as the least."""
-    least = min((float(score) for _, score in listed), default=0.0)
-    texts = {number: text for text, number in ids.items()}
-    gaps = [number for number in range(len(listed), max(texts) + 1) if number not in texts]
-    if gaps:
+    least_score = min((float(score) for _, score in listed), default=0.0)
+    text_by_id = {token_id: text for text, token_id in ids.items()}
+    later_ids = range(len(listed), max(text_by_id) + 1)
+    if missing_ids := [token_id for token_id in later_ids if token_id not in text_by_id]:
         raise MergeError(
-            f"{own.folder}: no token has the id {gaps[0]}, and a Unigram tokenizer with a gap "
-            "cannot be extended; take one tokenizer (tokenizer_source: base, or a model)."
+            f"{own.folder}: no token has the id {missing_ids[0]}, and a Unigram tokenizer with a "
+            "gap cannot be extended; take one tokenizer (tokenizer_source: base, or a model)."
         )
-    rest = (texts[number] for number in range(len(listed), max(texts) + 1))
-    return [*map(list, listed), *([text, scores.get(text, least)] for text in rest)]
+    later_texts = (text_by_id[token_id] for token_id in later_ids)
+    return [*map(list, listed), *([text, scores.get(text, least_score)] for text in later_texts)]
 
 
 def _family(values: JsonView) -> str:
@@ -208,15 +211,15 @@ def _family(values: JsonView) -> str:
     kind = str(model.get("type"))
     if kind not in _LEARNED:
         return f"unknown ({kind})"
-    steps = json.dumps([values.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")])
+    steps_json = json.dumps([values.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")])
     spelling = "plain"
-    if "ByteLevel" in steps:
+    if "ByteLevel" in steps_json:
         spelling = "byte-level"
-    elif "\\u2581" in steps or "Metaspace" in steps:
+    elif "\\u2581" in steps_json or "Metaspace" in steps_json:
         spelling = "with \u2581"
     marks = [model.get(key) or "" for key in ("continuing_subword_prefix", "end_of_word_suffix")]
-    bytes_too = ", falling back to bytes" if model.get("byte_fallback") else ""
-    return " ".join(filter(None, [spelling, kind, *marks])) + bytes_too
+    byte_note = ", falling back to bytes" if model.get("byte_fallback") else ""
+    return " ".join(filter(None, [spelling, kind, *marks])) + byte_note
 
 
 def _check(values: JsonView, own: Tokens, ids: Mapping[str, int]) -> None:
@@ -224,15 +227,16 @@ def _check(values: JsonView, own: Tokens, ids: Mapping[str, int]) -> None:
     from tokenizers import Tokenizer
 
     try:
-        found = Tokenizer.from_str(json.dumps(values)).get_vocab(with_added_tokens=True)
+        loaded_ids = Tokenizer.from_str(json.dumps(values)).get_vocab(with_added_tokens=True)
     except Exception as error:  # the library raises nothing narrower
         raise MergeError(
             f"{own.folder}: its tokenizer cannot be extended ({error}); take the tokenizer of "
             "another model."
         ) from error
-    wrong = sorted(set(found.items()) ^ set(ids.items()))
-    if wrong:
+    wrong_ids = sorted(set(loaded_ids.items()) ^ set(ids.items()))
+    if wrong_ids:
         raise MergeError(
-            f"{own.folder}: its tokenizer cannot be extended, as the token {wrong[0][0]!r} would "
-            f"change its id {wrong[0][1]}; take one tokenizer (tokenizer_source: base, or a model)."
+            f"{own.folder}: its tokenizer cannot be extended, as the token {wrong_ids[0][0]!r} "
+            f"would change its id {wrong_ids[0][1]}; take one tokenizer (tokenizer_source: base, "
+            "or a model)."
         )

@@ -61,9 +61,11 @@ class Vocabulary:
             f"{len(self.new)} added, {self.num_rows} embedding rows"
         ]
         for donor in dict.fromkeys(token.donor for token in self.new):
-            texts = [token.text for token in self.new if token.donor == donor]
-            shown = ", ".join(map(repr, texts[:5])) + (", ..." if len(texts) > 5 else "")
-            lines.append(f"  {len(texts)} from {donor or 'tokenizer.tokens'}: {shown}")
+            donor_texts = [token.text for token in self.new if token.donor == donor]
+            shown_texts = ", ".join(map(repr, donor_texts[:5]))
+            more_dots = ", ..." if len(donor_texts) > 5 else ""
+            source_name = donor or "tokenizer.tokens"
+            lines.append(f"  {len(donor_texts)} from {source_name}: {shown_texts}{more_dots}")
         lines += [
             f"  {name}: {self.old_rows[name]} rows, gets {count} from elsewhere"
             for name, count in self.filled.items()
@@ -118,23 +120,23 @@ def truncate_embeddings(config: MergeConfig, models: Models) -> Models:
     Raises:
         MergeError: a model has no tensor that is known to be the embedding of its tokens.
     """
-    names = config.model_names()
-    embeddings = [Embeddings(name, models.checkpoint(name)) for name in names]
+    model_names = config.model_names()
+    embeddings = [Embeddings(name, models.checkpoint(name)) for name in model_names]
     num_rows = min(item.num_rows for item in embeddings)
     checkpoints, configs = {}, {}
-    for number, (name, own) in enumerate(zip(names, embeddings, strict=True)):
-        rows = np.arange(num_rows)
+    for number, (name, own_embeddings) in enumerate(zip(model_names, embeddings, strict=True)):
+        first_rows = np.arange(num_rows)
         donors = np.full(num_rows, number, np.int16)
-        averages = np.empty((0, len(names)), np.int64)
-        whole = RowMap(donors, rows, averages, num_rows)
-        if (seen := remapped_model(number, [*embeddings], len(names), whole)) is None:
+        averages = np.empty((0, len(model_names)), np.int64)
+        row_map = RowMap(donors, first_rows, averages, num_rows)
+        if (remapped := remapped_model(number, [*embeddings], len(model_names), row_map)) is None:
             continue
-        checkpoints[name] = seen
+        checkpoints[name] = remapped
         configs[name] = remapped_config(
             models.config(name),
-            old_rows=own.num_rows,
+            old_rows=own_embeddings.num_rows,
             num_rows=num_rows,
-            is_untied=own.lacks(seen),
+            is_untied=own_embeddings.lacks(remapped),
             owner=None,
         )
     return models.seen_as(checkpoints, configs)
@@ -146,10 +148,12 @@ class _VocabularyPlanner:
         self.wanted = section.tokens or {}
         self.owner = tokenizer_owner(config)
         self.names = config.model_names()
-        named = (_model_of(entry) for entry in self.wanted.values())
-        self.donors = list(dict.fromkeys([*self.names, *filter(None, named)]))
+        token_donors = (_model_of(entry) for entry in self.wanted.values())
+        self.donors = list(dict.fromkeys([*self.names, *filter(None, token_donors)]))
         self.embeddings = {name: Embeddings(name, models.checkpoint(name)) for name in self.donors}
         self.tokens: dict[str, Tokens] = {}
+        # The leader is read first: a model without a tokenizer is given its tokens. Then the owner
+        # stands first, whose ids go before all others'.
         for name in dict.fromkeys([config.leader(), self.owner, *self.donors]):
             self.tokens[name] = self._read_tokens(name)
         order = dict.fromkeys([self.owner, *self.donors])
@@ -162,159 +166,164 @@ class _VocabularyPlanner:
         """
         leader = self.config.leader()
         try:
-            found = read_tokens(self.models.token_folder(name))
+            model_tokens = read_tokens(self.models.token_folder(name))
         except MergeError:
             if name in (leader, self.owner) or leader not in self.tokens:
                 raise
             warn(f"{name}: has no tokenizer; its tokens are taken to be those of {leader}.")
-            found = self.tokens[leader]
+            model_tokens = self.tokens[leader]
         if name not in self.embeddings:
-            return found
-        rows = self.embeddings[name].num_rows
-        within = found.within(rows)
-        if within.beyond:
+            return model_tokens
+        num_rows = self.embeddings[name].num_rows
+        within_rows = model_tokens.within(num_rows)
+        if within_rows.beyond:
             warn(
-                f"{found.folder}: its tokenizer has {len(within.beyond)} tokens beyond the {rows} "
-                f"rows of {self.embeddings[name].names[0]} (such as {within.beyond[0]!r}), which "
-                "are left out."
+                f"{model_tokens.folder}: its tokenizer has {len(within_rows.beyond)} tokens beyond "
+                f"the {num_rows} rows of {self.embeddings[name].names[0]} (such as "
+                f"{within_rows.beyond[0]!r}), which are left out."
             )
-        return within
+        return within_rows
 
     def stays_as_it_is(self) -> bool:
         """Whether all models have one vocabulary and as many rows, and no others are wanted."""
-        own = self.tokens[self.owner].ids
-        rows = {self.embeddings[name].num_rows for name in self.names}
+        owner_ids = self.tokens[self.owner].ids
+        row_counts = {self.embeddings[name].num_rows for name in self.names}
         multiple = self.section.pad_to_multiple_of or 1
         return (
             not self.wanted
             and not self.tokens[self.owner].beyond
-            and all(self.tokens[name].ids == own for name in self.names)
-            and len(rows) == 1
-            and all(count % multiple == 0 for count in rows)
+            and all(self.tokens[name].ids == owner_ids for name in self.names)
+            and len(row_counts) == 1
+            and all(count % multiple == 0 for count in row_counts)
         )
 
     def plan(self) -> Vocabulary:
         for name in self.tokens:
             self._check(name)
-        new = self._new_tokens()
-        own = self.tokens[self.owner]
-        ids = {**own.ids, **{token.text: token.id for token in new}}
+        new_tokens = self._new_tokens()
+        owner_tokens = self.tokens[self.owner]
+        ids = {**owner_tokens.ids, **{token.text: token.id for token in new_tokens}}
         num_tokens = max(ids.values(), default=-1) + 1
-        multiple = self.section.pad_to_multiple_of or 1
-        num_rows = -(-num_tokens // multiple) * multiple
-        maps, num_zero = self._maps(ids, num_tokens, num_rows)
+        row_multiple = self.section.pad_to_multiple_of or 1
+        num_rows = -(-num_tokens // row_multiple) * row_multiple
+        row_maps, num_zero = self._maps(ids, num_tokens, num_rows)
         united = unite_tokenizers(
-            self.owner, self.tokens, ids, new, carries_flags=self.section.source == "union"
+            self.owner, self.tokens, ids, new_tokens, carries_flags=self.section.source == "union"
         )
         return Vocabulary(
             owner=self.owner,
             num_tokens=num_tokens,
             num_rows=num_rows,
             old_rows={name: self.embeddings[name].num_rows for name in self.names},
-            new=tuple(new),
+            new=tuple(new_tokens),
             filled={
-                name: int((maps[name].donor[:num_tokens] != number).sum())
-                for number, name in enumerate(self.names)
+                model_name: int((row_maps[model_name].donor[:num_tokens] != number).sum())
+                for number, model_name in enumerate(self.names)
             },
             num_zero=num_zero,
             tokenizer=united,
-            models=self._seen(maps, num_rows),
+            models=self._seen(row_maps, num_rows),
         )
 
     def _check(self, name: str) -> None:
-        tokens = self.tokens[name]
-        if not tokens.are_listed:
+        model_tokens = self.tokens[name]
+        if not model_tokens.are_listed:
             raise MergeError(
-                f"{tokens.folder}: has only tokenizer.model (sentencepiece), and its tokens cannot "
-                "be set beside another model's; load the tokenizer with transformers and save it "
-                "again, which writes tokenizer.json."
+                f"{model_tokens.folder}: has only tokenizer.model (sentencepiece), and its tokens "
+                "cannot be set beside another model's; load the tokenizer with transformers and "
+                "save it again, which writes tokenizer.json."
             )
 
     def _new_tokens(self) -> list[NewToken]:
         """What the owner lacks: of all models for a union, and what is named one by one."""
         ids = dict(self.tokens[self.owner].ids)
-        new: list[NewToken] = []
+        new_tokens: list[NewToken] = []
 
         def add(text: str, donor: str | None, *, is_learned: bool) -> None:
-            number = max(ids.values(), default=-1) + 1 if not new else new[-1].id + 1
-            ids[text] = number
-            new.append(NewToken(text, number, donor, is_learned))
+            token_id = (
+                max(ids.values(), default=-1) + 1 if not new_tokens else new_tokens[-1].id + 1
+            )
+            ids[text] = token_id
+            new_tokens.append(NewToken(text, token_id, donor, is_learned))
 
-        for name in self.names if self.section.source == "union" else ():
-            other = self.tokens[name]
-            for text in sorted(other.ids, key=lambda text: int(other.ids[text])):
+        for model_name in self.names if self.section.source == "union" else ():
+            other_tokens = self.tokens[model_name]
+            for text in sorted(other_tokens.ids, key=lambda text: int(other_tokens.ids[text])):
                 if text not in ids:
-                    add(text, name, is_learned=text not in other.added)
-        for text, entry in self.wanted.items():
+                    add(text, model_name, is_learned=text not in other_tokens.added)
+        for text, wanted_entry in self.wanted.items():
             if text in ids:
                 continue
-            named = [entry.source] if isinstance(entry.source, str) else []
+            named = [wanted_entry.source] if isinstance(wanted_entry.source, str) else []
             donor = next((n for n in [*named, *self.names] if text in self.tokens[n].ids), None)
-            if donor is None and not isinstance(entry.source, TokenSource):
+            if donor is None and not isinstance(wanted_entry.source, TokenSource):
                 raise ConfigError(
                     f"tokenizer.tokens: no model has the token {text!r}"
                     f"{sentence_end(text, ids)} To make a new one, give it a source "
                     "({kind: zero}, or {kind: model_token, model: ..., token: ...})."
                 )
             add(text, donor, is_learned=False)
-        return new
+        return new_tokens
 
     def _maps(
         self, ids: Mapping[str, int], num_tokens: int, num_rows: int
     ) -> tuple[dict[str, RowMap], int]:
         """Row maps by model, and how many tokens nobody has."""
-        has = np.full((len(self.donors), num_tokens), -1, np.int64)
-        places = np.fromiter(ids.values(), np.int64, len(ids))
-        for number, name in enumerate(self.donors):
-            own = self.tokens[name].ids
-            has[number, places] = np.fromiter(
-                (own.get(text, -1) for text in ids), np.int64, len(ids)
+        rows_by_donor = np.full((len(self.donors), num_tokens), -1, np.int64)
+        token_ids = np.fromiter(ids.values(), np.int64, len(ids))
+        for number, model_name in enumerate(self.donors):
+            donor_ids = self.tokens[model_name].ids
+            rows_by_donor[number, token_ids] = np.fromiter(
+                (donor_ids.get(text, -1) for text in ids), np.int64, len(ids)
             )
         if self.owner in self.donors:  # its rows between tokens stay what they are
-            gaps = np.setdiff1d(np.arange(num_tokens), places)
-            has[self.donors.index(self.owner), gaps] = gaps
-        donor, row, averages = self._defaults(has)
-        forced = np.zeros(num_tokens, bool)
+            unnamed_ids = np.setdiff1d(np.arange(num_tokens), token_ids)
+            rows_by_donor[self.donors.index(self.owner), unnamed_ids] = unnamed_ids
+        default_donors, row, averages = self._defaults(rows_by_donor)
+        is_forced = np.zeros(num_tokens, bool)
         for text, entry in self.wanted.items():
-            forced[ids[text]] = entry.force
+            is_forced[ids[text]] = entry.force
             if entry.source is not None:
-                donor[ids[text]], row[ids[text]] = self._named_source(text, entry.source)
-        maps = {}
-        for number, name in enumerate(self.names):
-            own_row = has[number]
-            keeps = (own_row >= 0) & ~forced
-            padding = num_rows - num_tokens
-            maps[name] = RowMap(
-                np.pad(np.where(keeps, number, donor), (0, padding), constant_values=PADDING)
-                .astype(np.int16),
-                np.pad(np.where(keeps, own_row, row), (0, padding)),
+                default_donors[ids[text]], row[ids[text]] = self._named_source(text, entry.source)
+        row_maps = {}
+        for number, model_name in enumerate(self.names):
+            own_rows = rows_by_donor[number]
+            keeps_own = (own_rows >= 0) & ~is_forced
+            num_padding = num_rows - num_tokens
+            merged_donors = np.where(keeps_own, number, default_donors).astype(np.int16)
+            merged_rows = np.where(keeps_own, own_rows, row)
+            row_maps[model_name] = RowMap(
+                np.pad(merged_donors, (0, num_padding), constant_values=PADDING),
+                np.pad(merged_rows, (0, num_padding)),
                 averages,
                 num_tokens,
-            )  # fmt: skip
-        return maps, int((donor == ZERO).sum())
+            )
+        return row_maps, int((default_donors == ZERO).sum())
 
     def _defaults(
         self, has: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Where a token's row comes from, for models that lack it: donors, rows, averages."""
-        count = len(self.names)  # those named in `tokens` alone give nothing unasked
-        known = has[:count] >= 0
-        number = known.sum(axis=0)
-        donor = np.where(number == 1, known.argmax(axis=0), AVERAGE)
-        donor[number == 0] = ZERO
+        num_models = len(self.names)  # those named in `tokens` alone give nothing unasked
+        has_token = has[:num_models] >= 0
+        num_having = has_token.sum(axis=0)
+        # In this order, later lines going before earlier ones: the one model that has it, the base
+        # where several have, and where all have it the base or the first.
+        default_donors = np.where(num_having == 1, has_token.argmax(axis=0), AVERAGE)
+        default_donors[num_having == 0] = ZERO
         if self.config.base_model is not None:
-            base = self.names.index(self.config.base_model)
-            donor[(number > 1) & known[base]] = base
-        donor[number == count] = 0  # no model lacks it; only a forced token asks
+            base_number = self.names.index(self.config.base_model)
+            default_donors[(num_having > 1) & has_token[base_number]] = base_number
+        default_donors[num_having == num_models] = 0  # no model lacks it; only a forced token asks
         if self.config.base_model is not None:
-            donor[number == count] = self.names.index(self.config.base_model)
-        row = np.take_along_axis(has, np.maximum(donor, 0)[None], axis=0)[0]
-        row[donor == ZERO] = 0
-        several = donor == AVERAGE
-        row[several] = np.arange(int(several.sum()))
-        averages = has[:, several].T.copy()
-        averages[:, count:] = -1
-        return donor, row, averages
+            default_donors[num_having == num_models] = self.names.index(self.config.base_model)
+        default_rows = np.take_along_axis(has, np.maximum(default_donors, 0)[None], axis=0)[0]
+        default_rows[default_donors == ZERO] = 0
+        is_averaged = default_donors == AVERAGE
+        default_rows[is_averaged] = np.arange(int(is_averaged.sum()))
+        averaged_rows = has[:, is_averaged].T.copy()
+        averaged_rows[:, num_models:] = -1
+        return default_donors, default_rows, averaged_rows
 
     def _named_source(self, text: str, source: TokenSource | str) -> tuple[int, int]:
         if isinstance(source, str):
@@ -323,35 +332,36 @@ class _VocabularyPlanner:
             return ZERO, 0
         model = str(source.model)
         if source.token is not None:
-            own = self.tokens[model].ids
-            if source.token not in own:
+            model_ids = self.tokens[model].ids
+            if source.token not in model_ids:
                 raise ConfigError(
                     f"tokenizer.tokens.{text}: {model} has no token {source.token!r}"
-                    f"{sentence_end(source.token, own)}"
+                    f"{sentence_end(source.token, model_ids)}"
                 )
-            return self.donors.index(model), int(own[source.token])
-        number, rows = source.token_id, self.embeddings[model].num_rows
-        if number is None or not 0 <= number < rows:
+            return self.donors.index(model), int(model_ids[source.token])
+        token_id, rows = source.token_id, self.embeddings[model].num_rows
+        if token_id is None or not 0 <= token_id < rows:
             raise ConfigError(
                 f"tokenizer.tokens.{text}: token_id must be from 0 to {rows - 1}, the rows of "
-                f"{model} (got {number})."
+                f"{model} (got {token_id})."
             )
-        return self.donors.index(model), number
+        return self.donors.index(model), token_id
 
     def _seen(self, maps: Mapping[str, RowMap], num_rows: int) -> Models:
-        donors = [self.embeddings[name] for name in self.donors]
+        donor_embeddings = [self.embeddings[name] for name in self.donors]
         checkpoints, configs = {}, {}
-        for number, name in enumerate(self.names):
-            seen = remapped_model(number, donors, len(self.names), maps[name])
-            if seen is not None:
-                checkpoints[name] = seen
-        for name in self.names:
-            configs[name] = remapped_config(
-                self.models.config(name),
-                old_rows=self.embeddings[name].num_rows,
+        for number, model_name in enumerate(self.names):
+            remapped = remapped_model(number, donor_embeddings, len(self.names), maps[model_name])
+            if remapped is not None:
+                checkpoints[model_name] = remapped
+        for model_name in self.names:
+            configs[model_name] = remapped_config(
+                self.models.config(model_name),
+                old_rows=self.embeddings[model_name].num_rows,
                 num_rows=num_rows,
-                is_untied=name in checkpoints and self.embeddings[name].lacks(checkpoints[name]),
-                owner=self._owner_config(name),
+                is_untied=model_name in checkpoints
+                and self.embeddings[model_name].lacks(checkpoints[model_name]),
+                owner=self._owner_config(model_name),
             )
         return self.models.seen_as(checkpoints, configs)
 
