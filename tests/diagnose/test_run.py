@@ -91,11 +91,16 @@ def test_run_and_diagnose(
         {"general": 0.5, "specialist": 0.5}, abs=1e-3
     )
     assert not any("diagnosis" in path.name for path in out.iterdir())
+    first, *by_layer = results["achieved"]
+    assert (first["where"], first["model"]) == ("all", "specialist")
+    assert [first[k] for k in ("asked", "computed", "stored")] == pytest.approx([0.5] * 3, abs=1e-3)
+    assert [row["where"] for row in by_layer[:2]] == ["layer 0", "layer 1"]
     scored = {loss["label"]: loss["bits_per_byte"] for loss in results["losses"]}
     assert list(scored) == ["out", "general", "specialist"]
     assert max(scored.values()) < 1.5
     page = (tmp_path / "out.diagnosis.html").read_text()
     assert "Nothing is off" in page
+    assert "Asked and stored" in page
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)  # nothing from the network
 
 

@@ -160,6 +160,10 @@ def make_values(**changes: Any) -> dict[str, Any]:
         "test": {"domain": 40, "general": 40},
         "power": [],
         "precision": {"scoring": "fp32", "training": None},
+        "achieved": [
+            {"where": w, "model": "specialist", "asked": 0.5, "computed": 0.5, "stored": stored}
+            for w, stored in (("all", 0.499), ("layer 0", 0.4), ("outside the layers", 0.499))
+        ],
         **changes,
     }
 

@@ -159,3 +159,23 @@ def test_the_table_in_the_terminal(capsys: pytest.CaptureFixture[str]):
     assert "…" not in shown
     outcome_table(make_results(), Path("runs/x/merge"))
     assert "set by set" not in capsys.readouterr().out
+
+
+def test_what_is_stored_of_what_was_asked():
+    values = make_values()
+    all_tensors, *layers = values["achieved"]
+    results = MergeResults.model_validate(
+        {**values, "achieved": [{**all_tensors, "stored": 0.431}, *layers]}
+    )
+    lines = [line for line in notes(results) if "is stored" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(
+        "Of the change of specialist the merge asks for 0.5, and 0.431 is stored"
+    )
+    # A twentieth of it is no more than runs differ by; a method without a fraction has float32.
+    for asked, computed, stored, number in [
+        (0.5, 0.5, 0.49, 0), (None, 0.5, 0.43, 1), (None, None, 0.43, 0), (0.5, 0.5, None, 0),
+    ]:  # fmt: skip
+        row = {"where": "all", "model": "m", "asked": asked, "computed": computed, "stored": stored}
+        results = MergeResults.model_validate({**values, "achieved": [row]})
+        assert sum("is stored" in line for line in notes(results)) == number

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from toolkit.cli.options import OutFolder, RecipeName, Runs, Verify, seed_option
+
+if TYPE_CHECKING:
+    from toolkit.merge.achieved import AchievedFractions
 
 app = typer.Typer(no_args_is_help=True, help="Merging, and the choice of a merge.")
 
@@ -63,6 +66,7 @@ def merge_run(
     from toolkit.errors import ConfigError
     from toolkit.merge.graph import load_merge_graph, run_merge_graph
 
+    achieved: list[AchievedFractions] = []
     graph = load_merge_graph(config)
     if diagnose and len(graph.steps) > 1:
         raise ConfigError(
@@ -76,12 +80,15 @@ def merge_run(
         allow_non_finite=allow_non_finite,
         truncate_embeddings=truncate,
         device=device,
+        tell_achieved=achieved.append,
     )
     print(f"{plan.method.name}: {len(plan.tasks)} tensors written to {out}", flush=True)
+    for fractions in achieved:
+        print("".join(f"  {line}\n" for line in fractions.sentences()), end="", flush=True)
     if diagnose:
         from toolkit.diagnose.run import diagnose_merge
 
-        diagnose_merge(out, graph.result)
+        diagnose_merge(out, graph.result, seed)
 
 
 @app.command("plan")

@@ -11,6 +11,7 @@ from toolkit.diagnose.results import DiagnosisResults, Loss, pair_words
 from toolkit.diagnose.table import column_titles, figure_cells, legend, loss_cells
 from toolkit.report.charts import SERIES_SHAPES, Axis, Plot, finite, key, short_number
 from toolkit.report.html import PageSection, paragraph, table, write_document
+from toolkit.report.measured_section import achieved_section
 
 _Line = tuple[str, Sequence[float | None]]
 """What a line is, and its value at each layer."""
@@ -32,6 +33,7 @@ def write_diagnosis_page(results: DiagnosisResults, path: Path) -> None:
     sections = [
         PageSection("losses", "Loss on a short text", _loss_table(results.losses)),
         PageSection("layers", "Layer by layer", charts),
+        achieved_section(results.achieved),
         PageSection("figures", "Figures", _figure_table(results)),
     ]
     write_document(path, title, opening_html, sections)

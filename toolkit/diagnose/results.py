@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from toolkit.diagnose.figures import Diagnosis, DiagnosisFigures, Pair
+from toolkit.select.results import AchievedRow
 
 NOTHING = (
     "Nothing is off: no NaN, no empty rows, no layer far ahead of the others, and the merge lies "
@@ -54,12 +55,14 @@ class DiagnosisResults:
         losses: losses of the merge and then of its parents, where they were scored.
         remarks: what is off.
         notes: what a reader of the figures should know.
+        achieved: what the merge asks of each parent's change, and what is stored of it.
     """
 
     diagnosis: Diagnosis
     losses: tuple[Loss, ...]
     remarks: tuple[Remark, ...]
     notes: tuple[str, ...]
+    achieved: tuple[AchievedRow, ...] = ()
 
     @property
     def merge(self) -> str:
@@ -90,6 +93,7 @@ class DiagnosisResults:
             "remarks": [asdict(remark) for remark in self.remarks],
             "summary": self.summary,
             "notes": self.notes,
+            "achieved": [row.model_dump(mode="json") for row in self.achieved],
             "losses": [asdict(loss) for loss in self.losses],
             "whole": _figures_json(diagnosis.whole),
             "kinds": [_figures_json(figures) for figures in diagnosis.kinds],

@@ -19,8 +19,11 @@ from toolkit.diagnose.subjects import Subjects, open_subjects
 from toolkit.diagnose.table import show_diagnosis
 from toolkit.errors import ConfigError, MergeError, ToolkitError
 from toolkit.library_errors import first_line
+from toolkit.merge.achieved import AchievedFractions, measure_achieved
+from toolkit.merge.compute import ComputeSettings
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.kernels.workers import WorkerThreads
+from toolkit.pipeline.merge_output import achieved_rows
 from toolkit.progress import progress, say
 from toolkit.stage import write_json
 from toolkit.tokenizer_files import load_tokenizer
@@ -37,6 +40,7 @@ def run_diagnosis(
     text: Path | None = None,
     html: Path | None = None,
     with_losses: bool = True,
+    seed: int | None = None,
 ) -> DiagnosisResults:
     """Compare a merge with its parents, print what was found, and write it where asked.
 
@@ -48,6 +52,7 @@ def run_diagnosis(
         text: UTF-8 text to score; else a short one of ours. Blank lines by twos part documents.
         html: page to write; the same figures are written beside it as JSON.
         with_losses: load the models one after the other and score them.
+        seed: seed of the merge, where it is known.
 
     Raises:
         ConfigError: the text cannot be read.
@@ -63,7 +68,8 @@ def run_diagnosis(
     losses = score_subjects(subjects, documents) if with_losses else []
     remarks = remarks_of(diagnosis, losses, _token_names(subjects.checkpoints[0].folder))
     notes = tuple(note for note in (subjects.note, note_on_dropping(diagnosis)) if note)
-    results = DiagnosisResults(diagnosis, tuple(losses), tuple(remarks), notes)
+    achieved = achieved_rows(_measure_achieved(subjects, workers, seed), subjects.label_of)
+    results = DiagnosisResults(diagnosis, tuple(losses), tuple(remarks), notes, achieved)
     show_diagnosis(results)
     if html is not None:
         write_json(html.with_suffix(".json"), results.as_json())
@@ -72,7 +78,19 @@ def run_diagnosis(
     return results
 
 
-def diagnose_merge(out: Path, config: MergeConfig) -> None:
+def _measure_achieved(
+    subjects: Subjects, workers: WorkerThreads, seed: int | None
+) -> AchievedFractions | None:
+    plan = subjects.plan
+    if plan is None:
+        return None
+    settings = ComputeSettings(seed or 0, workers)
+    knows_masks = seed is not None or not plan.method.is_random
+    merged = subjects.checkpoints[0]
+    return measure_achieved(plan, merged, subjects.models, settings, with_computed=knows_masks)
+
+
+def diagnose_merge(out: Path, config: MergeConfig, seed: int) -> None:
     """Diagnose a merge that was just run; page and JSON stand beside the model's folder.
 
     Beside it, not in it: the folder stays what was merged and nothing else, so that it can be
@@ -80,7 +98,7 @@ def diagnose_merge(out: Path, config: MergeConfig) -> None:
     """
     place = out if out.name not in {"", ".."} else out.resolve()  # `.` has no name of its own
     html = place.with_name(f"{place.name}.diagnosis.html")
-    run_diagnosis(out, config.model_names(), base=config.base_model, html=html)
+    run_diagnosis(out, config.model_names(), base=config.base_model, html=html, seed=seed)
 
 
 def load_text(path: Path) -> tuple[str, ...]:

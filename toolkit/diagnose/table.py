@@ -8,6 +8,7 @@ from rich.table import Table
 from toolkit.diagnose.figures import Diagnosis, DiagnosisFigures
 from toolkit.diagnose.results import DiagnosisResults, Loss, pair_words
 from toolkit.progress import console, say
+from toolkit.select.results import AchievedRow
 
 _WIDEST = 1000
 """Characters that a table may take: more than the figures of a dozen parents."""
@@ -39,8 +40,17 @@ def show_diagnosis(results: DiagnosisResults) -> None:
         for loss in results.losses:
             loss_table.add_row(*loss_cells(loss))
         console.print(loss_table)
+    for achieved in results.achieved:
+        if achieved.where == "all":
+            say(_achieved_line(achieved))
     for line in (*results.notes, *results.summary):
         say(line)
+
+
+def _achieved_line(row: AchievedRow) -> str:
+    figures = (("asked", row.asked), ("in float32", row.computed), ("stored", row.stored))
+    words = [f"{word} {_number(value, '.4f')}" for word, value in figures if value is not None]
+    return f"of the change of {row.model}: {', '.join(words) or 'nothing is known'}"
 
 
 def column_titles(diagnosis: Diagnosis) -> list[str]:

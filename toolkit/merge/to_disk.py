@@ -15,6 +15,7 @@ from toolkit.checkpoint.read import item_bytes
 from toolkit.checkpoint.write import SHARD_BYTES, PlannedTensor, ShardWriter
 from toolkit.errors import MergeError, warn
 from toolkit.load_yaml import JsonObject, JsonView
+from toolkit.merge.achieved import AchievedFractions, AchievedSums, measure_achieved
 from toolkit.merge.compute import (
     ComputeSettings,
     Destination,
@@ -51,6 +52,7 @@ def run_merge(
     device: str = "cpu",
     num_threads: int | None = None,
     step: str = "",
+    tell_achieved: Callable[[AchievedFractions], None] | None = None,
     advance: Callable[[float, str], None] | None = None,
 ) -> MergePlan:
     """Merge models on disk into a new folder.
@@ -66,6 +68,8 @@ def run_merge(
         device: where the torch definitions compute; on the CPU kernels take their place.
         num_threads: of the kernels; all cores by default. No result depends on it.
         step: name of an intermediate merge, for draws of its own in stochastic rounding.
+        tell_achieved: told how much of each model's change was stored, from a sample of the
+            entries.
         advance: told how many bytes are written.
 
     Returns:
@@ -97,10 +101,43 @@ def run_merge(
         refuse_overflow=True,
         rounding=StochasticRounding(seed, step) if config.rounding == "stochastic" else None,
     )
+    sums = None
+    if tell_achieved is not None:
+        sums = AchievedSums(prepared.plan, prepared.models, sampled=True)
     with appearing(out) as work:
-        _write_tensors(prepared, work, shard_bytes, settings, advance)
+        _write_tensors(prepared, work, shard_bytes, settings, sums, advance)
         _write_side_files(prepared, work)
+    if tell_achieved is not None and sums is not None and (achieved := sums.result()) is not None:
+        tell_achieved(achieved)
     return prepared.plan
+
+
+def achieved_by(
+    config: MergeConfig, out: Path, *, folders: Mapping[str, Path] | None = None, seed: int = 0
+) -> AchievedFractions | None:
+    """How much of each model's change is in a merge that was run, over all of its entries.
+
+    Args:
+        config: what was done.
+        out: folder of the merged model.
+        folders: where models stand whose name in the configuration is not their path.
+        seed: of random methods.
+
+    Returns:
+        None where nothing can be said, as of merges by mergekit's own engine.
+    """
+    from toolkit.merge.vocab.vocabulary import plan_with_vocabulary
+
+    if config.merge_method not in all_methods():
+        return None
+    models, workers = Models({**(folders or {}), _RESULT: out}), WorkerThreads()
+    merged = models.checkpoint(_RESULT)
+    plan, models, _ = plan_with_vocabulary(config, models)
+    plan = with_thresholds(plan, models, workers)
+    return measure_achieved(plan, merged, models, ComputeSettings(seed, workers))
+
+
+_RESULT = "the merged model"
 
 
 @dataclass(frozen=True)
@@ -157,6 +194,7 @@ def _write_tensors(
     work: Path,
     shard_bytes: int,
     settings: ComputeSettings,
+    sums: AchievedSums | None,
     advance: Callable[[float, str], None] | None,
 ) -> None:
     dtypes, workers = merge.dtypes, settings.workers
@@ -167,7 +205,7 @@ def _write_tensors(
     with ShardWriter(work, planned, shard_bytes) as writer:
 
         def write(task: TensorTask) -> None:
-            _write_task(merge, task, writer, settings)
+            _write_task(merge, task, writer, settings, sums)
             if advance is not None:
                 with advance_lock:
                     advance(task.size * item_bytes(dtypes[task.name]), task.name)
@@ -203,13 +241,19 @@ def _write_side_files(merge: _PreparedMerge, work: Path) -> None:
 
 
 def _write_task(
-    merge: _PreparedMerge, task: TensorTask, writer: ShardWriter, settings: ComputeSettings
+    merge: _PreparedMerge,
+    task: TensorTask,
+    writer: ShardWriter,
+    settings: ComputeSettings,
+    sums: AchievedSums | None,
 ) -> None:
     dtype, models = merge.dtypes[task.name], merge.models
     entry_bytes = item_bytes(dtype)
 
     def put(start: int, data: memoryview) -> None:
         writer.write(task.name, start * entry_bytes, data)
+        if sums is not None:  # while the block and its inputs are in the processor's cache
+            sums.add(task, start, data, dtype, "stored")
 
     try:
         run_task(merge.plan.method, task, models, Destination(dtype, put), settings)

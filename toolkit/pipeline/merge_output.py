@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from toolkit.errors import ToolkitError
 from toolkit.generate.answers import answer_rows
 from toolkit.generate.prompts import GENERAL_PROMPTS
 from toolkit.json_lines import iterate_rows
+from toolkit.merge.achieved import AchievedFractions
 from toolkit.merge.config import MergeConfig, parse_merge_config
-from toolkit.merge.to_disk import run_merge
+from toolkit.merge.to_disk import achieved_by, run_merge
 from toolkit.pipeline.merge_inputs import MergeInputs
 from toolkit.progress import progress, say
 from toolkit.report.again import again_of
@@ -26,23 +28,43 @@ from toolkit.report.page import write_page
 from toolkit.report.training_section import TrainingRow
 from toolkit.search.space import GENERAL
 from toolkit.section import check_section
-from toolkit.select.results import REPORT, MergeResults
+from toolkit.select.results import REPORT, AchievedRow, MergeResults
 from toolkit.stage import MANIFEST, Stage, hash_file, load_json, write_json
 
 ANSWERS = "answers.json"
 
 
-def write_merge(config: MergeConfig, inputs: MergeInputs, stage: Stage) -> MergeConfig:
+def write_merge(
+    config: MergeConfig, inputs: MergeInputs, stage: Stage
+) -> tuple[MergeConfig, tuple[AchievedRow, ...]]:
     """Write a candidate as a model and as merge.yaml into the folder that the stage works in.
 
     Returns:
-        The configuration as it was written.
+        The configuration as it was written, and what it achieves.
     """
     names = references(inputs.folders, stage.all_runs)
     plain = named(config, names, stored_dtype(inputs.general))
     folders = {names[name]: folder for name, folder in inputs.folders.items()}
-    write_model(plain, folders, stage.work, inputs.recipe.seed)
-    return plain
+    seed = inputs.recipe.seed
+    write_model(plain, folders, stage.work, seed)
+    achieved = achieved_by(config, stage.work, folders=inputs.folders, seed=seed)
+    return plain, achieved_rows(achieved)
+
+
+def achieved_rows(
+    achieved: AchievedFractions | None, label: Callable[[str], str] = str
+) -> tuple[AchievedRow, ...]:
+    """What a merge asked and achieved, as results have it.
+
+    Args:
+        achieved: fractions by model; None where nothing is known.
+        label: what to call a model.
+    """
+    rows = achieved.rows() if achieved is not None else ()
+    return tuple(
+        AchievedRow(where=where, model=label(model), **asdict(fractions))
+        for where, model, fractions in rows
+    )
 
 
 def references(folders: Mapping[str, Path], runs: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from toolkit.report.again import Again, again_section
 from toolkit.report.html import paragraph, write_document
 from toolkit.report.measured_section import (
     PromptAnswers,
+    achieved_section,
     answers_section,
     documents_section,
     models_section,
@@ -46,10 +47,10 @@ def write_page(
         again: what it takes to make the merge again.
     """
     title = f"{results.recipe}: which merge, and what it keeps"
-    sentences = " ".join(verdict(results))
+    verdict_sentences = " ".join(verdict(results))
     opening = (
         f"<h1>{escape(title)}</h1>"
-        + paragraph(sentences, "verdict")
+        + paragraph(verdict_sentences, "verdict")
         + (paragraph(results.description, "note") if results.description else "")
         + _figures(results)
     )
@@ -61,6 +62,7 @@ def write_page(
         training_section(training),
         documents_section(results),
         answers_section(answers, results.chosen),
+        achieved_section(results.achieved),
         candidates_section(results),
         again_section(again, merge_yaml),
     ]
@@ -88,13 +90,13 @@ def _figures(results: MergeResults) -> str:
     rows.append(
         ("candidates tried", str(len(results.candidates)), f"{num_qualified} within tolerance", "")
     )
-    items = "".join(
+    figure_items = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(figure)}"
         f"<small>{escape(' '.join((detail, unit)).strip())}</small></dd></div>"
         for name, figure, detail, unit in rows
     )
-    lines = "".join(paragraph(line, "note") for line in (results.reason, *notes(results)))
-    return f'<dl class="figures">{items}</dl><div class="notes">{lines}</div>'
+    note_lines = "".join(paragraph(line, "note") for line in (results.reason, *notes(results)))
+    return f'<dl class="figures">{figure_items}</dl><div class="notes">{note_lines}</div>'
 
 
 def _change(change: Interval) -> tuple[str, str]:

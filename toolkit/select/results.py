@@ -292,6 +292,32 @@ class PowerResult(ResultPart):
     sentence: str
 
 
+class AchievedRow(ResultPart):
+    """How much of a tuned model's change is in the merge, as a fraction of that change; None where
+    it cannot be said."""
+
+    where: str
+    """`all`, a layer, or what is outside the layers."""
+
+    model: str
+    asked: float | None
+    """By the configuration, for methods that ask for a fraction."""
+
+    computed: float | None
+    """Of the merge in float32, before it is stored."""
+
+    stored: float | None
+    """Of the merge as it is stored."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether clearly less, or more, is stored than was meant."""
+        meant = self.asked if self.asked is not None else self.computed
+        if meant is None or self.stored is None:
+            return False
+        return abs(self.stored - meant) > 0.05 * abs(meant)
+
+
 class PrecisionUsed(ResultPart):
     """In which arithmetic the figures were made."""
 
@@ -364,6 +390,9 @@ class MergeResults(ResultPart):
 
     power: tuple[PowerResult, ...]
     precision: PrecisionUsed
+
+    achieved: tuple[AchievedRow, ...] = ()
+    """What the merge asks of the specialist's change, and what is stored of it."""
 
     several: SeveralResults | None = None
     """Figures of several specialists; left out of the dump where there is one."""

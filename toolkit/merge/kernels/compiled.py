@@ -10,6 +10,8 @@ import functools
 import importlib
 from typing import Any
 
+import numpy as np
+
 from toolkit.errors import warn
 from toolkit.merge.kernels.cache import clear_cache, locked_cache
 
@@ -31,6 +33,7 @@ class CompiledKernel:
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
+        self._compiled: set[tuple[Any, ...]] = set()
 
     def __call__(self, *arguments: Any) -> int:
         """Run the kernel.
@@ -40,12 +43,25 @@ class CompiledKernel:
         """
         try:
             function = _import_kernel(self.module, self.name)
-            signature = tuple(map(_typeof(), arguments))
-            if signature not in function.overloads:
-                _compile(function, signature)
+            # numba takes longer to name the types of a few arrays than to sum up a small block.
+            kinds = (id(function), *map(_kind, arguments))
+            if kinds not in self._compiled:
+                signature = tuple(map(_typeof(), arguments))
+                if signature not in function.overloads:
+                    _compile(function, signature)
+                self._compiled.add(kinds)
         except Exception as error:  # whatever it is, the definition can do without
             raise KernelError(f"kernel {self.name}: {type(error).__name__}: {error}") from error
         return int(function(*arguments))
+
+
+def _kind(argument: Any) -> Any:
+    """What decides an argument's type in numba's eyes."""
+    if isinstance(argument, np.ndarray):
+        return argument.dtype, argument.ndim, argument.flags.num
+    if isinstance(argument, tuple):
+        return tuple(map(_kind, argument))
+    return type(argument)
 
 
 @functools.cache
