@@ -253,7 +253,7 @@ def sets_of_specialists(recipe: Recipe, sets: Sequence[EvaluationSet]) -> dict[s
     own_sets: dict[str, list[str]] = {name: [] for name in recipe.specialists}
     if not own_sets:
         return {}
-    owners = recipe.owners()
+    owners = recipe.find_owners()
     for item in sets:
         if item.role != "domain":
             continue

@@ -101,7 +101,7 @@ def merge_stage(run: Run, inputs: MergeInputs) -> Stage:
             "evaluate": identity_of_evaluation(recipe.evaluate),
             "search": recipe.search.identity(),
             "select": identity_of_selection(recipe.select),
-            **({"owners": recipe.owners()} if recipe.specialists else {}),
+            **({"owners": recipe.find_owners()} if recipe.specialists else {}),
         },
         {
             "general": fingerprint(inputs.general),

@@ -107,7 +107,7 @@ def _several(recipe: Recipe) -> Iterator[Fault]:
                 "must be a word of letters, digits, _ and -, and no name of another model",
                 "give another",
             )
-    owners = recipe.owners()
+    owners = recipe.find_owners()
     for name, owner in owners.items():
         if owner is None:
             yield Fault(

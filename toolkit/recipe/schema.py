@@ -61,7 +61,7 @@ class Recipe(Section):
         """Whether the specialist is trained here, and not named."""
         return self.specialist is None and not self.specialists
 
-    def owners(self) -> dict[str, str | None]:
+    def find_owners(self) -> dict[str, str | None]:
         """Which of several specialists each domain set is of, by the name of its source, choices or
         task; None where none is."""
         named: dict[str, tuple[str, str | None]] = {

@@ -24,7 +24,7 @@ from toolkit.search.sampler import (
 )
 from toolkit.search.space import (
     GENERAL,
-    ONE,
+    ONE_SPECIALIST,
     SPECIALIST,
     UNIFORM_MEAN,
     Candidate,
@@ -53,7 +53,7 @@ class SearchPlan:
     section: SearchSection
     objective: Objective
     seed: int
-    specialists: tuple[str, ...] = ONE
+    specialists: tuple[str, ...] = ONE_SPECIALIST
     fixed: dict[str, Candidate] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ UNIFORM_MEAN = "uniform mean"
 RESERVED = (GENERAL, SPECIALIST, SPECIALISTS, "merge")
 """Names that no further model and no specialist may have."""
 
-ONE = (SPECIALIST,)
+ONE_SPECIALIST = (SPECIALIST,)
 """The specialists of a recipe that has one."""
 
 SIMPLEX = "simplex"
@@ -135,12 +135,12 @@ def is_endpoint(name: str) -> bool:
 Named = TypeVar("Named")
 
 
-def find_top(by_name: Mapping[str, Named]) -> Named:
+def find_sweep_end(by_name: Mapping[str, Named]) -> Named:
     """Of what is kept by candidates' names that of the specialist, or of the mean of several."""
     return by_name[SPECIALIST] if SPECIALIST in by_name else by_name[UNIFORM_MEAN]
 
 
-def endpoint(name: str, specialists: Sequence[str] = ONE) -> Candidate:
+def endpoint(name: str, specialists: Sequence[str] = ONE_SPECIALIST) -> Candidate:
     """An end of the sweep as a merge, so that both are always among the candidates."""
     return Candidate(name, _between(float(name != GENERAL), name, specialists))
 
@@ -153,7 +153,7 @@ def alone(name: str) -> Candidate:
 
 
 def sweep_point(
-    alpha: float, rounding: Rounding = "nearest", specialists: Sequence[str] = ONE
+    alpha: float, rounding: Rounding = "nearest", specialists: Sequence[str] = ONE_SPECIALIST
 ) -> Candidate:
     """The weighted mean of the two models, or of the general model and the uniform mean of several
     specialists; the plain sweep that everything else must beat."""
@@ -180,7 +180,7 @@ def alpha_of(candidate: Candidate) -> float:
     return float(candidate.parameters["alpha"])
 
 
-def _between(alpha: float, where: str, specialists: Sequence[str] = ONE) -> MergeConfig:
+def _between(alpha: float, where: str, specialists: Sequence[str] = ONE_SPECIALIST) -> MergeConfig:
     share = float(alpha) if len(specialists) == 1 else round(alpha / len(specialists), 12)
     weights = {GENERAL: round(1.0 - alpha, 12), **dict.fromkeys(specialists, share)}
     model_entries = [
@@ -194,7 +194,7 @@ def load_spaces(
     folders: Sequence[Path],
     models: Iterable[str] = (),
     rounding: Rounding = "nearest",
-    specialists: tuple[str, ...] = ONE,
+    specialists: tuple[str, ...] = ONE_SPECIALIST,
 ) -> list[MergeSpace]:
     """The named merge configurations, each checked by filling in its lowest and highest values.
 
@@ -241,7 +241,7 @@ def read_space(
     where: str,
     models: Iterable[str] = (),
     rounding: Rounding = "nearest",
-    specialists: tuple[str, ...] = ONE,
+    specialists: tuple[str, ...] = ONE_SPECIALIST,
 ) -> MergeSpace:
     """One file's values as a space; see `load_spaces`."""
     template = expand_specialists(template, specialists, where)

@@ -20,7 +20,7 @@ from toolkit.progress import Advance
 from toolkit.search.objective import Losses, Objective, guide_of
 from toolkit.search.queue import SearchPlan
 from toolkit.search.race import Rivals, rivals_among, run_race
-from toolkit.search.space import GENERAL, Candidate, alpha_of, find_top, is_endpoint
+from toolkit.search.space import GENERAL, Candidate, alpha_of, find_sweep_end, is_endpoint
 from toolkit.search.study import OUTCOME, Study, attributes_of, pack, unpack
 
 _POLL_SECONDS = 0.5
@@ -209,7 +209,7 @@ class Worker:
         general = losses if candidate.name == GENERAL else self._find(GENERAL)
         if general is None:  # another worker is still at it: compared with what is known later
             general = losses
-        guide = guide_of(self._find_top(), self._find(GENERAL))
+        guide = guide_of(self._find_sweep_end(), self._find(GENERAL))
         figures = objective.estimates(losses, [general, *self._whole()], guide)
         merge_seconds = self._bench.merge_seconds - merged_before
         outcome = {
@@ -272,8 +272,8 @@ class Worker:
     def _whole(self) -> list[Losses]:
         return [o.losses for o in self.outcomes().values() if o.status == "complete"]
 
-    def _find_top(self) -> Losses | None:
-        return self._find(find_top({name: name for name in self._plan.fixed}))
+    def _find_sweep_end(self) -> Losses | None:
+        return self._find(find_sweep_end({name: name for name in self._plan.fixed}))
 
     def _find(self, name: str) -> Losses | None:
         for outcome in self.outcomes().values():

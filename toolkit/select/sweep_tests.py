@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from toolkit.search.objective import Losses
 from toolkit.search.race import SHOWN_GROUPS
-from toolkit.search.space import GENERAL, Candidate, find_top, is_endpoint, sweep_point
+from toolkit.search.space import GENERAL, Candidate, find_sweep_end, is_endpoint, sweep_point
 from toolkit.search.worker import Outcome
 from toolkit.select.bound import gain_bound, loss_bound
 from toolkit.select.candidates import cannot_be_told_apart
@@ -51,7 +51,7 @@ class SweepTests:
         self._outcomes = list(outcomes)
         self._by_key = {outcome.candidate.key: outcome for outcome in outcomes}
         by_name = {outcome.candidate.name: outcome for outcome in outcomes}
-        self.general, self.specialist = by_name[GENERAL], find_top(by_name)
+        self.general, self.specialist = by_name[GENERAL], find_sweep_end(by_name)
         self.changes: dict[str, float] = {}
         whole = losses.whole
         self.domain, self.kept = list(whole.weights), list(whole.tolerances)
