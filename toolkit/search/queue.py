@@ -24,9 +24,12 @@ from toolkit.search.sampler import (
 )
 from toolkit.search.space import (
     GENERAL,
+    ONE_SPECIALIST,
     SPECIALIST,
+    UNIFORM_MEAN,
     Candidate,
     MergeSpace,
+    alone,
     endpoint,
     sweep_point,
 )
@@ -43,21 +46,26 @@ class SearchPlan:
         section: of the recipe.
         objective: of the validation sets.
         seed: of the recipe.
+        specialists: what the specialists are called; each of several is a candidate too.
     """
 
     spaces: list[MergeSpace]
     section: SearchSection
     objective: Objective
     seed: int
+    specialists: tuple[str, ...] = ONE_SPECIALIST
     fixed: dict[str, Candidate] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.fixed = {name: endpoint(name) for name in (GENERAL, SPECIALIST)}
+        top = SPECIALIST if len(self.specialists) == 1 else UNIFORM_MEAN
+        self.fixed = {name: endpoint(name, self.specialists) for name in (GENERAL, top)}
         # From the safest upwards: each is what the next, and all others, are compared with.
         for alpha in sorted(set(self.section.sweep), key=abs):
             swept_mean = self.plain_mean(alpha)
             if swept_mean.key not in {known.key for known in self.fixed.values()}:
                 self.fixed[swept_mean.name] = swept_mean
+        if top == UNIFORM_MEAN:
+            self.fixed |= {name: alone(name) for name in self.specialists}
 
     @property
     def by_name(self) -> dict[str, MergeSpace]:
@@ -65,7 +73,7 @@ class SearchPlan:
 
     def plain_mean(self, alpha: float) -> Candidate:
         """The point of the sweep at an α."""
-        return sweep_point(alpha, self.section.rounding)
+        return sweep_point(alpha, self.section.rounding, self.specialists)
 
     def sampler(self) -> StudySampler:
         """Proposes what the sweep does not try: its means are refined by the choice itself."""

@@ -43,6 +43,17 @@ class Decision:
     confirmations: list[Confirmation]
     changes: dict[str, float]
 
+    @property
+    def plain_mean(self) -> Outcome:
+        """The plain mean that a merge is shown beside: itself where it is one, else the best of
+        those that passed, else the safest."""
+        if is_plain(self.chosen) and self.chosen.candidate.name != GENERAL:
+            return self.chosen
+        passed = passed_steps(self.steps) or self.steps[:1]
+        gains = {step.name: self.changes.get(step.name, 0.0) for step in passed}
+        best = min(gains, key=lambda name: gains[name])
+        return next(o for o in self.outcomes if o.candidate.name == best)
+
 
 def decide(
     outcomes: Sequence[Outcome],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from toolkit.search.objective import Losses
 from toolkit.search.race import SHOWN_GROUPS
-from toolkit.search.space import GENERAL, SPECIALIST, Candidate, endpoint, sweep_point
+from toolkit.search.space import GENERAL, Candidate, find_sweep_end, is_endpoint, sweep_point
 from toolkit.search.worker import Outcome
 from toolkit.select.bound import gain_bound, loss_bound
 from toolkit.select.candidates import cannot_be_told_apart
@@ -51,7 +51,7 @@ class SweepTests:
         self._outcomes = list(outcomes)
         self._by_key = {outcome.candidate.key: outcome for outcome in outcomes}
         by_name = {outcome.candidate.name: outcome for outcome in outcomes}
-        self.general, self.specialist = by_name[GENERAL], by_name[SPECIALIST]
+        self.general, self.specialist = by_name[GENERAL], find_sweep_end(by_name)
         self.changes: dict[str, float] = {}
         whole = losses.whole
         self.domain, self.kept = list(whole.weights), list(whole.tolerances)
@@ -59,7 +59,7 @@ class SweepTests:
 
     def outcome_at(self, alpha: float) -> Outcome:
         """The plain mean of this α, one of the search's where it was tried."""
-        candidate = endpoint(SPECIALIST) if alpha == 1.0 else self.settings.plain_mean(alpha)
+        candidate = self.specialist.candidate if alpha == 1.0 else self.settings.plain_mean(alpha)
         if alpha == 0.0:
             return self.general
         if candidate.key not in self._by_key:
@@ -145,7 +145,7 @@ class SweepTests:
             known_losses = dict(self.losses.on_search(outcome, names))
             if not all(len(known_losses.get(name, ())) for name in self.domain):
                 known_losses = dict(self.losses.begin(outcome, self.domain, SHOWN_GROUPS))
-            is_new = not outcome.tokens and outcome.candidate.name not in (GENERAL, SPECIALIST)
+            is_new = not outcome.tokens and not is_endpoint(outcome.candidate.name)
             self._by_key[outcome.candidate.key] = replace(
                 outcome,
                 losses=known_losses,
@@ -160,7 +160,7 @@ class SweepTests:
 def is_plain(outcome: Outcome) -> bool:
     """Whether a candidate is a plain mean of the two models, the models themselves included."""
     candidate = outcome.candidate
-    if candidate.name in (GENERAL, SPECIALIST):
+    if is_endpoint(candidate.name):
         return True
     alpha = candidate.parameters.get("alpha")
     is_linear = candidate.config.merge_method == "linear" and list(candidate.parameters) == [
