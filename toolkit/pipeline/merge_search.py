@@ -30,7 +30,7 @@ from toolkit.search.candidate_scorer import Bench, device_of
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
 from toolkit.search.queue import SearchPlan
-from toolkit.search.space import GENERAL, SPECIALIST, load_spaces
+from toolkit.search.space import GENERAL, SPECIALIST, MergeSpace, load_spaces
 from toolkit.search.storage import Place
 from toolkit.search.study import Study, read_identity
 from toolkit.search.worker import Worker
@@ -113,6 +113,7 @@ def prepare_search(
     spaces = load_spaces(
         recipe.search.merges, folders_of("merges"), recipe.models, recipe.search.rounding
     )
+    _note_other_bases(spaces, recipe.train.start)
     if recipe.search.rounding == "stochastic":
         warn_of_no_effect({dtype_name(stored_dtype(general))})
     tokenizer = load_tokenizer(general)
@@ -125,7 +126,7 @@ def prepare_search(
     refuse_too_few(validation, test)
     parts = divide(validation, recipe.search.confirm_fraction, recipe.seed)
     objective = build_objective(recipe, parts.search, recipe.search.race)
-    plan = SearchPlan(spaces, recipe.search, objective, recipe.seed)
+    plan = SearchPlan(spaces, recipe.search, objective, recipe.seed, recipe.train.start)
     identity = {
         **stage.identity(),
         "precision": recipe.evaluate.precision,
@@ -135,6 +136,19 @@ def prepare_search(
     }
     plain_identity = dict(json.loads(json.dumps(identity)))
     return Search(replace(inputs, recipe=recipe), validation, test, parts, plan, plain_identity)
+
+
+def _note_other_bases(spaces: Sequence[MergeSpace], start: str | None) -> None:
+    """Say which merges undo what made the general model of its base."""
+    if start is None:
+        return
+    for space in spaces:
+        if space.template.get("base_model") != start:
+            say(
+                f"  {space.name}: is not taken against {start}, which training started from; as "
+                "far as the specialist goes in, what made the general model of its base goes out "
+                "(residual and residual-layers add to the general model)"
+            )
 
 
 def with_scoring_precision(

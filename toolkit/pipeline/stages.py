@@ -18,7 +18,13 @@ from toolkit.evaluate.config import identity_of_evaluation
 from toolkit.machine import check_cache
 from toolkit.pipeline.merge_inputs import MergeInputs
 from toolkit.pipeline.model_hashes import fingerprint
-from toolkit.pipeline.models import ensure_data, ensure_general, ensure_models, ensure_specialist
+from toolkit.pipeline.models import (
+    ensure_data,
+    ensure_general,
+    ensure_models,
+    ensure_specialist,
+    ensure_start,
+)
 from toolkit.pipeline.run import Run, first_alone
 from toolkit.pipeline.run import ensure_stage as _ensure
 from toolkit.pipeline.specialist import cpt_stage, data_stage, watch_identity
@@ -52,7 +58,7 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
 
     check_cache()  # answers are kept there
     general, data = ensure_general(run), ensure_data(run)
-    is_trained = cpt_stage(run, general, data).is_complete()
+    is_trained = cpt_stage(run, ensure_start(run), data).is_complete()
     refuse_unless_live(general, not is_trained)
     say_expected(run, data, general, is_trained=is_trained)
     specialist = ensure_specialist(run)
@@ -89,6 +95,7 @@ def merge_stage(run: Run, inputs: MergeInputs) -> Stage:
             "evaluate": identity_of_evaluation(recipe.evaluate),
             "search": recipe.search.identity(),
             "select": recipe.select.model_dump(mode="json"),
+            **({"start": recipe.train.start} if recipe.train.start is not None else {}),
         },
         {
             "general": fingerprint(inputs.general),

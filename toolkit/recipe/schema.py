@@ -48,6 +48,21 @@ class Recipe(Section):
     """Published claims, and what of them this recipe measures: `toolkit study run`."""
 
     @model_validator(mode="after")
+    def _known_start(self) -> Self:
+        start = self.train.start
+        if start is not None and start not in self.models:
+            names = ", ".join(self.models) or "none"
+            raise ValueError(f"train.start: there is no model {start!r} under models ({names})")
+        if start is not None and self.tokenizer is not None:
+            raise ValueError(
+                "train.start: the general model would have tokens that its base lacks; leave "
+                "tokenizer or start out"
+            )
+        if self.sft is not None and self.sft.train.start is not None:
+            raise ValueError("sft.train.start: fine-tuning starts from sft.start; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _known_sources(self) -> Self:
         for name in self.publish.sources:
             if name not in self.data.sources:

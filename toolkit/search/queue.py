@@ -43,18 +43,22 @@ class SearchPlan:
         section: of the recipe.
         objective: of the validation sets.
         seed: of the recipe.
+        start: name of the model that training started from, where it is not the general one.
     """
 
     spaces: list[MergeSpace]
     section: SearchSection
     objective: Objective
     seed: int
+    start: str | None = None
     fixed: dict[str, Candidate] = field(init=False)
 
     def __post_init__(self) -> None:
         self.fixed = {name: endpoint(name) for name in (GENERAL, SPECIALIST)}
         # From the safest upwards: each is what the next, and all others, are compared with.
-        for alpha in sorted(set(self.section.sweep), key=abs):
+        # Beside a base the specialist is no end of the sweep; all that training changed is.
+        ends = {1.0} if self.start is not None else set()
+        for alpha in sorted({*self.section.sweep, *ends}, key=abs):
             swept_mean = self.plain_mean(alpha)
             if swept_mean.key not in {known.key for known in self.fixed.values()}:
                 self.fixed[swept_mean.name] = swept_mean
@@ -65,7 +69,7 @@ class SearchPlan:
 
     def plain_mean(self, alpha: float) -> Candidate:
         """The point of the sweep at an α."""
-        return sweep_point(alpha, self.section.rounding)
+        return sweep_point(alpha, self.section.rounding, self.start)
 
     def sampler(self) -> StudySampler:
         """Proposes what the sweep does not try: its means are refined by the choice itself."""

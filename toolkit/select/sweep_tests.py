@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from toolkit.search.objective import Losses
 from toolkit.search.race import SHOWN_GROUPS
-from toolkit.search.space import GENERAL, SPECIALIST, Candidate, endpoint, sweep_point
+from toolkit.search.space import GENERAL, SPECIALIST, Candidate, sweep_point
 from toolkit.search.worker import Outcome
 from toolkit.select.bound import gain_bound, loss_bound
 from toolkit.select.candidates import cannot_be_told_apart
@@ -59,11 +59,12 @@ class SweepTests:
 
     def outcome_at(self, alpha: float) -> Outcome:
         """The plain mean of this α, one of the search's where it was tried."""
-        candidate = endpoint(SPECIALIST) if alpha == 1.0 else self.settings.plain_mean(alpha)
+        candidate = self.settings.plain_mean(alpha)
         if alpha == 0.0:
             return self.general
         if candidate.key not in self._by_key:
-            distance = abs(alpha) * self.specialist.distance
+            end = self._by_key.get(self.settings.plain_mean(1.0).key, self.specialist)
+            distance = abs(alpha) * end.distance
             order = len(self._by_key)
             outcome = Outcome(candidate, "dropped", {}, distance, 0, 0.0, 0.0, order)
             self._by_key[candidate.key] = outcome
@@ -155,15 +156,3 @@ class SweepTests:
         keys_searched = [outcome.candidate.key for outcome in self._outcomes]
         keys_added = [key for key in self._by_key if key not in set(keys_searched)]
         return [self._by_key[key] for key in (*keys_searched, *keys_added)]
-
-
-def is_plain(outcome: Outcome) -> bool:
-    """Whether a candidate is a plain mean of the two models, the models themselves included."""
-    candidate = outcome.candidate
-    if candidate.name in (GENERAL, SPECIALIST):
-        return True
-    alpha = candidate.parameters.get("alpha")
-    is_linear = candidate.config.merge_method == "linear" and list(candidate.parameters) == [
-        "alpha"
-    ]
-    return is_linear and isinstance(alpha, (int, float)) and 0.0 <= alpha <= 1.0
