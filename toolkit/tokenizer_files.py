@@ -60,6 +60,16 @@ def load_tokenizer(
         return tokenizer
 
 
+def has_chat_template(folder: Path) -> bool:
+    """Whether a model folder brings a chat template; one that cannot be read brings none."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        return bool(read_object(folder / "tokenizer_config.json").get("chat_template"))
+    except ToolkitError:
+        return False
+
+
 def check_tokenizer_file(path: Path, kind: type[ToolkitError] = CheckpointError) -> None:
     """Refuse a tokenizer.json that asks for more than the limits, before a library reads it.
 

@@ -37,6 +37,7 @@ from toolkit.search.candidate_scorer import Bench
 from toolkit.search.run import Scorer, run_search
 from toolkit.search.space import GENERAL, SPECIALIST
 from toolkit.search.worker import Outcome
+from toolkit.section import replace_values
 from toolkit.select.candidates import by_item, candidate_result, sweep_points_of
 from toolkit.select.choice import knee, pareto_front
 from toolkit.select.ladder import ladder_results
@@ -87,7 +88,7 @@ def run_merge_stage(
         losses = score_test_once(search, trials, choice.outcome, Scorer(bench, work / _TEST))
         merge, achieved = write_merge(choice.candidate.config, inputs, stage)
         results = collect_results(search, trials, choice, losses, ledger.count, power)
-        results = results.model_copy(update={"achieved": achieved})
+        results = replace_values(results, achieved=achieved)
         write_report(results, inputs, stage, to_yaml(merge))
         # Scores of another arithmetic, which `continue_precision` moved aside.
         leftovers = [path.name for path in work.glob("*.json.*") if path.suffix[1:] in DTYPE_NAMES]

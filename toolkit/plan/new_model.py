@@ -16,6 +16,7 @@ from toolkit.errors import ConfigError, ToolkitError
 from toolkit.load_yaml import read_object, read_text
 from toolkit.plan.model import Located, fetch_small_files, lacks_shards
 from toolkit.plan.words import FolderTokenizer
+from toolkit.tokenizer_files import has_chat_template
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -203,7 +204,7 @@ def _on_hub(name: str) -> DraftModel:
 
 
 def _look_at_tokenizer(draft: DraftModel, folder: Path, option: str) -> None:
-    draft.has_chat_template = _has_chat_template(folder)
+    draft.has_chat_template = has_chat_template(folder)
     try:
         tokenizer = FolderTokenizer(folder).text
     except ToolkitError as error:
@@ -216,15 +217,6 @@ def _look_at_tokenizer(draft: DraftModel, folder: Path, option: str) -> None:
         draft.end_of_document = separator, "the tokenizer names no end-of-sequence token"
     elif end in _TURN_ENDS:
         draft.end_of_document = separator, f"the tokenizer's own, {end}, ends a turn of chat"
-
-
-def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    try:
-        return bool(read_object(folder / "tokenizer_config.json").get("chat_template"))
-    except ToolkitError:
-        return False
 
 
 def _look_at_license(draft: DraftModel, folder: Path) -> None:

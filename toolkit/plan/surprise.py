@@ -85,7 +85,7 @@ def cut_pieces(
     for text in texts:
         if len(pieces) == count:
             break
-        # Six characters a token are more than any text here needs.
+        # Twelve characters a token are more than any text here needs.
         token_ids, offsets = tokenizer.encode(text[: 12 * num_tokens])
         if len(token_ids) < num_tokens // 2:
             continue

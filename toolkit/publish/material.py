@@ -57,38 +57,38 @@ def find_parents(
     recipe: Recipe, repository: str, others: Collection[str] = ()
 ) -> tuple[Parent, ...]:
     """General model, specialist and the further models of a merge, as others may know them."""
-    other_model, section = recipe.model, recipe.publish
-    public_name = section.general.name or other_model.name or other_model.hub
-    general_parent = Parent(
+    model, section = recipe.model, recipe.publish
+    name = section.general.name or model.name or model.hub
+    general = Parent(
         role="general",
-        name=public_name or (other_model.path.name if other_model.path else "general"),
-        revision=section.general.revision or other_model.revision,
-        license=section.general.license or other_model.license,
-        is_published=public_name is not None,
-        origin=_origin(other_model),
+        name=name or (model.path.name if model.path else "general"),
+        revision=section.general.revision or model.revision,
+        license=section.general.license or model.license,
+        is_published=name is not None,
+        origin=_origin(model),
     )
-    own_section = section.specialist
-    specialist_parent = Parent(
+    own = section.specialist
+    specialist = Parent(
         role="specialist",
-        name=own_section.name or f"{repository}-specialist",
-        revision=own_section.revision,
-        license=own_section.license or general_parent.license,
-        is_published=own_section.name is not None,
+        name=own.name or f"{repository}-specialist",
+        revision=own.revision,
+        license=own.license or general.license,
+        is_published=own.name is not None,
     )
     return (
-        general_parent,
-        specialist_parent,
+        general,
+        specialist,
         *(
             Parent(
-                role=public_name,
-                name=other_model.name or other_model.hub or public_name,
-                revision=other_model.revision,
-                license=other_model.license,
-                is_published=(other_model.name or other_model.hub) is not None,
-                origin=_origin(other_model),
+                role=name,
+                name=model.name or model.hub or name,
+                revision=model.revision,
+                license=model.license,
+                is_published=(model.name or model.hub) is not None,
+                origin=_origin(model),
             )
-            for public_name, other_model in recipe.models.items()
-            if public_name in others
+            for name, model in recipe.models.items()
+            if name in others
         ),
     )
 

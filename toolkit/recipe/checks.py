@@ -14,6 +14,7 @@ from toolkit.errors import ConfigError, Fault, ToolkitError, sentence_end
 from toolkit.library_errors import missing_library
 from toolkit.load_yaml import read_object
 from toolkit.recipe.model import ModelSection, shape_of
+from toolkit.tokenizer_files import has_chat_template
 from toolkit.train.config import TrainSection
 
 if TYPE_CHECKING:
@@ -283,7 +284,7 @@ def token_faults(recipe: Recipe, folder: Path) -> Iterator[Fault]:
     if recipe.sft is not None:
         sections["sft.data"] = recipe.sft.data
     for prefix, section in sections.items():
-        if not has_own_template and not _has_template(folder):
+        if not has_own_template and not has_chat_template(folder):
             yield from _template_faults(prefix, section, folder)
         end = section.end_of_document
         if end is not None and end not in known_tokens:
@@ -323,12 +324,3 @@ def _fim_faults(
             "fill-in-the-middle",
             "name three, or add three by tokenizer.special_tokens",
         )
-
-
-def _has_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    try:
-        return bool(read_object(folder / "tokenizer_config.json").get("chat_template"))
-    except ToolkitError:
-        return False

@@ -48,11 +48,11 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     """
     if not high > low or count < 1:
         return []
-    raw = (high - low) / count
-    unit = 10.0 ** math.floor(math.log10(raw))
-    step = next(unit * size for size in (1, 2, 2.5, 5, 10) if unit * size >= raw * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    raw_step = (high - low) / count
+    unit = 10.0 ** math.floor(math.log10(raw_step))
+    step = next(unit * size for size in (1, 2, 2.5, 5, 10) if unit * size >= raw_step * 0.999)
+    first_number, last_number = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(number * step, 12) for number in range(first_number, last_number + 1)]
 
 
 def short_number(value: float) -> str:
@@ -101,12 +101,12 @@ class Axis:
         margin: float = 0.06,
     ) -> Axis:
         """An axis on which all the numbers among `values` have room."""
-        known = [v for v in finite(values) if v > 0.0 or not logarithmic] or [1.0]
-        low, high = min(known), max(known)
+        shown_values = [v for v in finite(values) if v > 0.0 or not logarithmic] or [1.0]
+        low, high = min(shown_values), max(shown_values)
         if logarithmic:
             return cls(low / 1.15, high * 1.15, title, num_ticks, True)
-        room = (high - low) * margin or abs(high) * margin or 1.0
-        return cls(low - room, high + room, title, num_ticks)
+        end_room = (high - low) * margin or abs(high) * margin or 1.0
+        return cls(low - end_room, high + end_room, title, num_ticks)
 
     def place(self, value: float) -> float:
         """Percent of the way from the low end to the high end."""
@@ -117,13 +117,14 @@ class Axis:
 
     def ticks(self) -> list[tuple[float, str]]:
         """Places in percent, with what is written there."""
-        numbers = nice_ticks(self.low, self.high, self.num_ticks)
+        tick_numbers = nice_ticks(self.low, self.high, self.num_ticks)
         if self.logarithmic:
             tens = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            round_ones = [digit * 10.0**ten for ten in tens for digit in (1, 2, 5)]
-            within = [number for number in round_ones if self.low <= number <= self.high]
-            numbers = within if len(within) > 1 else numbers  # a short way is as good as straight
-        return [(self.place(number), self.show(number)) for number in numbers]
+            round_numbers = [digit * 10.0**ten for ten in tens for digit in (1, 2, 5)]
+            numbers_within = [number for number in round_numbers if self.low <= number <= self.high]
+            # Over less than a decade or so a logarithm is as good as straight.
+            tick_numbers = numbers_within if len(numbers_within) > 1 else tick_numbers
+        return [(self.place(number), self.show(number)) for number in tick_numbers]
 
 
 class Plot:
@@ -167,11 +168,13 @@ class Plot:
         self, xs: Sequence[float], lows: Sequence[float], highs: Sequence[float], series: str
     ) -> None:
         """The area between two lines."""
-        there = list(zip(xs, highs, strict=True))
-        back = list(zip(xs, lows, strict=True))[::-1]
-        corners = " ".join(f"{_short(self._x.place(x))} {_short(100.0 - self._y.place(y))}"
-                           for x, y in there + back)  # fmt: skip
-        self._lines.append(f'<path class="band {series}" d="M{corners}z"/>')
+        way_there = list(zip(xs, highs, strict=True))
+        way_back = list(zip(xs, lows, strict=True))[::-1]
+        corner_words = " ".join(
+            f"{_short(self._x.place(x))} {_short(100.0 - self._y.place(y))}"
+            for x, y in way_there + way_back
+        )
+        self._lines.append(f'<path class="band {series}" d="M{corner_words}z"/>')
 
     def bars(self, values: Sequence[float], series: str, *, first: float = 0.0) -> None:
         """Bars from zero, one unit wide and one beside the other, from `first` on along x."""
@@ -185,21 +188,21 @@ class Plot:
 
     def rule(self, y: float, words: str = "") -> None:
         """A line across at a height, with words at its right end."""
-        at = _short(100.0 - self._y.place(y))
-        self._lines.append(f'<path class="rule" d="M0 {at}H100"/>')
+        rule_height = _short(100.0 - self._y.place(y))
+        self._lines.append(f'<path class="rule" d="M0 {rule_height}H100"/>')
         if words:
             self._words.append(
-                f'<text class="quiet" x="100%" y="{at}%" dy="-5" text-anchor="end">'
+                f'<text class="quiet" x="100%" y="{rule_height}%" dy="-5" text-anchor="end">'
                 f"{escape(words)}</text>"
             )
-            begin = _NARROW_PIXELS - len(words) * _QUIET_LETTER_PIXELS
-            down = (100.0 - self._y.place(y)) / 100.0 * self._height
-            self._taken += [(begin, _NARROW_PIXELS, down - 9.0)] * 9
+            words_begin = _NARROW_PIXELS - len(words) * _QUIET_LETTER_PIXELS
+            pixels_down = (100.0 - self._y.place(y)) / 100.0 * self._height
+            self._taken += [(words_begin, _NARROW_PIXELS, pixels_down - 9.0)] * 9
 
     def upright(self, x: float) -> None:
         """A line from bottom to top at a place."""
-        at = _short(self._x.place(x))
-        self._lines.append(f'<path class="rule" d="M{at} 0V100"/>')
+        rule_place = _short(self._x.place(x))
+        self._lines.append(f'<path class="rule" d="M{rule_place} 0V100"/>')
 
     def mark(
         self, x: float, y: float, series: str, *, shape: str = "circle", tip: str = ""
@@ -224,24 +227,24 @@ class Plot:
         """Words beside a mark, where they hide the least of marks and of other words: few enough to
         fit beside it on a phone, about 18 letters."""
         px, py = self._x.place(x), 100.0 - self._y.place(y)
-        at, down = px / 100.0 * _NARROW_PIXELS, py / 100.0 * self._height
+        mark_pixels, down = px / 100.0 * _NARROW_PIXELS, py / 100.0 * self._height
         wide = len(words) * _LETTER_PIXELS
-        sides = ("end", "start") if px > 50.0 else ("start", "end")
-        places = [(side, dy) for dy in (4, -15, 23, -34, 42, -53, 61) for side in sides]
+        text_sides = ("end", "start") if px > 50.0 else ("start", "end")
+        word_places = [(side, dy) for dy in (4, -15, 23, -34, 42, -53, 61) for side in text_sides]
 
         def cost(place: tuple[str, int]) -> tuple[int, int]:
-            begin = at + 13.0 if place[0] == "start" else at - 13.0 - wide
-            middle = down + place[1] - 4.0
-            outside = begin < 0.0 or begin + wide > _NARROW_PIXELS
-            outside |= not 8.0 <= middle <= self._height - 8.0
-            hidden = sum(
-                begin < x1 and x0 < begin + wide and abs(middle - y1) < 13.0
+            begin = mark_pixels + 13.0 if place[0] == "start" else mark_pixels - 13.0 - wide
+            words_middle = down + place[1] - 4.0
+            is_outside = begin < 0.0 or begin + wide > _NARROW_PIXELS
+            is_outside |= not 8.0 <= words_middle <= self._height - 8.0
+            num_hidden = sum(
+                begin < x1 and x0 < begin + wide and abs(words_middle - y1) < 13.0
                 for x0, x1, y1 in self._taken
             )
-            return 100 * outside + hidden, abs(place[1] - 4)
+            return 100 * is_outside + num_hidden, abs(place[1] - 4)
 
-        side, dy = min(places, key=cost)
-        begin = at + 13.0 if side == "start" else at - 13.0 - wide
+        side, dy = min(word_places, key=cost)
+        begin = mark_pixels + 13.0 if side == "start" else mark_pixels - 13.0 - wide
         self._taken += [(begin, begin + wide, down + dy - 4.0)] * 9  # words on words: worst of all
         self._words.append(
             f'<text class="name {series}" x="{_short(px)}%" y="{_short(py)}%" '
@@ -258,35 +261,36 @@ class Plot:
 
     def html(self) -> str:
         """The chart as one element."""
-        grid, ticks = [], []
+        grid_lines, tick_words = [], []
         for at, words in self._y.ticks():
             height = _short(100.0 - at)
-            grid.append(f'<path class="grid" d="M0 {height}H100"/>')
-            ticks.append(
+            grid_lines.append(f'<path class="grid" d="M0 {height}H100"/>')
+            tick_words.append(
                 f'<text x="-8" y="{height}%" dy="4" text-anchor="end">{escape(words)}</text>'
             )
         for at, words in self._x.ticks():
             side = "end" if at > 96.0 else "start" if at < 4.0 else "middle"
-            ticks.append(
+            tick_words.append(
                 f'<text x="{_short(at)}%" y="100%" dy="18" text-anchor="{side}">'
                 f"{escape(words)}</text>"
             )
-        stretched = '<svg viewBox="0 0 100 100" preserveAspectRatio="none">'
+        stretched_svg = '<svg viewBox="0 0 100 100" preserveAspectRatio="none">'
         # Named by attribute, so that the words need no id that is unique on the page.
         drawing = (
             f'<svg role="img" aria-label="{escape(self._label)}" height="{self._height}">'
-            f"{stretched}{''.join(grid)}</svg>"
-            f'<g class="ticks">{"".join(ticks)}</g>'
-            f"{stretched}{''.join(self._lines)}</svg>"
+            f"{stretched_svg}{''.join(grid_lines)}</svg>"
+            f'<g class="ticks">{"".join(tick_words)}</g>'
+            f"{stretched_svg}{''.join(self._lines)}</svg>"
             f"{''.join(self._marks)}{''.join(self._words)}</svg>"
         )
-        targets = json.dumps(self._targets, ensure_ascii=False, separators=(",", ":"))
-        above = f'<p class="axis">{escape(self._y.title)}</p>' if self._y.title else ""
-        below = f'<p class="axis below">{escape(self._x.title)}</p>' if self._x.title else ""
-        bare = "" if self._y.num_ticks else " bare"
+        targets_json = json.dumps(self._targets, ensure_ascii=False, separators=(",", ":"))
+        title_above = f'<p class="axis">{escape(self._y.title)}</p>' if self._y.title else ""
+        title_below = f'<p class="axis below">{escape(self._x.title)}</p>' if self._x.title else ""
+        bare_class = "" if self._y.num_ticks else " bare"
         return (
-            f'<div class="chart">{above}<div class="plot{bare}" data-nearest="{self._nearest}" '
-            f'data-marks="{escape(targets)}">{drawing}</div>{below}</div>'
+            f'<div class="chart">{title_above}<div class="plot{bare_class}" '
+            f'data-nearest="{self._nearest}" data-marks="{escape(targets_json)}">{drawing}</div>'
+            f"{title_below}</div>"
         )
 
 

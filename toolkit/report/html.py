@@ -49,11 +49,11 @@ def write_document(path: Path, title: str, opening: str, sections: Iterable[Page
     style, script = _own_file("style.css"), _own_file("script.js")
     # The page may run this script and no other, and fetch nothing: what a recipe, a prompt or a
     # model says is shown, never obeyed.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    shown = [section for section in sections if section.body]
-    links = "".join(f'<a href="#{s.slug}">{escape(s.title)}</a>' for s in shown)
-    parts = [
+    script_digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script_digest}'"
+    shown_sections = [section for section in sections if section.body]
+    section_links = "".join(f'<a href="#{s.slug}">{escape(s.title)}</a>' for s in shown_sections)
+    page_parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
@@ -62,17 +62,17 @@ def write_document(path: Path, title: str, opening: str, sections: Iterable[Page
         f"<title>{escape(title)}</title>",
         f"<style>{style}</style></head><body>",
         f"<header>{opening}</header>",
-        f'<nav aria-label="Sections">{links}</nav>' if len(shown) > 2 else "",
+        f'<nav aria-label="Sections">{section_links}</nav>' if len(shown_sections) > 2 else "",
         "<main>",
         *(
             f'<section id="{s.slug}" aria-labelledby="{s.slug}-title">'
             f'<h2 id="{s.slug}-title">{escape(s.title)}</h2>\n{s.body}</section>'
-            for s in shown
+            for s in shown_sections
         ),
         f"</main><script>{script}</script></body></html>",
     ]
     with write_atomically(path) as file:
-        file.write("\n".join(part for part in parts if part) + "\n")
+        file.write("\n".join(part for part in page_parts if part) + "\n")
 
 
 def _own_file(name: str) -> str:
@@ -104,26 +104,26 @@ def table(
         rows: cells, and the row's class or nothing.
         sortable: whether the script makes buttons of the titles.
     """
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
-    body = "".join(_row(cells, kind) for cells, kind in rows)
+    head_cells = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
+    body_rows = "".join(_row(cells, kind) for cells, kind in rows)
     kind = ' class="sortable"' if sortable else ""
     # Focusable, so that the keyboard can scroll it too.
     return (
         f'<div class="wide" tabindex="0" role="group" aria-label="{escape(caption)}">'
         f"<table{kind}><caption>{escape(caption)}</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<thead><tr>{head_cells}</tr></thead><tbody>{body_rows}</tbody></table></div>"
     )
 
 
 def _row(cells: Sequence[Cell | str], kind: str) -> str:
-    line = ""
+    row_html = ""
     for number, given in enumerate(cells):
         cell = given if isinstance(given, Cell) else Cell(given)
         tag = 'th scope="row"' if number == 0 else "td"
-        value = "" if cell.value is None else f' data-value="{cell.value!r}"'
-        detail = f"<small>{escape(cell.detail)}</small>" if cell.detail else ""
-        line += f"<{tag}{value}>{escape(cell.words)}{detail}</{tag.split()[0]}>"
-    return f'<tr class="{kind}">{line}</tr>' if kind else f"<tr>{line}</tr>"
+        value_attribute = "" if cell.value is None else f' data-value="{cell.value!r}"'
+        detail_html = f"<small>{escape(cell.detail)}</small>" if cell.detail else ""
+        row_html += f"<{tag}{value_attribute}>{escape(cell.words)}{detail_html}</{tag.split()[0]}>"
+    return f'<tr class="{kind}">{row_html}</tr>' if kind else f"<tr>{row_html}</tr>"
 
 
 def folded(title: str, text: str, *, is_open: bool = False) -> str:

@@ -72,10 +72,10 @@ def models_section(results: MergeResults) -> PageSection:
             cells.append("" if model == "general" else _signed_figure(figures.change(role)))
         rows.append((cells, "chosen" if model == "merge" else ""))
     times = results.test_scorings
-    scored = "scored once" if times == 1 else f"scored {times} times"
+    scored_words = "scored once" if times == 1 else f"scored {times} times"
     body = (
         panels(*(_change_chart(results, role) for role in ROLES))
-        + table(f"Test sets, {scored}; lower is better, 95 % intervals", titles, rows)
+        + table(f"Test sets, {scored_words}; lower is better, 95 % intervals", titles, rows)
         + _sets(results)
         + paragraph(
             "Intervals: over groups of items, Student's t, moved outwards by the skewness that "
@@ -113,19 +113,19 @@ def _set_figure(value: Interval) -> Cell:
 
 def _change_chart(results: MergeResults, role: FigureRole) -> str:
     """Two models' changes against the general model, as dots with their intervals."""
-    shown = [(title, results.models.of(model).change(role)) for model, title in MODELS[1:]]
-    ends = [end for _, change in shown for end in (change.low, change.high)]
+    shown_changes = [(title, results.models.of(model).change(role)) for model, title in MODELS[1:]]
+    interval_ends = [end for _, change in shown_changes for end in (change.low, change.high)]
     limit = results.tolerance if role == "general" else 0.0
     title = f"{role}: change in {results.unit_of(role)} (left is better)"
-    words = "; ".join(f"{model} {change.words(sign='+')}" for model, change in shown)
+    words = "; ".join(f"{model} {change.words(sign='+')}" for model, change in shown_changes)
     plot = Plot(
-        Axis.around([*ends, 0.0, limit], title),
+        Axis.around([*interval_ends, 0.0, limit], title),
         Axis(0.0, 2.0, "", 0),
         f"{role}, change against the general model: {words}",
         height=110,
     )
     plot.upright(0.0)
-    for number, (model, change) in enumerate(shown):
+    for number, (model, change) in enumerate(shown_changes):
         series, y = ("s2", "s1")[number], (1.4, 0.4)[number]
         plot.line([change.low, change.high], [y, y], series)
         tip = f"{model}\n{change.words(sign='+')}"
@@ -136,7 +136,7 @@ def _change_chart(results: MergeResults, role: FigureRole) -> str:
 
 def documents_section(results: MergeResults) -> PageSection:
     """Document by document: how the merge differs from the general model and the specialist."""
-    parts = []
+    set_parts = []
     for name in dict.fromkeys(row.set for row in results.documents):
         rows = [row for row in results.documents if row.set == name]
         charts = (
@@ -144,15 +144,15 @@ def documents_section(results: MergeResults) -> PageSection:
             _difference_chart(name, "specialist", [(row, row.specialist) for row in rows]),
         )
         heading = escape(f"{name} ({rows[0].role})")
-        parts.append(f"<h3>{heading}</h3>{panels(*charts)}")
-    if not parts:
+        set_parts.append(f"<h3>{heading}</h3>{panels(*charts)}")
+    if not set_parts:
         return PageSection("documents", "Document by document", "")
     note = (
         "A bar a document of the test sets, sorted; below zero the merge is better. "
         "Whether a mean rests on many documents or on a few can be seen here."
     )
     return PageSection(
-        "documents", "Document by document", paragraph(note, "note") + "".join(parts)
+        "documents", "Document by document", paragraph(note, "note") + "".join(set_parts)
     )
 
 
@@ -166,19 +166,20 @@ def _difference_chart(
         against: name of the other model.
         pairs: documents, each with the other model's figure.
     """
-    ordered = sorted(pairs, key=lambda pair: (pair[0].merge - pair[1], pair[0].id))
-    values = [row.merge - other for row, other in ordered]
-    better = sum(value < 0.0 for value in values)
+    ordered_pairs = sorted(pairs, key=lambda pair: (pair[0].merge - pair[1], pair[0].id))
+    values = [row.merge - other for row, other in ordered_pairs]
+    num_better = sum(value < 0.0 for value in values)
+    share_words = f"on {num_better} of {len(values)}"
     plot = Plot(
         Axis(0.0, float(len(values)), "", 0),
-        Axis.around([*values, 0.0], f"merge − {against}: better on {better} of {len(values)}"),
-        f"{name}: the merge is better than the {against} on {better} of {len(values)} documents",
+        Axis.around([*values, 0.0], f"merge − {against}: better {share_words}"),
+        f"{name}: the merge is better than the {against} {share_words} documents",
         height=200,
         nearest="x",
     )
-    plot.bars(values[:better], "s1")
-    plot.bars(values[better:], "s2", first=float(better))
-    for number, ((row, other), value) in enumerate(zip(ordered, values, strict=True)):
+    plot.bars(values[:num_better], "s1")
+    plot.bars(values[num_better:], "s2", first=float(num_better))
+    for number, ((row, other), value) in enumerate(zip(ordered_pairs, values, strict=True)):
         tip = f"{row.id}\n{decimals(value, sign='+')}\nmerge {row.merge:.4f}, {against} {other:.4f}"
         plot.target(number + 0.5, value, tip)
     return plot.html()

@@ -47,10 +47,10 @@ def write_page(
         again: what it takes to make the merge again.
     """
     title = f"{results.recipe}: which merge, and what it keeps"
-    sentences = " ".join(verdict(results))
+    verdict_sentences = " ".join(verdict(results))
     opening = (
         f"<h1>{escape(title)}</h1>"
-        + paragraph(sentences, "verdict")
+        + paragraph(verdict_sentences, "verdict")
         + (paragraph(results.description, "note") if results.description else "")
         + _figures(results)
     )
@@ -90,13 +90,13 @@ def _figures(results: MergeResults) -> str:
     rows.append(
         ("candidates tried", str(len(results.candidates)), f"{num_qualified} within tolerance", "")
     )
-    items = "".join(
+    figure_items = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(figure)}"
         f"<small>{escape(' '.join((detail, unit)).strip())}</small></dd></div>"
         for name, figure, detail, unit in rows
     )
-    lines = "".join(paragraph(line, "note") for line in (results.reason, *notes(results)))
-    return f'<dl class="figures">{items}</dl><div class="notes">{lines}</div>'
+    note_lines = "".join(paragraph(line, "note") for line in (results.reason, *notes(results)))
+    return f'<dl class="figures">{figure_items}</dl><div class="notes">{note_lines}</div>'
 
 
 def _change(change: Interval) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from toolkit.report.charts import SERIES_SHAPES, Axis, Plot, finite, key
 from toolkit.report.html import Cell, PageSection, panels, paragraph, table
 from toolkit.report.verdict import ROLES
 from toolkit.select.results import CandidateResult, FigureRole, LadderResult, MergeResults
-from toolkit.statistics.interval import Interval
+from toolkit.statistics.interval import Interval, figure_text
 
 ENDPOINTS = ("general", "specialist")
 
@@ -18,9 +18,9 @@ def front_section(results: MergeResults) -> PageSection:
     heights = {row.name: row.general for row in results.candidates}
     start = heights.get("general")
     limit = None if start is None else start + results.tolerance
-    words = f"general model + {results.tolerance:g} tolerated"
+    limit_words = f"general model + {results.tolerance:g} tolerated"
     title = _title(results, "general", "down")
-    charts = [_front_plot(results, heights, title, limit, words, results.front)]
+    charts = [_front_plot(results, heights, title, limit, limit_words, results.front)]
     in_the_mean = results.sets_of("general")
     for entry in results.sets:
         if entry.role != "general" or entry in in_the_mean:
@@ -28,12 +28,12 @@ def front_section(results: MergeResults) -> PageSection:
         heights = {row.name: row.values.get(entry.name) for row in results.candidates}
         if not finite(heights.values()):  # it has test items only
             continue
-        limit, words = heights.get("general"), "general model"
+        limit, limit_words = heights.get("general"), "general model"
         if limit is not None and entry.tolerance is not None:
             limit += entry.tolerance
-            words = f"{words} + {entry.tolerance:g} tolerated"
+            limit_words = f"{limit_words} + {entry.tolerance:g} tolerated"
         title = f"{entry.name}, {entry.unit} (down is better)"
-        charts.append(_front_plot(results, heights, title, limit, words))
+        charts.append(_front_plot(results, heights, title, limit, limit_words))
     note = (
         "Left and down is better. Figures of the validation sets, which the search saw: the best "
         "of many looks better here than it is."
@@ -83,11 +83,11 @@ def _front_plot(
     front = sorted((places[name] for name in front_names if name in places), key=lambda p: p[0])
     if len(front) > 1:
         plot.line([x for x, _ in front], [y for _, y in front], "s0 thin dotted")
-    looks = _looks(results.candidates)
-    drawn = [row for row in results.candidates if row.name in places]
+    look_by_method = _looks(results.candidates)
+    drawn_rows = [row for row in results.candidates if row.name in places]
     # In order along x, as the arrow keys step.
-    for row in sorted(drawn, key=lambda row: (places[row.name][0], row.name)):
-        series, shape = looks[method_of(row)]
+    for row in sorted(drawn_rows, key=lambda row: (places[row.name][0], row.name)):
+        series, shape = look_by_method[method_of(row)]
         hollow = "" if _stays_within(row) else " hollow"
         plot.mark(*places[row.name], series + hollow, shape=shape, tip=_tip(row, results))
     for name, label in _named(results).items():
@@ -99,28 +99,28 @@ def _front_plot(
 
 
 def _named(results: MergeResults) -> dict[str, str]:
-    names = {name: f"{name} model" if name == "general" else name for name in ENDPOINTS}
+    label_by_name = {name: f"{name} model" if name == "general" else name for name in ENDPOINTS}
     knee, chosen = results.knee, results.chosen
-    if knee and knee not in names:
-        names[knee] = "knee"
-    return {**names, chosen: "chosen" if chosen != knee else "chosen, knee"}
+    if knee and knee not in label_by_name:
+        label_by_name[knee] = "knee"
+    return {**label_by_name, chosen: "chosen" if chosen != knee else "chosen, knee"}
 
 
 def sweep_section(results: MergeResults) -> PageSection:
     """The plain interpolation between both models, with its intervals."""
-    points = sorted(results.sweep, key=lambda point: point.alpha)
-    if len(points) < 2:
+    sweep_points = sorted(results.sweep, key=lambda point: point.alpha)
+    if len(sweep_points) < 2:
         return PageSection("sweep", "The plain sweep", "")
-    domain = [(point.alpha, point.domain) for point in points]
-    general = [(point.alpha, point.general) for point in points]
+    domain_points = [(point.alpha, point.domain) for point in sweep_points]
+    general_points = [(point.alpha, point.general) for point in sweep_points]
     charts = [
-        _sweep_plot(domain, f"domain, {results.unit_of('domain')}", None),
-        _sweep_plot(general, f"general, {results.unit_of('general')}", results.tolerance),
+        _sweep_plot(domain_points, f"domain, {results.unit_of('domain')}", None),
+        _sweep_plot(general_points, f"general, {results.unit_of('general')}", results.tolerance),
     ]
     for entry in results.sets:  # general sets in units of their own
-        band = [(p.alpha, p.sets[entry.name]) for p in points if entry.name in p.sets]
-        if len(band) > 1:
-            charts.append(_sweep_plot(band, f"{entry.name}, {entry.unit}", entry.tolerance))
+        set_points = [(p.alpha, p.sets[entry.name]) for p in sweep_points if entry.name in p.sets]
+        if len(set_points) > 1:
+            charts.append(_sweep_plot(set_points, f"{entry.name}, {entry.unit}", entry.tolerance))
     note = (
         "α is the specialist's weight in a plain average with the general model: 0 is the general "
         "model, 1 the specialist. Bands: 95 % intervals over the validation documents."
@@ -170,13 +170,13 @@ def _sweep_plot(
     """The figure of one role or set along α; where it may not rise beyond a tolerance, how far."""
     alphas = [alpha for alpha, _ in points]
     figures = [figure for _, figure in points]
-    start = figures[0].estimate
-    limit = start + tolerance if tolerance is not None and alphas[0] == 0.0 else None
-    ends = [end for figure in figures for end in (figure.low, figure.high)]
+    start_figure = figures[0].estimate
+    limit = start_figure + tolerance if tolerance is not None and alphas[0] == 0.0 else None
+    interval_ends = [end for figure in figures for end in (figure.low, figure.high)]
     plot = Plot(
         Axis(min(0.0, *alphas), max(1.0, *alphas), "α, weight of the specialist", 5),
-        Axis.around([*ends, limit], f"{what} (down is better)"),
-        f"{what} along the sweep, from {start:.4f} at α = {alphas[0]:g} "
+        Axis.around([*interval_ends, limit], f"{what} (down is better)"),
+        f"{what} along the sweep, from {start_figure:.4f} at α = {alphas[0]:g} "
         f"to {figures[-1].estimate:.4f} at α = {alphas[-1]:g}",
         height=240,
         nearest="x",
@@ -195,10 +195,10 @@ def _sweep_plot(
 def history_section(results: MergeResults) -> PageSection:
     """What the search tried, in its order."""
     rows = sorted(results.candidates, key=lambda row: row.order)
-    figures = [(row, row.domain) for row in rows if row.domain is not None]
-    if not figures:
+    domain_figures = [(row, row.domain) for row in rows if row.domain is not None]
+    if not domain_figures:
         return PageSection("history", "What the search tried", "")
-    axis = Axis.around([figure for _, figure in figures], _title(results, "domain", "down"))
+    axis = Axis.around([figure for _, figure in domain_figures], _title(results, "domain", "down"))
     orders = [row.order for row in rows]
     plot = Plot(
         Axis(min(orders) - 0.5, max(orders) + 0.5, "order of trying", min(6, len(orders))),
@@ -206,16 +206,16 @@ def history_section(results: MergeResults) -> PageSection:
         f"{len(rows)} candidates in the order they were tried, by their domain figure",
         height=260,
     )
-    best: list[tuple[int, float]] = []
-    for row, figure in figures:
-        if _stays_within(row) and (not best or figure < best[-1][1]):
-            best.append((row.order, figure))
-    if best:
-        ends = [*best, (max(orders), best[-1][1])]
+    best_so_far: list[tuple[int, float]] = []
+    for row, figure in domain_figures:
+        if _stays_within(row) and (not best_so_far or figure < best_so_far[-1][1]):
+            best_so_far.append((row.order, figure))
+    if best_so_far:
+        ends = [*best_so_far, (max(orders), best_so_far[-1][1])]
         plot.line([x for x, _ in ends], [y for _, y in ends], "ink thin", stepped=True)
-    looks = _looks(results.candidates)
+    look_by_method = _looks(results.candidates)
     for row in rows:
-        series, shape = looks[method_of(row)]
+        series, shape = look_by_method[method_of(row)]
         place = row.order, axis.low if row.domain is None else row.domain
         if row.status != "complete":
             plot.mark(*place, f"{series} open", shape="cross", tip=_tip(row, results))
@@ -223,7 +223,7 @@ def history_section(results: MergeResults) -> PageSection:
             hollow = "" if row.qualified else " hollow"
             plot.mark(*place, series + hollow, shape=shape, tip=_tip(row, results))
     note = paragraph(_history_note(rows), "note")
-    legend = _legend(looks, rows)
+    legend = _legend(look_by_method, rows)
     return PageSection("history", "What the search tried", legend + plot.html() + note)
 
 
@@ -248,11 +248,11 @@ def candidates_section(results: MergeResults) -> PageSection:
     rows = results.candidates
     validation_sets = [row.name for row in results.sets if row.items_validation]
     set_names = validation_sets if len(validation_sets) > 2 else []
-    bounded = list(dict.fromkeys(name for row in rows for name in row.loss_bounds))
+    bounded_sets = list(dict.fromkeys(name for row in rows for name in row.loss_bounds))
     titles = [
         "candidate",
         *ROLES,
-        *(f"{name}, {results.confidence:.0%} bound of the loss" for name in bounded),
+        *(f"{name}, {results.confidence:.0%} bound of the loss" for name in bounded_sets),
         "distance",
         "standing",
         *set_names,
@@ -264,7 +264,7 @@ def candidates_section(results: MergeResults) -> PageSection:
             Cell(row.name),
             _number(row.domain),
             _number(row.general),
-            *(_number(row.loss_bounds.get(name), "+.4f") for name in bounded),
+            *(_number(row.loss_bounds.get(name), "+.4f") for name in bounded_sets),
             _number(row.distance, ".2f"),
             _standing(row, results),
             *(_number(row.values.get(name)) for name in set_names),
@@ -298,7 +298,9 @@ def candidates_section(results: MergeResults) -> PageSection:
 
 
 def _number(value: float | None, form: str = ".4f") -> Cell:
-    return Cell(format(value, form), value) if finite([value]) else Cell("")
+    if value is None or not finite([value]):
+        return Cell("")
+    return Cell(figure_text(value, form), value)
 
 
 def _stays_within(row: CandidateResult) -> bool:
@@ -322,11 +324,11 @@ def method_of(row: CandidateResult) -> str:
 def _looks(rows: Sequence[CandidateResult]) -> dict[str, tuple[str, str]]:
     """Series and shape of each method, in the order of their names."""
     methods = sorted({method_of(row) for row in rows} - set(ENDPOINTS))
-    looks = {
+    look_by_method = {
         name: (f"s{1 + n % 5}", SERIES_SHAPES[n % len(SERIES_SHAPES)])
         for n, name in enumerate(methods)
     }
-    return {**looks, **dict.fromkeys(ENDPOINTS, ("s0", "diamond"))}
+    return {**look_by_method, **dict.fromkeys(ENDPOINTS, ("s0", "diamond"))}
 
 
 def _legend(
@@ -335,25 +337,25 @@ def _legend(
     chosen: str | None = None,
 ) -> str:
     methods = sorted({method_of(row) for row in rows} - set(ENDPOINTS))
-    entries = [(name, *looks[name]) for name in methods]
-    entries.append(("general model and specialist", *looks["general"]))
+    legend_entries = [(name, *looks[name]) for name in methods]
+    legend_entries.append(("general model and specialist", *looks["general"]))
     if chosen is not None:  # its name is too long to stand beside a mark on a phone
-        entries.append((f"chosen: {chosen}", "ink open", "circle"))
-    return key(entries)
+        legend_entries.append((f"chosen: {chosen}", "ink open", "circle"))
+    return key(legend_entries)
 
 
 def _tip(row: CandidateResult, results: MergeResults) -> str:
-    lines = [row.name]
+    tip_lines = [row.name]
     if any(name not in row.name for name in row.parameters):
-        lines += [f"{name} = {_plain(value)}" for name, value in row.parameters.items()]
+        tip_lines += [f"{name} = {_plain(value)}" for name, value in row.parameters.items()]
     for role, figure in (("domain", row.domain), ("general", row.general)):
         if figure is not None:
-            lines.append(f"{role} {figure:.4f}")
+            tip_lines.append(f"{role} {figure:.4f}")
     for name, bound in row.loss_bounds.items():
         if bound is not None:
-            lines.append(f"loss on {name} at most {bound:+.4f}")
-    lines.append(_standing(row, results))
-    return "\n".join(lines)
+            tip_lines.append(f"loss on {name} at most {bound:+.4f}")
+    tip_lines.append(_standing(row, results))
+    return "\n".join(tip_lines)
 
 
 def _plain(value: float | str) -> str:

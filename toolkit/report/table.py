@@ -27,8 +27,8 @@ _NARROWEST = 79
 def outcome_table(results: MergeResults, folder: Path) -> None:
     """Print three models by role and by set, what was chosen and why, and what it kept."""
     units = {results.unit_of(role) for role in ROLES}
-    unit = f"{units.pop()} on the test sets" if len(units) == 1 else "test sets"
-    table = Table(title=f"{unit}, lower is better (95 % intervals)")
+    title_unit = f"{units.pop()} on the test sets" if len(units) == 1 else "test sets"
+    table = Table(title=f"{title_unit}, lower is better (95 % intervals)")
     table.add_column("")
     for role in ROLES:
         role_unit = f", {results.unit_of(role)}" if units else ""
@@ -71,16 +71,16 @@ def set_rows(results: MergeResults) -> list[SetRow]:
     and none that is only watched."""
     if sorted(row.role for row in results.sets) == sorted(ROLES):
         return []
-    figures = [results.models.of(model).sets for model, _ in MODELS]
+    figures_by_model = [results.models.of(model).sets for model, _ in MODELS]
     return [
         SetRow(
             row.name,
             f"{row.role}, {count_of(row)}{_may_lose(row)}",
             row.unit,
-            tuple(by_set[row.name] for by_set in figures),
+            tuple(by_set[row.name] for by_set in figures_by_model),
         )
         for row in results.sets
-        if all(row.name in by_set for by_set in figures)
+        if all(row.name in by_set for by_set in figures_by_model)
     ]
 
 

@@ -41,14 +41,14 @@ def training_section(rows: Sequence[TrainingRow]) -> PageSection:
     steps = [(row, loss) for row in rows for loss in finite([row.loss])]
     if len(steps) < 2:
         return PageSection("training", "Training", "")
-    losses = thin([tokens[row.step] for row, _ in steps], [loss for _, loss in steps])
-    charts = [_line_chart("loss, nats a token", losses, "training loss", smooth=True)]
-    rates = [
+    loss_points = thin([tokens[row.step] for row, _ in steps], [loss for _, loss in steps])
+    charts = [_line_chart("loss, nats a token", loss_points, "training loss", smooth=True)]
+    rate_points = [
         (tokens[row.step], row.learning_rate) for row, _ in steps if row.learning_rate is not None
     ]
-    if len(rates) > 1:
-        curve = thin([x for x, _ in rates], [rate for _, rate in rates])
-        charts.append(_line_chart("learning rate", curve, "learning rate", "s0"))
+    if len(rate_points) > 1:
+        rate_curve = thin([x for x, _ in rate_points], [rate for _, rate in rate_points])
+        charts.append(_line_chart("learning rate", rate_curve, "learning rate", "s0"))
     looks = [chart for role in ROLES if (chart := _look_chart(rows, tokens, role)) is not None]
     body = panels(*charts, *looks)
     if looks:
@@ -67,8 +67,8 @@ def thin(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
     [(1.0, 3.0), (2.0, 4.0)]
     """
     size = -(-len(xs) // _MOST_POINTS)
-    parts = [slice(start, start + size) for start in range(0, len(xs), size)]
-    return [(fmean(xs[part]), fmean(ys[part])) for part in parts]
+    neighbor_slices = [slice(start, start + size) for start in range(0, len(xs), size)]
+    return [(fmean(xs[part]), fmean(ys[part])) for part in neighbor_slices]
 
 
 def running_means(values: Sequence[float], reach: int) -> list[float]:
@@ -83,10 +83,10 @@ def running_means(values: Sequence[float], reach: int) -> list[float]:
 
 def _tokens_after(rows: Sequence[TrainingRow]) -> dict[int, float]:
     """Tokens trained on after each step."""
-    total, tokens_by_step = 0.0, {0: 0.0}
+    tokens_so_far, tokens_by_step = 0.0, {0: 0.0}
     for row in rows:
-        total += row.tokens or 0.0
-        tokens_by_step[row.step] = total
+        tokens_so_far += row.tokens or 0.0
+        tokens_by_step[row.step] = tokens_so_far
     return tokens_by_step
 
 
@@ -120,17 +120,17 @@ def _look_chart(
     points = [(tokens[row.step], figure) for row in rows for figure in finite([row.look(role)])]
     if len(points) < 2:
         return None
-    start = points[0][1]
+    first_figure = points[0][1]
     plot = Plot(
         Axis(0.0, max(tokens.values()), "tokens trained on"),
         Axis.around([y for _, y in points], f"{role}, bits per byte (down is better)"),
-        f"{role} bits per byte while training: from {start:.4f} to {points[-1][1]:.4f}",
+        f"{role} bits per byte while training: from {first_figure:.4f} to {points[-1][1]:.4f}",
         height=200,
         nearest="x",
     )
     series = "s3" if role == "domain" else "s2"
-    plot.rule(start, "at the start")
+    plot.rule(first_figure, "at the start")
     plot.line([x for x, _ in points], [y for _, y in points], series)
     for x, y in points:
-        plot.mark(x, y, series, tip=f"{x:,.0f} tokens\n{role} {y:.4f}\n{y - start:+.4f}")
+        plot.mark(x, y, series, tip=f"{x:,.0f} tokens\n{role} {y:.4f}\n{y - first_figure:+.4f}")
     return plot.html()

@@ -21,23 +21,23 @@ def verdict(results: MergeResults) -> tuple[str, str]:
     """Two sentences: what was gained on the domain, and what it cost elsewhere; by test figures."""
     unit = results.unit_of("domain")
     if not results.any_merge:
-        alone = results.models.specialist
+        specialist_figures = results.models.specialist
         return (
             "The general model is kept: no candidate is shown to gain on the domain while general "
             "sets surely stay within what they may lose.",
             f"On the test sets training alone changes the domain by "
-            f"{alone.domain_change.words(3, '+')} {unit}; "
+            f"{specialist_figures.domain_change.words(3, '+')} {unit}; "
             f"{_listed(general_changes(results, 'specialist'))}. Lower is better.",
         )
     change, name, kept = results.models.merge.domain_change, results.chosen, results.gain_kept
-    share = f", {percent(kept)} of what training gained" if kept else ""
-    first = f"{name} gains {-change.estimate:.3f} {unit} on the domain{share}."
+    share_words = f", {percent(kept)} of what training gained" if kept else ""
+    gain_sentence = f"{name} gains {-change.estimate:.3f} {unit} on the domain{share_words}."
     if change.high >= 0.0:
-        first = (
+        gain_sentence = (
             f"{name} was chosen, but its change on the domain's test sets, "
             f"{change.words(3, '+')} {unit}, cannot be told from none."
         )
-    return first, _cost(results)
+    return gain_sentence, _cost(results)
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,16 @@ class GeneralChange:
 
     @property
     def words(self) -> str:
-        limit = f"the {self.tolerance:g} tolerated"
-        judged = (
+        limit_words = f"the {self.tolerance:g} tolerated"
+        judged_words = (
             "nothing is lost",
-            f"within {limit}",
-            f"which may be more than {limit}",
-            f"probably more than {limit}, which the validation sets did not show",
-            f"surely more than {limit}, which the validation sets did not show",
+            f"within {limit_words}",
+            f"which may be more than {limit_words}",
+            f"probably more than {limit_words}, which the validation sets did not show",
+            f"surely more than {limit_words}, which the validation sets did not show",
         )
-        shown = f"{self.name} {self.change.words(3, '+')} {self.unit}"
-        return f"{shown}, {judged[self.standing]}"
+        change_words = f"{self.name} {self.change.words(3, '+')} {self.unit}"
+        return f"{change_words}, {judged_words[self.standing]}"
 
 
 def general_changes(results: MergeResults, model: ModelName) -> list[GeneralChange]:
@@ -104,42 +104,42 @@ def _listed(changes: Sequence[GeneralChange]) -> str:
 def _cost(results: MergeResults) -> str:
     """The test held against the tolerance, set by set, the worst first."""
     changes = sorted(general_changes(results, "merge"), key=lambda change: -change.standing)
-    told = "; ".join(f"{c.words}{_undone(results, c.name)}" for c in changes)
-    worst = changes[0].standing
-    head = (
+    told_changes = "; ".join(f"{c.words}{_undone(results, c.name)}" for c in changes)
+    worst_standing = changes[0].standing
+    heading_words = (
         "Nothing is lost on general sets",
         "General sets stay within what they may lose",
         "It is not shown on test that general sets stay within what they may lose",
         "On test general sets probably lose more than is tolerated",
         "On test general sets surely lose more than is tolerated",
-    )[worst]
-    return f"{head}: {told}."
+    )[worst_standing]
+    return f"{heading_words}: {told_changes}."
 
 
 def _undone(results: MergeResults, name: str) -> str:
-    share = results.sets_recovered.get(name)
-    return f" ({percent(share)} of training's loss undone)" if share else ""
+    recovered_share = results.sets_recovered.get(name)
+    return f" ({percent(recovered_share)} of training's loss undone)" if recovered_share else ""
 
 
 def notes(results: MergeResults) -> list[str]:
     """What else should be known: whether the plain sweep was beaten, what the figures cannot show,
     what the search cost."""
-    lines = [results.beat_sweep.sentence, *results.remarks]
+    note_lines = [results.beat_sweep.sentence, *results.remarks]
     if results.search_tokens and results.full_tokens:
-        lines.append(
+        note_lines.append(
             f"The search computed {results.search_tokens:,} tokens, "
             f"{results.search_tokens / results.full_tokens:.0%} of scoring every candidate on "
             "everything."
         )
     if (line := precision_line(results)) is not None:
-        lines.append(line)
-    lines += achieved_lines(results.achieved)
+        note_lines.append(line)
+    note_lines += achieved_lines(results.achieved)
     if results.test_scorings > 1:
-        lines.append(
+        note_lines.append(
             f"The test sets were scored {results.test_scorings} times; figures that were looked at "
             "before a change are no longer independent of it."
         )
-    return lines
+    return note_lines
 
 
 def achieved_lines(rows: Sequence[AchievedRow]) -> list[str]:
@@ -169,8 +169,8 @@ def precision_line(results: MergeResults) -> str | None:
     scoring, training = map(_name_of_type, (results.precision.scoring, results.precision.training))
     if scoring is None:
         return None
-    trained = f"; the specialist was trained in {training}" if training else ""
-    return f"Every model was scored in {scoring} arithmetic{trained}."
+    trained_words = f"; the specialist was trained in {training}" if training else ""
+    return f"Every model was scored in {scoring} arithmetic{trained_words}."
 
 
 def kept_lines(results: MergeResults) -> list[str]:
@@ -181,14 +181,14 @@ def kept_lines(results: MergeResults) -> list[str]:
         if kept is None
         else f"Kept {percent(kept)} of the specialist's domain gain."
     ]
-    lost = results.lost_sets("specialist")
-    for row, change in lost:
-        share = results.sets_recovered.get(row.name)
-        undone = f"; recovered {percent(share)} of it" if share else ""
+    lost_sets = results.lost_sets("specialist")
+    for row, change in lost_sets:
+        recovered_share = results.sets_recovered.get(row.name)
+        undone = f"; recovered {percent(recovered_share)} of it" if recovered_share else ""
         lines.append(f"The specialist lost {change.words()} {row.unit} on {row.name}{undone}.")
-    if recovered is not None and not lost:
+    if recovered is not None and not lost_sets:
         lines.append(f"Recovered {percent(recovered)} of the specialist's general loss.")
-    if recovered is None and not lost:
+    if recovered is None and not lost_sets:
         lines.append(
             "The specialist lost nothing on general sets that is shown: nothing is to be recovered."
         )

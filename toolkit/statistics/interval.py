@@ -13,14 +13,20 @@ Sign = Literal["", "+"]
 """Of a figure in words: `+` before what is not below zero, or nothing."""
 
 
-def decimals(value: float, places: int = 4, sign: Sign = "") -> str:
-    """A figure as text; what rounds to zero is zero, not minus zero.
+def figure_text(value: float, form: str) -> str:
+    """A figure in a format; what rounds to zero is zero, not minus zero.
 
-    >>> decimals(-0.00001), decimals(-0.00001, 2, "+"), decimals(-0.5, 1)
+    >>> figure_text(-0.00001, ".4f"), figure_text(-0.00001, "+.2f"), figure_text(-0.5, ".1f")
     ('0.0000', '+0.00', '-0.5')
     """
-    text = f"{value:{sign}.{places}f}"
-    return text if float(text) else text.replace("-", sign)
+    text = format(value, form)
+    is_minus_zero = text.startswith("-") and not text.strip("-0.")
+    return text.replace("-", "+" if form.startswith("+") else "") if is_minus_zero else text
+
+
+def decimals(value: float, places: int = 4, sign: Sign = "") -> str:
+    """A figure with so many decimals; see `figure_text`."""
+    return figure_text(value, f"{sign}.{places}f")
 
 
 @dataclass(frozen=True)

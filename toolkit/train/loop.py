@@ -75,7 +75,6 @@ def train(
     if continuation is not None:
         steps = steps[: continuation.num_steps]
     saved_step = latest_step(work)
-    # A continuation counts its steps from the beginning of the run before it.
     if (saved_step or 0) < len(steps):  # else it only finishes
         settle_packing(setup.loss_module, setup.plain_loss, blocks.stages, setup.accelerator)
     rotary = RotaryByStage(plain_model(setup.model), blocks.stages, section.stages)
