@@ -71,7 +71,7 @@ def measure(runs: Path, recipe: str, out: Path, methods: Sequence[str]) -> list[
     path = find_recipe(recipe)
     run = Run.of(path, load_recipe(path), runs)
     general, data, specialist = (run.root / name for name in ("general", "data", "cpt"))
-    inputs = MergeInputs(run.name, run.recipe, general, specialist, data)
+    inputs = MergeInputs(run.name, run.recipe, general, {SPECIALIST: specialist}, data)
     stage = merge_stage(run, inputs)
     rows = read_lines(out) if out.is_file() else []
     out.parent.mkdir(parents=True, exist_ok=True)

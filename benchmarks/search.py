@@ -101,7 +101,9 @@ class Benchmark:
         return prepare_search(self._inputs(self.specialist), self.stage)
 
     def _inputs(self, specialist: Path) -> MergeInputs:
-        return MergeInputs(self.run.name, self.run.recipe, self.general, specialist, self.data)
+        return MergeInputs(
+            self.run.name, self.run.recipe, self.general, {SPECIALIST: specialist}, self.data
+        )
 
     def search(self) -> None:
         search = self.search_of = self.prepared()

@@ -419,7 +419,7 @@ def decide_study(world: World, seed: int) -> Study:
     validation, test = made.sets("validation"), made.sets("test")
     section = SearchSection()
     recipe = SimpleNamespace(
-        search=section, select=SelectSection(), train=TrainSection(), seed=seed
+        search=section, select=SelectSection(), train=TrainSection(), seed=seed, specialists={}
     )
     parts = divide(validation, section.confirm_fraction, seed)
     plan = SearchPlan(_spaces(), section, _objective(recipe, parts.search, race=True), seed)

@@ -99,10 +99,11 @@ def test_seen_tokens_are_those_of_the_shards(project: Path):
 
 def test_the_sweep_beside_a_base():
     points = [endpoint("general"), endpoint("specialist")]
-    means = [*points, sweep_point(0.4), sweep_point(1.0)]
-    assert alphas_by_name(means) == {"general": 0.0, "specialist": 1.0, "linear alpha=0.4": 0.4}
+    means = [*points, sweep_point(0.4)]
+    ends = {"general": 0.0, "specialist": 1.0, "uniform mean": 1.0}
+    assert alphas_by_name(means) == {**ends, "linear alpha=0.4": 0.4}
     added = [*means, sweep_point(0.3, start="base"), sweep_point(1.0, start="base")]
-    added.append(sweep_point(0.7, "stochastic", "base"))
+    added.append(sweep_point(0.7, "stochastic", start="base"))
     alphas = alphas_by_name(added)
     assert alphas == {
         "general": 0.0, "residual alpha=0.3": 0.3, "residual alpha=1": 1.0,
@@ -150,6 +151,19 @@ def test_recipes_that_cannot_start_there():
     both = {"start": "base", "block_expansion": {"num_blocks": 1}}
     with pytest.raises(ValueError, match="start: base cannot be combined with block_expansion"):
         TrainSection.model_validate(both)
+
+
+def test_merges_beside_a_base_are_others_than_those_of_a_general_model():
+    sources = {role: {"role": role, "files": ["*.txt"]} for role in ("domain", "general")}
+    values: dict[str, Any] = {
+        "model": {"path": "model"},
+        "models": {"base": {"path": "base"}},
+        "data": {"sources": sources},
+        "train": {"start": "base"},
+    }
+    assert Recipe.model_validate(values).search.merges == ("residual", "residual-layers")
+    kept = Recipe.model_validate({**values, "search": {"merges": ["ties"]}})
+    assert kept.search.merges == ("ties",)
 
 
 def test_stages_from_before_there_was_a_start_stay():

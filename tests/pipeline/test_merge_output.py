@@ -55,7 +55,9 @@ def write(folders: dict[str, Path]) -> str:
     )
     work = folders["work"]
     stage = Stage(work.with_name("merge"), {}, {"data": "ab" * 32}, 0)
-    inputs = MergeInputs("tiny", recipe, folders["general"], folders["specialist"], Path("data"))
+    inputs = MergeInputs(
+        "tiny", recipe, folders["general"], {"specialist": folders["specialist"]}, Path("data")
+    )
     write_report(make_results(), inputs, stage, MERGE_YAML)
     return (work / "report.html").read_text()
 

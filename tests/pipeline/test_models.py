@@ -68,7 +68,7 @@ def test_a_published_merge_has_the_parents_that_it_names(project: Path):
     models = {"base": {"path": "base", "name": "org/base", "license": "mit"}}
     run = open_run(project, {"models": models, "search": SEARCH})
     merged = ensure_merge(run)
-    folders = (Path("model"), run.root / "cpt", run.root / "data", merged)
+    folders = (Path("model"), {"specialist": run.root / "cpt"}, run.root / "data", merged)
     material = Material(run.recipe, run.root, *folders, ensure_models(run))
     uses_base = "./base" in (merged / "merge.yaml").read_text()
     assert set(material.places) == {"general", "specialist", *(["base"] if uses_base else [])}

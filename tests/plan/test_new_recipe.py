@@ -19,7 +19,7 @@ from tests.helpers.projects import toolkit
 from toolkit.cli import main
 from toolkit.errors import ConfigError
 from toolkit.pipeline.run import Run
-from toolkit.plan import new_data
+from toolkit.plan import new_data, new_recipe
 from toolkit.plan.new_recipe import InitRequest, init_recipe
 from toolkit.plan.plan import PlanRequest, finish, make_plan
 from toolkit.recipe.load import load_recipe
@@ -166,6 +166,18 @@ def test_text_without_spaces_short_text_and_code(place: Path):
     assert not recipe.data.cleaning.collapse_spaces
 
 
+def test_of_a_source_that_is_read_in_part_the_rest_may_be_damaged(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for number in range(200):
+        (place / f"{number:03d}.txt").write_text(paragraph(number, 12))
+    monkeypatch.setattr(new_recipe, "READ_SECONDS", 0.0)
+    recipe, text = made(documents=("*.txt",), general=("web.jsonl",))
+    (texts, _) = recipe.data.sources.values()
+    assert texts.skip_damaged
+    assert "more than 64 documents" in text
+
+
 def test_conversations(place: Path):
     talk = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": ""}]
     rows = [
@@ -296,6 +308,7 @@ def test_from_another_recipe_with_another_model(place: Path):
         ({"model": "adapter"}, r"is an adapter; give the model that it was trained on"),
         ({"model": None}, r"toolkit init: give --model \(a folder or a name on the hub\), or"),
         ({"documents": ()}, r"toolkit init: give --documents"),
+        ({"general": ("letters",)}, r"letters: is given as --documents and as --general"),
         ({"name": "my recipe"}, r"'my recipe': a recipe's name has letters"),
         ({"name": "a@b"}, r"'a@b': a recipe's name"),
         ({"name": "../up"}, r"'../up': a recipe's name"),

@@ -117,7 +117,9 @@ def make_material(
             (work / "scores.jsonl").write_text("{}")
             merge.finish(results or RESULTS)
         recipe = parse_section(Recipe, values, where="test", what="recipe")
-        return Material(recipe, root, general, cpt.folder, data.folder, merge.folder)
+        return Material(
+            recipe, root, general, {"specialist": cpt.folder}, data.folder, merge.folder
+        )
 
     return make
 

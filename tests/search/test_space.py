@@ -16,6 +16,7 @@ MERGES = Path(__file__).parent.parent.parent / "merges"
 SHIPPED = (
     *("linear", "slerp", "ties", "dare_ties", "della", "lines", "layer-profile"),
     *("llama3-sec", "llama3-sec-three", "residual", "residual-layers"),
+    *("specialists", "specialists-ties"),
 )
 
 
@@ -192,3 +193,47 @@ def test_the_recipe_s_rounding_is_that_of_every_merge_that_has_none():
     assert own.candidate({"alpha": 0.6, "weight": 0.6}).config.rounding == "nearest"
     # Keys and caches from before there was the word hold.
     assert "rounding" not in sweep_point(0.6).config.model_dump(mode="json")
+
+
+def test_a_file_speaks_of_all_specialists():
+    names = ("finance", "case-law", "chat")
+    weights = {"search": {"range": [0.1, 1.0], "log": True}}
+    template = {
+        "merge_method": "ties",
+        "base_model": "general",
+        "models": [
+            {"model": "specialists", "parameters": {"weight": weights, "density": 0.5}},
+        ],
+    }
+    space = read_space("all", template, "all.yaml", specialists=names)
+    assert list(space.unknowns) == ["weight_finance", "weight_case_law", "weight_chat"]
+    config = space.candidate(dict(zip(space.unknowns, (0.1, 0.2, 0.3), strict=True))).config
+    assert config.model_names() == [*names, "general"]
+    # With one specialist the same file speaks of that one.
+    assert list(read_space("all", template, "all.yaml").unknowns) == ["weight_specialist"]
+
+
+def test_weights_on_the_simplex():
+    template = {
+        "merge_method": "task_arithmetic",
+        "base_model": "general",
+        "models": [{"model": "specialists", "parameters": {"weight": {"search": "simplex"}}}],
+        "parameters": {"normalize": False},
+    }
+    space = read_space("all", template, "all.yaml", specialists=("a", "b", "c"))
+    assert list(space.unknowns) == ["weight_part_a", "weight_part_b"]
+    candidate = space.candidate({"weight_part_a": 0.5, "weight_part_b": 0.5})
+    models = candidate.config.models or ()
+    weights = [float(model.parameters["weight"]) for model in models]  # type: ignore[arg-type]
+    assert weights == pytest.approx([0.292893, 0.353553, 0.353553], abs=1e-5)
+    assert sum(weights) == pytest.approx(1.0)
+    for parts in ({"weight_part_a": 1.0, "weight_part_b": 0.3}, dict.fromkeys(space.unknowns, 0.0)):
+        config = space.candidate(parts).config
+        found = [float(m.parameters["weight"]) for m in config.models or ()]  # type: ignore[arg-type]
+        assert sum(found) == pytest.approx(1.0)
+
+
+def test_all_specialists_where_one_model_is_meant():
+    template = {"merge_method": "ties", "base_model": "specialists", "models": []}
+    with pytest.raises(ConfigError, match=r"all\.yaml: base_model: means all specialists"):
+        read_space("all", template, "all.yaml", specialists=("a", "b"))

@@ -117,7 +117,12 @@ def _checked(repository: str) -> str:
 
 
 def _material(name: str, runs: Path) -> Material:
-    from toolkit.pipeline.models import ensure_cpt, ensure_data, ensure_general, ensure_models
+    from toolkit.pipeline.models import (
+        ensure_data,
+        ensure_general,
+        ensure_models,
+        ensure_specialists,
+    )
     from toolkit.pipeline.run import Run
     from toolkit.pipeline.stages import ensure_merge
     from toolkit.publish.material import Material
@@ -128,7 +133,7 @@ def _material(name: str, runs: Path) -> Material:
         recipe=run.recipe,
         root=run.root,
         general=ensure_general(run),
-        specialist=ensure_cpt(run),
+        specialists=ensure_specialists(run),
         data=ensure_data(run),
         merged=merged_model,
         others=ensure_models(run),

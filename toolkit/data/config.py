@@ -181,6 +181,10 @@ class SourceSection(Section):
     role: Role
     """`domain` is to be learned; `general` is replayed in training and watched in evaluation."""
 
+    specialist: str | None = None
+    """Whose domain it is where a recipe has several `specialists`; by default of the one that is
+    called as the source is."""
+
     artifact: ArtifactSection | None = None
     hub: HubSection | None = None
     edgar: EdgarSection | None = None
@@ -487,6 +491,7 @@ def identity_of_data(section: DataSection) -> dict[str, object]:
     values = section.model_dump(mode="json")
     for source in values["sources"].values():
         del source["tokens"]
+        del source["specialist"]  # decides how figures are weighted, not what is read
         if source["group_folders"] is None:
             del source["group_folders"]
     if section.fim.piece_characters is None:

@@ -66,8 +66,23 @@ Say = Callable[[str], None]
 _TEXTS = "texts"
 
 
-def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Say) -> None:
+def run_data(
+    section: DataSection,
+    stage: Stage,
+    tokenizer_folder: Path,
+    say: Say,
+    *,
+    for_training: bool = True,
+) -> None:
     """Read, clean, split, tokenize and pack every source of the recipe.
+
+    Args:
+        section: sources, and what becomes of them.
+        stage: where to write.
+        tokenizer_folder: folder of the model whose tokenizer counts and cuts.
+        say: is told what was done.
+        for_training: whether documents are trained on; else only evaluation sets are made, and
+            documents of a `train` split are left aside.
 
     Raises:
         DataError: a split that is needed has no documents, or replay text runs out.
@@ -75,7 +90,7 @@ def run_data(section: DataSection, stage: Stage, tokenizer_folder: Path, say: Sa
     with WorkerProcesses() as workers:
         if any(local_bytes(source) > 4 * SHARD_BYTES for source in section.sources.values()):
             workers.start()
-        summary = _DataRun(section, stage, tokenizer_folder, workers, say).act()
+        summary = _DataRun(section, stage, tokenizer_folder, workers, say, for_training).act()
     say(describe(summary))
 
 
@@ -88,6 +103,7 @@ class _DataRun:
     tokenizer_folder: Path
     workers: WorkerProcesses
     say: Say
+    for_training: bool
 
     def act(self) -> DataSummary:
         section, stage = self.section, self.stage
@@ -97,7 +113,7 @@ class _DataRun:
         other_evaluations = read_other_evaluations(section.cleaning.decontaminate_files)
         self._refuse_unreadable(tokenizer)
         with stage.running() as work:
-            for folder in (_TEXTS, "tokens", "packs"):
+            for folder in (_TEXTS, *(("tokens", "packs") if self.for_training else ())):
                 (work / folder).mkdir(exist_ok=True)
             texts = work / _TEXTS
             texts_by_source = self._read_sources(texts)
@@ -107,15 +123,19 @@ class _DataRun:
             # Duplicates go first: a text that stands in two splits would make the test too easy.
             usable = _drop_duplicates(section, index, list(counts.values()))
             evaluation = choose_evaluation(section, texts, index, usable, tokenizer)
-            overlap = self._find_overlap(evaluation, other_evaluations, texts)
-            tables = self._tokenize(tokenizer, frame, texts, index, usable, overlap, work)
+            tables: dict[str, TokenTable] = {}
+            if self.for_training:
+                overlap = self._find_overlap(evaluation, other_evaluations, texts)
+                tables = self._tokenize(tokenizer, frame, texts, index, usable, overlap, work)
             _count_overlaps(index, tables, counts)
             _count_unused(index, usable, tables, evaluation, counts)
-            _refuse_empty(section, tables, evaluation, counts)
+            _refuse_empty(section, tables if self.for_training else None, evaluation, counts)
 
-            num_blocks = write_packs(section, tables, work)
-            stage_entries = plan_stages(section, tables, num_blocks)
-            write_blocks(work, _blocks_table(stage.seed, frame, tables, stage_entries))
+            stage_entries: list[StageEntry] = []
+            if self.for_training:
+                num_blocks = write_packs(section, tables, work)
+                stage_entries = plan_stages(section, tables, num_blocks)
+                write_blocks(work, _blocks_table(stage.seed, frame, tables, stage_entries))
             _complete_filing_lists(section, work)
             for split, documents in evaluation.items():
                 write_documents(work / f"{split}.jsonl", documents)
@@ -139,7 +159,7 @@ class _DataRun:
                 chat template.
         """
         sources = self.section.sources.values()
-        if any(source.fim for source in sources):
+        if self.for_training and any(source.fim for source in sources):
             find_fim_tokens(self.section.fim, tokenizer.vocabulary)
         if any(source.messages_field for source in sources):
             open_conversations(self.tokenizer_folder)
@@ -330,18 +350,25 @@ def _count_unused(
 
 def _refuse_empty(
     section: DataSection,
-    tables: dict[str, TokenTable],
+    tables: dict[str, TokenTable] | None,
     evaluation: EvaluationSets,
     counts: SourceCounts,
 ) -> None:
     """
+    Args:
+        section: the sources.
+        tables: training tokens by source; None where nothing is trained.
+        evaluation: documents of the evaluation splits.
+        counts: what became of the documents of each source.
+
     Raises:
         DataError: there is nothing to train on, or nothing of a role to evaluate on.
     """
-    num_trained = sum(
-        len(tables[name].index) for name, s in section.sources.items() if s.role == "domain"
-    )
-    sizes = {"training documents of the domain": num_trained}
+    sizes: dict[str, int] = {}
+    if tables is not None:
+        sizes["training documents of the domain"] = sum(
+            len(tables[name].index) for name, s in section.sources.items() if s.role == "domain"
+        )
     for split, items in evaluation.items():
         for role in section.roles:
             sizes[f"{split} documents of role {role}"] = sum(item.role == role for item in items)

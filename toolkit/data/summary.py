@@ -141,7 +141,7 @@ class DataSummary:
     """Figures of the data stage, as its manifest has them.
 
     Attributes:
-        train: what goes into training.
+        train: what goes into training; None where nothing is trained.
         evaluation: what each evaluation split holds.
         sources: what became of the documents of each source.
         stages: what each stage of training reads.
@@ -149,7 +149,7 @@ class DataSummary:
         damaged: first messages about damage, by source.
     """
 
-    train: TrainAmounts
+    train: TrainAmounts | None
     evaluation: dict[SplitName, SplitAmounts]
     sources: dict[str, SourceSummary]
     stages: list[StageSummary]
@@ -159,7 +159,7 @@ class DataSummary:
     def to_json(self) -> dict[str, object]:
         """Plain values for the manifest."""
         return {
-            "train": asdict(self.train),
+            **({} if self.train is None else {"train": asdict(self.train)}),
             **{split: asdict(amounts) for split, amounts in self.evaluation.items()},
             "sources": {name: source.to_json() for name, source in self.sources.items()},
             "stages": [asdict(stage) for stage in self.stages],
@@ -181,10 +181,10 @@ def summarize(
     """Figures for the manifest: what goes into training, evaluation, and out."""
     roles = {name: source.role for name, source in section.sources.items()}
     return DataSummary(
-        train=_summarize_training(section.sequence_length, stages, roles),
+        train=_summarize_training(section.sequence_length, stages, roles) if stages else None,
         evaluation={split: _summarize_split(items) for split, items in evaluation.items()},
         sources={
-            name: _summarize_source(name, roles[name], index, tables[name], evaluation, counter)
+            name: _summarize_source(name, roles[name], index, tables.get(name), evaluation, counter)
             for name, counter in counts.items()
         },
         stages=[_summarize_stage(stage) for stage in stages],
@@ -230,13 +230,15 @@ def _summarize_source(
     name: str,
     role: Role,
     index: TextIndex,
-    table: TokenTable,
+    table: TokenTable | None,
     evaluation: EvaluationSets,
     counter: Counter[str],
 ) -> SourceSummary:
-    trained_bytes = int(index.num_bytes[table.index].sum())
-    trained_on = Amount(len(table.index), trained_bytes, int(table.num_tokens.sum()))
-    used: dict[str, Amount] = {"trained on": trained_on}
+    used: dict[str, Amount] = {}
+    if table is not None:
+        trained_bytes = int(index.num_bytes[table.index].sum())
+        num_tokens = int(table.num_tokens.sum())
+        used["trained on"] = Amount(len(table.index), trained_bytes, num_tokens)
     for split, items in evaluation.items():
         own_items = [item for item in items if item.document.source == name]
         num_bytes = sum(len(item.document.text.encode()) for item in own_items)
@@ -283,11 +285,14 @@ def describe(summary: DataSummary) -> str:
                 lines.append(f"  {stage.name}: {name} is seen {share.repeats:.2f} times")
     train = summary.train
     validation, test = summary.evaluation["validation"], summary.evaluation["test"]
+    if train is not None:
+        lines.append(
+            f"  train: {train.num_blocks:,} blocks of {train.sequence_length}, "
+            f"{train.room_used:.1%} full: "
+            f"{train.domain_tokens:,} domain + {train.general_tokens:,} general tokens "
+            f"({train.replay_share:.1%} replay)"
+        )
     lines.append(
-        f"  train: {train.num_blocks:,} blocks of {train.sequence_length}, "
-        f"{train.room_used:.1%} full: "
-        f"{train.domain_tokens:,} domain + {train.general_tokens:,} general tokens "
-        f"({train.replay_share:.1%} replay)\n"
         f"  validation: {validation.domain_documents} domain + "
         f"{validation.general_documents} general "
         f"documents; test: {test.domain_documents} + {test.general_documents}"

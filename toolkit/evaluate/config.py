@@ -37,6 +37,9 @@ class MultipleChoiceSection(Section):
     role: EvaluationRole = "general"
     """What the set is for."""
 
+    specialist: str | None = None
+    """Whose domain it is where a recipe has several `specialists`."""
+
     bigbench: str | None = None
     """A task of BIG-bench by its folder, such as `social_iqa`."""
 
@@ -153,6 +156,9 @@ class TaskSection(Section):
     role: EvaluationRole = "watch"
     """What its items are for."""
 
+    specialist: str | None = None
+    """Whose domain it is where a recipe has several `specialists`."""
+
     include_path: str | None = None
     """Folder with YAML task files of your own."""
 
@@ -225,7 +231,14 @@ class EvaluateSection(Section):
 
 
 def identity_of_evaluation(section: EvaluateSection) -> dict[str, object]:
-    """The settings that the figures of a merge depend on."""
-    return section.model_dump(
-        mode="json", exclude={"infilling"} if section.infilling is None else None
+    """The settings that the figures of a merge depend on, but for whose domain a set is."""
+    values: dict[str, object] = section.model_dump(
+        mode="json",
+        exclude={
+            "multiple_choice": {"__all__": {"specialist"}},
+            "tasks": {"__all__": {"specialist"}},
+        },
     )
+    if section.infilling is None:
+        del values["infilling"]
+    return values

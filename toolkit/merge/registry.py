@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from toolkit.errors import ConfigError, sentence_end
+from toolkit.library_errors import missing_library
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,9 +130,11 @@ def get_method(name: str) -> Method:
     """
     methods = all_methods()
     if name not in methods:
+        missing = missing_library("mergekit")
         raise ConfigError(
             f"merge_method: unknown method {name!r}{sentence_end(name, methods)} "
             f"Known: {', '.join(sorted(methods))}."
+            + (f" A method of mergekit's plugins {missing}." if missing else "")
         )
     return methods[name]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from toolkit.pipeline.finished import training_remarks
 from toolkit.pipeline.merge_search import Search, hash_of_test
 from toolkit.progress import say
+from toolkit.recipe.schema import Recipe
 from toolkit.search.run import Scorer
 from toolkit.search.space import Candidate
 from toolkit.search.worker import Outcome
@@ -94,3 +96,11 @@ def count_confirmations(search: Search, choice: CandidateChoice, stage: Stage) -
     )
     say(f"  {remark}")
     return replace(choice, remarks=(*choice.remarks, remark))
+
+
+def remark_training(recipe: Recipe, choice: CandidateChoice) -> CandidateChoice:
+    """Remark that what a finished specialist was trained on is not known."""
+    remarks = training_remarks(recipe)
+    for line in remarks:
+        say(f"  {line}")
+    return replace(choice, remarks=(*choice.remarks, *remarks))

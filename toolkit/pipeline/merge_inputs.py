@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from toolkit.recipe.schema import Recipe
-from toolkit.search.space import GENERAL, SPECIALIST
+from toolkit.search.space import GENERAL, SPECIALIST, SPECIALISTS
 
 SCORES = "scores.jsonl"
 """The journal of the study, in the folder that the merge stage works in."""
@@ -21,7 +21,7 @@ class MergeInputs:
         name: name of the recipe with its layers, shown in the report.
         recipe: the whole recipe.
         general: folder of the general model.
-        specialist: folder of the specialist.
+        specialists: folders of the specialists by name; one is called `specialist`.
         data: folder of the data stage.
         others: folders of the recipe's further models, by name.
     """
@@ -29,14 +29,23 @@ class MergeInputs:
     name: str
     recipe: Recipe
     general: Path
-    specialist: Path
+    specialists: Mapping[str, Path]
     data: Path
     others: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def folders(self) -> dict[str, Path]:
         """Where the models of a merge stand, by the names that it uses."""
-        return {GENERAL: self.general, SPECIALIST: self.specialist, **self.others}
+        return {GENERAL: self.general, **self.specialists, **self.others}
+
+    @property
+    def specialist(self) -> Path | None:
+        """Folder of the specialist; None where there are several."""
+        return self.specialists.get(SPECIALIST)
+
+    def hash_key(self, name: str) -> str:
+        """What the hash of a specialist is called among the inputs of the stage."""
+        return name if name == SPECIALIST else f"{SPECIALISTS}/{name}"
 
     @property
     def study(self) -> str:

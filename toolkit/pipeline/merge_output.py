@@ -26,9 +26,10 @@ from toolkit.report.again import again_of
 from toolkit.report.measured_section import PromptAnswers
 from toolkit.report.page import write_page
 from toolkit.report.training_section import TrainingRow
+from toolkit.search.space import GENERAL
 from toolkit.section import check_section
 from toolkit.select.results import REPORT, AchievedRow, MergeResults
-from toolkit.stage import Stage, hash_file, load_json, write_json
+from toolkit.stage import MANIFEST, Stage, hash_file, load_json, write_json
 
 ANSWERS = "answers.json"
 
@@ -151,6 +152,9 @@ def write_report(results: MergeResults, inputs: MergeInputs, stage: Stage, merge
     """
     work, recipe = stage.work, inputs.recipe
     answers = _ask_models(inputs, work)
+    # Of a model that no stage of ours made a file of this name is something else.
+    specialist = inputs.specialist
+    is_ours = recipe.trains or (specialist is not None and (specialist / MANIFEST).is_file())
     hashes = {
         **stage.inputs,
         **{path.name: hash_file(path) for path in sorted(work.glob("*.safetensors"))},
@@ -161,9 +165,9 @@ def write_report(results: MergeResults, inputs: MergeInputs, stage: Stage, merge
         results,
         work / "report.html",
         merge_yaml=merge_yaml,
-        training=read_metrics(inputs.specialist / "metrics.jsonl"),
+        training=read_metrics(specialist / "metrics.jsonl") if specialist and is_ours else (),
         answers=answers,
-        again=again_of(results.recipe, values, hashes),
+        again=again_of(results.recipe, values, hashes, trains=recipe.trains),
     )
 
 
@@ -172,7 +176,7 @@ def _ask_models(inputs: MergeInputs, work: Path) -> list[PromptAnswers]:
     path = work / ANSWERS
     if path.is_file():
         return _parse_answers(load_json(path), path)
-    models = {"general": inputs.general, "specialist": inputs.specialist, "merge": work}
+    models = {GENERAL: inputs.general, **inputs.specialists, "merge": work}
     try:
         rows = answer_rows(models, (*GENERAL_PROMPTS, *inputs.recipe.evaluate.prompts))
     except (ToolkitError, RuntimeError, ValueError, TypeError) as error:
@@ -186,7 +190,12 @@ def _ask_models(inputs: MergeInputs, work: Path) -> list[PromptAnswers]:
 
 def _parse_answers(rows: Sequence[object], path: Path) -> list[PromptAnswers]:
     answers = []
+    own_keys = set(PromptAnswers.model_fields)
     for row in rows:
+        if isinstance(row, dict):  # answers of several specialists stand by their names
+            others = {name: text for name, text in row.items() if name not in own_keys}
+            own = {name: text for name, text in row.items() if name in own_keys}
+            row = {**own, "specialists": others} if others else own
         answer, faults = check_section(PromptAnswers, row)
         if answer is None:
             raise ToolkitError(f"{path}: {faults[0]}; remove the file and run the stage again.")

@@ -30,7 +30,7 @@ from toolkit.search.candidate_scorer import Bench, device_of
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
 from toolkit.search.queue import SearchPlan
-from toolkit.search.space import GENERAL, SPECIALIST, MergeSpace, load_spaces
+from toolkit.search.space import GENERAL, MergeSpace, load_spaces
 from toolkit.search.storage import Place
 from toolkit.search.study import Study, read_identity
 from toolkit.search.worker import Worker
@@ -87,7 +87,8 @@ class Search:
             dtype=dtype_of(self.recipe.evaluate.precision),
             cache=None if cache is None else ScoreCache(cache),
             parents={
-                **{name: hashes[name] for name in (GENERAL, SPECIALIST)},
+                GENERAL: hashes[GENERAL],
+                **{name: hashes[inputs.hash_key(name)] for name in inputs.specialists},
                 **{name: hashes[f"models/{name}"] for name in inputs.others},
             },
         )
@@ -108,10 +109,16 @@ def prepare_search(
         ConfigError: a merge or a setting cannot be used, or the models' rotary bases differ.
     """
     general = inputs.general
-    _refuse_other_positions(general, inputs.specialist)
+    for specialist in inputs.specialists.values():
+        _refuse_other_positions(general, specialist)
     recipe = with_scoring_precision(inputs.recipe, general, precision)
+    specialists = tuple(inputs.specialists)
     spaces = load_spaces(
-        recipe.search.merges, folders_of("merges"), recipe.models, recipe.search.rounding
+        recipe.search.merges,
+        folders_of("merges"),
+        recipe.models,
+        recipe.search.rounding,
+        specialists,
     )
     _note_other_bases(spaces, recipe.train.start)
     if recipe.search.rounding == "stochastic":
@@ -126,7 +133,8 @@ def prepare_search(
     refuse_too_few(validation, test)
     parts = divide(validation, recipe.search.confirm_fraction, recipe.seed)
     objective = build_objective(recipe, parts.search, recipe.search.race)
-    plan = SearchPlan(spaces, recipe.search, objective, recipe.seed, recipe.train.start)
+    start = recipe.train.start
+    plan = SearchPlan(spaces, recipe.search, objective, recipe.seed, specialists, start)
     identity = {
         **stage.identity(),
         "precision": recipe.evaluate.precision,
@@ -228,14 +236,54 @@ def build_objective(recipe: Recipe, sets: Sequence[EvaluationSet], race: RaceSec
     """Weights, tolerances and confidence of a recipe, over these sets."""
     return Objective(
         sets,
-        weights=recipe.search.weights,
+        weights=set_weights(recipe, sets),
         tolerances=recipe.select.tolerances,
         tolerance=recipe.select.general_tolerance,
         confidence=recipe.select.confidence,
         race=race,
         seed=recipe.seed,
+        domain_tolerance=recipe.select.domain_tolerance,
         num_candidates=recipe.search.num_trials,
     )
+
+
+def set_weights(recipe: Recipe, sets: Sequence[EvaluationSet]) -> dict[str, float]:
+    """Weights of domain sets that are not 1: those of the recipe, and with several specialists 1
+    for each of them, shared by its sets.
+
+    Raises:
+        ConfigError: a domain set is of no specialist.
+    """
+    own_sets = sets_of_specialists(recipe, sets)
+    shares = {name: 1.0 / len(names) for names in own_sets.values() for name in names}
+    return {**shares, **recipe.search.weights}
+
+
+def sets_of_specialists(recipe: Recipe, sets: Sequence[EvaluationSet]) -> dict[str, list[str]]:
+    """Names of the domain sets by the specialist that they are of; none where there is one.
+
+    Raises:
+        ConfigError: a domain set is of no specialist.
+    """
+    own_sets: dict[str, list[str]] = {name: [] for name in recipe.specialists}
+    if not own_sets:
+        return {}
+    owners = recipe.find_owners()
+    for item in sets:
+        if item.role != "domain":
+            continue
+        # A task may make several sets, called after it.
+        begun = max((n for n in owners if item.name.startswith(n)), key=len, default="")
+        owner = owners.get(item.name) or owners.get(begun)
+        if owner is None:
+            raise ConfigError(
+                f"{item.name}: has role domain, and is of none of the specialists "
+                f"({', '.join(own_sets)}); say whose it is, or give it another role."
+            )
+        own_sets[owner].append(item.name)
+    if lacking := [name for name, names in own_sets.items() if not names]:
+        raise ConfigError(f"specialists.{lacking[0]}: none of the sets is of it.")
+    return own_sets
 
 
 def hash_of_test(sets: Sequence[EvaluationSet]) -> str:

@@ -18,6 +18,7 @@ from toolkit.pipeline.merge_choice import (
     CandidateChoice,
     choose_candidate,
     count_confirmations,
+    remark_training,
 )
 from toolkit.pipeline.merge_inputs import MergeInputs
 from toolkit.pipeline.merge_output import write_merge, write_report
@@ -29,13 +30,15 @@ from toolkit.pipeline.merge_search import (
     hash_of_test,
     num_workers,
     prepare_search,
+    set_weights,
+    sets_of_specialists,
     threads_each,
 )
 from toolkit.pipeline.set_power import say_power
 from toolkit.progress import progress, say
 from toolkit.search.candidate_scorer import Bench
 from toolkit.search.run import Scorer, run_search
-from toolkit.search.space import GENERAL, SPECIALIST
+from toolkit.search.space import GENERAL, SPECIALIST, alphas_by_name
 from toolkit.search.worker import Outcome
 from toolkit.section import replace_values
 from toolkit.select.candidates import by_item, candidate_result, sweep_points_of
@@ -48,8 +51,15 @@ from toolkit.select.results import (
     PrecisionUsed,
     RoleCounts,
     SetResult,
+    SeveralResults,
 )
-from toolkit.select.test_figures import MERGE, ScoredTestSets, document_figures, final_figures
+from toolkit.select.test_figures import (
+    MERGE,
+    FinalFigures,
+    ScoredTestSets,
+    document_figures,
+    final_figures,
+)
 from toolkit.stage import MANIFEST, Stage, read_manifest
 from toolkit.statistics.power import SetPower
 
@@ -82,10 +92,11 @@ def run_merge_stage(
         trials = _run_trials(search, bench, work, helpers)
         choice = choose_candidate(search, trials, Scorer(bench, work / _CONFIRM))
         choice = count_confirmations(search, choice, stage)
+        choice = remark_training(search.recipe, choice)
         say(f"  chosen: {choice.candidate.name}")
 
         ledger.begin(choice.candidate.key, choice.candidate.name, again=score_test_again)
-        losses = score_test_once(search, trials, choice.outcome, Scorer(bench, work / _TEST))
+        losses = score_test_once(search, choice, Scorer(bench, work / _TEST))
         merge, achieved = write_merge(choice.candidate.config, inputs, stage)
         results = collect_results(search, trials, choice, losses, ledger.count, power)
         results = replace_values(results, achieved=achieved)
@@ -100,7 +111,10 @@ def _open_ledger(search: Search, stage: Stage, *, score_test_again: bool) -> Tes
     ledger = TestLedger(
         stage.folder.with_name(LEDGER),
         hash_of_test(search.test),
-        {key: stage.inputs[key] for key in (GENERAL, SPECIALIST)},
+        {
+            key: stage.inputs[key]
+            for key in (GENERAL, *map(search.inputs.hash_key, search.inputs.specialists))
+        },
     )
     if ledger.count and not score_test_again:
         say(f"  the test documents were scored before ({ledger.count} times; see {LEDGER})")
@@ -131,13 +145,16 @@ def _run_trials(
     )
 
 
-def score_test_once(
-    search: Search, trials: Sequence[Outcome], chosen: Outcome, scorer: Scorer
-) -> TestLosses:
-    """Losses of the two models and the chosen merge on the test sets."""
+def score_test_once(search: Search, choice: CandidateChoice, scorer: Scorer) -> TestLosses:
+    """Losses of the two models and the chosen merge on the test sets; of several specialists each
+    is scored, and their plain mean stands in the specialist's place."""
     objective = search.objective(search.test)
-    by_name = {outcome.candidate.name: outcome for outcome in trials}
-    outcomes = {GENERAL: by_name[GENERAL], SPECIALIST: by_name[SPECIALIST], MERGE: chosen}
+    by_name = {outcome.candidate.name: outcome for outcome in choice.decision.outcomes}
+    is_one = search.inputs.specialist is not None
+    beside = by_name[SPECIALIST] if is_one else choice.decision.plain_mean
+    outcomes = {GENERAL: by_name[GENERAL], SPECIALIST: beside, MERGE: choice.outcome}
+    if not is_one:
+        outcomes |= {name: by_name[name] for name in search.inputs.specialists}
     unscored = {outcome.candidate.key for outcome in outcomes.values()}
     losses_by_model: dict[str, dict[str, list[float]]] = {}
     with progress("test, tokens", len(unscored) * objective.all_tokens) as advance:
@@ -173,7 +190,9 @@ def collect_results(
     recipe, decision = search.recipe, choice.decision
     objective, confidence = search.plan.objective, recipe.select.confidence
     front = pareto_front(decision.options)
-    final = final_figures(ScoredTestSets(search.test, recipe.search.weights, losses))
+    own_sets = sets_of_specialists(recipe, search.test)
+    weights = set_weights(recipe, search.test)
+    final = final_figures(ScoredTestSets(search.test, weights, losses), own_sets)
     return MergeResults(
         recipe=search.inputs.name,
         description=recipe.description,
@@ -207,6 +226,20 @@ def collect_results(
             scoring=recipe.evaluate.precision,
             training=_training_precision(search.inputs.specialist),
         ),
+        several=_several_results(search, choice, final) if own_sets else None,
+    )
+
+
+def _several_results(
+    search: Search, choice: CandidateChoice, final: FinalFigures
+) -> SeveralResults:
+    beside = choice.decision.plain_mean.candidate
+    return SeveralResults(
+        specialists=final.specialists,
+        mean=beside.name,
+        fraction=alphas_by_name([beside])[beside.name],
+        weights=dict(search.plan.objective.weights),
+        domain_tolerance=search.recipe.select.domain_tolerance,
     )
 
 
@@ -241,8 +274,8 @@ def _count_items(sets: Sequence[EvaluationSet]) -> RoleCounts:
     )
 
 
-def _training_precision(specialist: Path) -> str | None:
-    if not (specialist / MANIFEST).is_file():
+def _training_precision(specialist: Path | None) -> str | None:
+    if specialist is None or not (specialist / MANIFEST).is_file():
         return None
-    precision: str | None = read_manifest(specialist)["results"].get("precision")
-    return precision
+    precision = read_manifest(specialist)["results"].get("precision")
+    return precision if isinstance(precision, str) else None

@@ -2,7 +2,7 @@
 
 The general model and further ones are found, fetched, converted, mixed, made from scratch, or are
 the specialist of another recipe; the specialist is trained from the general model and the recipe's
-documents. So one may lead to the other, which is why both stand here.
+documents, or named. So one may lead to the other, which is why both stand here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from toolkit.data.config import identity_of_data
+from toolkit.errors import ConfigError
+from toolkit.pipeline.finished import merge_adapter, refuse_training
 from toolkit.pipeline.model_hashes import fingerprint, tokenizer_hashes
 from toolkit.pipeline.model_sources import (
     BASE_OF_EXPERTS,
@@ -33,9 +35,11 @@ from toolkit.recipe.model import (
     ModelSection,
     MoeSection,
     ScratchSection,
+    SpecialistSection,
     depends_on_seed,
     identity_of_model,
 )
+from toolkit.search.space import SPECIALIST
 from toolkit.stage import hash_json
 from toolkit.train.config import identity_of_tokenizer
 
@@ -168,10 +172,12 @@ def ensure_mixture(run: Run, section: MoeSection, name: str, title: str) -> Path
 
 
 def ensure_data(run: Run) -> Path:
-    """The data stage: documents to packed blocks and evaluation sets."""
+    """The data stage: documents to packed blocks and evaluation sets, or to these alone where the
+    recipe trains nothing."""
     if run.lender is not None and run.same_documents:
         return ensure_data(run.lender)
-    return data_stage(run, "data", run.recipe.data, ensure_general(run))
+    recipe = run.recipe
+    return data_stage(run, "data", recipe.data, ensure_general(run), for_training=recipe.trains)
 
 
 def ensure_start(run: Run) -> Path:
@@ -207,14 +213,16 @@ def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
         change_schedule: whether an interrupted run continues although its schedule was changed.
 
     Raises:
-        ConfigError: more than the schedule was changed.
+        ConfigError: more than the schedule was changed, or the recipe trains nothing.
     """
+    refuse_training(run)
     start, data = _start_and_data(run)
     return train_cpt(run, start, data, change_schedule=change_schedule)
 
 
 def ensure_anneal(run: Run, *, from_step: int | None = None, steps: float | None = None) -> Path:
     """A specialist annealed from a state of the constant phase; see `anneal_specialist`."""
+    refuse_training(run)
     refuse_own_schedules(run.recipe.train)
     start, data = _start_and_data(run)
     return anneal_specialist(run, start, data, from_step=from_step, steps=steps)
@@ -226,8 +234,49 @@ def ensure_average(run: Run, *, last: int | None = None) -> Path:
 
 
 def ensure_specialist(run: Run) -> Path:
-    """The specialist that later stages take, as `train.use` says."""
+    """The specialist that later stages take: the one that the recipe names, or trains as
+    `train.use` says."""
+    recipe = run.recipe
+    if recipe.specialists:
+        raise ConfigError(
+            f"{run.name}: names several specialists ({', '.join(recipe.specialists)}), and one is "
+            "asked for; take their merge, or a recipe with one."
+        )
+    if recipe.specialist is not None:
+        return ensure_finished(run, run, recipe.specialist, "specialist")
     use = run.recipe.train.use
     if use == "anneal":
         return ensure_anneal(run)
     return ensure_average(run) if use == "average" else ensure_cpt(run)
+
+
+def ensure_specialists(run: Run) -> dict[str, Path]:
+    """Folders of all specialists by name; a recipe's one specialist is called `specialist`."""
+    sections = run.recipe.specialists
+    if not sections:
+        return {SPECIALIST: ensure_specialist(run)}
+    return {
+        name: ensure_finished(run, run.below("specialists", name), section, f"specialist {name}")
+        for name, section in sections.items()
+    }
+
+
+def ensure_finished(run: Run, place: Run, section: SpecialistSection, title: str) -> Path:
+    """The folder of a finished specialist; what has to be made is the stage `specialist` of a
+    place.
+
+    Args:
+        run: run of the recipe.
+        place: the same, or below it where there are several specialists.
+        section: which one it is.
+        title: title of the stage, for people.
+
+    Raises:
+        CheckpointError: there is no usable model where the recipe says.
+        MergeError: an adapter does not fit the general model.
+    """
+    if section.adapter is None:
+        return ensure_model(place, section.as_model(), "specialist", title)
+    if run.lender is not None and place.lender is not None:
+        return ensure_finished(run.lender, place.lender, section, title)
+    return merge_adapter(place, section, ensure_general(run), "specialist", title)

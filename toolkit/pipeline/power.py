@@ -25,6 +25,7 @@ from toolkit.pipeline.set_power import SPLITS, claims, measure_power, say_power
 from toolkit.progress import progress, say
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
+from toolkit.search.space import SPECIALIST
 from toolkit.statistics.power import SetPower
 
 _BLOCK, _LEVELS = 32, 7.0
@@ -34,15 +35,24 @@ def run_power(run: Run) -> list[SetPower]:
     """Say what a recipe's validation sets can see: from the general model and a first merge where
     there is a specialist, else from the general model and itself rounded to four bits. Trains
     nothing."""
-    from toolkit.pipeline.models import ensure_data, ensure_general, ensure_models
+    from toolkit.pipeline.models import (
+        ensure_data,
+        ensure_general,
+        ensure_models,
+        ensure_specialists,
+    )
     from toolkit.pipeline.stages import merge_stage
 
     general, data = ensure_general(run), ensure_data(run)
-    use = run.recipe.train.use
-    specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
-    if not (specialist / "manifest.json").is_file():
-        return _power_of_general(run, general, data)
-    inputs = MergeInputs(run.name, run.recipe, general, specialist, data, ensure_models(run))
+    if run.recipe.trains:
+        use = run.recipe.train.use
+        specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
+        if not (specialist / "manifest.json").is_file():
+            return _power_of_general(run, general, data)
+        specialists = {SPECIALIST: specialist}
+    else:
+        specialists = ensure_specialists(run)
+    inputs = MergeInputs(run.name, run.recipe, general, specialists, data, ensure_models(run))
     search = prepare_search(inputs, stage := merge_stage(run, inputs))
     return say_power(search, search.bench(cache=cache_file(stage)))
 
@@ -63,7 +73,7 @@ def _power_of_general(run: Run, general: Path, data: Path) -> list[SetPower]:
 
 
 def _losses(model: Any, objective: Objective) -> Mapping[str, NDArray[np.float64]]:
-    names = [*objective.weights, *objective.tolerances]
+    names = list(dict.fromkeys([*objective.weights, *objective.tolerances]))
     with progress("scoring", len(names)) as advance:
         losses = {}
         for name in names:

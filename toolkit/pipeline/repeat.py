@@ -83,7 +83,8 @@ def run_repeat(run: Run, num_seeds: int, *, same_documents: bool = False) -> See
     from toolkit.pipeline.stages import ensure_merge
 
     same = _are_documents_the_same(run.recipe, asked=same_documents)
-    say(f"documents: {_WORDS[same]}")
+    trains = run.recipe.trains
+    say(f"documents: {_document_words(same, trains)}")
     results: dict[int, MergeResults] = {}
     for number in range(num_seeds):
         one = of_seed(run, number, same_documents=same)
@@ -93,7 +94,7 @@ def run_repeat(run: Run, num_seeds: int, *, same_documents: bool = False) -> See
     folder = run.root / "seeds"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "repeat.json", comparison.model_dump(mode="json"))
-    show_seeds(comparison)
+    show_seeds(comparison, trains=trains)
     say(f"Written to {folder / 'repeat.json'}.")
     return comparison
 
@@ -115,11 +116,14 @@ def _are_documents_the_same(recipe: Recipe, *, asked: bool) -> bool:
     return asked or not depends_on_seed(recipe.data)
 
 
-_WORDS = {
-    True: "the same for every seed; what differs between seeds is training and search",
-    False: "split anew for each seed, so what differs between seeds holds what differs between "
-    "documents; --same-documents keeps the first seed's",
-}
+def _document_words(same: bool, trains: bool) -> str:
+    if same:
+        varied = "training and search" if trains else "the search and what it holds out"
+        return f"the same for every seed; what differs between seeds is {varied}"
+    return (
+        "split anew for each seed, so what differs between seeds holds what differs between "
+        "documents; --same-documents keeps the first seed's"
+    )
 
 
 def of_seed(run: Run, number: int, *, same_documents: bool = False) -> Run:
@@ -191,8 +195,8 @@ def _scatter(figures: Sequence[Interval], same_documents: bool) -> SeedScatter:
     )
 
 
-def show_seeds(comparison: SeedComparison) -> None:
-    """Print what `compare_seeds` found."""
+def show_seeds(comparison: SeedComparison, *, trains: bool = True) -> None:
+    """Print what `compare_seeds` found, of a recipe that trains its specialist or names it."""
     seeds, same = comparison.seeds, comparison.same_documents
     for number, (seed, outcome) in enumerate(seeds.items(), start=1):
         say(f"{number}: seed {seed}, chosen: {outcome.chosen}")
@@ -212,7 +216,7 @@ def show_seeds(comparison: SeedComparison) -> None:
         console.print("  ".join([row[0].ljust(widths[0]), *cells]), soft_wrap=True, highlight=False)
     reach = deviation_interval(len(seeds))
     num_choices = len({outcome.chosen for outcome in seeds.values()})
-    say(f"documents: {_WORDS[same]}")
+    say(f"documents: {_document_words(same, trains)}")
     say(
         f"{len(seeds)} seeds chose {num_choices} different "
         f"{'merge' if num_choices == 1 else 'merges'}; the true standard deviation between seeds "

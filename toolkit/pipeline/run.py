@@ -120,10 +120,14 @@ def _refuse_loops(run: Run, within: tuple[str, ...]) -> None:
         if (moe := section.moe) is not None:
             sections[f"{key}.moe.base"] = moe.base
             sections |= {f"{key}.moe.experts.{n}": e for n, e in enumerate(moe.experts)}
-    for key, section in sections.items():
-        if section.run is None:
+    named_runs = {key: section.run for key, section in sections.items()}
+    if (specialist := run.recipe.specialist) is not None:
+        named_runs["specialist"] = specialist.run
+    named_runs |= {f"specialists.{n}": one.run for n, one in run.recipe.specialists.items()}
+    for key, name in named_runs.items():
+        if name is None:
             continue
-        base, layers = split_name(section.run)
+        base, layers = split_name(name)
         try:
             path = find_recipe(base)
             other = Run.of(path, load_recipe(path, layers), run.runs, layers)

@@ -19,7 +19,7 @@ from toolkit.pipeline.merge_search import Search
 from toolkit.pipeline.run import Run
 from toolkit.progress import say
 from toolkit.search.objective import Losses, Objective
-from toolkit.search.space import GENERAL, Candidate, endpoint
+from toolkit.search.space import GENERAL, Candidate
 from toolkit.search.worker import Merging, score_missing
 from toolkit.stage import read_manifest
 from toolkit.statistics.paired import expected_change
@@ -53,10 +53,10 @@ def say_power(search: Search, bench: Merging) -> list[SetPower]:
     alpha = min(search.recipe.search.sweep or (FIRST_ALPHA,), key=lambda a: abs(a - FIRST_ALPHA))
     objective = search.objective(search.validation)
     first = search.plan.plain_mean(alpha)
-    names = [*objective.weights, *objective.tolerances]
+    names = list(dict.fromkeys([*objective.weights, *objective.tolerances]))
     found = {
         candidate.name: _score(bench, candidate, objective, names)
-        for candidate in (endpoint(GENERAL), first)
+        for candidate in (search.plan.fixed[GENERAL], first)
     }
     power = measure_power(objective, found[first.name], found[GENERAL])
     say(f"  what the validation sets can see, as {first.name} scatters against the general model:")
@@ -127,11 +127,11 @@ def measure_power(objective: Objective, losses: Losses, start: Losses) -> list[S
             objective.sets[name].items.role,
             objective.sets[name].items.unit,
             len(objective.sets[name].items),
-            objective.tolerances.get(name),
+            None if name in objective.weights else objective.tolerances.get(name),
             objective.set_change(name, losses, start),
             objective.confidence,
         )
-        for name in (*objective.weights, *objective.tolerances)
+        for name in dict.fromkeys([*objective.weights, *objective.tolerances])
     ]
 
 

@@ -24,8 +24,11 @@ from toolkit.train.config import TrainSection, identity_of, watch_decides, witho
 from toolkit.train.schedule import anneal_rates, constant_steps, learning_rate
 
 
-def data_stage(run: Run, name: str, section: DataSection, general: Path) -> Path:
-    """A data stage of any name: a section's documents as tokens of a model's tokenizer."""
+def data_stage(
+    run: Run, name: str, section: DataSection, general: Path, *, for_training: bool = True
+) -> Path:
+    """A data stage of any name: a section's documents as tokens of a model's tokenizer, or as
+    evaluation sets alone."""
     from toolkit.data.files import input_hashes
     from toolkit.data.run import run_data
 
@@ -37,8 +40,11 @@ def data_stage(run: Run, name: str, section: DataSection, general: Path) -> Path
     }
     if any(source.messages_field for source in section.sources.values()):
         inputs |= conversation_hashes(general)
-    stage = run.stage(name, {"data": identity_of_data(section)}, inputs)
-    return ensure_stage(stage, name, lambda: run_data(section, stage, general, say))
+    purpose = {} if for_training else {"for": "evaluation"}
+    stage = run.stage(name, {"data": identity_of_data(section), **purpose}, inputs)
+    return ensure_stage(
+        stage, name, lambda: run_data(section, stage, general, say, for_training=for_training)
+    )
 
 
 def train_cpt(run: Run, general: Path, data: Path, *, change_schedule: bool = False) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 from toolkit.errors import ConfigError
 from toolkit.evaluate.config import identity_of_evaluation
 from toolkit.machine import check_cache
+from toolkit.pipeline.finished import refuse_unfit
 from toolkit.pipeline.merge_inputs import MergeInputs
 from toolkit.pipeline.model_hashes import fingerprint
 from toolkit.pipeline.models import (
@@ -23,12 +24,15 @@ from toolkit.pipeline.models import (
     ensure_general,
     ensure_models,
     ensure_specialist,
+    ensure_specialists,
     ensure_start,
 )
 from toolkit.pipeline.run import Run, first_alone
 from toolkit.pipeline.run import ensure_stage as _ensure
 from toolkit.pipeline.specialist import cpt_stage, data_stage, watch_identity
 from toolkit.progress import say
+from toolkit.search.space import SPECIALIST
+from toolkit.select.config import identity_of_selection
 from toolkit.select.results import MergeResults, read_results
 from toolkit.shipped import find_in, folders_of
 from toolkit.stage import Stage, content_hash, hash_file, hash_json, read_manifest
@@ -57,12 +61,15 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     from toolkit.pipeline.set_power import say_expected
 
     check_cache()  # answers are kept there
-    general, data = ensure_general(run), ensure_data(run)
-    is_trained = cpt_stage(run, ensure_start(run), data).is_complete()
+    general = ensure_general(run)
+    if not run.recipe.trains:  # known before documents are read
+        refuse_unfit(run, general, ensure_specialists(run))
+    data = ensure_data(run)
+    is_trained = not run.recipe.trains or cpt_stage(run, ensure_start(run), data).is_complete()
     refuse_unless_live(general, not is_trained)
     say_expected(run, data, general, is_trained=is_trained)
-    specialist = ensure_specialist(run)
-    inputs = MergeInputs(run.name, run.recipe, general, specialist, data, ensure_models(run))
+    specialists = ensure_specialists(run)
+    inputs = MergeInputs(run.name, run.recipe, general, specialists, data, ensure_models(run))
     stage = merge_stage(run, inputs)
 
     def merge() -> None:
@@ -94,12 +101,13 @@ def merge_stage(run: Run, inputs: MergeInputs) -> Stage:
         {
             "evaluate": identity_of_evaluation(recipe.evaluate),
             "search": recipe.search.identity(),
-            "select": recipe.select.model_dump(mode="json"),
+            "select": identity_of_selection(recipe.select),
+            **({"owners": recipe.find_owners()} if recipe.specialists else {}),
             **({"start": recipe.train.start} if recipe.train.start is not None else {}),
         },
         {
             "general": fingerprint(inputs.general),
-            "specialist": content_hash(inputs.specialist),
+            **{inputs.hash_key(n): fingerprint(f) for n, f in inputs.specialists.items()},
             "data": content_hash(inputs.data),
             "merges": hash_json(texts),
             **_prompt_hashes(recipe.evaluate.retention.files),
@@ -131,9 +139,19 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     )
 
     recipe, data = run.recipe, run.root / "data"
-    use = recipe.train.use
-    specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
-    made = [data, specialist]
+    made = [data]
+    if recipe.trains:
+        use = recipe.train.use
+        specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
+        made.append(specialist)
+    named = {run.root: recipe.specialist} | {
+        run.root / "specialists" / name: section for name, section in recipe.specialists.items()
+    }
+    made += [
+        place / "specialist"
+        for place, section in named.items()
+        if section is not None and (section.adapter is not None or section.artifact is not None)
+    ]
     if recipe.tokenizer is not None:
         made.append(run.root / "general-extended")
     elif any((recipe.model.artifact, recipe.model.moe, recipe.model.scratch)):
@@ -146,7 +164,8 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     for folder in made:
         read_manifest(folder)  # a worker runs no stage itself
     general = ensure_general(run)
-    inputs = MergeInputs(run.name, recipe, general, specialist, data, ensure_models(run))
+    specialists = {SPECIALIST: specialist} if recipe.trains else ensure_specialists(run)
+    inputs = MergeInputs(run.name, recipe, general, specialists, data, ensure_models(run))
     stage = merge_stage(run, inputs)
     if stage.is_complete():
         say(f"merge: up to date ({stage.folder}); there is nothing to search")

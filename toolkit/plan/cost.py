@@ -99,8 +99,12 @@ def training_work(
     shape: ShapeSection | None,
     measured: MeasuredModel,
 ) -> list[Work]:
-    """Training stages, and the search."""
-    if shape is None or not amounts:
+    """Training stages, and the search; the search alone where nothing is trained."""
+    if shape is None:
+        return []
+    if not recipe.trains:
+        return _search_work(recipe, looked, shape, measured)
+    if not amounts:
         return []
     watch = recipe.train.forgetting_monitor
     tokens_per_second = measured.reading_tokens_per_second
@@ -120,16 +124,21 @@ def training_work(
         )
         for amount in amounts
     ]
+    return [*training_stages, *_search_work(recipe, looked, shape, measured)]
+
+
+def _search_work(
+    recipe: Recipe, looked: Looked, shape: ShapeSection, measured: MeasuredModel
+) -> list[Work]:
+    """The search as one stage; none where nothing was seen of the validation sets."""
     evaluation_tokens = _evaluation_tokens(recipe.data, looked)
-    if evaluation_tokens == 0.0:  # nothing was seen of the validation sets
-        return training_stages
+    if evaluation_tokens == 0.0:
+        return []
+    tokens_per_second = measured.reading_tokens_per_second
     scored_tokens = (recipe.search.num_trials + 3) * evaluation_tokens
     scoring_flops = scored_tokens * (training_flops(shape, recipe.evaluate.window_tokens) / 3.0)
     scoring_seconds = scored_tokens / tokens_per_second if tokens_per_second else None
-    return [
-        *training_stages,
-        Work(SEARCH, 0.0, scored_tokens, 0, scoring_flops, scoring_flops, scoring_seconds),
-    ]
+    return [Work(SEARCH, 0.0, scored_tokens, 0, scoring_flops, scoring_flops, scoring_seconds)]
 
 
 def _evaluation_tokens(data: DataSection, looked: Looked) -> float:

@@ -231,7 +231,7 @@ def measure_model(
         _read(measured, model, looked, tokenizer, separator, recipe)
         # Parameters, gradients and two moments in float32 are 16 bytes per parameter.
         can_train = num_parameters <= LARGEST_TIMED and 20.0 * num_parameters < 0.7 * memory_bytes
-        if shape is not None and can_train:
+        if shape is not None and can_train and recipe.trains:
             speed = _time_training(model, shape, looked, tokenizer, recipe)
             measured.training_tokens_per_second = speed.tokens_per_second
     elif located.weights is not None:

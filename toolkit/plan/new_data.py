@@ -222,18 +222,20 @@ def _wanted_units(source: DraftSource, num_units: int) -> int:
 
 
 def _choose_seed(draft: RecipeDraft, drafts: Sequence[DraftSource]) -> None:
-    """A seed that gives every set of few documents or groups its share, where 0 does not."""
+    """A seed that gives every set of few documents or groups its share, where the recipe's own
+    does not."""
     few = [s for s in drafts if s.sample.whole and _num_units(draft, s) <= _COUNTED_UNITS]
     if not few:
         return
+    first_seed = int(draft.values.get("seed", 0))
     missing_by_seed: dict[int, int] = {}
-    for seed in range(_SEEDS):
+    for seed in (first_seed, *range(_SEEDS)):
         missing_by_seed[seed] = sum(_missing_units(draft, source, seed) for source in few)
         if missing_by_seed[seed] == 0:
             break
-    seed = min(missing_by_seed, key=lambda s: (missing_by_seed[s], s))
+    seed = min(missing_by_seed, key=lambda s: missing_by_seed[s])
     draft.values["seed"] = seed
-    if seed:
+    if seed != first_seed:
         why = "a hash divides documents; with this seed every set has its share of the few"
         draft.reasons["seed"] = why
 

@@ -106,8 +106,13 @@ def check_request(request: InitRequest) -> None:
     """Refuse what no recipe can be made of.
 
     Raises:
-        ConfigError: with the option that is missing.
+        ConfigError: with the option that is missing, or the path that has two roles.
     """
+    if both := set(request.documents) & set(request.general):
+        raise ConfigError(
+            f"{sorted(both)[0]}: is given as --documents and as --general; what is to be learned "
+            "cannot show what is forgotten."
+        )
     if request.start_from is not None:
         find_recipe(request.start_from)
         return

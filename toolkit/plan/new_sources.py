@@ -305,6 +305,11 @@ def _read(draft: DraftSource, seconds: float) -> None:
             f"{damage.counts['damaged']} damaged of those looked at are left out and counted, "
             f"first {damage.shown[0]}"
         )
+    elif not draft.sample.whole:
+        draft.values["skip_damaged"] = True
+        draft.reasons["skip_damaged"] = (
+            "only part of it was looked at: what is damaged in the rest is left out and counted"
+        )
 
 
 def _set_cleaning(draft: DraftSource) -> None:

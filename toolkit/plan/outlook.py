@@ -82,12 +82,14 @@ def describe_outlook(run: Run, goal: Goal) -> list[str]:
         ToolkitError: documents or the model cannot be read.
     """
     recipe, located = run.recipe, locate_model(run)
+    if goal == "cpt" and not recipe.trains:
+        return []  # refused by the stage
     speeds = product_speeds()
     precision = choose_training_precision(recipe.train.precision)
     if located.shape is None:
         return [f"{run.name}: {located.why or 'the model is not here'}"]
     looked = _look_briefly(recipe, located)
-    amounts = stage_amounts(recipe.data, recipe.train, looked.amounts)
+    amounts = stage_amounts(recipe.data, recipe.train, looked.amounts) if recipe.trains else []
     longest_block = max([recipe.data.sequence_length, *(a.sequence_length for a in amounts)])
     measured = _expected_speed(recipe, located.shape, amounts, speeds, precision)
     work = training_work(recipe, amounts, looked, located.shape, measured)
@@ -95,6 +97,8 @@ def describe_outlook(run: Run, goal: Goal) -> list[str]:
     total_seconds = None
     if training_seconds is not None:
         total_seconds = training_seconds + search_seconds + _ONCE_SECONDS
+    if not recipe.trains:
+        return [f"{_time_words(run, goal, total_seconds)}; nothing is trained"]
     fleet = Fleet(1, _this_device(measured))
     ways = ways_to_train(located.shape, recipe.train, longest_block, fleet, located.model_type)
     memory_words = _memory_words(ways[0].memory, fleet.device)
@@ -163,7 +167,8 @@ def _seconds_left(run: Run, work: list[Work], goal: Goal) -> tuple[float | None,
     """Of training and of the search; what is done already does not count."""
     training_seconds = [stage.seconds for stage in work if stage.name != SEARCH]
     known_seconds = [seconds for seconds in training_seconds if seconds is not None]
-    if not training_seconds or len(known_seconds) < len(training_seconds):
+    is_known = bool(training_seconds if run.recipe.trains else work)
+    if not is_known or len(known_seconds) < len(training_seconds):
         return None, 0.0
     training_left = sum(known_seconds) * _fraction_left(run.root)
     if goal != "merge":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.plan.results import PlanResults, RightTool
 from toolkit.plan.table import (
+    FINISHED,
     TOOLS,
     PlanTable,
     bill_table,
@@ -27,16 +28,24 @@ def write_plan_page(path: Path, plan: PlanResults) -> None:
     right_tool = plan.is_it_the_right_tool
     title = f"Plan of {plan.recipe}"
     opening_html = f"<h1>{escape(title)}</h1>{paragraph(plan.description)}"
-    opening_html += paragraph(
-        f"{TOOLS[right_tool.tool]}{'' if right_tool.is_sure else ' (not sure)'}. "
-        f"{parameter_words(plan.model)}."
+    tool_words = (
+        FINISHED.removesuffix(".")
+        if right_tool is None
+        else f"{TOOLS[right_tool.tool]}{'' if right_tool.is_sure else ' (not sure)'}"
     )
+    opening_html += paragraph(f"{tool_words}. {parameter_words(plan.model)}.")
     opening_html += "".join(paragraph(f"Would stop it: {problem}") for problem in plan.problems)
-    settings_html = _html_table("Settings", setting_table(plan))
-    settings_html += paragraph(f"Fine-tuning afterwards: {plan.fine_tuning}.")
+    settings_html = ""
+    if right_tool is not None:
+        settings_html = _html_table("Settings", setting_table(plan))
+        settings_html += paragraph(f"Fine-tuning afterwards: {plan.fine_tuning}.")
     assumption_lines = [f"Assumed: {assumption}" for assumption in plan.assumptions]
     sections = [
-        PageSection("tool", "Is it the right tool?", _tool_html(plan)),
+        PageSection(
+            "tool",
+            "Is it the right tool?",
+            "" if right_tool is None else _tool_html(plan, right_tool),
+        ),
         PageSection("cost", "What will it take?", _cost_html(plan)),
         PageSection("settings", "Which settings?", settings_html),
         PageSection(
@@ -50,8 +59,7 @@ def _html_table(caption: str, words: PlanTable) -> str:
     return table(caption, words.titles, ((row, "") for row in words.rows)) if words.rows else ""
 
 
-def _tool_html(plan: PlanResults) -> str:
-    right_tool = plan.is_it_the_right_tool
+def _tool_html(plan: PlanResults, right_tool: RightTool) -> str:
     change_lines = [f"What would change it: {line}" for line in right_tool.what_would_change_it]
     body = "".join(map(paragraph, [*right_tool.reasons, *change_lines]))
     body += _loss_table(right_tool)
@@ -93,7 +101,7 @@ def _loss_table(right_tool: RightTool) -> str:
 def _cost_html(plan: PlanResults) -> str:
     body = _html_table("Stages", stage_table(plan))
     body += "".join(_html_table(memory_title(m), memory_table(m)) for m in plan.memory)
-    body += _html_table(bill_title(plan), bill_table(plan))
+    body += _html_table(bill_title(plan), bill_table(plan)) if plan.memory else ""
     if plan.from_scratch is not None:
         body += paragraph(scratch_words(plan.from_scratch))
     return body

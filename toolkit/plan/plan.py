@@ -141,9 +141,16 @@ def make_plan(run: Run, request: PlanRequest) -> PlanResults:
     training = _plan_training(run, located, documents, measured, fleets, devices)
     work, declared_tokens = training.work, request.pretraining_tokens
     origin = find_origin(_model_name(run))
-    right_tool = _judge_tool(located, documents, measured)
-    settings = _choose_settings(run, request, located, looked, training, right_tool, origin, fleets)
+    right_tool: RightTool | None = None
+    settings: list[Setting] = []
+    if recipe.trains:
+        right_tool = _judge_tool(located, documents, measured)
+        settings = _choose_settings(
+            run, request, located, looked, training, right_tool, origin, fleets
+        )
     power, unseen = plan_power(recipe.data, recipe.evaluate, recipe.select, looked)
+    all_tokens = sum(amount.tokens for amount in training.amounts)
+    assumptions = ASSUMPTIONS if recipe.trains else ()
     notes = [*measured.notes, *idle_devices(recipe, fleets), *unseen, *plan_claims(looked)]
     return PlanResults(
         format=FORMAT,
@@ -158,11 +165,13 @@ def make_plan(run: Run, request: PlanRequest) -> PlanResults:
         devices_named=bool(fleets),
         memory=tuple(device_memory(fleet, ways) for fleet, ways in training.memory),
         bills=tuple(bill(work, f, fits=ways[0].fits) for f, ways in training.memory if work),
-        from_scratch=compare_from_scratch(origin, work, located.shape, declared_tokens),
+        from_scratch=compare_from_scratch(origin, work, located.shape, declared_tokens)
+        if recipe.trains
+        else None,
         power=tuple(power),
         settings=tuple(settings),
-        fine_tuning=sft_advice(sum(amount.tokens for amount in training.amounts) or None),
-        assumptions=(*ASSUMPTIONS, SCATTER_WORDS) if power else ASSUMPTIONS,
+        fine_tuning=sft_advice(all_tokens or None) if recipe.trains else "",
+        assumptions=(*assumptions, SCATTER_WORDS) if power else assumptions,
         notes=(*_unseen_notes(located, looked), *notes),
         problems=(*documents.problems, *training.problems),
     )
@@ -291,7 +300,8 @@ def _plan_training(
     problems: list[str] = []
     amounts: list[StageAmount] = []
     try:
-        amounts = stage_amounts(recipe.data, recipe.train, documents.looked.amounts)
+        if recipe.trains:
+            amounts = stage_amounts(recipe.data, recipe.train, documents.looked.amounts)
     except ConfigError as error:
         problems.append(str(error))
     work = training_work(recipe, amounts, documents.looked, shape, measured)
@@ -310,7 +320,7 @@ def _plan_training(
             )
             for amount in sft_amounts
         ]
-    if shape is None:
+    if shape is None or not recipe.trains:
         return _Training(amounts, work, [], problems)
     longest_block = max([recipe.data.sequence_length, *(a.sequence_length for a in amounts)])
     shown_fleets = fleets or [

@@ -41,6 +41,11 @@ def write_recipe(run: Run, plan: PlanResults, path: Path) -> None:
         ConfigError: there is something at `path`, or what would be written is no valid recipe.
     """
     check_write(path)
+    if plan.is_it_the_right_tool is None:
+        raise ConfigError(
+            f"--write {path}: {run.name} names a finished specialist, so there are no settings of "
+            "training to write."
+        )
     assert run.path is not None  # noqa: S101  (a run that was opened by name has one)
     opening_lines = [
         f"Made by `toolkit plan {run.name}` from {run.path.name}; settings with a reason above "

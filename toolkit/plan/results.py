@@ -133,7 +133,7 @@ class PlanResults:
         recipe, description: the recipe's own.
         seconds: how long planning took.
         model: the general model.
-        is_it_the_right_tool: verdict with its reasons.
+        is_it_the_right_tool: verdict with its reasons; None where a finished specialist is named.
         sources: text of each source.
         stages: work of each stage.
         machine: what this machine was found to do.
@@ -154,7 +154,7 @@ class PlanResults:
     description: str
     seconds: float
     model: PlannedModel
-    is_it_the_right_tool: RightTool
+    is_it_the_right_tool: RightTool | None
     sources: tuple[PlannedSource, ...]
     stages: tuple[Work, ...]
     machine: MeasuredMachine

@@ -19,6 +19,7 @@ TOOLS = {
     "retrieval": "retrieval, not continued pre-training",
     "nothing": "nothing: the general model does it",
 }
+FINISHED = "The recipe names a finished specialist: nothing is trained, a merge is chosen."
 _NARROWEST = 79
 
 
@@ -35,9 +36,10 @@ def show_plan(plan: PlanResults) -> None:
     say(f"\nPlan of {plan.recipe}: {plan.description or plan.model.name}")
     _show_tool(plan)
     _show_cost(plan)
-    say("\n3. Which settings?")
-    _print_table("", setting_table(plan))
-    say(f"   Fine-tuning afterwards: {plan.fine_tuning}.")
+    if plan.is_it_the_right_tool is not None:
+        say("\n3. Which settings?")
+        _print_table("", setting_table(plan))
+        say(f"   Fine-tuning afterwards: {plan.fine_tuning}.")
     for note in plan.notes:
         say(f"   Note: {note}.")
     for assumption in plan.assumptions:
@@ -46,6 +48,9 @@ def show_plan(plan: PlanResults) -> None:
 
 def _show_tool(plan: PlanResults) -> None:
     right_tool = plan.is_it_the_right_tool
+    if right_tool is None:
+        say(f"\n1. Is it the right tool? {FINISHED}")
+        return
     unsure_words = "" if right_tool.is_sure else " (not sure: see the reasons)"
     say(f"\n1. Is it the right tool? {TOOLS[right_tool.tool]}{unsure_words}")
     for reason in right_tool.reasons:
@@ -63,7 +68,8 @@ def _show_cost(plan: PlanResults) -> None:
     _print_table("", stage_table(plan))
     for memory in plan.memory[: None if plan.devices_named else 1]:
         _print_table(memory_title(memory), memory_table(memory))
-    _print_table(bill_title(plan), bill_table(plan))
+    if plan.memory:
+        _print_table(bill_title(plan), bill_table(plan))
     if plan.from_scratch is not None:
         say(f"   {scratch_words(plan.from_scratch)}")
     if plan.power:

@@ -20,7 +20,7 @@ from toolkit.publish.tables import (
     table,
     training_rows,
 )
-from toolkit.report.verdict import percent
+from toolkit.report.verdict import percent, several_lines
 from toolkit.select.results import MergeResults, SetResult
 
 
@@ -45,6 +45,7 @@ class CardFacts:
         files: what the bundle's model files are, with their errors: a row each.
         loaded_by: class of transformers that opens the model.
         accepted: checks that failed and were accepted, with the reason given.
+        trains: whether the recipe trained the specialist.
     """
 
     repository: str
@@ -63,6 +64,7 @@ class CardFacts:
     files: Sequence[Mapping[str, str]] = ()
     loaded_by: str = "AutoModelForCausalLM"
     accepted: Mapping[str, str] = field(default_factory=dict)
+    trains: bool = True
 
 
 def model_card(facts: CardFacts) -> str:
@@ -79,15 +81,15 @@ def model_card(facts: CardFacts) -> str:
         "## Parents",
         table(
             ("model", "role", "revision", "weights", "terms"),
-            [_parent_row(parent) for parent in facts.parents],
+            [_parent_row(parent, facts.trains) for parent in facts.parents],
         ),
         "## Texts",
         table(
             ("source", "role", "terms", "training tokens", "validation", "test"),
             source_rows(facts.sources),
         ),
-        "## Training and merge",
-        table(("setting", "value"), training_rows(facts.training)),
+        "## Training and merge" if facts.trains else "## Merge",
+        table(("setting", "value"), training_rows(facts.training)) if facts.trains else "",
         f"```yaml\n{facts.merge_yaml.strip()}\n```",
         "`recipe.yaml` is the whole recipe; `toolkit publish verify` checks the files against "
         "`SHA256SUMS` and, with the parents at hand, makes the merge again and compares the bytes.",
@@ -122,7 +124,7 @@ def _metadata(facts: CardFacts) -> str:
         base_model_relation=relation,
         library_name=library[facts.format],
         pipeline_tag=_pipeline(facts),
-        tags=["merge", "mergekit", "continued-pretraining", *_format_tags(facts.format)],
+        tags=["merge", "mergekit", *_way_tags(facts), *_format_tags(facts.format)],
         license=known if name is None else "other",
         license_name=name,
         license_link=link or (merged.link if merged and not identifier else None),
@@ -139,6 +141,10 @@ def _metadata(facts: CardFacts) -> str:
 def _pipeline(facts: CardFacts) -> str:
     of_images = facts.loaded_by == "AutoModelForImageTextToText" and facts.format != "gguf"
     return "image-text-to-text" if of_images else "text-generation"
+
+
+def _way_tags(facts: CardFacts) -> list[str]:
+    return ["continued-pretraining"] if facts.trains else []
 
 
 def _format_tags(kind: Format) -> list[str]:
@@ -167,8 +173,9 @@ def _eval_results(facts: CardFacts) -> list[Any]:
     ]
 
 
-def _parent_row(parent: Parent) -> tuple[str, ...]:
-    made = "made by recipe.yaml, not public" if parent.role == "specialist" else "not public"
+def _parent_row(parent: Parent, trains: bool) -> tuple[str, ...]:
+    is_made = parent.role == "specialist" and trains
+    made = "made by recipe.yaml, not public" if is_made else "not public"
     weights = parent.origin or ("as in the repository" if parent.is_published else made)
     revision = parent.revision or "not pinned" if parent.is_published and not parent.origin else ""
     return parent.name, parent.role, revision, weights, parent.license or "not stated"
@@ -183,9 +190,15 @@ def _what_it_is(facts: CardFacts) -> str:
         "adapter": " This is a LoRA adapter that stands for the change, not the model itself: see "
         "its error below.",
     }[facts.format]
+    way = (
+        "adapted to a domain by continued pre-training and merged back with the original"
+        if facts.trains
+        else "merged with a model that was tuned elsewhere for a domain"
+        if results.several is None
+        else f"merged with {len(results.several.specialists)} models that were tuned elsewhere"
+    )
     chosen = (
-        f"adapted to a domain by continued pre-training and merged back with the original "
-        f"(`{results.chosen}`) so that it keeps what it could do"
+        f"{way} (`{results.chosen}`) so that it keeps what it could do"
         if results.any_merge
         else "unchanged: no merge kept its general abilities within the limit that was set"
     )
@@ -246,6 +259,8 @@ def _measured(facts: CardFacts) -> str:
 
 
 def _kept(results: MergeResults) -> str:
+    if results.several is not None:
+        return " " + " ".join(several_lines(results, results.several))
     if results.gain_kept is None:
         return ""
     return f" It keeps {percent(results.gain_kept)} of the specialist's domain gain."
@@ -265,20 +280,29 @@ def _limits(facts: CardFacts) -> str:
     names = [source.name for source in facts.sources if source.role == "general"]
     if names:
         answers = any(row.name == LOSS for row in sets)
+        replayed = ", which was also replayed in training" if facts.trains else ""
         parts.append(
-            f"What counts as general here is {', '.join(names)}, which was also replayed in "
+            f"What counts as general here is {', '.join(names)}{replayed}"
             + (
-                "training, and the general model's own answers to prompts of everyday use; "
+                ", and the general model's own answers to prompts of everyday use; "
                 "forgetting elsewhere, in other languages for one, was not measured."
                 if answers
-                else "training; forgetting elsewhere, in conversation and other languages, was not "
+                else "; forgetting elsewhere, in conversation and other languages, was not "
                 "measured by it."
             )
         )
-    else:
+    elif facts.trains:
         parts.append(
             "No general text was replayed in training or watched; what was forgotten was measured "
             "by the general model's own answers to prompts and by questions alone."
+        )
+    if not facts.trains:
+        parts.append(
+            "What the specialist was trained on is not known here: test documents that it has seen "
+            "flatter it."
+            if facts.results.several is None
+            else "What the specialists were trained on is not known here: test documents that they "
+            "have seen flatter them."
         )
     general = next(parent for parent in facts.parents if parent.role == "general")
     base = public_reference(general.name, general.revision)

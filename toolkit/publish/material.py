@@ -14,7 +14,7 @@ from toolkit.publish.config import Format, ParentSection, PublishSection
 from toolkit.publish.licenses import Parent, merged_license
 from toolkit.publish.public import parents_of, public_merge, public_reference, to_yaml
 from toolkit.publish.settings import source_facts, training_facts
-from toolkit.recipe.model import ModelSection
+from toolkit.recipe.model import ModelSection, SpecialistSection
 from toolkit.recipe.schema import Recipe
 from toolkit.select.results import read_results
 from toolkit.stage import MANIFEST, read_manifest
@@ -28,7 +28,7 @@ class Material:
         recipe: whose merge it is.
         root: folder of the run.
         general: folder of the general model.
-        specialist: folder of the cpt stage.
+        specialists: folders of the specialists by name; one is called `specialist`.
         data: folder of the data stage.
         merged: folder of the merge stage.
         others: folders of the recipe's further models, by name.
@@ -37,7 +37,7 @@ class Material:
     recipe: Recipe
     root: Path
     general: Path
-    specialist: Path
+    specialists: Mapping[str, Path]
     data: Path
     merged: Path
     others: Mapping[str, Path] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Material:
     @property
     def places(self) -> dict[str, Path]:
         """Folders of the merge's parents, by role."""
-        main_parents = {"general": self.general, "specialist": self.specialist}
+        main_parents = {"general": self.general, **self.specialists}
         if not self.others:
             return main_parents
         merge_config = load_yaml(self.merged / "merge.yaml")
@@ -75,9 +75,15 @@ def find_parents(
         license=own.license or general.license,
         is_published=own.name is not None,
     )
+    if recipe.specialist is not None:
+        specialist = _finished_parent("specialist", recipe.specialist, own, repository, general)
+    several = [
+        _finished_parent(name, section, ParentSection(), repository, general)
+        for name, section in recipe.specialists.items()
+    ]
     return (
         general,
-        specialist,
+        *(several or [specialist]),
         *(
             Parent(
                 role=name,
@@ -90,6 +96,33 @@ def find_parents(
             for name, model in recipe.models.items()
             if name in others
         ),
+    )
+
+
+def _finished_parent(
+    role: str, section: SpecialistSection, own: ParentSection, repository: str, general: Parent
+) -> Parent:
+    """A specialist that the recipe names: its terms are its own, and are not guessed."""
+    name = own.name or section.name or section.hub
+    origin = ""
+    if section.adapter is not None:
+        at = public_reference(section.adapter, section.revision)
+        at = "an adapter" if Path(section.adapter).exists() else at
+        times = "" if section.strength == 1.0 else f", {section.strength:g} times"
+        origin = f"{general.name} with {at} merged into it{times}"
+    elif section.run is not None:
+        origin = f"trained by the recipe {Path(section.run).name}"
+    elif section.artifact is not None:
+        origin = _origin(section.as_model())
+    own_license = own.license or section.license
+    return Parent(
+        role=role,
+        name=name or f"{repository}-{role}",
+        revision=own.revision or (section.revision if section.hub is not None else None),
+        # What a recipe of ours trained is under the general model's terms.
+        license=own_license or (general.license if section.run is not None else None),
+        is_published=name is not None,
+        origin=origin,
     )
 
 
@@ -136,14 +169,24 @@ def card_facts(
         sources=source_facts(
             recipe.data.sources, section, data_manifest.get("results", {}).get("sources", {})
         ),
-        training=training_facts(data_manifest, _manifest(material.specialist)),
+        training=training_facts(data_manifest, _training_manifest(material))
+        if recipe.trains
+        else {},
         results=read_results(material.merged),
         merge_yaml=to_yaml(merge_config),
         limits=section.limitations,
         merged=section.merged,
         files=[{"file": file_name, **row["card"]} for file_name, row in figures.items()],
         loaded_by=opened_by(material.merged),
+        trains=recipe.trains,
     )
+
+
+def _training_manifest(material: Material) -> dict[str, Any]:
+    """Of the stage that trained: a mean of its states has no settings of training itself."""
+    manifest = _manifest(material.specialists["specialist"])
+    is_trained = "train" in manifest.get("config", {})
+    return manifest if is_trained else _manifest(material.root / "cpt")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -94,8 +94,9 @@ def public_recipe(
 ) -> dict[str, object]:
     """The recipe as others may have it.
 
-    A local general model becomes its public name. The files of a source that has a public name
-    become that name; other paths stay, and absolute ones are what the check for leaks refuses.
+    A local general model becomes its public name, a local specialist the name of its folder. The
+    files of a source that has a public name become that name; other paths stay, and absolute ones
+    are what the check for leaks refuses.
 
     Args:
         recipe: plain values that its author set.
@@ -110,6 +111,11 @@ def public_recipe(
         model_values["hub"] = general
         if revision is not None:
             model_values["revision"] = revision
+    named = (plain_recipe.get("specialist") or {}, *plain_recipe.get("specialists", {}).values())
+    for specialist_values in named:
+        for key in ("path", "adapter"):
+            if key in specialist_values and Path(str(specialist_values[key])).exists():
+                specialist_values[key] = PurePosixPath(specialist_values[key]).name
     for source_name, source in plain_recipe["data"]["sources"].items():
         known = section.sources.get(source_name)
         if known is not None and known.dataset is not None and "files" in source:

@@ -7,13 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from toolkit.publish.settings import SourceFacts
-from toolkit.select.results import MergeResults, ModelName
-
-MODELS: tuple[tuple[ModelName, str], ...] = (
-    ("general", "general model"),
-    ("specialist", "specialist"),
-    ("merge", "this model"),
-)
+from toolkit.report.verdict import model_columns
+from toolkit.select.results import MergeResults
 
 
 @dataclass(frozen=True)
@@ -75,8 +70,9 @@ def result_titles(results: MergeResults, sources: Sequence[SourceFacts]) -> list
 def result_rows(results: MergeResults, titles: Sequence[ResultTitle]) -> list[tuple[str, ...]]:
     """A row of figures for each model, and under it what changed against the general model."""
     table_rows: list[tuple[str, ...]] = []
-    for model, model_title in MODELS:
-        model_figures = results.models.of(model)
+    for shown in model_columns(results):
+        model, model_figures = shown.kind, shown.figures
+        model_title = "this model" if model == "merge" else shown.title
         figure_cells = [model_figures.sets[column.key].words() for column in titles]
         if model != "general":
             changes = [model_figures.set_changes[column.key].words(sign="+") for column in titles]

@@ -5,6 +5,7 @@ Checked when a recipe is read, before anything is fetched; every fault at its ke
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,11 +39,15 @@ def _faults(recipe: Recipe) -> Iterator[Fault]:
     yield from _experts("model.moe", recipe.model)
     for name, model in recipe.models.items():
         yield from _experts(f"models.{name}.moe", model)
-    yield from _amounts("data", recipe.data)
-    yield from _stage_names("", recipe.data, recipe.train)
-    yield from _positions("", recipe.data, recipe.train, limit)
     yield from _nothing_general(recipe)
-    yield from _nothing_to_monitor("", recipe.data, recipe.train)
+    yield from _several(recipe)
+    if recipe.trains:
+        yield from _amounts("data", recipe.data)
+        yield from _stage_names("", recipe.data, recipe.train)
+        yield from _positions("", recipe.data, recipe.train, limit)
+        yield from _nothing_to_monitor("", recipe.data, recipe.train)
+    else:
+        yield from _finished(recipe)
     if recipe.sft is not None:
         sft = recipe.sft
         yield from _amounts("sft.data", sft.data)
@@ -60,6 +65,75 @@ def _faults(recipe: Recipe) -> Iterator[Fault]:
     yield from _models(recipe)
     if recipe.model.path is not None:
         yield from token_faults(recipe, recipe.model.path)
+
+
+def _finished(recipe: Recipe) -> Iterator[Fault]:
+    """What has no effect where the recipe names a finished specialist, or several."""
+    advice = "leave it out (in a variant, null takes away what stands outside)"
+    if "train" in recipe.model_fields_set:
+        yield Fault("train", "has no effect beside specialist, which is trained already", advice)
+    if recipe.tokenizer is not None:
+        yield Fault(
+            "tokenizer", "adds tokens to be trained, and the specialist is trained already", advice
+        )
+    if recipe.data.stages:
+        yield Fault("data.stages", "has no effect where nothing is trained", advice)
+
+
+def _several(recipe: Recipe) -> Iterator[Fault]:
+    """Whether several specialists have names and sets that can be told apart."""
+    names = list(recipe.specialists)
+    owned = {f"data.sources.{n}": s.specialist for n, s in recipe.data.sources.items()}
+    evaluate = recipe.evaluate
+    for number, choices in enumerate(evaluate.multiple_choice):
+        owned[f"evaluate.multiple_choice.{number}"] = choices.specialist
+    for number, task in enumerate(evaluate.tasks):
+        owned[f"evaluate.tasks.{number}"] = task.specialist
+    for key, owner in owned.items():
+        if owner is not None and owner not in names:
+            what = f"there is no specialist {owner!r}{sentence_end(owner, names)}"
+            listed = ", ".join(names) or "none; the recipe has not several"
+            yield Fault(f"{key}.specialist", f"{what} Specialists: {listed}")
+    if not names:
+        return
+    if recipe.specialist is not None:
+        yield Fault("specialists", "stand beside specialist", "give the one or the others")
+    if len(names) == 1:
+        yield Fault("specialists", "are one only", "give it as specialist")
+    for name in names:
+        if not _NAME.fullmatch(name) or name in _RESERVED or name in recipe.models:
+            yield Fault(
+                f"specialists.{name}",
+                "must be a word of letters, digits, _ and -, and no name of another model",
+                "give another",
+            )
+    owners = recipe.find_owners()
+    for name, owner in owners.items():
+        if owner is None:
+            yield Fault(
+                f"data.sources.{name}" if name in recipe.data.sources else f"evaluate ({name})",
+                "has role domain, and is of none of the specialists",
+                f"say whose it is (specialist: {names[0]}), or give it another role",
+            )
+    for name in names:
+        if name not in owners.values():
+            yield Fault(
+                f"specialists.{name}",
+                "has no domain set of its own, so nothing shows what it is good for",
+                f"give a source of role domain `specialist: {name}`",
+            )
+    if evaluate.infilling is not None and evaluate.infilling.role == "domain":
+        yield Fault(
+            "evaluate.infilling.role", "is domain, and middles are of no one specialist", "watch"
+        )
+    if recipe.sft is not None and recipe.sft.start == "specialist":
+        yield Fault(
+            "sft.start", "is the specialist, and there are several", "give merge or general"
+        )
+
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_RESERVED = ("general", "specialist", "specialists", "merge")
 
 
 def _amounts(prefix: str, section: DataSection) -> Iterator[Fault]:
@@ -205,7 +279,7 @@ def _nothing_to_monitor(prefix: str, data: DataSection, train: TrainSection) -> 
 
 
 def _models(recipe: Recipe) -> Iterator[Fault]:
-    yield from recipe.search.find_faults(recipe.models)
+    yield from recipe.search.find_faults(recipe.models, list(recipe.specialists))
     if recipe.models and recipe.tokenizer is not None:
         yield Fault(
             "models", "have the tokenizer that the section tokenizer adds to", "drop one of the two"

@@ -180,7 +180,9 @@ def overlay(values: PlainValues, layer: PlainValues, path: tuple[str, ...] = ())
     result = dict(values)
     for key, value in layer.items():
         here = (*path, str(key))
-        is_whole = here == ("model",) or (path and path[-1] in {"sources", "models"})
+        is_whole = here in {("model",), ("specialist",)} or (
+            path and path[-1] in {"sources", "models", "specialists"}
+        )
         if value is None and key in result:
             del result[key]
         elif isinstance(value, dict) and isinstance(result.get(key), dict) and not is_whole:
@@ -197,7 +199,7 @@ def _without_removed(layer: PlainValues, values: PlainValues, base: PlainValues)
         if not isinstance(part, dict):
             continue
         here, before = _mapping(values, key), _mapping(base, key)
-        if key in {"sources", "models"}:
+        if key in {"sources", "models", "specialists"}:
             result[key] = {n: v for n, v in part.items() if n in here or n not in before}
         elif here:
             result[key] = _without_removed(part, here, before)

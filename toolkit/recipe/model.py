@@ -1,4 +1,4 @@
-"""What a recipe says about the general model. No torch here, and nothing slow."""
+"""What a recipe says about its models. No torch here, and nothing slow."""
 
 from __future__ import annotations
 
@@ -128,6 +128,62 @@ class ModelSection(Section):
         if self.revision is not None and self.hub is None:
             raise ValueError("revision belongs to hub, which is not given")
         return self
+
+
+class SpecialistSection(Section):
+    """A finished specialist, in place of one that the recipe trains: exactly one of `path`, `hub`,
+    `run`, `artifact` and `adapter`."""
+
+    path: Path | None = None
+    """A local folder in the transformers layout."""
+
+    hub: str | None = None
+    """A repository of the Hugging Face hub, `org/name`."""
+
+    run: str | None = None
+    """The specialist of another recipe, as the command takes it (`NAME@variant@scale`); its stages
+    run first where needed."""
+
+    artifact: ArtifactSection | None = None
+    """A GGUF file inside a package; it is converted to safetensors once."""
+
+    adapter: str | None = None
+    """A LoRA or DoRA of the general model as peft writes it: a local folder, or a repository of the
+    hub. It is merged into the general model once."""
+
+    strength: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
+    """How much of the adapter's change is added to the general model. Fractions below are what the
+    sweep tries anyway; one above 1 lets it reach beyond the adapter as it was trained."""
+
+    revision: str | None = None
+    """Commit or tag of `hub`, or of an `adapter` on the hub; pin it, so that a run can be
+    repeated."""
+
+    name: str | None = None
+    """Public name, for the model card; by default the hub name."""
+
+    license: str | None = None
+    """Terms of the model; what is made from it inherits them. A specialist without any is not
+    published."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        places = ("path", "hub", "run", "artifact", "adapter")
+        given = [name for name in places if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of {', '.join(places)} (got {', '.join(given) or 'none'})"
+            )
+        if self.revision is not None and self.hub is None and self.adapter is None:
+            raise ValueError("revision belongs to hub or adapter, neither of which is given")
+        if "strength" in self.model_fields_set and self.adapter is None:
+            raise ValueError("strength belongs to adapter, which is not given")
+        return self
+
+    def as_model(self) -> ModelSection:
+        """The same place as a model's; an adapter is none."""
+        kept = ("path", "hub", "run", "artifact", "revision", "name", "license")
+        return ModelSection(**{key: getattr(self, key) for key in kept})
 
 
 MoeSection.model_rebuild()  # they and ModelSection hold each other

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -10,8 +10,8 @@ from typing_extensions import Self
 from toolkit.data.config import DataSection
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.publish.config import PublishSection
-from toolkit.recipe.model import ModelSection
-from toolkit.search.config import SearchSection
+from toolkit.recipe.model import ModelSection, SpecialistSection
+from toolkit.search.config import MERGES_BESIDE_A_BASE, MERGES_OF_SEVERAL, SearchSection
 from toolkit.section import Section
 from toolkit.select.config import SelectSection
 from toolkit.study.config import StudySection, unknown_sets
@@ -32,6 +32,15 @@ class Recipe(Section):
     """Further models that merges may name beside `general` and `specialist`, such as the
     pre-trained model under an instruct one."""
 
+    specialist: SpecialistSection | None = None
+    """A finished specialist to choose a merge of. Nothing is trained then: `train` is left out, and
+    `data` makes evaluation sets only."""
+
+    specialists: dict[str, SpecialistSection] = Field(default_factory=dict)
+    """Several finished specialists by name, in place of one: merges are over all of them. Each has
+    domain sets of its own: a source, choices or a task says whose it is by `specialist`, or by its
+    name."""
+
     tokenizer: TokenizerSection | None = None
     """New tokens for the domain, before anything else."""
 
@@ -46,6 +55,65 @@ class Recipe(Section):
     publish: PublishSection = PublishSection()
     study: StudySection | None = None
     """Published claims, and what of them this recipe measures: `toolkit study run`."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether the specialist is trained here, and not named."""
+        return self.specialist is None and not self.specialists
+
+    def find_owners(self) -> dict[str, str | None]:
+        """Which of several specialists each domain set is of, by the name of its source, choices or
+        task; None where none is."""
+        named: dict[str, tuple[str, str | None]] = {
+            name: (source.role, source.specialist) for name, source in self.data.sources.items()
+        }
+        evaluate = self.evaluate
+        named |= {one.name: (one.role, one.specialist) for one in evaluate.multiple_choice}
+        named |= {one.task: (one.role, one.specialist) for one in evaluate.tasks}
+        return {
+            name: owner or (name if name in self.specialists else None)
+            for name, (role, owner) in named.items()
+            if role == "domain"
+        }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_finished(cls, values: Any) -> Any:
+        """Where nothing is trained, sources that say nothing else are halves of two sets; merges of
+        several specialists are others than those of one."""
+        if not isinstance(values, dict):
+            return values
+        if values.get("specialists"):
+            search = values.get("search") or {}
+            if isinstance(search, dict) and search.get("merges") is None:
+                values = {**values, "search": {**search, "merges": list(MERGES_OF_SEVERAL)}}
+        elif not values.get("specialist"):
+            return values
+        data = values.get("data")
+        sources = data.get("sources") if isinstance(data, dict) else None
+        if not isinstance(data, dict) or not isinstance(sources, dict):
+            return values
+        halves = {"split": {"validation": {"fraction": 0.5}, "test": {"fraction": 0.5}}}
+        split_sources = {
+            name: {**source, **halves}
+            if isinstance(source, dict) and source.get("split") is None
+            else source
+            for name, source in sources.items()
+        }
+        return {**values, "data": {**data, "sources": split_sources}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_residual(cls, values: Any) -> Any:
+        """Where training starts beside the general model, merges add what it changed."""
+        if not isinstance(values, dict):
+            return values
+        train, search = values.get("train"), values.get("search") or {}
+        if not isinstance(train, dict) or train.get("start") is None:
+            return values
+        if not isinstance(search, dict) or search.get("merges") is not None:
+            return values
+        return {**values, "search": {**search, "merges": list(MERGES_BESIDE_A_BASE)}}
 
     @model_validator(mode="after")
     def _known_start(self) -> Self:

@@ -32,16 +32,20 @@ class Again:
     hashes: Mapping[str, str]
 
 
-def again_of(name: str, recipe: Mapping[str, object], hashes: Mapping[str, str]) -> Again:
+def again_of(
+    name: str, recipe: Mapping[str, object], hashes: Mapping[str, str], *, trains: bool = True
+) -> Again:
     """What it takes to make a merge again.
 
     Args:
         name: name of the recipe.
         recipe: its values as given, as from `model_dump(mode="json", exclude_unset=True)`.
         hashes: sha256 of inputs and outputs, by what they are.
+        trains: whether the recipe trains its specialist.
     """
+    merge_command = f"make merge DOMAIN={name}"
     return Again(
-        (f"make cpt DOMAIN={name}", f"make merge DOMAIN={name}"),
+        (f"make cpt DOMAIN={name}", merge_command) if trains else (merge_command,),
         yaml.safe_dump(_portable(recipe), sort_keys=False, allow_unicode=True),
         {
             "cpt-toolkit": __version__,

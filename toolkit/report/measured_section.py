@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from toolkit.report.charts import Axis, Plot
 from toolkit.report.html import Cell, PageSection, panels, paragraph, table
 from toolkit.report.table import set_rows
-from toolkit.report.verdict import MODELS, ROLES, counts_of
-from toolkit.select.results import AchievedRow, DocumentFigures, FigureRole, MergeResults, ModelName
+from toolkit.report.verdict import MODELS, ROLES, counts_of, mean_title, model_columns
+from toolkit.select.results import AchievedRow, DocumentFigures, FigureRole, MergeResults
 from toolkit.statistics.interval import Interval, decimals
 
 
@@ -22,17 +22,19 @@ class PromptAnswers(BaseModel):
 
     prompt: str
     general: str
-    specialist: str
-    merge: str
+    specialist: str = ""
+    """Empty where there are several, whose mean is on no disk."""
 
-    def of(self, model: ModelName) -> str:
-        """The answer of one model."""
-        answers: dict[ModelName, str] = {
-            "general": self.general,
-            "specialist": self.specialist,
-            "merge": self.merge,
-        }
-        return answers[model]
+    merge: str
+    specialists: dict[str, str] = Field(default_factory=dict)
+    """Answers of several specialists by name."""
+
+    def by_title(self, chosen: str) -> dict[str, str]:
+        """Answers by what a reader calls the models."""
+        specialists = self.specialists or {"specialist": self.specialist}
+        titles = dict(MODELS)
+        merge = {f"{titles['merge']}: {chosen}": self.merge}
+        return {titles["general"]: self.general, **specialists, **merge}
 
 
 def achieved_section(rows: Sequence[AchievedRow]) -> PageSection:
@@ -64,19 +66,21 @@ def models_section(results: MergeResults) -> PageSection:
     for role in ROLES:
         titles += [f"{role}, {results.unit_of(role)} ({counts_of(results, role)})", "change"]
     rows: list[tuple[list[Cell | str], str]] = []
-    for model, title in MODELS:
-        figures = results.models.of(model)
-        cells: list[Cell | str] = [Cell(title, detail=results.chosen if model == "merge" else "")]
+    for column in model_columns(results):
+        is_merge = column.kind == "merge"
+        cells: list[Cell | str] = [Cell(column.title, detail=results.chosen if is_merge else "")]
         for role in ROLES:
-            cells.append(_figure(figures.figure(role)))
-            cells.append("" if model == "general" else _signed_figure(figures.change(role)))
-        rows.append((cells, "chosen" if model == "merge" else ""))
+            cells.append(_figure(column.figures.figure(role)))
+            is_start = column.kind == "general"
+            cells.append("" if is_start else _signed_figure(column.figures.change(role)))
+        rows.append((cells, "chosen" if is_merge else ""))
     times = results.test_scorings
     scored_words = "scored once" if times == 1 else f"scored {times} times"
     body = (
         panels(*(_change_chart(results, role) for role in ROLES))
         + table(f"Test sets, {scored_words}; lower is better, 95 % intervals", titles, rows)
         + _sets(results)
+        + _costs(results)
         + paragraph(
             "Intervals: over groups of items, Student's t, moved outwards by the skewness that "
             "the groups show and by what so few may hide. Changes are paired: both models on the "
@@ -102,8 +106,35 @@ def _sets(results: MergeResults) -> str:
     ]
     if not rows:
         return ""
-    titles = ["", *(title for _, title in MODELS)]
+    titles = ["", *(column.title for column in model_columns(results))]
     return table("Set by set; sets with the role watch take no part in the choice", titles, rows)
+
+
+def _costs(results: MergeResults) -> str:
+    """What each of several specialists does to every set, its own and the others'."""
+    several = results.several
+    if several is None:
+        return ""
+    names = list(several.specialists[0].figures.set_changes)
+    rows: list[tuple[list[Cell | str], str]] = [
+        (
+            [
+                Cell(one.name, detail=f"its own: {', '.join(one.sets)}"),
+                *(_signed_figure(one.figures.set_changes[name]) for name in names),
+            ],
+            "",
+        )
+        for one in several.specialists
+    ]
+    mean = results.models.specialist.set_changes
+    merge = results.models.merge.set_changes
+    rows.append(([mean_title(several), *(_signed_figure(mean[name]) for name in names)], ""))
+    rows.append((["chosen merge", *(_signed_figure(merge[name]) for name in names)], "chosen"))
+    return table(
+        "What each specialist costs the others: change against the general model on every set",
+        ["", *names],
+        rows,
+    )
 
 
 def _set_figure(value: Interval) -> Cell:
@@ -113,7 +144,9 @@ def _set_figure(value: Interval) -> Cell:
 
 def _change_chart(results: MergeResults, role: FigureRole) -> str:
     """Two models' changes against the general model, as dots with their intervals."""
-    shown_changes = [(title, results.models.of(model).change(role)) for model, title in MODELS[1:]]
+    shown_changes = [
+        (column.title, column.figures.change(role)) for column in model_columns(results)[-2:]
+    ]
     interval_ends = [end for _, change in shown_changes for end in (change.low, change.high)]
     limit = results.tolerance if role == "general" else 0.0
     title = f"{role}: change in {results.unit_of(role)} (left is better)"
@@ -137,11 +170,12 @@ def _change_chart(results: MergeResults, role: FigureRole) -> str:
 def documents_section(results: MergeResults) -> PageSection:
     """Document by document: how the merge differs from the general model and the specialist."""
     set_parts = []
+    specialist = "specialist" if results.several is None else mean_title(results.several)
     for name in dict.fromkeys(row.set for row in results.documents):
         rows = [row for row in results.documents if row.set == name]
         charts = (
             _difference_chart(name, "general model", [(row, row.general) for row in rows]),
-            _difference_chart(name, "specialist", [(row, row.specialist) for row in rows]),
+            _difference_chart(name, specialist, [(row, row.specialist) for row in rows]),
         )
         heading = escape(f"{name} ({rows[0].role})")
         set_parts.append(f"<h3>{heading}</h3>{panels(*charts)}")
@@ -190,9 +224,8 @@ def answers_section(answers: Sequence[PromptAnswers], chosen: str) -> PageSectio
     parts = []
     for row in answers:
         columns = "".join(
-            f"<div><dt>{escape(f'{title}: {chosen}' if model == 'merge' else title)}</dt>"
-            f"<dd>{escape(row.of(model)) or '(nothing)'}</dd></div>"
-            for model, title in MODELS
+            f"<div><dt>{escape(title)}</dt><dd>{escape(text) or '(nothing)'}</dd></div>"
+            for title, text in row.by_title(chosen).items()
         )
         parts.append(f'<div class="answer"><p>{escape(row.prompt)}</p><dl>{columns}</dl></div>')
     if not parts:

@@ -10,7 +10,7 @@ from toolkit.report.verdict import ROLES
 from toolkit.select.results import CandidateResult, FigureRole, LadderResult, MergeResults
 from toolkit.statistics.interval import Interval, figure_text
 
-ENDPOINTS = ("general", "specialist")
+ENDPOINTS = ("general", "specialist", "uniform mean")
 
 
 def front_section(results: MergeResults) -> PageSection:
@@ -124,6 +124,10 @@ def sweep_section(results: MergeResults) -> PageSection:
     note = (
         "α is the specialist's weight in a plain average with the general model: 0 is the general "
         "model, 1 the specialist. Bands: 95 % intervals over the validation documents."
+        if results.several is None
+        else "α is the fraction of the specialists, all alike, in a plain average with the general "
+        "model: 0 is the general model, 1 their uniform mean. Bands: 95 % intervals over the "
+        "validation documents."
     )
     body = paragraph(results.beat_sweep.sentence) + panels(*charts)
     return PageSection(

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toolkit.machine import DTYPE_NAMES
-from toolkit.select.results import AchievedRow, FigureRole, MergeResults, ModelName, SetResult
+from toolkit.select.results import (
+    AchievedRow,
+    FigureRole,
+    MergeResults,
+    ModelFigures,
+    ModelName,
+    SetResult,
+    SeveralResults,
+)
 from toolkit.statistics.interval import Interval
 
 MODELS: tuple[tuple[ModelName, str], ...] = (
@@ -17,15 +25,48 @@ MODELS: tuple[tuple[ModelName, str], ...] = (
 ROLES: tuple[FigureRole, ...] = ("domain", "general")
 
 
+@dataclass(frozen=True)
+class ModelColumn:
+    """A model as tables show it.
+
+    Attributes:
+        title: what a reader calls it.
+        figures: its figures on the test sets.
+        kind: which of the models it is; `specialist` too of each of several.
+    """
+
+    title: str
+    figures: ModelFigures
+    kind: ModelName
+
+
+def model_columns(results: MergeResults) -> list[ModelColumn]:
+    """The models that the test sets were scored with, in the order of tables: of several
+    specialists each, and their plain mean before the merge."""
+    several = results.several
+    columns = [ModelColumn(title, results.models.of(model), model) for model, title in MODELS]
+    if several is None:
+        return columns
+    general, mean, merge = columns
+    each = [ModelColumn(one.name, one.figures, "specialist") for one in several.specialists]
+    return [general, *each, ModelColumn(mean_title(several), mean.figures, "specialist"), merge]
+
+
+def mean_title(several: SeveralResults) -> str:
+    """What the plain mean of several specialists is called in tables."""
+    return f"uniform mean, α={several.fraction:g}"
+
+
 def verdict(results: MergeResults) -> tuple[str, str]:
     """Two sentences: what was gained on the domain, and what it cost elsewhere; by test figures."""
     unit = results.unit_of("domain")
     if not results.any_merge:
         specialist_figures = results.models.specialist
+        what = "training alone" if results.several is None else mean_title(results.several)
         return (
             "The general model is kept: no candidate is shown to gain on the domain while general "
             "sets surely stay within what they may lose.",
-            f"On the test sets training alone changes the domain by "
+            f"On the test sets {what} changes the domain by "
             f"{specialist_figures.domain_change.words(3, '+')} {unit}; "
             f"{_listed(general_changes(results, 'specialist'))}. Lower is better.",
         )
@@ -176,6 +217,8 @@ def precision_line(results: MergeResults) -> str | None:
 def kept_lines(results: MergeResults) -> list[str]:
     """How much of the specialist's gain was kept, and how much of its loss recovered."""
     kept, recovered = results.gain_kept, results.loss_recovered
+    if results.several is not None:
+        return several_lines(results, results.several)
     lines = [
         "The specialist shows no domain gain to keep."
         if kept is None
@@ -193,6 +236,42 @@ def kept_lines(results: MergeResults) -> list[str]:
             "The specialist lost nothing on general sets that is shown: nothing is to be recovered."
         )
     return lines
+
+
+def several_lines(results: MergeResults, several: SeveralResults) -> list[str]:
+    """What the merge has of each of several specialists, and what was weighed."""
+    lines = []
+    for one in several.specialists:
+        kept = (
+            f"{one.name} shows no gain on its own sets to keep"
+            if one.gain_kept is None
+            else f"kept {percent(one.gain_kept)} of {one.name}'s gain on its own sets"
+        )
+        lines.append(
+            f"{', '.join(one.sets)}: {kept} (the merge {one.merge_change.words(sign='+')})."
+        )
+    weights = ", ".join(f"{name} {weight:.3g}" for name, weight in several.weights.items())
+    lines.append(f"The domain figure is the mean of absolute figures, weighted: {weights}.")
+    lines += [
+        f"The merge lost {change.words()} {row.unit} on {row.name}, a domain set."
+        for row, change in lost_domain_sets(results)
+    ]
+    if several.domain_tolerance is None:
+        lines.append(
+            "No domain set was held by itself: one may pay for the others (select.domain_tolerance "
+            "would hold each)."
+        )
+    return lines
+
+
+def lost_domain_sets(results: MergeResults) -> list[tuple[SetResult, Interval]]:
+    """Domain sets on which the merge has surely lost, with the change."""
+    changes = results.models.merge.set_changes
+    return [
+        (row, changes[row.name])
+        for row in results.sets_of("domain")
+        if row.name in changes and changes[row.name].low > 0.0
+    ]
 
 
 def counts_of(results: MergeResults, role: FigureRole) -> str:

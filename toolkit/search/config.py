@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -19,6 +19,14 @@ Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 WITHOUT_EFFECT = ("storage", "study_name", "workers", "stale_seconds")
 """Keys that say where and by whom a search is done, not what it finds."""
+
+
+MERGES_BESIDE_A_BASE = ("residual", "residual-layers")
+"""Files of `merges/` that are searched by default where training starts at another model than the
+general one."""
+
+MERGES_OF_SEVERAL = ("specialists", "specialists-ties")
+"""Files of `merges/` that are searched where a recipe has several specialists and names none."""
 
 
 class RaceSection(Section):
@@ -83,7 +91,8 @@ class SearchSection(Section):
 
     weights: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
     """Weight of a domain set, by its name, in the domain figure that is to be lowered; 1 for those
-    that are not named."""
+    that are not named. With several specialists each counts alike unless said otherwise: 1, shared
+    by its sets."""
 
     confirm_fraction: Annotated[float, Field(ge=0.0, le=0.8)] = 0.34
     """Fraction of the validation documents that the search does not see, chosen by hash; what
@@ -123,18 +132,26 @@ class SearchSection(Section):
         is_nearest = {"rounding"} if self.rounding == "nearest" else set()
         return self.model_dump(mode="json", exclude={*WITHOUT_EFFECT, *is_nearest})
 
-    def find_faults(self, models: Collection[str]) -> Iterator[Fault]:
+    def find_faults(
+        self, models: Collection[str], specialists: Sequence[str] = ()
+    ) -> Iterator[Fault]:
         """What is wrong with `merges` that cannot be searched, at the recipe's key, and with
         further models of the recipe whose name merges have for another.
 
         Args:
             models: names of the recipe's further models.
+            specialists: names of its specialists, where it has several.
         """
         # The files are read by what searches them, which `--help` has no need of.
-        from toolkit.search.space import GENERAL, SPECIALIST, find_space, read_space
+        from toolkit.search.space import (
+            RESERVED,
+            SPECIALIST,
+            find_space,
+            read_space,
+        )
 
         for name in models:
-            if name in {GENERAL, SPECIALIST}:
+            if name in RESERVED:
                 yield Fault(
                     f"models.{name}", "is the name of a model that every recipe has", "give another"
                 )
@@ -145,6 +162,12 @@ class SearchSection(Section):
                 yield from error.faults
                 continue
             try:
-                read_space(name, load_yaml(path), str(path), models)
+                read_space(
+                    name,
+                    load_yaml(path),
+                    str(path),
+                    models,
+                    specialists=tuple(specialists) or (SPECIALIST,),
+                )
             except ConfigError as error:
                 yield Fault("search.merges", str(error))

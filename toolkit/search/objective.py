@@ -48,6 +48,7 @@ class Objective:
         confidence: of one-sided bounds.
         race: looks and error.
         seed: of the order of items.
+        domain_tolerance: loss accepted on each domain set; None where their mean alone counts.
         num_candidates: in all; a lead over the best must withstand a correction for so many.
 
     Raises:
@@ -65,6 +66,7 @@ class Objective:
         confidence: float,
         race: RaceSection,
         seed: int,
+        domain_tolerance: float | None = None,
         num_candidates: int = 2,
     ) -> None:
         self._num_rivals = max(num_candidates - 1, 1)
@@ -80,16 +82,17 @@ class Objective:
                     f"the validation documents hold no {role} set; give a source of the recipe the "
                     f"role {role} and a validation split."
                 )
-        for key, named_sets, role in (
-            ("search.weights", weights, "domain"),
-            ("select.tolerances", tolerances, "general"),
+        bounded = self.names("domain") if domain_tolerance is not None else []
+        for key, named_sets, role, names in (
+            ("search.weights", weights, "domain", self.names("domain")),
+            ("select.tolerances", tolerances, "general", [*self.names("general"), *bounded]),
         ):
             for name in named_sets:
-                if name not in self.names(role):
+                if name not in names:
                     raise ConfigError(
                         f"{key}.{name}: there is no {role} set of this name"
-                        f"{sentence_end(name, self.names(role))} "
-                        f"There are: {', '.join(self.names(role))}."
+                        f"{sentence_end(name, names)} "
+                        f"There are: {', '.join(names)}."
                     )
         self.weights = {name: weights.get(name, 1.0) for name in self.names("domain")}
         self.tolerance = tolerance
@@ -98,6 +101,8 @@ class Objective:
             for name in self.names("general")
             for set_tolerance in (self.sets[name].items.tolerance,)
         }
+        if domain_tolerance is not None:
+            self.tolerances |= {name: tolerances.get(name, domain_tolerance) for name in bounded}
 
     def names(self, role: str) -> list[str]:
         return [name for name, item in self.sets.items() if item.items.role == role]

@@ -24,9 +24,12 @@ from toolkit.search.sampler import (
 )
 from toolkit.search.space import (
     GENERAL,
+    ONE_SPECIALIST,
     SPECIALIST,
+    UNIFORM_MEAN,
     Candidate,
     MergeSpace,
+    alone,
     endpoint,
     sweep_point,
 )
@@ -43,6 +46,7 @@ class SearchPlan:
         section: of the recipe.
         objective: of the validation sets.
         seed: of the recipe.
+        specialists: what the specialists are called; each of several is a candidate too.
         start: name of the model that training started from, where it is not the general one.
     """
 
@@ -50,11 +54,13 @@ class SearchPlan:
     section: SearchSection
     objective: Objective
     seed: int
+    specialists: tuple[str, ...] = ONE_SPECIALIST
     start: str | None = None
     fixed: dict[str, Candidate] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.fixed = {name: endpoint(name) for name in (GENERAL, SPECIALIST)}
+        top = SPECIALIST if len(self.specialists) == 1 else UNIFORM_MEAN
+        self.fixed = {name: endpoint(name, self.specialists) for name in (GENERAL, top)}
         # From the safest upwards: each is what the next, and all others, are compared with.
         # Beside a base the specialist is no end of the sweep; all that training changed is.
         ends = {1.0} if self.start is not None else set()
@@ -62,6 +68,8 @@ class SearchPlan:
             swept_mean = self.plain_mean(alpha)
             if swept_mean.key not in {known.key for known in self.fixed.values()}:
                 self.fixed[swept_mean.name] = swept_mean
+        if top == UNIFORM_MEAN:
+            self.fixed |= {name: alone(name) for name in self.specialists}
 
     @property
     def by_name(self) -> dict[str, MergeSpace]:
@@ -69,7 +77,7 @@ class SearchPlan:
 
     def plain_mean(self, alpha: float) -> Candidate:
         """The point of the sweep at an α."""
-        return sweep_point(alpha, self.section.rounding, self.start)
+        return sweep_point(alpha, self.section.rounding, self.specialists, self.start)
 
     def sampler(self) -> StudySampler:
         """Proposes what the sweep does not try: its means are refined by the choice itself."""

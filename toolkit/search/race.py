@@ -120,7 +120,9 @@ def _questions(objective: Objective, look: int, rivals: Rivals) -> list[dict[str
         return {name: objective.sets[name].cuts[look] for name in names}
 
     domain = at_look(*objective.weights)
-    general_names = sorted(objective.tolerances, key=lambda name: cost(at_look(name)))
+    # What may be lost on a domain set is asked of those alone that are scored in full.
+    kept_names = [name for name in objective.tolerances if name not in objective.weights]
+    general_names = sorted(kept_names, key=lambda name: cost(at_look(name)))
     lossy = rivals.sweep.lossy_sets if rivals.sweep is not None else ()
     first = [at_look(name) for name in general_names if name in lossy]
     # Where a set costs no more in full than the domain's part, what it says is certain for little.

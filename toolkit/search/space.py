@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from toolkit.errors import ConfigError, Fault, sentence_end
 from toolkit.load_yaml import load_yaml
 from toolkit.merge.config import MergeConfig, Rounding, parse_merge_config
 from toolkit.merge.parameters import check_parameters, parameter_places
 from toolkit.merge.registry import get_method
-from toolkit.search.unknowns import Options, Unknown, Value, complement_of, parse_unknown
+from toolkit.search.unknowns import (
+    Options,
+    Range,
+    Unknown,
+    Value,
+    complement_of,
+    default_name,
+    parse_unknown,
+)
 from toolkit.section import replace_values
 from toolkit.shipped import find_in, names_in
 from toolkit.stage import hash_json
 
 GENERAL, SPECIALIST = "general", "specialist"
 """What the two models are called in `merges/*.yaml`; a recipe may have further ones by name."""
+
+SPECIALISTS = "specialists"
+"""Stands in `merges/*.yaml` where a model does, and means all specialists: one entry for each."""
+
+UNIFORM_MEAN = "uniform mean"
+"""Candidate in place of the specialist where there are several: their mean, all alike."""
+
+RESERVED = (GENERAL, SPECIALIST, SPECIALISTS, "merge")
+"""Names that no further model and no specialist may have."""
+
+ONE_SPECIALIST = (SPECIALIST,)
+"""The specialists of a recipe that has one."""
+
+SIMPLEX = "simplex"
+"""Weights of all specialists that are to be found together: none below 0, their sum 1."""
 
 _MOST_CHECKS = 256  # combinations of choices that are tried out when a file is read
 
@@ -103,29 +127,52 @@ class MergeSpace:
         return [unknown.share(values[name]) for name, unknown in self.unknowns.items()]
 
 
-def endpoint(name: str) -> Candidate:
-    """One of the two models as a merge, so that both are always among the candidates."""
-    return Candidate(name, _between(1.0 if name == SPECIALIST else 0.0, name))
+def is_endpoint(name: str) -> bool:
+    """Whether a candidate is the general model, or the specialist or what stands for several."""
+    return name in (GENERAL, SPECIALIST, UNIFORM_MEAN)
+
+
+Named = TypeVar("Named")
+
+
+def find_sweep_end(by_name: Mapping[str, Named]) -> Named:
+    """Of what is kept by candidates' names that of the specialist, or of the mean of several."""
+    return by_name[SPECIALIST] if SPECIALIST in by_name else by_name[UNIFORM_MEAN]
+
+
+def endpoint(name: str, specialists: Sequence[str] = ONE_SPECIALIST) -> Candidate:
+    """An end of the sweep as a merge, so that both are always among the candidates."""
+    return Candidate(name, _between(float(name != GENERAL), name, specialists))
+
+
+def alone(name: str) -> Candidate:
+    """One of several specialists as a merge."""
+    models = [{"model": name, "parameters": {"weight": 1.0}}]
+    values = {"merge_method": "linear", "models": models}
+    return Candidate(name, parse_merge_config(values, where=f"specialists.{name}"))
 
 
 def sweep_point(
-    alpha: float, rounding: Rounding = "nearest", start: str | None = None
+    alpha: float,
+    rounding: Rounding = "nearest",
+    specialists: Sequence[str] = ONE_SPECIALIST,
+    start: str | None = None,
 ) -> Candidate:
     """A point of the plain sweep, `general + α·(specialist − start)`, that all else must beat.
 
-    Where training started from the general model, that is the weighted mean of the two, and α 1 the
-    specialist. Else it is task arithmetic: the mean would undo, by the fraction α, what made the
-    general model of its base.
+    Where training started from the general model, that is the weighted mean of the two, or of the
+    general model and the uniform mean of several specialists, and α 1 the specialist. Else it is
+    task arithmetic: the mean would undo, by the fraction α, what made the general model of its
+    base.
 
     Args:
         alpha: fraction of what training changed.
         rounding: rounding of the merge.
+        specialists: names of the specialists.
         start: name of the model that training started from, where it is not the general one.
     """
     if start is None:
-        if alpha == 1.0:
-            return endpoint(SPECIALIST)
-        config = with_rounding(_between(alpha, "search.sweep"), rounding)
+        config = with_rounding(_between(alpha, "search.sweep", specialists), rounding)
         return Candidate(f"linear alpha={alpha:g}", config, {"alpha": float(alpha)})
     models = [
         {"model": model, "parameters": {"weight": weight}}
@@ -147,7 +194,7 @@ def alphas_by_name(candidates: Iterable[Candidate]) -> dict[str, float]:
     if residual:
         return {GENERAL: 0.0, **residual}
     means = {c.name: float(c.parameters["alpha"]) for c in all_candidates if _is_mean(c)}
-    return {GENERAL: 0.0, SPECIALIST: 1.0, **means}
+    return {GENERAL: 0.0, SPECIALIST: 1.0, UNIFORM_MEAN: 1.0, **means}
 
 
 def _is_mean(candidate: Candidate) -> bool:
@@ -166,7 +213,7 @@ def _is_residual(candidate: Candidate) -> bool:
     if not _is_number(candidate):
         return False
     alpha, rounding = float(candidate.parameters["alpha"]), config.rounding or "nearest"
-    return candidate.key == sweep_point(alpha, rounding, config.base_model).key
+    return candidate.key == sweep_point(alpha, rounding, start=config.base_model).key
 
 
 def with_rounding(config: MergeConfig, rounding: Rounding) -> MergeConfig:
@@ -177,10 +224,11 @@ def with_rounding(config: MergeConfig, rounding: Rounding) -> MergeConfig:
     return replace_values(config, rounding=rounding)
 
 
-def _between(alpha: float, where: str) -> MergeConfig:
+def _between(alpha: float, where: str, specialists: Sequence[str] = ONE_SPECIALIST) -> MergeConfig:
+    share = float(alpha) if len(specialists) == 1 else round(alpha / len(specialists), 12)
+    weights = {GENERAL: round(1.0 - alpha, 12), **dict.fromkeys(specialists, share)}
     model_entries = [
-        {"model": model, "parameters": {"weight": weight}}
-        for model, weight in ((GENERAL, round(1.0 - alpha, 12)), (SPECIALIST, float(alpha)))
+        {"model": model, "parameters": {"weight": weight}} for model, weight in weights.items()
     ]
     return parse_merge_config({"merge_method": "linear", "models": model_entries}, where=where)
 
@@ -190,6 +238,7 @@ def load_spaces(
     folders: Sequence[Path],
     models: Iterable[str] = (),
     rounding: Rounding = "nearest",
+    specialists: tuple[str, ...] = ONE_SPECIALIST,
 ) -> list[MergeSpace]:
     """The named merge configurations, each checked by filling in its lowest and highest values.
 
@@ -198,6 +247,7 @@ def load_spaces(
         folders: where they are looked for, in this order.
         models: names of models besides `general` and `specialist`.
         rounding: rounding of merges that do not say their own.
+        specialists: names of the specialists.
 
     Raises:
         ConfigError: a file is unknown, is not a merge configuration, or names other models.
@@ -206,7 +256,8 @@ def load_spaces(
     spaces = []
     for name in dict.fromkeys(names):
         path = find_space(name, folders)
-        spaces.append(read_space(name, load_yaml(path), str(path), extra_models, rounding))
+        template = load_yaml(path)
+        spaces.append(read_space(name, template, str(path), extra_models, rounding, specialists))
     return spaces
 
 
@@ -234,11 +285,13 @@ def read_space(
     where: str,
     models: Iterable[str] = (),
     rounding: Rounding = "nearest",
+    specialists: tuple[str, ...] = ONE_SPECIALIST,
 ) -> MergeSpace:
     """One file's values as a space; see `load_spaces`."""
+    template = expand_specialists(template, specialists, where)
     unknowns: dict[str, Unknown] = {}
     _collect(template, where, "", unknowns)
-    known_models = (GENERAL, SPECIALIST, *models)
+    known_models = (GENERAL, *specialists, *models)
     space = MergeSpace(name, where, template, unknowns, known_models, rounding)
     choices = [
         [(name, value) for value in unknown.values]
@@ -249,6 +302,93 @@ def read_space(
         for chosen in itertools.islice(itertools.product(*choices), _MOST_CHECKS):
             space.candidate({**space.at([share] * len(unknowns)), **dict(chosen)})
     return space
+
+
+def expand_specialists(
+    template: Mapping[str, Any], specialists: Sequence[str], where: str
+) -> Mapping[str, Any]:
+    """A file with an entry for each specialist where it writes `model: specialists`. What is
+    searched in the entry is searched for each by itself, and called after it.
+
+    Raises:
+        ConfigError: the word stands where one model is meant.
+    """
+
+    def expand(node: Any, key: str) -> Any:
+        if isinstance(node, list):
+            return [entry for n, item in enumerate(node) for entry in entries(item, f"{key}.{n}")]
+        if not isinstance(node, Mapping):
+            return node
+        for name in ("model", "base_model"):
+            if node.get(name) == SPECIALISTS:
+                raise ConfigError(
+                    f"{where}: {f'{key}.{name}'.lstrip('.')}: means all specialists, and one model "
+                    "is meant here; name it."
+                )
+        return {name: expand(value, f"{key}.{name}".lstrip(".")) for name, value in node.items()}
+
+    def entries(item: Any, key: str) -> list[Any]:
+        if not isinstance(item, Mapping) or item.get("model") != SPECIALISTS:
+            return [expand(item, key)]
+        return [
+            {**_for_one(item, number, specialists, key), "model": name}
+            for number, name in enumerate(specialists)
+        ]
+
+    expanded = expand(template, "")
+    assert isinstance(expanded, Mapping)  # noqa: S101  (as what it was made from)
+    return expanded
+
+
+def _for_one(node: Any, number: int, specialists: Sequence[str], key: str) -> Any:
+    """A specialist's own copy of an entry."""
+    if isinstance(node, list):
+        return [_for_one(v, number, specialists, f"{key}.{n}") for n, v in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    if "search" not in node:
+        return {n: _for_one(v, number, specialists, f"{key}.{n}") for n, v in node.items()}
+    wanted = node["search"]
+    name, kind = _as_word(specialists[number]), default_name(key)
+    if wanted == SIMPLEX:
+        # All but the last are found; `_fill` breaks the stick (see `simplex_weights`).
+        names = [f"{kind}_part_{_as_word(one)}" for one in specialists[:-1]]
+        return {"search": {"simplex": names, "number": number}}
+    if complement_of(wanted) is not None:
+        return node
+    if isinstance(wanted, list):
+        wanted = {"range": wanted}
+    if not isinstance(wanted, Mapping):
+        return node
+    return {"search": {**wanted, "name": f"{wanted.get('name', kind)}_{name}"}}
+
+
+def _as_word(name: str) -> str:
+    return re.sub(r"\W", "_", name)
+
+
+def simplex_weights(parts: Sequence[float]) -> list[float]:
+    """Weights that sum to 1, from numbers within 0 and 1: each takes its part of what those before
+    it left. Equal chances of the parts give equal chances to all weights (a Dirichlet of ones).
+
+    >>> [round(weight, 3) for weight in simplex_weights([1 / 3, 0.5])]
+    [0.184, 0.408, 0.408]
+    >>> simplex_weights([0.0, 1.0])
+    [0.0, 1.0, 0.0]
+    """
+    left, weights = 1.0, []
+    for number, part in enumerate(parts):
+        share = left * (1.0 - (1.0 - part) ** (1.0 / (len(parts) - number)))
+        weights.append(round(share, 6))
+        left -= weights[-1]
+    return [*weights, round(left, 6)]
+
+
+def _simplex_of(wanted: Any) -> tuple[list[str], int] | None:
+    """Names of the parts, and whose weight is meant; None of anything else."""
+    if isinstance(wanted, Mapping) and set(wanted) == {"simplex", "number"}:
+        return list(wanted["simplex"]), int(wanted["number"])
+    return None
 
 
 def _searches(node: Any, key: str = "") -> Iterator[tuple[str, Mapping[str, object]]]:
@@ -269,6 +409,9 @@ def _collect(node: Any, where: str, key: str, unknowns: dict[str, Unknown]) -> N
         if len(found) > 1:
             raise ConfigError(f"{where}: {place}: `search` must stand alone (got {dict(found)!r}).")
         if complement_of(found["search"]) is not None:
+            continue
+        if (simplex := _simplex_of(found["search"])) is not None:
+            unknowns.update(dict.fromkeys(simplex[0], Range(0.0, 1.0)))
             continue
         name, unknown = parse_unknown(found["search"], where, place)
         if name in unknowns:
@@ -299,6 +442,9 @@ def _fill(node: Any, values: Mapping[str, Value], where: str, key: str = "") -> 
     if isinstance(node, Mapping):
         if "search" not in node:
             return {n: _fill(v, values, where, f"{key}.{n}".lstrip(".")) for n, v in node.items()}
+        if (simplex := _simplex_of(node["search"])) is not None:
+            parts = [float(values[name]) for name in simplex[0]]
+            return simplex_weights(parts)[simplex[1]]
         other_name = complement_of(node["search"])
         if other_name is None:
             return values[parse_unknown(node["search"], where, key)[0]]

@@ -20,7 +20,7 @@ from toolkit.progress import Advance
 from toolkit.search.objective import Losses, Objective, guide_of
 from toolkit.search.queue import SearchPlan
 from toolkit.search.race import Rivals, rivals_among, run_race
-from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alphas_by_name
+from toolkit.search.space import GENERAL, Candidate, alphas_by_name, find_sweep_end, is_endpoint
 from toolkit.search.study import OUTCOME, Study, attributes_of, pack, unpack
 
 _POLL_SECONDS = 0.5
@@ -199,7 +199,7 @@ class Worker:
                 status, losses, tokens = self._race(trial, known_losses, candidate)
                 distance = self._bench.distance()
         except (EvaluationError, MergeError, ConfigError) as error:
-            if candidate.name in (GENERAL, SPECIALIST):
+            if is_endpoint(candidate.name):
                 raise  # without them there is nothing to compare with
             self._study.note(trial, **{OUTCOME: {"status": "failed", "error": str(error)}})
             self._study.finish(trial, None)
@@ -208,7 +208,7 @@ class Worker:
         general = losses if candidate.name == GENERAL else self._find(GENERAL)
         if general is None:  # another worker is still at it: compared with what is known later
             general = losses
-        guide = guide_of(self._find(SPECIALIST), self._find(GENERAL))
+        guide = guide_of(self._find_sweep_end(), self._find(GENERAL))
         figures = objective.estimates(losses, [general, *self._whole()], guide)
         merge_seconds = self._bench.merge_seconds - merged_before
         outcome = {
@@ -253,7 +253,7 @@ class Worker:
             losses,
             lambda counts: score_missing(self._bench, candidate, objective, losses, counts),
             self._rivals,
-            may_drop=candidate.name not in (GENERAL, SPECIALIST),
+            may_drop=not is_endpoint(candidate.name),
             is_shown=candidate.name in self._plan.fixed,
             after_look=keep,
         )
@@ -270,6 +270,9 @@ class Worker:
 
     def _whole(self) -> list[Losses]:
         return [o.losses for o in self.outcomes().values() if o.status == "complete"]
+
+    def _find_sweep_end(self) -> Losses | None:
+        return self._find(find_sweep_end({name: name for name in self._plan.fixed}))
 
     def _find(self, name: str) -> Losses | None:
         for outcome in self.outcomes().values():

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.search.objective import Losses, Objective, guide_of
-from toolkit.search.space import GENERAL, SPECIALIST, alphas_by_name
+from toolkit.search.space import GENERAL, alphas_by_name, find_sweep_end
 from toolkit.search.worker import Outcome
 from toolkit.select.results import CandidateResult, SweepPoint
 from toolkit.statistics.interval import Interval
@@ -51,9 +51,10 @@ def candidate_rows(outcomes: Sequence[Outcome], objective: Objective) -> list[Ca
     """Figures of every candidate, each compared with the general model on the same documents."""
     by_name = {outcome.candidate.name: outcome for outcome in outcomes}
     general_losses = by_name[GENERAL].losses
-    guide = guide_of(by_name[SPECIALIST].losses, general_losses)
+    top = find_sweep_end(by_name)
+    guide = guide_of(top.losses, general_losses)
     complete_losses = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
-    whole_way = by_name[SPECIALIST].distance or 1.0
+    whole_way = top.distance or 1.0
     rows = []
     for outcome in outcomes:
         values: dict[str, float | None] = dict.fromkeys(objective.sets)
@@ -162,7 +163,7 @@ def sweep_points_of(
     complete_losses = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
     by_name = {outcome.candidate.name: outcome.losses for outcome in outcomes}
     general_losses = by_name[GENERAL]
-    guide = guide_of(by_name[SPECIALIST], general_losses)
+    guide = guide_of(find_sweep_end(by_name), general_losses)
     base = objective.estimates(general_losses, complete_losses)
     shown_general = dict.fromkeys(objective.shown_general, 1.0)
     sweep_points = []

@@ -43,6 +43,17 @@ class Decision:
     confirmations: list[Confirmation]
     changes: dict[str, float]
 
+    @property
+    def plain_mean(self) -> Outcome:
+        """The plain mean that a merge is shown beside: itself where it is one, else the best of
+        those that passed, else the safest."""
+        if self.chosen.candidate.name in _on_sweep(self.outcomes).keys() - {GENERAL}:
+            return self.chosen
+        passed = passed_steps(self.steps) or self.steps[:1]
+        gains = {step.name: self.changes.get(step.name, 0.0) for step in passed}
+        best = min(gains, key=lambda name: gains[name])
+        return next(o for o in self.outcomes if o.candidate.name == best)
+
 
 def decide(
     outcomes: Sequence[Outcome],
@@ -176,6 +187,12 @@ def _methods(
     return confirmations, min(better_names, key=lambda name: change_by_name[name], default=None)
 
 
+def _on_sweep(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The places of plain merges between the ends of the sweep, these included, by name."""
+    alphas = alphas_by_name(outcome.candidate for outcome in outcomes)
+    return {name: alpha for name, alpha in alphas.items() if 0.0 <= alpha <= 1.0}
+
+
 def _finalists(
     outcomes: Sequence[Outcome],
     sweep: SweepTests,
@@ -186,20 +203,19 @@ def _finalists(
     losses, start = sweep.losses, sweep.general.losses
     objective = losses.search
     complete_outcomes = [o for o in outcomes if o.status == "complete"]
-    alphas = alphas_by_name(outcome.candidate for outcome in outcomes)
-    on_sweep = {name for name, alpha in alphas.items() if 0.0 <= alpha <= 1.0}
+    on_sweep = _on_sweep(outcomes)
     losses_by_alpha = {
-        alphas[o.candidate.name]: o.losses
+        on_sweep[o.candidate.name]: o.losses
         for o in complete_outcomes
         if o.candidate.name in on_sweep
     }
-    ends = {GENERAL, SPECIALIST}  # they are no merges by another method
+    models = {GENERAL, SPECIALIST}  # they are no merges by another method
     at_least = 0.0
     if plain is not None:
         plain_losses = losses.on_search(plain, sweep.domain)
         at_least = objective.domain_difference(plain_losses, start).estimate
     return shortlist(
-        [o for o in complete_outcomes if o.candidate.name not in {*on_sweep, *ends}],
+        [o for o in complete_outcomes if o.candidate.name not in {*on_sweep, *models}],
         PlainSweep(objective, losses_by_alpha),
         objective,
         start,

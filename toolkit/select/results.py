@@ -9,7 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from toolkit import __version__
 from toolkit.errors import ToolkitError
@@ -64,7 +70,7 @@ class SetResult(ResultPart):
     """What the test figures can speak for, where that is less than one would think."""
 
     tolerance: float | None
-    """Largest loss accepted, in the unit; None of sets that are not general."""
+    """Largest loss accepted, in the unit; None of sets on which nothing is tested."""
 
 
 class CandidateResult(ResultPart):
@@ -210,6 +216,46 @@ class FiguresByModel(ResultPart):
         return {"general": self.general, "specialist": self.specialist, "merge": self.merge}[model]
 
 
+class SpecialistResult(ResultPart):
+    """One of several specialists on the test sets."""
+
+    name: str
+
+    sets: tuple[str, ...]
+    """Domain sets of its own."""
+
+    figures: ModelFigures
+    """Its figures on all sets: what it costs the others stands in `set_changes`."""
+
+    own_change: Interval
+    """Its change on its own sets."""
+
+    merge_change: Interval
+    """The merge's change on them."""
+
+    gain_kept: Interval | None
+    """Fraction of its gain on its own sets that the merge has; None where none is shown."""
+
+
+class SeveralResults(ResultPart):
+    """What there is to say of several specialists; `models.specialist` is then their uniform mean
+    with the general model."""
+
+    specialists: tuple[SpecialistResult, ...]
+
+    mean: str
+    """Name of the plain mean that the merge is shown beside."""
+
+    fraction: float
+    """Fraction of the specialists in it."""
+
+    weights: dict[str, float]
+    """Weight of each domain set in the domain figure, which is a mean of absolute figures."""
+
+    domain_tolerance: float | None
+    """Largest loss accepted on each domain set; None where only their mean counts."""
+
+
 class DocumentFigures(ResultPart):
     """A test item's figure under each model."""
 
@@ -219,6 +265,15 @@ class DocumentFigures(ResultPart):
     general: float
     specialist: float
     merge: float
+    specialists: dict[str, float] = Field(default_factory=dict)
+    """Of each of several specialists; left out of the dump where there is one."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if not self.specialists:
+            del values["specialists"]
+        return values
 
 
 class PowerResult(ResultPart):
@@ -338,6 +393,16 @@ class MergeResults(ResultPart):
 
     achieved: tuple[AchievedRow, ...] = ()
     """What the merge asks of the specialist's change, and what is stored of it."""
+
+    several: SeveralResults | None = None
+    """Figures of several specialists; left out of the dump where there is one."""
+
+    @model_serializer(mode="wrap")
+    def _without_several(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.several is None:
+            del values["several"]
+        return values
 
     def as_json(self) -> dict[str, Any]:
         """The values of `report.json`."""

@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 
 from toolkit.search.objective import Losses
 from toolkit.search.race import SHOWN_GROUPS
-from toolkit.search.space import GENERAL, SPECIALIST, Candidate, sweep_point
+from toolkit.search.space import (
+    GENERAL,
+    Candidate,
+    alphas_by_name,
+    find_sweep_end,
+    is_endpoint,
+    sweep_point,
+)
 from toolkit.search.worker import Outcome
 from toolkit.select.bound import gain_bound, loss_bound
 from toolkit.select.candidates import cannot_be_told_apart
@@ -51,7 +58,11 @@ class SweepTests:
         self._outcomes = list(outcomes)
         self._by_key = {outcome.candidate.key: outcome for outcome in outcomes}
         by_name = {outcome.candidate.name: outcome for outcome in outcomes}
-        self.general, self.specialist = by_name[GENERAL], by_name[SPECIALIST]
+        self.general, self.specialist = by_name[GENERAL], find_sweep_end(by_name)
+        alphas = alphas_by_name(outcome.candidate for outcome in outcomes)
+        is_end = self.specialist.candidate.name in alphas
+        # Where training did not start from the general model, the specialist is not on the sweep.
+        self.end = self.specialist if is_end else by_name[self.settings.plain_mean(1.0).name]
         self.changes: dict[str, float] = {}
         whole = losses.whole
         self.domain, self.kept = list(whole.weights), list(whole.tolerances)
@@ -59,12 +70,11 @@ class SweepTests:
 
     def outcome_at(self, alpha: float) -> Outcome:
         """The plain mean of this α, one of the search's where it was tried."""
-        candidate = self.settings.plain_mean(alpha)
+        candidate = self.end.candidate if alpha == 1.0 else self.settings.plain_mean(alpha)
         if alpha == 0.0:
             return self.general
         if candidate.key not in self._by_key:
-            end = self._by_key.get(self.settings.plain_mean(1.0).key, self.specialist)
-            distance = abs(alpha) * end.distance
+            distance = abs(alpha) * self.end.distance
             order = len(self._by_key)
             outcome = Outcome(candidate, "dropped", {}, distance, 0, 0.0, 0.0, order)
             self._by_key[candidate.key] = outcome
@@ -146,7 +156,7 @@ class SweepTests:
             known_losses = dict(self.losses.on_search(outcome, names))
             if not all(len(known_losses.get(name, ())) for name in self.domain):
                 known_losses = dict(self.losses.begin(outcome, self.domain, SHOWN_GROUPS))
-            is_new = not outcome.tokens and outcome.candidate.name not in (GENERAL, SPECIALIST)
+            is_new = not outcome.tokens and not is_endpoint(outcome.candidate.name)
             self._by_key[outcome.candidate.key] = replace(
                 outcome,
                 losses=known_losses,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +12,20 @@ from numpy.typing import NDArray
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.search.objective import same_unit
 from toolkit.search.space import SPECIALIST
-from toolkit.select.results import DocumentFigures, FiguresByModel, ModelFigures, ModelName
+from toolkit.select.results import (
+    DocumentFigures,
+    FiguresByModel,
+    ModelFigures,
+    ModelName,
+    SpecialistResult,
+)
 from toolkit.statistics.interval import Interval
 from toolkit.statistics.paired import PairedChanges
 from toolkit.statistics.set_changes import SetChanges
 
 Floats = NDArray[np.float64]
 MERGE = "merge"
+MODELS: tuple[str, ...] = get_args(ModelName)
 ROLES = ("domain", "general")
 
 
@@ -78,22 +86,31 @@ class FinalFigures:
         loss_recovered: fraction of the specialist's general loss that the merge does not have; None
             where no loss is shown (a fraction of what may be nothing has no meaning).
         sets_recovered: the same by general set.
+        specialists: figures of several specialists.
     """
 
     models: FiguresByModel
     gain_kept: Interval | None
     loss_recovered: Interval | None
     sets_recovered: dict[str, Interval | None]
+    specialists: tuple[SpecialistResult, ...] = ()
 
 
-def final_figures(figures: ScoredTestSets) -> FinalFigures:
-    """Figures of the three models on the test sets."""
+def final_figures(
+    figures: ScoredTestSets, own_sets: Mapping[str, Sequence[str]] | None = None
+) -> FinalFigures:
+    """Figures of the models on the test sets.
+
+    Args:
+        figures: losses of the three models, and of each of several specialists by its name.
+        own_sets: domain sets by specialist, where there are several.
+    """
     role_levels = {role: figures.levels(figures.names(role)) for role in ROLES}
     role_changes = {role: figures.changes(figures.names(role)) for role in ROLES}
     set_levels = {name: figures.levels([name]) for name in figures.sets}
     set_changes = {name: figures.changes([name]) for name in figures.sets}
 
-    def figures_of(model: ModelName) -> ModelFigures:
+    def figures_of(model: str) -> ModelFigures:
         column = figures.models.index(model)
         return ModelFigures(
             domain=role_levels["domain"].change(column).interval(),
@@ -104,23 +121,46 @@ def final_figures(figures: ScoredTestSets) -> FinalFigures:
             set_changes={name: one.change(column).interval() for name, one in set_changes.items()},
         )
 
+    models = FiguresByModel(
+        general=figures_of("general"),
+        specialist=figures_of("specialist"),
+        merge=figures_of("merge"),
+    )
+    if own_sets:  # fractions of what each specialist gained stand with it
+        specialists = tuple(
+            _specialist_result(name, names, figures, figures_of(name))
+            for name, names in own_sets.items()
+        )
+        return FinalFigures(models, None, None, {}, specialists)
     general = [name for name, item in figures.sets.items() if item.role == "general"]
     return FinalFigures(
-        FiguresByModel(
-            general=figures_of("general"),
-            specialist=figures_of("specialist"),
-            merge=figures_of("merge"),
-        ),
+        models,
         _share(figures, role_changes["domain"], -1.0),
         _complement(_share(figures, role_changes["general"], 1.0)),
         {name: _complement(_share(figures, set_changes[name], 1.0)) for name in general},
     )
 
 
-def _share(figures: ScoredTestSets, changes: PairedChanges, sign: float) -> Interval | None:
-    """The merge's change as a fraction of the specialist's; None where the specialist's is not
+def _specialist_result(
+    name: str, own_sets: Sequence[str], figures: ScoredTestSets, model: ModelFigures
+) -> SpecialistResult:
+    changes = figures.changes(own_sets)
+    return SpecialistResult(
+        name=name,
+        sets=tuple(own_sets),
+        figures=model,
+        own_change=changes.change(figures.models.index(name)).interval(),
+        merge_change=changes.change(figures.models.index(MERGE)).interval(),
+        gain_kept=_share(figures, changes, -1.0, name),
+    )
+
+
+def _share(
+    figures: ScoredTestSets, changes: PairedChanges, sign: float, of: str = SPECIALIST
+) -> Interval | None:
+    """The merge's change as a fraction of a specialist's; None where the specialist's is not
     shown to have this sign."""
-    merge_column, specialist_column = figures.models.index(MERGE), figures.models.index(SPECIALIST)
+    merge_column, specialist_column = figures.models.index(MERGE), figures.models.index(of)
     if sign * changes.change(specialist_column).estimate <= 0.0:
         return None
     return changes.ratio(merge_column, specialist_column)
@@ -148,5 +188,10 @@ def document_figures(
                 model: item.scale * float(set_losses[item.name][index]) / float(item.sizes[index])
                 for model, set_losses in losses.items()
             }
-            rows.append(DocumentFigures(id=name, set=item.name, role=item.role, **figures))
+            others = {model: figures.pop(model) for model in list(figures) if model not in MODELS}
+            rows.append(
+                DocumentFigures(
+                    id=name, set=item.name, role=item.role, specialists=others, **figures
+                )
+            )
     return tuple(rows)

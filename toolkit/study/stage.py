@@ -146,7 +146,10 @@ def common_documents(subjects: Sequence[StudySubject], run: Run) -> Path:
         return ensure_data(run)
     not_tuned = [subject for subject in trained_subjects if subject.step != "sft"]
     data_name = "data" if not_tuned else "sft-data"
-    folders = [subject.run.root / data_name for subject in not_tuned or trained_subjects]
+    folders = [
+        subject.run.root / data_name if subject.run.recipe.trains else ensure_data(subject.run)
+        for subject in not_tuned or trained_subjects
+    ]
     document_hashes = [_hash_of_documents(folder / "test.jsonl") for folder in folders]
     for folder, documents_hash in zip(folders, document_hashes, strict=True):
         if documents_hash != document_hashes[0]:

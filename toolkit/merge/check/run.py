@@ -63,11 +63,7 @@ def check_merge(
     models = Models(folders)
     survey, missing = survey_models(config, data, models)
     findings += missing
-    findings += check_adapters(survey)
-    findings += check_configs(survey)
-    findings += check_tensors(survey)
-    findings += check_tokens(survey)
-    findings += check_samples(survey)
+    findings += _compare(survey)
     # Plain values and headers are checked whatever the configuration's faults; what follows needs
     # a configuration, all of its models, and at last a method that takes its parameters.
     method_findings, method = _check_method(data, survey)
@@ -79,6 +75,20 @@ def check_merge(
         if is_plannable:
             findings += _check_plan(config, seen_models, models, findings, out)
     return in_order(findings)
+
+
+def compare_models(config: MergeConfig, models: Models) -> list[Fault]:
+    """Find what keeps the models of a configuration from being merged, whatever the method."""
+    survey, missing = survey_models(config, {}, models)
+    return in_order([*missing, *_compare(survey)])
+
+
+def _compare(survey: Survey) -> Iterator[Fault]:
+    yield from check_adapters(survey)
+    yield from check_configs(survey)
+    yield from check_tensors(survey)
+    yield from check_tokens(survey)
+    yield from check_samples(survey)
 
 
 def _check_method(data: JsonView, survey: Survey) -> tuple[list[Fault], Method | None]:
