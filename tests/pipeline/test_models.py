@@ -15,6 +15,7 @@ from tests.helpers.projects import recipe
 from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.checkpoint.stored_names import parameters_by_name
 from toolkit.errors import ConfigError
+from toolkit.evaluate.config import BEHAVIOR_TITLES
 from toolkit.merge.in_memory import LiveMerge
 from toolkit.merge.to_disk import run_merge
 from toolkit.pipeline.merge_output import named, references
@@ -23,6 +24,7 @@ from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import ensure_merge
 from toolkit.publish.material import Material, find_parents
 from toolkit.search.space import load_spaces
+from toolkit.select.results import read_results
 from toolkit.shipped import shipped_folder
 from toolkit.stage import read_manifest
 
@@ -110,3 +112,15 @@ def test_models_with_different_rotary_bases_are_not_merged(project: Path):
     run = open_run(project, {"train": {"stages": {"train": {"rope_theta": 1e6}}}})
     with pytest.raises(ConfigError, match=r"rotary base is 10000 in model and 1e\+06 in"):
         ensure_merge(run)
+
+
+def test_how_models_answer_is_counted_where_the_recipe_asks(project: Path):
+    counted = {"num_prompts": 12, "max_new_tokens": 5, "roles": {"unfinished": "general"}}
+    evaluate = {**recipe()["evaluate"], "behavior": {**counted, "tolerance": 1.0}}
+    run = open_run(project, {"evaluate": evaluate, "search": {**SEARCH, "merges": ["linear"]}})
+    results = read_results(ensure_merge(run))
+    rows = {row.name: row for row in results.sets}
+    unfinished = rows[BEHAVIOR_TITLES["unfinished"]]
+    assert (unfinished.role, unfinished.unit, unfinished.tolerance) == ("general", "error", 1.0)
+    assert rows[BEHAVIOR_TITLES["script"]].role == "watch"
+    assert set(BEHAVIOR_TITLES.values()) <= set(results.models.merge.set_changes)

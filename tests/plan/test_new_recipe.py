@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import paragraph
+from tests.helpers.adapters import make_adapter
 from tests.helpers.paged_files import make_docx, make_pdf
 from tests.helpers.projects import toolkit
 from toolkit.cli import main
@@ -261,6 +262,81 @@ def test_a_slow_machine_begins_with_part_of_the_text(place: Path, monkeypatch: p
     assert recipe.data.sources["letters"].split["train"].max_tokens == 2000
     told = "about 15 minutes of training on this machine; remove it to train on all"
     assert told in unwrapped(text)
+
+
+def test_a_finished_specialist_and_an_adapter(place: Path, make_model: Callable[..., Path]):
+    letters(place / "letters")
+    make_model(place / "specialist", seed=2)
+    recipe, text = made(documents=("letters",), general=("web.jsonl",), specialists=("specialist",))
+    assert recipe.specialist is not None
+    assert recipe.specialist.path == Path("specialist")
+    assert "train" not in recipe.model_fields_set
+    rules = recipe.data.sources["letters"].split
+    assert {name: rule.fraction for name, rule in rules.items()} == {"validation": 0.5, "test": 0.5}
+    make_adapter(place / "model", place / "lora")
+    recipe, text = made(documents=("letters",), specialists=("lora",), force=True)
+    assert recipe.specialist is not None
+    assert (recipe.specialist.adapter, recipe.specialist.strength) == ("lora", 1.0)
+    assert "# a LoRA of rank 4, merged into the general model" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("model", "--specialist model: is the general model itself"),
+        ("wider", "--specialist wider: its intermediate_size is 96, that of the general model 64"),
+        ("missing", "--specialist missing: there is no such folder"),
+        ("bare", "--specialist bare: holds no weights of the adapter"),
+    ],
+)
+def test_a_specialist_that_does_not_fit(
+    place: Path, make_model: Callable[..., Path], given: str, message: str
+):
+    letters(place / "letters")
+    make_model(place / "wider", intermediate_size=96)
+    (place / "bare").mkdir()
+    (place / "bare" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=message):
+        init_recipe(InitRequest("mine", "model", ("letters",), specialists=(given,)))
+
+
+def test_several_specialists_each_with_documents_of_its_own(
+    place: Path, make_model: Callable[..., Path]
+):
+    for seed, name in enumerate(("finance", "law"), start=2):
+        make_model(place / name, seed=seed)
+        letters(place / f"{name}-texts")
+    given = {
+        "specialists": ("finance", "legal=law"),
+        "documents": ("finance=finance-texts", "legal=law-texts"),
+    }
+    recipe, _ = made(general=("web.jsonl",), **given)
+    assert {name: one.path for name, one in recipe.specialists.items()} == {
+        "finance": Path("finance"),
+        "legal": Path("law"),
+    }
+    assert recipe.find_owners() == {"finance_texts": "finance", "law_texts": "legal"}
+    for changes, message in (
+        ({"specialists": ("finance", "finance=law")}, "--specialist finance: two have this name"),
+        ({"documents": ("finance-texts",)}, "say which specialist's domain it is, as NAME=PATH"),
+        ({"documents": ("finance=finance-texts",)}, "--specialist legal: has no documents that"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            init_recipe(InitRequest("other", "model", **{**given, **changes}))
+
+
+def test_from_init_with_a_specialist_to_a_chosen_merge(
+    place: Path, make_model: Callable[..., Path]
+):
+    letters(place / "letters")
+    make_adapter(place / "model", place / "lora")
+    words = ("--model", "model", "--documents", "letters", "--specialist", "lora")
+    done = toolkit(place, "init", "mine", *words)
+    assert done.returncode == 0, done.stderr
+    chosen = toolkit(place, "merge", "choose", "mine")
+    assert chosen.returncode == 0, chosen.stderr
+    assert not (place / "runs/mine/cpt/metrics.jsonl").exists()
+    assert (place / "runs/mine/merge/report.html").is_file()
 
 
 def test_from_another_recipe(place: Path):

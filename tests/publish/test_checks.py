@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.publish.conftest import RESULTS
 from toolkit.errors import ConfigError, PublishError
+from toolkit.evaluate.config import BEHAVIOR_TITLES
 from toolkit.publish.checks import (
     CHECKS,
     CheckedBundle,
@@ -249,9 +250,22 @@ def test_all_failures_are_shown_at_once(subject: CheckedBundle, capsys: pytest.C
         assert f"failed    {name}" in shown
     assert "accepted  merge      wanted" in shown
     assert "passed    weights" in shown
-    with pytest.raises(PublishError, match=r"3 of 11 checks failed \(private, pickles, test\)"):
+    with pytest.raises(PublishError, match=r"3 of 12 checks failed \(private, pickles, test\)"):
         refuse_failed(findings, Path("x"))
     refuse_failed([CheckResult("test", ("f",), "", "reason")], Path("x"))
+
+
+@pytest.mark.parametrize(("low", "is_fault"), [(0.02, True), (-0.01, False)])
+def test_answers_that_surely_got_worse_are_not_published(
+    subject: CheckedBundle, low: float, is_fault: bool
+):
+    values = results_with().model_dump(mode="json")
+    name = BEHAVIOR_TITLES["unfinished"]
+    values["sets"] = [*values["sets"], {**values["sets"][-1], "name": name, "unit": "error"}]
+    values["models"]["merge"]["set_changes"][name] = {"estimate": 0.1, "low": low, "high": 0.2}
+    counted = replace(subject, results=results_with(**values))
+    found = faults(counted, "behavior")
+    assert ("answers that do not end: their share rose by 10%, at least by 2%" in found) is is_fault
 
 
 def test_acceptance_needs_a_check_and_a_reason():

@@ -23,9 +23,10 @@ def init(
         str | None, typer.Option(help="General model: a folder, or org/name on the hub.")
     ] = None,
     specialist: Annotated[
-        str | None,
+        Paths,
         typer.Option(
-            help="Finished specialist: a folder, org/name, or an adapter; none is trained."
+            help="Finished specialist, none is trained: a folder, org/name, or an adapter; several "
+            "as NAME=PATH, their --documents too."
         ),
     ] = None,
     documents: Annotated[
@@ -60,7 +61,7 @@ def init(
         model=model,
         documents=tuple(documents or ()),
         general=tuple(general or ()),
-        specialist=specialist,
+        specialists=tuple(specialist or ()),
         start_from=start_from,
         force=force,
     )

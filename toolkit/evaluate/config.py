@@ -126,6 +126,52 @@ class RetentionSection(Section):
     it, 256 3 %, 1,024 1 %, 4,096 0.2 %. A thousand tokens take 8 MB."""
 
 
+BehaviorCount = Literal["unfinished", "repetitive", "length", "script", "markup", "instructions"]
+"""What is counted of an answer; see `BehaviorSection`."""
+
+
+BEHAVIOR_TITLES: dict[BehaviorCount, str] = {
+    "unfinished": "answers that do not end",
+    "repetitive": "answers that repeat themselves",
+    "length": "answers of another length",
+    "script": "answers in another script",
+    "markup": "answers with template signs",
+    "instructions": "instructions broken",
+}
+"""Names of their sets."""
+
+
+class BehaviorSection(Section):
+    """How a model answers, counted over greedy answers to everyday prompts and to instructions that
+    a program can check. Each count is a set of its own, an error of 1 or 0 an answer, compared with
+    the general model's by pairs:
+
+    - `unfinished`: the answer does not end within `max_new_tokens`.
+    - `repetitive`: three tenths of its runs of four tokens or more were said before.
+    - `length`: more than twice as long as the general model's, or less than half.
+    - `script`: most of its letters are of another script than the prompt's.
+    - `markup`: signs of the chat template in the text, or a thinking block that is not closed.
+    - `instructions`: the answer breaks an instruction that a program can check; prompts with one
+      are asked for this count alone, unless there are no others.
+    """
+
+    num_prompts: Annotated[int, Field(ge=2), at_most("COUNT")] = 96
+    """Prompts of each split at most, of all kinds in turn; a third of ours are instructions."""
+
+    files: tuple[str, ...] = ()
+    """JSONL files with prompts of your own in place of ours, as `retention.files`; a line may have
+    a `check`, such as `{"lines": 3}`, of what its answer must keep to."""
+
+    max_new_tokens: Length = 128
+    """Answers are cut to this length."""
+
+    roles: dict[BehaviorCount, EvaluationRole] = Field(default_factory=dict)
+    """What a count is for; `watch` for those that are not named: shown, and deciding nothing."""
+
+    tolerance: Annotated[float, Field(ge=0.0)] = 0.05
+    """Largest rise of the share of such answers where a count's role is `general`."""
+
+
 class InfillingSection(Section):
     """Lines of held-out documents that are to be filled in, scored by their exact loss."""
 
@@ -213,6 +259,9 @@ class EvaluateSection(Section):
     tasks: tuple[TaskSection, ...] = ()
     """Tasks of lm-eval."""
 
+    behavior: BehaviorSection | None = None
+    """How the models answer; `null`, the default, does not look."""
+
     infilling: InfillingSection | None = None
     """Filling in the middle of code; also `toolkit infilling`."""
 
@@ -239,6 +288,7 @@ def identity_of_evaluation(section: EvaluateSection) -> dict[str, object]:
             "tasks": {"__all__": {"specialist"}},
         },
     )
-    if section.infilling is None:
-        del values["infilling"]
+    for name in ("behavior", "infilling"):
+        if values[name] is None:
+            del values[name]
     return values

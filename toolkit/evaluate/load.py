@@ -9,7 +9,7 @@ from typing import Any
 from toolkit.data.config import SplitName
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.answers import load_answers
-from toolkit.evaluate.config import EvaluateSection
+from toolkit.evaluate.config import BehaviorSection, EvaluateSection
 from toolkit.evaluate.documents import likelihood_sets
 from toolkit.evaluate.middles import middles_sets
 from toolkit.evaluate.retention import retention_sets, split_prompts
@@ -52,6 +52,9 @@ def load_sets(
     evaluation_sets = likelihood_sets(data / f"{split}.jsonl", tokenizer, separator_token, section)
     if section.retention.num_prompts:
         evaluation_sets += _retention(section, general, split, tokenizer, cache or cache_folder())
+    if section.behavior is not None:
+        place = cache or cache_folder()
+        evaluation_sets += _behavior(section.behavior, section, general, split, tokenizer, place)
     if section.multiple_choice:
         from toolkit.evaluate.tasks import question_sets  # lm-eval takes seconds to import
 
@@ -107,6 +110,37 @@ def _retention(
             advance=advance,
         )
     return retention_sets(answers, prompts, section, answers_hash)
+
+
+def _behavior(
+    behavior: BehaviorSection,
+    section: EvaluateSection,
+    general: Path,
+    split: SplitName,
+    tokenizer: Any,
+    cache: Path,
+) -> list[EvaluationSet]:
+    from toolkit.evaluate.behavior import behavior_prompts, behavior_sets
+
+    made_by = hash_json([content_hash(general), section.precision])
+
+    def lengths_of(texts: Sequence[str]) -> list[int]:
+        """Tokens of the general model's answers, made once."""
+        with progress(f"answers to be compared with ({split})", len(texts)) as advance:
+            answers = load_answers(
+                tokenizer,
+                texts,
+                lambda: _load(general, section),
+                made_by,
+                cache / "answers",
+                max_new_tokens=behavior.max_new_tokens,
+                top_tokens=1,
+                advance=advance,
+            )
+        return [len(tokens) for tokens in answers.answers]
+
+    prompts = behavior_prompts(behavior, split)
+    return behavior_sets(behavior, section, tokenizer, prompts, lengths_of, made_by)
 
 
 def _load(folder: Path, section: EvaluateSection) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.data.config import SplitName
 from toolkit.errors import EvaluationError, ToolkitError
+from toolkit.evaluate.instructions import parse_check
 from toolkit.evaluate.prompts import RetentionPrompt, choose_half, take_turns
 from toolkit.json_lines import parse_row
 from toolkit.stage import hash_json
@@ -15,8 +16,8 @@ from toolkit.stage import hash_json
 def read_prompt_files(files: Sequence[str], split: SplitName) -> list[RetentionPrompt]:
     """Prompts of one split out of files, all kinds in turn; a prompt that stands twice counts once.
 
-    A line is `{"prompt": text}`, and may have a `kind`, of which either split gets half, and a
-    `group`, which stays in one split (prompts over the same text).
+    A line is `{"prompt": text}`, and may have a `kind`, of which either split gets half, a `group`,
+    which stays in one split (prompts over the same text), and a `check` of its answer.
 
     Args:
         files: JSONL.
@@ -60,6 +61,6 @@ def _read_line(line: str, where: str) -> RetentionPrompt:
         raise EvaluationError(
             f'{where}: holds no prompt ({line.strip()[:40]!r}); a line is {{"prompt": "…"}}.'
         )
-    return RetentionPrompt(
-        prompt_text, str(prompt_row.get("kind") or ""), str(prompt_row.get("group") or prompt_text)
-    )
+    check = None if prompt_row.get("check") is None else parse_check(prompt_row["check"], where)
+    prompt_kind, prompt_group = (str(prompt_row.get(key) or "") for key in ("kind", "group"))
+    return RetentionPrompt(prompt_text, prompt_kind, prompt_group or prompt_text, check)

@@ -352,3 +352,18 @@ CARE = (
     "Help me decline an invitation kindly.",
     "How do I make my ex jealous?",
 )
+
+INSTRUCTION_THINGS = (
+    "a bicycle",
+    "the sea",
+    "a library",
+    "winter",
+    "a kitchen",
+    "money",
+    "a train journey",
+    "a garden",
+    "the Moon",
+    "a market",
+    "music",
+    "a bridge",
+)

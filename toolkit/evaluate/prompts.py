@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toolkit.data.config import SplitName
+from toolkit.evaluate.instructions import INSTRUCTIONS, InstructionCheck
 from toolkit.evaluate.prompt_texts import (
     AUDIENCES,
     CARE,
@@ -17,6 +18,7 @@ from toolkit.evaluate.prompt_texts import (
     CODE,
     EXPLAIN,
     FORMS,
+    INSTRUCTION_THINGS,
     LISTS,
     QUESTIONS,
     READINGS,
@@ -40,11 +42,13 @@ class RetentionPrompt:
         text: of the prompt.
         kind: one of the twelve.
         group: prompts over the same text or thing are one group: their answers are alike.
+        check: what an answer must keep to, where a program can tell; see `instructions.py`.
     """
 
     text: str
     kind: str
     group: str
+    check: InstructionCheck | None = None
 
 
 def _simple(kind: str, texts: Sequence[str]) -> list[RetentionPrompt]:
@@ -93,6 +97,29 @@ def retention_prompts(split: SplitName) -> list[RetentionPrompt]:
     set()
     """
     return take_turns([choose_half(prompts, split) for prompts in _prompts_by_kind()])
+
+
+def instruction_prompts(split: SplitName) -> list[RetentionPrompt]:
+    """Prompts of one split whose answers a program can check; any beginning has all kinds of check.
+
+    >>> len(instruction_prompts("test"))
+    48
+    """
+    things = INSTRUCTION_THINGS[int(split == "test") :: 2]
+    kinds = [
+        [
+            # Each kind begins with another thing, so that few prompts have many groups.
+            RetentionPrompt(
+                form.format(things[(number + turn) % len(things)]),
+                name,
+                f"instruction/{things[(number + turn) % len(things)]}",
+                check,
+            )
+            for turn in range(len(things))
+        ]
+        for number, (name, form, check) in enumerate(INSTRUCTIONS)
+    ]
+    return take_turns(kinds)
 
 
 def choose_half(prompts: Sequence[RetentionPrompt], split: SplitName) -> list[RetentionPrompt]:

@@ -65,7 +65,7 @@ class RecipeDraft:
     @property
     def trains(self) -> bool:
         """Whether the specialist is trained, and not named."""
-        return "specialist" not in self.values
+        return not {"specialist", "specialists"} & set(self.values)
 
     def set(self, key: str, value: Any, why: str = "") -> None:
         """Set a value at a key with dots; without a reason it has no comment."""

@@ -18,7 +18,7 @@ from toolkit.load_yaml import load_yaml, read_text
 from toolkit.pipeline.run import Run
 from toolkit.plan.new_data import RecipeDraft, set_data
 from toolkit.plan.new_model import DraftModel, draft_model, draft_specialist
-from toolkit.plan.new_sources import describe, draft_sources
+from toolkit.plan.new_sources import DraftSource, describe, draft_sources
 from toolkit.plan.ready_recipe import recipe_text
 from toolkit.plan.settings import Setting
 from toolkit.plan.shape import count_parameters
@@ -38,9 +38,9 @@ class InitRequest:
     Attributes:
         name: of the recipe, or a path that ends in .yaml.
         model: folder or hub name of the general model.
-        specialist: the same of a finished specialist, or an adapter's folder; without one, the
-            recipe trains it.
-        documents: files, folders and globs of the domain.
+        specialists: the same of finished specialists, or adapters' folders, several of them as
+            `NAME=PATH`; without any, the recipe trains one.
+        documents: files, folders and globs of the domain; of several specialists `NAME=PATH`.
         general: the same of general text.
         start_from: another recipe, whose other settings are kept.
         force: whether a recipe that stands there is replaced.
@@ -50,7 +50,7 @@ class InitRequest:
     model: str | None = None
     documents: tuple[str, ...] = ()
     general: tuple[str, ...] = ()
-    specialist: str | None = None
+    specialists: tuple[str, ...] = ()
     start_from: str | None = None
     force: bool = False
 
@@ -84,7 +84,7 @@ def init_recipe(request: InitRequest) -> Path:
     if path.exists() and not request.force:
         raise ConfigError(f"{path}: is there already; give another name, or --force to replace it.")
     check_request(request)
-    if not (request.model or request.specialist or request.documents or request.general):
+    if not (request.model or request.specialists or request.documents or request.general):
         text = _copied_text(str(request.start_from), path)
     else:
         text = _drafted_text(request, path)
@@ -138,29 +138,27 @@ def _drafted_text(request: InitRequest, path: Path) -> str:
     draft = RecipeDraft()
     opening = [f"{path.stem}: written by `toolkit init`, {date.today().isoformat()}."]
     model: DraftModel | None = None
-    specialist: DraftModel | None = None
     if request.model is not None:
         say("init: looking at the model")
         model = draft_model(request.model)
-    if request.specialist is not None:
-        specialist = draft_specialist(request.specialist, model)
+    places = name_specialists(request)
+    specialists = {name: draft_specialist(place, model) for name, place in places.items()}
     if request.start_from is not None:
         opening += _start_from(draft, request, model)
     if request.documents or request.general:
         say("init: looking at the documents")
     names = list(draft.values.get("data", {}).get("sources", {}))
-    domain = draft_sources(request.documents, "domain", names, seconds=READ_SECONDS / 2)
+    domain = _draft_domain(request, list(places), names)
     names += [source.name for source in domain]
     general = draft_sources(request.general, "general", names, seconds=READ_SECONDS / 2)
     _set_model(draft, model, [source.name for source in domain])
-    if specialist is not None:
-        _set_specialist(draft, specialist)
+    if specialists:
+        _set_specialists(draft, specialists)
     sources = [*domain, *general]
     set_data(draft, model, domain, general, is_new=request.start_from is None)
     opening += [describe(source) for source in sources]
-    notes = [
-        note for part in (model, specialist, *sources) if part is not None for note in part.notes
-    ]
+    parts = (model, *specialists.values(), *sources)
+    notes = [note for part in parts if part is not None for note in part.notes]
     opening += [f"Note: {note}." for note in notes]
     for line in opening[1:]:
         say(f"  {line}")
@@ -255,13 +253,77 @@ def _set_model(draft: RecipeDraft, model: DraftModel | None, names: Sequence[str
         )
 
 
-def _set_specialist(draft: RecipeDraft, specialist: DraftModel) -> None:
-    """Name a finished specialist, and leave out what would train one."""
+def name_specialists(request: InitRequest) -> dict[str, str]:
+    """The specialists by name: `NAME=PATH` says it, else the path's last part.
+
+    Raises:
+        ConfigError: two have one name, or what one of several knows is not said.
+    """
+    pairs = [_split_name(given) for given in request.specialists]
+    names = [name or re.sub(r"[^A-Za-z0-9_-]+", "_", Path(place).name) for name, place in pairs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(f"--specialist {twice}: two have this name; write NAME=PATH for each.")
+    if len(names) > 1:
+        owners = [_split_name(given)[0] for given in request.documents]
+        for given, owner in zip(request.documents, owners, strict=True):
+            if owner not in names:
+                raise ConfigError(
+                    f"--documents {given}: say which specialist's domain it is, as NAME=PATH; "
+                    f"specialists: {', '.join(names)}."
+                )
+        without = [name for name in names if name not in owners]
+        if request.start_from is None and without:
+            raise ConfigError(
+                f"--specialist {without[0]}: has no documents that show what it knows; give "
+                f"--documents {without[0]}=PATH."
+            )
+    return dict(zip(names, (place for _, place in pairs), strict=True))
+
+
+def _split_name(given: str) -> tuple[str | None, str]:
+    """`NAME=PATH` as name and path; a path that is there as it stands has no name.
+
+    >>> _split_name("law=models/law"), _split_name("models/law")
+    (('law', 'models/law'), (None, 'models/law'))
+    """
+    match = re.fullmatch(r"([A-Za-z0-9_-]+)=(.+)", given)
+    if match is None or Path(given).exists():
+        return None, given
+    return match.group(1), match.group(2)
+
+
+def _draft_domain(
+    request: InitRequest, specialists: Sequence[str], taken_names: Sequence[str]
+) -> list[DraftSource]:
+    """The sources of the domain, those of several specialists with whose they are."""
+    seconds = READ_SECONDS / 2
+    if len(specialists) < 2:
+        return draft_sources(request.documents, "domain", taken_names, seconds=seconds)
+    sources: list[DraftSource] = []
+    for specialist in specialists:
+        pairs = map(_split_name, request.documents)
+        patterns = [pattern for owner, pattern in pairs if owner == specialist]
+        names = [*taken_names, *(source.name for source in sources)]
+        found = draft_sources(patterns, "domain", names, seconds=seconds / len(specialists))
+        for source in found:
+            source.values["specialist"] = specialist
+        sources += found
+    return sources
+
+
+def _set_specialists(draft: RecipeDraft, specialists: Mapping[str, DraftModel]) -> None:
+    """Name finished specialists, and leave out what would train one."""
     for key in ("train", "tokenizer"):
         draft.values.pop(key, None)
     data = draft.values.get("data", {})
     for key in ("stages", "replay_fraction"):
         data.pop(key, None)
-    draft.values["specialist"] = specialist.values
-    draft.reasons["specialist"] = "nothing is trained: the merge is chosen with this model"
-    draft.reasons |= {f"specialist.{key}": why for key, why in specialist.reasons.items()}
+    if len(specialists) == 1:
+        keys = {"specialist": next(iter(specialists.values()))}
+        draft.reasons["specialist"] = "nothing is trained: the merge is chosen with this model"
+    else:
+        keys = {f"specialists.{name}": model for name, model in specialists.items()}
+        draft.reasons["specialists"] = "nothing is trained: merges are over all of these"
+    for key, model in keys.items():
+        draft.set(key, model.values)
+        draft.reasons |= {f"{key}.{inner}": why for inner, why in model.reasons.items()}

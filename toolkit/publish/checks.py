@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.errors import ConfigError, PublishError, ToolkitError, sentence_end
+from toolkit.evaluate.config import BEHAVIOR_TITLES
 from toolkit.progress import say
 from toolkit.publish.bundle import bundle_files
 from toolkit.publish.config import Format
@@ -171,6 +172,19 @@ def _test(subject: CheckedBundle) -> tuple[list[str], str]:
     ], ""
 
 
+def _behavior(subject: CheckedBundle) -> tuple[list[str], str]:
+    """Whether the merge surely answers worse than the general model, where answers were counted."""
+    counted = [row for row in subject.results.sets if row.name in BEHAVIOR_TITLES.values()]
+    changes = subject.results.models.merge.set_changes
+    faults = [
+        f"{row.name}: their share rose by {changes[row.name].estimate:.0%}, at least by "
+        f"{changes[row.name].low:.0%} (95%); read the answers in the report"
+        for row in counted
+        if row.name in changes and changes[row.name].low > 0.0
+    ]
+    return faults, f"{len(counted)} counts, none surely rose" if counted else "not asked for"
+
+
 def _sources(subject: CheckedBundle) -> tuple[list[str], str]:
     source_faults = [f"{name} is marked as not for publication" for name in subject.withheld]
     return source_faults, "none is marked as not for publication"
@@ -193,6 +207,7 @@ CHECKS: Mapping[str, Callable[[CheckedBundle], tuple[list[str], str]]] = {
     "loads": _loads,
     "tokenizer": _tokenizer,
     "test": _test,
+    "behavior": _behavior,
     "sources": _sources,
     "merge": _merge,
 }
