@@ -124,7 +124,8 @@ class GeneralChange:
 
 
 def general_changes(results: MergeResults, model: ModelName) -> list[GeneralChange]:
-    """How a model changes on each general test set, each in its own unit."""
+    """How a model changes on each general test set, and on each domain set that is held by itself,
+    each in its own unit."""
     changes = results.models.of(model).set_changes
     return [
         GeneralChange(
@@ -134,7 +135,7 @@ def general_changes(results: MergeResults, model: ModelName) -> list[GeneralChan
             results.tolerance if row.tolerance is None else row.tolerance,
         )
         for row in results.sets
-        if row.role == "general" and row.name in changes
+        if (row.role == "general" or row.tolerance is not None) and row.name in changes
     ]
 
 
@@ -147,12 +148,14 @@ def _cost(results: MergeResults) -> str:
     changes = sorted(general_changes(results, "merge"), key=lambda change: -change.standing)
     told_changes = "; ".join(f"{c.words}{_undone(results, c.name)}" for c in changes)
     worst_standing = changes[0].standing
+    is_held = any(row.role == "domain" and row.tolerance is not None for row in results.sets)
+    held_sets = "general and domain sets" if is_held else "general sets"
     heading_words = (
-        "Nothing is lost on general sets",
-        "General sets stay within what they may lose",
-        "It is not shown on test that general sets stay within what they may lose",
-        "On test general sets probably lose more than is tolerated",
-        "On test general sets surely lose more than is tolerated",
+        f"Nothing is lost on {held_sets}",
+        f"{held_sets.capitalize()} stay within what they may lose",
+        f"It is not shown on test that {held_sets} stay within what they may lose",
+        f"On test {held_sets} probably lose more than is tolerated",
+        f"On test {held_sets} surely lose more than is tolerated",
     )[worst_standing]
     return f"{heading_words}: {told_changes}."
 

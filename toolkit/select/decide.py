@@ -12,7 +12,7 @@ from toolkit.search.worker import Outcome
 from toolkit.select.candidates import CandidateRow, candidate_rows
 from toolkit.select.choice import Choice, ScoredCandidate
 from toolkit.select.ladder import LadderStep, climb, passed_steps
-from toolkit.select.reason import describe_step, reason_of
+from toolkit.select.reason import describe_step, name_held_sets, reason_of
 from toolkit.select.rivals import Confirmation, Finalist, confirm, shortlist
 from toolkit.select.sweep_tests import DecisionSettings, SweepTests, is_plain
 from toolkit.select.validation_losses import ValidationLosses
@@ -77,7 +77,7 @@ def decide(
 
     def test(alpha: float) -> LadderStep:
         step = sweep.test(alpha)
-        tell(f"{step.name}: {describe_step(step)}")
+        tell(f"{step.name}: {describe_step(step, name_held_sets(losses.whole))}")
         return step
 
     steps = climb(sweep.usable_alphas(), test, settings.refine)

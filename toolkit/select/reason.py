@@ -36,9 +36,9 @@ def reason_of(
     own_confirmation = next((c for c in confirmations if c.name == chosen), None)
     if own_confirmation is not None:
         return (
-            f"{climbed} {chosen} stays within what general sets may lose too ({where_of(losses)}), "
-            f"gains more (domain {changes[chosen]:+.4f} on validation items) than any "
-            "plain mean that does, and more than the plain mean of the same general loss."
+            f"{climbed} {chosen} stays within what {name_held_sets(losses.whole)} may lose too "
+            f"({where_of(losses)}), gains more (domain {changes[chosen]:+.4f} on validation items) "
+            "than any plain mean that does, and more than the plain mean of the same general loss."
         )
     if any(step.name == chosen for step in steps_passed):
         top = steps_passed[0].name == chosen
@@ -54,11 +54,22 @@ def reason_of(
     )
 
 
-def describe_step(step: LadderStep) -> str:
-    """What became of one step."""
+def name_held_sets(objective: Objective) -> str:
+    """What is held by a tolerance: general sets, and domain sets where the recipe says so."""
+    has_domain_sets = objective.tolerances.keys() & objective.weights.keys()
+    return "general and domain sets" if has_domain_sets else "general sets"
+
+
+def describe_step(step: LadderStep, held_sets: str) -> str:
+    """What became of one step.
+
+    Args:
+        step: the plain mean that was tested.
+        held_sets: what it was tested on, in words; see `name_held_sets`.
+    """
     failed_test = next((test for test in step.tests if not test.is_within), None)
     if failed_test is None:
-        return "stays within what general sets may lose"
+        return f"stays within what {held_sets} may lose"
     return (
         f"{failed_test.name} may lose {failed_test.bound:.3g} {failed_test.unit}, "
         f"{failed_test.tolerance:g} is tolerated"
@@ -66,20 +77,23 @@ def describe_step(step: LadderStep) -> str:
 
 
 def _climbed(steps: Sequence[LadderStep], losses: ValidationLosses, level: str) -> str:
-    where_words = f"on all general validation items ({count_items(losses.whole, ('general',))})"
+    held_sets = name_held_sets(losses.whole)
+    roles = ("general",) if held_sets == "general sets" else ("domain", "general")
+    which_words = held_sets.removesuffix(" sets")
+    where_words = f"on all {which_words} validation items ({count_items(losses.whole, roles)})"
     steps_passed = passed_steps(steps)
     failed = min((s for s in steps if not s.is_within), key=lambda s: abs(s.alpha), default=None)
     stop_words = ""
     if failed is not None:
-        stop_words = f"{failed.name} is not: {describe_step(failed)} ({level})"
+        stop_words = f"{failed.name} is not: {describe_step(failed, held_sets)} ({level})"
     if not steps_passed:
         return (
             "The plain mean was tested from the general model upwards: no step is shown to stay "
-            f"within what general sets may lose {where_words}; {stop_words}."
+            f"within what {held_sets} may lose {where_words}; {stop_words}."
         )
     return (
         f"The plain mean was tested from the general model upwards: {steps_passed[0].name} is "
-        "shown to stay within what general sets may lose "
+        f"shown to stay within what {held_sets} may lose "
         f"{where_words}{'; ' if stop_words else ''}{stop_words}."
     )
 
@@ -125,7 +139,10 @@ def sweep_verdict(
             word
             for word, held in (
                 ("to do better than the plain mean of the same general loss", nearest.leads),
-                ("to stay within what general sets may lose", nearest.is_within),
+                (
+                    f"to stay within what {name_held_sets(losses.whole)} may lose",
+                    nearest.is_within,
+                ),
                 ("to gain on the domain", nearest.gains),
             )
             if not held

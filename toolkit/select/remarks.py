@@ -42,11 +42,11 @@ def remarks_on(
     by_name = {outcome.candidate.name: outcome for outcome in decision.outcomes}
     # Where nothing was chosen, the safest step of the sweep shows how a merge scatters.
     merge = decision.chosen if decision.choice.any_merge else by_name[decision.steps[0].name]
-    general_sets = list(losses.whole.tolerances)
+    kept_sets = list(losses.whole.tolerances)
     remarks = describe_small_sets(
         losses.whole,
-        losses.on_all(merge, general_sets),
-        losses.on_all(by_name[GENERAL], general_sets),
+        losses.on_all(merge, kept_sets),
+        losses.on_all(by_name[GENERAL], kept_sets),
         confidence,
     )
     if parts.note and decision.confirmations:
@@ -60,7 +60,7 @@ def remarks_on(
 def describe_small_sets(
     objective: Objective, losses: Losses, start: Losses, confidence: float
 ) -> list[str]:
-    """Sentences on general sets that cannot see their tolerance, as a merge scatters on them.
+    """Sentences on sets that cannot see their tolerance, as a merge scatters on them.
 
     Args:
         objective: all validation documents.
@@ -71,7 +71,7 @@ def describe_small_sets(
     set_powers = [
         power_of(
             name,
-            "general",
+            objective.sets[name].items.role,
             objective.sets[name].items.unit,
             len(objective.sets[name].items),
             limit,

@@ -120,7 +120,8 @@ class SetPower:
             size_text = f"{self.num_items} items in {self.num_groups} {group_word}"
         if not math.isfinite(self.smallest_change):
             return f"{self.name} ({self.role}): {size_text} see nothing."
-        change_word = "gain" if self.role == "domain" else "loss"
+        is_gain = self.role == "domain" and self.tolerance is None
+        change_word = "gain" if is_gain else "loss"
         seen_text = (
             f"{self.name} ({self.role}): {size_text} see a {change_word} of "
             f"{self.smallest_change:.2g}"
