@@ -33,22 +33,22 @@ def measure_infilling(run: Run) -> ComparisonFigures:
         )
     general, data, specialist = ensure_general(run), ensure_data(run), ensure_specialist(run)
     models = {"general": general, "specialist": specialist}
-    tuned = run.root / "sft"
-    if (tuned / "manifest.json").is_file():
-        models["sft"] = tuned
+    tuned_folder = run.root / "sft"
+    if (tuned_folder / "manifest.json").is_file():
+        models["sft"] = tuned_folder
     tokenizer = load_tokenizer(general)
-    sets = middles_sets(data / "test.jsonl", tokenizer, section, section.infilling)
-    losses: dict[str, dict[str, list[float]]] = {items.name: {} for items in sets}
-    total = len(models) * sum(sum(items.costs) for items in sets)
-    with progress("infilling, tokens", total) as advance:
+    middle_sets = middles_sets(data / "test.jsonl", tokenizer, section, section.infilling)
+    losses: dict[str, dict[str, list[float]]] = {items.name: {} for items in middle_sets}
+    total_tokens = len(models) * sum(sum(items.costs) for items in middle_sets)
+    with progress("infilling, tokens", total_tokens) as advance:
         for label, folder in models.items():
             model = load_causal_model(folder, scoring_dtype(folder, section.precision))
-            for items in sets:
+            for items in middle_sets:
                 losses[items.name][label] = items.score(model, range(len(items)))
                 advance(sum(items.costs), label)
     results: ComparisonFigures = {
         "models": {label: folder.name for label, folder in models.items()},
-        "tasks": {items.name: figures_of(items, losses[items.name]) for items in sets},
+        "tasks": {items.name: figures_of(items, losses[items.name]) for items in middle_sets},
     }
     show_figures(results["tasks"])
     write_json(run.root / FIGURES, results)

@@ -29,9 +29,9 @@ def fetch_snapshot(repository: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
+        first_line = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"model.hub: {repository} is not in the cache and cannot be fetched ({first}). "
+            f"model.hub: {repository} is not in the cache and cannot be fetched ({first_line}). "
             "Check the name, log in with `hf auth login` where it is gated, or give a local path."
         ) from error
 
@@ -93,15 +93,15 @@ def mix_experts(config: MoeConfig, folders: dict[str, Path], stage: Stage) -> No
     models = Models(folders)
     plan = plan_moe(config, models)
     with stage.running() as work:
-        for left in work.glob("*.safetensors"):  # by an earlier call that was killed
-            left.unlink()
-        alike = write_moe(config, plan, models, work, seed=stage.seed)
+        for leftover_path in work.glob("*.safetensors"):  # by an earlier call that was killed
+            leftover_path.unlink()
+        layers_alike = write_moe(config, plan, models, work, seed=stage.seed)
         say("\n".join(f"  {line}" for line in describe_moe(config, plan).splitlines()))
         stage.finish(
             {
                 "num_parameters": plan.num_parameters,
                 "num_active_parameters": plan.num_active,
                 "architecture": plan.layout.architecture,
-                "layers_with_rows_alike": alike,
+                "layers_with_rows_alike": layers_alike,
             }
         )

@@ -88,8 +88,8 @@ def ensure_conversations(
         for split in ("validation", "test")
         for prompt in split_prompts(split, retention.num_prompts, retention.files)
     ]
-    writing = section.model_dump(mode="json", exclude={"weight", "tokens_per_step"})
-    config = {"self_distillation": writing, "leave_out": sorted(prompts)}
+    writing_settings = section.model_dump(mode="json", exclude={"weight", "tokens_per_step"})
+    config = {"self_distillation": writing_settings, "leave_out": sorted(prompts)}
     stage = run.stage(name, config, {"general": fingerprint(general)})
     return ensure_stage(
         stage,
@@ -121,8 +121,8 @@ def _write(
             "num_tokens": written.num_tokens,
             "left_out": dict(written.left_out),
         }
-        parts = tuple(path.name for path in work.glob("part-*"))
-        stage.finish(figures, drop=parts)
+        part_names = tuple(path.name for path in work.glob("part-*"))
+        stage.finish(figures, drop=part_names)
 
 
 def _blocks(
@@ -134,36 +134,37 @@ def _blocks(
 ) -> Iterator[Written]:
     """Conversations block by block, without end; those of a run that was killed are read again."""
     speaker: Speaker | None = None
-    so_far = Written()
-    seen: set[str] = set()
+    written_so_far = Written()
+    seen_texts: set[str] = set()
     prompt_runs = _word_runs(prompts)
     number = 0
     while True:
+        # The texts are written last: where they stand, the block is whole.
         tensors, texts = work / f"part-{number:05d}.safetensors", work / f"part-{number:05d}.json"
         if texts.is_file():
-            record = json.loads(texts.read_text(encoding="utf-8"))
-            conversations = load_conversations(tensors) if record["texts"] else []
-            block = Written(conversations, record["texts"], Counter(record["left_out"]))
+            block_record = json.loads(texts.read_text(encoding="utf-8"))
+            conversations = load_conversations(tensors) if block_record["texts"] else []
+            block = Written(conversations, block_record["texts"], Counter(block_record["left_out"]))
         else:
             speaker = speaker or load_speaker(general)
-            block = _write_block(section, speaker, stage.seed, number, seen, prompt_runs)
+            block = _write_block(section, speaker, stage.seed, number, seen_texts, prompt_runs)
             if block.conversations:
                 save_conversations(tensors, block.conversations)
             with write_atomically(texts) as file:
                 json.dump({"texts": block.texts, "left_out": dict(block.left_out)}, file)
-        seen |= {text["user"] for text in block.texts}
-        so_far.conversations += block.conversations
+        seen_texts |= {text["user"] for text in block.texts}
+        written_so_far.conversations += block.conversations
         yield block
         number += 1
-        _refuse_silence(section, so_far.num_tokens, number, general)
+        _refuse_silence(section, written_so_far.num_tokens, number, general)
 
 
 def _refuse_silence(
     section: SelfDistillationSection, num_tokens: int, num_blocks: int, general: Path
 ) -> None:
     # A turn of a tenth of the longest would be short; four times the blocks that such turns take.
-    expected = num_blocks * _ROWS * section.max_new_tokens / 10 / _MOST_BLOCKS_PER_TURN
-    if num_blocks >= 8 and num_tokens < expected:
+    least_tokens = num_blocks * _ROWS * section.max_new_tokens / 10 / _MOST_BLOCKS_PER_TURN
+    if num_blocks >= 8 and num_tokens < least_tokens:
         raise EvaluationError(
             f"train.self_distillation: of {num_blocks * _ROWS} conversations that {general} wrote "
             f"only {num_tokens} tokens can be used; raise max_new_tokens, lower temperature, or "
@@ -180,10 +181,10 @@ def _write_block(
     prompt_runs: Sequence[set[int]],
 ) -> Written:
     """Some conversations: each depends on its number alone, and on what stands before it."""
-    first = number * _ROWS
+    first_number = number * _ROWS
     prefix = _open_prefix(speaker)
-    most = min(section.max_new_tokens, (speaker.most_tokens - len(prefix)) // 2)
-    if most < 1:
+    most_tokens = min(section.max_new_tokens, (speaker.most_tokens - len(prefix)) // 2)
+    if most_tokens < 1:
         raise EvaluationError(f"{speaker.label}: its template leaves no room for a conversation.")
 
     def draw(turn: str, starts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -191,15 +192,16 @@ def _write_block(
             speaker.model,
             speaker.stops,
             starts,
-            most,
+            most_tokens,
             temperature=section.temperature,
             units=lambda row, place: stable_unit(
-                seed, "self-distillation", turn, number, rows[row], place
+                seed, "self-distillation", turn, number, row_numbers[row], place
             ),
         )
 
-    rows = list(range(first, first + _ROWS))
+    row_numbers = list(range(first_number, first_number + _ROWS))
     block = Written()
+    # The user's turn is left open: what a model writes there is what users ask it.
     openings = draw("user", [prefix] * _ROWS)
     if speaker.template is None:
         for tokens in openings:
@@ -207,7 +209,7 @@ def _write_block(
         starts, answers = [prefix] * _ROWS, openings
     else:
         asked = _usable(speaker, openings, seen, prompt_runs, block.left_out)
-        rows = [first + place for place in asked]
+        row_numbers = [first_number + place for place in asked]
         starts = [speaker.encode([{"role": "user", "content": text}]) for text in asked.values()]
         answers = draw("assistant", starts) if starts else []
         for text, tokens in zip(asked.values(), answers, strict=True):
@@ -231,9 +233,9 @@ def _open_prefix(speaker: Speaker) -> list[int]:
     text = speaker.tokenizer.apply_chat_template(
         [{"role": "user", "content": _OPEN_TURN}], chat_template=speaker.template, tokenize=False
     )
-    before, mark, _ = str(text).partition(_OPEN_TURN)
-    tokens = list(speaker.tokenizer(before, add_special_tokens=False)["input_ids"])
-    if not mark or not tokens:
+    text_before, turn_mark, _ = str(text).partition(_OPEN_TURN)
+    tokens = list(speaker.tokenizer(text_before, add_special_tokens=False)["input_ids"])
+    if not turn_mark or not tokens:
         raise EvaluationError(
             f"{speaker.label}: its chat template does not show where a user speaks; leave "
             "train.self_distillation out."
@@ -249,18 +251,18 @@ def _usable(
     left_out: Counter[str],
 ) -> dict[int, str]:
     """What users may ask, by its place in the block: each turn that ended, once."""
-    asked: dict[int, str] = {}
+    asked_texts: dict[int, str] = {}
     for place, tokens in enumerate(openings):
         text = speaker.decode(tokens).strip()
         if not tokens or tokens[-1] not in speaker.stops or not text:
             left_out["unfinished"] += 1
-        elif text in seen or text in asked.values():
+        elif text in seen or text in asked_texts.values():
             left_out["repeated"] += 1
         elif _resembles(text, prompt_runs):
             left_out["like a retention prompt"] += 1
         else:
-            asked[place] = text
-    return asked
+            asked_texts[place] = text
+    return asked_texts
 
 
 def _word_runs(texts: Sequence[str]) -> list[set[int]]:
@@ -284,16 +286,16 @@ def _with_distributions(
 ) -> list[Conversation]:
     if not sequences:
         return []
-    firsts = [_shared_beginning(prefix, tokens) for tokens in sequences]
+    shared_lengths = [_shared_beginning(prefix, tokens) for tokens in sequences]
     parts = top_distributions(
         speaker.model,
-        [tokens[:first] for tokens, first in zip(sequences, firsts, strict=True)],
-        [tokens[first:] for tokens, first in zip(sequences, firsts, strict=True)],
+        [tokens[:first] for tokens, first in zip(sequences, shared_lengths, strict=True)],
+        [tokens[first:] for tokens, first in zip(sequences, shared_lengths, strict=True)],
         top_tokens,
     )
     return [
         Conversation(tokens, first, TeacherDistributions(top.long(), logs, rest))
-        for tokens, first, top, logs, rest in zip(sequences, firsts, *parts, strict=True)
+        for tokens, first, top, logs, rest in zip(sequences, shared_lengths, *parts, strict=True)
     ]
 
 
@@ -303,7 +305,7 @@ def _shared_beginning(prefix: Sequence[int], tokens: Sequence[int]) -> int:
     >>> _shared_beginning([1, 2, 3], [1, 2, 9, 9])
     2
     """
-    same = next(
+    first_difference = next(
         (n for n, pair in enumerate(zip(prefix, tokens, strict=False)) if pair[0] != pair[1]), None
     )
-    return max(1, len(prefix) if same is None else same)
+    return max(1, len(prefix) if first_difference is None else first_difference)

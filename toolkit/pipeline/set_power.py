@@ -53,16 +53,16 @@ def say_power(search: Search, bench: Merging) -> list[SetPower]:
     alpha = min(search.recipe.search.sweep or (FIRST_ALPHA,), key=lambda a: abs(a - FIRST_ALPHA))
     objective = search.objective(search.validation)
     first = search.plan.plain_mean(alpha)
-    names = list(dict.fromkeys([*objective.weights, *objective.tolerances]))
-    found = {
-        candidate.name: _score(bench, candidate, objective, names)
+    set_names = list(dict.fromkeys([*objective.weights, *objective.tolerances]))
+    losses_by_model = {
+        candidate.name: _score(bench, candidate, objective, set_names)
         for candidate in (search.plan.fixed[GENERAL], first)
     }
-    power = measure_power(objective, found[first.name], found[GENERAL])
+    set_powers = measure_power(objective, losses_by_model[first.name], losses_by_model[GENERAL])
     say(f"  what the validation sets can see, as {first.name} scatters against the general model:")
-    for line in (*(one.sentence for one in power), *claims(search.validation, search.test)):
+    for line in (*(one.sentence for one in set_powers), *claims(search.validation, search.test)):
         say(f"    {line}")
-    return power
+    return set_powers
 
 
 def say_expected(run: Run, data: Path, general: Path, *, is_trained: bool) -> None:
@@ -78,26 +78,26 @@ def say_expected(run: Run, data: Path, general: Path, *, is_trained: bool) -> No
     if is_trained:
         return
     recipe, tokenizer = run.recipe, load_tokenizer(general)
-    separator = read_manifest(data)["results"]["separator_token_id"]
+    separator_token = read_manifest(data)["results"]["separator_token_id"]
     validation, test = (
-        likelihood_sets(data / f"{split}.jsonl", tokenizer, separator, recipe.evaluate)
+        likelihood_sets(data / f"{split}.jsonl", tokenizer, separator_token, recipe.evaluate)
         for split in SPLITS
     )
     tolerances, confidence = recipe.select.tolerances, recipe.select.confidence
-    common = recipe.select.general_tolerance
+    common_tolerance = recipe.select.general_tolerance
     found = [
         power_of(
             one.name,
             one.role,
             one.unit,
             len(one),
-            tolerances.get(one.name, common) if one.role == "general" else None,
+            tolerances.get(one.name, common_tolerance) if one.role == "general" else None,
             expected_change(ASSUMED_SCATTER, one.num_groups),
             confidence,
         )
         for one in validation
     ]
-    prompted, unknown = expect_prompts(recipe.evaluate, common, tolerances, confidence)
+    prompted, unknown = expect_prompts(recipe.evaluate, common_tolerance, tolerances, confidence)
     say(SCATTER_WORDS)
     for line in (*(one.sentence for one in found + prompted), *unknown, *claims(validation, test)):
         say(f"  {line.rstrip('.')}.")
@@ -137,11 +137,11 @@ def measure_power(objective: Objective, losses: Losses, start: Losses) -> list[S
 
 def claims(validation: Sequence[EvaluationSet], test: Sequence[EvaluationSet]) -> list[str]:
     """What sets can speak for, where that is less than one would think: a sentence for each."""
-    lines = {}
+    claim_lines = {}
     for found in (*validation, *test):
         if found.note:
-            lines[found.name, found.note] = f"{found.name}: {found.note}."
-    return list(lines.values())
+            claim_lines[found.name, found.note] = f"{found.name}: {found.note}."
+    return list(claim_lines.values())
 
 
 def expect_prompts(
@@ -151,23 +151,23 @@ def expect_prompts(
     confidence: float,
 ) -> tuple[list[SetPower], list[str]]:
     """The same of sets that do not come of documents; see `plan_power`."""
-    found: list[SetPower] = []
-    unknown: list[str] = []
+    prompt_powers: list[SetPower] = []
+    unknown_sets: list[str] = []
     wanted = evaluate.retention
     if wanted.num_prompts and wanted.loss_role == "general":
         try:
             prompts = split_prompts("validation", wanted.num_prompts, wanted.files)
         except ToolkitError as error:
-            unknown.append(f"retention: {error}".rstrip("."))
+            unknown_sets.append(f"retention: {error}".rstrip("."))
         else:
             limit = tolerances.get(LOSS, wanted.loss_tolerance)
             change = expected_change(ASSUMED_SCATTER, len({prompt.group for prompt in prompts}))
             size = len(prompts)
-            found.append(
+            prompt_powers.append(
                 power_of(LOSS, "general", "nats per token", size, limit, change, confidence)
             )
-    unknown += _answers(evaluate, tolerance, tolerances, confidence)
-    return found, unknown
+    unknown_sets += _answers(evaluate, tolerance, tolerances, confidence)
+    return prompt_powers, unknown_sets
 
 
 def _answers(
@@ -177,17 +177,17 @@ def _answers(
     confidence: float,
 ) -> list[str]:
     """Of questions and tasks only the number that a tolerance takes is known."""
-    wanted: Sequence[tuple[str, str]] = [
+    named_roles: Sequence[tuple[str, str]] = [
         *((choices.name, choices.role) for choices in evaluate.multiple_choice),
         *((task.task, task.role) for task in evaluate.tasks),
     ]
     sentences = []
-    for name, role in wanted:
+    for name, role in named_roles:
         limit = tolerances.get(name, tolerance)
         if role == "general" and limit > 0.0 and math.isfinite(limit):
-            needed = needed_answers(limit, 0.0, confidence)
+            needed_items = needed_answers(limit, 0.0, confidence)
             sentences.append(
-                f"{name}: {needed} right-or-wrong items at least are needed to show a loss under "
-                f"{limit:g}, even where no answer changes"
+                f"{name}: {needed_items} right-or-wrong items at least are needed to show a loss "
+                f"under {limit:g}, even where no answer changes"
             )
     return sentences

@@ -70,13 +70,13 @@ def train_stage(
     """
     section = settle_precision(section)
     general_sources = tuple(n for n, s in documents.sources.items() if s.role == "general")
-    watch = make_watch(section, documents.roles, evaluate, model, data)
+    score_roles = make_watch(section, documents.roles, evaluate, model, data)
     run_train(
         section,
         stage,
         model,
         data,
-        score_roles=watch,
+        score_roles=score_roles,
         general_sources=general_sources,
         continuation=continuation,
         conversations=conversations,
@@ -97,16 +97,16 @@ def make_watch(
     if section.forgetting_monitor.evaluations == 0:
         return None
     limit = section.forgetting_monitor.tokens_per_role
-    separator = read_manifest(data)["results"]["separator_token_id"]
-    validation = data / "validation.jsonl"
-    answers = load_answers(validation, general, limit)
-    talk = {answer.role for answer in answers}
-    items = load_items(validation, load_tokenizer(general), separator)
-    chosen = _first_tokens(items, limit, [role for role in roles if role not in talk])
+    separator_token = read_manifest(data)["results"]["separator_token_id"]
+    validation_path = data / "validation.jsonl"
+    answers = load_answers(validation_path, general, limit)
+    talking_roles = {answer.role for answer in answers}
+    items = load_items(validation_path, load_tokenizer(general), separator_token)
+    chosen = _first_tokens(items, limit, [role for role in roles if role not in talking_roles])
     for role in roles:
-        if role not in talk and not chosen.only(role):
+        if role not in talking_roles and not chosen.only(role):
             raise DataError(
-                f"{validation}: holds no document of role {role} for the watch to score."
+                f"{validation_path}: holds no document of role {role} for the watch to score."
             )
 
     # Tensors made in inference mode may not be changed later, but FSDP keeps the ones it gathered.
@@ -117,13 +117,13 @@ def make_watch(
         device = next(model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=is_low(section)):
             nats = score(model, chosen, evaluate)
-            losses = {role: sum(nats[n] for n in chosen.only(role)) for role in roles}
+            nats_by_role = {role: sum(nats[n] for n in chosen.only(role)) for role in roles}
             for answer in answers:
-                losses[answer.role] += answer_loss(model, answer.tokens, answer.targets)
+                nats_by_role[answer.role] += answer_loss(model, answer.tokens, answer.targets)
         sizes = {role: sum(chosen.num_bytes[n] for n in chosen.only(role)) for role in roles}
         for answer in answers:
             sizes[answer.role] += answer.num_bytes
-        return {role: bits_per_byte(losses[role], sizes[role]) for role in roles}
+        return {role: bits_per_byte(nats_by_role[role], sizes[role]) for role in roles}
 
     return watch
 
@@ -148,36 +148,36 @@ class Answer:
 def load_answers(path: Path, tokenizer_folder: Path, limit: int) -> list[Answer]:
     """The first conversations of an evaluation set, up to so many tokens a role."""
     rows = read_rows(path)
-    talks = [row for row in rows if row.get("messages")]
+    talk_rows = [row for row in rows if row.get("messages")]
     documents = [
         Document(row["id"], "", row["group"], row["text"], json.dumps(row["messages"]))
-        for row in talks
+        for row in talk_rows
     ]
     answers: list[Answer] = []
-    totals: Counter[str] = Counter()
-    for row, encoded in zip(talks, Encoder(tokenizer_folder, 0).encode(documents), strict=True):
-        if totals[row["role"]] >= limit:
+    tokens_by_role: Counter[str] = Counter()
+    for row, encoded in zip(talk_rows, Encoder(tokenizer_folder, 0).encode(documents), strict=True):
+        if tokens_by_role[row["role"]] >= limit:
             continue
-        totals[row["role"]] += len(encoded.tokens)
-        said = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
-        num_bytes = sum(len(text.encode()) for text in said)
+        tokens_by_role[row["role"]] += len(encoded.tokens)
+        assistant_texts = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
+        num_bytes = sum(len(text.encode()) for text in assistant_texts)
         targets = encoded.targets or [True] * len(encoded.tokens)
         answers.append(Answer(row["role"], encoded.tokens, targets, num_bytes))
     return answers
 
 
 def _first_tokens(items: ItemSet, limit: int, roles: list[str]) -> ItemSet:
-    rows: list[int] = []
+    chosen_rows: list[int] = []
     for role in roles:
-        total = 0
+        tokens_so_far = 0
         for index in items.only(role):
-            if total >= limit:
+            if tokens_so_far >= limit:
                 break
-            rows.append(index)
-            total += len(items.tokens[index])
+            chosen_rows.append(index)
+            tokens_so_far += len(items.tokens[index])
     return ItemSet(
-        [items.ids[n] for n in rows],
-        [items.roles[n] for n in rows],
-        [items.num_bytes[n] for n in rows],
-        [items.tokens[n] for n in rows],
+        [items.ids[n] for n in chosen_rows],
+        [items.roles[n] for n in chosen_rows],
+        [items.num_bytes[n] for n in chosen_rows],
+        [items.tokens[n] for n in chosen_rows],
     )

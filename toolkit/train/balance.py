@@ -103,10 +103,10 @@ def balance_figures(counts: Tensor) -> dict[str, object]:
 
     >>> balance_figures(torch.tensor([[3.0, 1.0], [1.0, 3.0]]))
     {'expert_shares': [0.5, 0.5], 'least_expert_share': 0.25}
-    # Plain values: JSON has no tensors, and four digits tell experts that starve.
     """
     expert_shares = counts.sum(dim=0) / counts.sum().clamp(min=1)
     least_share = (counts / counts.sum(dim=1, keepdim=True).clamp(min=1)).min()
+    # Plain values: JSON has no tensors, and four digits tell experts that starve.
     return {
         "expert_shares": [round(float(share), 4) for share in expert_shares],
         "least_expert_share": round(float(least_share), 4),
