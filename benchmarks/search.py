@@ -47,7 +47,7 @@ from toolkit.search.objective import Objective
 from toolkit.search.queue import SearchPlan
 from toolkit.search.race import Rivals, best_of, rivals_among, run_race
 from toolkit.search.run import Scorer, run_search
-from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alpha_of, sweep_point
+from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alphas_by_name, sweep_point
 from toolkit.search.worker import Outcome, score_missing
 from toolkit.select.candidates import candidate_rows, cannot_be_told_apart
 from toolkit.stage import read_manifest
@@ -263,7 +263,8 @@ def _replay(full: Sequence[Outcome], objective: Objective) -> tuple[Outcome, flo
 
         def rivals() -> Rivals:
             plain = [outcome for outcome in stayed if outcome.candidate.name in fixed]
-            points = {alpha_of(o.candidate): known[o.candidate.name] for o in plain}
+            alphas = alphas_by_name(o.candidate for o in plain)
+            points = {alphas[o.candidate.name]: known[o.candidate.name] for o in plain}
             return rivals_among(points, objective)
 
         is_endpoint = outcome.candidate.name in (GENERAL, SPECIALIST)

@@ -20,7 +20,7 @@ from tests.helpers.projects import toolkit
 from toolkit.cli import main
 from toolkit.errors import ConfigError
 from toolkit.pipeline.run import Run
-from toolkit.plan import new_data, new_recipe
+from toolkit.plan import new_data, new_model, new_recipe
 from toolkit.plan.new_recipe import InitRequest, init_recipe
 from toolkit.plan.plan import PlanRequest, finish, make_plan
 from toolkit.recipe.load import load_recipe
@@ -232,6 +232,20 @@ def test_a_model_on_the_hub_that_is_not_here(place: Path):
     recipe = Run.open("mine").recipe
     assert recipe.model.hub == "org/name"
     assert "nothing was seen of it" in unwrapped(path.read_text())
+
+
+def test_a_model_of_the_hub_is_pinned_and_looked_at(
+    place: Path, make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    snapshot = make_model(place / "cache" / ("0123456789" * 4))
+    (snapshot / "LICENSE").write_text("\n   Apache License\n   Version 2.0, January 2004\n")
+    monkeypatch.setattr(new_model, "fetch_small_files", lambda *_: snapshot)
+    letters(place / "letters")
+    path = init_recipe(InitRequest("mine", "org/name", ("letters",)))
+    model = Run.open("mine").recipe.model
+    assert (model.hub, model.revision) == ("org/name", "0123456789" * 4)
+    assert model.license == "apache-2.0"
+    assert "  # as LICENSE beside it begins\n" in path.read_text()
 
 
 def test_an_instruct_model_ends_turns_with_another_token(

@@ -15,7 +15,8 @@ from toolkit.search.unknowns import Options, Range
 MERGES = Path(__file__).parent.parent.parent / "merges"
 SHIPPED = (
     *("linear", "slerp", "ties", "dare_ties", "della", "lines", "layer-profile"),
-    *("llama3-sec", "llama3-sec-three", "specialists", "specialists-ties"),
+    *("llama3-sec", "llama3-sec-three", "residual", "residual-layers"),
+    *("specialists", "specialists-ties"),
 )
 
 

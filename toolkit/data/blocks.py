@@ -333,6 +333,17 @@ class Blocks:
         return cls(stages, table.largest_token)
 
 
+def find_seen_tokens(folder: Path, num_tokens: int) -> NDArray[np.bool_]:
+    """Which tokens stand in the training blocks of a data folder, `[num_tokens]`."""
+    table = read_blocks_table(folder)
+    is_seen = np.zeros(num_tokens, np.bool_)
+    is_seen[table.separator] = True
+    for entry in table.sources.values():
+        for name, _ in entry.shards:
+            is_seen[np.unique(np.load(folder / name, mmap_mode="r"))] = True
+    return is_seen
+
+
 def write_pack(folder: Path, name: str, table: PackTable, document_starts: NDArray[Any]) -> None:
     """Write the pieces of a source's blocks.
 

@@ -30,7 +30,7 @@ from toolkit.search.candidate_scorer import Bench, device_of
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Objective
 from toolkit.search.queue import SearchPlan
-from toolkit.search.space import GENERAL, load_spaces
+from toolkit.search.space import GENERAL, MergeSpace, load_spaces
 from toolkit.search.storage import Place
 from toolkit.search.study import Study, read_identity
 from toolkit.search.worker import Worker
@@ -120,6 +120,7 @@ def prepare_search(
         recipe.search.rounding,
         specialists,
     )
+    _note_other_bases(spaces, recipe.train.start)
     if recipe.search.rounding == "stochastic":
         warn_of_no_effect({dtype_name(stored_dtype(general))})
     tokenizer = load_tokenizer(general)
@@ -132,7 +133,8 @@ def prepare_search(
     refuse_too_few(validation, test)
     parts = divide(validation, recipe.search.confirm_fraction, recipe.seed)
     objective = build_objective(recipe, parts.search, recipe.search.race)
-    plan = SearchPlan(spaces, recipe.search, objective, recipe.seed, specialists)
+    start = recipe.train.start
+    plan = SearchPlan(spaces, recipe.search, objective, recipe.seed, specialists, start)
     identity = {
         **stage.identity(),
         "precision": recipe.evaluate.precision,
@@ -142,6 +144,19 @@ def prepare_search(
     }
     plain_identity = dict(json.loads(json.dumps(identity)))
     return Search(replace(inputs, recipe=recipe), validation, test, parts, plan, plain_identity)
+
+
+def _note_other_bases(spaces: Sequence[MergeSpace], start: str | None) -> None:
+    """Say which merges undo what made the general model of its base."""
+    if start is None:
+        return
+    for space in spaces:
+        if space.template.get("base_model") != start:
+            say(
+                f"  {space.name}: is not taken against {start}, which training started from; as "
+                "far as the specialist goes in, what made the general model of its base goes out "
+                "(residual and residual-layers add to the general model)"
+            )
 
 
 def with_scoring_precision(

@@ -38,7 +38,7 @@ from toolkit.pipeline.set_power import say_power
 from toolkit.progress import progress, say
 from toolkit.search.candidate_scorer import Bench
 from toolkit.search.run import Scorer, run_search
-from toolkit.search.space import GENERAL, SPECIALIST, alpha_of
+from toolkit.search.space import GENERAL, SPECIALIST, alphas_by_name
 from toolkit.search.worker import Outcome
 from toolkit.section import replace_values
 from toolkit.select.candidates import by_item, candidate_result, sweep_points_of
@@ -237,7 +237,7 @@ def _several_results(
     return SeveralResults(
         specialists=final.specialists,
         mean=beside.name,
-        fraction=alpha_of(beside),
+        fraction=alphas_by_name([beside])[beside.name],
         weights=dict(search.plan.objective.weights),
         domain_tolerance=search.recipe.select.domain_tolerance,
     )

@@ -24,6 +24,7 @@ from toolkit.pipeline.run import Run, ensure_stage, first_alone
 from toolkit.pipeline.specialist import (
     anneal_specialist,
     average_specialist,
+    cpt_stage,
     data_stage,
     own_conversations,
     refuse_own_schedules,
@@ -179,11 +180,27 @@ def ensure_data(run: Run) -> Path:
     return data_stage(run, "data", recipe.data, ensure_general(run), for_training=recipe.trains)
 
 
-def _general_and_data(run: Run) -> tuple[Path, Path]:
+def ensure_start(run: Run) -> Path:
+    """The folder of the model that training starts from: the general model, or the one of `models`
+    that `train.start` names.
+
+    Raises:
+        CheckpointError: there is no usable model where the recipe says.
+    """
+    start = run.recipe.train.start
+    return ensure_general(run) if start is None else ensure_models(run)[start]
+
+
+def _start_and_data(run: Run) -> tuple[Path, Path]:
+    from toolkit.merge.check.relation import describe_relation, relate
+
     def make() -> tuple[Path, Path]:
         general, data = ensure_general(run), ensure_data(run)
         own_conversations(run, general)  # the first process writes them for all
-        return general, data
+        start = ensure_start(run)
+        if start != general and not cpt_stage(run, start, data).is_complete():
+            say(describe_relation(relate(general, start)))
+        return start, data
 
     return first_alone(make)
 
@@ -199,16 +216,16 @@ def ensure_cpt(run: Run, *, change_schedule: bool = False) -> Path:
         ConfigError: more than the schedule was changed, or the recipe trains nothing.
     """
     refuse_training(run)
-    general, data = _general_and_data(run)
-    return train_cpt(run, general, data, change_schedule=change_schedule)
+    start, data = _start_and_data(run)
+    return train_cpt(run, start, data, change_schedule=change_schedule)
 
 
 def ensure_anneal(run: Run, *, from_step: int | None = None, steps: float | None = None) -> Path:
     """A specialist annealed from a state of the constant phase; see `anneal_specialist`."""
     refuse_training(run)
     refuse_own_schedules(run.recipe.train)
-    general, data = _general_and_data(run)
-    return anneal_specialist(run, general, data, from_step=from_step, steps=steps)
+    start, data = _start_and_data(run)
+    return anneal_specialist(run, start, data, from_step=from_step, steps=steps)
 
 
 def ensure_average(run: Run, *, last: int | None = None) -> Path:

@@ -25,6 +25,7 @@ from toolkit.pipeline.models import (
     ensure_models,
     ensure_specialist,
     ensure_specialists,
+    ensure_start,
 )
 from toolkit.pipeline.run import Run, first_alone
 from toolkit.pipeline.run import ensure_stage as _ensure
@@ -64,7 +65,7 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     if not run.recipe.trains:  # known before documents are read
         refuse_unfit(run, general, ensure_specialists(run))
     data = ensure_data(run)
-    is_trained = not run.recipe.trains or cpt_stage(run, general, data).is_complete()
+    is_trained = not run.recipe.trains or cpt_stage(run, ensure_start(run), data).is_complete()
     refuse_unless_live(general, not is_trained)
     say_expected(run, data, general, is_trained=is_trained)
     specialists = ensure_specialists(run)
@@ -102,6 +103,7 @@ def merge_stage(run: Run, inputs: MergeInputs) -> Stage:
             "search": recipe.search.identity(),
             "select": identity_of_selection(recipe.select),
             **({"owners": recipe.find_owners()} if recipe.specialists else {}),
+            **({"start": recipe.train.start} if recipe.train.start is not None else {}),
         },
         {
             "general": fingerprint(inputs.general),

@@ -11,7 +11,7 @@ from toolkit.data.config import DataSection
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.publish.config import PublishSection
 from toolkit.recipe.model import ModelSection, SpecialistSection
-from toolkit.search.config import MERGES_OF_SEVERAL, SearchSection
+from toolkit.search.config import MERGES_BESIDE_A_BASE, MERGES_OF_SEVERAL, SearchSection
 from toolkit.section import Section
 from toolkit.select.config import SelectSection
 from toolkit.study.config import StudySection, unknown_sets
@@ -101,6 +101,34 @@ class Recipe(Section):
             for name, source in sources.items()
         }
         return {**values, "data": {**data, "sources": split_sources}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_residual(cls, values: Any) -> Any:
+        """Where training starts beside the general model, merges add what it changed."""
+        if not isinstance(values, dict):
+            return values
+        train, search = values.get("train"), values.get("search") or {}
+        if not isinstance(train, dict) or train.get("start") is None:
+            return values
+        if not isinstance(search, dict) or search.get("merges") is not None:
+            return values
+        return {**values, "search": {**search, "merges": list(MERGES_BESIDE_A_BASE)}}
+
+    @model_validator(mode="after")
+    def _known_start(self) -> Self:
+        start = self.train.start
+        if start is not None and start not in self.models:
+            names = ", ".join(self.models) or "none"
+            raise ValueError(f"train.start: there is no model {start!r} under models ({names})")
+        if start is not None and self.tokenizer is not None:
+            raise ValueError(
+                "train.start: the general model would have tokens that its base lacks; leave "
+                "tokenizer or start out"
+            )
+        if self.sft is not None and self.sft.train.start is not None:
+            raise ValueError("sft.train.start: fine-tuning starts from sft.start; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _known_sources(self) -> Self:

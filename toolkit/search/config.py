@@ -21,6 +21,10 @@ WITHOUT_EFFECT = ("storage", "study_name", "workers", "stale_seconds")
 """Keys that say where and by whom a search is done, not what it finds."""
 
 
+MERGES_BESIDE_A_BASE = ("residual", "residual-layers")
+"""Files of `merges/` that are searched by default where training starts at another model than the
+general one."""
+
 MERGES_OF_SEVERAL = ("specialists", "specialists-ties")
 """Files of `merges/` that are searched where a recipe has several specialists and names none."""
 

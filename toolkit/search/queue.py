@@ -47,6 +47,7 @@ class SearchPlan:
         objective: of the validation sets.
         seed: of the recipe.
         specialists: what the specialists are called; each of several is a candidate too.
+        start: name of the model that training started from, where it is not the general one.
     """
 
     spaces: list[MergeSpace]
@@ -54,13 +55,16 @@ class SearchPlan:
     objective: Objective
     seed: int
     specialists: tuple[str, ...] = ONE_SPECIALIST
+    start: str | None = None
     fixed: dict[str, Candidate] = field(init=False)
 
     def __post_init__(self) -> None:
         top = SPECIALIST if len(self.specialists) == 1 else UNIFORM_MEAN
         self.fixed = {name: endpoint(name, self.specialists) for name in (GENERAL, top)}
         # From the safest upwards: each is what the next, and all others, are compared with.
-        for alpha in sorted(set(self.section.sweep), key=abs):
+        # Beside a base the specialist is no end of the sweep; all that training changed is.
+        ends = {1.0} if self.start is not None else set()
+        for alpha in sorted({*self.section.sweep, *ends}, key=abs):
             swept_mean = self.plain_mean(alpha)
             if swept_mean.key not in {known.key for known in self.fixed.values()}:
                 self.fixed[swept_mean.name] = swept_mean
@@ -73,7 +77,7 @@ class SearchPlan:
 
     def plain_mean(self, alpha: float) -> Candidate:
         """The point of the sweep at an α."""
-        return sweep_point(alpha, self.section.rounding, self.specialists)
+        return sweep_point(alpha, self.section.rounding, self.specialists, self.start)
 
     def sampler(self) -> StudySampler:
         """Proposes what the sweep does not try: its means are refined by the choice itself."""

@@ -153,12 +153,67 @@ def alone(name: str) -> Candidate:
 
 
 def sweep_point(
-    alpha: float, rounding: Rounding = "nearest", specialists: Sequence[str] = ONE_SPECIALIST
+    alpha: float,
+    rounding: Rounding = "nearest",
+    specialists: Sequence[str] = ONE_SPECIALIST,
+    start: str | None = None,
 ) -> Candidate:
-    """The weighted mean of the two models, or of the general model and the uniform mean of several
-    specialists; the plain sweep that everything else must beat."""
-    config = with_rounding(_between(alpha, "search.sweep", specialists), rounding)
-    return Candidate(f"linear alpha={alpha:g}", config, {"alpha": float(alpha)})
+    """A point of the plain sweep, `general + α·(specialist − start)`, that all else must beat.
+
+    Where training started from the general model, that is the weighted mean of the two, or of the
+    general model and the uniform mean of several specialists, and α 1 the specialist. Else it is
+    task arithmetic: the mean would undo, by the fraction α, what made the general model of its
+    base.
+
+    Args:
+        alpha: fraction of what training changed.
+        rounding: rounding of the merge.
+        specialists: names of the specialists.
+        start: name of the model that training started from, where it is not the general one.
+    """
+    if start is None:
+        config = with_rounding(_between(alpha, "search.sweep", specialists), rounding)
+        return Candidate(f"linear alpha={alpha:g}", config, {"alpha": float(alpha)})
+    models = [
+        {"model": model, "parameters": {"weight": weight}}
+        for model, weight in ((GENERAL, 1.0), (SPECIALIST, float(alpha)))
+    ]
+    values = {"merge_method": "task_arithmetic", "base_model": start, "models": models}
+    config = with_rounding(parse_merge_config(values, where="search.sweep"), rounding)
+    return Candidate(f"residual alpha={alpha:g}", config, {"alpha": float(alpha)})
+
+
+def alphas_by_name(candidates: Iterable[Candidate]) -> dict[str, float]:
+    """The places of candidates on the plain sweep, by their names; others are left out.
+
+    Where training started from the general model its ends are the two models. Else it begins at the
+    general model, and the specialist is a model beside it.
+    """
+    all_candidates = list(candidates)
+    residual = {c.name: float(c.parameters["alpha"]) for c in all_candidates if _is_residual(c)}
+    if residual:
+        return {GENERAL: 0.0, **residual}
+    means = {c.name: float(c.parameters["alpha"]) for c in all_candidates if _is_mean(c)}
+    return {GENERAL: 0.0, SPECIALIST: 1.0, UNIFORM_MEAN: 1.0, **means}
+
+
+def _is_mean(candidate: Candidate) -> bool:
+    is_linear = candidate.config.merge_method == "linear"
+    return is_linear and list(candidate.parameters) == ["alpha"] and _is_number(candidate)
+
+
+def _is_number(candidate: Candidate) -> bool:
+    return isinstance(candidate.parameters["alpha"], (int, float))
+
+
+def _is_residual(candidate: Candidate) -> bool:
+    config = candidate.config
+    if config.base_model in {None, GENERAL, SPECIALIST} or list(candidate.parameters) != ["alpha"]:
+        return False
+    if not _is_number(candidate):
+        return False
+    alpha, rounding = float(candidate.parameters["alpha"]), config.rounding or "nearest"
+    return candidate.key == sweep_point(alpha, rounding, start=config.base_model).key
 
 
 def with_rounding(config: MergeConfig, rounding: Rounding) -> MergeConfig:
@@ -167,17 +222,6 @@ def with_rounding(config: MergeConfig, rounding: Rounding) -> MergeConfig:
     if config.rounding is not None or rounding == "nearest":
         return config
     return replace_values(config, rounding=rounding)
-
-
-def alpha_of(candidate: Candidate) -> float:
-    """The specialist's share in one of the two models or a point of the sweep.
-
-    >>> alpha_of(endpoint(SPECIALIST)), alpha_of(sweep_point(0.4))
-    (1.0, 0.4)
-    """
-    if is_endpoint(candidate.name):
-        return float(candidate.name != GENERAL)
-    return float(candidate.parameters["alpha"])
 
 
 def _between(alpha: float, where: str, specialists: Sequence[str] = ONE_SPECIALIST) -> MergeConfig:

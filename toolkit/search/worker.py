@@ -20,7 +20,7 @@ from toolkit.progress import Advance
 from toolkit.search.objective import Losses, Objective, guide_of
 from toolkit.search.queue import SearchPlan
 from toolkit.search.race import Rivals, rivals_among, run_race
-from toolkit.search.space import GENERAL, Candidate, alpha_of, find_sweep_end, is_endpoint
+from toolkit.search.space import GENERAL, Candidate, alphas_by_name, find_sweep_end, is_endpoint
 from toolkit.search.study import OUTCOME, Study, attributes_of, pack, unpack
 
 _POLL_SECONDS = 0.5
@@ -124,13 +124,12 @@ def plain_points(
     outcomes: Sequence[Outcome], fixed: Mapping[str, Candidate]
 ) -> dict[float, Losses]:
     """Losses of the sweep's points that were scored in full, by α, the two models among them."""
-    points_by_alpha: dict[float, Losses] = {}
-    for outcome in outcomes:
-        name = outcome.candidate.name
-        is_point = is_endpoint(name) or "alpha" in outcome.candidate.parameters
-        if name in fixed and is_point and outcome.status == "complete":
-            points_by_alpha[alpha_of(outcome.candidate)] = outcome.losses
-    return points_by_alpha
+    alphas = alphas_by_name(fixed.values())
+    return {
+        alphas[outcome.candidate.name]: outcome.losses
+        for outcome in outcomes
+        if outcome.candidate.name in alphas and outcome.status == "complete"
+    }
 
 
 class Worker:

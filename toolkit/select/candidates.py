@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.search.objective import Losses, Objective, guide_of
-from toolkit.search.space import GENERAL, find_sweep_end, is_endpoint
+from toolkit.search.space import GENERAL, alphas_by_name, find_sweep_end
 from toolkit.search.worker import Outcome
 from toolkit.select.results import CandidateResult, SweepPoint
 from toolkit.statistics.interval import Interval
@@ -233,12 +233,11 @@ def _by_way_of(
 
 
 def plain_means(outcomes: Sequence[Outcome]) -> list[tuple[float, Outcome]]:
-    """The plain weighted means among the candidates, the two models as its ends, by α."""
-    points_by_alpha = []
-    for outcome in outcomes:
-        candidate = outcome.candidate
-        if is_endpoint(candidate.name):
-            points_by_alpha.append((float(candidate.name != GENERAL), outcome))
-        elif candidate.config.merge_method == "linear" and list(candidate.parameters) == ["alpha"]:
-            points_by_alpha.append((float(candidate.parameters["alpha"]), outcome))
+    """The points of the plain sweep among the candidates, its ends among them, by α."""
+    alphas = alphas_by_name(outcome.candidate for outcome in outcomes)
+    points_by_alpha = [
+        (alphas[outcome.candidate.name], outcome)
+        for outcome in outcomes
+        if outcome.candidate.name in alphas
+    ]
     return sorted(points_by_alpha, key=lambda point: (point[0], point[1].order))

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from toolkit.search.plain_sweep import PlainSweep
-from toolkit.search.space import GENERAL, alpha_of
+from toolkit.search.space import GENERAL, SPECIALIST, alphas_by_name
 from toolkit.search.worker import Outcome
 from toolkit.select.candidates import CandidateRow, candidate_rows
 from toolkit.select.choice import Choice, ScoredCandidate
 from toolkit.select.ladder import LadderStep, climb, passed_steps
 from toolkit.select.reason import describe_step, name_held_sets, reason_of
 from toolkit.select.rivals import Confirmation, Finalist, confirm, shortlist
-from toolkit.select.sweep_tests import DecisionSettings, SweepTests, is_plain
+from toolkit.select.sweep_tests import DecisionSettings, SweepTests
 from toolkit.select.validation_losses import ValidationLosses
 from toolkit.select.way import can_go_by_way, loss_by_way_of
 
@@ -47,7 +47,7 @@ class Decision:
     def plain_mean(self) -> Outcome:
         """The plain mean that a merge is shown beside: itself where it is one, else the best of
         those that passed, else the safest."""
-        if is_plain(self.chosen) and self.chosen.candidate.name != GENERAL:
+        if self.chosen.candidate.name in _on_sweep(self.outcomes).keys() - {GENERAL}:
             return self.chosen
         passed = passed_steps(self.steps) or self.steps[:1]
         gains = {step.name: self.changes.get(step.name, 0.0) for step in passed}
@@ -187,6 +187,12 @@ def _methods(
     return confirmations, min(better_names, key=lambda name: change_by_name[name], default=None)
 
 
+def _on_sweep(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The places of plain merges between the ends of the sweep, these included, by name."""
+    alphas = alphas_by_name(outcome.candidate for outcome in outcomes)
+    return {name: alpha for name, alpha in alphas.items() if 0.0 <= alpha <= 1.0}
+
+
 def _finalists(
     outcomes: Sequence[Outcome],
     sweep: SweepTests,
@@ -197,13 +203,19 @@ def _finalists(
     losses, start = sweep.losses, sweep.general.losses
     objective = losses.search
     complete_outcomes = [o for o in outcomes if o.status == "complete"]
-    losses_by_alpha = {alpha_of(o.candidate): o.losses for o in complete_outcomes if is_plain(o)}
+    on_sweep = _on_sweep(outcomes)
+    losses_by_alpha = {
+        on_sweep[o.candidate.name]: o.losses
+        for o in complete_outcomes
+        if o.candidate.name in on_sweep
+    }
+    models = {GENERAL, SPECIALIST}  # they are no merges by another method
     at_least = 0.0
     if plain is not None:
         plain_losses = losses.on_search(plain, sweep.domain)
         at_least = objective.domain_difference(plain_losses, start).estimate
     return shortlist(
-        [o for o in complete_outcomes if not is_plain(o)],
+        [o for o in complete_outcomes if o.candidate.name not in {*on_sweep, *models}],
         PlainSweep(objective, losses_by_alpha),
         objective,
         start,

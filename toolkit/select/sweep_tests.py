@@ -7,7 +7,14 @@ from dataclasses import dataclass, replace
 
 from toolkit.search.objective import Losses
 from toolkit.search.race import SHOWN_GROUPS
-from toolkit.search.space import GENERAL, Candidate, find_sweep_end, is_endpoint, sweep_point
+from toolkit.search.space import (
+    GENERAL,
+    Candidate,
+    alphas_by_name,
+    find_sweep_end,
+    is_endpoint,
+    sweep_point,
+)
 from toolkit.search.worker import Outcome
 from toolkit.select.bound import gain_bound, loss_bound
 from toolkit.select.candidates import cannot_be_told_apart
@@ -52,6 +59,10 @@ class SweepTests:
         self._by_key = {outcome.candidate.key: outcome for outcome in outcomes}
         by_name = {outcome.candidate.name: outcome for outcome in outcomes}
         self.general, self.specialist = by_name[GENERAL], find_sweep_end(by_name)
+        alphas = alphas_by_name(outcome.candidate for outcome in outcomes)
+        is_end = self.specialist.candidate.name in alphas
+        # Where training did not start from the general model, the specialist is not on the sweep.
+        self.end = self.specialist if is_end else by_name[self.settings.plain_mean(1.0).name]
         self.changes: dict[str, float] = {}
         whole = losses.whole
         self.domain, self.kept = list(whole.weights), list(whole.tolerances)
@@ -59,11 +70,11 @@ class SweepTests:
 
     def outcome_at(self, alpha: float) -> Outcome:
         """The plain mean of this α, one of the search's where it was tried."""
-        candidate = self.specialist.candidate if alpha == 1.0 else self.settings.plain_mean(alpha)
+        candidate = self.end.candidate if alpha == 1.0 else self.settings.plain_mean(alpha)
         if alpha == 0.0:
             return self.general
         if candidate.key not in self._by_key:
-            distance = abs(alpha) * self.specialist.distance
+            distance = abs(alpha) * self.end.distance
             order = len(self._by_key)
             outcome = Outcome(candidate, "dropped", {}, distance, 0, 0.0, 0.0, order)
             self._by_key[candidate.key] = outcome
@@ -155,15 +166,3 @@ class SweepTests:
         keys_searched = [outcome.candidate.key for outcome in self._outcomes]
         keys_added = [key for key in self._by_key if key not in set(keys_searched)]
         return [self._by_key[key] for key in (*keys_searched, *keys_added)]
-
-
-def is_plain(outcome: Outcome) -> bool:
-    """Whether a candidate is a plain mean of the two models, the models themselves included."""
-    candidate = outcome.candidate
-    if is_endpoint(candidate.name):
-        return True
-    alpha = candidate.parameters.get("alpha")
-    is_linear = candidate.config.merge_method == "linear" and list(candidate.parameters) == [
-        "alpha"
-    ]
-    return is_linear and isinstance(alpha, (int, float)) and 0.0 <= alpha <= 1.0

@@ -205,6 +205,11 @@ class TrainSection(Section):
         "attention": "attn_implementation",
     }
 
+    start: str | None = None
+    """A name of `models:` that training starts from, in place of the general model: the base model
+    under an instruct one. What training changed is then added to the general model, `general +
+    α·(specialist − start)`: that is the plain sweep. Name it `base`, as files of `merges/` do."""
+
     epochs: Count = 1
     """Passes over every stage; each has its own order."""
 
@@ -302,6 +307,11 @@ class TrainSection(Section):
                 f"use: average takes {self.average.last} states; set save_total_limit to as many "
                 f"(it is {self.save_total_limit})"
             )
+        if self.start is not None and (self.self_distillation or self.block_expansion):
+            other = "self_distillation" if self.self_distillation else "block_expansion"
+            raise ValueError(f"start: {self.start} cannot be combined with {other}; leave one out")
+        if self.start is not None and self.use == "average":
+            raise ValueError("start: cannot be combined with use: average; leave one out")
         if self.use == "anneal" and self.has_own_schedules:
             raise ValueError("use: anneal is for one schedule, and stages have their own")
         return self
@@ -347,6 +357,8 @@ def identity_of(section: TrainSection) -> dict[str, object]:
         del values["stages"]
     if section.self_distillation is None:
         del values["self_distillation"]
+    if section.start is None:
+        del values["start"]
     return values
 
 

@@ -19,7 +19,7 @@ from toolkit.checkpoint.training_state import (
     whole_parameters,
 )
 from toolkit.checkpoint.wrapped_adapter import place_in_wrapper
-from toolkit.data.blocks import Blocks
+from toolkit.data.blocks import Blocks, find_seen_tokens
 from toolkit.errors import ConfigError, DataError
 from toolkit.progress import say
 from toolkit.stage import Stage
@@ -108,12 +108,31 @@ def run_train(
             if section.stages and summary.used_step:
                 rotary = _rotary_after(blocks, section, summary.used_step)
                 set_rotary(finished, rotary, original_rotary)
+            if section.start is not None:
+                _restore_unseen_rows(finished, general, data)
             save_model(finished, work, dtype=stored_dtype(general), like=general)
             _keep_states(work, section, summary)
             stage.finish(summary.to_json(), drop=state_names(work))
     wait_for_all()
     if is_first():
         _say_summary(summary, stage.folder)
+
+
+@torch.no_grad()
+def _restore_unseen_rows(model: Any, start: Path, data: Path) -> None:
+    """Put rows of the vocabulary back to the start's where training never saw the token.
+
+    Decay and the softmax move them all the same. Added to an instruct model that move would fall on
+    tokens, such as the ends of chat turns, that it alone has learned.
+    """
+    original = load_causal_model(start, torch.float32)
+    pairs = [
+        (model.get_input_embeddings(), original.get_input_embeddings()),
+        (model.get_output_embeddings(), original.get_output_embeddings()),
+    ]
+    for trained, first in pairs:
+        is_seen = torch.from_numpy(find_seen_tokens(data, len(first.weight)))
+        trained.weight[~is_seen] = first.weight[~is_seen].to(trained.weight)
 
 
 def _open_conversations(
