@@ -40,9 +40,10 @@ def test_a_merge_by_kernels_loads_what_it_uses(tmp_path: Path):
         "main()"
     )
     code, text = run("merge", "run", config, tmp_path / "out", code=watched)
-    line, modules = text.splitlines()
+    line, *stored, modules = text.splitlines()
     assert code == 0
     assert line == f"linear: 1 tensors written to {tmp_path / 'out'}"
+    assert all(said.endswith("of its change") for said in stored)
     assert load_file(tmp_path / "out" / "model.safetensors")["x.0.w"].tolist() == [0.5] * 9
     loaded = set(eval(modules))  # noqa: S307  (a list that we printed ourselves)
     assert "numba" in loaded
