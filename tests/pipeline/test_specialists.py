@@ -16,12 +16,14 @@ from tests.helpers.adapters import make_adapter
 from tests.helpers.projects import recipe
 from tests.helpers.tiny_runs import make_project
 from toolkit.checkpoint.stored_names import parameters_by_name
-from toolkit.errors import ConfigError, MergeError
+from toolkit.errors import ConfigError, MergeError, PublishError
+from toolkit.pipeline.merge_output import references
 from toolkit.pipeline.models import ensure_cpt, ensure_specialist, ensure_specialists
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import ensure_merge
 from toolkit.publish.card import model_card
 from toolkit.publish.material import Material, card_facts, find_parents
+from toolkit.publish.public import public_merge
 from toolkit.report.table import outcome_table
 from toolkit.select.results import MergeResults, read_results
 from toolkit.stage import load_json, read_manifest
@@ -198,3 +200,19 @@ def test_models_that_do_not_fit_each_other(project: Path, make_model: Callable[.
     specialists = {"finance": {"path": "finance"}, "law": {"path": "model"}}
     with pytest.raises(MergeError, match=r"law \(model\) is the general model itself"):
         ensure_merge(open_several(values_of(specialists=specialists)))
+
+
+def test_folders_of_one_name_are_told_apart_by_role():
+    places = {"general": Path("/a/model"), "finance": Path("/b/cpt"), "law": Path("/c/cpt")}
+    texts = references(places, Path("/runs"))
+    assert texts == {"general": "./model", "finance": "./finance", "law": "./law"}
+    models = [{"model": text} for text in texts.values()]
+    names = {role: f"org/{role}" for role in places}
+    public = public_merge({"models": models}, places, names)
+    assert [row["model"] for row in public["models"]] == ["org/general", "org/finance", "org/law"]
+    # A folder that is called as another model is never taken for it.
+    places["general"] = Path("/a/law")
+    texts = references(places, Path("/runs"))
+    assert len(set(texts.values())) == 3
+    with pytest.raises(PublishError, match="none of the run's models"):
+        public_merge({"models": [{"model": texts["law"]}]}, places, names)

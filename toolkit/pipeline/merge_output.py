@@ -89,10 +89,13 @@ def references(folders: Mapping[str, Path], runs: Path) -> dict[str, str]:
         # Beginning with a dot, so that mergekit does not take it for a name on the hub.
         texts_by_name[name] = f"./{path.relative_to(base).as_posix()}"
     texts = list(texts_by_name.values())  # folders of one name are told apart by what they are
-    return {
+    told_apart = {
         name: text if texts.count(text) == 1 else f"./{name}"
         for name, text in texts_by_name.items()
     }
+    if len(set(told_apart.values())) < len(told_apart):  # a folder has the name of another model
+        return {name: f"./{name}" for name in told_apart}
+    return told_apart
 
 
 def _absolute(path: Path) -> Path:

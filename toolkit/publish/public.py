@@ -67,14 +67,18 @@ def parents_of(config: Mapping[str, object], places: Mapping[str, Path]) -> set[
 
 
 def _role_of(text: str, places: Mapping[str, Path]) -> str | None:
-    """By path; by the folder's name where the run was moved since."""
+    """By path; by the folder's name where the run was moved since; by the role, which a merge
+    writes where two folders have one name."""
     for role, path in places.items():
         if Path(text).resolve() == path.resolve():
             return role
     folder_name = PurePosixPath(text).name
-    # Two roles of one folder name: a guess might publish the wrong name, so there is none.
-    roles_named = [role for role, path in places.items() if path.name == folder_name]
-    return roles_named[0] if len(roles_named) == 1 else None
+    # Two roles that it may mean: a guess might publish the wrong name, so there is none.
+    roles_named = {role for role, path in places.items() if path.name == folder_name}
+    if len(roles_named) != 1 and text == f"./{folder_name}" and folder_name in places:
+        return folder_name
+    is_other_role = folder_name in places and folder_name not in roles_named
+    return roles_named.pop() if len(roles_named) == 1 and not is_other_role else None
 
 
 def _references(node: Any) -> Iterator[str]:
