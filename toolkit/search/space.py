@@ -305,8 +305,8 @@ def read_space(
 
 
 def expand_specialists(
-    template: Mapping[str, Any], specialists: Sequence[str], where: str
-) -> Mapping[str, Any]:
+    template: Mapping[str, object], specialists: Sequence[str], where: str
+) -> Mapping[str, object]:
     """A file with an entry for each specialist where it writes `model: specialists`. What is
     searched in the entry is searched for each by itself, and called after it.
 

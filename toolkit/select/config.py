@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -29,7 +29,7 @@ class SelectSection(Section):
     domain is gained at all."""
 
 
-def identity_of_selection(section: SelectSection) -> dict[str, Any]:
+def identity_of_selection(section: SelectSection) -> dict[str, object]:
     """The settings that a choice depends on; what is not given is left out."""
     left_out = {"domain_tolerance"} if section.domain_tolerance is None else None
     return section.model_dump(mode="json", exclude=left_out)

@@ -7,7 +7,7 @@ scored once, after it. Changes are against the general model, on the same items.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import (
     BaseModel,
@@ -120,8 +120,8 @@ class CandidateResult(ResultPart):
     """Why it failed; left out of the dump where it did not."""
 
     @model_serializer(mode="wrap")
-    def _without_empty_error(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = dump(self)
+    def _without_empty_error(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        values: dict[str, object] = dump(self)
         if not self.error:
             del values["error"]
         return values
@@ -269,8 +269,8 @@ class DocumentFigures(ResultPart):
     """Of each of several specialists; left out of the dump where there is one."""
 
     @model_serializer(mode="wrap")
-    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = dump(self)
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        values: dict[str, object] = dump(self)
         if not self.specialists:
             del values["specialists"]
         return values
@@ -398,13 +398,13 @@ class MergeResults(ResultPart):
     """Figures of several specialists; left out of the dump where there is one."""
 
     @model_serializer(mode="wrap")
-    def _without_several(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = dump(self)
+    def _without_several(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
+        values: dict[str, object] = dump(self)
         if self.several is None:
             del values["several"]
         return values
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """The values of `report.json`."""
         return self.model_dump(mode="json")
 
