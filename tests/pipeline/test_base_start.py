@@ -20,6 +20,7 @@ from toolkit.merge.check.relation import relate
 from toolkit.merge.in_memory import LiveMerge
 from toolkit.pipeline.model_hashes import fingerprint
 from toolkit.pipeline.stages import ensure_merge
+from toolkit.publish.material import Material, find_parents
 from toolkit.recipe.schema import Recipe
 from toolkit.search.space import alphas_by_name, endpoint, sweep_point
 from toolkit.select.results import read_results
@@ -48,9 +49,13 @@ def change(origin: Path, out: Path, size: float) -> None:
 def test_what_training_changed_is_added_to_the_general_model(
     project: Path, capsys: pytest.CaptureFixture[str]
 ):
-    models = {"base": {"path": "base"}}
-    train = {"start": "base"}
-    run = open_run(project, {"models": models, "train": train, "search": SEARCH})
+    changes = {
+        "model": {"path": "model", "license": "mit"},
+        "models": {"base": {"path": "base", "license": "apache-2.0"}},
+        "train": {"start": "base"},
+        "search": SEARCH,
+    }
+    run = open_run(project, changes)
     merged = ensure_merge(run)
     said = capsys.readouterr()
     assert "general model − base: 0." in said.out + said.err
@@ -61,6 +66,14 @@ def test_what_training_changed_is_added_to_the_general_model(
     assert {"residual alpha=0.5", "residual alpha=1"} <= set(names)
     assert min(point.alpha for point in results.sweep) == 0.0
     assert {0.5, 1.0} <= {point.alpha for point in results.sweep}
+    assert any("Training started at base" in remark for remark in results.remarks)
+    parents = find_parents(run.recipe, "org/out", ["base"])
+    assert [(p.role, p.license) for p in parents] == [
+        ("general", "mit"), ("specialist", "apache-2.0"), ("base", "apache-2.0"),
+    ]  # fmt: skip
+    folders = (Path("model"), {"specialist": run.root / "cpt"}, run.root / "data", merged)
+    places = Material(run.recipe, run.root, *folders, {"base": Path("base")}).places
+    assert list(places) == ["general", "specialist", "base"]
     steps = [step.name for step in results.ladder]
     assert all(name.startswith("residual alpha=") for name in steps)
 

@@ -71,10 +71,22 @@ def choose_candidate(search: Search, trials: Sequence[Outcome], scorer: Scorer) 
         confidence=recipe.select.confidence,
         is_best_state=recipe.train.use == "best",
     )
+    if recipe.train.start is not None:
+        remarks = [*remarks, _describe_start(recipe.train.start)]
     for line in remarks:
         say(f"  {line}")
     beat_sweep = sweep_verdict(decision.choice.chosen, decision.confirmations, losses)
     return CandidateChoice(decision, beat_sweep, tuple(remarks))
+
+
+def _describe_start(start: str) -> str:
+    return (
+        f"Training started at {start}, not at the general model: α is the fraction of its change "
+        f"that is added to the general model, general + α·(specialist − {start}). Everything is "
+        "compared with the general model; the specialist itself never was one, so that part of "
+        "its loss on general sets is what the general model had learned beyond its base, and a "
+        "sum may keep more than all of its gain."
+    )
 
 
 def count_confirmations(search: Search, choice: CandidateChoice, stage: Stage) -> CandidateChoice:

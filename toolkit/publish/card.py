@@ -46,6 +46,7 @@ class CardFacts:
         loaded_by: class of transformers that opens the model.
         accepted: checks that failed and were accepted, with the reason given.
         trains: whether the recipe trained the specialist.
+        start: role of the parent that training started from, where it is not the general model.
     """
 
     repository: str
@@ -65,6 +66,7 @@ class CardFacts:
     loaded_by: str = "AutoModelForCausalLM"
     accepted: Mapping[str, str] = field(default_factory=dict)
     trains: bool = True
+    start: str | None = None
 
 
 def model_card(facts: CardFacts) -> str:
@@ -190,8 +192,11 @@ def _what_it_is(facts: CardFacts) -> str:
         "adapter": " This is a LoRA adapter that stands for the change, not the model itself: see "
         "its error below.",
     }[facts.format]
+    start = next((parent.name for parent in facts.parents if parent.role == facts.start), None)
     way = (
-        "adapted to a domain by continued pre-training and merged back with the original"
+        f"adapted to a domain by continued pre-training of its base, {start}, and a merge with it"
+        if start is not None
+        else "adapted to a domain by continued pre-training and merged back with the original"
         if facts.trains
         else "merged with a model that was tuned elsewhere for a domain"
         if results.several is None

@@ -48,9 +48,12 @@ class Material:
         main_parents = {"general": self.general, **self.specialists}
         if not self.others:
             return main_parents
+        start = self.recipe.train.start  # an ancestor of the specialist, whatever the merge names
         merge_config = load_yaml(self.merged / "merge.yaml")
         used = parents_of(merge_config, {**main_parents, **self.others})
-        return main_parents | {name: folder for name, folder in self.others.items() if name in used}
+        return main_parents | {
+            name: folder for name, folder in self.others.items() if name in {*used, start}
+        }
 
 
 def find_parents(
@@ -67,12 +70,13 @@ def find_parents(
         is_published=name is not None,
         origin=_origin(model),
     )
-    own = section.specialist
+    own, start = section.specialist, recipe.train.start
+    inherited = general.license if start is None else recipe.models[start].license
     specialist = Parent(
         role="specialist",
         name=own.name or f"{repository}-specialist",
         revision=own.revision,
-        license=own.license or general.license,
+        license=own.license or inherited,
         is_published=own.name is not None,
     )
     if recipe.specialist is not None:
@@ -179,6 +183,7 @@ def card_facts(
         files=[{"file": file_name, **row["card"]} for file_name, row in figures.items()],
         loaded_by=opened_by(material.merged),
         trains=recipe.trains,
+        start=recipe.train.start,
     )
 
 
