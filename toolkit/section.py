@@ -79,6 +79,19 @@ def replace_values(section: SectionT, **values: object) -> SectionT:
     return section.model_copy(update=values)
 
 
+def refuse_unless_one(section: BaseModel, places: Sequence[str]) -> None:
+    """For validators of sections that say where something is, each place under a key of its own.
+
+    Raises:
+        ValueError: none of the keys is given, or several are.
+    """
+    given = [name for name in places if getattr(section, name) is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"give exactly one of {', '.join(places)} (got {', '.join(given) or 'none'})"
+        )
+
+
 def check_section(section: type[SectionT], data: object) -> tuple[SectionT | None, list[Fault]]:
     """The section that `data` makes, or None and what is wrong, each at its key."""
     try:

@@ -97,8 +97,8 @@ def test_every_conversation_stands_once_in_a_pass_and_passes_differ():
     first, second = ([row.input_ids.tolist() for row in one] for one in passes)
     assert sorted(first) == sorted(second)
     assert first != second
-    for step, row in enumerate(rows):
-        assert (row.labels != IGNORED).sum() == plan.num_targets(step) == len(row.teacher.rest_logs)
+    for row in rows:
+        assert (row.labels != IGNORED).sum() == row.num_targets == len(row.teacher.rest_logs)
 
 
 def test_what_is_kept_is_what_the_model_wrote():
@@ -126,7 +126,7 @@ def test_a_long_conversation_is_cut():
     for step in range(len(plan.bundles)):
         row = plan.row(step)
         assert row.input_ids.shape == (1, 16)
-        assert (row.labels != IGNORED).sum() == plan.num_targets(step)
+        assert (row.labels != IGNORED).sum() == row.num_targets
 
 
 def test_a_file_holds_what_was_written(tmp_path: Path):

@@ -50,3 +50,32 @@ def agrees(model: Any, found: Tensor, expected: Tensor) -> bool:
         return True
     difference = float((found.to(expected.device) - expected).sum().abs())
     return difference <= (1e-4 if is_exact else 1e-2) * float(expected.abs().sum())
+
+
+def divergence(
+    top_logs: Tensor, rest_logs: Tensor, model_logs: Tensor, model_rest: Tensor
+) -> Tensor:
+    """Kullback-Leibler divergence over the kept tokens and all others as one, in nats, `[T]`.
+
+    Lumping the others together can only lessen it (the data-processing inequality), by what they
+    differ among each other.
+
+    Args:
+        top_logs: log probabilities under the general model, `[T, K]`.
+        rest_logs: of all others together, `[T]`.
+        model_logs: log probabilities of the same tokens under the other model, `[T, K]`.
+        model_rest: of all others together under it, `[T]`.
+
+    Reference:
+        Cover & Thomas 2006, Elements of information theory, theorem 2.7.1.
+
+    >>> logs = torch.log(torch.tensor([[0.5, 0.25]]))
+    >>> other = torch.log(torch.tensor([[0.25, 0.5]]))
+    >>> rest = torch.log(torch.tensor([0.25]))
+    >>> round(float(divergence(logs, rest, other, rest)), 4)  # 0.5 ln 2 - 0.25 ln 2
+    0.1733
+    """
+    of_top_tokens = (top_logs.exp() * (top_logs - model_logs)).sum(dim=1)
+    of_other_tokens = rest_logs.exp() * (rest_logs - model_rest)
+    # Where the others underflow, 0 times infinity would be NaN; their part goes to 0 with them.
+    return of_top_tokens + torch.where(rest_logs == -torch.inf, 0.0, of_other_tokens)

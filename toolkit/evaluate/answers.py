@@ -173,8 +173,7 @@ def top_distributions(
         parts = _top_of_distributions(model, states, top_tokens)
         if not bool(parts[1].isfinite().all()):
             raise EvaluationError(
-                "retention: the general model's probabilities are not numbers; its weights are "
-                "damaged."
+                "the general model's probabilities are not numbers; its weights are damaged."
             )
         for by_answer, part in zip((top_by_answer, logs_by_answer, rests), parts, strict=True):
             for number, values in zip(batch, torch.split(part.cpu(), answer_sizes), strict=True):

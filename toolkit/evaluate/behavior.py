@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from toolkit.data.config import SplitName
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.answers import encode_prompts
+from toolkit.evaluate.answers import Answers
 from toolkit.evaluate.config import (
     BEHAVIOR_TITLES,
     BehaviorCount,
@@ -43,6 +43,16 @@ _LEAST_RUNS = 8
 _LENGTH_FACTOR = 2.0
 _LENGTH_ROOM = 8
 """Tokens by which a length may differ in any case: "Yes." is half of "Yes, it is." """
+
+_SIGNS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    "[INST]",
+    "[/INST]",
+    "<start_of_turn>",
+    "<|start_header_id|>",
+)
+"""Signs of chat templates, which stand in no answer even as plain text."""
 
 _BATCH_ANSWERS = 96
 """Answers that grow side by side at most."""
@@ -94,7 +104,7 @@ def behavior_sets(
     evaluate: EvaluateSection,
     tokenizer: Any,
     prompts: Sequence[RetentionPrompt],
-    general_answers: Callable[[Sequence[str]], list[int]],
+    general_answers: Answers,
     made_by: str,
 ) -> list[EvaluationSet]:
     """A set for each count; one pass of generation gives all of them.
@@ -104,7 +114,7 @@ def behavior_sets(
         evaluate: the type of the arithmetic.
         tokenizer: of the general model.
         prompts: of the split.
-        general_answers: lengths of the general model's answers to texts, in tokens.
+        general_answers: the general model's, whose lengths are compared with.
         made_by: content hash of the general model.
 
     Raises:
@@ -112,11 +122,11 @@ def behavior_sets(
     """
     if not prompts:
         raise EvaluationError("evaluate.behavior: there are no prompts of this split; give more.")
-    encoded, _ = encode_prompts(tokenizer, [prompt.text for prompt in prompts])
-    lengths = general_answers([prompt.text for prompt in prompts])
     items = [
-        BehaviorItem(prompt, tokens, length)
-        for prompt, tokens, length in zip(prompts, encoded, lengths, strict=True)
+        BehaviorItem(prompt, tokens, len(answer))
+        for prompt, tokens, answer in zip(
+            prompts, general_answers.prompts, general_answers.answers, strict=True
+        )
     ]
 
     checked = [item for item in items if item.prompt.check is not None]
@@ -139,6 +149,7 @@ def _sets_of_pass(
 ) -> list[EvaluationSet]:
     """The sets that one pass of generation over some prompts gives."""
     prompts = [item.prompt for item in items]
+    bearer = _bearer(names, section)
     checks = [p.check and p.check.model_dump(mode="json") for p in prompts]
 
     def together(model: Any, rows: Sequence[int]) -> Mapping[str, list[float]]:
@@ -177,7 +188,6 @@ def _sets_of_pass(
             tolerance=section.tolerance,
         )
         for name in names
-        for bearer in [_bearer(names, section)]
     ]
 
 
@@ -278,16 +288,6 @@ def _has_markup(answer: ModelAnswer) -> bool:
     return answer.text.count("<think>") != answer.text.count("</think>") or any(
         sign in answer.text for sign in _SIGNS
     )
-
-
-_SIGNS = (
-    "<|im_start|>",
-    "<|im_end|>",
-    "[INST]",
-    "[/INST]",
-    "<start_of_turn>",
-    "<|start_header_id|>",
-)
 
 
 def _is_closed_thought(raw_text: str) -> bool:

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from toolkit.data.config import ArtifactSection, HubSection
-from toolkit.section import Count, Length, PositiveInt, Section, at_most
+from toolkit.section import Count, Length, PositiveInt, Section, at_most, refuse_unless_one
 
 EvaluationRole = Literal["domain", "general", "watch"]
 """`domain` is to be gained, `general` not to be lost, `watch` is only shown."""
@@ -79,13 +79,7 @@ class MultipleChoiceSection(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        place_keys = ("bigbench", "files", "artifact", "hub")
-        given_keys = [name for name in place_keys if getattr(self, name) is not None]
-        if len(given_keys) != 1:
-            raise ValueError(
-                f"give exactly one of {', '.join(place_keys)} (got "
-                f"{', '.join(given_keys) or 'none'})"
-            )
+        refuse_unless_one(self, ("bigbench", "files", "artifact", "hub"))
         return self
 
 

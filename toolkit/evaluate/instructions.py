@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from toolkit.section import PositiveInt, Section, parse_section
 
@@ -49,7 +47,7 @@ class InstructionCheck(Section):
     starts_with: str | None = None
     ends_with: str | None = None
 
-    most_sentences: Annotated[PositiveInt, Field(le=1000)] | None = None
+    most_sentences: PositiveInt | None = None
     """Ends of sentences (`.`, `!`, `?`), at most so many."""
 
     def holds(self, answer: str) -> bool:

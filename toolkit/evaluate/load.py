@@ -8,10 +8,11 @@ from typing import Any
 
 from toolkit.data.config import SplitName
 from toolkit.errors import EvaluationError
-from toolkit.evaluate.answers import load_answers
+from toolkit.evaluate.answers import Answers, load_answers
 from toolkit.evaluate.config import BehaviorSection, EvaluateSection
 from toolkit.evaluate.documents import likelihood_sets
 from toolkit.evaluate.middles import middles_sets
+from toolkit.evaluate.prompts import RetentionPrompt
 from toolkit.evaluate.retention import retention_sets, split_prompts
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.machine import DTYPE_NAMES, cache_folder, dtype_of, precision_of
@@ -98,18 +99,44 @@ def _retention(
     retention = section.retention
     prompts = split_prompts(split, retention.num_prompts, retention.files)
     answers_hash = hash_json([content_hash(general), section.precision])
-    with progress(f"answers of the general model ({split})", len(prompts)) as advance:
-        answers = load_answers(
+    answers = _general_answers(
+        section,
+        general,
+        tokenizer,
+        prompts,
+        answers_hash,
+        cache,
+        title=f"answers of the general model ({split})",
+        max_new_tokens=retention.max_new_tokens,
+        top_tokens=retention.top_tokens,
+    )
+    return retention_sets(answers, prompts, section, answers_hash)
+
+
+def _general_answers(
+    section: EvaluateSection,
+    general: Path,
+    tokenizer: Any,
+    prompts: Sequence[RetentionPrompt],
+    answers_hash: str,
+    cache: Path,
+    *,
+    title: str,
+    max_new_tokens: int,
+    top_tokens: int,
+) -> Answers:
+    """The general model's answers to prompts, made once."""
+    with progress(title, len(prompts)) as advance:
+        return load_answers(
             tokenizer,
             [prompt.text for prompt in prompts],
             lambda: _load(general, section),
             answers_hash,
             cache / "answers",
-            max_new_tokens=retention.max_new_tokens,
-            top_tokens=retention.top_tokens,
+            max_new_tokens=max_new_tokens,
+            top_tokens=top_tokens,
             advance=advance,
         )
-    return retention_sets(answers, prompts, section, answers_hash)
 
 
 def _behavior(
@@ -122,25 +149,20 @@ def _behavior(
 ) -> list[EvaluationSet]:
     from toolkit.evaluate.behavior import behavior_prompts, behavior_sets
 
-    made_by = hash_json([content_hash(general), section.precision])
-
-    def lengths_of(texts: Sequence[str]) -> list[int]:
-        """Tokens of the general model's answers, made once."""
-        with progress(f"answers to be compared with ({split})", len(texts)) as advance:
-            answers = load_answers(
-                tokenizer,
-                texts,
-                lambda: _load(general, section),
-                made_by,
-                cache / "answers",
-                max_new_tokens=behavior.max_new_tokens,
-                top_tokens=1,
-                advance=advance,
-            )
-        return [len(tokens) for tokens in answers.answers]
-
     prompts = behavior_prompts(behavior, split)
-    return behavior_sets(behavior, section, tokenizer, prompts, lengths_of, made_by)
+    answers_hash = hash_json([content_hash(general), section.precision])
+    answers = _general_answers(
+        section,
+        general,
+        tokenizer,
+        prompts,
+        answers_hash,
+        cache,
+        title=f"answers to be compared with ({split})",
+        max_new_tokens=behavior.max_new_tokens,
+        top_tokens=1,
+    )
+    return behavior_sets(behavior, section, tokenizer, prompts, answers, answers_hash)
 
 
 def _load(folder: Path, section: EvaluateSection) -> Any:

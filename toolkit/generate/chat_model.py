@@ -46,17 +46,30 @@ class Speaker:
         """Tokens of a chat that the model is to answer; without a template, of the last text."""
         if self.template is None:
             return list(self.tokenizer(messages[-1]["content"])["input_ids"])
+        # The template has written the special tokens that belong there.
+        return list(self.tokenizer(self.render(messages), add_special_tokens=False)["input_ids"])
+
+    def render(self, messages: Sequence[Message], *, opens_answer: bool = True) -> str:
+        """A chat as the template writes it, in bounded time.
+
+        Args:
+            messages: what was said.
+            opens_answer: whether the model's turn is begun behind it.
+
+        Raises:
+            CheckpointError: the template cannot be used.
+        """
         problem, advice = "its chat template cannot be used", "mend it, or ask with --plain"
         readable = reading(self.label, CheckpointError, problem, advice)
         with readable, bounded_template(self.label):
-            text = self.tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=self.template,
-                add_generation_prompt=True,
-                tokenize=False,
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages),
+                    chat_template=self.template,
+                    add_generation_prompt=opens_answer,
+                    tokenize=False,
+                )
             )
-        # The template has written the special tokens that belong there.
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -26,14 +26,7 @@ _TOGETHER: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 def greedy_answers(
     model: Any, stops: Collection[int], prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> list[list[int]]:
-    """The likeliest token again and again: together where the model answers so as it does alone.
-
-    Args:
-        model: causal language model.
-        stops: tokens after which an answer is over.
-        prompts: tokens of each prompt, at least one.
-        new_tokens: most tokens of an answer.
-    """
+    """The likeliest token again and again; see `grow_answers` for what is given."""
     return grow_answers(model, stops, prompts, new_tokens, _likeliest)
 
 
@@ -49,10 +42,7 @@ def drawn_answers(
     """Answers drawn from the model's distribution, each prompt's by draws of its own.
 
     Args:
-        model: causal language model.
-        stops: tokens after which an answer is over.
-        prompts: tokens of each prompt, at least one.
-        new_tokens: most tokens of an answer.
+        model, stops, prompts, new_tokens: as of `grow_answers`.
         temperature: logits are divided by it.
         units: the draw for a prompt's number and a place in its answer, in [0, 1).
     """
@@ -77,7 +67,20 @@ def grow_answers(
     *,
     drop_ended: bool = False,
 ) -> list[list[int]]:
-    """Answers by any choice of tokens: together where the model answers so as it does alone."""
+    """Answers by any choice of tokens: together where the model answers so as it does alone.
+
+    Args:
+        model: causal language model.
+        stops: tokens after which an answer is over.
+        prompts: tokens of each prompt, at least one.
+        new_tokens: most tokens of an answer.
+        choose: the next token of each.
+        drop_ended: whether answers that are over leave the batch, which may change the last bits of
+            the others' logits.
+
+    Returns:
+        Tokens of each answer; the last is a stop where the model came to an end.
+    """
     if _answers_together(model):
         return grow_together(model, stops, prompts, new_tokens, choose, drop_ended=drop_ended)
     return [
@@ -96,17 +99,10 @@ def _likeliest(logits: torch.Tensor, _rows: Sequence[int], _place: int) -> torch
 
 
 @torch.inference_mode()
-def greedy_alone(
-    model: Any, stops: Collection[int], prompt: Sequence[int], new_tokens: int
-) -> list[int]:
-    """A greedy answer without batch, padding or cache: slow, and right for any architecture."""
-    return _grow_alone(model, stops, prompt, new_tokens, _likeliest)
-
-
-@torch.inference_mode()
 def _grow_alone(
     model: Any, stops: Collection[int], prompt: Sequence[int], new_tokens: int, choose: TokenChoice
 ) -> list[int]:
+    """An answer without batch, padding or cache: slow, and right for any architecture."""
     device = next(model.parameters()).device
     answer: list[int] = []
     while len(answer) < new_tokens and not (answer and answer[-1] in stops):
@@ -123,7 +119,7 @@ def _answers_together(model: Any) -> bool:
         prompts = [text.tolist() for text in probe_documents(model, 32)]
         is_exact = next(model.parameters()).dtype == torch.float32
         try:
-            answers = greedy_batch(model, (), prompts, 4)
+            answers = grow_together(model, (), prompts, 4, _likeliest)
             _TOGETHER[model] = all(
                 _shortfall(model, prompt, answer) <= (1e-3 if is_exact else 0.25)
                 for prompt, answer in zip(prompts, answers, strict=True)
@@ -143,13 +139,6 @@ def _shortfall(model: Any, prompt: list[int], answer: list[int]) -> float:
     return float((best_scores - chosen_scores)[-len(answer) :].max())
 
 
-def greedy_batch(
-    model: Any, stops: Collection[int], prompts: Sequence[Sequence[int]], new_tokens: int
-) -> list[list[int]]:
-    """The likeliest token again and again, whatever the model's generation settings say."""
-    return grow_together(model, stops, prompts, new_tokens, _likeliest)
-
-
 @torch.inference_mode()
 def grow_together(
     model: Any,
@@ -165,17 +154,7 @@ def grow_together(
     Prompts are padded at their left end, so that all answers grow at the same place; the padding
     is masked, and positions count from each prompt's own beginning.
 
-    Args:
-        model: causal language model.
-        stops: tokens after which an answer is over.
-        prompts: tokens of each prompt, at least one.
-        new_tokens: most tokens of an answer.
-        choose: the next token of each.
-        drop_ended: whether answers that are over leave the batch, which may change the last bits of
-            the others' logits.
-
-    Returns:
-        Tokens of each answer; the last is a stop where the model came to an end.
+    Arguments and result are those of `grow_answers`.
     """
     device = next(model.parameters()).device
     inputs, mask = _pad_left(prompts, device)

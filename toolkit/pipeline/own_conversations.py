@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from toolkit.generate.greedy import drawn_answers
 from toolkit.pipeline.model_hashes import fingerprint
 from toolkit.pipeline.run import Run, ensure_stage
 from toolkit.progress import progress, say
-from toolkit.stage import Stage, write_atomically
+from toolkit.stage import Stage, load_json, write_atomically
 from toolkit.train.config import SelfDistillationSection
 from toolkit.train.loss import TeacherDistributions
 from toolkit.train.self_distillation import (
@@ -44,8 +45,12 @@ _RUN_WORDS = 3
 _SHARED_RUNS = 0.5
 """A text that holds so many of a prompt's runs of three words resembles it."""
 
-_MOST_BLOCKS_PER_TURN = 4.0
-"""Blocks are given up once they come to so many times those that the tokens should have taken."""
+_FEWEST_BLOCKS = 8
+"""Blocks that are written in any case, before it is said that a model does not write."""
+
+_FEWEST_USABLE = 1 / 40
+"""Of the tokens that might have been written, so many must be usable: turns of a tenth of the
+longest are short, and one in four may well end."""
 
 
 @dataclass
@@ -114,7 +119,7 @@ def _write(
         save_conversations(work / CONVERSATIONS, written.conversations)
         with write_atomically(work / TEXTS) as file:
             file.writelines(json.dumps(text, ensure_ascii=False) + "\n" for text in written.texts)
-        left_out = ", ".join(f"{count} {reason}" for reason, count in written.left_out.items())
+        left_out = ", ".join(f"{number} {reason}" for reason, number in written.left_out.items())
         say(f"  {len(written.conversations)} conversations; left out {left_out or 'none'}")
         figures = {
             "num_conversations": len(written.conversations),
@@ -134,15 +139,14 @@ def _blocks(
 ) -> Iterator[Written]:
     """Conversations block by block, without end; those of a run that was killed are read again."""
     speaker: Speaker | None = None
-    written_so_far = Written()
+    num_tokens = 0
     seen_texts: set[str] = set()
     prompt_runs = _word_runs(prompts)
-    number = 0
-    while True:
+    for number in count():
         # The texts are written last: where they stand, the block is whole.
         tensors, texts = work / f"part-{number:05d}.safetensors", work / f"part-{number:05d}.json"
         if texts.is_file():
-            block_record = json.loads(texts.read_text(encoding="utf-8"))
+            block_record = load_json(texts)
             conversations = load_conversations(tensors) if block_record["texts"] else []
             block = Written(conversations, block_record["texts"], Counter(block_record["left_out"]))
         else:
@@ -153,18 +157,16 @@ def _blocks(
             with write_atomically(texts) as file:
                 json.dump({"texts": block.texts, "left_out": dict(block.left_out)}, file)
         seen_texts |= {text["user"] for text in block.texts}
-        written_so_far.conversations += block.conversations
+        num_tokens += block.num_tokens
         yield block
-        number += 1
-        _refuse_silence(section, written_so_far.num_tokens, number, general)
+        _refuse_silence(section, num_tokens, number + 1, general)
 
 
 def _refuse_silence(
     section: SelfDistillationSection, num_tokens: int, num_blocks: int, general: Path
 ) -> None:
-    # A turn of a tenth of the longest would be short; four times the blocks that such turns take.
-    least_tokens = num_blocks * _ROWS * section.max_new_tokens / 10 / _MOST_BLOCKS_PER_TURN
-    if num_blocks >= 8 and num_tokens < least_tokens:
+    least_tokens = num_blocks * _ROWS * section.max_new_tokens * _FEWEST_USABLE
+    if num_blocks >= _FEWEST_BLOCKS and num_tokens < least_tokens:
         raise EvaluationError(
             f"train.self_distillation: of {num_blocks * _ROWS} conversations that {general} wrote "
             f"only {num_tokens} tokens can be used; raise max_new_tokens, lower temperature, or "
@@ -187,7 +189,9 @@ def _write_block(
     if most_tokens < 1:
         raise EvaluationError(f"{speaker.label}: its template leaves no room for a conversation.")
 
-    def draw(turn: str, starts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def draw(
+        turn: str, starts: Sequence[Sequence[int]], row_numbers: Sequence[int]
+    ) -> list[list[int]]:
         return drawn_answers(
             speaker.model,
             speaker.stops,
@@ -199,19 +203,18 @@ def _write_block(
             ),
         )
 
-    row_numbers = list(range(first_number, first_number + _ROWS))
     block = Written()
     # The user's turn is left open: what a model writes there is what users ask it.
-    openings = draw("user", [prefix] * _ROWS)
+    openings = draw("user", [prefix] * _ROWS, range(first_number, first_number + _ROWS))
     if speaker.template is None:
         for tokens in openings:
             block.texts.append({"user": "", "assistant": speaker.decode(tokens)})
         starts, answers = [prefix] * _ROWS, openings
     else:
         asked = _usable(speaker, openings, seen, prompt_runs, block.left_out)
-        row_numbers = [first_number + place for place in asked]
         starts = [speaker.encode([{"role": "user", "content": text}]) for text in asked.values()]
-        answers = draw("assistant", starts) if starts else []
+        row_numbers = [first_number + place for place in asked]
+        answers = draw("assistant", starts, row_numbers) if starts else []
         for text, tokens in zip(asked.values(), answers, strict=True):
             block.texts.append({"user": text, "assistant": speaker.decode(tokens)})
     sequences = [[*start, *answer] for start, answer in zip(starts, answers, strict=True)]
@@ -230,10 +233,8 @@ def _open_prefix(speaker: Speaker) -> list[int]:
             f"{speaker.label}: has neither a chat template nor a token that texts begin or end "
             "with, so it cannot write by itself; leave train.self_distillation out."
         )
-    text = speaker.tokenizer.apply_chat_template(
-        [{"role": "user", "content": _OPEN_TURN}], chat_template=speaker.template, tokenize=False
-    )
-    text_before, turn_mark, _ = str(text).partition(_OPEN_TURN)
+    text = speaker.render([{"role": "user", "content": _OPEN_TURN}], opens_answer=False)
+    text_before, turn_mark, _ = text.partition(_OPEN_TURN)
     tokens = list(speaker.tokenizer(text_before, add_special_tokens=False)["input_ids"])
     if not turn_mark or not tokens:
         raise EvaluationError(
@@ -305,7 +306,5 @@ def _shared_beginning(prefix: Sequence[int], tokens: Sequence[int]) -> int:
     >>> _shared_beginning([1, 2, 3], [1, 2, 9, 9])
     2
     """
-    first_difference = next(
-        (n for n, pair in enumerate(zip(prefix, tokens, strict=False)) if pair[0] != pair[1]), None
-    )
-    return max(1, len(prefix) if first_difference is None else first_difference)
+    pairs = zip(prefix, tokens, strict=False)
+    return max(1, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))

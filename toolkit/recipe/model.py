@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from toolkit.checkpoint.config import ShapeSection, shape_of_folder
 from toolkit.data.config import ArtifactSection
-from toolkit.section import PositiveInt, Section, replace_values
+from toolkit.section import PositiveInt, Section, refuse_unless_one, replace_values
 
 
 class MoeSection(Section):
@@ -119,12 +119,7 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        places = ("artifact", "path", "hub", "run", "moe", "scratch")
-        given = [name for name in places if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of {', '.join(places)} (got {', '.join(given) or 'none'})"
-            )
+        refuse_unless_one(self, ("artifact", "path", "hub", "run", "moe", "scratch"))
         if self.revision is not None and self.hub is None:
             raise ValueError("revision belongs to hub, which is not given")
         return self
@@ -168,12 +163,7 @@ class SpecialistSection(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        places = ("path", "hub", "run", "artifact", "adapter")
-        given = [name for name in places if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of {', '.join(places)} (got {', '.join(given) or 'none'})"
-            )
+        refuse_unless_one(self, ("path", "hub", "run", "artifact", "adapter"))
         if self.revision is not None and self.hub is None and self.adapter is None:
             raise ValueError("revision belongs to hub or adapter, neither of which is given")
         if "strength" in self.model_fields_set and self.adapter is None:

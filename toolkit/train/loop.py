@@ -142,18 +142,17 @@ def optimizer_step(
         group["lr"] = learning_rate * group["lr_scale"]
     # What is random in a step (dropout) depends on the step alone: nothing to save.
     torch.manual_seed(int(stable_unit(seed, step, accelerator.process_index) * 2**53))
-    divergence_sum = None
+    divergence_share = None
     if distillation is not None:  # before the blocks, whose last pass exchanges all gradients
-        divergence_sum = _accumulate_divergence(setup, distillation, step)
+        divergence_share = _accumulate_divergence(setup, distillation, step)
     loss_sum = _accumulate_gradients(setup, batch, num_targets)
     max_grad_norm = setup.section.max_grad_norm
     # The two numbers that are taken from the device in a step; all else stays queued behind it.
     norm = float(accelerator.clip_grad_norm_(setup.model.parameters(), max_grad_norm))
     mean_loss = float(accelerator.reduce(loss_sum, "sum")) / num_targets
     divergence = None
-    if distillation is not None and divergence_sum is not None:
-        num_kept = max(1, distillation.num_targets(step))
-        divergence = float(accelerator.reduce(divergence_sum, "sum")) / num_kept
+    if divergence_share is not None:
+        divergence = float(accelerator.reduce(divergence_share, "sum"))
     outcome = StepOutcome(mean_loss, norm, learning_rate, num_targets, divergence=divergence)
     if outcome.is_finite:
         optimizer.step()
@@ -192,8 +191,8 @@ def _accumulate_gradients(setup: TrainingSetup, batch: Batch, num_targets: int) 
 def _accumulate_divergence(
     setup: TrainingSetup, distillation: SelfDistillation, step: int
 ) -> Tensor:
-    """Forward and backward pass of this process over the step's conversations; returns the sum of
-    its divergences, in nats."""
+    """Forward and backward pass of this process over the step's conversations; returns its part of
+    their mean divergence, in nats per token."""
     accelerator, loss_module = setup.accelerator, setup.loss_module
     num_processes = accelerator.num_processes
     row = distillation.row(step, accelerator.process_index, num_processes)
@@ -202,12 +201,12 @@ def _accumulate_divergence(
         for array in (row.input_ids, row.labels, row.segments)
     )
     teacher = row.teacher.to(accelerator.device)
-    scale = distillation.section.weight * num_processes / max(1, distillation.num_targets(step))
     with accelerator.no_sync(loss_module), accelerator.autocast():
-        divergence = loss_module(*tensors, teacher=teacher)
-        accelerator.backward(divergence * scale)
-    divergence_sum: Tensor = divergence.detach()
-    return divergence_sum
+        share = loss_module(*tensors, teacher=teacher) / max(1, row.num_targets)
+        # DDP averages over processes, hence their number as a factor.
+        accelerator.backward(share * (distillation.section.weight * num_processes))
+    mean_share: Tensor = share.detach()
+    return mean_share
 
 
 def _cut_micro_batches(rows: range, size: int, most_rows: int) -> list[range]:

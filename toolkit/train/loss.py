@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.checkpoint.forward import divergence
 from toolkit.train.tied import SharedGradient
 from toolkit.train.workspace import WORKSPACE
 
@@ -161,11 +162,7 @@ def _divergences_to_gradients(teacher: TeacherDistributions, logits: Tensor, row
         # Exact where the others' share is tiny, which 1 minus the sum of the kept would not be.
         rest_total = z.scatter(1, top_tokens, -torch.inf).logsumexp(dim=1, keepdim=True)
         model_rest = rest_total - log_total
-        top_part = top_logs.exp() * (top_logs - model_logs)
-        rest_part = torch.where(
-            rest_logs == -torch.inf, 0.0, rest_logs.exp() * (rest_logs - model_rest)
-        )
-        losses[part] = (top_part.sum(dim=1, keepdim=True) + rest_part)[:, 0]
+        losses[part] = divergence(top_logs, rest_logs[:, 0], model_logs, model_rest[:, 0])
         z.sub_(log_total).exp_().mul_(1.0 - (rest_logs - model_rest).exp())
         z.scatter_(1, top_tokens, model_logs.exp() - top_logs.exp())
         logits[part] = z
@@ -197,17 +194,16 @@ def linear_divergence(
         as one.
     """
     rule = partial(_divergences_to_gradients, teacher)
-    divergence: Tensor = _LinearLoss.apply(hidden, head, rule, dtype, shared)  # type: ignore[no-untyped-call]
-    return divergence
+    total: Tensor = _LinearLoss.apply(hidden, head, rule, dtype, shared)  # type: ignore[no-untyped-call]
+    return total
 
 
 def divergence_of_logits(logits: Tensor, teacher: TeacherDistributions) -> Tensor:
     """The same from logits `[N, V]` in float32, for models that do more to them than a product."""
     logs = logits.log_softmax(dim=1)
     model_rest = logs.scatter(1, teacher.top_tokens, -torch.inf).logsumexp(dim=1)
-    top_part = teacher.top_logs.exp() * (teacher.top_logs - logs.gather(1, teacher.top_tokens))
-    rest_part = teacher.rest_logs.exp() * (teacher.rest_logs - model_rest)
-    return top_part.sum() + torch.where(teacher.rest_logs == -torch.inf, 0.0, rest_part).sum()
+    model_logs = logs.gather(1, teacher.top_tokens)
+    return divergence(teacher.top_logs, teacher.rest_logs, model_logs, model_rest).sum()
 
 
 def linear_cross_entropy(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from torch import Tensor
 
+from toolkit.data.packing import pack_best_fit
 from toolkit.errors import DataError
 from toolkit.leftovers import appearing_file
 from toolkit.statistics.seeds import named_seed
@@ -109,12 +110,14 @@ class DistillationRow:
         labels: `[1, T]` int64: which of the teacher's distributions belongs to the next token.
         segments: `[1, T]` int64, the number of the conversation, -1 in padding.
         teacher: distributions, `[N]`.
+        num_targets: tokens of the step whose distribution is to be kept, over all processes.
     """
 
     input_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     segments: NDArray[np.int64]
     teacher: TeacherDistributions
+    num_targets: int
 
 
 class SelfDistillation:
@@ -136,35 +139,17 @@ class SelfDistillation:
     @cached_property
     def bundles(self) -> list[list[int]]:
         """Conversations that fit into a step together, by their numbers; each stands in one."""
-        numbers = np.random.default_rng(
-            named_seed(self._seed, "self-distillation", "bundles")
-        ).permutation(len(self._conversations))
-        bundles: list[list[int]] = []
-        room: list[int] = []
-        for number in numbers.tolist():
-            length = len(self._conversations[number].tokens) - 1
-            # First fit: the first step that still has room for it.
-            place = next((n for n, left in enumerate(room) if left >= length), None)
-            if place is None:
-                bundles.append([])
-                room.append(self.section.tokens_per_step)
-                place = len(bundles) - 1
-            bundles[place].append(number)
-            room[place] -= length
-        return bundles
+        lengths = np.array([len(one.tokens) - 1 for one in self._conversations])
+        table = pack_best_fit(lengths, self.section.tokens_per_step)
+        return [table.document[a:b].tolist() for a, b in pairwise(table.first)]
 
     def _of_step(self, step: int) -> list[Conversation]:
-        # Every pass over the conversations has an order of its own.
         this_pass, place = divmod(step, len(self.bundles))
-        generator = np.random.default_rng(
-            named_seed(self._seed, "self-distillation", "pass", str(this_pass))
-        )
-        bundle = self.bundles[int(generator.permutation(len(self.bundles))[place])]
+        # Every pass over the conversations has an order of its own.
+        seed = named_seed(self._seed, "self-distillation", "pass", str(this_pass))
+        order = np.random.default_rng(seed).permutation(len(self.bundles))
+        bundle = self.bundles[int(order[place])]
         return [self._conversations[number] for number in bundle]
-
-    def num_targets(self, step: int) -> int:
-        """Tokens of a step whose distribution is to be kept, over all processes."""
-        return sum(len(one.teacher.rest_logs) for one in self._of_step(step))
 
     def row(self, step: int, process: int = 0, num_processes: int = 1) -> DistillationRow:
         """What a process computes of a step; rows of all processes are alike in length.
@@ -174,7 +159,9 @@ class SelfDistillation:
             process: its number.
             num_processes: among how many the step's conversations are shared out.
         """
-        conversations = self._of_step(step)[process::num_processes]
+        step_conversations = self._of_step(step)
+        num_targets = sum(len(one.teacher.rest_logs) for one in step_conversations)
+        conversations = step_conversations[process::num_processes]
         shape = (1, self.section.tokens_per_step)
         input_ids = np.zeros(shape, np.int64)
         labels = np.full(shape, IGNORED, np.int64)
@@ -187,7 +174,8 @@ class SelfDistillation:
             labels[0, stop - kept : stop] = np.arange(num_kept, num_kept + kept)
             segments[0, place:stop] = number
             place, num_kept = stop, num_kept + kept
-        return DistillationRow(input_ids, labels, segments, _joined(conversations))
+        teacher = _joined(conversations)
+        return DistillationRow(input_ids, labels, segments, teacher, num_targets)
 
 
 def _joined(conversations: list[Conversation]) -> TeacherDistributions:
