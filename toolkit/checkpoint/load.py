@@ -46,7 +46,7 @@ def load_model_config(folder: str | Path) -> Any:
             "continued pre-training needs one that predicts the next token."
         )
     architectures = list(getattr(config, "architectures", None) or [])
-    if architectures and not any(_is_causal(name) for name in architectures):
+    if architectures and not any(_is_causal(name, config) for name in architectures):
         raise CheckpointError(
             f"{folder}: holds {', '.join(architectures)}, which is not a causal language model; "
             "its head would be made up at random."
@@ -182,8 +182,14 @@ def _own_class(config: Any) -> Any | None:
     return None
 
 
-def _is_causal(architecture: str) -> bool:
-    return architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"))
+def _is_causal(architecture: str, config: Any) -> bool:
+    """Whether a class has a head that predicts the next token: by its name, or by transformers."""
+    from transformers import AutoModelForCausalLM
+
+    if architecture.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        return True
+    mapping = AutoModelForCausalLM._model_mapping
+    return type(config) in mapping and mapping[type(config)].__name__ == architecture
 
 
 def _refuse_oversize(folder: Path) -> None:
