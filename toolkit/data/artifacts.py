@@ -130,7 +130,10 @@ def open_members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]
     except ARCHIVE_ERRORS as error:
         raise DataError(f"{archive.name}: cannot be read as an archive ({error}).") from error
     if not has_match:
-        raise DataError(f"{archive.name}: holds nothing that matches {pattern!r}; check `member`.")
+        raise DataError(
+            f"{archive.name}: holds nothing that matches {pattern!r}; names count from the top of "
+            "the archive."
+        )
 
 
 def extract_member(archive: Path, pattern: str, folder: Path) -> Path:
