@@ -126,7 +126,7 @@ def _packed_files(
         for name, stream in open_members(path, member_pattern or "*"):
             if _is_excluded(name, source) or (path.resolve(), name) in seen_members:
                 continue
-            if member_pattern is None and _is_hidden(name):
+            if member_pattern is None and is_hidden(name):
                 continue
             seen_members.add((path.resolve(), name))
             place = folder_key / name.replace("//", "/")
@@ -146,7 +146,7 @@ def _raise(error: BaseException) -> NoReturn:
     raise error
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Whether a member lies below a hidden folder, or is what macOS puts beside files."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
