@@ -10,6 +10,7 @@ import sys
 import typer
 
 from toolkit.cli import adapter, merge, publish, study, train
+from toolkit.cli.compare import compare
 from toolkit.cli.evaluate import evaluate
 from toolkit.cli.generate import chat, generate
 from toolkit.cli.init import init
@@ -38,7 +39,7 @@ for name, group in {
 }.items():
     app.add_typer(group, name=name)
 app.command(context_settings={"allow_extra_args": True})(init)
-commands = (plan, power, generate, chat, evaluate, train.infilling, train.repeat, machine)
+commands = (plan, power, generate, chat, evaluate, train.infilling, train.repeat, compare, machine)
 for command in commands:
     app.command("eval" if command is evaluate else None)(command)
 

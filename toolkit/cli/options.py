@@ -13,6 +13,12 @@ RecipeName = Annotated[
     str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
 ]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
+ScoreTestAgain = Annotated[
+    bool,
+    typer.Option(
+        "--score-test-again", help="Score the test documents for another choice; is counted."
+    ),
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Read all files of finished stages anew.")]
 OutFolder = Annotated[Path, typer.Argument(help="Folder to make.")]
 
