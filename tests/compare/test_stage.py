@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -37,6 +36,16 @@ WAYS: dict[str, Any] = {
 
 UNMERGED: dict[str, Any] = {**WAYS, "merges": ["none"], "ways": {"plain-recipe": {}, "slow": SLOW}}
 """The same without a search, which takes longest."""
+
+SPLIT = {
+    "train": {"groups": ["train*"]},
+    "validation": {"groups": ["held*"], "fraction": 0.8},
+    "test": {"groups": ["held*"], "fraction": 0.2},
+}
+SPLIT_ANEW = {
+    "data": {"sources": {"docs": {**recipe()["data"]["sources"]["docs"], "split": SPLIT}}}
+}
+"""A way that would be tested on other documents."""
 
 
 @pytest.fixture
@@ -210,14 +219,7 @@ def test_finished_stages_of_other_runs_serve_and_stay_as_they_are(
 def test_a_way_that_is_tested_on_other_documents_is_refused_before_training(
     project: Path, finished: Counter[str]
 ):
-    split = {
-        "train": {"groups": ["train*"]},
-        "validation": {"groups": ["held*"], "fraction": 0.8},
-        "test": {"groups": ["held*"], "fraction": 0.2},
-    }
-    docs = {**recipe()["data"]["sources"]["docs"], "split": split}
-    other = {"recipe": {"data": {"sources": {"docs": docs}}}}
-    ways = write_ways(ways={"plain-recipe": {}, "other": other})
+    ways = write_ways(ways={"plain-recipe": {}, "other": {"recipe": SPLIT_ANEW}})
     with pytest.raises(EvaluationError, match=r"ways\.other: its test documents are not those of"):
         ensure_comparison(open_tiny(), ways, num_seeds=1)
     assert "cpt" not in finished
@@ -273,14 +275,30 @@ def test_later_seeds_stand_below_and_share_across_ways(project: Path):
     assert runs["slow"].lender.root == Path("runs/tiny/ways/slow")
 
 
-def test_from_the_command_line(project: Path):
+def test_one_seed_and_one_kind_of_measure_are_warned_of(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("toolkit.errors._SAID", set())
+    ways = write_ways(UNMERGED, ways={"plain-recipe": {}, "wrong": {"recipe": SPLIT_ANEW}})
+    with pytest.raises(EvaluationError):  # before anything is trained
+        ensure_comparison(open_tiny(), ways, num_seeds=1)
+    told = capsys.readouterr().err
+    assert "warning: one seed: what another seed would change is not known" in told
+    assert "warning: retention: one kind of general measure, which a way may fit" in told
+    questions = {"name": "own", "files": ["own.jsonl"], "role": "general"}
+    monkeypatch.setattr("toolkit.errors._SAID", set())
+    ways = write_ways(
+        UNMERGED,
+        ways={"plain-recipe": {}, "wrong": {"recipe": SPLIT_ANEW}},
+        evaluate={"multiple_choice": [questions]},
+    )
+    with pytest.raises(EvaluationError):
+        ensure_comparison(open_tiny(), ways, num_seeds=2)
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_the_command_names_what_it_looked_for(project: Path):
     open_tiny()
-    write_ways(ways={"plain-recipe": {"merges": ["none"]}})
-    done = toolkit(project, "compare", "tiny.yaml", "--ways", "ways.yaml", "--seeds", "1")
-    assert done.returncode == 0, done.stderr
-    assert "warning: one seed: what another seed would change is not known" in done.stderr
-    assert "warning: retention: one kind of general measure" in done.stderr
-    assert json.loads(Path("runs/tiny/compare/ways/compare.json").read_text())["seeds"] == [3]
     done = toolkit(project, "compare", "tiny.yaml")
     assert done.returncode == 2
-    assert done.stderr.startswith("there is no file of ways 'tiny' in recipes/ways/")
+    assert "there is no file of ways 'tiny' in recipes/ways/ or in the package" in done.stderr
