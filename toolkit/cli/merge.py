@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolkit.cli.options import OutFolder, RecipeName, Runs, Verify, seed_option
+from toolkit.cli.options import OutFolder, RecipeName, Runs, ScoreTestAgain, Verify, seed_option
 
 if TYPE_CHECKING:
     from toolkit.merge.achieved import AchievedFractions
@@ -21,12 +21,7 @@ Configuration = Annotated[Path, typer.Argument(help="A mergekit configuration.")
 def merge_choose(
     recipe: RecipeName,
     runs: Runs = Path("runs"),
-    score_test_again: Annotated[
-        bool,
-        typer.Option(
-            "--score-test-again", help="Score the test documents for another choice; is counted."
-        ),
-    ] = False,
+    score_test_again: ScoreTestAgain = False,
     verify: Verify = False,
 ) -> None:
     """Search, choose and write a recipe's merge; runs data and cpt first where needed."""
