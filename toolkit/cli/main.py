@@ -40,7 +40,18 @@ for name, group in {
 }.items():
     app.add_typer(group, name=name)
 app.command(context_settings={"allow_extra_args": True})(init)
-commands = (plan, power, generate, chat, evaluate, train.infilling, train.repeat, compare, machine)
+commands = (
+    plan,
+    power,
+    generate,
+    chat,
+    evaluate,
+    train.infilling,
+    train.repeat,
+    train.heal,
+    compare,
+    machine,
+)
 for command in commands:
     app.command("eval" if command is evaluate else None)(command)
 

@@ -13,13 +13,13 @@ RecipeName = Annotated[
     str, typer.Argument(help="NAME[@variant][@scale]: of recipes/, or a .yaml file.")
 ]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Read all files of finished stages anew.")]
 ScoreTestAgain = Annotated[
     bool,
     typer.Option(
         "--score-test-again", help="Score the test documents for another choice; is counted."
     ),
 ]
-Verify = Annotated[bool, typer.Option("--verify", help="Read all files of finished stages anew.")]
 OutFolder = Annotated[Path, typer.Argument(help="Folder to make.")]
 
 
