@@ -243,8 +243,28 @@ def test_a_finished_specialist_is_compared_by_its_merges(project: Path, finished
         ensure_comparison(run, write_ways(), num_seeds=1)
     assert str(caught.value).splitlines()[1:] == [
         "  ways.slow.recipe.train: the recipe names a finished specialist, so nothing is trained; "
-        "ways of it differ in search and select alone"
+        "ways of it differ in search, select and heal alone"
     ]
+
+
+def test_a_healed_model_is_compared_as_it_stands(project: Path, monkeypatch: pytest.MonkeyPatch):
+    def heal(run: Run, **_: Any) -> Path:
+        """All the way back: the general model."""
+        folder = run.root / "heal"
+        shutil.copytree("model", folder)
+        (folder / "heal.json").write_text('{"num_tokens": 7, "seconds": 2.0}')
+        return folder
+
+    monkeypatch.setattr("toolkit.compare.stage.ensure_heal", heal)
+    healed = {"recipe": {"heal": {"source": "specialist"}}, "merges": ["heal"]}
+    ways = write_ways(UNMERGED, ways={"plain-recipe": {}, "healed": healed})
+    results = read_comparison(ensure_comparison(open_tiny(), ways, num_seeds=1))
+    found = results.figures[1]
+    assert found.title == "healed + heal"
+    assert found.domain_change.estimate == pytest.approx(0.0, abs=1e-6)
+    assert found.seeds["3"].candidate == "healed"
+    assert results.ways[1].costs.healed_tokens == 7.0
+    assert results.ways[1].trains_as == "plain-recipe"
 
 
 def open_finished(data: dict[str, Any]) -> Run:

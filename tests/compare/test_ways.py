@@ -41,7 +41,14 @@ def faults_of(tmp_path: Path, text: str | dict[str, Any], **changes: Any) -> lis
             "ways.first.recepe: unknown key; did you mean recipe",
         ),
         ({"ways": {"first": {"merges": []}}}, "ways.first.merges: are none, so there is nothing"),
-        ({"merges": ["plane"]}, "merges.0: must be one of 'none', 'plain' or 'search'"),
+        (
+            {"merges": ["plane"]},
+            "merges.0: must be one of 'none', 'plain', 'search' or 'heal' (got 'plane')",
+        ),
+        (
+            {"ways": {"first": {"merges": ["heal"]}}},
+            "ways.first.merges: heal needs a section heal in the way's recipe",
+        ),
         ({"evaluate": {"retenton": {}}}, "evaluate.retenton: unknown key; did you mean retention?"),
     ],
 )

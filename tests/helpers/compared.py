@@ -67,6 +67,8 @@ def _values() -> dict[str, Any]:
         "written_tokens": None,
         "searched_tokens": 140_000.0,
         "search_seconds": 212.0,
+        "healed_tokens": None,
+        "heal_seconds": None,
     }
     return {
         "recipe": "finance",

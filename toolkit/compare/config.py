@@ -10,8 +10,9 @@ from typing_extensions import Self
 from toolkit.errors import did_you_mean
 from toolkit.section import Section
 
-MergeKind = Literal["none", "plain", "search"]
-"""What is taken of a specialist: itself, the best plain mean, or what the recipe's search finds."""
+MergeKind = Literal["none", "plain", "search", "heal"]
+"""What is taken of a specialist: itself, the best plain mean, what the recipe's search finds, or
+what its healing makes."""
 
 MERGE_KINDS: tuple[MergeKind, ...] = get_args(MergeKind)
 
@@ -23,14 +24,14 @@ class WaySection(Section):
     """One way: what it changes in the recipe, and which merges of its specialist are compared."""
 
     recipe: dict[str, Any] = Field(default_factory=dict)
-    """Keys of the recipe with other values, laid over it: `data`, `train`, `models`, `search` and
-    `select`. All else is the same for all ways, so that they are compared on one general model and
-    the same test sets. Empty is the recipe as it stands."""
+    """Keys of the recipe with other values, laid over it: `data`, `train`, `models`, `search`,
+    `select` and `heal`. All else is the same for all ways, so that they are compared on one general
+    model and the same test sets. Empty is the recipe as it stands."""
 
     merges: tuple[MergeKind, ...] | None = None
     """`none`: the specialist itself. `plain`: the best plain mean with the general model, by the
-    ladder on the validation sets. `search`: what the recipe's search chooses on them. By default
-    those of the file."""
+    ladder on the validation sets. `search`: what the recipe's search chooses on them. `heal`: what
+    the recipe's section `heal` makes of it. By default those of the file."""
 
     note: str = ""
     """One line for people: where the way is from, what it is to show."""
@@ -46,7 +47,7 @@ class WaysSection(Section):
     """The way whose specialist is 100 % of the gain, and whose plain means are the line that every
     other way is held against."""
 
-    merges: tuple[MergeKind, ...] = MERGE_KINDS
+    merges: tuple[MergeKind, ...] = ("none", "plain", "search")
     """Which merges of each way are compared; see `ways.NAME.merges`."""
 
     alphas: tuple[Alpha, ...] = (0.2, 0.4, 0.6, 0.8)

@@ -39,6 +39,7 @@ LOOKS: dict[MergeKind, tuple[str, str]] = {
     "none": ("s1", "circle"),
     "plain": ("s2", "square"),
     "search": ("s3", "triangle"),
+    "heal": ("s4", "down"),
 }
 """Color and shape of each kind of merge."""
 
@@ -46,6 +47,7 @@ _KIND_WORDS: dict[MergeKind, str] = {
     "none": "specialist, no merge",
     "plain": "best plain mean",
     "search": "the search's choice",
+    "heal": "healed",
 }
 
 
@@ -91,9 +93,10 @@ def _verdict(results: ComparisonResults) -> str:
 def _line_section(results: ComparisonResults) -> PageSection:
     """A chart per set with a line: what is lost there against what is kept of the gain."""
     charts = [_chart(results, one) for one in results.lines()]
+    kinds = {way.merge for way in results.figures}
     legend = key(
         [
-            *((_KIND_WORDS[kind], *look) for kind, look in LOOKS.items()),
+            *((_KIND_WORDS[kind], *look) for kind, look in LOOKS.items() if kind in kinds),
             (f"plain means of {results.reference}", "s0", "diamond"),
         ]
     )

@@ -47,7 +47,8 @@ class SeedOfWay(ResultPart):
     """What one seed gave."""
 
     candidate: str
-    """The merge that the validation sets chose; `specialist` where none is merged."""
+    """The merge that the validation sets chose; `specialist` where none is merged, `healed` where
+    it is drawn back by distillation."""
 
     domain_change: float
     gain_kept: float | None
@@ -80,6 +81,10 @@ class WayCosts(ResultPart):
 
     searched_tokens: float | None
     search_seconds: float | None
+    healed_tokens: float | None
+    """Tokens that healing learned from."""
+
+    heal_seconds: float | None
 
 
 class WayResult(ResultPart):

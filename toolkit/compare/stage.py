@@ -6,7 +6,7 @@ RECIPE/…, RECIPE/ways/WAY/…, each with seeds/SEED/… ─► RECIPE/compare/
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -39,6 +39,7 @@ from toolkit.evaluate.input_hashes import evaluation_inputs
 from toolkit.evaluate.load import load_sets
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.pipeline.finished import refuse_unfit
+from toolkit.pipeline.heal import HEALED, ensure_heal
 from toolkit.pipeline.merge_inputs import MergeInputs
 from toolkit.pipeline.merge_search import (
     Search,
@@ -61,7 +62,7 @@ from toolkit.pipeline.specialist import own_conversations
 from toolkit.pipeline.stages import ensure_merge, merge_stage, prompt_hashes
 from toolkit.progress import progress, say
 from toolkit.search.run import Scorer
-from toolkit.search.space import GENERAL, SPECIALIST, Candidate, endpoint
+from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alone, endpoint
 from toolkit.search.worker import Outcome
 from toolkit.section import parse_section, replace_values
 from toolkit.select.candidates import by_item
@@ -73,7 +74,14 @@ FIGURES = "compare.json"
 PAGE = "compare.html"
 _PART = "compare"
 
-MERGE_TITLES: dict[MergeKind, str] = {"none": "", "plain": " + plain mean", "search": " + search"}
+_HEALED = "healed"
+
+MERGE_TITLES: dict[MergeKind, str] = {
+    "none": "",
+    "plain": " + plain mean",
+    "search": " + search",
+    "heal": " + heal",
+}
 
 
 @dataclass(frozen=True)
@@ -85,12 +93,14 @@ class MadeWay:
         run: its run under this seed.
         inputs: its models and documents.
         merge: what its merge stage found; None where no merge of it is compared.
+        healed: folder of the healed model; None where none is compared.
     """
 
     way: Way
     run: Run
     inputs: MergeInputs
     merge: MergeResults | None
+    healed: Path | None
 
     @property
     def specialist(self) -> Path:
@@ -98,6 +108,8 @@ class MadeWay:
 
     def candidate_name(self, kind: MergeKind) -> str:
         """The candidate that a kind of merge is, as the validation sets chose it."""
+        if kind == "heal":  # where no merge gained, there is nothing to be healed
+            return GENERAL if self.healed is None else _HEALED
         if kind == "none" or self.merge is None:
             return SPECIALIST
         return self.merge.chosen if kind == "search" else self.merge.best_plain_mean
@@ -159,6 +171,7 @@ def ensure_comparison(
                     [
                         fingerprint(one.specialist),
                         *(one.candidate_name(kind) for kind in one.way.merges),
+                        *([] if one.healed is None else [fingerprint(one.healed)]),
                     ]
                 )
                 for ways_of_seed in made
@@ -252,14 +265,19 @@ def _refuse_other_documents(comparison: Comparison, runs: Mapping[str, Run]) -> 
 def _make_way(way: Way, run: Run, seed_words: str, *, again: bool) -> MadeWay:
     """Train a way and choose its merges under one seed, as far as that is not done."""
     say(f"way {way.name}, seed {run.recipe.seed} ({seed_words}): {run.root}")
-    needs_merge = any(kind != "none" for kind in way.merges)
+    heal = run.recipe.heal if "heal" in way.merges else None
+    heals_merge = heal is not None and heal.source == "merge"
+    needs_merge = heals_merge or bool({"plain", "search"} & set(way.merges))
     merge = read_results(ensure_merge(run, score_test_again=again)) if needs_merge else None
     general, specialists = ensure_general(run), ensure_specialists(run)
     if not run.recipe.trains and merge is None:
         refuse_unfit(run, general, specialists)
     others = ensure_models(run)
     inputs = MergeInputs(run.name, run.recipe, general, specialists, ensure_data(run), others)
-    return MadeWay(way, run, inputs, merge)
+    healed = None
+    if heal is not None and not (heals_merge and merge is not None and not merge.any_merge):
+        healed = ensure_heal(run, score_test_again=again)
+    return MadeWay(way, run, inputs, merge, healed)
 
 
 def _refuse_other_general(made: Sequence[Sequence[MadeWay]]) -> None:
@@ -367,9 +385,28 @@ def _score_way(
         candidates |= {GENERAL: endpoint(GENERAL), reference: endpoint(SPECIALIST)}
         candidates |= {_line_title(alpha): search.plan.plain_mean(alpha) for alpha in alphas}
     num_scorings = _note_scoring(made, search, candidates, comparison_name)
-    objective = search.objective(sets)
     log = stage.work / f"scores-{made.run.recipe.seed}-{made.way.name}.json"
-    scorer = Scorer(search.bench(cache=cache_file(way_stage)), log)
+    healed = {title: one for title, one in candidates.items() if one.name == _HEALED}
+    merged = {title: one for title, one in candidates.items() if one.name != _HEALED}
+    losses = _score(search, merged, sets, log, cache_file(way_stage))
+    if made.healed is not None:
+        # A model beside the two, in a search of its own: scores of merges are kept by all models
+        # that they could be of, and those of the merge stage are to be found.
+        inputs = replace(made.inputs, others={**made.inputs.others, _HEALED: made.healed})
+        beside = prepare_search(inputs, merge_stage(made.run, inputs))
+        losses |= _score(beside, healed, sets, log, cache_file(way_stage))
+    return num_scorings, losses
+
+
+def _score(
+    search: Search,
+    candidates: Mapping[str, Candidate],
+    sets: Sequence[EvaluationSet],
+    log: Path,
+    cache: Path,
+) -> dict[str, dict[str, list[float]]]:
+    """Losses of candidates, by their titles and by set, in the order of the items."""
+    objective, scorer = search.objective(sets), Scorer(search.bench(cache=cache), log)
     losses_by_model: dict[str, dict[str, list[float]]] = {}
     for title, candidate in candidates.items():
         outcome = Outcome(candidate, "complete", {}, 0.0, 0, 0.0, 0.0, 0)
@@ -377,7 +414,7 @@ def _score_way(
         losses_by_model[title] = {
             item.name: [losses[item.name][name] for name in item.ids] for item in sets
         }
-    return num_scorings, losses_by_model
+    return losses_by_model
 
 
 def _candidate(made: MadeWay, search: Search, kind: MergeKind) -> Candidate:
@@ -385,6 +422,8 @@ def _candidate(made: MadeWay, search: Search, kind: MergeKind) -> Candidate:
     name = made.candidate_name(kind)
     if name in (GENERAL, SPECIALIST):
         return endpoint(name)
+    if name == _HEALED:
+        return alone(name)
     results = made.merge
     assert results is not None  # noqa: S101  (else it is the specialist)
     for step in results.ladder:
@@ -409,6 +448,7 @@ def _note_scoring(
         made.run.root / LEDGER, hash_of_test(search.test), {**hashes, _PART: comparison_name}
     )
     keys = sorted(candidate.key for candidate in candidates.values())
+    keys += [] if made.healed is None else [fingerprint(made.healed)]
     name = f"toolkit compare, {comparison_name}: {', '.join(candidates)}"
     ledger.begin(hash_json(keys), name, again=True)
     return ledger.count
@@ -530,12 +570,15 @@ def costs_of(made: MadeWay) -> WayCosts:
     written = None
     if conversations is not None:
         written = read_manifest(conversations)["results"]["num_tokens"]
+    healing = {} if made.healed is None else load_json(made.healed / HEALED)
     return WayCosts(
         trained_tokens=tokens,
         train_seconds=tokens / rate if tokens and rate else None,
         written_tokens=written,
         searched_tokens=None if merge is None else merge.search_tokens,
         search_seconds=None if merge is None else sum(row.seconds for row in merge.candidates),
+        healed_tokens=healing.get("num_tokens"),
+        heal_seconds=healing.get("seconds"),
     )
 
 

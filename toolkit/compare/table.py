@@ -44,6 +44,8 @@ COST_TITLES = (
     "tokens written",
     "tokens searched",
     "search, s",
+    "tokens healed",
+    "healing, s",
 )
 
 
@@ -55,6 +57,8 @@ def cost_cells(costs: WayCosts) -> list[str]:
         costs.written_tokens,
         costs.searched_tokens,
         costs.search_seconds,
+        costs.healed_tokens,
+        costs.heal_seconds,
     )
     return [NOT_KNOWN if value is None else f"{value:,.0f}" for value in values]
 

@@ -20,7 +20,7 @@ from toolkit.shipped import find_in, folders_of, names_in
 from toolkit.stage import MANIFEST
 
 WAYS = "ways"
-MAY_DIFFER = ("data", "train", "models", "search", "select")
+MAY_DIFFER = ("data", "train", "models", "search", "select", "heal")
 """Keys of a recipe that a way may change."""
 
 _ONLY_WHERE_TRAINED = ("data", "train", "models")
@@ -133,6 +133,9 @@ def load_comparison(path: Path, recipe: Recipe) -> Comparison:
         faults += [fault.below(f"ways.{name}.recipe.") for fault in way_faults]
         if way_recipe is not None and not section.merges_of(name):
             faults.append(Fault(f"ways.{name}.merges", "are none, so there is nothing to compare"))
+        if way_recipe is not None and way_recipe.heal is None and "heal" in section.merges_of(name):
+            what = "heal needs a section heal in the way's recipe"
+            faults.append(Fault(f"ways.{name}.merges", what, "such as `heal: {source: merge}`"))
         if way_recipe is not None:
             note, merges = section.ways[name].note, section.merges_of(name)
             earlier = next((w.name for w in ways if _train_alike(w.recipe, way_recipe)), None)
@@ -166,7 +169,7 @@ def _lay_over(recipe: Recipe, settings: Mapping[str, object]) -> tuple[Recipe | 
             refused.append(Fault(key, what, advice or f"a way changes {', '.join(MAY_DIFFER)}"))
         elif key in _ONLY_WHERE_TRAINED and not recipe.trains:
             what = "the recipe names a finished specialist, so nothing is trained"
-            refused.append(Fault(key, what, "ways of it differ in search and select alone"))
+            refused.append(Fault(key, what, "ways of it differ in search, select and heal alone"))
     if refused:
         return None, refused
     values = recipe.model_dump(mode="json", exclude_unset=True)
