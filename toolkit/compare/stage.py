@@ -28,7 +28,7 @@ from toolkit.compare.results import (
 from toolkit.compare.table import show_comparison
 from toolkit.compare.ways import (
     Comparison,
-    Way,
+    PlannedWay,
     find_reused_root,
     open_comparison,
     runs_of_ways,
@@ -96,7 +96,7 @@ class MadeWay:
         healed: folder of the healed model; None where none is compared.
     """
 
-    way: Way
+    way: PlannedWay
     run: Run
     inputs: MergeInputs
     merge: MergeResults | None
@@ -262,7 +262,7 @@ def _refuse_other_documents(comparison: Comparison, runs: Mapping[str, Run]) -> 
             )
 
 
-def _make_way(way: Way, run: Run, seed_words: str, *, again: bool) -> MadeWay:
+def _make_way(way: PlannedWay, run: Run, seed_words: str, *, again: bool) -> MadeWay:
     """Train a way and choose its merges under one seed, as far as that is not done."""
     say(f"way {way.name}, seed {run.recipe.seed} ({seed_words}): {run.root}")
     heal = run.recipe.heal if "heal" in way.merges else None

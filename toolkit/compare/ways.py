@@ -27,7 +27,7 @@ _ONLY_WHERE_TRAINED = ("data", "train", "models")
 
 
 @dataclass(frozen=True)
-class Way:
+class PlannedWay:
     """A way as a recipe.
 
     Attributes:
@@ -62,11 +62,11 @@ class Comparison:
     name: str
     command: str
     section: WaysSection
-    ways: tuple[Way, ...]
+    ways: tuple[PlannedWay, ...]
     evaluate: EvaluateSection
 
     @property
-    def reference(self) -> Way:
+    def reference(self) -> PlannedWay:
         return self.ways[0]
 
 
@@ -126,7 +126,7 @@ def load_comparison(path: Path, recipe: Recipe) -> Comparison:
     faults: list[Fault] = []
     # The reference first: what it shares with others is made in its folder.
     names = sorted(section.ways, key=lambda name: name != section.reference)
-    ways: list[Way] = []
+    ways: list[PlannedWay] = []
     for name in names:
         settings = section.ways[name].recipe
         way_recipe, way_faults = _lay_over(recipe, settings)
@@ -139,7 +139,7 @@ def load_comparison(path: Path, recipe: Recipe) -> Comparison:
         if way_recipe is not None:
             note, merges = section.ways[name].note, section.merges_of(name)
             earlier = next((w.name for w in ways if _train_alike(w.recipe, way_recipe)), None)
-            ways.append(Way(name, way_recipe, merges, settings, note, earlier))
+            ways.append(PlannedWay(name, way_recipe, merges, settings, note, earlier))
     if ways and ways[0].name == section.reference and ways[0].recipe.train.start is not None:
         what = "starts training beside the general model, so its specialist is no end of a line"
         faults.append(Fault("reference", what, "take a way without train.start"))
