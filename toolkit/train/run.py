@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from toolkit.checkpoint.folder import save_model, stored_dtype
 from toolkit.checkpoint.load import load_causal_model
+from toolkit.checkpoint.sharded_load import EmptyModel, empty_causal_model, sharded_fault
 from toolkit.checkpoint.training_state import (
     keep_states,
     return_states,
@@ -27,17 +29,24 @@ from toolkit.train.config import TrainSection
 from toolkit.train.loop import train
 from toolkit.train.metrics import METRICS, curve_line, read_curve
 from toolkit.train.monitor import ScoreRoles
-from toolkit.train.processes import is_first, wait_for_all
+from toolkit.train.precision import settle_precision
+from toolkit.train.processes import is_first, num_processes, wait_for_all
 from toolkit.train.rotary import RotarySettings, read_rotary, rotary_by_stage, set_rotary
 from toolkit.train.self_distillation import (
     CONVERSATIONS,
     SelfDistillation,
     load_conversations,
 )
+from toolkit.train.setup import start_accelerator
 from toolkit.train.state import Continuation, TrainSummary
 from toolkit.train.steps import plan_steps
 from toolkit.train.trackers import check_trackers
-from toolkit.train.trainable import finished_model, prepare_model
+from toolkit.train.trainable import (
+    fill_new_blocks,
+    finished_model,
+    plain_model,
+    prepare_model,
+)
 
 STATES = "states"
 
@@ -73,6 +82,7 @@ def run_train(
         DataError: the blocks hold tokens that the model has no embedding for.
     """
     check_trackers(section.trackers)
+    section = settle_precision(section)
     distillation = _open_conversations(section, conversations, stage.seed)
     blocks = continuation.blocks if continuation else Blocks.open(data, section.epochs, stage.seed)
     # Only the first process may hold the stage's lock; the others write nothing.
@@ -80,7 +90,9 @@ def run_train(
         if is_first():
             return_states(work / STATES, work)
         wait_for_all()
-        model = load_causal_model(general, torch.float32)
+        accelerator = start_accelerator(section, work) if num_processes() > 1 else None
+        empty = _without_memory(general, section, accelerator)
+        model = load_causal_model(general, torch.float32) if empty is None else empty.model
         _refuse_misfits(model, blocks, data, section)
         original_rotary = read_rotary(model)
         model = prepare_model(model, section)
@@ -94,6 +106,8 @@ def run_train(
             general_sources=general_sources,
             continuation=continuation,
             distillation=distillation,
+            accelerator=accelerator,
+            fill=None if empty is None else partial(_fill, empty, model),
         )
         # Every process takes part in gathering; the first one writes.
         gathered = whole_parameters(model)
@@ -116,6 +130,27 @@ def run_train(
     wait_for_all()
     if is_first():
         _say_summary(summary, stage.folder)
+
+
+def _without_memory(general: Path, section: TrainSection, accelerator: Any) -> EmptyModel | None:
+    """The model without memory, where processes share out its parameters (FSDP2) and each can read
+    its parts alone; None where each process reads all."""
+    if accelerator is None or not accelerator.is_fsdp2:
+        return None
+    fault = sharded_fault(general)
+    if not fault and section.lora is not None and section.lora.dora:
+        fault = "adapters with magnitudes (dora) begin from its weights"
+    if fault:
+        if is_first():
+            say(f"  {general}: {fault}, so each process reads the whole model")
+        return None
+    return empty_causal_model(general)
+
+
+def _fill(empty: EmptyModel, model: Any) -> None:
+    """Read the parameters of a prepared model, and copy those of its new blocks."""
+    empty.fill()
+    fill_new_blocks(plain_model(model))
 
 
 @torch.no_grad()
