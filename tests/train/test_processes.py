@@ -43,11 +43,16 @@ from accelerate.utils import DistributedType
 from toolkit.checkpoint import sharded_state
 from toolkit.checkpoint.training_state import latest_step
 from toolkit.stage import Stage
-from toolkit.train import schedule, setup
+from toolkit.train import run, schedule, setup
 from toolkit.train.config import TrainSection
 from toolkit.train.processes import is_first, num_processes, start_processes
 from toolkit.train.run import run_train
 
+def seeded(model, section):
+    torch.manual_seed(3)  # adapters begin with random values
+    return prepare_model(model, section)
+
+prepare_model, run.prepare_model = run.prepare_model, seeded
 kind, precision, folder, killed = sys.argv[1:]
 
 class OnCpu(Accelerator):

@@ -82,7 +82,6 @@ def run_train(
         DataError: the blocks hold tokens that the model has no embedding for.
     """
     check_trackers(section.trackers)
-    section = settle_precision(section)
     distillation = _open_conversations(section, conversations, stage.seed)
     blocks = continuation.blocks if continuation else Blocks.open(data, section.epochs, stage.seed)
     # Only the first process may hold the stage's lock; the others write nothing.
@@ -90,7 +89,10 @@ def run_train(
         if is_first():
             return_states(work / STATES, work)
         wait_for_all()
-        accelerator = start_accelerator(section, work) if num_processes() > 1 else None
+        accelerator = None
+        if num_processes() > 1:  # they must know of each other before the model takes memory
+            section = settle_precision(section)
+            accelerator = start_accelerator(section, work)
         empty = _without_memory(general, section, accelerator)
         model = load_causal_model(general, torch.float32) if empty is None else empty.model
         _refuse_misfits(model, blocks, data, section)
