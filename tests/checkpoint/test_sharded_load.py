@@ -46,6 +46,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.checkpoint.sharded_load import empty_causal_model, sharded_fault
+from toolkit.checkpoint.sharded_save import ModelWriter
 mesh = init_device_mesh("cpu", (2,))
 for folder in map(Path, sys.argv[1:]):
     assert not sharded_fault(folder), sharded_fault(folder)
@@ -74,6 +75,22 @@ for folder in map(Path, sys.argv[1:]):
         ours, theirs = (m(input_ids=tokens, use_cache=False).logits for m in (empty.model, whole))
     assert torch.equal(ours, theirs), folder
     assert str(empty.model.generation_config) == str(whole.generation_config)
+    # Written by both: the bytes that one process writes.
+    other = empty_causal_model(folder)
+    other.model.generation_config = empty.model.generation_config
+    other.model._weight_conversions = empty.model._weight_conversions
+    writer = ModelWriter(other, other.model, empty.model, torch.bfloat16)
+    assert not writer.fault(), folder
+    ours, theirs = folder.with_name(f"{folder.name}-ours"), folder.with_name(f"{folder.name}-one")
+    ours.mkdir(exist_ok=True)
+    writer.write(ours, lambda name, tensor: tensor)
+    if dist.get_rank() == 0:
+        writer.write_settings(ours)
+        whole.to(torch.bfloat16).save_pretrained(theirs)
+        assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
+        for path in theirs.iterdir():
+            assert path.read_bytes() == (ours / path.name).read_bytes(), path
+    dist.barrier()
 print("all the same")
 dist.destroy_process_group()
 """

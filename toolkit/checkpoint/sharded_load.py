@@ -54,7 +54,7 @@ class EmptyModel:
         """
         reader = self._read()
         filled_ids: set[int] = set()
-        for name, (module, attribute) in _places_of(reader).items():
+        for name, (module, attribute) in places_of(reader).items():
             owner, owner_attribute = self.places[name]
             if attribute in module._buffers:
                 owner._buffers[owner_attribute] = module._buffers[attribute]
@@ -63,8 +63,7 @@ class EmptyModel:
             if parameter is None or read is None or id(parameter) in filled_ids:
                 continue
             filled_ids.add(id(parameter))
-            # The object stays: tied modules, wrappers and optimizers know the parameter by it.
-            torch.utils.swap_tensors(parameter, read.requires_grad_(parameter.requires_grad))
+            put_in_place(parameter, read.requires_grad_(parameter.requires_grad))
         self.model.generation_config = getattr(reader, "generation_config", None)
         self.model._weight_conversions = getattr(reader, "_weight_conversions", None)
 
@@ -73,7 +72,7 @@ class EmptyModel:
         from transformers.distributed import DistributedConfig
 
         def distribute(reader: Any) -> None:
-            for name, (module, attribute) in _places_of(reader).items():
+            for name, (module, attribute) in places_of(reader).items():
                 if attribute in module._parameters:
                     owner, owner_attribute = self.places[name]
                     module._parameters[attribute] = owner._parameters[owner_attribute]
@@ -83,6 +82,12 @@ class EmptyModel:
             return reader_class.from_pretrained(
                 self.folder, dtype=torch.float32, distributed_config=DistributedConfig()
             )
+
+
+def put_in_place(parameter: nn.Parameter, value: nn.Parameter) -> None:
+    """Give a parameter without memory another's values; it stays the object by which tied modules,
+    wrappers and optimizers know it."""
+    torch.utils.swap_tensors(parameter, value)  # type: ignore[no-untyped-call]
 
 
 def empty_causal_model(folder: Path) -> EmptyModel:
@@ -97,7 +102,7 @@ def empty_causal_model(folder: Path) -> EmptyModel:
     model_class = causal_class(config)
     with reading(folder, CheckpointError, "the model cannot be made"), torch.device("meta"):
         model = model_class._from_config(config, dtype=torch.float32).eval()
-    return EmptyModel(model, model_class, folder, _places_of(model))
+    return EmptyModel(model, model_class, folder, places_of(model))
 
 
 def sharded_fault(folder: Path) -> str:
@@ -111,7 +116,7 @@ def sharded_fault(folder: Path) -> str:
         return "its weights are not in safetensors"
     try:
         empty = empty_causal_model(folder)
-        _distributed_class(empty.model_class, _places_of)
+        _distributed_class(empty.model_class, places_of)
     except (CheckpointError, AttributeError) as error:
         return f"it cannot be made without memory ({error})"
     model = empty.model
@@ -141,7 +146,7 @@ def _distributed_class(model_class: Any, distribute: Callable[[Any], object]) ->
     return type(model_class.__name__, (model_class,), overridden)
 
 
-def _places_of(model: Any) -> dict[str, tuple[nn.Module, str]]:
+def places_of(model: Any) -> dict[str, tuple[nn.Module, str]]:
     """Module and attribute of every parameter and buffer, tied ones under each name."""
     return {
         f"{path}.{attribute}" if path else attribute: (module, attribute)

@@ -179,7 +179,7 @@ def is_shared_out(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _own_parts(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
+def _own_parts(tensors: Mapping[str, Any]) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
     """What of tensors this process is to write: of copies that several hold, the first one's."""
     parts: dict[str, tuple[Tensor, tuple[int, ...]]] = {}
     for name, tensor in tensors.items():
@@ -310,8 +310,8 @@ def read_parts(source: Path, targets: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: a tensor is not there, or of another shape.
     """
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     shapes = stored_shapes(source)
     for name, target in targets.items():
@@ -325,7 +325,7 @@ def read_parts(source: Path, targets: Mapping[str, Tensor]) -> None:
     tensors: dict[str, Any] = {n: target for n, target in targets.items() if n not in numbers}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(source)))
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(source)))
 
 
 def stored_shapes(source: Path) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from toolkit.checkpoint.sharded_load import put_in_place
 from toolkit.checkpoint.wrappers import wrapper_of
 from toolkit.errors import ConfigError, sentence_end
 from toolkit.limits import refuse_beyond_memory
@@ -215,4 +216,4 @@ def fill_new_blocks(model: Any) -> None:
             value = values_by_name[name].detach().clone()
             if name in _BLOCK_OUTPUTS:
                 value.zero_()
-            torch.utils.swap_tensors(parameter, nn.Parameter(value, parameter.requires_grad))
+            put_in_place(parameter, nn.Parameter(value, parameter.requires_grad))
