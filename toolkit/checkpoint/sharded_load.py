@@ -63,7 +63,8 @@ class EmptyModel:
             if parameter is None or read is None or id(parameter) in filled_ids:
                 continue
             filled_ids.add(id(parameter))
-            put_in_place(parameter, read.requires_grad_(parameter.requires_grad))
+            read.requires_grad_(parameter.requires_grad)
+            put_in_place(parameter, read)
         self.model.generation_config = getattr(reader, "generation_config", None)
         self.model._weight_conversions = getattr(reader, "_weight_conversions", None)
 

@@ -171,12 +171,12 @@ class ModelWriter:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         places = [(name, *self._places[name]) for name in self._names_by_layer[layer]]
-        emptied = []
+        emptied: list[tuple[dict[str, Any], str, Any]] = []
         for name, module, attribute in places:
-            table = module._parameters if attribute in module._parameters else module._buffers
+            is_parameter = attribute in module._parameters
+            table: dict[str, Any] = vars(module)["_parameters" if is_parameter else "_buffers"]
             emptied.append((table, attribute, table[attribute]))
             value = get(self._values[name])
-            is_parameter = table is module._parameters
             table[attribute] = nn.Parameter(value, requires_grad=False) if is_parameter else value
         adapted = [
             module
