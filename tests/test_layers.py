@@ -42,6 +42,7 @@ PATH = {
     "adapter": GROUND | {"checkpoint", "merge"},
     "generate": GROUND | {"checkpoint"},
     "evaluate": GROUND | {"data", "checkpoint", "generate"},
+    "knowledge": GROUND | {"data", "checkpoint", "generate", "evaluate"},
     "search": GROUND | {"merge", "evaluate"},
     "select": GROUND | {"evaluate", "search"},
     "report": GROUND | {"select"},

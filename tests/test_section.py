@@ -83,6 +83,7 @@ def test_sections_are_frozen():
     ("text", "words"),
     [
         ("a: 1\na: 2\n", "'a' stands here twice"),
+        ("a: {null: 1}\n", "a key is empty or null"),
         ("a: [1\n", "not valid YAML"),
         ("- 1\n", "must hold keys and values (got list)"),
         ("!!python/object/apply:os.system ['true']\n", "not valid YAML"),

@@ -116,19 +116,21 @@ def _say_once(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: object, known: Iterable[str]) -> str:
     """The tail of a message about an unknown word: the nearest known one, or nothing.
+
+    The word is of a user's file, in which YAML makes numbers, dates and truth values of some words.
 
     >>> did_you_mean("fiance", ["finance", "law"])
     '; did you mean finance?'
     >>> did_you_mean("xyz", ["finance", "law"])
     ''
     """
-    nearest_words = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    nearest_words = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
     return f"; did you mean {nearest_words[0]}?" if nearest_words else ""
 
 
-def sentence_end(word: str, known: Iterable[str]) -> str:
+def sentence_end(word: object, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: the nearest known one, or a full stop.
 
     >>> sentence_end("fiance", ["finance", "law"]), sentence_end("xyz", ["finance", "law"])

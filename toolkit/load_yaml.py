@@ -35,6 +35,10 @@ def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict
             raise yaml.constructor.ConstructorError(
                 None, None, f"key {key!r} is not a plain value", key_node.start_mark
             )
+        if key is None:
+            raise yaml.constructor.ConstructorError(
+                None, None, "a key is empty or null", key_node.start_mark
+            )
         if key in keys:
             raise yaml.constructor.ConstructorError(
                 None, None, f"key {key!r} stands here twice", key_node.start_mark

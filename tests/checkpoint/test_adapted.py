@@ -18,6 +18,7 @@ from tests.helpers.adapters import make_adapter
 from tests.helpers.architectures import small_model
 from tests.helpers.wrappers import small_wrapper
 from toolkit.checkpoint.adapted import open_adapted
+from toolkit.checkpoint.lora import open_adapter
 from toolkit.checkpoint.open import open_checkpoint
 from toolkit.errors import CheckpointError
 from toolkit.merge.config import parse_merge_config
@@ -220,3 +221,24 @@ def test_adapters_that_do_not_fit(
     save_file(named, folder / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=words):
         open_adapted(open_checkpoint(model), folder)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("lora_alpha", []),
+        ("lora_alpha", True),
+        ("lora_alpha", float("inf")),
+        ("alpha_pattern", ["q_proj"]),
+        ("alpha_pattern", {"q_proj": "8"}),
+        ("alpha_pattern", {"(": 8}),
+        ("target_parameters", {"a": 1}),
+        ("base_model_name_or_path", 3),
+    ],
+)
+def test_settings_of_another_type_than_peft_writes(tmp_path: Path, setting: str, value: object):
+    values = {"peft_type": "LORA", "lora_alpha": 8, setting: value}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(values))
+    save_file({"x": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=rf"{setting} is .* which peft does not write"):
+        open_adapter(tmp_path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -485,3 +487,47 @@ def test_lines_end_where_json_ends_them(tmp_path: Path):
     (tmp_path / "b.csv").write_text(f'text\n"{text}"\n', encoding="utf-8")
     found = [d.text for d in read_documents("s", source(files=[f"{tmp_path}/*"]))]
     assert found == [text, text]
+
+
+def packed(path: Path, files: dict[str, str]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+def test_archives_are_read_as_the_folder_in_them(tmp_path: Path):
+    files = {"acme/a.txt": "one", "bolt/b.txt": "two", "__MACOSX/acme/a.txt": "x", ".h/c.txt": "x"}
+    path = packed(tmp_path / "letters.zip", files)
+    read = {d.id: d for d in read_documents("s", source(files=[str(path)], group_folders=1))}
+    assert {name: (d.text, d.group) for name, d in read.items()} == {
+        "s/acme/a": ("one", "acme"),
+        "s/bolt/b": ("two", "bolt"),
+    }
+    with tarfile.open(tmp_path / "letters.tar.gz", "w:gz") as tar:
+        tar.add(path, "in/letters.zip")
+    below = source(files=[f"{tmp_path}/letters.tar.gz//in/letters.zip//acme/*"])
+    assert [d.text for d in read_documents("s", below)] == ["one"]
+
+
+def test_parts_of_archives_and_several(tmp_path: Path):
+    packed(tmp_path / "a.zip", {"x.txt": "one", "y.md": "two"})
+    packed(tmp_path / "b.zip", {"x.txt": "three"})
+    parts = source(files=[f"{tmp_path}/a.zip//*.md", f"{tmp_path}/a.zip//*.*"])
+    assert [d.id for d in read_documents("s", parts)] == ["s/y", "s/x"]
+    several = source(files=[f"{tmp_path}/*.zip"], exclude=["*.md"])
+    assert [d.id for d in read_documents("s", several)] == ["s/a/x", "s/b/x"]
+    assert list(input_hashes({"s": several})) == ["s/a.zip", "s/b.zip"]
+    with pytest.raises(DataError, match=r"a\.zip: holds nothing that matches '\*\.csv'"):
+        list(read_documents("s", source(files=[f"{tmp_path}/a.zip//*.csv"])))
+
+
+def test_damaged_archives_are_damage_like_any_other(tmp_path: Path):
+    packed(tmp_path / "a.zip", {"x.txt": "one"})
+    (tmp_path / "b.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:60])
+    with pytest.raises(DataError, match=r"b\.zip: is damaged"):
+        list(read_documents("s", source(files=[f"{tmp_path}/*.zip"])))
+    faults = Faults(skip=True)
+    kept = read_documents("s", source(files=[f"{tmp_path}/*.zip"], skip_damaged=True), faults)
+    assert [d.text for d in kept] == ["one"]
+    assert faults.counts["damaged"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ import pytest
 
 from toolkit.data.config import SplitName
 from toolkit.errors import ConfigError, EvaluationError
-from toolkit.evaluate.config import EvaluateSection, MultipleChoiceSection
+from toolkit.evaluate.config import (
+    EvaluateSection,
+    MultipleChoiceSection,
+    identity_of_evaluation,
+)
 from toolkit.evaluate.questions import bigbench_questions, load_questions
 from toolkit.evaluate.tasks import question_sets
 from toolkit.section import parse_section
+from toolkit.tokenizer_files import load_tokenizer
 
 
 def section(path: Path, **more: Any) -> MultipleChoiceSection:
@@ -117,3 +123,34 @@ def test_groups_and_log_loss(model, tmp_path: Path, tiny_tokenizer):
     )
     # two options share the whole probability
     assert math.exp(-a) + math.exp(-other.score(model, [0])[0]) == pytest.approx(1.0)
+
+
+def test_a_struck_row_is_left_out_and_a_split_is_kept_to(
+    tmp_path: Path, make_model: Callable[..., Path]
+):
+    rows = [
+        {"question": f"q{n}", "choices": ["x", "y"], "answer": 0, "split": split, "struck": struck}
+        for n, (split, struck) in enumerate(
+            [("test", False), ("validation", False), ("test", True), ("test", False)]
+        )
+    ]
+    path = write(tmp_path / "q.json", rows)
+    tokenizer = load_tokenizer(make_model(tmp_path / "model"))
+    halves = [
+        question_sets(section(path, split_field="split"), tokenizer, EvaluateSection(), split)[0]
+        for split in ("validation", "test")
+    ]
+    assert [len(one) for one in halves] == [1, 2]
+    rows[0]["split"] = "train"
+    write(path, rows)
+    with pytest.raises(EvaluationError, match="split must be validation or test"):
+        load_questions(section(path, split_field="split"))
+    write(path, [{**row, "struck": True} for row in rows])
+    with pytest.raises(EvaluationError, match="or all are struck"):
+        load_questions(section(path))
+
+
+def test_a_key_that_is_not_given_changes_no_identity():
+    values = {"multiple_choice": [{"name": "a", "files": ["a.jsonl"]}]}
+    (choices,) = identity_of_evaluation(EvaluateSection.model_validate(values))["multiple_choice"]  # type: ignore[misc, attr-defined]
+    assert "split_field" not in choices

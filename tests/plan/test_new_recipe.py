@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,19 @@ def test_a_folder_of_several_kinds_is_several_sources(place: Path):
     files = {source.files: source.text_field for source in recipe.data.sources.values()}
     assert files[("mixed/**/*.jsonl",)] == "body"
     assert files[("mixed/**/*.md",)] == "text"
+
+
+def test_an_archive_is_the_folder_in_it(place: Path):
+    letters(place / "letters")
+    with zipfile.ZipFile(place / "sent.zip", "w") as archive:
+        for path in sorted((place / "letters").rglob("*.txt")):
+            archive.write(path, path.relative_to(place / "letters"))
+        archive.writestr("client 0/logo.png", b"x")
+        archive.writestr("rows.jsonl", jsonl([{"body": paragraph(50 + n, 12)} for n in range(9)]))
+    recipe, _ = made(documents=("sent.zip",), general=("web.jsonl",))
+    folders = {s.files: (s.group_folders, s.text_field) for s in recipe.data.sources.values()}
+    assert folders[("sent.zip//*.txt",)] == (1, "text")
+    assert folders[("sent.zip//*.jsonl",)] == (None, "body")
 
 
 def test_pdf_and_word_files_one_of_them_damaged(place: Path):

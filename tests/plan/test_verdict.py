@@ -97,7 +97,7 @@ def settings_now() -> dict[str, Any]:
         "data.replay_fraction": 0.15, "train.epochs": 1, "train.schedule.kind": "cosine",
         "train.schedule.peak_lr": 1e-4, "train.schedule.warmup_fraction": 0.02,
         "train.global_batch_size": 8, "train.micro_batch_size": 8, "train.lora": None,
-        "tokenizer": None,
+        "tokenizer": None, "train.start": None,
     }  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def settings(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "shift": "weak", "domain_tokens": 5e9, "parameters": SMALL, "steps": 5000, "tokens": 5.5e9,
         "origin_tokens": 2e12, "lora_fits_only": False, "pieces_ratio": 1.0,
-        "now": settings_now(),
+        "is_instruct": False, "now": settings_now(),
     }  # fmt: skip
     return {s.key: s for s in choose_settings(SettingInputs(**{**values, **changes}))}
 
@@ -200,3 +200,16 @@ def test_a_schedule_with_a_purpose_stays(own: str, tokens: float, wanted: str):
     found = settings(tokens=tokens, now=now)
     assert found["train.schedule.kind"].value == wanted
     assert ("train.schedule.warmup_fraction" in found) == (wanted != "minimum")
+
+
+def test_start_is_the_users_to_choose():
+    assert "train.start" not in settings()
+    large = settings(is_instruct=True, parameters=8e9)["train.start"]
+    assert not large.changes
+    assert "name it under models:" in large.why
+    small = settings(is_instruct=True, parameters=SMALL)["train.start"]
+    assert not small.changes
+    assert "said to fail" in small.why
+    named = settings(now={**settings_now(), "train.start": "base"})["train.start"]
+    assert named.value == "base"
+    assert not named.changes

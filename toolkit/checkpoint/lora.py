@@ -143,7 +143,7 @@ class AdapterFolder:
             token_indices = next(
                 (v for k, v in token_indices.items() if f".{module}".endswith(f".{k}")), None
             )
-        if not isinstance(token_indices, list):
+        if not isinstance(token_indices, list) or not all(map(_is_count, token_indices)):
             raise CheckpointError(
                 f"{self.folder / SETTINGS_FILE}: trainable_token_indices does not say which rows "
                 f"of {name} are meant; download or copy the file again."
@@ -319,6 +319,7 @@ def _load_settings(path: Path) -> JsonObject:
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise CheckpointError(f"{path}: is a {kind} adapter; only LORA (and DoRA) can be merged.")
+    _refuse_mistyped(path, settings)
     if given := [key for key in _UNSUPPORTED if settings.get(key)]:
         raise CheckpointError(f"{path}: {given[0]} is not supported; merge it with peft.")
     if unknown_keys := [key for key, value in settings.items() if key not in _KNOWN and value]:
@@ -334,3 +335,48 @@ def _load_settings(path: Path) -> JsonObject:
             "plain LoRA."
         )
     return dict(settings)
+
+
+def _refuse_mistyped(path: Path, settings: JsonView) -> None:
+    """Refuse settings that the change is computed from, if they are of another type than peft's.
+
+    Raises:
+        CheckpointError: names the setting.
+    """
+    pattern_alphas = settings.get("alpha_pattern") or {}
+    is_right = {
+        "lora_alpha": _is_number(settings.get("lora_alpha", 1)),
+        "alpha_pattern": isinstance(pattern_alphas, Mapping)
+        and all(map(_is_number, pattern_alphas.values()))
+        and all(map(_is_pattern, pattern_alphas)),
+        "target_parameters": _is_words(settings.get("target_parameters") or []),
+        "base_model_name_or_path": isinstance(settings.get("base_model_name_or_path") or "", str),
+    }
+    for key, holds in is_right.items():
+        if not holds:
+            raise CheckpointError(
+                f"{path}: {key} is {settings.get(key)!r:.80}, which peft does not write; download "
+                "or copy the file again."
+            )
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_pattern(value: str) -> bool:
+    try:
+        re.compile(value)
+    except re.error:
+        return False
+    return True

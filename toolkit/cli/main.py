@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from toolkit.cli import adapter, merge, publish, study, train
+from toolkit.cli import adapter, merge, publish, questions, study, train
 from toolkit.cli.evaluate import evaluate
 from toolkit.cli.generate import chat, generate
 from toolkit.cli.init import init
@@ -35,6 +35,7 @@ for name, group in {
     "sft": train.sft_app,
     "fit": fit_app,
     "checkpoint": train.checkpoint_app,
+    "questions": questions.app,
 }.items():
     app.add_typer(group, name=name)
 app.command(context_settings={"allow_extra_args": True})(init)

@@ -130,7 +130,10 @@ def open_members(archive: Path, pattern: str) -> Iterator[tuple[str, IO[bytes]]]
     except ARCHIVE_ERRORS as error:
         raise DataError(f"{archive.name}: cannot be read as an archive ({error}).") from error
     if not has_match:
-        raise DataError(f"{archive.name}: holds nothing that matches {pattern!r}; check `member`.")
+        raise DataError(
+            f"{archive.name}: holds nothing that matches {pattern!r}; names count from the top of "
+            "the archive."
+        )
 
 
 def extract_member(archive: Path, pattern: str, folder: Path) -> Path:
@@ -139,7 +142,7 @@ def extract_member(archive: Path, pattern: str, folder: Path) -> Path:
     Raises:
         DataError: nothing or more than one thing matches.
     """
-    matching_names = [name for name in _names(archive) if fnmatch.fnmatchcase(name, pattern)]
+    matching_names = [name for name in list_members(archive) if fnmatch.fnmatchcase(name, pattern)]
     if len(matching_names) != 1:
         raise DataError(
             f"{archive.name}: {len(matching_names)} members match {pattern!r}; `member` must name "
@@ -152,11 +155,16 @@ def extract_member(archive: Path, pattern: str, folder: Path) -> Path:
     return target_path
 
 
-def _names(archive: Path) -> list[str]:
+def list_members(archive: Path) -> list[str]:
+    """Names of an archive's files.
+
+    Raises:
+        DataError: it cannot be read as an archive.
+    """
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
-                return opened.namelist()
+                return [name for name in opened.namelist() if not name.endswith("/")]
         with _open_tar(archive) as tar:
             return [member.name for member in tar if member.isfile()]
     except ARCHIVE_ERRORS as error:

@@ -190,7 +190,9 @@ class SourceSection(Section):
     edgar: EdgarSection | None = None
     files: tuple[str, ...] | None = None
     """Paths or globs, relative to the folder that the command runs in; remote ones as fsspec writes
-    them (`s3://bucket/*.jsonl.zst`). `{stdlib}` is the running Python's standard library."""
+    them (`s3://bucket/*.jsonl.zst`). A `.zip` or `.tar` archive is read as the folder in it, and
+    `reports.zip//2023/*.pdf` means some of its files. `{stdlib}` is the running Python's standard
+    library."""
 
     exclude: tuple[str, ...] = ()
     """Patterns of file names, or of paths below the first `*`, to leave out of `files`."""

@@ -1,4 +1,4 @@
-"""Where files are: archives of artifacts, local globs, object stores; opened one by one."""
+"""Where files are: archives, local globs, object stores; opened one by one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
-from toolkit.data.artifacts import fetch_artifact, open_members
+from toolkit.data.artifacts import ARCHIVE_ERRORS, fetch_artifact, open_members
 from toolkit.data.config import SourceSection
 from toolkit.data.unpacked import OPENERS, unpack
 from toolkit.errors import DataError
@@ -28,6 +28,9 @@ from toolkit.stage import hash_bytes
 _WHOLE_HASH_BYTES = 4 << 30
 """Local files up to this size are hashed whole, once for each change (`known_hash`); of larger ones
 the size, the time of change and 64 samples count."""
+
+ARCHIVE_ENDINGS = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"""Local files that are read as the folder that was packed into them."""
 
 _SAMPLES = 64
 _NOT_UTF8 = re.compile(r"[\udc80-\udcff]")
@@ -67,34 +70,104 @@ def source_files(source: SourceSection) -> Iterator[SourceFile]:
             key = file_stem if count == 1 else f"{file_stem}~{count}"
             yield SourceFile(key, name, partial(_decompressed, name, stream))
     seen_keys: set[str] = set()
+    seen_members: set[tuple[Path, str]] = set()
     paths_by_pattern = local_paths(source)
     for pattern in dict.fromkeys(source.files or ()):
         if "://" in pattern:
             yield from _remote_files(pattern, source, seen_keys)
-        else:
-            for path in paths_by_pattern[pattern]:
+            continue
+        for path in paths_by_pattern[pattern]:
+            if is_archive(path.name):
+                yield from _packed_files(path, pattern, source, seen_keys, seen_members)
+            else:
                 key = _unlike(_key(path, pattern), path.name, seen_keys)
                 yield SourceFile(key, path.as_posix(), partial(_local, path))
 
 
+def is_archive(name: str) -> bool:
+    """Whether a file is read as the folder that was packed into it.
+
+    >>> [is_archive(name) for name in ("a.ZIP", "a.tar.gz", "a.docx", "a.jsonl.gz")]
+    [True, True, False, False]
+    """
+    return name.lower().endswith(ARCHIVE_ENDINGS)
+
+
+def split_pattern(pattern: str) -> tuple[str, str | None]:
+    """Where files are, and which of an archive are meant; None for all that it holds.
+
+    >>> split_pattern("in/reports.zip//2023/*.pdf")
+    ('in/reports.zip', '2023/*.pdf')
+    >>> split_pattern("in//letters/*.txt")
+    ('in//letters/*.txt', None)
+    """
+    path_pattern, separator, member_pattern = pattern.partition("//")
+    if separator and member_pattern and is_archive(path_pattern):
+        return path_pattern, member_pattern
+    return pattern, None
+
+
+def _packed_files(
+    path: Path,
+    pattern: str,
+    source: SourceSection,
+    seen_keys: set[str],
+    seen_members: set[tuple[Path, str]],
+) -> Iterator[SourceFile]:
+    """Files of an archive, each once; hidden ones only where a pattern names them, as in folders.
+
+    Keys are those of a folder that was not packed: of one archive the places in it, of several
+    below its own name.
+    """
+    path_pattern, member_pattern = split_pattern(pattern)
+    is_literal = not any(sign in path_pattern for sign in "*?[") and not Path(path_pattern).is_dir()
+    folder_key = PurePosixPath() if is_literal else PurePosixPath(_key(path, path_pattern))
+    try:
+        for name, stream in open_members(path, member_pattern or "*"):
+            if _is_excluded(name, source) or (path.resolve(), name) in seen_members:
+                continue
+            if member_pattern is None and is_hidden(name):
+                continue
+            seen_members.add((path.resolve(), name))
+            place = folder_key / name.replace("//", "/")
+            key = (place.parent / _without_endings(place.name)).as_posix()
+            key = _unlike(key, place.name, seen_keys)
+            yield SourceFile(
+                key, f"{path.as_posix()}//{name}", partial(_decompressed, name, stream)
+            )
+    except DataError as error:
+        if not isinstance(error.__cause__, ARCHIVE_ERRORS):
+            raise
+        # Whoever reads decides whether damage is left out or stops everything, as of other files.
+        yield SourceFile(path.stem, path.as_posix(), partial(_raise, error.__cause__))
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a member lies below a hidden folder, or is what macOS puts beside files."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
 def local_paths(source: SourceSection) -> dict[str, list[Path]]:
     """Files of a source that match each local pattern, sorted; each file once, however many
-    patterns or links lead to it.
+    patterns or links lead to it. An archive is one file, for each part of it that is asked for.
 
     Raises:
         DataError: there are none for a pattern.
     """
-    seen_paths: set[Path] = set()
+    seen_paths: set[tuple[Path, str | None]] = set()
     paths_by_pattern: dict[str, list[Path]] = {}
     for pattern in dict.fromkeys(source.files or ()):
         if "://" in pattern:
             continue
-        matching_paths = _matching_files(pattern, source)
+        path_pattern, member_pattern = split_pattern(pattern)
         paths_by_pattern[pattern] = []
-        for path in matching_paths:
-            resolved_path = path.resolve()
-            if resolved_path not in seen_paths:
-                seen_paths.add(resolved_path)
+        for path in _matching_files(path_pattern, source):
+            if (part := (path.resolve(), member_pattern)) not in seen_paths:
+                seen_paths.add(part)
                 paths_by_pattern[pattern].append(path)
         paths_by_pattern[pattern].sort(key=str)
     return paths_by_pattern
@@ -150,7 +223,9 @@ def input_hashes(sources: Mapping[str, SourceSection]) -> dict[str, str]:
                 hashes_by_key = _remote_marks(pattern)
             else:
                 hashes_by_key = {
-                    _unlike(_key(path, pattern) + path.suffix, path.name, seen_keys): _hash(path)
+                    _unlike(
+                        _key(path, split_pattern(pattern)[0]) + path.suffix, path.name, seen_keys
+                    ): _hash(path)
                     for path in paths_by_pattern[pattern]
                 }
             if len(hashes_by_key) <= 16:

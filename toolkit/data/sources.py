@@ -69,10 +69,10 @@ def read_documents(
 
 def _all(name: str, source: SourceSection, faults: Faults) -> Iterator[Document]:
     for file in source_files(source):
-        file_format = format_of(file.name, source.format)
         num_documents = 0
         try:
             with file.open() as stream:
+                file_format = format_of(file.name, source.format)
                 for row in read_rows(stream, file.name, file_format, faults):
                     document = _document(name, source, file.key, row, faults)
                     if document is not None:

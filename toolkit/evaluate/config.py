@@ -44,7 +44,8 @@ class MultipleChoiceSection(Section):
     """A task of BIG-bench by its folder, such as `social_iqa`."""
 
     files: tuple[str, ...] | None = None
-    """JSON, JSONL, CSV or parquet files with a question each row, or task files of BIG-bench."""
+    """JSON, JSONL, CSV or parquet files with a question each row, or task files of BIG-bench. Rows
+    whose `struck` is true are left out; `toolkit questions write` makes such files."""
 
     artifact: ArtifactSection | None = None
     """The same inside a package."""
@@ -63,6 +64,10 @@ class MultipleChoiceSection(Section):
 
     group_field: str | None = None
     """Field whose value groups questions that belong together (a passage); by default none do."""
+
+    split_field: str | None = None
+    """Field that says which split a question is for, `validation` or `test`, in place of
+    `validation_fraction`: questions of one document stay together."""
 
     target_delimiter: str = " "
     """Stands between prompt and option, as in lm-eval."""
@@ -285,4 +290,9 @@ def identity_of_evaluation(section: EvaluateSection) -> dict[str, object]:
     for name in ("behavior", "infilling"):
         if values[name] is None:
             del values[name]
+    choice_values = values["multiple_choice"]
+    assert isinstance(choice_values, list)  # noqa: S101  (tells the type checker)
+    for choice in choice_values:
+        if choice["split_field"] is None:
+            del choice["split_field"]
     return values

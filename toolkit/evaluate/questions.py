@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.data.config import SourceSection
+from toolkit.data.config import SourceSection, SplitName
 from toolkit.data.files import ending, source_files
 from toolkit.data.formats import Faults, format_of, read_rows
 from toolkit.data.unpacked import read_whole
@@ -30,6 +30,7 @@ class Question:
         options: texts of the options.
         delimiter: stands between prompt and option.
         answers: indices of the right ones, at least one.
+        split: that it is for; None where a hash decides.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Question:
     options: tuple[str, ...]
     delimiter: str
     answers: tuple[int, ...]
+    split: SplitName | None = None
 
     def content_hash(self) -> str:
         """The same for the same question wherever it stands."""
@@ -51,11 +53,11 @@ def load_questions(section: MultipleChoiceSection) -> list[Question]:
         EvaluationError: there are none, or one has no options or no answer.
         DataError: a file is missing or cannot be read.
     """
-    questions = list(_read(section))
+    questions = [question for question in _read(section) if question is not None]
     if not questions:
         raise EvaluationError(
-            f"evaluate.multiple_choice, {section.name}: holds no questions; name other files, or "
-            "drop it."
+            f"evaluate.multiple_choice, {section.name}: holds no questions, or all are struck; "
+            "name other files, or drop it."
         )
     id_counts = Counter(question.id for question in questions)
     if repeated_id := next((name for name, count in id_counts.items() if count > 1), None):
@@ -66,7 +68,8 @@ def load_questions(section: MultipleChoiceSection) -> list[Question]:
     return questions
 
 
-def _read(section: MultipleChoiceSection) -> Iterator[Question]:
+def _read(section: MultipleChoiceSection) -> Iterator[Question | None]:
+    """All questions, and None for each that is struck."""
     if section.hub is not None:
         for number, fields in enumerate(_hub_rows(section)):
             yield _row_question(section, f"{number:06d}", f"{section.name}: row {number}", fields)
@@ -92,7 +95,7 @@ def _read(section: MultipleChoiceSection) -> Iterator[Question]:
 
 def _file_questions(
     section: MultipleChoiceSection, key: str, name: str, stream: Any
-) -> Iterator[Question]:
+) -> Iterator[Question | None]:
     if ending(name) != ".json":
         row_format = format_of(name, "auto")
         for row in read_rows(stream, name, row_format, Faults(skip=False)):
@@ -162,9 +165,12 @@ def bigbench_questions(key: str, name: str, task: Mapping[str, Any]) -> Iterator
 
 def _row_question(
     section: MultipleChoiceSection, name: str, where: str, fields: Mapping[str, Any]
-) -> Question:
+) -> Question | None:
+    """The question of a row; None where a reader struck it."""
     if not isinstance(fields, Mapping):
         raise EvaluationError(f"{where}: must be an object (got {type(fields).__name__}).")
+    if fields.get("struck") is True:
+        return None
     field_names = [part for _, part, _, _ in string.Formatter().parse(section.prompt) if part]
     prompt_values = {part: _field(fields, part, where, "prompt") for part in field_names}
     raw = _field(fields, section.options_field, where, "options_field")
@@ -199,6 +205,23 @@ def _row_question(
         options=options,
         delimiter=section.target_delimiter,
         answers=tuple(_which(one, options, option_labels, where) for one in right_answers),
+        split=_split(section, where, fields),
+    )
+
+
+def _split(
+    section: MultipleChoiceSection, where: str, fields: Mapping[str, Any]
+) -> SplitName | None:
+    if section.split_field is None:
+        return None
+    split = _field(fields, section.split_field, where, "split_field")
+    if split == "validation":
+        return "validation"
+    if split == "test":
+        return "test"
+    raise EvaluationError(
+        f"{where}: {section.split_field} must be validation or test (got {split!r:.40}); questions "
+        "of training documents are a set of their own, without split_field."
     )
 
 

@@ -79,6 +79,7 @@ class ScoredTask:
         ids: names of the items.
         groups: what each item belongs to.
         hashes: contents of the items, which decide their split.
+        splits: what each item is for where the task says; None where a hash decides.
         metrics: those that are means over items, in the task's order.
         requests: lm-eval's requests of each item.
     """
@@ -101,6 +102,7 @@ class ScoredTask:
         self.docs = [requests[0].doc for requests in self.requests]
         self.ids = [f"{name}#{row:06d}" for row in range(len(self.docs))]
         self.groups = self.ids
+        self.splits: list[SplitName | None] = [None] * len(self.docs)
         self.hashes = [_item_hash(requests) for requests in self.requests]
         self.metrics = dict(_mean_metrics(task))
 
@@ -197,6 +199,7 @@ class QuestionFileTask(ScoredTask):
         super().__init__(section.name, question_task)
         self.ids = [question.id for question in questions]
         self.groups = [question.group for question in questions]
+        self.splits = [question.split for question in questions]
         self.hashes = [question.content_hash() for question in questions]
         self.metrics = {
             name: TaskMetric(QUESTION_UNITS[name], metric.aggregation, metric.is_rising)
@@ -388,7 +391,8 @@ def _chosen_rows(
     chosen_rows = [
         row
         for row, (fraction, _) in enumerate(split_places)
-        if split is None or (fraction < section.validation_fraction) == (split == "validation")
+        if split is None
+        or split == (task.splits[row] or _drawn_split(fraction, section.validation_fraction))
     ]
     if not chosen_rows:
         raise EvaluationError(
@@ -404,6 +408,10 @@ def _chosen_rows(
             sorted(chosen_rows, key=lambda row: split_places[row][1])[: section.limit]
         )
     return chosen_rows
+
+
+def _drawn_split(fraction: float, validation_fraction: float) -> SplitName:
+    return "validation" if fraction < validation_fraction else "test"
 
 
 def split_place(content_hash: str) -> tuple[float, str]:

@@ -341,6 +341,7 @@ def _set_training(
             origin_tokens=None,
             lora_fits_only=False,
             pieces_ratio=None,
+            is_instruct=False,
             now=now,
         )
     )

@@ -5,6 +5,7 @@ Everything is seen by the readers of the data stage, so what is found here is wh
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -13,8 +14,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from toolkit.data.artifacts import list_members
 from toolkit.data.config import CleaningSection, Role, SourceSection
-from toolkit.data.files import SourceFile, local_paths, source_files
+from toolkit.data.files import (
+    SourceFile,
+    is_archive,
+    is_hidden,
+    local_paths,
+    source_files,
+    split_pattern,
+)
 from toolkit.data.formats import FORMATS, Faults, format_of, read_rows
 from toolkit.data.paged import OLD_FORMATS
 from toolkit.data.unpacked import OPENERS
@@ -34,7 +43,7 @@ _MOST_SHORT = 0.3
 """Share of documents dropped as too short, beyond which `min_words` is what is wrong."""
 
 _ADVICE = {
-    ".zip": "unpack the archives",
+    **dict.fromkeys((".zip", ".7z", ".rar"), "unpack the archives"),
     ".json": "write lists as .jsonl (jq -c '.[]' a.json > a.jsonl)",
     **{old: f"save {old} as {new}" for old, new in OLD_FORMATS.items()},
 }
@@ -129,48 +138,69 @@ def _drafts_of(pattern: str, role: Role, taken_names: Collection[str]) -> Iterat
         why = "it is on another machine: nothing of it was looked at"
         yield DraftSource(_name_of(pattern, role, taken_names), remote, {"files": why})
         return
-    paths, notes = _readable(pattern, role)
-    files = _files_of(pattern, paths, is_all=not notes)
+    places, notes = _readable(pattern, role)
+    files = _files_of(pattern, places, is_all=not notes)
     kinds = _row_kinds(SourceSection(role=role, files=tuple(files)))
-    paths_by_kind: dict[RowFields | None, list[Path]] = {}
-    for path in paths:
-        paths_by_kind.setdefault(kinds.get(path.as_posix()), []).append(path)
+    places_by_kind: dict[RowFields | None, list[str]] = {}
+    for place in places:
+        places_by_kind.setdefault(kinds.get(place), []).append(place)
     names = set(taken_names)
-    for kind, kind_paths in paths_by_kind.items():
-        if len(paths_by_kind) > 1:
-            files = _files_of(pattern, kind_paths, is_all=False)
+    for kind, kind_places in places_by_kind.items():
+        if len(places_by_kind) > 1:
+            files = _files_of(pattern, kind_places, is_all=False)
         values: dict[str, Any] = {"role": role, "files": files}
         reasons: dict[str, str] = {}
         if kind is not None:
             values |= kind.settings
             reasons |= kind.reasons
-        elif (depth := _group_depth(pattern, kind_paths)) is not None:
+        elif (depth := _group_depth(pattern, kind_places)) is not None:
             values["group_folders"] = depth
             reasons["group_folders"] = "files of one folder belong together"
-        name = _name_of(pattern, role, names)
+        name = _name_of(split_pattern(pattern)[0], role, names)
         names.add(name)
         yield DraftSource(name, values, reasons, notes=notes)
         notes = []
 
 
-def _readable(pattern: str, role: Role) -> tuple[list[Path], list[str]]:
+def _readable(pattern: str, role: Role) -> tuple[list[str], list[str]]:
     """Files that a format is known for, and a note on each kind of others.
 
     Raises:
         DataError: there are none.
     """
-    paths = local_paths(SourceSection(role=role, files=(pattern,)))[pattern]
-    readable = [path for path in paths if _ending(path) in FORMATS]
-    left_out = Counter(_ending(path) for path in paths if _ending(path) not in FORMATS)
+    places = _local_places(SourceSection(role=role, files=(pattern,)))
+    readable = [place for place in places if _ending(place) in FORMATS]
+    left_out = Counter(_ending(place) for place in places if _ending(place) not in FORMATS)
     notes = [_left_out_note(pattern, left_out)] if left_out else []
     if not readable:
         raise DataError(
-            f"{pattern}: holds nothing that can be read ({len(paths)} files: "
+            f"{pattern}: holds nothing that can be read ({len(places)} files: "
             f"{', '.join(ending or 'no ending' for ending in left_out)})"
-            f"{''.join(f'; {text}' for ending, text in _ADVICE.items() if left_out[ending])}. "
+            f"{''.join(f'; {text}' for text in _advice(left_out))}. "
             f"Readable are {', '.join(sorted(FORMATS))}."
         )
     return readable, notes
+
+
+def _local_places(source: SourceSection) -> list[str]:
+    """Local files of a source; those in an archive as `archive.zip//name`."""
+    places: list[str] = []
+    for pattern, paths in local_paths(source).items():
+        member_pattern = split_pattern(pattern)[1]
+        for path in paths:
+            if not is_archive(path.name):
+                places.append(path.as_posix())
+                continue
+            places += [
+                f"{path.as_posix()}//{name}"
+                for name in sorted(list_members(path))
+                if not is_hidden(name) and fnmatch.fnmatchcase(name, member_pattern or "*")
+            ]
+    return places
+
+
+def _advice(left_out: Counter[str]) -> list[str]:
+    return list(dict.fromkeys(text for ending, text in _ADVICE.items() if left_out[ending]))
 
 
 def _left_out_note(pattern: str, left_out: Counter[str]) -> str:
@@ -180,38 +210,43 @@ def _left_out_note(pattern: str, left_out: Counter[str]) -> str:
     ]
     if (num_more := len(left_out) - len(kinds)) > 0:
         kinds.append(f"{num_more:,} more kinds")
-    advice = [text for ending, text in _ADVICE.items() if left_out[ending]]
+    advice = _advice(left_out)
     to_have_them = f"; to have them, {', '.join(advice)}" if advice else ""
     return f"{pattern}: files that nothing reads are left out ({', '.join(kinds)}){to_have_them}"
 
 
-def _ending(path: Path) -> str:
+def _ending(place: str) -> str:
     """The ending that tells the format."""
-    return _suffix(path).lower().removesuffix(path.suffix.lower() if _is_packed(path) else "")
+    path = Path(place)
+    return _suffix(place).lower().removesuffix(path.suffix.lower() if _is_packed(path) else "")
 
 
 def _is_packed(path: Path) -> bool:
     return path.suffix.lower() in OPENERS
 
 
-def _suffix(path: Path) -> str:
+def _suffix(place: str) -> str:
     """The ending as it is written, that of a compressed file whole: `.jsonl.gz`."""
+    path = Path(place)
     return Path(path.stem).suffix + path.suffix if _is_packed(path) else path.suffix
 
 
-def _files_of(pattern: str, paths: Sequence[Path], *, is_all: bool) -> list[str]:
+def _files_of(pattern: str, places: Sequence[str], *, is_all: bool) -> list[str]:
     """Patterns for some of the files that a pattern means, or itself for all of them."""
     if is_all:
         return [pattern]
+    packed = [place for place in places if is_archive(place.partition("//")[0])]
+    plain = [place for place in places if place not in set(packed)]
+    files = dict.fromkeys(f"{place.partition('//')[0]}//*{_suffix(place)}" for place in packed)
     if Path(pattern).is_dir():
-        suffixes = dict.fromkeys(_suffix(path) for path in paths)
-        return [f"{pattern.rstrip('/')}/**/*{suffix}" for suffix in suffixes]
-    if len(paths) > _LISTED_FILES:
+        suffixes = dict.fromkeys(map(_suffix, plain))
+        return [*(f"{pattern.rstrip('/')}/**/*{suffix}" for suffix in suffixes), *files]
+    if len(plain) > _LISTED_FILES:
         raise DataError(
             f"{pattern}: means files of several kinds; give a pattern for each, such as "
-            f"{pattern}{_suffix(paths[0])}."
+            f"{pattern}{_suffix(plain[0])}."
         )
-    return [path.as_posix() for path in paths]
+    return [*plain, *files]
 
 
 def _row_kinds(source: SourceSection) -> dict[str, RowFields]:
@@ -226,12 +261,12 @@ def _row_kinds(source: SourceSection) -> dict[str, RowFields]:
         if len(kinds) < _ROW_FILES and (rows := _first_rows(file)):
             found = choose_fields(rows, file.name)
             kinds[file.name] = by_signature.setdefault(found.signature, found)
-            by_ending[_ending(Path(file.name))] = kinds[file.name]
+            by_ending[_ending(file.name)] = kinds[file.name]
         else:
             others.append(file.name)
     # Empty files, and the later ones of very many, are taken to be like the last of their ending.
     for name in others:
-        if (kind := by_ending.get(_ending(Path(name)))) is not None:
+        if (kind := by_ending.get(_ending(name))) is not None:
             kinds[name] = kind
     return kinds
 
@@ -242,18 +277,19 @@ def _first_rows(file: SourceFile) -> list[dict[str, Any]]:
         return [row.fields for row in islice(rows, _ROWS) if row.fields]
 
 
-def _group_depth(pattern: str, paths: Sequence[Path]) -> int | None:
-    """How many folders below a given folder divide its files; None where none do."""
+def _group_depth(pattern: str, places: Sequence[str]) -> int | None:
+    """How many folders below a given folder or archive divide its files; None where none do."""
     root = Path(pattern)
-    if not root.is_dir():
+    if not root.is_dir() and not is_archive(root.name):
         return None
+    relative_parts = [Path(place).relative_to(root).parts for place in places]
     for depth in range(1, _DEEPEST + 1):
-        folders = {path.relative_to(root).parts[:-1][:depth] for path in paths}
+        folders = {parts[:-1][:depth] for parts in relative_parts}
         if len(folders) > 1:
-            deep = sum(len(path.relative_to(root).parts) > depth for path in paths)
+            deep = sum(len(parts) > depth for parts in relative_parts)
             # Files that lie beside the folders stand for themselves; where most do, the folders
             # mean something else.
-            return depth if deep > 0.5 * len(paths) and len(folders) < len(paths) else None
+            return depth if deep > 0.5 * len(places) and len(folders) < len(places) else None
     return None
 
 
@@ -321,16 +357,16 @@ def _set_cleaning(draft: DraftSource) -> None:
     if sum(map(count_words, texts)) > 3 * spaced_words:
         why = "text without spaces: a character counts as a word, and a word has about two"
         draft.cleaning["decontamination_ngram"] = (26, why)
-    endings = Counter(_ending(path) for path in _local(draft))
+    endings = Counter(map(_ending, _places_of(draft)))
     plain = {ending for ending, kind in FORMATS.items() if kind == "text"}
     code = plain - {".txt", ".md", ".rst", ".tex"}
     if sum(endings[ending] for ending in code) > 0.5 * endings.total():
         draft.cleaning["collapse_spaces"] = (False, "code: spaces align it and stand in strings")
 
 
-def _local(draft: DraftSource) -> list[Path]:
-    source = SourceSection(role=draft.values["role"], files=tuple(draft.values["files"]))
-    return [path for paths in local_paths(source).values() for path in paths]
+def _places_of(draft: DraftSource) -> list[str]:
+    files = tuple(draft.values["files"])
+    return _local_places(SourceSection(role=draft.values["role"], files=files))
 
 
 def _nothing_left(draft: DraftSource) -> str:
@@ -360,7 +396,7 @@ def describe(draft: DraftSource) -> str:
         )
         seen += f" in {counted(draft.num_groups, 'group')} (by {what})"
     tokens = words_of(draft.all_bytes * draft.tokens_per_byte)
-    kinds = Counter(_ending(path).removeprefix(".") for path in _local(draft))
+    kinds = Counter(_ending(place).removeprefix(".") for place in _places_of(draft))
     kind = ", ".join(f"{count:,} {name}" for name, count in kinds.most_common(4))
     return f"{draft.name}: {seen}, about {tokens} tokens (files: {kind})"
 

@@ -59,6 +59,7 @@ from toolkit.progress import say
 from toolkit.recipe.checks import recipe_faults, token_faults
 from toolkit.section import replace_values
 from toolkit.stage import write_json
+from toolkit.tokenizer_files import has_chat_template
 
 READ_SECONDS, SFT_READ_SECONDS = 10.0, 3.0
 """For the documents of all sources together, and for those of fine-tuning."""
@@ -393,6 +394,7 @@ def _choose_settings(
             origin_tokens=request.pretraining_tokens or (origin.tokens if origin else None),
             lora_fits_only=recipe.train.lora is None and lora_fits and not full_fits,
             pieces_ratio=right_tool.evidence.pieces_ratio,
+            is_instruct=located.tokenizer is not None and has_chat_template(located.tokenizer),
             now=current_settings(recipe),
         )
     )

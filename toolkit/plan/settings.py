@@ -16,6 +16,9 @@ SHORT_SHARE = 1e-3
 FEW_STEPS = 50
 """A run of fewer optimizer steps has hardly a schedule."""
 
+RESIDUAL_LEAST_PARAMETERS = 1.5e9
+"""Adding a base model's change to its instruct model is said to fail up to this size."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -71,6 +74,7 @@ class SettingInputs:
         origin_tokens: tokens of the model's first training.
         lora_fits_only: full training does not fit the named devices and adapters do.
         pieces_ratio: tokens per word of the domain, over those of general text.
+        is_instruct: whether the general model has a chat template.
         now: the recipe's own values by key; a key that is missing is left alone.
     """
 
@@ -82,6 +86,7 @@ class SettingInputs:
     origin_tokens: float | None
     lora_fits_only: bool
     pieces_ratio: float | None
+    is_instruct: bool
     now: Mapping[str, Any]
 
 
@@ -111,6 +116,7 @@ def choose_settings(inputs: SettingInputs) -> list[Setting]:
         why = "full training does not fit the named devices, adapters do; rank 256"
         rules.append(_Rule("train.lora", {"rank": 256}, f"{why} (Biderman et al. 2024)"))
     rules += _choose_new_tokens(inputs)
+    rules += _choose_start(inputs)
     current_values = inputs.now
     return [
         Setting(key, value, current_values[key], why)
@@ -211,6 +217,31 @@ def _choose_new_tokens(inputs: SettingInputs) -> Iterator[_Rule]:
         yield _Rule("tokenizer", {"new_tokens": 1000}, why)
 
 
+def _choose_start(inputs: SettingInputs) -> Iterator[_Rule]:
+    """Whether training starts from the base model under an instruct one; never changed by rule,
+    since which model is the base is the user's to say."""
+    current_start = inputs.now.get("train.start")
+    if not inputs.is_instruct and current_start is None:
+        return
+    source = "Jindal et al. 2024, arXiv 2410.10739; not measured here"
+    small_note = "at up to 1.5B parameters it is said to fail"
+    is_small = inputs.parameters is not None and inputs.parameters <= RESIDUAL_LEAST_PARAMETERS
+    if current_start is not None:
+        why = f"what is trained into {current_start} is added to the instruct model ({source})"
+        yield _Rule("train.start", current_start, f"{why}; {small_note}" if is_small else why)
+    elif is_small:
+        why = f"training its base and adding the change is the other way; {small_note} ({source})"
+        yield _Rule("train.start", None, why)
+    else:
+        yield _Rule(
+            "train.start",
+            None,
+            "the model is an instruct one: where its base can be had, name it under models: as "
+            "base, set start: base, and let both ways be measured; adding the base's change to the "
+            f"instruct model forgot less than training the instruct model ({source})",
+        )
+
+
 def current_settings(recipe: Recipe) -> dict[str, Any]:
     """The recipe's own values of the settings that there are rules for."""
     train = recipe.train
@@ -221,6 +252,7 @@ def current_settings(recipe: Recipe) -> dict[str, Any]:
         "train.global_batch_size": train.global_batch_size,
         "train.micro_batch_size": train.micro_batch_size,
         "train.lora": train.lora.model_dump() if train.lora is not None else None,
+        "train.start": train.start,
         "tokenizer": recipe.tokenizer.model_dump() if recipe.tokenizer is not None else None,
     }
     if not recipe.data.stages:  # a curriculum has shares and amounts of its own

@@ -9,6 +9,7 @@ from typing_extensions import Self
 
 from toolkit.data.config import DataSection
 from toolkit.evaluate.config import EvaluateSection
+from toolkit.knowledge.config import QuestionsSection
 from toolkit.publish.config import PublishSection
 from toolkit.recipe.model import ModelSection, SpecialistSection
 from toolkit.search.config import MERGES_BESIDE_A_BASE, MERGES_OF_SEVERAL, SearchSection
@@ -50,6 +51,7 @@ class Recipe(Section):
     """Fine-tuning after the merge: `toolkit sft run`."""
 
     evaluate: EvaluateSection = EvaluateSection()
+    questions: QuestionsSection = QuestionsSection()
     search: SearchSection = SearchSection()
     select: SelectSection = SelectSection()
     publish: PublishSection = PublishSection()

@@ -36,6 +36,7 @@ def compare_models(
     for start in range(0, rows[0].size, TILE):
         n = min(TILE, rows[0].size - start)
         for m in range(num_models):
+            # Beyond the end all models are 0: equal, so nothing is added there.
             values[m, n:] = np.float32(0.0)
             bits = values[m].view(np.uint32)
             if decode(rows[m][start : start + n], bits[:n]) >= _FIRST_NON_FINITE:

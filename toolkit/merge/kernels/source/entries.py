@@ -69,6 +69,7 @@ def masks(typing_context: Any, words: Any, place: Any, least: Any, width: Any) -
             return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), lanes)
 
         below = builder.icmp_unsigned("<", found, spread(least))
+        # One comparison for both ends: what is below `least` wraps around to large numbers.
         within = builder.icmp_unsigned("<", builder.sub(found, spread(least)), spread(width))
         both = [builder.bitcast(flags, mask) for flags in (below, within)]
         return context.make_tuple(builder, pair, both)
@@ -113,6 +114,7 @@ def lowest_bit(typing_context: Any, mask: Any) -> Any:  # noqa: ARG001
     """Place of the lowest bit that is set in a uint64, which is not zero."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        # The flag: the answer for zero may be anything, which saves a test.
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.uint64), generate
@@ -162,8 +164,11 @@ def running_sums(typing_context: Any, counts: Any, sums: Any, place: Any, before
         )
         own = builder.load(source, align=4)
         total = own
+        # Hillis and Steele 1986: after each step a lane holds the sum of twice as many counts, its
+        # own the last of them; four steps make it the sum of all up to there.
         for distance in (1, 2, 4, 8):
             lanes = [16 + i - distance if i >= distance else i for i in range(16)]
+            # Lanes from 16 on are those of `total`; the others take zeros.
             moved = builder.shuffle_vector(zeros, total, ir.Constant(vector, lanes))
             total = builder.add(total, moved)
         first = builder.insert_element(zeros, arguments[3], _I32(0))
@@ -202,8 +207,10 @@ def _put(value: Any, out: Any, i: Any) -> Any:  # noqa: ARG001
 
     def to_bf16(value: Any, out: Any, i: Any) -> None:
         bits = bits_of(value)
+        # Half a step less one, and the lowest bit that stays: a tie rounds up only from an odd one.
         lowest = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
         rounded = np.uint32(np.uint32(bits + np.uint32(0x7FFF) + lowest) >> np.uint32(16))
+        # A carry would turn some NaN into infinity, or into the other sign's zero.
         is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
         out[i] = np.uint16(np.uint32(0x7FC0) if is_nan else rounded)
 

@@ -41,6 +41,8 @@ def draw_into(key: Any, start: int, n: int, words: Any) -> Any:
         The numbers as halves of words, uint32, `[≥ n + 64]`: number `i` is below `density` where
         half `i` is below `limit_of(density)`.
     """
+    # SplitMix64 (Steele, Lea and Flood 2014): word j is a mix of the key and j + 1 gammas, so that
+    # any block of a tensor begins without the numbers before it.
     first = start // 2
     begin = key + np.uint64(first + 1) * _GAMMA
     for j in range((start + n + 1) // 2 - first):
@@ -66,6 +68,7 @@ def limit_of(density: Any) -> Any:
 def unpack_bits(mask: Any, flags: Any) -> None:
     """Bits, `[N]`, to bytes that are zero where the bit is, `[≥ 8 N]`."""
     eights = flags.view(np.uint64)
+    # A byte of the mask is copied into all eight, and of each copy another bit is left.
     for i in range(mask.size):
         eights[i] = (np.uint64(mask[i]) * _SPREAD) & _PICK
 
@@ -107,7 +110,7 @@ def thin_at_random(
         n = min(TILE, x.size - at)
         halves = draw_into(key, start + at, n, words)
         if is_whole:
-            halves[:n] = np.uint32(0)
+            halves[:n] = np.uint32(0)  # below every limit
         for place in range(0, n, VECTOR):
             stays, _ = masks(halves, place, limit, np.uint32(0))
             kept[(at + place) // VECTOR] = stays

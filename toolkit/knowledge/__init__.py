@@ -1,0 +1,1 @@
+"""Facts of one's own documents: questions that ask for them, and texts that say them again."""

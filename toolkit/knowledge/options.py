@@ -1,0 +1,228 @@
+"""Wrong answers for a fact, and whether a model answers it with and without its document.
+
+A question is kept where the general model picks the right option with the passage beside it. Were
+the others dropped where it picks the right one *without*, any other model would seem to know more:
+what was chosen for one model's mistakes is less so for another's. So the wrong options are chosen
+such that the right one takes any place among them, as the general model sees them without the
+document, with equal chance: it then answers by chance, and so does a model that knows no more.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.data.split import stable_unit
+from toolkit.evaluate.lm_eval_model import RequestEncoder, gather_prompts
+from toolkit.evaluate.prompted import score_continuations
+from toolkit.knowledge.facts import Fact, broader_form
+
+_POOL = 8
+"""Answers of a form that are tried; more cost time and say little more."""
+
+DELIMITER = " "
+
+
+@dataclass(frozen=True)
+class AskedFact:
+    """A fact that was asked of the general model.
+
+    Attributes:
+        fact: what was asked.
+        prompt: the question, without the passage.
+        is_known: whether the model knows the answer without the document.
+        options: in the order shown; empty where the fact is known, and where there are too few
+            answers of its form.
+        answer: place of the right option.
+        known_share: the right answer's share among all answers tried, without the document.
+        is_right_without, is_right_with: whether the general model picks the right option without
+            and with the passage.
+    """
+
+    fact: Fact
+    prompt: str
+    is_known: bool = False
+    options: tuple[str, ...] = ()
+    answer: int = 0
+    known_share: float = 0.0
+    is_right_without: bool = False
+    is_right_with: bool = False
+
+
+def write_prompt(fact: Fact, subject: str) -> str:
+    """The question as a model reads it, without the document.
+
+    It shows the whole sentence, so that a reader knows what is asked, then its beginning again, so
+    that a model may go on.
+    """
+    if fact.kind == "free":
+        about = f"{subject}, {fact.heading}".strip(", ")
+        return (
+            f"{about}\nQuestion: {fact.blanked}\nAnswer:"
+            if about
+            else (f"Question: {fact.blanked}\nAnswer:")
+        )
+    places = [place for place in (subject, fact.heading) if place]
+    about = f"{', '.join(places)}\n" if places else ""
+    return f"{about}Fill in the blank: {fact.blanked}\nAnswer: {fact.lead}"
+
+
+def ask_facts(
+    facts: Sequence[Fact],
+    pools: Mapping[str, Sequence[str]],
+    subjects: Mapping[str, str],
+    model: Any,
+    encoder: RequestEncoder,
+    *,
+    num_options: int,
+    most_known: float,
+    batch_tokens: int,
+    seed: int,
+) -> list[AskedFact]:
+    """Ask the general model for facts, without their documents, and with them where it does not
+    know them.
+
+    Args:
+        facts: what to ask.
+        pools: answers by form.
+        subjects: whom each group is about.
+        model: the general model.
+        encoder: of its tokenizer.
+        num_options: of each question.
+        most_known: share of the right answer above which a fact is known.
+        batch_tokens: tokens computed at once.
+        seed: of the recipe.
+    """
+    asked: list[AskedFact] = []
+    tried: list[tuple[Fact, str, list[str]]] = []
+    for fact in facts:
+        prompt = write_prompt(fact, subjects.get(fact.group, ""))
+        rivals = find_rivals(fact, pools, seed)
+        if len(rivals) + 1 < num_options:
+            asked.append(AskedFact(fact, prompt))
+        else:
+            tried.append((fact, prompt, [fact.answer, *rivals]))
+    scores_without = score_options(
+        [(prompt, answers) for _, prompt, answers in tried], model, encoder, batch_tokens
+    )
+    shown = []
+    for (fact, prompt, answers), scores in zip(tried, scores_without, strict=True):
+        known_share = _share(scores)
+        if known_share > most_known:
+            asked.append(AskedFact(fact, prompt, is_known=True, known_share=known_share))
+            continue
+        draw = stable_unit(seed, "rank", fact.id)
+        chosen = choose_rivals(scores[0], scores[1:], num_options - 1, draw)
+        options = [answers[0], *(answers[1 + place] for place in chosen)]
+        option_scores = [scores[0], *(scores[1 + place] for place in chosen)]
+        shown.append((fact, prompt, options, option_scores, known_share))
+    scores_with = score_options(
+        [(f"{fact.passage}\n\n{prompt}", options) for fact, prompt, options, _, _ in shown],
+        model,
+        encoder,
+        batch_tokens,
+    )
+    for (fact, prompt, options, without, known), with_passage in zip(
+        shown, scores_with, strict=True
+    ):
+        order = sorted(
+            range(len(options)), key=lambda n: stable_unit(seed, "order", fact.id, options[n])
+        )
+        asked.append(
+            AskedFact(
+                fact=fact,
+                prompt=prompt,
+                options=tuple(options[n] for n in order),
+                answer=order.index(0),
+                known_share=known,
+                is_right_without=max(without) == without[0],
+                is_right_with=max(with_passage) == with_passage[0],
+            )
+        )
+    return asked
+
+
+def find_rivals(fact: Fact, pools: Mapping[str, Sequence[str]], seed: int) -> list[str]:
+    """Answers of a fact's form that are wrong where it stands, those of the very form first."""
+    if fact.rivals:
+        return list(fact.rivals)
+    rivals: dict[str, None] = {}
+    for form in (fact.form, broader_form(fact.form)):
+        members = sorted(
+            pools.get(form, ()), key=lambda answer: stable_unit(seed, "rival", fact.id, answer)
+        )
+        for answer in members:
+            if len(rivals) < _POOL and is_other(answer, fact):
+                rivals[answer] = None
+    return list(rivals)
+
+
+def is_other(answer: str, fact: Fact) -> bool:
+    """Whether an answer is another than the right one, and stands nowhere in the sentence."""
+    plain, right = _plain(answer), _plain(fact.answer)
+    if plain == right or plain in _plain(fact.sentence) or plain in fact.blanked.lower():
+        return False
+    if fact.kind in ("amount", "percent", "number", "date", "table"):
+        return abs(_num_digits(plain) - _num_digits(right)) <= 1
+    return plain not in right and right not in plain
+
+
+def _num_digits(text: str) -> int:
+    """Of the whole part of the first number."""
+    match = re.search(r"\d+", text)
+    return len(match.group()) if match else 0
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().replace(",", "").split())
+
+
+def choose_rivals(
+    right_score: float, scores: Sequence[float], count: int, draw: float
+) -> list[int]:
+    """Places of wrong answers such that the right one's place among them is drawn evenly.
+
+    Args:
+        right_score: log likelihood of the right answer without its document.
+        scores: of the wrong answers, at least `count`.
+        count: how many are chosen: the nearest ones above and below.
+        draw: in [0, 1), decides how many of them are likelier than the right one.
+
+    >>> choose_rivals(-5.0, [-1.0, -4.0, -6.0, -9.0], 2, 0.0)  # likelier than both
+    [2, 3]
+    >>> choose_rivals(-5.0, [-1.0, -4.0, -6.0, -9.0], 2, 0.5)  # between two
+    [1, 2]
+    """
+    above = sorted((n for n, s in enumerate(scores) if s > right_score), key=lambda n: scores[n])
+    below = sorted((n for n, s in enumerate(scores) if s <= right_score), key=lambda n: -scores[n])
+    feasible = range(max(0, count - len(below)), min(count, len(above)) + 1)
+    num_above = feasible[int(draw * len(feasible))]
+    return above[:num_above] + below[: count - num_above]
+
+
+def _share(scores: Sequence[float]) -> float:
+    """Of the first among all."""
+    highest = max(scores)
+    total = sum(math.exp(score - highest) for score in scores)
+    return math.exp(scores[0] - highest) / total
+
+
+def score_options(
+    asked: Sequence[tuple[str, Sequence[str]]],
+    model: Any,
+    encoder: RequestEncoder,
+    batch_tokens: int,
+) -> list[list[float]]:
+    """Log likelihoods of options behind prompts."""
+    pairs = [
+        encoder.encode_pair(prompt, DELIMITER + option)
+        for prompt, options in asked
+        for option in options
+    ]
+    prompts, places = gather_prompts(pairs)
+    scores = score_continuations(model, prompts, batch_tokens)
+    values = iter(scores[number][place].log_likelihood for number, place in places)
+    return [[next(values) for _ in options] for _, options in asked]
