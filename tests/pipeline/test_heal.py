@@ -41,14 +41,14 @@ def project(tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[HealLook]:
     """Looks that were taken: each finds general sets better than the one before, as those of a
     model that never learned anything cannot show."""
-    truly, taken = module.Examiner.look, []
+    truly, taken = module.Examiner._look, []
 
-    def look(examiner: Any, model: Any) -> HealLook:
-        found = truly(examiner, model)
+    def look(examiner: Any, losses: Any) -> HealLook:
+        found = truly(examiner, losses)
         taken.append(HealLook(found.given_back, 1.0 / (1 + len(taken)), found.figures))
         return taken[-1]
 
-    monkeypatch.setattr(module.Examiner, "look", look)
+    monkeypatch.setattr(module.Examiner, "_look", look)
     return taken
 
 
@@ -93,15 +93,15 @@ def test_a_round_that_gives_back_too_much_is_undone(
     first = ensure_heal(run_with(project, policy="off"))
     conversations = load_conversations(project / "runs/tiny/heal-conversations" / CONVERSATIONS)
     assert read_manifest(first)["results"]["num_rounds"] > 2
-    truly, taken = module.Examiner.look, list(looks)
+    truly, taken = module.Examiner._look, list(looks)
     looks.clear()
 
-    def look(examiner: Any, model: Any) -> HealLook:
-        found = truly(examiner, model)
+    def look(examiner: Any, losses: Any) -> HealLook:
+        found = truly(examiner, losses)
         given_back = 0.31 if len(looks) == 3 else 0.0
         return HealLook(given_back, found.excess, found.figures)
 
-    monkeypatch.setattr(module.Examiner, "look", look)
+    monkeypatch.setattr(module.Examiner, "_look", look)
     folder = ensure_heal(run_with(project, policy="off", give_back=0.301), score_test_again=True)
     results = read_manifest(folder)["results"]
     assert results["num_rounds"] == 1
@@ -113,12 +113,12 @@ def test_a_round_that_gives_back_too_much_is_undone(
     source = load_causal_model(project / "runs/tiny/cpt", torch.float32)
     section = HealSection.model_validate({**HEAL, "policy": "off"})
     one_round = next(module._cut_rounds(conversations, section.num_tokens))
-    plain = iter([HealLook(0.0, 1.0, {}), HealLook(0.0, 0.0, {})])
     heal_model(
         prepare_model(source, section.as_training()),
         section,
         iter([one_round]),
-        lambda _: next(plain),
+        HealLook(0.0, 1.0, {}),
+        lambda _: HealLook(0.0, 0.0, {}),
         seed=3,
         work=work,
     )
@@ -141,15 +141,15 @@ def test_a_killed_healing_continues_to_the_same_bytes(
     whole = hash_folder(ensure_heal(run_with(project, policy=policy)), leave_out=FIGURES)
     (project / "runs/tiny/heal").rename(project / "heal-before")
     looks.clear()
-    truly = module.Examiner.look
+    truly = module.Examiner._look
 
-    def killed(examiner: Any, model: Any) -> HealLook:
+    def killed(examiner: Any, losses: Any) -> HealLook:
         if len(looks) == 2:
             raise KeyboardInterrupt
-        return truly(examiner, model)
+        return truly(examiner, losses)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Examiner, "look", killed)
+        patch.setattr(module.Examiner, "_look", killed)
         with pytest.raises(KeyboardInterrupt):
             ensure_heal(run_with(project, policy=policy))
     work = project / "runs/tiny/heal.partial"
@@ -191,14 +191,14 @@ def test_the_general_model_itself_has_nothing_to_learn(project: Path, tmp_path: 
     general, section = ensure_general(run), run.recipe.heal
     assert section is not None
     stored = ensure_conversations(run, general, section.as_distillation(), "heal-conversations")
-    looks = iter([HealLook(0.0, 2.0, {}), HealLook(0.0, 0.0, {})])
     work = tmp_path / "work"
     work.mkdir()
     heal_model(
         prepare_model(load_causal_model(general, torch.float32), section.as_training()),
         section.model_copy(update={"learning_rate": 1e-12}),
         iter([load_conversations(stored / CONVERSATIONS)[:4]]),
-        lambda _: next(looks),
+        HealLook(0.0, 2.0, {}),
+        lambda _: HealLook(0.0, 0.0, {}),
         seed=1,
         work=work,
     )

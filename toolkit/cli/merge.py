@@ -140,6 +140,33 @@ def merge_diagnose(
     run_diagnosis(model, against or [], base=base, text=text, html=html, with_losses=losses)
 
 
+@app.command("statistics")
+def merge_statistics(
+    model: Annotated[Path, typer.Argument(help="Folder of a model that is to be merged.")],
+    texts: Annotated[Path, typer.Argument(help="What it is for: text, or .jsonl with `text`.")],
+    out: Annotated[Path, typer.Argument(help="File to make, .safetensors.")],
+    kind: Annotated[str, typer.Option(help="Method that they are for: regmean or fisher.")],
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens to read at most.")] = 20_000,
+    window: Annotated[int, typer.Option(min=2, help="Tokens that are read together.")] = 512,
+) -> None:
+    """Write what a model's layers read, or its gradients, on texts: for regmean and fisher."""
+    from toolkit.errors import ConfigError
+    from toolkit.merge.moments import write_moments
+    from toolkit.progress import say
+
+    if kind not in ("regmean", "fisher"):
+        raise ConfigError(f"--kind: must be regmean or fisher (got {kind}).")
+    num_tokens = write_moments(
+        model,
+        texts,
+        out,
+        kind="regmean" if kind == "regmean" else "fisher",
+        num_tokens=tokens,
+        window_tokens=window,
+    )
+    say(f"statistics of {num_tokens:,} tokens written to {out}")
+
+
 @app.command("moe")
 def merge_moe(
     config: Annotated[Path, typer.Argument(help="A configuration of mergekit-moe.")],

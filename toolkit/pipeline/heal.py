@@ -133,18 +133,14 @@ def ensure_heal(run: Run, *, score_test_again: bool = False) -> Path:
         score_test_again: whether the test documents may be scored for another healing.
 
     Raises:
-        ConfigError: the recipe has no section `heal`, or several specialists.
+        ConfigError: the recipe has no section `heal`.
         EvaluationError: the model has no gain to keep, or test documents were scored before.
     """
-    section, recipe = run.recipe.heal, run.recipe
+    section = run.recipe.heal
     if section is None:
         raise ConfigError(
             f"{run.name}: the recipe has no section heal; give it one, such as `heal: {{source: "
             "merge}` (all of its keys have defaults)."
-        )
-    if recipe.specialists:
-        raise ConfigError(
-            f"{run.name}: heal is for a recipe with one specialist; drop the section."
         )
     if num_processes() > 1:
         raise ConfigError("toolkit heal: works in one process; start it without a launcher.")
@@ -223,6 +219,7 @@ def run_heal(inputs: HealInputs, stage: Stage, *, score_test_again: bool = False
             model,
             section,
             _rounds(inputs, stage, work, student),
+            examiner.look_at_source(),
             examiner.look,
             seed=seed,
             work=work,
@@ -331,12 +328,18 @@ class Examiner:
         for scored_parameter, parameter in pairs:
             scored_parameter.copy_(parameter.to(self._stored))
 
+    def look_at_source(self) -> HealLook:
+        """What they say of the model that is healed, before anything is learned."""
+        return self._look(self._source)
+
     def look(self, model: Any) -> HealLook:
         """What the validation sets say of a model as it would be stored."""
         self.take(model)
-        objective = self._objective
         # Not kept in the cache: a killed healing makes its rounds again.
-        losses = self._score(lambda: self._student.model, "")
+        return self._look(self._score(lambda: self._student.model, ""))
+
+    def _look(self, losses: Losses) -> HealLook:
+        objective = self._objective
         bounds = objective.loss_bounds(losses, self._general)
         excess = sum(
             max(0.0, bound - self._fraction * objective.tolerances[name])

@@ -136,6 +136,17 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _one_specialist(self) -> Self:
+        if self.specialists and self.heal is not None:
+            raise ValueError("heal: is for one specialist; leave it out")
+        if self.search.learned is not None and (self.specialists or self.train.start is not None):
+            raise ValueError(
+                "search.learned: is for one specialist that was trained from the general model; "
+                "leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _known_sources(self) -> Self:
         for name in self.publish.sources:
             if name not in self.data.sources:

@@ -87,6 +87,7 @@ def heal_model(
     model: Any,
     section: HealSection,
     rounds: Iterator[list[Conversation]],
+    first_look: HealLook,
     look: Callable[[Any], HealLook],
     *,
     seed: int,
@@ -99,6 +100,7 @@ def heal_model(
         section: settings.
         rounds: conversations of every round, from the first on; one is asked for when the model is
             as the round before left it. Those of rounds that were done before are passed over.
+        first_look: what is known of the model as it is given.
         look: scores the model.
         seed: the same seed gives the same run, resumed or not.
         work: folder of metrics and of the states to resume from.
@@ -112,7 +114,7 @@ def heal_model(
     writer = StateWriter(work)
     saved_step = latest_step(work)
     if saved_step is None:
-        state = HealState(looks=[look(model)])
+        state = HealState(looks=[first_look])
         _say_look(state)
         state.ending = _ending_of(state, section)
         writer.save(0, model, setup.optimizer, state.to_json())
