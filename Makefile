@@ -9,14 +9,16 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 INSTALL := $(VENV)/bin/pip install --no-compile --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup plan power repeat bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choice bench-choices bench-methods bench-processes
+.PHONY: help setup plan power repeat compare bench-plan data cpt merge heal chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choice bench-choices bench-methods bench-processes
 
 help:
 	@echo "make plan DOMAIN=finance     is CPT the right tool, what will it take, which settings"
 	@echo "make power DOMAIN=finance    what the recipe's sets can see of a loss"
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
+	@echo "make heal DOMAIN=finance     draw the merge back to the general model (the recipe's heal section)"
 	@echo "make repeat DOMAIN=finance SEEDS=3    the whole run over seeds"
+	@echo "make compare DOMAIN=finance SEEDS=3   ways of adapting it, beside the line of plain merges"
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
 	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
 	@echo "make cpt DOMAIN=code-llama SCALE=laptop    a recipe at another scale; VARIANT=... another form"
@@ -64,9 +66,16 @@ merge: $(STAMP)
 repeat: $(STAMP)
 	@$(TOOLKIT) repeat $(NAME) --seeds $(or $(SEEDS),3) $(if $(filter same,$(DOCUMENTS)),--same-documents)
 
+# Ways of adapting it (recipes/ways/), over seeds. WAYS=file and REUSE=folder of runs are optional.
+compare: $(STAMP)
+	@$(TOOLKIT) compare $(NAME) --seeds $(or $(SEEDS),3) $(if $(WAYS),--ways $(WAYS)) $(if $(REUSE),--reuse $(REUSE))
+
 chat: $(STAMP)
 	@test -f runs/$(NAME)/merge/manifest.json || $(TOOLKIT) merge choose $(NAME)
 	@$(TOOLKIT) chat $(NAME)
+
+heal: $(STAMP)
+	@$(TOOLKIT) heal $(NAME) $(if $(SCORE_TEST_AGAIN),--score-test-again)
 
 sft: $(STAMP)
 	@$(TOOLKIT) sft run $(NAME)

@@ -10,6 +10,7 @@ import sys
 import typer
 
 from toolkit.cli import adapter, merge, publish, questions, study, train
+from toolkit.cli.compare import compare
 from toolkit.cli.evaluate import evaluate
 from toolkit.cli.generate import chat, generate
 from toolkit.cli.init import init
@@ -39,7 +40,18 @@ for name, group in {
 }.items():
     app.add_typer(group, name=name)
 app.command(context_settings={"allow_extra_args": True})(init)
-commands = (plan, power, generate, chat, evaluate, train.infilling, train.repeat, machine)
+commands = (
+    plan,
+    power,
+    generate,
+    chat,
+    evaluate,
+    train.infilling,
+    train.repeat,
+    train.heal,
+    compare,
+    machine,
+)
 for command in commands:
     app.command("eval" if command is evaluate else None)(command)
 
