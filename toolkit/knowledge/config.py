@@ -2,11 +2,77 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
 
-from toolkit.section import Count, Fraction, Section
+from toolkit.section import Count, Fraction, Length, Section, refuse_unless_one
+
+
+class WriterSection(Section):
+    """A model that writes: exactly one of `endpoint` and `path`."""
+
+    endpoint: str | None = None
+    """Address of a server that speaks OpenAI's protocol, up to `/v1`, such as
+    `http://localhost:8000/v1`."""
+
+    path: Path | None = None
+    """Folder of a local model with a chat template."""
+
+    model: str | None = None
+    """Name of the model at the endpoint, or of the local one for people. It goes onto the model
+    card."""
+
+    license: str
+    """Terms of what the model writes, for the model card. Some forbid training on it."""
+
+    key_variable: str | None = None
+    """Environment variable that holds the endpoint's key. The key is written and printed nowhere,
+    and sent over https, or to this machine, alone."""
+
+    max_new_tokens: Length = 512
+    """An answer is cut to this length."""
+
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 0.0
+    """Of an endpoint's answers; a local model answers greedily."""
+
+    timeout_seconds: Annotated[float, Field(gt=0.0, le=3600.0)] = 120.0
+    """An endpoint that takes longer for one answer is asked again."""
+
+    num_retries: Annotated[int, Field(ge=0, le=10)] = 3
+    """How often an endpoint that is down, slow or busy is asked again."""
+
+    num_passages: Count = 40
+    """Passages that it is shown, of each set of questions, or of the documents to write about."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_address(cls, endpoint: str | None) -> str | None:
+        if endpoint is None:
+            return None
+        address = urlsplit(endpoint)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError("must be an address such as http://localhost:8000/v1")
+        if address.username is not None or address.password is not None or address.query:
+            raise ValueError("must hold no key; name the variable that does in key_variable")
+        return endpoint.rstrip("/")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        refuse_unless_one(self, ("endpoint", "path"))
+        if self.endpoint is not None and not self.model:
+            raise ValueError("model: an endpoint has several; name the one that is to write")
+        if self.path is not None and self.key_variable is not None:
+            raise ValueError("key_variable belongs to endpoint, which is not given")
+        return self
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.model or (self.path.name if self.path is not None else "")
 
 
 class QuestionsSection(Section):
@@ -39,3 +105,23 @@ class QuestionsSection(Section):
     subjects: dict[str, str] = Field(default_factory=dict)
     """Whom or what the documents of a group are about, by patterns of group names, such as
     `{"tgt*": Target Corporation}`. By default the company that they name most often, if any."""
+
+    writer: WriterSection | None = None
+    """A model that writes further questions, with wrong answers to each; they are kept by the same
+    rule. By default none."""
+
+
+def identity_of_questions(section: QuestionsSection) -> dict[str, object]:
+    """The settings that facts depend on: not how patiently a writer is asked, nor its terms."""
+    values = section.model_dump(mode="json")
+    if section.writer is None:
+        del values["writer"]
+    else:
+        values["writer"] = identity_of_writer(section.writer)
+    return values
+
+
+def identity_of_writer(section: WriterSection) -> dict[str, object]:
+    """The settings that what a model writes depends on."""
+    without_effect = {"timeout_seconds", "num_retries", "key_variable", "license", "path"}
+    return section.model_dump(mode="json", exclude=without_effect)

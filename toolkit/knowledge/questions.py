@@ -21,7 +21,7 @@ from toolkit.data.words import run_hashes, word_hashes
 from toolkit.errors import DataError
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.lm_eval_model import RequestEncoder
-from toolkit.knowledge.config import QuestionsSection
+from toolkit.knowledge.config import QuestionsSection, WriterSection
 from toolkit.knowledge.documents import (
     SplitDocument,
     chosen_sources,
@@ -30,7 +30,9 @@ from toolkit.knowledge.documents import (
     read_split_documents,
 )
 from toolkit.knowledge.facts import Corpus, Fact, answers_by_form, find_facts
+from toolkit.knowledge.free_questions import WRITER_KEY, write_free_facts
 from toolkit.knowledge.options import AskedFact, ask_facts
+from toolkit.knowledge.writer import Writer
 from toolkit.machine import dtype_of
 from toolkit.progress import progress, say
 from toolkit.stage import Stage, load_json, write_atomically, write_json
@@ -106,6 +108,8 @@ def run_questions(
         facts_by_set = find_candidates(section, documents, subjects, stage.seed)
         all_facts = [fact for facts in facts_by_set.values() for fact in facts]
         pools = answers_by_form(all_facts)
+        if section.writer is not None:
+            add_free_facts(section, section.writer, documents, subjects, facts_by_set, stage, work)
         model = None
         encoder = RequestEncoder(load_tokenizer(general))
         rows: list[dict[str, Any]] = []
@@ -129,7 +133,7 @@ def run_questions(
                             batch_tokens=evaluate.batch_tokens,
                             seed=stage.seed,
                         )
-                        write_json(path, [_row(one, set_name) for one in asked])
+                        write_json(path, [_row(one, set_name, section) for one in asked])
                     num_before = kept_by_document.total()
                     for row in load_json(path):
                         document = row["document"]
@@ -233,6 +237,34 @@ def find_candidates(
     return facts_by_set
 
 
+def add_free_facts(
+    section: QuestionsSection,
+    writer_section: WriterSection,
+    documents: Sequence[SplitDocument],
+    subjects: dict[str, str],
+    facts_by_set: dict[SetName, list[Fact]],
+    stage: Stage,
+    work: Path,
+) -> None:
+    """Put what a model asks before what patterns found."""
+    writer = Writer(writer_section, WRITER_KEY)
+    for set_name, splits in SETS.items():
+        members = [one for one in documents if one.split in splits]
+        num_passages = min(len(members), writer_section.num_passages)
+        with progress(f"written about {set_name} documents", num_passages) as advance:
+            free_facts = write_free_facts(
+                members,
+                section,
+                subjects,
+                writer,
+                seed=stage.seed,
+                work=work,
+                set_name=set_name,
+                advance=advance,
+            )
+        facts_by_set[set_name] = free_facts + facts_by_set[set_name]
+
+
 def _runs(texts: Sequence[str]) -> set[int]:
     hashes, _ = run_hashes(*word_hashes(texts), _RUN_WORDS)
     return set(hashes.tolist())
@@ -270,7 +302,7 @@ def _chunks(
             yield chunk
 
 
-def _row(asked: AskedFact, set_name: SetName) -> dict[str, Any]:
+def _row(asked: AskedFact, set_name: SetName, section: QuestionsSection) -> dict[str, Any]:
     fact = asked.fact
     outcome = KEPT
     if asked.is_known:
@@ -295,6 +327,7 @@ def _row(asked: AskedFact, set_name: SetName) -> dict[str, Any]:
         "known_share": round(asked.known_share, 4),
         "right_without": asked.is_right_without,
         "right_with": asked.is_right_with,
+        **({"written_by": section.writer.name} if section.writer and fact.kind == "free" else {}),
     }
 
 

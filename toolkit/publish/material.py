@@ -184,7 +184,14 @@ def card_facts(
         loaded_by=opened_by(material.merged),
         trains=recipe.trains,
         start=recipe.train.start,
+        writers=_writers(recipe),
     )
+
+
+def _writers(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """What models wrote of the documents: questions."""
+    writer = recipe.questions.writer
+    return [] if writer is None else [("Some questions", writer.name, writer.license)]
 
 
 def _training_manifest(material: Material) -> dict[str, Any]:
