@@ -16,7 +16,9 @@ from scipy.special import ndtr
 from toolkit.statistics.interval import Interval, normal_quantile
 
 
-def tango_p_value(worse: int, better: int, total: int, limit: float) -> float:
+def tango_p_value(
+    worse: int, better: int, total: int, limit: float, correction: float = 0.0
+) -> float:
     """Chance of so few losses, were the true share of answers lost `limit` or more.
 
     Args:
@@ -24,6 +26,7 @@ def tango_p_value(worse: int, better: int, total: int, limit: float) -> float:
         better: items wrong under the reference and right under the candidate.
         total: all items.
         limit: of the difference of the shares of errors, in [-1, 1].
+        correction: items added to the losses shown, for continuity.
 
     Reference:
         Tango 1998, Equivalence test and confidence interval for the difference in proportions for
@@ -40,7 +43,7 @@ def tango_p_value(worse: int, better: int, total: int, limit: float) -> float:
     c = -better * limit * (1.0 - limit)
     likely_gain = (math.sqrt(max(b * b - 4.0 * a * c, 0.0)) - b) / (2.0 * a)
     variance = total * (2.0 * likely_gain + limit * (1.0 - limit))
-    shown_loss = worse - better - total * limit
+    shown_loss = worse - better - total * limit + correction
     if variance <= 0.0:
         return 1.0 if shown_loss >= 0.0 else 0.0
     return float(ndtr(shown_loss / math.sqrt(variance)))
