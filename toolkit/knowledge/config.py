@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from toolkit.section import Count, Fraction, Length, Section, refuse_unless_one
+
+ExerciseKind = Literal["blanks", "tables", "enumerations", "definitions", "titles"]
+EXERCISE_KINDS: tuple[ExerciseKind, ...] = (
+    "blanks", "tables", "enumerations", "definitions", "titles",
+)  # fmt: skip
+AskedFor = Literal["rephrased", "answers"]
 
 
 class WriterSection(Section):
@@ -97,7 +103,7 @@ class QuestionsSection(Section):
 
     most_known: Fraction = 0.5
     """A question is dropped where the general model without the document gives the right answer
-    more than this share, among all answers of its kind that are at hand."""
+    more than this share among nine answers of its kind, or none of them is likelier."""
 
     sources: tuple[str, ...] = ()
     """Names of the sources to ask about; by default all of role `domain`."""
@@ -109,6 +115,41 @@ class QuestionsSection(Section):
     writer: WriterSection | None = None
     """A model that writes further questions, with wrong answers to each; they are kept by the same
     rule. By default none."""
+
+
+class WritingSection(Section):
+    """More text from the recipe's own training documents: `toolkit data write`.
+
+    By patterns of English text: passages with exercises about them. With a `writer` also what a
+    model writes. A source names what was written by `written_from`."""
+
+    exercises: tuple[ExerciseKind, ...] = EXERCISE_KINDS
+    """Kinds of exercises: blanks to fill, tables read out, enumerations to name, definitions, and
+    titles of paragraphs."""
+
+    exercises_per_text: Count = 6
+    """Exercises that stand together, of one document."""
+
+    passage_characters: Annotated[int, Field(ge=0, le=100_000)] = 1200
+    """Of a document, so much stands before the exercises about it; 0 leaves it out."""
+
+    num_documents: Count = 100_000
+    """Training documents that are written about at most; a hash decides which."""
+
+    sources: tuple[str, ...] = ()
+    """Names of the sources to write about; by default all of role `domain`."""
+
+    subjects: dict[str, str] = Field(default_factory=dict)
+    """As `questions.subjects`."""
+
+    writer: WriterSection | None = None
+    """A model that writes further texts. One with a figure that its passage has not is left out."""
+
+    asked_for: Annotated[tuple[AskedFor, ...], Field(min_length=1)] = ("rephrased", "answers")
+    """What the model is asked for: the passage in other words, questions with answers."""
+
+    asked_characters: Annotated[int, Field(ge=200, le=100_000)] = 1200
+    """Of a document, so much is shown to the model."""
 
 
 def identity_of_questions(section: QuestionsSection) -> dict[str, object]:
@@ -125,3 +166,14 @@ def identity_of_writer(section: WriterSection) -> dict[str, object]:
     """The settings that what a model writes depends on."""
     without_effect = {"timeout_seconds", "num_retries", "key_variable", "license", "path"}
     return section.model_dump(mode="json", exclude=without_effect)
+
+
+def identity_of_writing(section: WritingSection) -> dict[str, object]:
+    """The settings that written texts depend on."""
+    values = section.model_dump(mode="json")
+    if section.writer is None:
+        for key in ("writer", "asked_for", "asked_characters"):
+            del values[key]
+    else:
+        values["writer"] = identity_of_writer(section.writer)
+    return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from toolkit.data.split import stable_unit
 from toolkit.errors import EvaluationError
@@ -136,5 +136,5 @@ def _read_list(answer: str) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _is_text(value: Any, longest: int) -> bool:
+def _is_text(value: Any, longest: int) -> TypeGuard[str]:
     return isinstance(value, str) and 1 <= len(value.strip()) <= longest

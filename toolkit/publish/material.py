@@ -189,9 +189,15 @@ def card_facts(
 
 
 def _writers(recipe: Recipe) -> list[tuple[str, str, str]]:
-    """What models wrote of the documents: questions."""
-    writer = recipe.questions.writer
-    return [] if writer is None else [("Some questions", writer.name, writer.license)]
+    """What models wrote of the documents: questions, and texts that were trained on."""
+    is_written = any(source.written_from for source in recipe.data.sources.values())
+    asked = {
+        "Some questions": recipe.questions.writer,
+        "Some training texts": recipe.writing.writer if is_written else None,
+    }
+    return [
+        (what, writer.name, writer.license) for what, writer in asked.items() if writer is not None
+    ]
 
 
 def _training_manifest(material: Material) -> dict[str, Any]:
