@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from safetensors.torch import load_file
 
 from tests.helpers.own_conversations import conversations
 from tests.helpers.token_blocks import make_blocks
-from toolkit.checkpoint.training_state import saved_steps
+from toolkit.checkpoint.sharded_state import StateParameters, stored_shapes
+from toolkit.checkpoint.training_state import refuse_shape, saved_steps
+from toolkit.errors import CheckpointError
 from toolkit.merge.moe.config import MoeConfig
 from toolkit.merge.moe.run import run_moe
 from toolkit.section import parse_section
@@ -27,6 +30,7 @@ from toolkit.train.self_distillation import CONVERSATIONS, save_conversations
 ROOT = Path(__file__).parent.parent.parent
 
 _SCRIPT = """
+import json
 import os
 import signal
 import sys
@@ -36,13 +40,19 @@ import torch
 torch.set_num_threads(1)
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
+from toolkit.checkpoint import sharded_state
 from toolkit.checkpoint.training_state import latest_step
 from toolkit.stage import Stage
-from toolkit.train import schedule, setup
+from toolkit.train import run, schedule, setup
 from toolkit.train.config import TrainSection
 from toolkit.train.processes import is_first, num_processes, start_processes
 from toolkit.train.run import run_train
 
+def seeded(model, section):
+    torch.manual_seed(3)  # adapters begin with random values
+    return prepare_model(model, section)
+
+prepare_model, run.prepare_model = run.prepare_model, seeded
 kind, precision, folder, killed = sys.argv[1:]
 
 class OnCpu(Accelerator):
@@ -59,6 +69,16 @@ if kind == "fsdp":
     setup.Accelerator = OnCpu
 if num_processes() > 1:
     start_processes()
+
+def killed_in_save(path, parts):
+    # In the middle of the second state, on the second process; torchrun then ends the others.
+    if Path(path).parent.name == ".state-00000004.partial" and not is_first():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write_file(path, parts)
+
+write_file = sharded_state._write_file
+if killed == "in save":
+    sharded_state._write_file = killed_in_save
 
 def killed_at(step, *rest):
     # Once the state of step 2 stands, on the first process; torchrun then ends the other.
@@ -83,6 +103,8 @@ values = {
     "forgetting_monitor": {"evaluations": 1},
 }
 own = Path("own") if Path("own").is_dir() else None
+if Path("changes.json").exists():
+    values |= json.loads(Path("changes.json").read_text())
 if own is not None:
     values["self_distillation"] = {"tokens_per_step": 64}
 section = TrainSection.model_validate(values)
@@ -91,17 +113,20 @@ run_train(section, stage, Path("model"), Path("blocks"), score_roles=watch, conv
 """
 
 
-def run(folder: Path, kind: str, precision: str, out: str = "", *, kill: bool = False) -> None:
+def run(
+    folder: Path, kind: str, precision: str, out: str = "", *, kill: str = "", processes: int = 2
+) -> None:
     (folder / "script.py").write_text(_SCRIPT)
     start = [sys.executable]
     if kind != "one":
-        start += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        start += ["-m", "torch.distributed.run", "--standalone"]
+        start += ["--nproc_per_node", str(processes)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*start, "script.py", kind, precision, out or kind, "killed" if kill else ""],
+        [*start, "script.py", kind, precision, out or kind, kill],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert (done.returncode != 0) is kill, done.stderr[-3000:]
+    assert (done.returncode != 0) is bool(kill), done.stderr[-3000:]
     if kill:
         assert "SIGKILL" in done.stderr
 
@@ -119,6 +144,15 @@ def project(tmp_path: Path, make_model: Callable[..., Path]) -> Path:
     made = make_blocks(tmp_path / "blocks", {"a": documents})
     assert made.stages[0].num_positions % 5 in {1, 2, 3}  # the last step cannot be shared evenly
     return tmp_path
+
+
+def moments(state: Path) -> dict[str, Any]:
+    """Of a state in parts, those of each put together by its rows."""
+    parts: dict[str, list[torch.Tensor]] = {}
+    for path in sorted(state.glob("optimizer*.safetensors")):
+        for name, tensor in load_file(path).items():
+            parts.setdefault(name, []).append(tensor)
+    return {n: torch.cat(rows) if len(rows) > 1 else rows[0] for n, rows in parts.items()}
 
 
 def close(first: dict[str, Any], second: dict[str, Any], tolerance: float) -> None:
@@ -139,10 +173,26 @@ def test_two_processes_give_the_losses_of_one(project: Path):
         close(load_file(project / "one/model.safetensors"), model, 1e-5)
         assert saved_steps(project / kind / "states") == saved_steps(project / "one/states")
         step = saved_steps(project / kind / "states")[0]
-        state = f"states/state-{step:08d}/optimizer.safetensors"
-        close(load_file(project / "one" / state), load_file(project / kind / state), 1e-5)
+        state = f"states/state-{step:08d}"
+        close(moments(project / "one" / state), moments(project / kind / state), 1e-5)
     losses = rows(project / "one", "loss")
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora": {"rank": 4}}, {"block_expansion": {"num_blocks": 1}}, {"trainable": ["*mlp*"]}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_parts_of_what_learns(project: Path, changes: dict[str, Any]):
+    """Adapters, new blocks and chosen parameters of a model that no process holds whole."""
+    (project / "changes.json").write_text(json.dumps(changes))
+    for kind in ("one", "fsdp"):
+        run(project, kind, "fp32")
+    for key in ("loss", "gradient_norm"):
+        assert rows(project / "fsdp", key) == pytest.approx(rows(project / "one", key), rel=1e-4)
+    model = load_file(project / "fsdp/model.safetensors")
+    close(load_file(project / "one/model.safetensors"), model, 1e-4)
 
 
 def test_two_processes_stay_as_near_to_conversations(project: Path):
@@ -165,7 +215,7 @@ def test_processes_killed_and_started_again_end_in_the_same_bits(
     project: Path, kind: str, precision: str
 ):
     run(project, kind, precision, "whole")
-    run(project, kind, precision, "again", kill=True)
+    run(project, kind, precision, "again", kill="killed")
     assert not (project / "again" / "manifest.json").exists()
     run(project, kind, precision, "again")
     whole, again = project / "whole", project / "again"
@@ -173,6 +223,31 @@ def test_processes_killed_and_started_again_end_in_the_same_bits(
     for key in ("loss", "gradient_norm", "general_bits_per_byte"):
         assert rows(again, key) == rows(whole, key), key
     close(load_file(whole / "model.safetensors"), load_file(again / "model.safetensors"), 0.0)
+
+
+def test_states_in_parts_go_on_with_another_number_of_processes(project: Path):
+    """A process dies while it writes; the state before it is whole, and any number reads it."""
+    run(project, "one", "fp32")
+    run(project, "fsdp", "fp32", "cut", kill="in save")
+    assert saved_steps(project / "cut.partial") == [2]
+    state = project / "cut.partial/state-00000002"
+    assert len(list(state.glob("parameters-*-of-00002.safetensors"))) == 2
+    for kind, processes in (("fsdp", 3), ("one", 1)):
+        out = f"{kind}{processes}"
+        shutil.copytree(project / "cut.partial", project / f"{out}.partial")
+        run(project, kind, "fp32", out, processes=processes)
+        results = json.loads((project / out / "manifest.json").read_text())["results"]
+        assert results["resumed_at_step"] == 2
+        assert rows(project / out, "loss") == pytest.approx(rows(project / "one", "loss"), rel=1e-5)
+        model = load_file(project / out / "model.safetensors")
+        close(load_file(project / "one/model.safetensors"), model, 1e-5)
+    # A state of another shape is refused in a line.
+    file = next(iter(state.glob("parameters-00001-*.safetensors")))
+    with pytest.raises(CheckpointError, match=r"norm.weight is \[.*\] in the model, the state has"):
+        refuse_shape(state, "norm.weight", (3,), stored_shapes(state)["model.norm.weight"])
+    file.unlink()
+    with pytest.raises(CheckpointError, match="holds not all parts of"):
+        StateParameters(state)
 
 
 def test_shared_parameters_in_bfloat16(project: Path):

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from toolkit.checkpoint.loadable import refuse_unloadable
 from toolkit.checkpoint.open import open_checkpoint
-from toolkit.checkpoint.read import TORCH_NAMES, Checkpoint, is_float, read_header
+from toolkit.checkpoint.read import TORCH_NAMES, Checkpoint, is_float
+from toolkit.checkpoint.sharded_state import StateParameters
 from toolkit.checkpoint.side_files import copy_side_files
 from toolkit.checkpoint.training_state import state_folder
 from toolkit.checkpoint.write import PlannedTensor, ShardWriter, tensor_bytes
@@ -114,10 +115,7 @@ def average_states(
     Raises:
         CheckpointError: a state is missing or damaged, or holds adapters.
     """
-    opened_states = []
-    for step in steps:
-        state_file = state_folder(states, step) / "parameters.safetensors"
-        opened_states.append(Checkpoint(state_file.parent, read_header(state_file)))
+    opened_states = [StateParameters(state_folder(states, step)) for step in steps]
     finished_model = open_checkpoint(like)
     for tensor_name in opened_states[0].names:
         if tensor_name not in finished_model:

@@ -71,7 +71,7 @@ def load_causal_model(folder: str | Path, dtype: torch.dtype) -> Any:
 
     config = load_model_config(folder)
     silence_libraries()
-    _refuse_oversize(Path(folder))
+    refuse_oversize(Path(folder))
     text_class = wrapper_class(config)
     with reading(folder, CheckpointError, "the weights cannot be loaded"):
         if text_class is not None:
@@ -182,6 +182,17 @@ def _own_class(config: Any) -> Any | None:
     return None
 
 
+def causal_class(config: Any) -> Any:
+    """The class of transformers that holds the causal language model of a configuration."""
+    from transformers import AutoModelForCausalLM
+
+    found = _own_class(config) or AutoModelForCausalLM._model_mapping[type(config)]
+    if not isinstance(found, (list, tuple)):
+        return found
+    named = list(getattr(config, "architectures", None) or ())
+    return next((kind for kind in found if kind.__name__ in named), found[0])
+
+
 def _is_causal(architecture: str, config: Any) -> bool:
     """Whether a class has a head that predicts the next token: by its name, or by transformers."""
     from transformers import AutoModelForCausalLM
@@ -192,7 +203,7 @@ def _is_causal(architecture: str, config: Any) -> bool:
     return type(config) in mapping and mapping[type(config)].__name__ == architecture
 
 
-def _refuse_oversize(folder: Path) -> None:
+def refuse_oversize(folder: Path) -> None:
     """Refuse a config that asks for more than the files hold, before memory is taken for it."""
     if not (folder / _CONFIG).is_file() or not list(folder.glob("*.safetensors")):
         return

@@ -2,7 +2,8 @@
 
 `state-<step>/` holds `parameters.safetensors` (those that learn), `optimizer.safetensors`,
 `state.json`, and the sha256 of the three in `sums.json`, which are verified before a state is used;
-it is written beside its place by a thread and renamed when it is whole.
+it is written beside its place by a thread and renamed when it is whole. Where processes hold parts
+of the parameters, the tensors are in parts too: see `sharded_state`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ class StateWriter:
         # One writer at a time: two would hold two copies of the state, and might finish in another
         # order.
         self.wait()
-        parameters, optimizer_moments = _copies(model, optimizer)
+        parameters, optimizer_moments = (
+            {name: _whole(tensor) for name, tensor in tensors.items()}
+            for tensors in state_tensors(model, optimizer)
+        )
         if not self._active:
             return
         write_arguments = (step, parameters, optimizer_moments, {**extra, "step": step})
@@ -88,40 +92,60 @@ class StateWriter:
         moments: dict[str, Tensor],
         extra: dict[str, Any],
     ) -> None:
-        target = self._folder / f"{_PREFIX}{step:08d}"
+        target = state_path(self._folder, step)
         with appearing(target, doing="writing it", error=CheckpointError, replaces=True) as work:
             save_tensors(parameters, work / "parameters.safetensors")
             save_tensors(moments, work / "optimizer.safetensors")
-            (work / "state.json").write_text(json.dumps(extra), encoding="utf-8")
-            file_hashes = {
-                state_file.name: read_hash(state_file) for state_file in sorted(work.iterdir())
-            }
-            # The sums come last, and all of it reaches the disk before the folder takes its name:
-            # after a loss of power a state with its name is a whole one.
-            (work / _SUMS).write_text(json.dumps(file_hashes), encoding="utf-8")
-            for state_file in work.iterdir():
-                with state_file.open("rb") as file:
-                    os.fsync(file.fileno())
-        best_step = (extra.get("best") or {}).get("step")
-        for old_step in saved_steps(self._folder)[: -self._keep]:
-            if old_step != best_step:
-                shutil.rmtree(self._folder / f"{_PREFIX}{old_step:08d}")
+            names = ("optimizer.safetensors", "parameters.safetensors")
+            finish_state(work, extra, {name: read_hash(work / name) for name in names})
+        drop_old_states(self._folder, self._keep, extra)
+
+
+def finish_state(work: Path, extra: dict[str, Any], hashes: dict[str, str]) -> None:
+    """Write what a state holds beside tensors.
+
+    Args:
+        work: folder of the state, under the name that it has meanwhile.
+        extra: values to store.
+        hashes: sha256 of the files of tensors, by name.
+    """
+    (work / "state.json").write_text(json.dumps(extra), encoding="utf-8")
+    hashes = {**hashes, "state.json": read_hash(work / "state.json")}
+    # The sums come last, and all of it reaches the disk before the folder takes its name: after a
+    # loss of power a state with its name is a whole one.
+    (work / _SUMS).write_text(json.dumps(dict(sorted(hashes.items()))), encoding="utf-8")
+    for state_file in work.iterdir():
+        with state_file.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def drop_old_states(folder: Path, keep: int, extra: dict[str, Any]) -> None:
+    """Remove all but the latest states, and the best that is named."""
+    best_step = (extra.get("best") or {}).get("step")
+    for old_step in saved_steps(folder)[:-keep]:
+        if old_step != best_step:
+            shutil.rmtree(state_path(folder, old_step))
+
+
+def state_path(folder: Path, step: int) -> Path:
+    """Where the state of a step stands, or would."""
+    return folder / f"{_PREFIX}{step:08d}"
 
 
 def _names(model: nn.Module) -> dict[int, str]:
     return {id(parameter): name for name, parameter in model.named_parameters()}
 
 
-def _copies(
-    model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    parameters = {n: _whole(p.detach()) for n, p in model.named_parameters() if p.requires_grad}
+def state_tensors(model: nn.Module, optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters that learn and moments, by the names that a state has for them; not copies."""
+    parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     parameter_names = _names(model)
-    moments: dict[str, Tensor] = {}
     inner_optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-    for parameter, values in inner_optimizer.state.items():
-        for key, value in values.items():
-            moments[f"{parameter_names[id(parameter)]}:{key}"] = _whole(torch.as_tensor(value))
+    moments = {
+        f"{parameter_names[id(parameter)]}:{key}": torch.as_tensor(value)
+        for parameter, values in inner_optimizer.state.items()
+        for key, value in values.items()
+    }
     return parameters, moments
 
 
@@ -159,11 +183,11 @@ def state_folder(folder: Path, step: int) -> Path:
     Raises:
         CheckpointError: there is no such state.
     """
-    state_path = folder / f"{_PREFIX}{step:08d}"
-    if not state_path.is_dir():
+    path = state_path(folder, step)
+    if not path.is_dir():
         steps_text = ", ".join(map(str, saved_steps(folder))) or "none"
         raise CheckpointError(f"{folder}: holds no state of step {step}; there are: {steps_text}.")
-    return state_path
+    return path
 
 
 def verify_state(source: Path) -> None:
@@ -172,13 +196,30 @@ def verify_state(source: Path) -> None:
     Raises:
         CheckpointError: one differs or is missing, or there are no sums.
     """
+    refuse_damaged(source, damaged_files(source))
+
+
+def damaged_files(source: Path, share: tuple[int, int] = (0, 1)) -> list[str]:
+    """Files of a state that are not as they were written, or missing.
+
+    Args:
+        source: folder of the state.
+        share: which part of the files is read, and how many parts there are.
+    """
+    number, count = share
     try:
         sums = dict(json.loads((source / _SUMS).read_text(encoding="utf-8")))
-        damaged_names = [
-            name for name, file_hash in sums.items() if read_hash(source / name) != file_hash
-        ]
+        shared_names = sorted(sums)[number::count]
+        return [name for name in shared_names if read_hash(source / name) != sums[name]]
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        damaged_names = [f"{_SUMS} ({error})"]
+        return [f"{_SUMS} ({error})"]
+
+
+def refuse_damaged(source: Path, damaged_names: Collection[str]) -> None:
+    """
+    Raises:
+        CheckpointError: files of a state are damaged.
+    """
     if damaged_names:
         raise CheckpointError(
             f"{source}: is damaged: not as it was written are {', '.join(damaged_names)}; remove "
@@ -188,7 +229,7 @@ def verify_state(source: Path) -> None:
 
 @torch.no_grad()
 def load_parameters(folder: Path, step: int, model: nn.Module) -> None:
-    """Put the parameters of a saved state into a model.
+    """Put the parameters of a saved state into a model that this process holds whole.
 
     Raises:
         CheckpointError: the state is damaged or does not fit the model.
@@ -200,18 +241,29 @@ def load_parameters(folder: Path, step: int, model: nn.Module) -> None:
         if not parameter.requires_grad:
             continue
         saved_tensor = saved_tensors.get(name)
-        if saved_tensor is None or saved_tensor.shape != parameter.shape:
-            found_text = "nothing" if saved_tensor is None else list(saved_tensor.shape)
-            raise CheckpointError(
-                f"{source_folder}: {name} is {list(parameter.shape)} in the model, the state has "
-                f"{found_text}; remove the folder to train from the start."
-            )
-        parameter.copy_(_like(saved_tensor, parameter))
+        saved_shape = None if saved_tensor is None else tuple(saved_tensor.shape)
+        refuse_shape(source_folder, name, tuple(parameter.shape), saved_shape)
+        parameter.copy_(saved_tensors[name].to(parameter.device))
+
+
+def refuse_shape(
+    source: Path, name: str, shape: tuple[int, ...], saved_shape: tuple[int, ...] | None
+) -> None:
+    """
+    Raises:
+        CheckpointError: a state holds another shape than a model has, or no such tensor.
+    """
+    if saved_shape != shape:
+        found_text = "nothing" if saved_shape is None else list(saved_shape)
+        raise CheckpointError(
+            f"{source}: {name} is {list(shape)} in the model, the state has {found_text}; remove "
+            "the folder to train from the start."
+        )
 
 
 @torch.no_grad()
 def load_state(folder: Path, step: int, model: nn.Module, optimizer: Any) -> dict[str, Any]:
-    """Put a saved state into a model and its optimizer.
+    """Put a saved state into a model that this process holds whole, and into its optimizer.
 
     Returns:
         What was saved beside them.
@@ -227,9 +279,7 @@ def load_state(folder: Path, step: int, model: nn.Module, optimizer: Any) -> dic
     for moment_key, value in load_tensors(source_folder / "optimizer.safetensors").items():
         name, _, moment = moment_key.rpartition(":")
         parameter = parameters_by_name[name]
-        # Moments are cut like the parameter; the count of steps is one number everywhere.
-        value = value.to(parameter.device) if value.dim() == 0 else _like(value, parameter)
-        inner_optimizer.state.setdefault(parameter, {})[moment] = value
+        inner_optimizer.state.setdefault(parameter, {})[moment] = value.to(parameter.device)
     return saved_extra
 
 
@@ -248,16 +298,6 @@ def load_extra(source: Path) -> dict[str, Any]:
         ) from error
 
 
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor as the part of it that this process holds, on its device."""
-    if hasattr(parameter, "full_tensor"):
-        from torch.distributed.tensor import distribute_tensor
-
-        device_mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-        return distribute_tensor(value.to(parameter.device), device_mesh, placements)
-    return value.to(parameter.device)
-
-
 def state_names(folder: Path) -> tuple[str, ...]:
     """Names of what only serves to continue: states, whole and half-written."""
     state_paths = (*folder.glob(f"{_PREFIX}*"), *folder.glob(f".{_PREFIX}*"))
@@ -268,12 +308,12 @@ def keep_states(folder: Path, into: Path, steps: Collection[int]) -> None:
     """Move the states of these steps to where they stay."""
     into.mkdir(exist_ok=True)
     for step in steps:
-        state_path = state_folder(folder, step)
-        state_path.rename(into / state_path.name)
+        path = state_folder(folder, step)
+        path.rename(into / path.name)
 
 
 def return_states(kept: Path, folder: Path) -> None:
     """Move kept states back, for a run that was stopped while it finished."""
     for step in saved_steps(kept):
-        state_path = state_folder(kept, step)
-        state_path.rename(folder / state_path.name)
+        path = state_folder(kept, step)
+        path.rename(folder / path.name)

@@ -69,18 +69,25 @@ class ShardWriter:
         folder: where the files go; it must exist.
         tensors: all of them, in the order they are to stand in.
         shard_bytes: most bytes of tensors in one file; a larger tensor has a file of its own.
+        joins: whether another process has made the same files, and this one writes into them.
 
     Raises:
         CheckpointError: the disk has too little room.
     """
 
     def __init__(
-        self, folder: Path, tensors: Sequence[PlannedTensor], shard_bytes: int = SHARD_BYTES
+        self,
+        folder: Path,
+        tensors: Sequence[PlannedTensor],
+        shard_bytes: int = SHARD_BYTES,
+        *,
+        joins: bool = False,
     ) -> None:
         self.folder = folder
+        self._joins = joins
         self.total_bytes = sum(tensor.num_bytes for tensor in tensors)
         free_bytes = shutil.disk_usage(folder).free
-        if free_bytes < self.total_bytes:
+        if free_bytes < self.total_bytes and not joins:
             raise CheckpointError(
                 f"{folder}: needs {bytes_text(self.total_bytes)}, but the disk has "
                 f"{bytes_text(free_bytes)} free; make room and run again."
@@ -93,7 +100,7 @@ class ShardWriter:
         try:
             self._lay_out(list(tensors), shard_bytes)
         except BaseException:
-            self._abandon()
+            self.release()
             raise
 
     def _lay_out(self, tensors: list[PlannedTensor], shard_bytes: int) -> None:
@@ -112,7 +119,7 @@ class ShardWriter:
                 file_name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             weight_map.update({tensor.name: file_name for tensor in shard_tensors})
             self._begin_file(self.folder / file_name, shard_tensors)
-        if len(shards) > 1:
+        if len(shards) > 1 and not self._joins:
             index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
             index_path = self.folder / "model.safetensors.index.json"
             index_path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -130,10 +137,12 @@ class ShardWriter:
         header_json = json.dumps(header, separators=(",", ":")).encode()
         header_json += b" " * (-len(header_json) % 8)  # tensors begin at a multiple of eight bytes
         # O_EXCL: a file that stands there already is somebody's, and is not written over.
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+        make = 0 if self._joins else os.O_CREAT | os.O_EXCL
+        descriptor = os.open(path, make | os.O_RDWR, 0o644)
         self._descriptors.append(descriptor)
-        os.write(descriptor, struct.pack("<Q", len(header_json)) + header_json)
-        _reserve(descriptor, 8 + len(header_json) + next_offset)
+        if not self._joins:
+            os.write(descriptor, struct.pack("<Q", len(header_json)) + header_json)
+            _reserve(descriptor, 8 + len(header_json) + next_offset)
         next_start = 8 + len(header_json)
         for tensor in shard:
             self._places[tensor.name] = _Place(descriptor, next_start, tensor.num_bytes)
@@ -187,11 +196,12 @@ class ShardWriter:
             CheckpointError: some were not.
         """
         short = [name for name, place in self._places.items() if place.written != place.num_bytes]
-        self._abandon()
+        self.release()
         if short:
             raise CheckpointError(f"{self.folder}: {short[0]} was not written whole.")
 
-    def _abandon(self) -> None:
+    def release(self) -> None:
+        """Close the files without asking whether all was written, as where several write."""
         while self._descriptors:
             os.close(self._descriptors.pop())
 
@@ -207,7 +217,7 @@ class ShardWriter:
         if kind is None:
             self.close()
         else:
-            self._abandon()
+            self.release()
 
 
 def _reserve(descriptor: int, size: int) -> None:

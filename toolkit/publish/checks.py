@@ -40,7 +40,7 @@ class CheckedBundle:
         license: the recipe's own identifier and name for the terms.
         results: what the merge stage found.
         withheld: sources that are marked as not for publication and were used.
-        base: folder of the model that an adapter belongs to.
+        base: folder of the model that an adapter belongs to, or that GGUF files were made from.
     """
 
     folder: Path

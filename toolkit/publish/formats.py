@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from toolkit.checkpoint.gguf.compare import compare_gguf
+from toolkit.checkpoint.gguf.unpack import text_model
 from toolkit.checkpoint.gguf.write import export_gguf
 from toolkit.checkpoint.lora import SETTINGS_FILE, WEIGHTS_FILE
 from toolkit.progress import progress
@@ -28,14 +29,17 @@ def write_gguf_files(
         By file: `record`, its figures; `card`, the same in words.
 
     Raises:
-        CheckpointError: the model is not of the Llama family, or a file is not what it should be.
+        CheckpointError: llama.cpp computes the model otherwise, or a file is not what it should be.
     """
     figures_by_file: dict[str, dict[str, object]] = {}
-    with progress("GGUF files", len(types)) as advance:
+    with (
+        text_model(merged, work / "text-side") as model,
+        progress("GGUF files", len(types)) as advance,
+    ):
         for gguf_type in types:
             gguf_path = work / f"{name}-{gguf_type}.gguf"
-            export_gguf(merged, gguf_path, gguf_type, name=name, facts=facts)
-            comparison = compare_gguf(merged, gguf_path)
+            export_gguf(model, gguf_path, gguf_type, name=name, facts=facts)
+            comparison = compare_gguf(model, gguf_path)
             figures_by_file[gguf_path.name] = {
                 "record": asdict(comparison),
                 "card": {
@@ -43,6 +47,7 @@ def write_gguf_files(
                     "relative error": f"{comparison.relative:.2g}",
                     "divergence, nats a token": f"{comparison.divergence:.2g}",
                     "same likeliest token": f"{comparison.same_tokens:.0%}",
+                    "read alike by": ", ".join(comparison.readers) or "this toolkit alone",
                 },
             }
             advance(1, gguf_type)

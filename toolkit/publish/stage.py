@@ -292,5 +292,5 @@ def _subject(
         license=(section.license, section.license_name),
         results=read_results(material.merged),
         withheld=[name for name, source in section.sources.items() if source.not_for_publication],
-        base=material.general,
+        base=material.merged if kind == "gguf" else material.general,
     )

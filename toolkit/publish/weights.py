@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import warnings
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit.bounded import bounded_template
+from toolkit.checkpoint.gguf.unpack import unpacked_gguf
 from toolkit.checkpoint.load import (
     load_causal_model,
     load_model_config,
@@ -59,7 +58,13 @@ def weight_faults(folder: Path, kind: Format) -> tuple[list[str], str]:
 
 
 def generation_faults(folder: Path, kind: Format, base: Path) -> tuple[list[str], str]:
-    """Load what is published as its user will, and let it write a few tokens."""
+    """Load what is published as its user will, and let it write a few tokens.
+
+    Args:
+        folder: the bundle.
+        kind: of bundle.
+        base: the model that an adapter belongs to, or that GGUF files were made from.
+    """
     silence_libraries()
     tokenizer = load_tokenizer(folder)
     prompt_ids = tokenizer(_PROMPT, return_tensors="pt")["input_ids"]
@@ -92,14 +97,9 @@ def _models(folder: Path, kind: Format, base: Path) -> Iterator[tuple[str, Any]]
             warnings.simplefilter("ignore", FutureWarning)  # peft's own use of transformers
             yield folder.name, PeftModel.from_pretrained(base_model, str(folder))
         return
-    from transformers import AutoModelForCausalLM
-
     for gguf_path in sorted(folder.glob("*.gguf")):
-        with contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting turns off
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, gguf_file=gguf_path.name, dtype=torch.float32
-            )
-        yield gguf_path.name, model
+        with unpacked_gguf(gguf_path, base) as unpacked:
+            yield gguf_path.name, load_causal_model(unpacked, torch.float32)
 
 
 def _dtype(folder: Path) -> Any:

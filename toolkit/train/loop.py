@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
-from toolkit.checkpoint.training_state import latest_step, load_parameters
+from toolkit.checkpoint.sharded_state import load_parameters
+from toolkit.checkpoint.training_state import latest_step
 from toolkit.data.blocks import Batch, Blocks
 from toolkit.data.split import stable_unit
 from toolkit.errors import ToolkitError
@@ -51,6 +54,8 @@ def train(
     general_sources: tuple[str, ...] = (),
     continuation: Continuation | None = None,
     distillation: SelfDistillation | None = None,
+    accelerator: Accelerator | None = None,
+    fill: Callable[[], None] | None = None,
 ) -> TrainSummary:
     """Train what learns of `model` in place.
 
@@ -64,13 +69,15 @@ def train(
         general_sources: sources whose share the monitor may raise.
         continuation: another run's state to begin from, when `work` has none of its own.
         distillation: conversations of the general model's own that every step stays near to.
+        accelerator: device and processes, where they were asked for before the model was made.
+        fill: reads the parameters of a model without memory once they are shared out.
 
     Raises:
         ToolkitError: losses or gradients were not finite for several steps in a row, or there are
             more processes than blocks in a step.
     """
     section = settle_precision(section)
-    setup = set_up_training(model, section, work)
+    setup = set_up_training(model, section, work, accelerator=accelerator, fill=fill)
     steps = plan_steps(blocks, section.global_batch_size)
     if continuation is not None:
         steps = steps[: continuation.num_steps]

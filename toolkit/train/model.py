@@ -61,7 +61,7 @@ class NextTokenLoss(nn.Module):
         self.fused = fused
         self.dtype = dtype
         self.layout: Layout = "positions"
-        self.fused_head = _has_plain_head(plain_model(model))
+        self.fused_head = has_plain_head(plain_model(model))
         self.expert_counts: Tensor | None = None
         # What FSDP shards one by one, unless its configuration names other modules.
         self._no_split_modules = getattr(plain_model(model), "_no_split_modules", None)
@@ -236,7 +236,7 @@ def choose_attention(model: Any, wanted: str, device: str, precision: str) -> No
 
 
 @torch.no_grad()
-def _has_plain_head(model: Any) -> bool:
+def has_plain_head(model: Any) -> bool:
     """Whether logits are just hidden states times the output embedding.
 
     Some models scale or cap their logits; asking the model itself is safer than a list of them.

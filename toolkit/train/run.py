@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ from torch import Tensor
 
 from toolkit.checkpoint.folder import save_model, stored_dtype
 from toolkit.checkpoint.load import load_causal_model
+from toolkit.checkpoint.open import open_checkpoint
+from toolkit.checkpoint.sharded_load import EmptyModel, empty_causal_model, sharded_fault
+from toolkit.checkpoint.sharded_save import ModelWriter
+from toolkit.checkpoint.side_files import copy_side_files
 from toolkit.checkpoint.training_state import (
     keep_states,
     return_states,
@@ -27,17 +32,24 @@ from toolkit.train.config import TrainSection
 from toolkit.train.loop import train
 from toolkit.train.metrics import METRICS, curve_line, read_curve
 from toolkit.train.monitor import ScoreRoles
-from toolkit.train.processes import is_first, wait_for_all
+from toolkit.train.precision import settle_precision
+from toolkit.train.processes import is_first, num_processes, wait_for_all
 from toolkit.train.rotary import RotarySettings, read_rotary, rotary_by_stage, set_rotary
 from toolkit.train.self_distillation import (
     CONVERSATIONS,
     SelfDistillation,
     load_conversations,
 )
+from toolkit.train.setup import start_accelerator
 from toolkit.train.state import Continuation, TrainSummary
 from toolkit.train.steps import plan_steps
 from toolkit.train.trackers import check_trackers
-from toolkit.train.trainable import finished_model, prepare_model
+from toolkit.train.trainable import (
+    fill_new_blocks,
+    finished_model,
+    plain_model,
+    prepare_model,
+)
 
 STATES = "states"
 
@@ -80,7 +92,12 @@ def run_train(
         if is_first():
             return_states(work / STATES, work)
         wait_for_all()
-        model = load_causal_model(general, torch.float32)
+        accelerator = None
+        if num_processes() > 1:  # they must know of each other before the model takes memory
+            section = settle_precision(section)
+            accelerator = start_accelerator(section, work)
+        empty = _without_memory(general, section, accelerator)
+        model = load_causal_model(general, torch.float32) if empty is None else empty.model
         _refuse_misfits(model, blocks, data, section)
         original_rotary = read_rotary(model)
         model = prepare_model(model, section)
@@ -94,28 +111,110 @@ def run_train(
             general_sources=general_sources,
             continuation=continuation,
             distillation=distillation,
+            accelerator=accelerator,
+            fill=None if empty is None else partial(_fill, empty, model),
         )
-        # Every process takes part in gathering; the first one writes.
-        gathered = whole_parameters(model)
-        # Sharded parameters are gathered into a model of one process, which saves as any other
-        # does.
+        rotary = None
+        if section.stages and summary.used_step:
+            rotary = _rotary_after(blocks, section, summary.used_step)
+        restored = data if section.start is not None else None
+        if empty is None or not _write_in_parts(
+            general, section, model, work, rotary=rotary, unseen_in=restored
+        ):
+            # Every process takes part in gathering; the first one writes.
+            gathered = whole_parameters(model)
+            if is_first():
+                if gathered is not None:
+                    model = _with_parameters(general, section, gathered)
+                if section.lora is not None:
+                    _write_adapter(model, work / "adapter")
+                finished = finished_model(model)
+                if rotary is not None:
+                    set_rotary(finished, rotary, original_rotary)
+                if restored is not None:
+                    _restore_unseen_rows(finished, general, data)
+                save_model(finished, work, dtype=stored_dtype(general), like=general)
         if is_first():
-            if gathered is not None:
-                model = _with_parameters(general, section, gathered)
-            if section.lora is not None:
-                _write_adapter(model, work / "adapter")
-            finished = finished_model(model)
-            if section.stages and summary.used_step:
-                rotary = _rotary_after(blocks, section, summary.used_step)
-                set_rotary(finished, rotary, original_rotary)
-            if section.start is not None:
-                _restore_unseen_rows(finished, general, data)
-            save_model(finished, work, dtype=stored_dtype(general), like=general)
             _keep_states(work, section, summary)
             stage.finish(summary.to_json(), drop=state_names(work))
     wait_for_all()
     if is_first():
         _say_summary(summary, stage.folder)
+
+
+def _without_memory(general: Path, section: TrainSection, accelerator: Any) -> EmptyModel | None:
+    """The model without memory, where processes share out its parameters (FSDP2) and each can read
+    its parts alone; None where each process reads all."""
+    if accelerator is None or not accelerator.is_fsdp2:
+        return None
+    fault = sharded_fault(general)
+    if not fault and section.lora is not None and section.lora.dora:
+        fault = "adapters with magnitudes (dora) begin from its weights"
+    if fault:
+        if is_first():
+            say(f"  {general}: {fault}, so each process reads the whole model")
+        return None
+    return empty_causal_model(general)
+
+
+def _fill(empty: EmptyModel, model: Any) -> None:
+    """Read the parameters of a prepared model, and copy those of its new blocks."""
+    empty.fill()
+    fill_new_blocks(plain_model(model))
+
+
+def _write_in_parts(
+    general: Path,
+    section: TrainSection,
+    model: Any,
+    work: Path,
+    *,
+    rotary: RotarySettings | None,
+    unseen_in: Path | None,
+) -> bool:
+    """Write the specialist from the parts that processes hold; whether it can be written so.
+
+    Args:
+        general: folder of the model that training started from.
+        section: settings.
+        model: the model in training.
+        work: folder to write to.
+        rotary: positions that the specialist has, where they were changed.
+        unseen_in: folder of the data stage whose unseen tokens get their rows back, or None.
+    """
+    empty = empty_causal_model(general)
+    prepared = prepare_model(empty.model, section)
+    trained = plain_model(model)
+    empty.model.generation_config = trained.generation_config
+    empty.model._weight_conversions = trained._weight_conversions
+    if rotary is not None:
+        set_rotary(empty.model, rotary, read_rotary(empty.model))
+    writer = ModelWriter(empty, prepared, model, stored_dtype(general))
+    if fault := writer.fault():
+        if is_first():
+            say(f"  {general}: {fault}, so the first process writes the whole model")
+        return False
+    vocabulary_names = writer.vocabulary_names() if unseen_in is not None else set()
+    original = open_checkpoint(general)
+
+    def restore(name: str, tensor: Tensor) -> Tensor:
+        if unseen_in is None or name not in vocabulary_names:
+            return tensor
+        is_seen = torch.from_numpy(find_seen_tokens(unseen_in, len(tensor)))
+        return torch.where(is_seen[:, None], tensor, original.tensor(name).float())
+
+    if is_first():
+        for leftover_path in work.glob("model*.safetensors*"):  # of a run that was killed here
+            leftover_path.unlink()
+    wait_for_all()
+    writer.write(work, restore)
+    adapters = writer.gather("lora_") if section.lora is not None else {}
+    if is_first():
+        if section.lora is not None:
+            _write_adapter(prepared, work / "adapter", adapters)
+        writer.write_settings(work)
+        copy_side_files(general, work)
+    return True
 
 
 @torch.no_grad()
@@ -159,9 +258,9 @@ def _with_parameters(general: Path, section: TrainSection, gathered: dict[str, T
     return model
 
 
-def _write_adapter(model: Any, folder: Path) -> None:
+def _write_adapter(model: Any, folder: Path, adapters: dict[str, Tensor] | None = None) -> None:
     """Without its base the adapter is small; it can be merged with others later."""
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=adapters)
     place_in_wrapper(model, folder)
     (folder / "README.md").unlink(missing_ok=True)
 

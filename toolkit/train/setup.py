@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +17,7 @@ from toolkit.train.activations import checkpoint_activations
 from toolkit.train.config import TrainSection
 from toolkit.train.fuse import fuse, may_fuse
 from toolkit.train.heap import place_moments
-from toolkit.train.model import NextTokenLoss, choose_attention
+from toolkit.train.model import NextTokenLoss, call_on_model, choose_attention, has_plain_head
 from toolkit.train.precision import is_low, products_dtype
 from toolkit.train.processes import add_up_in_float32, on_cpu
 from toolkit.train.trainable import parameter_groups, plain_model
@@ -48,19 +50,28 @@ class TrainingSetup:
         return self.plain_loss.model
 
 
-def set_up_training(model: Any, section: TrainSection, work: Path) -> TrainingSetup:
+def set_up_training(
+    model: Any,
+    section: TrainSection,
+    work: Path,
+    *,
+    accelerator: Accelerator | None = None,
+    fill: Callable[[], None] | None = None,
+) -> TrainingSetup:
     """Put a model, its loss and its optimizer on the devices of all processes.
 
     Args:
         model: a causal language model with float32 parameters, as from `prepare_model`.
         section: settings, with the precision settled.
         work: folder that trackers write to.
+        accelerator: device and processes, where they were asked for before the model was made.
+        fill: reads the parameters of a model without memory once they are shared out.
 
     Raises:
         ToolkitError: there are more processes than blocks in a step.
         ConfigError: the attention that the recipe names is not to be had here.
     """
-    accelerator = _start_accelerator(section, work)
+    accelerator = accelerator or start_accelerator(section, work)
     device_kind = accelerator.device.type
     dtype = products_dtype(section)
     inner_model = plain_model(model)
@@ -76,24 +87,53 @@ def set_up_training(model: Any, section: TrainSection, work: Path) -> TrainingSe
         inner_model.base_model.compile()
     loss_module = NextTokenLoss(model.train(), dtype, fused=is_fused)
     choose_attention(inner_model, section.attn_implementation, device_kind, section.precision)
+    add_up_in_float32(accelerator)
+    if fill is None:
+        optimizer = _make_optimizer(model, section)
+        # After the parameters have their place and before any activation does.
+        if is_fused:
+            place_moments(optimizer)
+        loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
+    else:
+        loss_module = _share_out(loss_module, accelerator)
+        fill()
+        optimizer = accelerator.prepare_optimizer(_make_optimizer(model, section))
+    plain_loss = accelerator.unwrap_model(loss_module)
+    if fill is not None:  # a question that a model without memory could not answer
+        plain_loss.fused_head = call_on_model(
+            lambda trained: has_plain_head(plain_model(trained)), loss_module, plain_loss
+        )
+    return TrainingSetup(section, accelerator, loss_module, plain_loss, optimizer)
+
+
+def _make_optimizer(model: Any, section: TrainSection) -> torch.optim.AdamW:
     settings = section.optimizer
-    optimizer = torch.optim.AdamW(
+    return torch.optim.AdamW(
         parameter_groups(model, settings.weight_decay, settings.embedding_lr_scale),
         lr=section.schedule.peak_lr,
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
         fused=True,
     )
-    # After the parameters have their place and before any activation does.
-    if is_fused:
-        place_moments(optimizer)
-    add_up_in_float32(accelerator)
-    loss_module, optimizer = accelerator.prepare(loss_module, optimizer)
-    plain_loss = accelerator.unwrap_model(loss_module)
-    return TrainingSetup(section, accelerator, loss_module, plain_loss, optimizer)
 
 
-def _start_accelerator(section: TrainSection, work: Path) -> Accelerator:
+def _share_out(loss_module: NextTokenLoss, accelerator: Accelerator) -> Any:
+    """The loss with its parameters, which have no memory yet, shared out among processes."""
+    # Its own way of filling a model begins with a whole copy in the first process.
+    accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    # accelerate takes a model with an optimizer only, and finds the optimizer's parameters again by
+    # their memory, of which there is none yet: the real one is made when they are filled.
+    stand_in = torch.optim.SGD([next(loss_module.parameters())], lr=0.0)
+    return accelerator.prepare(loss_module, stand_in)[0]
+
+
+def start_accelerator(section: TrainSection, work: Path) -> Accelerator:
+    """Device and processes of a run, with the precision of settled settings.
+
+    Raises:
+        ToolkitError: there are more processes than blocks in a step.
+    """
     accelerator = Accelerator(
         cpu=on_cpu(),
         mixed_precision="bf16" if is_low(section) else "no",

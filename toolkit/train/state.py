@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from toolkit import __version__
-from toolkit.checkpoint.training_state import StateWriter, latest_step, load_state
+from toolkit.checkpoint.sharded_state import ShardedStateWriter, is_shared_out, load_state
+from toolkit.checkpoint.training_state import StateWriter, latest_step
 from toolkit.data.blocks import Blocks
 from toolkit.progress import say
 from toolkit.stage import changed_keys
@@ -261,12 +262,16 @@ class Checkpoints:
 
     def __init__(self, work: Path, setup: TrainingSetup, num_steps: int) -> None:
         self._work, self._setup, self._num_steps = work, setup, num_steps
-        # Every process takes part in gathering sharded parameters; the first one writes.
-        self._writer = StateWriter(
-            work,
-            keep=setup.section.save_total_limit,
-            active=setup.accelerator.is_main_process,
-        )
+        keep = setup.section.save_total_limit
+        self._writer: StateWriter | ShardedStateWriter
+        if is_shared_out(setup.model):
+            self._writer = ShardedStateWriter(work, keep=keep)
+            # It writes from the parameters themselves while the next gradients are computed.
+            until_read = self._writer.wait_until_read
+            inner_optimizer = getattr(setup.optimizer, "optimizer", setup.optimizer)
+            inner_optimizer.register_step_pre_hook(lambda *_: until_read())
+        else:
+            self._writer = StateWriter(work, keep=keep, active=setup.accelerator.is_main_process)
 
     def after_step(self, state: TrainState) -> None:
         """Begin to write the state if it is due."""

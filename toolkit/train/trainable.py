@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from toolkit.checkpoint.sharded_load import put_in_place
 from toolkit.checkpoint.wrappers import wrapper_of
 from toolkit.errors import ConfigError, sentence_end
 from toolkit.limits import refuse_beyond_memory
 from toolkit.train.config import BlockExpansionSection, LoraSection, TrainSection
+
+_BLOCK_OUTPUTS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+"""Parameters that what a block adds to the residual stream is linear in."""
 
 
 def prepare_model(model: Any, section: TrainSection) -> Any:
@@ -110,9 +116,34 @@ def _with_adapters(model: Any, section: LoraSection) -> Any:
         4 * adapter_entries, f"train.lora.rank: {section.rank:,}: an adapter of one layer"
     )
     try:
-        return get_peft_model(model, config)
+        with _memory_of_one_entry(model):
+            return get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"train.lora.target_modules: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _memory_of_one_entry(model: Any) -> Iterator[None]:
+    """Let parameters without memory be on the CPU, all entries of each in one place.
+
+    peft puts adapters where the model's parameters are: on the meta device they would lose the
+    values that they begin with.
+    """
+    empty_parameters = [
+        (module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.is_meta
+    ]
+    for module, name, parameter in empty_parameters:
+        entry = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+        module._parameters[name] = nn.Parameter(entry, parameter.requires_grad)
+    try:
+        yield
+    finally:
+        for module, name, parameter in empty_parameters:
+            parameter.requires_grad_(module._parameters[name].requires_grad)
+            module._parameters[name] = parameter
 
 
 @torch.no_grad()
@@ -143,6 +174,7 @@ def _with_new_blocks(model: Any, section: BlockExpansionSection) -> Any:
     grown_layers: list[nn.Module] = []
     layer_kinds = list(getattr(model.config, "layer_types", None) or [])
     new_kinds: list[str] = []
+    copied_from: list[tuple[nn.Module, nn.Module]] = []
     for layer_index, layer in enumerate(layers):
         grown_layers.append(layer)
         new_kinds += layer_kinds[layer_index : layer_index + 1]
@@ -150,11 +182,12 @@ def _with_new_blocks(model: Any, section: BlockExpansionSection) -> Any:
             new_block = copy.deepcopy(layer)
             # With these at zero the block adds nothing to the residual stream: training begins from
             # the model as it was.
-            for output_name in ("self_attn.o_proj", "mlp.down_proj"):
-                new_block.get_parameter(f"{output_name}.weight").zero_()
+            for output_name in _BLOCK_OUTPUTS:
+                new_block.get_parameter(output_name).zero_()
             for parameter in new_block.parameters():
                 parameter.requires_grad_(True)
             grown_layers.append(new_block)
+            copied_from.append((new_block, layer))
             new_kinds += layer_kinds[layer_index : layer_index + 1]
     # Layers find their keys and values in a cache by these numbers.
     for layer_index, layer in enumerate(grown_layers):
@@ -164,4 +197,23 @@ def _with_new_blocks(model: Any, section: BlockExpansionSection) -> Any:
     model.config.num_hidden_layers = len(grown_layers)
     if layer_kinds:
         model.config.layer_types = new_kinds
+    if next(model.parameters()).is_meta:
+        model.blocks_to_fill = copied_from
     return model
+
+
+@torch.no_grad()
+def fill_new_blocks(model: Any) -> None:
+    """Give new blocks the values of those that they are copies of, where these were read after the
+    blocks were made.
+
+    Args:
+        model: a causal language model from `prepare_model`, whose parameters were filled since.
+    """
+    for new_block, layer in vars(model).pop("blocks_to_fill", ()):
+        values_by_name = dict(layer.named_parameters())
+        for name, parameter in new_block.named_parameters():
+            value = values_by_name[name].detach().clone()
+            if name in _BLOCK_OUTPUTS:
+                value.zero_()
+            put_in_place(parameter, nn.Parameter(value, parameter.requires_grad))

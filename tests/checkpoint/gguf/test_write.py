@@ -13,19 +13,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import CHAT_TEMPLATE, paragraph
+from tests.helpers.gguf_models import LLAMA_3
 from toolkit.checkpoint.gguf.compare import TEXT, compare_gguf
+from toolkit.checkpoint.gguf.tensors import permute_rows
 from toolkit.checkpoint.gguf.vocabulary import read_vocabulary
-from toolkit.checkpoint.gguf.write import export_gguf, permute_rows
+from toolkit.checkpoint.gguf.write import export_gguf
 from toolkit.errors import CheckpointError
-
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 
 
 def fields(path: Path) -> dict[str, object]:
@@ -101,7 +94,7 @@ def test_metadata(tmp_path: Path, make_model: Callable[..., Path]):
 def test_llama_3_frequencies(tmp_path: Path, make_model: Callable[..., Path]):
     # theta 500000, head of 8: frequencies 1, 0.0376, 0.00141, 0.0000532, so wave lengths 6.28, 167,
     # 4443, 118131. Context 64: up to 64/4 = 16 nothing changes, from 64/1 on 8 times slower.
-    model = make_model(tmp_path / "model", rope_parameters=LLAMA3_ROPE)
+    model = make_model(tmp_path / "model", rope_parameters=LLAMA_3)
     export_gguf(model, tmp_path / "a.gguf", "F32", name="tiny")
     tensors = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
     np.testing.assert_allclose(tensors["rope_freqs.weight"], [1.0, 8.0, 8.0, 8.0], rtol=1e-6)
@@ -141,7 +134,7 @@ def test_a_tokenizer_of_pieces(tmp_path: Path, make_model: Callable[..., Path]):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_act": "relu"}, "hidden_act"),
         (
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "dynamic",

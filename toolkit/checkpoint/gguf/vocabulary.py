@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,6 +71,9 @@ def read_vocabulary(folder: Path, size: int) -> GgufVocabulary:
             "only."
         )
     tokenizer: Any = load_tokenizer(folder)
+    # Some classes of transformers cut text in their own way, whatever the file says; what the model
+    # was given is what it is asked with.
+    steps_json = json.loads(tokenizer.backend_tokenizer.to_str())
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model_json["merges"]]
     is_pieces = bool(model_json.get("byte_fallback"))
     text_by_id = {int(number): token for token, number in model_json["vocab"].items()}
@@ -88,15 +92,15 @@ def read_vocabulary(folder: Path, size: int) -> GgufVocabulary:
     add_eos = len(empty_ids) > add_bos and empty_ids[-1] == tokenizer.eos_token_id
     return GgufVocabulary(
         model="llama" if is_pieces else "gpt2",
-        pre="default" if is_pieces else _pre(tokenizer_json, path),
+        pre="default" if is_pieces else _pre(steps_json, path),
         tokens=all_tokens,
         types=token_types,
         scores=_scores(all_tokens, token_types, merges) if is_pieces else None,
         merges=[" ".join(pair) for pair in merges],
-        special=_special(tokenizer),
+        special=_special(tokenizer, folder, text_by_id),
         add_bos=add_bos,
         add_eos=add_eos,
-        add_space_prefix=is_pieces and _has_space_prefix(tokenizer_json),
+        add_space_prefix=is_pieces and _has_space_prefix(steps_json),
         chat_template=_template(tokenizer),
     )
 
@@ -140,7 +144,9 @@ def _pre(values: Mapping[str, Any], path: Path) -> str:
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer]) if pre_tokenizer else []
     kinds = [step.get("type") for step in steps]
     adds_prefix = any(step.get("add_prefix_space") for step in steps)
-    if values.get("normalizer") is None and not adds_prefix and kinds and kinds[-1] == "ByteLevel":
+    # llama.cpp composes no characters; nearly all text is composed (NFC) already.
+    is_plain = (values.get("normalizer") or {"type": "NFC"})["type"] == "NFC"
+    if is_plain and not adds_prefix and kinds and kinds[-1] == "ByteLevel":
         uses_regex = steps[-1].get("use_regex", True)
         if kinds == ["ByteLevel"] and uses_regex:
             return "gpt-2"
@@ -148,9 +154,12 @@ def _pre(values: Mapping[str, Any], path: Path) -> str:
             return "smollm"
         if kinds == ["Split", "ByteLevel"] and not uses_regex:
             split_pattern = steps[0].get("pattern", {}).get("Regex")
-            for split_name in _SPLITS:
-                if GGUF_PRE_TOKENIZER_SPLITS.get(split_name) == split_pattern:
-                    return split_name
+            names = [n for n in _SPLITS if GGUF_PRE_TOKENIZER_SPLITS.get(n) == split_pattern]
+            # Under this name llama.cpp takes a whole word of the vocabulary before any merge.
+            if "llama-bpe" in names and not values["model"].get("ignore_merges"):
+                return "dbrx"
+            if names:
+                return names[0]
     shown_kinds = " then ".join(str(kind) for kind in kinds) or "none"
     raise CheckpointError(
         f"{path}: its pre-tokenizer ({shown_kinds}) has no name in GGUF that is known here (gpt-2, "
@@ -159,9 +168,20 @@ def _pre(values: Mapping[str, Any], path: Path) -> str:
     )
 
 
-def _special(tokenizer: Any) -> dict[str, int]:
+def _special(tokenizer: Any, folder: Path, text_by_id: Mapping[int, str]) -> dict[str, int]:
+    """Ids by role. Of the tokens that end an answer one is `eos`, and another one is `eot`."""
     found = {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "unk", "pad")}
-    return {role: int(value) for role, value in found.items() if value is not None}
+    stop_ids = end_tokens(folder)
+    found["eot"] = next((number for number in stop_ids if number != found["eos"]), None)
+    # Some classes of transformers make up tokens that the model has no row for.
+    return {role: int(value) for role, value in found.items() if value in text_by_id}
+
+
+def end_tokens(folder: Path) -> list[int]:
+    """Ids of the tokens at which the model's generation settings end an answer."""
+    path = folder / "generation_config.json"
+    stop_ids = read_object(path, CheckpointError).get("eos_token_id") if path.is_file() else None
+    return [stop_ids] if isinstance(stop_ids, int) else list(stop_ids or ())
 
 
 def _template(tokenizer: Any) -> str | None:
