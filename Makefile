@@ -9,13 +9,14 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 INSTALL := $(VENV)/bin/pip install --no-compile --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup plan power repeat bench-plan data cpt merge chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choice bench-choices bench-methods
+.PHONY: help setup plan power repeat bench-plan data cpt merge heal chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choice bench-choices bench-methods
 
 help:
 	@echo "make plan DOMAIN=finance     is CPT the right tool, what will it take, which settings"
 	@echo "make power DOMAIN=finance    what the recipe's sets can see of a loss"
 	@echo "make cpt DOMAIN=finance      continued pre-training: general model -> specialist"
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
+	@echo "make heal DOMAIN=finance     draw the merge back to the general model (the recipe's heal section)"
 	@echo "make repeat DOMAIN=finance SEEDS=3    the whole run over seeds"
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
 	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
@@ -67,6 +68,9 @@ repeat: $(STAMP)
 chat: $(STAMP)
 	@test -f runs/$(NAME)/merge/manifest.json || $(TOOLKIT) merge choose $(NAME)
 	@$(TOOLKIT) chat $(NAME)
+
+heal: $(STAMP)
+	@$(TOOLKIT) heal $(NAME) $(if $(SCORE_TEST_AGAIN),--score-test-again)
 
 sft: $(STAMP)
 	@$(TOOLKIT) sft run $(NAME)

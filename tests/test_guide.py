@@ -148,6 +148,7 @@ def finance_recipe() -> dict[str, Any]:
             },
             "train": {"schedule": {"peak_lr": 1e-3}, "forgetting_monitor": {"evaluations": 1}},
         },
+        "heal": {"source": "specialist", "policy": "off", "num_tokens": 500, "give_back": 0.5},
         "publish": {"language": ["en"]},
     }
     return put_into(recipe, FOR_RANDOM_MODELS)

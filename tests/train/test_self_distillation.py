@@ -60,12 +60,66 @@ def test_value_and_gradients_are_those_of_the_definition(rows: int, kept: int):
     assert_close((hidden.grad, head.grad), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_teacher_that_agrees_gives_no_gradient():
+def dense_reverse(teacher: TeacherDistributions, logits: torch.Tensor) -> torch.Tensor:
+    """KL(model || teacher) by its definition, on K + 1 outcomes, in float64."""
+    q = logits.double().softmax(dim=1)
+    kept = q.gather(1, teacher.top_tokens)
+    outcomes = torch.cat([kept, q.sum(dim=1, keepdim=True) - kept.sum(dim=1, keepdim=True)], dim=1)
+    logs = torch.cat([teacher.top_logs, teacher.rest_logs[:, None]], dim=1).double()
+    return (outcomes * (outcomes.log() - logs)).sum()
+
+
+@pytest.mark.parametrize("kept", [1, 8, 49])
+@pytest.mark.parametrize("rows", [1, 70])
+def test_the_reverse_is_that_of_the_definition(rows: int, kept: int):
+    torch.manual_seed(rows)
+    hidden = torch.randn(rows, 16, requires_grad=True)
+    head = torch.randn(50, 16, requires_grad=True)
+    teacher = teacher_of(torch.randn(rows, 50) * 2, kept)
+    truth = dense_reverse(teacher, hidden @ head.T)
+    truth.backward()
+    expected = hidden.grad.clone(), head.grad.clone()
+    for divergence in (
+        lambda: linear_divergence(hidden, head, teacher, dtype=torch.float32, reverse=True),
+        lambda: divergence_of_logits(hidden @ head.T, teacher, reverse=True),
+    ):
+        hidden.grad = head.grad = None
+        ours = divergence()
+        assert_close(ours.double(), truth, rtol=1e-5, atol=1e-5)
+        ours.backward()
+        assert_close((hidden.grad, head.grad), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_reverse_over_all_tokens_is_the_plain_divergence():
+    """With all tokens but one kept nothing is lumped together: torch's own says the same."""
+    torch.manual_seed(0)
+    logits, teacher_logits = torch.randn(9, 12), torch.randn(9, 12)
+    ours = divergence_of_logits(logits, teacher_of(teacher_logits, 11), reverse=True)
+    expected = torch.nn.functional.kl_div(
+        teacher_logits.log_softmax(1), logits.log_softmax(1), reduction="sum", log_target=True
+    )
+    assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_reverse_of_a_teacher_that_leaves_nothing_to_others_is_finite():
+    logits = torch.zeros(1, 4, requires_grad=True)
+    teacher = TeacherDistributions(
+        torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.5]]).log(), torch.tensor([-torch.inf])
+    )
+    divergence = linear_divergence(logits, torch.eye(4), teacher, dtype=torch.float32, reverse=True)
+    divergence.backward()
+    assert torch.isfinite(divergence)
+    assert bool((logits.grad[0, :2] < 0).all())
+    assert bool((logits.grad[0, 2:] > 0).all())
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_teacher_that_agrees_gives_no_gradient(reverse: bool):
     torch.manual_seed(0)
     hidden = torch.randn(40, 16, requires_grad=True)
     head = torch.randn(50, 16, requires_grad=True)
     teacher = teacher_of((hidden @ head.T).detach(), 8)
-    divergence = linear_divergence(hidden, head, teacher, dtype=torch.float32)
+    divergence = linear_divergence(hidden, head, teacher, dtype=torch.float32, reverse=reverse)
     divergence.backward()
     assert abs(float(divergence.detach())) < 1e-4
     assert float(hidden.grad.abs().max()) < 1e-4

@@ -39,7 +39,17 @@ for name, group in {
 }.items():
     app.add_typer(group, name=name)
 app.command(context_settings={"allow_extra_args": True})(init)
-commands = (plan, power, generate, chat, evaluate, train.infilling, train.repeat, machine)
+commands = (
+    plan,
+    power,
+    generate,
+    chat,
+    evaluate,
+    train.infilling,
+    train.repeat,
+    train.heal,
+    machine,
+)
 for command in commands:
     app.command("eval" if command is evaluate else None)(command)
 

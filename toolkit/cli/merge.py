@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from toolkit.cli.options import OutFolder, RecipeName, Runs, Verify, seed_option
+from toolkit.cli.options import OutFolder, RecipeName, Runs, ScoreTestAgain, Verify, seed_option
 
 if TYPE_CHECKING:
     from toolkit.merge.achieved import AchievedFractions
@@ -21,12 +21,7 @@ Configuration = Annotated[Path, typer.Argument(help="A mergekit configuration.")
 def merge_choose(
     recipe: RecipeName,
     runs: Runs = Path("runs"),
-    score_test_again: Annotated[
-        bool,
-        typer.Option(
-            "--score-test-again", help="Score the test documents for another choice; is counted."
-        ),
-    ] = False,
+    score_test_again: ScoreTestAgain = False,
     verify: Verify = False,
 ) -> None:
     """Search, choose and write a recipe's merge; runs data and cpt first where needed."""
@@ -143,6 +138,33 @@ def merge_diagnose(
     from toolkit.diagnose.run import run_diagnosis
 
     run_diagnosis(model, against or [], base=base, text=text, html=html, with_losses=losses)
+
+
+@app.command("statistics")
+def merge_statistics(
+    model: Annotated[Path, typer.Argument(help="Folder of a model that is to be merged.")],
+    texts: Annotated[Path, typer.Argument(help="What it is for: text, or .jsonl with `text`.")],
+    out: Annotated[Path, typer.Argument(help="File to make, .safetensors.")],
+    kind: Annotated[str, typer.Option(help="Method that they are for: regmean or fisher.")],
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens to read at most.")] = 20_000,
+    window: Annotated[int, typer.Option(min=2, help="Tokens that are read together.")] = 512,
+) -> None:
+    """Write what a model's layers read, or its gradients, on texts: for regmean and fisher."""
+    from toolkit.errors import ConfigError
+    from toolkit.merge.moments import write_moments
+    from toolkit.progress import say
+
+    if kind not in ("regmean", "fisher"):
+        raise ConfigError(f"--kind: must be regmean or fisher (got {kind}).")
+    num_tokens = write_moments(
+        model,
+        texts,
+        out,
+        kind="regmean" if kind == "regmean" else "fisher",
+        num_tokens=tokens,
+        window_tokens=window,
+    )
+    say(f"statistics of {num_tokens:,} tokens written to {out}")
 
 
 @app.command("moe")

@@ -14,6 +14,12 @@ RecipeName = Annotated[
 ]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
 Verify = Annotated[bool, typer.Option("--verify", help="Read all files of finished stages anew.")]
+ScoreTestAgain = Annotated[
+    bool,
+    typer.Option(
+        "--score-test-again", help="Score the test documents for another choice; is counted."
+    ),
+]
 OutFolder = Annotated[Path, typer.Argument(help="Folder to make.")]
 
 

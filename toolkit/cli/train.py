@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from toolkit.cli.options import RecipeName, Runs, Verify
+from toolkit.cli.options import RecipeName, Runs, ScoreTestAgain, Verify
 from toolkit.errors import ConfigError
 
 data_app = typer.Typer(no_args_is_help=True, help="Documents to packed tokens.")
@@ -85,6 +85,21 @@ def sft_run(recipe: RecipeName, runs: Runs = Path("runs"), verify: Verify = Fals
 
     verify_all(verify)
     ensure_sft(Run.open(recipe, runs))
+
+
+def heal(
+    recipe: RecipeName,
+    runs: Runs = Path("runs"),
+    score_test_again: ScoreTestAgain = False,
+    verify: Verify = False,
+) -> None:
+    """Draw a recipe's merge or specialist back to the general model by distillation."""
+    from toolkit.file_hashes import verify_all
+    from toolkit.pipeline.heal import ensure_heal, show_healing
+    from toolkit.pipeline.run import Run
+
+    verify_all(verify)
+    show_healing(ensure_heal(Run.open(recipe, runs), score_test_again=score_test_again))
 
 
 @cpt_app.command("anneal")

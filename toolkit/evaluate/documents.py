@@ -86,6 +86,10 @@ def _set(
         item_hashes=[hash_json(" ".join(row["text"].split())) for row in rows],
         note=group_note,
         is_of_one_group=bool(group_note),
+        sequences=[
+            (tokens[: section.window_tokens + 1], min(len(tokens) - 1, section.window_tokens))
+            for tokens in items.tokens
+        ],
     )
 
 

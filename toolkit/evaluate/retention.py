@@ -142,6 +142,12 @@ def retention_sets(
                 score_together=together,
                 tolerance=tolerance,
                 note="" if answers.templated else NO_TEMPLATE,
+                sequences=[
+                    ([*prompt, *answer], len(answer))
+                    for prompt, answer in zip(answers.prompts, answers.answers, strict=True)
+                ]
+                if name == LOSS
+                else (),
             )
         )
     return both_sets

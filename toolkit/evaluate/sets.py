@@ -55,6 +55,8 @@ class EvaluationSet:
             own tolerance, which is in bits per byte, is meant.
         note: what a reader of the figures should know, such as what intervals speak of.
         is_of_one_group: whether all items are of one group, so that they had to be drawn alone.
+        sequences: tokens of each item, and how many at their end the loss is of, where it is minus
+            their log likelihood; of a long document its first window. Empty for other losses.
     """
 
     name: str
@@ -73,6 +75,7 @@ class EvaluationSet:
     tolerance: float | None = None
     note: str = ""
     is_of_one_group: bool = False
+    sequences: Sequence[tuple[Sequence[int], int]] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -26,7 +26,7 @@ from toolkit.merge.compute import ComputeSettings, Destination, run_task
 from toolkit.merge.config import MergeConfig
 from toolkit.merge.kernels.job import JobMemory
 from toolkit.merge.kernels.workers import WorkerThreads
-from toolkit.merge.plan import plan_merge
+from toolkit.merge.plan import MergePlan, plan_merge
 from toolkit.merge.rounding import StochasticRounding
 from toolkit.merge.thresholds import with_thresholds
 
@@ -57,6 +57,10 @@ class LiveMerge:
     def shapes(self, name: str) -> Shapes:
         return self._shapes[name]
 
+    def plan(self, config: MergeConfig) -> MergePlan:
+        """Every tensor of a merge, with its parameters."""
+        return plan_merge(config, self.shapes, self._models.config)
+
     @torch.no_grad()
     def apply(self, config: MergeConfig, model: Any) -> None:
         """Write a merge into a loaded model, in the model's own type: the bytes that `run_merge`
@@ -69,9 +73,7 @@ class LiveMerge:
         Raises:
             MergeError: the model lacks a tensor of the merge.
         """
-        plan = with_thresholds(
-            plan_merge(config, self.shapes, self._models.config), self._models, self._workers
-        )
+        plan = with_thresholds(self.plan(config), self._models, self._workers)
         stored = StoredTensors(model, {task.name: task.shape for task in plan.tasks})
         self._stored[model] = stored
         merge_targets = stored.targets

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 PerModel = Annotated[Sequence[float], "per model"]
 """A parameter with one value a tuned model, in file order (the base model has none)."""
 
+PerModelPath = Annotated[Sequence[str], "per model"]
+"""The same of paths: a file for each model."""
+
 Settings = Mapping[str, object]
 """Parameters as they stand in YAML, by name: a scalar, a gradient (list over depth), or settings
 with filters."""
@@ -24,9 +27,16 @@ ParameterValues = Mapping[str, Any]
 """Keyword arguments of a method for one tensor, of the types in its signature; what is per model is
 a tuple."""
 
-_RESERVED = ("tensors", "base", "generator", "place", "thresholds")
+_RESERVED = ("tensors", "base", "generator", "place", "thresholds", "moments")
 # Annotations are read as they are written: evaluating them would load torch.
-_TYPES: dict[str, type] = {"PerModel": float, "float": float, "bool": bool, "int": int, "str": str}
+_TYPES: dict[str, type] = {
+    "PerModel": float,
+    "PerModelPath": str,
+    "float": float,
+    "bool": bool,
+    "int": int,
+    "str": str,
+}
 _METHODS: dict[str, Method] = {}
 FunctionT = TypeVar("FunctionT", bound="Callable[..., Tensor]")
 
@@ -67,6 +77,8 @@ class Method:
         needs_place: whether it takes a `place`.
         needs_thresholds: whether it takes `thresholds`: for each tuned model the magnitude that the
             `density` share of all its task vector's entries, over all tensors, reaches.
+        needs_moments: whether it takes `moments`: statistics of each model on texts, from the files
+            that its `statistics` names.
         elementwise: each output entry depends on the same entry of the inputs alone, so that a
             tensor may be merged in blocks.
     """
@@ -81,6 +93,7 @@ class Method:
     needs_place: bool
     needs_thresholds: bool
     elementwise: bool
+    needs_moments: bool = False
 
 
 def merge_method(
@@ -95,7 +108,7 @@ def merge_method(
         parameters = {
             parameter_name.rstrip("_"): Parameter(
                 name=parameter_name.rstrip("_"),
-                per_model=item.annotation == "PerModel",
+                per_model=item.annotation.startswith("PerModel"),
                 type=_TYPES[item.annotation],
                 default=None if item.default is inspect.Parameter.empty else item.default,
                 required=item.default is inspect.Parameter.empty,
@@ -116,6 +129,7 @@ def merge_method(
             needs_place="place" in signature.parameters,
             needs_thresholds="thresholds" in signature.parameters,
             elementwise=elementwise,
+            needs_moments="moments" in signature.parameters,
         )
         return function
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from toolkit.checkpoint.write import tensor_bytes
 from toolkit.merge.kernels.stream import EntryStream
 from toolkit.merge.kernels.workers import WorkerThreads
+from toolkit.merge.moments import read_moments
 from toolkit.merge.registry import Method
 from toolkit.merge.task import TensorTask
 
@@ -86,6 +87,8 @@ def compute_tensor(
         extra_arguments["place"] = task.place
     if task.thresholds is not None:
         extra_arguments["thresholds"] = task.thresholds
+    if method.needs_moments:
+        extra_arguments["moments"] = read_moments(method.name, task)
     merged = method.function(
         [tensor.to(device).float() for tensor in tensors], **extra_arguments, **task.parameters
     )

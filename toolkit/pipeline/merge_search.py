@@ -22,15 +22,17 @@ from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.machine import Precision, choose_scoring_precision, dtype_of
+from toolkit.merge.in_memory import LiveMerge
 from toolkit.merge.rounding import warn_of_no_effect
 from toolkit.pipeline.merge_inputs import SCORES, MergeInputs
 from toolkit.progress import say
 from toolkit.recipe.schema import Recipe
 from toolkit.search.candidate_scorer import Bench, device_of
 from toolkit.search.config import RaceSection
+from toolkit.search.learned import LEARNED, learn_profile, load_learned, save_learned
 from toolkit.search.objective import Objective
 from toolkit.search.queue import SearchPlan
-from toolkit.search.space import GENERAL, MergeSpace, load_spaces
+from toolkit.search.space import GENERAL, MergeSpace, load_spaces, with_rounding
 from toolkit.search.storage import Place
 from toolkit.search.study import Study, read_identity
 from toolkit.search.worker import Worker
@@ -134,7 +136,8 @@ def prepare_search(
     parts = divide(validation, recipe.search.confirm_fraction, recipe.seed)
     objective = build_objective(recipe, parts.search, recipe.search.race)
     start = recipe.train.start
-    plan = SearchPlan(spaces, recipe.search, objective, recipe.seed, specialists, start)
+    learned = load_learned(stage.work / LEARNED) if recipe.search.learned is not None else None
+    plan = SearchPlan(spaces, recipe.search, objective, recipe.seed, specialists, start, learned)
     identity = {
         **stage.identity(),
         "precision": recipe.evaluate.precision,
@@ -144,6 +147,30 @@ def prepare_search(
     }
     plain_identity = dict(json.loads(json.dumps(identity)))
     return Search(replace(inputs, recipe=recipe), validation, test, parts, plan, plain_identity)
+
+
+def with_learned(search: Search, stage: Stage) -> Search:
+    """The study with the merge whose weights are learned, where the recipe wants one: learned now,
+    or before the stage was interrupted.
+
+    Raises:
+        ConfigError: there is nothing that can be learned from.
+    """
+    section, inputs = search.recipe.search.learned, search.inputs
+    if section is None or search.plan.learned is not None:
+        return search
+    candidate, figures = learn_profile(
+        search.plan.objective,
+        LiveMerge(inputs.folders, seed=search.recipe.seed),
+        load_causal_model(inputs.general, torch.float32),
+        section,
+        stored_dtype(inputs.general),
+    )
+    rounded = replace(
+        candidate, config=with_rounding(candidate.config, search.recipe.search.rounding)
+    )
+    save_learned(stage.work / LEARNED, rounded, figures)
+    return replace(search, plan=replace(search.plan, learned=rounded))
 
 
 def _note_other_bases(spaces: Sequence[MergeSpace], start: str | None) -> None:

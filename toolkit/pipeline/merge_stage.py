@@ -33,6 +33,7 @@ from toolkit.pipeline.merge_search import (
     set_weights,
     sets_of_specialists,
     threads_each,
+    with_learned,
 )
 from toolkit.pipeline.set_power import say_power
 from toolkit.progress import progress, say
@@ -86,6 +87,7 @@ def run_merge_stage(
     """
     with stage.running() as work:
         search = prepare_search(inputs, stage, precision=continue_precision(inputs, work))
+        search = with_learned(search, stage)
         ledger = _open_ledger(search, stage, score_test_again=score_test_again)
         bench = _open_bench(search, stage)
         power = say_power(search, bench)

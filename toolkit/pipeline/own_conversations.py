@@ -20,6 +20,7 @@ from toolkit.data.split import stable_unit
 from toolkit.data.words import run_hashes, word_hashes
 from toolkit.errors import EvaluationError
 from toolkit.evaluate.answers import top_distributions
+from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.retention import split_prompts
 from toolkit.generate.chat_model import Speaker, load_speaker
 from toolkit.generate.greedy import drawn_answers
@@ -87,12 +88,7 @@ def ensure_conversations(
     Raises:
         EvaluationError: next to nothing that it writes can be used.
     """
-    retention = run.recipe.evaluate.retention
-    prompts = [
-        prompt.text
-        for split in ("validation", "test")
-        for prompt in split_prompts(split, retention.num_prompts, retention.files)
-    ]
+    prompts = retention_texts(run.recipe.evaluate)
     writing_settings = section.model_dump(mode="json", exclude={"weight", "tokens_per_step"})
     config = {"self_distillation": writing_settings, "leave_out": sorted(prompts)}
     stage = run.stage(name, config, {"general": fingerprint(general)})
@@ -103,13 +99,23 @@ def ensure_conversations(
     )
 
 
+def retention_texts(evaluate: EvaluateSection) -> list[str]:
+    """Prompts of the retention set, of both splits: what resembles one is not written."""
+    retention = evaluate.retention
+    return [
+        prompt.text
+        for split in ("validation", "test")
+        for prompt in split_prompts(split, retention.num_prompts, retention.files)
+    ]
+
+
 def _write(
     section: SelfDistillationSection, stage: Stage, general: Path, prompts: Sequence[str]
 ) -> None:
     with stage.running() as work:
         written = Written()
         with progress("writing, tokens", section.num_tokens) as advance:
-            for block in _blocks(section, stage, work, general, prompts):
+            for block in write_blocks(section, stage.seed, work, general, prompts):
                 advance(min(block.num_tokens, section.num_tokens - written.num_tokens), "")
                 written.conversations += block.conversations
                 written.texts += block.texts
@@ -130,14 +136,26 @@ def _write(
         stage.finish(figures, drop=part_names)
 
 
-def _blocks(
+def write_blocks(
     section: SelfDistillationSection,
-    stage: Stage,
+    seed: int,
     work: Path,
     general: Path,
     prompts: Sequence[str],
+    answerer: Speaker | None = None,
 ) -> Iterator[Written]:
-    """Conversations block by block, without end; those of a run that was killed are read again."""
+    """Conversations block by block, without end; those of a run that was killed are read again.
+
+    Args:
+        section: how they are written.
+        seed: seed of the draws.
+        work: folder that keeps each block.
+        general: folder of the general model, which writes the user's turns and whose
+            distributions are kept.
+        prompts: texts that no user's turn may resemble.
+        answerer: the model that answers, as it is when a block is asked for; by default the
+            general model.
+    """
     speaker: Speaker | None = None
     num_tokens = 0
     seen_texts: set[str] = set()
@@ -151,7 +169,9 @@ def _blocks(
             block = Written(conversations, block_record["texts"], Counter(block_record["left_out"]))
         else:
             speaker = speaker or load_speaker(general)
-            block = _write_block(section, speaker, stage.seed, number, seen_texts, prompt_runs)
+            block = _write_block(
+                section, speaker, seed, number, seen_texts, prompt_runs, answerer or speaker
+            )
             if block.conversations:
                 save_conversations(tensors, block.conversations)
             with write_atomically(texts) as file:
@@ -168,9 +188,9 @@ def _refuse_silence(
     least_tokens = num_blocks * _ROWS * section.max_new_tokens * _FEWEST_USABLE
     if num_blocks >= _FEWEST_BLOCKS and num_tokens < least_tokens:
         raise EvaluationError(
-            f"train.self_distillation: of {num_blocks * _ROWS} conversations that {general} wrote "
-            f"only {num_tokens} tokens can be used; raise max_new_tokens, lower temperature, or "
-            "leave the section out."
+            f"{general}: of {num_blocks * _ROWS} conversations that it wrote only {num_tokens} "
+            "tokens can be used; in train.self_distillation (or heal) raise max_new_tokens, lower "
+            "temperature, or leave the section out."
         )
 
 
@@ -181,6 +201,7 @@ def _write_block(
     number: int,
     seen: set[str],
     prompt_runs: Sequence[set[int]],
+    answerer: Speaker,
 ) -> Written:
     """Some conversations: each depends on its number alone, and on what stands before it."""
     first_number = number * _ROWS
@@ -190,11 +211,11 @@ def _write_block(
         raise EvaluationError(f"{speaker.label}: its template leaves no room for a conversation.")
 
     def draw(
-        turn: str, starts: Sequence[Sequence[int]], row_numbers: Sequence[int]
+        writer: Speaker, turn: str, starts: Sequence[Sequence[int]], row_numbers: Sequence[int]
     ) -> list[list[int]]:
         return drawn_answers(
-            speaker.model,
-            speaker.stops,
+            writer.model,
+            writer.stops,
             starts,
             most_tokens,
             temperature=section.temperature,
@@ -205,7 +226,8 @@ def _write_block(
 
     block = Written()
     # The user's turn is left open: what a model writes there is what users ask it.
-    openings = draw("user", [prefix] * _ROWS, range(first_number, first_number + _ROWS))
+    opener = answerer if speaker.template is None else speaker
+    openings = draw(opener, "user", [prefix] * _ROWS, range(first_number, first_number + _ROWS))
     if speaker.template is None:
         for tokens in openings:
             block.texts.append({"user": "", "assistant": speaker.decode(tokens)})
@@ -214,11 +236,13 @@ def _write_block(
         asked = _usable(speaker, openings, seen, prompt_runs, block.left_out)
         starts = [speaker.encode([{"role": "user", "content": text}]) for text in asked.values()]
         row_numbers = [first_number + place for place in asked]
-        answers = draw("assistant", starts, row_numbers) if starts else []
+        answers = draw(answerer, "assistant", starts, row_numbers) if starts else []
         for text, tokens in zip(asked.values(), answers, strict=True):
             block.texts.append({"user": text, "assistant": speaker.decode(tokens)})
     sequences = [[*start, *answer] for start, answer in zip(starts, answers, strict=True)]
-    block.conversations = _with_distributions(speaker, prefix, sequences, section.top_tokens)
+    # Of what another model answers the general model's own turn, the user's, is only context.
+    contexts = [prefix] * len(starts) if answerer is speaker else starts
+    block.conversations = _with_distributions(speaker, contexts, sequences, section.top_tokens)
     return block
 
 
@@ -283,11 +307,18 @@ def _resembles(text: str, prompt_runs: Sequence[set[int]]) -> bool:
 
 
 def _with_distributions(
-    speaker: Speaker, prefix: Sequence[int], sequences: Sequence[list[int]], top_tokens: int
+    speaker: Speaker,
+    contexts: Sequence[Sequence[int]],
+    sequences: Sequence[list[int]],
+    top_tokens: int,
 ) -> list[Conversation]:
+    """Conversations with the speaker's distributions behind the context that each begins with."""
     if not sequences:
         return []
-    shared_lengths = [_shared_beginning(prefix, tokens) for tokens in sequences]
+    shared_lengths = [
+        _shared_beginning(context, tokens)
+        for context, tokens in zip(contexts, sequences, strict=True)
+    ]
     parts = top_distributions(
         speaker.model,
         [tokens[:first] for tokens, first in zip(sequences, shared_lengths, strict=True)],
@@ -300,11 +331,12 @@ def _with_distributions(
     ]
 
 
-def _shared_beginning(prefix: Sequence[int], tokens: Sequence[int]) -> int:
-    """How many tokens of the open template stand at the beginning of a conversation, 1 at least.
+def _shared_beginning(context: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many tokens of a context stand at the beginning of a conversation, 1 at least: the last
+    of an open template may have become another.
 
     >>> _shared_beginning([1, 2, 3], [1, 2, 9, 9])
     2
     """
-    pairs = zip(prefix, tokens, strict=False)
+    pairs = zip(context, tokens, strict=False)
     return max(1, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))

@@ -16,7 +16,7 @@ from toolkit.search.config import MERGES_BESIDE_A_BASE, MERGES_OF_SEVERAL, Searc
 from toolkit.section import Section
 from toolkit.select.config import SelectSection
 from toolkit.study.config import StudySection, unknown_sets
-from toolkit.train.config import SftSection, TokenizerSection, TrainSection
+from toolkit.train.config import HealSection, SftSection, TokenizerSection, TrainSection
 
 
 class Recipe(Section):
@@ -50,6 +50,9 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     sft: SftSection | None = None
     """Fine-tuning after the merge: `toolkit sft run`."""
+
+    heal: HealSection | None = None
+    """Repair of the merge or the specialist by distillation: `toolkit heal`."""
 
     evaluate: EvaluateSection = EvaluateSection()
     questions: QuestionsSection = QuestionsSection()
@@ -131,6 +134,17 @@ class Recipe(Section):
             )
         if self.sft is not None and self.sft.train.start is not None:
             raise ValueError("sft.train.start: fine-tuning starts from sft.start; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _one_specialist(self) -> Self:
+        if self.specialists and self.heal is not None:
+            raise ValueError("heal: is for one specialist; leave it out")
+        if self.search.learned is not None and (self.specialists or self.train.start is not None):
+            raise ValueError(
+                "search.learned: is for one specialist that was trained from the general model; "
+                "leave it out"
+            )
         return self
 
     @model_validator(mode="after")

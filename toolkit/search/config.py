@@ -51,6 +51,26 @@ class RaceSection(Section):
         return self
 
 
+class LearnedSection(Section):
+    """A merge whose weights are learned by gradient from the search's documents: one for every
+    layer and kind of module. It is chosen like any other, or not."""
+
+    method: Literal["task_arithmetic", "ties"] = "task_arithmetic"
+    """`general + w·(specialist − general)`, in full or trimmed."""
+
+    density: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """For `ties`: fraction of each tensor's changes that is kept."""
+
+    alpha: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Where all weights begin. A gain on the domain is weighed against a loss on general sets as
+    the plain means weigh it there."""
+
+    steps: Annotated[int, Field(ge=2), at_most("COUNT")] = 16
+    learning_rate: Annotated[float, Field(gt=0.0)] = 0.04
+    tokens_per_step: Annotated[PositiveInt, at_most("TOKENS")] = 1024
+    """Of each set that counts."""
+
+
 class SearchSection(Section):
     """Which merges are tried, and how."""
 
@@ -89,6 +109,10 @@ class SearchSection(Section):
 
     race: RaceSection = RaceSection()
 
+    learned: LearnedSection | None = None
+    """A candidate whose weights are learned by gradient, beside those of `merges`. Needs the model
+    four times in float32 in memory."""
+
     weights: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
     """Weight of a domain set, by its name, in the domain figure that is to be lowered; 1 for those
     that are not named. With several specialists each counts alike unless said otherwise: 1, shared
@@ -118,7 +142,7 @@ class SearchSection(Section):
 
     @model_validator(mode="after")
     def _room(self) -> Self:
-        num_fixed = 2 + len(set(self.sweep))
+        num_fixed = 2 + len(set(self.sweep)) + (self.learned is not None)
         if self.sampler != "grid" and self.num_trials < num_fixed:
             raise ValueError(
                 f"num_trials: must be at least {num_fixed}: the two models and the sweep of "
@@ -128,9 +152,10 @@ class SearchSection(Section):
 
     def identity(self) -> dict[str, object]:
         """What the merges that are found depend on."""
-        # Stages from before there was a choice of rounding stay up to date.
-        is_nearest = {"rounding"} if self.rounding == "nearest" else set()
-        return self.model_dump(mode="json", exclude={*WITHOUT_EFFECT, *is_nearest})
+        # Stages from before there was such a choice stay up to date.
+        unsaid = {"rounding"} if self.rounding == "nearest" else set()
+        unsaid |= {"learned"} if self.learned is None else set()
+        return self.model_dump(mode="json", exclude={*WITHOUT_EFFECT, *unsaid})
 
     def find_faults(
         self, models: Collection[str], specialists: Sequence[str] = ()

@@ -48,6 +48,7 @@ class SearchPlan:
         seed: of the recipe.
         specialists: what the specialists are called; each of several is a candidate too.
         start: name of the model that training started from, where it is not the general one.
+        learned: merge whose weights were learned, where there is one.
     """
 
     spaces: list[MergeSpace]
@@ -56,6 +57,7 @@ class SearchPlan:
     seed: int
     specialists: tuple[str, ...] = ONE_SPECIALIST
     start: str | None = None
+    learned: Candidate | None = None
     fixed: dict[str, Candidate] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +72,8 @@ class SearchPlan:
                 self.fixed[swept_mean.name] = swept_mean
         if top == UNIFORM_MEAN:
             self.fixed |= {name: alone(name) for name in self.specialists}
+        if self.learned is not None:
+            self.fixed[self.learned.name] = self.learned
 
     @property
     def by_name(self) -> dict[str, MergeSpace]:

@@ -254,7 +254,7 @@ class Worker:
             lambda counts: score_missing(self._bench, candidate, objective, losses, counts),
             self._rivals,
             may_drop=not is_endpoint(candidate.name),
-            is_shown=candidate.name in self._plan.fixed,
+            is_shown=candidate.name in self._plan.fixed and candidate != self._plan.learned,
             after_look=keep,
         )
         tell()

@@ -12,7 +12,7 @@ from typing_extensions import Self
 from toolkit.errors import Fault, sentence_end
 from toolkit.section import Fraction, Section
 
-Step = Literal["general", "cpt", "merge", "sft"]
+Step = Literal["general", "cpt", "merge", "heal", "sft"]
 STEPS: tuple[Step, ...] = get_args(Step)
 
 OURS = "our choice"
@@ -34,9 +34,9 @@ SETS = ("domain", "general", "retention", "infilling")
 class MeasureSection(Section):
     """Which models are compared, on what, and what is to be expected.
 
-    A model is `general` (before training), `cpt` (the specialist), `merge` or `sft`, of the recipe
-    itself or of a variant: `VARIANT/merge`, and `VARIANT` alone is its specialist. Two of them in a
-    list are a change: from the first to the second.
+    A model is `general` (before training), `cpt` (the specialist), `merge`, `heal` or `sft`, of the
+    recipe itself or of a variant: `VARIANT/merge`, and `VARIANT` alone is its specialist. Two of
+    them in a list are a change: from the first to the second.
     """
 
     former_keys: ClassVar = {"share_of": "fraction_of"}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from toolkit.errors import ConfigError, EvaluationError
 from toolkit.evaluate.sets import EvaluationSet
 from toolkit.machine import cache_folder
+from toolkit.pipeline.heal import ensure_heal
 from toolkit.pipeline.model_hashes import fingerprint
 from toolkit.pipeline.models import ensure_data, ensure_general, ensure_specialist
 from toolkit.pipeline.run import Run
@@ -50,6 +51,7 @@ _ENSURE = {
     "general": ensure_general,
     "cpt": ensure_specialist,
     "merge": ensure_merge,
+    "heal": ensure_heal,
     "sft": ensure_sft,
 }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from toolkit.data.config import DataSection
@@ -141,6 +141,54 @@ class SelfDistillationSection(Section):
     top_tokens: Annotated[int, Field(ge=1), at_most("COUNT")] = 64
     """Of the general model's distribution at each token so many probabilities are kept, and the sum
     of the rest."""
+
+
+def _word_of_switch(value: object) -> object:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+class HealSection(Section):
+    """Repair by distillation: `toolkit heal`. A finished model is drawn back to the general one on
+    conversations, round by round, for as long as that helps and the domain gain stays."""
+
+    source: Literal["merge", "specialist"] = "merge"
+    """The model that is healed; the stages that make it run first where needed."""
+
+    policy: Annotated[Literal["on", "off"], BeforeValidator(_word_of_switch)] = "on"
+    """`on`: the model itself answers what the general model asks as a user, and learns what the
+    general model thinks of each token of its answers, KL(model || general model). `off`: it learns
+    the general model's own conversations, KL(general model || model)."""
+
+    num_tokens: Annotated[PositiveInt, at_most("TOKENS")] = 20_000
+    """Tokens of conversations to learn from at most."""
+
+    learning_rate: Annotated[float, Field(gt=0.0)] = 3e-5
+    temperature: Annotated[float, Field(gt=0.0, le=2.0)] = 1.0
+    """At which conversations are drawn."""
+
+    give_back: Fraction = 0.02
+    """Fraction of the domain gain, on the validation sets, that may be given back for it: a round
+    that goes beyond is undone, and the last."""
+
+    tolerance_fraction: Fraction = 0.25
+    """Healing ends where each general set is shown to lose no more than this fraction of its
+    tolerance."""
+
+    def as_distillation(self) -> SelfDistillationSection:
+        """How conversations are written and learned."""
+        return SelfDistillationSection(
+            weight=1.0, num_tokens=self.num_tokens, temperature=self.temperature
+        )
+
+    def as_training(self) -> TrainSection:
+        """What the steps of healing have in common with those of training."""
+        return TrainSection(
+            global_batch_size=1,
+            micro_batch_size=1,
+            schedule=ScheduleSection(kind="constant", peak_lr=self.learning_rate),
+            optimizer=OptimizerSection(weight_decay=0.0),
+            forgetting_monitor=ForgettingMonitorSection(evaluations=0),
+        )
 
 
 class AnnealSection(Section):

@@ -83,7 +83,8 @@ def train(
         steps = steps[: continuation.num_steps]
     saved_step = latest_step(work)
     if (saved_step or 0) < len(steps):  # else it only finishes
-        settle_packing(setup.loss_module, setup.plain_loss, blocks.stages, setup.accelerator)
+        longest = min(stage.sequence_length for stage in blocks.stages) // 2
+        settle_packing(setup.loss_module, setup.plain_loss, longest, setup.accelerator)
     rotary = RotaryByStage(plain_model(setup.model), blocks.stages, section.stages)
     state = load_train_state(work, saved_step, setup, continuation)
     state.repeat_raises(blocks, general_sources)
@@ -126,7 +127,7 @@ def train(
 
 def optimizer_step(
     setup: TrainingSetup,
-    batch: Batch,
+    batch: Batch | None,
     learning_rate: float,
     *,
     seed: int,
@@ -137,14 +138,15 @@ def optimizer_step(
 
     Args:
         setup: model, loss and optimizer.
-        batch: blocks of the step, those of all processes.
+        batch: blocks of the step, those of all processes; None where conversations are all there
+            is, whose divergence is then the loss.
         learning_rate: rate of the step, before the scale of each group of parameters.
         seed: seed of the run.
         step: number of the step, from 0.
         distillation: conversations that the model stays near to.
     """
     accelerator, optimizer = setup.accelerator, setup.optimizer
-    num_targets = max(1, batch.num_targets)
+    num_targets = 1 if batch is None else max(1, batch.num_targets)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
     # What is random in a step (dropout) depends on the step alone: nothing to save.
@@ -152,7 +154,10 @@ def optimizer_step(
     divergence_share = None
     if distillation is not None:  # before the blocks, whose last pass exchanges all gradients
         divergence_share = _accumulate_divergence(setup, distillation, step)
-    loss_sum = _accumulate_gradients(setup, batch, num_targets)
+    loss_sum = (
+        divergence_share if batch is None else _accumulate_gradients(setup, batch, num_targets)
+    )
+    assert loss_sum is not None  # noqa: S101  (a step has blocks, conversations, or both)
     max_grad_norm = setup.section.max_grad_norm
     # The two numbers that are taken from the device in a step; all else stays queued behind it.
     norm = float(accelerator.clip_grad_norm_(setup.model.parameters(), max_grad_norm))
@@ -209,7 +214,8 @@ def _accumulate_divergence(
     )
     teacher = row.teacher.to(accelerator.device)
     with accelerator.no_sync(loss_module), accelerator.autocast():
-        share = loss_module(*tensors, teacher=teacher) / max(1, row.num_targets)
+        total = loss_module(*tensors, teacher=teacher, reverse=distillation.reverse)
+        share = total / max(1, row.num_targets)
         # DDP averages over processes, hence their number as a factor.
         accelerator.backward(share * (distillation.section.weight * num_processes))
     mean_share: Tensor = share.detach()

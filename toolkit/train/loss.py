@@ -27,6 +27,9 @@ HEAD_ROWS = 8192
 _CACHE_ROWS = 32
 """Positions whose float32 softmax is computed at one time, so that it stays in the cache."""
 
+_LEAST_LOG = -100.0
+"""Log probability below which none is taken: where float32 has underflowed to nothing, a divergence
+in reverse would be infinite."""
 
 LossRule = Callable[[Tensor, slice], Tensor]
 """Given logits `[n, V]` of some positions, which it overwrites by their gradient, and which
@@ -144,11 +147,15 @@ def _losses_to_gradients(labels: Tensor, logits: Tensor, rows: slice) -> Tensor:
     return losses
 
 
-def _divergences_to_gradients(teacher: TeacherDistributions, logits: Tensor, rows: slice) -> Tensor:
-    """Divergences from the teacher `[N]` in nats, float32; `logits` `[N, V]` are overwritten.
+def _divergences_to_gradients(
+    teacher: TeacherDistributions, reverse: bool, logits: Tensor, rows: slice
+) -> Tensor:
+    """Divergences between teacher and model `[N]` in nats, float32; `logits` `[N, V]` are
+    overwritten.
 
     All tokens but the teacher's K likeliest count as one. So the gradient of a kept token is q - p,
-    and the others share the gradient of their sum in proportion to what the model gives each.
+    and the others share the gradient of their sum in proportion to what the model gives each. In
+    reverse it is q (log q - log p - D), where q and p of the others are of their sums.
     """
     teacher = teacher.at(rows)
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
@@ -162,9 +169,18 @@ def _divergences_to_gradients(teacher: TeacherDistributions, logits: Tensor, row
         # Exact where the others' share is tiny, which 1 minus the sum of the kept would not be.
         rest_total = z.scatter(1, top_tokens, -torch.inf).logsumexp(dim=1, keepdim=True)
         model_rest = rest_total - log_total
-        losses[part] = divergence(top_logs, rest_logs[:, 0], model_logs, model_rest[:, 0])
-        z.sub_(log_total).exp_().mul_(1.0 - (rest_logs - model_rest).exp())
-        z.scatter_(1, top_tokens, model_logs.exp() - top_logs.exp())
+        z.sub_(log_total).exp_()
+        if reverse:
+            rest_logs = rest_logs.clamp_min(_LEAST_LOG)
+            losses[part] = divergence(model_logs, model_rest[:, 0], top_logs, rest_logs[:, 0])
+            level = rest_logs + losses[part, None]
+            z.mul_(model_rest.clamp_min(_LEAST_LOG) - level)
+            level = top_logs + losses[part, None]
+            z.scatter_(1, top_tokens, model_logs.exp() * (model_logs - level))
+        else:
+            losses[part] = divergence(top_logs, rest_logs[:, 0], model_logs, model_rest[:, 0])
+            z.mul_(1.0 - (rest_logs - model_rest).exp())
+            z.scatter_(1, top_tokens, model_logs.exp() - top_logs.exp())
         logits[part] = z
     return losses
 
@@ -176,6 +192,7 @@ def linear_divergence(
     *,
     dtype: torch.dtype,
     shared: SharedGradient | None = None,
+    reverse: bool = False,
 ) -> Tensor:
     """Sum over positions of the Kullback-Leibler divergence from a teacher, in nats.
 
@@ -185,24 +202,31 @@ def linear_divergence(
         teacher: what is to be kept, at the same positions.
         dtype: of the matrix products; the divergence is float32 whatever it is.
         shared: as of `linear_cross_entropy`.
+        reverse: KL(model || teacher), which is for text that the model wrote itself, in place of
+            KL(teacher || model).
 
     Returns:
         Scalar, float32; differentiable in `hidden` and `head`.
 
     Reference:
-        Hinton et al. 2015, https://arxiv.org/abs/1503.02531; with the tokens beyond the K likeliest
-        as one.
+        Hinton et al. 2015, https://arxiv.org/abs/1503.02531; in reverse Agarwal et al. 2024,
+        https://arxiv.org/abs/2306.13649; with the tokens beyond the K likeliest as one.
     """
-    rule = partial(_divergences_to_gradients, teacher)
+    rule = partial(_divergences_to_gradients, teacher, reverse)
     total: Tensor = _LinearLoss.apply(hidden, head, rule, dtype, shared)  # type: ignore[no-untyped-call]
     return total
 
 
-def divergence_of_logits(logits: Tensor, teacher: TeacherDistributions) -> Tensor:
+def divergence_of_logits(
+    logits: Tensor, teacher: TeacherDistributions, *, reverse: bool = False
+) -> Tensor:
     """The same from logits `[N, V]` in float32, for models that do more to them than a product."""
     logs = logits.log_softmax(dim=1)
     model_rest = logs.scatter(1, teacher.top_tokens, -torch.inf).logsumexp(dim=1)
     model_logs = logs.gather(1, teacher.top_tokens)
+    if reverse:
+        teacher_rest = teacher.rest_logs.clamp_min(_LEAST_LOG)
+        return divergence(model_logs, model_rest, teacher.top_logs, teacher_rest).sum()
     return divergence(teacher.top_logs, teacher.rest_logs, model_logs, model_rest).sum()
 
 

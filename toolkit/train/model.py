@@ -73,6 +73,7 @@ class NextTokenLoss(nn.Module):
         segments: Tensor,
         call: Callable[[Any], Any] | None = None,
         teacher: TeacherDistributions | None = None,
+        reverse: bool = False,
     ) -> Any:
         """Sum of the losses of all targets; see `call_on_model` for the other use.
 
@@ -84,6 +85,7 @@ class NextTokenLoss(nn.Module):
             teacher: distributions that the model is to keep. The loss is then the divergence from
                 them, and `labels` say which of them stands at each position: so they go with their
                 tokens whatever the layout.
+            reverse: whether that divergence is KL(model || teacher), not KL(teacher || model).
         """
         if call is not None:
             return call(self.model)
@@ -98,12 +100,14 @@ class NextTokenLoss(nn.Module):
             passes[0].given["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         if layout in ("rows", "alone"):
             passes = even_out(passes, input_ids)
-        loss = self._loss_of(passes[0], teacher)
+        loss = self._loss_of(passes[0], teacher, reverse)
         for further_pass in passes[1:]:
-            loss = loss + self._loss_of(further_pass, teacher)
+            loss = loss + self._loss_of(further_pass, teacher, reverse)
         return loss
 
-    def _loss_of(self, forward_pass: ForwardPass, teacher: TeacherDistributions | None) -> Tensor:
+    def _loss_of(
+        self, forward_pass: ForwardPass, teacher: TeacherDistributions | None, reverse: bool
+    ) -> Tensor:
         """Sum of the losses of the targets of a forward pass."""
         model, labels = plain_model(self.model), forward_pass.labels
         model_arguments = without_cache(model, forward_pass.given)
@@ -126,6 +130,7 @@ class NextTokenLoss(nn.Module):
                         teacher.at(labels[is_target]),
                         dtype=self.dtype,
                         shared=shared,
+                        reverse=reverse,
                     )
                 else:
                     loss = linear_cross_entropy(
@@ -142,7 +147,7 @@ class NextTokenLoss(nn.Module):
                 output, router_logits = model(**model_arguments), None
             logits = output.logits[is_target].float()
             if teacher is not None:
-                return divergence_of_logits(logits, teacher.at(labels[is_target]))
+                return divergence_of_logits(logits, teacher.at(labels[is_target]), reverse=reverse)
             loss = nn.functional.cross_entropy(logits, labels[is_target], reduction="sum")
         if not k or not router_logits:
             return loss

@@ -8,7 +8,7 @@ alone, and what does not give the same loss is not used.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,20 +46,19 @@ class Packing:
 
 
 def settle_packing(
-    loss_module: Any, plain_loss: NextTokenLoss, stages: Sequence[Any], accelerator: Any
+    loss_module: Any, plain_loss: NextTokenLoss, longest_document: int, accelerator: Any
 ) -> bool:
     """Let a probe say how packed documents are kept apart, and whether fused blocks do it.
 
     Args:
         loss_module: as accelerate prepared it.
         plain_loss: the module inside.
-        stages: of the blocks.
+        longest_document: tokens of a document of the probe at most.
         accelerator: of accelerate.
 
     Returns:
         Whether fused blocks are used.
     """
-    longest_document = min(stage.sequence_length for stage in stages) // 2
 
     def probe(_model: Any) -> Any:
         # A module of its own: accelerate lets the other's forward pass run under autocast always.

@@ -125,14 +125,21 @@ class SelfDistillation:
 
     Args:
         section: settings.
-        conversations: of the general model.
+        conversations: of the general model, or of the model in training with what the general
+            model thinks of each token.
         seed: of the run.
+        reverse: whether the divergence is KL(model in training || general model).
     """
 
     def __init__(
-        self, section: SelfDistillationSection, conversations: list[Conversation], seed: int
+        self,
+        section: SelfDistillationSection,
+        conversations: list[Conversation],
+        seed: int,
+        *,
+        reverse: bool = False,
     ) -> None:
-        self.section = section
+        self.section, self.reverse = section, reverse
         self._conversations = [one.cut(section.tokens_per_step + 1) for one in conversations]
         self._seed = seed
 

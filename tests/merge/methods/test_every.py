@@ -14,7 +14,12 @@ from toolkit.merge.registry import all_methods, get_method
 
 NAMES = sorted(all_methods())
 ONE_MODEL = {"slerp", "nearswap", "arcee_fusion", "passthrough"}
-REQUIRED: dict[str, dict[str, Any]] = {"slerp": {"t": 0.3}, "nearswap": {"t": 0.02}}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "slerp": {"t": 0.3},
+    "nearswap": {"t": 0.02},
+    "regmean": {"statistics": []},
+    "fisher": {"statistics": []},
+}
 THINNING = [
     name for name in NAMES if "density" in get_method(name).parameters and name != "task_arithmetic"
 ]
@@ -196,6 +201,7 @@ def test_what_each_method_needs():
     }  # fmt: skip
     assert {m.name for m in methods if m.needs_place} == {"lines", "tsv", "iso_c"}
     assert {m.name for m in methods if m.needs_thresholds} == {"ties_global"}
+    assert {m.name for m in methods if m.needs_moments} == {"regmean", "fisher"}
     assert {m.name for m in methods if m.accepts_base and not m.needs_base} == {
         "nuslerp", "multislerp"
     }  # fmt: skip
