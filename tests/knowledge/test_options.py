@@ -27,10 +27,10 @@ def test_a_wrong_option_is_wrong_and_of_the_same_size():
 def test_rivals_of_the_very_form_come_first():
     pools = {
         "amount $### million": ["$201 million", "$340 million"],
-        "amount $# million": ["$201 million", "$340 million", "$12 million", "$4,000 million"],
+        "amount $# million": ["$201 million", "$340 million", "$52 million", "$4,000 million"],
     }
     assert find_rivals(FACT, pools, 0)[0] == "$340 million"
-    assert set(find_rivals(FACT, pools, 0)) == {"$340 million", "$12 million", "$4,000 million"}
+    assert set(find_rivals(FACT, pools, 0)) == {"$340 million", "$52 million"}
 
 
 @pytest.mark.parametrize("lead", [0.0, 1.0, 2.0])

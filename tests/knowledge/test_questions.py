@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers.tiny_runs import make_project, open_run
 from tests.helpers.writing_endpoint import Endpoint, serve_endpoint
+from toolkit.data.split import stable_unit
 from toolkit.errors import DataError, EvaluationError, ToolkitError
 from toolkit.evaluate.config import MultipleChoiceSection
 from toolkit.evaluate.questions import load_questions
@@ -57,9 +58,9 @@ def project(tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest
 
 
 def read_options(asked: Sequence[tuple[str, Sequence[str]]], *_model: Any) -> list[list[float]]:
-    """As a model that finds what stands in the prompt, and else prefers short answers."""
+    """As a model that finds what stands in the prompt, and else has likings of its own."""
     return [
-        [(5.0 if option in prompt else 0.0) - len(option) / 10.0 for option in choices]
+        [(5.0 if option in prompt else 0.0) + stable_unit("liked", option) for option in choices]
         for prompt, choices in asked
     ]
 
