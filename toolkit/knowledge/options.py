@@ -31,6 +31,9 @@ others, with few, never have it. Drawn scores, with the right one on average as 
 or a spread higher, then give 20 to 29 % of four to the model itself, and the same within a point
 and a half to one with errors of a quarter of the spread to the whole (tests/knowledge)."""
 
+_MOST_RATIO = 10.0
+"""A number so many times another is no likely error for it."""
+
 DELIMITER = " "
 
 
@@ -175,19 +178,21 @@ def is_other(answer: str, fact: Fact) -> bool:
     plain, right = _plain(answer), _plain(fact.answer)
     if plain == right or plain in _plain(fact.sentence) or plain in fact.blanked.lower():
         return False
-    if fact.kind in ("amount", "percent", "number", "date", "table"):
-        return abs(_num_digits(plain) - _num_digits(right)) <= 1
+    if fact.kind == "date":
+        return True
+    if fact.kind in ("amount", "percent", "number", "table"):
+        low, high = sorted(map(_first_number, (plain, right)))
+        return high <= _MOST_RATIO * low
     return plain not in right and right not in plain
-
-
-def _num_digits(text: str) -> int:
-    """Of the whole part of the first number."""
-    match = re.search(r"\d+", text)
-    return len(match.group()) if match else 0
 
 
 def _plain(text: str) -> str:
     return " ".join(text.lower().replace(",", "").split())
+
+
+def _first_number(text: str) -> float:
+    match = re.search(r"\d+(?:\.\d+)?", text)
+    return float(match.group()) if match else 0.0
 
 
 def choose_rivals(

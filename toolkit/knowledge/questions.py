@@ -56,6 +56,9 @@ _CANDIDATES_PER_QUESTION = 3
 
 _RUN_WORDS = 8
 
+_ALIKE = 0.5
+"""Sentences with one answer that share more of their words say the same."""
+
 ASSUMED_CHANGED = 0.3
 """Share of answers that two models give differently, where it is said what a set can see."""
 
@@ -206,7 +209,7 @@ def find_candidates(
     facts_by_set: dict[SetName, list[Fact]] = {}
     for set_name, splits in SETS.items():
         places: list[tuple[int, float, Fact]] = []
-        seen_sentences: set[str] = set()
+        seen: dict[str, list[set[str]]] = defaultdict(list)
         for one in documents:
             if one.split not in splits:
                 continue
@@ -223,8 +226,7 @@ def find_candidates(
             for fact in facts:
                 if turn == _CANDIDATES_PER_QUESTION * section.per_document:
                     break
-                if fact.sentence not in seen_sentences:
-                    seen_sentences.add(fact.sentence)
+                if not _is_said_before(fact, seen[fact.answer]):
                     places.append((turn, stable_unit(seed, "turn", fact.id), fact))
                     turn += 1
         facts_by_set[set_name] = [fact for _, _, fact in sorted(places, key=lambda one: one[:2])]
@@ -235,6 +237,15 @@ def find_candidates(
             "own (evaluate.multiple_choice)."
         )
     return facts_by_set
+
+
+def _is_said_before(fact: Fact, seen: list[set[str]]) -> bool:
+    """Whether nearly the same sentence has the same answer; else it is put to those seen."""
+    words = set(fact.sentence.split())
+    if any(len(words & other) > _ALIKE * min(len(words), len(other)) for other in seen):
+        return True
+    seen.append(words)
+    return False
 
 
 def add_free_facts(
