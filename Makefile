@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 INSTALL := $(VENV)/bin/pip install --no-compile --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup plan power repeat compare bench-plan data cpt merge heal chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choice bench-choices bench-methods
+.PHONY: help setup plan power repeat compare bench-plan data cpt merge heal chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choice bench-choices bench-methods bench-processes
 
 help:
 	@echo "make plan DOMAIN=finance     is CPT the right tool, what will it take, which settings"
@@ -24,7 +24,7 @@ help:
 	@echo "make cpt DOMAIN=code-llama SCALE=laptop    a recipe at another scale; VARIANT=... another form"
 	@echo "make study DOMAIN=ibrahim-replay SCALE=laptop    a recipe's published claims, measured"
 	@echo "make publish DOMAIN=finance REPO=org/name"
-	@echo "make setup | checks | test | docs | bench | bench-merge | bench-data | bench-train | bench-choices | bench-choice | bench-search | bench-methods | bench-plan | clean"
+	@echo "make setup | checks | test | docs | bench | bench-merge | bench-data | bench-train | bench-choices | bench-choice | bench-search | bench-methods | bench-plan | bench-processes | clean"
 
 setup: $(DEV_STAMP)
 
@@ -130,6 +130,10 @@ bench-train: $(STAMP)
 # Estimates of memory and time beside what training takes, process by process. Ten minutes.
 bench-plan: $(STAMP)
 	@$(VENV)/bin/python benchmarks/plan.py
+
+# Memory of each of several processes that train one model, phase by phase. Half an hour.
+bench-processes: $(DEV_STAMP)
+	@$(VENV)/bin/python benchmarks/processes.py
 
 # The search of a run that exists, against mergekit-yaml and lm-eval; then its training repeated on
 # general text alone. A quarter of an hour on 2 cores.
