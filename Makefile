@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 INSTALL := $(VENV)/bin/pip install --no-compile --disable-pip-version-check -c constraints.txt
 
-.PHONY: help setup plan power repeat bench-plan data cpt merge heal chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choice bench-choices bench-methods
+.PHONY: help setup plan power repeat compare bench-plan data cpt merge heal chat publish checks test docs bench bench-merge clean sft study bench-data bench-train bench-search bench-choice bench-choices bench-methods bench-processes
 
 help:
 	@echo "make plan DOMAIN=finance     is CPT the right tool, what will it take, which settings"
@@ -18,12 +18,13 @@ help:
 	@echo "make merge DOMAIN=finance    merge both; evaluation chooses the merge weights"
 	@echo "make heal DOMAIN=finance     draw the merge back to the general model (the recipe's heal section)"
 	@echo "make repeat DOMAIN=finance SEEDS=3    the whole run over seeds"
+	@echo "make compare DOMAIN=finance SEEDS=3   ways of adapting it, beside the line of plain merges"
 	@echo "make chat DOMAIN=finance     talk with the merged model in the terminal"
 	@echo "make sft DOMAIN=finance      fine-tune the merge on conversations (the recipe's sft section)"
 	@echo "make cpt DOMAIN=code-llama SCALE=laptop    a recipe at another scale; VARIANT=... another form"
 	@echo "make study DOMAIN=ibrahim-replay SCALE=laptop    a recipe's published claims, measured"
 	@echo "make publish DOMAIN=finance REPO=org/name"
-	@echo "make setup | checks | test | docs | bench | bench-merge | bench-data | bench-train | bench-choices | bench-choice | bench-search | bench-methods | bench-plan | clean"
+	@echo "make setup | checks | test | docs | bench | bench-merge | bench-data | bench-train | bench-choices | bench-choice | bench-search | bench-methods | bench-plan | bench-processes | clean"
 
 setup: $(DEV_STAMP)
 
@@ -64,6 +65,10 @@ merge: $(STAMP)
 # DOCUMENTS=same every seed has the first one's documents.
 repeat: $(STAMP)
 	@$(TOOLKIT) repeat $(NAME) --seeds $(or $(SEEDS),3) $(if $(filter same,$(DOCUMENTS)),--same-documents)
+
+# Ways of adapting it (recipes/ways/), over seeds. WAYS=file and REUSE=folder of runs are optional.
+compare: $(STAMP)
+	@$(TOOLKIT) compare $(NAME) --seeds $(or $(SEEDS),3) $(if $(WAYS),--ways $(WAYS)) $(if $(REUSE),--reuse $(REUSE))
 
 chat: $(STAMP)
 	@test -f runs/$(NAME)/merge/manifest.json || $(TOOLKIT) merge choose $(NAME)
@@ -125,6 +130,10 @@ bench-train: $(STAMP)
 # Estimates of memory and time beside what training takes, process by process. Ten minutes.
 bench-plan: $(STAMP)
 	@$(VENV)/bin/python benchmarks/plan.py
+
+# Memory of each of several processes that train one model, phase by phase. Half an hour.
+bench-processes: $(DEV_STAMP)
+	@$(VENV)/bin/python benchmarks/processes.py
 
 # The search of a run that exists, against mergekit-yaml and lm-eval; then its training repeated on
 # general text alone. A quarter of an hour on 2 cores.

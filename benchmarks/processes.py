@@ -49,6 +49,7 @@ from toolkit.train.processes import num_processes, start_processes
 
 side, folder, mark = sys.argv[1:]
 phase, peaks, began, seconds = "load", {}, time.monotonic(), {}
+goes_on = False
 
 def private_bytes():
     rows = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
@@ -86,7 +87,9 @@ if side == "before":
     state.is_shared_out = lambda model: False
 
 def load_train_state(work, saved_step, *rest):
-    enter("resume" if saved_step is not None else "load")
+    global goes_on
+    goes_on = saved_step is not None
+    enter("resume" if goes_on else "load")
     loaded = load_state(work, saved_step, *rest)
     enter("step")
     return loaded
@@ -100,7 +103,7 @@ def save(self, trained):
 begin_saving, state.Checkpoints._save = state.Checkpoints._save, save
 
 def learning_rate(step, *rest):
-    if step == 3 and latest_step(stage.work) is None:  # the step beside the writing is done
+    if step == 3 and not goes_on:  # the step beside the writing is done
         while latest_step(stage.work) != 2:
             time.sleep(0.05)
         report()
@@ -166,8 +169,8 @@ def make_inputs(folder: Path, millions: int) -> tuple[int, int]:
     )  # fmt: skip
     model.save_pretrained(folder / "model")
     chance = np.random.default_rng(0)
-    documents = chance.integers(1, vocabulary, (16, 40)).tolist()
-    make_blocks(folder / "blocks", {"a": documents}, counts={"a": 16})
+    documents = chance.integers(1, vocabulary, (12, 40)).tolist()
+    make_blocks(folder / "blocks", {"a": documents})
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     return num_parameters, max(in_layer, vocabulary * hidden)
 

@@ -32,9 +32,11 @@ from tests.helpers.guide import (
     toolkit_words,
     words_of,
 )
+from toolkit.compare.ways import load_comparison
 from toolkit.errors import ToolkitError
 from toolkit.load_yaml import load_yaml, load_yaml_documents
 from toolkit.merge.moe.config import load_moe_config
+from toolkit.recipe.load import load_recipe
 from toolkit.recipe.schema import Recipe
 from toolkit.section import parse_section
 
@@ -291,6 +293,8 @@ def test_yaml_is_what_the_toolkit_reads(block: Block, tmp_path: Path):
         read_merge(path)
     elif "experts" in values:
         load_moe_config(path)
+    elif block.title.startswith("recipes/ways/"):
+        load_comparison(path, load_recipe(ROOT / "recipes" / "finance.yaml"))
     elif block.title.startswith("recipes/"):
         parse_section(Recipe, values, where=block.where, what="recipe")
     else:  # some sections, put into the finance recipe

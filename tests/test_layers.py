@@ -50,7 +50,7 @@ PATH = {
 }
 """The main path in the order of the data, and the recipe that speaks of all of it."""
 
-BESIDE = {"publish", "plan", "diagnose", "study", "mixture_law"}
+BESIDE = {"publish", "plan", "diagnose", "study", "compare", "mixture_law"}
 """Each may use the pipeline and what is below it, and none of them another."""
 
 MAY_IMPORT = {

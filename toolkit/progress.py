@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -26,6 +26,17 @@ Advance = Callable[[float, str], None]
 
 def say(text: str) -> None:
     console.print(text, markup=False)
+
+
+def say_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of as many cells each, the first column to the left, the others to the right.
+
+    Plain lines: a table would cut names to the width of the terminal, or of a log.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        say("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
 
 
 @contextlib.contextmanager

@@ -182,6 +182,7 @@ def shown_value(value: Any) -> str:
 
 def recipe_page() -> str:
     """Every key of a recipe: section by section, in the order of the file."""
+    from toolkit.compare.config import WaysSection
     from toolkit.recipe import layers
     from toolkit.recipe.schema import Recipe
 
@@ -191,9 +192,23 @@ def recipe_page() -> str:
         "One YAML file is one whole run. Keys that are not here are faults, each reported at its "
         "key with a suggestion. A key without a default must be given.\n",
     ]
-    for path, section in sections(Recipe):
-        title = path or "The file"
-        parts.append(f"## {title}\n")
+    parts += section_tables(Recipe, "The file")
+    parts.append("## Layers\n")
+    parts.append(f"{paragraphs(layers.__doc__)}\n")
+    parts += section_tables(WaysSection, "A file of ways")
+    return "\n".join(parts)
+
+
+def section_tables(root: type[BaseModel], name: str) -> list[str]:
+    """A heading and a table of keys for each section of a file.
+
+    Args:
+        root: all of the file.
+        name: what the file is called.
+    """
+    parts = []
+    for path, section in sections(root):
+        parts.append(f"## {path or name}\n")
         parts.append(f"{paragraphs(section.__doc__)}\n")
         rows = []
         for name, field in section.model_fields.items():
@@ -203,9 +218,7 @@ def recipe_page() -> str:
         parts.append(
             "| key | type | default | what |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
         )
-    parts.append("## Layers\n")
-    parts.append(f"{paragraphs(layers.__doc__)}\n")
-    return "\n".join(parts)
+    return parts
 
 
 def sections(root: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:

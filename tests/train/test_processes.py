@@ -21,10 +21,11 @@ from tests.helpers.own_conversations import conversations
 from tests.helpers.token_blocks import make_blocks
 from toolkit.checkpoint.sharded_state import StateParameters, stored_shapes
 from toolkit.checkpoint.training_state import refuse_shape, saved_steps
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, ConfigError
 from toolkit.merge.moe.config import MoeConfig
 from toolkit.merge.moe.run import run_moe
 from toolkit.section import parse_section
+from toolkit.train.processes import refuse_parallelism
 from toolkit.train.self_distillation import CONVERSATIONS, save_conversations
 
 ROOT = Path(__file__).parent.parent.parent
@@ -38,7 +39,7 @@ import time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, ParallelismConfig
 from accelerate.utils import DistributedType
 from toolkit.checkpoint import sharded_state
 from toolkit.checkpoint.training_state import latest_step
@@ -65,8 +66,18 @@ class OnCpu(Accelerator):
             cpu_ram_efficient_loading=False,
         )
 
+class InReplicas(OnCpu):
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        sizes = ParallelismConfig(dp_replicate_size=2, dp_shard_size=2)
+        self.state.parallelism_config = sizes
+        self.state.device_mesh = sizes.get_device_mesh("cpu")
+        sizes._validate_accelerator(self)
+
 if kind == "fsdp":
     setup.Accelerator = OnCpu
+if kind == "hsdp":
+    setup.Accelerator = InReplicas
 if num_processes() > 1:
     start_processes()
 
@@ -248,6 +259,39 @@ def test_states_in_parts_go_on_with_another_number_of_processes(project: Path):
     file.unlink()
     with pytest.raises(CheckpointError, match="holds not all parts of"):
         StateParameters(state)
+
+
+def test_replicas_of_groups_that_share_a_model(project: Path):
+    """Two by two processes (HSDP) give the losses of one; a state holds every part once."""
+    run(project, "one", "fp32")
+    run(project, "hsdp", "fp32", processes=4)
+    for key in ("loss", "gradient_norm"):
+        assert rows(project / "hsdp", key) == pytest.approx(rows(project / "one", key), rel=1e-5)
+    model = load_file(project / "hsdp/model.safetensors")
+    close(load_file(project / "one/model.safetensors"), model, 1e-5)
+    step = saved_steps(project / "one/states")[0]
+    parameters = StateParameters(project / "hsdp/states" / f"state-{step:08d}")
+    whole = load_file(project / "one/states" / f"state-{step:08d}/parameters.safetensors")
+    close(whole, {name: parameters.tensor(name) for name in parameters.names}, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"TP_SIZE": "2"}, "with tensor parallelism 2 processes compute each block together"),
+        ({"CP_SIZE": "4"}, "parallelism_config_cp_size: with context parallelism"),
+        ({"DP_SHARD_SIZE": "3"}, "is 3 processes, and 1 were started"),
+        ({"DP_SHARD_SIZE": "0"}, "parallelism_config: dp_shard_size must be at least 1"),
+    ],
+)
+def test_parallelism_that_training_has_no_way_for(
+    sizes: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    for name, value in sizes.items():
+        monkeypatch.setenv(f"PARALLELISM_CONFIG_{name}", value)
+    with pytest.raises(ConfigError, match=said):
+        refuse_parallelism()
 
 
 def test_shared_parameters_in_bfloat16(project: Path):

@@ -10,6 +10,7 @@ import sys
 import typer
 
 from toolkit.cli import adapter, merge, publish, questions, study, train
+from toolkit.cli.compare import compare
 from toolkit.cli.evaluate import evaluate
 from toolkit.cli.generate import chat, generate
 from toolkit.cli.init import init
@@ -48,6 +49,7 @@ commands = (
     train.infilling,
     train.repeat,
     train.heal,
+    compare,
     machine,
 )
 for command in commands:

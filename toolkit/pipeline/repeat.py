@@ -10,7 +10,7 @@ from dataclasses import replace
 from toolkit.data.config import depends_on_seed
 from toolkit.errors import ConfigError
 from toolkit.pipeline.run import Run
-from toolkit.progress import console, say
+from toolkit.progress import say, say_columns
 from toolkit.recipe.model import depends_on_seed as model_depends_on_seed
 from toolkit.recipe.schema import Recipe
 from toolkit.section import replace_values
@@ -82,7 +82,7 @@ def run_repeat(run: Run, num_seeds: int, *, same_documents: bool = False) -> See
     """
     from toolkit.pipeline.stages import ensure_merge
 
-    same = _are_documents_the_same(run.recipe, asked=same_documents)
+    same = are_documents_the_same(run.recipe, asked=same_documents)
     trains = run.recipe.trains
     say(f"documents: {_document_words(same, trains)}")
     results: dict[int, MergeResults] = {}
@@ -99,8 +99,13 @@ def run_repeat(run: Run, num_seeds: int, *, same_documents: bool = False) -> See
     return comparison
 
 
-def _are_documents_the_same(recipe: Recipe, *, asked: bool) -> bool:
-    """
+def are_documents_the_same(recipe: Recipe, *, asked: bool) -> bool:
+    """Whether all seeds of a recipe have the same documents.
+
+    Args:
+        recipe: as it was read.
+        asked: whether the first seed's are wanted for all.
+
     Raises:
         ConfigError: they are asked for, and cannot be: each seed has a tokenizer of its own.
     """
@@ -135,11 +140,7 @@ def of_seed(run: Run, number: int, *, same_documents: bool = False) -> Run:
     search = replace_values(run.recipe.search, workers=1)
     recipe = replace_values(run.recipe, seed=seed, search=search)
     return replace(
-        run,
-        recipe=recipe,
-        root=run.root / "seeds" / str(seed),
-        lender=run,
-        same_documents=same_documents,
+        run.below("seeds", str(seed)), recipe=recipe, lender=run, same_documents=same_documents
     )
 
 
@@ -209,11 +210,7 @@ def show_seeds(comparison: SeedComparison, *, trains: bool = True) -> None:
         row += [f"{scatter.over_documents:.4f}"]
         rows.append(row if same else [*row, f"{scatter.of_the_seed:.4f}"])
     say("a column per seed; standard deviation between seeds, standard error over items")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        # Plain lines: a table would cut names to the width of the terminal, or of a log.
-        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        console.print("  ".join([row[0].ljust(widths[0]), *cells]), soft_wrap=True, highlight=False)
+    say_columns(rows)
     reach = deviation_interval(len(seeds))
     num_choices = len({outcome.chosen for outcome in seeds.values()})
     say(f"documents: {_document_words(same, trains)}")

@@ -14,7 +14,7 @@ from toolkit.recipe.checks import library_faults, token_faults
 from toolkit.recipe.layers import split_name
 from toolkit.recipe.load import find_recipe, load_recipe
 from toolkit.recipe.schema import Recipe
-from toolkit.stage import Stage
+from toolkit.stage import MANIFEST, Stage
 
 RUNS = Path("runs")
 WITHOUT_EFFECT = (
@@ -44,6 +44,8 @@ class Run:
         lender: of a run that is repeated with another seed, the first one: what the seed does not
             change is made there, once.
         same_documents: whether the lender's documents, as they were split, are this run's too.
+        also: roots of other runs whose complete stages serve where they were made from the same
+            things; nothing is written there.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Run:
     runs: Path = RUNS
     lender: Run | None = None
     same_documents: bool = False
+    also: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, path: Path, recipe: Recipe, runs: Path = RUNS, layers: tuple[str, ...] = ()) -> Run:
@@ -88,20 +91,31 @@ class Run:
         inputs: dict[str, str],
         without_effect: tuple[str, ...] = (),
     ) -> Stage:
-        known = (*WITHOUT_EFFECT, *without_effect)
-        return Stage(
-            self.root / name,
-            config,
-            inputs,
-            self.recipe.seed,
-            without_effect=known,
-            runs=self.runs,
-        )
+        """A stage of this run, or the same one of another run in `also` that is complete."""
+
+        def in_folder(root: Path) -> Stage:
+            return Stage(
+                root / name,
+                config,
+                inputs,
+                self.recipe.seed,
+                without_effect=(*WITHOUT_EFFECT, *without_effect),
+                runs=self.runs,
+            )
+
+        own_stage = in_folder(self.root)
+        if self.also and not own_stage.is_complete():
+            for root in self.also:
+                # Without a manifest nothing is asked of it: asking may finish a move cut short.
+                if (root / name / MANIFEST).is_file() and (other := in_folder(root)).is_complete():
+                    return other
+        return own_stage
 
     def below(self, *names: str) -> Run:
         """The same in a folder below its own, and the lender's below the lender's."""
         lender = None if self.lender is None else self.lender.below(*names)
-        return replace(self, root=self.root.joinpath(*names), lender=lender)
+        also = tuple(root.joinpath(*names) for root in self.also)
+        return replace(self, root=self.root.joinpath(*names), lender=lender, also=also)
 
     def ensure(self, stage: Stage, title: str, act: Callable[[], None]) -> Path:
         """The folder of a stage, which `act` makes where it is not up to date."""

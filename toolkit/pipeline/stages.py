@@ -110,14 +110,14 @@ def merge_stage(run: Run, inputs: MergeInputs) -> Stage:
             **{inputs.hash_key(n): fingerprint(f) for n, f in inputs.specialists.items()},
             "data": content_hash(inputs.data),
             "merges": hash_json(texts),
-            **_prompt_hashes(recipe.evaluate.retention.files),
+            **prompt_hashes(recipe.evaluate.retention.files),
             **{f"models/{name}": fingerprint(folder) for name, folder in inputs.others.items()},
             **evaluation_inputs(recipe.evaluate),
         },
     )
 
 
-def _prompt_hashes(files: Sequence[str]) -> dict[str, str]:
+def prompt_hashes(files: Sequence[str]) -> dict[str, str]:
     """Hashes of prompts of the user's own: the stage is made again when they change."""
     return {
         f"prompts/{name}": hash_file(path) if (path := Path(name)).is_file() else "missing"

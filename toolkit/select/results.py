@@ -21,6 +21,7 @@ from toolkit import __version__
 from toolkit.errors import ToolkitError
 from toolkit.evaluate.config import EvaluationRole
 from toolkit.load_yaml import read_object
+from toolkit.search.space import GENERAL
 from toolkit.search.unknowns import Value
 from toolkit.section import check_section
 from toolkit.stage import MANIFEST, hash_file, read_manifest
@@ -418,6 +419,21 @@ class MergeResults(ResultPart):
         """The unit of a role's figures: that of its sets, or a plain word where they differ."""
         role_units = {row.unit for row in self.sets_of(role)}
         return role_units.pop() if len(role_units) == 1 else "mean loss"
+
+    @property
+    def best_plain_mean(self) -> str:
+        """Name of the plain mean that the ladder chose, by the validation sets: the chosen merge
+        where it is one, else the one with the largest gain of those that passed, else the general
+        model."""
+        rungs = {step.name for step in self.ladder}
+        if self.chosen in rungs or not self.any_merge:
+            return self.chosen
+        gains = {
+            step.name: step.domain_change
+            for step in self.ladder
+            if step.is_within and step.domain_change is not None and step.domain_change < 0.0
+        }
+        return min(gains, key=lambda name: gains[name], default=GENERAL)
 
     def lost_sets(self, model: ModelName) -> list[tuple[SetResult, Interval]]:
         """General sets on which a model has surely lost, with the change."""

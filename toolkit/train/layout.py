@@ -116,6 +116,28 @@ def takes_lengths(implementation: str) -> bool:
     return implementation.startswith("flash_attention")
 
 
+_LONG_BLOCK = 8_192
+"""Tokens of a block from which on a mask of all pairs is worth doing without: 64 MB at this length,
+sixteen times as much at four times it."""
+
+
+def without_mask(layout: Layout, implementation: str, device: str, block_tokens: int) -> Layout:
+    """The layout in which memory grows with a block's length, and not with its square.
+
+    A mask that keeps packed pieces apart has an entry for every pair of tokens. Pieces in rows of
+    their own need none: causal attention is known to the kernels without it. Windows and chunks
+    still bring a mask of the longest row.
+
+    Args:
+        layout: that a probe found right for the model; rows are right wherever positions are.
+        implementation: of attention, by transformers' name.
+        device: kind of device; CPUs keep the mask, whose results are on record.
+        block_tokens: tokens of a block.
+    """
+    is_masked = layout == "positions" and not takes_lengths(implementation)
+    return "rows" if is_masked and device != "cpu" and block_tokens >= _LONG_BLOCK else layout
+
+
 def number_apart(segments: Tensor) -> Tensor:
     """Segments numbered so that rows can be laid end to end, `[B, T]`.
 

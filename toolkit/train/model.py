@@ -28,6 +28,7 @@ from toolkit.train.layout import (
     even_out,
     forward_passes,
     takes_lengths,
+    without_mask,
 )
 from toolkit.train.loss import (
     TeacherDistributions,
@@ -91,10 +92,10 @@ class NextTokenLoss(nn.Module):
             return call(self.model)
         fused = self.fused and self.training and torch.is_grad_enabled()
         layout: Layout = "lengths" if fused else self.layout
-        if layout == "positions" and takes_lengths(
-            plain_model(self.model).config._attn_implementation
-        ):
+        attention = plain_model(self.model).config._attn_implementation
+        if layout == "positions" and takes_lengths(attention):
             layout = "lengths"
+        layout = without_mask(layout, attention, input_ids.device.type, input_ids.shape[1])
         passes = forward_passes(layout, input_ids, labels, segments)
         if fused:  # transformers would make a mask for sdpa, unless it is given one
             passes[0].given["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import ConfigError, ToolkitError
 
 
 def num_processes() -> int:
@@ -51,6 +51,40 @@ def add_up_in_float32(accelerator: Any) -> None:
     accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16, reduce_dtype=torch.float32
     )
+
+
+def refuse_parallelism() -> None:
+    """Refuse a launcher's `parallelism_config` that training has no way for, before any work.
+
+    Replicas of groups that share a model out (HSDP) are taken; what gives several processes the
+    same block is not: each would train on another one, and nothing would say so.
+
+    Raises:
+        ConfigError: it asks for tensor, context or sequence parallelism, or for another number of
+            processes than were started.
+    """
+    if os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() != "true":
+        return
+    from accelerate import ParallelismConfig
+
+    try:
+        sizes = ParallelismConfig()
+    except ValueError as error:
+        raise ConfigError(f"parallelism_config: {str(error).splitlines()[0]}") from error
+    for name, words in (("tp", "tensor"), ("cp", "context"), ("sp", "sequence")):
+        size = getattr(sizes, f"{name}_size")
+        if size > 1:
+            raise ConfigError(
+                f"parallelism_config_{name}_size: with {words} parallelism {size} processes "
+                "compute each block together, and here each process trains on blocks of its own; "
+                "set it to 1 and raise parallelism_config_dp_shard_size."
+            )
+    if sizes.total_size != num_processes():
+        raise ConfigError(
+            f"parallelism_config: dp_replicate_size {sizes.dp_replicate_size} times dp_shard_size "
+            f"{sizes.dp_shard_size} is {sizes.total_size} processes, and {num_processes()} were "
+            "started; make the two agree."
+        )
 
 
 def wait_for_all() -> None:

@@ -19,7 +19,7 @@ from toolkit.train.fuse import fuse, may_fuse
 from toolkit.train.heap import place_moments
 from toolkit.train.model import NextTokenLoss, call_on_model, choose_attention, has_plain_head
 from toolkit.train.precision import is_low, products_dtype
-from toolkit.train.processes import add_up_in_float32, on_cpu
+from toolkit.train.processes import add_up_in_float32, on_cpu, refuse_parallelism
 from toolkit.train.trainable import parameter_groups, plain_model
 
 _WAIT = timedelta(hours=24)
@@ -133,7 +133,9 @@ def start_accelerator(section: TrainSection, work: Path) -> Accelerator:
 
     Raises:
         ToolkitError: there are more processes than blocks in a step.
+        ConfigError: the launcher asks for a kind of parallelism that training has no way for.
     """
+    refuse_parallelism()
     accelerator = Accelerator(
         cpu=on_cpu(),
         mixed_precision="bf16" if is_low(section) else "no",
