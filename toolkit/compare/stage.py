@@ -74,7 +74,8 @@ FIGURES = "compare.json"
 PAGE = "compare.html"
 _PART = "compare"
 
-_HEALED = "healed"
+_MERGED, _HEALED = "merged", "healed"
+"""Models that stand in folders, as further models of a merge."""
 
 MERGE_TITLES: dict[MergeKind, str] = {
     "none": "",
@@ -93,14 +94,14 @@ class MadeWay:
         run: its run under this seed.
         inputs: its models and documents.
         merge: what its merge stage found; None where no merge of it is compared.
-        healed: folder of the healed model; None where none is compared.
+        stored: folders of the merged and the healed model, where they are compared.
     """
 
     way: PlannedWay
     run: Run
     inputs: MergeInputs
     merge: MergeResults | None
-    healed: Path | None
+    stored: Mapping[str, Path]
 
     @property
     def specialist(self) -> Path:
@@ -109,7 +110,7 @@ class MadeWay:
     def candidate_name(self, kind: MergeKind) -> str:
         """The candidate that a kind of merge is, as the validation sets chose it."""
         if kind == "heal":  # where no merge gained, there is nothing to be healed
-            return GENERAL if self.healed is None else _HEALED
+            return _HEALED if _HEALED in self.stored else GENERAL
         if kind == "none" or self.merge is None:
             return SPECIALIST
         return self.merge.chosen if kind == "search" else self.merge.best_plain_mean
@@ -171,7 +172,7 @@ def ensure_comparison(
                     [
                         fingerprint(one.specialist),
                         *(one.candidate_name(kind) for kind in one.way.merges),
-                        *([] if one.healed is None else [fingerprint(one.healed)]),
+                        *map(fingerprint, one.stored.values()),
                     ]
                 )
                 for ways_of_seed in made
@@ -268,16 +269,18 @@ def _make_way(way: PlannedWay, run: Run, seed_words: str, *, again: bool) -> Mad
     heal = run.recipe.heal if "heal" in way.merges else None
     heals_merge = heal is not None and heal.source == "merge"
     needs_merge = heals_merge or bool({"plain", "search"} & set(way.merges))
-    merge = read_results(ensure_merge(run, score_test_again=again)) if needs_merge else None
+    stored: dict[str, Path] = {}
+    if needs_merge:
+        stored[_MERGED] = ensure_merge(run, score_test_again=again)
+    merge = read_results(stored[_MERGED]) if needs_merge else None
     general, specialists = ensure_general(run), ensure_specialists(run)
     if not run.recipe.trains and merge is None:
         refuse_unfit(run, general, specialists)
     others = ensure_models(run)
     inputs = MergeInputs(run.name, run.recipe, general, specialists, ensure_data(run), others)
-    healed = None
     if heal is not None and not (heals_merge and merge is not None and not merge.any_merge):
-        healed = ensure_heal(run, score_test_again=again)
-    return MadeWay(way, run, inputs, merge, healed)
+        stored[_HEALED] = ensure_heal(run, score_test_again=again)
+    return MadeWay(way, run, inputs, merge, stored)
 
 
 def _refuse_other_general(made: Sequence[Sequence[MadeWay]]) -> None:
@@ -386,15 +389,15 @@ def _score_way(
         candidates |= {_line_title(alpha): search.plan.plain_mean(alpha) for alpha in alphas}
     num_scorings = _note_scoring(made, search, candidates, comparison_name)
     log = stage.work / f"scores-{made.run.recipe.seed}-{made.way.name}.json"
-    healed = {title: one for title, one in candidates.items() if one.name == _HEALED}
-    merged = {title: one for title, one in candidates.items() if one.name != _HEALED}
+    stored = {title: one for title, one in candidates.items() if one.name in made.stored}
+    merged = {title: one for title, one in candidates.items() if title not in stored}
     losses = _score(search, merged, sets, log, cache_file(way_stage))
-    if made.healed is not None:
-        # A model beside the two, in a search of its own: scores of merges are kept by all models
+    if stored:
+        # Models beside the two, in a search of its own: scores of merges are kept by all models
         # that they could be of, and those of the merge stage are to be found.
-        inputs = replace(made.inputs, others={**made.inputs.others, _HEALED: made.healed})
+        inputs = replace(made.inputs, others={**made.inputs.others, **made.stored})
         beside = prepare_search(inputs, merge_stage(made.run, inputs))
-        losses |= _score(beside, healed, sets, log, cache_file(way_stage))
+        losses |= _score(beside, stored, sets, log, cache_file(way_stage))
     return num_scorings, losses
 
 
@@ -418,20 +421,15 @@ def _score(
 
 
 def _candidate(made: MadeWay, search: Search, kind: MergeKind) -> Candidate:
-    """The merge that a way takes, as the search knew it."""
+    """The model that a way takes: one of the plain sweep as the search knew it, another as it is
+    stored."""
     name = made.candidate_name(kind)
     if name in (GENERAL, SPECIALIST):
         return endpoint(name)
-    if name == _HEALED:
-        return alone(name)
-    results = made.merge
-    assert results is not None  # noqa: S101  (else it is the specialist)
-    for step in results.ladder:
+    for step in made.merge.ladder if made.merge is not None else ():
         if step.name == name:
             return search.plan.plain_mean(step.alpha)
-    row = next(row for row in results.candidates if row.name == name)
-    space = search.plan.by_name[name.split(" ")[0]]
-    return space.candidate(row.parameters)
+    return alone(_HEALED if kind == "heal" else _MERGED)
 
 
 def _note_scoring(
@@ -448,7 +446,7 @@ def _note_scoring(
         made.run.root / LEDGER, hash_of_test(search.test), {**hashes, _PART: comparison_name}
     )
     keys = sorted(candidate.key for candidate in candidates.values())
-    keys += [] if made.healed is None else [fingerprint(made.healed)]
+    keys += map(fingerprint, made.stored.values())
     name = f"toolkit compare, {comparison_name}: {', '.join(candidates)}"
     ledger.begin(hash_json(keys), name, again=True)
     return ledger.count
@@ -570,7 +568,7 @@ def costs_of(made: MadeWay) -> WayCosts:
     written = None
     if conversations is not None:
         written = read_manifest(conversations)["results"]["num_tokens"]
-    healing = {} if made.healed is None else load_json(made.healed / HEALED)
+    healing = load_json(made.stored[_HEALED] / HEALED) if _HEALED in made.stored else {}
     return WayCosts(
         trained_tokens=tokens,
         train_seconds=tokens / rate if tokens and rate else None,

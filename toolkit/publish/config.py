@@ -9,7 +9,7 @@ from pydantic import Field
 
 from toolkit.section import Count, Section
 
-GgufType = Literal["F32", "F16", "BF16", "Q8_0"]
+GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"]
 Format = Literal["safetensors", "gguf", "adapter"]
 FORMATS: tuple[Format, ...] = ("safetensors", "gguf", "adapter")
 
@@ -78,7 +78,8 @@ class PublishSection(Section):
     """Repository of the merged model in safetensors, which GGUF files are a quantized form of."""
 
     gguf: tuple[GgufType, ...] = ("BF16", "Q8_0")
-    """Types of the GGUF files that `--format gguf` writes."""
+    """Types of the GGUF files that `--format gguf` writes. Q6_K, Q5_K_M and Q4_K_M are llama.cpp's
+    mixtures; they need the extra `gguf`, and weigh their errors by the validation documents."""
 
     adapter_rank: Count = 64
     """Rank of the LoRA that `--format adapter` extracts."""

@@ -205,7 +205,8 @@ def _write_model(
         "base_models": [parent.name for parent in parents if parent.is_published],
     }
     file_stem = repository.rsplit("/", 1)[-1].removesuffix("-GGUF")
-    return write_gguf_files(merged, work, section.gguf, file_stem, gguf_facts)
+    documents = material.data / "validation.jsonl"
+    return write_gguf_files(merged, work, section.gguf, file_stem, gguf_facts, documents=documents)
 
 
 def _extract(merged: Path, base: Path, out: Path, rank: int, seed: int, dtype: str) -> None:
