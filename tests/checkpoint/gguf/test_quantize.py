@@ -136,3 +136,22 @@ def test_without_a_quantizer_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     with pytest.raises(CheckpointError, match=r"cpt-toolkit\[gguf\]"):
         quantize.check_quantizer()
     quantize._library.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "phi3"])
+def test_it_is_what_llama_cpp_quantizes(
+    tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast, name: str
+):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    changes = WIDE if name != "mixtral" else WIDE | {"num_local_experts": 8}
+    model = make_family(name, tmp_path / "model", tiny_tokenizer, **changes)
+    export_gguf(model, tmp_path / "f32.gguf", "F32", name="tiny")
+    export_gguf(model, tmp_path / "ours.gguf", "Q4_K_M", name="tiny")
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
+    paths = [str(tmp_path / f"{part}.gguf").encode() for part in ("f32", "theirs")]
+    assert llama_cpp.llama_model_quantize(*paths, settings) == 0
+    ours = {t.name: t for t in gguf.GGUFReader(tmp_path / "ours.gguf").tensors}
+    for tensor in gguf.GGUFReader(tmp_path / "theirs.gguf").tensors:
+        assert ours[tensor.name].tensor_type == tensor.tensor_type, tensor.name
+        np.testing.assert_array_equal(ours[tensor.name].data, tensor.data)
