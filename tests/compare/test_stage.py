@@ -21,6 +21,8 @@ from toolkit.errors import ConfigError, EvaluationError
 from toolkit.pipeline.models import ensure_cpt
 from toolkit.pipeline.run import Run
 from toolkit.search.candidate_scorer import Bench
+from toolkit.section import replace_values
+from toolkit.select.results import MergeResults, read_results
 from toolkit.stage import Stage, load_json, read_manifest
 
 SLOW = {"recipe": {"train": {"schedule": {"peak_lr": 1e-3}}}, "merges": ["none"]}
@@ -141,7 +143,7 @@ def test_every_part_is_made_once_and_shared(
     assert finished == {}
 
 
-def test_figures_are_those_of_the_merge_stage(project: Path):
+def test_figures_are_those_of_the_merge_stage(project: Path, monkeypatch: pytest.MonkeyPatch):
     results = read_comparison(ensure_comparison(open_tiny(), write_ways(), num_seeds=1))
     report = load_json(Path("runs/tiny/merge/report.json"))
     searched = next(one for one in results.figures if one.title == "plain-recipe + search")
@@ -160,6 +162,16 @@ def test_figures_are_those_of_the_merge_stage(project: Path):
         "general, line α=0.5",
     ]
     assert results.test_scorings == 2
+
+    def rename(folder: Path) -> MergeResults:
+        """As if another method had been chosen, whose merge stands in the folder alone."""
+        return replace_values(read_results(folder), chosen="learned", any_merge=True)
+
+    monkeypatch.setattr("toolkit.compare.stage.read_results", rename)
+    results = read_comparison(ensure_comparison(open_tiny(), write_ways(), num_seeds=1))
+    stored = next(one for one in results.figures if one.title == "plain-recipe + search")
+    assert stored.seeds["3"].candidate == "learned"
+    assert stored.domain_change.estimate == pytest.approx(merge["domain_change"]["estimate"])
 
 
 def test_a_comparison_that_is_stopped_goes_on(

@@ -16,6 +16,7 @@ from tests.helpers.tiny_runs import make_project, open_run
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.errors import ConfigError, EvaluationError
 from toolkit.pipeline import heal as module
+from toolkit.pipeline import own_conversations
 from toolkit.pipeline.heal import HEALED, ensure_heal
 from toolkit.pipeline.models import ensure_cpt, ensure_general
 from toolkit.pipeline.own_conversations import ensure_conversations
@@ -157,6 +158,26 @@ def test_a_killed_healing_continues_to_the_same_bytes(
     assert not (project / "runs/tiny/heal").exists()
     again = ensure_heal(run_with(project, policy=policy))
     assert hash_folder(again, leave_out=FIGURES) == whole
+
+
+def test_one_that_was_killed_while_it_answered_answers_as_it_would_have(
+    project: Path, looks: list[HealLook], monkeypatch: pytest.MonkeyPatch
+):
+    whole = hash_folder(ensure_heal(run_with(project)), leave_out=FIGURES)
+    (project / "runs/tiny/heal").rename(project / "heal-before")
+    looks.clear()
+    truly = own_conversations._write_block
+
+    def killed(*given: Any) -> Any:
+        if looks[1:]:  # the first round was kept
+            raise KeyboardInterrupt
+        return truly(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(own_conversations, "_write_block", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ensure_heal(run_with(project))
+    assert hash_folder(ensure_heal(run_with(project)), leave_out=FIGURES) == whole
 
 
 def test_a_model_without_a_gain_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch):

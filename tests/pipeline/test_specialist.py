@@ -152,6 +152,12 @@ def test_the_average_of_the_last_states(project: Path):
     assert (folder / "tokenizer.json").is_file()
     with pytest.raises(CheckpointError, match="holds 3 states, and 9 are wanted"):
         ensure_average(run, last=9)
+    # As the decay that `anneal` describes would have counted the four steps between the two.
+    average, anneal = {"last": 2, "weights": "anneal"}, {"shape": "linear"}
+    run = open_run(
+        project, {"train": {**CONSTANT, "use": "average", "average": average, "anneal": anneal}}
+    )
+    assert read_manifest(ensure_specialist(run))["results"]["weights"] == pytest.approx([0.5, 0.5])
 
 
 def test_a_use_that_needs_states_says_so():

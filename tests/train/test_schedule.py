@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 
-from toolkit.train.config import ScheduleSection
-from toolkit.train.schedule import learning_rate
+from toolkit.train.config import AnnealSection, ScheduleSection
+from toolkit.train.schedule import anneal_rates, decay_weights, learning_rate
 
 SCHEDULE = ScheduleSection(peak_lr=2e-4, warmup_fraction=0.02, final_lr_fraction=0.1)
 
@@ -59,3 +60,24 @@ def test_constant_stays():
 def test_fractions_must_fit():
     with pytest.raises(ValueError, match="must not exceed 1 together"):
         ScheduleSection(kind="wsd", warmup_fraction=0.5, decay_fraction=0.6)
+
+
+@pytest.mark.parametrize("shape", ["sqrt", "linear", "cosine"])
+def test_a_mean_of_states_is_the_decayed_run_where_gradients_are_given(shape: str):
+    """A linear loss has the same gradients wherever the parameters are."""
+    gradients = np.random.default_rng(1).normal(size=(20, 3))
+    section = AnnealSection.model_validate({"shape": shape, "final_lr_fraction": 0.1})
+    states = np.concatenate([np.zeros((1, 3)), -0.5 * gradients.cumsum(axis=0)])
+    steps = list(range(8, 21))  # a state after each of the last steps
+    weights = decay_weights(steps, section)
+    assert sum(weights) == pytest.approx(1.0)
+    assert min(weights) >= 0.0
+    rates = anneal_rates(8, 12, 0.5, section)
+    decayed = states[8] - sum(rates[step] * gradients[step] for step in range(8, 20))
+    assert weights @ states[steps] == pytest.approx(decayed)
+
+
+def test_states_far_apart_share_the_mean_rate_of_their_steps():
+    # Steps 0 to 3 at 0.8, 0.6, 0.4, 0.2: changes of two steps count 0.7 and 0.3.
+    weights = decay_weights([0, 2, 4], AnnealSection(shape="linear"))
+    assert weights == pytest.approx([0.3, 0.4, 0.3])

@@ -5,6 +5,7 @@ RECIPE/…, RECIPE/ways/WAY/…, each with seeds/SEED/… ─► RECIPE/compare/
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,7 @@ from toolkit.pipeline.repeat import are_documents_the_same
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.specialist import own_conversations
 from toolkit.pipeline.stages import ensure_merge, merge_stage, prompt_hashes
-from toolkit.progress import progress, say
+from toolkit.progress import say
 from toolkit.search.run import Scorer
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alone, endpoint
 from toolkit.search.worker import Outcome
@@ -74,7 +75,8 @@ FIGURES = "compare.json"
 PAGE = "compare.html"
 _PART = "compare"
 
-_HEALED = "healed"
+_MERGED, _HEALED = "merged", "healed"
+"""Models that stand in folders, as further models of a merge."""
 
 MERGE_TITLES: dict[MergeKind, str] = {
     "none": "",
@@ -93,14 +95,14 @@ class MadeWay:
         run: its run under this seed.
         inputs: its models and documents.
         merge: what its merge stage found; None where no merge of it is compared.
-        healed: folder of the healed model; None where none is compared.
+        stored: folders of the merged and the healed model, where they are compared.
     """
 
     way: PlannedWay
     run: Run
     inputs: MergeInputs
     merge: MergeResults | None
-    healed: Path | None
+    stored: Mapping[str, Path]
 
     @property
     def specialist(self) -> Path:
@@ -109,7 +111,7 @@ class MadeWay:
     def candidate_name(self, kind: MergeKind) -> str:
         """The candidate that a kind of merge is, as the validation sets chose it."""
         if kind == "heal":  # where no merge gained, there is nothing to be healed
-            return GENERAL if self.healed is None else _HEALED
+            return _HEALED if _HEALED in self.stored else GENERAL
         if kind == "none" or self.merge is None:
             return SPECIALIST
         return self.merge.chosen if kind == "search" else self.merge.best_plain_mean
@@ -171,7 +173,7 @@ def ensure_comparison(
                     [
                         fingerprint(one.specialist),
                         *(one.candidate_name(kind) for kind in one.way.merges),
-                        *([] if one.healed is None else [fingerprint(one.healed)]),
+                        *map(fingerprint, one.stored.values()),
                     ]
                 )
                 for ways_of_seed in made
@@ -268,16 +270,18 @@ def _make_way(way: PlannedWay, run: Run, seed_words: str, *, again: bool) -> Mad
     heal = run.recipe.heal if "heal" in way.merges else None
     heals_merge = heal is not None and heal.source == "merge"
     needs_merge = heals_merge or bool({"plain", "search"} & set(way.merges))
-    merge = read_results(ensure_merge(run, score_test_again=again)) if needs_merge else None
+    stored: dict[str, Path] = {}
+    if needs_merge:
+        stored[_MERGED] = ensure_merge(run, score_test_again=again)
+    merge = read_results(stored[_MERGED]) if needs_merge else None
     general, specialists = ensure_general(run), ensure_specialists(run)
     if not run.recipe.trains and merge is None:
         refuse_unfit(run, general, specialists)
     others = ensure_models(run)
     inputs = MergeInputs(run.name, run.recipe, general, specialists, ensure_data(run), others)
-    healed = None
     if heal is not None and not (heals_merge and merge is not None and not merge.any_merge):
-        healed = ensure_heal(run, score_test_again=again)
-    return MadeWay(way, run, inputs, merge, healed)
+        stored[_HEALED] = ensure_heal(run, score_test_again=again)
+    return MadeWay(way, run, inputs, merge, stored)
 
 
 def _refuse_other_general(made: Sequence[Sequence[MadeWay]]) -> None:
@@ -323,17 +327,16 @@ def run_comparison(
     sets = load_sets(evaluate, first.inputs.data, first.inputs.general, "test")
     columns: dict[str, dict[str, list[list[float]]]] = {}
     num_scorings = 0
-    num_models = sum(map(len, made))
-    with progress("comparison, ways scored", num_models) as advance:
-        for ways_of_seed in made:
-            for one in ways_of_seed:
-                alphas = comparison.section.alphas if one.way is comparison.reference else ()
-                num_before, losses = _score_way(one, sets, alphas, comparison.name, stage)
-                num_scorings = num_before if one is first else num_scorings
-                for model, by_set in losses.items():
-                    for name, values in by_set.items():
-                        columns.setdefault(model, {}).setdefault(name, []).append(values)
-                advance(1, one.way.name)
+    all_made = [one for ways_of_seed in made for one in ways_of_seed]
+    for number, one in enumerate(all_made, start=1):
+        alphas = comparison.section.alphas if one.way is comparison.reference else ()
+        num_before, losses = _score_way(one, sets, alphas, comparison.name, stage)
+        num_scorings = num_before if one is first else num_scorings
+        for model, by_set in losses.items():
+            for name, values in by_set.items():
+                columns.setdefault(model, {}).setdefault(name, []).append(values)
+        seed = one.run.recipe.seed
+        say(f"  scored {number} of {len(all_made)}: {one.way.name}, seed {seed}")
     scored = ScoredWays(
         sets,
         set_weights(run.recipe, sets),
@@ -376,7 +379,7 @@ def _score_way(
         How often the test documents were scored, and the losses.
     """
     way_stage = merge_stage(made.run, made.inputs)
-    search = prepare_search(made.inputs, way_stage)
+    search = _prepare_silently(made.inputs, way_stage)
     candidates = {
         _title(made.way.name, kind): _candidate(made, search, kind) for kind in made.way.merges
     }
@@ -386,16 +389,22 @@ def _score_way(
         candidates |= {_line_title(alpha): search.plan.plain_mean(alpha) for alpha in alphas}
     num_scorings = _note_scoring(made, search, candidates, comparison_name)
     log = stage.work / f"scores-{made.run.recipe.seed}-{made.way.name}.json"
-    healed = {title: one for title, one in candidates.items() if one.name == _HEALED}
-    merged = {title: one for title, one in candidates.items() if one.name != _HEALED}
+    stored = {title: one for title, one in candidates.items() if one.name in made.stored}
+    merged = {title: one for title, one in candidates.items() if title not in stored}
     losses = _score(search, merged, sets, log, cache_file(way_stage))
-    if made.healed is not None:
-        # A model beside the two, in a search of its own: scores of merges are kept by all models
+    if stored:
+        # Models beside the two, in a search of its own: scores of merges are kept by all models
         # that they could be of, and those of the merge stage are to be found.
-        inputs = replace(made.inputs, others={**made.inputs.others, _HEALED: made.healed})
-        beside = prepare_search(inputs, merge_stage(made.run, inputs))
-        losses |= _score(beside, healed, sets, log, cache_file(way_stage))
+        inputs = replace(made.inputs, others={**made.inputs.others, **made.stored})
+        beside = _prepare_silently(inputs, merge_stage(made.run, inputs))
+        losses |= _score(beside, stored, sets, log, cache_file(way_stage))
     return num_scorings, losses
+
+
+def _prepare_silently(inputs: MergeInputs, stage: Stage) -> Search:
+    """What the merge stage has said of its sets and merges is not said again for every way."""
+    with contextlib.redirect_stdout(None):
+        return prepare_search(inputs, stage)
 
 
 def _score(
@@ -418,20 +427,15 @@ def _score(
 
 
 def _candidate(made: MadeWay, search: Search, kind: MergeKind) -> Candidate:
-    """The merge that a way takes, as the search knew it."""
+    """The model that a way takes: one of the plain sweep as the search knew it, another as it is
+    stored."""
     name = made.candidate_name(kind)
     if name in (GENERAL, SPECIALIST):
         return endpoint(name)
-    if name == _HEALED:
-        return alone(name)
-    results = made.merge
-    assert results is not None  # noqa: S101  (else it is the specialist)
-    for step in results.ladder:
+    for step in made.merge.ladder if made.merge is not None else ():
         if step.name == name:
             return search.plan.plain_mean(step.alpha)
-    row = next(row for row in results.candidates if row.name == name)
-    space = search.plan.by_name[name.split(" ")[0]]
-    return space.candidate(row.parameters)
+    return alone(_HEALED if kind == "heal" else _MERGED)
 
 
 def _note_scoring(
@@ -448,7 +452,7 @@ def _note_scoring(
         made.run.root / LEDGER, hash_of_test(search.test), {**hashes, _PART: comparison_name}
     )
     keys = sorted(candidate.key for candidate in candidates.values())
-    keys += [] if made.healed is None else [fingerprint(made.healed)]
+    keys += map(fingerprint, made.stored.values())
     name = f"toolkit compare, {comparison_name}: {', '.join(candidates)}"
     ledger.begin(hash_json(keys), name, again=True)
     return ledger.count
@@ -570,7 +574,7 @@ def costs_of(made: MadeWay) -> WayCosts:
     written = None
     if conversations is not None:
         written = read_manifest(conversations)["results"]["num_tokens"]
-    healing = {} if made.healed is None else load_json(made.healed / HEALED)
+    healing = load_json(made.stored[_HEALED] / HEALED) if _HEALED in made.stored else {}
     return WayCosts(
         trained_tokens=tokens,
         train_seconds=tokens / rate if tokens and rate else None,

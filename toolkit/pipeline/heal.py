@@ -42,6 +42,7 @@ from toolkit.pipeline.run import Run
 from toolkit.pipeline.stages import ensure_merge
 from toolkit.progress import say
 from toolkit.recipe.schema import Recipe
+from toolkit.search.candidate_scorer import device_of
 from toolkit.search.config import RaceSection
 from toolkit.search.objective import Losses
 from toolkit.search.space import GENERAL, SPECIALIST
@@ -218,7 +219,7 @@ def run_heal(inputs: HealInputs, stage: Stage, *, score_test_again: bool = False
         state = heal_model(
             model,
             section,
-            _rounds(inputs, stage, work, student),
+            _rounds(inputs, stage, work, student, lambda: examiner.take(model)),
             examiner.look_at_source(),
             examiner.look,
             seed=seed,
@@ -244,20 +245,32 @@ def _choice(stage: Stage) -> str:
 def _load_student(source: Path, dtype: torch.dtype) -> Speaker:
     """A copy of the model that learns, as it would be stored: it answers and is scored."""
     student = load_speaker(source)
-    return replace(student, model=student.model.to(dtype))
+    return replace(student, model=student.model.to(device=device_of(0), dtype=dtype))
 
 
 def _rounds(
-    inputs: HealInputs, stage: Stage, work: Path, student: Speaker
+    inputs: HealInputs, stage: Stage, work: Path, student: Speaker, take: Callable[[], None]
 ) -> Iterator[list[Conversation]]:
+    """Conversations of every round.
+
+    Args:
+        inputs: what the stage is made from.
+        stage: the heal stage.
+        work: folder that it works in.
+        student: the model that answers.
+        take: makes the student what the model is now; of a killed healing that continues it was not
+            scored since.
+    """
     if inputs.conversations is not None:
         stored = load_conversations(inputs.conversations / CONVERSATIONS)
         yield from _cut_rounds(stored, inputs.section.num_tokens)
         return
     prompts = retention_texts(inputs.run.recipe.evaluate)
     writing = inputs.section.as_distillation()
-    for block in write_blocks(writing, stage.seed, work, inputs.general, prompts, student):
-        if block.conversations:
+    blocks = write_blocks(writing, stage.seed, work, inputs.general, prompts, student)
+    while True:
+        take()
+        if (block := next(blocks)).conversations:
             yield block.conversations
 
 
@@ -352,7 +365,7 @@ class Examiner:
 
 
 def _load_lazily(folder: Path, student: Speaker) -> Callable[[], Any]:
-    return lambda: load_causal_model(folder, student.model.dtype)
+    return lambda: load_causal_model(folder, student.model.dtype).to(student.model.device)
 
 
 def _name_of(role: str, stage: Stage) -> str:

@@ -17,7 +17,7 @@ from toolkit.checkpoint.folder import stored_dtype
 from toolkit.checkpoint.load import load_causal_model
 from toolkit.checkpoint.write import dtype_name
 from toolkit.data.config import SplitName
-from toolkit.errors import ConfigError
+from toolkit.errors import ConfigError, ToolkitError
 from toolkit.evaluate.cache import ScoreCache
 from toolkit.evaluate.load import load_sets, refuse_overlap, refuse_too_few
 from toolkit.evaluate.sets import EvaluationSet
@@ -345,6 +345,11 @@ def join_search(search: Search, stage: Stage, *, number: int) -> None:
         ToolkitError: there is none, or its storage cannot be reached.
         ConfigError: it is one of another recipe.
     """
+    if search.recipe.search.learned is not None and search.plan.learned is None:
+        raise ToolkitError(
+            f"{stage.work / LEARNED}: is not there, and the search has a merge whose weights were "
+            "learned; let the worker see the folder of the run."
+        )
     study = Study(
         search.inputs.place(stage.work),
         search.inputs.study,

@@ -21,7 +21,7 @@ from toolkit.progress import say
 from toolkit.section import replace_values
 from toolkit.stage import Stage, content_hash, hash_folder, hash_json
 from toolkit.train.config import TrainSection, identity_of, watch_decides, without_effect
-from toolkit.train.schedule import anneal_rates, constant_steps, learning_rate
+from toolkit.train.schedule import anneal_rates, constant_steps, decay_weights, learning_rate
 
 
 def data_stage(
@@ -287,7 +287,11 @@ def average_specialist(run: Run, cpt: Path, *, last: int | None = None) -> Path:
     steps = saved_steps(states)[-wanted:]
     if len(steps) < wanted:
         raise _too_few(states, len(steps), wanted)
-    weights = average_weights(len(steps), section.decay if section.weights != "uniform" else None)
+    if section.weights == "anneal":
+        weights = decay_weights(steps, run.recipe.train.anneal)
+    else:
+        decay = section.decay if section.weights == "exponential" else None
+        weights = average_weights(len(steps), decay)
     config: dict[str, object] = {"steps": steps, "weights": weights}
     stage = run.stage("cpt-average", config, {"cpt": content_hash(cpt)})
 

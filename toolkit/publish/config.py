@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from toolkit.section import Count, Section
 
-GgufType = Literal["F32", "F16", "BF16", "Q8_0"]
+GgufType = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"]
 Format = Literal["safetensors", "gguf", "adapter"]
 FORMATS: tuple[Format, ...] = ("safetensors", "gguf", "adapter")
 
@@ -78,7 +78,13 @@ class PublishSection(Section):
     """Repository of the merged model in safetensors, which GGUF files are a quantized form of."""
 
     gguf: tuple[GgufType, ...] = ("BF16", "Q8_0")
-    """Types of the GGUF files that `--format gguf` writes."""
+    """Types of the GGUF files that `--format gguf` writes. Q6_K, Q5_K_M and Q4_K_M are llama.cpp's
+    mixtures; they need the extra `gguf`, and weigh their errors by the validation documents."""
+
+    gguf_tolerance: Annotated[float, Field(ge=0.0)] | None = 0.05
+    """Largest loss of a file that is not the merge exactly, against the merge on each test set: as
+    a share of the merge's figure, or of answers where those are right or wrong. The check `files`
+    fails where a loss is surely (95 %) larger; null scores no files."""
 
     adapter_rank: Count = 64
     """Rank of the LoRA that `--format adapter` extracts."""

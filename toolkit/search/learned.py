@@ -381,14 +381,16 @@ def _descend(
 
 
 def _batches(items: EvaluationSet, order: Sequence[int], num_tokens: int) -> Iterator[list[int]]:
-    """Items of about so many tokens, again and again in the same order."""
-    batch: list[int] = []
+    """Items of about so many tokens, again and again in the same order, none twice in a batch."""
     while True:
+        batch: list[int] = []
         for row in order:
             batch.append(row)
             if sum(len(items.sequences[one][0]) for one in batch) >= num_tokens:
                 yield batch
                 batch = []
+        if batch:
+            yield batch
 
 
 def save_learned(path: Path, candidate: Candidate, figures: Mapping[str, object]) -> None:

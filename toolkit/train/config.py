@@ -213,8 +213,10 @@ class AverageSection(Section):
     last: Annotated[int, Field(ge=2), at_most("COUNT")] = 4
     """How many of the latest states; `save_total_limit` must keep as many."""
 
-    weights: Literal["uniform", "exponential"] = "uniform"
-    """`exponential`: each state counts `decay` times as much as the one after it."""
+    weights: Literal["uniform", "exponential", "anneal"] = "uniform"
+    """`exponential`: each state counts `decay` times as much as the one after it. `anneal`: as the
+    rates of `train.anneal` (its shape and end) would have counted the steps between the states,
+    which emulates that decay without training it."""
 
     decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.7
     """For `exponential` weights."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from toolkit.train.config import AnnealSection, ScheduleSection, TrainSection
@@ -176,6 +177,36 @@ def anneal_rates(
         * annealed((n + 1) / (steps + 1), section.final_lr_fraction, section.shape)
         for n in range(steps)
     }
+
+
+def decay_weights(steps: Sequence[int], section: AnnealSection) -> list[float]:
+    """Weights of kept states in a mean that emulates a decay between the first and the last.
+
+    The mean of states is the first one plus their changes, each as often as the weights from it on
+    sum to. So these sums are the rates that a decay would have given the steps of each change,
+    against the constant one: exact where gradients do not depend on the parameters.
+
+    Args:
+        steps: of the states, ascending.
+        section: shape and end of the decay.
+
+    Returns:
+        Weights that sum to 1, the first state's first.
+
+    Reference:
+        Tian et al. 2025, WSM: decay-free learning rate schedule via checkpoint merging,
+        https://arxiv.org/abs/2507.17634.
+
+    >>> decay_weights([10, 11, 12, 13], AnnealSection(shape="linear"))
+    [0.25, 0.25, 0.25, 0.25]
+    """
+    rates = anneal_rates(steps[0], steps[-1] - steps[0], 1.0, section)
+    shares = [
+        sum(rates[step] for step in range(first, last)) / (last - first)
+        for first, last in pairwise(steps)
+    ]
+    sums = [1.0, *shares, 0.0]
+    return [sums[place] - sums[place + 1] for place in range(len(steps))]
 
 
 def _cosine(way_down: float, final_lr_fraction: float) -> float:

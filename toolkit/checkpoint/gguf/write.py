@@ -23,24 +23,43 @@ from toolkit.checkpoint.gguf.families import (
     rope_values,
     window_rope_values,
 )
-from toolkit.checkpoint.gguf.tensors import plan_tensors
+from toolkit.checkpoint.gguf.quantize import (
+    K_TYPES,
+    TensorShape,
+    check_quantizer,
+    choose_types,
+    is_quantized,
+    quantize_tensor,
+)
+from toolkit.checkpoint.gguf.tensors import Array, GgufTensor, plan_tensors
 from toolkit.checkpoint.gguf.vocabulary import GgufVocabulary, read_vocabulary
 from toolkit.checkpoint.open import open_checkpoint
+from toolkit.checkpoint.read import Checkpoint
 from toolkit.errors import CheckpointError
 from toolkit.leftovers import appearing_file
 
 
 def export_gguf(
-    folder: Path, path: Path, kind: str, *, name: str, facts: Mapping[str, Any] | None = None
-) -> None:
+    folder: Path,
+    path: Path,
+    kind: str,
+    *,
+    name: str,
+    facts: Mapping[str, Any] | None = None,
+    importance: Mapping[str, Array] | None = None,
+) -> list[str]:
     """Write a model folder as one GGUF file. The same folder gives the same bytes.
 
     Args:
         folder: of the model, in the transformers layout.
         path: the file to write.
-        kind: type of the matrices: F32, F16, BF16 or Q8_0.
+        kind: type of the matrices: F32, F16, BF16, Q8_0 or one of `K_TYPES`.
         name: of the model, for its metadata.
         facts: `license`, `license_link`, `languages` and `base_models` for the metadata.
+        importance: of the entries of a row, by name of the tensor in the file; for K-quants.
+
+    Returns:
+        Tensors whose rows the type does not fit, each with what it has instead.
 
     Raises:
         CheckpointError: llama.cpp does not know the model's family, or computes this one otherwise.
@@ -54,18 +73,43 @@ def export_gguf(
     vocabulary = read_vocabulary(folder, int(config.vocab_size))
     checkpoint = open_checkpoint(folder)
     tensors = plan_tensors(checkpoint, config, family)
+    shapes = [_shape(tensor, checkpoint) for tensor in tensors]
+    types = _types(kind, shapes, config)
     with appearing_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, family.architecture)
         _write_settings(writer, config, family, kind)
         _write_facts(writer, name, facts or {})
         _write_vocabulary(writer, vocabulary)
         for tensor in tensors:
-            data, raw_type = _encode(tensor.read(checkpoint), kind, tensor.name)
+            weights = (importance or {}).get(tensor.name)
+            data = _encode(tensor.read(checkpoint), types[tensor.name], tensor.name, weights)
+            raw_type = gguf.GGMLQuantizationType[types[tensor.name]]
             writer.add_tensor(tensor.name, data, raw_dtype=raw_type)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+    block = 256 if kind in K_TYPES else gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]
+    rows = {shape.name: shape.shape[-1] for shape in shapes if is_quantized(shape)}
+    return [f"{name}: {types[name]}" for name, size in rows.items() if size % block]
+
+
+def _shape(tensor: GgufTensor, checkpoint: Checkpoint) -> TensorShape:
+    if tensor.values is not None:
+        return TensorShape(tensor.name, tensor.values.shape)
+    shape = checkpoint.info(tensor.sources[0]).shape
+    num_experts = len(tensor.sources)
+    return TensorShape(tensor.name, (num_experts, *shape) if num_experts > 1 else shape)
+
+
+def _types(kind: str, shapes: Sequence[TensorShape], config: Any) -> dict[str, str]:
+    """ggml's type of each tensor: as it was asked for, where its shape allows that."""
+    if kind in K_TYPES:
+        check_quantizer()
+        return choose_types(kind, shapes, config)
+    # llama.cpp falls back to F16 where a row is no whole number of blocks.
+    types = {s.name: "F16" if kind == "Q8_0" and s.shape[-1] % 32 else kind for s in shapes}
+    return {s.name: types[s.name] if is_quantized(s) else "F32" for s in shapes}
 
 
 def _write_settings(writer: Any, config: Any, family: GgufFamily, kind: str) -> None:
@@ -91,8 +135,8 @@ def _write_settings(writer: Any, config: Any, family: GgufFamily, kind: str) -> 
     ):
         if (value := getattr(config, key, None)) is not None:
             write(value)
-    types = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
-    writer.add_file_type(int(gguf.LlamaFileType[types[kind]]))
+    file_type = "ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"
+    writer.add_file_type(int(gguf.LlamaFileType[file_type]))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
@@ -174,18 +218,15 @@ def _write_vocabulary(writer: Any, vocabulary: GgufVocabulary) -> None:
         writer.add_chat_template(vocabulary.chat_template)
 
 
-def _encode(array: NDArray[np.float32], kind: str, name: str) -> tuple[NDArray[Any], Any]:
-    """The stored form; vectors stay float32, as in llama.cpp's own files."""
+def _encode(array: Array, kind: str, name: str, importance: Array | None) -> NDArray[Any]:
+    """The stored form of a tensor."""
     import gguf
 
-    # Norms and the routers of experts too, as in llama.cpp's own files.
-    if array.ndim == 1 or kind == "F32" or "ffn_gate_inp" in name:
-        return array, None
-    wanted = gguf.GGMLQuantizationType[kind]
-    block_size = gguf.GGML_QUANT_SIZES[wanted][0]
-    if array.shape[-1] % block_size:
-        # llama.cpp falls back to F16 where a row is no whole number of blocks.
-        wanted = gguf.GGMLQuantizationType.F16
-    if wanted == gguf.GGMLQuantizationType.F16 and np.abs(array).max() > np.finfo(np.float16).max:
+    if kind == "F32":
+        return array
+    if kind not in ("F16", "BF16", "Q8_0") or importance is not None:
+        return quantize_tensor(array, kind, name, importance)
+    if kind == "F16" and np.abs(array).max() > np.finfo(np.float16).max:
         raise CheckpointError(f"{name}: has entries beyond float16's range; write BF16 instead.")
-    return gguf.quants.quantize(array, wanted), wanted
+    encoded: NDArray[Any] = gguf.quants.quantize(array, gguf.GGMLQuantizationType[kind])
+    return encoded
