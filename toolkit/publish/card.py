@@ -266,6 +266,8 @@ def _measured(facts: CardFacts) -> str:
     ]
     if facts.format != "safetensors":
         lines.insert(1, "The figures are those of the merged model in full, not of these files.")
+    if facts.format == "gguf":
+        lines[1] += " What each file loses against it stands in the table above."
     return "\n\n".join(lines)
 
 
