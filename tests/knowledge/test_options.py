@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import pytest
+
 from tests.helpers.facts import facts_of
 from toolkit.knowledge.options import choose_rivals, find_rivals, is_other, write_prompt
 
@@ -25,26 +27,30 @@ def test_a_wrong_option_is_wrong_and_of_the_same_size():
 def test_rivals_of_the_very_form_come_first():
     pools = {
         "amount $### million": ["$201 million", "$340 million"],
-        "amount $# million": ["$201 million", "$340 million", "$12 million", "$4,000 million"],
+        "amount $# million": ["$201 million", "$340 million", "$52 million", "$4,000 million"],
     }
     assert find_rivals(FACT, pools, 0)[0] == "$340 million"
-    assert set(find_rivals(FACT, pools, 0)) == {"$340 million", "$12 million", "$4,000 million"}
+    assert set(find_rivals(FACT, pools, 0)) == {"$340 million", "$52 million"}
 
 
-def test_a_model_that_knows_nothing_is_right_by_chance():
-    """Whether it is the one that the options were chosen by, or another."""
+@pytest.mark.parametrize("lead", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("error", [0.5, 1.0, 2.0])
+def test_a_model_that_knows_no_more_is_right_by_chance(lead: float, error: float):
+    """Whether it is the one that the options were chosen by, or another with errors of its own."""
     chance = random.Random(0)  # noqa: S311  (no secrets)
-    num_right = {"same": 0, "other": 0}
-    for _ in range(4000):
-        scores = [chance.gauss(0.0, 2.0) for _ in range(9)]
+    num_right, num_asked = {"same": 0, "other": 0}, 0
+    while num_asked < 4000:
+        scores = [lead + chance.gauss(0.0, 2.0), *(chance.gauss(0.0, 2.0) for _ in range(8))]
+        if max(scores) == scores[0]:
+            continue  # known
+        num_asked += 1
         places = choose_rivals(scores[0], scores[1:], 3, chance.random())
         shown = [scores[0], *(scores[1 + place] for place in places)]
-        other = [score + chance.gauss(0.0, 1.0) for score in shown]
+        other = [score + chance.gauss(0.0, error) for score in shown]
         num_right["same"] += max(shown) == shown[0]
         num_right["other"] += max(other) == other[0]
-    # Chance is 0.25; at the ends of the order there is not always room above or below.
-    assert 0.2 < num_right["same"] / 4000 < 0.3
-    assert 0.2 < num_right["other"] / 4000 < 0.3
+    assert 0.19 < num_right["same"] / 4000 < 0.31
+    assert abs(num_right["same"] - num_right["other"]) < 0.025 * 4000
 
 
 def test_a_prompt_says_whom_it_is_about_and_ends_before_the_blank():

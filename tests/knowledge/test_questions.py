@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from tests.helpers.tiny_runs import make_project, open_run
+from tests.helpers.writing_endpoint import Endpoint, serve_endpoint
+from toolkit.data.split import stable_unit
 from toolkit.errors import DataError, EvaluationError, ToolkitError
 from toolkit.evaluate.config import MultipleChoiceSection
 from toolkit.evaluate.questions import load_questions
@@ -56,9 +58,9 @@ def project(tmp_path: Path, make_model: Callable[..., Path], monkeypatch: pytest
 
 
 def read_options(asked: Sequence[tuple[str, Sequence[str]]], *_model: Any) -> list[list[float]]:
-    """As a model that finds what stands in the prompt, and else prefers short answers."""
+    """As a model that finds what stands in the prompt, and else has likings of its own."""
     return [
-        [(5.0 if option in prompt else 0.0) - len(option) / 10.0 for option in choices]
+        [(5.0 if option in prompt else 0.0) + stable_unit("liked", option) for option in choices]
         for prompt, choices in asked
     ]
 
@@ -201,3 +203,56 @@ def test_two_writers_at_once(project: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("toolkit.pipeline.questions.ensure_facts", write_again)
     with pytest.raises(ToolkitError, match="another process is writing questions"):
         write_questions(run_of(project))
+
+
+def three_questions(prompt: str) -> str:
+    """As a talkative model: one good question, one without wrong answers, one that tells."""
+    amount = next(word for word in prompt.split() if word.startswith("$"))
+    wrong = ["$5 million", "$6 million", "$7 million", "$8 million"]
+    questions_written = [
+        {"question": "For how much?", "answer": f"{amount} million", "wrong": wrong},
+        {"question": "When was it?", "answer": "Never.", "wrong": ["Always."]},
+        {"question": "Were $9 million paid?", "answer": "$9 million", "wrong": wrong},
+        "nonsense",
+    ]  # fmt: skip
+    return f"Sure! Here they are:\n{json.dumps(questions_written)}\nGood luck!"
+
+
+def test_a_model_s_questions_are_kept_by_the_same_rule(project: Path):
+    with serve_endpoint(Endpoint(answer=three_questions)) as endpoint:
+        writer = {"endpoint": endpoint.address, "model": "w-1", "license": "mit"}
+        folder = write_questions(run_of(project, writer=writer))
+        free = [row for row in rows_of(folder / "evaluation.jsonl") if row["kind"] == "free"]
+        assert {row["written_by"] for row in free} == {"w-1"}
+        assert all("Question: For how much?" in row["question"] for row in free)
+        assert len(free) == len({row["document"] for row in free}) > 0
+        num_asked = len(endpoint.prompts)
+        write_questions(run_of(project, writer={**writer, "timeout_seconds": 5}))
+        assert len(endpoint.prompts) == num_asked
+
+
+def test_what_a_writer_wrote_is_kept_when_it_breaks_off(project: Path):
+    with serve_endpoint(Endpoint(answer=three_questions)) as endpoint:
+        writer = {
+            "endpoint": endpoint.address, "model": "w-1", "license": "mit", "num_retries": 0,
+        }  # fmt: skip
+
+        def break_off(prompt: str) -> str:
+            endpoint.status = 500 if len(endpoint.prompts) == 3 else 200
+            return three_questions(prompt)
+
+        endpoint.answer = break_off
+        with pytest.raises(EvaluationError, match="answers 500"):
+            write_questions(run_of(project, writer=writer))
+        endpoint.prompts.clear()
+        endpoint.answer = three_questions
+        endpoint.status = 200
+        write_questions(run_of(project, writer=writer))
+        assert len(endpoint.prompts) == 14  # of 16 passages; two were written before
+
+
+def test_a_writer_of_nothing_usable(project: Path):
+    with serve_endpoint(Endpoint(answer=lambda _prompt: "I cannot do that.")) as endpoint:
+        writer = {"endpoint": endpoint.address, "model": "w-1", "license": "mit"}
+        with pytest.raises(EvaluationError, match="no question that can be used, but 'I cannot"):
+            write_questions(run_of(project, writer=writer))

@@ -29,7 +29,12 @@ RECIPE: dict[str, Any] = {
             "web": {"role": "general", "files": ["web.jsonl"]},
         }
     },
-    "publish": {"language": ["en"], "adapter_rank": 4, "gguf": ["F32", "Q8_0"]},
+    "publish": {
+        "language": ["en"],
+        "adapter_rank": 4,
+        "gguf": ["F32", "Q8_0"],
+        "gguf_tolerance": None,
+    },
 }
 
 

@@ -193,7 +193,7 @@ def test_nothing_is_sent_or_kept_when_a_check_fails(
     make_material: Callable[..., Material], recipe_values: dict[str, Any]
 ):
     material = make_material(recipe_values, results={**RESULTS, "test_scorings": 2})
-    with pytest.raises(PublishError, match=r"1 of 12 checks failed \(test\)"):
+    with pytest.raises(PublishError, match=r"1 of 13 checks failed \(test\)"):
         make(material)
     assert not (material.root / "publish/safetensors").exists()
     assert not (material.root / "publish/safetensors.refused" / SUMS).exists()

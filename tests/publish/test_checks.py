@@ -250,7 +250,7 @@ def test_all_failures_are_shown_at_once(subject: CheckedBundle, capsys: pytest.C
         assert f"failed    {name}" in shown
     assert "accepted  merge      wanted" in shown
     assert "passed    weights" in shown
-    with pytest.raises(PublishError, match=r"3 of 12 checks failed \(private, pickles, test\)"):
+    with pytest.raises(PublishError, match=r"3 of 13 checks failed \(private, pickles, test\)"):
         refuse_failed(findings, Path("x"))
     refuse_failed([CheckResult("test", ("f",), "", "reason")], Path("x"))
 

@@ -29,6 +29,15 @@ def data_run(recipe: RecipeName, runs: Runs = Path("runs"), verify: Verify = Fal
     ensure_data(Run.open(recipe, runs))
 
 
+@data_app.command("write")
+def data_write(recipe: RecipeName, runs: Runs = Path("runs")) -> None:
+    """Write more text from a recipe's training documents, by patterns and by a model."""
+    from toolkit.pipeline.run import Run
+    from toolkit.pipeline.written_texts import write_texts_of
+
+    write_texts_of(Run.open(recipe, runs))
+
+
 @cpt_app.command("run")
 def cpt_run(
     recipe: RecipeName,

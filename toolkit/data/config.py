@@ -194,6 +194,11 @@ class SourceSection(Section):
     `reports.zip//2023/*.pdf` means some of its files. `{stdlib}` is the running Python's standard
     library."""
 
+    written_from: str | None = None
+    """Name of the source whose training documents the texts in `files` were written from, by
+    `toolkit data write`. All of them are for training; those whose document this recipe has in
+    another split are left out."""
+
     exclude: tuple[str, ...] = ()
     """Patterns of file names, or of paths below the first `*`, to leave out of `files`."""
 
@@ -252,8 +257,21 @@ class SourceSection(Section):
     license: str | None = None
     """Terms of the documents, for the manifest and the model card."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_written(cls, values: Any) -> Any:
+        """Texts that were written name themselves and their groups, and are for training alone."""
+        if not isinstance(values, dict) or values.get("written_from") is None:
+            return values
+        return {"id_field": "id", "group_field": "group", "split": {"train": {}}, **values}
+
     @model_validator(mode="after")
     def _one_place(self) -> Self:
+        if self.written_from is not None and (self.files is None or set(self.split) != {"train"}):
+            raise ValueError(
+                "written_from: belongs to files of written texts, which are for training alone; "
+                "leave split out"
+            )
         places = ("artifact", "hub", "edgar", "files")
         given = [name for name in places if getattr(self, name) is not None]
         if len(given) != 1:
@@ -447,6 +465,15 @@ class DataSection(Section):
     def _roles(self) -> Self:
         if "domain" not in self.roles:
             raise ValueError("sources: none has role domain, so there is nothing to learn")
+        for name, source in self.sources.items():
+            parent = source.written_from
+            if parent is None:
+                continue
+            if parent not in self.sources or self.sources[parent].written_from is not None:
+                raise ValueError(
+                    f"sources.{name}.written_from: there is no source of documents {parent!r}; "
+                    f"sources: {', '.join(self.sources)}"
+                )
         for number, stage in enumerate(self.stages):
             for name in stage.mixture:
                 if name not in self.sources:
@@ -494,8 +521,9 @@ def identity_of_data(section: DataSection) -> dict[str, object]:
     for source in values["sources"].values():
         del source["tokens"]
         del source["specialist"]  # decides how figures are weighted, not what is read
-        if source["group_folders"] is None:
-            del source["group_folders"]
+        for key in ("group_folders", "written_from"):
+            if source[key] is None:
+                del source[key]
     if section.fim.piece_characters is None:
         del values["fim"]["piece_characters"]
     return values

@@ -181,6 +181,7 @@ class _DataRun:
                 folder=texts,
                 tokenizer=self.tokenizer_folder,
                 workers=self.workers,
+                parent=self.section.sources.get(source.written_from or ""),
             )
             _refuse_no_targets(name, source, found)
             num_read = found.counts.get("read", 0)

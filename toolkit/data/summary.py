@@ -24,6 +24,7 @@ _ORDER = (
     "short",
     "long",
     "repetitive",
+    "from documents of another split",
     "in no split",
     "repeated",
     "nearly repeated",

@@ -27,7 +27,7 @@ from toolkit.data.sources import Document, read_documents
 from toolkit.data.split import assign_split, open_mask, stable_unit
 from toolkit.data.words import I64, spread, take_rows
 from toolkit.data.workers import WorkerProcesses
-from toolkit.errors import ToolkitError
+from toolkit.errors import DataError, ToolkitError
 from toolkit.file_hashes import read_hash
 from toolkit.stage import load_json, write_atomically, write_json
 
@@ -81,10 +81,12 @@ def write_texts(
     folder: Path,
     tokenizer: Path,
     workers: WorkerProcesses,
+    parent: SourceSection | None = None,
 ) -> SourceTexts:
     """Read, clean and hash one source into shards.
 
-    Conversations that the chat template cannot take are damaged rows: in no split.
+    Conversations that the chat template cannot take are damaged rows: in no split. Of texts that
+    were written from the documents of a parent source those stay whose document it trains on.
 
     Raises:
         DataError: input that cannot be read.
@@ -95,6 +97,8 @@ def write_texts(
     faults = Faults(source.skip_damaged)
     counts: Counter[str] = Counter()
     documents = read_documents(name, source, faults)
+    if parent is not None:
+        documents = _of_training(documents, name, parent, seed, counts)
     batches = (
         _Batch(batch, source, cleaning, seed, folder / f"{index:02d}-{number:05d}", tokenizer)
         for number, batch in enumerate(_batches(documents))
@@ -108,6 +112,34 @@ def write_texts(
     result = SourceTexts(num_shards, dict(counts), faults.shown)
     write_json(mark, asdict(result))
     return result
+
+
+def _of_training(
+    documents: Iterable[Document],
+    name: str,
+    parent: SourceSection,
+    seed: int,
+    counts: Counter[str],
+) -> Iterator[Document]:
+    """Written texts whose documents are for training; a text's id is its document's, `~` and a
+    number.
+
+    Raises:
+        DataError: a text does not say which document it is from.
+    """
+    for document in documents:
+        parent_id, sign, _ = document.id.removeprefix(f"{name}/").rpartition("~")
+        if not sign:
+            raise DataError(
+                f"data.sources.{name}: the text {document.id!r} does not say which document it was "
+                "written from; give files that `toolkit data write` made, or drop written_from."
+            )
+        if assign_split(Document(parent_id, "", document.group, ""), parent, seed) == "train":
+            yield document
+        else:
+            counts["from documents of another split"] += 1
+            num_bytes = len(document.text.encode())
+            counts["from documents of another split, bytes"] += num_bytes
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -61,7 +61,8 @@ class SplitDocument:
 
 
 def chosen_sources(data: DataSection, names: Sequence[str], key: str) -> dict[str, SourceSection]:
-    """The sources to take documents of: those named, or all of the domain; conversations never.
+    """The sources to take documents of: those named, or all of the domain; never conversations, nor
+    what was written from others.
 
     Args:
         data: the recipe's.
@@ -69,7 +70,7 @@ def chosen_sources(data: DataSection, names: Sequence[str], key: str) -> dict[st
         key: of the recipe that holds the names, for messages.
 
     Raises:
-        ConfigError: a name is of no source, or of conversations.
+        ConfigError: a name is of no source of documents.
     """
     for name in names:
         if name not in data.sources:
@@ -77,16 +78,21 @@ def chosen_sources(data: DataSection, names: Sequence[str], key: str) -> dict[st
                 f"{key}: there is no source {name!r}{sentence_end(name, data.sources)} "
                 f"Sources: {', '.join(data.sources)}."
             )
-        if data.sources[name].messages_field is not None:
+        if not holds_documents(data.sources[name]):
             raise ConfigError(
-                f"{key}: {name!r} holds conversations, and only documents are read for facts; "
-                "leave it out."
+                f"{key}: {name!r} holds conversations or written texts, and only documents are "
+                "read for facts; leave it out."
             )
     return {
         name: source
         for name, source in data.sources.items()
-        if source.messages_field is None and (name in names if names else source.role == "domain")
+        if holds_documents(source) and (name in names if names else source.role == "domain")
     }
+
+
+def holds_documents(source: SourceSection) -> bool:
+    """Whether a source is of documents, not of conversations or of what was written from others."""
+    return source.messages_field is None and source.written_from is None
 
 
 def read_split_documents(

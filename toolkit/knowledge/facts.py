@@ -63,6 +63,13 @@ _NAME = re.compile(
 )
 _NO_NAMES = frozenset(
     [
+        "Monday",
+        "Tuesday",
+        "Wednesday",
+        "Thursday",
+        "Friday",
+        "Saturday",
+        "Sunday",
         "Company",
         "Corporation",
         "Board",
@@ -279,6 +286,8 @@ def is_clear(sentence: str) -> bool:
     return (
         _FEWEST_WORDS <= len(words) <= _MOST_WORDS
         and sentence[0].isupper()
+        and sentence.count('"') % 2 == 0
+        and sentence.count("“") == sentence.count("”")
         and sentence.rstrip('"”’)')[-1:] == "."
         and not _UNCLEAR_BEGINNING.match(sentence)
     )
@@ -305,12 +314,12 @@ def _answers(
         if (
             len(name) < 4
             or name in subject
-            or name in _NO_NAMES
+            or name.split()[0] in _NO_NAMES
             or re.match(_MONTH, name)
             or not corpus.is_proper(name)
         ):
             continue
-        yield "name", form_of("name", name), *match.span()
+        yield "name", form_of("name", name, sentence[: match.start()]), *match.span()
     yield from _words_left_out(sentence, corpus)
 
 
@@ -327,14 +336,16 @@ def _words_left_out(sentence: str, corpus: Corpus) -> Iterator[tuple[FactKind, s
         yield "cloze", form_of("cloze", match.group()), *match.span()
 
 
-def form_of(kind: FactKind, answer: str) -> str:
-    """What answers that may stand in for each other have in common.
+def form_of(kind: FactKind, answer: str, before: str = "") -> str:
+    """What answers that may stand in for each other have in common; names stand behind the same
+    word, as places do behind `in` and makers behind `by`.
 
     >>> form_of("amount", "$201 million"), form_of("number", "120 days")
     ('amount $### million', 'number ### days')
     """
     if kind == "name":
-        return f"name {min(len(answer.split()), 3)}"
+        word_before = before.split()[-1:] or [""]
+        return f"name {min(len(answer.split()), 3)} {word_before[0].lower()}"
     if kind == "term":
         return "term"
     if kind == "cloze":
@@ -348,7 +359,10 @@ def broader_form(form: str) -> str:
     >>> broader_form("amount $#,###.# million")
     'amount $# million'
     """
-    return re.sub(r"#[#,]*(?:\.#+)?", "#", form) if "#" in form else form.split(" ", 1)[0]
+    if "#" in form:
+        return re.sub(r"#[#,]*(?:\.#+)?", "#", form)
+    kind, *more = form.split(" ")
+    return f"{kind} {more[-1]}" if kind == "name" else kind
 
 
 def _table_facts(table: NamedTable, make: MakeFact, seed: int) -> Iterator[Fact]:

@@ -5,6 +5,8 @@ the others dropped where it picks the right one *without*, any other model would
 what was chosen for one model's mistakes is less so for another's. So the wrong options are chosen
 such that the right one takes any place among them, as the general model sees them without the
 document, with equal chance: it then answers by chance, and so does a model that knows no more.
+Where no answer of its kind is likelier than the right one there is no such place but the first, and
+the fact counts as known.
 """
 
 from __future__ import annotations
@@ -23,6 +25,15 @@ from toolkit.knowledge.facts import Fact, broader_form
 _POOL = 8
 """Answers of a form that are tried; more cost time and say little more."""
 
+_FIRST = 4.0 / 3.0
+"""Of the facts with enough less likely answers, so many times chance have the right one first; the
+others, with few, never have it. Drawn scores, with the right one on average as high as the others
+or a spread higher, then give 20 to 29 % of four to the model itself, and the same within a point
+and a half to one with errors of a quarter of the spread to the whole (tests/knowledge)."""
+
+_MOST_RATIO = 10.0
+"""A number so many times another is no likely error for it."""
+
 DELIMITER = " "
 
 
@@ -33,7 +44,8 @@ class AskedFact:
     Attributes:
         fact: what was asked.
         prompt: the question, without the passage.
-        is_known: whether the model knows the answer without the document.
+        is_known: whether the right answer is the first that the model gives without the document,
+            or has more than the share that was said.
         options: in the order shown; empty where the fact is known, and where there are too few
             answers of its form.
         answer: place of the right option.
@@ -92,7 +104,8 @@ def ask_facts(
         model: the general model.
         encoder: of its tokenizer.
         num_options: of each question.
-        most_known: share of the right answer above which a fact is known.
+        most_known: share of the right answer above which a fact is known, as it is where no other
+            answer is likelier.
         batch_tokens: tokens computed at once.
         seed: of the recipe.
     """
@@ -111,7 +124,7 @@ def ask_facts(
     shown = []
     for (fact, prompt, answers), scores in zip(tried, scores_without, strict=True):
         known_share = _share(scores)
-        if known_share > most_known:
+        if known_share > most_known or scores[0] == max(scores):
             asked.append(AskedFact(fact, prompt, is_known=True, known_share=known_share))
             continue
         draw = stable_unit(seed, "rank", fact.id)
@@ -165,29 +178,32 @@ def is_other(answer: str, fact: Fact) -> bool:
     plain, right = _plain(answer), _plain(fact.answer)
     if plain == right or plain in _plain(fact.sentence) or plain in fact.blanked.lower():
         return False
-    if fact.kind in ("amount", "percent", "number", "date", "table"):
-        return abs(_num_digits(plain) - _num_digits(right)) <= 1
+    if fact.kind == "date":
+        return True
+    if fact.kind in ("amount", "percent", "number", "table"):
+        low, high = sorted(map(_first_number, (plain, right)))
+        return high <= _MOST_RATIO * low
     return plain not in right and right not in plain
-
-
-def _num_digits(text: str) -> int:
-    """Of the whole part of the first number."""
-    match = re.search(r"\d+", text)
-    return len(match.group()) if match else 0
 
 
 def _plain(text: str) -> str:
     return " ".join(text.lower().replace(",", "").split())
 
 
+def _first_number(text: str) -> float:
+    match = re.search(r"\d+(?:\.\d+)?", text)
+    return float(match.group()) if match else 0.0
+
+
 def choose_rivals(
     right_score: float, scores: Sequence[float], count: int, draw: float
 ) -> list[int]:
-    """Places of wrong answers such that the right one's place among them is drawn evenly.
+    """Places of wrong answers such that the right one is about as often first among them as chance
+    has it: for the model whose scores these are, and for one that scores with other errors.
 
     Args:
         right_score: log likelihood of the right answer without its document.
-        scores: of the wrong answers, at least `count`.
+        scores: of the wrong answers, at least `count`, one of them likelier.
         count: how many are chosen: the nearest ones above and below.
         draw: in [0, 1), decides how many of them are likelier than the right one.
 
@@ -198,8 +214,13 @@ def choose_rivals(
     """
     above = sorted((n for n, s in enumerate(scores) if s > right_score), key=lambda n: scores[n])
     below = sorted((n for n, s in enumerate(scores) if s <= right_score), key=lambda n: -scores[n])
-    feasible = range(max(0, count - len(below)), min(count, len(above)) + 1)
-    num_above = feasible[int(draw * len(feasible))]
+    first_share = _FIRST / (count + 1)
+    if draw < first_share and len(below) >= count:
+        return below[:count]
+    fewest_above = max(1, count - len(below))
+    most_above = min(count, len(above))
+    rest = (draw - first_share) / (1.0 - first_share) if len(below) >= count else draw
+    num_above = fewest_above + int(max(0.0, rest) * (most_above - fewest_above + 1))
     return above[:num_above] + below[: count - num_above]
 
 

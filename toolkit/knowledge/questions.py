@@ -21,7 +21,7 @@ from toolkit.data.words import run_hashes, word_hashes
 from toolkit.errors import DataError
 from toolkit.evaluate.config import EvaluateSection
 from toolkit.evaluate.lm_eval_model import RequestEncoder
-from toolkit.knowledge.config import QuestionsSection
+from toolkit.knowledge.config import QuestionsSection, WriterSection
 from toolkit.knowledge.documents import (
     SplitDocument,
     chosen_sources,
@@ -30,7 +30,9 @@ from toolkit.knowledge.documents import (
     read_split_documents,
 )
 from toolkit.knowledge.facts import Corpus, Fact, answers_by_form, find_facts
+from toolkit.knowledge.free_questions import WRITER_KEY, write_free_facts
 from toolkit.knowledge.options import AskedFact, ask_facts
+from toolkit.knowledge.writer import Writer
 from toolkit.machine import dtype_of
 from toolkit.progress import progress, say
 from toolkit.stage import Stage, load_json, write_atomically, write_json
@@ -53,6 +55,9 @@ _CANDIDATES_PER_QUESTION = 3
 """Facts of a document that may be asked for each question that it may have."""
 
 _RUN_WORDS = 8
+
+_ALIKE = 0.5
+"""Sentences with one answer that share more of their words say the same."""
 
 ASSUMED_CHANGED = 0.3
 """Share of answers that two models give differently, where it is said what a set can see."""
@@ -106,6 +111,8 @@ def run_questions(
         facts_by_set = find_candidates(section, documents, subjects, stage.seed)
         all_facts = [fact for facts in facts_by_set.values() for fact in facts]
         pools = answers_by_form(all_facts)
+        if section.writer is not None:
+            add_free_facts(section, section.writer, documents, subjects, facts_by_set, stage, work)
         model = None
         encoder = RequestEncoder(load_tokenizer(general))
         rows: list[dict[str, Any]] = []
@@ -129,7 +136,7 @@ def run_questions(
                             batch_tokens=evaluate.batch_tokens,
                             seed=stage.seed,
                         )
-                        write_json(path, [_row(one, set_name) for one in asked])
+                        write_json(path, [_row(one, set_name, section) for one in asked])
                     num_before = kept_by_document.total()
                     for row in load_json(path):
                         document = row["document"]
@@ -202,7 +209,7 @@ def find_candidates(
     facts_by_set: dict[SetName, list[Fact]] = {}
     for set_name, splits in SETS.items():
         places: list[tuple[int, float, Fact]] = []
-        seen_sentences: set[str] = set()
+        seen: dict[str, list[set[str]]] = defaultdict(list)
         for one in documents:
             if one.split not in splits:
                 continue
@@ -219,8 +226,7 @@ def find_candidates(
             for fact in facts:
                 if turn == _CANDIDATES_PER_QUESTION * section.per_document:
                     break
-                if fact.sentence not in seen_sentences:
-                    seen_sentences.add(fact.sentence)
+                if not _is_said_before(fact, seen[fact.answer]):
                     places.append((turn, stable_unit(seed, "turn", fact.id), fact))
                     turn += 1
         facts_by_set[set_name] = [fact for _, _, fact in sorted(places, key=lambda one: one[:2])]
@@ -231,6 +237,43 @@ def find_candidates(
             "own (evaluate.multiple_choice)."
         )
     return facts_by_set
+
+
+def _is_said_before(fact: Fact, seen: list[set[str]]) -> bool:
+    """Whether nearly the same sentence has the same answer; else it is put to those seen."""
+    words = set(fact.sentence.split())
+    if any(len(words & other) > _ALIKE * min(len(words), len(other)) for other in seen):
+        return True
+    seen.append(words)
+    return False
+
+
+def add_free_facts(
+    section: QuestionsSection,
+    writer_section: WriterSection,
+    documents: Sequence[SplitDocument],
+    subjects: dict[str, str],
+    facts_by_set: dict[SetName, list[Fact]],
+    stage: Stage,
+    work: Path,
+) -> None:
+    """Put what a model asks before what patterns found."""
+    writer = Writer(writer_section, WRITER_KEY)
+    for set_name, splits in SETS.items():
+        members = [one for one in documents if one.split in splits]
+        num_passages = min(len(members), writer_section.num_passages)
+        with progress(f"written about {set_name} documents", num_passages) as advance:
+            free_facts = write_free_facts(
+                members,
+                section,
+                subjects,
+                writer,
+                seed=stage.seed,
+                work=work,
+                set_name=set_name,
+                advance=advance,
+            )
+        facts_by_set[set_name] = free_facts + facts_by_set[set_name]
 
 
 def _runs(texts: Sequence[str]) -> set[int]:
@@ -270,7 +313,7 @@ def _chunks(
             yield chunk
 
 
-def _row(asked: AskedFact, set_name: SetName) -> dict[str, Any]:
+def _row(asked: AskedFact, set_name: SetName, section: QuestionsSection) -> dict[str, Any]:
     fact = asked.fact
     outcome = KEPT
     if asked.is_known:
@@ -295,6 +338,7 @@ def _row(asked: AskedFact, set_name: SetName) -> dict[str, Any]:
         "known_share": round(asked.known_share, 4),
         "right_without": asked.is_right_without,
         "right_with": asked.is_right_with,
+        **({"written_by": section.writer.name} if section.writer and fact.kind == "free" else {}),
     }
 
 

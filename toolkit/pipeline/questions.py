@@ -8,6 +8,7 @@ from typing import Any
 from toolkit.errors import DataError
 from toolkit.evaluate.load import settle_scoring
 from toolkit.json_lines import iterate_rows
+from toolkit.knowledge.config import identity_of_questions
 from toolkit.knowledge.questions import (
     FACTS,
     KEPT,
@@ -54,8 +55,10 @@ def ensure_facts(run: Run) -> Path:
     recipe = run.recipe
     evaluate = settle_scoring(recipe.evaluate, general)
     section = recipe.questions
-    config = {"questions": section.model_dump(mode="json"), "precision": evaluate.precision}
+    config = {"questions": identity_of_questions(section), "precision": evaluate.precision}
     inputs = {"general": fingerprint(general), "data": content_hash(data)}
+    if section.writer is not None and section.writer.path is not None:
+        inputs["writer"] = fingerprint(section.writer.path)
     stage = run.stage("question-facts", config, inputs)
     return ensure_stage(
         stage,

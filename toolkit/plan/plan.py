@@ -57,9 +57,17 @@ from toolkit.plan.verdict import judge
 from toolkit.plan.words import FolderTokenizer
 from toolkit.progress import say
 from toolkit.recipe.checks import recipe_faults, token_faults
+from toolkit.recipe.schema import Recipe
 from toolkit.section import replace_values
 from toolkit.stage import write_json
 from toolkit.tokenizer_files import has_chat_template
+
+_CHARACTERS_PER_TOKEN = 4
+"""Of English, about: what a writer reads is estimated by it."""
+
+_INSTRUCTION_TOKENS = 120
+"""Of what a writer is told beside each passage."""
+
 
 READ_SECONDS, SFT_READ_SECONDS = 10.0, 3.0
 """For the documents of all sources together, and for those of fine-tuning."""
@@ -153,6 +161,7 @@ def make_plan(run: Run, request: PlanRequest) -> PlanResults:
     all_tokens = sum(amount.tokens for amount in training.amounts)
     assumptions = ASSUMPTIONS if recipe.trains else ()
     notes = [*measured.notes, *idle_devices(recipe, fleets), *unseen, *plan_claims(looked)]
+    notes += writing_costs(recipe)
     return PlanResults(
         format=FORMAT,
         recipe=run.name,
@@ -176,6 +185,29 @@ def make_plan(run: Run, request: PlanRequest) -> PlanResults:
         notes=(*_unseen_notes(located, looked), *notes),
         problems=(*documents.problems, *training.problems),
     )
+
+
+def writing_costs(recipe: Recipe) -> list[str]:
+    """What a model that writes questions or texts is asked at most, a sentence for each."""
+    questions, writing = recipe.questions, recipe.writing
+    asked = []
+    if questions.writer is not None:
+        # Passages of two sets, each asked about once.
+        asked.append(("questions", questions.writer, 2, questions.passage_characters))
+    if writing.writer is not None:
+        num_kinds = len(writing.asked_for)
+        asked.append(("texts", writing.writer, num_kinds, writing.asked_characters))
+    sentences = []
+    for what, writer, times, characters in asked:
+        num_answers = writer.num_passages * times
+        read_tokens = num_answers * (characters // _CHARACTERS_PER_TOKEN + _INSTRUCTION_TOKENS)
+        written_tokens = num_answers * writer.max_new_tokens
+        sentences.append(
+            f"{writer.name} writes {what}: up to {num_answers:,} answers, for which it reads about "
+            f"{read_tokens:,} tokens and writes at most {written_tokens:,}; what that costs is its "
+            "server's to say"
+        )
+    return sentences
 
 
 def _unseen_notes(located: Located, looked: Looked) -> list[str]:

@@ -46,6 +46,7 @@ class CardFacts:
         loaded_by: class of transformers that opens the model.
         accepted: checks that failed and were accepted, with the reason given.
         trains: whether the recipe trained the specialist.
+        writers: what models wrote for the run, each with the model's name and the terms of it.
         start: role of the parent that training started from, where it is not the general model.
     """
 
@@ -67,6 +68,7 @@ class CardFacts:
     accepted: Mapping[str, str] = field(default_factory=dict)
     trains: bool = True
     start: str | None = None
+    writers: Sequence[tuple[str, str, str]] = ()
 
 
 def model_card(facts: CardFacts) -> str:
@@ -89,6 +91,10 @@ def model_card(facts: CardFacts) -> str:
         table(
             ("source", "role", "terms", "training tokens", "validation", "test"),
             source_rows(facts.sources),
+        ),
+        "\n\n".join(
+            f"{what} were written by {name} (terms: {terms})."
+            for what, name, terms in facts.writers
         ),
         "## Training and merge" if facts.trains else "## Merge",
         table(("setting", "value"), training_rows(facts.training)) if facts.trains else "",
@@ -260,6 +266,8 @@ def _measured(facts: CardFacts) -> str:
     ]
     if facts.format != "safetensors":
         lines.insert(1, "The figures are those of the merged model in full, not of these files.")
+    if facts.format == "gguf":
+        lines[1] += " What each file loses against it stands in the table above."
     return "\n\n".join(lines)
 
 

@@ -40,6 +40,7 @@ class CheckedBundle:
         license: the recipe's own identifier and name for the terms.
         results: what the merge stage found.
         withheld: sources that are marked as not for publication and were used.
+        file_faults: what quantized files lose beyond what is accepted.
         base: folder of the model that an adapter belongs to, or that GGUF files were made from.
     """
 
@@ -52,6 +53,7 @@ class CheckedBundle:
     results: MergeResults
     withheld: Sequence[str]
     base: Path
+    file_faults: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,13 @@ def _behavior(subject: CheckedBundle) -> tuple[list[str], str]:
     return faults, f"{len(counted)} counts, none surely rose" if counted else "not asked for"
 
 
+def _files(subject: CheckedBundle) -> tuple[list[str], str]:
+    """Whether a quantized file surely answers worse than the merge it is a form of."""
+    if subject.format != "gguf":
+        return [], "the weights are the merge's own"
+    return list(subject.file_faults), "no file surely loses more than is accepted"
+
+
 def _sources(subject: CheckedBundle) -> tuple[list[str], str]:
     source_faults = [f"{name} is marked as not for publication" for name in subject.withheld]
     return source_faults, "none is marked as not for publication"
@@ -208,6 +217,7 @@ CHECKS: Mapping[str, Callable[[CheckedBundle], tuple[list[str], str]]] = {
     "tokenizer": _tokenizer,
     "test": _test,
     "behavior": _behavior,
+    "files": _files,
     "sources": _sources,
     "merge": _merge,
 }

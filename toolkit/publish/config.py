@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -80,6 +80,11 @@ class PublishSection(Section):
     gguf: tuple[GgufType, ...] = ("BF16", "Q8_0")
     """Types of the GGUF files that `--format gguf` writes. Q6_K, Q5_K_M and Q4_K_M are llama.cpp's
     mixtures; they need the extra `gguf`, and weigh their errors by the validation documents."""
+
+    gguf_tolerance: Annotated[float, Field(ge=0.0)] | None = 0.05
+    """Largest loss of a file that is not the merge exactly, against the merge on each test set: as
+    a share of the merge's figure, or of answers where those are right or wrong. The check `files`
+    fails where a loss is surely (95 %) larger; null scores no files."""
 
     adapter_rank: Count = 64
     """Rank of the LoRA that `--format adapter` extracts."""

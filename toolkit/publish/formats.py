@@ -13,13 +13,15 @@ from toolkit.checkpoint.gguf.families import family_of
 from toolkit.checkpoint.gguf.importance import measure_importance
 from toolkit.checkpoint.gguf.quantize import K_TYPES, check_quantizer
 from toolkit.checkpoint.gguf.tensors import Array, plan_tensors
-from toolkit.checkpoint.gguf.unpack import text_model
+from toolkit.checkpoint.gguf.unpack import text_model, unpacked_gguf
 from toolkit.checkpoint.gguf.write import export_gguf
 from toolkit.checkpoint.load import load_causal_model, load_model_config, scoring_dtype
 from toolkit.checkpoint.lora import SETTINGS_FILE, WEIGHTS_FILE
 from toolkit.checkpoint.open import open_checkpoint
 from toolkit.evaluate.likelihood import read_rows
 from toolkit.progress import progress, say
+from toolkit.publish.file_scores import FileLoss
+from toolkit.publish.modelfile import write_modelfile
 from toolkit.stage import load_json, write_json
 from toolkit.tokenizer_files import load_tokenizer
 
@@ -27,6 +29,9 @@ ADAPTER_REPORT = "adapter.json"
 Extract = Callable[[Path, Path, Path, int, int, str], None]
 """`extract(tuned, base, out, rank, seed, dtype)` writes an adapter folder with its report."""
 
+
+FileLosses = Callable[[Path, str], list[FileLoss]]
+"""`score(folder, file_name)`: what a file loses, of a folder of what it holds."""
 
 _IMPORTANCE_TOKENS, _IMPORTANCE_DOCUMENTS = 4096, 32
 """Tokens that importance is measured on, and most documents that they are of."""
@@ -40,8 +45,9 @@ def write_gguf_files(
     facts: Mapping[str, object],
     *,
     documents: Path,
+    score: FileLosses | None = None,
 ) -> dict[str, dict[str, object]]:
-    """Write a file for each type, load it again and compare it with the model.
+    """Write a file for each type, load it again, compare it with the model and score it.
 
     Args:
         merged: folder of the model.
@@ -50,9 +56,11 @@ def write_gguf_files(
         name: of the files, without their type.
         facts: of the model, for the metadata.
         documents: the validation documents, by which K-quants weigh their errors.
+        score: what a file loses on the test sets, of a folder of what it holds and its name; None
+            scores nothing.
 
     Returns:
-        By file: `record`, its figures; `card`, the same in words.
+        By file: `record`, its figures; `card`, the same in words; `faults`, what does not hold.
 
     Raises:
         CheckpointError: llama.cpp computes the model otherwise, or a file is not what it should be.
@@ -75,18 +83,36 @@ def write_gguf_files(
                     f"not fit, and a type that does: {fallbacks[0]} and so on"
                 )
             comparison = compare_gguf(model, gguf_path)
+            losses: list[FileLoss] = []
+            if score is not None and not comparison.is_exact:
+                with unpacked_gguf(gguf_path, model) as unpacked:
+                    losses = score(unpacked, gguf_path.name)
+            for loss in losses:
+                say(f"  {gguf_path.name}, {loss.name}: {loss.change.words(4, '+')} {loss.unit}")
             figures_by_file[gguf_path.name] = {
-                "record": asdict(comparison) | {"fallbacks": fallbacks},
+                "record": asdict(comparison)
+                | {
+                    "fallbacks": fallbacks,
+                    "losses": {loss.name: loss.as_record() for loss in losses},
+                },
+                "faults": [f"{gguf_path.name}: {loss.fault}" for loss in losses if loss.fault],
                 "card": {
                     "size": f"{gguf_path.stat().st_size / 1e6:,.1f} MB",
                     "relative error": f"{comparison.relative:.2g}",
                     "divergence, nats a token": f"{comparison.divergence:.2g}",
                     "same likeliest token": f"{comparison.same_tokens:.0%}",
                     "read alike by": ", ".join(comparison.readers) or "this toolkit alone",
+                    **{f"{loss.name}, {loss.unit}": loss.change.words(4, "+") for loss in losses},
                 },
             }
             advance(1, gguf_type)
+        say(f"  {write_modelfile(model, smallest_file(work))}")
     return figures_by_file
+
+
+def smallest_file(work: Path) -> Path:
+    """The file that most people run: the smallest."""
+    return min(sorted(work.glob("*.gguf")), key=lambda path: path.stat().st_size)
 
 
 def _importance(model: Path, documents: Path) -> Mapping[str, Array]:

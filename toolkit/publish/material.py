@@ -184,7 +184,20 @@ def card_facts(
         loaded_by=opened_by(material.merged),
         trains=recipe.trains,
         start=recipe.train.start,
+        writers=_writers(recipe),
     )
+
+
+def _writers(recipe: Recipe) -> list[tuple[str, str, str]]:
+    """What models wrote of the documents: questions, and texts that were trained on."""
+    is_written = any(source.written_from for source in recipe.data.sources.values())
+    asked = {
+        "Some questions": recipe.questions.writer,
+        "Some training texts": recipe.writing.writer if is_written else None,
+    }
+    return [
+        (what, writer.name, writer.license) for what, writer in asked.items() if writer is not None
+    ]
 
 
 def _training_manifest(material: Material) -> dict[str, Any]:

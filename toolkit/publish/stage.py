@@ -32,6 +32,7 @@ from toolkit.publish.checks import (
     show_findings,
 )
 from toolkit.publish.config import Format
+from toolkit.publish.file_scores import FileScorer
 from toolkit.publish.formats import write_adapter_files, write_gguf_files
 from toolkit.publish.hub import HubTarget, check_credentials, upload_bundle
 from toolkit.publish.license_texts import Agreements, find_agreements
@@ -145,7 +146,9 @@ def _make(
     make_record = _record(material, kind, repository, parents, origin.made_from, model_figures)
     make_record().write(work)
     say(f"  {len(bundle_files(work))} files")
-    findings = run_checks(_subject(material, kind, repository, parents, agreements, work), accepted)
+    subject = _subject(material, kind, repository, parents, agreements, work)
+    file_faults = [fault for row in model_figures.values() for fault in _faults(row)]
+    findings = run_checks(replace(subject, file_faults=file_faults), accepted)
     show_findings(findings)
     if any(finding.state == "failed" for finding in findings):
         refused_folder = folder.with_name(f"{folder.name}.refused")
@@ -157,6 +160,11 @@ def _make(
     _write_around(material, work, agreements, facts, used_reasons)
     make_record(findings).write(work)
     write_sums(work)
+
+
+def _faults(row: Mapping[str, object]) -> list[str]:
+    faults = row.get("faults", [])
+    return list(faults) if isinstance(faults, list) else []
 
 
 def _made_from(
@@ -205,8 +213,18 @@ def _write_model(
         "base_models": [parent.name for parent in parents if parent.is_published],
     }
     file_stem = repository.rsplit("/", 1)[-1].removesuffix("-GGUF")
-    documents = material.data / "validation.jsonl"
-    return write_gguf_files(merged, work, section.gguf, file_stem, gguf_facts, documents=documents)
+    score = None
+    if section.gguf_tolerance is not None and set(section.gguf) - {"F32", "BF16"}:
+        score = FileScorer(material, section.gguf_tolerance).losses_of
+    return write_gguf_files(
+        merged,
+        work,
+        section.gguf,
+        file_stem,
+        gguf_facts,
+        documents=material.data / "validation.jsonl",
+        score=score,
+    )
 
 
 def _extract(merged: Path, base: Path, out: Path, rank: int, seed: int, dtype: str) -> None:

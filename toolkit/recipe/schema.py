@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from toolkit.data.config import DataSection
 from toolkit.evaluate.config import EvaluateSection
-from toolkit.knowledge.config import QuestionsSection
+from toolkit.knowledge.config import QuestionsSection, WritingSection
 from toolkit.publish.config import PublishSection
 from toolkit.recipe.model import ModelSection, SpecialistSection
 from toolkit.search.config import MERGES_BESIDE_A_BASE, MERGES_OF_SEVERAL, SearchSection
@@ -46,6 +46,7 @@ class Recipe(Section):
     """New tokens for the domain, before anything else."""
 
     data: DataSection
+    writing: WritingSection = WritingSection()
     train: TrainSection = TrainSection()
     sft: SftSection | None = None
     """Fine-tuning after the merge: `toolkit sft run`."""
