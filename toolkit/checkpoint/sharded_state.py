@@ -15,6 +15,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,7 +63,8 @@ class ShardedStateWriter:
     def __init__(self, folder: Path, *, keep: int = 1) -> None:
         self._folder, self._keep = folder, keep
         # Of its own: training exchanges gradients meanwhile, in an order of its own.
-        self._group = dist.new_group(backend="gloo")
+        # Its waits are long where disks are slow; a process that died is noticed by its connection.
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=24))
         self._rank, self._count = dist.get_rank(), dist.get_world_size()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None

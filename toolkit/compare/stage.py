@@ -5,6 +5,7 @@ RECIPE/…, RECIPE/ways/WAY/…, each with seeds/SEED/… ─► RECIPE/compare/
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,7 +61,7 @@ from toolkit.pipeline.repeat import are_documents_the_same
 from toolkit.pipeline.run import Run
 from toolkit.pipeline.specialist import own_conversations
 from toolkit.pipeline.stages import ensure_merge, merge_stage, prompt_hashes
-from toolkit.progress import progress, say
+from toolkit.progress import say
 from toolkit.search.run import Scorer
 from toolkit.search.space import GENERAL, SPECIALIST, Candidate, alone, endpoint
 from toolkit.search.worker import Outcome
@@ -326,17 +327,16 @@ def run_comparison(
     sets = load_sets(evaluate, first.inputs.data, first.inputs.general, "test")
     columns: dict[str, dict[str, list[list[float]]]] = {}
     num_scorings = 0
-    num_models = sum(map(len, made))
-    with progress("comparison, ways scored", num_models) as advance:
-        for ways_of_seed in made:
-            for one in ways_of_seed:
-                alphas = comparison.section.alphas if one.way is comparison.reference else ()
-                num_before, losses = _score_way(one, sets, alphas, comparison.name, stage)
-                num_scorings = num_before if one is first else num_scorings
-                for model, by_set in losses.items():
-                    for name, values in by_set.items():
-                        columns.setdefault(model, {}).setdefault(name, []).append(values)
-                advance(1, one.way.name)
+    all_made = [one for ways_of_seed in made for one in ways_of_seed]
+    for number, one in enumerate(all_made, start=1):
+        alphas = comparison.section.alphas if one.way is comparison.reference else ()
+        num_before, losses = _score_way(one, sets, alphas, comparison.name, stage)
+        num_scorings = num_before if one is first else num_scorings
+        for model, by_set in losses.items():
+            for name, values in by_set.items():
+                columns.setdefault(model, {}).setdefault(name, []).append(values)
+        seed = one.run.recipe.seed
+        say(f"  scored {number} of {len(all_made)}: {one.way.name}, seed {seed}")
     scored = ScoredWays(
         sets,
         set_weights(run.recipe, sets),
@@ -379,7 +379,7 @@ def _score_way(
         How often the test documents were scored, and the losses.
     """
     way_stage = merge_stage(made.run, made.inputs)
-    search = prepare_search(made.inputs, way_stage)
+    search = _prepare_silently(made.inputs, way_stage)
     candidates = {
         _title(made.way.name, kind): _candidate(made, search, kind) for kind in made.way.merges
     }
@@ -396,9 +396,15 @@ def _score_way(
         # Models beside the two, in a search of its own: scores of merges are kept by all models
         # that they could be of, and those of the merge stage are to be found.
         inputs = replace(made.inputs, others={**made.inputs.others, **made.stored})
-        beside = prepare_search(inputs, merge_stage(made.run, inputs))
+        beside = _prepare_silently(inputs, merge_stage(made.run, inputs))
         losses |= _score(beside, stored, sets, log, cache_file(way_stage))
     return num_scorings, losses
+
+
+def _prepare_silently(inputs: MergeInputs, stage: Stage) -> Search:
+    """What the merge stage has said of its sets and merges is not said again for every way."""
+    with contextlib.redirect_stdout(None):
+        return prepare_search(inputs, stage)
 
 
 def _score(

@@ -29,7 +29,7 @@ def show_comparison(results: ComparisonResults, folder: Path) -> None:
         cells = [standing_words(way.sets[one.name]) for one in general]
         rows.append([way.title, kept_words(way.gain_kept), *cells])
     say_columns(rows)
-    for way in results.figures:
+    for way in results.figures if results.lines() else ():
         say(f"{way.title}: {sentence_of(results, way)}")
     say("What a way takes, a mean over seeds, as its stages noted it:")
     say_columns([["", *COST_TITLES], *([w.name, *cost_cells(w.costs)] for w in results.ways)])

@@ -154,10 +154,11 @@ class HealSection(Section):
     source: Literal["merge", "specialist"] = "merge"
     """The model that is healed; the stages that make it run first where needed."""
 
-    policy: Annotated[Literal["on", "off"], BeforeValidator(_word_of_switch)] = "on"
-    """`on`: the model itself answers what the general model asks as a user, and learns what the
-    general model thinks of each token of its answers, KL(model || general model). `off`: it learns
-    the general model's own conversations, KL(general model || model)."""
+    policy: Annotated[Literal["off", "on"], BeforeValidator(_word_of_switch)] = "off"
+    """`off`: the model learns conversations that the general model wrote once, by its distribution
+    at each token, KL(general model || model). `on`: it answers itself what the general model asks
+    as a user, as it is in each round, and learns what the general model thinks of each token of its
+    answers, KL(model || general model)."""
 
     num_tokens: Annotated[PositiveInt, at_most("TOKENS")] = 20_000
     """Tokens of conversations to learn from at most."""

@@ -9,8 +9,11 @@ from contextlib import contextmanager
 
 import torch
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Parameters of glibc's `mallopt`."""
+
+_OWN_MAP_BYTES = 1 << 20
+"""Size from which on a block goes back to the system as soon as it is freed."""
 
 _DEFAULT_TRIM_BYTES, _DEFAULT_MMAP_MAX = 1 << 27, 1 << 16
 
@@ -36,6 +39,16 @@ def keep_freed_memory() -> Iterator[None]:
         library.mallopt(_MMAP_MAX, _DEFAULT_MMAP_MAX)
         library.mallopt(_TRIM_THRESHOLD, _DEFAULT_TRIM_BYTES)
         library.malloc_trim(0)
+
+
+def give_back_freed_memory() -> None:
+    """Give every large block back when it is freed, for the rest of the process (with glibc).
+
+    Where processes share out a model, gathered layers come and go in each: kept for what comes
+    next, they would add up to a multiple of what the process has.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _OWN_MAP_BYTES)
 
 
 def place_moments(optimizer: torch.optim.AdamW) -> None:

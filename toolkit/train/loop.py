@@ -92,7 +92,7 @@ def train(
     schedule = RunSchedule(section, steps, blocks.stages, given_rates)
     checkpoints = Checkpoints(work, setup, len(steps))
     with (
-        keep_freed_memory(),
+        keep_freed_memory() if fill is None else contextlib.nullcontext(),
         record_steps(setup, state, blocks.stages, len(steps), seed=seed, work=work) as recorder,
     ):
         monitor = ForgettingMonitor(

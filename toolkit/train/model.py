@@ -67,6 +67,14 @@ class NextTokenLoss(nn.Module):
         # What FSDP shards one by one, unless its configuration names other modules.
         self._no_split_modules = getattr(plain_model(model), "_no_split_modules", None)
 
+    def get_input_embeddings(self) -> Any:
+        """The embeddings, which FSDP then gathers for their own part of a pass alone; None where
+        they are the output's matrix too, which is needed until the end."""
+        model = plain_model(self.model)
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        is_tied = head is None or head.weight is embedding.weight
+        return None if is_tied or type(embedding) is not nn.Embedding else embedding
+
     def forward(
         self,
         input_ids: Tensor,

@@ -16,7 +16,7 @@ from toolkit.errors import ToolkitError
 from toolkit.train.activations import checkpoint_activations
 from toolkit.train.config import TrainSection
 from toolkit.train.fuse import fuse, may_fuse
-from toolkit.train.heap import place_moments
+from toolkit.train.heap import give_back_freed_memory, place_moments
 from toolkit.train.model import NextTokenLoss, call_on_model, choose_attention, has_plain_head
 from toolkit.train.precision import is_low, products_dtype
 from toolkit.train.processes import add_up_in_float32, on_cpu, refuse_parallelism
@@ -119,6 +119,8 @@ def _make_optimizer(model: Any, section: TrainSection) -> torch.optim.AdamW:
 
 def _share_out(loss_module: NextTokenLoss, accelerator: Accelerator) -> Any:
     """The loss with its parameters, which have no memory yet, shared out among processes."""
+    if accelerator.device.type == "cpu":
+        give_back_freed_memory()
     # Its own way of filling a model begins with a whole copy in the first process.
     accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
