@@ -23,7 +23,7 @@ def figures_of(side: str, command: Sequence[str], pause: float) -> dict[str, Any
         command: script and arguments.
         pause: seconds to wait afterwards, so that the next child begins on a calm machine.
     """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELIZM": "false"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, check=False, env=environment

@@ -179,9 +179,9 @@ def run(side: str, folder: Path, model: Path) -> dict[str, Any]:
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     if side == "ours":
-        environment["TOKENIZERS_PARALLELIZM"] = "false"  # as our command line sets it
+        environment["TOKENIZERS_PARALLELISM"] = "false"  # as our command line sets it
     else:
-        environment.pop("TOKENIZERS_PARALLELIZM", None)
+        environment.pop("TOKENIZERS_PARALLELISM", None)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     process = subprocess.Popen(

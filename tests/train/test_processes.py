@@ -49,11 +49,6 @@ from toolkit.train.config import TrainSection
 from toolkit.train.processes import is_first, num_processes, start_processes
 from toolkit.train.run import run_train
 
-def seeded(model, section):
-    torch.manual_seed(3)  # adapters begin with random values
-    return prepare_model(model, section)
-
-prepare_model, run.prepare_model = run.prepare_model, seeded
 kind, precision, folder, killed = sys.argv[1:]
 
 class OnCpu(Accelerator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,21 @@ def test_adapters_are_merged_into_the_weights(model: Any, tmp_path: Path, dora: 
     assert all(value == ("lora_" in name) for name, value in changed.items())
     assert {name for name, _ in finished.named_parameters()} == names
     assert torch.equal(finished.get_input_embeddings().weight, embedding)
+
+
+def test_adapters_begin_with_values_of_the_seed(model: Any):
+    given = section(lora={"rank": 4})
+
+    def first_values(seed: int) -> dict[str, torch.Tensor]:
+        torch.rand(seed)  # whatever was drawn before
+        drawn = torch.random.get_rng_state()
+        adapted = prepare_model(copy.deepcopy(model), given, seed)
+        assert torch.equal(torch.random.get_rng_state(), drawn)
+        return {n: p for n, p in adapted.named_parameters() if "lora_A" in n}
+
+    once, again, other = first_values(1), first_values(1), first_values(2)
+    assert all(torch.equal(values, again[name]) for name, values in once.items())
+    assert not any(torch.equal(values, other[name]) for name, values in once.items())
 
 
 def test_adapters_for_modules_that_are_not_there(model: Any):

@@ -100,7 +100,7 @@ def run_train(
         model = load_causal_model(general, torch.float32) if empty is None else empty.model
         _refuse_misfits(model, blocks, data, section)
         original_rotary = read_rotary(model)
-        model = prepare_model(model, section)
+        model = prepare_model(model, section, stage.seed)
         summary = train(
             model,
             blocks,

@@ -13,6 +13,7 @@ from torch import nn
 
 from toolkit.checkpoint.sharded_load import put_in_place
 from toolkit.checkpoint.wrappers import wrapper_of
+from toolkit.data.split import stable_unit
 from toolkit.errors import ConfigError, sentence_end
 from toolkit.limits import refuse_beyond_memory
 from toolkit.train.config import BlockExpansionSection, LoraSection, TrainSection
@@ -21,12 +22,13 @@ _BLOCK_OUTPUTS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 """Parameters that what a block adds to the residual stream is linear in."""
 
 
-def prepare_model(model: Any, section: TrainSection) -> Any:
+def prepare_model(model: Any, section: TrainSection, seed: int = 0) -> Any:
     """Make a model ready to be trained as the recipe says.
 
     Args:
         model: a causal language model with float32 parameters.
-        section: `lora`, `growth` or `trainable`.
+        section: `lora`, `block_expansion` or `trainable`.
+        seed: of the run: the same seed gives adapters the same first values.
 
     Returns:
         The model to train: the same one, or one with blocks or adapters inside.
@@ -35,7 +37,7 @@ def prepare_model(model: Any, section: TrainSection) -> Any:
         ConfigError: a name in the recipe fits nothing in the model.
     """
     if section.lora is not None:
-        return _with_adapters(model, section.lora)
+        return _with_adapters(model, section.lora, seed)
     if section.block_expansion is not None:
         return _with_new_blocks(model, section.block_expansion)
     names = [name for name, _ in model.named_parameters()]
@@ -95,7 +97,7 @@ def parameter_groups(
     return [{"lr_scale": 1.0, **group} for group in groups if group["params"]]
 
 
-def _with_adapters(model: Any, section: LoraSection) -> Any:
+def _with_adapters(model: Any, section: LoraSection, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -116,7 +118,8 @@ def _with_adapters(model: Any, section: LoraSection) -> Any:
         4 * adapter_entries, f"train.lora.rank: {section.rank:,}: an adapter of one layer"
     )
     try:
-        with _memory_of_one_entry(model):
+        with _memory_of_one_entry(model), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(stable_unit(seed, "adapters") * 2**53))
             return get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"train.lora.target_modules: {str(error).splitlines()[0]}") from error
