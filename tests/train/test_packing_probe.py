@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
@@ -31,7 +30,6 @@ def test_rounding_in_training_is_not_taken_for_a_leak(
     fused = fuse(model, torch.bfloat16)
     module = accelerator.prepare(NextTokenLoss(model.train(), torch.bfloat16, fused=fused))
     plain = accelerator.unwrap_model(module)
-    stages = [SimpleNamespace(sequence_length=240)]
-    assert settle_packing(module, plain, stages, accelerator)  # type: ignore[arg-type]
+    assert settle_packing(module, plain, 240, accelerator)
     assert (plain.layout, plain.fused, plain.dtype) == ("positions", True, torch.bfloat16)
     assert plain.model.training
