@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ def test_answers_have_a_share_as_limit():
     assert found.change.estimate == pytest.approx(0.3)
     assert found.change.low > 0.05
     assert found.fault is not None
+
+
+def test_what_is_watched_is_shown_and_not_judged():
+    # A divergence from the general model is near 0, and any share of it nearer still.
+    watched = replace(made_set("retention KL", "nats per token", 8, 10.0), role="watch")
+    losses = {"merge": {watched.name: [0.1] * 8}, "file": {watched.name: [0.5] * 8}}
+    (found,) = compare_losses([watched], losses, tolerance=0.05)
+    assert found.change.estimate == pytest.approx(0.04)
+    assert found.limit is None
+    assert found.fault is None
 
 
 @pytest.mark.parametrize(("low", "state"), [(0.01, "passed"), (0.1, "failed")])

@@ -82,9 +82,10 @@ class PublishSection(Section):
     mixtures; they need the extra `gguf`, and weigh their errors by the validation documents."""
 
     gguf_tolerance: Annotated[float, Field(ge=0.0)] | None = 0.05
-    """Largest loss of a file that is not the merge exactly, against the merge on each test set: as
-    a share of the merge's figure, or of answers where those are right or wrong. The check `files`
-    fails where a loss is surely (95 %) larger; null scores no files."""
+    """Largest loss of a file that is not the merge exactly, against the merge on each domain and
+    general test set: as a share of the merge's figure, or of answers where those are right or
+    wrong; sets of role `watch` are shown alone. The check `files` fails where a loss is surely
+    (95 %) larger; null scores no files."""
 
     adapter_rank: Count = 64
     """Rank of the LoRA that `--format adapter` extracts."""

@@ -33,19 +33,20 @@ class FileLoss:
         unit: of the figures.
         merge: figure of the merge; lower is better.
         change: of the file from that, on the same items.
-        limit: largest loss that is accepted.
+        limit: largest loss that is accepted; None of a set that is only watched, such as a
+            divergence, whose share of next to nothing would mean nothing.
     """
 
     name: str
     unit: str
     merge: float
     change: Interval
-    limit: float
+    limit: float | None
 
     @property
     def fault(self) -> str | None:
         """What does not hold, where the loss is surely beyond the limit."""
-        if self.change.low <= self.limit:
+        if self.limit is None or self.change.low <= self.limit:
             return None
         return (
             f"{self.name}: loses {self.change.words(4, '+')} {self.unit}, and "
@@ -118,13 +119,14 @@ def compare_losses(
     found = []
     for items in sets:
         level = figures.levels([items.name]).change(0).estimate
+        limit = tolerance if items.is_bounded else tolerance * abs(level)
         found.append(
             FileLoss(
                 name=items.name,
                 unit=items.unit,
                 merge=level,
                 change=figures.changes([items.name]).change(1).interval(),
-                limit=tolerance if items.is_bounded else tolerance * abs(level),
+                limit=None if items.role == "watch" else limit,
             )
         )
     return found
