@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from toolkit.checkpoint import training_state
 from toolkit.checkpoint.read import Checkpoint, TensorInfo, read_header
 from toolkit.checkpoint.training_state import (
+    WriterThread,
     damaged_files,
     drop_old_states,
     finish_state,
@@ -66,8 +67,7 @@ class ShardedStateWriter:
         # Its waits are long where disks are slow; a process that died is noticed by its connection.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=24))
         self._rank, self._count = dist.get_rank(), dist.get_world_size()
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._writing = WriterThread()
         self._is_read = threading.Event()
         self._is_read.set()
 
@@ -85,10 +85,7 @@ class ShardedStateWriter:
             )
         ]
         self._is_read.clear()
-        self._thread = threading.Thread(
-            target=self._write_or_remember, args=(step, parts, {**extra, "step": step})
-        )
-        self._thread.start()
+        self._writing.start(self._write_and_release, step, parts, {**extra, "step": step})
 
     def wait_until_read(self) -> None:
         """Until the tensors may change."""
@@ -100,18 +97,11 @@ class ShardedStateWriter:
         Raises:
             CheckpointError: what was being written could not be; earlier states stand.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            write_error, self._error = self._error, None
-            raise write_error
+        self._writing.wait()
 
-    def _write_or_remember(self, *state: Any) -> None:
+    def _write_and_release(self, *state: Any) -> None:
         try:
             self._write(*state)
-        except BaseException as error:  # handed to the training thread
-            self._error = error
         finally:
             self._is_read.set()
 

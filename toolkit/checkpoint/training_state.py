@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,34 @@ from toolkit.stage import appearing
 
 _PREFIX = "state-"
 _SUMS = "sums.json"
+
+
+class WriterThread:
+    """Runs what writes in a thread, one after the other; an error waits until it is asked for."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Begin to write; nothing else may be writing."""
+        self._thread = threading.Thread(target=self._run, args=(write, *arguments))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written; raises what stopped the last writing."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            write_error, self._error = self._error, None
+            raise write_error
+
+    def _run(self, write: Callable[..., None], *arguments: Any) -> None:
+        try:
+            write(*arguments)
+        except BaseException as error:  # handed to the training thread
+            self._error = error
 
 
 class StateWriter:
@@ -42,8 +70,7 @@ class StateWriter:
 
     def __init__(self, folder: Path, *, keep: int = 1, active: bool = True) -> None:
         self._folder, self._keep, self._active = folder, keep, active
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._writing = WriterThread()
 
     def save(
         self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]
@@ -62,9 +89,8 @@ class StateWriter:
         )
         if not self._active:
             return
-        write_arguments = (step, parameters, optimizer_moments, {**extra, "step": step})
-        self._thread = threading.Thread(target=self._write_or_remember, args=write_arguments)
-        self._thread.start()
+        extra = {**extra, "step": step}
+        self._writing.start(self._write, step, parameters, optimizer_moments, extra)
 
     def wait(self) -> None:
         """Until nothing is being written.
@@ -72,18 +98,7 @@ class StateWriter:
         Raises:
             OSError: what was being written could not be; earlier states stand.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            write_error, self._error = self._error, None
-            raise write_error
-
-    def _write_or_remember(self, step: int, *parts: Any) -> None:
-        try:
-            self._write(step, *parts)
-        except BaseException as error:  # handed to the training thread
-            self._error = error
+        self._writing.wait()
 
     def _write(
         self,
