@@ -14,7 +14,7 @@ import yaml
 
 from tests.conftest import paragraph
 from tests.helpers.projects import recipe, toolkit
-from tests.helpers.tiny_runs import make_project
+from tests.helpers.tiny_runs import count_finished, make_project
 from toolkit.compare.stage import ensure_comparison, read_comparison
 from toolkit.compare.ways import open_comparison, runs_of_ways
 from toolkit.errors import ConfigError, EvaluationError
@@ -23,7 +23,7 @@ from toolkit.pipeline.run import Run
 from toolkit.search.candidate_scorer import Bench
 from toolkit.section import replace_values
 from toolkit.select.results import MergeResults, read_results
-from toolkit.stage import Stage, load_json, read_manifest
+from toolkit.stage import load_json, read_manifest
 
 SLOW = {"recipe": {"train": {"schedule": {"peak_lr": 1e-3}}}, "merges": ["none"]}
 WAYS: dict[str, Any] = {
@@ -65,15 +65,7 @@ def project(
 @pytest.fixture
 def finished(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each stage was made, by its folder below `runs/tiny`."""
-    counts: Counter[str] = Counter()
-    finish = Stage.finish
-
-    def count(stage: Stage, results: Mapping[str, Any], **more: Any) -> None:
-        counts[stage.folder.relative_to("runs/tiny").as_posix()] += 1
-        finish(stage, results, **more)
-
-    monkeypatch.setattr(Stage, "finish", count)
-    return counts
+    return count_finished(monkeypatch, "runs/tiny")
 
 
 def open_tiny(**changes: Any) -> Run:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.conftest import paragraph
 from tests.helpers.projects import recipe
 from toolkit.pipeline.run import Run
+from toolkit.stage import Stage
 
 
 def make_project(folder: Path, make_model: Callable[..., Path], **model: Any) -> Path:
@@ -45,3 +48,16 @@ def open_run(folder: Path, changes: Mapping[str, Any]) -> Run:
     values["train"] = {**values["train"], **changes.get("train", {})}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(values))
     return Run.open("tiny.yaml", Path("runs"))
+
+
+def count_finished(monkeypatch: pytest.MonkeyPatch, root: str) -> Counter[str]:
+    """How often each stage is made from now on, by its folder below `root`."""
+    counts: Counter[str] = Counter()
+    finish = Stage.finish
+
+    def count(stage: Stage, results: Mapping[str, Any], **more: Any) -> None:
+        counts[stage.folder.relative_to(root).as_posix()] += 1
+        finish(stage, results, **more)
+
+    monkeypatch.setattr(Stage, "finish", count)
+    return counts

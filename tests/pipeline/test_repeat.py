@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,14 @@ import pytest
 
 from tests.helpers.outcomes import interval, make_values
 from tests.helpers.projects import recipe
-from tests.helpers.tiny_runs import make_project, open_run
+from tests.helpers.tiny_runs import count_finished, make_project, open_run
 from toolkit.errors import ConfigError
 from toolkit.pipeline.models import ensure_cpt, ensure_data, ensure_general, ensure_models
 from toolkit.pipeline.repeat import compare_seeds, of_seed, run_repeat, show_seeds
 from toolkit.pipeline.run import Run
 from toolkit.recipe.schema import Recipe
 from toolkit.select.results import MergeResults
-from toolkit.stage import Stage, content_hash, load_json
+from toolkit.stage import content_hash, load_json
 
 MOE = {"base": {"path": "model"}, "num_experts": 2, "experts_per_token": 1}
 
@@ -85,15 +85,7 @@ def project(
 @pytest.fixture
 def finished(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each stage was made, by its folder below `runs/tiny`."""
-    counts: Counter[str] = Counter()
-    finish = Stage.finish
-
-    def count(stage: Stage, results: Mapping[str, Any], **more: Any) -> None:
-        counts[stage.folder.relative_to("runs/tiny").as_posix()] += 1
-        finish(stage, results, **more)
-
-    monkeypatch.setattr(Stage, "finish", count)
-    return counts
+    return count_finished(monkeypatch, "runs/tiny")
 
 
 def apart(values: dict[str, Any]) -> dict[str, Any]:
