@@ -114,32 +114,58 @@ def run_train(
             accelerator=accelerator,
             fill=None if empty is None else partial(_fill, empty, model),
         )
+        restored = data if section.start is not None else None
         rotary = None
         if section.stages and summary.used_step:
             rotary = _rotary_after(blocks, section, summary.used_step)
-        restored = data if section.start is not None else None
         if empty is None or not _write_in_parts(
             general, section, model, work, rotary=rotary, unseen_in=restored
         ):
-            # Every process takes part in gathering; the first one writes.
-            gathered = whole_parameters(model)
-            if is_first():
-                if gathered is not None:
-                    model = _with_parameters(general, section, gathered)
-                if section.lora is not None:
-                    _write_adapter(model, work / "adapter")
-                finished = finished_model(model)
-                if rotary is not None:
-                    set_rotary(finished, rotary, original_rotary)
-                if restored is not None:
-                    _restore_unseen_rows(finished, general, data)
-                save_model(finished, work, dtype=stored_dtype(general), like=general)
+            _write_gathered(
+                general, section, model, work, rotary=(rotary, original_rotary), unseen_in=restored
+            )
         if is_first():
             _keep_states(work, section, summary)
             stage.finish(summary.to_json(), drop=state_names(work))
     wait_for_all()
     if is_first():
         _say_summary(summary, stage.folder)
+
+
+def _write_gathered(
+    general: Path,
+    section: TrainSection,
+    model: Any,
+    work: Path,
+    *,
+    rotary: tuple[RotarySettings | None, RotarySettings],
+    unseen_in: Path | None,
+) -> None:
+    """Write the specialist from whole parameters; every process takes part in gathering them.
+
+    Args:
+        general: folder of the model that training started from.
+        section: settings.
+        model: trained model, its parameters whole or shared out among processes.
+        work: folder to write to.
+        rotary: positions' settings at the state that is written and those that the model came with;
+            the first is None where they did not change.
+        unseen_in: data folder whose unseen tokens get the general model's rows again, if any.
+    """
+    gathered = whole_parameters(model)
+    if not is_first():
+        return
+    if gathered is not None:
+        model = _with_parameters(general, section, gathered)
+    if section.lora is not None:
+        _write_adapter(model, work / "adapter")
+    finished = finished_model(model)
+    used_rotary, original_rotary = rotary
+    if used_rotary is not None:
+        set_rotary(finished, used_rotary, original_rotary)
+    if unseen_in is not None:
+        _restore_unseen_rows(finished, general, unseen_in)
+    save_model(finished, work, dtype=stored_dtype(general), like=general)
 
 
 def _without_memory(general: Path, section: TrainSection, accelerator: Any) -> EmptyModel | None:

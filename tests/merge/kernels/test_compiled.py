@@ -53,6 +53,32 @@ def run(home: Path, cache: Path | None = None) -> str:
     return done.stdout.strip()
 
 
+def test_a_kernel_spares_scipy_and_leaves_it_to_others(tmp_path: Path):
+    """numba looks for BLAS at its first function; whoever needs scipy later still gets it."""
+    after = """
+import sys
+assert "scipy.linalg" not in sys.modules, "numba imported it"
+import scipy.linalg
+assert abs(scipy.linalg.det([[2.0]]) - 2.0) < 1e-12
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM + after],
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_kernels_leave_scipy_alone_where_another_thread_could_need_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "scipy.linalg", raising=False)
+    monkeypatch.setattr(compiled.threading, "active_count", lambda: 2)
+    with compiled._without_scipy_linalg():
+        assert "scipy.linalg" not in sys.modules
+
+
 def test_a_kernel_is_compiled_once_then_loaded(tmp_path: Path):
     assert run(tmp_path) == "compiled"
     (file,) = tmp_path.rglob("*.nbc")

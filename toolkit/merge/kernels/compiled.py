@@ -6,8 +6,12 @@ for; a merge that needs none, and `--help`, do without.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -96,7 +100,7 @@ def _compile(function: Any, signature: tuple[Any, ...]) -> None:
     """Take a kernel from the cache, or compile it and put it there."""
     from numba.core.errors import NumbaError
 
-    with locked_cache():
+    with locked_cache(), _without_scipy_linalg():
         try:
             function.compile(signature)
         except NumbaError:
@@ -104,6 +108,28 @@ def _compile(function: Any, signature: tuple[Any, ...]) -> None:
         except Exception:  # of reading the cache, which has a damaged file; compile without it
             clear_cache()
             function.compile(signature)
+
+
+@contextlib.contextmanager
+def _without_scipy_linalg() -> Iterator[None]:
+    """Spare numba the import of scipy.linalg, a quarter of a second of a short merge.
+
+    The first function that numba compiles or loads makes it look for BLAS there, for numpy's
+    linear algebra, which no kernel uses. A name that stands as None in `sys.modules` cannot be
+    imported, and numba goes on without. Another thread that imports scipy in that moment would
+    fail, so nothing is done where there is one; nor where scipy.linalg is imported already.
+    """
+    name = "scipy.linalg"
+    if name in sys.modules or threading.active_count() > 1:
+        yield
+        return
+    blocked: dict[str, Any] = {name: None}
+    sys.modules.update(blocked)
+    try:
+        yield
+    finally:
+        if sys.modules.get(name, blocked) is None:
+            del sys.modules[name]
 
 
 combine_models = CompiledKernel("sums", "combine_models")
