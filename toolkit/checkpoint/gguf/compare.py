@@ -141,9 +141,9 @@ def _compare_tokens(path: Path, tokenizer: Any, gguf_tokenizer: Any) -> None:
 def _refuse_other_tokens(path: Path, tokenizer: Any, found: list[int], reader: str) -> None:
     own_ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     if own_ids != found:
+        # Ends that are no ids: where one list is only longer, the place behind the shorter one
+        # counts.
         first_other = next(
-            # Ends that are no ids: where one list is only longer, the place behind the shorter one
-            # counts.
             n for n, (a, b) in enumerate(zip([*own_ids, -1], [*found, -2], strict=False)) if a != b
         )
         raise CheckpointError(
