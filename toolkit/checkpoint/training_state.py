@@ -260,7 +260,6 @@ def load_parameters(folder: Path, step: int, model: nn.Module) -> None:
             continue
         saved_tensor = saved_tensors.get(name)
         saved_shape = None if saved_tensor is None else tuple(saved_tensor.shape)
-        # A state may hold more than is asked for, such as parameters that no longer learn.
         refuse_shape(source_folder, name, tuple(parameter.shape), saved_shape)
         parameter.copy_(saved_tensors[name].to(parameter.device))
 

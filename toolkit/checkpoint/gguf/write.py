@@ -226,7 +226,7 @@ def _encode(array: Array, kind: str, name: str, importance: Array | None) -> NDA
 
     if kind == "F32":
         return array
-    # gguf's own quantizer, in numpy, knows these three and takes no importance.
+    # gguf's own quantizer, in numpy, does for these three; an importance it cannot be given.
     if kind not in ("F16", "BF16", "Q8_0") or importance is not None:
         return quantize_tensor(array, kind, name, importance)
     if kind == "F16" and np.abs(array).max() > np.finfo(np.float16).max:
