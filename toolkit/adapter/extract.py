@@ -65,6 +65,8 @@ def run_extract(
     if begin is not None:
         begin(len(extraction.plan.jobs))
     with appearing(out) as work_folder:
+        # Tensor by tensor, each read, fitted and written before the next; the settings come last,
+        # as what differs is known only then.
         with extraction.open_writer(work_folder) as writer:
             for job in extraction.plan.jobs:
                 _run(job, extraction, writer, report)
@@ -73,6 +75,7 @@ def run_extract(
             if not (report.layers or report.saved or report.left_out):
                 raise MergeError(f"{tuned}: is equal to {base}; there is nothing to extract.")
             extraction.finish(writer, report)
+        # Before the folder takes its name: what peft cannot load is not left for others to find.
         refuse_unloadable_adapter(work_folder, extraction.before.folder)
         report.sort()
         report.write(work_folder)
@@ -236,6 +239,7 @@ def _fit(
 
 def _norm(after: Tensor, before: Tensor | None) -> float:
     """Frobenius norm of a change, or of a tensor; of several matrices one at a time is computed."""
+    # A whole stack of experts in float32 may be several times what there is of memory.
     if after.dim() > 2:
         part_numbers = range(len(after))
         norms = [_norm(after[n], before[n] if before is not None else None) for n in part_numbers]

@@ -129,6 +129,7 @@ def plan_extract(
     factored_jobs = [job for job in jobs if job.verdict == "factored"]
     linear_modules = [job.module for job in factored_jobs if job.kind in ("linear", "turned")]
     stack_names = [job.name for job in factored_jobs if job.kind == "stack"]
+    # peft is asked last, of what is wanted alone: for each question the model is built anew.
     placement = place_adapter(folder, linear_modules, stack_names)
     jobs = [_place(job, placement, modules) for job in jobs]
     return ExtractPlan(sorted(jobs, key=lambda job: by_layer(job.name)), placement)
@@ -159,6 +160,8 @@ def _decide(
     if kind is None:
         why = "no module of the model as transformers builds it"
         return ExtractJob(name, shown_name, "other", "left out", why)
+    # What is asked for by name goes before what a tensor is; patterns come last, so that the report
+    # says of a norm that it is one and not that it was not included.
     if any(module == wanted or module.endswith(f".{wanted}") for wanted in settings.save_modules):
         return ExtractJob(name, shown_name, kind, "saved", "asked for")
     if name in modules.stacks:

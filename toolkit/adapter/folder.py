@@ -122,6 +122,8 @@ class AdapterWriter(AppendWriter):
         self._parameters = dict(parameters or {})
         tensor_keys = [key for name in factored for key in self._keys(name)]
         for module, own_parameters in self._parameters.items():
+            # Room for every depth: how deep one lies depends on which of the others differ, and
+            # that is known only after the header's room was left.
             for depth in range(len(own_parameters)):
                 tensor_keys += _wrapper_keys(module, depth)
         super().__init__(folder / WEIGHTS_FILE, [*tensor_keys, *(PREFIX + n for n in saved)])
@@ -198,6 +200,7 @@ class AdapterWriter(AppendWriter):
         # Factors carry their scale, so alpha is the rank, and what has another rank is listed.
         rank = max(ranks.values())
         other_ranks = {name: own_rank for name, own_rank in ranks.items() if own_rank != rank}
+        # A tied one is not named: peft finds it by `ensure_weight_tying`.
         saved_modules = [name for name in dict.fromkeys(self._saved) if name not in tied]
         adapter_settings: JsonObject = {
             "peft_type": "LORA",

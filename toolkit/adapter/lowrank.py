@@ -114,6 +114,7 @@ def fit_sum(
         return LowRankFit(Factors(b, a).to(dtype), 0.0, 0.0)
     exact = _stack_terms(weighted_terms)
     exact_norm = factored_norm(exact)
+    # More columns than the matrix has rows or columns would only be stored.
     rank_limit = min(exact.b.shape[0], exact.a.shape[1], exact.rank if rank is None else rank)
     if rank_limit < exact.rank or energy is not None:
         stored_factors = _truncate(exact, rank_limit, exact_norm, energy).to(dtype)
@@ -141,6 +142,8 @@ def _stack_terms(terms: Sequence[tuple[float, Factors]]) -> Factors:
 
 def _truncate(exact: Factors, limit: int, norm: float, energy: float | None) -> Factors:
     """The best factors of at most `limit` columns, or of as few as keep a share of the norm."""
+    # Q and P are orthonormal and keep singular values, so that only a square of the summed rank is
+    # decomposed.
     q, r = torch.linalg.qr(exact.b)
     p, right_r = torch.linalg.qr(exact.a.T)
     u, s, vt = torch.linalg.svd(r @ right_r.T, full_matrices=False)
@@ -174,6 +177,7 @@ def truncated_svd(matrix: Tensor, rank: int, *, seed: int) -> tuple[Tensor, Tens
     if sketch_width >= min(num_rows, num_columns):
         u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
         return u[:, :rank], s[:rank], vt[:rank]
+    # Of its own: the global one would let the adapter depend on what was drawn before.
     generator = torch.Generator().manual_seed(seed)
     q = _basis(matrix @ torch.randn(num_columns, sketch_width, generator=generator))
     for _ in range(POWER_ITERATIONS):
@@ -207,12 +211,15 @@ def rank_for_energy(s: Tensor, norm: float, energy: float) -> int:
 
 def frobenius(matrix: Tensor) -> float:
     """Frobenius norm of a float32 matrix; the sum over rows is in float64."""
+    # Row by row: a float64 copy of the matrix would take twice its memory.
     row_norms = torch.linalg.vector_norm(matrix, dim=1)
     return float(torch.linalg.vector_norm(row_norms.double()))
 
 
 def factored_norm(factors: Factors) -> float:
     """Frobenius norm of `B A`, float64, from their QR decompositions."""
+    # Norms do not change under a rotation, so that Q is not needed; squares of what cancels are
+    # never subtracted, as they would be in traces of `B^T B A A^T`.
     r = torch.linalg.qr(factors.b.double(), mode="r").R
     s = torch.linalg.qr(factors.a.double().T, mode="r").R
     return float(torch.linalg.matrix_norm(r @ s.T))

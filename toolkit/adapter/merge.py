@@ -75,6 +75,7 @@ def merge_adapters(
     adapter_report = adapter_merge.begin_report()
     with appearing(out) as work:
         with adapter_merge.open_writer(work) as writer:
+            # Parameters come first: those of one module must reach the writer one after the other.
             for tensor_name in adapter_merge.parameters.names:
                 adapter_merge.write_parameter(tensor_name, writer, adapter_report)
                 if advance is not None:
@@ -138,6 +139,7 @@ class _AdapterMerge:
         )
 
     def begin_report(self) -> AdapterReport:
+        # Only noted: the same model has other names on other machines, so that names prove nothing.
         base_names = {str(item.settings.get("base_model_name_or_path")) for item in self.adapters}
         return AdapterReport(
             {
@@ -178,6 +180,7 @@ class _AdapterMerge:
     def _task(self, name: str, shape: tuple[int, ...]) -> TensorTask:
         stack_place = self.layout.find(name)
         num_layers = self.layout.stacks[stack_place[0]] if stack_place is not None else 0
+        # Where between the first layer (0) and the last (1): parameters may be lists over depth.
         t = stack_place[1] / (num_layers - 1) if stack_place is not None and num_layers > 1 else 0.0
         common_settings = self.config.parameters
         owners = [(item.model, [item.parameters, common_settings], name) for item in self.models]
@@ -330,6 +333,7 @@ def _merge_stacks(
     for expert in expert_numbers:
         at = (sketch_seed + expert) % (1 << 63)
         if bool(merged_changes[expert].any()):
+            # `fit_dense` overwrites what it is given, and experts are views of one tensor.
             change = merged_changes[expert].clone()
             fits.append(fit_dense(change, rank, seed=at, energy=settings.energy, dtype=dtype))
         else:

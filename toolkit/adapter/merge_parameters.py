@@ -50,6 +50,7 @@ def read_parameters(adapters: Sequence[AdapterFolder]) -> MergedParameters:
     base = _base_of(adapters)
     owned_parameters = [wrapped_parameters(one, base) if one.wrapped else {} for one in adapters]
     found_names = dict.fromkeys(name for wrapped in owned_parameters for name in wrapped)
+    # The merged adapter changes what any of them changes, which peft may wrap in another order.
     placement = place_adapter(base, (), list(found_names))
     if placement.refused:
         name, why = next(iter(placement.refused.items()))
@@ -116,6 +117,7 @@ def join_fits(fits: Sequence[LowRankFit]) -> LowRankFit:
     Returns:
         Factors of rank 0 where no expert is changed.
     """
+    # peft has one rank for all experts of a parameter; columns of zeros change nothing.
     largest_rank = max(fit.factors.rank for fit in fits)
     filled_factors = [_filled(fit.factors, largest_rank) for fit in fits]
     norm, error = (

@@ -102,6 +102,7 @@ def _weights_read_by(kind: type) -> set[str]:
         if not owner.__module__.startswith("transformers."):
             continue
         for function_name, function in vars(owner).items():
+            # What makes or ties weights reads them too, and computes nothing with them.
             if inspect.isfunction(function) and function_name not in _NOT_COMPUTING:
                 with contextlib.suppress(OSError, TypeError):
                     child_names |= set(_WEIGHT_READ.findall(inspect.getsource(function)))

@@ -65,6 +65,7 @@ def fit_stack(
     ]
     missed: list[float] = []
     for (one, other), own in zip(expert_pairs, factors, strict=True):
+        # Computed again: to keep all changes would take another parameter in float32.
         change = _change(one, other, is_swapped)
         missed.append(frobenius(change.addmm_(own.b.float(), own.a.float(), alpha=-1.0)))
     return LowRankFit(join_experts(factors), norm, math.sqrt(math.fsum(own**2 for own in missed)))
@@ -78,6 +79,7 @@ def join_experts(factors: list[Factors]) -> Factors:
     >>> joined.a[:, 0].tolist(), joined.b[0].tolist()
     ([1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0])
     """
+    # In B experts run fastest, in A they stand one after the other: so peft reshapes them.
     b = torch.stack([own.b for own in factors], dim=2)
     return Factors(b.flatten(1).contiguous(), torch.cat([own.a for own in factors]))
 

@@ -60,6 +60,7 @@ class AdaptedCheckpoint(Checkpoint):
     ) -> None:
         infos_by_name = {name: model.info(name) for name in model.names}
         self.heads = dict(heads or {})
+        # A head that parts from its embedding becomes a tensor of its own, as large as that.
         infos_by_name |= {head: infos_by_name[name] for head, name in self.heads.items()}
         for model_name, saved_name in adapter.saved.items():
             infos_by_name[model_name] = replace(
@@ -180,6 +181,7 @@ class ConvertedTensors:
     def tensor(self, name: str) -> Tensor:
         """One stored tensor with the adapter merged in, in its stored type."""
         group = self._group_of[name]
+        # Held while converting: two threads would each make the same group, gigabytes of experts.
         with self._lock:
             if group not in self._held:
                 members_by_name = {member: self._adapted.tensor(member) for member in group}
@@ -234,6 +236,7 @@ def open_adapted(model: Checkpoint, folder: Path) -> AdaptedCheckpoint:
     """
     adapter = without_tied_copies(open_adapter(folder), model)
     parameter_changes = ParameterChanges(adapter, model.folder) if adapter.wrapped else None
+    # What files store as memory holds it goes by stored names; the rest is merged in memory.
     memory_tensors = _ask_for_memory(adapter, model)
     if memory_tensors is not None:
         _refuse_shared(adapter, memory_tensors)
@@ -382,6 +385,7 @@ def is_turned(adapter: AdapterFolder, name: str, model: Checkpoint) -> bool:
         return False
     if shape[0] != shape[1]:
         return shape == (a[1], b[0])
+    # Square: the shape tells nothing. `Conv1D` always has a bias, so this one is linear.
     if f"{name.removesuffix('weight')}bias" not in model:
         return False
     for other in model.names:  # the layers of a model are all of one kind
@@ -436,6 +440,7 @@ def check_parts(
         if saved_name is not None
         else model.info(heads.get(name, name)).shape
     )
+    # By products and sets, as a weight may be turned, or a convolution of more dimensions.
     if math.prod(shape) != b[0] * math.prod(a_shape[1:]) or not {b[0], a_shape[1]} <= set(shape):
         raise CheckpointError(
             f"{adapter.file}: {name} is {list(shape)} in {model.folder}, but the adapter's parts "

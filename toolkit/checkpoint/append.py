@@ -58,6 +58,8 @@ class AppendWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        # The header comes last: a file that was broken off begins with zeros, which no reader takes
+        # for a header.
         with self._file as file:
             if kind is None:
                 text = json.dumps(self._header, separators=(",", ":")).encode()

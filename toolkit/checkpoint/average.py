@@ -132,6 +132,7 @@ def _write_average(
     models: Sequence[Checkpoint], weights: Sequence[float], like: Checkpoint, work: Path
 ) -> int:
     num_averaged = 0
+    # One cast, into the type that the model is stored in, so that the mean is as large as it.
     planned_tensors = [PlannedTensor(n, like.info(n).dtype, like.info(n).shape) for n in like.names]
     with ShardWriter(work, planned_tensors) as writer:
         for tensor in planned_tensors:
@@ -148,6 +149,7 @@ def _write_average(
                 mean_tensor = _mean(tensor, models, weights)
                 num_averaged += 1
             writer.write(tensor.name, 0, tensor_bytes(mean_tensor))
+            # At once: a mean of ten models would else fill memory with the pages of all of them.
             for model in (*models, like):
                 if tensor.name in model:
                     model.give_back(tensor.name)

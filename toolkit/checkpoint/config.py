@@ -111,6 +111,7 @@ def shape_of_folder(folder: Path) -> ShapeSection:
         for own_name in ShapeSection.model_fields
         if values.get(own_name) is not None
     }
+    # The section takes both or neither, and a dense model's config may still name the second.
     if "num_experts" not in known:
         known.pop("num_experts_per_tok", None)
     return parse_section(ShapeSection, known, where=str(config_path), what="model configuration")

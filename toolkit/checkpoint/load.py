@@ -133,6 +133,8 @@ def _with_wrapper_s_adapter(model: Any, folder: Path) -> Any:
             f"{folder}: what it changes is not in the text side of {checkpoint.folder}, or of "
             "another size; merge it with `toolkit merge run` (path+adapter) first."
         )
+    # Tensors that memory holds otherwise are written beside the model and converted into it, so
+    # that those that the adapter leaves alone must be there too.
     stored_tensors.read()
     for tensor_name in reached_names:
         stored_tensors.targets[tensor_name].copy_(adapted.tensor(tensor_name))
@@ -189,6 +191,7 @@ def causal_class(config: Any) -> Any:
     found = _own_class(config) or AutoModelForCausalLM._model_mapping[type(config)]
     if not isinstance(found, (list, tuple)):
         return found
+    # A configuration may have several such classes; the one that config.json names is meant.
     named = list(getattr(config, "architectures", None) or ())
     return next((kind for kind in found if kind.__name__ in named), found[0])
 

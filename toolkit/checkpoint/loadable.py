@@ -97,6 +97,7 @@ def loading_faults(values: JsonView, shapes: Shapes) -> Faults | None:
         model is made of; none where all is well. None where transformers does not know the model:
         code that comes with one is never run.
     """
+    # Even without memory each layer takes Python's objects: a damaged count would make millions.
     if (size_fault := oversize_fault(values, len(shapes))) is not None:
         return {_CONFIG: size_fault}
     with _quiet() as log_lines:
@@ -128,6 +129,7 @@ def _load_without_memory(config: Any, shapes: Shapes) -> tuple[Any, Mapping[str,
     """A model loaded with tensors that have no entries, and what transformers says of it."""
     import torch
 
+    # Types are left out: only names and shapes are compared.
     meta_tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     loaded: tuple[Any, Mapping[str, Any]] = class_of(config).from_pretrained(
         None,
@@ -165,6 +167,7 @@ def build_on_meta(folder: Path) -> Any | None:
     import torch
 
     try:
+        # Without `quantization_config`, with which a class may ask for libraries that are not here.
         config = read_plain_config(json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
         with torch.device("meta"):
             return class_of(config)._from_config(config, dtype=torch.float32)
@@ -204,6 +207,7 @@ def _quiet() -> Iterator[list[str]]:
     handler = logging.Handler()
     handler.emit = lambda record: log_lines.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("transformers")
+    # The library warns of what is collected here as faults; other handlers would print it twice.
     handlers, level, shown = logger.handlers[:], logger.level, theirs.is_progress_bar_enabled()
     propagates = logger.propagate
     logger.handlers, logger.propagate = [handler], False

@@ -49,6 +49,8 @@ def place_adapter(base: Path, modules: Sequence[str], parameters: Sequence[str])
     """
     refused = _refused_modules(base, modules)
     left = [module for module in modules if module not in refused]
+    # peft decides by names, and what is adapted changes names: each question is asked of what the
+    # ones before have left.
     moved_modules = _moved_modules(base, left)
     lost_modules = _lost_modules(base, [module for module in left if module not in moved_modules])
     refused |= dict.fromkeys(lost_modules, "peft takes its tensors for others' when it loads them")
@@ -84,6 +86,7 @@ def _refused_modules(base: Path, modules: Sequence[str]) -> dict[str, str]:
     """Modules that peft puts no LoRA on, such as those whose weight is read by a kernel."""
     refusal_reasons: dict[str, str] = {}
     left_modules = list(modules)
+    # A new model each time: peft wraps modules in place, and a refusal leaves some wrapped.
     while left_modules and (model := build_on_meta(base)) is not None:
         try:
             _wrap(model, _module_config(left_modules))

@@ -169,6 +169,8 @@ class AdapterFolder:
 
     def scale(self, name: str) -> float:
         """What `B A` is multiplied with for one of the model's tensors."""
+        # From the tensor: `r` does not hold where a `rank_pattern` gives modules ranks of their
+        # own.
         rank = self.tensors.info(self.factor_names(name)[0]).shape[0]
         module_name = self.memory_names.get(name, name).removesuffix(".weight")
         alpha = float(self.settings.get("lora_alpha", rank))
@@ -322,6 +324,7 @@ def _load_settings(path: Path) -> JsonObject:
     _refuse_mistyped(path, settings)
     if given := [key for key in _UNSUPPORTED if settings.get(key)]:
         raise CheckpointError(f"{path}: {given[0]} is not supported; merge it with peft.")
+    # peft writes every key of its version, most of them off; only what is set has an effect.
     if unknown_keys := [key for key, value in settings.items() if key not in _KNOWN and value]:
         raise CheckpointError(
             f"{path}: {unknown_keys[0]} is no setting known here, and may change what the adapter "

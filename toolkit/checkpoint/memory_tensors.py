@@ -128,6 +128,8 @@ class MemoryTensors(Checkpoint):
             return self._checkpoint.tensor(self.sources[name][0])
         conversion = self._conversions[name]
         if self._held[0] != conversion.key:
+            # Of the last group only: its tensors are asked for one after the other, and the experts
+            # of two layers are more than memory may hold.
             self._held = (conversion.key, self._convert(conversion))
         return self._held[1][name]
 

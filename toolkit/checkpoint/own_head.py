@@ -34,6 +34,7 @@ def own_head(checkpoint: Checkpoint) -> str | None:
 
 def _are_equal(checkpoint: Checkpoint, one: str, other: str) -> bool:
     a, b = checkpoint.raw(one), checkpoint.raw(other)
+    # Block by block, so that tensors that differ at their beginning are not read to the end.
     return all(
         np.array_equal(a[start : start + _BLOCK_BYTES], b[start : start + _BLOCK_BYTES])
         for start in range(0, a.size, _BLOCK_BYTES)

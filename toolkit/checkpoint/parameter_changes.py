@@ -54,6 +54,7 @@ class ParameterChanges:
             factor = self._adapter.tensors.tensor(self._adapter.wrapped[wrapper_path][part]).float()
             holder.weight = torch.nn.Parameter(factor, requires_grad=False)
         parameter_change = _change(wrapper).reshape(tuple(wrapper.get_param().shape))
+        # Taken away at once: the model on the meta device stays as large as its shapes.
         for part, holder in factor_holders.items():
             holder.weight = meta_weights[part]
         return parameter_change

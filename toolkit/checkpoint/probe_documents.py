@@ -36,6 +36,7 @@ def probe_documents(model: Any, longest: int) -> tuple[Tensor, Tensor]:
         for name, value in config.to_dict().items()
         if _REACH.search(name) and isinstance(value, int) and value + 8 <= longest
     ]
+    # Eight tokens beyond a window, so that some look back past its edge.
     num_tokens = min(longest, max([_USUAL, *(value + 8 for value in reach_values)]))
     vocabulary = int(getattr(config, "vocab_size", 0)) or len(model.get_input_embeddings().weight)
     generator = torch.Generator().manual_seed(20)

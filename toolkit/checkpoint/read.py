@@ -236,6 +236,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{path}: cannot be read as an index (no weight_map); {_AGAIN}.")
     for name in weight_map.values():
+        # An index comes with a download: "../" in it would read files of the user's as weights.
         if not isinstance(name, str) or Path(name).name != name:
             raise CheckpointError(f"{path}: names a file outside its folder ({name!r}); refused.")
         if not (path.parent / name).is_file():
@@ -259,6 +260,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             if len(length_field) < 8:
                 raise CheckpointError(f"{file}: has {size} bytes, not even a header; {_AGAIN}.")
             (header_bytes,) = struct.unpack("<Q", length_field)
+            # Before it is read: a damaged number may ask for terabytes.
             if header_bytes > min(size - 8, _MAX_HEADER_BYTES):
                 raise CheckpointError(
                     f"{file}: claims a header of {header_bytes} bytes in a file of {size}; "
@@ -275,6 +277,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{file}: its header is not a mapping; {_AGAIN}.")
     header.pop("__metadata__", None)
     sorted_entries = [(name, *_entry(file, name, value)) for name, value in header.items()]
+    # By the end too: a tensor without entries begins where the next one does, and comes first.
     sorted_entries.sort(key=lambda entry: (entry[3], entry[4]))
     # Without gaps and overlaps, as the format has it: a file that hides bytes, or shows some twice,
     # was not written by its library.
@@ -297,6 +300,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, object]:
     pairs_by_name = dict(pairs)
+    # json keeps the last of equal keys without a word; another reader may keep the first.
     if len(pairs_by_name) < len(pairs):
         names = [name for name, _ in pairs]
         twice_name = next(name for name in names if names.count(name) > 1)

@@ -96,6 +96,7 @@ def _cached(place: PathAndRevision) -> Path | None:
     except (LocalEntryNotFoundError, ValueError):
         return None
     folder = Path(found)
+    # A snapshot may hold a config and a tokenizer alone, as after a look at a model.
     return folder if any(any(folder.glob(pattern)) for pattern in _WEIGHT_PATTERNS) else None
 
 

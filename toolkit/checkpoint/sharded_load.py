@@ -60,11 +60,13 @@ class EmptyModel:
                 owner._buffers[owner_attribute] = module._buffers[attribute]
                 continue
             parameter, read = owner._parameters[owner_attribute], module._parameters[attribute]
+            # Tied tensors come by once under each name, and a second swap would undo the first.
             if parameter is None or read is None or id(parameter) in filled_ids:
                 continue
             filled_ids.add(id(parameter))
             read.requires_grad_(parameter.requires_grad)
             put_in_place(parameter, read)
+        # What `from_pretrained` leaves on the model that it returns, and what saving asks for.
         self.model.generation_config = getattr(reader, "generation_config", None)
         self.model._weight_conversions = getattr(reader, "_weight_conversions", None)
 

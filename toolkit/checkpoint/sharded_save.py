@@ -113,6 +113,7 @@ class ModelWriter:
             PlannedTensor(name, dtype_name(self._stored_dtype(tensor)), tuple(tensor.shape))
             for name, tensor in self._planned.items()
         ]
+        # The order in which safetensors itself writes: wider types first, then by name.
         plan.sort(
             key=lambda tensor: (
                 -torch.empty(
@@ -127,6 +128,8 @@ class ModelWriter:
         writer = writer or ShardWriter(folder, plan, _FILE_BYTES, joins=True)
         num_written = 0
         try:
+            # To gather is a collective: every process must ask for every layer, in the same order,
+            # though it writes only its share of each tensor.
             for layer in self._names_by_layer:
                 for name, tensor in self._stored_of(layer, _gathered).items():
                     changed = change(name, tensor)
@@ -136,6 +139,8 @@ class ModelWriter:
                     num_written += end - begin
         finally:
             writer.release()
+        # No process sees more than its own share; only the sum tells whether every byte was
+        # written.
         counts: list[int] = [0] * count
         dist.all_gather_object(counts, num_written)
         if sum(counts) != writer.total_bytes:
@@ -147,6 +152,7 @@ class ModelWriter:
     def write_settings(self, folder: Path) -> None:
         """Write the configuration beside the tensors; one process does."""
         self._model.config.dtype = str(self._dtype).removeprefix("torch.")
+        # FSDP gives the class another name, by which nobody could load the folder.
         self._model.config.architectures = [self._class_name]
         self._model.config.save_pretrained(folder)
         if self._model.can_generate() and self._model.generation_config is not None:
@@ -170,6 +176,8 @@ class ModelWriter:
         """
         from peft.tuners.tuners_utils import BaseTunerLayer
 
+        # The layer's values stand in the model without memory for as long as adapters are merged
+        # into them and the names of the files are found.
         places = [(name, *self._places[name]) for name in self._names_by_layer[layer]]
         emptied: list[tuple[dict[str, Any], str, Any]] = []
         for name, module, attribute in places:
@@ -190,6 +198,7 @@ class ModelWriter:
             for _, module, attribute in places
             if (id(module), attribute) in self._plain_names
         }
+        # What was merged is a stand-in that goes away; nothing is to be taken out of it again.
         for adapted_module in adapted:
             adapted_module.merged_adapters.clear()
         for table, attribute, empty_tensor in emptied:

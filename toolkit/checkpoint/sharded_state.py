@@ -84,6 +84,7 @@ class ShardedStateWriter:
                 ("parameters", "optimizer"), state_tensors(model, optimizer), strict=True
             )
         ]
+        # Before the thread starts: an update that follows at once must find it cleared.
         self._is_read.clear()
         self._writing.start(self._write_and_release, step, parts, {**extra, "step": step})
 
@@ -107,9 +108,12 @@ class ShardedStateWriter:
 
     def _write(self, step: int, parts: list[tuple[str, Parts]], extra: dict[str, Any]) -> None:
         target = state_path(self._folder, step)
+        # The name that `appearing` works under; the first process alone enters it and is told.
         work = target.with_name(f".{target.name}.partial")
         settings: dict[str, Any] = {"doing": "writing it", "error": CheckpointError}
         with contextlib.ExitStack() as stack:
+            # The first process makes the folder, all write into it, the first adds what is no
+            # tensor and renames it. Each step waits for the one before in every process.
             appear = appearing(target, replaces=True, **settings)
             self._together(lambda: stack.enter_context(appear), first_alone=True)
             hashes = {
@@ -125,6 +129,7 @@ class ShardedStateWriter:
         """Write what this process holds; returns sha256 by name of file."""
         for name, tensors in parts:
             _write_file(work / name, tensors)
+        # What follows needs the files alone: training need not wait for the disk.
         self._is_read.set()
         hashes = {}
         for name, _ in parts:
@@ -147,6 +152,8 @@ class ShardedStateWriter:
             if not first_alone or self._rank == 0:
                 result = function()
         except Exception as error:
+            # Exchanged like a result: a process that raised alone would leave the others waiting
+            # for it.
             fault = str(error) if isinstance(error, CheckpointError) else first_line(error)
         outcomes: list[Any] = [None] * self._count
         dist.all_gather_object(
@@ -180,6 +187,7 @@ def _own_parts(tensors: Mapping[str, Any]) -> dict[str, tuple[Tensor, tuple[int,
                 parts[name] = (tensor.detach(), (0,) * tensor.dim())
             continue
         local_tensor, offsets = tensor.detach().to_local(), part_offsets(tensor)
+        # Where a tensor has fewer rows than there are processes, some hold nothing of it.
         if offsets is not None and local_tensor.numel():
             parts[name] = (local_tensor, offsets)
     return parts
@@ -216,6 +224,7 @@ def _write_file(path: Path, parts: Parts) -> None:
         }
         next_offset += num_bytes
     header_json = json.dumps(header, separators=(",", ":")).encode()
+    # Blanks are allowed behind the header; tensors then begin at a multiple of eight bytes.
     header_json += b" " * (-len(header_json) % 8)
     with path.open("wb", buffering=0) as file:
         file.write(struct.pack("<Q", len(header_json)) + header_json)
@@ -372,6 +381,8 @@ class StateParameters(Checkpoint):
                 )
         super().__init__(source, tensors)
         for name, parts in self._parts.items():
+            # A lost file between others shows here alone: the shape follows from the parts that lie
+            # farthest.
             num_held = sum(math.prod(part.info(name).shape) for part, _ in parts)
             if num_held != math.prod(shapes[name]):
                 raise CheckpointError(f"{source}: holds not all parts of {name}; copy it again.")

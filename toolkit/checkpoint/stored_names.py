@@ -65,6 +65,8 @@ class StoredTensors:
         self.targets = {name: tensor for name, tensor in in_place.items() if not tensor.is_meta}
         self.unknown: list[str] = []
         self._conversions: list[Conversion] = []
+        # Most models end here; the library's conversion is asked for what has another name or
+        # shape.
         if other_names := [name for name in shapes if name not in in_place]:
             self._convert_others(other_names, shapes, parameters)
 
@@ -255,6 +257,7 @@ def with_stored_names(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         is_gate_up = name.endswith(_IN)
         for stored_block, (gate, up, down) in _NAMES.items():
             prefix = f"{block.removesuffix('.mlp')}{stored_block}.experts"
+            # Views: what is written into one of these is written into the joined tensor.
             for number, expert in enumerate(tensor):
                 if is_gate_up:
                     expert_width = expert.shape[0] // 2

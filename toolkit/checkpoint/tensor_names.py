@@ -40,6 +40,7 @@ def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
     """
     if not _BUFFER.search(name):
         return False
+    # GPT-2 calls its causal mask `attn.bias`, of four dimensions; a bias that learned has one.
     return not name.endswith(".bias") or len(shape) == 4
 
 

@@ -57,6 +57,7 @@ def _own_class(full: Any, decoder: Any, head: nn.Module) -> Any | None:
     text_config = full.config.get_text_config()
     if type(text_config) not in AutoModelForCausalLM._model_mapping:
         return None
+    # Only the shell is wanted: the wrapper's own modules take the place of what is in it.
     with torch.device("meta"):
         text_model = AutoModelForCausalLM.from_config(text_config)
     name_of_class = {type(child): name for name, child in text_model.named_children()}
@@ -153,6 +154,7 @@ def _same_logits(full: Any, text: Any) -> bool:
         return False
     if full_logits.shape != text_logits.shape:
         return False
+    # Room for rounding alone: what computes otherwise differs by far more.
     tolerance = 1e-4 if next(text.parameters()).dtype == torch.float32 else 0.05
     allowed = tolerance * float(full_logits.nan_to_num().abs().max())
     return torch.allclose(full_logits, text_logits, rtol=tolerance, atol=allowed, equal_nan=True)

@@ -119,6 +119,7 @@ def _model_ids(model: JsonView) -> dict[str, int]:
     listed_tokens = model.get("vocab", {})
     if isinstance(listed_tokens, dict):
         return dict(listed_tokens)
+    # Unigram models list pairs of token and score; the place in the list is the id.
     return {token: number for number, (token, *_) in enumerate(listed_tokens)}
 
 

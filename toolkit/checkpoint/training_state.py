@@ -87,6 +87,7 @@ class StateWriter:
             {name: _whole(tensor) for name, tensor in tensors.items()}
             for tensors in state_tensors(model, optimizer)
         )
+        # Only now: gathering is a collective, which every process must take part in.
         if not self._active:
             return
         extra = {**extra, "step": step}
@@ -113,6 +114,7 @@ class StateWriter:
             save_tensors(moments, work / "optimizer.safetensors")
             names = ("optimizer.safetensors", "parameters.safetensors")
             finish_state(work, extra, {name: read_hash(work / name) for name in names})
+        # After the rename, so that at every moment a whole state stands.
         drop_old_states(self._folder, self._keep, extra)
 
 
@@ -169,6 +171,7 @@ def _whole(tensor: Tensor) -> Tensor:
     if hasattr(tensor, "full_tensor"):
         full_tensor: Tensor = tensor.full_tensor()
         return full_tensor.cpu().contiguous()
+    # A copy on the CPU too: training changes the tensor while the thread is writing.
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 

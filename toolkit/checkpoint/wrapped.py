@@ -130,6 +130,8 @@ def write_with_text_side(model: Any, folder: Path, like: Path) -> None:
         for tensor_name, tensor in file_tensors.items():
             if tensor_name in stored_tensors.targets:
                 text_tensor = stored_tensors.targets[tensor_name].detach().to("cpu", tensor.dtype)
+                # Cloned: safetensors refuses tensors that share memory, as experts of one parameter
+                # do.
                 file_tensors[tensor_name] = text_tensor.contiguous().clone()
         save_file(file_tensors, folder / weight_path.name, metadata=metadata or {"format": "pt"})
     for tensor_name in ("config.json", "generation_config.json", "model.safetensors.index.json"):

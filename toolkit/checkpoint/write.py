@@ -167,10 +167,12 @@ class ShardWriter:
             if self._is_writing and len(self._waiting) < _MOST_WAITING:
                 self._waiting.append(next_piece)
                 return
+            # Beyond that many pieces whoever comes writes itself, so that memory stays bounded.
             is_first, self._is_writing = not self._is_writing, True
         self._put(next_piece)
         while is_first:
             with self._lock:
+                # Under the lock that a thread leaves its piece under: none is left behind unseen.
                 if not self._waiting:
                     self._is_writing = False
                     return

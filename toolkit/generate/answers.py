@@ -45,6 +45,7 @@ def answer_batch(speaker: Speaker, prompts: Sequence[str], new_tokens: int) -> l
     if not prompts:
         return []
     encoded_prompts = [speaker.encode([{"role": "user", "content": text}]) for text in prompts]
+    # All answers of a batch grow at the same place, so that the longest prompt sets the room.
     token_room = speaker.most_tokens - max(map(len, encoded_prompts))
     answer_tokens = greedy_answers(
         speaker.model, speaker.stops, encoded_prompts, min(new_tokens, token_room)

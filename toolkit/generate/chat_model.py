@@ -110,6 +110,7 @@ def load_speaker(
 
 def stops_of(model: Any, tokenizer: Any) -> frozenset[int]:
     """The ends that the model's own settings and its tokenizer name."""
+    # Chat models often end at another token than the tokenizer's, which only the settings name.
     settings = [
         getattr(getattr(model, "generation_config", None), "eos_token_id", None),
         getattr(model.config, "eos_token_id", None),

@@ -119,6 +119,9 @@ def _answers_together(model: Any) -> bool:
         prompts = [text.tolist() for text in probe_documents(model, 32)]
         is_exact = next(model.parameters()).dtype == torch.float32
         try:
+            # Rounding may swap tokens that are equally likely, so that not the tokens are compared,
+            # but what they miss in nats. bfloat16 has steps of 1/8 where logits lie between 16 and
+            # 32.
             answers = grow_together(model, (), prompts, 4, _likeliest)
             _TOGETHER[model] = all(
                 _shortfall(model, prompt, answer) <= (1e-3 if is_exact else 0.25)
@@ -158,9 +161,12 @@ def grow_together(
     """
     device = next(model.parameters()).device
     inputs, mask = _pad_left(prompts, device)
+    # Padding is masked, but a table of positions has no row -1 to look up.
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     answers: list[list[int]] = [[] for _ in prompts]
     batch_rows = list(range(len(prompts)))
+    # Rows in the batch, and those of them that have not ended: what is over goes on being computed,
+    # and is not kept, until so many have ended that taking them out pays.
     growing_rows = set(batch_rows)
     cache = None
     # Nearly all models can leave out the logits of the prompts, which may be gigabytes.

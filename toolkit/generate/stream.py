@@ -62,6 +62,8 @@ def stream_answer(
         speaker, prompt_tokens, settings, min(token_room, settings.new_tokens)
     ):
         answer_tokens.append(token)
+        # All tokens each time: of one alone a tokenizer drops the space before a word, and a
+        # character of several tokens would be lost.
         text = speaker.decode(answer_tokens)
         if text.endswith("\ufffd"):  # half of a character; the next token brings the rest
             continue
@@ -84,6 +86,7 @@ def _next_tokens(
         with computing(speaker.label), torch.inference_mode():
             input_ids = torch.tensor([inputs], device=device)
             output = model(input_ids=input_ids, past_key_values=cache, use_cache=True)
+            # Drawn on the CPU: there a seed gives the same tokens whatever device computes.
             logits = output.logits[0, -1].float().cpu()
         token = pick(logits, settings, generator)
         if token in speaker.stops:
@@ -91,6 +94,7 @@ def _next_tokens(
         yield token
         all_tokens.append(token)
         cache = getattr(output, "past_key_values", None)
+        # Architectures without such a cache are given the whole text at each step.
         inputs = all_tokens if cache is None else [token]
 
 

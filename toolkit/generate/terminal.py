@@ -36,6 +36,7 @@ def show_answers(
     growing_streams = set(range(len(speakers)))
     with Live(_columns(speakers, answers), console=console, refresh_per_second=8) as live:
         while growing_streams:
+            # A copy, as streams that end are taken out meanwhile.
             for index in sorted(growing_streams):
                 piece = next(streams[index], None)
                 if piece is None:

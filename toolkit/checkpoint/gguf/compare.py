@@ -76,12 +76,15 @@ def compare_gguf(folder: Path, path: Path) -> GgufComparison:
         CheckpointError: it cannot be loaded, lacks a tensor, cuts a text into other tokens, or
             another reader computes otherwise from it.
     """
+    # Both in float32: every type that is stored in fewer bits fits into it without a rounding.
     config = load_model_config(folder)
     original: Any = load_causal_model(folder, torch.float32)
     with unpacked_gguf(path, folder) as unpacked:
         reloaded: Any = load_causal_model(unpacked, torch.float32)
     tokenizer: Any = load_tokenizer(folder)
     _compare_tokens(path, tokenizer, tokenizer_by_transformers(path))
+    # Others' readers first: what they make of the file decides whether our own figures mean
+    # anything.
     readers, llama_cpp_divergence = [], None
     if (by_transformers := load_by_transformers(path, config)) is not None:
         _compare_states(path, by_transformers.state_dict(), reloaded.state_dict())
@@ -138,6 +141,8 @@ def _compare_tokens(path: Path, tokenizer: Any, gguf_tokenizer: Any) -> None:
 def _refuse_other_tokens(path: Path, tokenizer: Any, found: list[int], reader: str) -> None:
     own_ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     if own_ids != found:
+        # Ends that are no ids: where one list is only longer, the place behind the shorter one
+        # counts.
         first_other = next(
             n for n, (a, b) in enumerate(zip([*own_ids, -1], [*found, -2], strict=False)) if a != b
         )
@@ -151,10 +156,12 @@ def _refuse_other_tokens(path: Path, tokenizer: Any, found: list[int], reader: s
 
 def _compare_with_llama_cpp(path: Path, reloaded: Any, tokenizer: Any) -> float:
     _refuse_other_tokens(path, tokenizer, tokens_by_llama_cpp(path, TEXT), "llama.cpp")
+    # Both are given the same ids: a difference in cutting has had its own error already.
     token_ids = tokenizer(TEXT)["input_ids"]
     divergence, _ = _compare_logits(
         _logits(reloaded, tokenizer), logits_by_llama_cpp(path, token_ids).log_softmax(-1)
     )
+    # `not <`, so that NaN is refused too.
     if not divergence < _MOST_NATS[_is_quantized(path)]:
         raise CheckpointError(
             f"{path.name}: llama.cpp computes another model from it than transformers "
@@ -180,4 +187,5 @@ def _logits(model: Any, tokenizer: Any) -> Tensor:
 def _compare_logits(own_logits: Tensor, gguf_logits: Tensor) -> tuple[float, float]:
     divergence = float((own_logits.exp() * (own_logits - gguf_logits)).sum(-1).mean())
     same_share = float((own_logits.argmax(-1) == gguf_logits.argmax(-1)).float().mean())
+    # Of equal models rounding may leave the sum a little below zero.
     return max(divergence, 0.0), same_share

@@ -79,6 +79,7 @@ def _window_layers(num_layers: int, period: int) -> list[str]:
 
 
 def _smollm3_differences(config: Any) -> Iterator[Difference]:
+    # Every fourth layer turns nothing (NoPE): in this list 1 stands for a layer that does turn.
     expected = [int((number + 1) % 4 != 0) for number in range(config.num_hidden_layers)]
     yield "no_rope_layers", list(config.no_rope_layers), expected
 
@@ -112,6 +113,7 @@ _FAMILIES = {
     ),
     "phi3": GgufFamily("phi3", is_as_wide=True),
     "olmo2": GgufFamily("olmo2", needs_head=True, is_as_wide=True),
+    # OLMo 3 has no name of its own in llama.cpp: it is OLMo 2 with windows.
     "olmo3": GgufFamily("olmo2", has_window=True, needs_head=True, is_as_wide=True),
 }
 """By transformers' model type."""
@@ -153,6 +155,7 @@ def _named_family(config: Any, where: object) -> GgufFamily:
 
 
 def _differences(config: Any, family: GgufFamily) -> Iterator[Difference]:
+    # Configs of Gemma have both keys, and transformers computes with this one.
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation not in family.activations:
         yield "hidden_act", activation, family.activations[0]

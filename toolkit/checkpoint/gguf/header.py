@@ -43,6 +43,7 @@ def check_gguf(path: Path) -> dict[str, object]:
 
 def _check(path: Path, file: IO[bytes], size: int) -> dict[str, object]:
     magic_bytes, version = file.read(4), _number(file, "<I")
+    # Version 1 counted in 32 bits; of a big-endian file the version reads as another number.
     if magic_bytes != b"GGUF" or version not in (2, 3):
         raise CheckpointError(f"{path.name}: is no GGUF file of version 2 or 3; {_AGAIN}.")
     num_tensors, num_values = _number(file, "<Q"), _number(file, "<Q")
@@ -59,10 +60,13 @@ def _check(path: Path, file: IO[bytes], size: int) -> dict[str, object]:
     for _ in range(num_tensors):
         name = _text(file, size)
         num_dimensions = _number(file, "<I")
+        # ggml itself has four; the bound only keeps the loop below short.
         if num_dimensions > 8:
             raise CheckpointError(f"{path.name}: {name} has {num_dimensions} dimensions; {_AGAIN}.")
         num_entries = 1
         for _ in range(num_dimensions):
+            # Python's integers: in 64 bits the product of damaged sizes may wrap around to a small
+            # one.
             num_entries *= _number(file, "<Q")
         _number(file, "<I")
         # One bit an entry is less than any kind takes.
@@ -79,6 +83,7 @@ def _check_counts(path: Path, values: dict[str, object], num_tensors: int, size:
     for count_key in _COUNTS:
         value_name = f"{architecture_name}.{count_key}"
         claimed_count = values.get(value_name)
+        # Every layer has at least one tensor; every other count is of rows, at a bit or more each.
         upper_bound = num_tensors if count_key == "block_count" else 8 * size
         if isinstance(claimed_count, int) and not 0 <= claimed_count <= upper_bound:
             raise CheckpointError(

@@ -27,6 +27,7 @@ class _MeanSquares:
         self.counts: dict[str, Tensor] = {}
 
     def add(self, name: str, inputs: Tensor, expert: int = 0, num_experts: int = 1) -> None:
+        # Float64: in float32 a sum over millions of tokens stops growing.
         rows = inputs.detach().reshape(-1, inputs.shape[-1]).double()
         if name not in self.sums:
             self.sums[name] = torch.zeros(num_experts, rows.shape[-1], dtype=torch.float64)
@@ -67,6 +68,7 @@ def measure_importance(
     found: dict[str, Array] = {}
     for tensor in tensors:
         name = _module_name(tensor)
+        # llama.cpp's imatrix holds nothing of the embedding and the output either.
         if tensor.name.startswith("blk.") and name in squares.sums:
             means = squares.mean(name)
             found[tensor.name] = means if len(tensor.sources) > 1 else means[0]
@@ -89,6 +91,8 @@ def _watch(squares: _MeanSquares, name: str, module: Any) -> Callable[..., None]
             rows = hidden[(chosen == expert).any(-1)]
             if not len(rows):
                 continue
+            # What the down projection multiplies is no module's input here, so it is computed once
+            # more.
             gate, up = nn.functional.linear(rows, module.gate_up_proj[expert]).chunk(2, -1)
             for part in ("gate_proj", "up_proj"):
                 squares.add(f"{name}.{part}", rows, expert, num_experts)

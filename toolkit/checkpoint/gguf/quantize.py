@@ -64,6 +64,7 @@ def choose_types(mixture: str, tensors: Sequence[TensorShape], config: Any) -> d
         Names of ggml's types by that of the tensor.
     """
     names = {tensor.name for tensor in tensors}
+    # Of a tied model the embedding is the output matrix too, and gets the bits of one.
     head = "output.weight" if "output.weight" in names else "token_embd.weight"
     num_values = sum(name.endswith(_FROM_ATTENTION) for name in names)
     types = {}
@@ -94,9 +95,13 @@ def _layer_type(mixture: str, name: str, num_values: int, config: Any) -> str:
     layer = int(match[1]) if (match := _LAYER.match(name)) else -1
     has_eight_experts = getattr(config, "num_local_experts", None) == 8
     is_mixed = mixture.endswith("_M")
+    # llama.cpp takes a joined query, key and value (Phi-3) for a value here; its own branch for
+    # them, further down, is never reached.
     if name.endswith(_FROM_ATTENTION):
         if is_mixed and _has_more_bits(layer, num_values):
             kind = "Q6_K"
+        # Eight heads share each value there: this matrix is an eighth of the queries', so that a
+        # better type costs next to nothing. Likewise attention beside eight experts.
         if _is_llama_70b(config) and kind == "Q4_K":
             kind = "Q5_K"
         return "Q8_0" if has_eight_experts else kind
@@ -174,6 +179,7 @@ def _parts(
         importance = None if importance is None else importance[None]
     for number, matrix in enumerate(array):
         weights = None if importance is None else np.ascontiguousarray(importance[number])
+        # The C function is given bare pointers: rows must lie one behind the other.
         yield np.ascontiguousarray(matrix), data[number], weights
 
 
@@ -204,6 +210,7 @@ def _library() -> Any:
 
 
 def _declare(library: Any) -> None:
+    # Undeclared, ctypes would pass and return C ints, and cut counts of 64 bits in half.
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [
         *(ctypes.c_int, _FLOATS, ctypes.c_void_p),

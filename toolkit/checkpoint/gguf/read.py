@@ -54,6 +54,7 @@ def convert_gguf(path: Path, folder: Path, dtype: torch.dtype) -> dict[str, obje
     with init_empty_weights():  # random ones would only be replaced
         model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(config_values))
     model.load_state_dict(loaded.state_dict(), assign=True)
+    # `assign` exchanges the parameters themselves, which parts a head from its embedding.
     model.tie_weights()
     model.to(dtype).save_pretrained(folder)
     match_pre_tokenizer(tokenizer, header)

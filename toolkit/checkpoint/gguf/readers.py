@@ -41,6 +41,7 @@ def load_by_transformers(path: Path, config: Any) -> Any | None:
         with contextlib.redirect_stderr(io.StringIO()):  # a bar that no setting turns off
             stated = load_gguf_checkpoint(path)["config"]
     except ValueError as error:
+        # The library has no class of error of its own for an architecture that it does not know.
         if "not supported" in str(error):
             return None
         raise CheckpointError(f"{path.name}: cannot be loaded again ({error}).") from error
@@ -66,6 +67,7 @@ def _check_settings(path: Path, stated: dict[str, Any], config: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or key.endswith("_id"):
             continue
         own_value = own_values.get(key)
+        # GGUF stores float32, config.json decimals: an epsilon of 1e-5 comes back a little smaller.
         is_same = own_value is None or abs(value - own_value) <= 1e-6 * abs(own_value)
         if not is_same:
             raise CheckpointError(
@@ -147,6 +149,7 @@ def logits_by_llama_cpp(path: Path, token_ids: Sequence[int]) -> Tensor:
     """
     with opened_by_llama_cpp(path, max(len(token_ids), 32)) as model, _quiet():
         model.eval(list(token_ids))
+        # Copied: the array is the model's own, which is closed on the way out.
         return torch.from_numpy(model.scores[: len(token_ids)].copy())
 
 
@@ -170,6 +173,8 @@ def tokens_by_llama_cpp(path: Path, text: str) -> list[int]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """llama.cpp writes to the file descriptor itself, whatever Python's streams are."""
+    # The descriptor is exchanged, and put back by a copy: closing 2 itself would let the next file
+    # that is opened take its number, and be written to by whoever reports an error.
     saved = os.dup(2)
     silent = os.open(os.devnull, os.O_WRONLY)
     try:

@@ -44,6 +44,7 @@ class GgufTensor:
         if self.values is not None:
             return self.values
         arrays = [_array(checkpoint, source) for source in self.sources]
+        # GGUF has one tensor for all experts of a layer, `[experts, rows, row]`.
         array = arrays[0] if len(arrays) == 1 else np.stack(arrays)
         if self.num_heads:
             array = permute_rows(array, self.num_heads)
@@ -51,6 +52,7 @@ class GgufTensor:
 
     def undo(self, array: Array) -> Iterator[tuple[str, Array]]:
         """The model's tensors, by name, of the entries that the file has."""
+        # In the opposite order of `read`: what was added last is taken off first.
         if self.shift:
             array = array - np.float32(self.shift)
         if self.num_heads:
@@ -89,7 +91,10 @@ def plan_tensors(checkpoint: Checkpoint, config: Any, family: GgufFamily) -> lis
         sources_by_name.setdefault(gguf_name, []).append(name)
     tensors = list(_rope_tensors(config))
     for gguf_name, sources in sources_by_name.items():
+        # By number: by name, as files list them, expert 10 comes before expert 2.
         in_order = tuple(sorted(sources, key=_expert_number))
+        # Gemma multiplies with one more than the stored weight, llama.cpp with what is stored. The
+        # norms of queries and keys end so too, and are meant.
         shift = family.norm_shift if gguf_name.endswith("norm.weight") else 0.0
         num_heads = _permuted_heads(in_order[0], config) if family.interleaved else 0
         tensors.append(GgufTensor(gguf_name, in_order, num_heads, shift))
@@ -97,6 +102,7 @@ def plan_tensors(checkpoint: Checkpoint, config: Any, family: GgufFamily) -> lis
 
 
 def _written_names(checkpoint: Checkpoint, config: Any) -> Iterator[str]:
+    # A head that differs from the embedding is the model's own, whatever the config says of ties.
     is_copy = config.tie_word_embeddings and own_head(checkpoint) is None
     for name in checkpoint.names:
         # llama.cpp takes the embedding where there is no output.
@@ -147,6 +153,7 @@ def _rope_tensors(config: Any) -> Iterator[GgufTensor]:
     if rope_type == "llama3":
         yield GgufTensor("rope_freqs.weight", (), values=_llama3_factors(config))
     if rope_type == "longrope":
+        # llama.cpp takes one of the two by the length of the context that it is opened with.
         for length in ("long", "short"):
             factors = np.array(rope_values(config)[f"{length}_factor"], np.float32)
             yield GgufTensor(f"rope_factors_{length}.weight", (), values=factors)

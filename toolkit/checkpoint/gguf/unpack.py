@@ -80,6 +80,7 @@ def text_model(folder: Path, beside: Path) -> Iterator[Path]:
         yield folder
         return
     with scratch_folder(beside) as text_folder:
+        # In the type that it is stored in, so that the file is made of the same values.
         load_causal_model(folder, stored_dtype(folder)).save_pretrained(text_folder)
         copy_tokenizer_files(folder, text_folder)
         yield text_folder

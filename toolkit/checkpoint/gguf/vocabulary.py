@@ -74,7 +74,10 @@ def read_vocabulary(folder: Path, size: int) -> GgufVocabulary:
     # Some classes of transformers cut text in their own way, whatever the file says; what the model
     # was given is what it is asked with.
     steps_json = json.loads(tokenizer.backend_tokenizer.to_str())
+    # tokenizers wrote merges as "a b" once, and writes pairs today.
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model_json["merges"]]
+    # SentencePiece models are told by their spare tokens for single bytes (`<0x0A>`), which
+    # byte-level models need none of.
     is_pieces = bool(model_json.get("byte_fallback"))
     text_by_id = {int(number): token for token, number in model_json["vocab"].items()}
     added = {int(entry["id"]): entry for entry in tokenizer_json.get("added_tokens", ())}
@@ -172,6 +175,7 @@ def _special(tokenizer: Any, folder: Path, text_by_id: Mapping[int, str]) -> dic
     """Ids by role. Of the tokens that end an answer one is `eos`, and another one is `eot`."""
     found = {role: getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "unk", "pad")}
     stop_ids = end_tokens(folder)
+    # Chat models often end at another token than the tokenizer's; llama.cpp stops at both.
     found["eot"] = next((number for number in stop_ids if number != found["eos"]), None)
     # Some classes of transformers make up tokens that the model has no row for.
     return {role: int(value) for role, value in found.items() if value in text_by_id}

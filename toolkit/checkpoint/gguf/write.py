@@ -80,6 +80,8 @@ def export_gguf(
         _write_settings(writer, config, family, kind)
         _write_facts(writer, name, facts or {})
         _write_vocabulary(writer, vocabulary)
+        # The header has the place of every tensor, so the writer holds all encoded ones in memory
+        # until it is written: as much as the file will have.
         for tensor in tensors:
             weights = (importance or {}).get(tensor.name)
             data = _encode(tensor.read(checkpoint), types[tensor.name], tensor.name, weights)
@@ -224,6 +226,7 @@ def _encode(array: Array, kind: str, name: str, importance: Array | None) -> NDA
 
     if kind == "F32":
         return array
+    # gguf's own quantizer, in numpy, does for these three; an importance it cannot be given.
     if kind not in ("F16", "BF16", "Q8_0") or importance is not None:
         return quantize_tensor(array, kind, name, importance)
     if kind == "F16" and np.abs(array).max() > np.finfo(np.float16).max:
