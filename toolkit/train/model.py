@@ -131,8 +131,7 @@ class NextTokenLoss(nn.Module):
             router_logits = getattr(output, "router_logits", None)
             hidden_states = output.last_hidden_state[is_target]
             head_weight = model.get_output_embeddings().weight
-            # The loss casts for its products itself; autocast would round the float32 in between as
-            # well.
+            # The loss is told the type of its products; what lies between stays float32.
             with torch.autocast(labels.device.type, enabled=False):
                 if teacher is not None:
                     loss = linear_divergence(
