@@ -211,7 +211,7 @@ class Worker:
             self._advance(objective.all_tokens, f"{candidate.name}: failed")
             return
         general = losses if candidate.name == GENERAL else self._find(GENERAL)
-        if general is None:  # another worker is still at it: compared with what is known later
+        if general is None:  # another worker is still at it: by itself it loses nothing
             general = losses
         guide = guide_of(self._find_sweep_end(), self._find(GENERAL))
         figures = objective.estimates(losses, [general, *self._whole()], guide)
