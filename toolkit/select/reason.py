@@ -33,6 +33,7 @@ def reason_of(
     bound_words = f"{confidence:.0%} bound"
     steps_passed = passed_steps(steps)
     climbed = _climbed(steps, losses, bound_words)
+    # Plain means are tested, other methods confirmed: only one of the two can name the choice.
     own_confirmation = next((c for c in confirmations if c.name == chosen), None)
     if own_confirmation is not None:
         return (
@@ -154,6 +155,8 @@ def sweep_verdict(
         )
     return SweepVerdict(
         difference=lead.estimate,
+        # The nearest of several that failed was picked by its own upper end, so that the ends of
+        # its interval no longer mean what they say.
         low=_finite(lead.low) if own_confirmation is not None else None,
         high=_finite(lead.high) if own_confirmation is not None else None,
         sentence=sentence,
