@@ -155,8 +155,6 @@ def sweep_verdict(
         )
     return SweepVerdict(
         difference=lead.estimate,
-        # The nearest of several that failed was picked by its own upper end, so that the ends of
-        # its interval no longer mean what they say.
         low=_finite(lead.low) if own_confirmation is not None else None,
         high=_finite(lead.high) if own_confirmation is not None else None,
         sentence=sentence,

@@ -39,8 +39,8 @@ FigureRole = Literal["domain", "general"]
 class ResultPart(BaseModel):
     """A part of the results. Values never change; keys of another version are faults."""
 
-    # pydantic's own default writes infinite ends of an interval as null, which could not be read
-    # back as numbers.
+    # As text pydantic would write infinite ends of an interval as null, which is no number when it
+    # is read back.
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants"
     )
@@ -464,7 +464,7 @@ def read_results(folder: Path) -> MergeResults:
         )
     values = read_object(path, ToolkitError, "run the merge stage again")
     if (folder / MANIFEST).is_file():
-        # Figures are quoted in cards and papers: a report edited by hand must not pass for the
+        # Model cards quote these figures: a report edited by hand must not pass for the
         # stage's.
         written_output = read_manifest(folder).get("outputs", {}).get(REPORT, {})
         if hash_file(path) != written_output.get("sha256"):
