@@ -190,7 +190,7 @@ def _top_of_distributions(
     """Likeliest tokens, their log probabilities, and that of all others: `[T, K]` twice, `[T]`."""
     token_chunks, log_chunks, rest_chunks = [], [], []
     for _, logits in logit_chunks(model, states):
-        # One token at least is left over, so that there is a rest to have a probability.
+        # One token at least is left over, so that the rest has a probability.
         likeliest = logits.topk(min(top_tokens, logits.shape[1] - 1), dim=1)
         total = logits.logsumexp(dim=1)
         token_chunks.append(likeliest.indices)

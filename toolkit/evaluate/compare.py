@@ -144,8 +144,8 @@ def _score_models(
     sets_by_name: dict[str, EvaluationSet] = {}
     for label, folder in folders.items():
         for items, losses in _score(folder, label, tasks, choices):
-            # Pairs are of the same items in the same order; their hashes are of what stands in the
-            # prompts.
+            # Models are compared item by item, so each must be given the same items in the same
+            # order; the hashes cover prompts with their examples.
             first_items = sets_by_name.setdefault(items.name, items)
             if list(first_items.item_hashes) != list(items.item_hashes):
                 raise EvaluationError(

@@ -120,7 +120,7 @@ def windows(tokens: Sequence[int], length: int, context: int) -> list[tuple[list
     token_windows: list[tuple[list[int], list[int]]] = []
     num_scored = 1
     while num_scored < len(tokens):
-        # Only the first window begins with a token that was never scored.
+        # The first window begins with what is context only; any further one looks back.
         first_input = 0 if num_scored == 1 else num_scored - context
         stop = min(first_input + length, len(tokens) - 1)
         # The last window is moved back to full length: its first tokens see more, and none is

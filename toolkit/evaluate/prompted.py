@@ -261,6 +261,7 @@ def _score_batch(
     # Longest first: the first of each batch is as wide as the batch.
     long_ones.sort(key=lambda pair: -len(batch[pair[0]].continuations[pair[1]]))
     cache_width = prefix + max(lengths)
+    # Then whatever is longer than one token, behind the caches of the prompts.
     while long_ones:
         most = len(batch[long_ones[0][0]].continuations[long_ones[0][1]]) - 1
         # Bounded by tokens computed and by tokens held: every row carries the whole cache of its

@@ -54,7 +54,7 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     step = next(unit * size for size in (1, 2, 2.5, 5, 10) if unit * size >= raw_step * 0.999)
     # Ends of the range that are round but for rounding get a tick as well.
     first_number, last_number = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    # A product such as 3 * 0.1 has digits that nobody wants to read.
+    # Takes away what binary fractions add: 3 * 0.1 is 0.30000000000000004.
     return [round(number * step, 12) for number in range(first_number, last_number + 1)]
 
 
@@ -108,8 +108,7 @@ class Axis:
         low, high = min(shown_values), max(shown_values)
         if logarithmic:
             return cls(low / 1.15, high * 1.15, title, num_ticks, True)
-        # Where all numbers are the same there must be some room all the same: places are divided by
-        # it.
+        # Equal numbers need some room too: `place` divides by the length of the axis.
         end_room = (high - low) * margin or abs(high) * margin or 1.0
         return cls(low - end_room, high + end_room, title, num_ticks)
 
@@ -203,7 +202,7 @@ class Plot:
             )
             words_begin = _NARROW_PIXELS - len(words) * _QUIET_LETTER_PIXELS
             pixels_down = (100.0 - self._y.place(y)) / 100.0 * self._height
-            # Counted many times over, so that a name rather hides several marks than these words.
+            # Counted nine times, so that a name would sooner hide several marks than these words.
             self._taken += [(words_begin, _NARROW_PIXELS, pixels_down - 9.0)] * 9
 
     def upright(self, x: float) -> None:

@@ -219,7 +219,7 @@ def history_section(results: MergeResults) -> PageSection:
         if _stays_within(row) and (not best_so_far or figure < best_so_far[-1][1]):
             best_so_far.append((row.order, figure))
     if best_so_far:
-        # On to the last candidate: that nothing better came is to be seen.
+        # Drawn on to the last candidate, to show that nothing better came.
         ends = [*best_so_far, (max(orders), best_so_far[-1][1])]
         plot.line([x for x, _ in ends], [y for _, y in ends], "ink thin", stepped=True)
     look_by_method = _looks(results.candidates)

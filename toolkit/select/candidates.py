@@ -54,7 +54,7 @@ def candidate_rows(outcomes: Sequence[Outcome], objective: Objective) -> list[Ca
     top = find_sweep_end(by_name)
     guide = guide_of(top.losses, general_losses)
     complete_losses = [outcome.losses for outcome in outcomes if outcome.status == "complete"]
-    # Where both models are the same there is no way to be a share of.
+    # Where both models are the same there is no distance to be a share of.
     whole_way = top.distance or 1.0
     rows = []
     for outcome in outcomes:

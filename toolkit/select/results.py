@@ -39,8 +39,6 @@ FigureRole = Literal["domain", "general"]
 class ResultPart(BaseModel):
     """A part of the results. Values never change; keys of another version are faults."""
 
-    # As text pydantic would write infinite ends of an interval as null, which is no number when it
-    # is read back.
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="constants"
     )

@@ -55,8 +55,8 @@ def needed_groups(
         return smallest_shown(change.as_of(count), confidence, wanted) <= difference
 
     enough_groups = 2
-    # The more groups, the less has to be there to be shown: doubling finds an upper end, and
-    # bisection the first number that is enough.
+    # More groups show smaller differences: doubling finds an upper end, bisection the first number
+    # that is enough.
     while not is_enough(enough_groups):
         enough_groups *= 2
     return bisect_left(range(2, enough_groups), True, key=is_enough) + 2
