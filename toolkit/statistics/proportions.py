@@ -44,8 +44,8 @@ def tango_p_value(
     likely_gain = (math.sqrt(max(b * b - 4.0 * a * c, 0.0)) - b) / (2.0 * a)
     variance = total * (2.0 * likely_gain + limit * (1.0 - limit))
     shown_loss = worse - better - total * limit + correction
-    # At a limit of 0 where no answer changed, and at a limit of 1 whatever changed, nothing scatters:
-    # the sign alone decides.
+    # At a limit of 0 where no answer changed, and at a limit of 1 whatever changed, nothing
+    # scatters: the sign alone decides.
     if variance <= 0.0:
         return 1.0 if shown_loss >= 0.0 else 0.0
     return float(ndtr(shown_loss / math.sqrt(variance)))
