@@ -174,8 +174,8 @@ def are_same_tensors(one: Path, other: Path) -> bool:
     if set(first.names) != set(second.names):
         return False
     for name in first.names:  # most often the first tensor tells
+        # float64 holds bfloat16, float16 and float32 exactly, so types do not matter.
         is_same = first.info(name).shape == second.info(name).shape and torch.equal(
-            # float64 holds bfloat16, float16 and float32 exactly, so types do not matter.
             first.tensor(name).double(), second.tensor(name).double()
         )
         # Given back at once: two whole models need not fit in memory.

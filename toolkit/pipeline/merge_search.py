@@ -238,7 +238,6 @@ def continue_precision(inputs: MergeInputs, work: Path) -> Precision:
     if begun is not None and inputs.recipe.search.storage is not None:
         return choose_scoring_precision(begun, stored, device_of(0), "the study's precision")
     settled = choose_scoring_precision(wish, stored, device_of(0))
-    # Moved and not removed: on the first machine they can be put back.
     if begun is not None and begun != settled:
         say(
             f"  the search was begun on a machine of another kind, scoring in {begun}; it goes on "

@@ -173,8 +173,8 @@ def score_test_once(search: Search, choice: CandidateChoice, scorer: Scorer) -> 
             told = advance if outcome.candidate.key in unscored else (lambda *_: None)
             unscored.discard(outcome.candidate.key)
             losses = by_item(objective, scorer.score(outcome, objective, part="test", advance=told))
+            # Scores come in the drawing order of the race; figures want that of the items.
             losses_by_model[label] = {
-                # Scores come in the drawing order of the race; figures want that of the items.
                 item.name: [losses[item.name][name] for name in item.ids] for item in search.test
             }
     return losses_by_model

@@ -301,8 +301,8 @@ def _usable(
 
 
 def _word_runs(texts: Sequence[str]) -> list[set[int]]:
-    # Hashed in one go and cut apart afterwards: text by text it would be mostly overhead.
     hashes, offsets = run_hashes(*word_hashes(texts), _RUN_WORDS)
+    # At the inner offsets alone: `np.split` cuts off both ends by itself.
     return [set(part.tolist()) for part in np.split(hashes, offsets[1:-1])]
 
 
