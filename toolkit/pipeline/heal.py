@@ -233,8 +233,7 @@ def run_heal(inputs: HealInputs, stage: Stage, *, score_test_again: bool = False
         # A last round that is not kept was undone in the model alone; the student still holds it.
         examiner.take(model)
         ledger.begin(_choice(stage), name, again=score_test_again)
-        # The general model and the specialist are known from the search, mostly: the cache has
-        # them.
+        # The merge stage has scored the general model and the specialist here: the cache has them.
         final = _score_test(inputs, stage, recipe, test, student, scores)
         save_model(
             finished_model(model), work, dtype=stored_dtype(inputs.general), like=inputs.source
@@ -324,7 +323,7 @@ class Examiner:
         self._stored = stored_dtype(inputs.general)
         self._student, self._scores, self._stage = student, scores, stage
         general = _load_lazily(inputs.general, student)
-        # Under the names that a search gives them, so that its scores are found.
+        # Under the name that a search gives it, so that its scores are found in the cache.
         self._general = self._score(general, _name_of(GENERAL, stage))
         self._source = self._score(lambda: student.model, _name_of(_SOURCE, stage))
         self._gain = -self._change(self._source, self._general)

@@ -85,7 +85,8 @@ def references(folders: Mapping[str, Path], runs: Path) -> dict[str, str]:
     bases = [_absolute(base) for base in (Path(), runs.parent)]
     texts_by_name: dict[str, str] = {}
     for name, path in paths.items():
-        # Every path lies below the root of the file system, which would make it no shorter.
+        # The root holds every path: counted from it, all folders of this machine would be written
+        # out.
         base = next((b for b in bases if b != b.parent and path.is_relative_to(b)), path.parent)
         # Beginning with a dot, so that mergekit does not take it for a name on the hub.
         texts_by_name[name] = f"./{path.relative_to(base).as_posix()}"

@@ -139,7 +139,7 @@ def prepare_search(
     parts = divide(validation, recipe.search.confirm_fraction, recipe.seed)
     objective = build_objective(recipe, parts.search, recipe.search.race)
     start = recipe.train.start
-    # None where it is not learned yet; the merge stage learns it next, a worker waits for that.
+    # None where it is not learned yet: the merge stage learns it next, a worker refuses to join.
     learned = load_learned(stage.work / LEARNED) if recipe.search.learned is not None else None
     plan = SearchPlan(spaces, recipe.search, objective, recipe.seed, specialists, start, learned)
     identity = {

@@ -86,7 +86,7 @@ def run_merge_stage(
         score_test_again: whether the test documents may be scored for another choice.
     """
     with stage.running() as work:
-        # Everything that can be refused comes before the first score: sets, merges, the ledger.
+        # Sets, merges and settings are refused here, before the first score.
         search = prepare_search(inputs, stage, precision=continue_precision(inputs, work))
         search = with_learned(search, stage)
         ledger = _open_ledger(search, stage, score_test_again=score_test_again)

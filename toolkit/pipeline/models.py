@@ -158,8 +158,7 @@ def ensure_mixture(run: Run, section: MoeSection, name: str, title: str) -> Path
     folders = {
         BASE_OF_EXPERTS: ensure_model(run, section.base, f"{name}-base", "base of the experts")
     }
-    # By equality, as sections have no hash: an expert named twice, or the base itself, is fetched
-    # and read once.
+    # Compared by equality: an expert named twice, or the base itself, is fetched and read once.
     named_models: list[tuple[ModelSection, str]] = [(section.base, BASE_OF_EXPERTS)]
     expert_names: list[str] = []
     for number, model in enumerate(section.experts or (section.base,) * section.num_experts):

@@ -179,7 +179,7 @@ def ensure_stage(stage: Stage, title: str, act: Callable[[], None]) -> Path:
         for change in changes:
             say(f"    {str(change).removeprefix('config.')}")
         say("  to continue it instead, put these back and rename its folder to what it was")
-    # The act itself may find that there was nothing to do, so completeness is asked for again.
+    # Not believed but asked for again below: an act may end early without an error.
     act()
     if not stage.is_complete():
         raise ToolkitError(f"{stage.folder}: is not complete after its stage ran; run it again.")

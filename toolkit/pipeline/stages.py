@@ -65,7 +65,8 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     if not run.recipe.trains:  # known before documents are read
         refuse_unfit(run, general, ensure_specialists(run))
     data = ensure_data(run)
-    # Asked of the manifest alone: what is said next is for those who have hours before them.
+    # Nothing is trained for this answer: what is said next is for those who have hours before
+    # them.
     is_trained = not run.recipe.trains or cpt_stage(run, ensure_start(run), data).is_complete()
     # Whether merges of this architecture can be made in memory is found out before training, and
     # not when the search begins.
