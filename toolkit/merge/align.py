@@ -38,6 +38,7 @@ class Joined:
             raise ConfigError(
                 f"base_model: is needed by {method.name}; name the model to start from."
             )
+        # A base that is listed among the models has a task vector of zeros, and none is made of it.
         self.tuned = [piece for piece in item.pieces if piece.model != base_name]
         self.base = _base_piece(item, base_name) if base_name is not None else None
         self.is_base_alone = not self.tuned
@@ -107,6 +108,7 @@ class Joined:
         lacking_pieces = [piece for piece, own_names in names_by_piece if key not in own_names]
         if not lacking_pieces:
             return True
+        # Frequencies and masks that one version of transformers stores, another computes.
         if is_buffer(name, shape):
             return False
         for piece in lacking_pieces:
@@ -163,6 +165,8 @@ class Joined:
             out, shape, tuple(sources), base_source, values, place, is_copied=is_copied
         )
 
+    # Layers are matched by their place in the slice: layer 4 of one model may meet layer 0 of
+    # another.
     def _own_name(self, piece: Piece, name: str) -> str:
         stack_place = self.layout.find(name)
         if stack_place is None or piece.start == self.leader.start:
