@@ -111,8 +111,8 @@ def _to_bf16(bits: NDArray[np.uint32], halves: NDArray[np.uint32]) -> NDArray[np
 
 def _to_f16(bits: NDArray[np.uint32], halves: NDArray[np.uint32]) -> NDArray[np.uint16]:
     size, sign = bits & np.uint32(0x7FFFFFFF), (bits >> np.uint32(16)) & np.uint32(0x8000)
-    # 13 bits are cut off, by as many of the draw. 0x1C000 is 127 - 15, the distance between the
-    # exponents' biases, in the exponent's place.
+    # 13 bits are cut off, and as many of the draw decide on the carry. 0x1C000 is 127 - 15, the
+    # distance between the exponents' biases, in the exponent's place.
     normal: NDArray[Any] = ((size + (halves >> np.uint32(19))) >> np.uint32(13)) - np.uint32(
         0x1C000
     )
