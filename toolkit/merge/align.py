@@ -99,6 +99,8 @@ class Joined:
         return relative_names
 
     def _is_merged(self, key: str, name: str, own: Sequence[Mapping[str, str]]) -> bool:
+        # Three things may be missing without harm: a buffer, a tied head, and a head that repeats a
+        # tied embedding. All else would be a tensor passed over without a word.
         names_by_piece = list(zip(self.everyone, own, strict=True))
         owner_piece = next((piece for piece, own_names in names_by_piece if key in own_names), None)
         if owner_piece is None:

@@ -95,6 +95,8 @@ class _Planner:
         self.has_own_head = False
 
     def plan(self, module: Module) -> Iterator[TensorTask]:
+        # As in mergekit: embeddings are merged as the first slice says, the last norm and the head
+        # as the last one.
         first_joined, last_joined = (self._join(edge, module) for edge in module.edges)
         yield from self._outside(first_joined, module.before)
         for stack, slices in module.stacks.items():

@@ -113,6 +113,8 @@ class WorkerThreads:
         try:
             work()
         finally:  # also when the user interrupts
+            # Threads end after the item in hand and are waited for: none may write on while the
+            # caller cleans up.
             waiting.clear()
             for thread in threads:
                 thread.join()

@@ -324,6 +324,7 @@ class _VocabularyPlanner:
         is_averaged = default_donors == AVERAGE
         default_rows[is_averaged] = np.arange(int(is_averaged.sum()))
         averaged_rows = has[:, is_averaged].T.copy()
+        # Donors that `tokens` alone names are not merged, and have no part in a mean.
         averaged_rows[:, num_models:] = -1
         return default_donors, default_rows, averaged_rows
 
