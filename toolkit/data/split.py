@@ -18,7 +18,7 @@ def stable_unit(*names: object) -> float:
     >>> stable_unit("finance", 1) == stable_unit("finance", 1)
     True
     """
-    # No name holds a zero, so ("ab", "c") and ("a", "bc") are told apart.
+    # Names do not hold zeros in practice, so ("ab", "c") and ("a", "bc") are told apart.
     name_digest = hashlib.sha256("\0".join(map(str, names)).encode()).digest()
     return int.from_bytes(name_digest[:8], "big") / 2.0**64
 
