@@ -135,7 +135,7 @@ def _of_training(
                 f"data.sources.{name}: the text {document.id!r} does not say which document it was "
                 "written from; give files that `toolkit data write` made, or drop written_from."
             )
-        # Splits follow from ids alone, so the parent document itself need not be read.
+        # Splits follow from ids and groups, so the parent document itself need not be read.
         if assign_split(Document(parent_id, "", document.group, ""), parent, seed) == "train":
             yield document
         else:
