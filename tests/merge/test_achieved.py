@@ -17,6 +17,7 @@ from toolkit.merge import achieved as achieved_module
 from toolkit.merge.achieved import AchievedFractions
 from toolkit.merge.config import parse_merge_config
 from toolkit.merge.kernels import compiled
+from toolkit.merge.kernels import fast as fast_module
 from toolkit.merge.kernels import workers as workers_module
 from toolkit.merge.to_disk import achieved_by, run_merge
 
@@ -165,6 +166,59 @@ def test_a_sample_stands_for_all(close_family: Path, monkeypatch: pytest.MonkeyP
     assert told.is_sampled and not found.is_sampled  # noqa: PT018
     assert told.whole["a"].stored == pytest.approx(found.whole["a"].stored, abs=0.03)
     assert told.whole["a"].stored != found.whole["a"].stored
+
+
+def test_a_sampled_block_counts_as_all_of_it(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Vectors are read whole, of matrices a sixteenth. Half of a step of bfloat16 rounds away from
+    # matrices, and vectors move by half of what they should.
+    monkeypatch.setattr(achieved_module, "_RUN", 64)
+    monkeypatch.setattr(achieved_module, "_STRIDE", 1023)
+    shapes = {k: v.shape for k, v in load_file(write("base") / "model.safetensors").items()}
+    ones = {k: torch.ones(shape, dtype=torch.bfloat16) for k, shape in shapes.items()}
+    write("base", ones)
+    write("a", {k: v + (2**-4 if v.dim() == 1 else 2**-7) for k, v in ones.items()})
+    data = {"merge_method": "linear", "models": models(base=0.5, a=0.5), "dtype": "bfloat16"}
+    told, found = merged(data, tmp_path)
+    assert found.whole["a"].stored is not None
+    assert found.whole["a"].stored < 0.3
+    assert told.whole["a"].stored == pytest.approx(found.whole["a"].stored, rel=1e-3)
+
+
+def test_blocks_of_a_kernel_that_failed_do_not_count_again(
+    family: dict[str, State], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    del family
+    data = {"merge_method": "slerp", **BASE, "models": [{"model": "a"}], "parameters": {"t": 0.4}}
+    expected, _ = merged(data, tmp_path)
+    monkeypatch.setattr(workers_module, "BLOCK", 1 << 9)
+    calls = 0
+    arc = compiled.arc
+
+    def fail_midway(*arguments: Any) -> int:
+        nonlocal calls
+        calls += 1
+        return no_kernel() if calls % 3 == 0 else arc(*arguments)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(compiled, "arc", fail_midway)
+    monkeypatch.setattr(fast_module, "_FORGONE", set())
+    told, _ = merged(data, tmp_path, num_threads=1)
+    assert calls
+    assert told.whole["a"].stored == pytest.approx(expected.whole["a"].stored, rel=1e-5)
+    for layer, row in told.layers.items():
+        assert row["a"].stored == pytest.approx(expected.layers[layer]["a"].stored, rel=1e-5)
+
+
+def test_a_merge_with_embeddings_cut_is_measured_as_it_was_made(
+    write: Callable[..., Path], tmp_path: Path
+):
+    write("base")
+    state = load_file(write("a", vocab_size=328) / "model.safetensors")
+    write("a", {k: v + 0.01 for k, v in state.items()}, vocab_size=328)
+    data = {"merge_method": "linear", "models": models(base=0.5, a=0.5), "dtype": "float32"}
+    told, found = merged(data, tmp_path, truncate_embeddings=True)
+    assert found.whole["a"].stored == pytest.approx(told.whole["a"].stored, abs=1e-4)
 
 
 def test_the_command_says_it(close_family: Path):
