@@ -83,6 +83,25 @@ def _mapping(values: JsonObject, key: str, path: Path) -> JsonObject:
     return mapping_value
 
 
+def _values_by_class(values: JsonObject) -> JsonObject:
+    """Measures as transformers' class of the model knows them, which calls them otherwise in its
+    files (`n_embd`) and has defaults; none where it has no such class."""
+    # Only here, as it takes seconds: most files say all there is to know.
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    try:
+        config = CONFIG_MAPPING[str(values.get("model_type"))].from_dict(dict(values))
+    except (
+        Exception
+    ):  # whatever the class makes of such values: what is missing is said by its name
+        return {}
+    known = {name: getattr(config, name, None) for name in ShapeSection.model_fields}
+    if known["intermediate_size"] is None and isinstance(width := known["hidden_size"], int):
+        # What GPT-2 and its like leave out is four times the width, by their modeling code.
+        known["intermediate_size"] = getattr(config, "n_inner", None) or 4 * width
+    return {name: value for name, value in known.items() if value is not None}
+
+
 def shape_of_folder(folder: Path) -> ShapeSection:
     """Measures of a model folder, from its `config.json`.
 
@@ -102,6 +121,10 @@ def shape_of_folder(folder: Path) -> ShapeSection:
     for own_name, other_names in names_elsewhere.items():
         values.setdefault(own_name, next((values[o] for o in other_names if o in values), None))
     values.setdefault("rope_theta", rope_values.get("rope_theta"))
+    required = [name for name, one in ShapeSection.model_fields.items() if one.is_required()]
+    if any(values.get(name) is None for name in required):
+        by_class = _values_by_class(values).items()
+        values |= {name: value for name, value in by_class if values.get(name) is None}
     # Qwen2-MoE says the width of its shared experts together, not how many there are.
     if values["num_shared_experts"] is None and values.get("shared_expert_intermediate_size"):
         width = values.get("moe_intermediate_size") or values["intermediate_size"]

@@ -35,7 +35,7 @@ from toolkit.search.space import SPECIALIST
 from toolkit.select.config import identity_of_selection
 from toolkit.select.results import MergeResults, read_results
 from toolkit.shipped import find_in, folders_of
-from toolkit.stage import Stage, content_hash, hash_file, hash_json, read_manifest
+from toolkit.stage import MANIFEST, Stage, content_hash, hash_file, hash_json, read_manifest
 from toolkit.train.config import identity_of, without_effect
 
 
@@ -67,7 +67,12 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     data = ensure_data(run)
     # Nothing is trained for this answer: what is said next is for those who have hours before
     # them.
-    is_trained = not run.recipe.trains or cpt_stage(run, ensure_start(run), data).is_complete()
+    # Asked of a specialist that stands: to know of which stage it is, conversations are written,
+    # which takes long and is for nothing where the next line refuses.
+    may_stand = any((root / "cpt" / MANIFEST).is_file() for root in (run.root, *run.also))
+    is_trained = not run.recipe.trains or (
+        may_stand and cpt_stage(run, ensure_start(run), data).is_complete()
+    )
     # Whether merges of this architecture can be made in memory is found out before training, and
     # not when the search begins.
     refuse_unless_live(general, not is_trained)

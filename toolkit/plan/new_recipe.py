@@ -27,6 +27,9 @@ from toolkit.progress import say
 from toolkit.recipe.load import find_recipe, load_recipe
 from toolkit.stage import write_atomically
 
+_TAKEN_APART = ("data", "train", "evaluate", "search", "select")
+"""Sections of another recipe that parts are left out of."""
+
 READ_SECONDS = 20.0
 """For the documents of all sources together."""
 
@@ -196,6 +199,7 @@ def _start_from(draft: RecipeDraft, request: InitRequest, model: DraftModel | No
     replaced; returns what was left out, in words."""
     source = find_recipe(str(request.start_from))
     values = load_yaml(source)
+    _refuse_other_shapes(values, source)
     left_out = [key for key in ("study", "sft", "variants", "scales") if values.pop(key, None)]
     data = dict(values.get("data") or {})
     if data.pop("stages", None) is not None:
@@ -237,6 +241,22 @@ def _start_from(draft: RecipeDraft, request: InitRequest, model: DraftModel | No
     if left_out:
         lines.append(f"Left out, as it speaks of what was replaced: {', '.join(left_out)}.")
     return lines
+
+
+def _refuse_other_shapes(values: Mapping[str, Any], source: Path) -> None:
+    """Refuse a recipe whose sections cannot be taken apart; all else is read with the whole recipe.
+
+    Raises:
+        ConfigError: with the key.
+    """
+    sections = {key: values.get(key) or {} for key in _TAKEN_APART}
+    if isinstance(sections["data"], dict):
+        sections["data.sources"] = sources = sections["data"].get("sources") or {}
+        if isinstance(sources, dict):
+            sections |= {f"data.sources.{name}": section for name, section in sources.items()}
+    for key, section in sections.items():
+        if not isinstance(section, dict):
+            raise ConfigError(f"{source}: {key}: must hold keys and values (got {section!r:.60}).")
 
 
 def _set_model(draft: RecipeDraft, model: DraftModel | None, names: Sequence[str]) -> None:
