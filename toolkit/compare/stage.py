@@ -520,17 +520,6 @@ def _collect(
         for place, way in enumerate(comparison.ways)
         for kind in way.merges
     )
-    ways = tuple(
-        WayResult(
-            name=way.name,
-            note=way.note,
-            settings=dict(way.settings),
-            trains_as=way.trains_as if run.recipe.trains else None,
-            costs=mean_costs([costs_of(ways_of_seed[place]) for ways_of_seed in made]),
-        )
-        for place, way in enumerate(comparison.ways)
-    )
-    line = [(alpha, scored.line[alpha]) for alpha in sorted(scored.line)]
     # Losses of two units have no common unit that could be printed.
     domain_units = {one.unit for one in sets if one.role == "domain"}
     return ComparisonResults(
@@ -542,7 +531,10 @@ def _collect(
         confidence=scored.confidence,
         domain_unit=domain_units.pop() if len(domain_units) == 1 else "mean loss",
         sets=sets,
-        ways=ways,
+        ways=tuple(
+            _way_result([ways_of_seed[place] for ways_of_seed in made])
+            for place in range(len(comparison.ways))
+        ),
         figures=figures,
         line=tuple(
             LinePoint(
@@ -551,10 +543,26 @@ def _collect(
                 gain_kept=scored.gain_kept(model),
                 set_changes={one.name: scored.set_change(model, one.name) for one in sets},
             )
-            for alpha, model in (*line, (1.0, scored.reference))
+            for alpha, model in (*sorted(scored.line.items()), (1.0, scored.reference))
         ),
         remarks=tuple(_remarks(comparison, scored, sets, figures)),
         test_scorings=num_scorings,
+    )
+
+
+def _way_result(made: Sequence[MadeWay]) -> WayResult:
+    """A way beside its figures.
+
+    Args:
+        made: the way as each seed made it.
+    """
+    way, trains = made[0].way, made[0].run.recipe.trains
+    return WayResult(
+        name=way.name,
+        note=way.note,
+        settings=dict(way.settings),
+        trains_as=way.trains_as if trains else None,
+        costs=mean_costs([costs_of(one) for one in made]),
     )
 
 

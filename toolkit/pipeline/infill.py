@@ -11,7 +11,7 @@ from toolkit.machine import dtype_of
 from toolkit.pipeline.models import ensure_data, ensure_general, ensure_specialist
 from toolkit.pipeline.run import Run
 from toolkit.progress import progress, say
-from toolkit.stage import write_json
+from toolkit.stage import MANIFEST, write_json
 from toolkit.tokenizer_files import load_tokenizer
 
 FIGURES = "infilling.json"
@@ -37,7 +37,7 @@ def measure_infilling(run: Run) -> ComparisonFigures:
     models = {"general": general, "specialist": specialist}
     # Fine-tuning is not begun for this: it is scored where it stands already.
     tuned_folder = run.root / "sft"
-    if (tuned_folder / "manifest.json").is_file():
+    if (tuned_folder / MANIFEST).is_file():
         models["sft"] = tuned_folder
     # One type of arithmetic for all: a difference between two types would look like one of models.
     section = settle_scoring(section, *models.values())

@@ -29,7 +29,7 @@ from toolkit.pipeline.models import (
 )
 from toolkit.pipeline.run import Run, first_alone
 from toolkit.pipeline.run import ensure_stage as _ensure
-from toolkit.pipeline.specialist import cpt_stage, data_stage, watch_identity
+from toolkit.pipeline.specialist import cpt_stage, data_stage, trained_folder, watch_identity
 from toolkit.progress import say
 from toolkit.search.space import SPECIALIST
 from toolkit.select.config import identity_of_selection
@@ -154,8 +154,7 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     # what the search was begun with.
     made = [data]
     if recipe.trains:
-        use = recipe.train.use
-        specialist = run.root / (f"cpt-{use}" if use in {"anneal", "average"} else "cpt")
+        specialist = trained_folder(run)
         made.append(specialist)
     named = {run.root: recipe.specialist} | {
         run.root / "specialists" / name: section for name, section in recipe.specialists.items()

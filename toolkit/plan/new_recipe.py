@@ -19,13 +19,12 @@ from toolkit.pipeline.run import Run
 from toolkit.plan.new_data import RecipeDraft, set_data
 from toolkit.plan.new_model import DraftModel, draft_model, draft_specialist
 from toolkit.plan.new_sources import DraftSource, describe, draft_sources
-from toolkit.plan.ready_recipe import recipe_text
+from toolkit.plan.ready_recipe import recipe_text, write_checked
 from toolkit.plan.settings import Setting
 from toolkit.plan.shape import count_parameters
 from toolkit.plan.verdict import words_of
 from toolkit.progress import say
-from toolkit.recipe.load import find_recipe, load_recipe
-from toolkit.stage import write_atomically
+from toolkit.recipe.load import find_recipe
 
 _TAKEN_APART = ("data", "train", "evaluate", "search", "select")
 """Sections of another recipe that parts are left out of."""
@@ -92,18 +91,8 @@ def init_recipe(request: InitRequest) -> Path:
         text = _copied_text(str(request.start_from), path)
     else:
         text = _drafted_text(request, path)
-    # Read before it has its name, so that what stands there is a recipe that runs, or nothing.
-    trial_file = path.with_name(f".{path.stem}.trial.yaml")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trial_file.write_text(text, encoding="utf-8")
-        load_recipe(trial_file)
-        # As a run as well, which checks libraries and the runs that its models are of.
-        Run.open(str(trial_file))
-    finally:
-        trial_file.unlink(missing_ok=True)
-    with write_atomically(path) as file:
-        file.write(text)
+    # As a run, which checks libraries and the runs that its models are of as well.
+    write_checked(text, path, lambda trial_file: Run.open(str(trial_file)))
     return path
 
 

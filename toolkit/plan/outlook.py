@@ -32,7 +32,7 @@ from toolkit.plan.token_budget import StageAmount, stage_amounts
 from toolkit.plan.words import FolderTokenizer
 from toolkit.progress import say
 from toolkit.recipe.schema import Recipe
-from toolkit.stage import read_manifest
+from toolkit.stage import MANIFEST, read_manifest
 
 Goal = Literal["cpt", "merge"]
 
@@ -58,7 +58,7 @@ def say_outlook(run: Run, goal: Goal) -> None:
 
     An estimate must never stop a run: whatever keeps it from being made is said in its place.
     """
-    if (run.root / goal / "manifest.json").is_file():
+    if (run.root / goal / MANIFEST).is_file():
         return
     try:
         lines = describe_outlook(run, goal)
@@ -179,7 +179,7 @@ def _seconds_left(run: Run, work: list[Work], goal: Goal) -> tuple[float | None,
 
 def _fraction_left(root: Path, epochs: int) -> float:
     """Of training, where it was begun before."""
-    if (root / "cpt" / "manifest.json").is_file():
+    if (root / "cpt" / MANIFEST).is_file():
         return 0.0
     metrics_log = root / "cpt.partial" / "metrics.jsonl"
     try:
