@@ -18,6 +18,7 @@ _NAME = re.compile(r"\..+\.(\d+)\.tmp")
 
 def temporary_path(path: Path) -> Path:
     """Where this process writes what will stand at a path."""
+    # In the same folder, as a rename is one step within a file system only.
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
@@ -39,10 +40,12 @@ def remove_leftovers(folder: Path, *, below: bool = True) -> None:
         folder: to look in.
         below: whether to look in the folders in it too.
     """
+    # A list first: the walk must not come into folders that are being removed.
     for path in list(folder.rglob(".*.tmp") if below else folder.glob(".*.tmp")):
         match = _NAME.fullmatch(path.name)
         if match is None or _lives(int(match[1])):
             continue
+        # A link is removed as a link: `rmtree` refuses it, and its target is somebody else's.
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -68,9 +71,11 @@ def _lives(number: int) -> bool:
     if number == os.getpid():
         return True
     try:
+        # Signal 0 is never sent; the system only looks whether there is such a process.
         os.kill(number, 0)
     except ProcessLookupError:
         return False
+    # The process is another user's; or the number is none of this system's, and says nothing.
     except (PermissionError, OverflowError):
         return True
     return True

@@ -27,9 +27,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def _construct_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     keys: set[Any] = set()
+    # Keys are compared before `<<` is folded in: to override a merged value is meant, to write a
+    # key twice is not.
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":
             continue
+        # Not deep, PyYAML would hand out lists and mappings that are filled later.
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, (dict, list)):
             raise yaml.constructor.ConstructorError(
@@ -215,6 +218,7 @@ def _parse_documents(
         documents = []
         while yaml_reader.check_node():
             node = yaml_reader.get_node()
+            # On the nodes, where an alias is one object: nothing has been made of them yet.
             _refuse_growth(node, where)
             data = yaml_reader.construct_document(node)
             if data is not None:
@@ -236,6 +240,7 @@ def _parse_documents(
     finally:
         if yaml_reader is not None:
             yaml_reader.dispose()
+    # An empty file has no document, and is told that it lacks keys and values.
     for number, data in enumerate(documents or [None], start=1):
         if not isinstance(data, dict):
             place = f"{where}, document {number}" if len(documents) > 1 else where
@@ -272,6 +277,8 @@ def _refuse_growth(root: yaml.Node | None, where: str) -> None:
     if root is None:
         return
     most_nodes, deepest_nesting = limit("YAML_NODES"), limit("NESTING")
+    # Depth first without recursion, which a hostile file would exhaust: each node is pushed twice,
+    # and comes up the second time when its children have their sizes.
     sizes: dict[int, tuple[int, int]] = {}
     open_nodes: set[int] = set()
     stack: list[tuple[yaml.Node, bool]] = [(root, False)]
@@ -288,11 +295,13 @@ def _refuse_growth(root: yaml.Node | None, where: str) -> None:
                     f"{where}: its aliases stand for {size:,} values or more; "
                     f"{raise_hint('YAML_NODES')}."
                 )
+            # A plain value counts as a level here, and is no nesting.
             if depth > deepest_nesting + 1:
                 raise ConfigError(
                     f"{where}: is nested too deeply; levels: {raise_hint('NESTING')}."
                 )
             sizes[id(node)] = (size, depth)
+        # Met below itself: its second turn, in which it is closed, has not come yet.
         elif id(node) in open_nodes:
             line = node.start_mark.line + 1
             raise ConfigError(f"{where}: line {line}: an alias stands within what it stands for.")

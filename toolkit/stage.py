@@ -69,6 +69,7 @@ def write_atomically(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that appears at `path` whole when the block ends, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     encoding = None if "b" in mode else "utf-8"
+    # The inner one ends first: the file is closed when it is renamed.
     with appearing_file(path) as temporary, temporary.open(mode, encoding=encoding) as file:
         yield file
         # On the disk before it is renamed: after a power cut the name may otherwise stand for
@@ -158,6 +159,7 @@ class Stage:
         return self.folder.with_name(f"{self.folder.name}.partial")
 
     def identity(self) -> dict[str, Any]:
+        # Through JSON, so that tuples and lists compare as a manifest gives them back.
         identity_values = {"config": self.config, "inputs": self.inputs, "seed": self.seed}
         return dict(json.loads(json.dumps(identity_values)))
 
@@ -171,6 +173,7 @@ class Stage:
         except ToolkitError as error:
             self.notes = [str(error)]
             return False
+        # From cheap to dear: settings, then sizes, and bytes only where all of that agrees.
         differences = list(map(str, self._changes(manifest)))
         for name, entry in manifest.get("outputs", {}).items():
             path = self.folder / name
@@ -203,6 +206,7 @@ class Stage:
         """The working folder, locked against a second process; what was begun there is kept when
         it belongs to this same configuration, and put aside when it does not."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the folders, as both of them are renamed while the lock is held.
         lock_path = self.folder.with_name(f".{self.folder.name}.lock")
         with lock_path.open("a+") as lock_file:
             lock_alone(lock_file.fileno(), self.folder, "running this stage")
@@ -365,6 +369,7 @@ def lock_alone(
         error: another process holds it.
     """
     try:
+        # The system lifts it when the process ends, however it ends: no lock is ever stale.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as cause:
         raise error(f"{folder}: another process is {doing}; wait for it or stop it.") from cause
@@ -395,6 +400,7 @@ def appearing(
     """
     place = out.resolve()
     is_inside = not replaces and _must_stay(place)
+    # One name for all processes, unlike a temporary one: the second must meet the lock.
     work = _inside(place) if is_inside else place.with_name(f".{place.name}.partial")
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -426,6 +432,7 @@ def appearing(
 
 
 def _replace_folder(work: Path, place: Path) -> None:
+    # A rename takes the place of an empty folder only, so that one with files steps aside first.
     former = temporary_path(place)  # removed by whoever comes next, should this process be killed
     place.rename(former)
     work.rename(place)
@@ -447,6 +454,7 @@ def _must_stay(place: Path) -> bool:
 def _move_up(work: Path) -> None:
     moved: list[Path] = []
     try:
+        # False sorts before True: the marker of a model is last.
         for path in sorted(work.iterdir(), key=lambda path: path.name == _LAST):
             target = work.parent / path.name
             if target.exists():

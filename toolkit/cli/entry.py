@@ -17,6 +17,7 @@ def main() -> None:
             cli.main()
         except SystemExit:
             raise
+        # A panic of a Rust library is no Exception, and must not end in silence either.
         except BaseException as error:
             traceback.print_exception(error)
             print(_REPORT, file=sys.stderr)

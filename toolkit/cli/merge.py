@@ -63,6 +63,7 @@ def merge_run(
 
     achieved: list[AchievedFractions] = []
     graph = load_merge_graph(config)
+    # Before the merge, which may take an hour, and not when its page is due.
     if diagnose and len(graph.steps) > 1:
         raise ConfigError(
             f"{config}: holds several merges, whose intermediate models are gone afterwards; run "

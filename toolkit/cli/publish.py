@@ -45,6 +45,7 @@ def run(
     from toolkit.publish.stage import run_publish
     from toolkit.publish.store import store_address
 
+    # Flags are checked first: the stages before may take hours.
     to = None if to is None else store_address(to)
     if to is not None and (public or pr or tag):
         raise ConfigError("--public, --pr and --tag belong to the hub, not to --to.")
@@ -128,6 +129,7 @@ def _material(name: str, runs: Path) -> Material:
     from toolkit.publish.material import Material
 
     run = Run.open(name, runs)
+    # The merge first: it makes whatever it needs, so that the others below stand already.
     merged_model = ensure_merge(run)
     return Material(
         recipe=run.recipe,

@@ -22,6 +22,7 @@ class DeafStream:
     def write(self, text: str) -> int:
         try:
             return int(self._stream.write(text))
+        # It is a ValueError, so it is caught before the one below.
         except UnicodeEncodeError as error:
             escaped_text = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
             return int(self._stream.write(escaped_text))
@@ -45,6 +46,7 @@ class DeafStream:
     def _give_up(self) -> None:
         """Let what is still buffered, and all that follows, run into nothing."""
         with contextlib.suppress(OSError, ValueError):
+            # Below Python's stream: its own flush at exit would meet the broken pipe again.
             null_device = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null_device, self._stream.fileno())
             os.close(null_device)
@@ -74,6 +76,7 @@ def _open_standard_files() -> None:
         try:
             os.fstat(number)
         except OSError:
+            # The system gives the lowest free number, which is mostly the one that is missing.
             opened = os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)
             if opened != number:
                 os.dup2(opened, number)

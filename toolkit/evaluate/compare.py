@@ -106,6 +106,7 @@ def run_evaluation(
     check_cache()  # scores are kept there
     if out is not None:
         check_writable(out.absolute().parent)
+    # All folders are looked at before the first is scored, which may take hours.
     for folder in models:
         load_model_config(folder)
     task_sections = [_task_section(task, include_path, limit) for task in tasks]
@@ -143,6 +144,8 @@ def _score_models(
     sets_by_name: dict[str, EvaluationSet] = {}
     for label, folder in folders.items():
         for items, losses in _score(folder, label, tasks, choices):
+            # Models are compared item by item, so each must be given the same items in the same
+            # order; the hashes cover prompts with their examples.
             first_items = sets_by_name.setdefault(items.name, items)
             if list(first_items.item_hashes) != list(items.item_hashes):
                 raise EvaluationError(
@@ -191,6 +194,7 @@ def _score(
         for items in question_sets(questions, tokenizer, section, None, metrics=("acc", "acc_norm"))
     ]
     score_cache, name = ScoreCache(cache_folder() / "scores.jsonl"), content_hash(folder)
+    # After the tasks were read: a wrong name should not cost the loading of a model.
     loaded_model = load_causal_model(folder, dtype_of(section.precision))
     scored_sets = []
     with progress(label, len(task_items)) as advance:
@@ -248,6 +252,8 @@ def _differences(
     values: Floats, pairs: Sequence[tuple[int, int]], items: EvaluationSet
 ) -> list[IntervalFigures]:
     if _is_binary(values, items):
+        # The bootstrap of few right-or-wrong answers has ends of no width; formulas for shares have
+        # not.
         is_right = (values > 0.5).tolist()
         return [_plain(share_difference(is_right[b], is_right[a])) for a, b in pairs]
     return _intervals(np.array([values[b] - values[a] for a, b in pairs]), items)

@@ -47,6 +47,8 @@ def load_sets(
     Raises:
         EvaluationError: a set cannot be read, two have one name, or none has the role `domain`.
     """
+    # First of all: the type is part of every key in the cache, where `auto` would be one key for
+    # different scores.
     section = settle_scoring(section, general)
     tokenizer = tokenizer or load_tokenizer(general)
     separator_token = read_manifest(data)["results"]["separator_token_id"]
@@ -98,6 +100,7 @@ def _retention(
 ) -> list[EvaluationSet]:
     retention = section.retention
     prompts = split_prompts(split, retention.num_prompts, retention.files)
+    # In another type the general model may answer otherwise.
     answers_hash = hash_json([content_hash(general), section.precision])
     answers = _general_answers(
         section,
@@ -178,6 +181,8 @@ def settle_scoring(section: EvaluateSection, folder: Path) -> EvaluateSection:
         section: as in the recipe, or settled already.
         folder: of the model whose stored type counts.
     """
+    # Settled already, by a stage that began on another machine perhaps: the wish is not asked
+    # again.
     if section.precision in DTYPE_NAMES:
         return section
     from toolkit.checkpoint.load import scoring_dtype
@@ -210,6 +215,7 @@ def refuse_overlap(validation: Sequence[EvaluationSet], test: Sequence[Evaluatio
     """
     validation_places: dict[str, str] = {}
     for items in validation:
+        # Not strict: sets without hashes of items have none at all.
         for item_id, item_hash in zip(items.ids, items.item_hashes, strict=False):
             validation_places.setdefault(item_hash, f"{items.name}: {item_id}")
     shared_items = [

@@ -180,6 +180,7 @@ def fetch_small_files(name: str, revision: str | None) -> Path | None:
     """A hub model's snapshot with its configuration, from the cache or else from the hub."""
     from huggingface_hub import snapshot_download
 
+    # The cache first: a plan must not wait for a network that is not needed.
     for offline in (True, False):
         try:
             snapshot = snapshot_download(
@@ -226,6 +227,7 @@ def measure_model(
         if shape is not None and can_train and recipe.trains:
             speed = _time_training(model, shape, looked, tokenizer, recipe)
             measured.training_tokens_per_second = speed.tokens_per_second
+    # The speed of products of its shapes is timed below in its place.
     elif located.weights is not None:
         measured.notes.append(
             f"{num_parameters / 1e9:.1f}B parameters are too many to be read with on this machine "
@@ -287,6 +289,7 @@ def _read(
 ) -> None:
     """Score pieces of both roles, fewer with a larger model."""
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    # About the same time for every size of model, and enough documents for an interval.
     num_pieces = max(4, min(PIECES, round(PIECES * 2e8 / num_parameters)))
     domain_pieces, general_pieces = (
         cut_pieces(
@@ -302,6 +305,7 @@ def _read(
         few = "no general text" if "general" not in recipe.data.roles else "too few documents"
         measured.notes.append(f"{few} to compare the domain with: no bits per byte")
         return
+    # The reading that answers the question is also the measurement of speed.
     began = time.perf_counter()
     try:
         surprise = measure_surprise(

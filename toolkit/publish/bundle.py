@@ -59,6 +59,7 @@ def parent_record(parent: Parent, weights: Mapping[str, str]) -> dict[str, objec
 def copy_weights(source: Path, target: Path) -> None:
     """Copy a model's weight files and their index."""
     checkpoint = open_checkpoint(source)
+    # By the tensors and not by a glob: weight files that the index does not name stay behind.
     for weight_path in sorted({checkpoint.info(name).file for name in checkpoint.names}):
         shutil.copyfile(weight_path, target / weight_path.name)
     if (source / INDEX).is_file():
@@ -72,6 +73,7 @@ def copy_settings(source: Path, target: Path, *, with_config: bool = True) -> No
         source_path = source / file_name
         if not source_path.is_file():
             continue
+        # Vocabularies hold no such keys and are large, so they are copied byte for byte.
         if source_path.suffix == ".json" and file_name not in ("tokenizer.json", "vocab.json"):
             (target / file_name).write_bytes(public_json(source_path))
         else:
@@ -110,6 +112,7 @@ def write_sums(folder: Path) -> dict[str, str]:
 
 
 def sums_text(sums: Mapping[str, str]) -> str:
+    # `sha256sum -c` wants two characters between hash and name: a space, and one for text.
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
 
 
@@ -123,6 +126,7 @@ def parse_sums(text: str, where: str) -> dict[str, str]:
     True
     """
     hashes_by_name: dict[str, str] = {}
+    # Not `splitlines`: a file's name may hold U+2028 and its like.
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
         file_hash, _, file_name = line.partition("  ")
         # Names with a parent or an absolute path would let a bundle speak of files outside its
@@ -164,5 +168,6 @@ def weight_sums(folder: Path, files: Iterable[str] | None = None) -> dict[str, s
     checkpoint = open_checkpoint(folder)
     file_names = files or sorted({checkpoint.info(name).file.name for name in checkpoint.names})
     manifest_path = folder / "manifest.json"
+    # The hashes that its stage wrote spare reading gigabytes.
     known = load_json(manifest_path).get("outputs", {}) if manifest_path.is_file() else {}
     return {n: known[n]["sha256"] if n in known else hash_file(folder / n) for n in file_names}

@@ -23,6 +23,7 @@ from toolkit.publish.licenses import (
 from toolkit.publish.privacy import find_leaks
 from toolkit.select.results import MergeResults
 
+# NumPy's files are among them, as they may hold pickled objects.
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib"}
 _CODE = {".py", ".so", ".sh", ".ipynb"}
 
@@ -100,6 +101,7 @@ def _licenses(subject: CheckedBundle) -> tuple[list[str], str]:
 
 def _duties(subject: CheckedBundle) -> tuple[list[str], str]:
     faults: list[str] = []
+    # Read from the disk, as what counts is what leaves, and not what should have been written.
     card = _text(subject.folder / "README.md")
     notice = _text(subject.folder / "NOTICE")
     for parent in subject.parents:
@@ -147,6 +149,7 @@ def _begins_as_pickle(path: Path) -> bool:
 
 
 def _weights(subject: CheckedBundle) -> tuple[list[str], str]:
+    # Not at the top: the command line reads the names of checks, and torch takes seconds.
     from toolkit.publish.weights import weight_faults
 
     return weight_faults(subject.folder, subject.format)
@@ -182,6 +185,7 @@ def _behavior(subject: CheckedBundle) -> tuple[list[str], str]:
         f"{row.name}: their share rose by {changes[row.name].estimate:.0%}, at least by "
         f"{changes[row.name].low:.0%} (95%); read the answers in the report"
         for row in counted
+        # The lower end of the interval above zero: the share surely rose.
         if row.name in changes and changes[row.name].low > 0.0
     ]
     return faults, f"{len(counted)} counts, none surely rose" if counted else "not asked for"
@@ -229,6 +233,7 @@ def run_checks(subject: CheckedBundle, accepted: Mapping[str, str]) -> list[Chec
     findings = []
     for check_name, check in CHECKS.items():
         try:
+            # A check that breaks off does not hide what the others find.
             faults, note = check(subject)
         except (ToolkitError, OSError, ValueError, RuntimeError) as error:
             first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -260,6 +265,7 @@ def parse_accepted(words: Sequence[str]) -> dict[str, str]:
             raise ConfigError(
                 f'--accept {word}: give a reason, as in --accept {check_name}="…"; it is published.'
             )
+        # On one line, as it becomes one point of a list in the card.
         accepted[check_name] = " ".join(reason.split())
     return accepted
 

@@ -46,6 +46,7 @@ class FileLoss:
     @property
     def fault(self) -> str | None:
         """What does not hold, where the loss is surely beyond the limit."""
+        # The lower end of the interval: a loss that may be chance refuses nothing.
         if self.limit is None or self.change.low <= self.limit:
             return None
         return (
@@ -95,6 +96,7 @@ class FileScorer:
 
     def _losses(self, folder: Path, title: str) -> Losses:
         model: Any = load_causal_model(folder, dtype_of(self._section.precision))
+        # The cache knows models by what they hold; the folder of an unpacked file soon vanishes.
         name = content_hash(folder)
         losses: dict[str, list[float]] = {}
         with progress(f"test sets of {title}", len(self._sets)) as advance:
@@ -118,6 +120,7 @@ def compare_losses(
     figures = ScoredTestSets(sets, {}, losses)
     found = []
     for items in sets:
+        # Models stand in the order of `losses`: 0 is the merge, 1 the file.
         level = figures.levels([items.name]).change(0).estimate
         limit = tolerance if items.is_bounded else tolerance * abs(level)
         found.append(

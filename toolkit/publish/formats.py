@@ -70,6 +70,7 @@ def write_gguf_files(
         text_model(merged, work / "text-side") as model,
         progress("GGUF files", len(types)) as advance,
     ):
+        # Only K-quants weigh errors, and measuring loads the model once more.
         importance = _importance(model, documents) if set(types) & set(K_TYPES) else {}
         for gguf_type in types:
             gguf_path = work / f"{name}-{gguf_type}.gguf"
@@ -84,6 +85,7 @@ def write_gguf_files(
                 )
             comparison = compare_gguf(model, gguf_path)
             losses: list[FileLoss] = []
+            # A file with the merge's own numbers would have the merge's own figures.
             if score is not None and not comparison.is_exact:
                 with unpacked_gguf(gguf_path, model) as unpacked:
                     losses = score(unpacked, gguf_path.name)
@@ -174,6 +176,7 @@ def write_adapter_files(
     # The extraction names local folders; what is published names the public model.
     adapter_settings |= {"base_model_name_or_path": base, "revision": revision}
     write_json(work / SETTINGS_FILE, adapter_settings)
+    # Both lie on one disk, so that gigabytes are moved by name alone.
     (adapter_folder / WEIGHTS_FILE).rename(work / WEIGHTS_FILE)
     shutil.rmtree(adapter_folder)
     write_json(work / ADAPTER_REPORT, report | {"tuned": "the merged model", "base": base})

@@ -58,6 +58,7 @@ def find_agreements(
             own_texts = {"LICENSE": _read(license_file, f"publish.{parent.role}.license_file")}
         elif not own_texts and parent_license is not None and parent_license.id == "apache-2.0":
             own_texts = {"LICENSE": apache_text()}
+        # A policy of use goes with an agreement, and is none by itself.
         if any(not name.startswith("USE_POLICY") for name in own_texts):
             licensed_roles.add(parent.role)
         if notice_file is not None:
@@ -81,6 +82,7 @@ def find_agreements(
 
 def apache_text() -> bytes:
     """The text of Apache-2.0, as this toolkit itself ships it."""
+    # In a checkout it lies beside the package, in an installation among the metadata.
     license_beside = Path(str(resources.files("toolkit"))).parent / "LICENSE"
     if license_beside.is_file():
         return license_beside.read_bytes()
@@ -94,6 +96,7 @@ def _texts(folder: Path | None, names: Sequence[str]) -> dict[str, bytes]:
     if folder is None or not folder.is_dir():
         return {}
     folder_files = (p for p in sorted(folder.iterdir()) if p.is_file())
+    # LICENSE, LICENSE.txt and license.md alike.
     return {p.name: p.read_bytes() for p in folder_files if p.name.upper().split(".")[0] in names}
 
 

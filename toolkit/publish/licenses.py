@@ -169,6 +169,7 @@ def merged_license(parents: Sequence[Parent]) -> tuple[License | None, list[str]
         else:
             known_terms[terms.id] = terms
     strict_terms = [terms for terms in known_terms.values() if terms.family != "permissive"]
+    # Versions of one family count as several: Llama 3 and 3.1 are two agreements.
     if len(strict_terms) > 1:
         names = " and ".join(terms.id for terms in strict_terms)
         faults.append(f"the terms {names} cannot both hold of one model as far as is known here")

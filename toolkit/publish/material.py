@@ -49,6 +49,7 @@ class Material:
         if not self.others:
             return main_parents
         start = self.recipe.train.start  # an ancestor of the specialist, whatever the merge names
+        # A recipe may list more models than the chosen merge uses; only those are its parents.
         merge_config = load_yaml(self.merged / "merge.yaml")
         used = parents_of(merge_config, {**main_parents, **self.others})
         return main_parents | {
@@ -71,6 +72,7 @@ def find_parents(
         origin=_origin(model),
     )
     own, start = section.specialist, recipe.train.start
+    # A specialist that was trained from another model is under the terms of that one.
     inherited = general.license if start is None else recipe.models[start].license
     specialist = Parent(
         role="specialist",
@@ -111,6 +113,7 @@ def _finished_parent(
     origin = ""
     if section.adapter is not None:
         at = public_reference(section.adapter, section.revision)
+        # A path of this machine says nothing to others, and may name its user.
         at = "an adapter" if Path(section.adapter).exists() else at
         times = "" if section.strength == 1.0 else f", {section.strength:g} times"
         origin = f"{general.name} with {at} merged into it{times}"
@@ -122,6 +125,7 @@ def _finished_parent(
     return Parent(
         role=role,
         name=name or f"{repository}-{role}",
+        # The revision of an adapter is not one of `name`; it stands in `origin`.
         revision=own.revision or (section.revision if section.hub is not None else None),
         # What a recipe of ours trained is under the general model's terms.
         license=own_license or (general.license if section.run is not None else None),

@@ -15,6 +15,8 @@ _VOCABULARY = {"tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"
 _AGREEMENTS = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 """Others' texts, passed on as they are; they may give addresses to write to."""
 
+# What stands before the first slash tells addresses (://host/data), tags of HTML (</data) and
+# relative paths (a/data) from paths of a machine.
 _PATH = re.compile(
     r"(?<![\w./:<-])/(?:home|root|Users|tmp|var|work|mnt|data|opt|scratch|workspace)/[\w.+/-]+"
     r"|\b[A-Za-z]:\\{1,2}(?:Users|home)\\[^\s\"']+"
@@ -49,12 +51,14 @@ def find_leaks(files: Iterable[Path]) -> Iterator[str]:
             yield f"{text_path.name}: is not UTF-8 text, so it cannot be looked through"
             continue
         is_prose = text_path.name not in _VOCABULARY
+        # In vocabularies too: secrets and whole paths are too long to be in one by chance.
         for match in _SECRET.finditer(text):
             yield (
                 f"{_where(text_path, text, match.start())}: what looks like a secret "
                 f"({match[0][:4]}…)"
             )
         for secret in own_secrets:
+            # Only where it stands is told: this line goes into logs.
             if (text_place := text.find(secret)) >= 0:
                 yield (
                     f"{_where(text_path, text, text_place)}: a secret of this machine's environment"
@@ -104,6 +108,8 @@ def _own_secrets() -> list[str]:
         {
             value
             for name, value in os.environ.items()
+            # Shorter ones are switches (HF_HUB_DISABLE_IMPLICIT_TOKEN=1), and what begins with a
+            # slash is the path of a file that holds the secret.
             if any(word in name for word in _SECRET_VARIABLES) and len(value) >= 12
             if not value.startswith("/")
         }

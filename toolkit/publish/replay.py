@@ -35,6 +35,8 @@ def run_verify(
     Raises:
         PublishError: there is no whole bundle there.
     """
+    # Files first: what is made again follows bundle.json and merge.yaml, which are believed only if
+    # they are the published ones.
     verdict = verify_files(where, revision)
     for fault in verdict.faults:
         say(f"  {fault}")
@@ -67,6 +69,7 @@ def replay(verdict: BundleVerdict, parents: Mapping[str, Path], runs: Path | Non
             return True
         folders[parent_name] = parent_folder
     merge_config = parse_merge_config(parse_yaml(merge_text, "merge.yaml"), where="merge.yaml")
+    # Not at the top: it takes seconds, and most calls end before they merge.
     from toolkit.merge.to_disk import run_merge
 
     with scratch_folder(Path(tempfile.gettempdir()) / "toolkit-verify") as scratch:
@@ -79,6 +82,8 @@ def replay(verdict: BundleVerdict, parents: Mapping[str, Path], runs: Path | Non
     if other:
         say(f"the merge made again differs: {', '.join(other)}")
         return False
+    # Bundles of GGUF files and adapters hold no weights of the merge; of those there is only the
+    # record to compare with.
     is_published = all(
         verdict.sums.get(parent_name, digest) == digest
         for parent_name, digest in wanted_sums.items()
@@ -130,6 +135,7 @@ def parse_parents(words: Iterable[str]) -> dict[str, Path]:
     """
     parents: dict[str, Path] = {}
     for word in words:
+        # At the last sign of equality: a name may hold one, and folders seldom do.
         parent_name, _, folder = word.rpartition("=")
         if not parent_name:
             raise ConfigError(f"--parent {word}: must be NAME=FOLDER, or general=FOLDER.")

@@ -85,6 +85,7 @@ def _origin(source: SourceSection, dataset: str | None) -> str:
 
 def training_facts(data: Mapping[str, Any], cpt: Mapping[str, Any]) -> dict[str, Any]:
     """Settings and figures of continued pre-training by their titles; None for what is unknown."""
+    # Nothing is taken for granted: a stage that is not there has an empty manifest.
     train_config = cpt.get("config", {}).get("train", {})
     schedule_config, optimizer = train_config.get("schedule", {}), train_config.get("optimizer", {})
     train_results, text_figures = cpt.get("results", {}), data.get("results", {}).get("train", {})
@@ -104,6 +105,7 @@ def training_facts(data: Mapping[str, Any], cpt: Mapping[str, Any]) -> dict[str,
         "peak learning rate": schedule_config.get("peak_lr"),
         "stayed near": _stayed_near(train_config.get("self_distillation")),
         "optimizer": _optimizer(optimizer),
+        # What was settled comes first, as the setting may say no more than `auto`.
         "precision": train_results.get("precision", train_config.get("precision")),
         "training loss, first and last step": None
         if None in end_losses

@@ -76,11 +76,13 @@ def upload_to_store(folder: Path, address: str) -> str:
             return address
         # Without the marker the folder is known to be in the making.
         stored_sums = _read_sums(store, f"{root}/{_PARTIAL}", f"{address}/{_PARTIAL}") or {}
+        # The note first, then the marker goes: cut in between both stand, and nothing is lost.
         if earlier_sums is not None:
             stored_sums |= earlier_sums
             _put_text(store, f"{root}/{_PARTIAL}", sums_text(stored_sums))
             store.rm_file(f"{root}/{SUMS}")
         _send_files(store, root, folder, hashes_by_name, stored_sums)
+        # Only files that earlier checksums name: what others keep there is not ours to remove.
         for file_name in sorted(set(stored_sums) - set(hashes_by_name)):
             if store.exists(f"{root}/{file_name}"):
                 store.rm_file(f"{root}/{file_name}")
@@ -93,6 +95,7 @@ def upload_to_store(folder: Path, address: str) -> str:
 def _send_files(
     store: Any, root: str, folder: Path, sums: Mapping[str, str], stored_sums: dict[str, str]
 ) -> None:
+    # Sizes as well as hashes: a store may have cut a file since its hash was noted.
     missing_names = [
         name
         for name, digest in sums.items()
@@ -119,6 +122,8 @@ def open_store(address: str) -> tuple[Any, str]:
     import fsspec
 
     try:
+        # A cached listing would hide what was just written or removed; file systems that do not
+        # know the option refuse it with a TypeError.
         store, root = fsspec.core.url_to_fs(address, use_listings_cache=False)
     except TypeError:
         store, root = fsspec.core.url_to_fs(address)
@@ -191,6 +196,7 @@ def store_errors(address: str) -> Iterator[None]:
         raise
     except Exception as error:
         # Stores raise errors of their own libraries; they have no common base but Exception.
+        # Only where the class is a store's, as an error of our own must show its traceback.
         error_module = type(error).__module__.split(".")[0]
         if not isinstance(error, OSError) and error_module not in _STORE_MODULES:
             raise

@@ -76,6 +76,7 @@ def result_rows(results: MergeResults, titles: Sequence[ResultTitle]) -> list[tu
         figure_cells = [model_figures.sets[column.key].words() for column in titles]
         if model != "general":
             changes = [model_figures.set_changes[column.key].words(sign="+") for column in titles]
+            # Markdown has no line break within a cell, and the hub shows this one.
             figure_cells = [
                 f"{cell}<br>{change}" for cell, change in zip(figure_cells, changes, strict=True)
             ]

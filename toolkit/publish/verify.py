@@ -15,6 +15,7 @@ from toolkit.publish.bundle import RECORD, SUMS, parse_sums, read_sums
 from toolkit.publish.store import is_store, open_store, store_errors
 from toolkit.stage import hash_file, load_json
 
+# The hub puts .gitattributes into a repository by itself.
 _OF_THE_HUB = {".gitattributes", ".gitignore"}
 _BLOCK = 8 << 20
 
@@ -58,6 +59,7 @@ def verify_files(where: str, revision: str | None = None) -> BundleVerdict:
 def _verify_folder(folder: Path) -> BundleVerdict:
     hashes_by_name = read_sums(folder)
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    # A clone holds .git, and a download by the hub's client .cache.
     names = {n for n in names - {SUMS} - _OF_THE_HUB if not n.startswith((".cache/", ".git/"))}
     faults = []
     with progress("hashing, MB", _megabytes(folder, hashes_by_name)) as advance:
@@ -110,6 +112,7 @@ def _verify_store(address: str) -> BundleVerdict:
 def _hash_remote(store: Any, path: str) -> str:
     running_hash = hashlib.sha256()
     with store.open(path, "rb") as file:
+        # In blocks, as a file of weights may be larger than the memory.
         while block := file.read(_BLOCK):
             running_hash.update(block)
     return running_hash.hexdigest()

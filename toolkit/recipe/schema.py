@@ -99,6 +99,7 @@ class Recipe(Section):
         sources = data.get("sources") if isinstance(data, dict) else None
         if not isinstance(data, dict) or not isinstance(sources, dict):
             return values
+        # Before the sections are checked: afterwards every source has a split, its default.
         halves = {"split": {"validation": {"fraction": 0.5}, "test": {"fraction": 0.5}}}
         split_sources = {
             name: {**source, **halves}
@@ -114,6 +115,7 @@ class Recipe(Section):
         """Where training starts beside the general model, merges add what it changed."""
         if not isinstance(values, dict):
             return values
+        # On the plain values, as sections are frozen once they are checked.
         train, search = values.get("train"), values.get("search") or {}
         if not isinstance(train, dict) or train.get("start") is None:
             return values

@@ -72,6 +72,7 @@ class Bench:
             MergeError: the merge cannot be made.
         """
         start_time = time.perf_counter()
+        # What passes found for other sets beside is of the merge before.
         self._beside.clear()
         self._live.apply(config, self._made)
         if self._scored is not self._made:

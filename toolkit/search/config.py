@@ -142,6 +142,7 @@ class SearchSection(Section):
 
     @model_validator(mode="after")
     def _room(self) -> Self:
+        # The grid sampler's number is a limit that its queue is held against later.
         num_fixed = 2 + len(set(self.sweep)) + (self.learned is not None)
         if self.sampler != "grid" and self.num_trials < num_fixed:
             raise ValueError(

@@ -95,6 +95,7 @@ def profile_config(
     for kind in sorted({group.kind for group in values if group.layer is not None}, reverse=True):
         # Kinds first, then what else is in the layers: the first filter that matches counts.
         over_depth = [values.get(ModuleGroup(layer, kind), section.alpha) for layer in layers]
+        # A filter matches anywhere in a name: the dots keep `mlp` from matching `mlp_gate`.
         place = f".{kind}." if kind else f"{stack}."
         settings.append({"filter": place, "value": [round(value, 4) for value in over_depth]})
     outside = values.get(ModuleGroup(None), section.alpha)
@@ -145,8 +146,10 @@ class LiveProfile:
             place = self.groups.index(groups[task.name])
             parameters.setdefault(id(parameter), (parameter, place))
         self._parameters = list(parameters.values())
+        # None at first, then those that are merged: what is copied needs no gradient.
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        # Both ends as the merge itself makes them; between them it is linear in its coefficients.
         live.apply(_config(section, 0.0), model)
         self._base = [parameter.detach().clone() for parameter, _ in self._parameters]
         live.apply(whole_change, model)
@@ -179,6 +182,7 @@ class LiveProfile:
         gradient = torch.zeros(len(self.groups), dtype=torch.float64)
         for (parameter, place), change in zip(self._parameters, self._change, strict=True):
             if parameter.grad is not None:
+                # In float64, as an inner product over as many entries as a layer has.
                 gradient[place] += float(torch.sum(parameter.grad * change, dtype=torch.float64))
                 parameter.grad = None
         return total, gradient
@@ -195,6 +199,7 @@ def item_losses(model: Any, items: EvaluationSet, rows: Sequence[int]) -> Iterat
     """
     size = sum(items.sizes[row] for row in rows)
     ordered = sorted(rows, key=lambda row: -len(items.sequences[row][0]))
+    # Where padding would change what a model computes, every item is a batch by itself.
     batch_tokens = _BATCH_TOKENS if can_pad(model) else 1
     while ordered:
         longest = len(items.sequences[ordered[0]][0])
@@ -306,6 +311,7 @@ def _balance(
 ) -> tuple[FigureTrade, float]:
     """What general figures are worth so that all coefficients together have no slope, and the value
     there: sets that lose nothing at the plain mean are worth nothing."""
+    # First the general model, which all general sets are compared with.
     profile.put(torch.zeros_like(coefficients))
     general_names = [name for name in objective.tolerances if name in sets]
     with torch.no_grad():
@@ -331,6 +337,8 @@ def _balance(
     for name in lossy:  # each in units of what it may lose
         weights[name] = 1.0 / (objective.tolerances[name] or 1.0)
     loss_slope = sum(weights[name] * float(slopes[name].sum()) for name in lossy)
+    # One price for all losses, at which moving all coefficients together neither gains nor loses:
+    # then only what differs from the line of plain means is learned.
     worth = max(0.0, -domain_slope / loss_slope) if lossy else 0.0
     weights |= {name: weights[name] * worth for name in lossy}
     value = sum(weight * figures[name] for name, weight in weights.items())
@@ -370,6 +378,7 @@ def _descend(
                 len(trade.sets[name].sequences[row][0]) for name in rows for row in rows[name]
             )
             profile.put(learned.detach())
+            # Set by hand: a loss's own graph ends at the model's parameters.
             value, learned.grad = trade.gradient(profile, model, rows)
             optimizer.step()
             with torch.no_grad():

@@ -97,6 +97,8 @@ class Objective:
         self.weights = {name: weights.get(name, 1.0) for name in self.names("domain")}
         self.tolerance = tolerance
         self.tolerances = {
+            # The recipe's word for a set first, then what the set brings along, then what holds for
+            # all.
             name: tolerances.get(name, tolerance if set_tolerance is None else set_tolerance)
             for name in self.names("general")
             for set_tolerance in (self.sets[name].items.tolerance,)
@@ -158,6 +160,7 @@ class Objective:
         quantile: float = 0.0,
     ) -> Difference:
         raced, known = self.sets[name], (guide or {}).get(name)
+        # A guide stands in for documents not seen yet, so it must be known of every one.
         whole = known is not None and len(known) == len(raced.order)
         return raced.difference(losses[name], reference[name], known if whole else None, quantile)
 
@@ -287,6 +290,8 @@ class Objective:
         for name in self.tolerances:
             if len(losses.get(name, ())) == 0:
                 continue
+            # Of what is known in full, the bound that the choice itself goes by; of a part, a
+            # linearized one, which is enough to rank what was dropped.
             level = 1.0 - (1.0 - self.confidence) / num_tests
             if self.sets[name].is_whole(losses[name]) and self.sets[name].is_whole(general[name]):
                 bound_by_set[name] = self.set_change(name, losses, general).upper_bound(level)
@@ -307,6 +312,8 @@ class Objective:
                 beyond_by_set[name] = change.upper_bound(self.confidence) - limit
             elif len(losses.get(name, ())):
                 difference = self._difference(name, losses, general, guide)
+                # Degrees of freedom as after full scoring, which is what is foreseen here. One
+                # document alone says nothing of a spread.
                 quantile = student_quantile(self.confidence, max(difference.total - 1, 1))
                 reach = quantile * math.sqrt(difference.in_the_end) if difference.seen > 1 else 0.0
                 beyond_by_set[name] = difference.estimate + reach - limit
@@ -331,6 +338,7 @@ class Objective:
         """
         if not self.looks:
             return False
+        # Two-sided, as intervals are shown, and shared by all rivals (Bonferroni).
         needed_lead = normal_quantile(1.0 - (1.0 - self.confidence) / (2.0 * self._num_rivals))
         needed_lead = needed_lead if surely else 0.0
         difference = self.domain_difference(losses, best, guide, needed_lead)
@@ -342,6 +350,7 @@ class Objective:
         """Whether full scoring would surely not let a candidate stay within a set's tolerance."""
         if not self.looks or len(losses.get(name, ())) == 0:
             return False
+        # One wrong word of any set loses a candidate, so all of them share the error.
         error_spent = spending(self._error, len(self.looks)) / len(self.tolerances)
         quantile = student_quantile(self.confidence, max(self.sets[name].num_groups - 1, 1))
         difference = self._difference(name, losses, general, guide, quantile)

@@ -53,6 +53,7 @@ class PlainSweep:
 
     def __init__(self, objective: Objective, points: Mapping[float, Losses]) -> None:
         self._objective = objective
+        # A sweep may reach beyond either model; the curve is between the two.
         self._alphas = sorted(alpha for alpha in points if 0.0 <= alpha <= 1.0)
         self._points = [points[alpha] for alpha in self._alphas]
 

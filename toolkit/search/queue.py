@@ -63,9 +63,9 @@ class SearchPlan:
     def __post_init__(self) -> None:
         top = SPECIALIST if len(self.specialists) == 1 else UNIFORM_MEAN
         self.fixed = {name: endpoint(name, self.specialists) for name in (GENERAL, top)}
-        # From the safest upwards: each is what the next, and all others, are compared with.
         # Beside a base the specialist is no end of the sweep; all that training changed is.
         ends = {1.0} if self.start is not None else set()
+        # From the safest upwards: each is what the next, and all others, are compared with.
         for alpha in sorted({*self.section.sweep, *ends}, key=abs):
             swept_mean = self.plain_mean(alpha)
             if swept_mean.key not in {known.key for known in self.fixed.values()}:
@@ -86,6 +86,7 @@ class SearchPlan:
     def sampler(self) -> StudySampler:
         """Proposes what the sweep does not try: its means are refined by the choice itself."""
         swept_spaces = {space.name for space in self.spaces if self._is_sweep(space)}
+        # A sampler needs one file at least, even if the sweep says the same.
         left_out = swept_spaces if len(swept_spaces) < len(self.spaces) else set()
         return StudySampler(self.spaces, self.section, self.seed, self.learn, left_out)
 
@@ -108,6 +109,8 @@ class SearchPlan:
             )
         if self.section.sampler != "grid":
             num_left = self.section.num_trials - len(entries) if self.spaces else 0
+            # The rest are empty places: values are chosen when a worker takes one, from what is
+            # known by then.
             return entries + [{"attributes": {}, "parameters": None}] * max(num_left, 0)
         for space in self.spaces:
             for values in grid_points(space, self.section.grid_points):
@@ -142,6 +145,8 @@ class SearchPlan:
         """The candidate behind a place in the queue; None where it was not chosen yet."""
         if name := trial.user_attrs.get("fixed"):
             return self.fixed[name]
+        # A frozen trial only tells what was chosen; one in hand is asked, which makes the sampler
+        # choose.
         if isinstance(trial, FrozenTrial):
             known = tried_values(trial, self.by_name)
             return None if known is None else self.by_name[known[0]].candidate(known[1])

@@ -122,6 +122,7 @@ def _questions(objective: Objective, look: int, rivals: Rivals) -> list[dict[str
     domain = at_look(*objective.weights)
     # What may be lost on a domain set is asked of those alone that are scored in full.
     kept_names = [name for name in objective.tolerances if name not in objective.weights]
+    # The cheapest first: whoever is out at it has cost no more.
     general_names = sorted(kept_names, key=lambda name: cost(at_look(name)))
     lossy = rivals.sweep.lossy_sets if rivals.sweep is not None else ()
     first = [at_look(name) for name in general_names if name in lossy]

@@ -90,10 +90,12 @@ def order_for_race(items: EvaluationSet, looks: Sequence[float], seed: int) -> R
     item_groups = np.array([number_by_group[group] for group in items.groups], dtype=np.intp)
     order = np.argsort(item_groups, kind="stable").astype(np.intp)
     group_of_item = item_groups[order]
+    # What is only watched drops nobody, so it waits for the end, when all is scored.
     if items.role == "watch":
         looks = [0.0] * len(looks)
     # Fewer documents than anything can be concluded from would be scored for nothing; one more is
     # needed for the guide's slope.
+    # Rounded before the ceiling: 0.07 · 100 is a little above 7, and would be 8 documents.
     group_counts = [math.ceil(round(look * len(group_names), 9)) for look in looks]
     group_counts = [
         max(count, MIN_GROUPS + 1) if count >= MIN_GROUPS else 0 for count in group_counts
@@ -110,6 +112,7 @@ def hasten_cheap_sets(sets: dict[str, RacedSet]) -> dict[str, RacedSet]:
         domain_cost = sum(r.cost(r.cuts[look]) for r in sets.values() if r.items.role == "domain")
         for name, raced in sets.items():
             if raced.items.role == "general" and raced.cost(len(raced.order)) <= domain_cost:
+                # Looks before this one keep their cuts; from it on the set is known in full.
                 cuts = (*raced.cuts[:look], *[len(raced.order)] * (len(raced.cuts) - look))
                 sets[name] = replace(raced, cuts=cuts)
     return sets

@@ -73,6 +73,7 @@ def _begin_study(
     def begin() -> Study:
         stale = plan.section.stale_seconds
         study = Study(place, name, identity, plan.sampler(), begin=True, stale_seconds=stale)
+        # A journal is only read when it is asked: a damaged line shows now, before any work.
         study.trials()  # reads all of it
         return study
 
@@ -93,6 +94,7 @@ def _helpers(commands: Sequence[Sequence[str]], threads: int | None) -> Iterator
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     helper_processes = [
+        # This process's bar shows the progress of all; errors of helpers still come by stderr.
         subprocess.Popen(list(command), env=environment, stdout=subprocess.DEVNULL)
         for command in commands
     ]
@@ -170,6 +172,7 @@ class Scorer:
             kept_losses = {}
         losses = {name: np.asarray(values) for name, values in (known or {}).items()}
         for name, values in kept_losses.items():
+            # Whichever knows more: both are beginnings of the same order.
             if len(values) > len(losses.get(name, ())):
                 losses[name] = values
         wanted_counts = {name: len(r.order) for name, r in objective.sets.items()}

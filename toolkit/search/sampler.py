@@ -186,6 +186,7 @@ def _by_optuna(space: MergeSpace, own: Sequence[Tried], name: str, seed: int) ->
     parameter_box = {key: distribution(unknown) for key, unknown in space.unknowns.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # In memory and made anew for each proposal, from what the shared study knows of this file.
         study = optuna.create_study(
             directions=["minimize"] * (2 if has_two_aims else 1), sampler=_sampler(name, seed)
         )
@@ -201,6 +202,8 @@ def _by_optuna(space: MergeSpace, own: Sequence[Tried], name: str, seed: int) ->
                     values=values,
                     params={k: _encode(u, item.values[k]) for k, u in space.unknowns.items()},
                     distributions=parameter_box,
+                    # What CMA-ES knows of its distribution, or NSGA of generations, is kept with
+                    # candidates.
                     system_attrs=dict(item.state),
                 )
             )
@@ -212,6 +215,8 @@ def _by_optuna(space: MergeSpace, own: Sequence[Tried], name: str, seed: int) ->
 
 def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
     samplers = optuna.samplers
+    # Optuna's defaults (10 random candidates first, generations of 50) suit longer studies: here
+    # some 15 candidates are to be chosen.
     if name == "tpe":
         return samplers.TPESampler(seed=seed, n_startup_trials=5, multivariate=True)
     if name == "cmaes":
@@ -254,6 +259,8 @@ class StudySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # its ty
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
+        # Optuna asks for the space before it asks for values, and which file's space it is depends
+        # on the proposal: so that is made here.
         other_trials = [
             other for other in study.get_trials(deepcopy=False) if other.number != trial.number
         ]
@@ -287,6 +294,7 @@ class StudySampler(optuna.samplers.BaseSampler):  # type: ignore[misc]  # its ty
     ) -> Any:
         """A random value, for a candidate whose worker was killed amid its proposal."""
         seed = named_seed(self._seed, "independent", str(trial.number), param_name)
+        # Drawn by the trial's number, so that any process would draw the same.
         study_in_memory = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         return study_in_memory.ask({param_name: param_distribution}).params[param_name]
 

@@ -103,6 +103,7 @@ class MergeSpace:
             chosen = _fill(method, values, self.where, "merge_method")
             used_template = _without_unknown({**used_template, "merge_method": chosen}, str(chosen))
         named_unknowns: dict[str, Unknown] = {}
+        # With the method as it was searched for: its own name is among the values that are kept.
         _collect({**used_template, "merge_method": method}, self.where, "", named_unknowns)
         kept_values = {name: values[name] for name in self.unknowns if name in named_unknowns}
         config = parse_merge_config(_fill(used_template, values, self.where), where=self.where)
@@ -213,6 +214,7 @@ def _is_residual(candidate: Candidate) -> bool:
     if not _is_number(candidate):
         return False
     alpha, rounding = float(candidate.parameters["alpha"]), config.rounding or "nearest"
+    # By the merge itself: a file's candidate may have an alpha alone and mean another thing by it.
     return candidate.key == sweep_point(alpha, rounding, start=config.base_model).key
 
 
@@ -226,6 +228,7 @@ def with_rounding(config: MergeConfig, rounding: Rounding) -> MergeConfig:
 
 def _between(alpha: float, where: str, specialists: Sequence[str] = ONE_SPECIALIST) -> MergeConfig:
     share = float(alpha) if len(specialists) == 1 else round(alpha / len(specialists), 12)
+    # Rounded, as 1 - 0.9 is 0.09999999999999998: one merge, written or computed, has one key.
     weights = {GENERAL: round(1.0 - alpha, 12), **dict.fromkeys(specialists, share)}
     model_entries = [
         {"model": model, "parameters": {"weight": weight}} for model, weight in weights.items()
@@ -299,6 +302,7 @@ def read_space(
         if isinstance(unknown, Options) and not unknown.ordered
     ]
     for share in (0.0, 1.0):
+        # Every choice with either end of all ranges: a method may lack what another one needs.
         for chosen in itertools.islice(itertools.product(*choices), _MOST_CHECKS):
             space.candidate({**space.at([share] * len(unknowns)), **dict(chosen)})
     return space
@@ -380,6 +384,7 @@ def simplex_weights(parts: Sequence[float]) -> list[float]:
     for number, part in enumerate(parts):
         share = left * (1.0 - (1.0 - part) ** (1.0 / (len(parts) - number)))
         weights.append(round(share, 6))
+        # Less the weight as it is rounded, so that those written down sum to 1.
         left -= weights[-1]
     return [*weights, round(left, 6)]
 

@@ -36,6 +36,8 @@ class JournalLock(BaseJournalFileLock):  # type: ignore[misc]  # optuna's types 
         self._size = 0  # it only grows, but for a line cut short
 
     def acquire(self) -> bool:
+        # Opened first, as a lock is on an open file; only under it is what was opened looked at:
+        # another process may be writing it, or may have put a new file in its place.
         file = self._path.open("r+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -117,10 +119,14 @@ def open_storage(place: Place, *, begin: bool) -> Any:
             )
         with storage_errors(place, "cannot be opened"):
             lock = JournalLock(place)
+            # Once before anything is read: a line that a killed process left half is cut off by it.
             lock.acquire()
             lock.release()
             return optuna.storages.JournalStorage(SummedJournal(str(place), lock_obj=lock))
+    # psycopg 3 by name: without one SQLAlchemy looks for psycopg2, which the extra
+    # does not install.
     url = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", place)
+    # A database that was restarted leaves dead connections behind: each is tried before use.
     options: dict[str, object] = {"pool_pre_ping": True}
     if url.startswith("postgresql"):
         options["connect_args"] = {"connect_timeout": 10}
@@ -178,6 +184,7 @@ def is_lost(error: BaseException) -> bool:
             return True
         if isinstance(cause_seen, exc.DBAPIError) and cause_seen.connection_invalidated:
             return True
+        # Optuna wraps what SQLAlchemy raised, which wraps the driver's own error.
         cause_seen = cause_seen.__cause__ or cause_seen.__context__
     return False
 

@@ -53,6 +53,8 @@ def is_surely_dead(worker: str) -> bool:
     try:
         other_process = psutil.Process(int(worker_parts[2]))
         is_same_process = f"{other_process.create_time():.2f}" == worker_parts[3]
+        # A number may have been given again since; and a killed child stays, as a zombie, until its
+        # parent asks for it.
         return not is_same_process or other_process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
@@ -231,6 +233,8 @@ class Study:
                         else {},
                     )
                 )
+            # Last: workers take nothing before, as the queue may still be growing or be left half
+            # filled.
             self._study.set_user_attr("size", len(queue))
 
         self.patiently(act)
@@ -253,6 +257,7 @@ class Study:
             return None
 
         def act() -> optuna.Trial | None:
+            # Looked at first: asked where none waits, Optuna makes up a candidate of its own.
             waiting_trials = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             if not waiting_trials:
                 return None
@@ -310,6 +315,7 @@ class Study:
 
     def _is_lost(self, trial: FrozenTrial) -> bool:
         worker = trial.user_attrs.get("worker", "")
+        # Its own, and not the one in hand: an error left it behind.
         if worker == self.me or (worker and is_surely_dead(worker)):
             return True
         life_sign = (worker, trial.user_attrs.get("beat"))
@@ -323,6 +329,8 @@ class Study:
     def _put_back(self, trial: FrozenTrial) -> None:
         def act() -> None:
             storage = self._study._storage
+            # Unsigned first: killed between the two, this leaves a candidate that nobody signed
+            # for, which is given back again after a short wait.
             storage.set_trial_user_attr(trial._trial_id, "worker", "")
             storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
@@ -332,8 +340,8 @@ class Study:
 
     @contextlib.contextmanager
     def alive(self, trial: optuna.Trial) -> Iterator[None]:
-        # From a thread, as scoring one set may take longer than a silence that counts as death.
         """Renew a candidate's sign of life from beside while the block runs."""
+        # From a thread, as scoring one set may take longer than a silence that counts as death.
         has_ended = threading.Event()
 
         def beat() -> None:
@@ -355,6 +363,7 @@ class Study:
 
     def patiently(self, act: Callable[[], Result]) -> Result:
         """Do something with the storage, waiting a while for one that is away."""
+        # A file that is gone does not come back by itself; a database may be restarting.
         last = time.monotonic() + (0.0 if isinstance(self.place, Path) else _PATIENCE_SECONDS)
         while True:
             try:

@@ -82,6 +82,7 @@ def _spread_point(arm: Arm, seed: int) -> Floats:
     if len(arm.points) == 0:
         return np.full(arm.dimensions, 0.5)
     random_generator = np.random.default_rng(seed)
+    # Off the faces: the farthest points of a cube are its corners, the most extreme merges.
     cube_points = 0.1 + 0.8 * random_generator.random((_POINTS, arm.dimensions))
     return np.asarray(cube_points[int(np.argmax(_apart(cube_points, arm.points)))])
 
@@ -98,6 +99,7 @@ def _best_point(arm: Arm, seed: int) -> tuple[float, Floats]:
         cube_points = np.concatenate([cube_points, np.clip(near_points, 0.0, 1.0)])
     cube_points = cube_points[_apart(cube_points, arm.points) >= MIN_APART]
     if len(cube_points) == 0:
+        # No room is left between points tried: another arm is to be asked, if there is one.
         return np.inf, np.full(arm.dimensions, 0.5)
     if not has_score.any():
         return np.inf, np.asarray(cube_points[0])
@@ -144,6 +146,7 @@ def fit_quadratic(
     scaled_scores = (scores - lowest_score) / score_spread
     badness = scores if lowered is None else lowered
     badness = (badness - badness.min()) / (float(np.ptp(badness)) or 1.0)
+    # From 1 at the best point to a fifth at the worst.
     point_weights = 1.0 / (1.0 + 4.0 * badness)
     features = _features(points, with_products) * point_weights[:, None]
     # The ridge as rows of the least squares, not of the normal equations, which would square the

@@ -48,6 +48,7 @@ class Range:
             value = self.low + share * (self.high - self.low)
         if self.integer:
             return round(value)
+        # Rounding to digits may step over either end.
         return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
 
     def share(self, value: Any) -> float:

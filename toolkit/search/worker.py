@@ -172,6 +172,8 @@ class Worker:
 
     def outcomes(self) -> dict[int, Outcome]:
         """Those that are done, by their places."""
+        # What is done never changes: each outcome is unpacked once. Beyond the queue's size are
+        # candidates that Optuna made up.
         size = self._study.size
         for trial in self._study.trials()[:size]:
             if trial.number not in self._outcomes and trial.state.is_finished():
@@ -185,10 +187,13 @@ class Worker:
         candidate = self._study.patiently(lambda: self._plan.candidate(trial))
         assert candidate is not None  # noqa: S101  (a trial in hand has values)
         outcomes = self.outcomes()
+        # The same merge by another file or proposal is not scored twice; a failed one has no
+        # distance.
         twin = next(
             (o for o in outcomes.values() if o.candidate.key == candidate.key and o.distance), None
         )
         merged_before, start_time = self._bench.merge_seconds, time.perf_counter()
+        # What a worker that was killed amid the race had scored of it.
         known_losses = self._study.patiently(lambda: read_losses(trial.user_attrs))
         tokens = 0
         try:
@@ -206,7 +211,7 @@ class Worker:
             self._advance(objective.all_tokens, f"{candidate.name}: failed")
             return
         general = losses if candidate.name == GENERAL else self._find(GENERAL)
-        if general is None:  # another worker is still at it: compared with what is known later
+        if general is None:  # another worker is still at it: by itself it loses nothing
             general = losses
         guide = guide_of(self._find_sweep_end(), self._find(GENERAL))
         figures = objective.estimates(losses, [general, *self._whole()], guide)
@@ -263,6 +268,7 @@ class Worker:
     def _rivals(self) -> Rivals:
         """Made anew when there are more points of the sweep."""
         points = plain_points(list(self.outcomes().values()), self._plan.fixed)
+        # They are asked for at every question of every candidate; points come seldom.
         if self._known_points != tuple(points):
             self._known_points = tuple(points)
             self._rivals_known = rivals_among(points, self._plan.objective)

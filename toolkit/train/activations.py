@@ -35,6 +35,8 @@ def checkpoint_activations(model: Any, kind: str) -> None:
     """
     if kind == "none" or not getattr(model, "supports_gradient_checkpointing", False):
         return
+    # The reentrant kind takes no policy, and gives no gradient where a block's input needs none, as
+    # behind frozen embeddings.
     checkpoint_settings: dict[str, object] = {"use_reentrant": False}
     if kind == "selective":
         checkpoint_settings["context_fn"] = _contexts

@@ -76,6 +76,7 @@ def balancing_loss(router_logits: Sequence[Tensor], is_real: Tensor, k: int) -> 
     layer_losses = []
     for logits in router_logits:
         probabilities = logits[is_real].float().softmax(dim=-1)
+        # A choice has no gradient: what the routers learn comes by the mean probabilities alone.
         expert_shares = _one_hot(probabilities, k).mean(dim=0)
         layer_losses.append(logits.shape[-1] * (expert_shares * probabilities.mean(dim=0)).sum())
     return torch.stack(layer_losses).mean()

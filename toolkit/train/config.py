@@ -400,6 +400,8 @@ def identity_of(section: TrainSection) -> dict[str, object]:
     False
     """
     values = section.model_dump(mode="json", exclude={*WITHOUT_EFFECT, "anneal", "average"})
+    # Keys that came later are left out where they say what was done before there were any: else
+    # every stage trained before would count as outdated.
     if section.use != "best":
         del values["use"]
     if section.attn_implementation == "auto":

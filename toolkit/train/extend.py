@@ -28,6 +28,7 @@ from toolkit.train.vocabulary import NewTokens, choose_merges, expansions
 _STALE = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
 """Other forms of a vocabulary, which would contradict the extended `tokenizer.json`."""
 
+# Documents cleaned at one time, tokens that the report names, texts read for the check.
 _TOGETHER = 64
 _SHOWN = 30
 _CHECKED = 200
@@ -212,6 +213,7 @@ def extend_tokenizer(table: dict[str, Any], chosen: NewTokens) -> tuple[dict[str
     first_id = max(vocabulary.values()) + 1
     for number, token in enumerate(chosen.tokens):
         vocabulary[token] = first_id + number
+    # Older files write a merge as one text, newer ones as a pair; one file may not mix them.
     merges_as_text = bool(model["merges"]) and isinstance(model["merges"][0], str)
     added_merges = [" ".join(pair) if merges_as_text else list(pair) for pair in chosen.merges]
     return {
@@ -240,6 +242,8 @@ def add_rows(model: Any, first: int, pieces: list[list[int]], general: Path) -> 
             "its tokenizer and weights do not belong together."
         )
     if num_rows < first + len(pieces):
+        # Without transformers' own first values for new rows: it would draw them from the
+        # covariance of all old ones, and they are replaced below.
         model.resize_token_embeddings(first + len(pieces), mean_resizing=False)
     # By identity: a head that is tied is the embedding, and its rows must not be averaged twice.
     output_head = model.get_output_embeddings()
@@ -262,6 +266,8 @@ def _read_tokenizer(general: Path, *, with_merges: bool) -> dict[str, Any]:
         raise ConfigError(f"tokenizer: {general} has no tokenizer.json, so none can be extended.")
     table: dict[str, Any] = load_json(path)
     model = table.get("model", {})
+    # With either, a piece is spelled by where in a word it stands, and the text of two pieces
+    # joined is not that of both; without a pre-tokenizer a merge could span words.
     word_affixes = (model.get("continuing_subword_prefix"), model.get("end_of_word_suffix"))
     cuts_words = not any(word_affixes) and table.get("pre_tokenizer") is not None
     if model.get("type") != "BPE" or (with_merges and not cuts_words):
@@ -279,6 +285,7 @@ def _core(table: dict[str, Any]) -> Any:
     core = Tokenizer.from_str(json.dumps(table))
     core.no_truncation()
     core.no_padding()
+    # The name of a special token that stands in a text is cut into pieces like any other text.
     core.encode_special_tokens = True
     return core
 
@@ -298,6 +305,7 @@ def _texts(
         if split is None or split not in heaps_by_split:
             continue
         lowest_hashes = heaps_by_split[split]
+        # The number settles equal hashes: documents cannot be compared.
         heapq.heappush(lowest_hashes, (-stable_unit("order", seed, document.id), number, document))
         characters_by_split[split] += len(document.text)
         # A heap with the highest hash on top: what no longer fits is thrown away at once.
@@ -329,6 +337,7 @@ def _check(old: Any, folder: Path, chosen: NewTokens, texts: list[str]) -> None:
         new.convert_tokens_to_ids(token): [vocabulary[piece] for piece in pieces]
         for token, pieces in expansions(chosen.merges).items()
     }
+    # So many from all over the sets, and not all: each is cut into tokens twice.
     for text in texts[:: max(1, len(texts) // _CHECKED)]:
         new_ids = new(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         # New tokens put back into their pieces must give the old reading, piece by piece.

@@ -38,6 +38,7 @@ def can_fuse(model: Any) -> bool:
     config = model.config
     if config.model_type not in KINDS or config.hidden_act not in ("silu", "swish"):
         return False
+    # Fused attention drops nothing out, and has no windows.
     if getattr(config, "attention_dropout", 0.0) or _slides(config):
         return False
     layers = getattr(model.base_model, "layers", ())
@@ -96,8 +97,10 @@ def _is_plain(layer: Any) -> bool:
         getattr(attention, f"{name}_proj", None) for name in ("q", "k", "v", "o")
     ]
     linear_modules += [getattr(mlp, f"{name}_proj", None) for name in ("gate", "up", "down")]
+    # By type: adapters and quantized products are of other classes, and do more.
     if any(type(module) is not nn.Linear for module in linear_modules):
         return False
+    # Queries, keys and values may have biases, as Qwen 2's; what follows them may not.
     if any(module.bias is not None for module in linear_modules[3:]):
         return False
     block_norms = (layer.input_layernorm, layer.post_attention_layernorm)
@@ -149,6 +152,7 @@ def _attention_forward(
     )
     head_counts = (self.k_proj.out_features // self.head_dim, self.num_key_value_groups)
     cos, sin = (part.reshape(-1, part.shape[-1]).float() for part in position_embeddings)
+    # Edges of pieces come with the layout `lengths`, which fused training always has.
     mixed_heads = attend(qkv, cos, sin, given["cu_seq_lens_q"].tolist(), head_counts, self.scaling)
     flat_result = project(mixed_heads, [self.o_proj.weight], [None], dtype=dtype, place="result")
     return flat_result.view(hidden_states.shape), None

@@ -108,6 +108,8 @@ class _Project(torch.autograd.Function):
             if bias is not None:
                 out[:, first_column : first_column + len(weight)].add_(bias)
             first_column += len(weight)
+        # The float32 parameters, which stay in memory anyway, and not their casts: casting again
+        # takes less than keeping one for every block would.
         ctx.save_for_backward(x, scale, inverse_rms, *weights)
         return out
 
@@ -115,9 +117,9 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, inverse_rms, *weights = ctx.saved_tensors
+        needs_gradient = ctx.needs_input_grad[6:]
         # Computed again from what was kept of it, one number a row: the normed rows themselves are
         # as large as x.
-        needs_gradient = ctx.needs_input_grad[6:]
         y = x if scale is None else _normed(x, inverse_rms, scale, grad.dtype)
         weight_grads = _matrix_gradients(grad, y, weights, needs_gradient)
         first_column = 0
@@ -167,9 +169,9 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, inverse_rms, both_products, gate, up, down = ctx.saved_tensors
         gate_product, up_product = both_products.chunk(2, dim=1)
-        # Its gradient first, then itself in the same place.
-        # Products reuse one place in the workspace: what is in it now was the forward pass's, and
-        # is done with.
+        # The place of the forward pass's product, which is done with, takes the gradient of the
+        # product; piece by piece the loop turns that into the product itself, for the gradient of
+        # `down`.
         product = _multiply("product", grad, _beside([down], grad.dtype))
         for rows in _pieces(gate_product):
             grad_rows, gate_rows = product[rows], torch.nn.functional.silu(gate_product[rows])
@@ -186,6 +188,7 @@ class _Gated(torch.autograd.Function):
         y = _normed(x, inverse_rms, scale, grad.dtype)
         weight_grads = _matrix_gradients(both_products, y, [gate, up], needs_gradient)
         grad_x = _multiply("gradient", both_products, _beside((gate, up), grad.dtype))
+        # After its last reader, and before the block below asks for as much.
         WORKSPACE.give_back(ctx.loan)
         grad_x, grad_scale = _norm_gradients(grad_x, x, inverse_rms, scale)
         return grad_x, grad_scale, None, None, *weight_grads, grad_down
@@ -273,4 +276,5 @@ def _pieces(x: Tensor) -> Iterator[slice]:
 
 def no_autocast() -> Any:
     """Types are as they are given."""
+    # Fused blocks run on CPUs only (`may_fuse`).
     return torch.autocast("cpu", enabled=False)

@@ -64,6 +64,8 @@ class _Attend(torch.autograd.Function):
         heads: tuple[int, int],
         scale: float,
     ) -> Tensor:
+        # Head by head, so that a tile is one plain matrix: `qkv` has all heads of a position side
+        # by side.
         ctx.loan, (queries, keys, values) = _by_head(qkv, cos, sin, heads)
         late_scale = _late_scale(scale, qkv.dtype)
         # Queries are scaled once where that is exact; scores are many times as many.
@@ -93,6 +95,8 @@ class _Attend(torch.autograd.Function):
         queries, keys, values, cos, sin = ctx.saved_tensors
         kv_heads, group_size, _, head_dim = queries.shape
         grad = grad.view(-1, kv_heads, group_size, head_dim).permute(1, 2, 0, 3)
+        # Keys and values get sums over queries of several tiles, in float32: rounded to bfloat16
+        # each time, these would lose small terms. A query is in one tile alone.
         grad_queries = torch.empty_like(queries)
         grad_keys = torch.zeros(keys.shape, dtype=torch.float32)
         grad_values = torch.zeros(keys.shape, dtype=torch.float32)
@@ -115,13 +119,15 @@ class _Attend(torch.autograd.Function):
                 if late_scale != 1.0:
                     grad_scores.mul_(late_scale)
                 grad_scores = grad_scores.to(grad.dtype)
-                # Sums over queries of several tiles are float32: rounded to bfloat16 each time,
-                # they would lose small ones.
+                # Keys were rotated and queries scaled before they were kept: both is undone at the
+                # end.
                 grad_part = _multiply(grad_scores, keys[:, seen], grad.dtype)
                 grad_queries[:, :, rows] = grad_part.view(kv_heads, group_size, -1, head_dim)
                 query_rows = queries[:, :, rows].reshape(kv_heads, -1, head_dim)
                 _add_product(grad_keys[:, seen], grad_scores.transpose(1, 2), query_rows)
         if late_scale == 1.0:
+            # Gradients of keys have the scale from the scaled queries; those of queries lack it
+            # yet.
             grad_queries.mul_(ctx.scale)
         grad_shape = keys.shape[1], kv_heads * (group_size + 2), head_dim
         grad_qkv = WORKSPACE.tensor("gradient of heads", grad_shape, grad.dtype, grad.device)
@@ -136,6 +142,7 @@ class _Attend(torch.autograd.Function):
             grad_by_head[kv_heads * group_size : kv_heads * (group_size + 1)],
         )
         grad_qkv[:, kv_heads * (group_size + 1) :] = grad_values.transpose(0, 1)
+        # Both were lent for the block's forward and backward pass; the block below takes them next.
         WORKSPACE.give_back(ctx.loan)
         WORKSPACE.give_back(ctx.result)
         return grad_qkv.view(len(grad_qkv), -1), None, None, None, None, None

@@ -117,6 +117,7 @@ def heal_model(
         state = HealState(looks=[first_look])
         _say_look(state)
         state.ending = _ending_of(state, section)
+        # What the first round goes back to if it is undone.
         writer.save(0, model, setup.optimizer, state.to_json())
     else:
         state = HealState.from_json(load_state(work, saved_step, model, setup.optimizer))
@@ -138,6 +139,8 @@ def heal_model(
             state.ending = _ending_of(state, section)
             if _is_undone(state, section):
                 writer.wait()
+                # The state before the round is the last one saved, once the thread has written it.
+                # Moments are not put back: an undone round ends the healing.
                 load_parameters(work, before["step"], model)
                 state.num_rounds, state.step = before["num_rounds"], before["step"]
                 state.num_tokens = before["num_tokens"]
@@ -164,6 +167,7 @@ def _learn_round(
     )
     for step_of_round in range(len(distillation.bundles)):
         rate = section.learning_rate * min(1.0, (state.step + 1) / _WARM_UP_STEPS)
+        # Each round has conversations of its own, whose places are counted from its beginning.
         outcome = optimizer_step(
             setup, None, rate, seed=seed, step=step_of_round, distillation=distillation
         )

@@ -31,6 +31,8 @@ def keep_freed_memory() -> Iterator[None]:
         return
     # Set by number: mallopt has no names outside of C, and no way to ask for what was set before.
     library = ctypes.CDLL(None)
+    # No block as a mapping of its own, which is unmapped when it is freed, and no top of the heap
+    # that is trimmed: what is freed stays with the process.
     library.mallopt(_MMAP_MAX, 0)
     library.mallopt(_TRIM_THRESHOLD, -1)
     try:

@@ -54,6 +54,7 @@ def forward_passes(
     """
     if layout in ("rows", "alone"):
         return _passes_of_pieces(input_ids, labels, segments, apart=layout == "alone")
+    # transformers looks for pieces in the positions only where no mask is given.
     model_arguments: dict[str, object] = {"attention_mask": None}
     if layout == "lengths":
         input_ids, labels = input_ids.reshape(1, -1), labels.reshape(1, -1)
@@ -81,6 +82,7 @@ def _passes_of_pieces(
         longest_piece = pieces[0][1] - pieces[0][0]
         num_rows = 1 if apart else max(1, room_tokens // longest_piece)
         pass_pieces, pieces = pieces[:num_rows], pieces[num_rows:]
+        # Padding stands at the right, where no token of a causal model looks: it needs no mask.
         input_rows = input_ids.new_zeros(len(pass_pieces), longest_piece)
         row_labels = torch.full_like(input_rows, IGNORED)
         is_real = torch.zeros_like(input_rows, dtype=torch.bool)

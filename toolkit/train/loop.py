@@ -83,6 +83,7 @@ def train(
         steps = steps[: continuation.num_steps]
     saved_step = latest_step(work)
     if (saved_step or 0) < len(steps):  # else it only finishes
+        # The probe packs two documents into a block, so none is longer than half of the shortest.
         longest = min(stage.sequence_length for stage in blocks.stages) // 2
         settle_packing(setup.loss_module, setup.plain_loss, longest, setup.accelerator)
     rotary = RotaryByStage(plain_model(setup.model), blocks.stages, section.stages)
@@ -92,6 +93,8 @@ def train(
     schedule = RunSchedule(section, steps, blocks.stages, given_rates)
     checkpoints = Checkpoints(work, setup, len(steps))
     with (
+        # Where parameters are shared out, the process was set to give freed memory back: see
+        # `heap`.
         keep_freed_memory() if fill is None else contextlib.nullcontext(),
         record_steps(setup, state, blocks.stages, len(steps), seed=seed, work=work) as recorder,
     ):
@@ -147,6 +150,8 @@ def optimizer_step(
     """
     accelerator, optimizer = setup.accelerator, setup.optimizer
     num_targets = 1 if batch is None else max(1, batch.num_targets)
+    # Set anew in every step, not by a scheduler of torch: a rate that follows from the step's
+    # number alone is nothing that a resumed run could have lost.
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
     # What is random in a step (dropout) depends on the step alone: nothing to save.
@@ -166,8 +171,10 @@ def optimizer_step(
     if divergence_share is not None:
         divergence = float(accelerator.reduce(divergence_share, "sum"))
     outcome = StepOutcome(mean_loss, norm, learning_rate, num_targets, divergence=divergence)
+    # All processes judge the same reduced figures, so that either all make the update or none.
     if outcome.is_finite:
         optimizer.step()
+    # Of a refused step too: its gradients would be added to the next one's.
     optimizer.zero_grad()
     return replace(outcome, expert_counts=_take_expert_counts(setup))
 

@@ -100,6 +100,8 @@ class _LinearLoss(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = (logits @ rounded_head).to(hidden.dtype)
             if grad_head is not None and dtype == grad_head.dtype:
+                # All float32: the product is added up in place, without a result of its own
+                # between.
                 grad_head.addmm_(logits.T, chunk)
             elif grad_head is not None:
                 # Products are of `dtype`, their sum over chunks is float32: so it goes in pieces.
@@ -121,6 +123,8 @@ class _LinearLoss(torch.autograd.Function):
         # In place: both are ours alone, and the larger is as large as the vocabulary.
         grad_hidden, grad_head = grad_hidden.mul_(grads[0]), grad_head.mul_(grads[0])
         if ctx.shared is not None:
+            # The embedding's backward pass comes last: it adds its few rows and returns one
+            # gradient.
             ctx.shared.value = grad_head
             return grad_hidden, None, None, None, None
         return grad_hidden, grad_head.to(ctx.head_dtype), None, None, None
@@ -169,6 +173,7 @@ def _divergences_to_gradients(
         # Exact where the others' share is tiny, which 1 minus the sum of the kept would not be.
         rest_total = z.scatter(1, top_tokens, -torch.inf).logsumexp(dim=1, keepdim=True)
         model_rest = rest_total - log_total
+        # From here on `z` holds probabilities: what the gradients below are made of in place.
         z.sub_(log_total).exp_()
         if reverse:
             rest_logs = rest_logs.clamp_min(_LEAST_LOG)
@@ -252,6 +257,7 @@ def linear_cross_entropy(
         its kernels compute it.
     """
     loss: Tensor
+    # liger's kernels hand back a gradient of the head of their own, which cannot be shared.
     if shared is None and (liger := _liger(hidden.device.type)) is not None:
         loss = liger(head.to(dtype), hidden.to(dtype), labels)
         return loss.float()

@@ -43,6 +43,7 @@ class MetricsLog:
             file.seek(0)
             rows = (_parse_line(line) or {} for line in file)
             first_row = next((row for row in rows if "loss" in row), {})
+        # A resumed run goes on from the losses that its log begins and ends with.
         for row in (first_row, last_row):
             self._note_loss(row)
         self._file = path.open("a", encoding="utf-8")
@@ -143,6 +144,7 @@ def read_curve(path: Path) -> list[CurvePoint]:
     for line in lines:
         try:
             row = parse_row(line, str(path))
+        # The run that writes the file may be amid this line.
         except ToolkitError:
             break
         if not isinstance(row.get("step"), int):

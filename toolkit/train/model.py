@@ -131,6 +131,7 @@ class NextTokenLoss(nn.Module):
             router_logits = getattr(output, "router_logits", None)
             hidden_states = output.last_hidden_state[is_target]
             head_weight = model.get_output_embeddings().weight
+            # The loss is told the type of its products; what lies between stays float32.
             with torch.autocast(labels.device.type, enabled=False):
                 if teacher is not None:
                     loss = linear_divergence(
@@ -154,6 +155,8 @@ class NextTokenLoss(nn.Module):
                 output, router_logits = with_routers(model, model_arguments)
             else:
                 output, router_logits = model(**model_arguments), None
+            # Chosen before the cast: of a conversation few positions are targets, and a row is as
+            # long as the vocabulary.
             logits = output.logits[is_target].float()
             if teacher is not None:
                 return divergence_of_logits(logits, teacher.at(labels[is_target]), reverse=reverse)
@@ -194,6 +197,7 @@ def call_on_model(
         loss_module: module as accelerate prepared it.
         plain_loss: the module inside.
     """
+    # FSDP's modules alone have it; DDP leaves parameters whole.
     if not hasattr(loss_module, "reshard"):
         return function(plain_loss.model)
     device = next(plain_loss.parameters()).device
@@ -230,6 +234,7 @@ def choose_attention(model: Any, wanted: str, device: str, precision: str) -> No
     Raises:
         ConfigError: it is not to be had here.
     """
+    # Not so for anything that is named: then what is missing is said, not passed over.
     if wanted == "auto":
         from transformers.utils import is_flash_attn_2_available
 
@@ -262,6 +267,7 @@ def has_plain_head(model: Any) -> bool:
         or not hasattr(model, "base_model")
     ):
         return False
+    # There are no numbers to ask with yet; it is asked once they are read (`set_up_training`).
     if output_head.weight.is_meta:
         return True
     if model in _PLAIN_HEADS:

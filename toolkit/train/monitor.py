@@ -94,6 +94,7 @@ class ForgettingMonitor:
         self._blocks, self._steps, self._general_sources = blocks, steps, general_sources
         begin = continuation.step if continuation is not None else 0
         after_steps = look_steps(len(steps) - begin, setup.section.forgetting_monitor.evaluations)
+        # A continued run is looked at over its own steps, from the state that it begins from on.
         self._look_steps = {begin + step for step in after_steps}
 
     def look(self, state: TrainState) -> MonitorVerdict | None:
@@ -102,6 +103,8 @@ class ForgettingMonitor:
             return None
         setup = self._setup
         figures = call_on_model(self._score_roles, setup.loss_module, setup.plain_loss)
+        # Scoring leaves the model in evaluation mode, in which no dropout is drawn and nothing
+        # fused.
         setup.model.train()
         # Kept with the state, so that a continued run judges by the first figures of the run it
         # continues.
@@ -124,6 +127,7 @@ class ForgettingMonitor:
             state.best = BestState(
                 state.step, verdict.domain_bits_per_byte, verdict.general_bits_per_byte
             )
+        # After the last step there is nothing left to stop, and no block to raise a share of.
         if not verdict.is_beyond or state.step == len(self._steps):
             return
         if section.forgetting_monitor.action == "stop":

@@ -116,6 +116,7 @@ def _choose(
     try:
         losses_alone = [_losses(module, "alone", pair) for pair in document_pairs]
         _refuse_looking_ahead(module, documents, model_type)
+    # Its own refusal of a model that looks ahead, which says more than the next clause would.
     except ConfigError:
         raise
     except Exception as error:  # whatever an architecture's own code raises
@@ -183,6 +184,7 @@ def _losses(
 def _agree(one: tuple[float, float], other: tuple[float, float], tolerance: float) -> bool:
     """Whether losses are the same; those that are no numbers agree with nothing to be seen."""
     return all(
+        # Equality first, as infinity less infinity is no number.
         a == b or abs(a - b) <= tolerance * max(1.0, abs(b)) or (a != a and b != b)
         for a, b in zip(one, other, strict=True)
     )
@@ -247,6 +249,7 @@ def _as_it_was(module: NextTokenLoss) -> Any:
     layout, counts, dtype = module.layout, module.expert_counts, module.dtype
     is_compiled = any(part._compiled_call_impl is not None for part in modes_before)
     without_compiling = (
+        # Compiling takes minutes, and shapes like the probe's never come again.
         torch.compiler.set_stance("force_eager") if is_compiled else contextlib.nullcontext()
     )
     try:

@@ -10,6 +10,7 @@ from toolkit.errors import ConfigError, ToolkitError
 
 def num_processes() -> int:
     """How many `accelerate launch` or torchrun started; 1 without them."""
+    # From the environment: it is asked before there is a group of processes, or torch.
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -68,6 +69,7 @@ def refuse_parallelism() -> None:
     from accelerate import ParallelismConfig
 
     try:
+        # Made without arguments it reads the launcher's variables, as `Accelerator` does later.
         sizes = ParallelismConfig()
     except ValueError as error:
         raise ConfigError(f"parallelism_config: {str(error).splitlines()[0]}") from error

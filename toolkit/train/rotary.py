@@ -44,6 +44,8 @@ class RotaryByStage:
         Raises:
             ConfigError: the model has no rotary base, or several.
         """
+        # By comparison with what holds, not by the stage before: a resumed run begins amid any
+        # stage with the positions that it was loaded with.
         if self._by_stage is not None and self._current != self._by_stage[number]:
             self._current = self._by_stage[number]
             set_rotary(self._model, self._current, self._original)
@@ -103,6 +105,8 @@ def set_rotary(model: Any, wanted: RotarySettings, original: RotarySettings) -> 
     if original.max_position_embeddings is not None:
         config.max_position_embeddings = num_positions
     config.rope_parameters["rope_theta"] = wanted.rope_theta or original.rope_theta
+    # Frequencies are computed when a module is made and are in no file: the configuration alone
+    # would change nothing in a model that stands.
     for module in model.modules():
         own_buffers = dict(module.named_buffers(recurse=False))
         if "inv_freq" not in own_buffers:

@@ -208,9 +208,12 @@ def _write_in_parts(
         rotary: positions that the specialist has, where they were changed.
         unseen_in: folder of the data stage whose unseen tokens get their rows back, or None.
     """
+    # The form that the files are to have, without memory: names and shapes of the trained model
+    # have changed where it is wrapped and its parameters are in parts.
     empty = empty_causal_model(general)
     prepared = prepare_model(empty.model, section)
     trained = plain_model(model)
+    # What reading weights leaves on a model, and this one's were never read.
     empty.model.generation_config = trained.generation_config
     empty.model._weight_conversions = trained._weight_conversions
     if rotary is not None:
@@ -230,6 +233,8 @@ def _write_in_parts(
         return torch.where(is_seen[:, None], tensor, original.tensor(name).float())
 
     if is_first():
+        # Only the first process removes, and no other writes before it has: their parts have names
+        # of the same pattern.
         for leftover_path in work.glob("model*.safetensors*"):  # of a run that was killed here
             leftover_path.unlink()
     wait_for_all()
@@ -280,6 +285,7 @@ def _with_parameters(general: Path, section: TrainSection, gathered: dict[str, T
     model = prepare_model(load_causal_model(general, torch.float32), section)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            # Taken out one by one: two whole models in float32 need not fit until the end.
             parameter.copy_(gathered.pop(name))
     return model
 
@@ -288,6 +294,7 @@ def _write_adapter(model: Any, folder: Path, adapters: dict[str, Tensor] | None 
     """Without its base the adapter is small; it can be merged with others later."""
     model.save_pretrained(folder, state_dict=adapters)
     place_in_wrapper(model, folder)
+    # peft writes a model card to be filled in, which names the base by its path on this machine.
     (folder / "README.md").unlink(missing_ok=True)
 
 
@@ -300,6 +307,7 @@ def _rotary_after(blocks: Blocks, section: TrainSection, used_step: int) -> Rota
 def _keep_states(work: Path, section: TrainSection, summary: TrainSummary) -> None:
     """Move the states that the recipe keeps to where they stay."""
     kept_steps = saved_steps(work) if section.keep_checkpoints else []
+    # With `keep_checkpoints` the best state is among those kept already.
     if section.keeps_best and summary.best is not None and not kept_steps:
         kept_steps = [summary.best.step]
     if kept_steps:
@@ -334,6 +342,7 @@ def _refuse_misfits(model: Any, blocks: Blocks, data: Path, section: TrainSectio
         DataError: the blocks hold a token that the model has no embedding for.
     """
     num_embeddings = model.get_input_embeddings().weight.shape[0]
+    # Here, as an index out of range in an embedding is an error of a GPU's that names no token.
     if blocks.largest_token >= num_embeddings:
         raise DataError(
             f"{data}: holds token {blocks.largest_token}, but the model's vocabulary has "

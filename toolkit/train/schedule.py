@@ -85,6 +85,8 @@ def learning_rate(step: int, num_steps: int, schedule: ScheduleSection) -> float
         step_of_decay = step - (num_steps - decay_steps)
         if step_of_decay < 0:
             return peak
+        # The decay's first step has the peak still; annealing, which follows a step at the constant
+        # rate, falls at once (`anneal_rates`).
         return peak * annealed(step_of_decay / decay_steps, schedule.final_lr_fraction)
     if schedule.kind == "infinite":
         cooldown_steps = round(num_steps * schedule.cooldown_fraction)
@@ -160,6 +162,8 @@ def constant_steps(num_steps: int, schedule: ScheduleSection) -> range:
         return range(rewarm_steps, num_steps - round(num_steps * schedule.decay_fraction) + 1)
     if schedule.kind == "infinite":
         cooldown_steps = round(num_steps * schedule.cooldown_fraction)
+        # One more, as these are steps done: the cooldown's last one comes near the constant, and
+        # the one after it has it.
         return range(rewarm_steps + cooldown_steps + 1, num_steps + 1)
     return range(0)
 
@@ -205,6 +209,7 @@ def decay_weights(steps: Sequence[int], section: AnnealSection) -> list[float]:
         sum(rates[step] for step in range(first, last)) / (last - first)
         for first, last in pairwise(steps)
     ]
+    # The first state is in the mean in full, and nothing comes after the last.
     sums = [1.0, *shares, 0.0]
     return [sums[place] - sums[place + 1] for place in range(len(steps))]
 

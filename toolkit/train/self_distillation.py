@@ -140,6 +140,8 @@ class SelfDistillation:
         reverse: bool = False,
     ) -> None:
         self.section, self.reverse = section, reverse
+        # One more than a row holds: the last token of a conversation is a target and never an
+        # input.
         self._conversations = [one.cut(section.tokens_per_step + 1) for one in conversations]
         self._seed = seed
 
@@ -152,7 +154,8 @@ class SelfDistillation:
 
     def _of_step(self, step: int) -> list[Conversation]:
         this_pass, place = divmod(step, len(self.bundles))
-        # Every pass over the conversations has an order of its own.
+        # Every pass over the conversations has an order of its own, which follows from its number:
+        # a resumed run has nothing to remember.
         seed = named_seed(self._seed, "self-distillation", "pass", str(this_pass))
         order = np.random.default_rng(seed).permutation(len(self.bundles))
         bundle = self.bundles[int(order[place])]

@@ -87,6 +87,7 @@ def set_up_training(
         inner_model.base_model.compile()
     loss_module = NextTokenLoss(model.train(), dtype, fused=is_fused)
     choose_attention(inner_model, section.attn_implementation, device_kind, section.precision)
+    # Before `prepare`, which takes the plugin's policy as it is by then.
     add_up_in_float32(accelerator)
     if fill is None:
         optimizer = _make_optimizer(model, section)
@@ -108,6 +109,8 @@ def set_up_training(
 
 def _make_optimizer(model: Any, section: TrainSection) -> torch.optim.AdamW:
     settings = section.optimizer
+    # fused: one pass over parameters and moments, where a pass for each operation would be bound by
+    # memory.
     return torch.optim.AdamW(
         parameter_groups(model, settings.weight_decay, settings.embedding_lr_scale),
         lr=section.schedule.peak_lr,
@@ -139,6 +142,7 @@ def start_accelerator(section: TrainSection, work: Path) -> Accelerator:
     """
     refuse_parallelism()
     accelerator = Accelerator(
+        # Without it accelerate starts no group of processes on CPUs: see `on_cpu`.
         cpu=on_cpu(),
         mixed_precision="bf16" if is_low(section) else "no",
         log_with=list(section.trackers) or None,

@@ -240,6 +240,8 @@ def _compare_makers(before: dict[str, str] | None, setup: TrainingSetup) -> dict
     """What the bits of a state depend on besides settings and data; says what has changed since."""
     made_now = {name: metadata.version(name) for name in ("torch", "transformers")}
     made_now |= {"toolkit": __version__, "processes": str(setup.accelerator.num_processes)}
+    # Fused blocks round some sums later than plain ones, so that either continues the other, but
+    # not to the last bit.
     made_now |= {
         "blocks": "fused" if setup.plain_loss.fused else "plain",
         "precision": setup.section.precision,
@@ -275,6 +277,7 @@ class Checkpoints:
 
     def after_step(self, state: TrainState) -> None:
         """Begin to write the state if it is due."""
+        # The last state is left to `finish`, which writes it only where the recipe keeps it.
         is_due = state.step < self._num_steps and state.step % self._setup.section.save_steps == 0
         is_best = state.best is not None and state.best.step == state.step
         # After a refused step the parameters are those of the step before it, which may be what
@@ -284,6 +287,7 @@ class Checkpoints:
 
     def finish(self, state: TrainState) -> None:
         """Wait for what is being written, and write the last state if the recipe keeps it."""
+        # First: a state that is still being written has no name yet that `latest_step` could find.
         self._writer.wait()
         if self._setup.section.keep_checkpoints and latest_step(self._work) != state.step:
             self._save(state)

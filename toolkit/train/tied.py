@@ -34,6 +34,7 @@ def share_gradient(model: Any) -> None:
     """Let the embedding and the output of a causal language model have one gradient, where they are
     one matrix that learns in float32."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    # By type, not by `isinstance`: some architectures' own embeddings scale what they look up.
     if type(embedding) is not nn.Embedding or head is None or head.weight is not embedding.weight:
         return
     is_plain = (

@@ -115,6 +115,7 @@ class StepRecorder:
         if outcome.expert_counts is not None:
             row |= balance_figures(outcome.expert_counts)
         if self._setup.section.trackers:
+            # Trackers draw numbers; what is text or a list is in metrics.jsonl alone.
             numeric_figures = {
                 key: value for key, value in row.items() if isinstance(value, (int, float))
             }
@@ -178,6 +179,7 @@ def record_steps(
         settings = plain_settings(setup.section, seed)
         setup.accelerator.init_trackers("toolkit", config=settings)
     progress_bar = progress("training", num_steps, done=state.step) if is_main else silence()
+    # The others keep first and last loss as well, without a file.
     metrics_path = work / METRICS if is_main else None
     with MetricsLog(metrics_path, keep_steps=state.step) as metrics, progress_bar as advance:
         stage_names = [stage.name for stage in stages]

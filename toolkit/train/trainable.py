@@ -51,6 +51,8 @@ def prepare_model(model: Any, section: TrainSection, seed: int = 0) -> Any:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(fnmatch.fnmatchcase(name, p) for p in section.trainable))
     if section.optimizer.embedding_lr_scale == 0.0:
+        # Frozen, not trained at a rate of 0: their gradient would take memory and time, and count
+        # in the norm that all are clipped by.
         for parameter in embeddings(model):
             parameter.requires_grad_(False)
     return model
@@ -118,6 +120,8 @@ def _with_adapters(model: Any, section: LoraSection, seed: int) -> Any:
         4 * adapter_entries, f"train.lora.rank: {section.rank:,}: an adapter of one layer"
     )
     try:
+        # peft draws from the global generator, which goes on afterwards as if nothing had been
+        # drawn.
         with _memory_of_one_entry(model), torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(stable_unit(seed, "adapters") * 2**53))
             return get_peft_model(model, config)
@@ -139,6 +143,7 @@ def _memory_of_one_entry(model: Any) -> Iterator[None]:
         if parameter is not None and parameter.is_meta
     ]
     for module, name, parameter in empty_parameters:
+        # Expanded, so that a parameter of any shape takes the memory of one number.
         entry = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
         module._parameters[name] = nn.Parameter(entry, parameter.requires_grad)
     try:
@@ -168,6 +173,7 @@ def _with_new_blocks(model: Any, section: BlockExpansionSection) -> Any:
             f"train.block_expansion.num_blocks: must be at most the model's {num_layers} (got "
             f"{section.num_blocks})."
         )
+    # The last block of each of as many stretches, which differ by one block at most.
     copied_layers = {
         (layer_index + 1) * num_layers // section.num_blocks - 1
         for layer_index in range(section.num_blocks)

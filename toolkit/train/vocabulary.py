@@ -66,6 +66,8 @@ def choose_merges(
         for pair in pairwise(row):
             pair_totals[pair] += word_counts[word_number]
             words_with_pair[pair].add(word_number)
+    # The most frequent pair first, and of equal ones the first by its text: alike on every machine.
+    # A heap cannot change what is in it, so entries may be older than the totals.
     pair_queue = [(-total, pair) for pair, total in pair_totals.items()]
     heapq.heapify(pair_queue)
     known_tokens, merges, saved = set(known), list[Pair](), list[int]()
@@ -90,6 +92,7 @@ def choose_merges(
         for word_number in sorted(words_with_pair.pop(pair)):
             pieces_before = pieces_of_words[word_number]
             pieces_after = join(pieces_before, pair)
+            # Words stay listed under pairs that other merges have taken out of them.
             if len(pieces_before) == len(pieces_after):
                 continue
             saved_here += word_counts[word_number] * (len(pieces_before) - len(pieces_after))
