@@ -108,9 +108,9 @@ def shape_of_folder(folder: Path) -> ShapeSection:
     # Qwen2-MoE says the width of its shared experts together, not how many there are.
     width = values.get("moe_intermediate_size") or values.get("intermediate_size")
     shared_width = values.get("shared_expert_intermediate_size")
-    has_widths = isinstance(width, int) and isinstance(shared_width, int)
+    has_count = values["num_shared_experts"] is not None
     # A width that is missing, or a list, is named below.
-    if values["num_shared_experts"] is None and has_widths and shared_width:
+    if not has_count and isinstance(width, int) and isinstance(shared_width, int) and shared_width:
         values["num_shared_experts"] = shared_width // max(1, width)
     known = {
         own_name: values[own_name]

@@ -92,7 +92,7 @@ def _least_bytes(num_entries: int, kind: int) -> int:
     if kind not in gguf.GGML_QUANT_SIZES:
         return num_entries // 8
     block_entries, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    return num_entries // block_entries * block_bytes
+    return int(num_entries // block_entries * block_bytes)
 
 
 def _check_counts(path: Path, values: dict[str, object], num_tensors: int, size: int) -> None:
