@@ -107,6 +107,7 @@ def run_merge(
     with appearing(out) as work:
         _write_tensors(prepared, work, shard_bytes, settings, sums, advance)
         _write_side_files(prepared, work)
+    # After the folder has appeared: there are no figures of a merge that failed.
     if tell_achieved is not None and sums is not None and (achieved := sums.result()) is not None:
         tell_achieved(achieved)
     return prepared.plan
@@ -166,6 +167,7 @@ def _prepare(config: MergeConfig, models: Models, *, truncate_embeddings: bool) 
     check_tokenizer(config, models)
     for remark in oddities(config):
         warn(remark)
+    # Whether a merge loads is judged beside the models as they are stored, with their own rows.
     models_on_disk = models
     united_tokenizer: JsonView | None = None
     # Vocabularies are joined by what takes long to import, so only where one is asked for.
@@ -258,6 +260,7 @@ def _write_task(
     try:
         run_task(merge.plan.method, task, models, Destination(dtype, put), settings)
     except ParameterError as error:
+        # The method knew the value alone; model and tensor are known here.
         raise MergeError(at_fault(error, task)) from error
     except NonFiniteError:
         # Kernels only tell that an input is not finite; which one is worth a second look now.
@@ -269,6 +272,7 @@ def _write_task(
                     "To merge all the same, allow non-finite values (--allow-non-finite)."
                 ) from None
         raise
+    # Pages of the mapped files count as memory in use until they are given back.
     for source in task.inputs:
         models.checkpoint(source.model).give_back(source.tensor)
 
