@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,11 +220,11 @@ def _settle_identity(work: Path, out: Path, identity: dict[str, object]) -> None
     """
     # Whole from the first moment that another part can see it, and never replaced: of two parts
     # that begin together, the second finds the first one's.
-    draft_path = work / f"draft-{os.uname().nodename}-{os.getpid()}"
-    draft_path.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
-    with contextlib.suppress(FileExistsError):
-        os.link(draft_path, work / _IDENTITY)
-    draft_path.unlink()
+    with tempfile.TemporaryDirectory(dir=work, prefix="writing-") as folder:
+        draft_path = Path(folder) / _IDENTITY
+        draft_path.write_text(json.dumps(identity, indent=1) + "\n", encoding="utf-8")
+        with contextlib.suppress(FileExistsError):
+            os.link(draft_path, work / _IDENTITY)
     noted = _read_identity(work / _IDENTITY)
     differing = [key for key, value in identity.items() if noted.get(key) != value]
     if differing:
@@ -302,7 +303,7 @@ def _finish(
         write_index(work, shards)
         write_side_files(merge, work)
         for leftover_path in work.glob("writing-*"):
-            shutil.rmtree(leftover_path)
+            shutil.rmtree(leftover_path, ignore_errors=True)
         # Copied before the folder has its name and removed from it after: whatever is killed in
         # between, parts that come later know the folder as theirs.
         with write_atomically(work.with_name(f"{work.name}.json")) as file:
