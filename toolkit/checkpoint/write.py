@@ -132,6 +132,9 @@ class ShardWriter:
         self._places: dict[str, _Place] = {}
         self._descriptors: list[int] = []
         self._lock = threading.Lock()
+        self._putting_ended = threading.Condition(self._lock)
+        self._num_putting = 0
+        self._is_released = False
         self._is_writing = False
         self._waiting: list[_Piece] = []
         try:
@@ -192,24 +195,42 @@ class ShardWriter:
                 return
             # Beyond that many pieces whoever comes writes itself, so that memory stays bounded.
             is_first, self._is_writing = not self._is_writing, True
-        self._put(next_piece)
-        while is_first:
-            with self._lock:
-                # Under the lock that a thread leaves its piece under: none is left behind unseen.
-                if not self._waiting:
-                    self._is_writing = False
-                    return
-                next_piece = self._waiting.pop(0)
+        try:
             self._put(next_piece)
+            while is_first:
+                with self._lock:
+                    # Under the lock that a thread leaves its piece under: none is left unseen.
+                    if not self._waiting:
+                        self._is_writing = False
+                        return
+                    next_piece = self._waiting.pop(0)
+                self._put(next_piece)
+        except BaseException:
+            # Whoever comes next writes itself, and what waits: nothing is left to a thread that
+            # has gone.
+            if is_first:
+                with self._lock:
+                    self._is_writing = False
+            raise
 
     def _put(self, piece: _Piece) -> None:
         piece_place, num_written = piece.place, 0
-        while num_written < len(piece.view):
-            first_byte = piece_place.start + piece.offset + num_written
-            # A system may write less than it is asked to, on signals and at most 2 GiB at once.
-            num_written += os.pwrite(piece_place.descriptor, piece.view[num_written:], first_byte)
         with self._lock:
-            piece_place.written += len(piece.view)
+            if self._is_released:
+                raise CheckpointError(f"{self.folder}: is closed; another thread has failed.")
+            self._num_putting += 1
+        try:
+            while num_written < len(piece.view):
+                first_byte = piece_place.start + piece.offset + num_written
+                # A system may write less than it is asked to, on signals and at most 2 GiB at once.
+                num_written += os.pwrite(
+                    piece_place.descriptor, piece.view[num_written:], first_byte
+                )
+        finally:
+            with self._lock:
+                piece_place.written += num_written
+                self._num_putting -= 1
+                self._putting_ended.notify_all()
 
     def close(self) -> None:
         """Check that every byte was written.
@@ -227,8 +248,13 @@ class ShardWriter:
 
     def release(self) -> None:
         """Close the files without asking whether all was written, as where several write."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        with self._lock:
+            self._is_released = True
+            # The system gives a closed file's number to the next one that is opened, into which a
+            # thread that is writing still would go on.
+            self._putting_ended.wait_for(lambda: not self._num_putting)
+            while self._descriptors:
+                os.close(self._descriptors.pop())
 
     def __enter__(self) -> ShardWriter:
         return self

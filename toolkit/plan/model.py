@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.config import ShapeSection, shape_of_folder
+from toolkit.checkpoint.read import lacks_shards
 from toolkit.data.config import ArtifactSection
 from toolkit.errors import EvaluationError, ToolkitError
 from toolkit.pipeline.run import Run
@@ -194,15 +195,6 @@ def fetch_small_files(name: str, revision: str | None) -> Path | None:
         if (Path(snapshot) / "config.json").is_file():
             return Path(snapshot)
     return None
-
-
-def lacks_shards(folder: Path) -> bool:
-    """Whether shards that the index names are missing."""
-    index_file = folder / "model.safetensors.index.json"
-    if not index_file.is_file():
-        return False
-    shard_names = set(load_json(index_file)["weight_map"].values())
-    return not all((folder / name).is_file() for name in shard_names)
 
 
 def measure_model(
