@@ -124,8 +124,9 @@ def _write_united(united: JsonView, target: Path) -> None:
     for file_name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (target / file_name).is_file():
             values = read_object(target / file_name, MergeError)
-            if _drop_unknown_roles(values, known_texts):
+            if dropped := _drop_unknown_roles(values, known_texts):
                 write_json(target / file_name, values)
+                note(f"{file_name}: names no more what is no token: {', '.join(dropped)}")
 
 
 def _text(token: object) -> object:
@@ -133,20 +134,21 @@ def _text(token: object) -> object:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _drop_unknown_roles(values: JsonObject, known: JsonView) -> bool:
-    """Take special tokens that are no tokens out of a tokenizer's settings: loading would add them
-    again, with ids beyond the model's rows. Says whether there were any."""
-    was_any = False
+def _drop_unknown_roles(values: JsonObject, known: JsonView) -> list[str]:
+    """Take special tokens that are no tokens out of a tokenizer's settings, and give their keys:
+    loading would add them again, with ids beyond the model's rows."""
+    dropped_keys: list[str] = []
     for key, value in values.items():
         if key.endswith("_token") and isinstance(text := _text(value), str) and text not in known:
-            values[key], was_any = None, True
+            values[key] = None
+            dropped_keys.append(key)
         elif key in ("additional_special_tokens", "extra_special_tokens") and value:
             items = value.items() if isinstance(value, dict) else enumerate(value)
             kept = {name: token for name, token in items if _text(token) in known}
             if len(kept) < len(value):
                 values[key] = kept if isinstance(value, dict) else list(kept.values())
-                was_any = True
-    return was_any
+                dropped_keys.append(key)
+    return dropped_keys
 
 
 def _check_united(owner_folder: Path, target: Path) -> None:
