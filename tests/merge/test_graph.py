@@ -62,13 +62,12 @@ def dare(base: str, tuned: str, name: str | None = None) -> dict[str, object]:
     return config if name is None else {"name": name, **config}
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta of none"])
+@pytest.mark.parametrize("engine", ["kernel", "definition"])
 def test_each_step_of_a_graph_draws_for_itself(
-    tmp_path: Path, two_models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, device: str
+    tmp_path: Path, two_models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, engine: str
 ):
     a, b = map(str, two_models)
-    if device != "cpu":  # the definition, where there is no kernel
-        monkeypatch.setattr("toolkit.merge.kernels.fast.find_kernel", lambda *_: None)
+    if engine == "definition":
         monkeypatch.setattr("toolkit.merge.compute.find_kernel", lambda *_: None)
     path = write(
         tmp_path / "m.yaml", dare(a, b, "one"), dare(a, b, "two"), mean("one", "two", weight=0.5)

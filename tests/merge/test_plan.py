@@ -234,18 +234,6 @@ def test_a_slice_of_another_layer_of_a_model_with_fewer():
     assert task.sources == (Source("b", "model.layers.0.mlp.weight"),)
 
 
-def test_a_tensor_that_only_one_layer_of_a_slice_has_is_named_as_its_model_does():
-    odd = llama(2) | {"model.layers.1.mlp.extra": (4, 4)}
-    data = {
-        "merge_method": "ties", "base_model": "a",
-        "slices": [
-            {"sources": [piece("b", 1, 2, weight=1.0, density=0.5), piece("a", 0, 1)]},
-        ],
-    }  # fmt: skip
-    with pytest.raises(MergeError, match=r"model\.layers\.1\.mlp\.extra: b has it and a has not"):
-        plan(data, {"a": llama(2), "b": odd})
-
-
 VISION = {
     "vision_tower.patch.weight": (3,),
     "vision_tower.layers.0.w": (3,),

@@ -113,17 +113,19 @@ def replace_names(node: Any, config: MergeConfig, models: Models) -> Any:
         model_name = name if adapter is None else name[: name.rindex(f"+{adapter.path}")]
         folders_by_name[name] = str(models.checkpoint(model_name).folder) + name[len(model_name) :]
 
-    def fill(value: Any, key: str) -> Any:
+    def fill(value: Any, key: str, above: str) -> Any:
         if isinstance(value, dict):
-            return {name: fill(item, name) for name, item in value.items()}
+            return {name: fill(item, name, key) for name, item in value.items()}
         if isinstance(value, list):
-            return [fill(item, key) for item in value]
-        # `base` and `union` are words there, whatever a model is called.
-        is_source = key in {"tokenizer_source", "source"} and value not in ("base", "union")
-        is_model = key in {"model", "base_model"} or is_source
+            return [fill(item, key, above) for item in value]
+        # Of a whole vocabulary, `base` and `union` are words, whatever a model is called.
+        is_vocabulary = key == "tokenizer_source" or (above, key) == ("tokenizer", "source")
+        if is_vocabulary and value in ("base", "union"):
+            return value
+        is_model = key in {"model", "base_model", "tokenizer_source", "source"}
         return folders_by_name.get(value, value) if is_model else value
 
-    return fill(node, "")
+    return fill(node, "", "")
 
 
 def _their_method(name: str) -> Any:

@@ -307,7 +307,6 @@ def test_merges_by_statistics(two_models: Models, tmp_path: Path, method: str):
     other = "fisher" if method == "regmean" else "regmean"
     found = check({**data, "merge_method": other}, tmp_path)
     assert has(found, "error", "safetensors", f"holds statistics for {method}")
-    text.unlink()
     (tmp_path / "tuned.safetensors").unlink()
     assert has(check(data, tmp_path), "error", "statistics", "cannot be read")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _anew() -> None:
+def _anew() -> Iterator[None]:
+    kernel_folder.cache_clear()
+    yield
     kernel_folder.cache_clear()
 
 
@@ -53,7 +56,7 @@ def test_files_of_another_user_are_not_run(own_cache: Path, monkeypatch: pytest.
     folder = kernel_folder()
     assert folder is not None
     user = folder.stat().st_uid
-    monkeypatch.setattr(cache.os, "geteuid", lambda: user + 1)
+    monkeypatch.setattr("os.geteuid", lambda: user + 1)
     assert cache._fault_of_folder(folder) == "belongs to another user"
     monkeypatch.undo()
     (folder / "planted").touch()
