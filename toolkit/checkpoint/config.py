@@ -99,13 +99,19 @@ def shape_of_folder(folder: Path) -> ShapeSection:
         "num_shared_experts": ("n_shared_experts",),
         "num_dense_layers": ("first_k_dense_replace",),
     }
+    # A key that stands there as null says nothing, as where it is missing.
     for own_name, other_names in names_elsewhere.items():
-        values.setdefault(own_name, next((values[o] for o in other_names if o in values), None))
-    values.setdefault("rope_theta", rope_values.get("rope_theta"))
+        given_values = (values.get(name) for name in (own_name, *other_names))
+        values[own_name] = next((value for value in given_values if value is not None), None)
+    if values.get("rope_theta") is None:
+        values["rope_theta"] = rope_values.get("rope_theta")
     # Qwen2-MoE says the width of its shared experts together, not how many there are.
-    if values["num_shared_experts"] is None and values.get("shared_expert_intermediate_size"):
-        width = values.get("moe_intermediate_size") or values["intermediate_size"]
-        values["num_shared_experts"] = values["shared_expert_intermediate_size"] // max(1, width)
+    width = values.get("moe_intermediate_size") or values.get("intermediate_size")
+    shared_width = values.get("shared_expert_intermediate_size")
+    has_count = values["num_shared_experts"] is not None
+    # A width that is missing, or a list, is named below.
+    if not has_count and isinstance(width, int) and isinstance(shared_width, int) and shared_width:
+        values["num_shared_experts"] = shared_width // max(1, width)
     known = {
         own_name: values[own_name]
         for own_name in ShapeSection.model_fields

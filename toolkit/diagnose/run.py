@@ -65,6 +65,7 @@ def run_diagnosis(
     with progress("tensors", len(subjects.checkpoints[0].names)) as advance:
         measured = measure(subjects, workers, advance)
     diagnosis = diagnosis_of(subjects, measured)
+    # After the tensors: a damaged model is told by its entries, even where it cannot be loaded.
     losses = score_subjects(subjects, documents) if with_losses else []
     remarks = remarks_of(diagnosis, losses, _token_names(subjects.checkpoints[0].folder))
     notes = tuple(note for note in (subjects.note, note_on_dropping(diagnosis)) if note)
@@ -85,6 +86,7 @@ def _measure_achieved(
     if plan is None:
         return None
     settings = ComputeSettings(seed or 0, workers)
+    # Masks that were drawn can be drawn again only with the seed of the merge.
     knows_masks = seed is not None or not plan.method.is_random
     merged = subjects.checkpoints[0]
     return measure_achieved(plan, merged, subjects.models, settings, with_computed=knows_masks)
@@ -128,6 +130,7 @@ def score_subjects(subjects: Subjects, documents: Sequence[str]) -> list[Loss]:
             label = subjects.labels[index]
             try:
                 losses.append(_score(subjects.names[index], label, documents))
+            # A model that transformers cannot load is a finding, and no reason to lose the others.
             except (ToolkitError, OSError, ValueError, LookupError, RuntimeError) as error:
                 losses.append(Loss(label, problem=first_line(error)))
             advance(1, label)
@@ -148,6 +151,7 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     if reference.adapter is not None:
         model = merge_adapter(model, find_folder(reference.adapter))
     tokenizer = load_tokenizer(folder)
+    # A token in front, so that the first word is scored as well; which one hardly matters here.
     separator_token = next(
         (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0
     )
@@ -161,9 +165,12 @@ def _score(name: str, label: str, documents: Sequence[str]) -> Loss:
     )
     vocabulary_size = int(model.get_output_embeddings().weight.shape[0])
     with torch.no_grad():
+        # Before the text is read: attention turns one NaN into a loss without a cause. 8-bit types
+        # have no `isfinite` in torch.
         if not all(bool(p.isfinite().all()) for p in model.parameters() if p.element_size() > 1):
             raise MergeError("its weights hold NaN or infinity")
         nats = score_documents(model, items, _scoring_section(model.config))
+    # The token in front is read and not predicted.
     num_targets = sum(len(ids) - 1 for ids in tokens)
     bits_per_token = sum(nats) / math.log(2.0) / max(1, num_targets)
     return Loss(label, bits_per_byte(nats, num_bytes), bits_per_token, vocabulary_size)
@@ -174,6 +181,7 @@ def _scoring_section(config: Any) -> EvaluateSection:
     from toolkit.evaluate.config import EvaluateSection
 
     default_section = EvaluateSection()
+    # Models that see as well keep it one level down, where this method finds it.
     max_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(max_positions, int) or not 2 <= max_positions < default_section.window_tokens:
         return default_section

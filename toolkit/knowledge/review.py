@@ -48,6 +48,7 @@ def write_review(path: Path, rows: Sequence[Mapping[str, Any]], title: str) -> i
         say(f"  kept as {aside}")
     with write_atomically(path) as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new_rows)
+    # The page carries all rows, so that it gives the file back whole without asking a server.
     with write_atomically(path.with_suffix(".html")) as file:
         file.write(review_page(path.name, new_rows, title))
     return sum(row["struck"] for row in new_rows)

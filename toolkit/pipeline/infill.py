@@ -33,14 +33,17 @@ def measure_infilling(run: Run) -> ComparisonFigures:
         )
     general, data, specialist = ensure_general(run), ensure_data(run), ensure_specialist(run)
     models = {"general": general, "specialist": specialist}
+    # Fine-tuning is not begun for this: it is scored where it stands already.
     tuned_folder = run.root / "sft"
     if (tuned_folder / "manifest.json").is_file():
         models["sft"] = tuned_folder
+    # One tokenizer cuts the middles for all: figures are paired, so all models get the same items.
     tokenizer = load_tokenizer(general)
     middle_sets = middles_sets(data / "test.jsonl", tokenizer, section, section.infilling)
     losses: dict[str, dict[str, list[float]]] = {items.name: {} for items in middle_sets}
     total_tokens = len(models) * sum(sum(items.costs) for items in middle_sets)
     with progress("infilling, tokens", total_tokens) as advance:
+        # Model by model, so that only one of them is in memory.
         for label, folder in models.items():
             model = load_causal_model(folder, scoring_dtype(folder, section.precision))
             for items in middle_sets:

@@ -85,6 +85,8 @@ def references(folders: Mapping[str, Path], runs: Path) -> dict[str, str]:
     bases = [_absolute(base) for base in (Path(), runs.parent)]
     texts_by_name: dict[str, str] = {}
     for name, path in paths.items():
+        # The root holds every path: counted from it, all folders of this machine would be written
+        # out.
         base = next((b for b in bases if b != b.parent and path.is_relative_to(b)), path.parent)
         # Beginning with a dot, so that mergekit does not take it for a name on the hub.
         texts_by_name[name] = f"./{path.relative_to(base).as_posix()}"
@@ -111,6 +113,7 @@ def named(config: MergeConfig, names: Mapping[str, str], dtype: torch.dtype) -> 
         names: what to call its models, by the names it has for them.
         dtype: type that the merge is written in.
     """
+    # Through JSON, so that nested parts are plain values that can be walked.
     plain = json.loads(config.model_dump_json(exclude_none=True))
 
     def rename(node: Any) -> Any:
@@ -121,6 +124,8 @@ def named(config: MergeConfig, names: Mapping[str, str], dtype: torch.dtype) -> 
             }
         return [rename(item) for item in node] if isinstance(node, list) else node
 
+    # In float32 and cast once at the end, as the search computed it: the figures are those of this
+    # very file.
     values = {**rename(plain), "dtype": "float32", "out_dtype": str(dtype).removeprefix("torch.")}
     return parse_merge_config(values, where="merge.yaml")
 
@@ -135,10 +140,12 @@ def write_model(config: MergeConfig, folders: Mapping[str, Path], work: Path, se
         seed: seed of random methods.
     """
     merged = work / "model"
+    # The folder appears whole or not at all; what a killed call has not moved yet is still in it.
     if not merged.exists():
         with progress("writing the merge", 1) as advance:
             run_merge(config, merged, folders=folders, seed=seed)
             advance(1, "")
+    # Renamed one by one, on one disk: no byte of the model is copied.
     for path in sorted(merged.iterdir()):
         path.rename(work / path.name)
     merged.rmdir()

@@ -65,7 +65,11 @@ def ensure_merge(run: Run, *, score_test_again: bool = False) -> Path:
     if not run.recipe.trains:  # known before documents are read
         refuse_unfit(run, general, ensure_specialists(run))
     data = ensure_data(run)
+    # Nothing is trained for this answer: what is said next is for those who have hours before
+    # them.
     is_trained = not run.recipe.trains or cpt_stage(run, ensure_start(run), data).is_complete()
+    # Whether merges of this architecture can be made in memory is found out before training, and
+    # not when the search begins.
     refuse_unless_live(general, not is_trained)
     say_expected(run, data, general, is_trained=is_trained)
     specialists = ensure_specialists(run)
@@ -91,6 +95,8 @@ def merge_stage(run: Run, inputs: MergeInputs) -> Stage:
 
     recipe = run.recipe
     texts = {
+        # A merge of such a name is refused later, at the key of the recipe; here it only needs a
+        # hash.
         name: "missing"
         if (path := find_in(folders_of("merges"), name)) is None
         else hash_file(path)
@@ -139,6 +145,8 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     )
 
     recipe, data = run.recipe, run.root / "data"
+    # All stages that a worker depends on. It must find them, as making them here could differ from
+    # what the search was begun with.
     made = [data]
     if recipe.trains:
         use = recipe.train.use
@@ -167,6 +175,7 @@ def join_merge(run: Run, *, number: int, wait_seconds: float) -> None:
     specialists = {SPECIALIST: specialist} if recipe.trains else ensure_specialists(run)
     inputs = MergeInputs(run.name, recipe, general, specialists, data, ensure_models(run))
     stage = merge_stage(run, inputs)
+    # The search may have ended while the worker started.
     if stage.is_complete():
         say(f"merge: up to date ({stage.folder}); there is nothing to search")
         return
@@ -205,6 +214,7 @@ def ensure_sft(run: Run) -> Path:
         start = _STARTS[section.start](run)
         return start, data_stage(run, "sft-data", section.data, start)
 
+    # The start may be a whole merge stage, which one process makes.
     start, data = first_alone(before)
     stage = run.stage(
         "sft",

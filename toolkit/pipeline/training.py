@@ -99,6 +99,8 @@ def make_watch(
     limit = section.forgetting_monitor.tokens_per_role
     separator_token = read_manifest(data)["results"]["separator_token_id"]
     validation_path = data / "validation.jsonl"
+    # Of a conversation only the assistant's words count, by its template; a role that has some is
+    # scored by them alone, as the two kinds of loss do not add up to one figure.
     answers = load_answers(validation_path, general, limit)
     talking_roles = {answer.role for answer in answers}
     items = load_items(validation_path, load_tokenizer(general), separator_token)
@@ -115,6 +117,7 @@ def make_watch(
     @torch.no_grad()
     def watch(model: Any) -> dict[str, float]:
         device = next(model.parameters()).device
+        # In the arithmetic of training: a jump between two would look like learning.
         with torch.autocast(device.type, torch.bfloat16, enabled=is_low(section)):
             nats = score(model, chosen, evaluate)
             nats_by_role = {role: sum(nats[n] for n in chosen.only(role)) for role in roles}
@@ -123,6 +126,7 @@ def make_watch(
         sizes = {role: sum(chosen.num_bytes[n] for n in chosen.only(role)) for role in roles}
         for answer in answers:
             sizes[answer.role] += answer.num_bytes
+        # Nats and bytes are added up first: a mean over documents would let short ones rule.
         return {role: bits_per_byte(nats_by_role[role], sizes[role]) for role in roles}
 
     return watch
@@ -155,18 +159,21 @@ def load_answers(path: Path, tokenizer_folder: Path, limit: int) -> list[Answer]
     ]
     answers: list[Answer] = []
     tokens_by_role: Counter[str] = Counter()
+    # Passed over and not ended at the limit: rows of all roles stand mixed in the file.
     for row, encoded in zip(talk_rows, Encoder(tokenizer_folder, 0).encode(documents), strict=True):
         if tokens_by_role[row["role"]] >= limit:
             continue
         tokens_by_role[row["role"]] += len(encoded.tokens)
         assistant_texts = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
         num_bytes = sum(len(text.encode()) for text in assistant_texts)
+        # None means that every token is learned from.
         targets = encoded.targets or [True] * len(encoded.tokens)
         answers.append(Answer(row["role"], encoded.tokens, targets, num_bytes))
     return answers
 
 
 def _first_tokens(items: ItemSet, limit: int, roles: list[str]) -> ItemSet:
+    # Always the first ones: figures of two steps must be of the same documents.
     chosen_rows: list[int] = []
     for role in roles:
         tokens_so_far = 0

@@ -109,7 +109,9 @@ def training_work(
         return []
     watch = recipe.train.forgetting_monitor
     tokens_per_second = measured.reading_tokens_per_second
+    # Before the first step and after the last one, too.
     num_looks = watch.evaluations + 2 if watch.evaluations else 0
+    # Two roles: domain and general.
     watched_tokens = num_looks * 2 * watch.tokens_per_role
     if (own := recipe.train.self_distillation) is not None:
         watched_tokens += round(_READINGS_PER_WRITING * own.num_tokens)
@@ -183,6 +185,7 @@ def bill(work: Sequence[Work], fleet: Fleet, *, fits: bool = True) -> Bill:
     device = fleet.device
     seconds = sum(stage.executed_flops for stage in work) / (fleet.count * device.sustained)
     timed_seconds = [stage.seconds for stage in work if stage.seconds is not None]
+    # Only where every stage was timed: half measured and half computed would be neither.
     if device.name == CPU and work and len(timed_seconds) == len(work):
         seconds = sum(timed_seconds)  # timed here, so nothing is assumed
     hours = seconds / 3600.0

@@ -108,6 +108,7 @@ def _amount_of(
     num_bytes = [len(text.encode()) for text in texts]
     num_tokens = [max(1, round(size * tokens_per_byte)) for size in num_bytes]
     if tokenizer is not None and texts:
+        # By documents, as packing below depends on how long each is and not on their mean alone.
         num_tokens = tokenizer.count_many(texts)
         tokens_per_byte = sum(num_tokens) / max(1, sum(num_bytes))
     return source_amount(
@@ -136,6 +137,7 @@ def evidence_of(
     domain_words, general_words = looked.words.get("domain"), looked.words.get("general")
     gap = surprise.gap if surprise is not None else None
     order_ratio = None
+    # Of a model that gains nothing from order even in general text there is no ratio.
     if surprise is not None and surprise.general_order > 0.0:
         order_ratio = surprise.domain_order / surprise.general_order
     pieces_ratio = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.checkpoint.config import ShapeSection, shape_of_folder
+from toolkit.checkpoint.read import lacks_shards
 from toolkit.data.config import ArtifactSection
 from toolkit.errors import EvaluationError, ToolkitError
 from toolkit.pipeline.run import Run
@@ -179,6 +180,7 @@ def fetch_small_files(name: str, revision: str | None) -> Path | None:
     """A hub model's snapshot with its configuration, from the cache or else from the hub."""
     from huggingface_hub import snapshot_download
 
+    # The cache first: a plan must not wait for a network that is not needed.
     for offline in (True, False):
         try:
             snapshot = snapshot_download(
@@ -193,15 +195,6 @@ def fetch_small_files(name: str, revision: str | None) -> Path | None:
         if (Path(snapshot) / "config.json").is_file():
             return Path(snapshot)
     return None
-
-
-def lacks_shards(folder: Path) -> bool:
-    """Whether shards that the index names are missing."""
-    index_file = folder / "model.safetensors.index.json"
-    if not index_file.is_file():
-        return False
-    shard_names = set(load_json(index_file)["weight_map"].values())
-    return not all((folder / name).is_file() for name in shard_names)
 
 
 def measure_model(
@@ -234,6 +227,7 @@ def measure_model(
         if shape is not None and can_train and recipe.trains:
             speed = _time_training(model, shape, looked, tokenizer, recipe)
             measured.training_tokens_per_second = speed.tokens_per_second
+    # The speed of products of its shapes is timed below in its place.
     elif located.weights is not None:
         measured.notes.append(
             f"{num_parameters / 1e9:.1f}B parameters are too many to be read with on this machine "
@@ -295,6 +289,7 @@ def _read(
 ) -> None:
     """Score pieces of both roles, fewer with a larger model."""
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    # About the same time for every size of model, and enough documents for an interval.
     num_pieces = max(4, min(PIECES, round(PIECES * 2e8 / num_parameters)))
     domain_pieces, general_pieces = (
         cut_pieces(
@@ -310,6 +305,7 @@ def _read(
         few = "no general text" if "general" not in recipe.data.roles else "too few documents"
         measured.notes.append(f"{few} to compare the domain with: no bits per byte")
         return
+    # The reading that answers the question is also the measurement of speed.
     began = time.perf_counter()
     try:
         surprise = measure_surprise(

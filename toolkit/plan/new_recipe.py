@@ -84,6 +84,7 @@ def init_recipe(request: InitRequest) -> Path:
     if path.exists() and not request.force:
         raise ConfigError(f"{path}: is there already; give another name, or --force to replace it.")
     check_request(request)
+    # Nothing is replaced: the file is copied with the comments that its author wrote.
     if not (request.model or request.specialists or request.documents or request.general):
         text = _copied_text(str(request.start_from), path)
     else:
@@ -94,6 +95,7 @@ def init_recipe(request: InitRequest) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         trial_file.write_text(text, encoding="utf-8")
         load_recipe(trial_file)
+        # As a run as well, which checks libraries and the runs that its models are of.
         Run.open(str(trial_file))
     finally:
         trial_file.unlink(missing_ok=True)
@@ -147,6 +149,7 @@ def _drafted_text(request: InitRequest, path: Path) -> str:
         opening += _start_from(draft, request, model)
     if request.documents or request.general:
         say("init: looking at the documents")
+    # Those of the recipe that is taken over: new sources get names beside them.
     names = list(draft.values.get("data", {}).get("sources", {}))
     domain = _draft_domain(request, list(places), names)
     names += [source.name for source in domain]
@@ -287,6 +290,7 @@ def _split_name(given: str) -> tuple[str | None, str]:
     (('law', 'models/law'), (None, 'models/law'))
     """
     match = re.fullmatch(r"([A-Za-z0-9_-]+)=(.+)", given)
+    # A folder may be called `a=b`.
     if match is None or Path(given).exists():
         return None, given
     return match.group(1), match.group(2)

@@ -107,6 +107,7 @@ def describe_outlook(run: Run, goal: Goal) -> list[str]:
     model_name = recipe.model.name or recipe.model.hub or run.name
     if (problem := misfit(ways, fleet, [], model_name)) is not None:
         lines.append(f"  careful: {problem}")
+    # Advice for those who would wait; a short run is only described.
     if total_seconds is not None and training_seconds is not None and total_seconds > LONG_SECONDS:
         lines.append(f"  {_ways_to_shorten(training_seconds, search_seconds, amounts)}")
     return lines
@@ -140,6 +141,7 @@ def _expected_speed(
     fast_type: Precision = "bf16" if speeds.fastest == "bf16" else "fp32"
     scoring_rate = SCORING_SHARE[fast_type] * speeds.flops[fast_type]
     training_cost = training_flops(shape, length, lora_rank=lora_rank, again=again)
+    # Scoring is the forward pass alone, a third of training.
     scoring_cost = training_flops(shape, recipe.evaluate.window_tokens) / 3.0
     return MeasuredModel(
         training_tokens_per_second=training_rate / training_cost,
@@ -187,6 +189,7 @@ def _fraction_left(root: Path) -> float:
         trained_tokens = sum(float(row.get("tokens", 0)) for _, row in iterate_rows(metrics_log))
         all_tokens = float(data_results["domain_tokens"] + data_results["general_tokens"])
         return max(0.0, 1.0 - trained_tokens / all_tokens)
+    # Where nothing was begun there is no log, or not even data: all of it is left.
     except (ToolkitError, OSError, ValueError, KeyError, TypeError):
         return 1.0
 

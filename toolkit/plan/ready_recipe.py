@@ -86,6 +86,7 @@ def recipe_text(values: dict[str, Any], settings: Sequence[Setting], opening: Se
         *sections, last_key = setting.key.split(".")
         section = changed_values
         for name in sections:
+            # A section that the recipe left to its defaults is not there yet.
             section = section.setdefault(name, {})
         section[last_key] = setting.value
         reasons_by_key[setting.key] = setting.why
@@ -105,9 +106,11 @@ def recipe_text(values: dict[str, Any], settings: Sequence[Setting], opening: Se
         key, colon, _ = body.partition(":")
         if colon and not body.startswith(("- ", "#")):
             open_keys = [
+                # Keys that are indented as far or farther ended above this line.
                 *(item for item in open_keys if item[0] < indent),
                 (indent, key.strip("'\"")),
             ]
+            # Taken out, so that a line of prose further down cannot get the comment again.
             why = reasons_by_key.pop(".".join(name for _, name in open_keys), None)
             if why is not None:
                 lines += _comment_lines(why, " " * indent)

@@ -131,6 +131,7 @@ def _choose_epochs(tokens: float, parameters: float | None) -> tuple[int, str]:
         return 1, f"{words_of(tokens)} tokens are enough to see each once"
     epochs = next((n for n in (2, 3, 4) if worth_of_repeats(tokens, n) >= least_tokens), 4)
     worth_words = words_of(worth_of_repeats(tokens, epochs))
+    # So far below the least, repeats would cost more in forgetting than they teach.
     if worth_of_repeats(tokens, 4.0) < least_tokens / 10.0:
         return 1, (
             f"{words_of(tokens)} tokens are too few for repeats to make up for it (four epochs "
@@ -184,9 +185,11 @@ def _choose_rates(inputs: SettingInputs, num_steps: int) -> Iterator[_Rule]:
                 "where the model is small"
             )
         current_rate = inputs.now.get("train.schedule.peak_lr", peak_rate)
+        # A rate that works is left alone: nothing measured here speaks for changing it.
         if peak_rate / _LEAST_SHARE <= current_rate <= peak_rate:
             source = f"within what is known to work, up to {peak_rate:.2g}: {source}"
             peak_rate = current_rate
+        # Three digits, as products of such numbers are written to a recipe.
         yield _Rule("train.schedule.peak_lr", float(f"{peak_rate:.3g}"), source)
     warmup_fraction = inputs.now.get("train.schedule.warmup_fraction", 0.0)
     if not 0.005 <= warmup_fraction <= 0.03:

@@ -175,6 +175,7 @@ def measured_shift(evidence: Evidence) -> tuple[Shift, list[str]]:
 def _loss_sign(evidence: Evidence) -> _Sign | None:
     if evidence.domain is None or evidence.general is None:
         return None
+    # Relative, as bits per byte of a weak model are high on any text.
     relative_gap = (evidence.domain - evidence.general) / evidence.general
     low, high = evidence.gap_low or 0.0, evidence.gap_high or 0.0
     figures = (
@@ -247,6 +248,7 @@ def judge(evidence: Evidence) -> PlanVerdict:
         case = _case_of_repeats(evidence, evidence.tokens, needed, is_familiar)
     else:
         case = _case_of_too_little(evidence, evidence.tokens, needed)
+    # Bounds that were read off a few published runs are good to a factor of two.
     is_near = 0.5 < needed.least / max(1.0, evidence.tokens) < 2.0
     # Of too little text the amount decides, whatever the shift.
     is_clear = shift not in {"unclear", "not measured"} or case.tool in {"retrieval", "fine-tuning"}

@@ -59,6 +59,8 @@ def word_figures(texts: Sequence[str], others: Sequence[str] | None, tokenizer: 
         others: texts of the other role, for what is rare; both are looked at to the same length.
         tokenizer: anything with `count_many(texts)`, the number of tokens of each.
     """
+    # Cut to the other's length: a longer text has more words that the other lacks, by its length
+    # alone.
     other_counts = count_words(others) if others is not None else None
     most_words = _MOST_WORDS if other_counts is None else max(1, other_counts.total())
     word_counts = count_words(texts, most_words)
@@ -69,6 +71,7 @@ def word_figures(texts: Sequence[str], others: Sequence[str] | None, tokenizer: 
     badly_split = [word for word in words if num_pieces[word] >= BAD_PIECES]
     rare_fraction = None
     if other_counts is not None:
+        # The first word of a sentence is no other word.
         common_words = {word.lower() for word in other_counts}
         num_rare = sum(n for word, n in word_counts.items() if word.lower() not in common_words)
         rare_fraction = num_rare / num_words

@@ -152,6 +152,8 @@ def split_model(name: str) -> tuple[str | None, Step]:
     ((None, 'merge'), ('weak', 'cpt'), ('weak', 'sft'))
     """
     variant, _, step_name = name.rpartition("/")
+    # Steps go before variants: what is none of them is a variant, of which the specialist is
+    # meant.
     for known in STEPS:
         if step_name == known:
             return variant or None, known
@@ -162,6 +164,7 @@ def unknown_models(study: StudySection | None, variants: Collection[str]) -> lis
     """A fault for each model of a study whose variant the recipe does not have, at its key."""
     faults = []
     for number, claim in enumerate(study.claims if study is not None else ()):
+        # Once each: a model that stands on both sides would be told twice at one key.
         for name in dict.fromkeys(claim.measure.models()):
             variant, _ = split_model(name)
             if variant is not None and variant not in variants:

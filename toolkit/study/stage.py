@@ -114,6 +114,7 @@ def ensure_study(run: Run) -> Path:
 def make_subjects(run: Run, section: StudySection) -> list[StudySubject]:
     """The models of all claims, each made where it is not there yet, in the order of the steps."""
     model_names = dict.fromkeys(name for claim in section.claims for name in claim.measure.models())
+    # In the order of the pipeline, so that a faulty recipe fails at its cheapest step.
     ordered_names = sorted(model_names, key=lambda name: STEPS.index(split_model(name)[1]))
     subjects = []
     for number, name in enumerate(ordered_names, 1):
@@ -132,6 +133,7 @@ def variant_of(run: Run, variant: str | None) -> Run:
     """
     if variant is None or run.path is None:
         return run
+    # The variant first: a scale is laid over it, and has the last word on sizes.
     layers = (variant, *run.layers)
     recipe = load_recipe(run.path, layers)
     return Run.of(run.path, recipe, run.runs, layers)
@@ -143,17 +145,20 @@ def common_documents(subjects: Sequence[StudySubject], run: Run) -> Path:
     Raises:
         EvaluationError: two of the models' data stages hold other test documents.
     """
+    # The general model has seen no documents of any stage: it is scored on those of the others.
     trained_subjects = [subject for subject in subjects if subject.step != "general"]
     if not trained_subjects:
         return ensure_data(run)
     not_tuned = [subject for subject in trained_subjects if subject.step != "sft"]
     data_name = "data" if not_tuned else "sft-data"
     folders = [
+        # It stands there already: making the model needed it.
         subject.run.root / data_name if subject.run.recipe.trains else ensure_data(subject.run)
         for subject in not_tuned or trained_subjects
     ]
     document_hashes = [_hash_of_documents(folder / "test.jsonl") for folder in folders]
     for folder, documents_hash in zip(folders, document_hashes, strict=True):
+        # Losses are paired by item: every model has to be scored on the very same documents.
         if documents_hash != document_hashes[0]:
             raise EvaluationError(
                 f"{folder}: its test documents are not those of {folders[0]}, so models of the two "
@@ -234,6 +239,7 @@ def score_subjects(
     """
     from toolkit.evaluate.cache import ScoreCache
 
+    # In the machine's cache and not among the runs: studies of several folders share models.
     cache = ScoreCache(cache_folder() / "scores.jsonl")
     answers = retention_set(run, documents) if "retention" in set_names else []
     first_sets: dict[str, list[EvaluationSet]] = {}
@@ -247,6 +253,7 @@ def score_subjects(
                         f"{run.name}: study: test_set: there is no test set {set_name!r}; there "
                         f"are {', '.join(key for key in sets if sets[key])}."
                     )
+                # Items of the first model stand for all, once they are found to be the same.
                 first = first_sets.setdefault(set_name, sets[set_name])
                 _check_same_items(first, sets[set_name], subject.name)
             all_items = [items for set_name in set_names for items in sets[set_name]]
@@ -264,6 +271,7 @@ def _score_subject(
     model, model_hash = None, content_hash(subject.folder)
     losses_by_set: dict[str, list[float]] = {}
     for items in all_items:
+        # Loaded at the first set that lacks a score, and kept for the rest.
         if model is None and len(cache.known(model_hash, items)) < len(items):
             model_dtype = scoring_dtype(subject.folder, run.recipe.evaluate.precision)
             model = load_causal_model(subject.folder, model_dtype)
@@ -289,6 +297,7 @@ def document_sets(
         **{s.name: [s] for s in sets},
     }
     if "infilling" in set_names and evaluate.infilling is not None:
+        # The first set is behind both sides; the second, behind the prefix alone, is no infilling.
         sets_by_name["infilling"] = middles_sets(
             test_documents, tokenizer, evaluate, evaluate.infilling
         )[:1]
@@ -300,6 +309,7 @@ def retention_set(run: Run, documents: Path) -> list[EvaluationSet]:
     from toolkit.evaluate.load import load_sets
     from toolkit.evaluate.retention import LOSS
 
+    # Of all sets only the answers are wanted; questions and tasks would be read for nothing.
     retention_section = replace_values(run.recipe.evaluate, multiple_choice=(), tasks=())
     return [
         s
@@ -336,6 +346,7 @@ def write_tables(studies: Sequence[Path], page: Path) -> None:
         )
     results = [read_results(path) for path in studies]
     try:
+        # Read before it is opened for writing: what stands between tables is written by hand.
         page_text = page.read_text(encoding="utf-8") if page.is_file() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{page}: cannot be read as UTF-8 text ({error}).") from error
@@ -347,6 +358,7 @@ def write_tables(studies: Sequence[Path], page: Path) -> None:
 def read_results(path: Path) -> StudyResults:
     """What a study wrote, with the date of its manifest."""
     folder = path.parent if path.name == FIGURES else path
+    # The date is the manifest's, so that `study.json` is the same whenever it is made.
     finished = read_manifest(folder)["finished"]
     result_values = {**load_json(folder / FIGURES), "finished": finished}
     return parse_section(StudyResults, result_values, where=str(folder / FIGURES), what="study")
