@@ -208,8 +208,7 @@ def _is_sweep_point(candidate: Candidate, start: str | None) -> bool:
     it."""
     config, alpha = candidate.config, candidate.parameters.get("alpha")
     specialists = [name for name in config.model_names() if name not in {GENERAL, start}]
-    is_alpha_alone = len(candidate.parameters) == 1 and isinstance(alpha, (int, float))
-    if not is_alpha_alone or not specialists:
+    if len(candidate.parameters) != 1 or not isinstance(alpha, (int, float)) or not specialists:
         return False
     point = sweep_point(float(alpha), config.rounding or "nearest", specialists, start)
     return candidate.key == point.key
